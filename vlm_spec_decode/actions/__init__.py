@@ -1,0 +1,1 @@
+"""The action language: types, parser, safety gate and executor."""

@@ -1,0 +1,1 @@
+"""Types, ports and pure algorithms; knows nothing of models, sockets, ROS or robots."""

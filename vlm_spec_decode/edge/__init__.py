@@ -1,0 +1,1 @@
+"""The robot's side: remote verifier and engine."""

@@ -1,0 +1,1 @@
+"""A simulated Go2: world, camera and the robot's own DDS services."""

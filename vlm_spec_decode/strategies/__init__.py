@@ -1,0 +1,1 @@
+"""One file per decoding strategy, with its edge half and its cloud half."""
