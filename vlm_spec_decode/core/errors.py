@@ -1,0 +1,137 @@
+"""Every failure this package names, in one tree.
+
+::
+
+    VsdError
+    ├── UsageError                 what the caller gave cannot be used
+    │   ├── ConfigError            unknown or invalid setting
+    │   ├── SceneError             a scene file or name that does not hold
+    │   ├── InstructionError       empty or over-long instruction
+    │   └── ImageError             no image in these bytes, or one too large
+    ├── ModelError                 a checkpoint cannot be loaded or does not fit
+    │   └── VocabularyMismatch     draft and target do not share one tokenizer
+    ├── CloudError                 the verifier cannot be used
+    │   ├── CloudUnreachable       nobody answers (not started, wrong key, link cut)
+    │   ├── CloudRefused           the cloud answers, and says no by name
+    │   ├── CloudTimeout           an answer that ran past its deadline
+    │   └── ProtocolError          bytes that are not a message of this version
+    ├── RobotError
+    │   ├── RobotUnreachable       no service answers on this interface and domain
+    │   ├── RobotRefused           the robot answers with a return code that says no
+    │   └── RobotStale             the state's stamp stands still
+    ├── ActionError                text that is no action, or an action that may not be done
+    │   ├── ActionParseError
+    │   └── ActionRefused
+    └── Cancelled                  somebody asked to stop; not a fault
+
+Third-party errors are translated into these at the boundary where they arise.
+"""
+
+
+class VsdError(Exception):
+    """Root of the tree; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(VsdError):
+    """What the caller gave cannot be used."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A setting is unknown or out of range."""
+
+
+class SceneError(UsageError):
+    """A scene file or object name does not hold; the message names the key."""
+
+
+class InstructionError(UsageError):
+    """The instruction is empty or too long."""
+
+
+class ImageError(UsageError):
+    """The bytes hold no image that can be decoded within the limits."""
+
+
+class ModelError(VsdError):
+    """A checkpoint cannot be loaded or does not fit its use."""
+
+
+class VocabularyMismatch(ModelError):
+    """Draft and target do not share one tokenizer, so token ids mean different things."""
+
+
+class CloudError(VsdError):
+    """The verifier cannot be used."""
+
+    exit_code = 3
+
+
+class CloudUnreachable(CloudError):
+    """Nobody answers: not started, wrong key, or the link is cut."""
+
+
+class CloudRefused(CloudError):
+    """The cloud answers and says no; `reason` is its name for it."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+class CloudTimeout(CloudError):
+    """An answer ran past its deadline while the cloud was still connected."""
+
+
+class ProtocolError(CloudError):
+    """Bytes that are not a message of this protocol version."""
+
+
+class RobotError(VsdError):
+    """The robot cannot be used."""
+
+    exit_code = 4
+
+
+class RobotUnreachable(RobotError):
+    """No service answers on this interface and domain."""
+
+
+class RobotRefused(RobotError):
+    """The robot answered a call with a return code other than 0."""
+
+    def __init__(self, call: str, code: int, meaning: str) -> None:
+        super().__init__(f"{call} returned {code} ({meaning})")
+        self.call = call
+        self.code = code
+
+
+class RobotStale(RobotError):
+    """The stamp of the robot's state stands still, whatever its calls return."""
+
+
+class ActionError(VsdError):
+    """Text that is no action, or an action that may not be done."""
+
+
+class ActionParseError(ActionError):
+    """Text that looks like an action and is not one of the language."""
+
+
+class ActionRefused(ActionError):
+    """The safety gate says no; `reason` is a stable name such as `obstacle`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class Cancelled(VsdError):
+    """Somebody asked to stop; not a fault."""
+
+    exit_code = 130

@@ -1,0 +1,191 @@
+"""The seams: what decoding, engine and executor need from the world, as protocols.
+
+Implementations differ only in what is plugged in: a table model or a VLM, an in-process verifier or
+a socket, a kinematic robot or the Go2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from vlm_spec_decode.core.robot import RobotState
+from vlm_spec_decode.core.types import AnswerRequest, Draft, Event, Image, Observation, Tokens
+
+Logits: TypeAlias = npt.NDArray[np.float32]
+"""Logits [rows, vocab]."""
+
+
+class Clock(Protocol):
+    """Monotonic time in seconds."""
+
+    def now(self) -> float:
+        """Return monotonic seconds."""
+        ...
+
+    def sleep(self, duration_s: float) -> None:
+        """Let `duration_s` seconds pass."""
+        ...
+
+
+class Rng(Protocol):
+    """What `numpy.random.Generator` and a scripted test source have in common."""
+
+    def random(self) -> float:
+        """Return a number in [0, 1)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What two ends must agree on before token ids mean the same to both."""
+
+    model_id: str
+    revision: str
+    tokenizer_digest: str
+    prompt_digest: str
+    vocab_size: int
+    num_layers: int
+    exit_layers: Tokens = ()
+
+
+class ExitHook(Protocol):
+    """Called while a pass climbs the layers, with the exit's layer and its logits [1 + n, vocab]."""
+
+    def __call__(self, exit_layer: int, logits: Logits) -> None:
+        """Receive one early exit."""
+        ...
+
+
+class ModelContext(Protocol):
+    """One model's view of one answer: image and prompt, and the KV cache behind them.
+
+    `score` is a pure function to its caller. What it has computed before it keeps in slots and never
+    computes again; what is no longer below `prefix` it may forget.
+    """
+
+    def prefill(self) -> None:
+        """Fill the prompt's KV now. Idempotent; `score` does it when it has not been done."""
+        ...
+
+    def score(
+        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
+    ) -> Logits:
+        """Return logits [1 + n, vocab]: row 0 after `prefix`, row i after the i-th node (from 1).
+
+        `prefix` holds the answer's tokens so far. `tokens` and `parents` describe a tree below it:
+        `parents[i - 1]` is 0 for the prefix or the 1-based index of an earlier node.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the KV cache. Idempotent."""
+        ...
+
+
+class Model(Protocol):
+    """A draft or a target model, loaded once and opened once per answer."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Identity, for the handshake."""
+        ...
+
+    def open(self, observation: Observation) -> ModelContext:
+        """Start one answer. Raises ImageError if the image cannot be decoded."""
+        ...
+
+
+Drafter: TypeAlias = ModelContext
+"""The edge's proposals are draws from this context's logits; wrong ones cost time, never truth."""
+
+Target: TypeAlias = Model
+"""The cloud's model; its logits decide."""
+
+
+class TextCodec(Protocol):
+    """Token ids to text and back, as the shared tokenizer has it."""
+
+    def encode(self, text: str) -> Tokens:
+        """Return token ids of `text` without special tokens."""
+        ...
+
+    def decode(self, tokens: Seq[int]) -> str:
+        """Return text of `tokens`, special tokens left out."""
+        ...
+
+
+class Verifier(Protocol):
+    """The cloud as a strategy sees it: in this process, in virtual time or behind a socket."""
+
+    def open(self, request: AnswerRequest) -> None:
+        """Start one answer. Raises CloudUnreachable or CloudRefused."""
+        ...
+
+    def submit(self, draft: Draft) -> None:
+        """Send a hint; never blocks on the network."""
+        ...
+
+    def poll(self) -> Event | None:
+        """Return the next event if one is there."""
+        ...
+
+    def wait(self, timeout_s: float) -> Event:
+        """Block for the next event. Raises CloudTimeout, CloudUnreachable or Cancelled."""
+        ...
+
+    def cancel(self) -> None:
+        """Abandon the open answer, from any thread; a blocked `wait` raises Cancelled."""
+        ...
+
+    def close(self) -> None:
+        """End the answer and free what it holds. Idempotent."""
+        ...
+
+
+class RobotDriver(Protocol):
+    """What the executor needs from a robot. `stop` may be called from any thread at any time."""
+
+    def start(self) -> None:
+        """Bring the robot into a state in which it walks. Raises RobotUnreachable or RobotRefused."""
+        ...
+
+    def move(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
+        """Command a body velocity (x forward, y left, yaw left); it holds for at most 1 s."""
+        ...
+
+    def stop(self) -> None:
+        """End all motion and return when the state confirms it. Raises RobotError if it does not."""
+        ...
+
+    def posture(self, name: str) -> None:
+        """Carry out one of `core.robot.POSTURES` and return when the state confirms it."""
+        ...
+
+    def look(self, pitch_rad: float, yaw_rad: float) -> None:
+        """Tilt the standing body (pitch down positive, yaw left positive)."""
+        ...
+
+    def state(self) -> RobotState:
+        """Return the newest state. Raises RobotStale if none has arrived for too long."""
+        ...
+
+    def close(self) -> None:
+        """Stop the robot and free everything. Idempotent."""
+        ...
+
+
+class Camera(Protocol):
+    """A source of frames."""
+
+    def frame(self) -> tuple[Image, float]:
+        """Return the newest frame and its capture time in seconds of the source's clock."""
+        ...
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""
+        ...

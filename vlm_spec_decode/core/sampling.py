@@ -1,0 +1,90 @@
+"""From logits to a token: temperature, top-k, top-p, and the shared Gumbel noise of the coupled rule.
+
+Both ends run exactly this on the same seed, so a draft that agrees with the target on the best
+perturbed score is accepted by comparing ids (design section 2). Noise is keyed by (seed, position,
+token id) through an integer counter hash, so it does not depend on who asks, in which order, or how
+often.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from vlm_spec_decode.core.types import SamplingParams
+
+Row: TypeAlias = npt.NDArray[np.float32]
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX2 = np.uint64(0x94D049BB133111EB)
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64's finaliser: a bijection of 64-bit integers that spreads every bit."""
+    x = (x ^ (x >> np.uint64(30))) * _MIX1
+    x = (x ^ (x >> np.uint64(27))) * _MIX2
+    return np.asarray(x ^ (x >> np.uint64(31)), dtype=np.uint64)
+
+
+def gumbel_noise(seed: int, position: int, vocab_size: int) -> Floats:
+    """Return standard Gumbel noise [vocab] for one position of one answer."""
+    with np.errstate(over="ignore"):
+        key = _mix(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(position + 1) * _GOLDEN
+        counter = _mix(key) + np.arange(1, vocab_size + 1, dtype=np.uint64) * _GOLDEN
+        bits = _mix(counter) >> np.uint64(11)
+    uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
+    return np.asarray(-np.log(-np.log(uniform)), dtype=np.float64)
+
+
+def log_probs(logits: Row, params: SamplingParams) -> Floats:
+    """Return log-probabilities [vocab] after temperature, top-k and top-p; -inf where cut.
+
+    At temperature 0 nothing is cut or scaled: only the argmax matters.
+    """
+    scores = logits.astype(np.float64)
+    if params.temperature > 0:
+        scores = scores / params.temperature
+        if 0 < params.top_k < scores.size:
+            kept = np.argsort(-scores, kind="stable")[: params.top_k]
+            scores = _only(scores, kept)
+        if params.top_p < 1:
+            scores = _only(scores, _nucleus(scores, params.top_p))
+    return scores - _logsumexp(scores)
+
+
+def pick(logits: Row, position: int, params: SamplingParams) -> int:
+    """Choose the token at `position` of the answer: argmax, of perturbed scores if sampling."""
+    if params.temperature == 0:
+        return int(np.argmax(logits))
+    scores = log_probs(logits, params)
+    return int(np.argmax(scores + gumbel_noise(params.seed, position, scores.size)))
+
+
+def perturbed_scores(logits: Row, position: int, params: SamplingParams) -> Floats:
+    """Return the scores [vocab] whose argmax `pick` takes; for ranking second and later choices."""
+    if params.temperature == 0:
+        return logits.astype(np.float64)
+    scores = log_probs(logits, params)
+    return scores + gumbel_noise(params.seed, position, scores.size)
+
+
+def _logsumexp(scores: Floats) -> float:
+    top = float(scores.max())
+    return top + float(np.log(np.exp(scores - top).sum()))
+
+
+def _only(scores: Floats, kept: npt.NDArray[np.intp]) -> Floats:
+    cut = np.full_like(scores, -np.inf)
+    cut[kept] = scores[kept]
+    return cut
+
+
+def _nucleus(scores: Floats, top_p: float) -> npt.NDArray[np.intp]:
+    """Indices of the smallest set whose mass reaches `top_p`; always at least one."""
+    order = np.argsort(-scores, kind="stable")
+    mass = np.cumsum(np.exp(scores[order] - _logsumexp(scores)))
+    return order[: int(np.searchsorted(mass, top_p)) + 1]

@@ -1,0 +1,49 @@
+"""The committed tokens of one answer: the only mutable object in decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vlm_spec_decode.core.types import Commit, Tokens
+
+
+@dataclass(slots=True)
+class Sequence:
+    """Committed answer tokens; grows by commits and by nothing else.
+
+    `prompt_len` is the number of prompt tokens in front of the answer (0 where only the model knows),
+    `epoch` the connection epoch whose commits are accepted.
+    """
+
+    prompt_len: int = 0
+    epoch: int = 0
+    finished: bool = False
+    _tokens: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def tokens(self) -> Tokens:
+        """All committed tokens."""
+        return tuple(self._tokens)
+
+    def peek(self, commit: Commit) -> Tokens:
+        """Return the tokens that `commit` would add: () if it is stale, of another epoch or ahead."""
+        known = len(self._tokens) - commit.start
+        if self.finished or commit.epoch != self.epoch or known < 0:
+            return ()
+        return commit.tokens[known:]
+
+    def is_gap(self, commit: Commit) -> bool:
+        """Tell whether tokens before `commit` have been lost on the way and must be asked for."""
+        return commit.epoch == self.epoch and commit.start > len(self._tokens)
+
+    def commit(self, commit: Commit) -> Tokens:
+        """Append what is new in `commit` and return it. Applying a commit twice changes nothing."""
+        new = self.peek(commit)
+        self._tokens.extend(new)
+        reached = commit.start + len(commit.tokens) == len(self._tokens)
+        if commit.finished and commit.epoch == self.epoch and reached:
+            self.finished = True
+        return new

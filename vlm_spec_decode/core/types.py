@@ -1,0 +1,214 @@
+"""The data that crosses seams: observations, drafts, verdicts, commits, results.
+
+Knows nothing of models, networks or robots. A token sequence is always the *answer's* tokens; the
+prompt belongs to whoever holds a model. Node numbers name nodes of the speculation tree: the edge
+counts them 1, 2, … once per answer; 0 is the committed prefix itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TypeAlias
+
+Tokens: TypeAlias = tuple[int, ...]
+
+RULES = ("coupled",)
+"""Verification rules that both ends implement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A JPEG and its size in pixels."""
+
+    jpeg: bytes
+    width: int
+    height: int
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the JPEG bytes [32 bytes]; the name under which the cloud caches the image."""
+        return hashlib.sha256(self.jpeg).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one answer is about. Sent once per answer, never per round.
+
+    `history` holds the actions already carried out for this instruction, in order, as text of the
+    action language. `image` is None for a language-only pair.
+    """
+
+    image: Image | None
+    instruction: str
+    history: tuple[str, ...] = ()
+    stamp_s: float = 0.0
+    frame_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen from logits; must be equal on both ends.
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 switch the cuts off. `seed` keys the shared
+    Gumbel noise of the `coupled` rule.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_tokens: int = 96
+    stop_ids: Tokens = ()
+    seed: int = 0
+    rule: str = "coupled"
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
+            raise ValueError(f"sampling parameters out of range: {self}")
+        if self.rule not in RULES:
+            raise ValueError(f"unknown rule {self.rule!r}; known: {', '.join(RULES)}")
+
+    @property
+    def digest(self) -> str:
+        """Short hash of all fields, compared when a session opens."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Nodes `first_node`, `first_node + 1`, … of the speculation tree, in topological order.
+
+    `parents[i]` is 0 for the committed prefix of length `base`, else the number of an earlier node,
+    also of an earlier draft. `weights[i]` is the node's quantised log-probability (see
+    `core.tree.quantise`). `q` carries draft probabilities and is empty under the `coupled` rule.
+    """
+
+    answer: int
+    epoch: int
+    base: int
+    first_node: int
+    tokens: Tokens
+    parents: Tokens
+    weights: Tokens = ()
+    q: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Early:
+    """A hypothesis of the verdict, sent while the pass climbs the layers (2505.21594, eq. 5).
+
+    `node` is the deepest node that this exit accepts, `next_token` the token after it and
+    `confidence` the exit's probability of that token, 0 to 1.
+    """
+
+    answer: int
+    epoch: int
+    pass_id: int
+    exit_layer: int
+    node: int
+    next_token: int
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The truth: tokens `start`, `start + 1`, … of the answer. Idempotent by `start`.
+
+    `node` is the deepest accepted node, 0 if none was, from which both ends re-root. `compute_s` is
+    the pass's time on the target. `finished` closes the answer.
+    """
+
+    answer: int
+    epoch: int
+    start: int
+    tokens: Tokens
+    node: int
+    pass_id: int
+    finished: bool
+    compute_s: float = 0.0
+    residual: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """The token that the edge drew from the residual; only when the residual lives on the edge."""
+
+    answer: int
+    epoch: int
+    position: int
+    token: int
+
+
+Event: TypeAlias = Early | Commit
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRequest:
+    """Everything that opens one answer at a verifier. `committed` resumes a session after a loss."""
+
+    answer: int
+    observation: Observation
+    params: SamplingParams
+    strategy: str
+    committed: Tokens = ()
+    epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTrace:
+    """One commit as the edge saw it; all times in seconds on the edge's clock."""
+
+    start: int
+    drafted: int
+    accepted: int
+    committed: int
+    draft_s: float
+    wait_s: float
+    verify_s: float
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUsage:
+    """Bytes that one answer put on the link, image counted apart from the rest of the uplink."""
+
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    image_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """One finished answer and how it came about."""
+
+    tokens: Tokens
+    text: str
+    strategy: str
+    rule: str
+    rounds: tuple[RoundTrace, ...]
+    early_verdicts: int
+    time_to_first_token_s: float
+    time_to_first_action_s: float | None
+    total_s: float
+    usage: LinkUsage = field(default_factory=LinkUsage)
+
+    @property
+    def drafted(self) -> int:
+        """Draft tokens sent."""
+        return sum(r.drafted for r in self.rounds)
+
+    @property
+    def accepted(self) -> int:
+        """Draft tokens that the target confirmed."""
+        return sum(r.accepted for r in self.rounds)
+
+    @property
+    def target_passes(self) -> int:
+        """Forward passes of the target, one per commit."""
+        return len(self.rounds)
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted over drafted tokens; 0 if nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
