@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 POSTURES = (
@@ -49,7 +50,7 @@ class RobotState:
     @property
     def speed_mps(self) -> float:
         """Horizontal speed."""
-        return (self.vx_mps**2 + self.vy_mps**2) ** 0.5
+        return math.hypot(self.vx_mps, self.vy_mps)
 
     @property
     def is_still(self) -> bool:
