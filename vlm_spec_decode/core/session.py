@@ -1,0 +1,123 @@
+"""The cloud's half of one answer, without I/O: committed tokens, speculation tree, passes, commits.
+
+Whoever owns a session (a local verifier, the virtual-time one, the ZeroMQ server) asks it for the next
+pass, runs that on the target and hands the logits back. Nothing here blocks or knows of sockets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from vlm_spec_decode.core.ports import ExitHook, Logits, ModelContext
+from vlm_spec_decode.core.sequence import Sequence
+from vlm_spec_decode.core.tree import SpeculationTree, Subtree
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Early, Tokens
+from vlm_spec_decode.core.verify import verify_coupled
+
+
+class CloudPolicy(Protocol):
+    """The cloud half of a strategy: what the next pass holds."""
+
+    wants_exits: bool
+
+    def next_pass(self, tree: SpeculationTree) -> Tokens | None:
+        """Return the live nodes to verify (with their ancestors), () for a plain step, None to wait."""
+        ...
+
+
+class EarlyHook(Protocol):
+    """Receives early verdicts while a pass runs, on the thread that runs it."""
+
+    def __call__(self, early: Early) -> None:
+        """Take one early verdict."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PassPlan:
+    """One forward pass of the target: the committed prefix and the nodes verified below it."""
+
+    pass_id: int
+    prefix: Tokens
+    nodes: Subtree
+
+
+@dataclass(slots=True)
+class Session:
+    """One answer at the verifier. `context` holds the target's KV cache of it."""
+
+    request: AnswerRequest
+    context: ModelContext
+    policy: CloudPolicy
+    sequence: Sequence = field(init=False)
+    tree: SpeculationTree = field(init=False)
+    passes: int = 0
+
+    def __post_init__(self) -> None:
+        self.sequence = Sequence(epoch=self.request.epoch)
+        self.tree = SpeculationTree(committed=list(self.request.committed))
+        self.sequence.commit(self._commit_of(0, self.request.committed, 0, 0, False, 0.0))
+
+    def receive(self, draft: Draft) -> None:
+        """Add a hint; drafts of another answer or epoch are dropped."""
+        if (draft.answer, draft.epoch) == (self.request.answer, self.request.epoch):
+            self.tree.add(draft)
+
+    def plan(self) -> PassPlan | None:
+        """Return the next pass, or None while there is nothing to do."""
+        if self.sequence.finished:
+            return None
+        numbers = self.policy.next_pass(self.tree)
+        if numbers is None:
+            return None
+        self.passes += 1
+        return PassPlan(self.passes, self.sequence.tokens, self.tree.subtree(numbers))
+
+    def run(self, plan: PassPlan, on_early: EarlyHook | None = None) -> Logits:
+        """Run `plan` on the target and return its logits [1 + n, vocab]."""
+        hook = self._exit_hook(plan, on_early) if on_early and self.policy.wants_exits else None
+        return self.context.score(plan.prefix, plan.nodes.tokens, plan.nodes.parents, on_exit=hook)
+
+    def complete(self, plan: PassPlan, logits: Logits, compute_s: float = 0.0) -> Commit:
+        """Verify the pass and commit what is true; drafts that came meanwhile are re-rooted."""
+        nodes, start = plan.nodes, len(plan.prefix)
+        verdict = verify_coupled(logits, nodes.tokens, nodes.parents, start, self.request.params)
+        node = nodes.numbers[verdict.row - 1] if verdict.row else 0
+        commit = self._commit_of(start, verdict.tokens, node, plan.pass_id, verdict.finished, compute_s)
+        self.tree.advance(self.sequence.commit(commit))
+        return commit
+
+    def replay(self, start: int) -> Commit | None:
+        """Return one commit of everything from `start` on, for an edge that missed some of it."""
+        tokens = self.sequence.tokens[start:]
+        if not tokens:
+            return None
+        return self._commit_of(start, tokens, 0, self.passes, self.sequence.finished, 0.0)
+
+    def _commit_of(
+        self, start: int, tokens: Tokens, node: int, pass_id: int, finished: bool, compute_s: float
+    ) -> Commit:
+        request = self.request
+        return Commit(request.answer, request.epoch, start, tokens, node, pass_id, finished, compute_s)
+
+    def _exit_hook(self, plan: PassPlan, on_early: EarlyHook) -> ExitHook:
+        """Run VERIFY with each exit's own logits (2505.21594, eq. 5) and report its hypothesis."""
+
+        def hook(exit_layer: int, logits: Logits) -> None:
+            nodes, start = plan.nodes, len(plan.prefix)
+            verdict = verify_coupled(logits, nodes.tokens, nodes.parents, start, self.request.params)
+            node = nodes.numbers[verdict.row - 1] if verdict.row else 0
+            row, token = logits[verdict.row], verdict.tokens[-1]
+            confidence = _softmax_at(row, token)
+            request = self.request
+            on_early(Early(request.answer, request.epoch, plan.pass_id, exit_layer, node, token, confidence))
+
+        return hook
+
+
+def _softmax_at(row: Logits, token: int) -> float:
+    shifted = row.astype(np.float64) - float(row.max())
+    return float(np.exp(shifted[token]) / np.exp(shifted).sum())

@@ -1,0 +1,76 @@
+"""A verifier in this process: the target beside the drafter, no network between.
+
+`wait` runs the next pass on the calling thread, so that what a test or `vsd ask` without a cloud sees
+is exactly the session logic of the server.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
+from vlm_spec_decode.core.ports import Clock, Target
+from vlm_spec_decode.core.session import Session
+from vlm_spec_decode.core.types import AnswerRequest, Draft, Event
+from vlm_spec_decode.strategies.registry import strategy
+
+
+class LocalVerifier:
+    """Implements `Verifier` on a target model in this process."""
+
+    def __init__(self, target: Target, clock: Clock) -> None:
+        self._target = target
+        self._clock = clock
+        self._session: Session | None = None
+        self._events: deque[Event] = deque()
+        self._cancelled = threading.Event()
+
+    def open(self, request: AnswerRequest) -> None:
+        """Start one answer; an answer that is still open is closed first."""
+        self.close()
+        self._cancelled.clear()
+        context = self._target.open(request.observation)
+        self._session = Session(request, context, strategy(request.strategy).cloud())
+
+    def submit(self, draft: Draft) -> None:
+        """Hand the hint to the session."""
+        self._open_session().receive(draft)
+
+    def poll(self) -> Event | None:
+        """Return the next event if a pass has already produced one."""
+        return self._events.popleft() if self._events else None
+
+    def wait(self, timeout_s: float) -> Event:
+        """Run passes until there is an event. Raises CloudTimeout if nothing can come."""
+        session = self._open_session()
+        while not self._events:
+            self._check_cancelled()
+            plan = session.plan()
+            if plan is None:
+                raise CloudTimeout(f"the verifier waits for a draft; {timeout_s:.1f} s would not help")
+            started = self._clock.now()
+            logits = session.run(plan, self._events.append)
+            self._events.append(session.complete(plan, logits, self._clock.now() - started))
+        self._check_cancelled()
+        return self._events.popleft()
+
+    def cancel(self) -> None:
+        """Abandon the answer; the next `wait` raises Cancelled."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """Free the target's context."""
+        if self._session is not None:
+            self._session.context.close()
+        self._session = None
+        self._events.clear()
+
+    def _open_session(self) -> Session:
+        if self._session is None:
+            raise RuntimeError("no answer is open")
+        return self._session
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled("the answer was cancelled")

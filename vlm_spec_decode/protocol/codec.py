@@ -1,0 +1,214 @@
+"""Messages to bytes and back, and core types to messages and back. Pure functions and one small class.
+
+Whatever arrives, decoding returns a message or raises ProtocolError, nothing else.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from vlm_spec_decode.core.errors import ProtocolError
+from vlm_spec_decode.core.tree import chain_parents
+from vlm_spec_decode.core.types import (
+    AnswerRequest,
+    Commit,
+    Draft,
+    Early,
+    Image,
+    Observation,
+    SamplingParams,
+    Tokens,
+)
+from vlm_spec_decode.protocol.messages import (
+    MAX_IMAGE_BYTES,
+    MAX_INSTRUCTION_CHARS,
+    MAX_MESSAGE_BYTES,
+    MAX_NODES,
+    MAX_TOKENS,
+    VERSION,
+    AnyMessage,
+    Open,
+    WireCommit,
+    WireDraft,
+    WireEarly,
+)
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+_VERSION_BYTE = bytes([VERSION])
+
+
+def encode(message: AnyMessage) -> bytes:
+    """Return the bytes of one message."""
+    return _VERSION_BYTE + _ENCODER.encode(message)
+
+
+def decode(data: bytes) -> AnyMessage:
+    """Return the message in `data`. Raises ProtocolError that says what is wrong with it."""
+    if not 2 <= len(data) <= MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"a message of {len(data)} bytes")
+    if data[0] != VERSION:
+        raise ProtocolError(f"protocol version {data[0]}; this is version {VERSION}")
+    try:
+        return _DECODER.decode(memoryview(data)[1:])
+    except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError) as error:
+        raise ProtocolError(f"not a message: {error}") from error
+
+
+class TokenPacker:
+    """Packs token ids at a fixed width that the vocabulary size decides. Both ends know it."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.width = 2 if vocab_size <= 1 << 16 else 3
+
+    def pack(self, tokens: Tokens) -> bytes:
+        """Return `len(tokens) * width` bytes."""
+        return b"".join(token.to_bytes(self.width, "little") for token in tokens)
+
+    def unpack(self, data: bytes) -> Tokens:
+        """Return the ids in `data`. Raises ProtocolError for a torn id or one outside the vocabulary."""
+        if len(data) % self.width or len(data) > MAX_TOKENS * self.width:
+            raise ProtocolError(f"{len(data)} bytes of tokens at {self.width} bytes each")
+        starts = range(0, len(data), self.width)
+        tokens = tuple(int.from_bytes(data[i : i + self.width], "little") for i in starts)
+        if tokens and max(tokens) >= self.vocab_size:
+            raise ProtocolError(f"token {max(tokens)} of a vocabulary of {self.vocab_size}")
+        return tokens
+
+    def draft_message(self, draft: Draft) -> WireDraft:
+        """Return the wire form of a draft; a chain on the prefix carries no parents."""
+        parents = b""
+        if draft.parents != chain_parents(draft.first_node, len(draft.tokens)):
+            numbers = range(draft.first_node, draft.first_node + len(draft.tokens))
+            pairs = zip(numbers, draft.parents, strict=True)
+            parents = b"".join((n - p if p else 0).to_bytes(2, "little") for n, p in pairs)
+        weights = bytes(draft.weights) if any(draft.weights) else b""
+        tokens = self.pack(draft.tokens)
+        return WireDraft(draft.answer, draft.epoch, draft.base, draft.first_node, tokens, parents, weights)
+
+    def draft(self, message: WireDraft) -> Draft:
+        """Return the draft in `message`. Raises ProtocolError if its parts do not fit together."""
+        tokens = self.unpack(message.tokens)
+        first, count = message.first_node, len(tokens)
+        if not 0 < count <= MAX_NODES or first < 1 or message.base < 0:
+            raise ProtocolError(f"a draft of {count} nodes from {first} on, base {message.base}")
+        if len(message.parents) not in {0, 2 * count} or len(message.weights) not in {0, count}:
+            raise ProtocolError("a draft whose parents or weights are not one per node")
+        parents = chain_parents(first, count)
+        if message.parents:
+            parents = tuple(_parent(message.parents, i, first + i) for i in range(count))
+        weights = tuple(message.weights)
+        return Draft(message.answer, message.epoch, message.base, first, tokens, parents, weights)
+
+    def commit_message(self, commit: Commit) -> WireCommit:
+        """Return the wire form of a commit."""
+        return WireCommit(
+            commit.answer,
+            commit.epoch,
+            commit.start,
+            self.pack(commit.tokens),
+            commit.node,
+            commit.pass_id,
+            commit.finished,
+            round(commit.compute_s * 1e6),
+            commit.residual,
+        )
+
+    def commit(self, message: WireCommit) -> Commit:
+        """Return the commit in `message`. Raises ProtocolError."""
+        if message.start < 0 or message.node < 0:
+            raise ProtocolError(f"a commit at {message.start} of node {message.node}")
+        return Commit(
+            message.answer,
+            message.epoch,
+            message.start,
+            self.unpack(message.tokens),
+            message.node,
+            message.pass_id,
+            message.finished,
+            message.compute_us / 1e6,
+            message.residual,
+        )
+
+
+def early_message(early: Early) -> WireEarly:
+    """Return the wire form of an early verdict."""
+    confidence = round(255 * early.confidence)
+    return WireEarly(
+        early.answer, early.epoch, early.pass_id, early.exit_layer, early.node, early.next_token, confidence
+    )
+
+
+def early(message: WireEarly) -> Early:
+    """Return the early verdict in `message`. Raises ProtocolError."""
+    if not 0 <= message.confidence <= 255 or message.node < 0 or message.next_token < 0:
+        raise ProtocolError("an early verdict out of range")
+    return Early(
+        message.answer,
+        message.epoch,
+        message.pass_id,
+        message.exit_layer,
+        message.node,
+        message.next_token,
+        message.confidence / 255,
+    )
+
+
+def open_message(request: AnswerRequest, packer: TokenPacker, epoch: int, committed: Tokens) -> Open:
+    """Return the Open of `request` under `epoch`, with the tokens that the edge already has."""
+    observation, params, image = request.observation, request.params, request.observation.image
+    return Open(
+        answer=request.answer,
+        epoch=epoch,
+        strategy=request.strategy,
+        instruction=observation.instruction,
+        history=observation.history,
+        stamp_s=observation.stamp_s,
+        frame_id=observation.frame_id,
+        image_digest=image.digest if image else b"",
+        image_bytes=len(image.jpeg) if image else 0,
+        image_width=image.width if image else 0,
+        image_height=image.height if image else 0,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        max_tokens=params.max_tokens,
+        stop_ids=params.stop_ids,
+        seed=params.seed,
+        rule=params.rule,
+        params_digest=params.digest,
+        committed=packer.pack(committed),
+    )
+
+
+def answer_request(message: Open, packer: TokenPacker, image: Image | None) -> AnswerRequest:
+    """Return the request in an Open whose image has arrived. Raises ProtocolError."""
+    if message.answer < 1 or message.epoch < 0 or len(message.instruction) > MAX_INSTRUCTION_CHARS:
+        raise ProtocolError("an answer out of range")
+    if not 0 <= message.image_bytes <= MAX_IMAGE_BYTES or message.max_tokens > MAX_TOKENS:
+        raise ProtocolError(f"an image of {message.image_bytes} bytes, {message.max_tokens} tokens")
+    try:
+        params = SamplingParams(
+            message.temperature,
+            message.top_k,
+            message.top_p,
+            message.max_tokens,
+            message.stop_ids,
+            message.seed,
+            message.rule,
+        )
+    except ValueError as error:
+        raise ProtocolError(str(error)) from error
+    if params.digest != message.params_digest:
+        raise ProtocolError("the two ends read the sampling parameters differently")
+    observation = Observation(image, message.instruction, message.history, message.stamp_s, message.frame_id)
+    committed = packer.unpack(message.committed)
+    return AnswerRequest(message.answer, observation, params, message.strategy, committed, message.epoch)
+
+
+def _parent(parents: bytes, index: int, number: int) -> int:
+    distance = int.from_bytes(parents[2 * index : 2 * index + 2], "little")
+    if distance >= number:
+        raise ProtocolError(f"node {number} hangs {distance} above")
+    return number - distance if distance else 0

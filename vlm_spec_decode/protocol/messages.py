@@ -1,0 +1,200 @@
+"""The wire messages, version 1 (docs/protocol.md): what is sent, not how or when.
+
+A message on the wire is one version byte and one msgpack array whose first element is the tag. Fields
+may be added at the end with a default; a receiver ignores fields that it does not know. Token ids
+travel packed (two bytes each for vocabularies up to 65,536, else three, little-endian) because they are
+nearly all of the traffic. `answer` and `epoch` in a reply name what caused it.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+VERSION = 1
+
+MAX_MESSAGE_BYTES = 64 * 1024
+"""No message is longer; images cross in chunks."""
+
+MAX_IMAGE_BYTES = 4 * 1024 * 1024
+MAX_INSTRUCTION_CHARS = 2000
+MAX_TOKENS = 4096
+MAX_NODES = 256
+"""Nodes of one draft."""
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False):
+    """Base of all messages."""
+
+
+class Hello(Message, tag=1):
+    """Edge to cloud, first: what the edge's tokens mean. Answered by Welcome or Refused."""
+
+    software: str
+    tokenizer_digest: str
+    prompt_digest: str
+    grammar_digest: str
+    vocab_size: int
+
+
+class Welcome(Message, tag=2):
+    """Cloud to edge: the models agree; identity of the target and the cloud's limits."""
+
+    model_id: str
+    revision: str
+    num_layers: int
+    exit_layers: tuple[int, ...]
+    image_window_bytes: int
+    max_image_bytes: int
+    strategies: tuple[str, ...]
+
+
+class Refused(Message, tag=3):
+    """Cloud to edge: no, and why, by name. `answer` 0 refuses the handshake."""
+
+    answer: int
+    epoch: int
+    reason: str
+    detail: str
+
+
+class Open(Message, tag=4):
+    """Edge to cloud: one answer begins, or begins again under a higher epoch after a loss.
+
+    `committed` are packed tokens that the edge already has; they win over anything the cloud remembers.
+    `image_digest` is empty without an image. `params_digest` guards against reading a field differently.
+    """
+
+    answer: int
+    epoch: int
+    strategy: str
+    instruction: str
+    history: tuple[str, ...]
+    stamp_s: float
+    frame_id: str
+    image_digest: bytes
+    image_bytes: int
+    image_width: int
+    image_height: int
+    temperature: float
+    top_k: int
+    top_p: float
+    max_tokens: int
+    stop_ids: tuple[int, ...]
+    seed: int
+    rule: str
+    params_digest: str
+    committed: bytes = b""
+
+
+class ImageChunk(Message, tag=5):
+    """Edge to cloud: bytes `offset`… of the image that the open answer named."""
+
+    answer: int
+    epoch: int
+    offset: int
+    data: bytes
+
+
+class ImageCredit(Message, tag=6):
+    """Cloud to edge: `received` bytes of the image are here in order; at most a window more may follow."""
+
+    answer: int
+    epoch: int
+    received: int
+
+
+class WireDraft(Message, tag=7):
+    """Edge to cloud: nodes of the speculation tree; see `core.types.Draft`.
+
+    `tokens` are packed. Empty `parents` mean a chain that hangs on the committed prefix; else one packed
+    distance `node - parent` per node, 0 for the prefix. Empty `weights` mean all 0.
+    """
+
+    answer: int
+    epoch: int
+    base: int
+    first_node: int
+    tokens: bytes
+    parents: bytes = b""
+    weights: bytes = b""
+    q: bytes = b""
+
+
+class WireEarly(Message, tag=8):
+    """Cloud to edge: an early verdict; `confidence` in 255ths."""
+
+    answer: int
+    epoch: int
+    pass_id: int
+    exit_layer: int
+    node: int
+    next_token: int
+    confidence: int
+
+
+class WireCommit(Message, tag=9):
+    """Cloud to edge: committed tokens; see `core.types.Commit`. `compute_us` in microseconds."""
+
+    answer: int
+    epoch: int
+    start: int
+    tokens: bytes
+    node: int
+    pass_id: int
+    finished: bool
+    compute_us: int
+    residual: bytes = b""
+
+
+class WireCorrection(Message, tag=10):
+    """Edge to cloud: the token drawn from the residual; rule `rejection` with the residual on the edge."""
+
+    answer: int
+    epoch: int
+    position: int
+    token: int
+
+
+class Close(Message, tag=11):
+    """Edge to cloud: the answer is over or abandoned; its KV cache may go. No reply."""
+
+    answer: int
+    epoch: int
+
+
+class Ping(Message, tag=12):
+    """Edge to cloud: alive. `committed` is what the edge has; `recover` asks for what is missing."""
+
+    stamp_us: int
+    answer: int
+    epoch: int
+    committed: int
+    recover: bool
+
+
+class Pong(Message, tag=13):
+    """Cloud to edge: echo of a Ping's stamp. `known` is false if the cloud has no such session."""
+
+    stamp_us: int
+    answer: int
+    epoch: int
+    known: bool
+
+
+AnyMessage: TypeAlias = (
+    Hello
+    | Welcome
+    | Refused
+    | Open
+    | ImageChunk
+    | ImageCredit
+    | WireDraft
+    | WireEarly
+    | WireCommit
+    | WireCorrection
+    | Close
+    | Ping
+    | Pong
+)

@@ -1,0 +1,39 @@
+"""Cloud autoregressive decoding: no drafts, one token per pass. The baseline of every paper here.
+
+Tokens stream down as they come, so an answer costs one round trip and one pass per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
+from vlm_spec_decode.core.sequence import Sequence
+from vlm_spec_decode.core.tree import SpeculationTree
+from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, wait_commit
+
+
+def edge(
+    sequence: Sequence,
+    drafter: Drafter,  # noqa: ARG001
+    verifier: Verifier,
+    clock: Clock,  # noqa: ARG001
+    config: EdgeConfig,
+) -> Iterator[Tokens]:
+    """Receive until the answer ends."""
+    while not sequence.finished:
+        yield sequence.commit(wait_commit(verifier, config))
+
+
+class Cloud:
+    """Step without waiting for anybody."""
+
+    wants_exits = False
+
+    def next_pass(self, tree: SpeculationTree) -> Tokens:  # noqa: ARG002
+        """Return a plain step."""
+        return ()
+
+
+STRATEGY = Strategy("autoregressive", edge, Cloud, drafts=False, source="baseline")

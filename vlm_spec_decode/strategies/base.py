@@ -1,0 +1,62 @@
+"""What every strategy's two halves are, and the steps that their algorithms share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
+from vlm_spec_decode.core.sampling import pick
+from vlm_spec_decode.core.sequence import Sequence
+from vlm_spec_decode.core.session import CloudPolicy
+from vlm_spec_decode.core.types import Commit, SamplingParams, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeConfig:
+    """What one answer's edge half needs to know beside its ports.
+
+    `draft_length` is γ, the tokens drafted per round; `timeout_s` bounds every wait for the cloud.
+    """
+
+    answer: int
+    params: SamplingParams
+    draft_length: int = 4
+    timeout_s: float = 30.0
+    epoch: int = 0
+
+
+EdgePolicy: TypeAlias = Callable[[Sequence, Drafter, Verifier, Clock, EdgeConfig], Iterator[Tokens]]
+"""The edge half: a generator of committed tokens; it ends when the sequence is finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """A row of the design's table: both halves, whether it drafts, and where it comes from."""
+
+    name: str
+    edge: EdgePolicy
+    cloud: Callable[[], CloudPolicy]
+    drafts: bool
+    source: str
+
+
+def draft_chain(drafter: Drafter, prefix: Tokens, config: EdgeConfig) -> Tokens:
+    """Draft up to γ tokens after `prefix`, one step each; stop early at the answer's end."""
+    chain: Tokens = ()
+    room = config.params.max_tokens - len(prefix)
+    while len(chain) < min(config.draft_length, room):
+        logits = drafter.score(prefix + chain)
+        chain += (pick(logits[0], len(prefix) + len(chain), config.params),)
+        if chain[-1] in config.params.stop_ids:
+            break
+    return chain
+
+
+def wait_commit(verifier: Verifier, config: EdgeConfig) -> Commit:
+    """Wait for the next commit; early verdicts on the way are not this caller's business."""
+    while True:
+        event = verifier.wait(config.timeout_s)
+        if isinstance(event, Commit):
+            return event

@@ -1,0 +1,19 @@
+"""The strategies by name."""
+
+from __future__ import annotations
+
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.strategies import autoregressive, speculative
+from vlm_spec_decode.strategies.base import Strategy
+
+STRATEGIES: dict[str, Strategy] = {s.name: s for s in (autoregressive.STRATEGY, speculative.STRATEGY)}
+
+DEFAULT = "speculative"
+
+
+def strategy(name: str) -> Strategy:
+    """Return the strategy called `name`. Raises ConfigError that names the known ones."""
+    try:
+        return STRATEGIES[name]
+    except KeyError:
+        raise ConfigError(f"unknown strategy {name!r}; known: {', '.join(STRATEGIES)}") from None

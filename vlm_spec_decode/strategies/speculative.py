@@ -1,0 +1,46 @@
+"""Vanilla speculative decoding over the network: draft γ tokens, send, wait, repeat (stop and wait).
+
+One round costs T_d + RTT + T_v and yields the accepted tokens plus one of the target's own
+(Leviathan et al. 2211.17192, section 2; as the edge-cloud baseline in 2505.21594, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
+from vlm_spec_decode.core.sequence import Sequence
+from vlm_spec_decode.core.tree import SpeculationTree, chain_parents
+from vlm_spec_decode.core.types import Draft, Tokens
+from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_chain, wait_commit
+
+
+def edge(
+    sequence: Sequence,
+    drafter: Drafter,
+    verifier: Verifier,
+    clock: Clock,  # noqa: ARG001
+    config: EdgeConfig,
+) -> Iterator[Tokens]:
+    """Draft, submit, wait for the verdict, and start again from what was committed."""
+    node = 1
+    while not sequence.finished:
+        base = len(sequence)
+        chain = draft_chain(drafter, sequence.tokens, config)
+        parents = chain_parents(node, len(chain))
+        verifier.submit(Draft(config.answer, config.epoch, base, node, chain, parents))
+        node += len(chain)
+        yield sequence.commit(wait_commit(verifier, config))
+
+
+class Cloud:
+    """Verify what hangs below the committed tokens; without a draft there is nothing to do."""
+
+    wants_exits = False
+
+    def next_pass(self, tree: SpeculationTree) -> Tokens | None:
+        """Return all live nodes, or None to wait for a draft."""
+        return tree.live() or None
+
+
+STRATEGY = Strategy("speculative", edge, Cloud, drafts=True, source="arXiv 2211.17192")
