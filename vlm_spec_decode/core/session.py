@@ -31,7 +31,7 @@ class CloudPolicy(Protocol):
 class EarlyHook(Protocol):
     """Receives early verdicts while a pass runs, on the thread that runs it."""
 
-    def __call__(self, early: Early) -> None:
+    def __call__(self, early: Early, /) -> None:
         """Take one early verdict."""
         ...
 

@@ -64,7 +64,12 @@ class SamplingParams:
     rule: str = "coupled"
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
+        if (
+            not 0 <= self.temperature < 1e6
+            or self.top_k < 0
+            or not 0 < self.top_p <= 1
+            or self.max_tokens < 1
+        ):
             raise ValueError(f"sampling parameters out of range: {self}")
         if self.rule not in RULES:
             raise ValueError(f"unknown rule {self.rule!r}; known: {', '.join(RULES)}")

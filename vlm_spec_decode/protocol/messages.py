@@ -24,11 +24,11 @@ MAX_NODES = 256
 """Nodes of one draft."""
 
 
-class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False):
+class Message(msgspec.Struct, frozen=True, array_like=True):
     """Base of all messages."""
 
 
-class Hello(Message, tag=1):
+class Hello(Message, frozen=True, array_like=True, tag=1):
     """Edge to cloud, first: what the edge's tokens mean. Answered by Welcome or Refused."""
 
     software: str
@@ -38,7 +38,7 @@ class Hello(Message, tag=1):
     vocab_size: int
 
 
-class Welcome(Message, tag=2):
+class Welcome(Message, frozen=True, array_like=True, tag=2):
     """Cloud to edge: the models agree; identity of the target and the cloud's limits."""
 
     model_id: str
@@ -50,7 +50,7 @@ class Welcome(Message, tag=2):
     strategies: tuple[str, ...]
 
 
-class Refused(Message, tag=3):
+class Refused(Message, frozen=True, array_like=True, tag=3):
     """Cloud to edge: no, and why, by name. `answer` 0 refuses the handshake."""
 
     answer: int
@@ -59,7 +59,7 @@ class Refused(Message, tag=3):
     detail: str
 
 
-class Open(Message, tag=4):
+class Open(Message, frozen=True, array_like=True, tag=4):
     """Edge to cloud: one answer begins, or begins again under a higher epoch after a loss.
 
     `committed` are packed tokens that the edge already has; they win over anything the cloud remembers.
@@ -88,7 +88,7 @@ class Open(Message, tag=4):
     committed: bytes = b""
 
 
-class ImageChunk(Message, tag=5):
+class ImageChunk(Message, frozen=True, array_like=True, tag=5):
     """Edge to cloud: bytes `offset`… of the image that the open answer named."""
 
     answer: int
@@ -97,7 +97,7 @@ class ImageChunk(Message, tag=5):
     data: bytes
 
 
-class ImageCredit(Message, tag=6):
+class ImageCredit(Message, frozen=True, array_like=True, tag=6):
     """Cloud to edge: `received` bytes of the image are here in order; at most a window more may follow."""
 
     answer: int
@@ -105,7 +105,7 @@ class ImageCredit(Message, tag=6):
     received: int
 
 
-class WireDraft(Message, tag=7):
+class WireDraft(Message, frozen=True, array_like=True, tag=7):
     """Edge to cloud: nodes of the speculation tree; see `core.types.Draft`.
 
     `tokens` are packed. Empty `parents` mean a chain that hangs on the committed prefix; else one packed
@@ -122,7 +122,7 @@ class WireDraft(Message, tag=7):
     q: bytes = b""
 
 
-class WireEarly(Message, tag=8):
+class WireEarly(Message, frozen=True, array_like=True, tag=8):
     """Cloud to edge: an early verdict; `confidence` in 255ths."""
 
     answer: int
@@ -134,7 +134,7 @@ class WireEarly(Message, tag=8):
     confidence: int
 
 
-class WireCommit(Message, tag=9):
+class WireCommit(Message, frozen=True, array_like=True, tag=9):
     """Cloud to edge: committed tokens; see `core.types.Commit`. `compute_us` in microseconds."""
 
     answer: int
@@ -148,7 +148,7 @@ class WireCommit(Message, tag=9):
     residual: bytes = b""
 
 
-class WireCorrection(Message, tag=10):
+class WireCorrection(Message, frozen=True, array_like=True, tag=10):
     """Edge to cloud: the token drawn from the residual; rule `rejection` with the residual on the edge."""
 
     answer: int
@@ -157,14 +157,14 @@ class WireCorrection(Message, tag=10):
     token: int
 
 
-class Close(Message, tag=11):
+class Close(Message, frozen=True, array_like=True, tag=11):
     """Edge to cloud: the answer is over or abandoned; its KV cache may go. No reply."""
 
     answer: int
     epoch: int
 
 
-class Ping(Message, tag=12):
+class Ping(Message, frozen=True, array_like=True, tag=12):
     """Edge to cloud: alive. `committed` is what the edge has; `recover` asks for what is missing."""
 
     stamp_us: int
@@ -174,7 +174,7 @@ class Ping(Message, tag=12):
     recover: bool
 
 
-class Pong(Message, tag=13):
+class Pong(Message, frozen=True, array_like=True, tag=13):
     """Cloud to edge: echo of a Ping's stamp. `known` is false if the cloud has no such session."""
 
     stamp_us: int

@@ -1,0 +1,84 @@
+"""CURVE keys as files. A folder made by `generate` holds both ends' keys; each end needs only its part.
+
+::
+
+    cloud.key            public: the robot needs it to know the cloud
+    cloud.key_secret     the cloud only
+    edge.key             public
+    edge.key_secret      the robot only
+    authorized/edge.key  public keys of the robots that the cloud serves
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+import zmq.auth
+
+from vlm_spec_decode.core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeKeys:
+    """What a robot needs: its own pair and the cloud's public key, all Z85."""
+
+    public: bytes
+    secret: bytes
+    cloud_public: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CloudKeys:
+    """What the cloud needs: its own pair and the folder of the public keys that it serves."""
+
+    public: bytes
+    secret: bytes
+    authorized: Path
+
+
+def generate(folder: Path, overwrite: bool = False) -> tuple[Path, ...]:
+    """Write a fresh set of keys into `folder` (secrets readable by their owner alone)."""
+    if not zmq.has("curve"):
+        raise ConfigError("this ZeroMQ was built without CURVE")
+    if (folder / "cloud.key_secret").exists() and not overwrite:
+        raise ConfigError(f"{folder} holds keys already; generating new ones would lock robots out")
+    authorized = folder / "authorized"
+    authorized.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    written: list[Path] = []
+    for name in ("cloud", "edge"):
+        public, secret = (Path(p) for p in zmq.auth.create_certificates(str(folder), name))
+        secret.chmod(0o600)
+        written += [public, secret]
+    copy = authorized / "edge.key"
+    copy.write_bytes((folder / "edge.key").read_bytes())
+    return (*written, copy)
+
+
+def edge_keys(folder: Path) -> EdgeKeys:
+    """Read a robot's keys. Raises ConfigError that names the missing file."""
+    public, secret = _load(folder / "edge.key_secret")
+    cloud_public, _ = _load(folder / "cloud.key")
+    if secret is None:
+        raise ConfigError(f"{folder / 'edge.key_secret'} holds no secret key")
+    return EdgeKeys(public, secret, cloud_public)
+
+
+def cloud_keys(folder: Path) -> CloudKeys:
+    """Read the cloud's keys. Raises ConfigError that names the missing file."""
+    public, secret = _load(folder / "cloud.key_secret")
+    if secret is None:
+        raise ConfigError(f"{folder / 'cloud.key_secret'} holds no secret key")
+    if not (folder / "authorized").is_dir():
+        raise ConfigError(f"{folder / 'authorized'}: no such folder; it lists the robots that are served")
+    return CloudKeys(public, secret, folder / "authorized")
+
+
+def _load(path: Path) -> tuple[bytes, bytes | None]:
+    try:
+        public, secret = zmq.auth.load_certificate(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}; `vsd keys` makes a set") from error
+    return public, secret

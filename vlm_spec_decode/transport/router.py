@@ -1,0 +1,94 @@
+"""The cloud's end of the link: one ROUTER socket with CURVE and an allow-list of keys.
+
+Moves bytes between peers and whoever owns the socket's thread; does not know what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+
+from vlm_spec_decode.core.errors import CloudError
+from vlm_spec_decode.transport import address as addresses
+from vlm_spec_decode.transport.keys import CloudKeys
+
+MAX_MESSAGE_BYTES = 64 * 1024
+
+
+class RouterLink:
+    """Owned by the thread that calls `poll`; only `wake` may be called from elsewhere."""
+
+    def __init__(self, bind: str, keys: CloudKeys | None) -> None:
+        addresses.split(bind)
+        if keys is None:
+            addresses.require_loopback(bind)
+        self.unroutable = 0
+        self._context = zmq.Context()
+        self._authenticator: ThreadAuthenticator | None = None
+        if keys:
+            # The authenticator runs before the bind, or the first peers would be let in unchecked.
+            self._authenticator = ThreadAuthenticator(self._context)
+            self._authenticator.start()
+            self._authenticator.configure_curve(domain="*", location=str(keys.authorized))
+        self._socket = self._make_socket(keys)
+        self._wake_send = self._context.socket(zmq.PAIR)
+        self._wake_receive = self._context.socket(zmq.PAIR)
+        self._wake_receive.bind("inproc://wake")
+        self._wake_send.connect("inproc://wake")
+        try:
+            self._socket.bind(bind)
+        except zmq.ZMQError as error:
+            self.close()
+            raise CloudError(f"cannot listen on {bind}: {error.strerror}") from error
+        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def poll(self, timeout_s: float) -> Iterator[tuple[bytes, bytes]]:
+        """Yield what has arrived, waiting for at most `timeout_s` or until `wake`."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake_receive, zmq.POLLIN)
+        ready = dict(poller.poll(round(1000 * timeout_s)))
+        while self._wake_receive in ready and self._wake_receive.poll(0):
+            self._wake_receive.recv()
+        burst = 256
+        while self._socket in ready and burst and self._socket.poll(0):
+            burst -= 1
+            peer, *parts = self._socket.recv_multipart()
+            yield peer, b"".join(parts)
+
+    def send(self, peer: bytes, data: bytes) -> None:
+        """Send one message; a peer that is gone or does not read is counted, never waited for."""
+        try:
+            self._socket.send_multipart([peer, data], zmq.NOBLOCK)
+        except zmq.ZMQError:
+            self.unroutable += 1
+
+    def wake(self) -> None:
+        """End a `poll` early. From one other thread."""
+        self._wake_send.send(b"", zmq.NOBLOCK)
+
+    def close(self) -> None:
+        """Free sockets and the authenticator's thread."""
+        for socket in (self._socket, self._wake_send, self._wake_receive):
+            socket.close(200)
+        if self._authenticator:
+            self._authenticator.stop()
+        self._context.term()
+
+    def _make_socket(self, keys: CloudKeys | None) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        socket.setsockopt(zmq.SNDHWM, 256)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, 3000)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
+        socket.setsockopt(zmq.LINGER, 200)
+        if keys:
+            socket.curve_publickey = keys.public
+            socket.curve_secretkey = keys.secret
+            socket.curve_server = True
+        return socket
