@@ -1,0 +1,169 @@
+"""Scene to MuJoCo model: an XML string of primitive geoms, no mesh files.
+
+All models share one set of textures in one order, so that a render context made for one model draws
+every other. Geom groups: 0 room and objects, 1 the robot's looks, 2 ceiling, 3 the body box that
+collides (never drawn).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+import numpy.typing as npt
+
+from vlm_spec_decode.sim.objects import MATERIALS, PALETTE, Primitive, Rgb, SceneObject
+from vlm_spec_decode.sim.robot_mjcf import HULL_GEOM, NUM_JOINTS, ROBOT_XML
+from vlm_spec_decode.sim.scene import Scene
+
+GROUP_ROOM, GROUP_ROBOT, GROUP_CEILING, GROUP_HULL = range(4)
+WALL_HEIGHT_M = 2.5
+_WALL_HALF_M = 0.05
+WALL_NAMES = ("east wall", "north wall", "west wall", "south wall")
+
+_HEAD = """
+<mujoco model="room">
+  <compiler angle="degree" eulerseq="XYZ" autolimits="true"/>
+  <option timestep="0.005" gravity="0 0 0"/>
+  <statistic center="0 0 0.5" extent="8"/>
+  <visual>
+    <map znear="0.004" zfar="4"/>
+    <quality shadowsize="0" offsamples="0" numslices="20" numstacks="12"/>
+    <headlight ambient="{ambient} {ambient} {ambient}" diffuse="0.14 0.14 0.14" specular="0 0 0"/>
+  </visual>
+  <asset>
+    <texture name="floor" type="2d" builtin="checker" rgb1="1 1 1" rgb2="0.90 0.90 0.90" width="64"
+      height="64" mark="edge" markrgb="0.80 0.80 0.80"/>
+    <texture name="sky" type="skybox" builtin="gradient" rgb1="0.93 0.94 0.96" rgb2="0.80 0.83 0.88"
+      width="32" height="192"/>
+    <material name="floor" texture="floor" texrepeat="1 1" texuniform="true" specular="0.1" reflectance="0"/>
+    <material name="matt" specular="0.05" shininess="0.1"/>
+    <material name="gloss" specular="0.35" shininess="0.5"/>
+  </asset>
+  <default>
+    <geom contype="0" conaffinity="1" group="0" material="matt"/>
+    <default class="looks"><geom conaffinity="0" group="1" density="100" material="gloss"/></default>
+  </default>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class WorldModel:
+    """A compiled model and what its geoms mean.
+
+    `geom_object` [ngeom]: index into `Scene.objects`, or -1 for room and robot. `solids[g]` is the
+    name of the object or wall that geom g belongs to. `joints` are the legs' addresses in qpos [12].
+    """
+
+    model: mujoco.MjModel
+    geom_object: npt.NDArray[np.int32]
+    solids: dict[int, str]
+    hull_geom: int
+    trunk_body: int
+    joints: slice
+
+
+def build(scene: Scene) -> WorldModel:
+    """Compile `scene` with the robot in it."""
+    model = mujoco.MjModel.from_xml_string(scene_xml(scene))
+    owner = np.full(model.ngeom, -1, dtype=np.int32)
+    solids: dict[int, str] = {}
+    for g in range(model.ngeom):
+        body = int(model.geom_bodyid[g])
+        name = model.body(body).name
+        if name.startswith("object "):
+            owner[g] = int(name.removeprefix("object "))
+            solids[g] = scene.objects[owner[g]].name
+        elif model.geom(g).name in WALL_NAMES:
+            solids[g] = model.geom(g).name
+    trunk = int(model.body("base").id)
+    first = int(model.joint("FR_hip_joint").qposadr[0])
+    return WorldModel(
+        model, owner, solids, int(model.geom(HULL_GEOM).id), trunk, slice(first, first + NUM_JOINTS)
+    )
+
+
+def scene_xml(scene: Scene) -> str:
+    """Return the MJCF text of a scene with the robot."""
+    bright = scene.light.brightness
+    parts = [_HEAD.format(ambient=_num(0.58 * bright)), "<worldbody>", _light(scene), _room(scene)]
+    parts += [_object(i, item) for i, item in enumerate(scene.objects)]
+    return "\n".join([*parts, ROBOT_XML, "</worldbody></mujoco>"])
+
+
+def _light(scene: Scene) -> str:
+    light = scene.light
+    flat = math.cos(light.elevation_rad)
+    towards = (
+        -flat * math.cos(light.azimuth_rad),
+        -flat * math.sin(light.azimuth_rad),
+        -math.sin(light.elevation_rad),
+    )
+    main, fill = _num(0.48 * light.brightness), _num(0.16 * light.brightness)
+    pos = _nums(*(-4.0 * t for t in towards))
+    back = _nums(-towards[0], -towards[1], towards[2])
+    return (
+        f'<light type="directional" castshadow="true" pos="{pos}" dir="{_nums(*towards)}" '
+        f'ambient="0 0 0" diffuse="{main} {main} {main}" specular="0.2 0.2 0.2"/>'
+        f'<light type="directional" castshadow="false" pos="0 0 4" dir="{back}" '
+        f'ambient="0 0 0" diffuse="{fill} {fill} {fill}" specular="0 0 0"/>'
+    )
+
+
+def _room(scene: Scene) -> str:
+    """Floor, four walls with skirting, ceiling. Boxes, because a plane is uploaded to the GL context."""
+    hx, hy, h, t = scene.length_m / 2, scene.width_m / 2, WALL_HEIGHT_M / 2, _WALL_HALF_M
+    dark = tuple(0.6 * c for c in scene.wall_rgb)
+    out = [
+        f'<geom name="floor" type="box" size="{_nums(hx + 2 * t, hy + 2 * t, 0.05)}" pos="0 0 -0.05" '
+        f'conaffinity="0" material="floor" rgba="{_rgba(scene.floor_rgb)}"/>',
+        f'<geom name="ceiling" type="box" size="{_nums(hx + 2 * t, hy + 2 * t, 0.05)}" '
+        f'pos="0 0 {_num(2 * h + 0.05)}" conaffinity="0" group="{GROUP_CEILING}" rgba="0.93 0.93 0.92 1"/>',
+    ]
+    for name, (sx, sy) in zip(WALL_NAMES, ((1, 0), (0, 1), (-1, 0), (0, -1)), strict=True):
+        # Neighbouring walls differ a little, as lit walls do, so that corners are seen.
+        rgb = scene.wall_rgb if sx else tuple(0.95 * c for c in scene.wall_rgb)
+        size = (t, hy + 2 * t, h) if sx else (hx, t, h)
+        pos = (sx * (hx + t), sy * (hy + t), h)
+        out.append(
+            f'<geom name="{name}" type="box" size="{_nums(*size)}" pos="{_nums(*pos)}" rgba="{_rgba(rgb)}"/>'
+        )
+        strip = (0.008, hy, 0.05) if sx else (hx, 0.008, 0.05)
+        pos = (sx * hx, sy * hy, 0.05)
+        out.append(
+            f'<geom type="box" conaffinity="0" size="{_nums(*strip)}" pos="{_nums(*pos)}" '
+            f'rgba="{_rgba(dark)}"/>'
+        )
+    return "\n".join(out)
+
+
+def _object(index: int, item: SceneObject) -> str:
+    pos = _nums(item.x_m, item.y_m, 0.0)
+    geoms = "".join(_geom(p, item) for p in item.primitives)
+    return (
+        f'<body name="object {index}" pos="{pos}" euler="0 0 {math.degrees(item.yaw_rad):.5f}">{geoms}</body>'
+    )
+
+
+def _geom(p: Primitive, item: SceneObject) -> str:
+    rgb = PALETTE[item.colour] if p.paint == "own" else MATERIALS[p.paint]
+    rgba = _rgba(tuple(min(1.0, p.shade * c) for c in rgb))
+    turn = f' euler="{_nums(*p.turn_deg)}"' if any(p.turn_deg) else ""
+    ghost = "" if p.solid else ' conaffinity="0"'
+    size = _nums(*(item.scale * s for s in p.size))
+    pos = _nums(*(item.scale * c for c in p.pos))
+    return f'<geom type="{p.shape}" size="{size}" pos="{pos}" rgba="{rgba}"{turn}{ghost}/>'
+
+
+def _rgba(rgb: Rgb | tuple[float, ...]) -> str:
+    return f"{_nums(*rgb)} 1"
+
+
+def _nums(*values: float) -> str:
+    return " ".join(_num(v) for v in values)
+
+
+def _num(value: float) -> str:
+    return f"{value:.5g}"

@@ -1,0 +1,215 @@
+"""The room with the robot in it, advanced in small steps of virtual time.
+
+The base is kinematic: it follows velocity commands with delay, lag and limits (`sim.body`) and is
+stopped by what it bumps into, as MuJoCo's collision detection finds it. Knows nothing of cameras,
+services or wall time. Not thread-safe: whoever shares a world between threads holds a lock.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mujoco
+import numpy as np
+
+from vlm_spec_decode.core.errors import SceneError
+from vlm_spec_decode.sim import mjcf, sensing
+from vlm_spec_decode.sim.body import GO2_LIMITS, STAND_HEIGHT_M, BodyLimits, Posture, VelocityServo
+from vlm_spec_decode.sim.gait import STRIDE_HZ, joint_angles
+from vlm_spec_decode.sim.scene import Pose2D, Scene, SceneObject, distance_to_footprint, facing
+
+STEP_S = 0.005
+_TOUCH_M = 0.02
+"""What was bumped into counts as touched until the body is this far from it."""
+
+Vec3 = tuple[float, float, float]
+
+
+class World:
+    """One room and one robot; the same scene, seed and calls give the same states.
+
+    `collisions` counts onsets of contact; `touching` names what is in contact now (objects, or
+    "east wall", "north wall", "west wall", "south wall" for +x, +y, -x, -y).
+    """
+
+    def __init__(
+        self, scene: Scene, *, seed: int = 0, limits: BodyLimits = GO2_LIMITS, pose: Pose2D | None = None
+    ) -> None:
+        """Build the room. Raises SceneError if the robot does not fit where it is put."""
+        self.scene = scene
+        self.limits = limits
+        self.rng = np.random.default_rng([seed, 0x60])
+        self.built = mjcf.build(scene)
+        self.data = mujoco.MjData(self.built.model)
+        self.collisions = 0
+        self.touching: frozenset[str] = frozenset()
+        self._steps = 0
+        self._owed_s = 0.0
+        self._phase = 0.0
+        self._by_name = {item.name: item for item in scene.objects}
+        self.teleport(pose or scene.start)
+
+    @property
+    def model(self) -> mujoco.MjModel:
+        """The compiled MuJoCo model."""
+        return self.built.model
+
+    @property
+    def time_s(self) -> float:
+        """Virtual seconds since the world was made."""
+        return self._steps * STEP_S
+
+    @property
+    def pose(self) -> Pose2D:
+        """Where the base stands; its yaw is in (-pi, pi]."""
+        return self._pose
+
+    @property
+    def velocity(self) -> Vec3:
+        """Body velocity vx, vy (m/s) and vyaw (rad/s)."""
+        return self._servo.velocity
+
+    @property
+    def body_height_m(self) -> float:
+        """Height of the base frame over the floor."""
+        return self._posture.height_m
+
+    @property
+    def attitude(self) -> Vec3:
+        """Roll, pitch (nose down positive) and yaw of the trunk in the room, radians."""
+        roll, pitch, yaw = self._posture.tilt_rad
+        return (roll, pitch, _wrap(self._pose.yaw_rad + yaw))
+
+    @property
+    def posture_settled(self) -> bool:
+        """Whether the last `set_posture` has been reached."""
+        return self._posture.is_settled
+
+    @property
+    def joint_angles(self) -> tuple[float, ...]:
+        """The 12 leg joints in radians, FR FL RR RL x hip, thigh, calf."""
+        posture = self._posture
+        return joint_angles(posture.height_m, posture.tilt_rad, self.velocity, self._phase)
+
+    def command(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
+        """Set the velocity target (body frame, x forward, y left, yaw left); it holds until the next."""
+        self._servo.command(self.time_s, (vx_mps, vy_mps, vyaw_radps))
+
+    def set_posture(
+        self,
+        height_m: float = STAND_HEIGHT_M,
+        roll_rad: float = 0.0,
+        pitch_rad: float = 0.0,
+        yaw_rad: float = 0.0,
+    ) -> None:
+        """Move the trunk over its feet, at the posture's own rates; nose down is positive pitch."""
+        self._posture.ask(height_m, roll_rad, pitch_rad, yaw_rad)
+
+    def teleport(self, pose: Pose2D) -> None:
+        """Put the robot somewhere, standing and at rest. Raises SceneError if it does not fit there."""
+        if not self.is_free(pose):
+            raise SceneError(f"the robot does not fit at x {pose.x_m:.2f}, y {pose.y_m:.2f} m")
+        self._pose = Pose2D(pose.x_m, pose.y_m, _wrap(pose.yaw_rad))
+        self._servo = VelocityServo(self.limits)
+        self._posture = Posture(self.limits)
+        self.touching = frozenset()
+
+    def step(self, dt_s: float) -> None:
+        """Advance by `dt_s`, in steps of 5 ms; a remainder is kept for the next call."""
+        self._owed_s += dt_s
+        count = int(self._owed_s / STEP_S + 1e-6)
+        self._owed_s -= count * STEP_S
+        for _ in range(count):
+            self._step()
+
+    def sync(self) -> None:
+        """Bring MuJoCo's data to the present state; called by whoever draws."""
+        posture, speed = self._posture, math.hypot(*self.velocity[:2]) + 0.3 * abs(self.velocity[2])
+        roll, pitch, yaw = posture.tilt_rad
+        # The trunk bobs twice a stride and rolls once, by a few millimetres and less than a degree.
+        gait = min(1.0, speed / 0.5)
+        angle = 2 * math.pi * self._phase
+        height = posture.height_m + 0.004 * gait * math.sin(2 * angle)
+        self._place(self._pose)
+        qpos = self.data.qpos
+        qpos[3:7] = (height, yaw, pitch, roll + 0.010 * gait * math.sin(angle))
+        qpos[self.built.joints] = joint_angles(height, posture.tilt_rad, self.velocity, self._phase)
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_comPos(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
+
+    def is_free(self, pose: Pose2D) -> bool:
+        """Whether the body box fits at `pose` without touching anything, inside the room."""
+        inside = self.scene.length_m / 2 > abs(pose.x_m) and self.scene.width_m / 2 > abs(pose.y_m)
+        return inside and not any(depth < 0 for _, depth in self._contacts(pose))
+
+    def range_obstacle(self) -> tuple[float, float, float, float]:
+        """Metres free in front, left, rear and right of the body box; infinity beyond 8 m."""
+        return sensing.ranges(self.built, self.data, self._pose)
+
+    def distance_to(self, name: str) -> float:
+        """Metres from the base's centre to the object's footprint. Raises SceneError for an unknown name."""
+        return distance_to_footprint(self.object(name), self._pose.x_m, self._pose.y_m)
+
+    def bearing_to(self, name: str) -> float:
+        """Bearing of the object's centre from the body's heading, radians, left positive."""
+        item = self.object(name)
+        return facing(self._pose, item.x_m, item.y_m)
+
+    def object(self, name: str) -> SceneObject:
+        """Return the object of that name. Raises SceneError if there is none."""
+        if name not in self._by_name:
+            raise SceneError(f"no {name!r} in this scene; it holds: {', '.join(self._by_name) or 'nothing'}")
+        return self._by_name[name]
+
+    def _step(self) -> None:
+        self._steps += 1
+        self._posture.advance(STEP_S)
+        vx, vy, vyaw = self._servo.advance(self.time_s, STEP_S)
+        if vx == vy == vyaw == 0.0:
+            return
+        self._phase = (self._phase + STRIDE_HZ * STEP_S) % 1.0
+        old = self._pose
+        yaw = old.yaw_rad + 0.5 * vyaw * STEP_S
+        cos, sin = math.cos(yaw), math.sin(yaw)
+        new = Pose2D(
+            old.x_m + (cos * vx - sin * vy) * STEP_S,
+            old.y_m + (sin * vx + cos * vy) * STEP_S,
+            _wrap(old.yaw_rad + vyaw * STEP_S),
+        )
+        self._move_to(new)
+
+    def _move_to(self, new: Pose2D) -> None:
+        """Go to `new`, or stay and lose all speed if something is in the way."""
+        contacts = self._contacts(new)
+        hit = frozenset(name for name, depth in contacts if depth < 0)
+        near = frozenset(name for name, depth in contacts if depth < _TOUCH_M)
+        self.collisions += len(hit - self.touching)
+        self.touching = hit | (self.touching & near)
+        if hit:
+            self._servo.halt()
+        else:
+            self._pose = new
+
+    def _contacts(self, pose: Pose2D) -> list[tuple[str, float]]:
+        """Names and distances (negative inside) of what lies within the margin of the body at `pose`."""
+        self._place(pose)
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_collision(self.model, self.data)
+        contact = self.data.contact
+        if not self.data.ncon:
+            return []
+        solids = self.built.solids
+        return [
+            (solids[a if a in solids else b], dist)
+            for (a, b), dist in zip(contact.geom.tolist(), contact.dist.tolist(), strict=True)
+        ]
+
+    def _place(self, pose: Pose2D) -> None:
+        self.data.qpos[:3] = (pose.x_m, pose.y_m, pose.yaw_rad)
+
+
+def _wrap(angle_rad: float) -> float:
+    return (
+        angle_rad if -math.pi < angle_rad <= math.pi else math.atan2(math.sin(angle_rad), math.cos(angle_rad))
+    )
