@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from vlm_spec_decode.core.ports import Logits, ModelContext
 from vlm_spec_decode.core.session import PassPlan, Session
-from vlm_spec_decode.core.types import Draft, Image
+from vlm_spec_decode.core.types import Draft, Image, Observation
 from vlm_spec_decode.protocol.messages import ImageChunk, Open
 
 MAX_EARLY_DRAFTS = 64
@@ -39,6 +39,12 @@ class Entry:
         if self.image is None:
             return None
         return Image(self.image, self.message.image_width, self.message.image_height)
+
+    @property
+    def observation(self) -> Observation:
+        """What the answer is about; complete once the image is here."""
+        m = self.message
+        return Observation(self.core_image, m.instruction, m.history, m.stamp_s, m.frame_id)
 
     def append(self, chunk: ImageChunk) -> bool:
         """Take the next bytes in order, ignoring what is out of order; True once all are here."""

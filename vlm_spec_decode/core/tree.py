@@ -75,6 +75,11 @@ class SpeculationTree:
         """Tell whether this node has been seen, alive or not."""
         return any(number in seen for seen in (self.nodes, self._anchors, self._aliases, self._dead))
 
+    @property
+    def confirmed(self) -> frozenset[int]:
+        """Numbers of the nodes that have been committed."""
+        return frozenset(self._anchors)
+
     def resolve(self, number: int) -> int:
         """Return the live node that stands for `number` (the same token drafted twice is one node)."""
         return self._aliases.get(number, number)
@@ -90,6 +95,8 @@ class SpeculationTree:
             self._top = {}
             if number:
                 self._top = self.nodes.pop(number).children
+                for child in self._top.values():
+                    self.nodes[child].parent = 0
                 self._anchors[number] = len(self.committed)
                 deepest = number
             self.committed.append(token)
@@ -97,7 +104,7 @@ class SpeculationTree:
 
     def live(self) -> Tokens:
         """Return the numbers of all live nodes, parents before children."""
-        return tuple(sorted(self.nodes))
+        return tuple(sorted(self.nodes, key=lambda number: (self.nodes[number].position, number)))
 
     def subtree(self, numbers: Iterable[int]) -> Subtree:
         """Return the given live nodes, which must include their ancestors, ready for one pass."""

@@ -1,0 +1,145 @@
+"""One instruction and one frame become committed tokens, text and actions.
+
+The engine plugs a drafter and a verifier into a strategy and watches both from outside, so that every
+strategy is measured by the same clock and nothing in a strategy file is about measuring.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from vlm_spec_decode.actions.parser import ActionParser
+from vlm_spec_decode.actions.types import Action
+from vlm_spec_decode.core.ports import Clock, Drafter, Model, TextCodec, Verifier
+from vlm_spec_decode.core.sequence import Sequence
+from vlm_spec_decode.core.types import (
+    AnswerRequest,
+    GenerationResult,
+    LinkUsage,
+    Observation,
+    SamplingParams,
+    Tokens,
+)
+from vlm_spec_decode.edge.remote import RemoteVerifier
+from vlm_spec_decode.edge.watch import NoDrafter, WatchedDrafter, WatchedVerifier
+from vlm_spec_decode.strategies.base import EdgeConfig
+from vlm_spec_decode.strategies.registry import DEFAULT, strategy
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How answers are decoded."""
+
+    strategy: str = DEFAULT
+    params: SamplingParams = field(default_factory=SamplingParams)
+    draft_length: int = 6
+    timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerUpdate:
+    """What one commit added. `text` is the whole answer so far; `result` comes with the last update."""
+
+    answer: int
+    tokens: Tokens
+    text: str
+    actions: tuple[Action, ...]
+    result: GenerationResult | None = None
+
+
+class Engine:
+    """Decodes one answer at a time; `cancel` may be called from any thread."""
+
+    def __init__(
+        self,
+        drafter: Model | None,
+        codec: TextCodec,
+        verifier: Verifier,
+        clock: Clock,
+        config: EngineConfig | None = None,
+    ) -> None:
+        self._drafter = drafter
+        self._codec = codec
+        self._verifier = verifier
+        self._clock = clock
+        self._numbers = itertools.count(1)
+        self.config = config or EngineConfig()
+
+    def answer(self, observation: Observation, config: EngineConfig | None = None) -> Iterator[AnswerUpdate]:
+        """Yield an update per commit; the last one carries the result.
+
+        Raises ActionParseError at the first text that looks like an action and is none, CloudError if
+        the verifier fails, Cancelled after `cancel`.
+        """
+        config = config or self.config
+        number = next(self._numbers)
+        watch = WatchedVerifier(self._verifier, self._clock)
+        request = AnswerRequest(number, observation, config.params, config.strategy)
+        watch.open(request)
+        drafter: Drafter | None = None
+        try:
+            drafter = self._open_drafter(config, observation)
+            yield from self._decode(request, config, watch, drafter)
+        finally:
+            self._verifier.close()
+            if drafter:
+                drafter.close()
+
+    def cancel(self) -> None:
+        """Abandon the answer in progress."""
+        self._verifier.cancel()
+
+    def _open_drafter(self, config: EngineConfig, observation: Observation) -> Drafter:
+        if self._drafter is None or not strategy(config.strategy).drafts:
+            return NoDrafter()
+        return self._drafter.open(observation)
+
+    def _decode(
+        self, request: AnswerRequest, config: EngineConfig, watch: WatchedVerifier, drafter: Drafter
+    ) -> Iterator[AnswerUpdate]:
+        sequence, parser = Sequence(), ActionParser()
+        edge_config = EdgeConfig(request.answer, config.params, config.draft_length, config.timeout_s)
+        watched = WatchedDrafter(drafter, watch)
+        edge = strategy(config.strategy).edge
+        text, actions_at_s, first_token_s = "", None, 0.0
+        for tokens in edge(sequence, watched, watch, self._clock, edge_config):
+            first_token_s = first_token_s or watch.elapsed_s
+            spoken = self._codec.decode(sequence.tokens)
+            stable = spoken if spoken.startswith(text) else text
+            actions = parser.feed(stable[len(text) :])
+            text = stable
+            if sequence.finished:
+                actions += parser.feed(spoken[len(text) :])
+                parser.finish()
+                text = spoken
+            if actions and actions_at_s is None:
+                actions_at_s = watch.elapsed_s
+            result = None
+            if sequence.finished:
+                result = self._result(sequence, text, config, watch, first_token_s, actions_at_s)
+            yield AnswerUpdate(request.answer, tokens, text, actions, result)
+
+    def _result(
+        self,
+        sequence: Sequence,
+        text: str,
+        config: EngineConfig,
+        watch: WatchedVerifier,
+        first_token_s: float,
+        first_action_s: float | None,
+    ) -> GenerationResult:
+        usage = self._verifier.usage if isinstance(self._verifier, RemoteVerifier) else LinkUsage()
+        return GenerationResult(
+            sequence.tokens,
+            text,
+            config.strategy,
+            config.params.rule,
+            tuple(watch.rounds),
+            watch.early_verdicts,
+            first_token_s,
+            first_action_s,
+            watch.elapsed_s,
+            usage,
+        )

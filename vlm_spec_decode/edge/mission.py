@@ -1,0 +1,70 @@
+"""One instruction as a closed loop of look, answer, act. Knows neither models nor robots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from vlm_spec_decode.actions.types import Action, Done, format_action
+from vlm_spec_decode.core.errors import InstructionError
+from vlm_spec_decode.core.types import Image, Observation
+
+MAX_INSTRUCTION_CHARS = 2000
+
+Status: TypeAlias = Literal["running", "done", "step_limit", "refused", "cancelled", "failed"]
+
+
+def check_instruction(text: str) -> str:
+    """Return `text` without surrounding space. Raises InstructionError if it is empty or too long."""
+    stripped = text.strip()
+    if not stripped:
+        raise InstructionError("the instruction is empty")
+    if len(stripped) > MAX_INSTRUCTION_CHARS:
+        raise InstructionError(
+            f"the instruction has {len(stripped)} characters; {MAX_INSTRUCTION_CHARS} are allowed"
+        )
+    return stripped
+
+
+@dataclass(slots=True)
+class Mission:
+    """What has been carried out for one instruction, and whether it goes on."""
+
+    instruction: str
+    max_steps: int = 16
+    history: list[str] = field(default_factory=list)
+    steps: int = 0
+    status: Status = "running"
+
+    def __post_init__(self) -> None:
+        self.instruction = check_instruction(self.instruction)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether another answer is wanted."""
+        return self.status == "running"
+
+    def observation(self, image: Image | None, stamp_s: float, frame_id: str = "") -> Observation:
+        """Return what the next answer is about."""
+        return Observation(image, self.instruction, tuple(self.history), stamp_s, frame_id)
+
+    def record(self, executed: Iterable[str], planned: Iterable[Action]) -> None:
+        """Take note of a finished step: actions carried out (as text) and the plan of the answer.
+
+        The mission is done when the plan says so. A plan without any action asks for nothing, and asking
+        again would bring the same answer, so it ends the mission too.
+        """
+        self.steps += 1
+        done = format_action(Done())
+        self.history += [text for text in executed if text != done]
+        plan = tuple(planned)
+        if not plan or any(isinstance(action, Done) for action in plan):
+            self.status = "done"
+        elif self.steps >= self.max_steps:
+            self.status = "step_limit"
+
+    def end(self, status: Status) -> None:
+        """End the mission from outside; the first end stands."""
+        if self.is_running:
+            self.status = status
