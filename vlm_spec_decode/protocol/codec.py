@@ -78,12 +78,12 @@ class TokenPacker:
 
     def draft_message(self, draft: Draft) -> WireDraft:
         """Return the wire form of a draft; a chain on the prefix carries no parents."""
-        parents = b""
+        parents = None
         if draft.parents != chain_parents(draft.first_node, len(draft.tokens)):
             numbers = range(draft.first_node, draft.first_node + len(draft.tokens))
             pairs = zip(numbers, draft.parents, strict=True)
             parents = b"".join((n - p if p else 0).to_bytes(2, "little") for n, p in pairs)
-        weights = bytes(draft.weights) if any(draft.weights) else b""
+        weights = bytes(draft.weights) if any(draft.weights) else None
         tokens = self.pack(draft.tokens)
         return WireDraft(draft.answer, draft.epoch, draft.base, draft.first_node, tokens, parents, weights)
 
@@ -93,12 +93,12 @@ class TokenPacker:
         first, count = message.first_node, len(tokens)
         if not 0 < count <= MAX_NODES or first < 1 or message.base < 0:
             raise ProtocolError(f"a draft of {count} nodes from {first} on, base {message.base}")
-        if len(message.parents) not in {0, 2 * count} or len(message.weights) not in {0, count}:
+        packed, weights = message.parents or b"", tuple(message.weights or ())
+        if len(packed) not in {0, 2 * count} or len(weights) not in {0, count}:
             raise ProtocolError("a draft whose parents or weights are not one per node")
         parents = chain_parents(first, count)
-        if message.parents:
-            parents = tuple(_parent(message.parents, i, first + i) for i in range(count))
-        weights = tuple(message.weights)
+        if packed:
+            parents = tuple(_parent(packed, i, first + i) for i in range(count))
         return Draft(message.answer, message.epoch, message.base, first, tokens, parents, weights)
 
     def commit_message(self, commit: Commit) -> WireCommit:
@@ -112,7 +112,7 @@ class TokenPacker:
             commit.pass_id,
             commit.finished,
             round(commit.compute_s * 1e6),
-            commit.residual,
+            commit.residual or None,
         )
 
     def commit(self, message: WireCommit) -> Commit:
@@ -128,7 +128,7 @@ class TokenPacker:
             message.pass_id,
             message.finished,
             message.compute_us / 1e6,
-            message.residual,
+            message.residual or b"",
         )
 
 

@@ -108,8 +108,8 @@ class ImageCredit(Message, frozen=True, array_like=True, tag=6):
 class WireDraft(Message, frozen=True, array_like=True, tag=7):
     """Edge to cloud: nodes of the speculation tree; see `core.types.Draft`.
 
-    `tokens` are packed. Empty `parents` mean a chain that hangs on the committed prefix; else one packed
-    distance `node - parent` per node, 0 for the prefix. Empty `weights` mean all 0.
+    `tokens` are packed. No `parents` mean a chain that hangs on the committed prefix; else one packed
+    distance `node - parent` per node, 0 for the prefix. No `weights` mean all 0.
     """
 
     answer: int
@@ -117,9 +117,9 @@ class WireDraft(Message, frozen=True, array_like=True, tag=7):
     base: int
     first_node: int
     tokens: bytes
-    parents: bytes = b""
-    weights: bytes = b""
-    q: bytes = b""
+    parents: bytes | None = None
+    weights: bytes | None = None
+    q: bytes | None = None
 
 
 class WireEarly(Message, frozen=True, array_like=True, tag=8):
@@ -145,7 +145,7 @@ class WireCommit(Message, frozen=True, array_like=True, tag=9):
     pass_id: int
     finished: bool
     compute_us: int
-    residual: bytes = b""
+    residual: bytes | None = None
 
 
 class WireCorrection(Message, frozen=True, array_like=True, tag=10):

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlm_spec_decode.core.errors import ProtocolError
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Early, Image, Observation, SamplingParams
+from vlm_spec_decode.protocol import codec
+from vlm_spec_decode.protocol import messages as m
+
+REQUEST = AnswerRequest(
+    7,
+    Observation(Image(b"jpeg", 640, 360), "go to the red chair", ("turn(-10)",), 12.5, "front_camera"),
+    SamplingParams(temperature=0.5, top_k=40, top_p=0.9, max_tokens=64, stop_ids=(2,), seed=99),
+    "speculative",
+    (4, 5, 6),
+    2,
+)
+PACKER = codec.TokenPacker(32000)
+
+GOLDEN = {
+    "hello": (m.Hello("vsd 0.1.0", "t", "p", "g", 300), "019601a97673642030" "2e312e30a174a170a167cd012c"),
+    "ping": (m.Ping(1_000_000, 3, 1, 12, True), "01960cce000f424003010cc3"),
+    "pong": (m.Pong(5, 3, 1, False), "01950d050301c2"),
+    "chunk": (m.ImageChunk(3, 0, 4096, b"\xff\xd8"), "0195050300cd1000c402ffd8"),
+    "credit": (m.ImageCredit(3, 0, 8192), "0194060300cd2000"),
+    "draft": (
+        PACKER.draft_message(Draft(3, 0, 12, 5, (1, 256, 31999, 7), (0, 5, 6, 7))),
+        "019907030" "00c05c40801000001ff7c0700c0c0c0",
+    ),
+    "tree": (
+        PACKER.draft_message(Draft(3, 0, 12, 5, (1, 2), (0, 3), (16, 255))),
+        "019907030" "00c05c40401000200c40400000300c40210ffc0",
+    ),
+    "early": (codec.early_message(Early(3, 0, 2, 6, 5, 256, 1.0)), "019808030002060" "5cd0100ccff"),
+    "commit": (
+        PACKER.commit_message(Commit(3, 0, 12, (1, 9), 5, 2, False, 0.0086)),
+        "019a0903000cc4040100090005" "02c2cd2198c0",
+    ),
+    "close": (m.Close(3, 1), "01930b0301"),
+    "refused": (m.Refused(0, 0, "tokenizer_mismatch", ""), "0195030000b2746f6b656e697a65725f6d69736d61746368a0"),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_bytes(name: str) -> None:
+    """The bytes of version 1. A change here is a new protocol version, not a new golden file."""
+    message, expected = GOLDEN[name]
+    assert codec.encode(message).hex() == expected
+    assert codec.decode(bytes.fromhex(expected)) == message
+
+
+def test_a_round_of_four_ids_fits_in_24_bytes() -> None:
+    draft = Draft(900, 0, 120, 500, (31999, 31998, 5, 20000), (0, 500, 501, 502))
+    assert len(codec.encode(PACKER.draft_message(draft))) <= 24
+
+
+def test_an_open_carries_the_request() -> None:
+    message = codec.open_message(REQUEST, PACKER, 2, REQUEST.committed)
+    again = codec.decode(codec.encode(message))
+    assert isinstance(again, m.Open)
+    assert again.image_digest == REQUEST.observation.image.digest  # type: ignore[union-attr]
+    assert codec.answer_request(again, PACKER, REQUEST.observation.image) == REQUEST
+
+
+@given(st.data())
+def test_drafts_and_commits_round_trip(data: st.DataObject) -> None:
+    vocab = data.draw(st.sampled_from([3, 65536, 65537, 151936]))
+    packer = codec.TokenPacker(vocab)
+    ids = st.integers(0, vocab - 1)
+    size = data.draw(st.integers(1, 20))
+    first = data.draw(st.integers(1, 5000))
+    parents = tuple(data.draw(st.integers(0, first + i - 1)) for i in range(size))
+    parents = tuple(p if p == 0 or first + i - p < 65536 else 0 for i, p in enumerate(parents))
+    tokens = tuple(data.draw(st.lists(ids, min_size=size, max_size=size)))
+    weights = tuple(data.draw(st.lists(st.integers(0, 255), min_size=size, max_size=size)))
+    draft = Draft(1, 2, data.draw(st.integers(0, 4000)), first, tokens, parents, weights)
+    wire = codec.decode(codec.encode(packer.draft_message(draft)))
+    assert isinstance(wire, m.WireDraft)
+    back = packer.draft(wire)
+    assert (back.tokens, back.parents, back.base) == (draft.tokens, draft.parents, draft.base)
+    assert back.weights == (weights if any(weights) else ())
+    commit = Commit(1, 2, 3, tokens, 4, 5, True, 0.25)
+    wire_commit = codec.decode(codec.encode(packer.commit_message(commit)))
+    assert isinstance(wire_commit, m.WireCommit)
+    assert packer.commit(wire_commit) == commit
+
+
+def take(data: bytes) -> object:
+    """Decode all the way down, as both ends do."""
+    message = codec.decode(data)
+    if isinstance(message, m.WireDraft):
+        return PACKER.draft(message)
+    if isinstance(message, m.WireCommit):
+        return PACKER.commit(message)
+    if isinstance(message, m.WireEarly):
+        return codec.early(message)
+    if isinstance(message, m.Open):
+        return codec.answer_request(message, PACKER, None)
+    return message
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_a_protocol_error_and_nothing_else(data: bytes) -> None:
+    for candidate in (data, b"\x01" + data, b"\x01\x99\x07" + data):
+        try:
+            take(candidate)
+        except ProtocolError:
+            continue
+
+
+@given(st.sampled_from(sorted(GOLDEN)), st.data())
+def test_a_damaged_message_is_a_protocol_error_or_another_message(name: str, data: st.DataObject) -> None:
+    raw = bytearray.fromhex(GOLDEN[name][1])
+    cut = data.draw(st.integers(0, len(raw)))
+    for _ in range(data.draw(st.integers(0, 3))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    for candidate in (bytes(raw), bytes(raw[:cut])):
+        try:
+            take(candidate)
+        except ProtocolError:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "0 bytes"),
+        (b"\x02" + codec.encode(m.Close(1, 1))[1:], "version 2"),
+        (b"\x01" * 70_000, "70000 bytes"),
+        (b"\x01\xc1\xc1", "not a message"),
+    ],
+)
+def test_errors_say_what_is_wrong(data: bytes, what: str) -> None:
+    with pytest.raises(ProtocolError, match=what):
+        codec.decode(data)
+
+
+def test_tokens_outside_the_vocabulary_are_refused() -> None:
+    with pytest.raises(ProtocolError, match="vocabulary of 3"):
+        codec.TokenPacker(3).unpack(b"\x03\x00")
+    with pytest.raises(ProtocolError, match="3 bytes"):
+        codec.TokenPacker(3).unpack(b"\x00\x00\x00")
