@@ -20,26 +20,29 @@ REQUEST = AnswerRequest(
 PACKER = codec.TokenPacker(32000)
 
 GOLDEN = {
-    "hello": (m.Hello("vsd 0.1.0", "t", "p", "g", 300), "019601a97673642030" "2e312e30a174a170a167cd012c"),
+    "hello": (m.Hello("vsd 0.1.0", "t", "p", "g", 300), "019601a976736420302e312e30a174a170a167cd012c"),
     "ping": (m.Ping(1_000_000, 3, 1, 12, True), "01960cce000f424003010cc3"),
     "pong": (m.Pong(5, 3, 1, False), "01950d050301c2"),
     "chunk": (m.ImageChunk(3, 0, 4096, b"\xff\xd8"), "0195050300cd1000c402ffd8"),
     "credit": (m.ImageCredit(3, 0, 8192), "0194060300cd2000"),
     "draft": (
         PACKER.draft_message(Draft(3, 0, 12, 5, (1, 256, 31999, 7), (0, 5, 6, 7))),
-        "019907030" "00c05c40801000001ff7c0700c0c0c0",
+        "01990703000c05c40801000001ff7c0700c0c0c0",
     ),
     "tree": (
         PACKER.draft_message(Draft(3, 0, 12, 5, (1, 2), (0, 3), (16, 255))),
-        "019907030" "00c05c40401000200c40400000300c40210ffc0",
+        "01990703000c05c40401000200c40400000300c40210ffc0",
     ),
-    "early": (codec.early_message(Early(3, 0, 2, 6, 5, 256, 1.0)), "019808030002060" "5cd0100ccff"),
+    "early": (codec.early_message(Early(3, 0, 2, 6, 5, 256, 1.0)), "0198080300020605cd0100ccff"),
     "commit": (
         PACKER.commit_message(Commit(3, 0, 12, (1, 9), 5, 2, False, 0.0086)),
-        "019a0903000cc4040100090005" "02c2cd2198c0",
+        "019a0903000cc404010009000502c2cd2198c0",
     ),
     "close": (m.Close(3, 1), "01930b0301"),
-    "refused": (m.Refused(0, 0, "tokenizer_mismatch", ""), "0195030000b2746f6b656e697a65725f6d69736d61746368a0"),
+    "refused": (
+        m.Refused(0, 0, "tokenizer_mismatch", ""),
+        "0195030000b2746f6b656e697a65725f6d69736d61746368a0",
+    ),
 }
 
 

@@ -20,7 +20,15 @@ from vlm_spec_decode.core.errors import CloudRefused
 from vlm_spec_decode.core.sampling import pick
 from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.tree import chain_parents
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Image, Observation, SamplingParams, Tokens
+from vlm_spec_decode.core.types import (
+    AnswerRequest,
+    Commit,
+    Draft,
+    Image,
+    Observation,
+    SamplingParams,
+    Tokens,
+)
 from vlm_spec_decode.edge.client import EdgeProtocol, Timing
 from vlm_spec_decode.protocol.messages import Hello
 
