@@ -18,7 +18,8 @@
     ├── RobotError
     │   ├── RobotUnreachable       no service answers on this interface and domain
     │   ├── RobotRefused           the robot answers with a return code that says no
-    │   └── RobotStale             the state's stamp stands still
+    │   ├── RobotStale             the state's stamp stands still
+    │   └── DomainBusy             another robot or other settings hold the DDS domain
     ├── ActionError                text that is no action, or an action that may not be done
     │   ├── ActionParseError
     │   └── ActionRefused
@@ -112,6 +113,10 @@ class RobotRefused(RobotError):
 
 class RobotStale(RobotError):
     """The stamp of the robot's state stands still, whatever its calls return."""
+
+
+class DomainBusy(RobotError):
+    """The DDS domain is held by another robot, or by other settings of this process."""
 
 
 class ActionError(VsdError):

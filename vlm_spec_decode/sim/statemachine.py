@@ -67,6 +67,13 @@ class SportStateMachine:
         return t.LEGACY_MODE.get(self._code, 0)
 
     @property
+    def gait_type(self) -> int:
+        """The older `gait_type` byte: 0 idle, 1 trot, 2 run."""
+        if self._velocity == (0.0, 0.0, 0.0):
+            return 0
+        return 2 if self._gait is Code.RUN else 1
+
+    @property
     def fallen(self) -> bool:
         """Whether the robot lies on its side and only RecoveryStand helps."""
         return self._fallen

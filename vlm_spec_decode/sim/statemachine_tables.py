@@ -116,7 +116,7 @@ class Attitude:
         )
 
 
-STAND = Attitude(0.31)
+STAND = Attitude(0.32)
 FALLEN = Attitude(0.10, roll_rad=1.2)
 ATTITUDES: dict[Code, Attitude] = {
     Code.DAMPING: Attitude(0.10),

@@ -1,0 +1,214 @@
+"""The simulated Go2 as a process: room, robot, services and topics in real time (`vsd sim`).
+
+Prints nothing; a caller that wants to say something passes `on_ready`. The main thread steps the world at a
+steady rate, one thread serves requests and one draws the camera's frames.
+"""
+
+from __future__ import annotations
+
+import copy
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import mujoco
+
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.sim.camera import FrontCamera
+from vlm_spec_decode.sim.dds_state import StatePublisher
+from vlm_spec_decode.sim.faults import FaultSchedule, parse_fault
+from vlm_spec_decode.sim.scene import load_scene, random_scene
+from vlm_spec_decode.sim.server import RequestServer
+from vlm_spec_decode.sim.server_dds import Dds, open_domain, refuse_second_robot
+from vlm_spec_decode.sim.server_robot import SimulatedRobot
+from vlm_spec_decode.sim.server_truth import PathRecorder, Truth
+from vlm_spec_decode.sim.services import Service, SportService, SwitcherService
+from vlm_spec_decode.sim.services_avoid import AvoidService
+from vlm_spec_decode.sim.statemachine_tables import Code
+from vlm_spec_decode.sim.videohub import Draw, VideoHub
+from vlm_spec_decode.sim.world import World
+
+MAX_LAG_S = 0.25
+"""A loop that is later than this begins a new beat instead of hurrying after the old one."""
+
+START_STATES = {
+    "lying": Code.CROUCH,
+    "damping": Code.DAMPING,
+    "locked": Code.STANDING_LOCK,
+    "standing": Code.BALANCE_STAND,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SimConfig:
+    """Everything `vsd sim` can be told. `faults` are texts as `sim.faults` reads them."""
+
+    scene_seed: int = 0
+    scene: Path | None = None
+    seed: int = 0
+    interface: str = "lo"
+    domain: int = 1
+    start: str = "damping"
+    faults: tuple[str, ...] = ()
+    view: Path | None = None
+    truth: Path | None = None
+    width: int = 640
+    height: int = 360
+    quality: int = 85
+    loop_hz: float = 50.0
+    state_hz: float = 50.0
+    lf_state_hz: float = 20.0
+    drift: float = 0.0
+    reselect_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges. Raises ConfigError naming the setting."""
+        if self.start not in START_STATES:
+            raise ConfigError(f"start: {self.start!r} is none of {', '.join(START_STATES)}")
+        for name, low, high in (
+            ("width", 32, 1920),
+            ("height", 32, 1080),
+            ("quality", 1, 100),
+            ("loop_hz", 10, 500),
+            ("state_hz", 0, 500),
+            ("lf_state_hz", 1, 500),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name}: {value} is not within {low} to {high}")
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn SIGINT and SIGTERM into a flag while the block runs; main thread only."""
+    asked = threading.Event()
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        asked.set()
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def run(
+    config: SimConfig,
+    should_stop: Callable[[], bool],
+    *,
+    clock: Clock | None = None,
+    on_ready: Callable[[], None] | None = None,
+) -> Truth:
+    """Serve a simulated Go2 until `should_stop`, then save what was asked for and return the truth.
+
+    Raises ConfigError (settings, interface, domain), SceneError, or DomainBusy if a robot is already there.
+    """
+    clock = clock or WallClock()
+    faults = FaultSchedule([parse_fault(text) for text in config.faults], clock.now())
+    scene = load_scene(config.scene) if config.scene else random_scene(config.scene_seed)
+    dds = open_domain(config.domain, config.interface)
+    refuse_second_robot(dds, clock)
+    world = World(scene, seed=config.seed)
+    robot = SimulatedRobot(world, clock, faults, code=START_STATES[config.start], drift=config.drift)
+    path = PathRecorder()
+    _serve(config, robot, dds, clock, path, should_stop, on_ready or (lambda: None))
+    truth = path.finish(world)
+    if config.truth:
+        truth.save(config.truth)
+    return truth
+
+
+def _serve(
+    config: SimConfig,
+    robot: SimulatedRobot,
+    dds: Dds,
+    clock: Clock,
+    path: PathRecorder,
+    should_stop: Callable[[], bool],
+    on_ready: Callable[[], None],
+) -> None:
+    """Run the three threads and end all of them, whatever happens."""
+    avoid = AvoidService(robot)
+    hub = VideoHub(lambda: _camera(robot, config))
+    services = (SportService(robot), hub, avoid, SwitcherService(robot, reselect_s=config.reselect_s))
+    server = RequestServer(dds, services, lambda: _wanted(robot, services), lambda: _is_deaf(robot))
+    publisher = StatePublisher(dds, time.time(), rate_hz=config.state_hz, lf_rate_hz=config.lf_state_hz)
+
+    def beat() -> None:
+        avoid.drive()
+        robot.tick()
+        with robot.drawing() as world:
+            path.note(world)
+        if not robot.fault("link_loss"):
+            sport_on = robot.sport_on and not robot.fault("sport_off")
+            publisher.publish(clock.now(), robot.snapshot, sport_on=sport_on)
+
+    with ThreadPoolExecutor(2) as pool:
+        workers = [pool.submit(server.run), pool.submit(hub.run)]
+        try:
+            on_ready()
+            _loop(config, clock, beat, lambda: should_stop() or _ended(workers))
+        finally:
+            server.stop()
+            hub.stop()
+    for worker in workers:
+        worker.result()
+
+
+def _loop(config: SimConfig, clock: Clock, beat: Callable[[], None], should_stop: Callable[[], bool]) -> None:
+    period_s = 1.0 / max(config.loop_hz, config.state_hz)
+    due_s = clock.now()
+    while not should_stop():
+        beat()
+        due_s += period_s
+        late_s = clock.now() - due_s
+        if late_s > MAX_LAG_S:
+            due_s = clock.now()
+        elif late_s < 0:
+            clock.sleep(-late_s)
+
+
+def _ended(workers: list[Future[None]]) -> bool:
+    return any(worker.done() for worker in workers)
+
+
+def _wanted(robot: SimulatedRobot, services: tuple[Service, ...]) -> frozenset[str]:
+    """Return the services that are on the network now."""
+    names = frozenset(service.name for service in services)
+    off = not robot.sport_on or robot.fault("sport_off") or robot.fault("burst_3102")
+    return names - {SportService.name} if off else names
+
+
+def _is_deaf(robot: SimulatedRobot) -> bool:
+    return robot.fault("link_loss") or robot.fault("burst_3104")
+
+
+@contextmanager
+def _camera(robot: SimulatedRobot, config: SimConfig) -> Iterator[Draw]:
+    """Open the front camera in this thread. It draws a copy of the world, so that the world goes on."""
+    with robot.drawing() as world:
+        data = mujoco.MjData(world.model)
+    camera = FrontCamera(world, config.width, config.height)
+
+    def draw() -> bytes:
+        with robot.drawing() as world:
+            twin = copy.copy(world)
+        # The twin shares the model, which nobody changes, and owns the data that drawing fills in.
+        twin.data = data
+        camera.attach(twin)
+        return camera.jpeg(config.quality)
+
+    try:
+        yield draw
+    finally:
+        camera.close()

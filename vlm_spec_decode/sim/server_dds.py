@@ -1,0 +1,68 @@
+"""Opening a DDS domain for the simulator.
+
+The simulator has a participant of its own instead of the SDK's `ChannelFactory`: that one hides why it
+failed, writes a trace file into the system's temp folder and cannot take a service off the network again.
+Topic names, types and quality of service are the SDK's.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from cyclonedds.core import DDSException
+from cyclonedds.domain import Domain, DomainParticipant
+from cyclonedds.pub import DataWriter
+from cyclonedds.topic import Topic
+from unitree_sdk2py.idl.unitree_api.msg.dds_ import Request_
+
+from vlm_spec_decode.core.errors import ConfigError, DomainBusy
+from vlm_spec_decode.core.ports import Clock
+
+MAX_DOMAIN = 232
+"""Above this the ports that DDS derives from the domain id do not exist."""
+PROBE_S = 0.6
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Dds:
+    """An open domain; lives as long as its two parts."""
+
+    domain: Domain
+    participant: DomainParticipant
+
+
+def open_domain(domain_id: int, interface: str) -> Dds:
+    """Join a domain on one network interface. Raises ConfigError if that is not possible."""
+    if not 0 <= domain_id <= MAX_DOMAIN:
+        raise ConfigError(f"DDS domain {domain_id} does not exist; use 0 to {MAX_DOMAIN}")
+    name = quoteattr(interface)
+    xml = (
+        f'<CycloneDDS><Domain Id="any"><General><Interfaces><NetworkInterface name={name}/></Interfaces>'
+        "</General></Domain></CycloneDDS>"
+    )
+    try:
+        return Dds(Domain(domain_id, xml), DomainParticipant(domain_id))
+    except DDSException as error:
+        raise ConfigError(
+            f"cannot open DDS domain {domain_id} on interface {interface!r}: {error.msg}"
+        ) from error
+
+
+def refuse_second_robot(dds: Dds, clock: Clock, service: str = "sport") -> None:
+    """Make sure that no other robot serves this domain. Raises DomainBusy."""
+    topic: Topic[Any] = Topic(dds.participant, f"rt/api/{service}/request", Request_)
+    writer: DataWriter[Any] = DataWriter(dds.participant, topic)
+    deadline_s = clock.now() + PROBE_S
+    while clock.now() < deadline_s:
+        if writer.get_publication_matched_status().current_count:
+            raise DomainBusy(
+                f"a robot already serves {service!r} on DDS domain {dds.participant.get_domain_id()}; "
+                "stop it or choose another domain"
+            )
+        clock.sleep(0.05)
+    _log.debug("no %s service on the domain yet", service)
