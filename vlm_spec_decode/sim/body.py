@@ -55,7 +55,10 @@ class VelocityServo:
 
     def command(self, now_s: float, velocity: Velocity) -> None:
         """Set the target that takes effect one command delay from now."""
-        self._pending.append((now_s + self._limits.command_delay_s, self._limits.clamp(velocity)))
+        wanted = self._limits.clamp(velocity)
+        newest = self._pending[-1][1] if self._pending else self._target
+        if wanted != newest:
+            self._pending.append((now_s + self._limits.command_delay_s, wanted))
 
     def halt(self) -> None:
         """Lose all speed at once, as on running into something; commands stay."""

@@ -111,6 +111,11 @@ class Canvas:
         mujoco.mjv_updateScene(
             built.model, data, self._option, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene
         )
+        if self._nice:
+            for geom in self._scene.geoms[: self._scene.ngeom]:
+                if geom.objid in built.shell:
+                    # Decoration casts no shadow: walls and ceiling must not keep the lamp out.
+                    geom.category = mujoco.mjtCatBit.mjCAT_DECOR.value
         return self._scene
 
     def _read(self, scene: mujoco.MjvScene, width_px: int, height_px: int) -> Rgb8:

@@ -54,12 +54,14 @@ class WorldModel:
     """A compiled model and what its geoms mean.
 
     `geom_object` [ngeom]: index into `Scene.objects`, or -1 for room and robot. `solids[g]` is the
-    name of the object or wall that geom g belongs to. `joints` are the legs' addresses in qpos [12].
+    name of the object or wall that geom g belongs to; `shell` are walls, skirting and ceiling.
+    `joints` are the legs' addresses in qpos [12].
     """
 
     model: mujoco.MjModel
     geom_object: npt.NDArray[np.int32]
     solids: dict[int, str]
+    shell: list[int]
     hull_geom: int
     trunk_body: int
     joints: slice
@@ -70,18 +72,21 @@ def build(scene: Scene) -> WorldModel:
     model = mujoco.MjModel.from_xml_string(scene_xml(scene))
     owner = np.full(model.ngeom, -1, dtype=np.int32)
     solids: dict[int, str] = {}
+    shell: list[int] = []
     for g in range(model.ngeom):
         body = int(model.geom_bodyid[g])
         name = model.body(body).name
         if name.startswith("object "):
             owner[g] = int(name.removeprefix("object "))
             solids[g] = scene.objects[owner[g]].name
-        elif model.geom(g).name in WALL_NAMES:
-            solids[g] = model.geom(g).name
+        elif body == 0 and model.geom(g).name != "floor":
+            shell.append(g)
+            if model.geom(g).name in WALL_NAMES:
+                solids[g] = model.geom(g).name
     trunk = int(model.body("base").id)
     first = int(model.joint("FR_hip_joint").qposadr[0])
     return WorldModel(
-        model, owner, solids, int(model.geom(HULL_GEOM).id), trunk, slice(first, first + NUM_JOINTS)
+        model, owner, solids, shell, int(model.geom(HULL_GEOM).id), trunk, slice(first, first + NUM_JOINTS)
     )
 
 

@@ -1,0 +1,124 @@
+"""What is drawn over the room seen from above: frame, path, robot, labels, scale bar.
+
+Sizes in pixels suit a picture of twice the final size, which its caller shrinks: Pillow's lines have hard
+edges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import ImageDraw, ImageFont
+
+from vlm_spec_decode.sim.objects import PALETTE, SceneObject, footprint_radius_m
+from vlm_spec_decode.sim.robot_mjcf import HULL_HALF_M
+from vlm_spec_decode.sim.scene import Pose2D, Scene
+
+_INK, _PAPER, _PATH = (32, 34, 40), (246, 246, 244), (226, 40, 120)
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class FloorPlan:
+    """From the room's metres to pixels of a picture with x to the right and y up."""
+
+    scene: Scene
+    px_per_m: float
+    width_px: int
+    height_px: int
+
+    def at(self, x_m: float, y_m: float) -> Point:
+        """Return the pixel of a point on the floor."""
+        return (self.width_px / 2 + x_m * self.px_per_m, self.height_px / 2 - y_m * self.px_per_m)
+
+
+def draw_frame(draw: ImageDraw.ImageDraw, plan: FloorPlan) -> None:
+    """Cover what lies outside the room and draw the walls."""
+    x0, y1 = plan.at(-plan.scene.length_m / 2, -plan.scene.width_m / 2)
+    x1, y0 = plan.at(plan.scene.length_m / 2, plan.scene.width_m / 2)
+    for box in (
+        (0, 0, plan.width_px, y0),
+        (0, y1, plan.width_px, plan.height_px),
+        (0, 0, x0, plan.height_px),
+        (x1, 0, plan.width_px, plan.height_px),
+    ):
+        draw.rectangle(box, fill=_PAPER)
+    wall = round(0.10 * plan.px_per_m)
+    draw.rectangle((x0 - wall, y0 - wall, x1 + wall, y1 + wall), outline=(92, 94, 100), width=wall + 4)
+
+
+def draw_path(draw: ImageDraw.ImageDraw, plan: FloorPlan, path: Sequence[Pose2D]) -> None:
+    """Draw where the robot went, and where it began."""
+    if len(path) < 2:
+        return
+    points = [plan.at(p.x_m, p.y_m) for p in path]
+    draw.line(points, fill=(255, 255, 255, 170), width=16, joint="curve")
+    draw.line(points, fill=(*_PATH, 255), width=8, joint="curve")
+    x, y = points[0]
+    draw.ellipse((x - 14, y - 14, x + 14, y + 14), fill=(255, 255, 255, 255), outline=_PATH, width=6)
+    _text(draw, (x, y + 38), "start", 30)
+
+
+def draw_robot(draw: ImageDraw.ImageDraw, plan: FloorPlan, pose: Pose2D) -> None:
+    """Outline of the 0.70 x 0.31 m body with an arrow for its heading."""
+    cos, sin = math.cos(pose.yaw_rad), math.sin(pose.yaw_rad)
+
+    def at(fore: float, left: float) -> Point:
+        return plan.at(pose.x_m + cos * fore - sin * left, pose.y_m + sin * fore + cos * left)
+
+    hx, hy = HULL_HALF_M[:2]
+    corners = [at(hx, hy), at(-hx, hy), at(-hx, -hy), at(hx, -hy)]
+    draw.line([*corners, corners[0]], fill=(*_INK, 255), width=5, joint="curve")
+    draw.polygon([at(hx + 0.20, 0.0), at(hx + 0.04, 0.10), at(hx + 0.04, -0.10)], fill=(*_INK, 255))
+
+
+def draw_label(draw: ImageDraw.ImageDraw, plan: FloorPlan, item: SceneObject, *, ringed: bool) -> None:
+    """Write an object's name below it (or above, at the lower edge); ring it if asked."""
+    reach = footprint_radius_m(item.kind, item.scale)
+    x, y = plan.at(item.x_m, item.y_m)
+    if ringed:
+        r = (reach + 0.12) * plan.px_per_m
+        draw.ellipse((x - r, y - r, x + r, y + r), outline=(*_PATH, 255), width=6)
+    below = y + (0.22 if item.kind == "door" else reach + 0.16) * plan.px_per_m
+    above = y - (0.22 if item.kind == "door" else reach + 0.16) * plan.px_per_m
+    ty = below if below < plan.height_px - 28 else above
+    rgb = PALETTE[item.colour]
+    _text(draw, (min(max(x, 110), plan.width_px - 110), ty), item.name, 32, dot=rgb)
+
+
+def draw_scale(draw: ImageDraw.ImageDraw, plan: FloorPlan) -> None:
+    """Draw a bar of 1 m in the lower left corner."""
+    x0, y0 = 28, plan.height_px - 24
+    x1 = x0 + plan.px_per_m
+    draw.line((x0, y0, x1, y0), fill=_INK, width=6)
+    for x in (x0, x1):
+        draw.line((x, y0 - 10, x, y0 + 10), fill=_INK, width=6)
+    draw.text((x1 + 16, y0), "1 m", fill=_INK, font=_font(30), anchor="lm")
+
+
+def _text(
+    draw: ImageDraw.ImageDraw,
+    centre: Point,
+    text: str,
+    size_px: int,
+    *,
+    dot: tuple[float, float, float] | None = None,
+) -> None:
+    """Write dark text on a light plate, with a dot of a colour before it."""
+    font = _font(size_px)
+    width = font.getlength(text) + (size_px if dot else 0)
+    x0, y0 = centre[0] - width / 2 - 6, centre[1] - size_px * 0.75
+    draw.rounded_rectangle((x0, y0, x0 + width + 12, y0 + 1.5 * size_px), 6, fill=(255, 255, 255, 215))
+    left = x0 + 6
+    if dot:
+        r, y = size_px * 0.34, centre[1]
+        draw.ellipse((left, y - r, left + 2 * r, y + r), fill=tuple(int(255 * c) for c in dot))
+        left += size_px
+    draw.text((left, centre[1]), text, fill=_INK, font=font, anchor="lm")
+
+
+def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size_px)
