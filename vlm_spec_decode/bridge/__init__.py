@@ -1,1 +1,6 @@
-"""ROS 2 node classes around the library."""
+"""ROS 2 around the library: node classes, message conversion, parameters.
+
+Knows rclpy and messages; decoding, sockets and the Unitree SDK stay behind `edge`, `actions` and `robot`.
+Every node class is handed its `rclpy.node.Node` rather than being one, so that a test can build it on a
+context of its own and nothing here can collide with a name of the base class.
+"""

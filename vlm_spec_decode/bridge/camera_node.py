@@ -1,0 +1,128 @@
+"""Publishes a camera's frames and its calibration. Knows nothing of what they are used for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, CompressedImage
+
+from vlm_spec_decode.bridge import calibration, diagnostics
+from vlm_spec_decode.bridge.convert import to_compressed
+from vlm_spec_decode.bridge.parameters import Parameter, Parameters
+from vlm_spec_decode.bridge.stamps import STEADY, Stamps
+from vlm_spec_decode.core.errors import ImageError, RobotError
+from vlm_spec_decode.core.ports import Camera, Clock
+from vlm_spec_decode.core.types import Image
+
+SILENCE_S = 2.0
+WARN_EVERY_S = 5.0
+
+PARAMETERS = (
+    Parameter("rate_hz", 5.0, "Frames asked of the camera per second.", 0.2, 30.0),
+    Parameter("frame_id", "front_camera_optical", "Optical frame of the images (REP 103)."),
+    Parameter("hfov_deg", 100.0, "Horizontal field of view of the pinhole without a file.", 10.0, 170.0),
+    Parameter("calibration_file", "", "Calibration YAML as camera_calibration writes it; empty: pinhole."),
+    Parameter("max_age_s", 1.0, "A frame older than this when it arrives is dropped.", 0.05, 10.0),
+)
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What diagnostics say about the camera."""
+
+    published: int = 0
+    stale: int = 0
+    failed: int = 0
+    last_error: str = ""
+    last_s: float | None = None
+
+
+class CameraNode:
+    """Polls a `Camera` at a fixed rate; a frame seen before is not published again.
+
+    `open_camera` is called from the polling callback and again after a failure, so a robot that is
+    switched on later, or comes back, is picked up without a restart.
+    """
+
+    def __init__(self, node: Node, open_camera: Callable[[], Camera], clock: Clock) -> None:
+        self._node = node
+        self._open_camera = open_camera
+        self._camera: Camera | None = None
+        self._clock = clock
+        self._stamps = Stamps(node, clock)
+        self._parameters = Parameters(node, PARAMETERS)
+        self._frame_id = self._parameters.text("frame_id")
+        self._calibration = self._load_calibration()
+        self._counts = _Counts()
+        self._seen_s = float("-inf")
+        self._closed = False
+        sensor = qos_profile_sensor_data
+        self._images = node.create_publisher(CompressedImage, "camera/image_raw/compressed", sensor)
+        self._infos = node.create_publisher(CameraInfo, "camera/camera_info", sensor)
+        self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        polling = MutuallyExclusiveCallbackGroup()
+        node.create_timer(1 / self._parameters.real("rate_hz"), self.poll, polling, clock=STEADY)
+        node.create_timer(1.0, self._diagnose, MutuallyExclusiveCallbackGroup(), clock=STEADY)
+
+    def poll(self) -> None:
+        """Take one frame and publish it with its calibration."""
+        if self._closed:
+            return
+        try:
+            self._camera = self._camera or self._open_camera()
+            image, captured_s = self._camera.frame()
+        except (RobotError, ImageError) as error:
+            self._fail(f"{type(error).__name__}: {error}")
+            return
+        if captured_s <= self._seen_s:
+            return
+        self._seen_s = captured_s
+        if self._clock.now() - captured_s > self._parameters.real("max_age_s"):
+            self._counts.stale += 1
+            return
+        self._publish(image, self._stamps.to_ros_s(captured_s))
+
+    def close(self) -> None:
+        """Free the camera. Idempotent."""
+        self._closed = True
+        if self._camera is not None:
+            self._camera.close()
+        self._camera = None
+
+    def _publish(self, image: Image, stamp_s: float) -> None:
+        intrinsics = self._intrinsics(image)
+        self._images.publish(to_compressed(image, stamp_s, self._frame_id))
+        self._infos.publish(intrinsics.message(stamp_s, self._frame_id))
+        self._counts.published += 1
+        self._counts.last_s = self._clock.now()
+
+    def _intrinsics(self, image: Image) -> calibration.Intrinsics:
+        if self._calibration is not None:
+            return self._calibration.scaled(image.width, image.height)
+        return calibration.pinhole(image.width, image.height, self._parameters.real("hfov_deg"))
+
+    def _load_calibration(self) -> calibration.Intrinsics | None:
+        path = self._parameters.path("calibration_file")
+        return calibration.load(path) if path else None
+
+    def _fail(self, message: str) -> None:
+        self._counts.failed += 1
+        self._counts.last_error = message
+        self._node.get_logger().warning(f"no frame: {message}", throttle_duration_sec=WARN_EVERY_S)
+
+    def _diagnose(self) -> None:
+        counts = self._counts
+        values = {
+            "frames": str(counts.published),
+            "stale_dropped": str(counts.stale),
+            "failed": str(counts.failed),
+            "last_error": counts.last_error,
+        }
+        age_s = None if counts.last_s is None else self._clock.now() - counts.last_s
+        line = diagnostics.rate("camera: frames", age_s, SILENCE_S, values)
+        self._diagnostics.publish(diagnostics.array([line], self._stamps.ros_now_s(), "go2"))

@@ -1,0 +1,127 @@
+"""ROS messages to core types and back. Pure functions: no node, no clock, no state.
+
+Units and axes follow REP 103 (metres, radians, x forward, y left), frames REP 105 (odom, base_link).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Quaternion, TransformStamped
+from nav_msgs.msg import Odometry
+from PIL import Image as PilImage
+from PIL import UnidentifiedImageError
+from sensor_msgs.msg import CompressedImage
+
+from vlm_spec_decode.core.errors import ImageError
+from vlm_spec_decode.core.robot import RobotState
+from vlm_spec_decode.core.types import Image
+
+MAX_IMAGE_BYTES = 8 * 1024 * 1024
+NANOSECONDS = 1_000_000_000
+
+POSITION_VARIANCE_M2 = 0.01
+HEADING_VARIANCE_RAD2 = 0.01
+VELOCITY_VARIANCE = 0.0025
+UNMEASURED_VARIANCE = 1e6
+"""Leg odometry drifts and the robot publishes no covariance: these say "about 10 cm, 6 deg, 5 cm/s"."""
+
+
+def to_time(stamp_s: float) -> Time:
+    """Return a message stamp; fractions are rounded to nanoseconds."""
+    sec, nanosec = divmod(round(stamp_s * NANOSECONDS), NANOSECONDS)
+    return Time(sec=sec, nanosec=nanosec)
+
+
+def to_seconds(stamp: Time) -> float:
+    """Return a message stamp in seconds."""
+    return float(stamp.sec + stamp.nanosec / NANOSECONDS)
+
+
+def to_compressed(image: Image, stamp_s: float, frame_id: str) -> CompressedImage:
+    """Return a JPEG as message, stamped with its capture time."""
+    message = CompressedImage(format="jpeg", data=image.jpeg)
+    message.header.stamp = to_time(stamp_s)
+    message.header.frame_id = frame_id
+    return message
+
+
+def from_compressed(message: CompressedImage) -> tuple[Image, float]:
+    """Return the frame and its capture time. Raises ImageError for what is not a JPEG within limits."""
+    if "jpeg" not in message.format and "jpg" not in message.format:
+        raise ImageError(f"compressed image of format {message.format!r}; this node takes jpeg")
+    return jpeg_image(bytes(message.data)), to_seconds(message.header.stamp)
+
+
+def jpeg_image(data: bytes) -> Image:
+    """Read the size out of a JPEG's header, without decoding it. Raises ImageError."""
+    if len(data) > MAX_IMAGE_BYTES:
+        raise ImageError(f"an image of {len(data)} bytes; {MAX_IMAGE_BYTES} are allowed")
+    try:
+        with PilImage.open(io.BytesIO(data), formats=("JPEG",)) as opened:
+            width, height = opened.size
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise ImageError(f"{len(data)} bytes that are no JPEG") from error
+    return Image(data, width, height)
+
+
+def to_quaternion(roll_rad: float, pitch_rad: float, yaw_rad: float) -> Quaternion:
+    """Return the rotation z-y-x (yaw, then pitch, then roll), as the Go2 reports its attitude."""
+    sin_r, cos_r = math.sin(roll_rad / 2), math.cos(roll_rad / 2)
+    sin_p, cos_p = math.sin(pitch_rad / 2), math.cos(pitch_rad / 2)
+    sin_y, cos_y = math.sin(yaw_rad / 2), math.cos(yaw_rad / 2)
+    return Quaternion(
+        w=cos_r * cos_p * cos_y + sin_r * sin_p * sin_y,
+        x=sin_r * cos_p * cos_y - cos_r * sin_p * sin_y,
+        y=cos_r * sin_p * cos_y + sin_r * cos_p * sin_y,
+        z=cos_r * cos_p * sin_y - sin_r * sin_p * cos_y,
+    )
+
+
+def to_odometry(state: RobotState, stamp_s: float, odom: str, base: str) -> Odometry:
+    """Return the pose in `odom` and the velocity in `base`; z is the height of the body."""
+    message = Odometry(child_frame_id=base)
+    message.header.stamp = to_time(stamp_s)
+    message.header.frame_id = odom
+    pose, twist = message.pose.pose, message.twist.twist
+    pose.position.x, pose.position.y, pose.position.z = state.x_m, state.y_m, state.body_height_m
+    pose.orientation = to_quaternion(state.roll_rad, state.pitch_rad, state.yaw_rad)
+    twist.linear.x, twist.linear.y, twist.angular.z = state.vx_mps, state.vy_mps, state.vyaw_radps
+    _diagonal(message.pose.covariance, (POSITION_VARIANCE_M2,) * 3 + (HEADING_VARIANCE_RAD2,) * 3)
+    measured = (VELOCITY_VARIANCE, VELOCITY_VARIANCE)
+    blind = (UNMEASURED_VARIANCE,) * 3
+    _diagonal(message.twist.covariance, measured + blind + (VELOCITY_VARIANCE,))
+    return message
+
+
+def to_transform(odometry: Odometry) -> TransformStamped:
+    """Return the same pose as a transform from the odometry frame to the body."""
+    message = TransformStamped(header=odometry.header, child_frame_id=odometry.child_frame_id)
+    position = odometry.pose.pose.position
+    move = message.transform.translation
+    move.x, move.y, move.z = position.x, position.y, position.z
+    message.transform.rotation = odometry.pose.pose.orientation
+    return message
+
+
+def camera_transforms(
+    stamp_s: float, base: str, camera: str, optical: str, pitch_rad: float
+) -> list[TransformStamped]:
+    """Return base → camera (URDF of the Go2: 0.327, 0, 0.043 m, pitch down positive) → optical (REP 103)."""
+    mount = TransformStamped(child_frame_id=camera)
+    mount.header.frame_id = base
+    mount.transform.translation.x, mount.transform.translation.z = 0.327, 0.043
+    mount.transform.rotation = to_quaternion(0.0, pitch_rad, 0.0)
+    lens = TransformStamped(child_frame_id=optical)
+    lens.header.frame_id = camera
+    lens.transform.rotation = to_quaternion(-math.pi / 2, 0.0, -math.pi / 2)
+    for transform in (mount, lens):
+        transform.header.stamp = to_time(stamp_s)
+    return [mount, lens]
+
+
+def _diagonal(matrix: object, variances: tuple[float, ...]) -> None:
+    for index, variance in enumerate(variances):
+        matrix[index * 7] = variance  # type: ignore[index]
