@@ -1,0 +1,98 @@
+"""ROS contexts of their own, spun on a thread, and taken down whatever happens."""
+
+import io
+import threading
+import time
+
+import pytest
+import rclpy
+from PIL import Image as PilImage
+from rclpy.executors import MultiThreadedExecutor
+from rclpy.qos import qos_profile_sensor_data
+
+from test.ros import ROS_DOMAIN
+from vlm_spec_decode.core.types import Image
+
+
+class Graph:
+    """Nodes of one test, spun on a thread of their own."""
+
+    def __init__(self):
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=ROS_DOMAIN)
+        self.executor = MultiThreadedExecutor(4, context=self.context)
+        self.nodes = []
+        self.parts = []
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._spin, daemon=True)
+        self.thread.start()
+
+    def node(self, name, **parameters):
+        overrides = [rclpy.Parameter(key, value=value) for key, value in parameters.items()]
+        node = rclpy.create_node(name, context=self.context, parameter_overrides=overrides)
+        self.nodes.append(node)
+        return node
+
+    def start(self, node, part=None):
+        if part is not None:
+            self.parts.append(part)
+        self.executor.add_node(node)
+        self.executor.wake()
+        return part
+
+    def listen(self, node, kind, topic, qos=10):
+        heard = []
+        node.create_subscription(kind, topic, heard.append, qos)
+        return heard
+
+    def _spin(self):
+        while not self.ended.is_set():
+            self.executor.spin_once(timeout_sec=0.2)
+
+    def close(self):
+        for part in self.parts:
+            part.close()
+        self.ended.set()
+        self.executor.wake()
+        self.thread.join(5)
+        self.executor.shutdown(timeout_sec=1)
+        for node in self.nodes:
+            node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+
+def wait_for(condition, timeout_s=5.0):
+    """Return the first true value of `condition`, or its last value when the time is up."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.01)
+    return condition()
+
+
+@pytest.fixture
+def graph():
+    made = Graph()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def eventually():
+    return wait_for
+
+
+@pytest.fixture
+def sensor_qos():
+    return qos_profile_sensor_data
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    buffer = io.BytesIO()
+    PilImage.new("RGB", (64, 48), (20, 160, 40)).save(buffer, "JPEG")
+    return Image(buffer.getvalue(), 64, 48)
