@@ -1,0 +1,129 @@
+"""From streamed text to actions, strictly: whatever is not exactly a call moves nothing.
+
+An answer is description words mixed with calls (`a red box left of the chair . turn ( -10 ) forward(1.6)`).
+A word is a maximal run of characters without white space, parentheses and `.,;:!?`; a word followed by an
+opening parenthesis (white space between them is free) is a call, and every call must be one of the
+language. So a word such as "stop" in a description is never an action, and "don't stop (yet)" is an error
+rather than a guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vlm_spec_decode.actions.types import Action, Done, arity, make_action, parse_number
+from vlm_spec_decode.core.errors import ActionParseError
+
+MAX_TEXT_CHARS = 8192
+"""Longest answer that is read; beyond it the text is refused rather than searched for actions."""
+
+MAX_ARGUMENT_CHARS = 64
+"""Longest text between the parentheses of one call."""
+
+_SEPARATORS = frozenset(".,;:!?")
+
+
+@dataclass(slots=True)
+class ActionParser:
+    """Feed text as it arrives; each call becomes an action at its closing parenthesis.
+
+    How the text is cut into pieces does not matter. After an error every further `feed` raises the same
+    error; `actions` keeps what was complete before it.
+    """
+
+    actions: tuple[Action, ...] = ()
+    _word: str = ""
+    _word_ended: bool = False
+    _call: str | None = None
+    _arguments: list[str] = field(default_factory=list)
+    _length: int = 0
+    _error: ActionParseError | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `done()` has been said."""
+        return bool(self.actions) and isinstance(self.actions[-1], Done)
+
+    def feed(self, text: str) -> tuple[Action, ...]:
+        """Return the actions that `text` completes. Raises ActionParseError, naming what is wrong."""
+        if self._error is not None:
+            raise self._error
+        before = len(self.actions)
+        try:
+            for char in text:
+                self._step(char)
+        except ActionParseError as error:
+            self._error = error
+            raise
+        return self.actions[before:]
+
+    def finish(self) -> tuple[Action, ...]:
+        """Return all actions of the ended answer. Raises ActionParseError on a call left open."""
+        if self._error is not None:
+            raise self._error
+        if self._call is not None:
+            self._error = ActionParseError(f"{self._call}({''.join(self._arguments)} is not closed")
+            raise self._error
+        return self.actions
+
+    def _step(self, char: str) -> None:
+        self._length += 1
+        if self._length > MAX_TEXT_CHARS:
+            raise ActionParseError(f"answer longer than {MAX_TEXT_CHARS} characters")
+        if self._call is None:
+            self._outside(char)
+        else:
+            self._inside(char)
+
+    def _outside(self, char: str) -> None:
+        if char == "(":
+            self._open_call()
+        elif char == ")":
+            raise ActionParseError("closing parenthesis without a call")
+        elif char in _SEPARATORS:
+            self._word, self._word_ended = "", False
+        elif char.isspace():
+            self._word_ended = bool(self._word)
+        elif self._word_ended:
+            self._word, self._word_ended = char, False
+        else:
+            self._word += char
+
+    def _open_call(self) -> None:
+        if not self._word:
+            raise ActionParseError("parenthesis without an action's name before it")
+        arity(self._word)
+        if self.is_done:
+            raise ActionParseError(f"{self._word} after done(): nothing may follow")
+        self._call, self._word, self._word_ended = self._word, "", False
+
+    def _inside(self, char: str) -> None:
+        if char == ")":
+            self._close_call()
+            return
+        if char == "(" or len(self._arguments) >= MAX_ARGUMENT_CHARS:
+            raise ActionParseError(f"{self._call}(: arguments run on without a closing parenthesis")
+        self._arguments.append(char)
+
+    def _close_call(self) -> None:
+        name, text = self._call or "", "".join(self._arguments).strip()
+        self._call, self._arguments = None, []
+        numbers = tuple(parse_number(part.strip()) for part in text.split(",")) if text else ()
+        self.actions = (*self.actions, make_action(name, numbers))
+
+
+def parse_answer(text: str) -> tuple[Action, ...]:
+    """Return all actions of a complete answer. Raises ActionParseError."""
+    parser = ActionParser()
+    parser.feed(text)
+    return parser.finish()
+
+
+def parse_action(text: str) -> Action:
+    """Return the one action that `text` is, with nothing around it. Raises ActionParseError."""
+    name, opened, _ = text.strip().partition("(")
+    actions = parse_answer(text)
+    if not opened or len(actions) != 1 or not text.strip().endswith(")"):
+        raise ActionParseError(f"{text[:60]!r} is not one action")
+    arity(name.strip())
+    return actions[0]

@@ -1,0 +1,184 @@
+"""What travels between whoever commands and the executor, as strict JSON.
+
+`Plan` is the contract of the topic `/vlm/plan`, `PlanStatus` what the executor reports back. Both are
+plain data; what a plan message means at its arrival is `inbox.py`'s business.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vlm_spec_decode.actions.parser import parse_action
+from vlm_spec_decode.actions.types import Action, Done, format_action
+from vlm_spec_decode.core.errors import ActionParseError
+
+MAX_JSON_CHARS = 32_768
+MAX_NAME_CHARS = 128
+
+STATES = ("idle", "moving", "done", "refused", "stopped", "fault", "estop")
+"""What an executor can be in.
+
+`idle`: nothing to do (no plan yet, or all actions so far carried out and the answer still open);
+`moving`: an action is under way; `done`: the answer is final and carried out; `refused`: the gate or the
+world said no; `stopped`: watchdog, cancel or shutdown; `fault`: the robot does not answer as it must;
+`estop`: latched until reset.
+"""
+
+TERMINAL_STATES = frozenset({"done", "refused", "stopped", "fault", "estop"})
+"""States in which the answer they name will not move the robot any more."""
+
+_PLAN_KEYS = ("mission", "answer", "stamp_s", "sequence", "actions", "final")
+_STATUS_KEYS = ("mission", "answer", "actions_done", "state", "reason", "detail", "action", "executed")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All actions of one answer known so far; also the heartbeat of whoever commands.
+
+    `mission` names one instruction, `answer` counts its answers from 0 upwards, `stamp_s` is the capture
+    time of the frame that the answer looks at, `sequence` never falls within an answer and rises when the
+    content changes. Within an answer `actions` only ever grows at its end; `final` says that no more will
+    come. While an answer is under way the commander republishes its newest plan at 10 Hz or more: silence
+    of 0.25 s stops the robot. A new answer, or a new mission, supersedes what is under way.
+    """
+
+    mission: str
+    answer: int
+    stamp_s: float
+    sequence: int
+    actions: tuple[Action, ...] = ()
+    final: bool = False
+
+    def to_json(self) -> str:
+        """Return one line of JSON; actions are texts of the action language."""
+        return json.dumps(
+            {
+                "mission": self.mission,
+                "answer": self.answer,
+                "stamp_s": self.stamp_s,
+                "sequence": self.sequence,
+                "actions": [format_action(action) for action in self.actions],
+                "final": self.final,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Return the plan in `text`.
+
+        Raises ActionParseError on anything but exactly these keys with these types, on a number that is
+        negative or not finite where it may not be, and on an action after `done()`.
+        """
+        data = _load(text, _PLAN_KEYS)
+        actions = tuple(parse_action(item) for item in _texts(data, "actions"))
+        if any(isinstance(action, Done) for action in actions[:-1]):
+            raise ActionParseError("actions: an action after done(): nothing may follow")
+        return cls(
+            mission=_text(data, "mission"),
+            answer=_count(data, "answer"),
+            stamp_s=_seconds(data, "stamp_s"),
+            sequence=_count(data, "sequence"),
+            actions=actions,
+            final=_flag(data, "final"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlanStatus:
+    """Where the executor stands with one answer.
+
+    `reason` is a stable name (`obstacle`, `watchdog`, `limit_distance`, …; empty while all is well),
+    `detail` a sentence for people. `action` is the text of the action under way or last refused;
+    `executed` holds the texts of all carried out for this answer, in order.
+    """
+
+    mission: str = ""
+    answer: int = 0
+    actions_done: int = 0
+    state: str = "idle"
+    reason: str = ""
+    detail: str = ""
+    action: str = ""
+    executed: tuple[str, ...] = ()
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether this answer will not move the robot any more."""
+        return self.state in TERMINAL_STATES
+
+    def to_json(self) -> str:
+        """Return one line of JSON."""
+        return json.dumps({key: getattr(self, key) for key in _STATUS_KEYS})
+
+    @classmethod
+    def from_json(cls, text: str) -> PlanStatus:
+        """Return the status in `text`. Raises ActionParseError as `Plan.from_json` does."""
+        data = _load(text, _STATUS_KEYS)
+        state = _text(data, "state")
+        if state not in STATES:
+            raise ActionParseError(f"state: {state!r} is none of {', '.join(STATES)}")
+        return cls(
+            mission=_text(data, "mission"),
+            answer=_count(data, "answer"),
+            actions_done=_count(data, "actions_done"),
+            state=state,
+            reason=_text(data, "reason"),
+            detail=_text(data, "detail", MAX_JSON_CHARS),
+            action=_text(data, "action"),
+            executed=_texts(data, "executed"),
+        )
+
+
+def _load(text: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
+    if len(text) > MAX_JSON_CHARS:
+        raise ActionParseError(f"message longer than {MAX_JSON_CHARS} characters")
+    try:
+        pairs = json.loads(text, object_pairs_hook=tuple)
+    except (ValueError, RecursionError) as error:
+        raise ActionParseError(f"not JSON: {error}") from error
+    if not isinstance(pairs, tuple):
+        raise ActionParseError("not a JSON object")
+    names = [str(name)[:40] for name, _ in pairs]
+    if sorted(names) != sorted(keys):
+        wrong = sorted(set(names) ^ set(keys)) or sorted(names)
+        raise ActionParseError(f"keys are unknown, missing or repeated: {', '.join(wrong)}")
+    return dict(pairs)
+
+
+def _text(data: Mapping[str, Any], key: str, limit: int = MAX_NAME_CHARS) -> str:
+    value = data[key]
+    if not isinstance(value, str) or len(value) > limit:
+        raise ActionParseError(f"{key}: expected a text of at most {limit} characters")
+    return value
+
+
+def _texts(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = data[key]
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ActionParseError(f"{key}: expected a list of texts")
+    return tuple(value)
+
+
+def _count(data: Mapping[str, Any], key: str) -> int:
+    value = data[key]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ActionParseError(f"{key}: expected a whole number from 0 upwards")
+    return value
+
+
+def _seconds(data: Mapping[str, Any], key: str) -> float:
+    value = data[key]
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ActionParseError(f"{key}: expected seconds")
+    return float(value)
+
+
+def _flag(data: Mapping[str, Any], key: str) -> bool:
+    value = data[key]
+    if not isinstance(value, bool):
+        raise ActionParseError(f"{key}: expected true or false")
+    return value
