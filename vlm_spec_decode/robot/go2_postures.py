@@ -1,0 +1,84 @@
+"""Which calls lead to which posture, and which state confirms each of them. Pure tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vlm_spec_decode.core.robot import RobotState
+
+DAMPING = frozenset({1001})
+LOCKED = frozenset({1002})
+CROUCH = frozenset({1004, 2006})
+ACTING = frozenset({1006})
+SITTING = frozenset({1007})
+POSE = frozenset({1091})
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call of the SportClient (none: only wait) and what the state must then say."""
+
+    call: str
+    done: Callable[[RobotState], bool]
+    arguments: tuple[float, ...] | tuple[bool] = ()
+
+
+def _in(codes: frozenset[int]) -> Callable[[RobotState], bool]:
+    return lambda state: state.code in codes
+
+
+def can_walk(state: RobotState) -> bool:
+    """Whether a Move would have an effect."""
+    return state.can_walk
+
+
+def _stands(state: RobotState) -> bool:
+    return state.can_walk or state.code in LOCKED
+
+
+BALANCE_STAND = Step("BalanceStand", can_walk)
+RECOVERY_STAND = Step("RecoveryStand", _stands)
+RISE = Step("RiseSit", _stands)
+WAIT = Step("", can_walk)
+
+
+def _act(call: str) -> tuple[Step, ...]:
+    return (Step(call, _in(ACTING)), WAIT)
+
+
+PLANS: dict[str, tuple[Step, ...]] = {
+    # StandUp alone leaves the joints locked, which heats the motors and ignores Move; so it is not the end.
+    "stand_up": (Step("StandUp", _in(LOCKED)), BALANCE_STAND),
+    "stand_down": (Step("StandDown", _in(CROUCH)),),
+    "sit": (Step("Sit", _in(SITTING)),),
+    "rise": (RISE, BALANCE_STAND),
+    "hello": _act("Hello"),
+    "stretch": _act("Stretch"),
+    "recovery_stand": (RECOVERY_STAND, BALANCE_STAND),
+    "balance_stand": (BALANCE_STAND,),
+    "damp": (Step("Damp", _in(DAMPING)),),
+}
+"""Steps of each of `core.robot.POSTURES`."""
+
+
+def steps_to(posture: str, state: RobotState) -> tuple[Step, ...]:
+    """Return the steps from `state` to a posture; none where a standing robot is to get up."""
+    getting_up = posture in ("stand_up", "rise", "recovery_stand")
+    return () if getting_up and state.can_walk else PLANS[posture]
+
+
+def steps_to_walk(state: RobotState) -> tuple[Step, ...]:
+    """Return the steps that make a robot walk from whatever state it is found in."""
+    if state.can_walk:
+        return ()
+    if state.code in LOCKED:
+        return (BALANCE_STAND,)
+    if state.code in ACTING:
+        return (WAIT,)
+    if state.code in SITTING:
+        return (RISE, BALANCE_STAND)
+    if state.code in POSE:
+        return (Step("Pose", can_walk, (False,)),)
+    # Lying, damped or fallen: RecoveryStand is the vendor's safe way in from an unknown posture.
+    return (RECOVERY_STAND, BALANCE_STAND)

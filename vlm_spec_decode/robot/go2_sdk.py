@@ -1,0 +1,151 @@
+"""The edge to Unitree's SDK: joining the network, reading states, making clients.
+
+All that the SDK does in its own way is turned into ours here: a network that is joined once per process,
+bare failures, messages in place of states. Knows nothing of what the driver does with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from unitree_sdk2py.core.channel import ChannelFactory, ChannelSubscriber
+from unitree_sdk2py.go2.sport.sport_client import SportClient
+from unitree_sdk2py.idl.unitree_go.msg.dds_ import LowState_, SportModeState_
+
+from vlm_spec_decode.core.errors import DomainBusy, RobotStale, RobotUnreachable
+from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.robot import RobotState
+from vlm_spec_decode.robot.network import check_network
+
+_JOINED = "vsd_joined"
+"""Attribute of the SDK's singleton that remembers what it was joined with; the SDK itself forgets."""
+
+
+def join(domain: int, interface: str | None) -> None:
+    """Join the robot's network, once per process; again with the same values is fine.
+
+    The SDK silently ignores a second call with other values; here that is DomainBusy. Raises RobotUnreachable
+    if interface or domain cannot be used, RobotError if this DDS must not meet a real robot.
+    """
+    check_network(domain, interface)
+    factory = ChannelFactory()
+    joined = getattr(factory, _JOINED, None)
+    if joined == (domain, interface):
+        return
+    if joined is not None:
+        raise DomainBusy(
+            f"this process has joined DDS domain {joined[0]} on {joined[1]!r} already and cannot join domain "
+            f"{domain} on {interface!r} as well; use another process"
+        )
+    if getattr(ChannelFactory, "_ChannelFactory__initialized", False):
+        raise DomainBusy(
+            "other code of this process has joined a DDS domain; use `robot.go2_sdk.join` there, too"
+        )
+    if not factory.Init(domain, interface):
+        raise RobotUnreachable(
+            f"DDS cannot open domain {domain} on {interface!r}; "
+            "is the interface up, and can cdds.LOG in the temp folder be written?"
+        )
+    setattr(factory, _JOINED, (domain, interface))
+
+
+def make_sport_clients(*timeouts_s: float) -> list[SportClient]:
+    """Return one SportClient per timeout, made side by side: each takes 0.7 s, nearly all of it sleep."""
+
+    def make(timeout_s: float) -> SportClient:
+        client = SportClient()
+        client.SetTimeout(timeout_s)
+        client.Init()
+        return client
+
+    with ThreadPoolExecutor(len(timeouts_s)) as pool:
+        return list(pool.map(make, timeouts_s))
+
+
+def to_state(message: SportModeState_, received_s: float, battery_soc: float) -> RobotState:
+    """Translate a state message. A range of 0 means "not measured" and becomes infinity."""
+    ranges = [float(value) if value > 0 else math.inf for value in message.range_obstacle]
+    roll, pitch, yaw = message.imu_state.rpy
+    return RobotState(
+        stamp_s=message.stamp.sec + 1e-9 * message.stamp.nanosec,
+        received_s=received_s,
+        x_m=message.position[0],
+        y_m=message.position[1],
+        yaw_rad=yaw,
+        vx_mps=message.velocity[0],
+        vy_mps=message.velocity[1],
+        vyaw_radps=message.yaw_speed,
+        roll_rad=roll,
+        pitch_rad=pitch,
+        body_height_m=message.body_height,
+        code=message.error_code,
+        battery_soc=battery_soc,
+        range_obstacle_m=(ranges[0], ranges[1], ranges[2], ranges[3]),
+    )
+
+
+class StateFeed:
+    """The newest state, and whether the robot's stamp still moves. Readable from any thread."""
+
+    def __init__(self, clock: Clock, sport_topic: str, low_topic: str, stale_after_s: float) -> None:
+        """Subscribe. `join` must have been called."""
+        self._clock = clock
+        self._topic = sport_topic
+        self._stale_after_s = stale_after_s
+        self._state: RobotState | None = None
+        self._progress_s = -math.inf
+        self._battery_soc: float | None = None
+        self._subscribers: list[Any] = [
+            ChannelSubscriber(sport_topic, SportModeState_),
+            ChannelSubscriber(low_topic, LowState_),
+        ]
+        # Queue length 0: the handlers run in the listener and only keep the newest sample.
+        self._subscribers[0].Init(self._on_sport, 0)
+        self._subscribers[1].Init(self._on_low, 0)
+
+    def is_complete(self) -> bool:
+        """Return whether both state and battery have been heard."""
+        return self._state is not None and self._battery_soc is not None
+
+    def peek(self) -> RobotState | None:
+        """Return the newest state however old, or None."""
+        return self._state
+
+    def newest(self) -> RobotState:
+        """Return the newest state. Raises RobotStale if its stamp stands still, or RobotUnreachable."""
+        state = self._state
+        if state is None:
+            raise RobotUnreachable(f"no robot state on {self._topic}")
+        age_s = self._clock.now() - self._progress_s
+        if age_s > self._stale_after_s:
+            raise RobotStale(f"the stamp of {self._topic} has stood still for {age_s:.2f} s")
+        return state
+
+    def wait(self, done: Callable[[RobotState], bool], deadline_s: float) -> bool:
+        """Wait until `done` holds for the newest state; whether it did before `deadline_s` of the clock."""
+        while True:
+            state = self._state
+            if state is not None and done(state):
+                return True
+            if self._clock.now() >= deadline_s:
+                return False
+            self._clock.sleep(0.01)
+
+    def close(self) -> None:
+        """Unsubscribe. Idempotent."""
+        while self._subscribers:
+            self._subscribers.pop().Close()
+
+    def _on_sport(self, message: SportModeState_) -> None:
+        now_s = self._clock.now()
+        soc = 0.0 if self._battery_soc is None else self._battery_soc
+        state = to_state(message, now_s, soc)
+        if self._state is None or state.stamp_s != self._state.stamp_s:
+            self._progress_s = now_s
+        self._state = state
+
+    def _on_low(self, message: LowState_) -> None:
+        self._battery_soc = message.bms_state.soc / 100
