@@ -1,0 +1,126 @@
+"""Tiny random checkpoints, built from the families' own configs and saved as a user would find them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PilImage
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+)
+
+from vlm_spec_decode.core.types import Image, Observation
+
+WORDS = ["<unk>", "<pad>", "</s>", "<s>", "<image>", "USER", "ASSISTANT", ":", "go", "to", "the", "red", "chair"]
+WORDS += [f"w{i}" for i in range(47)]
+IMAGE_ID = WORDS.index("<image>")
+PADDED_VOCAB = 64
+TEXT = {
+    "vocab_size": PADDED_VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+    "bos_token_id": 3,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
+CLIP = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+    "initializer_range": 0.3,
+}
+
+
+def tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, additional_special_tokens=["<image>"], **special
+    )
+
+
+def jpeg(width: int = 40, height: int = 30, seed: int = 0) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    PilImage.fromarray(noise).save(out, "JPEG")
+    return out.getvalue()
+
+
+def observation(image: bool = True) -> Observation:
+    return Observation(Image(jpeg(), 40, 30) if image else None, "go to the red chair", ("w1 w2",))
+
+
+def llama(folder: Path, words: list[str] = WORDS, **changes: Any) -> Path:
+    config = LlamaConfig(**TEXT | changes)
+    return _save(folder, LlamaForCausalLM, config, None, words)
+
+
+def llava(folder: Path, **changes: Any) -> Path:
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**CLIP), text_config=LlamaConfig(**TEXT), image_token_id=IMAGE_ID, vision_feature_layer=-1, **changes
+    )
+    size = {"height": 32, "width": 32}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size)
+    return _save(folder, LlavaForConditionalGeneration, config, processor)
+
+
+def llava_next(folder: Path) -> Path:
+    grid = [[32, 64], [64, 32], [64, 64]]
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**CLIP), text_config=LlamaConfig(**TEXT), image_token_id=IMAGE_ID, image_grid_pinpoints=grid
+    )
+    size = {"height": 32, "width": 32}
+    processor = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size=size, image_grid_pinpoints=grid
+    )
+    return _save(folder, LlavaNextForConditionalGeneration, config, processor)
+
+
+def qwen2_vl(folder: Path) -> Path:
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2}
+    config = Qwen2VLConfig(
+        text_config=TEXT | {"rope_parameters": rope},
+        vision_config=vision | {"spatial_merge_size": 2, "temporal_patch_size": 2, "initializer_range": 0.3},
+        image_token_id=IMAGE_ID,
+        video_token_id=61,
+        vision_start_token_id=62,
+        vision_end_token_id=63,
+    )
+    processor = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=256, max_pixels=1024)
+    return _save(folder, Qwen2VLForConditionalGeneration, config, processor)
+
+
+def _save(folder: Path, network: Any, config: Any, processor: Any, words: list[str] = WORDS) -> Path:
+    torch.manual_seed(0)
+    network(config).save_pretrained(folder)
+    tokenizer(words).save_pretrained(folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    return folder

@@ -1,0 +1,100 @@
+"""One tiny checkpoint per family, loaded once, beside Transformers' own model as the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    LlavaNextProcessor,
+    LlavaProcessor,
+)
+
+from test.models import checkpoints
+from vlm_spec_decode.core.types import Observation
+from vlm_spec_decode.models.encoder import decode_jpeg
+from vlm_spec_decode.models.loader import EXITS_FILE, load_model
+from vlm_spec_decode.models.vlm import VlmModel
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Our model and the reference: Transformers' forward over everything, with nothing cached."""
+
+    folder: Path
+    model: VlmModel
+    network: Any
+    inputs: dict[str, torch.Tensor]
+    observation: Observation
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.inputs["input_ids"].shape[1]
+
+    def plain(self, path: tuple[int, ...]) -> np.ndarray:
+        """Logits [vocab] after `path`, recomputed from the first prompt token on."""
+        with torch.inference_mode():
+            return self.network(**self.extended(path)).logits[0, -1, : len(checkpoints.WORDS)].numpy()
+
+    def extended(self, path: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        inputs = dict(self.inputs)
+        answer = torch.tensor([path], dtype=torch.long)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], dim=1)
+        if "mm_token_type_ids" in inputs:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == checkpoints.IMAGE_ID).int()
+        return inputs
+
+
+def family_inputs(family: str, model: VlmModel, observation: Observation) -> dict[str, torch.Tensor]:
+    """What the family's own processor makes of the observation."""
+    text, tokenizer = model.encoder.render(observation), model.codec.tokenizer
+    if family == "llama":
+        return {"input_ids": tokenizer(text, return_tensors="pt")["input_ids"]}
+    image = decode_jpeg(observation.image.jpeg)
+    images = model.encoder.image_processor
+    if family == "qwen2_vl":  # its processor class needs torchvision for videos
+        inputs = dict(images(images=image, return_tensors="pt"))
+        count = int(inputs["image_grid_thw"].prod()) // images.merge_size**2
+        ids = tokenizer(text.replace("<image>", "<image>" * count), return_tensors="pt")["input_ids"]
+        return {"input_ids": ids, "mm_token_type_ids": (ids == checkpoints.IMAGE_ID).int(), **inputs}
+    processor = {"llava": LlavaProcessor, "llava_next": LlavaNextProcessor}[family](
+        images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+    inputs = dict(processor(images=image, text=text, return_tensors="pt"))
+    wanted = ("input_ids", "pixel_values", "image_sizes")
+    return {name: inputs[name] for name in wanted if name in inputs}
+
+
+def load_pair(family: str, folder: Path) -> Pair:
+    auto = AutoModelForCausalLM if family == "llama" else AutoModelForImageTextToText
+    model, observation = load_model(folder), checkpoints.observation()
+    inputs = family_inputs(family, model, observation)
+    return Pair(folder, model, auto.from_pretrained(folder).eval(), inputs, observation)
+
+
+@pytest.fixture(scope="session", params=["llama", "llava", "llava_next", "qwen2_vl"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    family: str = request.param
+    return load_pair(family, getattr(checkpoints, family)(tmp_path_factory.mktemp(family) / family))
+
+
+@pytest.fixture(scope="session")
+def llava_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return load_pair("llava", checkpoints.llava(tmp_path_factory.mktemp("llava") / "llava"))
+
+
+@pytest.fixture(scope="session")
+def exits_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A LLaVA that exits after 1, 2 and 3 of 4 layers, with an adapter at 2."""
+    folder = tmp_path_factory.mktemp("exits") / "llava"
+    checkpoints.llava(folder, exit_layers=[1, 3])
+    weight, bias = torch.randn(32, 32) * 0.1, torch.randn(32) * 0.1
+    save_file({"layers.2.weight": weight, "layers.2.bias": bias}, folder / EXITS_FILE)
+    return load_pair("llava", folder)

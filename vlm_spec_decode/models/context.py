@@ -1,0 +1,178 @@
+"""One answer's KV cache behind the `ModelContext` port.
+
+Knows slots and a decoder; nothing of images (the prompt arrives embedded, and only when it is
+needed), sampling or networks. One thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.core.ports import ExitHook, Logits
+from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.models.decoder import Decoder
+from vlm_spec_decode.models.slots import Index, SlotTable
+
+MAX_DEAD_SLOTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedPrompt:
+    """A prompt with its image features in place: `embedded` [p, width], `positions` [1, p] or [3, 1, p]."""
+
+    embedded: Tensor
+    positions: Tensor
+
+
+@dataclass(slots=True)
+class ContextStats:
+    """What a context has computed: forward passes, prompt rows, answer tokens, gathers of the cache."""
+
+    passes: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0
+    gathers: int = 0
+
+
+class VlmContext:
+    """`ModelContext` over a slot table; every state is computed once and kept while it may matter.
+
+    The first pass takes prompt, prefix and nodes together. Final states stay with their slots, so a
+    row that is known needs only the LM head. Slots that are neither above nor below the current
+    prefix are dead: masked by construction, revived if the prefix returns to them, and gathered
+    away once there are more than `max_dead`.
+    """
+
+    def __init__(
+        self, decoder: Decoder, prompt: Callable[[], EmbeddedPrompt], *, max_dead: int = MAX_DEAD_SLOTS
+    ) -> None:
+        self.stats = ContextStats()
+        self._decoder = decoder
+        self._embed_prompt = prompt
+        self._max_dead = max_dead
+        self._slots = SlotTable()
+        self._cache: DynamicCache | None = DynamicCache()
+        self._states: dict[int, Tensor] = {}  # by exit layer and depth: [slots, width]
+        self._filled = 0  # slots whose KV is in the cache; slot 0 counts for the whole prompt
+        self._prompt_len = 0
+        self._last_position = 0  # of the prompt, in rotary positions
+        self._rope_rows: tuple[int, ...] = (1,)
+
+    def prefill(self) -> None:
+        """Fill the prompt's KV now. Idempotent. Raises InstructionError if the prompt is too long."""
+        if not self._filled:
+            self.score(())
+
+    @torch.inference_mode()
+    def score(
+        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
+    ) -> Logits:
+        """Return logits [1 + n, vocab]: row 0 after `prefix`, row i after the i-th node.
+
+        `on_exit` is called while a pass climbs; a call that needs no pass has nothing to announce.
+        If it raises, the pass is undone and the context stays usable. Raises ModelError after
+        `close` or for a token outside the vocabulary, ValueError for parents that are no tree.
+        """
+        cache = self._open_cache((*prefix, *tokens))
+        self._evict(prefix, cache)
+        before = len(self._slots)
+        rows = torch.tensor(self._slots.place(prefix, tokens, parents), device=self._decoder.device)
+        if self._filled < len(self._slots):
+            try:
+                self._forward(cache, rows, on_exit)
+            except BaseException:  # not handled, only undone: half a pass must not stay in the cache
+                self._undo(cache, before)
+                raise
+        return self._decoder.logits(self._decoder.depth, self._states[self._decoder.depth][rows])
+
+    def close(self) -> None:
+        """Free the KV cache. Idempotent."""
+        self._cache = None
+        self._states = {}
+
+    def _open_cache(self, tokens: Tokens) -> DynamicCache:
+        """Return the cache. Raises ModelError if it is closed or `tokens` are not of the vocabulary."""
+        if self._cache is None:
+            raise ModelError("this answer's context is closed")
+        if tokens and not (min(tokens) >= 0 and max(tokens) < self._decoder.vocab_size):
+            raise ModelError(f"a token is outside the vocabulary of {self._decoder.vocab_size}")
+        return self._cache
+
+    def _forward(self, cache: DynamicCache, rows: Tensor, on_exit: ExitHook | None) -> None:
+        """Compute every slot that has no KV yet, in one pass, together with the prompt if it is due."""
+        first, depth = self._filled, self._decoder.depth
+        embedded, positions = self._inputs(first)
+        states = dict(self._states)
+        for layer, fresh in self._decoder.climb(embedded, positions, self._mask(first, len(embedded)), cache):
+            fresh = fresh[first - len(self._slots) :]  # of a prompt only its last row is ever asked for
+            states[layer] = torch.cat([states[layer], fresh]) if first else fresh
+            if on_exit is not None and layer != depth:
+                on_exit(layer, self._decoder.logits(layer, states[layer][rows]))
+        self._states, self._filled = states, len(self._slots)
+        self.stats.passes += 1
+        self.stats.tokens += len(self._slots) - max(first, 1)
+
+    def _inputs(self, first: int) -> tuple[Tensor, Tensor]:
+        """Return embeddings [n, width] and positions [1, n] or [3, 1, n] of the slots from `first` on."""
+        device = self._decoder.device
+        start = max(first, 1)
+        embedded = self._decoder.embed(torch.tensor(self._slots.tokens[start:], dtype=torch.long, device=device))
+        depths = torch.tensor(self._slots.positions[start:], dtype=torch.long, device=device)
+        if first:
+            return embedded, (depths + self._last_position).expand(*self._rope_rows, -1)
+        prompt = self._embed_prompt()
+        self._prompt_len = self.stats.prompt_tokens = len(prompt.embedded)
+        self._rope_rows, self._last_position = prompt.positions.shape[:-1], int(prompt.positions.max())
+        positions = (depths + self._last_position).expand(*self._rope_rows, -1)
+        return torch.cat([prompt.embedded, embedded]), torch.cat([prompt.positions, positions], dim=-1)
+
+    def _mask(self, first: int, rows: int) -> Tensor | None:
+        """Return the additive mask [1, 1, rows, past + rows]; None when all of it would be zero."""
+        before_root = self._prompt_len - 1
+        sees = np.ones((rows, before_root + len(self._slots)), dtype=np.bool_)
+        if not first:
+            sees[: self._prompt_len] = np.tri(self._prompt_len, sees.shape[1], dtype=np.bool_)
+        nodes = self._slots.visible(max(first, 1))
+        sees[rows - len(nodes) :, before_root:] = nodes
+        if sees.all():
+            return None
+        mask = torch.zeros(sees.shape, dtype=self._decoder.dtype)
+        mask.masked_fill_(torch.from_numpy(~sees), torch.finfo(mask.dtype).min)
+        return mask[None, None].to(self._decoder.device)
+
+    def _evict(self, prefix: Tokens, cache: DynamicCache) -> None:
+        """Gather away what is neither above nor below `prefix`, if it has become too much."""
+        if len(self._slots) <= self._max_dead:
+            return
+        keep = self._slots.alive(self._slots.descend(prefix)[0])
+        if len(self._slots) - len(keep) > self._max_dead:
+            self._gather(cache, keep)
+
+    def _gather(self, cache: DynamicCache, keep: Index) -> None:
+        """Keep the slots `keep` and their KV and states."""
+        index = torch.from_numpy(keep).to(self._decoder.device)
+        columns = torch.arange(self._prompt_len - 1, device=index.device)
+        columns = torch.cat([columns, index + self._prompt_len - 1])
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, columns], layer.values[:, :, columns]
+        self._states = {depth: states[index] for depth, states in self._states.items()}
+        self._slots.gather(keep)
+        self._filled = len(keep)
+        self.stats.gathers += 1
+
+    def _undo(self, cache: DynamicCache, slots: int) -> None:
+        """Drop what a broken pass has added: slots from `slots` on and, in the layers it reached, their KV."""
+        self._slots.gather(np.arange(slots))
+        if not self._filled:
+            self._cache = DynamicCache()
+            return
+        columns = self._prompt_len - 1 + self._filled
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, :columns], layer.values[:, :, :columns]

@@ -1,0 +1,144 @@
+"""From an observation to an embedded prompt: JPEG, chat template, token ids, image features.
+
+Knows the families' differences in vision and positions; what the prompt says is `models/prompt.py`.
+The number of image tokens is whatever the vision tower returns, so no family needs its own count.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image as PilImage
+from torch import Tensor, nn
+
+from vlm_spec_decode.core.errors import ImageError, InstructionError
+from vlm_spec_decode.core.types import Observation, Tokens
+from vlm_spec_decode.models.context import EmbeddedPrompt
+from vlm_spec_decode.models.prompt import messages
+
+MAX_IMAGE_PIXELS = 40_000_000
+
+
+def decode_jpeg(jpeg: bytes) -> PilImage.Image:
+    """Return the RGB picture in `jpeg`. Raises ImageError if it is none or has more than 40 megapixels."""
+    try:
+        with PilImage.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
+            width, height = picture.size
+            if width * height > MAX_IMAGE_PIXELS:
+                raise ImageError(f"image of {width} x {height} pixels is larger than {MAX_IMAGE_PIXELS} pixels")
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, PilImage.DecompressionBombError) as error:
+        raise ImageError(f"not a readable JPEG ({len(jpeg)} bytes): {str(error).splitlines()[0]}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """Token ids with one placeholder for the image, and the image processor's tensors."""
+
+    ids: Tokens
+    image: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEncoder:
+    """One checkpoint's way from an observation to embeddings.
+
+    `body` is the Transformers model without its head. `image_processor` is None for a language-only
+    checkpoint: it then leaves an observation's image out, so that such a model can draft for a VLM.
+    """
+
+    body: nn.Module
+    tokenizer: Any
+    image_processor: Any
+    image_token_id: int | None
+    max_tokens: int
+
+    def render(self, observation: Observation) -> str:
+        """Return the prompt's text, by the checkpoint's chat template or a plain one if it ships none."""
+        seen = bool(self.image_processor is not None and observation.image is not None)
+        turns = [_turn(message, seen, flat=self.image_processor is None) for message in messages(observation)]
+        if self.tokenizer.chat_template:
+            text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            return text
+        image = self.tokenizer.convert_ids_to_tokens(self.image_token_id) if seen else ""
+        return _plain(turns, image)
+
+    def encode(self, observation: Observation) -> EncodedPrompt:
+        """Decode, render and tokenize. Raises ImageError or InstructionError."""
+        image: Mapping[str, Tensor] = {}
+        if self.image_processor is not None and observation.image is not None:
+            image = self._preprocess(decode_jpeg(observation.image.jpeg))
+        text = self.render(observation)
+        bos = self.tokenizer.bos_token
+        ids = self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
+        if self.image_token_id is not None and ids.count(self.image_token_id) != bool(image):
+            raise InstructionError("the instruction contains the checkpoint's image token")
+        self._check_length(len(ids))
+        return EncodedPrompt(tuple(ids), image)
+
+    @torch.inference_mode()
+    def embed(self, prompt: EncodedPrompt) -> EmbeddedPrompt:
+        """Run the vision tower and put its features in the placeholder's place. Raises InstructionError."""
+        device = next(self.body.parameters()).device
+        ids = torch.tensor(prompt.ids, dtype=torch.long, device=device)
+        if not prompt.image:
+            return EmbeddedPrompt(self._lookup(ids), self._positions(ids, {}))
+        image = {name: tensor.to(device) for name, tensor in prompt.image.items()}
+        features = torch.cat(list(self.body.get_image_features(**image, return_dict=True).pooler_output))
+        at = prompt.ids.index(self.image_token_id or 0)
+        ids = torch.cat([ids[:at], ids.new_full((len(features),), ids[at]), ids[at + 1 :]])
+        self._check_length(len(ids))
+        embedded = self._lookup(ids)
+        embedded[at : at + len(features)] = features.to(embedded.dtype)
+        return EmbeddedPrompt(embedded, self._positions(ids, image))
+
+    def _preprocess(self, picture: PilImage.Image) -> Mapping[str, Tensor]:
+        """Return the image processor's tensors. Raises ImageError for a shape that it cannot take."""
+        try:
+            tensors = self.image_processor(images=picture, return_tensors="pt")
+        except ValueError as error:
+            raise ImageError(str(error).splitlines()[0]) from error
+        dtype = next(self.body.parameters()).dtype
+        return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+
+    def _lookup(self, ids: Tensor) -> Tensor:
+        embedded: Tensor = self.body.get_input_embeddings()(ids)  # type: ignore[operator]
+        return embedded
+
+    def _positions(self, ids: Tensor, image: Mapping[str, Tensor]) -> Tensor:
+        """Return rotary positions [1, p]; [3, 1, p] for the Qwen2-VL families (time, height, width)."""
+        if not hasattr(self.body, "get_rope_index"):
+            return torch.arange(len(ids), device=ids.device)[None]
+        kinds = (ids == self.image_token_id).int()[None]
+        positions: Tensor = self.body.get_rope_index(  # type: ignore[operator]
+            ids[None], mm_token_type_ids=kinds, image_grid_thw=image.get("image_grid_thw")
+        )[0]
+        return positions
+
+    def _check_length(self, length: int) -> None:
+        if length >= self.max_tokens:
+            raise InstructionError(f"the prompt of {length} tokens leaves no room in {self.max_tokens} positions")
+
+
+def _turn(message: Mapping[str, Any], seen: bool, flat: bool) -> dict[str, Any]:
+    """Return `message` without its image part unless `seen`; `flat` joins its text, as language models expect."""
+    if isinstance(message["content"], str):
+        return dict(message)
+    parts = [part for part in message["content"] if seen or part["type"] != "image"]
+    content = "".join(part["text"] for part in parts) if flat else parts
+    return {**message, "content": content}
+
+
+def _plain(turns: Seq[Mapping[str, Any]], image_token: str) -> str:
+    """Render in the manner of LLaVA-1.5: "USER: <image>\\n… ASSISTANT:"."""
+    lines = []
+    for turn in turns:
+        content = turn["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        texts = [f"{image_token}\n" if part["type"] == "image" else part["text"] for part in parts]
+        lines.append(f"{turn['role'].upper()}: {''.join(texts)}")
+    return " ".join([*lines, "ASSISTANT:"])

@@ -1,0 +1,108 @@
+"""The slot table: which token sits where in a session's KV cache, and who may see whom.
+
+Knows nothing of tensors, models or prompts. A slot is (position, parent, token); slot 0 is the root
+and stands for the whole prompt. Chain, tree, rollback, re-rooting and eviction are one operation, a
+gather: `alive` says which slots to keep, `gather` renumbers the table, and the caller applies the
+same index to its tensors. Positions are depths below the prompt and never change, so rotary
+embeddings of kept keys stay valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Index: TypeAlias = npt.NDArray[np.intp]
+Visibility: TypeAlias = npt.NDArray[np.bool_]
+
+ROOT = 0
+
+
+class SlotTable:
+    """A trie of tokens below the prompt, in the order in which its KV lies in the cache."""
+
+    def __init__(self) -> None:
+        self.parents = [-1]
+        self.tokens = [-1]
+        self.positions = [0]
+        self._child: dict[tuple[int, int], int] = {}
+        # _sees[slot, other]: `other` is `slot` itself or one of its ancestors; grown by doubling.
+        self._sees: Visibility = np.zeros((32, 32), dtype=np.bool_)
+        self._sees[ROOT, ROOT] = True
+
+    def __len__(self) -> int:
+        return len(self.parents)
+
+    def descend(self, tokens: Seq[int], start: int = ROOT) -> tuple[int, int]:
+        """Follow `tokens` from `start` as far as they are known; return (slot reached, tokens matched)."""
+        slot = start
+        for matched, token in enumerate(tokens):
+            child = self._child.get((slot, token))
+            if child is None:
+                return slot, matched
+            slot = child
+        return slot, len(tokens)
+
+    def path(self, slot: int) -> tuple[int, ...]:
+        """Return the tokens from the prompt down to `slot`."""
+        tokens = []
+        while slot != ROOT:
+            tokens.append(self.tokens[slot])
+            slot = self.parents[slot]
+        return tuple(reversed(tokens))
+
+    def add(self, parent: int, token: int) -> int:
+        """Return the slot of `token` below `parent`, a new one only if there is none yet."""
+        known = self._child.get((parent, token))
+        if known is not None:
+            return known
+        slot = len(self)
+        if slot == len(self._sees):
+            self._sees = np.pad(self._sees, ((0, slot), (0, slot)))
+        self._sees[slot, :slot] = self._sees[parent, :slot]
+        self._sees[slot, slot] = True
+        self.parents.append(parent)
+        self.tokens.append(token)
+        self.positions.append(self.positions[parent] + 1)
+        self._child[parent, token] = slot
+        return slot
+
+    def place(self, prefix: Seq[int], tokens: Seq[int] = (), parents: Seq[int] = ()) -> list[int]:
+        """Return the slots of `prefix`'s end and of each node below it, adding those that are missing.
+
+        `parents` counts as in `ModelContext.score`: 0 is the prefix, i the i-th node. Raises
+        ValueError, and adds nothing, if it does not describe a tree in topological order.
+        """
+        if len(tokens) != len(parents) or any(not 0 <= parent <= i for i, parent in enumerate(parents)):
+            raise ValueError(f"not a tree in topological order: parents {tuple(parents)} of {len(tokens)} nodes")
+        slot, matched = self.descend(prefix)
+        for token in prefix[matched:]:
+            slot = self.add(slot, token)
+        rows = [slot]
+        for token, parent in zip(tokens, parents, strict=True):
+            rows.append(self.add(rows[parent], token))
+        return rows
+
+    def visible(self, first: int) -> Visibility:
+        """Return [len - first, len]: what each slot from `first` on attends to, itself included."""
+        return self._sees[first : len(self), : len(self)]
+
+    def alive(self, slot: int) -> Index:
+        """Return, in order, the slots that matter when `slot` is the prefix: ancestors, itself, all below."""
+        size = len(self)
+        return np.flatnonzero(self._sees[slot, :size] | self._sees[:size, slot])
+
+    def gather(self, keep: Index) -> None:
+        """Keep the slots `keep` (ascending, each with its parent) and renumber them 0, 1, …"""
+        renumbered = {int(old): new for new, old in enumerate(keep)} | {-1: -1}
+        self.parents = [renumbered[self.parents[old]] for old in keep]
+        self.tokens = [self.tokens[old] for old in keep]
+        self.positions = [self.positions[old] for old in keep]
+        kept = self._sees[np.ix_(keep, keep)]
+        self._sees = np.zeros_like(self._sees)
+        self._sees[: len(keep), : len(keep)] = kept
+        pairs = zip(self.parents, self.tokens, strict=True)
+        self._child = {pair: slot for slot, pair in enumerate(pairs) if slot != ROOT}
