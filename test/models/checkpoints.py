@@ -28,7 +28,21 @@ from transformers import (
 
 from vlm_spec_decode.core.types import Image, Observation
 
-WORDS = ["<unk>", "<pad>", "</s>", "<s>", "<image>", "USER", "ASSISTANT", ":", "go", "to", "the", "red", "chair"]
+WORDS = [
+    "<unk>",
+    "<pad>",
+    "</s>",
+    "<s>",
+    "<image>",
+    "USER",
+    "ASSISTANT",
+    ":",
+    "go",
+    "to",
+    "the",
+    "red",
+    "chair",
+]
 WORDS += [f"w{i}" for i in range(47)]
 IMAGE_ID = WORDS.index("<image>")
 PADDED_VOCAB = 64
@@ -60,9 +74,7 @@ def tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>"}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, additional_special_tokens=["<image>"], **special
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, additional_special_tokens=["<image>"], **special)
 
 
 def jpeg(width: int = 40, height: int = 30, seed: int = 0) -> bytes:
@@ -83,7 +95,11 @@ def llama(folder: Path, words: list[str] = WORDS, **changes: Any) -> Path:
 
 def llava(folder: Path, **changes: Any) -> Path:
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**CLIP), text_config=LlamaConfig(**TEXT), image_token_id=IMAGE_ID, vision_feature_layer=-1, **changes
+        vision_config=CLIPVisionConfig(**CLIP),
+        text_config=LlamaConfig(**TEXT),
+        image_token_id=IMAGE_ID,
+        vision_feature_layer=-1,
+        **changes,
     )
     size = {"height": 32, "width": 32}
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size)
@@ -93,7 +109,10 @@ def llava(folder: Path, **changes: Any) -> Path:
 def llava_next(folder: Path) -> Path:
     grid = [[32, 64], [64, 32], [64, 64]]
     config = LlavaNextConfig(
-        vision_config=CLIPVisionConfig(**CLIP), text_config=LlamaConfig(**TEXT), image_token_id=IMAGE_ID, image_grid_pinpoints=grid
+        vision_config=CLIPVisionConfig(**CLIP),
+        text_config=LlamaConfig(**TEXT),
+        image_token_id=IMAGE_ID,
+        image_grid_pinpoints=grid,
     )
     size = {"height": 32, "width": 32}
     processor = LlavaNextImageProcessorPil(

@@ -65,7 +65,11 @@ def family_inputs(family: str, model: VlmModel, observation: Observation) -> dic
         ids = tokenizer(text.replace("<image>", "<image>" * count), return_tensors="pt")["input_ids"]
         return {"input_ids": ids, "mm_token_type_ids": (ids == checkpoints.IMAGE_ID).int(), **inputs}
     processor = {"llava": LlavaProcessor, "llava_next": LlavaNextProcessor}[family](
-        images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
+        images,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
     )
     inputs = dict(processor(images=image, text=text, return_tensors="pt"))
     wanted = ("input_ids", "pixel_values", "image_sizes")

@@ -28,7 +28,9 @@ def assert_plain(pair, logits, prefix, tokens=(), parents=()):
 
 
 def random_tree(rng, size):
-    return tuple(rng.integers(5, VOCAB, size).tolist()), tuple(int(rng.integers(0, i + 1)) for i in range(size))
+    return tuple(rng.integers(5, VOCAB, size).tolist()), tuple(
+        int(rng.integers(0, i + 1)) for i in range(size)
+    )
 
 
 def test_prompt_prefix_and_tree_in_one_pass(pair):
@@ -72,7 +74,7 @@ def test_random_life_of_an_answer(pair, max_dead):
 
 
 def test_each_slot_is_computed_once(pair):
-    """While nothing is evicted, the tokens computed are the distinct paths asked for, and known rows are free."""
+    """While nothing is evicted, the tokens computed are the distinct paths asked for; known rows are free"""
     rng = np.random.default_rng(1)
     context, asked = pair.model.open(pair.observation), SlotTable()
     prefix = ()
@@ -111,7 +113,11 @@ def test_greedy_decoding_equals_transformers_generate(pair):
     new = 12
     with torch.inference_mode():
         wanted = pair.network.generate(
-            **pair.extended(()), max_new_tokens=new, do_sample=False, suppress_tokens=[60, 61, 62, 63], eos_token_id=-1
+            **pair.extended(()),
+            max_new_tokens=new,
+            do_sample=False,
+            suppress_tokens=[60, 61, 62, 63],
+            eos_token_id=-1,
         )[0, pair.prompt_tokens :]
     context, answer = pair.model.open(pair.observation), ()
     for _ in range(new):

@@ -64,7 +64,9 @@ def test_visibility_survives_growth():
     assert np.array_equal(table.visible(0), np.tri(101, dtype=bool))
 
 
-@pytest.mark.parametrize(("nodes", "parents"), [((1,), (1,)), ((1, 2), (0, 3)), ((1,), (-1,)), ((1, 2), (0,))])
+@pytest.mark.parametrize(
+    ("nodes", "parents"), [((1,), (1,)), ((1, 2), (0, 3)), ((1,), (-1,)), ((1, 2), (0,))]
+)
 def test_what_is_no_tree_is_refused_and_adds_nothing(nodes, parents):
     table = SlotTable()
     with pytest.raises(ValueError, match="topological"):

@@ -110,8 +110,10 @@ class VlmContext:
         first, depth = self._filled, self._decoder.depth
         embedded, positions = self._inputs(first)
         states = dict(self._states)
-        for layer, fresh in self._decoder.climb(embedded, positions, self._mask(first, len(embedded)), cache):
-            fresh = fresh[first - len(self._slots) :]  # of a prompt only its last row is ever asked for
+        for layer, computed in self._decoder.climb(
+            embedded, positions, self._mask(first, len(embedded)), cache
+        ):
+            fresh = computed[first - len(self._slots) :]  # of a prompt only its last row is ever asked for
             states[layer] = torch.cat([states[layer], fresh]) if first else fresh
             if on_exit is not None and layer != depth:
                 on_exit(layer, self._decoder.logits(layer, states[layer][rows]))
@@ -123,7 +125,9 @@ class VlmContext:
         """Return embeddings [n, width] and positions [1, n] or [3, 1, n] of the slots from `first` on."""
         device = self._decoder.device
         start = max(first, 1)
-        embedded = self._decoder.embed(torch.tensor(self._slots.tokens[start:], dtype=torch.long, device=device))
+        embedded = self._decoder.embed(
+            torch.tensor(self._slots.tokens[start:], dtype=torch.long, device=device)
+        )
         depths = torch.tensor(self._slots.positions[start:], dtype=torch.long, device=device)
         if first:
             return embedded, (depths + self._last_position).expand(*self._rope_rows, -1)
@@ -168,7 +172,7 @@ class VlmContext:
         self.stats.gathers += 1
 
     def _undo(self, cache: DynamicCache, slots: int) -> None:
-        """Drop what a broken pass has added: slots from `slots` on and, in the layers it reached, their KV."""
+        """Drop what a broken pass has added: slots from `slots` on and their KV in the layers it reached."""
         self._slots.gather(np.arange(slots))
         if not self._filled:
             self._cache = DynamicCache()

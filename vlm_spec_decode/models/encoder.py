@@ -7,13 +7,14 @@ The number of image tokens is whatever the vision tower returns, so no family ne
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence as Seq
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image as PilImage
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm_spec_decode.core.errors import ImageError, InstructionError
 from vlm_spec_decode.core.types import Observation, Tokens
@@ -29,7 +30,9 @@ def decode_jpeg(jpeg: bytes) -> PilImage.Image:
         with PilImage.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
             width, height = picture.size
             if width * height > MAX_IMAGE_PIXELS:
-                raise ImageError(f"image of {width} x {height} pixels is larger than {MAX_IMAGE_PIXELS} pixels")
+                raise ImageError(
+                    f"image of {width} x {height} pixels is larger than {MAX_IMAGE_PIXELS} pixels"
+                )
             return picture.convert("RGB")
     except (OSError, SyntaxError, ValueError, PilImage.DecompressionBombError) as error:
         raise ImageError(f"not a readable JPEG ({len(jpeg)} bytes): {str(error).splitlines()[0]}") from error
@@ -51,7 +54,7 @@ class PromptEncoder:
     checkpoint: it then leaves an observation's image out, so that such a model can draft for a VLM.
     """
 
-    body: nn.Module
+    body: Any
     tokenizer: Any
     image_processor: Any
     image_token_id: int | None
@@ -90,7 +93,7 @@ class PromptEncoder:
         image = {name: tensor.to(device) for name, tensor in prompt.image.items()}
         features = torch.cat(list(self.body.get_image_features(**image, return_dict=True).pooler_output))
         at = prompt.ids.index(self.image_token_id or 0)
-        ids = torch.cat([ids[:at], ids.new_full((len(features),), ids[at]), ids[at + 1 :]])
+        ids = torch.cat([ids[:at], ids[at].expand(len(features)), ids[at + 1 :]])
         self._check_length(len(ids))
         embedded = self._lookup(ids)
         embedded[at : at + len(features)] = features.to(embedded.dtype)
@@ -106,26 +109,28 @@ class PromptEncoder:
         return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
 
     def _lookup(self, ids: Tensor) -> Tensor:
-        embedded: Tensor = self.body.get_input_embeddings()(ids)  # type: ignore[operator]
+        embedded: Tensor = self.body.get_input_embeddings()(ids)
         return embedded
 
     def _positions(self, ids: Tensor, image: Mapping[str, Tensor]) -> Tensor:
         """Return rotary positions [1, p]; [3, 1, p] for the Qwen2-VL families (time, height, width)."""
         if not hasattr(self.body, "get_rope_index"):
             return torch.arange(len(ids), device=ids.device)[None]
-        kinds = (ids == self.image_token_id).int()[None]
-        positions: Tensor = self.body.get_rope_index(  # type: ignore[operator]
+        kinds = ids.eq(self.image_token_id or 0).int()[None]
+        positions: Tensor = self.body.get_rope_index(
             ids[None], mm_token_type_ids=kinds, image_grid_thw=image.get("image_grid_thw")
         )[0]
         return positions
 
     def _check_length(self, length: int) -> None:
         if length >= self.max_tokens:
-            raise InstructionError(f"the prompt of {length} tokens leaves no room in {self.max_tokens} positions")
+            raise InstructionError(
+                f"the prompt of {length} tokens leaves no room in {self.max_tokens} positions"
+            )
 
 
 def _turn(message: Mapping[str, Any], seen: bool, flat: bool) -> dict[str, Any]:
-    """Return `message` without its image part unless `seen`; `flat` joins its text, as language models expect."""
+    """Return `message` without its image part unless `seen`; `flat` joins its text, for language models."""
     if isinstance(message["content"], str):
         return dict(message)
     parts = [part for part in message["content"] if seen or part["type"] != "image"]

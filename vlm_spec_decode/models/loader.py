@@ -36,6 +36,7 @@ from vlm_spec_decode.models.decoder import Decoder
 from vlm_spec_decode.models.encoder import PromptEncoder
 from vlm_spec_decode.models.vlm import VlmModel
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VISION_FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
 LANGUAGE_FAMILIES = ("llama", "qwen2", "qwen3")
 EXITS_FILE = "exits.safetensors"
@@ -76,6 +77,8 @@ def load_model(
     `threads` sets torch's threads for the whole process. Raises ModelError in one line if the
     checkpoint is missing, truncated, incomplete or of an architecture that is not supported.
     """
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r} (known: {', '.join(DTYPES)})")
     torch.set_num_threads(threads)
     name = model_id or (Path(path_or_id).resolve().name if Path(path_or_id).is_dir() else str(path_or_id))
     with _named(name):
@@ -140,7 +143,11 @@ def _weights(folder: Path, config: Any, dtype: str) -> Any:
     """Return the network in evaluation mode. Raises ModelError if a tensor is missing or misshapen."""
     auto = AutoModelForImageTextToText if config.model_type in VISION_FAMILIES else AutoModelForCausalLM
     network, report = auto.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
+        folder,
+        dtype=DTYPES[dtype],
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        output_loading_info=True,
     )
     # Transformers would fill the gaps with random numbers and only warn.
     gaps = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])

@@ -77,7 +77,9 @@ class SlotTable:
         ValueError, and adds nothing, if it does not describe a tree in topological order.
         """
         if len(tokens) != len(parents) or any(not 0 <= parent <= i for i, parent in enumerate(parents)):
-            raise ValueError(f"not a tree in topological order: parents {tuple(parents)} of {len(tokens)} nodes")
+            raise ValueError(
+                f"not a tree in topological order: parents {tuple(parents)} of {len(tokens)} nodes"
+            )
         slot, matched = self.descend(prefix)
         for token in prefix[matched:]:
             slot = self.add(slot, token)
