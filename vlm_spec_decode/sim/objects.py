@@ -41,7 +41,8 @@ MATERIALS: dict[str, Rgb] = {
 class Primitive:
     """One geom: `size` are MuJoCo's half sizes; `paint` a material's name, or "own" for the object's colour.
 
-    What is not `solid` is seen but neither bumped into nor part of the footprint (leaves, arms).
+    What is not `solid` is seen but neither bumped into nor part of the footprint (leaves, arms); solids
+    are boxes, spheres and upright cylinders and capsules.
     `turn_deg` are roll, pitch and yaw about the fixed axes; only what is not solid may be turned.
     """
 
@@ -55,14 +56,15 @@ class Primitive:
 
 
 def _chair() -> tuple[Primitive, ...]:
+    # The seat is lower than the robot's back even at the largest scale: it cannot walk underneath.
     legs = tuple(
-        Primitive("box", (0.02, 0.02, 0.19), (sx * 0.18, sy * 0.18, 0.19), shade=0.75)
+        Primitive("box", (0.02, 0.02, 0.17), (sx * 0.18, sy * 0.18, 0.17), shade=0.75)
         for sx in (-1, 1)
         for sy in (-1, 1)
     )
-    posts = tuple(Primitive("box", (0.02, 0.02, 0.24), (-0.19, sy * 0.18, 0.66)) for sy in (-1, 1))
+    posts = tuple(Primitive("box", (0.02, 0.02, 0.25), (-0.19, sy * 0.18, 0.65)) for sy in (-1, 1))
     rails = tuple(Primitive("box", (0.015, 0.17, 0.055), (-0.19, 0.0, z)) for z in (0.65, 0.83))
-    return (*legs, Primitive("box", (0.215, 0.215, 0.03), (0.0, 0.0, 0.405)), *posts, *rails)
+    return (*legs, Primitive("box", (0.215, 0.215, 0.03), (0.0, 0.0, 0.37)), *posts, *rails)
 
 
 def _ball() -> tuple[Primitive, ...]:
@@ -111,9 +113,9 @@ def _person() -> tuple[Primitive, ...]:
         Primitive("cylinder", (0.195, 0.10), (0.0, 0.0, 0.58)),
         Primitive("cylinder", (0.180, 0.10), (0.0, 0.0, 0.76)),
         Primitive("cylinder", (0.165, 0.07), (0.0, 0.0, 0.90)),
-        Primitive("ellipsoid", (0.14, 0.22, 0.36), (0.0, 0.0, 1.12)),
+        Primitive("ellipsoid", (0.14, 0.22, 0.36), (0.0, 0.0, 1.12), solid=False),
         Primitive("cylinder", (0.055, 0.05), (0.0, 0.0, 1.45), "skin"),
-        Primitive("ellipsoid", (0.105, 0.095, 0.125), (0.0, 0.0, 1.58), "skin"),
+        Primitive("ellipsoid", (0.105, 0.095, 0.125), (0.0, 0.0, 1.58), "skin", solid=False),
         Primitive("ellipsoid", (0.110, 0.102, 0.09), (-0.02, 0.0, 1.65), "hair", solid=False),
     )
 
@@ -125,7 +127,7 @@ def _table() -> tuple[Primitive, ...]:
         for sy in (-1, 1)
     )
     # The shelf keeps a robot that is lower than the table top from walking underneath.
-    shelf = Primitive("box", (0.39, 0.25, 0.02), (0.0, 0.0, 0.20), shade=0.9)
+    shelf = Primitive("box", (0.39, 0.25, 0.03), (0.0, 0.0, 0.20), shade=0.9)
     return (*legs, shelf, Primitive("box", (0.46, 0.32, 0.03), (0.0, 0.0, 0.65)))
 
 
@@ -223,15 +225,12 @@ def distance_to_footprint(item: SceneObject, x_m: float, y_m: float) -> float:
 
 def _half_extent(p: Primitive) -> tuple[float, float]:
     """Half sizes along x and y of the primitive's projection on the floor."""
-    if p.shape in ("box", "ellipsoid"):
-        return p.size[0], p.size[1]
-    return p.size[0], p.size[0]
+    return (p.size[0], p.size[1]) if p.shape == "box" else (p.size[0], p.size[0])
 
 
 def _distance_to(p: Primitive, x: float, y: float) -> float:
     dx, dy = abs(x - p.pos[0]), abs(y - p.pos[1])
     hx, hy = _half_extent(p)
-    if p.shape in ("box", "ellipsoid"):
-        # An ellipse is taken as its box: at most 4 cm too near, at the person's shoulders.
+    if p.shape == "box":
         return math.hypot(max(0.0, dx - hx), max(0.0, dy - hy))
     return max(0.0, math.hypot(dx, dy) - hx)

@@ -12,15 +12,16 @@ from vlm_spec_decode.sim.robot_mjcf import HULL_HALF_M
 from vlm_spec_decode.sim.scene import Pose2D
 
 RANGE_MAX_M = 8.0
-_HEIGHTS_M = (0.10, 0.20, 0.36)
+_HEIGHTS_M = (0.07, 0.20, 0.36, 0.39)
 _SPREAD = (-1.0, -0.6, -0.2, 0.2, 0.6, 1.0)
 
 
 def ranges(built: WorldModel, data: mujoco.MjData, pose: Pose2D) -> tuple[float, float, float, float]:
     """Return metres free in front, left, rear and right, measured from the body box; infinity beyond 8 m.
 
-    Each side sends parallel rays over the width of the body at three heights up to its back, so the
-    answer is how far the body could move that way; what is lower than 10 cm is missed, as on the robot.
+    Each side sends parallel rays over the width of the body at four heights up to its back, so the
+    answer is how far the body could move that way. What is lower than 7 cm is missed; the robot's own
+    sensors miss more than that.
     """
     mujoco.mj_kinematics(built.model, data)
     front, left, rear, right = (_side(built, data, pose, side) for side in range(4))
