@@ -61,8 +61,9 @@ class HeadlessGo2:
     def attach(self, world: World) -> None:
         """Begin a new episode in another world, lying down; clock and GL context go on."""
         self.world = world
-        self._machine = SportStateMachine(self.clock.now(), Code.DAMPING)
-        self._done_s = self.clock.now()
+        self._machine = SportStateMachine(0.0, Code.DAMPING)
+        self._began_s = self.clock.now()
+        self._ticks = 0
         self._origin = world.pose
         if self._camera is not None:
             self._camera.attach(world)
@@ -75,12 +76,12 @@ class HeadlessGo2:
     def move(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
         """Command a body velocity for at most 1 s. Ignored in states that do not walk."""
         self._catch_up()
-        self._machine.move(vx_mps, vy_mps, vyaw_radps, self.clock.now())
+        self._machine.move(vx_mps, vy_mps, vyaw_radps, self._episode_s)
 
     def stop(self) -> None:
         """End all motion and wait on the clock for standstill. Raises RobotRefused if it does not come."""
         self._catch_up()
-        self._machine.stop(self.clock.now())
+        self._machine.stop(self._episode_s)
         give_up_s = self.clock.now() + _STOP_TIMEOUT_S
         while not self.state().is_still:
             if self.clock.now() > give_up_s:
@@ -93,7 +94,7 @@ class HeadlessGo2:
             raise RobotRefused(name, 3203, f"unknown; known: {', '.join(POSTURES)}")
         self._catch_up()
         ask, rule = _ASKS[name], RULES[_ASKS[name]]
-        if not self._machine.ask(ask, self.clock.now()):
+        if not self._machine.ask(ask, self._episode_s):
             raise RobotRefused(name, *_UNSUITABLE)
         give_up_s = self.clock.now() + rule.duration_s + _POSTURE_SLACK_S
         self.clock.sleep(rule.duration_s)
@@ -107,7 +108,7 @@ class HeadlessGo2:
     def look(self, pitch_rad: float, yaw_rad: float) -> None:
         """Begin to tilt the body; the state shows when it is done. Raises RobotRefused if not standing."""
         self._catch_up()
-        if not self._machine.look(0.0, pitch_rad, yaw_rad, self.clock.now()):
+        if not self._machine.look(0.0, pitch_rad, yaw_rad, self._episode_s):
             raise RobotRefused("look", *_UNSUITABLE)
 
     def state(self) -> RobotState:
@@ -153,18 +154,22 @@ class HeadlessGo2:
         if self._closed:
             raise RobotUnreachable("the simulated robot is closed")
 
-    def _catch_up(self) -> None:
-        """Advance states and world to the clock's now, tick by tick."""
-        now_s = self.clock.now()
-        while now_s - self._done_s > 1e-9:
-            dt_s = min(TICK_S, now_s - self._done_s)
-            self._drive(self._done_s)
-            self.world.step(dt_s)
-            self._done_s += dt_s
-        self._drive(now_s)
+    @property
+    def _episode_s(self) -> float:
+        """Whole ticks since the world was attached: the same in every run, however the clock's sums round."""
+        return self._ticks * TICK_S
 
-    def _drive(self, now_s: float) -> None:
-        body = self._machine.advance(now_s)
+    def _catch_up(self) -> None:
+        """Advance states and world tick by tick up to the clock's now, less what is not yet a tick."""
+        due = int((self.clock.now() - self._began_s) / TICK_S + 1e-6)
+        while self._ticks < due:
+            self._drive()
+            self.world.step(TICK_S)
+            self._ticks += 1
+        self._drive()
+
+    def _drive(self) -> None:
+        body = self._machine.advance(self._episode_s)
         self.world.command(body.vx_mps, body.vy_mps, body.vyaw_radps)
         tilt = body.attitude
         self.world.set_posture(tilt.height_m, tilt.roll_rad, tilt.pitch_rad, tilt.yaw_rad)
