@@ -21,6 +21,10 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextImageProcessorPil,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
@@ -121,19 +125,35 @@ def llava_next(folder: Path) -> Path:
     return _save(folder, LlavaNextForConditionalGeneration, config, processor)
 
 
+def qwen2(folder: Path) -> Path:
+    return _save(folder, Qwen2ForCausalLM, Qwen2Config(**TEXT), None)
+
+
 def qwen2_vl(folder: Path) -> Path:
+    vision = {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
+    return _qwen_vl(folder, Qwen2VLConfig, Qwen2VLForConditionalGeneration, vision)
+
+
+def qwen2_5_vl(folder: Path) -> Path:
+    vision = {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "fullatt_block_indexes": [1]}
+    return _qwen_vl(
+        folder, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, vision | {"window_size": 16}
+    )
+
+
+def _qwen_vl(folder: Path, config: Any, network: Any, vision: dict[str, Any]) -> Path:
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2}
-    config = Qwen2VLConfig(
+    vision |= {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    built = config(
         text_config=TEXT | {"rope_parameters": rope},
-        vision_config=vision | {"spatial_merge_size": 2, "temporal_patch_size": 2, "initializer_range": 0.3},
+        vision_config=vision | {"initializer_range": 0.3},
         image_token_id=IMAGE_ID,
         video_token_id=61,
         vision_start_token_id=62,
         vision_end_token_id=63,
     )
     processor = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=256, max_pixels=1024)
-    return _save(folder, Qwen2VLForConditionalGeneration, config, processor)
+    return _save(folder, network, built, processor)
 
 
 def _save(folder: Path, network: Any, config: Any, processor: Any, words: list[str] = WORDS) -> Path:

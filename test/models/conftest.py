@@ -23,6 +23,9 @@ from vlm_spec_decode.models.encoder import decode_jpeg
 from vlm_spec_decode.models.loader import EXITS_FILE, load_model
 from vlm_spec_decode.models.vlm import VlmModel
 
+LANGUAGE = ["llama", "qwen2"]
+VISION = ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl"]
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -55,11 +58,11 @@ class Pair:
 def family_inputs(family: str, model: VlmModel, observation: Observation) -> dict[str, torch.Tensor]:
     """What the family's own processor makes of the observation."""
     text, tokenizer = model.encoder.render(observation), model.codec.tokenizer
-    if family == "llama":
+    if family in LANGUAGE:
         return {"input_ids": tokenizer(text, return_tensors="pt")["input_ids"]}
     image = decode_jpeg(observation.image.jpeg)
     images = model.encoder.image_processor
-    if family == "qwen2_vl":  # its processor class needs torchvision for videos
+    if family.startswith("qwen"):  # its processor class needs torchvision for videos
         inputs = dict(images(images=image, return_tensors="pt"))
         count = int(inputs["image_grid_thw"].prod()) // images.merge_size**2
         ids = tokenizer(text.replace("<image>", "<image>" * count), return_tensors="pt")["input_ids"]
@@ -77,13 +80,13 @@ def family_inputs(family: str, model: VlmModel, observation: Observation) -> dic
 
 
 def load_pair(family: str, folder: Path) -> Pair:
-    auto = AutoModelForCausalLM if family == "llama" else AutoModelForImageTextToText
+    auto = AutoModelForCausalLM if family in LANGUAGE else AutoModelForImageTextToText
     model, observation = load_model(folder), checkpoints.observation()
     inputs = family_inputs(family, model, observation)
     return Pair(folder, model, auto.from_pretrained(folder).eval(), inputs, observation)
 
 
-@pytest.fixture(scope="session", params=["llama", "llava", "llava_next", "qwen2_vl"])
+@pytest.fixture(scope="session", params=LANGUAGE + VISION)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     family: str = request.param
     return load_pair(family, getattr(checkpoints, family)(tmp_path_factory.mktemp(family) / family))

@@ -110,6 +110,16 @@ def test_other_architectures_are_refused_by_name(tmp_path, model_type):
     refuse(tmp_path / "m", model_type)
 
 
+def test_original_llava_layout_is_named(tmp_path):
+    edit_config(checkpoints.llava(tmp_path / "m"), mm_vision_tower="openai/clip-vit-large-patch14-336")
+    refuse(tmp_path / "m", "original LLaVA layout")
+
+
+def test_sliding_window_is_refused(tmp_path):
+    edit_config(checkpoints.qwen2(tmp_path / "m"), layer_types=["full_attention", "sliding_attention"] * 2)
+    refuse(tmp_path / "m", "sliding-window")
+
+
 def test_config_that_is_no_json(tmp_path):
     (checkpoints.llama(tmp_path / "m") / "config.json").write_text("{")
     refuse(tmp_path / "m", "cannot load")

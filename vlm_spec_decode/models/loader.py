@@ -27,6 +27,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
 )
+from transformers.utils import logging as transformers_logging
 
 from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
 from vlm_spec_decode.core.ports import ModelCard
@@ -81,7 +82,7 @@ def load_model(
         raise ModelError(f"unknown dtype {dtype!r} (known: {', '.join(DTYPES)})")
     torch.set_num_threads(threads)
     name = model_id or (Path(path_or_id).resolve().name if Path(path_or_id).is_dir() else str(path_or_id))
-    with _named(name):
+    with _named(name), _no_progress_bars():
         folder = _resolve(path_or_id, revision)
         config = AutoConfig.from_pretrained(folder)
         _check_family(config)
@@ -116,6 +117,18 @@ def _named(name: str) -> Iterator[None]:
         raise ModelError(f"cannot load {name}: {reason}") from error
 
 
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep Transformers' bars out of a robot's log; its setting is put back afterwards."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
 def _resolve(path_or_id: str | Path, revision: str | None) -> Path:
     """Return the checkpoint's folder, downloaded first if it is a Hub id."""
     folder = Path(path_or_id)
@@ -134,6 +147,10 @@ def _check_family(config: Any) -> None:
     if config.model_type not in VISION_FAMILIES + LANGUAGE_FAMILIES:
         known = ", ".join(VISION_FAMILIES + LANGUAGE_FAMILIES)
         raise ModelError(f"architecture {config.model_type!r} is not supported (known: {known})")
+    if hasattr(config, "mm_vision_tower"):
+        raise ModelError(
+            "it is in the original LLaVA layout; take its conversion, such as llava-hf/llava-1.5-7b-hf"
+        )
     text = config.get_text_config()
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         raise ModelError("sliding-window attention is not supported: a tree needs all of its past")
