@@ -1,0 +1,72 @@
+"""An engine that says what it is told to, and an executor that carries out whatever it hears."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+from vlm_spec_decode.actions.parser import ActionParser
+from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.actions.types import format_action
+from vlm_spec_decode.core.errors import Cancelled
+from vlm_spec_decode.core.types import GenerationResult
+from vlm_spec_decode.edge.engine import AnswerUpdate
+
+
+def result_of(text: str) -> GenerationResult:
+    return GenerationResult((1, 2, 3), text, "speculative", "coupled", (), 0, 0.1, 0.2, 0.3)
+
+
+@dataclass
+class ScriptedEngine:
+    """`script` holds one item per answer: its pieces of text, or an error in place of a piece.
+
+    A piece "…" waits until the answer is cancelled, as a cloud that has stopped talking does.
+    """
+
+    script: list
+    seen: list = field(default_factory=list)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def answer(self, observation):
+        self.seen.append(observation)
+        self.cancelled.clear()
+        parser, text, number = ActionParser(), "", len(self.seen)
+        pieces = self.script[min(number, len(self.script)) - 1]
+        for i, piece in enumerate(pieces):
+            if isinstance(piece, Exception):
+                raise piece
+            if piece == "…":
+                assert self.cancelled.wait(5), "nobody cancelled the answer"
+                raise Cancelled("the answer was cancelled")
+            text += piece
+            last = i == len(pieces) - 1
+            actions = parser.feed(piece)
+            if last:
+                parser.finish()
+            yield AnswerUpdate(number, (i,), text, actions, result_of(text) if last else None)
+
+    def cancel(self):
+        self.cancelled.set()
+
+
+@dataclass
+class EchoExecutor:
+    """Reports every final plan as carried out, or ends it with `verdict` as soon as it holds an action."""
+
+    verdict: PlanStatus | None = None
+    latched: bool = False
+    plans: list = field(default_factory=list)
+
+    def take(self, plan: Plan) -> PlanStatus:
+        self.plans.append((time.monotonic(), plan))
+        state = "done" if plan.final else "idle"
+        executed = tuple(format_action(action) for action in plan.actions)
+        status = PlanStatus(plan.mission, plan.answer, len(executed), state, executed=executed)
+        if self.latched:
+            return PlanStatus(state="estop", reason="estop", detail="latched")
+        if self.verdict is not None and plan.actions:
+            verdict = self.verdict
+            return PlanStatus(
+                plan.mission, plan.answer, 0, verdict.state, verdict.reason, verdict.detail, executed[0]
+            )
+        return status

@@ -1,0 +1,204 @@
+import json
+import time
+from dataclasses import dataclass, field
+
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from sensor_msgs.msg import CompressedImage
+from std_msgs.msg import String
+
+from test.bridge.scripted import EchoExecutor, ScriptedEngine
+from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.bridge import diagnostics
+from vlm_spec_decode.bridge.convert import to_compressed
+from vlm_spec_decode.bridge.vlm_node import VlmNode
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.errors import CloudRefused, CloudUnreachable
+
+pytestmark = pytest.mark.ros
+
+TOPICS = ("vlm/status", "vlm/answer", "vlm/answer/partial", "vlm/trace", "vlm/plan")
+
+
+@dataclass
+class Source:
+    """Connects to the scripted engine, or refuses for as long as it holds an error."""
+
+    engine: ScriptedEngine
+    error: Exception | None = None
+    closed: bool = False
+
+    def connect(self):
+        if self.error:
+            raise self.error
+        return self.engine
+
+    def close(self):
+        self.closed = True
+
+
+@dataclass
+class Ear:
+    """Another node: hears all topics, plays camera and executor, and gives instructions."""
+
+    node: object
+    executor: EchoExecutor
+    image: object
+    heard: dict = field(default_factory=lambda: {topic: [] for topic in TOPICS})
+
+    def __post_init__(self):
+        for topic in TOPICS:
+            self.node.create_subscription(String, topic, self.heard[topic].append, 50)
+        self.node.create_subscription(String, "vlm/plan", self.on_plan, 50)
+        self.statuses = self.node.create_publisher(String, "vlm/plan/status", 10)
+        self.voice = self.node.create_publisher(String, "vlm/instruction", 10)
+        self.images = self.node.create_publisher(CompressedImage, "camera/image_raw/compressed", 5)
+        self.node.create_timer(0.05, self.show)
+
+    def show(self):
+        now_s = self.node.get_clock().now().nanoseconds / 1e9
+        if self.image:
+            self.images.publish(to_compressed(self.image, now_s, "front_camera_optical"))
+
+    def on_plan(self, message):
+        if self.executor:
+            status = self.executor.take(Plan.from_json(message.data))
+            self.statuses.publish(String(data=status.to_json()))
+
+    def say(self, text):
+        self.voice.publish(String(data=text))
+
+    def states(self):
+        return [json.loads(m.data)["state"] for m in self.heard["vlm/status"]]
+
+    def json(self, topic):
+        return [json.loads(m.data) for m in self.heard[topic]]
+
+
+@pytest.fixture
+def stage(graph, image, eventually):
+    def start(script, executor=None, error=None, image=image, **parameters):
+        ear = Ear(graph.node("ear"), executor or EchoExecutor(), image)
+        graph.start(ear.node)
+        node = graph.node("vlm_node", **parameters)
+        source = Source(ScriptedEngine(script), error)
+        part = graph.start(node, VlmNode(node, source, WallClock()))
+        assert eventually(
+            lambda: ear.voice.get_subscription_count() and ear.statuses.get_subscription_count()
+        )
+        assert eventually(lambda: ear.heard["vlm/status"] or node.count_subscribers("vlm/status"))
+        return ear, part, source
+
+    return start
+
+
+def test_an_instruction_becomes_answers_plans_and_figures(stage, eventually):
+    ear, _, source = stage([["Ball left. turn(20)"], ["Ball ahead. ", "done()"]])
+    ear.say("walk to the red ball")
+    assert eventually(lambda: "done" in ear.states())
+    answers = ear.json("vlm/answer")
+    assert [a["actions"] for a in answers] == [["turn(20)"], ["done()"]]
+    assert answers[1]["history"] == ["turn(20)"]
+    assert answers[0]["stamp_s"] == source.engine.seen[0].stamp_s
+    assert [t["total_s"] for t in ear.json("vlm/trace")] == [0.3, 0.3]
+    assert ear.heard["vlm/answer/partial"][-1].data == "Ball ahead. done()"
+    last = Plan.from_json(ear.heard["vlm/plan"][-1].data)
+    assert (last.actions, last.final) == ((), True)
+
+
+def test_the_plan_is_the_heartbeat_while_an_answer_is_under_way(stage, eventually):
+    ear, part, source = stage([["forward(0.5) ", "…"]])
+    ear.say("go")
+    assert eventually(lambda: any(Plan.from_json(m.data).actions for m in ear.heard["vlm/plan"]))
+    before = len(ear.heard["vlm/plan"])
+    time.sleep(1.0)
+    beats = len(ear.heard["vlm/plan"]) - before
+    assert beats >= 10
+    part.close()
+    assert source.closed
+    assert eventually(lambda: not Plan.from_json(ear.heard["vlm/plan"][-1].data).actions)
+    silent_from = len(ear.heard["vlm/plan"])
+    time.sleep(0.4)
+    assert len(ear.heard["vlm/plan"]) == silent_from
+
+
+def test_a_new_instruction_supersedes_the_old_one_at_once(stage, eventually):
+    ear, _, source = stage([["forward(0.5) ", "…"], ["done()"]])
+    ear.say("go to the chair")
+    assert eventually(lambda: any(Plan.from_json(m.data).actions for m in ear.heard["vlm/plan"]))
+    old = Plan.from_json(ear.heard["vlm/plan"][-1].data).mission
+    ear.say("come back")
+    assert eventually(lambda: "done" in ear.states())
+    plans = [Plan.from_json(m.data) for m in ear.heard["vlm/plan"]]
+    first_new = next(i for i, plan in enumerate(plans) if plan.mission != old)
+    assert (plans[first_new - 1].mission, plans[first_new - 1].actions) == (old, ())
+    assert all(plan.mission != old for plan in plans[first_new:])
+    assert [o.instruction for o in source.engine.seen] == ["go to the chair", "come back"]
+
+
+def test_a_cancel_at_the_executor_ends_the_mission_in_the_middle_of_an_answer(stage, eventually):
+    verdict = PlanStatus(state="stopped", reason="cancel", detail="asked for")
+    ear, _, _ = stage([["forward(0.5) ", "…"]], EchoExecutor(verdict))
+    ear.say("go")
+    assert eventually(lambda: "cancelled" in ear.states(), 3.0)
+
+
+@pytest.mark.parametrize(
+    "error", [CloudUnreachable("nobody answers at tcp://127.0.0.1:9"), CloudRefused("model", "other model")]
+)
+def test_a_cloud_that_is_not_there_is_named_and_nothing_moves(stage, eventually, error):
+    ear, _, source = stage([["done()"]], error=error)
+    assert eventually(lambda: "unavailable" in ear.states())
+    ear.say("go")
+    assert eventually(lambda: "failed" in ear.states())
+    failed = next(s for s in ear.json("vlm/status") if s["state"] == "failed")
+    assert (failed["reason"], failed["detail"]) == (type(error).__name__, str(error))
+    assert not any(Plan.from_json(m.data).actions for m in ear.heard["vlm/plan"])
+    source.error = None
+    ear.say("go")
+    assert eventually(lambda: "done" in ear.states())
+
+
+@pytest.mark.parametrize("text", ["", "x" * 10_000])
+def test_an_instruction_that_is_none_is_named_and_ends_nothing(stage, eventually, text):
+    ear, _, _ = stage([["forward(0.5) ", "…"]])
+    ear.say("go")
+    assert eventually(lambda: "answering" in ear.states())
+    ear.say(text)
+    assert eventually(lambda: any(s["reason"] == "InstructionError" for s in ear.json("vlm/status")))
+    before = len(ear.heard["vlm/plan"])
+    assert eventually(lambda: len(ear.heard["vlm/plan"]) > before + 5)
+
+
+def test_the_instruction_parameter_starts_by_itself_when_all_is_there(stage, eventually):
+    ear, _, source = stage([["done()"]], instruction="sit")
+    ear.statuses.publish(String(data=PlanStatus().to_json()))
+    assert eventually(lambda: "done" in ear.states())
+    assert source.engine.seen[0].instruction == "sit"
+
+
+def test_corrupt_frames_and_statuses_are_dropped_and_counted(stage, eventually, graph):
+    ear, _, _ = stage([["done()"]], image=None)
+    reports = graph.listen(ear.node, DiagnosticArray, "/diagnostics")
+    ear.images.publish(CompressedImage(format="jpeg", data=b"\xff\xd8 no more"))
+    ear.statuses.publish(String(data="{"))
+    ear.say("go")
+    assert eventually(lambda: "failed" in ear.states(), 8.0)
+    assert "camera gone" in ear.json("vlm/status")[-1]["detail"]
+
+    def warned():
+        lines = [status for report in reports for status in report.status]
+        return any(s.level == diagnostics.WARN and s.message == "bad frames" for s in lines)
+
+    assert eventually(warned)
+
+
+def test_closing_does_not_wait_for_an_engine_that_hangs(stage, eventually):
+    ear, part, source = stage([["forward(0.5) ", "…"]])
+    source.engine.cancel = lambda: None
+    ear.say("go")
+    assert eventually(lambda: "answering" in ear.states())
+    started = time.monotonic()
+    part.close()
+    assert time.monotonic() - started < 3.0
+    source.engine.cancelled.set()
