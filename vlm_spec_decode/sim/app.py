@@ -30,6 +30,7 @@ from vlm_spec_decode.sim.server import RequestServer
 from vlm_spec_decode.sim.server_dds import Dds, open_domain, refuse_second_robot
 from vlm_spec_decode.sim.server_robot import SimulatedRobot
 from vlm_spec_decode.sim.server_truth import PathRecorder, Truth
+from vlm_spec_decode.sim.server_view import check_view, save_view
 from vlm_spec_decode.sim.services import Service, SportService, SwitcherService
 from vlm_spec_decode.sim.services_avoid import AvoidService
 from vlm_spec_decode.sim.statemachine_tables import Code
@@ -73,6 +74,8 @@ class SimConfig:
         """Check the ranges. Raises ConfigError naming the setting."""
         if self.start not in START_STATES:
             raise ConfigError(f"start: {self.start!r} is none of {', '.join(START_STATES)}")
+        if self.view is not None:
+            check_view(self.view)
         for name, low, high in (
             ("width", 32, 1920),
             ("height", 32, 1080),
@@ -125,6 +128,8 @@ def run(
     truth = path.finish(world)
     if config.truth:
         truth.save(config.truth)
+    if config.view:
+        save_view(world, truth, config.view)
     return truth
 
 

@@ -1,0 +1,97 @@
+"""A simulated Go2 in a process of its own, for tests, and gone after them whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+_PROGRAM = """
+import json, os, sys
+from pathlib import Path
+from vlm_spec_decode.core.errors import VsdError
+from vlm_spec_decode.sim.app import SimConfig, run, stop_signals
+settings = json.loads(sys.argv[1])
+settings["faults"] = tuple(settings.get("faults", ()))
+for key in ("scene", "view", "truth"):
+    if key in settings:
+        settings[key] = Path(settings[key])
+parent = os.getppid()
+ready = lambda: print("ready", flush=True)
+try:
+    with stop_signals() as asked:
+        run(SimConfig(**settings), lambda: asked() or os.getppid() != parent, on_ready=ready)
+except VsdError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def dds_domain() -> int:
+    """The DDS domain of this test worker."""
+    return 100 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def launch(**settings: object) -> subprocess.Popen[str]:
+    """Start a simulator on this worker's domain without waiting for it."""
+    arguments = json.dumps({"domain": dds_domain(), **settings})
+    return subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+
+
+def end(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> tuple[int, str]:
+    """Ask a process to end, make sure that it has, and return its status and what it wrote to stderr."""
+    if process.poll() is None:
+        process.send_signal(number)
+    try:
+        _, errors = process.communicate(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, errors = process.communicate()
+    return process.returncode, errors
+
+
+@contextmanager
+def simulator(**settings: object) -> Iterator[subprocess.Popen[str]]:
+    """A simulator that is ready, with the given fields of `SimConfig`."""
+    process = launch(**settings)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line == "ready\n", process.communicate(timeout=10)[1]
+        yield process
+        if process.poll() is None:
+            status, errors = end(process)
+            assert (status, errors) == (0, "")
+    finally:
+        end(process)
+
+
+def run_client(program: str, *, timeout_s: float = 40.0) -> dict[str, object]:
+    """Run a client script of the SDK in a process of its own; its last line is JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(dds_domain())],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    assert isinstance(answer, dict)
+    return answer
