@@ -7,6 +7,8 @@ context of one model fit another.
 
 from __future__ import annotations
 
+import weakref
+
 import mujoco
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +43,11 @@ class Canvas:
         self._gl.make_current()
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         model.vis.quality.offsamples = 0
-        model.vis.quality.shadowsize = 4096 if self._nice else 0
+        model.vis.quality.shadowsize = 2048 if self._nice else 0
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+        # Runs at the interpreter's exit at the latest, while the OpenGL bindings still work.
+        self._free = weakref.finalize(self, _free, self._gl, self._context)
         self._scene: mujoco.MjvScene | None = None
         self._model: mujoco.MjModel | None = None
         self._option = mujoco.MjvOption()
@@ -93,16 +97,12 @@ class Canvas:
 
     def close(self) -> None:
         """Free the context. Idempotent."""
-        if self._gl is not None:
-            self._gl.make_current()
-            self._context.free()
-            self._gl.free()
-            self._gl = None
+        self._free()
 
     def _update(
         self, built: WorldModel, data: mujoco.MjData, camera: mujoco.MjvCamera, robot: bool, ceiling: bool
     ) -> mujoco.MjvScene:
-        if self._gl is None:
+        if not self._free.alive:
             raise ValueError("this canvas is closed")
         if self._scene is None or self._model is not built.model:
             self._scene, self._model = mujoco.MjvScene(built.model, maxgeom=_MAX_GEOMS), built.model
@@ -113,8 +113,8 @@ class Canvas:
         )
         if self._nice:
             for geom in self._scene.geoms[: self._scene.ngeom]:
-                if geom.objid in built.shell:
-                    # Decoration casts no shadow: walls and ceiling must not keep the lamp out.
+                if geom.objid in built.shadowless:
+                    # Decoration casts no shadow: walls, doors and ceiling must not keep the lamp out.
                     geom.category = mujoco.mjtCatBit.mjCAT_DECOR.value
         return self._scene
 
@@ -130,3 +130,9 @@ class Canvas:
         out = np.empty((height_px, width_px, 3), dtype=np.uint8)
         mujoco.mjr_readPixels(out, None, rect, self._context)
         return out[::-1]
+
+
+def _free(gl: mujoco.GLContext, context: mujoco.MjrContext) -> None:
+    gl.make_current()
+    context.free()
+    gl.free()

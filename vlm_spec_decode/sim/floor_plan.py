@@ -50,6 +50,19 @@ def draw_frame(draw: ImageDraw.ImageDraw, plan: FloorPlan) -> None:
     draw.rectangle((x0 - wall, y0 - wall, x1 + wall, y1 + wall), outline=(92, 94, 100), width=wall + 4)
 
 
+def draw_doors(draw: ImageDraw.ImageDraw, plan: FloorPlan) -> None:
+    """Mark doors as bars of their colour in the wall: from above only the lintel would be seen."""
+    for item in plan.scene.objects:
+        if item.kind == "door":
+            cos, sin, half = math.cos(item.yaw_rad), math.sin(item.yaw_rad), 0.5 * item.scale
+            ends = [
+                plan.at(item.x_m - 0.06 * cos - s * half * sin, item.y_m - 0.06 * sin + s * half * cos)
+                for s in (-1, 1)
+            ]
+            rgb = tuple(int(255 * c) for c in PALETTE[item.colour])
+            draw.line(ends, fill=rgb, width=round(0.14 * plan.px_per_m))
+
+
 def draw_path(draw: ImageDraw.ImageDraw, plan: FloorPlan, path: Sequence[Pose2D]) -> None:
     """Draw where the robot went, and where it began."""
     if len(path) < 2:
@@ -82,11 +95,15 @@ def draw_label(draw: ImageDraw.ImageDraw, plan: FloorPlan, item: SceneObject, *,
     if ringed:
         r = (reach + 0.12) * plan.px_per_m
         draw.ellipse((x - r, y - r, x + r, y + r), outline=(*_PATH, 255), width=6)
-    below = y + (0.22 if item.kind == "door" else reach + 0.16) * plan.px_per_m
-    above = y - (0.22 if item.kind == "door" else reach + 0.16) * plan.px_per_m
-    ty = below if below < plan.height_px - 28 else above
+    if item.kind == "door":
+        # Into the room, further where the wall is upright and the plate would cover the door.
+        inward = 0.28 + 0.36 * abs(math.cos(item.yaw_rad))
+        at = plan.at(item.x_m + inward * math.cos(item.yaw_rad), item.y_m + inward * math.sin(item.yaw_rad))
+    else:
+        away = (reach + 0.16) * plan.px_per_m
+        at = (min(max(x, 110), plan.width_px - 110), y + away if y + away < plan.height_px - 28 else y - away)
     rgb = PALETTE[item.colour]
-    _text(draw, (min(max(x, 110), plan.width_px - 110), ty), item.name, 32, dot=rgb)
+    _text(draw, at, item.name, 32, dot=rgb)
 
 
 def draw_scale(draw: ImageDraw.ImageDraw, plan: FloorPlan) -> None:

@@ -54,7 +54,8 @@ class WorldModel:
     """A compiled model and what its geoms mean.
 
     `geom_object` [ngeom]: index into `Scene.objects`, or -1 for room and robot. `solids[g]` is the
-    name of the object or wall that geom g belongs to; `shell` are walls, skirting and ceiling.
+    name of the object or wall that geom g belongs to; `shell` are walls, skirting and ceiling;
+    with the doors they are `shadowless`.
     `joints` are the legs' addresses in qpos [12].
     """
 
@@ -62,6 +63,7 @@ class WorldModel:
     geom_object: npt.NDArray[np.int32]
     solids: dict[int, str]
     shell: list[int]
+    shadowless: frozenset[int]
     hull_geom: int
     trunk_body: int
     joints: slice
@@ -83,10 +85,19 @@ def build(scene: Scene) -> WorldModel:
             shell.append(g)
             if model.geom(g).name in WALL_NAMES:
                 solids[g] = model.geom(g).name
+    kinds = [item.kind for item in scene.objects]
+    doors = [g for g in range(model.ngeom) if owner[g] >= 0 and kinds[owner[g]] == "door"]
     trunk = int(model.body("base").id)
     first = int(model.joint("FR_hip_joint").qposadr[0])
     return WorldModel(
-        model, owner, solids, shell, int(model.geom(HULL_GEOM).id), trunk, slice(first, first + NUM_JOINTS)
+        model,
+        owner,
+        solids,
+        shell,
+        frozenset([*shell, *doors]),
+        int(model.geom(HULL_GEOM).id),
+        trunk,
+        slice(first, first + NUM_JOINTS),
     )
 
 

@@ -19,6 +19,7 @@ from PIL import ImageDraw
 from vlm_spec_decode.sim.canvas import Canvas, Rgb8
 from vlm_spec_decode.sim.floor_plan import (
     FloorPlan,
+    draw_doors,
     draw_frame,
     draw_label,
     draw_path,
@@ -58,6 +59,7 @@ class Views:
         small, plan = plan, FloorPlan(scene, 2 * scale, 2 * plan.width_px, 2 * plan.height_px)
         draw = ImageDraw.Draw(picture, "RGBA")
         draw_frame(draw, plan)
+        draw_doors(draw, plan)
         draw_path(draw, plan, path)
         draw_robot(draw, plan, world.pose)
         for item in scene.objects:
