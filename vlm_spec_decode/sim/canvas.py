@@ -43,7 +43,7 @@ class Canvas:
         self._gl.make_current()
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         model.vis.quality.offsamples = 0
-        model.vis.quality.shadowsize = 2048 if self._nice else 0
+        model.vis.quality.shadowsize = 4096 if self._nice else 0
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         # Runs at the interpreter's exit at the latest, while the OpenGL bindings still work.

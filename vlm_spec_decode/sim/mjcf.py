@@ -21,15 +21,17 @@ from vlm_spec_decode.sim.scene import Scene
 GROUP_ROOM, GROUP_ROBOT, GROUP_CEILING, GROUP_HULL = range(4)
 WALL_HEIGHT_M = 2.5
 _WALL_HALF_M = 0.05
+_NEAR_M = 0.02
+"""Nothing comes nearer to the lens than this: it lies 2.3 cm behind the body's front."""
 WALL_NAMES = ("east wall", "north wall", "west wall", "south wall")
 
 _HEAD = """
 <mujoco model="room">
   <compiler angle="degree" eulerseq="XYZ" autolimits="true"/>
   <option timestep="0.005" gravity="0 0 0"/>
-  <statistic center="0 0 0.5" extent="8"/>
+  <statistic center="0 0 0.5" extent="{extent}"/>
   <visual>
-    <map znear="0.004" zfar="4"/>
+    <map znear="{near}" zfar="2" shadowclip="0.72"/>
     <quality shadowsize="0" offsamples="0" numslices="20" numstacks="12"/>
     <headlight ambient="{ambient} {ambient} {ambient}" diffuse="0.14 0.14 0.14" specular="0 0 0"/>
   </visual>
@@ -104,7 +106,13 @@ def build(scene: Scene) -> WorldModel:
 def scene_xml(scene: Scene) -> str:
     """Return the MJCF text of a scene with the robot."""
     bright = scene.light.brightness
-    parts = [_HEAD.format(ambient=_num(0.58 * bright)), "<worldbody>", _light(scene), _room(scene)]
+    extent = max(scene.length_m, scene.width_m, 6.0)
+    parts = [
+        _HEAD.format(ambient=_num(0.58 * bright), extent=_num(extent), near=_num(_NEAR_M / extent)),
+        "<worldbody>",
+        _light(scene),
+        _room(scene),
+    ]
     parts += [_object(i, item) for i, item in enumerate(scene.objects)]
     return "\n".join([*parts, ROBOT_XML, "</worldbody></mujoco>"])
 
@@ -118,7 +126,9 @@ def _light(scene: Scene) -> str:
         -math.sin(light.elevation_rad),
     )
     main, fill = _num(0.48 * light.brightness), _num(0.16 * light.brightness)
-    pos = _nums(*(-4.0 * t for t in towards))
+    # The lamp itself stands outside the room, so that all of the room lies in its shadow map.
+    away = max(scene.length_m, scene.width_m, 6.0)
+    pos = _nums(*(-away * t for t in towards))
     back = _nums(-towards[0], -towards[1], towards[2])
     return (
         f'<light type="directional" castshadow="true" pos="{pos}" dir="{_nums(*towards)}" '
