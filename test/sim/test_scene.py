@@ -77,7 +77,7 @@ def test_a_robot_passes_between_any_two_things_and_can_start() -> None:
 
 def test_objects_stand_inside_and_doors_in_a_wall() -> None:
     doors = 0
-    for seed in SEEDS:
+    for seed in range(120):
         scene = random_scene(seed)
         for item in scene.objects:
             gap = min(min(scene.length_m / 2 - abs(x), scene.width_m / 2 - abs(y)) for x, y in outline(item))
@@ -87,7 +87,7 @@ def test_objects_stand_inside_and_doors_in_a_wall() -> None:
                 assert gap < 0.02
                 ahead = (item.x_m + 0.4 * math.cos(item.yaw_rad), item.y_m + 0.4 * math.sin(item.yaw_rad))
                 assert scene.clearance_m(*ahead) > 0.3
-    assert doors > 50
+    assert doors > 25
 
 
 def test_one_scene_in_three_has_a_pair_that_shares_a_word() -> None:

@@ -102,7 +102,7 @@ class Views:
         world.sync()
         camera = mujoco.MjvCamera()
         camera.lookat[:] = (0.0, 0.0, 0.0)
-        camera.distance, camera.azimuth, camera.elevation = 12.0, 90.0, -90.0
+        camera.distance, camera.azimuth, camera.elevation = 4.0, 90.0, -90.0
         view = world.model.vis.global_
         view.fovy, view.orthographic = plan.height_px / plan.px_per_m, 1
         camera.orthographic = 1
