@@ -10,8 +10,8 @@ from vlm_spec_decode.core.errors import RobotRefused
 OK = 0
 CLIENT_SEND = 3102
 TIMEOUT = 3104
+NOT_IMPLEMENTED = 3203
 BAD_PARAMETER = 3204
-UNSUITABLE = 4206
 
 UNCERTAIN = frozenset({CLIENT_SEND, TIMEOUT})
 """Codes after which the robot may or may not have heard the call; the state tells."""
@@ -27,7 +27,7 @@ RETURN_CODES: dict[int, str] = {
     3107: "lease invalid",
     3201: "the service could not send",
     3202: "the service failed inside",
-    3203: "not implemented by this robot's firmware",
+    NOT_IMPLEMENTED: "not implemented by this robot's firmware",
     BAD_PARAMETER: "bad parameter",
     3205: "lease denied: another client holds the robot",
     3206: "no such lease",
@@ -36,7 +36,7 @@ RETURN_CODES: dict[int, str] = {
     4201: "the action took too long",
     4202: "state machine not initialised",
     4205: "state machine not initialised",
-    UNSUITABLE: "posture unsuitable for the action",
+    4206: "posture unsuitable for the action",
     5201: "the service cannot be switched",
     5202: "the service is protected",
     7002: "mode selected too soon after a release; wait 10 s",

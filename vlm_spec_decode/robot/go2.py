@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from unitree_sdk2py.go2.sport.sport_client import SportClient
 
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import Cancelled, ConfigError, RobotError, RobotRefused, RobotUnreachable
+from vlm_spec_decode.core.errors import Cancelled, RobotError, RobotRefused, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.robot import POSTURES, RobotState
 from vlm_spec_decode.robot import codes
 from vlm_spec_decode.robot.go2_camera import Go2Camera
 from vlm_spec_decode.robot.go2_config import Go2Config
-from vlm_spec_decode.robot.go2_postures import Step, steps_to, steps_to_walk
+from vlm_spec_decode.robot.go2_postures import PLANS, Step, steps_to_walk
 from vlm_spec_decode.robot.go2_sdk import StateFeed, join, make_sport_clients
 
 __all__ = ["Go2Camera", "Go2Config", "Go2Driver"]
@@ -49,7 +49,7 @@ class _Link:
 class Go2Driver:
     """A `RobotDriver`. One thread moves it; `stop` and `state` may be called from any.
 
-    A stop ends what others have under way: a posture raises Cancelled, a Move during it is dropped.
+    While a stop is under way a Move is dropped, and after it no call of an earlier posture is made any more.
     """
 
     def __init__(self, config: Go2Config, clock: Clock | None = None) -> None:
@@ -82,15 +82,14 @@ class Go2Driver:
     def move(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
         """Command a body velocity for at most 1 s; dropped while a stop is under way.
 
-        Raises RobotRefused (also where the robot would ignore it silently), RobotStale or RobotUnreachable.
+        The robot ignores it without a word in states that do not walk. Raises RobotRefused if it cannot be
+        sent, or RobotUnreachable before `start`.
         """
         # Floats always: some firmware takes an integer 0 for something else.
         velocity = (float(vx_mps), float(vy_mps), float(vyaw_radps))
         if not all(math.isfinite(value) for value in velocity):
             raise codes.refused("Move", codes.BAD_PARAMETER)
-        link, state = self._started(), self.state()
-        if not state.can_walk:
-            raise RobotRefused("Move", codes.UNSUITABLE, f"ignored in state {codes.state_name(state.code)}")
+        link = self._started()
         with self._send_lock:
             if self._stop_lock.locked():
                 return
@@ -113,14 +112,15 @@ class Go2Driver:
     def posture(self, name: str) -> None:
         """Carry out one of `core.robot.POSTURES`; returns when the state confirms it.
 
-        `stand_up`, `rise` and `recovery_stand` end in a state that walks. Raises ConfigError for an unknown
-        name, Cancelled if a stop comes in between, RobotRefused, RobotStale or RobotError.
+        `stand_up` ends with locked joints, `rise` and `recovery_stand` in a state that walks. Raises
+        RobotRefused (also for an unknown name), RobotStale, Cancelled if a stop comes before it is begun, or
+        RobotError.
         """
         if name not in POSTURES:
-            raise ConfigError(f"unknown posture {name!r}; known: {', '.join(POSTURES)}")
+            raise RobotRefused(name, codes.NOT_IMPLEMENTED, f"unknown; known: {', '.join(POSTURES)}")
         stops = self._stops
         with self._posture_lock:
-            self._carry_out(steps_to(name, self.state()), stops)
+            self._carry_out(PLANS[name], stops)
 
     def look(self, pitch_rad: float, yaw_rad: float) -> None:
         """Tilt the standing body; returns when its pitch is there. Raises as `posture` does."""
@@ -174,12 +174,12 @@ class Go2Driver:
         call_s = self._clock.now() if step.call else math.inf
         code, unsure, called = codes.OK, False, not step.call
         while not (called and step.done(self.state())):
-            if self._stops != stops:
-                raise Cancelled(f"{step.call or 'waiting for the end'} was cut short by a stop")
             now_s = self._clock.now()
             if now_s >= deadline_s:
                 raise self._not_reached(step, code, within_s)
             if now_s >= call_s:
+                if self._stops != stops:
+                    raise Cancelled(f"{step.call} was not called: there has been a stop")
                 code = getattr(self._started().posture, step.call)(*step.arguments)
                 if code not in codes.UNCERTAIN and not unsure:
                     codes.check(step.call, code)

@@ -48,8 +48,7 @@ def _act(call: str) -> tuple[Step, ...]:
 
 
 PLANS: dict[str, tuple[Step, ...]] = {
-    # StandUp alone leaves the joints locked, which heats the motors and ignores Move; so it is not the end.
-    "stand_up": (Step("StandUp", _in(LOCKED)), BALANCE_STAND),
+    "stand_up": (Step("StandUp", _in(LOCKED)),),
     "stand_down": (Step("StandDown", _in(CROUCH)),),
     "sit": (Step("Sit", _in(SITTING)),),
     "rise": (RISE, BALANCE_STAND),
@@ -60,12 +59,6 @@ PLANS: dict[str, tuple[Step, ...]] = {
     "damp": (Step("Damp", _in(DAMPING)),),
 }
 """Steps of each of `core.robot.POSTURES`."""
-
-
-def steps_to(posture: str, state: RobotState) -> tuple[Step, ...]:
-    """Return the steps from `state` to a posture; none where a standing robot is to get up."""
-    getting_up = posture in ("stand_up", "rise", "recovery_stand")
-    return () if getting_up and state.can_walk else PLANS[posture]
 
 
 def steps_to_walk(state: RobotState) -> tuple[Step, ...]:
