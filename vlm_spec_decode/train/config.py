@@ -1,0 +1,60 @@
+"""Settings of data generation, training and evaluation, as the command line fills them in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+Role: TypeAlias = Literal["target", "draft"]
+
+HELD_OUT_SEED = 1_000_000
+"""Scene seeds from here on are for evaluation and never trained on."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """Frames: `num_scenes` rooms seen from `poses` places each."""
+
+    out: Path = Path("data/frames")
+    num_scenes: int = 6000
+    poses: int = 8
+    first_seed: int = 0
+    workers: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """One model's training.
+
+    `minutes` bounds the run: the learning rate follows the clock or the step count, whichever is ahead.
+    `dialogues` share one image in one sequence. `distil` names the folder of the target whose own
+    answers a draft learns; empty trains on the teacher's.
+    """
+
+    role: Role
+    data: Path = Path("data/frames")
+    out: Path = Path("runs/target")
+    eye_steps: int = 4000
+    steps: int = 10000
+    batch: int = 8
+    dialogues: int = 4
+    peak_rate: float = 1.5e-3
+    seed: int = 0
+    threads: int = 1
+    checkpoint_every: int = 200
+    start: Path | None = None
+    distil: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateConfig:
+    """Held-out seeds: `episodes` closed-loop go-to missions and `frames` open-loop answers."""
+
+    target: Path
+    draft: Path
+    episodes: int = 50
+    frames: int = 100
+    first_seed: int = HELD_OUT_SEED
+    out: Path = Path("out/evaluate")
+    threads: int = 1

@@ -1,0 +1,85 @@
+"""Dialogues about a frame, drawn anew every time from the truth about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+import numpy as np
+
+from vlm_spec_decode.core.types import Observation
+from vlm_spec_decode.models.prompt import DONE_MARK
+from vlm_spec_decode.sim.scene import COLOURS, KINDS
+from vlm_spec_decode.train import instructions, teacher
+from vlm_spec_decode.train.instructions import Goal
+from vlm_spec_decode.train.teacher import FULL_TURN, SEARCH_DEG, Thing
+
+GO_TO_SHARE = 0.62
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """One instruction about one frame, and the teacher's answer in the spaced form."""
+
+    goal: Goal
+    history: tuple[str, ...]
+    answer: str
+
+    @property
+    def prompt(self) -> str:
+        """What the user says, as `models.prompt.prompt_text` renders it; `<unk>` stands for unknown words."""
+        return self.goal.text + (DONE_MARK + " ".join(self.history) if self.history else "")
+
+    @property
+    def observation(self) -> Observation:
+        """The prompt's side as the engine would hold it, without the image."""
+        return Observation(None, self.goal.text.replace("<unk>", "dragon"), self.history)
+
+
+def draw(rng: np.random.Generator, view: tuple[Thing, ...]) -> Dialogue:
+    """Draw one dialogue about a frame with these things in or out of view."""
+    thing = _choose(rng, view)
+    is_go_to = rng.random() < GO_TO_SHARE
+    goal = instructions.go_to(rng, thing) if is_go_to else instructions.other(rng, thing)
+    history = _history(rng, goal, view)
+    return Dialogue(goal, history, teacher.answer(goal, view, history))
+
+
+def _choose(rng: np.random.Generator, view: tuple[Thing, ...]) -> str:
+    """Name a thing: mostly one in view, sometimes out of view, sometimes absent but nearly there."""
+    seen = [t for t in view if t.seen]
+    kind = rng.random()
+    if seen and kind < 0.74:
+        # Near things are a few pixels of an episode and most of its risk, so they get their share.
+        chosen = seen[int(rng.integers(len(seen)))]
+        alone = sum(t.kind == chosen.kind for t in view) == 1
+        return chosen.kind if alone and rng.random() < 0.12 else chosen.name
+    hidden = [t for t in view if not t.seen]
+    if hidden and kind < 0.87:
+        return hidden[int(rng.integers(len(hidden)))].name
+    colour, what = (str(rng.choice(COLOURS)), str(rng.choice(KINDS)))
+    if view and rng.random() < 0.7:
+        near = view[int(rng.integers(len(view)))]
+        colour, what = (near.colour, what) if rng.random() < 0.5 else (colour, near.kind)
+    return f"{colour} {what}"
+
+
+def _history(rng: np.random.Generator, goal: Goal, view: tuple[Thing, ...]) -> tuple[str, ...]:
+    """Actions that may have led here. After a full turn in vain the search is over."""
+    if goal.verb in {"goto", "find", "face"} and teacher.find(goal.thing, view) is None:
+        turns = int(rng.choice([0, 1, 2, 3, 4, 5, 6], p=[0.25, 0.1, 0.1, 0.1, 0.1, 0.13, 0.22]))
+        before = _moves(rng, int(rng.integers(0, 3))) if turns < FULL_TURN and rng.random() < 0.3 else ()
+        return (*before, *[f"turn({SEARCH_DEG})"] * turns)[-8:]
+    if rng.random() < 0.35:
+        return ()
+    turns = int(rng.integers(0, 7)) if rng.random() < 0.3 else 0
+    return (*[f"turn({SEARCH_DEG})"] * turns, *_moves(rng, int(rng.integers(0, 5))))[-8:]
+
+
+def _moves(rng: np.random.Generator, count: int) -> tuple[str, ...]:
+    moves: list[str] = []
+    for _ in range(count):
+        if rng.random() < 0.6:
+            moves.append(f"turn({int(rng.integers(-12, 13)) * 5})")
+        moves.append(f"forward({rng.integers(2, 16) / 10:.1f})")
+    return tuple(moves)

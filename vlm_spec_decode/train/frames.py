@@ -1,0 +1,198 @@
+"""Frames from the simulator with what is in them: written once, memory-mapped, trained on many times.
+
+A data folder holds `frames.npy` [n, 128, 128, 3] uint8, `patches.npy` [n, 64] int8 (object that a patch
+of 16 pixels shows, -1 none), `objects.npy` [n, 8, 6] float32 (see `Column`) and `meta.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PilImage
+from tqdm import tqdm
+
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.models.tiny import IMAGE_PX, PATCHES_ACROSS
+from vlm_spec_decode.sim.camera import FrontCamera
+from vlm_spec_decode.sim.scene import COLOURS, KINDS, Pose2D, Scene, footprint_radius_m, random_scene
+from vlm_spec_decode.sim.world import World
+from vlm_spec_decode.train.config import DataConfig
+
+MAX_OBJECTS = 8
+CHUNK_SCENES = 50
+RENDER_PX = (256, 144)
+
+
+class Column(IntEnum):
+    """Columns of one object's row; distances in metres from the base, bearings in degrees, left positive.
+
+    `DISTANCE` runs to the nearest point of the footprint, `CENTRE` to its centre; `KIND` is -1 in unused
+    rows; `PIXELS` counts what shows on a map of 128 x 128.
+    """
+
+    KIND = 0
+    COLOUR = 1
+    BEARING = 2
+    DISTANCE = 3
+    CENTRE = 4
+    PIXELS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSet:
+    """A data folder, opened."""
+
+    frames: npt.NDArray[np.uint8]
+    patches: npt.NDArray[np.int8]
+    objects: npt.NDArray[np.float32]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def open_frames(folder: Path) -> FrameSet:
+    """Map a data folder. Raises ConfigError if it is missing or unfinished."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("frames", "patches", "objects")]
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder} holds no finished frames ({error}); `vsd train data` makes them"
+        ) from error
+    return FrameSet(arrays[0], arrays[1], arrays[2], meta["digest"])
+
+
+def run_data(config: DataConfig) -> dict[str, Any]:
+    """Render all frames; chunks that an interrupted run finished are not rendered again."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    count = config.num_scenes * config.poses
+    _allocate(config.out, count)
+    done_file = config.out / "done.json"
+    done = set(json.loads(done_file.read_text())) if done_file.exists() else set()
+    firsts = [f for f in range(0, config.num_scenes, CHUNK_SCENES) if f not in done]
+    with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
+        jobs = ((config, first) for first in firsts)
+        for first in tqdm(pool.map(_render_chunk, jobs), total=len(firsts), unit="chunk", desc="frames"):
+            done.add(first)
+            done_file.write_text(json.dumps(sorted(done)))
+    return _finish(config, count)
+
+
+def observe(camera: FrontCamera, world: World) -> npt.NDArray[np.float32]:
+    """Return what is true of every object from here [8, 6]."""
+    labels = camera.label_map(IMAGE_PX, IMAGE_PX)
+    rows = np.full((MAX_OBJECTS, len(Column)), -1, dtype=np.float32)
+    pose = world.pose
+    for i, item in enumerate(world.scene.objects):
+        rows[i] = (
+            KINDS.index(item.kind),
+            COLOURS.index(item.colour),
+            math.degrees(world.bearing_to(item.name)),
+            world.distance_to(item.name),
+            math.hypot(item.x_m - pose.x_m, item.y_m - pose.y_m),
+            int((labels == i).sum()),
+        )
+    return rows
+
+
+def squash(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Bring a 16:9 frame to the models' 128 x 128 as their image processor does (bicubic, antialiased)."""
+    image = PilImage.fromarray(rgb).resize((IMAGE_PX, IMAGE_PX), PilImage.Resampling.BICUBIC)
+    return np.asarray(image, dtype=np.uint8)
+
+
+def _patches(camera: FrontCamera) -> npt.NDArray[np.int8]:
+    """Object of each patch [64]: whichever covers most of it, if it covers a tenth."""
+    labels = camera.label_map(IMAGE_PX, IMAGE_PX)
+    side = IMAGE_PX // PATCHES_ACROSS
+    blocks = (
+        labels.reshape(PATCHES_ACROSS, side, PATCHES_ACROSS, side).swapaxes(1, 2).reshape(-1, side * side)
+    )
+    counts = np.stack([(blocks == i).sum(1) for i in range(MAX_OBJECTS)], axis=1)
+    best = counts.argmax(1)
+    return np.where(counts.max(1) * 10 >= side * side, best, -1).astype(np.int8)
+
+
+def _render_chunk(job: tuple[DataConfig, int]) -> int:
+    config, first = job
+    arrays = [
+        np.load(config.out / f"{name}.npy", mmap_mode="r+") for name in ("frames", "patches", "objects")
+    ]
+    camera: FrontCamera | None = None
+    for index in range(first, min(first + CHUNK_SCENES, config.num_scenes)):
+        seed = config.first_seed + index
+        world = World(random_scene(seed), seed=seed)
+        if camera is None:
+            camera = FrontCamera(world, *RENDER_PX, quality="fast")
+        camera.attach(world)
+        rng = np.random.default_rng([seed, 0xF2])
+        for k in range(config.poses):
+            world.teleport(_pose(world, rng))
+            at = index * config.poses + k
+            arrays[0][at] = squash(camera.render())
+            arrays[1][at] = _patches(camera)
+            arrays[2][at] = observe(camera, world)
+    if camera:
+        camera.close()
+    return first
+
+
+def _pose(world: World, rng: np.random.Generator) -> Pose2D:
+    """A place to look from: near an object (all stages of an approach) or anywhere."""
+    scene = world.scene
+    for _ in range(100):
+        if rng.random() < 0.65:
+            pose = _approach(scene, rng)
+        else:
+            x = rng.uniform(-0.5, 0.5) * (scene.length_m - 1.0)
+            y = rng.uniform(-0.5, 0.5) * (scene.width_m - 1.0)
+            pose = Pose2D(float(x), float(y), float(rng.uniform(-math.pi, math.pi)))
+        if world.is_free(pose):
+            return pose
+    return scene.start
+
+
+def _approach(scene: Scene, rng: np.random.Generator) -> Pose2D:
+    item = scene.objects[int(rng.integers(len(scene.objects)))]
+    gap = rng.uniform(0.38, 0.9) if rng.random() < 0.45 else rng.uniform(0.5, 4.2)
+    reach = float(gap) + footprint_radius_m(item.kind, item.scale)
+    angle = rng.uniform(-math.pi, math.pi)
+    x, y = item.x_m + reach * math.cos(angle), item.y_m + reach * math.sin(angle)
+    off = rng.normal(0.0, math.radians(25.0))
+    return Pose2D(float(x), float(y), float(angle + math.pi + off))
+
+
+def _allocate(folder: Path, count: int) -> None:
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "frames": ((count, IMAGE_PX, IMAGE_PX, 3), np.uint8),
+        "patches": ((count, PATCHES_ACROSS**2), np.int8),
+        "objects": ((count, MAX_OBJECTS, len(Column)), np.float32),
+    }
+    for name, (shape, dtype) in shapes.items():
+        path = folder / f"{name}.npy"
+        if path.exists() and np.load(path, mmap_mode="r").shape == shape:
+            continue
+        (folder / "done.json").unlink(missing_ok=True)
+        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+
+
+def _finish(config: DataConfig, count: int) -> dict[str, Any]:
+    objects = np.load(config.out / "objects.npy", mmap_mode="r")
+    settings = {k: str(v) for k, v in asdict(config).items() if k not in {"out", "workers"}}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + objects.tobytes()).hexdigest()[
+        :16
+    ]
+    meta = {"digest": digest, "frames": count, **settings}
+    (config.out / "meta.json").write_text(json.dumps(meta, indent=1))
+    return meta

@@ -1,0 +1,188 @@
+"""Training of target and draft: the eye first, then eye and mouth together; resumes where it stopped.
+
+The learning rate is constant and falls linearly over the last part, so that a run can be cut short by
+resuming it with fewer steps. Every draw comes from (seed, step), so a resumed run is the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from vlm_spec_decode.models import tiny
+from vlm_spec_decode.train import instructions, teacher
+from vlm_spec_decode.train.batches import Batch, Batcher
+from vlm_spec_decode.train.config import TrainConfig
+from vlm_spec_decode.train.frames import open_frames
+from vlm_spec_decode.train.network import EyeHeads, answer_loss, image_features, logits_of
+
+DECAY_SHARE = 0.45
+WARM_UP = 200
+EYE_WEIGHT = 0.3
+EYE_RATE = 0.1
+"""Learning rate of the tower once the mouth trains; at the full rate it forgets."""
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Return the tokenizer of the shipped models."""
+    return tiny.build_tokenizer((*teacher.words(), *instructions.words()))
+
+
+@dataclass(slots=True)
+class Trainee:
+    """A model in training with everything that a checkpoint holds."""
+
+    model: LlavaForConditionalGeneration
+    heads: EyeHeads
+    optimizer: torch.optim.Optimizer
+    eye_step: int = 0
+    step: int = 0
+    seconds: float = 0.0
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; the old one survives until the new one is complete."""
+        state = {
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "counters": (self.eye_step, self.step, self.seconds),
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Take up a checkpoint."""
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.eye_step, self.step, self.seconds = state["counters"]
+
+
+def new_trainee(config: TrainConfig, vocab_size: int) -> Trainee:
+    """Build the model of the config's role, with random weights drawn from its seed."""
+    torch.manual_seed(config.seed)
+    make = tiny.target_config if config.role == "target" else tiny.draft_config
+    model = LlavaForConditionalGeneration._from_config(make(vocab_size), attn_implementation="eager")
+    model.float().train()
+    heads = EyeHeads(model.config.vision_config.hidden_size)
+    tower = list(model.model.vision_tower.parameters()) + list(heads.parameters())
+    ids = {id(p) for p in tower}
+    rest = [p for p in model.parameters() if id(p) not in ids]
+    groups = [{"params": tower, "name": "eye"}, {"params": rest, "name": "mouth"}]
+    optimizer = torch.optim.AdamW(groups, lr=config.peak_rate, betas=(0.9, 0.95), weight_decay=0.05)
+    return Trainee(model, heads, optimizer)
+
+
+def run_train(config: TrainConfig) -> dict[str, Any]:
+    """Train one model and export it to `config.out`. Returns the training record."""
+    torch.set_num_threads(config.threads)
+    tok = tokenizer()
+    frames = open_frames(config.data)
+    batcher = Batcher(frames, tok, config.dialogues)
+    trainee = new_trainee(config, len(tok))
+    config.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = config.out / "checkpoint.pt"
+    if checkpoint.exists():
+        trainee.load(checkpoint)
+    elif config.start:
+        trainee.load(config.start)
+    _run(config, trainee, batcher, checkpoint)
+    record = {"config": {k: str(v) for k, v in asdict(config).items()}, "data": frames.digest}
+    record |= {"eye_steps": trainee.eye_step, "steps": trainee.step, "seconds": round(trainee.seconds)}
+    export(config.out, trainee.model, tok, record)
+    return record
+
+
+def export(
+    folder: Path, model: LlavaForConditionalGeneration, tok: PreTrainedTokenizerFast, record: dict[str, Any]
+) -> None:
+    """Write the folder that `from_pretrained` reads, with the training record beside the weights."""
+    model.save_pretrained(str(folder))
+    tiny.save_folder(folder, tiny.build_processor(tok))
+    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _run(config: TrainConfig, trainee: Trainee, batcher: Batcher, checkpoint: Path) -> None:
+    log = (config.out / "log.jsonl").open("a")
+    started_s, before_s = time.monotonic(), trainee.seconds
+    figures: dict[str, float] = {}
+    bar = tqdm(
+        _steps(config, trainee), total=config.eye_steps + config.steps, desc=config.role, mininterval=5
+    )
+    bar.update(trainee.eye_step + trainee.step)
+    for is_eye, number in bar:
+        rng = np.random.default_rng([config.seed, int(is_eye), number])
+        batch = (
+            batcher.draw(rng, 4 * config.batch, dialogues=1) if is_eye else batcher.draw(rng, config.batch)
+        )
+        _set_rates(config, trainee.optimizer, is_eye, number)
+        new = _eye_step(trainee, batch) if is_eye else _step(trainee, batch, batcher)
+        figures = {k: 0.98 * figures.get(k, v) + 0.02 * v for k, v in new.items()}
+        trainee.seconds = before_s + time.monotonic() - started_s
+        if number % 100 == 0:
+            bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items()}, refresh=False)
+            row = {"eye": is_eye, "step": number, "s": round(trainee.seconds)}
+            log.write(json.dumps({**row, **{k: round(v, 4) for k, v in figures.items()}}) + "\n")
+            log.flush()
+        if number % config.checkpoint_every == 0:
+            trainee.save(checkpoint)
+    trainee.save(checkpoint)
+    log.close()
+
+
+def _steps(config: TrainConfig, trainee: Trainee) -> Iterator[tuple[bool, int]]:
+    while trainee.eye_step < config.eye_steps:
+        trainee.eye_step += 1
+        yield True, trainee.eye_step
+    while trainee.step < config.steps:
+        trainee.step += 1
+        yield False, trainee.step
+
+
+def _set_rates(config: TrainConfig, optimizer: torch.optim.Optimizer, is_eye: bool, number: int) -> None:
+    total = config.eye_steps if is_eye else config.steps
+    left = (total - number) / (DECAY_SHARE * total)
+    rate = config.peak_rate * min(1.0, number / WARM_UP, max(0.02, left))
+    for group in optimizer.param_groups:
+        share = 1.0 if is_eye else EYE_RATE
+        group["lr"] = rate * (share if group["name"] == "eye" else float(not is_eye))
+
+
+def _eye_step(trainee: Trainee, batch: Batch) -> dict[str, float]:
+    loss = trainee.heads.loss(image_features(trainee.model, batch.pixels), batch.patch_labels)
+    _update(trainee, loss)
+    return {"eye_loss": loss.item()}
+
+
+def _step(trainee: Trainee, batch: Batch, batcher: Batcher) -> dict[str, float]:
+    features = image_features(trainee.model, batch.pixels)
+    logits = logits_of(trainee.model, features, batch)
+    loss = answer_loss(logits, batch)
+    eye = trainee.heads.loss(features, batch.patch_labels)
+    _update(trainee, loss + EYE_WEIGHT * eye)
+    right = (logits.argmax(-1) == batch.labels)[batch.labels >= 0].numpy()
+    telling = batcher.telling[batch.labels[batch.labels >= 0].numpy()]
+    return {
+        "loss": loss.item(),
+        "eye_loss": eye.item(),
+        "telling": right[telling].mean(),
+        "rest": right[~telling].mean(),
+    }
+
+
+def _update(trainee: Trainee, loss: torch.Tensor) -> None:
+    trainee.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), 1.0)
+    trainee.optimizer.step()

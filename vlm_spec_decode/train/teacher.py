@@ -1,0 +1,169 @@
+"""The teacher: what a robot that sees everything says and does next.
+
+From the truth about one frame it gives the answer that the target learns: a short description of what
+matters in view, then actions. Closed loop, so a first angle may be a little off.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vlm_spec_decode.sim.scene import COLOURS, KINDS, footprint_radius_m
+from vlm_spec_decode.train.instructions import Goal
+
+MIN_PIXELS = 24
+"""Of 16,384: less than this of an object does not count as seen."""
+
+STOP_M = 0.5
+"""Wanted distance from the base's centre to the footprint."""
+
+ARRIVED_M = 0.15
+"""Nearer than this to the wanted distance is there."""
+
+MAX_STEP_M = 1.5
+SEARCH_DEG = 60
+FULL_TURN = 6
+"""Turns of SEARCH_DEG after which everything has been seen."""
+
+AHEAD_DEG = 12
+BODY_HALF_WIDTH_M = 0.27
+"""Half the body's width and a margin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One object as the teacher knows it from here."""
+
+    kind: str
+    colour: str
+    bearing_deg: float
+    distance_m: float
+    centre_m: float
+    pixels: int
+
+    @property
+    def name(self) -> str:
+        """Colour and kind."""
+        return f"{self.colour} {self.kind}"
+
+    @property
+    def seen(self) -> bool:
+        """Whether enough of it is in view."""
+        return self.pixels >= MIN_PIXELS
+
+
+def things(rows: npt.NDArray[np.float32]) -> tuple[Thing, ...]:
+    """Read the objects of one frame [8, 6] (see `train.frames.Column`)."""
+    return tuple(
+        Thing(KINDS[int(k)], COLOURS[int(c)], float(b), float(d), float(m), int(p))
+        for k, c, b, d, m, p in rows
+        if k >= 0
+    )
+
+
+def answer(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str:
+    """Return what to say and do, in the tiny models' spaced form."""
+    if goal.verb == "act":
+        return f"{describe(None, view)} . ok . {goal.action} done ( )"
+    if goal.verb == "unknown":
+        return "i do not know what that means so i stay where i am . done ( )"
+    if goal.verb == "unsafe":
+        return "no , i will not do that because it is not safe . done ( )"
+    if goal.verb == "see":
+        return f"{describe(None, view)} . done ( )"
+    thing = find(goal.thing, view)
+    if thing is None:
+        return _search(goal, view, history)
+    if goal.verb == "goto":
+        return f"{describe(thing, view)} . {_approach(goal, thing, view)}"
+    turn = _turn(thing.bearing_deg) if goal.verb == "face" else ""
+    return f"{describe(thing, view)} . {turn}done ( )"
+
+
+def find(name: str, view: tuple[Thing, ...]) -> Thing | None:
+    """Return the nearest seen thing of that name or kind."""
+    fits = [t for t in view if t.seen and name in (t.name, t.kind)]
+    return min(fits, key=lambda t: t.distance_m, default=None)
+
+
+def describe(thing: Thing | None, view: tuple[Thing, ...]) -> str:
+    """Say the thing that matters with its distance, then the largest other one in view."""
+    others = sorted((t for t in view if t.seen and t is not thing), key=lambda t: -t.pixels)
+    if thing is None and others:
+        thing = others.pop(0)
+    if thing is None:
+        return "i see nothing but the room"
+    first = f"i see the {thing.name} {_where(thing)} at {_metres(thing.distance_m)} m"
+    second = f" and a {others[0].name} {_where(others[0])}" if others else " and nothing else"
+    return first + second
+
+
+def _where(thing: Thing) -> str:
+    if abs(thing.bearing_deg) <= AHEAD_DEG:
+        return "ahead"
+    return "to my left" if thing.bearing_deg > 0 else "to my right"
+
+
+def _search(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str:
+    turned = sum(h.replace(" ", "").startswith(f"turn({SEARCH_DEG}") for h in history)
+    if turned >= FULL_TURN:
+        return f"i looked around and there is no {goal.thing} here . stop ( ) done ( )"
+    others = sorted((t for t in view if t.seen), key=lambda t: -t.pixels)
+    seen = f"a {others[0].name} {_where(others[0])}" if others else "nothing but the room"
+    return f"i do not see the {goal.thing} here , i see {seen} . turn ( {SEARCH_DEG} )"
+
+
+def _approach(goal: Goal, thing: Thing, view: tuple[Thing, ...]) -> str:
+    left_m = thing.distance_m - goal.stop_m
+    if left_m <= ARRIVED_M:
+        turn = _turn(thing.bearing_deg) if abs(thing.bearing_deg) > 25 else ""
+        return f"{turn}{goal.action + ' ' if goal.action else ''}done ( )"
+    heading, step_m = plan(thing, view, min(left_m, MAX_STEP_M))
+    return f"{_turn(heading)}forward ( {_metres(step_m)} )"
+
+
+def plan(thing: Thing, view: tuple[Thing, ...], step_m: float) -> tuple[float, float]:
+    """Return heading in degrees and distance: straight at the thing, or past whatever is in the way."""
+    others = [t for t in view if t is not thing and abs(t.bearing_deg) < 75]
+    best = (thing.bearing_deg, 0.2)
+    for off in (0, 10, -10, 20, -20, 30, -30, 40, -40, 50, -50, 60, -60):
+        heading = thing.bearing_deg + off
+        free_m = min((_free_m(t, heading) for t in others), default=math.inf)
+        if free_m >= step_m:
+            return heading, step_m
+        if free_m > best[1]:
+            best = (heading, free_m)
+    return best[0], min(best[1], step_m)
+
+
+def _free_m(other: Thing, heading_deg: float) -> float:
+    """How far one may walk along `heading_deg` before the body comes near `other`."""
+    angle = math.radians(other.bearing_deg - heading_deg)
+    along, across = other.centre_m * math.cos(angle), abs(other.centre_m * math.sin(angle))
+    radius = footprint_radius_m(other.kind)
+    if along <= 0 or across >= radius + BODY_HALF_WIDTH_M:
+        return math.inf
+    return max(0.0, along - radius - 0.5)
+
+
+def _turn(bearing_deg: float) -> str:
+    angle = 5 * round(bearing_deg / 5)
+    return f"turn ( {angle} ) " if abs(angle) >= 10 else ""
+
+
+def _metres(distance_m: float) -> str:
+    return f"{min(5.0, max(0.1, distance_m)):.1f}"
+
+
+def words() -> tuple[str, ...]:
+    """Every word that answers use, for the vocabulary."""
+    texts = (
+        "ok . turn ( ) forward strafe look wait stop stand_up stand_down sit rise hello stretch done , ;",
+        "i do not know what that means so i stay where i am . no will not do that because it is safe",
+        "i see nothing but the room and a else ahead to my left right at m looked around there is no here",
+    )
+    return tuple(w for text in texts for w in text.split())
