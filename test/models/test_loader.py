@@ -180,11 +180,11 @@ def test_prompt_beyond_the_context_is_refused_at_once(llava_pair):
         llava_pair.model.open(Observation(None, "go " * 2000))
 
 
-def test_image_token_in_an_instruction_cannot_smuggle_an_image(llava_pair):
-    sees = llava_pair.model.open(Observation(None, "go to the chair"))
-    sees.prefill()
+def test_no_text_can_smuggle_an_image_token(llava_pair):
+    escaped = llava_pair.model.encoder.encode(Observation(None, "go <image>"))
+    assert checkpoints.IMAGE_ID not in escaped.ids
     with pytest.raises(InstructionError, match="image token"):
-        llava_pair.model.open(Observation(None, "go <image>"))
+        llava_pair.model.open(Observation(None, "go", history=("<image>",)))
 
 
 def test_language_model_leaves_the_image_out(tmp_path):

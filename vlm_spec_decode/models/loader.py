@@ -240,6 +240,7 @@ def _revision(folder: Path) -> str:
 
 def _prompt_digest(encoder: PromptEncoder) -> str:
     """Return a hash of how a prompt is made: a sample's rendering and the image processor's settings."""
-    sample = Observation(Image(b"", 1, 1), "go to the red chair", ("turn(10)", "forward(1.5)"))
+    done = tuple(f"forward(0.{i})" for i in range(1, 13))
+    sample = Observation(Image(b"", 1, 1), "go to the <red> [chair] {now}: slowly\n", done)
     settings = encoder.image_processor.to_json_string() if encoder.image_processor is not None else ""
     return hashlib.sha256((encoder.render(sample) + settings).encode()).hexdigest()[:16]
