@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.sim.faults import FaultSchedule, parse_fault
 from vlm_spec_decode.sim.scene import Pose2D, Scene, SceneObject
 from vlm_spec_decode.sim.server_robot import SimulatedRobot
+from vlm_spec_decode.sim.server_truth import PathRecorder
+from vlm_spec_decode.sim.server_view import save_view
 from vlm_spec_decode.sim.services import SportService, SwitcherService
 from vlm_spec_decode.sim.services_avoid import AvoidService
 from vlm_spec_decode.sim.statemachine_tables import Code
@@ -215,6 +220,21 @@ def test_bursts_come_and_go() -> None:
     schedule.arm(10.0)
     seen = [schedule.active("burst_3104", 10.0 + t) for t in (0.9, 1.1, 1.7, 1.9, 4.9, 5.1)]
     assert seen == [False, True, True, False, False, True]
+
+
+@pytest.mark.parametrize(("name", "frames"), [("run.png", 1), ("run.gif", 5)])
+def test_the_view_shows_the_run(name: str, frames: int, tmp_path: Path) -> None:
+    bench, path = Bench(box=True), PathRecorder()
+    for _ in range(10):
+        path.note(bench.world)
+        bench.walk(0.2, x=0.3, z=0.5)
+    path.note(bench.world)
+    truth = path.finish(bench.world)
+    assert truth.distances_m.keys() == {"red box"}
+    save_view(bench.world, truth, tmp_path / name)
+    with Image.open(tmp_path / name) as picture:
+        assert getattr(picture, "n_frames", 1) >= frames
+        assert np.asarray(picture.convert("RGB")).std() > 20
 
 
 @pytest.mark.parametrize("text", ["", "meteor", "fall@", "fall@x", "fall@1+", "fall@-1", "fall 1"])

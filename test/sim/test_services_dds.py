@@ -207,7 +207,7 @@ def test_a_second_robot_on_the_domain_is_refused_by_name(served: None) -> None:
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [
-        ({"interface": "nope0"}, ConfigError, "cannot open DDS domain 1 on interface 'nope0'"),
+        ({"interface": "nope0"}, ConfigError, "no network interface 'nope0' here; there are: .*lo"),
         ({"domain": 233}, ConfigError, "DDS domain 233 does not exist"),
         ({"faults": ("meteor",)}, ConfigError, "unknown fault 'meteor'"),
         ({"start": "flying"}, ConfigError, "start: 'flying'"),

@@ -8,6 +8,7 @@ Topic names, types and quality of service are the SDK's.
 from __future__ import annotations
 
 import logging
+import socket
 from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -40,6 +41,9 @@ def open_domain(domain_id: int, interface: str) -> Dds:
     """Join a domain on one network interface. Raises ConfigError if that is not possible."""
     if not 0 <= domain_id <= MAX_DOMAIN:
         raise ConfigError(f"DDS domain {domain_id} does not exist; use 0 to {MAX_DOMAIN}")
+    known = [name for _, name in socket.if_nameindex()]
+    if interface not in known:
+        raise ConfigError(f"no network interface {interface!r} here; there are: {', '.join(known)}")
     name = quoteattr(interface)
     xml = (
         f'<CycloneDDS><Domain Id="any"><General><Interfaces><NetworkInterface name={name}/></Interfaces>'

@@ -19,8 +19,8 @@ from vlm_spec_decode.sim.world import World
 
 SUFFIXES = (".png", ".gif")
 PANEL_PX = 480
-MAX_FRAMES = 40
-GIF_FPS = 8.0
+MAX_FRAMES = 24
+GIF_FPS = 6.0
 
 
 def check_view(file: Path) -> None:
@@ -34,9 +34,11 @@ def check_view(file: Path) -> None:
 def save_view(world: World, truth: Truth, file: Path) -> None:
     """Write the picture of a run that has ended; a GIF leaves the world at the end of the path."""
     path = [Pose2D(x, y, yaw) for _, x, y, yaw in truth.path]
-    views = Views(world, width_px=PANEL_PX, height_px=2 * PANEL_PX)
+    still = file.suffix.lower() == ".png"
+    quality = "nice" if still else "fast"
+    views = Views(world, width_px=PANEL_PX, height_px=2 * PANEL_PX, quality=quality)
     try:
-        if file.suffix.lower() == ".png":
+        if still:
             save_png(_panels(views, world, path), file)
         else:
             save_gif(_frames(views, world, path), file, fps=GIF_FPS)
