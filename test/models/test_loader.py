@@ -41,6 +41,17 @@ def test_card_names_what_was_loaded(tmp_path):
     assert load_model(tmp_path / "two").card.revision != one.card.revision
 
 
+def test_prompt_digest_tells_what_is_said_not_how_it_is_seen(tmp_path):
+    seeing, blind = (
+        load_model(checkpoints.llava(tmp_path / "a")),
+        load_model(checkpoints.llama(tmp_path / "b")),
+    )
+    assert seeing.card.prompt_digest == blind.card.prompt_digest
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    (tmp_path / "b/chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert load_model(tmp_path / "b").card.prompt_digest != blind.card.prompt_digest
+
+
 def test_codec_is_the_tokenizers_without_special_tokens(tmp_path):
     codec = load_model(checkpoints.llama(tmp_path / "m")).codec
     ids = codec.encode("go to the red chair")

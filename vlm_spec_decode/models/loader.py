@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
 from vlm_spec_decode.core.ports import ModelCard
-from vlm_spec_decode.core.types import Image, Observation, Tokens
+from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.models.codec import TokenizerCodec
 from vlm_spec_decode.models.decoder import Decoder
 from vlm_spec_decode.models.encoder import PromptEncoder
@@ -239,8 +239,10 @@ def _revision(folder: Path) -> str:
 
 
 def _prompt_digest(encoder: PromptEncoder) -> str:
-    """Return a hash of how a prompt is made: a sample's rendering and the image processor's settings."""
+    """Return a hash of what a prompt says: a sample with all that is escaped or cut, rendered without image.
+
+    How a picture becomes tokens is left out: a draft may look more coarsely than its target, or not at all.
+    """
     done = tuple(f"forward(0.{i})" for i in range(1, 13))
-    sample = Observation(Image(b"", 1, 1), "go to the <red> [chair] {now}: slowly\n", done)
-    settings = encoder.image_processor.to_json_string() if encoder.image_processor is not None else ""
-    return hashlib.sha256((encoder.render(sample) + settings).encode()).hexdigest()[:16]
+    sample = Observation(None, "go to the <red> [chair] {now}: slowly\n", done)
+    return hashlib.sha256(encoder.render(sample).encode()).hexdigest()[:16]
