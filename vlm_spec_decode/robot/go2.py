@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
-
-from unitree_sdk2py.go2.sport.sport_client import SportClient
+from collections.abc import Callable
 
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import Cancelled, RobotError, RobotRefused, RobotUnreachable
@@ -21,7 +19,7 @@ from vlm_spec_decode.robot import codes
 from vlm_spec_decode.robot.go2_camera import Go2Camera
 from vlm_spec_decode.robot.go2_config import Go2Config
 from vlm_spec_decode.robot.go2_postures import PLANS, Step, steps_to_walk
-from vlm_spec_decode.robot.go2_sdk import StateFeed, join, make_sport_clients
+from vlm_spec_decode.robot.go2_sdk import Link, StateFeed, connect
 
 __all__ = ["Go2Camera", "Go2Config", "Go2Driver"]
 
@@ -36,27 +34,24 @@ LOOK_TOLERANCE_RAD = 0.06
 POLL_S = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class _Link:
-    """What a started driver holds. Three clients, so that no call waits behind another's timeout."""
-
-    feed: StateFeed
-    posture: SportClient
-    move: SportClient
-    stop: SportClient
-
-
 class Go2Driver:
     """A `RobotDriver`. One thread moves it; `stop` and `state` may be called from any.
 
     While a stop is under way a Move is dropped, and after it no call of an earlier posture is made any more.
     """
 
-    def __init__(self, config: Go2Config, clock: Clock | None = None) -> None:
-        """Touch nothing yet; `start` does."""
+    def __init__(
+        self,
+        config: Go2Config,
+        clock: Clock | None = None,
+        *,
+        connect: Callable[[Go2Config, Clock], Link] = connect,
+    ) -> None:
+        """Touch nothing yet; `start` does, with `connect`."""
+        self._connect = connect
         self._config = config
         self._clock = clock or WallClock()
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._posture_lock = threading.Lock()
         self._send_lock = threading.Lock()
         self._stop_lock = threading.Lock()
@@ -69,12 +64,8 @@ class Go2Driver:
         Raises RobotUnreachable (no such network, no state, no sport service), RobotRefused, RobotStale,
         DomainBusy, or RobotError (a state is not reached, or this DDS must not meet a real robot).
         """
-        config = self._config
         if self._link is None:
-            join(config.domain, config.interface)
-            feed = StateFeed(self._clock, config.state_topic, config.low_topic, config.stale_after_s)
-            timeouts_s = (config.call_timeout_s, config.stop_timeout_s, config.stop_timeout_s)
-            self._link = _Link(feed, *make_sport_clients(*timeouts_s))
+            self._link = self._connect(self._config, self._clock)
         self._find(self._link.feed)
         with self._posture_lock:
             self._carry_out(steps_to_walk(self.state()), self._stops)
@@ -147,7 +138,7 @@ class Go2Driver:
             if link is not None:
                 link.feed.close()
 
-    def _started(self) -> _Link:
+    def _started(self) -> Link:
         if self._link is None:
             raise RobotUnreachable("the driver has not been started")
         return self._link
@@ -197,7 +188,7 @@ class Go2Driver:
         now = codes.state_name(self.state().code)
         return RobotError(f"{call} was taken, but after {within_s:g} s the robot is in state {now}")
 
-    def _stop_until_still(self, link: _Link) -> None:
+    def _stop_until_still(self, link: Link) -> None:
         deadline_s = self._clock.now() + self._config.stop_s
         while True:
             code = self._send_stop(link)
@@ -218,7 +209,7 @@ class Go2Driver:
                     f"{state.speed_mps:.2f} m/s and {state.vyaw_radps:.2f} rad/s"
                 )
 
-    def _send_stop(self, link: _Link) -> int:
+    def _send_stop(self, link: Link) -> int:
         """Send one StopMove, well after the last Move, and return its code."""
         with self._send_lock:
             self._clock.sleep(self._moved_s + SPACING_S - self._clock.now())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from unitree_sdk2py.core.channel import ChannelFactory, ChannelSubscriber
@@ -18,6 +19,7 @@ from unitree_sdk2py.idl.unitree_go.msg.dds_ import LowState_, SportModeState_
 from vlm_spec_decode.core.errors import DomainBusy, RobotStale, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.robot import RobotState
+from vlm_spec_decode.robot.go2_config import Go2Config
 from vlm_spec_decode.robot.network import check_network
 
 _JOINED = "vsd_joined"
@@ -149,3 +151,22 @@ class StateFeed:
 
     def _on_low(self, message: LowState_) -> None:
         self._battery_soc = message.bms_state.soc / 100
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a started driver holds. Three clients, so that no call waits behind another's timeout."""
+
+    feed: StateFeed
+    posture: SportClient
+    move: SportClient
+    stop: SportClient
+
+
+def connect(config: Go2Config, clock: Clock) -> Link:
+    """Join the network and make what a driver needs; only later shows if a robot is there. Raises as `join`."""
+    join(config.domain, config.interface)
+    feed = StateFeed(clock, config.state_topic, config.low_topic, config.stale_after_s)
+    # A Move has no reply; its timeout only bounds the wait for a service that is not there.
+    clients = make_sport_clients(config.call_timeout_s, config.stop_timeout_s, config.stop_timeout_s)
+    return Link(feed, *clients)
