@@ -164,7 +164,7 @@ class Link:
 
 
 def connect(config: Go2Config, clock: Clock) -> Link:
-    """Join the network and make what a driver needs; only later shows if a robot is there. Raises as `join`."""
+    """Join the network and make what a driver needs. Raises as `join`; a missing robot shows later."""
     join(config.domain, config.interface)
     feed = StateFeed(clock, config.state_topic, config.low_topic, config.stale_after_s)
     # A Move has no reply; its timeout only bounds the wait for a service that is not there.
