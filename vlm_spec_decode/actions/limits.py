@@ -1,0 +1,109 @@
+"""The numbers of the safety gate, from YAML or defaults; unknown and impossible settings are refused.
+
+Knows no actions and no robot. Defaults are for indoors beside people who know that a robot is there: they
+follow from d = v x (watchdog + delays) + v^2 / 2a, 0.3 m at 0.5 m/s, and 0.6 m if this process dies (the
+robot holds the last Move for 1 s).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.robot import WALKING_STATES
+
+Polygon = tuple[tuple[float, float], ...]
+"""Corners (x, y) in metres in the odometry frame; the last joins the first."""
+
+MAX_SPEED_MPS = 1.0
+"""No configuration goes beyond it: what a dead process would let the robot walk is 1 m then."""
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyLimits:
+    """What may be asked of the robot, and when.
+
+    `obstacle_stop_m` is the gap that is kept between the body's own edge and what the range sensor sees in
+    the direction of motion. The range is measured from the nose (0.35 m before the base's centre), so
+    the default of 0.10 m still lets the base's centre come within 0.45 m of a surface. `max_frame_age_s`
+    counts from the frame's capture to the arrival of the action decided on it; how long the actions before it
+    took does not count, they are the same plan. `modes` are the codes of the robot's state machine in which
+    it may walk. `geofence`, if not empty, is left only inwards; odometry drifts, so leave it a margin.
+    """
+
+    max_speed_mps: float = 0.5
+    max_turn_radps: float = 0.8
+    max_accel_mps2: float = 1.0
+    max_turn_accel_radps2: float = 2.0
+    max_distance_m: float = 3.0
+    max_angle_deg: float = 180.0
+    max_look_pitch_deg: float = 20.0
+    max_look_yaw_deg: float = 25.0
+    max_wait_s: float = 10.0
+    max_actions: int = 16
+    max_frame_age_s: float = 5.0
+    max_state_age_s: float = 0.3
+    max_attitude_deg: float = 30.0
+    obstacle_stop_m: float = 0.10
+    min_battery_soc: float = 0.2
+    watchdog_s: float = 0.25
+    modes: tuple[int, ...] = tuple(sorted(WALKING_STATES))
+    geofence: Polygon = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant. Raises ConfigError naming the setting."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"{field.name}: {value} is not a number from 0 upwards")
+        if not 0 < self.max_speed_mps <= MAX_SPEED_MPS:
+            raise ConfigError(f"max_speed_mps: {self.max_speed_mps} is not within 0 to {MAX_SPEED_MPS}")
+        for name in ("max_turn_radps", "max_accel_mps2", "max_turn_accel_radps2", "watchdog_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}: must be above 0")
+        if not set(self.modes) <= WALKING_STATES:
+            raise ConfigError(f"modes: {sorted(set(self.modes) - WALKING_STATES)} do not walk")
+        if 0 < len(self.geofence) < 3:
+            raise ConfigError("geofence: a polygon has three corners or more")
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, Any]) -> SafetyLimits:
+        """Return limits from what a YAML file says; what it does not say stays the default.
+
+        Raises ConfigError on an unknown key, a wrong type or a value out of range.
+        """
+        kinds = {field.name: field.type for field in fields(cls)}
+        unknown = sorted(str(key) for key in data if key not in kinds)
+        if unknown:
+            raise ConfigError(f"unknown safety setting(s): {', '.join(unknown)}; known: {', '.join(kinds)}")
+        return cls(**{key: _convert(key, str(kinds[key]), value) for key, value in data.items()})
+
+
+def _convert(key: str, kind: str, value: Any) -> Any:
+    if key == "geofence":
+        return tuple(_corner(corner) for corner in _list(key, value))
+    if key == "modes":
+        return tuple(_number(key, item, int) for item in _list(key, value))
+    return _number(key, value, int if kind == "int" else float)
+
+
+def _list(key: str, value: Any) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{key}: expected a list")
+    return list(value)
+
+
+def _number(key: str, value: Any, kind: type[int] | type[float]) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
+        raise ConfigError(f"{key}: expected {'a whole number' if kind is int else 'a number'}")
+    return kind(value)
+
+
+def _corner(value: Any) -> tuple[float, float]:
+    pair = [_number("geofence", item, float) for item in _list("geofence", value)]
+    if len(pair) != 2 or not all(map(math.isfinite, pair)):
+        raise ConfigError("geofence: a corner is a pair of finite numbers")
+    return (pair[0], pair[1])

@@ -1,0 +1,204 @@
+"""A robot made of arithmetic: the Go2's behaviour as the executor meets it, in wall or virtual time.
+
+One Move holds 1 s, postures take seconds, the state machine has the robot's codes, the state is refreshed
+at a fixed rate, faults are switched by name. It knows no rendering, no DDS and no gait. The body catches up
+with the clock whenever it is called.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from dataclasses import dataclass, replace
+
+from vlm_spec_decode.core.errors import RobotRefused, RobotStale, RobotUnreachable
+from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.robot import POSTURES, WALKING_STATES, RobotState
+from vlm_spec_decode.robot.fake_body import STILL, Disc, FakeBody, FakeMotion
+
+HOLD_S = 1.0
+"""How long one Move lasts on the robot."""
+
+STALE_S = 0.5
+"""After this long without a new stamp `state` raises instead of answering with old news."""
+
+_STOP_TIMEOUT_S = 2.0
+_POLL_S = 0.01
+
+_LOCK, _DAMP, _LYING, _ACT, _SIT, _STAND, _WALK = 1002, 1001, 1004, 1006, 1007, 1013, 1015
+_STANDING = WALKING_STATES | {_LOCK}
+_LOW = frozenset({_DAMP, _LYING})
+
+_RULES: dict[str, tuple[frozenset[int], int, float]] = {
+    "stand_up": (_LOW | _STANDING, _LOCK, 1.2),
+    "stand_down": (_LOW | _STANDING, _LYING, 1.2),
+    "sit": (_STANDING | {_SIT}, _SIT, 1.0),
+    "rise": (frozenset({_SIT}), _STAND, 1.0),
+    "hello": (WALKING_STATES, _STAND, 3.0),
+    "stretch": (WALKING_STATES, _STAND, 4.0),
+    "recovery_stand": (_LOW | _STANDING, _STAND, 1.5),
+    "balance_stand": (_STANDING, _STAND, 0.3),
+    "damp": (_LOW | _STANDING | {_SIT, _ACT}, _DAMP, 0.6),
+}
+"""Posture: codes it starts from, code it ends in, seconds it takes."""
+
+
+@dataclass(slots=True)
+class FakeFaults:
+    """What goes wrong, switched by tests at any time.
+
+    `frozen_stamp`: the state stands still while all calls succeed; `unreachable`: nothing answers; `stuck`:
+    Move has no effect; `deaf`: on stop the body goes on as it does; `refuse`: postures (or `look`) that are
+    answered with 4206.
+    """
+
+    frozen_stamp: bool = False
+    unreachable: bool = False
+    stuck: bool = False
+    deaf: bool = False
+    refuse: frozenset[str] = frozenset()
+
+
+class FakeRobot:
+    """`RobotDriver` on arithmetic; safe for threads. `calls` records what was asked, with its time.
+
+    It begins lying in damping at the origin, as a real one does before `start`.
+    """
+
+    def __init__(self, clock: Clock, body: FakeBody | None = None, discs: tuple[Disc, ...] = ()) -> None:
+        self.faults = FakeFaults()
+        self.battery_soc = 1.0
+        self.calls: list[tuple[float, str]] = []
+        self._clock = clock
+        self._motion = FakeMotion(body or FakeBody(), discs, clock.now())
+        self._tilt = (0.0, 0.0)
+        self._code = _DAMP
+        self._act: object | None = None
+        self._published: RobotState | None = None
+        self._closed = False
+        self._lock = threading.RLock()
+
+    def start(self) -> None:
+        """Get up into balance stand."""
+        self.posture("recovery_stand")
+
+    def move(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
+        """Command a velocity for 1 s; without effect in states that do not walk."""
+        with self._lock:
+            self._enter(f"move({vx_mps:.3f},{vy_mps:.3f},{vyaw_radps:.3f})")
+            if self._code in WALKING_STATES and self._act is None and not self.faults.stuck:
+                self._motion.command(self._clock.now(), (vx_mps, vy_mps, vyaw_radps), HOLD_S)
+
+    def stop(self) -> None:
+        """End all motion and wait for standstill. Raises RobotRefused if it does not come."""
+        with self._lock:
+            self._enter("stop")
+            wanted = self._motion.velocity if self.faults.deaf else STILL
+            self._motion.command(self._clock.now(), wanted, math.inf)
+        give_up_s = self._clock.now() + _STOP_TIMEOUT_S
+        while not self.state().is_still:
+            if self._clock.now() > give_up_s:
+                raise RobotRefused("stop", 4201, "the body still moves")
+            self._clock.sleep(_POLL_S)
+
+    def posture(self, name: str) -> None:
+        """Carry out a posture, taking its time. Raises RobotRefused from an unsuitable state."""
+        with self._lock:
+            self._enter(name)
+            if name not in _RULES:
+                raise RobotRefused(name, 3203, f"unknown; known: {', '.join(POSTURES)}")
+            sources, target, duration_s = _RULES[name]
+            busy = self._act is not None and name != "damp"
+            if name in self.faults.refuse or busy or self._code not in sources:
+                raise RobotRefused(name, 4206, "posture unsuitable for the action")
+            self._motion.command(self._clock.now(), STILL, math.inf)
+            act = self._act = object()
+        self._clock.sleep(duration_s)
+        with self._lock:
+            self._motion.advance(self._clock.now())
+            if self._act is act:  # not overtaken by damp
+                self._act = None
+                self._code, self._tilt, self._published = target, (0.0, 0.0), None
+
+    def look(self, pitch_rad: float, yaw_rad: float) -> None:
+        """Tilt the body at once. Raises RobotRefused if it does not stand."""
+        with self._lock:
+            self._enter(f"look({pitch_rad:.3f},{yaw_rad:.3f})")
+            if "look" in self.faults.refuse or self._act is not None or self._code not in WALKING_STATES:
+                raise RobotRefused("look", 4206, "posture unsuitable for the action")
+            self._tilt, self._published = (0.0, pitch_rad), None
+
+    def state(self) -> RobotState:
+        """Return the state of the last refresh. Raises RobotStale once the stamp stands still for 0.5 s."""
+        with self._lock:
+            self._enter("")
+            now_s, old = self._clock.now(), self._published
+            age_s = math.inf if old is None else now_s - old.stamp_s
+            if old is not None and self.faults.frozen_stamp:
+                if age_s > STALE_S:
+                    raise RobotStale(f"the stamp stands still for {age_s:.2f} s")
+                return replace(old, received_s=now_s)
+            if old is None or age_s > self._motion.body.state_period_s - 1e-9:
+                old = self._published = self._snapshot(now_s)
+            return old
+
+    def close(self) -> None:
+        """Stop and refuse everything from now on. Idempotent."""
+        with self._lock:
+            self._motion.command(self._clock.now(), STILL, math.inf)
+            self._closed = True
+
+    def fall(self) -> None:
+        """Tip over into damping."""
+        with self._lock:
+            self._enter("")
+            self._code, self._tilt, self._published = _DAMP, (1.2, 0.0), None
+            self._motion.command(self._clock.now(), STILL, math.inf)
+
+    def place(self, x_m: float, y_m: float, yaw_rad: float) -> None:
+        """Put the robot somewhere, standing, without the time that it takes."""
+        with self._lock:
+            self._enter("")
+            self._motion.pose, self._code, self._published = (x_m, y_m, yaw_rad), _STAND, None
+
+    def put(self, *discs: Disc) -> None:
+        """Replace what stands around."""
+        with self._lock:
+            self._enter("")
+            self._motion.discs, self._published = discs, None
+
+    @property
+    def truth(self) -> tuple[float, float, float]:
+        """x, y and unwrapped yaw at the clock's now, whatever the state message says."""
+        with self._lock:
+            self._motion.advance(self._clock.now())
+            return self._motion.pose
+
+    def _enter(self, call: str) -> None:
+        if self._closed or self.faults.unreachable:
+            raise RobotUnreachable("the fake robot does not answer")
+        self._motion.advance(self._clock.now())
+        if call:
+            self.calls.append((self._clock.now(), call))
+
+    def _snapshot(self, now_s: float) -> RobotState:
+        x, y, yaw = self._motion.pose
+        vx, vy, vyaw = self._motion.velocity
+        walking = self._code in WALKING_STATES and math.hypot(vx, vy) + abs(vyaw) > 0.01
+        ranges = [self._motion.range_m(side) for side in range(4)]
+        return RobotState(
+            stamp_s=now_s,
+            received_s=now_s,
+            x_m=x,
+            y_m=y,
+            yaw_rad=math.remainder(yaw, 2 * math.pi),
+            vx_mps=vx,
+            vy_mps=vy,
+            vyaw_radps=vyaw,
+            roll_rad=self._tilt[0],
+            pitch_rad=self._tilt[1],
+            body_height_m=0.31 if self._code in _STANDING else 0.1,
+            code=_ACT if self._act is not None else _WALK if walking else self._code,
+            battery_soc=self.battery_soc,
+            range_obstacle_m=(ranges[0], ranges[1], ranges[2], ranges[3]),
+        )
