@@ -161,7 +161,10 @@ def _serve(
     with ThreadPoolExecutor(2) as pool:
         workers = [pool.submit(server.run), pool.submit(hub.run)]
         try:
-            on_ready()
+            while not ((server.is_open and hub.is_open) or _ended(workers)):
+                clock.sleep(0.01)
+            if not _ended(workers):
+                on_ready()
             _loop(config, clock, beat, lambda: should_stop() or _ended(workers))
         finally:
             server.stop()

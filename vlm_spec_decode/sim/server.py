@@ -63,6 +63,8 @@ class RequestServer:
         self._waitset = WaitSet(dds.participant)
         self._desks = [self._desk(service) for service in services]
         self._stopped = threading.Event()
+        self.is_open = False
+        """Whether requests are heard by now."""
 
     def run(self) -> None:
         """Serve until `stop` is called from another thread."""
@@ -71,6 +73,7 @@ class RequestServer:
             for desk in self._desks:
                 if (desk.service.name in wanted) != (desk.reader is not None):
                     self._close(desk) if desk.reader else self._open(desk)
+            self.is_open = True
             self._waitset.wait(duration(seconds=POLL_S))
             for desk in self._desks:
                 if desk.reader is not None:

@@ -30,6 +30,8 @@ class VideoHub:
     def __init__(self, open_camera: Callable[[], AbstractContextManager[Draw]]) -> None:
         self._open_camera = open_camera
         self._asked: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        self.is_open = False
+        """Whether the camera has been opened."""
 
     def handle(self, api_id: int, parameter: str, answer: Answer) -> None:
         """Queue one request for a frame."""
@@ -46,6 +48,7 @@ class VideoHub:
     def run(self) -> None:
         """Open the camera and draw what is asked for."""
         with self._open_camera() as draw:
+            self.is_open = True
             while (waiting := self._next()) is not None:
                 jpeg = draw()
                 for answer in waiting:
