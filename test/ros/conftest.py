@@ -55,7 +55,6 @@ class Graph:
         self.ended.set()
         self.executor.wake()
         self.thread.join(5)
-        self.executor.shutdown(timeout_sec=1)
         for node in self.nodes:
             node.destroy_node()
         rclpy.shutdown(context=self.context)

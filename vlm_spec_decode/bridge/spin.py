@@ -91,7 +91,7 @@ def _serve(node: Node, build: Build, ending: _Ending, threads: int) -> None:
         part.close()
         executor.wake()
         pool.shutdown()
-        executor.shutdown(timeout_sec=1.0)
+        # No executor.shutdown(): it frees what a callback that is still running uses at its end.
     _raise_bug(spinning)
 
 

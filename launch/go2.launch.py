@@ -1,0 +1,75 @@
+"""The three nodes on a robot's computer, towards a real Go2 and a cloud elsewhere.
+
+    ros2 launch vlm_spec_decode go2.launch.py interface:=eth0 cloud:=tcp://10.0.0.2:5711 keys:=~/.vsd/keys
+
+Needs cyclonedds 0.10.x: the nodes refuse to meet a real robot with 11.x, and say why.
+"""
+
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+
+PACKAGE = "vlm_spec_decode"
+
+REQUIRED = (
+    ("interface", "Network interface towards the robot, such as eth0."),
+    ("cloud", "Address of the verifier, such as tcp://10.0.0.2:5711."),
+    ("keys", "Folder of CURVE keys: this robot's pair and the cloud's public key (`vsd keys`)."),
+)
+OPTIONAL = (
+    ("domain", "0", "DDS domain of the robot."),
+    ("strategy", "speculative", "How edge and cloud decode together."),
+    ("draft", "", "Folder or hub id of the robot's model; empty: the one that ships."),
+    ("instruction", "", "Given as soon as everything is up; empty: none, publish one to vlm/instruction."),
+    ("limits", "", "YAML of the safety gate's limits; empty: its defaults."),
+    ("calibration", "", "Calibration YAML of the camera; empty: a pinhole of 100 deg."),
+    ("namespace", "", "Namespace of the nodes."),
+    ("rviz", "false", "Also start rviz2 (of your ROS installation)."),
+)
+
+
+def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Turn the arguments' values into processes."""
+    names = [argument[0] for argument in REQUIRED + OPTIONAL]
+    value = {name: LaunchConfiguration(name).perform(context) for name in names}
+    share = get_package_share_directory(PACKAGE)
+    robot = {"interface": value["interface"], "domain": int(value["domain"])}
+    eye = robot | {"calibration_file": value["calibration"]}
+    legs = robot | {"limits_file": value["limits"]}
+    keys = str(Path(value["keys"]).expanduser())
+    vlm = {"cloud": value["cloud"], "keys": keys, "insecure": False}
+    vlm |= {name: value[name] for name in ("strategy", "draft", "instruction")}
+    processes: list[LaunchDescriptionEntity] = [
+        node("camera_node", share, value, eye),
+        node("locomotion_node", share, value, legs),
+        node("vlm_node", share, value, vlm),
+    ]
+    if value["rviz"].lower() in {"true", "1", "yes"}:
+        view = ["-d", f"{share}/rviz/vlm.rviz"]
+        processes.append(Node(package="rviz2", executable="rviz2", arguments=view))
+    return processes
+
+
+def node(name: str, share: str, value: dict[str, str], parameters: dict[str, object]) -> Node:
+    """Run one of the package's nodes with the settings of a real robot; its end ends everything."""
+    return Node(
+        package=PACKAGE,
+        executable=name,
+        name=name,
+        namespace=value["namespace"],
+        output="screen",
+        parameters=[f"{share}/config/go2.yaml", parameters],
+        on_exit=[Shutdown(reason=f"{name} ended")],
+    )
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Return the arguments and what is started with them."""
+    declared = [DeclareLaunchArgument(name, description=text) for name, text in REQUIRED]
+    declared += [DeclareLaunchArgument(n, default_value=d, description=text) for n, d, text in OPTIONAL]
+    return LaunchDescription([*declared, OpaqueFunction(function=bring_up)])

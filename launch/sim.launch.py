@@ -1,0 +1,90 @@
+"""Everything on this machine: simulated Go2, cloud, and the three nodes.
+
+ros2 launch vlm_spec_decode sim.launch.py instruction:="walk to the red ball" rviz:=true
+"""
+
+from ament_index_python.packages import get_package_share_directory
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, Shutdown
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.substitutions import ExecutableInPackage
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+
+PACKAGE = "vlm_spec_decode"
+
+ARGUMENTS = (
+    ("scene_seed", "0", "Seed of the random room."),
+    ("scene", "", "YAML file of a room; empty: a random one from scene_seed."),
+    ("instruction", "", "Given as soon as everything is up; empty: none, publish one to vlm/instruction."),
+    ("strategy", "speculative", "How edge and cloud decode together."),
+    ("target", "", "Folder or hub id of the cloud's model; empty: the one that ships."),
+    ("draft", "", "Folder or hub id of the robot's model; empty: the one that ships."),
+    ("keys", "", "Folder of CURVE keys, made with `vsd keys`; empty: plaintext on loopback."),
+    ("cloud_port", "5711", "TCP port of the cloud on 127.0.0.1."),
+    ("dds_domain", "1", "DDS domain of the simulated robot (not the ROS domain)."),
+    ("namespace", "", "Namespace of the nodes."),
+    ("rviz", "false", "Also start rviz2 (of your ROS installation)."),
+)
+
+
+def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Turn the arguments' values into processes."""
+    value = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
+    share = get_package_share_directory(PACKAGE)
+    address = f"tcp://127.0.0.1:{value['cloud_port']}"
+    robot = {"interface": "lo", "domain": int(value["dds_domain"])}
+    cloud = {"cloud": address, "keys": value["keys"], "insecure": not value["keys"]}
+    vlm = {"strategy": value["strategy"], "draft": value["draft"], "instruction": value["instruction"]}
+    processes: list[LaunchDescriptionEntity] = [
+        vsd("simulator", "sim", *room(value), "--interface", "lo", "--domain", value["dds_domain"]),
+        vsd("cloud", "cloud", "--bind", address, *model(value), *security(value)),
+        node("camera_node", share, value, robot),
+        node("locomotion_node", share, value, robot),
+        node("vlm_node", share, value, cloud | vlm),
+    ]
+    if value["rviz"].lower() in {"true", "1", "yes"}:
+        view = ["-d", f"{share}/rviz/vlm.rviz"]
+        processes.append(Node(package="rviz2", executable="rviz2", arguments=view))
+    return processes
+
+
+def room(value: dict[str, str]) -> tuple[str, ...]:
+    """Return the simulator's options for the room."""
+    return ("--scene", value["scene"]) if value["scene"] else ("--scene-seed", value["scene_seed"])
+
+
+def model(value: dict[str, str]) -> tuple[str, ...]:
+    """Return the cloud's option for its model."""
+    return ("--model", value["target"]) if value["target"] else ()
+
+
+def security(value: dict[str, str]) -> tuple[str, ...]:
+    """Return the cloud's options for its keys; plaintext never leaves this machine."""
+    return ("--keys", value["keys"]) if value["keys"] else ("--insecure",)
+
+
+def vsd(name: str, *arguments: str) -> ExecuteProcess:
+    """Run one of the package's own commands; its end ends everything."""
+    program = ExecutableInPackage("vsd", PACKAGE)
+    ending = Shutdown(reason=f"{name} ended")
+    return ExecuteProcess(cmd=[program, *arguments], name=name, output="screen", on_exit=[ending])
+
+
+def node(name: str, share: str, value: dict[str, str], parameters: dict[str, object]) -> Node:
+    """Run one of the package's nodes with the settings of the simulator; its end ends everything."""
+    return Node(
+        package=PACKAGE,
+        executable=name,
+        name=name,
+        namespace=value["namespace"],
+        output="screen",
+        parameters=[f"{share}/config/sim.yaml", parameters],
+        on_exit=[Shutdown(reason=f"{name} ended")],
+    )
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Return the arguments and what is started with them."""
+    declared = [DeclareLaunchArgument(n, default_value=d, description=text) for n, d, text in ARGUMENTS]
+    return LaunchDescription([*declared, OpaqueFunction(function=bring_up)])
