@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from sensor_msgs.msg import CameraInfo
 
 from vlm_spec_decode.bridge.convert import to_time
+from vlm_spec_decode.bridge.settings import load_yaml
 from vlm_spec_decode.core.errors import ConfigError
 
 MODELS = {"plumb_bob": 5, "rational_polynomial": 8, "equidistant": 4}
@@ -61,14 +61,9 @@ def pinhole(width: int, height: int, hfov_deg: float) -> Intrinsics:
 def load(path: Path) -> Intrinsics:
     """Read a file as `camera_calibration` writes it. Raises ConfigError naming what does not hold."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return _parse(values)
-    except OSError as error:
-        raise ConfigError(f"calibration file {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"calibration file {path}: no YAML") from error
+        return _parse(load_yaml(path))
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"calibration file {path}: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 def _parse(values: Any) -> Intrinsics:

@@ -1,0 +1,233 @@
+import time
+
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from nav_msgs.msg import Odometry
+from std_msgs.msg import String
+from std_srvs.srv import SetBool, Trigger
+
+from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.actions.types import Done, Forward, StandUp, Turn
+from vlm_spec_decode.bridge import diagnostics
+from vlm_spec_decode.bridge.locomotion_node import LocomotionNode
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.errors import ConfigError, RobotError, RobotUnreachable
+from vlm_spec_decode.robot.fake import FakeRobot
+
+pytestmark = pytest.mark.ros
+
+
+class Commander:
+    """Another node: sends plans as the VLM node does, and hears what becomes of them."""
+
+    def __init__(self, graph, robot):
+        self.node = graph.node("commander")
+        self.robot, self.graph = robot, graph
+        self.plans = self.node.create_publisher(String, "vlm/plan", 10)
+        self.messages = graph.listen(self.node, String, "vlm/plan/status", 50)
+        self.odometry = graph.listen(self.node, Odometry, "odom", 50)
+        self.reports = graph.listen(self.node, DiagnosticArray, "/diagnostics")
+        self.estop_client = self.node.create_client(SetBool, "e_stop")
+        self.cancel_client = self.node.create_client(Trigger, "vlm/cancel")
+        self.beating = None
+        self.node.create_timer(0.05, self.beat)
+        graph.start(self.node)
+
+    def beat(self):
+        if self.beating is not None:
+            self.plans.publish(String(data=self.beating.to_json()))
+
+    def now_s(self):
+        return self.node.get_clock().now().nanoseconds / 1e9
+
+    def command(self, *actions, mission="m1", answer=1, age_s=0.0, final=True):
+        self.beating = Plan(mission, answer, self.now_s() - age_s, 1, actions, final)
+
+    def statuses(self):
+        return [PlanStatus.from_json(message.data) for message in self.messages]
+
+    def states(self):
+        return [status.state for status in self.statuses()]
+
+    def call(self, client, request):
+        future = client.call_async(request)
+        deadline = time.monotonic() + 5
+        while not future.done() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return future.result()
+
+    def estop(self, engaged):
+        return self.call(self.estop_client, SetBool.Request(data=engaged))
+
+    def levels(self, name):
+        lines = [line for report in self.reports for line in report.status]
+        return [line.level for line in lines if line.name.endswith(name)]
+
+
+@pytest.fixture
+def stage(graph, eventually):
+    def start(robot=None, ready=True, **parameters):
+        robot = robot or FakeRobot(WallClock())
+        commander, failures = Commander(graph, robot), []
+        node = graph.node("locomotion_node", **parameters)
+        part = graph.start(node, LocomotionNode(node, robot, WallClock(), failures.append))
+        assert eventually(commander.plans.get_subscription_count)
+        assert commander.estop_client.wait_for_service(5)
+        if ready:
+            assert eventually(commander.statuses, 10.0)
+        return commander, part, robot, failures
+
+    return start
+
+
+def test_a_plan_moves_the_robot_and_odometry_tells(stage, eventually):
+    commander, _, robot, _ = stage()
+    commander.command(Turn(20.0), Forward(0.4), Done())
+    assert eventually(lambda: "done" in commander.states(), 15.0)
+    assert commander.statuses()[-1].executed == ("turn(20)", "forward(0.4)", "done()")
+    x_m, y_m, _ = robot.truth
+    assert (x_m**2 + y_m**2) ** 0.5 == pytest.approx(0.4, abs=0.1)
+    pose = commander.odometry[-1].pose.pose.position
+    assert (pose.x, pose.y) == pytest.approx((x_m, y_m), abs=0.05)
+    assert commander.odometry[-1].header.frame_id == "odom"
+
+
+def test_the_status_comes_at_its_rate_and_on_change(stage, eventually):
+    commander, _, _, _ = stage()
+    before = len(commander.messages)
+    time.sleep(1.0)
+    assert 5 <= len(commander.messages) - before <= 20
+    commander.command(Forward(0.3))
+    assert eventually(lambda: "moving" in commander.states() and "done" in commander.states(), 10.0)
+
+
+def test_silence_of_the_commander_stops_the_robot(stage, eventually):
+    commander, _, robot, _ = stage()
+    commander.command(Forward(2.5))
+    assert eventually(lambda: robot.state().speed_mps > 0.2)
+    commander.beating = None
+    silent_s = time.monotonic()
+    assert eventually(lambda: "stopped" in commander.states())
+    assert commander.statuses()[-1].reason == "watchdog"
+    stop_s = next(at_s for at_s, call in robot.calls if call == "stop" and at_s > silent_s)
+    assert stop_s - silent_s < 0.35
+
+
+def test_the_e_stop_stops_latches_and_is_released_only_by_hand(stage, eventually):
+    commander, _, robot, _ = stage()
+    commander.command(Forward(2.5))
+    assert eventually(lambda: robot.state().speed_mps > 0.2)
+    response = commander.estop(True)
+    assert response.success, response.message
+    assert robot.state().is_still
+    assert eventually(lambda: "estop" in commander.states())
+    commander.command(Forward(1.0), mission="m2")
+    time.sleep(0.4)
+    assert robot.state().is_still
+    assert eventually(lambda: diagnostics.ERROR in commander.levels("executor"))
+    assert commander.estop(False).success
+    commander.command(Forward(0.3), mission="m3")
+    assert eventually(lambda: commander.statuses()[-1].state == "done", 10.0)
+
+
+def test_a_cancel_stops_the_mission(stage, eventually):
+    commander, _, robot, _ = stage()
+    commander.command(Forward(2.5))
+    assert eventually(lambda: robot.state().speed_mps > 0.2)
+    assert commander.call(commander.cancel_client, Trigger.Request()).success
+    assert eventually(lambda: commander.statuses()[-1].state == "stopped")
+    assert eventually(lambda: robot.state().is_still)
+    assert commander.statuses()[-1].mission == "m1"
+
+
+def test_a_mission_that_has_only_been_announced_can_be_cancelled(stage, eventually):
+    commander, _, _, _ = stage()
+    commander.command(answer=0, final=False)
+    assert eventually(lambda: commander.statuses()[-1].mission == "m1")
+    commander.call(commander.cancel_client, Trigger.Request())
+    assert eventually(lambda: commander.statuses()[-1].state == "stopped")
+
+
+@pytest.mark.parametrize(
+    ("actions", "age_s", "reason"), [((Forward(50.0),), 0.0, "limit"), ((Forward(0.5),), 30.0, "stale_frame")]
+)
+def test_what_the_gate_refuses_is_named_and_moves_nothing(stage, eventually, actions, age_s, reason):
+    commander, _, robot, _ = stage()
+    commander.command(*actions, age_s=age_s)
+    assert eventually(lambda: "refused" in commander.states())
+    refused = next(status for status in commander.statuses() if status.state == "refused")
+    assert refused.reason.startswith(reason)
+    assert robot.truth[0] == pytest.approx(0.0, abs=0.01)
+
+
+@pytest.mark.parametrize("text", ["{", '{"mission": "m1"}', "[]", "forward(1)"])
+def test_a_plan_that_cannot_be_read_stops_the_robot_by_name(stage, eventually, text):
+    commander, _, robot, _ = stage()
+    commander.command(Forward(2.5))
+    assert eventually(lambda: robot.state().speed_mps > 0.2)
+    commander.plans.publish(String(data=text))
+    assert eventually(lambda: any(status.reason == "unparsable" for status in commander.statuses()))
+    assert eventually(lambda: robot.state().is_still)
+    assert eventually(lambda: diagnostics.WARN in commander.levels("plans"))
+
+
+def test_closing_stops_a_walking_robot(stage, eventually):
+    commander, part, robot, _ = stage()
+    commander.command(Forward(2.5))
+    assert eventually(lambda: robot.state().speed_mps > 0.2)
+    part.close()
+    assert any(call == "stop" for _, call in robot.calls[-3:])
+
+
+class LateRobot(FakeRobot):
+    """Answers only after some attempts, or never, or must not be used at all."""
+
+    def __init__(self, error, attempts):
+        super().__init__(WallClock())
+        self.error, self.attempts = error, attempts
+
+    def start(self):
+        self.attempts -= 1
+        if self.attempts >= 0:
+            raise self.error
+        super().start()
+
+
+def test_a_robot_that_is_switched_on_later_is_picked_up(stage, eventually):
+    commander, _, _, failures = stage(LateRobot(RobotUnreachable("no state"), 1), ready=False)
+    commander.command(Forward(0.2))
+    assert eventually(commander.statuses, 10.0)
+    assert not failures
+
+
+@pytest.mark.parametrize(
+    ("error", "within_s"), [(RobotError("cyclonedds 11"), 1.0), (RobotUnreachable("off"), 6.0)]
+)
+def test_a_robot_that_cannot_be_used_ends_the_node_by_name(stage, eventually, error, within_s):
+    commander, _, _, failures = stage(LateRobot(error, 99), ready=False, start_timeout_s=1.0)
+    assert eventually(lambda: failures, within_s)
+    assert failures == [error]
+    assert eventually(lambda: diagnostics.ERROR in commander.levels("robot"))
+    assert not commander.statuses()
+
+
+def test_an_e_stop_before_the_robot_is_up_keeps_it_down(stage, eventually):
+    commander, _, robot, _ = stage(LateRobot(RobotUnreachable("no state"), 1), ready=False)
+    assert commander.estop(True).message
+    time.sleep(2.5)
+    assert not commander.statuses()
+    assert not any(call.startswith("start") for _, call in robot.calls)
+    assert commander.estop(False).success
+    assert eventually(commander.statuses, 10.0)
+
+
+def test_limits_come_from_a_file_and_unknown_ones_are_refused(stage, eventually, graph, tmp_path):
+    path = tmp_path / "limits.yaml"
+    path.write_text("max_distance_m: 0.2\n")
+    commander, _, _, _ = stage(limits_file=str(path))
+    commander.command(StandUp(), Forward(0.5))
+    assert eventually(lambda: "refused" in commander.states())
+    path.write_text("max_distanse_m: 0.2\n")
+    node = graph.node("other", limits_file=str(path))
+    with pytest.raises(ConfigError, match="max_distanse_m"):
+        LocomotionNode(node, FakeRobot(WallClock()), WallClock(), print)

@@ -1,0 +1,165 @@
+"""Driver and executor under one roof: brought up in the background, taken down in bounded time. No ROS.
+
+Bringing a robot into a walking state takes seconds and may fail until somebody switches it on; a node's
+callbacks, the e-stop above all, must not wait for that.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vlm_spec_decode.actions.executor import Executor
+from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.actions.stopping import StopReport
+from vlm_spec_decode.core.errors import Cancelled, RobotError, RobotStale, RobotUnreachable
+from vlm_spec_decode.core.ports import Clock, RobotDriver
+from vlm_spec_decode.core.robot import RobotState
+
+RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """How far the start-up has come; `error` is why it failed for good."""
+
+    is_ready: bool = False
+    detail: str = "starting"
+    error: RobotError | None = None
+
+
+class Legs:
+    """A robot that is being started, stands ready, or has given up.
+
+    `on_failure` is called once, on the starting thread, when the robot could not be started within
+    `start_timeout_s` or must not be used at all.
+    """
+
+    def __init__(
+        self,
+        driver: RobotDriver,
+        executor: Executor,
+        clock: Clock,
+        start_timeout_s: float,
+        on_failure: Callable[[RobotError], None],
+    ) -> None:
+        self._driver = driver
+        self._executor = executor
+        self._clock = clock
+        self._start_timeout_s = start_timeout_s
+        self._on_failure = on_failure
+        self._closing = threading.Event()
+        self._close_lock = threading.Lock()
+        self._estop_lock = threading.Lock()
+        self._held = threading.Event()
+        self._readiness = Readiness()
+        self._thread = threading.Thread(target=self._start, name="robot start", daemon=True)
+
+    @property
+    def readiness(self) -> Readiness:
+        """How far the start-up has come."""
+        return self._readiness
+
+    def begin(self) -> None:
+        """Start bringing the robot up."""
+        self._thread.start()
+
+    def submit(self, plan: Plan) -> bool:
+        """Pass a plan on; False while the robot is not ready, and the plan is dropped."""
+        if self._readiness.is_ready:
+            self._executor.submit(plan)
+        return self._readiness.is_ready
+
+    def status(self) -> PlanStatus:
+        """Return where the executor stands with the present answer."""
+        return self._executor.status()
+
+    def last_stop(self) -> StopReport | None:
+        """Return the newest stop, with its times."""
+        return self._executor.last_stop
+
+    def state(self) -> RobotState:
+        """Return the robot's newest state. Raises RobotError."""
+        return self._driver.state()
+
+    def cancel(self) -> None:
+        """End the present mission."""
+        self._executor.cancel()
+
+    def estop(self, engaged: bool) -> StopReport | None:
+        """Engage or release, also while the robot is still being started. Raises ActionRefused.
+
+        Before the robot is ready there is no state that could confirm a standstill, so releasing is free
+        then: all that it allows is that the start-up goes on.
+        """
+        with self._estop_lock:
+            if self._readiness.is_ready:
+                return self._executor.estop(engaged)
+            if not engaged:
+                self._held.clear()
+                return None
+            self._held.set()
+        return self._stop_starting()
+
+    def _stop_starting(self) -> StopReport:
+        began_s = self._clock.now()
+        try:
+            self._driver.stop()
+        except RobotError as error:
+            return StopReport("estop", began_s, began_s, None, None, str(error))
+        return StopReport("estop", began_s, began_s, self._clock.now(), None)
+
+    def close(self) -> RobotError | None:
+        """Stop the robot and free everything; return the error if the stop was not confirmed. Idempotent."""
+        with self._close_lock:
+            if self._closing.is_set():
+                return None
+            self._closing.set()
+        self._executor.close()
+        try:
+            self._driver.close()
+        except RobotError as error:
+            return error
+        return None
+
+    def _start(self) -> None:
+        deadline_s = self._clock.now() + self._start_timeout_s
+        while not self._closing.is_set():
+            error = self._try_start()
+            if error is None:
+                return
+            may_retry = isinstance(error, (RobotUnreachable, RobotStale))
+            self._readiness = Readiness(detail=str(error))
+            if self._closing.is_set():
+                return
+            if not may_retry or self._clock.now() > deadline_s:
+                self._readiness = Readiness(detail=str(error), error=error)
+                self._on_failure(error)
+                return
+            self._closing.wait(RETRY_S)
+
+    def _try_start(self) -> RobotError | None:
+        """Start once. A stop in the middle (the e-stop) is waited out and does not count as failure."""
+        while not self._closing.is_set():
+            if self._held.is_set():
+                self._readiness = Readiness(detail="the e-stop is latched")
+                self._closing.wait(RETRY_S / 10)
+                continue
+            try:
+                self._driver.start()
+            except Cancelled:
+                continue
+            except RobotError as error:
+                return error
+            self._hand_over()
+            return None
+        return None
+
+    def _hand_over(self) -> None:
+        """Let the executor take the robot, and with it an e-stop that came during the start-up."""
+        with self._estop_lock:
+            self._executor.start()
+            if self._held.is_set():
+                self._executor.estop(True)
+            self._readiness = Readiness(True, "ready")
