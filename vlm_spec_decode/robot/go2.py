@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import Cancelled, RobotError, RobotRefused, RobotUnreachable
+from vlm_spec_decode.core.errors import RobotError, RobotRefused, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.robot import POSTURES, RobotState
 from vlm_spec_decode.robot import codes
@@ -104,7 +104,7 @@ class Go2Driver:
         """Carry out one of `core.robot.POSTURES`; returns when the state confirms it.
 
         `stand_up` ends with locked joints, `rise` and `recovery_stand` in a state that walks. Raises
-        RobotRefused (also for an unknown name), RobotStale, Cancelled if a stop comes before it is begun, or
+        RobotRefused (also for an unknown name, and if a stop comes before it is begun), RobotStale or
         RobotError.
         """
         if name not in POSTURES:
@@ -170,7 +170,7 @@ class Go2Driver:
                 raise self._not_reached(step, code, within_s)
             if now_s >= call_s:
                 if self._stops != stops:
-                    raise Cancelled(f"{step.call} was not called: there has been a stop")
+                    raise RobotRefused(step.call, code, "not called again: there has been a stop")
                 code = getattr(self._started().posture, step.call)(*step.arguments)
                 if code not in codes.UNCERTAIN and not unsure:
                     codes.check(step.call, code)
