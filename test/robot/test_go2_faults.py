@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -71,11 +72,24 @@ def test_a_fall_shows_and_start_recovers_from_it() -> None:
         assert abs(robot.state().roll_rad) < 0.1
 
 
-def test_a_killed_robot_is_stale_and_the_stop_says_so() -> None:
-    with simulator(start="standing") as process, driver(stop_s=0.8) as robot:
+def test_a_killed_robot_is_stale_and_one_that_comes_back_is_driven_again() -> None:
+    with driver_of_killed_robot() as robot:
+        with pytest.raises(RobotStale):
+            robot.stop()
+        with pytest.raises(RobotUnreachable, match="rt/lf/sportmodestate"):
+            robot.start()
+        with simulator(start="lying"):
+            robot.start()
+            robot.move(0.0, 0.0, 0.5)
+            assert wait(robot, lambda state: state.vyaw_radps > 0.3, 1.0)
+            robot.stop()
+
+
+@contextmanager
+def driver_of_killed_robot() -> Iterator[Go2Driver]:
+    with simulator(start="standing") as process, driver(stop_s=0.8, first_state_s=1.0) as robot:
         robot.move(0.0, 0.0, 0.5)
         process.kill()
         process.wait()
         turn_until(robot, RobotStale, 2.0)
-        with pytest.raises(RobotError):
-            robot.stop()
+        yield robot

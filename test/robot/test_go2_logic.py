@@ -52,11 +52,10 @@ class Script:
     def names(self) -> list[str]:
         return [name for _, name, _ in self.calls]
 
-    def is_complete(self) -> bool:
+    def is_live(self) -> bool:
         return not self.silent
 
-    def peek(self) -> RobotState | None:
-        return None if self.silent else self.newest()
+    is_moving = is_live
 
     def newest(self) -> RobotState:
         if self.stale:
@@ -217,7 +216,7 @@ def test_after_a_stop_an_unanswered_posture_is_not_called_again() -> None:
     script = Script(codes={"Sit": [3104]})
     driver = started(script)
     script.on_call = lambda name: driver.stop() if name == "Sit" else None
-    with pytest.raises(RobotRefused, match="Sit .*there has been a stop"):
+    with pytest.raises(RobotRefused, match=r"Sit .*there has been a stop"):
         driver.posture("sit")
     assert script.names() == ["Sit", "StopMove"]
 

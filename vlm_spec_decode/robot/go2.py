@@ -144,11 +144,11 @@ class Go2Driver:
         return self._link
 
     def _find(self, feed: StateFeed) -> None:
-        """Wait for the first state and battery. Raises RobotUnreachable naming what is missing."""
+        """Wait for state and battery. Raises RobotUnreachable naming what is missing."""
         config = self._config
-        if feed.wait(lambda _: feed.is_complete(), self._clock.now() + config.first_state_s):
+        if feed.wait(lambda _: feed.is_live(), self._clock.now() + config.first_state_s):
             return
-        missing = config.low_topic if feed.peek() is not None else config.state_topic
+        missing = config.low_topic if feed.is_moving() else config.state_topic
         raise RobotUnreachable(
             f"nothing arrives on {missing} (DDS domain {config.domain}, interface {config.interface!r}): "
             "robot off, sport service released, or another network"

@@ -108,21 +108,21 @@ class StateFeed:
         self._subscribers[0].Init(self._on_sport, 0)
         self._subscribers[1].Init(self._on_low, 0)
 
-    def is_complete(self) -> bool:
-        """Return whether both state and battery have been heard."""
-        return self._state is not None and self._battery_soc is not None
+    def is_moving(self) -> bool:
+        """Return whether there is a state whose stamp has moved lately."""
+        return self._clock.now() - self._progress_s <= self._stale_after_s
 
-    def peek(self) -> RobotState | None:
-        """Return the newest state however old, or None."""
-        return self._state
+    def is_live(self) -> bool:
+        """Return whether there is such a state, and the battery is known."""
+        return self.is_moving() and self._battery_soc is not None
 
     def newest(self) -> RobotState:
         """Return the newest state. Raises RobotStale if its stamp stands still, or RobotUnreachable."""
         state = self._state
         if state is None:
             raise RobotUnreachable(f"no robot state on {self._topic}")
-        age_s = self._clock.now() - self._progress_s
-        if age_s > self._stale_after_s:
+        if not self.is_moving():
+            age_s = self._clock.now() - self._progress_s
             raise RobotStale(f"the stamp of {self._topic} has stood still for {age_s:.2f} s")
         return state
 
