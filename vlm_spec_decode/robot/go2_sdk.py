@@ -144,10 +144,9 @@ class StateFeed:
     def _on_sport(self, message: SportModeState_) -> None:
         now_s = self._clock.now()
         soc = 0.0 if self._battery_soc is None else self._battery_soc
-        state = to_state(message, now_s, soc)
-        if self._state is None or state.stamp_s != self._state.stamp_s:
+        old, self._state = self._state, to_state(message, now_s, soc)
+        if old is None or old.stamp_s != self._state.stamp_s:
             self._progress_s = now_s
-        self._state = state
 
     def _on_low(self, message: LowState_) -> None:
         self._battery_soc = message.bms_state.soc / 100
