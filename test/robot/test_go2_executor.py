@@ -1,11 +1,10 @@
-"""The executor through the SDK on the simulated robot: distances and angles close on odometry, silence stops."""
+"""The executor through the SDK on the simulated robot: odometry closes the loop, silence stops."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 

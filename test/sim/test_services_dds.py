@@ -226,7 +226,7 @@ def test_what_cannot_be_used_is_refused_by_name(
 
 def test_ctrl_c_ends_it_cleanly_and_leaves_truth_and_picture(tmp_path: Path, room: Path) -> None:
     truth, view = tmp_path / "truth.json", tmp_path / "view.png"
-    with simulator(scene=str(room), truth=str(truth), view=str(view), domain=dds_domain() + 30) as process:
+    with simulator(scene=str(room), truth=str(truth), view=str(view), domain=dds_domain() + 60) as process:
         time.sleep(0.3)
         status, errors = end(process, signal.SIGINT)
     assert (status, errors) == (0, "")
