@@ -1,0 +1,43 @@
+# make demo   set up, then run the main job: an instruction moves the simulated Go2
+# make test   set up, then lint, type check, import contracts, tests
+# make lint   the first three of those
+# make bench  the figures of the README, measured (benchmarks/main_job.py --quick)
+# make lock   write requirements.lock anew;  make clean   remove what was built
+
+SHELL := /bin/bash
+PY := .venv/bin/python
+export MUJOCO_GL ?= osmesa
+export PYOPENGL_PLATFORM ?= osmesa
+export OMP_NUM_THREADS ?= 1
+export ROS_AUTOMATIC_DISCOVERY_RANGE ?= LOCALHOST
+export PYTHONFAULTHANDLER ?= 1
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+.PHONY: setup demo test lint bench lock clean
+.DEFAULT_GOAL := demo
+
+setup:
+	@bash .ci/setup
+
+demo: setup
+	@$(PY) -m vlm_spec_decode.cli demo $(DEMO_ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+
+test: lint
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+bench: setup
+	@$(PY) benchmarks/main_job.py --quick
+
+lock: setup
+	bash .ci/lock
+
+clean:
+	rm -rf build dist install log out .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

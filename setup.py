@@ -1,0 +1,97 @@
+"""Build for colcon (ament_python) and for pip from one description."""
+
+import re
+from glob import glob
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = "vlm_spec_decode"
+VERSION = re.search(r'__version__ = "(.+?)"', Path(NAME, "__init__.py").read_text(encoding="utf-8")).group(1)
+
+RUNTIME = [
+    "click>=8.1",
+    "imageio>=2.31",
+    "matplotlib>=3.7",
+    "msgspec>=0.18",
+    "mujoco>=3.2",
+    "numpy>=1.26",
+    "pillow>=10",
+    "pyyaml>=6",
+    "pyzmq>=25",
+    "rich>=13",
+    "rosbags>=0.10",
+    "safetensors>=0.4",
+    "tokenizers>=0.20",
+    "torch>=2.5",
+    "tqdm>=4.65",
+    "transformers>=5.20",
+    "unitree-sdk2py-dimos>=1.0.3",
+    # A Go2 speaks cyclonedds 0.10.2, which has no wheel for later Pythons.
+    'cyclonedds==0.10.2; python_version < "3.11"',
+    'cyclonedds>=11; python_version >= "3.11"',
+]
+
+ROS = [
+    "ros-rclpy[fastrtps]==9.1.2",
+    "ros-diagnostic-msgs==5.5.1",
+    "ros-geometry-msgs==5.5.1",
+    "ros-nav-msgs==5.5.1",
+    "ros-sensor-msgs==5.5.1",
+    "ros-std-msgs==5.5.1",
+    "ros-std-srvs==5.5.1",
+    "ros-visualization-msgs==5.5.1",
+]
+"""rclpy and messages for machines without a ROS 2 installation of their own."""
+
+DEV = [
+    "hypothesis>=6.100",
+    "import-linter>=2.0",
+    "mypy>=1.13",
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.5",
+    "ruff>=0.8",
+    "setuptools>=64,<80",
+    "types-PyYAML>=6",
+    "wheel>=0.43",
+]
+
+
+def tree(folder: str) -> list[tuple[str, list[str]]]:
+    """Return every folder below `folder` with its files, for share/."""
+    folders = [Path(folder), *sorted(p for p in Path(folder).rglob("*") if p.is_dir())]
+    found = [
+        (f"share/{NAME}/{p}", [str(f) for f in sorted(p.iterdir()) if f.is_file()])
+        for p in folders
+        if p.is_dir()
+    ]
+    return [(where, files) for where, files in found if files]
+
+
+setup(
+    name=NAME,
+    version=VERSION,
+    description="Plain language moves a Unitree Go2: a draft VLM on the robot, a cloud VLM that verifies it.",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    maintainer="vlm_spec_decode maintainers",
+    maintainer_email="maintainers@vlm-spec-decode.invalid",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=[NAME, f"{NAME}.*"]),
+    package_data={"": ["py.typed", "*.safetensors", "*.json", "*.yaml", "*.txt", "*.md"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        *tree("launch"),
+        *tree("config"),
+        *tree("rviz"),
+    ],
+    scripts=[path for path in sorted(glob("nodes/*")) if Path(path).is_file()],
+    entry_points={"console_scripts": [f"vsd = {NAME}.cli:main"]},
+    install_requires=RUNTIME,
+    extras_require={"ros": ROS, "dev": DEV},
+    zip_safe=False,
+)

@@ -1,0 +1,241 @@
+"""The `vsd` command: options in, one call, one JSON line or a few lines of text out. No logic lives here.
+
+Every command imports what it runs when it runs, so that `vsd --help` is quick and a part that is not
+installed fails only the command that needs it. Exit codes: 0 done, 1 the task failed, 2 wrong usage, 3 cloud
+unreachable or refused, 4 robot unreachable, 130 interrupted. Errors are one line on stderr.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from vlm_spec_decode import __version__
+from vlm_spec_decode.core.errors import VsdError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+INTERRUPTED = 130
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+GROUPS = {"train": ("vlm_spec_decode.train.cli", "train")}
+"""Command groups that live beside their implementation: name to module and attribute."""
+
+
+class Commands(click.Group):
+    """The commands below, and the groups of `GROUPS`, which are imported when they are named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return all names, sorted."""
+        there = {name for name, (module, _) in GROUPS.items() if importlib.util.find_spec(module)}
+        return sorted({*super().list_commands(ctx), *there})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command, importing its module if need be."""
+        if cmd_name not in GROUPS:
+            return super().get_command(ctx, cmd_name)
+        module, attribute = GROUPS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("MUJOCO_GL", "osmesa")
+    try:
+        code = vsd.main(arguments, prog_name="vsd", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return _failed(arguments, "UsageError", error.format_message(), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("vsd: interrupted", err=True)
+        return _failed(arguments, "Interrupted", "interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has left; there is nobody to tell.
+        sys.stdout = None
+        return 1
+    except VsdError as error:
+        text = " ".join(str(error).split())
+        click.echo(f"vsd: {type(error).__name__}: {text}", err=True)
+        return _failed(arguments, type(error).__name__, text, error.exit_code)
+
+
+def _failed(arguments: Sequence[str], name: str, text: str, code: int) -> int:
+    if "--json" in arguments:
+        click.echo(json.dumps({"error": name, "message": text, "exit_code": code}))
+    return code
+
+
+def as_json(function: Function) -> Function:
+    """Give a command `--json`: its last line is then one JSON document."""
+    return click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")(function)
+
+
+def _finish(as_json: bool, document: Mapping[str, Any], text: str = "") -> None:
+    if text and not as_json:
+        click.echo(text)
+    if as_json:
+        click.echo(json.dumps(document))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="vsd")
+def vsd() -> None:
+    """Plain language moves a Unitree Go2: a draft VLM on the robot, a cloud VLM that verifies it."""
+
+
+@vsd.command()
+@click.option("--instruction", default="walk to the red ball", show_default=True, help="What to do.")
+@click.option("--scene-seed", type=int, default=None, help="Seed of a random room.")
+@click.option("--scene", type=FILE, default=None, help="YAML file of a room.")
+@click.option("--strategy", default="speculative", show_default=True, help="How edge and cloud decode.")
+@click.option("--link", default="", help="YAML of a link profile to emulate between robot and cloud.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of sampling and of the robot's noise."
+)
+@click.option(
+    "--out", type=FOLDER, default=Path("out/demo"), show_default=True, help="Folder of pictures and bag."
+)
+@as_json
+def demo(as_json: bool, **options: Any) -> int:
+    """Run the main job: simulator, cloud and ROS nodes; an instruction moves the robot."""
+    from vlm_spec_decode.demo.main import DemoConfig, run
+
+    say = (lambda text: click.echo(text, err=True)) if as_json else click.echo
+    outcome = run(DemoConfig(**options), say)
+    click.echo(json.dumps(outcome))
+    return 0 if outcome["success"] else 1
+
+
+@vsd.command()
+@click.option(
+    "--bind", default="tcp://127.0.0.1:5557", show_default=True, help="tcp://HOST:PORT to listen on."
+)
+@click.option("--model", default="", help="Folder or hub id of the target; default: the shipped one.")
+@click.option("--revision", default=None, help="Revision of a hub id.")
+@click.option("--keys", type=FOLDER, default=None, help="Folder made by `vsd keys`.")
+@click.option("--insecure", is_flag=True, help="Plaintext, on a loopback address only.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", default="float32", show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--max-sessions", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--check-config", is_flag=True, help="Say whether the settings hold, then end.")
+@as_json
+def cloud(as_json: bool, check_config: bool, **options: Any) -> None:
+    """Serve the target model to robots until interrupted."""
+    from vlm_spec_decode.actions.types import ACTION_LANGUAGE_DIGEST
+    from vlm_spec_decode.cloud.app import CloudConfig, check, run
+
+    config = CloudConfig(ACTION_LANGUAGE_DIGEST, **options)
+    check(config)
+    if check_config:
+        return _finish(as_json, {"bind": config.bind, "ok": True}, "the settings hold")
+
+    def ready(found: dict[str, Any]) -> None:
+        lock = "CURVE" if found["encrypted"] else "plaintext"
+        text = f"serving {found['model']} on {found['address']} ({lock})"
+        click.echo(json.dumps({"event": "ready"} | found) if as_json else text)
+
+    run(config, ready)
+    return _finish(as_json, {"event": "ended"}, "ended")
+
+
+@vsd.command()
+@click.option("--instruction", required=True, help="What to do.")
+@click.option("--image", type=FILE, default=None, help="What the robot sees; none: a language-only pair.")
+@click.option("--history", multiple=True, help="An action already carried out; may be repeated.")
+@click.option("--cloud", default="", help="tcp://HOST:PORT; default: both models in this process.")
+@click.option("--draft", default="", help="Folder or hub id of the draft; default: the shipped one.")
+@click.option("--target", default="", help="The same for the target, without --cloud.")
+@click.option("--keys", type=FOLDER, default=None, help="Folder made by `vsd keys`.")
+@click.option("--strategy", default="speculative", show_default=True)
+@click.option("--rule", default="coupled", show_default=True)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--max-tokens", type=int, default=96, show_default=True)
+@as_json
+def ask(
+    as_json: bool, instruction: str, image: Path | None, history: tuple[str, ...], **options: Any
+) -> None:
+    """Ask once, without robot or ROS."""
+    from vlm_spec_decode.edge.ask import AskConfig, run
+    from vlm_spec_decode.edge.setup import EdgeSettings
+
+    config = AskConfig(instruction, image, history, EdgeSettings(**options))
+    found = run(config, None if as_json else lambda piece: click.echo(piece, nl=False))
+    drafted = f"{found['accepted']} of {found['drafted']} drafted tokens accepted"
+    _finish(
+        as_json,
+        found,
+        f"\n{len(found['token_ids'])} tokens, {found['target_passes']} target passes, {drafted}",
+    )
+
+
+@vsd.command()
+@click.option("--scene-seed", type=int, default=0, show_default=True, help="Seed of a random room.")
+@click.option("--scene", type=FILE, default=None, help="YAML file of a room.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the robot's noise.")
+@click.option("--interface", default="lo", show_default=True, help="Network interface of the DDS services.")
+@click.option("--domain", type=click.IntRange(0, 232), default=1, show_default=True, help="DDS domain.")
+@click.option("--start", default="damping", show_default=True, help="lying, damping, locked or standing.")
+@click.option("--fault", "faults", multiple=True, help="NAME or NAME@SECONDS…; may be repeated.")
+@click.option("--view", type=FILE, default=None, help="PNG or GIF to save at the end.")
+@click.option(
+    "--ground-truth", "truth", type=FILE, default=None, help="JSON of path and collisions, at the end."
+)
+@as_json
+def sim(as_json: bool, **options: Any) -> None:
+    """Simulate a Go2 that speaks the robot's own DDS API, until interrupted."""
+    from vlm_spec_decode.sim.app import SimConfig, run, stop_signals
+
+    config = SimConfig(**options)
+    place = {"interface": config.interface, "domain": config.domain}
+    with stop_signals() as asked:
+        text = (
+            json.dumps({"event": "ready"} | place)
+            if as_json
+            else f"a Go2 on {place['interface']}, domain {place['domain']}"
+        )
+        truth = run(config, asked, on_ready=lambda: click.echo(text))
+    document = {"event": "ended", "collisions": truth.collisions, "distances_m": truth.distances_m}
+    _finish(as_json, document, f"ended after {truth.collisions} collisions")
+
+
+@vsd.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--overwrite", is_flag=True, help="Replace keys that are there; robots need the new ones.")
+@as_json
+def keys(as_json: bool, folder: Path, overwrite: bool) -> None:
+    """Make CURVE keys for a cloud and a robot in FOLDER."""
+    from vlm_spec_decode.transport.keys import generate
+
+    files = [str(file) for file in generate(folder, overwrite)]
+    _finish(as_json, {"folder": str(folder), "files": files}, "\n".join(files))
+
+
+@vsd.command()
+@as_json
+def doctor(as_json: bool) -> int:
+    """Check that this computer has what the other commands need."""
+    from vlm_spec_decode.demo.doctor import examine
+
+    findings = examine()
+    lines = [f"{'ok  ' if f.is_ok else 'FAIL'} {f.name}: {f.detail}" for f in findings]
+    good = all(f.is_ok for f in findings)
+    checks = [{"name": f.name, "ok": f.is_ok, "detail": f.detail} for f in findings]
+    _finish(as_json, {"ok": good, "checks": checks}, "\n".join(lines))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
