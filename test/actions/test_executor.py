@@ -417,3 +417,20 @@ def test_close_stops_the_robot() -> None:
     rig.executor.close()
     assert rig.is_still
     rig.executor.close()
+
+
+def test_a_lost_move_is_nothing_and_a_robot_that_refuses_them_is_a_fault() -> None:
+    rig = Rig()
+    rig.send("forward(1)")
+    rig.go(1.0)
+    rig.robot.faults.refuse = frozenset({"move"})
+    rig.go(0.2)
+    rig.robot.faults.refuse = frozenset()
+    assert rig.go(4.0).state == "done"
+    assert rig.x_m == pytest.approx(1, abs=0.1)
+    rig.send("forward(-1)", answer=1)
+    rig.go(1.0)
+    rig.robot.faults.refuse = frozenset({"move"})
+    status = rig.go(0.6)
+    assert (status.state, status.reason) == ("fault", "robot")
+    assert rig.is_still

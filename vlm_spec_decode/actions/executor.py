@@ -20,20 +20,18 @@ from vlm_spec_decode.actions.performer import Performer
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.safety import SafetyGate
 from vlm_spec_decode.actions.stages import StageMaker
-from vlm_spec_decode.actions.stopping import Stopper, StopReport
+from vlm_spec_decode.actions.stopping import RESTOP_S, Stopper, StopReport, fault_reason
 from vlm_spec_decode.actions.types import Done, format_action
-from vlm_spec_decode.core.errors import ActionRefused, RobotError, RobotRefused, RobotStale, RobotUnreachable
+from vlm_spec_decode.core.errors import (
+    ActionRefused,
+    Cancelled,
+    RobotError,
+    RobotRefused,
+)
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 
 PERIOD_S = 0.025
 """40 Hz: far below the 1 s that the robot holds a Move, spaced enough for its request queue."""
-
-RESTOP_S = 0.2
-"""How often a stop that was not confirmed is tried again."""
-
-
-FAULTS: dict[type[RobotError], str] = {RobotStale: "stale_state", RobotUnreachable: "unreachable"}
-"""Reasons of the state `fault`; any other robot error is `robot`."""
 
 
 class Executor:
@@ -125,8 +123,10 @@ class Executor:
             self._act(self._clock.now())
         except ActionRefused as refusal:
             self._end("refused", refusal.reason, refusal.detail)
+        except Cancelled as problem:
+            self._end("stopped", "cancelled", str(problem))
         except RobotError as problem:
-            self._end("fault", FAULTS.get(type(problem), "robot"), str(problem))
+            self._end("fault", fault_reason(problem), str(problem))
         if not self._runner.concurrent:
             # Nobody could send a heartbeat while this thread let the seconds pass.
             self._inbox.heard_s += self._clock.now() - began_s

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from vlm_spec_decode.core.errors import RobotError
+from vlm_spec_decode.core.errors import Cancelled, RobotError
 
 
 @dataclass(slots=True)
@@ -21,14 +21,14 @@ class Job:
     name: str
     ended: bool = False
     succeeded: bool = False
-    error: RobotError | None = None
+    error: RobotError | Cancelled | None = None
 
     def run(self, call: Callable[[], None]) -> None:
         """Carry out `call` on this thread; whatever happens, the job has ended afterwards."""
         try:
             call()
             self.succeeded = True
-        except RobotError as problem:
+        except (RobotError, Cancelled) as problem:
             self.error = problem
         finally:
             self.ended = True

@@ -20,6 +20,9 @@ from vlm_spec_decode.core.robot import RobotState
 ARRIVED_M = 0.10
 """An obstacle this little before a motion's end has not kept it from being carried out."""
 
+MOVE_FAILING_S = 0.3
+"""A Move may be lost now and then: the robot holds the one before for 1 s. This long is a fault."""
+
 
 class Performer:
     """Carries out one action at a time."""
@@ -33,6 +36,7 @@ class Performer:
         self._motion: Motion | None = None
         self._job: Job | None = None
         self._moved = False
+        self._failing_since_s: float | None = None
         self._moment: Moment | None = None
         self._stamp_s = -math.inf
         self._stamp_seen_s = -math.inf
@@ -78,6 +82,7 @@ class Performer:
         self._stages, self._motion = None, None
         if self._job is not None and self._job.ended:
             self._job = None
+        self._failing_since_s = None
         self._slew.reset()
         return was_active
 
@@ -141,8 +146,16 @@ class Performer:
         velocity = self._slew.towards(wanted, now_s)
         if velocity != STILL:
             self._moved = True
-        if self._moved:
+        if not self._moved:
+            return
+        try:
             self._stopper.move(velocity)
+            self._failing_since_s = None
+        except RobotRefused:
+            if self._failing_since_s is None:
+                self._failing_since_s = now_s
+            if now_s - self._failing_since_s > MOVE_FAILING_S:
+                raise
 
     def _halt_before_obstacle(self) -> None:
         self._motion = None

@@ -10,11 +10,14 @@ import math
 import threading
 from dataclasses import dataclass
 
-from vlm_spec_decode.core.errors import ActionRefused, RobotError
+from vlm_spec_decode.core.errors import ActionRefused, RobotError, RobotStale, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 
 MOVE_IN_FLIGHT_S = 0.05
 """How long the e-stop waits for a Move that is just being written, so that it cannot overtake the stop."""
+
+RESTOP_S = 0.2
+"""How often a stop that was not confirmed is tried again."""
 
 ROUTINE = frozenset({"rest", "again", "close"})
 """Causes of stops that only make sure."""
@@ -121,3 +124,10 @@ class Stopper:
         except RobotError:
             return None
         return (state.x_m, state.y_m)
+
+
+def fault_reason(error: RobotError) -> str:
+    """Return the stable name under which `error` is published: `stale_state`, `unreachable` or `robot`."""
+    if isinstance(error, RobotStale):
+        return "stale_state"
+    return "unreachable" if isinstance(error, RobotUnreachable) else "robot"

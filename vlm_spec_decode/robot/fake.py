@@ -48,8 +48,8 @@ class FakeFaults:
     """What goes wrong, switched by tests at any time.
 
     `frozen_stamp`: the state stands still while all calls succeed; `unreachable`: nothing answers; `stuck`:
-    Move has no effect; `deaf`: on stop the body goes on as it does; `refuse`: postures (or `look`) that are
-    answered with 4206.
+    Move has no effect; `deaf`: on stop the body goes on as it does; `refuse`: names of calls (postures,
+    `look`, `move`) that are refused.
     """
 
     frozen_stamp: bool = False
@@ -86,6 +86,8 @@ class FakeRobot:
         """Command a velocity for 1 s; without effect in states that do not walk."""
         with self._lock:
             self._enter(f"move({vx_mps:.3f},{vy_mps:.3f},{vyaw_radps:.3f})")
+            if "move" in self.faults.refuse:
+                raise RobotRefused("move", 3102, "the request could not be sent")
             if self._code in WALKING_STATES and self._act is None and not self.faults.stuck:
                 self._motion.command(self._clock.now(), (vx_mps, vy_mps, vyaw_radps), HOLD_S)
 

@@ -1,0 +1,75 @@
+"""Plan messages as a best-effort topic delivers them: repeated, late, reordered."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlm_spec_decode.actions.inbox import BARRED_MISSIONS, PlanInbox, Receipt
+from vlm_spec_decode.actions.plan import Plan
+from vlm_spec_decode.actions.types import Action, Done, Forward, Turn
+from vlm_spec_decode.core.errors import ActionRefused
+
+ACTIONS: tuple[Action, ...] = (Turn(10), Forward(1), Turn(-5), Forward(2), Done())
+
+
+def plan(count: int, *, mission: str = "m", answer: int = 0, sequence: int | None = None) -> Plan:
+    order = count if sequence is None else sequence
+    return Plan(mission, answer, 0.0, order, ACTIONS[:count], final=count == len(ACTIONS))
+
+
+def test_receipts() -> None:
+    inbox = PlanInbox()
+    assert inbox.receive(plan(1), 1.0, 0.2) is Receipt.NEW
+    assert inbox.receive(plan(1), 2.0, 0.3) is Receipt.BEAT
+    assert inbox.receive(plan(3), 3.0, 0.4) is Receipt.MORE
+    assert inbox.receive(plan(1), 4.0, 0.5) is Receipt.DROPPED
+    assert inbox.receive(plan(1, answer=1), 5.0, 0.6) is Receipt.NEW
+    assert inbox.receive(plan(3), 6.0, 0.7) is Receipt.DROPPED
+    assert inbox.receive(plan(1, mission="n"), 7.0, 0.8) is Receipt.NEW
+    assert inbox.receive(plan(5, answer=9), 8.0, 0.9) is Receipt.DROPPED
+    assert inbox.heard_s == 7.0
+    assert inbox.dropped == 3
+
+
+def test_a_frame_is_as_old_as_it_was_when_the_action_came() -> None:
+    inbox = PlanInbox()
+    inbox.receive(plan(1), 1.0, 0.2)
+    inbox.receive(plan(1), 2.0, 1.2)
+    inbox.receive(plan(3), 3.0, 2.2)
+    assert inbox.action(0) == (Turn(10), 0.2)
+    assert inbox.action(1) == (Forward(1), 2.2)
+    assert inbox.action(3) is None
+
+
+def test_what_was_announced_may_not_change() -> None:
+    inbox = PlanInbox()
+    inbox.receive(plan(2), 1.0, 0.0)
+    with pytest.raises(ActionRefused, match="plan_changed"):
+        inbox.receive(Plan("m", 0, 0.0, 5, (Turn(10), Forward(3)), False), 2.0, 0.0)
+    inbox = PlanInbox()
+    inbox.receive(plan(5), 1.0, 0.0)
+    with pytest.raises(ActionRefused, match="plan_changed"):
+        inbox.receive(Plan("m", 0, 0.0, 6, ACTIONS, False), 2.0, 0.0)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=20))
+def test_any_order_of_messages_ends_with_the_longest_plan(counts: list[int]) -> None:
+    inbox = PlanInbox()
+    for at, count in enumerate(counts):
+        inbox.receive(plan(count), float(at), 0.0)
+    assert inbox.plan == plan(max(counts))
+    assert all(inbox.action(i) is not None for i in range(max(counts)))
+
+
+def test_barred_missions_are_forgotten_only_after_many_others() -> None:
+    inbox = PlanInbox()
+    inbox.bar("old", "cancelled")
+    inbox.bar("old", "estop")
+    for number in range(BARRED_MISSIONS - 1):
+        inbox.bar(str(number), "superseded")
+    assert inbox.barred("old") == "cancelled"
+    assert inbox.receive(plan(1, mission="old"), 0.0, 0.0) is Receipt.DROPPED
+    inbox.bar("one more", "superseded")
+    assert inbox.barred("old") is None
