@@ -203,7 +203,8 @@ class Executor:
             self._rest()
             return
         # Silence up to the last look into the mailbox: a stop that took long since then is not silence.
-        if self._read_s - self._inbox.heard_s > self._gate.limits.watchdog_s:
+        # One period early, because at the next look it would be too late.
+        if self._read_s - self._inbox.heard_s > self._gate.limits.watchdog_s - self.period_s:
             self._end("stopped", "watchdog", "the commander fell silent", self._inbox.heard_s)
             return
         action, frame_age_s = upcoming

@@ -29,9 +29,10 @@ class SafetyLimits:
     `obstacle_stop_m` is the gap that is kept between the body's own edge and what the range sensor sees in
     the direction of motion. The range is measured from the nose (0.35 m before the base's centre), so
     the default of 0.10 m still lets the base's centre come within 0.45 m of a surface. `max_frame_age_s`
-    counts from the frame's capture to the arrival of the action decided on it; how long the actions before it
-    took does not count, they are the same plan. `modes` are the codes of the robot's state machine in which
-    it may walk. `geofence`, if not empty, is left only inwards; odometry drifts, so leave it a margin.
+    counts from the frame's capture to the arrival of the action decided on it; how long the actions before
+    it took does not count, they are the same plan. At the latest `watchdog_s` after the last heartbeat the
+    stop is commanded. `modes` are the codes of the robot's state machine in which it may walk. `geofence`,
+    if not empty, is left only inwards; odometry drifts, so leave it a margin.
     """
 
     max_speed_mps: float = 0.5
