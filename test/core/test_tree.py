@@ -67,8 +67,9 @@ def test_what_survives_does_not_depend_on_when_drafts_arrive(data: st.DataObject
 
     def paths(tree: SpeculationTree) -> set[tuple[int, ...]]:
         found = set()
-        for number in tree.live():
+        for leaf in tree.live():
             path: tuple[int, ...] = ()
+            number = leaf
             while number:
                 path = (tree.nodes[number].token, *path)
                 number = tree.nodes[number].parent

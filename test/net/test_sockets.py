@@ -87,6 +87,11 @@ def edge(
         verifier.disconnect()
 
 
+def wait_for_ever(verifier: RemoteVerifier) -> None:
+    while True:
+        verifier.wait(10)
+
+
 def own_answer(params: SamplingParams) -> Tokens:
     context = TableModel(TARGET).open(Observation(None, "go"))
     said: Tokens = ()
@@ -214,8 +219,7 @@ def test_cancel_ends_a_wait_at_once_and_frees_the_cloud(key_folder: Path) -> Non
         threading.Timer(0.1, verifier.cancel).start()
         started_s = time.monotonic()
         with pytest.raises(Cancelled):
-            while True:
-                verifier.wait(5)
+            wait_for_ever(verifier)
         assert time.monotonic() - started_s < 0.5
         deadline_s = time.monotonic() + 3
         while not target.contexts[0].closed and time.monotonic() < deadline_s:
@@ -259,8 +263,7 @@ def test_a_cloud_that_dies_is_reported_within_the_deadline(key_folder: Path) -> 
         server.stop()
         started_s = time.monotonic()
         with pytest.raises(CloudUnreachable, match="nothing heard"):
-            while True:
-                verifier.wait(10)
+            wait_for_ever(verifier)
         assert time.monotonic() - started_s < 4
 
 

@@ -1,0 +1,64 @@
+"""One answer without robot or ROS: an image file and an instruction in, text and figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlm_spec_decode.actions.types import format_action
+from vlm_spec_decode.core.types import GenerationResult, Observation
+from vlm_spec_decode.edge.images import load_image
+from vlm_spec_decode.edge.mission import check_instruction
+from vlm_spec_decode.edge.setup import EdgeSettings, bring_up
+
+
+@dataclass(frozen=True, slots=True)
+class AskConfig:
+    """What to ask, and of whom."""
+
+    instruction: str
+    image: Path | None = None
+    history: tuple[str, ...] = ()
+    settings: EdgeSettings = field(default_factory=EdgeSettings)
+
+
+def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Ask once; `on_text` gets each new piece of the answer. Returns the fields of `vsd ask --json`."""
+    instruction = check_instruction(config.instruction)
+    image = load_image(config.image) if config.image else None
+    runtime = bring_up(config.settings)
+    try:
+        shown, actions = "", []
+        for update in runtime.engine.answer(Observation(image, instruction, config.history)):
+            actions += [format_action(action) for action in update.actions]
+            if on_text:
+                on_text(update.text[len(shown) :])
+            shown = update.text
+            if update.result:
+                return {**figures(update.result), "actions": actions}
+    finally:
+        runtime.close()
+    raise RuntimeError("the answer ended without a result")
+
+
+def figures(result: GenerationResult) -> dict[str, Any]:
+    """Return one answer's figures under the names of the command line's JSON."""
+    return {
+        "answer": result.text,
+        "token_ids": list(result.tokens),
+        "strategy": result.strategy,
+        "rule": result.rule,
+        "rounds": len(result.rounds),
+        "drafted": result.drafted,
+        "accepted": result.accepted,
+        "target_passes": result.target_passes,
+        "early_verdicts": result.early_verdicts,
+        "time_to_first_token_s": result.time_to_first_token_s,
+        "time_to_first_action_s": result.time_to_first_action_s,
+        "total_s": result.total_s,
+        "uplink_bytes": result.usage.uplink_bytes,
+        "downlink_bytes": result.usage.downlink_bytes,
+        "image_bytes": result.usage.image_bytes,
+    }

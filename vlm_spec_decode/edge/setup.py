@@ -1,0 +1,123 @@
+"""Brings an engine up from settings: loads the draft, reaches the cloud, or puts both models side by side.
+
+The one place that knows how the parts of the robot's side fit together; `vsd ask`, the ROS node and the
+benchmark call it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlm_spec_decode import __version__
+from vlm_spec_decode.actions.types import ACTION_LANGUAGE_DIGEST
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.ports import ModelCard
+from vlm_spec_decode.core.profiles import LinkProfile
+from vlm_spec_decode.core.types import SamplingParams
+from vlm_spec_decode.edge.client import Timing
+from vlm_spec_decode.edge.engine import Engine, EngineConfig
+from vlm_spec_decode.edge.local import LocalVerifier
+from vlm_spec_decode.edge.remote import RemoteVerifier
+from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
+from vlm_spec_decode.models.vlm import VlmModel
+from vlm_spec_decode.protocol.messages import Hello
+from vlm_spec_decode.strategies.registry import DEFAULT, strategy
+from vlm_spec_decode.transport.dealer import DealerLink
+from vlm_spec_decode.transport.keys import edge_keys
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeSettings:
+    """Everything that brings up an engine.
+
+    `cloud` empty puts the target (`target`, by default the shipped one) into this process. `keys` is the
+    folder of `vsd keys`; without it only a loopback cloud is reached, in plaintext. `link` emulates a
+    network in front of the socket.
+    """
+
+    cloud: str = ""
+    keys: Path | None = None
+    draft: str = ""
+    target: str = ""
+    strategy: str = DEFAULT
+    rule: str = "coupled"
+    temperature: float = 0.0
+    seed: int = 0
+    max_tokens: int = 96
+    draft_length: int = 6
+    timeout_s: float = 30.0
+    connect_s: float = 5.0
+    threads: int = 1
+    link: LinkProfile | None = None
+    timing: Timing = field(default_factory=Timing)
+
+
+@dataclass(slots=True)
+class EdgeRuntime:
+    """An engine that is up, and what must be closed with it."""
+
+    engine: Engine
+    verifier: RemoteVerifier | LocalVerifier
+    draft: VlmModel
+    target_card: ModelCard | None = None
+
+    def close(self) -> None:
+        """End the connection. Idempotent."""
+        if isinstance(self.verifier, RemoteVerifier):
+            self.verifier.disconnect()
+        else:
+            self.verifier.close()
+
+
+def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRuntime:
+    """Load, connect and shake hands. A `draft` loaded before is used as it is.
+
+    Raises ConfigError, ModelError, VocabularyMismatch, CloudUnreachable or CloudRefused.
+    """
+    strategy(settings.strategy)
+    draft = draft or load_draft(settings)
+    config = EngineConfig(
+        settings.strategy, _params(settings, draft), settings.draft_length, settings.timeout_s
+    )
+    clock = WallClock()
+    if not settings.cloud:
+        target = load_model(settings.target or shipped("target"), threads=settings.threads)
+        assert_same_vocabulary(draft.card, target.card)
+        local = LocalVerifier(target, clock)
+        return EdgeRuntime(Engine(draft, draft.codec, local, clock, config), local, draft, target.card)
+    keys = edge_keys(settings.keys) if settings.keys else None
+    link = DealerLink(settings.cloud, keys, clock, settings.link, settings.seed)
+    verifier = RemoteVerifier(link, hello_of(draft.card), clock, settings.timing)
+    runtime = EdgeRuntime(Engine(draft, draft.codec, verifier, clock, config), verifier, draft)
+    try:
+        verifier.connect(settings.connect_s)
+    except BaseException:
+        runtime.close()
+        raise
+    return runtime
+
+
+def load_draft(settings: EdgeSettings) -> VlmModel:
+    """Load the draft that the settings name, by default the shipped one."""
+    return load_model(settings.draft or shipped("draft"), threads=settings.threads)
+
+
+def hello_of(card: ModelCard) -> Hello:
+    """Return what this edge's token ids mean, for the handshake."""
+    digests = (card.tokenizer_digest, card.prompt_digest, ACTION_LANGUAGE_DIGEST)
+    return Hello(f"vlm_spec_decode {__version__}", *digests, card.vocab_size)
+
+
+def _params(settings: EdgeSettings, draft: VlmModel) -> SamplingParams:
+    try:
+        return SamplingParams(
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+            stop_ids=draft.codec.stop_ids,
+            seed=settings.seed,
+            rule=settings.rule,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
