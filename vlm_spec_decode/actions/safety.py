@@ -34,7 +34,6 @@ from vlm_spec_decode.core.robot import RobotState
 
 SIT_STATE = 1007
 LOCK_STATE = 1002
-DAMPING_STATE = 1001
 
 _HARMLESS = (Stop, Done, Wait)
 """Always allowed, whatever is known of the robot: they only ever end motion."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from vlm_spec_decode.actions.approach import MotionTuning
 from vlm_spec_decode.actions.jobs import Job, Runner
@@ -62,7 +63,7 @@ class StageMaker:
         """Getting up ends in balance stand: in the locked stand a Move would be ignored."""
         self.is_tilted = False
         names = (name, "balance_stand") if name == "stand_up" else (name,)
-        return [self._call(each, lambda each=each: self.driver.posture(each)) for each in names]  # type: ignore[misc]
+        return [self._call(each, partial(self.driver.posture, each)) for each in names]
 
     def _look(self, pitch_deg: float, yaw_deg: float) -> list[Stage]:
         self.is_tilted = bool(pitch_deg or yaw_deg)
