@@ -27,9 +27,9 @@ class DataConfig:
 class TrainConfig:
     """One model's training.
 
-    `minutes` bounds the run: the learning rate follows the clock or the step count, whichever is ahead.
-    `dialogues` share one image in one sequence. `distil` names the folder of the target whose own
-    answers a draft learns; empty trains on the teacher's.
+    `dialogues` share one image in one sequence. The learning rate falls over the last `decay_share` of
+    all `steps`. `start` is a checkpoint to begin from, whose steps count. `distil` names the folder of the
+    target whose distribution a draft learns instead of the teacher's answers.
     """
 
     role: Role
@@ -43,6 +43,7 @@ class TrainConfig:
     seed: int = 0
     threads: int = 1
     checkpoint_every: int = 200
+    decay_share: float = 0.45
     start: Path | None = None
     distil: Path | None = None
 
@@ -52,9 +53,10 @@ class EvaluateConfig:
     """Held-out seeds: `episodes` closed-loop go-to missions and `frames` open-loop answers."""
 
     target: Path
-    draft: Path
+    draft: Path | None
     episodes: int = 50
     frames: int = 100
     first_seed: int = HELD_OUT_SEED
+    max_answers: int = 16
     out: Path = Path("out/evaluate")
     threads: int = 1

@@ -138,7 +138,7 @@ def _render_chunk(job: tuple[DataConfig, int]) -> int:
         camera.attach(world)
         rng = np.random.default_rng([seed, 0xF2])
         for k in range(config.poses):
-            world.teleport(_pose(world, rng))
+            world.teleport(sample_pose(world, rng))
             at = index * config.poses + k
             arrays[0][at] = squash(camera.render())
             arrays[1][at] = _patches(camera)
@@ -148,7 +148,7 @@ def _render_chunk(job: tuple[DataConfig, int]) -> int:
     return first
 
 
-def _pose(world: World, rng: np.random.Generator) -> Pose2D:
+def sample_pose(world: World, rng: np.random.Generator) -> Pose2D:
     """A place to look from: near an object (all stages of an approach) or anywhere."""
     scene = world.scene
     for _ in range(100):

@@ -13,6 +13,9 @@ import numpy as np
 
 from vlm_spec_decode.sim.scene import COLOURS, KINDS
 
+STOP_M = 0.53
+"""Wanted distance from the base's centre to the footprint; the gate lets the robot come within 0.45 m."""
+
 Verb: TypeAlias = Literal["goto", "face", "find", "see", "act", "unknown", "unsafe"]
 
 GO_TO = (
@@ -101,7 +104,7 @@ class Goal:
     verb: Verb
     thing: str = ""
     action: str = ""
-    stop_m: float = 0.5
+    stop_m: float = STOP_M
 
 
 def go_to(rng: np.random.Generator, thing: str) -> Goal:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,8 @@ from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.batches import Batch, Batcher
 from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.frames import open_frames
-from vlm_spec_decode.train.network import EyeHeads, answer_loss, image_features, logits_of
+from vlm_spec_decode.train.network import EyeHeads, answer_loss, distil_loss, image_features, logits_of
 
-DECAY_SHARE = 0.45
 WARM_UP = 200
 EYE_WEIGHT = 0.3
 EYE_RATE = 0.1
@@ -114,6 +113,7 @@ def export(
 
 
 def _run(config: TrainConfig, trainee: Trainee, batcher: Batcher, checkpoint: Path) -> None:
+    guide = load_guide(config.distil) if config.distil else None
     log = (config.out / "log.jsonl").open("a")
     started_s, before_s = time.monotonic(), trainee.seconds
     figures: dict[str, float] = {}
@@ -127,7 +127,7 @@ def _run(config: TrainConfig, trainee: Trainee, batcher: Batcher, checkpoint: Pa
             batcher.draw(rng, 4 * config.batch, dialogues=1) if is_eye else batcher.draw(rng, config.batch)
         )
         _set_rates(config, trainee.optimizer, is_eye, number)
-        new = _eye_step(trainee, batch) if is_eye else _step(trainee, batch, batcher)
+        new = _eye_step(trainee, batch) if is_eye else _step(trainee, batch, batcher, guide)
         figures = {k: 0.98 * figures.get(k, v) + 0.02 * v for k, v in new.items()}
         trainee.seconds = before_s + time.monotonic() - started_s
         if number % 100 == 0:
@@ -152,7 +152,7 @@ def _steps(config: TrainConfig, trainee: Trainee) -> Iterator[tuple[bool, int]]:
 
 def _set_rates(config: TrainConfig, optimizer: torch.optim.Optimizer, is_eye: bool, number: int) -> None:
     total = config.eye_steps if is_eye else config.steps
-    left = (total - number) / (DECAY_SHARE * total)
+    left = (total - number) / (config.decay_share * total)
     rate = config.peak_rate * min(1.0, number / WARM_UP, max(0.02, left))
     for group in optimizer.param_groups:
         share = 1.0 if is_eye else EYE_RATE
@@ -165,10 +165,24 @@ def _eye_step(trainee: Trainee, batch: Batch) -> dict[str, float]:
     return {"eye_loss": loss.item()}
 
 
-def _step(trainee: Trainee, batch: Batch, batcher: Batcher) -> dict[str, float]:
+def load_guide(folder: Path) -> LlavaForConditionalGeneration:
+    """Load the target that a draft learns from."""
+    guide = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
+    return guide.eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _step(
+    trainee: Trainee, batch: Batch, batcher: Batcher, guide: LlavaForConditionalGeneration | None
+) -> dict[str, float]:
     features = image_features(trainee.model, batch.pixels)
     logits = logits_of(trainee.model, features, batch)
-    loss = answer_loss(logits, batch)
+    if guide is None:
+        loss = answer_loss(logits, batch)
+    else:
+        with torch.inference_mode():
+            wanted = logits_of(guide, image_features(guide, batch.pixels), batch)
+        loss = distil_loss(logits, wanted.clone(), batch)
+        batch = replace(batch, labels=torch.where(batch.labels >= 0, wanted.argmax(-1), -100))
     eye = trainee.heads.loss(features, batch.patch_labels)
     _update(trainee, loss + EYE_WEIGHT * eye)
     right = (logits.argmax(-1) == batch.labels)[batch.labels >= 0].numpy()

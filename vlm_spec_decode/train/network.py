@@ -72,3 +72,17 @@ def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         logits.flatten(0, 1), batch.labels.flatten(), ignore_index=-100, reduction="none"
     )
     return (flat * batch.weights.flatten()).sum() / batch.weights.sum()
+
+
+def distil_loss(logits: torch.Tensor, wanted: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Weighted cross-entropy against another model's distribution, half of it against its first choice.
+
+    The first choice alone decides acceptance under greedy decoding; the rest of the distribution says how
+    near the others were.
+    """
+    rows = batch.labels.flatten() >= 0
+    mine, theirs = logits.flatten(0, 1)[rows], wanted.flatten(0, 1)[rows]
+    weights = batch.weights.flatten()[rows]
+    soft = functional.cross_entropy(mine, theirs.softmax(-1), reduction="none")
+    hard = functional.cross_entropy(mine, theirs.argmax(-1), reduction="none")
+    return ((soft + hard) / 2 * weights).sum() / weights.sum()

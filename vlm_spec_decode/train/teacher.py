@@ -18,11 +18,14 @@ from vlm_spec_decode.train.instructions import Goal
 MIN_PIXELS = 24
 """Of 16,384: less than this of an object does not count as seen."""
 
-STOP_M = 0.5
-"""Wanted distance from the base's centre to the footprint."""
-
-ARRIVED_M = 0.15
+ARRIVED_M = 0.12
 """Nearer than this to the wanted distance is there."""
+
+CAUTION = 0.75
+"""Share of the way that is walked at once: a distance read from afar may be wrong by a fifth."""
+
+SURE_M = 0.35
+"""A way no longer than this is walked in one go."""
 
 MAX_STEP_M = 1.5
 SEARCH_DEG = 60
@@ -122,7 +125,8 @@ def _approach(goal: Goal, thing: Thing, view: tuple[Thing, ...]) -> str:
     if left_m <= ARRIVED_M:
         turn = _turn(thing.bearing_deg) if abs(thing.bearing_deg) > 25 else ""
         return f"{turn}{goal.action + ' ' if goal.action else ''}done ( )"
-    heading, step_m = plan(thing, view, min(left_m, MAX_STEP_M))
+    careful_m = max(min(left_m, SURE_M), CAUTION * left_m)
+    heading, step_m = plan(thing, view, min(careful_m, MAX_STEP_M))
     return f"{_turn(heading)}forward ( {_metres(step_m)} )"
 
 
