@@ -27,7 +27,8 @@ TELLING_WEIGHT = 6.0
 TELLING = (
     *COLOURS,
     *KINDS,
-    *"left right ahead not nothing know looked will ok done turn forward stop , and".split(),
+    *("left", "right", "ahead", "not", "nothing", "know", "looked", "will", "ok"),
+    *("done", "turn", "forward", "stop", ",", "and"),
 )
 
 
@@ -108,8 +109,15 @@ def pack_ids(
             positions[row, at:end] = NUM_IMAGE_TOKENS + np.arange(len(ids))
             at = end
     weights = np.where(labels >= 0, np.where(telling[np.maximum(labels, 0)], TELLING_WEIGHT, 1.0), 0.0)
-    arrays = (tokens, labels, weights.astype(np.float32), segments, positions)
-    return Batch(pixels, *(torch.from_numpy(a) for a in arrays), patch)
+    return Batch(
+        pixels=pixels,
+        tokens=torch.from_numpy(tokens),
+        labels=torch.from_numpy(labels),
+        weights=torch.from_numpy(weights.astype(np.float32)),
+        segments=torch.from_numpy(segments),
+        positions=torch.from_numpy(positions),
+        patch_labels=patch,
+    )
 
 
 def flipped(objects: npt.NDArray[np.float32], flip: bool) -> npt.NDArray[np.float32]:

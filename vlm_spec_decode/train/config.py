@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Role: TypeAlias = Literal["target", "draft"]
 
@@ -60,3 +60,12 @@ class EvaluateConfig:
     max_answers: int = 16
     out: Path = Path("out/evaluate")
     threads: int = 1
+
+
+def recipe(role: Role, **given: Any) -> TrainConfig:
+    """Return the settings that the shipped model of `role` was trained with, `given` ones changed."""
+    defaults: dict[str, Any] = {
+        "target": {"eye_steps": 1500, "steps": 4200, "dialogues": 4},
+        "draft": {"eye_steps": 2200, "steps": 4200, "dialogues": 6},
+    }[role]
+    return TrainConfig(role, **{**defaults, **given})

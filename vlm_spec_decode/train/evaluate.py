@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from vlm_spec_decode.edge.local import LocalVerifier
 from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.models.vlm import VlmModel
 from vlm_spec_decode.sim.camera import FrontCamera
-from vlm_spec_decode.sim.scene import random_scene
+from vlm_spec_decode.sim.scene import COLOURS, KINDS, random_scene
 from vlm_spec_decode.sim.world import World
-from vlm_spec_decode.train import instructions, teacher
+from vlm_spec_decode.train import teacher
 from vlm_spec_decode.train.config import EvaluateConfig
 from vlm_spec_decode.train.dialogues import Dialogue, draw
 from vlm_spec_decode.train.frames import observe, sample_pose
@@ -43,20 +44,23 @@ class Question:
 
 
 def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure the pair; write figures and pictures of failed missions to `config.out`. Returns the figures."""
+    """Measure the pair; return the figures. They and pictures of failed missions go to `config.out`."""
     target = load_model(config.target, threads=config.threads)
     draft = load_model(config.draft, threads=config.threads) if config.draft else None
     config.out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {}
     if config.frames:
         asked = list(tqdm(questions(config), total=config.frames, desc="questions", mininterval=5))
-        answers = [decode(target, None, q.observation, EngineConfig(strategy="autoregressive")) for q in asked]
+        answers = [
+            decode(target, None, q.observation, EngineConfig(strategy="autoregressive")) for q in asked
+        ]
         figures |= answer_figures(target, asked, answers)
         if draft:
             figures |= draft_figures(target, draft, asked, answers)
     if config.episodes:
         outcomes = run_missions(target, config)
         figures |= mission_figures(outcomes)
+        write_report(outcomes, config.out / "missions.jsonl")
     (config.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     return figures
 
@@ -148,9 +152,9 @@ def draft_figures(
 
 def token_group(text: str) -> str:
     """Name what a token tells: colour, kind, side, number, or text."""
-    if text in instructions.COLOURS:
+    if text in COLOURS:
         return "colour"
-    if text in instructions.KINDS:
+    if text in KINDS:
         return "kind"
     if text in {"left", "right", "ahead"}:
         return "side"
@@ -158,11 +162,12 @@ def token_group(text: str) -> str:
 
 
 def mission_figures(outcomes: list[Outcome]) -> dict[str, Any]:
-    """Share of missions that stop within reach of the object without touching anything."""
+    """Share of missions that end within reach of the object without touching anything, and say so."""
     count = len(outcomes)
     return {
         "missions": count,
         "mission_success": sum(o.success for o in outcomes) / count,
+        "mission_reached": sum(o.reached for o in outcomes) / count,
         "mission_collisions": sum(o.collisions > 0 for o in outcomes) / count,
         "mission_says_done": sum(o.status == "done" for o in outcomes) / count,
         "mission_answers_mean": float(np.mean([len(o.answers) for o in outcomes])),
@@ -173,7 +178,7 @@ def mission_figures(outcomes: list[Outcome]) -> dict[str, Any]:
 
 def _calls(text: str) -> tuple[str, ...]:
     words = text.split()
-    return tuple(name for name, mark in zip(words, words[1:], strict=False) if mark == "(")
+    return tuple(name for name, mark in pairwise(words) if mark == "(")
 
 
 def write_report(outcomes: Iterable[Outcome], path: Path) -> None:

@@ -5,7 +5,6 @@ Knows language only. `HELD_OUT_WORDINGS` are never trained on; evaluation uses t
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -180,9 +179,9 @@ def motion(rng: np.random.Generator) -> Goal:
             "act",
             action=f"forward ( -{distance:.1f} )",
         )
-    side, sign = ("left", "") if rng.random() < 0.5 else ("right", "-")
+    side, minus = ("left", "") if rng.random() < 0.5 else ("right", "-")
     words = _pick(rng, ("step {s} {n}", "move {s} {n}", "step to the {s} {n}")).format(s=side, n=amount)
-    return Goal(words, "act", action=f"strafe ( {sign}{distance:.1f} )")
+    return Goal(words, "act", action=f"strafe ( {minus}{distance:.1f} )")
 
 
 def words() -> tuple[str, ...]:

@@ -33,7 +33,7 @@ EYE_RATE = 0.1
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Return the tokenizer of the shipped models."""
-    return tiny.build_tokenizer((*teacher.words(), *instructions.words()))
+    return tiny.build_tokenizer((*teacher.words(), *instructions.words(), ":"))
 
 
 @dataclass(slots=True)
@@ -62,10 +62,23 @@ class Trainee:
     def load(self, path: Path) -> None:
         """Take up a checkpoint."""
         state = torch.load(path, weights_only=True)
+        rows = len(self.model.lm_head.weight)
+        grown = len(state["model"]["lm_head.weight"]) < rows
+        if grown:
+            _grow(state["model"], rows)
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if not grown:
+            self.optimizer.load_state_dict(state["optimizer"])
         self.eye_step, self.step, self.seconds = state["counters"]
+
+
+def _grow(weights: dict[str, torch.Tensor], rows: int) -> None:
+    """Give words that joined the vocabulary's end since a checkpoint the embedding of unknown words."""
+    for name, tensor in weights.items():
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            new = tensor[tiny.UNK_ID].expand(rows - len(tensor), -1)
+            weights[name] = torch.cat([tensor, new])
 
 
 def new_trainee(config: TrainConfig, vocab_size: int) -> Trainee:
@@ -97,7 +110,7 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
     elif config.start:
         trainee.load(config.start)
     _run(config, trainee, batcher, checkpoint)
-    record = {"config": {k: str(v) for k, v in asdict(config).items()}, "data": frames.digest}
+    record: dict[str, Any] = {"config": {k: str(v) for k, v in asdict(config).items()}, "data": frames.digest}
     record |= {"eye_steps": trainee.eye_step, "steps": trainee.step, "seconds": round(trainee.seconds)}
     export(config.out, trainee.model, tok, record)
     return record
@@ -168,7 +181,7 @@ def _eye_step(trainee: Trainee, batch: Batch) -> dict[str, float]:
 def load_guide(folder: Path) -> LlavaForConditionalGeneration:
     """Load the target that a draft learns from."""
     guide = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
-    return guide.eval().requires_grad_(False)  # type: ignore[no-any-return]
+    return guide.eval().requires_grad_(False)
 
 
 def _step(
@@ -197,6 +210,6 @@ def _step(
 
 def _update(trainee: Trainee, loss: torch.Tensor) -> None:
     trainee.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), 1.0)
     trainee.optimizer.step()

@@ -56,9 +56,14 @@ class Outcome:
     collisions: int = 0
 
     @property
+    def reached(self) -> bool:
+        """Whether the robot stands within reach of the thing and touched nothing on the way."""
+        return self.distance_m <= REACHED_M and self.collisions == 0
+
+    @property
     def success(self) -> bool:
-        """Whether the robot stopped within reach of the thing and touched nothing on the way."""
-        return self.distance_m <= REACHED_M and self.collisions == 0 and self.status in {"done", "refused"}
+        """Whether it got there and the models themselves said that the mission is done."""
+        return self.reached and self.status == "done"
 
     def summary(self) -> dict[str, Any]:
         """Plain data for a report, without the path."""

@@ -40,8 +40,7 @@ def image_features(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -
 
 def block_mask(segments: torch.Tensor) -> torch.Tensor:
     """Additive mask [B, 1, 64 + S, 64 + S]: causal, and each dialogue sees the image and itself."""
-    batch, size = segments.shape
-    image = segments.new_zeros(batch, NUM_IMAGE_TOKENS)
+    image = segments.new_zeros(len(segments), NUM_IMAGE_TOKENS)
     whole = torch.cat([image, segments], dim=1)
     causal = torch.ones(whole.shape[1], whole.shape[1], dtype=torch.bool).tril()
     same = (whole[:, None, :] == whole[:, :, None]) | (whole[:, None, :] == 0)

@@ -134,7 +134,7 @@ def plan(thing: Thing, view: tuple[Thing, ...], step_m: float) -> tuple[float, f
     """Return heading in degrees and distance: straight at the thing, or past whatever is in the way."""
     others = [t for t in view if t is not thing and abs(t.bearing_deg) < 75]
     best = (thing.bearing_deg, 0.2)
-    for off in (0, 10, -10, 20, -20, 30, -30, 40, -40, 50, -50, 60, -60):
+    for off in (0, *_detours(thing, others)):
         heading = thing.bearing_deg + off
         free_m = min((_free_m(t, heading) for t in others), default=math.inf)
         if free_m >= step_m:
@@ -142,6 +142,13 @@ def plan(thing: Thing, view: tuple[Thing, ...], step_m: float) -> tuple[float, f
         if free_m > best[1]:
             best = (heading, free_m)
     return best[0], min(best[1], step_m)
+
+
+def _detours(thing: Thing, others: list[Thing]) -> list[int]:
+    """Angles off the straight way, small ones first, at each size the side away from what blocks it."""
+    blocking = min(others, key=lambda t: _free_m(t, thing.bearing_deg), default=thing)
+    side = -1 if blocking.bearing_deg > thing.bearing_deg else 1
+    return [sign * side * off for off in range(10, 61, 10) for sign in (1, -1)]
 
 
 def _free_m(other: Thing, heading_deg: float) -> float:

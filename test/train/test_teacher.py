@@ -1,0 +1,91 @@
+"""The teacher: what it says is of the action language, and following it gets there."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from vlm_spec_decode.actions.parser import parse_answer
+from vlm_spec_decode.actions.types import Done, Forward, Stop, Turn
+from vlm_spec_decode.models.tiny import UNK_ID
+from vlm_spec_decode.train import instructions, teacher
+from vlm_spec_decode.train.dialogues import draw
+from vlm_spec_decode.train.instructions import Goal
+from vlm_spec_decode.train.loop import tokenizer
+from vlm_spec_decode.train.teacher import Thing
+
+
+def thing(kind: str = "chair", bearing_deg: float = 0.0, distance_m: float = 2.0, pixels: int = 500) -> Thing:
+    return Thing(kind, "red", bearing_deg, distance_m, distance_m + 0.25, pixels)
+
+
+def random_view(rng: np.random.Generator) -> tuple[Thing, ...]:
+    return tuple(
+        Thing(
+            str(rng.choice(instructions.KINDS)),
+            colour,
+            float(rng.uniform(-60, 60)),
+            float(rng.uniform(0.4, 5)),
+            float(rng.uniform(5, 6)),
+            int(rng.integers(0, 200)),
+        )
+        for colour in instructions.COLOURS[: int(rng.integers(1, 6))]
+    )
+
+
+def test_every_answer_parses_and_every_word_is_in_the_vocabulary() -> None:
+    rng, tok = np.random.default_rng(0), tokenizer()
+    verbs = set()
+    for _ in range(800):
+        dialogue = draw(rng, random_view(rng))
+        assert parse_answer(dialogue.answer), dialogue
+        assert UNK_ID not in tok(dialogue.answer)["input_ids"], dialogue.answer
+        if dialogue.goal.verb != "unknown":
+            assert UNK_ID not in tok(dialogue.prompt)["input_ids"], dialogue.prompt
+        verbs.add(dialogue.goal.verb)
+    assert verbs == {"goto", "face", "find", "see", "act", "unknown", "unsafe"}
+    assert len(tok) < 512
+
+
+@pytest.mark.parametrize("bearing_deg", [-45.0, 0.0, 30.0])
+@pytest.mark.parametrize("distance_m", [0.5, 1.3, 4.0])
+def test_following_the_teacher_ends_within_reach(bearing_deg: float, distance_m: float) -> None:
+    goal = Goal("go to the red chair", "goto", "red chair")
+    angle = math.radians(bearing_deg)
+    x, y, radius = distance_m * math.cos(angle), distance_m * math.sin(angle), 0.25
+    for step in range(8):
+        here = Thing(
+            "chair", "red", math.degrees(math.atan2(y, x)), math.hypot(x, y), math.hypot(x, y) + radius, 99
+        )
+        actions = parse_answer(teacher.answer(goal, (here,), ()))
+        for action in actions:
+            if isinstance(action, Turn):
+                a = math.radians(-action.angle_deg)
+                x, y = x * math.cos(a) - y * math.sin(a), x * math.sin(a) + y * math.cos(a)
+            if isinstance(action, Forward):
+                x -= action.distance_m
+        if isinstance(actions[-1], Done):
+            assert 0.4 < math.hypot(x, y) <= 0.7
+            assert step <= 5
+            return
+    pytest.fail("the teacher never said done")
+
+
+def test_it_searches_and_then_says_that_the_thing_is_not_there() -> None:
+    goal = Goal("go to the red chair", "goto", "red chair")
+    hidden = (thing(pixels=0),)
+    assert parse_answer(teacher.answer(goal, hidden, ())) == (Turn(teacher.SEARCH_DEG),)
+    turned = (f"turn({teacher.SEARCH_DEG})",) * teacher.FULL_TURN
+    assert parse_answer(teacher.answer(goal, hidden, turned)) == (Stop(), Done())
+
+
+def test_a_thing_in_the_way_is_walked_around() -> None:
+    goal = Goal("go to the red chair", "goto", "red chair")
+    chair, box = thing(distance_m=3.0), Thing("box", "blue", 3.0, 1.2, 1.45, 400)
+    straight = parse_answer(teacher.answer(goal, (chair,), ()))
+    around = parse_answer(teacher.answer(goal, (chair, box), ()))
+    assert isinstance(straight[0], Forward)
+    assert isinstance(around[0], Turn)
+    assert around[0].angle_deg < 0, "the box stands a little to the left, so right is the shorter way"

@@ -1,0 +1,96 @@
+"""The commands `vsd train …`: options in, one config out; the work is elsewhere and imported when wanted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+FOLDER = click.Path(path_type=Path)
+PAIR = Path(__file__).parents[1] / "assets"
+
+
+@click.group()
+def train() -> None:
+    """Make the shipped models: frames, target, draft, and what they are worth."""
+
+
+def _finish(figures: dict[str, Any], as_json: bool) -> None:
+    for key, value in figures.items():
+        click.echo(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
+    if as_json:
+        click.echo(json.dumps(figures))
+
+
+@train.command()
+@click.option("--out", type=FOLDER, default=Path("data/frames"), show_default=True)
+@click.option("--scenes", type=click.IntRange(1), default=6000, show_default=True)
+@click.option("--poses", type=click.IntRange(1), default=8, show_default=True, help="Frames in each scene.")
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON line.")
+def data(out: Path, scenes: int, poses: int, workers: int, as_json: bool) -> None:
+    """Render training frames; goes on where an interrupted run stopped."""
+    from vlm_spec_decode.train.config import DataConfig
+    from vlm_spec_decode.train.frames import run_data
+
+    _finish(run_data(DataConfig(out, scenes, poses, workers=workers)), as_json)
+
+
+def _model_options(command: Any) -> Any:
+    options = [
+        click.option("--data", type=FOLDER, default=Path("data/frames"), show_default=True),
+        click.option("--eye-steps", type=click.IntRange(0), default=None, help="Steps of the eye alone."),
+        click.option("--steps", type=click.IntRange(0), default=None, help="Steps of eye and mouth."),
+        click.option("--start", type=FOLDER, default=None, help="Checkpoint to begin from."),
+        click.option("--seed", type=int, default=0, show_default=True),
+        click.option("--threads", type=click.IntRange(1), default=1, show_default=True),
+        click.option("--json", "as_json", is_flag=True, help="End with one JSON line."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@train.command()
+@click.option("--out", type=FOLDER, default=Path("runs/target"), show_default=True)
+@_model_options
+def target(as_json: bool, **options: Any) -> None:
+    """Train the target on the teacher's answers; goes on where an interrupted run stopped."""
+    _train("target", as_json, options)
+
+
+@train.command()
+@click.option("--out", type=FOLDER, default=Path("runs/draft"), show_default=True)
+@click.option("--distil", type=FOLDER, default=None, help="Folder of the target whose answers to learn.")
+@_model_options
+def draft(as_json: bool, **options: Any) -> None:
+    """Train the draft on the teacher's answers, or on a target's with --distil."""
+    _train("draft", as_json, options)
+
+
+def _train(role: Any, as_json: bool, options: dict[str, Any]) -> None:
+    from vlm_spec_decode.train.config import recipe
+    from vlm_spec_decode.train.loop import run_train
+
+    given = {key: value for key, value in options.items() if value is not None}
+    _finish(run_train(recipe(role, **given)), as_json)
+
+
+@train.command()
+@click.option("--target", type=FOLDER, default=PAIR / "target", show_default="the shipped one")
+@click.option("--draft", type=FOLDER, default=PAIR / "draft", show_default="the shipped one")
+@click.option("--episodes", type=click.IntRange(0), default=50, show_default=True)
+@click.option("--frames", type=click.IntRange(0), default=100, show_default=True)
+@click.option("--first-seed", type=click.IntRange(0), default=None, help="Held-out seeds begin at 1000000.")
+@click.option("--out", type=FOLDER, default=Path("out/evaluate"), show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON line.")
+def evaluate(as_json: bool, first_seed: int | None, **options: Any) -> None:
+    """Measure a pair on held-out rooms: acceptance, answers, missions."""
+    from vlm_spec_decode.train.config import HELD_OUT_SEED, EvaluateConfig
+    from vlm_spec_decode.train.evaluate import run_evaluate
+
+    seed = HELD_OUT_SEED if first_seed is None else first_seed
+    _finish(run_evaluate(EvaluateConfig(first_seed=seed, **options)), as_json)
