@@ -6,6 +6,7 @@ resuming it with fewer steps. Every draw comes from (seed, step), so a resumed r
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Iterator
@@ -119,8 +120,13 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
 def export(
     folder: Path, model: LlavaForConditionalGeneration, tok: PreTrainedTokenizerFast, record: dict[str, Any]
 ) -> None:
-    """Write the folder that `from_pretrained` reads, with the training record beside the weights."""
-    model.save_pretrained(str(folder))
+    """Write the folder that `from_pretrained` reads, with the training record beside the weights.
+
+    Weights are stored in half precision: they ship with the package, and are loaded as float32 again.
+    """
+    copy.deepcopy(model).half().save_pretrained(str(folder))
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)
     tiny.save_folder(folder, tiny.build_processor(tok))
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
