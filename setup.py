@@ -1,7 +1,6 @@
 """Build for colcon (ament_python) and for pip from one description."""
 
 import re
-from glob import glob
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -43,6 +42,9 @@ ROS = [
     "ros-visualization-msgs==5.5.1",
 ]
 """rclpy and messages for machines without a ROS 2 installation of their own."""
+
+NODES = [f"{part}_node = {NAME}.bridge.mains:{part}_main" for part in ("camera", "locomotion", "vlm")]
+"""What `ros2 run` and the launch files start; `nodes/` has the same for a checkout that is not installed."""
 
 DEV = [
     "hypothesis>=6.100",
@@ -89,8 +91,8 @@ setup(
         *tree("config"),
         *tree("rviz"),
     ],
-    scripts=[path for path in sorted(glob("nodes/*")) if Path(path).is_file()],
-    entry_points={"console_scripts": [f"vsd = {NAME}.cli:main"]},
+    # Not `scripts=nodes/*`: setuptools 75 and later installs those as "#!python", which `ros2 run` cannot start.
+    entry_points={"console_scripts": [f"vsd = {NAME}.cli:main", *NODES]},
     install_requires=RUNTIME,
     extras_require={"ros": ROS, "dev": DEV},
     zip_safe=False,

@@ -1,16 +1,15 @@
 """The three nodes on a robot's computer, towards a real Go2 and a cloud elsewhere.
 
-    ros2 launch vlm_spec_decode go2.launch.py interface:=eth0 cloud:=tcp://10.0.0.2:5711 keys:=~/.vsd/keys
+    ros2 launch vlm_spec_decode go2.launch.py interface:=eth0 cloud:=tcp://10.0.0.2:5557 keys:=~/.vsd/keys
 
 Needs cyclonedds 0.10.x: the nodes refuse to meet a real robot with 11.x, and say why.
 """
-
-from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
@@ -18,7 +17,7 @@ PACKAGE = "vlm_spec_decode"
 
 REQUIRED = (
     ("interface", "Network interface towards the robot, such as eth0."),
-    ("cloud", "Address of the verifier, such as tcp://10.0.0.2:5711."),
+    ("cloud", "Address of the verifier, such as tcp://10.0.0.2:5557."),
     ("keys", "Folder of CURVE keys: this robot's pair and the cloud's public key (`vsd keys`)."),
 )
 OPTIONAL = (
@@ -41,9 +40,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     robot = {"interface": value["interface"], "domain": int(value["domain"])}
     eye = robot | {"calibration_file": value["calibration"]}
     legs = robot | {"limits_file": value["limits"]}
-    keys = str(Path(value["keys"]).expanduser())
-    vlm = {"cloud": value["cloud"], "keys": keys, "insecure": False}
-    vlm |= {name: value[name] for name in ("strategy", "draft", "instruction")}
+    vlm = {name: value[name] for name in ("cloud", "keys", "strategy", "draft", "instruction")}
     processes: list[LaunchDescriptionEntity] = [
         node("camera_node", share, value, eye),
         node("locomotion_node", share, value, legs),
@@ -55,15 +52,17 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     return processes
 
 
-def node(name: str, share: str, value: dict[str, str], parameters: dict[str, object]) -> Node:
+def node(name: str, share: str, value: dict[str, str], parameters: dict[str, str | int]) -> Node:
     """Run one of the package's nodes with the settings of a real robot; its end ends everything."""
+    # Without a type, launch would read a text such as "turn left: now" as YAML.
+    typed = {key: ParameterValue(said, value_type=type(said)) for key, said in parameters.items()}
     return Node(
         package=PACKAGE,
         executable=name,
         name=name,
         namespace=value["namespace"],
         output="screen",
-        parameters=[f"{share}/config/go2.yaml", parameters],
+        parameters=[f"{share}/config/go2.yaml", typed],
         on_exit=[Shutdown(reason=f"{name} ended")],
     )
 

@@ -7,6 +7,7 @@ from ament_index_python.packages import get_package_share_directory
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import ExecutableInPackage
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
@@ -21,7 +22,7 @@ ARGUMENTS = (
     ("target", "", "Folder or hub id of the cloud's model; empty: the one that ships."),
     ("draft", "", "Folder or hub id of the robot's model; empty: the one that ships."),
     ("keys", "", "Folder of CURVE keys, made with `vsd keys`; empty: plaintext on loopback."),
-    ("cloud_port", "5711", "TCP port of the cloud on 127.0.0.1."),
+    ("cloud_port", "5557", "TCP port of the cloud on 127.0.0.1."),
     ("dds_domain", "1", "DDS domain of the simulated robot (not the ROS domain)."),
     ("namespace", "", "Namespace of the nodes."),
     ("rviz", "false", "Also start rviz2 (of your ROS installation)."),
@@ -34,7 +35,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     share = get_package_share_directory(PACKAGE)
     address = f"tcp://127.0.0.1:{value['cloud_port']}"
     robot = {"interface": "lo", "domain": int(value["dds_domain"])}
-    cloud = {"cloud": address, "keys": value["keys"], "insecure": not value["keys"]}
+    cloud = {"cloud": address, "keys": value["keys"]}
     vlm = {"strategy": value["strategy"], "draft": value["draft"], "instruction": value["instruction"]}
     processes: list[LaunchDescriptionEntity] = [
         vsd("simulator", "sim", *room(value), "--interface", "lo", "--domain", value["dds_domain"]),
@@ -71,15 +72,17 @@ def vsd(name: str, *arguments: str) -> ExecuteProcess:
     return ExecuteProcess(cmd=[program, *arguments], name=name, output="screen", on_exit=[ending])
 
 
-def node(name: str, share: str, value: dict[str, str], parameters: dict[str, object]) -> Node:
+def node(name: str, share: str, value: dict[str, str], parameters: dict[str, str | int]) -> Node:
     """Run one of the package's nodes with the settings of the simulator; its end ends everything."""
+    # Without a type, launch would read a text such as "turn left: now" as YAML.
+    typed = {key: ParameterValue(said, value_type=type(said)) for key, said in parameters.items()}
     return Node(
         package=PACKAGE,
         executable=name,
         name=name,
         namespace=value["namespace"],
         output="screen",
-        parameters=[f"{share}/config/sim.yaml", parameters],
+        parameters=[f"{share}/config/sim.yaml", typed],
         on_exit=[Shutdown(reason=f"{name} ended")],
     )
 

@@ -1,8 +1,11 @@
 """An engine that says what it is told to, and an executor that carries out whatever it hears."""
 
+import io
 import threading
 import time
 from dataclasses import dataclass, field
+
+from PIL import Image as PilImage
 
 from vlm_spec_decode.actions.parser import ActionParser
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
@@ -10,6 +13,12 @@ from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.core.errors import Cancelled
 from vlm_spec_decode.core.types import GenerationResult
 from vlm_spec_decode.edge.engine import AnswerUpdate
+
+
+def plain_jpeg(width=32, height=24) -> bytes:
+    buffer = io.BytesIO()
+    PilImage.new("RGB", (width, height), (200, 30, 30)).save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 def result_of(text: str) -> GenerationResult:

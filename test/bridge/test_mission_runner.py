@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from test.bridge.scripted import EchoExecutor, ScriptedEngine
+from test.bridge.scripted import EchoExecutor, ScriptedEngine, plain_jpeg
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import Done, Forward, Turn
 from vlm_spec_decode.bridge.mission_feed import Frame, MissionFeed
@@ -19,7 +19,8 @@ QUICK = RunnerConfig(max_steps=4, ready_s=0.3, frame_s=0.3, silence_s=0.3, act_s
 class World:
     """A runner with an executor and a camera that answer at once, on the runner's own thread."""
 
-    def __init__(self, engine, executor=None, config=QUICK, camera=True):
+    def __init__(self, engine, executor=None, config=QUICK, camera=True, jpeg=None):
+        self.jpeg = jpeg or plain_jpeg()
         self.feed, self.engine, self.executor = MissionFeed(WallClock()), engine, executor
         self.said, self.now_s, self.camera = [], 100.0, camera
         self.runner = MissionRunner(self.feed, self.hear, self.tick, config)
@@ -28,7 +29,7 @@ class World:
         """Return the time and let the camera deliver a frame just after it."""
         self.now_s += 1.0
         if self.camera:
-            self.feed.put_frame(Frame(Image(b"jpeg", 8, 8), self.now_s + 0.5, "front_camera_optical"))
+            self.feed.put_frame(Frame(Image(self.jpeg, 32, 24), self.now_s + 0.5, "front_camera_optical"))
         return self.now_s
 
     def hear(self, job, report):
@@ -156,3 +157,9 @@ def test_silence_of_the_executor_while_it_moves_is_noticed():
     executor.take = lambda plan: PlanStatus(plan.mission, plan.answer, 0, "moving" if plan.answer else "idle")
     ending = World(ScriptedEngine([["forward(3)"]]), executor).run()
     assert "silent" in ending.detail
+
+
+def test_a_frame_that_is_cut_off_is_named_before_anything_is_asked_of_the_cloud():
+    world = World(ScriptedEngine([["forward(0.5)"]]), EchoExecutor(), jpeg=plain_jpeg()[:300])
+    assert world.run().reason == "ImageError"
+    assert not world.engine.seen

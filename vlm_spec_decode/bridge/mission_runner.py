@@ -16,6 +16,7 @@ from vlm_spec_decode.bridge.mission_feed import Frame, MissionFeed
 from vlm_spec_decode.bridge.ports import Answerer
 from vlm_spec_decode.bridge.reports import Answer, MissionStatus, Partial
 from vlm_spec_decode.core.errors import Cancelled, CloudError, InstructionError, VsdError
+from vlm_spec_decode.edge.images import for_uplink
 from vlm_spec_decode.edge.mission import Mission, Status
 
 SHOWN_CHARS = 200
@@ -121,7 +122,8 @@ class MissionRunner:
     def _answer(self, job: Job, mission: Mission, engine: Answerer, frame: Frame) -> Plan:
         """Decode one answer; the plan grows, and is acted on, while it is being said."""
         number = mission.steps + 1
-        observation = mission.observation(frame.image, frame.stamp_s, frame.frame_id)
+        image = for_uplink(frame.image.jpeg)
+        observation = mission.observation(image, frame.stamp_s, frame.frame_id)
         plan = Plan(job.mission, number, frame.stamp_s, 0)
         self._emit(job, plan)
         for update in engine.answer(observation):

@@ -1,0 +1,108 @@
+"""Launch files and the settings they hand to the nodes, as far as this installation can run them."""
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vlm_spec_decode.bridge import camera_node, engine_source, locomotion_node, mains, vlm_node
+
+ROOT = Path(__file__).parents[2]
+LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
+CONFIG_FILES = sorted((ROOT / "config").glob("*.yaml"))
+
+DECLARED = {
+    "camera_node": camera_node.PARAMETERS + mains.ROBOT_PARAMETERS,
+    "locomotion_node": locomotion_node.PARAMETERS + mains.ROBOT_PARAMETERS,
+    "vlm_node": vlm_node.PARAMETERS + engine_source.PARAMETERS,
+}
+
+needs_launch = pytest.mark.skipif(
+    importlib.util.find_spec("launch_ros") is None,
+    reason="launch_ros has no wheel: part of a ROS installation",
+)
+
+
+def constants(path):
+    """Return what a launch file assigns to names in capitals, without running it."""
+    found = {}
+    for statement in ast.parse(path.read_text()).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            found[statement.targets[0].id] = ast.literal_eval(statement.value)
+    return found
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem.replace(".", "_"), path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_both_launch_files_are_there():
+    assert [path.name for path in LAUNCH_FILES] == ["go2.launch.py", "sim.launch.py"]
+
+
+@pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.name)
+def test_every_argument_is_described_and_rviz_is_off(path):
+    said = constants(path)
+    arguments = said.get("ARGUMENTS", ()) + said.get("REQUIRED", ()) + said.get("OPTIONAL", ())
+    assert len(arguments) >= 8
+    assert all(len(argument[-1]) > 10 and argument[-1].endswith(".") for argument in arguments)
+    assert ("rviz", "false") in [argument[:2] for argument in arguments]
+
+
+@pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.name)
+def test_settings_name_declared_parameters_within_their_ranges(path):
+    nodes = yaml.safe_load(path.read_text())
+    assert {name.removeprefix("/**/") for name in nodes} == set(DECLARED)
+    for name, values in nodes.items():
+        declared = {parameter.name: parameter for parameter in DECLARED[name.removeprefix("/**/")]}
+        for key, value in values["ros__parameters"].items():
+            parameter = declared[key]
+            assert type(value) is type(parameter.default), key
+            assert parameter.low is None or parameter.low <= value <= parameter.high, key
+
+
+@pytest.mark.parametrize("declared", DECLARED.values(), ids=DECLARED)
+def test_no_parameter_is_declared_twice_or_without_a_word(declared):
+    names = [parameter.name for parameter in declared]
+    assert len(names) == len(set(names))
+    assert all(parameter.description.endswith(".") for parameter in declared)
+    bounded = [p for p in declared if isinstance(p.default, int | float) and not isinstance(p.default, bool)]
+    assert all(p.low is not None and p.low <= p.default <= p.high for p in bounded)
+
+
+@needs_launch
+@pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.name)
+def test_what_is_started_gets_parameters_that_its_node_declares(path, monkeypatch):
+    from launch_ros.actions import Node
+
+    from launch import LaunchContext
+
+    module = load(path)
+    monkeypatch.setattr(module, "get_package_share_directory", lambda _: str(ROOT))
+    context = LaunchContext()
+    given = {"interface": "eth0", "cloud": "tcp://10.0.0.2:5711", "keys": "/keys", "instruction": "a: b"}
+    for action in module.generate_launch_description().entities[:-1]:
+        value = given.get(action.name)
+        default = "" if value is not None else action.default_value[0].perform(context)
+        context.launch_configurations[action.name] = value if value is not None else default
+    started = module.bring_up(context)
+    nodes = [action for action in started if isinstance(action, Node)]
+    assert [node.node_executable for node in nodes] == ["camera_node", "locomotion_node", "vlm_node"]
+    for node in nodes:
+        declared = {parameter.name for parameter in DECLARED[node.node_executable]}
+        given_names = set(parameters_of(node))
+        assert given_names
+        assert declared >= given_names
+
+
+def parameters_of(node):
+    names = []
+    for group in node._Node__parameters:
+        if isinstance(group, dict):
+            names += ["".join(part.text for part in key) for key in group]
+    return names

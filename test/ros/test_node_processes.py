@@ -1,0 +1,135 @@
+"""The nodes as processes against the simulated robot over DDS: they start, move it, and end it at rest."""
+
+import json
+import math
+import signal
+import socket
+import time
+
+import pytest
+from nav_msgs.msg import Odometry
+from sensor_msgs.msg import CameraInfo, CompressedImage
+from std_msgs.msg import String
+
+from test.ros import WORKER
+from test.ros.processes import ROOT, Processes
+from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.actions.types import Done, Forward, Turn
+from vlm_spec_decode.bridge.convert import from_compressed
+
+pytestmark = [pytest.mark.ros, pytest.mark.dds, pytest.mark.sim, pytest.mark.slow]
+
+STOP_M = 0.35
+"""A robot at 0.5 m/s that nobody stops walks on for 1 s and brakes: 0.6 m."""
+
+DDS_DOMAIN = 140 + WORKER % 30
+SCENE = ROOT / "config" / "scenes" / "empty.yaml"
+
+
+@pytest.fixture
+def processes(tmp_path):
+    started = Processes(tmp_path)
+    yield started
+    started.close()
+
+
+class Operator:
+    """Hears and commands everything from outside."""
+
+    def __init__(self, graph, sensor_qos):
+        self.node = graph.node("operator")
+        listen = graph.listen
+        self.images = listen(self.node, CompressedImage, "camera/image_raw/compressed", sensor_qos)
+        self.infos = listen(self.node, CameraInfo, "camera/camera_info", sensor_qos)
+        self.odometry = listen(self.node, Odometry, "odom", 100)
+        self.messages = listen(self.node, String, "vlm/plan/status", 100)
+        self.plans = self.node.create_publisher(String, "vlm/plan", 10)
+        self.beating = None
+        self.node.create_timer(0.05, self.beat)
+        graph.start(self.node)
+
+    def beat(self):
+        if self.beating is not None:
+            self.plans.publish(String(data=self.beating.to_json()))
+
+    def command(self, *actions, mission):
+        stamp_s = self.node.get_clock().now().nanoseconds / 1e9
+        self.beating = Plan(mission, 1, stamp_s, 0, actions, True)
+
+    def status(self, mission=""):
+        heard = [PlanStatus.from_json(message.data) for message in self.messages]
+        return next((status for status in reversed(heard) if status.mission == mission), None)
+
+    def speed_mps(self):
+        return self.odometry[-1].twist.twist.linear.x if self.odometry else 0.0
+
+
+@pytest.mark.timeout(150)
+def test_the_simulated_robot_is_seen_moved_and_left_at_rest(
+    graph, processes, eventually, sensor_qos, tmp_path
+):
+    operator = Operator(graph, sensor_qos)
+    truth = tmp_path / "truth.json"
+    where = ("--interface", "lo", "--domain", DDS_DOMAIN)
+    processes.vsd("sim", "sim", "--scene", SCENE, *where, "--ground-truth", truth)
+    for name in ("camera_node", "locomotion_node"):
+        processes.node(name, interface="lo", domain=DDS_DOMAIN)
+    assert eventually(lambda: operator.messages and operator.images, 60.0), processes.output(
+        "locomotion_node"
+    )
+
+    image, _ = from_compressed(operator.images[-1])
+    assert operator.infos[-1].width == image.width
+
+    operator.command(Turn(20.0), Forward(0.8), Done(), mission="m1")
+    assert eventually(lambda: (s := operator.status("m1")) and s.is_terminal, 30.0)
+    assert operator.status("m1").state == "done"
+    place = operator.odometry[-1].pose.pose.position
+    assert (place.x**2 + place.y**2) ** 0.5 == pytest.approx(0.8, abs=0.1)
+
+    operator.command(Forward(2.5), mission="m2")
+    assert eventually(lambda: operator.speed_mps() > 0.4, 10.0)
+    asked = operator.odometry[-1].pose.pose.position
+    assert processes.interrupt("locomotion_node", signal.SIGINT) == 0
+    assert processes.interrupt("camera_node", signal.SIGTERM) == 0
+    assert "Traceback" not in processes.output("locomotion_node") + processes.output("camera_node")
+    assert processes.interrupt("sim") == 0
+    final = json.loads(truth.read_text())
+    walked_m = math.dist((final["x_m"], final["y_m"]), (asked.x, asked.y))
+    assert walked_m < STOP_M, "the node did not stop the robot when it ended"
+
+
+def outside_interface():
+    names = [name for _, name in socket.if_nameindex() if name != "lo"]
+    return names[0] if names else None
+
+
+@pytest.mark.parametrize("name", ["camera_node", "locomotion_node"])
+def test_a_real_robots_network_is_refused_with_this_dds_and_the_reason_is_said(processes, name):
+    if outside_interface() is None:
+        pytest.skip("no interface but loopback here")
+    process = processes.node(name, interface=outside_interface(), domain=0)
+    assert process.wait(30) == 4
+    output = processes.output(name)
+    assert "cyclonedds" in output
+    assert "0.10" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "code"),
+    [("domain", "999", 2), ("interface", "none7", 4), ("rate_hz", "'fast'", 2)],
+)
+def test_a_wrong_parameter_is_one_line_and_an_exit_code(processes, parameter, value, code):
+    process = processes.node("camera_node", **{parameter: value})
+    assert process.wait(30) == code
+    assert "Traceback" not in processes.output("camera_node")
+    assert parameter in processes.output("camera_node") or value in processes.output("camera_node")
+
+
+def test_a_robot_that_is_not_there_ends_the_locomotion_node_by_name(processes):
+    started_s = time.monotonic()
+    process = processes.node("locomotion_node", domain=DDS_DOMAIN + 31, start_timeout_s="2.0")
+    assert process.wait(40) == 4
+    assert "RobotUnreachable" in processes.output("locomotion_node")
+    assert time.monotonic() - started_s < 30

@@ -1,0 +1,63 @@
+"""The three node processes: which parts they put together. `nodes/` holds nothing but calls of these.
+
+Each imports its own parts only when it runs: a camera node has no use for a model's libraries.
+"""
+
+from __future__ import annotations
+
+from rclpy.node import Node
+
+from vlm_spec_decode.bridge.parameters import Parameter, Parameters
+from vlm_spec_decode.bridge.spin import NodePart, Stop, run_node
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.robot.go2_config import Go2Config
+from vlm_spec_decode.robot.network import check_network
+
+ROBOT_PARAMETERS = (
+    Parameter("interface", "lo", "Network interface towards the robot; lo: a simulated one."),
+    Parameter("domain", 1, "DDS domain of the robot: 0 on a real one.", 0, 232),
+)
+
+
+def camera_main() -> int:
+    """Run the camera node; return its exit code."""
+    return run_node("camera_node", _camera)
+
+
+def locomotion_main() -> int:
+    """Run the locomotion node; return its exit code."""
+    return run_node("locomotion_node", _locomotion, threads=6)
+
+
+def vlm_main() -> int:
+    """Run the VLM node; return its exit code."""
+    return run_node("vlm_node", _vlm, threads=4)
+
+
+def _camera(node: Node, _stop: Stop) -> NodePart:
+    from vlm_spec_decode.bridge.camera_node import CameraNode
+    from vlm_spec_decode.robot.go2_camera import Go2Camera
+
+    config, clock = _robot(node), WallClock()
+    check_network(config.domain, config.interface)
+    return CameraNode(node, lambda: Go2Camera(config, clock), clock)
+
+
+def _locomotion(node: Node, stop: Stop) -> NodePart:
+    from vlm_spec_decode.bridge.locomotion_node import LocomotionNode
+    from vlm_spec_decode.robot.go2 import Go2Driver
+
+    config, clock = _robot(node), WallClock()
+    return LocomotionNode(node, Go2Driver(config, clock), clock, stop)
+
+
+def _vlm(node: Node, _stop: Stop) -> NodePart:
+    from vlm_spec_decode.bridge.engine_source import EdgeEngineSource, read_settings
+    from vlm_spec_decode.bridge.vlm_node import VlmNode
+
+    return VlmNode(node, EdgeEngineSource(read_settings(node)), WallClock())
+
+
+def _robot(node: Node) -> Go2Config:
+    values = Parameters(node, ROBOT_PARAMETERS)
+    return Go2Config(interface=values.text("interface") or None, domain=values.integer("domain"))
