@@ -91,7 +91,7 @@ setup(
         *tree("config"),
         *tree("rviz"),
     ],
-    # Not `scripts=nodes/*`: setuptools 75 and later installs those as "#!python", which `ros2 run` cannot start.
+    # Not `scripts=nodes/*`: setuptools 75 and later installs those as "#!python", which nothing can start.
     entry_points={"console_scripts": [f"vsd = {NAME}.cli:main", *NODES]},
     install_requires=RUNTIME,
     extras_require={"ros": ROS, "dev": DEV},

@@ -13,7 +13,7 @@ from vlm_spec_decode.bridge import diagnostics
 from vlm_spec_decode.bridge.convert import to_compressed
 from vlm_spec_decode.bridge.vlm_node import VlmNode
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import CloudRefused, CloudUnreachable
+from vlm_spec_decode.core.errors import CloudRefused, CloudUnreachable, ConfigError
 
 pytestmark = pytest.mark.ros
 
@@ -27,6 +27,7 @@ class Source:
     engine: ScriptedEngine
     error: Exception | None = None
     closed: bool = False
+    failures: list = field(default_factory=list)
 
     def connect(self):
         if self.error:
@@ -82,7 +83,7 @@ def stage(graph, image, eventually):
         graph.start(ear.node)
         node = graph.node("vlm_node", **parameters)
         source = Source(ScriptedEngine(script), error)
-        part = graph.start(node, VlmNode(node, source, WallClock()))
+        part = graph.start(node, VlmNode(node, source, WallClock(), source.failures.append))
         assert eventually(
             lambda: ear.voice.get_subscription_count() and ear.statuses.get_subscription_count()
         )
@@ -157,6 +158,13 @@ def test_a_cloud_that_is_not_there_is_named_and_nothing_moves(stage, eventually,
     source.error = None
     ear.say("go")
     assert eventually(lambda: "done" in ear.states())
+
+
+def test_settings_that_do_not_hold_end_the_node_by_name(stage, eventually):
+    error = ConfigError("unknown strategy 'fast'")
+    ear, _, source = stage([["done()"]], error=error)
+    assert eventually(lambda: "unavailable" in ear.states())
+    assert source.failures[0] is error
 
 
 @pytest.mark.parametrize("text", ["", "x" * 10_000])

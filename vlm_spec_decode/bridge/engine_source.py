@@ -12,13 +12,12 @@ from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
 from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.setup import EdgeRuntime, EdgeSettings, bring_up
-from vlm_spec_decode.strategies.registry import DEFAULT, STRATEGIES
 
 PARAMETERS = (
     Parameter("cloud", "", "Address of the verifier, tcp://HOST:PORT; empty: both models in this process."),
     Parameter("keys", "", "Folder of CURVE keys; empty: plaintext, to a cloud on this machine only."),
     Parameter("draft", "", "Folder or hub id of the draft model; empty: the one that ships."),
-    Parameter("strategy", DEFAULT, "How edge and cloud decode together.", choices=tuple(sorted(STRATEGIES))),
+    Parameter("strategy", EdgeSettings().strategy, "How edge and cloud decode together."),
     Parameter("temperature", 0.0, "0 is greedy.", 0.0, 2.0),
     Parameter("seed", 0, "Keys the noise of sampling, shared by both ends.", 0, 2**31 - 1),
     Parameter("max_tokens", 96, "Longest answer.", 1, 1024),

@@ -51,11 +51,11 @@ def _locomotion(node: Node, stop: Stop) -> NodePart:
     return LocomotionNode(node, Go2Driver(config, clock), clock, stop)
 
 
-def _vlm(node: Node, _stop: Stop) -> NodePart:
+def _vlm(node: Node, stop: Stop) -> NodePart:
     from vlm_spec_decode.bridge.engine_source import EdgeEngineSource, read_settings
     from vlm_spec_decode.bridge.vlm_node import VlmNode
 
-    return VlmNode(node, EdgeEngineSource(read_settings(node)), WallClock())
+    return VlmNode(node, EdgeEngineSource(read_settings(node)), WallClock(), stop)
 
 
 def _robot(node: Node) -> Go2Config:

@@ -6,6 +6,7 @@ plan of the mission under way is republished as the heartbeat that the executor'
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -28,7 +29,7 @@ from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
 from vlm_spec_decode.bridge.reports import Answer, MissionStatus, Partial
 from vlm_spec_decode.bridge.stamps import STEADY, Stamps
 from vlm_spec_decode.bridge.vlm_worker import VlmWorker
-from vlm_spec_decode.core.errors import ActionParseError, ImageError, InstructionError
+from vlm_spec_decode.core.errors import ActionParseError, ImageError, InstructionError, VsdError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.edge.mission import check_instruction
 
@@ -61,7 +62,9 @@ class _Current:
 class VlmNode:
     """Runs missions; see the README's table of topics for what it speaks."""
 
-    def __init__(self, node: Node, source: EngineSource, clock: Clock) -> None:
+    def __init__(
+        self, node: Node, source: EngineSource, clock: Clock, on_failure: Callable[[VsdError], None]
+    ) -> None:
         self._node = node
         self._stamps = Stamps(node, clock)
         self._parameters = Parameters(node, PARAMETERS)
@@ -70,7 +73,7 @@ class VlmNode:
         self._current = _Current()
         self._auto = self._parameters.text("instruction")
         runner = MissionRunner(self._feed, self._post, self._stamps.ros_now_s, self._runner_config())
-        self._worker = VlmWorker(source, runner, self._feed, partial(self._post, None))
+        self._worker = VlmWorker(source, runner, self._feed, partial(self._post, None), on_failure)
         self._publish_to()
         self._listen()
         self._worker.start()

@@ -12,7 +12,7 @@ from vlm_spec_decode.bridge.mission_feed import MissionFeed
 from vlm_spec_decode.bridge.mission_runner import Job, MissionRunner
 from vlm_spec_decode.bridge.ports import Answerer, EngineSource
 from vlm_spec_decode.bridge.reports import MissionStatus
-from vlm_spec_decode.core.errors import CloudError, CloudUnreachable, ModelError, VsdError
+from vlm_spec_decode.core.errors import CloudError, CloudUnreachable, VsdError
 
 RETRY_S = 3.0
 
@@ -26,11 +26,14 @@ class VlmWorker:
         runner: MissionRunner,
         feed: MissionFeed,
         say: Callable[[MissionStatus], None],
+        on_failure: Callable[[VsdError], None],
     ) -> None:
+        """`on_failure` is told of what waiting cannot mend: settings or a model that do not hold."""
         self._source = source
         self._runner = runner
         self._feed = feed
         self._say = say
+        self._on_failure = on_failure
         self._engine: Answerer | None = None
         self._changed = threading.Condition()
         self._waiting: Job | None = None
@@ -96,8 +99,10 @@ class VlmWorker:
     def _connect(self) -> VsdError | None:
         try:
             self._engine = self._source.connect()
-        except (CloudError, ModelError) as error:
+        except VsdError as error:
             self._say_once(MissionStatus("unavailable", reason=type(error).__name__, detail=str(error)))
+            if not isinstance(error, CloudError):
+                self._on_failure(error)
             return error
         self._say_once(MissionStatus("ready"))
         return None
