@@ -28,7 +28,8 @@ class TrainConfig:
     """One model's training.
 
     `dialogues` share one image in one sequence. The learning rate falls over the last `decay_share` of
-    all `steps`. `start` is a checkpoint to begin from, whose steps count. `distil` names the folder of the
+    all `steps`. `start` is a checkpoint to begin from, whose steps count. `stop_after` ends
+    a run at that step, to be gone on with later. `distil` names the folder of the
     target whose distribution a draft learns instead of the teacher's answers.
     """
 
@@ -44,6 +45,8 @@ class TrainConfig:
     threads: int = 1
     checkpoint_every: int = 200
     decay_share: float = 0.45
+    stop_after: int | None = None
+    log_every: int = 100
     start: Path | None = None
     distil: Path | None = None
 

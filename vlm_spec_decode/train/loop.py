@@ -122,9 +122,11 @@ def export(
 ) -> None:
     """Write the folder that `from_pretrained` reads, with the training record beside the weights.
 
-    Weights are stored in half precision: they ship with the package, and are loaded as float32 again.
+    Weights are stored in half precision because they ship with the package; the config has them loaded as
+    float32 again.
     """
     copy.deepcopy(model).half().save_pretrained(str(folder))
+    model.config.save_pretrained(str(folder))
     for path in folder.glob("*.safetensors"):
         path.chmod(0o644)
     tiny.save_folder(folder, tiny.build_processor(tok))
@@ -149,7 +151,7 @@ def _run(config: TrainConfig, trainee: Trainee, batcher: Batcher, checkpoint: Pa
         new = _eye_step(trainee, batch) if is_eye else _step(trainee, batch, batcher, guide)
         figures = {k: 0.98 * figures.get(k, v) + 0.02 * v for k, v in new.items()}
         trainee.seconds = before_s + time.monotonic() - started_s
-        if number % 100 == 0:
+        if number % config.log_every == 0:
             bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items()}, refresh=False)
             row = {"eye": is_eye, "step": number, "s": round(trainee.seconds)}
             log.write(json.dumps({**row, **{k: round(v, 4) for k, v in figures.items()}}) + "\n")
@@ -164,7 +166,8 @@ def _steps(config: TrainConfig, trainee: Trainee) -> Iterator[tuple[bool, int]]:
     while trainee.eye_step < config.eye_steps:
         trainee.eye_step += 1
         yield True, trainee.eye_step
-    while trainee.step < config.steps:
+    last = config.steps if config.stop_after is None else config.stop_after
+    while trainee.step < last:
         trainee.step += 1
         yield False, trainee.step
 

@@ -1,0 +1,67 @@
+"""The training loop: it goes on where it stopped, and comes to the same weights as if it had not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vlm_spec_decode.models.tiny import IMAGE_PX, UNK_ID
+from vlm_spec_decode.sim.scene import COLOURS, KINDS
+from vlm_spec_decode.train.config import TrainConfig
+from vlm_spec_decode.train.frames import MAX_OBJECTS, Column
+from vlm_spec_decode.train.loop import _grow, run_train
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """A dozen frames of noise, each with one object somewhere."""
+    rng, count, folder = np.random.default_rng(0), 12, tmp_path / "frames"
+    folder.mkdir()
+    objects = np.full((count, MAX_OBJECTS, len(Column)), -1, dtype=np.float32)
+    for row in objects[:, 0]:
+        row[:] = (rng.integers(len(KINDS)), rng.integers(len(COLOURS)), rng.uniform(-40, 40), 2.0, 2.3, 300)
+    np.save(folder / "frames.npy", rng.integers(0, 256, (count, IMAGE_PX, IMAGE_PX, 3), dtype=np.uint8))
+    np.save(folder / "patches.npy", rng.integers(-1, 1, (count, 64), dtype=np.int8))
+    np.save(folder / "objects.npy", objects)
+    (folder / "meta.json").write_text(json.dumps({"digest": "0" * 16}))
+    return folder
+
+
+def test_a_run_in_two_parts_equals_a_run_in_one(frames: Path, tmp_path: Path) -> None:
+    torch.use_deterministic_algorithms(True)
+    whole = TrainConfig("draft", frames, tmp_path / "whole", eye_steps=1, steps=4, batch=2, dialogues=2)
+    try:
+        run_train(whole)
+        # The rate follows the planned length, so the first part is the same plan, cut short.
+        parts = replace(whole, out=tmp_path / "parts", stop_after=2)
+        assert run_train(parts)["steps"] == 2
+        record = run_train(replace(parts, stop_after=None))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert record["steps"] == 4
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_draft_learns_from_a_target(frames: Path, tmp_path: Path) -> None:
+    guide = TrainConfig("target", frames, tmp_path / "guide", eye_steps=0, steps=1, batch=1, dialogues=1)
+    run_train(guide)
+    config = TrainConfig("draft", frames, tmp_path / "draft", eye_steps=0, steps=30, batch=2, dialogues=2)
+    run_train(replace(config, distil=guide.out, peak_rate=3e-3, log_every=10))
+    log = [json.loads(line) for line in (config.out / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_a_checkpoint_of_a_smaller_vocabulary_grows_into_a_larger_one() -> None:
+    old = {"lm_head.weight": torch.randn(6, 3), "other": torch.randn(2, 3)}
+    new = dict(old)
+    _grow(new, 8)
+    assert new["lm_head.weight"].shape == (8, 3)
+    assert torch.equal(new["lm_head.weight"][7], old["lm_head.weight"][UNK_ID])
+    assert torch.equal(new["other"], old["other"])
