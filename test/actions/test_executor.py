@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -10,10 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from test.actions.rig import Rig
+from vlm_spec_decode.actions.executor import Executor
+from vlm_spec_decode.actions.jobs import Call, Job
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.plan import Plan
+from vlm_spec_decode.actions.safety import SafetyGate
 from vlm_spec_decode.actions.types import Forward
 from vlm_spec_decode.core.errors import ActionRefused
+from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.robot.fake_body import Disc, FakeBody
 
 bodies = st.builds(
@@ -357,9 +362,10 @@ def test_a_long_plan_is_not_stale_because_it_is_long() -> None:
     assert rig.run("wait(6) forward(0.2)").state == "done"
 
 
-def test_frozen_stamp_is_a_fault_within_four_tenths_of_a_second() -> None:
+@pytest.mark.parametrize("text", ["forward(3)", "turn(170)", "wait(5)"])
+def test_frozen_stamp_is_a_fault_within_four_tenths_of_a_second(text: str) -> None:
     rig = Rig()
-    rig.send("forward(3)")
+    rig.send(text)
     rig.go(1.0)
     rig.robot.faults.frozen_stamp = True
     frozen_s = rig.clock.now()
@@ -433,4 +439,67 @@ def test_a_lost_move_is_nothing_and_a_robot_that_refuses_them_is_a_fault() -> No
     rig.robot.faults.refuse = frozenset({"move"})
     status = rig.go(0.6)
     assert (status.state, status.reason) == ("fault", "robot")
+    assert rig.is_still
+
+
+class MeanwhileRunner:
+    """Lets something happen at the very moment at which a posture begins, just before its call."""
+
+    concurrent = False
+
+    def __init__(self) -> None:
+        self.before: Callable[[], object] = lambda: None
+
+    def run(self, job: Job, call: Call) -> None:
+        self.before()
+        job.run(call.run)
+
+
+def test_estop_is_not_released_while_a_posture_begins() -> None:
+    """A job counts as running before its thread does: counted after, a release slipped through."""
+    rig = Rig()
+    runner = MeanwhileRunner()
+    rig.executor = Executor(rig.robot, SafetyGate(), rig.clock, runner=runner)
+    said: list[str] = []
+
+    def press_and_release() -> None:
+        rig.executor.estop(True)
+        try:
+            rig.executor.estop(False)
+        except ActionRefused as refusal:
+            said.append(refusal.detail)
+
+    runner.before = press_and_release
+    rig.send("hello()")
+    rig.go(0.1)
+    assert said == ["a posture is still under way"]
+    assert rig.executor.status().state == "estop"
+    assert not any(call == "hello" for _, call in rig.robot.calls)
+
+
+@pytest.mark.parametrize("text", ["hello()", "forward(1)"])
+def test_what_was_decided_before_an_estop_does_not_begin_after_its_release(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pressed and released inside one period, after its orders were read."""
+    rig = Rig()
+    read = rig.robot.state
+
+    def press_and_release() -> RobotState:
+        monkeypatch.setattr(rig.robot, "state", read)
+        rig.executor.estop(True)
+        rig.executor.estop(False)
+        return read()
+
+    rig.send(text)
+    if text == "forward(1)":
+        rig.go(0.5)
+    before = len(rig.moves())
+    monkeypatch.setattr(rig.robot, "state", press_and_release)
+    rig.executor.tick()
+    assert len(rig.moves()) == before
+    assert not any(call == "hello" for _, call in rig.robot.calls)
+    status = rig.go(1.0)
+    assert (status.state, status.reason) == ("stopped", "estop")
+    assert len(rig.moves()) == before
     assert rig.is_still

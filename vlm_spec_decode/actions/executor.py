@@ -26,7 +26,6 @@ from vlm_spec_decode.core.errors import (
     ActionRefused,
     Cancelled,
     RobotError,
-    RobotRefused,
 )
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 
@@ -57,10 +56,11 @@ class Executor:
         self._frame_now = frame_now or clock.now
         self._runner = runner or ThreadRunner()
         self._stopper = Stopper(driver, clock)
-        stages = StageMaker(driver, self._stopper, self._runner, gate.limits, tuning or MotionTuning())
-        self._performer = Performer(gate, self._stopper, stages)
+        stages = StageMaker(driver, self._stopper, gate.limits, tuning or MotionTuning())
+        self._performer = Performer(gate, self._stopper, stages, self._runner)
         self._inbox = PlanInbox()
         self._mailbox = Mailbox()
+        self._estop_lock = threading.Lock()
         self._status = PlanStatus()
         self._active = False
         self._read_s = 0.0
@@ -94,12 +94,15 @@ class Executor:
         `estop` otherwise. Nothing moves by releasing: a new mission must come.
         """
         if engaged:
-            report = self._stopper.latch()
-            self._mailbox.drop("estop")
-            return report
-        if self._performer.is_busy:
-            raise ActionRefused("estop", "a posture is still under way")
-        self._stopper.release()
+            trigger_s = self._clock.now()
+            with self._estop_lock:  # no release between latch and drop
+                self._stopper.engage()
+                self._mailbox.drop("estop")
+            return self._stopper.stop_now(trigger_s)
+        with self._estop_lock:
+            if self._performer.is_busy:
+                raise ActionRefused("estop", "a posture is still under way")
+            self._stopper.release()
         return None
 
     def start(self) -> None:
@@ -118,6 +121,7 @@ class Executor:
     def tick(self) -> None:
         """Do what is due now: one control period."""
         began_s = self._clock.now()
+        self._performer.begin_period()
         try:
             self._take_orders()
             self._act(self._clock.now())
@@ -176,9 +180,7 @@ class Executor:
         self._active = True
         self._status = PlanStatus(plan.mission, plan.answer)
         if was_moving:
-            report = self._stopper.stop("superseded")
-            if report.confirmed_s is None:
-                raise RobotRefused("stop", -1, report.error)
+            self._stopper.stop("superseded").check()
 
     def _act(self, now_s: float) -> None:
         if self._stop_owed_s is not None and now_s >= self._stop_owed_s:
@@ -236,8 +238,7 @@ class Executor:
         self._performer.abandon()
         self._active = False
         # An e-stop has stopped and been reported on its caller's thread; here it is only made sure.
-        report = self._stopper.stop("again" if reason == "estop" else reason, trigger_s)
-        self._owe(report)
+        self._owe(report := self._stopper.stop("again" if reason == "estop" else reason, trigger_s))
         if report.confirmed_s is None and state != "fault":
             state, detail = "fault", f"{detail} (stop not confirmed: {report.error})"
         plan, status = self._inbox.plan, self._status

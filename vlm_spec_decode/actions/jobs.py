@@ -34,6 +34,14 @@ class Job:
             self.ended = True
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A driver's call that has not begun."""
+
+    name: str
+    run: Callable[[], None]
+
+
 class Runner(Protocol):
     """Runs one call and answers at once, or when it has ended."""
 
@@ -42,8 +50,8 @@ class Runner(Protocol):
         """Whether others go on while a call runs."""
         ...
 
-    def run(self, name: str, call: Callable[[], None]) -> Job:
-        """Start `call`."""
+    def run(self, job: Job, call: Call) -> None:
+        """Carry out `call` as `job`, which its owner has registered before: it counts as running already."""
         ...
 
 
@@ -52,11 +60,9 @@ class ThreadRunner:
 
     concurrent = True
 
-    def run(self, name: str, call: Callable[[], None]) -> Job:
+    def run(self, job: Job, call: Call) -> None:
         """Start `call` on a thread of its own."""
-        job = Job(name)
-        threading.Thread(target=job.run, args=(call,), name=f"robot-{name}", daemon=True).start()
-        return job
+        threading.Thread(target=job.run, args=(call.run,), name=f"robot-{call.name}", daemon=True).start()
 
 
 class InlineRunner:
@@ -64,8 +70,6 @@ class InlineRunner:
 
     concurrent = False
 
-    def run(self, name: str, call: Callable[[], None]) -> Job:
+    def run(self, job: Job, call: Call) -> None:
         """Carry out `call` now."""
-        job = Job(name)
-        job.run(call)
-        return job
+        job.run(call.run)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from vlm_spec_decode.actions.jobs import Job
+from vlm_spec_decode.actions.jobs import Call, Job, Runner
 from vlm_spec_decode.actions.motion import STILL, Line, Moment, Motion, Slew, Velocity
 from vlm_spec_decode.actions.safety import OBSTACLE_MARGIN_M, SafetyGate, motion_direction
 from vlm_spec_decode.actions.stages import Stage, StageMaker
 from vlm_spec_decode.actions.stopping import Stopper
 from vlm_spec_decode.actions.types import Action
-from vlm_spec_decode.core.errors import ActionRefused, RobotRefused, RobotStale
+from vlm_spec_decode.core.errors import ActionRefused, Cancelled, RobotRefused, RobotStale
 from vlm_spec_decode.core.robot import RobotState
 
 ARRIVED_M = 0.10
@@ -27,10 +27,12 @@ MOVE_FAILING_S = 0.3
 class Performer:
     """Carries out one action at a time."""
 
-    def __init__(self, gate: SafetyGate, stopper: Stopper, stages: StageMaker) -> None:
+    def __init__(self, gate: SafetyGate, stopper: Stopper, stages: StageMaker, runner: Runner) -> None:
         self._gate = gate
         self._stopper = stopper
         self._maker = stages
+        self._runner = runner
+        self._permit = stopper.permit
         self._slew = Slew(gate.limits)
         self._stages: deque[Stage] | None = None
         self._motion: Motion | None = None
@@ -45,6 +47,10 @@ class Performer:
     def is_busy(self) -> bool:
         """Whether a driver's call is still running, be it for an action that was abandoned."""
         return self._job is not None and not self._job.ended
+
+    def begin_period(self) -> None:
+        """Take the permit for what this period will decide; to be called before its orders are read."""
+        self._permit = self._stopper.permit
 
     def observe(self, state: RobotState, now_s: float) -> Moment:
         """Take in the newest state."""
@@ -90,20 +96,30 @@ class Performer:
         """After the last action known: end the gait, if anything moved. Raises RobotRefused."""
         if self._moved:
             self._moved = False
-            report = self._stopper.stop("rest")
-            if report.confirmed_s is None:
-                raise RobotRefused("stop", -1, report.error)
+            self._stopper.stop("rest").check()
 
     def _next_stage(self, moment: Moment) -> bool:
         if not self._stages:
             self._stages = None
             return False
         begun = self._stages.popleft()(moment)
-        if isinstance(begun, Job):
-            self._job = begun
+        if isinstance(begun, Call):
+            self._start(begun)
         else:
             self._motion = begun
         return True
+
+    def _start(self, call: Call) -> None:
+        """Register the job before anything runs: an e-stop must not be released in between."""
+        permit = self._permit
+
+        def guarded() -> None:
+            if not self._stopper.allows(permit):
+                raise Cancelled(f"{call.name} was not begun: there has been an e-stop")
+            call.run()
+
+        self._job = Job(call.name)
+        self._runner.run(self._job, Call(call.name, guarded))
 
     def _poll(self, job: Job) -> None:
         if not job.ended:
@@ -149,7 +165,7 @@ class Performer:
         if not self._moved:
             return
         try:
-            self._stopper.move(velocity)
+            self._stopper.move(velocity, self._permit)
             self._failing_since_s = None
         except RobotRefused:
             if self._failing_since_s is None:

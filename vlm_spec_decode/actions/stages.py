@@ -12,18 +12,17 @@ from dataclasses import dataclass
 from functools import partial
 
 from vlm_spec_decode.actions.approach import MotionTuning
-from vlm_spec_decode.actions.jobs import Job, Runner
+from vlm_spec_decode.actions.jobs import Call
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.motion import Line, Moment, Motion, Pause, Rotation
 from vlm_spec_decode.actions.stopping import Stopper
 from vlm_spec_decode.actions.types import Action, Done, Forward, Look, Stop, Strafe, Turn, Wait, format_action
-from vlm_spec_decode.core.errors import RobotRefused
 from vlm_spec_decode.core.ports import RobotDriver
 
 LOOK_SETTLE_S = 0.6
 """From the request to tilt until the body holds still enough for a picture."""
 
-Stage = Callable[[Moment], Motion | Job]
+Stage = Callable[[Moment], Motion | Call]
 
 
 @dataclass(slots=True)
@@ -32,7 +31,6 @@ class StageMaker:
 
     driver: RobotDriver
     stopper: Stopper
-    runner: Runner
     limits: SafetyLimits
     tuning: MotionTuning
     is_tilted: bool = False
@@ -78,18 +76,11 @@ class StageMaker:
         return self._look(0.0, 0.0) if self.is_tilted else []
 
     def _call(self, name: str, call: Callable[[], None]) -> Stage:
-        def guarded() -> None:
-            if self.stopper.latched:
-                raise RobotRefused(name, -1, "the e-stop is engaged")
-            call()
-
-        return lambda _: self.runner.run(name, guarded)
+        return lambda _: Call(name, call)
 
     @staticmethod
     def _pause(duration_s: float) -> Stage:
         return lambda at: Pause(at.now_s + duration_s)
 
     def _stop(self) -> None:
-        report = self.stopper.stop("action")
-        if report.confirmed_s is None:
-            raise RobotRefused("stop", -1, report.error)
+        self.stopper.stop("action").check()

@@ -10,7 +10,7 @@ import math
 import threading
 from dataclasses import dataclass
 
-from vlm_spec_decode.core.errors import ActionRefused, RobotError, RobotStale, RobotUnreachable
+from vlm_spec_decode.core.errors import ActionRefused, RobotError, RobotRefused, RobotStale, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 
 MOVE_IN_FLIGHT_S = 0.05
@@ -49,6 +49,11 @@ class StopReport:
         """Seconds from the command to the confirmed standstill; infinity if it was not confirmed."""
         return math.inf if self.confirmed_s is None else self.confirmed_s - self.commanded_s
 
+    def check(self) -> None:
+        """Raise RobotRefused unless standstill was confirmed."""
+        if self.confirmed_s is None:
+            raise RobotRefused("stop", -1, self.error)
+
 
 class Stopper:
     """Guards a driver's move and stop. Safe for threads."""
@@ -58,6 +63,7 @@ class Stopper:
         self._clock = clock
         self._moving = threading.Lock()
         self._latched = threading.Event()
+        self._engaged = 0
         self._last: StopReport | None = None
 
     @property
@@ -70,10 +76,23 @@ class Stopper:
         """The newest stop that had a reason."""
         return self._last
 
-    def move(self, velocity: tuple[float, float, float]) -> None:
-        """Pass a velocity on, unless the e-stop is engaged. Raises RobotError."""
+    @property
+    def permit(self) -> int:
+        """Return what `allows` takes: worth nothing as soon as the e-stop is engaged, also after its release.
+
+        Taken before orders are read, so that what was ordered before an e-stop cannot begin after it, however
+        soon it was released.
+        """
+        return self._engaged
+
+    def allows(self, permit: int) -> bool:
+        """Whether what was decided under `permit` may still begin."""
+        return not self.latched and permit == self._engaged
+
+    def move(self, velocity: tuple[float, float, float], permit: int) -> None:
+        """Pass a velocity on, if `permit` still holds. Raises RobotError."""
         with self._moving:
-            if not self.latched:
+            if self.allows(permit):
                 self._driver.move(*velocity)
 
     def stop(self, cause: str, trigger_s: float | None = None) -> StopReport:
@@ -97,11 +116,13 @@ class Stopper:
             self._last = report
         return report
 
-    def latch(self) -> StopReport:
-        """Engage the e-stop and stop on this thread."""
-        trigger_s = self._clock.now()
+    def engage(self) -> None:
+        """Latch; nothing begins from here on. The caller then stops with `stop_now`."""
+        self._engaged += 1
         self._latched.set()
-        # A Move that passed the latch's check must reach the robot before the stop does; later ones see it.
+
+    def stop_now(self, trigger_s: float) -> StopReport:
+        """Stop on this thread, behind a Move that had passed the latch's check before it closed."""
         if self._moving.acquire(timeout=MOVE_IN_FLIGHT_S):
             self._moving.release()
         return self.stop("estop", trigger_s)
