@@ -126,7 +126,11 @@ def export(
     float32 again.
     """
     copy.deepcopy(model).half().save_pretrained(str(folder))
-    model.config.save_pretrained(str(folder))
+    config = copy.deepcopy(model.config)
+    for part in (config, config.text_config, config.vision_config):
+        part.dtype = torch.float32
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(str(folder))
     for path in folder.glob("*.safetensors"):
         path.chmod(0o644)
     tiny.save_folder(folder, tiny.build_processor(tok))
