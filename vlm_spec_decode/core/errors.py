@@ -23,6 +23,7 @@
     ├── ActionError                text that is no action, or an action that may not be done
     │   ├── ActionParseError
     │   └── ActionRefused
+    ├── ProcessEnded               a process of a run that ended too early
     └── Cancelled                  somebody asked to stop; not a fault
 
 Third-party errors are translated into these at the boundary where they arise.
@@ -134,6 +135,15 @@ class ActionRefused(ActionError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+class ProcessEnded(VsdError):
+    """A process of a run ended too early; the run ends with that process's exit code where it has a meaning."""
+
+    def __init__(self, name: str, code: int, last_line: str) -> None:
+        super().__init__(f"{name} ended with exit code {code}: {last_line}")
+        self.name = name
+        self.exit_code = code if code in (UsageError.exit_code, CloudError.exit_code, 4) else 1
 
 
 class Cancelled(VsdError):

@@ -1,0 +1,101 @@
+"""The demo's ears and mouth in ROS: hears every topic of the mission, keeps frames, gives the instruction.
+
+Messages come in as the bytes that travelled, so that a bag holds exactly those.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import rclpy
+from nav_msgs.msg import Odometry
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import qos_profile_sensor_data
+from rclpy.serialization import deserialize_message
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage
+from std_msgs.msg import String
+
+from vlm_spec_decode.bridge.convert import from_compressed
+from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
+from vlm_spec_decode.core.errors import ImageError
+from vlm_spec_decode.core.types import Image
+
+INSTRUCTION = "/vlm/instruction"
+TEXTS = ("/vlm/answer", "/vlm/answer/partial", "/vlm/plan", "/vlm/plan/status", "/vlm/trace")
+FRAMES = "/camera/image_raw/compressed"
+KEPT_FRAMES = 200
+
+Heard = Callable[[str, str, bytes, int], None]
+"""Called with topic, type, serialised message and arrival in nanoseconds since 1970."""
+
+
+class Listener:
+    """A node of its own context on a ROS domain. `spin` must be called for anything to happen."""
+
+    def __init__(self, domain: int, heard: Heard, said: Callable[[str, str], None]) -> None:
+        """`heard` gets every message as bytes, `said` topic and text of every String."""
+        self._heard = heard
+        self._said = said
+        self.frames: OrderedDict[float, Image] = OrderedDict()
+        self.has_odometry = False
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
+        self._node = rclpy.create_node("vsd_demo", context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._instructions = self._node.create_publisher(String, INSTRUCTION, COMMAND)
+        for topic in TEXTS:
+            self._subscribe(String, topic, COMMAND)
+        self._subscribe(String, INSTRUCTION, COMMAND)
+        self._subscribe(String, "/vlm/status", LATCHED)
+        self._subscribe(CompressedImage, FRAMES, qos_profile_sensor_data)
+        self._subscribe(CameraInfo, "/camera/camera_info", qos_profile_sensor_data)
+        self._subscribe(Odometry, "/odom", 20)
+
+    def _subscribe(self, kind: Any, topic: str, qos: Any) -> None:
+        name = f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
+
+        def take(data: bytes) -> None:
+            self._heard(topic, name, data, time.time_ns())
+            self._note(kind, topic, data)
+
+        self._node.create_subscription(kind, topic, take, qos, raw=True)
+
+    def _note(self, kind: Any, topic: str, data: bytes) -> None:
+        if kind is String:
+            self._said(topic, deserialize_message(data, String).data)
+        elif kind is CompressedImage:
+            try:
+                image, stamp_s = from_compressed(deserialize_message(data, CompressedImage))
+            except ImageError:
+                return
+            self.frames[stamp_s] = image
+            if len(self.frames) > KEPT_FRAMES:
+                self.frames.popitem(last=False)
+        elif kind is Odometry:
+            self.has_odometry = True
+
+    def spin(self, duration_s: float) -> None:
+        """Take in what arrives for about `duration_s`."""
+        until_s = time.monotonic() + duration_s
+        while (left_s := until_s - time.monotonic()) > 0:
+            self._executor.spin_once(timeout_sec=left_s)
+
+    def is_heard(self) -> bool:
+        """Whether somebody listens to instructions besides this node."""
+        return self._instructions.get_subscription_count() > 1
+
+    def instruct(self, text: str) -> None:
+        """Publish the instruction."""
+        self._instructions.publish(String(data=text))
+
+    def close(self) -> None:
+        """Leave ROS. Idempotent."""
+        if self._context.ok():
+            self._executor.shutdown(timeout_sec=1)
+            self._node.destroy_node()
+            rclpy.shutdown(context=self._context)

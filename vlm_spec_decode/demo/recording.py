@@ -1,0 +1,41 @@
+"""Writes what was heard as a rosbag2 bag (mcap), byte for byte as it travelled."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from vlm_spec_decode.core.errors import ConfigError
+
+BAG_VERSION = 9
+
+
+class Recording:
+    """An open bag; `close` completes it. An earlier bag in the same folder is replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        if (folder / "metadata.yaml").exists():
+            shutil.rmtree(folder)
+        elif folder.exists():
+            raise ConfigError(f"{folder} is there and holds no bag; it is left as it is")
+        self._types = get_typestore(Stores.ROS2_JAZZY)
+        self._writer = Writer(folder, version=BAG_VERSION, storage_plugin=StoragePlugin.MCAP)
+        self._writer.open()
+        self._connections: dict[str, Any] = {}
+        self._is_open = True
+
+    def write(self, topic: str, kind: str, data: bytes, at_ns: int) -> None:
+        """Add one serialised message."""
+        if topic not in self._connections:
+            self._connections[topic] = self._writer.add_connection(topic, kind, typestore=self._types)
+        self._writer.write(self._connections[topic], at_ns, data)
+
+    def close(self) -> None:
+        """Complete the bag. Idempotent."""
+        if self._is_open:
+            self._is_open = False
+            self._writer.close()
