@@ -95,11 +95,13 @@ def vsd() -> None:
 
 
 @vsd.command()
-@click.option("--instruction", default="walk to the red ball", show_default=True, help="What to do.")
+@click.option("--instruction", default=None, help="What to do; default: walk to what stands ahead.")
 @click.option("--scene-seed", type=int, default=None, help="Seed of a random room.")
 @click.option("--scene", type=FILE, default=None, help="YAML file of a room.")
 @click.option("--strategy", default="speculative", show_default=True, help="How edge and cloud decode.")
-@click.option("--link", default="", help="YAML of a link profile to emulate between robot and cloud.")
+@click.option(
+    "--link", type=FILE, default=None, help="YAML of a link profile to emulate between robot and cloud."
+)
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of sampling and of the robot's noise."
 )

@@ -1,7 +1,7 @@
 """Runs a command that ends when the process that started it ends, however that ends.
 
-Called as a script, `python -S child.py PARENT_PID COMMAND…`, so that nothing of the package is imported before
-the command takes over.
+Called as a script, `python -S child.py PARENT_PID COMMAND…`, so that nothing of the package is imported
+before the command takes over.
 """
 
 import ctypes

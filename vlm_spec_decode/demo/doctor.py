@@ -11,11 +11,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 RENDER_TIMEOUT_S = 60.0
-RENDER = (
-    'import mujoco; m = mujoco.MjModel.from_xml_string(\'<mujoco><worldbody><light pos="0 0 3"/>'
-    '<geom type="plane" size="1 1 1"/></worldbody></mujoco>\'); d = mujoco.MjData(m); mujoco.mj_forward(m, d); '
-    "r = mujoco.Renderer(m, 32, 32); r.update_scene(d); assert r.render().any(); r.close()"
+RENDER = """
+import mujoco
+model = mujoco.MjModel.from_xml_string(
+    '<mujoco><worldbody><light pos="0 0 3"/><geom type="plane" size="1 1 1"/></worldbody></mujoco>'
 )
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+renderer = mujoco.Renderer(model, 32, 32)
+renderer.update_scene(data)
+assert renderer.render().any()
+renderer.close()
+"""
 """Draws one picture; in a process of its own, because a missing OpenGL library can end the process."""
 
 

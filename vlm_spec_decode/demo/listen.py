@@ -87,7 +87,7 @@ class Listener:
 
     def is_heard(self) -> bool:
         """Whether somebody listens to instructions besides this node."""
-        return self._instructions.get_subscription_count() > 1
+        return int(self._instructions.get_subscription_count()) > 1
 
     def instruct(self, text: str) -> None:
         """Publish the instruction."""

@@ -82,5 +82,7 @@ def is_success(story: Story, target: str | None, distance_m: float | None, colli
 
 def same_tokens(steps: Iterable[Step], again: Mapping[int, Mapping[str, Any]]) -> bool | None:
     """Compare answers with those decoded again, by step; None if there was nothing to compare."""
-    compared = [step.token_ids == tuple(again[step.number]["token_ids"]) for step in steps if step.number in again]
+    compared = [
+        step.token_ids == tuple(again[step.number]["token_ids"]) for step in steps if step.number in again
+    ]
     return all(compared) if compared else None

@@ -89,7 +89,7 @@ class Story:
     def _step(self, number: int) -> Step | None:
         return next((step for step in self.steps if step.number == number), None)
 
-    def _answer(self, data: Mapping[str, Any], now_s: float) -> list[str]:
+    def _answer(self, data: Mapping[str, Any], _now_s: float) -> list[str]:
         step = self._step(data["answer"])
         if step is None:
             return []
@@ -98,20 +98,22 @@ class Story:
         step.stamp_s = data["stamp_s"]
         return [f'  answer: "{step.text}"']
 
-    def _trace(self, data: Mapping[str, Any], now_s: float) -> list[str]:
+    def _trace(self, data: Mapping[str, Any], _now_s: float) -> list[str]:
         step = self._step(data["answer"])
         if step is None:
             return []
         step.trace = data
         kept = f"{data['accepted']} of {data['drafted']} drafted tokens kept"
-        return [f"  {data['tokens']} tokens in {data['total_s']:.2f} s, {data['target_passes']} target passes, {kept}"]
+        return [
+            f"  {data['tokens']} tokens in {data['total_s']:.2f} s, {data['target_passes']} passes, {kept}"
+        ]
 
     def _plan(self, data: Mapping[str, Any], now_s: float) -> list[str]:
         if data["actions"] and self.first_action_s is None:
             self.first_action_s = now_s
         return []
 
-    def _plan_status(self, data: Mapping[str, Any], now_s: float) -> list[str]:
+    def _plan_status(self, data: Mapping[str, Any], _now_s: float) -> list[str]:
         step = self._step(data["answer"])
         if step is None:
             return []

@@ -1,0 +1,150 @@
+"""The command line: what it offers, how it fails, what it prints. Commands that run are in test_docs."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vlm_spec_decode import __version__, cli
+
+COMMANDS = ("ask", "cloud", "demo", "doctor", "keys", "sim", "train")
+
+
+def vsd(*arguments, timeout=60):
+    command = [sys.executable, "-m", "vlm_spec_decode.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def test_version_and_help(capsys):
+    assert cli.main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+    assert cli.main(["--help"]) == 0
+    listed = re.findall(r"^  ([a-z]+) ", capsys.readouterr().out, re.MULTILINE)
+    assert set(COMMANDS) <= set(listed)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_that_is_listed_has_help_and_takes_json(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "Usage: vsd " + name in said
+    assert name == "train" or "--json" in said
+
+
+def test_help_imports_no_heavy_library():
+    code = "import sys; from vlm_spec_decode.cli import main; main(['demo', '--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "mujoco", "zmq", "rclpy"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "name"),
+    [
+        (["ask"], 2, "UsageError"),
+        (["nothing"], 2, "UsageError"),
+        (["cloud"], 2, "ConfigError"),
+        (["cloud", "--insecure", "--bind", "tcp://0.0.0.0:5557"], 2, "ConfigError"),
+        (
+            ["cloud", "--insecure", "--bind", "tcp://127.0.0.1:9", "--model", "no/such/folder"],
+            1,
+            "ModelError",
+        ),
+        (["ask", "--instruction", "   "], 2, "InstructionError"),
+        (["ask", "--instruction", "a" * 10_000], 2, "InstructionError"),
+        (["ask", "--instruction", "go", "--image", "/no/such.jpg"], 2, "ImageError"),
+        (
+            ["ask", "--instruction", "go", "--cloud", "tcp://127.0.0.1:9", "--strategy", "none"],
+            2,
+            "ConfigError",
+        ),
+        (["sim", "--fault", "meteor"], 2, "ConfigError"),
+        (["sim", "--scene", "/no/such.yaml"], 2, "SceneError"),
+        (["demo", "--strategy", "none"], 2, "ConfigError"),
+        (["demo", "--instruction", ""], 2, "InstructionError"),
+        (["demo", "--scene", "/no/such.yaml"], 2, "SceneError"),
+    ],
+)
+def test_errors_are_one_line_with_a_code(arguments, code, name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*arguments, "--json"]) == code
+    said = capsys.readouterr()
+    document = json.loads(said.out.splitlines()[-1])
+    assert (document["error"], document["exit_code"]) == (name, code)
+    assert "Traceback" not in said.err
+    if name != "UsageError":
+        assert len(said.err.strip().splitlines()) == 1
+
+
+def test_a_broken_jpeg_is_named(tmp_path, capsys):
+    image = tmp_path / "frame.jpg"
+    image.write_bytes(b"\xff\xd8\xff\xe0 nothing of an image")
+    assert cli.main(["ask", "--instruction", "go", "--image", str(image)]) == 2
+    assert "frame.jpg" in capsys.readouterr().err
+
+
+def test_a_cloud_that_is_not_there_is_named(tmp_path, capsys, free_tcp_port):
+    address = f"tcp://127.0.0.1:{free_tcp_port}"
+    assert cli.main(["ask", "--instruction", "go", "--cloud", address, "--json"]) == 3
+    said = capsys.readouterr()
+    assert json.loads(said.out)["error"] == "CloudUnreachable"
+    assert address in said.err
+
+
+def test_keys_are_made_once(tmp_path, capsys):
+    folder = tmp_path / "keys"
+    assert cli.main(["keys", str(folder), "--json"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert str(folder / "edge.key_secret") in files
+    assert (folder / "cloud.key_secret").stat().st_mode & 0o077 == 0
+    assert cli.main(["keys", str(folder)]) == 2
+    assert cli.main(["cloud", "--keys", str(folder), "--check-config", "--json"]) == 0
+
+
+def test_doctor_passes_where_the_tests_run(capsys):
+    assert cli.main(["doctor", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["ok"]
+    assert {"python", "rclpy", "rendering", "models"} <= {check["name"] for check in document["checks"]}
+
+
+def test_a_taken_port_is_named(tmp_path, free_tcp_port):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_tcp_port))
+        taken.listen()
+        done = vsd("cloud", "--insecure", "--bind", f"tcp://127.0.0.1:{free_tcp_port}")
+    assert done.returncode == 3
+    assert str(free_tcp_port) in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_cloud_ends_at_a_signal(number):
+    command = [
+        sys.executable,
+        "-m",
+        "vlm_spec_decode.cli",
+        "cloud",
+        "--insecure",
+        "--bind",
+        "tcp://127.0.0.1:*",
+    ]
+    with subprocess.Popen(
+        [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as cloud:
+        try:
+            assert json.loads(cloud.stdout.readline())["event"] == "ready"
+            began = time.monotonic()
+            os.kill(cloud.pid, number)
+            rest, trouble = cloud.communicate(timeout=10)
+        finally:
+            cloud.kill()
+    assert time.monotonic() - began < 3
+    assert json.loads(rest)["event"] == "ended"
+    assert (cloud.returncode, trouble) == (0, "")

@@ -1,0 +1,142 @@
+"""`vsd demo`: the main job on real parts, from an instruction to a table.
+
+Starts simulator, cloud and ROS nodes as processes of their own, on domains, port and keys of their own, so
+that nothing else on the machine is met. Speaks to them as any user does: over ROS topics and sockets.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.demo import report
+from vlm_spec_decode.demo.compare import decode_again
+from vlm_spec_decode.demo.outcome import figures, is_success, named_object, object_ahead, same_tokens
+from vlm_spec_decode.demo.pictures import save_frames, save_gif, save_path
+from vlm_spec_decode.demo.stage import Stage, StageConfig
+from vlm_spec_decode.demo.story import Story
+from vlm_spec_decode.edge.mission import check_instruction
+from vlm_spec_decode.edge.setup import EdgeSettings
+from vlm_spec_decode.sim.scene import Scene, load_scene, random_scene
+from vlm_spec_decode.sim.server_truth import Truth
+from vlm_spec_decode.strategies.registry import DEFAULT, strategy
+from vlm_spec_decode.transport.keys import generate
+
+DEFAULT_SEED = 1_000_000
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoConfig:
+    """What `vsd demo` can be told. Without `instruction`: walk to the object ahead of the robot."""
+
+    instruction: str | None = None
+    scene_seed: int | None = None
+    scene: Path | None = None
+    strategy: str = DEFAULT
+    link: Path | None = None
+    seed: int = 0
+    out: Path = Path("out/demo")
+    timeout_s: float = 120.0
+
+
+def run(config: DemoConfig, say: Say) -> dict[str, Any]:
+    """Run one mission and return its document; `say` gets each line for people.
+
+    Raises UsageError, ProcessEnded or CloudError. Whatever happens, no process stays behind.
+    """
+    strategy(config.strategy)
+    seed = DEFAULT_SEED if config.scene_seed is None else config.scene_seed
+    scene = load_scene(config.scene) if config.scene else random_scene(seed)
+    instruction = config.instruction
+    instruction = check_instruction(
+        f"walk to the {object_ahead(scene)}" if instruction is None else instruction
+    )
+    config.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="vsd-demo-") as private:
+        keys = Path(private) / "keys"
+        generate(keys)
+        stage_config = _stage_config(config, keys, Path(private) / "truth.json", scene)
+        with Stage(stage_config, WallClock(), random.Random(), say) as stage:
+            story, truth, again = _mission(stage, config, instruction)
+    say("drawing the pictures")
+    target = named_object(instruction, scene)
+    artifacts = _artifacts(config.out, instruction, scene, story, truth, target, stage)
+    document = _document(config, seed, instruction, target, story, truth, again, artifacts)
+    (config.out / "run.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    say(report.table(document))
+    return document
+
+
+def _stage_config(config: DemoConfig, keys: Path, truth: Path, scene: Scene) -> StageConfig:
+    room = ("--scene", str(config.scene)) if config.scene else ("--scene-seed", str(scene.seed))
+    return StageConfig(room, config.seed, keys, truth, config.strategy, config.link, config.out)
+
+
+def _mission(
+    stage: Stage, config: DemoConfig, instruction: str
+) -> tuple[Story, Truth, dict[int, dict[str, Any]]]:
+    stage.set_up()
+    story = stage.play(instruction, config.timeout_s)
+    stage.say("decoding the same answers again with autoregressive")
+    settings = EdgeSettings(cloud=stage.address, keys=stage.config.keys, seed=config.seed, link=stage.link)
+    again = decode_again(settings, instruction, story.steps, stage.frames) if story.steps else {}
+    return story, stage.clear(), again
+
+
+def _artifacts(
+    out: Path, instruction: str, scene: Scene, story: Story, truth: Truth, target: str | None, stage: Stage
+) -> dict[str, Any]:
+    frames = save_frames(out / "frames", instruction, story.steps, stage.frames)
+    save_path(scene, truth, target, out / "path.png")
+    save_gif(scene, truth, out / "run.gif")
+    return {
+        "frames": [str(path) for path in frames],
+        "path": str(out / "path.png"),
+        "gif": str(out / "run.gif"),
+        "bag": str(out / "bag"),
+        "run": str(out / "run.json"),
+        "logs": str(out / "logs"),
+    }
+
+
+def _document(
+    config: DemoConfig,
+    seed: int,
+    instruction: str,
+    target: str | None,
+    story: Story,
+    truth: Truth,
+    again: dict[int, dict[str, Any]],
+    artifacts: dict[str, Any],
+) -> dict[str, Any]:
+    distance_m = truth.distances_m.get(target) if target else None
+    first_s, ended_s = story.first_action_s, story.ended_s
+    baseline = report.sums(figures(again.values())) if again else None
+    return {
+        "instruction": instruction,
+        "scene_seed": None if config.scene else seed,
+        "scene": str(config.scene) if config.scene else None,
+        "strategy": config.strategy,
+        "success": is_success(story, target, distance_m, truth.collisions),
+        "status": story.state or "timeout",
+        "reason": story.reason,
+        "target_object": target,
+        "final_distance_m": distance_m if distance_m is None else round(distance_m, 3),
+        "collisions": truth.collisions,
+        "steps": len(story.steps),
+        "answers": report.answers(story.steps),
+        **report.sums(figures(step.trace for step in story.steps)),
+        "time_to_first_action_s": None if first_s is None else round(first_s - story.given_s, 3),
+        "total_s": None if ended_s is None else round(ended_s - story.given_s, 3),
+        "same_tokens_as_autoregressive": same_tokens(story.steps, again),
+        "autoregressive": baseline,
+        "artifacts": artifacts,
+    }
