@@ -11,6 +11,7 @@ from vlm_spec_decode.bridge.reports import Answer, MissionStatus, Partial
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ActionParseError, CloudRefused, CloudUnreachable, ImageError
 from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.edge.mission import MAX_OBSTRUCTIONS
 
 JOB = Job("m1", "walk to the red ball")
 QUICK = RunnerConfig(max_steps=4, ready_s=0.3, frame_s=0.3, silence_s=0.3, act_s=1.0)
@@ -107,6 +108,23 @@ def test_what_the_executor_says_breaks_the_answer_off_while_it_is_still_being_sa
     assert (ending.status, ending.reason) == (status, reason)
     assert "forward(0.5)" in ending.detail
     assert not world.of(Answer)
+    assert len(world.engine.seen) == (MAX_OBSTRUCTIONS if reason == "obstacle" else 1)
+
+
+def test_after_something_in_the_way_the_robot_looks_again():
+    engine = ScriptedEngine([["turn(20) forward(0.5)"], ["there it is. done()"]])
+    verdict = PlanStatus(state="refused", reason="obstacle", detail="0.4 m ahead")
+    world = World(engine, EchoExecutor(verdict))
+    hear = world.hear
+
+    def once(job, report):
+        hear(job, report)
+        if isinstance(report, Plan) and report.actions:
+            world.executor.verdict = None
+
+    world.runner = MissionRunner(world.feed, once, world.tick, QUICK)
+    assert world.run().status == "done"
+    assert len(engine.seen) == 2
 
 
 def test_a_latched_e_stop_refuses_the_mission_before_it_looks():

@@ -14,7 +14,7 @@ from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import AnswerUpdate, Engine, EngineConfig
 from vlm_spec_decode.edge.local import LocalVerifier
-from vlm_spec_decode.edge.mission import Mission
+from vlm_spec_decode.edge.mission import MAX_OBSTRUCTIONS, Mission
 from vlm_spec_decode.strategies.registry import STRATEGIES
 
 OBSERVATION = Observation(None, "go to the red chair")
@@ -145,6 +145,15 @@ def test_a_mission_ends_when_the_plan_says_so_or_when_it_goes_nowhere() -> None:
     empty = Mission("what do you see")
     empty.record([], [])
     assert empty.status == "done"
+    blocked = Mission("go")
+    blocked.record_obstruction(["turn(10)"])
+    assert blocked.is_running
+    blocked.record(["turn(60)"], [Turn(60)])
+    for _ in range(MAX_OBSTRUCTIONS):
+        assert blocked.is_running
+        blocked.record_obstruction([])
+    assert blocked.status == "refused"
+    assert blocked.history == ["turn(10)", "turn(60)"]
     long = Mission("go", max_steps=2)
     long.record(["turn(60)"], [Turn(60)])
     long.record(["turn(60)"], [Turn(60)])

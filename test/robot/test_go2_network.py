@@ -110,7 +110,9 @@ def test_a_state_message_is_translated_with_its_units() -> None:
     assert (state.stamp_s, state.received_s, state.code) == (5.25, 7.0, 1015)
     assert (state.x_m, state.y_m, state.yaw_rad) == (1.0, -2.0, 1.5)
     assert (state.vx_mps, state.vy_mps, state.vyaw_radps) == (0.5, 0.1, 0.2)
-    assert state.range_obstacle_m == (0.8, float("inf"), 3.0, 2.0)
+    assert state.range_obstacle_m == (0.8, 0.0, 3.0, 2.0), "one 0 is contact"
+    message.range_obstacle = [0.0] * 4
+    assert to_state(message, 5.0, 0.9).range_obstacle_m == (float("inf"),) * 4, "four are no sensor"
     assert state.battery_soc == 0.5
 
 

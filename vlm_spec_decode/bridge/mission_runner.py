@@ -17,7 +17,7 @@ from vlm_spec_decode.bridge.ports import Answerer
 from vlm_spec_decode.bridge.reports import Answer, MissionStatus, Partial
 from vlm_spec_decode.core.errors import Cancelled, CloudError, InstructionError, VsdError
 from vlm_spec_decode.edge.images import for_uplink
-from vlm_spec_decode.edge.mission import Mission, Status
+from vlm_spec_decode.edge.mission import LOOK_AGAIN, Mission, Status
 
 SHOWN_CHARS = 200
 """How much of an instruction a status repeats."""
@@ -114,9 +114,18 @@ class MissionRunner:
         frame = self._feed.wait_frame(self._now_s(), self._config.frame_s)
         self._feed.begin(job.mission, number)
         self._say(job, "answering", number)
-        plan = self._answer(job, mission, engine, frame)
-        self._say(job, "acting", number)
-        status = self._feed.wait_end(self._config.silence_s, self._config.act_s)
+        try:
+            plan = self._answer(job, mission, engine, frame)
+            self._say(job, "acting", number)
+            status = self._feed.wait_end(self._config.silence_s, self._config.act_s)
+        except Cancelled:
+            broken_off = self._feed.broken_off()
+            if broken_off is None or broken_off.reason not in LOOK_AGAIN:
+                raise
+            mission.record_obstruction(broken_off.executed)
+            if not mission.is_running:
+                raise
+            return
         mission.record(status.executed, plan.actions)
 
     def _answer(self, job: Job, mission: Mission, engine: Answerer, frame: Frame) -> Plan:

@@ -12,6 +12,12 @@ from vlm_spec_decode.core.types import Image, Observation
 
 MAX_INSTRUCTION_CHARS = 2000
 
+LOOK_AGAIN = frozenset({"obstacle", "blocked"})
+"""Reasons of a broken-off action after which another look may help: something was in the way."""
+
+MAX_OBSTRUCTIONS = 3
+"""In a row; then the way is closed and the mission refused."""
+
 Status: TypeAlias = Literal["running", "done", "step_limit", "refused", "cancelled", "failed"]
 
 
@@ -36,6 +42,7 @@ class Mission:
     history: list[str] = field(default_factory=list)
     steps: int = 0
     status: Status = "running"
+    obstructions: int = 0
 
     def __post_init__(self) -> None:
         self.instruction = check_instruction(self.instruction)
@@ -55,13 +62,24 @@ class Mission:
         The mission is done when the plan says so. A plan without any action asks for nothing, and asking
         again would bring the same answer, so it ends the mission too.
         """
-        self.steps += 1
-        done = format_action(Done())
-        self.history += [text for text in executed if text != done]
+        self._take(executed)
+        self.obstructions = 0
         plan = tuple(planned)
         if not plan or any(isinstance(action, Done) for action in plan):
             self.status = "done"
-        elif self.steps >= self.max_steps:
+
+    def record_obstruction(self, executed: Iterable[str]) -> None:
+        """Take note of a step that something in the way broke off: look again, but not for ever."""
+        self._take(executed)
+        self.obstructions += 1
+        if self.obstructions >= MAX_OBSTRUCTIONS:
+            self.status = "refused"
+
+    def _take(self, executed: Iterable[str]) -> None:
+        self.steps += 1
+        done = format_action(Done())
+        self.history += [text for text in executed if text != done]
+        if self.steps >= self.max_steps:
             self.status = "step_limit"
 
     def end(self, status: Status) -> None:

@@ -68,8 +68,13 @@ def make_sport_clients(*timeouts_s: float) -> list[SportClient]:
 
 
 def to_state(message: SportModeState_, received_s: float, battery_soc: float) -> RobotState:
-    """Translate a state message. A range of 0 means "not measured" and becomes infinity."""
-    ranges = [float(value) if value > 0 else math.inf for value in message.range_obstacle]
+    """Translate a state message. Four ranges of 0 mean "not measured" and become infinity.
+
+    A single 0 is contact: a robot that touches something must not take it for free ground.
+    """
+    ranges = [float(value) for value in message.range_obstacle]
+    if not any(ranges):
+        ranges = [math.inf] * 4
     roll, pitch, yaw = message.imu_state.rpy
     return RobotState(
         stamp_s=message.stamp.sec + 1e-9 * message.stamp.nanosec,

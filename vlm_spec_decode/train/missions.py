@@ -25,7 +25,7 @@ from vlm_spec_decode.core.errors import ActionParseError
 from vlm_spec_decode.core.types import SamplingParams
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.local import LocalVerifier
-from vlm_spec_decode.edge.mission import Mission
+from vlm_spec_decode.edge.mission import LOOK_AGAIN, Mission
 from vlm_spec_decode.models.vlm import VlmModel
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.headless import HeadlessGo2
@@ -114,7 +114,9 @@ class Stage:
         outcome.answers.append(last.text)
         plan = Plan(str(outcome.seed), mission.steps + 1, stamp_s, 1, actions, final=True)
         status = run_plan(executor, plan, self.clock)
-        if status.state in {"refused", "stopped", "fault", "estop"}:
+        if status.reason in LOOK_AGAIN:
+            mission.record_obstruction(status.executed)
+        elif status.state in {"refused", "stopped", "fault", "estop"}:
             outcome.reason = f"{status.reason}: {status.action}: {status.detail}"
             mission.end("refused" if status.state == "refused" else "failed")
         else:
