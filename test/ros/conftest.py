@@ -11,6 +11,7 @@ from rclpy.executors import MultiThreadedExecutor
 from rclpy.qos import qos_profile_sensor_data
 
 from test.ros import ROS_DOMAIN
+from test.ros.processes import Processes
 from vlm_spec_decode.core.types import Image
 
 
@@ -95,3 +96,10 @@ def image() -> Image:
     buffer = io.BytesIO()
     PilImage.new("RGB", (64, 48), (20, 160, 40)).save(buffer, "JPEG")
     return Image(buffer.getvalue(), 64, 48)
+
+
+@pytest.fixture
+def processes(tmp_path):
+    started = Processes(tmp_path)
+    yield started
+    started.close()

@@ -11,8 +11,8 @@ from nav_msgs.msg import Odometry
 from sensor_msgs.msg import CameraInfo, CompressedImage
 from std_msgs.msg import String
 
-from test.ros import WORKER
-from test.ros.processes import ROOT, Processes
+from test.ros.processes import ROOT
+from test.simulator import dds_domain
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import Done, Forward, Turn
 from vlm_spec_decode.bridge.convert import from_compressed
@@ -22,15 +22,8 @@ pytestmark = [pytest.mark.ros, pytest.mark.dds, pytest.mark.sim, pytest.mark.slo
 STOP_M = 0.35
 """A robot at 0.5 m/s that nobody stops walks on for 1 s and brakes: 0.6 m."""
 
-DDS_DOMAIN = 140 + WORKER % 30
+DDS_DOMAIN = dds_domain()
 SCENE = ROOT / "config" / "scenes" / "empty.yaml"
-
-
-@pytest.fixture
-def processes(tmp_path):
-    started = Processes(tmp_path)
-    yield started
-    started.close()
 
 
 class Operator:
@@ -129,7 +122,7 @@ def test_a_wrong_parameter_is_one_line_and_an_exit_code(processes, parameter, va
 
 def test_a_robot_that_is_not_there_ends_the_locomotion_node_by_name(processes):
     started_s = time.monotonic()
-    process = processes.node("locomotion_node", domain=DDS_DOMAIN + 31, start_timeout_s="2.0")
+    process = processes.node("locomotion_node", domain=DDS_DOMAIN + 60, start_timeout_s="2.0")
     assert process.wait(40) == 4
     assert "RobotUnreachable" in processes.output("locomotion_node")
     assert time.monotonic() - started_s < 30

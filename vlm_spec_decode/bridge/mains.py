@@ -18,6 +18,10 @@ ROBOT_PARAMETERS = (
     Parameter("domain", 1, "DDS domain of the robot: 0 on a real one.", 0, 232),
 )
 
+STOP_S = 1.2
+"""How long one stop may wait for the state to confirm it. The end of a node makes up to three, and whoever
+started it kills it after some 5 s."""
+
 
 def camera_main() -> int:
     """Run the camera node; return its exit code."""
@@ -60,4 +64,5 @@ def _vlm(node: Node, stop: Stop) -> NodePart:
 
 def _robot(node: Node) -> Go2Config:
     values = Parameters(node, ROBOT_PARAMETERS)
-    return Go2Config(interface=values.text("interface") or None, domain=values.integer("domain"))
+    interface, domain = values.text("interface") or None, values.integer("domain")
+    return Go2Config(interface=interface, domain=domain, stop_s=STOP_S)

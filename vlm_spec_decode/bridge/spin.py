@@ -75,6 +75,9 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
         code = _report(node, ending.error)
         node.destroy_node()
         rclpy.try_shutdown()
+        # The interpreter gives handlers back while it ends; one more Ctrl-C would then kill it with a code.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
     return code
 
 
