@@ -143,9 +143,12 @@ def _run(config: TrainConfig, trainee: Trainee, batcher: Batcher, checkpoint: Pa
     started_s, before_s = time.monotonic(), trainee.seconds
     figures: dict[str, float] = {}
     bar = tqdm(
-        _steps(config, trainee), total=config.eye_steps + config.steps, desc=config.role, mininterval=5
+        _steps(config, trainee),
+        total=config.eye_steps + config.steps,
+        initial=trainee.eye_step + trainee.step,
+        desc=config.role,
+        mininterval=5,
     )
-    bar.update(trainee.eye_step + trainee.step)
     for is_eye, number in bar:
         rng = np.random.default_rng([config.seed, int(is_eye), number])
         batch = (
