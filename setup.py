@@ -83,7 +83,7 @@ setup(
     maintainer_email="maintainers@vlm-spec-decode.invalid",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={"": ["py.typed", "*.safetensors", "*.json", "*.yaml", "*.txt", "*.md"]},
+    package_data={NAME: ["py.typed", "assets/*/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

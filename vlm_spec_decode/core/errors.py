@@ -138,7 +138,7 @@ class ActionRefused(ActionError):
 
 
 class ProcessEnded(VsdError):
-    """A process of a run ended too early; the run ends with that process's exit code where it has a meaning."""
+    """A process of a run ended too early; its exit code is kept where it has a meaning."""
 
     def __init__(self, name: str, code: int, last_line: str) -> None:
         super().__init__(f"{name} ended with exit code {code}: {last_line}")

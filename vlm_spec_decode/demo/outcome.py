@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_spec_decode.demo.story import Step, Story
-from vlm_spec_decode.sim.scene import Scene
+from vlm_spec_decode.sim.scene import COLOURS, KINDS, Scene
 
 REACHED_M = 0.7
 """A go-to mission ends well at most this far from the object's nearest surface."""
@@ -54,13 +54,13 @@ def figures(traces: Iterable[Mapping[str, Any]]) -> Figures:
 
 
 def named_object(instruction: str, scene: Scene) -> str | None:
-    """Return the object that the instruction names: by full name, or by a kind that is there only once."""
+    """Return the object that the instruction names by colour and kind, or by a kind that is there only once."""
     words = re.sub(r"[^a-z]+", " ", instruction.lower())
-    full = [name for name in scene.names if re.search(rf"\b{re.escape(name)}\b", words)]
-    if full:
-        return full[0]
-    kinds = [item for item in scene.objects if re.search(rf"\b{re.escape(item.kind)}\b", words)]
-    return kinds[0].name if len(kinds) == 1 and f" {kinds[0].kind}" in f" {words}" else None
+    for colour, kind in re.findall(rf"\b(?:({'|'.join(COLOURS)}) )?({'|'.join(KINDS)})\b", words):
+        fits = [item.name for item in scene.objects if item.kind == kind and colour in ("", item.colour)]
+        if len(fits) == 1:
+            return fits[0]
+    return None
 
 
 def object_ahead(scene: Scene) -> str:

@@ -1,0 +1,135 @@
+"""The story of a mission from its messages, and what it was worth."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from vlm_spec_decode.demo import report
+from vlm_spec_decode.demo.outcome import figures, is_success, named_object, object_ahead, same_tokens
+from vlm_spec_decode.demo.story import Step, Story
+from vlm_spec_decode.sim.scene import Pose2D, random_scene
+
+TRACE = {
+    "tokens": 10, "target_passes": 3, "drafted": 8, "accepted": 6, "total_s": 0.5,
+    "uplink_bytes": 100, "downlink_bytes": 50, "image_bytes": 2000,
+}  # fmt: skip
+
+
+def status(state, mission="m", step=0, reason="", detail=""):
+    return json.dumps({"state": state, "mission": mission, "step": step, "reason": reason, "detail": detail})
+
+
+def plan_status(state, action="", executed=(), mission="m", answer=1, reason="", detail=""):
+    return json.dumps({
+        "mission": mission, "answer": answer, "state": state, "action": action,
+        "executed": executed, "reason": reason, "detail": detail,
+    })  # fmt: skip
+
+
+def told() -> Story:
+    story = Story()
+    story.hear("/vlm/status", status("ready", ""), 0.5)
+    story.give(1.0)
+    story.hear("/vlm/status", status("looking"), 1.1)
+    story.hear("/vlm/status", status("answering", step=1), 1.2)
+    plan = {"mission": "m", "answer": 1, "actions": ["turn(20)"], "final": False}
+    story.hear("/vlm/plan", json.dumps(plan | {"actions": []}), 1.3)
+    story.hear("/vlm/plan", json.dumps(plan), 1.5)
+    answer = {
+        "mission": "m",
+        "answer": 1,
+        "text": "turn ( 20 )",
+        "token_ids": [4, 5],
+        "actions": ["turn(20)"],
+    }
+    story.hear("/vlm/answer", json.dumps(answer | {"history": [], "stamp_s": 9.5}), 1.6)
+    story.hear("/vlm/trace", json.dumps({"mission": "m", "answer": 1} | TRACE), 1.6)
+    story.hear("/vlm/plan/status", plan_status("done", executed=["turn(20)"]), 2.0)
+    story.hear("/vlm/status", status("done", step=1), 3.0)
+    return story
+
+
+def test_times_and_steps_come_from_the_messages():
+    story = told()
+    assert (story.link, story.state, story.has_ended) == ("ready", "done", True)
+    assert story.first_action_s == 1.5
+    (step,) = story.steps
+    assert (step.text, step.token_ids, step.executed) == ("turn ( 20 )", (4, 5), ("turn(20)",))
+    assert figures(s.trace for s in story.steps).acceptance_rate == 0.75
+
+
+def test_another_mission_is_not_this_one():
+    story = told()
+    assert story.hear("/vlm/plan/status", plan_status("moving", "turn(90)", mission="old"), 3.1) == []
+    assert story.hear("/vlm/status", status("failed"), 3.2) == []
+    assert story.state == "done"
+
+
+def test_an_instruction_that_is_refused_at_once_ends_the_story():
+    story = Story()
+    story.give(1.0)
+    lines = story.hear("/vlm/status", status("failed", "", reason="InstructionError", detail="empty"), 1.1)
+    assert story.has_ended
+    assert lines == ["mission failed (InstructionError: empty)"]
+
+
+def test_a_refusal_is_told_with_its_name():
+    story = told()
+    said = plan_status("refused", "forward(9)", reason="limit_distance", detail="at most 5 m")
+    assert story.hear("/vlm/plan/status", said, 2.1) == ["  refused: forward(9) limit_distance: at most 5 m"]
+
+
+@pytest.mark.parametrize(
+    ("state", "distance_m", "collisions", "good"),
+    [
+        ("done", 0.7, 0, True),
+        ("done", 0.71, 0, False),
+        ("done", 0.5, 1, False),
+        ("step_limit", 0.5, 0, False),
+    ],
+)
+def test_success_needs_done_distance_and_no_collision(state, distance_m, collisions, good):
+    story = told()
+    story.state = state
+    assert is_success(story, "red ball", distance_m, collisions) is good
+
+
+def test_tokens_are_compared_step_by_step():
+    steps = [Step(1, token_ids=(1, 2)), Step(2, token_ids=(3,))]
+    assert same_tokens(steps, {}) is None
+    assert same_tokens(steps, {1: {"token_ids": [1, 2]}}) is True
+    assert same_tokens(steps, {1: {"token_ids": [1, 2]}, 2: {"token_ids": [4]}}) is False
+
+
+def test_objects_are_found_by_name_and_by_a_kind_that_is_there_once():
+    scene = random_scene(3)
+    assert scene.names == ("orange table", "red person", "blue chair", "green box")
+    assert named_object("Walk to the RED person, please.", scene) == "red person"
+    assert named_object("go to the chair", scene) == "blue chair"
+    assert named_object("go to the purple chair", scene) is None
+    assert named_object("go to the plant", scene) is None
+    assert named_object("boxing", scene) is None
+
+
+def test_the_object_ahead_is_the_one_that_the_robot_looks_at():
+    scene = random_scene(3)
+    for item in scene.objects:
+        behind = replace(item, colour="purple", name=f"purple {item.kind}", x_m=item.x_m - 3.0)
+        start = Pose2D(item.x_m - 1.0, item.y_m, 0.0)
+        assert object_ahead(replace(scene, start=start, objects=(behind, item))) == item.name
+
+
+def test_the_table_says_when_tokens_differ():
+    sums = report.sums(figures([TRACE]))
+    document = {
+        "instruction": "go", "success": False, "status": "done", "target_object": None,
+        "final_distance_m": None,
+        "collisions": 0, "answers": [], "time_to_first_action_s": None, "total_s": 3.0,
+        "strategy": "speculative",
+        "autoregressive": sums, "same_tokens_as_autoregressive": False, **sums,
+    }  # fmt: skip
+    text = report.table(document)
+    assert "NO" in text
+    assert "75.0%" in text
+    assert "none that is in this room" in text

@@ -1,0 +1,174 @@
+"""What is installed by pip and by colcon: files, scripts, dependencies."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from vlm_spec_decode import __version__
+
+ROOT = Path(__file__).parents[1]
+NAME = "vlm_spec_decode"
+NODES = ("camera_node", "locomotion_node", "vlm_node")
+
+WITHOUT_KEY = {"cyclonedds", "msgspec", "safetensors", "tokenizers", "unitree-sdk2py-dimos"}
+"""Runtime packages for which rosdistro has no rosdep key; package.xml says how they are installed."""
+ROSDEP = {
+    "mujoco": "python3-mujoco-pip",
+    "pillow": "python3-pil",
+    "pyyaml": "python3-yaml",
+    "pyzmq": "python3-zmq",
+    "rosbags": "python3-rosbags-pip",
+    "transformers": "python3-transformers-pip",
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """A copy of what git knows, so that a build leaves nothing behind here."""
+    folder = tmp_path_factory.mktemp("source") / NAME
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout: what belongs to the package is not known")
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def build(source: Path, out: Path, hook: str) -> Path:
+    code = f"import sys; from setuptools import build_meta as b; print(b.{hook}(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(out)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out / done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_what_runs_and_what_ros_looks_for(source, tmp_path):
+    with zipfile.ZipFile(build(source, tmp_path, "build_wheel")) as wheel:
+        names = set(wheel.namelist())
+        entry = next(name for name in names if name.endswith("entry_points.txt"))
+        scripts = wheel.read(entry).decode()
+    for role in ("draft", "target"):
+        for file in ("model.safetensors", "config.json", "tokenizer.json"):
+            assert f"{NAME}/assets/{role}/{file}" in names
+    assert f"{NAME}/py.typed" in names
+    data = f"{NAME}-{__version__}.data"
+    share = f"{data}/data/share"
+    assert f"{share}/ament_index/resource_index/packages/{NAME}" in names
+    for path in (
+        "package.xml",
+        "launch/sim.launch.py",
+        "launch/go2.launch.py",
+        "config/sim.yaml",
+        "rviz/vlm.rviz",
+    ):
+        assert f"{share}/{NAME}/{path}" in names
+    assert any(name.startswith(f"{share}/{NAME}/config/scenes/") for name in names)
+    for script in ("vsd", *NODES):
+        assert f"{script} = {NAME}." in scripts
+    assert not any(name.startswith(("test/", "benchmarks/", "nodes/")) for name in names)
+
+
+@pytest.mark.slow
+def test_a_source_archive_can_be_built_from(source, tmp_path):
+    with tarfile.open(build(source, tmp_path, "build_sdist")) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    needed = {"setup.py", "setup.cfg", "package.xml", "README.md", "LICENSE", f"resource/{NAME}"}
+    assert needed | {f"nodes/{node}" for node in NODES} | {"launch/sim.launch.py"} <= names
+
+
+@pytest.mark.slow
+def test_colcon_builds_it(source, tmp_path):
+    colcon = shutil.which("colcon") or shutil.which("colcon", path=str(Path(sys.executable).parent))
+    if colcon is None:
+        pytest.skip("colcon is not installed")
+    command = [colcon, "--log-base", "log", "build", "--base-paths", str(source), "--packages-select", NAME]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    installed = tmp_path / "install" / NAME
+    for node in (*NODES, "vsd"):
+        assert (installed / "lib" / NAME / node).is_file()
+    assert (installed / "share" / NAME / "launch" / "sim.launch.py").is_file()
+    assert (installed / "share" / "ament_index" / "resource_index" / "packages" / NAME).is_file()
+
+
+def manifest() -> ElementTree.Element:
+    return ElementTree.parse(ROOT / "package.xml").getroot()
+
+
+def requirements() -> set[str]:
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    lists = {
+        target.id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.List)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    return {re.split(r"[<>=;\[ ]", text)[0] for text in lists["RUNTIME"]}
+
+
+def test_the_manifest_is_of_format_3_and_of_this_version():
+    root = manifest()
+    assert root.get("format") == "3"
+    assert root.findtext("version") == __version__
+    assert root.findtext("license") == "Apache-2.0"
+    assert root.findtext("export/build_type") == "ament_python"
+
+
+def test_the_manifest_names_every_runtime_package():
+    keys = {node.text for node in manifest().iter("exec_depend")}
+    for name in requirements() - WITHOUT_KEY:
+        assert ROSDEP.get(name, f"python3-{name}") in keys
+
+
+def test_the_manifest_names_every_ros_package_that_is_imported():
+    keys = {node.text for node in manifest().iter("exec_depend")}
+    imported = set()
+    for path in [*(ROOT / NAME).rglob("*.py"), *(ROOT / "launch").glob("*.py")]:
+        found = re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.MULTILINE)
+        imported |= {
+            n
+            for n in found
+            if n in {"rclpy", "launch", "launch_ros", "ament_index_python"}
+            or n.endswith(("_msgs", "_srvs", "_interfaces"))
+        }
+    assert imported <= keys
+
+
+def test_the_lock_pins_every_requirement_for_every_python():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pinned = {}
+    for line in lines:
+        if line and not line.startswith("#"):
+            name, _, rest = line.partition("==")
+            assert rest, f"{line!r} is not pinned"
+            pinned.setdefault(name.lower().replace("_", "-"), []).append(rest)
+    for name in requirements():
+        assert name.lower() in pinned, f"{name} is not in requirements.lock"
+    assert len(pinned["cyclonedds"]) == 2
+
+
+def test_make_knows_its_targets():
+    for target in ("setup", "demo", "test", "lint", "clean"):
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
