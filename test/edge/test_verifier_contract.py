@@ -1,0 +1,112 @@
+"""What every `Verifier` promises, in this process and over encrypted sockets alike."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from test.net.test_sockets import HELLO, cloud, edge, own_answer
+from test.tables import STOP, TARGET, TableModel
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.errors import Cancelled, CloudTimeout, VsdError
+from vlm_spec_decode.core.ports import Verifier
+from vlm_spec_decode.core.sequence import Sequence
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Observation, SamplingParams
+from vlm_spec_decode.edge.local import LocalVerifier
+from vlm_spec_decode.transport import keys
+
+pytestmark = pytest.mark.net
+PARAMS = SamplingParams(temperature=1.0, max_tokens=16, stop_ids=(STOP,), seed=11)
+OBSERVATION = Observation(None, "go")
+
+
+@pytest.fixture(params=["local", "sockets"])
+def verifier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Verifier]:
+    if request.param == "local":
+        yield LocalVerifier(TableModel(TARGET), WallClock())
+        return
+    keys.generate(tmp_path)
+    with cloud(tmp_path) as server, edge(server.address, tmp_path, hello=HELLO) as remote:
+        remote.connect()
+        yield remote
+
+
+def answer(verifier: Verifier, number: int, params: SamplingParams = PARAMS) -> Sequence:
+    verifier.open(AnswerRequest(number, OBSERVATION, params, "autoregressive"))
+    sequence = Sequence()
+    while not sequence.finished:
+        event = verifier.wait(10)
+        assert isinstance(event, Commit)
+        assert event.start == len(sequence)
+        assert sequence.commit(event) == event.tokens != ()
+    verifier.close()
+    return sequence
+
+
+def test_commits_come_in_order_and_end(verifier: Verifier) -> None:
+    assert answer(verifier, 1).tokens == own_answer(PARAMS)
+
+
+def test_answers_follow_each_other(verifier: Verifier) -> None:
+    for number in (1, 2, 3):
+        params = SamplingParams(temperature=1.0, max_tokens=8, stop_ids=(STOP,), seed=number)
+        assert answer(verifier, number, params).tokens == own_answer(params)
+
+
+def test_a_new_answer_takes_the_place_of_an_open_one(verifier: Verifier) -> None:
+    verifier.open(AnswerRequest(1, OBSERVATION, PARAMS, "autoregressive"))
+    verifier.wait(10)
+    assert answer(verifier, 2).tokens == own_answer(PARAMS)
+
+
+def test_hints_that_make_no_sense_do_no_harm(verifier: Verifier) -> None:
+    verifier.open(AnswerRequest(1, OBSERVATION, PARAMS, "speculative"))
+    verifier.submit(Draft(1, 0, 7, 1, (0,), (0,)))
+    verifier.submit(Draft(1, 0, 0, 9, (0,), (8,)))
+    verifier.submit(Draft(2, 0, 0, 1, (0,), (0,)))
+    verifier.submit(Draft(1, 0, 0, 2, (0, 1, 1), (0, 2, 0)))
+    event = verifier.wait(10)
+    assert isinstance(event, Commit)
+    assert event.tokens == own_answer(PARAMS)[: len(event.tokens)]
+
+
+def test_without_a_hint_a_wait_ends_by_name(verifier: Verifier) -> None:
+    verifier.open(AnswerRequest(1, OBSERVATION, PARAMS, "speculative"))
+    with pytest.raises(CloudTimeout):
+        verifier.wait(0.3)
+    assert verifier.poll() is None
+
+
+def test_cancel_is_heard_by_the_next_wait(verifier: Verifier) -> None:
+    verifier.open(AnswerRequest(1, OBSERVATION, SamplingParams(max_tokens=4000), "autoregressive"))
+    verifier.wait(10)
+    thread = threading.Thread(target=verifier.cancel)
+    thread.start()
+    thread.join()
+    with pytest.raises(Cancelled):
+        drain(verifier.wait)
+    assert answer(verifier, 2).tokens == own_answer(PARAMS)
+
+
+def test_close_twice_is_close_once(verifier: Verifier) -> None:
+    verifier.open(AnswerRequest(1, OBSERVATION, PARAMS, "autoregressive"))
+    verifier.close()
+    verifier.close()
+
+
+def test_an_unknown_strategy_is_refused(verifier: Verifier) -> None:
+    with pytest.raises(VsdError, match="hope"):
+        open_and_wait(verifier)
+
+
+def open_and_wait(verifier: Verifier) -> None:
+    verifier.open(AnswerRequest(1, OBSERVATION, PARAMS, "hope"))
+    verifier.wait(5)
+
+
+def drain(wait: Callable[[float], object]) -> None:
+    while True:
+        wait(10)

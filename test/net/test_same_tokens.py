@@ -1,0 +1,109 @@
+"""The shipped models over encrypted sockets: every strategy says what `autoregressive` says."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PilImage
+
+from vlm_spec_decode.actions.types import ACTION_LANGUAGE_DIGEST
+from vlm_spec_decode.cloud.desk import CloudDesk
+from vlm_spec_decode.cloud.server import CloudServer
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.errors import CloudRefused
+from vlm_spec_decode.core.types import GenerationResult, Image, Observation, SamplingParams
+from vlm_spec_decode.edge.engine import EngineConfig
+from vlm_spec_decode.edge.setup import EdgeRuntime, EdgeSettings, bring_up
+from vlm_spec_decode.models.loader import load_model, shipped
+from vlm_spec_decode.sim.camera import FrontCamera
+from vlm_spec_decode.sim.scene import random_scene
+from vlm_spec_decode.sim.world import World
+from vlm_spec_decode.strategies.registry import STRATEGIES
+from vlm_spec_decode.transport import keys
+from vlm_spec_decode.transport.router import RouterLink
+
+pytestmark = [pytest.mark.net, pytest.mark.sim]
+
+SEEDS = (1_000_001, 1_000_002, 1_000_003)
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeRuntime]:
+    import threading
+
+    folder = tmp_path_factory.mktemp("keys")
+    keys.generate(folder)
+    target = load_model(shipped("target"))
+    link = RouterLink("tcp://127.0.0.1:*", keys.cloud_keys(folder))
+    server = CloudServer(link, CloudDesk(target.card, ACTION_LANGUAGE_DIGEST), target, WallClock())
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    try:
+        runtime = bring_up(EdgeSettings(cloud=server.address, keys=folder, draft_length=6))
+        yield runtime
+        runtime.close()
+    finally:
+        server.stop()
+        thread.join(timeout=10)
+
+
+def frame(seed: int) -> tuple[Image, str]:
+    scene = random_scene(seed)
+    camera = FrontCamera(World(scene), 448, 252)
+    jpeg = camera.jpeg()
+    camera.close()
+    return Image(jpeg, 448, 252), scene.objects[0].name
+
+
+def ask(
+    runtime: EdgeRuntime, observation: Observation, name: str, params: SamplingParams
+) -> GenerationResult:
+    *_, last = runtime.engine.answer(observation, EngineConfig(name, params, draft_length=6))
+    assert last.result
+    return last.result
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_every_strategy_says_the_same_over_sockets(runtime: EdgeRuntime, temperature: float) -> None:
+    base = runtime.engine.config.params
+    for seed in SEEDS:
+        image, thing = frame(seed)
+        observation = Observation(image, f"go to the {thing}")
+        params = SamplingParams(temperature=temperature, max_tokens=48, stop_ids=base.stop_ids, seed=seed)
+        results = {name: ask(runtime, observation, name, params) for name in STRATEGIES}
+        plain = results["autoregressive"]
+        assert {r.tokens for r in results.values()} == {plain.tokens}
+        assert plain.target_passes == len(plain.tokens)
+        assert results["speculative"].target_passes < plain.target_passes
+        assert results["autoregressive"].usage.image_bytes == len(image.jpeg) or temperature
+        assert results["speculative"].usage.image_bytes == 0, "the cloud has this frame already"
+
+
+def test_an_image_that_cannot_be_decoded_is_refused_by_name(runtime: EdgeRuntime) -> None:
+    broken = Image(b"\xff\xd8\xff" + bytes(500), 448, 252)
+    config = EngineConfig("autoregressive", runtime.engine.config.params)
+    with pytest.raises(CloudRefused, match="image"):
+        list(runtime.engine.answer(Observation(broken, "go"), config))
+    image, thing = frame(SEEDS[0])
+    assert ask(runtime, Observation(image, f"go to the {thing}"), "speculative", config.params).tokens
+
+
+def test_ask_without_a_cloud_says_the_same(runtime: EdgeRuntime, tmp_path: Path) -> None:
+    from vlm_spec_decode.edge.ask import AskConfig, run
+
+    image, thing = frame(SEEDS[1])
+    path = tmp_path / "frame.png"
+    with PilImage.open(io.BytesIO(image.jpeg)) as picture:
+        assert np.asarray(picture).std() > 5
+    path = tmp_path / "frame.jpg"
+    path.write_bytes(image.jpeg)
+    local = run(AskConfig(f"go to the {thing}", path))
+    remote = ask(
+        runtime, Observation(image, f"go to the {thing}"), "autoregressive", runtime.engine.config.params
+    )
+    assert tuple(local["token_ids"]) == remote.tokens
+    assert local["target_passes"] < len(remote.tokens)
