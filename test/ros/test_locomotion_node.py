@@ -231,3 +231,14 @@ def test_limits_come_from_a_file_and_unknown_ones_are_refused(stage, eventually,
     node = graph.node("other", limits_file=str(path))
     with pytest.raises(ConfigError, match="max_distanse_m"):
         LocomotionNode(node, FakeRobot(WallClock()), WallClock(), print)
+
+
+def test_simulated_time_that_stands_still_does_not_stop_the_watch(stage, eventually):
+    commander, _, robot, _ = stage(use_sim_time=True)
+    before = len(commander.messages)
+    time.sleep(1.0)
+    assert len(commander.messages) - before >= 5
+    commander.command(Forward(0.5))
+    assert eventually(lambda: "refused" in commander.states())
+    assert commander.statuses()[-1].reason == "stale_frame"
+    assert commander.estop(True).success

@@ -102,6 +102,18 @@ def test_more_signals_until_the_very_end_change_nothing(process):
     assert "Traceback" not in output
 
 
+def test_a_signal_while_the_parts_are_put_together_ends_that(process):
+    child, log = process(build="note('building'); time.sleep(8)")
+    assert wait_for_line(log, "building")
+    asked_s = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    output, _ = child.communicate(timeout=10)
+    assert time.monotonic() - asked_s < 3.0
+    assert child.returncode == 0, output
+    assert "Traceback" not in output
+    assert "closed" not in log.read_text()
+
+
 def test_a_callback_that_computes_does_not_delay_the_close(process):
     child, log = process(work="time.sleep(2.0) if self.calls >= 3 else None")
     assert wait_for_line(log, "spinning")

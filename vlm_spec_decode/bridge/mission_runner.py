@@ -22,6 +22,13 @@ from vlm_spec_decode.edge.mission import LOOK_AGAIN, Mission, Status
 SHOWN_CHARS = 200
 """How much of an instruction a status repeats."""
 
+WHY = {
+    "estop": "the e-stop is engaged; the e_stop service releases it",
+    "cancelled": "somebody asked for it",
+    "watchdog": "the plan's heartbeat was lost",
+}
+"""What a reason means for a person, where the executor has not said more."""
+
 Report: TypeAlias = Plan | Partial | Answer | MissionStatus
 
 
@@ -158,6 +165,7 @@ class MissionRunner:
 
 def ending_of(status: PlanStatus) -> Ending:
     """Return what an executor's breaking off means for the mission."""
-    detail = f"{status.action}: {status.detail}" if status.action else status.detail
+    said = status.detail or WHY.get(status.reason, "")
+    detail = f"{status.action}: {said}" if status.action else said
     meaning: dict[str, Status] = {"refused": "refused", "fault": "failed"}
     return Ending(meaning.get(status.state, "cancelled"), status.reason or status.state, detail)

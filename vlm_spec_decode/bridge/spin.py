@@ -2,6 +2,8 @@
 
 Signal handlers run on the main thread only, and only between bytecodes. So the main thread does nothing
 but wait, and the executor spins on another: a signal is seen at once even while a callback computes.
+While the parts are still being put together (importing a model's libraries takes seconds) nothing runs
+yet that would have to be stopped, so a signal simply ends that.
 """
 
 from __future__ import annotations
@@ -40,12 +42,17 @@ class Stop(Protocol):
 Build = Callable[[Node, Stop], NodePart]
 
 
+class _EndedEarly(BaseException):
+    """A signal while the parts were being put together; no Exception, so that nobody else takes it."""
+
+
 class _Ending:
     """Remembers that, and why, the process ends."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
         self.error: VsdError | None = None
+        self.is_building = False
 
     def __call__(self, error: VsdError | None = None) -> None:
         if not self.event.is_set():
@@ -54,6 +61,9 @@ class _Ending:
 
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.event.set()
+        if self.is_building:
+            self.is_building = False
+            raise _EndedEarly
 
 
 def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads: int = 3) -> int:
@@ -68,9 +78,11 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
     rclpy.init(args=list(args) if args is not None else None, signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node(name)
     try:
-        _serve(node, build, ending, threads)
+        _serve(node, _built(node, build, ending), ending, threads)
     except VsdError as error:
         ending(error)
+    except _EndedEarly:
+        node.get_logger().info("ended before it had begun")
     finally:
         code = _report(node, ending.error)
         node.destroy_node()
@@ -81,8 +93,14 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
     return code
 
 
-def _serve(node: Node, build: Build, ending: _Ending, threads: int) -> None:
+def _built(node: Node, build: Build, ending: _Ending) -> NodePart:
+    ending.is_building = True
     part = build(node, ending)
+    ending.is_building = False
+    return part
+
+
+def _serve(node: Node, part: NodePart, ending: _Ending, threads: int) -> None:
     executor = MultiThreadedExecutor(threads)
     executor.add_node(node)
     pool = ThreadPoolExecutor(1, thread_name_prefix="spin")

@@ -60,7 +60,11 @@ class _Current:
 
 
 class VlmNode:
-    """Runs missions; see the README's table of topics for what it speaks."""
+    """Runs missions.
+
+    Hears `vlm/instruction`, `vlm/plan/status` and the camera; says `vlm/plan`, `vlm/answer`, `vlm/trace`,
+    `vlm/answer/partial`, `vlm/status` and `/diagnostics`.
+    """
 
     def __init__(
         self, node: Node, source: EngineSource, clock: Clock, on_failure: Callable[[VsdError], None]
