@@ -24,6 +24,9 @@ DISTANCE_BINS, DISTANCE_STEP_M = 24, 0.2
 TELLING_WEIGHT = 6.0
 """Weight of tokens that carry information against 1 for the rest; a mean loss would hide them."""
 
+DECIDING_WEIGHT = 12.0
+"""Weight of an answer's second and fourth word: "i see", "i do not see" and "i do not know" part there."""
+
 TELLING = (
     *COLOURS,
     *KINDS,
@@ -109,6 +112,11 @@ def pack_ids(
             positions[row, at:end] = NUM_IMAGE_TOKENS + np.arange(len(ids))
             at = end
     weights = np.where(labels >= 0, np.where(telling[np.maximum(labels, 0)], TELLING_WEIGHT, 1.0), 0.0)
+    begins = (labels >= 0) & (np.roll(labels, 1, axis=1) < 0)
+    for ahead in (1, 3):
+        deciding = np.roll(begins, ahead, axis=1)
+        deciding[:, :ahead] = False
+        weights[deciding & (labels >= 0)] = DECIDING_WEIGHT
     return Batch(
         pixels=pixels,
         tokens=torch.from_numpy(tokens),

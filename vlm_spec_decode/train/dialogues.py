@@ -48,13 +48,13 @@ def _choose(rng: np.random.Generator, view: tuple[Thing, ...]) -> str:
     """Name a thing: mostly one in view, sometimes out of view, sometimes absent but nearly there."""
     seen = [t for t in view if t.seen]
     kind = rng.random()
-    if seen and kind < 0.74:
+    if seen and kind < 0.66:
         # Near things are a few pixels of an episode and most of its risk, so they get their share.
         chosen = seen[int(rng.integers(len(seen)))]
         alone = sum(t.kind == chosen.kind for t in view) == 1
         return chosen.kind if alone and rng.random() < 0.12 else chosen.name
     hidden = [t for t in view if not t.seen]
-    if hidden and kind < 0.87:
+    if hidden and kind < 0.83:
         return hidden[int(rng.integers(len(hidden)))].name
     colour, what = (str(rng.choice(COLOURS)), str(rng.choice(KINDS)))
     if view and rng.random() < 0.7:
