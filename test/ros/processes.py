@@ -42,6 +42,14 @@ class Processes:
     def output(self, name):
         return (self.folder / f"{name}.log").read_text()
 
+    def story(self):
+        """Return who still runs and the end of what each has said."""
+        lines = []
+        for name, process in self.running.items():
+            lines.append(f"== {name}: exit code {process.poll()}")
+            lines += self.output(name).splitlines()[-15:]
+        return "\n".join(lines)
+
     def interrupt(self, name, number=signal.SIGINT, timeout_s=CLOSE_S):
         """Send a signal and return the exit code."""
         process = self.running[name]

@@ -67,6 +67,11 @@ class User:
         ends = [status for status in self.json("status") if status["state"] in ENDED]
         return ends[count - 1] if len(ends) >= count else None
 
+    def counts(self):
+        heard = {name: len(messages) for name, messages in self.heard.items()}
+        rest = {"executor": self.executor, "images": self.images, "odometry": self.odometry}
+        return heard | {name: len(messages) for name, messages in rest.items()}
+
     def place(self):
         position = self.odometry[-1].pose.pose.position
         return position.x, position.y
@@ -82,11 +87,11 @@ def user(graph, sensor_qos):
 def test_a_sentence_walks_the_robot_and_a_lost_cloud_leaves_it_at_rest(user, processes, eventually, tmp_path):
     address, keys = start_all(processes, tmp_path)
     up = eventually(lambda: user.executor and user.images and "ready" in states(user), 90.0)
-    assert up, {name: processes.output(name) for name in processes.running}
+    assert up, f"{user.counts()}\n{processes.story()}"
 
     user.say("walk to the red ball")
     end = eventually(user.ended, 60.0)
-    assert end, processes.output("vlm_node")
+    assert end, f"{user.counts()}\n{processes.story()}"
     assert end["state"] == "done", end
     answers, traces = user.json("answer"), user.json("trace")
     assert len(answers) == len(traces) >= 1

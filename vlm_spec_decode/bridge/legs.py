@@ -54,7 +54,7 @@ class Legs:
         self._estop_lock = threading.Lock()
         self._held = threading.Event()
         self._readiness = Readiness()
-        self._thread = threading.Thread(target=self._start, name="robot start", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="robot start", daemon=True)
 
     @property
     def readiness(self) -> Readiness:
@@ -123,6 +123,19 @@ class Legs:
             return error
         return None
 
+    def _run(self) -> None:
+        """Start, and fail aloud also on an error that nobody foresaw: waiting for ever helps nobody."""
+        try:
+            self._start()
+        finally:
+            ended = self._readiness.is_ready or self._readiness.error or self._closing.is_set()
+            if not ended:
+                self._fail(RobotError("the start-up broke off; its traceback is in the log"))
+
+    def _fail(self, error: RobotError) -> None:
+        self._readiness = Readiness(detail=str(error), error=error)
+        self._on_failure(error)
+
     def _start(self) -> None:
         deadline_s = self._clock.now() + self._start_timeout_s
         while not self._closing.is_set():
@@ -134,8 +147,7 @@ class Legs:
             if self._closing.is_set():
                 return
             if not may_retry or self._clock.now() > deadline_s:
-                self._readiness = Readiness(detail=str(error), error=error)
-                self._on_failure(error)
+                self._fail(error)
                 return
             self._closing.wait(RETRY_S)
 

@@ -55,7 +55,11 @@ def join(domain: int, interface: str | None) -> None:
 
 
 def make_sport_clients(*timeouts_s: float) -> list[SportClient]:
-    """Return one SportClient per timeout, made side by side: each takes 0.7 s, nearly all of it sleep."""
+    """Return one SportClient per timeout; each takes 0.7 s, nearly all of it sleep.
+
+    The first is made alone, because the DDS library describes message types at their first use and fails
+    when threads do that together; the others side by side.
+    """
 
     def make(timeout_s: float) -> SportClient:
         client = SportClient()
@@ -63,8 +67,10 @@ def make_sport_clients(*timeouts_s: float) -> list[SportClient]:
         client.Init()
         return client
 
-    with ThreadPoolExecutor(len(timeouts_s)) as pool:
-        return list(pool.map(make, timeouts_s))
+    first, *others = timeouts_s
+    clients = [make(first)]
+    with ThreadPoolExecutor(max(1, len(others))) as pool:
+        return clients + list(pool.map(make, others))
 
 
 def to_state(message: SportModeState_, received_s: float, battery_soc: float) -> RobotState:
