@@ -84,7 +84,7 @@ def robot(repeats: int, folder: Path) -> list[Figure]:
         at_most("turn_20_error_deg", max(found.turn_errors_deg), 3.0, over),
         at_most("watchdog_silence_to_stop_s", max(found.watchdog_s), 0.3, over),
         Figure("watchdog_stop_to_standstill_s", round(max(found.watchdog_standstill_s), 3), over=over),
-        Figure("estop_call_to_stop_received_ms", round(1e3 * max(found.estop_s), 2), over=over),
+        Figure("estop_call_to_stop_commanded_ms", round(1e3 * max(found.estop_s), 2), over=over),
         Figure("estop_stop_to_standstill_s", round(max(found.estop_standstill_s), 3), over=over),
         Figure("estop_distance_m", round(max(found.estop_distance_m), 3), over=over),
     ]
