@@ -54,7 +54,7 @@ def figures(traces: Iterable[Mapping[str, Any]]) -> Figures:
 
 
 def named_object(instruction: str, scene: Scene) -> str | None:
-    """Return the object that the instruction names by colour and kind, or by a kind that is there only once."""
+    """Return the object that is named by colour and kind, or by a kind that is there only once."""
     words = re.sub(r"[^a-z]+", " ", instruction.lower())
     for colour, kind in re.findall(rf"\b(?:({'|'.join(COLOURS)}) )?({'|'.join(KINDS)})\b", words):
         fits = [item.name for item in scene.objects if item.kind == kind and colour in ("", item.colour)]
