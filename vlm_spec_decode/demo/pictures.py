@@ -27,14 +27,15 @@ CHARS = 74
 def save_frames(
     folder: Path, instruction: str, steps: Iterable[Step], frames: Mapping[float, Image]
 ) -> list[Path]:
-    """Write one annotated PNG for each step whose frame was seen; return their paths."""
+    """Write each step's frame as it was seen (.jpg) and annotated (.png); return the paths of the latter."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("step_*.png"):
+    for old in folder.glob("step_*.*"):
         old.unlink()
     written = []
     for step in steps:
         if step.stamp_s in frames and step.text:
             path = folder / f"step_{step.number:02d}.png"
+            path.with_suffix(".jpg").write_bytes(frames[step.stamp_s].jpeg)
             annotate(frames[step.stamp_s], instruction, step).save(path)
             written.append(path)
     return written
