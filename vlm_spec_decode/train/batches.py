@@ -25,7 +25,8 @@ TELLING_WEIGHT = 6.0
 """Weight of tokens that carry information against 1 for the rest; a mean loss would hide them."""
 
 DECIDING_WEIGHT = 12.0
-"""Weight of an answer's second and fourth word: "i see", "i do not see" and "i do not know" part there."""
+"""Weight of the word after an answer's first full stop and of the third one after it: there "the red chair",
+"i do not see", "i do not know", "i looked" and "ok" part."""
 
 TELLING = (
     *COLOURS,
@@ -62,6 +63,7 @@ class Batcher:
         vocab = tokenizer.get_vocab()
         self.telling = np.zeros(len(tokenizer), dtype=bool)
         numbers = [i for token, i in vocab.items() if token.lstrip("-").replace(".", "").isdigit()]
+        self._stop = vocab["."]
         self.telling[[*numbers, *(vocab[w] for w in TELLING)]] = True
 
     def draw(self, rng: np.random.Generator, batch: int, dialogues: int | None = None) -> Batch:
@@ -84,7 +86,7 @@ class Batcher:
     def pack(self, pixels: torch.Tensor, talks: list[list[Dialogue]], patch: torch.Tensor) -> Batch:
         """Lay the dialogues of each image one after the other."""
         sequences = [[self._ids(d) for d in talk] for talk in talks]
-        return pack_ids(pixels, sequences, patch, self.telling)
+        return pack_ids(pixels, sequences, patch, self.telling, self._stop)
 
     def _ids(self, dialogue: Dialogue) -> tuple[list[int], int]:
         prompt = self._tokenizer(f"user : {dialogue.prompt} robot :")["input_ids"]
@@ -96,12 +98,17 @@ def pack_ids(
     sequences: list[list[tuple[list[int], int]]],
     patch: torch.Tensor,
     telling: npt.NDArray[np.bool_],
+    stop: int = -1,
 ) -> Batch:
-    """Pack (ids, prompt length) pairs per image. Loss falls on the answers alone."""
+    """Pack (ids, prompt length) pairs per image. Loss falls on the answers alone.
+
+    `stop` is the full stop after which an answer decides; -1 weighs no decision.
+    """
     size = max(sum(len(ids) for ids, _ in talk) for talk in sequences)
     shape = (len(sequences), size)
     tokens, labels = np.zeros(shape, np.int64), np.full(shape, -100, np.int64)
     segments, positions = np.full(shape, -1, np.int64), np.zeros(shape, np.int64)
+    deciding = np.zeros(shape, dtype=bool)
     for row, talk in enumerate(sequences):
         at = 0
         for number, (ids, prompt) in enumerate(talk, start=1):
@@ -110,13 +117,12 @@ def pack_ids(
             labels[row, at + prompt - 1 : end - 1] = ids[prompt:]
             segments[row, at:end] = number
             positions[row, at:end] = NUM_IMAGE_TOKENS + np.arange(len(ids))
+            if stop in ids[prompt:]:
+                decides = at + prompt + ids[prompt:].index(stop)
+                deciding[row, [decides, min(decides + 2, end - 1)]] = True
             at = end
     weights = np.where(labels >= 0, np.where(telling[np.maximum(labels, 0)], TELLING_WEIGHT, 1.0), 0.0)
-    begins = (labels >= 0) & (np.roll(labels, 1, axis=1) < 0)
-    for ahead in (1, 3):
-        deciding = np.roll(begins, ahead, axis=1)
-        deciding[:, :ahead] = False
-        weights[deciding & (labels >= 0)] = DECIDING_WEIGHT
+    weights[deciding & (labels >= 0)] = DECIDING_WEIGHT
     return Batch(
         pixels=pixels,
         tokens=torch.from_numpy(tokens),

@@ -32,6 +32,9 @@ SEARCH_DEG = 60
 FULL_TURN = 6
 """Turns of SEARCH_DEG after which everything has been seen."""
 
+MAX_TOLD = 4
+"""Things told of one frame."""
+
 AHEAD_DEG = 12
 BODY_HALF_WIDTH_M = 0.27
 """Half the body's width and a margin."""
@@ -69,22 +72,30 @@ def things(rows: npt.NDArray[np.float32]) -> tuple[Thing, ...]:
 
 
 def answer(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str:
-    """Return what to say and do, in the tiny models' spaced form."""
-    if goal.verb == "act":
-        return f"{describe(None, view)} . ok . {goal.action} done ( )"
-    if goal.verb == "unknown":
-        return "i do not know what that means so i stay where i am . done ( )"
-    if goal.verb == "unsafe":
-        return "no , i will not do that because it is not safe . done ( )"
-    if goal.verb == "see":
-        return f"{describe(None, view)} . done ( )"
+    """Return what to say and do, in the tiny models' spaced form.
+
+    First what is in view, whatever was asked; then what that means for the instruction. A small model
+    decides far better whether the named thing is there once it has said what is.
+    """
+    return f"{describe(view)} . {_reply(goal, view, history)}"
+
+
+def _reply(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str:
+    fixed = {
+        "act": f"ok . {goal.action} done ( )",
+        "unknown": "i do not know what that means . done ( )",
+        "unsafe": "no , i will not do that . done ( )",
+        "see": "done ( )",
+    }
+    if goal.verb in fixed:
+        return fixed[goal.verb]
     thing = find(goal.thing, view)
     if thing is None:
-        return _search(goal, view, history)
+        return _search(goal, history)
+    about = f"the {thing.name} is {_where(thing)} at {_metres(thing.distance_m)} m ."
     if goal.verb == "goto":
-        return f"{describe(thing, view)} . {_approach(goal, thing, view)}"
-    turn = _turn(thing.bearing_deg) if goal.verb == "face" else ""
-    return f"{describe(thing, view)} . {turn}done ( )"
+        return f"{about} {_approach(goal, thing, view)}"
+    return f"{about} {_turn(thing.bearing_deg) if goal.verb == 'face' else ''}done ( )"
 
 
 def find(name: str, view: tuple[Thing, ...]) -> Thing | None:
@@ -93,31 +104,24 @@ def find(name: str, view: tuple[Thing, ...]) -> Thing | None:
     return min(fits, key=lambda t: t.distance_m, default=None)
 
 
-def describe(thing: Thing | None, view: tuple[Thing, ...]) -> str:
-    """Say the thing that matters with its distance, then the largest other one in view."""
-    others = sorted((t for t in view if t.seen and t is not thing), key=lambda t: -t.pixels)
-    if thing is None and others:
-        thing = others.pop(0)
-    if thing is None:
-        return "i see nothing but the room"
-    first = f"i see the {thing.name} {_where(thing)} at {_metres(thing.distance_m)} m"
-    second = f" and a {others[0].name} {_where(others[0])}" if others else " and nothing else"
-    return first + second
+def describe(view: tuple[Thing, ...]) -> str:
+    """Say what is in view from left to right, at most the largest `MAX_TOLD`."""
+    told = sorted((t for t in view if t.seen), key=lambda t: -t.pixels)[:MAX_TOLD]
+    parts = [f"a {t.name} {_where(t)}" for t in sorted(told, key=lambda t: -t.bearing_deg)]
+    return "i see " + (" , ".join(parts) or "nothing")
 
 
 def _where(thing: Thing) -> str:
     if abs(thing.bearing_deg) <= AHEAD_DEG:
         return "ahead"
-    return "to my left" if thing.bearing_deg > 0 else "to my right"
+    return "left" if thing.bearing_deg > 0 else "right"
 
 
-def _search(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str:
+def _search(goal: Goal, history: tuple[str, ...]) -> str:
     turned = sum(h.replace(" ", "").startswith(f"turn({SEARCH_DEG}") for h in history)
     if turned >= FULL_TURN:
         return f"i looked around and there is no {goal.thing} here . stop ( ) done ( )"
-    others = sorted((t for t in view if t.seen), key=lambda t: -t.pixels)
-    seen = f"a {others[0].name} {_where(others[0])}" if others else "nothing but the room"
-    return f"i do not see the {goal.thing} here , i see {seen} . turn ( {SEARCH_DEG} )"
+    return f"i do not see the {goal.thing} . turn ( {SEARCH_DEG} )"
 
 
 def _approach(goal: Goal, thing: Thing, view: tuple[Thing, ...]) -> str:
