@@ -1,0 +1,55 @@
+"""Link profiles and what the shaper makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
+from vlm_spec_decode.transport.shaper import OVERHEAD_BYTES, shapers
+
+FOLDER = Path(__file__).parents[2] / "config" / "links"
+FILES = sorted(FOLDER.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_every_profile_loads_and_names_its_source(path: Path) -> None:
+    profile = from_mapping(LinkProfile, yaml.safe_load(path.read_text()), str(path))
+    assert profile.name == path.stem
+    assert profile.source
+
+
+def test_there_are_profiles() -> None:
+    assert {"wifi", "lte", "5g", "go2_paper"} <= {path.stem for path in FILES}
+
+
+def test_unknown_keys_and_impossible_values_are_named() -> None:
+    with pytest.raises(ConfigError, match="'speed'"):
+        from_mapping(LinkProfile, {"name": "x", "rtt_ms": 1, "speed": 2})
+    with pytest.raises(ConfigError, match="out of range"):
+        LinkProfile("x", rtt_ms=-1)
+    with pytest.raises(ConfigError, match="rtt_ms"):
+        from_mapping(LinkProfile, {"name": "x"})
+
+
+def test_messages_serialise_and_never_overtake() -> None:
+    up, down = shapers(LinkProfile("x", rtt_ms=100, up_mbps=1.0, jitter_ms=20, loss=0.2), seed=1)
+    size = 1000 - OVERHEAD_BYTES
+    arrivals = [up.arrival(size, 0.0) for _ in range(200)]
+    assert arrivals == sorted(arrivals)
+    assert arrivals[-1] >= 200 * 0.008 + 0.05
+    assert down.arrival(10**6, 0.0) < 1.0, "no limit on this direction's rate"
+
+
+def test_a_quiet_link_is_half_the_round_trip_each_way() -> None:
+    up, _ = shapers(LinkProfile("x", rtt_ms=100), seed=1)
+    assert up.arrival(50, 3.0) == pytest.approx(3.05)
+
+
+def test_the_same_seed_is_the_same_link() -> None:
+    profile = LinkProfile("x", rtt_ms=50, up_mbps=5, jitter_ms=10, loss=0.1)
+    first, second = shapers(profile, 7)[0], shapers(profile, 7)[0]
+    assert [first.arrival(99, t) for t in range(50)] == [second.arrival(99, t) for t in range(50)]
