@@ -39,7 +39,8 @@ def user(tmp_path):
         (programs / name).chmod(0o755)
 
     def run(block: str) -> str:
-        script = "set -euo pipefail\ntrap 'code=$?; kill $(jobs -p) 2>/dev/null || true; wait || true; exit $code' EXIT\n" + block
+        end = "code=$?; kill $(jobs -p) 2>/dev/null || true; wait || true; exit $code"
+        script = f"set -euo pipefail\ntrap '{end}' EXIT\n{block}"
         environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

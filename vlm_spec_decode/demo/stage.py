@@ -21,7 +21,7 @@ from vlm_spec_decode.demo.story import Story
 from vlm_spec_decode.sim.server_truth import Truth
 
 NODES = ("camera", "locomotion", "vlm")
-START_S = 90.0
+START_S = 120.0
 SPIN_S = 0.05
 SETTLE_S = 0.6
 """After the end of a mission: until the robot stands still and the last messages are in."""
