@@ -10,7 +10,7 @@ from PIL import Image as PilImage
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.qos import qos_profile_sensor_data
 
-from test.ros import ROS_DOMAIN
+from test.ros import NAMESPACE, ROS_DOMAIN
 from test.ros.processes import Processes
 from vlm_spec_decode.core.types import Image
 
@@ -30,7 +30,8 @@ class Graph:
 
     def node(self, name, **parameters):
         overrides = [rclpy.Parameter(key, value=value) for key, value in parameters.items()]
-        node = rclpy.create_node(name, context=self.context, parameter_overrides=overrides)
+        options = {"context": self.context, "namespace": NAMESPACE, "parameter_overrides": overrides}
+        node = rclpy.create_node(name, **options)
         self.nodes.append(node)
         return node
 
@@ -61,8 +62,11 @@ class Graph:
         rclpy.shutdown(context=self.context)
 
 
-def wait_for(condition, timeout_s=5.0):
-    """Return the first true value of `condition`, or its last value when the time is up."""
+def wait_for(condition, timeout_s=20.0):
+    """Return the first true value of `condition`, or its last value when the time is up.
+
+    The time is generous, because it is only spent by a test that fails, or on a machine that is busy.
+    """
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         value = condition()

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from test.ros import NAMESPACE
+
 ROOT = Path(__file__).parents[2]
 NODES = ROOT / "nodes"
 CLOSE_S = 10.0
@@ -37,7 +39,7 @@ class Processes:
 
     def node(self, name, **parameters):
         options = [option for key, value in parameters.items() for option in ("-p", f"{key}:={value}")]
-        return self.start(name, NODES / name, "--ros-args", *options)
+        return self.start(name, NODES / name, "--ros-args", "-r", f"__ns:={NAMESPACE}", *options)
 
     def output(self, name):
         return (self.folder / f"{name}.log").read_text()

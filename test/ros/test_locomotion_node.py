@@ -74,7 +74,7 @@ def stage(graph, eventually):
         assert eventually(commander.plans.get_subscription_count)
         assert commander.estop_client.wait_for_service(5)
         if ready:
-            assert eventually(commander.statuses, 10.0)
+            assert eventually(commander.statuses)
         return commander, part, robot, failures
 
     return start
@@ -83,7 +83,7 @@ def stage(graph, eventually):
 def test_a_plan_moves_the_robot_and_odometry_tells(stage, eventually):
     commander, _, robot, _ = stage()
     commander.command(Turn(20.0), Forward(0.4), Done())
-    assert eventually(lambda: "done" in commander.states(), 15.0)
+    assert eventually(lambda: "done" in commander.states())
     assert commander.statuses()[-1].executed == ("turn(20)", "forward(0.4)", "done()")
     x_m, y_m, _ = robot.truth
     assert (x_m**2 + y_m**2) ** 0.5 == pytest.approx(0.4, abs=0.1)
@@ -94,11 +94,15 @@ def test_a_plan_moves_the_robot_and_odometry_tells(stage, eventually):
 
 def test_the_status_comes_at_its_rate_and_on_change(stage, eventually):
     commander, _, _, _ = stage()
-    before = len(commander.messages)
-    time.sleep(1.0)
-    assert 5 <= len(commander.messages) - before <= 20
+
+    def comes_at_its_rate():
+        before = len(commander.messages)
+        time.sleep(1.0)
+        return 5 <= len(commander.messages) - before <= 20
+
+    assert eventually(comes_at_its_rate)
     commander.command(Forward(0.3))
-    assert eventually(lambda: "moving" in commander.states() and "done" in commander.states(), 10.0)
+    assert eventually(lambda: "moving" in commander.states() and "done" in commander.states())
 
 
 def test_silence_of_the_commander_stops_the_robot(stage, eventually):
@@ -127,7 +131,7 @@ def test_the_e_stop_stops_latches_and_is_released_only_by_hand(stage, eventually
     assert eventually(lambda: diagnostics.ERROR in commander.levels("executor"))
     assert commander.estop(False).success
     commander.command(Forward(0.3), mission="m3")
-    assert eventually(lambda: commander.statuses()[-1].state == "done", 10.0)
+    assert eventually(lambda: commander.statuses()[-1].state == "done")
 
 
 def test_a_cancel_stops_the_mission(stage, eventually):
@@ -196,16 +200,14 @@ class LateRobot(FakeRobot):
 def test_a_robot_that_is_switched_on_later_is_picked_up(stage, eventually):
     commander, _, _, failures = stage(LateRobot(RobotUnreachable("no state"), 1), ready=False)
     commander.command(Forward(0.2))
-    assert eventually(commander.statuses, 10.0)
+    assert eventually(commander.statuses)
     assert not failures
 
 
-@pytest.mark.parametrize(
-    ("error", "within_s"), [(RobotError("cyclonedds 11"), 1.0), (RobotUnreachable("off"), 6.0)]
-)
-def test_a_robot_that_cannot_be_used_ends_the_node_by_name(stage, eventually, error, within_s):
+@pytest.mark.parametrize("error", [RobotError("cyclonedds 11"), RobotUnreachable("off")])
+def test_a_robot_that_cannot_be_used_ends_the_node_by_name(stage, eventually, error):
     commander, _, _, failures = stage(LateRobot(error, 99), ready=False, start_timeout_s=1.0)
-    assert eventually(lambda: failures, within_s)
+    assert eventually(lambda: failures)
     assert failures == [error]
     assert eventually(lambda: diagnostics.ERROR in commander.levels("robot"))
     assert not commander.statuses()
@@ -226,7 +228,7 @@ def test_an_e_stop_before_the_robot_is_up_keeps_it_down(stage, eventually):
     assert not commander.statuses()
     assert not any(call.startswith("start") for _, call in robot.calls)
     assert commander.estop(False).success
-    assert eventually(commander.statuses, 10.0)
+    assert eventually(commander.statuses)
 
 
 def test_limits_come_from_a_file_and_unknown_ones_are_refused(stage, eventually, graph, tmp_path):

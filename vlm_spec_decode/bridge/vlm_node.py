@@ -6,6 +6,7 @@ plan of the mission under way is republished as the heartbeat that the executor'
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -75,6 +76,7 @@ class VlmNode:
         self._feed = MissionFeed(clock)
         self._reports: SimpleQueue[tuple[Job | None, Report]] = SimpleQueue()
         self._current = _Current()
+        self._plan_lock = threading.Lock()
         self._auto = self._parameters.text("instruction")
         runner = MissionRunner(self._feed, self._post, self._stamps.ros_now_s, self._runner_config())
         self._worker = VlmWorker(source, runner, self._feed, partial(self._post, None), on_failure)
@@ -149,9 +151,10 @@ class VlmNode:
             self._worker.break_off()
 
     def _beat(self) -> None:
-        plan = self._current.plan
-        if plan is not None and self._worker.is_alive:
-            self._plans.publish(String(data=plan.to_json()))
+        with self._plan_lock:
+            plan = self._current.plan
+            if plan is not None and self._worker.is_alive:
+                self._plans.publish(String(data=plan.to_json()))
 
     def _each_second(self) -> None:
         if self._auto and self._worker.is_connected and self._feed.is_live:
@@ -176,8 +179,9 @@ class VlmNode:
 
     def _publish(self, report: Report) -> None:
         if isinstance(report, Plan):
-            self._current.plan = report
-            self._plans.publish(String(data=report.to_json()))
+            with self._plan_lock:
+                self._current.plan = report
+                self._plans.publish(String(data=report.to_json()))
         elif isinstance(report, Partial):
             self._partials.publish(String(data=report.text))
         elif isinstance(report, Answer):
@@ -198,10 +202,11 @@ class VlmNode:
 
     def _halt(self) -> None:
         """Publish a plan that supersedes what is under way and holds nothing."""
-        plan, self._current.plan = self._current.plan, None
-        if plan is not None:
-            stop = Plan(plan.mission, plan.answer + 1, self._stamps.ros_now_s(), 0, final=True)
-            self._plans.publish(String(data=stop.to_json()))
+        with self._plan_lock:
+            plan, self._current.plan = self._current.plan, None
+            if plan is not None:
+                stop = Plan(plan.mission, plan.answer + 1, self._stamps.ros_now_s(), 0, final=True)
+                self._plans.publish(String(data=stop.to_json()))
 
     def _diagnose(self) -> None:
         current, last = self._current, self._current.last
