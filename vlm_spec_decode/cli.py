@@ -8,7 +8,6 @@ unreachable or refused, 4 robot unreachable, 130 interrupted. Errors are one lin
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import sys
@@ -26,23 +25,26 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 INTERRUPTED = 130
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
-GROUPS = {"train": ("vlm_spec_decode.train.cli", "train")}
-"""Command groups that live beside their implementation: name to module and attribute."""
+ELSEWHERE = {
+    "say": ("vlm_spec_decode.demo.console", "say"),
+    "stop": ("vlm_spec_decode.demo.console", "stop"),
+    "train": ("vlm_spec_decode.train.cli", "train"),
+}
+"""Commands that live beside their implementation: name to module and attribute."""
 
 
 class Commands(click.Group):
-    """The commands below, and the groups of `GROUPS`, which are imported when they are named."""
+    """The commands below, and those of `ELSEWHERE`, which are imported when they are named."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return all names, sorted."""
-        there = {name for name, (module, _) in GROUPS.items() if importlib.util.find_spec(module)}
-        return sorted({*super().list_commands(ctx), *there})
+        return sorted({*super().list_commands(ctx), *ELSEWHERE})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command, importing its module if need be."""
-        if cmd_name not in GROUPS:
+        if cmd_name not in ELSEWHERE:
             return super().get_command(ctx, cmd_name)
-        module, attribute = GROUPS[cmd_name]
+        module, attribute = ELSEWHERE[cmd_name]
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
@@ -195,22 +197,27 @@ def ask(
 @click.option(
     "--ground-truth", "truth", type=FILE, default=None, help="JSON of path and collisions, at the end."
 )
+@click.option("--headless", is_flag=True, help="No DDS, virtual time: carry out --actions and end.")
+@click.option("--actions", default="", help='With --headless, such as "turn(20) forward(1.6)".')
 @as_json
-def sim(as_json: bool, **options: Any) -> None:
+def sim(as_json: bool, headless: bool, actions: str, **options: Any) -> int:
     """Simulate a Go2 that speaks the robot's own DDS API, until interrupted."""
     from vlm_spec_decode.sim.app import SimConfig, run, stop_signals
 
     config = SimConfig(**options)
-    place = {"interface": config.interface, "domain": config.domain}
+    if headless:
+        from vlm_spec_decode.demo.headless import carry_out
+
+        document = carry_out(config, actions)
+        _finish(as_json, document, f"{document['state']} after {document['time_s']:.1f} s of virtual time")
+        return 0 if document["state"] == "done" else 1
+    place = {"event": "ready", "interface": config.interface, "domain": config.domain}
+    line = json.dumps(place) if as_json else f"a Go2 on {config.interface}, domain {config.domain}"
     with stop_signals() as asked:
-        text = (
-            json.dumps({"event": "ready"} | place)
-            if as_json
-            else f"a Go2 on {place['interface']}, domain {place['domain']}"
-        )
-        truth = run(config, asked, on_ready=lambda: click.echo(text))
-    document = {"event": "ended", "collisions": truth.collisions, "distances_m": truth.distances_m}
-    _finish(as_json, document, f"ended after {truth.collisions} collisions")
+        truth = run(config, asked, on_ready=lambda: click.echo(line))
+    ended = {"event": "ended", "collisions": truth.collisions, "distances_m": truth.distances_m}
+    _finish(as_json, ended, f"ended after {truth.collisions} collisions")
+    return 0
 
 
 @vsd.command()

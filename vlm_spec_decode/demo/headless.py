@@ -1,0 +1,68 @@
+"""`vsd sim --headless`: action text carried out on the simulated robot in virtual time, without DDS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vlm_spec_decode.actions.executor import Executor
+from vlm_spec_decode.actions.jobs import InlineRunner
+from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.actions.parser import parse_answer
+from vlm_spec_decode.actions.plan import Plan
+from vlm_spec_decode.actions.safety import SafetyGate
+from vlm_spec_decode.actions.scripted import run_plan
+from vlm_spec_decode.sim.app import SimConfig
+from vlm_spec_decode.sim.headless import HeadlessGo2
+from vlm_spec_decode.sim.scene import load_scene, random_scene
+from vlm_spec_decode.sim.server_truth import PathRecorder
+from vlm_spec_decode.sim.server_view import save_view
+from vlm_spec_decode.sim.world import World
+
+
+@dataclass(slots=True)
+class NotingClock:
+    """A virtual clock that has the path noted as time passes."""
+
+    world: World
+    path: PathRecorder
+    now_s: float = 0.0
+
+    def now(self) -> float:
+        """Return virtual seconds."""
+        return self.now_s
+
+    def sleep(self, duration_s: float) -> None:
+        """Advance at once."""
+        self.now_s += max(0.0, duration_s)
+        self.path.note(self.world)
+
+
+def carry_out(config: SimConfig, actions: str) -> dict[str, Any]:
+    """Get up, carry out `actions`, save what `config` asks for; return how it ended.
+
+    Raises ActionParseError for text that is no action, and what a scene can raise.
+    """
+    wanted = parse_answer(actions)
+    scene = load_scene(config.scene) if config.scene else random_scene(config.scene_seed)
+    world, path = World(scene, seed=config.seed), PathRecorder()
+    clock = NotingClock(world, path)
+    robot = HeadlessGo2(world, clock)
+    robot.start()
+    executor = Executor(robot, SafetyGate(SafetyLimits()), clock, runner=InlineRunner())
+    status = run_plan(executor, Plan("headless", 1, clock.now(), 1, wanted, final=True), clock)
+    executor.close()
+    truth = path.finish(world)
+    if config.truth:
+        truth.save(config.truth)
+    if config.view:
+        save_view(world, truth, config.view)
+    return {
+        "state": status.state,
+        "reason": status.reason,
+        "executed": list(status.executed),
+        "time_s": clock.now(),
+        "collisions": truth.collisions,
+        "pose": [truth.x_m, truth.y_m, truth.yaw_rad],
+        "distances_m": truth.distances_m,
+    }
