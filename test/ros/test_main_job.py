@@ -83,10 +83,10 @@ def user(graph, sensor_qos):
 
 
 @needs_models
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(320)
 def test_a_sentence_walks_the_robot_and_a_lost_cloud_leaves_it_at_rest(user, processes, eventually, tmp_path):
     address, keys = start_all(processes, tmp_path)
-    up = eventually(lambda: user.executor and user.images and "ready" in states(user), 90.0)
+    up = eventually(lambda: user.executor and user.images and "ready" in states(user), 120.0)
     assert up, f"{user.counts()}\n{processes.story()}"
 
     user.say("walk to the red ball")
@@ -113,7 +113,7 @@ def test_a_sentence_walks_the_robot_and_a_lost_cloud_leaves_it_at_rest(user, pro
     assert PlanStatus.from_json(user.executor[-1].data).state != "moving"
 
     processes.vsd("cloud again", "cloud", "--bind", address, "--keys", keys)
-    assert eventually(lambda: states(user)[-1] == "ready", 40.0), "the node has not found the cloud again"
+    assert eventually(lambda: states(user)[-1] == "ready", 90.0), processes.story()
 
 
 def states(user):
