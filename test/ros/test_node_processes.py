@@ -53,6 +53,22 @@ class Operator:
         heard = [PlanStatus.from_json(message.data) for message in self.messages]
         return next((status for status in reversed(heard) if status.mission == mission), None)
 
+    def carry_out(self, eventually, *actions):
+        """Return how far the robot came; try again where a busy machine starved this process of its beat."""
+        for attempt in range(4):
+            before, mission = self.place(), f"m{attempt}"
+            self.command(*actions, mission=mission)
+            assert eventually(lambda name=mission: (s := self.status(name)) and s.is_terminal, 40.0)
+            status = self.status(mission)
+            if status.reason != "watchdog":
+                break
+        assert status.state == "done", status
+        return math.dist(before, self.place())
+
+    def place(self):
+        position = self.odometry[-1].pose.pose.position
+        return position.x, position.y
+
     def speed_mps(self):
         return self.odometry[-1].twist.twist.linear.x if self.odometry else 0.0
 
@@ -74,13 +90,10 @@ def test_the_simulated_robot_is_seen_moved_and_left_at_rest(
     image, _ = from_compressed(operator.images[-1])
     assert operator.infos[-1].width == image.width
 
-    operator.command(Turn(20.0), Forward(0.8), Done(), mission="m1")
-    assert eventually(lambda: (s := operator.status("m1")) and s.is_terminal, 30.0)
-    assert operator.status("m1").state == "done"
-    place = operator.odometry[-1].pose.pose.position
-    assert (place.x**2 + place.y**2) ** 0.5 == pytest.approx(0.8, abs=0.1)
+    walked_m = operator.carry_out(eventually, Turn(20.0), Forward(0.8), Done())
+    assert walked_m == pytest.approx(0.8, abs=0.1)
 
-    operator.command(Forward(2.5), mission="m2")
+    operator.command(Forward(2.5), mission="last")
     assert eventually(lambda: operator.speed_mps() > 0.4, 10.0)
     asked = operator.odometry[-1].pose.pose.position
     assert processes.interrupt("locomotion_node", signal.SIGINT) == 0
