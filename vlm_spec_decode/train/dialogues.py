@@ -69,10 +69,12 @@ def _history(rng: np.random.Generator, goal: Goal, view: tuple[Thing, ...]) -> t
         turns = int(rng.choice([0, 1, 2, 3, 4, 5, 6], p=[0.25, 0.1, 0.1, 0.1, 0.1, 0.13, 0.22]))
         before = _moves(rng, int(rng.integers(0, 3))) if turns < FULL_TURN and rng.random() < 0.3 else ()
         return (*before, *[f"turn({SEARCH_DEG})"] * turns)[-8:]
-    if rng.random() < 0.35:
+    if rng.random() < 0.3:
         return ()
-    turns = int(rng.integers(0, 7)) if rng.random() < 0.3 else 0
-    return (*[f"turn({SEARCH_DEG})"] * turns, *_moves(rng, int(rng.integers(0, 5))))[-8:]
+    # A search ends by seeing the thing: turns in the history must not tell that it is not there.
+    turns = int(rng.integers(1, 7)) if rng.random() < 0.6 else 0
+    moves = _moves(rng, int(rng.integers(0, 5))) if not turns or rng.random() < 0.4 else ()
+    return (*[f"turn({SEARCH_DEG})"] * turns, *moves)[-8:]
 
 
 def _moves(rng: np.random.Generator, count: int) -> tuple[str, ...]:
