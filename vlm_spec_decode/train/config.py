@@ -68,7 +68,7 @@ class EvaluateConfig:
 def recipe(role: Role, **given: Any) -> TrainConfig:
     """Return the settings that the shipped model of `role` was trained with, `given` ones changed."""
     defaults: dict[str, Any] = {
-        "target": {"eye_steps": 1500, "steps": 5350, "dialogues": 4, "decay_share": 0.2},
-        "draft": {"eye_steps": 2200, "steps": 5900, "dialogues": 6, "decay_share": 0.2},
+        "target": {"eye_steps": 1500, "steps": 5830, "dialogues": 4, "decay_share": 0.2},
+        "draft": {"eye_steps": 2200, "steps": 6300, "dialogues": 6, "decay_share": 0.2},
     }[role]
     return TrainConfig(role, **{**defaults, **given})
