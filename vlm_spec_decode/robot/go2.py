@@ -136,7 +136,7 @@ class Go2Driver:
         finally:
             link, self._link = self._link, None
             if link is not None:
-                link.feed.close()
+                link.close()
 
     def _started(self) -> Link:
         if self._link is None:

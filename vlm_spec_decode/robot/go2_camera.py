@@ -14,6 +14,7 @@ from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.robot import codes
 from vlm_spec_decode.robot.go2_config import Go2Config
+from vlm_spec_decode.robot.go2_keep import borrow, give_back
 from vlm_spec_decode.robot.go2_sdk import join
 
 
@@ -34,9 +35,7 @@ class Go2Camera:
         self._config = config
         self._clock = clock or WallClock()
         join(config.domain, config.interface)
-        self._client: VideoClient | None = VideoClient()
-        self._client.SetTimeout(config.call_timeout_s)
-        self._client.Init()
+        self._client: VideoClient | None = borrow(VideoClient, config.call_timeout_s)
 
     def frame(self) -> tuple[Image, float]:
         """Return a new frame and its capture time by this machine's clock.
@@ -61,4 +60,5 @@ class Go2Camera:
 
     def close(self) -> None:
         """Leave. Idempotent."""
-        self._client = None
+        client, self._client = self._client, None
+        give_back(client)

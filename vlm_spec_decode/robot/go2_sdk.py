@@ -20,6 +20,7 @@ from vlm_spec_decode.core.errors import DomainBusy, RobotStale, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.robot.go2_config import Go2Config
+from vlm_spec_decode.robot.go2_keep import borrow, close, give_back, keep
 from vlm_spec_decode.robot.network import check_network
 
 _JOINED = "vsd_joined"
@@ -55,22 +56,15 @@ def join(domain: int, interface: str | None) -> None:
 
 
 def make_sport_clients(*timeouts_s: float) -> list[SportClient]:
-    """Return one SportClient per timeout; each takes 0.7 s, nearly all of it sleep.
+    """Return one SportClient per timeout, idle ones first; `go2_keep.give_back` each.
 
     The first is made alone, because the DDS library describes message types at their first use and fails
     when threads do that together; the others side by side.
     """
-
-    def make(timeout_s: float) -> SportClient:
-        client = SportClient()
-        client.SetTimeout(timeout_s)
-        client.Init()
-        return client
-
     first, *others = timeouts_s
-    clients = [make(first)]
+    clients = [borrow(SportClient, first)]
     with ThreadPoolExecutor(max(1, len(others))) as pool:
-        return clients + list(pool.map(make, others))
+        return clients + list(pool.map(lambda timeout_s: borrow(SportClient, timeout_s), others))
 
 
 def to_state(message: SportModeState_, received_s: float, battery_soc: float) -> RobotState:
@@ -115,6 +109,8 @@ class StateFeed:
             ChannelSubscriber(sport_topic, SportModeState_),
             ChannelSubscriber(low_topic, LowState_),
         ]
+        for subscriber in self._subscribers:
+            keep(subscriber)
         # Queue length 0: the handlers run in the listener and only keep the newest sample.
         self._subscribers[0].Init(self._on_sport, 0)
         self._subscribers[1].Init(self._on_low, 0)
@@ -150,7 +146,7 @@ class StateFeed:
     def close(self) -> None:
         """Unsubscribe. Idempotent."""
         while self._subscribers:
-            self._subscribers.pop().Close()
+            close(self._subscribers.pop())
 
     def _on_sport(self, message: SportModeState_) -> None:
         now_s = self._clock.now()
@@ -171,6 +167,12 @@ class Link:
     posture: SportClient
     move: SportClient
     stop: SportClient
+
+    def close(self) -> None:
+        """Leave; the clients wait for whoever joins next."""
+        self.feed.close()
+        for client in (self.posture, self.move, self.stop):
+            give_back(client)
 
 
 def connect(config: Go2Config, clock: Clock) -> Link:
