@@ -61,6 +61,9 @@ class TableContext:
                 on_exit(layer, logits[:, ::-1].copy())
         return logits
 
+    def forced(self, prefix: Tokens) -> Tokens:
+        return ()
+
     def close(self) -> None:
         self.closed = True
 

@@ -57,6 +57,9 @@ class Script:
             logits[row, (letter + shift) % len(ALPHABET)] = 1.0
         return logits
 
+    def forced(self, prefix: Tokens) -> Tokens:
+        return ()
+
     def close(self) -> None:
         self.closed += 1
 

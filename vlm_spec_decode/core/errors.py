@@ -9,7 +9,8 @@
     │   ├── InstructionError       empty or over-long instruction
     │   └── ImageError             no image in these bytes, or one too large
     ├── ModelError                 a checkpoint cannot be loaded or does not fit
-    │   └── VocabularyMismatch     draft and target do not share one tokenizer
+    │   ├── VocabularyMismatch     draft and target do not share one tokenizer
+    │   └── GrammarError           a grammar that does not compile, or tokens that are not of it
     ├── CloudError                 the verifier cannot be used
     │   ├── CloudUnreachable       nobody answers (not started, wrong key, link cut)
     │   ├── CloudRefused           the cloud answers, and says no by name
@@ -64,6 +65,10 @@ class ModelError(VsdError):
 
 class VocabularyMismatch(ModelError):
     """Draft and target do not share one tokenizer, so token ids mean different things."""
+
+
+class GrammarError(ModelError):
+    """A grammar does not compile for a tokenizer, leaves no token legal, or meets one that is not."""
 
 
 class CloudError(VsdError):

@@ -19,6 +19,9 @@ from vlm_spec_decode.core.types import AnswerRequest, Draft, Event, Image, Obser
 Logits: TypeAlias = npt.NDArray[np.float32]
 """Logits [rows, vocab]."""
 
+Mask: TypeAlias = npt.NDArray[np.bool_]
+"""Which token ids are legal [vocab]."""
+
 
 class Clock(Protocol):
     """Monotonic time in seconds."""
@@ -61,6 +64,34 @@ class ExitHook(Protocol):
         ...
 
 
+class GrammarState(Protocol):
+    """Where one answer stands in a grammar. States never change, so a tree forks by keeping them."""
+
+    def mask(self) -> Mask | None:
+        """Return the legal next tokens [vocab], None once the answer has ended.
+
+        Raises GrammarError if nothing is legal although the answer has not ended.
+        """
+        ...
+
+    def after(self, token: int) -> GrammarState:
+        """Return the state after `token`. Raises GrammarError if it is not legal here."""
+        ...
+
+
+class Grammar(Protocol):
+    """What answers look like, compiled for one tokenizer."""
+
+    @property
+    def digest(self) -> str:
+        """Hash of the grammar; with equal tokenizers, equal digests mean equal masks."""
+        ...
+
+    def start(self) -> GrammarState:
+        """Return the state before the first token of an answer."""
+        ...
+
+
 class ModelContext(Protocol):
     """One model's view of one answer: image and prompt, and the KV cache behind them.
 
@@ -79,6 +110,13 @@ class ModelContext(Protocol):
 
         `prefix` holds the answer's tokens so far. `tokens` and `parents` describe a tree below it:
         `parents[i - 1]` is 0 for the prefix or the 1-based index of an earlier node.
+        """
+        ...
+
+    def forced(self, prefix: Tokens) -> Tokens:
+        """Return the run of tokens that can only follow `prefix`, one legal token each, at no pass.
+
+        () without a grammar. Their KV is filled by the next `score` that has them in its prefix.
         """
         ...
 

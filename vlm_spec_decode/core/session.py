@@ -86,7 +86,8 @@ class Session:
         nodes, start = plan.nodes, len(plan.prefix)
         verdict = verify_coupled(logits, nodes.tokens, nodes.parents, start, self.request.params)
         node = nodes.numbers[verdict.row - 1] if verdict.row else 0
-        commit = self._commit_of(start, verdict.tokens, node, plan.pass_id, verdict.finished, compute_s)
+        said, finished = self._with_forced(plan.prefix, verdict.tokens, verdict.finished)
+        commit = self._commit_of(start, said, node, plan.pass_id, finished, compute_s)
         self.tree.advance(self.sequence.commit(commit))
         return commit
 
@@ -96,6 +97,15 @@ class Session:
         if not tokens:
             return None
         return self._commit_of(start, tokens, 0, self.passes, self.sequence.finished, 0.0)
+
+    def _with_forced(self, prefix: Tokens, said: Tokens, finished: bool) -> tuple[Tokens, bool]:
+        """Add to what a pass has said the run that the grammar forces after it: it needs no pass."""
+        params = self.request.params
+        for token in () if finished else self.context.forced(prefix + said):
+            said += (token,)
+            if token in params.stop_ids or len(prefix) + len(said) >= params.max_tokens:
+                return said, True
+        return said, finished
 
     def _commit_of(
         self, start: int, tokens: Tokens, node: int, pass_id: int, finished: bool, compute_s: float

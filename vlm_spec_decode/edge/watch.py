@@ -101,6 +101,10 @@ class WatchedDrafter:
         self.watch.draft_s += self.watch.clock.now() - started_s
         return logits
 
+    def forced(self, prefix: Tokens) -> Tokens:
+        """Pass on."""
+        return self.inner.forced(prefix)
+
     def close(self) -> None:
         """Pass on."""
         self.inner.close()
@@ -122,6 +126,10 @@ class NoDrafter:
     ) -> Logits:
         """Refuse: asking for a draft is a mistake in the strategy's registration."""
         raise RuntimeError("this strategy does not draft")
+
+    def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
+        """Return (): what is forced comes with the commits."""
+        return ()
 
     def close(self) -> None:
         """Do nothing."""

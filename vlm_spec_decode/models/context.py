@@ -92,6 +92,10 @@ class VlmContext:
                 raise
         return self._decoder.logits(self._decoder.depth, self._states[self._decoder.depth][rows])
 
+    def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
+        """Return (): weights alone force nothing (see `core.masked`)."""
+        return ()
+
     def close(self) -> None:
         """Free the KV cache. Idempotent."""
         self._cache = None

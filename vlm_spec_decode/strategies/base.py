@@ -43,12 +43,16 @@ class Strategy:
 
 
 def draft_chain(drafter: Drafter, prefix: Tokens, config: EdgeConfig) -> Tokens:
-    """Draft up to γ tokens after `prefix`, one step each; stop early at the answer's end."""
+    """Draft up to γ tokens after `prefix`; stop early at the answer's end.
+
+    A token that the grammar forces costs no step, any other one.
+    """
     chain: Tokens = ()
-    room = config.params.max_tokens - len(prefix)
-    while len(chain) < min(config.draft_length, room):
-        logits = drafter.score(prefix + chain)
-        chain += (pick(logits[0], len(prefix) + len(chain), config.params),)
+    room = min(config.draft_length, config.params.max_tokens - len(prefix))
+    while len(chain) < room:
+        chain += drafter.forced(prefix + chain)[: room - len(chain)] or (
+            pick(drafter.score(prefix + chain)[0], len(prefix) + len(chain), config.params),
+        )
         if chain[-1] in config.params.stop_ids:
             break
     return chain

@@ -1,0 +1,158 @@
+"""A model whose answers are of a grammar: the same logits, and -inf for what may not be said.
+
+Both ends decode with masked models, so p and q are the masked distributions and nothing else in decoding
+knows of a grammar (design section 2). Knows grammars only through their port.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vlm_spec_decode.core.errors import GrammarError
+from vlm_spec_decode.core.ports import (
+    ExitHook,
+    Grammar,
+    GrammarState,
+    Logits,
+    Mask,
+    Model,
+    ModelCard,
+    ModelContext,
+)
+from vlm_spec_decode.core.types import Observation, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedModel:
+    """`inner` with every answer held to `grammar`, or as it is if there is none."""
+
+    inner: Model
+    grammar: Grammar | None
+
+    @property
+    def card(self) -> ModelCard:
+        """Identity of the inner model; the grammar has a digest of its own."""
+        return self.inner.card
+
+    def open(self, observation: Observation) -> ModelContext:
+        """Start one answer. Raises ImageError if the image cannot be decoded."""
+        context = self.inner.open(observation)
+        return context if self.grammar is None else MaskedContext(context, Walk(self.grammar))
+
+
+@dataclass(slots=True)
+class _Place:
+    """A prefix of the answer: the grammar's state there, its mask once asked for, what was tried after it."""
+
+    state: GrammarState
+    children: dict[int, _Place | None] = field(default_factory=dict)
+    _mask: Mask | None = None
+    _ended: bool = False
+
+    def mask(self) -> Mask | None:
+        """Return the legal next tokens, computed once; None at the answer's end."""
+        if self._mask is None and not self._ended:
+            self._mask = self.state.mask()
+            self._ended = self._mask is None
+            if self._mask is not None and not self._mask.any():
+                raise GrammarError("the grammar leaves no token legal although the answer has not ended")
+        return self._mask
+
+    def child(self, token: int) -> _Place | None:
+        """Return the place after `token`, None if the token is not legal here."""
+        if token not in self.children:
+            mask = self.mask()
+            legal = mask is not None and 0 <= token < len(mask) and bool(mask[token])
+            self.children[token] = _Place(self.state.after(token)) if legal else None
+        return self.children[token]
+
+
+class Walk:
+    """The places that one answer and its drafts have visited; each state is computed once.
+
+    Kept for the whole answer: a state is a few kilobytes, and answers are short.
+    """
+
+    def __init__(self, grammar: Grammar) -> None:
+        self._root = _Place(grammar.start())
+
+    def at(self, prefix: Tokens) -> _Place:
+        """Return the place after `prefix`. Raises GrammarError if the prefix is not of the grammar."""
+        place = self._root
+        for depth, token in enumerate(prefix):
+            following = place.child(token)
+            if following is None:
+                raise GrammarError(f"token {token} at position {depth} of the answer is not of the grammar")
+            place = following
+        return place
+
+    def below(self, prefix: Tokens, tokens: Tokens, parents: Tokens) -> list[Mask | None]:
+        """Return the mask of every row that `ModelContext.score` returns for the same tree.
+
+        None where nothing is masked: after the answer's end, and at or below a node that the grammar does
+        not allow. Such rows decide nothing, for no walk from the prefix reaches them.
+        """
+        places: list[_Place | None] = [self.at(prefix)]
+        for token, parent in zip(tokens, parents, strict=True):
+            above = places[parent]
+            places.append(above.child(token) if above is not None else None)
+        return [place.mask() if place is not None else None for place in places]
+
+    def forced(self, prefix: Tokens) -> Tokens:
+        """Return the run of single legal tokens after `prefix`."""
+        run: list[int] = []
+        place: _Place | None = self.at(prefix)
+        while place is not None and (mask := place.mask()) is not None and np.count_nonzero(mask) == 1:
+            run.append(int(mask.argmax()))
+            place = place.child(run[-1])
+        return tuple(run)
+
+
+@dataclass(slots=True)
+class MaskedContext:
+    """`ModelContext` whose logits are -inf where the grammar says no, early exits' logits included."""
+
+    inner: ModelContext
+    walk: Walk
+
+    def prefill(self) -> None:
+        """Pass on."""
+        self.inner.prefill()
+
+    def score(
+        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
+    ) -> Logits:
+        """Return masked logits [1 + n, vocab]. Raises GrammarError if `prefix` is not of the grammar."""
+        masks = self.walk.below(prefix, tokens, parents)
+
+        def masked_exit(exit_layer: int, logits: Logits) -> None:
+            if on_exit is not None:
+                on_exit(exit_layer, _apply(masks, logits))
+
+        hook = None if on_exit is None else masked_exit
+        return _apply(masks, self.inner.score(prefix, tokens, parents, on_exit=hook))
+
+    def forced(self, prefix: Tokens) -> Tokens:
+        """Return the run of single legal tokens after `prefix`."""
+        return self.walk.forced(prefix)
+
+    def close(self) -> None:
+        """Pass on."""
+        self.inner.close()
+
+
+def _apply(masks: list[Mask | None], logits: Logits) -> Logits:
+    """Return a copy of `logits` [rows, vocab] with the illegal ones at -inf.
+
+    Raises GrammarError if a mask is not as wide as the vocabulary.
+    """
+    masked: Logits = logits.copy()
+    for row, mask in zip(masked, masks, strict=True):
+        if mask is None:
+            continue
+        if mask.shape != row.shape:
+            raise GrammarError(f"a mask of {mask.size} tokens for a model that has {row.size}")
+        row[~mask] = -np.inf
+    return masked
