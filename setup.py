@@ -14,6 +14,7 @@ RUNTIME = [
     "matplotlib>=3.7",
     "msgspec>=0.18",
     "mujoco>=3.2",
+    "llguidance>=1.9,<2",
     "numpy>=1.26",
     "pillow>=10",
     "pyyaml>=6",

@@ -133,14 +133,15 @@ def demo(as_json: bool, **options: Any) -> int:
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--max-sessions", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--no-grammar", is_flag=True, help="Do not hold answers to the action language.")
 @click.option("--check-config", is_flag=True, help="Say whether the settings hold, then end.")
 @as_json
-def cloud(as_json: bool, check_config: bool, **options: Any) -> None:
+def cloud(as_json: bool, check_config: bool, no_grammar: bool, **options: Any) -> None:
     """Serve the target model to robots until interrupted."""
-    from vlm_spec_decode.actions.types import ACTION_LANGUAGE_DIGEST
+    from vlm_spec_decode.actions.grammar import language
     from vlm_spec_decode.cloud.app import CloudConfig, check, run
 
-    config = CloudConfig(ACTION_LANGUAGE_DIGEST, **options)
+    config = CloudConfig(language(not no_grammar), **options)
     check(config)
     if check_config:
         return _finish(as_json, {"bind": config.bind, "ok": True}, "the settings hold")
@@ -167,15 +168,21 @@ def cloud(as_json: bool, check_config: bool, **options: Any) -> None:
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--max-tokens", type=int, default=96, show_default=True)
+@click.option("--no-grammar", is_flag=True, help="Do not hold answers to the action language.")
 @as_json
 def ask(
-    as_json: bool, instruction: str, image: Path | None, history: tuple[str, ...], **options: Any
+    as_json: bool,
+    instruction: str,
+    image: Path | None,
+    history: tuple[str, ...],
+    no_grammar: bool,
+    **options: Any,
 ) -> None:
     """Ask once, without robot or ROS."""
     from vlm_spec_decode.edge.ask import AskConfig, run
     from vlm_spec_decode.edge.setup import EdgeSettings
 
-    config = AskConfig(instruction, image, history, EdgeSettings(**options))
+    config = AskConfig(instruction, image, history, EdgeSettings(grammar=not no_grammar, **options))
     found = run(config, None if as_json else lambda piece: click.echo(piece, nl=False))
     drafted = f"{found['accepted']} of {found['drafted']} drafted tokens accepted"
     _finish(

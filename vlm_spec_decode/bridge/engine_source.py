@@ -24,6 +24,7 @@ PARAMETERS = (
     Parameter("draft_length", 6, "Tokens drafted per round.", 1, 64),
     Parameter("answer_timeout_s", 30.0, "Silence of the cloud that fails an answer.", 0.5, 300.0),
     Parameter("connect_timeout_s", 4.0, "How long one handshake may take.", 0.5, 60.0),
+    Parameter("grammar", True, "Hold answers to the action language; the cloud must do the same."),
     Parameter("threads", 1, "Threads of the draft model.", 1, 64),
     Parameter("link_file", "", "YAML of a link profile to emulate in front of the socket; empty: none."),
 )
@@ -45,6 +46,7 @@ def read_settings(node: Node) -> EdgeSettings:
         timeout_s=values.real("answer_timeout_s"),
         connect_s=values.real("connect_timeout_s"),
         threads=values.integer("threads"),
+        grammar=values.flag("grammar"),
         link=_link(link) if link else None,
     )
 

@@ -15,6 +15,8 @@ from vlm_spec_decode.cloud.desk import CloudDesk, DeskLimits
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.types import Language
+from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.keys import cloud_keys
@@ -26,10 +28,10 @@ class CloudConfig:
     """Where to listen and what to serve.
 
     `model` is a folder or Hub id, by default the shipped target. Without `keys` only `insecure` on a
-    loopback address is served. `grammar_digest` names the action language that robots must share.
+    loopback address is served. `language` is what answers are held to; robots must share it.
     """
 
-    grammar_digest: str
+    language: Language
     bind: str = "tcp://127.0.0.1:5557"
     model: str = ""
     keys: Path | None = None
@@ -66,11 +68,12 @@ def build(config: CloudConfig) -> CloudServer:
             device=config.device,
             threads=config.threads,
         )
+        held = constrained(target, target.codec, config.language)
     except BaseException:
         link.close()
         raise
-    desk = CloudDesk(target.card, config.grammar_digest, DeskLimits(sessions=config.max_sessions))
-    return CloudServer(link, desk, target, clock)
+    desk = CloudDesk(target.card, config.language.digest, DeskLimits(sessions=config.max_sessions))
+    return CloudServer(link, desk, held, clock)
 
 
 def run(config: CloudConfig, on_ready: Callable[[dict[str, Any]], None]) -> None:

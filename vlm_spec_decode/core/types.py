@@ -81,6 +81,17 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Language:
+    """What answers are written in: `digest` names it in the handshake.
+
+    `pattern` is the regular expression that answers are held to on both ends; empty: they are not.
+    """
+
+    digest: str
+    pattern: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """Nodes `first_node`, `first_node + 1`, … of the speculation tree, in topological order.
 

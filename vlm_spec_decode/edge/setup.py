@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlm_spec_decode import __version__
-from vlm_spec_decode.actions.types import ACTION_LANGUAGE_DIGEST
+from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.core.profiles import LinkProfile
-from vlm_spec_decode.core.types import SamplingParams
+from vlm_spec_decode.core.types import Language, SamplingParams
 from vlm_spec_decode.edge.client import Timing
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.local import LocalVerifier
 from vlm_spec_decode.edge.remote import RemoteVerifier
+from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
 from vlm_spec_decode.models.vlm import VlmModel
 from vlm_spec_decode.protocol.messages import Hello
@@ -34,7 +35,7 @@ class EdgeSettings:
 
     `cloud` empty puts the target (`target`, by default the shipped one) into this process. `keys` is the
     folder of `vsd keys`; without it only a loopback cloud is reached, in plaintext. `link` emulates a
-    network in front of the socket.
+    network in front of the socket. `grammar` holds answers to the action language; both ends must agree.
     """
 
     cloud: str = ""
@@ -50,6 +51,7 @@ class EdgeSettings:
     timeout_s: float = 30.0
     connect_s: float = 5.0
     threads: int = 1
+    grammar: bool = True
     link: LinkProfile | None = None
     timing: Timing = field(default_factory=Timing)
 
@@ -81,16 +83,17 @@ def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRunti
     config = EngineConfig(
         settings.strategy, _params(settings, draft), settings.draft_length, settings.timeout_s
     )
-    clock = WallClock()
+    clock, said_in = WallClock(), language(settings.grammar)
+    drafter = constrained(draft, draft.codec, said_in)
     if not settings.cloud:
         target = load_model(settings.target or shipped("target"), threads=settings.threads)
         assert_same_vocabulary(draft.card, target.card)
-        local = LocalVerifier(target, clock)
-        return EdgeRuntime(Engine(draft, draft.codec, local, clock, config), local, draft, target.card)
+        local = LocalVerifier(constrained(target, target.codec, said_in), clock)
+        return EdgeRuntime(Engine(drafter, draft.codec, local, clock, config), local, draft, target.card)
     keys = edge_keys(settings.keys) if settings.keys else None
     link = DealerLink(settings.cloud, keys, clock, settings.link, settings.seed)
-    verifier = RemoteVerifier(link, hello_of(draft.card), clock, settings.timing)
-    runtime = EdgeRuntime(Engine(draft, draft.codec, verifier, clock, config), verifier, draft)
+    verifier = RemoteVerifier(link, hello_of(draft.card, said_in), clock, settings.timing)
+    runtime = EdgeRuntime(Engine(drafter, draft.codec, verifier, clock, config), verifier, draft)
     try:
         verifier.connect(settings.connect_s)
     except BaseException:
@@ -104,9 +107,9 @@ def load_draft(settings: EdgeSettings) -> VlmModel:
     return load_model(settings.draft or shipped("draft"), threads=settings.threads)
 
 
-def hello_of(card: ModelCard) -> Hello:
+def hello_of(card: ModelCard, said_in: Language) -> Hello:
     """Return what this edge's token ids mean, for the handshake."""
-    digests = (card.tokenizer_digest, card.prompt_digest, ACTION_LANGUAGE_DIGEST)
+    digests = (card.tokenizer_digest, card.prompt_digest, said_in.digest)
     return Hello(f"vlm_spec_decode {__version__}", *digests, card.vocab_size)
 
 

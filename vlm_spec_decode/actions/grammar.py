@@ -1,0 +1,74 @@
+"""What an answer may look like, as one regular expression made from the action language.
+
+Words first, then calls and nothing but calls: `a red box ahead . turn ( -10 ) forward(1.6)`. At least one
+call is said, for an instruction that is answered in words ends in `done()`; `done()`, if it is said, comes
+last. Numbers are within the gate's default limits; the gate stays, its limits may be narrower and depend on
+what the robot senses. Knows no tokens: `models.grammar` compiles the expression for a tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import fields
+from typing import Any
+
+from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.actions.types import (
+    ACTION_LANGUAGE_DIGEST,
+    ACTION_TYPES,
+    DECIMALS,
+    Done,
+    language_spec,
+)
+from vlm_spec_decode.core.types import Language
+
+_SPACE = " ?"
+"""Between the parts of a call; a word-level tokenizer's text has it, others need not."""
+
+_GAP = r"[ \n]?"
+"""Between calls."""
+
+_WORDS = r"([^()]*[ \t\n.,;:!?])?"
+"""Whatever comes before the first call; its end separates it from the call's name."""
+
+
+def language(constrained: bool = True) -> Language:
+    """Return the action language, with the pattern that answers are held to unless not `constrained`.
+
+    The digest says which of both it is: two ends that differ refuse each other by name.
+    """
+    if not constrained:
+        return Language(ACTION_LANGUAGE_DIGEST)
+    pattern = answer_pattern()
+    digest = hashlib.sha256(f"{language_spec()}\nanswer: {pattern}".encode()).hexdigest()
+    return Language(digest, pattern)
+
+
+def answer_pattern() -> str:
+    """Return the regular expression of a whole answer, in the syntax that Python's and Rust's share."""
+    limits = SafetyLimits()
+    bounds = {
+        "distance_m": number_pattern(limits.max_distance_m, signed=True),
+        "angle_deg": number_pattern(limits.max_angle_deg, signed=True),
+        "pitch_deg": number_pattern(limits.max_look_pitch_deg, signed=True),
+        "yaw_deg": number_pattern(limits.max_look_yaw_deg, signed=True),
+        "duration_s": number_pattern(limits.max_wait_s, signed=False),
+    }
+    moves = "|".join(_call(name, kind, bounds) for name, kind in ACTION_TYPES.items() if kind is not Done)
+    done = next(_call(name, kind, bounds) for name, kind in ACTION_TYPES.items() if kind is Done)
+    more = f"({_GAP}({moves})){{0,{limits.max_actions - 2}}}({_GAP}{done})?"
+    return f"{_WORDS}(({moves}){more}|{done})"
+
+
+def number_pattern(limit: float, signed: bool) -> str:
+    """Return the expression of the numbers up to `limit`, rounded down to a whole one, in size."""
+    whole = int(limit)
+    below = "|".join(str(number) for number in range(whole))
+    size = rf"({below})(\.[0-9]{{1,{DECIMALS}}})?|" if below else ""
+    return ("-?" if signed else "") + rf"({size}{whole}(\.0{{1,{DECIMALS}}})?)"
+
+
+def _call(name: str, kind: type[Any], bounds: dict[str, str]) -> str:
+    arguments = f"{_SPACE},{_SPACE}".join(bounds[field.name] for field in fields(kind))
+    inside = f"{_SPACE}{arguments}{_SPACE}" if arguments else _SPACE
+    return rf"{name}{_SPACE}\({inside}\)"

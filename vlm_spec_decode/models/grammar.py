@@ -1,0 +1,164 @@
+"""A regular expression compiled for a checkpoint's tokenizer, with llguidance: masks over its token ids.
+
+Knows tokens and automata, not what the expression describes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import llguidance
+import llguidance.hf
+import numpy as np
+
+from vlm_spec_decode.core.errors import GrammarError
+from vlm_spec_decode.core.masked import MaskedModel
+from vlm_spec_decode.core.ports import GrammarState, Mask, Model
+from vlm_spec_decode.core.types import Language
+from vlm_spec_decode.models.codec import TokenizerCodec
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledGrammar:
+    """`Grammar` over one tokenizer. States share what the automaton has learned; any thread may use them."""
+
+    digest: str
+    first: MatcherState
+
+    def start(self) -> GrammarState:
+        """Return the state before the first token."""
+        return self.first
+
+
+@dataclass(frozen=True, slots=True)
+class MatcherState:
+    """`GrammarState` over a matcher that is copied before it moves on.
+
+    Of several ids that end an answer only `end_id` is legal, so that an end can be forced.
+    """
+
+    matcher: llguidance.LLMatcher
+    vocab_size: int
+    end_id: int
+    ended: bool = False
+
+    def mask(self) -> Mask | None:
+        """Return the legal next tokens [vocab], None after the end. Raises GrammarError."""
+        if self.ended:
+            return None
+        bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
+        _check(self.matcher)  # only now: a matcher in trouble answers with the end token
+        mask: Mask = np.unpackbits(bits, count=self.vocab_size, bitorder="little").astype(np.bool_)
+        mask[self.end_id] &= self.matcher.is_accepting()
+        if not mask.any():
+            raise GrammarError("the grammar leaves no token legal although the answer has not ended")
+        return mask
+
+    def after(self, token: int) -> MatcherState:
+        """Return the state after `token`. Raises GrammarError if it is not legal here."""
+        if self.ended or (token == self.end_id and not self.matcher.is_accepting()):
+            raise GrammarError(f"token {token} is not of the grammar here")
+        if token == self.end_id:
+            return MatcherState(self.matcher, self.vocab_size, self.end_id, ended=True)
+        matcher = self.matcher.deep_copy()
+        if not matcher.consume_token(token):
+            _check(matcher)
+        return MatcherState(matcher, self.vocab_size, self.end_id)
+
+
+def compile_grammar(language: Language, codec: TokenizerCodec) -> CompiledGrammar:
+    """Compile the pattern of `language`. Raises GrammarError if pattern or tokenizer cannot be used."""
+    end_id = _end_id(codec)
+    with _named("tokenizer"):
+        tokenizer = _tokenizer(codec, end_id)
+    with _named("pattern"):
+        matcher = llguidance.LLMatcher(tokenizer, _grammar_text(language.pattern, codec), log_level=0)
+    _check(matcher)
+    state = MatcherState(matcher, codec.vocab_size, end_id)
+    state.mask()
+    return CompiledGrammar(language.digest, state)
+
+
+def constrained(model: Model, codec: TokenizerCodec, language: Language) -> Model:
+    """Return `model` held to `language`, or as it is if the language has no pattern. Raises GrammarError."""
+    return MaskedModel(model, compile_grammar(language, codec)) if language.pattern else model
+
+
+def joins_words(codec: TokenizerCodec) -> bool:
+    """Tell whether the tokenizer's text is its tokens with a space between each two."""
+    return codec.tokenizer.backend_tokenizer.decoder is None
+
+
+def word_bytes(codec: TokenizerCodec) -> list[bytes]:
+    """Return the bytes of each id of a tokenizer that joins words.
+
+    The space comes after the word: so a word is never taken for the beginning of a longer one, nor two
+    numbers for one.
+    """
+    words = codec.tokenizer.convert_ids_to_tokens(list(range(codec.vocab_size)))
+    special = set(codec.tokenizer.all_special_ids)
+    return [(word if i in special else f"{word} ").encode() for i, word in enumerate(words)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """What llguidance asks of a tokenizer that is not one of its own."""
+
+    tokens: list[bytes]
+    special_token_ids: list[int]
+    eos_token_id: int
+    bos_token_id: int | None
+
+    def __call__(self, text: bytes | str) -> list[int]:  # noqa: ARG002
+        """Return []: never asked, for forcing is off."""
+        return []
+
+
+def _grammar_text(pattern: str, codec: TokenizerCodec) -> str:
+    """Return the pattern in llguidance's own form.
+
+    Where only one text can follow, llguidance allows only its usual tokens. That is as good a mask as any, but
+    needs a tokenizer of any piece of text, which one of whole words is not; so there it is switched off.
+    """
+    if not joins_words(codec):
+        return str(llguidance.LLMatcher.grammar_from_regex(pattern))
+    escaped = pattern.replace("/", r"\/")
+    return str(
+        llguidance.LLMatcher.grammar_from_lark(f'%llguidance {{"no_forcing": true}}\nstart: /({escaped}) ?/')
+    )
+
+
+def _tokenizer(codec: TokenizerCodec, end_id: int) -> llguidance.LLTokenizer:
+    """Return llguidance's view of the tokenizer: its own for byte-level and SentencePiece ones."""
+    tokenizer = codec.tokenizer
+    if not joins_words(codec):
+        return llguidance.hf.from_tokenizer(tokenizer, n_vocab=codec.vocab_size, eos_token=end_id)
+    special = sorted(tokenizer.all_special_ids)
+    words = _Words(word_bytes(codec), special, end_id, tokenizer.bos_token_id)
+    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(words), n_vocab=codec.vocab_size)
+
+
+def _end_id(codec: TokenizerCodec) -> int:
+    """Return the id that ends an answer under a grammar: the tokenizer's own if it is one of several."""
+    if not codec.stop_ids:
+        raise GrammarError("a grammar needs a token that ends an answer, and this checkpoint names none")
+    own = codec.tokenizer.eos_token_id
+    return int(own if own in codec.stop_ids else codec.stop_ids[0])
+
+
+@contextmanager
+def _named(part: str) -> Iterator[None]:
+    """Turn what llguidance raises into a GrammarError of one line."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise GrammarError(f"the grammar does not compile for this {part}: {reason}") from error
+
+
+def _check(matcher: llguidance.LLMatcher) -> None:
+    if matcher.is_error():
+        reason = (matcher.get_error().strip().splitlines() or ["unknown"])[0]
+        raise GrammarError(f"the grammar cannot go on: {reason}")
