@@ -119,8 +119,8 @@ class _Words:
 def _grammar_text(pattern: str, codec: TokenizerCodec) -> str:
     """Return the pattern in llguidance's own form.
 
-    Where only one text can follow, llguidance allows only its usual tokens. That is as good a mask as any, but
-    needs a tokenizer of any piece of text, which one of whole words is not; so there it is switched off.
+    Where only one text can follow, llguidance allows only its usual tokens. That is as good a mask as any,
+    but needs a tokenizer of any piece of text, which one of whole words is not; there it is switched off.
     """
     if not joins_words(codec):
         return str(llguidance.LLMatcher.grammar_from_regex(pattern))
