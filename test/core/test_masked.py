@@ -7,6 +7,8 @@ import pytest
 
 from test.tables import STOP, TABLES, TARGET, Table, TableModel
 from test.toy_grammar import ToyGrammar, is_forced, legal
+from vlm_spec_decode.cloud.desk import CloudDesk
+from vlm_spec_decode.cloud.entry import JobResult
 from vlm_spec_decode.core import sampling
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import GrammarError
@@ -16,6 +18,8 @@ from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.session import Session
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.local import LocalVerifier
+from vlm_spec_decode.protocol import codec
+from vlm_spec_decode.protocol.messages import Hello, Refused
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import STRATEGIES, strategy
 
@@ -200,9 +204,41 @@ def test_a_broken_mask_is_a_named_error() -> None:
         wide.open(OBSERVATION).score(())
 
 
+def test_an_answer_that_does_not_stop_where_the_grammar_ends_is_a_named_error() -> None:
+    params = SamplingParams(max_tokens=9, stop_ids=())
+    verifier = LocalVerifier(MaskedModel(TableModel(TARGET), ToyGrammar()), VirtualClock())
+    verifier.open(AnswerRequest(1, OBSERVATION, params, "autoregressive", committed=(0, STOP)))
+    with pytest.raises(GrammarError, match="end token"):
+        verifier.wait(1)
+
+
 @pytest.mark.parametrize("prefix", [(2,), (0, 0, 0), (0, 2, 1), (7,), (-1,)])
 def test_a_prefix_that_is_not_of_the_grammar_is_a_named_error(prefix: Tokens) -> None:
     context = MaskedModel(TableModel(TARGET), ToyGrammar()).open(OBSERVATION)
     with pytest.raises(GrammarError, match="not of the grammar"):
         context.score(prefix)
     assert isinstance(context, MaskedContext)
+
+
+def test_a_grammar_in_trouble_ends_one_answer_by_name_and_not_the_cloud() -> None:
+    """The mask after what a pass has said is asked for while the commit is made, outside any pass."""
+    desk = CloudDesk(TableModel(TARGET).card, "toy")
+    desk.receive(b"robot", codec.encode(Hello("test", "tokens", "prompt", "toy", 3)), 0.0)
+    grammar = ToyGrammar(broken={(0,): frozenset({0, 1, 2}), (1,): frozenset({0})})
+    target = MaskedModel(TableModel(TARGET), grammar)
+    packer = codec.TokenPacker(3)
+    request = AnswerRequest(1, OBSERVATION, GREEDY, "autoregressive")
+    desk.receive(b"robot", codec.encode(codec.open_message(request, packer, 0, ())), 0.0)
+    desk.outbox.clear()
+    job = desk.next_job()
+    assert job
+    desk.finish(job, JobResult(context=target.open(OBSERVATION)))
+    job = desk.next_job()
+    assert job
+    assert job.plan
+    assert job.entry.session
+    desk.finish(job, JobResult(logits=job.entry.session.run(job.plan)))
+    refused = codec.decode(desk.outbox.pop()[1])
+    assert isinstance(refused, Refused)
+    assert (refused.reason, refused.answer) == ("grammar", 1)
+    assert desk.next_job() is None

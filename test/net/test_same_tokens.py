@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 from PIL import Image as PilImage
 
 from vlm_spec_decode.actions.grammar import language
+from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.cloud.desk import CloudDesk
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import CloudRefused
+from vlm_spec_decode.core.errors import ActionParseError, CloudRefused
 from vlm_spec_decode.core.types import GenerationResult, Image, Observation, SamplingParams
 from vlm_spec_decode.edge.engine import EngineConfig
 from vlm_spec_decode.edge.setup import EdgeRuntime, EdgeSettings, bring_up
@@ -33,7 +35,8 @@ SEEDS = (1_000_001, 1_000_002, 1_000_003)
 
 
 @pytest.fixture(scope="module")
-def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeRuntime]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeSettings]:
+    """A cloud with the shipped target, and how to reach it."""
     import threading
 
     folder = tmp_path_factory.mktemp("keys")
@@ -45,12 +48,17 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeRuntime]:
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:
-        runtime = bring_up(EdgeSettings(cloud=server.address, keys=folder, draft_length=6))
-        yield runtime
-        runtime.close()
+        yield EdgeSettings(cloud=server.address, keys=folder, draft_length=6)
     finally:
         server.stop()
         thread.join(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def runtime(served: EdgeSettings) -> Iterator[EdgeRuntime]:
+    runtime = bring_up(served)
+    yield runtime
+    runtime.close()
 
 
 def frame(seed: int) -> tuple[Image, str]:
@@ -109,3 +117,42 @@ def test_ask_without_a_cloud_says_the_same(runtime: EdgeRuntime, tmp_path: Path)
     )
     assert tuple(local["token_ids"]) == remote.tokens
     assert local["target_passes"] < len(remote.tokens)
+
+
+def test_an_edge_without_the_grammar_is_refused_by_name(served: EdgeSettings) -> None:
+    with pytest.raises(CloudRefused, match="grammar_mismatch"):
+        bring_up(replace(served, grammar=False))
+
+
+def test_every_answer_parses_even_of_a_hot_model_and_without_the_grammar_it_may_not(
+    runtime: EdgeRuntime,
+) -> None:
+    """At such a temperature the models babble; what the grammar lets through are still actions."""
+    image, thing = frame(SEEDS[2])
+    observation = Observation(image, f"go to the {thing}")
+    stop_ids = runtime.engine.config.params.stop_ids
+    free = bring_up(EdgeSettings(grammar=False))
+    broken = 0
+    for seed in range(4):
+        params = SamplingParams(temperature=2.0, max_tokens=200, stop_ids=stop_ids, seed=seed)
+        said = {name: ask(runtime, observation, name, params) for name in ("autoregressive", "speculative")}
+        assert said["autoregressive"].tokens == said["speculative"].tokens
+        assert said["speculative"].tokens[-1] in stop_ids
+        assert parse_answer(said["speculative"].text)
+        try:
+            ask(free, observation, "autoregressive", params)
+        except ActionParseError:
+            broken += 1
+    free.close()
+    assert broken, "the grammar makes the difference"
+
+
+def test_without_the_grammar_every_token_takes_a_pass() -> None:
+    free = bring_up(EdgeSettings(grammar=False))
+    image, thing = frame(SEEDS[1])
+    params = free.engine.config.params
+    plain = ask(free, Observation(image, f"go to the {thing}"), "autoregressive", params)
+    assert plain.target_passes == len(plain.tokens)
+    again = ask(free, Observation(image, f"go to the {thing}"), "speculative", params)
+    assert again.tokens == plain.tokens
+    free.close()

@@ -11,7 +11,7 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.cloud.entry import Entry, ImageStore, Job, JobResult
-from vlm_spec_decode.core.errors import ConfigError, ProtocolError
+from vlm_spec_decode.core.errors import ConfigError, GrammarError, ProtocolError
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.core.session import Session
 from vlm_spec_decode.core.types import Early
@@ -227,8 +227,13 @@ class CloudDesk:
             session = Session(request, result.context, strategy(request.strategy).cloud())
             entry.begin(session)
         elif job.plan and result.logits is not None and entry.session and not entry.closed:
-            commit = entry.session.complete(job.plan, result.logits, result.compute_s)
-            self._send(entry.peer, self._packer.commit_message(commit))
+            try:
+                commit = entry.session.complete(job.plan, result.logits, result.compute_s)
+            except GrammarError as error:
+                self._refuse(entry.peer, entry.message.answer, entry.message.epoch, "grammar", str(error))
+                self._end(entry)
+            else:
+                self._send(entry.peer, self._packer.commit_message(commit))
         if entry.closed:
             entry.release()
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from vlm_spec_decode.cloud.desk import CloudDesk
 from vlm_spec_decode.cloud.entry import Job, JobResult
-from vlm_spec_decode.core.errors import ImageError, VsdError
+from vlm_spec_decode.core.errors import GrammarError, ImageError, VsdError
 from vlm_spec_decode.core.ports import Clock, Target
 from vlm_spec_decode.core.types import Early
 from vlm_spec_decode.transport.router import RouterLink
@@ -68,6 +68,8 @@ class Worker:
             return JobResult(logits=logits, compute_s=self._clock.now() - started_s)
         except ImageError as error:
             return JobResult(refusal=("image", str(error)))
+        except GrammarError as error:
+            return JobResult(refusal=("grammar", str(error)))
         except (VsdError, RuntimeError, ValueError, MemoryError) as error:
             # One answer's failure must not end the service of the others.
             log.exception("a job of the target failed")

@@ -94,7 +94,10 @@ class Walk:
         None where nothing is masked: after the answer's end, and at or below a node that the grammar does
         not allow. Such rows decide nothing, for no walk from the prefix reaches them.
         """
-        places: list[_Place | None] = [self.at(prefix)]
+        root = self.at(prefix)
+        if root.mask() is None:
+            raise GrammarError("the grammar's end token is not one of the tokens that end this answer")
+        places: list[_Place | None] = [root]
         for token, parent in zip(tokens, parents, strict=True):
             above = places[parent]
             places.append(above.child(token) if above is not None else None)
@@ -124,7 +127,10 @@ class MaskedContext:
     def score(
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
-        """Return masked logits [1 + n, vocab]. Raises GrammarError if `prefix` is not of the grammar."""
+        """Return masked logits [1 + n, vocab].
+
+        Raises GrammarError if `prefix` is not of the grammar or goes beyond its end.
+        """
         masks = self.walk.below(prefix, tokens, parents)
 
         def masked_exit(exit_layer: int, logits: Logits) -> None:
