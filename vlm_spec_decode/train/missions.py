@@ -14,6 +14,7 @@ from PIL import Image as PilImage
 from tqdm import tqdm
 
 from vlm_spec_decode.actions.executor import Executor
+from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.actions.jobs import InlineRunner
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.parser import parse_answer
@@ -26,6 +27,7 @@ from vlm_spec_decode.core.types import SamplingParams
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.local import LocalVerifier
 from vlm_spec_decode.edge.mission import LOOK_AGAIN, Mission
+from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.vlm import VlmModel
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.headless import HeadlessGo2
@@ -82,7 +84,8 @@ class Stage:
         self.robot = HeadlessGo2(first, self.clock, camera=self.camera)
         params = SamplingParams(stop_ids=target.codec.stop_ids, max_tokens=64)
         config = EngineConfig("autoregressive", params)
-        self.engine = Engine(None, target.codec, LocalVerifier(target, self.clock), self.clock, config)
+        held = constrained(target, target.codec, language())
+        self.engine = Engine(None, target.codec, LocalVerifier(held, self.clock), self.clock, config)
 
     def run(self, outcome: Outcome, world: World, max_answers: int) -> Outcome:
         """Carry out one mission to its end."""
