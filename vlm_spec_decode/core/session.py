@@ -7,11 +7,11 @@ pass, runs that on the target and hands the logits back. Nothing here blocks or 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from vlm_spec_decode.core.ports import ExitHook, Logits, ModelContext
+from vlm_spec_decode.core.ports import Clock, ExitHook, Logits, ModelContext
 from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.tree import SpeculationTree, Subtree
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Early, Tokens
@@ -45,6 +45,42 @@ class PassPlan:
     nodes: Subtree
 
 
+@dataclass(frozen=True, slots=True)
+class Helper:
+    """A copy of the draft beside the target, for one answer, and the clock that its steps take time on."""
+
+    context: ModelContext
+    clock: Clock
+
+
+@runtime_checkable
+class AdaptivePolicy(Protocol):
+    """A cloud half that reckons with time and may draft for itself. Seconds are its owner's clock's."""
+
+    wake_s: float | None
+    """When to ask again after `next_pass` has said None; None: when something new has come."""
+
+    def begin(self, request: AnswerRequest, has_helper: bool) -> None:
+        """Learn what is asked for. Raises ConfigError if the policy needs a helper and there is none."""
+        ...
+
+    def at(self, now_s: float) -> None:
+        """Learn the time at which `next_pass` is about to be asked."""
+        ...
+
+    def received(self, draft: Draft, now_s: float) -> None:
+        """Learn that a hint has come."""
+        ...
+
+    def extend(self, plan: PassPlan, helper: Helper) -> PassPlan:
+        """Add nodes of the cloud's own, numbered below 0. Runs where the pass runs, on its thread."""
+        ...
+
+    def completed(self, plan: PassPlan, commit: Commit) -> None:
+        """Learn what came of a pass and how long it took."""
+        ...
+
+
 @dataclass(slots=True)
 class Session:
     """One answer at the verifier. `context` holds the target's KV cache of it."""
@@ -52,6 +88,7 @@ class Session:
     request: AnswerRequest
     context: ModelContext
     policy: CloudPolicy
+    helper: Helper | None = None
     sequence: Sequence = field(init=False)
     tree: SpeculationTree = field(init=False)
     passes: int = 0
@@ -60,21 +97,38 @@ class Session:
         self.sequence = Sequence(epoch=self.request.epoch)
         self.tree = SpeculationTree(committed=list(self.request.committed))
         self.sequence.commit(self._commit_of(0, self.request.committed, 0, 0, False, 0.0))
+        if isinstance(self.policy, AdaptivePolicy):
+            self.policy.begin(self.request, self.helper is not None)
 
-    def receive(self, draft: Draft) -> None:
+    @property
+    def wake_s(self) -> float | None:
+        """When to ask for a plan again although nothing has come; None: there is no need to."""
+        return self.policy.wake_s if isinstance(self.policy, AdaptivePolicy) else None
+
+    def receive(self, draft: Draft, now_s: float = 0.0) -> None:
         """Add a hint; drafts of another answer or epoch are dropped."""
         if (draft.answer, draft.epoch) == (self.request.answer, self.request.epoch):
             self.tree.add(draft)
+            if isinstance(self.policy, AdaptivePolicy):
+                self.policy.received(draft, now_s)
 
-    def plan(self) -> PassPlan | None:
-        """Return the next pass, or None while there is nothing to do."""
+    def plan(self, now_s: float = 0.0) -> PassPlan | None:
+        """Return the next pass, or None while there is nothing to do (see `wake_s`)."""
         if self.sequence.finished:
             return None
+        if isinstance(self.policy, AdaptivePolicy):
+            self.policy.at(now_s)
         numbers = self.policy.next_pass(self.tree)
         if numbers is None:
             return None
         self.passes += 1
         return PassPlan(self.passes, self.sequence.tokens, self.tree.subtree(numbers))
+
+    def prepare(self, plan: PassPlan) -> PassPlan:
+        """Let the cloud's own draft add to the plan. On the thread that runs the pass."""
+        if self.helper and isinstance(self.policy, AdaptivePolicy):
+            return self.policy.extend(plan, self.helper)
+        return plan
 
     def run(self, plan: PassPlan, on_early: EarlyHook | None = None) -> Logits:
         """Run `plan` on the target and return its logits [1 + n, vocab]."""
@@ -85,11 +139,19 @@ class Session:
         """Verify the pass and commit what is true; drafts that came meanwhile are re-rooted."""
         nodes, start = plan.nodes, len(plan.prefix)
         verdict = verify_coupled(logits, nodes.tokens, nodes.parents, start, self.request.params)
-        node = nodes.numbers[verdict.row - 1] if verdict.row else 0
+        node = nodes.named(verdict.row)[0]
         said, finished = self._with_forced(plan.prefix, verdict.tokens, verdict.finished)
         commit = self._commit_of(start, said, node, plan.pass_id, finished, compute_s)
         self.tree.advance(self.sequence.commit(commit))
+        if isinstance(self.policy, AdaptivePolicy):
+            self.policy.completed(plan, commit)
         return commit
+
+    def close(self) -> None:
+        """Free both models' caches. Idempotent."""
+        self.context.close()
+        if self.helper:
+            self.helper.context.close()
 
     def replay(self, start: int) -> Commit | None:
         """Return one commit of everything from `start` on, for an edge that missed some of it."""
@@ -119,9 +181,10 @@ class Session:
         def hook(exit_layer: int, logits: Logits) -> None:
             nodes, start = plan.nodes, len(plan.prefix)
             verdict = verify_coupled(logits, nodes.tokens, nodes.parents, start, self.request.params)
-            node = nodes.numbers[verdict.row - 1] if verdict.row else 0
-            row, token = logits[verdict.row], verdict.tokens[-1]
-            confidence = _softmax_at(row, token)
+            node, token = nodes.named(verdict.row)
+            if token is None:
+                token = verdict.tokens[-1]
+            confidence = _softmax_at(logits[verdict.row], verdict.tokens[-1])
             request = self.request
             on_early(Early(request.answer, request.epoch, plan.pass_id, exit_layer, node, token, confidence))
 

@@ -46,6 +46,23 @@ class Subtree:
     tokens: Tokens = ()
     parents: Tokens = ()
 
+    def named(self, row: int) -> tuple[int, int | None]:
+        """Return the deepest node at or above `row` that the edge knows, and the token below it.
+
+        The cloud's own nodes have numbers below 0, which mean nothing to the edge. Without such a node
+        on the way the token is None.
+        """
+        below: int | None = None
+        while row and self.numbers[row - 1] < 0:
+            below = self.tokens[row - 1]
+            row = self.parents[row - 1]
+        return (self.numbers[row - 1] if row else 0), below
+
+    def grown(self, tokens: Tokens, parents: Tokens) -> Subtree:
+        """Return this with nodes of the cloud's own below it; `parents` are rows."""
+        own = tuple(range(-1, -1 - len(tokens), -1))
+        return Subtree(self.numbers + own, self.tokens + tokens, self.parents + parents)
+
 
 @dataclass(slots=True)
 class SpeculationTree:

@@ -18,6 +18,10 @@ RULES = ("coupled",)
 """Verification rules that both ends implement."""
 
 
+OBJECTIVES = ("latency", "balanced", "cost")
+"""What decides whether the cloud waits for a hint: time alone, both, or target passes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """A JPEG and its size in pixels."""
@@ -161,7 +165,10 @@ Event: TypeAlias = Early | Commit
 
 @dataclass(frozen=True, slots=True)
 class AnswerRequest:
-    """Everything that opens one answer at a verifier. `committed` resumes a session after a loss."""
+    """Everything that opens one answer at a verifier. `committed` resumes a session after a loss.
+
+    `objective` is one of `OBJECTIVES`: what the cloud may spend on being fast.
+    """
 
     answer: int
     observation: Observation
@@ -169,6 +176,7 @@ class AnswerRequest:
     strategy: str
     committed: Tokens = ()
     epoch: int = 0
+    objective: str = "latency"
 
 
 @dataclass(frozen=True, slots=True)

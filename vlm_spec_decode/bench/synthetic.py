@@ -1,0 +1,134 @@
+"""A pair of models whose acceptance is known: for simulations, never for the shipped figures.
+
+After any prefix the target's choice is the draft's first with probability `acceptance`, else its second,
+third, … with geometric weights; independent per position, and the draft's probabilities say exactly that.
+An early exit names the target's choice with a probability of its own. Everything is a hash of the prefix,
+so the pair is deterministic and any tree may be asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard
+from vlm_spec_decode.core.types import Observation, Tokens
+
+LAYERS = 100
+"""An exit's layer is its depth in per cent."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairSpec:
+    """`spread` is the geometric ratio of the ranks behind the first; `exits` (depth in %, accuracy)."""
+
+    acceptance: float
+    spread: float = 0.5
+    vocab_size: int = 32
+    ranks: int = 12
+    exits: tuple[tuple[int, float], ...] = ((25, 0.55), (50, 0.7), (75, 0.85))
+    seed: int = 0
+
+    @property
+    def law(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """Probability of each rank, best first [ranks]."""
+        tail = self.spread ** np.arange(self.ranks - 1)
+        return np.concatenate([[self.acceptance], (1 - self.acceptance) * tail / tail.sum()])
+
+
+@dataclass(slots=True)
+class _Place:
+    ranking: np.ndarray[tuple[int], np.dtype[np.int64]]
+    choice: int
+    exit_choices: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _World:
+    """What both models of a pair know: at each prefix the draft's ranking and the target's choice."""
+
+    spec: PairSpec
+    places: dict[Tokens, _Place] = field(default_factory=dict)
+
+    def at(self, prefix: Tokens) -> _Place:
+        if prefix not in self.places:
+            spec = self.spec
+            rng = np.random.default_rng([spec.seed, *prefix, 7])
+            ranking = rng.permutation(spec.vocab_size)[: spec.ranks].astype(np.int64)
+            choice = int(ranking[rng.choice(spec.ranks, p=spec.law)])
+            right = rng.random(len(spec.exits))
+            guesses = (
+                choice if r < accuracy else int(ranking[rng.choice(spec.ranks, p=spec.law)])
+                for r, (_, accuracy) in zip(right, spec.exits, strict=True)
+            )
+            self.places[prefix] = _Place(ranking, choice, tuple(guesses))
+        return self.places[prefix]
+
+
+@dataclass(slots=True)
+class _Context:
+    world: _World
+    is_target: bool
+
+    def prefill(self) -> None:
+        """Do nothing."""
+
+    def score(
+        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
+    ) -> Logits:
+        """Return logits [1 + n, vocab] and tell the exits."""
+        paths = [prefix]
+        for token, parent in zip(tokens, parents, strict=True):
+            paths.append((*paths[parent], token))
+        places = [self.world.at(path) for path in paths]
+        spec = self.world.spec
+        if on_exit and self.is_target:
+            for index, (depth, accuracy) in enumerate(spec.exits):
+                on_exit(depth, self._peaked([p.exit_choices[index] for p in places], accuracy))
+        if self.is_target:
+            return self._peaked([p.choice for p in places], 0.999)
+        logits = np.full((len(places), spec.vocab_size), -30.0, dtype=np.float32)
+        for row, place in zip(logits, places, strict=True):
+            row[place.ranking] = np.log(spec.law)
+        return logits
+
+    def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
+        """Return (): there is no grammar."""
+        return ()
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def _peaked(self, choices: list[int], confidence: float) -> Logits:
+        size = self.world.spec.vocab_size
+        logits = np.full((len(choices), size), np.log((1 - confidence) / (size - 1)), dtype=np.float32)
+        logits[np.arange(len(choices)), choices] = np.log(confidence)
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticModel:
+    """One half of a pair."""
+
+    world: _World
+    is_target: bool
+
+    @property
+    def card(self) -> ModelCard:
+        """Identity."""
+        spec = self.world.spec
+        name = "target" if self.is_target else "draft"
+        exits = tuple(depth for depth, _ in spec.exits)
+        return ModelCard(f"synthetic {name}", "1", "synthetic", "none", spec.vocab_size, LAYERS, exits)
+
+    def open(self, observation: Observation) -> _Context:  # noqa: ARG002
+        """Start one answer."""
+        return _Context(self.world, self.is_target)
+
+
+def pair(spec: PairSpec) -> tuple[SyntheticModel, SyntheticModel]:
+    """Return (draft, target)."""
+    make = partial(SyntheticModel, _World(spec))
+    return make(is_target=False), make(is_target=True)
