@@ -262,3 +262,10 @@ def test_a_pattern_that_cannot_be_used_is_a_named_error(pattern: str) -> None:
 def test_a_checkpoint_without_an_end_token_is_a_named_error() -> None:
     with pytest.raises(GrammarError, match="ends an answer"):
         compile_grammar(language(), replace(shipped_codec(), stop_ids=()))
+
+
+def test_a_tokenizer_that_cannot_be_read_is_a_named_error() -> None:
+    codec = byte_level_codec()
+    codec.tokenizer.backend_tokenizer.decoder = decoders.WordPiece()
+    with pytest.raises(GrammarError, match="this tokenizer cannot be used with a grammar: can't determine"):
+        compile_grammar(language(), codec)

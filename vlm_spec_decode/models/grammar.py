@@ -155,7 +155,7 @@ def _named(part: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise GrammarError(f"the grammar does not compile for this {part}: {reason}") from error
+        raise GrammarError(f"this {part} cannot be used with a grammar: {reason}") from error
 
 
 def _check(matcher: llguidance.LLMatcher) -> None:
