@@ -60,7 +60,7 @@ def decode(
     sequence, first_token_s = Sequence(), 0.0
     config = EdgeConfig(1, params, setup.draft_length, timeout_s=600.0)
     try:
-        for _ in chosen.edge(sequence, drafter, watch, clock, config):
+        for _ in chosen.decode(sequence, drafter, watch, clock, config):
             first_token_s = first_token_s or watch.elapsed_s
         usage = verifier.usage
     finally:

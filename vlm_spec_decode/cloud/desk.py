@@ -28,6 +28,7 @@ from vlm_spec_decode.protocol.messages import (
     Pong,
     Refused,
     Welcome,
+    WireCorrection,
     WireDraft,
 )
 from vlm_spec_decode.strategies.registry import STRATEGIES, strategy
@@ -99,7 +100,7 @@ class CloudDesk:
                 self._on_ping(peer, message, now_s)
             case Close():
                 self._on_close(peer, message)
-            case ImageChunk() | WireDraft():
+            case ImageChunk() | WireDraft() | WireCorrection():
                 entry = self._current(peer, message.answer, message.epoch)
                 if entry is None:
                     self.dropped["stale"] += 1
@@ -108,7 +109,9 @@ class CloudDesk:
                 if isinstance(message, ImageChunk):
                     self._on_chunk(entry, message)
                 else:
-                    entry.receive(self._packer.draft(message))
+                    reply = entry.receive(self._packer.hint(message))
+                    if reply:
+                        self._send(peer, self._packer.commit_message(reply))
             case _:
                 self.dropped["unexpected"] += 1
 

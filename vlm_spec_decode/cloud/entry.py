@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from vlm_spec_decode.core.ports import Logits, ModelContext
 from vlm_spec_decode.core.session import PassPlan, Session
-from vlm_spec_decode.core.types import Draft, Image, Observation
+from vlm_spec_decode.core.types import Commit, Hint, Image, Observation
 from vlm_spec_decode.protocol.messages import ImageChunk, Open
 
 MAX_EARLY_DRAFTS = 64
@@ -28,7 +28,7 @@ class Entry:
     image: bytes | None = None
     received: bytearray = field(default_factory=bytearray)
     session: Session | None = None
-    drafts: list[Draft] = field(default_factory=list)
+    hints: list[Hint] = field(default_factory=list)
     running: bool = False
     prefilled: bool = False
     closed: bool = False
@@ -57,19 +57,20 @@ class Entry:
         """SHA-256 of what arrived; the cloud trusts no name that it has not computed."""
         return hashlib.sha256(self.received).digest()
 
-    def receive(self, draft: Draft) -> None:
-        """Take a draft, also before the session has begun."""
+    def receive(self, hint: Hint) -> Commit | None:
+        """Take a hint, also before the session has begun, and return what must be said at once."""
         if self.session:
-            self.session.receive(draft)
-        elif len(self.drafts) < MAX_EARLY_DRAFTS:
-            self.drafts.append(draft)
+            return self.session.receive(hint)
+        if len(self.hints) < MAX_EARLY_DRAFTS:
+            self.hints.append(hint)
+        return None
 
     def begin(self, session: Session) -> None:
         """The target has opened its context: hand over the drafts that came first."""
         self.session = session
-        for draft in self.drafts:
-            session.receive(draft)
-        self.drafts.clear()
+        for hint in self.hints:
+            session.receive(hint)
+        self.hints.clear()
 
     def next_job(self) -> Job | None:
         """Return what the target can do for this answer now, marking it as running, or None."""

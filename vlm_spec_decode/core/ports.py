@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm_spec_decode.core.robot import RobotState
-from vlm_spec_decode.core.types import AnswerRequest, Draft, Event, Image, Observation, Tokens
+from vlm_spec_decode.core.types import AnswerRequest, Event, Hint, Image, Observation, Tokens
 
 Logits: TypeAlias = npt.NDArray[np.float32]
 """Logits [rows, vocab]."""
@@ -164,8 +164,8 @@ class Verifier(Protocol):
         """Start one answer. Raises CloudUnreachable or CloudRefused."""
         ...
 
-    def submit(self, draft: Draft) -> None:
-        """Send a hint; never blocks on the network."""
+    def submit(self, hint: Hint) -> None:
+        """Send a draft, or a correction, which arrives unless the session ends; never blocks."""
         ...
 
     def poll(self) -> Event | None:

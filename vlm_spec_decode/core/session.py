@@ -6,16 +6,17 @@ pass, runs that on the target and hands the logits back. Nothing here blocks or 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from vlm_spec_decode.core.ports import Clock, ExitHook, Logits, ModelContext
+from vlm_spec_decode.core.rejection import RejectionRule
 from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.tree import SpeculationTree, Subtree
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Early, Tokens
-from vlm_spec_decode.core.verify import verify_coupled
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, Draft, Early, Hint, Tokens
+from vlm_spec_decode.core.verify import Verdict, verify_coupled
 
 
 class CloudPolicy(Protocol):
@@ -34,6 +35,17 @@ class EarlyHook(Protocol):
     def __call__(self, early: Early, /) -> None:
         """Take one early verdict."""
         ...
+
+
+@runtime_checkable
+class PipelinePolicy(Protocol):
+    """A cloud half whose edge drafts on while a pass runs.
+
+    Where such a chain is accepted to its end, the edge may have drawn the next token already: under the
+    `rejection` rule that one must be tried, so there is no bonus token.
+    """
+
+    is_pipeline: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +104,14 @@ class Session:
     sequence: Sequence = field(init=False)
     tree: SpeculationTree = field(init=False)
     passes: int = 0
+    rejection: RejectionRule | None = None
 
     def __post_init__(self) -> None:
         self.sequence = Sequence(epoch=self.request.epoch)
         self.tree = SpeculationTree(committed=list(self.request.committed))
         self.sequence.commit(self._commit_of(0, self.request.committed, 0, 0, False, 0.0))
+        if self.request.params.rule == "rejection":
+            self.rejection = RejectionRule(self.request.params)
         if isinstance(self.policy, AdaptivePolicy):
             self.policy.begin(self.request, self.helper is not None)
 
@@ -105,16 +120,25 @@ class Session:
         """When to ask for a plan again although nothing has come; None: there is no need to."""
         return self.policy.wake_s if isinstance(self.policy, AdaptivePolicy) else None
 
-    def receive(self, draft: Draft, now_s: float = 0.0) -> None:
-        """Add a hint; drafts of another answer or epoch are dropped."""
-        if (draft.answer, draft.epoch) == (self.request.answer, self.request.epoch):
-            self.tree.add(draft)
-            if isinstance(self.policy, AdaptivePolicy):
-                self.policy.received(draft, now_s)
+    def receive(self, hint: Hint, now_s: float = 0.0) -> Commit | None:
+        """Add a hint; those of another answer or epoch are dropped.
+
+        Returns a commit at once only for a correction that asks for more of the residual.
+        """
+        if (hint.answer, hint.epoch) != (self.request.answer, self.request.epoch):
+            return None
+        if isinstance(hint, Correction):
+            return self._correct(hint)
+        new = self.tree.add(hint)
+        if self.rejection:
+            self.rejection.learn(hint, new, self.tree.nodes)
+        if isinstance(self.policy, AdaptivePolicy):
+            self.policy.received(hint, now_s)
+        return None
 
     def plan(self, now_s: float = 0.0) -> PassPlan | None:
         """Return the next pass, or None while there is nothing to do (see `wake_s`)."""
-        if self.sequence.finished:
+        if self.sequence.finished or (self.rejection and self.rejection.is_waiting):
             return None
         if isinstance(self.policy, AdaptivePolicy):
             self.policy.at(now_s)
@@ -137,11 +161,14 @@ class Session:
 
     def complete(self, plan: PassPlan, logits: Logits, compute_s: float = 0.0) -> Commit:
         """Verify the pass and commit what is true; drafts that came meanwhile are re-rooted."""
-        nodes, start = plan.nodes, len(plan.prefix)
-        verdict = verify_coupled(logits, nodes.tokens, nodes.parents, start, self.request.params)
-        node = nodes.named(verdict.row)[0]
+        start = len(plan.prefix)
+        verdict = self._verify(plan, logits)
+        node = plan.nodes.named(verdict.row)[0]
         said, finished = self._with_forced(plan.prefix, verdict.tokens, verdict.finished)
         commit = self._commit_of(start, said, node, plan.pass_id, finished, compute_s)
+        if self.rejection and verdict.is_open:
+            path = plan.prefix + verdict.tokens
+            commit = replace(commit, residual=self.rejection.wait_for_edge(path, logits[verdict.row]))
         self.tree.advance(self.sequence.commit(commit))
         if isinstance(self.policy, AdaptivePolicy):
             self.policy.completed(plan, commit)
@@ -156,16 +183,39 @@ class Session:
     def replay(self, start: int) -> Commit | None:
         """Return one commit of everything from `start` on, for an edge that missed some of it."""
         tokens = self.sequence.tokens[start:]
-        if not tokens:
+        residual = self.rejection.sparse() if self.rejection and start <= len(self.sequence) else None
+        if not tokens and not residual:
             return None
-        return self._commit_of(start, tokens, 0, self.passes, self.sequence.finished, 0.0)
+        commit = self._commit_of(start, tokens, 0, self.passes, self.sequence.finished, 0.0)
+        return replace(commit, residual=residual)
+
+    def _verify(self, plan: PassPlan, logits: Logits, is_final: bool = True) -> Verdict:
+        """Apply the answer's rule; of an exit's logits (not final) only to guess the outcome."""
+        nodes, params = plan.nodes, self.request.params
+        if self.rejection is None:
+            return verify_coupled(logits, nodes.tokens, nodes.parents, len(plan.prefix), params)
+        has_bonus = not (is_final and isinstance(self.policy, PipelinePolicy) and self.policy.is_pipeline)
+        return self.rejection.verify(nodes, logits, plan.prefix, has_bonus)
+
+    def _correct(self, correction: Correction) -> Commit | None:
+        """Commit what the edge has drawn, or send it more tail samples."""
+        length = len(self.sequence)
+        if self.rejection is None or correction.position != length or not self.rejection.is_waiting:
+            return None
+        more = self.rejection.correct(correction, length)
+        token = correction.token
+        if token < 0:
+            return replace(self._commit_of(length, (), 0, self.passes, False, 0.0), residual=more)
+        finished = self.request.params.ends(length + 1, token)
+        commit = self._commit_of(length, (token,), 0, self.passes, finished, 0.0)
+        self.tree.advance(self.sequence.commit(commit))
+        return None
 
     def _with_forced(self, prefix: Tokens, said: Tokens, finished: bool) -> tuple[Tokens, bool]:
         """Add to what a pass has said the run that the grammar forces after it: it needs no pass."""
-        params = self.request.params
         for token in () if finished else self.context.forced(prefix + said):
             said += (token,)
-            if token in params.stop_ids or len(prefix) + len(said) >= params.max_tokens:
+            if self.request.params.ends(len(prefix) + len(said), token):
                 return said, True
         return said, finished
 
@@ -179,9 +229,10 @@ class Session:
         """Run VERIFY with each exit's own logits (2505.21594, eq. 5) and report its hypothesis."""
 
         def hook(exit_layer: int, logits: Logits) -> None:
-            nodes, start = plan.nodes, len(plan.prefix)
-            verdict = verify_coupled(logits, nodes.tokens, nodes.parents, start, self.request.params)
-            node, token = nodes.named(verdict.row)
+            verdict = self._verify(plan, logits, is_final=False)
+            if verdict.is_open:
+                return  # the next token is the edge's to draw: no outcome to guess
+            node, token = plan.nodes.named(verdict.row)
             if token is None:
                 token = verdict.tokens[-1]
             confidence = _softmax_at(logits[verdict.row], verdict.tokens[-1])

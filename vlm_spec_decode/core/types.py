@@ -14,8 +14,19 @@ from typing import TypeAlias
 
 Tokens: TypeAlias = tuple[int, ...]
 
-RULES = ("coupled",)
+RULES = ("coupled", "rejection")
 """Verification rules that both ends implement."""
+
+RESIDUALS = ("sparse", "full", "cloud", "top_k")
+"""Where `rejection` draws a correction, and from what.
+
+On the edge from the target's likeliest ids with exact tail samples (`sparse`) or from as much of p as one
+message holds (`full`, DSSD); in the cloud, from a q cut to a few ids before it is sampled (`cloud`); on the
+edge from PicoSpec's plain top-K (`top_k`), the only one that is not lossless.
+"""
+
+Support: TypeAlias = tuple[tuple[int, int], ...]
+"""Ids and weights of a draft's q in units of 2**-16, the drafted id first (`core.sparse`)."""
 
 
 OBJECTIVES = ("latency", "balanced", "cost")
@@ -56,7 +67,8 @@ class SamplingParams:
     """How tokens are chosen from logits; must be equal on both ends.
 
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 switch the cuts off. `seed` keys the shared
-    Gumbel noise of the `coupled` rule.
+    Gumbel noise of the `coupled` rule and every draw of the `rejection` rule, which draws its corrections as
+    `residual` says.
     """
 
     temperature: float = 0.0
@@ -66,6 +78,7 @@ class SamplingParams:
     stop_ids: Tokens = ()
     seed: int = 0
     rule: str = "coupled"
+    residual: str = "sparse"
 
     def __post_init__(self) -> None:
         if (
@@ -77,6 +90,17 @@ class SamplingParams:
             raise ValueError(f"sampling parameters out of range: {self}")
         if self.rule not in RULES:
             raise ValueError(f"unknown rule {self.rule!r}; known: {', '.join(RULES)}")
+        if self.residual not in RESIDUALS:
+            raise ValueError(f"unknown residual {self.residual!r}; known: {', '.join(RESIDUALS)}")
+
+    @property
+    def lossless(self) -> bool:
+        """Whether answers have exactly the target's law."""
+        return self.rule != "rejection" or self.residual != "top_k" or self.temperature == 0
+
+    def ends(self, length: int, token: int) -> bool:
+        """Tell whether an answer of `length` tokens, `token` the last, is complete."""
+        return token in self.stop_ids or length >= self.max_tokens
 
     @property
     def digest(self) -> str:
@@ -101,7 +125,8 @@ class Draft:
 
     `parents[i]` is 0 for the committed prefix of length `base`, else the number of an earlier node,
     also of an earlier draft. `weights[i]` is the node's quantised log-probability (see
-    `core.tree.quantise`). `q` carries draft probabilities and is empty under the `coupled` rule.
+    `core.tree.quantise`). `q` says under the `rejection` rule what each token was drawn from: its own
+    weight alone, or all of a short q; empty means that nothing was drawn at random.
     """
 
     answer: int
@@ -111,7 +136,7 @@ class Draft:
     tokens: Tokens
     parents: Tokens
     weights: Tokens = ()
-    q: tuple[float, ...] = ()
+    q: tuple[Support, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +157,28 @@ class Early:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseTarget:
+    """The target's p where it has rejected a draft, for an edge that holds q (2603.19133, made exact).
+
+    `ids` and `parts` are the likeliest tokens in units of 2**-40, `outside` is the mass of all others and
+    `tail` holds i.i.d. samples (id, part) of those, so that the edge can draw from what it does not have.
+    `is_cut` marks PicoSpec's plain top-K, which has no tail and loses the mass outside.
+    """
+
+    ids: Tokens
+    parts: Tokens
+    outside: int = 0
+    tail: tuple[tuple[int, int], ...] = ()
+    is_cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """The truth: tokens `start`, `start + 1`, … of the answer. Idempotent by `start`.
 
     `node` is the deepest accepted node, 0 if none was, from which both ends re-root. `compute_s` is
-    the pass's time on the target. `finished` closes the answer.
+    the pass's time on the target. `finished` closes the answer. With a `residual` the token after
+    `tokens` is for the edge to draw; the cloud waits for its `Correction`.
     """
 
     answer: int
@@ -147,12 +189,15 @@ class Commit:
     pass_id: int
     finished: bool
     compute_s: float = 0.0
-    residual: bytes = b""
+    residual: SparseTarget | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """The token that the edge drew from the residual; only when the residual lives on the edge."""
+    """The token that the edge drew from the residual; only when the residual lives on the edge.
+
+    Idempotent by `position`. A negative `token` -n asks for n tail samples instead: the last were used up.
+    """
 
     answer: int
     epoch: int
@@ -161,6 +206,9 @@ class Correction:
 
 
 Event: TypeAlias = Early | Commit
+
+Hint: TypeAlias = Draft | Correction
+"""What the edge sends while an answer is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +264,7 @@ class GenerationResult:
     time_to_first_action_s: float | None
     total_s: float
     usage: LinkUsage = field(default_factory=LinkUsage)
+    lossless: bool = True
 
     @property
     def drafted(self) -> int:

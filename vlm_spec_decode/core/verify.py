@@ -16,11 +16,15 @@ from vlm_spec_decode.core.types import SamplingParams, Tokens
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`tokens` are true; `row` is the deepest accepted row of the pass (0: none); `finished` ends it."""
+    """`tokens` are true; `row` is the deepest accepted row of the pass (0: none); `finished` ends it.
+
+    If it `is_open`, the token after `tokens` is the edge's to draw (rule `rejection` only).
+    """
 
     tokens: Tokens
     row: int
     finished: bool
+    is_open: bool = False
 
 
 def verify_coupled(

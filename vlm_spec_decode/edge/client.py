@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.core.errors import CloudError, CloudRefused, CloudUnreachable, ProtocolError
 from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Event, Tokens
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, Event, Hint, Tokens
+from vlm_spec_decode.edge.pending import Pending
 from vlm_spec_decode.edge.upload import ImageUpload
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import (
@@ -41,13 +42,16 @@ class Timing:
 
 @dataclass(slots=True)
 class _Answer:
-    """The open answer: its request, what is committed, and hints that no commit has overtaken."""
+    """The open answer: its request, what is committed, and hints whose outcome is not known."""
 
     request: AnswerRequest
     mirror: Sequence
     upload: ImageUpload | None
     sent: bool = False
-    pending: deque[Draft] = field(default_factory=deque)
+    pending: Pending = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pending = Pending(self.request.committed)
 
 
 class EdgeProtocol:
@@ -94,14 +98,21 @@ class EdgeProtocol:
         elif self.welcome:
             self._send_open(now_s)
 
-    def submit(self, draft: Draft) -> None:
-        """Send a hint, and keep it until a commit overtakes it in case the link loses it."""
+    def submit(self, hint: Hint) -> None:
+        """Send a hint, and keep it until a commit overtakes it in case the link loses it.
+
+        A correction is a commit that was made here.
+        """
         answer = self._answer
-        if answer is None or answer.request.answer != draft.answer:
+        if answer is None or answer.request.answer != hint.answer:
             return
-        answer.pending.append(draft)
+        if isinstance(hint, Correction) and hint.token >= 0:
+            token, epoch = hint.token, answer.mirror.epoch
+            finished = answer.request.params.ends(hint.position + 1, token)
+            answer.mirror.commit(Commit(hint.answer, epoch, hint.position, (token,), 0, 0, finished))
+        answer.pending.add(hint)
         if answer.sent:
-            self._send_draft(draft, answer.mirror.epoch)
+            self._send_hint(hint, answer.mirror.epoch)
 
     def close(self, now_s: float) -> None:
         """Tell the cloud that the open answer is over."""
@@ -198,14 +209,16 @@ class EdgeProtocol:
             return
         start = len(mirror)
         new = mirror.commit(commit)
-        if not new:
+        is_open = commit.residual is not None and commit.start + len(commit.tokens) == len(mirror)
+        if not new and not is_open:
             self.dropped["duplicate"] += 1
             return
         self._progress_s = now_s
         self._pass_s = commit.compute_s
-        while answer.pending and answer.pending[0].base < len(mirror):
-            answer.pending.popleft()
-        self.events.append(replace(commit, start=start, tokens=new, epoch=answer.request.epoch))
+        answer.pending.advance(new)
+        residual = commit.residual if is_open else None
+        epoch = answer.request.epoch
+        self.events.append(replace(commit, start=start, tokens=new, epoch=epoch, residual=residual))
 
     # Sending -------------------------------------------------------------------------------------
 
@@ -222,6 +235,7 @@ class EdgeProtocol:
 
     def _begin_new_epoch(self, answer: _Answer) -> None:
         answer.mirror.epoch += 1
+        answer.pending.forget_corrections()
         answer.sent = False
         if answer.upload:
             answer.upload.restart()
@@ -233,8 +247,8 @@ class EdgeProtocol:
         answer.sent = True
         self._progress_s = self._ping_s = now_s
         self._send_chunks(answer)
-        for draft in answer.pending:
-            self._send_draft(draft, mirror.epoch)
+        for hint in answer.pending.hints():
+            self._send_hint(hint, mirror.epoch)
 
     def _send_chunks(self, answer: _Answer) -> None:
         assert self.welcome is not None
@@ -246,8 +260,8 @@ class EdgeProtocol:
             self.image_bytes += len(chunk.data)
             self._send(chunk)
 
-    def _send_draft(self, draft: Draft, epoch: int) -> None:
-        self._send(self._packer.draft_message(replace(draft, epoch=epoch)))
+    def _send_hint(self, hint: Hint, epoch: int) -> None:
+        self._send(self._packer.hint_message(replace(hint, epoch=epoch)))
 
     def _ping(self, now_s: float, recover: bool = False) -> None:
         self._ping_s = now_s
@@ -261,8 +275,8 @@ class EdgeProtocol:
         self._send(Ping(round(now_s * 1e6), answer.request.answer, epoch, have, recover))
         if recover:
             self._progress_s = now_s
-            for draft in answer.pending:
-                self._send_draft(draft, epoch)
+            for hint in answer.pending.hints():
+                self._send_hint(hint, epoch)
             if answer.upload and not answer.upload.is_done:
                 answer.upload.go_back()
                 self._send_chunks(answer)

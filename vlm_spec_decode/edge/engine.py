@@ -102,9 +102,9 @@ class Engine:
         sequence, parser = Sequence(), ActionParser()
         edge_config = EdgeConfig(request.answer, config.params, config.draft_length, config.timeout_s)
         watched = WatchedDrafter(drafter, watch)
-        edge = strategy(config.strategy).edge
+        decode = strategy(config.strategy).decode
         text, actions_at_s, first_token_s = "", None, 0.0
-        for tokens in edge(sequence, watched, watch, self._clock, edge_config):
+        for tokens in decode(sequence, watched, watch, self._clock, edge_config):
             first_token_s = first_token_s or watch.elapsed_s
             spoken = self._codec.decode(sequence.tokens)
             stable = spoken if spoken.startswith(text) else text
@@ -142,4 +142,5 @@ class Engine:
             first_action_s,
             watch.elapsed_s,
             usage,
+            config.params.lossless,
         )

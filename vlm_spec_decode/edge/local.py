@@ -12,7 +12,7 @@ from collections import deque
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
 from vlm_spec_decode.core.ports import Clock, Target
 from vlm_spec_decode.core.session import Session
-from vlm_spec_decode.core.types import AnswerRequest, Draft, Event
+from vlm_spec_decode.core.types import AnswerRequest, Event, Hint
 from vlm_spec_decode.strategies.registry import strategy
 
 
@@ -33,9 +33,11 @@ class LocalVerifier:
         context = self._target.open(request.observation)
         self._session = Session(request, context, strategy(request.strategy).cloud())
 
-    def submit(self, draft: Draft) -> None:
+    def submit(self, hint: Hint) -> None:
         """Hand the hint to the session."""
-        self._open_session().receive(draft)
+        reply = self._open_session().receive(hint)
+        if reply:
+            self._events.append(reply)
 
     def poll(self) -> Event | None:
         """Return the next event if a pass has already produced one."""

@@ -8,7 +8,7 @@ from queue import Empty, Queue
 
 from vlm_spec_decode.core.errors import Cancelled, CloudError, CloudRefused, CloudTimeout, CloudUnreachable
 from vlm_spec_decode.core.ports import Clock
-from vlm_spec_decode.core.types import AnswerRequest, Draft, Event, LinkUsage
+from vlm_spec_decode.core.types import AnswerRequest, Event, Hint, LinkUsage
 from vlm_spec_decode.edge.client import EdgeProtocol, Timing
 from vlm_spec_decode.protocol.messages import Hello, Welcome
 from vlm_spec_decode.transport.dealer import DealerLink
@@ -50,9 +50,9 @@ class RemoteVerifier:
             self._events.get_nowait()
         self._post(lambda: self._protocol.open(request, self._clock.now()))
 
-    def submit(self, draft: Draft) -> None:
+    def submit(self, hint: Hint) -> None:
         """Send a hint."""
-        self._post(lambda: self._protocol.submit(draft))
+        self._post(lambda: self._protocol.submit(hint))
 
     def poll(self) -> Event | None:
         """Return the next event if one is there. Raises what the cloud or a cancel reported."""

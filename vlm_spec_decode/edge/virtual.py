@@ -19,7 +19,7 @@ from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
 from vlm_spec_decode.core.ports import Logits, Model, ModelContext, Target
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.session import Helper, PassPlan, Session
-from vlm_spec_decode.core.types import AnswerRequest, Draft, Early, Event, LinkUsage, Observation
+from vlm_spec_decode.core.types import AnswerRequest, Draft, Early, Event, Hint, LinkUsage, Observation
 from vlm_spec_decode.edge.charged import ChargedContext
 from vlm_spec_decode.edge.upload import CHUNK_BYTES
 from vlm_spec_decode.protocol import codec
@@ -110,16 +110,18 @@ class VirtualVerifier:
 
         self._at(arrival_s, self._while_open(request, begin))
 
-    def submit(self, draft: Draft) -> None:
+    def submit(self, hint: Hint) -> None:
         """Send a hint; it arrives after what was sent before it."""
         request = self._request()
-        if not draft.tokens:
+        if isinstance(hint, Draft) and not hint.tokens:
             return
-        arrival_s = self._send_up(len(codec.encode(self._packer.draft_message(draft))))
+        arrival_s = self._send_up(len(codec.encode(self._packer.hint_message(hint))))
 
         def receive() -> None:
             if self._answer:
-                self._answer.session.receive(draft, self._now_s)
+                reply = self._answer.session.receive(hint, self._now_s)
+                if reply:
+                    self._deliver(reply, len(codec.encode(self._packer.commit_message(reply))))
                 self._work()
 
         self._at(arrival_s, self._while_open(request, receive))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.ports import Clock, Drafter, ExitHook, Logits, Verifier
 from vlm_spec_decode.core.tree import SpeculationTree
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Event, RoundTrace, Tokens
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Event, Hint, RoundTrace, Tokens
 
 
 @dataclass(slots=True)
@@ -33,11 +33,14 @@ class WatchedVerifier:
         self._opened_s = self.clock.now()
         self.inner.open(request)
 
-    def submit(self, draft: Draft) -> None:
+    def submit(self, hint: Hint) -> None:
         """Count and pass on."""
-        self._drafted += len(draft.tokens)
-        self._tree.add(draft)
-        self.inner.submit(draft)
+        if isinstance(hint, Draft):
+            self._drafted += len(hint.tokens)
+            self._tree.add(hint)
+        elif hint.token >= 0:
+            self._tree.advance((hint.token,))
+        self.inner.submit(hint)
 
     def poll(self) -> Event | None:
         """Pass on, counting what comes."""

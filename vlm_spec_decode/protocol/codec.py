@@ -12,13 +12,16 @@ from vlm_spec_decode.core.tree import chain_parents
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
+    Correction,
     Draft,
     Early,
+    Hint,
     Image,
     Observation,
     SamplingParams,
     Tokens,
 )
+from vlm_spec_decode.protocol import shares
 from vlm_spec_decode.protocol.messages import (
     MAX_IMAGE_BYTES,
     MAX_INSTRUCTION_CHARS,
@@ -29,6 +32,7 @@ from vlm_spec_decode.protocol.messages import (
     AnyMessage,
     Open,
     WireCommit,
+    WireCorrection,
     WireDraft,
     WireEarly,
 )
@@ -85,7 +89,9 @@ class TokenPacker:
             parents = b"".join((n - p if p else 0).to_bytes(2, "little") for n, p in pairs)
         weights = bytes(draft.weights) if any(draft.weights) else None
         tokens = self.pack(draft.tokens)
-        return WireDraft(draft.answer, draft.epoch, draft.base, draft.first_node, tokens, parents, weights)
+        head = (draft.answer, draft.epoch, draft.base, draft.first_node)
+        q = shares.pack_q(draft.q, self.width) if draft.q else None
+        return WireDraft(*head, tokens, parents, weights, q)
 
     def draft(self, message: WireDraft) -> Draft:
         """Return the draft in `message`. Raises ProtocolError if its parts do not fit together."""
@@ -99,7 +105,22 @@ class TokenPacker:
         parents = chain_parents(first, count)
         if packed:
             parents = tuple(_parent(packed, i, first + i) for i in range(count))
-        return Draft(message.answer, message.epoch, message.base, first, tokens, parents, weights)
+        q = shares.unpack_q(message.q, tokens, self.width, self.vocab_size) if message.q else ()
+        return Draft(message.answer, message.epoch, message.base, first, tokens, parents, weights, q)
+
+    def hint_message(self, hint: Hint) -> WireDraft | WireCorrection:
+        """Return the wire form of a draft or a correction."""
+        if isinstance(hint, Draft):
+            return self.draft_message(hint)
+        return WireCorrection(hint.answer, hint.epoch, hint.position, hint.token)
+
+    def hint(self, message: WireDraft | WireCorrection) -> Hint:
+        """Return the draft or correction in `message`. Raises ProtocolError."""
+        if isinstance(message, WireDraft):
+            return self.draft(message)
+        if not 0 <= message.position <= MAX_TOKENS or not -MAX_TOKENS <= message.token < self.vocab_size:
+            raise ProtocolError(f"a correction to {message.token} at {message.position}")
+        return Correction(message.answer, message.epoch, message.position, message.token)
 
     def commit_message(self, commit: Commit) -> WireCommit:
         """Return the wire form of a commit."""
@@ -112,13 +133,14 @@ class TokenPacker:
             commit.pass_id,
             commit.finished,
             round(commit.compute_s * 1e6),
-            commit.residual or None,
+            shares.pack_residual(commit.residual, self.width) if commit.residual else None,
         )
 
     def commit(self, message: WireCommit) -> Commit:
         """Return the commit in `message`. Raises ProtocolError."""
         if message.start < 0 or message.node < 0:
             raise ProtocolError(f"a commit at {message.start} of node {message.node}")
+        packed = message.residual
         return Commit(
             message.answer,
             message.epoch,
@@ -128,7 +150,7 @@ class TokenPacker:
             message.pass_id,
             message.finished,
             message.compute_us / 1e6,
-            message.residual or b"",
+            shares.unpack_residual(packed, self.width, self.vocab_size) if packed else None,
         )
 
 
@@ -179,6 +201,7 @@ def open_message(request: AnswerRequest, packer: TokenPacker, epoch: int, commit
         rule=params.rule,
         params_digest=params.digest,
         committed=packer.pack(committed),
+        residual=params.residual,
     )
 
 
@@ -197,6 +220,7 @@ def answer_request(message: Open, packer: TokenPacker, image: Image | None) -> A
             message.stop_ids,
             message.seed,
             message.rule,
+            message.residual,
         )
     except ValueError as error:
         raise ProtocolError(str(error)) from error

@@ -86,6 +86,7 @@ class Open(Message, frozen=True, array_like=True, tag=4):
     rule: str
     params_digest: str
     committed: bytes = b""
+    residual: str = "sparse"
 
 
 class ImageChunk(Message, frozen=True, array_like=True, tag=5):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
@@ -11,6 +11,7 @@ from vlm_spec_decode.core.sampling import pick
 from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.session import CloudPolicy
 from vlm_spec_decode.core.types import Commit, SamplingParams, Tokens
+from vlm_spec_decode.strategies.proposals import Corrector, Proposals
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class EdgeConfig:
     draft_length: int = 4
     timeout_s: float = 30.0
     epoch: int = 0
+    proposals: Proposals | None = None
 
 
 EdgePolicy: TypeAlias = Callable[[Sequence, Drafter, Verifier, Clock, EdgeConfig], Iterator[Tokens]]
@@ -41,6 +43,26 @@ class Strategy:
     drafts: bool
     source: str
 
+    def decode(
+        self, sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
+    ) -> Iterator[Tokens]:
+        """Run the edge half under the rule of `config.params`: what callers use instead of `edge`."""
+        if config.params.rule == "rejection":
+            proposals = Proposals(config.params)
+            verifier = Corrector(verifier, proposals, sequence.tokens)
+            config = replace(config, proposals=proposals)
+        return self.edge(sequence, drafter, verifier, clock, config)
+
+
+def draft_token(drafter: Drafter, prefix: Tokens, config: EdgeConfig) -> int:
+    """Draft the token after `prefix`: one step, chosen as the answer's rule says."""
+    logits = drafter.score(prefix)[0]
+    return (
+        config.proposals.draw(prefix, logits)
+        if config.proposals
+        else pick(logits, len(prefix), config.params)
+    )
+
 
 def draft_chain(drafter: Drafter, prefix: Tokens, config: EdgeConfig) -> Tokens:
     """Draft up to γ tokens after `prefix`; stop early at the answer's end.
@@ -51,7 +73,7 @@ def draft_chain(drafter: Drafter, prefix: Tokens, config: EdgeConfig) -> Tokens:
     room = min(config.draft_length, config.params.max_tokens - len(prefix))
     while len(chain) < room:
         chain += drafter.forced(prefix + chain)[: room - len(chain)] or (
-            pick(drafter.score(prefix + chain)[0], len(prefix) + len(chain), config.params),
+            draft_token(drafter, prefix + chain, config),
         )
         if chain[-1] in config.params.stop_ids:
             break

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.strategies import autoregressive, speculative
+from vlm_spec_decode.strategies import autoregressive, pipelined, speculative
 from vlm_spec_decode.strategies.base import Strategy
 
-STRATEGIES: dict[str, Strategy] = {s.name: s for s in (autoregressive.STRATEGY, speculative.STRATEGY)}
+STRATEGIES: dict[str, Strategy] = {
+    s.name: s for s in (autoregressive.STRATEGY, speculative.STRATEGY, pipelined.STRATEGY)
+}
 
 DEFAULT = "speculative"
 
