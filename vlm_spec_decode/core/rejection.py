@@ -25,6 +25,8 @@ IDS_SENT = {"sparse": 10, "cloud": 10, "top_k": 10, "full": 4096}
 """Ids of p that travel; `full` is as many as one message holds."""
 
 MAX_SAMPLES = 512
+TAIL_SENT = 4
+"""Tail samples that go with the first residual, one if there is hardly a tail."""
 
 
 def residual(p: Weights, whole: int, q: Support) -> Weights:
@@ -103,7 +105,7 @@ class RejectionRule:
             return None
         prefix, p = self._awaited
         how = self.params.residual
-        samples = samples or (4 if int(np.sort(p)[: -IDS_SENT[how]].sum()) > P_UNIT >> 8 else 1)
+        samples = samples or (TAIL_SENT if int(np.sort(p)[: -IDS_SENT[how]].sum()) > P_UNIT >> 8 else 1)
         return sparse_target(p, IDS_SENT[how], samples, self.chance, prefix, is_cut=how == "top_k")
 
     def _settle(self, p: Weights, drafts: list[int], nodes: Subtree, path: Tokens) -> tuple[int, int] | None:

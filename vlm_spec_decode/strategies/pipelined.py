@@ -1,7 +1,6 @@
 """PicoSpec (2603.19133, section 3): draft on as if all will be accepted; on an interrupt roll back.
 
-A round that is accepted costs max(T_d, RTT + T_v) instead of their sum. Separate rejection sampling is the
-`rejection` rule's own (`strategies.proposals`): nothing here knows which rule decides.
+An accepted round costs max(T_d, RTT + T_v), not the sum. Separate rejection sampling: `strategies.proposals`.
 """
 
 from __future__ import annotations
@@ -43,9 +42,8 @@ class Line:
         """A full batch goes, and a short one if the cloud would idle: the first token after a rollback (fast
         pre-verification), or what there is when drafting runs long (latency-aware truncation)."""
         unsent = len(self.tokens) - self.sent
-        return unsent > 0 and (
-            unsent >= config.draft_length or not self.sent or self.is_complete(committed, config)
-        )
+        is_cut = not self.sent or self.is_complete(committed, config)
+        return unsent >= config.draft_length or (unsent > 0 and is_cut)
 
     def batch(self, committed: Tokens, config: EdgeConfig) -> Draft:
         """Return what has not been sent, below what has."""
