@@ -28,6 +28,8 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from vlm_spec_decode.core.types import Image, Observation
@@ -57,7 +59,7 @@ TEXT = {
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 1024,
     "initializer_range": 0.3,
     "bos_token_id": 3,
     "eos_token_id": 2,
@@ -74,11 +76,12 @@ CLIP = {
 }
 
 
-def tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
+def tokenizer(words: list[str] = WORDS, image: bool = True) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "</s>", "bos_token": "<s>"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, additional_special_tokens=["<image>"], **special)
+    extra = ["<image>"] if image else []
+    return PreTrainedTokenizerFast(tokenizer_object=backend, additional_special_tokens=extra, **special)
 
 
 def jpeg(width: int = 40, height: int = 30, seed: int = 0) -> bytes:
@@ -110,19 +113,24 @@ def llava(folder: Path, **changes: Any) -> Path:
     return _save(folder, LlavaForConditionalGeneration, config, processor)
 
 
-def llava_next(folder: Path) -> Path:
+def llava_next(folder: Path, **changes: Any) -> Path:
     grid = [[32, 64], [64, 32], [64, 64]]
     config = LlavaNextConfig(
         vision_config=CLIPVisionConfig(**CLIP),
         text_config=LlamaConfig(**TEXT),
         image_token_id=IMAGE_ID,
         image_grid_pinpoints=grid,
+        **changes,
     )
     size = {"height": 32, "width": 32}
     processor = LlavaNextImageProcessorPil(
         size={"shortest_edge": 32}, crop_size=size, image_grid_pinpoints=grid
     )
     return _save(folder, LlavaNextForConditionalGeneration, config, processor)
+
+
+def qwen3(folder: Path) -> Path:
+    return _save(folder, Qwen3ForCausalLM, Qwen3Config(**TEXT, head_dim=8), None)
 
 
 def qwen2(folder: Path) -> Path:

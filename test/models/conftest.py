@@ -17,14 +17,15 @@ from transformers import (
     LlavaProcessor,
 )
 
-from test.models import checkpoints
+from test.models import checkpoints, originals
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.models.encoder import decode_jpeg
 from vlm_spec_decode.models.loader import EXITS_FILE, load_model
 from vlm_spec_decode.models.vlm import VlmModel
 
-LANGUAGE = ["llama", "qwen2"]
+LANGUAGE = ["llama", "qwen2", "qwen3"]
 VISION = ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl"]
+ORIGINAL = ["original_llava", "original_llava_next"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Pair:
     def plain(self, path: tuple[int, ...]) -> np.ndarray:
         """Logits [vocab] after `path`, recomputed from the first prompt token on."""
         with torch.inference_mode():
-            return self.network(**self.extended(path)).logits[0, -1, : len(checkpoints.WORDS)].numpy()
+            return self.network(**self.extended(path)).logits[0, -1, : self.model.card.vocab_size].numpy()
 
     def extended(self, path: tuple[int, ...]) -> dict[str, torch.Tensor]:
         inputs = dict(self.inputs)
@@ -57,7 +58,7 @@ class Pair:
 
 def family_inputs(family: str, model: VlmModel, observation: Observation) -> dict[str, torch.Tensor]:
     """What the family's own processor makes of the observation."""
-    text, tokenizer = model.encoder.render(observation), model.codec.tokenizer
+    text, tokenizer = model.encoder.render(observation), model.encoder.tokenizer
     if family in LANGUAGE:
         return {"input_ids": tokenizer(text, return_tensors="pt")["input_ids"]}
     image = decode_jpeg(observation.image.jpeg)
@@ -81,14 +82,34 @@ def family_inputs(family: str, model: VlmModel, observation: Observation) -> dic
 
 def load_pair(family: str, folder: Path) -> Pair:
     auto = AutoModelForCausalLM if family in LANGUAGE else AutoModelForImageTextToText
-    model, observation = load_model(folder), checkpoints.observation()
+    # Told of no action language, a prompt is short and recomputing all of it quick.
+    model, observation = load_model(f"{folder},prompt=bare"), checkpoints.observation()
     inputs = family_inputs(family, model, observation)
     return Pair(folder, model, auto.from_pretrained(folder).eval(), inputs, observation)
 
 
-@pytest.fixture(scope="session", params=LANGUAGE + VISION)
+def load_original(family: str, folder: Path) -> Pair:
+    """The original repository's layout, beside the same weights in Transformers' own."""
+    source = originals.converted(folder / "hf", tiled=family.endswith("next"))
+    tiles = {
+        "image_aspect_ratio": "anyres",
+        "mm_patch_merge_type": "spatial_unpad",
+        "image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]],
+    }
+    changes = tiles if family.endswith("next") else {}
+    layout = {"tower_inside": False, "projector_file": True}
+    own = originals.original(folder / "own", source, **layout, **changes)
+    reference = load_pair(family.removeprefix("original_"), source)
+    return Pair(
+        own, load_model(f"{own},prompt=bare"), reference.network, reference.inputs, reference.observation
+    )
+
+
+@pytest.fixture(scope="session", params=LANGUAGE + VISION + ORIGINAL)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     family: str = request.param
+    if family in ORIGINAL:
+        return load_original(family, tmp_path_factory.mktemp(family))
     return load_pair(family, getattr(checkpoints, family)(tmp_path_factory.mktemp(family) / family))
 
 

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlm_spec_decode.actions.grammar import answer_pattern
+from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.actions.parser import parse_answer
+from vlm_spec_decode.actions.types import ACTION_TYPES
 from vlm_spec_decode.core.types import Image, Observation
-from vlm_spec_decode.models.prompt import DONE_MARK, MAX_HISTORY, escape, messages, prompt_digest, prompt_text
+from vlm_spec_decode.models.prompt import (
+    DONE_MARK,
+    EXAMPLES,
+    MAX_HISTORY,
+    RULES,
+    Style,
+    escape,
+    messages,
+    prompt_digest,
+    prompt_text,
+    system_text,
+)
 from vlm_spec_decode.models.tiny import CHAT_TEMPLATE, IMAGE_ID, SPECIALS, UNK_ID, build_tokenizer
 
 WORDS = ("user", "robot", ":", "go", "to", "the", "red", "chair", ".", "done", "turn", "(", ")")
@@ -39,9 +57,36 @@ def test_the_image_comes_first_and_only_if_there_is_one() -> None:
     assert [part["type"] for part in messages(Observation(None, "sit"))[0]["content"]] == ["text"]
 
 
-def test_the_digest_names_the_template() -> None:
-    assert prompt_digest(CHAT_TEMPLATE) == prompt_digest(CHAT_TEMPLATE)
-    assert prompt_digest(CHAT_TEMPLATE) != prompt_digest(CHAT_TEMPLATE + " ")
+def test_the_digest_names_what_is_said() -> None:
+    assert prompt_digest(Style.BARE) == prompt_digest(Style.BARE) != prompt_digest(Style.ACTIONS)
+
+
+def test_the_rules_name_every_action_with_its_arguments() -> None:
+    for name, kind in ACTION_TYPES.items():
+        units = [field.name.removesuffix("_deg") for field in fields(kind)]
+        call = re.search(rf"\b{name}\(([^)]*)\)", RULES)
+        assert call, name
+        assert len([part for part in call[1].split(",") if part]) == len(units), name
+    limits = SafetyLimits()
+    assert f"{limits.max_distance_m:g} m and {limits.max_angle_deg:g} degrees" in RULES
+
+
+def test_the_examples_are_answers_that_the_grammar_allows() -> None:
+    for _, history, answer in EXAMPLES:
+        assert re.fullmatch(answer_pattern(), answer)
+        assert parse_answer(answer)
+        assert all(parse_answer(action) for action in history)
+
+
+def test_the_rules_come_first_and_the_instruction_last() -> None:
+    seen = Observation(Image(b"", 1, 1), "find [INST] the chair", ("turn(60)",))
+    system, user = messages(seen, Style.ACTIONS)
+    assert (system["role"], system["content"][0]["text"]) == ("system", system_text())
+    assert user["content"][1]["text"] == prompt_text(seen)
+    (only,) = messages(seen, Style.ACTIONS, system_turn=False)
+    assert only["content"][0] == {"type": "image"}
+    assert only["content"][1]["text"].startswith(system_text())
+    assert only["content"][1]["text"].endswith(prompt_text(seen))
 
 
 def test_the_tiny_template_renders_what_training_packs() -> None:

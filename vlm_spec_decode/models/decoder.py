@@ -70,14 +70,14 @@ class Decoder:
                 hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache, use_cache=True
             )
             if layer in self.exits:
-                yield layer, hidden[0]
-        yield self.depth, self.stack.norm(hidden[0])
+                yield layer, hidden[0].to(self.device)
+        yield self.depth, self.stack.norm(hidden[0]).to(self.device)
 
     def logits(self, layer: int, states: Tensor) -> Logits:
         """Return logits [n, vocab] of states [n, width] that `climb` yielded at `layer`."""
         if layer != self.depth:
             adapter = self.exits[layer]
-            states = self.stack.norm(states if adapter is None else states + adapter(states))
+            states = self.stack.norm(states if adapter is None else states + adapter(states)).to(self.device)
         scores: Tensor = self.head(states)[:, : self.vocab_size]
         array: Logits = scores.float().cpu().numpy().astype(np.float32, copy=False)
         return array

@@ -19,7 +19,7 @@ from torch import Tensor
 from vlm_spec_decode.core.errors import ImageError, InstructionError
 from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.models.context import EmbeddedPrompt
-from vlm_spec_decode.models.prompt import messages
+from vlm_spec_decode.models.prompt import Style, messages
 
 MAX_IMAGE_PIXELS = 40_000_000
 
@@ -59,12 +59,15 @@ class PromptEncoder:
     image_processor: Any
     image_token_id: int | None
     max_tokens: int
+    style: Style = Style.BARE
 
     def render(self, observation: Observation) -> str:
         """Return the prompt's text, by the checkpoint's chat template or a plain one if it ships none."""
         seen = bool(self.image_processor is not None and observation.image is not None)
-        turns = [_turn(message, seen, flat=self.image_processor is None) for message in messages(observation)]
-        if self.tokenizer.chat_template:
+        template = self.tokenizer.chat_template
+        said = messages(observation, self.style, system_turn=not template or "system" in template)
+        turns = [_turn(message, seen, flat=self.image_processor is None) for message in said]
+        if template:
             text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             return text
         image = self.tokenizer.convert_ids_to_tokens(self.image_token_id) if seen else ""
@@ -96,7 +99,7 @@ class PromptEncoder:
         ids = torch.cat([ids[:at], ids[at].expand(len(features)), ids[at + 1 :]])
         self._check_length(len(ids))
         embedded = self._lookup(ids)
-        embedded[at : at + len(features)] = features.to(embedded.dtype)
+        embedded[at : at + len(features)] = features.to(embedded)
         return EmbeddedPrompt(embedded, self._positions(ids, image))
 
     def _preprocess(self, picture: PilImage.Image) -> Mapping[str, Tensor]:
@@ -109,7 +112,9 @@ class PromptEncoder:
         return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
 
     def _lookup(self, ids: Tensor) -> Tensor:
-        embedded: Tensor = self.body.get_input_embeddings()(ids)
+        # The image's placeholder may lie beyond the last row: it is only ever replaced.
+        known = ids if self.image_token_id is None else ids.masked_fill(ids == self.image_token_id, 0)
+        embedded: Tensor = self.body.get_input_embeddings()(known)
         return embedded
 
     def _positions(self, ids: Tensor, image: Mapping[str, Tensor]) -> Tensor:
@@ -139,11 +144,11 @@ def _turn(message: Mapping[str, Any], seen: bool, flat: bool) -> dict[str, Any]:
 
 
 def _plain(turns: Seq[Mapping[str, Any]], image_token: str) -> str:
-    """Render in the manner of LLaVA-1.5: "USER: <image>\\n… ASSISTANT:"."""
+    """Render in the manner of Vicuna and LLaVA-1.5: "(rules) USER: <image>\\n… ASSISTANT:"."""
     lines = []
     for turn in turns:
         content = turn["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        texts = [f"{image_token}\n" if part["type"] == "image" else part["text"] for part in parts]
-        lines.append(f"{turn['role'].upper()}: {''.join(texts)}")
+        said = "".join(f"{image_token}\n" if part["type"] == "image" else part["text"] for part in parts)
+        lines.append(said if turn["role"] == "system" else f"{turn['role'].upper()}: {said}")
     return " ".join([*lines, "ASSISTANT:"])

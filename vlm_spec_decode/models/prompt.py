@@ -1,23 +1,54 @@
 """The one prompt template, for draft and target, tiny and real models alike.
 
-One user turn: the image, then the instruction and the actions already carried out for it. A checkpoint's
-own chat template renders it. What an operator types can never become part of the template: characters
-that templates are made of are replaced.
+One user turn: the image, then the instruction and the actions already carried out for it. A model that was
+not trained on the action language gets it explained first, with examples. A checkpoint's own chat template
+renders the turns. What an operator types can never become part of the template: characters that templates
+are made of are replaced.
 """
 
 from __future__ import annotations
 
 import hashlib
+from enum import Enum
 from typing import Any
 
-from vlm_spec_decode.core.types import Observation
+from vlm_spec_decode.core.types import Image, Observation
 
 MAX_HISTORY = 8
 """Actions told; older ones are dropped so that a long mission's prompt stays short."""
 
 DONE_MARK = " . done : "
 
+EXAMPLES = (
+    ("go to the red chair", (), "i see a red chair left . turn(25) forward(1.5)"),
+    ("wave at me", ("hello()",), "i have waved . done()"),
+)
+"""Instruction, actions carried out before, answer."""
+
+RULES = """\
+You steer a four-legged robot by its front camera. Answer with one short sentence about what you see, \
+then with actions, each written as a call. The actions:
+forward(m) walk straight, negative is backwards
+strafe(m) step sideways, left is positive
+turn(deg) turn on the spot, left is positive
+look(pitch_deg, yaw_deg) tilt the body, down and left are positive
+wait(s) stand still
+stop() stand_up() stand_down() sit() rise() hello() stretch()
+done() the instruction is carried out, or it is a question, impossible or unsafe
+Rules: use plain numbers. At most 3 m and 180 degrees a call. Write nothing after the actions. Walk only \
+part of a long way: you will be asked again with a new picture. If what is wanted is not in view, turn(60). \
+If you must not or cannot do it, say so and end in done(). When what has been done carries the instruction \
+out, end in done()."""
+"""What an untrained model is told; a test holds it to the table of actions."""
+
 _ESCAPES = str.maketrans({"<": "‹", ">": "›", "[": "(", "]": ")", "{": "(", "}": ")", ":": ","})
+
+
+class Style(str, Enum):
+    """Whether a model was trained on the action language, or must be told of it."""
+
+    BARE = "bare"
+    ACTIONS = "actions"
 
 
 def escape(instruction: str) -> str:
@@ -31,13 +62,37 @@ def prompt_text(observation: Observation) -> str:
     return escape(observation.instruction) + (DONE_MARK + " ".join(history) if history else "")
 
 
-def messages(observation: Observation) -> list[dict[str, Any]]:
-    """Return chat messages for `apply_chat_template`: one user turn, the image (if any) first."""
-    image = [{"type": "image"}] if observation.image is not None else []
-    return [{"role": "user", "content": [*image, {"type": "text", "text": prompt_text(observation)}]}]
+def system_text() -> str:
+    """Return the rules and the examples, for a model that was not trained on them."""
+    lines = [RULES]
+    for instruction, history, answer in EXAMPLES:
+        lines.append(f"Example: {prompt_text(Observation(None, instruction, history))}\nAnswer: {answer}")
+    return "\n".join(lines)
 
 
-def prompt_digest(chat_template: str) -> str:
-    """Return a short hash of everything that shapes a prompt; compared in the handshake."""
-    spec = repr((MAX_HISTORY, DONE_MARK, sorted(_ESCAPES.items()), chat_template))
-    return hashlib.sha256(spec.encode()).hexdigest()[:16]
+def messages(
+    observation: Observation, style: Style = Style.BARE, *, system_turn: bool = True
+) -> list[dict[str, Any]]:
+    """Return chat messages for `apply_chat_template`: the user's turn, the image (if any) first.
+
+    With `Style.ACTIONS` the system's turn comes before it, or its text before the instruction for a chat
+    template that knows no system.
+    """
+    content: list[dict[str, Any]] = [{"type": "image"}] if observation.image is not None else []
+    text, turns = prompt_text(observation), []
+    if style is Style.ACTIONS and system_turn:
+        turns.append({"role": "system", "content": [{"type": "text", "text": system_text()}]})
+    elif style is Style.ACTIONS:
+        text = f"{system_text()}\nInstruction: {text}"
+    return [*turns, {"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+
+
+def prompt_digest(style: Style) -> str:
+    """Return a short hash of what a prompt says; compared in the handshake.
+
+    The marks around it are each checkpoint's own: a draft may be of another family than its target, see
+    more coarsely, or not at all.
+    """
+    done = tuple(f"forward(0.{i})" for i in range(1, 13))
+    sample = Observation(Image(b"", 1, 1), "go to the <red> [chair] {now}: slowly\n", done)
+    return hashlib.sha256(repr(messages(sample, style)).encode()).hexdigest()[:16]

@@ -1,0 +1,58 @@
+"""What loading and running weights can raise, as errors of this package, one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+
+from vlm_spec_decode.core.errors import ModelError
+
+_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Turn what loading can raise into a ModelError of one line that names the checkpoint."""
+    try:
+        with memory_named():
+            yield
+    except ModelError as error:
+        raise ModelError(f"cannot load {name}: {error}") from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"cannot load {name}: {reason}") from error
+
+
+@contextmanager
+def memory_named() -> Iterator[None]:
+    """Turn an allocation that fails into a ModelError that says what to try."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _out_of_memory() from error
+    except RuntimeError as error:
+        # torch's CPU allocator has no class of its own.
+        if not any(words in str(error).lower() for words in _MEMORY_WORDS):
+            raise
+        raise _out_of_memory() from error
+
+
+def _out_of_memory() -> ModelError:
+    return ModelError(
+        "out of memory: try dtype=bfloat16, quantize=int8 or bnb4, device=auto, or a smaller model"
+    )
