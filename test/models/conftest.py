@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,7 @@ def load_original(family: str, folder: Path) -> Pair:
     layout = {"tower_inside": False, "projector_file": True}
     own = originals.original(folder / "own", source, **layout, **changes)
     reference = load_pair(family.removeprefix("original_"), source)
-    return Pair(
-        own, load_model(f"{own},prompt=bare"), reference.network, reference.inputs, reference.observation
-    )
+    return replace(reference, folder=own, model=load_model(f"{own},prompt=bare"))
 
 
 @pytest.fixture(scope="session", params=LANGUAGE + VISION + ORIGINAL)

@@ -63,7 +63,7 @@ def read_original(folder: Path, config: Mapping[str, Any], base: str = "", tower
     # The folder's own tensors come last: a projector that was trained on wins over one in the shards.
     extra = [folder / name for name in PROJECTOR_FILES if (folder / name).is_file()]
     for path in [*files, *extra]:
-        tensors |= {_renamed(name, config): tensor for name, tensor in read_tensors(path).items()}
+        tensors |= {_renamed(name): tensor for name, tensor in read_tensors(path).items()}
     if not any(name.startswith(_OWN) for name in tensors):
         tensors |= _tower_tensors(tower_folder)
     _fill_linear_projector(tensors, config)
@@ -148,7 +148,7 @@ def part_folder(what: str, name: str, folder: Path) -> Path:
         raise ModelError(f"its {what}: {error}") from error
 
 
-def _renamed(name: str, config: Mapping[str, Any]) -> str:
+def _renamed(name: str) -> str:
     """Return Transformers' name of a tensor of the original layout."""
     for prefix in _TOWER_PREFIXES:
         if name.startswith(prefix):

@@ -176,7 +176,7 @@ def _style(source: Source, tokenizer: Any) -> Style:
 
 
 def load_codec(folder: Path, tokenizer: Any) -> TokenizerCodec:
-    """Return the codec of what is spoken; the ids that end it are the generation config's and the tokenizer's."""
+    """Return the codec of what is spoken; generation config and tokenizer name the ids that end it."""
     ids: set[int] = set()
     if (folder / "generation_config.json").is_file():
         stop = GenerationConfig.from_pretrained(folder).eos_token_id
