@@ -126,6 +126,7 @@ def demo(as_json: bool, **options: Any) -> int:
     "--bind", default="tcp://127.0.0.1:5557", show_default=True, help="tcp://HOST:PORT to listen on."
 )
 @click.option("--model", default="", help="Folder or hub id of the target; default: the shipped one.")
+@click.option("--draft", default="", help="Copy of the draft beside it: a folder, a hub id or `shipped`.")
 @click.option("--revision", default=None, help="Revision of a hub id.")
 @click.option("--keys", type=FOLDER, default=None, help="Folder made by `vsd keys`.")
 @click.option("--insecure", is_flag=True, help="Plaintext, on a loopback address only.")

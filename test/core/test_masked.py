@@ -44,7 +44,8 @@ def decode(
     name: str, draft: Table, params: SamplingParams, draft_length: int = 3
 ) -> tuple[Tokens, list[Commit], TableModel, TableModel]:
     target, drafter = TableModel(TARGET), TableModel(draft)
-    verifier = LocalVerifier(MaskedModel(target, ToyGrammar()), VirtualClock())
+    helper = MaskedModel(TableModel(draft), ToyGrammar())
+    verifier = LocalVerifier(MaskedModel(target, ToyGrammar()), VirtualClock(), helper)
     verifier.open(AnswerRequest(1, OBSERVATION, params, name))
     commits: list[Commit] = []
     original = verifier.wait

@@ -1,4 +1,4 @@
-"""What every `Verifier` promises, in this process and over encrypted sockets alike."""
+"""What every `Verifier` promises, in this process, in virtual time and over encrypted sockets alike."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import pytest
 
 from test.net.test_sockets import HELLO, cloud, edge, own_answer
 from test.tables import STOP, TARGET, TableModel
-from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout, VsdError
 from vlm_spec_decode.core.ports import Verifier
+from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Observation, SamplingParams
 from vlm_spec_decode.edge.local import LocalVerifier
+from vlm_spec_decode.edge.virtual import VirtualVerifier
 from vlm_spec_decode.transport import keys
 
 pytestmark = pytest.mark.net
@@ -23,10 +25,14 @@ PARAMS = SamplingParams(temperature=1.0, max_tokens=16, stop_ids=(STOP,), seed=1
 OBSERVATION = Observation(None, "go")
 
 
-@pytest.fixture(params=["local", "sockets"])
+@pytest.fixture(params=["local", "virtual", "sockets"])
 def verifier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Verifier]:
     if request.param == "local":
         yield LocalVerifier(TableModel(TARGET), WallClock())
+        return
+    if request.param == "virtual":
+        hardware = HardwareProfile("quick", 1.0, 5.0, 5.0, 9.0, 1.0)
+        yield VirtualVerifier(TableModel(TARGET), hardware, LinkProfile("lan", 5.0), VirtualClock())
         return
     keys.generate(tmp_path)
     with cloud(tmp_path) as server, edge(server.address, tmp_path, hello=HELLO) as remote:

@@ -43,8 +43,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeSettings]:
     keys.generate(folder)
     target = load_model(shipped("target"))
     link = RouterLink("tcp://127.0.0.1:*", keys.cloud_keys(folder))
+    draft = load_model(shipped("draft"))
+    helper = constrained(draft, draft.codec, language())
     held = constrained(target, target.codec, language())
-    server = CloudServer(link, CloudDesk(target.card, language().digest), held, WallClock())
+    server = CloudServer(link, CloudDesk(target.card, language().digest), held, WallClock(), helper)
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:

@@ -58,7 +58,7 @@ def cloud(
 ) -> Iterator[CloudServer]:
     target = target or TableModel(TARGET)
     link = RouterLink(bind, keys.cloud_keys(folder) if folder else None)
-    server = CloudServer(link, CloudDesk(target.card, "grammar"), target, CLOCK)
+    server = CloudServer(link, CloudDesk(target.card, "grammar"), target, CLOCK, TableModel(POOR_DRAFT))
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:

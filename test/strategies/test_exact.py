@@ -51,7 +51,7 @@ def own_answer(table: Table, params: SamplingParams) -> Tokens:
 
 def decode(name: str, draft: Table, params: SamplingParams, draft_length: int) -> tuple[Tokens, list[Commit]]:
     commits: list[Commit] = []
-    verifier = LocalVerifier(TableModel(TARGET), VirtualClock())
+    verifier = LocalVerifier(TableModel(TARGET), VirtualClock(), TableModel(draft))
     verifier.open(AnswerRequest(1, OBSERVATION, params, name))
     original = verifier.wait
     verifier.wait = lambda timeout: commits.append(original(timeout)) or commits[-1]  # type: ignore

@@ -58,7 +58,8 @@ def decode(
     inner = VirtualModel(draft, setup.hardware, clock).open(observation) if chosen.drafts else NoDrafter()
     drafter = WatchedDrafter(inner, watch)
     sequence, first_token_s = Sequence(), 0.0
-    config = EdgeConfig(1, params, setup.draft_length, timeout_s=600.0)
+    uplink_bps = min(1e9, setup.link.up_mbps * 1e6)
+    config = EdgeConfig(1, params, setup.draft_length, timeout_s=600.0, uplink_bps=uplink_bps)
     try:
         for _ in chosen.decode(sequence, drafter, watch, clock, config):
             first_token_s = first_token_s or watch.elapsed_s

@@ -15,9 +15,10 @@ from vlm_spec_decode.cloud.desk import CloudDesk, DeskLimits
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.ports import Model, ModelCard
 from vlm_spec_decode.core.types import Language
 from vlm_spec_decode.models.grammar import constrained
-from vlm_spec_decode.models.loader import load_model, shipped
+from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
 from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.keys import cloud_keys
 from vlm_spec_decode.transport.router import RouterLink
@@ -27,13 +28,15 @@ from vlm_spec_decode.transport.router import RouterLink
 class CloudConfig:
     """Where to listen and what to serve.
 
-    `model` is a folder or Hub id, by default the shipped target. Without `keys` only `insecure` on a
+    `model` is a folder or Hub id, by default the shipped target; `draft` names a copy of the draft to run
+    beside it ("shipped" for the shipped one). Without `keys` only `insecure` on a
     loopback address is served. `language` is what answers are held to; robots must share it.
     """
 
     language: Language
     bind: str = "tcp://127.0.0.1:5557"
     model: str = ""
+    draft: str = ""
     keys: Path | None = None
     insecure: bool = False
     revision: str | None = None
@@ -69,11 +72,25 @@ def build(config: CloudConfig) -> CloudServer:
             threads=config.threads,
         )
         held = constrained(target, target.codec, config.language)
+        helper = _helper(config, target.card)
     except BaseException:
         link.close()
         raise
     desk = CloudDesk(target.card, config.language.digest, DeskLimits(sessions=config.max_sessions))
-    return CloudServer(link, desk, held, clock)
+    return CloudServer(link, desk, held, clock, helper)
+
+
+def _helper(config: CloudConfig, card: ModelCard) -> Model | None:
+    if not config.draft:
+        return None
+    draft = load_model(
+        shipped("draft") if config.draft == "shipped" else config.draft,
+        dtype=config.dtype,
+        device=config.device,
+        threads=config.threads,
+    )
+    assert_same_vocabulary(draft.card, card)
+    return constrained(draft, draft.codec, config.language)
 
 
 def run(config: CloudConfig, on_ready: Callable[[dict[str, Any]], None]) -> None:

@@ -53,6 +53,7 @@ class CloudDesk:
     card: ModelCard
     grammar_digest: str
     limits: DeskLimits = field(default_factory=DeskLimits)
+    has_helper: bool = False
     outbox: deque[tuple[bytes, bytes]] = field(default_factory=deque)
     dropped: Counter[str] = field(default_factory=Counter)
     entries: OrderedDict[tuple[bytes, int], Entry] = field(default_factory=OrderedDict)
@@ -109,7 +110,7 @@ class CloudDesk:
                 if isinstance(message, ImageChunk):
                     self._on_chunk(entry, message)
                 else:
-                    reply = entry.receive(self._packer.hint(message))
+                    reply = entry.receive(self._packer.hint(message), now_s)
                     if reply:
                         self._send(peer, self._packer.commit_message(reply))
             case _:
@@ -154,9 +155,13 @@ class CloudDesk:
             return
         codec.answer_request(message, self._packer, None)
         try:
-            strategy(message.strategy)
+            chosen = strategy(message.strategy)
         except ConfigError as error:
             self._refuse(peer, message.answer, message.epoch, "unknown_strategy", str(error))
+            return
+        if chosen.needs_helper and not self.has_helper:
+            detail = f"{chosen.name} needs a draft beside the target (vsd cloud --draft)"
+            self._refuse(peer, message.answer, message.epoch, "no_draft", detail)
             return
         if known:
             self._end(known)
@@ -204,14 +209,19 @@ class CloudDesk:
 
     # Jobs ----------------------------------------------------------------------------------------
 
-    def next_job(self) -> Job | None:
+    def next_job(self, now_s: float = 0.0) -> Job | None:
         """Return the next piece of work, taking turns among the sessions, or None."""
         for key in list(self.entries):
-            job = self.entries[key].next_job()
+            job = self.entries[key].next_job(now_s)
             if job:
                 self.entries.move_to_end(key)
                 return job
         return None
+
+    def wake_s(self) -> float | None:
+        """Return when a session that waits for a hint wants to be asked again."""
+        times = [e.session.wake_s for e in self.entries.values() if e.session and not e.running]
+        return min((time for time in times if time is not None), default=None)
 
     def early(self, entry: Entry, early: Early) -> None:
         """Send an early verdict of a running pass."""
@@ -227,11 +237,16 @@ class CloudDesk:
             self._end(entry)
         elif result.context is not None:
             request = codec.answer_request(entry.message, self._packer, entry.core_image)
-            session = Session(request, result.context, strategy(request.strategy).cloud())
-            entry.begin(session)
-        elif job.plan and result.logits is not None and entry.session and not entry.closed:
+            policy = strategy(request.strategy).cloud()
+            entry.begin(Session(request, result.context, policy, result.helper))
+        elif (
+            (plan := result.plan or job.plan)
+            and result.logits is not None
+            and entry.session
+            and not entry.closed
+        ):
             try:
-                commit = entry.session.complete(job.plan, result.logits, result.compute_s)
+                commit = entry.session.complete(plan, result.logits, result.compute_s)
             except GrammarError as error:
                 self._refuse(entry.peer, entry.message.answer, entry.message.epoch, "grammar", str(error))
                 self._end(entry)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from vlm_spec_decode.core.ports import Logits, ModelContext
-from vlm_spec_decode.core.session import PassPlan, Session
+from vlm_spec_decode.core.session import Helper, PassPlan, Session
 from vlm_spec_decode.core.types import Commit, Hint, Image, Observation
 from vlm_spec_decode.protocol.messages import ImageChunk, Open
 
@@ -57,10 +57,10 @@ class Entry:
         """SHA-256 of what arrived; the cloud trusts no name that it has not computed."""
         return hashlib.sha256(self.received).digest()
 
-    def receive(self, hint: Hint) -> Commit | None:
+    def receive(self, hint: Hint, now_s: float) -> Commit | None:
         """Take a hint, also before the session has begun, and return what must be said at once."""
         if self.session:
-            return self.session.receive(hint)
+            return self.session.receive(hint, now_s)
         if len(self.hints) < MAX_EARLY_DRAFTS:
             self.hints.append(hint)
         return None
@@ -72,24 +72,24 @@ class Entry:
             session.receive(hint)
         self.hints.clear()
 
-    def next_job(self) -> Job | None:
+    def next_job(self, now_s: float) -> Job | None:
         """Return what the target can do for this answer now, marking it as running, or None."""
         if self.running or (self.message.image_bytes and self.image is None):
             return None
-        job = self._job()
+        job = self._job(now_s)
         self.running = job is not None
         return job
 
     def release(self) -> None:
         """Free the target's context."""
         if self.session:
-            self.session.context.close()
+            self.session.close()
         self.session = None
 
-    def _job(self) -> Job | None:
+    def _job(self, now_s: float) -> Job | None:
         if self.session is None:
             return Job("open", self)
-        plan = self.session.plan()
+        plan = self.session.plan(now_s)
         if plan:
             self.prefilled = True
             return Job("pass", self, plan)
@@ -110,9 +110,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What came of a job. `refusal` is (reason, detail) for the peer."""
+    """What came of a job: `plan` is the pass as it was run. `refusal` is (reason, detail) for the peer."""
 
     context: ModelContext | None = None
+    helper: Helper | None = None
+    plan: PassPlan | None = None
     logits: Logits | None = None
     compute_s: float = 0.0
     refusal: tuple[str, str] | None = None

@@ -15,8 +15,9 @@ from typing import TypeAlias
 from vlm_spec_decode.cloud.desk import CloudDesk
 from vlm_spec_decode.cloud.entry import Job, JobResult
 from vlm_spec_decode.core.errors import GrammarError, ImageError, VsdError
-from vlm_spec_decode.core.ports import Clock, Target
-from vlm_spec_decode.core.types import Early
+from vlm_spec_decode.core.ports import Clock, Model, Target
+from vlm_spec_decode.core.session import Helper
+from vlm_spec_decode.core.types import Early, Observation
 from vlm_spec_decode.transport.router import RouterLink
 
 POLL_S = 0.1
@@ -30,10 +31,13 @@ log = logging.getLogger(__name__)
 class Worker:
     """Runs jobs on the target, one at a time, on a thread of its own."""
 
-    def __init__(self, target: Target, clock: Clock, on_outcome: Callable[[], None]) -> None:
+    def __init__(
+        self, target: Target, helper: Model | None, clock: Clock, on_outcome: Callable[[], None]
+    ) -> None:
         self.outcomes: SimpleQueue[Outcome] = SimpleQueue()
         self.is_idle = True
         self._target = target
+        self._helper = helper
         self._clock = clock
         self._on_outcome = on_outcome
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -58,14 +62,15 @@ class Worker:
         started_s = self._clock.now()
         try:
             if job.kind == "open":
-                return JobResult(context=self._target.open(job.entry.observation))
+                return self._open(job.entry.observation)
             session = job.entry.session
             assert session is not None
             if job.plan is None:
                 session.context.prefill()
                 return JobResult(compute_s=self._clock.now() - started_s)
-            logits = session.run(job.plan, lambda early: self._put(job, early))
-            return JobResult(logits=logits, compute_s=self._clock.now() - started_s)
+            plan = session.prepare(job.plan)
+            logits = session.run(plan, lambda early: self._put(job, early))
+            return JobResult(plan=plan, logits=logits, compute_s=self._clock.now() - started_s)
         except ImageError as error:
             return JobResult(refusal=("image", str(error)))
         except GrammarError as error:
@@ -75,19 +80,26 @@ class Worker:
             log.exception("a job of the target failed")
             return JobResult(refusal=("target_failed", type(error).__name__))
 
+    def _open(self, observation: Observation) -> JobResult:
+        helper = Helper(self._helper.open(observation), self._clock) if self._helper else None
+        return JobResult(context=self._target.open(observation), helper=helper)
+
     def _put(self, job: Job, outcome: JobResult | Early) -> None:
         self.outcomes.put((job, outcome))
         self._on_outcome()
 
 
 class CloudServer:
-    """Serves one target on one ROUTER socket until `stop` is called."""
+    """Serves one target on one ROUTER socket until `stop` is called; `helper` drafts beside it."""
 
-    def __init__(self, link: RouterLink, desk: CloudDesk, target: Target, clock: Clock) -> None:
+    def __init__(
+        self, link: RouterLink, desk: CloudDesk, target: Target, clock: Clock, helper: Model | None = None
+    ) -> None:
         self.desk = desk
+        desk.has_helper = helper is not None
         self._link = link
         self._clock = clock
-        self._worker = Worker(target, clock, link.wake)
+        self._worker = Worker(target, helper, clock, link.wake)
         self._stopping = threading.Event()
 
     @property
@@ -100,7 +112,7 @@ class CloudServer:
         expire_at_s = self._clock.now()
         try:
             while not self._stopping.is_set():
-                for peer, data in self._link.poll(POLL_S):
+                for peer, data in self._link.poll(self._patience_s()):
                     self.desk.receive(peer, data, self._clock.now())
                 self._take_outcomes()
                 if self._clock.now() >= expire_at_s:
@@ -116,6 +128,10 @@ class CloudServer:
         """End `serve` within its poll interval. From any thread or a signal handler."""
         self._stopping.set()
 
+    def _patience_s(self) -> float:
+        wake_s = self.desk.wake_s()
+        return POLL_S if wake_s is None else min(POLL_S, max(0.001, wake_s - self._clock.now()))
+
     def _take_outcomes(self) -> None:
         while True:
             try:
@@ -130,7 +146,7 @@ class CloudServer:
 
     def _give_job(self) -> None:
         if self._worker.is_idle:
-            job = self.desk.next_job()
+            job = self.desk.next_job(self._clock.now())
             if job:
                 self._worker.give(job)
 

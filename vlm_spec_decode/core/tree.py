@@ -119,6 +119,10 @@ class SpeculationTree:
             self.committed.append(token)
         return deepest
 
+    def below(self, number: int) -> Tokens:
+        """Return the live children of a live node, or of the committed prefix (0)."""
+        return tuple((self.nodes[number].children if number else self._top).values())
+
     def live(self) -> Tokens:
         """Return the numbers of all live nodes, parents before children."""
         return tuple(sorted(self.nodes, key=lambda number: (self.nodes[number].position, number)))

@@ -30,12 +30,14 @@ from vlm_spec_decode.strategies.registry import DEFAULT, strategy
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """How answers are decoded."""
+    """How answers are decoded. `uplink_bps` is what drafts may take of the uplink."""
 
     strategy: str = DEFAULT
     params: SamplingParams = field(default_factory=SamplingParams)
     draft_length: int = 6
     timeout_s: float = 30.0
+    objective: str = "latency"
+    uplink_bps: float = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Engine:
         self._verifier = verifier
         self._clock = clock
         self._numbers = itertools.count(1)
+        self._previous: Tokens = ()
         self.config = config or EngineConfig()
 
     def answer(self, observation: Observation, config: EngineConfig | None = None) -> Iterator[AnswerUpdate]:
@@ -76,7 +79,9 @@ class Engine:
         config = config or self.config
         number = next(self._numbers)
         watch = WatchedVerifier(self._verifier, self._clock)
-        request = AnswerRequest(number, observation, config.params, config.strategy)
+        request = AnswerRequest(
+            number, observation, config.params, config.strategy, objective=config.objective
+        )
         watch.open(request)
         drafter: Drafter | None = None
         try:
@@ -100,7 +105,15 @@ class Engine:
         self, request: AnswerRequest, config: EngineConfig, watch: WatchedVerifier, drafter: Drafter
     ) -> Iterator[AnswerUpdate]:
         sequence, parser = Sequence(), ActionParser()
-        edge_config = EdgeConfig(request.answer, config.params, config.draft_length, config.timeout_s)
+        instruction = self._codec.encode(request.observation.instruction)
+        edge_config = EdgeConfig(
+            request.answer,
+            config.params,
+            config.draft_length,
+            config.timeout_s,
+            hints=tuple(hint for hint in (self._previous, instruction) if hint),
+            uplink_bps=min(1e9, config.uplink_bps),
+        )
         watched = WatchedDrafter(drafter, watch)
         decode = strategy(config.strategy).decode
         text, actions_at_s, first_token_s = "", None, 0.0
@@ -118,6 +131,7 @@ class Engine:
                 actions_at_s = watch.elapsed_s
             result = None
             if sequence.finished:
+                self._previous = sequence.tokens
                 result = self._result(sequence, text, config, watch, first_token_s, actions_at_s)
             yield AnswerUpdate(request.answer, tokens, text, actions, result)
 

@@ -10,17 +10,18 @@ import threading
 from collections import deque
 
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
-from vlm_spec_decode.core.ports import Clock, Target
-from vlm_spec_decode.core.session import Session
+from vlm_spec_decode.core.ports import Clock, Model, Target
+from vlm_spec_decode.core.session import Helper, Session
 from vlm_spec_decode.core.types import AnswerRequest, Event, Hint
 from vlm_spec_decode.strategies.registry import strategy
 
 
 class LocalVerifier:
-    """Implements `Verifier` on a target model in this process."""
+    """Implements `Verifier` on a target model in this process; `helper` is the draft beside it."""
 
-    def __init__(self, target: Target, clock: Clock) -> None:
+    def __init__(self, target: Target, clock: Clock, helper: Model | None = None) -> None:
         self._target = target
+        self._helper = helper
         self._clock = clock
         self._session: Session | None = None
         self._events: deque[Event] = deque()
@@ -30,12 +31,15 @@ class LocalVerifier:
         """Start one answer; an answer that is still open is closed first."""
         self.close()
         self._cancelled.clear()
+        chosen, helper = strategy(request.strategy), None
+        if self._helper and chosen.needs_helper:
+            helper = Helper(self._helper.open(request.observation), self._clock)
         context = self._target.open(request.observation)
-        self._session = Session(request, context, strategy(request.strategy).cloud())
+        self._session = Session(request, context, chosen.cloud(), helper)
 
     def submit(self, hint: Hint) -> None:
         """Hand the hint to the session."""
-        reply = self._open_session().receive(hint)
+        reply = self._open_session().receive(hint, self._clock.now())
         if reply:
             self._events.append(reply)
 
@@ -48,10 +52,12 @@ class LocalVerifier:
         session = self._open_session()
         while not self._events:
             self._check_cancelled()
-            plan = session.plan()
+            # Nobody can send a hint while this thread waits for one, so a wait ends at once.
+            plan = session.plan(self._clock.now()) or session.plan(session.wake_s or self._clock.now())
             if plan is None:
                 raise CloudTimeout(f"the verifier waits for a draft; {timeout_s:.1f} s would not help")
             started = self._clock.now()
+            plan = session.prepare(plan)
             logits = session.run(plan, self._events.append)
             self._events.append(session.complete(plan, logits, self._clock.now() - started))
         self._check_cancelled()
@@ -64,7 +70,7 @@ class LocalVerifier:
     def close(self) -> None:
         """Free the target's context."""
         if self._session is not None:
-            self._session.context.close()
+            self._session.close()
         self._session = None
         self._events.clear()
 

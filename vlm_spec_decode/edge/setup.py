@@ -48,6 +48,7 @@ class EdgeSettings:
     seed: int = 0
     max_tokens: int = 96
     draft_length: int = 6
+    objective: str = "latency"
     timeout_s: float = 30.0
     connect_s: float = 5.0
     threads: int = 1
@@ -81,14 +82,19 @@ def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRunti
     strategy(settings.strategy)
     draft = draft or load_draft(settings)
     config = EngineConfig(
-        settings.strategy, _params(settings, draft), settings.draft_length, settings.timeout_s
+        settings.strategy,
+        _params(settings, draft),
+        settings.draft_length,
+        settings.timeout_s,
+        settings.objective,
+        settings.link.up_mbps * 1e6 if settings.link else 1e9,
     )
     clock, said_in = WallClock(), language(settings.grammar)
     drafter = constrained(draft, draft.codec, said_in)
     if not settings.cloud:
         target = load_model(settings.target or shipped("target"), threads=settings.threads)
         assert_same_vocabulary(draft.card, target.card)
-        local = LocalVerifier(constrained(target, target.codec, said_in), clock)
+        local = LocalVerifier(constrained(target, target.codec, said_in), clock, drafter)
         return EdgeRuntime(Engine(drafter, draft.codec, local, clock, config), local, draft, target.card)
     keys = edge_keys(settings.keys) if settings.keys else None
     link = DealerLink(settings.cloud, keys, clock, settings.link, settings.seed)

@@ -10,6 +10,7 @@ import msgspec
 from vlm_spec_decode.core.errors import ProtocolError
 from vlm_spec_decode.core.tree import chain_parents
 from vlm_spec_decode.core.types import (
+    OBJECTIVES,
     AnswerRequest,
     Commit,
     Correction,
@@ -202,6 +203,7 @@ def open_message(request: AnswerRequest, packer: TokenPacker, epoch: int, commit
         params_digest=params.digest,
         committed=packer.pack(committed),
         residual=params.residual,
+        objective=request.objective,
     )
 
 
@@ -228,7 +230,11 @@ def answer_request(message: Open, packer: TokenPacker, image: Image | None) -> A
         raise ProtocolError("the two ends read the sampling parameters differently")
     observation = Observation(image, message.instruction, message.history, message.stamp_s, message.frame_id)
     committed = packer.unpack(message.committed)
-    return AnswerRequest(message.answer, observation, params, message.strategy, committed, message.epoch)
+    if message.objective not in OBJECTIVES:
+        raise ProtocolError(f"objective {message.objective[:40]!r}; known: {', '.join(OBJECTIVES)}")
+    return AnswerRequest(
+        message.answer, observation, params, message.strategy, committed, message.epoch, message.objective
+    )
 
 
 def _parent(parents: bytes, index: int, number: int) -> int:

@@ -87,6 +87,7 @@ class Open(Message, frozen=True, array_like=True, tag=4):
     params_digest: str
     committed: bytes = b""
     residual: str = "sparse"
+    objective: str = "latency"
 
 
 class ImageChunk(Message, frozen=True, array_like=True, tag=5):

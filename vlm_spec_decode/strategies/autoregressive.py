@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.tree import SpeculationTree
-from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.core.types import RULES, Tokens
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, wait_commit
 
 
@@ -36,4 +36,4 @@ class Cloud:
         return ()
 
 
-STRATEGY = Strategy("autoregressive", edge, Cloud, drafts=False, source="baseline")
+STRATEGY = Strategy("autoregressive", edge, Cloud, drafts=False, source="baseline", rules=RULES)

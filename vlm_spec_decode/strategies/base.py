@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.sampling import pick
 from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.session import CloudPolicy
-from vlm_spec_decode.core.types import Commit, SamplingParams, Tokens
+from vlm_spec_decode.core.tree import chain_parents
+from vlm_spec_decode.core.types import Commit, Draft, SamplingParams, Tokens
 from vlm_spec_decode.strategies.proposals import Corrector, Proposals
 
 
@@ -19,6 +21,8 @@ class EdgeConfig:
     """What one answer's edge half needs to know beside its ports.
 
     `draft_length` is γ, the tokens drafted per round; `timeout_s` bounds every wait for the cloud.
+    `hints` are token runs that the answer may repeat (instruction, previous answer). `uplink_bps` is what
+    drafts may take of the uplink.
     """
 
     answer: int
@@ -27,6 +31,8 @@ class EdgeConfig:
     timeout_s: float = 30.0
     epoch: int = 0
     proposals: Proposals | None = None
+    hints: tuple[Tokens, ...] = ()
+    uplink_bps: float = 1e9
 
 
 EdgePolicy: TypeAlias = Callable[[Sequence, Drafter, Verifier, Clock, EdgeConfig], Iterator[Tokens]]
@@ -35,18 +41,26 @@ EdgePolicy: TypeAlias = Callable[[Sequence, Drafter, Verifier, Clock, EdgeConfig
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """A row of the design's table: both halves, whether it drafts, and where it comes from."""
+    """A row of the design's table: both halves, whether the edge drafts, and where it comes from.
+
+    `needs_helper`: the cloud half wants a copy of the draft beside the target. `rules` are those under
+    which it is exact.
+    """
 
     name: str
     edge: EdgePolicy
     cloud: Callable[[], CloudPolicy]
     drafts: bool
     source: str
+    needs_helper: bool = False
+    rules: tuple[str, ...] = ("coupled",)
 
     def decode(
         self, sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
     ) -> Iterator[Tokens]:
         """Run the edge half under the rule of `config.params`: what callers use instead of `edge`."""
+        if config.params.rule not in self.rules:
+            raise ConfigError(f"strategy {self.name!r} works under rule {', '.join(self.rules)} so far")
         if config.params.rule == "rejection":
             proposals = Proposals(config.params)
             verifier = Corrector(verifier, proposals, sequence.tokens)
@@ -64,12 +78,13 @@ def draft_token(drafter: Drafter, prefix: Tokens, config: EdgeConfig) -> int:
     )
 
 
-def draft_chain(drafter: Drafter, prefix: Tokens, config: EdgeConfig) -> Tokens:
-    """Draft up to γ tokens after `prefix`; stop early at the answer's end.
+def draft_chain(drafter: Drafter, prefix: Tokens, config: EdgeConfig, chain: Tokens = ()) -> Tokens:
+    """Draft up to γ tokens after `prefix`, going on from `chain`; stop early at the answer's end.
 
     A token that the grammar forces costs no step, any other one.
     """
-    chain: Tokens = ()
+    if chain and chain[-1] in config.params.stop_ids:
+        return chain
     room = min(config.draft_length, config.params.max_tokens - len(prefix))
     while len(chain) < room:
         chain += drafter.forced(prefix + chain)[: room - len(chain)] or (
@@ -78,6 +93,12 @@ def draft_chain(drafter: Drafter, prefix: Tokens, config: EdgeConfig) -> Tokens:
         if chain[-1] in config.params.stop_ids:
             break
     return chain
+
+
+def send_chain(verifier: Verifier, config: EdgeConfig, base: int, node: int, chain: Tokens) -> None:
+    """Submit `chain` as nodes `node`, `node + 1`, … below the committed prefix of length `base`."""
+    parents = chain_parents(node, len(chain))
+    verifier.submit(Draft(config.answer, config.epoch, base, node, chain, parents))
 
 
 def wait_commit(verifier: Verifier, config: EdgeConfig) -> Commit:

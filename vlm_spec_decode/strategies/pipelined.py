@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.tree import SpeculationTree, chain_parents
-from vlm_spec_decode.core.types import Commit, Draft, Event, Tokens
+from vlm_spec_decode.core.types import RULES, Commit, Draft, Event, Tokens
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_token
 
 BATCHES = 2  # of γ tokens beyond the committed ones: one is being verified, the next is on its way
@@ -97,4 +97,4 @@ class Cloud:
         return tree.live() or None
 
 
-STRATEGY = Strategy("pipelined", edge, Cloud, drafts=True, source="arXiv 2603.19133")
+STRATEGY = Strategy("pipelined", edge, Cloud, drafts=True, source="arXiv 2603.19133", rules=RULES)

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.strategies import autoregressive, pipelined, speculative
+from vlm_spec_decode.strategies import (
+    autoregressive,
+    colocated,
+    early_exit,
+    hybrid,
+    multi_branch,
+    pipelined,
+    speculative,
+)
 from vlm_spec_decode.strategies.base import Strategy
 
 STRATEGIES: dict[str, Strategy] = {
-    s.name: s for s in (autoregressive.STRATEGY, speculative.STRATEGY, pipelined.STRATEGY)
+    s.name: s
+    for s in (
+        autoregressive.STRATEGY,
+        colocated.STRATEGY,
+        speculative.STRATEGY,
+        pipelined.STRATEGY,
+        early_exit.STRATEGY,
+        multi_branch.STRATEGY,
+        hybrid.STRATEGY,
+    )
 }
 
 DEFAULT = "speculative"

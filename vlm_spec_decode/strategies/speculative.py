@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.tree import SpeculationTree, chain_parents
-from vlm_spec_decode.core.types import Draft, Tokens
+from vlm_spec_decode.core.types import RULES, Draft, Tokens
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_chain, wait_commit
 
 
@@ -43,4 +43,4 @@ class Cloud:
         return tree.live() or None
 
 
-STRATEGY = Strategy("speculative", edge, Cloud, drafts=True, source="arXiv 2211.17192")
+STRATEGY = Strategy("speculative", edge, Cloud, drafts=True, source="arXiv 2211.17192", rules=RULES)

@@ -1,0 +1,83 @@
+"""Speculative decoding wholly in the cloud: the draft model sits beside the target (2211.17192, section 2).
+
+No round trip is in the loop, but drafting takes the target's GPU. The baseline that every edge-cloud
+scheme must face. The draft length is the best one for the measured acceptance α and cost ratio c of a
+draft step to a pass: it maximises (1 - α^(γ+1)) / ((1 - α)(1 + γ c)) (section 3.5, theorem 3.8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.session import Helper, PassPlan
+from vlm_spec_decode.core.tree import SpeculationTree
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, SamplingParams, Tokens
+from vlm_spec_decode.strategies import autoregressive
+from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_chain
+from vlm_spec_decode.strategies.estimates import Mean
+
+MAX_LENGTH = 16
+
+
+@dataclass(slots=True)
+class Cloud:
+    """Draft γ tokens, verify, repeat."""
+
+    wants_exits: bool = False
+    wake_s: float | None = None
+    acceptance: Mean = field(default_factory=lambda: Mean(0.7, rate=0.05, trust=4))
+    pass_s: Mean = field(default_factory=lambda: Mean(0.0, trust=0))
+    step_s: Mean = field(default_factory=lambda: Mean(0.0, trust=0))
+    _params: SamplingParams = field(default_factory=SamplingParams)
+    _drafted_s: float = 0.0
+
+    def begin(self, request: AnswerRequest, has_helper: bool) -> None:
+        """Take the parameters. Raises ConfigError without a draft beside the target."""
+        if not has_helper:
+            raise ConfigError("strategy 'colocated' needs a draft beside the target (vsd cloud --draft)")
+        self._params = request.params
+
+    def at(self, now_s: float) -> None:
+        """Time does not matter here."""
+
+    def received(self, draft: Draft, now_s: float) -> None:
+        """Hints do not matter here."""
+
+    def next_pass(self, tree: SpeculationTree) -> Tokens:  # noqa: ARG002
+        """Go on at once; `extend` adds the draft."""
+        return ()
+
+    def extend(self, plan: PassPlan, helper: Helper) -> PassPlan:
+        """Draft γ tokens after the committed ones."""
+        started_s = helper.clock.now()
+        config = EdgeConfig(0, self._params, self.length())
+        chain = draft_chain(helper.context, plan.prefix, config)
+        self._drafted_s = helper.clock.now() - started_s
+        if chain:
+            self.step_s.learn(self._drafted_s / len(chain))
+        return PassPlan(plan.pass_id, plan.prefix, plan.nodes.grown(chain, tuple(range(len(chain)))))
+
+    def completed(self, plan: PassPlan, commit: Commit) -> None:
+        """Learn acceptance and cost."""
+        for drafted, said in zip(plan.nodes.tokens, commit.tokens, strict=False):
+            self.acceptance.learn(float(drafted == said))
+            if drafted != said:
+                break
+        if plan.pass_id > 1:
+            self.pass_s.learn(commit.compute_s - self._drafted_s)
+
+    def length(self) -> int:
+        """Return γ."""
+        alpha = min(0.98, self.acceptance.value)
+        ratio = self.step_s.value / self.pass_s.value if self.pass_s.value else 0.1
+
+        def tokens_per_time(gamma: int) -> float:
+            return (1 - alpha ** (gamma + 1)) / (1 + gamma * ratio)
+
+        return max(range(MAX_LENGTH + 1), key=tokens_per_time)
+
+
+STRATEGY = Strategy(
+    "colocated", autoregressive.edge, Cloud, drafts=False, source="arXiv 2211.17192", needs_helper=True
+)

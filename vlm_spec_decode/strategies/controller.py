@@ -1,0 +1,102 @@
+"""The edge's controller: how wide to draft, how far, and what to send, from running estimates.
+
+It learns what a draft step and each further row of it cost, how long a pass of the target takes, and how
+often each exit has been right at which confidence (a confusion table).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.types import Commit, Early, Tokens
+from vlm_spec_decode.strategies.base import EdgeConfig
+from vlm_spec_decode.strategies.estimates import Mean, StepCost
+from vlm_spec_decode.strategies.growth import Growth, Place
+
+MAX_BATCH = 24
+EXPAND_FLOOR = 0.002
+SEND_FLOOR = 0.004
+MESSAGE_BYTES, NODE_BYTES = 104, 5
+"""On the wire: framing, encryption and headers of one message; token, parent and weight of one node."""
+
+SENDING_S = 0.05
+"""No message should occupy the uplink longer, and no longer queue should wait in front of the next."""
+
+MAX_NODES = 200
+FIRST_PASS_S = 0.5
+PATIENCE = 1.5
+
+
+@dataclass(slots=True)
+class EdgeController:
+    """Decides for one answer. All estimates start from cautious priors."""
+
+    config: EdgeConfig
+    clock: Clock
+    step: StepCost = field(default_factory=lambda: StepCost(slope=0.03, free=1))
+    pass_s: Mean = field(default_factory=lambda: Mean(FIRST_PASS_S, trust=0))
+    exits: dict[tuple[int, int], Mean] = field(default_factory=dict)
+    heard: list[tuple[Mean, Tokens]] = field(default_factory=list)
+    _drafted_s: float = 0.0
+    _steps: int = 0
+    _paid_until_s: float = 0.0
+
+    def worth_expanding(self, growth: Growth) -> list[Place]:
+        """Return the nodes of the next draft step: as many as are worth their share of its time.
+
+        A row of weight w pays if it adds more than the time it takes would add elsewhere. Drafting stops
+        once it has outlasted a pass: then the cloud may be waiting for this thread, as in one process.
+        """
+        if self._steps >= self.config.draft_length and self._drafted_s >= PATIENCE * self.pass_s.value:
+            return []
+        chosen, total = list[Place](), 0.0
+        for weight, place in growth.leaves(EXPAND_FLOOR):
+            share = self.step.slope * total / (1 + self.step.slope * max(0, len(chosen) - 1))
+            if weight < share or len(chosen) == MAX_BATCH:
+                break
+            chosen.append(place)
+            total += weight
+        return chosen
+
+    @contextmanager
+    def draft_step(self, rows: int) -> Iterator[None]:
+        """Measure one draft step."""
+        started_s = self.clock.now()
+        yield
+        seconds = self.clock.now() - started_s
+        self.step.learn(rows, seconds)
+        self._drafted_s += seconds
+        self._steps += 1
+
+    def worth_sending(self, growth: Growth) -> list[Place]:
+        """Return what has not been sent, is likely enough, and fits the uplink; parents first."""
+        now_s, rate = self.clock.now(), self.config.uplink_bps / 8
+        if self._paid_until_s > now_s + SENDING_S:
+            return []
+        fits = min(MAX_NODES, int(max(4.0, (SENDING_S * rate - MESSAGE_BYTES) / NODE_BYTES)))
+        waiting = [p for _, p in growth.ranked(SEND_FLOOR) if not p.number and p.parent][:fits]
+        num_bytes = MESSAGE_BYTES + NODE_BYTES * len(waiting)
+        if waiting:
+            self._paid_until_s = max(self._paid_until_s, now_s) + num_bytes / rate
+        return waiting
+
+    def hear(self, event: Early, growth: Growth) -> None:
+        """Take an early verdict for as much as its exit has earned at this confidence."""
+        path = growth.outcome(event.node, event.next_token)
+        if path is None:
+            return
+        key = (event.exit_layer, int(4 * event.confidence))
+        trust = self.exits.setdefault(key, Mean(0.8 * event.confidence, rate=0.05, trust=4))
+        self.heard.append((trust, path))
+        growth.suppose(path, min(0.95, trust.value))
+
+    def learn(self, event: Commit) -> None:
+        """Take a commit: were the exits right, and how long did it take?"""
+        for trust, path in self.heard:
+            trust.learn(float(event.tokens[: len(path)] == path))
+        self.heard.clear()
+        self.pass_s.learn(event.compute_s)
+        self._drafted_s, self._steps = 0.0, 0

@@ -1,0 +1,56 @@
+"""Running estimates that policies steer by. Knows numbers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+FORGET = 0.93
+
+
+@dataclass(slots=True)
+class Mean:
+    """An exponentially forgetting mean that starts from a prior worth `trust` observations."""
+
+    value: float
+    rate: float = 0.2
+    trust: int = 1
+    count: int = 0
+
+    def learn(self, observed: float) -> None:
+        """Take one observation; the first ones weigh more the less the prior is trusted."""
+        self.count += 1
+        self.value += max(self.rate, 1 / (self.count + self.trust)) * (observed - self.value)
+
+
+@dataclass(slots=True)
+class StepCost:
+    """What a forward pass of n rows takes: `base_s` and, for each row past `free`, `slope` of it.
+
+    A least-squares line that forgets; the slope that it starts from counts as two observations.
+    """
+
+    slope: float
+    free: int
+    base_s: float = 0.0
+    _sums: list[float] = field(default_factory=lambda: [0.0] * 5)
+
+    def learn(self, rows: int, seconds: float) -> None:
+        """Take one measured pass."""
+        if seconds <= 0:
+            return
+        extra = float(max(0, rows - self.free))
+        if not self.base_s:
+            base_s = seconds / (1 + self.slope * extra)
+            self._add(0.0, base_s)
+            self._add(20.0, base_s * (1 + 20 * self.slope))
+        self._sums = [FORGET * total for total in self._sums]
+        self._add(extra, seconds)
+        n, x, y, xx, xy = self._sums
+        spread = n * xx - x * x
+        per_row_s = max(0.0, (n * xy - x * y) / spread) if spread > 1e-9 else 0.0
+        self.base_s = max(1e-9, (y - per_row_s * x) / n)
+        self.slope = per_row_s / self.base_s
+
+    def _add(self, x: float, y: float) -> None:
+        for index, term in enumerate((1.0, x, y, x * x, x * y)):
+            self._sums[index] += term

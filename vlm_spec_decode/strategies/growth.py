@@ -1,0 +1,227 @@
+"""The edge's speculation tree while it grows: what to expand next, and what is worth sending.
+
+Weights are probabilities of a node's whole path under the draft, sharpened as the target has agreed so
+far, and mixed with what early verdicts say. A node gets its number when it is sent: what is held back
+travels once it has become likely.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vlm_spec_decode.core.ports import Drafter
+from vlm_spec_decode.core.sampling import perturbed_scores
+from vlm_spec_decode.core.tree import quantise
+from vlm_spec_decode.core.types import Draft, SamplingParams, Tokens
+from vlm_spec_decode.strategies.estimates import Mean
+
+CHILDREN = 6
+"""Choices kept of one expanded node."""
+
+
+@dataclass(slots=True)
+class Place:
+    """A node: the token after its parent, the draft's log-probability of it, and whether it is expanded."""
+
+    token: int
+    log_prob: float
+    parent: Place | None
+    depth: int
+    number: int = 0
+    expanded: bool = False
+    children: dict[int, Place] = field(default_factory=dict)
+
+    def path(self) -> Tokens:
+        """Return the tokens from the root's child down to this node."""
+        tokens: list[int] = []
+        place = self
+        while place.parent is not None:
+            tokens.append(place.token)
+            place = place.parent
+        return tuple(reversed(tokens))
+
+
+@dataclass(slots=True)
+class Calibration:
+    """How far the draft's own probabilities can be trusted: one exponent, learned from every verdict."""
+
+    sharpness: float = 1.0
+
+    def log_probs(self, scores: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[float]:
+        """Return the log-probabilities of `scores` (best first), sharpened."""
+        scaled = self.sharpness * (scores - scores[0])
+        return list(scaled - math.log(float(np.exp(scaled).sum())))
+
+
+@dataclass(slots=True)
+class Hypothesis:
+    """What an exit says will be committed: this path, with this probability."""
+
+    path: Tokens
+    confidence: float
+
+
+@dataclass(slots=True)
+class Growth:
+    """The tree below the committed tokens. `base` counts those; `root` stands for them."""
+
+    drafter: Drafter
+    params: SamplingParams
+    prefix: Tokens = ()
+    root: Place = field(default_factory=lambda: Place(-1, 0.0, None, 0))
+    calibration: Calibration = field(default_factory=Calibration)
+    hypothesis: Hypothesis | None = None
+    agreement: Mean = field(default_factory=lambda: Mean(0.7, trust=2))
+    _next_number: int = 1
+    _sent: dict[int, Place] = field(default_factory=dict)
+
+    def ranked(self, floor: float) -> list[tuple[float, Place]]:
+        """Return (weight, node) of all nodes likelier than `floor`, likeliest first, root included.
+
+        Parents come before their children.
+        """
+        on_path, end = self._hypothesis_places()
+        confidence = self.hypothesis.confidence if self.hypothesis and end else 0.0
+        # One entry: (minus weight, tie-break, node, plain path probability, weight below the hypothesis).
+        heap: list[tuple[float, int, Place, float, float]] = [
+            (-1.0, 0, self.root, 1.0, 1.0 if end is self.root else 0.0)
+        ]
+        out, order = list[tuple[float, Place]](), 1
+        while heap:
+            negative, _, place, plain, below = heapq.heappop(heap)
+            out.append((-negative, place))
+            for child in place.children.values():
+                step = math.exp(child.log_prob)
+                under = 1.0 if child is end else below * step
+                given = 1.0 if id(child) in on_path else under
+                weight = confidence * given + (1 - confidence) * plain * step
+                if weight >= floor:
+                    heapq.heappush(heap, (-weight, order, child, plain * step, under))
+                    order += 1
+        return out
+
+    def leaves(self, floor: float) -> list[tuple[float, Place]]:
+        """Return (weight, node) of all nodes that may be expanded, likeliest first."""
+        return [(w, p) for w, p in self.ranked(floor) if not p.expanded and self._may_go_on(p)]
+
+    def expand(self, places: list[Place]) -> None:
+        """Score `places` in one batched draft step and add the likeliest tokens after each."""
+        rows: dict[int, int] = {id(self.root): 0}
+        tokens, parents = list[int](), list[int]()
+        for place in places:
+            self._add_rows(place, rows, tokens, parents)
+        logits = self.drafter.score(self.prefix, tuple(tokens), tuple(parents))
+        for place in places:
+            position = len(self.prefix) + place.depth
+            scores = perturbed_scores(logits[rows[id(place)]], position, self.params)
+            best = np.argsort(-scores, kind="stable")[:CHILDREN]
+            best = best[scores[best] > -1e8]
+            log_probs = self.calibration.log_probs(scores[best]) if len(best) else []
+            for token, log_prob in zip(best, log_probs, strict=True):
+                self.offer(place, int(token), log_prob)
+            place.expanded = True
+
+    def offer(self, place: Place, token: int, log_prob: float) -> Place:
+        """Add a child, or raise the weight of the one that is there."""
+        child = place.children.get(token)
+        if child is None:
+            child = place.children[token] = Place(token, log_prob, place, place.depth + 1)
+        child.log_prob = max(child.log_prob, log_prob)
+        return child
+
+    def offer_path(self, place: Place, tokens: Iterable[int], log_prob: float) -> None:
+        """Add a run of free drafts below `place`."""
+        for token in tokens:
+            place = self.offer(place, token, log_prob)
+
+    def advance(self, tokens: Tokens) -> None:
+        """Commit `tokens`: re-root where they lead, keep what hangs there, forget the rest."""
+        self._learn(tokens)
+        place: Place | None = self.root
+        for token in tokens:
+            place = place.children.get(token) if place else None
+        self.prefix += tokens
+        self.hypothesis = None
+        self.root = place or Place(-1, 0.0, None, 0)
+        self.root.parent, self.root.log_prob = None, 0.0
+        self._renumber_depths()
+        self._sent = {p.number: p for p in self._walk() if p.number}
+
+    def outcome(self, node: int, token: int) -> Tokens | None:
+        """Return the tokens that would be committed if `node` were the last accepted and `token` followed."""
+        place = self._sent.get(node) if node else self.root
+        return (*place.path(), token) if place else None
+
+    def suppose(self, path: Tokens, confidence: float) -> None:
+        """Take an early verdict: `path` will be committed with this probability."""
+        place = self.root
+        for token in path:
+            place = place.children.get(token) or self.offer(place, token, math.log(max(confidence, 0.05)))
+        self.hypothesis = Hypothesis(path, confidence)
+
+    def draft(self, places: list[Place], answer: int, epoch: int) -> Draft:
+        """Number `places` (parents before children) and return the message that sends them."""
+        first = self._next_number
+        for number, place in enumerate(places, first):
+            place.number = number
+            self._sent[number] = place
+        self._next_number += len(places)
+        parents = tuple(p.parent.number if p.parent and p.parent is not self.root else 0 for p in places)
+        weights = tuple(quantise(p.log_prob) for p in places)
+        tokens = tuple(p.token for p in places)
+        return Draft(answer, epoch, len(self.prefix), first, tokens, parents, weights)
+
+    def _may_go_on(self, place: Place) -> bool:
+        length = len(self.prefix) + place.depth
+        return place.token not in self.params.stop_ids and length < self.params.max_tokens
+
+    def _add_rows(self, place: Place, rows: dict[int, int], tokens: list[int], parents: list[int]) -> None:
+        if id(place) in rows or place.parent is None:
+            return
+        self._add_rows(place.parent, rows, tokens, parents)
+        tokens.append(place.token)
+        parents.append(rows[id(place.parent)])
+        rows[id(place)] = len(tokens)
+
+    def _hypothesis_places(self) -> tuple[set[int], Place | None]:
+        on_path, place = {id(self.root)}, self.root
+        for token in self.hypothesis.path if self.hypothesis else ():
+            found = place.children.get(token)
+            if found is None:
+                return set(), None
+            place = found
+            on_path.add(id(place))
+        return on_path, place
+
+    def _learn(self, tokens: Tokens) -> None:
+        """Learn from each committed token whose place had been expanded: was it the first choice?"""
+        place: Place | None = self.root
+        for token in tokens:
+            if place is None or not place.expanded:
+                return
+            ranked = sorted(place.children.values(), key=lambda c: -c.log_prob)
+            hit = bool(ranked) and ranked[0].token == token
+            self.agreement.learn(float(hit))
+            if ranked:
+                surprise = float(hit) - math.exp(ranked[0].log_prob)
+                sharper = self.calibration.sharpness * math.exp(0.1 * surprise)
+                self.calibration.sharpness = min(3.0, max(0.3, sharper))
+            place = place.children.get(token)
+
+    def _walk(self) -> Iterable[Place]:
+        stack = list(self.root.children.values())
+        while stack:
+            place = stack.pop()
+            yield place
+            stack.extend(place.children.values())
+
+    def _renumber_depths(self) -> None:
+        self.root.depth = 0
+        for place in self._walk():
+            assert place.parent is not None
+            place.depth = place.parent.depth + 1

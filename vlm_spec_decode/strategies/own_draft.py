@@ -1,0 +1,119 @@
+"""The cloud's own drafting: a copy of the draft beside the target fills in where hints are thin.
+
+Its steps take the target's time, so each must be worth it: probability of the place times how often the
+copy is right there, times seconds per token, against the seconds of a step. Where the edge already covers
+the pass well, its next hints will do the same for nothing, so the gain is divided by what is covered.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vlm_spec_decode.core.sampling import perturbed_scores
+from vlm_spec_decode.core.session import Helper, PassPlan
+from vlm_spec_decode.core.types import AnswerRequest, SamplingParams, Tokens
+from vlm_spec_decode.strategies.estimates import Mean, StepCost
+
+CHOICES = 3
+MAX_STEPS = 16
+
+
+@dataclass(slots=True)
+class OwnDraft:
+    """What `passes.Cloud` knows of time per token and of its helper."""
+
+    weights: dict[int, float] = field(default_factory=lambda: {0: 1.0})
+    pass_s: Mean = field(default_factory=lambda: Mean(0.0, trust=0))
+    gain: Mean = field(default_factory=lambda: Mean(1.5, trust=1))
+    step_s: Mean = field(default_factory=lambda: Mean(0.0, trust=0))
+    agreement: Mean = field(default_factory=lambda: Mean(0.7, rate=0.05, trust=4))
+    drafted_s: float = 0.0
+    has_helper: bool = False
+    _params: SamplingParams = field(default_factory=SamplingParams)
+    _guesses: dict[int, int] = field(default_factory=dict)
+
+    def _begin_own(self, request: AnswerRequest, has_helper: bool) -> None:
+        self._params, self.has_helper = request.params, has_helper
+
+    def node_floor(self, cost: StepCost) -> float:
+        """Return the probability from which on a further node is worth its time in a pass."""
+        per_pass_s = self.pass_s.value or cost.base_s
+        return cost.slope * self.gain.value * (cost.base_s / per_pass_s if per_pass_s else 1.0)
+
+    def extend(self, plan: PassPlan, helper: Helper) -> PassPlan:
+        """Draft below the likeliest rows that have nothing below them, one step each."""
+        self.drafted_s, self._guesses = 0.0, {}
+        tokens, parents = list(plan.nodes.tokens), list(plan.nodes.parents)
+        weights = [1.0, *(self.weights[n] for n in plan.nodes.numbers)]
+        open_rows = [(-w, row) for row, w in enumerate(weights) if row not in parents]
+        heapq.heapify(open_rows)
+        known = len(tokens)
+        for _ in range(MAX_STEPS):
+            if not open_rows or not self._is_worth(-open_rows[0][0] / sum(weights)):
+                break
+            weight, row = heapq.heappop(open_rows)
+            position = len(plan.prefix) + _depth(row, parents)
+            ended = row and tokens[row - 1] in self._params.stop_ids
+            if ended or position + 1 >= self._params.max_tokens:
+                continue
+            for token, log_prob in self._step(plan.prefix, tokens, parents, row, position, helper):
+                tokens.append(token)
+                parents.append(row)
+                self._guesses.setdefault(row, len(tokens))
+                heapq.heappush(open_rows, (weight * math.exp(log_prob), len(tokens)))
+        grown = plan.nodes.grown(tuple(tokens[known:]), tuple(parents[known:]))
+        return PassPlan(plan.pass_id, plan.prefix, grown)
+
+    def _is_worth(self, weight: float) -> bool:
+        """Tell whether a step below a place of this probability pays; before anything is known, try."""
+        if not self.pass_s.value or not self.step_s.value:
+            return not self._guesses
+        return weight * self.agreement.value * self.pass_s.value / self.gain.value > self.step_s.value
+
+    def _step(
+        self, prefix: Tokens, tokens: list[int], parents: list[int], row: int, position: int, helper: Helper
+    ) -> list[tuple[int, float]]:
+        """Return the helper's likeliest (token, log-probability) after `row`."""
+        started_s = helper.clock.now()
+        logits = helper.context.score(prefix, *_path_to(row, tokens, parents))[-1]
+        seconds = helper.clock.now() - started_s
+        self.step_s.learn(seconds)
+        self.drafted_s += seconds
+        scores = perturbed_scores(logits, position, self._params)
+        best = np.argsort(-scores, kind="stable")[:CHOICES]
+        log_sum = math.log(float(np.exp(scores - scores[best[0]]).sum()))
+        chosen = [(int(t), float(scores[t] - scores[best[0]]) - log_sum) for t in best]
+        return [chosen[0], *((t, lp) for t, lp in chosen[1:] if lp > math.log(0.05))]
+
+    def _judge_own(self, plan: PassPlan, said: Tokens) -> None:
+        """Learn from each guess that the truth came to: was the copy's first choice right?"""
+        row, nodes = 0, plan.nodes
+        child = {(p, t): r for r, (t, p) in enumerate(zip(nodes.tokens, nodes.parents, strict=True), 1)}
+        for token in said:
+            guess = self._guesses.get(row)
+            if guess is not None:
+                self.agreement.learn(float(nodes.tokens[guess - 1] == token))
+            following = child.get((row, token))
+            if following is None:
+                return
+            row = following
+
+
+def _depth(row: int, parents: list[int]) -> int:
+    depth = 0
+    while row:
+        row, depth = parents[row - 1], depth + 1
+    return depth
+
+
+def _path_to(row: int, tokens: list[int], parents: list[int]) -> tuple[Tokens, Tokens]:
+    """Return the chain of nodes from the prefix down to `row`, as `score` takes it."""
+    path = list[int]()
+    while row:
+        path.append(tokens[row - 1])
+        row = parents[row - 1]
+    return tuple(reversed(path)), tuple(range(len(path)))
