@@ -24,6 +24,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 INTERRUPTED = 130
 FOLDER = click.Path(file_okay=False, path_type=Path)
+RULE = click.Choice(["coupled", "rejection"])
 FILE = click.Path(dir_okay=False, path_type=Path)
 ELSEWHERE = {
     "say": ("vlm_spec_decode.demo.console", "say"),
@@ -101,6 +102,7 @@ def vsd() -> None:
 @click.option("--scene-seed", type=int, default=None, help="Seed of a random room.")
 @click.option("--scene", type=FILE, default=None, help="YAML file of a room.")
 @click.option("--strategy", default="speculative", show_default=True, help="How edge and cloud decode.")
+@click.option("--rule", type=RULE, default="coupled", show_default=True, help="How drafts are verified.")
 @click.option(
     "--link", type=FILE, default=None, help="YAML of a link profile to emulate between robot and cloud."
 )
@@ -165,7 +167,7 @@ def cloud(as_json: bool, check_config: bool, no_grammar: bool, **options: Any) -
 @click.option("--target", default="", help="The same for the target, without --cloud.")
 @click.option("--keys", type=FOLDER, default=None, help="Folder made by `vsd keys`.")
 @click.option("--strategy", default="speculative", show_default=True)
-@click.option("--rule", default="coupled", show_default=True)
+@click.option("--rule", type=RULE, default="coupled", show_default=True, help="How drafts are verified.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--max-tokens", type=int, default=96, show_default=True)

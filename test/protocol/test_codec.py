@@ -1,13 +1,27 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_spec_decode.core.errors import ProtocolError
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Early, Image, Observation, SamplingParams
+from vlm_spec_decode.core.types import (
+    AnswerRequest,
+    Commit,
+    Correction,
+    Draft,
+    Early,
+    Image,
+    Observation,
+    SamplingParams,
+    SparseTarget,
+)
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as m
+from vlm_spec_decode.strategies.proposals import Proposals
 
 REQUEST = AnswerRequest(
     7,
@@ -57,6 +71,41 @@ def test_golden_bytes(name: str) -> None:
 def test_a_round_of_four_ids_fits_in_24_bytes() -> None:
     draft = Draft(900, 0, 120, 500, (31999, 31998, 5, 20000), (0, 500, 501, 502))
     assert len(codec.encode(PACKER.draft_message(draft))) <= 24
+
+
+@pytest.mark.parametrize("residual", ["sparse", "cloud"])
+def test_a_round_of_four_ids_with_their_q_fits_in_60_bytes(residual: str) -> None:
+    """The widest q that the edge sends: peaked or flat, the codec's bytes do not grow beyond the bar."""
+    params = SamplingParams(1.0, rule="rejection", residual=residual)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        proposals = Proposals(params)
+        prefixes = [tuple(range(n)) for n in range(4)]
+        logits = rng.normal(0, rng.choice([0.1, 3.0, 8.0]), (4, 32000)).astype(np.float32)
+        tokens = tuple(proposals.draw(p, row) for p, row in zip(prefixes, logits, strict=True))
+        whole = tuple(proposals.q(p, t) for p, t in zip(prefixes, tokens, strict=True))
+        q = whole if residual == "cloud" else tuple(support[:1] for support in whole)
+        draft = Draft(900, 0, 120, 500, tokens, (0, 500, 501, 502), (), q)
+        data = codec.encode(PACKER.draft_message(draft))
+        assert len(data) <= 60
+        wire = codec.decode(data)
+        assert isinstance(wire, m.WireDraft)
+        assert PACKER.draft(wire) == draft, "what arrives is what was sampled from"
+
+
+def test_a_residual_and_a_correction_round_trip() -> None:
+    target = SparseTarget((3, 900, 31999), (1 << 39, 1 << 38, 1 << 37), 1 << 37, ((7, 12), (7, 12)))
+    for cut in (target, replace(target, tail=(), is_cut=True)):
+        commit = Commit(1, 2, 3, (), 4, 5, False, 0.25, cut)
+        wire = codec.decode(codec.encode(PACKER.commit_message(commit)))
+        assert isinstance(wire, m.WireCommit)
+        assert PACKER.commit(wire) == commit
+    correction = Correction(900, 0, 123, 31999)
+    data = codec.encode(PACKER.hint_message(correction))
+    wire_correction = codec.decode(data)
+    assert isinstance(wire_correction, m.WireCorrection)
+    assert PACKER.hint(wire_correction) == correction
+    assert len(data) <= 12
 
 
 def test_an_open_carries_the_request() -> None:

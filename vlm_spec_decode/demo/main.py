@@ -42,6 +42,7 @@ class DemoConfig:
     scene_seed: int | None = None
     scene: Path | None = None
     strategy: str = DEFAULT
+    rule: str = "coupled"
     link: Path | None = None
     seed: int = 0
     out: Path = Path("out/demo")
@@ -78,7 +79,7 @@ def run(config: DemoConfig, say: Say) -> dict[str, Any]:
 
 def _stage_config(config: DemoConfig, keys: Path, truth: Path, scene: Scene) -> StageConfig:
     room = ("--scene", str(config.scene)) if config.scene else ("--scene-seed", str(scene.seed))
-    return StageConfig(room, config.seed, keys, truth, config.strategy, config.link, config.out)
+    return StageConfig(room, config.seed, keys, truth, config.strategy, config.rule, config.link, config.out)
 
 
 def _mission(

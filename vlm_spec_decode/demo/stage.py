@@ -40,6 +40,7 @@ class StageConfig:
     keys: Path
     truth: Path
     strategy: str
+    rule: str
     link: Path | None
     out: Path
 
@@ -114,7 +115,7 @@ class Stage:
     def _start_nodes(self) -> None:
         robot = {"interface": "lo", "domain": str(self._dds_domain)}
         vlm = {"cloud": self.address, "keys": str(self.config.keys), "strategy": self.config.strategy,
-               "seed": str(self.config.seed)}  # fmt: skip
+               "rule": self.config.rule, "seed": str(self.config.seed)}  # fmt: skip
         if self.config.link:
             vlm["link_file"] = str(self.config.link.resolve())
         for name in NODES:

@@ -1,0 +1,178 @@
+"""Bugs seeded into the rejection rule: the tests of its law must catch each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from test.strategies import test_rejection_law as laws
+from test.strategies.random_paths import law_of
+from vlm_spec_decode.core import rejection, session
+from vlm_spec_decode.core.chance import KeyedChance
+from vlm_spec_decode.core.rejection import RejectionRule
+from vlm_spec_decode.core.session import Session
+from vlm_spec_decode.core.tree import SpeculationTree
+from vlm_spec_decode.core.types import Draft
+from vlm_spec_decode.strategies import pipelined, proposals
+from vlm_spec_decode.strategies.proposals import Corrector, Proposals
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+ORIGINAL_SETTLE = RejectionRule._settle
+ORIGINAL_DRAW = Proposals.draw
+ORIGINAL_SUBMIT = Corrector.submit
+
+
+def accept_ignores_q(patch: pytest.MonkeyPatch) -> None:
+    class Careless(KeyedChance):
+        def happens(self, part: int, whole: int, role: Any, prefix: Any, attempt: int = 0) -> bool:
+            whole = whole if role != "accept" else 1 << 56
+            return KeyedChance.happens(self, part, whole, role, prefix, attempt)
+
+    def settle(self: Any, p: Any, drafts: Any, nodes: Any, path: Any) -> Any:
+        self.chance = Careless(self.params.seed)
+        return ORIGINAL_SETTLE(self, p, drafts, nodes, path)
+
+    patch.setattr(RejectionRule, "_settle", settle)
+
+
+def correction_drawn_from_p(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rejection, "residual", lambda p, whole, q: p)
+    original = proposals.draw_correction
+    patch.setattr(proposals, "draw_correction", lambda target, q, *rest: original(target, (), *rest))
+
+
+def siblings_not_removed_from_p(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rejection, "residual", lambda p, whole, q: p)
+
+
+def bonus_mid_pipeline(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(pipelined.Cloud, "is_pipeline", False)
+
+
+def dead_drafts_kept(patch: pytest.MonkeyPatch) -> None:
+    original = SpeculationTree.advance
+
+    def advance(self: SpeculationTree, tokens: Any) -> int:
+        tokens = tuple(tokens)
+        orphans = [n for top in self._top.values() for n in self.nodes[top].children.values()]
+        held = {n: self.nodes[n] for n in orphans}
+        deepest = original(self, tokens)
+        for number, node in held.items():
+            if tokens and number not in self.nodes and number not in self._anchors and not self._top:
+                node.parent = 0
+                self.nodes[number] = node
+                self._top[node.token] = number
+        return deepest
+
+    patch.setattr(SpeculationTree, "advance", advance)
+
+
+def unlikely_draws_dropped(patch: pytest.MonkeyPatch) -> None:
+    def submit(self: Corrector, hint: Any) -> None:
+        if isinstance(hint, Draft) and len(hint.tokens) > 1:
+            prefix = self.tokens[: hint.base]
+            keep = 1
+            while keep < len(hint.tokens):
+                q = self.proposals.q((*prefix, *hint.tokens[:keep]), hint.tokens[keep])
+                if q[0][1] < 1 << 14:
+                    break
+                keep += 1
+            hint = Draft(hint.answer, hint.epoch, hint.base, hint.first_node, hint.tokens[:keep],
+                         hint.parents[:keep])  # fmt: skip
+        ORIGINAL_SUBMIT(self, hint)
+
+    patch.setattr(Corrector, "submit", submit)
+
+
+def redraw_after_a_drop(patch: pytest.MonkeyPatch) -> None:
+    """Draws anew whenever a prefix is drafted again."""
+    turns = itertools.count()
+
+    def draw(self: Proposals, prefix: Any, logits: Any) -> int:
+        self._drawn.pop(prefix, None)
+        original = self.chance.index
+        turn = next(turns)
+        weights = proposals.weights(logits, self.params, proposals.Q_UNIT)
+        token = original(weights, "draft", prefix, turn)
+        self._drawn[prefix] = ((token, int(weights[token])),)
+        return token
+
+    patch.setattr(Proposals, "draw", draw)
+
+
+def stale_epoch_accepted(patch: pytest.MonkeyPatch) -> None:
+    original = Session.receive
+
+    def receive(self: Session, hint: Any, now_s: float = 0.0) -> Any:
+        from dataclasses import replace
+
+        return original(self, replace(hint, epoch=self.request.epoch), now_s)
+
+    patch.setattr(session.Session, "receive", receive)
+
+
+def correction_taken_twice(patch: pytest.MonkeyPatch) -> None:
+    def correct(self: Session, correction: Any) -> None:
+        commit = self._commit_of(len(self.sequence), (correction.token,), 0, 0, False, 0.0)
+        self.tree.advance(self.sequence.commit(commit))
+
+    patch.setattr(Session, "_correct", correct)
+
+
+def law(residual: str, draft: str = "poor") -> Callable[[pytest.MonkeyPatch], None]:
+    def check(patch: pytest.MonkeyPatch) -> None:
+        params = laws.params_of(residual)
+        table = laws.TABLES[draft]
+        found = law_of(patch, lambda: laws.decode("speculative", table, params, 2, ()))
+        assert found == laws.target_law(params)
+
+    check.__name__ = f"law_{residual}"
+    return check
+
+
+def same_answers(patch: pytest.MonkeyPatch) -> None:
+    laws.same_answer_whatever_the_schedule()
+
+
+def one_draw_per_prefix(patch: pytest.MonkeyPatch) -> None:
+    drawing = Proposals(laws.params_of())
+    logits = np.zeros(3, np.float32)
+    for prefix in itertools.product(range(3), repeat=3):
+        assert drawing.draw(prefix, logits) == drawing.draw(prefix, logits)
+
+
+def epochs(patch: pytest.MonkeyPatch) -> None:
+    laws.test_a_session_takes_a_correction_once_and_only_of_its_epoch()
+
+
+SPARSE, CLOUD = law("sparse"), law("cloud")
+
+CAUGHT_BY: dict[Patch, Callable[[pytest.MonkeyPatch], None]] = {
+    accept_ignores_q: SPARSE,
+    correction_drawn_from_p: SPARSE,
+    siblings_not_removed_from_p: laws.siblings_law,
+    bonus_mid_pipeline: same_answers,
+    dead_drafts_kept: same_answers,
+    unlikely_draws_dropped: SPARSE,
+    redraw_after_a_drop: one_draw_per_prefix,
+    stale_epoch_accepted: epochs,
+    correction_taken_twice: epochs,
+}
+
+
+@pytest.mark.parametrize("check", {*CAUGHT_BY.values(), CLOUD}, ids=lambda c: c.__name__)
+def test_without_a_bug_the_checks_pass(
+    check: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(monkeypatch)
+
+
+@pytest.mark.parametrize("bug", CAUGHT_BY, ids=lambda b: b.__name__)
+def test_a_seeded_bug_is_caught(bug: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+    bug(monkeypatch)
+    with pytest.raises((AssertionError, LookupError, ValueError)):
+        CAUGHT_BY[bug](monkeypatch)
