@@ -31,10 +31,9 @@ from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.models import original as originals
 from vlm_spec_decode.models.codec import TokenizerCodec, spoken
 from vlm_spec_decode.models.encoder import PromptEncoder
-from vlm_spec_decode.models.prompt import Style
+from vlm_spec_decode.models.prompt import CHAT_TEMPLATE, Style
 from vlm_spec_decode.models.quantize import library_config, require
 from vlm_spec_decode.models.spec import LoadOptions
-from vlm_spec_decode.models.tiny import CHAT_TEMPLATE
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VISION_FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")

@@ -19,6 +19,14 @@ MAX_HISTORY = 8
 
 DONE_MARK = " . done : "
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %} user : {{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %} robot :{% endif %}"
+)
+"""Image first, so that its part of the KV cache can be shared by everything said about one frame.
+Of the tiny models, written beside their weights."""
+
 EXAMPLES = (
     ("go to the red chair", (), "i see a red chair left . turn(25) forward(1.5)"),
     ("wave at me", ("hello()",), "i have waved . done()"),

@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from vlm_spec_decode.models.prompt import CHAT_TEMPLATE
+
 IMAGE_PX = 128
 PATCH_PX = 16
 PATCHES_ACROSS = IMAGE_PX // PATCH_PX
@@ -25,13 +27,6 @@ NUM_IMAGE_TOKENS = PATCHES_ACROSS**2
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>", "<image>")
 PAD_ID, BOS_ID, EOS_ID, UNK_ID, IMAGE_ID = range(len(SPECIALS))
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %} user : {{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endfor %}{% if add_generation_prompt %} robot :{% endif %}"
-)
-"""Image first, so that its part of the KV cache can be shared by everything said about one frame."""
 
 ANGLES = tuple(str(a) for a in range(-180, 181, 5))
 DISTANCES = tuple(f"{d / 10:.1f}" for d in range(-50, 51))
