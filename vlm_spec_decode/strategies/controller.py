@@ -28,6 +28,7 @@ SENDING_S = 0.05
 MAX_NODES = 200
 FIRST_PASS_S = 0.5
 PATIENCE = 1.5
+HELP_FLOOR = 0.2
 
 
 @dataclass(slots=True)
@@ -38,6 +39,7 @@ class EdgeController:
     clock: Clock
     step: StepCost = field(default_factory=lambda: StepCost(slope=0.03, free=1))
     pass_s: Mean = field(default_factory=lambda: Mean(FIRST_PASS_S, trust=0))
+    help: Mean = field(default_factory=lambda: Mean(1.0, trust=0))
     exits: dict[tuple[int, int], Mean] = field(default_factory=dict)
     heard: list[tuple[Mean, Tokens]] = field(default_factory=list)
     _drafted_s: float = 0.0
@@ -50,6 +52,8 @@ class EdgeController:
         A row of weight w pays if it adds more than the time it takes would add elsewhere. Drafting stops
         once it has outlasted a pass: then the cloud may be waiting for this thread, as in one process.
         """
+        if self.step.base_s > self.pass_s.value and self.help.value < HELP_FLOOR:
+            return []  # a step outlasts a pass and nothing of it comes in time: only listen
         if self._steps >= self.config.draft_length and self._drafted_s >= PATIENCE * self.pass_s.value:
             return []
         chosen, total = list[Place](), 0.0
@@ -99,4 +103,5 @@ class EdgeController:
             trust.learn(float(event.tokens[: len(path)] == path))
         self.heard.clear()
         self.pass_s.learn(event.compute_s)
+        self.help.learn(float(event.node > 0))
         self._drafted_s, self._steps = 0.0, 0
