@@ -47,6 +47,9 @@ ROS = [
 NODES = [f"{part}_node = {NAME}.bridge.mains:{part}_main" for part in ("camera", "locomotion", "vlm")]
 """What `ros2 run` and the launch files start; `nodes/` has the same for a checkout that is not installed."""
 
+LARGE = ["accelerate>=1.0", "bitsandbytes>=0.45", "torchao>=0.15"]
+"""Optional, for large checkpoints: several devices, and fewer bits."""
+
 DEV = [
     "hypothesis>=6.100",
     "import-linter>=2.0",
@@ -95,6 +98,6 @@ setup(
     # Not `scripts=nodes/*`: setuptools 75 and later installs those as "#!python", which nothing can start.
     entry_points={"console_scripts": [f"vsd = {NAME}.cli:main", *NODES]},
     install_requires=RUNTIME,
-    extras_require={"ros": ROS, "dev": DEV},
+    extras_require={"ros": ROS, "dev": DEV, "large": LARGE},
     zip_safe=False,
 )

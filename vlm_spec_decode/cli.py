@@ -127,7 +127,9 @@ def demo(as_json: bool, **options: Any) -> int:
 @click.option(
     "--bind", default="tcp://127.0.0.1:5557", show_default=True, help="tcp://HOST:PORT to listen on."
 )
-@click.option("--model", default="", help="Folder or hub id of the target; default: the shipped one.")
+@click.option(
+    "--model", default="", help="Target: DIR or ID[@REV][,dtype=…,device=…,quantize=…,exits=25/50/75]."
+)
 @click.option("--draft", default="", help="Copy of the draft beside it: a folder, a hub id or `shipped`.")
 @click.option("--revision", default=None, help="Revision of a hub id.")
 @click.option("--keys", type=FOLDER, default=None, help="Folder made by `vsd keys`.")
@@ -163,7 +165,7 @@ def cloud(as_json: bool, check_config: bool, no_grammar: bool, **options: Any) -
 @click.option("--image", type=FILE, default=None, help="What the robot sees; none: a language-only pair.")
 @click.option("--history", multiple=True, help="An action already carried out; may be repeated.")
 @click.option("--cloud", default="", help="tcp://HOST:PORT; default: both models in this process.")
-@click.option("--draft", default="", help="Folder or hub id of the draft; default: the shipped one.")
+@click.option("--draft", default="", help="Draft: DIR or ID[@REV][,dtype=…,…]; default: the shipped one.")
 @click.option("--target", default="", help="The same for the target, without --cloud.")
 @click.option("--keys", type=FOLDER, default=None, help="Folder made by `vsd keys`.")
 @click.option("--strategy", default="speculative", show_default=True)
