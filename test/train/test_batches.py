@@ -1,4 +1,4 @@
-"""Training on packed dialogues computes what decoding one of them computes, on the same pixels."""
+"""Training on many dialogues at once computes what decoding one of them computes, on the same pixels."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def packed(pixels: torch.Tensor) -> Batch:
     tok = tokenizer()
     answer = [*tok(ANSWER)["input_ids"], EOS_ID]
     prompts = [tok(f"user : {text} robot :")["input_ids"] for text in INSTRUCTIONS]
-    talks = [[([*p, *answer], len(p)) for p in prompts]]
-    return pack_ids(pixels, talks, torch.full((1, 64, 4), -100), np.zeros(len(tok), dtype=bool))
+    rows = [(0, [*p, *answer], len(p)) for p in prompts]
+    return pack_ids(pixels, rows, torch.full((1, 64, 4), -100), np.zeros(len(tok), dtype=bool))
 
 
 def test_the_processor_makes_the_pixels_that_training_saw(checkpoint: Path) -> None:
@@ -55,7 +55,7 @@ def test_the_processor_makes_the_pixels_that_training_saw(checkpoint: Path) -> N
     assert (seen - trained).abs().mean() < 0.03, "a JPEG's loss is the only difference"
 
 
-def test_packed_dialogues_give_the_logits_of_decoding_each_alone(checkpoint: Path) -> None:
+def test_dialogues_side_by_side_give_the_logits_of_decoding_each_alone(checkpoint: Path) -> None:
     jpeg = io.BytesIO()
     PilImage.fromarray(frame()).save(jpeg, format="JPEG", quality=85)
     image = Image(jpeg.getvalue(), 640, 360)
@@ -64,11 +64,12 @@ def test_packed_dialogues_give_the_logits_of_decoding_each_alone(checkpoint: Pat
     pixels = model.encoder.encode(Observation(image, "x")).image["pixel_values"]
     batch = packed(pixels)
     with torch.inference_mode():
-        logits = logits_of(network, image_features(network, pixels), batch)[0]
-    wanted = batch.labels[0]
-    for number, instruction in enumerate(INSTRUCTIONS, start=1):
-        rows = (batch.segments[0] == number) & (wanted >= 0)
-        answer = tuple(wanted[rows].tolist())
+        logits = logits_of(network, image_features(network, pixels), batch)
+    dialogue = torch.cat([g.numbers[:, None].expand_as(g.labels)[g.labels >= 0] for g in batch.groups])
+    assert len(batch.groups) > 1
+    for number, instruction in enumerate(INSTRUCTIONS):
+        rows = dialogue == number
+        answer = tuple(batch.labels[rows].tolist())
         context = model.open(Observation(image, instruction))
         alone = context.score((), answer[:-1], tuple(range(len(answer) - 1)))
         context.close()
@@ -78,10 +79,12 @@ def test_packed_dialogues_give_the_logits_of_decoding_each_alone(checkpoint: Pat
 def test_losses_fall_on_answers_alone_and_distilling_from_oneself_is_at_its_least() -> None:
     batch = packed(torch.zeros(1, 3, 128, 128))
     torch.manual_seed(0)
-    logits = torch.randn(1, batch.tokens.shape[1], len(tokenizer()), requires_grad=True)
+    answer = [*tokenizer()(ANSWER)["input_ids"], EOS_ID]
+    assert batch.labels.tolist() == len(INSTRUCTIONS) * answer, "one after the other, prompts left out"
+    logits = torch.randn(len(batch.labels), len(tokenizer()), requires_grad=True)
     answer_loss(logits, batch).backward()
     assert logits.grad is not None
-    assert torch.equal(logits.grad.abs().sum(-1) > 0, batch.labels >= 0)
+    assert (logits.grad.abs().sum(-1) > 0).all()
     sharp = 20 * logits.detach()
     assert distil_loss(sharp, sharp, batch) < distil_loss(sharp.roll(1, -1), sharp, batch) / 5
 

@@ -36,11 +36,18 @@ _HEAD = """
     <headlight ambient="{ambient} {ambient} {ambient}" diffuse="0.14 0.14 0.14" specular="0 0 0"/>
   </visual>
   <asset>
-    <texture name="floor" type="2d" builtin="checker" rgb1="1 1 1" rgb2="0.90 0.90 0.90" width="64"
+    <texture name="tiles" type="2d" builtin="checker" rgb1="1 1 1" rgb2="0.90 0.90 0.90" width="64"
       height="64" mark="edge" markrgb="0.80 0.80 0.80"/>
+    <texture name="plain" type="2d" builtin="flat" rgb1="0.97 0.97 0.97" width="16" height="16"/>
+    <texture name="chequered" type="2d" builtin="checker" rgb1="1 1 1" rgb2="0.72 0.72 0.72" width="64"
+      height="64"/>
+    <texture name="speckled" type="2d" builtin="flat" rgb1="0.97 0.97 0.97" width="64" height="64"
+      mark="random" markrgb="0.70 0.70 0.70" random="0.12"/>
+    <texture name="planks" type="2d" builtin="gradient" rgb1="1 1 1" rgb2="0.80 0.80 0.80" width="64"
+      height="64" mark="edge" markrgb="0.70 0.70 0.70"/>
     <texture name="sky" type="skybox" builtin="gradient" rgb1="0.93 0.94 0.96" rgb2="0.80 0.83 0.88"
       width="32" height="192"/>
-    <material name="floor" texture="floor" texrepeat="1 1" texuniform="true" specular="0.1" reflectance="0"/>
+    <material name="floor" texture="{floor}" texrepeat="1 1" texuniform="true" specular="0.1"/>
     <material name="matt" specular="0.05" shininess="0.1"/>
     <material name="gloss" specular="0.35" shininess="0.5"/>
   </asset>
@@ -108,7 +115,9 @@ def scene_xml(scene: Scene) -> str:
     bright = scene.light.brightness
     extent = max(scene.length_m, scene.width_m, 6.0)
     parts = [
-        _HEAD.format(ambient=_num(0.58 * bright), extent=_num(extent), near=_num(_NEAR_M / extent)),
+        _HEAD.format(
+            ambient=_num(0.58 * bright), extent=_num(extent), floor=scene.floor, near=_num(_NEAR_M / extent)
+        ),
         "<worldbody>",
         _light(scene),
         _room(scene),

@@ -20,9 +20,11 @@ PALETTE: dict[str, Rgb] = {
     "yellow": (0.95, 0.82, 0.05),
     "orange": (0.97, 0.45, 0.02),
     "purple": (0.50, 0.12, 0.62),
+    "pink": (0.98, 0.48, 0.68),
+    "cyan": (0.08, 0.72, 0.76),
 }
 COLOURS = tuple(PALETTE)
-"""Six hues far apart; rooms are desaturated, so a saturated hue is always an object's."""
+"""Eight hues far apart; rooms are desaturated, so a saturated hue is always an object's."""
 
 MATERIALS: dict[str, Rgb] = {
     "white": (0.92, 0.92, 0.90),

@@ -24,6 +24,7 @@ from vlm_spec_decode.sim.objects import (
 __all__ = [
     "COLOURS",
     "DOOR_DEPTH_M",
+    "FLOORS",
     "KINDS",
     "PALETTE",
     "Light",
@@ -48,6 +49,10 @@ class Pose2D:
     yaw_rad: float = 0.0
 
 
+FLOORS = ("tiles", "plain", "chequered", "speckled", "planks")
+"""Patterns of a floor; its colour is the scene's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Light:
     """One lamp far away: direction from which it shines, and brightness (1 = ordinary)."""
@@ -70,11 +75,14 @@ class Scene:
     wall_rgb: Rgb = (0.84, 0.83, 0.80)
     light: Light = field(default_factory=Light)
     name: str = "room"
+    floor: str = "tiles"
 
     def __post_init__(self) -> None:
         names = self.names
         if len(set(names)) != len(names):
             raise ValueError(f"two objects have the same name: {', '.join(names)}")
+        if self.floor not in FLOORS:
+            raise ValueError(f"unknown floor {self.floor!r}; known: {', '.join(FLOORS)}")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ import yaml
 
 from vlm_spec_decode.core.errors import SceneError
 from vlm_spec_decode.sim.objects import COLOURS, KINDS, Rgb, SceneObject
-from vlm_spec_decode.sim.scene import Light, Pose2D, Scene
+from vlm_spec_decode.sim.scene import FLOORS, Light, Pose2D, Scene
 
-_TOP = ("name", "seed", "length_m", "width_m", "floor_rgb", "wall_rgb", "light", "start", "objects")
+_TOP = ("name", "seed", "length_m", "width_m", "floor", "floor_rgb", "wall_rgb", "light", "start", "objects")
 
 
 def read(path: Path) -> Scene:
@@ -59,6 +59,7 @@ def parse(data: object) -> Scene:
         _rgb(top, "wall_rgb", plain.wall_rgb),
         _light(top.get("light", {})),
         str(top.get("name", plain.name)),
+        _word({"floor": plain.floor, **top}, "floor", "", FLOORS),
     )
 
 
@@ -70,6 +71,7 @@ def write(scene: Scene, path: Path) -> None:
         "seed": scene.seed,
         "length_m": scene.length_m,
         "width_m": scene.width_m,
+        "floor": scene.floor,
         "floor_rgb": list(scene.floor_rgb),
         "wall_rgb": list(scene.wall_rgb),
         "light": {
@@ -99,8 +101,8 @@ def write(scene: Scene, path: Path) -> None:
 
 def _object(value: object, where: str) -> SceneObject:
     data = _mapping(value, where, ("kind", "colour", "x_m", "y_m", "yaw_deg", "scale"))
-    kind = _word(data, "kind", where, KINDS)
-    colour = _word(data, "colour", where, COLOURS)
+    kind = _word(data, "kind", f"{where}.", KINDS)
+    colour = _word(data, "colour", f"{where}.", COLOURS)
     x, y = (_number(data, key, f"{where}.") for key in ("x_m", "y_m"))
     scale = _number(data, "scale", f"{where}.", default=1.0, low=0.3, high=3.0)
     return SceneObject(f"{colour} {kind}", kind, colour, x, y, _yaw(data, f"{where}."), scale)
@@ -152,7 +154,7 @@ def _yaw(data: Mapping[str, object], where: str) -> float:
 def _word(data: Mapping[str, object], key: str, where: str, known: tuple[str, ...]) -> str:
     value = data.get(key)
     if not isinstance(value, str) or value not in known:
-        raise SceneError(f"{where}.{key}: must be one of {', '.join(known)}, not {value!r}")
+        raise SceneError(f"{where}{key}: must be one of {', '.join(known)}, not {value!r}")
     return value
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from vlm_spec_decode.core.errors import SceneError
 from vlm_spec_decode.sim.objects import COLOURS, DOOR_DEPTH_M, KINDS, Rgb, SceneObject, footprint_radius_m
-from vlm_spec_decode.sim.scene import Light, Pose2D, Scene, facing
+from vlm_spec_decode.sim.scene import FLOORS, Light, Pose2D, Scene, facing
 
 GAP_M = 0.9
 START_CLEARANCE_M = 0.8
@@ -42,8 +42,8 @@ def generate(
         placed = _place_all(rng, names, length, width)
         start = placed and _choose_start(rng, Scene(seed, length, width, placed, Pose2D(0, 0)))
         if placed and start:
-            floor, wall, light = _look(rng)
-            return Scene(seed, length, width, placed, start, floor, wall, light, f"seed {seed}")
+            floor, wall, light, pattern = _look(rng)
+            return Scene(seed, length, width, placed, start, floor, wall, light, f"seed {seed}", pattern)
     raise SceneError(f"num_objects: {len(names)} objects do not fit into a room of at most 8 x 8 m")
 
 
@@ -125,16 +125,16 @@ def _choose_start(rng: np.random.Generator, scene: Scene) -> Pose2D | None:
     return None
 
 
-def _look(rng: np.random.Generator) -> tuple[Rgb, Rgb, Light]:
-    """Draw desaturated floor and wall colours and a lamp."""
+def _look(rng: np.random.Generator) -> tuple[Rgb, Rgb, Light, str]:
+    """Draw desaturated floor and wall colours, a lamp and the floor's pattern."""
     floor = _greyish(rng, float(rng.uniform(0.38, 0.70)))
     wall = _greyish(rng, float(rng.uniform(0.68, 0.90)))
     light = Light(
         round(float(rng.uniform(-math.pi, math.pi)), 3),
-        round(float(rng.uniform(0.7, 1.3)), 3),
-        round(float(rng.uniform(0.8, 1.15)), 3),
+        round(float(rng.uniform(0.6, 1.35)), 3),
+        round(float(rng.uniform(0.72, 1.2)), 3),
     )
-    return floor, wall, light
+    return floor, wall, light, FLOORS[int(rng.integers(len(FLOORS)))]
 
 
 def _greyish(rng: np.random.Generator, value: float) -> Rgb:

@@ -1,7 +1,7 @@
-"""Batches: several dialogues about each image packed into one sequence, kept apart by a block mask.
+"""Batches: several dialogues about each image, whose part of the sequence is computed once for all of them.
 
-Each dialogue sees the image and itself, and its positions start right after the image, so training on
-packed sequences computes what decoding one dialogue computes, at a fraction of the cost.
+Each dialogue sees the image and itself, and its positions start right after the image, so training computes
+what decoding one dialogue computes, at a fraction of the cost.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from vlm_spec_decode.models.tiny import EOS_ID, NUM_IMAGE_TOKENS, PATCHES_ACROSS
+from vlm_spec_decode.models.tiny import EOS_ID, PATCHES_ACROSS
 from vlm_spec_decode.sim.scene import COLOURS, KINDS
 from vlm_spec_decode.train import teacher
 from vlm_spec_decode.train.dialogues import Dialogue, draw
@@ -24,6 +24,9 @@ DISTANCE_BINS, DISTANCE_STEP_M = 24, 0.2
 TELLING_WEIGHT = 6.0
 """Weight of tokens that carry information against 1 for the rest; a mean loss would hide them."""
 
+GROUPS = 3
+"""Dialogues are sorted by length into so many groups, so that little is padded."""
+
 DECIDING_WEIGHT = 12.0
 """Weight of the word after an answer's first full stop and of the third one after it: there "the red chair",
 "i do not see", "i do not know", "i looked" and "ok" part."""
@@ -31,26 +34,37 @@ DECIDING_WEIGHT = 12.0
 TELLING = (
     *COLOURS,
     *KINDS,
-    *("left", "right", "ahead", "not", "nothing", "know", "looked", "will", "ok"),
-    *("done", "turn", "forward", "stop", ",", "and"),
+    *("left", "right", "ahead", "not", "nothing", "know", "looked", "will", "can", "ok", "yes", "no"),
+    *("done", "turn", "forward", "wait", "stop", ",", "and"),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Tensors of one step; B images, S tokens each (the image's come first and are not in `tokens`).
+class Group:
+    """Dialogues of like length, a row each [N, L], padded at the end.
 
-    `tokens`, `labels` (-100: no loss), `weights`, `segments` and `positions` are [B, S]; `pixels`
-    [B, 3, 128, 128]; `patch_labels` [B, 64, 4]: kind, colour, bearing bin, distance bin, -100 for none.
+    `images` [N] is the image that a row is about, `numbers` [N] the dialogue's number in the batch; `labels`
+    [N, L] are the next tokens of answers (-100: no loss), `weights` [N, L] theirs.
     """
 
-    pixels: torch.Tensor
+    images: torch.Tensor
+    numbers: torch.Tensor
     tokens: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
-    segments: torch.Tensor
-    positions: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tensors of one step. `pixels` [B, 3, 128, 128]; `patch_labels` [B, 64, 4]: kind, colour, bearing bin,
+    distance bin, -100 for none; `labels` and `weights` [M] those of all groups' answers, in their order.
+    """
+
+    pixels: torch.Tensor
+    groups: tuple[Group, ...]
     patch_labels: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
 
 
 class Batcher:
@@ -84,9 +98,9 @@ class Batcher:
         return self.pack(augment(rng, images), talks, patch_labels(patches, np.stack(rows)))
 
     def pack(self, pixels: torch.Tensor, talks: list[list[Dialogue]], patch: torch.Tensor) -> Batch:
-        """Lay the dialogues of each image one after the other."""
-        sequences = [[self._ids(d) for d in talk] for talk in talks]
-        return pack_ids(pixels, sequences, patch, self.telling, self._stop)
+        """Lay out the dialogues of each image."""
+        rows = [(number, *self._ids(d)) for number, talk in enumerate(talks) for d in talk]
+        return pack_ids(pixels, rows, patch, self.telling, self._stop)
 
     def _ids(self, dialogue: Dialogue) -> tuple[list[int], int]:
         prompt = self._tokenizer(f"user : {dialogue.prompt} robot :")["input_ids"]
@@ -95,42 +109,46 @@ class Batcher:
 
 def pack_ids(
     pixels: torch.Tensor,
-    sequences: list[list[tuple[list[int], int]]],
+    rows: list[tuple[int, list[int], int]],
     patch: torch.Tensor,
     telling: npt.NDArray[np.bool_],
     stop: int = -1,
 ) -> Batch:
-    """Pack (ids, prompt length) pairs per image. Loss falls on the answers alone.
+    """Lay out (image, ids, prompt length) rows in groups of like length. Loss falls on the answers alone.
 
     `stop` is the full stop after which an answer decides; -1 weighs no decision.
     """
-    size = max(sum(len(ids) for ids, _ in talk) for talk in sequences)
-    shape = (len(sequences), size)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][1]))
+    size = -(-len(rows) // GROUPS)
+    groups = tuple(
+        _group([(i, *rows[i]) for i in order[at : at + size]], telling, stop)
+        for at in range(0, len(rows), size)
+    )
+    answers = [g.labels >= 0 for g in groups]
+    labels = torch.cat([g.labels[a] for g, a in zip(groups, answers, strict=True)])
+    weights = torch.cat([g.weights[a] for g, a in zip(groups, answers, strict=True)])
+    return Batch(pixels, groups, patch, labels, weights)
+
+
+def _group(rows: list[tuple[int, int, list[int], int]], telling: npt.NDArray[np.bool_], stop: int) -> Group:
+    shape = (len(rows), max(len(ids) for _, _, ids, _ in rows) - 1)
     tokens, labels = np.zeros(shape, np.int64), np.full(shape, -100, np.int64)
-    segments, positions = np.full(shape, -1, np.int64), np.zeros(shape, np.int64)
     deciding = np.zeros(shape, dtype=bool)
-    for row, talk in enumerate(sequences):
-        at = 0
-        for number, (ids, prompt) in enumerate(talk, start=1):
-            end = at + len(ids)
-            tokens[row, at:end] = ids
-            labels[row, at + prompt - 1 : end - 1] = ids[prompt:]
-            segments[row, at:end] = number
-            positions[row, at:end] = NUM_IMAGE_TOKENS + np.arange(len(ids))
-            if stop in ids[prompt:]:
-                decides = at + prompt + ids[prompt:].index(stop)
-                deciding[row, [decides, min(decides + 2, end - 1)]] = True
-            at = end
+    for row, (_, _, ids, prompt) in enumerate(rows):
+        last = len(ids) - 1
+        tokens[row, :last] = ids[:-1]
+        labels[row, prompt - 1 : last] = ids[prompt:]
+        if stop in ids[prompt:]:
+            decides = prompt + ids[prompt:].index(stop)
+            deciding[row, [decides, min(decides + 2, last - 1)]] = True
     weights = np.where(labels >= 0, np.where(telling[np.maximum(labels, 0)], TELLING_WEIGHT, 1.0), 0.0)
     weights[deciding & (labels >= 0)] = DECIDING_WEIGHT
-    return Batch(
-        pixels=pixels,
-        tokens=torch.from_numpy(tokens),
-        labels=torch.from_numpy(labels),
-        weights=torch.from_numpy(weights.astype(np.float32)),
-        segments=torch.from_numpy(segments),
-        positions=torch.from_numpy(positions),
-        patch_labels=patch,
+    return Group(
+        torch.tensor([image for _, image, _, _ in rows]),
+        torch.tensor([number for number, _, _, _ in rows]),
+        torch.from_numpy(tokens),
+        torch.from_numpy(labels),
+        torch.from_numpy(weights.astype(np.float32)),
     )
 
 

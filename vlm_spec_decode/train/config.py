@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from vlm_spec_decode.train.held_out import held_out
+
 Role: TypeAlias = Literal["target", "draft"]
 
-HELD_OUT_SEED = 1_000_000
+HELD_OUT_SEED = held_out().first_scene_seed
 """Scene seeds from here on are for evaluation and never trained on."""
 
 
@@ -17,8 +19,9 @@ class DataConfig:
     """Frames: `num_scenes` rooms seen from `poses` places each."""
 
     out: Path = Path("data/frames")
-    num_scenes: int = 6000
+    num_scenes: int = 7000
     poses: int = 8
+    num_objects: tuple[int, int] = (2, 6)
     first_seed: int = 0
     workers: int = 2
 
@@ -28,7 +31,8 @@ class TrainConfig:
     """One model's training.
 
     `dialogues` share one image in one sequence. The learning rate falls over the last `decay_share` of
-    all `steps`. `start` is a checkpoint to begin from, whose steps count. `stop_after` ends
+    all `steps`. `eye` is the checkpoint of another model whose trained vision tower is taken over; the draft
+    shares the target's. `start` is a checkpoint to begin from, whose steps count. `stop_after` ends
     a run at that step, to be gone on with later. `distil` names the folder of the
     target whose distribution a draft learns instead of the teacher's answers.
     """
@@ -47,6 +51,7 @@ class TrainConfig:
     decay_share: float = 0.45
     stop_after: int | None = None
     log_every: int = 100
+    eye: Path | None = None
     start: Path | None = None
     distil: Path | None = None
 
@@ -68,7 +73,7 @@ class EvaluateConfig:
 def recipe(role: Role, **given: Any) -> TrainConfig:
     """Return the settings that the shipped model of `role` was trained with, `given` ones changed."""
     defaults: dict[str, Any] = {
-        "target": {"eye_steps": 1500, "steps": 5830, "dialogues": 4, "decay_share": 0.2},
-        "draft": {"eye_steps": 2200, "steps": 6300, "dialogues": 6, "decay_share": 0.2},
+        "target": {"eye_steps": 16000, "steps": 9000, "dialogues": 6, "decay_share": 0.25},
+        "draft": {"eye_steps": 0, "steps": 7000, "dialogues": 6, "decay_share": 0.25},
     }[role]
     return TrainConfig(role, **{**defaults, **given})

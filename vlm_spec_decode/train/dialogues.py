@@ -11,9 +11,13 @@ from vlm_spec_decode.models.prompt import DONE_MARK
 from vlm_spec_decode.sim.scene import COLOURS, KINDS
 from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.instructions import Goal
-from vlm_spec_decode.train.teacher import FULL_TURN, SEARCH_DEG, Thing
+from vlm_spec_decode.train.teacher import SEARCH_DEG, Thing
 
-GO_TO_SHARE = 0.62
+SHARES = {"go to": 0.46, "picked": 0.08, "about": 0.22, "other": 0.24}
+"""How often what is said."""
+
+SEARCHED = frozenset({"goto", "find", "face", "follow", "pass"})
+"""What is searched for when it is not in view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +41,38 @@ class Dialogue:
 
 def draw(rng: np.random.Generator, view: tuple[Thing, ...]) -> Dialogue:
     """Draw one dialogue about a frame with these things in or out of view."""
-    thing = _choose(rng, view)
-    is_go_to = rng.random() < GO_TO_SHARE
-    goal = instructions.go_to(rng, thing) if is_go_to else instructions.other(rng, thing)
+    what = str(rng.choice(list(SHARES), p=list(SHARES.values())))
+    goal = _goal(rng, what, view)
     history = _history(rng, goal, view)
     return Dialogue(goal, history, teacher.answer(goal, view, history))
+
+
+def _goal(rng: np.random.Generator, what: str, view: tuple[Thing, ...]) -> Goal:
+    thing = _choose(rng, view)
+    if what == "go to":
+        return instructions.go_to(rng, thing)
+    if what == "about":
+        return instructions.about(rng, thing)
+    if what == "other":
+        return instructions.other(rng, thing)
+    kinds = [t.kind for t in view if t.seen] or [thing.split()[-1]]
+    # Where two of a kind are in view the word decides; then it is worth asking.
+    twice = sorted({k for k in kinds if kinds.count(k) > 1})
+    kind = str(rng.choice(twice or kinds))
+    return instructions.picked(rng, "" if rng.random() < 0.4 else kind)
 
 
 def _choose(rng: np.random.Generator, view: tuple[Thing, ...]) -> str:
     """Name a thing: mostly one in view, sometimes out of view, sometimes absent but nearly there."""
     seen = [t for t in view if t.seen]
     kind = rng.random()
-    if seen and kind < 0.66:
+    if seen and kind < 0.68:
         # Near things are a few pixels of an episode and most of its risk, so they get their share.
         chosen = seen[int(rng.integers(len(seen)))]
         alone = sum(t.kind == chosen.kind for t in view) == 1
         return chosen.kind if alone and rng.random() < 0.12 else chosen.name
     hidden = [t for t in view if not t.seen]
-    if hidden and kind < 0.83:
+    if hidden and kind < 0.84:
         return hidden[int(rng.integers(len(hidden)))].name
     colour, what = (str(rng.choice(COLOURS)), str(rng.choice(KINDS)))
     if view and rng.random() < 0.7:
@@ -65,16 +83,21 @@ def _choose(rng: np.random.Generator, view: tuple[Thing, ...]) -> str:
 
 def _history(rng: np.random.Generator, goal: Goal, view: tuple[Thing, ...]) -> tuple[str, ...]:
     """Actions that may have led here. After a full turn in vain the search is over."""
-    if goal.verb in {"goto", "find", "face"} and teacher.find(goal.thing, view) is None:
+    turn = f"turn({SEARCH_DEG if rng.random() < 0.7 else -SEARCH_DEG})"
+    if goal.verb in SEARCHED and teacher.find(goal, view) is None:
         turns = int(rng.choice([0, 1, 2, 3, 4, 5, 6], p=[0.25, 0.1, 0.1, 0.1, 0.1, 0.13, 0.22]))
-        before = _moves(rng, int(rng.integers(0, 3))) if turns < FULL_TURN and rng.random() < 0.3 else ()
-        return (*before, *[f"turn({SEARCH_DEG})"] * turns)[-8:]
-    if rng.random() < 0.3:
+        before = _moves(rng, int(rng.integers(0, 4))) if rng.random() < (0.6 if turns == 0 else 0.3) else ()
+        return (*before, *[turn] * turns)[-8:]
+    if goal.is_behind:
+        return () if rng.random() < 0.4 else ("turn(180)", *_moves(rng, int(rng.integers(0, 3))))[-8:]
+    if rng.random() < 0.45:
         return ()
+    if goal.verb == "follow" and rng.random() < 0.6:
+        return (*_moves(rng, int(rng.integers(0, 3))), *["wait(1.0)"] * int(rng.integers(1, 7)))[-8:]
     # A search ends by seeing the thing: turns in the history must not tell that it is not there.
     turns = int(rng.integers(1, 7)) if rng.random() < 0.6 else 0
     moves = _moves(rng, int(rng.integers(0, 5))) if not turns or rng.random() < 0.4 else ()
-    return (*[f"turn({SEARCH_DEG})"] * turns, *moves)[-8:]
+    return (*[turn] * turns, *moves)[-8:]
 
 
 def _moves(rng: np.random.Generator, count: int) -> tuple[str, ...]:

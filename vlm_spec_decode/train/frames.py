@@ -27,6 +27,7 @@ from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.scene import COLOURS, KINDS, Pose2D, Scene, footprint_radius_m, random_scene
 from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.train.config import DataConfig
+from vlm_spec_decode.train.held_out import held_out
 
 MAX_OBJECTS = 8
 CHUNK_SCENES = 50
@@ -132,7 +133,7 @@ def _render_chunk(job: tuple[DataConfig, int]) -> int:
     camera: FrontCamera | None = None
     for index in range(first, min(first + CHUNK_SCENES, config.num_scenes)):
         seed = config.first_seed + index
-        world = World(random_scene(seed), seed=seed)
+        world = World(random_scene(seed, num_objects=config.num_objects, forbid=held_out().pairs), seed=seed)
         if camera is None:
             camera = FrontCamera(world, *RENDER_PX, quality="fast")
         camera.attach(world)
@@ -190,6 +191,7 @@ def _allocate(folder: Path, count: int) -> None:
 def _finish(config: DataConfig, count: int) -> dict[str, Any]:
     objects = np.load(config.out / "objects.npy", mmap_mode="r")
     settings = {k: str(v) for k, v in asdict(config).items() if k not in {"out", "workers"}}
+    settings["never_shown"] = ", ".join(sorted(held_out().pairs))
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + objects.tobytes()).hexdigest()[
         :16
     ]

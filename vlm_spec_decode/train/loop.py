@@ -1,4 +1,7 @@
-"""Training of target and draft: the eye first, then eye and mouth together; resumes where it stopped.
+"""Training of target and draft: the eye first, then the mouth over the finished eye; resumes where it stops.
+
+The tower is frozen once the mouth trains: at the full rate it forgets, and frozen it can be shared by target
+and draft, which then see the same.
 
 The learning rate is constant and falls linearly over the last part, so that a run can be cut short by
 resuming it with fewer steps. Every draw comes from (seed, step), so a resumed run is the same run.
@@ -10,7 +13,7 @@ import copy
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,6 @@ from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.network import EyeHeads, answer_loss, distil_loss, image_features, logits_of
 
 WARM_UP = 200
-EYE_WEIGHT = 0.3
-EYE_RATE = 0.1
-"""Learning rate of the tower once the mouth trains; at the full rate it forgets."""
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -73,6 +73,14 @@ class Trainee:
             self.optimizer.load_state_dict(state["optimizer"])
         self.eye_step, self.step, self.seconds = state["counters"]
 
+    def take_eye(self, path: Path) -> None:
+        """Take over the trained vision tower, and what reads it, of another model's checkpoint."""
+        state = torch.load(path, weights_only=True)
+        tower = "model.vision_tower."
+        found = {k.removeprefix(tower): v for k, v in state["model"].items() if k.startswith(tower)}
+        self.model.model.vision_tower.load_state_dict(found)
+        self.heads.load_state_dict(state["heads"])
+
 
 def _grow(weights: dict[str, torch.Tensor], rows: int) -> None:
     """Give words that joined the vocabulary's end since a checkpoint the embedding of unknown words."""
@@ -86,7 +94,7 @@ def new_trainee(config: TrainConfig, vocab_size: int) -> Trainee:
     """Build the model of the config's role, with random weights drawn from its seed."""
     torch.manual_seed(config.seed)
     make = tiny.target_config if config.role == "target" else tiny.draft_config
-    model = LlavaForConditionalGeneration._from_config(make(vocab_size), attn_implementation="eager")
+    model = LlavaForConditionalGeneration._from_config(make(vocab_size), attn_implementation="sdpa")
     model.float().train()
     heads = EyeHeads(model.config.vision_config.hidden_size)
     tower = list(model.model.vision_tower.parameters()) + list(heads.parameters())
@@ -110,6 +118,8 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
         trainee.load(checkpoint)
     elif config.start:
         trainee.load(config.start)
+    if config.eye and not trainee.step:
+        trainee.take_eye(config.eye)
     _run(config, trainee, batcher, checkpoint)
     record: dict[str, Any] = {"config": {k: str(v) for k, v in asdict(config).items()}, "data": frames.digest}
     record |= {"eye_steps": trainee.eye_step, "steps": trainee.step, "seconds": round(trainee.seconds)}
@@ -184,8 +194,7 @@ def _set_rates(config: TrainConfig, optimizer: torch.optim.Optimizer, is_eye: bo
     left = (total - number) / (config.decay_share * total)
     rate = config.peak_rate * min(1.0, number / WARM_UP, max(0.02, left))
     for group in optimizer.param_groups:
-        share = 1.0 if is_eye else EYE_RATE
-        group["lr"] = rate * (share if group["name"] == "eye" else float(not is_eye))
+        group["lr"] = rate * float(is_eye == (group["name"] == "eye"))
 
 
 def _eye_step(trainee: Trainee, batch: Batch) -> dict[str, float]:
@@ -196,29 +205,28 @@ def _eye_step(trainee: Trainee, batch: Batch) -> dict[str, float]:
 
 def load_guide(folder: Path) -> LlavaForConditionalGeneration:
     """Load the target that a draft learns from."""
-    guide = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
+    guide = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa")
     return guide.eval().requires_grad_(False)
 
 
 def _step(
     trainee: Trainee, batch: Batch, batcher: Batcher, guide: LlavaForConditionalGeneration | None
 ) -> dict[str, float]:
-    features = image_features(trainee.model, batch.pixels)
+    with torch.no_grad():
+        features = image_features(trainee.model, batch.pixels)
     logits = logits_of(trainee.model, features, batch)
     if guide is None:
-        loss = answer_loss(logits, batch)
+        loss, labels = answer_loss(logits, batch), batch.labels
     else:
         with torch.inference_mode():
             wanted = logits_of(guide, image_features(guide, batch.pixels), batch)
         loss = distil_loss(logits, wanted.clone(), batch)
-        batch = replace(batch, labels=torch.where(batch.labels >= 0, wanted.argmax(-1), -100))
-    eye = trainee.heads.loss(features, batch.patch_labels)
-    _update(trainee, loss + EYE_WEIGHT * eye)
-    right = (logits.argmax(-1) == batch.labels)[batch.labels >= 0].numpy()
-    telling = batcher.telling[batch.labels[batch.labels >= 0].numpy()]
+        labels = wanted.argmax(-1)
+    _update(trainee, loss)
+    right = (logits.argmax(-1) == labels).numpy()
+    telling = batcher.telling[labels.numpy()]
     return {
         "loss": loss.item(),
-        "eye_loss": eye.item(),
         "telling": right[telling].mean(),
         "rest": right[~telling].mean(),
     }

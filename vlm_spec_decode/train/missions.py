@@ -35,7 +35,8 @@ from vlm_spec_decode.sim.scene import Pose2D, random_scene
 from vlm_spec_decode.sim.views import Views
 from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.train.config import EvaluateConfig
-from vlm_spec_decode.train.instructions import GO_TO, HELD_OUT_WORDINGS
+from vlm_spec_decode.train.held_out import held_out
+from vlm_spec_decode.train.wordings import GO_TO
 
 REACHED_M = 0.7
 _ANSWER_S = 0.4
@@ -147,7 +148,7 @@ def choose(seed: int, world: World, camera: FrontCamera) -> Outcome:
     """Draw what the mission of a seed asks for: any object of the room, in view or not, in any wording."""
     rng = np.random.default_rng([seed, 0x60A1])
     thing = world.scene.objects[int(rng.integers(len(world.scene.objects)))].name
-    wordings = HELD_OUT_WORDINGS if rng.random() < 0.3 else GO_TO
+    wordings = held_out().wordings if rng.random() < 0.3 else GO_TO
     said = wordings[int(rng.integers(len(wordings)))].format(x=thing)
     return Outcome(seed, said, thing, camera.visible(thing), path=[world.pose])
 

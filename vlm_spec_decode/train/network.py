@@ -1,11 +1,11 @@
-"""The forward pass of training: packed dialogues through LLaVA's own modules, and the eye's teacher."""
+"""The forward pass of training: dialogues through LLaVA's own modules, and the eye's teacher."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import LlavaForConditionalGeneration
+from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from vlm_spec_decode.models.tiny import NUM_IMAGE_TOKENS
 from vlm_spec_decode.sim.scene import COLOURS, KINDS
@@ -38,39 +38,35 @@ def image_features(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -
     return features
 
 
-def block_mask(segments: torch.Tensor) -> torch.Tensor:
-    """Additive mask [B, 1, 64 + S, 64 + S]: causal, and each dialogue sees the image and itself."""
-    image = segments.new_zeros(len(segments), NUM_IMAGE_TOKENS)
-    whole = torch.cat([image, segments], dim=1)
-    causal = torch.ones(whole.shape[1], whole.shape[1], dtype=torch.bool).tril()
-    same = (whole[:, None, :] == whole[:, :, None]) | (whole[:, None, :] == 0)
-    allowed = causal & same
-    return torch.zeros(allowed.shape).masked_fill(~allowed, -1e9)[:, None]
-
-
 def logits_of(model: LlavaForConditionalGeneration, features: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Return logits [B, S, vocab] of the dialogues' tokens."""
+    """Return logits [M, vocab] of the answers' tokens, in the order of `batch.labels`.
+
+    The images' keys and values are computed once [B, 64] and read by every dialogue about them.
+    """
     projected = model.model.multi_modal_projector(features)
     language = model.model.language_model
-    embeds = torch.cat([projected, language.embed_tokens(batch.tokens)], dim=1)
-    image = torch.arange(NUM_IMAGE_TOKENS).expand(len(batch.tokens), -1)
-    positions = torch.cat([image, batch.positions], dim=1)
-    hidden = language(
-        inputs_embeds=embeds,
-        attention_mask=block_mask(batch.segments),
-        position_ids=positions,
-        use_cache=False,
-    ).last_hidden_state[:, NUM_IMAGE_TOKENS:]
-    logits: torch.Tensor = model.lm_head(hidden)
-    return logits
+    cache = DynamicCache()
+    positions = torch.arange(NUM_IMAGE_TOKENS)[None]
+    language(inputs_embeds=projected, position_ids=positions, past_key_values=cache, use_cache=True)
+    parts = []
+    for group in batch.groups:
+        past = DynamicCache()
+        for number, layer in enumerate(cache.layers):
+            past.update(layer.keys[group.images], layer.values[group.images], number)
+        hidden = language(
+            inputs_embeds=language.embed_tokens(group.tokens),
+            position_ids=NUM_IMAGE_TOKENS + torch.arange(group.tokens.shape[1])[None],
+            past_key_values=past,
+            use_cache=True,
+        ).last_hidden_state
+        parts.append(model.lm_head(hidden[group.labels >= 0]))
+    return torch.cat(parts)
 
 
 def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Weighted mean cross-entropy of the answers' tokens."""
-    flat = functional.cross_entropy(
-        logits.flatten(0, 1), batch.labels.flatten(), ignore_index=-100, reduction="none"
-    )
-    return (flat * batch.weights.flatten()).sum() / batch.weights.sum()
+    each = functional.cross_entropy(logits, batch.labels, reduction="none")
+    return (each * batch.weights).sum() / batch.weights.sum()
 
 
 def distil_loss(logits: torch.Tensor, wanted: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -79,9 +75,6 @@ def distil_loss(logits: torch.Tensor, wanted: torch.Tensor, batch: Batch) -> tor
     The first choice alone decides acceptance under greedy decoding; the rest of the distribution says how
     near the others were.
     """
-    rows = batch.labels.flatten() >= 0
-    mine, theirs = logits.flatten(0, 1)[rows], wanted.flatten(0, 1)[rows]
-    weights = batch.weights.flatten()[rows]
-    soft = functional.cross_entropy(mine, theirs.softmax(-1), reduction="none")
-    hard = functional.cross_entropy(mine, theirs.argmax(-1), reduction="none")
-    return ((soft + hard) / 2 * weights).sum() / weights.sum()
+    soft = functional.cross_entropy(logits, wanted.softmax(-1), reduction="none")
+    hard = functional.cross_entropy(logits, wanted.argmax(-1), reduction="none")
+    return ((soft + hard) / 2 * batch.weights).sum() / batch.weights.sum()

@@ -7,6 +7,7 @@ matters in view, then actions. Closed loop, so a first angle may be a little off
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,14 @@ FULL_TURN = 6
 
 MAX_TOLD = 4
 """Things told of one frame."""
+
+FOLLOW_SLACK_M = 0.25
+PASS_GAP_M = 0.42
+"""Between footprint and the body's middle while it is passed: half the body, the gate's margin, some air."""
+
+BEYOND_M = 0.5
+LAST_LEG_M = 2.4
+"""The rest of a way past something that is walked in one go; nearer, the thing may leave the view."""
 
 AHEAD_DEG = 12
 BODY_HALF_WIDTH_M = 0.27
@@ -85,23 +94,48 @@ def _reply(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str
         "act": f"ok . {goal.action} done ( )",
         "unknown": "i do not know what that means . done ( )",
         "unsafe": "no , i will not do that . done ( )",
+        "impossible": "no , i can not do that . done ( )",
         "see": "done ( )",
     }
     if goal.verb in fixed:
         return fixed[goal.verb]
-    thing = find(goal.thing, view)
+    if goal.is_behind and not history:
+        return "ok . turn ( 180 )"
+    thing = find(goal, view)
+    if goal.verb == "ask":
+        return f"{_said(goal, thing)} . done ( )"
     if thing is None:
         return _search(goal, history)
     about = f"the {thing.name} is {_where(thing)} at {_metres(thing.distance_m)} m ."
+    return f"{about} {_acted(goal, thing, view)}"
+
+
+def _acted(goal: Goal, thing: Thing, view: tuple[Thing, ...]) -> str:
     if goal.verb == "goto":
-        return f"{about} {_approach(goal, thing, view)}"
-    return f"{about} {_turn(thing.bearing_deg) if goal.verb == 'face' else ''}done ( )"
+        return _approach(goal, thing, view)
+    if goal.verb == "follow":
+        return _follow(goal, thing, view)
+    if goal.verb == "pass":
+        return _pass(goal, thing)
+    return f"{_turn(thing.bearing_deg) if goal.verb == 'face' else ''}done ( )"
 
 
-def find(name: str, view: tuple[Thing, ...]) -> Thing | None:
-    """Return the nearest seen thing of that name or kind."""
-    fits = [t for t in view if t.seen and name in (t.name, t.kind)]
-    return min(fits, key=lambda t: t.distance_m, default=None)
+def _said(goal: Goal, thing: Thing | None) -> str:
+    if thing is None:
+        return f"no , i do not see the {goal.thing}"
+    if goal.action == "colour":
+        return f"the {thing.kind} is {thing.colour}"
+    return f"yes , the {thing.name} is {_where(thing)} at {_metres(thing.distance_m)} m"
+
+
+def find(goal: Goal, view: tuple[Thing, ...]) -> Thing | None:
+    """Return the seen thing that is meant: of that name or kind, and the nearest if nothing else is said."""
+    fits = [t for t in view if t.seen and goal.thing in ("", t.name, t.kind)]
+    order: dict[str, Callable[[Thing], float]] = {
+        "leftmost": lambda t: -t.bearing_deg,
+        "rightmost": lambda t: t.bearing_deg,
+    }
+    return min(fits, key=order.get(goal.pick, lambda t: t.distance_m), default=None)
 
 
 def describe(view: tuple[Thing, ...]) -> str:
@@ -118,10 +152,18 @@ def _where(thing: Thing) -> str:
 
 
 def _search(goal: Goal, history: tuple[str, ...]) -> str:
-    turned = sum(h.replace(" ", "").startswith(f"turn({SEARCH_DEG}") for h in history)
+    """Turn on, the way that was begun; after a detour towards where the thing was left."""
+    turns = [int(float(h[5:-1])) for h in (x.replace(" ", "") for x in history) if h.startswith("turn(")]
+    turned = 0
+    for entry in reversed(history):
+        if entry.replace(" ", "") not in (f"turn({SEARCH_DEG})", f"turn(-{SEARCH_DEG})"):
+            break
+        turned += 1
     if turned >= FULL_TURN:
-        return f"i looked around and there is no {goal.thing} here . stop ( ) done ( )"
-    return f"i do not see the {goal.thing} . turn ( {SEARCH_DEG} )"
+        return f"i looked around and there is no {goal.called} here . stop ( ) done ( )"
+    begun = turned > 0
+    sign = -1 if turns and (turns[-1] < 0 if begun else turns[-1] > 0) else 1
+    return f"i do not see the {goal.called} . turn ( {sign * SEARCH_DEG} )"
 
 
 def _approach(goal: Goal, thing: Thing, view: tuple[Thing, ...]) -> str:
@@ -132,6 +174,25 @@ def _approach(goal: Goal, thing: Thing, view: tuple[Thing, ...]) -> str:
     careful_m = max(min(left_m, SURE_M), CAUTION * left_m)
     heading, step_m = plan(thing, view, min(careful_m, MAX_STEP_M))
     return f"{_turn(heading)}forward ( {_metres(step_m)} )"
+
+
+def _follow(goal: Goal, thing: Thing, view: tuple[Thing, ...]) -> str:
+    """Keep the distance; never done, so that it goes on until somebody stops it."""
+    if thing.distance_m <= goal.stop_m + FOLLOW_SLACK_M:
+        return f"{_turn(thing.bearing_deg)}wait ( 1.0 )"
+    return _approach(goal, thing, view)
+
+
+def _pass(goal: Goal, thing: Thing) -> str:
+    """Walk along a tangent that leaves `PASS_GAP_M` to the thing, to `BEYOND_M` past it."""
+    gap = footprint_radius_m(thing.kind) + PASS_GAP_M
+    sign = 1 if goal.side == "left" else -1
+    aside_deg = math.degrees(math.asin(min(1.0, gap / max(thing.centre_m, gap))))
+    heading = min(150.0, max(-150.0, thing.bearing_deg + sign * aside_deg))
+    way_m = math.sqrt(max(0.0, thing.centre_m**2 - gap**2)) + BEYOND_M
+    if way_m <= LAST_LEG_M:
+        return f"{_turn(heading)}forward ( {_metres(way_m)} ) done ( )"
+    return f"{_turn(heading)}forward ( {_metres(min(MAX_STEP_M, way_m - LAST_LEG_M + 0.5))} )"
 
 
 def plan(thing: Thing, view: tuple[Thing, ...], step_m: float) -> tuple[float, float]:
@@ -179,6 +240,7 @@ def words() -> tuple[str, ...]:
     texts = (
         "ok . turn ( ) forward strafe look wait stop stand_up stand_down sit rise hello stretch done , ;",
         "i do not know what that means so i stay where i am . no will not do that because it is safe",
+        "yes no can wait thing",
         "i see nothing but the room and a else ahead to my left right at m looked around there is no here",
     )
     return tuple(w for text in texts for w in text.split())
