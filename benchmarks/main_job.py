@@ -30,12 +30,16 @@ from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.demo.processes import Processes
 from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.setup import EdgeSettings, bring_up
-from vlm_spec_decode.models.loader import shipped
+from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.robot.go2 import Go2Driver
 from vlm_spec_decode.robot.go2_config import Go2Config
 from vlm_spec_decode.sim.scene import Pose2D, Scene, dump_scene
-from vlm_spec_decode.train.config import EvaluateConfig
-from vlm_spec_decode.train.evaluate import questions, run_evaluate
+from vlm_spec_decode.train.agreement import Pair, acceptance, accepted_lengths
+from vlm_spec_decode.train.agreement import decode as decode_alone
+from vlm_spec_decode.train.config import HELD_OUT_SEED, EvaluateConfig
+from vlm_spec_decode.train.evaluate import questions
+from vlm_spec_decode.train.missions import run_missions
+from vlm_spec_decode.train.tasks import go_to_task
 from vlm_spec_decode.transport.keys import generate
 
 DDS_DOMAIN = 9
@@ -61,14 +65,19 @@ class Figure:
 
 def models(episodes: int, frames: int, out: Path) -> list[Figure]:
     """Missions and acceptance on held-out rooms."""
-    found = run_evaluate(EvaluateConfig(shipped("target"), shipped("draft"), episodes, frames, out=out))
-    missions = f"{found['missions']} held-out rooms; {found['mission_collisions']:.0%} touched something"
-    length = (
-        f"{found['mean_accepted_of_8']:.1f} of 8 drafted tokens kept on average, {frames} held-out frames"
-    )
+    target, draft = load_model(shipped("target")), load_model(shipped("draft"))
+    pair = Pair(target, draft, target.codec, target.codec.stop_ids)
+    asked = [q.observation for q in questions(EvaluateConfig(Path(), None, frames=frames))]
+    said = [(o, decode_alone(pair, o, pair.params()).tokens) for o in asked]
+    accepted = acceptance(pair, said)["all"]
+    length = f"{accepted_lengths(pair, asked)[8]:.1f} of 8 drafted tokens kept, {frames} held-out frames"
+    seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + episodes)
+    found = run_missions(target, seeds, go_to_task, pictures=out)
+    touched = sum(e.collisions > 0 for e in found)
+    success = sum(e.success for e in found) / episodes
     return [
-        Figure("go_to_success", found["mission_success"], 0.8, "at least", missions),
-        Figure("acceptance_greedy", found["acceptance"], 0.8, "at least", length),
+        Figure("go_to_success", success, 0.8, "at least", f"{episodes} held-out rooms; {touched} touched"),
+        Figure("acceptance_greedy", accepted, 0.8, "at least", length),
     ]
 
 
@@ -85,7 +94,7 @@ def served(processes: Processes, folder: Path) -> Iterator[EdgeSettings]:
 
 def equal_tokens(settings: EdgeSettings, count: int) -> Figure:
     """Share of answers in which `speculative` says exactly what `autoregressive` says."""
-    asked = [question.observation for question in questions(EvaluateConfig(Path(), None, 0, count))]
+    asked = [question.observation for question in questions(EvaluateConfig(Path(), None, frames=count))]
     plain = answers(settings, "autoregressive", asked)
     fast = answers(settings, "speculative", asked)
     same = sum(one == two for one, two in zip(plain, fast, strict=True))

@@ -26,7 +26,7 @@ def _finish(figures: dict[str, Any], as_json: bool) -> None:
 
 @train.command()
 @click.option("--out", type=FOLDER, default=Path("data/frames"), show_default=True)
-@click.option("--scenes", type=click.IntRange(1), default=6000, show_default=True)
+@click.option("--scenes", type=click.IntRange(1), default=7000, show_default=True)
 @click.option("--poses", type=click.IntRange(1), default=8, show_default=True, help="Frames in each scene.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON line.")
@@ -42,7 +42,10 @@ def _model_options(command: Any) -> Any:
     options = [
         click.option("--data", type=FOLDER, default=Path("data/frames"), show_default=True),
         click.option("--eye-steps", type=click.IntRange(0), default=None, help="Steps of the eye alone."),
-        click.option("--steps", type=click.IntRange(0), default=None, help="Steps of eye and mouth."),
+        click.option(
+            "--steps", type=click.IntRange(0), default=None, help="Steps of the mouth over the finished eye."
+        ),
+        click.option("--eye", type=FOLDER, default=None, help="Checkpoint whose trained eye to take over."),
         click.option("--start", type=FOLDER, default=None, help="Checkpoint to begin from."),
         click.option("--seed", type=int, default=0, show_default=True),
         click.option("--threads", type=click.IntRange(1), default=1, show_default=True),
@@ -81,14 +84,15 @@ def _train(role: Any, as_json: bool, options: dict[str, Any]) -> None:
 @train.command()
 @click.option("--target", type=FOLDER, default=PAIR / "target", show_default="the shipped one")
 @click.option("--draft", type=FOLDER, default=PAIR / "draft", show_default="the shipped one")
-@click.option("--episodes", type=click.IntRange(0), default=50, show_default=True)
+@click.option("--episodes", type=click.IntRange(0), default=100, show_default=True)
+@click.option("--declined", type=click.IntRange(0), default=40, show_default=True, help="To be refused.")
 @click.option("--frames", type=click.IntRange(0), default=100, show_default=True)
 @click.option("--first-seed", type=click.IntRange(0), default=None, help="Held-out seeds begin at 1000000.")
 @click.option("--out", type=FOLDER, default=Path("out/evaluate"), show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON line.")
 def evaluate(as_json: bool, first_seed: int | None, **options: Any) -> None:
-    """Measure a pair on held-out rooms: acceptance, answers, missions."""
+    """Measure a pair in held-out rooms: episodes of all kinds, what it declines, acceptance, answers."""
     from vlm_spec_decode.train.config import HELD_OUT_SEED, EvaluateConfig
     from vlm_spec_decode.train.evaluate import run_evaluate
 

@@ -58,12 +58,14 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """Held-out seeds: `episodes` closed-loop go-to missions and `frames` open-loop answers."""
+    """Held-out seeds: `episodes` closed-loop missions of all kinds, `declined` ones that must be refused, and
+    `frames` open-loop answers."""
 
     target: Path
     draft: Path | None
     episodes: int = 50
     frames: int = 100
+    declined: int = 0
     first_seed: int = HELD_OUT_SEED
     max_answers: int = 16
     out: Path = Path("out/evaluate")

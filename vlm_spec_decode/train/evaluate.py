@@ -1,4 +1,4 @@
-"""What a pair is worth on scenes that it has never seen: agreement of the draft, and missions that succeed.
+"""What a pair is worth in rooms that it has never seen: agreement of the draft, and episodes that succeed.
 
 Knows the models' port, the simulator and the executor; nothing of training. Decoding is the engine's own.
 """
@@ -16,23 +16,22 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vlm_spec_decode.core.clock import VirtualClock
-from vlm_spec_decode.core.errors import VsdError
-from vlm_spec_decode.core.types import GenerationResult, Image, Observation, SamplingParams, Tokens
-from vlm_spec_decode.edge.engine import Engine, EngineConfig
-from vlm_spec_decode.edge.local import LocalVerifier
+from vlm_spec_decode.core.types import GenerationResult, Image, Observation
 from vlm_spec_decode.models.loader import load_model
-from vlm_spec_decode.models.vlm import VlmModel
 from vlm_spec_decode.sim.camera import FrontCamera
-from vlm_spec_decode.sim.scene import COLOURS, KINDS, random_scene
+from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.sim.world import World
-from vlm_spec_decode.train import teacher
+from vlm_spec_decode.train import agreement, teacher
+from vlm_spec_decode.train.agreement import TEMPERATURES, Pair
 from vlm_spec_decode.train.config import EvaluateConfig
 from vlm_spec_decode.train.dialogues import Dialogue, draw
 from vlm_spec_decode.train.frames import observe, sample_pose
-from vlm_spec_decode.train.missions import Outcome, run_missions
+from vlm_spec_decode.train.judging import Episode
+from vlm_spec_decode.train.missions import run_missions
+from vlm_spec_decode.train.tasks import DECLINED_KINDS, draw_task
 
-DRAFT_LENGTHS = (4, 8)
+_DECLINED_FROM = 500_000
+"""Rooms in which the robot is asked what it must decline lie so far from the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +43,32 @@ class Question:
 
 
 def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure the pair; return the figures. They and pictures of failed missions go to `config.out`."""
+    """Measure the pair; return the figures. They and pictures of failed episodes go to `config.out`."""
     target = load_model(config.target, threads=config.threads)
-    draft = load_model(config.draft, threads=config.threads) if config.draft else None
     config.out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {}
     if config.frames:
+        draft = load_model(config.draft, threads=config.threads) if config.draft else target
+        pair = Pair(target, draft, target.codec, target.codec.stop_ids)
         asked = list(tqdm(questions(config), total=config.frames, desc="questions", mininterval=5))
-        answers = [
-            decode(target, None, q.observation, EngineConfig(strategy="autoregressive")) for q in asked
-        ]
-        figures |= answer_figures(target, asked, answers)
-        if draft:
-            figures |= draft_figures(target, draft, asked, answers)
+        answers = [agreement.decode(pair, q.observation, pair.params()) for q in asked]
+        figures |= answer_figures(pair, asked, answers)
+        if config.draft:
+            figures |= draft_figures(pair, asked, answers)
     if config.episodes:
-        outcomes = run_missions(target, config)
-        figures |= mission_figures(outcomes)
-        write_report(outcomes, config.out / "missions.jsonl")
+        seeds = range(config.first_seed, config.first_seed + config.episodes)
+        episodes = run_missions(target, seeds, draw_task, config.max_answers, config.out)
+        figures |= episode_figures(episodes)
+        write_report(episodes, config.out / "episodes.jsonl")
+    if config.declined:
+        first = config.first_seed + _DECLINED_FROM
+        seeds = range(first, first + config.declined)
+        refused = run_missions(
+            target, seeds, lambda s, w, c: draw_task(s, w, c, DECLINED_KINDS), config.max_answers
+        )
+        figures["declined"] = float(np.mean([e.success for e in refused]))
+        figures["declined_by_kind"] = by_kind(refused)
+        write_report(refused, config.out / "declined.jsonl")
     (config.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     return figures
 
@@ -82,38 +90,13 @@ def questions(config: EvaluateConfig) -> Iterable[Question]:
         camera.close()
 
 
-def decode(
-    target: VlmModel, draft: VlmModel | None, observation: Observation, config: EngineConfig
-) -> GenerationResult:
-    """Return one answer as the engine decodes it."""
-    clock = VirtualClock()
-    params = SamplingParams(stop_ids=target.codec.stop_ids, max_tokens=64)
-    engine = Engine(draft, target.codec, LocalVerifier(target, clock), clock)
-    ready = EngineConfig(config.strategy, params, config.draft_length)
-    for update in engine.answer(observation, ready):
-        if update.result:
-            return update.result
-    raise VsdError("the engine ended without a result")
-
-
-def chain_logits(model: VlmModel, observation: Observation, tokens: Tokens) -> np.ndarray[Any, Any]:
-    """Return logits [n, vocab] of every position of `tokens`, each given the ones before it."""
-    context = model.open(observation)
-    try:
-        return context.score((), tokens[:-1], tuple(range(len(tokens) - 1)))
-    finally:
-        context.close()
-
-
-def answer_figures(
-    target: VlmModel, asked: list[Question], answers: list[GenerationResult]
-) -> dict[str, Any]:
+def answer_figures(pair: Pair, asked: list[Question], answers: list[GenerationResult]) -> dict[str, Any]:
     """Compare answers with the teacher's, as a whole and by what they are about."""
     exact, actions = Counter[str](), Counter[str]()
     totals = Counter(q.dialogue.goal.verb for q in asked)
     for question, answer in zip(asked, answers, strict=True):
-        wanted = target.codec.encode(question.dialogue.answer)
-        said = tuple(t for t in answer.tokens if t not in target.codec.stop_ids)
+        wanted = pair.codec.encode(question.dialogue.answer)
+        said = tuple(t for t in answer.tokens if t not in pair.stop_ids)
         verb = question.dialogue.goal.verb
         exact[verb] += said == wanted
         actions[verb] += _calls(answer.text) == _calls(question.dialogue.answer)
@@ -126,54 +109,49 @@ def answer_figures(
     }
 
 
-def draft_figures(
-    target: VlmModel, draft: VlmModel, asked: list[Question], answers: list[GenerationResult]
-) -> dict[str, Any]:
-    """Agreement of the draft with the target's own answers, teacher-forced, and accepted lengths."""
-    right: Counter[str] = Counter()
-    total: Counter[str] = Counter()
-    lengths: dict[int, list[float]] = {g: [] for g in DRAFT_LENGTHS}
-    for question, answer in zip(asked, answers, strict=True):
-        guesses = chain_logits(draft, question.observation, answer.tokens).argmax(-1)
-        for guess, token in zip(guesses.tolist(), answer.tokens, strict=True):
-            group = token_group(target.codec.decode((token,)))
-            total[group] += 1
-            right[group] += guess == token
-        for length in DRAFT_LENGTHS:
-            config = EngineConfig(strategy="speculative", draft_length=length)
-            again = decode(target, draft, question.observation, config)
-            lengths[length] += [r.accepted for r in again.rounds if r.drafted == length]
+def draft_figures(pair: Pair, asked: list[Question], answers: list[GenerationResult]) -> dict[str, Any]:
+    """Agreement of draft and exits with the target's own answers, and accepted lengths."""
+    observations = [q.observation for q in asked]
+    greedy = [(o, a.tokens) for o, a in zip(observations, answers, strict=True)]
+    figures: dict[str, Any] = {}
+    for temperature in TEMPERATURES:
+        said = greedy
+        if temperature:
+            params = pair.params(temperature)
+            said = [(o, agreement.decode(pair, o, params).tokens) for o in observations]
+        found = agreement.acceptance(pair, said, temperature)
+        lengths = agreement.accepted_lengths(pair, observations, temperature)
+        mark = f"t{temperature:.0f}"
+        figures |= {f"acceptance_{mark}": found["all"], f"acceptance_by_token_{mark}": found["by_token"]}
+        figures |= {f"mean_accepted_of_{g}_{mark}": value for g, value in lengths.items()}
+    exits = agreement.exit_agreement(pair, greedy)
+    return figures | {"exits": exits} if exits else figures
+
+
+def episode_figures(episodes: list[Episode]) -> dict[str, Any]:
+    """Share of episodes in which the robot did what it was told, in all and by kind of instruction."""
+    count = len(episodes)
+    new = [e.success for e in episodes if e.task.is_held_out_pair]
+    ways = [e.travelled_m for e in episodes if e.success and e.task.kind == "go to"]
     return {
-        "acceptance": sum(right.values()) / sum(total.values()),
-        "acceptance_by_token": {g: round(right[g] / n, 4) for g, n in sorted(total.items())},
-        **{f"mean_accepted_of_{g}": float(np.mean(lengths[g])) for g in DRAFT_LENGTHS},
+        "episodes": count,
+        "success": sum(e.success for e in episodes) / count,
+        "success_by_kind": by_kind(episodes),
+        "success_held_out_pairs": float(np.mean(new)) if new else None,
+        "episodes_held_out_pairs": len(new),
+        "collisions_per_100": 100 * sum(e.collisions > 0 for e in episodes) / count,
+        "declined_a_proper_one": sum(e.declined and not e.success for e in episodes) / count,
+        "answers_mean": float(np.mean([len(e.answers) for e in episodes])),
+        "go_to_travelled_m_mean": float(np.mean(ways)) if ways else None,
+        "failed_seeds": [e.task.seed for e in episodes if not e.success],
     }
 
 
-def token_group(text: str) -> str:
-    """Name what a token tells: colour, kind, side, number, or text."""
-    if text in COLOURS:
-        return "colour"
-    if text in KINDS:
-        return "kind"
-    if text in {"left", "right", "ahead"}:
-        return "side"
-    return "number" if text.lstrip("-").replace(".", "").isdigit() else "text"
-
-
-def mission_figures(outcomes: list[Outcome]) -> dict[str, Any]:
-    """Share of missions that end within reach of the object without touching anything, and say so."""
-    count = len(outcomes)
-    return {
-        "missions": count,
-        "mission_success": sum(o.success for o in outcomes) / count,
-        "mission_reached": sum(o.reached for o in outcomes) / count,
-        "mission_collisions": sum(o.collisions > 0 for o in outcomes) / count,
-        "mission_says_done": sum(o.status == "done" for o in outcomes) / count,
-        "mission_answers_mean": float(np.mean([len(o.answers) for o in outcomes])),
-        "mission_distance_m_median": float(np.median([o.distance_m for o in outcomes])),
-        "mission_failed_seeds": [o.seed for o in outcomes if not o.success],
-    }
+def by_kind(episodes: list[Episode]) -> dict[str, str]:
+    """Return "successes/count" for each kind of instruction."""
+    kinds = sorted({e.task.kind for e in episodes})
+    rows = {k: [e.success for e in episodes if e.task.kind == k] for k in kinds}
+    return {k: f"{sum(row)}/{len(row)}" for k, row in rows.items()}
 
 
 def _calls(text: str) -> tuple[str, ...]:
@@ -181,8 +159,8 @@ def _calls(text: str) -> tuple[str, ...]:
     return tuple(name for name, mark in pairwise(words) if mark == "(")
 
 
-def write_report(outcomes: Iterable[Outcome], path: Path) -> None:
-    """Write every mission with all its answers, one JSON line each."""
+def write_report(episodes: Iterable[Episode], path: Path) -> None:
+    """Write every episode with all its answers, one JSON line each."""
     with path.open("w") as file:
-        for outcome in outcomes:
-            file.write(json.dumps(outcome.summary()) + "\n")
+        for episode in episodes:
+            file.write(json.dumps(episode.summary()) + "\n")
