@@ -35,7 +35,8 @@ TELLING = (
     *COLOURS,
     *KINDS,
     *("left", "right", "ahead", "not", "nothing", "know", "looked", "will", "can", "ok", "yes", "no"),
-    *("done", "turn", "forward", "wait", "stop", ",", "and"),
+    *("done", "turn", "forward", "wait", "strafe", "stop", ",", "and"),
+    *("sit", "stand_down", "stand_up", "rise", "hello", "stretch"),
 )
 
 

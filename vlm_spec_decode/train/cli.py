@@ -82,6 +82,22 @@ def _train(role: Any, as_json: bool, options: dict[str, Any]) -> None:
 
 
 @train.command()
+@click.option("--target", type=FOLDER, default=Path("runs/target"), show_default=True)
+@click.option("--data", type=FOLDER, default=Path("data/frames"), show_default=True)
+@click.option("--batches", type=click.IntRange(8), default=160, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=2500, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON line.")
+def exits(as_json: bool, **options: Any) -> None:
+    """Train and calibrate early exits for a finished target; the target itself stays as it is."""
+    from vlm_spec_decode.train.config import ExitsConfig
+    from vlm_spec_decode.train.exits import run_exits
+
+    _finish(run_exits(ExitsConfig(**options)), as_json)
+
+
+@train.command()
 @click.option("--target", type=FOLDER, default=PAIR / "target", show_default="the shipped one")
 @click.option("--draft", type=FOLDER, default=PAIR / "draft", show_default="the shipped one")
 @click.option("--episodes", type=click.IntRange(0), default=100, show_default=True)

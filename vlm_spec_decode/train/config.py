@@ -57,6 +57,21 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ExitsConfig:
+    """Exits of a finished target at `shares` of its depth, learned from `batches` batches."""
+
+    target: Path
+    data: Path = Path("data/frames")
+    shares: tuple[float, ...] = (0.25, 0.5, 0.75)
+    batches: int = 160
+    batch: int = 8
+    dialogues: int = 6
+    steps: int = 2500
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluateConfig:
     """Held-out seeds: `episodes` closed-loop missions of all kinds, `declined` ones that must be refused, and
     `frames` open-loop answers."""

@@ -13,7 +13,7 @@ from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.instructions import Goal
 from vlm_spec_decode.train.teacher import SEARCH_DEG, Thing
 
-SHARES = {"go to": 0.46, "picked": 0.08, "about": 0.22, "other": 0.24}
+SHARES = {"go to": 0.46, "picked": 0.11, "about": 0.23, "other": 0.20}
 """How often what is said."""
 
 SEARCHED = frozenset({"goto", "find", "face", "follow", "pass"})
@@ -82,7 +82,10 @@ def _choose(rng: np.random.Generator, view: tuple[Thing, ...]) -> str:
 
 
 def _history(rng: np.random.Generator, goal: Goal, view: tuple[Thing, ...]) -> tuple[str, ...]:
-    """Actions that may have led here. After a full turn in vain the search is over."""
+    """Actions that may have led here, written as the executor reports them: "forward(1)", not "forward(1.0)".
+
+    After a full turn in vain the search is over.
+    """
     turn = f"turn({SEARCH_DEG if rng.random() < 0.7 else -SEARCH_DEG})"
     if goal.verb in SEARCHED and teacher.find(goal, view) is None:
         turns = int(rng.choice([0, 1, 2, 3, 4, 5, 6], p=[0.25, 0.1, 0.1, 0.1, 0.1, 0.13, 0.22]))
@@ -93,7 +96,7 @@ def _history(rng: np.random.Generator, goal: Goal, view: tuple[Thing, ...]) -> t
     if rng.random() < 0.45:
         return ()
     if goal.verb == "follow" and rng.random() < 0.6:
-        return (*_moves(rng, int(rng.integers(0, 3))), *["wait(1.0)"] * int(rng.integers(1, 7)))[-8:]
+        return (*_moves(rng, int(rng.integers(0, 3))), *["wait(1)"] * int(rng.integers(1, 7)))[-8:]
     # A search ends by seeing the thing: turns in the history must not tell that it is not there.
     turns = int(rng.integers(1, 7)) if rng.random() < 0.6 else 0
     moves = _moves(rng, int(rng.integers(0, 5))) if not turns or rng.random() < 0.4 else ()
@@ -105,5 +108,5 @@ def _moves(rng: np.random.Generator, count: int) -> tuple[str, ...]:
     for _ in range(count):
         if rng.random() < 0.6:
             moves.append(f"turn({int(rng.integers(-12, 13)) * 5})")
-        moves.append(f"forward({rng.integers(2, 16) / 10:.1f})")
+        moves.append(f"forward({rng.integers(2, 16) / 10:g})")
     return tuple(moves)

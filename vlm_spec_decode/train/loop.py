@@ -30,11 +30,13 @@ from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.network import EyeHeads, answer_loss, distil_loss, image_features, logits_of
 
 WARM_UP = 200
+WHOLE_METRES = ("1", "2", "3", "4")
+"""As actions carried out are told; 0 and 5 are angles, too."""
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Return the tokenizer of the shipped models."""
-    return tiny.build_tokenizer((*teacher.words(), *instructions.words(), ":"))
+    return tiny.build_tokenizer((*teacher.words(), *instructions.words(), ":", *WHOLE_METRES))
 
 
 @dataclass(slots=True)
