@@ -10,15 +10,14 @@ line is one JSON document. The exit code is 1 if a figure misses its bar.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+
+from figures import Figure, report
 
 from vlm_spec_decode.actions.executor import Executor
 from vlm_spec_decode.actions.limits import SafetyLimits
@@ -47,26 +46,10 @@ TIMEOUT_S = 60.0
 CLOCK = WallClock()
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One measured value and the bar that it is held against."""
-
-    name: str
-    value: float
-    bar: float
-    sense: Literal["at least", "at most"]
-    note: str = ""
-
-    @property
-    def holds(self) -> bool:
-        """Whether the value is on the right side of the bar."""
-        return self.value >= self.bar if self.sense == "at least" else self.value <= self.bar
-
-
 def models(episodes: int, frames: int, out: Path) -> list[Figure]:
     """Missions and acceptance on held-out rooms."""
     target, draft = load_model(shipped("target")), load_model(shipped("draft"))
-    pair = Pair(target, draft, target.codec, target.codec.stop_ids)
+    pair = Pair.of(target, draft)
     asked = [q.observation for q in questions(EvaluateConfig(Path(), None, frames=frames))]
     said = [(o, decode_alone(pair, o, pair.params()).tokens) for o in asked]
     accepted = acceptance(pair, said)["all"]
@@ -215,14 +198,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    figures = measure(options.quick, options.out)
-    for figure in figures:
-        mark = "holds" if figure.holds else "MISSES"
-        print(f"{figure.name:24} {figure.value:8.3f}  {figure.sense} {figure.bar:<6} {mark:7} {figure.note}")
-    document = {"figures": [asdict(figure) | {"holds": figure.holds} for figure in figures]}
-    (options.out / "main_job.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(document))
-    return 0 if all(figure.holds for figure in figures) else 1
+    return report(measure(options.quick, options.out), options.out / "main_job.json")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Writes the measured tables of README.md from the JSON files in docs/results/.
+"""Writes the measured tables of README.md and docs/model_cards.md from the JSON files in docs/results/.
 
-    python benchmarks/tables.py          write README.md
-    python benchmarks/tables.py --check  exit with 1 if README.md says something else
+    python benchmarks/tables.py          write both
+    python benchmarks/tables.py --check  exit with 1 if one of them says something else
 
+`docs/results/models.json` is what a full benchmarks/models.py leaves, for docs/model_cards.md;
 `docs/results/main_job.json` is what benchmarks/main_job.py leaves in its folder, with the machine it ran on;
 `docs/results/demo.json` is the run.json of a `vsd demo`.
 """
@@ -19,6 +20,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 MEANINGS = {
+    "success_all": "episodes of all motion instructions that succeed",
+    "success_go_to": 'of those, "go to"',
+    "collisions_per_100": "collisions in 100 episodes",
+    "declined": "unsafe, impossible, unknown or absent: declined",
+    "declined_a_proper_one": "proper instructions declined",
+    "acceptance_temperature_1": "the same at temperature 1, coupled",
+    "mean_accepted_of_8": "tokens accepted of 8 drafted, mean",
+    "acceptance_numbers": "draft tokens equal to the target's, numbers alone",
+    "exit_half_agrees": "the exit at half depth says what the last layer says",
+    "step_ratio": "time of a target's step over a draft's",
     "go_to_success": "missions that end within 0.7 m of the named object, untouched, with `done()`",
     "acceptance_greedy": "draft tokens equal to the target's own next token, greedy",
     "forward_error_m": "`forward(1.6)`: error of the distance walked, m",
@@ -60,31 +71,56 @@ def _short(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
-def render(readme: str) -> str:
-    """Return the README with its marked tables written anew."""
+def kinds_table(found: Mapping[str, Any]) -> str:
+    """Return success by kind of instruction."""
+    rows = ["| instruction | succeeded |", "| --- | --- |"]
+    rows += [f"| {kind} | {share} |" for kind, share in found["success_by_kind"].items()]
+    rows += [f"| declined: {kind} | {share} |" for kind, share in found["declined_by_kind"].items()]
+    return "\n".join(rows)
+
+
+def made(document: Mapping[str, Any]) -> str:
+    """Return when and where a file was measured."""
+    by = document["made"]
+    return f"Measured {by['date']} at commit {by['commit']} on {by['machine']}."
+
+
+def render(text: str) -> str:
+    """Return a document with those of its marked tables written anew that it has."""
+
+    def load(name: str) -> Any:
+        return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
     tables = {
-        "main_job": figures_table(json.loads((RESULTS / "main_job.json").read_text(encoding="utf-8"))),
-        "demo": demo_table(json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))),
+        "main_job": lambda: figures_table(load("main_job")),
+        "demo": lambda: demo_table(load("demo")),
+        "models": lambda: f"{figures_table(load('models'))}\n\n{made(load('models'))}",
+        "kinds": lambda: kinds_table(load("models")["found"]),
     }
     for name, table in tables.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        before, rest = readme.split(begin)
-        _, after = rest.split(end)
-        readme = f"{before}{begin}\n{table}\n{end}{after}"
-    return readme
+        if begin in text:
+            before, rest = text.split(begin)
+            _, after = rest.split(end)
+            text = f"{before}{begin}\n{table()}\n{end}{after}"
+    return text
 
 
 def main() -> int:
-    """Write or check README.md."""
-    parser = argparse.ArgumentParser(description="Write the measured tables of README.md.")
+    """Write or check the documents."""
+    parser = argparse.ArgumentParser(
+        description="Write the measured tables of README.md and the model cards."
+    )
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if they differ")
     check = parser.parse_args().check
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    written = render(text)
-    if not check:
-        readme.write_text(written, encoding="utf-8")
-    return int(check and written != text)
+    differ = False
+    for document in (ROOT / "README.md", ROOT / "docs" / "model_cards.md"):
+        text = document.read_text(encoding="utf-8")
+        written = render(text)
+        differ |= written != text
+        if not check:
+            document.write_text(written, encoding="utf-8")
+    return int(check and differ)
 
 
 if __name__ == "__main__":

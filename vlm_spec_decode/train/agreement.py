@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import VsdError
 from vlm_spec_decode.core.ports import ExitHook, Logits, Model, TextCodec
@@ -19,6 +20,8 @@ from vlm_spec_decode.core.sampling import pick
 from vlm_spec_decode.core.types import GenerationResult, Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.local import LocalVerifier
+from vlm_spec_decode.models.grammar import constrained
+from vlm_spec_decode.models.vlm import VlmModel
 from vlm_spec_decode.sim.scene import COLOURS, KINDS
 
 DRAFT_LENGTHS = (2, 4, 6, 8)
@@ -33,6 +36,17 @@ class Pair:
     draft: Model
     codec: TextCodec
     stop_ids: Tokens
+
+    @classmethod
+    def of(cls, target: VlmModel, draft: VlmModel) -> Pair:
+        """Hold both to the action language, as edge and cloud do."""
+        spoken = language()
+        return cls(
+            constrained(target, target.codec, spoken),
+            constrained(draft, draft.codec, spoken),
+            target.codec,
+            target.codec.stop_ids,
+        )
 
     def params(self, temperature: float = 0.0, seed: int = 0) -> SamplingParams:
         """Return the parameters of one answer."""

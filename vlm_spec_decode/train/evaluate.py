@@ -49,7 +49,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     if config.frames:
         draft = load_model(config.draft, threads=config.threads) if config.draft else target
-        pair = Pair(target, draft, target.codec, target.codec.stop_ids)
+        pair = Pair.of(target, draft)
         asked = list(tqdm(questions(config), total=config.frames, desc="questions", mininterval=5))
         answers = [agreement.decode(pair, q.observation, pair.params()) for q in asked]
         figures |= answer_figures(pair, asked, answers)
