@@ -63,10 +63,10 @@ class ExitsConfig:
     target: Path
     data: Path = Path("data/frames")
     shares: tuple[float, ...] = (0.25, 0.5, 0.75)
-    batches: int = 160
+    batches: int = 120
     batch: int = 8
     dialogues: int = 6
-    steps: int = 2500
+    steps: int = 1500
     seed: int = 0
     threads: int = 1
 

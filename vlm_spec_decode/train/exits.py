@@ -31,7 +31,7 @@ from vlm_spec_decode.train.network import image_features
 
 CALIBRATION_FILE = "exits.json"
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
-_ROWS = 2048
+_ROWS = 1024
 _RATE = 3e-3
 
 
@@ -108,7 +108,7 @@ def _fit(network: Any, layer: int, states: States, config: ExitsConfig) -> nn.Li
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     rng = torch.Generator().manual_seed(config.seed)
     for _ in tqdm(range(config.steps), desc=f"exit {layer}", mininterval=5):
-        rows = torch.randint(len(given), (_ROWS,), generator=rng)
+        rows = torch.randint(len(given), (min(_ROWS, len(given)),), generator=rng)
         logits = exit_logits(network, adapter, given[rows])
         soft = functional.cross_entropy(logits, wanted[rows].softmax(-1))
         hard = functional.cross_entropy(logits, wanted[rows].argmax(-1))

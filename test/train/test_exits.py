@@ -1,0 +1,48 @@
+"""Exits are learned beside a target that stays as it is; what they are worth is counted on unseen frames."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from test.train.test_loop import frames  # noqa: F401  (a fixture)
+from vlm_spec_decode.models.loader import EXITS_FILE, load_model
+from vlm_spec_decode.train.config import ExitsConfig, TrainConfig
+from vlm_spec_decode.train.exits import CALIBRATION_FILE, run_exits
+from vlm_spec_decode.train.loop import run_train
+
+
+@pytest.fixture
+def config(frames: Path, tmp_path: Path) -> ExitsConfig:  # noqa: F811
+    folder = tmp_path / "target"
+    run_train(TrainConfig("target", frames, folder, eye_steps=0, steps=20, batch=2, dialogues=2))
+    return ExitsConfig(folder, frames, batches=8, batch=2, dialogues=2, steps=25)
+
+
+def test_exits_learn_and_leave_the_target_alone(config: ExitsConfig) -> None:
+    before = load_file(config.target / "model.safetensors")
+    run_exits(replace(config, steps=1))
+    poor = json.loads((config.target / CALIBRATION_FILE).read_text())["layers"]
+    figures = run_exits(config)
+    after = load_file(config.target / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert load_model(config.target).card.exit_layers == (2, 4, 6)
+    found = json.loads((config.target / CALIBRATION_FILE).read_text())["layers"]
+    assert list(found) == ["2", "4", "6"]
+    for layer, row in found.items():
+        assert figures[f"exit_{layer}_agrees"] == row["agrees"] == row["final_is_kth"][0]
+        assert sum(b["share"] for b in row["by_confidence"]) == pytest.approx(1.0, abs=1e-3)
+    assert sum(r["agrees"] for r in found.values()) > sum(r["agrees"] for r in poor.values())
+
+
+def test_the_same_seed_gives_the_same_exits(config: ExitsConfig) -> None:
+    run_exits(config)
+    one = load_file(config.target / EXITS_FILE)
+    run_exits(config)
+    two = load_file(config.target / EXITS_FILE)
+    assert all(torch.equal(one[name], two[name]) for name in one)
