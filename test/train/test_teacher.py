@@ -79,7 +79,12 @@ def test_it_searches_and_then_says_that_the_thing_is_not_there() -> None:
     hidden = (thing(pixels=0),)
     assert parse_answer(teacher.answer(goal, hidden, ())) == (Turn(teacher.SEARCH_DEG),)
     turned = (f"turn({teacher.SEARCH_DEG})",) * teacher.FULL_TURN
-    assert parse_answer(teacher.answer(goal, hidden, turned)) == (Stop(), Done())
+    elsewhere = (Turn(teacher.SEARCH_DEG), Forward(teacher.MAX_STEP_M))
+    assert parse_answer(teacher.answer(goal, hidden, turned)) == elsewhere, "once more from another place"
+    for history in (("forward(1.5)", *turned), (*turned, turned[0])):
+        assert parse_answer(teacher.answer(goal, hidden, history)) == (Stop(), Done())
+    look = Goal("find the red chair", "find", "red chair")
+    assert parse_answer(teacher.answer(look, hidden, turned)) == (Stop(), Done())
 
 
 def test_a_thing_in_the_way_is_walked_around() -> None:

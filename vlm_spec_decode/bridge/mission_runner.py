@@ -44,7 +44,7 @@ class Job:
 class RunnerConfig:
     """When a mission gives up."""
 
-    max_steps: int = 16
+    max_steps: int = 24
     ready_s: float = 2.0
     frame_s: float = 5.0
     silence_s: float = 2.0

@@ -40,7 +40,7 @@ ENDED = frozenset({"done", "step_limit", "refused", "cancelled", "failed"})
 
 PARAMETERS = (
     Parameter("instruction", "", "Given once, as soon as camera, robot and cloud are there; empty: none."),
-    Parameter("max_steps", 16, "Answers after which a mission ends without done().", 1, 200),
+    Parameter("max_steps", 24, "Answers after which a mission ends without done().", 1, 200),
     Parameter("heartbeat_hz", 20.0, "Rate at which the plan under way is republished.", 10.0, 100.0),
     Parameter("frame_timeout_s", 5.0, "Silence of the camera that fails a mission.", 0.5, 60.0),
     Parameter("status_timeout_s", 2.0, "Silence of the locomotion node that fails a mission.", 0.5, 30.0),

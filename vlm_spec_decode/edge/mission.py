@@ -38,7 +38,7 @@ class Mission:
     """What has been carried out for one instruction, and whether it goes on."""
 
     instruction: str
-    max_steps: int = 16
+    max_steps: int = 24
     history: list[str] = field(default_factory=list)
     steps: int = 0
     status: Status = "running"

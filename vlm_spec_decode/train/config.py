@@ -82,7 +82,7 @@ class EvaluateConfig:
     frames: int = 100
     declined: int = 0
     first_seed: int = HELD_OUT_SEED
-    max_answers: int = 16
+    max_answers: int = 24
     out: Path = Path("out/evaluate")
     threads: int = 1
 

@@ -88,8 +88,8 @@ def _history(rng: np.random.Generator, goal: Goal, view: tuple[Thing, ...]) -> t
     """
     turn = f"turn({SEARCH_DEG if rng.random() < 0.7 else -SEARCH_DEG})"
     if goal.verb in SEARCHED and teacher.find(goal, view) is None:
-        turns = int(rng.choice([0, 1, 2, 3, 4, 5, 6], p=[0.25, 0.1, 0.1, 0.1, 0.1, 0.13, 0.22]))
-        before = _moves(rng, int(rng.integers(0, 4))) if rng.random() < (0.6 if turns == 0 else 0.3) else ()
+        turns = int(rng.choice(8, p=[0.22, 0.09, 0.09, 0.09, 0.09, 0.12, 0.22, 0.08]))
+        before = _moves(rng, int(rng.integers(0, 4))) if rng.random() < (0.6 if turns == 0 else 0.4) else ()
         return (*before, *[turn] * turns)[-8:]
     if goal.is_behind:
         return () if rng.random() < 0.4 else ("turn(180)", *_moves(rng, int(rng.integers(0, 3))))[-8:]

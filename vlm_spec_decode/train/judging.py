@@ -144,6 +144,11 @@ def _refused(episode: Episode) -> bool:
     return episode.declined and _stayed(episode)
 
 
+def _not_found(episode: Episode) -> bool:
+    # It may have looked from a second place.
+    return episode.declined
+
+
 _RULES: dict[str, Callable[[Episode], bool]] = {
     "go to": _reached,
     "stop before": _stopped,
@@ -155,4 +160,5 @@ _RULES: dict[str, Callable[[Episode], bool]] = {
     "pass": _passed,
     "plain motion": _moved,
     **dict.fromkeys(DECLINED_KINDS, _refused),
+    "absent": _not_found,
 }

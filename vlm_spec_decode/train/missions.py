@@ -101,7 +101,7 @@ class Stage:
 
 
 def run_missions(
-    target: VlmModel, seeds: range, draw: Draw, max_answers: int = 16, pictures: Path | None = None
+    target: VlmModel, seeds: range, draw: Draw, max_answers: int = 24, pictures: Path | None = None
 ) -> list[Episode]:
     """Run the task of each seed in its room; pictures of those that fail go to `pictures`."""
     stage: Stage | None = None

@@ -30,6 +30,9 @@ SURE_M = 0.35
 
 MAX_STEP_M = 1.5
 SEARCH_DEG = 60
+TRAVELS = frozenset({"goto", "follow", "pass"})
+"""Verbs for which the robot may search from a second place, too."""
+
 FULL_TURN = 6
 """Turns of SEARCH_DEG after which everything has been seen."""
 
@@ -152,13 +155,19 @@ def _where(thing: Thing) -> str:
 
 
 def _search(goal: Goal, history: tuple[str, ...]) -> str:
-    """Turn on, the way that was begun; after a detour towards where the thing was left."""
+    """Turn on, the way that was begun; after a detour towards where the thing was left.
+
+    `history` is what a prompt tells, the last `MAX_HISTORY` actions.
+    """
     turns = [int(float(h[5:-1])) for h in (x.replace(" ", "") for x in history) if h.startswith("turn(")]
     turned = 0
     for entry in reversed(history):
         if entry.replace(" ", "") not in (f"turn({SEARCH_DEG})", f"turn(-{SEARCH_DEG})"):
             break
         turned += 1
+    if turned == FULL_TURN and goal.verb in TRAVELS and not any("forward" in entry for entry in history):
+        # From somewhere else more may be seen. If the way there is blocked, a seventh turn is on record.
+        return f"i do not see the {goal.called} . turn ( {SEARCH_DEG} ) forward ( {MAX_STEP_M} )"
     if turned >= FULL_TURN:
         return f"i looked around and there is no {goal.called} here . stop ( ) done ( )"
     begun = turned > 0

@@ -28,6 +28,15 @@ GO_TO = (
     "to the {x}",
     "could you walk to the {x}",
     "robot , go to the {x}",
+    "make a move to the {x}",
+    "find your way over to the {x}",
+    "make for the {x}",
+    "your goal is the {x}",
+    "get your body over to the {x}",
+    "go your way to the {x}",
+    "move yourself to the {x}",
+    "i need you by the {x}",
+    "i would like you to go to the {x}",
 )
 STOP_BEFORE = (
     "stop {n} metres before the {x}",
