@@ -20,6 +20,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 MEANINGS = {
+    "hybrid_over_autoregressive": "`hybrid` over `autoregressive`",
+    "hybrid_over_best_other": "`hybrid` over the best other strategy",
+    "speed_at_200_ms_over_5_ms": "`hybrid`: speed at a round trip of 200 ms over that at 5 ms",
+    "gpu_over_autoregressive": "`hybrid`: GPU time per answer over `autoregressive`",
     "success_all": "episodes of all motion instructions that succeed",
     "success_go_to": 'of those, "go to"',
     "collisions_per_100": "collisions in 100 episodes",
@@ -79,6 +83,21 @@ def kinds_table(found: Mapping[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def decoding_table(document: Mapping[str, Any]) -> str:
+    """Return speed-up and target passes by cell and strategy."""
+    names = list(document["cells"][0]["found"])
+    rows = ["| cell | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
+    for c in document["cells"]:
+        found = [f"{row['speed_up']:.2f} / {row['passes']:g}" for row in c["found"].values()]
+        cell = f"{c['profile']}, RTT {c['rtt_ms']:g} ms, a = {c['acceptance']}"
+        rows.append(f"| {cell} | " + " | ".join(found) + " |")
+    bars = figures_table(document)
+    return (
+        "\n".join(rows)
+        + f"\n\n{bars}\n\nMedians of {document['cells'][0]['answers']} answers. {made(document)}"
+    )
+
+
 def made(document: Mapping[str, Any]) -> str:
     """Return when and where a file was measured."""
     by = document["made"]
@@ -95,6 +114,7 @@ def render(text: str) -> str:
         "main_job": lambda: figures_table(load("main_job")),
         "demo": lambda: demo_table(load("demo")),
         "models": lambda: f"{figures_table(load('models'))}\n\n{made(load('models'))}",
+        "decoding": lambda: decoding_table(load("decoding")),
         "kinds": lambda: kinds_table(load("models")["found"]),
     }
     for name, table in tables.items():
@@ -114,7 +134,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if they differ")
     check = parser.parse_args().check
     differ = False
-    for document in (ROOT / "README.md", ROOT / "docs" / "model_cards.md"):
+    for document in (ROOT / "README.md", ROOT / "docs" / "model_cards.md", ROOT / "docs" / "decoding.md"):
         text = document.read_text(encoding="utf-8")
         written = render(text)
         differ |= written != text
