@@ -28,7 +28,7 @@ from vlm_spec_decode.sim.server_truth import Truth
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy
 from vlm_spec_decode.transport.keys import generate
 
-DEFAULT_SEED = 1_000_003
+DEFAULT_SEED = 1_000_004
 """A room that training has not seen."""
 
 Say = Callable[[str], None]
