@@ -104,9 +104,14 @@ class Walk:
         return [place.mask() if place is not None else None for place in places]
 
     def forced(self, prefix: Tokens) -> Tokens:
-        """Return the run of single legal tokens after `prefix`."""
+        """Return the run of single legal tokens after `prefix`; () after one that is not of the grammar.
+
+        Such a prefix is a draft from elsewhere (an earlier answer, say); it can only be rejected.
+        """
         run: list[int] = []
-        place: _Place | None = self.at(prefix)
+        place: _Place | None = self._root
+        for token in prefix:
+            place = place.child(token) if place is not None else None
         while place is not None and (mask := place.mask()) is not None and np.count_nonzero(mask) == 1:
             run.append(int(mask.argmax()))
             place = place.child(run[-1])
