@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="60 episodes, 30 declined, 40 frames")
     parser.add_argument("--out", type=Path, default=Path("out/models"), help="folder of figures and pictures")
     options = parser.parse_args()
-    episodes, declined, frames = (60, 30, 40) if options.quick else (300, 100, 200)
+    episodes, declined, frames = (60, 30, 40) if options.quick else (300, 100, 100)
     config = EvaluateConfig(shipped("target"), shipped("draft"), episodes, frames, declined, out=options.out)
     ratio = step_ratio()
     found = run_evaluate(config)
