@@ -28,6 +28,7 @@ from vlm_spec_decode.train.dialogues import Dialogue, draw
 from vlm_spec_decode.train.frames import observe, sample_pose
 from vlm_spec_decode.train.judging import Episode
 from vlm_spec_decode.train.missions import run_missions
+from vlm_spec_decode.train.page import write_page
 from vlm_spec_decode.train.tasks import DECLINED_KINDS, draw_task
 
 _DECLINED_FROM = 500_000
@@ -43,10 +44,11 @@ class Question:
 
 
 def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure the pair; return the figures. They and pictures of failed episodes go to `config.out`."""
+    """Measure the pair; return the figures. They go to `config.out`, with a page (`index.html`)."""
     target = load_model(config.target, threads=config.threads)
     config.out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {}
+    episodes: list[Episode] = []
     if config.frames:
         draft = load_model(config.draft, threads=config.threads) if config.draft else target
         pair = Pair.of(target, draft)
@@ -70,6 +72,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         figures["declined_by_kind"] = by_kind(refused)
         write_report(refused, config.out / "declined.jsonl")
     (config.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    write_page(figures, episodes, config.out)
     return figures
 
 
