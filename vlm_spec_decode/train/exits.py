@@ -20,14 +20,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import AutoTokenizer, DynamicCache, LlavaForConditionalGeneration
+from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from vlm_spec_decode.models.loader import EXITS_FILE
-from vlm_spec_decode.models.tiny import NUM_IMAGE_TOKENS
 from vlm_spec_decode.train.batches import Batch, Batcher
 from vlm_spec_decode.train.config import ExitsConfig
 from vlm_spec_decode.train.frames import open_frames
-from vlm_spec_decode.train.network import image_features
+from vlm_spec_decode.train.network import group_outputs, image_features
 
 CALIBRATION_FILE = "exits.json"
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
@@ -72,26 +71,12 @@ def _batches(batcher: Batcher, config: ExitsConfig, first: int, count: int) -> I
 def _gather(network: Any, batches: Iterator[Batch], layers: tuple[int, ...]) -> States:
     parts: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
     finals = []
-    language = network.model.language_model
     for batch in batches:
-        projected = network.model.multi_modal_projector(image_features(network, batch.pixels))
-        cache = DynamicCache()
-        positions = torch.arange(NUM_IMAGE_TOKENS)[None]
-        language(inputs_embeds=projected, position_ids=positions, past_key_values=cache, use_cache=True)
-        for group in batch.groups:
-            past = DynamicCache()
-            for number, layer in enumerate(cache.layers):
-                past.update(layer.keys[group.images], layer.values[group.images], number)
-            output = language(
-                inputs_embeds=language.embed_tokens(group.tokens),
-                position_ids=NUM_IMAGE_TOKENS + torch.arange(group.tokens.shape[1])[None],
-                past_key_values=past,
-                use_cache=True,
-                output_hidden_states=True,
-            )
+        features = image_features(network, batch.pixels)
+        for group, output in group_outputs(network, features, batch, output_hidden_states=True):
             rows = group.labels >= 0
-            for exit_layer in layers:
-                parts[exit_layer].append(output.hidden_states[exit_layer][rows])
+            for layer in layers:
+                parts[layer].append(output.hidden_states[layer][rows])
             finals.append(network.lm_head(output.last_hidden_state[rows]))
     return States({layer: torch.cat(found) for layer, found in parts.items()}, torch.cat(finals))
 

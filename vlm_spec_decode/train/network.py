@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -9,7 +12,7 @@ from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from vlm_spec_decode.models.tiny import NUM_IMAGE_TOKENS
 from vlm_spec_decode.sim.scene import COLOURS, KINDS
-from vlm_spec_decode.train.batches import BEARING_BINS, DISTANCE_BINS, Batch
+from vlm_spec_decode.train.batches import BEARING_BINS, DISTANCE_BINS, Batch, Group
 
 HEADS = (len(KINDS) + 1, len(COLOURS) + 1, BEARING_BINS, DISTANCE_BINS)
 
@@ -43,24 +46,38 @@ def logits_of(model: LlavaForConditionalGeneration, features: torch.Tensor, batc
 
     The images' keys and values are computed once [B, 64] and read by every dialogue about them.
     """
-    projected = model.model.multi_modal_projector(features)
+    parts = []
+    for group, output in group_outputs(model, features, batch):
+        parts.append(model.lm_head(output.last_hidden_state[group.labels >= 0]))
+    return torch.cat(parts)
+
+
+def group_outputs(
+    model: LlavaForConditionalGeneration, features: torch.Tensor, batch: Batch, **options: Any
+) -> Iterator[tuple[Group, Any]]:
+    """Yield each group with what the language model returns for it; `options` are that model's own."""
     language = model.model.language_model
     cache = DynamicCache()
-    positions = torch.arange(NUM_IMAGE_TOKENS)[None]
-    language(inputs_embeds=projected, position_ids=positions, past_key_values=cache, use_cache=True)
-    parts = []
+    language(
+        inputs_embeds=model.model.multi_modal_projector(features),
+        position_ids=torch.arange(NUM_IMAGE_TOKENS)[None],
+        past_key_values=cache,
+        use_cache=True,
+    )
     for group in batch.groups:
         past = DynamicCache()
         for number, layer in enumerate(cache.layers):
             past.update(layer.keys[group.images], layer.values[group.images], number)
-        hidden = language(
-            inputs_embeds=language.embed_tokens(group.tokens),
-            position_ids=NUM_IMAGE_TOKENS + torch.arange(group.tokens.shape[1])[None],
-            past_key_values=past,
-            use_cache=True,
-        ).last_hidden_state
-        parts.append(model.lm_head(hidden[group.labels >= 0]))
-    return torch.cat(parts)
+        yield (
+            group,
+            language(
+                inputs_embeds=language.embed_tokens(group.tokens),
+                position_ids=NUM_IMAGE_TOKENS + torch.arange(group.tokens.shape[1])[None],
+                past_key_values=past,
+                use_cache=True,
+                **options,
+            ),
+        )
 
 
 def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
