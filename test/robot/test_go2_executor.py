@@ -52,7 +52,8 @@ def carry_out(executor: Executor, text: str, *, heartbeat_s: float = math.inf) -
 
 def test_forward_ends_where_it_says(go2: Go2Driver, executor: Executor) -> None:
     before = go2.state()
-    assert carry_out(executor, "forward(1.6)").state == "done"
+    status = carry_out(executor, "forward(1.6)")
+    assert status.state == "done", status
     after = go2.state()
     assert after.x_m - before.x_m == pytest.approx(1.6, abs=0.1)
     assert after.is_still

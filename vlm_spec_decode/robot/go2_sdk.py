@@ -105,6 +105,7 @@ class StateFeed:
         self._state: RobotState | None = None
         self._progress_s = -math.inf
         self._battery_soc: float | None = None
+        self._is_complete = False
         self._subscribers: list[Any] = [
             ChannelSubscriber(sport_topic, SportModeState_),
             ChannelSubscriber(low_topic, LowState_),
@@ -120,8 +121,8 @@ class StateFeed:
         return self._clock.now() - self._progress_s <= self._stale_after_s
 
     def is_live(self) -> bool:
-        """Return whether there is such a state, and the battery is known."""
-        return self.is_moving() and self._battery_soc is not None
+        """Return whether there is such a state that holds the battery, too, which has its own topic."""
+        return self.is_moving() and self._is_complete
 
     def newest(self) -> RobotState:
         """Return the newest state. Raises RobotStale if its stamp stands still, or RobotUnreachable."""
@@ -152,6 +153,7 @@ class StateFeed:
         now_s = self._clock.now()
         soc = 0.0 if self._battery_soc is None else self._battery_soc
         old, self._state = self._state, to_state(message, now_s, soc)
+        self._is_complete = self._battery_soc is not None
         if old is None or old.stamp_s != self._state.stamp_s:
             self._progress_s = now_s
 
