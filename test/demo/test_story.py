@@ -8,7 +8,7 @@ import pytest
 from vlm_spec_decode.demo import report
 from vlm_spec_decode.demo.outcome import figures, is_success, named_object, object_ahead, same_tokens
 from vlm_spec_decode.demo.story import Step, Story
-from vlm_spec_decode.sim.scene import Pose2D, random_scene
+from vlm_spec_decode.sim.scene import Pose2D, SceneObject, random_scene
 
 TRACE = {
     "tokens": 10, "target_passes": 3, "drafted": 8, "accepted": 6, "total_s": 0.5,
@@ -103,8 +103,9 @@ def test_tokens_are_compared_step_by_step():
 
 
 def test_objects_are_found_by_name_and_by_a_kind_that_is_there_once():
-    scene = random_scene(3)
-    assert scene.names == ("orange table", "red person", "blue chair", "green box")
+    names = ("orange table", "red person", "blue chair", "green box")
+    things = [(name, *name.split()[::-1], 2.0 * i, 0.0) for i, name in enumerate(names)]
+    scene = replace(random_scene(3), objects=tuple(SceneObject(*thing) for thing in things))
     assert named_object("Walk to the RED person, please.", scene) == "red person"
     assert named_object("go to the chair", scene) == "blue chair"
     assert named_object("go to the purple chair", scene) is None
