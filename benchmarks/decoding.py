@@ -1,6 +1,6 @@
 """Strategies against each other in virtual time, on a synthetic pair whose acceptance is known.
 
-    python benchmarks/decoding.py [--quick] [--out FOLDER]
+    python benchmarks/decoding.py [--quick] [--answers N] [--out FOLDER]
 
 Durations are those of published hardware (config/profiles), bytes those of our codec on an emulated link.
 --quick has fewer cells and answers. Prints a table; the last line is one JSON document. The exit code is 1 if
@@ -85,9 +85,10 @@ def main() -> int:
     """Measure, print, and say whether every bar is held."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="3 cells, 3 answers each")
+    parser.add_argument("--answers", type=int, default=20, help="answers in each cell")
     parser.add_argument("--out", type=Path, default=Path("out/decoding"), help="folder of decoding.json")
     options = parser.parse_args()
-    cells, seeds = (CELLS[:3], 3) if options.quick else (CELLS, 20)
+    cells, seeds = (CELLS[:3], 3) if options.quick else (CELLS, options.answers)
     measured = [
         {"profile": p, "rtt_ms": r, "acceptance": a, "answers": seeds, "found": cell(p, r, a, seeds)}
         for p, r, a in cells
