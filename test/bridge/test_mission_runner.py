@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from vlm_spec_decode.bridge.reports import Answer, MissionStatus, Partial
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ActionParseError, CloudRefused, CloudUnreachable, ImageError
 from vlm_spec_decode.core.types import Image
-from vlm_spec_decode.edge.mission import MAX_OBSTRUCTIONS
+from vlm_spec_decode.edge.mission import MAX_OBSTRUCTIONS, MAX_SILENCES
 
 JOB = Job("m1", "walk to the red ball")
 QUICK = RunnerConfig(max_steps=4, ready_s=0.3, frame_s=0.3, silence_s=0.3, act_s=1.0)
@@ -111,9 +112,16 @@ def test_what_the_executor_says_breaks_the_answer_off_while_it_is_still_being_sa
     assert len(world.engine.seen) == (MAX_OBSTRUCTIONS if reason == "obstacle" else 1)
 
 
-def test_after_something_in_the_way_the_robot_looks_again():
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        PlanStatus(state="refused", reason="obstacle", detail="0.4 m ahead"),
+        PlanStatus(state="stopped", reason="watchdog", detail="the commander fell silent"),
+    ],
+    ids=lambda verdict: verdict.reason,
+)
+def test_after_something_in_the_way_or_a_late_heartbeat_the_robot_looks_again(verdict):
     engine = ScriptedEngine([["turn(20) forward(0.5)"], ["there it is. done()"]])
-    verdict = PlanStatus(state="refused", reason="obstacle", detail="0.4 m ahead")
     world = World(engine, EchoExecutor(verdict))
     hear = world.hear
 
@@ -125,6 +133,15 @@ def test_after_something_in_the_way_the_robot_looks_again():
     world.runner = MissionRunner(world.feed, once, world.tick, QUICK)
     assert world.run().status == "done"
     assert len(engine.seen) == 2
+
+
+def test_whoever_falls_silent_again_and_again_may_not_command():
+    verdict = PlanStatus(state="stopped", reason="watchdog", detail="the commander fell silent")
+    patient = replace(QUICK, max_steps=2 * MAX_SILENCES)
+    world = World(ScriptedEngine([["forward(0.5)"]]), EchoExecutor(verdict), patient)
+    ending = world.run()
+    assert (ending.status, ending.reason) == ("cancelled", "watchdog")
+    assert len(world.engine.seen) == MAX_SILENCES
 
 
 def test_a_latched_e_stop_refuses_the_mission_before_it_looks():

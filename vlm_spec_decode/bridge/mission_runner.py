@@ -17,7 +17,7 @@ from vlm_spec_decode.bridge.ports import Answerer
 from vlm_spec_decode.bridge.reports import Answer, MissionStatus, Partial
 from vlm_spec_decode.core.errors import Cancelled, CloudError, InstructionError, VsdError
 from vlm_spec_decode.edge.images import for_uplink
-from vlm_spec_decode.edge.mission import LOOK_AGAIN, Mission, Status
+from vlm_spec_decode.edge.mission import LOOK_AGAIN, SILENCE, Mission, Status
 
 SHOWN_CHARS = 200
 """How much of an instruction a status repeats."""
@@ -127,9 +127,12 @@ class MissionRunner:
             status = self._feed.wait_end(self._config.silence_s, self._config.act_s)
         except Cancelled:
             broken_off = self._feed.broken_off()
-            if broken_off is None or broken_off.reason not in LOOK_AGAIN:
+            if broken_off is None or broken_off.reason not in LOOK_AGAIN | {SILENCE}:
                 raise
-            mission.record_obstruction(broken_off.executed)
+            if broken_off.reason == SILENCE:
+                mission.record_silence(broken_off.executed)
+            else:
+                mission.record_obstruction(broken_off.executed)
             if not mission.is_running:
                 raise
             return

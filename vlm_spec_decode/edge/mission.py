@@ -18,6 +18,12 @@ LOOK_AGAIN = frozenset({"obstacle", "blocked"})
 MAX_OBSTRUCTIONS = 3
 """In a row; then the way is closed and the mission refused."""
 
+SILENCE = "watchdog"
+"""Reason of an action broken off because the plan's heartbeat came late: a busy computer or network."""
+
+MAX_SILENCES = 8
+"""In one mission; then whoever commands is too slow to command a robot, and the mission ends."""
+
 Status: TypeAlias = Literal["running", "done", "step_limit", "refused", "cancelled", "failed"]
 
 
@@ -43,6 +49,7 @@ class Mission:
     steps: int = 0
     status: Status = "running"
     obstructions: int = 0
+    silences: int = 0
 
     def __post_init__(self) -> None:
         self.instruction = check_instruction(self.instruction)
@@ -74,6 +81,16 @@ class Mission:
         self.obstructions += 1
         if self.obstructions >= MAX_OBSTRUCTIONS:
             self.status = "refused"
+
+    def record_silence(self, executed: Iterable[str]) -> None:
+        """Take note of a step that the watchdog broke off: the robot stands, and whoever commands is back.
+
+        Another look begins anew from where the robot stands, but not for ever.
+        """
+        self._take(executed)
+        self.silences += 1
+        if self.silences >= MAX_SILENCES:
+            self.status = "cancelled"
 
     def _take(self, executed: Iterable[str]) -> None:
         self.steps += 1
