@@ -9,9 +9,12 @@ NAME = "vlm_spec_decode"
 VERSION = re.search(r'__version__ = "(.+?)"', Path(NAME, "__init__.py").read_text(encoding="utf-8")).group(1)
 
 RUNTIME = [
+    "apsw>=3.46",
     "click>=8.1",
     "imageio>=2.31",
     "matplotlib>=3.7",
+    "lz4>=4",
+    "mcap>=1.2",
     "msgspec>=0.18",
     "mujoco>=3.2",
     "llguidance>=1.9,<2",
@@ -20,13 +23,14 @@ RUNTIME = [
     "pyyaml>=6",
     "pyzmq>=25",
     "rich>=13",
-    "rosbags>=0.10",
+    "rosbags>=0.11",
     "safetensors>=0.4",
     "tokenizers>=0.20",
     "torch>=2.5",
     "tqdm>=4.65",
     "transformers>=5.20",
     "unitree-sdk2py-dimos>=1.0.3",
+    "zstandard>=0.22",
     # A Go2 speaks cyclonedds 0.10.2, which has no wheel for later Pythons.
     'cyclonedds==0.10.2; python_version < "3.11"',
     'cyclonedds>=11; python_version >= "3.11"',

@@ -18,7 +18,10 @@ ROOT = Path(__file__).parents[1]
 NAME = "vlm_spec_decode"
 NODES = ("camera_node", "locomotion_node", "vlm_node")
 
-WITHOUT_KEY = {"llguidance", "cyclonedds", "msgspec", "safetensors", "tokenizers", "unitree-sdk2py-dimos"}
+WITHOUT_KEY = {
+    *("llguidance", "cyclonedds", "msgspec", "safetensors", "tokenizers", "unitree-sdk2py-dimos"),
+    *("apsw", "lz4", "mcap", "zstandard"),
+}
 """Runtime packages for which rosdistro has no rosdep key; package.xml says how they are installed."""
 ROSDEP = {
     "mujoco": "python3-mujoco-pip",

@@ -27,6 +27,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 RULE = click.Choice(["coupled", "rejection"])
 FILE = click.Path(dir_okay=False, path_type=Path)
 ELSEWHERE = {
+    "replay": ("vlm_spec_decode.bag.cli", "replay"),
     "say": ("vlm_spec_decode.demo.console", "say"),
     "stop": ("vlm_spec_decode.demo.console", "stop"),
     "train": ("vlm_spec_decode.train.cli", "train"),

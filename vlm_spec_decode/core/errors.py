@@ -7,7 +7,8 @@
     │   ├── ConfigError            unknown or invalid setting
     │   ├── SceneError             a scene file or name that does not hold
     │   ├── InstructionError       empty or over-long instruction
-    │   └── ImageError             no image in these bytes, or one too large
+    │   ├── ImageError             no image in these bytes, or one too large
+    │   └── BagError               a bag that is not there or cannot be read
     ├── ModelError                 a checkpoint cannot be loaded or does not fit
     │   ├── VocabularyMismatch     draft and target do not share one tokenizer
     │   └── GrammarError           a grammar that does not compile, or tokens that are not of it
@@ -57,6 +58,10 @@ class InstructionError(UsageError):
 
 class ImageError(UsageError):
     """The bytes hold no image that can be decoded within the limits."""
+
+
+class BagError(UsageError):
+    """A bag is not there, cannot be read, or holds nothing to ask about."""
 
 
 class ModelError(VsdError):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
-from vlm_spec_decode.core.ports import Logits, Model, ModelContext, Target
+from vlm_spec_decode.core.ports import Logits, Model, ModelCard, ModelContext, Target
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.session import Helper, PassPlan, Session
 from vlm_spec_decode.core.types import AnswerRequest, Draft, Early, Event, Hint, LinkUsage, Observation
@@ -35,6 +35,11 @@ class VirtualModel:
     inner: Model
     hardware: HardwareProfile
     clock: VirtualClock
+
+    @property
+    def card(self) -> ModelCard:
+        """What the inner model is."""
+        return self.inner.card
 
     def open(self, observation: Observation) -> ModelContext:
         """Start one answer."""

@@ -1,0 +1,120 @@
+"""Which frames are asked about, with what, and what counts as right."""
+
+import pytest
+
+from test.bag.walks import Walk, plain_walk
+from vlm_spec_decode.bag.events import Events, Topics
+from vlm_spec_decode.bag.questions import AskPlan, Executed, Spoken, questions, read_spoken
+from vlm_spec_decode.bag.score import agrees, compared, goes_the_same_way, mean, rate
+from vlm_spec_decode.bag.source import open_bag
+from vlm_spec_decode.core.errors import BagError
+
+
+def asked(path, plan=None):
+    source = open_bag(path)
+    topics = Topics().choose(source.topics)
+    found = list(questions(Events(source, topics), plan or AskPlan(), "answer" in topics.values()))
+    source.close()
+    return found
+
+
+def test_frames_are_asked_about_from_the_instruction_on_with_the_motion_after_them(tmp_path):
+    found = asked(plain_walk(tmp_path / "walk"))
+    assert [q.at_s for q in found] == pytest.approx([1.0, 2.0, 3.0, 4.0, 5.0], abs=0.01)
+    assert {q.observation.instruction for q in found} == {"go to the red chair"}
+    assert found[0].executed.forward_m == pytest.approx(1.0, abs=0.05)
+    assert found[0].executed.turn_deg == pytest.approx(0.0, abs=0.01)
+    assert found[3].executed.turn_deg == pytest.approx(0.6 * 57.3 * 1.95, rel=0.05)
+    assert found[3].executed.forward_m == 0.0
+
+
+def test_an_instruction_may_be_given_or_come_from_a_file(tmp_path):
+    path = plain_walk(tmp_path / "walk")
+    given = asked(path, AskPlan("sit", every_s=2.0))
+    assert [(q.at_s, q.observation.instruction) for q in given] == [(0.0, "sit"), (2.0, "sit"), (4.0, "sit")]
+    spoken = (Spoken(2.0, "turn left", ("turn(90)",)), Spoken(4.0, "stop"))
+    found = asked(path, AskPlan(spoken=spoken))
+    assert [q.observation.instruction for q in found][1:] == ["turn left", "turn left", "stop", "stop"]
+    assert [q.actions for q in found][1:] == [("turn(90)",), ("turn(90)",), None, None]
+    assert len(asked(path, AskPlan("sit", limit=2))) == 2
+
+
+def test_recorded_answers_are_asked_again_as_they_were(tmp_path):
+    walk = Walk(tmp_path / "walk")
+    walk.text(0.0, "go to the box")
+    for tick in range(40):
+        walk.compressed(tick / 10)
+    walk.answer(5.0, 1.2, "go to the box", actions=("turn(20)", "forward(1)"), token_ids=(5, 6))
+    walk.answer(6.0, 3.1, "go to the box", ("turn(20)", "forward(1)"))
+    walk.answer(7.0, 99.0, "of a frame that is not in the bag")
+    walk.close()
+    first, second = asked(tmp_path / "walk")
+    assert first.at_s == pytest.approx(1.2)
+    assert (first.actions, first.token_ids) == (("turn(20)", "forward(1)"), (5, 6))
+    assert second.observation.history == ("turn(20)", "forward(1)")
+
+
+def test_instruction_files_say_where_they_are_wrong(tmp_path):
+    path = tmp_path / "said.csv"
+    path.write_text("time_s,instruction,actions\n3,sit,sit()\n1.5,go left,turn(90) forward(1.0)\n")
+    assert read_spoken(path) == (
+        Spoken(1.5, "go left", ("turn(90)", "forward(1)")),
+        Spoken(3.0, "sit", ("sit()",)),
+    )
+    (tmp_path / "said.yaml").write_text("- {time_s: 0, instruction: hello}\n")
+    assert read_spoken(tmp_path / "said.yaml") == (Spoken(0.0, "hello"),)
+    path.write_text("time_s,instruction\nsoon,sit\n")
+    with pytest.raises(BagError, match="entry 1"):
+        read_spoken(path)
+    path.write_text("time_s,instruction,actions\n1,sit,fly(2)\n")
+    with pytest.raises(BagError, match="fly"):
+        read_spoken(path)
+    with pytest.raises(BagError, match="nowhere"):
+        read_spoken(tmp_path / "nowhere.csv")
+
+
+def test_agreement_allows_for_small_differences_in_numbers_only():
+    assert agrees("ok . turn ( 20 ) forward ( 1.5 )", ("turn(25)", "forward(1.3)"))
+    assert not agrees("ok . turn ( 20 )", ("turn(20)", "forward(1)"))
+    assert not agrees("turn(20)", ("turn(45)",))
+    assert not agrees("forward(1)", ("strafe(1)",))
+    assert not agrees("fly(1)", ("forward(1)",))
+    assert agrees("nothing to do", ())
+
+
+@pytest.mark.parametrize(
+    ("text", "executed", "same"),
+    [
+        ("forward(1)", Executed(0.8), True),
+        ("forward(1)", Executed(-0.8), False),
+        ("turn(30) forward(1)", Executed(0.5, 0.0, 25.0), True),
+        ("turn(30) forward(1)", Executed(0.5, 0.0, -25.0), False),
+        ("strafe(-0.5)", Executed(0.0, -0.4), True),
+        ("done()", Executed(0.02, 0.0, 1.0), True),
+        ("done()", Executed(1.0), False),
+    ],
+)
+def test_the_way_is_judged_by_the_first_thing_that_moves(text, executed, same):
+    assert goes_the_same_way(text, executed) is same
+
+
+def test_figures_carry_their_uncertainty():
+    assert rate([]) is None
+    half = rate([True, False] * 50)
+    assert half.value == 0.5
+    assert 0.4 < half.low < 0.41
+    assert 0.59 < half.high < 0.6
+    sure = mean([1.0, 2.0, 3.0, 4.0] * 25)
+    assert sure.value == 2.5
+    assert 2.2 < sure.low < 2.5 < sure.high < 2.8
+
+
+def test_two_runs_are_compared_over_the_questions_both_asked():
+    a = [{"bag": "b", "question": n, "total_s": 2.0 + 0.01 * n} for n in range(40)]
+    b = [{"bag": "b", "question": n, "total_s": 1.0 + 0.01 * n} for n in range(10, 50)]
+    found = compared(a, b, "total_s")
+    assert found["after"] - found["before"] == pytest.approx(-1.0)
+    assert (found["n"], found["p"] < 0.01) == (30, True)
+    same = compared(a, a, "total_s")
+    assert same["p"] == pytest.approx(1.0)
+    assert compared(a, [{"bag": "other", "question": 1, "total_s": 1.0}], "total_s") is None

@@ -1,0 +1,120 @@
+"""Bags of several recorders, whole and cut off at any byte."""
+
+import random
+import shutil
+from collections import Counter
+
+import pytest
+
+from test.bag.walks import Walk, plain_walk
+from vlm_spec_decode.bag.events import Events, Frame, Instructed, Moved, Topics
+from vlm_spec_decode.bag.source import CutMcap, CutSqlite, bag_name, open_bag
+from vlm_spec_decode.core.errors import BagError
+
+
+def events_of(path, topics=None):
+    source = open_bag(path)
+    try:
+        events = Events(source, (topics or Topics()).choose(source.topics))
+        return list(events), events.faults
+    finally:
+        source.close()
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3", "ros1"])
+def test_frames_words_and_motion_are_read_whatever_the_recorder(tmp_path, storage):
+    path = plain_walk(tmp_path / ("walk.bag" if storage == "ros1" else "walk"), storage)
+    events, faults = events_of(path)
+    assert Counter(type(e) for e in events) == {Frame: 24, Instructed: 1, Moved: 120}
+    assert not faults
+    frame = next(e for e in events if isinstance(e, Frame))
+    assert (frame.image.width, frame.image.height, frame.frame_id) == (64, 48, "camera")
+    assert frame.stamp_s == pytest.approx(frame.at_ns / 1e9)
+
+
+def test_one_file_is_a_bag_too(tmp_path):
+    plain_walk(tmp_path / "walk")
+    events, faults = events_of(tmp_path / "walk" / "walk.mcap")
+    assert sum(isinstance(e, Frame) for e in events) == 24
+    assert not faults
+
+
+def test_a_bag_that_is_not_there_or_none_is_named(tmp_path):
+    with pytest.raises(BagError, match="no such bag"):
+        open_bag(tmp_path / "nowhere")
+    (tmp_path / "text.mcap").write_text("not a bag")
+    source = open_bag(tmp_path / "text.mcap")
+    with pytest.raises(BagError, match="no topic shows camera images"):
+        Topics().choose(source.topics)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BagError, match="not a bag"):
+        open_bag(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(("storage", "cut_type"), [("mcap", CutMcap), ("sqlite3", CutSqlite)])
+def test_without_its_end_a_bag_is_read_from_the_front(tmp_path, storage, cut_type):
+    folder = plain_walk(tmp_path / "walk", storage, seconds=60.0)
+    file = next(p for p in folder.iterdir() if p.suffix in (".mcap", ".db3"))
+    whole, _ = events_of(folder)
+    (folder / "metadata.yaml").unlink()
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) * 3 // 4])
+    source = open_bag(folder)
+    assert isinstance(source, cut_type)
+    events, faults = events_of(folder)
+    assert any("no end" in name for name in faults)
+    assert events == whole[: len(events)] or storage == "sqlite3"
+    if storage == "mcap":
+        assert len(events) > len(whole) // 4
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_cut_anywhere_nothing_crashes_and_what_is_read_is_a_beginning(tmp_path, storage):
+    folder = plain_walk(tmp_path / "walk", storage)
+    file = next(p for p in folder.iterdir() if p.suffix in (".mcap", ".db3"))
+    whole, _ = events_of(folder)
+    data, rng = file.read_bytes(), random.Random(0)
+    for number in range(60):
+        cut = tmp_path / f"cut{number}"
+        shutil.copytree(folder, cut)
+        (cut / file.name).write_bytes(data[: rng.randrange(len(data))])
+        try:
+            events, _ = events_of(cut)
+        except BagError:
+            continue
+        assert len(events) <= len(whole)
+        if storage == "mcap":
+            assert events == whole[: len(events)]
+
+
+def test_what_cannot_be_read_is_skipped_and_counted(tmp_path):
+    walk = Walk(tmp_path / "walk")
+    walk.compressed(0.0)
+    walk.compressed(0.5, data=b"\xff\xd8 no more")
+    walk.compressed(1.0)
+    walk.close()
+    events, faults = events_of(tmp_path / "walk")
+    assert len(events) == 2
+    assert sum(faults.values()) == 1
+    assert "/front/image/compressed" in next(iter(faults))
+
+
+def test_topics_can_be_named_and_depth_is_never_taken_for_a_picture(tmp_path):
+    walk = Walk(tmp_path / "walk")
+    walk.compressed(0.0, topic="/a/depth/compressed")
+    walk.compressed(0.0, topic="/b/rear/compressed")
+    walk.compressed(0.0, topic="/c/front/compressed")
+    walk.text(0.0, "go", topic="/spoken")
+    walk.close()
+    source = open_bag(tmp_path / "walk")
+    assert Topics().choose(source.topics) == {"/c/front/compressed": "frame"}
+    chosen = Topics(image="/b/rear/compressed", instruction="/spoken").choose(source.topics)
+    assert chosen == {"/b/rear/compressed": "frame", "/spoken": "instruction"}
+    with pytest.raises(BagError, match="/spoken"):
+        Topics(image="/nothing").choose(source.topics)
+    source.close()
+
+
+def test_a_bag_called_bag_takes_its_folders_name(tmp_path):
+    assert bag_name(tmp_path / "monday" / "bag") == "monday_bag"
+    assert bag_name(tmp_path / "walk.mcap") == "walk"

@@ -1,0 +1,175 @@
+"""What the messages of a bag mean: frames, instructions, answers, motion.
+
+Topics are found by type, or named.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from vlm_spec_decode.bag import pictures
+from vlm_spec_decode.bag.source import BagSource
+from vlm_spec_decode.core.errors import BagError, ImageError
+from vlm_spec_decode.core.types import Image
+
+NANOSECONDS = 1_000_000_000
+COMPRESSED, RAW = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image"
+STRING, ODOMETRY = "std_msgs/msg/String", "nav_msgs/msg/Odometry"
+TWIST, STAMPED_TWIST = "geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStamped"
+MOTION = (ODOMETRY, STAMPED_TWIST, TWIST)
+"""Measured motion before commanded motion."""
+
+INSTRUCTIONS, ANSWERS = "vlm/instruction", "vlm/answer"
+"""Last parts of our own topics' names; a namespace may stand before them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A camera image; `stamp_s` is its capture time, 0 if the camera did not say."""
+
+    at_ns: int
+    stamp_s: float
+    image: Image
+    frame_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Instructed:
+    """Somebody told the robot something."""
+
+    at_ns: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """How the body moved, or was told to: m/s forward and left, rad/s to the left."""
+
+    at_ns: int
+    vx_mps: float
+    vy_mps: float
+    vyaw_radps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer of this package that was recorded; see `bridge.reports.Answer.to_json`."""
+
+    at_ns: int
+    stamp_s: float
+    instruction: str
+    history: tuple[str, ...]
+    actions: tuple[str, ...]
+    token_ids: tuple[int, ...]
+
+
+Event: TypeAlias = Frame | Instructed | Moved | Answered
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Which topics are read; empty: found by type."""
+
+    image: str = ""
+    instruction: str = ""
+    motion: str = ""
+
+    def choose(self, found: Mapping[str, str]) -> Mapping[str, str]:
+        """Return topic to role. Raises BagError if a named topic is not there, or nothing shows a picture."""
+        chosen = {
+            self._one("image", self.image, found, (COMPRESSED, RAW)): "frame",
+            self._one("instruction", self.instruction, found, (STRING,), INSTRUCTIONS): "instruction",
+            self._one("motion", self.motion, found, MOTION): "motion",
+            self._one("answer", "", found, (STRING,), ANSWERS): "answer",
+        }
+        chosen.pop("", None)
+        if "frame" not in chosen.values():
+            kinds = ", ".join(sorted(set(found.values()))) or "nothing"
+            raise BagError(f"no topic shows camera images; the bag holds {kinds}")
+        return chosen
+
+    @staticmethod
+    def _one(
+        role: str, named: str, found: Mapping[str, str], kinds: tuple[str, ...], ending: str = ""
+    ) -> str:
+        if named:
+            if named not in found:
+                raise BagError(f"no {role} topic {named!r}; there are {', '.join(sorted(found))}")
+            return named
+        for kind in kinds:
+            fits = sorted(t for t, k in found.items() if k == kind and t.endswith(ending))
+            if kind in (COMPRESSED, RAW):
+                # Depth and disparity pictures are no use here; a front or colour camera is what is meant.
+                fits = [t for t in fits if "depth" not in t.lower() and "disparity" not in t.lower()]
+                fits.sort(key=lambda t: not any(word in t.lower() for word in ("front", "color", "rgb")))
+            if fits:
+                return fits[0]
+        return ""
+
+
+@dataclass(slots=True)
+class Events:
+    """The events of a bag in its order; `faults` counts what was skipped, by name."""
+
+    source: BagSource
+    topics: Mapping[str, str]
+    faults: Counter[str] = field(default_factory=Counter)
+
+    def __iter__(self) -> Iterator[Event]:
+        last_ns = 0
+        for record in self.source.records(self.topics):
+            if record.at_ns < last_ns:
+                self.faults["time going backwards"] += 1
+            last_ns = max(last_ns, record.at_ns)
+            message = self.source.message(record)
+            if message is None:
+                continue
+            try:
+                event = _event(self.topics[record.topic], record.kind, message, record.at_ns)
+            except ImageError as error:
+                self.faults[f"{record.topic}: {error}"] += 1
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                self.faults[f"{record.topic}: {record.kind} not as expected ({type(error).__name__})"] += 1
+            else:
+                if event is not None:
+                    yield event
+        self.faults += self.source.faults
+
+
+def _event(role: str, kind: str, message: Any, at_ns: int) -> Event | None:
+    if role == "frame":
+        image = pictures.compressed(message) if kind == COMPRESSED else pictures.raw(message)
+        return Frame(at_ns, _stamp_s(message), image, str(message.header.frame_id))
+    if role == "motion":
+        return _motion(kind, message, at_ns)
+    if role == "answer":
+        return _answer(json.loads(message.data), at_ns)
+    text = str(message.data).strip()
+    return Instructed(at_ns, text) if text else None
+
+
+def _stamp_s(message: Any) -> float:
+    stamp = message.header.stamp
+    return float(stamp.sec + stamp.nanosec / NANOSECONDS)
+
+
+def _motion(kind: str, message: Any, at_ns: int) -> Moved | None:
+    twist = message.twist.twist if kind == ODOMETRY else message.twist if kind == STAMPED_TWIST else message
+    speeds = (float(twist.linear.x), float(twist.linear.y), float(twist.angular.z))
+    return Moved(at_ns, *speeds) if all(map(math.isfinite, speeds)) else None
+
+
+def _answer(said: Mapping[str, Any], at_ns: int) -> Answered:
+    return Answered(
+        at_ns,
+        float(said["stamp_s"]),
+        str(said["instruction"]),
+        tuple(map(str, said["history"])),
+        tuple(map(str, said["actions"])),
+        tuple(map(int, said.get("token_ids", ()))),
+    )

@@ -1,0 +1,177 @@
+"""Bags in, rows out: every question decoded in virtual time by every chosen strategy, link and profile.
+
+No ROS and no clock of this machine: the same bag, models and settings give the same rows, on one core or
+many. The decoding is the engine's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlm_spec_decode.bag.events import Events, Topics
+from vlm_spec_decode.bag.questions import AskPlan, Question, questions
+from vlm_spec_decode.bag.score import agrees, goes_the_same_way
+from vlm_spec_decode.bag.source import bag_name, open_bag
+from vlm_spec_decode.core.errors import ActionError, ImageError, VsdError
+from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
+from vlm_spec_decode.core.types import GenerationResult, LinkUsage, SamplingParams
+from vlm_spec_decode.edge.engine import EngineConfig
+from vlm_spec_decode.edge.pair import ModelPair, load_pair, virtual_engine
+
+MAX_TOKENS = 96
+PATIENCE_S = 600.0
+"""Of virtual time: a slow cell is measured, not cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One way of decoding."""
+
+    strategy: str
+    link: LinkProfile
+    profile: HardwareProfile
+
+    @property
+    def name(self) -> str:
+        """Return what the cell is called in rows and tables."""
+        return f"{self.strategy} / {self.link.name} / {self.profile.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayConfig:
+    """What is replayed, and how."""
+
+    bags: tuple[Path, ...]
+    cells: tuple[Cell, ...]
+    topics: Topics = field(default_factory=Topics)
+    plan: AskPlan = field(default_factory=AskPlan)
+    target: str = ""
+    draft: str = ""
+    temperature: float = 0.0
+    seed: int = 0
+    draft_length: int = 6
+    rule: str = "coupled"
+    threads: int = 1
+
+    @property
+    def digest(self) -> str:
+        """Return a short hash of everything that decides the rows but the bags' contents."""
+        plain = json.dumps(asdict(self), sort_keys=True, default=str)
+        return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+@dataclass(slots=True)
+class Replayer:
+    """The models, loaded once, and the decoding of one question in one cell."""
+
+    config: ReplayConfig
+    _pair: ModelPair | None = None
+
+    def rows(
+        self, bag: Path, faults: Counter[str], known: Collection[int] = ()
+    ) -> Iterator[tuple[Question, list[dict[str, Any]]]]:
+        """Yield each question of a bag with a row per cell, but for those whose numbers are `known`.
+
+        `faults` counts what the bag held back.
+        """
+        source = open_bag(bag)
+        try:
+            topics = self.config.topics.choose(source.topics)
+            events = Events(source, topics, faults)
+            for question in questions(events, self.config.plan, "answer" in topics.values()):
+                if question.number in known:
+                    continue
+                yield question, [self.row(bag, question, cell) for cell in self.config.cells]
+        finally:
+            source.close()
+
+    def row(self, bag: Path, question: Question, cell: Cell) -> dict[str, Any]:
+        """Decode one question in one cell and score it. What fails is a row with its error."""
+        row = {
+            "bag": bag_name(bag),
+            "question": question.number,
+            "at_s": round(question.at_s, 3),
+            "cell": cell.name,
+            "instruction": question.observation.instruction,
+            "history": list(question.observation.history),
+            "label": None if question.actions is None else list(question.actions),
+            "executed": None if question.executed is None else asdict(question.executed),
+            "error": "",
+        }
+        try:
+            result, gpu_s, usage = self._decode(question, cell)
+        except (ActionError, ImageError) as error:
+            return row | _nothing(f"{type(error).__name__}: {error}", question)
+        return row | {
+            "text": result.text,
+            "token_ids": list(result.tokens),
+            "fates": fates(result),
+            "same_actions": None if question.actions is None else agrees(result.text, question.actions),
+            "same_way": None
+            if question.executed is None
+            else goes_the_same_way(result.text, question.executed),
+            "same_tokens": result.tokens == question.token_ids if question.token_ids else None,
+            "drafted": result.drafted,
+            "accepted": result.accepted,
+            "target_passes": result.target_passes,
+            "early_verdicts": result.early_verdicts,
+            "first_token_s": result.time_to_first_token_s,
+            "first_action_s": result.time_to_first_action_s,
+            "total_s": result.total_s,
+            "gpu_s": gpu_s,
+            "uplink_bytes": usage.uplink_bytes,
+            "downlink_bytes": usage.downlink_bytes,
+            "image_bytes": usage.image_bytes,
+        }
+
+    def _decode(self, question: Question, cell: Cell) -> tuple[GenerationResult, float, LinkUsage]:
+        config = self.config
+        if self._pair is None:
+            self._pair = load_pair(config.target, config.draft, config.threads)
+        params = SamplingParams(
+            temperature=config.temperature,
+            max_tokens=MAX_TOKENS,
+            stop_ids=self._pair.stop_ids,
+            seed=config.seed,
+            rule=config.rule,
+        )
+        uplink_bps = min(1e9, cell.link.up_mbps * 1e6)
+        how = EngineConfig(
+            cell.strategy, params, config.draft_length, timeout_s=PATIENCE_S, uplink_bps=uplink_bps
+        )
+        engine, verifier = virtual_engine(self._pair, cell.link, cell.profile, how, config.seed)
+        *_, last = engine.answer(question.observation)
+        if last.result is None:
+            raise VsdError("the answer ended without a result")
+        return last.result, verifier.gpu_s, verifier.usage
+
+
+def fates(result: GenerationResult) -> str:
+    """Return a letter per token: `a` a draft that the target confirmed, `t` the target's own."""
+    letters = ["t"] * len(result.tokens)
+    for trace in result.rounds:
+        last = min(len(letters), trace.start + trace.accepted)
+        letters[trace.start : last] = "a" * max(0, last - trace.start)
+    return "".join(letters)
+
+
+def _nothing(error: str, question: Question) -> dict[str, Any]:
+    empty = dict.fromkeys(("same_tokens", "first_token_s", "first_action_s"))
+    counts = ("drafted", "accepted", "target_passes", "early_verdicts", "total_s", "gpu_s")
+    zero = dict.fromkeys((*counts, "uplink_bytes", "downlink_bytes", "image_bytes"), 0)
+    return {
+        **empty,
+        **zero,
+        "error": error,
+        "text": "",
+        "token_ids": [],
+        "fates": "",
+        "same_actions": None if question.actions is None else False,
+        "same_way": None if question.executed is None else False,
+    }

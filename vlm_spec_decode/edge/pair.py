@@ -1,0 +1,55 @@
+"""Target and draft in one process, and an engine over them in virtual time, as replays ask it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlm_spec_decode.actions.grammar import language
+from vlm_spec_decode.core.clock import VirtualClock
+from vlm_spec_decode.core.ports import Model, Target, TextCodec
+from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
+from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.edge.engine import Engine, EngineConfig
+from vlm_spec_decode.edge.virtual import VirtualModel, VirtualVerifier
+from vlm_spec_decode.models.grammar import constrained
+from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
+from vlm_spec_decode.strategies.registry import strategy
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPair:
+    """Both models, held to the action language, and the codec of their tokenizer."""
+
+    target: Target
+    draft: Model
+    codec: TextCodec
+    stop_ids: Tokens
+
+
+def load_pair(target: str = "", draft: str = "", threads: int = 1, grammar: bool = True) -> ModelPair:
+    """Load both, by default the shipped ones. Raises ModelError or VocabularyMismatch."""
+    verifies = load_model(target or shipped("target"), threads=threads)
+    drafts = load_model(draft or shipped("draft"), threads=threads)
+    assert_same_vocabulary(drafts.card, verifies.card)
+    said_in = language(grammar)
+    return ModelPair(
+        constrained(verifies, verifies.codec, said_in),
+        constrained(drafts, drafts.codec, said_in),
+        verifies.codec,
+        verifies.codec.stop_ids,
+    )
+
+
+def check_strategy(name: str) -> None:
+    """Raise ConfigError if there is no strategy of this name."""
+    strategy(name)
+
+
+def virtual_engine(
+    pair: ModelPair, link: LinkProfile, hardware: HardwareProfile, config: EngineConfig, seed: int = 0
+) -> tuple[Engine, VirtualVerifier]:
+    """Return an engine whose edge, cloud and network take the profiles' time, on a clock of its own."""
+    clock = VirtualClock()
+    verifier = VirtualVerifier(pair.target, hardware, link, clock, pair.draft, seed)
+    engine = Engine(VirtualModel(pair.draft, hardware, clock), pair.codec, verifier, clock, config)
+    return engine, verifier
