@@ -1,23 +1,33 @@
-"""One answer in virtual time: what a strategy, a profile, a link and a pair of models come to."""
+"""One answer in virtual time: what a strategy, a profile, a link and a pair of models come to.
+
+Decoding is the engine's own, on the virtual verifier; here is only what is plugged into it and read off it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+from vlm_spec_decode.bench.links import LinkedVerifier
+from vlm_spec_decode.bench.tally import Moment, TalliedContext, TalliedVerifier, Tally
 from vlm_spec_decode.core.clock import VirtualClock
-from vlm_spec_decode.core.ports import Model
+from vlm_spec_decode.core.errors import VsdError
+from vlm_spec_decode.core.ports import Model, ModelCard, ModelContext, TextCodec
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
-from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams, Tokens
-from vlm_spec_decode.edge.virtual import VirtualModel, VirtualVerifier
-from vlm_spec_decode.edge.watch import NoDrafter, WatchedDrafter, WatchedVerifier
-from vlm_spec_decode.strategies.base import EdgeConfig
-from vlm_spec_decode.strategies.registry import strategy
+from vlm_spec_decode.core.types import GenerationResult, Observation, SamplingParams, Tokens
+from vlm_spec_decode.edge.charged import ChargedContext
+from vlm_spec_decode.edge.engine import Engine, EngineConfig
+
+TIMEOUT_S = 3600.0
+"""Of virtual time: no cell of a comparison comes near it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Everything but the models and the question: what one cell of the comparison is made of."""
+    """Everything but the models and the question: what one cell of the comparison is made of.
+
+    `is_repeat` asks the question twice of one engine and measures the second answer.
+    """
 
     strategy: str
     hardware: HardwareProfile
@@ -26,56 +36,118 @@ class Setup:
     objective: str = "latency"
     has_helper: bool = False
     seed: int = 0
+    is_repeat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One answer's figures; seconds of virtual time, bytes on the wire."""
+    """One answer's figures; seconds of virtual time, bytes on the wire, the uplink's without the image."""
 
     tokens: Tokens
     total_s: float
     first_token_s: float
+    first_action_s: float | None
     passes: int
     drafted: int
     accepted: int
+    early: int
+    lookups: int
+    hits: int
+    draft_s: float
     gpu_s: float
     up_bytes: int
     down_bytes: int
     image_bytes: int
-    explanation: tuple[str, ...] = field(default=())
+    moments: tuple[Moment, ...] = field(default=(), repr=False)
+
+
+class Silent:
+    """The codec of a pair whose tokens mean nothing."""
+
+    def encode(self, text: str) -> Tokens:  # noqa: ARG002
+        """Return ()."""
+        return ()
+
+    def decode(self, tokens: Seq[int]) -> str:  # noqa: ARG002
+        """Return no text."""
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeModel:
+    """The draft on the robot: its steps take time of the edge's clock, and are counted."""
+
+    inner: Model
+    hardware: HardwareProfile
+    clock: VirtualClock
+    tally: Tally
+
+    @property
+    def card(self) -> ModelCard:
+        """Identity of the draft."""
+        return self.inner.card
+
+    def open(self, observation: Observation) -> ModelContext:
+        """Start one answer."""
+        charged = ChargedContext(self.inner.open(observation), self.clock, self.hardware.draft_s)
+        return TalliedContext(charged, self.tally)
 
 
 def decode(
-    setup: Setup, draft: Model, target: Model, observation: Observation, params: SamplingParams
+    setup: Setup,
+    draft: Model,
+    target: Model,
+    observation: Observation,
+    params: SamplingParams,
+    codec: TextCodec | None = None,
 ) -> Outcome:
-    """Decode one answer and return its figures."""
+    """Decode one answer and return its figures. Without a codec there are no actions to time."""
     clock = VirtualClock()
+    tally = Tally(clock)
     helper = draft if setup.has_helper else None
-    verifier = VirtualVerifier(target, setup.hardware, setup.link, clock, helper, setup.seed)
-    watch = WatchedVerifier(verifier, clock)
-    chosen = strategy(setup.strategy)
-    watch.open(AnswerRequest(1, observation, params, setup.strategy, objective=setup.objective))
-    inner = VirtualModel(draft, setup.hardware, clock).open(observation) if chosen.drafts else NoDrafter()
-    drafter = WatchedDrafter(inner, watch)
-    sequence, first_token_s = Sequence(), 0.0
-    uplink_bps = min(1e9, setup.link.up_mbps * 1e6)
-    config = EdgeConfig(1, params, setup.draft_length, timeout_s=600.0, uplink_bps=uplink_bps)
-    try:
-        for _ in chosen.decode(sequence, drafter, watch, clock, config):
-            first_token_s = first_token_s or watch.elapsed_s
-        usage = verifier.usage
-    finally:
-        verifier.close()
-        drafter.close()
+    verifier = LinkedVerifier(target, setup.hardware, setup.link, clock, helper, setup.seed)
+    edge = EdgeModel(draft, setup.hardware, clock, tally)
+    config = EngineConfig(
+        setup.strategy,
+        params,
+        setup.draft_length,
+        TIMEOUT_S,
+        setup.objective,
+        min(1e9, setup.link.up_mbps * 1e6),
+    )
+    engine = Engine(edge, codec or Silent(), TalliedVerifier(verifier, tally), clock, config)
+    started_s = gpu_s = 0.0
+    if setup.is_repeat:
+        _answer(engine, observation)
+        started_s, gpu_s = clock.now(), verifier.gpu_s
+        tally.moments.clear()
+        tally.lookups = tally.hits = 0
+        tally.draft_s = 0.0
+    result = _answer(engine, observation)
+    usage = verifier.usage
+    moments = (m._replace(start_s=m.start_s - started_s, end_s=m.end_s - started_s) for m in tally.moments)
     return Outcome(
-        sequence.tokens,
-        watch.elapsed_s,
-        first_token_s,
-        len(watch.rounds),
-        sum(r.drafted for r in watch.rounds),
-        sum(r.accepted for r in watch.rounds),
-        verifier.gpu_s,
+        result.tokens,
+        result.total_s,
+        result.time_to_first_token_s,
+        result.time_to_first_action_s,
+        result.target_passes,
+        result.drafted,
+        result.accepted,
+        result.early_verdicts,
+        tally.lookups,
+        tally.hits,
+        tally.draft_s,
+        verifier.gpu_s - gpu_s,
         usage.uplink_bytes,
         usage.downlink_bytes,
         usage.image_bytes,
+        tuple(moments),
     )
+
+
+def _answer(engine: Engine, observation: Observation) -> GenerationResult:
+    for update in engine.answer(observation):
+        if update.result:
+            return update.result
+    raise VsdError("the engine ended without a result")

@@ -8,7 +8,7 @@ so the pair is deterministic and any tree may be asked for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -132,3 +132,29 @@ def pair(spec: PairSpec) -> tuple[SyntheticModel, SyntheticModel]:
     """Return (draft, target)."""
     make = partial(SyntheticModel, _World(spec))
     return make(is_target=False), make(is_target=True)
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticFamily:
+    """One half of many pairs of one law: an observation's `frame_id` is the seed of its pair."""
+
+    spec: PairSpec
+    is_target: bool
+    worlds: dict[str, _World]
+
+    @classmethod
+    def pair(cls, spec: PairSpec) -> tuple[SyntheticFamily, SyntheticFamily]:
+        """Return (draft, target)."""
+        worlds: dict[str, _World] = {}
+        return cls(spec, False, worlds), cls(spec, True, worlds)
+
+    @property
+    def card(self) -> ModelCard:
+        """Identity."""
+        return SyntheticModel(_World(self.spec), self.is_target).card
+
+    def open(self, observation: Observation) -> _Context:
+        """Start one answer of the pair that the observation names."""
+        name = observation.frame_id
+        world = self.worlds.setdefault(name, _World(replace(self.spec, seed=int(name))))
+        return _Context(world, self.is_target)

@@ -1,0 +1,43 @@
+"""Records the questions of the decoding benchmark: held-out rooms as the robot's camera sends them.
+
+    python benchmarks/prompts.py [--count N] [--first-seed N] [--out FOLDER]
+
+Writes one JPEG per question and prompts.json (file, size, instruction, history, seed). The rooms lie apart
+from those of training and of `vsd train evaluate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from vlm_spec_decode.bench.prompts import FOLDER
+from vlm_spec_decode.train.config import EvaluateConfig
+from vlm_spec_decode.train.evaluate import questions
+
+
+def main() -> None:
+    """Render and write."""
+    parser = argparse.ArgumentParser(description="Record the questions of the decoding benchmark.")
+    parser.add_argument("--count", type=int, default=24)
+    parser.add_argument("--first-seed", type=int, default=1_300_000)
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    config = EvaluateConfig(Path(), None, frames=options.count, first_seed=options.first_seed)
+    for number, question in enumerate(questions(config)):
+        observation = question.observation
+        assert observation.image is not None
+        name = f"{number:02}.jpg"
+        (options.out / name).write_bytes(observation.image.jpeg)
+        row = {"file": name, "width": observation.image.width, "height": observation.image.height}
+        words = {"instruction": observation.instruction, "history": list(observation.history)}
+        rows.append({**row, **words, "seed": options.first_seed + number})
+    (options.out / "prompts.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(rows)} questions in {options.out}")
+
+
+if __name__ == "__main__":
+    main()

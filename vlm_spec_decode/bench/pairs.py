@@ -1,0 +1,100 @@
+"""The pairs of models that strategies are compared on, by name.
+
+`shipped`, `stepN` (the shipped target with the draft as it was after N steps of its training), `oracle` (the
+target drafts for itself, at the draft's speed: the limit), `synthetic:A` (a known acceptance A; for
+simulations), or `DRAFT+TARGET` of any two checkpoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlm_spec_decode.actions.grammar import language
+from vlm_spec_decode.bench.prompts import recorded_prompts
+from vlm_spec_decode.bench.recorded import RecordedModel
+from vlm_spec_decode.bench.run import Silent
+from vlm_spec_decode.bench.synthetic import PairSpec, SyntheticFamily
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.ports import Model, TextCodec
+from vlm_spec_decode.core.types import Observation, SamplingParams
+from vlm_spec_decode.models.grammar import constrained
+from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
+from vlm_spec_decode.models.vlm import VlmModel
+
+MAX_TOKENS = 64
+SYNTHETIC_TOKENS = 40
+EARLY = "step"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchPair:
+    """Draft and target with the questions that are put to them; `about` says what they are."""
+
+    name: str
+    draft: Model
+    target: Model
+    codec: TextCodec
+    params: SamplingParams
+    questions: tuple[Observation, ...]
+    about: str
+
+
+@dataclass(slots=True)
+class PairLibrary:
+    """Loads each checkpoint once; what a model has said is remembered across pairs and cells.
+
+    `with_grammar` holds answers to the action language, as edge and cloud do.
+    """
+
+    answers: int
+    with_grammar: bool = True
+    _models: dict[str, tuple[VlmModel, RecordedModel]] = field(default_factory=dict)
+
+    def pair(self, name: str) -> BenchPair:
+        """Return a pair by name. Raises ConfigError or ModelError."""
+        if name.startswith("synthetic:"):
+            return self._synthetic(name)
+        draft, target = self._folders(name)
+        loaded, drafting = self._recorded(draft)
+        model, verifying = self._recorded(target)
+        assert_same_vocabulary(loaded.card, model.card)
+        about = f"draft {loaded.card.revision}, target {model.card.revision}"
+        params = SamplingParams(max_tokens=MAX_TOKENS, stop_ids=model.codec.stop_ids)
+        questions = recorded_prompts(self.answers)
+        return BenchPair(name, drafting, verifying, model.codec, params, questions, about)
+
+    def _folders(self, name: str) -> tuple[str, str]:
+        draft, plus, target = name.partition("+")
+        if plus:
+            return draft, target
+        if name == "oracle":
+            return str(shipped("target")), str(shipped("target"))
+        if name == "shipped":
+            return str(shipped("draft")), str(shipped("target"))
+        if name.startswith(EARLY):
+            return str(shipped(f"draft_{name}")), str(shipped("target"))
+        raise ConfigError(f"unknown pair {name!r}: shipped, oracle, stepN, synthetic:A or DRAFT+TARGET")
+
+    def _recorded(self, source: str) -> tuple[VlmModel, RecordedModel]:
+        key = str(Path(source).resolve()) if Path(source).is_dir() else source
+        if key not in self._models:
+            model = load_model(source)
+            spoken = constrained(model, model.codec, language(self.with_grammar))
+            questions = {o.frame_id: o for o in recorded_prompts(self.answers)}
+            self._models[key] = model, RecordedModel(spoken, questions)
+        return self._models[key]
+
+    def _synthetic(self, name: str) -> BenchPair:
+        try:
+            acceptance = float(name.partition(":")[2])
+        except ValueError as error:
+            raise ConfigError(f"{name!r}: synthetic:A wants a number between 0 and 1") from error
+        if not 0 < acceptance < 1:
+            raise ConfigError(f"{name!r}: an acceptance lies between 0 and 1")
+        spec = PairSpec(acceptance)
+        params = SamplingParams(max_tokens=SYNTHETIC_TOKENS)
+        questions = tuple(Observation(None, "go", frame_id=str(n)) for n in range(self.answers))
+        draft, target = SyntheticFamily.pair(spec)
+        about = f"simulated: first choice right with {acceptance}, the others by a geometric law"
+        return BenchPair(name, draft, target, Silent(), params, questions, about)

@@ -1,0 +1,103 @@
+"""A model whose every answer is remembered: what any strategy asks twice is computed once.
+
+A row of logits is a function of the question and the path of tokens, so a sweep over strategies, profiles
+and links runs each model once per path that anybody visits. That also takes the last bits' dependence on
+the shape of a pass out of the comparison: all strategies see the very same rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext
+from vlm_spec_decode.core.sampling import Row
+from vlm_spec_decode.core.types import Observation, Tokens
+
+
+@dataclass(slots=True)
+class Memory:
+    """What one model has said about one question, by path: rows [vocab], exits {layer: row}, forced runs."""
+
+    context: ModelContext
+    exit_layers: Tokens
+    rows: dict[Tokens, Row] = field(default_factory=dict)
+    exits: dict[Tokens, dict[int, Row]] = field(default_factory=dict)
+    runs: dict[Tokens, Tokens] = field(default_factory=dict)
+
+    def learn(self, prefix: Tokens, tokens: Tokens, parents: Tokens, paths: list[Tokens]) -> None:
+        """Run the model on this tree and keep all of it. Exits are kept whether asked for or not."""
+        early: dict[int, Logits] = {}
+
+        def keep(exit_layer: int, logits: Logits) -> None:
+            early[exit_layer] = logits
+
+        logits = self.context.score(prefix, tokens, parents, on_exit=keep if self.exit_layers else None)
+        for index, path in enumerate(paths):
+            if path not in self.rows:
+                self.rows[path] = logits[index]
+                self.exits[path] = {layer: rows[index] for layer, rows in early.items()}
+
+
+@dataclass(slots=True)
+class RecordedContext:
+    """`ModelContext` over a memory; any number may be open on one."""
+
+    memory: Memory
+
+    def prefill(self) -> None:
+        """Do nothing: the first miss fills the prompt."""
+
+    def score(
+        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
+    ) -> Logits:
+        """Return logits [1 + n, vocab], computed only if a row is new; exits are told either way."""
+        paths = [prefix]
+        for token, parent in zip(tokens, parents, strict=True):
+            paths.append((*paths[parent], token))
+        memory = self.memory
+        if any(path not in memory.rows for path in paths):
+            memory.learn(prefix, tokens, parents, paths)
+        if on_exit is not None:
+            for layer in memory.exit_layers:
+                known = [memory.exits[path].get(layer) for path in paths]
+                if all(row is not None for row in known):
+                    on_exit(layer, np.stack([row for row in known if row is not None]))
+        logits: Logits = np.stack([memory.rows[path] for path in paths])
+        return logits
+
+    def forced(self, prefix: Tokens) -> Tokens:
+        """Return the run that the grammar forces after `prefix`."""
+        runs = self.memory.runs
+        if prefix not in runs:
+            runs[prefix] = self.memory.context.forced(prefix)
+        return runs[prefix]
+
+    def close(self) -> None:
+        """Keep everything: the next answer may ask again."""
+
+
+@dataclass(slots=True)
+class RecordedModel:
+    """`Model` that opens each question of `questions` once, by `frame_id`, and remembers it.
+
+    An observation without its image (so that a link is not charged for it) still finds its question.
+    """
+
+    inner: Model
+    questions: dict[str, Observation]
+    memories: dict[str, Memory] = field(default_factory=dict)
+
+    @property
+    def card(self) -> ModelCard:
+        """Identity of the inner model."""
+        return self.inner.card
+
+    def open(self, observation: Observation) -> ModelContext:
+        """Start one answer to a known question."""
+        name = observation.frame_id
+        if name not in self.memories:
+            context = self.inner.open(self.questions[name])
+            self.memories[name] = Memory(context, self.card.exit_layers)
+        return RecordedContext(self.memories[name])

@@ -1,0 +1,137 @@
+"""Watches one answer from outside: when the edge drafts, what it sends, what comes back, and what hits.
+
+A hit: after a verdict the next chain goes out with tokens that nobody had to draft first. That is what a
+branch cache or a pre-draft is for; of a strategy whose tree is in the cloud already it says nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from vlm_spec_decode.core.ports import Clock, ExitHook, Logits, ModelContext, Verifier
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Event, Hint, Tokens
+
+
+class Moment(NamedTuple):
+    """Something that happened on the edge: `what` is draft, send, early or commit; times in seconds.
+
+    `start_s` to `end_s` is the step of a draft, and the pass (without its way down) of a commit. `size` is
+    rows, nodes or tokens.
+    """
+
+    what: str
+    start_s: float
+    end_s: float
+    size: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is counted, shared by the two decorators below."""
+
+    clock: Clock
+    moments: list[Moment] = field(default_factory=list)
+    lookups: int = 0
+    hits: int = 0
+    draft_s: float = 0.0
+    _is_fresh: bool = False
+    _drafted: int = 0
+
+    def drafted(self, count: int) -> None:
+        """Count tokens that were drafted or forced since the last verdict."""
+        self._drafted += count
+
+    def sent(self, draft: Draft) -> None:
+        """Look whether the first chain after a verdict was there already."""
+        self.mark("send", self.clock.now(), len(draft.tokens))
+        if self._is_fresh and draft.tokens:
+            self.lookups += 1
+            self.hits += self._drafted < len(draft.tokens)
+            self._is_fresh = False
+
+    def came(self, event: Event) -> None:
+        """Note an early verdict or a commit."""
+        if not isinstance(event, Commit):
+            self.mark("early", self.clock.now(), 1)
+            return
+        self.mark("commit", self.clock.now() - event.compute_s, len(event.tokens))
+        self._is_fresh, self._drafted = not event.finished, 0
+
+    def mark(self, what: str, start_s: float, size: int) -> None:
+        """Add a moment that ends now."""
+        self.moments.append(Moment(what, start_s, self.clock.now(), size))
+
+
+@dataclass(slots=True)
+class TalliedContext:
+    """A drafter whose steps are counted."""
+
+    inner: ModelContext
+    tally: Tally
+
+    def prefill(self) -> None:
+        """Pass on."""
+        self.inner.prefill()
+
+    def score(
+        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
+    ) -> Logits:
+        """Pass on; a step that takes no time is no step."""
+        started_s = self.tally.clock.now()
+        logits = self.inner.score(prefix, tokens, parents, on_exit=on_exit)
+        seconds = self.tally.clock.now() - started_s
+        if seconds:
+            self.tally.drafted(1)
+            self.tally.draft_s += seconds
+            self.tally.mark("draft", started_s, len(logits))
+        return logits
+
+    def forced(self, prefix: Tokens) -> Tokens:
+        """Pass on."""
+        run = self.inner.forced(prefix)
+        self.tally.drafted(len(run))
+        return run
+
+    def close(self) -> None:
+        """Pass on."""
+        self.inner.close()
+
+
+@dataclass(slots=True)
+class TalliedVerifier:
+    """A verifier whose traffic is counted."""
+
+    inner: Verifier
+    tally: Tally
+
+    def open(self, request: AnswerRequest) -> None:
+        """Pass on."""
+        self.inner.open(request)
+
+    def submit(self, hint: Hint) -> None:
+        """Count and pass on."""
+        if isinstance(hint, Draft):
+            self.tally.sent(hint)
+        self.inner.submit(hint)
+
+    def poll(self) -> Event | None:
+        """Pass on, counting what comes."""
+        event = self.inner.poll()
+        if event is not None:
+            self.tally.came(event)
+        return event
+
+    def wait(self, timeout_s: float) -> Event:
+        """Pass on, counting what comes."""
+        event = self.inner.wait(timeout_s)
+        self.tally.came(event)
+        return event
+
+    def cancel(self) -> None:
+        """Pass on."""
+        self.inner.cancel()
+
+    def close(self) -> None:
+        """Pass on."""
+        self.inner.close()
