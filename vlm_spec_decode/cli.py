@@ -30,6 +30,7 @@ ELSEWHERE = {
     "replay": ("vlm_spec_decode.bag.cli", "replay"),
     "say": ("vlm_spec_decode.demo.console", "say"),
     "stop": ("vlm_spec_decode.demo.console", "stop"),
+    "top": ("vlm_spec_decode.demo.console", "top"),
     "train": ("vlm_spec_decode.train.cli", "train"),
 }
 """Commands that live beside their implementation: name to module and attribute."""

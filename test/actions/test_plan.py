@@ -56,6 +56,7 @@ def test_plan_json_is_readable() -> None:
         "sequence": 7,
         "actions": ["turn(-10)", "forward(1.6)", "done()"],
         "final": True,
+        "verified": True,
     }
 
 
@@ -77,6 +78,7 @@ def test_plan_json_is_readable() -> None:
         ("actions", ["go forward(1)"], "not one action|unknown action"),
         ("actions", ["done()", "forward(1)"], "done"),
         ("final", 1, "final"),
+        ("verified", "no", "verified"),
         ("extra", 1, "extra"),
     ],
 )
@@ -99,6 +101,13 @@ def test_repeated_and_missing_keys_are_refused() -> None:
     del data["final"]
     with pytest.raises(ActionParseError, match="final"):
         Plan.from_json(json.dumps(data))
+
+
+def test_only_what_says_so_is_unverified() -> None:
+    data = json.loads(PLAN.to_json())
+    del data["verified"]
+    assert Plan.from_json(json.dumps(data)).verified
+    assert not Plan.from_json(json.dumps(data | {"verified": False})).verified
 
 
 def test_oversized_messages_are_refused_unread() -> None:

@@ -10,7 +10,7 @@ from PIL import Image as PilImage
 from vlm_spec_decode.actions.parser import ActionParser
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import format_action
-from vlm_spec_decode.core.errors import Cancelled
+from vlm_spec_decode.core.errors import Cancelled, CloudUnreachable
 from vlm_spec_decode.core.types import GenerationResult
 from vlm_spec_decode.edge.engine import AnswerUpdate
 
@@ -56,6 +56,40 @@ class ScriptedEngine:
 
     def cancel(self):
         self.cancelled.set()
+
+
+@dataclass
+class ScriptedEngines:
+    """An engine that is there, or comes back `away` looks after it was lost; `alone` is the draft's."""
+
+    engine: ScriptedEngine | None
+    alone: ScriptedEngine | None = None
+    away: float = 0
+    error: Exception = field(default_factory=lambda: CloudUnreachable("gone"))
+    losses: int = 0
+    used: list = field(default_factory=list)
+
+    @property
+    def current(self):
+        if self.away > 0:
+            self.away -= 1
+            return None
+        return self.engine
+
+    def ensure(self):
+        return self.current
+
+    def lost(self):
+        self.losses += 1
+        self.away = self.returns_after
+
+    returns_after: float = 0
+
+    def draft(self):
+        return self.alone
+
+    def use(self, engine):
+        self.used.append(engine)
 
 
 @dataclass

@@ -3,11 +3,12 @@ from dataclasses import replace
 
 import pytest
 
-from test.bridge.scripted import EchoExecutor, ScriptedEngine, plain_jpeg
+from test.bridge.scripted import EchoExecutor, ScriptedEngine, ScriptedEngines, plain_jpeg
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import Done, Forward, Turn
 from vlm_spec_decode.bridge.mission_feed import Frame, MissionFeed
-from vlm_spec_decode.bridge.mission_runner import Job, MissionRunner, RunnerConfig
+from vlm_spec_decode.bridge.mission_runner import MissionRunner
+from vlm_spec_decode.bridge.missions import Job, RunnerConfig
 from vlm_spec_decode.bridge.reports import Answer, MissionStatus, Partial
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ActionParseError, CloudRefused, CloudUnreachable, ImageError
@@ -25,6 +26,7 @@ class World:
         self.jpeg = jpeg or plain_jpeg()
         self.feed, self.engine, self.executor = MissionFeed(WallClock()), engine, executor
         self.said, self.now_s, self.camera = [], 100.0, camera
+        self.engines = ScriptedEngines(engine)
         self.runner = MissionRunner(self.feed, self.hear, self.tick, config)
 
     def tick(self):
@@ -40,7 +42,7 @@ class World:
             self.engine.cancel()
 
     def run(self, job=JOB):
-        return self.runner.run(job, self.engine)
+        return self.runner.run(job, self.engines)
 
     def of(self, kind):
         return [report for report in self.said if isinstance(report, kind)]
@@ -89,9 +91,10 @@ def test_a_mission_without_end_stops_at_the_limit():
     ],
 )
 def test_an_error_mid_answer_ends_the_mission_by_name_with_an_empty_plan(error, lost_cloud):
-    world = World(ScriptedEngine([["forward(0.5) ", error]]), EchoExecutor())
+    world = World(ScriptedEngine([["forward(0.5) ", error]]), EchoExecutor(), replace(QUICK, fallback="stop"))
     ending = world.run()
-    assert (ending.status, ending.reason, ending.lost_cloud) == ("failed", type(error).__name__, lost_cloud)
+    assert (ending.status, ending.reason) == ("failed", type(error).__name__)
+    assert world.engines.losses == lost_cloud
     assert world.of(MissionStatus)[-1].detail == str(error)
     last = world.of(Plan)[-1]
     assert (last.actions, last.final) == ((), True)

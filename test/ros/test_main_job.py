@@ -131,7 +131,7 @@ def start_all(processes, folder):
     processes.vsd("cloud", "cloud", "--bind", address, "--keys", keys)
     for name in ("camera_node", "locomotion_node"):
         processes.node(name, interface="lo", domain=domain)
-    processes.node("vlm_node", cloud=address, keys=keys, answer_timeout_s=8.0)
+    processes.node("vlm_node", cloud=address, keys=keys, answer_timeout_s=8.0, hold_timeout_s=2.0)
     return address, keys
 
 

@@ -28,11 +28,15 @@ class Source:
     error: Exception | None = None
     closed: bool = False
     failures: list = field(default_factory=list)
+    alone: ScriptedEngine | None = None
 
     def connect(self):
         if self.error:
             raise self.error
         return self.engine
+
+    def draft(self):
+        return self.alone
 
     def close(self):
         self.closed = True

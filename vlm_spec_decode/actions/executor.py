@@ -22,11 +22,7 @@ from vlm_spec_decode.actions.safety import SafetyGate
 from vlm_spec_decode.actions.stages import StageMaker
 from vlm_spec_decode.actions.stopping import RESTOP_S, Stopper, StopReport, fault_reason
 from vlm_spec_decode.actions.types import Done, format_action
-from vlm_spec_decode.core.errors import (
-    ActionRefused,
-    Cancelled,
-    RobotError,
-)
+from vlm_spec_decode.core.errors import ActionRefused, Cancelled, RobotError
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 
 PERIOD_S = 0.025
@@ -53,6 +49,7 @@ class Executor:
     ) -> None:
         self.period_s = period_s
         self._driver, self._gate, self._clock = driver, gate, clock
+        self._gates = {True: gate, False: SafetyGate(gate.limits.unverified())}
         self._frame_now = frame_now or clock.now
         self._runner = runner or ThreadRunner()
         self._stopper = Stopper(driver, clock)
@@ -177,6 +174,8 @@ class Executor:
 
     def _supersede(self, plan: Plan) -> None:
         was_moving = self._performer.abandon()
+        self._gate = self._gates[plan.verified]
+        self._performer.obey(self._gate)
         self._active = True
         self._status = PlanStatus(plan.mission, plan.answer)
         if was_moving:

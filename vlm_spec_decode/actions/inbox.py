@@ -54,7 +54,12 @@ class PlanInbox:
                 self.bar(known.mission, "superseded")
             self._frame_ages_s = (frame_age_s,) * len(plan.actions)
             return Receipt.NEW
-        if plan.actions[: len(known.actions)] != known.actions or (known.final and not plan.final):
+        takes_back = known.final and not plan.final
+        if (
+            plan.actions[: len(known.actions)] != known.actions
+            or takes_back
+            or plan.verified != known.verified
+        ):
             raise ActionRefused("plan_changed", f"answer {plan.answer} contradicts what it said before")
         fresh = len(plan.actions) - len(known.actions)
         self._frame_ages_s += (frame_age_s,) * fresh

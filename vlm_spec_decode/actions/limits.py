@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from vlm_spec_decode.core.errors import ConfigError
@@ -32,7 +32,8 @@ class SafetyLimits:
     counts from the frame's capture to the arrival of the action decided on it; how long the actions before
     it took does not count, they are the same plan. At the latest `watchdog_s` after the last heartbeat the
     stop is commanded. `modes` are the codes of the robot's state machine in which it may walk. `geofence`,
-    if not empty, is left only inwards; odometry drifts, so leave it a margin.
+    if not empty, is left only inwards; odometry drifts, so leave it a margin. `unverified_*` replace their
+    namesakes, where those are wider, for plans that no cloud has verified.
     """
 
     max_speed_mps: float = 0.5
@@ -51,6 +52,11 @@ class SafetyLimits:
     obstacle_stop_m: float = 0.10
     min_battery_soc: float = 0.2
     watchdog_s: float = 0.25
+    unverified_speed_mps: float = 0.2
+    unverified_turn_radps: float = 0.5
+    unverified_distance_m: float = 0.5
+    unverified_angle_deg: float = 90.0
+    unverified_actions: int = 4
     modes: tuple[int, ...] = tuple(sorted(WALKING_STATES))
     geofence: Polygon = ()
 
@@ -62,13 +68,25 @@ class SafetyLimits:
                 raise ConfigError(f"{field.name}: {value} is not a number from 0 upwards")
         if not 0 < self.max_speed_mps <= MAX_SPEED_MPS:
             raise ConfigError(f"max_speed_mps: {self.max_speed_mps} is not within 0 to {MAX_SPEED_MPS}")
-        for name in ("max_turn_radps", "max_accel_mps2", "max_turn_accel_radps2", "watchdog_s"):
+        for name in ("max_turn_radps", "max_accel_mps2", "max_turn_accel_radps2", "watchdog_s",
+                     "unverified_speed_mps", "unverified_turn_radps"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}: must be above 0")
         if not set(self.modes) <= WALKING_STATES:
             raise ConfigError(f"modes: {sorted(set(self.modes) - WALKING_STATES)} do not walk")
         if 0 < len(self.geofence) < 3:
             raise ConfigError("geofence: a polygon has three corners or more")
+
+    def unverified(self) -> SafetyLimits:
+        """Return what holds for a plan that no cloud has verified: never wider than these limits."""
+        return replace(
+            self,
+            max_speed_mps=min(self.max_speed_mps, self.unverified_speed_mps),
+            max_turn_radps=min(self.max_turn_radps, self.unverified_turn_radps),
+            max_distance_m=min(self.max_distance_m, self.unverified_distance_m),
+            max_angle_deg=min(self.max_angle_deg, self.unverified_angle_deg),
+            max_actions=min(self.max_actions, self.unverified_actions),
+        )
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> SafetyLimits:

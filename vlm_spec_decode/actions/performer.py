@@ -48,6 +48,11 @@ class Performer:
         """Whether a driver's call is still running, be it for an action that was abandoned."""
         return self._job is not None and not self._job.ended
 
+    def obey(self, gate: SafetyGate) -> None:
+        """Let the limits of `gate` hold from here on; to be called between actions only."""
+        self._gate = gate
+        self._slew.limits = self._maker.limits = gate.limits
+
     def begin_period(self) -> None:
         """Take the permit for what this period will decide; to be called before its orders are read."""
         self._permit = self._stopper.permit

@@ -32,6 +32,9 @@ TERMINAL_STATES = frozenset({"done", "refused", "stopped", "fault", "estop"})
 """States in which the answer they name will not move the robot any more."""
 
 _PLAN_KEYS = ("mission", "answer", "stamp_s", "sequence", "actions", "final")
+_PLAN_OPTIONS = {"verified": True}
+"""What a plan may leave out, and what it means then."""
+
 _STATUS_KEYS = ("mission", "answer", "actions_done", "state", "reason", "detail", "action", "executed")
 
 
@@ -43,7 +46,8 @@ class Plan:
     time of the frame that the answer looks at, `sequence` never falls within an answer and rises when the
     content changes. Within an answer `actions` only ever grows at its end; `final` says that no more will
     come. While an answer is under way the commander republishes its newest plan at 10 Hz or more: silence
-    of 0.25 s stops the robot. A new answer, or a new mission, supersedes what is under way.
+    of 0.25 s stops the robot. A new answer, or a new mission, supersedes what is under way. `verified` is
+    False for what the draft alone has said, without its cloud: reduced limits hold for it.
     """
 
     mission: str
@@ -52,6 +56,7 @@ class Plan:
     sequence: int
     actions: tuple[Action, ...] = ()
     final: bool = False
+    verified: bool = True
 
     def to_json(self) -> str:
         """Return one line of JSON; actions are texts of the action language."""
@@ -63,6 +68,7 @@ class Plan:
                 "sequence": self.sequence,
                 "actions": [format_action(action) for action in self.actions],
                 "final": self.final,
+                "verified": self.verified,
             }
         )
 
@@ -70,10 +76,10 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         """Return the plan in `text`.
 
-        Raises ActionParseError on anything but exactly these keys with these types, on a number that is
-        negative or not finite where it may not be, and on an action after `done()`.
+        Raises ActionParseError on anything but exactly these keys with these types (`verified` may be left
+        out), on a number that is negative or not finite where it may not be, and on an action after `done()`.
         """
-        data = _load(text, _PLAN_KEYS)
+        data = _load(text, _PLAN_KEYS, _PLAN_OPTIONS)
         actions = tuple(parse_action(item) for item in _texts(data, "actions"))
         if any(isinstance(action, Done) for action in actions[:-1]):
             raise ActionParseError("actions: an action after done(): nothing may follow")
@@ -84,6 +90,7 @@ class Plan:
             sequence=_count(data, "sequence"),
             actions=actions,
             final=_flag(data, "final"),
+            verified=_flag(data, "verified"),
         )
 
 
@@ -133,7 +140,7 @@ class PlanStatus:
         )
 
 
-def _load(text: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
+def _load(text: str, keys: tuple[str, ...], options: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
     if len(text) > MAX_JSON_CHARS:
         raise ActionParseError(f"message longer than {MAX_JSON_CHARS} characters")
     try:
@@ -142,11 +149,13 @@ def _load(text: str, keys: tuple[str, ...]) -> Mapping[str, Any]:
         raise ActionParseError(f"not JSON: {error}") from error
     if not isinstance(pairs, tuple):
         raise ActionParseError("not a JSON object")
+    absent = {key: value for key, value in (options or {}).items() if key not in dict(pairs)}
+    keys = (*keys, *(key for key in options or {} if key not in absent))
     names = [str(name)[:40] for name, _ in pairs]
     if sorted(names) != sorted(keys):
         wrong = sorted(set(names) ^ set(keys)) or sorted(names)
         raise ActionParseError(f"keys are unknown, missing or repeated: {', '.join(wrong)}")
-    return dict(pairs)
+    return {**absent, **dict(pairs)}
 
 
 def _text(data: Mapping[str, Any], key: str, limit: int = MAX_NAME_CHARS) -> str:

@@ -10,7 +10,9 @@ from vlm_spec_decode.bridge.parameters import Parameter, Parameters
 from vlm_spec_decode.bridge.settings import load_yaml
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
+from vlm_spec_decode.edge.client import Timing
 from vlm_spec_decode.edge.engine import Engine
+from vlm_spec_decode.edge.fallback import DraftModel
 from vlm_spec_decode.edge.setup import EdgeRuntime, EdgeSettings, bring_up
 
 PARAMETERS = (
@@ -24,6 +26,7 @@ PARAMETERS = (
     Parameter("max_tokens", 96, "Longest answer.", 1, 1024),
     Parameter("draft_length", 6, "Tokens drafted per round.", 1, 64),
     Parameter("answer_timeout_s", 30.0, "Silence of the cloud that fails an answer.", 0.5, 300.0),
+    Parameter("link_silence_s", 0.8, "Silence of the link, heartbeats too, that loses the cloud.", 0.3, 30.0),
     Parameter("connect_timeout_s", 4.0, "How long one handshake may take.", 0.5, 60.0),
     Parameter("grammar", True, "Hold answers to the action language; the cloud must do the same."),
     Parameter("threads", 1, "Threads of the draft model.", 1, 64),
@@ -35,6 +38,7 @@ def read_settings(node: Node) -> EdgeSettings:
     """Declare the parameters and return what they say. Raises ConfigError."""
     values = Parameters(node, PARAMETERS)
     link = values.path("link_file")
+    silence_s, connect_s = values.real("link_silence_s"), values.real("connect_timeout_s")
     return EdgeSettings(
         cloud=values.text("cloud"),
         keys=values.path("keys"),
@@ -46,10 +50,11 @@ def read_settings(node: Node) -> EdgeSettings:
         max_tokens=values.integer("max_tokens"),
         draft_length=values.integer("draft_length"),
         timeout_s=values.real("answer_timeout_s"),
-        connect_s=values.real("connect_timeout_s"),
+        connect_s=connect_s,
         threads=values.integer("threads"),
         grammar=values.flag("grammar"),
         link=_link(link) if link else None,
+        timing=Timing(ping_s=min(0.3, silence_s / 4), give_up_s=silence_s, handshake_s=connect_s),
     )
 
 
@@ -66,13 +71,17 @@ class EdgeEngineSource:
     def __init__(self, settings: EdgeSettings) -> None:
         self._settings = settings
         self._runtime: EdgeRuntime | None = None
+        self._model = DraftModel(settings)
 
     def connect(self) -> Engine:
         """Return an engine with a fresh handshake. Raises CloudError or ModelError."""
-        draft = self._runtime.draft if self._runtime else None
         self.close()
-        self._runtime = bring_up(self._settings, draft)
+        self._runtime = bring_up(self._settings, self._model.load())
         return self._runtime.engine
+
+    def draft(self) -> Engine:
+        """Return the draft alone as an engine. Raises ModelError."""
+        return self._model.alone()
 
     def close(self) -> None:
         """Leave the cloud. Idempotent."""

@@ -44,6 +44,7 @@ class MissionFeed:
         self._mission = ""
         self._answer = 0
         self._cancelled = ("", "")
+        self._verdict: bool | None = None
 
     # Filled by callbacks -------------------------------------------------------------------------
 
@@ -67,6 +68,12 @@ class MissionFeed:
             self._cancelled = (mission, reason)
             self._changed.notify_all()
 
+    def put_verdict(self, yes: bool) -> None:
+        """Take a person's yes or no to the plan that is shown."""
+        with self._changed:
+            self._verdict = yes
+            self._changed.notify_all()
+
     @property
     def is_live(self) -> bool:
         """Whether a frame and a status have ever arrived."""
@@ -86,6 +93,11 @@ class MissionFeed:
             self._raise_cancelled()
             if self.broken_off() is not None:
                 raise Cancelled("the executor broke the plan off")
+
+    def executed(self) -> tuple[str, ...]:
+        """Return what is known to be carried out of the answer under way."""
+        status = self._status
+        return status.executed if status is not None and self._is_mine(status) else ()
 
     def broken_off(self) -> PlanStatus | None:
         """Return the status that ends the answer under way before it is carried out, if there is one."""
@@ -120,6 +132,26 @@ class MissionFeed:
         if frame is None:
             raise RobotUnreachable(f"no new camera frame within {timeout_s:.1f} s: camera gone")
         return frame
+
+    def wait_verdict(self, timeout_s: float) -> bool:
+        """Wait for a yes or no that comes from now on; silence is a no.
+
+        Raises Cancelled as `check` does.
+        """
+        with self._changed:
+            self._verdict = None
+            self._changed.wait_for(
+                lambda: self._is_cancelled or self._verdict is not None or self.broken_off() is not None,
+                timeout_s,
+            )
+            self.check()
+            return bool(self._verdict)
+
+    def pause(self, timeout_s: float) -> None:
+        """Let time pass, less if the mission ends meanwhile. Raises Cancelled as `check` does."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_cancelled or self.broken_off() is not None, timeout_s)
+            self.check()
 
     def wait_end(self, silence_s: float, limit_s: float) -> PlanStatus:
         """Wait until the answer's plan has been carried out.

@@ -2,72 +2,46 @@
 
 Runs on a thread of its own. What it has to say goes out through `emit`; what it waits for comes in
 through a `MissionFeed`. Whatever ends a mission, its last plan is one without actions, which stops the
-robot without waiting for the watchdog.
+robot without waiting for the watchdog. A cloud that is lost in the middle stops the robot too; what happens
+then is the `fallback`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeAlias
 
-from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.actions.plan import Plan
+from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.bridge.mission_feed import Frame, MissionFeed
-from vlm_spec_decode.bridge.ports import Answerer
+from vlm_spec_decode.bridge.missions import Ending, Job, RunnerConfig, alike, ending_of, failure, said
+from vlm_spec_decode.bridge.ports import Answerer, Engines
 from vlm_spec_decode.bridge.reports import Answer, MissionStatus, Partial
-from vlm_spec_decode.core.errors import Cancelled, CloudError, InstructionError, VsdError
+from vlm_spec_decode.core.errors import (
+    Cancelled,
+    CloudError,
+    CloudTimeout,
+    CloudUnreachable,
+    InstructionError,
+    VsdError,
+)
 from vlm_spec_decode.edge.images import for_uplink
-from vlm_spec_decode.edge.mission import LOOK_AGAIN, SILENCE, Mission, Status
+from vlm_spec_decode.edge.mission import LOOK_AGAIN, SILENCE, Mission
 
 SHOWN_CHARS = 200
 """How much of an instruction a status repeats."""
 
-WHY = {
-    "estop": "the e-stop is engaged; the e_stop service releases it",
-    "cancelled": "somebody asked for it",
-    "watchdog": "the plan's heartbeat was lost",
-}
-"""What a reason means for a person, where the executor has not said more."""
-
 Report: TypeAlias = Plan | Partial | Answer | MissionStatus
 
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """An instruction and the name of its mission."""
-
-    mission: str
-    instruction: str
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerConfig:
-    """When a mission gives up."""
-
-    max_steps: int = 24
-    ready_s: float = 2.0
-    frame_s: float = 5.0
-    silence_s: float = 2.0
-    act_s: float = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a mission ended, and why if not by `done()`; `lost_cloud` asks for a new handshake."""
-
-    status: Status
-    reason: str = ""
-    detail: str = ""
-    lost_cloud: bool = False
-
-
-def failure(error: VsdError) -> Ending:
-    """Return the ending that an error makes."""
-    return Ending("failed", type(error).__name__, str(error), isinstance(error, CloudError))
+HOLD_LOOK_S = 0.05
 
 
 class MissionRunner:
-    """Runs one job at a time; `now_s` is ROS time, the clock of the frames' stamps."""
+    """Runs one job at a time; `now_s` is ROS time, the clock of the frames' stamps.
+
+    `config` may be replaced between jobs.
+    """
 
     def __init__(
         self,
@@ -76,37 +50,42 @@ class MissionRunner:
         now_s: Callable[[], float],
         config: RunnerConfig,
     ) -> None:
+        self.config = config
         self._feed = feed
         self._emit = emit
         self._now_s = now_s
-        self._config = config
 
-    def run(self, job: Job, engine: Answerer) -> Ending:
+    def run(self, job: Job, engines: Engines) -> Ending:
         """Run a mission to its end and say how it ended."""
         try:
-            mission = Mission(job.instruction, self._config.max_steps)
+            mission = Mission(job.instruction, self.config.max_steps)
         except InstructionError as error:
-            return self.refuse(job, error)
-        ending = self._loop(job, mission, engine)
+            return self._refuse(job, error)
+        if engines.ensure() is None and self.config.fallback != "draft_only":
+            return self._refuse(job, engines.error)
+        ending = self._loop(job, mission, engines)
         self._finish(job, ending, mission.steps)
         return ending
 
-    def refuse(self, job: Job, error: VsdError) -> Ending:
-        """End a mission that cannot begin."""
+    def _refuse(self, job: Job, error: VsdError) -> Ending:
         ending = failure(error)
         self._finish(job, ending, 0)
         return ending
 
-    def _loop(self, job: Job, mission: Mission, engine: Answerer) -> Ending:
+    def _loop(self, job: Job, mission: Mission, engines: Engines) -> Ending:
         try:
             self._announce(job)
             while mission.is_running:
-                self._step(job, mission, engine)
+                planned = self._turn(job, mission, engines)
+                if job.dry_run and planned is not None:
+                    return Ending("done", "dry_run", f"nothing was sent: {said(planned)}")
         except Cancelled as error:
             status = self._feed.broken_off()
             return Ending("cancelled", "cancel", str(error)) if status is None else ending_of(status)
         except VsdError as error:
             return failure(error)
+        finally:
+            engines.use(None)
         return Ending(mission.status)
 
     def _announce(self, job: Job) -> None:
@@ -114,17 +93,65 @@ class MissionRunner:
         self._feed.begin(job.mission, 0)
         self._say(job, "looking", 0)
         self._emit(job, Plan(job.mission, 0, self._now_s(), 0))
-        self._feed.wait_ready(self._config.ready_s)
+        self._feed.wait_ready(self.config.ready_s)
 
-    def _step(self, job: Job, mission: Mission, engine: Answerer) -> None:
-        number = mission.steps + 1
-        frame = self._feed.wait_frame(self._now_s(), self._config.frame_s)
-        self._feed.begin(job.mission, number)
-        self._say(job, "answering", number)
+    # With and without a cloud --------------------------------------------------------------------
+
+    def _turn(self, job: Job, mission: Mission, engines: Engines) -> tuple[Action, ...] | None:
+        """Make one step with whoever can answer; return what it planned, None if it came to no plan."""
+        cloud = engines.current
         try:
-            plan = self._answer(job, mission, engine, frame)
+            if cloud is None and self.config.fallback != "draft_only":
+                self._hold(job, mission, engines)
+                return None
+            engine = cloud or engines.draft()
+            engines.use(engine)
+            return self._step(job, mission, engine, verified=cloud is not None)
+        except CloudError as error:
+            if cloud is None:
+                raise
+            engines.lost()
+            self._stand(job, mission)
+            if self.config.fallback == "stop" or not isinstance(error, (CloudUnreachable, CloudTimeout)):
+                raise
+            state = "holding" if self.config.fallback == "hold" else "drafting"
+            self._say(job, state, mission.steps, type(error).__name__, str(error))
+            return None
+
+    def _stand(self, job: Job, mission: Mission) -> None:
+        """Supersede what the lost answer had planned: the robot stops."""
+        mission.record_interruption(self._feed.executed())
+        number = mission.steps + 1
+        self._feed.begin(job.mission, number)
+        self._emit(job, Plan(job.mission, number, self._now_s(), 0))
+
+    def _hold(self, job: Job, mission: Mission, engines: Engines) -> None:
+        """Stand until the cloud is back. Raises what it failed with once `hold_s` is over, or Cancelled."""
+        until_s = self._now_s() + self.config.hold_s
+        while engines.current is None:
+            if self._now_s() > until_s:
+                raise engines.error
+            self._feed.pause(HOLD_LOOK_S)
+        self._say(job, "looking", mission.steps, detail="the cloud is back")
+
+    # One step ------------------------------------------------------------------------------------
+
+    def _step(
+        self, job: Job, mission: Mission, engine: Answerer, *, verified: bool
+    ) -> tuple[Action, ...] | None:
+        number = mission.steps + 1
+        frame = self._feed.wait_frame(self._now_s(), self.config.frame_s)
+        self._feed.begin(job.mission, number)
+        self._say(job, "answering", number, "" if verified else "unverified")
+        try:
+            plan = self._answer(job, mission, engine, frame, verified)
+            if job.dry_run:
+                self._say(job, "proposed", number, "dry_run", said(plan.actions))
+                return plan.actions
+            if job.approve:
+                plan = self._approved(job, mission, engine, plan)
             self._say(job, "acting", number)
-            status = self._feed.wait_end(self._config.silence_s, self._config.act_s)
+            status = self._feed.wait_end(self.config.silence_s, self.config.act_s)
         except Cancelled:
             broken_off = self._feed.broken_off()
             if broken_off is None or broken_off.reason not in LOOK_AGAIN | {SILENCE}:
@@ -135,15 +162,21 @@ class MissionRunner:
                 mission.record_obstruction(broken_off.executed)
             if not mission.is_running:
                 raise
-            return
+            return None
         mission.record(status.executed, plan.actions)
+        return plan.actions
 
-    def _answer(self, job: Job, mission: Mission, engine: Answerer, frame: Frame) -> Plan:
-        """Decode one answer; the plan grows, and is acted on, while it is being said."""
+    def _answer(
+        self, job: Job, mission: Mission, engine: Answerer, frame: Frame, verified: bool, sequence: int = 0
+    ) -> Plan:
+        """Decode one answer; the plan grows, and is acted on, while it is being said.
+
+        Where a person must see it first, the plan that is sent stays empty.
+        """
         number = mission.steps + 1
         image = for_uplink(frame.image.jpeg)
         observation = mission.observation(image, frame.stamp_s, frame.frame_id)
-        plan = Plan(job.mission, number, frame.stamp_s, 0)
+        plan = Plan(job.mission, number, frame.stamp_s, sequence, verified=verified)
         self._emit(job, plan)
         for update in engine.answer(observation):
             self._feed.check()
@@ -152,23 +185,35 @@ class MissionRunner:
             if update.actions or is_last:
                 actions = plan.actions + update.actions
                 plan = replace(plan, actions=actions, sequence=plan.sequence + 1, final=is_last)
-                self._emit(job, plan)
+                if not (job.approve or job.dry_run):
+                    self._emit(job, plan)
             if update.result is not None:
                 self._emit(job, Answer(job.mission, number, observation, plan.actions, update.result))
         return plan
+
+    def _approved(self, job: Job, mission: Mission, engine: Answerer, plan: Plan) -> Plan:
+        """Show the plan, wait for a yes, send it. Raises Cancelled without one.
+
+        A yes takes its time; meanwhile the world moves on. So an old plan is made anew and sent without
+        another question only if it is like the one that was approved.
+        """
+        number = mission.steps + 1
+        while True:
+            self._say(job, "proposed", number, "approve", said(plan.actions))
+            if not self._feed.wait_verdict(self.config.approve_s):
+                raise Cancelled("the plan was not approved")
+            approved = plan
+            if self._now_s() - plan.stamp_s > self.config.fresh_s:
+                frame = self._feed.wait_frame(self._now_s(), self.config.frame_s)
+                plan = self._answer(job, mission, engine, frame, plan.verified, plan.sequence + 1)
+            if alike(approved.actions, plan.actions):
+                self._emit(job, plan)
+                return plan
 
     def _finish(self, job: Job, ending: Ending, steps: int) -> None:
         self._emit(job, Plan(job.mission, steps + 2, self._now_s(), 0, final=True))
         self._say(job, ending.status, steps, ending.reason, ending.detail)
 
     def _say(self, job: Job, state: str, step: int, reason: str = "", detail: str = "") -> None:
-        said = job.instruction[:SHOWN_CHARS]
-        self._emit(job, MissionStatus(state, job.mission, said, step, reason, detail))
-
-
-def ending_of(status: PlanStatus) -> Ending:
-    """Return what an executor's breaking off means for the mission."""
-    said = status.detail or WHY.get(status.reason, "")
-    detail = f"{status.action}: {said}" if status.action else said
-    meaning: dict[str, Status] = {"refused": "refused", "fault": "failed"}
-    return Ending(meaning.get(status.state, "cancelled"), status.reason or status.state, detail)
+        told = job.instruction[:SHOWN_CHARS]
+        self._emit(job, MissionStatus(state, job.mission, told, step, reason, detail))

@@ -1,12 +1,18 @@
-"""Declared parameters: a description and a range for each, shown by `ros2 param describe`."""
+"""Declared parameters: a description and a range for each, shown by `ros2 param describe`.
+
+Those marked `live` may be changed while the node runs; every change is checked like a first value. All others
+are read-only: changing a limit under a moving robot is no setting but a command.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+import rclpy
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
 
@@ -17,11 +23,7 @@ Scalar: TypeAlias = bool | int | float | str
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter. `low` and `high` bound numbers; `choices` bounds strings.
-
-    All are read once when the node starts, so they are read-only: changing a limit under a moving robot
-    is no setting but a command.
-    """
+    """One parameter. `low` and `high` bound numbers; `choices` bounds strings; `live` allows changes."""
 
     name: str
     default: Scalar
@@ -29,10 +31,11 @@ class Parameter:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    live: bool = False
 
     def descriptor(self) -> ParameterDescriptor:
         """Return what rclpy enforces and `ros2 param describe` shows."""
-        message = ParameterDescriptor(description=self.description, read_only=True)
+        message = ParameterDescriptor(description=self.description, read_only=not self.live)
         if self.choices:
             message.additional_constraints = f"one of: {', '.join(self.choices)}"
         if self.low is None or self.high is None:
@@ -44,15 +47,25 @@ class Parameter:
             message.floating_point_range = [FloatingPointRange(from_value=self.low, to_value=self.high)]
         return message
 
+    def check(self, value: Scalar) -> str:
+        """Return what is wrong with `value` beyond type and range, which rclpy checks; or nothing."""
+        if self.choices and value not in self.choices:
+            return f"parameter {self.name}: {value!r} is none of {', '.join(self.choices)}"
+        return ""
+
 
 class Parameters:
-    """The values of a node's parameters, by type."""
+    """The values of a node's parameters, by type; a live one answers with its newest value."""
 
     def __init__(self, node: Node, declared: tuple[Parameter, ...]) -> None:
         """Declare all. Raises ConfigError for a value of the wrong type or out of range."""
+        self._declared = {parameter.name: parameter for parameter in declared}
         self._values: dict[str, Scalar] = {}
         for parameter in declared:
             self._values[parameter.name] = _declare(node, parameter)
+        if any(parameter.live for parameter in declared):
+            node.add_on_set_parameters_callback(self._on_set)
+            node.add_post_set_parameters_callback(self._after_set)
 
     def real(self, name: str) -> float:
         """Return a number."""
@@ -74,15 +87,31 @@ class Parameters:
         """Return a file or folder, None where the parameter is empty."""
         return Path(self.text(name)).expanduser() if self.text(name) else None
 
+    def _on_set(self, changed: Sequence[rclpy.Parameter]) -> SetParametersResult:
+        for new in changed:
+            declared = self._declared.get(new.name)
+            problem = declared.check(new.value) if declared else ""
+            if problem:
+                return SetParametersResult(successful=False, reason=problem)
+        return SetParametersResult(successful=True)
+
+    def _after_set(self, changed: Sequence[rclpy.Parameter]) -> None:
+        for new in changed:
+            if new.name in self._declared:
+                self._values[new.name] = new.value
+
 
 def _declare(node: Node, parameter: Parameter) -> Scalar:
+    """Declare one; one that is there already, because the node is being activated again, is read."""
     try:
-        value: Scalar = node.declare_parameter(
-            parameter.name, parameter.default, parameter.descriptor()
-        ).value
+        if node.has_parameter(parameter.name):
+            value: Scalar = node.get_parameter(parameter.name).value
+        else:
+            declared = node.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
+            value = declared.value
     except (InvalidParameterTypeException, InvalidParameterValueException) as error:
         raise ConfigError(f"parameter {parameter.name}: {error}") from error
-    if parameter.choices and value not in parameter.choices:
-        known = ", ".join(parameter.choices)
-        raise ConfigError(f"parameter {parameter.name}: {value!r} is none of {known}")
+    problem = parameter.check(value)
+    if problem:
+        raise ConfigError(problem)
     return value

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from vlm_spec_decode.actions.types import Action
+from vlm_spec_decode.core.errors import VsdError
 from vlm_spec_decode.core.types import GenerationResult, Observation, Tokens
 
 
@@ -55,6 +56,40 @@ class EngineSource(Protocol):
         """
         ...
 
+    def draft(self) -> Answerer:
+        """Return an engine that is the draft model alone, without a cloud. Raises ModelError."""
+        ...
+
     def close(self) -> None:
         """Leave the cloud. Idempotent."""
+        ...
+
+
+class Engines(Protocol):
+    """Who answers now; `bridge.keeper.EngineKeeper` is one."""
+
+    @property
+    def current(self) -> Answerer | None:
+        """The engine that the cloud has welcomed, or None while there is no cloud."""
+        ...
+
+    def use(self, engine: Answerer | None) -> None:
+        """Name the engine whose answer a cancel is to end."""
+        ...
+
+    def ensure(self) -> Answerer | None:
+        """Return the engine, after one more attempt to reach the cloud if there is none."""
+        ...
+
+    def lost(self) -> None:
+        """Give the engine up, since its cloud has failed it, and begin to look for it again."""
+        ...
+
+    def draft(self) -> Answerer:
+        """Return the draft model alone as an engine. Raises ModelError."""
+        ...
+
+    @property
+    def error(self) -> VsdError:
+        """Why there is no engine."""
         ...

@@ -13,8 +13,10 @@ from vlm_spec_decode.core.types import GenerationResult, Observation
 class MissionStatus:
     """`/vlm/status`: `state` is a stable name, `reason` the name of what went wrong, `detail` a sentence.
 
-    Before any mission: `connecting`, `unavailable` (with the reason) or `ready`. Of a mission: `looking`,
-    `answering`, `acting`; then `done`, `step_limit`, `refused`, `cancelled` or `failed`.
+    Before any mission: `connecting`, `unavailable` (with the reason) or `ready`. Of a mission: `queued`,
+    `looking`, `answering` (reason `unverified` where the draft alone answers), `proposed` (a plan that is
+    shown: `approve`, `dry_run`), `acting`, without the cloud `holding` or `drafting`; then `done`,
+    `step_limit`, `refused`, `cancelled` or `failed`.
     """
 
     state: str

@@ -6,65 +6,46 @@ plan of the mission under way is republished as the heartbeat that the executor'
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
 
-from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
+from std_srvs.srv import SetBool
 
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
-from vlm_spec_decode.bridge import diagnostics
 from vlm_spec_decode.bridge.convert import from_compressed
+from vlm_spec_decode.bridge.keeper import EngineKeeper
 from vlm_spec_decode.bridge.mission_feed import Frame, MissionFeed
-from vlm_spec_decode.bridge.mission_runner import Job, MissionRunner, Report, RunnerConfig
-from vlm_spec_decode.bridge.parameters import Parameter, Parameters
+from vlm_spec_decode.bridge.mission_runner import MissionRunner, Report
+from vlm_spec_decode.bridge.missions import ENDED, Job
+from vlm_spec_decode.bridge.orders import Orders
+from vlm_spec_decode.bridge.parameters import Parameters
 from vlm_spec_decode.bridge.ports import EngineSource
-from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
+from vlm_spec_decode.bridge.qos import COMMAND
 from vlm_spec_decode.bridge.reports import Answer, MissionStatus, Partial
+from vlm_spec_decode.bridge.requests import Request
 from vlm_spec_decode.bridge.stamps import STEADY, Stamps
+from vlm_spec_decode.bridge.vlm_parameters import PARAMETERS, runner_config
+from vlm_spec_decode.bridge.vlm_voice import VlmVoice
 from vlm_spec_decode.bridge.vlm_worker import VlmWorker
 from vlm_spec_decode.core.errors import ActionParseError, ImageError, InstructionError, VsdError
 from vlm_spec_decode.core.ports import Clock
-from vlm_spec_decode.edge.mission import check_instruction
 
 CLOSE_S = 2.0
 WARN_EVERY_S = 5.0
-ENDED = frozenset({"done", "step_limit", "refused", "cancelled", "failed"})
-
-PARAMETERS = (
-    Parameter("instruction", "", "Given once, as soon as camera, robot and cloud are there; empty: none."),
-    Parameter("max_steps", 24, "Answers after which a mission ends without done().", 1, 200),
-    Parameter("heartbeat_hz", 20.0, "Rate at which the plan under way is republished.", 10.0, 100.0),
-    Parameter("frame_timeout_s", 5.0, "Silence of the camera that fails a mission.", 0.5, 60.0),
-    Parameter("status_timeout_s", 2.0, "Silence of the locomotion node that fails a mission.", 0.5, 30.0),
-    Parameter("act_timeout_s", 120.0, "Longest time that one answer's actions may take.", 1.0, 600.0),
-)
-
-
-@dataclass(slots=True)
-class _Current:
-    """The mission that speaks for this node; what an older one still says is dropped."""
-
-    job: Job | None = None
-    plan: Plan | None = None
-    status: MissionStatus = field(default_factory=lambda: MissionStatus("connecting"))
-    last: Answer | None = None
-    missions: int = 0
-    bad_frames: int = 0
 
 
 class VlmNode:
     """Runs missions.
 
-    Hears `vlm/instruction`, `vlm/plan/status` and the camera; says `vlm/plan`, `vlm/answer`, `vlm/trace`,
-    `vlm/answer/partial`, `vlm/status` and `/diagnostics`.
+    Hears `vlm/instruction`, `vlm/request`, `vlm/withdraw`, `vlm/plan/status` and the camera; says `vlm/plan`,
+    `vlm/answer`, `vlm/answer/partial`, `vlm/trace`, `vlm/status` and `/diagnostics`; serves `vlm/approve`.
     """
 
     def __init__(
@@ -75,23 +56,17 @@ class VlmNode:
         self._parameters = Parameters(node, PARAMETERS)
         self._feed = MissionFeed(clock)
         self._reports: SimpleQueue[tuple[Job | None, Report]] = SimpleQueue()
-        self._current = _Current()
-        self._plan_lock = threading.Lock()
+        self._voice = VlmVoice(node, self._stamps)
+        self._bad_frames = 0
+        self._orders = Orders(f"{node.get_clock().now().nanoseconds:x}")
         self._auto = self._parameters.text("instruction")
-        runner = MissionRunner(self._feed, self._post, self._stamps.ros_now_s, self._runner_config())
-        self._worker = VlmWorker(source, runner, self._feed, partial(self._post, None), on_failure)
-        self._publish_to()
+        self._runner = MissionRunner(
+            self._feed, self._post, self._stamps.ros_now_s, runner_config(self._parameters)
+        )
+        keeper = EngineKeeper(source, partial(self._post, None), on_failure)
+        self._worker = VlmWorker(keeper, self._runner, self._feed)
         self._listen()
         self._worker.start()
-
-    def _publish_to(self) -> None:
-        node = self._node
-        self._answers = node.create_publisher(String, "vlm/answer", COMMAND)
-        self._partials = node.create_publisher(String, "vlm/answer/partial", COMMAND)
-        self._plans = node.create_publisher(String, "vlm/plan", COMMAND)
-        self._traces = node.create_publisher(String, "vlm/trace", COMMAND)
-        self._statuses = node.create_publisher(String, "vlm/status", LATCHED)
-        self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
 
     def _listen(self) -> None:
         node = self._node
@@ -99,6 +74,9 @@ class VlmNode:
         self._wake = node.create_guard_condition(self._drain, talk)
         sensor = qos_profile_sensor_data
         node.create_subscription(String, "vlm/instruction", self._on_text, COMMAND, callback_group=talk)
+        node.create_subscription(String, "vlm/request", self._on_request, COMMAND, callback_group=talk)
+        node.create_subscription(String, "vlm/withdraw", self._on_withdraw, COMMAND, callback_group=talk)
+        node.create_service(SetBool, "vlm/approve", self._on_verdict, callback_group=beat)
         node.create_subscription(String, "vlm/plan/status", self._on_status, COMMAND, callback_group=beat)
         topic = "camera/image_raw/compressed"
         node.create_subscription(CompressedImage, topic, self._on_image, sensor, callback_group=see)
@@ -106,37 +84,83 @@ class VlmNode:
         node.create_timer(period_s, self._beat, beat, clock=STEADY)
         node.create_timer(1.0, self._each_second, talk, clock=STEADY)
 
-    def instruct(self, text: str) -> None:
-        """Start a mission; the one under way ends at once, its robot stopped. Raises InstructionError."""
-        instruction = check_instruction(text)
-        self._halt()
-        self._current.missions += 1
-        stamp_ns = self._node.get_clock().now().nanoseconds
-        job = Job(f"{stamp_ns:x}-{self._current.missions}", instruction)
-        self._current.job = job
-        self._node.get_logger().info(f"mission {job.mission}: {instruction[:120]!r}")
+    def instruct(self, request: Request) -> None:
+        """Take a request: at once, superseding what is under way, or into the queue.
+
+        The parameters `approve`, `dry_run` and `queue` hold for every request. Raises InstructionError.
+        """
+        flag = self._parameters.flag
+        request = replace(
+            request, approve=request.approve or flag("approve"), dry_run=request.dry_run or flag("dry_run")
+        )
+        job = self._orders.job(request)
+        if (request.queue or flag("queue")) and self._orders.current is not None:
+            self._orders.enqueue(job)
+            self._tell(job, "queued", f"{len(self._orders.waiting)} in the queue")
+            return
+        self._drop_waiting("superseded by a new instruction")
+        self._voice.halt()
+        self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        self._orders.current = job
+        self._node.get_logger().info(f"mission {job.mission}: {job.instruction[:120]!r}")
+        self._runner.config = runner_config(self._parameters)
         self._worker.submit(job)
+
+    def _drop_waiting(self, why: str) -> None:
+        for job in self._orders.drop_waiting():
+            self._tell(job, "cancelled", why)
+
+    def _tell(self, job: Job, state: str, detail: str) -> None:
+        """Publish the status of a mission that is not the one under way."""
+        status = MissionStatus(state, job.mission, job.instruction[:200], reason="queue", detail=detail)
+        self._voice.status(status, aside=True)
 
     def close(self) -> None:
         """Stop the robot, end the mission and leave the cloud. Idempotent."""
-        self._halt()
-        self._current.job = None
+        self._voice.halt()
+        self._orders.current = None
+        self._orders.drop_waiting()
         self._worker.close(CLOSE_S)
 
     # Callbacks -----------------------------------------------------------------------------------
 
     def _on_text(self, message: String) -> None:
+        self._take(lambda: Request(message.data))
+
+    def _on_request(self, message: String) -> None:
+        self._take(lambda: Request.from_json(message.data))
+
+    def _take(self, read: Callable[[], Request]) -> None:
         try:
-            self.instruct(message.data)
+            self.instruct(read())
         except InstructionError as error:
             refusal = MissionStatus("failed", reason=type(error).__name__, detail=str(error))
-            self._publish_status(refusal)
+            self._voice.status(refusal, aside=True)
+
+    def _on_withdraw(self, message: String) -> None:
+        """End one mission by its name, whether it waits or is under way; others go on."""
+        current, waiting = self._orders.current, self._orders.withdraw(message.data)
+        if waiting is not None:
+            self._tell(waiting, "cancelled", "withdrawn")
+        elif current is not None and current.mission == message.data:
+            self._voice.halt()
+            self._worker.cancel("withdrawn")
+
+    def _on_verdict(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        shown = self._voice.shown
+        response.success = shown.state == "proposed" and shown.reason == "approve"
+        response.message = shown.detail if response.success else "no plan waits for a yes"
+        if response.success:
+            self._feed.put_verdict(bool(request.data))
+        return response
 
     def _on_image(self, message: CompressedImage) -> None:
         try:
             image, stamp_s = from_compressed(message)
         except ImageError as error:
-            self._current.bad_frames += 1
+            self._bad_frames += 1
             self._node.get_logger().warning(f"frame dropped: {error}", throttle_duration_sec=WARN_EVERY_S)
             return
         self._feed.put_frame(Frame(image, stamp_s, message.header.frame_id))
@@ -151,16 +175,16 @@ class VlmNode:
             self._worker.break_off()
 
     def _beat(self) -> None:
-        with self._plan_lock:
-            plan = self._current.plan
-            if plan is not None and self._worker.is_alive:
-                self._plans.publish(String(data=plan.to_json()))
+        if self._worker.is_alive:
+            self._voice.beat()
 
     def _each_second(self) -> None:
         if self._auto and self._worker.is_connected and self._feed.is_live:
             text, self._auto = self._auto, ""
             self._on_text(String(data=text))
-        self._diagnose()
+        self._voice.diagnose(
+            linked=self._worker.is_connected, missions=self._orders.missions, bad_frames=self._bad_frames
+        )
 
     # What the mission says -----------------------------------------------------------------------
 
@@ -174,63 +198,26 @@ class VlmNode:
                 job, report = self._reports.get_nowait()
             except Empty:
                 return
-            if job is None or job == self._current.job:
+            if job is None or job == self._orders.current:
                 self._publish(report)
 
     def _publish(self, report: Report) -> None:
         if isinstance(report, Plan):
-            with self._plan_lock:
-                self._current.plan = report
-                self._plans.publish(String(data=report.to_json()))
+            self._voice.plan(report)
         elif isinstance(report, Partial):
-            self._partials.publish(String(data=report.text))
+            self._voice.partial(report)
         elif isinstance(report, Answer):
-            self._current.last = report
-            self._answers.publish(String(data=report.to_json()))
-            self._traces.publish(String(data=report.trace_json()))
+            self._voice.answer(report)
         else:
-            self._publish_status(report)
+            self._voice.status(report)
             if report.state in ENDED:
-                self._current.plan = self._current.job = None
+                self._ended(report)
 
-    def _publish_status(self, status: MissionStatus) -> None:
-        self._current.status = status
-        self._statuses.publish(String(data=status.to_json()))
-        say = self._node.get_logger()
-        text = ": ".join(part for part in (status.state, status.reason, status.detail) if part)
-        say.warning(text) if status.reason else say.info(text)
-
-    def _halt(self) -> None:
-        """Publish a plan that supersedes what is under way and holds nothing."""
-        with self._plan_lock:
-            plan, self._current.plan = self._current.plan, None
-            if plan is not None:
-                stop = Plan(plan.mission, plan.answer + 1, self._stamps.ros_now_s(), 0, final=True)
-                self._plans.publish(String(data=stop.to_json()))
-
-    def _diagnose(self) -> None:
-        current, last = self._current, self._current.last
-        values = {"state": current.status.state, "missions": str(current.missions)}
-        if last is not None:
-            result = last.result
-            values |= {
-                "strategy": result.strategy,
-                "acceptance_rate": f"{result.acceptance_rate:.3f}",
-                "last_answer_s": f"{result.total_s:.3f}",
-                "uplink_bytes": str(result.usage.uplink_bytes),
-            }
-        name = self._node.get_name()
-        linked = self._worker.is_connected
-        level = diagnostics.OK if linked else diagnostics.ERROR
-        said = "connected" if linked else current.status.detail or "connecting"
-        lines = [diagnostics.Health(f"{name}: cloud", level, said, values)]
-        if current.bad_frames:
-            frames = {"dropped": str(current.bad_frames)}
-            lines.append(diagnostics.Health(f"{name}: frames", diagnostics.WARN, "bad frames", frames))
-        self._diagnostics.publish(diagnostics.array(lines, self._stamps.ros_now_s(), "go2"))
-
-    def _runner_config(self) -> RunnerConfig:
-        real = self._parameters.real
-        steps = self._parameters.integer("max_steps")
-        silence_s = real("status_timeout_s")
-        return RunnerConfig(steps, silence_s, real("frame_timeout_s"), silence_s, real("act_timeout_s"))
+    def _ended(self, status: MissionStatus) -> None:
+        """Go on with the queue after a success; whatever else ends a mission empties it."""
+        self._orders.current = None
+        self._voice.rest()
+        if status.state == "done" and self._orders.waiting:
+            self._begin(self._orders.waiting.popleft())
+        else:
+            self._drop_waiting(f"the mission before it ended as {status.state}")

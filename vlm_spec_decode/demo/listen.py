@@ -18,11 +18,10 @@ from rclpy.serialization import deserialize_message
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage
 from std_msgs.msg import String
-from std_srvs.srv import SetBool
 
 from vlm_spec_decode.bridge.convert import from_compressed
 from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
-from vlm_spec_decode.core.errors import ImageError, RobotUnreachable
+from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.types import Image
 
 INSTRUCTION = "/vlm/instruction"
@@ -100,25 +99,3 @@ class Listener:
             self._executor.shutdown(timeout_sec=1)
             self._node.destroy_node()
             rclpy.shutdown(context=self._context)
-
-
-def call_e_stop(domain: int, *, engaged: bool, timeout_s: float) -> tuple[bool, str]:
-    """Call the e-stop service; return whether it did as asked, and what it said. Raises RobotUnreachable."""
-    context = rclpy.Context()
-    rclpy.init(context=context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
-    node = rclpy.create_node("vsd_stop", context=context)
-    executor = SingleThreadedExecutor(context=context)
-    try:
-        client = node.create_client(SetBool, "/e_stop")
-        if not client.wait_for_service(timeout_sec=timeout_s):
-            raise RobotUnreachable(f"no locomotion_node offers /e_stop on ROS domain {domain}")
-        future = client.call_async(SetBool.Request(data=engaged))
-        executor.add_node(node)
-        executor.spin_until_future_complete(future, timeout_sec=timeout_s)
-        if not future.done():
-            raise RobotUnreachable(f"/e_stop has not answered within {timeout_s:.0f} s")
-        return bool(future.result().success), str(future.result().message)
-    finally:
-        executor.shutdown(timeout_sec=1)
-        node.destroy_node()
-        rclpy.shutdown(context=context)

@@ -32,12 +32,17 @@ from vlm_spec_decode.protocol.messages import (
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """When the edge repeats itself and when it gives up, in seconds."""
+    """When the edge repeats itself and when it gives up, in seconds.
+
+    `handshake_s` is the patience before the welcome, where encryption costs several round trips; without it,
+    `give_up_s` counts there too.
+    """
 
     hello_retry_s: float = 0.5
     ping_s: float = 0.3
     recover_s: float = 0.5
     give_up_s: float = 10.0
+    handshake_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -137,7 +142,10 @@ class EdgeProtocol:
         if self._dead:
             return
         silent_s = now_s - self._heard_s
-        if silent_s > self.timing.give_up_s and (self._answer or not self.welcome):
+        patience_s = self.timing.give_up_s
+        if self.welcome is None and self.timing.handshake_s is not None:
+            patience_s = self.timing.handshake_s
+        if silent_s > patience_s and (self._answer or not self.welcome):
             self._fail(CloudUnreachable(f"nothing heard from the cloud for {silent_s:.1f} s"))
         elif self.welcome is None:
             if now_s - self._hello_s >= self.timing.hello_retry_s:

@@ -92,6 +92,10 @@ class Mission:
         if self.silences >= MAX_SILENCES:
             self.status = "cancelled"
 
+    def record_interruption(self, executed: Iterable[str]) -> None:
+        """Take note of a step that lost its cloud in the middle; what was carried out counts."""
+        self._take(executed)
+
     def _take(self, executed: Iterable[str]) -> None:
         self.steps += 1
         done = format_action(Done())

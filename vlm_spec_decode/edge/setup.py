@@ -83,7 +83,7 @@ def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRunti
     draft = draft or load_draft(settings)
     config = EngineConfig(
         settings.strategy,
-        _params(settings, draft),
+        sampling_of(settings, draft),
         settings.draft_length,
         settings.timeout_s,
         settings.objective,
@@ -119,7 +119,8 @@ def hello_of(card: ModelCard, said_in: Language) -> Hello:
     return Hello(f"vlm_spec_decode {__version__}", *digests, card.vocab_size)
 
 
-def _params(settings: EdgeSettings, draft: VlmModel) -> SamplingParams:
+def sampling_of(settings: EdgeSettings, draft: VlmModel) -> SamplingParams:
+    """Return how tokens are chosen. Raises ConfigError."""
     try:
         return SamplingParams(
             temperature=settings.temperature,

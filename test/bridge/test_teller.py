@@ -1,0 +1,85 @@
+import json
+
+import pytest
+
+from vlm_spec_decode.actions.plan import PlanStatus
+from vlm_spec_decode.bridge.reports import MissionStatus
+from vlm_spec_decode.bridge.teller import Teller
+
+TRACE = {"mission": "m", "tokens": 9, "total_s": 0.4, "target_passes": 2, "accepted": 5, "drafted": 6}
+
+
+def status(state, reason="", detail="", mission="m", step=1):
+    return MissionStatus(state, mission, "go", step, reason, detail).to_json()
+
+
+def tell(teller, *messages):
+    return "".join(teller.hear(topic, text) for topic, text in messages)
+
+
+def test_the_answer_streams_and_the_robot_follows():
+    teller = Teller("m")
+    said = tell(
+        teller,
+        ("vlm/status", status("looking")),
+        ("vlm/status", status("answering")),
+        ("vlm/answer/partial", "Ball"),
+        ("vlm/answer/partial", "Ball ahead."),
+        ("vlm/answer/partial", "Ball ahead. forward(1)"),
+        ("vlm/answer", json.dumps({"mission": "m", "actions": ["forward(1)"]})),
+        ("vlm/trace", json.dumps(TRACE)),
+        ("vlm/plan/status", PlanStatus("m", 1, 0, "moving", action="forward(1)").to_json()),
+        ("vlm/plan/status", PlanStatus("m", 1, 0, "moving", action="forward(1)").to_json()),
+        ("vlm/status", status("done")),
+    )
+    assert "    Ball ahead. forward(1)\n" in said
+    assert said.count("> forward(1)") == 1
+    assert said.endswith("done\n")
+    assert (teller.has_ended, teller.exit_code, teller.actions) == (True, 0, ["forward(1)"])
+
+
+def test_other_missions_are_not_told():
+    teller = Teller("m")
+    said = tell(
+        teller,
+        ("vlm/status", status("answering", mission="other")),
+        ("vlm/answer/partial", "their answer"),
+        ("vlm/plan/status", PlanStatus("other", 1, 0, "moving", action="forward(1)").to_json()),
+        ("vlm/status", status("done", mission="other")),
+    )
+    assert said == ""
+    assert not teller.has_ended
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "code"),
+    [
+        ("done", "dry_run", 0),
+        ("refused", "obstacle", 1),
+        ("cancelled", "estop", 1),
+        ("step_limit", "", 1),
+        ("failed", "CloudUnreachable", 3),
+        ("failed", "CloudRefused", 3),
+        ("failed", "RobotUnreachable", 4),
+        ("failed", "ActionParseError", 1),
+    ],
+)
+def test_exit_codes(state, reason, code):
+    teller = Teller("m")
+    tell(teller, ("vlm/status", status(state, reason)))
+    assert teller.exit_code == code
+
+
+def test_a_request_that_is_refused_unread_ends_with_wrong_usage():
+    teller = Teller("m")
+    refusal = MissionStatus("failed", reason="InstructionError", detail="too long").to_json()
+    assert "too long" in tell(teller, ("vlm/status", refusal))
+    assert (teller.has_ended, teller.exit_code) == (True, 2)
+
+
+def test_a_plan_that_waits_for_a_yes_is_shown_once():
+    teller = Teller("m")
+    tell(teller, ("vlm/status", status("proposed", "approve", "turn(20)")))
+    assert teller.proposed == "turn(20)"
+    tell(teller, ("vlm/status", status("acting")))
+    assert teller.proposed == ""

@@ -1,0 +1,40 @@
+"""The draft alone, for a robot that has lost its cloud: what it says is not verified by anybody.
+
+Whoever uses it must say so of every plan it makes; reduced limits then hold for them.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from vlm_spec_decode.actions.grammar import language
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.edge.engine import Engine, EngineConfig
+from vlm_spec_decode.edge.local import LocalVerifier
+from vlm_spec_decode.edge.setup import EdgeSettings, load_draft, sampling_of
+from vlm_spec_decode.models.grammar import constrained
+from vlm_spec_decode.models.vlm import VlmModel
+
+STRATEGY = "autoregressive"
+
+
+class DraftModel:
+    """The draft of some settings, loaded at its first use and kept whatever becomes of the cloud."""
+
+    def __init__(self, settings: EdgeSettings) -> None:
+        self._settings = settings
+        self._model: VlmModel | None = None
+        self._loading = threading.Lock()
+
+    def load(self) -> VlmModel:
+        """Return the model. Raises ModelError if it cannot be loaded."""
+        with self._loading:
+            self._model = self._model or load_draft(self._settings)
+            return self._model
+
+    def alone(self) -> Engine:
+        """Return an engine in which the draft is its own target. Raises ModelError."""
+        draft, settings, clock = self.load(), self._settings, WallClock()
+        alone = constrained(draft, draft.codec, language(settings.grammar))
+        config = EngineConfig(STRATEGY, sampling_of(settings, draft), timeout_s=settings.timeout_s)
+        return Engine(None, draft.codec, LocalVerifier(alone, clock), clock, config)
