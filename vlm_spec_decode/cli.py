@@ -27,6 +27,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 RULE = click.Choice(["coupled", "rejection"])
 FILE = click.Path(dir_okay=False, path_type=Path)
 ELSEWHERE = {
+    "record": ("vlm_spec_decode.demo.record", "record"),
     "replay": ("vlm_spec_decode.bag.cli", "replay"),
     "say": ("vlm_spec_decode.demo.console", "say"),
     "stop": ("vlm_spec_decode.demo.console", "stop"),

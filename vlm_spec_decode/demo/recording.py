@@ -1,4 +1,4 @@
-"""Writes what was heard as a rosbag2 bag (mcap), byte for byte as it travelled."""
+"""Writes what was heard as a rosbag2 bag (mcap or sqlite3), byte for byte as it travelled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import Stores, TypesysError, get_typestore
 
 from vlm_spec_decode.core.errors import ConfigError
 
@@ -17,21 +17,29 @@ BAG_VERSION = 9
 class Recording:
     """An open bag; `close` completes it. An earlier bag in the same folder is replaced."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, storage: str = "mcap") -> None:
         if (folder / "metadata.yaml").exists():
             shutil.rmtree(folder)
         elif folder.exists():
             raise ConfigError(f"{folder} is there and holds no bag; it is left as it is")
         self._types = get_typestore(Stores.ROS2_JAZZY)
-        self._writer = Writer(folder, version=BAG_VERSION, storage_plugin=StoragePlugin.MCAP)
+        self._writer = Writer(folder, version=BAG_VERSION, storage_plugin=StoragePlugin[storage.upper()])
         self._writer.open()
         self._connections: dict[str, Any] = {}
         self._is_open = True
 
+    def announce(self, topic: str, kind: str) -> None:
+        """Add a topic. Raises ConfigError for a type whose definition is not known, which a bag must hold."""
+        if topic in self._connections:
+            return
+        try:
+            self._connections[topic] = self._writer.add_connection(topic, kind, typestore=self._types)
+        except (TypesysError, KeyError) as error:
+            raise ConfigError(f"no definition of {kind}") from error
+
     def write(self, topic: str, kind: str, data: bytes, at_ns: int) -> None:
         """Add one serialised message."""
-        if topic not in self._connections:
-            self._connections[topic] = self._writer.add_connection(topic, kind, typestore=self._types)
+        self.announce(topic, kind)
         self._writer.write(self._connections[topic], at_ns, data)
 
     def close(self) -> None:

@@ -1,0 +1,85 @@
+"""`vsd record`: byte for byte what travelled, whatever its quality of service; Ctrl-C completes the bag."""
+
+import time
+
+import pytest
+from rclpy.qos import qos_profile_sensor_data
+from rclpy.serialization import serialize_message
+from rosbags.highlevel import AnyReader
+from sensor_msgs.msg import CompressedImage
+from std_msgs.msg import String
+
+from test.ros import ROS_DOMAIN
+from vlm_spec_decode.bridge.convert import to_compressed
+from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.demo.record import OURS, RecordConfig, Recorder, message_type
+
+pytestmark = pytest.mark.ros
+
+
+def bag_of(path):
+    with AnyReader([path]) as reader:
+        kinds = {c.topic: c.msgtype for c in reader.connections}
+        return kinds, [(c.topic, bytes(data)) for c, _, data in reader.messages()]
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_what_travelled_is_in_the_bag_byte_for_byte(graph, image, tmp_path, storage):
+    node = graph.node("robot")
+    voice = node.create_publisher(String, "vlm/instruction", COMMAND)
+    state = node.create_publisher(String, "vlm/status", LATCHED)
+    camera = node.create_publisher(CompressedImage, "camera/image_raw/compressed", qos_profile_sensor_data)
+    other = node.create_publisher(String, "chatter", 10)
+    heard = []
+    ear = graph.node("ear")
+    for kind, topic in ((String, "vlm/instruction"), (CompressedImage, "camera/image_raw/compressed")):
+        ear.create_subscription(kind, topic, heard.append, qos_profile_sensor_data, raw=True)
+    graph.start(node)
+    graph.start(ear)
+    state.publish(String(data="said before anybody listened"))
+    recorder = Recorder(RecordConfig(tmp_path / "bag", ROS_DOMAIN, OURS, storage), print)
+    frame = to_compressed(image, 12.5, "front_camera_optical")
+    deadline = time.monotonic() + 30
+    while len(recorder.counts) < 3 and time.monotonic() < deadline:
+        recorder.look()
+        voice.publish(String(data="go"))
+        camera.publish(frame)
+        other.publish(String(data="not asked for"))
+        recorder.spin(0.2)
+    recorder.close()
+    recorder.close()
+    kinds, messages = bag_of(tmp_path / "bag")
+    assert {topic.split("/", 2)[2]: kind for topic, kind in kinds.items()} == {
+        "vlm/instruction": "std_msgs/msg/String",
+        "vlm/status": "std_msgs/msg/String",
+        "camera/image_raw/compressed": "sensor_msgs/msg/CompressedImage",
+    }
+    said = {topic.split("/", 2)[2]: data for topic, data in messages}
+    assert said["vlm/status"] == serialize_message(String(data="said before anybody listened"))
+    # Padding between fields is whatever it was on the wire, so the ear's bytes are what counts.
+    assert said["vlm/instruction"] in heard
+    assert said["camera/image_raw/compressed"] in heard
+    assert sum(recorder.counts.values()) == len(messages)
+
+
+def test_ctrl_c_completes_the_bag(graph, processes, tmp_path, eventually):
+    node = graph.node("robot")
+    voice = node.create_publisher(String, "vlm/instruction", COMMAND)
+    node.create_timer(0.05, lambda: voice.publish(String(data="go")))
+    graph.start(node)
+    processes.vsd("record", "record", tmp_path / "walk", "--domain", ROS_DOMAIN, "--json")
+    assert eventually(voice.get_subscription_count, 30.0)
+    time.sleep(0.5)
+    assert processes.interrupt("record") == 0, processes.output("record")
+    kinds, messages = bag_of(tmp_path / "walk")
+    assert len(kinds) == 1
+    assert len(messages) > 3
+
+
+def test_a_folder_that_is_no_bag_is_left_alone_and_unknown_types_are_named(tmp_path):
+    (tmp_path / "letters").mkdir()
+    with pytest.raises(ConfigError, match="left as it is"):
+        Recorder(RecordConfig(tmp_path / "letters", ROS_DOMAIN), print)
+    with pytest.raises(ConfigError, match="no_such_msgs/msg/Thing"):
+        message_type("no_such_msgs/msg/Thing")
