@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlm_spec_decode.bridge import camera_node, engine_source, locomotion_node, mains, vlm_node
+from vlm_spec_decode.bridge import (
+    camera_node,
+    engine_source,
+    hands,
+    locomotion_node,
+    mains,
+    surroundings,
+    vlm_parameters,
+)
 
 ROOT = Path(__file__).parents[2]
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
@@ -15,8 +23,11 @@ CONFIG_FILES = sorted((ROOT / "config").glob("*.yaml"))
 
 DECLARED = {
     "camera_node": camera_node.PARAMETERS + mains.ROBOT_PARAMETERS,
-    "locomotion_node": locomotion_node.PARAMETERS + mains.ROBOT_PARAMETERS,
-    "vlm_node": vlm_node.PARAMETERS + engine_source.PARAMETERS,
+    "locomotion_node": locomotion_node.PARAMETERS
+    + mains.ROBOT_PARAMETERS
+    + hands.PARAMETERS
+    + surroundings.PARAMETERS,
+    "vlm_node": vlm_parameters.PARAMETERS + engine_source.PARAMETERS,
 }
 
 needs_launch = pytest.mark.skipif(

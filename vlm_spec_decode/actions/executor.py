@@ -1,9 +1,9 @@
 """The sole caller of the robot's move, posture and look: plans in, a moving robot and its status out.
 
 Runs at a fixed rate on its own thread (`start`), or is ticked by whoever owns the clock, in virtual time.
-Knows plans, the gate and a driver; no models, network or ROS. What stops the robot here: the gate, an
-obstacle, the watchdog on the commander's heartbeat, cancel, a state that stands still, a robot error, close,
-and from any thread the e-stop, which latches.
+Knows plans, gate and driver; no models, network or ROS. The e-stop goes before a person who steers, and he
+before language. What stops the robot here: gate, obstacle, watchdog, cancel, a stale state, a robot error,
+close, and from any thread the e-stop, which latches.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from vlm_spec_decode.actions.approach import MotionTuning
-from vlm_spec_decode.actions.inbox import PlanInbox, Receipt
+from vlm_spec_decode.actions.inbox import Receipt
 from vlm_spec_decode.actions.jobs import Runner, ThreadRunner
-from vlm_spec_decode.actions.mailbox import Letter, Mailbox
+from vlm_spec_decode.actions.loop import Loop
+from vlm_spec_decode.actions.mailbox import Letter
+from vlm_spec_decode.actions.motion import Velocity
 from vlm_spec_decode.actions.performer import Performer
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.actions.reception import Reception
 from vlm_spec_decode.actions.safety import SafetyGate
 from vlm_spec_decode.actions.stages import StageMaker
 from vlm_spec_decode.actions.stopping import RESTOP_S, Stopper, StopReport, fault_reason
+from vlm_spec_decode.actions.teleop import Steering
 from vlm_spec_decode.actions.types import Done, format_action
 from vlm_spec_decode.core.errors import ActionRefused, Cancelled, RobotError
 from vlm_spec_decode.core.ports import Clock, RobotDriver
@@ -30,10 +34,9 @@ PERIOD_S = 0.025
 
 
 class Executor:
-    """Carries out plans. `submit`, `cancel`, `estop` and `status` may be called from any thread.
+    """Carries out plans. `submit`, `steer`, `cancel`, `estop` and `status` may be called from any thread.
 
-    `frame_now` reads the clock in which plans stamp their frames, if it is not `clock` (ROS time). Exactly
-    one thread ticks.
+    `frame_now` reads the clock of the plans' stamps, if it is not `clock`. Exactly one thread ticks.
     """
 
     def __init__(
@@ -55,15 +58,15 @@ class Executor:
         self._stopper = Stopper(driver, clock)
         stages = StageMaker(driver, self._stopper, gate.limits, tuning or MotionTuning())
         self._performer = Performer(gate, self._stopper, stages, self._runner)
-        self._inbox = PlanInbox()
-        self._mailbox = Mailbox()
+        self._steering = Steering(self._performer, self._stopper)
+        self._reception = Reception()
+        self._inbox = self._reception.inbox
         self._estop_lock = threading.Lock()
         self._status = PlanStatus()
         self._active = False
         self._read_s = 0.0
         self._stop_owed_s: float | None = None
-        self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._loop = Loop("executor", clock, period_s, self.tick, lambda: self._stopper.stop("close"))
 
     @property
     def last_stop(self) -> StopReport | None:
@@ -78,11 +81,11 @@ class Executor:
     def submit(self, plan: Plan) -> None:
         """Take a plan, or the repetition that is its heartbeat. Never blocks."""
         letter = Letter(plan, self._clock.now(), self._frame_now() - plan.stamp_s)
-        self._mailbox.post(letter, void=self._stopper.latched)
+        self._reception.post(letter, void=self._stopper.latched)
 
     def cancel(self) -> None:
         """End the present mission; the robot is stopped within one period. Never blocks."""
-        self._mailbox.drop("cancelled")
+        self._reception.drop("cancelled")
 
     def estop(self, engaged: bool) -> StopReport | None:
         """Engage: stop at once on this thread and latch; whatever was commanded until then is void.
@@ -94,7 +97,8 @@ class Executor:
             trigger_s = self._clock.now()
             with self._estop_lock:  # no release between latch and drop
                 self._stopper.engage()
-                self._mailbox.drop("estop")
+                self._steering.drop()
+                self._reception.drop("estop")
             return self._stopper.stop_now(trigger_s)
         with self._estop_lock:
             if self._performer.is_busy:
@@ -102,18 +106,26 @@ class Executor:
             self._stopper.release()
         return None
 
+    def steer(self, velocity: Velocity) -> bool:
+        """Take a person's velocity, which goes before language; whether it is one. Never blocks."""
+        return self._steering.put(velocity, self._clock.now())
+
+    @property
+    def source(self) -> str:
+        """Who commands now: `estop`, `teleop`, `language` or `none`."""
+        if self._stopper.latched:
+            return "estop"
+        if self._steering.is_live(self._clock.now()):
+            return "teleop"
+        return "language" if self._active else "none"
+
     def start(self) -> None:
         """Tick on a thread of its own until `close`."""
-        self._thread = threading.Thread(target=self._loop, name="executor", daemon=True)
-        self._thread.start()
+        self._loop.start()
 
     def close(self) -> None:
         """Stop the robot and the thread. Idempotent."""
-        if not self._closing.is_set():
-            self._closing.set()
-            self._stopper.stop("close")
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=5.0)
+        self._loop.close()
 
     def tick(self) -> None:
         """Do what is due now: one control period."""
@@ -132,27 +144,14 @@ class Executor:
             # Nobody could send a heartbeat while this thread let the seconds pass.
             self._inbox.heard_s += self._clock.now() - began_s
 
-    def _loop(self) -> None:
-        try:
-            while not self._closing.is_set():
-                began_s = self._clock.now()
-                self.tick()
-                self._clock.sleep(self.period_s - (self._clock.now() - began_s))
-        finally:
-            # Also on an error that nobody foresaw: the robot must not walk on without its executor.
-            self._stopper.stop("close")
-
     def _take_orders(self) -> None:
         self._read_s = self._clock.now()
-        orders = self._mailbox.take()
-        reason = orders.drop_reason
-        for letter in orders.void:
-            self._inbox.bar(letter.plan.mission, reason or "estop")
-        if reason:
-            if self._inbox.plan is not None:
-                self._inbox.bar(self._inbox.plan.mission, reason)
+        steered = self._steering.is_live(self._read_s) and not self._stopper.latched
+        reason, letters = self._reception.take("teleop" if steered else "")
+        if reason and (reason != "teleop" or self._active):
+            self._performer.obey(self._gates[True])
             self._end("stopped", reason, "")
-        for letter in (*orders.void, *orders.letters):
+        for letter in letters:
             self._receive(letter)
 
     def _receive(self, letter: Letter) -> None:
@@ -169,7 +168,7 @@ class Executor:
         """Tell a commander who goes on after a cancel or an e-stop that nobody listens."""
         why = self._inbox.barred(plan.mission)
         known = (self._status.mission, self._status.answer) == (plan.mission, plan.answer)
-        if why in ("cancelled", "estop") and not self._active and not known:
+        if why in ("cancelled", "estop", "teleop") and not self._active and not known:
             self._status = PlanStatus(plan.mission, plan.answer, state="stopped", reason=why)
 
     def _supersede(self, plan: Plan) -> None:
@@ -188,12 +187,14 @@ class Executor:
         try:
             moment = self._performer.observe(self._driver.state(), now_s)
         except RobotError:
-            if self._active and not latched:
+            if (self._active or self._steering.was_live) and not latched:
                 raise
             return
         if latched and not moment.state.is_still and self._stop_owed_s is None:
             self._stop_owed_s = now_s
-        if self._active and not latched and self._stop_owed_s is None:
+        if latched or self._stop_owed_s is not None:
+            return
+        if not self._steering.follow(now_s) and self._active:
             self._carry_out()
 
     def _carry_out(self) -> None:

@@ -87,6 +87,27 @@ class Performer:
             self._drive(self._motion, action, moment, age_s)
         return False
 
+    def steer(self, wanted: Velocity) -> None:
+        """Follow a person's velocity: within the limits of speed and slew, and not into an obstacle.
+
+        Raises RobotStale if the state stands still, RobotRefused if the robot takes no Moves.
+        """
+        moment = self._moment
+        if moment is None or self.is_busy:
+            return
+        age_s = moment.now_s - self._stamp_seen_s
+        if age_s > self._gate.limits.max_state_age_s:
+            raise RobotStale(f"the state's stamp stands still for {age_s:.2f} s")
+        if moment.state.code not in self._gate.limits.modes:
+            self._slew.reset()
+            return
+        if not self._has_room(wanted, moment.state):
+            if self._slew.velocity[:2] != STILL[:2]:
+                self._slew.reset()
+                self._stopper.stop("obstacle").check()
+            wanted = (0.0, 0.0, wanted[2])
+        self._command(wanted, moment.now_s)
+
     def abandon(self) -> bool:
         """Forget the present action; return whether there was one. A running call stays known as busy."""
         was_active = self._stages is not None

@@ -71,6 +71,15 @@ class Legs:
             self._executor.submit(plan)
         return self._readiness.is_ready
 
+    def steer(self, velocity: tuple[float, float, float]) -> bool:
+        """Pass a person's velocity on; False if it is none, or the robot is not ready."""
+        return self._readiness.is_ready and self._executor.steer(velocity)
+
+    @property
+    def source(self) -> str:
+        """Who commands now: `estop`, `teleop`, `language` or `none`."""
+        return "estop" if self._held.is_set() and not self._readiness.is_ready else self._executor.source
+
     def status(self) -> PlanStatus:
         """Return where the executor stands with the present answer."""
         return self._executor.status()

@@ -23,11 +23,13 @@ from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.safety import SafetyGate
 from vlm_spec_decode.bridge import diagnostics, robot_health
 from vlm_spec_decode.bridge.convert import to_odometry
+from vlm_spec_decode.bridge.hands import Hands
 from vlm_spec_decode.bridge.legs import Legs
 from vlm_spec_decode.bridge.parameters import Parameter, Parameters
-from vlm_spec_decode.bridge.qos import COMMAND
+from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
 from vlm_spec_decode.bridge.settings import load_yaml
 from vlm_spec_decode.bridge.stamps import STEADY, Stamps
+from vlm_spec_decode.bridge.surroundings import SensingDriver, Surroundings
 from vlm_spec_decode.bridge.transforms import Frames, Transforms
 from vlm_spec_decode.core.errors import ActionParseError, ActionRefused, RobotError
 from vlm_spec_decode.core.ports import Clock, RobotDriver
@@ -75,14 +77,19 @@ class LocomotionNode:
         self._parameters = parameters = Parameters(node, PARAMETERS)
         path = parameters.path("limits_file")
         limits = SafetyLimits.from_mapping(load_yaml(path)) if path else SafetyLimits()
+        self._surroundings = Surroundings(node, clock)
+        if self._surroundings.is_needed:
+            driver = SensingDriver(driver, self._surroundings)
         executor = Executor(driver, SafetyGate(limits), clock, frame_now=self._stamps.ros_now_s)
         self._legs = Legs(driver, executor, clock, parameters.real("start_timeout_s"), on_failure)
         self._counts = _Counts()
         self._said: PlanStatus | None = None
+        self._source = ""
         self._said_s = self._odom_s = float("-inf")
         self._frames = Frames(*(parameters.text(f"{name}_frame") for name in Frames.NAMES))
         self._transforms = Transforms(node, self._frames) if parameters.flag("publish_tf") else None
         self._connect()
+        self._hands = Hands(node, self._legs, clock, self._engage)
         if self._transforms is not None:
             self._transforms.publish_mount(self._stamps.ros_now_s(), parameters.real("camera_pitch_rad"))
         self._legs.begin()
@@ -90,6 +97,7 @@ class LocomotionNode:
     def _connect(self) -> None:
         node = self._node
         self._statuses = node.create_publisher(String, "vlm/plan/status", COMMAND)
+        self._sources = node.create_publisher(String, "vlm/control", LATCHED)
         self._odometry = node.create_publisher(Odometry, "odom", 20)
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         stops, plans, looks, odom, slow = ReentrantCallbackGroup(), *_groups(4)
@@ -131,10 +139,19 @@ class LocomotionNode:
         except ActionRefused as error:
             response.success, response.message = False, str(error)
             return response
+        self._look_at_source()
         response.success = report is None or report.confirmed_s is not None
         response.message = "released" if report is None else robot_health.describe_stop(report)
         self._node.get_logger().warning(f"e-stop: {response.message}")
         return response
+
+    def _engage(self, by: str) -> None:
+        """Engage for somebody who waits for no reply; once is enough."""
+        if self._legs.source == "estop":
+            return
+        report = self._legs.estop(True)
+        said = robot_health.describe_stop(report) if report else "engaged"
+        self._node.get_logger().warning(f"e-stop by {by}: {said}")
 
     def _on_cancel(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._legs.cancel()
@@ -145,11 +162,18 @@ class LocomotionNode:
 
     def _look(self) -> None:
         """Publish the status when it has changed or is due; a robot that is not ready says nothing."""
+        self._look_at_source()
         if not self._legs.readiness.is_ready:
             return
         status = self._legs.status()
         if status != self._said or self._clock.now() - self._said_s >= 1 / self._parameters.real("status_hz"):
             self._say(status)
+
+    def _look_at_source(self) -> None:
+        source = self._legs.source
+        if source != self._source:
+            self._source = source
+            self._sources.publish(String(data=source))
 
     def _say(self, status: PlanStatus) -> None:
         if self._said is None or (status.state, status.reason) != (self._said.state, self._said.reason):
@@ -176,7 +200,9 @@ class LocomotionNode:
         name = self._node.get_name()
         lines = robot_health.robot_lines(name, self._legs, self._clock.now())
         lines.append(robot_health.executor_line(name, self._legs.status(), self._legs.last_stop()))
+        lines += self._surroundings.lines(name)
         counts = {"plans": self._counts.plans, "unparsable": self._counts.unparsable}
+        counts["teleop_dropped"] = self._hands.dropped
         values = {key: str(value) for key, value in (counts | {"before_ready": self._counts.early}).items()}
         level = diagnostics.WARN if self._counts.unparsable else diagnostics.OK
         lines.append(diagnostics.Health(f"{name}: plans", level, "received", values))

@@ -13,6 +13,7 @@ from vlm_spec_decode.edge.mission import Status
 WHY = {
     "estop": "the e-stop is engaged; the e_stop service releases it",
     "cancelled": "somebody asked for it",
+    "teleop": "a person has taken the controls",
     "watchdog": "the plan's heartbeat was lost",
 }
 """What a reason means for a person, where the executor has not said more."""
