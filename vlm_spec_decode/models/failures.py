@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from vlm_spec_decode.core.errors import ModelError
 
+LOADING_ADVICE = "dtype=bfloat16, quantize=int8 or bnb4, device=auto, or a smaller model"
 _MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
@@ -39,20 +40,18 @@ def named(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def memory_named() -> Iterator[None]:
+def memory_named(advice: str = LOADING_ADVICE) -> Iterator[None]:
     """Turn an allocation that fails into a ModelError that says what to try."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise _out_of_memory() from error
-    except RuntimeError as error:
-        # torch's CPU allocator has no class of its own.
-        if not any(words in str(error).lower() for words in _MEMORY_WORDS):
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
             raise
-        raise _out_of_memory() from error
+        raise ModelError(f"out of memory: try {advice}") from error
 
 
-def _out_of_memory() -> ModelError:
-    return ModelError(
-        "out of memory: try dtype=bfloat16, quantize=int8 or bnb4, device=auto, or a smaller model"
-    )
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Tell a failed allocation from other errors; torch's CPU allocator has no class of its own for it."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error).lower() for words in _MEMORY_WORDS)

@@ -27,6 +27,12 @@ CHAT_TEMPLATE = (
 """Image first, so that its part of the KV cache can be shared by everything said about one frame.
 Of the tiny models, written beside their weights."""
 
+TEXT_TEMPLATE = (
+    "{% for message in messages %} user : {{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %} robot :{% endif %}"
+)
+"""The same for the tiny language-only models."""
+
 EXAMPLES = (
     ("go to the red chair", (), "i see a red chair left . turn(25) forward(1.5)"),
     ("wave at me", ("hello()",), "i have waved . done()"),
@@ -62,6 +68,14 @@ class Style(str, Enum):
 def escape(instruction: str) -> str:
     """Return the instruction on one line, without characters that could open a template's marks."""
     return " ".join(instruction.translate(_ESCAPES).split())
+
+
+def with_scene(scene: str, instruction: str) -> str:
+    """Return the instruction of a language-only pair: what there is to see, in words, then what to do.
+
+    `scene` lists things, such as "a red chair 25 degrees left at 2.0 m , a blue box ahead at 1.4 m".
+    """
+    return f"you see {scene.strip()} . {instruction.strip()}"
 
 
 def prompt_text(observation: Observation) -> str:

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vlm_spec_decode.models.prompt import CHAT_TEMPLATE
+from vlm_spec_decode.models.prompt import CHAT_TEMPLATE, TEXT_TEMPLATE
 
 IMAGE_PX = 128
 PATCH_PX = 16
@@ -90,6 +90,40 @@ def draft_config(vocab_size: int) -> LlavaConfig:
     return _config(vocab_size, width=128, layers=2, intermediate=288)
 
 
+def text_target_config(vocab_size: int) -> LlamaConfig:
+    """Return the config of the language-only target (1.7 M parameters)."""
+    return language_config(vocab_size, width=128, layers=8, intermediate=352)
+
+
+def text_draft_config(vocab_size: int) -> LlamaConfig:
+    """Return the config of the language-only draft (0.4 M parameters)."""
+    return language_config(vocab_size, width=128, layers=2, intermediate=288)
+
+
+def language_config(vocab_size: int, width: int, layers: int, intermediate: int) -> LlamaConfig:
+    """Return the config of a language model over the tiny models' tokenizer."""
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        initializer_range=0.08,
+        tie_word_embeddings=True,
+        pad_token_id=PAD_ID,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+    )
+
+
+def save_text_folder(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write the tokenizer, with a chat template without image, beside a language-only model's weights."""
+    tokenizer.chat_template = TEXT_TEMPLATE
+    tokenizer.save_pretrained(str(folder))
+
+
 def save_folder(folder: Path, processor: LlavaProcessor) -> None:
     """Write tokenizer and processor beside a model's weights."""
     processor.save_pretrained(str(folder))
@@ -114,20 +148,7 @@ def _config(
         projection_dim=vision_width,
         initializer_range=0.08,
     )
-    text = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=width,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=1024,
-        initializer_range=0.08,
-        tie_word_embeddings=True,
-        pad_token_id=PAD_ID,
-        bos_token_id=BOS_ID,
-        eos_token_id=EOS_ID,
-    )
+    text = language_config(vocab_size, width, layers, intermediate)
     return LlavaConfig(
         vision_config=vision,
         text_config=text,

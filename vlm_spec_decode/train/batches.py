@@ -75,11 +75,8 @@ class Batcher:
         self._frames = frames
         self._tokenizer = tokenizer
         self._dialogues = dialogues
-        vocab = tokenizer.get_vocab()
-        self.telling = np.zeros(len(tokenizer), dtype=bool)
-        numbers = [i for token, i in vocab.items() if token.lstrip("-").replace(".", "").isdigit()]
-        self._stop = vocab["."]
-        self.telling[[*numbers, *(vocab[w] for w in TELLING)]] = True
+        self.telling = telling_tokens(tokenizer)
+        self._stop = tokenizer.get_vocab()["."]
 
     def draw(self, rng: np.random.Generator, batch: int, dialogues: int | None = None) -> Batch:
         """Draw a batch of images, half of them mirrored, each with fresh dialogues."""
@@ -108,27 +105,37 @@ class Batcher:
         return [*prompt, *self._tokenizer(dialogue.answer)["input_ids"], EOS_ID], len(prompt)
 
 
+def telling_tokens(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.bool_]:
+    """Say of each token [vocab] whether it carries information: numbers and `TELLING`."""
+    vocab = tokenizer.get_vocab()
+    telling = np.zeros(len(tokenizer), dtype=np.bool_)
+    numbers = [i for token, i in vocab.items() if token.lstrip("-").replace(".", "").isdigit()]
+    telling[[*numbers, *(vocab[w] for w in TELLING)]] = True
+    return telling
+
+
 def pack_ids(
     pixels: torch.Tensor,
     rows: list[tuple[int, list[int], int]],
     patch: torch.Tensor,
     telling: npt.NDArray[np.bool_],
     stop: int = -1,
+    groups: int = GROUPS,
 ) -> Batch:
     """Lay out (image, ids, prompt length) rows in groups of like length. Loss falls on the answers alone.
 
     `stop` is the full stop after which an answer decides; -1 weighs no decision.
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][1]))
-    size = -(-len(rows) // GROUPS)
-    groups = tuple(
+    size = -(-len(rows) // groups)
+    packed = tuple(
         _group([(i, *rows[i]) for i in order[at : at + size]], telling, stop)
         for at in range(0, len(rows), size)
     )
-    answers = [g.labels >= 0 for g in groups]
-    labels = torch.cat([g.labels[a] for g, a in zip(groups, answers, strict=True)])
-    weights = torch.cat([g.weights[a] for g, a in zip(groups, answers, strict=True)])
-    return Batch(pixels, groups, patch, labels, weights)
+    answers = [g.labels >= 0 for g in packed]
+    labels = torch.cat([g.labels[a] for g, a in zip(packed, answers, strict=True)])
+    weights = torch.cat([g.weights[a] for g, a in zip(packed, answers, strict=True)])
+    return Batch(pixels, packed, patch, labels, weights)
 
 
 def _group(rows: list[tuple[int, int, list[int], int]], telling: npt.NDArray[np.bool_], stop: int) -> Group:

@@ -40,13 +40,24 @@ def data(out: Path, scenes: int, poses: int, workers: int, as_json: bool) -> Non
 
 def _model_options(command: Any) -> Any:
     options = [
-        click.option("--data", type=FOLDER, default=Path("data/frames"), show_default=True),
+        click.option(
+            "--text", is_flag=True, help="Of the language-only pair: rooms told in words, no frames."
+        ),
+        click.option("--data", type=FOLDER, default=None, show_default="data/frames"),
         click.option("--eye-steps", type=click.IntRange(0), default=None, help="Steps of the eye alone."),
         click.option(
             "--steps", type=click.IntRange(0), default=None, help="Steps of the mouth over the finished eye."
         ),
         click.option("--eye", type=FOLDER, default=None, help="Checkpoint whose trained eye to take over."),
-        click.option("--start", type=FOLDER, default=None, help="Checkpoint to begin from."),
+        click.option(
+            "--start",
+            type=FOLDER,
+            default=None,
+            help="Checkpoint to begin from; with --text a model's folder, whose language part is taken.",
+        ),
+        click.option(
+            "--batch", type=click.IntRange(1), default=None, help="Images, or dialogues, of a step."
+        ),
         click.option("--seed", type=int, default=0, show_default=True),
         click.option("--threads", type=click.IntRange(1), default=1, show_default=True),
         click.option("--json", "as_json", is_flag=True, help="End with one JSON line."),
@@ -57,28 +68,35 @@ def _model_options(command: Any) -> Any:
 
 
 @train.command()
-@click.option("--out", type=FOLDER, default=Path("runs/target"), show_default=True)
+@click.option("--out", type=FOLDER, default=None, show_default="runs/target, runs/text_target")
 @_model_options
-def target(as_json: bool, **options: Any) -> None:
+def target(**options: Any) -> None:
     """Train the target on the teacher's answers; goes on where an interrupted run stopped."""
-    _train("target", as_json, options)
+    _train("target", **options)
 
 
 @train.command()
-@click.option("--out", type=FOLDER, default=Path("runs/draft"), show_default=True)
+@click.option("--out", type=FOLDER, default=None, show_default="runs/draft, runs/text_draft")
 @click.option("--distil", type=FOLDER, default=None, help="Folder of the target whose answers to learn.")
 @_model_options
-def draft(as_json: bool, **options: Any) -> None:
+def draft(**options: Any) -> None:
     """Train the draft on the teacher's answers, or on a target's with --distil."""
-    _train("draft", as_json, options)
+    _train("draft", **options)
 
 
-def _train(role: Any, as_json: bool, options: dict[str, Any]) -> None:
+def _train(role: Any, text: bool, as_json: bool, **options: Any) -> None:
+    given = {key: value for key, value in options.items() if value is not None}
+    if text:
+        from vlm_spec_decode.train.config import text_recipe
+        from vlm_spec_decode.train.text import run_text
+
+        if blind := sorted({"data", "eye", "eye_steps"} & set(given)):
+            raise click.UsageError(f"--{blind[0].replace('_', '-')} is for models that see, not for --text")
+        return _finish(run_text(text_recipe(role, **given)), as_json)
     from vlm_spec_decode.train.config import recipe
     from vlm_spec_decode.train.loop import run_train
 
-    given = {key: value for key, value in options.items() if value is not None}
-    _finish(run_train(recipe(role, **given)), as_json)
+    return _finish(run_train(recipe(role, **{"out": Path(f"runs/{role}"), **given})), as_json)
 
 
 @train.command()

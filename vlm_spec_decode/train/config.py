@@ -57,6 +57,30 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TextConfig:
+    """The training of one model of the language-only pair.
+
+    A step has `batch` dialogues about rooms drawn for it. `start` names a folder whose language part is
+    where to begin, such as that of the pair that sees. `distil` names the folder of the
+    target whose own answers a draft learns. The rest is as in `TrainConfig`.
+    """
+
+    role: Role
+    out: Path = Path("runs/text_target")
+    steps: int = 2000
+    batch: int = 32
+    peak_rate: float = 1.0e-3
+    seed: int = 0
+    threads: int = 1
+    checkpoint_every: int = 20
+    decay_share: float = 0.8
+    stop_after: int | None = None
+    log_every: int = 20
+    start: Path | None = None
+    distil: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ExitsConfig:
     """Exits of a finished target at `shares` of its depth, learned from `batches` batches."""
 
@@ -94,3 +118,12 @@ def recipe(role: Role, **given: Any) -> TrainConfig:
         "draft": {"eye_steps": 0, "steps": 7000, "dialogues": 6, "decay_share": 0.25},
     }[role]
     return TrainConfig(role, **{**defaults, **given})
+
+
+def text_recipe(role: Role, **given: Any) -> TextConfig:
+    """Return the settings of a model of the language-only pair, `given` ones changed."""
+    defaults: dict[str, Any] = {
+        "target": {"out": Path("runs/text_target")},
+        "draft": {"out": Path("runs/text_draft")},
+    }[role]
+    return TextConfig(role, **{**defaults, **given})

@@ -86,8 +86,15 @@ def run_data(config: DataConfig) -> dict[str, Any]:
         jobs = ((config, first) for first in firsts)
         for first in tqdm(pool.map(_render_chunk, jobs), total=len(firsts), unit="chunk", desc="frames"):
             done.add(first)
-            done_file.write_text(json.dumps(sorted(done)))
+            _note(done_file, done)
     return _finish(config, count)
+
+
+def _note(file: Path, done: set[int]) -> None:
+    """Write which chunks are finished; a run that is interrupted here leaves the list before."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(sorted(done)))
+    partial.replace(file)
 
 
 def observe(camera: FrontCamera, world: World) -> npt.NDArray[np.float32]:

@@ -23,8 +23,16 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vlm_spec_decode.models import tiny
+from vlm_spec_decode.models.failures import memory_named
 from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.batches import Batch, Batcher
+from vlm_spec_decode.train.checkpoint import (
+    MEMORY_ADVICE,
+    exporting,
+    fitting,
+    load_checkpoint,
+    save_checkpoint,
+)
 from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.network import EyeHeads, answer_loss, distil_loss, image_features, logits_of
@@ -51,37 +59,37 @@ class Trainee:
     seconds: float = 0.0
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint; the old one survives until the new one is complete."""
+        """Write a checkpoint; the old one survives until the new one is complete. Raises ModelError."""
         state = {
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "counters": (self.eye_step, self.step, self.seconds),
         }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
+        save_checkpoint(state, path)
 
     def load(self, path: Path) -> None:
-        """Take up a checkpoint."""
-        state = torch.load(path, weights_only=True)
-        rows = len(self.model.lm_head.weight)
-        grown = len(state["model"]["lm_head.weight"]) < rows
-        if grown:
-            _grow(state["model"], rows)
-        self.model.load_state_dict(state["model"])
-        self.heads.load_state_dict(state["heads"])
-        if not grown:
-            self.optimizer.load_state_dict(state["optimizer"])
-        self.eye_step, self.step, self.seconds = state["counters"]
+        """Take up a checkpoint. Raises ModelError."""
+        state = load_checkpoint(path)
+        with fitting(path):
+            rows = len(self.model.lm_head.weight)
+            grown = len(state["model"]["lm_head.weight"]) < rows
+            if grown:
+                _grow(state["model"], rows)
+            self.model.load_state_dict(state["model"])
+            self.heads.load_state_dict(state["heads"])
+            if not grown:
+                self.optimizer.load_state_dict(state["optimizer"])
+            self.eye_step, self.step, self.seconds = state["counters"]
 
     def take_eye(self, path: Path) -> None:
         """Take over the trained vision tower, and what reads it, of another model's checkpoint."""
-        state = torch.load(path, weights_only=True)
+        state = load_checkpoint(path)
         tower = "model.vision_tower."
-        found = {k.removeprefix(tower): v for k, v in state["model"].items() if k.startswith(tower)}
-        self.model.model.vision_tower.load_state_dict(found)
-        self.heads.load_state_dict(state["heads"])
+        with fitting(path):
+            found = {k.removeprefix(tower): v for k, v in state["model"].items() if k.startswith(tower)}
+            self.model.model.vision_tower.load_state_dict(found)
+            self.heads.load_state_dict(state["heads"])
 
 
 def _grow(weights: dict[str, torch.Tensor], rows: int) -> None:
@@ -108,7 +116,10 @@ def new_trainee(config: TrainConfig, vocab_size: int) -> Trainee:
 
 
 def run_train(config: TrainConfig) -> dict[str, Any]:
-    """Train one model and export it to `config.out`. Returns the training record."""
+    """Train one model, from its checkpoint if there is one, and export it. Returns the training record.
+
+    Raises ConfigError without frames, ModelError for a checkpoint that cannot be written or read.
+    """
     torch.set_num_threads(config.threads)
     tok = tokenizer()
     frames = open_frames(config.data)
@@ -122,7 +133,8 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
         trainee.load(config.start)
     if config.eye and not trainee.step:
         trainee.take_eye(config.eye)
-    _run(config, trainee, batcher, checkpoint)
+    with memory_named(MEMORY_ADVICE):
+        _run(config, trainee, batcher, checkpoint)
     record: dict[str, Any] = {"config": {k: str(v) for k, v in asdict(config).items()}, "data": frames.digest}
     record |= {"eye_steps": trainee.eye_step, "steps": trainee.step, "seconds": round(trainee.seconds)}
     export(config.out, trainee.model, tok, record)
@@ -137,16 +149,15 @@ def export(
     Weights are stored in half precision because they ship with the package; the config has them loaded as
     float32 again.
     """
-    copy.deepcopy(model).half().save_pretrained(str(folder))
-    config = copy.deepcopy(model.config)
-    for part in (config, config.text_config, config.vision_config):
-        part.dtype = torch.float32
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(str(folder))
-    for path in folder.glob("*.safetensors"):
-        path.chmod(0o644)
-    tiny.save_folder(folder, tiny.build_processor(tok))
-    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    with exporting(folder) as made:
+        copy.deepcopy(model).half().save_pretrained(str(made))
+        config = copy.deepcopy(model.config)
+        for part in (config, config.text_config, config.vision_config):
+            part.dtype = torch.float32
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(str(made))
+        tiny.save_folder(made, tiny.build_processor(tok))
+        (made / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _run(config: TrainConfig, trainee: Trainee, batcher: Batcher, checkpoint: Path) -> None:

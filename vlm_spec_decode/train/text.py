@@ -1,0 +1,189 @@
+"""Training of the language-only pair: the same world, told in words.
+
+The target learns the teacher's answers. The draft learns the target: half of each batch are answers that the
+target itself gave, at temperature 0 and 1, under the target's own distribution at every position. Every draw
+comes from (seed, step), so a resumed run is the same run.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from vlm_spec_decode.models import tiny
+from vlm_spec_decode.models.failures import memory_named, named
+from vlm_spec_decode.models.source import read_tensors
+from vlm_spec_decode.train.batches import Batch
+from vlm_spec_decode.train.checkpoint import (
+    MEMORY_ADVICE,
+    exporting,
+    fitting,
+    load_checkpoint,
+    save_checkpoint,
+)
+from vlm_spec_decode.train.config import TextConfig
+from vlm_spec_decode.train.loop import tokenizer
+from vlm_spec_decode.train.network import answer_loss, distil_loss
+from vlm_spec_decode.train.talks import GuidedTalks, Talks
+
+WARM_SHARE = 0.05
+"""Of all steps, so many bring the learning rate up."""
+
+
+@dataclass(slots=True)
+class TextTrainee:
+    """A language model in training with everything that a checkpoint holds."""
+
+    model: LlamaForCausalLM
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint. Raises ModelError."""
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        save_checkpoint(state | {"counters": (self.step, self.seconds)}, path)
+
+    def load(self, path: Path) -> None:
+        """Take up a checkpoint. Raises ModelError."""
+        state = load_checkpoint(path)
+        with fitting(path):
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds = state["counters"]
+
+
+def run_text(config: TextConfig) -> dict[str, Any]:
+    """Train one model and export it to `config.out`; goes on from its checkpoint. Returns the record.
+
+    Raises ModelError if a checkpoint cannot be written or read, or the memory is too small.
+    """
+    torch.set_num_threads(config.threads)
+    tok = tokenizer()
+    trainee = new_text_trainee(config, len(tok))
+    config.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = config.out / "checkpoint.pt"
+    if checkpoint.exists():
+        trainee.load(checkpoint)
+    guide = _load_guide(config.distil) if config.distil else None
+    drawn = Talks(tok, config.batch, config.seed)
+    talks = GuidedTalks(drawn, guide) if guide else drawn
+    with memory_named(MEMORY_ADVICE):
+        figures = _run(config, trainee, talks, checkpoint)
+    settings = {k: str(v) for k, v in asdict(config).items() if k not in {"out", "start", "distil"}}
+    record = {"config": settings, "data": talks.digest, "steps": trainee.step}
+    record |= {"seconds": round(trainee.seconds), "last_running_means": figures}
+    record |= {name: path.name for name in ("start", "distil") if (path := getattr(config, name))}
+    _export(config.out, trainee.model, tok, record)
+    return record
+
+
+def new_text_trainee(config: TextConfig, vocab_size: int) -> TextTrainee:
+    """Build the model of the config's role, with random weights drawn from its seed."""
+    torch.manual_seed(config.seed)
+    make = tiny.text_target_config if config.role == "target" else tiny.text_draft_config
+    model = LlamaForCausalLM._from_config(make(vocab_size), attn_implementation="sdpa")
+    model.float().train()
+    if config.start:
+        take_language(model, config.start)
+    optimizer = torch.optim.AdamW(model.parameters(), config.peak_rate, (0.9, 0.98), weight_decay=0.05)
+    return TextTrainee(model, optimizer)
+
+
+def take_language(model: LlamaForCausalLM, folder: Path) -> None:
+    """Begin from the language part of another model of the same shape and words. Raises ModelError."""
+    with named(str(folder)):
+        tensors = read_tensors(folder / "model.safetensors")
+        found = {name.removeprefix("language_model."): tensor for name, tensor in tensors.items()}
+        model.load_state_dict(
+            {n: found[n] for n in model.state_dict() if n != "lm_head.weight"}, strict=False
+        )
+
+
+def text_logits(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
+    """Return logits [M, vocab] of the answers' tokens, in the order of `batch.labels`."""
+    parts = []
+    for group in batch.groups:
+        states = model.model(input_ids=group.tokens, use_cache=False).last_hidden_state
+        parts.append(model.lm_head(states[group.labels >= 0]))
+    return torch.cat(parts)
+
+
+def _run(
+    config: TextConfig, trainee: TextTrainee, talks: Talks | GuidedTalks, checkpoint: Path
+) -> dict[str, float]:
+    started_s, before_s = time.monotonic(), trainee.seconds
+    figures: dict[str, float] = {}
+    last = config.steps if config.stop_after is None else config.stop_after
+    with (config.out / "log.jsonl").open("a") as log:
+        for number in tqdm(
+            range(trainee.step + 1, last + 1),
+            initial=trainee.step,
+            total=last,
+            desc=f"text {config.role}",
+            mininterval=5,
+        ):
+            _set_rate(config, trainee.optimizer, number)
+            new = _step(trainee, talks, number)
+            figures = {k: 0.98 * figures.get(k, v) + 0.02 * v for k, v in new.items()}
+            trainee.step, trainee.seconds = number, before_s + time.monotonic() - started_s
+            if number % config.log_every == 0:
+                row = {"step": number, "s": round(trainee.seconds), **_rounded(figures)}
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+            if number % config.checkpoint_every == 0 or number == last:
+                trainee.save(checkpoint)
+    return _rounded(figures)
+
+
+def _step(trainee: TextTrainee, talks: Talks | GuidedTalks, number: int) -> dict[str, float]:
+    batch = talks.batch(number)
+    logits = text_logits(trainee.model, batch)
+    if isinstance(talks, Talks):
+        loss, labels = answer_loss(logits, batch), batch.labels
+    else:
+        with torch.no_grad():
+            wanted = text_logits(talks.guide, batch)
+        loss, labels = distil_loss(logits, wanted, batch), wanted.argmax(-1)
+    trainee.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), 1.0)
+    trainee.optimizer.step()
+    right, told = (logits.argmax(-1) == labels).float(), talks.telling[labels]
+    return {"loss": loss.item(), "telling": right[told].mean().item(), "rest": right[~told].mean().item()}
+
+
+def _set_rate(config: TextConfig, optimizer: torch.optim.Optimizer, number: int) -> None:
+    left = (config.steps - number) / (config.decay_share * config.steps)
+    for group in optimizer.param_groups:
+        group["lr"] = config.peak_rate * min(1.0, number / (WARM_SHARE * config.steps), max(0.02, left))
+
+
+def _load_guide(folder: Path) -> LlamaForCausalLM:
+    guide = LlamaForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
+    return guide.eval().requires_grad_(False)
+
+
+def _export(
+    folder: Path, model: LlamaForCausalLM, tok: PreTrainedTokenizerFast, record: dict[str, Any]
+) -> None:
+    """Write the folder that `from_pretrained` reads, weights in half precision, and the training record."""
+    with exporting(folder) as made:
+        copy.deepcopy(model).half().save_pretrained(str(made))
+        config = copy.deepcopy(model.config)
+        config.dtype, config.architectures = torch.float32, [type(model).__name__]
+        config.save_pretrained(str(made))
+        tiny.save_text_folder(made, tok)
+        (made / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in figures.items()}
