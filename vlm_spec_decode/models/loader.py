@@ -37,17 +37,23 @@ from vlm_spec_decode.models.parts import (
 from vlm_spec_decode.models.prompt import prompt_digest
 from vlm_spec_decode.models.quantize import quantize
 from vlm_spec_decode.models.source import fingerprint, read_config, resolve
-from vlm_spec_decode.models.spec import LoadOptions, parse_spec
+from vlm_spec_decode.models.spec import LoadOptions, ModelSpec, parse_spec
 from vlm_spec_decode.models.vlm import VlmModel
 
 __all__ = ["DTYPES", "EXITS_FILE", "assert_same_vocabulary", "load_model", "shipped"]
 
 
+SHIPPED = ("target", "draft", "text_target", "text_draft")
+"""The pair that sees, and the language-only one."""
+
+_SHIPPED_MARK = "shipped:"
+
+
 def shipped(name: str) -> Path:
-    """Return the folder of a checkpoint that comes with the package: "target" or "draft"."""
+    """Return the folder of a checkpoint that comes with the package: `SHIPPED`. Raises ModelError."""
     folder = Path(__file__).parents[1] / "assets" / name
-    if not folder.is_dir():
-        raise ModelError(f"no checkpoint {name!r} comes with this package")
+    if name not in SHIPPED or not folder.is_dir():
+        raise ModelError(f"no checkpoint {name!r} comes with this package (known: {', '.join(SHIPPED)})")
     return folder
 
 
@@ -72,11 +78,15 @@ def load_model(
 ) -> VlmModel:
     """Load a checkpoint from a folder or, if there is no such folder, by its Hub id.
 
-    A string may carry options (`models.spec`), which win over the arguments. `threads` sets torch's
+    A string may carry options (`models.spec`), which win over the arguments, and `shipped:NAME` names a
+    checkpoint that comes with the package. `threads` sets torch's
     threads for the whole process. Raises ModelError in one line if the checkpoint is missing, truncated,
     incomplete, of an architecture that is not supported, or too large for the memory.
     """
     spec = parse_spec(path_or_id, LoadOptions(revision=revision, dtype=dtype, device=device))
+    if spec.source.startswith(_SHIPPED_MARK):
+        path_or_id = shipped(spec.source.removeprefix(_SHIPPED_MARK))
+        spec = ModelSpec(str(path_or_id), spec.options)
     torch.set_num_threads(threads)
     is_folder = Path(spec.source).is_dir()
     name = model_id or (Path(spec.source).resolve().name if is_folder else spec.source)

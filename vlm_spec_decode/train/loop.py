@@ -24,15 +24,9 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vlm_spec_decode.models import tiny
 from vlm_spec_decode.models.failures import memory_named
+from vlm_spec_decode.train import checkpoint as files
 from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.batches import Batch, Batcher
-from vlm_spec_decode.train.checkpoint import (
-    MEMORY_ADVICE,
-    exporting,
-    fitting,
-    load_checkpoint,
-    save_checkpoint,
-)
 from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.network import EyeHeads, answer_loss, distil_loss, image_features, logits_of
@@ -66,12 +60,12 @@ class Trainee:
             "optimizer": self.optimizer.state_dict(),
             "counters": (self.eye_step, self.step, self.seconds),
         }
-        save_checkpoint(state, path)
+        files.save_checkpoint(state, path)
 
     def load(self, path: Path) -> None:
         """Take up a checkpoint. Raises ModelError."""
-        state = load_checkpoint(path)
-        with fitting(path):
+        state = files.load_checkpoint(path)
+        with files.fitting(path):
             rows = len(self.model.lm_head.weight)
             grown = len(state["model"]["lm_head.weight"]) < rows
             if grown:
@@ -84,9 +78,9 @@ class Trainee:
 
     def take_eye(self, path: Path) -> None:
         """Take over the trained vision tower, and what reads it, of another model's checkpoint."""
-        state = load_checkpoint(path)
+        state = files.load_checkpoint(path)
         tower = "model.vision_tower."
-        with fitting(path):
+        with files.fitting(path):
             found = {k.removeprefix(tower): v for k, v in state["model"].items() if k.startswith(tower)}
             self.model.model.vision_tower.load_state_dict(found)
             self.heads.load_state_dict(state["heads"])
@@ -133,7 +127,7 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
         trainee.load(config.start)
     if config.eye and not trainee.step:
         trainee.take_eye(config.eye)
-    with memory_named(MEMORY_ADVICE):
+    with memory_named(files.MEMORY_ADVICE):
         _run(config, trainee, batcher, checkpoint)
     record: dict[str, Any] = {"config": {k: str(v) for k, v in asdict(config).items()}, "data": frames.digest}
     record |= {"eye_steps": trainee.eye_step, "steps": trainee.step, "seconds": round(trainee.seconds)}
@@ -149,7 +143,7 @@ def export(
     Weights are stored in half precision because they ship with the package; the config has them loaded as
     float32 again.
     """
-    with exporting(folder) as made:
+    with files.exporting(folder) as made:
         copy.deepcopy(model).half().save_pretrained(str(made))
         config = copy.deepcopy(model.config)
         for part in (config, config.text_config, config.vision_config):
