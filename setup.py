@@ -48,7 +48,9 @@ ROS = [
 ]
 """rclpy and messages for machines without a ROS 2 installation of their own."""
 
-NODES = [f"{part}_node = {NAME}.bridge.mains:{part}_main" for part in ("camera", "locomotion", "vlm")]
+NODES = [
+    f"{part}_node = {NAME}.bridge.mains:{part}_main" for part in ("camera", "locomotion", "monitor", "vlm")
+]
 """What `ros2 run` and the launch files start; `nodes/` has the same for a checkout that is not installed."""
 
 LARGE = ["accelerate>=1.0", "bitsandbytes>=0.45", "torchao>=0.15"]

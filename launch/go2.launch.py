@@ -44,6 +44,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     processes: list[LaunchDescriptionEntity] = [
         node("camera_node", share, value, eye),
         node("locomotion_node", share, value, legs),
+        node("monitor_node", share, value, {}),
         node("vlm_node", share, value, vlm),
     ]
     if value["rviz"].lower() in {"true", "1", "yes"}:

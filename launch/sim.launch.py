@@ -42,6 +42,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         vsd("cloud", "cloud", "--bind", address, *model(value), *security(value)),
         node("camera_node", share, value, robot),
         node("locomotion_node", share, value, robot),
+        node("monitor_node", share, value, {}),
         node("vlm_node", share, value, cloud | vlm),
     ]
     if value["rviz"].lower() in {"true", "1", "yes"}:

@@ -1,4 +1,4 @@
-"""The three node processes: which parts they put together. `nodes/` holds nothing but calls of these.
+"""The four node processes: which parts they put together. `nodes/` holds nothing but calls of these.
 
 Each imports its own parts only when it runs: a camera node has no use for a model's libraries.
 """
@@ -33,6 +33,11 @@ def locomotion_main() -> int:
     return run_node("locomotion_node", _locomotion, threads=6)
 
 
+def monitor_main() -> int:
+    """Run the monitor node; return its exit code."""
+    return run_node("monitor_node", _monitor, threads=2)
+
+
 def vlm_main() -> int:
     """Run the VLM node; return its exit code."""
     return run_node("vlm_node", _vlm, threads=4)
@@ -53,6 +58,12 @@ def _locomotion(node: Node, stop: Stop) -> NodePart:
 
     config, clock = _robot(node), WallClock()
     return LocomotionNode(node, Go2Driver(config, clock), clock, stop)
+
+
+def _monitor(node: Node, _stop: Stop) -> NodePart:
+    from vlm_spec_decode.bridge.monitor_node import MonitorNode
+
+    return MonitorNode(node, WallClock())
 
 
 def _vlm(node: Node, stop: Stop) -> NodePart:

@@ -1,0 +1,100 @@
+import json
+import math
+
+import pytest
+from nav_msgs.msg import Odometry, Path
+from sensor_msgs.msg import CompressedImage
+from std_msgs.msg import Float64, String
+from visualization_msgs.msg import Marker, MarkerArray
+
+from vlm_spec_decode.actions.plan import Plan
+from vlm_spec_decode.actions.types import Forward, Strafe, Turn
+from vlm_spec_decode.bridge.convert import from_compressed, to_compressed
+from vlm_spec_decode.bridge.markers import plan_markers, waypoints
+from vlm_spec_decode.bridge.monitor_node import FIGURES, MonitorNode
+from vlm_spec_decode.bridge.overlay import COLOURS, Caption, Piece, draw, pieces_of
+from vlm_spec_decode.bridge.qos import LATCHED
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.errors import ImageError
+from vlm_spec_decode.core.types import Image
+
+pytestmark = pytest.mark.ros
+
+TRACE = {"strategy": "speculative", "total_s": 0.5, "time_to_first_action_s": 0.2, "acceptance_rate": 0.75,
+         "drafted": 8, "tokens": 9, "uplink_bytes": 100, "downlink_bytes": 200,
+         "rounds": [{"wait_s": 0.2, "verify_s": 0.05, "accepted": 6, "committed": 9}]}  # fmt: skip
+
+
+def test_the_overlay_holds_the_words_and_keeps_the_frames_size(image):
+    plain = draw(image, Caption())
+    said = draw(image, Caption((Piece("Ball ahead. ", "accepted"), Piece("done()", "corrected")), "acting"))
+    assert (said.width, said.height) == (image.width, image.height)
+    assert said.jpeg != plain.jpeg
+    with pytest.raises(ImageError):
+        draw(Image(b"no jpeg", 1, 1), Caption())
+
+
+def test_pieces_are_the_answer_and_tell_drafts_from_corrections():
+    rounds = [
+        {"accepted": 3, "committed": 4},
+        {"accepted": 0, "committed": 1},
+        {"accepted": 5, "committed": 5},
+    ]
+    text = "Ball ahead, two metres. forward(1.6) done()"
+    pieces = pieces_of(text, rounds)
+    assert "".join(piece.text for piece in pieces) == text
+    assert {piece.kind for piece in pieces} == {"accepted", "corrected"} <= set(COLOURS)
+    assert pieces[-1].kind == "accepted"
+    assert pieces_of(text, []) == (Piece(text),)
+
+
+def test_a_plan_leads_where_its_actions_lead():
+    steps = waypoints((1.0, 0.0, 0.0), (Forward(1.0), Turn(90.0), Forward(0.5), Strafe(0.5)))
+    assert steps[-1][0] == pytest.approx((1.5, 0.5, math.pi / 2))
+    drawn = plan_markers(Plan("m", 1, 0.0, 0, (Forward(1.0),), verified=False), (0.0, 0.0, 0.0), 1.0, "odom")
+    kinds = [marker.type for marker in drawn.markers if marker.action == Marker.ADD]
+    assert kinds == [Marker.LINE_STRIP, Marker.TEXT_VIEW_FACING, Marker.CUBE]
+    assert all(marker.header.frame_id == "odom" for marker in drawn.markers)
+    assert drawn.markers[1].color.r == pytest.approx(1.0), "orange: not verified"
+
+
+def test_what_is_said_becomes_pictures_and_numbers(graph, image, eventually, sensor_qos):
+    other = graph.node("other")
+    overlays = graph.listen(other, CompressedImage, "vlm/overlay/compressed", sensor_qos)
+    drawn = graph.listen(other, MarkerArray, "vlm/markers", LATCHED)
+    paths = graph.listen(other, Path, "vlm/path")
+    figures = {name: graph.listen(other, Float64, f"vlm/figures/{name}") for name in FIGURES}
+    publishers = {
+        topic: other.create_publisher(kind, topic, 10)
+        for kind, topic in (
+            (CompressedImage, "camera/image_raw/compressed"),
+            (Odometry, "odom"),
+            (String, "vlm/plan"),
+            (String, "vlm/trace"),
+            (String, "vlm/answer/partial"),
+        )
+    }
+    graph.start(other)
+    node = graph.node("monitor_node")
+    graph.start(node, MonitorNode(node, WallClock()))
+    assert eventually(lambda: all(p.get_subscription_count() for p in publishers.values()))
+    odometry = Odometry()
+    odometry.pose.pose.position.x, odometry.twist.twist.linear.x = 1.0, 0.3
+    plan = Plan("m", 1, 0.0, 0, (Forward(1.0),))
+
+    def arrived():
+        now_s = other.get_clock().now().nanoseconds / 1e9
+        publishers["camera/image_raw/compressed"].publish(to_compressed(image, now_s, "eye"))
+        publishers["odom"].publish(odometry)
+        publishers["vlm/answer/partial"].publish(String(data="Ball ahead."))
+        publishers["vlm/trace"].publish(String(data=json.dumps(TRACE)))
+        publishers["vlm/plan"].publish(String(data=plan.to_json()))
+        return overlays and paths and drawn and all(figures.values())
+
+    assert eventually(arrived)
+    assert from_compressed(overlays[-1])[0].width == image.width
+    assert overlays[-1].header.frame_id == "eye"
+    assert figures["acceptance"][-1].data == 0.75
+    assert figures["link_s"][-1].data == pytest.approx(0.15)
+    assert figures["speed_mps"][-1].data == pytest.approx(0.3)
+    assert paths[-1].poses[-1].pose.position.x == 1.0
