@@ -12,7 +12,7 @@ import pytest
 
 from vlm_spec_decode import __version__, cli
 
-COMMANDS = ("ask", "cloud", "demo", "doctor", "keys", "say", "sim", "stop", "train")
+COMMANDS = ("ask", "bench", "cloud", "demo", "doctor", "keys", "say", "sim", "stop", "train")
 
 
 def vsd(*arguments, timeout=60):

@@ -27,6 +27,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 RULE = click.Choice(["coupled", "rejection"])
 FILE = click.Path(dir_okay=False, path_type=Path)
 ELSEWHERE = {
+    "bench": ("vlm_spec_decode.bench.cli", "bench"),
     "record": ("vlm_spec_decode.demo.record", "record"),
     "replay": ("vlm_spec_decode.bag.cli", "replay"),
     "say": ("vlm_spec_decode.demo.console", "say"),

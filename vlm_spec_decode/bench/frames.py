@@ -1,0 +1,95 @@
+"""How many bytes a round takes on the way up: our own frames, and all that is on the wire."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field, replace
+
+from vlm_spec_decode.bench.run import Silent
+from vlm_spec_decode.bench.synthetic import PairSpec, pair
+from vlm_spec_decode.core.clock import VirtualClock
+from vlm_spec_decode.core.ports import Verifier
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Event, Hint, Observation, SamplingParams
+from vlm_spec_decode.edge.engine import Engine, EngineConfig
+from vlm_spec_decode.edge.local import LocalVerifier
+from vlm_spec_decode.protocol import codec
+from vlm_spec_decode.transport.shaper import OVERHEAD_BYTES
+
+VOCABULARY = 32_000
+TOKENS = 120
+SEEDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RoundBytes:
+    """Medians and the largest over all rounds of all answers: frames, and the whole on the wire."""
+
+    frames: float
+    largest: int
+    on_the_wire: float
+    rounds: int
+
+
+@dataclass(slots=True)
+class Weighed:
+    """A verifier whose hints are encoded and weighed, round by round (from a verdict to the next)."""
+
+    inner: Verifier
+    packer: codec.TokenPacker
+    rounds: list[list[int]] = field(default_factory=lambda: [[]])
+
+    def open(self, request: AnswerRequest) -> None:
+        """Pass on."""
+        self.inner.open(request)
+
+    def submit(self, hint: Hint) -> None:
+        """Weigh and pass on."""
+        self.rounds[-1].append(len(codec.encode(self.packer.hint_message(hint))))
+        self.inner.submit(hint)
+
+    def poll(self) -> Event | None:
+        """Pass on."""
+        return self._seen(self.inner.poll())
+
+    def wait(self, timeout_s: float) -> Event:
+        """Pass on."""
+        event = self.inner.wait(timeout_s)
+        self._seen(event)
+        return event
+
+    def cancel(self) -> None:
+        """Pass on."""
+        self.inner.cancel()
+
+    def close(self) -> None:
+        """Pass on."""
+        self.inner.close()
+
+    def _seen(self, event: Event | None) -> Event | None:
+        if isinstance(event, Commit):
+            self.rounds.append([])
+        return event
+
+
+def uplink_per_round(rule: str, residual: str = "sparse", draft_length: int = 4) -> RoundBytes:
+    """Return what `speculative` sends up per round of γ drafts under a rule, corrections included.
+
+    Node numbers, positions and answer numbers are those of an answer of 120 tokens, the hundredth.
+    """
+    temperature = 1.0 if rule == "rejection" else 0.0
+    params = SamplingParams(temperature=temperature, rule=rule, residual=residual, max_tokens=TOKENS)
+    rounds: list[list[int]] = []
+    for seed in range(SEEDS):
+        draft, target = pair(PairSpec(0.7, vocab_size=VOCABULARY, seed=seed))
+        clock = VirtualClock()
+        weighed = Weighed(LocalVerifier(target, clock), codec.TokenPacker(VOCABULARY))
+        engine = Engine(
+            draft, Silent(), weighed, clock, EngineConfig("speculative", draft_length=draft_length)
+        )
+        config = replace(engine.config, params=replace(params, seed=seed))
+        for _ in engine.answer(Observation(None, "go"), config):
+            pass
+        rounds += [r for r in weighed.rounds if r]
+    totals = [sum(r) for r in rounds]
+    wire = [sum(r) + OVERHEAD_BYTES * len(r) for r in rounds]
+    return RoundBytes(statistics.median(totals), max(totals), statistics.median(wire), len(rounds))

@@ -1,0 +1,143 @@
+"""What our own code costs per round: two processes, loopback, CURVE, models that cost nothing.
+
+python -m vlm_spec_decode.bench.overhead ADDRESS KEYS    serve the stub target
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from vlm_spec_decode.actions.grammar import language
+from vlm_spec_decode.bench.run import Silent
+from vlm_spec_decode.cloud.desk import CloudDesk
+from vlm_spec_decode.cloud.server import CloudServer
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.errors import CloudUnreachable
+from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard
+from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
+from vlm_spec_decode.edge.engine import Engine, EngineConfig
+from vlm_spec_decode.edge.remote import RemoteVerifier
+from vlm_spec_decode.edge.setup import hello_of
+from vlm_spec_decode.transport import keys
+from vlm_spec_decode.transport.dealer import DealerLink
+from vlm_spec_decode.transport.router import RouterLink
+
+VOCABULARY, TOKENS, ANSWERS = 64, 200, 4
+
+
+@dataclass(frozen=True, slots=True)
+class StubModel:
+    """Says a fixed run of tokens; `is_right` drafts it, else every fourth token is wrong."""
+
+    is_right: bool
+
+    @property
+    def card(self) -> ModelCard:
+        """Identity."""
+        return ModelCard("stub", "1", "stub", "none", VOCABULARY, 1)
+
+    def open(self, observation: Observation) -> StubContext:  # noqa: ARG002
+        """Start one answer."""
+        return StubContext(self.is_right)
+
+
+@dataclass(frozen=True, slots=True)
+class StubContext:
+    """`ModelContext` of a stub: a row depends on its position alone."""
+
+    is_right: bool
+
+    def prefill(self) -> None:
+        """Do nothing."""
+
+    def score(
+        self,
+        prefix: Tokens,
+        tokens: Tokens = (),
+        parents: Tokens = (),
+        *,
+        on_exit: ExitHook | None = None,  # noqa: ARG002
+    ) -> Logits:
+        """Return logits [1 + n, vocab]."""
+        depths = [len(prefix)]
+        for _, parent in zip(tokens, parents, strict=True):
+            depths.append(depths[parent] + 1)
+        rows = np.zeros((len(depths), VOCABULARY), dtype=np.float32)
+        said = [(7 * d + (not self.is_right and d % 4 == 3)) % VOCABULARY for d in depths]
+        rows[np.arange(len(depths)), said] = 5.0
+        return rows
+
+    def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
+        """Return ()."""
+        return ()
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def overhead_s(strategy: str = "speculative") -> list[float]:
+    """Return the time between verdicts, round by round, sorted; all of it is ours."""
+    found: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        keys.generate(Path(folder))
+        with _served(Path(folder)) as address:
+            clock, draft = WallClock(), StubModel(is_right=False)
+            link = DealerLink(address, keys.edge_keys(Path(folder)), clock)
+            verifier = RemoteVerifier(link, hello_of(draft.card, language(False)), clock)
+            try:
+                verifier.connect(20.0)
+                engine = Engine(draft, Silent(), verifier, clock)
+                config = EngineConfig(strategy, SamplingParams(max_tokens=TOKENS), draft_length=4)
+                for _ in range(ANSWERS + 1):
+                    for update in engine.answer(Observation(None, "go"), config):
+                        if update.result:
+                            times = [r.at_s for r in update.result.rounds]
+                            found += [b - a for a, b in pairwise(times)]
+            finally:
+                verifier.disconnect()
+    return sorted(found[len(found) // (ANSWERS + 1) :])
+
+
+def overhead_p50_ms(strategy: str = "speculative") -> float:
+    """Return the median of `overhead_s` in milliseconds."""
+    return 1000 * statistics.median(overhead_s(strategy))
+
+
+@contextmanager
+def _served(folder: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "vlm_spec_decode.bench.overhead", "tcp://127.0.0.1:*", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            if not address:
+                raise CloudUnreachable("the stub cloud did not start")
+            yield address
+        finally:
+            process.terminate()
+
+
+def serve(address: str, folder: Path) -> None:
+    """Serve the stub target until the process is ended."""
+    link = RouterLink(address, keys.cloud_keys(folder))
+    target = StubModel(is_right=True)
+    server = CloudServer(link, CloudDesk(target.card, language(False).digest), target, WallClock())
+    sys.stdout.write(server.address + "\n")
+    sys.stdout.flush()
+    server.serve()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Path(sys.argv[2]))
