@@ -25,6 +25,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 INTERRUPTED = 130
 FOLDER = click.Path(file_okay=False, path_type=Path)
 RULE = click.Choice(["coupled", "rejection"])
+OBJECTIVE = click.Choice(["latency", "balanced", "cost"])
 FILE = click.Path(dir_okay=False, path_type=Path)
 ELSEWHERE = {
     "bench": ("vlm_spec_decode.bench.cli", "bench"),
@@ -108,6 +109,13 @@ def vsd() -> None:
 @click.option("--strategy", default="speculative", show_default=True, help="How edge and cloud decode.")
 @click.option("--rule", type=RULE, default="coupled", show_default=True, help="How drafts are verified.")
 @click.option(
+    "--objective",
+    type=OBJECTIVE,
+    default="latency",
+    show_default=True,
+    help="What the cloud saves.",
+)
+@click.option(
     "--link", type=FILE, default=None, help="YAML of a link profile to emulate between robot and cloud."
 )
 @click.option(
@@ -174,6 +182,13 @@ def cloud(as_json: bool, check_config: bool, no_grammar: bool, **options: Any) -
 @click.option("--keys", type=FOLDER, default=None, help="Folder made by `vsd keys`.")
 @click.option("--strategy", default="speculative", show_default=True)
 @click.option("--rule", type=RULE, default="coupled", show_default=True, help="How drafts are verified.")
+@click.option(
+    "--objective",
+    type=OBJECTIVE,
+    default="latency",
+    show_default=True,
+    help="What the cloud saves.",
+)
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--max-tokens", type=int, default=96, show_default=True)

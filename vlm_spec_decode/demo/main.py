@@ -43,6 +43,7 @@ class DemoConfig:
     scene: Path | None = None
     strategy: str = DEFAULT
     rule: str = "coupled"
+    objective: str = "latency"
     link: Path | None = None
     seed: int = 0
     out: Path = Path("out/demo")
@@ -79,7 +80,8 @@ def run(config: DemoConfig, say: Say) -> dict[str, Any]:
 
 def _stage_config(config: DemoConfig, keys: Path, truth: Path, scene: Scene) -> StageConfig:
     room = ("--scene", str(config.scene)) if config.scene else ("--scene-seed", str(scene.seed))
-    return StageConfig(room, config.seed, keys, truth, config.strategy, config.rule, config.link, config.out)
+    decoding = (config.strategy, config.rule, config.objective)
+    return StageConfig(room, config.seed, keys, truth, *decoding, config.link, config.out)
 
 
 def _mission(

@@ -41,6 +41,7 @@ class StageConfig:
     truth: Path
     strategy: str
     rule: str
+    objective: str
     link: Path | None
     out: Path
 
@@ -115,7 +116,8 @@ class Stage:
     def _start_nodes(self) -> None:
         robot = {"interface": "lo", "domain": str(self._dds_domain)}
         vlm = {"cloud": self.address, "keys": str(self.config.keys), "strategy": self.config.strategy,
-               "rule": self.config.rule, "seed": str(self.config.seed)}  # fmt: skip
+               "rule": self.config.rule, "objective": self.config.objective,
+               "seed": str(self.config.seed)}  # fmt: skip
         if self.config.link:
             vlm["link_file"] = str(self.config.link.resolve())
         for name in NODES:

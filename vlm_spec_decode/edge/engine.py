@@ -113,6 +113,7 @@ class Engine:
             config.timeout_s,
             hints=tuple(hint for hint in (self._previous, instruction) if hint),
             uplink_bps=min(1e9, config.uplink_bps),
+            objective=config.objective,
         )
         watched = WatchedDrafter(drafter, watch)
         decode = strategy(config.strategy).decode

@@ -15,7 +15,7 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.core.profiles import LinkProfile
-from vlm_spec_decode.core.types import Language, SamplingParams
+from vlm_spec_decode.core.types import OBJECTIVES, Language, SamplingParams
 from vlm_spec_decode.edge.client import Timing
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.local import LocalVerifier
@@ -80,6 +80,8 @@ def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRunti
     Raises ConfigError, ModelError, VocabularyMismatch, CloudUnreachable or CloudRefused.
     """
     strategy(settings.strategy)
+    if settings.objective not in OBJECTIVES:
+        raise ConfigError(f"unknown objective {settings.objective!r}; known: {', '.join(OBJECTIVES)}")
     draft = draft or load_draft(settings)
     config = EngineConfig(
         settings.strategy,

@@ -33,6 +33,7 @@ class EdgeConfig:
     proposals: Proposals | None = None
     hints: tuple[Tokens, ...] = ()
     uplink_bps: float = 1e9
+    objective: str = "latency"
 
 
 EdgePolicy: TypeAlias = Callable[[Sequence, Drafter, Verifier, Clock, EdgeConfig], Iterator[Tokens]]

@@ -11,13 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.ports import Clock
-from vlm_spec_decode.core.types import Commit, Early, Tokens
+from vlm_spec_decode.core.types import Commit, Early
 from vlm_spec_decode.strategies.base import EdgeConfig
-from vlm_spec_decode.strategies.estimates import Mean, StepCost
-from vlm_spec_decode.strategies.growth import Growth, Place
+from vlm_spec_decode.strategies.estimates import Mean, StepCost, Switch
+from vlm_spec_decode.strategies.growth import FLOOR, Growth, Place
 
 MAX_BATCH = 24
-EXPAND_FLOOR = 0.002
 SEND_FLOOR = 0.004
 MESSAGE_BYTES, NODE_BYTES = 104, 5
 """On the wire: framing, encryption and headers of one message; token, parent and weight of one node."""
@@ -27,8 +26,11 @@ SENDING_S = 0.05
 
 MAX_NODES = 200
 FIRST_PASS_S = 0.5
-PATIENCE = 1.5
-HELP_FLOOR = 0.2
+PATIENCE = {"latency": 1.5, "balanced": 4.0, "cost": 10.0}
+"""Passes that drafting may outlast without a commit: the cloud may be waiting for this thread."""
+
+AGREED, MOST_TRUST = 0.7, 0.98
+"""Trust in an exit that agrees with a draft, before it is known; more than the second is never had."""
 
 
 @dataclass(slots=True)
@@ -39,9 +41,10 @@ class EdgeController:
     clock: Clock
     step: StepCost = field(default_factory=lambda: StepCost(slope=0.03, free=1))
     pass_s: Mean = field(default_factory=lambda: Mean(FIRST_PASS_S, trust=0))
-    help: Mean = field(default_factory=lambda: Mean(1.0, trust=0))
+    token_s: Mean = field(default_factory=lambda: Mean(FIRST_PASS_S, trust=0))
+    drafting: Switch = field(default_factory=Switch)
     exits: dict[tuple[int, int], Mean] = field(default_factory=dict)
-    heard: list[tuple[Mean, Tokens]] = field(default_factory=list)
+    heard: list[list[tuple[Mean, int, float]]] = field(default_factory=list)
     _drafted_s: float = 0.0
     _steps: int = 0
     _paid_until_s: float = 0.0
@@ -52,14 +55,15 @@ class EdgeController:
         A row of weight w pays if it adds more than the time it takes would add elsewhere. Drafting stops
         once it has outlasted a pass: then the cloud may be waiting for this thread, as in one process.
         """
-        if self.step.base_s > self.pass_s.value and self.help.value < HELP_FLOOR:
-            return []  # a step outlasts a pass and nothing of it comes in time: only listen
-        if self._steps >= self.config.draft_length and self._drafted_s >= PATIENCE * self.pass_s.value:
+        patience_s = PATIENCE[self.config.objective] * self.pass_s.value
+        is_enough = self._steps >= (1 if self.drafting.is_probe else self.config.draft_length)
+        if not self.drafting.is_on or (is_enough and self._drafted_s >= patience_s):
             return []
+        most = 1 if self.drafting.is_probe else MAX_BATCH
         chosen, total = list[Place](), 0.0
-        for weight, place in growth.leaves(EXPAND_FLOOR):
+        for weight, place in growth.leaves(FLOOR):
             share = self.step.slope * total / (1 + self.step.slope * max(0, len(chosen) - 1))
-            if weight < share or len(chosen) == MAX_BATCH:
+            if weight < share or len(chosen) == most:
                 break
             chosen.append(place)
             total += weight
@@ -78,7 +82,7 @@ class EdgeController:
     def worth_sending(self, growth: Growth) -> list[Place]:
         """Return what has not been sent, is likely enough, and fits the uplink; parents first."""
         now_s, rate = self.clock.now(), self.config.uplink_bps / 8
-        if self._paid_until_s > now_s + SENDING_S:
+        if not self.drafting.is_on or self._paid_until_s > now_s + SENDING_S:
             return []
         fits = min(MAX_NODES, int(max(4.0, (SENDING_S * rate - MESSAGE_BYTES) / NODE_BYTES)))
         waiting = [p for _, p in growth.ranked(SEND_FLOOR) if not p.number and p.parent][:fits]
@@ -92,16 +96,24 @@ class EdgeController:
         path = growth.outcome(event.node, event.next_token)
         if path is None:
             return
-        key = (event.exit_layer, int(4 * event.confidence))
-        trust = self.exits.setdefault(key, Mean(0.8 * event.confidence, rate=0.05, trust=4))
-        self.heard.append((trust, path))
-        growth.suppose(path, min(0.95, trust.value))
+        agreed = self.exits.setdefault((event.exit_layer, -1), Mean(AGREED, rate=0.05, trust=8))
+        key = (event.exit_layer, int(8 * event.confidence))
+        named = self.exits.setdefault(key, Mean(event.confidence, rate=0.05, trust=4))
+        table = [agreed] * (len(path) - 1) + [named]
+        priors = growth.suppose(path, [min(MOST_TRUST, mean.value) for mean in table])
+        self.heard.append([*zip(table, path, priors, strict=True)])
 
     def learn(self, event: Commit) -> None:
         """Take a commit: were the exits right, and how long did it take?"""
-        for trust, path in self.heard:
-            trust.learn(float(event.tokens[: len(path)] == path))
+        for verdict in self.heard:
+            for (trust, token, prior), said in zip(verdict, event.tokens, strict=False):
+                knew = trust.value / (trust.value + (1 - trust.value) * prior) if trust.value else 0.0
+                trust.learn(knew if token == said else 0.0)
+                if token != said:
+                    break
         self.heard.clear()
         self.pass_s.learn(event.compute_s)
-        self.help.learn(float(event.node > 0))
+        self.token_s.learn(event.compute_s / max(1, len(event.tokens)))
+        is_slow = self.step.base_s > self.token_s.value and self.config.objective == "latency"
+        self.drafting.learn(event.node > 0, is_slow)
         self._drafted_s, self._steps = 0.0, 0

@@ -54,3 +54,33 @@ class StepCost:
     def _add(self, x: float, y: float) -> None:
         for index, term in enumerate((1.0, x, y, x * x, x * y)):
             self._sums[index] += term
+
+
+@dataclass(slots=True)
+class Switch:
+    """Whether to do what is doubtful: it must help in `high` of the rounds to come on, in `low` to stay on.
+
+    While it is off, a round is a probe now and then, ever more rarely, or nothing would be learned.
+    """
+
+    is_on: bool = True
+    is_probe: bool = False
+    low: float = 0.3
+    high: float = 0.6
+    probe_after: int = 8
+    help: Mean = field(default_factory=lambda: Mean(0.0, rate=0.3, trust=1))
+    _trusted: bool = False
+    _off_for: int = 0
+
+    def learn(self, helped: bool, is_doubtful: bool) -> None:
+        """Take one round and decide about the next."""
+        if self.is_on:
+            self.help.learn(float(helped))
+            self._trusted = self.help.value >= (self.low if self._trusted else self.high)
+        self._off_for += 1
+        self.is_on = not is_doubtful or self._trusted
+        self.is_probe = not self.is_on and self._off_for >= self.probe_after
+        if self.is_probe:
+            self.is_on, self.probe_after = True, 2 * self.probe_after
+        if self.is_on:
+            self._off_for = 0

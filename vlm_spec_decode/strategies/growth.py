@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 
@@ -23,10 +24,19 @@ from vlm_spec_decode.strategies.estimates import Mean
 CHILDREN = 6
 """Choices kept of one expanded node."""
 
+FLOOR = 0.002
+"""Nodes less likely than this are neither expanded nor sent."""
+
+UNFORESEEN = 0.01
+"""Probability of a token that the draft has not thought of, before an exit names it."""
+
 
 @dataclass(slots=True)
 class Place:
-    """A node: the token after its parent, the draft's log-probability of it, and whether it is expanded."""
+    """A node: the token after its parent, the draft's log-probability of it, and whether it is expanded.
+
+    `verdicts` is what exits have said comes next, shallow ones first, each with its trust.
+    """
 
     token: int
     log_prob: float
@@ -35,6 +45,7 @@ class Place:
     number: int = 0
     expanded: bool = False
     children: dict[int, Place] = field(default_factory=dict)
+    verdicts: list[tuple[int, float]] = field(default_factory=list)
 
     def path(self) -> Tokens:
         """Return the tokens from the root's child down to this node."""
@@ -44,6 +55,15 @@ class Place:
             tokens.append(place.token)
             place = place.parent
         return tuple(reversed(tokens))
+
+    def chance(self, token: int, prior: float) -> float:
+        """Return the probability of `token` next: each exit is right with its trust, or knows nothing.
+
+        P(x | e) = t [x = e] + (1 - t) P(x), deeper exits on top of what shallower ones have left.
+        """
+        for said, trust in self.verdicts:
+            prior = (1 - trust) * prior + (trust if said == token else 0.0)
+        return prior
 
 
 @dataclass(slots=True)
@@ -59,14 +79,6 @@ class Calibration:
 
 
 @dataclass(slots=True)
-class Hypothesis:
-    """What an exit says will be committed: this path, with this probability."""
-
-    path: Tokens
-    confidence: float
-
-
-@dataclass(slots=True)
 class Growth:
     """The tree below the committed tokens. `base` counts those; `root` stands for them."""
 
@@ -75,39 +87,36 @@ class Growth:
     prefix: Tokens = ()
     root: Place = field(default_factory=lambda: Place(-1, 0.0, None, 0))
     calibration: Calibration = field(default_factory=Calibration)
-    hypothesis: Hypothesis | None = None
     agreement: Mean = field(default_factory=lambda: Mean(0.7, trust=2))
     _next_number: int = 1
+    _ranking: list[tuple[float, Place]] | None = None
     _sent: dict[int, Place] = field(default_factory=dict)
 
     def ranked(self, floor: float) -> list[tuple[float, Place]]:
         """Return (weight, node) of all nodes likelier than `floor`, likeliest first, root included.
 
-        Parents come before their children.
+        Parents come before their children. Nothing below `FLOOR` is ranked.
         """
-        on_path, end = self._hypothesis_places()
-        confidence = self.hypothesis.confidence if self.hypothesis and end else 0.0
-        # One entry: (minus weight, tie-break, node, plain path probability, weight below the hypothesis).
-        heap: list[tuple[float, int, Place, float, float]] = [
-            (-1.0, 0, self.root, 1.0, 1.0 if end is self.root else 0.0)
-        ]
-        out, order = list[tuple[float, Place]](), 1
+        if self._ranking is None:
+            self._ranking = self._rank()
+        return [*takewhile(lambda entry: entry[0] >= floor, self._ranking)]
+
+    def _rank(self) -> list[tuple[float, Place]]:
+        heap, out, order = [(-1.0, 0, self.root)], list[tuple[float, Place]](), 1
         while heap:
-            negative, _, place, plain, below = heapq.heappop(heap)
+            negative, _, place = heapq.heappop(heap)
             out.append((-negative, place))
-            for child in place.children.values():
-                step = math.exp(child.log_prob)
-                under = 1.0 if child is end else below * step
-                given = 1.0 if id(child) in on_path else under
-                weight = confidence * given + (1 - confidence) * plain * step
-                if weight >= floor:
-                    heapq.heappush(heap, (-weight, order, child, plain * step, under))
+            for token, child in place.children.items():
+                prior = math.exp(child.log_prob)
+                weight = negative * (place.chance(token, prior) if place.verdicts else prior)
+                if -weight >= FLOOR:
+                    heapq.heappush(heap, (weight, order, child))
                     order += 1
         return out
 
-    def leaves(self, floor: float) -> list[tuple[float, Place]]:
-        """Return (weight, node) of all nodes that may be expanded, likeliest first."""
-        return [(w, p) for w, p in self.ranked(floor) if not p.expanded and self._may_go_on(p)]
+    def leaves(self, floor: float) -> Iterator[tuple[float, Place]]:
+        """Yield (weight, node) of all nodes that may be expanded, likeliest first."""
+        return ((w, p) for w, p in self.ranked(floor) if not p.expanded and self._may_go_on(p))
 
     def expand(self, places: list[Place]) -> None:
         """Score `places` in one batched draft step and add the likeliest tokens after each."""
@@ -128,6 +137,7 @@ class Growth:
 
     def offer(self, place: Place, token: int, log_prob: float) -> Place:
         """Add a child, or raise the weight of the one that is there."""
+        self._ranking = None
         child = place.children.get(token)
         if child is None:
             child = place.children[token] = Place(token, log_prob, place, place.depth + 1)
@@ -142,11 +152,11 @@ class Growth:
     def advance(self, tokens: Tokens) -> None:
         """Commit `tokens`: re-root where they lead, keep what hangs there, forget the rest."""
         self._learn(tokens)
+        self._ranking = None
         place: Place | None = self.root
         for token in tokens:
             place = place.children.get(token) if place else None
         self.prefix += tokens
-        self.hypothesis = None
         self.root = place or Place(-1, 0.0, None, 0)
         self.root.parent, self.root.log_prob = None, 0.0
         self._renumber_depths()
@@ -157,12 +167,19 @@ class Growth:
         place = self._sent.get(node) if node else self.root
         return (*place.path(), token) if place else None
 
-    def suppose(self, path: Tokens, confidence: float) -> None:
-        """Take an early verdict: `path` will be committed with this probability."""
-        place = self.root
-        for token in path:
-            place = place.children.get(token) or self.offer(place, token, math.log(max(confidence, 0.05)))
-        self.hypothesis = Hypothesis(path, confidence)
+    def suppose(self, path: Tokens, trusts: Sequence[float]) -> list[float]:
+        """Take an early verdict: position i of `path` is right with trust `trusts[i]`.
+
+        Returns what each position's probability was before.
+        """
+        place, priors, self._ranking = self.root, list[float](), None
+        for token, trust in zip(path, trusts, strict=True):
+            known = place.children.get(token)
+            priors.append(place.chance(token, math.exp(known.log_prob) if known else 0.0))
+            child = known or self.offer(place, token, math.log(UNFORESEEN))
+            place.verdicts.append((token, trust))
+            place = child
+        return priors
 
     def draft(self, places: list[Place], answer: int, epoch: int) -> Draft:
         """Number `places` (parents before children) and return the message that sends them."""
@@ -187,16 +204,6 @@ class Growth:
         tokens.append(place.token)
         parents.append(rows[id(place.parent)])
         rows[id(place)] = len(tokens)
-
-    def _hypothesis_places(self) -> tuple[set[int], Place | None]:
-        on_path, place = {id(self.root)}, self.root
-        for token in self.hypothesis.path if self.hypothesis else ():
-            found = place.children.get(token)
-            if found is None:
-                return set(), None
-            place = found
-            on_path.add(id(place))
-        return on_path, place
 
     def _learn(self, tokens: Tokens) -> None:
         """Learn from each committed token whose place had been expanded: was it the first choice?"""

@@ -2,7 +2,8 @@
 
 Its steps take the target's time, so each must be worth it: probability of the place times how often the
 copy is right there, times seconds per token, against the seconds of a step. Where the edge already covers
-the pass well, its next hints will do the same for nothing, so the gain is divided by what is covered.
+the pass, its next hints will do part of the same for nothing, so the gain is divided by the root of what is
+covered.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from vlm_spec_decode.strategies.estimates import Mean, StepCost
 
 CHOICES = 3
 MAX_STEPS = 16
+FIRST_STEPS = 4
+STEP_RATIO = 0.1
+"""Of a step to a pass, before both are known."""
 
 
 @dataclass(slots=True)
@@ -31,6 +35,7 @@ class OwnDraft:
     gain: Mean = field(default_factory=lambda: Mean(1.5, trust=1))
     step_s: Mean = field(default_factory=lambda: Mean(0.0, trust=0))
     agreement: Mean = field(default_factory=lambda: Mean(0.7, rate=0.05, trust=4))
+    cost: StepCost = field(default_factory=lambda: StepCost(slope=0.01, free=4))
     drafted_s: float = 0.0
     has_helper: bool = False
     _params: SamplingParams = field(default_factory=SamplingParams)
@@ -39,8 +44,9 @@ class OwnDraft:
     def _begin_own(self, request: AnswerRequest, has_helper: bool) -> None:
         self._params, self.has_helper = request.params, has_helper
 
-    def node_floor(self, cost: StepCost) -> float:
+    def node_floor(self) -> float:
         """Return the probability from which on a further node is worth its time in a pass."""
+        cost = self.cost
         per_pass_s = self.pass_s.value or cost.base_s
         return cost.slope * self.gain.value * (cost.base_s / per_pass_s if per_pass_s else 1.0)
 
@@ -51,33 +57,36 @@ class OwnDraft:
         weights = [1.0, *(self.weights[n] for n in plan.nodes.numbers)]
         open_rows = [(-w, row) for row, w in enumerate(weights) if row not in parents]
         heapq.heapify(open_rows)
-        known = len(tokens)
-        for _ in range(MAX_STEPS):
-            if not open_rows or not self._is_worth(-open_rows[0][0] / sum(weights)):
+        known, floor, covered = len(tokens), self.node_floor(), math.sqrt(sum(weights))
+        for _ in range(MAX_STEPS if self.step_s.value and self.pass_s.value else FIRST_STEPS):
+            if not open_rows or not self._is_worth(-open_rows[0][0] / covered):
                 break
             weight, row = heapq.heappop(open_rows)
             position = len(plan.prefix) + _depth(row, parents)
             ended = row and tokens[row - 1] in self._params.stop_ids
             if ended or position + 1 >= self._params.max_tokens:
                 continue
-            for token, log_prob in self._step(plan.prefix, tokens, parents, row, position, helper):
+            for token, chance in self._step(plan.prefix, tokens, parents, row, position, helper):
+                if row in self._guesses and weight * chance > -floor:
+                    continue
                 tokens.append(token)
                 parents.append(row)
                 self._guesses.setdefault(row, len(tokens))
-                heapq.heappush(open_rows, (weight * math.exp(log_prob), len(tokens)))
+                heapq.heappush(open_rows, (weight * chance, len(tokens)))
         grown = plan.nodes.grown(tuple(tokens[known:]), tuple(parents[known:]))
         return PassPlan(plan.pass_id, plan.prefix, grown)
 
     def _is_worth(self, weight: float) -> bool:
-        """Tell whether a step below a place of this probability pays; before anything is known, try."""
-        if not self.pass_s.value or not self.step_s.value:
-            return not self._guesses
-        return weight * self.agreement.value * self.pass_s.value / self.gain.value > self.step_s.value
+        """Tell whether a step below a place of this weight pays (at first at a usual cost)."""
+        is_known = self.pass_s.value and self.step_s.value
+        ratio = self.step_s.value / self.pass_s.value if is_known else STEP_RATIO
+        return weight * self.agreement.value / self.gain.value > ratio
 
     def _step(
         self, prefix: Tokens, tokens: list[int], parents: list[int], row: int, position: int, helper: Helper
     ) -> list[tuple[int, float]]:
-        """Return the helper's likeliest (token, log-probability) after `row`."""
+        """Return the helper's likeliest (token, probability) after `row`; of the first its own and what the
+        copy has earned, halfway."""
         started_s = helper.clock.now()
         logits = helper.context.score(prefix, *_path_to(row, tokens, parents))[-1]
         seconds = helper.clock.now() - started_s
@@ -86,8 +95,9 @@ class OwnDraft:
         scores = perturbed_scores(logits, position, self._params)
         best = np.argsort(-scores, kind="stable")[:CHOICES]
         log_sum = math.log(float(np.exp(scores - scores[best[0]]).sum()))
-        chosen = [(int(t), float(scores[t] - scores[best[0]]) - log_sum) for t in best]
-        return [chosen[0], *((t, lp) for t, lp in chosen[1:] if lp > math.log(0.05))]
+        chances = np.exp(scores[best] - scores[best[0]] - log_sum)
+        first = (int(best[0]), math.sqrt(float(chances[0]) * self.agreement.value))
+        return [first, *((int(t), float(p)) for t, p in zip(best[1:], chances[1:], strict=True) if p > 0.05)]
 
     def _judge_own(self, plan: PassPlan, said: Tokens) -> None:
         """Learn from each guess that the truth came to: was the copy's first choice right?"""
