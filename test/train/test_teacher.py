@@ -81,7 +81,9 @@ def test_it_searches_and_then_says_that_the_thing_is_not_there() -> None:
     turned = (f"turn({teacher.SEARCH_DEG})",) * teacher.FULL_TURN
     elsewhere = (Turn(teacher.SEARCH_DEG), Forward(teacher.MAX_STEP_M))
     assert parse_answer(teacher.answer(goal, hidden, turned)) == elsewhere, "once more from another place"
-    for history in (("forward(1.5)", *turned), (*turned, turned[0])):
+    lost_on_the_way = ("turn(20)", "forward(1.5)", *turned)
+    assert parse_answer(teacher.answer(goal, hidden, lost_on_the_way)) == elsewhere
+    for history in ((*teacher.SECOND_PLACE, *turned), (*turned, turned[0])):
         assert parse_answer(teacher.answer(goal, hidden, history)) == (Stop(), Done())
     look = Goal("find the red chair", "find", "red chair")
     assert parse_answer(teacher.answer(look, hidden, turned)) == (Stop(), Done())
@@ -95,3 +97,43 @@ def test_a_thing_in_the_way_is_walked_around() -> None:
     assert isinstance(straight[0], Forward)
     assert isinstance(around[0], Turn)
     assert around[0].angle_deg < 0, "the box stands a little to the left, so right is the shorter way"
+
+
+def walked(goal: Goal, distance_m: float) -> float:
+    """Follow the teacher towards a thing straight ahead and return the distance at which it is done."""
+    for _ in range(8):
+        for action in parse_answer(teacher.answer(goal, (thing(distance_m=distance_m),), ())):
+            if isinstance(action, Forward):
+                distance_m -= action.distance_m
+            if isinstance(action, Done):
+                return distance_m
+    return math.nan
+
+
+@pytest.mark.parametrize("stop_m", [0.8, 1.3, 2.0])
+@pytest.mark.parametrize("distance_m", [0.55, 1.0, 2.27, 4.6])
+def test_it_stops_as_far_before_a_thing_as_it_was_told_backing_up_if_need_be(
+    stop_m: float, distance_m: float
+) -> None:
+    goal = Goal(f"stop {stop_m} metres before the red chair", "goto", "red chair", stop_m=stop_m)
+    assert walked(goal, distance_m) == pytest.approx(stop_m, abs=0.25)
+
+
+def test_what_was_picked_as_the_nearest_is_walked_to_also_when_another_comes_nearer() -> None:
+    goal = Goal("go to the nearest thing", "goto", pick="nearest")
+    chair, ball = thing(distance_m=1.0), Thing("ball", "blue", 50.0, 1.4, 1.5, 300)
+    assert teacher.find(goal, (chair, ball)) == chair
+    nearer = Thing("ball", "blue", 50.0, 0.6, 0.7, 300)
+    assert teacher.find(goal, (chair, nearer)) == nearer
+    assert teacher.find(goal, (chair, nearer), ("forward(0.4)",)) == chair
+
+
+def test_what_is_far_is_told_roughly() -> None:
+    assert [round(teacher.told_m(d), 2) for d in (0.04, 0.87, 1.47, 2.35, 3.3, 9.0)] == [
+        0.1,
+        0.9,
+        1.4,
+        2.4,
+        3.5,
+        5.0,
+    ]

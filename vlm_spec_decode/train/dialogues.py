@@ -13,7 +13,7 @@ from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.instructions import Goal
 from vlm_spec_decode.train.teacher import SEARCH_DEG, Thing
 
-SHARES = {"go to": 0.46, "picked": 0.11, "about": 0.23, "other": 0.20}
+SHARES = {"go to": 0.48, "picked": 0.14, "about": 0.20, "other": 0.18}
 """How often what is said."""
 
 SEARCHED = frozenset({"goto", "find", "face", "follow", "pass"})
@@ -88,8 +88,10 @@ def _history(rng: np.random.Generator, goal: Goal, view: tuple[Thing, ...]) -> t
     """
     turn = f"turn({SEARCH_DEG if rng.random() < 0.7 else -SEARCH_DEG})"
     if goal.verb in SEARCHED and teacher.find(goal, view) is None:
-        turns = int(rng.choice(8, p=[0.22, 0.09, 0.09, 0.09, 0.09, 0.12, 0.22, 0.08]))
+        turns = int(rng.choice(8, p=[0.20, 0.08, 0.08, 0.08, 0.08, 0.12, 0.30, 0.06]))
         before = _moves(rng, int(rng.integers(0, 4))) if rng.random() < (0.6 if turns == 0 else 0.4) else ()
+        if rng.random() < 0.35:
+            before = (*[turn] * int(rng.integers(0, 7)), *teacher.SECOND_PLACE)
         return (*before, *[turn] * turns)[-8:]
     if goal.is_behind:
         return () if rng.random() < 0.4 else ("turn(180)", *_moves(rng, int(rng.integers(0, 3))))[-8:]

@@ -22,6 +22,11 @@ MIN_PIXELS = 24
 ARRIVED_M = 0.12
 """Nearer than this to the wanted distance is there."""
 
+GRIDS_M = ((1.2, 0.1), (2.4, 0.2), (math.inf, 0.5))
+"""Up to which distance they are told how finely. The loop is closed: what is far is read again from nearer."""
+
+MAX_TOLD_M = 5.0
+
 CAUTION = 0.75
 """Share of the way that is walked at once: a distance read from afar may be wrong by a fifth."""
 
@@ -36,6 +41,9 @@ TRAVELS = frozenset({"goto", "follow", "pass"})
 FULL_TURN = 6
 """Turns of SEARCH_DEG after which everything has been seen."""
 
+SECOND_PLACE = (f"turn({SEARCH_DEG})", f"forward({MAX_STEP_M})")
+"""What led to the place of the second search, as a history tells it."""
+
 MAX_TOLD = 4
 """Things told of one frame."""
 
@@ -46,6 +54,9 @@ PASS_GAP_M = 0.42
 BEYOND_M = 0.5
 LAST_LEG_M = 2.4
 """The rest of a way past something that is walked in one go; nearer, the thing may leave the view."""
+
+TURN_GRID_DEG, PASS_GRID_DEG = 10, 5
+"""How finely turns are told; only a tangent must be right at once."""
 
 AHEAD_DEG = 12
 BODY_HALF_WIDTH_M = 0.27
@@ -89,7 +100,8 @@ def answer(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str
     First what is in view, whatever was asked; then what that means for the instruction. A small model
     decides far better whether the named thing is there once it has said what is.
     """
-    return f"{describe(view)} . {_reply(goal, view, history)}"
+    compares = goal.pick == "nearest" and not _has_walked(history)
+    return f"{describe(view, with_distance=compares)} . {_reply(goal, view, history)}"
 
 
 def _reply(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str:
@@ -104,13 +116,16 @@ def _reply(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str
         return fixed[goal.verb]
     if goal.is_behind and not history:
         return "ok . turn ( 180 )"
-    thing = find(goal, view)
+    thing = find(goal, view, history)
     if goal.verb == "ask":
         return f"{_said(goal, thing)} . done ( )"
     if thing is None:
         return _search(goal, history)
-    about = f"the {thing.name} is {_where(thing)} at {_metres(thing.distance_m)} m ."
-    return f"{about} {_acted(goal, thing, view)}"
+    about = f"the {thing.name} is {_where(thing)} at {_metres(told_m(thing.distance_m))} m"
+    if goal.stops_short:
+        # Said first, the difference is easy to act on; never said, a small model does not learn to subtract.
+        about += f" , to {_metres(goal.stop_m)} m it is {_way_m(goal, thing):.1f} m"
+    return f"{about} . {_acted(goal, thing, view)}"
 
 
 def _acted(goal: Goal, thing: Thing, view: tuple[Thing, ...]) -> str:
@@ -128,24 +143,48 @@ def _said(goal: Goal, thing: Thing | None) -> str:
         return f"no , i do not see the {goal.thing}"
     if goal.action == "colour":
         return f"the {thing.kind} is {thing.colour}"
-    return f"yes , the {thing.name} is {_where(thing)} at {_metres(thing.distance_m)} m"
+    return f"yes , the {thing.name} is {_where(thing)} at {_metres(told_m(thing.distance_m))} m"
 
 
-def find(goal: Goal, view: tuple[Thing, ...]) -> Thing | None:
-    """Return the seen thing that is meant: of that name or kind, and the nearest if nothing else is said."""
+def find(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...] = ()) -> Thing | None:
+    """Return the seen thing that is meant: of that name or kind, and the nearest if nothing else is said.
+
+    What was picked as the nearest or leftmost is walked towards, so from then on it is the one ahead: on the
+    way another may come nearer, but it was not meant.
+    """
     fits = [t for t in view if t.seen and goal.thing in ("", t.name, t.kind)]
     order: dict[str, Callable[[Thing], float]] = {
         "leftmost": lambda t: -t.bearing_deg,
         "rightmost": lambda t: t.bearing_deg,
     }
+    if goal.pick and _has_walked(history):
+        return min(fits, key=lambda t: abs(t.bearing_deg), default=None)
     return min(fits, key=order.get(goal.pick, lambda t: t.distance_m), default=None)
 
 
-def describe(view: tuple[Thing, ...]) -> str:
+def describe(view: tuple[Thing, ...], with_distance: bool = False) -> str:
     """Say what is in view from left to right, at most the largest `MAX_TOLD`."""
     told = sorted((t for t in view if t.seen), key=lambda t: -t.pixels)[:MAX_TOLD]
-    parts = [f"a {t.name} {_where(t)}" for t in sorted(told, key=lambda t: -t.bearing_deg)]
+    parts = [
+        f"a {t.name} {_where(t)}" + (f" at {_metres(told_m(t.distance_m))} m" if with_distance else "")
+        for t in sorted(told, key=lambda t: -t.bearing_deg)
+    ]
     return "i see " + (" , ".join(parts) or "nothing")
+
+
+def told_m(distance_m: float) -> float:
+    """Return a distance as it is told: the farther, the rounder."""
+    grid_m = next(grid_m for limit_m, grid_m in GRIDS_M if distance_m < limit_m)
+    return min(MAX_TOLD_M, max(0.1, grid_m * round(distance_m / grid_m)))
+
+
+def _way_m(goal: Goal, thing: Thing) -> float:
+    """How far it still is to where the robot is to stand, as the told distances say; negative: too near."""
+    return round(told_m(thing.distance_m) - goal.stop_m, 1) + 0.0  # never -0.0
+
+
+def _has_walked(history: tuple[str, ...]) -> bool:
+    return any("forward" in entry for entry in history)
 
 
 def _where(thing: Thing) -> str:
@@ -165,7 +204,9 @@ def _search(goal: Goal, history: tuple[str, ...]) -> str:
         if entry.replace(" ", "") not in (f"turn({SEARCH_DEG})", f"turn(-{SEARCH_DEG})"):
             break
         turned += 1
-    if turned == FULL_TURN and goal.verb in TRAVELS and not any("forward" in entry for entry in history):
+    before = tuple(entry.replace(" ", "") for entry in history[: len(history) - turned])
+    is_second_place = before[-2:] == SECOND_PLACE
+    if turned == FULL_TURN and goal.verb in TRAVELS and not is_second_place:
         # From somewhere else more may be seen. If the way there is blocked, a seventh turn is on record.
         return f"i do not see the {goal.called} . turn ( {SEARCH_DEG} ) forward ( {MAX_STEP_M} )"
     if turned >= FULL_TURN:
@@ -176,7 +217,9 @@ def _search(goal: Goal, history: tuple[str, ...]) -> str:
 
 
 def _approach(goal: Goal, thing: Thing, view: tuple[Thing, ...]) -> str:
-    left_m = thing.distance_m - goal.stop_m
+    left_m = _way_m(goal, thing)
+    if goal.stops_short and left_m < -ARRIVED_M:
+        return f"{_turn(thing.bearing_deg)}forward ( {left_m:.1f} )"
     if left_m <= ARRIVED_M:
         turn = _turn(thing.bearing_deg) if abs(thing.bearing_deg) > 25 else ""
         return f"{turn}{goal.action + ' ' if goal.action else ''}done ( )"
@@ -187,7 +230,7 @@ def _approach(goal: Goal, thing: Thing, view: tuple[Thing, ...]) -> str:
 
 def _follow(goal: Goal, thing: Thing, view: tuple[Thing, ...]) -> str:
     """Keep the distance; never done, so that it goes on until somebody stops it."""
-    if thing.distance_m <= goal.stop_m + FOLLOW_SLACK_M:
+    if told_m(thing.distance_m) <= goal.stop_m + FOLLOW_SLACK_M:
         return f"{_turn(thing.bearing_deg)}wait ( 1.0 )"
     return _approach(goal, thing, view)
 
@@ -200,16 +243,17 @@ def _pass(goal: Goal, thing: Thing) -> str:
     heading = min(150.0, max(-150.0, thing.bearing_deg + sign * aside_deg))
     way_m = math.sqrt(max(0.0, thing.centre_m**2 - gap**2)) + BEYOND_M
     if way_m <= LAST_LEG_M:
-        return f"{_turn(heading)}forward ( {_metres(way_m)} ) done ( )"
-    return f"{_turn(heading)}forward ( {_metres(min(MAX_STEP_M, way_m - LAST_LEG_M + 0.5))} )"
+        return f"{_turn(heading, PASS_GRID_DEG)}forward ( {_metres(way_m)} ) done ( )"
+    return f"{_turn(heading, PASS_GRID_DEG)}forward ( {_metres(min(MAX_STEP_M, way_m - LAST_LEG_M + 0.5))} )"
 
 
 def plan(thing: Thing, view: tuple[Thing, ...], step_m: float) -> tuple[float, float]:
     """Return heading in degrees and distance: straight at the thing, or past whatever is in the way."""
     others = [t for t in view if t is not thing and abs(t.bearing_deg) < 75]
-    best = (thing.bearing_deg, 0.2)
+    straight_deg = TURN_GRID_DEG * round(thing.bearing_deg / TURN_GRID_DEG)
+    best = (float(straight_deg), 0.2)
     for off in (0, *_detours(thing, others)):
-        heading = thing.bearing_deg + off
+        heading = float(straight_deg + off)
         free_m = min((_free_m(t, heading) for t in others), default=math.inf)
         if free_m >= step_m:
             return heading, step_m
@@ -235,8 +279,8 @@ def _free_m(other: Thing, heading_deg: float) -> float:
     return max(0.0, along - radius - 0.5)
 
 
-def _turn(bearing_deg: float) -> str:
-    angle = 5 * round(bearing_deg / 5)
+def _turn(bearing_deg: float, grid_deg: int = TURN_GRID_DEG) -> str:
+    angle = grid_deg * round(bearing_deg / grid_deg)
     return f"turn ( {angle} ) " if abs(angle) >= 10 else ""
 
 
