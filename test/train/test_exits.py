@@ -31,7 +31,7 @@ def test_exits_learn_and_leave_the_target_alone(config: ExitsConfig) -> None:
     figures = run_exits(config)
     after = load_file(config.target / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert load_model(config.target).card.exit_layers == (2, 4, 6)
+    assert load_model(config.target).card.exit_layers == (3, 6, 9)
     found = json.loads((config.target / CALIBRATION_FILE).read_text())["layers"]
     assert list(found) == ["2", "4", "6"]
     for layer, row in found.items():
