@@ -33,7 +33,7 @@ def test_exits_learn_and_leave_the_target_alone(config: ExitsConfig) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert load_model(config.target).card.exit_layers == (3, 6, 9)
     found = json.loads((config.target / CALIBRATION_FILE).read_text())["layers"]
-    assert list(found) == ["2", "4", "6"]
+    assert list(found) == ["3", "6", "9"]
     for layer, row in found.items():
         assert figures[f"exit_{layer}_agrees"] == row["agrees"] == row["final_is_kth"][0]
         assert sum(b["share"] for b in row["by_confidence"]) == pytest.approx(1.0, abs=1e-3)
