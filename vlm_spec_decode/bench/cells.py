@@ -23,8 +23,10 @@ CLOCKS = ("virtual", "wall")
 MEASURED = "measured"
 """The profile of a cell in wall-clock time: there durations are what they are."""
 
-_DECIDING = ("core", "strategies", "edge", "protocol", "transport", "bench")
-"""Packages whose source decides a cell's figures: results of other sources are not gone on with."""
+_DECIDING = ("core", "strategies", "edge", "protocol", "transport")
+_DECIDING_HERE = ("cells", "links", "pairs", "prompts", "recorded", "run", "synthetic", "tally", "wall")
+"""Packages, and modules of this one, whose source decides a cell's figures: results of other sources are not
+gone on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +134,9 @@ def key_of(cell: Cell, pair_about: str, answers: int, sources: str) -> str:
 def sources_digest() -> str:
     """Return a hash of the code that decides what a cell measures."""
     package, digest = Path(vlm_spec_decode.__file__).parent, hashlib.sha256()
-    for folder in _DECIDING:
-        for path in sorted((package / folder).glob("*.py")):
-            digest.update(path.read_bytes())
+    paths = [path for folder in _DECIDING for path in sorted((package / folder).glob("*.py"))]
+    for path in [*paths, *(package / "bench" / f"{name}.py" for name in _DECIDING_HERE)]:
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
