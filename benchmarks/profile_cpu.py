@@ -2,8 +2,8 @@
 
     python benchmarks/profile_cpu.py [--name NAME] [--out FILE.yaml]
 
-CPU time rather than wall-clock time, so that whatever else runs does not count. What a further node of a pass and
-a further row of a draft batch cost is the slope from 4 to 24 nodes and from 1 to 16 rows.
+CPU time rather than wall-clock time, so that whatever else runs does not count. What a further node of a pass
+and a further row of a draft batch cost is the slope from 4 to 24 nodes and from 1 to 16 rows.
 """
 
 from __future__ import annotations

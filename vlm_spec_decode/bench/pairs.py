@@ -27,6 +27,15 @@ SYNTHETIC_TOKENS = 40
 EARLY = "step"
 
 
+def early_draft(name: str) -> Path:
+    """Return the folder of the draft as it was early in its training: `step100`, … Raises ConfigError."""
+    assets = shipped("draft").parent
+    if not (assets / f"draft_{name}").is_dir():
+        known = sorted(path.name.removeprefix("draft_") for path in assets.glob("draft_step*"))
+        raise ConfigError(f"no early draft {name!r}; known: {', '.join(known)}")
+    return assets / f"draft_{name}"
+
+
 @dataclass(frozen=True, slots=True)
 class BenchPair:
     """Draft and target with the questions that are put to them; `about` says what they are."""
@@ -73,7 +82,7 @@ class PairLibrary:
         if name == "shipped":
             return str(shipped("draft")), str(shipped("target"))
         if name.startswith(EARLY):
-            return str(shipped(f"draft_{name}")), str(shipped("target"))
+            return str(early_draft(name)), str(shipped("target"))
         raise ConfigError(f"unknown pair {name!r}: shipped, oracle, stepN, synthetic:A or DRAFT+TARGET")
 
     def _recorded(self, source: str) -> tuple[VlmModel, RecordedModel]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm_spec_decode.bench.links import HandoverLink, load_link
+from vlm_spec_decode.bench.pairs import early_draft
 from vlm_spec_decode.bench.run import Outcome
 from vlm_spec_decode.core.errors import CloudUnreachable, ConfigError
 from vlm_spec_decode.core.types import GenerationResult
@@ -136,4 +137,5 @@ def _folders(name: str) -> tuple[str, str]:
     roles = {"shipped": "draft", "oracle": "target"}
     if name not in roles and not name.startswith("step"):
         raise ConfigError(f"pair {name!r} has no checkpoints to serve")
-    return str(shipped(roles.get(name, f"draft_{name}"))), str(shipped("target"))
+    draft = str(shipped(roles[name]) if name in roles else early_draft(name))
+    return draft, str(shipped("target"))
