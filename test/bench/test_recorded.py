@@ -46,7 +46,7 @@ def test_a_recorded_model_says_what_the_model_says_and_asks_it_once() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("link", ["go2_paper", "wifi_handover"])
 def test_every_strategy_says_the_same_on_recorded_answers(library: PairLibrary, link: str) -> None:
-    pair = library.pair("step100")
+    pair = library.pair("early47")
     hardware, road = load_hardware("go2_a100"), load_link(link)
     said = {}
     for name in STRATEGIES:
@@ -84,10 +84,10 @@ def test_an_answer_that_was_given_before_costs_few_passes() -> None:
 @pytest.mark.slow
 def test_the_drafts_are_worth_what_they_are_called() -> None:
     library = PairLibrary(12)
-    found = {name: worth_of(library.pair(name)) for name in ("step100", "step200", "shipped", "oracle")}
+    found = {name: worth_of(library.pair(name)) for name in ("early47", "early69", "shipped", "oracle")}
     values = [w.acceptance for w in found.values()]
     assert values == sorted(values)
-    assert 0.40 <= found["step100"].acceptance <= 0.56
+    assert 0.40 <= found["early47"].acceptance <= 0.56
     assert found["oracle"].acceptance == 1
     for worth in found.values():
         assert sum(worth.ranks) == worth.tokens

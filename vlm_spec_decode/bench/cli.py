@@ -32,9 +32,9 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "--pairs",
     type=NAMES,
-    default="shipped,step100",
+    default="shipped,early47",
     show_default=True,
-    help="shipped, stepN, oracle, synthetic:A or DRAFT+TARGET.",
+    help="shipped, earlyNN, oracle, synthetic:A or DRAFT+TARGET.",
 )
 @click.option("--answers", type=click.IntRange(1), default=8, show_default=True, help="In each cell.")
 @click.option("--clock", "clocks", type=NAMES, default="virtual", show_default=True, help="virtual, wall.")

@@ -1,8 +1,8 @@
 """The pairs of models that strategies are compared on, by name.
 
-`shipped`, `stepN` (the shipped target with the draft as it was after N steps of its training), `oracle` (the
-target drafts for itself, at the draft's speed: the limit), `synthetic:A` (a known acceptance A; for
-simulations), or `DRAFT+TARGET` of any two checkpoints.
+`shipped`, `early47` and `early69` (the shipped target with the draft as it was early in its training, when its
+acceptance was about so many per cent), `oracle` (the target drafts for itself, at the draft's speed: the
+limit), `synthetic:A` (a known acceptance A; for simulations), or `DRAFT+TARGET` of any two checkpoints.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from vlm_spec_decode.models.vlm import VlmModel
 
 MAX_TOKENS = 64
 SYNTHETIC_TOKENS = 40
-EARLY = "step"
+EARLY = "early"
 
 
 def early_draft(name: str) -> Path:
-    """Return the folder of the draft as it was early in its training: `step100`, … Raises ConfigError."""
+    """Return the folder of the draft as it was early in its training, such as `early47`. Raises ConfigError."""
     assets = shipped("draft").parent
     if not (assets / f"draft_{name}").is_dir():
-        known = sorted(path.name.removeprefix("draft_") for path in assets.glob("draft_step*"))
+        known = sorted(path.name.removeprefix("draft_") for path in assets.glob("draft_early*"))
         raise ConfigError(f"no early draft {name!r}; known: {', '.join(known)}")
     return assets / f"draft_{name}"
 
@@ -83,7 +83,7 @@ class PairLibrary:
             return str(shipped("draft")), str(shipped("target"))
         if name.startswith(EARLY):
             return str(early_draft(name)), str(shipped("target"))
-        raise ConfigError(f"unknown pair {name!r}: shipped, oracle, stepN, synthetic:A or DRAFT+TARGET")
+        raise ConfigError(f"unknown pair {name!r}: shipped, oracle, earlyNN, synthetic:A or DRAFT+TARGET")
 
     def _recorded(self, source: str) -> tuple[VlmModel, RecordedModel]:
         key = str(Path(source).resolve()) if Path(source).is_dir() else source

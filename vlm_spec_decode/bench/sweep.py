@@ -48,7 +48,7 @@ class BenchConfig:
     strategies: tuple[str, ...] = ALL
     profiles: tuple[str, ...] = ("go2_a100",)
     links: tuple[str, ...] = ("go2_paper",)
-    pairs: tuple[str, ...] = ("shipped", "step100")
+    pairs: tuple[str, ...] = ("shipped", "early47")
     clocks: tuple[str, ...] = ("virtual",)
     answers: int = 8
     objective: str = "latency"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm_spec_decode.bench.links import HandoverLink, load_link
-from vlm_spec_decode.bench.pairs import early_draft
+from vlm_spec_decode.bench.pairs import EARLY, early_draft
 from vlm_spec_decode.bench.run import Outcome
 from vlm_spec_decode.core.errors import CloudUnreachable, ConfigError
 from vlm_spec_decode.core.types import GenerationResult
@@ -135,7 +135,7 @@ def _folders(name: str) -> tuple[str, str]:
     if plus:
         return draft, target
     roles = {"shipped": "draft", "oracle": "target"}
-    if name not in roles and not name.startswith("step"):
+    if name not in roles and not name.startswith(EARLY):
         raise ConfigError(f"pair {name!r} has no checkpoints to serve")
     draft = str(shipped(roles[name]) if name in roles else early_draft(name))
     return draft, str(shipped("target"))
