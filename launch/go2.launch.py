@@ -23,6 +23,8 @@ REQUIRED = (
 OPTIONAL = (
     ("domain", "0", "DDS domain of the robot."),
     ("strategy", "speculative", "How edge and cloud decode together."),
+    ("fallback", "hold", "Without the cloud: hold, stop or draft_only."),
+    ("approve", "false", "Show every plan and wait for a yes on vlm/approve."),
     ("draft", "", "Folder or hub id of the robot's model; empty: the one that ships."),
     ("instruction", "", "Given as soon as everything is up; empty: none, publish one to vlm/instruction."),
     ("limits", "", "YAML of the safety gate's limits; empty: its defaults."),
@@ -40,7 +42,10 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     robot = {"interface": value["interface"], "domain": int(value["domain"])}
     eye = robot | {"calibration_file": value["calibration"]}
     legs = robot | {"limits_file": value["limits"]}
-    vlm = {name: value[name] for name in ("cloud", "keys", "strategy", "draft", "instruction")}
+    vlm: dict[str, str | int] = {
+        name: value[name] for name in ("cloud", "keys", "strategy", "draft", "instruction", "fallback")
+    }
+    vlm["approve"] = value["approve"].lower() in {"true", "1", "yes"}
     processes: list[LaunchDescriptionEntity] = [
         node("camera_node", share, value, eye),
         node("locomotion_node", share, value, legs),

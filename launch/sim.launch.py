@@ -19,6 +19,8 @@ ARGUMENTS = (
     ("scene", "", "YAML file of a room; empty: a random one from scene_seed."),
     ("instruction", "", "Given as soon as everything is up; empty: none, publish one to vlm/instruction."),
     ("strategy", "speculative", "How edge and cloud decode together."),
+    ("fallback", "hold", "Without the cloud: hold, stop or draft_only."),
+    ("approve", "false", "Show every plan and wait for a yes on vlm/approve."),
     ("target", "", "Folder or hub id of the cloud's model; empty: the one that ships."),
     ("draft", "", "Folder or hub id of the robot's model; empty: the one that ships."),
     ("keys", "", "Folder of CURVE keys, made with `vsd keys`; empty: plaintext on loopback."),
@@ -36,7 +38,10 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     address = f"tcp://127.0.0.1:{value['cloud_port']}"
     robot = {"interface": "lo", "domain": int(value["dds_domain"])}
     cloud = {"cloud": address, "keys": value["keys"]}
-    vlm = {"strategy": value["strategy"], "draft": value["draft"], "instruction": value["instruction"]}
+    vlm: dict[str, str | int] = {
+        name: value[name] for name in ("strategy", "draft", "instruction", "fallback")
+    }
+    vlm["approve"] = value["approve"].lower() in {"true", "1", "yes"}
     processes: list[LaunchDescriptionEntity] = [
         vsd("simulator", "sim", *room(value), "--interface", "lo", "--domain", value["dds_domain"]),
         vsd("cloud", "cloud", "--bind", address, *model(value), *security(value)),

@@ -1,0 +1,247 @@
+"""The cases of benchmarks/robot.py that need processes: each returns its figures."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+from figures import Figure
+from PIL import Image as PilImage
+from rclpy.qos import qos_profile_sensor_data
+from robot_bench import DDS_DOMAIN, SCAN, START_S, Bench
+from robot_gate import gap_to_disc
+from robot_rig import cpu_s, freeze, until
+from sensor_msgs.msg import CompressedImage
+
+from vlm_spec_decode.actions.types import Forward
+from vlm_spec_decode.core.clock import VirtualClock
+from vlm_spec_decode.robot.fake_body import HULL_HALF_M, Disc
+from vlm_spec_decode.sim.faults import FaultSchedule
+from vlm_spec_decode.sim.scene import Pose2D, Scene
+from vlm_spec_decode.sim.server_robot import SimulatedRobot
+from vlm_spec_decode.sim.statemachine_tables import Code
+from vlm_spec_decode.sim.world import World
+
+TOP_MPS = 0.45
+EXPIRY_S = 1.0
+"""How long the robot holds the last Move of a driver that has died."""
+
+LOAD = """
+from vlm_spec_decode.core.types import Observation
+from vlm_spec_decode.edge.setup import EdgeSettings, bring_up
+engine = bring_up(EdgeSettings()).engine
+while True:
+    for _ in engine.answer(Observation(None, "walk to the red box")):
+        pass
+"""
+INSTRUCTION = "walk to the red box"
+
+
+def own_braking() -> tuple[float, float]:
+    """Return time and distance from top speed that the body itself needs, in virtual time: means."""
+    times, ways = [], []
+    for phase in range(20):
+        clock = VirtualClock(10.0)
+        world = World(Scene(0, 16.0, 16.0, (), Pose2D(-5.0, 0.0, 0.0)), seed=0)
+        robot = SimulatedRobot(world, clock, FaultSchedule((), clock.now()), code=Code.BALANCE_STAND)
+        began_s = clock.now()
+        while clock.now() < began_s + 2.0 + phase / 1000:
+            robot.move(0.5, 0.0, 0.0)
+            clock.sleep(0.02)
+            robot.tick()
+        clock.sleep(phase / 1000)
+        robot.stop()
+        stop_s, x = clock.now(), robot.odometry().x_m
+        while math.hypot(*robot.snapshot().velocity[:2]) >= 0.03:
+            clock.sleep(0.02)
+            robot.tick()
+        times.append(clock.now() - stop_s)
+        ways.append(robot.odometry().x_m - x)
+    return statistics.mean(times), statistics.mean(ways)
+
+
+def e_stop(bench: Bench, count: int) -> list[Figure]:
+    """E-stop at top speed while another process decodes as fast as it can."""
+    bench.running["load"] = bench.processes.start("load", ["-c", LOAD])
+    delays, times, ways = [], [], []
+    for index in range(count):
+        bench.rush(TOP_MPS, 2.5 if index % 2 == 0 else -2.5)
+        called_s = bench.operator.estop(True)
+        bench.operator.plan = None
+        heard_s = until(lambda since=called_s: bench.tap.first_stop(since), 5, "StopMove")
+        delays.append(heard_s - called_s)
+        until(lambda: bench.tap.is_still, 10, "standstill")
+        time.sleep(0.2)
+        spent_s, way_m = bench.tap.braking(heard_s)
+        times.append(spent_s)
+        ways.append(way_m)
+        bench.operator.estop(False)
+    bench.processes.stop(["load"])
+    bench.home()
+    own_s, own_m = own_braking()
+    p99 = sorted(delays)[max(0, math.ceil(0.99 * count) - 1)]
+    note = (
+        f"{count} stops at top speed beside a process that decodes; median {statistics.median(delays):.4f} s"
+    )
+    time_note = f"median {statistics.median(times):.3f} s, the body alone {own_s:.3f} s"
+    way_note = f"median {statistics.median(ways):.3f} m, the body alone {own_m:.3f} m"
+    return [
+        Figure("e_stop_p99_s", p99, 0.05, "at most", note),
+        Figure("e_stop_time_ratio", statistics.median(times) / own_s, 1.1, "at most", time_note),
+        Figure("e_stop_way_ratio", statistics.median(ways) / own_m, 1.1, "at most", way_note),
+    ]
+
+
+def vlm(bench: Bench, count: int) -> list[Figure]:
+    """Kill the VLM node while its mission walks the robot."""
+    delays = []
+    for _ in range(count):
+        bench.vlm()
+        bench.home()
+        mission = bench.name()
+        bench.operator.ask(INSTRUCTION, mission)
+        until(lambda: bench.tap.speed_mps > 0.3, 60, "a walking mission")
+        killed_s = bench.kill("vlm_node")
+        heard_s = until(lambda since=killed_s: bench.tap.first_stop(since), 5, "StopMove")
+        delays.append(heard_s - killed_s)
+    bench.home()
+    return [Figure("vlm_killed_s", max(delays), 0.35, "at most", f"largest of {count} kills while walking")]
+
+
+def locomotion(bench: Bench, count: int) -> list[Figure]:
+    """Kill the locomotion node at top speed: nobody stops the robot but its own expiry."""
+    own_s, _ = own_braking()
+    kept, spent = 0, []
+    for _ in range(count):
+        bench.home()
+        bench.rush(TOP_MPS, 2.5)
+        killed_s = bench.kill("locomotion_node")
+        bench.operator.plan = None
+        until(lambda: bench.tap.is_still, 10, "standstill")
+        time.sleep(0.2)
+        spent.append(bench.tap.braking(killed_s)[0])
+        kept += spent[-1] <= EXPIRY_S + 1.1 * own_s
+        before = len(bench.operator.statuses)
+        bench.node("locomotion_node", interface="lo", domain=DDS_DOMAIN, **SCAN)
+        until(lambda n=before: len(bench.operator.statuses) > n + 3, START_S, "locomotion_node")
+    note = (
+        f"{kept} of {count} at rest in {EXPIRY_S:g} s and the body's own braking; longest {max(spent):.2f} s"
+    )
+    return [Figure("locomotion_killed_kept", kept / count, 1.0, "at least", note)]
+
+
+def camera(bench: Bench, count: int) -> list[Figure]:
+    """Freeze the camera: no action on a frame that is too old, neither by a mission nor by an old plan."""
+    bench.vlm(frame_timeout_s=1.5)
+    kept = 0
+    for _ in range(count):
+        freeze(bench.pid("camera_node"), True)
+        time.sleep(0.3)
+        began_s, mission = time.monotonic(), bench.name()
+        bench.operator.ask(INSTRUCTION, mission)
+        until(lambda m=mission: "failed" in bench.operator.states(m), 20, "the mission's end")
+        old = bench.operator.walk(bench.name(), Forward(1.0), age_s=5.2)
+        moved = bench.tap.moves(began_s)
+        kept += not moved and old.reason == "stale_frame"
+        freeze(bench.pid("camera_node"), False)
+        time.sleep(0.5)
+    bench.kill("vlm_node")
+    note = f"{kept} of {count}: no Move, old plans refused by name"
+    return [Figure("camera_frozen_kept", kept / count, 1.0, "at least", note)]
+
+
+def overlay(bench: Bench, count: int) -> list[Figure]:
+    """Send frames at 10 Hz to the monitor node and take the time until their overlay is back."""
+    node, back, sent = bench.operator.node, {}, {}
+    bench.running["monitor_node"] = bench.processes.start(
+        "monitor_node",
+        ["-c", "import sys; from vlm_spec_decode.bridge.mains import monitor_main; sys.exit(monitor_main())",
+         "--ros-args", "-r", "__ns:=/view"],
+    )  # fmt: skip
+    frames = node.create_publisher(CompressedImage, "/view/camera/image_raw/compressed", 1)
+
+    def take(message: CompressedImage) -> None:
+        back.setdefault(message.header.frame_id, time.monotonic())
+
+    node.create_subscription(CompressedImage, "/view/vlm/overlay/compressed", take, qos_profile_sensor_data)
+    made = "/view/vlm/overlay/compressed"
+    until(lambda: frames.get_subscription_count() and node.count_publishers(made), START_S, "monitor_node")
+    jpeg = next(reversed(bench.operator.frames.values()))
+    with PilImage.open(io.BytesIO(jpeg)) as opened:
+        size = opened.size
+    for index in range(count + 10):
+        message = CompressedImage(format="jpeg", data=jpeg)
+        message.header.frame_id = str(index)
+        sent[message.header.frame_id] = time.monotonic()
+        frames.publish(message)
+        time.sleep(0.1)
+    bench.processes.stop(["monitor_node"])
+    spent = sorted(back[key] - sent[key] for key in list(sent)[10:] if key in back)
+    lost = count - len(spent)
+    p95 = spent[math.ceil(0.95 * len(spent)) - 1] if lost <= count // 20 else math.inf
+    middle = statistics.median(spent) if spent else math.inf
+    note = f"{count} frames of {size[0]}x{size[1]} at 10 Hz, {lost} lost; median {middle:.4f} s"
+    return [Figure("overlay_p95_s", p95, 0.06, "at most", note)]
+
+
+def idle(bench: Bench, count: int) -> list[Figure]:
+    """Take the processor time of each node while nothing is asked of it."""
+    bench.vlm()
+    seconds = min(20.0, count / 10)
+    names = ("camera_node", "locomotion_node", "vlm_node")
+    before = {name: cpu_s(bench.pid(name)) for name in names}
+    time.sleep(seconds)
+    used = {name: (cpu_s(bench.pid(name)) - before[name]) / seconds for name in names}
+    bench.kill("vlm_node")
+    note = (
+        ", ".join(f"{name} {share:.2f}" for name, share in used.items()) + f" of a core over {seconds:.0f} s"
+    )
+    return [Figure("idle_cores", max(used.values()), 0.5, "at most", note)]
+
+
+def obstacle(bench: Bench, count: int) -> list[Figure]:
+    """Put a disc that only the scan shows in the way of a walking robot."""
+    rng, contacts, nearest_m = random.Random(count), 0, math.inf
+    for _ in range(count):
+        bench.home()
+        mission = bench.rush(0.2, 2.4)
+        time.sleep(rng.uniform(0.0, 2.0))
+        x, y, yaw = bench.operator.pose
+        radius_m, gap_m = rng.uniform(0.05, 0.3), rng.uniform(0.4, 1.0)
+        reach_m = HULL_HALF_M[0] + gap_m + radius_m
+        disc = Disc(
+            x + reach_m * math.cos(yaw), y + reach_m * math.sin(yaw) + rng.uniform(-0.1, 0.1), radius_m
+        )
+        bench.operator.disc = disc
+        until(lambda m=mission: bench.operator.ended(m), 30, "the end of the walk")
+        time.sleep(0.3)
+        gap = gap_to_disc(bench.tap.pose, disc)
+        nearest_m, contacts = min(nearest_m, gap), contacts + (gap <= 0.0)
+        bench.operator.plan = bench.operator.disc = None
+    bench.home()
+    note = f"{count} walks over DDS, a disc on the scan 0.4 to 1 m ahead; nearest {nearest_m:.3f} m"
+    return [Figure("scan_contacts", contacts, 0, "at most", note)]
+
+
+def cloud(bench: Bench, count: int) -> list[Figure]:
+    """Kill the cloud, cut its link, freeze it, each in the middle of an answer."""
+    from robot_cloud import lose_cloud
+
+    return lose_cloud(bench, count, INSTRUCTION)
+
+
+CASES: dict[str, Callable[[Bench, int], list[Figure]]] = {
+    "idle": idle,
+    "overlay": overlay,
+    "e_stop": e_stop,
+    "obstacle": obstacle,
+    "locomotion": locomotion,
+    "camera": camera,
+    "vlm": vlm,
+    "cloud": cloud,
+}
+"""Name to case, in the order in which they run."""

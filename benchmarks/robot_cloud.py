@@ -1,0 +1,117 @@
+"""The case of benchmarks/robot.py in which the cloud goes away in the middle of an answer."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import TYPE_CHECKING
+
+from figures import Figure
+from PIL import Image as PilImage
+from robot_rig import freeze, until
+
+from vlm_spec_decode.actions.parser import parse_answer
+from vlm_spec_decode.bridge.missions import ENDED
+from vlm_spec_decode.core.types import Image, Observation
+from vlm_spec_decode.edge.images import for_uplink
+from vlm_spec_decode.models.loader import load_model, shipped
+from vlm_spec_decode.train.agreement import Pair, decode
+
+if TYPE_CHECKING:
+    from robot_bench import Bench
+
+FAULTS = ("killed", "cut", "frozen")
+IN_FLIGHT_S = 0.15
+"""What was committed before the fault may still be on its way to the topics."""
+
+MIDDLE_CHARS = 4
+
+
+def lose_cloud(bench: Bench, count: int, instruction: str) -> list[Figure]:
+    """Return how soon the node falls back, and in how many trials nothing moved on unverified tokens."""
+    target = load_model(shipped("target"))
+    pair = Pair.of(target, load_model(shipped("draft")))
+    slowest_s, kept, trials = 0.0, 0, 0
+    bench.vlm(link_file=str(bench.link), fallback="hold", hold_timeout_s=60.0)
+    for fault in FAULTS:
+        for _ in range(count):
+            bench.home()
+            spent_s, is_kept = _trial(bench, fault, instruction, pair)
+            slowest_s, kept, trials = max(slowest_s, spent_s), kept + is_kept, trials + 1
+    bench.kill("vlm_node")
+    note = f"{count} each of {', '.join(FAULTS)}, in the middle of an answer"
+    return [
+        Figure("cloud_lost_fallback_s", slowest_s, 1.0, "at most", f"slowest; {note}"),
+        Figure("cloud_lost_kept", kept / trials, 1.0, "at least", f"{kept} of {trials}; {note}"),
+    ]
+
+
+def _trial(bench: Bench, fault: str, instruction: str, pair: Pair) -> tuple[float, bool]:
+    operator, mission = bench.operator, bench.name()
+    heard, planned = len(operator.partials), len(operator.plans)
+    operator.ask(instruction, mission)
+    until(
+        lambda: any(len(text) > MIDDLE_CHARS for _, text in operator.partials[heard:]), 60, "half an answer"
+    )
+    lost_s = _break(bench, fault)
+    until(lambda: "holding" in operator.states(mission) or _over(bench, mission), 20, "the fallback")
+    if "holding" not in operator.states(mission):
+        # The answer had ended before the fault could meet it; the robot stands for want of a new one.
+        _mend(bench, fault)
+        operator.withdraw(mission) if not _over(bench, mission) else None
+        return 0.0, True
+    fell_s = next(
+        at for at, data in operator.said if data["mission"] == mission and data["state"] == "holding"
+    )
+    time.sleep(0.6)
+    plans = [(at, plan) for at, plan in operator.plans[planned:] if plan.mission == mission]
+    late = any(plan.actions for at, plan in plans if at > fell_s + IN_FLIGHT_S)
+    moves = bench.tap.moves(fell_s + 0.3)
+    text = operator.partials[-1][1]
+    stamps = [plan.stamp_s for _, plan in plans if plan.answer >= 1]
+    is_true = _is_verified(bench, instruction, text, [p for _, p in plans if p.actions], stamps, pair)
+    _mend(bench, fault)
+    operator.withdraw(mission)
+    return fell_s - lost_s, not late and not moves and is_true
+
+
+def _is_verified(bench, instruction, text, with_actions, stamps, pair) -> bool:  # type: ignore[no-untyped-def]
+    """Whether what was said, and acted on, is the beginning of the target's own answer to the same frame."""
+    frames = bench.operator.frames
+    stamp = min(frames, key=lambda at: abs(at - stamps[0])) if frames and stamps else None
+    if stamp is None or abs(stamp - stamps[0]) > 1e-3:
+        return not with_actions
+    with PilImage.open(io.BytesIO(frames[stamp])) as opened:
+        image = Image(frames[stamp], *opened.size)
+    said = decode(pair, Observation(for_uplink(image.jpeg), instruction, (), stamp), pair.params()).text
+    actions = parse_answer(said)
+    return said.startswith(text) and all(p.actions == actions[: len(p.actions)] for p in with_actions)
+
+
+def _over(bench: Bench, mission: str) -> bool:
+    return bool(ENDED & set(bench.operator.states(mission)))
+
+
+def _break(bench: Bench, fault: str) -> float:
+    if fault == "killed":
+        return bench.kill("cloud")
+    if fault == "cut":
+        bench.wire.is_cut.set()
+    else:
+        freeze(bench.pid("cloud"), True)
+    return time.monotonic()
+
+
+def _mend(bench: Bench, fault: str) -> None:
+    before = len(bench.operator.said)
+    if fault == "killed":
+        bench.cloud(bench.address)
+    elif fault == "cut":
+        bench.wire.mend()
+    else:
+        freeze(bench.pid("cloud"), False)
+    until(
+        lambda: any(data["state"] in {"ready", "looking"} for _, data in bench.operator.said[before:]),
+        60,
+        "the cloud again",
+    )

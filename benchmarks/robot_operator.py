@@ -1,0 +1,166 @@
+"""The person of benchmarks/robot.py: plans, instructions, e-stop, a scan, and ears for all of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from typing import Any
+
+import rclpy
+from nav_msgs.msg import Odometry
+from rclpy.executors import MultiThreadedExecutor
+from rclpy.qos import qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
+from robot_rig import until
+from sensor_msgs.msg import CompressedImage, LaserScan
+from std_msgs.msg import String
+from std_srvs.srv import SetBool
+
+from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.actions.types import Action
+from vlm_spec_decode.bridge.missions import ENDED
+from vlm_spec_decode.bridge.requests import Request
+from vlm_spec_decode.robot.fake_body import Disc
+
+
+class Operator:
+    """Gives plans and instructions, calls the e-stop, shows a scan of a hall in which one disc may stand."""
+
+    def __init__(self) -> None:
+        context = self._context = rclpy.Context()
+        rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
+        self.node = node = rclpy.create_node("benchmark", context=context)
+        self.plan: Plan | None = None
+        self.disc: Disc | None = None
+        self.statuses: list[tuple[float, PlanStatus]] = []
+        self.plans: list[tuple[float, Plan]] = []
+        self.said: list[tuple[float, dict[str, Any]]] = []
+        self.partials: list[tuple[float, str]] = []
+        self.frames: dict[float, bytes] = {}
+        self.pose = (0.0, 0.0, 0.0)
+        self._sent, self._scans = (
+            node.create_publisher(String, "vlm/plan", 10),
+            node.create_publisher(LaserScan, "scan", qos_profile_sensor_data),
+        )
+        self._requests = node.create_publisher(String, "vlm/request", 10)
+        self._withdrawals = node.create_publisher(String, "vlm/withdraw", 10)
+        self._stop = node.create_client(SetBool, "e_stop")
+        node.create_subscription(String, "vlm/plan/status", self._on_status, 50)
+        node.create_subscription(String, "vlm/plan", self._on_plan, 50)
+        node.create_subscription(String, "vlm/status", self._on_said, 50)
+        node.create_subscription(String, "vlm/answer/partial", self._on_partial, 50)
+        topic = "camera/image_raw/compressed"
+        node.create_subscription(CompressedImage, topic, self._on_frame, qos_profile_sensor_data)
+        node.create_subscription(Odometry, "odom", self._on_odometry, 20)
+        self._executor = MultiThreadedExecutor(3, context=context)
+        self._executor.add_node(node)
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._spin, self._beat)]
+        for thread in self._threads:
+            thread.start()
+
+    def _spin(self) -> None:
+        while not self._ended.is_set():
+            self._executor.spin_once(timeout_sec=0.2)
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._ended.wait(0.03):
+            if self.plan is not None:
+                self._sent.publish(String(data=self.plan.to_json()))
+            count += 1
+            if count % 3 == 0:
+                self._scans.publish(self._scan())
+
+    def _scan(self) -> LaserScan:
+        beams, (x, y, yaw), disc = 181, self.pose, self.disc
+        ranges = [math.inf] * beams
+        for i in range(beams) if disc is not None else ():
+            angle = yaw - math.pi / 2 + i * math.pi / (beams - 1)
+            dx, dy = disc.x_m - x, disc.y_m - y
+            along, off = (
+                dx * math.cos(angle) + dy * math.sin(angle),
+                dy * math.cos(angle) - dx * math.sin(angle),
+            )
+            if along > 0 and abs(off) < disc.radius_m:
+                ranges[i] = max(0.01, along - math.sqrt(disc.radius_m**2 - off**2))
+        step = math.pi / (beams - 1)
+        return LaserScan(
+            angle_min=-math.pi / 2, angle_increment=step, range_min=0.01, range_max=20.0, ranges=ranges
+        )
+
+    def now_s(self) -> float:
+        """Return ROS time."""
+        return float(self.node.get_clock().now().nanoseconds / 1e9)
+
+    def command(self, mission: str, *actions: Action, age_s: float = 0.0) -> None:
+        """Begin to publish a plan."""
+        self.plan = Plan(mission, 1, self.now_s() - age_s, 0, actions, True)
+
+    def walk(self, mission: str, *actions: Action, timeout_s: float = 60.0) -> PlanStatus:
+        """Command a plan and return how it ended."""
+        self.command(mission, *actions)
+        status: PlanStatus = until(lambda: self.ended(mission), timeout_s, f"the end of {mission}")
+        self.plan = None
+        return status
+
+    def ended(self, mission: str) -> PlanStatus | None:
+        """Return the status that ends a mission, once it is there."""
+        mine = [
+            status for _, status in self.statuses[-200:] if status.mission == mission and status.is_terminal
+        ]
+        return mine[-1] if mine else None
+
+    def estop(self, engaged: bool) -> float:
+        """Call the service; return when it was called. Waits for the reply."""
+        until(self._stop.service_is_ready, 20, "the e-stop service")
+        called_s = time.monotonic()
+        future = self._stop.call_async(SetBool.Request(data=engaged))
+        until(future.done, 20, "the e-stop's reply")
+        return called_s
+
+    def ask(self, text: str, mission: str) -> None:
+        """Give the VLM node an instruction."""
+        until(self._requests.get_subscription_count, 60, "a vlm_node")
+        self._requests.publish(String(data=Request(text, mission).to_json()))
+
+    def withdraw(self, mission: str) -> None:
+        """End a mission and wait for it."""
+        self._withdrawals.publish(String(data=mission))
+        until(lambda: ENDED & set(self.states(mission)), 30, f"the end of {mission}")
+
+    def states(self, mission: str) -> list[str]:
+        """Return what the VLM node has said of a mission."""
+        return [data["state"] for _, data in list(self.said) if data["mission"] == mission]
+
+    def _on_status(self, message: String) -> None:
+        self.statuses.append((time.monotonic(), PlanStatus.from_json(message.data)))
+
+    def _on_plan(self, message: String) -> None:
+        self.plans.append((time.monotonic(), Plan.from_json(message.data)))
+
+    def _on_said(self, message: String) -> None:
+        self.said.append((time.monotonic(), json.loads(message.data)))
+
+    def _on_partial(self, message: String) -> None:
+        self.partials.append((time.monotonic(), message.data))
+
+    def _on_frame(self, message: CompressedImage) -> None:
+        self.frames[message.header.stamp.sec + message.header.stamp.nanosec / 1e9] = bytes(message.data)
+        if len(self.frames) > 200:
+            self.frames.pop(next(iter(self.frames)))
+
+    def _on_odometry(self, message: Odometry) -> None:
+        at, turned = message.pose.pose.position, message.pose.pose.orientation
+        self.pose = (at.x, at.y, 2 * math.atan2(turned.z, turned.w))
+
+    def close(self) -> None:
+        """Leave."""
+        self.plan = None
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(3)
+        self.node.destroy_node()
+        rclpy.shutdown(context=self._context)

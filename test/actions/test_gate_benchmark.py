@@ -1,0 +1,67 @@
+"""The benchmark's own adversary, in small: what it counts is found when there, and is not when it is not."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.actions.types import Forward, Look, Turn, Wait
+from vlm_spec_decode.core.robot import RobotState
+
+FOLDER = str(Path(__file__).parents[2] / "benchmarks")
+
+
+@pytest.fixture(scope="module")
+def gate():
+    sys.path.insert(0, FOLDER)
+    try:
+        import robot_gate
+
+        yield robot_gate
+    finally:
+        sys.path.remove(FOLDER)
+
+
+def test_no_plan_gets_through_beyond_a_limit(gate) -> None:
+    figure = gate.plans(1500, 7)
+    assert figure.value == 0, figure.note
+    assert int(figure.note.split("; ")[1].split()[0]) > 100, (
+        "too few got through for the figure to mean anything"
+    )
+
+
+def test_nothing_in_the_way_is_touched(gate) -> None:
+    assert gate.obstacles(4, 7).value == 0
+
+
+@pytest.mark.parametrize(
+    ("action", "changes", "age_s"),
+    [
+        (Forward(3.5), {}, 0.1),
+        (Forward(float("nan")), {}, 0.1),
+        (Forward(1.0), {"range_obstacle_m": (0.05, 9.0, 9.0, 9.0)}, 0.1),
+        (Forward(1.0), {"x_m": 1.5}, 0.1),
+        (Forward(1.0), {"battery_soc": 0.1}, 0.1),
+        (Forward(1.0), {}, 9.0),
+        (Turn(200.0), {}, 0.1),
+        (Turn(10.0), {"code": 1001}, 0.1),
+        (Look(30.0, 0.0), {}, 0.1),
+        (Wait(-1.0), {}, 0.1),
+    ],
+)
+def test_the_adversary_sees_what_exceeds(gate, action, changes, age_s) -> None:
+    limits = SafetyLimits(geofence=gate.FENCE)
+    plain = {"stamp_s": 0.0, "received_s": 0.0, "x_m": 0.0, "y_m": 0.0, "yaw_rad": 0.0, "vx_mps": 0.0,
+             "vy_mps": 0.0, "vyaw_radps": 0.0}  # fmt: skip
+    assert gate.exceeds(action, RobotState(**plain | changes), age_s, limits)
+    assert not gate.exceeds(Forward(1.0), RobotState(**plain), 0.1, limits)
+
+
+def test_garbled_plans_are_garbled(gate) -> None:
+    rng = random.Random(1)
+    text = '{"actions": ["forward(1)"], "final": true}'
+    assert len({gate.garbled(text, rng) for _ in range(200)}) > 5

@@ -1,0 +1,56 @@
+"""docs/parameters.md is what the nodes declare, and its tables are what they do."""
+
+from pathlib import Path
+
+import pytest
+
+from test.bridge.scripted import ScriptedEngine
+from test.ros import NAMESPACE
+from test.ros.test_camera_node import FakeCamera
+from test.ros.test_vlm_node import Source
+from vlm_spec_decode.bridge import reference
+from vlm_spec_decode.bridge.camera_node import CameraNode
+from vlm_spec_decode.bridge.locomotion_node import LocomotionNode
+from vlm_spec_decode.bridge.monitor_node import MonitorNode
+from vlm_spec_decode.bridge.vlm_node import VlmNode
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.robot.fake import FakeRobot
+
+pytestmark = pytest.mark.ros
+
+ROOT = Path(__file__).parents[2]
+OF_EVERY_NODE = {"/parameter_events", "/rosout", "/tf", "/tf_static"}
+
+
+def test_the_page_is_what_the_nodes_declare():
+    assert (ROOT / "docs" / "parameters.md").read_text() == reference.page(), (
+        "run: python -m vlm_spec_decode.bridge.reference > docs/parameters.md"
+    )
+
+
+def build(name, node, image):
+    clock = WallClock()
+    return {
+        "camera_node": lambda: CameraNode(node, lambda: FakeCamera(image), clock),
+        "vlm_node": lambda: VlmNode(node, Source(ScriptedEngine([["done()"]])), clock, print),
+        "locomotion_node": lambda: LocomotionNode(node, FakeRobot(clock), clock, print),
+        "monitor_node": lambda: MonitorNode(node, clock),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", reference.CHANNELS)
+def test_the_tables_of_topics_are_what_the_nodes_do(name, graph, image):
+    node = graph.node(name)
+    graph.start(node, build(name, node, image))
+    found = {("in", s.topic_name) for s in node.subscriptions} | {
+        ("out", p.topic_name) for p in node.publishers
+    }
+    found |= {("serves", s.srv_name) for s in node.services if f"{name}/" not in s.srv_name}
+
+    def full(topic):
+        return topic if topic.startswith("/") else f"{NAMESPACE}/{topic}"
+
+    resolved = {(way, full(topic)) for way, topic in found} - {
+        (w, t) for t in OF_EVERY_NODE for w in ("in", "out")
+    }
+    assert resolved == {(c.way, full(c.name)) for c in reference.CHANNELS[name]}

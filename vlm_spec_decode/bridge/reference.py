@@ -1,0 +1,162 @@
+"""Writes docs/parameters.md from what the nodes declare. A test holds the tables against the running nodes.
+
+python -m vlm_spec_decode.bridge.reference          prints the page
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vlm_spec_decode.bridge import (
+    camera_node,
+    engine_source,
+    hands,
+    locomotion_node,
+    mains,
+    monitor_node,
+    surroundings,
+    vlm_parameters,
+)
+from vlm_spec_decode.bridge.parameters import Parameter
+
+PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
+    "camera_node": mains.ROBOT_PARAMETERS + camera_node.PARAMETERS,
+    "vlm_node": vlm_parameters.PARAMETERS + engine_source.PARAMETERS,
+    "locomotion_node": mains.ROBOT_PARAMETERS
+    + locomotion_node.PARAMETERS
+    + hands.PARAMETERS
+    + surroundings.PARAMETERS,
+    "monitor_node": monitor_node.PARAMETERS,
+}
+"""Every parameter of every node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """A topic or service of a node: `in`, `out` or `serves`."""
+
+    way: str
+    name: str
+    kind: str
+    meaning: str
+
+
+def _texts(way: str, **meanings: str) -> tuple[Channel, ...]:
+    return tuple(
+        Channel(way, name.replace("__", "/"), "std_msgs/msg/String", said) for name, said in meanings.items()
+    )
+
+
+FRAMES = Channel("in", "camera/image_raw/compressed", "sensor_msgs/msg/CompressedImage", "JPEG frames.")
+DIAGNOSTICS = Channel("out", "/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", "Health, once a second.")
+
+CHANNELS: Mapping[str, tuple[Channel, ...]] = {
+    "camera_node": (
+        Channel(
+            "out",
+            "camera/image_raw/compressed",
+            "sensor_msgs/msg/CompressedImage",
+            "JPEG frames, stamped with their capture; sensor-data QoS.",
+        ),
+        Channel("out", "camera/camera_info", "sensor_msgs/msg/CameraInfo", "Calibration of each frame."),
+        DIAGNOSTICS,
+    ),
+    "vlm_node": (
+        FRAMES,
+        *_texts(
+            "in",
+            vlm__instruction="An instruction in plain words; supersedes the one under way.",
+            vlm__request="JSON: `instruction`, and if wanted `mission`, `approve`, `dry_run`, `queue`.",
+            vlm__withdraw="Name of a mission to end, whether it waits or is under way.",
+            vlm__plan__status="Where the robot stands with the plan.",
+        ),
+        *_texts(
+            "out",
+            vlm__plan="JSON: the plan under way, republished as heartbeat.",
+            vlm__answer="JSON: a finished answer, with its frame's stamp.",
+            vlm__answer__partial="The committed text so far.",
+            vlm__trace="JSON: figures of an answer and of its rounds.",
+            vlm__status="JSON: state of mission and link; transient local.",
+        ),
+        Channel("serves", "vlm/approve", "std_srvs/srv/SetBool", "Yes or no to the plan that is shown."),
+        DIAGNOSTICS,
+    ),
+    "locomotion_node": (
+        Channel("in", "vlm/plan", "std_msgs/msg/String", "JSON: plans, which are their heartbeat, too."),
+        Channel("in", "cmd_vel_teleop", "geometry_msgs/msg/Twist", "A person's velocity; before language."),
+        Channel("in", "e_stop/request", "std_msgs/msg/Bool", "True engages the e-stop; never releases it."),
+        Channel(
+            "out", "vlm/plan/status", "std_msgs/msg/String", "JSON: state, reason, what was carried out."
+        ),
+        Channel("out", "vlm/control", "std_msgs/msg/String", "Who commands: estop, teleop, language, none."),
+        Channel("out", "odom", "nav_msgs/msg/Odometry", "Pose and velocity, with covariance."),
+        Channel("serves", "e_stop", "std_srvs/srv/SetBool", "True engages and latches, false releases."),
+        Channel("serves", "vlm/cancel", "std_srvs/srv/Trigger", "Drops the present mission and stops."),
+        DIAGNOSTICS,
+    ),
+    "monitor_node": (
+        FRAMES,
+        Channel("in", "odom", "nav_msgs/msg/Odometry", "For path and markers."),
+        *_texts(
+            "in",
+            vlm__status="For the overlay.",
+            vlm__control="For the overlay.",
+            vlm__answer__partial="For the overlay.",
+            vlm__answer="For the overlay.",
+            vlm__trace="For overlay and figures.",
+            vlm__plan="For the markers.",
+        ),
+        Channel(
+            "out",
+            "vlm/overlay/compressed",
+            "sensor_msgs/msg/CompressedImage",
+            "Frame with answer (accepted green, corrected orange), state, figures; only while subscribed.",
+        ),
+        Channel("out", "vlm/markers", "visualization_msgs/msg/MarkerArray", "Plan, body, stop zone."),
+        Channel("out", "vlm/path", "nav_msgs/msg/Path", "Where the robot has been."),
+        *(
+            Channel("out", f"vlm/figures/{name}", "std_msgs/msg/Float64", said)
+            for name, said in monitor_node.FIGURES.items()
+        ),
+    ),
+}
+"""Every topic and service of every node at its default parameters; `/tf` comes along where tf2_msgs is."""
+
+
+def page() -> str:
+    """Return docs/parameters.md."""
+    lines = [
+        "# Parameters, topics and services",
+        "",
+        "Written by `python -m vlm_spec_decode.bridge.reference` from what the nodes declare. A parameter",
+        "marked live can be changed while the node runs (`ros2 param set`), and is checked; the others are",
+        "read-only.",
+        "Names without a leading slash are relative to the node's namespace.",
+    ]
+    for node, parameters in PARAMETERS.items():
+        lines += [
+            "",
+            f"## {node}",
+            "",
+            "| parameter | default | range | live | meaning |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        lines += [_row(parameter) for parameter in parameters]
+        lines += ["", "| | topic or service | type | meaning |", "| --- | --- | --- | --- |"]
+        lines += [f"| {c.way} | `{c.name}` | `{c.kind}` | {c.meaning} |" for c in CHANNELS[node]]
+    return "\n".join(lines) + "\n"
+
+
+def _row(parameter: Parameter) -> str:
+    default = "empty" if parameter.default == "" else f"`{parameter.default}`"
+    bounds = ", ".join(parameter.choices)
+    if parameter.low is not None and parameter.high is not None:
+        bounds = f"{parameter.low:g} to {parameter.high:g}"
+    live = "yes" if parameter.live else ""
+    return f"| `{parameter.name}` | {default} | {bounds} | {live} | {parameter.description} |"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
