@@ -1,11 +1,12 @@
-"""Writes the measured tables of README.md and docs/model_cards.md from the JSON files in docs/results/.
+"""Writes the measured tables of README.md and docs/ from the JSON files in docs/results/.
 
-    python benchmarks/tables.py          write both
+    python benchmarks/tables.py          write all
     python benchmarks/tables.py --check  exit with 1 if one of them says something else
 
 `docs/results/models.json` is what a full benchmarks/models.py leaves, for docs/model_cards.md;
 `docs/results/main_job.json` is what benchmarks/main_job.py leaves in its folder, with the machine it ran on;
-`docs/results/demo.json` is the run.json of a `vsd demo`.
+`docs/results/demo.json` is the run.json of a `vsd demo`; `decoding.json` and `reproduction.json` are what
+benchmarks/decoding.py and benchmarks/reproduction.py leave.
 """
 
 from __future__ import annotations
@@ -13,20 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import decoding_tables
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-SOURCES = {"kinds": "models"}
+SOURCES = {"kinds": "models"} | {f"decoding_{part}": "decoding" for part in ("bars", "grid", "pairs")}
 """Files of tables that are not named after theirs."""
 
 MEANINGS = {
-    "hybrid_over_autoregressive": "`hybrid` over `autoregressive`",
-    "hybrid_over_best_other": "`hybrid` over the best other strategy",
-    "speed_at_200_ms_over_5_ms": "`hybrid`: speed at a round trip of 200 ms over that at 5 ms",
-    "gpu_over_autoregressive": "`hybrid`: GPU time per answer over `autoregressive`",
+    **decoding_tables.MEANINGS,
     "success_all": "episodes of all motion instructions that succeed",
     "success_go_to": 'of those, "go to"',
     "collisions_per_100": "collisions in 100 episodes",
@@ -86,25 +86,16 @@ def kinds_table(found: Mapping[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def decoding_table(document: Mapping[str, Any]) -> str:
-    """Return speed-up and target passes by cell and strategy."""
-    names = list(document["cells"][0]["found"])
-    rows = ["| cell | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
-    for c in document["cells"]:
-        found = [f"{row['speed_up']:.2f} / {row['passes']:g}" for row in c["found"].values()]
-        cell = f"{c['profile']}, RTT {c['rtt_ms']:g} ms, a = {c['acceptance']}"
-        rows.append(f"| {cell} | " + " | ".join(found) + " |")
-    bars = figures_table(document)
-    return (
-        "\n".join(rows)
-        + f"\n\n{bars}\n\nMedians of {document['cells'][0]['answers']} answers. {made(document)}"
-    )
-
-
 def made(document: Mapping[str, Any]) -> str:
     """Return when and where a file was measured."""
     by = document["made"]
     return f"Measured {by['date']} at commit {by['commit']} on {by['machine']}."
+
+
+def reproduction(document: Mapping[str, Any]) -> str:
+    """Return the papers' figures beside ours."""
+    table = decoding_tables.reproduction_table(document)
+    return f"{table}\n\nMedians of {document['answers']} answers. {made(document)}"
 
 
 def render(text: str) -> str:
@@ -113,11 +104,19 @@ def render(text: str) -> str:
     def load(name: str) -> Any:
         return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
+    def decoding(table: Callable[[Mapping[str, Any]], str]) -> str:
+        document = load("decoding")
+        return f"{table(document)}\n\n{document['size'][0]} answers. {made(document)}"
+
     tables = {
-        "main_job": lambda: figures_table(load("main_job")),
+        "main_job": lambda: f"{figures_table(load('main_job'))}\n\n{made(load('main_job'))}",
         "demo": lambda: demo_table(load("demo")),
         "models": lambda: f"{figures_table(load('models'))}\n\n{made(load('models'))}",
-        "decoding": lambda: decoding_table(load("decoding")),
+        "decoding": lambda: decoding(decoding_tables.home_table),
+        "decoding_bars": lambda: decoding(figures_table),
+        "decoding_grid": lambda: decoding(decoding_tables.grid_table),
+        "decoding_pairs": lambda: decoding(decoding_tables.pairs_table),
+        "reproduction": lambda: reproduction(load("reproduction")),
         "kinds": lambda: kinds_table(load("models")["found"]),
     }
     for name, table in tables.items():
@@ -131,13 +130,11 @@ def render(text: str) -> str:
 
 def main() -> int:
     """Write or check the documents."""
-    parser = argparse.ArgumentParser(
-        description="Write the measured tables of README.md and the model cards."
-    )
+    parser = argparse.ArgumentParser(description="Write the measured tables of README.md and docs/.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if they differ")
     check = parser.parse_args().check
     differ = False
-    for document in (ROOT / "README.md", ROOT / "docs" / "model_cards.md", ROOT / "docs" / "decoding.md"):
+    for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = document.read_text(encoding="utf-8")
         written = render(text)
         differ |= written != text

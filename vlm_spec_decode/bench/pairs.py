@@ -1,7 +1,7 @@
 """The pairs of models that strategies are compared on, by name.
 
-`shipped`, `early47` and `early69` (the shipped target with the draft as it was early in its training, when its
-acceptance was about so many per cent), `oracle` (the target drafts for itself, at the draft's speed: the
+`shipped`, `early47` and `early69` (the shipped target with the draft as it was early in its training, when
+its acceptance was about so many per cent), `oracle` (the target drafts for itself, at the draft's speed: the
 limit), `synthetic:A` (a known acceptance A; for simulations), or `DRAFT+TARGET` of any two checkpoints.
 """
 
@@ -28,7 +28,7 @@ EARLY = "early"
 
 
 def early_draft(name: str) -> Path:
-    """Return the folder of the draft as it was early in its training, such as `early47`. Raises ConfigError."""
+    """Return the folder of a draft as it was early in its training. Raises ConfigError."""
     assets = shipped("draft").parent
     if not (assets / f"draft_{name}").is_dir():
         known = sorted(path.name.removeprefix("draft_") for path in assets.glob("draft_early*"))
