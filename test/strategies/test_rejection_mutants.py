@@ -18,6 +18,7 @@ from vlm_spec_decode.core.session import Session
 from vlm_spec_decode.core.tree import SpeculationTree
 from vlm_spec_decode.core.types import Draft
 from vlm_spec_decode.strategies import pipelined, proposals
+from vlm_spec_decode.strategies.growth import Growth
 from vlm_spec_decode.strategies.proposals import Corrector, Proposals
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -149,6 +150,41 @@ def epochs(patch: pytest.MonkeyPatch) -> None:
     laws.test_a_session_takes_a_correction_once_and_only_of_its_epoch()
 
 
+def likely_draws_only(patch: pytest.MonkeyPatch) -> None:
+    """A draw is sent if it is the likeliest token."""
+    original = Growth._draw
+
+    def draws(self: Growth, place: Any, token: int) -> None:
+        best = max(place.children.values(), key=lambda c: c.log_prob).token
+        original(self, place, token)
+        place.children[token].is_drawn = token == best
+
+    patch.setattr(Growth, "_draw", draws)
+
+
+def exits_throw_the_dice(patch: pytest.MonkeyPatch) -> None:
+    def guess(self: RejectionRule, nodes: Any, logits: Any, prefix: Any, own_q: Any) -> Any:
+        return self.verify(nodes, logits, prefix, True, own_q)
+
+    patch.setattr(RejectionRule, "guess", guess)
+
+
+def own_drafts_always_accepted(patch: pytest.MonkeyPatch) -> None:
+    """To call them certain instead would cost acceptance and no truth."""
+    patch.setattr(Proposals, "along", lambda self, prefix, chain: tuple(((t, 1),) for t in chain))
+
+
+def law_of_strategy(name: str, schedule: tuple[int, ...] = ()) -> Callable[[pytest.MonkeyPatch], None]:
+    def check(patch: pytest.MonkeyPatch) -> None:
+        params, table = laws.params_of(), laws.TABLES["poor"]
+        found = law_of(patch, lambda: laws.decode(name, table, params, 2, schedule))
+        assert found == laws.target_law(params)
+
+    check.__name__ = f"law_of_{name}"
+    return check
+
+
+HYBRID, COLOCATED = law_of_strategy("hybrid"), law_of_strategy("colocated")
 SPARSE, CLOUD = law("sparse"), law("cloud")
 
 CAUGHT_BY: dict[Patch, Callable[[pytest.MonkeyPatch], None]] = {
@@ -158,6 +194,9 @@ CAUGHT_BY: dict[Patch, Callable[[pytest.MonkeyPatch], None]] = {
     bonus_mid_pipeline: same_answers,
     dead_drafts_kept: same_answers,
     unlikely_draws_dropped: SPARSE,
+    likely_draws_only: HYBRID,
+    exits_throw_the_dice: HYBRID,
+    own_drafts_always_accepted: COLOCATED,
     redraw_after_a_drop: one_draw_per_prefix,
     stale_epoch_accepted: epochs,
     correction_taken_twice: epochs,

@@ -8,8 +8,9 @@ sparse distribution goes down and the session waits for a `Correction`.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
@@ -61,12 +62,21 @@ class RejectionRule:
         if draft.q:
             self._q |= {number: draft.q[number - draft.first_node] for number in new}
 
-    def verify(self, nodes: Subtree, logits: Logits, prefix: Tokens, has_bonus: bool) -> Verdict:
+    def verify(
+        self,
+        nodes: Subtree,
+        logits: Logits,
+        prefix: Tokens,
+        has_bonus: bool,
+        own_q: Mapping[int, Support] = MappingProxyType({}),
+    ) -> Verdict:
         """Walk down the drafts as far as they are accepted and settle the position after them.
 
         Without `has_bonus` a chain that is accepted to its end gets no token of the target's own: the edge
-        may already have drawn one for that position (mid-pipeline). A plain step always draws.
+        may already have drawn one for that position (mid-pipeline). A plain step always draws. `own_q` is
+        what nodes of the cloud's own were drawn from.
         """
+        known = self._q | own_q if own_q else self._q
         said: Tokens = ()
         row = 0
         while True:
@@ -75,12 +85,35 @@ class RejectionRule:
             if not drafts and nodes.tokens and not has_bonus:
                 return Verdict(said, row, False)
             p = weights(logits[row], self.params, P_UNIT)
-            found = self._settle(p, drafts, nodes, path)
+            found = self._settle(p, drafts, nodes, path, known)
             if found is None:
                 return Verdict(said, row, False, is_open=True)
             token, accepted = found
             said += (token,)
             row = accepted or row
+            finished = self.params.ends(len(prefix) + len(said), token)
+            if finished or not accepted:
+                return Verdict(said, row, finished)
+
+    def guess(self, nodes: Subtree, logits: Logits, prefix: Tokens, own_q: Mapping[int, Support]) -> Verdict:
+        """Return the likeliest outcome by an exit's logits, without a throw of the dice.
+
+        An exit that used the answer's own draws would tell the edge of them before they are used.
+        """
+        known = self._q | own_q
+        said: Tokens = ()
+        row = 0
+        while True:
+            p = weights(logits[row], self.params, P_UNIT)
+            draft = next((i for i, parent in enumerate(nodes.parents, start=1) if parent == row), 0)
+            token = nodes.tokens[draft - 1] if draft else int(np.argmax(p))
+            q = (known.get(nodes.numbers[draft - 1]) or certain(token)) if draft else ()
+            accepted = draft and 2 * int(p[token]) * Q_UNIT >= P_UNIT * q[0][1]
+            if draft and not accepted:
+                rest = residual(p, P_UNIT, q)
+                token = int(np.argmax(rest if rest.any() else p))
+            said += (token,)
+            row = draft if accepted else row
             finished = self.params.ends(len(prefix) + len(said), token)
             if finished or not accepted:
                 return Verdict(said, row, finished)
@@ -108,7 +141,9 @@ class RejectionRule:
         samples = samples or (TAIL_SENT if int(np.sort(p)[: -IDS_SENT[how]].sum()) > P_UNIT >> 8 else 1)
         return sparse_target(p, IDS_SENT[how], samples, self.chance, prefix, is_cut=how == "top_k")
 
-    def _settle(self, p: Weights, drafts: list[int], nodes: Subtree, path: Tokens) -> tuple[int, int] | None:
+    def _settle(
+        self, p: Weights, drafts: list[int], nodes: Subtree, path: Tokens, known: Mapping[int, Support]
+    ) -> tuple[int, int] | None:
         """Return the token after `path` and the row that drafted it (0: none); None if the edge must draw it.
 
         Siblings are tried one after the other, each against what its elders have left of p.
@@ -116,7 +151,7 @@ class RejectionRule:
         whole = P_UNIT
         for attempt, row in enumerate(drafts):
             token = nodes.tokens[row - 1]
-            q = self._q.get(nodes.numbers[row - 1]) or certain(token)
+            q = known.get(nodes.numbers[row - 1]) or certain(token)
             if attempt and not is_complete(q):
                 break
             if self.chance.happens(int(p[token]) * Q_UNIT, whole * q[0][1], "accept", path, attempt):

@@ -72,6 +72,12 @@ def perturbed_scores(logits: Row, position: int, params: SamplingParams) -> Floa
     return scores + gumbel_noise(params.seed, position, scores.size)
 
 
+def ranking_scores(logits: Row, position: int, params: SamplingParams) -> Floats:
+    """Return scores [vocab] that rank what the target may say: with the noise only where it is shared."""
+    coupled = params.rule == "coupled"
+    return perturbed_scores(logits, position, params) if coupled else log_probs(logits, params)
+
+
 def _logsumexp(scores: Floats) -> float:
     top = float(scores.max())
     return top + float(np.log(np.exp(scores - top).sum()))

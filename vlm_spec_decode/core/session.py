@@ -15,7 +15,7 @@ from vlm_spec_decode.core.ports import Clock, ExitHook, Logits, ModelContext
 from vlm_spec_decode.core.rejection import RejectionRule
 from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.tree import SpeculationTree, Subtree
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, Draft, Early, Hint, Tokens
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, Draft, Early, Hint, Support, Tokens
 from vlm_spec_decode.core.verify import Verdict, verify_coupled
 
 
@@ -50,11 +50,15 @@ class PipelinePolicy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PassPlan:
-    """One forward pass of the target: the committed prefix and the nodes verified below it."""
+    """One forward pass of the target: the committed prefix and the nodes verified below it.
+
+    `own_q` says under the `rejection` rule what the cloud's own nodes, the last ones, were drawn from.
+    """
 
     pass_id: int
     prefix: Tokens
     nodes: Subtree
+    own_q: tuple[Support, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +194,15 @@ class Session:
         return replace(commit, residual=residual)
 
     def _verify(self, plan: PassPlan, logits: Logits, is_final: bool = True) -> Verdict:
-        """Apply the answer's rule; of an exit's logits (not final) only to guess the outcome."""
+        """Apply the answer's rule; of an exit's logits (not final) guess the outcome."""
         nodes, params = plan.nodes, self.request.params
         if self.rejection is None:
             return verify_coupled(logits, nodes.tokens, nodes.parents, len(plan.prefix), params)
-        has_bonus = not (is_final and isinstance(self.policy, PipelinePolicy) and self.policy.is_pipeline)
-        return self.rejection.verify(nodes, logits, plan.prefix, has_bonus)
+        own_q = dict(zip(nodes.numbers[::-1], plan.own_q[::-1], strict=False))
+        if not is_final:
+            return self.rejection.guess(nodes, logits, plan.prefix, own_q)
+        has_bonus = not (isinstance(self.policy, PipelinePolicy) and self.policy.is_pipeline)
+        return self.rejection.verify(nodes, logits, plan.prefix, has_bonus, own_q)
 
     def _correct(self, correction: Correction) -> Commit | None:
         """Commit what the edge has drawn, or send it more tail samples."""
@@ -230,13 +237,9 @@ class Session:
 
         def hook(exit_layer: int, logits: Logits) -> None:
             verdict = self._verify(plan, logits, is_final=False)
-            if verdict.is_open:
-                return  # the next token is the edge's to draw: no outcome to guess
-            node, token = plan.nodes.named(verdict.row)
-            if token is None:
-                token = verdict.tokens[-1]
-            confidence = _softmax_at(logits[verdict.row], verdict.tokens[-1])
-            request = self.request
+            node, below = plan.nodes.named(verdict.row)
+            token = verdict.tokens[-1] if below is None else below
+            confidence, request = _softmax_at(logits[verdict.row], verdict.tokens[-1]), self.request
             on_early(Early(request.answer, request.epoch, plan.pass_id, exit_layer, node, token, confidence))
 
         return hook

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
-from vlm_spec_decode.core.sampling import pick
+from vlm_spec_decode.core.sampling import Row, pick
 from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.session import CloudPolicy
 from vlm_spec_decode.core.tree import chain_parents
@@ -71,7 +71,11 @@ class Strategy:
 
 def draft_token(drafter: Drafter, prefix: Tokens, config: EdgeConfig) -> int:
     """Draft the token after `prefix`: one step, chosen as the answer's rule says."""
-    logits = drafter.score(prefix)[0]
+    return choose(drafter.score(prefix)[0], prefix, config)
+
+
+def choose(logits: Row, prefix: Tokens, config: EdgeConfig) -> int:
+    """Choose the draft's token after `prefix` as the answer's rule says."""
     return (
         config.proposals.draw(prefix, logits)
         if config.proposals

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vlm_spec_decode.core.ports import Clock, Drafter, Logits
-from vlm_spec_decode.core.sampling import perturbed_scores, pick
+from vlm_spec_decode.core.sampling import ranking_scores
 from vlm_spec_decode.core.types import Tokens
-from vlm_spec_decode.strategies.base import EdgeConfig
+from vlm_spec_decode.strategies.base import EdgeConfig, choose
 from vlm_spec_decode.strategies.estimates import StepCost
 
 
@@ -47,8 +47,8 @@ class Branches:
         growing = self.unfinished
         rows = self.score([outcome + self.chains[outcome] for outcome in growing])
         for outcome, row in zip(growing, rows, strict=True):
-            position = len(self.prefix) + len(outcome) + len(self.chains[outcome])
-            self.chains[outcome] += (pick(row, position, self.config.params),)
+            path = self.prefix + outcome + self.chains[outcome]
+            self.chains[outcome] += (choose(row, path, self.config),)
 
     def score(self, paths: list[Tokens]) -> Logits:
         """Return the draft's logits [len(paths), vocab] after each path below the prefix."""
@@ -70,7 +70,7 @@ class Branches:
         """Return the draft that is ready after these tokens, () on a miss."""
         for outcome, chain in self.chains.items():
             said = outcome + chain
-            if said[: len(committed)] == committed:
+            if len(outcome) <= len(committed) and said[: len(committed)] == committed:
                 return said[len(committed) :]
         return ()
 
@@ -83,7 +83,7 @@ def outcomes(cache: Branches, chain: Tokens, counts: tuple[int, ...]) -> list[To
     for k, count in enumerate(counts[: len(chain) + 1]):
         if k and chain[k - 1] in params.stop_ids:
             break
-        scores = perturbed_scores(rows[k], len(cache.prefix) + k, params)
+        scores = ranking_scores(rows[k], len(cache.prefix) + k, params)
         best = [int(t) for t in np.argsort(-scores, kind="stable")[: count + 1] if scores[t] > -1e8]
         own = chain[k] if k < len(chain) else -1
         found += [(*chain[:k], token) for token in best if token != own][:count]

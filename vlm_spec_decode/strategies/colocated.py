@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.session import Helper, PassPlan
 from vlm_spec_decode.core.tree import SpeculationTree
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, SamplingParams, Tokens
+from vlm_spec_decode.core.types import RULES, AnswerRequest, Commit, Draft, SamplingParams, Tokens
 from vlm_spec_decode.strategies import autoregressive
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_chain
 from vlm_spec_decode.strategies.estimates import Mean
+from vlm_spec_decode.strategies.proposals import Proposals
 
 MAX_LENGTH = 16
 
@@ -30,6 +31,7 @@ class Cloud:
     pass_s: Mean = field(default_factory=lambda: Mean(0.0, trust=0))
     step_s: Mean = field(default_factory=lambda: Mean(0.0, trust=0))
     _params: SamplingParams = field(default_factory=SamplingParams)
+    _proposals: Proposals | None = None
     _drafted_s: float = 0.0
 
     def begin(self, request: AnswerRequest, has_helper: bool) -> None:
@@ -37,6 +39,7 @@ class Cloud:
         if not has_helper:
             raise ConfigError("strategy 'colocated' needs a draft beside the target (vsd cloud --draft)")
         self._params = request.params
+        self._proposals = Proposals(request.params) if request.params.rule == "rejection" else None
 
     def at(self, now_s: float) -> None:
         """Time does not matter here."""
@@ -51,12 +54,14 @@ class Cloud:
     def extend(self, plan: PassPlan, helper: Helper) -> PassPlan:
         """Draft γ tokens after the committed ones."""
         started_s = helper.clock.now()
-        config = EdgeConfig(0, self._params, self.length())
+        config = EdgeConfig(0, self._params, self.length(), proposals=self._proposals)
         chain = draft_chain(helper.context, plan.prefix, config)
         self._drafted_s = helper.clock.now() - started_s
         if chain:
             self.step_s.learn(self._drafted_s / len(chain))
-        return PassPlan(plan.pass_id, plan.prefix, plan.nodes.grown(chain, tuple(range(len(chain)))))
+        grown = plan.nodes.grown(chain, tuple(range(len(chain))))
+        own_q = self._proposals.along(plan.prefix, chain) if self._proposals else ()
+        return PassPlan(plan.pass_id, plan.prefix, grown, own_q)
 
     def completed(self, plan: PassPlan, commit: Commit) -> None:
         """Learn acceptance and cost."""
@@ -79,5 +84,11 @@ class Cloud:
 
 
 STRATEGY = Strategy(
-    "colocated", autoregressive.edge, Cloud, drafts=False, source="arXiv 2211.17192", needs_helper=True
+    "colocated",
+    autoregressive.edge,
+    Cloud,
+    drafts=False,
+    source="arXiv 2211.17192",
+    needs_helper=True,
+    rules=RULES,
 )

@@ -85,7 +85,8 @@ class EdgeController:
         if not self.drafting.is_on or self._paid_until_s > now_s + SENDING_S:
             return []
         fits = min(MAX_NODES, int(max(4.0, (SENDING_S * rate - MESSAGE_BYTES) / NODE_BYTES)))
-        waiting = [p for _, p in growth.ranked(SEND_FLOOR) if not p.number and p.parent][:fits]
+        likely = growth.drawn_chain() if growth.proposals else [p for _, p in growth.ranked(SEND_FLOOR)]
+        waiting = [p for p in likely if not p.number and p.parent][:fits]
         num_bytes = MESSAGE_BYTES + NODE_BYTES * len(waiting)
         if waiting:
             self._paid_until_s = max(self._paid_until_s, now_s) + num_bytes / rate

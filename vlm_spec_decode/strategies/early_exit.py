@@ -10,11 +10,11 @@ layer decides, so exits cost drafting time and never truth.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.types import Commit, Early, Tokens
+from vlm_spec_decode.core.types import RULES, Commit, Early, Tokens
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_chain, send_chain
 from vlm_spec_decode.strategies.speculative import Cloud as StopAndWait
 
@@ -30,7 +30,7 @@ class Job:
 
     def step(self, prefix: Tokens, drafter: Drafter, config: EdgeConfig) -> None:
         """Draft one token more."""
-        one_more = EdgeConfig(config.answer, config.params, len(self.chain) + 1)
+        one_more = replace(config, draft_length=len(self.chain) + 1)
         before, self.chain = self.chain, draft_chain(drafter, prefix + self.outcome, one_more, self.chain)
         self.done = len(self.chain) in {len(before), config.draft_length}
 
@@ -90,7 +90,7 @@ def _accepted(early: Early, first: int, length: int) -> int | None:
 
 def _hit(jobs: dict[tuple[int, int], Job], committed: Tokens) -> Tokens:
     """Return the draft that is ready if an outcome came true, else ()."""
-    said = [job.outcome + job.chain for job in jobs.values()]
+    said = [job.outcome + job.chain for job in jobs.values() if len(job.outcome) <= len(committed)]
     return next((s[len(committed) :] for s in said if s[: len(committed)] == committed), ())
 
 
@@ -100,4 +100,4 @@ class Cloud(StopAndWait):
     wants_exits = True
 
 
-STRATEGY = Strategy("early_exit", edge, Cloud, drafts=True, source="arXiv 2505.21594")
+STRATEGY = Strategy("early_exit", edge, Cloud, drafts=True, source="arXiv 2505.21594", rules=RULES)

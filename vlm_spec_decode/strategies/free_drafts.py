@@ -70,3 +70,4 @@ def _mark_expanded(place: Place, run: Tokens) -> None:
     for token in run:
         place.expanded = True
         place = place.children[token]
+        place.is_drawn = True

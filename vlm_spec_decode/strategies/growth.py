@@ -16,10 +16,11 @@ from itertools import takewhile
 import numpy as np
 
 from vlm_spec_decode.core.ports import Drafter
-from vlm_spec_decode.core.sampling import perturbed_scores
+from vlm_spec_decode.core.sampling import ranking_scores
 from vlm_spec_decode.core.tree import quantise
 from vlm_spec_decode.core.types import Draft, SamplingParams, Tokens
 from vlm_spec_decode.strategies.estimates import Mean
+from vlm_spec_decode.strategies.proposals import Proposals
 
 CHILDREN = 6
 """Choices kept of one expanded node."""
@@ -35,7 +36,8 @@ UNFORESEEN = 0.01
 class Place:
     """A node: the token after its parent, the draft's log-probability of it, and whether it is expanded.
 
-    `verdicts` is what exits have said comes next, shallow ones first, each with its trust.
+    `verdicts` is what exits have said comes next, shallow ones first, each with its trust. `is_drawn`: the
+    draft's one draw after its parent (rule `rejection`), the only child that may be sent.
     """
 
     token: int
@@ -46,6 +48,7 @@ class Place:
     expanded: bool = False
     children: dict[int, Place] = field(default_factory=dict)
     verdicts: list[tuple[int, float]] = field(default_factory=list)
+    is_drawn: bool = False
 
     def path(self) -> Tokens:
         """Return the tokens from the root's child down to this node."""
@@ -84,6 +87,7 @@ class Growth:
 
     drafter: Drafter
     params: SamplingParams
+    proposals: Proposals | None = None
     prefix: Tokens = ()
     root: Place = field(default_factory=lambda: Place(-1, 0.0, None, 0))
     calibration: Calibration = field(default_factory=Calibration)
@@ -126,13 +130,15 @@ class Growth:
             self._add_rows(place, rows, tokens, parents)
         logits = self.drafter.score(self.prefix, tuple(tokens), tuple(parents))
         for place in places:
-            position = len(self.prefix) + place.depth
-            scores = perturbed_scores(logits[rows[id(place)]], position, self.params)
+            row = logits[rows[id(place)]]
+            scores = ranking_scores(row, len(self.prefix) + place.depth, self.params)
             best = np.argsort(-scores, kind="stable")[:CHILDREN]
             best = best[scores[best] > -1e8]
             log_probs = self.calibration.log_probs(scores[best]) if len(best) else []
             for token, log_prob in zip(best, log_probs, strict=True):
                 self.offer(place, int(token), log_prob)
+            if self.proposals:
+                self._draw(place, self.proposals.draw(self.prefix + place.path(), row))
             place.expanded = True
 
     def offer(self, place: Place, token: int, log_prob: float) -> Place:
@@ -181,6 +187,26 @@ class Growth:
             place = child
         return priors
 
+    def drawn_chain(self) -> list[Place]:
+        """Return the draws below the root, one after the other.
+
+        Under the `rejection` rule this is what may be sent, in this order and all of it: to drop or to choose
+        by what was drawn would bias the answer. Other children are outcomes to draft ahead from.
+        """
+        chain, place = list[Place](), self.root
+        while place.children and (drawn := [c for c in place.children.values() if c.is_drawn]):
+            place = drawn[0]
+            chain.append(place)
+        return chain
+
+    def _draw(self, place: Place, token: int) -> None:
+        """Mark the draw after `place`: as likely as draws have been accepted, the others share the rest."""
+        accepted = min(0.95, max(0.05, self.agreement.value))
+        for child in place.children.values():
+            child.log_prob += math.log(1 - accepted)
+        drawn = self.offer(place, token, math.log(accepted))
+        drawn.is_drawn = True
+
     def draft(self, places: list[Place], answer: int, epoch: int) -> Draft:
         """Number `places` (parents before children) and return the message that sends them."""
         first = self._next_number
@@ -212,7 +238,8 @@ class Growth:
             if place is None or not place.expanded:
                 return
             ranked = sorted(place.children.values(), key=lambda c: -c.log_prob)
-            hit = bool(ranked) and ranked[0].token == token
+            first = next((c for c in ranked if c.is_drawn), None) or next(iter(ranked), None)
+            hit = first is not None and first.token == token
             self.agreement.learn(float(hit))
             if ranked:
                 surprise = float(hit) - math.exp(ranked[0].log_prob)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.types import Early, Tokens
+from vlm_spec_decode.core.types import RULES, Early, Tokens
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy
 from vlm_spec_decode.strategies.controller import EdgeController
 from vlm_spec_decode.strategies.free_drafts import FreeDrafts
@@ -24,7 +24,7 @@ def edge(
     sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
 ) -> Iterator[Tokens]:
     """Grow, send, listen: in this order of ignorance, for listening costs nothing."""
-    growth = Growth(drafter, config.params)
+    growth = Growth(drafter, config.params, config.proposals)
     control = EdgeController(config, clock)
     free = FreeDrafts(config.hints)
     free.offer(growth, drafter)
@@ -48,4 +48,4 @@ def edge(
             verifier.submit(growth.draft(ready, config.answer, config.epoch))
 
 
-STRATEGY = Strategy("hybrid", edge, Cloud, drafts=True, source="ours; docs/decoding.md")
+STRATEGY = Strategy("hybrid", edge, Cloud, drafts=True, source="ours; docs/decoding.md", rules=RULES)

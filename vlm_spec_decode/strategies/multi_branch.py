@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.types import Commit, Tokens
+from vlm_spec_decode.core.types import RULES, Commit, Tokens
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_chain, send_chain
 from vlm_spec_decode.strategies.branches import Branches, outcomes
 from vlm_spec_decode.strategies.estimates import Mean, StepCost
@@ -82,4 +82,6 @@ def _await_verdict(
                 return event
 
 
-STRATEGY = Strategy("multi_branch", edge, Cloud, drafts=True, source="arXiv 2609.02514; 2603.03251")
+STRATEGY = Strategy(
+    "multi_branch", edge, Cloud, drafts=True, source="arXiv 2609.02514; 2603.03251", rules=RULES
+)

@@ -16,8 +16,9 @@ import numpy as np
 
 from vlm_spec_decode.core.sampling import perturbed_scores
 from vlm_spec_decode.core.session import Helper, PassPlan
-from vlm_spec_decode.core.types import AnswerRequest, SamplingParams, Tokens
+from vlm_spec_decode.core.types import AnswerRequest, SamplingParams, Support, Tokens
 from vlm_spec_decode.strategies.estimates import Mean, StepCost
+from vlm_spec_decode.strategies.proposals import Proposals
 
 CHOICES = 3
 MAX_STEPS = 16
@@ -40,9 +41,11 @@ class OwnDraft:
     has_helper: bool = False
     _params: SamplingParams = field(default_factory=SamplingParams)
     _guesses: dict[int, int] = field(default_factory=dict)
+    _proposals: Proposals | None = None
 
     def _begin_own(self, request: AnswerRequest, has_helper: bool) -> None:
         self._params, self.has_helper = request.params, has_helper
+        self._proposals = Proposals(request.params) if request.params.rule == "rejection" else None
 
     def node_floor(self) -> float:
         """Return the probability from which on a further node is worth its time in a pass."""
@@ -74,7 +77,17 @@ class OwnDraft:
                 self._guesses.setdefault(row, len(tokens))
                 heapq.heappush(open_rows, (weight * chance, len(tokens)))
         grown = plan.nodes.grown(tuple(tokens[known:]), tuple(parents[known:]))
-        return PassPlan(plan.pass_id, plan.prefix, grown)
+        return PassPlan(plan.pass_id, plan.prefix, grown, self._own_q(plan.prefix, tokens, parents, known))
+
+    def _own_q(
+        self, prefix: Tokens, tokens: list[int], parents: list[int], known: int
+    ) -> tuple[Support, ...]:
+        """Return what the nodes after the first `known` were drawn from, under the rule that asks for it."""
+        if self._proposals is None:
+            return ()
+        rows = range(known + 1, len(tokens) + 1)
+        paths = [_path_to(row, tokens, parents)[0] for row in rows]
+        return tuple(self._proposals.q(prefix + path[:-1], path[-1]) for path in paths)
 
     def _is_worth(self, weight: float) -> bool:
         """Tell whether a step below a place of this weight pays (at first at a usual cost)."""
@@ -92,6 +105,9 @@ class OwnDraft:
         seconds = helper.clock.now() - started_s
         self.step_s.learn(seconds)
         self.drafted_s += seconds
+        if self._proposals:
+            path = prefix + _path_to(row, tokens, parents)[0]
+            return [(self._proposals.draw(path, logits), self.agreement.value)]
         scores = perturbed_scores(logits, position, self._params)
         best = np.argsort(-scores, kind="stable")[:CHOICES]
         log_sum = math.log(float(np.exp(scores - scores[best[0]]).sum()))

@@ -61,6 +61,10 @@ class Proposals:
         support = self.drawn_from(prefix)
         return support if support and support[0][0] == token else certain(token)
 
+    def along(self, prefix: Tokens, chain: Tokens) -> tuple[Support, ...]:
+        """Return what each token of a chain below `prefix` was drawn from."""
+        return tuple(self.q(prefix + chain[:depth], token) for depth, token in enumerate(chain))
+
     def drawn_from(self, prefix: Tokens) -> Support:
         """Return the q from which the token after `prefix` was drawn, () if none was."""
         return self._drawn.get(prefix, ())
