@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import numpy as np
 
@@ -68,7 +67,7 @@ class RejectionRule:
         logits: Logits,
         prefix: Tokens,
         has_bonus: bool,
-        own_q: Mapping[int, Support] = MappingProxyType({}),
+        own_q: Mapping[int, Support] | None = None,
     ) -> Verdict:
         """Walk down the drafts as far as they are accepted and settle the position after them.
 
@@ -76,7 +75,7 @@ class RejectionRule:
         may already have drawn one for that position (mid-pipeline). A plain step always draws. `own_q` is
         what nodes of the cloud's own were drawn from.
         """
-        known = self._q | own_q if own_q else self._q
+        known = self._q | dict(own_q or {})
         said: Tokens = ()
         row = 0
         while True:
@@ -100,7 +99,7 @@ class RejectionRule:
 
         An exit that used the answer's own draws would tell the edge of them before they are used.
         """
-        known = self._q | own_q
+        known = self._q | dict(own_q)
         said: Tokens = ()
         row = 0
         while True:

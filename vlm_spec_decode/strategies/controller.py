@@ -14,7 +14,8 @@ from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.types import Commit, Early
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.estimates import Mean, StepCost, Switch
-from vlm_spec_decode.strategies.growth import FLOOR, Growth, Place
+from vlm_spec_decode.strategies.growth import FLOOR, Growth
+from vlm_spec_decode.strategies.places import Place
 
 MAX_BATCH = 24
 SEND_FLOOR = 0.004

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from vlm_spec_decode.core.ports import Drafter
 from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.strategies.estimates import Mean
-from vlm_spec_decode.strategies.growth import Growth, Place
+from vlm_spec_decode.strategies.growth import Growth
+from vlm_spec_decode.strategies.places import Place
 
 MIN_MATCH = 2
 RUN = 8
