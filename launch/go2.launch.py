@@ -28,6 +28,7 @@ OPTIONAL = (
     ("draft", "", "Folder or hub id of the robot's model; empty: the one that ships."),
     ("instruction", "", "Given as soon as everything is up; empty: none, publish one to vlm/instruction."),
     ("limits", "", "YAML of the safety gate's limits; empty: its defaults."),
+    ("source", "robot", "Camera: robot, image:TOPIC, compressed:TOPIC, file:VIDEO or bag:FOLDER."),
     ("calibration", "", "Calibration YAML of the camera; empty: a pinhole of 100 deg."),
     ("namespace", "", "Namespace of the nodes."),
     ("rviz", "false", "Also start rviz2 (of your ROS installation)."),
@@ -40,7 +41,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     value = {name: LaunchConfiguration(name).perform(context) for name in names}
     share = get_package_share_directory(PACKAGE)
     robot = {"interface": value["interface"], "domain": int(value["domain"])}
-    eye = robot | {"calibration_file": value["calibration"]}
+    eye = robot | {"calibration_file": value["calibration"], "source": value["source"]}
     legs = robot | {"limits_file": value["limits"]}
     vlm: dict[str, str | int] = {
         name: value[name] for name in ("cloud", "keys", "strategy", "draft", "instruction", "fallback")

@@ -23,7 +23,7 @@ LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 CONFIG_FILES = sorted((ROOT / "config").glob("*.yaml"))
 
 DECLARED = {
-    "camera_node": camera_node.PARAMETERS + mains.ROBOT_PARAMETERS,
+    "camera_node": camera_node.PARAMETERS + mains.ROBOT_PARAMETERS + mains.SOURCE_PARAMETERS,
     "locomotion_node": locomotion_node.PARAMETERS
     + mains.ROBOT_PARAMETERS
     + hands.PARAMETERS

@@ -18,6 +18,14 @@ ROBOT_PARAMETERS = (
     Parameter("domain", 1, "DDS domain of the robot: 0 on a real one.", 0, 232),
 )
 
+SOURCE_PARAMETERS = (
+    Parameter(
+        "source",
+        "robot",
+        "Where frames come from: robot, image:TOPIC, compressed:TOPIC, file:VIDEO, bag:FOLDER.",
+    ),
+)
+
 STOP_S = 1.2
 """How long one stop may wait for the state to confirm it. The end of a node makes up to three, and whoever
 started it kills it after some 5 s."""
@@ -45,9 +53,15 @@ def vlm_main() -> int:
 
 def _camera(node: Node, _stop: Stop) -> NodePart:
     from vlm_spec_decode.bridge.camera_node import CameraNode
-    from vlm_spec_decode.robot.go2_camera import Go2Camera
+    from vlm_spec_decode.bridge.camera_sources import ROBOT, open_source
 
     config, clock = _robot(node), WallClock()
+    source = Parameters(node, SOURCE_PARAMETERS).text("source")
+    if source != ROBOT:
+        camera = open_source(source, node, clock)
+        return CameraNode(node, lambda: camera, clock)
+    from vlm_spec_decode.robot.go2_camera import Go2Camera
+
     check_network(config.domain, config.interface)
     return CameraNode(node, lambda: Go2Camera(config, clock), clock)
 

@@ -22,7 +22,7 @@ from vlm_spec_decode.bridge import (
 from vlm_spec_decode.bridge.parameters import Parameter
 
 PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
-    "camera_node": mains.ROBOT_PARAMETERS + camera_node.PARAMETERS,
+    "camera_node": mains.SOURCE_PARAMETERS + mains.ROBOT_PARAMETERS + camera_node.PARAMETERS,
     "vlm_node": vlm_parameters.PARAMETERS + engine_source.PARAMETERS,
     "locomotion_node": mains.ROBOT_PARAMETERS
     + locomotion_node.PARAMETERS
