@@ -182,14 +182,15 @@ def own_costs(answers: int) -> list[Figure]:
 def main() -> int:
     """Measure, print, and say whether every bar is held."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="4 answers; 8 cells of 2 answers in the grid")
-    parser.add_argument("--answers", type=int, default=20, help="answers of each figure, at most 24")
-    parser.add_argument("--grid-answers", type=int, default=4, help="answers of each cell of the grid")
+    parser.add_argument("--quick", action="store_true", help="fewer answers, 8 cells in the grid")
+    parser.add_argument("--answers", type=int, default=None, help="of each figure: 20, quick 4; at most 24")
+    parser.add_argument("--grid-answers", type=int, default=None, help="of each cell of the grid: 4, quick 2")
     parser.add_argument("--out", type=Path, default=Path("out/decoding"), help="folder of decoding.json")
     options = parser.parse_args()
-    size = Size(options.answers, options.grid_answers, PROFILES, LINKS)
+    size = Size(options.answers or 20, options.grid_answers or 4, PROFILES, LINKS)
     if options.quick:
-        size = Size(4, 2, ("go2_a100", "agx_orin_qwen32b"), ("rtt20_up20", "rtt200_up20"))
+        few = ("go2_a100", "agx_orin_qwen32b"), ("rtt20_up20", "rtt200_up20")
+        size = Size(options.answers or 4, options.grid_answers or 2, *few)
     results = Results(options.out, size.answers)
     figures = [*home(results, size), *good(results, size), *special(results, size)]
     more, rows = grid(results, size)
