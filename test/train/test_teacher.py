@@ -12,7 +12,7 @@ from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import Done, Forward, Stop, Turn
 from vlm_spec_decode.models.tiny import UNK_ID
 from vlm_spec_decode.train import instructions, teacher
-from vlm_spec_decode.train.dialogues import draw
+from vlm_spec_decode.train.dialogues import SEARCHED, draw
 from vlm_spec_decode.train.instructions import Goal
 from vlm_spec_decode.train.loop import tokenizer
 from vlm_spec_decode.train.teacher import Thing
@@ -137,3 +137,31 @@ def test_what_is_far_is_told_roughly() -> None:
         3.5,
         5.0,
     ]
+
+
+def test_no_history_tells_whether_the_thing_is_in_view() -> None:
+    """A model takes any such shortcut: it then says that it does not see what it has just described."""
+    rng, shapes = np.random.default_rng(1), dict[str, list[bool]]()
+    for _ in range(6000):
+        view = random_view(rng)
+        dialogue = draw(rng, view)
+        if (
+            dialogue.goal.verb in SEARCHED
+            and not dialogue.goal.is_behind
+            and "wait(1)" not in dialogue.history
+        ):
+            is_seen = teacher.find(dialogue.goal, view) is not None
+            shapes.setdefault(shape_of(dialogue.history), []).append(is_seen)
+    common = {shape: seen for shape, seen in shapes.items() if len(seen) >= 60}
+    assert {"", "walk", "search", "walk search"} <= set(common)
+    for shape, seen in common.items():
+        assert 0.2 < np.mean(seen) < 0.97, f"after {shape!r} it is in view {np.mean(seen):.0%} of the time"
+
+
+def shape_of(history: tuple[str, ...]) -> str:
+    words = (("walk", any("forward" in entry for entry in history)), ("search", is_search(history[-1:])))
+    return " ".join(word for word, holds in words if holds)
+
+
+def is_search(entries: tuple[str, ...]) -> bool:
+    return bool(entries) and entries[0] in (f"turn({teacher.SEARCH_DEG})", f"turn(-{teacher.SEARCH_DEG})")

@@ -90,8 +90,8 @@ def _history(rng: np.random.Generator, goal: Goal, view: tuple[Thing, ...]) -> t
     if goal.verb in SEARCHED and teacher.find(goal, view) is None:
         turns = int(rng.choice(8, p=[0.20, 0.08, 0.08, 0.08, 0.08, 0.12, 0.30, 0.06]))
         before = _moves(rng, int(rng.integers(0, 4))) if rng.random() < (0.6 if turns == 0 else 0.4) else ()
-        if rng.random() < 0.35:
-            before = (*[turn] * int(rng.integers(0, 7)), *teacher.SECOND_PLACE)
+        if turns and rng.random() < 0.6:
+            before = _before_search(rng, turn)
         return (*before, *[turn] * turns)[-8:]
     if goal.is_behind:
         return () if rng.random() < 0.4 else ("turn(180)", *_moves(rng, int(rng.integers(0, 3))))[-8:]
@@ -99,10 +99,19 @@ def _history(rng: np.random.Generator, goal: Goal, view: tuple[Thing, ...]) -> t
         return ()
     if goal.verb == "follow" and rng.random() < 0.6:
         return (*_moves(rng, int(rng.integers(0, 3))), *["wait(1)"] * int(rng.integers(1, 7)))[-8:]
-    # A search ends by seeing the thing: turns in the history must not tell that it is not there.
+    # A search ends by seeing the thing, wherever it began: no history may tell that it is not there.
     turns = int(rng.integers(1, 7)) if rng.random() < 0.6 else 0
+    if turns and rng.random() < 0.6:
+        return (*_before_search(rng, turn), *[turn] * turns)[-8:]
     moves = _moves(rng, int(rng.integers(0, 5))) if not turns or rng.random() < 0.4 else ()
     return (*[turn] * turns, *moves)[-8:]
+
+
+def _before_search(rng: np.random.Generator, turn: str) -> tuple[str, ...]:
+    """Return what may stand before the turns of a search: a way that was walked, or the first search."""
+    if rng.random() < 0.5:
+        return (*[turn] * int(rng.integers(0, 7)), *teacher.SECOND_PLACE)
+    return _moves(rng, int(rng.integers(0, 4)))
 
 
 def _moves(rng: np.random.Generator, count: int) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ ARRIVED_M = 0.12
 """Nearer than this to the wanted distance is there."""
 
 GRIDS_M = ((1.2, 0.1), (2.4, 0.2), (math.inf, 0.5))
-"""Up to which distance they are told how finely. The loop is closed: what is far is read again from nearer."""
+"""Up to which distance they are told how finely. What is far is read again from nearer."""
 
 MAX_TOLD_M = 5.0
 
