@@ -61,6 +61,17 @@ COUNTED = {
 """Which count each case takes."""
 
 
+def run(case: str, bench: Bench, count: int) -> list[Figure]:
+    """Return a case's figures; one that could not be measured is a figure that says so."""
+    try:
+        found = CASES[case](bench, count)
+    except SystemExit as problem:
+        found = [Figure(f"{case}_measured", 0, 1, "at least", f"not measured: {problem}")]
+    for figure in found:
+        print(f"  {figure.name} {figure.value:.4g} ({figure.note})", file=sys.stderr, flush=True)
+    return found
+
+
 def measure(counts: Counts, only: set[str], out: Path) -> list[Figure]:
     """Run the cases asked for, those in processes first."""
     figures: list[Figure] = []
@@ -75,7 +86,7 @@ def measure(counts: Counts, only: set[str], out: Path) -> list[Figure]:
         ):
             for case in wanted:
                 print(f"… {case}", file=sys.stderr, flush=True)
-                figures += CASES[case](bench, getattr(counts, COUNTED[case]))
+                figures += run(case, bench, getattr(counts, COUNTED[case]))
     if not only or "gate" in only:
         figures += [plans(counts.plans, SEED), obstacles(counts.virtual, SEED)]
     return figures

@@ -20,7 +20,7 @@ START_S = 180.0
 ROOM = {"name": "hall", "length_m": 16.0, "width_m": 16.0, "start": {"x_m": -3.0, "y_m": 0.0},
         "objects": [{"kind": "box", "colour": "red", "x_m": 0.2, "y_m": 0.0}]}  # fmt: skip
 SLOW_LINK = {"name": "slow", "rtt_ms": 400, "up_mbps": 20, "down_mbps": 20}
-SCAN = {"scan_topic": "scan", "obstacle_timeout_s": 1.0}
+SCAN = {"scan_topic": "scan", "obstacle_timeout_s": 0.4}
 
 
 class Bench:

@@ -15,7 +15,7 @@ from rclpy.qos import qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from robot_rig import until
 from sensor_msgs.msg import CompressedImage, LaserScan
-from std_msgs.msg import String
+from std_msgs.msg import Header, String
 from std_srvs.srv import SetBool
 
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
@@ -87,8 +87,14 @@ class Operator:
             if along > 0 and abs(off) < disc.radius_m:
                 ranges[i] = max(0.01, along - math.sqrt(disc.radius_m**2 - off**2))
         step = math.pi / (beams - 1)
+        header = Header(stamp=self.node.get_clock().now().to_msg(), frame_id="base_link")
         return LaserScan(
-            angle_min=-math.pi / 2, angle_increment=step, range_min=0.01, range_max=20.0, ranges=ranges
+            header=header,
+            angle_min=-math.pi / 2,
+            angle_increment=step,
+            range_min=0.01,
+            range_max=20.0,
+            ranges=ranges,
         )
 
     def now_s(self) -> float:
@@ -99,9 +105,9 @@ class Operator:
         """Begin to publish a plan."""
         self.plan = Plan(mission, 1, self.now_s() - age_s, 0, actions, True)
 
-    def walk(self, mission: str, *actions: Action, timeout_s: float = 60.0) -> PlanStatus:
+    def walk(self, mission: str, *actions: Action, age_s: float = 0.0, timeout_s: float = 60.0) -> PlanStatus:
         """Command a plan and return how it ended."""
-        self.command(mission, *actions)
+        self.command(mission, *actions, age_s=age_s)
         status: PlanStatus = until(lambda: self.ended(mission), timeout_s, f"the end of {mission}")
         self.plan = None
         return status

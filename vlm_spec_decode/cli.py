@@ -264,12 +264,16 @@ def keys(as_json: bool, folder: Path, overwrite: bool) -> None:
 
 
 @vsd.command()
+@click.option("--interface", default="", help="Also look for a robot on this network interface.")
+@click.option("--domain", type=click.IntRange(0, 232), default=0, show_default=True, help="Its DDS domain.")
+@click.option("--cloud", "address", default="", help="Also shake hands with the cloud at tcp://HOST:PORT.")
+@click.option("--keys", type=FOLDER, default=None, help="Folder made by `vsd keys`.")
 @as_json
-def doctor(as_json: bool) -> int:
-    """Check that this computer has what the other commands need."""
+def doctor(as_json: bool, **where: Any) -> int:
+    """Check that this computer has what the other commands need, and say what to do where it has not."""
     from vlm_spec_decode.demo.doctor import examine
 
-    findings = examine()
+    findings = examine(**where)
     lines = [f"{'ok  ' if f.is_ok else 'FAIL'} {f.name}: {f.detail}" for f in findings]
     good = all(f.is_ok for f in findings)
     checks = [{"name": f.name, "ok": f.is_ok, "detail": f.detail} for f in findings]

@@ -136,3 +136,17 @@ def test_a_scan_stops_the_robot_and_its_silence_keeps_it_standing(stage, eventua
     assert commander.statuses()[-1].reason in ("obstacle", "watchdog")
     assert robot.state().is_still
     assert robot.truth[0] < 2.0
+
+
+def test_a_scan_that_has_waited_too_long_is_no_scan(stage, eventually, hand):  # noqa: F811
+    commander, _, robot, _ = stage(scan_topic="scan", obstacle_timeout_s=1.0)
+    scan = hand(commander.node, LaserScan, "scan")
+    old = LaserScan(
+        angle_min=-0.5, angle_increment=0.01, range_min=0.1, range_max=8.0, ranges=[math.inf] * 100
+    )
+    old.header.stamp.sec = int(commander.now_s()) - 30
+    scan.message = old
+    time.sleep(0.3)
+    commander.command(Forward(1.0))
+    assert eventually(lambda: any(status.reason == "obstacle" for status in commander.statuses()))
+    assert abs(robot.truth[0]) < 0.01

@@ -17,6 +17,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, LaserScan, PointCloud2
 
 from vlm_spec_decode.bridge import diagnostics
+from vlm_spec_decode.bridge.convert import to_seconds
 from vlm_spec_decode.bridge.obstacles import (
     FREE,
     Mount,
@@ -29,6 +30,7 @@ from vlm_spec_decode.bridge.obstacles import (
     scan_points,
 )
 from vlm_spec_decode.bridge.parameters import Parameter, Parameters
+from vlm_spec_decode.bridge.stamps import Stamps
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 from vlm_spec_decode.core.robot import RobotState
@@ -47,7 +49,9 @@ PARAMETERS = (
     ),
     Parameter("depth_mount", "0.327 0 0.043", "Its place on base_link: x y z roll pitch yaw."),
     Parameter("depth_hfov_deg", 87.0, "Horizontal field of view of the depth image.", 10.0, 170.0),
-    Parameter("obstacle_timeout_s", 0.5, "Silence of an obstacle sensor that blocks its sides.", 0.1, 5.0),
+    Parameter(
+        "obstacle_timeout_s", 0.5, "Age of an obstacle sensor's newest that blocks its sides.", 0.1, 5.0
+    ),
 )
 
 
@@ -68,7 +72,7 @@ class Surroundings:
 
     def __init__(self, node: Node, clock: Clock) -> None:
         values = Parameters(node, PARAMETERS)
-        self._clock = clock
+        self._clock, self._stamps = clock, Stamps(node, clock)
         self._timeout_s = values.real("obstacle_timeout_s")
         self._sources: list[_Source] = []
         hfov_rad = math.radians(values.real("depth_hfov_deg"))
@@ -117,7 +121,10 @@ class Surroundings:
                 # Not heard, then: a sensor that nobody understands is a silent one.
                 source.unreadable += 1
                 return
-            source.ranges, source.heard_s = free_ranges(points, source.count), self._clock.now()
+            now_s, stamp_s = self._clock.now(), to_seconds(message.header.stamp)
+            # What has waited in a queue is as old as its stamp says; without a stamp it counts from here.
+            seen_s = min(now_s, self._stamps.to_monotonic_s(stamp_s)) if stamp_s else now_s
+            source.ranges, source.heard_s = free_ranges(points, source.count), seen_s
 
         return take
 

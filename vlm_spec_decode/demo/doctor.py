@@ -6,9 +6,11 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from vlm_spec_decode.demo import doctor_robot
+from vlm_spec_decode.demo.finding import Finding
 
 RENDER_TIMEOUT_S = 60.0
 RENDER = """
@@ -26,18 +28,16 @@ renderer.close()
 """Draws one picture; in a process of its own, because a missing OpenGL library can end the process."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One check and its outcome."""
-
-    name: str
-    is_ok: bool
-    detail: str
-
-
-def examine() -> tuple[Finding, ...]:
-    """Run every check; none raises."""
-    return tuple(check() for check in CHECKS)
+def examine(
+    interface: str = "", domain: int = 0, address: str = "", keys: Path | None = None
+) -> tuple[Finding, ...]:
+    """Run every check, those of a robot and a cloud where they are named; none raises."""
+    found = [check() for check in CHECKS]
+    if interface:
+        found += doctor_robot.robot(interface, domain)
+    if address:
+        found.append(doctor_robot.cloud(address, keys))
+    return tuple(found)
 
 
 def _python() -> Finding:
@@ -105,4 +105,7 @@ CHECKS: tuple[Callable[[], Finding], ...] = (
     _rclpy,
     _rendering,
     _models,
+    doctor_robot.clock_sync,
+    doctor_robot.gpu,
+    doctor_robot.disk,
 )

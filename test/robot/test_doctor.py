@@ -1,0 +1,59 @@
+"""`vsd doctor` towards a robot: what it finds, and what it says where there is nothing to find."""
+
+import socket
+
+import pytest
+
+from test.ros.processes import ROOT, Processes
+from test.simulator import dds_domain
+from vlm_spec_decode.demo import doctor_robot
+from vlm_spec_decode.demo.doctor import examine
+
+pytestmark = [pytest.mark.dds, pytest.mark.slow]
+
+
+def outcome(findings):
+    return {finding.name: (finding.is_ok, finding.detail) for finding in findings}
+
+
+@pytest.mark.timeout(200)
+def test_a_robot_that_is_there_is_found_with_battery_and_camera(tmp_path):
+    processes, domain = Processes(tmp_path, MUJOCO_GL="osmesa"), dds_domain()
+    try:
+        scene = ROOT / "config" / "scenes" / "empty.yaml"
+        processes.vsd("sim", "sim", "--scene", scene, "--interface", "lo", "--domain", domain)
+        found = {}
+        for _ in range(4):
+            found = outcome(doctor_robot.robot("lo", domain))
+            if found.get("camera", (False,))[0]:
+                break
+    finally:
+        processes.close()
+    assert all(good for good, _ in found.values()), found
+    assert "battery" in found["robot"][1]
+    assert "frames a second" in found["camera"][1]
+
+
+def test_nobody_there_is_said_with_what_to_do():
+    found = outcome(doctor_robot.robot("lo", dds_domain() + 50))
+    assert not found["robot"][0]
+    assert "switch the robot on" in found["robot"][1]
+
+
+def test_a_wrong_interface_and_a_wrong_dds_are_named():
+    found = outcome(doctor_robot.robot("none7", 0))
+    assert not found["interface"][0]
+    assert "none7" in found["interface"][1]
+    outside = next((name for _, name in socket.if_nameindex() if name != "lo"), None)
+    if outside is not None and not doctor_robot.robot(outside, 0)[1].is_ok:
+        assert "0.10" in doctor_robot.robot(outside, 0)[1].detail
+
+
+def test_a_cloud_that_is_not_there_is_named(free_tcp_port):
+    finding = doctor_robot.cloud(f"tcp://127.0.0.1:{free_tcp_port}", None)
+    assert not finding.is_ok
+    assert "vsd cloud" in finding.detail
+
+
+def test_every_finding_says_something():
+    assert all(finding.detail for finding in examine())

@@ -1,0 +1,171 @@
+"""Checks of the way to a robot and a cloud, and of this computer; each says what to do. Moves nothing.
+
+What joins a network runs in a process of its own: a DDS library that must not meet a robot, or crashes in its
+discovery, ends only that one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from vlm_spec_decode.core.errors import RobotError, VsdError
+from vlm_spec_decode.demo.finding import Finding
+from vlm_spec_decode.robot.network import check_network
+
+LOOK_S = 40.0
+MIN_DISK_GB = 2.0
+LOOK = """
+import json, sys
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.errors import ImageError, RobotError
+from vlm_spec_decode.robot.go2_camera import Go2Camera
+from vlm_spec_decode.robot.go2_config import Go2Config
+from vlm_spec_decode.robot.go2_sdk import StateFeed, join
+
+clock, config = WallClock(), Go2Config(interface=sys.argv[1], domain=int(sys.argv[2]))
+found = {"state": False, "battery": None, "code": None, "frames": 0, "seconds": 2.0, "camera": ""}
+join(config.domain, config.interface)
+feed = StateFeed(clock, config.state_topic, config.low_topic, config.stale_after_s)
+if feed.wait(lambda _: feed.is_live(), clock.now() + 5.0):
+    state = feed.newest()
+    found |= {"state": True, "battery": state.battery_soc, "code": state.code}
+feed.close()
+try:
+    camera = Go2Camera(config, clock)
+    camera.frame()
+    until_s = clock.now() + found["seconds"]
+    while clock.now() < until_s:
+        camera.frame()
+        found["frames"] += 1
+except (RobotError, ImageError) as error:
+    found["camera"] = str(error)
+print(json.dumps(found), flush=True)
+"""
+"""Listens for states and asks for frames; commands nothing."""
+
+ASK = """
+import json, sys
+from pathlib import Path
+from vlm_spec_decode.edge.setup import EdgeSettings, bring_up
+runtime = bring_up(EdgeSettings(cloud=sys.argv[1], keys=Path(sys.argv[2]) if sys.argv[2] else None))
+print(json.dumps({"ok": True}), flush=True)
+runtime.close()
+"""
+"""Shakes hands with the cloud, models and grammar compared."""
+
+
+def robot(interface: str, domain: int) -> list[Finding]:
+    """Check the way to a robot: interface, DDS version, trace file, states and camera."""
+    found = [_interface(interface)]
+    try:
+        check_network(domain, interface)
+        found.append(Finding("dds", True, f"may join domain {domain} on {interface}"))
+    except RobotError as error:
+        return [*found, Finding("dds", False, str(error))]
+    found.append(_trace_file())
+    try:
+        seen = _run([sys.executable, "-c", LOOK, interface, str(domain)])
+    except VsdError as error:
+        return [*found, Finding("robot", False, str(error))]
+    return [*found, _state(seen, domain, interface), _camera(seen)]
+
+
+def cloud(address: str, keys: Path | None) -> Finding:
+    """Check that the cloud welcomes the shipped draft with these keys."""
+    try:
+        _run([sys.executable, "-c", ASK, address, str(keys or "")])
+    except VsdError as error:
+        return Finding("cloud", False, f"{error}; is `vsd cloud` up there, and are the keys a pair?")
+    return Finding("cloud", True, f"{address} welcomes the draft")
+
+
+def clock_sync() -> Finding:
+    """Say whether this computer's clock is kept by NTP; without it stamps of other computers mislead."""
+    if shutil.which("timedatectl") is None:
+        return Finding("clock", True, "not known here; keep all computers that stamp in step (chrony)")
+    done = subprocess.run(
+        ["timedatectl", "show", "-p", "NTPSynchronized", "--value"],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    said = done.stdout.strip()
+    if said == "no":
+        return Finding("clock", True, "not synchronised: install chrony if other computers' stamps are used")
+    return Finding("clock", True, "synchronised" if said == "yes" else "not known here")
+
+
+def gpu() -> Finding:
+    """Say which GPU there is; none is needed."""
+    if shutil.which("nvidia-smi") is None:
+        return Finding("gpu", True, "none; the models run on the CPU")
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    return Finding("gpu", True, (done.stdout.strip().splitlines() or ["nvidia-smi names none"])[0])
+
+
+def disk() -> Finding:
+    """Check that logs and bags find room."""
+    free_gb = shutil.disk_usage(Path.cwd()).free / 1e9
+    enough = free_gb >= MIN_DISK_GB
+    return Finding(
+        "disk", enough, f"{free_gb:.1f} GB free" + ("" if enough else "; bags need more: make room")
+    )
+
+
+def _interface(name: str) -> Finding:
+    names = [known for _, known in socket.if_nameindex()]
+    if name not in names:
+        return Finding("interface", False, f"no {name!r} here; there are: {', '.join(names)}")
+    state = Path("/sys/class/net", name, "operstate")
+    up = not state.exists() or state.read_text().strip() in {"up", "unknown"}
+    advice = "" if up else ": plug in the cable, then `ip link set dev NAME up`"
+    return Finding("interface", up, f"{name} is {'up' if up else 'down'}{advice}")
+
+
+def _trace_file() -> Finding:
+    """The SDK writes a trace beside everybody else's; somebody else's file makes its start fail."""
+    path = Path(tempfile.gettempdir(), "cdds.LOG")
+    try:
+        with path.open("a"):
+            return Finding("cdds.LOG", True, f"{path} can be written")
+    except OSError as error:
+        return Finding("cdds.LOG", False, f"{path}: {error.strerror}; remove it, it belongs to another user")
+
+
+def _state(seen: dict[str, object], domain: int, interface: str) -> Finding:
+    if not seen["state"]:
+        return Finding(
+            "robot",
+            False,
+            f"no moving state on domain {domain}, {interface}: switch the robot on, start its sport service "
+            "in the app, check the cable and the address 192.168.123.x",
+        )
+    battery = float(str(seen["battery"]))
+    return Finding("robot", True, f"state {seen['code']}, battery {100 * battery:.0f} %")
+
+
+def _camera(seen: dict[str, object]) -> Finding:
+    frames, seconds = int(str(seen["frames"])), float(str(seen["seconds"]))
+    if not frames:
+        return Finding("camera", False, f"no frame: {seen['camera']}; is the video service on?")
+    return Finding("camera", True, f"{frames / seconds:.1f} frames a second")
+
+
+def _run(command: list[str]) -> dict[str, object]:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LOOK_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise VsdError(f"no result within {LOOK_S:.0f} s") from error
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise VsdError(last.removeprefix("vlm_spec_decode.core.errors."))
+    found: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
