@@ -2,8 +2,9 @@
 
     python benchmarks/prompts.py [--count N] [--first-seed N] [--out FOLDER]
 
-Writes one JPEG per question and prompts.json (file, size, instruction, history, seed). The rooms lie apart
-from those of training and of `vsd train evaluate`.
+Writes one JPEG per question, prompts.json (file, size, instruction, history, seed) and told.json, as many
+questions about rooms that are told in words. The rooms lie apart from those of training and of
+`vsd train evaluate`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import argparse
 import json
 from pathlib import Path
 
-from vlm_spec_decode.bench.prompts import FOLDER
+from vlm_spec_decode.bench.prompts import FOLDER, SEEN, TOLD
 from vlm_spec_decode.train.config import EvaluateConfig
 from vlm_spec_decode.train.evaluate import questions
+from vlm_spec_decode.train.spoken import held_out_dialogue
 
 
 def main() -> None:
@@ -35,8 +37,13 @@ def main() -> None:
         row = {"file": name, "width": observation.image.width, "height": observation.image.height}
         words = {"instruction": observation.instruction, "history": list(observation.history)}
         rows.append({**row, **words, "seed": options.first_seed + number})
-    (options.out / "prompts.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(f"{len(rows)} questions in {options.out}")
+    told = []
+    for seed in range(options.first_seed, options.first_seed + options.count):
+        asked = held_out_dialogue(seed).observation
+        told.append({"instruction": asked.instruction, "history": list(asked.history), "seed": seed})
+    for name, found in ((SEEN, rows), (TOLD, told)):
+        (options.out / name).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(rows)} questions of both kinds in {options.out}")
 
 
 if __name__ == "__main__":

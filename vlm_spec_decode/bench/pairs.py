@@ -2,7 +2,8 @@
 
 `shipped`, `early47` and `early69` (the shipped target with the draft as it was early in its training, when
 its acceptance was about so many per cent), `oracle` (the target drafts for itself, at the draft's speed: the
-limit), `synthetic:A` (a known acceptance A; for simulations), or `DRAFT+TARGET` of any two checkpoints.
+limit), `text` (the shipped language-only pair, about rooms told in words), `synthetic:A` (a known acceptance
+A; for simulations), or `DRAFT+TARGET` of any two checkpoints.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlm_spec_decode.actions.grammar import language
-from vlm_spec_decode.bench.prompts import recorded_prompts
+from vlm_spec_decode.bench.prompts import SEEN, TOLD, recorded_prompts
 from vlm_spec_decode.bench.recorded import RecordedModel
 from vlm_spec_decode.bench.run import Silent
 from vlm_spec_decode.bench.synthetic import PairSpec, SyntheticFamily
@@ -25,6 +26,12 @@ from vlm_spec_decode.models.vlm import VlmModel
 MAX_TOKENS = 64
 SYNTHETIC_TOKENS = 40
 EARLY = "early"
+ROLES = {
+    "shipped": ("draft", "target"),
+    "oracle": ("target", "target"),
+    "text": ("text_draft", "text_target"),
+}
+"""Which shipped checkpoints draft and verify in a pair."""
 
 
 def early_draft(name: str) -> Path:
@@ -34,6 +41,18 @@ def early_draft(name: str) -> Path:
         known = sorted(path.name.removeprefix("draft_") for path in assets.glob("draft_early*"))
         raise ConfigError(f"no early draft {name!r}; known: {', '.join(known)}")
     return assets / f"draft_{name}"
+
+
+def folders_of(name: str) -> tuple[str, str]:
+    """Return the folders, or hub ids, of a pair's draft and target. Raises ConfigError for what has none."""
+    draft, plus, target = name.partition("+")
+    if plus:
+        return draft, target
+    if name.startswith(EARLY):
+        return str(early_draft(name)), str(shipped("target"))
+    if name not in ROLES:
+        raise ConfigError(f"unknown pair {name!r}: earlyNN, {', '.join(ROLES)}, synthetic:A or DRAFT+TARGET")
+    return str(shipped(ROLES[name][0])), str(shipped(ROLES[name][1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,34 +83,21 @@ class PairLibrary:
         """Return a pair by name. Raises ConfigError or ModelError."""
         if name.startswith("synthetic:"):
             return self._synthetic(name)
-        draft, target = self._folders(name)
-        loaded, drafting = self._recorded(draft)
-        model, verifying = self._recorded(target)
+        draft, target = folders_of(name)
+        questions = recorded_prompts(self.answers, TOLD if name == "text" else SEEN)
+        loaded, drafting = self._recorded(draft, questions)
+        model, verifying = self._recorded(target, questions)
         assert_same_vocabulary(loaded.card, model.card)
         about = f"draft {loaded.card.revision}, target {model.card.revision}"
         params = SamplingParams(max_tokens=MAX_TOKENS, stop_ids=model.codec.stop_ids)
-        questions = recorded_prompts(self.answers)
         return BenchPair(name, drafting, verifying, model.codec, params, questions, about)
 
-    def _folders(self, name: str) -> tuple[str, str]:
-        draft, plus, target = name.partition("+")
-        if plus:
-            return draft, target
-        if name == "oracle":
-            return str(shipped("target")), str(shipped("target"))
-        if name == "shipped":
-            return str(shipped("draft")), str(shipped("target"))
-        if name.startswith(EARLY):
-            return str(early_draft(name)), str(shipped("target"))
-        raise ConfigError(f"unknown pair {name!r}: shipped, oracle, earlyNN, synthetic:A or DRAFT+TARGET")
-
-    def _recorded(self, source: str) -> tuple[VlmModel, RecordedModel]:
+    def _recorded(self, source: str, questions: tuple[Observation, ...]) -> tuple[VlmModel, RecordedModel]:
         key = str(Path(source).resolve()) if Path(source).is_dir() else source
         if key not in self._models:
             model = load_model(source)
             spoken = constrained(model, model.codec, language(self.with_grammar))
-            questions = {o.frame_id: o for o in recorded_prompts(self.answers)}
-            self._models[key] = model, RecordedModel(spoken, questions)
+            self._models[key] = model, RecordedModel(spoken, {o.frame_id: o for o in questions})
         return self._models[key]
 
     def _synthetic(self, name: str) -> BenchPair:

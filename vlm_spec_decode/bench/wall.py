@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm_spec_decode.bench.links import HandoverLink, load_link
-from vlm_spec_decode.bench.pairs import EARLY, early_draft
+from vlm_spec_decode.bench.pairs import folders_of
 from vlm_spec_decode.bench.run import Outcome
 from vlm_spec_decode.core.errors import CloudUnreachable, ConfigError
 from vlm_spec_decode.core.types import GenerationResult
 from vlm_spec_decode.edge.setup import EdgeSettings, bring_up
-from vlm_spec_decode.models.loader import shipped
 from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport import keys
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 def wall_answers(cell: Cell, pair: BenchPair) -> list[Outcome]:
     """Decode all questions of a pair of checkpoints over sockets. Raises ConfigError for other pairs."""
-    draft, target = _folders(pair.name)
+    draft, target = folders_of(pair.name)
     link = load_link(cell.link)
     if isinstance(link, HandoverLink):
         raise ConfigError(f"link {link.name!r} has gaps, which only virtual time has")
@@ -128,14 +127,3 @@ def _outcome(result: GenerationResult) -> Outcome:
         result.usage.downlink_bytes,
         result.usage.image_bytes,
     )
-
-
-def _folders(name: str) -> tuple[str, str]:
-    draft, plus, target = name.partition("+")
-    if plus:
-        return draft, target
-    roles = {"shipped": "draft", "oracle": "target"}
-    if name not in roles and not name.startswith(EARLY):
-        raise ConfigError(f"pair {name!r} has no checkpoints to serve")
-    draft = str(shipped(roles[name]) if name in roles else early_draft(name))
-    return draft, str(shipped("target"))
