@@ -63,6 +63,18 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def headline_table(document: Mapping[str, Any]) -> str:
+    """Return the speed-ups alone, a row for each pair."""
+    cells = [row for row in document["cells"] if row["strategy"] != "autoregressive"]
+    names = list(dict.fromkeys(row["strategy"] for row in cells))
+    rows = ["| over `autoregressive` | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
+    for pair in dict.fromkeys(row["pair"] for row in cells):
+        found = [f"{row['speed_up']:.2f}" for row in cells if row["pair"] == pair]
+        title = f"{TITLES[pair]}, acceptance {document['pairs'][pair]['acceptance']:.2f}"
+        rows.append(f"| {title} | " + " | ".join(found) + " |")
+    return "\n".join(rows)
+
+
 def grid_table(document: Mapping[str, Any]) -> str:
     """Return each profile's geometric mean over the links, and in brackets the worst link."""
     grid = document["grid"]

@@ -22,7 +22,9 @@ import decoding_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-SOURCES = {"kinds": "models"} | {f"decoding_{part}": "decoding" for part in ("bars", "grid", "pairs")}
+SOURCES = {"kinds": "models"} | {
+    f"decoding_{part}": "decoding" for part in ("bars", "grid", "headline", "pairs")
+}
 """Files of tables that are not named after theirs."""
 
 MEANINGS = {
@@ -114,6 +116,7 @@ def render(text: str) -> str:
         "models": lambda: f"{figures_table(load('models'))}\n\n{made(load('models'))}",
         "decoding": lambda: decoding(decoding_tables.home_table),
         "decoding_bars": lambda: decoding(figures_table),
+        "decoding_headline": lambda: decoding(decoding_tables.headline_table),
         "decoding_grid": lambda: decoding(decoding_tables.grid_table),
         "decoding_pairs": lambda: decoding(decoding_tables.pairs_table),
         "reproduction": lambda: reproduction(load("reproduction")),

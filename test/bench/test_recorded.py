@@ -7,7 +7,7 @@ import pytest
 
 from vlm_spec_decode.bench.links import load_hardware, load_link
 from vlm_spec_decode.bench.pairs import PairLibrary
-from vlm_spec_decode.bench.prompts import recorded_prompts
+from vlm_spec_decode.bench.prompts import TOLD, recorded_prompts
 from vlm_spec_decode.bench.recorded import RecordedModel
 from vlm_spec_decode.bench.run import Setup, decode
 from vlm_spec_decode.bench.worth import worth_of
@@ -92,6 +92,13 @@ def test_the_drafts_are_worth_what_they_are_called() -> None:
     for worth in found.values():
         assert sum(worth.ranks) == worth.tokens
         assert worth.ranks[0] == round(worth.acceptance * worth.tokens)
+
+
+def test_told_rooms_have_no_image_and_the_room_in_words() -> None:
+    found = recorded_prompts(24, TOLD)
+    assert len({o.frame_id for o in (*found, *recorded_prompts(24))}) == 48
+    assert all(o.image is None for o in found)
+    assert sum("you see" in o.instruction for o in found) > 12
 
 
 def test_bad_names_are_refused(library: PairLibrary) -> None:
