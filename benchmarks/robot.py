@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
@@ -67,6 +67,8 @@ def run(case: str, bench: Bench, count: int) -> list[Figure]:
         found = CASES[case](bench, count)
     except SystemExit as problem:
         found = [Figure(f"{case}_measured", 0, 1, "at least", f"not measured: {problem}")]
+    # JSON knows no infinity.
+    found = [replace(figure, value=min(figure.value, 1e9)) for figure in found]
     for figure in found:
         print(f"  {figure.name} {figure.value:.4g} ({figure.note})", file=sys.stderr, flush=True)
     return found

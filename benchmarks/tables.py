@@ -6,7 +6,7 @@
 `docs/results/models.json` is what a full benchmarks/models.py leaves, for docs/model_cards.md;
 `docs/results/main_job.json` is what benchmarks/main_job.py leaves in its folder, with the machine it ran on;
 `docs/results/demo.json` is the run.json of a `vsd demo`; `decoding.json` and `reproduction.json` are what
-benchmarks/decoding.py and benchmarks/reproduction.py leave.
+benchmarks/decoding.py and benchmarks/reproduction.py leave, `robot.json` what benchmarks/robot.py does.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import decoding_tables
+import robot_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -29,6 +30,7 @@ SOURCES = {"kinds": "models"} | {
 
 MEANINGS = {
     **decoding_tables.MEANINGS,
+    **robot_tables.MEANINGS,
     "success_all": "episodes of all motion instructions that succeed",
     "success_go_to": 'of those, "go to"',
     "collisions_per_100": "collisions in 100 episodes",
@@ -56,7 +58,8 @@ def figures_table(document: Mapping[str, Any]) -> str:
     rows = ["| what | measured | bar | how |", "| --- | --- | --- | --- |"]
     for figure in document["figures"]:
         bar = f"{figure['sense']} {figure['bar']:g}" + ("" if figure["holds"] else ", **missed**")
-        rows.append(f"| {MEANINGS[figure['name']]} | {figure['value']:.3g} | {bar} | {figure['note']} |")
+        meaning = MEANINGS.get(figure["name"], figure["name"])
+        rows.append(f"| {meaning} | {figure['value']:.3g} | {bar} | {figure['note']} |")
     return "\n".join(rows)
 
 
@@ -112,6 +115,7 @@ def render(text: str) -> str:
 
     tables = {
         "main_job": lambda: f"{figures_table(load('main_job'))}\n\n{made(load('main_job'))}",
+        "robot": lambda: f"{figures_table(load('robot'))}\n\n{made(load('robot'))}",
         "demo": lambda: demo_table(load("demo")),
         "models": lambda: f"{figures_table(load('models'))}\n\n{made(load('models'))}",
         "decoding": lambda: decoding(decoding_tables.home_table),
