@@ -22,7 +22,7 @@ REQUIRED = (
 )
 OPTIONAL = (
     ("domain", "0", "DDS domain of the robot."),
-    ("strategy", "speculative", "How edge and cloud decode together."),
+    ("strategy", "hybrid", "How edge and cloud decode together."),
     ("fallback", "hold", "Without the cloud: hold, stop or draft_only."),
     ("approve", "false", "Show every plan and wait for a yes on vlm/approve."),
     ("draft", "", "Folder or hub id of the robot's model; empty: the one that ships."),

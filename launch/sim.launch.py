@@ -18,7 +18,7 @@ ARGUMENTS = (
     ("scene_seed", "0", "Seed of the random room."),
     ("scene", "", "YAML file of a room; empty: a random one from scene_seed."),
     ("instruction", "", "Given as soon as everything is up; empty: none, publish one to vlm/instruction."),
-    ("strategy", "speculative", "How edge and cloud decode together."),
+    ("strategy", "hybrid", "How edge and cloud decode together."),
     ("fallback", "hold", "Without the cloud: hold, stop or draft_only."),
     ("approve", "false", "Show every plan and wait for a yes on vlm/approve."),
     ("target", "", "Folder or hub id of the cloud's model; empty: the one that ships."),

@@ -106,7 +106,7 @@ def vsd() -> None:
 @click.option("--instruction", default=None, help="What to do; default: walk to what stands ahead.")
 @click.option("--scene-seed", type=int, default=None, help="Seed of a random room.")
 @click.option("--scene", type=FILE, default=None, help="YAML file of a room.")
-@click.option("--strategy", default="speculative", show_default=True, help="How edge and cloud decode.")
+@click.option("--strategy", default="hybrid", show_default=True, help="How edge and cloud decode.")
 @click.option("--rule", type=RULE, default="coupled", show_default=True, help="How drafts are verified.")
 @click.option(
     "--objective",
@@ -180,7 +180,7 @@ def cloud(as_json: bool, check_config: bool, no_grammar: bool, **options: Any) -
 @click.option("--draft", default="", help="Draft: DIR or ID[@REV][,dtype=…,…]; default: the shipped one.")
 @click.option("--target", default="", help="The same for the target, without --cloud.")
 @click.option("--keys", type=FOLDER, default=None, help="Folder made by `vsd keys`.")
-@click.option("--strategy", default="speculative", show_default=True)
+@click.option("--strategy", default="hybrid", show_default=True)
 @click.option("--rule", type=RULE, default="coupled", show_default=True, help="How drafts are verified.")
 @click.option(
     "--objective",

@@ -101,7 +101,7 @@ def test_a_sentence_walks_the_robot_and_a_lost_cloud_leaves_it_at_rest(user, pro
     assert done[-1] == "done()"
     assert user.place()[0] > 0.5, "the robot has not walked"
     assert all(trace["image_bytes"] > 0 for trace in traces)
-    assert traces[0]["strategy"] == "speculative"
+    assert traces[0]["strategy"] == "hybrid"
     assert traces[0]["target_passes"] < traces[0]["tokens"]
     assert traces[0]["time_to_first_action_s"] <= traces[0]["total_s"]
 

@@ -27,7 +27,7 @@ STRATEGIES: dict[str, Strategy] = {
     )
 }
 
-DEFAULT = "speculative"
+DEFAULT = "hybrid"
 
 
 def strategy(name: str) -> Strategy:
