@@ -1,9 +1,10 @@
 """What the shipped models are worth in rooms, wordings and pairs that they have never seen.
 
-    python benchmarks/models.py [--quick] [--out FOLDER]
+    python benchmarks/models.py [--quick] [--text PAIR] [--out FOLDER]
 
 Episodes run in virtual time with the project's own engine, gate and executor. --quick has fewer of everything
-and says so. Prints a table; the last line is one JSON document. The exit code is 1 if a bar is missed.
+and says so; --text measures a language-only pair alone, folders text_target and text_draft in PAIR. Prints a
+table; the last line is one JSON document. The exit code is 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.models.vlm import VlmModel
 from vlm_spec_decode.train.config import EvaluateConfig
 from vlm_spec_decode.train.evaluate import questions, run_evaluate
+from vlm_spec_decode.train.text_evaluate import run_text_evaluate
 
 STEPS = 25
 
@@ -71,13 +73,31 @@ def figures_of(found: dict[str, Any], ratio: float) -> list[Figure]:
     ]
 
 
+def text_figures(found: dict[str, Any]) -> list[Figure]:
+    """Hold what the language-only pair does against the same bars for acceptance, and one for its plans."""
+    answers = f"{found['answers']} answers"
+    new = f"of new wordings {found['plan_exact_new_wordings']}, of new pairs {found['plan_exact_new_pairs']}"
+    tokens = str(found["acceptance_by_token_t0"])
+    return [
+        Figure("text_plan_exact", found["plan_exact"], 0.90, "at least", f"{answers}; {new}"),
+        Figure("text_plan_near", found["plan_near"], 0.95, "at least", "within 10 degrees and 0.2 m"),
+        Figure("text_acceptance_greedy", found["acceptance_t0"], 0.94, "at least", tokens),
+        Figure("text_acceptance_temperature_1", found["acceptance_t1"], 0.85, "at least", "coupled"),
+    ]
+
+
 def main() -> int:
     """Measure, print, and say whether every bar is held."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="60 episodes, 30 declined, 40 frames")
+    parser.add_argument("--text", type=Path, default=None, help="folder of a language-only pair")
     parser.add_argument("--out", type=Path, default=Path("out/models"), help="folder of figures and pictures")
     options = parser.parse_args()
     episodes, declined, frames = (60, 30, 40) if options.quick else (300, 100, 100)
+    if options.text:
+        pair = options.text / "text_target", options.text / "text_draft"
+        told = run_text_evaluate(*pair, 100 if options.quick else 400)
+        return report(text_figures(told), options.out / "text.json", text=told, quick=options.quick)
     config = EvaluateConfig(shipped("target"), shipped("draft"), episodes, frames, declined, out=options.out)
     ratio = step_ratio()
     found = run_evaluate(config)

@@ -4,6 +4,7 @@
     python benchmarks/tables.py --check  exit with 1 if one of them says something else
 
 `docs/results/models.json` is what a full benchmarks/models.py leaves, for docs/model_cards.md;
+`docs/results/text.json` is what benchmarks/models.py --text leaves, for the same page;
 `docs/results/main_job.json` is what benchmarks/main_job.py leaves in its folder, with the machine it ran on;
 `docs/results/demo.json` is the run.json of a `vsd demo`; `decoding.json` and `reproduction.json` are what
 benchmarks/decoding.py and benchmarks/reproduction.py leave, `robot.json` what benchmarks/robot.py does.
@@ -39,6 +40,10 @@ MEANINGS = {
     "acceptance_temperature_1": "the same at temperature 1, coupled",
     "mean_accepted_of_8": "tokens accepted of 8 drafted, mean",
     "acceptance_numbers": "draft tokens equal to the target's, numbers alone",
+    "text_plan_exact": "language-only pair: plans that are the teacher's, in held-out rooms",
+    "text_plan_near": "language-only pair: plans of the same actions and nearly the same numbers",
+    "text_acceptance_greedy": "language-only pair: draft tokens equal to the target's own, greedy",
+    "text_acceptance_temperature_1": "language-only pair: the same at temperature 1, coupled",
     "exit_half_agrees": "the exit at half depth says what the last layer says",
     "step_ratio": "time of a target's step over a draft's",
     "go_to_success": "missions that end within 0.7 m of the named object, untouched, with `done()`",
@@ -124,6 +129,7 @@ def render(text: str) -> str:
         "decoding_grid": lambda: decoding(decoding_tables.grid_table),
         "decoding_pairs": lambda: decoding(decoding_tables.pairs_table),
         "reproduction": lambda: reproduction(load("reproduction")),
+        "text": lambda: f"{figures_table(load('text'))}\n\n{made(load('text'))}",
         "kinds": lambda: kinds_table(load("models")["found"]),
     }
     for name, table in tables.items():

@@ -175,6 +175,7 @@ def cloud(as_json: bool, check_config: bool, no_grammar: bool, **options: Any) -
 @vsd.command()
 @click.option("--instruction", required=True, help="What to do.")
 @click.option("--image", type=FILE, default=None, help="What the robot sees; none: a language-only pair.")
+@click.option("--scene-text", default="", help="What there is to see, told to a language-only pair.")
 @click.option("--history", multiple=True, help="An action already carried out; may be repeated.")
 @click.option("--cloud", default="", help="tcp://HOST:PORT; default: both models in this process.")
 @click.option("--draft", default="", help="Draft: DIR or ID[@REV][,dtype=…,…]; default: the shipped one.")
@@ -198,6 +199,7 @@ def ask(
     as_json: bool,
     instruction: str,
     image: Path | None,
+    scene_text: str,
     history: tuple[str, ...],
     no_grammar: bool,
     **options: Any,
@@ -206,7 +208,9 @@ def ask(
     from vlm_spec_decode.edge.ask import AskConfig, run
     from vlm_spec_decode.edge.setup import EdgeSettings
 
-    config = AskConfig(instruction, image, history, EdgeSettings(grammar=not no_grammar, **options))
+    config = AskConfig(
+        instruction, image, scene_text, history, EdgeSettings(grammar=not no_grammar, **options)
+    )
     found = run(config, None if as_json else lambda piece: click.echo(piece, nl=False))
     drafted = f"{found['accepted']} of {found['drafted']} drafted tokens accepted"
     _finish(

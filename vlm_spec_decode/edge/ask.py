@@ -1,4 +1,4 @@
-"""One answer without robot or ROS: an image file and an instruction in, text and figures out."""
+"""One answer without robot or ROS: what there is to see, as an image file or in words, and an instruction."""
 
 from __future__ import annotations
 
@@ -8,25 +8,40 @@ from pathlib import Path
 from typing import Any
 
 from vlm_spec_decode.actions.types import format_action
+from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.types import GenerationResult, Observation
 from vlm_spec_decode.edge.images import load_image
 from vlm_spec_decode.edge.mission import check_instruction
 from vlm_spec_decode.edge.setup import EdgeSettings, bring_up
+from vlm_spec_decode.models.prompt import with_scene
 
 
 @dataclass(frozen=True, slots=True)
 class AskConfig:
-    """What to ask, and of whom."""
+    """What to ask, and of whom.
+
+    `scene_text` says what there is to see, to a language-only pair that the settings name.
+    """
 
     instruction: str
     image: Path | None = None
+    scene_text: str = ""
     history: tuple[str, ...] = ()
     settings: EdgeSettings = field(default_factory=EdgeSettings)
 
 
 def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """Ask once; `on_text` gets each new piece of the answer. Returns the fields of `vsd ask --json`."""
+    """Ask once; `on_text` gets each new piece of the answer. Returns the fields of `vsd ask --json`.
+
+    Raises ConfigError for an image and a scene in words at once, and what `bring_up` raises.
+    """
     instruction = check_instruction(config.instruction)
+    if config.scene_text:
+        if config.image:
+            raise ConfigError("an image and a scene in words: a pair either sees or is told")
+        if not config.settings.draft:
+            raise ConfigError("a scene in words is for a language-only pair, named with --draft and --target")
+        instruction = check_instruction(with_scene(config.scene_text, instruction))
     image = load_image(config.image) if config.image else None
     runtime = bring_up(config.settings)
     try:

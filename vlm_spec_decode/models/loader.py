@@ -43,18 +43,16 @@ from vlm_spec_decode.models.vlm import VlmModel
 __all__ = ["DTYPES", "EXITS_FILE", "assert_same_vocabulary", "load_model", "shipped"]
 
 
-SHIPPED = ("target", "draft", "text_target", "text_draft")
-"""The pair that sees, and the language-only one."""
-
 _SHIPPED_MARK = "shipped:"
 
 
 def shipped(name: str) -> Path:
-    """Return the folder of a checkpoint that comes with the package: `SHIPPED`. Raises ModelError."""
-    folder = Path(__file__).parents[1] / "assets" / name
-    if name not in SHIPPED or not folder.is_dir():
-        raise ModelError(f"no checkpoint {name!r} comes with this package (known: {', '.join(SHIPPED)})")
-    return folder
+    """Return the folder of a checkpoint that comes with the package, such as "target". Raises ModelError."""
+    assets = Path(__file__).parents[1] / "assets"
+    known = sorted(folder.name for folder in assets.iterdir() if folder.is_dir())
+    if name not in known:
+        raise ModelError(f"no checkpoint {name!r} comes with this package (known: {', '.join(known)})")
+    return assets / name
 
 
 def assert_same_vocabulary(draft: ModelCard, target: ModelCard) -> None:

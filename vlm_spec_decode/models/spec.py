@@ -2,8 +2,8 @@
 
     liuhaotian/llava-v1.5-7b@main,dtype=bfloat16,device=cuda,quantize=int8,exits=25/50/75
 
-One string fits wherever a model is named: the command line, a launch argument, a ROS parameter. Knows no
-weights.
+One string fits wherever a model is named: the command line, a launch argument, a ROS parameter. As source
+`shipped:NAME` is a checkpoint that comes with the package. Knows no weights.
 """
 
 from __future__ import annotations
