@@ -33,9 +33,9 @@ def accept_ignores_q(patch: pytest.MonkeyPatch) -> None:
             whole = whole if role != "accept" else 1 << 56
             return KeyedChance.happens(self, part, whole, role, prefix, attempt)
 
-    def settle(self: Any, p: Any, drafts: Any, nodes: Any, path: Any) -> Any:
+    def settle(self: Any, p: Any, *rest: Any) -> Any:
         self.chance = Careless(self.params.seed)
-        return ORIGINAL_SETTLE(self, p, drafts, nodes, path)
+        return ORIGINAL_SETTLE(self, p, *rest)
 
     patch.setattr(RejectionRule, "_settle", settle)
 
