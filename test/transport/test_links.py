@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
+from vlm_spec_decode.bench.links import load_link
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
 from vlm_spec_decode.transport.shaper import OVERHEAD_BYTES, shapers
@@ -17,7 +17,7 @@ FILES = sorted(FOLDER.glob("*.yaml"))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_every_profile_loads_and_names_its_source(path: Path) -> None:
-    profile = from_mapping(LinkProfile, yaml.safe_load(path.read_text()), str(path))
+    profile = load_link(str(path))
     assert profile.name == path.stem
     assert profile.source
 
