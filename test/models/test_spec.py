@@ -74,6 +74,8 @@ def test_untrained_model_is_told_the_action_language_and_ours_is_not(tmp_path):
     [
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory"),
+        ValueError("Error: engine error: Could not allocate memory"),
+        OSError(12, "Cannot allocate memory"),
         RuntimeError("can't allocate memory: 8 GB"),
     ],
 )

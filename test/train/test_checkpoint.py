@@ -116,7 +116,7 @@ def test_a_training_killed_at_any_moment_goes_on_to_the_same_weights(tmp_path: P
 @pytest.mark.timeout(600)
 def test_too_little_memory_is_named_in_one_line_and_the_checkpoint_kept(tmp_path: Path) -> None:
     run_text(replace(SMALL, out=tmp_path, stop_after=1))
-    process = train_in_a_process(tmp_path, "--batch", "2048", memory_bytes=96 << 20)
+    process = train_in_a_process(tmp_path, "--batch", "2048", memory_bytes=160 << 20)
     try:
         _, errors = process.communicate(timeout=500)
     finally:

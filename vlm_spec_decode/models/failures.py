@@ -12,7 +12,13 @@ from safetensors import SafetensorError
 from vlm_spec_decode.core.errors import ModelError
 
 LOADING_ADVICE = "dtype=bfloat16, quantize=int8 or bnb4, device=auto, or a smaller model"
-_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
+_MEMORY_WORDS = (
+    "can't allocate",
+    "could not allocate",
+    "cannot allocate",
+    "not enough memory",
+    "out of memory",
+)
 
 
 @contextmanager
@@ -44,14 +50,18 @@ def memory_named(advice: str = LOADING_ADVICE) -> Iterator[None]:
     """Turn an allocation that fails into a ModelError that says what to try."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ValueError, OSError) as error:
         if not _is_out_of_memory(error):
             raise
         raise ModelError(f"out of memory: try {advice}") from error
 
 
-def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Tell a failed allocation from other errors; torch's CPU allocator has no class of its own for it."""
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell a failed allocation from other errors.
+
+    torch's CPU allocator and oneDNN's engine have no class of their own for it: RuntimeError and ValueError
+    with a sentence; a fork or a mapping that fails is an OSError.
+    """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return any(words in str(error).lower() for words in _MEMORY_WORDS)
