@@ -1,9 +1,8 @@
 """The sole caller of the robot's move, posture and look: plans in, a moving robot and its status out.
 
-Runs at a fixed rate on its own thread (`start`), or is ticked by whoever owns the clock, in virtual time.
-Knows plans, gate and driver; no models, network or ROS. The e-stop goes before a person who steers, and he
-before language. What stops the robot here: gate, obstacle, watchdog, cancel, a stale state, a robot error,
-close, and from any thread the e-stop, which latches.
+Ticks on a thread of its own (`start`), or by whoever owns the clock. Knows no models, network or ROS. The
+e-stop goes before a person who steers, and he before language. What stops the robot here: gate, obstacle,
+watchdog, cancel, a stale state, a robot error, close, and from any thread the e-stop, which latches.
 """
 
 from __future__ import annotations
@@ -62,8 +61,7 @@ class Executor:
         self._reception = Reception()
         self._inbox = self._reception.inbox
         self._estop_lock = threading.Lock()
-        self._status = PlanStatus()
-        self._active = False
+        self._status, self._active = PlanStatus(), False
         self._read_s = 0.0
         self._stop_owed_s: float | None = None
         self._loop = Loop("executor", clock, period_s, self.tick, lambda: self._stopper.stop("close"))
@@ -161,7 +159,7 @@ class Executor:
             self._answer_barred(plan)
         elif receipt is Receipt.NEW:
             self._supersede(plan)
-        if receipt in (Receipt.NEW, Receipt.MORE) and self._active:
+        if self._active and receipt in (Receipt.NEW, Receipt.MORE):
             self._gate.check_plan(plan.actions)
 
     def _answer_barred(self, plan: Plan) -> None:
@@ -173,6 +171,8 @@ class Executor:
 
     def _supersede(self, plan: Plan) -> None:
         was_moving = self._performer.abandon()
+        if plan.mission != self._status.mission or (was_moving and plan.actions):
+            self._performer.unfinished.forget()
         self._gate = self._gates[plan.verified]
         self._performer.obey(self._gate)
         self._active = True

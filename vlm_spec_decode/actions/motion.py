@@ -94,8 +94,8 @@ class Line:
             tuning,
         )
 
-    def remaining_m(self, state: RobotState) -> float:
-        """Return the way left along the line, positive in its direction."""
+    def remaining(self, state: RobotState) -> float:
+        """Return the way left along the line in metres, signed as `distance_m` is."""
         heading = self.start.yaw_rad + (math.pi / 2 if self.sideways else 0.0)
         gone = (state.x_m - self.start.x_m) * math.cos(heading) + (state.y_m - self.start.y_m) * math.sin(
             heading
@@ -106,7 +106,7 @@ class Line:
         """See `Motion`. Slows down before an obstacle as before the end."""
         state = moment.state
         rate = state.vy_mps if self.sideways else state.vx_mps
-        speed = self._approach.speed(self.remaining_m(state), rate, state.is_still, moment.now_s)
+        speed = self._approach.speed(self.remaining(state), rate, state.is_still, moment.now_s)
         if speed is None:
             return None
         room = max(0.0, moment.room_m - abs(rate) * self.tuning.latency_s)
@@ -144,12 +144,16 @@ class Rotation:
             tuning,
         )
 
+    def remaining(self, state: RobotState) -> float:
+        """Return the angle left in radians, signed as `angle_rad` is."""
+        self._turned_rad += math.remainder(state.yaw_rad - self._yaw_rad, 2 * math.pi)
+        self._yaw_rad = state.yaw_rad
+        return self.angle_rad - self._turned_rad
+
     def step(self, moment: Moment) -> Velocity | None:
         """See `Motion`; a turn on the spot needs no room."""
         state = moment.state
-        self._turned_rad += math.remainder(state.yaw_rad - self._yaw_rad, 2 * math.pi)
-        self._yaw_rad = state.yaw_rad
-        remaining = self.angle_rad - self._turned_rad
+        remaining = self.remaining(state)
         speed = self._approach.speed(remaining, state.vyaw_radps, state.is_still, moment.now_s)
         return None if speed is None else (0.0, 0.0, speed)
 

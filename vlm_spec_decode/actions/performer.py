@@ -14,6 +14,7 @@ from vlm_spec_decode.actions.safety import OBSTACLE_MARGIN_M, SafetyGate, motion
 from vlm_spec_decode.actions.stages import Stage, StageMaker
 from vlm_spec_decode.actions.stopping import Stopper
 from vlm_spec_decode.actions.types import Action
+from vlm_spec_decode.actions.unfinished import Unfinished
 from vlm_spec_decode.core.errors import ActionRefused, Cancelled, RobotRefused, RobotStale
 from vlm_spec_decode.core.robot import RobotState
 
@@ -35,7 +36,10 @@ class Performer:
         self._permit = stopper.permit
         self._slew = Slew(gate.limits)
         self._stages: deque[Stage] | None = None
+        self._said: Action | None = None
+        self._action: Action | None = None
         self._motion: Motion | None = None
+        self.unfinished = Unfinished()
         self._job: Job | None = None
         self._moved = False
         self._failing_since_s: float | None = None
@@ -67,6 +71,7 @@ class Performer:
     def perform(self, action: Action, frame_age_s: float) -> bool:
         """Do the next bit of `action`; return whether it is carried out.
 
+        If it is the motion that was broken off last, only what is left of it.
         Raises ActionRefused when gate or world say no, RobotError when the robot is at fault.
         """
         moment = self._moment
@@ -75,16 +80,18 @@ class Performer:
         age_s = moment.now_s - self._stamp_seen_s
         if self._stages is None:
             self._job = None
-            self._gate.check(action, moment.state, frame_age_s, age_s)
-            self._stages = deque(self._maker.stages(action))
+            rest = self.unfinished.rest_of(action, moment.state)
+            self._gate.check(rest, moment.state, frame_age_s, age_s)
+            self._said, self._action = action, rest
+            self._stages = deque(self._maker.stages(rest))
         elif age_s > self._gate.limits.max_state_age_s:
             raise RobotStale(f"the state's stamp stands still for {age_s:.2f} s")
         if self._motion is None and self._job is None and not self._next_stage(moment):
             return True
         if self._job is not None:
             self._poll(self._job)
-        elif self._motion is not None:
-            self._drive(self._motion, action, moment, age_s)
+        elif self._motion is not None and self._action is not None:
+            self._drive(self._motion, self._action, moment, age_s)
         return False
 
     def steer(self, wanted: Velocity) -> None:
@@ -111,6 +118,7 @@ class Performer:
     def abandon(self) -> bool:
         """Forget the present action; return whether there was one. A running call stays known as busy."""
         was_active = self._stages is not None
+        self.unfinished.keep(self._said, self._motion)
         self._stages, self._motion = None, None
         if self._job is not None and self._job.ended:
             self._job = None
@@ -133,6 +141,7 @@ class Performer:
             self._start(begun)
         else:
             self._motion = begun
+            self.unfinished.forget()
         return True
 
     def _start(self, call: Call) -> None:
@@ -171,7 +180,7 @@ class Performer:
             self._motion = None
         elif self._has_room(wanted, state):
             self._command(wanted, moment.now_s)
-        elif isinstance(motion, Line) and abs(motion.remaining_m(state)) <= ARRIVED_M:
+        elif isinstance(motion, Line) and abs(motion.remaining(state)) <= ARRIVED_M:
             self._halt_before_obstacle()
         else:
             clearance_m = self._gate.clearance_m(state, wanted[0], wanted[1])

@@ -46,8 +46,9 @@ class Plan:
     time of the frame that the answer looks at, `sequence` never falls within an answer and rises when the
     content changes. Within an answer `actions` only ever grows at its end; `final` says that no more will
     come. While an answer is under way the commander republishes its newest plan at 10 Hz or more: silence
-    of 0.25 s stops the robot. A new answer, or a new mission, supersedes what is under way. `verified` is
-    False for what the draft alone has said, without its cloud: reduced limits hold for it.
+    of 0.25 s stops the robot. A new answer, or a new mission, supersedes what is under way. An answer that
+    begins with the very motion that the mission's last one was broken off in goes on with it: what was moved
+    counts. `verified` is False for what the draft alone has said, without its cloud: reduced limits hold.
     """
 
     mission: str
