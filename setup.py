@@ -20,6 +20,7 @@ RUNTIME = [
     "llguidance>=1.9,<2",
     "numpy>=1.26",
     "pillow>=10",
+    "prometheus-client>=0.20",
     "pyyaml>=6",
     "pyzmq>=25",
     "rich>=13",
@@ -55,6 +56,9 @@ NODES = [
 
 LARGE = ["accelerate>=1.0", "bitsandbytes>=0.45", "torchao>=0.15"]
 """Optional, for large checkpoints: several devices, and fewer bits."""
+
+CLUSTER = ["ray>=2.40"]
+"""Optional, for `vsd cloud --replicas`: copies of the target on this machine or on a cluster's GPUs."""
 
 DEV = [
     "hypothesis>=6.100",
@@ -104,6 +108,6 @@ setup(
     # Not `scripts=nodes/*`: setuptools 75 and later installs those as "#!python", which nothing can start.
     entry_points={"console_scripts": [f"vsd = {NAME}.cli:main", *NODES]},
     install_requires=RUNTIME,
-    extras_require={"ros": ROS, "dev": DEV, "large": LARGE},
+    extras_require={"ros": ROS, "dev": DEV, "large": LARGE, "cluster": CLUSTER},
     zip_safe=False,
 )

@@ -20,7 +20,7 @@ NODES = ("camera_node", "locomotion_node", "vlm_node")
 
 WITHOUT_KEY = {
     *("llguidance", "cyclonedds", "msgspec", "safetensors", "tokenizers", "unitree-sdk2py-dimos"),
-    *("apsw", "lz4", "mcap", "zstandard"),
+    *("apsw", "lz4", "mcap", "zstandard", "prometheus-client"),
 }
 """Runtime packages for which rosdistro has no rosdep key; package.xml says how they are installed."""
 ROSDEP = {

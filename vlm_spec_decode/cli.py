@@ -29,6 +29,7 @@ OBJECTIVE = click.Choice(["latency", "balanced", "cost"])
 FILE = click.Path(dir_okay=False, path_type=Path)
 ELSEWHERE = {
     "bench": ("vlm_spec_decode.bench.cli", "bench"),
+    "cloud": ("vlm_spec_decode.cli_service", "cloud"),
     "record": ("vlm_spec_decode.demo.record", "record"),
     "replay": ("vlm_spec_decode.bag.cli", "replay"),
     "say": ("vlm_spec_decode.demo.console", "say"),
@@ -133,43 +134,6 @@ def demo(as_json: bool, **options: Any) -> int:
     outcome = run(DemoConfig(**options), say)
     click.echo(json.dumps(outcome))
     return 0 if outcome["success"] else 1
-
-
-@vsd.command()
-@click.option(
-    "--bind", default="tcp://127.0.0.1:5557", show_default=True, help="tcp://HOST:PORT to listen on."
-)
-@click.option(
-    "--model", default="", help="Target: DIR or ID[@REV][,dtype=…,device=…,quantize=…,exits=25/50/75]."
-)
-@click.option("--draft", default="", help="Copy of the draft beside it: a folder, a hub id or `shipped`.")
-@click.option("--revision", default=None, help="Revision of a hub id.")
-@click.option("--keys", type=FOLDER, default=None, help="Folder made by `vsd keys`.")
-@click.option("--insecure", is_flag=True, help="Plaintext, on a loopback address only.")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--dtype", default="float32", show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--max-sessions", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--no-grammar", is_flag=True, help="Do not hold answers to the action language.")
-@click.option("--check-config", is_flag=True, help="Say whether the settings hold, then end.")
-@as_json
-def cloud(as_json: bool, check_config: bool, no_grammar: bool, **options: Any) -> None:
-    """Serve the target model to robots until interrupted."""
-    from vlm_spec_decode.actions.grammar import language
-    from vlm_spec_decode.cloud.app import CloudConfig, check, run
-
-    config = CloudConfig(language(not no_grammar), **options)
-    check(config)
-    if check_config:
-        return _finish(as_json, {"bind": config.bind, "ok": True}, "the settings hold")
-
-    def ready(found: dict[str, Any]) -> None:
-        lock = "CURVE" if found["encrypted"] else "plaintext"
-        text = f"serving {found['model']} on {found['address']} ({lock})"
-        click.echo(json.dumps({"event": "ready"} | found) if as_json else text)
-
-    run(config, ready)
-    return _finish(as_json, {"event": "ended"}, "ended")
 
 
 @vsd.command()

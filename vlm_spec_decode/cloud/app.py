@@ -6,58 +6,24 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from vlm_spec_decode.cloud.config import CloudConfig, check
 from vlm_spec_decode.cloud.desk import CloudDesk, DeskLimits
+from vlm_spec_decode.cloud.metrics import Gauges
+from vlm_spec_decode.cloud.operations import Operations
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.errors import CloudError
 from vlm_spec_decode.core.ports import Model, ModelCard
-from vlm_spec_decode.core.types import Language
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
-from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.keys import cloud_keys
 from vlm_spec_decode.transport.router import RouterLink
 
 
-@dataclass(frozen=True, slots=True)
-class CloudConfig:
-    """Where to listen and what to serve.
-
-    `model` is a folder or Hub id, by default the shipped target; `draft` names a copy of the draft to run
-    beside it ("shipped" for the shipped one). Without `keys` only `insecure` on a
-    loopback address is served. `language` is what answers are held to; robots must share it.
-    """
-
-    language: Language
-    bind: str = "tcp://127.0.0.1:5557"
-    model: str = ""
-    draft: str = ""
-    keys: Path | None = None
-    insecure: bool = False
-    revision: str | None = None
-    dtype: str = "float32"
-    device: str = "cpu"
-    threads: int = 1
-    max_sessions: int = 64
-
-
-def check(config: CloudConfig) -> None:
-    """Find what is wrong with a config before anything is loaded. Raises ConfigError."""
-    addresses.split(config.bind)
-    if config.keys:
-        cloud_keys(config.keys)
-    elif not config.insecure:
-        raise ConfigError("no keys: give --keys DIR (`vsd keys DIR` makes them), or --insecure on loopback")
-    else:
-        addresses.require_loopback(config.bind)
-
-
-def build(config: CloudConfig) -> CloudServer:
+def build(config: CloudConfig) -> tuple[CloudServer, Operations]:
     """Load the target and listen. Raises ConfigError, ModelError or CloudError."""
     check(config)
     clock = WallClock()
@@ -77,7 +43,15 @@ def build(config: CloudConfig) -> CloudServer:
         link.close()
         raise
     desk = CloudDesk(target.card, config.language.digest, DeskLimits(sessions=config.max_sessions))
-    return CloudServer(link, desk, held, clock, helper)
+    operations = Operations(config, target.card, link, clock)
+    server = CloudServer(operations.link, desk, held, clock, helper)
+    operations.gauges = lambda: _gauges(server, link)
+    return server, operations
+
+
+def _gauges(server: CloudServer, link: RouterLink) -> Gauges:
+    desk = server.desk
+    return Gauges(len(desk.entries), desk.peers, link.unroutable, not server.is_stopping, dict(desk.dropped))
 
 
 def _helper(config: CloudConfig, card: ModelCard) -> Model | None:
@@ -95,12 +69,19 @@ def _helper(config: CloudConfig, card: ModelCard) -> Model | None:
 
 def run(config: CloudConfig, on_ready: Callable[[dict[str, Any]], None]) -> None:
     """Serve until SIGINT or SIGTERM; `on_ready` gets address and model once robots are welcome."""
-    server = build(config)
+    server, operations = build(config)
     card = server.desk.card
     ready = {"address": server.address, "model": card.model_id, "revision": card.revision}
     with _stopped_by_signals(server.stop):
-        on_ready({**ready, "encrypted": config.keys is not None})
-        server.serve()
+        try:
+            with operations.around() as url:
+                on_ready({**ready, "encrypted": config.keys is not None, "http": url})
+                server.serve()
+        except CloudError:
+            # A server that is to stop serves nobody, and frees what it holds.
+            server.stop()
+            server.serve()
+            raise
 
 
 @contextmanager

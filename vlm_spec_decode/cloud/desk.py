@@ -65,6 +65,11 @@ class CloudDesk:
         self._images = ImageStore(self.limits.image_cache_bytes)
         self._packer = codec.TokenPacker(self.card.vocab_size)
 
+    @property
+    def peers(self) -> int:
+        """Robots that have shaken hands and are not forgotten."""
+        return len(self._peers)
+
     # Messages ------------------------------------------------------------------------------------
 
     def receive(self, peer: bytes, data: bytes, now_s: float) -> None:

@@ -14,11 +14,11 @@ from typing import TypeAlias
 
 from vlm_spec_decode.cloud.desk import CloudDesk
 from vlm_spec_decode.cloud.entry import Job, JobResult
+from vlm_spec_decode.cloud.link import ServerLink
 from vlm_spec_decode.core.errors import GrammarError, ImageError, VsdError
 from vlm_spec_decode.core.ports import Clock, Model, Target
 from vlm_spec_decode.core.session import Helper
 from vlm_spec_decode.core.types import Early, Observation
-from vlm_spec_decode.transport.router import RouterLink
 
 POLL_S = 0.1
 EXPIRE_EVERY_S = 1.0
@@ -90,10 +90,10 @@ class Worker:
 
 
 class CloudServer:
-    """Serves one target on one ROUTER socket until `stop` is called; `helper` drafts beside it."""
+    """Serves one target on one link until `stop` is called; `helper` drafts beside it."""
 
     def __init__(
-        self, link: RouterLink, desk: CloudDesk, target: Target, clock: Clock, helper: Model | None = None
+        self, link: ServerLink, desk: CloudDesk, target: Target, clock: Clock, helper: Model | None = None
     ) -> None:
         self.desk = desk
         desk.has_helper = helper is not None
@@ -106,6 +106,11 @@ class CloudServer:
     def address(self) -> str:
         """Where robots reach this server."""
         return self._link.address
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether `stop` was called: nothing new is begun."""
+        return self._stopping.is_set()
 
     def serve(self) -> None:
         """Serve until stopped; frees everything on the way out."""

@@ -1,0 +1,84 @@
+"""The commands of the service: `vsd cloud`. Options in, one call, text or JSON lines out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option("--config", "file", type=FILE, default=None, help="YAML of settings; options here win over it.")
+@click.option(
+    "--bind", default="tcp://127.0.0.1:5557", show_default=True, help="tcp://HOST:PORT to listen on."
+)
+@click.option(
+    "--model", default="", help="Target: DIR or ID[@REV][,dtype=…,device=…,quantize=…,exits=25/50/75]."
+)
+@click.option("--draft", default="", help="Copy of the draft beside it: a folder, a hub id or `shipped`.")
+@click.option("--revision", default=None, help="Revision of a hub id.")
+@click.option("--keys", type=FOLDER, default=None, help="Folder made by `vsd keys`.")
+@click.option("--insecure", is_flag=True, help="Plaintext, on a loopback address only.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", default="float32", show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--max-sessions", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--no-grammar", is_flag=True, help="Do not hold answers to the action language.")
+@click.option(
+    "--http", default="127.0.0.1:9464", show_default=True, help="Health and metrics; loopback only, or `off`."
+)
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    show_default=True,
+)
+@click.option("--log-content", is_flag=True, help="Put instructions into the log; images never are.")
+@click.option("--check-config", is_flag=True, help="Say whether the settings hold, then end.")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
+@click.pass_context
+def cloud(
+    ctx: click.Context, /, as_json: bool, check_config: bool, file: Path | None, **options: Any
+) -> None:
+    """Serve the target model to robots until interrupted."""
+    from vlm_spec_decode.actions.grammar import language
+    from vlm_spec_decode.cloud.config import CloudConfig, check, read_file
+
+    settings = _given(ctx, options)
+    if file:
+        settings = read_file(file) | settings
+    config = CloudConfig(language(settings.pop("grammar", True)), **settings)
+    check(config)
+    if check_config:
+        _say(as_json, {"bind": config.bind, "ok": True}, "the settings hold")
+        return
+    from vlm_spec_decode.cloud.app import run
+
+    def ready(found: dict[str, Any]) -> None:
+        lock = "CURVE" if found["encrypted"] else "plaintext"
+        health = f", health and metrics on {found['http']}" if found["http"] else ""
+        text = f"serving {found['model']} on {found['address']} ({lock}){health}"
+        click.echo(json.dumps({"event": "ready"} | found) if as_json else text)
+
+    run(config, ready)
+    _say(as_json, {"event": "ended"}, "ended")
+
+
+def _given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """Return what the command line says, without what it leaves to defaults or a file."""
+    left = ParameterSource.DEFAULT
+    settings = {name: value for name, value in options.items() if ctx.get_parameter_source(name) is not left}
+    if settings.pop("no_grammar", False):
+        settings["grammar"] = False
+    return settings
+
+
+def _say(as_json: bool, document: dict[str, Any], text: str) -> None:
+    click.echo(json.dumps(document) if as_json else text)

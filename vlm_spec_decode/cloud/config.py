@@ -1,0 +1,122 @@
+"""The cloud's settings: what they are, how a file gives them, and what is wrong with them.
+
+A file is YAML, one flat mapping. An unknown key, a value of another type and one out of range are refused by
+name before anything is loaded, so that `--check-config` says all that can be said without the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from vlm_spec_decode.cloud import health
+from vlm_spec_decode.cloud.logs import check_logging
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.types import Language
+from vlm_spec_decode.transport import address as addresses
+from vlm_spec_decode.transport.keys import cloud_keys
+
+
+@dataclass(frozen=True, slots=True)
+class CloudConfig:
+    """Where to listen, what to serve, and what to tell.
+
+    `model` is a folder or Hub id, by default the shipped target; `draft` names a copy of the draft to run
+    beside it ("shipped" for the shipped one). Without `keys` only `insecure` on a loopback address is
+    served. `language` is what answers are held to; robots must share it. `http` is where health and figures
+    are read, on this machine only, or "off". `log_content` puts instructions into the log. `replicas` above
+    0 runs that many copies of the target as Ray actors, with `replica_cpus` and `replica_gpus` each, on the
+    cluster at `ray_address` or, if that is empty, on one that is started here.
+    """
+
+    language: Language
+    bind: str = "tcp://127.0.0.1:5557"
+    model: str = ""
+    draft: str = ""
+    keys: Path | None = None
+    insecure: bool = False
+    revision: str | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    threads: int = 1
+    max_sessions: int = 64
+    http: str = health.DEFAULT
+    log_format: str = "text"
+    log_level: str = "warning"
+    log_content: bool = False
+    replicas: int = 0
+    replica_cpus: float = 1.0
+    replica_gpus: float = 0.0
+    ray_address: str = ""
+
+
+NOT_IN_FILES = {"language"}
+"""Fields that follow from others; a file says `grammar: false` to lift the grammar."""
+
+
+def check(config: CloudConfig) -> None:
+    """Find what is wrong with a config before anything is loaded. Raises ConfigError."""
+    addresses.split(config.bind)
+    if config.keys:
+        cloud_keys(config.keys)
+    elif not config.insecure:
+        raise ConfigError("no keys: give --keys DIR (`vsd keys DIR` makes them), or --insecure on loopback")
+    else:
+        addresses.require_loopback(config.bind)
+    if config.http != health.OFF:
+        health.place(config.http)
+    check_logging(config.log_format, config.log_level)
+    for name in ("threads", "max_sessions"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} {getattr(config, name)} is below 1")
+    for name in ("replicas", "replica_cpus", "replica_gpus"):
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{name} {getattr(config, name)} is below 0")
+    if config.ray_address and not config.replicas:
+        raise ConfigError("a ray_address without replicas: give --replicas N")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Return a file's settings by name. Raises ConfigError that names the file and the key."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{path}: a mapping of settings is expected")
+    return checked(found, str(path))
+
+
+def checked(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """Return `values` in the types of the config. Raises ConfigError for unknown keys and wrong types."""
+    types = {f.name: f.type for f in fields(CloudConfig) if f.name not in NOT_IN_FILES} | {"grammar": "bool"}
+    unknown = sorted(str(key) for key in values if key not in types)
+    if unknown:
+        raise ConfigError(f"{where}: unknown key {', '.join(map(repr, unknown))}")
+    read: dict[str, Any] = {}
+    for key, value in values.items():
+        try:
+            read[key] = msgspec.convert(value, _TYPES[str(types[key])])
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{where}: {key}: {error}") from error
+    if isinstance(read.get("keys"), str):
+        read["keys"] = Path(read["keys"]).expanduser()
+    return read
+
+
+_TYPES: dict[str, Any] = {
+    "bool": bool,
+    "int": int,
+    "float": float,
+    "str": str,
+    "str | None": str | None,
+    "Path | None": str | None,
+}
+"""Types of the fields as a file gives them, by their annotation."""

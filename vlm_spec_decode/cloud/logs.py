@@ -1,0 +1,79 @@
+"""What the cloud writes about itself: one line a record, for people or as JSON for programs.
+
+A record may carry `fields`, a mapping of plain values; session and round are named there. Images and
+instructions are in no record unless the owner of the service has asked for instructions; images never are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from vlm_spec_decode.core.errors import ConfigError
+
+ROOT = "vlm_spec_decode"
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, message, then the record's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        document: dict[str, Any] = {
+            "time": f"{stamp}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **fields_of(record),
+        }
+        if record.exc_info:
+            document["trace"] = self.formatException(record.exc_info)
+        return json.dumps(document, default=str)
+
+
+class TextLines(logging.Formatter):
+    """The same for people: `level message key=value …`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and a traceback below it if there is one."""
+        told = " ".join(f"{key}={value}" for key, value in fields_of(record).items())
+        line = f"{record.levelname.lower()} {record.getMessage()} {told}".rstrip()
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
+    """Return what the record carries beside its message."""
+    fields: Mapping[str, Any] = getattr(record, "fields", {})
+    return fields
+
+
+def check_logging(style: str, level: str) -> None:
+    """Raise ConfigError for an unknown style or level."""
+    if style not in FORMATS:
+        raise ConfigError(f"log_format {style!r}; known: {', '.join(FORMATS)}")
+    if level not in LEVELS:
+        raise ConfigError(f"log_level {level!r}; known: {', '.join(LEVELS)}")
+
+
+def set_up_logging(style: str, level: str, stream: TextIO | None = None) -> logging.Handler:
+    """Send the package's records to `stream`, by default stderr, and return the handler, for `take_down`."""
+    check_logging(style, level)
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonLines() if style == "json" else TextLines())
+    package = logging.getLogger(ROOT)
+    package.addHandler(handler)
+    package.setLevel(level.upper())
+    return handler
+
+
+def take_down_logging(handler: logging.Handler) -> None:
+    """Undo `set_up_logging`."""
+    logging.getLogger(ROOT).removeHandler(handler)
+    handler.close()
