@@ -11,6 +11,7 @@
     │   └── BagError               a bag that is not there or cannot be read
     ├── ModelError                 a checkpoint cannot be loaded or does not fit
     │   ├── VocabularyMismatch     draft and target do not share one tokenizer
+    │   ├── OutOfMemory            an allocation failed; less at once may work
     │   └── GrammarError           a grammar that does not compile, or tokens that are not of it
     ├── CloudError                 the verifier cannot be used
     │   ├── CloudUnreachable       nobody answers (not started, wrong key, link cut)
@@ -70,6 +71,10 @@ class ModelError(VsdError):
 
 class VocabularyMismatch(ModelError):
     """Draft and target do not share one tokenizer, so token ids mean different things."""
+
+
+class OutOfMemory(ModelError):
+    """There was no memory for what was asked; less of it at once may work."""
 
 
 class GrammarError(ModelError):

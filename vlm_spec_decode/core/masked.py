@@ -6,11 +6,14 @@ knows of a grammar (design section 2). Knows grammars only through their port.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from vlm_spec_decode.core.errors import GrammarError
+from vlm_spec_decode.core import batch
+from vlm_spec_decode.core.batch import Query, Scored
+from vlm_spec_decode.core.errors import GrammarError, VsdError
 from vlm_spec_decode.core.ports import (
     ExitHook,
     Grammar,
@@ -40,6 +43,15 @@ class MaskedModel:
         """Start one answer. Raises ImageError if the image cannot be decoded."""
         context = self.inner.open(observation)
         return context if self.grammar is None else MaskedContext(context, Walk(self.grammar))
+
+    def score_batch(self, queries: Seq[Query]) -> list[Scored]:
+        """Score many contexts in one pass of the inner model, each masked by its own walk."""
+        if self.grammar is None:
+            return batch.score_batch(self.inner, queries)
+        shares = [_unmask(query) for query in queries]
+        inner = [share[0] for share in shares if not isinstance(share, VsdError)]
+        scored = iter(batch.score_batch(self.inner, inner))
+        return [share if isinstance(share, VsdError) else _mask(share[1], next(scored)) for share in shares]
 
 
 @dataclass(slots=True)
@@ -136,14 +148,32 @@ class MaskedContext:
 
         Raises GrammarError if `prefix` is not of the grammar or goes beyond its end.
         """
-        masks = self.walk.below(prefix, tokens, parents)
+        inner, masks = self.unmasked(Query(self, prefix, tokens, parents, on_exit))
+        return _apply(masks, self.inner.score(prefix, tokens, parents, on_exit=inner.on_exit))
+
+    def unmasked(self, query: Query) -> tuple[Query, list[Mask | None]]:
+        """Return a query of this context as the inner one takes it, and the masks of its rows.
+
+        Raises GrammarError as `score` does.
+        """
+        masks = self.walk.below(query.prefix, query.tokens, query.parents)
+        on_exit = query.on_exit
 
         def masked_exit(exit_layer: int, logits: Logits) -> None:
             if on_exit is not None:
                 on_exit(exit_layer, _apply(masks, logits))
 
         hook = None if on_exit is None else masked_exit
-        return _apply(masks, self.inner.score(prefix, tokens, parents, on_exit=hook))
+        return replace(query, context=self.inner, on_exit=hook), masks
+
+    @property
+    def kv_bytes(self) -> int:
+        """Pass on."""
+        return batch.kv_bytes(self.inner)
+
+    def forget(self) -> None:
+        """Pass on."""
+        batch.forget(self.inner)
 
     def forced(self, prefix: Tokens) -> Tokens:
         """Return the run of single legal tokens after `prefix`."""
@@ -152,6 +182,18 @@ class MaskedContext:
     def close(self) -> None:
         """Pass on."""
         self.inner.close()
+
+
+def _unmask(query: Query) -> tuple[Query, list[Mask | None]] | GrammarError:
+    assert isinstance(query.context, MaskedContext)
+    try:
+        return query.context.unmasked(query)
+    except GrammarError as error:
+        return error
+
+
+def _mask(masks: list[Mask | None], scored: Scored) -> Scored:
+    return scored if isinstance(scored, VsdError) else _apply(masks, scored)
 
 
 def _apply(masks: list[Mask | None], logits: Logits) -> Logits:

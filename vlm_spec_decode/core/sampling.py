@@ -94,3 +94,9 @@ def _nucleus(scores: Floats, top_p: float) -> npt.NDArray[np.intp]:
     order = np.argsort(-scores, kind="stable")
     mass = np.cumsum(np.exp(scores[order] - _logsumexp(scores)))
     return order[: int(np.searchsorted(mass, top_p)) + 1]
+
+
+def softmax_at(row: Row, token: int) -> float:
+    """Return the probability of `token` under the logits `row` [vocab], at temperature 1 and uncut."""
+    shifted = row.astype(np.float64) - float(row.max())
+    return float(np.exp(shifted[token]) / np.exp(shifted).sum())

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-
+from vlm_spec_decode.core.batch import Query
 from vlm_spec_decode.core.ports import Clock, ExitHook, Logits, ModelContext
 from vlm_spec_decode.core.rejection import RejectionRule
+from vlm_spec_decode.core.sampling import softmax_at
 from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.tree import SpeculationTree, Subtree
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, Draft, Early, Hint, Support, Tokens
@@ -158,10 +158,14 @@ class Session:
             return self.policy.extend(plan, self.helper)
         return plan
 
-    def run(self, plan: PassPlan, on_early: EarlyHook | None = None) -> Logits:
-        """Run `plan` on the target and return its logits [1 + n, vocab]."""
+    def query(self, plan: PassPlan, on_early: EarlyHook | None = None) -> Query:
+        """Return what `plan` asks of the target, for a pass that it may share with other answers."""
         hook = self._exit_hook(plan, on_early) if on_early and self.policy.wants_exits else None
-        return self.context.score(plan.prefix, plan.nodes.tokens, plan.nodes.parents, on_exit=hook)
+        return Query(self.context, plan.prefix, plan.nodes.tokens, plan.nodes.parents, hook)
+
+    def run(self, plan: PassPlan, on_early: EarlyHook | None = None) -> Logits:
+        """Run `plan` on the target by itself and return its logits [1 + n, vocab]."""
+        return self.query(plan, on_early).score()
 
     def complete(self, plan: PassPlan, logits: Logits, compute_s: float = 0.0) -> Commit:
         """Verify the pass and commit what is true; drafts that came meanwhile are re-rooted."""
@@ -239,12 +243,7 @@ class Session:
             verdict = self._verify(plan, logits, is_final=False)
             node, below = plan.nodes.named(verdict.row)
             token = verdict.tokens[-1] if below is None else below
-            confidence, request = _softmax_at(logits[verdict.row], verdict.tokens[-1]), self.request
+            confidence, request = softmax_at(logits[verdict.row], verdict.tokens[-1]), self.request
             on_early(Early(request.answer, request.epoch, plan.pass_id, exit_layer, node, token, confidence))
 
         return hook
-
-
-def _softmax_at(row: Logits, token: int) -> float:
-    shifted = row.astype(np.float64) - float(row.max())
-    return float(np.exp(shifted[token]) / np.exp(shifted).sum())

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.core.errors import ModelError, VsdError
 from vlm_spec_decode.core.ports import ExitHook, Logits
 from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.models.decoder import Decoder
+from vlm_spec_decode.models.failures import memory_named
+from vlm_spec_decode.models.share import ADVICE, Share, run_pass
 from vlm_spec_decode.models.slots import Index, SlotTable
+from vlm_spec_decode.models.strands import Strand
 
 MAX_DEAD_SLOTS = 64
 
@@ -70,7 +73,6 @@ class VlmContext:
         if not self._filled:
             self.score(())
 
-    @torch.inference_mode()
     def score(
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
@@ -80,21 +82,39 @@ class VlmContext:
         If it raises, the pass is undone and the context stays usable. Raises ModelError after
         `close` or for a token outside the vocabulary, ValueError for parents that are no tree.
         """
+        (scored,) = run_pass(self._decoder, (self.share(prefix, tokens, parents, on_exit),))
+        if isinstance(scored, VsdError):
+            raise scored
+        return scored
+
+    @torch.inference_mode()
+    def share(
+        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), on_exit: ExitHook | None = None
+    ) -> Share:
+        """Return what `score` asks of a pass; `run_pass` completes it. Raises as `score` does."""
         cache = self._open_cache((*prefix, *tokens))
         self._evict(prefix, cache)
         before = len(self._slots)
         rows = torch.tensor(self._slots.place(prefix, tokens, parents), device=self._decoder.device)
-        if self._filled < len(self._slots):
-            try:
-                self._forward(cache, rows, on_exit)
-            except BaseException:  # not handled, only undone: half a pass must not stay in the cache
-                self._undo(cache, before)
-                raise
-        return self._decoder.logits(self._decoder.depth, self._states[self._decoder.depth][rows])
+        with memory_named(ADVICE):
+            strand = self._strand(cache) if self._filled < len(self._slots) else None
+        return Share(self, rows, before, on_exit, strand, dict(self._states), len(self._slots) - self._filled)
 
     def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
         """Return (): weights alone force nothing (see `core.masked`)."""
         return ()
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the keys and values held now."""
+        layers = self._cache.layers if self._cache else []
+        held = [layer.keys for layer in layers if layer.is_initialized]
+        return 2 * sum(int(keys.nbytes) for keys in held)
+
+    def forget(self) -> None:
+        """Free the KV cache; the next `score` computes prompt and prefix again."""
+        if self._cache is not None:
+            self._cache, self._slots, self._states, self._filled = DynamicCache(), SlotTable(), {}, 0
 
     def close(self) -> None:
         """Free the KV cache. Idempotent."""
@@ -109,21 +129,21 @@ class VlmContext:
             raise ModelError(f"a token is outside the vocabulary of {self._decoder.vocab_size}")
         return self._cache
 
-    def _forward(self, cache: DynamicCache, rows: Tensor, on_exit: ExitHook | None) -> None:
-        """Compute every slot that has no KV yet, in one pass, together with the prompt if it is due."""
-        first, depth = self._filled, self._decoder.depth
-        embedded, positions = self._inputs(first)
-        states = dict(self._states)
-        for layer, computed in self._decoder.climb(
-            embedded, positions, self._mask(first, len(embedded)), cache
-        ):
-            fresh = computed[first - len(self._slots) :]  # of a prompt only its last row is ever asked for
-            states[layer] = torch.cat([states[layer], fresh]) if first else fresh
-            if on_exit is not None and layer != depth:
-                on_exit(layer, self._decoder.logits(layer, states[layer][rows]))
-        self._states, self._filled = states, len(self._slots)
+    def _strand(self, cache: DynamicCache) -> Strand:
+        """Return the rows of every slot that has no KV yet, together with the prompt if it is due."""
+        embedded, positions = self._inputs(self._filled)
+        return Strand(embedded, positions, self._mask(self._filled, len(embedded)), cache)
+
+    def keep(self, share: Share) -> None:
+        """A pass has ended: its states are this context's."""
         self.stats.passes += 1
-        self.stats.tokens += len(self._slots) - max(first, 1)
+        self.stats.tokens += len(self._slots) - max(self._filled, 1)
+        self._states, self._filled = share.states, len(self._slots)
+
+    def drop(self, share: Share) -> None:
+        """A pass has broken off: undo what it has added."""
+        if self._cache is not None:
+            self._undo(self._cache, share.before)
 
     def _inputs(self, first: int) -> tuple[Tensor, Tensor]:
         """Return embeddings [n, width] and positions [1, n] or [3, 1, n] of the slots from `first` on."""

@@ -8,15 +8,16 @@ per pass (about a fifth at these sizes) and lets early exits be read while the p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from vlm_spec_decode.core.ports import Logits
+from vlm_spec_decode.models.strands import Strand, attend_by_strands
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,9 @@ class Decoder:
     head: nn.Linear
     exits: Mapping[int, nn.Linear | None]
     vocab_size: int
+
+    def __post_init__(self) -> None:
+        attend_by_strands(self.stack)
 
     @property
     def depth(self) -> int:
@@ -54,24 +58,20 @@ class Decoder:
         embedded: Tensor = self.stack.embed_tokens(ids)
         return embedded
 
-    def climb(
-        self, embedded: Tensor, positions: Tensor, mask: Tensor | None, cache: DynamicCache
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Run the layers over `embedded` [n, width], extend `cache`, yield (layer, state [n, width]).
+    def climb(self, strands: Seq[Strand]) -> Iterator[tuple[int, list[Tensor]]]:
+        """Run the layers over all strands in one pass, extend their caches, yield (layer, states).
 
-        Yields at each exit layer while the rest is still to come, and at the end the normed final
-        state under `depth`. `positions` is [1, n], or [3, 1, n] with M-RoPE; `mask` is additive
-        [1, 1, n, past + n], or None when every row may see every column.
+        States are one tensor [n, width] per strand. Yields at each exit layer while the rest is still to
+        come, and at the end the normed final states under `depth`.
         """
-        hidden = embedded[None]
-        rotary = self.stack.rotary_emb(hidden, positions)
+        sizes = [len(strand.embedded) for strand in strands]
+        hidden = torch.cat([strand.embedded for strand in strands])[None]
+        rotary = self.stack.rotary_emb(hidden, torch.cat([strand.positions for strand in strands], dim=-1))
         for layer, block in enumerate(self.stack.layers, start=1):
-            hidden = block(
-                hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache, use_cache=True
-            )
+            hidden = block(hidden, position_embeddings=rotary, strands=strands)
             if layer in self.exits:
-                yield layer, hidden[0].to(self.device)
-        yield self.depth, self.stack.norm(hidden[0]).to(self.device)
+                yield layer, list(hidden[0].to(self.device).split(sizes))
+        yield self.depth, list(self.stack.norm(hidden[0]).to(self.device).split(sizes))
 
     def logits(self, layer: int, states: Tensor) -> Logits:
         """Return logits [n, vocab] of states [n, width] that `climb` yielded at `layer`."""

@@ -9,7 +9,7 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError
 
-from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.core.errors import ModelError, OutOfMemory
 
 LOADING_ADVICE = "dtype=bfloat16, quantize=int8 or bnb4, device=auto, or a smaller model"
 _MEMORY_WORDS = (
@@ -47,13 +47,13 @@ def named(name: str) -> Iterator[None]:
 
 @contextmanager
 def memory_named(advice: str = LOADING_ADVICE) -> Iterator[None]:
-    """Turn an allocation that fails into a ModelError that says what to try."""
+    """Turn an allocation that fails into OutOfMemory, which says what to try."""
     try:
         yield
     except (MemoryError, RuntimeError, ValueError, OSError) as error:
         if not _is_out_of_memory(error):
             raise
-        raise ModelError(f"out of memory: try {advice}") from error
+        raise OutOfMemory(f"out of memory: try {advice}") from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:

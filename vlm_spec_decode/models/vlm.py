@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import partial
 
+from vlm_spec_decode.core.batch import Query, Scored
+from vlm_spec_decode.core.errors import OutOfMemory, VsdError
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.models.codec import TokenizerCodec
 from vlm_spec_decode.models.context import VlmContext
 from vlm_spec_decode.models.decoder import Decoder
 from vlm_spec_decode.models.encoder import PromptEncoder
+from vlm_spec_decode.models.share import Share, run_pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +32,17 @@ class VlmModel:
         Raises ImageError if the image cannot be decoded, InstructionError if the prompt is too long.
         """
         return VlmContext(self.decoder, partial(self.encoder.embed, self.encoder.encode(observation)))
+
+    def score_batch(self, queries: Seq[Query]) -> list[Scored]:
+        """Score many contexts of this model in one pass (see `core.batch.BatchModel`)."""
+        return run_pass(self.decoder, [_share(query) for query in queries])
+
+
+def _share(query: Query) -> Share | VsdError:
+    assert isinstance(query.context, VlmContext)
+    try:
+        return query.context.share(query.prefix, query.tokens, query.parents, query.on_exit)
+    except OutOfMemory:
+        raise
+    except VsdError as error:
+        return error
