@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.train.checkpoint import exporting, load_checkpoint, save_checkpoint
 from vlm_spec_decode.train.config import TextConfig, TrainConfig
-from vlm_spec_decode.train.loop import new_trainee
 from vlm_spec_decode.train.text import new_text_trainee, run_text
+from vlm_spec_decode.train.trainee import new_trainee
 
-SMALL = TextConfig("draft", steps=6, batch=4, checkpoint_every=1)
+SMALL = TextConfig("draft", steps=6, batch=4, checkpoint_every=1, precision="float32")
 
 
 def state(value: float) -> dict[str, object]:
@@ -144,7 +144,7 @@ def train_in_a_process(out: Path, *options: str, memory_bytes: int = 0) -> subpr
         "if more: resource.setrlimit(resource.RLIMIT_AS, (used + more, used + more))\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
-    settings = ["--steps", "6", "--batch", "4", *options]
+    settings = ["--steps", "6", "--batch", "4", "--precision", "float32", *options]
     return subprocess.Popen(
         [sys.executable, "-c", code, "train", "draft", "--text", "--out", str(out), *settings],
         stdout=subprocess.DEVNULL,

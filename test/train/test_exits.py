@@ -20,11 +20,12 @@ from vlm_spec_decode.train.loop import run_train
 @pytest.fixture
 def config(frames: Path, tmp_path: Path) -> ExitsConfig:  # noqa: F811
     folder = tmp_path / "target"
-    run_train(TrainConfig("target", frames, folder, eye_steps=0, steps=20, batch=2, dialogues=2))
+    trained = TrainConfig("target", frames, folder, eye_steps=0, steps=12, batch=2, dialogues=2)
+    run_train(replace(trained, precision="float32"))
     return ExitsConfig(folder, frames, batches=8, batch=2, dialogues=2, steps=25)
 
 
-def test_exits_learn_and_leave_the_target_alone(config: ExitsConfig) -> None:
+def test_exits_learn_leave_the_target_alone_and_come_out_the_same_for_a_seed(config: ExitsConfig) -> None:
     before = load_file(config.target / "model.safetensors")
     run_exits(replace(config, steps=1))
     poor = json.loads((config.target / CALIBRATION_FILE).read_text())["layers"]
@@ -38,10 +39,6 @@ def test_exits_learn_and_leave_the_target_alone(config: ExitsConfig) -> None:
         assert figures[f"exit_{layer}_agrees"] == row["agrees"] == row["final_is_kth"][0]
         assert sum(b["share"] for b in row["by_confidence"]) == pytest.approx(1.0, abs=1e-3)
     assert sum(r["agrees"] for r in found.values()) > sum(r["agrees"] for r in poor.values())
-
-
-def test_the_same_seed_gives_the_same_exits(config: ExitsConfig) -> None:
-    run_exits(config)
     one = load_file(config.target / EXITS_FILE)
     run_exits(config)
     two = load_file(config.target / EXITS_FILE)

@@ -31,7 +31,7 @@ from vlm_spec_decode.train.teacher import MIN_PIXELS, Thing
 from vlm_spec_decode.train.text import new_text_trainee, run_text
 from vlm_spec_decode.train.text_evaluate import near, plan_figures
 
-SMALL = TextConfig("draft", steps=5, batch=4, checkpoint_every=1)
+SMALL = TextConfig("draft", steps=5, batch=4, checkpoint_every=1, precision="float32")
 
 VIEW = (
     Thing("chair", "red", 23.0, 2.04, 2.3, 900),

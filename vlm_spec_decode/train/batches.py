@@ -54,6 +54,10 @@ class Group:
     labels: torch.Tensor
     weights: torch.Tensor
 
+    def to(self, device: torch.device) -> Group:
+        """Return the same on `device`."""
+        return Group(*(getattr(self, name).to(device) for name in self.__slots__))
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -66,6 +70,12 @@ class Batch:
     patch_labels: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the same on `device`."""
+        groups = tuple(group.to(device) for group in self.groups)
+        tensors = (self.patch_labels, self.labels, self.weights)
+        return Batch(self.pixels.to(device), groups, *(tensor.to(device) for tensor in tensors))
 
 
 class Batcher:

@@ -40,7 +40,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return what was saved. Raises ModelError if the file is missing, truncated or no checkpoint."""
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError as error:
         raise ModelError(f"there is no checkpoint {path}") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:

@@ -10,6 +10,12 @@ import click
 
 FOLDER = click.Path(path_type=Path)
 PAIR = Path(__file__).parents[1] / "assets"
+DEVICE = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto is a GPU if there is one; else cpu, cuda, cuda:1.",
+)
 
 
 @click.group()
@@ -60,6 +66,14 @@ def _model_options(command: Any) -> Any:
         ),
         click.option("--seed", type=int, default=0, show_default=True),
         click.option("--threads", type=click.IntRange(1), default=1, show_default=True),
+        DEVICE,
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "float32", "bfloat16"]),
+            default="auto",
+            show_default=True,
+            help="Of the forward pass; auto measures which is faster here.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="End with one JSON line."),
     ]
     for option in reversed(options):
@@ -106,6 +120,7 @@ def _train(role: Any, text: bool, as_json: bool, **options: Any) -> None:
 @click.option("--steps", type=click.IntRange(1), default=1500, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@DEVICE
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON line.")
 def exits(as_json: bool, **options: Any) -> None:
     """Train and calibrate early exits for a finished target; the target itself stays as it is."""

@@ -26,6 +26,7 @@ from vlm_spec_decode.models.loader import EXITS_FILE
 from vlm_spec_decode.train.batches import Batch, Batcher
 from vlm_spec_decode.train.config import ExitsConfig
 from vlm_spec_decode.train.frames import open_frames
+from vlm_spec_decode.train.hardware import pick_device
 from vlm_spec_decode.train.network import group_outputs, image_features
 
 CALIBRATION_FILE = "exits.json"
@@ -46,7 +47,7 @@ def run_exits(config: ExitsConfig) -> dict[str, Any]:
     """Train and calibrate exits for the target in `config.target`; write them into its folder."""
     torch.set_num_threads(config.threads)
     network = LlavaForConditionalGeneration.from_pretrained(config.target, attn_implementation="sdpa")
-    network.eval().requires_grad_(False)
+    network.to(pick_device(config.device)).eval().requires_grad_(False)
     depth = len(network.model.language_model.layers)
     layers = tuple(sorted({round(share * depth) for share in config.shares}))
     tokenizer = AutoTokenizer.from_pretrained(config.target)
@@ -72,8 +73,9 @@ def _gather(network: Any, batches: Iterator[Batch], layers: tuple[int, ...]) -> 
     parts: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
     finals = []
     for batch in batches:
-        features = image_features(network, batch.pixels)
-        for group, output in group_outputs(network, features, batch, output_hidden_states=True):
+        moved = batch.to(network.device)
+        features = image_features(network, moved.pixels)
+        for group, output in group_outputs(network, features, moved, output_hidden_states=True):
             rows = group.labels >= 0
             for layer in layers:
                 parts[layer].append(output.hidden_states[layer][rows])
@@ -86,14 +88,14 @@ def _fit(network: Any, layer: int, states: States, config: ExitsConfig) -> nn.Li
     given, wanted = states.by_layer[layer].clone(), states.final.clone()
     width = given.shape[1]
     torch.manual_seed(config.seed)
-    adapter = nn.Linear(width, width)
+    adapter = nn.Linear(width, width, device=given.device)
     nn.init.zeros_(adapter.weight)
     nn.init.zeros_(adapter.bias)
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     rng = torch.Generator().manual_seed(config.seed)
     for _ in tqdm(range(config.steps), desc=f"exit {layer}", mininterval=5):
-        rows = torch.randint(len(given), (min(_ROWS, len(given)),), generator=rng)
+        rows = torch.randint(len(given), (min(_ROWS, len(given)),), generator=rng).to(given.device)
         logits = exit_logits(network, adapter, given[rows])
         soft = functional.cross_entropy(logits, wanted[rows].softmax(-1))
         hard = functional.cross_entropy(logits, wanted[rows].argmax(-1))
@@ -132,8 +134,8 @@ def _write(folder: Path, adapters: dict[int, nn.Linear], figures: dict[str, Any]
     """Write adapters and calibration beside the weights; each file is complete or the old one."""
     tensors = {}
     for layer, adapter in adapters.items():
-        tensors[f"layers.{layer}.weight"] = adapter.weight.half().contiguous()
-        tensors[f"layers.{layer}.bias"] = adapter.bias.half().contiguous()
+        tensors[f"layers.{layer}.weight"] = adapter.weight.half().cpu().contiguous()
+        tensors[f"layers.{layer}.bias"] = adapter.bias.half().cpu().contiguous()
     partial = folder / f"{EXITS_FILE}.partial"
     save_file(tensors, partial)
     partial.chmod(0o644)

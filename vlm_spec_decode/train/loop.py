@@ -13,7 +13,7 @@ import copy
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.batches import Batch, Batcher
 from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.frames import open_frames
-from vlm_spec_decode.train.network import EyeHeads, answer_loss, distil_loss, image_features, logits_of
+from vlm_spec_decode.train.hardware import Hardware, measured, pick_device
+from vlm_spec_decode.train.network import answer_loss, distil_loss, image_features, logits_of
+from vlm_spec_decode.train.trainee import Trainee, new_trainee
 
 WARM_UP = 200
 WHOLE_METRES = ("1", "2", "3", "4")
@@ -41,84 +43,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return tiny.build_tokenizer((*teacher.words(), *instructions.words(), ":", *WHOLE_METRES))
 
 
-@dataclass(slots=True)
-class Trainee:
-    """A model in training with everything that a checkpoint holds."""
-
-    model: LlavaForConditionalGeneration
-    heads: EyeHeads
-    optimizer: torch.optim.Optimizer
-    eye_step: int = 0
-    step: int = 0
-    seconds: float = 0.0
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint; the old one survives until the new one is complete. Raises ModelError."""
-        state = {
-            "model": self.model.state_dict(),
-            "heads": self.heads.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "counters": (self.eye_step, self.step, self.seconds),
-        }
-        files.save_checkpoint(state, path)
-
-    def load(self, path: Path) -> None:
-        """Take up a checkpoint. Raises ModelError."""
-        state = files.load_checkpoint(path)
-        with files.fitting(path):
-            rows = len(self.model.lm_head.weight)
-            grown = len(state["model"]["lm_head.weight"]) < rows
-            if grown:
-                _grow(state["model"], rows)
-            self.model.load_state_dict(state["model"])
-            self.heads.load_state_dict(state["heads"])
-            if not grown:
-                self.optimizer.load_state_dict(state["optimizer"])
-            self.eye_step, self.step, self.seconds = state["counters"]
-
-    def take_eye(self, path: Path) -> None:
-        """Take over the trained vision tower, and what reads it, of another model's checkpoint."""
-        state = files.load_checkpoint(path)
-        tower = "model.vision_tower."
-        with files.fitting(path):
-            found = {k.removeprefix(tower): v for k, v in state["model"].items() if k.startswith(tower)}
-            self.model.model.vision_tower.load_state_dict(found)
-            self.heads.load_state_dict(state["heads"])
-
-
-def _grow(weights: dict[str, torch.Tensor], rows: int) -> None:
-    """Give words that joined the vocabulary's end since a checkpoint the embedding of unknown words."""
-    for name, tensor in weights.items():
-        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
-            new = tensor[tiny.UNK_ID].expand(rows - len(tensor), -1)
-            weights[name] = torch.cat([tensor, new])
-
-
-def new_trainee(config: TrainConfig, vocab_size: int) -> Trainee:
-    """Build the model of the config's role, with random weights drawn from its seed."""
-    torch.manual_seed(config.seed)
-    make = tiny.target_config if config.role == "target" else tiny.draft_config
-    model = LlavaForConditionalGeneration._from_config(make(vocab_size), attn_implementation="sdpa")
-    model.float().train()
-    heads = EyeHeads(model.config.vision_config.hidden_size)
-    tower = list(model.model.vision_tower.parameters()) + list(heads.parameters())
-    ids = {id(p) for p in tower}
-    rest = [p for p in model.parameters() if id(p) not in ids]
-    groups = [{"params": tower, "name": "eye"}, {"params": rest, "name": "mouth"}]
-    optimizer = torch.optim.AdamW(groups, lr=config.peak_rate, betas=(0.9, 0.95), weight_decay=0.05)
-    return Trainee(model, heads, optimizer)
-
-
 def run_train(config: TrainConfig) -> dict[str, Any]:
     """Train one model, from its checkpoint if there is one, and export it. Returns the training record.
 
-    Raises ConfigError without frames, ModelError for a checkpoint that cannot be written or read.
+    Raises ConfigError without frames or for a device that is not here, ModelError for a checkpoint that
+    cannot be written or read.
     """
     torch.set_num_threads(config.threads)
     tok = tokenizer()
     frames = open_frames(config.data)
     batcher = Batcher(frames, tok, config.dialogues)
-    trainee = new_trainee(config, len(tok))
+    trainee = new_trainee(config, len(tok), pick_device(config.device))
     config.out.mkdir(parents=True, exist_ok=True)
     checkpoint = config.out / "checkpoint.pt"
     if checkpoint.exists():
@@ -128,9 +63,11 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
     if config.eye and not trainee.step:
         trainee.take_eye(config.eye)
     with memory_named(files.MEMORY_ADVICE):
-        _run(config, trainee, batcher, checkpoint)
+        hardware = choose_hardware(config, trainee, batcher)
+        _run(config, trainee, batcher, checkpoint, hardware)
     record: dict[str, Any] = {"config": {k: str(v) for k, v in asdict(config).items()}, "data": frames.digest}
     record |= {"eye_steps": trainee.eye_step, "steps": trainee.step, "seconds": round(trainee.seconds)}
+    record |= hardware.record()
     export(config.out, trainee.model, tok, record)
     return record
 
@@ -154,8 +91,29 @@ def export(
         (made / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _run(config: TrainConfig, trainee: Trainee, batcher: Batcher, checkpoint: Path) -> None:
-    guide = load_guide(config.distil) if config.distil else None
+def choose_hardware(config: TrainConfig, trainee: Trainee, batcher: Batcher) -> Hardware:
+    """Return where and how to train: as the config says, as the run began, or as one step's timing says."""
+    chosen = trainee.precision if config.precision == "auto" else config.precision
+    if chosen:
+        hardware = Hardware(trainee.device, chosen)
+    else:
+        batch = batcher.draw(np.random.default_rng([config.seed, 0x9EC]), config.batch).to(trainee.device)
+
+        def forward() -> torch.Tensor:
+            with torch.no_grad():
+                features = image_features(trainee.model, batch.pixels)
+            return answer_loss(logits_of(trainee.model, features, batch), batch)
+
+        hardware = measured(trainee.device, forward)
+        trainee.optimizer.zero_grad(set_to_none=True)
+    trainee.precision = hardware.precision
+    return hardware
+
+
+def _run(
+    config: TrainConfig, trainee: Trainee, batcher: Batcher, checkpoint: Path, hardware: Hardware
+) -> None:
+    guide = load_guide(config.distil, trainee.device) if config.distil else None
     log = (config.out / "log.jsonl").open("a")
     started_s, before_s = time.monotonic(), trainee.seconds
     figures: dict[str, float] = {}
@@ -172,7 +130,11 @@ def _run(config: TrainConfig, trainee: Trainee, batcher: Batcher, checkpoint: Pa
             batcher.draw(rng, 4 * config.batch, dialogues=1) if is_eye else batcher.draw(rng, config.batch)
         )
         _set_rates(config, trainee.optimizer, is_eye, number)
-        new = _eye_step(trainee, batch) if is_eye else _step(trainee, batch, batcher, guide)
+        batch = batch.to(trainee.device)
+        if is_eye:
+            new = _eye_step(trainee, batch, hardware)
+        else:
+            new = _step(trainee, batch, batcher, guide, hardware)
         figures = {k: 0.98 * figures.get(k, v) + 0.02 * v for k, v in new.items()}
         trainee.seconds = before_s + time.monotonic() - started_s
         if number % config.log_every == 0:
@@ -204,34 +166,40 @@ def _set_rates(config: TrainConfig, optimizer: torch.optim.Optimizer, is_eye: bo
         group["lr"] = rate * float(is_eye == (group["name"] == "eye"))
 
 
-def _eye_step(trainee: Trainee, batch: Batch) -> dict[str, float]:
-    loss = trainee.heads.loss(image_features(trainee.model, batch.pixels), batch.patch_labels)
+def _eye_step(trainee: Trainee, batch: Batch, hardware: Hardware) -> dict[str, float]:
+    with hardware.autocast():
+        loss = trainee.heads.loss(image_features(trainee.model, batch.pixels), batch.patch_labels)
     _update(trainee, loss)
     return {"eye_loss": loss.item()}
 
 
-def load_guide(folder: Path) -> LlavaForConditionalGeneration:
+def load_guide(folder: Path, device: torch.device) -> LlavaForConditionalGeneration:
     """Load the target that a draft learns from."""
     guide = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa")
-    return guide.eval().requires_grad_(False)
+    return guide.to(device).eval().requires_grad_(False)
 
 
 def _step(
-    trainee: Trainee, batch: Batch, batcher: Batcher, guide: LlavaForConditionalGeneration | None
+    trainee: Trainee,
+    batch: Batch,
+    batcher: Batcher,
+    guide: LlavaForConditionalGeneration | None,
+    hardware: Hardware,
 ) -> dict[str, float]:
-    with torch.no_grad():
-        features = image_features(trainee.model, batch.pixels)
-    logits = logits_of(trainee.model, features, batch)
-    if guide is None:
-        loss, labels = answer_loss(logits, batch), batch.labels
-    else:
-        with torch.inference_mode():
-            wanted = logits_of(guide, image_features(guide, batch.pixels), batch)
-        loss = distil_loss(logits, wanted.clone(), batch)
-        labels = wanted.argmax(-1)
+    with hardware.autocast():
+        with torch.no_grad():
+            features = image_features(trainee.model, batch.pixels)
+        logits = logits_of(trainee.model, features, batch)
+        if guide is None:
+            loss, labels = answer_loss(logits, batch), batch.labels
+        else:
+            with torch.inference_mode():
+                wanted = logits_of(guide, image_features(guide, batch.pixels), batch)
+            loss = distil_loss(logits, wanted.clone(), batch)
+            labels = wanted.argmax(-1)
     _update(trainee, loss)
-    right = (logits.argmax(-1) == labels).numpy()
-    telling = batcher.telling[labels.numpy()]
+    right = (logits.argmax(-1) == labels).cpu().numpy()
+    telling = batcher.telling[labels.cpu().numpy()]
     return {
         "loss": loss.item(),
         "telling": right[telling].mean(),

@@ -60,7 +60,7 @@ def group_outputs(
     cache = DynamicCache()
     language(
         inputs_embeds=model.model.multi_modal_projector(features),
-        position_ids=torch.arange(NUM_IMAGE_TOKENS)[None],
+        position_ids=torch.arange(NUM_IMAGE_TOKENS, device=features.device)[None],
         past_key_values=cache,
         use_cache=True,
     )
@@ -68,11 +68,12 @@ def group_outputs(
         past = DynamicCache()
         for number, layer in enumerate(cache.layers):
             past.update(layer.keys[group.images], layer.values[group.images], number)
+        behind = torch.arange(group.tokens.shape[1], device=features.device)
         yield (
             group,
             language(
                 inputs_embeds=language.embed_tokens(group.tokens),
-                position_ids=NUM_IMAGE_TOKENS + torch.arange(group.tokens.shape[1])[None],
+                position_ids=NUM_IMAGE_TOKENS + behind[None],
                 past_key_values=past,
                 use_cache=True,
                 **options,

@@ -123,8 +123,10 @@ def own_answers(guide: LlamaForCausalLM, prompts: list[list[int]], is_sample: bo
     if not prompts:
         return []
     width = max(len(p) for p in prompts)
+    device = guide.device
     ids = torch.tensor([[tiny.PAD_ID] * (width - len(p)) + p for p in prompts])
     chosen = {"do_sample": True, "temperature": 1.0, "top_k": 0} if is_sample else {"do_sample": False}
     mask = (torch.arange(width) >= torch.tensor([[width - len(p)] for p in prompts])).long()
+    ids, mask = ids.to(device), mask.to(device)
     said = guide.generate(ids, attention_mask=mask, max_new_tokens=MAX_ANSWER, **chosen)[:, width:].tolist()
     return [row[: row.index(tiny.EOS_ID) + 1] if tiny.EOS_ID in row else row for row in said]

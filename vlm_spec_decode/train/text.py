@@ -30,9 +30,11 @@ from vlm_spec_decode.train.checkpoint import (
     save_checkpoint,
 )
 from vlm_spec_decode.train.config import TextConfig
+from vlm_spec_decode.train.hardware import Hardware, Precision, measured, pick_device
 from vlm_spec_decode.train.loop import tokenizer
 from vlm_spec_decode.train.network import answer_loss, distil_loss
 from vlm_spec_decode.train.talks import GuidedTalks, Talks
+from vlm_spec_decode.train.trainee import CPU
 
 WARM_SHARE = 0.05
 """Of all steps, so many bring the learning rate up."""
@@ -46,11 +48,13 @@ class TextTrainee:
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
+    precision: Precision | None = None
 
     def save(self, path: Path) -> None:
         """Write a checkpoint. Raises ModelError."""
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        save_checkpoint(state | {"counters": (self.step, self.seconds)}, path)
+        state |= {"counters": (self.step, self.seconds), "precision": self.precision}
+        save_checkpoint(state, path)
 
     def load(self, path: Path) -> None:
         """Take up a checkpoint. Raises ModelError."""
@@ -59,6 +63,7 @@ class TextTrainee:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds = state["counters"]
+            self.precision = state.get("precision", "float32")
 
 
 def run_text(config: TextConfig) -> dict[str, Any]:
@@ -68,32 +73,48 @@ def run_text(config: TextConfig) -> dict[str, Any]:
     """
     torch.set_num_threads(config.threads)
     tok = tokenizer()
-    trainee = new_text_trainee(config, len(tok))
+    device = pick_device(config.device)
+    trainee = new_text_trainee(config, len(tok), device)
     config.out.mkdir(parents=True, exist_ok=True)
     checkpoint = config.out / "checkpoint.pt"
     if checkpoint.exists():
         trainee.load(checkpoint)
-    guide = _load_guide(config.distil) if config.distil else None
+    guide = _load_guide(config.distil, device) if config.distil else None
     drawn = Talks(tok, config.batch, config.seed)
     talks = GuidedTalks(drawn, guide) if guide else drawn
     with memory_named(MEMORY_ADVICE):
-        figures = _run(config, trainee, talks, checkpoint)
+        hardware = choose_hardware(config, trainee, drawn, device)
+        figures = _run(config, trainee, talks, checkpoint, hardware)
     settings = {k: str(v) for k, v in asdict(config).items() if k not in {"out", "start", "distil"}}
-    record = {"config": settings, "data": talks.digest, "steps": trainee.step}
+    record = {"config": settings, "data": talks.digest, "steps": trainee.step} | hardware.record()
     record |= {"seconds": round(trainee.seconds), "last_running_means": figures}
     record |= {name: path.name for name in ("start", "distil") if (path := getattr(config, name))}
     _export(config.out, trainee.model, tok, record)
     return record
 
 
-def new_text_trainee(config: TextConfig, vocab_size: int) -> TextTrainee:
-    """Build the model of the config's role, with random weights drawn from its seed."""
+def choose_hardware(config: TextConfig, trainee: TextTrainee, talks: Talks, device: torch.device) -> Hardware:
+    """Return where and how to train: as the config says, as the run began, or as one step's timing says."""
+    chosen = trainee.precision if config.precision == "auto" else config.precision
+    if chosen:
+        hardware = Hardware(device, chosen)
+    else:
+        batch = talks.batch(1).to(device)
+        hardware = measured(device, lambda: answer_loss(text_logits(trainee.model, batch), batch))
+        trainee.optimizer.zero_grad(set_to_none=True)
+    trainee.precision = hardware.precision
+    return hardware
+
+
+def new_text_trainee(config: TextConfig, vocab_size: int, device: torch.device = CPU) -> TextTrainee:
+    """Build the model of the config's role on `device`, with random weights drawn from its seed."""
     torch.manual_seed(config.seed)
     make = tiny.text_target_config if config.role == "target" else tiny.text_draft_config
     model = LlamaForCausalLM._from_config(make(vocab_size), attn_implementation="sdpa")
     model.float().train()
     if config.start:
         take_language(model, config.start)
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), config.peak_rate, (0.9, 0.98), weight_decay=0.05)
     return TextTrainee(model, optimizer)
 
@@ -118,7 +139,11 @@ def text_logits(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
 
 
 def _run(
-    config: TextConfig, trainee: TextTrainee, talks: Talks | GuidedTalks, checkpoint: Path
+    config: TextConfig,
+    trainee: TextTrainee,
+    talks: Talks | GuidedTalks,
+    checkpoint: Path,
+    hardware: Hardware,
 ) -> dict[str, float]:
     started_s, before_s = time.monotonic(), trainee.seconds
     figures: dict[str, float] = {}
@@ -132,7 +157,7 @@ def _run(
             mininterval=5,
         ):
             _set_rate(config, trainee.optimizer, number)
-            new = _step(trainee, talks, number)
+            new = _step(trainee, talks, number, hardware)
             figures = {k: 0.98 * figures.get(k, v) + 0.02 * v for k, v in new.items()}
             trainee.step, trainee.seconds = number, before_s + time.monotonic() - started_s
             if number % config.log_every == 0:
@@ -144,20 +169,23 @@ def _run(
     return _rounded(figures)
 
 
-def _step(trainee: TextTrainee, talks: Talks | GuidedTalks, number: int) -> dict[str, float]:
-    batch = talks.batch(number)
-    logits = text_logits(trainee.model, batch)
-    if isinstance(talks, Talks):
-        loss, labels = answer_loss(logits, batch), batch.labels
-    else:
-        with torch.no_grad():
-            wanted = text_logits(talks.guide, batch)
-        loss, labels = distil_loss(logits, wanted, batch), wanted.argmax(-1)
+def _step(
+    trainee: TextTrainee, talks: Talks | GuidedTalks, number: int, hardware: Hardware
+) -> dict[str, float]:
+    batch = talks.batch(number).to(hardware.device)
+    with hardware.autocast():
+        logits = text_logits(trainee.model, batch)
+        if isinstance(talks, Talks):
+            loss, labels = answer_loss(logits, batch), batch.labels
+        else:
+            with torch.no_grad():
+                wanted = text_logits(talks.guide, batch)
+            loss, labels = distil_loss(logits, wanted, batch), wanted.argmax(-1)
     trainee.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), 1.0)
     trainee.optimizer.step()
-    right, told = (logits.argmax(-1) == labels).float(), talks.telling[labels]
+    right, told = (logits.argmax(-1) == labels).float().cpu(), talks.telling[labels.cpu()]
     return {"loss": loss.item(), "telling": right[told].mean().item(), "rest": right[~told].mean().item()}
 
 
@@ -167,9 +195,9 @@ def _set_rate(config: TextConfig, optimizer: torch.optim.Optimizer, number: int)
         group["lr"] = config.peak_rate * min(1.0, number / (WARM_SHARE * config.steps), max(0.02, left))
 
 
-def _load_guide(folder: Path) -> LlamaForCausalLM:
+def _load_guide(folder: Path, device: torch.device) -> LlamaForCausalLM:
     guide = LlamaForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
-    return guide.eval().requires_grad_(False)
+    return guide.to(device).eval().requires_grad_(False)
 
 
 def _export(

@@ -1,0 +1,96 @@
+"""A VLM in training: model, the eye's teacher and optimizer, and the checkpoint that holds them all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from vlm_spec_decode.models import tiny
+from vlm_spec_decode.train import checkpoint as files
+from vlm_spec_decode.train.config import TrainConfig
+from vlm_spec_decode.train.hardware import Precision
+from vlm_spec_decode.train.network import EyeHeads
+
+CPU = torch.device("cpu")
+
+
+@dataclass(slots=True)
+class Trainee:
+    """A model in training with everything that a checkpoint holds.
+
+    `precision` is that of its steps so far, None before the first: a run that is resumed keeps it.
+    """
+
+    model: LlavaForConditionalGeneration
+    heads: EyeHeads
+    optimizer: torch.optim.Optimizer
+    eye_step: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    precision: Precision | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.heads.linear.weight.device
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; the old one survives until the new one is complete. Raises ModelError."""
+        state = {
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "counters": (self.eye_step, self.step, self.seconds),
+            "precision": self.precision,
+        }
+        files.save_checkpoint(state, path)
+
+    def load(self, path: Path) -> None:
+        """Take up a checkpoint. Raises ModelError."""
+        state = files.load_checkpoint(path)
+        with files.fitting(path):
+            rows = len(self.model.lm_head.weight)
+            grown = len(state["model"]["lm_head.weight"]) < rows
+            if grown:
+                _grow(state["model"], rows)
+            self.model.load_state_dict(state["model"])
+            self.heads.load_state_dict(state["heads"])
+            if not grown:
+                self.optimizer.load_state_dict(state["optimizer"])
+            self.eye_step, self.step, self.seconds = state["counters"]
+            self.precision = state.get("precision", "float32")
+
+    def take_eye(self, path: Path) -> None:
+        """Take over the trained vision tower, and what reads it, of another model's checkpoint."""
+        state = files.load_checkpoint(path)
+        tower = "model.vision_tower."
+        with files.fitting(path):
+            found = {k.removeprefix(tower): v for k, v in state["model"].items() if k.startswith(tower)}
+            self.model.model.vision_tower.load_state_dict(found)
+            self.heads.load_state_dict(state["heads"])
+
+
+def _grow(weights: dict[str, torch.Tensor], rows: int) -> None:
+    """Give words that joined the vocabulary's end since a checkpoint the embedding of unknown words."""
+    for name, tensor in weights.items():
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+            new = tensor[tiny.UNK_ID].expand(rows - len(tensor), -1)
+            weights[name] = torch.cat([tensor, new])
+
+
+def new_trainee(config: TrainConfig, vocab_size: int, device: torch.device = CPU) -> Trainee:
+    """Build the model of the config's role on `device`, with random weights drawn from its seed."""
+    torch.manual_seed(config.seed)
+    make = tiny.target_config if config.role == "target" else tiny.draft_config
+    model = LlavaForConditionalGeneration._from_config(make(vocab_size), attn_implementation="sdpa")
+    heads = EyeHeads(model.config.vision_config.hidden_size).to(device)
+    model.float().train().to(device)
+    tower = list(model.model.vision_tower.parameters()) + list(heads.parameters())
+    ids = {id(p) for p in tower}
+    rest = [p for p in model.parameters() if id(p) not in ids]
+    groups = [{"params": tower, "name": "eye"}, {"params": rest, "name": "mouth"}]
+    optimizer = torch.optim.AdamW(groups, lr=config.peak_rate, betas=(0.9, 0.95), weight_decay=0.05)
+    return Trainee(model, heads, optimizer)
