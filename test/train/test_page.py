@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from vlm_spec_decode.sim.scene import Pose2D
 from vlm_spec_decode.train.instructions import Goal
 from vlm_spec_decode.train.judging import Episode
 from vlm_spec_decode.train.page import write_page
@@ -23,3 +28,13 @@ def test_the_page_has_figures_bars_and_failures(tmp_path: Path) -> None:
     assert page.count('fill="#3572b0"') == 2
     assert ">100%<" in page
     assert ">0%<" in page
+
+
+def test_a_way_is_held_against_the_straight_one() -> None:
+    path = [Pose2D(0.0, 0.0, 0.0), Pose2D(0.0, 1.5, 0.0), Pose2D(2.0, 1.5, 0.0)]
+    ended = Episode(Task(7, "go to", Goal("", "goto", "")), path=path, first_distance_m=3.0, distance_m=0.5)
+    assert ended.way_over_straight == pytest.approx(3.5 / 2.5)
+    assert ended.summary()["way_over_straight"] == 1.4
+    assert replace(ended, distance_m=2.8).way_over_straight is None
+    assert replace(ended, first_distance_m=math.nan).way_over_straight is None
+    assert replace(ended, task=Task(8, "face", Goal("", "face", ""))).way_over_straight is None

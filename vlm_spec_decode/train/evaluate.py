@@ -135,7 +135,7 @@ def episode_figures(episodes: list[Episode]) -> dict[str, Any]:
     """Share of episodes in which the robot did what it was told, in all and by kind of instruction."""
     count = len(episodes)
     new = [e.success for e in episodes if e.task.is_held_out_pair]
-    ways = [e.travelled_m for e in episodes if e.success and e.task.kind == "go to"]
+    ways = [ratio for e in episodes if e.success and (ratio := e.way_over_straight) is not None]
     return {
         "episodes": count,
         "success": sum(e.success for e in episodes) / count,
@@ -145,7 +145,8 @@ def episode_figures(episodes: list[Episode]) -> dict[str, Any]:
         "collisions_per_100": 100 * sum(e.collisions > 0 for e in episodes) / count,
         "declined_a_proper_one": sum(e.declined and not e.success for e in episodes) / count,
         "answers_mean": float(np.mean([len(e.answers) for e in episodes])),
-        "go_to_travelled_m_mean": float(np.mean(ways)) if ways else None,
+        "way_over_straight_median": float(np.median(ways)) if ways else None,
+        "way_over_straight_p90": float(np.quantile(ways, 0.9)) if ways else None,
         "failed_seeds": [e.task.seed for e in episodes if not e.success],
     }
 

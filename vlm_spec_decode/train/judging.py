@@ -24,6 +24,11 @@ STAYED_M = 0.3
 MOVED_M, MOVED_DEG = 0.15, 5.0
 """Allowed errors of a plain motion."""
 
+MIN_WAY_M = 0.5
+"""Of shorter ways the ratio says nothing."""
+
+APPROACHES = ("go to", "stop before", "go and act", "nearest or outermost", "behind")
+
 
 @dataclass(slots=True)
 class Episode:
@@ -36,6 +41,7 @@ class Episode:
     status: str = "running"
     reason: str = ""
     collisions: int = 0
+    first_distance_m: float = math.nan
     distance_m: float = math.nan
     bearing_deg: float = math.nan
     item: SceneObject | None = None
@@ -46,6 +52,18 @@ class Episode:
         """Length of the path."""
         steps = zip(self.path, self.path[1:], strict=False)
         return sum(math.hypot(b.x_m - a.x_m, b.y_m - a.y_m) for a, b in steps)
+
+    @property
+    def way_over_straight(self) -> float | None:
+        """Length of the path over the straight line to where the robot stopped before the thing.
+
+        None for another kind of instruction or a way that is too short. The straight line goes through
+        whatever stands on it, so 1 is a bound, not always a way.
+        """
+        straight_m = self.first_distance_m - self.distance_m
+        if self.task.kind not in APPROACHES or not straight_m >= MIN_WAY_M:
+            return None
+        return self.travelled_m / straight_m
 
     @property
     def declined(self) -> bool:
@@ -66,6 +84,7 @@ class Episode:
             "held_out_pair": task.is_held_out_pair,
             "distance_m": None if math.isnan(self.distance_m) else round(self.distance_m, 3),
             "travelled_m": round(self.travelled_m, 2),
+            "way_over_straight": None if (ratio := self.way_over_straight) is None else round(ratio, 3),
         } | {key: getattr(self, key) for key in keys}
 
 

@@ -62,6 +62,8 @@ class Stage:
         steps = FOLLOW_STEPS if task.kind == "follow" else max_answers
         mission = Mission(task.goal.text, steps)
         episode = Episode(task, path=[world.pose])
+        if task.thing:
+            episode.first_distance_m = world.distance_to(task.thing)
         while mission.is_running:
             self._step(episode, mission, executor)
             episode.path.append(world.pose)
