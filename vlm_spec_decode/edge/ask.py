@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ from vlm_spec_decode.edge.mission import check_instruction
 from vlm_spec_decode.edge.setup import EdgeSettings, bring_up
 from vlm_spec_decode.models.prompt import with_scene
 
+TEXT_DRAFT, TEXT_TARGET = "shipped:text_draft", "shipped:text_target"
+"""The language-only pair that ships."""
+
 
 @dataclass(frozen=True, slots=True)
 class AskConfig:
     """What to ask, and of whom.
 
-    `scene_text` says what there is to see, to a language-only pair that the settings name.
+    `scene_text` says what there is to see, to a language-only pair: that of the settings, else the shipped one.
     """
 
     instruction: str
@@ -35,15 +38,16 @@ def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict
 
     Raises ConfigError for an image and a scene in words at once, and what `bring_up` raises.
     """
-    instruction = check_instruction(config.instruction)
+    instruction, settings = check_instruction(config.instruction), config.settings
     if config.scene_text:
         if config.image:
             raise ConfigError("an image and a scene in words: a pair either sees or is told")
-        if not config.settings.draft:
-            raise ConfigError("a scene in words is for a language-only pair, named with --draft and --target")
+        settings = replace(
+            settings, draft=settings.draft or TEXT_DRAFT, target=settings.target or TEXT_TARGET
+        )
         instruction = check_instruction(with_scene(config.scene_text, instruction))
     image = load_image(config.image) if config.image else None
-    runtime = bring_up(config.settings)
+    runtime = bring_up(settings)
     try:
         shown, actions = "", []
         for update in runtime.engine.answer(Observation(image, instruction, config.history)):
