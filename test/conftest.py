@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,21 @@ os.environ.setdefault("MUJOCO_GL", "osmesa")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 os.environ["ROS_DOMAIN_ID"] = str(60 + WORKER)
+
+ALONE = {
+    *("ros", "robot", "demo", "net", "transport", "bridge", "cloud"),
+    *("test_cli.py", "test_docs.py", "test_executor_threads.py", "test_executor_robots.py"),
+}
+"""Folders and files whose tests start processes, open sockets or live in wall-clock time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what must not run beside another test: a machine that starves it would fail it."""
+    here = Path(__file__).parent
+    for item in items:
+        parts = item.path.relative_to(here).parts
+        if ALONE & set(parts) or any(item.get_closest_marker(name) for name in ("dds", "ros", "net", "slow")):
+            item.add_marker(pytest.mark.alone)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ TEXT_DRAFT, TEXT_TARGET = "shipped:text_draft", "shipped:text_target"
 class AskConfig:
     """What to ask, and of whom.
 
-    `scene_text` says what there is to see, to a language-only pair: that of the settings, else the shipped one.
+    `scene_text` says what there is to see, to the settings' language-only pair, else to the shipped one.
     """
 
     instruction: str
