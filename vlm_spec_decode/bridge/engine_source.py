@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from rclpy.node import Node
@@ -12,6 +13,7 @@ from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
 from vlm_spec_decode.edge.client import Timing
 from vlm_spec_decode.edge.engine import Engine
+from vlm_spec_decode.edge.facts import run_facts
 from vlm_spec_decode.edge.fallback import DraftModel
 from vlm_spec_decode.edge.setup import EdgeRuntime, EdgeSettings, bring_up
 
@@ -84,6 +86,10 @@ class EdgeEngineSource:
     def draft(self) -> Engine:
         """Return the draft alone as an engine. Raises ModelError."""
         return self._model.alone()
+
+    def facts(self) -> str:
+        """Return the JSON of what decides the tokens of the engine that is up; "" without one."""
+        return json.dumps(run_facts(self._settings, self._runtime)) if self._runtime else ""
 
     def close(self) -> None:
         """Leave the cloud. Idempotent."""

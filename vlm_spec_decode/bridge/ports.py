@@ -60,6 +60,10 @@ class EngineSource(Protocol):
         """Return an engine that is the draft model alone, without a cloud. Raises ModelError."""
         ...
 
+    def facts(self) -> str:
+        """Return the JSON of what decides the tokens of the engine that is up; "" without one."""
+        ...
+
     def close(self) -> None:
         """Leave the cloud. Idempotent."""
         ...

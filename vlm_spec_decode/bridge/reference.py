@@ -78,6 +78,7 @@ CHANNELS: Mapping[str, tuple[Channel, ...]] = {
             vlm__answer="JSON: a finished answer, with its frame's stamp.",
             vlm__answer__partial="The committed text so far.",
             vlm__trace="JSON: figures of an answer and of its rounds.",
+            vlm__run="JSON: settings and models that decide the tokens; transient local.",
             vlm__status="JSON: state of mission and link; transient local.",
         ),
         Channel("serves", "vlm/approve", "std_srvs/srv/SetBool", "Yes or no to the plan that is shown."),

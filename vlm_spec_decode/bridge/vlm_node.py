@@ -45,13 +45,15 @@ class VlmNode:
     """Runs missions.
 
     Hears `vlm/instruction`, `vlm/request`, `vlm/withdraw`, `vlm/plan/status` and the camera; says `vlm/plan`,
-    `vlm/answer`, `vlm/answer/partial`, `vlm/trace`, `vlm/status` and `/diagnostics`; serves `vlm/approve`.
+    `vlm/answer`, `vlm/answer/partial`, `vlm/trace`, `vlm/run`, `vlm/status` and `/diagnostics`; serves
+    `vlm/approve`.
     """
 
     def __init__(
         self, node: Node, source: EngineSource, clock: Clock, on_failure: Callable[[VsdError], None]
     ) -> None:
         self._node = node
+        self._source = source
         self._stamps = Stamps(node, clock)
         self._parameters = Parameters(node, PARAMETERS)
         self._feed = MissionFeed(clock)
@@ -210,6 +212,8 @@ class VlmNode:
             self._voice.answer(report)
         else:
             self._voice.status(report)
+            if report.state == "ready":
+                self._voice.run(self._source.facts())
             if report.state in ENDED:
                 self._ended(report)
 

@@ -30,6 +30,7 @@ class VlmVoice:
         self._partials = node.create_publisher(String, "vlm/answer/partial", COMMAND)
         self._plans = node.create_publisher(String, "vlm/plan", COMMAND)
         self._traces = node.create_publisher(String, "vlm/trace", COMMAND)
+        self._runs = node.create_publisher(String, "vlm/run", LATCHED)
         self._statuses = node.create_publisher(String, "vlm/status", LATCHED)
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
 
@@ -67,6 +68,10 @@ class VlmVoice:
         self._last = report
         self._answers.publish(String(data=report.to_json()))
         self._traces.publish(String(data=report.trace_json()))
+
+    def run(self, facts: str) -> None:
+        """Publish what decides the tokens from now on."""
+        self._runs.publish(String(data=facts))
 
     def status(self, status: MissionStatus, *, aside: bool = False) -> None:
         """Publish a status; `aside` for one that is not about the mission under way."""

@@ -5,6 +5,7 @@ Messages come in as the bytes that travelled, so that a bag holds exactly those.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from vlm_spec_decode.bridge.convert import from_compressed
 from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.sim.scene import Pose2D
 
 INSTRUCTION = "/vlm/instruction"
 TEXTS = ("/vlm/answer", "/vlm/answer/partial", "/vlm/plan", "/vlm/plan/status", "/vlm/trace")
@@ -41,7 +43,7 @@ class Listener:
         self._heard = heard
         self._said = said
         self.frames: OrderedDict[float, Image] = OrderedDict()
-        self.has_odometry = False
+        self.poses: dict[float, Pose2D] = {}
         self._context = rclpy.Context()
         rclpy.init(context=self._context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
         self._node = rclpy.create_node("vsd_demo", context=self._context)
@@ -52,6 +54,7 @@ class Listener:
             self._subscribe(String, topic, COMMAND)
         self._subscribe(String, INSTRUCTION, COMMAND)
         self._subscribe(String, "/vlm/status", LATCHED)
+        self._subscribe(String, "/vlm/run", LATCHED)
         self._subscribe(CompressedImage, FRAMES, qos_profile_sensor_data)
         self._subscribe(CameraInfo, "/camera/camera_info", qos_profile_sensor_data)
         self._subscribe(Odometry, "/odom", 20)
@@ -77,7 +80,16 @@ class Listener:
             if len(self.frames) > KEPT_FRAMES:
                 self.frames.popitem(last=False)
         elif kind is Odometry:
-            self.has_odometry = True
+            message = deserialize_message(data, Odometry)
+            stamp, pose = message.header.stamp, message.pose.pose
+            # The body stands level, so half the yaw is all that its quaternion holds.
+            yaw_rad = 2 * math.atan2(pose.orientation.z, pose.orientation.w)
+            self.poses[stamp.sec + stamp.nanosec / 1e9] = Pose2D(pose.position.x, pose.position.y, yaw_rad)
+
+    @property
+    def has_odometry(self) -> bool:
+        """Whether the robot has said where it is."""
+        return bool(self.poses)
 
     def spin(self, duration_s: float) -> None:
         """Take in what arrives for about `duration_s`."""

@@ -68,7 +68,7 @@ def run(config: DemoConfig, say: Say) -> dict[str, Any]:
         generate(keys)
         stage_config = _stage_config(config, keys, Path(private) / "truth.json", scene)
         with Stage(stage_config, WallClock(), random.Random(), say) as stage:
-            story, truth, again = _mission(stage, config, instruction)
+            story, truth, again = _mission(stage, config, instruction, scene)
     say("drawing the pictures")
     target = named_object(instruction, scene)
     artifacts = _artifacts(config.out, instruction, scene, story, truth, target, stage)
@@ -85,14 +85,16 @@ def _stage_config(config: DemoConfig, keys: Path, truth: Path, scene: Scene) -> 
 
 
 def _mission(
-    stage: Stage, config: DemoConfig, instruction: str
+    stage: Stage, config: DemoConfig, instruction: str, scene: Scene
 ) -> tuple[Story, Truth, dict[int, dict[str, Any]]]:
     stage.set_up()
     story = stage.play(instruction, config.timeout_s)
     stage.say("decoding the same answers again with autoregressive")
     settings = EdgeSettings(cloud=stage.address, keys=stage.config.keys, seed=config.seed, link=stage.link)
     again = decode_again(settings, instruction, story.steps, stage.frames) if story.steps else {}
-    return story, stage.clear(), again
+    truth = stage.clear()
+    stage.label(scene, instruction, story)
+    return story, truth, again
 
 
 def _artifacts(

@@ -12,6 +12,9 @@ from rosbags.typesys import Stores, TypesysError, get_typestore
 from vlm_spec_decode.core.errors import ConfigError
 
 BAG_VERSION = 9
+STRING = "std_msgs/msg/String"
+FACTS = "/vlm/run"
+"""End of the topic on which a run says what decides its tokens; metadata.yaml repeats it."""
 
 
 class Recording:
@@ -41,6 +44,17 @@ class Recording:
         """Add one serialised message."""
         self.announce(topic, kind)
         self._writer.write(self._connections[topic], at_ns, data)
+        if topic.endswith(FACTS) and kind == STRING:
+            self.note("vlm_run", self._types.deserialize_cdr(data, STRING).data)
+
+    def write_text(self, topic: str, text: str, at_ns: int) -> None:
+        """Add a String of our own."""
+        message = self._types.types[STRING](text)
+        self.write(topic, STRING, bytes(self._types.serialize_cdr(message, STRING)), at_ns)
+
+    def note(self, key: str, text: str) -> None:
+        """Add to the custom data of metadata.yaml."""
+        self._writer.set_custom_data(key, text)
 
     def close(self) -> None:
         """Complete the bag. Idempotent."""

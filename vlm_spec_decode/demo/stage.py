@@ -14,10 +14,12 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudUnreachable, ProcessEnded, RobotUnreachable
 from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
 from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.demo.labels import labels
 from vlm_spec_decode.demo.listen import Listener
 from vlm_spec_decode.demo.processes import Process, Processes
 from vlm_spec_decode.demo.recording import Recording
 from vlm_spec_decode.demo.story import Story
+from vlm_spec_decode.sim.scene import Scene
 from vlm_spec_decode.sim.server_truth import Truth
 
 NODES = ("camera", "locomotion", "vlm")
@@ -64,6 +66,7 @@ class Stage:
         self._ros_domain = rng.choice(ROS_DOMAINS)
         self._listener: Listener | None = None
         self._bag = Recording(config.out / "bag")
+        self._bag.note("vsd_demo", json.dumps({"room": config.room, "seed": config.seed}))
         environment = {
             "ROS_DOMAIN_ID": str(self._ros_domain),
             "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
@@ -164,6 +167,7 @@ class Stage:
         if self._listener is None:
             raise ProcessEnded("vlm_node", 1, "not started")
         self.say(f'instruction: "{instruction}"')
+        self._story = Story(link=self._story.link)
         self._story.give(self._clock.now())
         self._listener.instruct(instruction)
         until_s = self._clock.now() + timeout_s
@@ -173,6 +177,15 @@ class Stage:
             self.say(f"the mission has not ended within {timeout_s:.0f} s; stopping the robot")
         self._listener.spin(SETTLE_S)
         return self._story
+
+    def label(self, scene: Scene, instruction: str, story: Story) -> int:
+        """Add what the teacher would have answered to the bag; return how many answers have a label."""
+        if self._listener is None:
+            return 0
+        found = labels(scene, instruction, story.steps, self._listener.poses)
+        for stamp_s, text in found:
+            self._bag.write_text("/vlm/label", text, round(stamp_s * 1e9))
+        return len(found)
 
     def clear(self) -> Truth:
         """End the nodes, which stops the robot, then simulator and cloud; return what really happened."""

@@ -59,12 +59,12 @@ class EdgeSettings:
 
 @dataclass(slots=True)
 class EdgeRuntime:
-    """An engine that is up, and what must be closed with it."""
+    """An engine that is up, and what must be closed with it. `target` is its model's name and digest."""
 
     engine: Engine
     verifier: RemoteVerifier | LocalVerifier
     draft: VlmModel
-    target_card: ModelCard | None = None
+    target: tuple[str, str]
 
     def close(self) -> None:
         """End the connection. Idempotent."""
@@ -97,17 +97,21 @@ def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRunti
         target = load_model(settings.target or shipped("target"), threads=settings.threads)
         assert_same_vocabulary(draft.card, target.card)
         local = LocalVerifier(constrained(target, target.codec, said_in), clock, drafter)
-        return EdgeRuntime(Engine(drafter, draft.codec, local, clock, config), local, draft, target.card)
+        return EdgeRuntime(Engine(drafter, draft.codec, local, clock, config), local, draft, _named(target.card))
     keys = edge_keys(settings.keys) if settings.keys else None
     link = DealerLink(settings.cloud, keys, clock, settings.link, settings.seed)
     verifier = RemoteVerifier(link, hello_of(draft.card, said_in), clock, settings.timing)
-    runtime = EdgeRuntime(Engine(drafter, draft.codec, verifier, clock, config), verifier, draft)
     try:
-        verifier.connect(settings.connect_s)
+        welcome = verifier.connect(settings.connect_s)
     except BaseException:
-        runtime.close()
+        verifier.disconnect()
         raise
-    return runtime
+    engine = Engine(drafter, draft.codec, verifier, clock, config)
+    return EdgeRuntime(engine, verifier, draft, (welcome.model_id, welcome.revision))
+
+
+def _named(card: ModelCard) -> tuple[str, str]:
+    return card.model_id, card.revision
 
 
 def load_draft(settings: EdgeSettings) -> VlmModel:
