@@ -7,8 +7,8 @@ import pytest
 from PIL import Image as PilImage
 
 from test.bag.walks import Walk, jpeg, picture
+from vlm_spec_decode.bag.cut import open_bag
 from vlm_spec_decode.bag.events import Events, Frame, Topics
-from vlm_spec_decode.bag.source import open_bag
 
 
 def yuv(pixels, order):

@@ -3,10 +3,10 @@
 import pytest
 
 from test.bag.walks import Walk, plain_walk
+from vlm_spec_decode.bag.cut import open_bag
 from vlm_spec_decode.bag.events import Events, Topics
 from vlm_spec_decode.bag.questions import AskPlan, Executed, Spoken, questions, read_spoken
 from vlm_spec_decode.bag.score import agrees, compared, goes_the_same_way, mean, rate
-from vlm_spec_decode.bag.source import open_bag
 from vlm_spec_decode.core.errors import BagError
 
 

@@ -38,6 +38,9 @@ class Source:
     def draft(self):
         return self.alone
 
+    def facts(self):
+        return '{"settings": {}}'
+
     def close(self):
         self.closed = True
 

@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm_spec_decode.bag.cut import open_bag
 from vlm_spec_decode.bag.events import Events, Topics
 from vlm_spec_decode.bag.questions import AskPlan, Question, questions
 from vlm_spec_decode.bag.score import agrees, goes_the_same_way
-from vlm_spec_decode.bag.source import bag_name, open_bag
+from vlm_spec_decode.bag.source import bag_name
 from vlm_spec_decode.core.errors import ActionError, ImageError, VsdError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import GenerationResult, LinkUsage, SamplingParams

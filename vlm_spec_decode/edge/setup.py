@@ -97,7 +97,9 @@ def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRunti
         target = load_model(settings.target or shipped("target"), threads=settings.threads)
         assert_same_vocabulary(draft.card, target.card)
         local = LocalVerifier(constrained(target, target.codec, said_in), clock, drafter)
-        return EdgeRuntime(Engine(drafter, draft.codec, local, clock, config), local, draft, _named(target.card))
+        return EdgeRuntime(
+            Engine(drafter, draft.codec, local, clock, config), local, draft, _named(target.card)
+        )
     keys = edge_keys(settings.keys) if settings.keys else None
     link = DealerLink(settings.cloud, keys, clock, settings.link, settings.seed)
     verifier = RemoteVerifier(link, hello_of(draft.card, said_in), clock, settings.timing)
