@@ -3,9 +3,10 @@
 import pytest
 
 from test.bag.walks import Walk, plain_walk
+from vlm_spec_decode.bag.asker import questions
 from vlm_spec_decode.bag.cut import open_bag
 from vlm_spec_decode.bag.events import Events, Topics
-from vlm_spec_decode.bag.questions import AskPlan, Executed, Spoken, questions, read_spoken
+from vlm_spec_decode.bag.questions import AskPlan, Executed, Spoken, read_spoken
 from vlm_spec_decode.bag.score import agrees, compared, goes_the_same_way, mean, rate
 from vlm_spec_decode.core.errors import BagError
 
@@ -13,7 +14,7 @@ from vlm_spec_decode.core.errors import BagError
 def asked(path, plan=None):
     source = open_bag(path)
     topics = Topics().choose(source.topics)
-    found = list(questions(Events(source, topics), plan or AskPlan(), "answer" in topics.values()))
+    found = list(questions(Events(source, topics), plan or AskPlan()))
     source.close()
     return found
 
@@ -52,6 +53,41 @@ def test_recorded_answers_are_asked_again_as_they_were(tmp_path):
     assert first.at_s == pytest.approx(1.2)
     assert (first.actions, first.token_ids) == (("turn(20)", "forward(1)"), (5, 6))
     assert second.observation.history == ("turn(20)", "forward(1)")
+
+
+def test_a_label_counts_more_than_what_was_answered_and_motion_from_the_answer_on(tmp_path):
+    walk = Walk(tmp_path / "walk")
+    for tick in range(60):
+        walk.compressed(tick / 10)
+        walk.twist(tick / 10, vx=0.0 if tick < 20 else 0.5)
+    walk.label(1.0, 1.0, "go to the box", actions=("forward(1)",), text="ok . forward ( 1.0 )")
+    walk.answer(2.0, 1.0, "go to the box", actions=("turn(20)",), token_ids=(5,))
+    walk.answer(3.0, 2.5, "go to the box", ("turn(20)",))
+    walk.close()
+    first, second = asked(tmp_path / "walk")
+    assert (first.at_s, first.actions, first.said) == (
+        pytest.approx(1.0),
+        ("forward(1)",),
+        "ok . forward ( 1.0 )",
+    )
+    assert first.token_ids == (5,)
+    assert first.executed.forward_m == pytest.approx(1.0, abs=0.11)
+    assert (second.actions, second.said) == (("done()",), "")
+
+
+@pytest.mark.parametrize("label_at_s", [0.5, 3.0])
+def test_labels_without_answers_are_asked_about_wherever_they_stand_in_the_bag(tmp_path, label_at_s):
+    walk = Walk(tmp_path / "walk")
+    walk.compressed(0.0)
+    if label_at_s < 1.0:
+        walk.label(label_at_s, 1.0, "sit", actions=("sit()",))
+    for tick in range(1, 30):
+        walk.compressed(tick / 10)
+    if label_at_s > 1.0:
+        walk.label(label_at_s, 1.0, "sit", actions=("sit()",))
+    walk.close()
+    (only,) = asked(tmp_path / "walk")
+    assert (only.at_s, only.actions) == (pytest.approx(1.0), ("sit()",))
 
 
 def test_instruction_files_say_where_they_are_wrong(tmp_path):

@@ -1,18 +1,21 @@
 """A whole replay with the shipped pair: rows, figures, report, resuming, comparing, the command."""
 
 import json
+from collections import Counter
 
 import pytest
 import yaml
 
-from test.bag.walks import plain_walk
-from vlm_spec_decode.bag.cli import GO2_A100, WIFI
+from test.bag.walks import Walk, plain_walk
+from vlm_spec_decode.bag.cli import GO2_A100, SAMPLE, WIFI
 from vlm_spec_decode.bag.questions import AskPlan
-from vlm_spec_decode.bag.replay import Cell, ReplayConfig
+from vlm_spec_decode.bag.recorded import Chosen
+from vlm_spec_decode.bag.replay import Cell, ReplayConfig, Replayer
 from vlm_spec_decode.bag.run import RunConfig, compare_runs, load, run
 from vlm_spec_decode.cli import main
 from vlm_spec_decode.core.errors import BagError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
+from vlm_spec_decode.edge.pair import load_pair
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -66,6 +69,34 @@ def test_other_settings_do_not_mix_with_old_rows(walk, tmp_path):
     assert len(load(tmp_path, ["walk"]).rows) == 4
 
 
+def test_a_run_is_made_again_from_what_its_bag_says_and_other_models_are_named(tmp_path):
+    pair = load_pair()
+    hot = {"temperature": 1.5, "seed": 7, "rule": "coupled", "max_tokens": 24}
+    revisions = [model.card.revision for model in (pair.target, pair.draft)]
+    paths = {}
+    for name, models, settings in (("then", revisions, hot), ("cold", [revisions[0], "another"], {})):
+        bag = Walk(tmp_path / name)
+        bag.facts(0.0, *models, **settings)
+        bag.compressed(0.5)
+        bag.answer(1.0, 0.5, "go to the red chair", token_ids=(5, 6))
+        bag.close()
+        paths[name] = tmp_path / name
+    cells = (Cell("autoregressive", WIFI, GO2_A100),)
+    said, faults = {}, {}
+    for name, bag, chosen in (
+        ("as recorded", "then", Chosen()),
+        ("by hand", "cold", Chosen("coupled", 1.5, 7, 24)),
+        ("without", "cold", Chosen()),
+    ):
+        faults[name] = Counter()
+        rows = Replayer(ReplayConfig((), cells, chosen=chosen)).rows(paths[bag], faults[name])
+        ((_, (row,)),) = rows
+        said[name] = row["token_ids"]
+    assert said["as recorded"] == said["by hand"] != said["without"]
+    assert not faults["as recorded"]
+    assert any("another draft" in fault for fault in faults["without"])
+
+
 def test_nothing_to_ask_about_is_said(walk, tmp_path):
     silent = plain_walk(tmp_path / "silent", seconds=0.5)
     with pytest.raises(BagError, match="no instruction"):
@@ -78,7 +109,7 @@ def test_the_command_ends_with_json_and_names_what_is_wrong(walk, tmp_path, caps
     out = ["--out", str(tmp_path / "out"), "--limit", "1", "--json"]
     assert main(["replay", str(walk), *out]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert document["cells"]["speculative / wifi / go2_a100"]["answers"] == 1
+    assert document["cells"]["hybrid / wifi / go2_a100"]["answers"] == 1
     assert main(["replay", str(tmp_path / "none"), *out]) == 2
     assert "no such bag" in capsys.readouterr().out
     assert main(["replay", str(walk), "--strategy", "fast", *out]) == 2
@@ -91,3 +122,13 @@ def test_the_default_profiles_are_the_ones_in_config(request):
     for kind, made, path in shipped:
         written = yaml.safe_load((root / f"{path}.yaml").read_text()) | {"source": made.source}
         assert from_mapping(kind, written) == made
+
+
+def test_the_shipped_bag_is_small_labelled_and_gives_the_tokens_that_the_robot_acted_on(tmp_path):
+    assert sum(path.stat().st_size for path in SAMPLE.iterdir()) <= 10 * 2**20
+    document = run(config(SAMPLE, tmp_path, "speculative", plan=AskPlan(limit=3)))
+    (figures,) = document["cells"].values()
+    assert figures["same_tokens"]["value"] == 1.0
+    rows = load(tmp_path, ["sample_bag"]).rows
+    assert all(row["label"] and row["executed"] for row in rows)
+    assert document["faults"] == {"sample_bag": {}}

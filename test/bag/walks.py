@@ -89,6 +89,20 @@ class Walk:
         }
         self.text(at_s, json.dumps(said), "/vlm/answer")
 
+    def label(self, at_s, stamp_s, instruction, history=(), actions=("done()",), text=""):
+        said = {
+            "stamp_s": START_NS / SECOND + stamp_s,
+            "instruction": instruction,
+            "history": list(history),
+            "actions": list(actions),
+            "text": text,
+        }
+        self.text(at_s, json.dumps(said), "/vlm/label")
+
+    def facts(self, at_s, target="0", draft="0", **settings):
+        said = {"settings": settings, "target": {"revision": target}, "draft": {"revision": draft}}
+        self.text(at_s, json.dumps(said), "/vlm/run")
+
 
 def plain_walk(path, storage="mcap", seconds=6.0):
     """Four frames a second, an instruction at 1 s, walking forward for three seconds, then turning left."""

@@ -11,11 +11,12 @@ import yaml
 
 from vlm_spec_decode.bag.events import Topics
 from vlm_spec_decode.bag.questions import AskPlan, read_spoken
+from vlm_spec_decode.bag.recorded import Chosen
 from vlm_spec_decode.bag.replay import Cell, ReplayConfig
 from vlm_spec_decode.bag.run import RunConfig, compare_runs, run
 from vlm_spec_decode.core.errors import BagError, ConfigError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
-from vlm_spec_decode.edge.pair import check_strategy
+from vlm_spec_decode.edge.pair import DEFAULT, check_strategy
 
 Settings = TypeVar("Settings")
 
@@ -53,16 +54,16 @@ def _profile(kind: type[Settings], path: Path) -> Settings:
     "--horizon", "horizon_s", type=float, default=2.0, show_default=True, help="s of motion to compare with."
 )
 @click.option("--limit", type=click.IntRange(0), default=0, help="Questions per bag; 0: all.")
-@click.option("--strategy", "strategies", multiple=True, default=("speculative",), show_default=True)
+@click.option("--strategy", "strategies", multiple=True, default=(DEFAULT,), show_default=True)
 @click.option("--link", "links", type=FILE, multiple=True, help="YAML of a link profile; default: Wi-Fi.")
 @click.option(
     "--profile", "profiles", type=FILE, multiple=True, help="YAML of a hardware profile; default: Go2, A100."
 )
-@click.option("--rule", type=click.Choice(["coupled", "rejection"]), default="coupled", show_default=True)
+@click.option("--rule", type=click.Choice(["coupled", "rejection"]), help="Default: as recorded, or coupled.")
 @click.option("--target", default="", help="Target: DIR or ID[,…]; default: the shipped one.")
 @click.option("--draft", default="", help="Draft: DIR or ID[,…]; default: the shipped one.")
-@click.option("--temperature", type=float, default=0.0, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0), help="Default: as recorded, or 0, which is greedy.")
+@click.option("--seed", type=int, help="Default: as recorded, or 0.")
 @click.option(
     "--deadline",
     "deadline_s",
@@ -98,11 +99,13 @@ def replay(
     out: Path,
     compare: Path | None,
     as_json: bool,
-    **models: Any,
+    target: str,
+    draft: str,
+    **chosen: Any,
 ) -> int:
     """Ask again about the frames of recorded walks, in virtual time, and report how good the answers are."""
-    chosen = (*bags, *((SAMPLE,) if sample else ()))
-    if not chosen:
+    named = (*bags, *((SAMPLE,) if sample else ()))
+    if not named:
         raise BagError("name a bag, or use --sample")
     for name in strategies:
         check_strategy(name)
@@ -114,7 +117,7 @@ def replay(
     )
     plan = AskPlan(instruction, read_spoken(instructions) if instructions else (), every_s, horizon_s, limit)
     topics = Topics(image_topic, instruction_topic, motion_topic)
-    config = ReplayConfig(chosen, cells, topics, plan, **models)
+    config = ReplayConfig(named, cells, topics, plan, target, draft, Chosen(**chosen))
     document = run(RunConfig(config, out, jobs, deadline_s, price_per_gpu_s))
     if compare:
         document["compared_with_run"] = compare_runs(compare, out)

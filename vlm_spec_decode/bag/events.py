@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from vlm_spec_decode.bag import pictures
-from vlm_spec_decode.bag.source import BagSource
+from vlm_spec_decode.bag.source import BagSource, Record
 from vlm_spec_decode.core.errors import BagError, ImageError
 from vlm_spec_decode.core.types import Image
 
@@ -24,18 +24,28 @@ TWIST, STAMPED_TWIST = "geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStampe
 MOTION = (ODOMETRY, STAMPED_TWIST, TWIST)
 """Measured motion before commanded motion."""
 
-INSTRUCTIONS, ANSWERS = "vlm/instruction", "vlm/answer"
+INSTRUCTIONS, ANSWERS, LABELS = "vlm/instruction", "vlm/answer", "vlm/label"
 """Last parts of our own topics' names; a namespace may stand before them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A camera image; `stamp_s` is its capture time, 0 if the camera did not say."""
+    """A camera image; `stamp_s` is its capture time, 0 if the camera did not say.
+
+    `data` is the message as it was written; only frames that are asked about are worth decoding.
+    """
 
     at_ns: int
     stamp_s: float
-    image: Image
-    frame_id: str = ""
+    frame_id: str
+    kind: str
+    data: bytes = field(repr=False)
+    message: Any = field(compare=False, repr=False)
+
+    @property
+    def image(self) -> Image:
+        """Decode the picture. Raises ImageError."""
+        return pictures.compressed(self.message) if self.kind == COMPRESSED else pictures.raw(self.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +78,22 @@ class Answered:
     token_ids: tuple[int, ...]
 
 
-Event: TypeAlias = Frame | Instructed | Moved | Answered
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What would have been right about the frame of this stamp, by a person or a simulator.
+
+    `text` is a whole answer where there is one, else "".
+    """
+
+    at_ns: int
+    stamp_s: float
+    instruction: str
+    history: tuple[str, ...]
+    actions: tuple[str, ...]
+    text: str = ""
+
+
+Event: TypeAlias = Frame | Instructed | Moved | Answered | Labelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +111,7 @@ class Topics:
             self._one("instruction", self.instruction, found, (STRING,), INSTRUCTIONS): "instruction",
             self._one("motion", self.motion, found, MOTION): "motion",
             self._one("answer", "", found, (STRING,), ANSWERS): "answer",
+            self._one("label", "", found, (STRING,), LABELS): "label",
         }
         chosen.pop("", None)
         if "frame" not in chosen.values():
@@ -121,6 +147,12 @@ class Events:
     faults: Counter[str] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[Event]:
+        try:
+            yield from self._events()
+        finally:
+            self.faults += self.source.faults
+
+    def _events(self) -> Iterator[Event]:
         last_ns = 0
         for record in self.source.records(self.topics):
             if record.at_ns < last_ns:
@@ -130,7 +162,7 @@ class Events:
             if message is None:
                 continue
             try:
-                event = _event(self.topics[record.topic], record.kind, message, record.at_ns)
+                event = _event(self.topics[record.topic], record, message)
             except ImageError as error:
                 self.faults[f"{record.topic}: {error}"] += 1
             except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -138,17 +170,20 @@ class Events:
             else:
                 if event is not None:
                     yield event
-        self.faults += self.source.faults
 
 
-def _event(role: str, kind: str, message: Any, at_ns: int) -> Event | None:
+def _event(role: str, record: Record, message: Any) -> Event | None:
+    kind, at_ns = record.kind, record.at_ns
     if role == "frame":
-        image = pictures.compressed(message) if kind == COMPRESSED else pictures.raw(message)
-        return Frame(at_ns, _stamp_s(message), image, str(message.header.frame_id))
+        pictures.check_compressed(message) if kind == COMPRESSED else pictures.check_raw(message)
+        frame_id = str(message.header.frame_id)
+        return Frame(at_ns, _stamp_s(message), frame_id, kind, record.data, message)
     if role == "motion":
         return _motion(kind, message, at_ns)
     if role == "answer":
         return _answer(json.loads(message.data), at_ns)
+    if role == "label":
+        return _label(json.loads(message.data), at_ns)
     text = str(message.data).strip()
     return Instructed(at_ns, text) if text else None
 
@@ -172,4 +207,15 @@ def _answer(said: Mapping[str, Any], at_ns: int) -> Answered:
         tuple(map(str, said["history"])),
         tuple(map(str, said["actions"])),
         tuple(map(int, said.get("token_ids", ()))),
+    )
+
+
+def _label(said: Mapping[str, Any], at_ns: int) -> Labelled:
+    return Labelled(
+        at_ns,
+        float(said["stamp_s"]),
+        str(said["instruction"]),
+        tuple(map(str, said.get("history", ()))),
+        tuple(map(str, said["actions"])),
+        str(said.get("text", "")),
     )

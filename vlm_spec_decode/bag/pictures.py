@@ -1,4 +1,7 @@
-"""Camera messages of any robot as JPEG. Pure functions over pixels; knows no bags and no models."""
+"""Camera messages of any robot as JPEG. Pure functions over pixels; knows no bags and no models.
+
+The checks are cheap: they tell what is no picture at all without decoding what is.
+"""
 
 from __future__ import annotations
 
@@ -20,26 +23,55 @@ QUALITY = 90
 BAYER = {"rggb": (0, 0), "bggr": (1, 1), "gbrg": (1, 0), "grbg": (0, 1)}
 """Row and column of the first red pixel."""
 
+WIDE = {"mono16": "mono8", "16uc1": "mono8", "rgb16": "rgb8", "bgr16": "bgr8"}
+"""Two bytes a channel, and what is left of them."""
+
+PIXEL_BYTES = {
+    **dict.fromkeys(("rgb8", "bgr8", "8uc3"), 3),
+    **dict.fromkeys(("rgba8", "bgra8", "8uc4"), 4),
+    **dict.fromkeys(("yuv422", "uyvy", "yuv422_yuy2", "yuyv", "mono16", "16uc1"), 2),
+    **dict.fromkeys(("rgb16", "bgr16"), 6),
+}
+"""Where it is not 1."""
+
+
+def check_compressed(message: Any) -> None:
+    """Raise ImageError unless this begins like a picture that can be decoded."""
+    if "compressedDepth" in message.format:
+        raise ImageError("a depth image, not a picture")
+    try:
+        with PilImage.open(io.BytesIO(bytes(message.data))) as picture:
+            if not 0 < picture.width * picture.height <= MAX_PIXELS:
+                raise ImageError(f"an image of {picture.width} x {picture.height} pixels")
+    except (OSError, ValueError, SyntaxError, PilImage.DecompressionBombError) as error:
+        raise ImageError(f"not an image that can be decoded ({type(error).__name__})") from error
+
 
 def compressed(message: Any) -> Image:
     """Return the frame of a sensor_msgs/CompressedImage (jpeg, png). Raises ImageError."""
-    data = bytes(message.data)
-    if "compressedDepth" in message.format:
-        raise ImageError("a depth image, not a picture")
-    return for_uplink(data)
+    check_compressed(message)
+    return for_uplink(bytes(message.data))
+
+
+def check_raw(message: Any) -> None:
+    """Raise ImageError for an unknown encoding, and for too few bytes."""
+    width, height, encoding = int(message.width), int(message.height), str(message.encoding).lower()
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ImageError(f"an image of {width} x {height} pixels")
+    known = encoding.removeprefix("bayer_").rstrip("168").rstrip("_") if "bayer" in encoding else encoding
+    if known not in BAYER and encoding not in _CONVERSIONS and encoding not in WIDE:
+        raise ImageError(f"unknown image encoding {encoding!r}")
+    if int(message.step) < width * PIXEL_BYTES.get(encoding, 1):
+        raise ImageError(f"rows of {message.step} bytes, too short for {width} pixels of {encoding}")
+    if len(message.data) < height * int(message.step):
+        raise ImageError(f"{len(message.data)} bytes are no {width} x {height} {encoding}")
 
 
 def raw(message: Any) -> Image:
     """Return the frame of a sensor_msgs/Image as JPEG. Raises ImageError naming an unknown encoding."""
     width, height, encoding = int(message.width), int(message.height), str(message.encoding).lower()
-    if not 0 < width * height <= MAX_PIXELS:
-        raise ImageError(f"an image of {width} x {height} pixels")
-    wide = ("bayer" in encoding and encoding.endswith("16")) or encoding in (
-        "mono16",
-        "16uc1",
-        "rgb16",
-        "bgr16",
-    )
+    check_raw(message)
+    wide = ("bayer" in encoding and encoding.endswith("16")) or encoding in WIDE
     kind = np.dtype(">u2" if message.is_bigendian else "<u2") if wide else np.dtype(np.uint8)
     try:
         flat = np.frombuffer(np.asarray(message.data, dtype=np.uint8).tobytes(), np.uint8)
@@ -49,7 +81,8 @@ def raw(message: Any) -> Image:
         raise ImageError(f"{len(message.data)} bytes are no {width} x {height} {encoding}") from error
     if wide:
         values = (values >> 8).astype(np.uint8)
-    return for_uplink(_jpeg(_rgb(encoding.removesuffix("16") if wide else encoding, values, width)))
+        encoding = WIDE.get(encoding, encoding.removesuffix("16"))
+    return for_uplink(_jpeg(_rgb(encoding, values, width)))
 
 
 def _rgb(encoding: str, rows: Pixels, width: int) -> Pixels:
@@ -100,6 +133,7 @@ _CONVERSIONS: Mapping[str, Callable[[Pixels, int], Pixels]] = {
     "bgr8": lambda rows, width: _channels(rows, width, 3)[..., ::-1],
     "rgba8": lambda rows, width: _channels(rows, width, 4)[..., :3],
     "bgra8": lambda rows, width: _channels(rows, width, 4)[..., 2::-1],
+    "8uc4": lambda rows, width: _channels(rows, width, 4)[..., 2::-1],
     "mono8": _grey,
     "8uc1": _grey,
     "mono": _grey,

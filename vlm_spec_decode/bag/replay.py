@@ -9,23 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm_spec_decode.bag.asker import questions
 from vlm_spec_decode.bag.cut import open_bag
 from vlm_spec_decode.bag.events import Events, Topics
-from vlm_spec_decode.bag.questions import AskPlan, Question, questions
+from vlm_spec_decode.bag.questions import AskPlan, Question
+from vlm_spec_decode.bag.recorded import Chosen, Recorded, recorded, sampling, settle
 from vlm_spec_decode.bag.score import agrees, goes_the_same_way
-from vlm_spec_decode.bag.source import bag_name
-from vlm_spec_decode.core.errors import ActionError, ImageError, VsdError
+from vlm_spec_decode.bag.source import BagSource, bag_name
+from vlm_spec_decode.core.errors import ActionError, ConfigError, ImageError, VsdError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
-from vlm_spec_decode.core.types import GenerationResult, LinkUsage, SamplingParams
+from vlm_spec_decode.core.types import GenerationResult, LinkUsage
 from vlm_spec_decode.edge.engine import EngineConfig
 from vlm_spec_decode.edge.pair import ModelPair, load_pair, virtual_engine
 
-MAX_TOKENS = 96
 PATIENCE_S = 600.0
 """Of virtual time: a slow cell is measured, not cut off."""
 
@@ -54,10 +55,7 @@ class ReplayConfig:
     plan: AskPlan = field(default_factory=AskPlan)
     target: str = ""
     draft: str = ""
-    temperature: float = 0.0
-    seed: int = 0
-    draft_length: int = 6
-    rule: str = "coupled"
+    chosen: Chosen = field(default_factory=Chosen)
     threads: int = 1
 
     @property
@@ -69,10 +67,14 @@ class ReplayConfig:
 
 @dataclass(slots=True)
 class Replayer:
-    """The models, loaded once, and the decoding of one question in one cell."""
+    """The models, loaded once, and the decoding of one question in one cell.
+
+    `settings` are those of the bag that is being replayed.
+    """
 
     config: ReplayConfig
-    _pair: ModelPair | None = None
+    settings: Mapping[str, Any] = field(default_factory=lambda: settle(Chosen(), Recorded({})))
+    _pairs: dict[bool, ModelPair] = field(default_factory=dict)
 
     def rows(
         self, bag: Path, faults: Counter[str], known: Collection[int] = ()
@@ -83,14 +85,35 @@ class Replayer:
         """
         source = open_bag(bag)
         try:
+            self._settle(source, faults)
             topics = self.config.topics.choose(source.topics)
             events = Events(source, topics, faults)
-            for question in questions(events, self.config.plan, "answer" in topics.values()):
+            for question in questions(events, self.config.plan):
                 if question.number in known:
                     continue
                 yield question, [self.row(bag, question, cell) for cell in self.config.cells]
         finally:
             source.close()
+
+    def _settle(self, source: BagSource, faults: Counter[str]) -> None:
+        """Take over what the bag says about its run; name models that are not those of then."""
+        found = recorded(source)
+        self.settings = settle(self.config.chosen, found)
+        pair = self._pair
+        for role, then, now in (
+            ("target", found.target, pair.target.card.revision),
+            ("draft", found.draft, pair.draft.card.revision),
+        ):
+            if then and then != now:
+                faults[f"recorded with another {role} ({then}; now {now})"] += 1
+
+    @property
+    def _pair(self) -> ModelPair:
+        grammar = bool(self.settings["grammar"])
+        if grammar not in self._pairs:
+            config = self.config
+            self._pairs[grammar] = load_pair(config.target, config.draft, config.threads, grammar)
+        return self._pairs[grammar]
 
     def row(self, bag: Path, question: Question, cell: Cell) -> dict[str, Any]:
         """Decode one question in one cell and score it. What fails is a row with its error."""
@@ -132,21 +155,15 @@ class Replayer:
         }
 
     def _decode(self, question: Question, cell: Cell) -> tuple[GenerationResult, float, LinkUsage]:
-        config = self.config
-        if self._pair is None:
-            self._pair = load_pair(config.target, config.draft, config.threads)
-        params = SamplingParams(
-            temperature=config.temperature,
-            max_tokens=MAX_TOKENS,
-            stop_ids=self._pair.stop_ids,
-            seed=config.seed,
-            rule=config.rule,
-        )
+        settings, pair = self.settings, self._pair
+        try:
+            params = sampling(settings, pair.stop_ids)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        length = int(settings["draft_length"])
         uplink_bps = min(1e9, cell.link.up_mbps * 1e6)
-        how = EngineConfig(
-            cell.strategy, params, config.draft_length, timeout_s=PATIENCE_S, uplink_bps=uplink_bps
-        )
-        engine, verifier = virtual_engine(self._pair, cell.link, cell.profile, how, config.seed)
+        how = EngineConfig(cell.strategy, params, length, timeout_s=PATIENCE_S, uplink_bps=uplink_bps)
+        engine, verifier = virtual_engine(pair, cell.link, cell.profile, how, params.seed)
         *_, last = engine.answer(question.observation)
         if last.result is None:
             raise VsdError("the answer ended without a result")

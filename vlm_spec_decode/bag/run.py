@@ -158,17 +158,23 @@ def _check_folder(out: Path, digest: str) -> None:
 def _replay(config: RunConfig) -> None:
     bags = config.replay.bags
     if config.jobs == 1 or len(bags) == 1:
+        replayer = Replayer(config.replay)
         for bag in bags:
-            replay_bag(config.replay, bag, config.out, show=True)
+            replay_bag(replayer, bag, config.out, show=True)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(config.jobs, len(bags)), mp_context=context) as pool:
-        jobs = [pool.submit(replay_bag, config.replay, bag, config.out, show=False) for bag in bags]
+        jobs = [pool.submit(replay_alone, config.replay, bag, config.out) for bag in bags]
         for job in tqdm(jobs, desc="bags"):
             job.result()
 
 
-def replay_bag(config: ReplayConfig, bag: Path, out: Path, *, show: bool) -> None:
+def replay_alone(config: ReplayConfig, bag: Path, out: Path) -> None:
+    """Replay one bag in a process of its own."""
+    replay_bag(Replayer(config), bag, out, show=False)
+
+
+def replay_bag(replayer: Replayer, bag: Path, out: Path, *, show: bool) -> None:
     """Replay one bag into its file; questions that are there already, with all cells, are not asked again."""
     path = out / f"{bag_name(bag)}.rows.jsonl"
     kept = list(_lines(path))
@@ -177,13 +183,12 @@ def replay_bag(config: ReplayConfig, bag: Path, out: Path, *, show: bool) -> Non
     counts: dict[int, int] = {}
     for line in kept:
         counts[line["question"]] = counts.get(line["question"], 0) + ("cell" in line)
-    whole = {number for number, count in counts.items() if count == len(config.cells)}
+    whole = {number for number, count in counts.items() if count == len(replayer.config.cells)}
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in kept if line["question"] in whole)
     partial.replace(path)
     faults: Counter[str] = Counter()
-    replayer = Replayer(config)
     with (
         path.open("a", encoding="utf-8") as file,
         tqdm(desc=bag_name(bag), unit="answers", disable=not show) as bar,

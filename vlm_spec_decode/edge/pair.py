@@ -13,7 +13,9 @@ from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.virtual import VirtualModel, VirtualVerifier
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
-from vlm_spec_decode.strategies.registry import strategy
+from vlm_spec_decode.strategies.registry import DEFAULT, strategy
+
+__all__ = ["DEFAULT", "ModelPair", "check_strategy", "load_pair", "virtual_engine"]
 
 
 @dataclass(frozen=True, slots=True)
