@@ -1,4 +1,4 @@
-"""The three nodes on a robot's computer, towards a real Go2 and a cloud elsewhere.
+"""The four nodes on a robot's computer, towards a real Go2 and a cloud elsewhere.
 
     ros2 launch vlm_spec_decode go2.launch.py interface:=eth0 cloud:=tcp://10.0.0.2:5557 keys:=~/.vsd/keys
 
@@ -23,6 +23,7 @@ REQUIRED = (
 OPTIONAL = (
     ("domain", "0", "DDS domain of the robot."),
     ("strategy", "hybrid", "How edge and cloud decode together."),
+    ("objective", "latency", "What the cloud saves: latency, balanced or cost."),
     ("fallback", "hold", "Without the cloud: hold, stop or draft_only."),
     ("approve", "false", "Show every plan and wait for a yes on vlm/approve."),
     ("draft", "", "Folder or hub id of the robot's model; empty: the one that ships."),
@@ -31,6 +32,9 @@ OPTIONAL = (
     ("source", "robot", "Camera: robot, image:TOPIC, compressed:TOPIC, file:VIDEO or bag:FOLDER."),
     ("calibration", "", "Calibration YAML of the camera; empty: a pinhole of 100 deg."),
     ("namespace", "", "Namespace of the nodes."),
+    ("frame_prefix", "", "Put before every frame, such as go2_a/, where several robots share /tf."),
+    ("autostart", "true", "Configure and activate the nodes; false: a lifecycle manager does it."),
+    ("respawn", "false", "Start a node that ends again after 2 s, instead of ending everything."),
     ("rviz", "false", "Also start rviz2 (of your ROS installation)."),
 )
 
@@ -41,28 +45,32 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     value = {name: LaunchConfiguration(name).perform(context) for name in names}
     share = get_package_share_directory(PACKAGE)
     robot = {"interface": value["interface"], "domain": int(value["domain"])}
-    eye = robot | {"calibration_file": value["calibration"], "source": value["source"]}
-    legs = robot | {"limits_file": value["limits"]}
-    vlm: dict[str, str | int] = {
-        name: value[name] for name in ("cloud", "keys", "strategy", "draft", "instruction", "fallback")
-    }
-    vlm["approve"] = value["approve"].lower() in {"true", "1", "yes"}
+    prefix = value["frame_prefix"]
+    base = {"odom_frame": f"{prefix}odom", "base_frame": f"{prefix}base_link"}
+    lens = f"{prefix}front_camera_optical"
+    eye = {"calibration_file": value["calibration"], "source": value["source"], "frame_id": lens}
+    legs = {"limits_file": value["limits"], "camera_frame": f"{prefix}front_camera", "optical_frame": lens}
+    told = ("cloud", "keys", "strategy", "objective", "draft", "instruction", "fallback")
+    vlm: dict[str, str | int] = {name: value[name] for name in told}
+    vlm["approve"] = is_true(value["approve"])
     processes: list[LaunchDescriptionEntity] = [
-        node("camera_node", share, value, eye),
-        node("locomotion_node", share, value, legs),
-        node("monitor_node", share, value, {}),
+        node("camera_node", share, value, robot | eye),
+        node("locomotion_node", share, value, robot | base | legs),
+        node("monitor_node", share, value, base),
         node("vlm_node", share, value, vlm),
     ]
-    if value["rviz"].lower() in {"true", "1", "yes"}:
+    if is_true(value["rviz"]):
         view = ["-d", f"{share}/rviz/vlm.rviz"]
         processes.append(Node(package="rviz2", executable="rviz2", arguments=view))
     return processes
 
 
 def node(name: str, share: str, value: dict[str, str], parameters: dict[str, str | int]) -> Node:
-    """Run one of the package's nodes with the settings of a real robot; its end ends everything."""
+    """Run one of the package's nodes; its end ends everything, unless it is to come back."""
+    shared: dict[str, str | int] = {"autostart": is_true(value["autostart"])}
     # Without a type, launch would read a text such as "turn left: now" as YAML.
-    typed = {key: ParameterValue(said, value_type=type(said)) for key, said in parameters.items()}
+    typed = {key: ParameterValue(said, value_type=type(said)) for key, said in (parameters | shared).items()}
+    comes_back = is_true(value["respawn"])
     return Node(
         package=PACKAGE,
         executable=name,
@@ -70,8 +78,15 @@ def node(name: str, share: str, value: dict[str, str], parameters: dict[str, str
         namespace=value["namespace"],
         output="screen",
         parameters=[f"{share}/config/go2.yaml", typed],
-        on_exit=[Shutdown(reason=f"{name} ended")],
+        respawn=comes_back,
+        respawn_delay=2.0,
+        on_exit=None if comes_back else [Shutdown(reason=f"{name} ended")],
     )
+
+
+def is_true(said: str) -> bool:
+    """Return what an argument means that is a yes or a no."""
+    return said.lower() in {"true", "1", "yes"}
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -1,4 +1,4 @@
-"""Everything on this machine: simulated Go2, cloud, and the three nodes.
+"""Everything on this machine: simulated Go2, cloud, and the four nodes.
 
 ros2 launch vlm_spec_decode sim.launch.py instruction:="walk to the red ball" rviz:=true
 """
@@ -19,14 +19,19 @@ ARGUMENTS = (
     ("scene", "", "YAML file of a room; empty: a random one from scene_seed."),
     ("instruction", "", "Given as soon as everything is up; empty: none, publish one to vlm/instruction."),
     ("strategy", "hybrid", "How edge and cloud decode together."),
+    ("objective", "latency", "What the cloud saves: latency, balanced or cost."),
     ("fallback", "hold", "Without the cloud: hold, stop or draft_only."),
     ("approve", "false", "Show every plan and wait for a yes on vlm/approve."),
     ("target", "", "Folder or hub id of the cloud's model; empty: the one that ships."),
     ("draft", "", "Folder or hub id of the robot's model; empty: the one that ships."),
+    ("limits", "", "YAML of the safety gate's limits; empty: its defaults."),
     ("keys", "", "Folder of CURVE keys, made with `vsd keys`; empty: plaintext on loopback."),
     ("cloud_port", "5557", "TCP port of the cloud on 127.0.0.1."),
     ("dds_domain", "1", "DDS domain of the simulated robot (not the ROS domain)."),
     ("namespace", "", "Namespace of the nodes."),
+    ("frame_prefix", "", "Put before every frame, such as go2_a/, where several robots share /tf."),
+    ("autostart", "true", "Configure and activate the nodes; false: a lifecycle manager does it."),
+    ("respawn", "false", "Start a node that ends again after 2 s, instead of ending everything."),
     ("rviz", "false", "Also start rviz2 (of your ROS installation)."),
 )
 
@@ -38,19 +43,22 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     address = f"tcp://127.0.0.1:{value['cloud_port']}"
     robot = {"interface": "lo", "domain": int(value["dds_domain"])}
     cloud = {"cloud": address, "keys": value["keys"]}
-    vlm: dict[str, str | int] = {
-        name: value[name] for name in ("strategy", "draft", "instruction", "fallback")
-    }
-    vlm["approve"] = value["approve"].lower() in {"true", "1", "yes"}
+    prefix = value["frame_prefix"]
+    base = {"odom_frame": f"{prefix}odom", "base_frame": f"{prefix}base_link"}
+    lens = f"{prefix}front_camera_optical"
+    legs = {"limits_file": value["limits"], "camera_frame": f"{prefix}front_camera", "optical_frame": lens}
+    told = ("strategy", "objective", "draft", "instruction", "fallback")
+    vlm: dict[str, str | int] = {name: value[name] for name in told}
+    vlm["approve"] = is_true(value["approve"])
     processes: list[LaunchDescriptionEntity] = [
         vsd("simulator", "sim", *room(value), "--interface", "lo", "--domain", value["dds_domain"]),
         vsd("cloud", "cloud", "--bind", address, *model(value), *security(value)),
-        node("camera_node", share, value, robot),
-        node("locomotion_node", share, value, robot),
-        node("monitor_node", share, value, {}),
+        node("camera_node", share, value, robot | {"frame_id": lens}),
+        node("locomotion_node", share, value, robot | base | legs),
+        node("monitor_node", share, value, base),
         node("vlm_node", share, value, cloud | vlm),
     ]
-    if value["rviz"].lower() in {"true", "1", "yes"}:
+    if is_true(value["rviz"]):
         view = ["-d", f"{share}/rviz/vlm.rviz"]
         processes.append(Node(package="rviz2", executable="rviz2", arguments=view))
     return processes
@@ -79,9 +87,11 @@ def vsd(name: str, *arguments: str) -> ExecuteProcess:
 
 
 def node(name: str, share: str, value: dict[str, str], parameters: dict[str, str | int]) -> Node:
-    """Run one of the package's nodes with the settings of the simulator; its end ends everything."""
+    """Run one of the package's nodes; its end ends everything, unless it is to come back."""
+    shared: dict[str, str | int] = {"autostart": is_true(value["autostart"])}
     # Without a type, launch would read a text such as "turn left: now" as YAML.
-    typed = {key: ParameterValue(said, value_type=type(said)) for key, said in parameters.items()}
+    typed = {key: ParameterValue(said, value_type=type(said)) for key, said in (parameters | shared).items()}
+    comes_back = is_true(value["respawn"])
     return Node(
         package=PACKAGE,
         executable=name,
@@ -89,8 +99,15 @@ def node(name: str, share: str, value: dict[str, str], parameters: dict[str, str
         namespace=value["namespace"],
         output="screen",
         parameters=[f"{share}/config/sim.yaml", typed],
-        on_exit=[Shutdown(reason=f"{name} ended")],
+        respawn=comes_back,
+        respawn_delay=2.0,
+        on_exit=None if comes_back else [Shutdown(reason=f"{name} ended")],
     )
+
+
+def is_true(said: str) -> bool:
+    """Return what an argument means that is a yes or a no."""
+    return said.lower() in {"true", "1", "yes"}
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -12,6 +12,7 @@ from rclpy.qos import qos_profile_sensor_data
 
 from test.ros import NAMESPACE, ROS_DOMAIN
 from test.ros.processes import Processes
+from vlm_spec_decode.bridge.managed import ManagedNode
 from vlm_spec_decode.core.types import Image
 
 
@@ -38,6 +39,7 @@ class Graph:
     def start(self, node, part=None):
         if part is not None:
             self.parts.append(part)
+            part.begin()
         self.executor.add_node(node)
         self.executor.wake()
         return part
@@ -50,6 +52,9 @@ class Graph:
     def _spin(self):
         while not self.ended.is_set():
             self.executor.spin_once(timeout_sec=0.2)
+            for node in self.nodes:
+                if isinstance(node, ManagedNode):
+                    node.sweep()
 
     def close(self):
         for part in self.parts:

@@ -13,6 +13,7 @@ from vlm_spec_decode.bridge import (
     hands,
     locomotion_node,
     mains,
+    managed,
     monitor_node,
     surroundings,
     vlm_parameters,
@@ -31,6 +32,7 @@ DECLARED = {
     "monitor_node": monitor_node.PARAMETERS,
     "vlm_node": vlm_parameters.PARAMETERS + engine_source.PARAMETERS,
 }
+DECLARED = {name: (*declared, managed.AUTOSTART) for name, declared in DECLARED.items()}
 
 needs_launch = pytest.mark.skipif(
     importlib.util.find_spec("launch_ros") is None,

@@ -142,7 +142,7 @@ def test_a_cloud_that_is_not_there_or_knows_other_keys_is_named(user, processes,
         assert processes.running[name].wait(30) == 0
     address = f"tcp://127.0.0.1:{free_port()}"
     processes.node("vlm_node", cloud=address, keys=tmp_path / "mine")
-    assert eventually(lambda: "unavailable" in states(user), 40.0), processes.output("vlm_node")
+    assert eventually(lambda: "unavailable" in states(user), 90.0), processes.output("vlm_node")
     assert user.json("status")[-1]["reason"] == "CloudUnreachable"
     processes.vsd("cloud", "cloud", "--bind", address, "--keys", tmp_path / "theirs")
     refused = eventually(lambda: any("key" in status["detail"] for status in user.json("status")), 40.0)

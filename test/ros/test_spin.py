@@ -26,6 +26,11 @@ def note(text):
         file.write(text + "\\n")
 
 class Part:
+    is_settled = True
+
+    def begin(self):
+        pass
+
     def __init__(self, node, stop):
         node.create_timer(0.05, self.work, clock=STEADY)
         self.stop = stop

@@ -65,7 +65,15 @@ class CameraNode:
         self._images = node.create_publisher(CompressedImage, "camera/image_raw/compressed", sensor)
         self._infos = node.create_publisher(CameraInfo, "camera/camera_info", sensor)
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        polling = MutuallyExclusiveCallbackGroup()
+
+    @property
+    def is_settled(self) -> bool:
+        """Always: a camera that is not there yet is looked for as long as it takes."""
+        return True
+
+    def begin(self) -> None:
+        """Look for frames from now on."""
+        node, polling = self._node, MutuallyExclusiveCallbackGroup()
         node.create_timer(1 / self._parameters.real("rate_hz"), self.poll, polling, clock=STEADY)
         node.create_timer(1.0, self._diagnose, MutuallyExclusiveCallbackGroup(), clock=STEADY)
 

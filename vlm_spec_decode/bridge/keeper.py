@@ -47,6 +47,11 @@ class EngineKeeper:
         return self._engine
 
     @property
+    def has_tried(self) -> bool:
+        """Whether a first attempt has ended, well or not."""
+        return self._finished > 0
+
+    @property
     def error(self) -> VsdError:
         """Why there is no engine."""
         return self._error

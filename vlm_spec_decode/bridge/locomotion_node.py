@@ -21,9 +21,8 @@ from vlm_spec_decode.actions.executor import Executor
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.safety import SafetyGate
-from vlm_spec_decode.bridge import diagnostics, robot_health
+from vlm_spec_decode.bridge import diagnostics, hands, robot_health
 from vlm_spec_decode.bridge.convert import to_odometry
-from vlm_spec_decode.bridge.hands import Hands
 from vlm_spec_decode.bridge.legs import Legs
 from vlm_spec_decode.bridge.parameters import Parameter, Parameters
 from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
@@ -88,10 +87,21 @@ class LocomotionNode:
         self._said_s = self._odom_s = float("-inf")
         self._frames = Frames(*(parameters.text(f"{name}_frame") for name in Frames.NAMES))
         self._transforms = Transforms(node, self._frames) if parameters.flag("publish_tf") else None
+        Parameters(node, hands.PARAMETERS)
+        self._hands: hands.Hands | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the robot stands ready, or has been given up."""
+        return self._legs.readiness.is_ready or self._legs.readiness.error is not None
+
+    def begin(self) -> None:
+        """Bring the robot up, and listen."""
         self._connect()
-        self._hands = Hands(node, self._legs, clock, self._engage)
+        self._hands = hands.Hands(self._node, self._legs, self._clock, self._engage)
         if self._transforms is not None:
-            self._transforms.publish_mount(self._stamps.ros_now_s(), parameters.real("camera_pitch_rad"))
+            pitch_rad = self._parameters.real("camera_pitch_rad")
+            self._transforms.publish_mount(self._stamps.ros_now_s(), pitch_rad)
         self._legs.begin()
 
     def _connect(self) -> None:
@@ -202,7 +212,7 @@ class LocomotionNode:
         lines.append(robot_health.executor_line(name, self._legs.status(), self._legs.last_stop()))
         lines += self._surroundings.lines(name)
         counts = {"plans": self._counts.plans, "unparsable": self._counts.unparsable}
-        counts["teleop_dropped"] = self._hands.dropped
+        counts["teleop_dropped"] = self._hands.dropped if self._hands else 0
         values = {key: str(value) for key, value in (counts | {"before_ready": self._counts.early}).items()}
         level = diagnostics.WARN if self._counts.unparsable else diagnostics.OK
         lines.append(diagnostics.Health(f"{name}: plans", level, "received", values))

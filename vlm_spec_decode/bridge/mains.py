@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from rclpy.node import Node
 
+from vlm_spec_decode.bridge.managed import NodePart, Stop
 from vlm_spec_decode.bridge.parameters import Parameter, Parameters
-from vlm_spec_decode.bridge.spin import NodePart, Stop, run_node
+from vlm_spec_decode.bridge.spin import run_node
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.robot.go2_config import Go2Config
 from vlm_spec_decode.robot.network import check_network

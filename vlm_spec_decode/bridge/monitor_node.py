@@ -75,9 +75,14 @@ class MonitorNode:
         self._markers = node.create_publisher(MarkerArray, "vlm/markers", LATCHED)
         self._paths = node.create_publisher(Path, "vlm/path", NEWEST)
         self._figures = {name: node.create_publisher(Float64, f"vlm/figures/{name}", 10) for name in FIGURES}
-        self._listen()
 
-    def _listen(self) -> None:
+    @property
+    def is_settled(self) -> bool:
+        """Always: there is nothing to wait for."""
+        return True
+
+    def begin(self) -> None:
+        """Listen."""
         node = self._node
         see, hear = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
         newest = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability)

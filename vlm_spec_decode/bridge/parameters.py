@@ -58,34 +58,41 @@ class Parameters:
     """The values of a node's parameters, by type; a live one answers with its newest value."""
 
     def __init__(self, node: Node, declared: tuple[Parameter, ...]) -> None:
-        """Declare all. Raises ConfigError for a value of the wrong type or out of range."""
+        """Declare all; what is declared already, by a part that is put together again, is only read.
+
+        Raises ConfigError for a value of the wrong type or out of range.
+        """
+        self._node = node
+        known = {parameter.name for parameter in declared if node.has_parameter(parameter.name)}
         self._declared = {parameter.name: parameter for parameter in declared}
-        self._values: dict[str, Scalar] = {}
         for parameter in declared:
-            self._values[parameter.name] = _declare(node, parameter)
-        if any(parameter.live for parameter in declared):
+            _declare(node, parameter)
+        if any(parameter.live and parameter.name not in known for parameter in declared):
             node.add_on_set_parameters_callback(self._on_set)
-            node.add_post_set_parameters_callback(self._after_set)
 
     def real(self, name: str) -> float:
         """Return a number."""
-        return float(self._values[name])
+        return float(self._value(name))
 
     def integer(self, name: str) -> int:
         """Return an integer."""
-        return int(self._values[name])
+        return int(self._value(name))
 
     def flag(self, name: str) -> bool:
         """Return a boolean."""
-        return bool(self._values[name])
+        return bool(self._value(name))
 
     def text(self, name: str) -> str:
         """Return a string."""
-        return str(self._values[name])
+        return str(self._value(name))
 
     def path(self, name: str) -> Path | None:
         """Return a file or folder, None where the parameter is empty."""
         return Path(self.text(name)).expanduser() if self.text(name) else None
+
+    def _value(self, name: str) -> Scalar:
+        value: Scalar = self._node.get_parameter(name).value
+        return value
 
     def _on_set(self, changed: Sequence[rclpy.Parameter]) -> SetParametersResult:
         for new in changed:
@@ -95,14 +102,8 @@ class Parameters:
                 return SetParametersResult(successful=False, reason=problem)
         return SetParametersResult(successful=True)
 
-    def _after_set(self, changed: Sequence[rclpy.Parameter]) -> None:
-        for new in changed:
-            if new.name in self._declared:
-                self._values[new.name] = new.value
 
-
-def _declare(node: Node, parameter: Parameter) -> Scalar:
-    """Declare one; one that is there already, because the node is being activated again, is read."""
+def _declare(node: Node, parameter: Parameter) -> None:
     try:
         if node.has_parameter(parameter.name):
             value: Scalar = node.get_parameter(parameter.name).value
@@ -114,4 +115,3 @@ def _declare(node: Node, parameter: Parameter) -> Scalar:
     problem = parameter.check(value)
     if problem:
         raise ConfigError(problem)
-    return value

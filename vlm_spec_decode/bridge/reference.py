@@ -15,13 +15,14 @@ from vlm_spec_decode.bridge import (
     hands,
     locomotion_node,
     mains,
+    managed,
     monitor_node,
     surroundings,
     vlm_parameters,
 )
 from vlm_spec_decode.bridge.parameters import Parameter
 
-PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
+SETTINGS: Mapping[str, tuple[Parameter, ...]] = {
     "camera_node": mains.SOURCE_PARAMETERS + mains.ROBOT_PARAMETERS + camera_node.PARAMETERS,
     "vlm_node": vlm_parameters.PARAMETERS + engine_source.PARAMETERS,
     "locomotion_node": mains.ROBOT_PARAMETERS
@@ -30,6 +31,7 @@ PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {
     + surroundings.PARAMETERS,
     "monitor_node": monitor_node.PARAMETERS,
 }
+PARAMETERS = {name: (*declared, managed.AUTOSTART) for name, declared in SETTINGS.items()}
 """Every parameter of every node."""
 
 
@@ -135,6 +137,10 @@ def page() -> str:
         "marked live can be changed while the node runs (`ros2 param set`), and is checked; the others are",
         "read-only.",
         "Names without a leading slash are relative to the node's namespace.",
+        "",
+        "Every node is a managed one (`ros2 lifecycle set NODE …`): configure reads the settings and files,",
+        "activate waits until robot and cloud are there or have failed, deactivate stops the robot first.",
+        "`autostart` does the first two.",
     ]
     for node, parameters in PARAMETERS.items():
         lines += [

@@ -10,36 +10,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
-from typing import Protocol
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
-from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
+from vlm_spec_decode.bridge.managed import Build, ManagedNode
 from vlm_spec_decode.core.errors import VsdError
-
-
-class NodePart(Protocol):
-    """What a node class offers to the process that runs it."""
-
-    def close(self) -> None:
-        """Bring everything to rest (the robot first) and free it. Idempotent, bounded in time."""
-        ...
-
-
-class Stop(Protocol):
-    """Ends the process from inside; `error` becomes its exit code."""
-
-    def __call__(self, error: VsdError | None = None) -> None:
-        """Ask for the end; the first call decides the exit code."""
-        ...
-
-
-Build = Callable[[Node, Stop], NodePart]
 
 
 class _EndedEarly(BaseException):
@@ -76,9 +56,15 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ending.on_signal)
     rclpy.init(args=list(args) if args is not None else None, signal_handler_options=SignalHandlerOptions.NO)
-    node = rclpy.create_node(name)
     try:
-        _serve(node, _built(node, build, ending), ending, threads)
+        node = ManagedNode(name, build, ending)
+    except VsdError as error:
+        rclpy.logging.get_logger(name).fatal(f"{type(error).__name__}: {error}")
+        rclpy.try_shutdown()
+        return error.exit_code
+    try:
+        _bring_up(node, ending)
+        _serve(node, ending, threads)
     except VsdError as error:
         ending(error)
     except _EndedEarly:
@@ -93,32 +79,33 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
     return code
 
 
-def _built(node: Node, build: Build, ending: _Ending) -> NodePart:
-    ending.is_building = True
-    part = build(node, ending)
-    ending.is_building = False
-    return part
+def _bring_up(node: ManagedNode, ending: _Ending) -> None:
+    if node.autostart:
+        ending.is_building = True
+        node.bring_up()
+        ending.is_building = False
 
 
-def _serve(node: Node, part: NodePart, ending: _Ending, threads: int) -> None:
+def _serve(node: ManagedNode, ending: _Ending, threads: int) -> None:
     executor = MultiThreadedExecutor(threads)
     executor.add_node(node)
     pool = ThreadPoolExecutor(1, thread_name_prefix="spin")
-    spinning = pool.submit(_spin, executor, ending.event)
+    spinning = pool.submit(_spin, executor, node, ending.event)
     spinning.add_done_callback(lambda _: ending())
     try:
         ending.event.wait()
     finally:
-        part.close()
+        node.close()
         executor.wake()
         pool.shutdown()
         # No executor.shutdown(): it frees what a callback that is still running uses at its end.
     _raise_bug(spinning)
 
 
-def _spin(executor: MultiThreadedExecutor, ended: threading.Event) -> None:
+def _spin(executor: MultiThreadedExecutor, node: ManagedNode, ended: threading.Event) -> None:
     while not ended.is_set():
         executor.spin_once(timeout_sec=1.0)
+        node.sweep()
 
 
 def _raise_bug(spinning: Future[None]) -> None:
@@ -128,7 +115,7 @@ def _raise_bug(spinning: Future[None]) -> None:
         return
 
 
-def _report(node: Node, error: VsdError | None) -> int:
+def _report(node: ManagedNode, error: VsdError | None) -> int:
     if error is None:
         return 0
     node.get_logger().fatal(f"{type(error).__name__}: {error}")

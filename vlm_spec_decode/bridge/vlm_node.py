@@ -12,6 +12,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.guard_condition import GuardCondition
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage
@@ -67,6 +68,15 @@ class VlmNode:
         )
         keeper = EngineKeeper(source, partial(self._post, None), on_failure)
         self._worker = VlmWorker(keeper, self._runner, self._feed)
+        self._wake: GuardCondition | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the cloud has been asked for the first time; one that is not there is asked again."""
+        return self._worker.has_tried
+
+    def begin(self) -> None:
+        """Listen, and look for the cloud."""
         self._listen()
         self._worker.start()
 
@@ -192,7 +202,8 @@ class VlmNode:
 
     def _post(self, job: Job | None, report: Report) -> None:
         self._reports.put((job, report))
-        self._wake.trigger()
+        if self._wake is not None:
+            self._wake.trigger()
 
     def _drain(self) -> None:
         while True:

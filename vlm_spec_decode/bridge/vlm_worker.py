@@ -32,6 +32,11 @@ class VlmWorker:
         return self._keeper.current is not None
 
     @property
+    def has_tried(self) -> bool:
+        """Whether a first attempt to reach the cloud has ended, well or not."""
+        return self._keeper.has_tried
+
+    @property
     def is_alive(self) -> bool:
         """Whether the thread runs; a plan may only be kept alive while it does."""
         return self._thread.is_alive()
