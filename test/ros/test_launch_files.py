@@ -7,32 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlm_spec_decode.bridge import (
-    camera_node,
-    engine_source,
-    hands,
-    locomotion_node,
-    mains,
-    managed,
-    monitor_node,
-    surroundings,
-    vlm_parameters,
-)
+from vlm_spec_decode.bridge.reference import PARAMETERS as DECLARED
 
 ROOT = Path(__file__).parents[2]
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 CONFIG_FILES = sorted((ROOT / "config").glob("*.yaml"))
-
-DECLARED = {
-    "camera_node": camera_node.PARAMETERS + mains.ROBOT_PARAMETERS + mains.SOURCE_PARAMETERS,
-    "locomotion_node": locomotion_node.PARAMETERS
-    + mains.ROBOT_PARAMETERS
-    + hands.PARAMETERS
-    + surroundings.PARAMETERS,
-    "monitor_node": monitor_node.PARAMETERS,
-    "vlm_node": vlm_parameters.PARAMETERS + engine_source.PARAMETERS,
-}
-DECLARED = {name: (*declared, managed.AUTOSTART) for name, declared in DECLARED.items()}
 
 needs_launch = pytest.mark.skipif(
     importlib.util.find_spec("launch_ros") is None,

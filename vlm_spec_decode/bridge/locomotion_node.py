@@ -70,8 +70,11 @@ class LocomotionNode:
         driver: RobotDriver,
         clock: Clock,
         on_failure: Callable[[RobotError], None],
+        *,
+        says_odometry: bool = True,
     ) -> None:
-        self._node, self._clock = node, clock
+        """`says_odometry` is false for a robot that publishes odometry and transforms by itself."""
+        self._node, self._clock, self._says_odometry = node, clock, says_odometry
         self._stamps = Stamps(node, clock)
         self._parameters = parameters = Parameters(node, PARAMETERS)
         path = parameters.path("limits_file")
@@ -86,7 +89,8 @@ class LocomotionNode:
         self._source = ""
         self._said_s = self._odom_s = float("-inf")
         self._frames = Frames(*(parameters.text(f"{name}_frame") for name in Frames.NAMES))
-        self._transforms = Transforms(node, self._frames) if parameters.flag("publish_tf") else None
+        has_tf = says_odometry and parameters.flag("publish_tf")
+        self._transforms = Transforms(node, self._frames) if has_tf else None
         Parameters(node, hands.PARAMETERS)
         self._hands: hands.Hands | None = None
 
@@ -108,14 +112,16 @@ class LocomotionNode:
         node = self._node
         self._statuses = node.create_publisher(String, "vlm/plan/status", COMMAND)
         self._sources = node.create_publisher(String, "vlm/control", LATCHED)
-        self._odometry = node.create_publisher(Odometry, "odom", 20)
+        if self._says_odometry:
+            self._odometry = node.create_publisher(Odometry, "odom", 20)
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         stops, plans, looks, odom, slow = ReentrantCallbackGroup(), *_groups(4)
         node.create_service(SetBool, "e_stop", self._on_estop, callback_group=stops)
         node.create_service(Trigger, "vlm/cancel", self._on_cancel, callback_group=stops)
         node.create_subscription(String, "vlm/plan", self._on_plan, COMMAND, callback_group=plans)
         node.create_timer(LOOK_S, self._look, looks, clock=STEADY)
-        node.create_timer(1 / self._parameters.real("odom_hz"), self._odom, odom, clock=STEADY)
+        if self._says_odometry:
+            node.create_timer(1 / self._parameters.real("odom_hz"), self._odom, odom, clock=STEADY)
         node.create_timer(1.0, self._diagnose, slow, clock=STEADY)
 
     def close(self) -> None:

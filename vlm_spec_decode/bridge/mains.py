@@ -19,6 +19,15 @@ ROBOT_PARAMETERS = (
     Parameter("domain", 1, "DDS domain of the robot: 0 on a real one.", 0, 232),
 )
 
+DRIVER_PARAMETERS = (
+    Parameter(
+        "driver",
+        "sdk",
+        "How the robot is spoken to: sdk (a Go2, Unitree's SDK) or cmd_vel (any robot with odometry).",
+        choices=("sdk", "cmd_vel"),
+    ),
+)
+
 SOURCE_PARAMETERS = (
     Parameter(
         "source",
@@ -69,9 +78,13 @@ def _camera(node: Node, _stop: Stop) -> NodePart:
 
 def _locomotion(node: Node, stop: Stop) -> NodePart:
     from vlm_spec_decode.bridge.locomotion_node import LocomotionNode
-    from vlm_spec_decode.robot.go2 import Go2Driver
+    from vlm_spec_decode.bridge.velocity_robot import VelocityRobot
 
     config, clock = _robot(node), WallClock()
+    if Parameters(node, DRIVER_PARAMETERS).text("driver") == "cmd_vel":
+        return LocomotionNode(node, VelocityRobot(node, clock), clock, stop, says_odometry=False)
+    from vlm_spec_decode.robot.go2 import Go2Driver
+
     return LocomotionNode(node, Go2Driver(config, clock), clock, stop)
 
 

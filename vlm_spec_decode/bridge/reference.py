@@ -18,6 +18,7 @@ from vlm_spec_decode.bridge import (
     managed,
     monitor_node,
     surroundings,
+    velocity_robot,
     vlm_parameters,
 )
 from vlm_spec_decode.bridge.parameters import Parameter
@@ -25,7 +26,9 @@ from vlm_spec_decode.bridge.parameters import Parameter
 SETTINGS: Mapping[str, tuple[Parameter, ...]] = {
     "camera_node": mains.SOURCE_PARAMETERS + mains.ROBOT_PARAMETERS + camera_node.PARAMETERS,
     "vlm_node": vlm_parameters.PARAMETERS + engine_source.PARAMETERS,
-    "locomotion_node": mains.ROBOT_PARAMETERS
+    "locomotion_node": mains.DRIVER_PARAMETERS
+    + mains.ROBOT_PARAMETERS
+    + velocity_robot.PARAMETERS
     + locomotion_node.PARAMETERS
     + hands.PARAMETERS
     + surroundings.PARAMETERS,

@@ -1,0 +1,118 @@
+"""A robot that is no Go2: plain velocities out, its own odometry in."""
+
+import math
+import threading
+import time
+
+import pytest
+from geometry_msgs.msg import Twist, TwistStamped
+from nav_msgs.msg import Odometry
+
+from test.ros.test_locomotion_node import Commander
+from vlm_spec_decode.actions.types import Done, Forward, Hello, Turn
+from vlm_spec_decode.bridge.convert import to_quaternion
+from vlm_spec_decode.bridge.locomotion_node import LocomotionNode
+from vlm_spec_decode.bridge.velocity_robot import VelocityRobot, to_angles
+from vlm_spec_decode.core.clock import WallClock
+
+pytestmark = pytest.mark.ros
+
+
+class Platform:
+    """A base on wheels: takes velocities, drives them exactly, and says where it is at 50 Hz."""
+
+    def __init__(self, graph, stamped=False):
+        self.node = graph.node("platform")
+        self.wanted, self.pose, self.heard = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), []
+        self.is_mute, self.lock, self.at_s = False, threading.Lock(), time.monotonic()
+        kind = TwistStamped if stamped else Twist
+        self.node.create_subscription(kind, "cmd_vel", self.take, 10)
+        self.places = self.node.create_publisher(Odometry, "odom", 10)
+        self.node.create_timer(0.02, self.tick)
+        graph.start(self.node)
+
+    def take(self, message):
+        twist = message.twist if isinstance(message, TwistStamped) else message
+        with self.lock:
+            self.drive()
+            self.wanted = (twist.linear.x, twist.linear.y, twist.angular.z)
+            self.heard.append(self.wanted)
+
+    def drive(self):
+        now_s = time.monotonic()
+        dt_s, self.at_s = now_s - self.at_s, now_s
+        (vx, vy, turn), (x, y, yaw) = self.wanted, self.pose
+        x += (vx * math.cos(yaw) - vy * math.sin(yaw)) * dt_s
+        y += (vx * math.sin(yaw) + vy * math.cos(yaw)) * dt_s
+        self.pose = (x, y, yaw + turn * dt_s)
+
+    def tick(self):
+        with self.lock:
+            self.drive()
+            (x, y, yaw), wanted = self.pose, self.wanted
+        message = Odometry()
+        message.header.stamp = self.node.get_clock().now().to_msg()
+        message.pose.pose.position.x, message.pose.pose.position.y = x, y
+        message.pose.pose.orientation = to_quaternion(0.0, 0.0, yaw)
+        message.twist.twist.linear.x, message.twist.twist.linear.y, message.twist.twist.angular.z = wanted
+        if not self.is_mute:
+            self.places.publish(message)
+
+
+@pytest.fixture
+def stage(graph, eventually, tmp_path):
+    patient = tmp_path / "patient.yaml"
+    patient.write_text("watchdog_s: 10.0\nmax_state_age_s: 10.0\n")
+
+    def start(**parameters):
+        platform = Platform(graph, parameters.get("cmd_vel_stamped", False))
+        commander, failures = Commander(graph, None), []
+        node = graph.node("locomotion_node", limits_file=str(patient), **parameters)
+        robot = VelocityRobot(node, WallClock())
+        graph.start(node, LocomotionNode(node, robot, WallClock(), failures.append, says_odometry=False))
+        assert eventually(commander.statuses)
+        return commander, platform, node, failures
+
+    return start
+
+
+@pytest.mark.parametrize("stamped", [False, True])
+def test_plans_become_velocities_and_its_odometry_says_when_they_are_done(stage, eventually, stamped):
+    commander, platform, node, _ = stage(cmd_vel_stamped=stamped)
+    commander.command(Turn(30.0), Forward(0.4), Done())
+    assert eventually(lambda: "done" in commander.states(), 60)
+    x, y, yaw = platform.pose
+    assert math.degrees(yaw) == pytest.approx(30.0, abs=8.0)
+    assert math.hypot(x, y) == pytest.approx(0.4, abs=0.2)
+    assert platform.wanted == (0.0, 0.0, 0.0)
+    assert not {publisher.topic_name for publisher in node.publishers} & {"/tf", platform.places.topic_name}
+
+
+def test_it_has_no_postures_and_says_so(stage, eventually):
+    commander, _, _, _ = stage()
+    commander.command(Hello())
+    assert eventually(lambda: "fault" in commander.states())
+    assert "no postures" in next(s for s in commander.statuses() if s.state == "fault").detail
+
+
+def test_odometry_that_falls_silent_is_a_fault_and_zeros_are_sent(stage, eventually):
+    commander, platform, _, _ = stage()
+    commander.command(Forward(3.0))
+    assert eventually(lambda: platform.wanted[0] > 0.2)
+    platform.is_mute = True
+    assert eventually(lambda: "fault" in commander.states())
+    assert eventually(lambda: platform.wanted == (0.0, 0.0, 0.0))
+
+
+def test_the_e_stop_holds_it(stage, eventually):
+    commander, platform, _, _ = stage()
+    commander.command(Forward(3.0))
+    assert eventually(lambda: platform.wanted[0] > 0.2)
+    assert commander.estop(True).success
+    assert eventually(lambda: platform.wanted == (0.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("angles", [(0.1, -0.2, 3.0), (-0.3, 0.4, -1.5), (0.0, 0.0, 0.0)])
+def test_angles_come_back_out_of_a_quaternion(angles):
+    turned = to_quaternion(*angles)
+    assert to_angles(turned.w, turned.x, turned.y, turned.z) == pytest.approx(angles)
