@@ -8,7 +8,7 @@ import pytest
 from test.tables import STOP, TABLES, TARGET, Table, TableModel
 from test.toy_grammar import ToyGrammar, is_forced, legal
 from vlm_spec_decode.cloud.desk import CloudDesk
-from vlm_spec_decode.cloud.entry import JobResult
+from vlm_spec_decode.cloud.entry import Done, JobResult
 from vlm_spec_decode.core import sampling
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import GrammarError
@@ -231,15 +231,14 @@ def test_a_grammar_in_trouble_ends_one_answer_by_name_and_not_the_cloud() -> Non
     request = AnswerRequest(1, OBSERVATION, GREEDY, "autoregressive")
     desk.receive(b"robot", codec.encode(codec.open_message(request, packer, 0, ())), 0.0)
     desk.outbox.clear()
-    job = desk.next_job()
+    job = desk.next_open()
     assert job
-    desk.finish(job, JobResult(context=target.open(OBSERVATION)))
-    job = desk.next_job()
-    assert job
+    desk.finish(Done((job,), (JobResult(context=target.open(OBSERVATION)),)))
+    (job,) = desk.next_batch()
     assert job.plan
     assert job.entry.session
-    desk.finish(job, JobResult(logits=job.entry.session.run(job.plan)))
+    desk.finish(Done((job,), (JobResult(logits=job.entry.session.run(job.plan)),)))
     refused = codec.decode(desk.outbox.pop()[1])
     assert isinstance(refused, Refused)
     assert (refused.reason, refused.answer) == ("grammar", 1)
-    assert desk.next_job() is None
+    assert not desk.next_batch()

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from test.tables import POOR_DRAFT, STOP, TARGET, TableModel
 from vlm_spec_decode.cloud.desk import CloudDesk
-from vlm_spec_decode.cloud.entry import JobResult
+from vlm_spec_decode.cloud.entry import Done, Job, JobResult
 from vlm_spec_decode.core.errors import CloudRefused
 from vlm_spec_decode.core.sampling import pick
 from vlm_spec_decode.core.sequence import Sequence
@@ -103,17 +103,19 @@ class Pair:
         self.collect()
 
     def work(self) -> None:
-        job = self.cloud.next_job()
-        if job is None:
-            return
-        if job.kind == "open":
+        """Do one thing that the cloud has to do: open an answer, or run a pass."""
+        job = self.cloud.next_open(self.now_s)
+        if job:
             result = JobResult(context=self.target.open(job.entry.observation))
-        elif job.plan and job.entry.session:
-            result = JobResult(logits=job.entry.session.run(job.plan))
-        else:
-            result = JobResult()
-        self.cloud.finish(job, result)
+            self.cloud.finish(Done((job,), (result,)), self.now_s)
+        elif jobs := self.cloud.next_batch(self.now_s):
+            self.cloud.finish(Done(jobs, tuple(map(self.run, jobs))), self.now_s)
         self.collect()
+
+    @staticmethod
+    def run(job: Job) -> JobResult:
+        session = job.entry.session
+        return JobResult(logits=session.run(job.plan)) if job.plan and session else JobResult()
 
     def pass_time(self, duration_s: float) -> None:
         self.now_s += duration_s

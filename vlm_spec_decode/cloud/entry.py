@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from vlm_spec_decode.cloud.limits import MAX_PATIENCE_S, MIN_PATIENCE_S, DeskLimits
+from vlm_spec_decode.core import batch
 from vlm_spec_decode.core.ports import Logits, ModelContext
 from vlm_spec_decode.core.session import Helper, PassPlan, Session
-from vlm_spec_decode.core.types import Commit, Hint, Image, Observation
+from vlm_spec_decode.core.types import Commit, Draft, Hint, Image, Observation
 from vlm_spec_decode.protocol.messages import ImageChunk, Open
 
 MAX_EARLY_DRAFTS = 64
@@ -20,7 +21,11 @@ JobKind: TypeAlias = Literal["open", "prefill", "pass"]
 
 @dataclass(slots=True)
 class Entry:
-    """State of one (peer, answer). `closed` entries are dropped once no job of theirs runs."""
+    """State of one (peer, answer). `closed` entries are dropped once no job of theirs runs.
+
+    `prefilled`: the prompt has been asked for; `filled`: its KV is in memory.
+    `ready_s` is since when the target may have something to do for it, None while it waits for the edge.
+    """
 
     peer: bytes
     message: Open
@@ -31,7 +36,12 @@ class Entry:
     hints: list[Hint] = field(default_factory=list)
     running: bool = False
     prefilled: bool = False
+    filled: bool = False
     closed: bool = False
+    ready_s: float | None = None
+    ran_s: float = 0.0
+    nodes: int = 0
+    tries: int = 0
 
     @property
     def core_image(self) -> Image | None:
@@ -46,6 +56,30 @@ class Entry:
         m = self.message
         return Observation(self.core_image, m.instruction, m.history, m.stamp_s, m.frame_id)
 
+    @property
+    def awaits_image(self) -> bool:
+        """Whether bytes of the image are still to come."""
+        return self.image is None and self.message.image_bytes > 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the whole answer has been committed."""
+        return self.session is not None and self.session.sequence.finished
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes that the answer's caches hold, the helper's included."""
+        if self.session is None:
+            return 0
+        helper = self.session.helper
+        return batch.kv_bytes(self.session.context) + (batch.kv_bytes(helper.context) if helper else 0)
+
+    @property
+    def due_s(self) -> float:
+        """When a pass is due: those who wait longest come first, sooner if their edge has little patience."""
+        patience_s = self.message.patience_ms / 1000 or MAX_PATIENCE_S
+        return (self.ready_s or 0.0) + min(MAX_PATIENCE_S, max(MIN_PATIENCE_S, patience_s))
+
     def append(self, chunk: ImageChunk) -> bool:
         """Take the next bytes in order, ignoring what is out of order; True once all are here."""
         room = self.message.image_bytes - len(self.received)
@@ -57,9 +91,23 @@ class Entry:
         """SHA-256 of what arrived; the cloud trusts no name that it has not computed."""
         return hashlib.sha256(self.received).digest()
 
+    def stir(self, now_s: float) -> None:
+        """Something new has come: there may be something to do."""
+        if self.ready_s is None:
+            self.ready_s = now_s
+
+    def has_room(self, hint: Hint, limits: DeskLimits) -> bool:
+        """Tell whether a hint may be taken: what one answer can pile up is bounded."""
+        if not isinstance(hint, Draft):
+            return True
+        self.nodes += len(hint.tokens)
+        live = len(self.session.tree.nodes) if self.session else 0
+        return self.nodes <= limits.nodes_per_answer and live + len(hint.tokens) <= limits.live_nodes
+
     def receive(self, hint: Hint, now_s: float) -> Commit | None:
         """Take a hint, also before the session has begun, and return what must be said at once."""
         if self.session:
+            self.stir(now_s)
             return self.session.receive(hint, now_s)
         if len(self.hints) < MAX_EARLY_DRAFTS:
             self.hints.append(hint)
@@ -74,11 +122,18 @@ class Entry:
 
     def next_job(self, now_s: float) -> Job | None:
         """Return what the target can do for this answer now, marking it as running, or None."""
-        if self.running or (self.message.image_bytes and self.image is None):
-            return None
         job = self._job(now_s)
         self.running = job is not None
+        self.ready_s = None
         return job
+
+    def forget(self) -> None:
+        """Give up the caches; the next pass computes them again. Not while a job runs."""
+        self.filled = False
+        if self.session:
+            batch.forget(self.session.context)
+            if self.session.helper:
+                batch.forget(self.session.helper.context)
 
     def release(self) -> None:
         """Free the target's context."""
@@ -88,24 +143,30 @@ class Entry:
 
     def _job(self, now_s: float) -> Job | None:
         if self.session is None:
-            return Job("open", self)
+            return Job("open", self, ready_s=now_s)
+        ready_s = now_s if self.ready_s is None else self.ready_s
         plan = self.session.plan(now_s)
         if plan:
             self.prefilled = True
-            return Job("pass", self, plan)
+            return Job("pass", self, plan, ready_s)
         if not self.prefilled:
             self.prefilled = True
-            return Job("prefill", self)
+            return Job("prefill", self, ready_s=ready_s)
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Work for the target: open a context, fill a prompt while waiting for a draft, or run a pass."""
+    """Work for the target: open a context, fill a prompt while waiting for a draft, or run a pass.
+
+    `prefilled`: the prompt has been asked for; `filled`: its KV is in memory.
+    `ready_s` is since when it could have begun.
+    """
 
     kind: JobKind
     entry: Entry
     plan: PassPlan | None = None
+    ready_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,24 +181,14 @@ class JobResult:
     refusal: tuple[str, str] | None = None
 
 
-class ImageStore:
-    """JPEGs by their SHA-256, the least recently used dropped beyond `limit_bytes`."""
+Jobs: TypeAlias = tuple[Job, ...]
 
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._held: OrderedDict[bytes, bytes] = OrderedDict()
-        self._held_bytes = 0
 
-    def get(self, digest: bytes) -> bytes | None:
-        """Return the image of this digest if it is still held."""
-        if digest in self._held:
-            self._held.move_to_end(digest)
-        return self._held.get(digest)
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A batch has ended: a result per job, the time of its pass, and how often it had to be split."""
 
-    def put(self, digest: bytes, jpeg: bytes) -> None:
-        """Hold an image whose digest the caller has computed."""
-        if digest not in self._held:
-            self._held[digest] = jpeg
-            self._held_bytes += len(jpeg)
-        while self._held_bytes > self._limit_bytes and len(self._held) > 1:
-            self._held_bytes -= len(self._held.popitem(last=False)[1])
+    jobs: Jobs
+    results: tuple[JobResult, ...]
+    pass_s: float = 0.0
+    splits: int = 0

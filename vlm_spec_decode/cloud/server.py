@@ -1,92 +1,23 @@
-"""The verifier's process: one thread owns the socket, one runs the target.
+"""The verifier's process: one thread owns the socket, one runs the target, one opens what is to come.
 
-The socket's thread feeds the desk and never computes; the worker runs one job at a time and never
-touches the desk. Early verdicts leave while a pass is still running.
+The socket's thread feeds the desk and never computes. Early verdicts leave while a pass is still running.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import TypeAlias
 
 from vlm_spec_decode.cloud.desk import CloudDesk
-from vlm_spec_decode.cloud.entry import Job, JobResult
+from vlm_spec_decode.cloud.entry import Done
 from vlm_spec_decode.cloud.link import ServerLink
-from vlm_spec_decode.core.errors import GrammarError, ImageError, VsdError
+from vlm_spec_decode.cloud.worker import Outcome, Runner, Worker
 from vlm_spec_decode.core.ports import Clock, Model, Target
-from vlm_spec_decode.core.session import Helper
-from vlm_spec_decode.core.types import Early, Observation
 
 POLL_S = 0.1
 EXPIRE_EVERY_S = 1.0
-
-Outcome: TypeAlias = tuple[Job, JobResult | Early]
-
-log = logging.getLogger(__name__)
-
-
-class Worker:
-    """Runs jobs on the target, one at a time, on a thread of its own."""
-
-    def __init__(
-        self, target: Target, helper: Model | None, clock: Clock, on_outcome: Callable[[], None]
-    ) -> None:
-        self.outcomes: SimpleQueue[Outcome] = SimpleQueue()
-        self.is_idle = True
-        self._target = target
-        self._helper = helper
-        self._clock = clock
-        self._on_outcome = on_outcome
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="vsd-target", daemon=True)
-        self._thread.start()
-
-    def give(self, job: Job) -> None:
-        """Hand over one job; only when `is_idle`."""
-        self.is_idle = False
-        self._jobs.put(job)
-
-    def stop(self) -> None:
-        """Let the running job end, then end the thread."""
-        self._jobs.put(None)
-        self._thread.join(timeout=10)
-
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._put(job, self._execute(job))
-
-    def _execute(self, job: Job) -> JobResult:
-        started_s = self._clock.now()
-        try:
-            if job.kind == "open":
-                return self._open(job.entry.observation)
-            session = job.entry.session
-            assert session is not None
-            if job.plan is None:
-                session.context.prefill()
-                return JobResult(compute_s=self._clock.now() - started_s)
-            plan = session.prepare(job.plan)
-            logits = session.run(plan, lambda early: self._put(job, early))
-            return JobResult(plan=plan, logits=logits, compute_s=self._clock.now() - started_s)
-        except ImageError as error:
-            return JobResult(refusal=("image", str(error)))
-        except GrammarError as error:
-            return JobResult(refusal=("grammar", str(error)))
-        except (VsdError, RuntimeError, ValueError, MemoryError) as error:
-            # One answer's failure must not end the service of the others.
-            log.exception("a job of the target failed")
-            return JobResult(refusal=("target_failed", type(error).__name__))
-
-    def _open(self, observation: Observation) -> JobResult:
-        helper = Helper(self._helper.open(observation), self._clock) if self._helper else None
-        return JobResult(context=self._target.open(observation), helper=helper)
-
-    def _put(self, job: Job, outcome: JobResult | Early) -> None:
-        self.outcomes.put((job, outcome))
-        self._on_outcome()
+DRAIN_S = 30.0
+"""How long answers that are under way may go on after `drain`."""
 
 
 class CloudServer:
@@ -99,8 +30,14 @@ class CloudServer:
         desk.has_helper = helper is not None
         self._link = link
         self._clock = clock
-        self._worker = Worker(target, helper, clock, link.wake)
+        self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
+        self._waking = threading.Lock()
+        runner = Runner(target, helper, clock, lambda job, early: self._tell((job, early)))
+        self._opener = Worker("vsd-opener", runner.open, self._tell)
+        self._target = Worker("vsd-target", runner.run, self._tell)
         self._stopping = threading.Event()
+        self._draining = threading.Event()
+        self._drain_until_s = 0.0
 
     @property
     def address(self) -> str:
@@ -109,8 +46,8 @@ class CloudServer:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether `stop` was called: nothing new is begun."""
-        return self._stopping.is_set()
+        """Whether `stop` or `drain` was called: nothing new is begun."""
+        return self._stopping.is_set() or self._draining.is_set()
 
     def serve(self) -> None:
         """Serve until stopped; frees everything on the way out."""
@@ -123,15 +60,37 @@ class CloudServer:
                 if self._clock.now() >= expire_at_s:
                     self.desk.expire(self._clock.now())
                     expire_at_s = self._clock.now() + EXPIRE_EVERY_S
-                self._give_job()
+                self._drain()
+                self._give_jobs()
                 self._flush()
         finally:
-            self._worker.stop()
-            self._link.close()
+            self._opener.stop()
+            self._target.stop()
+            with self._waking:
+                self._link.close()
 
     def stop(self) -> None:
         """End `serve` within its poll interval. From any thread or a signal handler."""
         self._stopping.set()
+
+    def drain(self) -> None:
+        """Begin nothing new, and end `serve` once the answers under way are done; a second call stops.
+
+        From any thread or a signal handler.
+        """
+        if self._draining.is_set():
+            self.stop()
+        self._draining.set()
+
+    def _drain(self) -> None:
+        if not self._draining.is_set():
+            return
+        if not self.desk.stats.is_draining:
+            self.desk.stats.is_draining = True
+            self._drain_until_s = self._clock.now() + DRAIN_S
+        if not self.desk.under_way(self._clock.now()) or self._clock.now() > self._drain_until_s:
+            self._flush()
+            self.stop()
 
     def _patience_s(self) -> float:
         wake_s = self.desk.wake_s()
@@ -140,21 +99,30 @@ class CloudServer:
     def _take_outcomes(self) -> None:
         while True:
             try:
-                job, outcome = self._worker.outcomes.get_nowait()
+                outcome = self._outcomes.get_nowait()
             except Empty:
                 return
-            if isinstance(outcome, Early):
-                self.desk.early(job.entry, outcome)
+            if isinstance(outcome, Done):
+                worker = self._opener if outcome.jobs[0].kind == "open" else self._target
+                worker.is_idle = True
+                self.desk.finish(outcome, self._clock.now())
             else:
-                self._worker.is_idle = True
-                self.desk.finish(job, outcome)
+                self.desk.early(*outcome)
 
-    def _give_job(self) -> None:
-        if self._worker.is_idle:
-            job = self.desk.next_job(self._clock.now())
-            if job:
-                self._worker.give(job)
+    def _give_jobs(self) -> None:
+        now_s = self._clock.now()
+        if self._opener.is_idle and (job := self.desk.next_open(now_s)):
+            self._opener.give((job,))
+        if self._target.is_idle and (jobs := self.desk.next_batch(now_s)):
+            self._target.give(jobs)
 
     def _flush(self) -> None:
         while self.desk.outbox:
             self._link.send(*self.desk.outbox.popleft())
+
+    def _tell(self, outcome: Outcome) -> None:
+        """Pass an outcome to the socket's thread, from a worker's; a link is woken by one at a time."""
+        self._outcomes.put(outcome)
+        with self._waking:
+            if not self._stopping.is_set():
+                self._link.wake()

@@ -23,7 +23,6 @@ class CloudStats:
     commits: int = 0
     tokens: int = 0
     drafted: int = 0
-    accepted: int = 0
     early: int = 0
     passes: int = 0
     shared: int = 0

@@ -16,6 +16,7 @@
     ├── CloudError                 the verifier cannot be used
     │   ├── CloudUnreachable       nobody answers (not started, wrong key, link cut)
     │   ├── CloudRefused           the cloud answers, and says no by name
+    │   │   └── CloudBusy          the cloud answers, and has no room for too long
     │   ├── CloudTimeout           an answer that ran past its deadline
     │   └── ProtocolError          bytes that are not a message of this version
     ├── RobotError
@@ -98,6 +99,14 @@ class CloudRefused(CloudError):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+class CloudBusy(CloudRefused):
+    """No cloud has had room for too long; `detail` names of what, and `retry_after_s` when to come again."""
+
+    def __init__(self, detail: str, retry_after_s: float) -> None:
+        super().__init__("busy", detail)
+        self.retry_after_s = retry_after_s
 
 
 class CloudTimeout(CloudError):

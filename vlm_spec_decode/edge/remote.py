@@ -20,7 +20,7 @@ class RemoteVerifier:
     def __init__(self, link: DealerLink, hello: Hello, clock: Clock, timing: Timing | None = None) -> None:
         self._link = link
         self._clock = clock
-        self._protocol = EdgeProtocol(hello, timing)
+        self._protocol = EdgeProtocol(hello, timing, len(link.addresses))
         self._events: Queue[Event | CloudError | Cancelled] = Queue()
         self._answer = 0
         self._usage_before = (0, 0)
@@ -113,6 +113,7 @@ class RemoteVerifier:
 
     def _flush(self) -> None:
         self._protocol.tick(self._clock.now())
+        self._link.go_to(self._protocol.place)
         while self._protocol.outbox:
             self._link.send(self._protocol.outbox.popleft())
         while self._protocol.events:

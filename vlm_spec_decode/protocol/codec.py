@@ -157,10 +157,8 @@ class TokenPacker:
 
 def early_message(early: Early) -> WireEarly:
     """Return the wire form of an early verdict."""
-    confidence = round(255 * early.confidence)
-    return WireEarly(
-        early.answer, early.epoch, early.pass_id, early.exit_layer, early.node, early.next_token, confidence
-    )
+    name = (early.answer, early.epoch, early.pass_id, early.exit_layer)
+    return WireEarly(*name, early.node, early.next_token, round(255 * early.confidence))
 
 
 def early(message: WireEarly) -> Early:
@@ -178,7 +176,9 @@ def early(message: WireEarly) -> Early:
     )
 
 
-def open_message(request: AnswerRequest, packer: TokenPacker, epoch: int, committed: Tokens) -> Open:
+def open_message(
+    request: AnswerRequest, packer: TokenPacker, epoch: int, committed: Tokens, patience_ms: int = 0
+) -> Open:
     """Return the Open of `request` under `epoch`, with the tokens that the edge already has."""
     observation, params, image = request.observation, request.params, request.observation.image
     return Open(
@@ -204,12 +204,17 @@ def open_message(request: AnswerRequest, packer: TokenPacker, epoch: int, commit
         committed=packer.pack(committed),
         residual=params.residual,
         objective=request.objective,
+        patience_ms=patience_ms,
     )
 
 
 def answer_request(message: Open, packer: TokenPacker, image: Image | None) -> AnswerRequest:
     """Return the request in an Open whose image has arrived. Raises ProtocolError."""
-    if message.answer < 1 or message.epoch < 0 or len(message.instruction) > MAX_INSTRUCTION_CHARS:
+    if (
+        message.answer < 1
+        or min(message.epoch, message.patience_ms) < 0
+        or len(message.instruction) > MAX_INSTRUCTION_CHARS
+    ):
         raise ProtocolError("an answer out of range")
     if not 0 <= message.image_bytes <= MAX_IMAGE_BYTES or message.max_tokens > MAX_TOKENS:
         raise ProtocolError(f"an image of {message.image_bytes} bytes, {message.max_tokens} tokens")

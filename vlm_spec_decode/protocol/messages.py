@@ -63,6 +63,7 @@ class Open(Message, frozen=True, array_like=True, tag=4):
     """Edge to cloud: one answer begins, or begins again under a higher epoch after a loss.
 
     `committed` are packed tokens that the edge already has; they win over anything the cloud remembers.
+    `patience_ms` is how long the edge waits for a verdict before it gives up, 0 if it does not say.
     `image_digest` is empty without an image. `params_digest` guards against reading a field differently.
     """
 
@@ -88,6 +89,7 @@ class Open(Message, frozen=True, array_like=True, tag=4):
     committed: bytes = b""
     residual: str = "sparse"
     objective: str = "latency"
+    patience_ms: int = 0
 
 
 class ImageChunk(Message, frozen=True, array_like=True, tag=5):
@@ -185,6 +187,18 @@ class Pong(Message, frozen=True, array_like=True, tag=13):
     known: bool
 
 
+class Busy(Message, frozen=True, array_like=True, tag=14):
+    """Cloud to edge: not now, and why, by name; come again after `retry_after_ms`, or go elsewhere.
+
+    `answer` 0 answers a Hello.
+    """
+
+    answer: int
+    epoch: int
+    reason: str
+    retry_after_ms: int
+
+
 AnyMessage: TypeAlias = (
     Hello
     | Welcome
@@ -199,4 +213,5 @@ AnyMessage: TypeAlias = (
     | Close
     | Ping
     | Pong
+    | Busy
 )

@@ -18,6 +18,14 @@ def split(address: str) -> tuple[str, str]:
     return match["host"].strip("[]"), match["port"]
 
 
+def split_list(text: str) -> tuple[str, ...]:
+    """Return the addresses in a list with commas, each once. Raises ConfigError."""
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for one in found:
+        split(one)
+    return found
+
+
 def is_loopback(address: str) -> bool:
     """Tell whether an address can only be reached from this machine."""
     host, _ = split(address)

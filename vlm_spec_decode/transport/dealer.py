@@ -41,7 +41,8 @@ class _Flight:
 class DealerLink:
     """Sends and receives messages on a thread of its own; callbacks run on that thread.
 
-    `keys` None means plaintext, which `transport.address` allows on loopback only.
+    `keys` None means plaintext, which `transport.address` allows on loopback only. `address` may name several
+    clouds that share one key, with commas between them; it connects to the first and `go_to` another.
     """
 
     def __init__(
@@ -52,10 +53,10 @@ class DealerLink:
         profile: LinkProfile | None = None,
         seed: int = 0,
     ) -> None:
-        addresses.split(address)
-        if keys is None:
-            addresses.require_loopback(address)
-        self.address = address
+        self.addresses = addresses.split_list(address)
+        for one in self.addresses if keys is None else ():
+            addresses.require_loopback(one)
+        self.address = self.addresses[0]
         self.sent_bytes = 0
         self.received_bytes = 0
         self._keys = keys
@@ -100,6 +101,13 @@ class DealerLink:
             self._fly(self._shapers[0], data, is_up=True)
         else:
             self._transmit(data)
+
+    def go_to(self, place: int) -> None:
+        """Leave the cloud for that at `addresses[place]`. Only from the link's thread."""
+        if self._socket and self.address != self.addresses[place]:
+            self._socket.disconnect(self.address)
+            self.address = self.addresses[place]
+            self._socket.connect(self.address)
 
     def close(self) -> None:
         """Send what is due, stop the thread and free the sockets. Idempotent."""

@@ -1,0 +1,141 @@
+"""Runs jobs on the target, on threads of its own. Never touches the desk.
+
+One thread opens contexts (decoding a JPEG, rendering a prompt), so that passes do not wait for it; one runs
+passes, each over a whole batch. What comes of them goes into one queue for the socket's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+from queue import SimpleQueue
+from typing import TypeAlias
+
+from vlm_spec_decode.cloud.entry import Done, Job, JobResult, Jobs
+from vlm_spec_decode.core.batch import Query, Scored, score_batch
+from vlm_spec_decode.core.errors import GrammarError, ImageError, OutOfMemory, VsdError
+from vlm_spec_decode.core.ports import Clock, Model, Target
+from vlm_spec_decode.core.session import Helper
+from vlm_spec_decode.core.types import Early
+
+log = logging.getLogger(__name__)
+
+FAILURES = (VsdError, RuntimeError, ValueError, MemoryError)
+"""What a job may raise; one answer's failure must not end the service of the others."""
+
+
+Outcome: TypeAlias = Done | tuple[Job, Early]
+"""A batch that has ended, or a verdict of one that runs."""
+
+
+class Runner:
+    """What the two threads do. `helper` drafts beside the target."""
+
+    def __init__(
+        self, target: Target, helper: Model | None, clock: Clock, on_early: Callable[[Job, Early], None]
+    ) -> None:
+        self._target = target
+        self._helper = helper
+        self._clock = clock
+        self._on_early = on_early
+        self._splits = 0
+
+    def open(self, jobs: Jobs) -> Done:
+        """Open the context of each job."""
+        return Done(jobs, tuple(self._open(job) for job in jobs))
+
+    def run(self, jobs: Jobs) -> Done:
+        """Run the passes of all jobs in one."""
+        started_s, self._splits = self._clock.now(), 0
+        prepared = [self._prepare(job) for job in jobs]
+        queries = [self._query(job) for job in prepared if isinstance(job, Job)]
+        scored = iter(self._score(queries))
+        pass_s = self._clock.now() - started_s
+        results = tuple(
+            job if isinstance(job, JobResult) else self._result(job, next(scored), pass_s) for job in prepared
+        )
+        return Done(jobs, results, pass_s, self._splits)
+
+    def _open(self, job: Job) -> JobResult:
+        try:
+            seen = job.entry.observation
+            helper = Helper(self._helper.open(seen), self._clock) if self._helper else None
+            return JobResult(context=self._target.open(seen), helper=helper)
+        except FAILURES as error:
+            return JobResult(refusal=refusal(error))
+
+    def _prepare(self, job: Job) -> Job | JobResult:
+        """Let the cloud's own draft add to a pass."""
+        session = job.entry.session
+        assert session is not None
+        try:
+            return replace(job, plan=session.prepare(job.plan)) if job.plan else job
+        except FAILURES as error:
+            return JobResult(refusal=refusal(error))
+
+    def _query(self, job: Job) -> Query:
+        session = job.entry.session
+        assert session is not None
+        if job.plan is None:
+            return Query(session.context, ())
+        return session.query(job.plan, lambda early: self._on_early(job, early))
+
+    def _score(self, queries: Seq[Query]) -> list[Scored | Exception]:
+        """Score in one pass, or in halves if that fails, down to the one that it fails for."""
+        if not queries:
+            return []
+        try:
+            return [*score_batch(self._target, queries)]
+        except FAILURES as error:
+            if len(queries) == 1:
+                return [error]
+            self._splits += 1
+            middle = len(queries) // 2
+            return self._score(queries[:middle]) + self._score(queries[middle:])
+
+    def _result(self, job: Job, scored: Scored | Exception, pass_s: float) -> JobResult:
+        if isinstance(scored, Exception):
+            return JobResult(refusal=refusal(scored))
+        return JobResult(plan=job.plan, logits=scored if job.plan else None, compute_s=pass_s)
+
+
+def refusal(error: Exception) -> tuple[str, str]:
+    """Return the name and detail by which a robot is told of a job that failed."""
+    match error:
+        case ImageError():
+            return "image", str(error)
+        case GrammarError():
+            return "grammar", str(error)
+        case OutOfMemory() | MemoryError():
+            return "out_of_memory", "the target has no memory left for this answer"
+    log.error("a job of the target failed", exc_info=error)
+    return "target_failed", type(error).__name__
+
+
+class Worker:
+    """A thread that does one batch of jobs at a time."""
+
+    def __init__(self, name: str, do: Callable[[Jobs], Done], on_done: Callable[[Done], None]) -> None:
+        self.is_idle = True
+        self._do = do
+        self._on_done = on_done
+        self._batches: SimpleQueue[Jobs | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def give(self, jobs: Jobs) -> None:
+        """Hand over a batch; only when `is_idle`."""
+        self.is_idle = False
+        self._batches.put(jobs)
+
+    def stop(self) -> None:
+        """Let the running batch end, then end the thread."""
+        self._batches.put(None)
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while (jobs := self._batches.get()) is not None:
+            self._on_done(self._do(jobs))

@@ -1,0 +1,23 @@
+"""When the edge repeats itself, looks elsewhere and gives up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """All in seconds.
+
+    `handshake_s` is the patience before the welcome, where encryption costs several round trips; without it,
+    `give_up_s` counts there too. An edge that knows several clouds tries the next after `elsewhere_s` of
+    silence; its patience counts over all of them. `busy_s` is how long it comes again to busy ones.
+    """
+
+    hello_retry_s: float = 0.5
+    ping_s: float = 0.3
+    recover_s: float = 0.5
+    give_up_s: float = 10.0
+    handshake_s: float | None = None
+    elsewhere_s: float = 2.0
+    busy_s: float = 10.0
