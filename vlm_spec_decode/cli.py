@@ -31,7 +31,7 @@ ELSEWHERE = {
     "bench": ("vlm_spec_decode.bench.cli", "bench"),
     "cloud": ("vlm_spec_decode.cli_service", "cloud"),
     "record": ("vlm_spec_decode.demo.record", "record"),
-    "replay": ("vlm_spec_decode.bag.cli", "replay"),
+    "replay": ("vlm_spec_decode.demo.replay", "replay"),
     "say": ("vlm_spec_decode.demo.console", "say"),
     "stop": ("vlm_spec_decode.demo.console", "stop"),
     "top": ("vlm_spec_decode.demo.console", "top"),

@@ -1,0 +1,74 @@
+"""A bag at its own rate to a real node under its clock; never where an executor is."""
+
+import pytest
+from std_msgs.msg import String
+
+from test.bag.walks import START_NS, plain_walk
+from test.bridge.scripted import ScriptedEngine
+from test.ros import NAMESPACE, ROS_DOMAIN
+from test.ros.test_vlm_node import Source
+from vlm_spec_decode.actions.plan import Plan
+from vlm_spec_decode.actions.types import Done, Forward
+from vlm_spec_decode.bag.asker import questions
+from vlm_spec_decode.bag.cut import open_bag
+from vlm_spec_decode.bag.events import Events, Topics
+from vlm_spec_decode.bag.questions import AskPlan
+from vlm_spec_decode.bridge.qos import COMMAND
+from vlm_spec_decode.bridge.vlm_node import VlmNode
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.demo.live import LiveConfig, LivePlayer
+from vlm_spec_decode.demo.stand_in import StandIn
+
+pytestmark = pytest.mark.ros
+
+
+def player(tmp_path, walk):
+    return LivePlayer(LiveConfig(walk, tmp_path / "live", domain=ROS_DOMAIN, namespace=NAMESPACE))
+
+
+def test_the_node_answers_about_the_bags_frames_and_what_it_says_can_be_replayed(graph, tmp_path):
+    walk = plain_walk(tmp_path / "walk", seconds=8.0)
+    node = graph.node("vlm_node", use_sim_time=True, status_timeout_s=10.0)
+    source = Source(ScriptedEngine([["ok . forward ( 0.2 )"], ["done ( )"]]))
+    graph.start(node, VlmNode(node, source, WallClock(), source.failures.append))
+    live = player(tmp_path, walk)
+    try:
+        document = live.play(lambda: False)
+    finally:
+        live.close()
+    assert (document["frames"], document["instructions"]) == (32, 1)
+    assert document["answers"] == 2
+    bag = open_bag(tmp_path / "live" / "bag")
+    found = list(questions(Events(bag, Topics().choose(bag.topics)), AskPlan()))
+    bag.close()
+    assert [q.actions for q in found] == [("forward(0.2)",), ("done()",)]
+    assert [q.observation.history for q in found] == [(), ("forward(0.2)",)]
+    assert all(0.0 <= q.observation.stamp_s - START_NS / 1e9 <= 8.0 for q in found)
+
+
+def test_where_an_executor_is_nothing_is_replayed(graph, tmp_path):
+    node = graph.node("locomotion_node")
+    node.create_publisher(String, "vlm/plan/status", COMMAND)
+    graph.start(node)
+    live = player(tmp_path, plain_walk(tmp_path / "walk", seconds=1.0))
+    try:
+        with pytest.raises(ConfigError, match="not for a robot"):
+            live.play(lambda: False)
+    finally:
+        live.close()
+
+
+def test_the_stand_in_takes_its_time_and_takes_up_what_is_added():
+    robot = StandIn()
+    assert robot.status(0.0) is None
+    walk = Plan("m", 1, 0.0, 1, (Forward(0.5),))
+    robot.take(walk, 10.0)
+    assert (robot.status(10.5).state, robot.status(10.5).executed) == ("moving", ())
+    assert (robot.status(11.1).state, robot.status(11.1).executed) == ("idle", ("forward(0.5)",))
+    robot.take(Plan("m", 1, 0.0, 2, (Forward(0.5), Forward(1.0), Done()), final=True), 12.0)
+    assert robot.status(13.0).action == "forward(1)"
+    assert robot.status(14.1).executed == ("forward(0.5)", "forward(1)", "done()")
+    assert robot.status(14.1).state == "done"
+    robot.take(Plan("m", 2, 0.0, 0), 15.0)
+    assert (robot.status(15.0).answer, robot.status(15.0).state) == (2, "idle")

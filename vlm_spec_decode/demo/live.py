@@ -1,0 +1,237 @@
+"""`vsd replay --live`: a bag's camera and words to the real nodes, at the bag's rate, under its clock.
+
+The nodes must run with `use_sim_time`. Camera and executor are played here: frames come from the bag, plans
+are reported as carried out in their nominal time, and nothing moves. Where a robot is on the domain it is
+left alone: the replay refuses to begin. What the nodes say goes into a bag, so that it can be compared
+with a replay as fast as possible.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from nav_msgs.msg import Odometry
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import qos_profile_sensor_data
+from rclpy.serialization import serialize_message
+from rclpy.signals import SignalHandlerOptions
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage
+from std_msgs.msg import String
+
+from vlm_spec_decode.actions.plan import Plan
+from vlm_spec_decode.bag.cut import open_bag
+from vlm_spec_decode.bag.events import Event, Events, Frame, Instructed, Moved, Topics
+from vlm_spec_decode.bag.questions import AskPlan
+from vlm_spec_decode.bridge.convert import to_compressed
+from vlm_spec_decode.bridge.missions import ENDED
+from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
+from vlm_spec_decode.core.errors import ConfigError, ImageError
+from vlm_spec_decode.demo.reckoning import Reckoning
+from vlm_spec_decode.demo.recording import Recording
+from vlm_spec_decode.demo.stand_in import StandIn
+
+NANOSECONDS = 1_000_000_000
+CLOCK_S, STATUS_S = 0.01, 0.05
+LOOK_S = 2.0
+"""Discovery: how long another executor gets to show up before the replay begins."""
+
+READY_S = 60.0
+AFTER_S = 10.0
+"""How long a mission under way may go on after the end of the bag."""
+
+FAR_S = 5.0
+"""A frame whose stamp is further than this from the bag's time gets the bag's."""
+
+IMAGES, ODOMETRY, INSTRUCTION = "camera/image_raw/compressed", "odom", "vlm/instruction"
+TEXTS = {"vlm/answer": COMMAND, "vlm/trace": COMMAND, "vlm/status": LATCHED, "vlm/run": LATCHED}
+
+
+@dataclass(frozen=True, slots=True)
+class LiveConfig:
+    """What is replayed to whom. `rate` 2.0 is twice as fast as it was recorded."""
+
+    bag: Path
+    out: Path
+    topics: Topics = field(default_factory=Topics)
+    plan: AskPlan = field(default_factory=AskPlan)
+    rate: float = 1.0
+    domain: int = 0
+    namespace: str = ""
+
+
+class LivePlayer:
+    """One replay. `play` does it all, `close` leaves ROS and completes the bag of what was said."""
+
+    def __init__(self, config: LiveConfig) -> None:
+        self.counts: Counter[str] = Counter()
+        self._config = config
+        self._bag = Recording(config.out / "bag")
+        self._stand_in = StandIn()
+        self._state, self._reason = "", ""
+        self._start_ns = self._clock_ns = 0
+        self._began_s = self._clocked_s = self._told_s = 0.0
+        self._reckoning = Reckoning()
+        self._has_words = bool(config.plan.instruction or config.plan.spoken)
+        self._spoken = list(config.plan.spoken)
+        self._context = rclpy.Context()
+        rclpy.init(
+            context=self._context, domain_id=config.domain, signal_handler_options=SignalHandlerOptions.NO
+        )
+        self._node = node = rclpy.create_node(
+            "vsd_replay", context=self._context, namespace=config.namespace or None
+        )
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(node)
+        self._clock = node.create_publisher(Clock, "/clock", 10)
+        self._images = node.create_publisher(CompressedImage, IMAGES, qos_profile_sensor_data)
+        self._odometry = node.create_publisher(Odometry, ODOMETRY, 20)
+        self._voice = node.create_publisher(String, INSTRUCTION, COMMAND)
+        self._statuses = node.create_publisher(String, "vlm/plan/status", COMMAND)
+        node.create_subscription(String, "vlm/plan", self._on_plan, COMMAND)
+        for topic, quality in TEXTS.items():
+            node.create_subscription(String, topic, self._listener(topic), quality)
+
+    def play(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        """Replay to the end; return what was given and heard.
+
+        Raises BagError, or ConfigError where a robot is on the domain or no vlm_node is.
+        """
+        source = open_bag(self._config.bag)
+        try:
+            events = Events(source, self._config.topics.choose(source.topics))
+            self._wait_for_nodes(should_stop)
+            for event in events:
+                if should_stop():
+                    break
+                self._until(event.at_ns, should_stop)
+                self._give(event)
+            self._finish(should_stop)
+        finally:
+            source.close()
+        counts = {name: self.counts[name] for name in ("frames", "instructions", "answers")}
+        return counts | {
+            "bag": str(self._config.bag),
+            "recorded": str(self._config.out / "bag"),
+            "faults": dict(events.faults),
+        }
+
+    def close(self) -> None:
+        """Leave ROS and complete the bag. Idempotent."""
+        if self._context.ok():
+            self._executor.shutdown(timeout_sec=1)
+            self._node.destroy_node()
+            rclpy.shutdown(context=self._context)
+        self._bag.close()
+
+    # Time ----------------------------------------------------------------------------------------
+
+    def _wait_for_nodes(self, should_stop: Callable[[], bool]) -> None:
+        until_s = time.monotonic() + READY_S
+        look_s = time.monotonic() + LOOK_S
+        while not should_stop():
+            self._executor.spin_once(timeout_sec=CLOCK_S)
+            if self._node.count_publishers("vlm/plan/status") > 1:
+                raise ConfigError("an executor is on this ROS domain: a bag's plans are not for a robot")
+            is_heard = self._voice.get_subscription_count() and self._statuses.get_subscription_count()
+            if self._state == "ready" and is_heard and time.monotonic() > look_s:
+                return
+            if self._state == "unavailable":
+                raise ConfigError(f"vlm_node has no cloud: {self._reason}")
+            if time.monotonic() > until_s:
+                raise ConfigError(f"no vlm_node that is ready on this ROS domain within {READY_S:.0f} s")
+
+    def _until(self, at_ns: int, should_stop: Callable[[], bool]) -> None:
+        """Let time pass until the bag's clock shows `at_ns`; it never goes back."""
+        if not self._start_ns:
+            self._start_ns, self._began_s = at_ns, time.monotonic()
+        while not should_stop():
+            self._tick()
+            left_s = (at_ns - self._clock_ns) / NANOSECONDS / self._config.rate
+            if left_s <= 0:
+                return
+            self._executor.spin_once(timeout_sec=min(left_s, CLOCK_S))
+
+    def _tick(self) -> None:
+        now_s = time.monotonic()
+        self._clock_ns = self._start_ns + round((now_s - self._began_s) * self._config.rate * NANOSECONDS)
+        if now_s - self._clocked_s >= CLOCK_S:
+            self._clocked_s = now_s
+            message = Clock()
+            message.clock.sec, message.clock.nanosec = divmod(self._clock_ns, NANOSECONDS)
+            self._clock.publish(message)
+        status = self._stand_in.status(self._clock_ns / NANOSECONDS)
+        if status is not None and now_s - self._told_s >= STATUS_S:
+            self._told_s = now_s
+            self._statuses.publish(String(data=status.to_json()))
+        at_s = (self._clock_ns - self._start_ns) / NANOSECONDS
+        while self._spoken and self._spoken[0].at_s <= at_s:
+            self._say(self._spoken.pop(0).instruction)
+
+    def _finish(self, should_stop: Callable[[], bool]) -> None:
+        until_s = time.monotonic() + AFTER_S
+        while time.monotonic() < until_s and not should_stop() and self._state not in ENDED | {"ready"}:
+            self._tick()
+            self._executor.spin_once(timeout_sec=CLOCK_S)
+
+    # From the bag --------------------------------------------------------------------------------
+
+    def _give(self, event: Event) -> None:
+        if isinstance(event, Frame):
+            self._show(event)
+            if self._config.plan.instruction and self.counts["frames"] == 1:
+                self._say(self._config.plan.instruction)
+        elif isinstance(event, Moved):
+            self._odometry.publish(self._reckoning.after(event))
+        elif isinstance(event, Instructed) and not (
+            self._config.plan.instruction or self._config.plan.spoken
+        ):
+            self._say(event.text)
+
+    def _show(self, frame: Frame) -> None:
+        try:
+            image = frame.image
+        except ImageError:
+            self.counts["frames that cannot be decoded"] += 1
+            return
+        at_s = frame.at_ns / NANOSECONDS
+        stamp_s = frame.stamp_s if abs(frame.stamp_s - at_s) < FAR_S else at_s
+        message = to_compressed(image, stamp_s, frame.frame_id)
+        self._images.publish(message)
+        self._keep(IMAGES, "sensor_msgs/msg/CompressedImage", serialize_message(message))
+        self.counts["frames"] += 1
+
+    def _say(self, text: str) -> None:
+        message = String(data=text)
+        self._voice.publish(message)
+        self._keep(INSTRUCTION, "std_msgs/msg/String", serialize_message(message))
+        self.counts["instructions"] += 1
+
+    # From the nodes ------------------------------------------------------------------------------
+
+    def _on_plan(self, message: String) -> None:
+        self._stand_in.take(Plan.from_json(message.data), self._clock_ns / NANOSECONDS)
+
+    def _listener(self, topic: str) -> Callable[[String], None]:
+        def take(message: String) -> None:
+            self._keep(topic, "std_msgs/msg/String", serialize_message(message))
+            if topic == "vlm/status":
+                self._state, self._reason = _state(message.data)
+            self.counts["answers"] += topic == "vlm/answer"
+
+        return take
+
+    def _keep(self, topic: str, kind: str, data: bytes) -> None:
+        self._bag.write(f"/{topic}", kind, data, self._clock_ns or 1)
+
+
+def _state(text: str) -> tuple[str, str]:
+    said = json.loads(text)
+    return str(said["state"]), f"{said['reason']}: {said['detail']}"
