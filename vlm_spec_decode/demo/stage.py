@@ -14,7 +14,6 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudUnreachable, ProcessEnded, RobotUnreachable
 from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
 from vlm_spec_decode.core.types import Image
-from vlm_spec_decode.demo.labels import labels
 from vlm_spec_decode.demo.listen import Listener
 from vlm_spec_decode.demo.processes import Process, Processes
 from vlm_spec_decode.demo.recording import Recording
@@ -180,6 +179,9 @@ class Stage:
 
     def label(self, scene: Scene, instruction: str, story: Story) -> int:
         """Add what the teacher would have answered to the bag; return how many answers have a label."""
+        # The teacher comes with training's libraries, which take seconds to import.
+        from vlm_spec_decode.demo.labels import labels
+
         if self._listener is None:
             return 0
         found = labels(scene, instruction, story.steps, self._listener.poses)
