@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vlm_spec_decode.bench.links import load_link
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
-from vlm_spec_decode.transport.shaper import OVERHEAD_BYTES, shapers
+from vlm_spec_decode.transport.shaper import OVERHEAD_BYTES, Shaper, shapers
 
 FOLDER = Path(__file__).parents[2] / "config" / "links"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -31,6 +32,8 @@ def test_unknown_keys_and_impossible_values_are_named() -> None:
         from_mapping(LinkProfile, {"name": "x", "rtt_ms": 1, "speed": 2})
     with pytest.raises(ConfigError, match="out of range"):
         LinkProfile("x", rtt_ms=-1)
+    with pytest.raises(ConfigError, match="out of range"):
+        LinkProfile("x", rtt_ms=10, gap_s=2.0, gap_every_s=1.0)
     with pytest.raises(ConfigError, match="rtt_ms"):
         from_mapping(LinkProfile, {"name": "x"})
 
@@ -53,3 +56,22 @@ def test_the_same_seed_is_the_same_link() -> None:
     profile = LinkProfile("x", rtt_ms=50, up_mbps=5, jitter_ms=10, loss=0.1)
     first, second = shapers(profile, 7)[0], shapers(profile, 7)[0]
     assert [first.arrival(99, t) for t in range(50)] == [second.arrival(99, t) for t in range(50)]
+
+
+def test_nothing_passes_in_a_gap() -> None:
+    rng = np.random.default_rng(0)
+    shaper = Shaper(8e6, 0.01, 0.0, 0.0, 0.2, rng, gap_s=0.4, gap_every_s=4.0, phase_s=1.0)
+    assert shaper.arrival(910, 0.5) == pytest.approx(0.5 + 0.001 + 0.01)
+    assert shaper.arrival(910, 1.1) == pytest.approx(1.4 + 0.001 + 0.01)
+    assert shaper.arrival(910, 1.2) == pytest.approx(1.4 + 0.002 + 0.01)
+    assert shaper.arrival(910, 3.0) == pytest.approx(3.0 + 0.001 + 0.01)
+    assert shaper.arrival(910, 5.0) == pytest.approx(5.4 + 0.001 + 0.01)
+
+
+def test_both_directions_are_gone_at_the_same_time() -> None:
+    """What takes longer than the way is the gap: the same sendings wait in both directions."""
+    up, down = shapers(LinkProfile("x", rtt_ms=10, gap_s=0.4, gap_every_s=4.0), seed=3)
+    times = [0.1 * step for step in range(100)]
+    waits = [[t for t in times if way.arrival(99, t) > t + 0.006] for way in (up, down)]
+    assert waits[0] == waits[1]
+    assert 6 <= len(waits[0]) <= 14

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from vlm_spec_decode.bench.links import LinkedVerifier
 from vlm_spec_decode.bench.tally import Moment, TalliedContext, TalliedVerifier, Tally
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import VsdError
@@ -17,6 +16,7 @@ from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import GenerationResult, Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.charged import ChargedContext
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
+from vlm_spec_decode.edge.virtual import VirtualVerifier
 
 TIMEOUT_S = 3600.0
 """Of virtual time: no cell of a comparison comes near it."""
@@ -105,7 +105,7 @@ def decode(
     clock = VirtualClock()
     tally = Tally(clock)
     helper = draft if setup.has_helper else None
-    verifier = LinkedVerifier(target, setup.hardware, setup.link, clock, helper, setup.seed)
+    verifier = VirtualVerifier(target, setup.hardware, setup.link, clock, helper, setup.seed)
     edge = EdgeModel(draft, setup.hardware, clock, tally)
     config = EngineConfig(
         setup.strategy,

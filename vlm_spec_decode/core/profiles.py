@@ -17,7 +17,8 @@ class LinkProfile:
 
     `rtt_ms` is split evenly; `jitter_ms` is the standard deviation added per message and direction;
     `loss` is the probability that a message needs one retransmission (a reliable transport turns loss
-    into delay). Rates in Mbit/s; infinity for no limit.
+    into delay). Rates in Mbit/s; infinity for no limit. Every `gap_every_s` nothing passes for `gap_s` in
+    either direction, as when a robot walks from one access point to the next.
     """
 
     name: str
@@ -27,9 +28,12 @@ class LinkProfile:
     jitter_ms: float = 0.0
     loss: float = 0.0
     source: str = ""
+    gap_s: float = 0.0
+    gap_every_s: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.rtt_ms < 0 or min(self.up_mbps, self.down_mbps) <= 0 or not 0 <= self.loss < 1:
+        is_sane = self.rtt_ms >= 0 and min(self.up_mbps, self.down_mbps) > 0 and 0 <= self.loss < 1
+        if not is_sane or not 0 <= self.gap_s < self.gap_every_s:
             raise ConfigError(f"link profile out of range: {self}")
 
 

@@ -19,7 +19,10 @@ OVERHEAD_BYTES = 90
 
 @dataclass(slots=True)
 class Shaper:
-    """One direction. `arrival` must be called in the order of sending."""
+    """One direction. `arrival` must be called in the order of sending.
+
+    What is sent into a gap waits for its end; the first begins at `phase_s`.
+    """
 
     rate_bps: float
     delay_s: float
@@ -27,25 +30,36 @@ class Shaper:
     loss: float
     retransmit_s: float
     rng: np.random.Generator
+    gap_s: float = 0.0
+    gap_every_s: float = 1.0
+    phase_s: float = 0.0
     _free_s: float = 0.0
     _last_s: float = 0.0
 
     def arrival(self, num_bytes: int, now_s: float) -> float:
         """Return the time at which a message of `num_bytes` sent at `now_s` arrives."""
-        self._free_s = max(now_s, self._free_s) + 8 * (num_bytes + OVERHEAD_BYTES) / self.rate_bps
+        self._free_s = (
+            self._after_gap(max(now_s, self._free_s)) + 8 * (num_bytes + OVERHEAD_BYTES) / self.rate_bps
+        )
         extra_s = abs(self.rng.normal(0.0, self.jitter_s)) if self.jitter_s else 0.0
         while self.loss and self.rng.random() < self.loss:
             extra_s += self.retransmit_s
         self._last_s = max(self._last_s, self._free_s + self.delay_s + extra_s)
         return self._last_s
 
+    def _after_gap(self, start_s: float) -> float:
+        into_s = (start_s - self.phase_s) % self.gap_every_s
+        is_gap = start_s >= self.phase_s and into_s < self.gap_s
+        return start_s + self.gap_s - into_s if is_gap else start_s
+
 
 def shapers(profile: LinkProfile, seed: int) -> tuple[Shaper, Shaper]:
-    """Return the uplink's and the downlink's shaper of a profile."""
+    """Return the uplink's and the downlink's shaper of a profile; both have their gaps at the same times."""
     delay_s, jitter_s = profile.rtt_ms / 2000, profile.jitter_ms / 1000
     retransmit_s = max(0.2, profile.rtt_ms / 1000)
-    up, down = (np.random.default_rng([seed, direction]) for direction in (0, 1))
+    up, down, phase = (np.random.default_rng([seed, stream]) for stream in (0, 1, 2))
+    gaps = profile.gap_s, profile.gap_every_s, float(phase.uniform(0, profile.gap_every_s))
     return (
-        Shaper(profile.up_mbps * 1e6, delay_s, jitter_s, profile.loss, retransmit_s, up),
-        Shaper(profile.down_mbps * 1e6, delay_s, jitter_s, profile.loss, retransmit_s, down),
+        Shaper(profile.up_mbps * 1e6, delay_s, jitter_s, profile.loss, retransmit_s, up, *gaps),
+        Shaper(profile.down_mbps * 1e6, delay_s, jitter_s, profile.loss, retransmit_s, down, *gaps),
     )
