@@ -6,6 +6,7 @@ branch cache or a pre-draft is for; of a strategy whose tree is in the cloud alr
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -36,18 +37,22 @@ class Tally:
     hits: int = 0
     draft_s: float = 0.0
     _is_fresh: bool = False
-    _drafted: int = 0
+    _drafted: set[int] = field(default_factory=set)
+    _position: dict[int, int] = field(default_factory=dict)
 
-    def drafted(self, count: int) -> None:
-        """Count tokens that were drafted or forced since the last verdict."""
-        self._drafted += count
+    def drafted(self, positions: Iterable[int]) -> None:
+        """Note at which positions of the answer tokens were drafted or forced since the last verdict."""
+        self._drafted.update(positions)
 
     def sent(self, draft: Draft) -> None:
-        """Look whether the first chain after a verdict was there already."""
+        """Look whether some of the first chain after a verdict was there already."""
         self.mark("send", self.clock.now(), len(draft.tokens))
+        for number, parent in enumerate(draft.parents, draft.first_node):
+            self._position[number] = self._position.get(parent, draft.base - 1) + 1
         if self._is_fresh and draft.tokens:
+            numbers = range(draft.first_node, draft.first_node + len(draft.tokens))
             self.lookups += 1
-            self.hits += self._drafted < len(draft.tokens)
+            self.hits += any(self._position[number] not in self._drafted for number in numbers)
             self._is_fresh = False
 
     def came(self, event: Event) -> None:
@@ -56,7 +61,8 @@ class Tally:
             self.mark("early", self.clock.now(), 1)
             return
         self.mark("commit", self.clock.now() - event.compute_s, len(event.tokens))
-        self._is_fresh, self._drafted = not event.finished, 0
+        self._is_fresh = not event.finished
+        self._drafted.clear()
 
     def mark(self, what: str, start_s: float, size: int) -> None:
         """Add a moment that ends now."""
@@ -82,7 +88,7 @@ class TalliedContext:
         logits = self.inner.score(prefix, tokens, parents, on_exit=on_exit)
         seconds = self.tally.clock.now() - started_s
         if seconds:
-            self.tally.drafted(1)
+            self.tally.drafted(range(len(prefix), len(prefix) + 1 + _height(parents)))
             self.tally.draft_s += seconds
             self.tally.mark("draft", started_s, len(logits))
         return logits
@@ -90,7 +96,7 @@ class TalliedContext:
     def forced(self, prefix: Tokens) -> Tokens:
         """Pass on."""
         run = self.inner.forced(prefix)
-        self.tally.drafted(len(run))
+        self.tally.drafted(range(len(prefix), len(prefix) + len(run)))
         return run
 
     def close(self) -> None:
@@ -135,3 +141,11 @@ class TalliedVerifier:
     def close(self) -> None:
         """Pass on."""
         self.inner.close()
+
+
+def _height(parents: Tokens) -> int:
+    """Return the length of the longest path of a tree."""
+    depths = [0]
+    for parent in parents:
+        depths.append(depths[parent] + 1)
+    return max(depths)

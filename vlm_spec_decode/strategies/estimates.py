@@ -51,9 +51,38 @@ class StepCost:
         self.base_s = max(1e-9, (y - per_row_s * x) / n)
         self.slope = per_row_s / self.base_s
 
+    def rows_within(self, seconds: float) -> int:
+        """Return how many rows a pass of `seconds` may have; 0 if there is not time for one."""
+        if seconds < self.base_s or not self.base_s:
+            return 0
+        return self.free + int((seconds / self.base_s - 1) / max(self.slope, 1e-3))
+
     def _add(self, x: float, y: float) -> None:
         for index, term in enumerate((1.0, x, y, x * x, x * y)):
             self._sums[index] += term
+
+
+@dataclass(slots=True)
+class Window:
+    """How long a verdict takes: RTT + T_v; 0 before it is known.
+
+    The first pass, which reads the prompt, counts only as long as there is no other.
+    """
+
+    rtt_s: Mean = field(default_factory=lambda: Mean(0.0, trust=0))
+    pass_s: Mean = field(default_factory=lambda: Mean(0.0, trust=0))
+
+    @property
+    def seconds(self) -> float:
+        """Return the expected wait."""
+        return self.rtt_s.value + self.pass_s.value
+
+    def learn(self, waited_s: float, compute_s: float) -> None:
+        """Take one round."""
+        self.rtt_s.learn(max(0.0, waited_s - compute_s))
+        if self.pass_s.count == 1:
+            self.pass_s.value = compute_s
+        self.pass_s.learn(compute_s)
 
 
 @dataclass(slots=True)
