@@ -1,0 +1,161 @@
+"""Many robots and one cloud in virtual time: the real desk, protocol and models, with a profile's durations.
+
+Every message is encoded, delayed as a link would delay it and decoded again; the target's tokens are real. So
+what is measured here is the service itself, without the noise of this machine. Robots are the protocol's edge
+with a plain driver: they draft γ tokens, send, wait and repeat, or without a drafter only listen.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+
+from vlm_spec_decode.bench.robots import VirtualRobot
+from vlm_spec_decode.cloud.desk import CloudDesk
+from vlm_spec_decode.cloud.entry import Done, Jobs
+from vlm_spec_decode.cloud.limits import DeskLimits
+from vlm_spec_decode.cloud.worker import Runner
+from vlm_spec_decode.core.clock import VirtualClock
+from vlm_spec_decode.core.ports import Target
+from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
+from vlm_spec_decode.transport.shaper import Shaper, shapers
+
+TICK_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCost:
+    """What sharing a pass costs: 32 take five times as long as 1 (FSD, 2505.21594, Table 9), else linear.
+
+    `hardware` gives the time of one answer's pass alone.
+    """
+
+    hardware: HardwareProfile
+    at: int = 32
+    factor: float = 5.0
+
+    def factor_of(self, shares: int) -> float:
+        """Return how much longer a pass takes for so many answers than for one."""
+        return 1 + (self.factor - 1) * (shares - 1) / (self.at - 1)
+
+    def gain(self, robots: int) -> float:
+        """Return the throughput of so many in one pass over one by one: what the curve allows."""
+        return robots / self.factor_of(robots)
+
+    def pass_s(self, jobs: Jobs) -> float:
+        """Return the time of one pass over these jobs: the longest of theirs, stretched by the batch."""
+        alone = [
+            self.hardware.pass_s(len(job.plan.nodes.tokens) if job.plan else 0, not job.entry.filled)
+            for job in jobs
+        ]
+        return max(alone) * self.factor_of(len(jobs))
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Runs robots against one desk. `run` ends when every robot has said all that it was to say."""
+
+    target: Target
+    robots: list[VirtualRobot]
+    cost: BatchCost
+    link: LinkProfile
+    grammar_digest: str = "grammar"
+    limits: DeskLimits = field(default_factory=DeskLimits)
+    clock: VirtualClock = field(default_factory=VirtualClock)
+    busy_s: float = 0.0
+    desk: CloudDesk = field(init=False)
+    _runner: Runner = field(init=False)
+    _links: dict[bytes, tuple[Shaper, Shaper]] = field(default_factory=dict)
+    _by_name: dict[bytes, VirtualRobot] = field(default_factory=dict)
+    _queue: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
+    _order: itertools.count[int] = field(default_factory=itertools.count)
+    _is_running: bool = False
+    _expire_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.desk = CloudDesk(self.target.card, self.grammar_digest, self.limits)
+        self._runner = Runner(self.target, None, self.clock, lambda *_: None)
+        for index, robot in enumerate(self.robots):
+            self._links[robot.name] = shapers(self.link, index)
+            self._by_name[robot.name] = robot
+
+    def run(self, until_s: float = float("inf"), seed: int = 0, spread_s: float = 0.0) -> float:
+        """Start the robots within `spread_s` of one another; return the time when the last was done."""
+        starts_s = np.random.default_rng(seed).uniform(0, spread_s, len(self.robots))
+        for robot, start_s in zip(self.robots, starts_s, strict=True):
+            self._at(float(start_s), partial(self._start, robot))
+        return self.run_on(until_s)
+
+    def run_on(self, until_s: float = float("inf")) -> float:
+        """Go on until every robot is done or `until_s` has come; return the time."""
+        while self._queue and self._queue[0][0] <= until_s and not all(r.is_done for r in self.robots):
+            now_s, _, action = heapq.heappop(self._queue)
+            self.clock.sleep(now_s - self.clock.now())
+            action()
+            self._work()
+            if now_s > self._expire_s:
+                self.desk.expire(now_s)
+                self._expire_s = now_s + 1.0
+        return self.clock.now()
+
+    def _start(self, robot: VirtualRobot) -> None:
+        robot.start(self.clock.now())
+        self._flush(robot)
+        self._at(self.clock.now() + TICK_S, partial(self._tick, robot))
+
+    def _tick(self, robot: VirtualRobot) -> None:
+        if not robot.is_done:
+            robot.tick(self.clock.now())
+            self._flush(robot)
+            self._at(self.clock.now() + TICK_S, partial(self._tick, robot))
+
+    def _flush(self, robot: VirtualRobot) -> None:
+        """Send what a robot says, and let it think as long as it wants to."""
+        up, _ = self._links[robot.name]
+        for data in robot.said():
+            arrival_s = up.arrival(len(data), self.clock.now())
+            self._at(arrival_s, partial(self._arrive, robot.name, data))
+        if robot.wake_s is not None:
+            wake_s, robot.wake_s = robot.wake_s, None
+            self._at(wake_s, partial(self._wake, robot))
+
+    def _arrive(self, name: bytes, data: bytes) -> None:
+        self.desk.receive(name, data, self.clock.now())
+
+    def _wake(self, robot: VirtualRobot) -> None:
+        robot.wake(self.clock.now())
+        self._flush(robot)
+
+    def _hear(self, robot: VirtualRobot, data: bytes) -> None:
+        robot.hear(data, self.clock.now())
+        self._flush(robot)
+
+    def _work(self) -> None:
+        """Do what the server does after each message: open, begin the next pass, send."""
+        now_s = self.clock.now()
+        while job := self.desk.next_open(now_s):
+            self.desk.finish(self._runner.open((job,)), now_s)
+        if not self._is_running and (jobs := self.desk.next_batch(now_s)):
+            self._is_running = True
+            duration_s = self.cost.pass_s(jobs)
+            done = self._runner.run(jobs)
+            results = tuple(replace(result, compute_s=duration_s) for result in done.results)
+            ended = replace(done, results=results, pass_s=duration_s)
+            self._at(now_s + duration_s, partial(self._end, ended))
+        while self.desk.outbox:
+            name, data = self.desk.outbox.popleft()
+            arrival_s = self._links[name][1].arrival(len(data), now_s)
+            self._at(arrival_s, partial(self._hear, self._by_name[name], data))
+
+    def _end(self, done: Done) -> None:
+        self._is_running = False
+        self.busy_s += done.pass_s
+        self.desk.finish(done, self.clock.now())
+
+    def _at(self, time_s: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._queue, (time_s, next(self._order), action))

@@ -1,0 +1,142 @@
+"""A robot of a virtual fleet: the protocol's edge, a plain driver, and when what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from vlm_spec_decode.core.errors import CloudError
+from vlm_spec_decode.core.ports import Drafter, Model
+from vlm_spec_decode.core.sequence import Sequence
+from vlm_spec_decode.core.tree import chain_parents
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Observation, SamplingParams, Tokens
+from vlm_spec_decode.edge.client import EdgeProtocol
+from vlm_spec_decode.edge.timing import Timing
+from vlm_spec_decode.protocol.messages import Hello
+from vlm_spec_decode.strategies.base import EdgeConfig, draft_chain
+
+IsFirst: TypeAlias = Callable[[Tokens], bool]
+"""Whether tokens hold what a robot waits for before it moves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One answer of one robot: its tokens, or why there are none, and when it came."""
+
+    question: int
+    tokens: Tokens
+    asked_s: float
+    first_s: float
+    ended_s: float
+    error: CloudError | None = None
+
+
+@dataclass(slots=True)
+class VirtualRobot:
+    """Asks `questions` one after the other, `think_s` apart. `draft_s` is the time of a drafted token.
+
+    `is_first` tells whether the tokens so far hold what the robot waits for before it moves. Without a
+    `draft` it only listens.
+    """
+
+    name: bytes
+    hello: Hello
+    questions: Seq[tuple[Observation, SamplingParams]]
+    is_first: IsFirst
+    draft: Model | None = None
+    draft_length: int = 4
+    draft_s: float = 0.0
+    think_s: float = 0.0
+    timing: Timing = field(default_factory=Timing)
+    said_so_far: list[Said] = field(default_factory=list)
+    wake_s: float | None = None
+    edge: EdgeProtocol = field(init=False)
+    _answer: int = 0
+    _sequence: Sequence = field(default_factory=Sequence)
+    _drafter: Drafter | None = None
+    _node: int = 1
+    _asked_s: float = 0.0
+    _first_s: float | None = None
+
+    def __post_init__(self) -> None:
+        self.edge = EdgeProtocol(self.hello, self.timing)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every question has been answered or given up."""
+        return len(self.said_so_far) == len(self.questions)
+
+    def start(self, now_s: float) -> None:
+        """Shake hands and ask the first question."""
+        self.edge.connect(now_s)
+        self._ask(now_s)
+
+    def hear(self, data: bytes, now_s: float) -> None:
+        """Take a message of the cloud."""
+        self.edge.receive(data, now_s)
+        self._heed(now_s)
+
+    def tick(self, now_s: float) -> None:
+        """Let the protocol repeat what may be lost."""
+        self.edge.tick(now_s)
+        self._heed(now_s)
+
+    def said(self) -> Iterator[bytes]:
+        """Yield what is to be sent."""
+        while self.edge.outbox:
+            yield self.edge.outbox.popleft()
+
+    def wake(self, now_s: float) -> None:
+        """Go on after a while: with the next question, or with the draft that took so long."""
+        if len(self.said_so_far) == self._answer and not self.is_done:
+            self._ask(now_s)
+        elif self._drafter:
+            self._submit(self._drafter)
+
+    def _ask(self, now_s: float) -> None:
+        observation, params = self.questions[self._answer]
+        self._answer += 1
+        self._sequence, self._node, self._asked_s, self._first_s = Sequence(), 1, now_s, None
+        strategy = "speculative" if self.draft else "autoregressive"
+        self.edge.open(AnswerRequest(self._answer, observation, params, strategy), now_s)
+        if self.draft:
+            self._drafter = self.draft.open(observation)
+            self._think(now_s)
+
+    def _heed(self, now_s: float) -> None:
+        while self.edge.events:
+            event = self.edge.events.popleft()
+            if isinstance(event, CloudError):
+                self._end(now_s, event)
+            elif isinstance(event, Commit):
+                self._sequence.commit(event)
+                tokens = self._sequence.tokens
+                if self._first_s is None and (self._sequence.finished or self.is_first(tokens)):
+                    self._first_s = now_s
+                if self._sequence.finished:
+                    self._end(now_s, None)
+                elif self._drafter:
+                    self._think(now_s)
+
+    def _think(self, now_s: float) -> None:
+        """Draft now, and have it drafted when that would have taken its time."""
+        self.wake_s = now_s + self.draft_s * self.draft_length
+
+    def _submit(self, drafter: Drafter) -> None:
+        config = EdgeConfig(self._answer, self.questions[self._answer - 1][1], self.draft_length)
+        chain = draft_chain(drafter, self._sequence.tokens, config)
+        parents = chain_parents(self._node, len(chain))
+        self.edge.submit(Draft(self._answer, 0, len(self._sequence), self._node, chain, parents))
+        self._node += len(chain)
+
+    def _end(self, now_s: float, error: CloudError | None) -> None:
+        first_s = now_s if self._first_s is None else self._first_s
+        answer = (self._answer - 1, self._sequence.tokens, self._asked_s, first_s, now_s, error)
+        self.said_so_far.append(Said(*answer))
+        self.edge.close(now_s)
+        if self._drafter:
+            self._drafter.close()
+            self._drafter = None
+        self.wake_s = now_s + self.think_s
