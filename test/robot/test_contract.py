@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from test.physical_body import needs_physical_body
 from test.robot.contract import RobotDriverContract
 from test.simulator import dds_domain, simulator
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
@@ -15,6 +16,7 @@ from vlm_spec_decode.core.errors import RobotError
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 from vlm_spec_decode.robot.go2 import Go2Config, Go2Driver
 from vlm_spec_decode.sim.headless import HeadlessGo2
+from vlm_spec_decode.sim.physical import PhysicalWorld
 from vlm_spec_decode.sim.scene import Pose2D, Scene
 from vlm_spec_decode.sim.scene_file import write
 from vlm_spec_decode.sim.world import World
@@ -33,6 +35,24 @@ class TestHeadlessGo2(RobotDriverContract):
     @pytest.fixture
     def driver(self, clock: Clock) -> Iterator[RobotDriver]:
         go2 = HeadlessGo2(World(EMPTY_ROOM), clock)
+        yield go2
+        go2.close()
+
+
+@pytest.mark.sim
+@needs_physical_body
+class TestPhysicalGo2(RobotDriverContract):
+    """The same promises from a body that walks on its legs under gravity."""
+
+    threaded = False
+
+    @pytest.fixture
+    def clock(self) -> Clock:
+        return VirtualClock(5.0)
+
+    @pytest.fixture
+    def driver(self, clock: Clock) -> Iterator[RobotDriver]:
+        go2 = HeadlessGo2(PhysicalWorld(EMPTY_ROOM), clock)
         yield go2
         go2.close()
 

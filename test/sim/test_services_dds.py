@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from test.simulator import dds_domain, end, launch, run_client, simulator
+from test.simulator import complaints, dds_domain, end, launch, run_client, simulator
 from vlm_spec_decode.core.errors import ConfigError, SceneError
 from vlm_spec_decode.sim.app import SimConfig, run
 from vlm_spec_decode.sim.scene import Pose2D, Scene, SceneObject, dump_scene
@@ -201,7 +201,7 @@ def test_a_second_robot_on_the_domain_is_refused_by_name(served: None) -> None:
     second = launch()
     _, errors = second.communicate(timeout=20)
     assert second.returncode == 1
-    assert errors.startswith("DomainBusy: a robot already serves 'sport'")
+    assert complaints(errors).startswith("DomainBusy: a robot already serves 'sport'")
 
 
 @pytest.mark.parametrize(

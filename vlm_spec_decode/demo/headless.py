@@ -13,6 +13,7 @@ from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.safety import SafetyGate
 from vlm_spec_decode.actions.scripted import run_plan
 from vlm_spec_decode.sim.app import SimConfig
+from vlm_spec_decode.sim.bodies import make_world
 from vlm_spec_decode.sim.headless import HeadlessGo2
 from vlm_spec_decode.sim.scene import load_scene, random_scene
 from vlm_spec_decode.sim.server_truth import PathRecorder
@@ -45,7 +46,7 @@ def carry_out(config: SimConfig, actions: str) -> dict[str, Any]:
     """
     wanted = parse_answer(actions)
     scene = load_scene(config.scene) if config.scene else random_scene(config.scene_seed)
-    world, path = World(scene, seed=config.seed), PathRecorder()
+    world, path = make_world(scene, body=config.body, seed=config.seed), PathRecorder()
     clock = NotingClock(world, path)
     robot = HeadlessGo2(world, clock)
     robot.start()

@@ -41,6 +41,7 @@ class DemoConfig:
     instruction: str | None = None
     scene_seed: int | None = None
     scene: Path | None = None
+    body: str = "kinematic"
     strategy: str = DEFAULT
     rule: str = "coupled"
     objective: str = "latency"
@@ -81,6 +82,7 @@ def run(config: DemoConfig, say: Say) -> dict[str, Any]:
 def _stage_config(config: DemoConfig, keys: Path, truth: Path, scene: Scene) -> StageConfig:
     room = ("--scene", str(config.scene)) if config.scene else ("--scene-seed", str(scene.seed))
     decoding = (config.strategy, config.rule, config.objective)
+    room = (*room, "--body", config.body)
     return StageConfig(room, config.seed, keys, truth, *decoding, config.link, config.out)
 
 

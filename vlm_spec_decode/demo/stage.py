@@ -194,7 +194,7 @@ class Stage:
         self._processes.stop([f"{name}_node" for name in NODES])
         self._processes.stop(["sim", "cloud"])
         told = json.loads(self.config.truth.read_text(encoding="utf-8"))
-        return Truth(**told | {"path": tuple(tuple(point) for point in told["path"])})
+        return Truth.from_mapping(told)
 
 
 def _link(path: Path) -> LinkProfile:

@@ -22,6 +22,7 @@ import mujoco
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.sim.bodies import check_body, make_world
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.dds_state import StatePublisher
 from vlm_spec_decode.sim.faults import FaultSchedule, parse_fault
@@ -35,7 +36,6 @@ from vlm_spec_decode.sim.services import Service, SportService, SwitcherService
 from vlm_spec_decode.sim.services_avoid import AvoidService
 from vlm_spec_decode.sim.statemachine_tables import Code
 from vlm_spec_decode.sim.videohub import Draw, VideoHub
-from vlm_spec_decode.sim.world import World
 
 MAX_LAG_S = 0.25
 """A loop that is later than this begins a new beat instead of hurrying after the old one."""
@@ -57,6 +57,7 @@ class SimConfig:
     seed: int = 0
     interface: str = "lo"
     domain: int = 1
+    body: str = "kinematic"
     start: str = "damping"
     faults: tuple[str, ...] = ()
     view: Path | None = None
@@ -74,6 +75,7 @@ class SimConfig:
         """Check the ranges. Raises ConfigError naming the setting."""
         if self.start not in START_STATES:
             raise ConfigError(f"start: {self.start!r} is none of {', '.join(START_STATES)}")
+        check_body(self.body)
         if self.view is not None:
             check_view(self.view)
         for name, low, high in (
@@ -121,7 +123,7 @@ def run(
     scene = load_scene(config.scene) if config.scene else random_scene(config.scene_seed)
     dds = open_domain(config.domain, config.interface)
     refuse_second_robot(dds, clock)
-    world = World(scene, seed=config.seed)
+    world = make_world(scene, body=config.body, seed=config.seed)
     robot = SimulatedRobot(world, clock, faults, code=START_STATES[config.start], drift=config.drift)
     path = PathRecorder()
     _serve(config, robot, dds, clock, path, should_stop, on_ready or (lambda: None))

@@ -16,6 +16,15 @@ Velocity = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
+class Imu:
+    """What the body's inertial sensor measures, in the trunk's frame."""
+
+    turning_radps: tuple[float, float, float]
+    acceleration_mps2: tuple[float, float, float]
+    """Of gravity, too: a level body at rest measures 9.81 upwards."""
+
+
+@dataclass(frozen=True, slots=True)
 class BodyLimits:
     """What the base can do; commands beyond the velocities are clamped."""
 
@@ -93,6 +102,10 @@ class Posture:
         """Set the posture to move to."""
         self._target = (height_m, roll_rad, pitch_rad, yaw_rad)
 
+    def begin_at(self, height_m: float) -> None:
+        """Go on from another height, level, as after a fall."""
+        self._now = (height_m, 0.0, 0.0, 0.0)
+
     def advance(self, dt_s: float) -> bool:
         """Advance by `dt_s`; return whether anything moved."""
         if self._now == self._target:
@@ -119,6 +132,17 @@ class Posture:
     def tilt_rad(self) -> tuple[float, float, float]:
         """Roll, pitch and yaw of the trunk over its feet."""
         return self._now[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a picture needs to know of a body beside its pose: trunk over the floor, and its joints [12]."""
+
+    height_m: float
+    roll_rad: float
+    pitch_rad: float
+    yaw_rad: float
+    joints_rad: tuple[float, ...]
 
 
 def _approach(now: float, target: float, share: float, step_max: float) -> float:

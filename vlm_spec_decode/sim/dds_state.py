@@ -17,11 +17,10 @@ from cyclonedds.topic import Topic
 from unitree_sdk2py.idl.default import unitree_go_msg_dds__LowState_, unitree_go_msg_dds__SportModeState_
 from unitree_sdk2py.idl.unitree_go.msg.dds_ import LowState_, SportModeState_
 
-from vlm_spec_decode.sim.server_dds import Dds
+from vlm_spec_decode.sim.server_dds import Audience, Dds
 from vlm_spec_decode.sim.server_robot import Snapshot
 
 CELLS = 8
-GRAVITY_MPS2 = 9.81
 FAR_M = 8.0
 """What the range fields say where nothing is seen; the message has no infinity on a real robot."""
 
@@ -86,12 +85,8 @@ class StateMessages:
     def _imu(imu: Any, state: Snapshot) -> None:
         imu.rpy = [state.roll_rad, state.pitch_rad, state.yaw_rad]
         imu.quaternion = quaternion(state.roll_rad, state.pitch_rad, state.yaw_rad)
-        imu.gyroscope = [0.0, 0.0, state.velocity[2]]
-        imu.accelerometer = [
-            -GRAVITY_MPS2 * math.sin(state.pitch_rad),
-            GRAVITY_MPS2 * math.sin(state.roll_rad) * math.cos(state.pitch_rad),
-            GRAVITY_MPS2 * math.cos(state.roll_rad) * math.cos(state.pitch_rad),
-        ]
+        imu.gyroscope = list(state.imu.turning_radps)
+        imu.accelerometer = list(state.imu.acceleration_mps2)
 
 
 @dataclass(slots=True)
@@ -99,6 +94,7 @@ class _Feed:
     """One topic, its rate and when it is due."""
 
     writer: DataWriter[Any]
+    audience: Audience
     fill: Callable[[Snapshot], Any]
     period_s: float
     is_sport: bool
@@ -123,7 +119,7 @@ class StatePublisher:
     def publish(self, now_s: float, snapshot: Callable[[], Snapshot], *, sport_on: bool) -> None:
         """Write the topics that are due at `now_s`; without the sport service its state is silent."""
         due = [feed for feed in self._feeds if now_s >= feed.due_s and (sport_on or not feed.is_sport)]
-        heard = [feed for feed in due if feed.writer.get_publication_matched_status().current_count]
+        heard = [feed for feed in due if feed.audience.readers]
         for feed in due:
             # Keep the beat; after a stall begin a new one instead of catching up.
             feed.due_s = max(feed.due_s + feed.period_s, now_s)
@@ -136,5 +132,7 @@ class StatePublisher:
     def _feed(
         dds: Dds, topic: str, kind: type, fill: Callable[[Snapshot], Any], rate_hz: float, is_sport: bool
     ) -> _Feed:
-        writer: DataWriter[Any] = DataWriter(dds.participant, Topic(dds.participant, topic, kind))
-        return _Feed(writer, fill, 1.0 / rate_hz, is_sport)
+        audience = Audience()
+        described: Topic[Any] = Topic(dds.participant, topic, kind)
+        writer: DataWriter[Any] = DataWriter(dds.participant, described, listener=audience)
+        return _Feed(writer, audience, fill, 1.0 / rate_hz, is_sport)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from vlm_spec_decode.sim.body import Shape
 from vlm_spec_decode.sim.robot_mjcf import ABDUCTION_M, CALF_M, FOOT_RADIUS_M, HIP_X_M, HIP_Y_M, LEGS, THIGH_M
 
 STRIDE_HZ = 2.4
@@ -58,6 +59,19 @@ def joint_angles(height_m: float, tilt: Vec3, velocity: Vec3, phase: float) -> t
         x, y, z = _into_trunk(on_floor, height_m, tilt)
         out += leg_angles((x - fore * HIP_X_M, y - side * HIP_Y_M, z), side)
     return tuple(out)
+
+
+def trotting(height_m: float, tilt: Vec3, velocity: Vec3, phase: float) -> Shape:
+    """Return how a body holds itself in that phase of its trot, for the eye alone.
+
+    The trunk bobs twice a stride and rolls once, by a few millimetres and less than a degree.
+    """
+    roll, pitch, yaw = tilt
+    vigour = min(1.0, (math.hypot(*velocity[:2]) + 0.3 * abs(velocity[2])) / 0.5)
+    angle = 2 * math.pi * phase
+    height = height_m + 0.004 * vigour * math.sin(2 * angle)
+    joints = joint_angles(height, tilt, velocity, phase)
+    return Shape(height, roll + 0.010 * vigour * math.sin(angle), pitch, yaw, joints)
 
 
 def _foot_on_floor(leg: str, height_m: float, velocity: Vec3, phase: float) -> Vec3:

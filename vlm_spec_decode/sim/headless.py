@@ -15,6 +15,7 @@ from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.robot import POSTURES, RobotState
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.sim.camera import FrontCamera
+from vlm_spec_decode.sim.obey import attend, hold
 from vlm_spec_decode.sim.scene import Pose2D
 from vlm_spec_decode.sim.statemachine import SportStateMachine
 from vlm_spec_decode.sim.statemachine_tables import RULES, Ask, Code
@@ -169,10 +170,9 @@ class HeadlessGo2:
         self._drive()
 
     def _drive(self) -> None:
-        body = self._machine.advance(self._episode_s)
+        body = attend(self._machine, self.world, self._episode_s)
         self.world.command(body.vx_mps, body.vy_mps, body.vyaw_radps)
-        tilt = body.attitude
-        self.world.set_posture(tilt.height_m, tilt.roll_rad, tilt.pitch_rad, tilt.yaw_rad)
+        hold(self.world, body)
 
 
 def _relative(pose: Pose2D, origin: Pose2D) -> tuple[float, float, float]:

@@ -82,18 +82,14 @@ def build(scene: Scene) -> WorldModel:
     """Compile `scene` with the robot in it."""
     model = mujoco.MjModel.from_xml_string(scene_xml(scene))
     owner = np.full(model.ngeom, -1, dtype=np.int32)
-    solids: dict[int, str] = {}
     shell: list[int] = []
     for g in range(model.ngeom):
         body = int(model.geom_bodyid[g])
-        name = model.body(body).name
-        if name.startswith("object "):
-            owner[g] = int(name.removeprefix("object "))
-            solids[g] = scene.objects[owner[g]].name
+        if (index := _object_index(model, g)) is not None:
+            owner[g] = index
         elif body == 0 and model.geom(g).name != "floor":
             shell.append(g)
-            if model.geom(g).name in WALL_NAMES:
-                solids[g] = model.geom(g).name
+    solids = solid_names(model, scene)
     kinds = [item.kind for item in scene.objects]
     doors = [g for g in range(model.ngeom) if owner[g] >= 0 and kinds[owner[g]] == "door"]
     trunk = int(model.body("base").id)
@@ -110,7 +106,24 @@ def build(scene: Scene) -> WorldModel:
     )
 
 
-def scene_xml(scene: Scene) -> str:
+def solid_names(model: mujoco.MjModel, scene: Scene) -> dict[int, str]:
+    """Return the name of the object or wall that each solid geom of a model of `scene` belongs to."""
+    names: dict[int, str] = {}
+    for g in range(model.ngeom):
+        index, wall = _object_index(model, g), model.geom(g).name
+        if index is not None:
+            names[g] = scene.objects[index].name
+        elif wall in WALL_NAMES:
+            names[g] = wall
+    return names
+
+
+def _object_index(model: mujoco.MjModel, geom: int) -> int | None:
+    name = str(model.body(int(model.geom_bodyid[geom])).name)
+    return int(name.removeprefix("object ")) if name.startswith("object ") else None
+
+
+def scene_xml(scene: Scene, robot: str = ROBOT_XML) -> str:
     """Return the MJCF text of a scene with the robot."""
     bright = scene.light.brightness
     extent = max(scene.length_m, scene.width_m, 6.0)
@@ -123,7 +136,7 @@ def scene_xml(scene: Scene) -> str:
         _room(scene),
     ]
     parts += [_object(i, item) for i, item in enumerate(scene.objects)]
-    return "\n".join([*parts, ROBOT_XML, "</worldbody></mujoco>"])
+    return "\n".join([*parts, robot, "</worldbody></mujoco>"])
 
 
 def _light(scene: Scene) -> str:

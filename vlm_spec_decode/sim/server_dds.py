@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from cyclonedds.core import DDSException
+from cyclonedds.core import DDSException, Listener
 from cyclonedds.domain import Domain, DomainParticipant
 from cyclonedds.pub import DataWriter
 from cyclonedds.topic import Topic
@@ -35,6 +35,22 @@ class Dds:
 
     domain: Domain
     participant: DomainParticipant
+
+
+class Audience(Listener):  # type: ignore[misc]
+    """Counts the readers that a writer has; give it to the writer and keep it as long.
+
+    Of the ways to ask, the only one that cyclonedds 0.10 and 11 share.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers = 0
+
+    def on_publication_matched(self, writer: Any, status: Any) -> None:
+        """Take what the DDS library tells on its own thread."""
+        del writer
+        self.readers = status.current_count
 
 
 def open_domain(domain_id: int, interface: str) -> Dds:
@@ -60,10 +76,12 @@ def open_domain(domain_id: int, interface: str) -> Dds:
 def refuse_second_robot(dds: Dds, clock: Clock, service: str = "sport") -> None:
     """Make sure that no other robot serves this domain. Raises DomainBusy."""
     topic: Topic[Any] = Topic(dds.participant, f"rt/api/{service}/request", Request_)
-    writer: DataWriter[Any] = DataWriter(dds.participant, topic)
+    audience = Audience()
+    # It meets readers for as long as it lives.
+    _writer: DataWriter[Any] = DataWriter(dds.participant, topic, listener=audience)
     deadline_s = clock.now() + PROBE_S
     while clock.now() < deadline_s:
-        if writer.get_publication_matched_status().current_count:
+        if audience.readers:
             raise DomainBusy(
                 f"a robot already serves {service!r} on DDS domain {dds.participant.get_domain_id()}; "
                 "stop it or choose another domain"

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.sim.body import Imu
 from vlm_spec_decode.sim.faults import FaultSchedule
+from vlm_spec_decode.sim.obey import attend, hold
 from vlm_spec_decode.sim.statemachine import SportStateMachine
 from vlm_spec_decode.sim.statemachine_tables import Ask, Code
 from vlm_spec_decode.sim.world import World
@@ -50,6 +52,7 @@ class Snapshot:
     roll_rad: float
     pitch_rad: float
     yaw_rad: float
+    imu: Imu
     joints_rad: tuple[float, ...]
     range_obstacle_m: tuple[float, float, float, float]
     battery_soc: float
@@ -141,6 +144,7 @@ class SimulatedRobot:
             if self._faults.active("fall", now_s) and not self._fell:
                 self._fell = True
                 self._machine.fall(now_s)
+                self._world.topple()
             self._drive(now_s)
             self._world.step(dt_s)
             self._integrate()
@@ -167,15 +171,14 @@ class SimulatedRobot:
             return act(self._machine, now_s)
 
     def _drive(self, now_s: float) -> None:
-        body = self._machine.advance(now_s)
+        body = attend(self._machine, self._world, now_s)
         vx, vy, vyaw = body.vx_mps, body.vy_mps, body.vyaw_radps
         if self._faults.active("frozen_stamp", now_s):
             vx = vy = vyaw = 0.0
         elif vx > 0.0 and self._clearance_m > 0.0 and self._world.range_obstacle()[0] < self._clearance_m:
             vx = 0.0
         self._world.command(vx, vy, vyaw)
-        tilt = body.attitude
-        self._world.set_posture(tilt.height_m, tilt.roll_rad, tilt.pitch_rad, tilt.yaw_rad)
+        hold(self._world, body)
 
     def _integrate(self) -> None:
         """Add the step just made to the odometry, in the body's own frame and with its scale error."""
@@ -207,6 +210,7 @@ class SimulatedRobot:
             roll_rad=roll,
             pitch_rad=pitch,
             yaw_rad=math.remainder(yaw - world.pose.yaw_rad + self._odometry.yaw_rad, 2 * math.pi),
+            imu=world.imu,
             joints_rad=world.joint_angles,
             range_obstacle_m=world.range_obstacle(),
             battery_soc=self._soc,

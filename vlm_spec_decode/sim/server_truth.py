@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from vlm_spec_decode.sim.body import Shape
 from vlm_spec_decode.sim.world import World
 
 PERIOD_S = 0.2
@@ -23,6 +26,15 @@ class Truth:
     yaw_rad: float
     distances_m: dict[str, float]
     path: tuple[tuple[float, float, float, float], ...]
+    shapes: tuple[Shape, ...] = ()
+    """How the body held itself at each point of the path."""
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, Any]) -> Truth:
+        """Return what `save` has written."""
+        path = tuple(tuple(point) for point in data["path"])
+        shapes = tuple(Shape(**{**s, "joints_rad": tuple(s["joints_rad"])}) for s in data["shapes"])
+        return cls(**{**data, "touching": tuple(data["touching"]), "path": path, "shapes": shapes})
 
     def save(self, file: Path) -> None:
         """Write as JSON, complete or not at all."""
@@ -36,12 +48,14 @@ class PathRecorder:
     """Notes where the robot is; `note` as often as you like."""
 
     _points: list[tuple[float, float, float, float]] = field(default_factory=list)
+    _shapes: list[Shape] = field(default_factory=list)
 
     def note(self, world: World) -> None:
         """Keep the pose if the last one kept is old enough."""
         if not self._points or world.time_s - self._points[-1][0] >= PERIOD_S:
             pose = world.pose
             self._points.append((world.time_s, pose.x_m, pose.y_m, pose.yaw_rad))
+            self._shapes.append(world.shape)
 
     def finish(self, world: World) -> Truth:
         """Return the truth of the run that ends now."""
@@ -55,4 +69,5 @@ class PathRecorder:
             yaw_rad=pose.yaw_rad,
             distances_m={name: world.distance_to(name) for name in world.scene.names},
             path=tuple(self._points),
+            shapes=tuple(self._shapes),
         )

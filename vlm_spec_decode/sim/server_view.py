@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm_spec_decode.core.errors import ConfigError, SceneError
+from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.sim.canvas import Rgb8
 from vlm_spec_decode.sim.scene import Pose2D
 from vlm_spec_decode.sim.server_truth import Truth
@@ -41,20 +41,16 @@ def save_view(world: World, truth: Truth, file: Path) -> None:
         if still:
             save_png(_panels(views, world, path), file)
         else:
-            save_gif(_frames(views, world, path), file, fps=GIF_FPS)
+            save_gif(_frames(views, world, path, truth), file, fps=GIF_FPS)
     finally:
         views.close()
 
 
-def _frames(views: Views, world: World, path: list[Pose2D]) -> list[Rgb8]:
+def _frames(views: Views, world: World, path: list[Pose2D], truth: Truth) -> list[Rgb8]:
     steps = np.linspace(0, len(path) - 1, min(MAX_FRAMES, len(path))).round().astype(int)
     frames = []
     for index in steps.tolist():
-        try:
-            world.teleport(path[index])
-        except SceneError:
-            # Where it leant on something the robot does not fit when put down anew.
-            continue
+        world.show(path[index], truth.shapes[index])
         frames.append(_panels(views, world, path[: index + 1]))
     return frames or [_panels(views, world, path)]
 

@@ -15,12 +15,13 @@ from vlm_spec_decode.sim.statemachine_tables import Ask, Attitude, Code
 
 @dataclass(frozen=True, slots=True)
 class BodyCommand:
-    """What the world's body shall do now: a body-frame velocity and an attitude."""
+    """What the world's body shall do now: a body-frame velocity and an attitude, or nothing if `limp`."""
 
     vx_mps: float
     vy_mps: float
     vyaw_radps: float
     attitude: Attitude
+    limp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,11 @@ class SportStateMachine:
         self._velocity = (0.0, 0.0, 0.0)
         self._hold_until_s = now_s
         self._walk_until_s = now_s
+        self.body_is_there = True
+        """Whether the body has reached the attitude last asked for; its owner says so before `advance`.
+
+        A change of state waits for it, up to `BODY_WAIT_S`.
+        """
         self.speed_level = 0
         self.auto_recovery = False
 
@@ -163,7 +169,8 @@ class SportStateMachine:
         """Let what is due by `now_s` happen and return what the body shall do."""
         self._settle(now_s)
         vx, vy, vyaw = self._velocity
-        return BodyCommand(vx, vy, vyaw, self._attitude)
+        limp = self._code is Code.DAMPING and not self._busy
+        return BodyCommand(vx, vy, vyaw, self._attitude, limp)
 
     @property
     def _busy(self) -> bool:
@@ -198,7 +205,8 @@ class SportStateMachine:
             return
         share = min(1.0, max(0.0, (now_s - change.start_s) / (change.end_s - change.start_s)))
         self._attitude = change.origin.towards(change.goal, share)
-        if share >= 1.0:
+        waited = now_s >= change.end_s + t.BODY_WAIT_S or change.target in (None, Code.DAMPING)
+        if share >= 1.0 and (self.body_is_there or waited):
             self._finish(change)
 
     def _finish(self, change: _Transition) -> None:

@@ -151,5 +151,7 @@ MOVE_HOLD_S = 1.0
 SETTLE_S = 0.3
 """From the end of a Move until the code is back at balance stand."""
 LOOK_S = 0.3
+BODY_WAIT_S = 5.0
+"""How long a change of state waits for a body that is late."""
 SPEED_SHARE = {-1: 0.4, 0: 1.0, 1: 1.0}
 """Share of the velocity limits at each speed level."""

@@ -14,11 +14,20 @@ import numpy as np
 
 from vlm_spec_decode.core.errors import SceneError
 from vlm_spec_decode.sim import mjcf, sensing
-from vlm_spec_decode.sim.body import GO2_LIMITS, STAND_HEIGHT_M, BodyLimits, Posture, VelocityServo
-from vlm_spec_decode.sim.gait import STRIDE_HZ, joint_angles
+from vlm_spec_decode.sim.body import (
+    GO2_LIMITS,
+    STAND_HEIGHT_M,
+    BodyLimits,
+    Imu,
+    Posture,
+    Shape,
+    VelocityServo,
+)
+from vlm_spec_decode.sim.gait import STRIDE_HZ, joint_angles, trotting
 from vlm_spec_decode.sim.scene import Pose2D, Scene, SceneObject, distance_to_footprint, facing
 
 STEP_S = 0.005
+GRAVITY_MPS2 = 9.81
 _TOUCH_M = 0.02
 """What was bumped into counts as touched until the body is this far from it."""
 
@@ -46,6 +55,7 @@ class World:
         self._steps = 0
         self._owed_s = 0.0
         self._phase = 0.0
+        self._shown: Shape | None = None
         self._by_name = {item.name: item for item in scene.objects}
         self.teleport(pose or scene.start)
 
@@ -91,6 +101,20 @@ class World:
         posture = self._posture
         return joint_angles(posture.height_m, posture.tilt_rad, self.velocity, self._phase)
 
+    @property
+    def has_fallen(self) -> bool:
+        """Whether the body has fallen over; a kinematic one does not."""
+        return False
+
+    @property
+    def imu(self) -> Imu:
+        """What an inertial sensor would measure in this attitude: its turning about the vertical, gravity."""
+        roll, pitch, _ = self.attitude
+        ahead, left = -math.sin(pitch), math.sin(roll) * math.cos(pitch)
+        up = math.cos(roll) * math.cos(pitch)
+        felt = (GRAVITY_MPS2 * ahead, GRAVITY_MPS2 * left, GRAVITY_MPS2 * up)
+        return Imu((0.0, 0.0, self.velocity[2]), felt)
+
     def command(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
         """Set the velocity target (body frame, x forward, y left, yaw left); it holds until the next."""
         self._servo.command(self.time_s, (vx_mps, vy_mps, vyaw_radps))
@@ -101,9 +125,15 @@ class World:
         roll_rad: float = 0.0,
         pitch_rad: float = 0.0,
         yaw_rad: float = 0.0,
+        *,
+        limp: bool = False,
     ) -> None:
-        """Move the trunk over its feet, at the posture's own rates; nose down is positive pitch."""
+        """Move the trunk over its feet; nose down is positive pitch. `limp` is for bodies with weight."""
+        del limp
         self._posture.ask(height_m, roll_rad, pitch_rad, yaw_rad)
+
+    def topple(self) -> None:
+        """Knock the body over; a kinematic one falls by its posture alone."""
 
     def teleport(self, pose: Pose2D) -> None:
         """Put the robot somewhere, standing and at rest. Raises SceneError if it does not fit there."""
@@ -112,6 +142,7 @@ class World:
         self._pose = Pose2D(pose.x_m, pose.y_m, _wrap(pose.yaw_rad))
         self._servo = VelocityServo(self.limits)
         self._posture = Posture(self.limits)
+        self._shown = None
         self.touching = frozenset()
 
     def step(self, dt_s: float) -> None:
@@ -124,19 +155,23 @@ class World:
 
     def sync(self) -> None:
         """Bring MuJoCo's data to the present state; called by whoever draws."""
-        posture, speed = self._posture, math.hypot(*self.velocity[:2]) + 0.3 * abs(self.velocity[2])
-        roll, pitch, yaw = posture.tilt_rad
-        # The trunk bobs twice a stride and rolls once, by a few millimetres and less than a degree.
-        gait = min(1.0, speed / 0.5)
-        angle = 2 * math.pi * self._phase
-        height = posture.height_m + 0.004 * gait * math.sin(2 * angle)
+        shape = self._shown or self.shape
         self._place(self._pose)
         qpos = self.data.qpos
-        qpos[3:7] = (height, yaw, pitch, roll + 0.010 * gait * math.sin(angle))
-        qpos[self.built.joints] = joint_angles(height, posture.tilt_rad, self.velocity, self._phase)
+        qpos[3:7] = (shape.height_m, shape.yaw_rad, shape.pitch_rad, shape.roll_rad)
+        qpos[self.built.joints] = shape.joints_rad
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_comPos(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
+
+    @property
+    def shape(self) -> Shape:
+        """How the body holds itself, as it is drawn."""
+        return trotting(self._posture.height_m, self._posture.tilt_rad, self.velocity, self._phase)
+
+    def show(self, pose: Pose2D, shape: Shape) -> None:
+        """Draw this pose and shape until the next `teleport`, for pictures of a run that has ended."""
+        self._pose, self._shown = pose, shape
 
     def is_free(self, pose: Pose2D) -> bool:
         """Whether the body box fits at `pose` without touching anything, inside the room."""
