@@ -99,24 +99,20 @@ class EdgeProtocol:
         """Repeat what may have been lost. Call some ten times a second."""
         if self._dead:
             return
+        patience_s, stay_s = self.timing.patience(is_welcome=self.welcome is not None)
         is_waiting = self._answer is not None or self.welcome is None
-        if is_waiting and now_s - self._heard_s > self._patience_s:
+        if is_waiting and now_s - self._heard_s > patience_s:
             self._fail(CloudUnreachable(f"nothing heard from the cloud for {now_s - self._heard_s:.1f} s"))
         elif self._retry_s is not None:
             if now_s >= self._retry_s:
                 self._move(now_s)
-        elif is_waiting and self._clouds > 1 and now_s - self._moved_s > self.timing.elsewhere_s:
+        elif is_waiting and self._clouds > 1 and now_s - self._moved_s > stay_s:
             self._move(now_s)
         elif self.welcome is None:
             if now_s - self._hello_s >= self.timing.hello_retry_s:
                 self._say_hello(now_s)
         elif now_s - self._ping_s >= self.timing.ping_s:
             self._ping(now_s)
-
-    @property
-    def _patience_s(self) -> float:
-        handshake_s = self.timing.handshake_s if self.welcome is None else None
-        return self.timing.give_up_s if handshake_s is None else handshake_s
 
     def _dispatch(self, message: wire.AnyMessage, now_s: float) -> None:
         match message:

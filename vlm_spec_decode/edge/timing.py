@@ -21,3 +21,13 @@ class Timing:
     handshake_s: float | None = None
     elsewhere_s: float = 2.0
     busy_s: float = 10.0
+
+    def patience(self, is_welcome: bool) -> tuple[float, float]:
+        """Return how long silence is borne at all, and at one of several clouds.
+
+        Before the welcome the latter is long enough to connect and be greeted.
+        """
+        if is_welcome:
+            return self.give_up_s, self.elsewhere_s
+        total_s = self.give_up_s if self.handshake_s is None else self.handshake_s
+        return total_s, max(self.elsewhere_s, 4 * self.hello_retry_s)

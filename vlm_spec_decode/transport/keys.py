@@ -7,6 +7,7 @@
     edge.key             public
     edge.key_secret      the robot only
     authorized/edge.key  public keys of the robots that the cloud serves
+    robots/NAME/         what one more robot needs, made by `add_robot`
 """
 
 from __future__ import annotations
@@ -55,6 +56,27 @@ def generate(folder: Path, overwrite: bool = False) -> tuple[Path, ...]:
     copy = authorized / "edge.key"
     copy.write_bytes((folder / "edge.key").read_bytes())
     return (*written, copy)
+
+
+def add_robot(folder: Path, name: str) -> tuple[Path, ...]:
+    """Make a pair for one more robot, in a folder of its own to take there, and authorise it.
+
+    A cloud that runs lets it in at once, until `authorized/NAME.key` is taken away. Raises ConfigError.
+    """
+    if not name.isidentifier() or not (folder / "authorized").is_dir():
+        raise ConfigError(
+            f"{name!r} is no name for a robot, or {folder} holds no keys (`vsd keys` makes them)"
+        )
+    own = folder / "robots" / name
+    if own.exists():
+        raise ConfigError(f"{own} exists; take it and authorized/{name}.key away to make new keys")
+    own.mkdir(parents=True, mode=0o700)
+    public, secret = (Path(p) for p in zmq.auth.create_certificates(str(own), "edge"))
+    secret.chmod(0o600)
+    cloud, authorized = own / "cloud.key", folder / "authorized" / f"{name}.key"
+    cloud.write_bytes((folder / "cloud.key").read_bytes())
+    authorized.write_bytes(public.read_bytes())
+    return secret, cloud, authorized
 
 
 def edge_keys(folder: Path) -> EdgeKeys:

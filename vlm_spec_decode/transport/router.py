@@ -1,4 +1,4 @@
-"""The cloud's end of the link: one ROUTER socket with CURVE and an allow-list of keys.
+"""The cloud's end of the link: one ROUTER socket with CURVE and a guard of keys.
 
 Moves bytes between peers and whoever owns the socket's thread; does not know what they mean.
 """
@@ -10,8 +10,11 @@ from collections.abc import Iterator
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
+from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError
+from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.transport import address as addresses
+from vlm_spec_decode.transport.guard import AuthorizedKeys, Guard, KeyLimits
 from vlm_spec_decode.transport.keys import CloudKeys
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -20,18 +23,27 @@ MAX_MESSAGE_BYTES = 64 * 1024
 class RouterLink:
     """Owned by the thread that calls `poll`; only `wake` may be called from elsewhere."""
 
-    def __init__(self, bind: str, keys: CloudKeys | None) -> None:
+    def __init__(
+        self,
+        bind: str,
+        keys: CloudKeys | None,
+        limits: KeyLimits | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         addresses.split(bind)
         if keys is None:
             addresses.require_loopback(bind)
         self.unroutable = 0
         self._context = zmq.Context()
+        clock = clock or WallClock()
+        authorized = AuthorizedKeys(keys.authorized, clock) if keys else None
+        self.guard = Guard(authorized, limits or KeyLimits(), clock)
         self._authenticator: ThreadAuthenticator | None = None
         if keys:
             # The authenticator runs before the bind, or the first peers would be let in unchecked.
             self._authenticator = ThreadAuthenticator(self._context)
             self._authenticator.start()
-            self._authenticator.configure_curve(domain="*", location=str(keys.authorized))
+            self._authenticator.configure_curve_callback(domain="*", credentials_provider=authorized)
         self._socket = self._make_socket(keys)
         self._wake_send = self._context.socket(zmq.PAIR)
         self._wake_receive = self._context.socket(zmq.PAIR)
@@ -55,8 +67,10 @@ class RouterLink:
         burst = 256
         while self._socket in ready and burst and self._socket.poll(0):
             burst -= 1
-            peer, *parts = self._socket.recv_multipart()
-            yield peer, b"".join(parts)
+            peer, *parts = self._socket.recv_multipart(copy=False)
+            data = b"".join(part.bytes for part in parts)
+            if self.guard.admits(_key_of(parts), peer.bytes, len(data)):
+                yield peer.bytes, data
 
     def send(self, peer: bytes, data: bytes) -> None:
         """Send one message; a peer that is gone or does not read is counted, never waited for."""
@@ -92,3 +106,11 @@ class RouterLink:
             socket.curve_secretkey = keys.secret
             socket.curve_server = True
         return socket
+
+
+def _key_of(parts: list[zmq.Frame]) -> str:
+    """Return the public key of the connection that a message came by, "" without CURVE."""
+    try:
+        return str(parts[0].get("User-Id")) if parts else ""
+    except zmq.ZMQError:
+        return ""

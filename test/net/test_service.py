@@ -1,0 +1,165 @@
+"""What a running cloud does about strangers, revoked keys and its own end, over real sockets."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from test.net.test_sockets import CLOCK, HELLO, cloud, decode, edge, own_answer, wait_for_ever
+from test.tables import CERTAIN_DRAFT, TARGET, TableContext, TableModel
+from vlm_spec_decode.core.errors import CloudRefused, CloudUnreachable
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Observation, SamplingParams
+from vlm_spec_decode.edge.remote import RemoteVerifier
+from vlm_spec_decode.edge.timing import Timing
+from vlm_spec_decode.transport import keys
+from vlm_spec_decode.transport.dealer import DealerLink
+
+pytestmark = pytest.mark.net
+
+PARAMS = SamplingParams(temperature=1.0, max_tokens=60, seed=3)
+PATIENT_S = 60.0
+
+
+@pytest.fixture
+def key_folder(tmp_path: Path) -> Path:
+    keys.generate(tmp_path)
+    return tmp_path
+
+
+class Stepwise(TableContext):
+    def score(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        time.sleep(0.02)
+        return super().score(*args, **kwargs)
+
+
+class StepwiseModel(TableModel):
+    def open(self, observation: Observation) -> TableContext:
+        self.contexts.append(Stepwise(self.table))
+        return self.contexts[-1]
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline_s = CLOCK.now() + PATIENT_S
+    while not holds():
+        assert CLOCK.now() < deadline_s
+        CLOCK.sleep(0.02)
+
+
+def receive(verifier: RemoteVerifier, count: int) -> list[int]:
+    said: list[int] = []
+    while len(said) < count:
+        event = verifier.wait(PATIENT_S)
+        assert isinstance(event, Commit)
+        assert event.start == len(said)
+        said += event.tokens
+    return said
+
+
+def ask_for_ever(verifier: RemoteVerifier) -> None:
+    for answer in itertools.count(2):
+        decode(verifier, "autoregressive", PARAMS, answer)
+
+
+def test_a_key_is_added_and_taken_away_while_the_cloud_serves(key_folder: Path) -> None:
+    with cloud(key_folder) as server:
+        keys.add_robot(key_folder, "rex")
+        with edge(server.address, key_folder / "robots" / "rex", give_up_s=3.0) as verifier:
+            verifier.connect(timeout_s=PATIENT_S)
+            assert decode(verifier, "autoregressive", PARAMS, 1) == own_answer(PARAMS)
+            (key_folder / "authorized" / "rex.key").unlink()
+            with pytest.raises(CloudUnreachable):
+                ask_for_ever(verifier)
+        with edge(server.address, key_folder) as verifier:
+            verifier.connect(timeout_s=PATIENT_S)
+            assert decode(verifier, "autoregressive", PARAMS, 1) == own_answer(PARAMS)
+
+
+@pytest.mark.parametrize("end", ["stop", "drain"])
+def test_an_answer_goes_on_at_the_next_address(key_folder: Path, end: str, tmp_path: Path) -> None:
+    """Of a cloud that is gone the edge hears nothing; one that drains ends the answer, and no other."""
+    timing = Timing(give_up_s=PATIENT_S, elsewhere_s=0.5, busy_s=PATIENT_S)
+    with (
+        cloud(key_folder, StepwiseModel(TARGET)) as first,
+        cloud(key_folder, StepwiseModel(TARGET)) as second,
+    ):
+        link = DealerLink(f"{first.address},{second.address}", keys.edge_keys(key_folder), CLOCK)
+        verifier = RemoteVerifier(link, HELLO, CLOCK, timing)
+        try:
+            verifier.connect(timeout_s=PATIENT_S)
+            verifier.open(AnswerRequest(1, Observation(None, "go"), PARAMS, "autoregressive"))
+            said = receive(verifier, 5)
+            getattr(first, end)()
+            while len(said) < 60:
+                event = verifier.wait(PATIENT_S)
+                assert isinstance(event, Commit)
+                assert event.start == len(said)
+                said += event.tokens
+            assert tuple(said) == own_answer(PARAMS)
+            assert bool(second.desk.stats.opened) == (end == "stop")
+            verifier.close()
+            assert decode(verifier, "autoregressive", PARAMS, 2) == own_answer(PARAMS)
+            assert second.desk.stats.opened > 0
+        finally:
+            verifier.disconnect()
+
+
+def test_another_model_at_the_next_address_is_refused_by_name(key_folder: Path) -> None:
+    from dataclasses import replace
+
+    class Other(StepwiseModel):
+        @property
+        def card(self):  # type: ignore[no-untyped-def]
+            return replace(super().card, revision="2")
+
+    timing = Timing(give_up_s=PATIENT_S, elsewhere_s=0.5)
+    other = Other(CERTAIN_DRAFT)
+    with cloud(key_folder, StepwiseModel(TARGET)) as first, cloud(key_folder, other) as second:
+        link = DealerLink(f"{first.address},{second.address}", keys.edge_keys(key_folder), CLOCK)
+        verifier = RemoteVerifier(link, HELLO, CLOCK, timing)
+        try:
+            verifier.connect(timeout_s=PATIENT_S)
+            verifier.open(AnswerRequest(1, Observation(None, "go"), PARAMS, "autoregressive"))
+            receive(verifier, 3)
+            first.stop()
+            with pytest.raises(CloudRefused, match="model_changed"):
+                wait_for_ever(verifier)
+        finally:
+            verifier.disconnect()
+
+
+def test_a_target_without_memory_refuses_one_answer_and_serves_the_next(key_folder: Path) -> None:
+    class Full(TableContext):
+        def score(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+            raise MemoryError
+
+    class Sometimes(TableModel):
+        def open(self, observation: Observation) -> TableContext:
+            kind = Full if not self.contexts else TableContext
+            self.contexts.append(kind(self.table))
+            return self.contexts[-1]
+
+    with cloud(key_folder, Sometimes(TARGET)) as server, edge(server.address, key_folder) as verifier:
+        verifier.connect(timeout_s=PATIENT_S)
+        with pytest.raises(CloudRefused, match="out_of_memory"):
+            decode(verifier, "autoregressive", PARAMS, 1)
+        assert decode(verifier, "autoregressive", PARAMS, 2) == own_answer(PARAMS)
+        assert server.desk.scheduler.batch == server.desk.limits.batch // 2
+
+
+def test_a_robot_that_vanishes_leaves_nothing_behind(key_folder: Path) -> None:
+    target = StepwiseModel(TARGET)
+    with cloud(key_folder, target) as server:
+        with edge(server.address, key_folder) as verifier:
+            verifier.connect(timeout_s=PATIENT_S)
+            verifier.open(AnswerRequest(1, Observation(None, "go"), PARAMS, "autoregressive"))
+            receive(verifier, 2)
+            verifier._link.close()  # no Close: as if it had lost its power
+        server.desk.expire(CLOCK.now() + server.desk.limits.idle_s + 1)
+        eventually(lambda: all(context.closed for context in target.contexts))
+        assert not server.desk.entries
+    shutil.rmtree(key_folder / "authorized")
