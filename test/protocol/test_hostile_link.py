@@ -46,13 +46,14 @@ def own_answer(params: SamplingParams) -> Tokens:
 
 
 class Pair:
-    """An edge that decodes speculatively and a cloud, joined by two queues of bytes."""
+    """An edge that decodes speculatively and two clouds, joined by two queues of bytes."""
 
     def __init__(self, image_bytes: int = 20_000, seed: int = 5) -> None:
         self.now_s = 0.0
         self.params = SamplingParams(temperature=1.0, max_tokens=10, stop_ids=(STOP,), seed=seed)
-        self.edge = EdgeProtocol(HELLO, Timing(give_up_s=1e9))
-        self.cloud = self.new_cloud()
+        self.edge = EdgeProtocol(HELLO, Timing(give_up_s=1e9, busy_s=1e9), clouds=2)
+        self.target = TableModel(TARGET)
+        self.clouds = [self.new_cloud(), self.new_cloud()]
         self.up: deque[bytes] = deque()
         self.down: deque[bytes] = deque()
         self.sequence = Sequence()
@@ -66,8 +67,12 @@ class Pair:
         self.collect()
 
     def new_cloud(self) -> CloudDesk:
-        self.target = TableModel(TARGET)
         return CloudDesk(self.target.card, "grammar")
+
+    @property
+    def cloud(self) -> CloudDesk:
+        """The one that the edge speaks with."""
+        return self.clouds[self.edge.place]
 
     def draft(self) -> None:
         chain: Tokens = ()
@@ -81,10 +86,11 @@ class Pair:
     def collect(self) -> None:
         while self.edge.outbox:
             self.up.append(self.edge.outbox.popleft())
-        while self.cloud.outbox:
-            peer, data = self.cloud.outbox.popleft()
-            assert peer == PEER
-            self.down.append(data)
+        for cloud in self.clouds:
+            while cloud.outbox:
+                peer, data = cloud.outbox.popleft()
+                assert peer == PEER
+                self.down.append(data)
 
     def deliver(self, is_up: bool, data: bytes) -> None:
         if is_up:
@@ -103,13 +109,14 @@ class Pair:
         self.collect()
 
     def work(self) -> None:
-        """Do one thing that the cloud has to do: open an answer, or run a pass."""
-        job = self.cloud.next_open(self.now_s)
-        if job:
-            result = JobResult(context=self.target.open(job.entry.observation))
-            self.cloud.finish(Done((job,), (result,)), self.now_s)
-        elif jobs := self.cloud.next_batch(self.now_s):
-            self.cloud.finish(Done(jobs, tuple(map(self.run, jobs))), self.now_s)
+        """Do one thing that each cloud has to do: open an answer, or run a pass."""
+        for cloud in self.clouds:
+            job = cloud.next_open(self.now_s)
+            if job:
+                result = JobResult(context=self.target.open(job.entry.observation))
+                cloud.finish(Done((job,), (result,)), self.now_s)
+            elif jobs := cloud.next_batch(self.now_s):
+                cloud.finish(Done(jobs, tuple(map(self.run, jobs))), self.now_s)
         self.collect()
 
     @staticmethod
@@ -174,8 +181,18 @@ class HostileLink(RuleBasedStateMachine):
         self.pair.pass_time(duration_s)
 
     @rule()
-    def restart_cloud(self) -> None:
-        self.pair.cloud = self.pair.new_cloud()
+    def break_connection(self) -> None:
+        """What a flipped bit does under CURVE: the message is no message, the connection begins anew."""
+        self.pair.up.clear()
+        self.pair.down.clear()
+
+    @rule(which=st.integers(0, 1))
+    def restart_cloud(self, which: int) -> None:
+        self.pair.clouds[which] = self.pair.new_cloud()
+
+    @rule(which=st.integers(0, 1), is_draining=st.booleans())
+    def drain(self, which: int, is_draining: bool) -> None:
+        self.pair.clouds[which].stats.is_draining = is_draining
 
     @rule()
     def expire_sessions(self) -> None:
@@ -188,7 +205,7 @@ class HostileLink(RuleBasedStateMachine):
             return
         said = self.pair.sequence.tokens
         assert said == self.expected[: len(said)]
-        for entry in self.pair.cloud.entries.values():
+        for entry in [e for cloud in self.pair.clouds for e in cloud.entries.values()]:
             if entry.session:
                 held = entry.session.sequence.tokens
                 assert held == self.expected[: len(held)]
@@ -197,6 +214,8 @@ class HostileLink(RuleBasedStateMachine):
         """Once the link is kind again the answer arrives, whatever happened before."""
         if not hasattr(self, "pair"):
             return
+        for cloud in self.pair.clouds:
+            cloud.stats.is_draining = False
         for _ in range(400):
             if self.pair.sequence.finished:
                 break
