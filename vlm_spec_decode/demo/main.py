@@ -82,8 +82,8 @@ def run(config: DemoConfig, say: Say) -> dict[str, Any]:
 def _stage_config(config: DemoConfig, keys: Path, truth: Path, scene: Scene) -> StageConfig:
     room = ("--scene", str(config.scene)) if config.scene else ("--scene-seed", str(scene.seed))
     decoding = (config.strategy, config.rule, config.objective)
-    room = (*room, "--body", config.body)
-    return StageConfig(room, config.seed, keys, truth, *decoding, config.link, config.out)
+    world = (*room, "--body", config.body)
+    return StageConfig(world, config.seed, keys, truth, *decoding, config.link, config.out)
 
 
 def _mission(
