@@ -1,19 +1,24 @@
 """A whole replay with the shipped pair: rows, figures, report, resuming, comparing, the command."""
 
 import json
+import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from test.bag.walks import Walk, plain_walk
+from vlm_spec_decode.bag import work
 from vlm_spec_decode.bag.cli import GO2_A100, SAMPLE, WIFI
 from vlm_spec_decode.bag.questions import AskPlan
 from vlm_spec_decode.bag.recorded import Chosen
 from vlm_spec_decode.bag.replay import Cell, ReplayConfig, Replayer
 from vlm_spec_decode.bag.run import RunConfig, compare_runs, load, run
+from vlm_spec_decode.bag.work import Workers
 from vlm_spec_decode.cli import main
-from vlm_spec_decode.core.errors import BagError
+from vlm_spec_decode.core.errors import BagError, ConfigError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
 from vlm_spec_decode.edge.pair import load_pair
 
@@ -60,6 +65,22 @@ def test_the_same_settings_give_the_same_rows_and_a_broken_run_goes_on(walk, tmp
     assert (again / "walk.rows.jsonl").read_text() == "".join(lines)
     document = compare_runs(whole, again)
     assert all(f is None or f["p"] == pytest.approx(1.0) for cell in document.values() for f in cell.values())
+
+
+def test_however_many_work_on_it_the_rows_are_the_same(walk, tmp_path, monkeypatch):
+    # Threads take the place of processes, which would each import everything again.
+    monkeypatch.setattr(work, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(1))
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    one = config(walk, alone, "speculative")
+    run(one)
+    run(replace(one, out=together, workers=Workers(jobs=2)))
+    assert (together / "walk.rows.jsonl").read_bytes() == (alone / "walk.rows.jsonl").read_bytes()
+
+
+def test_without_ray_one_line_says_so(walk, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match="needs Ray"):
+        run(replace(config(walk, tmp_path), workers=Workers(1, "auto")))
 
 
 def test_other_settings_do_not_mix_with_old_rows(walk, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from vlm_spec_decode.bag.questions import AskPlan, read_spoken
 from vlm_spec_decode.bag.recorded import Chosen
 from vlm_spec_decode.bag.replay import Cell, ReplayConfig
 from vlm_spec_decode.bag.run import RunConfig, compare_runs, run
+from vlm_spec_decode.bag.work import Workers
 from vlm_spec_decode.core.errors import BagError, ConfigError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
 from vlm_spec_decode.edge.pair import DEFAULT, check_strategy
@@ -75,7 +77,8 @@ def _profile(kind: type[Settings], path: Path) -> Settings:
 @click.option(
     "--price", "price_per_gpu_s", type=float, default=0.001, show_default=True, help="Price of a GPU-second."
 )
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Bags at the same time.")
+@click.option("--jobs", type=click.IntRange(0), default=0, help="Processes; default: one for each core.")
+@click.option("--ray-address", default="", help="Work on this Ray cluster: HOST:PORT, or auto for one here.")
 @click.option("--out", type=FOLDER, default=Path("out/replay"), show_default=True, help="Folder of results.")
 @click.option("--compare", type=FOLDER, help="Results of an earlier replay to compare this one with.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
@@ -96,6 +99,7 @@ def replay(
     deadline_s: float,
     price_per_gpu_s: float,
     jobs: int,
+    ray_address: str,
     out: Path,
     compare: Path | None,
     as_json: bool,
@@ -118,7 +122,8 @@ def replay(
     plan = AskPlan(instruction, read_spoken(instructions) if instructions else (), every_s, horizon_s, limit)
     topics = Topics(image_topic, instruction_topic, motion_topic)
     config = ReplayConfig(named, cells, topics, plan, target, draft, Chosen(**chosen))
-    document = run(RunConfig(config, out, jobs, deadline_s, price_per_gpu_s))
+    workers = Workers(jobs or cores(len(named), limit), ray_address)
+    document = run(RunConfig(config, out, workers, deadline_s, price_per_gpu_s))
     if compare:
         document["compared_with_run"] = compare_runs(compare, out)
     if as_json:
@@ -126,6 +131,11 @@ def replay(
     else:
         _tell(document)
     return 0
+
+
+def cores(bags: int, limit: int) -> int:
+    """Return how many processes are worth starting: one for each core, but one for a few questions."""
+    return len(os.sched_getaffinity(0)) if bags > 1 or not limit else 1
 
 
 def _tell(document: dict[str, Any]) -> None:

@@ -65,6 +65,18 @@ class ReplayConfig:
         return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Every `count`-th question, from the `index`-th (from 0) on."""
+
+    index: int = 0
+    count: int = 1
+
+    def has(self, number: int) -> bool:
+        """Whether the question of this number belongs to the share."""
+        return number % self.count == self.index
+
+
 @dataclass(slots=True)
 class Replayer:
     """The models, loaded once, and the decoding of one question in one cell.
@@ -77,7 +89,7 @@ class Replayer:
     _pairs: dict[bool, ModelPair] = field(default_factory=dict)
 
     def rows(
-        self, bag: Path, faults: Counter[str], known: Collection[int] = ()
+        self, bag: Path, faults: Counter[str], known: Collection[int] = (), share: Share | None = None
     ) -> Iterator[tuple[Question, list[dict[str, Any]]]]:
         """Yield each question of a bag with a row per cell, but for those whose numbers are `known`.
 
@@ -89,11 +101,17 @@ class Replayer:
             topics = self.config.topics.choose(source.topics)
             events = Events(source, topics, faults)
             for question in questions(events, self.config.plan):
-                if question.number in known:
+                if question.number in known or (share and not share.has(question.number)):
                     continue
                 yield question, [self.row(bag, question, cell) for cell in self.config.cells]
         finally:
             source.close()
+
+    def duration_s(self, bag: Path) -> float:
+        """Return the length of a bag; 0 where nobody can tell without reading it all."""
+        source = open_bag(bag)
+        source.close()
+        return source.duration_s
 
     def _settle(self, source: BagSource, faults: Counter[str]) -> None:
         """Take over what the bag says about its run; name models that are not those of then."""

@@ -1,34 +1,25 @@
-"""A whole evaluation: bags on this machine's cores, rows to disk as they come, then figures and the report.
+"""A whole evaluation: replay (`bag.work`), then figures, comparison and the report.
 
 A run that was broken off goes on where it stopped if it is started again with the same settings.
 """
 
 from __future__ import annotations
 
-import base64
 import csv
-import io
 import json
-import multiprocessing
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image as PilImage
-from tqdm import tqdm
-
-from vlm_spec_decode.bag.questions import Question
-from vlm_spec_decode.bag.replay import ReplayConfig, Replayer
+from vlm_spec_decode.bag.replay import ReplayConfig
 from vlm_spec_decode.bag.report import write_report
 from vlm_spec_decode.bag.score import compared, summary
 from vlm_spec_decode.bag.source import bag_name
+from vlm_spec_decode.bag.work import Workers, check_folder, lines_of, replay_all
 from vlm_spec_decode.core.errors import BagError
 
 SCHEMA = "vsd.replay/1"
-THUMB_PX, THUMB_QUALITY = 200, 55
 COMPARED = ("same_actions", "same_way", "same_tokens", "total_s", "target_passes", "gpu_s")
 FILES = {"summary": "summary.json", "csv": "rows.csv", "report": "report.html"}
 CSV_COLUMNS = (
@@ -51,11 +42,11 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """A replay, where its results go, and what counts as late and as dear."""
+    """A replay, where its results go, who works on it, and what counts as late and as dear."""
 
     replay: ReplayConfig
     out: Path = Path("out/replay")
-    jobs: int = 1
+    workers: Workers = field(default_factory=Workers)
     deadline_s: float = 3.0
     price_per_gpu_s: float = 0.001
 
@@ -73,11 +64,11 @@ def run(config: RunConfig) -> dict[str, Any]:
     """Replay, score and report. Returns the document that `summary.json` holds."""
     out = config.out
     out.mkdir(parents=True, exist_ok=True)
-    _check_folder(out, config.replay.digest)
+    check_folder(out, config.replay.digest)
     names = [bag_name(bag) for bag in config.replay.bags]
     if len(set(names)) < len(names):
         raise BagError("two bags of the same name; rename one, rows are told apart by it")
-    _replay(config)
+    replay_all(config.replay, out, config.workers)
     found = load(out, names)
     if not found.rows:
         raise BagError(f"nothing to ask about: no instruction holds for any frame ({_told(found.faults)})")
@@ -126,7 +117,7 @@ def load(out: Path, bags: list[str]) -> Results:
     rows: list[dict[str, Any]] = []
     faults, thumbs = {}, {}
     for name in bags:
-        for line in _lines(out / f"{name}.rows.jsonl"):
+        for line in lines_of(out / f"{name}.rows.jsonl"):
             if "faults" in line:
                 faults[name] = line["faults"]
             elif "thumb" in line:
@@ -134,83 +125,6 @@ def load(out: Path, bags: list[str]) -> Results:
             else:
                 rows.append(line)
     return Results(rows, faults, thumbs)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        for text in file:
-            try:
-                yield json.loads(text)
-            except ValueError:
-                return
-
-
-def _check_folder(out: Path, digest: str) -> None:
-    mark = out / "config.digest"
-    if mark.exists() and mark.read_text().strip() != digest:
-        for path in out.glob("*.rows.jsonl"):
-            path.unlink()
-    mark.write_text(digest + "\n")
-
-
-def _replay(config: RunConfig) -> None:
-    bags = config.replay.bags
-    if config.jobs == 1 or len(bags) == 1:
-        replayer = Replayer(config.replay)
-        for bag in bags:
-            replay_bag(replayer, bag, config.out, show=True)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(config.jobs, len(bags)), mp_context=context) as pool:
-        jobs = [pool.submit(replay_alone, config.replay, bag, config.out) for bag in bags]
-        for job in tqdm(jobs, desc="bags"):
-            job.result()
-
-
-def replay_alone(config: ReplayConfig, bag: Path, out: Path) -> None:
-    """Replay one bag in a process of its own."""
-    replay_bag(Replayer(config), bag, out, show=False)
-
-
-def replay_bag(replayer: Replayer, bag: Path, out: Path, *, show: bool) -> None:
-    """Replay one bag into its file; questions that are there already, with all cells, are not asked again."""
-    path = out / f"{bag_name(bag)}.rows.jsonl"
-    kept = list(_lines(path))
-    if any("faults" in line for line in kept):
-        return
-    counts: dict[int, int] = {}
-    for line in kept:
-        counts[line["question"]] = counts.get(line["question"], 0) + ("cell" in line)
-    whole = {number for number, count in counts.items() if count == len(replayer.config.cells)}
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in kept if line["question"] in whole)
-    partial.replace(path)
-    faults: Counter[str] = Counter()
-    with (
-        path.open("a", encoding="utf-8") as file,
-        tqdm(desc=bag_name(bag), unit="answers", disable=not show) as bar,
-    ):
-        for question, rows in replayer.rows(bag, faults, whole):
-            lines = [*rows, {"question": question.number, "thumb": thumb(question)}]
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-            file.flush()
-            bar.update(len(rows))
-        file.write(json.dumps({"question": 0, "faults": dict(faults)}) + "\n")
-
-
-def thumb(question: Question) -> str:
-    """Return a small JPEG of the frame as base64, for the report."""
-    image = question.observation.image
-    if image is None:
-        return ""
-    picture = PilImage.open(io.BytesIO(image.jpeg))
-    picture.thumbnail((THUMB_PX, THUMB_PX))
-    buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "JPEG", quality=THUMB_QUALITY)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
