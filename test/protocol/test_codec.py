@@ -30,6 +30,7 @@ REQUEST = AnswerRequest(
     "speculative",
     (4, 5, 6),
     2,
+    draft=Draft(7, 2, 3, 1, (8, 9), (0, 1), (4, 4)),
 )
 PACKER = codec.TokenPacker(32000)
 
@@ -109,7 +110,7 @@ def test_a_residual_and_a_correction_round_trip() -> None:
 
 
 def test_an_open_carries_the_request() -> None:
-    message = codec.open_message(REQUEST, PACKER, 2, REQUEST.committed)
+    message = codec.open_message(REQUEST, PACKER, 2, REQUEST.committed, draft=REQUEST.draft)
     again = codec.decode(codec.encode(message))
     assert isinstance(again, m.Open)
     assert again.image_digest == REQUEST.observation.image.digest  # type: ignore[union-attr]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from vlm_spec_decode.core.batch import Query
+from vlm_spec_decode.core.policy import CloudPolicy, EarlyHook, PipelinePolicy
 from vlm_spec_decode.core.ports import Clock, ExitHook, Logits, ModelContext
 from vlm_spec_decode.core.rejection import RejectionRule
 from vlm_spec_decode.core.sampling import softmax_at
@@ -17,35 +18,6 @@ from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.tree import SpeculationTree, Subtree
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, Draft, Early, Hint, Support, Tokens
 from vlm_spec_decode.core.verify import Verdict, verify_coupled
-
-
-class CloudPolicy(Protocol):
-    """The cloud half of a strategy: what the next pass holds."""
-
-    wants_exits: bool
-
-    def next_pass(self, tree: SpeculationTree) -> Tokens | None:
-        """Return the live nodes to verify (with their ancestors), () for a plain step, None to wait."""
-        ...
-
-
-class EarlyHook(Protocol):
-    """Receives early verdicts while a pass runs, on the thread that runs it."""
-
-    def __call__(self, early: Early, /) -> None:
-        """Take one early verdict."""
-        ...
-
-
-@runtime_checkable
-class PipelinePolicy(Protocol):
-    """A cloud half whose edge drafts on while a pass runs.
-
-    Where such a chain is accepted to its end, the edge may have drawn the next token already: under the
-    `rejection` rule that one must be tried, so there is no bonus token.
-    """
-
-    is_pipeline: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +90,9 @@ class Session:
             self.rejection = RejectionRule(self.request.params)
         if isinstance(self.policy, AdaptivePolicy):
             self.policy.begin(self.request, self.helper is not None)
+        draft = self.request.draft
+        if draft and (draft.answer, draft.epoch) == (self.request.answer, self.request.epoch):
+            self._add(draft)
 
     @property
     def wake_s(self) -> float | None:
@@ -133,12 +108,15 @@ class Session:
             return None
         if isinstance(hint, Correction):
             return self._correct(hint)
-        new = self.tree.add(hint)
-        if self.rejection:
-            self.rejection.learn(hint, new, self.tree.nodes)
+        self._add(hint)
         if isinstance(self.policy, AdaptivePolicy):
             self.policy.received(hint, now_s)
         return None
+
+    def _add(self, draft: Draft) -> None:
+        new = self.tree.add(draft)
+        if self.rejection:
+            self.rejection.learn(draft, new, self.tree.nodes)
 
     def plan(self, now_s: float = 0.0) -> PassPlan | None:
         """Return the next pass, or None while there is nothing to do (see `wake_s`)."""

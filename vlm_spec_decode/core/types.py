@@ -215,7 +215,8 @@ Hint: TypeAlias = Draft | Correction
 class AnswerRequest:
     """Everything that opens one answer at a verifier. `committed` resumes a session after a loss.
 
-    `objective` is one of `OBJECTIVES`: what the cloud may spend on being fast.
+    `objective` is one of `OBJECTIVES`: what the cloud may spend on being fast. `draft` comes with the
+    question, so that the pass that reads the prompt verifies it.
     """
 
     answer: int
@@ -225,6 +226,7 @@ class AnswerRequest:
     committed: Tokens = ()
     epoch: int = 0
     objective: str = "latency"
+    draft: Draft | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, Hint
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, Draft, Hint
 from vlm_spec_decode.edge.pending import Pending
 from vlm_spec_decode.edge.upload import ImageUpload
 from vlm_spec_decode.protocol import codec
@@ -38,6 +39,8 @@ class OpenAnswer:
         self.mirror = Sequence(epoch=request.epoch)
         self.mirror.commit(Commit(request.answer, request.epoch, 0, request.committed, 0, 0, False))
         self.pending = Pending(request.committed)
+        if request.draft:
+            self.pending.add(request.draft)
 
     @property
     def names(self) -> tuple[int, int]:
@@ -56,10 +59,14 @@ class OpenAnswer:
         """Yield what opens it: the request, the image's first window, and the hints that still matter."""
         self.window_bytes = window_bytes
         committed, epoch = self.mirror.tokens, self.mirror.epoch
-        yield codec.open_message(self.request, self.packer, epoch, committed, self.patience_ms)
+        hints, draft = deque(self.pending.hints()), None
+        if hints and isinstance(first := hints[0], Draft):
+            hints.popleft()
+            draft = replace(first, epoch=epoch)
+        yield codec.open_message(self.request, self.packer, epoch, committed, self.patience_ms, draft)
         self.sent = True
         yield from self.chunks()
-        yield from self.hints()
+        yield from map(self.hint, hints)
 
     def chunks(self) -> Iterator[AnyMessage]:
         """Yield the chunks of the image that the window allows now."""

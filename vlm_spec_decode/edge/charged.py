@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.clock import VirtualClock
-from vlm_spec_decode.core.ports import ExitHook, Logits, ModelContext
-from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext
+from vlm_spec_decode.core.profiles import HardwareProfile
+from vlm_spec_decode.core.types import Observation, Tokens
 
 
 @dataclass(slots=True)
@@ -57,3 +58,21 @@ class ChargedContext:
     def close(self) -> None:
         """Pass on."""
         self.inner.close()
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualModel:
+    """A draft model whose contexts charge the edge's clock: each step, and each further row of a batch."""
+
+    inner: Model
+    hardware: HardwareProfile
+    clock: VirtualClock
+
+    @property
+    def card(self) -> ModelCard:
+        """What the inner model is."""
+        return self.inner.card
+
+    def open(self, observation: Observation) -> ModelContext:
+        """Start one answer."""
+        return ChargedContext(self.inner.open(observation), self.clock, self.hardware.draft_s)

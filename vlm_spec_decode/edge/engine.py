@@ -22,6 +22,7 @@ from vlm_spec_decode.core.types import (
     SamplingParams,
     Tokens,
 )
+from vlm_spec_decode.edge.recall import Recall
 from vlm_spec_decode.edge.remote import RemoteVerifier
 from vlm_spec_decode.edge.watch import NoDrafter, WatchedDrafter, WatchedVerifier
 from vlm_spec_decode.strategies.base import EdgeConfig
@@ -68,6 +69,7 @@ class Engine:
         self._clock = clock
         self._numbers = itertools.count(1)
         self._previous: Tokens = ()
+        self._recall = Recall()
         self.config = config or EngineConfig()
 
     def answer(self, observation: Observation, config: EngineConfig | None = None) -> Iterator[AnswerUpdate]:
@@ -79,8 +81,15 @@ class Engine:
         config = config or self.config
         number = next(self._numbers)
         watch = WatchedVerifier(self._verifier, self._clock)
+        # Under `rejection` what is drafted must be drawn: a remembered answer is not.
+        recalls = strategy(config.strategy).recalls and config.params.rule == "coupled"
         request = AnswerRequest(
-            number, observation, config.params, config.strategy, objective=config.objective
+            number,
+            observation,
+            config.params,
+            config.strategy,
+            objective=config.objective,
+            draft=self._recall.draft(observation, number) if recalls else None,
         )
         watch.open(request)
         drafter: Drafter | None = None
@@ -106,14 +115,16 @@ class Engine:
     ) -> Iterator[AnswerUpdate]:
         sequence, parser = Sequence(), ActionParser()
         instruction = self._codec.encode(request.observation.instruction)
+        recalled = self._recall.tokens(request.observation)
         edge_config = EdgeConfig(
             request.answer,
             config.params,
             config.draft_length,
             config.timeout_s,
-            hints=tuple(hint for hint in (self._previous, instruction) if hint),
+            hints=tuple(hint for hint in (recalled or self._previous, instruction) if hint),
             uplink_bps=min(1e9, config.uplink_bps),
             objective=config.objective,
+            sent=request.draft,
         )
         watched = WatchedDrafter(drafter, watch)
         decode = strategy(config.strategy).decode
@@ -133,6 +144,7 @@ class Engine:
             result = None
             if sequence.finished:
                 self._previous = sequence.tokens
+                self._recall.learn(request.observation, sequence.tokens)
                 result = self._result(sequence, text, config, watch, first_token_s, actions_at_s)
             yield AnswerUpdate(request.answer, tokens, text, actions, result)
 

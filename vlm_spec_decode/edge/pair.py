@@ -9,8 +9,9 @@ from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.ports import Model, Target, TextCodec
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.edge.charged import VirtualModel
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
-from vlm_spec_decode.edge.virtual import VirtualModel, VirtualVerifier
+from vlm_spec_decode.edge.virtual import VirtualVerifier
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
-from vlm_spec_decode.core.ports import Logits, Model, ModelCard, ModelContext, Target
+from vlm_spec_decode.core.ports import Logits, Model, Target
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.session import Helper, PassPlan, Session
 from vlm_spec_decode.core.types import AnswerRequest, Draft, Early, Event, Hint, LinkUsage, Observation
@@ -26,24 +26,6 @@ from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import ImageChunk
 from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport.shaper import OVERHEAD_BYTES, Shaper, shapers
-
-
-@dataclass(frozen=True, slots=True)
-class VirtualModel:
-    """A draft model whose contexts charge the edge's clock: each step, and each further row of a batch."""
-
-    inner: Model
-    hardware: HardwareProfile
-    clock: VirtualClock
-
-    @property
-    def card(self) -> ModelCard:
-        """What the inner model is."""
-        return self.inner.card
-
-    def open(self, observation: Observation) -> ModelContext:
-        """Start one answer."""
-        return ChargedContext(self.inner.open(observation), self.clock, self.hardware.draft_s)
 
 
 @dataclass(slots=True)
@@ -97,7 +79,9 @@ class VirtualVerifier:
         policy = strategy(request.strategy).cloud()
         self._open = request
         self.up_bytes = self.down_bytes = self.image_bytes = 0
-        message = codec.open_message(request, self._packer, request.epoch, request.committed)
+        message = codec.open_message(
+            request, self._packer, request.epoch, request.committed, draft=request.draft
+        )
         arrival_s = self._send_up(len(codec.encode(message)))
         image = request.observation.image
         for offset in range(0, len(image.jpeg) if image else 0, CHUNK_BYTES):

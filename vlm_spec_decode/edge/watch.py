@@ -31,6 +31,9 @@ class WatchedVerifier:
     def open(self, request: AnswerRequest) -> None:
         """Open the answer and start its clock."""
         self._opened_s = self.clock.now()
+        if request.draft:
+            self._drafted += len(request.draft.tokens)
+            self._tree.add(request.draft)
         self.inner.open(request)
 
     def submit(self, hint: Hint) -> None:

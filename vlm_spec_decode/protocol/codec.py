@@ -165,21 +165,19 @@ def early(message: WireEarly) -> Early:
     """Return the early verdict in `message`. Raises ProtocolError."""
     if not 0 <= message.confidence <= 255 or message.node < 0 or message.next_token < 0:
         raise ProtocolError("an early verdict out of range")
-    return Early(
-        message.answer,
-        message.epoch,
-        message.pass_id,
-        message.exit_layer,
-        message.node,
-        message.next_token,
-        message.confidence / 255,
-    )
+    head = (message.answer, message.epoch, message.pass_id, message.exit_layer)
+    return Early(*head, message.node, message.next_token, message.confidence / 255)
 
 
 def open_message(
-    request: AnswerRequest, packer: TokenPacker, epoch: int, committed: Tokens, patience_ms: int = 0
+    request: AnswerRequest,
+    packer: TokenPacker,
+    epoch: int,
+    committed: Tokens,
+    patience_ms: int = 0,
+    draft: Draft | None = None,
 ) -> Open:
-    """Return the Open of `request` under `epoch`, with the tokens that the edge already has."""
+    """Return the Open of `request` under `epoch`, with the tokens that the edge already has, and a draft."""
     observation, params, image = request.observation, request.params, request.observation.image
     return Open(
         answer=request.answer,
@@ -205,6 +203,7 @@ def open_message(
         residual=params.residual,
         objective=request.objective,
         patience_ms=patience_ms,
+        draft=packer.draft_message(draft) if draft else None,
     )
 
 
@@ -237,9 +236,9 @@ def answer_request(message: Open, packer: TokenPacker, image: Image | None) -> A
     committed = packer.unpack(message.committed)
     if message.objective not in OBJECTIVES:
         raise ProtocolError(f"objective {message.objective[:40]!r}; known: {', '.join(OBJECTIVES)}")
-    return AnswerRequest(
-        message.answer, observation, params, message.strategy, committed, message.epoch, message.objective
-    )
+    draft = packer.draft(message.draft) if message.draft else None
+    head = (message.answer, observation, params, message.strategy, committed, message.epoch)
+    return AnswerRequest(*head, message.objective, draft)
 
 
 def _parent(parents: bytes, index: int, number: int) -> int:

@@ -59,11 +59,29 @@ class Refused(Message, frozen=True, array_like=True, tag=3):
     detail: str
 
 
+class WireDraft(Message, frozen=True, array_like=True, tag=7):
+    """Edge to cloud: nodes of the speculation tree; see `core.types.Draft`.
+
+    `tokens` are packed. No `parents` mean a chain that hangs on the committed prefix; else one packed
+    distance `node - parent` per node, 0 for the prefix. No `weights` mean all 0.
+    """
+
+    answer: int
+    epoch: int
+    base: int
+    first_node: int
+    tokens: bytes
+    parents: bytes | None = None
+    weights: bytes | None = None
+    q: bytes | None = None
+
+
 class Open(Message, frozen=True, array_like=True, tag=4):
     """Edge to cloud: one answer begins, or begins again under a higher epoch after a loss.
 
     `committed` are packed tokens that the edge already has; they win over anything the cloud remembers.
     `patience_ms` is how long the edge waits for a verdict before it gives up, 0 if it does not say.
+    `draft` holds the first nodes, so that they are there when the prompt is read.
     `image_digest` is empty without an image. `params_digest` guards against reading a field differently.
     """
 
@@ -90,6 +108,7 @@ class Open(Message, frozen=True, array_like=True, tag=4):
     residual: str = "sparse"
     objective: str = "latency"
     patience_ms: int = 0
+    draft: WireDraft | None = None
 
 
 class ImageChunk(Message, frozen=True, array_like=True, tag=5):
@@ -107,23 +126,6 @@ class ImageCredit(Message, frozen=True, array_like=True, tag=6):
     answer: int
     epoch: int
     received: int
-
-
-class WireDraft(Message, frozen=True, array_like=True, tag=7):
-    """Edge to cloud: nodes of the speculation tree; see `core.types.Draft`.
-
-    `tokens` are packed. No `parents` mean a chain that hangs on the committed prefix; else one packed
-    distance `node - parent` per node, 0 for the prefix. No `weights` mean all 0.
-    """
-
-    answer: int
-    epoch: int
-    base: int
-    first_node: int
-    tokens: bytes
-    parents: bytes | None = None
-    weights: bytes | None = None
-    q: bytes | None = None
 
 
 class WireEarly(Message, frozen=True, array_like=True, tag=8):

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.policy import CloudPolicy
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.sampling import Row, pick
 from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.session import CloudPolicy
 from vlm_spec_decode.core.tree import chain_parents
 from vlm_spec_decode.core.types import Commit, Draft, SamplingParams, Tokens
 from vlm_spec_decode.strategies.proposals import Corrector, Proposals
@@ -21,8 +21,8 @@ class EdgeConfig:
     """What one answer's edge half needs to know beside its ports.
 
     `draft_length` is γ, the tokens drafted per round; `timeout_s` bounds every wait for the cloud.
-    `hints` are token runs that the answer may repeat (instruction, previous answer). `uplink_bps` is what
-    drafts may take of the uplink.
+    `hints` are token runs that the answer may repeat (instruction, previous answer), `sent` is the draft that
+    has gone with the question. `uplink_bps` is what drafts may take of the uplink.
     """
 
     answer: int
@@ -34,6 +34,7 @@ class EdgeConfig:
     hints: tuple[Tokens, ...] = ()
     uplink_bps: float = 1e9
     objective: str = "latency"
+    sent: Draft | None = None
 
 
 EdgePolicy: TypeAlias = Callable[[Sequence, Drafter, Verifier, Clock, EdgeConfig], Iterator[Tokens]]
@@ -44,8 +45,8 @@ EdgePolicy: TypeAlias = Callable[[Sequence, Drafter, Verifier, Clock, EdgeConfig
 class Strategy:
     """A row of the design's table: both halves, whether the edge drafts, and where it comes from.
 
-    `needs_helper`: the cloud half wants a copy of the draft beside the target. `rules` are those under
-    which it is exact.
+    `needs_helper`: the cloud half wants a copy of the draft beside the target. `recalls`: it knows what to do
+    with a draft that goes with the question. `rules` are those under which it is exact.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Strategy:
     drafts: bool
     source: str
     needs_helper: bool = False
+    recalls: bool = False
     rules: tuple[str, ...] = ("coupled",)
 
     def decode(

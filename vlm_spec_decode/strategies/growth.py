@@ -17,7 +17,7 @@ import numpy as np
 
 from vlm_spec_decode.core.ports import Drafter
 from vlm_spec_decode.core.sampling import ranking_scores
-from vlm_spec_decode.core.tree import quantise
+from vlm_spec_decode.core.tree import WEIGHT_STEP, quantise
 from vlm_spec_decode.core.types import Draft, SamplingParams, Tokens
 from vlm_spec_decode.strategies.estimates import Mean
 from vlm_spec_decode.strategies.places import Calibration, Place
@@ -106,6 +106,16 @@ class Growth:
         """Add a run of free drafts below `place`."""
         for token in tokens:
             place = self.offer(place, token, log_prob)
+
+    def adopt(self, draft: Draft) -> None:
+        """Take the chain that has gone with the question as sent."""
+        place = self.root
+        rows = zip(draft.tokens, draft.weights or (0,) * len(draft.tokens), strict=True)
+        for number, (token, weight) in enumerate(rows, draft.first_node):
+            place = self.offer(place, token, -WEIGHT_STEP * weight)
+            place.number = number
+            self._sent[number] = place
+        self._next_number = draft.first_node + len(draft.tokens)
 
     def advance(self, tokens: Tokens) -> None:
         """Commit `tokens`: re-root where they lead, keep what hangs there, forget the rest."""

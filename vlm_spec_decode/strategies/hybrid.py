@@ -25,6 +25,8 @@ def edge(
 ) -> Iterator[Tokens]:
     """Grow, send, listen: in this order of ignorance, for listening costs nothing."""
     growth = Growth(drafter, config.params, config.proposals)
+    if config.sent:
+        growth.adopt(config.sent)
     control = EdgeController(config, clock)
     free = FreeDrafts(config.hints)
     free.offer(growth, drafter)
@@ -48,4 +50,6 @@ def edge(
             verifier.submit(growth.draft(ready, config.answer, config.epoch))
 
 
-STRATEGY = Strategy("hybrid", edge, Cloud, drafts=True, source="ours; docs/decoding.md", rules=RULES)
+STRATEGY = Strategy(
+    "hybrid", edge, Cloud, drafts=True, source="ours; docs/decoding.md", recalls=True, rules=RULES
+)

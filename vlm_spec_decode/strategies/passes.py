@@ -17,7 +17,7 @@ from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Tokens
 from vlm_spec_decode.strategies.own_draft import OwnDraft
 from vlm_spec_decode.strategies.waiting import WEIGHT, Waiting
 
-MAX_NODES = 32
+MAX_NODES = 64
 
 
 @dataclass(slots=True)
