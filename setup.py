@@ -54,6 +54,9 @@ NODES = [
 ]
 """What `ros2 run` and the launch files start; `nodes/` has the same for a checkout that is not installed."""
 
+VIDEO = ["av>=12", "opencv-python-headless>=4.8"]
+"""Optional, for other cameras: the robot's multicast stream, and video files."""
+
 LARGE = ["accelerate>=1.0", "bitsandbytes>=0.45", "torchao>=0.15"]
 """Optional, for large checkpoints: several devices, and fewer bits."""
 
@@ -112,6 +115,13 @@ setup(
     # Not `scripts=nodes/*`: setuptools 75 and later installs those as "#!python", which nothing can start.
     entry_points={"console_scripts": [f"vsd = {NAME}.cli:main", *NODES]},
     install_requires=RUNTIME,
-    extras_require={"ros": ROS, "dev": DEV, "large": LARGE, "cluster": CLUSTER, "physical": PHYSICAL},
+    extras_require={
+        "ros": ROS,
+        "dev": DEV,
+        "large": LARGE,
+        "video": VIDEO,
+        "cluster": CLUSTER,
+        "physical": PHYSICAL,
+    },
     zip_safe=False,
 )

@@ -29,7 +29,7 @@ OPTIONAL = (
     ("draft", "", "Folder or hub id of the robot's model; empty: the one that ships."),
     ("instruction", "", "Given as soon as everything is up; empty: none, publish one to vlm/instruction."),
     ("limits", "", "YAML of the safety gate's limits; empty: its defaults."),
-    ("source", "robot", "Camera: robot, image:TOPIC, compressed:TOPIC, file:VIDEO or bag:FOLDER."),
+    ("source", "robot", "Camera: robot, multicast, image:TOPIC, compressed:TOPIC, file:VIDEO or bag:FOLDER."),
     ("calibration", "", "Calibration YAML of the camera; empty: a pinhole of 100 deg."),
     ("namespace", "", "Namespace of the nodes."),
     ("frame_prefix", "", "Put before every frame, such as go2_a/, where several robots share /tf."),

@@ -45,7 +45,7 @@ class ScriptedEngine:
             if isinstance(piece, Exception):
                 raise piece
             if piece == "…":
-                assert self.cancelled.wait(5), "nobody cancelled the answer"
+                assert self.cancelled.wait(40), "nobody cancelled the answer"
                 raise Cancelled("the answer was cancelled")
             text += piece
             last = i == len(pieces) - 1

@@ -57,3 +57,17 @@ def test_a_cloud_that_is_not_there_is_named(free_tcp_port):
 
 def test_every_finding_says_something():
     assert all(finding.detail for finding in examine())
+
+
+@pytest.mark.parametrize(
+    ("skew_s", "said"),
+    [(0.004, "0.00 s behind"), (-3.0, "3.00 s ahead of this one: harmless here"), (1.7e9, "its own start")],
+)
+def test_a_robots_clock_is_compared_with_this_one(skew_s, said):
+    assert said in doctor_robot._skew({"skew_s": skew_s}).detail
+
+
+def test_the_kernels_bound_of_the_clocks_error_is_told():
+    error_s = doctor_robot.clock_error_s()
+    assert error_s is None or 0.0 <= error_s < 100.0
+    assert "synchronised" in doctor_robot.clock_sync().detail

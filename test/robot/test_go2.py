@@ -63,7 +63,7 @@ def test_the_camera_gives_fresh_frames(go2: Go2Driver) -> None:
     camera = Go2Camera(Go2Config(domain=dds_domain()))
     image, stamp_s = camera.frame()
     assert (image.width, image.height) == (640, 360)
-    assert 0.0 <= time.monotonic() - stamp_s < 3.0
+    assert 0.0 <= time.monotonic() - stamp_s < 10.0
     _, later_s = camera.frame()
     assert later_s > stamp_s
     camera.close()

@@ -11,7 +11,7 @@ from test.ros import NAMESPACE
 
 ROOT = Path(__file__).parents[2]
 NODES = ROOT / "nodes"
-CLOSE_S = 10.0
+CLOSE_S = 30.0
 
 
 class Processes:

@@ -26,7 +26,7 @@ class Asker:
         self.verdicts = ear.node.create_client(SetBool, "vlm/approve")
         assert eventually(self.requests.get_subscription_count)
         assert eventually(self.withdrawals.get_subscription_count)
-        assert self.verdicts.wait_for_service(10)
+        assert self.verdicts.wait_for_service(30)
 
     def ask(self, *arguments, **options):
         self.requests.publish(String(data=Request(*arguments, **options).to_json()))
@@ -109,7 +109,7 @@ def test_nothing_is_sent_before_the_yes(start, eventually):
 def test_parameters_change_live_within_their_bounds(start, eventually):
     asker, _, _ = start([["done()"]])
     client = asker.ear.node.create_client(SetParameters, "vlm_node/set_parameters")
-    assert client.wait_for_service(10)
+    assert client.wait_for_service(30)
 
     def change(name, value):
         parameter = Parameter(name, value=value).to_parameter_msg()

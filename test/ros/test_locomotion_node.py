@@ -51,7 +51,7 @@ class Commander:
 
     def call(self, client, request):
         future = client.call_async(request)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not future.done() and time.monotonic() < deadline:
             time.sleep(0.005)
         return future.result()
@@ -67,7 +67,7 @@ class Commander:
 @pytest.fixture
 def stage(graph, eventually, tmp_path):
     patient = tmp_path / "patient.yaml"
-    patient.write_text("watchdog_s: 5.0\n")
+    patient.write_text("watchdog_s: 10.0\nmax_state_age_s: 10.0\n")
 
     def start(robot=None, ready=True, **parameters):
         # A busy machine starves this process of its own heartbeat; where silence is the subject, the
@@ -78,7 +78,7 @@ def stage(graph, eventually, tmp_path):
         node = graph.node("locomotion_node", **parameters)
         part = graph.start(node, LocomotionNode(node, robot, WallClock(), failures.append))
         assert eventually(commander.plans.get_subscription_count)
-        assert commander.estop_client.wait_for_service(5)
+        assert commander.estop_client.wait_for_service(30)
         if ready:
             assert eventually(commander.statuses)
         return commander, part, robot, failures
@@ -266,8 +266,7 @@ def test_limits_come_from_a_file_and_unknown_ones_are_refused(stage, eventually,
 def test_simulated_time_that_stands_still_does_not_stop_the_watch(stage, eventually):
     commander, _, _, _ = stage(use_sim_time=True)
     before = len(commander.messages)
-    time.sleep(1.0)
-    assert len(commander.messages) - before >= 5
+    assert eventually(lambda: len(commander.messages) - before >= 5)
     commander.command(Forward(0.5))
     assert eventually(lambda: "refused" in commander.states())
     assert commander.statuses()[-1].reason == "stale_frame"

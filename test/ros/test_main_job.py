@@ -90,7 +90,7 @@ def test_a_sentence_walks_the_robot_and_a_lost_cloud_leaves_it_at_rest(user, pro
     assert up, f"{user.counts()}\n{processes.story()}"
 
     user.say("walk to the red ball")
-    end = eventually(user.ended, 60.0)
+    end = eventually(user.ended, 120.0)
     assert end, f"{user.counts()}\n{processes.story()}"
     assert end["state"] == "done", end
     answers, traces = user.json("answer"), user.json("trace")
@@ -107,7 +107,7 @@ def test_a_sentence_walks_the_robot_and_a_lost_cloud_leaves_it_at_rest(user, pro
 
     processes.interrupt("cloud", 9)
     user.say("walk to the red ball")
-    end = eventually(lambda: user.ended(2), 30.0)
+    end = eventually(lambda: user.ended(2), 60.0)
     assert end["state"] == "failed", end
     assert end["reason"].startswith("Cloud")
     assert PlanStatus.from_json(user.executor[-1].data).state != "moving"
@@ -120,32 +120,37 @@ def states(user):
     return [status["state"] for status in user.json("status")]
 
 
+PATIENT = {"answer_timeout_s": 20.0, "link_silence_s": 4.0, "hold_timeout_s": 4.0}
+"""A busy machine starves each of these processes for a second now and then; none of them has gone, then."""
+
+
 def start_all(processes, folder):
     """Start simulator, cloud and nodes with keys made for them; return the cloud's address and the keys."""
     keys, scene = folder / "keys", folder / "scene.yaml"
     scene.write_text(SCENE)
     processes.vsd("keys", "keys", keys)
-    assert processes.running["keys"].wait(30) == 0
+    assert processes.running["keys"].wait(90) == 0
     address, domain = f"tcp://127.0.0.1:{free_port()}", dds_domain()
     processes.vsd("sim", "sim", "--scene", scene, "--interface", "lo", "--domain", domain)
     processes.vsd("cloud", "cloud", "--bind", address, "--keys", keys)
     for name in ("camera_node", "locomotion_node"):
         processes.node(name, interface="lo", domain=domain)
-    processes.node("vlm_node", cloud=address, keys=keys, answer_timeout_s=8.0, hold_timeout_s=2.0)
+    processes.node("vlm_node", cloud=address, keys=keys, **PATIENT)
     return address, keys
 
 
 @needs_models
+@pytest.mark.timeout(300)
 def test_a_cloud_that_is_not_there_or_knows_other_keys_is_named(user, processes, eventually, tmp_path):
     for name in ("mine", "theirs"):
         processes.vsd(name, "keys", tmp_path / name)
-        assert processes.running[name].wait(30) == 0
+        assert processes.running[name].wait(90) == 0
     address = f"tcp://127.0.0.1:{free_port()}"
     processes.node("vlm_node", cloud=address, keys=tmp_path / "mine")
     assert eventually(lambda: "unavailable" in states(user), 90.0), processes.output("vlm_node")
     assert user.json("status")[-1]["reason"] == "CloudUnreachable"
     processes.vsd("cloud", "cloud", "--bind", address, "--keys", tmp_path / "theirs")
-    refused = eventually(lambda: any("key" in status["detail"] for status in user.json("status")), 40.0)
+    refused = eventually(lambda: any("key" in status["detail"] for status in user.json("status")), 90.0)
     assert refused, user.json("status")
     assert processes.interrupt("vlm_node") == 0
     assert "Traceback" not in processes.output("vlm_node")
@@ -153,5 +158,5 @@ def test_a_cloud_that_is_not_there_or_knows_other_keys_is_named(user, processes,
 
 def test_settings_that_do_not_hold_end_the_vlm_node_with_a_code(processes):
     process = processes.node("vlm_node", cloud="tcp://127.0.0.1:9", strategy="fastest")
-    assert process.wait(60) == 2
+    assert process.wait(100) == 2
     assert "fastest" in processes.output("vlm_node")

@@ -70,7 +70,7 @@ class Manager:
 @pytest.fixture
 def legs(graph, tmp_path):
     limits = tmp_path / "limits.yaml"
-    limits.write_text("watchdog_s: 5.0\n")
+    limits.write_text("watchdog_s: 10.0\nmax_state_age_s: 10.0\n")
     robots = []
 
     def manage(make, **parameters):

@@ -75,7 +75,7 @@ def process(tmp_path):
         child.stdout.close()
 
 
-def wait_for_line(log, line, timeout_s=15.0):
+def wait_for_line(log, line, timeout_s=60.0):
     deadline = time.monotonic() + timeout_s
     while line not in log.read_text().split() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -87,7 +87,7 @@ def test_a_signal_closes_the_part_and_ends_with_code_0(process, number):
     child, log = process()
     assert wait_for_line(log, "spinning")
     child.send_signal(number)
-    output, _ = child.communicate(timeout=10)
+    output, _ = child.communicate(timeout=60)
     assert child.returncode == 0, output
     assert log.read_text().split()[-1] == "closed"
     assert "Traceback" not in output
@@ -98,35 +98,35 @@ def test_more_signals_until_the_very_end_change_nothing(process):
     assert wait_for_line(log, "spinning")
     child.send_signal(signal.SIGINT)
     assert wait_for_line(log, "closed")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while child.poll() is None and time.monotonic() < deadline:
         child.send_signal(signal.SIGINT)
         time.sleep(0.005)
-    output, _ = child.communicate(timeout=10)
+    output, _ = child.communicate(timeout=60)
     assert child.returncode == 0, output
     assert "Traceback" not in output
 
 
 def test_a_signal_while_the_parts_are_put_together_ends_that(process):
-    child, log = process(build="note('building'); time.sleep(8)")
+    child, log = process(build="note('building'); time.sleep(40)")
     assert wait_for_line(log, "building")
     asked_s = time.monotonic()
     child.send_signal(signal.SIGINT)
-    output, _ = child.communicate(timeout=10)
-    assert time.monotonic() - asked_s < 3.0
+    output, _ = child.communicate(timeout=60)
+    assert time.monotonic() - asked_s < 20.0
     assert child.returncode == 0, output
     assert "Traceback" not in output
     assert "closed" not in log.read_text()
 
 
 def test_a_callback_that_computes_does_not_delay_the_close(process):
-    child, log = process(work="time.sleep(2.0) if self.calls >= 3 else None")
+    child, log = process(work="time.sleep(5.0) if self.calls >= 3 else None")
     assert wait_for_line(log, "spinning")
     asked_s = time.monotonic()
     child.send_signal(signal.SIGINT)
     assert wait_for_line(log, "closed")
-    assert time.monotonic() - asked_s < 1.0
-    child.communicate(timeout=10)
+    assert time.monotonic() - asked_s < 4.0
+    child.communicate(timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_named_error_is_one_line_and_its_exit_code(process, where, error):
     name = error.__name__
     raised = f"raise {name}('nobody there')" if where == "build" else f"self.stop({name}('nobody there'))"
     child, log = process(**{where: raised})
-    output, _ = child.communicate(timeout=20)
+    output, _ = child.communicate(timeout=60)
     assert child.returncode == error.exit_code, output
     assert f"{name}: nobody there" in output
     assert "Traceback" not in output
@@ -146,7 +146,7 @@ def test_a_named_error_is_one_line_and_its_exit_code(process, where, error):
 
 def test_a_bug_in_a_callback_closes_the_part_and_shows_its_traceback(process):
     child, log = process(work="1 / 0")
-    output, _ = child.communicate(timeout=20)
+    output, _ = child.communicate(timeout=60)
     assert child.returncode != 0
     assert "ZeroDivisionError" in output
     assert "closed" in log.read_text()

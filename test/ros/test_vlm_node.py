@@ -88,7 +88,7 @@ def stage(graph, image, eventually):
     def start(script, executor=None, error=None, image=image, **parameters):
         ear = Ear(graph.node("ear"), executor or EchoExecutor(), image)
         graph.start(ear.node)
-        node = graph.node("vlm_node", **{"status_timeout_s": 10.0} | parameters)
+        node = graph.node("vlm_node", **{"status_timeout_s": 10.0, "frame_timeout_s": 20.0} | parameters)
         source = Source(ScriptedEngine(script), error)
         part = graph.start(node, VlmNode(node, source, WallClock(), source.failures.append))
         assert eventually(
@@ -204,7 +204,7 @@ def test_the_instruction_parameter_starts_by_itself_when_all_is_there(stage, eve
 
 
 def test_corrupt_frames_and_statuses_are_dropped_and_counted(stage, eventually, graph):
-    ear, _, _ = stage([["done()"]], image=None)
+    ear, _, _ = stage([["done()"]], image=None, frame_timeout_s=2.0)
     reports = graph.listen(ear.node, DiagnosticArray, "/diagnostics")
     ear.images.publish(CompressedImage(format="jpeg", data=b"\xff\xd8 no more"))
     ear.statuses.publish(String(data="{"))
@@ -226,5 +226,5 @@ def test_closing_does_not_wait_for_an_engine_that_hangs(stage, eventually):
     assert eventually(lambda: "answering" in ear.states())
     started = time.monotonic()
     part.close()
-    assert time.monotonic() - started < 3.0
+    assert time.monotonic() - started < 10.0, "twice CLOSE_S and what a busy machine adds"
     source.engine.cancelled.set()

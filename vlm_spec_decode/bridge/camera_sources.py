@@ -21,12 +21,13 @@ from sensor_msgs.msg import CompressedImage
 from sensor_msgs.msg import Image as RawImage
 
 from vlm_spec_decode.bridge.convert import NANOSECONDS, jpeg_image, to_seconds
+from vlm_spec_decode.bridge.multicast import MulticastCamera
 from vlm_spec_decode.bridge.stamps import Stamps
 from vlm_spec_decode.core.errors import ConfigError, ImageError, RobotUnreachable
 from vlm_spec_decode.core.ports import Camera, Clock
 from vlm_spec_decode.core.types import Image
 
-SOURCES = "robot, image:TOPIC, compressed:TOPIC, file:VIDEO or bag:FOLDER[#TOPIC]"
+SOURCES = "robot, multicast, image:TOPIC, compressed:TOPIC, file:VIDEO or bag:FOLDER[#TOPIC]"
 ROBOT = "robot"
 QUALITY = 90
 PIXELS = {"rgb8": ("RGB", "RGB", 3), "bgr8": ("RGB", "BGR", 3), "mono8": ("L", "L", 1),
@@ -36,8 +37,13 @@ PIXELS = {"rgb8": ("RGB", "RGB", 3), "bgr8": ("RGB", "BGR", 3), "mono8": ("L", "
 KINDS = ("sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image")
 
 
-def open_source(text: str, node: Node, clock: Clock) -> Camera:
-    """Return the camera that `text` names. Raises ConfigError for a text or a file that cannot be used."""
+def open_source(text: str, node: Node, clock: Clock, interface: str = "lo") -> Camera:
+    """Return the camera that `text` names; `interface` is the one towards the robot.
+
+    Raises ConfigError for a text or a file that cannot be used.
+    """
+    if text == "multicast":
+        return MulticastCamera(interface, clock)
     kind, _, rest = text.partition(":")
     if kind in {"image", "compressed"} and rest:
         return TopicCamera(node, RawImage if kind == "image" else CompressedImage, rest, clock)

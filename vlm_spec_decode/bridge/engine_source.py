@@ -29,7 +29,7 @@ PARAMETERS = (
     Parameter("max_tokens", 96, "Longest answer.", 1, 1024),
     Parameter("draft_length", 6, "Tokens drafted per round.", 1, 64),
     Parameter("answer_timeout_s", 30.0, "Silence of the cloud that fails an answer.", 0.5, 300.0),
-    Parameter("link_silence_s", 0.8, "Silence of the link, heartbeats too, that loses the cloud.", 0.3, 30.0),
+    Parameter("link_silence_s", 0.7, "Silence of the link, heartbeats too, that loses the cloud.", 0.3, 30.0),
     Parameter("connect_timeout_s", 4.0, "How long one handshake may take.", 0.5, 60.0),
     Parameter("grammar", True, "Hold answers to the action language; the cloud must do the same."),
     Parameter("threads", 1, "Threads of the draft model.", 1, 64),

@@ -126,9 +126,11 @@ class LocomotionNode:
 
     def close(self) -> None:
         """Stop the robot and free it. Idempotent."""
-        error = self._legs.close()
+        was_ready, error = self._legs.readiness.is_ready, self._legs.close()
         if error is not None:
             self._node.get_logger().error(f"the stop was not confirmed: {error}")
+        elif was_ready:
+            self._node.get_logger().info("left: the robot stands")
 
     # What others ask for -------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ SOURCE_PARAMETERS = (
     Parameter(
         "source",
         "robot",
-        "Where frames come from: robot, image:TOPIC, compressed:TOPIC, file:VIDEO, bag:FOLDER.",
+        "Frames: robot, multicast (its own stream), image:TOPIC, compressed:TOPIC, file:VIDEO, bag:FOLDER.",
     ),
 )
 
@@ -68,7 +68,7 @@ def _camera(node: Node, _stop: Stop) -> NodePart:
     config, clock = _robot(node), WallClock()
     source = Parameters(node, SOURCE_PARAMETERS).text("source")
     if source != ROBOT:
-        camera = open_source(source, node, clock)
+        camera = open_source(source, node, clock, config.interface or "")
         return CameraNode(node, lambda: camera, clock)
     from vlm_spec_decode.robot.go2_camera import Go2Camera
 
