@@ -22,6 +22,8 @@ REQUIRED = (
 )
 OPTIONAL = (
     ("domain", "0", "DDS domain of the robot."),
+    ("driver", "sdk", "sdk: a Go2; cmd_vel: any robot that takes velocities and says its odometry."),
+    ("scan_topic", "", "LaserScan that stops the robot, beside its own ranges; empty: none."),
     ("strategy", "hybrid", "How edge and cloud decode together."),
     ("objective", "latency", "What the cloud saves: latency, balanced or cost."),
     ("fallback", "hold", "Without the cloud: hold, stop or draft_only."),
@@ -49,7 +51,8 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     base = {"odom_frame": f"{prefix}odom", "base_frame": f"{prefix}base_link"}
     lens = f"{prefix}front_camera_optical"
     eye = {"calibration_file": value["calibration"], "source": value["source"], "frame_id": lens}
-    legs = {"limits_file": value["limits"], "camera_frame": f"{prefix}front_camera", "optical_frame": lens}
+    legs = {name: value[name] for name in ("driver", "scan_topic")} | {"limits_file": value["limits"]}
+    legs |= {"camera_frame": f"{prefix}front_camera", "optical_frame": lens}
     told = ("cloud", "keys", "strategy", "objective", "draft", "instruction", "fallback")
     vlm: dict[str, str | int] = {name: value[name] for name in told}
     vlm["approve"] = is_true(value["approve"])

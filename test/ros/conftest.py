@@ -29,9 +29,10 @@ class Graph:
         self.thread = threading.Thread(target=self._spin, daemon=True)
         self.thread.start()
 
-    def node(self, name, **parameters):
+    def node(self, name, below="", **parameters):
+        """Create a node in this process's namespace, or in one below it."""
         overrides = [rclpy.Parameter(key, value=value) for key, value in parameters.items()]
-        options = {"context": self.context, "namespace": NAMESPACE, "parameter_overrides": overrides}
+        options = {"context": self.context, "namespace": NAMESPACE + below, "parameter_overrides": overrides}
         node = rclpy.create_node(name, **options)
         self.nodes.append(node)
         return node

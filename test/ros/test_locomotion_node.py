@@ -20,8 +20,8 @@ pytestmark = pytest.mark.ros
 class Commander:
     """Another node: sends plans as the VLM node does, and hears what becomes of them."""
 
-    def __init__(self, graph, robot):
-        self.node = graph.node("commander")
+    def __init__(self, graph, robot, below=""):
+        self.node = graph.node("commander", below)
         self.robot, self.graph = robot, graph
         self.plans = self.node.create_publisher(String, "vlm/plan", 10)
         self.messages = graph.listen(self.node, String, "vlm/plan/status", 50)

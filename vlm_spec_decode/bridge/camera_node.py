@@ -132,5 +132,5 @@ class CameraNode:
             "last_error": counts.last_error,
         }
         age_s = None if counts.last_s is None else self._clock.now() - counts.last_s
-        line = diagnostics.rate(f"{self._node.get_name()}: frames", age_s, SILENCE_S, values)
+        line = diagnostics.rate(f"{diagnostics.name_of(self._node)}: frames", age_s, SILENCE_S, values)
         self._diagnostics.publish(diagnostics.array([line], self._stamps.ros_now_s(), "go2"))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
 
 from vlm_spec_decode.bridge.convert import to_time
 
@@ -32,6 +33,11 @@ class Health:
         pairs = [KeyValue(key=key, value=value) for key, value in self.values.items()]
         fields = {"name": self.name, "message": self.message, "hardware_id": hardware_id}
         return DiagnosticStatus(level=self.level, values=pairs, **fields)
+
+
+def name_of(node: Node) -> str:
+    """Return a node's name with its namespace: all robots share one topic."""
+    return str(node.get_fully_qualified_name()).removeprefix("/")
 
 
 def array(lines: list[Health], stamp_s: float, hardware_id: str) -> DiagnosticArray:

@@ -215,7 +215,7 @@ class LocomotionNode:
             self._transforms.publish(odometry)
 
     def _diagnose(self) -> None:
-        name = self._node.get_name()
+        name = diagnostics.name_of(self._node)
         lines = robot_health.robot_lines(name, self._legs, self._clock.now())
         lines.append(robot_health.executor_line(name, self._legs.status(), self._legs.last_stop()))
         lines += self._surroundings.lines(name)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Protocol
 
+from rclpy.action import ActionServer
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 
@@ -73,6 +74,7 @@ class Entities:
         "timers": "timer",
         "guards": "guard_condition",
     }
+    SERVER = "action server"
 
     def __init__(self, node: Node) -> None:
         """Take what is there now as the node's own."""
@@ -91,7 +93,10 @@ class Entities:
         """Destroy what is doomed; on the thread that spins, between two spins."""
         with self._swept:
             for name, entity in self._doomed:
-                getattr(self._node, f"destroy_{name}")(entity)
+                if name == self.SERVER:
+                    entity.destroy()
+                else:
+                    getattr(self._node, f"destroy_{name}")(entity)
             self._doomed = []
             self._swept.notify_all()
 
@@ -101,7 +106,10 @@ class Entities:
             self._swept.wait_for(lambda: not self._doomed, SWEEP_S)
 
     def _all(self) -> list[tuple[str, Any]]:
-        return [(name, entity) for kind, name in self.KINDS.items() for entity in getattr(self._node, kind)]
+        found = [(name, entity) for kind, name in self.KINDS.items() for entity in getattr(self._node, kind)]
+        return found + [
+            (self.SERVER, each) for each in self._node.waitables if isinstance(each, ActionServer)
+        ]
 
 
 class ManagedNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types here

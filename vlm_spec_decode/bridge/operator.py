@@ -140,5 +140,7 @@ class Operator:
         self.odometry = message
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        below = self._namespace().strip("/")
         for status in message.status:
-            self.diagnostics[status.name] = status
+            if not below or status.name.startswith(f"{below}/"):
+                self.diagnostics[status.name.removeprefix(f"{below}/")] = status

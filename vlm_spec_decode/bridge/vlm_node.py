@@ -20,6 +20,7 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.bridge.action_face import ActionFace, action_type
 from vlm_spec_decode.bridge.convert import from_compressed
 from vlm_spec_decode.bridge.keeper import EngineKeeper
 from vlm_spec_decode.bridge.mission_feed import Frame, MissionFeed
@@ -69,6 +70,8 @@ class VlmNode:
         keeper = EngineKeeper(source, partial(self._post, None), on_failure)
         self._worker = VlmWorker(keeper, self._runner, self._feed)
         self._wake: GuardCondition | None = None
+        kind = self._parameters.text("action_type")
+        self._action = ActionFace(node, action_type(kind)) if kind else None
 
     @property
     def is_settled(self) -> bool:
@@ -134,6 +137,8 @@ class VlmNode:
         self._voice.halt()
         self._orders.current = None
         self._orders.drop_waiting()
+        if self._action is not None:
+            self._action.close()
         self._worker.close(CLOSE_S)
 
     # Callbacks -----------------------------------------------------------------------------------

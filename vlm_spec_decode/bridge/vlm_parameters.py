@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+from vlm_spec_decode.bridge import action_face
 from vlm_spec_decode.bridge.missions import Fallback, RunnerConfig
 from vlm_spec_decode.bridge.parameters import Parameter, Parameters
 
@@ -42,6 +43,7 @@ PARAMETERS = (
         live=True,
     ),
     Parameter("hold_timeout_s", 30.0, "How long a mission waits for a lost cloud.", 1.0, 600.0, live=True),
+    action_face.PARAMETER,
 )
 
 

@@ -93,7 +93,7 @@ class VlmVoice:
                 "last_answer_s": f"{result.total_s:.3f}",
                 "uplink_bytes": str(result.usage.uplink_bytes),
             }
-        name = self._node.get_name()
+        name = diagnostics.name_of(self._node)
         level = diagnostics.OK if linked else diagnostics.ERROR
         said = "connected" if linked else self.shown.detail or "connecting"
         lines = [diagnostics.Health(f"{name}: cloud", level, said, values)]

@@ -36,7 +36,8 @@ from vlm_spec_decode.robot.go2_config import Go2Config
 from vlm_spec_decode.robot.go2_sdk import StateFeed, join
 
 clock, config = WallClock(), Go2Config(interface=sys.argv[1], domain=int(sys.argv[2]))
-found = {"state": False, "battery": None, "code": None, "frames": 0, "seconds": 2.0, "camera": "", "skew_s": 0.0}
+found = {"state": False, "battery": None, "code": None, "frames": 0, "seconds": 2.0, "camera": ""}
+found["skew_s"] = 0.0
 join(config.domain, config.interface)
 feed = StateFeed(clock, config.state_topic, config.low_topic, config.stale_after_s)
 if feed.wait(lambda _: feed.is_live(), clock.now() + 5.0):
@@ -99,9 +100,7 @@ def clock_sync() -> Finding:
     """Say how well this computer's clock is kept; without it stamps of other computers mislead."""
     error_s = clock_error_s()
     if error_s is None:
-        return Finding(
-            "clock", True, "not synchronised: install chrony where other computers' stamps are used"
-        )
+        return Finding("clock", True, "not synchronised: install chrony if other computers' stamps are used")
     return Finding("clock", True, f"synchronised to within {error_s:.3f} s")
 
 
@@ -118,9 +117,7 @@ def _skew(seen: dict[str, object]) -> Finding:
     """Compare the robot's clock with this one: a state takes milliseconds, so the rest is skew."""
     skew_s = float(str(seen["skew_s"]))
     if abs(skew_s) > DAYS_S:
-        return Finding(
-            "robot's clock", True, "counts from its own start; frames are stamped by this computer"
-        )
+        return Finding("robot's clock", True, "counts from its own start; this computer stamps the frames")
     said = f"{abs(skew_s):.2f} s {'behind' if skew_s > 0 else 'ahead of'} this one"
     if abs(skew_s) > SKEW_S:
         advice = "harmless here, where this computer stamps; for other nodes' stamps run chrony on both"
