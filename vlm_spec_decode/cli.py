@@ -31,6 +31,8 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 ELSEWHERE = {
     "bench": ("vlm_spec_decode.bench.cli", "bench"),
     "cloud": ("vlm_spec_decode.cli_service", "cloud"),
+    "keys": ("vlm_spec_decode.cli_service", "keys"),
+    "load": ("vlm_spec_decode.cli_service", "load"),
     "record": ("vlm_spec_decode.demo.record", "record"),
     "replay": ("vlm_spec_decode.demo.replay", "replay"),
     "say": ("vlm_spec_decode.demo.console", "say"),
@@ -220,18 +222,6 @@ def sim(as_json: bool, headless: bool, actions: str, **options: Any) -> int:
     ended = {"event": "ended", "collisions": truth.collisions, "distances_m": truth.distances_m}
     _finish(as_json, ended, f"ended after {truth.collisions} collisions")
     return 0
-
-
-@vsd.command()
-@click.argument("folder", type=FOLDER)
-@click.option("--overwrite", is_flag=True, help="Replace keys that are there; robots need the new ones.")
-@as_json
-def keys(as_json: bool, folder: Path, overwrite: bool) -> None:
-    """Make CURVE keys for a cloud and a robot in FOLDER."""
-    from vlm_spec_decode.transport.keys import generate
-
-    files = [str(file) for file in generate(folder, overwrite)]
-    _finish(as_json, {"folder": str(folder), "files": files}, "\n".join(files))
 
 
 @vsd.command()

@@ -1,4 +1,4 @@
-"""The commands of the service: `vsd cloud`. Options in, one call, text or JSON lines out."""
+"""The commands of the service: `vsd cloud`, `vsd load`, `vsd keys`. Options in, one call, lines out."""
 
 from __future__ import annotations
 
@@ -41,6 +41,10 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     show_default=True,
 )
 @click.option("--log-content", is_flag=True, help="Put instructions into the log; images never are.")
+@click.option("--replicas", type=click.IntRange(0), default=0, show_default=True, help="Copies, by Ray.")
+@click.option("--replica-cpus", type=float, default=1.0, show_default=True, help="Cores of each.")
+@click.option("--replica-gpus", type=float, default=0.0, show_default=True, help="GPUs of each.")
+@click.option("--ray-address", default="", help="Of a Ray cluster; default: one on this machine.")
 @click.option("--check-config", is_flag=True, help="Say whether the settings hold, then end.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
 @click.pass_context
@@ -67,8 +71,53 @@ def cloud(
         text = f"serving {found['model']} on {found['address']} ({lock}){health}"
         click.echo(json.dumps({"event": "ready"} | found) if as_json else text)
 
-    run(config, ready)
+    def read_replicas() -> int:
+        return int(read_file(file).get("replicas", config.replicas)) if file else config.replicas
+
+    run(config, ready, read_replicas)
     _say(as_json, {"event": "ended"}, "ended")
+
+
+@click.command()
+@click.option("--cloud", "address", required=True, help="tcp://127.0.0.1:PORT; loopback only.")
+@click.option("--robots", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--seconds", type=float, default=10.0, show_default=True)
+@click.option("--questions", type=click.IntRange(1), default=None, help="End after so many in all.")
+@click.option("--keys", type=FOLDER, default=None, help="Folder made by `vsd keys`.")
+@click.option("--draft", default="", help="Whose tokenizer the robots have; default: the shipped draft.")
+@click.option("--strategy", default="speculative", show_default=True)
+@click.option("--acceptance", type=float, default=0.8, show_default=True, help="Share of right drafts.")
+@click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Nothing but the line of JSON.")
+def load(
+    as_json: bool, address: str, draft: str, strategy: str, acceptance: float, max_tokens: int, **options: Any
+) -> int:
+    """Put synthetic robots on a cloud of this machine; ends with one line of JSON."""
+    from vlm_spec_decode.bench import load as loads
+    from vlm_spec_decode.bench.load_report import told
+    from vlm_spec_decode.bench.load_robots import Manner
+    from vlm_spec_decode.core.clock import WallClock
+
+    config = loads.LoadConfig(address, manner=Manner(strategy, acceptance), **options)
+    speech, questions = loads.shipped_speech(draft, max_tokens)
+    found = loads.load(config, questions, speech, WallClock()).report()
+    if not as_json:
+        click.echo(told(found))
+    click.echo(json.dumps(found))
+    return 0 if found["right"] and not found["wrong"] else 1
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--overwrite", is_flag=True, help="Replace keys that are there; robots need the new ones.")
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
+def keys(as_json: bool, folder: Path, overwrite: bool) -> None:
+    """Make CURVE keys for a cloud and a robot in FOLDER."""
+    from vlm_spec_decode.transport.keys import generate
+
+    files = [str(file) for file in generate(folder, overwrite)]
+    _say(as_json, {"folder": str(folder), "files": files}, "\n".join(files))
 
 
 def _given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:

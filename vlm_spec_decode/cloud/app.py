@@ -2,51 +2,93 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from vlm_spec_decode.cloud.config import CloudConfig, check
 from vlm_spec_decode.cloud.desk import CloudDesk, DeskLimits
+from vlm_spec_decode.cloud.link import ServerLink
 from vlm_spec_decode.cloud.metrics import Gauges
 from vlm_spec_decode.cloud.operations import Operations
+from vlm_spec_decode.cloud.replicas import Pool, join_cluster
+from vlm_spec_decode.cloud.replicated import ReplicatedServer
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import CloudError
-from vlm_spec_decode.core.ports import Model, ModelCard
+from vlm_spec_decode.core.errors import CloudError, ConfigError
+from vlm_spec_decode.core.ports import Clock, Model, ModelCard
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
+from vlm_spec_decode.models.vlm import VlmModel
 from vlm_spec_decode.transport.keys import cloud_keys
 from vlm_spec_decode.transport.router import RouterLink
 
+FIRST_REPLICA_S = 600.0
+"""How long the first replica may take: Ray must find room for it, and it must load the target."""
 
-def build(config: CloudConfig) -> tuple[CloudServer, Operations]:
-    """Load the target and listen. Raises ConfigError, ModelError or CloudError."""
+log = logging.getLogger(__name__)
+
+
+def build(config: CloudConfig) -> tuple[CloudServer | ReplicatedServer, Operations]:
+    """Load the target and listen, or have replicas load it. Raises ConfigError, ModelError or CloudError."""
     check(config)
     clock = WallClock()
-    keys = cloud_keys(config.keys) if config.keys else None
-    link = RouterLink(config.bind, keys)
+    ray = join_cluster(config.ray_address) if config.replicas else None
+    link = RouterLink(config.bind, cloud_keys(config.keys) if config.keys else None)
     try:
-        target = load_model(
-            config.model or shipped("target"),
-            revision=config.revision,
-            dtype=config.dtype,
-            device=config.device,
-            threads=config.threads,
-        )
-        held = constrained(target, target.codec, config.language)
-        helper = _helper(config, target.card)
+        return _replicated(config, ray, link, clock) if config.replicas else _single(config, link, clock)
     except BaseException:
         link.close()
         raise
-    desk = CloudDesk(target.card, config.language.digest, DeskLimits(sessions=config.max_sessions))
+
+
+def _single(config: CloudConfig, link: RouterLink, clock: Clock) -> tuple[CloudServer, Operations]:
+    target = _target(config)
     operations = Operations(config, target.card, link, clock)
-    server = CloudServer(operations.link, desk, held, clock, helper)
+    server = serve_on(config, operations.link, target)
     operations.gauges = lambda: _gauges(server, link)
     return server, operations
+
+
+def _replicated(
+    config: CloudConfig, ray: Any, link: RouterLink, clock: Clock
+) -> tuple[ReplicatedServer, Operations]:
+    make = partial(serve_on, config)
+    cpus, gpus = config.replica_cpus, config.replica_gpus
+    server = ReplicatedServer(link, lambda wake: Pool(ray, make, cpus, gpus, wake), clock)
+    server.scale(config.replicas)
+    try:
+        operations = Operations(config, server.wait_for_first(FIRST_REPLICA_S), link, clock)
+    except BaseException:
+        server.pool.close()
+        raise
+    operations.gauges = server.gauges
+    server.watched(operations.link)
+    return server, operations
+
+
+def serve_on(config: CloudConfig, link: ServerLink, target: VlmModel | None = None) -> CloudServer:
+    """Load what the config names and put a server on the link. Raises ModelError."""
+    target = target or _target(config)
+    helper = _helper(config, target.card)
+    desk = CloudDesk(target.card, config.language.digest, DeskLimits(sessions=config.max_sessions))
+    held = constrained(target, target.codec, config.language)
+    return CloudServer(link, desk, held, WallClock(), helper)
+
+
+def _target(config: CloudConfig) -> VlmModel:
+    return load_model(
+        config.model or shipped("target"),
+        revision=config.revision,
+        dtype=config.dtype,
+        device=config.device,
+        threads=config.threads,
+    )
 
 
 def _gauges(server: CloudServer, link: RouterLink) -> Gauges:
@@ -67,21 +109,51 @@ def _helper(config: CloudConfig, card: ModelCard) -> Model | None:
     return constrained(draft, draft.codec, config.language)
 
 
-def run(config: CloudConfig, on_ready: Callable[[dict[str, Any]], None]) -> None:
-    """Serve until SIGINT or SIGTERM; `on_ready` gets address and model once robots are welcome."""
+def run(
+    config: CloudConfig,
+    on_ready: Callable[[dict[str, Any]], None],
+    read_replicas: Callable[[], int] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM; `on_ready` gets address and model once robots are welcome.
+
+    At SIGHUP `read_replicas` says how many replicas there are to be from then on.
+    """
     server, operations = build(config)
-    card = server.desk.card
-    ready = {"address": server.address, "model": card.model_id, "revision": card.revision}
-    with _stopped_by_signals(server.stop):
+    with _stopped_by_signals(server.stop), _scaled_by_signal(server, read_replicas):
         try:
             with operations.around() as url:
-                on_ready({**ready, "encrypted": config.keys is not None, "http": url})
+                found = {"address": server.address, "model": operations.card.model_id}
+                found |= {"revision": operations.card.revision, "http": url}
+                on_ready({**found, "encrypted": config.keys is not None, "replicas": config.replicas})
                 server.serve()
         except CloudError:
             # A server that is to stop serves nobody, and frees what it holds.
             server.stop()
             server.serve()
             raise
+
+
+@contextmanager
+def _scaled_by_signal(
+    server: CloudServer | ReplicatedServer, read_replicas: Callable[[], int] | None
+) -> Iterator[None]:
+    """Read the number of replicas again at SIGHUP; a file that no longer holds changes nothing."""
+    main = threading.current_thread() is threading.main_thread()
+    if not isinstance(server, ReplicatedServer) or read_replicas is None or not main:
+        yield
+        return
+
+    def handle(_signum: int, _frame: FrameType | None) -> None:
+        try:
+            server.scale(max(1, read_replicas()))
+        except ConfigError as error:
+            log.warning("settings not read again: %s", error)
+
+    before = signal.signal(signal.SIGHUP, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @contextmanager

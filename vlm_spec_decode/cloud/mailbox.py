@@ -15,6 +15,9 @@ LIMIT = 65_536
 BURST = 256
 """Messages given to the server between two looks at its own work, as the socket's link does."""
 
+MISSED_LOOKS = 4
+"""Quiet looks after which a batch that has not come is given up."""
+
 Message = tuple[bytes, bytes]
 """A peer and what it said, or what it is told."""
 
@@ -76,3 +79,41 @@ class MailboxLink:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class Inbox:
+    """Puts batches back into the order in which they were sent: calls of an actor may overtake another.
+
+    A batch of a newer `life` than any before begins a new count; those of older lives are dropped.
+    """
+
+    def __init__(self) -> None:
+        self._life = -1
+        self._next = 0
+        self._early: dict[int, list[Message]] = {}
+        self._gap_looks = 0
+
+    def put(self, life: int, number: int, messages: list[Message]) -> None:
+        """Hold a batch."""
+        if life > self._life:
+            self._life, self._next = life, 0
+            self._early.clear()
+        if life == self._life:
+            self._early[number] = messages
+
+    def take(self) -> list[Message]:
+        """Return the messages whose turn it is."""
+        found: list[Message] = []
+        while (batch := self._early.pop(self._next, None)) is not None:
+            self._next += 1
+            self._gap_looks = 0
+            found += batch
+        return found
+
+    def skip_gap(self) -> list[Message]:
+        """Give a missing batch up the second time that it is missed: a robot repeats what was lost."""
+        self._gap_looks += bool(self._early)
+        if self._gap_looks < MISSED_LOOKS:
+            return []
+        self._next = min(self._early, default=self._next)
+        return self.take()

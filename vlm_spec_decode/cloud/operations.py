@@ -23,6 +23,7 @@ class Operations:
     """The outside of one service. `gauges` reads the inside, from the thread of whoever asks."""
 
     def __init__(self, config: CloudConfig, card: ModelCard, link: ServerLink, clock: Clock) -> None:
+        self.card = card
         self._config = config
         self._clock = clock
         self.gauges: Callable[[], Gauges] = Gauges

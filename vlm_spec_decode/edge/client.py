@@ -204,6 +204,11 @@ class EdgeProtocol:
         self._moved_s, self._retry_s = now_s, None
         self._begin_anew(now_s)
 
+    @property
+    def epoch(self) -> int:
+        """Epoch of the open answer: how often it was opened again."""
+        return self._answer.mirror.epoch if self._answer else 0
+
     def _begin_anew(self, now_s: float) -> None:
         self.welcome = None
         self._delivered_images.clear()

@@ -1,0 +1,119 @@
+"""Robots stick to replicas, and leave them when they must. No Ray here: the table alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlm_spec_decode.cloud.front import FORGOTTEN, Front
+from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams
+from vlm_spec_decode.protocol import codec
+from vlm_spec_decode.protocol.messages import Close, Hello, Ping, Refused
+
+HELLO = codec.encode(Hello("test", "t", "p", "g", 3))
+PACKER = codec.TokenPacker(3)
+
+
+def opening(answer: int, epoch: int = 0) -> bytes:
+    request = AnswerRequest(answer, Observation(None, "go"), SamplingParams(), "hybrid")
+    return codec.encode(codec.open_message(request, PACKER, epoch, ()))
+
+
+def peer(number: int) -> bytes:
+    return b"robot %d" % number
+
+
+def front_of(replicas: int, robots: int = 0) -> Front:
+    front = Front()
+    for number in range(replicas):
+        front.starting(number)
+        front.up(number)
+    for number in range(robots):
+        assert front.route(peer(number), HELLO)
+    return front
+
+
+def place(front: Front, number: int) -> int:
+    routed = front.route(peer(number), codec.encode(Ping(0, 0, 0, 0, False)))
+    assert routed
+    return routed[0]
+
+
+def test_robots_are_spread_evenly_and_stay_where_they_are() -> None:
+    front = front_of(3, robots=9)
+    assert [front.load(replica) for replica in range(3)] == [3, 3, 3]
+    before = [place(front, number) for number in range(9)]
+    for answer in (1, 2, 3):
+        for number in range(9):
+            routed = front.route(peer(number), opening(answer))
+            assert routed == (before[number], [(peer(number), opening(answer))])
+    assert front.moved == 0
+
+
+def test_the_robots_of_a_lost_replica_are_called_and_come_to_another() -> None:
+    front = front_of(2, robots=4)
+    mine = [number for number in range(4) if place(front, number) == 0]
+    front.lost(0)
+    assert sorted(front.outbox) == sorted((peer(number), FORGOTTEN) for number in mine)
+    assert front.route(peer(mine[0]), opening(1)) is not None, "a new answer goes where somebody serves"
+    assert front.route(peer(mine[1]), HELLO) == (1, [(peer(mine[1]), HELLO)])
+    assert {place(front, number) for number in range(4)} == {1}
+    assert not front.may_say(0, peer(mine[0])), "what a lost replica still says is not passed on"
+    front.up(0)
+    assert front.replicas == {0: "live", 1: "live"}, "Ray has started it again"
+
+
+def test_without_any_replica_robots_wait_and_are_called_when_one_is_up() -> None:
+    front = front_of(1, robots=1)
+    front.lost(0)
+    front.outbox.clear()
+    assert front.route(peer(0), HELLO) is None
+    assert front.dropped["no_replica"] == 1
+    front.up(0)
+    assert front.outbox == [(peer(0), FORGOTTEN)]
+    assert front.route(peer(0), HELLO) == (0, [(peer(0), HELLO)])
+
+
+def test_a_replica_that_goes_ends_what_is_open_and_gets_nothing_new() -> None:
+    front = front_of(2, robots=2)
+    number = next(n for n in range(2) if place(front, n) == 0)
+    assert front.route(peer(number), opening(5)) == (0, [(peer(number), opening(5))])
+    front.draining(0)
+    again = opening(5, epoch=1)
+    assert front.route(peer(number), again) == (0, [(peer(number), again)]), "the open answer stays"
+    close = codec.encode(Close(5, 0))
+    assert front.route(peer(number), close) == (0, [(peer(number), close)])
+    moved = front.route(peer(number), opening(6))
+    assert moved == (1, [(peer(number), HELLO), (peer(number), opening(6))])
+    front.lost(0)
+    assert front.outbox == []
+    assert front.replicas == {1: "live"}
+
+
+def test_a_new_replica_takes_its_share_at_the_next_answers() -> None:
+    front = front_of(1, robots=6)
+    front.starting(1)
+    front.up(1)
+    assert {place(front, number) for number in range(6)} == {0}
+    for number in range(6):
+        front.route(peer(number), opening(1))
+    assert (front.load(0), front.load(1)) == (4, 2) or (front.load(0), front.load(1)) == (3, 3)
+
+
+def test_strangers_and_garbage_reach_no_replica() -> None:
+    front = front_of(1)
+    assert front.route(b"stranger", opening(1)) is None
+    assert front.outbox == [(b"stranger", FORGOTTEN)]
+    assert front.route(b"stranger", b"\x01garbage") is None
+    assert front.route(b"stranger", b"\x07garbage") is None
+    refusal = codec.decode(front.outbox[-1][1])
+    assert isinstance(refusal, Refused)
+    assert refusal.reason == "version"
+    assert front.robots == 0
+
+
+@pytest.mark.parametrize("robots", [8300])
+def test_robots_that_are_long_silent_are_forgotten(robots: int) -> None:
+    front = Front()
+    for number in range(robots):
+        front.route(peer(number), HELLO)
+    assert front.robots == 8192

@@ -1,0 +1,199 @@
+"""`vsd load`: many synthetic robots against one cloud, over real sockets, on this machine only.
+
+First one robot asks every question alone: that is the truth that all later answers are compared with. Then
+all ask at once, each its next question as soon as the last is answered. Bounded in robots, time and
+questions; the address must be a loopback one.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zmq
+
+from vlm_spec_decode.actions.grammar import language
+from vlm_spec_decode.bench.load_report import LoadRun
+from vlm_spec_decode.bench.prompts import recorded_prompts
+from vlm_spec_decode.bench.load_robots import Fleet, Manner, Question, Robot
+from vlm_spec_decode.core.errors import CloudTimeout, ConfigError
+from vlm_spec_decode.core.ports import Clock, TextCodec
+from vlm_spec_decode.core.types import SamplingParams
+from vlm_spec_decode.edge.client import EdgeProtocol, Timing
+from vlm_spec_decode.protocol.messages import Hello
+from vlm_spec_decode.transport import address as addresses
+from vlm_spec_decode.transport.keys import EdgeKeys, edge_keys
+
+MAX_ROBOTS = 2000
+QUESTIONS = 8
+"""Recorded questions that the robots ask in turn."""
+
+MAX_SECONDS = 3600.0
+MAX_QUESTIONS = 1_000_000
+TICK_S = 0.05
+HANDSHAKE_S = 60.0
+"""Patience for so many handshakes at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadConfig:
+    """How much load, and of what kind. `questions` in all, if given, end the run before `seconds` do."""
+
+    cloud: str
+    robots: int = 8
+    seconds: float = 10.0
+    keys: Path | None = None
+    questions: int | None = None
+    manner: Manner = field(default_factory=Manner)
+    seed: int = 0
+    give_up_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not addresses.is_loopback(self.cloud):
+            raise ConfigError(f"{self.cloud}: load is made on loopback addresses only")
+        if not 1 <= self.robots <= MAX_ROBOTS:
+            raise ConfigError(f"{self.robots} robots; 1 to {MAX_ROBOTS} are possible")
+        if not 0 < self.seconds <= MAX_SECONDS:
+            raise ConfigError(f"{self.seconds} seconds; up to {MAX_SECONDS:.0f} are possible")
+        if self.questions is not None and not 1 <= self.questions <= MAX_QUESTIONS:
+            raise ConfigError(f"{self.questions} questions; 1 to {MAX_QUESTIONS} are possible")
+        if not 0 <= self.manner.acceptance <= 1:
+            raise ConfigError(f"an acceptance of {self.manner.acceptance}")
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """What the robots' tokens mean: the handshake of their draft, and its tokenizer."""
+
+    hello: Hello
+    codec: TextCodec
+
+
+def load(
+    config: LoadConfig,
+    questions: Sequence[Question],
+    speech: Speech,
+    clock: Clock,
+    on_turn: Callable[[Fleet], None] | None = None,
+) -> LoadRun:
+    """Ask alone, then all at once. `on_turn` is called after every turn of the loop: faults go there.
+
+    Raises CloudUnreachable or CloudRefused if the cloud does not serve even one robot, CloudTimeout.
+    """
+    _allow_sockets(config.robots)
+    keys = edge_keys(config.keys) if config.keys else None
+    with ExitStack() as stack:
+        context = zmq.Context()
+        stack.callback(context.destroy, 0)
+        context.set(zmq.MAX_SOCKETS, config.robots + 16)
+        alone = replace(config, robots=1, manner=replace(config.manner, strategy="autoregressive"))
+        first = _fleet(alone, context, keys, speech, [replace(q, answer=()) for q in questions])
+        first.limit = len(questions)
+        _turn(first, clock, alone.manner.deadline_s * len(questions))
+        truth = [asked.tokens for asked in sorted(first.asked, key=lambda asked: asked.question)]
+        for asked in first.asked:
+            if asked.outcome != "right":
+                raise CloudTimeout(f"one robot alone was not answered: {asked.outcome} {asked.why}")
+        known = [replace(q, answer=answer) for q, answer in zip(questions, truth, strict=True)]
+        fleet = _fleet(config, context, keys, speech, known)
+        _shake_hands(fleet, clock)
+        fleet.limit = config.questions
+        began_s = clock.now()
+        _turn(fleet, clock, config.seconds, on_turn)
+        return LoadRun(fleet.asked, clock.now() - began_s, dict(fleet.traffic), truth)
+
+
+def shipped_speech(draft: str = "", max_tokens: int = 64) -> tuple[Speech, list[Question]]:
+    """Return what robots with this draft, by default the shipped one, say, and the recorded questions."""
+    from vlm_spec_decode.edge.setup import EdgeSettings, hello_of, load_draft
+
+    settings = EdgeSettings(draft=draft, max_tokens=max_tokens)
+    model = load_draft(settings)
+    params = SamplingParams(max_tokens=max_tokens, stop_ids=model.codec.stop_ids)
+    questions = [Question(observation, params) for observation in recorded_prompts(QUESTIONS)]
+    return Speech(hello_of(model.card, language()), model.codec), questions
+
+
+def _fleet(
+    config: LoadConfig,
+    context: zmq.Context[Any],
+    keys: EdgeKeys | None,
+    speech: Speech,
+    questions: Sequence[Question],
+) -> Fleet:
+    timing = Timing(give_up_s=config.give_up_s, handshake_s=HANDSHAKE_S)
+    robots = []
+    for number in range(config.robots):
+        rng = np.random.default_rng((config.seed, number))
+        protocol = EdgeProtocol(speech.hello, timing)
+        socket = _connect(context, config.cloud, keys)
+        robots.append(Robot(socket, protocol, config.manner, speech.codec, rng, number))
+    return Fleet(robots, questions)
+
+
+def _shake_hands(fleet: Fleet, clock: Clock) -> None:
+    for robot in fleet.robots:
+        robot.protocol.connect(clock.now())
+    until_s = clock.now() + HANDSHAKE_S
+    while any(robot.protocol.welcome is None for robot in fleet.robots):
+        for robot in fleet.robots:
+            robot.step(clock.now())
+        if clock.now() > until_s:
+            missing = sum(robot.protocol.welcome is None for robot in fleet.robots)
+            raise CloudTimeout(f"{missing} of {len(fleet.robots)} robots were not welcomed")
+        clock.sleep(0.005)
+
+
+def _turn(fleet: Fleet, clock: Clock, seconds: float, on_turn: Callable[[Fleet], None] | None = None) -> None:
+    """Let the fleet ask until time or questions are used up, then wait for what is under way."""
+    if any(robot.protocol.welcome is None for robot in fleet.robots):
+        _shake_hands(fleet, clock)
+    poller = zmq.Poller()
+    by_socket = {robot.socket: robot for robot in fleet.robots}
+    for socket in by_socket:
+        poller.register(socket, zmq.POLLIN)
+    until_s, tick_s = clock.now() + seconds, clock.now()
+    while True:
+        now_s = clock.now()
+        is_over = now_s > until_s or (fleet.limit is not None and fleet.handed >= fleet.limit)
+        if is_over and fleet.is_idle:
+            return
+        if not is_over:
+            fleet.hand_out(now_s)
+        for socket, _ in poller.poll(round(1000 * TICK_S)):
+            by_socket[socket].step(clock.now())
+        if clock.now() - tick_s >= TICK_S:
+            tick_s = clock.now()
+            for robot in fleet.robots:
+                robot.step(tick_s)
+        if on_turn:
+            on_turn(fleet)
+
+
+def _connect(context: zmq.Context[Any], address: str, keys: EdgeKeys | None) -> zmq.Socket[bytes]:
+    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.IDENTITY, b"\x01" + os.urandom(12))
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.RECONNECT_IVL, 100)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+    if keys:
+        socket.curve_publickey, socket.curve_secretkey = keys.public, keys.secret
+        socket.curve_serverkey = keys.cloud_public
+    socket.connect(address)
+    return socket
+
+
+def _allow_sockets(robots: int) -> None:
+    """Raise this process's limit of open files as far as it may. Raises ConfigError if that is too few."""
+    wanted = 4 * robots + 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            raise ConfigError(f"{robots} robots need {wanted} open files; the limit is {hard} (ulimit -n)")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

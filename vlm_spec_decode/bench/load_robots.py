@@ -1,0 +1,229 @@
+"""Synthetic robots: the edge's protocol without camera, draft model or thread, many to one socket loop.
+
+A robot asks one question after the other over a socket of its own, as a real one does. It drafts from an
+answer that it was told before, each token right with a given probability, so that a draft costs nothing
+here and the cloud is what is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+import zmq
+
+from vlm_spec_decode.actions.parser import ActionParser
+from vlm_spec_decode.core.errors import ActionError, CloudError, CloudRefused
+from vlm_spec_decode.core.ports import Rng, TextCodec
+from vlm_spec_decode.core.tree import chain_parents
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Observation, SamplingParams, Tokens
+from vlm_spec_decode.edge.client import EdgeProtocol
+from vlm_spec_decode.strategies.registry import strategy
+
+Outcome: TypeAlias = Literal["right", "wrong", "refused", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked, and the answer if it is known: what one robot alone is told."""
+
+    observation: Observation
+    params: SamplingParams
+    answer: Tokens = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What became of one question; times in seconds since it was asked, None if it did not come to that."""
+
+    question: int
+    outcome: Outcome
+    why: str
+    tokens: Tokens
+    first_token_s: float | None
+    first_action_s: float | None
+    total_s: float
+    epochs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How robots behave: `acceptance` is the probability that a drafted token is right."""
+
+    strategy: str = "speculative"
+    acceptance: float = 0.8
+    draft_length: int = 6
+    back_off_s: float = 0.2
+    deadline_s: float = 60.0
+
+    @property
+    def drafts(self) -> bool:
+        """Whether the edge's half of the strategy drafts."""
+        return strategy(self.strategy).drafts
+
+
+@dataclass(slots=True)
+class _Open:
+    """The question under way."""
+
+    index: int
+    request: AnswerRequest
+    known: Tokens
+    asked_s: float
+    tokens: Tokens = ()
+    first_token_s: float | None = None
+    first_action_s: float | None = None
+    next_node: int = 1
+    epochs: int = 0
+
+
+class Robot:
+    """One robot on one socket. `step` is called when something has come, and some ten times a second."""
+
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        protocol: EdgeProtocol,
+        manner: Manner,
+        codec: TextCodec,
+        rng: Rng,
+        name: int,
+    ) -> None:
+        self.socket = socket
+        self.protocol = protocol
+        self.asked: list[Asked] = []
+        self.sent_bytes = self.received_bytes = 0
+        self.may_ask_s = 0.0
+        self._manner = manner
+        self._codec = codec
+        self._rng = rng
+        self._name = name
+        self._open: _Open | None = None
+        self._answers = 0
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it waits for a question."""
+        return self._open is None
+
+    def ask(self, index: int, question: Question, now_s: float) -> None:
+        """Ask; what comes of it is added to `asked`."""
+        self._answers += 1
+        observation = replace(question.observation, frame_id=f"load-{self._name}")
+        request = AnswerRequest(self._answers, observation, question.params, self._manner.strategy)
+        self._open = _Open(index, request, question.answer, now_s)
+        self.protocol.open(request, now_s)
+        self._draft()
+        self._send()
+
+    def step(self, now_s: float) -> None:
+        """Take what has come, and go on."""
+        while self.socket.poll(0):
+            data = b"".join(self.socket.recv_multipart())
+            self.received_bytes += len(data)
+            self.protocol.receive(data, now_s)
+        self.protocol.tick(now_s)
+        while self.protocol.events:
+            event = self.protocol.events.popleft()
+            if isinstance(event, Commit):
+                self._take(event, now_s)
+            elif isinstance(event, CloudRefused):
+                self.may_ask_s = now_s + self._manner.back_off_s * (0.5 + self._rng.random())
+                self._end("refused", event.reason, now_s)
+            elif isinstance(event, CloudError):
+                self._end("failed", type(event).__name__, now_s)
+        if self._open:
+            self._open.epochs = max(self._open.epochs, self.protocol.epoch)
+            if now_s - self._open.asked_s > self._manner.deadline_s:
+                self._end("failed", "deadline", now_s)
+        self._send()
+
+    def _take(self, commit: Commit, now_s: float) -> None:
+        asked = self._open
+        if asked is None:
+            return
+        asked.tokens += commit.tokens
+        if asked.first_token_s is None:
+            asked.first_token_s = now_s - asked.asked_s
+        if asked.first_action_s is None and self._has_action(asked.tokens):
+            asked.first_action_s = now_s - asked.asked_s
+        if not asked.request.params.ends(len(asked.tokens), asked.tokens[-1] if asked.tokens else -1):
+            self._draft()
+            return
+        right = not asked.known or asked.tokens == asked.known
+        self._end("right" if right else "wrong", "", now_s)
+
+    def _end(self, outcome: Outcome, why: str, now_s: float) -> None:
+        asked, self._open = self._open, None
+        if asked is None:
+            return
+        self.protocol.close(now_s)
+        times = (asked.first_token_s, asked.first_action_s, now_s - asked.asked_s)
+        self.asked.append(Asked(asked.index, outcome, why, asked.tokens, *times, asked.epochs))
+
+    def _draft(self) -> None:
+        asked, manner = self._open, self._manner
+        if asked is None or not manner.drafts:
+            return
+        at = len(asked.tokens)
+        truth = asked.known[at : at + manner.draft_length] or (0,) * manner.draft_length
+        tokens = tuple(t if self._rng.random() < manner.acceptance else max(0, t - 1) for t in truth)
+        parents = chain_parents(asked.next_node, len(tokens))
+        request = asked.request
+        self.protocol.submit(Draft(request.answer, request.epoch, at, asked.next_node, tokens, parents))
+        asked.next_node += len(tokens)
+
+    def _has_action(self, tokens: Tokens) -> bool:
+        try:
+            return bool(ActionParser().feed(self._codec.decode(tokens)))
+        except ActionError:
+            return False
+
+    def _send(self) -> None:
+        while self.protocol.outbox:
+            data = self.protocol.outbox.popleft()
+            self.sent_bytes += len(data)
+            try:
+                self.socket.send(data, zmq.NOBLOCK)
+            except zmq.Again:
+                continue  # Lost, as on any link; the protocol says it again.
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Robots and the questions that they ask in turn, each robot beginning with another one."""
+
+    robots: Sequence[Robot]
+    questions: Sequence[Question]
+    limit: int | None = None
+    handed: int = 0
+    _next: dict[int, int] = field(default_factory=dict)
+
+    def hand_out(self, now_s: float) -> None:
+        """Give every free robot its next question, up to `limit` questions in all."""
+        for number, robot in enumerate(self.robots):
+            if self.limit is not None and self.handed >= self.limit:
+                return
+            if robot.is_free and now_s >= robot.may_ask_s:
+                turn = self._next.get(number, number)
+                self._next[number] = turn + 1
+                self.handed += 1
+                index = turn % len(self.questions)
+                robot.ask(index, self.questions[index], now_s)
+
+    @property
+    def asked(self) -> list[Asked]:
+        """All that came to an end."""
+        return [asked for robot in self.robots for asked in robot.asked]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no question is under way."""
+        return all(robot.is_free for robot in self.robots)
+
+    @property
+    def traffic(self) -> Mapping[str, int]:
+        """Bytes of messages in both directions."""
+        up, down = (sum(getattr(r, name) for r in self.robots) for name in ("sent_bytes", "received_bytes"))
+        return {"uplink_bytes": up, "downlink_bytes": down}
