@@ -133,7 +133,7 @@ def _fleet(
         rng = np.random.default_rng((config.seed, number))
         protocol = EdgeProtocol(speech.hello, timing)
         socket = _connect(context, config.cloud, keys)
-        robots.append(Robot(socket, protocol, config.manner, speech.codec, rng, number))
+        robots.append(Robot(socket, protocol, config.manner, speech.codec, rng))
     return Fleet(robots, questions)
 
 

@@ -8,7 +8,7 @@ here and the cloud is what is measured.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import zmq
@@ -88,7 +88,6 @@ class Robot:
         manner: Manner,
         codec: TextCodec,
         rng: Rng,
-        name: int,
     ) -> None:
         self.socket = socket
         self.protocol = protocol
@@ -98,7 +97,6 @@ class Robot:
         self._manner = manner
         self._codec = codec
         self._rng = rng
-        self._name = name
         self._open: _Open | None = None
         self._answers = 0
 
@@ -110,8 +108,7 @@ class Robot:
     def ask(self, index: int, question: Question, now_s: float) -> None:
         """Ask; what comes of it is added to `asked`."""
         self._answers += 1
-        observation = replace(question.observation, frame_id=f"load-{self._name}")
-        request = AnswerRequest(self._answers, observation, question.params, self._manner.strategy)
+        request = AnswerRequest(self._answers, question.observation, question.params, self._manner.strategy)
         self._open = _Open(index, request, question.answer, now_s)
         self.protocol.open(request, now_s)
         self._draft()

@@ -8,41 +8,50 @@ told. Then a node joins, and Ray starts the lost replica there.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlm_spec_decode.actions.grammar import language
-from vlm_spec_decode.bench.load import LoadConfig, load, shipped_speech
-from vlm_spec_decode.bench.robots import Fleet, Manner
-from vlm_spec_decode.cloud.app import serve_on
+from vlm_spec_decode.bench.load import LoadConfig, Speech, load, shipped_speech
+from vlm_spec_decode.bench.load_robots import Fleet, Manner, Question
+from vlm_spec_decode.bench.run import Silent
+from vlm_spec_decode.bench.synthetic import PairSpec, SyntheticFamily
 from vlm_spec_decode.cloud.config import CloudConfig
+from vlm_spec_decode.cloud.desk import CloudDesk
 from vlm_spec_decode.cloud.link import ServerLink
 from vlm_spec_decode.cloud.replicas import MakeServer, Pool, load_ray
 from vlm_spec_decode.cloud.replicated import ReplicatedServer
+from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import CloudTimeout
+from vlm_spec_decode.core.errors import CloudTimeout, ConfigError
+from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard, ModelContext
+from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
+from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.transport import keys
 from vlm_spec_decode.transport.router import RouterLink
 
 START_S = 300.0
-STORE_BYTES = 80 * 1024 * 1024
-"""Of each node's object store; the least that Ray takes."""
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024, "node_ip_address": "127.0.0.1"}
+"""Each node: one core, so that a replica fills it, and the smallest object store that Ray takes."""
+
+SPEC = PairSpec(0.8)
+TOKENS = 40
+PASS_S = 0.005
 
 
 @contextmanager
 def two_nodes() -> Iterator[Any]:
     """Run a Ray cluster of a head and one more node on this machine, one core each, and join it."""
-    ray = load_ray()
+    ray = load_ray(on_loopback=True)
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "node_ip_address": "127.0.0.1"}
-    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
     try:
-        cluster.add_node(**node)
+        cluster.add_node(**NODE)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         yield cluster
     finally:
@@ -88,75 +97,147 @@ def live(server: ReplicatedServer) -> int:
 
 @dataclass(slots=True)
 class Killer:
-    """Kills a node once a share of the answers is there and robots of its replica have answers open."""
+    """Calls `kill` once so many questions have come to their end."""
 
     kill: Callable[[], None]
     after: int
-    moved_before: int = 0
     is_done: bool = False
-    at_s: list[float] = field(default_factory=list)
 
     def __call__(self, fleet: Fleet) -> None:
         """Look at the fleet after a turn of its loop."""
         if not self.is_done and len(fleet.asked) >= self.after:
             self.is_done = True
-            self.at_s.append(WallClock().now())
             self.kill()
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the replicas serve and what robots ask of them."""
+
+    make: MakeServer
+    speech: Speech
+    questions: Sequence[Question]
+
+
+def setting_of(model: str) -> Setting:
+    """Return the setting of the `shipped` target, or of a `synthetic` one that needs no checkpoint."""
+    if model == "shipped":
+        from vlm_spec_decode.cloud.app import serve_on
+
+        make: MakeServer = partial(serve_on, CloudConfig(language(), threads=1))
+        return Setting(make, *shipped_speech())
+    if model != "synthetic":
+        raise ConfigError(f"model {model!r}; known: shipped, synthetic")
+    card = SyntheticFamily.pair(SPEC)[1].card
+    hello = Hello("load", card.tokenizer_digest, card.prompt_digest, "none", card.vocab_size)
+    params = SamplingParams(max_tokens=TOKENS)
+    questions = [Question(Observation(None, "go", frame_id=str(n)), params) for n in range(8)]
+    return Setting(synthetic_server, Speech(hello, Silent()), questions)
+
+
+def synthetic_server(link: ServerLink) -> CloudServer:
+    """Put a server of the synthetic target on the link; a pass takes `PASS_S`."""
+    target = SlowTarget(SyntheticFamily.pair(SPEC)[1])
+    return CloudServer(link, CloudDesk(target.card, "none"), target, WallClock())
+
+
+@dataclass(frozen=True, slots=True)
+class SlowTarget:
+    """A target whose contexts take their time, so that answers are open when a fault comes."""
+
+    inner: SyntheticFamily
+
+    @property
+    def card(self) -> ModelCard:
+        """Identity."""
+        return self.inner.card
+
+    def open(self, observation: Observation) -> ModelContext:
+        """Start one answer."""
+        return _SlowContext(self.inner.open(observation))
+
+
+@dataclass(frozen=True, slots=True)
+class _SlowContext:
+    inner: ModelContext
+
+    def prefill(self) -> None:
+        self.inner.prefill()
+
+    def score(
+        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
+    ) -> Logits:
+        WallClock().sleep(PASS_S)
+        return self.inner.score(prefix, tokens, parents, on_exit=on_exit)
+
+    def forced(self, prefix: Tokens) -> Tokens:
+        return self.inner.forced(prefix)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
 def lose_one_of_two(
-    folder: Path, answers: int = 100, robots: int = 8, make: MakeServer | None = None
+    folder: Path, answers: int = 100, robots: int = 8, model: str = "shipped", *, again: bool = True
 ) -> dict[str, Any]:
     """Ask `answers` questions of two replicas, kill one's node on the way, and return what came of it.
 
-    `folder` takes the keys. Raises ConfigError without Ray.
+    `folder` takes the keys. With `again` a node joins in the end, and Ray starts the lost replica there.
+    Raises ConfigError without Ray.
     """
-    keys.generate(folder, overwrite=True)
-    speech, questions = shipped_speech()
-    make = make or partial(serve_on, CloudConfig(language(), threads=1))
-    with two_nodes() as cluster:
-        link = RouterLink("tcp://127.0.0.1:*", keys.cloud_keys(folder))
-        with replicated(make, 2, link) as server:
-            until(lambda: live(server) == 2, "the second replica")
-            before = server.front.moved
-            killer = Killer(partial(_kill_second_node, cluster), answers // 3)
-            config = LoadConfig(server.address, robots=robots, seconds=3600, keys=folder, questions=answers)
-            config = replace(config, manner=Manner(deadline_s=300), give_up_s=60)
-            report = load(config, questions, speech, WallClock(), killer).report()
-            moved = server.front.moved - before
-            cluster.add_node(
-                num_cpus=1, object_store_memory=STORE_BYTES, node_ip_address="127.0.0.1", wait=True
-            )
+    with two_nodes() as cluster, _served(folder, model, 2) as (server, setting):
+        until(lambda: live(server) == 2, "the second replica")
+        before = server.front.moved
+        killer = Killer(partial(_kill_second_node, cluster), answers // 3)
+        report = _ask(server, setting, folder, answers, robots, killer)
+        report |= {"killed": killer.is_done, "robots_moved": server.front.moved - before}
+        if again:
+            cluster.add_node(**NODE)
             until(lambda: live(server) == 2, "the replica that Ray starts again")
-            return report | {"killed": killer.is_done, "robots_moved": moved, "replicas_again": live(server)}
+        return report | {"replicas_in_the_end": live(server)}
 
 
 def scale_under_load(
-    folder: Path, answers: int = 60, robots: int = 6, make: MakeServer | None = None
+    folder: Path, answers: int = 100, robots: int = 6, model: str = "shipped"
 ) -> dict[str, Any]:
     """Begin with one replica, add one and take one away while robots ask; return what came of it."""
-    keys.generate(folder, overwrite=True)
-    speech, questions = shipped_speech()
-    make = make or partial(serve_on, CloudConfig(language(), threads=1))
     steps: list[tuple[int, int]] = []
-    with two_nodes():
-        link = RouterLink("tcp://127.0.0.1:*", keys.cloud_keys(folder))
-        with replicated(make, 1, link) as server:
+    with two_nodes(), _served(folder, model, 1) as (server, setting):
 
-            def rescale(fleet: Fleet) -> None:
-                done = len(fleet.asked)
-                if not steps and done >= answers // 4:
-                    server.scale(2)
-                    steps.append((done, 2))
-                elif len(steps) == 1 and live(server) == 2 and done >= answers // 2:
-                    server.scale(1)
-                    steps.append((done, 1))
+        def rescale(fleet: Fleet) -> None:
+            done = len(fleet.asked)
+            if not steps and done >= 5:
+                server.scale(2)
+                steps.append((done, 2))
+            elif len(steps) == 1 and live(server) == 2 and done >= answers // 2:
+                server.scale(1)
+                steps.append((done, 1))
 
-            config = LoadConfig(server.address, robots=robots, seconds=3600, keys=folder, questions=answers)
-            config = replace(config, manner=Manner(deadline_s=300), give_up_s=60)
-            report = load(config, questions, speech, WallClock(), rescale).report()
-            until(lambda: live(server) == 1, "the end of the replica that was taken away", 60)
-            return report | {"steps": steps, "robots_moved": server.front.moved}
+        report = _ask(server, setting, folder, answers, robots, rescale)
+        until(lambda: live(server) == 1, "the end of the replica that was taken away", 60)
+        return report | {"steps": steps, "robots_moved": server.front.moved}
+
+
+@contextmanager
+def _served(folder: Path, model: str, replicas: int) -> Iterator[tuple[ReplicatedServer, Setting]]:
+    setting = setting_of(model)
+    keys.generate(folder, overwrite=True)
+    link = RouterLink("tcp://127.0.0.1:*", keys.cloud_keys(folder))
+    with replicated(setting.make, replicas, link) as server:
+        yield server, setting
+
+
+def _ask(
+    server: ReplicatedServer,
+    setting: Setting,
+    folder: Path,
+    answers: int,
+    robots: int,
+    on_turn: Callable[[Fleet], None],
+) -> dict[str, Any]:
+    config = LoadConfig(server.address, robots=robots, seconds=3600, keys=folder, questions=answers)
+    config = replace(config, manner=Manner(deadline_s=300), give_up_s=60)
+    return load(config, setting.questions, setting.speech, WallClock(), on_turn).report()
 
 
 def _kill_second_node(cluster: Any) -> None:

@@ -91,10 +91,15 @@ class Notice:
     detail: str = ""
 
 
-def load_ray() -> Any:
-    """Return the module, told to send no usage statistics anywhere. Raises ConfigError without it."""
+def load_ray(*, on_loopback: bool = False) -> Any:
+    """Return the module, told to send no usage statistics anywhere. Raises ConfigError without it.
+
+    `on_loopback` keeps what this process starts off the network: Ray else listens on the machine's address.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    if on_loopback:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         return importlib.import_module("ray")
     except ImportError as error:
@@ -105,12 +110,12 @@ def load_ray() -> Any:
 
 def join_cluster(address: str) -> Any:
     """Join the cluster at `address`, or start one on this machine's loopback. Raises CloudError."""
-    ray = load_ray()
+    ray = load_ray(on_loopback=not address)
     if ray.is_initialized():
         return ray
-    where: dict[str, Any] = {"address": address} if address else {"_node_ip_address": "127.0.0.1"}
+    where: dict[str, Any] = {"address": address} if address else {"address": "local"}
     if not address:
-        where["include_dashboard"] = False
+        where |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=False, **where)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:

@@ -1,0 +1,47 @@
+"""Replicas by Ray on a local cluster of two nodes. Ray is optional; without it one process serves."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from vlm_spec_decode.cloud import replicas
+from vlm_spec_decode.cloud.mailbox import MISSED_LOOKS, Inbox
+from vlm_spec_decode.core.errors import ConfigError
+
+
+def test_batches_that_overtake_one_another_are_put_in_order() -> None:
+    inbox, said = Inbox(), []
+    for life, number in ((1, 1), (1, 2), (1, 0), (0, 3), (1, 4)):
+        inbox.put(life, number, [(b"robot", b"%d.%d" % (life, number))])
+        said += inbox.take()
+    assert [data for _, data in said] == [b"1.0", b"1.1", b"1.2"]
+    for _ in range(MISSED_LOOKS - 1):
+        assert inbox.skip_gap() == []
+    assert inbox.skip_gap() == [(b"robot", b"1.4")], "a batch that never comes stops nothing for ever"
+    inbox.put(2, 0, [(b"robot", b"2.0")])
+    assert inbox.take() == [(b"robot", b"2.0")], "a new life counts anew"
+    inbox.put(1, 1, [(b"robot", b"late")])
+    assert inbox.take() == []
+
+
+def test_without_ray_replicas_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match="Ray, which is optional"):
+        replicas.join_cluster("")
+
+
+@pytest.mark.slow
+@pytest.mark.net
+@pytest.mark.timeout(600)
+def test_one_of_two_replicas_is_killed_under_load_and_nothing_is_lost(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from vlm_spec_decode.bench.replicas import lose_one_of_two
+
+    report = lose_one_of_two(tmp_path, answers=40, robots=6, model="synthetic", again=False)
+    assert report["killed"]
+    assert (report["asked"], report["right"]) == (40, 40)
+    assert report["robots_moved"] > 0
+    assert report["replicas_in_the_end"] == 1
