@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from vlm_spec_decode.cloud.front import FORGOTTEN, Front
+from vlm_spec_decode.cloud.front import FORGOTTEN, NO_REPLICA, Front
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams
 from vlm_spec_decode.protocol import codec
-from vlm_spec_decode.protocol.messages import Close, Hello, Ping, Refused
+from vlm_spec_decode.protocol.messages import Busy, Close, Hello, Ping, Refused
 
 HELLO = codec.encode(Hello("test", "t", "p", "g", 3))
 PACKER = codec.TokenPacker(3)
@@ -67,7 +67,8 @@ def test_without_any_replica_robots_wait_and_are_called_when_one_is_up() -> None
     front.lost(0)
     front.outbox.clear()
     assert front.route(peer(0), HELLO) is None
-    assert front.dropped["no_replica"] == 1
+    assert front.outbox == [(peer(0), NO_REPLICA)]
+    front.outbox.clear()
     front.up(0)
     assert front.outbox == [(peer(0), FORGOTTEN)]
     assert front.route(peer(0), HELLO) == (0, [(peer(0), HELLO)])
@@ -97,6 +98,17 @@ def test_a_new_replica_takes_its_share_at_the_next_answers() -> None:
     for number in range(6):
         front.route(peer(number), opening(1))
     assert (front.load(0), front.load(1)) == (4, 2) or (front.load(0), front.load(1)) == (3, 3)
+
+
+def test_a_front_that_drains_lets_open_answers_end_and_begins_none() -> None:
+    front = front_of(1, robots=1)
+    assert front.route(peer(0), opening(1))
+    front.is_draining = True
+    assert front.route(peer(0), opening(1, epoch=1)), "the open answer goes on"
+    assert front.route(peer(0), opening(2)) is None
+    busy = codec.decode(front.outbox[-1][1])
+    assert isinstance(busy, Busy)
+    assert (busy.answer, busy.reason) == (2, "draining")
 
 
 def test_strangers_and_garbage_reach_no_replica() -> None:

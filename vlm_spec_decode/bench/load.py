@@ -20,8 +20,8 @@ import zmq
 
 from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.bench.load_report import LoadRun
-from vlm_spec_decode.bench.prompts import recorded_prompts
 from vlm_spec_decode.bench.load_robots import Fleet, Manner, Question, Robot
+from vlm_spec_decode.bench.prompts import recorded_prompts
 from vlm_spec_decode.core.errors import CloudTimeout, ConfigError
 from vlm_spec_decode.core.ports import Clock, TextCodec
 from vlm_spec_decode.core.types import SamplingParams
@@ -127,7 +127,7 @@ def _fleet(
     speech: Speech,
     questions: Sequence[Question],
 ) -> Fleet:
-    timing = Timing(give_up_s=config.give_up_s, handshake_s=HANDSHAKE_S)
+    timing = Timing(give_up_s=config.give_up_s, handshake_s=HANDSHAKE_S, busy_s=config.manner.busy_s)
     robots = []
     for number in range(config.robots):
         rng = np.random.default_rng((config.seed, number))

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import zmq
 
 from vlm_spec_decode.actions.parser import ActionParser
-from vlm_spec_decode.core.errors import ActionError, CloudError, CloudRefused
+from vlm_spec_decode.core.errors import ActionError, CloudBusy, CloudError, CloudRefused
 from vlm_spec_decode.core.ports import Rng, TextCodec
 from vlm_spec_decode.core.tree import chain_parents
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Observation, SamplingParams, Tokens
@@ -49,13 +49,18 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How robots behave: `acceptance` is the probability that a drafted token is right."""
+    """How robots behave: `acceptance` is the probability that a drafted token is right.
+
+    A question that a cloud has no room for is refused at once and asked again later, unless the robot comes
+    again with it for `busy_s`.
+    """
 
     strategy: str = "speculative"
     acceptance: float = 0.8
     draft_length: int = 6
     back_off_s: float = 0.2
     deadline_s: float = 60.0
+    busy_s: float = -1.0
 
     @property
     def drafts(self) -> bool:
@@ -126,7 +131,8 @@ class Robot:
             if isinstance(event, Commit):
                 self._take(event, now_s)
             elif isinstance(event, CloudRefused):
-                self.may_ask_s = now_s + self._manner.back_off_s * (0.5 + self._rng.random())
+                wait_s = event.retry_after_s if isinstance(event, CloudBusy) else self._manner.back_off_s
+                self.may_ask_s = now_s + wait_s * (0.5 + self._rng.random())
                 self._end("refused", event.reason, now_s)
             elif isinstance(event, CloudError):
                 self._end("failed", type(event).__name__, now_s)

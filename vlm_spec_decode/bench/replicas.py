@@ -236,7 +236,7 @@ def _ask(
     on_turn: Callable[[Fleet], None],
 ) -> dict[str, Any]:
     config = LoadConfig(server.address, robots=robots, seconds=3600, keys=folder, questions=answers)
-    config = replace(config, manner=Manner(deadline_s=300), give_up_s=60)
+    config = replace(config, manner=Manner(deadline_s=300, busy_s=300), give_up_s=60)
     return load(config, setting.questions, setting.speech, WallClock(), on_turn).report()
 
 

@@ -114,12 +114,13 @@ def run(
     on_ready: Callable[[dict[str, Any]], None],
     read_replicas: Callable[[], int] | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; `on_ready` gets address and model once robots are welcome.
+    """Serve until SIGINT or SIGTERM, then drain; a second signal ends at once.
 
+    `on_ready` gets address and model once robots are welcome.
     At SIGHUP `read_replicas` says how many replicas there are to be from then on.
     """
     server, operations = build(config)
-    with _stopped_by_signals(server.stop), _scaled_by_signal(server, read_replicas):
+    with _drained_by_signals(server.drain), _scaled_by_signal(server, read_replicas):
         try:
             with operations.around() as url:
                 found = {"address": server.address, "model": operations.card.model_id}
@@ -157,14 +158,14 @@ def _scaled_by_signal(
 
 
 @contextmanager
-def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` on SIGINT and SIGTERM for as long as the block runs; only in the main thread."""
+def _drained_by_signals(drain: Callable[[], None]) -> Iterator[None]:
+    """Call `drain` on SIGINT and SIGTERM for as long as the block runs; only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(_signum: int, _frame: FrameType | None) -> None:
-        stop()
+        drain()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 from vlm_spec_decode.core.errors import ProtocolError
 from vlm_spec_decode.protocol import codec
-from vlm_spec_decode.protocol.messages import Hello, Open, Refused
+from vlm_spec_decode.protocol.messages import Busy, Hello, Open, Refused
 
 Message: TypeAlias = tuple[bytes, bytes]
 """A peer and what it says or is told."""
@@ -22,6 +22,7 @@ Message: TypeAlias = tuple[bytes, bytes]
 State: TypeAlias = Literal["starting", "live", "draining"]
 
 FORGOTTEN = codec.encode(Refused(0, 0, "hello_first", ""))
+NO_REPLICA = codec.encode(Busy(0, 0, "no_replica", 1000))
 MAX_PEERS = 8192
 UNEVEN = 2
 """A robot moves at its next answer if its replica has at least so many more robots than another."""
@@ -44,6 +45,7 @@ class Front:
     outbox: list[Message] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     moved: int = 0
+    is_draining: bool = False
     _robots: OrderedDict[bytes, _Robot] = field(default_factory=OrderedDict)
 
     @property
@@ -75,13 +77,16 @@ class Front:
             return None
         ahead: list[Message] = []
         if isinstance(message, Open) and message.answer != robot.answer:
+            if self.is_draining:
+                self.outbox.append((peer, codec.encode(Busy(message.answer, message.epoch, "draining", 500))))
+                return None
             robot.answer = message.answer
             if self._better_place(robot) is not None:
                 ahead = [(peer, robot.hello)]
         if robot.replica is None:
             self.dropped["no_replica"] += 1
-            if self._least_loaded() is not None:
-                self.outbox.append((peer, FORGOTTEN))  # It was told before; the link has lost it.
+            # With a replica there, it was told to come again, and the link has lost that.
+            self.outbox.append((peer, NO_REPLICA if self._least_loaded() is None else FORGOTTEN))
             return None
         self._robots.move_to_end(peer)
         return robot.replica, [*ahead, (peer, data)]

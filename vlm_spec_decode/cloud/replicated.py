@@ -17,6 +17,8 @@ from vlm_spec_decode.core.ports import Clock, ModelCard
 POLL_S = 0.1
 DRAIN_S = 30.0
 """How long a replica that is taken away may go on with the answers that are open there."""
+QUIET_S = 1.5
+"""How long no replica may have a session before a front that drains has done so."""
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ class ReplicatedServer:
         self._is_awake = False
         self._pool = make_pool(self._wake)
         self._stopping = threading.Event()
+        self._end_s: float | None = None
+        self._busy_s = clock.now()
         self._wanted = 0
         self._drain_until_s: dict[int, float] = {}
 
@@ -48,8 +52,8 @@ class ReplicatedServer:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether `stop` was called."""
-        return self._stopping.is_set()
+        """Whether `stop` or `drain` was called: nothing new is begun."""
+        return self._stopping.is_set() or self.front.is_draining
 
     @property
     def pool(self) -> Pool:
@@ -104,10 +108,12 @@ class ReplicatedServer:
                     if routed := self.front.route(peer, data):
                         batches[routed[0]] += routed[1]
                 for replica, messages in batches.items():
+                    self._busy_s = self._clock.now()
                     self._pool.deliver(replica, messages)
                 for notice in self._pool.taken():
                     self._heed(notice)
                 self._rescale()
+                self._drain()
                 self._flush()
         finally:
             self._pool.close()
@@ -118,6 +124,26 @@ class ReplicatedServer:
     def stop(self) -> None:
         """End `serve` within its poll interval. From any thread or a signal handler."""
         self._stopping.set()
+
+    def drain(self) -> None:
+        """Begin nothing new, and end `serve` once no session is open or time is up; a second call stops.
+
+        From any thread or a signal handler.
+        """
+        if self.front.is_draining:
+            self.stop()
+        self.front.is_draining = True
+
+    def _drain(self) -> None:
+        if not self.front.is_draining:
+            return
+        now_s = self._clock.now()
+        self._end_s = now_s + DRAIN_S if self._end_s is None else self._end_s
+        if self.gauges().sessions:
+            self._busy_s = now_s
+        # A replica says how many sessions it has twice a second.
+        if now_s > self._end_s or now_s - self._busy_s > QUIET_S:
+            self.stop()
 
     def _heed(self, notice: Notice) -> None:
         replica = notice.replica

@@ -21,6 +21,7 @@ from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import (
     AnyMessage,
+    Busy,
     Close,
     Hello,
     ImageChunk,
@@ -102,6 +103,11 @@ class Watch:
             case Refused():
                 self.metrics.refused.labels(message.reason).inc()
                 reason = {"reason": message.reason, "detail": message.detail[:LONGEST_TEXT]}
+                self._tell("refused", peer, message.answer, **reason)
+                self._followed.pop((peer, message.answer), None)
+            case Busy():
+                self.metrics.refused.labels("busy").inc()
+                reason = {"reason": "busy", "detail": message.reason[:LONGEST_TEXT]}
                 self._tell("refused", peer, message.answer, **reason)
                 self._followed.pop((peer, message.answer), None)
 
