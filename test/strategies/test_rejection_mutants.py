@@ -203,7 +203,7 @@ CAUGHT_BY: dict[Patch, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
-@pytest.mark.parametrize("check", {*CAUGHT_BY.values(), CLOUD}, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("check", list(dict.fromkeys([*CAUGHT_BY.values(), CLOUD])), ids=lambda c: c.__name__)
 def test_without_a_bug_the_checks_pass(
     check: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
