@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -39,7 +40,7 @@ def report(figures: list[Figure], path: Path, **more: Any) -> int:
         print(f"{figure.name:26} {figure.value:8.3f}  {figure.sense} {figure.bar:<6} {mark:7} {figure.note}")
     document = {"figures": [asdict(figure) | {"holds": figure.holds} for figure in figures]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "machine": machine()}
+    made = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "machine": machine(), "load": load()}
     path.write_text(json.dumps(document | {"made": made} | more, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(document))
     return 0 if all(figure.holds for figure in figures) else 1
@@ -55,6 +56,11 @@ def commit() -> str:
         check=False,
     )
     return said.stdout.strip() or "no git"
+
+
+def load() -> float:
+    """Return the mean number of processes that wanted a core over the last five minutes, this one's too."""
+    return round(os.getloadavg()[1], 1)
 
 
 def machine() -> str:

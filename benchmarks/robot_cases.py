@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import random
 import statistics
@@ -10,12 +9,10 @@ import time
 from collections.abc import Callable
 
 from figures import Figure
-from PIL import Image as PilImage
-from rclpy.qos import qos_profile_sensor_data
 from robot_bench import DDS_DOMAIN, SCAN, START_S, Bench
 from robot_gate import gap_to_disc
-from robot_rig import cpu_s, freeze, until
-from sensor_msgs.msg import CompressedImage
+from robot_nodes import INSTRUCTION, idle, overlay
+from robot_rig import freeze, until
 
 from vlm_spec_decode.actions.types import Forward
 from vlm_spec_decode.core.clock import VirtualClock
@@ -38,7 +35,6 @@ while True:
     for _ in engine.answer(Observation(None, "walk to the red box")):
         pass
 """
-INSTRUCTION = "walk to the red box"
 
 
 def own_braking() -> tuple[float, float]:
@@ -152,55 +148,6 @@ def camera(bench: Bench, count: int) -> list[Figure]:
     bench.kill("vlm_node")
     note = f"{kept} of {count}: no Move, old plans refused by name"
     return [Figure("camera_frozen_kept", kept / count, 1.0, "at least", note)]
-
-
-def overlay(bench: Bench, count: int) -> list[Figure]:
-    """Send frames at 10 Hz to the monitor node and take the time until their overlay is back."""
-    node, back, sent = bench.operator.node, {}, {}
-    bench.running["monitor_node"] = bench.processes.start(
-        "monitor_node",
-        ["-c", "import sys; from vlm_spec_decode.bridge.mains import monitor_main; sys.exit(monitor_main())",
-         "--ros-args", "-r", "__ns:=/view"],
-    )  # fmt: skip
-    frames = node.create_publisher(CompressedImage, "/view/camera/image_raw/compressed", 1)
-
-    def take(message: CompressedImage) -> None:
-        back.setdefault(message.header.frame_id, time.monotonic())
-
-    node.create_subscription(CompressedImage, "/view/vlm/overlay/compressed", take, qos_profile_sensor_data)
-    made = "/view/vlm/overlay/compressed"
-    until(lambda: frames.get_subscription_count() and node.count_publishers(made), START_S, "monitor_node")
-    jpeg = next(reversed(bench.operator.frames.values()))
-    with PilImage.open(io.BytesIO(jpeg)) as opened:
-        size = opened.size
-    for index in range(count + 10):
-        message = CompressedImage(format="jpeg", data=jpeg)
-        message.header.frame_id = str(index)
-        sent[message.header.frame_id] = time.monotonic()
-        frames.publish(message)
-        time.sleep(0.1)
-    bench.processes.stop(["monitor_node"])
-    spent = sorted(back[key] - sent[key] for key in list(sent)[10:] if key in back)
-    lost = count - len(spent)
-    p95 = spent[math.ceil(0.95 * len(spent)) - 1] if lost <= count // 20 else math.inf
-    middle = statistics.median(spent) if spent else math.inf
-    note = f"{count} frames of {size[0]}x{size[1]} at 10 Hz, {lost} lost; median {middle:.4f} s"
-    return [Figure("overlay_p95_s", p95, 0.06, "at most", note)]
-
-
-def idle(bench: Bench, count: int) -> list[Figure]:
-    """Take the processor time of each node while nothing is asked of it."""
-    bench.vlm()
-    seconds = min(20.0, count / 10)
-    names = ("camera_node", "locomotion_node", "vlm_node")
-    before = {name: cpu_s(bench.pid(name)) for name in names}
-    time.sleep(seconds)
-    used = {name: (cpu_s(bench.pid(name)) - before[name]) / seconds for name in names}
-    bench.kill("vlm_node")
-    note = (
-        ", ".join(f"{name} {share:.2f}" for name, share in used.items()) + f" of a core over {seconds:.0f} s"
-    )
-    return [Figure("idle_cores", max(used.values()), 0.5, "at most", note)]
 
 
 def obstacle(bench: Bench, count: int) -> list[Figure]:

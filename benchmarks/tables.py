@@ -99,13 +99,20 @@ def kinds_table(found: Mapping[str, Any]) -> str:
 def made(document: Mapping[str, Any]) -> str:
     """Return when and where a file was measured."""
     by = document["made"]
-    return f"Measured {by['date']} at commit {by['commit']} on {by['machine']}."
+    beside = f", load average {by['load']}" if "load" in by else ""
+    return f"Measured {by['date']} at commit {by['commit']} on {by['machine']}{beside}."
 
 
 def reproduction(document: Mapping[str, Any]) -> str:
     """Return the papers' figures beside ours."""
     table = decoding_tables.reproduction_table(document)
     return f"{table}\n\nMedians of {document['answers']} answers. {made(document)}"
+
+
+def robot(document: Mapping[str, Any]) -> str:
+    """Return how safe the robot stays, and whether that is the full run."""
+    size = "The quick run, with the counts named above. " if document["quick"] else ""
+    return f"{figures_table(document)}\n\n{size}{made(document)}"
 
 
 def render(text: str) -> str:
@@ -120,7 +127,7 @@ def render(text: str) -> str:
 
     tables = {
         "main_job": lambda: f"{figures_table(load('main_job'))}\n\n{made(load('main_job'))}",
-        "robot": lambda: f"{figures_table(load('robot'))}\n\n{made(load('robot'))}",
+        "robot": lambda: robot(load("robot")),
         "demo": lambda: demo_table(load("demo")),
         "models": lambda: f"{figures_table(load('models'))}\n\n{made(load('models'))}",
         "decoding": lambda: decoding(decoding_tables.home_table),

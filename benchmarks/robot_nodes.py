@@ -1,0 +1,85 @@
+"""The cases of benchmarks/robot.py about the nodes themselves: processor time, and the overlay's delay."""
+
+from __future__ import annotations
+
+import io
+import math
+import statistics
+import time
+
+from figures import Figure
+from PIL import Image as PilImage
+from rclpy.qos import qos_profile_sensor_data
+from robot_bench import START_S, Bench
+from robot_rig import cpu_s, until
+from sensor_msgs.msg import CompressedImage
+
+from vlm_spec_decode.bridge.missions import ENDED
+
+INSTRUCTION = "walk to the red box"
+
+
+def overlay(bench: Bench, count: int) -> list[Figure]:
+    """Send frames at 10 Hz to the monitor node and take the time until their overlay is back."""
+    node, back, sent = bench.operator.node, {}, {}
+    bench.running["monitor_node"] = bench.processes.start(
+        "monitor_node",
+        ["-c", "import sys; from vlm_spec_decode.bridge.mains import monitor_main; sys.exit(monitor_main())",
+         "--ros-args", "-r", "__ns:=/view"],
+    )  # fmt: skip
+    frames = node.create_publisher(CompressedImage, "/view/camera/image_raw/compressed", 1)
+
+    def take(message: CompressedImage) -> None:
+        back.setdefault(message.header.frame_id, time.monotonic())
+
+    node.create_subscription(CompressedImage, "/view/vlm/overlay/compressed", take, qos_profile_sensor_data)
+    made = "/view/vlm/overlay/compressed"
+    until(lambda: frames.get_subscription_count() and node.count_publishers(made), START_S, "monitor_node")
+    jpeg = next(reversed(bench.operator.frames.values()))
+    with PilImage.open(io.BytesIO(jpeg)) as opened:
+        size = opened.size
+    for index in range(count + 10):
+        message = CompressedImage(format="jpeg", data=jpeg)
+        message.header.frame_id = str(index)
+        sent[message.header.frame_id] = time.monotonic()
+        frames.publish(message)
+        time.sleep(0.1)
+    bench.processes.stop(["monitor_node"])
+    spent = sorted(back[key] - sent[key] for key in list(sent)[10:] if key in back)
+    lost = count - len(spent)
+    p95 = spent[math.ceil(0.95 * len(spent)) - 1] if lost <= count // 20 else math.inf
+    middle = statistics.median(spent) if spent else math.inf
+    note = f"{count} frames of {size[0]}x{size[1]} at 10 Hz, {lost} lost; median {middle:.4f} s"
+    return [Figure("overlay_p95_s", p95, 0.06, "at most", note)]
+
+
+def idle(bench: Bench, count: int) -> list[Figure]:
+    """Take the processor time of each node while nothing is asked of it, then while a mission walks."""
+    bench.vlm()
+    bench.node("monitor_node")
+    names = ("camera_node", "locomotion_node", "vlm_node", "monitor_node")
+    seconds = min(20.0, count / 10)
+    time.sleep(5.0)
+    resting = _shares(bench, names, seconds)
+    mission = bench.name()
+    bench.operator.ask(INSTRUCTION, mission)
+    until(lambda: "answering" in bench.operator.states(mission), 60, "an answer")
+    working = _shares(bench, names, min(10.0, seconds))
+    bench.operator.withdraw(mission) if not ENDED & set(bench.operator.states(mission)) else None
+    for name in ("vlm_node", "monitor_node"):
+        bench.kill(name)
+    bench.home()
+    told = [
+        f"{said}: " + ", ".join(f"{name} {share:.2f}" for name, share in used.items())
+        for said, used in (("idle", resting), ("on a mission", working))
+    ]
+    note = f"{'; '.join(told)} of a core, over {seconds:.0f} s"
+    return [Figure("idle_cores", max(resting.values()), 0.5, "at most", note)]
+
+
+def _shares(bench: Bench, names: tuple[str, ...], seconds: float) -> dict[str, float]:
+    """Return the share of a core that each node uses from now on."""
+    before, began_s = {name: cpu_s(bench.pid(name)) for name in names}, time.monotonic()
+    time.sleep(seconds)
+    spent_s = time.monotonic() - began_s
+    return {name: (cpu_s(bench.pid(name)) - before[name]) / spent_s for name in names}
