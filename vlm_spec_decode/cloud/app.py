@@ -14,7 +14,7 @@ from typing import Any
 from vlm_spec_decode.cloud.config import CloudConfig, check
 from vlm_spec_decode.cloud.desk import CloudDesk, DeskLimits
 from vlm_spec_decode.cloud.link import ServerLink
-from vlm_spec_decode.cloud.metrics import Gauges
+from vlm_spec_decode.cloud.metrics import Gauges, inside_of
 from vlm_spec_decode.cloud.operations import Operations
 from vlm_spec_decode.cloud.replicas import Pool, join_cluster
 from vlm_spec_decode.cloud.replicated import ReplicatedServer
@@ -93,7 +93,8 @@ def _target(config: CloudConfig) -> VlmModel:
 
 def _gauges(server: CloudServer, link: RouterLink) -> Gauges:
     desk = server.desk
-    return Gauges(len(desk.entries), desk.peers, link.unroutable, not server.is_stopping, dict(desk.dropped))
+    ready, dropped = not server.is_stopping, dict(desk.dropped)
+    return Gauges(len(desk.entries), desk.peers, link.unroutable, ready, dropped, {}, *inside_of(desk.stats))
 
 
 def _helper(config: CloudConfig, card: ModelCard) -> Model | None:

@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from vlm_spec_decode.cloud.stats import CloudStats
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Bounds of the histograms of time: a tiny model's pass to an answer over a bad link."""
 
@@ -34,6 +36,44 @@ class Gauges:
     dropped: Mapping[str, int] = field(default_factory=dict)
     replicas: Mapping[str, int] = field(default_factory=dict)
     more: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, float] = field(default_factory=dict)
+
+
+HELD = {
+    "waiting": "Answers that are ready for a pass and wait.",
+    "kv_bytes": "Memory of all answers' caches.",
+    "image_cache_bytes": "Memory of held images.",
+    "robots_moved": "Moves of robots between replicas.",
+}
+COUNTED = {
+    "passes": "Forward passes of the target.",
+    "pass_shares": "Shares of answers in passes; by passes it is the mean batch.",
+    "pass_wait_seconds": "Time that answers waited for a pass.",
+    "batch_splits": "Passes that memory did not hold and that were split.",
+    "evictions": "Caches that were dropped and computed again.",
+    "image_cache_hits": "Images that were there.",
+    "image_cache_misses": "Images that had to come.",
+}
+"""Figures of the inside, without the prefix `vsd_`: what holds now, and what was counted."""
+
+
+def inside_of(stats: CloudStats) -> tuple[dict[str, float], dict[str, float]]:
+    """Return what a desk's numbers come to, as `HELD` and as `COUNTED` name them."""
+    held = {
+        "waiting": stats.waiting,
+        "kv_bytes": stats.kv_bytes,
+        "image_cache_bytes": stats.image_bytes,
+    }
+    counted = {
+        "passes": stats.passes,
+        "pass_shares": stats.shared,
+        "pass_wait_seconds": stats.wait_s,
+        "batch_splits": stats.splits,
+        "evictions": stats.evictions,
+        "image_cache_hits": stats.image_hits,
+        "image_cache_misses": stats.image_misses,
+    }
+    return dict(held), dict(counted)
 
 
 class _Reader(Collector):
@@ -59,8 +99,10 @@ class _Reader(Collector):
         for state, count in sorted(now.replicas.items()):
             replicas.add_metric([state], count)
         yield replicas
-        for name, value in sorted(now.more.items()):
-            yield GaugeMetricFamily(f"vsd_{name}", "See docs/operations.md.", value=value)
+        for name, text in HELD.items():
+            yield GaugeMetricFamily(f"vsd_{name}", text, value=now.more.get(name, 0))
+        for name, text in COUNTED.items():
+            yield CounterMetricFamily(f"vsd_{name}", text, value=now.counts.get(name, 0))
 
 
 class CloudMetrics:

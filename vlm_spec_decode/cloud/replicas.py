@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 from vlm_spec_decode.cloud.link import ServerLink
 from vlm_spec_decode.cloud.mailbox import Inbox, MailboxLink, Message
+from vlm_spec_decode.cloud.metrics import inside_of
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.errors import CloudError, ConfigError
 from vlm_spec_decode.core.ports import ModelCard
@@ -41,6 +42,8 @@ class ReplicaFigures:
 
     sessions: int
     dropped: dict[str, int]
+    held: dict[str, float]
+    counted: dict[str, float]
 
 
 class Replica:
@@ -73,7 +76,7 @@ class Replica:
             with self._lock:
                 self._mail.deliver(self._inbox.skip_gap())
         desk = self._server.desk
-        return said, ReplicaFigures(len(desk.entries), dict(desk.dropped))
+        return said, ReplicaFigures(len(desk.entries), dict(desk.dropped), *inside_of(desk.stats))
 
 
 Kind: TypeAlias = Literal["up", "said", "lost", "gone", "failed"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from vlm_spec_decode.cloud.front import Front, Message
 from vlm_spec_decode.cloud.link import ServerLink
@@ -34,6 +34,8 @@ class ReplicatedServer:
     ) -> None:
         self.front = Front()
         self.figures: dict[int, ReplicaFigures] = {}
+        self._past: dict[str, float] = {}
+        self._past_dropped: Counter[str] = Counter()
         self._link = link
         self._clock = clock
         self._wake_lock = threading.Lock()
@@ -62,15 +64,20 @@ class ReplicatedServer:
 
     def gauges(self) -> Gauges:
         """Return the figures of now, over all replicas. From any thread."""
-        dropped, states = Counter(dict(self.front.dropped)), Counter(dict(self.front.replicas).values())
+        dropped = Counter(self._past_dropped)
+        dropped.update(dict(self.front.dropped))
+        states = Counter(dict(self.front.replicas).values())
         told = list(self.figures.values())
         for figures in told:
             dropped.update(figures.dropped)
         sessions = sum(figures.sessions for figures in told)
         ready = bool(states["live"]) and not self.is_stopping
-        more = {"robots_moved": float(self.front.moved)}
+        held = _sum([figures.held for figures in told]) | {"robots_moved": float(self.front.moved)}
+        counted = _sum([self._past, *(figures.counted for figures in told)])
         known = {state: states[state] for state in ("starting", "live", "draining")}
-        return Gauges(sessions, self.front.robots, self._link.unroutable, ready, dropped, known, more)
+        return Gauges(
+            sessions, self.front.robots, self._link.unroutable, ready, dropped, known, held, counted
+        )
 
     def watched(self, link: ServerLink) -> None:
         """Put a decorator of the link in its place. Before `serve`."""
@@ -159,14 +166,20 @@ class ReplicatedServer:
                 self.front.up(replica)
                 self._tell(notice, logging.INFO)
             case "lost":
-                self.figures.pop(replica, None)
+                self._forget(replica)
                 self.front.lost(replica)
                 self._tell(notice, logging.WARNING)
             case "failed" | "gone":
                 self._wanted -= notice.kind == "failed"
-                self.figures.pop(replica, None)
+                self._forget(replica)
                 self.front.lost(replica, gone=True)
                 self._tell(notice, logging.ERROR if notice.kind == "failed" else logging.INFO)
+
+    def _forget(self, replica: int) -> None:
+        """Keep what a replica has counted, or the sums would fall and look like a restart of all."""
+        if figures := self.figures.pop(replica, None):
+            self._past = _sum([self._past, figures.counted])
+            self._past_dropped.update(figures.dropped)
 
     def _rescale(self) -> None:
         staying = [number for number, state in self.front.replicas.items() if state != "draining"]
@@ -197,3 +210,9 @@ class ReplicatedServer:
     def _tell(self, notice: Notice, level: int) -> None:
         fields = {"replica": notice.replica, "detail": notice.detail}
         log.log(level, f"replica {notice.kind}", extra={"fields": fields})
+
+
+def _sum(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the sums by name."""
+    names = {name for part in parts for name in part}
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in names}

@@ -91,10 +91,25 @@ def stop(release: bool, namespace: str, as_json: bool) -> int:
     "--seconds", type=float, default=None, help="End by itself after this long; default: at Ctrl-C."
 )
 @click.option("--once", is_flag=True, help="Print one view after two seconds and end.")
+@click.option(
+    "--cloud",
+    "cloud",
+    is_flag=False,
+    flag_value="http://127.0.0.1:9464",
+    default=None,
+    help="Show a cloud's figures instead, at http://127.0.0.1:9464 or another URL of `vsd cloud --http`.",
+)
 @NAMESPACE
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
-def top(seconds: float | None, once: bool, namespace: str, as_json: bool) -> int:
+def top(seconds: float | None, once: bool, cloud: str | None, namespace: str, as_json: bool) -> int:
     """Show mission, link, decoding and robot of the running nodes, until interrupted."""
+    if cloud:
+        from vlm_spec_decode.demo import top_cloud
+
+        found = top_cloud.show(cloud, WallClock(), seconds, quiet=as_json, once=once)
+        if as_json:
+            click.echo(json.dumps(found))
+        return 0
     from vlm_spec_decode.bridge.operator import Operator
     from vlm_spec_decode.bridge.top import Board, show
 
