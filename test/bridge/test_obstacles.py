@@ -9,6 +9,7 @@ from sensor_msgs.msg import Image, LaserScan, PointCloud2, PointField
 from vlm_spec_decode.bridge.obstacles import (
     FREE,
     Mount,
+    after,
     cloud_points,
     depth_points,
     free_ranges,
@@ -124,3 +125,8 @@ def test_a_wall_in_a_depth_image_is_as_far_as_it_is(encoding, unit):
 
 def test_the_nearest_of_several_counts():
     assert nearest(FREE, (1, 2, 3, 4), (4, 3, 2, 1)) == (1, 2, 2, 1)
+
+
+def test_what_was_seen_a_while_ago_is_nearer_by_now():
+    assert after((1.0, 0.05, math.inf, 2.0), 0.2) == pytest.approx((0.8, 0.0, math.inf, 1.8))
+    assert after(FREE, 0.5) == FREE

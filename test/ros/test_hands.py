@@ -12,7 +12,11 @@ from std_msgs.msg import Bool, String
 
 from test.ros.test_locomotion_node import stage  # noqa: F401
 from vlm_spec_decode.actions.types import Forward
+from vlm_spec_decode.bridge.obstacles import Mount, scan_points
 from vlm_spec_decode.bridge.qos import LATCHED
+from vlm_spec_decode.bridge.surroundings import SensingDriver, Surroundings
+from vlm_spec_decode.core.clock import VirtualClock
+from vlm_spec_decode.robot.fake import FakeRobot
 
 pytestmark = pytest.mark.ros
 
@@ -157,3 +161,22 @@ def test_a_scan_that_has_waited_too_long_is_no_scan(stage, eventually, hand):  #
     commander.command(Forward(1.0))
     assert eventually(lambda: any(status.reason == "obstacle" for status in commander.statuses()))
     assert abs(robot.truth[0]) < 0.01
+
+
+def test_a_walking_robot_counts_what_it_has_gone_since_the_scan(graph):
+    clock = VirtualClock(100.0)
+    node = graph.node("locomotion_node", scan_topic="scan", obstacle_timeout_s=1.0)
+    surroundings = Surroundings(node, clock)
+    robot = FakeRobot(clock)
+    robot.start()
+    scan = LaserScan(angle_min=-0.5, angle_increment=0.01, range_min=0.1, range_max=8.0, ranges=[1.35] * 100)
+    surroundings._taker(surroundings._sources[0], scan_points, Mount())(scan)
+    driver = SensingDriver(robot, surroundings)
+    standing_m = driver.state().range_obstacle_m[0]
+    driver.move(0.4, 0.0, 0.0)
+    clock.sleep(0.9)
+    state = driver.state()
+    assert state.speed_mps > 0.3
+    assert state.range_obstacle_m[0] == pytest.approx(standing_m - 0.9 * state.speed_mps, abs=0.02)
+    clock.sleep(0.2)
+    assert driver.state().range_obstacle_m[0] == 0.0

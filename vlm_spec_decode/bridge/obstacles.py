@@ -99,6 +99,12 @@ def nearest(*all_ranges: Ranges) -> Ranges:
     return (front, left, rear, right)
 
 
+def after(ranges: Ranges, way_m: float) -> Ranges:
+    """Return ranges as they may be by now, if the body has gone up to `way_m` since they were seen."""
+    front, left, rear, right = (max(0.0, free_m - way_m) for free_m in ranges)
+    return (front, left, rear, right)
+
+
 def scan_points(message: Any) -> Points:
     """Return the points of a LaserScan in its own frame; what is no range, or beyond its bounds, is left out.
 

@@ -23,6 +23,7 @@ from vlm_spec_decode.bridge.obstacles import (
     Mount,
     Points,
     Ranges,
+    after,
     cloud_points,
     depth_points,
     free_ranges,
@@ -95,10 +96,10 @@ class Surroundings:
         """Whether any sensor is to be heard."""
         return bool(self._sources)
 
-    def ranges(self) -> Ranges:
-        """Return what is free by all sensors."""
+    def ranges(self, speed_mps: float = 0.0) -> Ranges:
+        """Return what is free by all sensors, less what a body of this speed has gone since each looked."""
         now_s = self._clock.now()
-        return nearest(FREE, *(self._now(source, now_s) for source in self._sources))
+        return nearest(FREE, *(self._now(source, now_s, speed_mps) for source in self._sources))
 
     def lines(self, name: str) -> list[diagnostics.Health]:
         """Judge each sensor."""
@@ -110,8 +111,9 @@ class Surroundings:
             found.append(diagnostics.rate(f"{name}: {source.name}", age_s, self._timeout_s, values))
         return found
 
-    def _now(self, source: _Source, now_s: float) -> Ranges:
-        return source.ranges if now_s - source.heard_s <= self._timeout_s else source.silent
+    def _now(self, source: _Source, now_s: float, speed_mps: float) -> Ranges:
+        age_s = now_s - source.heard_s
+        return after(source.ranges, speed_mps * age_s) if age_s <= self._timeout_s else source.silent
 
     def _taker(self, source: _Source, read: Callable[[Any], Points], mount: Mount) -> Callable[[Any], None]:
         def take(message: Any) -> None:
@@ -141,4 +143,5 @@ class SensingDriver:
     def state(self) -> RobotState:
         """Return the robot's state, its ranges narrowed."""
         state = self._driver.state()
-        return replace(state, range_obstacle_m=nearest(state.range_obstacle_m, self._surroundings.ranges()))
+        seen = self._surroundings.ranges(state.speed_mps)
+        return replace(state, range_obstacle_m=nearest(state.range_obstacle_m, seen))
