@@ -40,6 +40,7 @@ class Operator:
         self.partials: list[tuple[float, str]] = []
         self.frames: dict[float, bytes] = {}
         self.pose = (0.0, 0.0, 0.0)
+        self._posed = node.get_clock().now().to_msg()
         self._sent, self._scans = (
             node.create_publisher(String, "vlm/plan", 10),
             node.create_publisher(LaserScan, "scan", qos_profile_sensor_data),
@@ -75,7 +76,8 @@ class Operator:
                 self._scans.publish(self._scan())
 
     def _scan(self) -> LaserScan:
-        beams, (x, y, yaw), disc = 181, self.pose, self.disc
+        """Return what a laser saw where the robot was last heard of, stamped with that moment."""
+        beams, (x, y, yaw), disc, stamp = 181, self.pose, self.disc, self._posed
         ranges = [math.inf] * beams
         for i in range(beams) if disc is not None else ():
             angle = yaw - math.pi / 2 + i * math.pi / (beams - 1)
@@ -87,7 +89,7 @@ class Operator:
             if along > 0 and abs(off) < disc.radius_m:
                 ranges[i] = max(0.01, along - math.sqrt(disc.radius_m**2 - off**2))
         step = math.pi / (beams - 1)
-        header = Header(stamp=self.node.get_clock().now().to_msg(), frame_id="base_link")
+        header = Header(stamp=stamp, frame_id="base_link")
         return LaserScan(
             header=header,
             angle_min=-math.pi / 2,
@@ -160,6 +162,7 @@ class Operator:
 
     def _on_odometry(self, message: Odometry) -> None:
         at, turned = message.pose.pose.position, message.pose.pose.orientation
+        self._posed = message.header.stamp
         self.pose = (at.x, at.y, 2 * math.atan2(turned.z, turned.w))
 
     def close(self) -> None:
