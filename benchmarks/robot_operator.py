@@ -162,8 +162,8 @@ class Operator:
 
     def _on_odometry(self, message: Odometry) -> None:
         at, turned = message.pose.pose.position, message.pose.pose.orientation
-        self._posed = message.header.stamp
         self.pose = (at.x, at.y, 2 * math.atan2(turned.z, turned.w))
+        self._posed = message.header.stamp
 
     def close(self) -> None:
         """Leave."""
