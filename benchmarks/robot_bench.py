@@ -26,8 +26,8 @@ SCAN = {"scan_topic": "scan", "obstacle_timeout_s": 0.4}
 class Bench:
     """Processes, tap and operator of one run; a context."""
 
-    def __init__(self, processes: Processes, folder: Path) -> None:
-        self.processes, self.folder = processes, folder
+    def __init__(self, processes: Processes, folder: Path, body: str = "kinematic") -> None:
+        self.processes, self.folder, self.body = processes, folder, body
         self.running: dict[str, Process] = {}
         self.trial = 0
 

@@ -7,7 +7,8 @@
 `docs/results/text.json` is what benchmarks/models.py --text leaves, for the same page;
 `docs/results/main_job.json` is what benchmarks/main_job.py leaves in its folder, with the machine it ran on;
 `docs/results/demo.json` is the run.json of a `vsd demo`; `decoding.json` and `reproduction.json` are what
-benchmarks/decoding.py and benchmarks/reproduction.py leave, `robot.json` what benchmarks/robot.py does.
+benchmarks/decoding.py and benchmarks/reproduction.py leave, `robot.json` what benchmarks/robot.py does,
+`bodies.json` what benchmarks/bodies.py does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import bodies_tables
 import decoding_tables
 import robot_tables
 
@@ -115,6 +117,12 @@ def robot(document: Mapping[str, Any]) -> str:
     return f"{figures_table(document)}\n\n{size}{made(document)}"
 
 
+def bodies(document: Mapping[str, Any]) -> str:
+    """Return both bodies' figures."""
+    table = bodies_tables.bodies_table(document)
+    return f"{table}\n\nEach case {document['times']} times. {made(document)}"
+
+
 def render(text: str) -> str:
     """Return a document with those of its marked tables written anew that it has."""
 
@@ -128,6 +136,7 @@ def render(text: str) -> str:
     tables = {
         "main_job": lambda: f"{figures_table(load('main_job'))}\n\n{made(load('main_job'))}",
         "robot": lambda: robot(load("robot")),
+        "bodies": lambda: bodies(load("bodies")),
         "demo": lambda: demo_table(load("demo")),
         "models": lambda: f"{figures_table(load('models'))}\n\n{made(load('models'))}",
         "decoding": lambda: decoding(decoding_tables.home_table),

@@ -8,6 +8,7 @@ from test.ros.processes import ROOT, Processes
 from test.simulator import dds_domain
 from vlm_spec_decode.demo import doctor_robot
 from vlm_spec_decode.demo.doctor import examine
+from vlm_spec_decode.robot import network
 
 pytestmark = [pytest.mark.dds, pytest.mark.slow]
 
@@ -47,6 +48,20 @@ def test_a_wrong_interface_and_a_wrong_dds_are_named():
     outside = next((name for _, name in socket.if_nameindex() if name != "lo"), None)
     if outside is not None and not doctor_robot.robot(outside, 0)[1].is_ok:
         assert "0.10" in doctor_robot.robot(outside, 0)[1].detail
+
+
+@pytest.mark.parametrize("version", ["11.0.1", "12.0"])
+def test_a_dds_that_must_not_meet_a_robot_is_refused_before_anything_is_joined(monkeypatch, version):
+    """Towards anything but loopback, wherever the suite runs and whatever is installed."""
+    monkeypatch.setattr(network.metadata, "version", lambda _: version)
+    monkeypatch.setattr(network, "is_loopback", lambda _: False)
+    monkeypatch.setattr(doctor_robot, "_run", lambda _: pytest.fail("joined"))
+    findings = doctor_robot.robot("lo", 0)
+    bad = [finding for finding in findings if not finding.is_ok]
+    assert len(bad) == 1
+    assert f"cyclonedds {version} must not join" in bad[0].detail
+    assert "0.10" in bad[0].detail
+    assert "crash" in bad[0].detail
 
 
 def test_a_cloud_that_is_not_there_is_named(free_tcp_port):

@@ -28,26 +28,20 @@ class Script:
     clock: VirtualClock = field(default_factory=lambda: VirtualClock(100.0))
     on_call: Callable[[str], None] = lambda _: None
 
-    # The three clients and the feed of a `Link`.
+    # The three callers and the feed of a `Link`.
     @property
     def posture(self) -> Script:
         return self
 
     move = stop = feed = posture
 
-    def __getattr__(self, name: str) -> Callable[..., int]:
-        if not name[0].isupper():
-            raise AttributeError(name)
-
-        def call(*arguments: Any) -> int:
-            self.calls.append((self.clock.now(), name, arguments))
-            self.on_call(name)
-            answers = self.codes.get(name, [0])
-            code = answers.pop(0) if len(answers) > 1 else answers[0]
-            self.clock.sleep(0.1 if code in (3102, 3104) else 0.001)
-            return code
-
-        return call
+    def call(self, name: str, *arguments: Any) -> int:
+        self.calls.append((self.clock.now(), name, arguments))
+        self.on_call(name)
+        answers = self.codes.get(name, [0])
+        code = answers.pop(0) if len(answers) > 1 else answers[0]
+        self.clock.sleep(0.1 if code in (3102, 3104) else 0.001)
+        return code
 
     def names(self) -> list[str]:
         return [name for _, name, _ in self.calls]

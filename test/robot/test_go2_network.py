@@ -11,7 +11,7 @@ from vlm_spec_decode.robot import codes, network
 from vlm_spec_decode.robot.go2 import Go2Config, Go2Driver
 from vlm_spec_decode.robot.go2_camera import to_image
 from vlm_spec_decode.robot.go2_postures import PLANS, steps_to_walk
-from vlm_spec_decode.robot.go2_sdk import to_state
+from vlm_spec_decode.robot.link import to_state
 
 
 def in_state(code: int) -> RobotState:

@@ -23,8 +23,9 @@ DRIVER_PARAMETERS = (
     Parameter(
         "driver",
         "sdk",
-        "How the robot is spoken to: sdk (a Go2, Unitree's SDK) or cmd_vel (any robot with odometry).",
-        choices=("sdk", "cmd_vel"),
+        "How the robot is spoken to: sdk (a Go2, Unitree's SDK), ros2 (a Go2, unitree_api messages) or "
+        "cmd_vel (any robot with odometry).",
+        choices=("sdk", "ros2", "cmd_vel"),
     ),
 )
 
@@ -81,11 +82,18 @@ def _locomotion(node: Node, stop: Stop) -> NodePart:
     from vlm_spec_decode.bridge.velocity_robot import VelocityRobot
 
     config, clock = _robot(node), WallClock()
-    if Parameters(node, DRIVER_PARAMETERS).text("driver") == "cmd_vel":
+    kind = Parameters(node, DRIVER_PARAMETERS).text("driver")
+    if kind == "cmd_vel":
         return LocomotionNode(node, VelocityRobot(node, clock), clock, stop, says_odometry=False)
     from vlm_spec_decode.robot.go2 import Go2Driver
 
-    return LocomotionNode(node, Go2Driver(config, clock), clock, stop)
+    if kind == "ros2":
+        from vlm_spec_decode.bridge.unitree_api import RosConnector
+
+        driver = Go2Driver(config, clock, connect=RosConnector(node))
+    else:
+        driver = Go2Driver(config, clock)
+    return LocomotionNode(node, driver, clock, stop)
 
 
 def _monitor(node: Node, _stop: Stop) -> NodePart:

@@ -1,4 +1,4 @@
-"""A Go2 behind `RobotDriver`, through Unitree's SDK; its camera is in `robot.go2_camera`.
+"""A Go2 behind `RobotDriver`, through Unitree's SDK or another `Link`; its camera is in `go2_camera`.
 
 Whether the robot moves, stands or lies is read from its state, and whether it lives from the stamp of that
 state; return codes only say that a call was refused. Knows nothing of simulation: whatever speaks the
@@ -16,12 +16,11 @@ from vlm_spec_decode.core.errors import RobotError, RobotRefused, RobotUnreachab
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.robot import POSTURES, RobotState
 from vlm_spec_decode.robot import codes
-from vlm_spec_decode.robot.go2_camera import Go2Camera
 from vlm_spec_decode.robot.go2_config import Go2Config
 from vlm_spec_decode.robot.go2_postures import PLANS, Step, steps_to_walk
-from vlm_spec_decode.robot.go2_sdk import Link, StateFeed, connect
+from vlm_spec_decode.robot.link import Feed, Link
 
-__all__ = ["Go2Camera", "Go2Config", "Go2Driver"]
+__all__ = ["Go2Config", "Go2Driver"]
 
 SPACING_S = 0.006
 """Between Move and StopMove: in a burst the SDK's own server drops the newest request, which is the stop."""
@@ -32,6 +31,13 @@ MOVE_HOLD_S = 1.2
 """A Move is over after this even if no stop was heard (the robot holds it for 1 s)."""
 LOOK_TOLERANCE_RAD = 0.06
 POLL_S = 0.01
+
+
+def _through_sdk(config: Go2Config, clock: Clock) -> Link:
+    # Only now: the SDK need not be installed where the robot is reached in another way.
+    from vlm_spec_decode.robot.go2_sdk import connect
+
+    return connect(config, clock)
 
 
 class Go2Driver:
@@ -45,10 +51,10 @@ class Go2Driver:
         config: Go2Config,
         clock: Clock | None = None,
         *,
-        connect: Callable[[Go2Config, Clock], Link] = connect,
+        connect: Callable[[Go2Config, Clock], Link] | None = None,
     ) -> None:
-        """Touch nothing yet; `start` does, with `connect`."""
-        self._connect = connect
+        """Touch nothing yet; `start` does, with `connect` (default: through the SDK)."""
+        self._connect = connect or _through_sdk
         self._config = config
         self._clock = clock or WallClock()
         self._link: Link | None = None
@@ -84,7 +90,7 @@ class Go2Driver:
         with self._send_lock:
             if self._stop_lock.locked():
                 return
-            code = link.move.Move(*velocity)
+            code = link.move.call("Move", *velocity)
             self._moved_s = self._clock.now()
         codes.check("Move", code)
 
@@ -143,7 +149,7 @@ class Go2Driver:
             raise RobotUnreachable("the driver has not been started")
         return self._link
 
-    def _find(self, feed: StateFeed) -> None:
+    def _find(self, feed: Feed) -> None:
         """Wait for state and battery. Raises RobotUnreachable naming what is missing."""
         config = self._config
         if feed.wait(lambda _: feed.is_live(), self._clock.now() + config.first_state_s):
@@ -171,7 +177,7 @@ class Go2Driver:
             if now_s >= call_s:
                 if self._stops != stops:
                     raise RobotRefused(step.call, code, "not called again: there has been a stop")
-                code = getattr(self._started().posture, step.call)(*step.arguments)
+                code = self._started().posture.call(step.call, *step.arguments)
                 if code not in codes.UNCERTAIN and not unsure:
                     codes.check(step.call, code)
                 # A refusal after an unanswered call: the first one was heard and is being carried out.
@@ -213,4 +219,4 @@ class Go2Driver:
         """Send one StopMove, well after the last Move, and return its code."""
         with self._send_lock:
             self._clock.sleep(self._moved_s + SPACING_S - self._clock.now())
-            return int(link.stop.StopMove())
+            return link.stop.call("StopMove")

@@ -5,6 +5,10 @@ reader itself (`Entity.__del__` looks its own weak reference up, which the colle
 the next sample, or the next writer that leaves, calls freed memory and the process dies. The SDK's clients
 are such cycles and cannot be closed. So a client, once made, lives as long as the process and is lent
 again; a subscriber lives until it has been closed by name.
+
+Closing has a trap of its own in cyclonedds 0.10: while a callback runs it holds its reader, so a reader let
+go meanwhile is deleted by the callback's own thread, which then waits for the callback, that is for itself,
+and no thread receives any more. So the callback is taken away first, which waits for one under way.
 """
 
 from __future__ import annotations
@@ -67,10 +71,22 @@ def keep(subscriber: ChannelSubscriber) -> None:
 
 def close(subscriber: ChannelSubscriber) -> None:
     """Close a subscriber of `keep`, which frees reader and callbacks in the right order."""
+    reader = _reader(subscriber)
+    # Held until no callback runs any more: `set_listener` lets go of it first.
+    listener = getattr(reader, "_listener", None)
+    if reader is not None and listener is not None:
+        reader.set_listener(None)
     subscriber.Close()
+    del reader, listener
     with _LOCK:
         kept = _kept()
         kept.subscribers = [one for one in kept.subscribers if one is not subscriber]
+
+
+def _reader(subscriber: ChannelSubscriber) -> Any:
+    """Return the DDS reader inside a subscriber, or None before `Init` and after `Close`."""
+    channel = getattr(subscriber, "_ChannelSubscriber__channel", None)
+    return getattr(getattr(channel, "_Channel__reader", None), "_Reader__reader", None)
 
 
 def _kept() -> _Kept:

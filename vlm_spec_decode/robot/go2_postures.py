@@ -17,7 +17,7 @@ POSE = frozenset({1091})
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One call of the SportClient (none: only wait) and what the state must then say."""
+    """One call of the sport service (none: only wait) and what the state must then say."""
 
     call: str
     done: Callable[[RobotState], bool]

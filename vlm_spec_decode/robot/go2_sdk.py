@@ -6,8 +6,6 @@ bare failures, messages in place of states. Knows nothing of what the driver doe
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +14,11 @@ from unitree_sdk2py.core.channel import ChannelFactory, ChannelSubscriber
 from unitree_sdk2py.go2.sport.sport_client import SportClient
 from unitree_sdk2py.idl.unitree_go.msg.dds_ import LowState_, SportModeState_
 
-from vlm_spec_decode.core.errors import DomainBusy, RobotStale, RobotUnreachable
+from vlm_spec_decode.core.errors import DomainBusy, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
-from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.robot.go2_config import Go2Config
 from vlm_spec_decode.robot.go2_keep import borrow, close, give_back, keep
+from vlm_spec_decode.robot.link import Link, StateKeeper
 from vlm_spec_decode.robot.network import check_network
 
 _JOINED = "vsd_joined"
@@ -67,45 +65,12 @@ def make_sport_clients(*timeouts_s: float) -> list[SportClient]:
         return clients + list(pool.map(lambda timeout_s: borrow(SportClient, timeout_s), others))
 
 
-def to_state(message: SportModeState_, received_s: float, battery_soc: float) -> RobotState:
-    """Translate a state message. Four ranges of 0 mean "not measured" and become infinity.
-
-    A single 0 is contact: a robot that touches something must not take it for free ground.
-    """
-    ranges = [float(value) for value in message.range_obstacle]
-    if not any(ranges):
-        ranges = [math.inf] * 4
-    roll, pitch, yaw = message.imu_state.rpy
-    return RobotState(
-        stamp_s=message.stamp.sec + 1e-9 * message.stamp.nanosec,
-        received_s=received_s,
-        x_m=message.position[0],
-        y_m=message.position[1],
-        yaw_rad=yaw,
-        vx_mps=message.velocity[0],
-        vy_mps=message.velocity[1],
-        vyaw_radps=message.yaw_speed,
-        roll_rad=roll,
-        pitch_rad=pitch,
-        body_height_m=message.body_height,
-        code=message.error_code,
-        battery_soc=battery_soc,
-        range_obstacle_m=(ranges[0], ranges[1], ranges[2], ranges[3]),
-    )
-
-
-class StateFeed:
-    """The newest state, and whether the robot's stamp still moves. Readable from any thread."""
+class StateFeed(StateKeeper):
+    """The newest state as the SDK's subscribers hear it."""
 
     def __init__(self, clock: Clock, sport_topic: str, low_topic: str, stale_after_s: float) -> None:
         """Subscribe. `join` must have been called."""
-        self._clock = clock
-        self._topic = sport_topic
-        self._stale_after_s = stale_after_s
-        self._state: RobotState | None = None
-        self._progress_s = -math.inf
-        self._battery_soc: float | None = None
-        self._is_complete = False
+        super().__init__(clock, sport_topic, stale_after_s)
         self._subscribers: list[Any] = [
             ChannelSubscriber(sport_topic, SportModeState_),
             ChannelSubscriber(low_topic, LowState_),
@@ -113,68 +78,24 @@ class StateFeed:
         for subscriber in self._subscribers:
             keep(subscriber)
         # Queue length 0: the handlers run in the listener and only keep the newest sample.
-        self._subscribers[0].Init(self._on_sport, 0)
-        self._subscribers[1].Init(self._on_low, 0)
-
-    def is_moving(self) -> bool:
-        """Return whether there is a state whose stamp has moved lately."""
-        return self._clock.now() - self._progress_s <= self._stale_after_s
-
-    def is_live(self) -> bool:
-        """Return whether there is such a state that holds the battery, too, which has its own topic."""
-        return self.is_moving() and self._is_complete
-
-    def newest(self) -> RobotState:
-        """Return the newest state. Raises RobotStale if its stamp stands still, or RobotUnreachable."""
-        state = self._state
-        if state is None:
-            raise RobotUnreachable(f"no robot state on {self._topic}")
-        if not self.is_moving():
-            age_s = self._clock.now() - self._progress_s
-            raise RobotStale(f"the stamp of {self._topic} has stood still for {age_s:.2f} s")
-        return state
-
-    def wait(self, done: Callable[[RobotState], bool], deadline_s: float) -> bool:
-        """Wait until `done` holds for the newest state; whether it did before `deadline_s` of the clock."""
-        while True:
-            state = self._state
-            if state is not None and done(state):
-                return True
-            if self._clock.now() >= deadline_s:
-                return False
-            self._clock.sleep(0.01)
+        self._subscribers[0].Init(self.take_sport, 0)
+        self._subscribers[1].Init(self.take_low, 0)
 
     def close(self) -> None:
         """Unsubscribe. Idempotent."""
         while self._subscribers:
             close(self._subscribers.pop())
 
-    def _on_sport(self, message: SportModeState_) -> None:
-        now_s = self._clock.now()
-        soc = 0.0 if self._battery_soc is None else self._battery_soc
-        old, self._state = self._state, to_state(message, now_s, soc)
-        self._is_complete = self._battery_soc is not None
-        if old is None or old.stamp_s != self._state.stamp_s:
-            self._progress_s = now_s
-
-    def _on_low(self, message: LowState_) -> None:
-        self._battery_soc = message.bms_state.soc / 100
-
 
 @dataclass(frozen=True, slots=True)
-class Link:
-    """What a started driver holds. Three clients, so that no call waits behind another's timeout."""
+class SdkCalls:
+    """`robot.link.Calls` through one client of the SDK."""
 
-    feed: StateFeed
-    posture: SportClient
-    move: SportClient
-    stop: SportClient
+    client: SportClient
 
-    def close(self) -> None:
-        """Leave; the clients wait for whoever joins next."""
-        self.feed.close()
-        for client in (self.posture, self.move, self.stop):
-            give_back(client)
+    def call(self, name: str, *arguments: float) -> int:
+        """Make one call and return its code."""
+        return int(getattr(self.client, name)(*arguments))
 
 
 def connect(config: Go2Config, clock: Clock) -> Link:
@@ -183,4 +104,11 @@ def connect(config: Go2Config, clock: Clock) -> Link:
     feed = StateFeed(clock, config.state_topic, config.low_topic, config.stale_after_s)
     # A Move has no reply; its timeout only bounds the wait for a service that is not there.
     clients = make_sport_clients(config.call_timeout_s, config.stop_timeout_s, config.stop_timeout_s)
-    return Link(feed, *clients)
+    posture, move, stop = (SdkCalls(client) for client in clients)
+
+    def leave() -> None:
+        feed.close()
+        for client in clients:
+            give_back(client)
+
+    return Link(feed, posture, move, stop, leave)

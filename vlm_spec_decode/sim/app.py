@@ -171,6 +171,7 @@ def _serve(
         finally:
             server.stop()
             hub.stop()
+            publisher.close()
     for worker in workers:
         worker.result()
 

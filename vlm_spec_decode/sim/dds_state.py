@@ -128,6 +128,12 @@ class StatePublisher:
             if state is not None:
                 feed.writer.write(feed.fill(state))
 
+    def close(self) -> None:
+        """Write nothing more. Idempotent."""
+        while self._feeds:
+            feed = self._feeds.pop()
+            feed.audience.leave(feed.writer)
+
     @staticmethod
     def _feed(
         dds: Dds, topic: str, kind: type, fill: Callable[[Snapshot], Any], rate_hz: float, is_sport: bool

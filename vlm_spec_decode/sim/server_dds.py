@@ -7,7 +7,6 @@ Topic names, types and quality of service are the SDK's.
 
 from __future__ import annotations
 
-import logging
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +24,6 @@ from vlm_spec_decode.core.ports import Clock
 MAX_DOMAIN = 232
 """Above this the ports that DDS derives from the domain id do not exist."""
 PROBE_S = 0.6
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +48,13 @@ class Audience(Listener):  # type: ignore[misc]
         """Take what the DDS library tells on its own thread."""
         del writer
         self.readers = status.current_count
+
+    def leave(self, writer: DataWriter[Any]) -> None:
+        """Hear nothing of the writer any more; to be called before it is let go.
+
+        A callback holds its writer: one that ran while everybody else lets go would delete it, and deadlock.
+        """
+        writer.set_listener(None)
 
 
 def open_domain(domain_id: int, interface: str) -> Dds:
@@ -77,14 +81,13 @@ def refuse_second_robot(dds: Dds, clock: Clock, service: str = "sport") -> None:
     """Make sure that no other robot serves this domain. Raises DomainBusy."""
     topic: Topic[Any] = Topic(dds.participant, f"rt/api/{service}/request", Request_)
     audience = Audience()
-    # It meets readers for as long as it lives.
-    _writer: DataWriter[Any] = DataWriter(dds.participant, topic, listener=audience)
+    writer: DataWriter[Any] = DataWriter(dds.participant, topic, listener=audience)
     deadline_s = clock.now() + PROBE_S
-    while clock.now() < deadline_s:
-        if audience.readers:
-            raise DomainBusy(
-                f"a robot already serves {service!r} on DDS domain {dds.participant.get_domain_id()}; "
-                "stop it or choose another domain"
-            )
+    while clock.now() < deadline_s and not audience.readers:
         clock.sleep(0.05)
-    _log.debug("no %s service on the domain yet", service)
+    audience.leave(writer)
+    if audience.readers:
+        raise DomainBusy(
+            f"a robot already serves {service!r} on DDS domain {dds.participant.get_domain_id()}; "
+            "stop it or choose another domain"
+        )
