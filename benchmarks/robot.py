@@ -1,6 +1,6 @@
 """How safe the robot stays: the bars of stopping, dying, freezing, gate, obstacles and overlay, measured.
 
-    python benchmarks/robot.py [--quick] [--only NAME,…] [--out FOLDER]
+    python benchmarks/robot.py [--quick] [--only NAME,…] [--body kinematic|physical] [--out FOLDER]
 
 Simulator, cloud and nodes run as processes of their own over DDS, ROS 2 and ZeroMQ; a tap hears what the
 robot hears. `--quick` takes under 10 minutes on 2 idle cores, with smaller counts, which it states. Prints a
@@ -26,6 +26,7 @@ from robot_gate import obstacles, plans
 
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.demo.processes import Processes
+from vlm_spec_decode.sim.bodies import BODIES
 
 SEED = 20260
 
@@ -74,7 +75,7 @@ def run(case: str, bench: Bench, count: int) -> list[Figure]:
     return found
 
 
-def measure(counts: Counts, only: set[str], out: Path) -> list[Figure]:
+def measure(counts: Counts, only: set[str], out: Path, body: str) -> list[Figure]:
     """Run the cases asked for, those in processes first."""
     figures: list[Figure] = []
     wanted = [name for name in CASES if not only or name in only]
@@ -84,7 +85,7 @@ def measure(counts: Counts, only: set[str], out: Path) -> list[Figure]:
             Processes(
                 out / "logs", WallClock(), {"OMP_NUM_THREADS": "1", "MUJOCO_GL": "osmesa"}
             ) as processes,
-            Bench(processes, Path(name)) as bench,
+            Bench(processes, Path(name), body) as bench,
         ):
             for case in wanted:
                 print(f"… {case}", file=sys.stderr, flush=True)
@@ -99,6 +100,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions; under 10 minutes on 2 cores")
     parser.add_argument("--only", default="", help=f"of: gate, {', '.join(CASES)}")
+    parser.add_argument("--body", default="kinematic", choices=list(BODIES), help="of the simulated robot")
     parser.add_argument("--out", type=Path, default=Path("out/robot"), help="folder of logs and robot.json")
     options = parser.parse_args()
     only = {name for name in options.only.split(",") if name}
@@ -106,8 +108,8 @@ def main() -> int:
         parser.error(f"--only: choose of gate, {', '.join(CASES)}")
     options.out.mkdir(parents=True, exist_ok=True)
     counts = QUICK if options.quick else FULL
-    figures = measure(counts, only, options.out)
-    return report(figures, options.out / "robot.json", quick=options.quick)
+    figures = measure(counts, only, options.out, options.body)
+    return report(figures, options.out / "robot.json", quick=options.quick, body=options.body)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ class Bench:
         scene.write_text(yaml.safe_dump(ROOM))
         link.write_text(yaml.safe_dump(SLOW_LINK))
         self.link = link
-        self.start("sim", "sim", "--scene", str(scene), "--domain", str(DDS_DOMAIN), "--start", "standing")
+        where = ("--scene", str(scene), "--domain", str(DDS_DOMAIN), "--body", self.body)
+        self.start("sim", "sim", *where, "--start", "standing")
         self.processes.wait_ready(self.running["sim"], START_S)
         self.address = self.cloud("tcp://127.0.0.1:*")
         host, port = self.address.removeprefix("tcp://").split(":")

@@ -17,11 +17,11 @@ from robot_rig import freeze, until
 from vlm_spec_decode.actions.types import Forward
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.robot.fake_body import HULL_HALF_M, Disc
+from vlm_spec_decode.sim.bodies import make_world
 from vlm_spec_decode.sim.faults import FaultSchedule
 from vlm_spec_decode.sim.scene import Pose2D, Scene
 from vlm_spec_decode.sim.server_robot import SimulatedRobot
 from vlm_spec_decode.sim.statemachine_tables import Code
-from vlm_spec_decode.sim.world import World
 
 TOP_MPS = 0.45
 EXPIRY_S = 1.0
@@ -37,12 +37,12 @@ while True:
 """
 
 
-def own_braking() -> tuple[float, float]:
+def own_braking(body: str) -> tuple[float, float]:
     """Return time and distance from top speed that the body itself needs, in virtual time: means."""
     times, ways = [], []
     for phase in range(20):
         clock = VirtualClock(10.0)
-        world = World(Scene(0, 16.0, 16.0, (), Pose2D(-5.0, 0.0, 0.0)), seed=0)
+        world = make_world(Scene(0, 16.0, 16.0, (), Pose2D(-5.0, 0.0, 0.0)), body=body)
         robot = SimulatedRobot(world, clock, FaultSchedule((), clock.now()), code=Code.BALANCE_STAND)
         began_s = clock.now()
         while clock.now() < began_s + 2.0 + phase / 1000:
@@ -78,7 +78,7 @@ def e_stop(bench: Bench, count: int) -> list[Figure]:
         bench.operator.estop(False)
     bench.processes.stop(["load"])
     bench.home()
-    own_s, own_m = own_braking()
+    own_s, own_m = own_braking(bench.body)
     p99 = sorted(delays)[max(0, math.ceil(0.99 * count) - 1)]
     note = (
         f"{count} stops at top speed beside a process that decodes; median {statistics.median(delays):.4f} s"
@@ -110,7 +110,7 @@ def vlm(bench: Bench, count: int) -> list[Figure]:
 
 def locomotion(bench: Bench, count: int) -> list[Figure]:
     """Kill the locomotion node at top speed: nobody stops the robot but its own expiry."""
-    own_s, _ = own_braking()
+    own_s, _ = own_braking(bench.body)
     kept, spent = 0, []
     for _ in range(count):
         bench.home()
