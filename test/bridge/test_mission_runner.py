@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from test.actions.rig import Rig
 from test.bridge.scripted import EchoExecutor, ScriptedEngine, ScriptedEngines, plain_jpeg
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import Done, Forward, Turn
@@ -201,3 +202,26 @@ def test_a_frame_that_is_cut_off_is_named_before_anything_is_asked_of_the_cloud(
     world = World(ScriptedEngine([["forward(0.5)"]]), EchoExecutor(), jpeg=plain_jpeg()[:300])
     assert world.run().reason == "ImageError"
     assert not world.engine.seen
+
+
+class Walker:
+    """The real executor on a fake robot in virtual time; its commander is not heard for a while at first."""
+
+    def __init__(self, silences):
+        self.rig, self.silences = Rig(), silences
+
+    def take(self, plan):
+        self.rig._sent = replace(plan, stamp_s=self.rig.clock.now())
+        if plan.actions and self.silences:
+            self.silences -= 1
+            self.rig.go(2.0)
+            return self.rig.go(1.0, heartbeat=False)
+        return self.rig.go(12.0 if plan.actions else 0.3)
+
+
+@pytest.mark.parametrize("silences", [0, 1, 2])
+def test_a_plain_motion_that_the_watchdog_broke_off_ends_where_it_was_told_to(silences):
+    engine, walker = ScriptedEngine([["forward(2.5)", " done()"]]), Walker(silences)
+    assert World(engine, walker).run().status == "done"
+    assert len(engine.seen) == 1 + silences
+    assert walker.rig.x_m == pytest.approx(2.5, abs=0.1)
