@@ -59,8 +59,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         node("vlm_node", share, value, cloud | vlm),
     ]
     if is_true(value["rviz"]):
-        view = ["-d", f"{share}/rviz/vlm.rviz"]
-        processes.append(Node(package="rviz2", executable="rviz2", arguments=view))
+        processes.append(view(share, value))
     return processes
 
 
@@ -102,6 +101,18 @@ def node(name: str, share: str, value: dict[str, str], parameters: dict[str, str
         respawn=comes_back,
         respawn_delay=2.0,
         on_exit=None if comes_back else [Shutdown(reason=f"{name} ended")],
+    )
+
+
+def view(share: str, value: dict[str, str]) -> Node:
+    """Open RViz on this robot's topics and frames."""
+    below = "/" + value["namespace"].strip("/") if value["namespace"] else ""
+    seen = ("odom", "vlm/overlay/compressed", "vlm/markers", "vlm/path")
+    return Node(
+        package="rviz2",
+        executable="rviz2",
+        arguments=["-d", f"{share}/rviz/vlm.rviz", "-f", f"{value['frame_prefix']}odom"],
+        remappings=[(f"/{topic}", f"{below}/{topic}") for topic in seen] if below else [],
     )
 
 

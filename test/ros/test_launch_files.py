@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,11 @@ def parameters_of(node):
         if isinstance(group, dict):
             names += ["".join(part.text for part in key) for key in group]
     return names
+
+
+def test_what_rviz_shows_is_what_launch_files_carry_into_a_namespace():
+    shown = set(re.findall(r"Value: /(\S+)", (ROOT / "rviz" / "vlm.rviz").read_text()))
+    for path in LAUNCH_FILES:
+        if "def view(" in path.read_text():
+            seen = re.search(r"seen = \(([^)]*)\)", path.read_text()).group(1)
+            assert set(re.findall(r'"([^"]+)"', seen)) == shown
