@@ -46,8 +46,8 @@ class Manager:
         self._change = self.own.create_client(ChangeState, f"{name}/change_state")
         self._state = self.own.create_client(GetState, f"{name}/get_state")
         graph.start(self.own)
-        assert self._change.wait_for_service(20)
-        assert self._state.wait_for_service(20)
+        assert self._change.wait_for_service(30)
+        assert self._state.wait_for_service(30)
 
     def set(self, transition):
         """Return whether it succeeded, and the state after it."""
@@ -63,7 +63,7 @@ class Manager:
         ended = threading.Event()
         future = client.call_async(request)
         future.add_done_callback(lambda _: ended.set())
-        assert ended.wait(30)
+        assert ended.wait(60)
         return future.result()
 
 
