@@ -8,7 +8,7 @@
 `docs/results/main_job.json` is what benchmarks/main_job.py leaves in its folder, with the machine it ran on;
 `docs/results/demo.json` is the run.json of a `vsd demo`; `decoding.json` and `reproduction.json` are what
 benchmarks/decoding.py and benchmarks/reproduction.py leave, `robot.json` what benchmarks/robot.py does,
-`bodies.json` what benchmarks/bodies.py does.
+`bodies.json` what benchmarks/bodies.py does, `bags.json` what benchmarks/bags.py does.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import bag_tables
 import bodies_tables
 import decoding_tables
 import robot_tables
@@ -34,6 +35,7 @@ SOURCES = {"kinds": "models"} | {
 MEANINGS = {
     **decoding_tables.MEANINGS,
     **robot_tables.MEANINGS,
+    **bag_tables.MEANINGS,
     "success_all": "episodes of all motion instructions that succeed",
     "success_go_to": 'of those, "go to"',
     "collisions_per_100": "collisions in 100 episodes",
@@ -135,6 +137,7 @@ def render(text: str) -> str:
 
     tables = {
         "main_job": lambda: f"{figures_table(load('main_job'))}\n\n{made(load('main_job'))}",
+        "bags": lambda: f"{figures_table(load('bags'))}\n\n{made(load('bags'))}",
         "robot": lambda: robot(load("robot")),
         "bodies": lambda: bodies(load("bodies")),
         "demo": lambda: demo_table(load("demo")),

@@ -8,8 +8,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from vlm_spec_decode.bag import plots
+from vlm_spec_decode.bag.look import SCRIPT, STYLE
+
 SHOWN = 500
 """Answers of a page at most, the worst first; the rest is in the CSV."""
+
+WORST = 12
+"""Different answers listed one below the other."""
 
 FIGURES = {
     "same_actions": ("same actions as the label", "{:.0%}"),
@@ -27,43 +33,6 @@ FIGURES = {
     "downlink_bytes": ("bytes down", "{:.0f}"),
 }
 
-STYLE = """
-:root { color-scheme: light } body { font: 15px/1.5 system-ui, sans-serif; max-width: 66rem;
-margin: 2rem auto; padding: 0 1rem; color: #222 } h1 { margin-bottom: 0 } .sub { color: #666 }
-table { border-collapse: collapse; font-size: 14px } td, th { padding: .25rem .9rem .25rem 0;
-text-align: right; border-bottom: 1px solid #eee } td:first-child, th:first-child { text-align: left }
-.ci { color: #888; font-size: 12px } .bad { color: #b3261e } #now { display: grid; gap: 1rem;
-grid-template-columns: 14rem 1fr; min-height: 11rem; margin: .6rem 0 }
-#now img { width: 100%; border-radius: 4px }
-.a { background: #d9ead3 } .t { background: #f4d9c6 } .tokens span { padding: 0 1px; margin-right: 1px;
-border-radius: 2px } input[type=range] { width: 100% } .strip { display: flex; height: 18px }
-.strip i { flex: 1; cursor: pointer; border-right: 1px solid #fff } .worst { display: grid; gap: .4rem 1rem;
-grid-template-columns: 9rem 1fr; margin: .8rem 0; break-inside: avoid } .worst img { width: 100% }
-@media print { #scrub, .strip { display: none } }
-"""
-
-SCRIPT = """
-const D = JSON.parse(document.getElementById('data').textContent), $ = i => document.getElementById(i);
-function words(r) { const w = r.text.split(' '); return w.map((t, i) => {
-  const s = document.createElement('span'); s.textContent = t; s.className = r.fates[i] || ''; return s }) }
-function show(i) { const r = D.rows[D.order[i]]; if (!r) return; $('at').value = i;
-  $('pic').src = D.thumbs[r.q] ? 'data:image/jpeg;base64,' + D.thumbs[r.q] : '';
-  $('what').textContent = r.bag + ', ' + r.at + ' s: “' + r.instruction + '”';
-  $('done').textContent = r.history.length ? 'after ' + r.history.join(' ') : '';
-  $('says').replaceChildren(...words(r));
-  $('label').textContent = r.error || (r.label === null ? '' : 'label: ' + r.label);
-  $('label').className = r.error ? 'bad' : '';
-  $('cost').textContent = r.cell + ': ' + r.total + ' s, ' + r.passes + ' target passes, '
-    + r.accepted + ' of ' + r.drafted + ' drafted tokens accepted' }
-$('at').addEventListener('input', e => show(+e.target.value));
-document.querySelectorAll('.strip i').forEach((e, i) => e.addEventListener('click', () => show(i)));
-document.querySelectorAll('img[data-q]').forEach(e => {
-  if (D.thumbs[e.dataset.q]) e.src = 'data:image/jpeg;base64,' + D.thumbs[e.dataset.q] });
-document.querySelectorAll('.tokens[data-row]').forEach(
-  e => e.replaceChildren(...words(D.rows[e.dataset.row])));
-show(0);
-"""
-
 
 def write_report(
     path: Path, document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], thumbs: Mapping[str, str]
@@ -77,6 +46,7 @@ def write_report(
     data = {
         "rows": [_plain(row) for row in kept],
         "order": order,
+        "first": order.index(place[ranked[0]]) if ranked else 0,
         "thumbs": {name: picture for name, picture in thumbs.items() if name in shown},
     }
     safe = json.dumps(data).replace("</", "<\\/")
@@ -88,19 +58,54 @@ def write_report(
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Replay</title>",
         f"<link rel=icon href='data:,'><style>{STYLE}</style><h1>Replay</h1>",
-        f'<p class="sub">{answers}, {made}</p>',
+        f'<p class="sub">{answers}, {made}</p><p class="lead">{_lead(document)}</p>',
         _figures(document["cells"]),
         _compared(document),
-        "<h2>Total time per answer</h2>",
-        _distributions(rows, document["deadline_s"]),
+        _titled("Same actions as the label", plots.shares(document["cells"], "same_actions")),
+        _titled("Goes the way the robot went", plots.shares(document["cells"], "same_way")),
+        _titled("Total time per answer", plots.times(rows, document["deadline_s"])),
+        f'<p class="ci">Upright: median; dashed: the deadline of {document["deadline_s"]:g} s.</p>',
         "<h2>Timeline</h2>",
         _timeline(kept, order, document["deadline_s"]),
-        f"<h2>Worst first</h2>{''.join(_worst(rows[i], place[i]) for i in ranked[:12])}",
+        f"<h2>Worst first</h2>{''.join(_worst(rows, same, place) for same in _alike(rows, ranked)[:WORST])}",
         "<h2>What the bags held back</h2>",
         f"<ul>{''.join(f'<li>{escape(fault)}' for fault in faults)}</ul>" if faults else "<p>Nothing.</p>",
         f'<script type="application/json" id="data">{safe}</script><script>{SCRIPT}</script></html>',
     ]
     path.write_text("\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+
+
+def _lead(document: Mapping[str, Any]) -> str:
+    """Say in a sentence which way is fastest, how sure that is, and how often it is right."""
+    timed = {name: cell for name, cell in document["cells"].items() if "total_p50_s" in cell}
+    if not timed:
+        return "No answer could be decoded."
+    best = min(timed, key=lambda name: float(timed[name]["total_p50_s"]["value"]))
+    said = f"Fastest: <b>{escape(best)}</b>, median {timed[best]['total_p50_s']['value']:.2f} s"
+    against = (document["compared"].get(best) or {}).get("total_s")
+    if against:
+        times = against["before"] / max(1e-9, against["after"])
+        said += f", {times:.1f} times as fast as {escape(document['compared_with'])} ({_p(against['p'])})"
+    for key, words in (("same_actions", "the label's actions"), ("same_way", "the robot's way")):
+        if key in timed[best]:
+            said += f"; {timed[best][key]['value']:.0%} {words}"
+    return said + "."
+
+
+def _p(p: float) -> str:
+    return "p &lt; 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _titled(title: str, plot: str) -> str:
+    return f"<h2>{title}</h2>{plot}" if plot else ""
+
+
+def _alike(rows: Sequence[Mapping[str, Any]], ranked: Sequence[int]) -> list[list[int]]:
+    """Group the same answer to the same question, whichever way it was decoded, in the order of badness."""
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for i in ranked:
+        found.setdefault((_question(rows[i]), rows[i]["text"], rows[i]["error"]), []).append(i)
+    return list(found.values())
 
 
 def badness(row: Mapping[str, Any], deadline_s: float) -> float:
@@ -117,7 +122,7 @@ def _question(row: Mapping[str, Any]) -> str:
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     same = ("bag", "cell", "instruction", "history", "text", "fates", "drafted", "accepted", "error")
     label = None if row["label"] is None else " ".join(row["label"])
-    timed = {"at": row["at_s"], "total": round(row["total_s"], 2), "passes": row["target_passes"]}
+    timed = {"at": round(row["at_s"], 1), "total": round(row["total_s"], 2), "passes": row["target_passes"]}
     return {key: row[key] for key in same} | timed | {"label": label, "q": _question(row)}
 
 
@@ -152,44 +157,16 @@ def _compared(document: Mapping[str, Any]) -> str:
         for key, found in figures.items():
             if found is None:
                 continue
+            form = FIGURES.get(key, ("", "{:.2f} s"))[1]
             sure = "" if found["p"] < 0.05 else ' class="ci"'
-            change = f"{found['before']:.3g} → {found['after']:.3g}"
+            change = f"{form.format(found['before'])} → {form.format(found['after'])}"
             lines.append(
-                f"<tr{sure}><td>{escape(name)}<td>{FIGURES.get(key, (key,))[0].replace('_', ' ')}<td>{change}"
-                f"<td>p = {found['p']:.3f}"
+                f"<tr{sure}><td>{escape(name)}<td>{FIGURES.get(key, ('total, mean',))[0]}<td>{change}"
+                f"<td>{_p(found['p'])}"
             )
     head = f"<h2>Compared with {escape(document['compared_with'])}</h2>"
     note = '<p class="ci">Paired over the same questions, sign-flip test; grey: not significant at 5 %.</p>'
     return f"{head}<table>{''.join(lines)}</table>{note}"
-
-
-def _distributions(rows: Sequence[Mapping[str, Any]], deadline_s: float) -> str:
-    """Return a strip of points for each cell over one axis of seconds, with the median and the deadline."""
-    names = list(dict.fromkeys(row["cell"] for row in rows))
-    longest_s = max([deadline_s, *(row["total_s"] for row in rows)]) * 1.05
-
-    def x(seconds: float) -> str:
-        return f"{300 + 560 * seconds / longest_s:.1f}"
-
-    bottom = 28 * len(names)
-    parts = [_upright(x(deadline_s), 0, bottom, 'stroke="#b3261e" stroke-dasharray="3 3"')]
-    for line, name in enumerate(names):
-        times = sorted(row["total_s"] for row in rows if row["cell"] == name and not row["error"])
-        y = 28 * line + 14
-        parts.append(f'<text x="290" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
-        dot = f'cy="{y}" r="3" fill="#3572b0" fill-opacity=".35"'
-        parts += [f'<circle cx="{x(t)}" {dot}/>' for t in times[:: max(1, len(times) // 300)]]
-        if times:
-            parts.append(_upright(x(times[len(times) // 2]), y - 9, y + 9, 'stroke="#222" stroke-width="2"'))
-    for tick in range(6):
-        seconds = round(longest_s * tick / 5, 1)
-        place = f'x="{x(seconds)}" y="{bottom + 14}" text-anchor="middle"'
-        parts.append(f'<text {place} fill="#666">{seconds:g} s</text>')
-    return f'<svg width="900" height="{bottom + 22}" font-size="12" role="img">{"".join(parts)}</svg>'
-
-
-def _upright(x: str, top: int, bottom: int, style: str) -> str:
-    return f'<line x1="{x}" x2="{x}" y1="{top}" y2="{bottom}" {style}/>'
 
 
 def _timeline(kept: Sequence[Mapping[str, Any]], order: Sequence[int], deadline_s: float) -> str:
@@ -209,13 +186,14 @@ def _timeline(kept: Sequence[Mapping[str, Any]], order: Sequence[int], deadline_
     )
 
 
-def _worst(row: Mapping[str, Any], place: int) -> str:
+def _worst(rows: Sequence[Mapping[str, Any]], same: Sequence[int], place: Mapping[int, int]) -> str:
+    row = rows[same[0]]
     label = "" if row["label"] is None else f"<br>label: {escape(' '.join(row['label']))}"
     why = f'<br><span class="bad">{escape(row["error"])}</span>' if row["error"] else ""
+    ways = ", ".join(f"{escape(rows[i]['cell'])} {rows[i]['total_s']:.2f} s" for i in same)
     return (
         f'<div class="worst"><img data-q="{escape(_question(row))}" alt="frame"><div><b>'
-        f'{escape(row["instruction"])}</b> <span class="ci">{escape(_question(row))}, {escape(row["cell"])}, '
-        f"{row['total_s']:.2f} s</span><br>"
-        f'<span class="tokens" data-row="{place}">{escape(row["text"])}</span>'
+        f'{escape(row["instruction"])}</b> <span class="ci">{escape(_question(row))}; {ways}</span><br>'
+        f'<span class="tokens" data-row="{place[same[0]]}">{escape(row["text"])}</span>'
         f"{label}{why}</div></div>"
     )

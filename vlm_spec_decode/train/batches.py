@@ -13,11 +13,13 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from vlm_spec_decode.models.prompt import MAX_HISTORY
 from vlm_spec_decode.models.tiny import EOS_ID, PATCHES_ACROSS
 from vlm_spec_decode.sim.scene import COLOURS, KINDS
 from vlm_spec_decode.train import teacher
 from vlm_spec_decode.train.dialogues import Dialogue, draw
 from vlm_spec_decode.train.frames import Column, FrameSet
+from vlm_spec_decode.train.instructions import Goal
 
 BEARING_BINS, BEARING_STEP_DEG = 30, 5.0
 DISTANCE_BINS, DISTANCE_STEP_M = 24, 0.2
@@ -89,8 +91,10 @@ class Batcher:
         self._stop = tokenizer.get_vocab()["."]
 
     def draw(self, rng: np.random.Generator, batch: int, dialogues: int | None = None) -> Batch:
-        """Draw a batch of images, half of them mirrored, each with fresh dialogues."""
+        """Draw a batch of images, half of them mirrored, each with fresh dialogues; or those of a walk."""
         chosen = rng.integers(0, len(self._frames), batch)
+        if self._frames.talks:
+            return self._walked(rng, chosen)
         flips = rng.random(batch) < 0.5
         rows = [flipped(self._frames.objects[i], f) for i, f in zip(chosen, flips, strict=True)]
         talks = [[draw(rng, teacher.things(r)) for _ in range(dialogues or self._dialogues)] for r in rows]
@@ -104,6 +108,15 @@ class Batcher:
             [_flip_patches(self._frames.patches[i], f) for i, f in zip(chosen, flips, strict=True)]
         )
         return self.pack(augment(rng, images), talks, patch_labels(patches, np.stack(rows)))
+
+    def _walked(self, rng: np.random.Generator, chosen: npt.NDArray[np.integer]) -> Batch:
+        """Lay out frames of recorded walks, each with what was said about it."""
+        said = [self._frames.talks[i] for i in chosen]
+        goals = [Goal(t["instruction"], "see") for t in said]
+        pasts = [tuple(t["history"][-MAX_HISTORY:]) for t in said]
+        talks = [[Dialogue(g, p, t["answer"])] for g, p, t in zip(goals, pasts, said, strict=True)]
+        labels = patch_labels(self._frames.patches[chosen], self._frames.objects[chosen])
+        return self.pack(augment(rng, self._frames.frames[chosen]), talks, labels)
 
     def pack(self, pixels: torch.Tensor, talks: list[list[Dialogue]], patch: torch.Tensor) -> Batch:
         """Lay out the dialogues of each image."""

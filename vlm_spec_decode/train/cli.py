@@ -31,17 +31,36 @@ def _finish(figures: dict[str, Any], as_json: bool) -> None:
 
 
 @train.command()
-@click.option("--out", type=FOLDER, default=Path("data/frames"), show_default=True)
+@click.option("--out", type=FOLDER, default=None, show_default="data/frames, data/walks")
 @click.option("--scenes", type=click.IntRange(1), default=7000, show_default=True)
 @click.option("--poses", type=click.IntRange(1), default=8, show_default=True, help="Frames in each scene.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
+@click.option(
+    "--from-bags", "bags", type=FOLDER, multiple=True, help="Bag of a walk with labels; may be repeated."
+)
+@click.option("--image-topic", default="", help="With --from-bags; default: the first found by type.")
+@click.option("--instructions", type=FOLDER, help="With --from-bags: CSV or YAML of instructions and labels.")
+@click.option("--every", "every_s", type=click.FloatRange(0), default=1.0, help="With it: s between frames.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON line.")
-def data(out: Path, scenes: int, poses: int, workers: int, as_json: bool) -> None:
-    """Render training frames; goes on where an interrupted run stopped."""
+def data(out: Path | None, scenes: int, poses: int, workers: int, as_json: bool, **walks: Any) -> None:
+    """Render training frames, or take those of recorded walks; rendering goes on where it stopped."""
+    if walks["bags"]:
+        return _finish(_walks(out or Path("data/walks"), **walks), as_json)
     from vlm_spec_decode.train.config import DataConfig
     from vlm_spec_decode.train.frames import run_data
 
-    _finish(run_data(DataConfig(out, scenes, poses, workers=workers)), as_json)
+    return _finish(run_data(DataConfig(out or Path("data/frames"), scenes, poses, workers=workers)), as_json)
+
+
+def _walks(
+    out: Path, bags: tuple[Path, ...], image_topic: str, instructions: Path | None, every_s: float
+) -> dict[str, Any]:
+    from vlm_spec_decode.bag.events import Topics
+    from vlm_spec_decode.bag.questions import AskPlan, read_spoken
+    from vlm_spec_decode.train.walks import WalksConfig, run_walks
+
+    plan = AskPlan(spoken=read_spoken(instructions) if instructions else (), every_s=every_s)
+    return run_walks(WalksConfig(bags, out, Topics(image=image_topic), plan))
 
 
 def _model_options(command: Any) -> Any:
@@ -59,11 +78,12 @@ def _model_options(command: Any) -> Any:
             "--start",
             type=FOLDER,
             default=None,
-            help="Checkpoint to begin from; with --text a model's folder, whose language part is taken.",
+            help="Checkpoint or model's folder to begin from; with --text its language part is taken.",
         ),
         click.option(
             "--batch", type=click.IntRange(1), default=None, help="Images, or dialogues, of a step."
         ),
+        click.option("--peak-rate", type=click.FloatRange(0), default=None, help="Highest learning rate."),
         click.option("--seed", type=int, default=0, show_default=True),
         click.option("--threads", type=click.IntRange(1), default=1, show_default=True),
         DEVICE,

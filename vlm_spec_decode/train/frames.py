@@ -51,12 +51,13 @@ class Column(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class FrameSet:
-    """A data folder, opened."""
+    """A data folder, opened. `talks`: what was said about each frame of a recorded walk, else nothing."""
 
     frames: npt.NDArray[np.uint8]
     patches: npt.NDArray[np.int8]
     objects: npt.NDArray[np.float32]
     digest: str
+    talks: tuple[dict[str, Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -71,7 +72,9 @@ def open_frames(folder: Path) -> FrameSet:
         raise ConfigError(
             f"{folder} holds no finished frames ({error}); `vsd train data` makes them"
         ) from error
-    return FrameSet(arrays[0], arrays[1], arrays[2], meta["digest"])
+    talks = folder / "talks.json"
+    said = json.loads(talks.read_text(encoding="utf-8")) if talks.exists() else ()
+    return FrameSet(arrays[0], arrays[1], arrays[2], meta["digest"], tuple(said))
 
 
 def run_data(config: DataConfig) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.models import tiny
 from vlm_spec_decode.models.failures import memory_named
 from vlm_spec_decode.train import checkpoint as files
@@ -52,6 +53,8 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     tok = tokenizer()
     frames = open_frames(config.data)
+    if frames.talks and config.eye_steps:
+        raise ConfigError(f"{config.data} holds recorded walks, which teach no eye: --eye-steps 0")
     batcher = Batcher(frames, tok, config.dialogues)
     trainee = new_trainee(config, len(tok), pick_device(config.device))
     config.out.mkdir(parents=True, exist_ok=True)

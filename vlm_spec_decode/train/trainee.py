@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlavaForConditionalGeneration
 
+from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.models import tiny
 from vlm_spec_decode.train import checkpoint as files
 from vlm_spec_decode.train.config import TrainConfig
@@ -49,7 +50,10 @@ class Trainee:
         files.save_checkpoint(state, path)
 
     def load(self, path: Path) -> None:
-        """Take up a checkpoint. Raises ModelError."""
+        """Take up a checkpoint, or the weights of a finished model's folder. Raises ModelError."""
+        if path.is_dir():
+            self._take(path)
+            return
         state = files.load_checkpoint(path)
         with files.fitting(path):
             rows = len(self.model.lm_head.weight)
@@ -62,6 +66,15 @@ class Trainee:
                 self.optimizer.load_state_dict(state["optimizer"])
             self.eye_step, self.step, self.seconds = state["counters"]
             self.precision = state.get("precision", "float32")
+
+    def _take(self, folder: Path) -> None:
+        """Begin from a finished model, whose steps do not count."""
+        try:
+            found = LlavaForConditionalGeneration.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{folder}: no model that can be loaded ({type(error).__name__})") from error
+        with files.fitting(folder):
+            self.model.load_state_dict(found.state_dict())
 
     def take_eye(self, path: Path) -> None:
         """Take over the trained vision tower, and what reads it, of another model's checkpoint."""
