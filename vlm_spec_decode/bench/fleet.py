@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -84,16 +85,24 @@ class Fleet:
             self._links[robot.name] = shapers(self.link, index)
             self._by_name[robot.name] = robot
 
-    def run(self, until_s: float = float("inf"), seed: int = 0, spread_s: float = 0.0) -> float:
-        """Start the robots within `spread_s` of one another; return the time when the last was done."""
+    def run(
+        self, until_s: float = math.inf, seed: int = 0, spread_s: float = 0.0, answers: float = math.inf
+    ) -> float:
+        """Start the robots within `spread_s` of one another and `run_on`."""
         starts_s = np.random.default_rng(seed).uniform(0, spread_s, len(self.robots))
         for robot, start_s in zip(self.robots, starts_s, strict=True):
             self._at(float(start_s), partial(self._start, robot))
-        return self.run_on(until_s)
+        return self.run_on(until_s, answers)
 
-    def run_on(self, until_s: float = float("inf")) -> float:
-        """Go on until every robot is done or `until_s` has come; return the time."""
-        while self._queue and self._queue[0][0] <= until_s and not all(r.is_done for r in self.robots):
+    @property
+    def answered(self) -> int:
+        """Answers that have ended."""
+        return sum(len(robot.said_so_far) for robot in self.robots)
+
+    def run_on(self, until_s: float = math.inf, answers: float = math.inf) -> float:
+        """Go on until all is answered, so many answers have ended or `until_s` has come; return the time."""
+        answers = min(answers, sum(len(robot.questions) for robot in self.robots))
+        while self._queue and self._queue[0][0] <= until_s and self.answered < answers:
             now_s, _, action = heapq.heappop(self._queue)
             self.clock.sleep(now_s - self.clock.now())
             action()

@@ -1,0 +1,190 @@
+"""Strangers, garbage and a hostile link: the cases of benchmarks/service.py that mean harm."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+
+import zmq
+from figures import ROOT, Figure
+from service_cloud import HELLO, HashModel
+from service_faults import cloud
+from service_robot import Asking, footprint
+
+from vlm_spec_decode.cloud.desk import CloudDesk
+from vlm_spec_decode.cloud.server import CloudServer
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.types import AnswerRequest, Image, Observation, SamplingParams
+from vlm_spec_decode.demo.processes import Processes
+from vlm_spec_decode.protocol import codec
+from vlm_spec_decode.protocol import messages as wire
+from vlm_spec_decode.transport.keys import EdgeKeys, add_robot, cloud_keys, edge_keys, generate
+from vlm_spec_decode.transport.router import RouterLink
+
+SEED = 11
+AT_ONCE = 50
+
+
+def link_runs(runs: int) -> list[Figure]:
+    """Runs of the state machine of test/protocol/test_hostile_link.py."""
+    sys.path.insert(0, str(ROOT))
+    from hypothesis import HealthCheck, settings
+    from hypothesis.stateful import run_state_machine_as_test
+
+    from test.protocol.test_hostile_link import HostileLink
+
+    checks = list(HealthCheck)
+    count = settings(max_examples=runs, stateful_step_count=40, deadline=None, suppress_health_check=checks)
+    violations = 0
+    try:
+        run_state_machine_as_test(HostileLink, settings=count)
+    except AssertionError as error:
+        violations = 1
+        print(f"hostile link: {error}", file=sys.stderr)
+    note = f"{runs} runs of up to 40 steps; a run ends at the first"
+    return [Figure("hostile_link_violations", violations, 0, "at most", note)]
+
+
+def malformed(processes: Processes, folder: Path, frames: int) -> list[Figure]:
+    """Frames of an authorised robot that means harm, while another one asks."""
+    keys = folder / "malformed"
+    generate(keys)
+    add_robot(keys, "harm")
+    process, address = cloud(processes, "malformed", keys, "tcp://127.0.0.1:*", "--open-door")
+    good = Asking(address, keys, max_tokens=8, pause_s=0.02).start()
+    harm = edge_keys(keys / "robots" / "harm")
+    _flood(address, harm, frames // 10)
+    before = footprint(process.popen.pid)
+    _flood(address, harm, frames - frames // 10)
+    after = footprint(process.popen.pid)
+    outcomes = good.stop()
+    crashes = int(process.popen.poll() is not None)
+    processes.stop(["malformed"])
+    growth = after.resident_bytes / before.resident_bytes - 1
+    bad = sum(outcomes.values()) - outcomes["right"]
+    note = f"{frames} frames; the other robot: {outcomes['right']} answers right, {bad} not"
+    return [
+        Figure("malformed_crashes", crashes + bad, 0, "at most", note),
+        Figure("malformed_memory_growth", growth, 0.02, "at most", f"from {frames // 10} frames on"),
+    ]
+
+
+def _flood(address: str, keys: EdgeKeys, frames: int) -> None:
+    rng = random.Random(SEED)
+    pool = [_harm(rng) for _ in range(4000)]
+    context = zmq.Context()
+    socket = _dealer(context, address, keys)
+    socket.send(codec.encode(HELLO))
+    reader = threading.Event()
+    for count in range(frames):
+        socket.send(pool[count % len(pool)])
+        while socket.poll(0):
+            socket.recv()
+    # A Ping is answered in turn: when its echo comes, all before it has been taken.
+    socket.send(codec.encode(HELLO))
+    socket.send(codec.encode(wire.Ping(77, 0, 0, 0, False)))
+    until_s = time.monotonic() + 120
+    while not reader.is_set() and time.monotonic() < until_s:
+        if socket.poll(1000):
+            message = codec.decode(socket.recv())
+            if isinstance(message, wire.Pong) and message.stamp_us == 77:
+                reader.set()
+    socket.close(0)
+    context.term()
+    if not reader.is_set():
+        raise SystemExit("the cloud did not answer after the flood")
+
+
+def _harm(rng: random.Random) -> bytes:
+    """Return random bytes, or a message of each kind with bytes changed, cut off or repeated."""
+    if rng.random() < 0.3:
+        return bytes(rng.randrange(256) for _ in range(rng.randrange(1, 200)))
+    packer = codec.TokenPacker(HELLO.vocab_size)
+    image = Image(bytes(1000), 64, 64) if rng.random() < 0.5 else None
+    params = SamplingParams(max_tokens=rng.randrange(1, 4096), seed=rng.randrange(1 << 30))
+    request = AnswerRequest(
+        rng.randrange(1, 50), Observation(image, "x" * rng.randrange(1, 900)), params, "hybrid"
+    )
+    answer, epoch = request.answer, rng.randrange(3)
+    kinds: list[wire.AnyMessage] = [
+        codec.open_message(request, packer, epoch, (1, 2, 3)),
+        wire.ImageChunk(answer, epoch, rng.randrange(2000), bytes(rng.randrange(4096))),
+        wire.WireDraft(answer, epoch, rng.randrange(9), rng.randrange(1, 9), bytes(2 * rng.randrange(256))),
+        wire.Ping(1, answer, epoch, rng.randrange(9), True),
+        wire.WireCorrection(answer, epoch, 3, 5),
+        wire.Close(answer, epoch),
+        wire.Welcome("x", "y", 1, (), 1, 1, ()),
+        HELLO,
+    ]
+    data = bytearray(codec.encode(rng.choice(kinds)))
+    for _ in range(rng.randrange(4)):
+        data[rng.randrange(len(data))] = rng.randrange(256)
+    return bytes(data[: rng.randrange(1, len(data) + 1)] if rng.random() < 0.3 else data)
+
+
+def strangers(folder: Path, attempts: int) -> list[Figure]:
+    """Attempts to be served with a key that is not authorised, with none, or with the cloud's own."""
+    keys = folder / "strangers"
+    generate(keys)
+    server_keys = cloud_keys(keys)
+    target = HashModel(0.0)
+    link = RouterLink("tcp://127.0.0.1:*", server_keys)
+    server = CloudServer(link, CloudDesk(target.card, HELLO.grammar_digest), target, WallClock())
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    served = 0
+    try:
+        for start in range(0, attempts, AT_ONCE):
+            served += _knock(server.address, server_keys.public, min(AT_ONCE, attempts - start), start)
+        reached = server.desk.stats.messages
+        friend = Asking(server.address, keys).start()
+        while not friend.outcomes:
+            time.sleep(0.05)
+        friends = friend.stop()
+    finally:
+        server.stop()
+        thread.join()
+    note = (
+        f"{attempts} attempts, {reached} messages reached the desk; then a friend: {friends['right']} right"
+    )
+    return [Figure("strangers_served", served + reached, 0, "at most", note)]
+
+
+def _knock(address: str, cloud_public: bytes, count: int, first: int) -> int:
+    """Let some strangers greet the cloud at once; return how many got any answer."""
+    context = zmq.Context()
+    context.set(zmq.MAX_SOCKETS, 4096)
+    sockets = []
+    for index in range(count):
+        keys = None
+        if (first + index) % 4:  # every fourth comes without encryption
+            public, secret = zmq.curve_keypair()
+            keys = EdgeKeys(public, secret, cloud_public)
+        socket = _dealer(context, address, keys)
+        socket.send(codec.encode(HELLO))
+        sockets.append(socket)
+    poller = zmq.Poller()
+    for socket in sockets:
+        poller.register(socket, zmq.POLLIN)
+    answered = len(poller.poll(400))
+    for socket in sockets:
+        socket.close(0)
+    context.term()
+    return answered
+
+
+def _dealer(
+    context: zmq.Context[zmq.Socket[bytes]], address: str, keys: EdgeKeys | None
+) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.IDENTITY, b"\x01" + os.urandom(12))
+    if keys:
+        socket.curve_publickey, socket.curve_secretkey = keys.public, keys.secret
+        socket.curve_serverkey = keys.cloud_public
+    socket.connect(address)
+    return socket
