@@ -44,7 +44,7 @@ class Counts:
 
 
 FULL = Counts(64, 6, 10, 4, 100, 100, 10_000, 1_000_000, 10_000, 10_000)
-QUICK = Counts(64, 2, 3, 2, 10, 40, 200, 100_000, 500, 2000)
+QUICK = Counts(64, 2, 2, 2, 10, 40, 100, 50_000, 500, 2000)
 
 
 def cases(counts: Counts, processes: Processes, folder: Path) -> dict[str, Callable[[], list[Figure]]]:

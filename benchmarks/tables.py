@@ -24,6 +24,7 @@ import bag_tables
 import bodies_tables
 import decoding_tables
 import robot_tables
+import service_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -36,6 +37,7 @@ MEANINGS = {
     **decoding_tables.MEANINGS,
     **robot_tables.MEANINGS,
     **bag_tables.MEANINGS,
+    **service_tables.MEANINGS,
     "success_all": "episodes of all motion instructions that succeed",
     "success_go_to": 'of those, "go to"',
     "collisions_per_100": "collisions in 100 episodes",
@@ -140,6 +142,7 @@ def render(text: str) -> str:
         "bags": lambda: f"{figures_table(load('bags'))}\n\n{made(load('bags'))}",
         "robot": lambda: robot(load("robot")),
         "bodies": lambda: bodies(load("bodies")),
+        "service": lambda: service_tables.table(load("service"), figures_table, made),
         "demo": lambda: demo_table(load("demo")),
         "models": lambda: f"{figures_table(load('models'))}\n\n{made(load('models'))}",
         "decoding": lambda: decoding(decoding_tables.home_table),

@@ -10,6 +10,7 @@ from test.models import checkpoints
 from test.models.test_context import assert_plain, ends_of, random_tree
 from vlm_spec_decode.core.batch import Query
 from vlm_spec_decode.core.errors import Cancelled, ModelError, OutOfMemory
+from vlm_spec_decode.models.features import FeatureCache
 
 
 def test_every_context_says_in_a_batch_what_it_says_alone(pair):
@@ -82,3 +83,22 @@ def test_what_was_forgotten_is_computed_again(llava_pair):
     assert context.kv_bytes == 0
     np.testing.assert_allclose(context.score((7, 8), (9,), (0,)), before, atol=1e-4)
     assert context.kv_bytes == held
+
+
+def test_the_same_frame_passes_the_vision_tower_once(llava_pair):
+    seen = llava_pair.model.encoder.features
+    first = llava_pair.model.open(checkpoints.observation()).score((7,))
+    misses, hits = seen.misses, seen.hits
+    again = llava_pair.model.open(checkpoints.observation()).score((7,))
+    assert (seen.misses, seen.hits) == (misses, hits + 1)
+    assert np.array_equal(first, again)
+
+
+def test_features_beyond_the_limit_make_way():
+    cache = FeatureCache(limit_bytes=3 * 40)
+    for name in (b"a", b"b", b"c", b"a", b"d"):
+        cache.get(name, lambda: torch.zeros(10))
+    assert cache.misses == 4
+    for name in (b"a", b"b"):
+        cache.get(name, lambda: torch.zeros(10))
+    assert cache.misses == 5

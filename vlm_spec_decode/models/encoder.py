@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from vlm_spec_decode.core.errors import ImageError, InstructionError
 from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.models.context import EmbeddedPrompt
+from vlm_spec_decode.models.features import FeatureCache
 from vlm_spec_decode.models.prompt import Style, messages
 
 MAX_IMAGE_PIXELS = 40_000_000
@@ -40,10 +41,11 @@ def decode_jpeg(jpeg: bytes) -> PilImage.Image:
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """Token ids with one placeholder for the image, and the image processor's tensors."""
+    """Token ids with one placeholder for the image, the image processor's tensors, the image's digest."""
 
     ids: Tokens
     image: Mapping[str, Tensor]
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class PromptEncoder:
     image_token_id: int | None
     max_tokens: int
     style: Style = Style.BARE
+    features: FeatureCache = field(default_factory=FeatureCache)
 
     def render(self, observation: Observation) -> str:
         """Return the prompt's text, by the checkpoint's chat template or a plain one if it ships none."""
@@ -76,7 +79,9 @@ class PromptEncoder:
     def encode(self, observation: Observation) -> EncodedPrompt:
         """Decode, render and tokenize. Raises ImageError or InstructionError."""
         image: Mapping[str, Tensor] = {}
+        digest = b""
         if self.image_processor is not None and observation.image is not None:
+            digest = observation.image.digest
             image = self._preprocess(decode_jpeg(observation.image.jpeg))
         text = self.render(observation)
         bos = self.tokenizer.bos_token
@@ -84,7 +89,7 @@ class PromptEncoder:
         if self.image_token_id is not None and ids.count(self.image_token_id) != bool(image):
             raise InstructionError("the instruction contains the checkpoint's image token")
         self._check_length(len(ids))
-        return EncodedPrompt(tuple(ids), image)
+        return EncodedPrompt(tuple(ids), image, digest)
 
     @torch.inference_mode()
     def embed(self, prompt: EncodedPrompt) -> EmbeddedPrompt:
@@ -94,13 +99,17 @@ class PromptEncoder:
         if not prompt.image:
             return EmbeddedPrompt(self._lookup(ids), self._positions(ids, {}))
         image = {name: tensor.to(device) for name, tensor in prompt.image.items()}
-        features = torch.cat(list(self.body.get_image_features(**image, return_dict=True).pooler_output))
+        features = self.features.get(prompt.digest, lambda: self._see(image))
         at = prompt.ids.index(self.image_token_id or 0)
         ids = torch.cat([ids[:at], ids[at].expand(len(features)), ids[at + 1 :]])
         self._check_length(len(ids))
         embedded = self._lookup(ids)
         embedded[at : at + len(features)] = features.to(embedded)
         return EmbeddedPrompt(embedded, self._positions(ids, image))
+
+    def _see(self, image: Mapping[str, Tensor]) -> Tensor:
+        """Run the vision tower; return its features [image tokens, width]."""
+        return torch.cat(list(self.body.get_image_features(**image, return_dict=True).pooler_output))
 
     def _preprocess(self, picture: PilImage.Image) -> Mapping[str, Tensor]:
         """Return the image processor's tensors. Raises ImageError for a shape that it cannot take."""
