@@ -74,7 +74,7 @@ def cloud(
     def read_replicas() -> int:
         return int(read_file(file).get("replicas", config.replicas)) if file else config.replicas
 
-    run(config, ready, read_replicas)
+    run(config, ready, read_replicas if file else None)
     _say(as_json, {"event": "ended"}, "ended")
 
 

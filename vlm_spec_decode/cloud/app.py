@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -67,7 +68,7 @@ def _replicated(
     except BaseException:
         server.pool.close()
         raise
-    operations.gauges = server.gauges
+    operations.gauges = lambda: _with_guard(server.gauges(), link)
     server.watched(operations.link)
     return server, operations
 
@@ -95,6 +96,10 @@ def _gauges(server: CloudServer, link: RouterLink) -> Gauges:
     desk = server.desk
     ready, dropped = not server.is_stopping, dict(desk.dropped)
     return Gauges(len(desk.entries), desk.peers, link.unroutable, ready, dropped, {}, *inside_of(desk.stats))
+
+
+def _with_guard(gauges: Gauges, link: RouterLink) -> Gauges:
+    return replace(gauges, dropped={**gauges.dropped, **link.guard.dropped})
 
 
 def _helper(config: CloudConfig, card: ModelCard) -> Model | None:
@@ -140,14 +145,15 @@ def _scaled_by_signal(
     server: CloudServer | ReplicatedServer, read_replicas: Callable[[], int] | None
 ) -> Iterator[None]:
     """Read the number of replicas again at SIGHUP; a file that no longer holds changes nothing."""
-    main = threading.current_thread() is threading.main_thread()
-    if not isinstance(server, ReplicatedServer) or read_replicas is None or not main:
+    if read_replicas is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(_signum: int, _frame: FrameType | None) -> None:
         try:
-            server.scale(max(1, read_replicas()))
+            wanted = read_replicas()
+            if isinstance(server, ReplicatedServer):
+                server.scale(max(1, wanted))
         except ConfigError as error:
             log.warning("settings not read again: %s", error)
 
