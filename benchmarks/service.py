@@ -21,6 +21,7 @@ from pathlib import Path
 import service_faults
 import service_fleet
 import service_hostile
+import service_replicas
 from figures import Figure, report
 
 from vlm_spec_decode.core.clock import WallClock
@@ -37,14 +38,15 @@ class Counts:
     overload: int
     killed: int
     two_clouds: int
+    replica: int
     link_runs: int
     malformed: int
     strangers: int
     soak: int
 
 
-FULL = Counts(64, 6, 10, 4, 100, 100, 10_000, 1_000_000, 10_000, 10_000)
-QUICK = Counts(64, 2, 2, 2, 10, 40, 100, 50_000, 500, 2000)
+FULL = Counts(64, 6, 10, 4, 100, 100, 100, 10_000, 1_000_000, 10_000, 10_000)
+QUICK = Counts(64, 2, 2, 2, 10, 40, 40, 100, 50_000, 500, 2000)
 
 
 def cases(counts: Counts, processes: Processes, folder: Path) -> dict[str, Callable[[], list[Figure]]]:
@@ -62,6 +64,7 @@ def cases(counts: Counts, processes: Processes, folder: Path) -> dict[str, Calla
         "overload": lambda: service_fleet.overload(room(), counts.overload),
         "killed": lambda: service_faults.killed(processes, folder, counts.killed),
         "two_clouds": lambda: service_faults.two_clouds(processes, folder, counts.two_clouds),
+        "replica": lambda: service_replicas.replica_killed(folder, counts.replica),
         "link_runs": lambda: service_hostile.link_runs(counts.link_runs),
         "malformed": lambda: service_hostile.malformed(processes, folder, counts.malformed),
         "strangers": lambda: service_hostile.strangers(folder, counts.strangers),

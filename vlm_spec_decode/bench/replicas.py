@@ -221,6 +221,7 @@ def scale_under_load(
 @contextmanager
 def _served(folder: Path, model: str, replicas: int) -> Iterator[tuple[ReplicatedServer, Setting]]:
     setting = setting_of(model)
+    folder.mkdir(parents=True, exist_ok=True)
     keys.generate(folder, overwrite=True)
     link = RouterLink("tcp://127.0.0.1:*", keys.cloud_keys(folder))
     with replicated(setting.make, replicas, link) as server:

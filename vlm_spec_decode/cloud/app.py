@@ -120,13 +120,13 @@ def run(
     on_ready: Callable[[dict[str, Any]], None],
     read_replicas: Callable[[], int] | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then drain; a second signal ends at once.
+    """Serve until SIGTERM, which drains, or SIGINT or a second SIGTERM, which end at once.
 
     `on_ready` gets address and model once robots are welcome.
     At SIGHUP `read_replicas` says how many replicas there are to be from then on.
     """
     server, operations = build(config)
-    with _drained_by_signals(server.drain), _scaled_by_signal(server, read_replicas):
+    with _ended_by_signals(server.drain, server.stop), _scaled_by_signal(server, read_replicas):
         try:
             with operations.around() as url:
                 found = {"address": server.address, "model": operations.card.model_id}
@@ -165,14 +165,14 @@ def _scaled_by_signal(
 
 
 @contextmanager
-def _drained_by_signals(drain: Callable[[], None]) -> Iterator[None]:
-    """Call `drain` on SIGINT and SIGTERM for as long as the block runs; only in the main thread."""
+def _ended_by_signals(drain: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
+    """Call `drain` on SIGTERM and `stop` on SIGINT for as long as the block runs; only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def handle(_signum: int, _frame: FrameType | None) -> None:
-        drain()
+    def handle(signum: int, _frame: FrameType | None) -> None:
+        drain() if signum == signal.SIGTERM else stop()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
