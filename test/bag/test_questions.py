@@ -3,11 +3,21 @@
 import pytest
 
 from test.bag.walks import Walk, plain_walk
+from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.bag.asker import questions
 from vlm_spec_decode.bag.cut import open_bag
 from vlm_spec_decode.bag.events import Events, Topics
 from vlm_spec_decode.bag.questions import AskPlan, Executed, Spoken, read_spoken
-from vlm_spec_decode.bag.score import agrees, compared, goes_the_same_way, mean, rate
+from vlm_spec_decode.bag.score import (
+    agrees,
+    compared,
+    declines,
+    goes_the_same_way,
+    mean,
+    off,
+    planned,
+    rate,
+)
 from vlm_spec_decode.core.errors import BagError
 
 
@@ -132,6 +142,26 @@ def test_agreement_allows_for_small_differences_in_numbers_only():
 )
 def test_the_way_is_judged_by_the_first_thing_that_moves(text, executed, same):
     assert goes_the_same_way(text, executed) is same
+
+
+def test_planned_motion_is_cut_off_at_the_horizon_and_held_against_the_executed_one():
+    limits = SafetyLimits(max_speed_mps=0.5, max_turn_radps=0.8)
+    assert planned("turn(20) forward(1)", 10.0, limits) == Executed(1.0, 0.0, 20.0)
+    cut = planned("turn(20) wait(0.2) forward(1)", 20 / 45.84 + 1.2, limits)
+    assert (cut.forward_m, cut.turn_deg) == (pytest.approx(0.5, abs=0.01), pytest.approx(20.0))
+    assert planned("turn(-90)", 1.0, limits).turn_deg == pytest.approx(-45.84, abs=0.01)
+    assert planned("fly(1)", 1.0, limits) is None
+    assert off("forward(1) done()", Executed(0.7, 0.4, 3.0), 5.0, limits) == {
+        "off_m": pytest.approx(0.5),
+        "off_deg": pytest.approx(3.0),
+    }
+    assert off("forward(1)", None, 5.0, limits) == {"off_m": None, "off_deg": None}
+
+
+def test_to_decline_is_to_do_nothing_at_the_first_look():
+    assert declines("no , i will not do that . done ( )", ()) is True
+    assert declines("ok . sit ( ) done ( )", ()) is False
+    assert declines("done ( )", ("forward(1)",)) is None
 
 
 def test_figures_carry_their_uncertainty():

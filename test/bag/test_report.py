@@ -25,8 +25,9 @@ def rows(count, cells=("autoregressive / wifi / a", "hybrid / wifi / a")):
             "bag": "walk", "question": 1 + number // len(cells), "at_s": number / 2, "cell": cell,
             "instruction": "go to the 'red' chair", "history": ["turn(20)"], "label": ["forward(1)"],
             "executed": None, "error": "" if number % 50 else "ActionParseError: </script>", "text": text,
-            "token_ids": [1] * 15, "fates": "at" * 7 + "t", "same_actions": number % 7 > 0, "same_way": None,
-            "same_tokens": None, "first_action_s": 0.5, "total_s": 1.0 + rng.random(), "gpu_s": 0.3,
+            "token_ids": [1] * 15, "fates": "at" * 7 + "t", "same_actions": number % 7 > 0,
+            "same_way": None, "same_tokens": None, "off_m": 0.1, "off_deg": None, "declines": None,
+            "first_action_s": 0.5, "total_s": 1.0 + rng.random(), "gpu_s": 0.3,
         }  # fmt: skip
 
 

@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.bag.asker import questions
 from vlm_spec_decode.bag.cut import open_bag
 from vlm_spec_decode.bag.events import Events, Topics
 from vlm_spec_decode.bag.questions import AskPlan, Question
 from vlm_spec_decode.bag.recorded import Chosen, Recorded, recorded, sampling, settle
-from vlm_spec_decode.bag.score import agrees, goes_the_same_way
+from vlm_spec_decode.bag.score import agrees, declines, goes_the_same_way, off
 from vlm_spec_decode.bag.source import BagSource, bag_name
 from vlm_spec_decode.core.errors import ActionError, ConfigError, ImageError, VsdError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
@@ -158,6 +159,8 @@ class Replayer:
             "same_way": None
             if question.executed is None
             else goes_the_same_way(result.text, question.executed),
+            "declines": declines(result.text, question.observation.history),
+            **off(result.text, question.executed, self.config.plan.horizon_s, SafetyLimits()),
             "same_tokens": result.tokens == question.token_ids if question.token_ids else None,
             "drafted": result.drafted,
             "accepted": result.accepted,
@@ -198,7 +201,7 @@ def fates(result: GenerationResult) -> str:
 
 
 def _nothing(error: str, question: Question) -> dict[str, Any]:
-    empty = dict.fromkeys(("same_tokens", "first_token_s", "first_action_s"))
+    empty = dict.fromkeys(("same_tokens", "declines", "off_m", "off_deg", "first_token_s", "first_action_s"))
     counts = ("drafted", "accepted", "target_passes", "early_verdicts", "total_s", "gpu_s")
     zero = dict.fromkeys((*counts, "uplink_bytes", "downlink_bytes", "image_bytes"), 0)
     return {

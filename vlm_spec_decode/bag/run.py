@@ -20,7 +20,16 @@ from vlm_spec_decode.bag.work import Workers, check_folder, lines_of, replay_all
 from vlm_spec_decode.core.errors import BagError
 
 SCHEMA = "vsd.replay/1"
-COMPARED = ("same_actions", "same_way", "same_tokens", "total_s", "target_passes", "gpu_s")
+COMPARED = (
+    "same_actions",
+    "same_way",
+    "same_tokens",
+    "off_m",
+    "off_deg",
+    "total_s",
+    "target_passes",
+    "gpu_s",
+)
 FILES = {"summary": "summary.json", "csv": "rows.csv", "report": "report.html"}
 CSV_COLUMNS = (
     *(
@@ -34,6 +43,9 @@ CSV_COLUMNS = (
         "same_actions",
         "same_way",
         "same_tokens",
+        "off_m",
+        "off_deg",
+        "declines",
     ),
     *("drafted", "accepted", "target_passes", "first_token_s", "first_action_s", "total_s", "gpu_s"),
     *("uplink_bytes", "downlink_bytes", "image_bytes"),
