@@ -1,0 +1,174 @@
+"""Writes docs/capacity.md: how many robots a GPU holds, by simulation from the profiles (bench/capacity.py).
+
+python benchmarks/capacity.py          simulate (a minute), write docs/results/capacity.json and the page
+python benchmarks/capacity.py --check  exit with 1 if the page is not what the file says
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlm_spec_decode.bench.capacity import AnswerShape, Demand, most_robots, serve
+from vlm_spec_decode.bench.links import load_link
+from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "docs" / "results" / "capacity.json"
+PAGE = ROOT / "docs" / "capacity.md"
+THINK_S = 10.0
+STRETCHES = (2.0, 3.5)
+PROFILES = ("go2_a100", "agx_orin_qwen32b", "agx_orin_llama70b")
+LINKS = ("wifi", "lte")
+CURVE_ROBOTS = (1, 2, 4, 8, 16, 32, 64, 128)
+FLEETS = (100, 1000, 5000)
+NODES = {"autoregressive": (0, 0), "speculative": (6, 6), "hybrid": (11, 0)}
+"""Nodes of a pass, and tokens that the edge drafts between two: hybrid's cloud goes on by itself."""
+
+
+def shapes() -> list[AnswerShape]:
+    """Return the answers of the shipped pair as the decoding benchmark has measured them."""
+    cells = json.loads((ROOT / "docs" / "results" / "decoding.json").read_text())["cells"]
+    passes = {cell["strategy"]: cell["passes"] for cell in cells if cell["pair"] == "shipped"}
+    return [AnswerShape(name, round(passes[name]), *NODES[name]) for name in NODES]
+
+
+def hardware(name: str) -> HardwareProfile:
+    """Return a profile of config/profiles."""
+    text = (ROOT / "config" / "profiles" / f"{name}.yaml").read_text()
+    return from_mapping(HardwareProfile, yaml.safe_load(text))
+
+
+def row(shape: AnswerShape, profile: HardwareProfile, link: LinkProfile) -> dict[str, Any]:
+    """Return one row: a robot alone, and the most robots at each stretch of its time."""
+    found: dict[str, Any] = {"profile": profile.name, "link": link.name, **asdict(shape)}
+    found["alone_s"] = shape.alone_s(profile, link)
+    for stretch in STRETCHES:
+        robots, served = most_robots(shape, profile, link, THINK_S, stretch)
+        found[f"at_{stretch}"] = {"robots": robots, **asdict(served)}
+    return found
+
+
+def measure() -> dict[str, Any]:
+    """Simulate everything."""
+    links = [load_link(name) for name in LINKS]
+    rows = [row(s, hardware(p), link) for p in PROFILES for link in links for s in shapes()]
+    hybrid, profile = shapes()[-1], hardware("agx_orin_qwen32b")
+    curve = [
+        {"robots": robots, **asdict(serve(hybrid, profile, links[0], Demand(robots, THINK_S)))}
+        for robots in CURVE_ROBOTS
+    ]
+    return {"think_s": THINK_S, "rows": rows, "curve": curve, "curve_profile": profile.name}
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Return a table of Markdown."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def limit(served: Mapping[str, Any]) -> str:
+    """Return a cell: how many robots, what they wait, and what they get."""
+    return f"{served['robots']}: p99 {served['p99_s']:.1f} s, {served['answers_per_s']:.2f}/s"
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """Return the page."""
+    rows = [
+        (
+            r["profile"],
+            r["link"],
+            r["strategy"],
+            f"{r['alone_s']:.2f} s",
+            *(limit(r[f"at_{stretch}"]) for stretch in STRETCHES),
+        )
+        for r in found["rows"]
+    ]
+    curve = [
+        (
+            str(c["robots"]),
+            f"{c['p50_s']:.2f} s",
+            f"{c['p99_s']:.2f} s",
+            f"{c['answers_per_s']:.2f}",
+            f"{100 * c['busy']:.0f} %",
+            f"{c['mean_batch']:.1f}",
+        )
+        for c in found["curve"]
+    ]
+    fleets = []
+    for r in found["rows"]:
+        if r["strategy"] in {"autoregressive", "hybrid"} and r["link"] == LINKS[0]:
+            held = r["at_3.5"]["robots"]
+            gpus = [str(math.ceil(n / held)) if held else "none hold it" for n in FLEETS]
+            fleets.append((r["profile"], r["strategy"], *gpus))
+    return TEXT.format(
+        think=found["think_s"],
+        rows=table(("profile", "link", "strategy", "one alone", "within 2x", "within 3.5x"), rows),
+        profile=found["curve_profile"],
+        curve=table(("robots", "p50", "p99", "answers/s", "GPU busy", "answers in a pass"), curve),
+        fleets=table(("profile", "strategy", *(f"{n} robots" for n in FLEETS)), fleets),
+    )
+
+
+TEXT = """# How many robots a GPU holds
+
+Simulated, not measured: written by `python benchmarks/capacity.py` from `config/profiles`, `config/links`
+and the passes per answer that the decoding benchmark has measured for the shipped pair. A robot asks,
+waits, and asks again after {think:.0f} s on average. 32 answers in one pass take 5 times as long as one
+(arXiv 2505.21594, Table 9; between 1 and 32 linear); a pass takes those who have waited longest, at most 8
+of them new. Images are on the GPU's side before the clock starts, memory holds all sessions, and no message
+is lost.
+
+## Most robots of one GPU
+
+So many robots that 99 % of the answers come within 2 or 3.5 times the time of one robot alone; what they
+wait then and how many answers a second they get. A fast strategy is held to a short time:
+
+{rows}
+
+`hybrid` costs the GPU fewest passes, and its cloud goes on by itself between them, so its robots are told
+apart by the GPU alone. `speculative` waits for link and draft between passes: alone it is slower, but a GPU
+does other robots' passes meanwhile.
+
+## One GPU as robots come
+
+`hybrid`, {profile}, Wi-Fi:
+
+{curve}
+
+## Fleets
+
+GPUs, one replica each (`vsd cloud --replicas`), for fleets whose robots stick to their replica and are
+spread evenly over them, 99 % of the answers within 3.5 times one robot's alone, Wi-Fi:
+
+{fleets}
+
+The front that carries their messages is one process. What it carries is small (an answer is some 20
+messages of some 50 bytes, and an image once); past what one core can pass on, run several fronts and give
+robots all their addresses.
+"""
+
+
+def main() -> int:
+    """Simulate, or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    if parser.parse_args().check:
+        return int(page(json.loads(RESULT.read_text())) != PAGE.read_text(encoding="utf-8"))
+    found = measure()
+    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+    PAGE.write_text(page(found), encoding="utf-8")
+    print(page(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
