@@ -22,7 +22,7 @@ REQUIRED = (
 )
 OPTIONAL = (
     ("domain", "0", "DDS domain of the robot."),
-    ("driver", "sdk", "sdk: a Go2; ros2: a Go2 by unitree_api messages; cmd_vel: any robot that takes velocities and says its odometry."),
+    ("driver", "sdk", "sdk or ros2: a Go2; cmd_vel: any robot that takes velocities and says its odometry."),
     ("scan_topic", "", "LaserScan that stops the robot, beside its own ranges; empty: none."),
     ("strategy", "hybrid", "How edge and cloud decode together."),
     ("objective", "latency", "What the cloud saves: latency, balanced or cost."),
