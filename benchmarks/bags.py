@@ -1,6 +1,6 @@
 """The figures of the rosbags, measured.
 
-    python benchmarks/bags.py [--quick] [--public DIR] [--out DIR]
+    python benchmarks/bags.py [--quick] [--public DIR] [--only PART] [--out DIR]
 
 `--public` names a folder of bags that no one here wrote; without it that figure is not measured. Prints a
 table; the last line is one JSON document. The exit code is 1 if a figure misses its bar.
@@ -34,6 +34,7 @@ from vlm_spec_decode.demo.processes import Processes
 CELLS = (Cell("speculative", WIFI, GO2_A100),)
 VSD = ["-m", "vlm_spec_decode.cli"]
 ROS_DOMAIN = 68
+PARTS = ("public", "round_trip", "overhead", "truncation", "large", "live")
 
 
 def public(folder: Path | None) -> list[Figure]:
@@ -219,16 +220,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="smaller counts; under 10 minutes on 2 cores")
     parser.add_argument("--public", type=Path, help="folder of bags of other people")
+    parser.add_argument("--only", action="append", choices=PARTS, help="measure these parts")
     parser.add_argument("--out", type=Path, default=Path("out/bags"), help="folder of logs and bags.json")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     begin_s, quick = time.monotonic(), options.quick
-    with tempfile.TemporaryDirectory(prefix="vsd-bags-") as name:
-        folder = Path(name)
-        figures = public(options.public) + round_trip(folder) + overhead(1 if quick else 5)
-        figures += truncation(folder, 100 if quick else 1000)
-        figures += large(folder, 500_000_000 if quick else 10_000_000_000)
-        figures += live(folder, options.out / "logs")
+    with tempfile.TemporaryDirectory(prefix="vsd-bags-") as place:
+        folder = Path(place)
+        parts = {
+            "public": lambda: public(options.public),
+            "round_trip": lambda: round_trip(folder),
+            "overhead": lambda: overhead(1 if quick else 5),
+            "truncation": lambda: truncation(folder, 100 if quick else 1000),
+            "large": lambda: large(folder, 500_000_000 if quick else 10_000_000_000),
+            "live": lambda: live(folder, options.out / "logs"),
+        }
+        figures: list[Figure] = []
+        for name in options.only or parts:
+            figures += parts[name]()
+            print(f"[{time.monotonic() - begin_s:5.0f} s] {name}", *figures, sep="\n  ", file=sys.stderr)
     print(f"{time.monotonic() - begin_s:.0f} s{', smaller counts' if quick else ''}")
     return report(figures, options.out / "bags.json")
 

@@ -43,7 +43,7 @@ CLOCK_S, STATUS_S = 0.01, 0.05
 LOOK_S = 2.0
 """Discovery: how long another executor gets to show up before the replay begins."""
 
-READY_S = 60.0
+READY_S = 180.0
 AFTER_S = 10.0
 """How long a mission under way may go on after the end of the bag."""
 
