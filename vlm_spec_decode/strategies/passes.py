@@ -19,6 +19,9 @@ from vlm_spec_decode.strategies.waiting import WEIGHT, Waiting
 
 MAX_NODES = 64
 
+FIRST_ANSWER_S, FAR = 0.05, 1.5
+"""How soon an edge is taken to answer before it has; an answer so many passes later is too late for exits."""
+
 
 @dataclass(slots=True)
 class Cloud(OwnDraft):
@@ -35,6 +38,7 @@ class Cloud(OwnDraft):
         """Take the objective; a helper is welcome and not needed."""
         self.waiting.weight = WEIGHT[request.objective]
         self._committed = len(request.committed)
+        self.wants_exits = not has_helper  # before it is known what the edge is good for
         self._begin_own(request, has_helper)
 
     def at(self, now_s: float) -> None:
@@ -63,8 +67,15 @@ class Cloud(OwnDraft):
             self.pass_s.learn(commit.compute_s)
         self.gain.learn(len(commit.tokens))
         self._judge_own(plan, commit.tokens)
+        self.wants_exits = self._edge_is_near(commit.compute_s)
         self._has_completed = True
         self._committed = commit.start + len(commit.tokens)
+
+    def _edge_is_near(self, pass_s: float) -> bool:
+        """Tell whether the edge can still make something of an early verdict: it says sooner, by a part of a
+        pass, what the commit says, which is nothing to an edge whose answers take longer than passes."""
+        answers_s = self.waiting.first_s.value
+        return (FIRST_ANSWER_S if math.isinf(answers_s) else answers_s) <= FAR * pass_s
 
     def _choose(self, tree: SpeculationTree) -> Tokens:
         """Best first by path probability: parents come before children by construction."""
