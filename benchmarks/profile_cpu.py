@@ -3,7 +3,8 @@
     python benchmarks/profile_cpu.py [--name NAME] [--out FILE.yaml]
 
 CPU time rather than wall-clock time, so that whatever else runs does not count. What a further node of a pass
-and a further row of a draft batch cost is the slope from 4 to 24 nodes and from 1 to 16 rows.
+and a further row of a draft batch cost is the slope from 4 to 24 nodes and from 1 to 16 rows; what an exit
+costs, a pass with all of them against one without.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from figures import ROOT, machine
 
 from vlm_spec_decode.bench.prompts import recorded_prompts
-from vlm_spec_decode.core.ports import ModelContext
+from vlm_spec_decode.core.ports import Logits, ModelContext
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.models.vlm import VlmModel
 
@@ -32,9 +33,13 @@ def spent_ms(run: Callable[[], object]) -> float:
     return 1000 * (time.process_time() - began_s)
 
 
-def pass_ms(model: VlmModel, nodes: int, is_first: bool = False) -> float:
+def heard(exit_layer: int, logits: Logits) -> None:
+    """Take an early exit and do nothing: the exit itself is what is measured."""
+
+
+def pass_ms(model: VlmModel, nodes: int, is_first: bool = False, with_exits: bool = False) -> float:
     """Return the median time of a pass over `nodes` siblings below a prefix one token longer than before."""
-    question = recorded_prompts(1)[0]
+    question, hook = recorded_prompts(1)[0], heard if with_exits else None
     taken = []
     for repeat in range(REPEATS + 2):
         context: ModelContext = model.open(question)
@@ -45,7 +50,7 @@ def pass_ms(model: VlmModel, nodes: int, is_first: bool = False) -> float:
         start = (10 + repeat,) * PREFIX
         context.score(start)
         tree = tuple(range(20, 20 + nodes)), (0,) * nodes
-        taken.append(spent_ms(lambda c=context, p=(*start, 11), t=tree: c.score(p, *t)))
+        taken.append(spent_ms(lambda c=context, p=(*start, 11), t=tree: c.score(p, *t, on_exit=hook)))
         context.close()
     return statistics.median(taken[2:])
 
@@ -58,6 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     target, draft = load_model(shipped("target")), load_model(shipped("draft"))
     step, four, many = (pass_ms(target, n) for n in (0, 4, 24))
+    told = pass_ms(target, 4, with_exits=True)
     one, batch = pass_ms(draft, 0), pass_ms(draft, 15)
     values = {
         "draft_ms": one,
@@ -69,6 +75,7 @@ def main() -> None:
         "free_nodes": 4,
         "batch_fraction": max(0.0, (batch / one - 1) / 15),
         "draft_prefill_ms": pass_ms(draft, 0, is_first=True),
+        "exit_fraction": max(0.0, (told / four - 1) / len(target.card.exit_layers)),
     }
     lines = [f"name: {options.name}", *(f"{k}: {v:.4g}" for k, v in values.items())]
     source = f"the shipped pair on {machine()}, one thread, CPU time (benchmarks/profile_cpu.py)"

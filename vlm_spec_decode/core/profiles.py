@@ -44,7 +44,8 @@ class HardwareProfile:
     `draft_ms` drafts one token on the edge, `step_ms` is one target step, `verify_ms` one verification
     pass, `prefill_ms` the first pass, prompt included. Each node of a pass past `free_nodes` adds
     `node_fraction` of it, each further row of a draft batch `batch_fraction` of a draft step.
-    `cloud_draft_ms` drafts one token with a copy of the draft beside the target, on the target's GPU.
+    Each early exit that a pass is asked for adds `exit_fraction` of it. `cloud_draft_ms` drafts one token with
+    a copy of the draft beside the target, on the target's GPU.
     """
 
     name: str
@@ -57,11 +58,13 @@ class HardwareProfile:
     free_nodes: int = 4
     batch_fraction: float = 0.03
     draft_prefill_ms: float = 0.0
+    exit_fraction: float = 0.01
     source: str = ""
 
     def __post_init__(self) -> None:
         times = (self.draft_ms, self.step_ms, self.verify_ms, self.prefill_ms, self.cloud_draft_ms)
-        if min(times) <= 0 or min(self.node_fraction, self.batch_fraction, self.draft_prefill_ms) < 0:
+        more = (self.node_fraction, self.batch_fraction, self.draft_prefill_ms, self.exit_fraction)
+        if min(times) <= 0 or min(more) < 0:
             raise ConfigError(f"hardware profile out of range: {self}")
 
     def draft_s(self, rows: int, is_first: bool = False) -> float:
@@ -73,10 +76,12 @@ class HardwareProfile:
         """Return the time of a draft step beside the target over `rows` new rows."""
         return self.cloud_draft_ms * (1 + self.batch_fraction * (rows - 1)) / 1000 if rows else 0.0
 
-    def pass_s(self, nodes: int, is_first: bool = False) -> float:
-        """Return the time of a target pass over `nodes` drafted nodes; `is_first` fills the prompt."""
+    def pass_s(self, nodes: int, is_first: bool = False, exits: int = 0) -> float:
+        """Return the time of a target pass over `nodes` drafted nodes with `exits` early verdicts on the way;
+        `is_first` fills the prompt."""
         base_ms = self.prefill_ms if is_first else self.verify_ms if nodes else self.step_ms
-        return base_ms * (1 + self.node_fraction * max(0, nodes - self.free_nodes)) / 1000
+        extra = self.node_fraction * max(0, nodes - self.free_nodes) + self.exit_fraction * exits
+        return base_ms * (1 + extra) / 1000
 
 
 def from_mapping(kind: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:

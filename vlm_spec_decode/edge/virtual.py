@@ -179,7 +179,7 @@ class VirtualVerifier:
         drafted_s = session.helper.clock.now() - drafted_s if session.helper else 0.0
         layers = self.target.card.num_layers
         logits = session.run(plan, lambda e: early.append((e, e.exit_layer / layers)))
-        pass_s = self.hardware.pass_s(len(plan.nodes.tokens), not answer.is_prefilled)
+        pass_s = self.hardware.pass_s(len(plan.nodes.tokens), not answer.is_prefilled, len(early))
         answer.is_prefilled = answer.is_running = True
         for verdict, depth in early:
             self._at(self._now_s + drafted_s + depth * pass_s, self._sender(session.request, verdict))
