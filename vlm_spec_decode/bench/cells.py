@@ -90,14 +90,19 @@ def without_image(question: Observation) -> Observation:
 
 
 def row_of(cell: Cell, outcomes: Seq[Outcome]) -> dict[str, Any]:
-    """Return a cell's entry of the results: every answer, and the timeline of the first."""
+    """Return a cell's entry of the results: every answer; of the first, timeline and each round's why."""
     answers = []
     for outcome in outcomes:
-        row = {k: v for k, v in asdict(outcome).items() if k not in {"tokens", "moments"}}
+        row = {k: v for k, v in asdict(outcome).items() if k not in {"tokens", "moments", "why"}}
         said = hashlib.sha256(repr(outcome.tokens).encode()).hexdigest()[:16]
         answers.append(row | {"tokens": len(outcome.tokens), "said": said})
     timeline = [[m.what, round(m.start_s, 4), round(m.end_s, 4), m.size] for m in outcomes[0].moments]
-    return {"cell": asdict(cell), "answers": answers, "timeline": timeline}
+    return {
+        "cell": asdict(cell),
+        "answers": answers,
+        "timeline": timeline,
+        "why": [*outcomes[0].why] if any(outcomes[0].why) else [],
+    }
 
 
 def summary(row: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:

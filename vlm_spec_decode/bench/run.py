@@ -59,6 +59,7 @@ class Outcome:
     down_bytes: int
     image_bytes: int
     moments: tuple[Moment, ...] = field(default=(), repr=False)
+    why: tuple[str, ...] = field(default=(), repr=False)
 
 
 class Silent:
@@ -143,6 +144,7 @@ def decode(
         usage.downlink_bytes,
         usage.image_bytes,
         tuple(moments),
+        tuple(r.why for r in result.rounds),
     )
 
 

@@ -51,16 +51,20 @@ class _World:
 
     spec: PairSpec
     places: dict[Tokens, _Place] = field(default_factory=dict)
+    law: np.ndarray[tuple[int], np.dtype[np.float64]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.law = self.spec.law
 
     def at(self, prefix: Tokens) -> _Place:
         if prefix not in self.places:
             spec = self.spec
             rng = np.random.default_rng([spec.seed, *prefix, 7])
             ranking = rng.permutation(spec.vocab_size)[: spec.ranks].astype(np.int64)
-            choice = int(ranking[rng.choice(spec.ranks, p=spec.law)])
+            choice = int(ranking[rng.choice(spec.ranks, p=self.law)])
             right = rng.random(len(spec.exits))
             guesses = (
-                choice if r < accuracy else int(ranking[rng.choice(spec.ranks, p=spec.law)])
+                choice if r < accuracy else int(ranking[rng.choice(spec.ranks, p=self.law)])
                 for r, (_, accuracy) in zip(right, spec.exits, strict=True)
             )
             self.places[prefix] = _Place(ranking, choice, tuple(guesses))
@@ -90,8 +94,9 @@ class _Context:
         if self.is_target:
             return self._peaked([p.choice for p in places], 0.999)
         logits = np.full((len(places), spec.vocab_size), -30.0, dtype=np.float32)
+        log_law = np.log(self.world.law)
         for row, place in zip(logits, places, strict=True):
-            row[place.ranking] = np.log(spec.law)
+            row[place.ranking] = log_law
         return logits
 
     def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002

@@ -44,8 +44,8 @@ class HardwareProfile:
     `draft_ms` drafts one token on the edge, `step_ms` is one target step, `verify_ms` one verification
     pass, `prefill_ms` the first pass, prompt included. Each node of a pass past `free_nodes` adds
     `node_fraction` of it, each further row of a draft batch `batch_fraction` of a draft step.
-    Each early exit that a pass is asked for adds `exit_fraction` of it. `cloud_draft_ms` drafts one token with
-    a copy of the draft beside the target, on the target's GPU.
+    Each early exit that a pass is asked for adds `exit_fraction` of it. `cloud_draft_ms` drafts one token
+    with a copy of the draft beside the target, on the target's GPU.
     """
 
     name: str

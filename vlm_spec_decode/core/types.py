@@ -231,7 +231,10 @@ class AnswerRequest:
 
 @dataclass(frozen=True, slots=True)
 class RoundTrace:
-    """One commit as the edge saw it; all times in seconds on the edge's clock."""
+    """One commit as the edge saw it; all times in seconds on the edge's clock.
+
+    `why` says what the strategy's controller last decided before it, and from which estimates.
+    """
 
     start: int
     drafted: int
@@ -241,6 +244,7 @@ class RoundTrace:
     wait_s: float
     verify_s: float
     at_s: float
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,7 @@ class Engine:
             uplink_bps=min(1e9, config.uplink_bps),
             objective=config.objective,
             sent=request.draft,
+            explain=watch.explain,
         )
         watched = WatchedDrafter(drafter, watch)
         decode = strategy(config.strategy).decode

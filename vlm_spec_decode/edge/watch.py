@@ -18,6 +18,7 @@ class WatchedVerifier:
     rounds: list[RoundTrace] = field(default_factory=list)
     early_verdicts: int = 0
     draft_s: float = 0.0
+    why: str = ""
     _opened_s: float = 0.0
     _wait_s: float = 0.0
     _drafted: int = 0
@@ -65,6 +66,10 @@ class WatchedVerifier:
         """Pass on."""
         self.inner.close()
 
+    def explain(self, why: str) -> None:
+        """Keep the strategy's last reason for the round's trace."""
+        self.why = why
+
     def _count(self, event: Event) -> Event:
         if not isinstance(event, Commit):
             self.early_verdicts += 1
@@ -81,9 +86,10 @@ class WatchedVerifier:
             self._wait_s,
             event.compute_s,
             self.elapsed_s,
+            self.why,
         )
         self.rounds.append(trace)
-        self._drafted, self._wait_s, self.draft_s = 0, 0.0, 0.0
+        self._drafted, self._wait_s, self.draft_s, self.why = 0, 0.0, 0.0, ""
         return event
 
 

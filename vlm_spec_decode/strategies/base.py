@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from vlm_spec_decode.core.errors import ConfigError
@@ -22,7 +22,8 @@ class EdgeConfig:
 
     `draft_length` is γ, the tokens drafted per round; `timeout_s` bounds every wait for the cloud.
     `hints` are token runs that the answer may repeat (instruction, previous answer), `sent` is the draft that
-    has gone with the question. `uplink_bps` is what drafts may take of the uplink.
+    has gone with the question. `uplink_bps` is what drafts may take of the uplink. `explain` is told why a
+    controller does what it does.
     """
 
     answer: int
@@ -35,6 +36,7 @@ class EdgeConfig:
     uplink_bps: float = 1e9
     objective: str = "latency"
     sent: Draft | None = None
+    explain: Callable[[str], None] = field(default=lambda why: None)  # noqa: ARG005
 
 
 EdgePolicy: TypeAlias = Callable[[Sequence, Drafter, Verifier, Clock, EdgeConfig], Iterator[Tokens]]

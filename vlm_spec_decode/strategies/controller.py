@@ -59,6 +59,7 @@ class EdgeController:
         patience_s = PATIENCE[self.config.objective] * self.pass_s.value
         is_enough = self._steps >= (1 if self.drafting.is_probe else self.config.draft_length)
         if not self.drafting.is_on or (is_enough and self._drafted_s >= patience_s):
+            self._explain_rest(patience_s)
             return []
         most = 1 if self.drafting.is_probe else MAX_BATCH
         chosen, total = list[Place](), 0.0
@@ -68,7 +69,34 @@ class EdgeController:
                 break
             chosen.append(place)
             total += weight
+        if chosen:
+            self._explain_step(chosen, total)
         return chosen
+
+    def _explain_step(self, chosen: list[Place], total: float) -> None:
+        """Say how wide this step is and why it is no wider."""
+        what = "probe of one row" if self.drafting.is_probe else f"step {self._steps + 1}"
+        step_ms, percent, pass_ms = 1000 * self.step.base_s, 100 * self.step.slope, 1000 * self.pass_s.value
+        trusts = (
+            f"{n}: {t.value:.2f}" for (n, confidence), t in sorted(self.exits.items()) if confidence < 0
+        )
+        exits = ", ".join(trusts) or "none heard"
+        self.config.explain(
+            f"{what}: {len(chosen)} rows of chance {total:.2f}; a step takes {step_ms:.1f} ms and "
+            f"{percent:.1f} % a row, a pass {pass_ms:.0f} ms; exits agree {exits}"
+        )
+
+    def _explain_rest(self, patience_s: float) -> None:
+        """Say why nothing is drafted."""
+        if self.drafting.is_on:
+            self.config.explain(
+                f"no more drafts: {self._drafted_s:.2f} s without a commit, {patience_s:.2f} s are enough"
+            )
+        else:
+            step_ms, token_ms = 1000 * self.step.base_s, 1000 * self.token_s.value
+            self.config.explain(
+                f"listens: a draft step takes {step_ms:.1f} ms, a token of the cloud {token_ms:.1f} ms"
+            )
 
     @contextmanager
     def draft_step(self, rows: int) -> Iterator[None]:

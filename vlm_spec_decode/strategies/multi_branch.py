@@ -38,6 +38,8 @@ def edge(
         budget = branch_budget(window.seconds, config.draft_length, step)
         cache = Branches(drafter, prefix, config, clock, step)
         cache.expect(chain, budget, eta.value)
+        room = f"{budget} fit into {1000 * window.seconds:.0f} ms"
+        config.explain(f"{len(cache.chains)} branches; {room}, acceptance {eta.value:.2f}")
         until_s = sent_s + (window.seconds or math.inf)
         commit, here_s = _await_verdict(verifier, config, cache, until_s)
         window.learn(here_s - sent_s, commit.compute_s)
