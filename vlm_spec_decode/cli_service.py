@@ -29,6 +29,8 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--max-sessions", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Answers in one pass.")
+@click.option("--kv-mib", type=click.IntRange(1), default=4096, show_default=True, help="Memory of caches.")
 @click.option("--no-grammar", is_flag=True, help="Do not hold answers to the action language.")
 @click.option(
     "--http", default="127.0.0.1:9464", show_default=True, help="Health and metrics; loopback only, or `off`."
@@ -110,13 +112,15 @@ def load(
 
 @click.command()
 @click.argument("folder", type=FOLDER)
+@click.option("--robot", default="", help="Name of one more robot to make keys for, in FOLDER/robots/NAME.")
 @click.option("--overwrite", is_flag=True, help="Replace keys that are there; robots need the new ones.")
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
-def keys(as_json: bool, folder: Path, overwrite: bool) -> None:
-    """Make CURVE keys for a cloud and a robot in FOLDER."""
-    from vlm_spec_decode.transport.keys import generate
+def keys(as_json: bool, folder: Path, robot: str, overwrite: bool) -> None:
+    """Make CURVE keys for a cloud and a robot in FOLDER, or for one more robot of a cloud that runs."""
+    from vlm_spec_decode.transport.keys import add_robot, generate
 
-    files = [str(file) for file in generate(folder, overwrite)]
+    made = add_robot(folder, robot) if robot else generate(folder, overwrite)
+    files = [str(file) for file in made]
     _say(as_json, {"folder": str(folder), "files": files}, "\n".join(files))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vlm_spec_decode import cli
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.transport import keys
@@ -88,3 +89,9 @@ def test_a_robot_is_added_once_and_its_secret_is_its_own(folder: Path) -> None:
     assert keys.edge_keys(folder / "robots" / "rex").cloud_public == keys.cloud_keys(folder).public
     with pytest.raises(ConfigError, match="exists"):
         keys.add_robot(folder, "rex")
+
+
+def test_the_command_line_adds_a_robot(folder: Path) -> None:
+    assert cli.main(["keys", str(folder), "--robot", "rex"]) == 0
+    assert (folder / "authorized" / "rex.key").exists()
+    assert cli.main(["keys", str(folder), "--robot", "rex"]) == 2

@@ -26,6 +26,7 @@ from vlm_spec_decode.core.ports import Clock, Model, ModelCard
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
 from vlm_spec_decode.models.vlm import VlmModel
+from vlm_spec_decode.transport.guard import KeyLimits
 from vlm_spec_decode.transport.keys import cloud_keys
 from vlm_spec_decode.transport.router import RouterLink
 
@@ -40,7 +41,8 @@ def build(config: CloudConfig) -> tuple[CloudServer | ReplicatedServer, Operatio
     check(config)
     clock = WallClock()
     ray = join_cluster(config.ray_address) if config.replicas else None
-    link = RouterLink(config.bind, cloud_keys(config.keys) if config.keys else None)
+    share = KeyLimits(config.key_robots, config.key_messages_per_s)
+    link = RouterLink(config.bind, cloud_keys(config.keys) if config.keys else None, share)
     try:
         return _replicated(config, ray, link, clock) if config.replicas else _single(config, link, clock)
     except BaseException:
@@ -77,7 +79,8 @@ def serve_on(config: CloudConfig, link: ServerLink, target: VlmModel | None = No
     """Load what the config names and put a server on the link. Raises ModelError."""
     target = target or _target(config)
     helper = _helper(config, target.card)
-    desk = CloudDesk(target.card, config.language.digest, DeskLimits(sessions=config.max_sessions))
+    limits = DeskLimits(sessions=config.max_sessions, batch=config.batch, kv_bytes=config.kv_mib << 20)
+    desk = CloudDesk(target.card, config.language.digest, limits)
     held = constrained(target, target.codec, config.language)
     return CloudServer(link, desk, held, WallClock(), helper)
 

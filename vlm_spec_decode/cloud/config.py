@@ -31,7 +31,9 @@ class CloudConfig:
     served. `language` is what answers are held to; robots must share it. `http` is where health and figures
     are read, on this machine only, or "off". `log_content` puts instructions into the log. `replicas` above
     0 runs that many copies of the target as Ray actors, with `replica_cpus` and `replica_gpus` each, on the
-    cluster at `ray_address` or, if that is empty, on one that is started here.
+    cluster at `ray_address` or, if that is empty, on one that is started here. `batch` answers share a pass
+    at most, and their caches take `kv_mib` at most. One key may stand for `key_robots` at a time and send
+    `key_messages_per_s`.
     """
 
     language: Language
@@ -45,6 +47,10 @@ class CloudConfig:
     device: str = "cpu"
     threads: int = 1
     max_sessions: int = 64
+    batch: int = 32
+    kv_mib: int = 4096
+    key_robots: int = 1024
+    key_messages_per_s: int = 5000
     http: str = health.DEFAULT
     log_format: str = "text"
     log_level: str = "warning"
@@ -71,7 +77,7 @@ def check(config: CloudConfig) -> None:
     if config.http != health.OFF:
         health.place(config.http)
     check_logging(config.log_format, config.log_level)
-    for name in ("threads", "max_sessions"):
+    for name in ("threads", "max_sessions", "batch", "kv_mib", "key_robots", "key_messages_per_s"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} {getattr(config, name)} is below 1")
     for name in ("replicas", "replica_cpus", "replica_gpus"):

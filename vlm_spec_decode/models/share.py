@@ -21,7 +21,7 @@ from vlm_spec_decode.models.decoder import Decoder
 from vlm_spec_decode.models.failures import memory_named
 from vlm_spec_decode.models.strands import Strand
 
-ADVICE = "fewer sessions, a smaller --kv-budget, or a smaller model"
+ADVICE = "a smaller --batch or --kv-mib, or a smaller model"
 
 
 class Owner(Protocol):
