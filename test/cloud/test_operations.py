@@ -114,14 +114,17 @@ def test_the_instruction_is_told_only_if_asked_for() -> None:
     assert f"instruction={SECRET}" in said.getvalue()
 
 
-def test_what_a_stranger_says_never_becomes_a_label_and_memory_is_bounded() -> None:
+def test_what_a_stranger_says_never_becomes_a_label_and_memory_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vlm_spec_decode.cloud.watch.MAX_FOLLOWED", 40)
     operations = Operations(SETTINGS, TableModel(TARGET).card, MailboxLink(), VirtualClock())
-    for answer in range(1, 4200):
+    for answer in range(1, 100):
         operations.link._watch.came(b"robot", opening(answer, strategy=f"made up {answer}"))
-    assert value(operations, "vsd_answers_opened_total", strategy="unknown") == 4199
+    assert value(operations, "vsd_answers_opened_total", strategy="unknown") == 99
     text = "".join(str(family) for family in operations.metrics.registry.collect())
     assert "made up" not in text
-    assert len(operations.link._watch._followed) == 4096
+    assert len(operations.link._watch._followed) == 40
 
 
 def test_a_commit_that_is_said_again_is_counted_once_and_a_resumed_answer_from_where_it_was() -> None:

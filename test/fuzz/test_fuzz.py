@@ -99,6 +99,7 @@ def through_decoder(data: bytes) -> None:
     assert found.size[0] * found.size[1] <= 40_000_000
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @settings(max_examples=6, deadline=None)
 @given(st.integers(0, 2**32))
 def test_image_path(seed: int) -> None:
