@@ -76,13 +76,11 @@ _OWN_MODEL = (
     "of network, 1.09 at none; T_v seems to be what the edge sees, network included"
 )
 _CACHE = (
-    "the window, RTT + T_v, holds four draft steps; our cache wants all 4 tokens of a branch drafted "
-    "in it and so keeps one branch; the paper counts a branch as hit however short it is"
+    "nearly every verdict is in the cache, but the window, RTT + T_v, holds four draft steps: two give each "
+    "likely verdict a token, so a hit hides one or two of the four; with drafting hidden wherever it hits "
+    "the cost model gives 1.9"
 )
-_SHORT = (
-    "in part short answers, whose first pass takes 300 ms and whose first draft nothing hides (2.8 at 160 "
-    "tokens rather than 40); the rest is the cache, which misses 9 to 14 % of the verdicts"
-)
+_SHORT = "in part short answers, whose first pass takes 300 ms and whose first draft nothing hides"
 
 REPORTED = (
     Reported(_FSD, "Jetson Nano, 68M/7B", JETSON, "speculative", _AR, 1.345),
