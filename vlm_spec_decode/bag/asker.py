@@ -26,7 +26,6 @@ from vlm_spec_decode.bag.events import (
 from vlm_spec_decode.bag.questions import AskPlan, Executed, Question
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.types import Image, Observation
-from vlm_spec_decode.edge.images import for_uplink
 
 SAME_FRAME_S = 1e-3
 KEPT_FRAMES, KEPT_BYTES = 600, 192 * 2**20
@@ -178,7 +177,7 @@ class _Asker:
 
     def _image(self, frame: Frame) -> Image | None:
         try:
-            return for_uplink(frame.image.jpeg)
+            return frame.image
         except ImageError as error:
             self.faults[f"a frame that cannot be asked about: {error}"] += 1
             return None
@@ -200,6 +199,7 @@ def _all(events: Events, plan: AskPlan) -> Iterator[Question]:
     asker = _Asker(plan, frozenset(events.topics.values()), events.faults)
     for event in events:
         yield from asker.take(event)
+        events.skips_motion = not asker.waiting
     yield from asker.rest()
 
 

@@ -44,7 +44,7 @@ class Frame:
 
     @property
     def image(self) -> Image:
-        """Decode the picture. Raises ImageError."""
+        """Decode the picture, as small as it goes up. Raises ImageError."""
         return pictures.compressed(self.message) if self.kind == COMPRESSED else pictures.raw(self.message)
 
 
@@ -140,11 +140,15 @@ class Topics:
 
 @dataclass(slots=True)
 class Events:
-    """The events of a bag in its order; `faults` counts what was skipped, by name."""
+    """The events of a bag in its order; `faults` counts what was skipped, by name.
+
+    While `skips_motion` is set, by whoever reads them, motion is passed over, which saves its decoding.
+    """
 
     source: BagSource
     topics: Mapping[str, str]
     faults: Counter[str] = field(default_factory=Counter)
+    skips_motion: bool = False
 
     def __iter__(self) -> Iterator[Event]:
         try:
@@ -158,6 +162,8 @@ class Events:
             if record.at_ns < last_ns:
                 self.faults["time going backwards"] += 1
             last_ns = max(last_ns, record.at_ns)
+            if self.skips_motion and self.topics[record.topic] == "motion":
+                continue
             message = self.source.message(record)
             if message is None:
                 continue

@@ -20,6 +20,9 @@ from vlm_spec_decode.edge.images import MAX_PIXELS, for_uplink
 Pixels = npt.NDArray[np.uint8]
 
 QUALITY = 90
+BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+"""Of JPEG and PNG: enough until somebody asks about the frame."""
+
 BAYER = {"rggb": (0, 0), "bggr": (1, 1), "gbrg": (1, 0), "grbg": (0, 1)}
 """Row and column of the first red pixel."""
 
@@ -39,8 +42,11 @@ def check_compressed(message: Any) -> None:
     """Raise ImageError unless this begins like a picture that can be decoded."""
     if "compressedDepth" in message.format:
         raise ImageError("a depth image, not a picture")
+    data = bytes(message.data)
+    if data.startswith(BEGINNINGS):
+        return
     try:
-        with PilImage.open(io.BytesIO(bytes(message.data))) as picture:
+        with PilImage.open(io.BytesIO(data)) as picture:
             if not 0 < picture.width * picture.height <= MAX_PIXELS:
                 raise ImageError(f"an image of {picture.width} x {picture.height} pixels")
     except (OSError, ValueError, SyntaxError, PilImage.DecompressionBombError) as error:
