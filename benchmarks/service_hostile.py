@@ -137,44 +137,46 @@ def strangers(folder: Path, attempts: int) -> list[Figure]:
     thread = threading.Thread(target=server.serve)
     thread.start()
     served = 0
+    groups = range(0, attempts, AT_ONCE)
     try:
-        for start in range(0, attempts, AT_ONCE):
-            served += _knock(server.address, server_keys.public, min(AT_ONCE, attempts - start), start)
-        reached = server.desk.stats.messages
-        friend = Asking(server.address, keys).start()
-        while not friend.outcomes:
-            time.sleep(0.05)
-        friends = friend.stop()
+        for start in groups:
+            served += _knock(server.address, edge_keys(keys), min(AT_ONCE, attempts - start), start)
+        reached = server.desk.stats.messages - len(groups)
     finally:
         server.stop()
         thread.join()
-    note = (
-        f"{attempts} attempts, {reached} messages reached the desk; then a friend: {friends['right']} right"
-    )
+    note = f"{attempts} attempts, {reached} of their messages reached the desk; "
+    note += f"{len(groups)} friends among them served"
     return [Figure("strangers_served", served + reached, 0, "at most", note)]
 
 
-def _knock(address: str, cloud_public: bytes, count: int, first: int) -> int:
-    """Let some strangers greet the cloud at once; return how many got any answer."""
+def _knock(address: str, friend: EdgeKeys, count: int, first: int) -> int:
+    """Let strangers greet the cloud at once and a friend after them; return how many strangers got an answer.
+
+    They are given until the friend has been welcomed, and as long again.
+    """
     context = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 4096)
-    sockets = []
-    for index in range(count):
-        keys = None
-        if (first + index) % 4:  # every fourth comes without encryption
-            public, secret = zmq.curve_keypair()
-            keys = EdgeKeys(public, secret, cloud_public)
-        socket = _dealer(context, address, keys)
-        socket.send(codec.encode(HELLO))
-        sockets.append(socket)
+    started_s = time.monotonic()
+    sockets = [_dealer(context, address, _strange(friend, first + index)) for index in range(count)]
+    known = _dealer(context, address, friend)
     poller = zmq.Poller()
-    for socket in sockets:
+    for socket in (*sockets, known):
+        socket.send(codec.encode(HELLO))
         poller.register(socket, zmq.POLLIN)
-    answered = len(poller.poll(400))
-    for socket in sockets:
+    if not known.poll(60_000):
+        raise SystemExit("the cloud does not welcome a friend among strangers")
+    time.sleep(max(0.2, time.monotonic() - started_s))
+    answered = [socket for socket, _ in poller.poll(0) if socket is not known]
+    for socket in (*sockets, known):
         socket.close(0)
     context.term()
-    return answered
+    return len(answered)
+
+
+def _strange(friend: EdgeKeys, index: int) -> EdgeKeys | None:
+    """Return a pair that nobody has authorised; every fourth stranger comes without encryption."""
+    return EdgeKeys(*zmq.curve_keypair(), friend.cloud_public) if index % 4 else None
 
 
 def _dealer(
