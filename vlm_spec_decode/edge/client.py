@@ -79,9 +79,8 @@ class EdgeProtocol:
             if answer.sent:
                 self._send(answer.hint(hint))
 
-    def close(self, now_s: float) -> None:
+    def close(self, now_s: float) -> None:  # noqa: ARG002
         """Tell the cloud that the open answer is over."""
-        del now_s
         if self._answer and self._answer.sent:
             self._send(wire.Close(*self._answer.names))
         self._answer = None
