@@ -101,6 +101,8 @@ def load_ray(*, on_loopback: bool = False) -> Any:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # Ray else gives its workers a low priority: a replica would starve beside anything that computes.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if on_loopback:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
