@@ -154,14 +154,11 @@ def large_bag(folder: Path, num_bytes: int, rate_hz: float = 10.0) -> float:
         words = writer.add_connection("/vlm/instruction", "std_msgs/msg/String", typestore=TYPES)
         said = make["std_msgs/msg/String"]("walk to the red ball")
         writer.write(words, SECOND, bytes(TYPES.serialize_cdr(said, said.__msgtype__)))
+        header = make["std_msgs/msg/Header"](make["builtin_interfaces/msg/Time"](1, 0), "camera")
+        image = make[RAW](header, height, width, "rgb8", 0, 3 * width, pixels.reshape(-1))
+        data = bytes(TYPES.serialize_cdr(image, RAW))
         for number in range(count):
-            at_ns = SECOND + round(number / rate_hz * SECOND)
-            stamp = make["builtin_interfaces/msg/Time"](at_ns // SECOND, at_ns % SECOND)
-            header = make["std_msgs/msg/Header"](stamp, "camera")
-            image = make[RAW](
-                header, height, width, "rgb8", 0, 3 * width, np.roll(pixels, number).reshape(-1)
-            )
-            writer.write(frames, at_ns, bytes(TYPES.serialize_cdr(image, RAW)))
+            writer.write(frames, SECOND + round(number / rate_hz * SECOND), data)
     return count / rate_hz
 
 
