@@ -77,6 +77,23 @@ def test_however_many_work_on_it_the_rows_are_the_same(walk, tmp_path, monkeypat
     assert (together / "walk.rows.jsonl").read_bytes() == (alone / "walk.rows.jsonl").read_bytes()
 
 
+@pytest.mark.slow
+def test_a_ray_cluster_gives_the_same_rows(walk, tmp_path, monkeypatch, request):
+    ray = pytest.importorskip("ray")
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    one = config(walk, alone, "speculative")
+    run(one)
+    monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))  # for its workers
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    address = ray.get_runtime_context().gcs_address
+    try:
+        run(replace(one, out=together, workers=Workers(1, address)))
+    finally:
+        ray.shutdown()
+    assert (together / "walk.rows.jsonl").read_bytes() == (alone / "walk.rows.jsonl").read_bytes()
+
+
 def test_without_ray_one_line_says_so(walk, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match="needs Ray"):
