@@ -31,7 +31,7 @@ lint: setup
 	$(PY) -m mypy
 	.venv/bin/lint-imports
 
-# What computes shares the cores; what starts processes or lives in wall-clock time runs alone. Exit code 5: none chosen.
+# What computes shares the cores; what lives in wall-clock time runs alone. Exit code 5: none chosen.
 test: lint
 	$(PY) -m pytest -m "not alone" -n $(JOBS) --dist loadscope $(PYTEST_ARGS) || [ $$? -eq 5 ]
 	$(PY) -m pytest -m alone $(PYTEST_ARGS) || [ $$? -eq 5 ]

@@ -15,10 +15,11 @@ os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 os.environ["ROS_DOMAIN_ID"] = str(60 + WORKER)
 
 ALONE = {
-    *("ros", "robot", "demo", "net", "transport", "bridge", "cloud"),
-    *("test_cli.py", "test_docs.py", "test_executor_threads.py", "test_executor_robots.py"),
+    *("ros", "robot", "demo", "bridge", "test_docs.py"),
+    *("test_executor_threads.py", "test_executor_robots.py"),
+    *("test_sockets.py", "test_service.py", "test_operations.py", "test_links.py"),
 }
-"""Folders and files whose tests start processes, open sockets or live in wall-clock time."""
+"""Folders and files whose tests live in wall-clock time, most of them with processes of their own."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         parts = item.path.relative_to(here).parts
-        if ALONE & set(parts) or any(item.get_closest_marker(name) for name in ("dds", "ros", "net", "slow")):
+        if ALONE & set(parts) or any(item.get_closest_marker(name) for name in ("dds", "ros")):
             item.add_marker(pytest.mark.alone)
 
 

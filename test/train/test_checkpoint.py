@@ -122,7 +122,7 @@ def test_too_little_memory_is_named_in_one_line_and_the_checkpoint_kept(tmp_path
     finally:
         process.kill()
     assert process.returncode == 1, errors
-    assert errors.splitlines()[-1].startswith("vsd: ModelError: out of memory: try a smaller --batch")
+    assert errors.splitlines()[-1].startswith("vsd: OutOfMemory: out of memory: try a smaller --batch")
     assert load_checkpoint(tmp_path / "checkpoint.pt")["counters"][0] == 1
 
 
