@@ -27,6 +27,7 @@ EMPTY_ROOM = Scene(0, 8.0, 8.0, (), Pose2D(0.0, 0.0, 0.5))
 @pytest.mark.sim
 class TestHeadlessGo2(RobotDriverContract):
     threaded = False
+    world: type[World] = World
 
     @pytest.fixture
     def clock(self) -> Clock:
@@ -34,27 +35,16 @@ class TestHeadlessGo2(RobotDriverContract):
 
     @pytest.fixture
     def driver(self, clock: Clock) -> Iterator[RobotDriver]:
-        go2 = HeadlessGo2(World(EMPTY_ROOM), clock)
+        go2 = HeadlessGo2(self.world(EMPTY_ROOM), clock)
         yield go2
         go2.close()
 
 
-@pytest.mark.sim
 @needs_physical_body
-class TestPhysicalGo2(RobotDriverContract):
+class TestPhysicalGo2(TestHeadlessGo2):
     """The same promises from a body that walks on its legs under gravity."""
 
-    threaded = False
-
-    @pytest.fixture
-    def clock(self) -> Clock:
-        return VirtualClock(5.0)
-
-    @pytest.fixture
-    def driver(self, clock: Clock) -> Iterator[RobotDriver]:
-        go2 = HeadlessGo2(PhysicalWorld(EMPTY_ROOM), clock)
-        yield go2
-        go2.close()
+    world = PhysicalWorld
 
 
 @pytest.fixture(scope="module", name="network")
