@@ -61,12 +61,14 @@ def test_a_device_that_is_not_here_is_named() -> None:
 @pytest.mark.sim
 def test_what_was_measured_is_recorded_and_kept_by_a_run_that_goes_on(tmp_path: Path, monkeypatch) -> None:
     fast = Hardware(CPU, "bfloat16", {"float32": 2.0, "bfloat16": 1.0})
-    monkeypatch.setattr("vlm_spec_decode.train.text.measured", lambda device, forward: fast)
+    monkeypatch.setattr("vlm_spec_decode.train.hardware.measured", lambda device, forward: fast)
     config = replace(SMALL, out=tmp_path)
     run_text(replace(config, stop_after=1))
     record = json.loads((tmp_path / "training.json").read_text())
     assert (record["device"], record["precision"], record["step_ms"]) == ("cpu", "bfloat16", fast.step_ms)
-    monkeypatch.setattr("vlm_spec_decode.train.text.measured", lambda device, forward: pytest.fail("again"))
+    monkeypatch.setattr(
+        "vlm_spec_decode.train.hardware.measured", lambda device, forward: pytest.fail("again")
+    )
     assert run_text(config)["precision"] == "bfloat16"
     assert load_checkpoint(tmp_path / "checkpoint.pt")["precision"] == "bfloat16"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, Protocol, TypeAlias, get_args
 
 import torch
 
@@ -53,6 +53,33 @@ def pick_device(name: str = "auto") -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {name} was asked for, but torch finds no GPU")
     return device
+
+
+class Trained(Protocol):
+    """What trains, as far as this module goes; `precision` is that of its steps so far, None before any."""
+
+    optimizer: torch.optim.Optimizer
+    precision: Precision | None
+
+
+def choose(
+    trained: Trained,
+    wanted: Precision | Literal["auto"],
+    device: torch.device,
+    probe: Callable[[], Callable[[], torch.Tensor]],
+) -> Hardware:
+    """Return where and how to train: as it is wanted, as the run began, or as one step's timing says.
+
+    `probe` makes the loss to be timed, only where it is needed. What was chosen is kept in `trained`.
+    """
+    chosen = trained.precision if wanted == "auto" else wanted
+    if chosen:
+        hardware = Hardware(device, chosen)
+    else:
+        hardware = measured(device, probe())
+        trained.optimizer.zero_grad(set_to_none=True)
+    trained.precision = hardware.precision
+    return hardware
 
 
 def measured(device: torch.device, forward: Callable[[], torch.Tensor]) -> Hardware:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.batches import Batch, Batcher
 from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.frames import open_frames
-from vlm_spec_decode.train.hardware import Hardware, measured, pick_device
+from vlm_spec_decode.train.hardware import Hardware, choose, pick_device
 from vlm_spec_decode.train.network import answer_loss, distil_loss, image_features, logits_of
 from vlm_spec_decode.train.trainee import Trainee, new_trainee
 
@@ -66,7 +66,7 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
     if config.eye and not trainee.step:
         trainee.take_eye(config.eye)
     with memory_named(files.MEMORY_ADVICE):
-        hardware = choose_hardware(config, trainee, batcher)
+        hardware = choose(trainee, config.precision, trainee.device, lambda: _probe(config, trainee, batcher))
         _run(config, trainee, batcher, checkpoint, hardware)
     record: dict[str, Any] = {"config": {k: str(v) for k, v in asdict(config).items()}, "data": frames.digest}
     record |= {"eye_steps": trainee.eye_step, "steps": trainee.step, "seconds": round(trainee.seconds)}
@@ -94,23 +94,16 @@ def export(
         (made / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def choose_hardware(config: TrainConfig, trainee: Trainee, batcher: Batcher) -> Hardware:
-    """Return where and how to train: as the config says, as the run began, or as one step's timing says."""
-    chosen = trainee.precision if config.precision == "auto" else config.precision
-    if chosen:
-        hardware = Hardware(trainee.device, chosen)
-    else:
-        batch = batcher.draw(np.random.default_rng([config.seed, 0x9EC]), config.batch).to(trainee.device)
+def _probe(config: TrainConfig, trainee: Trainee, batcher: Batcher) -> Callable[[], torch.Tensor]:
+    """Return the loss of one batch, to be timed."""
+    batch = batcher.draw(np.random.default_rng([config.seed, 0x9EC]), config.batch).to(trainee.device)
 
-        def forward() -> torch.Tensor:
-            with torch.no_grad():
-                features = image_features(trainee.model, batch.pixels)
-            return answer_loss(logits_of(trainee.model, features, batch), batch)
+    def forward() -> torch.Tensor:
+        with torch.no_grad():
+            features = image_features(trainee.model, batch.pixels)
+        return answer_loss(logits_of(trainee.model, features, batch), batch)
 
-        hardware = measured(trainee.device, forward)
-        trainee.optimizer.zero_grad(set_to_none=True)
-    trainee.precision = hardware.precision
-    return hardware
+    return forward
 
 
 def _run(

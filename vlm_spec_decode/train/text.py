@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from vlm_spec_decode.train.checkpoint import (
     save_checkpoint,
 )
 from vlm_spec_decode.train.config import TextConfig
-from vlm_spec_decode.train.hardware import Hardware, Precision, measured, pick_device
+from vlm_spec_decode.train.hardware import Hardware, Precision, choose, pick_device
 from vlm_spec_decode.train.loop import tokenizer
 from vlm_spec_decode.train.network import answer_loss, distil_loss
 from vlm_spec_decode.train.talks import GuidedTalks, Talks
@@ -83,7 +84,7 @@ def run_text(config: TextConfig) -> dict[str, Any]:
     drawn = Talks(tok, config.batch, config.seed)
     talks = GuidedTalks(drawn, guide) if guide else drawn
     with memory_named(MEMORY_ADVICE):
-        hardware = choose_hardware(config, trainee, drawn, device)
+        hardware = choose(trainee, config.precision, device, lambda: _probe(trainee, drawn, device))
         figures = _run(config, trainee, talks, checkpoint, hardware)
     settings = {k: str(v) for k, v in asdict(config).items() if k not in {"out", "start", "distil"}}
     record = {"config": settings, "data": talks.digest, "steps": trainee.step} | hardware.record()
@@ -93,17 +94,10 @@ def run_text(config: TextConfig) -> dict[str, Any]:
     return record
 
 
-def choose_hardware(config: TextConfig, trainee: TextTrainee, talks: Talks, device: torch.device) -> Hardware:
-    """Return where and how to train: as the config says, as the run began, or as one step's timing says."""
-    chosen = trainee.precision if config.precision == "auto" else config.precision
-    if chosen:
-        hardware = Hardware(device, chosen)
-    else:
-        batch = talks.batch(1).to(device)
-        hardware = measured(device, lambda: answer_loss(text_logits(trainee.model, batch), batch))
-        trainee.optimizer.zero_grad(set_to_none=True)
-    trainee.precision = hardware.precision
-    return hardware
+def _probe(trainee: TextTrainee, talks: Talks, device: torch.device) -> Callable[[], torch.Tensor]:
+    """Return the loss of one batch, to be timed."""
+    batch = talks.batch(1).to(device)
+    return lambda: answer_loss(text_logits(trainee.model, batch), batch)
 
 
 def new_text_trainee(config: TextConfig, vocab_size: int, device: torch.device = CPU) -> TextTrainee:
