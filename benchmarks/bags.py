@@ -1,9 +1,11 @@
 """The figures of the rosbags, measured.
 
-    python benchmarks/bags.py [--quick] [--public DIR] [--only PART] [--out DIR]
+    python benchmarks/bags.py [--quick] [--public DIR] [--only PART,…] [--resume] [--out DIR] [--results FILE]
 
-`--public` names a folder of bags that no one here wrote; without it that figure is not measured. Prints a
-table; the last line is one JSON document. The exit code is 1 if a figure misses its bar.
+`--public` names a folder of bags that no one here wrote; without it that figure is not measured. Each part
+is written down as it ends, with date, commit, machine and load of its own; `--resume` leaves out those that
+are there, at this commit and in this size. Prints a table; the last line is one JSON document. The exit code
+is 1 if a figure misses its bar.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import bag_cases as cases
-from figures import Figure, report
+from figures import Figure
+from ledger import Ledger, measure
+from tqdm import tqdm
 
 from vlm_spec_decode.bag.cli import GO2_A100, SAMPLE, WIFI
 from vlm_spec_decode.bag.questions import AskPlan
@@ -42,7 +46,8 @@ def public(folder: Path | None) -> list[Figure]:
     if folder is None:
         print("bags of other people: not measured, name a folder with --public", file=sys.stderr)
         return []
-    found = {bag: cases.survey(bag) for bag in cases.public_bags(folder)}
+    bags = tqdm(list(cases.public_bags(folder)), desc="bags", disable=None, leave=False)
+    found = {bag: cases.survey(bag) for bag in bags}
     opened = [s for s in found.values() if s is not None]
     total, read = sum(s.total for s in opened), sum(s.read for s in opened)
     named = sum(s.named for s in opened)
@@ -132,7 +137,7 @@ def overhead(rounds: int) -> list[Figure]:
     """Share of a replay's time that is not decoding: reading, pictures, scoring."""
     whole_s = decoding_s = 0.0
     replayer = TimedReplayer(ReplayConfig((SAMPLE,), CELLS))
-    for number in range(rounds + 1):
+    for number in tqdm(range(rounds + 1), desc="rounds", disable=None, leave=False):
         replayer.decoding_s, begin_s = 0.0, time.perf_counter()
         answers = len(list(replayer.rows(SAMPLE, Counter())))
         if number:  # the first round loads the models
@@ -191,7 +196,7 @@ def truncation(folder: Path, cuts: int) -> list[Figure]:
         whole = cases.events_of(file.parent)
         at = {m.at_ns: end for m, end in zip(messages, cases.ends(file, messages), strict=True)}
         data, cut = file.read_bytes(), folder / f"cut{file.suffix}"
-        for _ in range(cuts // 2):
+        for _ in tqdm(range(cuts // 2), desc=storage, disable=None, leave=False):
             length = rng.randrange(len(data))
             cut.write_bytes(data[:length])
             wanted = Counter(event for event in whole if at[event[1]] <= length)
@@ -220,11 +225,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="smaller counts; under 10 minutes on 2 cores")
     parser.add_argument("--public", type=Path, help="folder of bags of other people")
-    parser.add_argument("--only", action="append", choices=PARTS, help="measure these parts")
-    parser.add_argument("--out", type=Path, default=Path("out/bags"), help="folder of logs and bags.json")
+    parser.add_argument("--only", default="", help=f"of: {', '.join(PARTS)}")
+    parser.add_argument("--resume", action="store_true", help="leave out parts that were measured already")
+    parser.add_argument("--out", type=Path, default=Path("out/bags"), help="folder of logs")
+    parser.add_argument("--results", type=Path, help="file that takes the rows; default: OUT/bags.json")
     options = parser.parse_args()
+    wanted = [name for name in options.only.split(",") if name] or PARTS
+    if not set(wanted) <= set(PARTS):
+        parser.error(f"--only: choose of {', '.join(PARTS)}")
     options.out.mkdir(parents=True, exist_ok=True)
-    begin_s, quick = time.monotonic(), options.quick
+    quick = options.quick
+    ledger = Ledger(options.results or options.out / "bags.json", PARTS, quick=quick)
     with tempfile.TemporaryDirectory(prefix="vsd-bags-") as place:
         folder = Path(place)
         parts = {
@@ -235,12 +246,7 @@ def main() -> int:
             "large": lambda: large(folder, 500_000_000 if quick else 10_000_000_000),
             "live": lambda: live(folder, options.out / "logs"),
         }
-        figures: list[Figure] = []
-        for name in options.only or parts:
-            figures += parts[name]()
-            print(f"[{time.monotonic() - begin_s:5.0f} s] {name}", *figures, sep="\n  ", file=sys.stderr)
-    print(f"{time.monotonic() - begin_s:.0f} s{', smaller counts' if quick else ''}")
-    return report(figures, options.out / "bags.json")
+        return measure(parts, ledger, wanted, resume=options.resume)
 
 
 if __name__ == "__main__":

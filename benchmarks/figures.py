@@ -47,15 +47,18 @@ def report(figures: list[Figure], path: Path, **more: Any) -> int:
 
 
 def commit() -> str:
-    """Return the short hash of the commit measured, with a mark if the tree differs from it."""
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return said.stdout.strip() or "no git"
+    """Return the short hash of the commit measured, with a mark if the code differs from it.
+
+    Documents do not count: they hold what was measured.
+    """
+    head = _git("rev-parse", "--short", "HEAD").strip()
+    differs = head and _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)docs")
+    return f"{head}-dirty" if differs else head or "no git"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
 
 
 def load() -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from figures import Figure
 from service_robot import Asking, ask, footprint, robot
+from tqdm import tqdm
 
 from vlm_spec_decode.demo.processes import Process, Processes
 from vlm_spec_decode.edge.timing import Timing
@@ -38,7 +39,7 @@ def killed(processes: Processes, folder: Path, answers: int) -> list[Figure]:
     process, address = cloud(processes, "killed", keys)
     outcomes: Counter[str] = Counter()
     with robot(address, keys, Timing(give_up_s=30.0)) as verifier:
-        for answer in range(1, answers + 1):
+        for answer in tqdm(range(1, answers + 1), desc="kills", disable=None, leave=False):
             ended = threading.Event()
             asked = threading.Thread(target=_ask_one, args=(verifier, answer, outcomes, ended))
             asked.start()
@@ -68,13 +69,15 @@ def two_clouds(processes: Processes, folder: Path, answers: int) -> list[Figure]
     _, two = cloud(processes, "second", keys)
     askers = [Asking(f"{one},{two}", keys, max_tokens=40).start() for _ in range(4)]
     kills = 0
-    while sum(sum(asker.outcomes.values()) for asker in askers) < answers:
-        time.sleep(1.0)
-        os.killpg(first.popen.pid, signal.SIGKILL)
-        first.popen.wait()
-        processes.stop(["first"])
-        kills += 1
-        first, one = cloud(processes, "first", keys, one)
+    with tqdm(total=answers, desc="answers", disable=None, leave=False) as bar:
+        while bar.n < answers:
+            time.sleep(1.0)
+            os.killpg(first.popen.pid, signal.SIGKILL)
+            first.popen.wait()
+            processes.stop(["first"])
+            kills += 1
+            first, one = cloud(processes, "first", keys, one)
+            bar.update(_done(askers) - bar.n)
     outcomes = sum((asker.stop() for asker in askers), Counter())
     processes.stop(["first", "second"])
     total = sum(outcomes.values())
@@ -89,14 +92,10 @@ def soak(processes: Processes, folder: Path, answers: int) -> list[Figure]:
     generate(keys)
     process, address = cloud(processes, "soak", keys, "tcp://127.0.0.1:*", "--step-ms", "0")
     askers = [Asking(address, keys, max_tokens=8).start() for _ in range(2)]
-
-    def done() -> int:
-        return sum(sum(asker.outcomes.values()) for asker in askers)
-
     pids = {"cloud": process.popen.pid, "robots": os.getpid()}
-    _until(lambda: done() >= answers // 5)
+    _until_done(askers, answers // 5)
     before = {name: footprint(pid) for name, pid in pids.items()}
-    _until(lambda: done() >= answers)
+    _until_done(askers, answers)
     after = {name: footprint(pid) for name, pid in pids.items()}
     outcomes = sum((asker.stop() for asker in askers), Counter())
     processes.stop(["soak"])
@@ -111,6 +110,12 @@ def soak(processes: Processes, folder: Path, answers: int) -> list[Figure]:
     ]
 
 
-def _until(holds) -> None:  # type: ignore[no-untyped-def]
-    while not holds():
-        time.sleep(0.05)
+def _done(askers: list[Asking]) -> int:
+    return sum(sum(asker.outcomes.values()) for asker in askers)
+
+
+def _until_done(askers: list[Asking], answers: int) -> None:
+    with tqdm(total=answers, desc="answers", disable=None, leave=False) as bar:
+        while bar.n < answers:
+            time.sleep(0.05)
+            bar.update(_done(askers) - bar.n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,12 @@ class Room:
     def _question(self, number: int, temperature: float) -> tuple[Observation, SamplingParams]:
         params = SamplingParams(temperature, max_tokens=64, stop_ids=self.plain.codec.stop_ids, seed=number)
         return self.asked[number % len(self.asked)], params
+
+
+@cache
+def room() -> Room:
+    """Return the room that all parts share."""
+    return Room()
 
 
 def equal(room: Room, robots: int) -> list[Figure]:

@@ -7,6 +7,8 @@ import random
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import zmq
@@ -14,6 +16,7 @@ from figures import ROOT, Figure
 from service_cloud import HELLO, HashModel
 from service_faults import cloud
 from service_robot import Asking, footprint
+from tqdm import tqdm
 
 from vlm_spec_decode.cloud.desk import CloudDesk
 from vlm_spec_decode.cloud.server import CloudServer
@@ -27,26 +30,43 @@ from vlm_spec_decode.transport.router import RouterLink
 
 SEED = 11
 AT_ONCE = 50
+SHARE = 200
+"""Runs of the hostile link that share a seed and a process's memory of what was tried."""
 
 
 def link_runs(runs: int) -> list[Figure]:
-    """Runs of the state machine of test/protocol/test_hostile_link.py."""
+    """Runs of the state machine of test/protocol/test_hostile_link.py, on all cores."""
+    shares = [(seed, min(SHARE, runs - start)) for seed, start in enumerate(range(0, runs, SHARE))]
+    bar = tqdm(total=runs, desc="runs", disable=None, leave=False)
+    violations = []
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool, bar:
+        for (_, count), violation in zip(shares, pool.map(_link_share, shares), strict=True):
+            bar.update(count)
+            violations += [violation] if violation else []
+    for violation in violations:
+        print(f"hostile link: {violation}", file=sys.stderr)
+    note = f"{runs} runs of up to 40 steps, {len(shares)} seeds"
+    return [Figure("hostile_link_violations", len(violations), 0, "at most", note)]
+
+
+def _link_share(share: tuple[int, int]) -> str:
+    """Run some with a seed; return what was violated, "" if nothing."""
     sys.path.insert(0, str(ROOT))
-    from hypothesis import HealthCheck, settings
+    from hypothesis import HealthCheck, seed, settings
     from hypothesis.stateful import run_state_machine_as_test
 
     from test.protocol.test_hostile_link import HostileLink
 
+    number, runs = share
     checks = list(HealthCheck)
-    count = settings(max_examples=runs, stateful_step_count=40, deadline=None, suppress_health_check=checks)
-    violations = 0
+    count = settings(
+        max_examples=runs, stateful_step_count=40, deadline=None, database=None, suppress_health_check=checks
+    )
     try:
-        run_state_machine_as_test(HostileLink, settings=count)
-    except AssertionError as error:
-        violations = 1
-        print(f"hostile link: {error}", file=sys.stderr)
-    note = f"{runs} runs of up to 40 steps; a run ends at the first"
-    return [Figure("hostile_link_violations", violations, 0, "at most", note)]
+        run_state_machine_as_test(seed(number)(HostileLink), settings=count)
+    except Exception as error:  # noqa: BLE001  whatever it raises, both ends no longer hold one answer
+        return f"seed {number}: {type(error).__name__}: {error}"
+    return ""
 
 
 def malformed(processes: Processes, folder: Path, frames: int) -> list[Figure]:
@@ -80,7 +100,7 @@ def _flood(address: str, keys: EdgeKeys, frames: int) -> None:
     socket = _dealer(context, address, keys)
     socket.send(codec.encode(HELLO))
     reader = threading.Event()
-    for count in range(frames):
+    for count in tqdm(range(frames), desc="frames", disable=None, leave=False):
         socket.send(pool[count % len(pool)])
         while socket.poll(0):
             socket.recv()
@@ -139,7 +159,7 @@ def strangers(folder: Path, attempts: int) -> list[Figure]:
     served = 0
     groups = range(0, attempts, AT_ONCE)
     try:
-        for start in groups:
+        for start in tqdm(groups, desc="strangers", unit=f"{AT_ONCE} ", disable=None, leave=False):
             served += _knock(server.address, edge_keys(keys), min(AT_ONCE, attempts - start), start)
         reached = server.desk.stats.messages - len(groups)
     finally:

@@ -1,9 +1,4 @@
-"""The table of docs/service.md, from what benchmarks/service.py leaves."""
-
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from typing import Any
+"""What the figures of benchmarks/service.py are called in the docs."""
 
 MEANINGS = {
     "fleet_same_tokens": "robots at once that are each told what they are told alone",
@@ -14,6 +9,7 @@ MEANINGS = {
     "cloud_killed_right_or_named": "answers right or failed by name, cloud killed in each",
     "one_of_two_killed_right": "answers right, one of two clouds killed under load",
     "replica_killed_right": "answers right, one of two replicas killed under load",
+    "replica_killed_lost": "answers lost in that",
     "hostile_link_violations": "violations in runs of the hostile link",
     "malformed_crashes": "crashes and answers of others spoilt by malformed frames",
     "malformed_memory_growth": "the cloud's memory growth under them",
@@ -21,13 +17,3 @@ MEANINGS = {
     "soak_memory_growth": "memory growth over a long service",
     "soak_leaks": "descriptors and threads leaked in it",
 }
-
-
-def table(
-    document: Mapping[str, Any],
-    figures: Callable[[Mapping[str, Any]], str],
-    made: Callable[[Mapping[str, Any]], str],
-) -> str:
-    """Return the service's figures, and whether they are of a full run."""
-    size = "A `--quick` run, with the counts that it names." if document["quick"] else "A full run."
-    return f"{figures(document)}\n\n{size} {made(document)}"

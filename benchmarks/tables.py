@@ -65,13 +65,29 @@ MEANINGS = {
 
 
 def figures_table(document: Mapping[str, Any]) -> str:
-    """Return the table of benchmarks/main_job.py's figures."""
+    """Return the table of a benchmark's figures; rows that were measured apart say when and where."""
+    apart = any("made" in figure for figure in document["figures"])
     rows = ["| what | measured | bar | how |", "| --- | --- | --- | --- |"]
+    if apart:
+        rows = [f"{rows[0]} run |", f"{rows[1]} --- |"]
     for figure in document["figures"]:
         bar = f"{figure['sense']} {figure['bar']:g}" + ("" if figure["holds"] else ", **missed**")
         meaning = MEANINGS.get(figure["name"], figure["name"])
-        rows.append(f"| {meaning} | {figure['value']:.3g} | {bar} | {figure['note']} |")
+        row = f"| {meaning} | {figure['value']:.3g} | {bar} | {figure['note']} |"
+        rows.append(f"{row} {_run(figure)} |" if apart else row)
     return "\n".join(rows)
+
+
+def _run(figure: Mapping[str, Any]) -> str:
+    by, size = figure["made"], "`--quick`" if figure["quick"] else "full"
+    return f"{size}, {by['date']}, {by['commit']}, load {by['load']}"
+
+
+def apart(document: Mapping[str, Any]) -> str:
+    """Return a table whose rows were measured apart, and on which machines."""
+    machines = sorted({figure["made"]["machine"] for figure in document["figures"]})
+    beside = "Load: processes that wanted a core, the measurement's own among them."
+    return f"{figures_table(document)}\n\nMeasured on {'; '.join(machines)}. {beside}"
 
 
 def demo_table(run: Mapping[str, Any]) -> str:
@@ -139,10 +155,10 @@ def render(text: str) -> str:
 
     tables = {
         "main_job": lambda: f"{figures_table(load('main_job'))}\n\n{made(load('main_job'))}",
-        "bags": lambda: f"{figures_table(load('bags'))}\n\n{made(load('bags'))}",
+        "bags": lambda: apart(load("bags")),
         "robot": lambda: robot(load("robot")),
         "bodies": lambda: bodies(load("bodies")),
-        "service": lambda: service_tables.table(load("service"), figures_table, made),
+        "service": lambda: apart(load("service")),
         "demo": lambda: demo_table(load("demo")),
         "models": lambda: f"{figures_table(load('models'))}\n\n{made(load('models'))}",
         "decoding": lambda: decoding(decoding_tables.home_table),
