@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import io
 import struct
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from lz4.frame import LZ4FrameDecompressor
 from mcap.exceptions import McapError
@@ -21,7 +20,7 @@ from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typest
 from zstandard import ZstdDecompressor, ZstdError
 
 from vlm_spec_decode.bag.pages import SqliteFile
-from vlm_spec_decode.bag.source import READ_FAULTS, BagSource, IndexedBag, Record
+from vlm_spec_decode.bag.source import READ_FAULTS, BagSource, Decoding, IndexedBag, Record
 from vlm_spec_decode.core.errors import BagError
 
 SUFFIXES = frozenset({".mcap", ".db3", ".bag"})
@@ -59,15 +58,16 @@ def open_bag(path: Path) -> BagSource:
     raise BagError(f"{path}: not a bag that can be read ({why})")
 
 
-class _Cut:
+class _Cut(Decoding):
     """What both kinds have in common: files one after the other, definitions found on the way."""
 
     duration_s = 0.0
 
     def __init__(self, paths: Sequence[Path], why: str) -> None:
-        self.paths = paths
-        self.faults: Counter[str] = Counter({f"read from its front, without an index ({why})": 1})
         self._types = get_typestore(Stores.ROS2_HUMBLE)
+        super().__init__(self._types.deserialize_cdr)
+        self.paths = paths
+        self.faults[f"read from its front, without an index ({why})"] += 1
         self.topics: dict[str, str] = {}
         for path in paths:
             self.topics |= self._find_topics(path)
@@ -78,14 +78,6 @@ class _Cut:
             for record in self._read(path):
                 if record.topic in topics:
                     yield record
-
-    def message(self, record: Record) -> Any:
-        """Return the message in a record, or None, counted, if it cannot be read."""
-        try:
-            return self._types.deserialize_cdr(record.data, record.kind)
-        except READ_FAULTS:
-            self.faults[f"{record.topic}: {record.kind} that cannot be read"] += 1
-            return None
 
     def close(self) -> None:
         """Nothing stays open between reads."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,13 +67,29 @@ def bag_name(path: Path) -> str:
     return f"{path.parent.name}_{path.stem}" if path.stem in ("bag", "rosbag2") else path.stem
 
 
-class IndexedBag:
+class Decoding:
+    """What all bags have in common: `message`, by the `rosbags` deserialiser that knows the bag's types."""
+
+    def __init__(self, deserialize: Callable[[bytes, str], Any]) -> None:
+        self.faults: Counter[str] = Counter()
+        self._deserialize = deserialize
+
+    def message(self, record: Record) -> Any:
+        """Return the message in a record, or None, counted, if it cannot be read."""
+        try:
+            return self._deserialize(record.data, record.kind)
+        except READ_FAULTS:
+            self.faults[f"{record.topic}: {record.kind} that cannot be read"] += 1
+            return None
+
+
+class IndexedBag(Decoding):
     """A complete bag."""
 
     def __init__(self, path: Path) -> None:
-        self.faults: Counter[str] = Counter()
         self._reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
         self._reader.open()
+        super().__init__(self._reader.deserialize)
         self.duration_s = self._reader.duration / NANOSECONDS if self._reader.message_count else 0.0
         self.topics = {c.topic: c.msgtype for c in self._reader.connections if c.msgcount}
 
@@ -87,14 +103,6 @@ class IndexedBag:
                 yield Record(connection.topic, connection.msgtype, data, at_ns)
         except READ_FAULTS as error:
             self.faults[f"the bag breaks off ({type(error).__name__})"] += 1
-
-    def message(self, record: Record) -> Any:
-        """Return the message in a record, or None, counted, if it cannot be read."""
-        try:
-            return self._reader.deserialize(record.data, record.kind)
-        except READ_FAULTS:
-            self.faults[f"{record.topic}: {record.kind} that cannot be read"] += 1
-            return None
 
     def close(self) -> None:
         """Let go of the files. Idempotent."""
