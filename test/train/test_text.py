@@ -25,9 +25,9 @@ from vlm_spec_decode.train.frames import Column, observe, sample_pose
 from vlm_spec_decode.train.held_out import held_out
 from vlm_spec_decode.train.loop import tokenizer
 from vlm_spec_decode.train.outlook import outlook
+from vlm_spec_decode.train.sight import MIN_PIXELS, Thing
 from vlm_spec_decode.train.spoken import draw, held_out_dialogue, scene_text, told, training_dialogues
 from vlm_spec_decode.train.talks import GuidedTalks, Talks
-from vlm_spec_decode.train.teacher import MIN_PIXELS, Thing
 from vlm_spec_decode.train.text import new_text_trainee, run_text
 from vlm_spec_decode.train.text_evaluate import near, plan_figures
 

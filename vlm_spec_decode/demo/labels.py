@@ -15,7 +15,7 @@ from vlm_spec_decode.demo.story import Step
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.scene import Pose2D, Scene
 from vlm_spec_decode.sim.world import World
-from vlm_spec_decode.train import teacher, wordings
+from vlm_spec_decode.train import sight, teacher, wordings
 from vlm_spec_decode.train.frames import observe
 from vlm_spec_decode.train.held_out import held_out
 from vlm_spec_decode.train.instructions import Goal
@@ -66,7 +66,7 @@ def labels(
         if not step.token_ids or abs(stamp_s - step.stamp_s) > MAX_AGE_S:
             continue
         world.teleport(_placed(scene.start, poses[stamp_s]))
-        text = teacher.answer(goal, teacher.things(observe(camera, world)), step.history[-8:])
+        text = teacher.answer(goal, sight.things(observe(camera, world)), step.history[-8:])
         said = {
             "stamp_s": step.stamp_s,
             "instruction": instruction,

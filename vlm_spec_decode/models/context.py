@@ -132,7 +132,8 @@ class VlmContext:
     def _strand(self, cache: DynamicCache) -> Strand:
         """Return the rows of every slot that has no KV yet, together with the prompt if it is due."""
         embedded, positions = self._inputs(self._filled)
-        return Strand(embedded, positions, self._mask(self._filled, len(embedded)), cache)
+        end = self._last_position + max(self._slots.positions[self._filled :]) + 1
+        return Strand(embedded, positions, end, self._mask(self._filled, len(embedded)), cache)
 
     def keep(self, share: Share) -> None:
         """A pass has ended: its states are this context's."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm_spec_decode.core.ports import Logits
+from vlm_spec_decode.models.rotary import RotaryTable
 from vlm_spec_decode.models.strands import Strand, attend_by_strands
 
 
@@ -34,8 +35,10 @@ class Decoder:
     head: nn.Linear
     exits: Mapping[int, nn.Linear | None]
     vocab_size: int
+    rotary: RotaryTable = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rotary", RotaryTable(self.stack.rotary_emb))
         attend_by_strands(self.stack)
 
     @property
@@ -66,7 +69,8 @@ class Decoder:
         """
         sizes = [len(strand.embedded) for strand in strands]
         hidden = torch.cat([strand.embedded for strand in strands])[None]
-        rotary = self.stack.rotary_emb(hidden, torch.cat([strand.positions for strand in strands], dim=-1))
+        positions = torch.cat([strand.positions for strand in strands], dim=-1)
+        rotary = self.rotary(hidden, positions, max(strand.end for strand in strands))
         for layer, block in enumerate(self.stack.layers, start=1):
             hidden = block(hidden, position_embeddings=rotary, strands=strands)
             if layer in self.exits:

@@ -24,12 +24,13 @@ NAME = "vsd_strands"
 class Strand:
     """One context's rows of a pass: `embedded` [n, width], `positions` [1, n] or [3, 1, n] with M-RoPE.
 
-    `mask` is additive [1, 1, n, past + n], None when every row may see every column. `cache` holds the past
-    and takes the rows' keys and values.
+    All positions are below `end`. `mask` is additive [1, 1, n, past + n], None when every row may see every
+    column. `cache` holds the past and takes the rows' keys and values.
     """
 
     embedded: Tensor
     positions: Tensor
+    end: int
     mask: Tensor | None
     cache: DynamicCache
 

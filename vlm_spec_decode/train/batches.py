@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from vlm_spec_decode.models.prompt import MAX_HISTORY
 from vlm_spec_decode.models.tiny import EOS_ID, PATCHES_ACROSS
 from vlm_spec_decode.sim.scene import COLOURS, KINDS
-from vlm_spec_decode.train import teacher
+from vlm_spec_decode.train import sight
 from vlm_spec_decode.train.dialogues import Dialogue, draw
 from vlm_spec_decode.train.frames import Column, FrameSet
 from vlm_spec_decode.train.instructions import Goal
@@ -97,7 +97,7 @@ class Batcher:
             return self._walked(rng, chosen)
         flips = rng.random(batch) < 0.5
         rows = [flipped(self._frames.objects[i], f) for i, f in zip(chosen, flips, strict=True)]
-        talks = [[draw(rng, teacher.things(r)) for _ in range(dialogues or self._dialogues)] for r in rows]
+        talks = [[draw(rng, sight.things(r)) for _ in range(dialogues or self._dialogues)] for r in rows]
         images = np.stack(
             [
                 self._frames.frames[i][:, ::-1] if f else self._frames.frames[i]

@@ -11,7 +11,8 @@ from vlm_spec_decode.models.prompt import DONE_MARK
 from vlm_spec_decode.sim.scene import COLOURS, KINDS
 from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.instructions import Goal
-from vlm_spec_decode.train.teacher import SEARCH_DEG, Thing
+from vlm_spec_decode.train.sight import Thing
+from vlm_spec_decode.train.teacher import SEARCH_DEG
 
 SHARES = {"go to": 0.48, "picked": 0.14, "about": 0.20, "other": 0.18}
 """How often what is said."""

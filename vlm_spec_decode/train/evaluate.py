@@ -21,7 +21,7 @@ from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.sim.world import World
-from vlm_spec_decode.train import agreement, teacher
+from vlm_spec_decode.train import agreement, sight
 from vlm_spec_decode.train.agreement import TEMPERATURES, Pair
 from vlm_spec_decode.train.config import EvaluateConfig
 from vlm_spec_decode.train.dialogues import Dialogue, draw
@@ -85,7 +85,7 @@ def questions(config: EvaluateConfig) -> Iterable[Question]:
         camera.attach(world)
         rng = np.random.default_rng([seed, 0xE7A1])
         world.teleport(sample_pose(world, rng))
-        dialogue = draw(rng, teacher.things(observe(camera, world)))
+        dialogue = draw(rng, sight.things(observe(camera, world)))
         image = Image(camera.jpeg(), camera.width_px, camera.height_px)
         said = dialogue.observation
         yield Question(Observation(image, said.instruction, said.history), dialogue)

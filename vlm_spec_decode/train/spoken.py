@@ -14,13 +14,13 @@ import numpy as np
 from vlm_spec_decode.models.prompt import with_scene
 from vlm_spec_decode.sim.scene import footprint_radius_m, random_scene
 from vlm_spec_decode.sim.world import World
-from vlm_spec_decode.train import dialogues, teacher
+from vlm_spec_decode.train import dialogues, sight, teacher
 from vlm_spec_decode.train.dialogues import Dialogue
 from vlm_spec_decode.train.frames import sample_pose
 from vlm_spec_decode.train.held_out import held_out
 from vlm_spec_decode.train.instructions import Goal
 from vlm_spec_decode.train.outlook import outlook
-from vlm_spec_decode.train.teacher import MAX_TOLD, Thing
+from vlm_spec_decode.train.sight import MAX_TOLD, Thing
 
 STEP_DEG = 5
 FARTHEST_M = 5.0
@@ -55,7 +55,7 @@ def views(seed: int, poses: int, forbid: frozenset[str] = frozenset()) -> Iterat
     rng = np.random.default_rng([seed, 0xF2])
     for _ in range(poses):
         world.teleport(sample_pose(world, rng))
-        yield teacher.things(outlook(world))
+        yield sight.things(outlook(world))
 
 
 def training_dialogues(rng: np.random.Generator, rooms: int, poses: int, each: int) -> list[Dialogue]:

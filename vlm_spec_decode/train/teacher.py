@@ -8,24 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from vlm_spec_decode.sim.scene import COLOURS, KINDS, footprint_radius_m
+from vlm_spec_decode.sim.scene import footprint_radius_m
 from vlm_spec_decode.train.instructions import Goal
+from vlm_spec_decode.train.sight import AHEAD_DEG, Thing, describe, metres, told_m, where
+from vlm_spec_decode.train.way import TURN_GRID_DEG, plan
 
-MIN_PIXELS = 24
-"""Of 16,384: less than this of an object does not count as seen."""
-
-ARRIVED_M = 0.12
-"""Nearer than this to the wanted distance is there."""
-
-GRIDS_M = ((1.2, 0.1), (2.4, 0.2), (math.inf, 0.5))
-"""Up to which distance they are told how finely. What is far is read again from nearer."""
-
-MAX_TOLD_M = 5.0
+ARRIVED_M, STOPPED_M = 0.05, 0.12
+"""Nearer than this to a thing, or to the distance before it at which to stop, is there."""
 
 CAUTION = 0.75
 """Share of the way that is walked at once: a distance read from afar may be wrong by a fifth."""
@@ -44,54 +34,16 @@ FULL_TURN = 6
 SECOND_PLACE = (f"turn({SEARCH_DEG})", f"forward({MAX_STEP_M})")
 """What led to the place of the second search, as a history tells it."""
 
-MAX_TOLD = 4
-"""Things told of one frame."""
-
 FOLLOW_SLACK_M = 0.25
 PASS_GAP_M = 0.42
 """Between footprint and the body's middle while it is passed: half the body, the gate's margin, some air."""
 
+PASS_GRID_DEG = 5
+"""How finely turns to a tangent are told, which must be right at once."""
+
 BEYOND_M = 0.5
 LAST_LEG_M = 2.4
 """The rest of a way past something that is walked in one go; nearer, the thing may leave the view."""
-
-TURN_GRID_DEG, PASS_GRID_DEG = 10, 5
-"""How finely turns are told; only a tangent must be right at once."""
-
-AHEAD_DEG = 12
-BODY_HALF_WIDTH_M = 0.27
-"""Half the body's width and a margin."""
-
-
-@dataclass(frozen=True, slots=True)
-class Thing:
-    """One object as the teacher knows it from here."""
-
-    kind: str
-    colour: str
-    bearing_deg: float
-    distance_m: float
-    centre_m: float
-    pixels: int
-
-    @property
-    def name(self) -> str:
-        """Colour and kind."""
-        return f"{self.colour} {self.kind}"
-
-    @property
-    def seen(self) -> bool:
-        """Whether enough of it is in view."""
-        return self.pixels >= MIN_PIXELS
-
-
-def things(rows: npt.NDArray[np.float32]) -> tuple[Thing, ...]:
-    """Read the objects of one frame [8, 6] (see `train.frames.Column`)."""
-    return tuple(
-        Thing(KINDS[int(k)], COLOURS[int(c)], float(b), float(d), float(m), int(p))
-        for k, c, b, d, m, p in rows
-        if k >= 0
-    )
 
 
 def answer(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str:
@@ -121,10 +73,10 @@ def _reply(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str
         return f"{_said(goal, thing)} . done ( )"
     if thing is None:
         return _search(goal, history)
-    about = f"the {thing.name} is {_where(thing)} at {_metres(told_m(thing.distance_m))} m"
+    about = f"the {thing.name} is {where(thing)} at {metres(told_m(thing.distance_m))} m"
     if goal.stops_short:
         # Said first, the difference is easy to act on; never said, a small model does not learn to subtract.
-        about += f" , to {_metres(goal.stop_m)} m it is {_way_m(goal, thing):.1f} m"
+        about += f" , to {metres(goal.stop_m)} m it is {_way_m(goal, thing):.1f} m"
     return f"{about} . {_acted(goal, thing, view)}"
 
 
@@ -143,7 +95,7 @@ def _said(goal: Goal, thing: Thing | None) -> str:
         return f"no , i do not see the {goal.thing}"
     if goal.action == "colour":
         return f"the {thing.kind} is {thing.colour}"
-    return f"yes , the {thing.name} is {_where(thing)} at {_metres(told_m(thing.distance_m))} m"
+    return f"yes , the {thing.name} is {where(thing)} at {metres(told_m(thing.distance_m))} m"
 
 
 def find(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...] = ()) -> Thing | None:
@@ -162,22 +114,6 @@ def find(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...] = ()) -> 
     return min(fits, key=order.get(goal.pick, lambda t: t.distance_m), default=None)
 
 
-def describe(view: tuple[Thing, ...], with_distance: bool = False) -> str:
-    """Say what is in view from left to right, at most the largest `MAX_TOLD`."""
-    told = sorted((t for t in view if t.seen), key=lambda t: -t.pixels)[:MAX_TOLD]
-    parts = [
-        f"a {t.name} {_where(t)}" + (f" at {_metres(told_m(t.distance_m))} m" if with_distance else "")
-        for t in sorted(told, key=lambda t: -t.bearing_deg)
-    ]
-    return "i see " + (" , ".join(parts) or "nothing")
-
-
-def told_m(distance_m: float) -> float:
-    """Return a distance as it is told: the farther, the rounder."""
-    grid_m = next(grid_m for limit_m, grid_m in GRIDS_M if distance_m < limit_m)
-    return min(MAX_TOLD_M, max(0.1, grid_m * round(distance_m / grid_m)))
-
-
 def _way_m(goal: Goal, thing: Thing) -> float:
     """How far it still is to where the robot is to stand, as the told distances say; negative: too near."""
     return round(told_m(thing.distance_m) - goal.stop_m, 1) + 0.0  # never -0.0
@@ -185,12 +121,6 @@ def _way_m(goal: Goal, thing: Thing) -> float:
 
 def _has_walked(history: tuple[str, ...]) -> bool:
     return any("forward" in entry for entry in history)
-
-
-def _where(thing: Thing) -> str:
-    if abs(thing.bearing_deg) <= AHEAD_DEG:
-        return "ahead"
-    return "left" if thing.bearing_deg > 0 else "right"
 
 
 def _search(goal: Goal, history: tuple[str, ...]) -> str:
@@ -218,14 +148,16 @@ def _search(goal: Goal, history: tuple[str, ...]) -> str:
 
 def _approach(goal: Goal, thing: Thing, view: tuple[Thing, ...]) -> str:
     left_m = _way_m(goal, thing)
-    if goal.stops_short and left_m < -ARRIVED_M:
+    if goal.stops_short and left_m < -STOPPED_M:
         return f"{_turn(thing.bearing_deg)}forward ( {left_m:.1f} )"
-    if left_m <= ARRIVED_M:
-        turn = _turn(thing.bearing_deg) if abs(thing.bearing_deg) > 25 else ""
-        return f"{turn}{goal.action + ' ' if goal.action else ''}done ( )"
+    if left_m <= (STOPPED_M if goal.stops_short else ARRIVED_M):
+        if abs(thing.bearing_deg) > AHEAD_DEG:
+            # What the picture's edge cuts off looks nearer than it is, so it is looked at before it counts.
+            return _turn(thing.bearing_deg).strip()
+        return f"{goal.action + ' ' if goal.action else ''}done ( )"
     careful_m = max(min(left_m, SURE_M), CAUTION * left_m)
     heading, step_m = plan(thing, view, min(careful_m, MAX_STEP_M))
-    return f"{_turn(heading)}forward ( {_metres(step_m)} )"
+    return f"{_turn(heading)}forward ( {metres(step_m)} )"
 
 
 def _follow(goal: Goal, thing: Thing, view: tuple[Thing, ...]) -> str:
@@ -243,49 +175,13 @@ def _pass(goal: Goal, thing: Thing) -> str:
     heading = min(150.0, max(-150.0, thing.bearing_deg + sign * aside_deg))
     way_m = math.sqrt(max(0.0, thing.centre_m**2 - gap**2)) + BEYOND_M
     if way_m <= LAST_LEG_M:
-        return f"{_turn(heading, PASS_GRID_DEG)}forward ( {_metres(way_m)} ) done ( )"
-    return f"{_turn(heading, PASS_GRID_DEG)}forward ( {_metres(min(MAX_STEP_M, way_m - LAST_LEG_M + 0.5))} )"
-
-
-def plan(thing: Thing, view: tuple[Thing, ...], step_m: float) -> tuple[float, float]:
-    """Return heading in degrees and distance: straight at the thing, or past whatever is in the way."""
-    others = [t for t in view if t is not thing and abs(t.bearing_deg) < 75]
-    straight_deg = TURN_GRID_DEG * round(thing.bearing_deg / TURN_GRID_DEG)
-    best = (float(straight_deg), 0.2)
-    for off in (0, *_detours(thing, others)):
-        heading = float(straight_deg + off)
-        free_m = min((_free_m(t, heading) for t in others), default=math.inf)
-        if free_m >= step_m:
-            return heading, step_m
-        if free_m > best[1]:
-            best = (heading, free_m)
-    return best[0], min(best[1], step_m)
-
-
-def _detours(thing: Thing, others: list[Thing]) -> list[int]:
-    """Angles off the straight way, small ones first, at each size the side away from what blocks it."""
-    blocking = min(others, key=lambda t: _free_m(t, thing.bearing_deg), default=thing)
-    side = -1 if blocking.bearing_deg > thing.bearing_deg else 1
-    return [sign * side * off for off in range(10, 61, 10) for sign in (1, -1)]
-
-
-def _free_m(other: Thing, heading_deg: float) -> float:
-    """How far one may walk along `heading_deg` before the body comes near `other`."""
-    angle = math.radians(other.bearing_deg - heading_deg)
-    along, across = other.centre_m * math.cos(angle), abs(other.centre_m * math.sin(angle))
-    radius = footprint_radius_m(other.kind)
-    if along <= 0 or across >= radius + BODY_HALF_WIDTH_M:
-        return math.inf
-    return max(0.0, along - radius - 0.5)
+        return f"{_turn(heading, PASS_GRID_DEG)}forward ( {metres(way_m)} ) done ( )"
+    return f"{_turn(heading, PASS_GRID_DEG)}forward ( {metres(min(MAX_STEP_M, way_m - LAST_LEG_M + 0.5))} )"
 
 
 def _turn(bearing_deg: float, grid_deg: int = TURN_GRID_DEG) -> str:
     angle = grid_deg * round(bearing_deg / grid_deg)
     return f"turn ( {angle} ) " if abs(angle) >= 10 else ""
-
-
-def _metres(distance_m: float) -> str:
-    return f"{min(5.0, max(0.1, distance_m)):.1f}"
 
 
 def words() -> tuple[str, ...]:
