@@ -153,25 +153,30 @@ class VlmContext:
         embedded = self._decoder.embed(
             torch.tensor(self._slots.tokens[start:], dtype=torch.long, device=device)
         )
-        depths = torch.tensor(self._slots.positions[start:], dtype=torch.long, device=device)
         if first:
-            return embedded, (depths + self._last_position).expand(*self._rope_rows, -1)
+            return embedded, self._positions(start)
         prompt = self._embed_prompt()
         self._prompt_len = self.stats.prompt_tokens = len(prompt.embedded)
         self._rope_rows, self._last_position = prompt.positions.shape[:-1], int(prompt.positions.max())
-        positions = (depths + self._last_position).expand(*self._rope_rows, -1)
+        positions = self._positions(start)
         return torch.cat([prompt.embedded, embedded]), torch.cat([prompt.positions, positions], dim=-1)
+
+    def _positions(self, start: int) -> Tensor:
+        """Return the rotary positions [1, n] or [3, 1, n] of the slots from `start` on."""
+        last = self._last_position
+        places = [last + depth for depth in self._slots.positions[start:]]
+        return torch.tensor(places, dtype=torch.long, device=self._decoder.device).expand(*self._rope_rows, -1)
 
     def _mask(self, first: int, rows: int) -> Tensor | None:
         """Return the additive mask [1, 1, rows, past + rows]; None when all of it would be zero."""
         before_root = self._prompt_len - 1
+        nodes = self._slots.visible(max(first, 1))
+        if nodes.all() and (first or rows == 1):  # one more token of a chain, most of the time
+            return None
         sees = np.ones((rows, before_root + len(self._slots)), dtype=np.bool_)
         if not first:
             sees[: self._prompt_len] = np.tri(self._prompt_len, sees.shape[1], dtype=np.bool_)
-        nodes = self._slots.visible(max(first, 1))
         sees[rows - len(nodes) :, before_root:] = nodes
-        if sees.all():
-            return None
         mask = torch.zeros(sees.shape, dtype=self._decoder.dtype)
         mask.masked_fill_(torch.from_numpy(~sees), torch.finfo(mask.dtype).min)
         return mask[None, None].to(self._decoder.device)
