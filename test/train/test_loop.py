@@ -13,10 +13,14 @@ from safetensors.torch import load_file
 
 from vlm_spec_decode.models.tiny import IMAGE_PX, UNK_ID
 from vlm_spec_decode.sim.scene import COLOURS, KINDS
+from vlm_spec_decode.train.batches import Batcher
+from vlm_spec_decode.train.checkpoint import load_checkpoint
 from vlm_spec_decode.train.config import TrainConfig
-from vlm_spec_decode.train.frames import MAX_OBJECTS, Column
-from vlm_spec_decode.train.loop import run_train
-from vlm_spec_decode.train.trainee import _grow
+from vlm_spec_decode.train.crew import Crew
+from vlm_spec_decode.train.frames import MAX_OBJECTS, Column, open_frames
+from vlm_spec_decode.train.loop import _set_rates, _update, run_train, tokenizer
+from vlm_spec_decode.train.network import answer_loss, image_features, logits_of
+from vlm_spec_decode.train.trainee import _grow, new_trainee
 
 
 @pytest.fixture
@@ -67,3 +71,24 @@ def test_a_checkpoint_of_a_smaller_vocabulary_grows_into_a_larger_one() -> None:
     assert new["lm_head.weight"].shape == (8, 3)
     assert torch.equal(new["lm_head.weight"][7], old["lm_head.weight"][UNK_ID])
     assert torch.equal(new["other"], old["other"])
+
+
+def test_two_processes_take_one_step_along_the_mean_of_their_gradients(frames: Path, tmp_path: Path) -> None:
+    config = TrainConfig("draft", frames, tmp_path / "two", eye_steps=0, steps=3, batch=2, dialogues=2)
+    config = replace(config, precision="float32", seed=4)
+    record = run_train(replace(config, processes=2))
+    assert record["steps"] == 3
+    expected = new_trainee(config, len(tokenizer()))
+    batcher = Batcher(open_frames(frames), tokenizer(), config.dialogues)
+    for number in (1, 2, 3):
+        losses = []
+        for rank in (0, 1):
+            batch = batcher.draw(Crew(rank, 2).rng(config.seed, 0, number), config.batch)
+            with torch.no_grad():
+                features = image_features(expected.model, batch.pixels)
+            losses.append(answer_loss(logits_of(expected.model, features, batch), batch))
+        _set_rates(config, expected.optimizer, False, number)
+        _update(expected, torch.stack(losses).mean(), Crew())
+    found = load_checkpoint(config.out / "checkpoint.pt")["model"]
+    for name, weights in expected.model.state_dict().items():
+        torch.testing.assert_close(found[name], weights, rtol=1e-4, atol=1e-6, msg=name)

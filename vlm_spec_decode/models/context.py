@@ -165,7 +165,9 @@ class VlmContext:
         """Return the rotary positions [1, n] or [3, 1, n] of the slots from `start` on."""
         last = self._last_position
         places = [last + depth for depth in self._slots.positions[start:]]
-        return torch.tensor(places, dtype=torch.long, device=self._decoder.device).expand(*self._rope_rows, -1)
+        return torch.tensor(places, dtype=torch.long, device=self._decoder.device).expand(
+            *self._rope_rows, -1
+        )
 
     def _mask(self, first: int, rows: int) -> Tensor | None:
         """Return the additive mask [1, 1, rows, past + rows]; None when all of it would be zero."""

@@ -86,6 +86,13 @@ def _model_options(command: Any) -> Any:
         click.option("--peak-rate", type=click.FloatRange(0), default=None, help="Highest learning rate."),
         click.option("--seed", type=int, default=0, show_default=True),
         click.option("--threads", type=click.IntRange(1), default=1, show_default=True),
+        click.option(
+            "--processes",
+            type=click.IntRange(1),
+            default=None,
+            show_default="1",
+            help="Draw batches in so many, each on a core of its own, and average the gradients.",
+        ),
         DEVICE,
         click.option(
             "--precision",
@@ -124,7 +131,7 @@ def _train(role: Any, text: bool, as_json: bool, **options: Any) -> None:
         from vlm_spec_decode.train.config import text_recipe
         from vlm_spec_decode.train.text import run_text
 
-        if blind := sorted({"data", "eye", "eye_steps"} & set(given)):
+        if blind := sorted({"data", "eye", "eye_steps", "processes"} & set(given)):
             raise click.UsageError(f"--{blind[0].replace('_', '-')} is for models that see, not for --text")
         return _finish(run_text(text_recipe(role, **given)), as_json)
     from vlm_spec_decode.train.config import recipe

@@ -35,7 +35,8 @@ class TrainConfig:
     shares the target's. `start` is a checkpoint to begin from, whose steps count. `stop_after` ends
     a run at that step, to be gone on with later. `distil` names the folder of the
     target whose distribution a draft learns instead of the teacher's answers. `device` auto is a GPU if there
-    is one; `precision` auto is what is faster there, measured once and kept in the checkpoint.
+    is one; `precision` auto is what is faster there, measured once and kept in the checkpoint. With several
+    `processes` each draws `batch` images a step, and their gradients are averaged.
     """
 
     role: Role
@@ -57,6 +58,7 @@ class TrainConfig:
     distil: Path | None = None
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)

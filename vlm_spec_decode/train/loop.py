@@ -14,10 +14,10 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
@@ -29,6 +29,7 @@ from vlm_spec_decode.train import checkpoint as files
 from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.batches import Batch, Batcher
 from vlm_spec_decode.train.config import TrainConfig
+from vlm_spec_decode.train.crew import Crew, in_step
 from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.hardware import Hardware, choose, pick_device
 from vlm_spec_decode.train.network import answer_loss, distil_loss, image_features, logits_of
@@ -48,8 +49,17 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
     """Train one model, from its checkpoint if there is one, and export it. Returns the training record.
 
     Raises ConfigError without frames or for a device that is not here, ModelError for a checkpoint that
-    cannot be written or read.
+    cannot be written or read, or if one of several processes ends.
     """
+    if config.processes == 1:
+        return train(config, Crew())
+    if pick_device(config.device).type != "cpu":
+        raise ConfigError(f"{config.processes} processes share the cores of a CPU: --device cpu")
+    return in_step(partial(train, config), config.processes)
+
+
+def train(config: TrainConfig, crew: Crew) -> dict[str, Any]:
+    """Train as one of a crew (see `run_train`); the leader alone measures, logs, saves and exports."""
     torch.set_num_threads(config.threads)
     tok = tokenizer()
     frames = open_frames(config.data)
@@ -66,12 +76,13 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
     if config.eye and not trainee.step:
         trainee.take_eye(config.eye)
     with memory_named(files.MEMORY_ADVICE):
-        hardware = choose(trainee, config.precision, trainee.device, lambda: _probe(config, trainee, batcher))
-        _run(config, trainee, batcher, checkpoint, hardware)
+        hardware = _hardware(config, trainee, batcher, crew)
+        _run(config, trainee, batcher, checkpoint, hardware, crew)
     record: dict[str, Any] = {"config": {k: str(v) for k, v in asdict(config).items()}, "data": frames.digest}
     record |= {"eye_steps": trainee.eye_step, "steps": trainee.step, "seconds": round(trainee.seconds)}
     record |= hardware.record()
-    export(config.out, trainee.model, tok, record)
+    if crew.leads:
+        export(config.out, trainee.model, tok, record)
     return record
 
 
@@ -94,9 +105,20 @@ def export(
         (made / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
+def _hardware(config: TrainConfig, trainee: Trainee, batcher: Batcher, crew: Crew) -> Hardware:
+    """Return what the leader has chosen: one run has one number format."""
+    device = trainee.device
+    if crew.leads:
+        hardware = choose(trainee, config.precision, device, lambda: _probe(config, trainee, batcher))
+        crew.agree(hardware.precision)
+        return hardware
+    trainee.precision = "bfloat16" if crew.agree("") == "bfloat16" else "float32"
+    return Hardware(device, trainee.precision)
+
+
 def _probe(config: TrainConfig, trainee: Trainee, batcher: Batcher) -> Callable[[], torch.Tensor]:
     """Return the loss of one batch, to be timed."""
-    batch = batcher.draw(np.random.default_rng([config.seed, 0x9EC]), config.batch).to(trainee.device)
+    batch = batcher.draw(Crew().rng(config.seed, 0x9EC), config.batch).to(trainee.device)
 
     def forward() -> torch.Tensor:
         with torch.no_grad():
@@ -107,7 +129,12 @@ def _probe(config: TrainConfig, trainee: Trainee, batcher: Batcher) -> Callable[
 
 
 def _run(
-    config: TrainConfig, trainee: Trainee, batcher: Batcher, checkpoint: Path, hardware: Hardware
+    config: TrainConfig,
+    trainee: Trainee,
+    batcher: Batcher,
+    checkpoint: Path,
+    hardware: Hardware,
+    crew: Crew,
 ) -> None:
     guide = load_guide(config.distil, trainee.device) if config.distil else None
     log = (config.out / "log.jsonl").open("a")
@@ -119,20 +146,23 @@ def _run(
         initial=trainee.eye_step + trainee.step,
         desc=config.role,
         mininterval=5,
+        disable=not crew.leads,
     )
     for is_eye, number in bar:
-        rng = np.random.default_rng([config.seed, int(is_eye), number])
+        rng = crew.rng(config.seed, int(is_eye), number)
         batch = (
             batcher.draw(rng, 4 * config.batch, dialogues=1) if is_eye else batcher.draw(rng, config.batch)
         )
         _set_rates(config, trainee.optimizer, is_eye, number)
         batch = batch.to(trainee.device)
         if is_eye:
-            new = _eye_step(trainee, batch, hardware)
+            new = _eye_step(trainee, batch, hardware, crew)
         else:
-            new = _step(trainee, batch, batcher, guide, hardware)
+            new = _step(trainee, batch, batcher, guide, hardware, crew)
         figures = {k: 0.98 * figures.get(k, v) + 0.02 * v for k, v in new.items()}
         trainee.seconds = before_s + time.monotonic() - started_s
+        if not crew.leads:
+            continue
         if number % config.log_every == 0:
             bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items()}, refresh=False)
             row = {"eye": is_eye, "step": number, "s": round(trainee.seconds)}
@@ -140,7 +170,8 @@ def _run(
             log.flush()
         if number % config.checkpoint_every == 0:
             trainee.save(checkpoint)
-    trainee.save(checkpoint)
+    if crew.leads:
+        trainee.save(checkpoint)
     log.close()
 
 
@@ -162,10 +193,10 @@ def _set_rates(config: TrainConfig, optimizer: torch.optim.Optimizer, is_eye: bo
         group["lr"] = rate * float(is_eye == (group["name"] == "eye"))
 
 
-def _eye_step(trainee: Trainee, batch: Batch, hardware: Hardware) -> dict[str, float]:
+def _eye_step(trainee: Trainee, batch: Batch, hardware: Hardware, crew: Crew) -> dict[str, float]:
     with hardware.autocast():
         loss = trainee.heads.loss(image_features(trainee.model, batch.pixels), batch.patch_labels)
-    _update(trainee, loss)
+    _update(trainee, loss, crew)
     return {"eye_loss": loss.item()}
 
 
@@ -181,6 +212,7 @@ def _step(
     batcher: Batcher,
     guide: LlavaForConditionalGeneration | None,
     hardware: Hardware,
+    crew: Crew,
 ) -> dict[str, float]:
     with hardware.autocast():
         with torch.no_grad():
@@ -193,7 +225,7 @@ def _step(
                 wanted = logits_of(guide, image_features(guide, batch.pixels), batch)
             loss = distil_loss(logits, wanted.clone(), batch)
             labels = wanted.argmax(-1)
-    _update(trainee, loss)
+    _update(trainee, loss, crew)
     right = (logits.argmax(-1) == labels).cpu().numpy()
     telling = batcher.telling[labels.cpu().numpy()]
     return {
@@ -203,8 +235,9 @@ def _step(
     }
 
 
-def _update(trainee: Trainee, loss: torch.Tensor) -> None:
+def _update(trainee: Trainee, loss: torch.Tensor, crew: Crew) -> None:
     trainee.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
+    crew.average((*trainee.model.parameters(), *trainee.heads.parameters()))
     torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), 1.0)
     trainee.optimizer.step()
