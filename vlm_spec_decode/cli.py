@@ -76,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has left; there is nobody to tell.
         sys.stdout = None
         return 1
+    except OSError as error:
+        # Such as a full disk: nothing of ours is wrong, and it may be standard output that is full.
+        click.echo(f"vsd: {type(error).__name__}: {error}", err=True)
+        return 1
     except VsdError as error:
         text = " ".join(str(error).split())
         click.echo(f"vsd: {type(error).__name__}: {text}", err=True)

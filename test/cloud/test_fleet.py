@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pytest
 
 from test.models import checkpoints
-from test.tables import POOR_DRAFT, STOP, TARGET, TableModel
+from test.tables import POOR_DRAFT, STOP, TARGET, TableContext, TableModel
 from vlm_spec_decode.bench.fleet import BatchCost, Fleet
 from vlm_spec_decode.bench.robots import VirtualRobot
 from vlm_spec_decode.cloud.limits import DeskLimits
-from vlm_spec_decode.core.errors import CloudBusy
+from vlm_spec_decode.core.batch import Query, Scored
+from vlm_spec_decode.core.errors import CloudBusy, CloudRefused
 from vlm_spec_decode.core.ports import Model
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.sampling import pick
@@ -95,6 +97,36 @@ def test_caches_of_idle_answers_make_way_and_nobody_notices(tiny: VlmModel) -> N
         assert_own_answers(tiny, robot)
     assert fleet.desk.stats.evictions > 0
     assert fleet.desk.stats.kv_bytes <= limits.kv_bytes
+
+
+@dataclass
+class Cramped(TableModel):
+    """A target with room for three answers in a pass, and for none that is about "go 3"."""
+
+    def open(self, observation: Observation) -> TableContext:
+        context = super().open(observation)
+        context.is_huge = observation.instruction == "go 3"  # type: ignore[attr-defined]
+        return context
+
+    def score_batch(self, queries: Sequence[Query]) -> list[Scored]:
+        if len(queries) > 3 or any(query.context.is_huge for query in queries):  # type: ignore[attr-defined]
+            raise MemoryError
+        return [query.scored() for query in queries]
+
+
+def test_a_pass_without_memory_runs_in_halves_and_who_fits_in_none_is_refused_by_name() -> None:
+    target = Cramped(TARGET)
+    fleet = Fleet(target, robots(target, 10, TableModel(POOR_DRAFT)), COST, LINK)
+    fleet.run()
+    for index, robot in enumerate(fleet.robots):
+        if index % 5 == 3:
+            (said,) = robot.said_so_far
+            assert isinstance(said.error, CloudRefused)
+            assert said.error.reason == "out_of_memory"
+        else:
+            assert_own_answers(TableModel(TARGET), robot)
+    assert fleet.desk.stats.splits > 0
+    assert fleet.desk.scheduler.batch < fleet.desk.limits.batch, "batches stay smaller for a while"
 
 
 def test_nobody_starves_and_the_impatient_come_first() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import os
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -100,6 +104,35 @@ def test_an_answer_is_counted_and_told_without_what_was_asked() -> None:
     assert by_message["committed"]["round"] >= 1
     assert by_message["refused"]["reason"] == "hello_first"
     assert SECRET not in said.getvalue()
+
+
+def test_a_full_disk_costs_the_log_and_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        handler = logs.set_up_logging("json", "debug", full)
+        try:
+            with operated() as (_, mail, _server):
+                mail.deliver([(b"robot", HELLO), (b"robot", opening())])
+                hear(mail, WireCommit, lambda commit: commit.finished)
+        finally:
+            logs.take_down_logging(handler)
+            with pytest.raises(OSError, match="No space left"):
+                full.flush()
+            # What could not be written is given up, or closing the file would fail again.
+            with Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), full.fileno())
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_the_wall_clock_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time of day that jumps (a robot that is told the date, a leap) moves no deadline and ends no answer."""
+    days = itertools.cycle([-86_400.0, 0.0, 86_400.0])
+    monkeypatch.setattr(time, "time", lambda: 1.7e9 + next(days))
+    with operated() as (operations, mail, _):
+        mail.deliver([(b"robot", HELLO), (b"robot", opening())])
+        hear(mail, WireCommit, lambda commit: commit.finished)
+        assert not operations.trouble()
+    assert value(operations, "vsd_answers_finished_total") == 1
+    assert 0 <= value(operations, "vsd_answer_seconds_sum") < 3600
 
 
 def test_the_instruction_is_told_only_if_asked_for() -> None:

@@ -50,8 +50,8 @@ def eventually(holds: Callable[[], bool]) -> None:
         CLOCK.sleep(0.02)
 
 
-def receive(verifier: RemoteVerifier, count: int) -> list[int]:
-    said: list[int] = []
+def receive(verifier: RemoteVerifier, count: int, before: list[int] | None = None) -> list[int]:
+    said = list(before or ())
     while len(said) < count:
         event = verifier.wait(PATIENT_S)
         assert isinstance(event, Commit)
@@ -132,10 +132,13 @@ def test_another_model_at_the_next_address_is_refused_by_name(key_folder: Path) 
             verifier.disconnect()
 
 
-def test_a_target_without_memory_refuses_one_answer_and_serves_the_next(key_folder: Path) -> None:
+@pytest.mark.parametrize(("error", "name"), [(MemoryError, "out_of_memory"), (RuntimeError, "target_failed")])
+def test_a_target_that_fails_refuses_one_answer_by_name_and_serves_the_next(
+    key_folder: Path, error: type[Exception], name: str
+) -> None:
     class Full(TableContext):
         def score(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-            raise MemoryError
+            raise error
 
     class Sometimes(TableModel):
         def open(self, observation: Observation) -> TableContext:
@@ -145,10 +148,11 @@ def test_a_target_without_memory_refuses_one_answer_and_serves_the_next(key_fold
 
     with cloud(key_folder, Sometimes(TARGET)) as server, edge(server.address, key_folder) as verifier:
         verifier.connect(timeout_s=PATIENT_S)
-        with pytest.raises(CloudRefused, match="out_of_memory"):
+        with pytest.raises(CloudRefused, match=name):
             decode(verifier, "autoregressive", PARAMS, 1)
         assert decode(verifier, "autoregressive", PARAMS, 2) == own_answer(PARAMS)
-        assert server.desk.scheduler.batch == server.desk.limits.batch // 2
+        smaller = server.desk.limits.batch // (2 if error is MemoryError else 1)
+        assert server.desk.scheduler.batch == smaller
 
 
 def test_a_robot_that_vanishes_leaves_nothing_behind(key_folder: Path) -> None:

@@ -48,10 +48,10 @@ def own_answer(params: SamplingParams) -> Tokens:
 class Pair:
     """An edge that decodes speculatively and two clouds, joined by two queues of bytes."""
 
-    def __init__(self, image_bytes: int = 20_000, seed: int = 5) -> None:
+    def __init__(self, image_bytes: int = 20_000, seed: int = 5, timing: Timing | None = None) -> None:
         self.now_s = 0.0
         self.params = SamplingParams(temperature=1.0, max_tokens=10, stop_ids=(STOP,), seed=seed)
-        self.edge = EdgeProtocol(HELLO, Timing(give_up_s=1e9, busy_s=1e9), clouds=2)
+        self.edge = EdgeProtocol(HELLO, timing or Timing(give_up_s=1e9, busy_s=1e9), clouds=2)
         self.target = TableModel(TARGET)
         self.clouds = [self.new_cloud(), self.new_cloud()]
         self.up: deque[bytes] = deque()

@@ -91,6 +91,27 @@ def test_a_robot_is_added_once_and_its_secret_is_its_own(folder: Path) -> None:
         keys.add_robot(folder, "rex")
 
 
+@pytest.mark.parametrize("name", ["cloud.key", "cloud.key_secret", "edge.key_secret", "authorized/edge.key"])
+def test_a_full_disk_leaves_no_half_made_keys(tmp_path: Path, name: str) -> None:
+    (tmp_path / "authorized").mkdir()
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match="No space left"):
+        keys.generate(tmp_path, overwrite=True)
+    assert not [path for path in tmp_path.rglob("*") if not path.is_dir()]
+    keys.generate(tmp_path)
+    assert keys.edge_keys(tmp_path).cloud_public == keys.cloud_keys(tmp_path).public
+
+
+def test_a_full_disk_adds_no_robot_and_it_can_be_added_later(folder: Path) -> None:
+    authorized = folder / "authorized" / "rex.key"
+    authorized.symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match="No space left"):
+        keys.add_robot(folder, "rex")
+    assert not authorized.is_symlink()
+    keys.add_robot(folder, "rex")
+    assert authorized.exists()
+
+
 def test_the_command_line_adds_a_robot(folder: Path) -> None:
     assert cli.main(["keys", str(folder), "--robot", "rex"]) == 0
     assert (folder / "authorized" / "rex.key").exists()

@@ -13,7 +13,7 @@ from dataclasses import replace
 from vlm_spec_decode.core.errors import CloudBusy, CloudError, CloudRefused, CloudUnreachable, ProtocolError
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Event, Hint
 from vlm_spec_decode.edge.answer import OpenAnswer
-from vlm_spec_decode.edge.timing import Timing
+from vlm_spec_decode.edge.timing import Pulse, Timing
 from vlm_spec_decode.edge.upload import ImageUpload
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as wire
@@ -35,8 +35,7 @@ class EdgeProtocol:
         self.outbox: deque[bytes] = deque()
         self.events: deque[Event | CloudError] = deque()
         self.dropped: Counter[str] = Counter()
-        self.rtt_s = 0.0
-        self.image_bytes = 0
+        self.rtt_s, self.image_bytes = 0.0, 0
         self._clouds = clouds
         self._hello = hello
         self._packer = codec.TokenPacker(hello.vocab_size)
@@ -45,8 +44,8 @@ class EdgeProtocol:
         self._delivered_images: deque[bytes] = deque(maxlen=64)
         self._heard_s = self._moved_s = self._ping_s = self._hello_s = 0.0
         self._retry_s: float | None = None
-        self._busies = 0
-        self._dead = False
+        self._busies, self._dead = 0, False
+        self._pulse = Pulse()
 
     def connect(self, now_s: float) -> None:
         """Start the handshake; its end is `welcome`, or an error among the events."""
@@ -96,6 +95,7 @@ class EdgeProtocol:
 
     def tick(self, now_s: float) -> None:
         """Repeat what may have been lost. Call some ten times a second."""
+        self._heard_s, self._moved_s = self._pulse.excuse(now_s, self._heard_s, self._moved_s)
         if self._dead:
             return
         patience_s, stay_s = self.timing.patience(is_welcome=self.welcome is not None)

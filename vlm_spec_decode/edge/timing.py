@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ASLEEP_S = 2.0
+"""Ticks come some ten times a second; who was not called for so long was stopped, or starved."""
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -31,3 +34,17 @@ class Timing:
             return self.give_up_s, self.elsewhere_s
         total_s = self.give_up_s if self.handshake_s is None else self.handshake_s
         return total_s, max(self.elsewhere_s, 4 * self.hello_retry_s)
+
+
+@dataclass(slots=True)
+class Pulse:
+    """Notices that this process did not run, in which time it cannot have heard anybody."""
+
+    _at_s: float = 0.0
+
+    def excuse(self, now_s: float, *since_s: float) -> tuple[float, ...]:
+        """Return when silences began, moved on by as long as this process was stopped. At every tick."""
+        stopped_s, self._at_s = now_s - self._at_s, now_s
+        if stopped_s < ASLEEP_S:
+            return since_s
+        return tuple(min(now_s, start_s + stopped_s) for start_s in since_s)

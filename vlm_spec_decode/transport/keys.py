@@ -12,6 +12,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,16 +48,14 @@ def generate(folder: Path, overwrite: bool = False) -> tuple[Path, ...]:
         raise ConfigError("this ZeroMQ was built without CURVE")
     if (folder / "cloud.key_secret").exists() and not overwrite:
         raise ConfigError(f"{folder} holds keys already; generating new ones would lock robots out")
-    authorized = folder / "authorized"
-    authorized.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    written: list[Path] = []
-    for name in ("cloud", "edge"):
-        public, secret = (Path(p) for p in zmq.auth.create_certificates(str(folder), name))
-        secret.chmod(0o600)
-        written += [public, secret]
-    copy = authorized / "edge.key"
-    copy.write_bytes((folder / "edge.key").read_bytes())
+    copy = folder / "authorized" / "edge.key"
+    written = [folder / f"{name}{end}" for name in ("cloud", "edge") for end in (".key", ".key_secret")]
+    with _all_or_none(*written, copy):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        for name in ("cloud", "edge"):
+            _make_pair(folder, name)
+        copy.write_bytes((folder / "edge.key").read_bytes())
     return (*written, copy)
 
 
@@ -70,13 +71,33 @@ def add_robot(folder: Path, name: str) -> tuple[Path, ...]:
     own = folder / "robots" / name
     if own.exists():
         raise ConfigError(f"{own} exists; take it and authorized/{name}.key away to make new keys")
-    own.mkdir(parents=True, mode=0o700)
-    public, secret = (Path(p) for p in zmq.auth.create_certificates(str(own), "edge"))
-    secret.chmod(0o600)
     cloud, authorized = own / "cloud.key", folder / "authorized" / f"{name}.key"
-    cloud.write_bytes((folder / "cloud.key").read_bytes())
-    authorized.write_bytes(public.read_bytes())
+    with _all_or_none(own, authorized):
+        own.mkdir(parents=True, mode=0o700)
+        public, secret = _make_pair(own, "edge")
+        cloud.write_bytes((folder / "cloud.key").read_bytes())
+        authorized.write_bytes(public.read_bytes())
     return secret, cloud, authorized
+
+
+def _make_pair(folder: Path, name: str) -> tuple[Path, Path]:
+    public, secret = (Path(p) for p in zmq.auth.create_certificates(str(folder), name))
+    secret.chmod(0o600)
+    return public, secret
+
+
+@contextmanager
+def _all_or_none(*made: Path) -> Iterator[None]:
+    """Take files and folders away again if one cannot be written. Raises ConfigError."""
+    try:
+        yield
+    except OSError as error:
+        for path in made:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        raise ConfigError(f"no keys were made: {error}") from error
 
 
 def edge_keys(folder: Path) -> EdgeKeys:

@@ -1,0 +1,74 @@
+"""A link that is gone for 0.1 to 60 s, and an edge that was stopped itself; in virtual time."""
+
+from __future__ import annotations
+
+import pytest
+
+from test.protocol.test_hostile_link import Pair, own_answer, run_kindly
+from vlm_spec_decode.core.errors import CloudUnreachable
+from vlm_spec_decode.core.sequence import Sequence
+from vlm_spec_decode.core.types import AnswerRequest
+from vlm_spec_decode.edge.client import Timing
+
+TICK_S = 0.1
+
+
+def begun(timing: Timing) -> Pair:
+    """An answer of which something is committed, and not all."""
+    pair = Pair(0, timing=timing)
+    while not len(pair.sequence):
+        run_kindly(pair, rounds=1)
+    assert not pair.sequence.finished
+    return pair
+
+
+def cut(pair: Pair, duration_s: float) -> None:
+    """Let time pass in which nothing arrives, at either end."""
+    until_s = pair.now_s + duration_s
+    while pair.now_s < until_s:
+        pair.now_s += min(TICK_S, until_s - pair.now_s)
+        pair.edge.tick(pair.now_s)
+        for cloud in pair.clouds:
+            cloud.expire(pair.now_s)
+        pair.collect()
+        pair.up.clear()
+        pair.down.clear()
+
+
+@pytest.mark.parametrize("cut_s", [0.1, 1.0, 9.0])
+def test_a_short_cut_is_a_pause(cut_s: float) -> None:
+    pair = begun(Timing())
+    cut(pair, cut_s)
+    run_kindly(pair)
+    assert pair.sequence.tokens == own_answer(pair.params)
+
+
+@pytest.mark.parametrize("cut_s", [60.0, 300.0])
+def test_a_patient_edge_goes_on_after_a_long_cut_even_if_the_cloud_has_forgotten_it(cut_s: float) -> None:
+    pair = begun(Timing(give_up_s=1000.0))
+    cut(pair, cut_s)
+    run_kindly(pair, rounds=300)
+    assert pair.sequence.tokens == own_answer(pair.params)
+    assert pair.edge.epoch > 0, "another cloud, or one that had forgotten the answer"
+
+
+def test_a_long_cut_is_named_once_and_the_next_answer_is_served() -> None:
+    pair = begun(Timing())
+    cut(pair, 60.0)
+    (error,) = pair.edge.events
+    assert isinstance(error, CloudUnreachable)
+    pair.edge.events.clear()
+    pair.sequence = Sequence()
+    pair.edge.open(AnswerRequest(2, pair.request.observation, pair.params, "autoregressive"), pair.now_s)
+    pair.collect()
+    run_kindly(pair)
+    assert pair.sequence.tokens == own_answer(pair.params)
+
+
+@pytest.mark.parametrize("stopped_s", [5.0, 60.0, 86_400.0])
+def test_an_edge_that_was_stopped_itself_does_not_blame_the_cloud(stopped_s: float) -> None:
+    """A computer was suspended, a process starved: its clock jumps, and the cloud has said no less."""
+    pair = begun(Timing())
+    pair.pass_time(stopped_s)
+    run_kindly(pair)
+    assert pair.sequence.tokens == own_answer(pair.params)
