@@ -9,14 +9,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 
+from vlm_spec_decode.bridge.own_node import OwnNode
 from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
 from vlm_spec_decode.bridge.requests import Request
 from vlm_spec_decode.core.errors import RobotUnreachable
@@ -37,13 +35,8 @@ class Operator:
         self.diagnostics: dict[str, Any] = {}
         self._hear = hear or (lambda _topic, _text: None)
         self._domain = domain
-        self._context = rclpy.Context()
-        rclpy.init(context=self._context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
-        self._node = node = rclpy.create_node(
-            "vsd_operator", context=self._context, namespace=namespace or None, start_parameter_services=False
-        )
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(node)
+        self._own = OwnNode("vsd_operator", domain, namespace, start_parameter_services=False)
+        self._node = node = self._own.node
         self._requests = node.create_publisher(String, "vlm/request", COMMAND)
         self._withdrawals = node.create_publisher(String, "vlm/withdraw", COMMAND)
         self._stops = node.create_publisher(Bool, "e_stop/request", COMMAND)
@@ -62,9 +55,7 @@ class Operator:
 
     def spin(self, duration_s: float = SPIN_S) -> None:
         """Take in what arrives for about `duration_s`."""
-        until_s = time.monotonic() + duration_s
-        while (left_s := until_s - time.monotonic()) > 0:
-            self._executor.spin_once(timeout_sec=left_s)
+        self._own.spin(duration_s)
 
     def find(self, timeout_s: float) -> None:
         """Wait for a node that takes requests. Raises RobotUnreachable."""
@@ -110,10 +101,7 @@ class Operator:
 
     def close(self) -> None:
         """Leave ROS. Idempotent."""
-        if self._context.ok():
-            self._executor.shutdown(timeout_sec=1)
-            self._node.destroy_node()
-            rclpy.shutdown(context=self._context)
+        self._own.close()
 
     def _call(self, client: Any, request: Any, timeout_s: float, urge: bool = False) -> Any | None:
         until_s = time.monotonic() + timeout_s

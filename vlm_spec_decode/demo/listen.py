@@ -11,16 +11,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import rclpy
 from nav_msgs.msg import Odometry
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.serialization import deserialize_message
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage
 from std_msgs.msg import String
 
 from vlm_spec_decode.bridge.convert import from_compressed
+from vlm_spec_decode.bridge.own_node import OwnNode
 from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.types import Image
@@ -44,11 +42,8 @@ class Listener:
         self._said = said
         self.frames: OrderedDict[float, Image] = OrderedDict()
         self.poses: dict[float, Pose2D] = {}
-        self._context = rclpy.Context()
-        rclpy.init(context=self._context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
-        self._node = rclpy.create_node("vsd_demo", context=self._context)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
+        self._own = OwnNode("vsd_demo", domain)
+        self._node = self._own.node
         self._instructions = self._node.create_publisher(String, INSTRUCTION, COMMAND)
         for topic in TEXTS:
             self._subscribe(String, topic, COMMAND)
@@ -93,9 +88,7 @@ class Listener:
 
     def spin(self, duration_s: float) -> None:
         """Take in what arrives for about `duration_s`."""
-        until_s = time.monotonic() + duration_s
-        while (left_s := until_s - time.monotonic()) > 0:
-            self._executor.spin_once(timeout_sec=left_s)
+        self._own.spin(duration_s)
 
     def is_heard(self) -> bool:
         """Whether somebody listens to instructions besides this node."""
@@ -107,7 +100,4 @@ class Listener:
 
     def close(self) -> None:
         """Leave ROS. Idempotent."""
-        if self._context.ok():
-            self._executor.shutdown(timeout_sec=1)
-            self._node.destroy_node()
-            rclpy.shutdown(context=self._context)
+        self._own.close()

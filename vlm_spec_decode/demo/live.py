@@ -16,12 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import rclpy
 from nav_msgs.msg import Odometry
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.serialization import serialize_message
-from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
@@ -32,6 +29,7 @@ from vlm_spec_decode.bag.events import Event, Events, Frame, Instructed, Moved, 
 from vlm_spec_decode.bag.questions import AskPlan
 from vlm_spec_decode.bridge.convert import to_compressed
 from vlm_spec_decode.bridge.missions import ENDED
+from vlm_spec_decode.bridge.own_node import OwnNode
 from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
 from vlm_spec_decode.core.errors import ConfigError, ImageError
 from vlm_spec_decode.demo.reckoning import Reckoning
@@ -81,15 +79,8 @@ class LivePlayer:
         self._reckoning = Reckoning()
         self._has_words = bool(config.plan.instruction or config.plan.spoken)
         self._spoken = list(config.plan.spoken)
-        self._context = rclpy.Context()
-        rclpy.init(
-            context=self._context, domain_id=config.domain, signal_handler_options=SignalHandlerOptions.NO
-        )
-        self._node = node = rclpy.create_node(
-            "vsd_replay", context=self._context, namespace=config.namespace or None
-        )
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(node)
+        self._own = OwnNode("vsd_replay", config.domain, config.namespace)
+        self._node = node = self._own.node
         self._clock = node.create_publisher(Clock, "/clock", 10)
         self._images = node.create_publisher(CompressedImage, IMAGES, qos_profile_sensor_data)
         self._odometry = node.create_publisher(Odometry, ODOMETRY, 20)
@@ -125,10 +116,7 @@ class LivePlayer:
 
     def close(self) -> None:
         """Leave ROS and complete the bag. Idempotent."""
-        if self._context.ok():
-            self._executor.shutdown(timeout_sec=1)
-            self._node.destroy_node()
-            rclpy.shutdown(context=self._context)
+        self._own.close()
         self._bag.close()
 
     # Time ----------------------------------------------------------------------------------------
@@ -137,7 +125,7 @@ class LivePlayer:
         until_s = time.monotonic() + READY_S
         look_s = time.monotonic() + LOOK_S
         while not should_stop():
-            self._executor.spin_once(timeout_sec=CLOCK_S)
+            self._own.spin_once(CLOCK_S)
             if self._node.count_publishers("vlm/plan/status") > 1:
                 raise ConfigError("an executor is on this ROS domain: a bag's plans are not for a robot")
             is_heard = self._voice.get_subscription_count() and self._statuses.get_subscription_count()
@@ -157,7 +145,7 @@ class LivePlayer:
             left_s = (at_ns - self._clock_ns) / NANOSECONDS / self._config.rate
             if left_s <= 0:
                 return
-            self._executor.spin_once(timeout_sec=min(left_s, CLOCK_S))
+            self._own.spin_once(min(left_s, CLOCK_S))
 
     def _tick(self) -> None:
         now_s = time.monotonic()
@@ -179,7 +167,7 @@ class LivePlayer:
         until_s = time.monotonic() + AFTER_S
         while time.monotonic() < until_s and not should_stop() and self._state not in ENDED | {"ready"}:
             self._tick()
-            self._executor.spin_once(timeout_sec=CLOCK_S)
+            self._own.spin_once(CLOCK_S)
 
     # From the bag --------------------------------------------------------------------------------
 

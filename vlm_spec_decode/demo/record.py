@@ -21,11 +21,9 @@ from types import FrameType
 from typing import Any
 
 import click
-import rclpy
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 
+from vlm_spec_decode.bridge.own_node import OwnNode
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.demo.recording import Recording
 
@@ -56,13 +54,8 @@ class Recorder:
         self._config, self._note = config, note
         self._bag = Recording(config.out, config.storage)
         self._seen: set[str] = set()
-        self._context = rclpy.Context()
-        rclpy.init(
-            context=self._context, domain_id=config.domain, signal_handler_options=SignalHandlerOptions.NO
-        )
-        self._node = rclpy.create_node("vsd_record", context=self._context)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
+        self._own = OwnNode("vsd_record", config.domain)
+        self._node = self._own.node
 
     def look(self) -> None:
         """Subscribe to topics that have appeared."""
@@ -74,16 +67,11 @@ class Recorder:
 
     def spin(self, duration_s: float) -> None:
         """Take in what arrives for about `duration_s`."""
-        until_s = time.monotonic() + duration_s
-        while (left_s := until_s - time.monotonic()) > 0:
-            self._executor.spin_once(timeout_sec=left_s)
+        self._own.spin(duration_s)
 
     def close(self) -> None:
         """Complete the bag and leave ROS. Idempotent."""
-        if self._context.ok():
-            self._executor.shutdown(timeout_sec=1)
-            self._node.destroy_node()
-            rclpy.shutdown(context=self._context)
+        self._own.close()
         self._bag.close()
 
     def _subscribe(self, topic: str, kind: str) -> None:

@@ -1,0 +1,51 @@
+"""A node in a ROS context of its own, for whoever is no node process: terminals, recorder, player, demo.
+
+It takes no signals and no arguments of the process, and nothing happens but while somebody spins it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import rclpy
+from rclpy.exceptions import InvalidNamespaceException
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
+from rclpy.validate_namespace import validate_namespace
+
+from vlm_spec_decode.core.errors import ConfigError
+
+
+class OwnNode:
+    """`node` is rclpy's. Spin it and close it on one thread."""
+
+    def __init__(self, name: str, domain: int, namespace: str = "", **options: Any) -> None:
+        """Join a ROS domain; `options` go to the node. Raises ConfigError for what is no namespace."""
+        if namespace:
+            try:
+                validate_namespace("/" + namespace.lstrip("/"))
+            except InvalidNamespaceException as error:
+                raise ConfigError(f"{namespace!r} is no ROS namespace; /go2_a is one") from error
+        context = self._context = rclpy.Context()
+        rclpy.init(context=context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
+        self.node = rclpy.create_node(name, context=context, namespace=namespace or None, **options)
+        self._executor = SingleThreadedExecutor(context=context)
+        self._executor.add_node(self.node)
+
+    def spin(self, duration_s: float) -> None:
+        """Take in what arrives for about `duration_s`."""
+        until_s = time.monotonic() + duration_s
+        while (left_s := until_s - time.monotonic()) > 0:
+            self._executor.spin_once(timeout_sec=left_s)
+
+    def spin_once(self, timeout_s: float) -> None:
+        """Take in one thing, waiting for it at most `timeout_s`."""
+        self._executor.spin_once(timeout_sec=timeout_s)
+
+    def close(self) -> None:
+        """Leave ROS. Idempotent."""
+        if self._context.ok():
+            self._executor.shutdown(timeout_sec=1)
+            self.node.destroy_node()
+            rclpy.shutdown(context=self._context)
