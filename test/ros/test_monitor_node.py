@@ -1,8 +1,11 @@
+import io
 import json
 import math
 
+import numpy as np
 import pytest
 from nav_msgs.msg import Odometry, Path
+from PIL import Image as PilImage
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import Float64, String
 from visualization_msgs.msg import Marker, MarkerArray
@@ -32,6 +35,22 @@ def test_the_overlay_holds_the_words_and_keeps_the_frames_size(image):
     assert said.jpeg != plain.jpeg
     with pytest.raises(ImageError):
         draw(Image(b"no jpeg", 1, 1), Caption())
+
+
+def test_a_wide_frame_is_shown_small_with_its_words_in_their_colours(image):
+    buffer = io.BytesIO()
+    PilImage.new("RGB", (1280, 720), (200, 200, 200)).save(buffer, "JPEG")
+    wide = Image(buffer.getvalue(), 1280, 720)
+    said = draw(wide, Caption((Piece("Ball\nahead. " * 20, "accepted"),), "acting", source="estop"))
+    with PilImage.open(io.BytesIO(said.jpeg)) as opened:
+        assert opened.size == (said.width, said.height) == (640, 360)
+        pixels = np.asarray(opened.convert("RGB")).astype(int)
+    above, middle, below = pixels[:30], pixels[150:200], pixels[-30:]
+    assert abs(middle - 200).max() < 12
+    assert (above[..., 1] - above[..., 0]).max() > 80, "green: accepted"
+    assert (below[..., 0] - below[..., 1]).max() > 80, "red: the e-stop commands"
+    assert np.median(above) < 120 > np.median(below)
+    assert draw(wide, Caption()).jpeg != said.jpeg, "another caption, drawn anew"
 
 
 def test_pieces_are_the_answer_and_tell_drafts_from_corrections():
@@ -98,3 +117,22 @@ def test_what_is_said_becomes_pictures_and_numbers(graph, image, eventually, sen
     assert figures["link_s"][-1].data == pytest.approx(0.15)
     assert figures["speed_mps"][-1].data == pytest.approx(0.3)
     assert paths[-1].poses[-1].pose.position.x == 1.0
+
+
+def test_what_the_draft_alone_says_has_its_own_colour(graph, eventually):
+    other, node = graph.node("other"), graph.node("monitor_node")
+    statuses = other.create_publisher(String, "vlm/status", LATCHED)
+    partials = other.create_publisher(String, "vlm/answer/partial", 10)
+    part = graph.start(node, MonitorNode(node, WallClock()))
+    status = {"state": "answering", "reason": "unverified", "instruction": "go"}
+    statuses.publish(String(data=json.dumps(status)))
+    assert eventually(lambda: "unverified" in part.caption.state)
+
+    def told():
+        partials.publish(String(data="turn(20)"))
+        return part.caption.pieces
+
+    assert eventually(told)
+    assert part.caption.pieces == (Piece("turn(20)", "drafted"),)
+    statuses.publish(String(data=json.dumps(status | {"reason": ""})))
+    assert eventually(lambda: told() and told()[0].kind == "committed")

@@ -84,6 +84,7 @@ class TopicCamera:
         self._topic, self._node = topic, node
         self._stamps = Stamps(node, clock)
         self._newest: Any | None = None
+        self._read: tuple[Any, Image] | None = None
         group = MutuallyExclusiveCallbackGroup()
         self._subscription = node.create_subscription(
             kind, topic, self._take, qos_profile_sensor_data, callback_group=group
@@ -97,7 +98,9 @@ class TopicCamera:
         message = self._newest
         if message is None:
             raise RobotUnreachable(f"nothing has come on {self._topic} yet")
-        return _image(message), self._stamps.to_monotonic_s(to_seconds(message.header.stamp))
+        if self._read is None or self._read[0] is not message:
+            self._read = message, _image(message)  # once: a raw picture has to be compressed
+        return self._read[1], self._stamps.to_monotonic_s(to_seconds(message.header.stamp))
 
     def close(self) -> None:
         """Stop listening. Idempotent."""

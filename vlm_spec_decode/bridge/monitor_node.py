@@ -69,6 +69,7 @@ class MonitorNode:
         self._path = Path()
         self._path.header.frame_id = self._values.text("odom_frame")
         self._closed = False
+        self._is_verified = True
         self._overlays = node.create_publisher(
             CompressedImage, "vlm/overlay/compressed", qos_profile_sensor_data
         )
@@ -80,6 +81,11 @@ class MonitorNode:
     def is_settled(self) -> bool:
         """Always: there is nothing to wait for."""
         return True
+
+    @property
+    def caption(self) -> overlay.Caption:
+        """What is written over the next frame."""
+        return self._caption
 
     def begin(self) -> None:
         """Listen."""
@@ -133,16 +139,21 @@ class MonitorNode:
         parts = (data["state"], data["reason"], data["instruction"])
         self._change(state=" | ".join(part for part in parts if part))
         if data["state"] == "answering":
+            self._is_verified = data["reason"] != "unverified"
             self._change(pieces=())
 
     def _on_source(self, message: String) -> None:
         self._change(source=message.data)
 
     def _on_partial(self, message: String) -> None:
-        self._change(pieces=(overlay.Piece(message.data),))
+        self._change(pieces=(self._piece(message.data),))
 
     def _on_answer(self, message: String) -> None:
-        self._change(pieces=(overlay.Piece(json.loads(message.data)["text"]),))
+        self._change(pieces=(self._piece(json.loads(message.data)["text"]),))
+
+    def _piece(self, text: str) -> overlay.Piece:
+        """Return words whose tokens are not told apart yet; without the cloud they are the draft's alone."""
+        return overlay.Piece(text, "committed" if self._is_verified else "drafted")
 
     def _on_trace(self, message: String) -> None:
         trace: Mapping[str, Any] = json.loads(message.data)
@@ -151,7 +162,8 @@ class MonitorNode:
         said = (
             f"{trace['strategy']}  {trace['total_s']:.2f} s  {100 * trace['acceptance_rate']:.0f} % accepted"
         )
-        self._change(pieces=overlay.pieces_of(text, rounds), figures=said)
+        pieces = overlay.pieces_of(text, rounds) if self._is_verified else (self._piece(text),)
+        self._change(pieces=pieces, figures=said)
         waits = [each["wait_s"] - each["verify_s"] for each in rounds]
         self._say("latency_s", trace["total_s"])
         self._say("first_action_s", trace["time_to_first_action_s"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,7 +14,7 @@ from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.types import Image
 
 WIDTH = 640
-"""Wider frames are made smaller first: the overlay is to be looked at, and soon."""
+"""Frames are halved as long as they stay this wide: the overlay is to be looked at, and soon."""
 
 QUALITY = 70
 SIZE = 15
@@ -25,6 +26,7 @@ WHITE, GREEN, ORANGE, BLUE, RED = (
     (120, 190, 255),
     (255, 90, 80),
 )
+SHADE, CLEAR = (0, 0, 0, 150), (0, 0, 0, 0)
 COLOURS = {"committed": WHITE, "accepted": GREEN, "corrected": ORANGE, "drafted": BLUE}
 MODES = {"estop": RED, "teleop": ORANGE, "language": GREEN, "none": WHITE}
 
@@ -48,27 +50,42 @@ class Caption:
 
 
 def draw(image: Image, caption: Caption) -> Image:
-    """Return the frame with its caption, at most `WIDTH` pixels wide. Raises ImageError."""
+    """Return the frame with its caption, less than twice `WIDTH` wide. Raises ImageError.
+
+    Made for every frame, so the JPEG is decoded at the size that is shown, which its own scaling gives for
+    less than the full one costs, and what is written is drawn once and laid over each frame until it changes.
+    """
     try:
         with PilImage.open(io.BytesIO(image.jpeg), formats=("JPEG",)) as opened:
-            opened.draft("RGB", (WIDTH, WIDTH))
+            opened.draft("RGB", (WIDTH, max(1, opened.height * WIDTH // opened.width)))
             frame = opened.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ImageError(f"{len(image.jpeg)} bytes that are no JPEG") from error
-    if frame.width > WIDTH:
-        frame = frame.resize((WIDTH, round(frame.height * WIDTH / frame.width)), PilImage.Resampling.BILINEAR)
-    pen = ImageDraw.Draw(frame, "RGBA")
-    _write(pen, frame.width, caption.pieces)
-    bottom = frame.height - 2 * LINE - 4
-    pen.rectangle((0, bottom, frame.width, frame.height), fill=(0, 0, 0, 150))
-    pen.text((6, bottom + 2), caption.state, fill=WHITE, font=_font())
-    pen.text((6, bottom + 2 + LINE), caption.figures, fill=WHITE, font=_font())
-    length = pen.textlength(caption.source, font=_font())
-    where = (frame.width - length - 6, bottom + 2)
-    pen.text(where, caption.source, fill=MODES.get(caption.source, WHITE), font=_font())
+    above, below = _bands(caption, frame.width)
+    frame.paste(above, (0, 0), above)
+    frame.paste(below, (0, frame.height - below.height), below)
     out = io.BytesIO()
     frame.save(out, "JPEG", quality=QUALITY)
     return Image(out.getvalue(), frame.width, frame.height)
+
+
+@lru_cache(maxsize=2)
+def _bands(caption: Caption, width: int) -> tuple[PilImage.Image, PilImage.Image]:
+    """Return what is laid over a frame: the answer at its top, state and figures at its bottom."""
+    lines = _wrap(width, caption.pieces)
+    above = PilImage.new("RGBA", (width, LINE * len(lines) + 6 if lines else 1), SHADE if lines else CLEAR)
+    pen = ImageDraw.Draw(above)
+    for number, line in enumerate(lines):
+        for x, word, kind in line:
+            pen.text((x, 3 + LINE * number), word, fill=COLOURS[kind], font=_font())
+    below = PilImage.new("RGBA", (width, 2 * LINE + 4), SHADE)
+    pen = ImageDraw.Draw(below)
+    pen.text((6, 2), caption.state, fill=WHITE, font=_font())
+    pen.text((6, 2 + LINE), caption.figures, fill=WHITE, font=_font())
+    length = _font().getlength(caption.source)
+    colour = MODES.get(caption.source, WHITE)
+    pen.text((width - length - 6, 2), caption.source, fill=colour, font=_font())
+    return above, below
 
 
 def pieces_of(text: str, rounds: list[dict[str, int]]) -> tuple[Piece, ...]:
@@ -95,23 +112,19 @@ def pieces_of(text: str, rounds: list[dict[str, int]]) -> tuple[Piece, ...]:
     return tuple(found)
 
 
-def _write(pen: ImageDraw.ImageDraw, width: int, pieces: tuple[Piece, ...]) -> None:
-    """Write coloured words over a dark band, wrapped at the frame's edge."""
-    words = [(word, piece.kind) for piece in pieces for word in _words(piece.text)]
-    lines: list[list[tuple[float, str, str]]] = [[]]
-    x = 6.0
+def _wrap(width: int, pieces: tuple[Piece, ...]) -> list[list[tuple[float, str, str]]]:
+    """Return lines of words, each with its place and kind, broken at the frame's edge."""
+    lines: list[list[tuple[float, str, str]]] = []
+    x = math.inf
+    words = ((word, piece.kind) for piece in pieces for word in _words(piece.text.replace("\n", " ")))
     for word, kind in words:
-        length = pen.textlength(word, font=_font())
-        if x + length > width - 6 and lines[-1]:
+        length = _font().getlength(word)
+        if x + length > width - 6:
             lines.append([])
             x = 6.0
         lines[-1].append((x, word, kind))
         x += length
-    if words:
-        pen.rectangle((0, 0, width, LINE * len(lines) + 6), fill=(0, 0, 0, 150))
-    for number, line in enumerate(lines):
-        for x, word, kind in line:
-            pen.text((x, 3 + LINE * number), word, fill=COLOURS[kind], font=_font())
+    return lines
 
 
 def _words(text: str) -> list[str]:

@@ -97,7 +97,8 @@ class Teller:
 
     def _answer(self, data: Mapping[str, Any]) -> str:
         self.actions += data["actions"]
-        return self._line("") if self._is_open_line else ""
+        end, self._is_open_line = "\n" if self._is_open_line else "", False
+        return end
 
     def _trace(self, data: Mapping[str, Any]) -> str:
         kept = (
