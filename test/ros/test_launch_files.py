@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vlm_spec_decode.bridge import launch_arguments
 from vlm_spec_decode.bridge.reference import PARAMETERS as DECLARED
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.sim.bodies import BODIES
 
 ROOT = Path(__file__).parents[2]
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
@@ -20,13 +23,13 @@ needs_launch = pytest.mark.skipif(
 )
 
 
-def constants(path):
-    """Return what a launch file assigns to names in capitals, without running it."""
-    found = {}
+def arguments(path):
+    """Return the arguments that a launch file declares, without running it."""
     for statement in ast.parse(path.read_text()).body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            found[statement.targets[0].id] = ast.literal_eval(statement.value)
-    return found
+        if isinstance(statement, ast.Assign) and statement.targets[0].id == "ARGUMENTS":
+            expression = compile(ast.Expression(statement.value), path.name, "eval")
+            return {each.name: each for each in eval(expression, vars(launch_arguments).copy())}
+    raise AssertionError(f"{path.name} declares no arguments")
 
 
 def load(path):
@@ -42,11 +45,23 @@ def test_all_launch_files_are_there():
 
 @pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.name)
 def test_every_argument_is_described_and_rviz_is_off(path):
-    said = constants(path)
-    arguments = said.get("ARGUMENTS", ()) + said.get("REQUIRED", ()) + said.get("OPTIONAL", ())
-    assert len(arguments) >= 8
-    assert all(len(argument[-1]) > 10 and argument[-1].endswith(".") for argument in arguments)
-    assert ("rviz", "false") in [argument[:2] for argument in arguments]
+    found = arguments(path)
+    assert len(found) >= 10
+    assert all(len(each.description) > 8 and each.description.endswith(".") for each in found.values())
+    assert all(each.default in each.choices for each in found.values() if each.choices)
+    assert found["rviz"].default == "false"
+
+
+def test_an_argument_takes_what_its_parameter_takes():
+    parameters = {p.name: p for declared in DECLARED.values() for p in declared}
+    for path in LAUNCH_FILES:
+        for name, argument in arguments(path).items():
+            parameter = parameters.get(name)
+            if parameter is not None and argument.choices != launch_arguments.YES_NO:
+                assert argument.choices == parameter.choices, name
+            if parameter is not None and argument.default and name not in {"interface", "domain"}:
+                assert argument.default == str(parameter.default).lower(), name
+    assert arguments(LAUNCH_FILES[-1])["body"].choices == tuple(BODIES)
 
 
 @pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.name)
@@ -76,9 +91,10 @@ def test_what_is_started_gets_parameters_that_its_node_declares(path, monkeypatc
     from launch_ros.actions import Node
 
     from launch import LaunchContext
+    from vlm_spec_decode.bridge import launch_parts
 
     module = load(path)
-    monkeypatch.setattr(module, "get_package_share_directory", lambda _: str(ROOT))
+    monkeypatch.setattr(launch_parts, "get_package_share_directory", lambda _: str(ROOT))
     context = LaunchContext()
     given = {"interface": "eth0", "cloud": "tcp://10.0.0.2:5711", "keys": "/keys", "instruction": "a: b"}
     for action in module.generate_launch_description().entities[:-1]:
@@ -106,7 +122,21 @@ def parameters_of(node):
 
 def test_what_rviz_shows_is_what_launch_files_carry_into_a_namespace():
     shown = set(re.findall(r"Value: /(\S+)", (ROOT / "rviz" / "vlm.rviz").read_text()))
-    for path in LAUNCH_FILES:
-        if "def view(" in path.read_text():
-            seen = re.search(r"seen = \(([^)]*)\)", path.read_text()).group(1)
-            assert set(re.findall(r'"([^"]+)"', seen)) == shown
+    text = (ROOT / "vlm_spec_decode" / "bridge" / "launch_parts.py").read_text()
+    assert set(ast.literal_eval(re.search(r"^SEEN = (\(.*\))$", text, re.MULTILINE).group(1))) == shown
+
+
+@needs_launch
+def test_what_cannot_be_meant_is_refused_by_name():
+    from launch import LaunchContext
+    from vlm_spec_decode.bridge.launch_parts import Values, declare
+
+    context = LaunchContext()
+    for action in declare(launch_arguments.MISSION):
+        action.execute(context)
+    assert not Values.of(context, launch_arguments.MISSION).flag("approve")
+    context.launch_configurations["aprove"] = "true"
+    with pytest.raises(ConfigError, match="approve"):
+        Values.of(context, launch_arguments.MISSION)
+    with pytest.raises(ConfigError, match="domain:=x"):
+        Values({"domain": "x"}).whole("domain")
