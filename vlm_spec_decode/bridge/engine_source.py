@@ -11,25 +11,28 @@ from vlm_spec_decode.bridge.parameters import Parameter, Parameters
 from vlm_spec_decode.bridge.settings import load_yaml
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
+from vlm_spec_decode.core.types import OBJECTIVES, RULES
 from vlm_spec_decode.edge.client import Timing
 from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.facts import run_facts
 from vlm_spec_decode.edge.fallback import DraftModel
-from vlm_spec_decode.edge.setup import EdgeRuntime, EdgeSettings, bring_up
+from vlm_spec_decode.edge.setup import STRATEGY_NAMES, EdgeRuntime, EdgeSettings, bring_up
 
 PARAMETERS = (
     Parameter("cloud", "", "Address of the verifier, tcp://HOST:PORT; empty: both models in this process."),
     Parameter("keys", "", "Folder of CURVE keys; empty: plaintext, to a cloud on this machine only."),
     Parameter("draft", "", "Folder or hub id of the draft model; empty: the one that ships."),
-    Parameter("strategy", EdgeSettings().strategy, "How edge and cloud decode together."),
-    Parameter("rule", EdgeSettings().rule, "How drafts are verified: coupled or rejection."),
-    Parameter("objective", EdgeSettings().objective, "What the cloud saves: latency, balanced or cost."),
+    Parameter(
+        "strategy", EdgeSettings().strategy, "How edge and cloud decode together.", choices=STRATEGY_NAMES
+    ),
+    Parameter("rule", EdgeSettings().rule, "How drafts are verified.", choices=RULES),
+    Parameter("objective", EdgeSettings().objective, "What the cloud saves.", choices=OBJECTIVES),
     Parameter("temperature", 0.0, "0 is greedy.", 0.0, 2.0),
     Parameter("seed", 0, "Keys the noise of sampling, shared by both ends.", 0, 2**31 - 1),
     Parameter("max_tokens", 96, "Longest answer.", 1, 1024),
     Parameter("draft_length", 6, "Tokens drafted per round.", 1, 64),
     Parameter("answer_timeout_s", 30.0, "Silence of the cloud that fails an answer.", 0.5, 300.0),
-    Parameter("link_silence_s", 0.7, "Silence of the link, heartbeats too, that loses the cloud.", 0.3, 30.0),
+    Parameter("link_silence_s", 0.6, "Silence of the link, heartbeats too, that loses the cloud.", 0.3, 30.0),
     Parameter("connect_timeout_s", 4.0, "How long one handshake may take.", 0.5, 60.0),
     Parameter("grammar", True, "Hold answers to the action language; the cloud must do the same."),
     Parameter("threads", 1, "Threads of the draft model.", 1, 64),

@@ -10,6 +10,7 @@ from rclpy.node import Node
 from vlm_spec_decode.bridge.managed import NodePart, Stop
 from vlm_spec_decode.bridge.parameters import Parameter, Parameters
 from vlm_spec_decode.bridge.spin import run_node
+from vlm_spec_decode.bridge.urgency import PARAMETER, hurry
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.robot.go2_config import Go2Config
 from vlm_spec_decode.robot.network import check_network
@@ -82,6 +83,9 @@ def _locomotion(node: Node, stop: Stop) -> NodePart:
     from vlm_spec_decode.bridge.velocity_robot import VelocityRobot
 
     config, clock = _robot(node), WallClock()
+    refused = hurry(Parameters(node, (PARAMETER,)).integer(PARAMETER.name))
+    if refused:
+        node.get_logger().info(refused)
     kind = Parameters(node, DRIVER_PARAMETERS).text("driver")
     if kind == "cmd_vel":
         return LocomotionNode(node, VelocityRobot(node, clock), clock, stop, says_odometry=False)

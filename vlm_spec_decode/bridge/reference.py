@@ -18,6 +18,7 @@ from vlm_spec_decode.bridge import (
     managed,
     monitor_node,
     surroundings,
+    urgency,
     velocity_robot,
     vlm_parameters,
 )
@@ -28,6 +29,7 @@ SETTINGS: Mapping[str, tuple[Parameter, ...]] = {
     "vlm_node": vlm_parameters.PARAMETERS + engine_source.PARAMETERS,
     "locomotion_node": mains.DRIVER_PARAMETERS
     + mains.ROBOT_PARAMETERS
+    + (urgency.PARAMETER,)
     + velocity_robot.PARAMETERS
     + locomotion_node.PARAMETERS
     + hands.PARAMETERS
@@ -118,7 +120,8 @@ CHANNELS: Mapping[str, tuple[Channel, ...]] = {
             "out",
             "vlm/overlay/compressed",
             "sensor_msgs/msg/CompressedImage",
-            "Frame with answer (accepted green, corrected orange), state, figures; only while subscribed.",
+            "Frame with the answer (accepted green, corrected orange, the draft's alone blue), state and "
+            "figures; only while subscribed.",
         ),
         Channel("out", "vlm/markers", "visualization_msgs/msg/MarkerArray", "Plan, body, stop zone."),
         Channel("out", "vlm/path", "nav_msgs/msg/Path", "Where the robot has been."),

@@ -24,9 +24,12 @@ from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
 from vlm_spec_decode.models.vlm import VlmModel
 from vlm_spec_decode.protocol.messages import Hello
-from vlm_spec_decode.strategies.registry import DEFAULT, strategy
+from vlm_spec_decode.strategies.registry import DEFAULT, STRATEGIES, strategy
 from vlm_spec_decode.transport.dealer import DealerLink
 from vlm_spec_decode.transport.keys import edge_keys
+
+STRATEGY_NAMES = tuple(STRATEGIES)
+"""What `EdgeSettings.strategy` may be."""
 
 
 @dataclass(frozen=True, slots=True)
