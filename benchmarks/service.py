@@ -58,7 +58,7 @@ def cases(counts: Counts, processes: Processes, folder: Path) -> dict[str, Part]
         "overload": _in_room("overload", counts.overload),
         "killed": lambda: service_faults.killed(processes, folder, counts.killed),
         "two_clouds": lambda: service_faults.two_clouds(processes, folder, counts.two_clouds),
-        "replica": lambda: service_replicas.replica_killed(folder, counts.replica),
+        "replica": lambda: service_replicas.replicas(folder / "replicas", counts.replica),
         "link_runs": lambda: service_hostile.link_runs(counts.link_runs),
         "malformed": lambda: service_hostile.malformed(processes, folder, counts.malformed),
         "strangers": lambda: service_hostile.strangers(folder, counts.strangers),

@@ -10,6 +10,8 @@ MEANINGS = {
     "one_of_two_killed_right": "answers right, one of two clouds killed under load",
     "replica_killed_right": "answers right, one of two replicas killed under load",
     "replica_killed_lost": "answers lost in that",
+    "replica_rejoined_right": "answers right after a node has joined and the lost replica works there",
+    "replica_added_right": "answers right, a replica added and one taken away under load",
     "hostile_link_violations": "violations in runs of the hostile link",
     "malformed_crashes": "crashes and answers of others spoilt by malformed frames",
     "malformed_memory_growth": "the cloud's memory growth under them",

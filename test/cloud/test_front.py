@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlm_spec_decode.cloud.front import FORGOTTEN, NO_REPLICA, Front
+from vlm_spec_decode.cloud.front import ABSENT_S, FORGOTTEN, NO_REPLICA, Front
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import Busy, Close, Hello, Ping, Refused
@@ -47,6 +47,18 @@ def test_robots_are_spread_evenly_and_stay_where_they_are() -> None:
             routed = front.route(peer(number), opening(answer))
             assert routed == (before[number], [(peer(number), opening(answer))])
     assert front.moved == 0
+
+
+def test_robots_that_are_gone_are_no_load() -> None:
+    front = front_of(2, robots=8)
+    staying = [number for number in range(8) if place(front, number) == 0]
+    for number in staying:
+        front.route(peer(number), HELLO, now_s=ABSENT_S + 1)
+    assert [front.load(replica) for replica in (0, 1)] == [4, 0]
+    for number in range(8, 11):
+        routed = front.route(peer(number), HELLO, now_s=ABSENT_S + 2)
+        assert routed
+        assert routed[0] == 1
 
 
 def test_the_robots_of_a_lost_replica_are_called_and_come_to_another() -> None:

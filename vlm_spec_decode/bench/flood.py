@@ -17,7 +17,7 @@ import zmq
 from vlm_spec_decode.bench.fuzz import malformed
 from vlm_spec_decode.bench.load import LoadConfig, load
 from vlm_spec_decode.bench.load_robots import Fleet, Manner
-from vlm_spec_decode.bench.replicas import setting_of, synthetic_server
+from vlm_spec_decode.bench.replica_setting import setting_of, synthetic_server
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudTimeout
 from vlm_spec_decode.protocol import codec

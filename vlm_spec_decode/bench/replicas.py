@@ -8,39 +8,27 @@ told. Then a node joins, and Ray starts the lost replica there.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlm_spec_decode.actions.grammar import language
-from vlm_spec_decode.bench.load import LoadConfig, Speech, load, shipped_speech
-from vlm_spec_decode.bench.load_robots import Fleet, Manner, Question
-from vlm_spec_decode.bench.run import Silent
-from vlm_spec_decode.bench.synthetic import PairSpec, SyntheticFamily
-from vlm_spec_decode.cloud.config import CloudConfig
-from vlm_spec_decode.cloud.desk import CloudDesk
+from vlm_spec_decode.bench.load import LoadConfig, load
+from vlm_spec_decode.bench.load_robots import Fleet, Manner
+from vlm_spec_decode.bench.replica_setting import Setting, setting_of
 from vlm_spec_decode.cloud.link import ServerLink
 from vlm_spec_decode.cloud.replicas import MakeServer, Pool, load_ray
 from vlm_spec_decode.cloud.replicated import ReplicatedServer
-from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import CloudTimeout, ConfigError
-from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard, ModelContext
-from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
-from vlm_spec_decode.protocol.messages import Hello
+from vlm_spec_decode.core.errors import CloudTimeout
 from vlm_spec_decode.transport import keys
 from vlm_spec_decode.transport.router import RouterLink
 
 START_S = 300.0
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024, "node_ip_address": "127.0.0.1"}
 """Each node: one core, so that a replica fills it, and the smallest object store that Ray takes."""
-
-SPEC = PairSpec(0.8)
-TOKENS = 40
-PASS_S = 0.005
 
 
 @contextmanager
@@ -110,80 +98,14 @@ class Killer:
             self.kill()
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What the replicas serve and what robots ask of them."""
-
-    make: MakeServer
-    speech: Speech
-    questions: Sequence[Question]
-
-
-def setting_of(model: str) -> Setting:
-    """Return the setting of the `shipped` target, or of a `synthetic` one that needs no checkpoint."""
-    if model == "shipped":
-        from vlm_spec_decode.cloud.app import serve_on
-
-        make: MakeServer = partial(serve_on, CloudConfig(language(), threads=1))
-        return Setting(make, *shipped_speech())
-    if model != "synthetic":
-        raise ConfigError(f"model {model!r}; known: shipped, synthetic")
-    card = SyntheticFamily.pair(SPEC)[1].card
-    hello = Hello("load", card.tokenizer_digest, card.prompt_digest, "none", card.vocab_size)
-    params = SamplingParams(max_tokens=TOKENS)
-    questions = [Question(Observation(None, "go", frame_id=str(n)), params) for n in range(8)]
-    return Setting(synthetic_server, Speech(hello, Silent()), questions)
-
-
-def synthetic_server(link: ServerLink) -> CloudServer:
-    """Put a server of the synthetic target on the link; a pass takes `PASS_S`."""
-    target = SlowTarget(SyntheticFamily.pair(SPEC)[1])
-    return CloudServer(link, CloudDesk(target.card, "none"), target, WallClock())
-
-
-@dataclass(frozen=True, slots=True)
-class SlowTarget:
-    """A target whose contexts take their time, so that answers are open when a fault comes."""
-
-    inner: SyntheticFamily
-
-    @property
-    def card(self) -> ModelCard:
-        """Identity."""
-        return self.inner.card
-
-    def open(self, observation: Observation) -> ModelContext:
-        """Start one answer."""
-        return _SlowContext(self.inner.open(observation))
-
-
-@dataclass(frozen=True, slots=True)
-class _SlowContext:
-    inner: ModelContext
-
-    def prefill(self) -> None:
-        self.inner.prefill()
-
-    def score(
-        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
-    ) -> Logits:
-        WallClock().sleep(PASS_S)
-        return self.inner.score(prefix, tokens, parents, on_exit=on_exit)
-
-    def forced(self, prefix: Tokens) -> Tokens:
-        return self.inner.forced(prefix)
-
-    def close(self) -> None:
-        self.inner.close()
-
-
 def lose_one_of_two(
     folder: Path, answers: int = 100, robots: int = 8, model: str = "shipped", *, again: bool = True
 ) -> dict[str, Any]:
     """Ask `answers` questions of two replicas, kill one's node on the way, and return what came of it.
 
-    `folder` takes the keys. With `again` a node joins in the end, and Ray starts the lost replica there.
-    Raises ConfigError without Ray.
+    `folder` takes the keys. With `again` a node joins in the end, Ray starts the lost replica there, and
+    half as many questions follow: `again` in the report says what came of those, and `passes` how much each
+    replica worked on them, `lost` among them. Raises ConfigError without Ray.
     """
     with two_nodes() as cluster, _served(folder, model, 2) as (server, setting):
         until(lambda: live(server) == 2, "the second replica")
@@ -192,30 +114,63 @@ def lose_one_of_two(
         report = _ask(server, setting, folder, answers, robots, killer)
         report |= {"killed": killer.is_done, "robots_moved": server.front.moved - before}
         if again:
+            report["lost"] = next(n for n, state in server.front.replicas.items() if state == "starting")
             cluster.add_node(**NODE)
             until(lambda: live(server) == 2, "the replica that Ray starts again")
+            passes = Passes(server)
+            report["again"] = _ask(server, setting, folder, answers // 2, robots, passes)
+            report["passes"] = passes.total()
         return report | {"replicas_in_the_end": live(server)}
 
 
 def scale_under_load(
     folder: Path, answers: int = 100, robots: int = 6, model: str = "shipped"
 ) -> dict[str, Any]:
-    """Begin with one replica, add one and take one away while robots ask; return what came of it."""
+    """Begin with one replica, add one and take one away while robots ask; return what came of it.
+
+    They ask at least `answers` questions, and on until the added replica has worked.
+    `passes` in the report says how much each replica has worked; number 1 is the one that was added.
+    """
     steps: list[tuple[int, int]] = []
     with two_nodes(), _served(folder, model, 1) as (server, setting):
+        passes = Passes(server)
 
         def rescale(fleet: Fleet) -> None:
+            passes(fleet)
             done = len(fleet.asked)
             if not steps and done >= 5:
                 server.scale(2)
                 steps.append((done, 2))
-            elif len(steps) == 1 and live(server) == 2 and done >= answers // 2:
+            elif len(steps) == 1 and not passes.total().get(1):
+                fleet.limit = max(answers, fleet.handed + robots)
+            elif len(steps) == 1 and done >= answers // 2:
                 server.scale(1)
                 steps.append((done, 1))
 
         report = _ask(server, setting, folder, answers, robots, rescale)
-        until(lambda: live(server) == 1, "the end of the replica that was taken away", 60)
-        return report | {"steps": steps, "robots_moved": server.front.moved}
+        wanted = steps[-1][1] if steps else 1
+        until(lambda: live(server) == wanted, "the end of the replica that was taken away", 60)
+        return report | {"steps": steps, "passes": passes.total(), "robots_moved": server.front.moved}
+
+
+class Passes:
+    """Adds up the passes that each replica tells of, from now on."""
+
+    def __init__(self, server: ReplicatedServer) -> None:
+        self._server = server
+        self._before = self._told()
+        self._most: dict[int, float] = {}
+
+    def __call__(self, fleet: Fleet) -> None:  # noqa: ARG002
+        """Look at the replicas after a turn of the fleet's loop."""
+        self._most |= self._told()
+
+    def total(self) -> dict[int, int]:
+        """Return passes by replica; of one that is gone those that it told of last."""
+        return {number: int(count - self._before.get(number, 0)) for number, count in self._most.items()}
+
+    def _told(self) -> dict[int, float]:
+        return {number: found.counted["passes"] for number, found in dict(self._server.figures).items()}
 
 
 @contextmanager

@@ -24,6 +24,9 @@ State: TypeAlias = Literal["starting", "live", "draining"]
 FORGOTTEN = codec.encode(Refused(0, 0, "hello_first", ""))
 NO_REPLICA = codec.encode(Busy(0, 0, "no_replica", 1000))
 MAX_PEERS = 8192
+ABSENT_S = 10.0
+"""A robot that has said nothing for so long (it pings three times a second) is no load on its replica."""
+
 UNEVEN = 2
 """A robot moves at its next answer if its replica has at least so many more robots than another."""
 
@@ -35,6 +38,7 @@ class _Robot:
     hello: bytes
     replica: int | None
     answer: int = 0
+    heard_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -47,6 +51,7 @@ class Front:
     moved: int = 0
     is_draining: bool = False
     _robots: OrderedDict[bytes, _Robot] = field(default_factory=OrderedDict)
+    _now_s: float = 0.0
 
     @property
     def robots(self) -> int:
@@ -54,13 +59,15 @@ class Front:
         return len(self._robots)
 
     def load(self, replica: int) -> int:
-        """Return how many robots a replica serves."""
-        return sum(robot.replica == replica for robot in self._robots.values())
+        """Return how many robots a replica serves; those that are gone do not count."""
+        since_s = self._now_s - ABSENT_S
+        return sum(r.replica == replica and r.heard_s >= since_s for r in self._robots.values())
 
     # Robots --------------------------------------------------------------------------------------
 
-    def route(self, peer: bytes, data: bytes) -> tuple[int, list[Message]] | None:
+    def route(self, peer: bytes, data: bytes, now_s: float = 0.0) -> tuple[int, list[Message]] | None:
         """Return the replica of a message and what to deliver there, or None if it goes nowhere."""
+        self._now_s = now_s
         try:
             message = codec.decode(data)
         except ProtocolError as error:
@@ -75,6 +82,7 @@ class Front:
             self.dropped["before_hello"] += 1
             self.outbox.append((peer, FORGOTTEN))
             return None
+        robot.heard_s = now_s
         ahead: list[Message] = []
         if isinstance(message, Open) and message.answer != robot.answer:
             if self.is_draining:

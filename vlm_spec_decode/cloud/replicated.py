@@ -112,7 +112,7 @@ class ReplicatedServer:
                     self._is_awake = False
                 batches: defaultdict[int, list[Message]] = defaultdict(list)
                 for peer, data in self._link.poll(POLL_S):
-                    if routed := self.front.route(peer, data):
+                    if routed := self.front.route(peer, data, self._clock.now()):
                         batches[routed[0]] += routed[1]
                 for replica, messages in batches.items():
                     self._busy_s = self._clock.now()
