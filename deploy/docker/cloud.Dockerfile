@@ -4,7 +4,9 @@
 # With --network host, health and metrics stay on the host's loopback, where its Prometheus reads them.
 FROM python:3.11-slim-bookworm
 ARG TORCH_INDEX=
-RUN useradd --system --create-home --home-dir /var/lib/vsd vsd
+# The number of the user who owns /etc/vsd/keys on the host: secrets are readable by their owner alone.
+ARG UID=990
+RUN useradd --system --uid "$UID" --create-home --home-dir /var/lib/vsd vsd
 WORKDIR /opt/vsd/src
 COPY setup.py setup.cfg pyproject.toml package.xml README.md LICENSE requirements.lock ./
 COPY resource resource

@@ -5,7 +5,9 @@ FROM ros:humble-ros-base
 ARG TORCH_INDEX=
 RUN apt-get update && apt-get install -y --no-install-recommends python3-pip python3-venv libosmesa6 \
     && rm -rf /var/lib/apt/lists/*
-RUN useradd --system --create-home --home-dir /var/lib/vsd vsd
+# The number of the user who owns /etc/vsd/keys on the host: secrets are readable by their owner alone.
+ARG UID=990
+RUN useradd --system --uid "$UID" --create-home --home-dir /var/lib/vsd vsd
 WORKDIR /opt/vsd/ws
 COPY setup.py setup.cfg pyproject.toml package.xml README.md LICENSE requirements.lock src/vlm_spec_decode/
 COPY resource src/vlm_spec_decode/resource
