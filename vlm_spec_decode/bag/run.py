@@ -75,6 +75,9 @@ class Results:
 def run(config: RunConfig) -> dict[str, Any]:
     """Replay, score and report. Returns the document that `summary.json` holds."""
     out = config.out
+    for bag in config.replay.bags:
+        if not bag.exists():
+            raise BagError(f"{bag}: no such bag")
     out.mkdir(parents=True, exist_ok=True)
     check_folder(out, config.replay.digest)
     names = [bag_name(bag) for bag in config.replay.bags]
