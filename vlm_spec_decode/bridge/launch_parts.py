@@ -26,6 +26,9 @@ ALIKE = 0.8
 """How near an unknown argument's name is to a known one's if that was meant: `aprove` must not be ignored."""
 
 RESPAWN_S = 2.0
+PATIENCE_S = "10"
+"""From Ctrl-C to a harsher signal: a stop may take a second or two, a busy computer some more."""
+
 SEEN = ("odom", "vlm/overlay/compressed", "vlm/markers", "vlm/path")
 """Topics that rviz/vlm.rviz shows."""
 
@@ -101,6 +104,7 @@ def node(name: str, value: Values, parameters: Mapping[str, Setting], config: st
         name=name,
         namespace=value["namespace"],
         output="screen",
+        sigterm_timeout=PATIENCE_S,
         parameters=[f"{get_package_share_directory(PACKAGE)}/config/{config}", typed],
         respawn=comes_back,
         respawn_delay=RESPAWN_S,
@@ -112,7 +116,10 @@ def vsd(name: str, *arguments: str) -> ExecuteProcess:
     """Run one of the package's own commands; its end ends everything."""
     program = ExecutableInPackage("vsd", PACKAGE)
     ending = Shutdown(reason=f"{name} ended")
-    return ExecuteProcess(cmd=[program, *arguments], name=name, output="screen", on_exit=[ending])
+    command = [program, *arguments]
+    return ExecuteProcess(
+        cmd=command, name=name, output="screen", sigterm_timeout=PATIENCE_S, on_exit=[ending]
+    )
 
 
 def option(name: str, value: str) -> tuple[str, ...]:

@@ -5,11 +5,13 @@ Each imports its own parts only when it runs: a camera node has no use for a mod
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from rclpy.node import Node
 
 from vlm_spec_decode.bridge.managed import NodePart, Stop
 from vlm_spec_decode.bridge.parameters import Parameter, Parameters
-from vlm_spec_decode.bridge.spin import run_node
+from vlm_spec_decode.bridge.spin import leave, run_node
 from vlm_spec_decode.bridge.urgency import PARAMETER, hurry
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.robot.go2_config import Go2Config
@@ -58,9 +60,9 @@ def monitor_main() -> int:
     return run_node("monitor_node", _monitor, threads=2)
 
 
-def vlm_main() -> int:
-    """Run the VLM node; return its exit code."""
-    return run_node("vlm_node", _vlm, threads=4)
+def vlm_main() -> NoReturn:
+    """Run the VLM node; end the process with its exit code."""
+    leave(run_node("vlm_node", _vlm, threads=4))
 
 
 def _camera(node: Node, _stop: Stop) -> NodePart:

@@ -8,11 +8,14 @@ yet that would have to be stopped, so a signal simply ends that.
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
+from typing import NoReturn
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
@@ -77,6 +80,17 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now, all of it being closed.
+
+    Freeing a model's libraries costs the interpreter more than a second of a core, in which a launch that has
+    been interrupted sees a node that does not end.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def _bring_up(node: ManagedNode, ending: _Ending) -> None:
