@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from ament_index_python.packages import get_package_share_directory
+from ament_index_python.packages import (
+    PackageNotFoundError,
+    get_package_prefix,
+    get_package_share_directory,
+)
 from launch.actions import DeclareLaunchArgument, ExecuteProcess, Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
@@ -128,9 +132,16 @@ def option(name: str, value: str) -> tuple[str, ...]:
 
 
 def view(value: Values, *, use_sim_time: bool = False) -> list[Node]:
-    """Open RViz on this robot's topics and frames, if it was asked for."""
+    """Open RViz on this robot's topics and frames, if asked for. Raises ConfigError if it is not there.
+
+    Call it before anything is started: what `launch` itself finds missing leaves the others running alone.
+    """
     if not value.flag("rviz"):
         return []
+    try:
+        get_package_prefix("rviz2")
+    except PackageNotFoundError as error:
+        raise ConfigError("rviz:=true, but rviz2 is not installed here") from error
     below = "/" + value["namespace"].strip("/") if value["namespace"].strip("/") else ""
     file = f"{get_package_share_directory(PACKAGE)}/rviz/vlm.rviz"
     return [
