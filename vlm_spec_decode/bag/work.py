@@ -143,8 +143,12 @@ def _on_cores(units: list[Unit], jobs: int) -> Iterator[tuple[Unit, Lines, Count
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max(1, min(jobs, len(units))), mp_context=context) as pool:
         running = {pool.submit(work, unit): unit for unit in units}
-        for done in as_completed(running):
-            yield running[done], *done.result()
+        try:
+            for done in as_completed(running):
+                yield running[done], *done.result()
+        finally:
+            # What one share cannot do no other can: nobody waits for those that have not begun.
+            pool.shutdown(cancel_futures=True)
 
 
 def _on_ray(units: list[Unit], address: str) -> Iterator[tuple[Unit, Lines, Counter[str]]]:
