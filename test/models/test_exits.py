@@ -1,9 +1,17 @@
 """Early exits: on time, in order, right, and without influence on the final logits."""
 
+import json
+
 import numpy as np
+import pytest
 import torch
 
+from test.models import checkpoints
 from test.models.test_context import assert_plain, ends_of
+from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.core.types import Observation
+from vlm_spec_decode.models.loader import load_model
+from vlm_spec_decode.models.parts import CALIBRATION_FILE
 
 
 def reference(pair, layer, path):
@@ -46,3 +54,25 @@ def test_known_rows_need_no_pass_and_announce_nothing(exits_pair):
     context.score((7,), (8,), (0,))
     context.score((7, 8), on_exit=lambda layer, rows: seen.append(layer))
     assert seen == []
+
+
+def calibrated(folder, document):
+    """A checkpoint with an exit after layer 2 and this calibration."""
+    checkpoints.llama(folder, exit_layers=[2])
+    (folder / CALIBRATION_FILE).write_text(document)
+    return folder
+
+
+def test_contexts_know_how_far_their_exits_can_be_believed(tmp_path, exits_pair):
+    rows = [{"to": 0.5, "agrees": 0.1}, {"to": 0.8, "agrees": None}, {"to": 1.0, "agrees": 0.9}]
+    document = json.dumps({"layers": {"2": {"by_confidence": rows}}})
+    context = load_model(calibrated(tmp_path / "m", document)).open(Observation(None, "go"))
+    assert [context.exit_chance(2, confidence) for confidence in (0.4, 0.6, 1.0)] == [0.1, 0.9, 0.9]
+    assert context.exit_chance(3, 0.6) == 0.6
+    assert exits_pair.model.open(exits_pair.observation).exit_chance(2, 0.6) == 0.6
+
+
+@pytest.mark.parametrize("document", ["{", "[]", '{"layers": {"2": {}}}', '{"layers": {"2": null}}'])
+def test_a_calibration_that_is_none_is_refused_by_name(tmp_path, document):
+    with pytest.raises(ModelError, match=CALIBRATION_FILE):
+        load_model(calibrated(tmp_path / "m", document))

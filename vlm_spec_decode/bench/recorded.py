@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vlm_spec_decode.core import exits
 from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext
 from vlm_spec_decode.core.sampling import Row
 from vlm_spec_decode.core.types import Observation, Tokens
@@ -73,6 +74,10 @@ class RecordedContext:
         if prefix not in runs:
             runs[prefix] = self.memory.context.forced(prefix)
         return runs[prefix]
+
+    def exit_chance(self, exit_layer: int, confidence: float) -> float:
+        """Return what the recorded model knows of its exits."""
+        return exits.exit_chance(self.memory.context, exit_layer, confidence)
 
     def close(self) -> None:
         """Keep everything: the next answer may ask again."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from vlm_spec_decode.core import batch
+from vlm_spec_decode.core import batch, exits
 from vlm_spec_decode.core.batch import Query, Scored
 from vlm_spec_decode.core.errors import GrammarError, VsdError
 from vlm_spec_decode.core.ports import (
@@ -174,6 +174,10 @@ class MaskedContext:
     def forget(self) -> None:
         """Pass on."""
         batch.forget(self.inner)
+
+    def exit_chance(self, exit_layer: int, confidence: float) -> float:
+        """Pass on."""
+        return exits.exit_chance(self.inner, exit_layer, confidence)
 
     def forced(self, prefix: Tokens) -> Tokens:
         """Return the run of single legal tokens after `prefix`."""

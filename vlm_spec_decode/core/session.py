@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from vlm_spec_decode.core.batch import Query
+from vlm_spec_decode.core.exits import verdict_chance
 from vlm_spec_decode.core.policy import CloudPolicy, EarlyHook, PipelinePolicy
 from vlm_spec_decode.core.ports import Clock, ExitHook, Logits, ModelContext
 from vlm_spec_decode.core.rejection import RejectionRule
-from vlm_spec_decode.core.sampling import softmax_at
 from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.tree import SpeculationTree, Subtree
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, Draft, Early, Hint, Support, Tokens
@@ -221,7 +221,8 @@ class Session:
             verdict = self._verify(plan, logits, is_final=False)
             node, below = plan.nodes.named(verdict.row)
             token = verdict.tokens[-1] if below is None else below
-            confidence, request = softmax_at(logits[verdict.row], verdict.tokens[-1]), self.request
+            request, said = self.request, verdict.tokens[-1]
+            confidence = verdict_chance(self.context, exit_layer, logits[verdict.row], said)
             on_early(Early(request.answer, request.epoch, plan.pass_id, exit_layer, node, token, confidence))
 
         return hook

@@ -104,6 +104,10 @@ class VlmContext:
         """Return (): weights alone force nothing (see `core.masked`)."""
         return ()
 
+    def exit_chance(self, exit_layer: int, confidence: float) -> float:
+        """Return how likely the first choice of an exit that is so sure is the final one."""
+        return self._decoder.calibration.chance(exit_layer, confidence)
+
     @property
     def kv_bytes(self) -> int:
         """Bytes of the keys and values held now."""

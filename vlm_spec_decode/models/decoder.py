@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vlm_spec_decode.core.exits import ExitCalibration
 from vlm_spec_decode.core.ports import Logits
 from vlm_spec_decode.models.rotary import RotaryTable
 from vlm_spec_decode.models.strands import Strand, attend_by_strands
@@ -28,13 +29,15 @@ class Decoder:
     `stack` is a Transformers text model, untyped here, of the Llama shape (`embed_tokens`, `layers`, `norm`,
     `rotary_emb`), also for Qwen2-VL with its positions in three rows. `exits` maps an exit layer to
     its adapter, a residual linear map in front of the shared final norm and head, or None.
-    `vocab_size` is the tokenizer's; rows that only pad the head are cut off.
+    `vocab_size` is the tokenizer's; rows that only pad the head are cut off. `calibration` says how far the
+    exits can be believed.
     """
 
     stack: Any
     head: nn.Linear
     exits: Mapping[int, nn.Linear | None]
     vocab_size: int
+    calibration: ExitCalibration = field(default_factory=ExitCalibration)
     rotary: RotaryTable = field(init=False)
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ from vlm_spec_decode.models.parts import (
     LANGUAGE_FAMILIES,
     VISION_FAMILIES,
     Source,
+    load_calibration,
     load_codec,
     load_encoder,
     load_exits,
@@ -108,7 +109,8 @@ def _load(name: str, place: str | Path, options: LoadOptions) -> VlmModel:
         raise ModelError(f"its tokenizer knows {codec.vocab_size} tokens, more than its head has rows")
     exits = load_exits(source, network)
     quantize(stack_of(network), options.quantize)
-    decoder = Decoder(stack_of(network), network.lm_head, exits, codec.vocab_size)
+    calibration = load_calibration(folder)
+    decoder = Decoder(stack_of(network), network.lm_head, exits, codec.vocab_size, calibration)
     card = ModelCard(
         model_id=name,
         revision=fingerprint(source.original.folders if source.original else [folder]),

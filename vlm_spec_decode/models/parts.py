@@ -28,6 +28,7 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.core.exits import Bins, ExitCalibration
 from vlm_spec_decode.models import original as originals
 from vlm_spec_decode.models.codec import TokenizerCodec, spoken
 from vlm_spec_decode.models.encoder import PromptEncoder
@@ -40,6 +41,9 @@ VISION_FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
 LANGUAGE_FAMILIES = ("llama", "qwen2", "qwen3")
 EXITS_FILE = "exits.safetensors"
 """Optional beside the weights: `layers.<n>.weight` [width, width] and `layers.<n>.bias` per exit layer."""
+
+CALIBRATION_FILE = "exits.json"
+"""Optional beside them: how often an exit that is so sure has been right, written by `vsd train exits`."""
 
 TRAINING_RECORD = "training.json"
 """What `vsd train` leaves beside the weights: the mark of a model that knows the action language."""
@@ -131,6 +135,23 @@ def load_exits(source: Source, network: Any) -> dict[int, nn.Linear | None]:
     asked = {round(depth * percent / 100) for percent in source.options.exits}
     layers |= {layer for layer in asked if 0 < layer < depth}
     return {layer: _adapter(tensors, layer, network.lm_head.weight) for layer in sorted(layers)}
+
+
+def load_calibration(folder: Path) -> ExitCalibration:
+    """Return how far the exits of a folder can be believed; without such a file nothing is known of it."""
+    path = folder / CALIBRATION_FILE
+    if not path.is_file():
+        return ExitCalibration()
+    try:
+        layers = json.loads(path.read_text(encoding="utf-8"))["layers"]
+        return ExitCalibration({int(layer): _bins(row["by_confidence"]) for layer, row in layers.items()})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"its {CALIBRATION_FILE} is no calibration of exits: {error!r}") from error
+
+
+def _bins(rows: list[dict[str, Any]]) -> Bins:
+    """Return the bins that anything fell into."""
+    return tuple((float(row["to"]), float(row["agrees"])) for row in rows if row["agrees"] is not None)
 
 
 def _adapter(tensors: dict[str, torch.Tensor], layer: int, like: torch.Tensor) -> nn.Linear | None:

@@ -22,14 +22,13 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from vlm_spec_decode.models.loader import EXITS_FILE
+from vlm_spec_decode.models.parts import CALIBRATION_FILE, EXITS_FILE
 from vlm_spec_decode.train.batches import Batch, Batcher
 from vlm_spec_decode.train.config import ExitsConfig
 from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.hardware import pick_device
 from vlm_spec_decode.train.network import group_outputs, image_features
 
-CALIBRATION_FILE = "exits.json"
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 _ROWS = 1024
 _RATE = 3e-3
