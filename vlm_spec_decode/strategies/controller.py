@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.types import Commit, Early
 from vlm_spec_decode.strategies.base import EdgeConfig
-from vlm_spec_decode.strategies.estimates import Mean, StepCost, Switch
+from vlm_spec_decode.strategies.estimates import Mean, Ratio, StepCost, Switch
 from vlm_spec_decode.strategies.growth import FLOOR, Growth
 from vlm_spec_decode.strategies.places import Place
 
@@ -42,7 +42,7 @@ class EdgeController:
     clock: Clock
     step: StepCost = field(default_factory=lambda: StepCost(slope=0.03, free=1))
     pass_s: Mean = field(default_factory=lambda: Mean(FIRST_PASS_S, trust=0))
-    token_s: Mean = field(default_factory=lambda: Mean(FIRST_PASS_S, trust=0))
+    token_s: Ratio = field(default_factory=Ratio)
     drafting: Switch = field(default_factory=Switch)
     exits: dict[tuple[int, int], Mean] = field(default_factory=dict)
     heard: list[list[tuple[Mean, int, float]]] = field(default_factory=list)
@@ -143,7 +143,7 @@ class EdgeController:
                     break
         self.heard.clear()
         self.pass_s.learn(event.compute_s)
-        self.token_s.learn(event.compute_s / max(1, len(event.tokens)))
+        self.token_s.learn(event.compute_s, len(event.tokens))
         is_slow = self.step.base_s > self.token_s.value and self.config.objective == "latency"
         self.drafting.learn(event.node > 0, is_slow)
         self._drafted_s, self._steps = 0.0, 0

@@ -23,6 +23,21 @@ class Mean:
 
 
 @dataclass(slots=True)
+class Ratio:
+    """A ratio of two forgetting sums, seconds per token say; the mean of single ratios would be too high."""
+
+    keep: float = 0.7
+    value: float = 0.0
+    _above: float = 0.0
+    _below: float = 0.0
+
+    def learn(self, above: float, below: float) -> None:
+        """Take one observation of both."""
+        self._above, self._below = self.keep * self._above + above, self.keep * self._below + below
+        self.value = self._above / self._below if self._below else 0.0
+
+
+@dataclass(slots=True)
 class StepCost:
     """What a forward pass of n rows takes: `base_s` and, for each row past `free`, `slope` of it.
 

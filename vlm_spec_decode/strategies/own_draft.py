@@ -1,9 +1,8 @@
 """The cloud's own drafting: a copy of the draft beside the target fills in where hints are thin.
 
 Its steps take the target's time, so each must be worth it: probability of the place times how often the
-copy is right there, times seconds per token, against the seconds of a step. Where the edge already covers
-the pass, its next hints will do part of the same for nothing, so the gain is divided by the root of what is
-covered.
+copy is right there, times the seconds that a token takes now (`pace`), against the seconds of a step. An edge
+whose hints cover the passes makes tokens cheap, and the copy then rests.
 """
 
 from __future__ import annotations
@@ -17,14 +16,13 @@ import numpy as np
 from vlm_spec_decode.core.sampling import perturbed_scores
 from vlm_spec_decode.core.session import Helper, PassPlan
 from vlm_spec_decode.core.types import AnswerRequest, SamplingParams, Support, Tokens
-from vlm_spec_decode.strategies.estimates import Mean, StepCost
+from vlm_spec_decode.strategies.estimates import StepCost
+from vlm_spec_decode.strategies.pace import MAX_STEPS, Pace
 from vlm_spec_decode.strategies.proposals import Proposals
 
 CHOICES = 3
-MAX_STEPS = 16
-FIRST_STEPS = 4
-STEP_RATIO = 0.1
-"""Of a step to a pass, before both are known."""
+USUAL_GAIN = 1.5
+"""Tokens per pass, before a pass has been measured."""
 
 
 @dataclass(slots=True)
@@ -32,10 +30,7 @@ class OwnDraft:
     """What `passes.Cloud` knows of time per token and of its helper."""
 
     weights: dict[int, float] = field(default_factory=lambda: {0: 1.0})
-    pass_s: Mean = field(default_factory=lambda: Mean(0.0, trust=0))
-    gain: Mean = field(default_factory=lambda: Mean(1.5, trust=1))
-    step_s: Mean = field(default_factory=lambda: Mean(0.0, trust=0))
-    agreement: Mean = field(default_factory=lambda: Mean(0.7, rate=0.05, trust=4))
+    pace: Pace = field(default_factory=Pace)
     cost: StepCost = field(default_factory=lambda: StepCost(slope=0.01, free=4))
     drafted_s: float = 0.0
     has_helper: bool = False
@@ -49,9 +44,8 @@ class OwnDraft:
 
     def node_floor(self) -> float:
         """Return the probability from which on a further node is worth its time in a pass."""
-        cost = self.cost
-        per_pass_s = self.pass_s.value or cost.base_s
-        return cost.slope * self.gain.value * (cost.base_s / per_pass_s if per_pass_s else 1.0)
+        token_s = self.pace.token_s.value
+        return self.cost.slope * (self.cost.base_s / token_s if self.cost.base_s else USUAL_GAIN)
 
     def extend(self, plan: PassPlan, helper: Helper) -> PassPlan:
         """Draft below the likeliest rows that have nothing below them, one step each."""
@@ -60,9 +54,9 @@ class OwnDraft:
         weights = [1.0, *(self.weights[n] for n in plan.nodes.numbers)]
         open_rows = [(-w, row) for row, w in enumerate(weights) if row not in parents]
         heapq.heapify(open_rows)
-        known, floor, covered = len(tokens), self.node_floor(), math.sqrt(sum(weights))
-        for _ in range(MAX_STEPS if self.step_s.value and self.pass_s.value else FIRST_STEPS):
-            if not open_rows or not self._is_worth(-open_rows[0][0] / covered):
+        known, floor = len(tokens), self.node_floor()
+        for _ in range(MAX_STEPS):
+            if not open_rows or -open_rows[0][0] < self.pace.step_floor():
                 break
             weight, row = heapq.heappop(open_rows)
             position = len(plan.prefix) + _depth(row, parents)
@@ -89,31 +83,29 @@ class OwnDraft:
         paths = [_path_to(row, tokens, parents)[0] for row in rows]
         return tuple(self._proposals.q(prefix + path[:-1], path[-1]) for path in paths)
 
-    def _is_worth(self, weight: float) -> bool:
-        """Tell whether a step below a place of this weight pays (at first at a usual cost)."""
-        is_known = self.pass_s.value and self.step_s.value
-        ratio = self.step_s.value / self.pass_s.value if is_known else STEP_RATIO
-        return weight * self.agreement.value / self.gain.value > ratio
-
     def _step(
         self, prefix: Tokens, tokens: list[int], parents: list[int], row: int, position: int, helper: Helper
     ) -> list[tuple[int, float]]:
-        """Return the helper's likeliest (token, probability) after `row`; of the first its own and what the
-        copy has earned, halfway."""
+        """Return the helper's likeliest (token, probability) after `row`."""
         started_s = helper.clock.now()
         logits = helper.context.score(prefix, *_path_to(row, tokens, parents))[-1]
         seconds = helper.clock.now() - started_s
-        self.step_s.learn(seconds)
+        self.pace.step_s.learn(seconds)
         self.drafted_s += seconds
         if self._proposals:
             path = prefix + _path_to(row, tokens, parents)[0]
-            return [(self._proposals.draw(path, logits), self.agreement.value)]
+            return [(self._proposals.draw(path, logits), self.pace.agreement.value)]
         scores = perturbed_scores(logits, position, self._params)
         best = np.argsort(-scores, kind="stable")[:CHOICES]
         log_sum = math.log(float(np.exp(scores - scores[best[0]]).sum()))
         chances = np.exp(scores[best] - scores[best[0]] - log_sum)
-        first = (int(best[0]), math.sqrt(float(chances[0]) * self.agreement.value))
+        first = (int(best[0]), self._chance(float(chances[0])))
         return [first, *((int(t), float(p)) for t, p in zip(best[1:], chances[1:], strict=True) if p > 0.05)]
+
+    def _chance(self, own: float) -> float:
+        """Return how likely the copy's first choice is right: what it says itself counts once it is known."""
+        agreement = self.pace.agreement
+        return math.sqrt(own * agreement.value) if agreement.count else min(own, agreement.value)
 
     def _judge_own(self, plan: PassPlan, said: Tokens) -> None:
         """Learn from each guess that the truth came to: was the copy's first choice right?"""
@@ -122,7 +114,7 @@ class OwnDraft:
         for token in said:
             guess = self._guesses.get(row)
             if guess is not None:
-                self.agreement.learn(float(nodes.tokens[guess - 1] == token))
+                self.pace.agreement.learn(float(nodes.tokens[guess - 1] == token))
             following = child.get((row, token))
             if following is None:
                 return

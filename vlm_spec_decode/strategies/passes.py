@@ -31,6 +31,7 @@ class Cloud(OwnDraft):
     wake_s: float | None = None
     waiting: Waiting = field(default_factory=Waiting)
     _now_s: float = 0.0
+    _edge_is_near: bool = True
     _has_completed: bool = False
     _committed: int = 0
 
@@ -38,7 +39,6 @@ class Cloud(OwnDraft):
         """Take the objective; a helper is welcome and not needed."""
         self.waiting.weight = WEIGHT[request.objective]
         self._committed = len(request.committed)
-        self.wants_exits = not has_helper  # before it is known what the edge is good for
         self._begin_own(request, has_helper)
 
     def at(self, now_s: float) -> None:
@@ -56,22 +56,23 @@ class Cloud(OwnDraft):
     def next_pass(self, tree: SpeculationTree) -> Tokens | None:
         """Choose the likeliest nodes, or wait."""
         chosen = self._choose(tree)
-        gain = sum(self.weights[n] for n in chosen)
+        self.pace.in_hand = gain = sum(self.weights[n] for n in chosen)
+        self.wants_exits = self._edge_is_near and (not self.has_helper or self.pace.is_carried)
         self.wake_s = self._wait_until_s(gain)
         return chosen if self.wake_s is None else None
 
     def completed(self, plan: PassPlan, commit: Commit) -> None:
         """Learn the pass's cost and yield."""
-        if plan.pass_id > 1:
-            self.cost.learn(len(plan.nodes.numbers), commit.compute_s - self.drafted_s)
-            self.pass_s.learn(commit.compute_s)
-        self.gain.learn(len(commit.tokens))
+        verify_s, is_first = commit.compute_s - self.drafted_s, plan.pass_id == 1
+        if not is_first:
+            self.cost.learn(len(plan.nodes.numbers), verify_s)
+        self.pace.passed(len(commit.tokens), verify_s, self.drafted_s, is_first=is_first)
         self._judge_own(plan, commit.tokens)
-        self.wants_exits = self._edge_is_near(commit.compute_s)
+        self._edge_is_near = self._answers_in_time(commit.compute_s)
         self._has_completed = True
         self._committed = commit.start + len(commit.tokens)
 
-    def _edge_is_near(self, pass_s: float) -> bool:
+    def _answers_in_time(self, pass_s: float) -> bool:
         """Tell whether the edge can still make something of an early verdict: it says sooner, by a part of a
         pass, what the commit says, which is nothing to an edge whose answers take longer than passes."""
         answers_s = self.waiting.first_s.value
