@@ -11,7 +11,7 @@ from vlm_spec_decode.actions.parser import ActionParser
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.core.errors import Cancelled, CloudUnreachable
-from vlm_spec_decode.core.types import GenerationResult
+from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.edge.engine import AnswerUpdate
 
 

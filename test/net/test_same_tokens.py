@@ -17,7 +17,8 @@ from vlm_spec_decode.cloud.desk import CloudDesk
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ActionParseError, CloudRefused
-from vlm_spec_decode.core.types import GenerationResult, Image, Observation, SamplingParams
+from vlm_spec_decode.core.trace import GenerationResult
+from vlm_spec_decode.core.types import Image, Observation, SamplingParams
 from vlm_spec_decode.edge.engine import EngineConfig
 from vlm_spec_decode.edge.setup import EdgeRuntime, EdgeSettings, bring_up
 from vlm_spec_decode.models.grammar import constrained

@@ -24,7 +24,7 @@ from vlm_spec_decode.bag.score import agrees, declines, goes_the_same_way, off
 from vlm_spec_decode.bag.source import BagSource, bag_name
 from vlm_spec_decode.core.errors import ActionError, ConfigError, ImageError, VsdError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
-from vlm_spec_decode.core.types import GenerationResult, LinkUsage
+from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
 from vlm_spec_decode.edge.engine import EngineConfig
 from vlm_spec_decode.edge.pair import ModelPair, load_pair, virtual_engine
 

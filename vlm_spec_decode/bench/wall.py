@@ -19,7 +19,7 @@ from vlm_spec_decode.bench.links import load_link
 from vlm_spec_decode.bench.pairs import folders_of
 from vlm_spec_decode.bench.run import Outcome
 from vlm_spec_decode.core.errors import CloudUnreachable
-from vlm_spec_decode.core.types import GenerationResult
+from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.edge.setup import EdgeSettings, bring_up
 from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport import keys

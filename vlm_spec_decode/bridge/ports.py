@@ -7,7 +7,8 @@ from typing import Protocol
 
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.core.errors import VsdError
-from vlm_spec_decode.core.types import GenerationResult, Observation, Tokens
+from vlm_spec_decode.core.trace import GenerationResult
+from vlm_spec_decode.core.types import Observation, Tokens
 
 
 class Update(Protocol):

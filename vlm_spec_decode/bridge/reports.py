@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 
 from vlm_spec_decode.actions.types import Action, format_action
-from vlm_spec_decode.core.types import GenerationResult, Observation
+from vlm_spec_decode.core.trace import GenerationResult
+from vlm_spec_decode.core.types import Observation
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from vlm_spec_decode.core.types import GenerationResult, Image, Observation
+from vlm_spec_decode.core.trace import GenerationResult
+from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.demo.story import Step
 from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.images import for_uplink

@@ -9,7 +9,8 @@ from typing import Any
 
 from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.types import GenerationResult, Observation
+from vlm_spec_decode.core.trace import GenerationResult
+from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.images import load_image
 from vlm_spec_decode.edge.mission import check_instruction
 from vlm_spec_decode.edge.setup import EdgeSettings, bring_up

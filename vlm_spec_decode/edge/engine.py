@@ -14,14 +14,8 @@ from vlm_spec_decode.actions.parser import ActionParser
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.core.ports import Clock, Drafter, Model, TextCodec, Verifier
 from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.types import (
-    AnswerRequest,
-    GenerationResult,
-    LinkUsage,
-    Observation,
-    SamplingParams,
-    Tokens,
-)
+from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
+from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.recall import Recall
 from vlm_spec_decode.edge.remote import RemoteVerifier
 from vlm_spec_decode.edge.watch import NoDrafter, WatchedDrafter, WatchedVerifier

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from queue import Empty, Queue
+from queue import Empty, SimpleQueue
 
 from vlm_spec_decode.core.errors import Cancelled, CloudError, CloudRefused, CloudTimeout, CloudUnreachable
 from vlm_spec_decode.core.ports import Clock
-from vlm_spec_decode.core.types import AnswerRequest, Event, Hint, LinkUsage
+from vlm_spec_decode.core.trace import LinkUsage
+from vlm_spec_decode.core.types import AnswerRequest, Event, Hint
 from vlm_spec_decode.edge.client import EdgeProtocol, Timing
 from vlm_spec_decode.protocol.messages import Hello, Welcome
 from vlm_spec_decode.transport.dealer import DealerLink
@@ -21,7 +22,7 @@ class RemoteVerifier:
         self._link = link
         self._clock = clock
         self._protocol = EdgeProtocol(hello, timing, len(link.addresses))
-        self._events: Queue[Event | CloudError | Cancelled] = Queue()
+        self._events: SimpleQueue[Event | CloudError | Cancelled] = SimpleQueue()
         self._answer = 0
         self._usage_before = (0, 0)
         self._welcomed = threading.Event()

@@ -19,7 +19,8 @@ from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
 from vlm_spec_decode.core.ports import Logits, Model, Target
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.session import Helper, PassPlan, Session
-from vlm_spec_decode.core.types import AnswerRequest, Draft, Early, Event, Hint, LinkUsage, Observation
+from vlm_spec_decode.core.trace import LinkUsage
+from vlm_spec_decode.core.types import AnswerRequest, Draft, Early, Event, Hint, Observation
 from vlm_spec_decode.edge.charged import ChargedContext
 from vlm_spec_decode.edge.upload import CHUNK_BYTES
 from vlm_spec_decode.protocol import codec

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.ports import Clock, Drafter, ExitHook, Logits, Verifier
+from vlm_spec_decode.core.trace import RoundTrace
 from vlm_spec_decode.core.tree import SpeculationTree
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Event, Hint, RoundTrace, Tokens
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Event, Hint, Tokens
 
 
 @dataclass(slots=True)

@@ -17,7 +17,8 @@ from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import VsdError
 from vlm_spec_decode.core.ports import ExitHook, Logits, Model, TextCodec
 from vlm_spec_decode.core.sampling import pick
-from vlm_spec_decode.core.types import GenerationResult, Observation, SamplingParams, Tokens
+from vlm_spec_decode.core.trace import GenerationResult
+from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.local import LocalVerifier
 from vlm_spec_decode.models.grammar import constrained

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vlm_spec_decode.core.types import GenerationResult, Image, Observation
+from vlm_spec_decode.core.trace import GenerationResult
+from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.scene import random_scene
