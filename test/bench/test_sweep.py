@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vlm_spec_decode import cli
-from vlm_spec_decode.bench import sweep
+from vlm_spec_decode.bench import page, sweep
 from vlm_spec_decode.bench.cells import Cell, summary
 from vlm_spec_decode.bench.compare import compare_runs, holm, p_value
 from vlm_spec_decode.bench.sweep import BenchConfig, run_sweep
@@ -37,11 +37,22 @@ def test_a_run_leaves_results_history_and_a_page(tmp_path: Path) -> None:
     by = {(r["cell"]["strategy"], r["cell"]["link"]): r["summary"] for r in document["cells"]}
     assert by["speculative", "lan"]["speed_up"] > by["speculative", "go2_paper"]["speed_up"] > 1
     assert by["colocated", "lan"]["up_bytes"] < by["speculative", "lan"]["up_bytes"]
-    page = (tmp_path / "index.html").read_text()
-    assert page.count("<svg") == 5
-    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+    text = (tmp_path / "index.html").read_text()
+    assert text.count("<svg") == 5
+    assert "http" not in text.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ).replace("https://matplotlib.org", "")
+
+
+def test_the_page_says_why_a_controller_did_what_it_did() -> None:
+    plain = {"cell": {"link": "lan", "strategy": "colocated"}, "why": []}
+    mine = {"cell": {"link": "lan", "strategy": "hybrid"}, "why": ["3 rows < 4", ""]}
+    far = {"cell": {"link": "lte", "strategy": "hybrid"}, "why": ["of no timeline"]}
+    said = page._reasons([plain, mine, far])
+    assert "Why hybrid did so" in said
+    assert "<li>3 rows &lt; 4</li><li>nothing decided</li>" in said
+    assert "colocated" not in said
+    assert "of no timeline" not in said
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def write_page(document: dict[str, Any], history: list[dict[str, Any]], path: Pa
     for (pair, profile, clock), cells in places.items():
         parts.append(f"<h2>{html.escape(f'{pair}, {profile}, {clock} time')}</h2>")
         parts += [_plot_by_link(cells, name) for name in ("speed_up", "passes", "up_bytes")]
-        parts += [_plot_shares(cells), _plot_timelines(cells), _table(cells)]
+        parts += [_plot_shares(cells), _plot_timelines(cells), _reasons(cells), _table(cells)]
     body = "\n".join(parts)
     head = f"<meta charset='utf-8'><title>vsd bench</title><style>{STYLE}</style>"
     path.write_text(f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n", encoding="utf-8")
@@ -138,6 +138,19 @@ def _plot_shares(cells: list[dict[str, Any]]) -> str:
         axes.legend(fontsize=8)
 
     return _svg(draw, 10, 2.8)
+
+
+def _reasons(cells: list[dict[str, Any]]) -> str:
+    """Say, round by round, why a controller did what it did in the answer that the timelines show."""
+    link, parts = cells[0]["cell"]["link"], list[str]()
+    for cell in cells:
+        if cell["cell"]["link"] == link and any(cell.get("why", ())):
+            name = html.escape(cell["cell"]["strategy"])
+            items = "".join(f"<li>{html.escape(why) or 'nothing decided'}</li>" for why in cell["why"])
+            parts.append(
+                f"<details><summary>Why {name} did so, by rounds</summary><ol>{items}</ol></details>"
+            )
+    return "".join(parts)
 
 
 def _plot_timelines(cells: list[dict[str, Any]]) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from vlm_spec_decode.bench.tally import Moment, TalliedContext, TalliedVerifier, Tally
+from vlm_spec_decode.bench.tally import Moment, TalliedModel, TalliedVerifier, Tally
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import VsdError
-from vlm_spec_decode.core.ports import Model, ModelCard, ModelContext, TextCodec
+from vlm_spec_decode.core.ports import Model, TextCodec
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
-from vlm_spec_decode.core.types import GenerationResult, Observation, SamplingParams, Tokens
-from vlm_spec_decode.edge.charged import ChargedContext
+from vlm_spec_decode.core.trace import GenerationResult
+from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
+from vlm_spec_decode.edge.charged import VirtualModel
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.virtual import VirtualVerifier
 
@@ -74,26 +75,6 @@ class Silent:
         return ""
 
 
-@dataclass(frozen=True, slots=True)
-class EdgeModel:
-    """The draft on the robot: its steps take time of the edge's clock, and are counted."""
-
-    inner: Model
-    hardware: HardwareProfile
-    clock: VirtualClock
-    tally: Tally
-
-    @property
-    def card(self) -> ModelCard:
-        """Identity of the draft."""
-        return self.inner.card
-
-    def open(self, observation: Observation) -> ModelContext:
-        """Start one answer."""
-        charged = ChargedContext(self.inner.open(observation), self.clock, self.hardware.draft_s)
-        return TalliedContext(charged, self.tally)
-
-
 def decode(
     setup: Setup,
     draft: Model,
@@ -107,7 +88,7 @@ def decode(
     tally = Tally(clock)
     helper = draft if setup.has_helper else None
     verifier = VirtualVerifier(target, setup.hardware, setup.link, clock, helper, setup.seed)
-    edge = EdgeModel(draft, setup.hardware, clock, tally)
+    edge = TalliedModel(VirtualModel(draft, setup.hardware, clock), tally)
     config = EngineConfig(
         setup.strategy,
         params,

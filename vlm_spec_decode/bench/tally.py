@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from vlm_spec_decode.core.ports import Clock, ExitHook, Logits, ModelContext, Verifier
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Event, Hint, Tokens
+from vlm_spec_decode.core.ports import Clock, ExitHook, Logits, Model, ModelCard, ModelContext, Verifier
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Event, Hint, Observation, Tokens
 
 
 class Moment(NamedTuple):
@@ -102,6 +102,23 @@ class TalliedContext:
     def close(self) -> None:
         """Pass on."""
         self.inner.close()
+
+
+@dataclass(frozen=True, slots=True)
+class TalliedModel:
+    """A draft whose steps are counted, whatever they take."""
+
+    inner: Model
+    tally: Tally
+
+    @property
+    def card(self) -> ModelCard:
+        """Identity of the inner model."""
+        return self.inner.card
+
+    def open(self, observation: Observation) -> ModelContext:
+        """Start one answer."""
+        return TalliedContext(self.inner.open(observation), self.tally)
 
 
 @dataclass(slots=True)
