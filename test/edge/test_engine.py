@@ -14,7 +14,7 @@ from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import AnswerUpdate, Engine, EngineConfig
 from vlm_spec_decode.edge.local import LocalVerifier
-from vlm_spec_decode.edge.mission import MAX_OBSTRUCTIONS, Mission
+from vlm_spec_decode.edge.mission import MAX_OBSTRUCTIONS, OBSTRUCTED, Mission
 from vlm_spec_decode.strategies.registry import STRATEGIES
 
 OBSERVATION = Observation(None, "go to the red chair")
@@ -156,7 +156,8 @@ def test_a_mission_ends_when_the_plan_says_so_or_when_it_goes_nowhere() -> None:
         assert blocked.is_running
         blocked.record_obstruction([])
     assert blocked.status == "refused"
-    assert blocked.history == ["turn(10)", "turn(60)"]
+    assert [entry for entry in blocked.history if entry != OBSTRUCTED] == ["turn(10)", "turn(60)"]
+    assert blocked.history[:2] == ["turn(10)", OBSTRUCTED], "whoever looks again is told"
     long = Mission("go", max_steps=2)
     long.record(["turn(60)"], [Turn(60)])
     long.record(["turn(60)"], [Turn(60)])

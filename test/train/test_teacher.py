@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vlm_spec_decode.actions.parser import parse_answer
-from vlm_spec_decode.actions.types import Done, Forward, Stop, Turn
+from vlm_spec_decode.actions.types import Done, Forward, Sit, Stop, Turn
+from vlm_spec_decode.edge.mission import OBSTRUCTED
 from vlm_spec_decode.models.tiny import UNK_ID
 from vlm_spec_decode.train import instructions, sight, teacher
 from vlm_spec_decode.train.dialogues import SEARCHED, draw
@@ -82,8 +83,23 @@ def test_what_is_at_the_edge_of_the_view_is_turned_to_before_it_counts_as_reache
         (action,) = parse_answer(teacher.answer(goal, (there,), ()))
         assert isinstance(action, Turn)
         assert action.angle_deg == pytest.approx(bearing_deg, abs=5)
+        assert parse_answer(teacher.answer(goal, (there,), ("forward(0.6)", "turn(-40)"))) == (Done(),)
+        assert parse_answer(teacher.answer(goal, (there,), ("turn(60)",))) == (action,), "found by a search"
     ahead = parse_answer(teacher.answer(goal, (thing(bearing_deg=10.0, distance_m=stop_m),), ()))
     assert ahead == (Done(),)
+
+
+def test_what_stops_the_robot_right_before_a_thing_is_the_thing() -> None:
+    goal = Goal("go to the red chair and sit", "goto", "red chair", action="sit ( )")
+    near, far = (thing(distance_m=0.68),), (thing(distance_m=1.4),)
+    assert isinstance(parse_answer(teacher.answer(goal, near, ("forward(0.5)",)))[0], Forward)
+    assert parse_answer(teacher.answer(goal, near, ("forward(0.5)", OBSTRUCTED))) == (Sit(), Done())
+    assert isinstance(parse_answer(teacher.answer(goal, far, ("forward(0.5)", OBSTRUCTED)))[0], Forward)
+    hidden = (thing(pixels=0),)
+    look = Goal("find the red chair", "find", "red chair")
+    for turned in range(1, 7):
+        history = (f"turn({teacher.SEARCH_DEG})",) * turned
+        assert teacher.answer(look, hidden, (*history, OBSTRUCTED)) == teacher.answer(look, hidden, history)
 
 
 def test_it_searches_and_then_says_that_the_thing_is_not_there() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from vlm_spec_decode.actions.types import Action, Done, format_action
+from vlm_spec_decode.actions.types import Action, Done, Stop, format_action
 from vlm_spec_decode.core.errors import InstructionError
 from vlm_spec_decode.core.types import Image, Observation
 
@@ -14,6 +14,9 @@ MAX_INSTRUCTION_CHARS = 2000
 
 LOOK_AGAIN = frozenset({"obstacle", "blocked"})
 """Reasons of a broken-off action after which another look may help: something was in the way."""
+
+OBSTRUCTED = format_action(Stop())
+"""How a history tells that something in the way stopped the robot: whoever looks again should know it."""
 
 MAX_OBSTRUCTIONS = 3
 """In a row; then the way is closed and the mission refused."""
@@ -77,7 +80,7 @@ class Mission:
 
     def record_obstruction(self, executed: Iterable[str]) -> None:
         """Take note of a step that something in the way broke off: look again, but not for ever."""
-        self._take(executed)
+        self._take((*executed, OBSTRUCTED))
         self.obstructions += 1
         if self.obstructions >= MAX_OBSTRUCTIONS:
             self.status = "refused"

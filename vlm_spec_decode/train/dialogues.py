@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlm_spec_decode.core.types import Observation
+from vlm_spec_decode.edge.mission import OBSTRUCTED
 from vlm_spec_decode.models.prompt import DONE_MARK
 from vlm_spec_decode.sim.scene import COLOURS, KINDS
 from vlm_spec_decode.train import instructions, teacher
@@ -16,6 +17,9 @@ from vlm_spec_decode.train.teacher import SEARCH_DEG
 
 SHARES = {"go to": 0.48, "picked": 0.14, "about": 0.20, "other": 0.18}
 """How often what is said."""
+
+NEAR_M = 1.0
+"""Nearer than this, what a robot does last is mostly to turn to the thing, or to be stopped by it."""
 
 SEARCHED = frozenset({"goto", "find", "face", "follow", "pass"})
 """What is searched for when it is not in view."""
@@ -44,7 +48,7 @@ def draw(rng: np.random.Generator, view: tuple[Thing, ...]) -> Dialogue:
     """Draw one dialogue about a frame with these things in or out of view."""
     what = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     goal = _goal(rng, what, view)
-    history = _history(rng, goal, view)
+    history = _arriving(rng, _history(rng, goal, view), teacher.find(goal, view))
     return Dialogue(goal, history, teacher.answer(goal, view, history))
 
 
@@ -108,6 +112,15 @@ def _history(rng: np.random.Generator, goal: Goal, view: tuple[Thing, ...]) -> t
     return (*[turn] * turns, *moves)[-8:]
 
 
+def _arriving(rng: np.random.Generator, history: tuple[str, ...], thing: Thing | None) -> tuple[str, ...]:
+    """End a history, now and then, as ways do that lead to something near: turned to it, or stopped by it."""
+    is_near = thing is not None and thing.distance_m < NEAR_M
+    if rng.random() >= (0.5 if is_near else 0.06):
+        return history
+    glance = f"turn({10 * int(rng.integers(1, 6)) * int(rng.choice((-1, 1)))})"
+    return (*history, OBSTRUCTED if rng.random() < 0.6 else glance)[-8:]
+
+
 def _before_search(rng: np.random.Generator, turn: str) -> tuple[str, ...]:
     """Return what may stand before the turns of a search: a way that was walked, or the first search."""
     if rng.random() < 0.5:
@@ -120,5 +133,5 @@ def _moves(rng: np.random.Generator, count: int) -> tuple[str, ...]:
     for _ in range(count):
         if rng.random() < 0.6:
             moves.append(f"turn({int(rng.integers(-12, 13)) * 5})")
-        moves.append(f"forward({rng.integers(2, 16) / 10:g})")
+        moves.append(f"forward({rng.integers(2, 16) / 10:g})" if rng.random() < 0.95 else OBSTRUCTED)
     return tuple(moves)

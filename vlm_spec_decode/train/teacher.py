@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from vlm_spec_decode.edge.mission import OBSTRUCTED
 from vlm_spec_decode.sim.scene import footprint_radius_m
 from vlm_spec_decode.train.instructions import Goal
 from vlm_spec_decode.train.sight import AHEAD_DEG, Thing, describe, metres, told_m, where
@@ -16,6 +17,9 @@ from vlm_spec_decode.train.way import TURN_GRID_DEG, plan
 
 ARRIVED_M, STOPPED_M = 0.05, 0.12
 """Nearer than this to a thing, or to the distance before it at which to stop, is there."""
+
+NO_FURTHER_M = 0.25
+"""So near is there, too, once something in the way has stopped the robot: it is the thing itself."""
 
 CAUTION = 0.75
 """Share of the way that is walked at once: a distance read from afar may be wrong by a fifth."""
@@ -77,12 +81,12 @@ def _reply(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str
     if goal.stops_short:
         # Said first, the difference is easy to act on; never said, a small model does not learn to subtract.
         about += f" , to {metres(goal.stop_m)} m it is {_way_m(goal, thing):.1f} m"
-    return f"{about} . {_acted(goal, thing, view)}"
+    return f"{about} . {_acted(goal, thing, view, history)}"
 
 
-def _acted(goal: Goal, thing: Thing, view: tuple[Thing, ...]) -> str:
+def _acted(goal: Goal, thing: Thing, view: tuple[Thing, ...], history: tuple[str, ...]) -> str:
     if goal.verb == "goto":
-        return _approach(goal, thing, view)
+        return _approach(goal, thing, view, history)
     if goal.verb == "follow":
         return _follow(goal, thing, view)
     if goal.verb == "pass":
@@ -123,11 +127,17 @@ def _has_walked(history: tuple[str, ...]) -> bool:
     return any("forward" in entry for entry in history)
 
 
+def _is_glance(entry: str) -> bool:
+    """Whether a history's entry is a turn towards something that was in view, not one of a search."""
+    return entry.startswith("turn(") and abs(float(entry[5:-1])) != SEARCH_DEG
+
+
 def _search(goal: Goal, history: tuple[str, ...]) -> str:
     """Turn on, the way that was begun; after a detour towards where the thing was left.
 
     `history` is what a prompt tells, the last `MAX_HISTORY` actions.
     """
+    history = tuple(entry for entry in history if entry != OBSTRUCTED)
     turns = [int(float(h[5:-1])) for h in (x.replace(" ", "") for x in history) if h.startswith("turn(")]
     turned = 0
     for entry in reversed(history):
@@ -146,12 +156,14 @@ def _search(goal: Goal, history: tuple[str, ...]) -> str:
     return f"i do not see the {goal.called} . turn ( {sign * SEARCH_DEG} )"
 
 
-def _approach(goal: Goal, thing: Thing, view: tuple[Thing, ...]) -> str:
+def _approach(goal: Goal, thing: Thing, view: tuple[Thing, ...], history: tuple[str, ...] = ()) -> str:
     left_m = _way_m(goal, thing)
+    last = history[-1].replace(" ", "") if history else ""
     if goal.stops_short and left_m < -STOPPED_M:
         return f"{_turn(thing.bearing_deg)}forward ( {left_m:.1f} )"
-    if left_m <= (STOPPED_M if goal.stops_short else ARRIVED_M):
-        if abs(thing.bearing_deg) > AHEAD_DEG:
+    near_m = STOPPED_M if goal.stops_short else NO_FURTHER_M if last == OBSTRUCTED else ARRIVED_M
+    if left_m <= near_m:
+        if abs(thing.bearing_deg) > AHEAD_DEG and not _is_glance(last):
             # What the picture's edge cuts off looks nearer than it is, so it is looked at before it counts.
             return _turn(thing.bearing_deg).strip()
         return f"{goal.action + ' ' if goal.action else ''}done ( )"
