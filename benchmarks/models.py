@@ -43,10 +43,10 @@ def step_s(model: VlmModel, observation: Observation) -> float:
 
 
 def step_ratio() -> float:
-    """Return the target's step over the draft's, both models warm, in turn, the median of three."""
+    """Return the target's step over the draft's, both models warm, in turn, the median of fifteen."""
     target, draft = load_model(shipped("target")), load_model(shipped("draft"))
     observation = next(iter(questions(EvaluateConfig(Path(), None, frames=1)))).observation
-    pairs = [(step_s(target, observation), step_s(draft, observation)) for _ in range(4)][1:]
+    pairs = [(step_s(target, observation), step_s(draft, observation)) for _ in range(16)][1:]
     return statistics.median(t / d for t, d in pairs)
 
 
