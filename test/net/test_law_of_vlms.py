@@ -55,7 +55,8 @@ def pair() -> tuple[Reopened, Reopened]:
 
 
 def params(seed: int = 0) -> SamplingParams:
-    return SamplingParams(2.5, top_k=3, max_tokens=2, seed=seed, rule="rejection")
+    # So hot that the law has several likely outcomes however sure of itself the shipped target is.
+    return SamplingParams(6.0, top_k=3, max_tokens=2, seed=seed, rule="rejection")
 
 
 def say(name: str, seed: int, pair: tuple[Reopened, Reopened]) -> Tokens:

@@ -1,6 +1,8 @@
 """Recorded walks as training data, and a model that goes on from the shipped one with them."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,18 +19,22 @@ from vlm_spec_decode.train.walks import WalksConfig, run_walks, spoken
 
 pytestmark = pytest.mark.timeout(180)
 
+DOCS = Path(__file__).parents[2] / "docs" / "bags.md"
+LABELLED = int(re.findall(r"(\d+) labelled answers", DOCS.read_text())[0])
+"""In the sample bag, as the docs say."""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("walks") / "data"
-    assert run_walks(WalksConfig((SAMPLE,), out))["frames"] == 16
+    assert run_walks(WalksConfig((SAMPLE,), out))["frames"] == LABELLED
     return out
 
 
 def test_a_labelled_walk_becomes_frames_with_what_was_right(folder):
     data = open_frames(folder)
-    assert data.frames.shape == (16, 128, 128, 3)
-    assert len(data.talks) == 16
+    assert data.frames.shape == (LABELLED, 128, 128, 3)
+    assert len(data.talks) == LABELLED
     assert np.asarray(data.frames).std() > 10
     first = data.talks[0]
     assert first["instruction"] == "turn to the yellow table"
