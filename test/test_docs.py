@@ -94,8 +94,9 @@ def test_options_that_the_readme_names_exist():
 def test_launch_arguments_that_the_readme_names_exist():
     for file, rest in re.findall(r"ros2 launch vlm_spec_decode (\S+\.py)(.*)", README):
         text = (ROOT / "launch" / file).read_text()
+        text += (ROOT / "vlm_spec_decode" / "bridge" / "launch_arguments.py").read_text()
         for argument in re.findall(r"(\w+):=", rest):
-            assert f'("{argument}",' in text
+            assert re.search(rf'Argument\(\s*"{argument}",', text), argument
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/protocol.md"])

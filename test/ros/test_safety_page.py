@@ -44,5 +44,6 @@ def test_links_and_launch_arguments_are_there(page):
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert (ROOT / "docs" / target).exists(), target
     launch = (ROOT / "launch" / "go2.launch.py").read_text()
+    launch += (ROOT / "vlm_spec_decode" / "bridge" / "launch_arguments.py").read_text()
     for argument in re.findall(r" (\w+):=", text):
-        assert f'("{argument}",' in launch, argument
+        assert re.search(rf'Argument\(\s*"{argument}",', launch), argument
