@@ -12,7 +12,7 @@ from vlm_spec_decode import cli
 from vlm_spec_decode.bench import page, sweep
 from vlm_spec_decode.bench.cells import Cell, summary
 from vlm_spec_decode.bench.compare import compare_runs, holm, p_value
-from vlm_spec_decode.bench.sweep import BenchConfig, run_sweep
+from vlm_spec_decode.bench.sweep import BenchConfig, cells_of, run_sweep
 from vlm_spec_decode.core.errors import ConfigError
 
 SMALL = BenchConfig(
@@ -150,3 +150,10 @@ def test_wall_clock_time_over_sockets(tmp_path: Path) -> None:
     assert [c["cell"]["profile"] for c in cells] == ["measured", "measured"]
     assert cells[0]["answers"][0]["said"] == cells[1]["answers"][0]["said"]
     assert all(c["summary"]["total_s"] > 0.002 and c["summary"]["passes"] > 0 for c in cells)
+
+
+@pytest.mark.parametrize("objective", ["latency", "balanced", "cost"])
+def test_every_cell_finds_its_baseline(objective: str) -> None:
+    cells = cells_of(BenchConfig(strategies=("hybrid", "colocated"), objective=objective, draft_length=2))
+    assert {cell.baseline for cell in cells} < set(cells)
+    assert {cell.objective for cell in cells if cell.strategy == "hybrid"} == {objective}

@@ -64,10 +64,11 @@ def cells_of(config: BenchConfig) -> list[Cell]:
     for clock in config.clocks:
         profiles = config.profiles if clock == "virtual" else (MEASURED,)
         for place in itertools.product(config.pairs, profiles, config.links):
-            found += [
+            cells = [
                 Cell(*place, name, clock, config.objective, config.temperature, config.draft_length)
                 for name in names
             ]
+            found += [cells[0].baseline, *cells[1:]]  # which knows no objective and no draft
     for link in config.links:
         load_link(link)
     for profile in config.profiles if "virtual" in config.clocks else ():
