@@ -157,3 +157,12 @@ def test_every_cell_finds_its_baseline(objective: str) -> None:
     cells = cells_of(BenchConfig(strategies=("hybrid", "colocated"), objective=objective, draft_length=2))
     assert {cell.baseline for cell in cells} < set(cells)
     assert {cell.objective for cell in cells if cell.strategy == "hybrid"} == {objective}
+
+
+def test_runs_that_differ_in_a_setting_of_the_whole_run_are_compared(tmp_path: Path) -> None:
+    for name, length in (("short", 1), ("long", 6)):
+        run_sweep(small(tmp_path / name, links=("lan",), draft_length=length))
+    found = {d.cell.split(", ")[3]: d for d in compare_runs(tmp_path / "short", tmp_path / "long")}
+    assert set(found) == {"autoregressive", "speculative", "colocated"}
+    assert found["autoregressive"].ratio == 1
+    assert found["speculative"].ratio > 1, "six drafted tokens a round take less than one"

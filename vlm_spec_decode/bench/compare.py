@@ -24,6 +24,10 @@ EXACT_UP_TO = 12
 LEVEL = 0.05
 
 
+OF_A_RUN = frozenset({"objective", "temperature", "draft_length"})
+"""What is the same in all cells of one run: two runs that differ in it are what one wants to compare."""
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """`ratio` is A's time over B's, the geometric mean over answers: above 1, B is faster."""
@@ -110,4 +114,8 @@ def _cells(path: Path) -> dict[str, list[dict[str, Any]]]:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise ConfigError(f"{path} is no result of `vsd bench` ({SCHEMA})")
-    return {", ".join(str(v) for v in c["cell"].values()): c["answers"] for c in document["cells"]}
+    return {_name(c["cell"]): c["answers"] for c in document["cells"]}
+
+
+def _name(cell: dict[str, Any]) -> str:
+    return ", ".join(str(value) for key, value in cell.items() if key not in OF_A_RUN)
