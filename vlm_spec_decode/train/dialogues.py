@@ -8,7 +8,7 @@ import numpy as np
 
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.mission import OBSTRUCTED
-from vlm_spec_decode.models.prompt import DONE_MARK
+from vlm_spec_decode.models.prompt import DONE_MARK, MAX_HISTORY
 from vlm_spec_decode.sim.scene import COLOURS, KINDS
 from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.instructions import Goal
@@ -48,7 +48,7 @@ def draw(rng: np.random.Generator, view: tuple[Thing, ...]) -> Dialogue:
     """Draw one dialogue about a frame with these things in or out of view."""
     what = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     goal = _goal(rng, what, view)
-    history = _arriving(rng, _history(rng, goal, view), teacher.find(goal, view))
+    history = _arriving(rng, _history(rng, goal, view), teacher.find(goal, view))[-MAX_HISTORY:]
     return Dialogue(goal, history, teacher.answer(goal, view, history))
 
 
@@ -97,19 +97,19 @@ def _history(rng: np.random.Generator, goal: Goal, view: tuple[Thing, ...]) -> t
         before = _moves(rng, int(rng.integers(0, 4))) if rng.random() < (0.6 if turns == 0 else 0.4) else ()
         if turns and rng.random() < 0.6:
             before = _before_search(rng, turn)
-        return (*before, *[turn] * turns)[-8:]
+        return (*before, *[turn] * turns)
     if goal.is_behind:
-        return () if rng.random() < 0.4 else ("turn(180)", *_moves(rng, int(rng.integers(0, 3))))[-8:]
+        return () if rng.random() < 0.4 else ("turn(180)", *_moves(rng, int(rng.integers(0, 3))))
     if rng.random() < 0.45:
         return ()
     if goal.verb == "follow" and rng.random() < 0.6:
-        return (*_moves(rng, int(rng.integers(0, 3))), *["wait(1)"] * int(rng.integers(1, 7)))[-8:]
+        return (*_moves(rng, int(rng.integers(0, 3))), *["wait(1)"] * int(rng.integers(1, 7)))
     # A search ends by seeing the thing, wherever it began: no history may tell that it is not there.
     turns = int(rng.integers(1, 7)) if rng.random() < 0.6 else 0
     if turns and rng.random() < 0.6:
-        return (*_before_search(rng, turn), *[turn] * turns)[-8:]
+        return (*_before_search(rng, turn), *[turn] * turns)
     moves = _moves(rng, int(rng.integers(0, 5))) if not turns or rng.random() < 0.4 else ()
-    return (*[turn] * turns, *moves)[-8:]
+    return (*[turn] * turns, *moves)
 
 
 def _arriving(rng: np.random.Generator, history: tuple[str, ...], thing: Thing | None) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ def _arriving(rng: np.random.Generator, history: tuple[str, ...], thing: Thing |
     if rng.random() >= (0.5 if is_near else 0.06):
         return history
     glance = f"turn({10 * int(rng.integers(1, 6)) * int(rng.choice((-1, 1)))})"
-    return (*history, OBSTRUCTED if rng.random() < 0.6 else glance)[-8:]
+    return (*history, OBSTRUCTED if rng.random() < 0.6 else glance)
 
 
 def _before_search(rng: np.random.Generator, turn: str) -> tuple[str, ...]:

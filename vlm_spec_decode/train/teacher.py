@@ -56,6 +56,7 @@ def answer(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str
     First what is in view, whatever was asked; then what that means for the instruction. A small model
     decides far better whether the named thing is there once it has said what is.
     """
+    history = tuple(entry.replace(" ", "") for entry in history)
     compares = goal.pick == "nearest" and not _has_walked(history)
     return f"{describe(view, with_distance=compares)} . {_reply(goal, view, history)}"
 
@@ -138,14 +139,13 @@ def _search(goal: Goal, history: tuple[str, ...]) -> str:
     `history` is what a prompt tells, the last `MAX_HISTORY` actions.
     """
     history = tuple(entry for entry in history if entry != OBSTRUCTED)
-    turns = [int(float(h[5:-1])) for h in (x.replace(" ", "") for x in history) if h.startswith("turn(")]
+    turns = [int(float(h[5:-1])) for h in history if h.startswith("turn(")]
     turned = 0
     for entry in reversed(history):
-        if entry.replace(" ", "") not in (f"turn({SEARCH_DEG})", f"turn(-{SEARCH_DEG})"):
+        if entry not in (f"turn({SEARCH_DEG})", f"turn(-{SEARCH_DEG})"):
             break
         turned += 1
-    before = tuple(entry.replace(" ", "") for entry in history[: len(history) - turned])
-    is_second_place = before[-2:] == SECOND_PLACE
+    is_second_place = history[: len(history) - turned][-2:] == SECOND_PLACE
     if turned == FULL_TURN and goal.verb in TRAVELS and not is_second_place:
         # From somewhere else more may be seen. If the way there is blocked, a seventh turn is on record.
         return f"i do not see the {goal.called} . turn ( {SEARCH_DEG} ) forward ( {MAX_STEP_M} )"
@@ -158,7 +158,7 @@ def _search(goal: Goal, history: tuple[str, ...]) -> str:
 
 def _approach(goal: Goal, thing: Thing, view: tuple[Thing, ...], history: tuple[str, ...] = ()) -> str:
     left_m = _way_m(goal, thing)
-    last = history[-1].replace(" ", "") if history else ""
+    last = history[-1] if history else ""
     if goal.stops_short and left_m < -STOPPED_M:
         return f"{_turn(thing.bearing_deg)}forward ( {left_m:.1f} )"
     near_m = STOPPED_M if goal.stops_short else NO_FURTHER_M if last == OBSTRUCTED else ARRIVED_M
