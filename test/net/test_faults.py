@@ -29,13 +29,6 @@ PARAMS = SamplingParams(temperature=1.0, max_tokens=24, seed=3)
 REQUEST = AnswerRequest(1, Observation(None, "go"), PARAMS, "autoregressive")
 
 
-@pytest.fixture(scope="module")
-def key_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("keys")
-    keys.generate(folder)
-    return folder
-
-
 @contextmanager
 def asking(folder: Path, give_up_s: float = PATIENT_S) -> Iterator[tuple[Line, RemoteVerifier, CloudServer]]:
     """A robot that is at the third token of an answer, over a line."""

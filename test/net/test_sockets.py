@@ -45,13 +45,6 @@ CLOCK = WallClock()
 IMAGE = Image(bytes(range(256)) * 200, 640, 360)
 
 
-@pytest.fixture(scope="module")
-def key_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("keys")
-    keys.generate(folder)
-    return folder
-
-
 @contextmanager
 def cloud(
     folder: Path | None, target: TableModel | None = None, bind: str = "tcp://127.0.0.1:*"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from test.launch_files import declared_arguments
 from vlm_spec_decode.bridge import launch_arguments
 from vlm_spec_decode.bridge.reference import PARAMETERS as DECLARED
 from vlm_spec_decode.core.errors import ConfigError
@@ -23,15 +24,6 @@ needs_launch = pytest.mark.skipif(
 )
 
 
-def arguments(path):
-    """Return the arguments that a launch file declares, without running it."""
-    for statement in ast.parse(path.read_text()).body:
-        if isinstance(statement, ast.Assign) and statement.targets[0].id == "ARGUMENTS":
-            expression = compile(ast.Expression(statement.value), path.name, "eval")
-            return {each.name: each for each in eval(expression, vars(launch_arguments).copy())}
-    raise AssertionError(f"{path.name} declares no arguments")
-
-
 def load(path):
     spec = importlib.util.spec_from_file_location(path.stem.replace(".", "_"), path)
     module = importlib.util.module_from_spec(spec)
@@ -45,7 +37,7 @@ def test_all_launch_files_are_there():
 
 @pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.name)
 def test_every_argument_is_described_and_rviz_is_off(path):
-    found = arguments(path)
+    found = declared_arguments(path)
     assert len(found) >= 10
     assert all(len(each.description) > 8 and each.description.endswith(".") for each in found.values())
     assert all(each.default in each.choices for each in found.values() if each.choices)
@@ -55,13 +47,13 @@ def test_every_argument_is_described_and_rviz_is_off(path):
 def test_an_argument_takes_what_its_parameter_takes():
     parameters = {p.name: p for declared in DECLARED.values() for p in declared}
     for path in LAUNCH_FILES:
-        for name, argument in arguments(path).items():
+        for name, argument in declared_arguments(path).items():
             parameter = parameters.get(name)
             if parameter is not None and argument.choices != launch_arguments.YES_NO:
                 assert argument.choices == parameter.choices, name
             if parameter is not None and argument.default and name not in {"interface", "domain"}:
                 assert argument.default == str(parameter.default).lower(), name
-    assert arguments(LAUNCH_FILES[-1])["body"].choices == tuple(BODIES)
+    assert declared_arguments(LAUNCH_FILES[-1])["body"].choices == tuple(BODIES)
 
 
 @pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.name)
