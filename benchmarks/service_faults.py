@@ -70,14 +70,13 @@ def two_clouds(processes: Processes, folder: Path, answers: int) -> list[Figure]
     askers = [Asking(f"{one},{two}", keys, max_tokens=40).start() for _ in range(4)]
     kills = 0
     with tqdm(total=answers, desc="answers", disable=None, leave=False) as bar:
-        while bar.n < answers:
+        while _done(askers, bar) < answers:
             time.sleep(1.0)
             os.killpg(first.popen.pid, signal.SIGKILL)
             first.popen.wait()
             processes.stop(["first"])
             kills += 1
             first, one = cloud(processes, "first", keys, one)
-            bar.update(_done(askers) - bar.n)
     outcomes = sum((asker.stop() for asker in askers), Counter())
     processes.stop(["first", "second"])
     total = sum(outcomes.values())
@@ -110,12 +109,14 @@ def soak(processes: Processes, folder: Path, answers: int) -> list[Figure]:
     ]
 
 
-def _done(askers: list[Asking]) -> int:
-    return sum(sum(asker.outcomes.values()) for asker in askers)
+def _done(askers: list[Asking], bar: tqdm[None]) -> int:
+    """Return how many answers have ended, and show it; a bar without a terminal does not count."""
+    done = sum(sum(asker.outcomes.values()) for asker in askers)
+    bar.update(done - bar.n)
+    return done
 
 
 def _until_done(askers: list[Asking], answers: int) -> None:
     with tqdm(total=answers, desc="answers", disable=None, leave=False) as bar:
-        while bar.n < answers:
+        while _done(askers, bar) < answers:
             time.sleep(0.05)
-            bar.update(_done(askers) - bar.n)
