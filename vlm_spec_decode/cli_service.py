@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,10 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--kv-mib", type=click.IntRange(1), default=4096, show_default=True, help="Memory of caches.")
 @click.option("--no-grammar", is_flag=True, help="Do not hold answers to the action language.")
 @click.option(
-    "--http", default="127.0.0.1:9464", show_default=True, help="Health and metrics; loopback only, or `off`."
+    "--http",
+    default="auto",
+    show_default=True,
+    help="Health and metrics: loopback HOST:PORT, `off`, or `auto`: 127.0.0.1:9464, else a free port.",
 )
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option(
@@ -76,6 +81,8 @@ def cloud(
     def read_replicas() -> int:
         return int(read_file(file).get("replicas", config.replicas)) if file else config.replicas
 
+    # All has been freed by then: torch's objects need not be searched for garbage, which takes seconds.
+    atexit.register(gc.freeze)
     run(config, ready, read_replicas if file else None)
     _say(as_json, {"event": "ended"}, "ended")
 

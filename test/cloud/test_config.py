@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vlm_spec_decode import cli
 from vlm_spec_decode.cloud.config import CloudConfig, check, checked, read_file
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[2]
         ("- bind", "a mapping of settings"),
         ("bind: [", "no YAML"),
         ("1: 2", "unknown key '1'"),
+        ("http: on", "http: Expected `str`"),
     ],
 )
 def test_what_a_file_may_not_say_is_named(text: str, named: str, tmp_path: Path) -> None:
@@ -47,6 +49,11 @@ def test_what_a_file_may_not_say_is_named(text: str, named: str, tmp_path: Path)
         ({"threads": 0}, "threads 0"),
         ({"replicas": -1}, "replicas -1"),
         ({"ray_address": "auto"}, "without replicas"),
+        ({"replica_cpus": float("nan")}, "replica_cpus nan"),
+        ({"replica_gpus": float("inf")}, "replica_gpus inf"),
+        ({"dtype": "float31"}, "unknown dtype 'float31'"),
+        ({"model": "someone/some-vlm,quantise=int8"}, "unknown model option 'quantise=int8'"),
+        ({"draft": "/no/such/folder"}, "no such folder"),
     ],
 )
 def test_what_does_not_hold_is_named(settings: dict[str, object], named: str) -> None:
@@ -65,6 +72,10 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path, capsys: pytest.Capt
     file.write_text("insecure: true\nbnd: 1\n")
     assert cli.main(["cloud", "--config", str(file), "--check-config", "--json"]) == 2
     assert "unknown key 'bnd'" in json.loads(capsys.readouterr().out)["message"]
+
+
+def test_a_bare_off_means_off_as_the_comment_in_the_file_has_it() -> None:
+    assert checked(yaml.safe_load("http: off"), "test") == {"http": "off"}
 
 
 def test_home_is_understood_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from vlm_spec_decode.cloud.mailbox import MailboxLink
 from vlm_spec_decode.cloud.metrics import COUNTED, HELD, Gauges
 from vlm_spec_decode.cloud.operations import Operations
 from vlm_spec_decode.core.clock import VirtualClock
+from vlm_spec_decode.core.errors import CloudUnreachable
+from vlm_spec_decode.demo import top_cloud
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana.json"
 WORDS = {"sum", "min", "by", "rate", "histogram_quantile", "le", "job"}
@@ -70,3 +72,18 @@ def test_top_shows_a_cloud(capsys: pytest.CaptureFixture[str]) -> None:
     assert "busy 6" in shown
     assert cli.main(["top", "--cloud", url, "--once"]) == 3
     assert cli.main(["top", "--cloud", "ftp://x", "--once"]) == 2
+
+
+def test_top_outlives_a_cloud_that_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, counted, readings = VirtualClock(), "vsd_answers_finished_total", iter([90.0, None, 4.0, 10.0])
+
+    def read(url: str, _clock: VirtualClock) -> top_cloud.Reading:
+        value = next(readings)
+        if value is None:
+            raise CloudUnreachable(url)
+        return top_cloud.Reading(clock.now(), {(counted, ()): value})
+
+    monkeypatch.setattr(top_cloud, "read", read)
+    assert top_cloud.show("http://x", clock, 2.0, quiet=True, once=False)["answers_per_s"] is None
+    readings = iter([90.0, None, 4.0, 10.0])
+    assert top_cloud.show("http://x", clock, 3.0, quiet=True, once=False)["answers_per_s"] == 6.0

@@ -205,18 +205,28 @@ def test_health_readiness_and_figures_over_http() -> None:
         urllib.request.urlopen(f"{url}/healthz", timeout=5)
 
 
-def test_figures_stay_on_this_machine_and_a_port_that_was_asked_for_is_had_or_named() -> None:
+def test_figures_stay_on_this_machine_and_a_port_that_was_asked_for_is_had_or_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for beyond in ("0.0.0.0:9464", "192.0.2.1:9464", "host.example:1"):
         with pytest.raises(ConfigError, match="this machine only"):
             health.place(beyond)
     with pytest.raises(ConfigError, match="HOST:PORT"):
         health.place("here:there")
+    assert health.place("auto") == ("127.0.0.1", 9464)
     assert health.place("9000") == ("127.0.0.1", 9000)
     assert health.place("[::1]:9000") == ("::1", 9000)
     registry = Operations(SETTINGS, TableModel(TARGET).card, MailboxLink(), VirtualClock()).metrics.registry
     first = health.HealthServer("127.0.0.1:*", registry, str, str)
     try:
+        taken = first.url.removeprefix("http://")
         with pytest.raises(CloudError, match="cannot listen"):
-            health.HealthServer(first.url.removeprefix("http://"), registry, str, str)
+            health.HealthServer(taken, registry, str, str)
+        monkeypatch.setattr(health, "PLACE", taken)
+        with pytest.raises(CloudError, match="cannot listen"):
+            health.HealthServer(health.PLACE, registry, str, str)
+        moved = health.HealthServer(health.AUTO, registry, str, str)
+        moved.close()
+        assert moved.url != first.url
     finally:
         first.close()

@@ -128,8 +128,19 @@ def run(
     `on_ready` gets address and model once robots are welcome.
     At SIGHUP `read_replicas` says how many replicas there are to be from then on.
     """
-    server, operations = build(config)
-    with _ended_by_signals(server.drain, server.stop), _scaled_by_signal(server, read_replicas):
+    with _scaled_by_signal(read_replicas) as scaled:
+        server, operations = build(config)
+        scaled(server)
+        _serve(config, server, operations, on_ready)
+
+
+def _serve(
+    config: CloudConfig,
+    server: CloudServer | ReplicatedServer,
+    operations: Operations,
+    on_ready: Callable[[dict[str, Any]], None],
+) -> None:
+    with _ended_by_signals(server.drain, server.stop):
         try:
             with operations.around() as url:
                 found = {"address": server.address, "model": operations.card.model_id}
@@ -145,24 +156,37 @@ def run(
 
 @contextmanager
 def _scaled_by_signal(
-    server: CloudServer | ReplicatedServer, read_replicas: Callable[[], int] | None
-) -> Iterator[None]:
-    """Read the number of replicas again at SIGHUP; a file that no longer holds changes nothing."""
-    if read_replicas is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    read_replicas: Callable[[], int] | None,
+) -> Iterator[Callable[[CloudServer | ReplicatedServer], None]]:
+    """Read the number of replicas again at SIGHUP; a file that no longer holds changes nothing.
 
-    def handle(_signum: int, _frame: FrameType | None) -> None:
+    Gives what takes the server once it has loaded. A SIGHUP before that ends nothing and counts then.
+    """
+    servers: list[CloudServer | ReplicatedServer] = []
+    early: list[int] = []
+
+    def handle(signum: int, _frame: FrameType | None) -> None:
+        if not servers:
+            early.append(signum)
+            return
         try:
-            wanted = read_replicas()
-            if isinstance(server, ReplicatedServer):
-                server.scale(max(1, wanted))
+            wanted = read_replicas() if read_replicas else 0
+            if isinstance(servers[0], ReplicatedServer):
+                servers[0].scale(max(1, wanted))
         except ConfigError as error:
             log.warning("settings not read again: %s", error)
 
+    def scaled(server: CloudServer | ReplicatedServer) -> None:
+        servers.append(server)
+        if early:
+            handle(early[0], None)
+
+    if read_replicas is None or threading.current_thread() is not threading.main_thread():
+        yield scaled
+        return
     before = signal.signal(signal.SIGHUP, handle)
     try:
-        yield
+        yield scaled
     finally:
         signal.signal(signal.SIGHUP, before)
 

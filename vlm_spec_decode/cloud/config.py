@@ -6,6 +6,7 @@ name before anything is loaded, so that `--check-config` says all that can be sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,8 +17,9 @@ import yaml
 
 from vlm_spec_decode.cloud import health
 from vlm_spec_decode.cloud.logs import check_logging
-from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.errors import ConfigError, ModelError
 from vlm_spec_decode.core.types import Language
+from vlm_spec_decode.models.spec import LoadOptions, parse_spec
 from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.keys import cloud_keys
 
@@ -29,11 +31,11 @@ class CloudConfig:
     `model` is a folder or Hub id, by default the shipped target; `draft` names a copy of the draft to run
     beside it ("shipped" for the shipped one). Without `keys` only `insecure` on a loopback address is
     served. `language` is what answers are held to; robots must share it. `http` is where health and figures
-    are read, on this machine only, or "off". `log_content` puts instructions into the log. `replicas` above
-    0 runs that many copies of the target as Ray actors, with `replica_cpus` and `replica_gpus` each, on the
-    cluster at `ray_address` or, if that is empty, on one that is started here. `batch` answers share a pass
-    at most, and their caches take `kv_mib` at most. One key may stand for `key_robots` at a time and send
-    `key_messages_per_s`.
+    are read, on this machine only: "auto" moves if its port is taken, "off" is nowhere. `log_content` puts
+    instructions into the log. `replicas` above 0 runs that many copies of the target as Ray actors, with
+    `replica_cpus` and `replica_gpus` each, on the cluster at `ray_address` or, if that is empty, on one that
+    is started here. `batch` answers share a pass at most, and their caches take `kv_mib` at most. One key
+    may stand for `key_robots` at a time and send `key_messages_per_s`.
     """
 
     language: Language
@@ -51,7 +53,7 @@ class CloudConfig:
     kv_mib: int = 4096
     key_robots: int = 1024
     key_messages_per_s: int = 5000
-    http: str = health.DEFAULT
+    http: str = health.AUTO
     log_format: str = "text"
     log_level: str = "warning"
     log_content: bool = False
@@ -81,10 +83,24 @@ def check(config: CloudConfig) -> None:
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} {getattr(config, name)} is below 1")
     for name in ("replicas", "replica_cpus", "replica_gpus"):
-        if getattr(config, name) < 0:
-            raise ConfigError(f"{name} {getattr(config, name)} is below 0")
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ConfigError(f"{name} {getattr(config, name)} is below 0, or no number")
     if config.ray_address and not config.replicas:
         raise ConfigError("a ray_address without replicas: give --replicas N")
+    for text in (config.model, config.draft):
+        _check_model(text, config)
+
+
+def _check_model(text: str, config: CloudConfig) -> None:
+    """Find what is wrong with the name of a model. Raises ConfigError."""
+    try:
+        options = LoadOptions(config.revision, config.dtype, config.device)
+        source = Path(parse_spec(text, options).source)
+    except ModelError as error:
+        raise ConfigError(f"model {text!r}: {error}") from error
+    # On a cluster it is the replicas' nodes that must have the folder.
+    if source.is_absolute() and not source.is_dir() and not config.ray_address:
+        raise ConfigError(f"model {text!r}: there is no such folder")
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -107,7 +123,9 @@ def checked(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
     if unknown:
         raise ConfigError(f"{where}: unknown key {', '.join(map(repr, unknown))}")
     read: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, given in values.items():
+        # YAML takes a bare `off` for false.
+        value = health.OFF if key == "http" and given is False else given
         try:
             read[key] = msgspec.convert(value, _TYPES[str(types[key])])
         except msgspec.ValidationError as error:

@@ -22,8 +22,11 @@ from vlm_spec_decode.transport import address as addresses
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
 
-DEFAULT = "127.0.0.1:9464"
+AUTO = "auto"
 OFF = "off"
+PLACE = "127.0.0.1:9464"
+"""Where `auto` listens, unless somebody else does."""
+
 PATIENCE_S = 5.0
 """A client that says nothing for so long is hung up on."""
 
@@ -32,7 +35,8 @@ Check = Callable[[], str]
 
 
 def place(text: str) -> tuple[str, int]:
-    """Return host and port of `PORT` or `HOST:PORT`. Raises ConfigError beyond the loopback interface."""
+    """Return host and port of `PORT`, `HOST:PORT` or `auto`. Raises ConfigError beyond loopback."""
+    text = PLACE if text == AUTO else text
     host, port = addresses.split(f"tcp://{text if ':' in text else f'127.0.0.1:{text}'}")
     if not addresses.is_loopback(f"tcp://{host if ':' not in host else f'[{host}]'}:1"):
         raise ConfigError(f"http {text!r}: figures and health are for this machine only (127.0.0.1:PORT)")
@@ -46,7 +50,7 @@ class HealthServer:
         self._registry = registry
         self._checks: Mapping[str, Check] = {"/healthz": healthy, "/readyz": ready}
         host, port = place(where)
-        self._server = _listen(host, port, may_move=where == DEFAULT)
+        self._server = _listen(host, port, may_move=where == AUTO)
         self._server.set_app(self._answer)
         self.url = f"http://{host}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="vsd-http", daemon=True)
@@ -105,7 +109,7 @@ class _Server6(_Server):
 
 
 def _listen(host: str, port: int, *, may_move: bool) -> WSGIServer:
-    """Bind, on any free port if the default one is taken. Raises CloudError for a port that was asked for."""
+    """Bind; with `may_move` on any free port if this one is taken, else that raises CloudError."""
     kind = _Server6 if ":" in host else _Server
     try:
         return kind((host, port), _Quiet)

@@ -100,7 +100,12 @@ def show(url: str, clock: Clock, seconds: float | None, *, quiet: bool, once: bo
         with Live(view(url, document(now)), console=console, auto_refresh=False) as live:
             while until_s is None or clock.now() < until_s:
                 clock.sleep(REFRESH_S)
-                before, now = now, read(url, clock)
+                try:
+                    before, now = now, read(url, clock)
+                except CloudUnreachable as error:
+                    # A cloud that is started again comes back.
+                    live.update(Panel(str(error)), refresh=True)
+                    continue
                 live.update(view(url, document(now, before)), refresh=True)
     except KeyboardInterrupt:
         pass
@@ -136,6 +141,7 @@ def _told(value: Any) -> str:
 
 
 def _rate(now: Reading, before: Reading | None, name: str) -> float | None:
-    if before is None or now.at_s <= before.at_s:
+    """Return what was counted a second, None without a time before or if the cloud has begun anew."""
+    if before is None or now.at_s <= before.at_s or now.value(name) < before.value(name):
         return None
     return round((now.value(name) - before.value(name)) / (now.at_s - before.at_s), 2)
