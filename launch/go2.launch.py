@@ -9,7 +9,7 @@ from launch.actions import OpaqueFunction
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vlm_spec_decode.bridge.launch_arguments import DECODING, MISSION, PROCESSES, Argument
-from vlm_spec_decode.bridge.launch_parts import Values, declare, node, view
+from vlm_spec_decode.bridge.launch_parts import Values, declare, node, recorder, view
 
 ARGUMENTS = (
     Argument("interface", None, "Network interface towards the robot, such as eth0."),
@@ -52,6 +52,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         node("locomotion_node", value, robot | base | legs, CONFIG),
         node("monitor_node", value, base, CONFIG),
         node("vlm_node", value, vlm, CONFIG),
+        *recorder(value),
         *view(value),
     ]
 

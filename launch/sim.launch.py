@@ -7,7 +7,7 @@ from launch.actions import OpaqueFunction
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vlm_spec_decode.bridge.launch_arguments import CLOUD_PORT, DECODING, MISSION, PROCESSES, TARGET, Argument
-from vlm_spec_decode.bridge.launch_parts import Values, declare, node, option, view, vsd
+from vlm_spec_decode.bridge.launch_parts import Values, declare, node, option, recorder, view, vsd
 
 ARGUMENTS = (
     Argument("scene_seed", "0", "Seed of the random room."),
@@ -43,6 +43,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         node("locomotion_node", value, robot | base | legs, CONFIG),
         node("monitor_node", value, base, CONFIG),
         node("vlm_node", value, vlm, CONFIG),
+        *recorder(value),
         *view(value),
     ]
 

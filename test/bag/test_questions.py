@@ -109,6 +109,14 @@ def test_instruction_files_say_where_they_are_wrong(tmp_path):
     )
     (tmp_path / "said.yaml").write_text("- {time_s: 0, instruction: hello}\n")
     assert read_spoken(tmp_path / "said.yaml") == (Spoken(0.0, "hello"),)
+    (tmp_path / "said.yaml").write_text("- {time_s: 0, instruction: hi, actions: ['turn(20)', 'done()']}\n")
+    assert read_spoken(tmp_path / "said.yaml") == (Spoken(0.0, "hi", ("turn(20)", "done()")),)
+    for wrong in ("time_s: 0\n", "5\n", ""):
+        (tmp_path / "said.yaml").write_text(wrong)
+        with pytest.raises(BagError, match="not a list"):
+            read_spoken(tmp_path / "said.yaml")
+    path.write_text("\ufefftime_s,instruction,actions\n1,sit,\n", encoding="utf-8")  # as a spreadsheet does
+    assert read_spoken(path) == (Spoken(1.0, "sit"),)
     path.write_text("time_s,instruction\nsoon,sit\n")
     with pytest.raises(BagError, match="entry 1"):
         read_spoken(path)

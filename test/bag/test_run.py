@@ -1,6 +1,7 @@
 """A whole replay with the shipped pair: rows, figures, report, resuming, comparing, the command."""
 
 import json
+import os
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -63,8 +64,25 @@ def test_the_same_settings_give_the_same_rows_and_a_broken_run_goes_on(walk, tmp
     (again / "walk.rows.jsonl").write_text("".join(lines[:4]) + lines[4][:20])
     run(config(walk, again))
     assert (again / "walk.rows.jsonl").read_text() == "".join(lines)
-    document = compare_runs(whole, again)
+    document = run(replace(config(walk, again), compare=whole))["compared_with_run"]["cells"]
+    assert document == compare_runs(whole, again)
     assert all(f is None or f["p"] == pytest.approx(1.0) for cell in document.values() for f in cell.values())
+    assert f"Compared with {whole}" in (again / "report.html").read_text()
+    for compare, why in ((whole, "elsewhere"), (tmp_path / "none", "no results")):
+        with pytest.raises(BagError, match=why):
+            run(replace(config(walk, whole), compare=compare))
+    with pytest.raises(BagError, match="share no way"):
+        run(replace(config(walk, again, "hybrid"), compare=whole))
+
+
+def test_a_bag_that_was_recorded_anew_is_another_bag(tmp_path):
+    walk = plain_walk(tmp_path / "walk", seconds=0.5)
+    asked = config(walk, tmp_path / "out").replay
+    before = work.state_of(asked)
+    assert work.state_of(asked) == before
+    os.utime(next(walk.glob("*.mcap")), (1, 1))
+    assert work.state_of(asked) != before
+    assert work.state_of(replace(asked, target=str(tmp_path))) != work.state_of(asked)
 
 
 def test_however_many_work_on_it_the_rows_are_the_same(walk, tmp_path, monkeypatch):

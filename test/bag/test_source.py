@@ -5,9 +5,10 @@ import shutil
 from collections import Counter
 
 import pytest
+from rosbags.rosbag1 import Writer as Writer1
 
 from test.bag.walks import Walk, plain_walk
-from vlm_spec_decode.bag.cut import CutMcap, CutSqlite, open_bag
+from vlm_spec_decode.bag.cut import CutMcap, CutRos1, CutSqlite, open_bag
 from vlm_spec_decode.bag.events import Events, Frame, Instructed, Moved, Topics
 from vlm_spec_decode.bag.source import bag_name
 from vlm_spec_decode.core.errors import BagError
@@ -87,6 +88,30 @@ def test_cut_anywhere_nothing_crashes_and_what_is_read_is_a_beginning(tmp_path, 
         # An sqlite row may begin before the cut and end behind it, and a smaller one after it be whole.
         rest = iter(whole)
         assert all(event in rest for event in events)
+
+
+@pytest.mark.parametrize("compression", [None, *Writer1.CompressionFormat])
+def test_a_ros1_bag_without_its_index_is_read_from_the_front(tmp_path, compression):
+    path, cut = tmp_path / "walk.bag", tmp_path / "cut.bag"
+    whole, _ = events_of(plain_walk(path, "ros1", compression=compression))
+    data, rng = path.read_bytes(), random.Random(0)
+    for length in (len(data) - 10, *(rng.randrange(len(data)) for _ in range(20))):
+        cut.write_bytes(data[:length])
+        try:
+            events, faults = events_of(cut)
+        except BagError:
+            events, faults = [], ["from its front"]
+        assert any("from its front" in fault for fault in faults)
+        assert set(events) <= set(whole)
+        frames = [event for event in whole if isinstance(event, Frame)]
+        if compression is None:
+            before = {frame for frame in frames if data.index(frame.data) + len(frame.data) <= length}
+            assert set(events) >= before
+    cut.write_bytes(data[:-10])
+    assert isinstance(open_bag(cut), CutRos1)
+    assert set(events_of(cut)[0]) == set(whole)
+    path.rename(tmp_path / "walk.bag.active")
+    assert set(events_of(tmp_path / "walk.bag.active")[0]) == set(whole)
 
 
 def test_what_cannot_be_read_is_skipped_and_counted(tmp_path):

@@ -31,11 +31,13 @@ def jpeg(pixels, kind="JPEG"):
 class Walk:
     """Writes messages; `at_s` counts from the bag's start."""
 
-    def __init__(self, path: Path, storage="mcap"):
+    def __init__(self, path: Path, storage="mcap", compression=None):
         self.is_ros1 = storage == "ros1"
         self.types = ROS1 if self.is_ros1 else ROS2
         if self.is_ros1:
             self.writer = Writer1(path)
+            if compression:
+                self.writer.set_compression(compression)
         else:
             self.writer = Writer(path, version=9, storage_plugin=StoragePlugin[storage.upper()])
         self.writer.open()
@@ -104,9 +106,9 @@ class Walk:
         self.text(at_s, json.dumps(said), "/vlm/run")
 
 
-def plain_walk(path, storage="mcap", seconds=6.0):
+def plain_walk(path, storage="mcap", seconds=6.0, compression=None):
     """Four frames a second, an instruction at 1 s, walking forward for three seconds, then turning left."""
-    walk = Walk(path, storage)
+    walk = Walk(path, storage, compression)
     for tick in range(round(seconds * 20)):
         at_s = tick / 20
         if tick == 20:

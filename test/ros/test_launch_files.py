@@ -42,6 +42,7 @@ def test_every_argument_is_described_and_rviz_is_off(path):
     assert all(len(each.description) > 8 and each.description.endswith(".") for each in found.values())
     assert all(each.default in each.choices for each in found.values() if each.choices)
     assert found["rviz"].default == "false"
+    assert path.name == "replay.launch.py" or found["record"].default == ""
 
 
 def test_an_argument_takes_what_its_parameter_takes():
@@ -102,6 +103,16 @@ def test_what_is_started_gets_parameters_that_its_node_declares(path, monkeypatc
         given_names = set(parameters_of(node)) - {"use_sim_time"}
         assert given_names or node.node_executable == "monitor_node"
         assert declared >= given_names
+
+
+@needs_launch
+def test_a_walk_is_recorded_if_asked_for():
+    from vlm_spec_decode.bridge.launch_parts import Values, recorder
+
+    assert recorder(Values({"record": ""})) == []
+    (process,) = recorder(Values({"record": "~/walks/monday"}))
+    words = [part.text for word in process.cmd[1:] for part in word]
+    assert words == ["record", str(Path("~/walks/monday").expanduser())]
 
 
 def parameters_of(node):

@@ -6,6 +6,7 @@ import pytest
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.serialization import serialize_message
 from rosbags.highlevel import AnyReader
+from rosbags.rosbag2 import Reader
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
@@ -22,6 +23,12 @@ def bag_of(path):
     with AnyReader([path]) as reader:
         kinds = {c.topic: c.msgtype for c in reader.connections}
         return kinds, [(c.topic, bytes(data)) for c, _, data in reader.messages()]
+
+
+def offered(path, ending):
+    with Reader(path) as reader:
+        (found,) = [c.ext.offered_qos_profiles for c in reader.connections if c.topic.endswith(ending)]
+    return {(qos.reliability.name.lower(), qos.durability.name.lower()) for qos in found}
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
@@ -61,6 +68,12 @@ def test_what_travelled_is_in_the_bag_byte_for_byte(graph, image, tmp_path, stor
     assert said["vlm/instruction"] in heard
     assert said["camera/image_raw/compressed"] in heard
     assert sum(recorder.counts.values()) == len(messages)
+    # As `ros2 bag play` offers them again: latched and reliable as they were.
+    assert offered(tmp_path / "bag", "vlm/status") == {("reliable", "transient_local")}
+    assert offered(tmp_path / "bag", "camera/image_raw/compressed") == {("best_effort", "volatile")}
+    with pytest.raises(ConfigError, match="holds a walk"):
+        Recorder(RecordConfig(tmp_path / "bag", ROS_DOMAIN), print)
+    assert bag_of(tmp_path / "bag")[1] == messages
 
 
 def test_ctrl_c_completes_the_bag(graph, processes, tmp_path, eventually):

@@ -14,7 +14,7 @@ from vlm_spec_decode.bag.events import Topics
 from vlm_spec_decode.bag.questions import AskPlan, read_spoken
 from vlm_spec_decode.bag.recorded import Chosen
 from vlm_spec_decode.bag.replay import Cell, ReplayConfig
-from vlm_spec_decode.bag.run import RunConfig, compare_runs, run
+from vlm_spec_decode.bag.run import RunConfig, run
 from vlm_spec_decode.bag.work import Workers
 from vlm_spec_decode.core.errors import BagError, ConfigError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
@@ -123,9 +123,7 @@ def replay(
     topics = Topics(image_topic, instruction_topic, motion_topic)
     config = ReplayConfig(named, cells, topics, plan, target, draft, Chosen(**chosen))
     workers = Workers(jobs or cores(len(named), limit), ray_address)
-    document = run(RunConfig(config, out, workers, deadline_s, price_per_gpu_s))
-    if compare:
-        document["compared_with_run"] = compare_runs(compare, out)
+    document = run(RunConfig(config, out, workers, deadline_s, price_per_gpu_s, compare))
     if as_json:
         click.echo(json.dumps(document))
     else:
@@ -156,7 +154,7 @@ def _tell(document: dict[str, Any]) -> None:
     for bag, faults in document["faults"].items():
         for fault, count in faults.items():
             click.echo(f"{bag}: {count} x {fault}")
-    for name, figures in document.get("compared_with_run", {}).items():
+    for name, figures in document.get("compared_with_run", {}).get("cells", {}).items():
         for key, found in figures.items():
             if found:
                 change = f"{found['before']:.3g} to {found['after']:.3g}"

@@ -19,11 +19,12 @@ from mcap.stream_reader import StreamReader, breakup_chunk
 from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
 from zstandard import ZstdDecompressor, ZstdError
 
+from vlm_spec_decode.bag import ros1
 from vlm_spec_decode.bag.pages import SqliteFile
 from vlm_spec_decode.bag.source import READ_FAULTS, BagSource, Decoding, IndexedBag, Record
 from vlm_spec_decode.core.errors import BagError
 
-SUFFIXES = frozenset({".mcap", ".db3", ".bag"})
+SUFFIXES = frozenset({".mcap", ".db3", ".bag", ".active"})
 MAX_RECORD_BYTES = 256 * 2**20
 MCAP_FAULTS = (McapError, ZstdError, struct.error, EOFError, ValueError, OSError, RuntimeError)
 """What mcap's reader raises where a file ends or does not hold what it should."""
@@ -52,7 +53,7 @@ def open_bag(path: Path) -> BagSource:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     parts = [file for file in files if file.suffix in SUFFIXES and file.stat().st_size]
-    for suffix, kind in ((".mcap", CutMcap), (".db3", CutSqlite)):
+    for suffix, kind in ((".mcap", CutMcap), (".db3", CutSqlite), (".bag", CutRos1), (".active", CutRos1)):
         if fits := [file for file in parts if file.suffix == suffix]:
             return kind(fits, why)
     raise BagError(f"{path}: not a bag that can be read ({why})")
@@ -62,10 +63,11 @@ class _Cut(Decoding):
     """What both kinds have in common: files one after the other, definitions found on the way."""
 
     duration_s = 0.0
+    is_ros1 = False
 
     def __init__(self, paths: Sequence[Path], why: str) -> None:
-        self._types = get_typestore(Stores.ROS2_HUMBLE)
-        super().__init__(self._types.deserialize_cdr)
+        self._types = get_typestore(Stores.ROS1_NOETIC if self.is_ros1 else Stores.ROS2_HUMBLE)
+        super().__init__(self._types.deserialize_ros1 if self.is_ros1 else self._types.deserialize_cdr)
         self.paths = paths
         self.faults[f"read from its front, without an index ({why})"] += 1
         self.topics: dict[str, str] = {}
@@ -83,7 +85,7 @@ class _Cut(Decoding):
         """Nothing stays open between reads."""
 
     def _find_topics(self, path: Path) -> dict[str, str]:
-        raise NotImplementedError
+        return {record.topic: record.kind for record in self._read(path)}
 
     def _read(self, path: Path) -> Iterator[Record]:
         raise NotImplementedError
@@ -101,9 +103,6 @@ class _Cut(Decoding):
 
 class CutMcap(_Cut):
     """An mcap file without footer or index; also a chunk that broke off gives what it holds."""
-
-    def _find_topics(self, path: Path) -> dict[str, str]:
-        return {record.topic: record.kind for record in self._read(path)}
 
     def _read(self, path: Path) -> Iterator[Record]:
         schemas: dict[int, Schema] = {}
@@ -167,3 +166,19 @@ class CutSqlite(_Cut):
             for topic, at_ns, data in file.messages():
                 if topic in topics:
                     yield Record(*topics[topic], data, at_ns)
+
+
+class CutRos1(_Cut):
+    """A ROS 1 file without its index; also a chunk that broke off gives what it holds."""
+
+    is_ros1 = True
+
+    def _read(self, path: Path) -> Iterator[Record]:
+        known: dict[int, ros1.Connection] = {}
+        with path.open("rb") as file:
+            for heard in ros1.ros1_front(file):
+                if isinstance(heard, ros1.Connection):
+                    known[heard.number] = heard
+                    self._learn(heard.kind, heard.definition)
+                elif connection := known.get(heard.connection):
+                    yield Record(connection.topic, connection.kind, heard.data, heard.at_ns)

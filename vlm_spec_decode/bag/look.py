@@ -11,12 +11,15 @@ text-align: right; border-bottom: 1px solid #eee } td:first-child, th:first-chil
 grid-template-columns: 14rem 1fr; min-height: 11rem; margin: .6rem 0 }
 #now img { width: 100%; border-radius: 4px }
 .a { background: #d9ead3 } .t { background: #f4d9c6 } .tokens span { padding: 0 2px; border-radius: 2px }
-.lead { font-size: 16px } svg { max-width: 100% } #now div, .worst div { min-width: 0 }
+.lead { font-size: 16px } .wide { overflow-x: auto } svg { min-width: 38rem; max-width: 100%; height: auto }
+#now div, .worst div { min-width: 0 }
 input[type=range] { width: 100% } .strip { display: flex; height: 18px }
 .strip i.here { outline: 3px solid #222; z-index: 1 }
 .strip i { flex: 1; cursor: pointer; border-right: 1px solid #fff } .worst { display: grid; gap: .4rem 1rem;
 grid-template-columns: 9rem 1fr; margin: .8rem 0; break-inside: avoid } .worst img { width: 100% }
-@media print { #scrub, .strip { display: none } }
+@media (max-width: 40rem) { #now, .worst { grid-template-columns: 1fr } .worst img { width: 14rem } }
+@media print { #scrub, .strip { display: none } svg { min-width: 0 } h2, svg { break-after: avoid }
+* { print-color-adjust: exact } }
 """
 
 SCRIPT = """
@@ -29,7 +32,7 @@ function show(i) { const r = D.rows[D.order[i]]; if (!r) return; $('at').value =
   $('what').textContent = r.bag + ', ' + r.at + ' s: “' + r.instruction + '”';
   $('done').textContent = r.history.length ? 'after ' + r.history.join(' ') : '';
   $('says').replaceChildren(...words(r));
-  $('label').textContent = r.error || (r.label === null ? '' : 'label: ' + r.label);
+  $('label').textContent = r.error || r.known;
   $('label').className = r.error ? 'bad' : '';
   document.querySelectorAll('.strip i').forEach((e, k) => e.classList.toggle('here', k === i));
   $('cost').textContent = r.cell + ': ' + r.total + ' s, ' + r.passes + ' target passes, '

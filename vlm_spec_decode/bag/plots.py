@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -29,7 +30,7 @@ def times(rows: Sequence[Mapping[str, Any]], deadline_s: float) -> str:
         shown = found[:: max(1, len(found) // SHOWN_DOTS)]
         parts += [f'<circle cx="{_x(t / longest_s)}" {dot}/>' for t in shown]
         if found:
-            middle = _x(found[len(found) // 2] / longest_s)
+            middle = _x(statistics.median(found) / longest_s)
             parts.append(_upright(middle, y - 9, y + 9, 'stroke="#222" stroke-width="2"'))
     step_s = _step(longest_s)
     ticks = [(k * step_s / longest_s, f"{k * step_s:g} s") for k in range(int(longest_s / step_s) + 1)]

@@ -63,20 +63,23 @@ class AskPlan:
 def read_spoken(path: Path) -> tuple[Spoken, ...]:
     """Read instructions from CSV (`time_s,instruction[,actions]`) or a YAML list of the same keys.
 
-    Raises BagError naming the line.
+    An entry without actions has no label. Raises BagError naming the line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin with a mark
         rows: Any = (
             yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else csv.DictReader(text.splitlines())
         )
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise BagError(f"{path}: {error}") from error
+    if not isinstance(rows, (list, csv.DictReader)):
+        raise BagError(f"{path}: not a list of instructions")
     found = []
-    for number, row in enumerate(rows or (), 1):
+    for number, row in enumerate(rows, 1):
         try:
-            label = row.get("actions")
-            actions = None if label is None else _actions(str(label))
+            label = row.get("actions") or ""
+            text = " ".join(map(str, label)) if isinstance(label, list) else str(label)
+            actions = _actions(text) if text.strip() else None
             found.append(Spoken(float(row["time_s"]), str(row["instruction"]).strip(), actions))
         except (KeyError, TypeError, ValueError, AttributeError, ActionParseError) as error:
             raise BagError(f"{path}: entry {number}: {type(error).__name__}: {error}") from error

@@ -146,6 +146,7 @@ class Replayer:
             "label": None if question.actions is None else list(question.actions),
             "executed": None if question.executed is None else asdict(question.executed),
             "error": "",
+            **self._said(),
         }
         try:
             result, gpu_s, usage = self._decode(question, cell)
@@ -174,6 +175,12 @@ class Replayer:
             "downlink_bytes": usage.downlink_bytes,
             "image_bytes": usage.image_bytes,
         }
+
+    def _said(self) -> dict[str, Any]:
+        """Return the models and settings that decide the tokens, so that every row says where it is from."""
+        cards = {"target": self._pair.target.card, "draft": self._pair.draft.card}
+        models = {role: f"{card.model_id} {card.revision}" for role, card in cards.items()}
+        return models | {key: self.settings[key] for key in ("rule", "temperature", "seed")}
 
     def _decode(self, question: Question, cell: Cell) -> tuple[GenerationResult, float, LinkUsage]:
         settings, pair = self.settings, self._pair

@@ -17,6 +17,14 @@ SHOWN = 500
 WORST = 12
 """Different answers listed one below the other."""
 
+RIGHT, WRONG, FAILED = "#6aa84f", "#e69138", "#b3261e"
+KEY = (
+    f'<p class="ci"><i style="color:{RIGHT}">■</i> as the label and the robot\'s way, where there are any; '
+    f'<i style="color:{WRONG}">■</i> not so; <i style="color:{FAILED}">■</i> failed, or not the recorded '
+    "tokens. Click, drag, or use the arrow keys.</p>"
+)
+PROFILES = ("link", "profile")
+
 FIGURES = {
     "same_actions": ("same actions as the label", "{:.0%}"),
     "same_way": ("goes the way the robot went", "{:.0%}"),
@@ -32,7 +40,8 @@ FIGURES = {
     "target_passes": ("target passes", "{:.1f}"),
     "gpu_s": ("GPU time", "{:.2f} s"),
     "price": ("price per answer", "{:.5f}"),
-    "uplink_bytes": ("bytes up", "{:.0f}"),
+    "image_bytes": ("bytes of the picture", "{:.0f}"),
+    "uplink_bytes": ("bytes up besides", "{:.0f}"),
     "downlink_bytes": ("bytes down", "{:.0f}"),
 }
 
@@ -56,23 +65,28 @@ def write_report(
     faults = [
         f"{bag}: {n} × {what}" for bag, found in document["faults"].items() for what, n in found.items()
     ]
+    earlier = document.get("compared_with_run")
     answers = f"{len(rows)} answers from {len(document['bags'])} bag(s)"
     made = f"settings {escape(document['digest'])}, schema {escape(document['schema'])}"
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Replay</title>",
+        '<meta name=viewport content="width=device-width, initial-scale=1">',
         f"<link rel=icon href='data:,'><style>{STYLE}</style><h1>Replay</h1>",
         f'<p class="sub">{answers}, {made}</p><p class="lead">{_lead(document)}</p>',
         _figures(document["cells"]),
-        _compared(document),
+        _compared(document["compared_with"], document["compared"]),
+        _compared(earlier["folder"], earlier["cells"]) if earlier else "",
         _titled("Same actions as the label", plots.shares(document["cells"], "same_actions")),
         _titled("Goes the way the robot went", plots.shares(document["cells"], "same_way")),
         _titled("Total time per answer", plots.times(rows, document["deadline_s"])),
         f'<p class="ci">Upright: median; dashed: the deadline of {document["deadline_s"]:g} s.</p>',
         "<h2>Timeline</h2>",
+        KEY,
         _timeline(kept, order, document["deadline_s"]),
         f"<h2>Worst first</h2>{''.join(_worst(rows, same, place) for same in _alike(rows, ranked)[:WORST])}",
         "<h2>What the bags held back</h2>",
         f"<ul>{''.join(f'<li>{escape(fault)}' for fault in faults)}</ul>" if faults else "<p>Nothing.</p>",
+        f"<h2>Settings</h2><ul>{''.join(f'<li>{escape(line)}' for line in _settings(document, rows))}</ul>",
         f'<script type="application/json" id="data">{safe}</script><script>{SCRIPT}</script></html>',
     ]
     path.write_text("\n".join(part for part in parts if part) + "\n", encoding="utf-8")
@@ -100,7 +114,39 @@ def _p(p: float) -> str:
 
 
 def _titled(title: str, plot: str) -> str:
-    return f"<h2>{title}</h2>{plot}" if plot else ""
+    return f'<h2>{title}</h2><div class="wide">{plot}</div>' if plot else ""
+
+
+def _settings(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say with what the answers were made, so that somebody else can make them again."""
+    said = ("target", "draft", "rule", "temperature", "seed")
+    lines = [", ".join(f"{key} {row[key]}" for key in said) for row in rows]
+    for cell in document["settings"]["cells"]:
+        lines += [", ".join(f"{key} {value}" for key, value in cell[part].items()) for part in PROFILES]
+    plan = document["settings"]["plan"]
+    asked = f"a frame every {plan['every_s']:g} s, motion over {plan['horizon_s']:g} s"
+    return [*dict.fromkeys(lines), asked, f"{document['price_per_gpu_s']:g} per GPU-second"]
+
+
+def _known(row: Mapping[str, Any]) -> str:
+    """Say what is known to be right: the label, and how the robot went."""
+    label = "" if row["label"] is None else f"label: {' '.join(row['label'])}"
+    moved = f"the robot then: {_moved(row['executed'])}" if row["executed"] else ""
+    return "; ".join(said for said in (label, moved) if said)
+
+
+def _moved(executed: Mapping[str, float]) -> str:
+    ways = (
+        ("forward_m", 0.05, "{:.1f} m", "ahead", "back"),
+        ("left_m", 0.05, "{:.1f} m", "to the left", "to the right"),
+        ("turn_deg", 2.0, "{:.0f}°", "turned left", "turned right"),
+    )
+    said = [
+        f"{form.format(abs(executed[key]))} {more if executed[key] > 0 else less}"
+        for key, least, form, more, less in ways
+        if abs(executed[key]) >= least
+    ]
+    return ", ".join(said) or "stood"
 
 
 def _alike(rows: Sequence[Mapping[str, Any]], ranked: Sequence[int]) -> list[list[int]]:
@@ -124,9 +170,8 @@ def _question(row: Mapping[str, Any]) -> str:
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     same = ("bag", "cell", "instruction", "history", "text", "fates", "drafted", "accepted", "error")
-    label = None if row["label"] is None else " ".join(row["label"])
     timed = {"at": round(row["at_s"], 1), "total": round(row["total_s"], 2), "passes": row["target_passes"]}
-    return {key: row[key] for key in same} | timed | {"label": label, "q": _question(row)}
+    return {key: row[key] for key in same} | timed | {"known": _known(row), "q": _question(row)}
 
 
 def _figures(cells: Mapping[str, Mapping[str, Any]]) -> str:
@@ -142,7 +187,7 @@ def _figures(cells: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(f"<tr><td>{said}" + "".join(_value(cell.get(key), form) for cell in cells.values()))
     how = "Wilson for shares, bootstrap for the rest"
     note = f'<p class="ci">In brackets: 95 % confidence intervals ({how}).</p>'
-    return f"<table>{''.join(lines)}</table>{note}"
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>{note}'
 
 
 def _value(found: Mapping[str, float] | None, form: str) -> str:
@@ -152,11 +197,11 @@ def _value(found: Mapping[str, float] | None, form: str) -> str:
     return f'<td>{form.format(found["value"])} <span class="ci">[{low} – {high}]</span>'
 
 
-def _compared(document: Mapping[str, Any]) -> str:
-    if not document["compared"]:
+def _compared(what: str, cells: Mapping[str, Mapping[str, Any]]) -> str:
+    if not cells:
         return ""
     lines = []
-    for name, figures in document["compared"].items():
+    for name, figures in cells.items():
         for key, found in figures.items():
             if found is None:
                 continue
@@ -167,16 +212,16 @@ def _compared(document: Mapping[str, Any]) -> str:
                 f"<tr{sure}><td>{escape(name)}<td>{FIGURES.get(key, ('total, mean',))[0]}<td>{change}"
                 f"<td>{_p(found['p'])}"
             )
-    head = f"<h2>Compared with {escape(document['compared_with'])}</h2>"
+    head = f"<h2>Compared with {escape(what)}</h2>"
     note = '<p class="ci">Paired over the same questions, sign-flip test; grey: not significant at 5 %.</p>'
-    return f"{head}<table>{''.join(lines)}</table>{note}"
+    return f'{head}<div class="wide"><table>{"".join(lines)}</table></div>{note}'
 
 
 def _timeline(kept: Sequence[Mapping[str, Any]], order: Sequence[int], deadline_s: float) -> str:
     colours = []
     for place in order:
         bad = badness(kept[place], deadline_s)
-        colours.append("#b3261e" if bad >= 4 else "#e69138" if bad >= 1 else "#6aa84f")
+        colours.append(FAILED if bad >= 4 else WRONG if bad >= 1 else RIGHT)
     strip = "".join(f'<i style="background:{colour}"></i>' for colour in colours)
     return (
         f'<div class="strip">{strip}</div><div id="scrub"><input type="range" id="at" min="0" '
@@ -191,12 +236,11 @@ def _timeline(kept: Sequence[Mapping[str, Any]], order: Sequence[int], deadline_
 
 def _worst(rows: Sequence[Mapping[str, Any]], same: Sequence[int], place: Mapping[int, int]) -> str:
     row = rows[same[0]]
-    label = "" if row["label"] is None else f"<br>label: {escape(' '.join(row['label']))}"
     why = f'<br><span class="bad">{escape(row["error"])}</span>' if row["error"] else ""
     ways = ", ".join(f"{escape(rows[i]['cell'])} {rows[i]['total_s']:.2f} s" for i in same)
     return (
         f'<div class="worst"><img data-q="{escape(_question(row))}" alt="frame"><div><b>'
         f'{escape(row["instruction"])}</b> <span class="ci">{escape(_question(row))}; {ways}</span><br>'
         f'<span class="tokens" data-row="{place[same[0]]}">{escape(row["text"])}</span>'
-        f"{label}{why}</div></div>"
+        f"<br>{escape(_known(row))}{why}</div></div>"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from vlm_spec_decode.bag.replay import ReplayConfig
 from vlm_spec_decode.bag.report import write_report
 from vlm_spec_decode.bag.score import compared, summary
 from vlm_spec_decode.bag.source import bag_name
-from vlm_spec_decode.bag.work import Workers, check_folder, lines_of, replay_all
+from vlm_spec_decode.bag.work import Workers, check_folder, lines_of, replay_all, state_of
 from vlm_spec_decode.core.errors import BagError
 
 SCHEMA = "vsd.replay/1"
@@ -38,6 +38,11 @@ CSV_COLUMNS = (
         "at_s",
         "cell",
         "instruction",
+        "target",
+        "draft",
+        "rule",
+        "temperature",
+        "seed",
         "text",
         "error",
         "same_actions",
@@ -54,13 +59,17 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """A replay, where its results go, who works on it, and what counts as late and as dear."""
+    """A replay, where its results go, who works on it, and what counts as late and as dear.
+
+    `compare` is a folder of earlier results.
+    """
 
     replay: ReplayConfig
     out: Path = Path("out/replay")
     workers: Workers = field(default_factory=Workers)
     deadline_s: float = 3.0
     price_per_gpu_s: float = 0.001
+    compare: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +87,26 @@ def run(config: RunConfig) -> dict[str, Any]:
     for bag in config.replay.bags:
         if not bag.exists():
             raise BagError(f"{bag}: no such bag")
+    _check_compared(config)
     out.mkdir(parents=True, exist_ok=True)
-    check_folder(out, config.replay.digest)
+    check_folder(out, state_of(config.replay))
     names = [bag_name(bag) for bag in config.replay.bags]
     if len(set(names)) < len(names):
         raise BagError("two bags of the same name; rename one, rows are told apart by it")
     replay_all(config.replay, out, config.workers)
     found = load(out, names)
     if not found.rows:
-        raise BagError(f"nothing to ask about: no instruction holds for any frame ({_told(found.faults)})")
+        raise BagError(
+            f"nothing to ask about: no instruction holds for any frame ({_told(found.faults)}); "
+            "give one with --instruction or --instructions"
+        )
     cells = {cell.name: [r for r in found.rows if r["cell"] == cell.name] for cell in config.replay.cells}
-    document = {
+    document: dict[str, Any] = {
         "schema": SCHEMA,
         "digest": config.replay.digest,
         "bags": names,
         "faults": found.faults,
+        "settings": json.loads(json.dumps(asdict(config.replay), default=str)),
         "deadline_s": config.deadline_s,
         "price_per_gpu_s": config.price_per_gpu_s,
         "cells": {
@@ -105,6 +119,12 @@ def run(config: RunConfig) -> dict[str, Any]:
     document["compared"] = {
         name: {figure: compared(first[1], rows, figure) for figure in COMPARED} for name, rows in others
     }
+    if config.compare:
+        earlier = _rows_of(config.compare)
+        document["compared_with_run"] = {
+            "folder": str(config.compare),
+            "cells": _compared(earlier, found.rows),
+        }
     (out / "summary.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     _write_csv(out / "rows.csv", found.rows)
     write_report(out / "report.html", document, found.rows, found.thumbs)
@@ -113,17 +133,31 @@ def run(config: RunConfig) -> dict[str, Any]:
 
 def compare_runs(a: Path, b: Path) -> dict[str, Any]:
     """Compare two folders of results, cell by cell of the same name, over the questions both asked."""
-    runs = []
-    for folder in (a, b):
-        try:
-            names = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["bags"]
-        except (OSError, ValueError, KeyError) as error:
-            raise BagError(f"{folder}: no results of a replay ({error})") from error
-        runs.append(load(folder, names).rows)
-    shared = sorted({r["cell"] for r in runs[0]} & {r["cell"] for r in runs[1]})
+    return _compared(_rows_of(a), _rows_of(b))
+
+
+def _check_compared(config: RunConfig) -> None:
+    """Raise BagError before hours of work if there is nothing to compare them with."""
+    earlier, names = config.compare, {cell.name for cell in config.replay.cells}
+    if earlier and earlier.resolve() == config.out.resolve():
+        raise BagError(f"{earlier} takes these results too; write them elsewhere with --out")
+    if earlier and not names & {row["cell"] for row in _rows_of(earlier)}:
+        raise BagError("the two runs share no way of decoding")
+
+
+def _rows_of(folder: Path) -> list[dict[str, Any]]:
+    try:
+        names = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["bags"]
+    except (OSError, ValueError, KeyError) as error:
+        raise BagError(f"{folder}: no results of a replay ({error})") from error
+    return load(folder, names).rows
+
+
+def _compared(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> dict[str, Any]:
+    shared = sorted({r["cell"] for r in a} & {r["cell"] for r in b})
     if not shared:
         raise BagError("the two runs share no way of decoding")
-    cells = {name: [[r for r in rows if r["cell"] == name] for rows in runs] for name in shared}
+    cells = {name: [[r for r in rows if r["cell"] == name] for rows in (a, b)] for name in shared}
     return {name: {figure: compared(x, y, figure) for figure in COMPARED} for name, (x, y) in cells.items()}
 
 

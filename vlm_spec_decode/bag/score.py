@@ -186,6 +186,7 @@ def summary(rows: Sequence[Row], deadline_s: float, price_per_gpu_s: float) -> d
         "target_passes": mean([float(row["target_passes"]) for row in done]),
         "gpu_s": mean([row["gpu_s"] for row in done]),
         "price": mean([price_per_gpu_s * row["gpu_s"] for row in done]),
+        "image_bytes": mean([float(row["image_bytes"]) for row in done]),
         "uplink_bytes": mean([float(row["uplink_bytes"]) for row in done]),
         "downlink_bytes": mean([float(row["downlink_bytes"]) for row in done]),
     }

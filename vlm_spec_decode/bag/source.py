@@ -15,15 +15,17 @@ from typing import Any, Protocol
 
 import apsw
 from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.rosbag1 import ReaderError as Ros1ReaderError
 from rosbags.rosbag2 import ReaderError
 from rosbags.serde import SerdeError
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import Stores, TypesysError, get_typestore
 from zstandard import ZstdError
 
 NANOSECONDS = 1_000_000_000
 READ_FAULTS = (
-    *(AnyReaderError, ReaderError, SerdeError, apsw.Error, ZstdError, struct.error),
-    *(OSError, ValueError, KeyError, TypeError, AssertionError, IndexError, RuntimeError),
+    *(AnyReaderError, ReaderError, Ros1ReaderError, SerdeError, TypesysError),
+    *(apsw.Error, ZstdError, struct.error, EOFError, OSError),
+    *(ValueError, KeyError, TypeError, AssertionError, IndexError, RuntimeError),
 )
 """What `rosbags` raises where bytes are broken, which it meets in many places."""
 

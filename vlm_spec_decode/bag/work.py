@@ -7,6 +7,7 @@ is the same, byte for byte, however many have worked on it. What a run that was 
 from __future__ import annotations
 
 import base64
+import hashlib
 import importlib
 import io
 import json
@@ -30,6 +31,9 @@ from vlm_spec_decode.core.errors import BagError, ConfigError
 THUMB_PX, THUMB_QUALITY = 200, 55
 SHARES_PER_WORKER = 4
 """More shares than workers: who is done first takes another, and less is lost when a run breaks off."""
+
+ASSETS = Path(__file__).parents[1] / "assets"
+"""Where the models are that are taken unless others are named."""
 
 Lines = list[dict[str, Any]]
 
@@ -79,8 +83,18 @@ def replay_all(config: ReplayConfig, out: Path, workers: Workers) -> None:
         _finish(_file(out, bag), found)
 
 
+def state_of(config: ReplayConfig) -> str:
+    """Return a short hash of what decides the rows: settings, and bags and models as they lie there now."""
+    given = [config.target or ASSETS / "target", config.draft or ASSETS / "draft"]
+    models = [Path(str(model).split(",")[0]) for model in given]
+    files = [file for path in (*config.bags, *models) for file in (path, *sorted(path.rglob("*")))]
+    found = [(str(file), file.stat()) for file in files if file.is_file()]
+    stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+    return hashlib.sha256(f"{config.digest} {stamps}".encode()).hexdigest()[:16]
+
+
 def check_folder(out: Path, digest: str) -> None:
-    """Drop rows that other settings have left."""
+    """Drop rows that other settings, or another bag of the same name, have left."""
     mark = out / "config.digest"
     if mark.exists() and mark.read_text().strip() != digest:
         for path in out.glob("*.rows.jsonl"):

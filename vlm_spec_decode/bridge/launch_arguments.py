@@ -53,6 +53,7 @@ PROCESSES = (
     Argument(
         "respawn", "false", "Start a node that ends again after 2 s, instead of ending everything.", YES_NO
     ),
+    Argument("record", "", "Folder of a new bag that `vsd record` fills; empty: nothing is recorded."),
     RVIZ,
 )
-"""How the nodes are run and seen."""
+"""How the nodes are run, seen and recorded."""

@@ -131,6 +131,11 @@ def option(name: str, value: str) -> tuple[str, ...]:
     return (name, value) if value else ()
 
 
+def recorder(value: Values) -> list[ExecuteProcess]:
+    """Record the walk, if asked for."""
+    return [vsd("record", "record", value.path("record"))] if value["record"] else []
+
+
 def view(value: Values, *, use_sim_time: bool = False) -> list[Node]:
     """Open RViz on this robot's topics and frames, if asked for. Raises ConfigError if it is not there.
 

@@ -52,6 +52,8 @@ class Recorder:
     def __init__(self, config: RecordConfig, note: Note) -> None:
         self.counts: Counter[str] = Counter()
         self._config, self._note = config, note
+        if (config.out / "metadata.yaml").exists():
+            raise ConfigError(f"{config.out} holds a walk; it is left as it is, name another folder")
         self._bag = Recording(config.out, config.storage)
         self._seen: set[str] = set()
         self._own = OwnNode("vsd_record", config.domain)
@@ -75,9 +77,12 @@ class Recorder:
         self._bag.close()
 
     def _subscribe(self, topic: str, kind: str) -> None:
+        quality = self._quality(topic)
+        is_reliable = quality.reliability == ReliabilityPolicy.RELIABLE
+        is_latched = quality.durability == DurabilityPolicy.TRANSIENT_LOCAL
         try:
             message = message_type(kind)
-            self._bag.announce(topic, kind)
+            self._bag.announce(topic, kind, is_reliable, is_latched)
         except ConfigError as error:
             self._note(f"{topic} is not recorded: {error}")
             return
@@ -86,7 +91,7 @@ class Recorder:
             self._bag.write(topic, kind, data, time.time_ns())
             self.counts[topic] += 1
 
-        self._node.create_subscription(message, topic, take, self._quality(topic), raw=True)
+        self._node.create_subscription(message, topic, take, quality, raw=True)
 
     def _quality(self, topic: str) -> QoSProfile:
         """Ask for what all publishers offer, so that none is left out."""
@@ -157,7 +162,7 @@ def record(
     domain: int | None,
     as_json: bool,
 ) -> int:
-    """Record camera, instructions, answers, plans and motion of running nodes into the bag OUT."""
+    """Record camera, instructions, answers, plans and motion of running nodes into the new bag OUT."""
     from vlm_spec_decode.demo.console import ros_domain
 
     chosen = ("*",) if everything else topics or OURS

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, TypesysError, get_typestore
 
@@ -15,6 +16,10 @@ BAG_VERSION = 9
 STRING = "std_msgs/msg/String"
 FACTS = "/vlm/run"
 """End of the topic on which a run says what decides its tokens; metadata.yaml repeats it."""
+
+DEPTH = 10
+FOREVER = QosTime(9223372036, 854775807)
+"""As `ros2 bag record` writes what is not bounded."""
 
 
 class Recording:
@@ -31,12 +36,17 @@ class Recording:
         self._connections: dict[str, Any] = {}
         self._is_open = True
 
-    def announce(self, topic: str, kind: str) -> None:
-        """Add a topic. Raises ConfigError for a type whose definition is not known, which a bag must hold."""
+    def announce(self, topic: str, kind: str, is_reliable: bool = True, is_latched: bool = False) -> None:
+        """Add a topic. Raises ConfigError for a type whose definition is not known, which a bag must hold.
+
+        `ros2 bag play` offers it as is said here: nobody would hear a `/tf_static` that is not latched.
+        """
         if topic in self._connections:
             return
         try:
-            self._connections[topic] = self._writer.add_connection(topic, kind, typestore=self._types)
+            self._connections[topic] = self._writer.add_connection(
+                topic, kind, typestore=self._types, offered_qos_profiles=[_offered(is_reliable, is_latched)]
+            )
         except (TypesysError, KeyError) as error:
             raise ConfigError(f"no definition of {kind}") from error
 
@@ -61,3 +71,10 @@ class Recording:
         if self._is_open:
             self._is_open = False
             self._writer.close()
+
+
+def _offered(is_reliable: bool, is_latched: bool) -> Qos:
+    reliability = QosReliability.RELIABLE if is_reliable else QosReliability.BEST_EFFORT
+    durability = QosDurability.TRANSIENT_LOCAL if is_latched else QosDurability.VOLATILE
+    alive = QosLiveliness.AUTOMATIC
+    return Qos(QosHistory.KEEP_LAST, DEPTH, reliability, durability, FOREVER, FOREVER, alive, FOREVER, False)
