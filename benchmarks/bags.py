@@ -1,8 +1,10 @@
 """The figures of the rosbags, measured.
 
-    python benchmarks/bags.py [--quick] [--public DIR] [--only PART,…] [--resume] [--out DIR] [--results FILE]
+    python benchmarks/bags.py [--quick] [--public DIR] [--only PART,…] [--resume]
+        [--out DIR] [--place DIR] [--results FILE]
 
-`--public` names a folder of bags that no one here wrote; without it that figure is not measured. Each part
+`--public` names a folder of bags that no one here wrote; without it that figure is not measured. `--place`
+takes the bags that are written on the way, one of 10 GB (`--quick`: 0.5 GB), and is left empty. Each part
 is written down as it ends, with date, commit, machine and load of its own; `--resume` leaves out those that
 are there, at this commit and in this size. Prints a table; the last line is one JSON document. The exit code
 is 1 if a figure misses its bar.
@@ -228,15 +230,17 @@ def main() -> int:
     parser.add_argument("--only", default="", help=f"of: {', '.join(PARTS)}")
     parser.add_argument("--resume", action="store_true", help="leave out parts that were measured already")
     parser.add_argument("--out", type=Path, default=Path("out/bags"), help="folder of logs")
+    parser.add_argument("--place", type=Path, help="folder for bags on the way; default: the system's /tmp")
     parser.add_argument("--results", type=Path, help="file that takes the rows; default: OUT/bags.json")
     options = parser.parse_args()
     wanted = [name for name in options.only.split(",") if name] or PARTS
     if not set(wanted) <= set(PARTS):
         parser.error(f"--only: choose of {', '.join(PARTS)}")
-    options.out.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (options.out, options.place)):
+        folder.mkdir(parents=True, exist_ok=True)
     quick = options.quick
     ledger = Ledger(options.results or options.out / "bags.json", PARTS, quick=quick)
-    with tempfile.TemporaryDirectory(prefix="vsd-bags-") as place:
+    with tempfile.TemporaryDirectory(prefix="vsd-bags-", dir=options.place) as place:
         folder = Path(place)
         parts = {
             "public": lambda: public(options.public),

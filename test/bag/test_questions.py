@@ -1,8 +1,10 @@
 """Which frames are asked about, with what, and what counts as right."""
 
+import re
+
 import pytest
 
-from test.bag.walks import Walk, plain_walk
+from test.bag.walks import Walk, jpeg, picture, plain_walk
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.bag.asker import questions
 from vlm_spec_decode.bag.cut import open_bag
@@ -98,6 +100,19 @@ def test_labels_without_answers_are_asked_about_wherever_they_stand_in_the_bag(t
     walk.close()
     (only,) = asked(tmp_path / "walk")
     assert (only.at_s, only.actions) == (pytest.approx(1.0), ("sit()",))
+
+
+def test_the_page_turns_a_data_set_into_a_bag_with_labels(tmp_path, monkeypatch, request):
+    page = (request.config.rootpath / "docs" / "bags.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").write_bytes(jpeg(picture(), "PNG"))
+    rows = "picture,time_s,instruction,actions\na.png,1.25,go left,turn(20) forward(1)\na.png,2,sit,sit()\n"
+    (tmp_path / "data" / "rows.csv").write_text(rows)
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1), {})
+    first, second = asked(tmp_path / "walks" / "dataset")
+    assert (first.observation.instruction, first.actions) == ("go left", ("turn(20)", "forward(1)"))
+    assert (second.at_s, second.actions) == (pytest.approx(0.75), ("sit()",))
 
 
 def test_instruction_files_say_where_they_are_wrong(tmp_path):
