@@ -18,10 +18,11 @@ WORST = 12
 """Different answers listed one below the other."""
 
 RIGHT, WRONG, FAILED = "#6aa84f", "#e69138", "#b3261e"
+SQUARE = '<span style="color:{}">■</span>'
 KEY = (
-    f'<p class="ci"><i style="color:{RIGHT}">■</i> as the label and the robot\'s way, where there are any; '
-    f'<i style="color:{WRONG}">■</i> not so; <i style="color:{FAILED}">■</i> failed, or not the recorded '
-    "tokens. Click, drag, or use the arrow keys.</p>"
+    f'<p class="ci">{SQUARE.format(RIGHT)} as the label and the robot\'s way, where there are any; '
+    f"{SQUARE.format(WRONG)} not so; {SQUARE.format(FAILED)} failed, or not the recorded tokens. "
+    "Click, drag, or use the arrow keys.</p>"
 )
 PROFILES = ("link", "profile")
 

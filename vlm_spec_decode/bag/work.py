@@ -15,6 +15,7 @@ import multiprocessing
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -160,6 +161,8 @@ def _on_cores(units: list[Unit], jobs: int) -> Iterator[tuple[Unit, Lines, Count
         try:
             for done in as_completed(running):
                 yield running[done], *done.result()
+        except BrokenProcessPool as error:
+            raise BagError("a worker ended early, for want of memory perhaps; use fewer --jobs") from error
         finally:
             # What one share cannot do no other can: nobody waits for those that have not begun.
             pool.shutdown(cancel_futures=True)
