@@ -116,6 +116,28 @@ def test_misshapen_tensor(tmp_path):
     refuse(tmp_path / "m", "cannot load m")
 
 
+def pickled(folder):
+    """The same weights as Vicuna's repositories hold them: in pickles alone."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    return folder
+
+
+def test_pickled_weights_are_the_same_model_and_pickles_of_code_are_never_run(tmp_path):
+    safe = load_model(checkpoints.llama(tmp_path / "safe"))
+    folder = pickled(checkpoints.llama(tmp_path / "m"))
+    seen = checkpoints.observation(image=False)
+    assert np.array_equal(load_model(folder).open(seen).score((7,)), safe.open(seen).score((7,)))
+    save_file({"layers.2.weight": torch.zeros(32, 32)}, folder / EXITS_FILE)
+    before = load_model(folder).card.revision
+    path = folder / "pytorch_model.bin"
+    torch.save({n: t + 1 for n, t in torch.load(path, weights_only=True).items()}, path)
+    assert load_model(folder).card.revision != before, "exits beside pickles hide no change of them"
+    torch.save({"model.norm.weight": edit_config}, folder / "pytorch_model.bin")
+    refuse(folder, "cannot load m")
+
+
 @pytest.mark.parametrize("model_type", ["gpt2", "bert", "no_such_thing"])
 def test_other_architectures_are_refused_by_name(tmp_path, model_type):
     edit_config(checkpoints.llama(tmp_path / "m"), model_type=model_type)
@@ -160,8 +182,9 @@ def test_bfloat16_runs(tmp_path):
 
 
 def test_nothing_ships_under_an_unknown_name():
-    with pytest.raises(ModelError, match="no checkpoint 'nonsense'"):
-        shipped("nonsense")
+    for name in ("nonsense", "prompts"):
+        with pytest.raises(ModelError, match=f"no checkpoint '{name}'.*known: draft.*, target, text_draft"):
+            shipped(name)
 
 
 @pytest.mark.parametrize(

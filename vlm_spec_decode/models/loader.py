@@ -37,7 +37,7 @@ from vlm_spec_decode.models.parts import (
 )
 from vlm_spec_decode.models.prompt import prompt_digest
 from vlm_spec_decode.models.quantize import quantize
-from vlm_spec_decode.models.source import fingerprint, read_config, resolve
+from vlm_spec_decode.models.source import fingerprint, read_config, resolve, weight_files
 from vlm_spec_decode.models.spec import LoadOptions, ModelSpec, parse_spec
 from vlm_spec_decode.models.vlm import VlmModel
 
@@ -50,7 +50,7 @@ _SHIPPED_MARK = "shipped:"
 def shipped(name: str) -> Path:
     """Return the folder of a checkpoint that comes with the package, such as "target". Raises ModelError."""
     assets = Path(__file__).parents[1] / "assets"
-    known = sorted(folder.name for folder in assets.iterdir() if folder.is_dir())
+    known = sorted(folder.name for folder in assets.iterdir() if (folder / "config.json").is_file())
     if name not in known:
         raise ModelError(f"no checkpoint {name!r} comes with this package (known: {', '.join(known)})")
     return assets / name
@@ -97,7 +97,7 @@ def load_model(
 def _load(name: str, place: str | Path, options: LoadOptions) -> VlmModel:
     folder = resolve(place, options.revision)
     raw = read_config(folder)
-    if originals.is_original(raw):
+    if originals.is_original(raw) or not weight_files(folder):
         folder = resolve(place, options.revision, pickles=True)
     tokenizer = load_tokenizer(folder, raw, options) if originals.is_original(raw) else None
     source = _source(folder, raw, options, tokenizer)

@@ -34,6 +34,7 @@ from vlm_spec_decode.models.codec import TokenizerCodec, spoken
 from vlm_spec_decode.models.encoder import PromptEncoder
 from vlm_spec_decode.models.prompt import CHAT_TEMPLATE, Style
 from vlm_spec_decode.models.quantize import library_config, require
+from vlm_spec_decode.models.source import weight_files
 from vlm_spec_decode.models.spec import LoadOptions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -87,7 +88,7 @@ def load_network(source: Source) -> Any:
     settings: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": "sdpa",
-        "use_safetensors": True,
+        "use_safetensors": all(path.suffix == ".safetensors" for path in weight_files(source.folder)),
         "output_loading_info": True,
     }
     if bits := library_config(source.options.quantize, dtype):

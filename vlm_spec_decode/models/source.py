@@ -87,8 +87,8 @@ def fingerprint(folders: list[Path]) -> str:
     """Return a hash of configuration and weights: what was loaded, wherever it came from."""
     digest = hashlib.sha256()
     for folder in folders:
-        pickles = [] if any(folder.glob("*.safetensors")) else folder.glob("*.bin")
-        for path in sorted([folder / "config.json", *folder.glob("*.safetensors"), *pickles]):
+        weights = {*folder.glob("*.safetensors"), *weight_files(folder), *folder.glob("mm_projector.bin")}
+        for path in sorted({folder / "config.json", *weights}):
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
