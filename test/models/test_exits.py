@@ -36,6 +36,15 @@ def test_exits_are_announced_in_order_with_the_rows_asked_for(exits_pair):
     assert_plain(exits_pair, logits, (7,), tokens, parents)
 
 
+def test_states_of_an_answer_are_those_of_the_model(exits_pair):
+    context, answer = exits_pair.model.open(exits_pair.observation), (7, 8, 9)
+    context.score((), answer, (0, 1, 2))
+    with torch.inference_mode():
+        wanted = exits_pair.network(**exits_pair.extended(answer), output_hidden_states=True).hidden_states
+    for layer in (1, 2, 3, 4):
+        assert torch.allclose(context.states(layer), wanted[layer][0, -4:], atol=1e-4)
+
+
 def test_exits_come_while_the_pass_is_still_climbing(exits_pair):
     """At exit n the cache holds n layers' keys, not all four's."""
     context, heights = exits_pair.model.open(exits_pair.observation), []

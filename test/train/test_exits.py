@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from test.train.test_loop import frames  # noqa: F401  (a fixture)
-from vlm_spec_decode.models.loader import EXITS_FILE, load_model
+from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.models.loader import EXITS_FILE, load_model, shipped
 from vlm_spec_decode.train.config import ExitsConfig, TrainConfig
 from vlm_spec_decode.train.exits import CALIBRATION_FILE, run_exits
 from vlm_spec_decode.train.loop import run_train
@@ -43,3 +45,25 @@ def test_exits_learn_leave_the_target_alone_and_come_out_the_same_for_a_seed(con
     run_exits(config)
     two = load_file(config.target / EXITS_FILE)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_any_other_model_learns_exits_from_its_own_answers(tmp_path: Path) -> None:
+    folder = tmp_path / "target"
+    shutil.copytree(shipped("text_target"), folder)
+    config = ExitsConfig(Path(f"{folder},dtype=bfloat16"), batches=8, batch=1, steps=20, device="cpu")
+    poor = run_exits(replace(config, steps=1))
+    figures = run_exits(config)
+    assert list(figures) == ["exit_2_agrees", "exit_4_agrees", "exit_6_agrees"]
+    assert sum(figures.values()) > sum(poor.values())
+    model = load_model(folder)
+    assert model.card.exit_layers == (2, 4, 6)
+    assert all(adapter is not None for adapter in model.decoder.exits.values())
+    assert model.card.revision != load_model(shipped("text_target")).card.revision
+
+
+def test_exits_of_what_cannot_be_loaded_or_written_to_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"beside the weights, and there is no folder .*none"):
+        run_exits(ExitsConfig(tmp_path / "none", device="cpu"))
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(ModelError, match=f"cannot load {tmp_path.name}"):
+        run_exits(ExitsConfig(tmp_path, device="cpu"))

@@ -100,6 +100,13 @@ class VlmContext:
             strand = self._strand(cache) if self._filled < len(self._slots) else None
         return Share(self, rows, before, on_exit, strand, dict(self._states), len(self._slots) - self._filled)
 
+    def states(self, layer: int) -> Tensor:
+        """Return what an exit layer, or the last one, holds [1 + n, width]: after the prompt and each token.
+
+        Tokens come in the order in which they were first asked for. The last layer's states are normed.
+        """
+        return self._states[layer]
+
     def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
         """Return (): weights alone force nothing (see `core.masked`)."""
         return ()

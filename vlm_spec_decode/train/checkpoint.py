@@ -14,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 
 from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.models.failures import named
+from vlm_spec_decode.models.source import read_config
 
 MEMORY_ADVICE = "a smaller --batch; the last checkpoint is kept"
 
@@ -48,6 +50,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "model" not in state:
         raise ModelError(f"{path} holds no training; remove it to start anew")
     return state
+
+
+def load_finished(family: Any, folder: Path) -> Any:
+    """Return a finished model of one of Transformers' classes, in float32.
+
+    Raises ModelError if it is missing, broken, or of another architecture: Transformers would only warn of
+    that, and begin with random weights.
+    """
+    with named(str(folder)):
+        found, wanted = read_config(folder).get("model_type"), family.config_class.model_type
+        if found != wanted:
+            raise ModelError(f"its architecture is {found!r}, where {wanted!r} is needed")
+        return family.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
 
 
 @contextmanager

@@ -141,9 +141,19 @@ def _train(role: Any, text: bool, as_json: bool, **options: Any) -> None:
 
 
 @train.command()
-@click.option("--target", type=FOLDER, default=Path("runs/target"), show_default=True)
-@click.option("--data", type=FOLDER, default=Path("data/frames"), show_default=True)
-@click.option("--batches", type=click.IntRange(8), default=120, show_default=True)
+@click.option(
+    "--target", type=FOLDER, default=Path("runs/target"), show_default=True, help="Folder[,option=value…]."
+)
+@click.option(
+    "--data",
+    type=FOLDER,
+    default=Path("data/frames"),
+    show_default=True,
+    help="Frames, for a model of `vsd train target`; others learn from their own answers.",
+)
+@click.option(
+    "--batches", type=click.IntRange(8), default=120, show_default=True, help="Of 8 frames or answers each."
+)
 @click.option("--steps", type=click.IntRange(1), default=1500, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)

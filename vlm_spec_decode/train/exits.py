@@ -1,16 +1,15 @@
 """Early exits for a trained target: one linear adapter per exit in front of the shared norm and head.
 
-The backbone is frozen: what the target says cannot change. Adapters learn the final layer's distribution
-from states of training frames, and are calibrated on frames that they have not learned from: how often an
-exit that is so sure is right. Follows 2505.21594, section 4.1, with Kangaroo's adapters (2404.18911).
+The backbone is frozen: what the target says cannot change. Adapters learn the final layer's distribution from
+states at answers, and are calibrated on answers that they have not learned from: how often an exit that is so
+sure is right. Follows 2505.21594, section 4.1, with Kangaroo's adapters (2404.18911).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,44 +21,69 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from vlm_spec_decode.models.parts import CALIBRATION_FILE, EXITS_FILE
+from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.models.failures import named
+from vlm_spec_decode.models.loader import load_model
+from vlm_spec_decode.models.parts import CALIBRATION_FILE, EXITS_FILE, TRAINING_RECORD
+from vlm_spec_decode.models.source import read_config
+from vlm_spec_decode.models.spec import LoadOptions, parse_spec
 from vlm_spec_decode.train.batches import Batch, Batcher
+from vlm_spec_decode.train.checkpoint import exporting, load_finished
 from vlm_spec_decode.train.config import ExitsConfig
+from vlm_spec_decode.train.exit_states import Mouth, States, observations, of_answers, of_batches
 from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.hardware import pick_device
-from vlm_spec_decode.train.network import group_outputs, image_features
 
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 _ROWS = 1024
 _RATE = 3e-3
+_RATE_WIDTH = 128
+"""Beyond this width the rate falls in proportion to it: more weights move each state of a wider adapter."""
 
-
-@dataclass(slots=True)
-class States:
-    """What layers hold at positions of answers: [M, width] per exit layer, and the final logits [M, V]."""
-
-    by_layer: dict[int, torch.Tensor] = field(default_factory=dict)
-    final: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+_UNSEEN_SHARE = 4
+"""To so many batches that are learned from comes one to calibrate on."""
 
 
 def run_exits(config: ExitsConfig) -> dict[str, Any]:
-    """Train and calibrate exits for the target in `config.target`; write them into its folder."""
+    """Train and calibrate exits for the target in `config.target`; write them into its folder.
+
+    A VLM that `vsd train` made learns from the frames in `config.data`; any other checkpoint, which may be
+    named with options, from its own answers. Raises ModelError if it cannot be loaded or written to.
+    """
     torch.set_num_threads(config.threads)
-    network = LlavaForConditionalGeneration.from_pretrained(config.target, attn_implementation="sdpa")
+    folder = Path(parse_spec(str(config.target), LoadOptions()).source)
+    if not folder.is_dir():
+        raise ModelError(f"exits are written beside the weights, and there is no folder {folder}")
+    with named(str(folder)):
+        is_ours = read_config(folder).get("model_type") == "llava" and (folder / TRAINING_RECORD).is_file()
+    mouth, learned, unseen = _from_frames(config, folder) if is_ours else _from_answers(config)
+    adapters = {layer: _fit(mouth, layer, learned, config) for layer in sorted(learned.by_layer)}
+    figures = {str(layer): _calibrate(mouth, adapter, layer, unseen) for layer, adapter in adapters.items()}
+    _write(folder, adapters, figures)
+    return {f"exit_{layer}_agrees": figures[str(layer)]["agrees"] for layer in adapters}
+
+
+def _from_frames(config: ExitsConfig, folder: Path) -> tuple[Mouth, States, States]:
+    network = load_finished(LlavaForConditionalGeneration, folder)
     network.to(pick_device(config.device)).eval().requires_grad_(False)
     depth = len(network.model.language_model.layers)
     layers = tuple(sorted({round(share * depth) for share in config.shares}))
-    tokenizer = AutoTokenizer.from_pretrained(config.target)
-    batcher = Batcher(open_frames(config.data), tokenizer, config.dialogues)
-    learned = _gather(network, _batches(batcher, config, 0, config.batches), layers)
-    unseen = _gather(network, _batches(batcher, config, config.batches, config.batches // 4), layers)
-    adapters = {layer: _fit(network, layer, learned, config) for layer in layers}
-    figures = {
-        str(layer): _calibrate(network, adapter, unseen.by_layer[layer], unseen.final)
-        for layer, adapter in adapters.items()
-    }
-    _write(config.target, adapters, figures)
-    return {f"exit_{layer}_agrees": figures[str(layer)]["agrees"] for layer in layers}
+    batcher = Batcher(open_frames(config.data), AutoTokenizer.from_pretrained(folder), config.dialogues)
+    learned = of_batches(network, _batches(batcher, config, 0, config.batches), layers)
+    count = config.batches // _UNSEEN_SHARE
+    unseen = of_batches(network, _batches(batcher, config, config.batches, count), layers)
+    return Mouth(network.model.language_model.norm, network.lm_head), learned, unseen
+
+
+def _from_answers(config: ExitsConfig) -> tuple[Mouth, States, States]:
+    depths = "/".join(f"{100 * share:.0f}" for share in config.shares)
+    device = str(pick_device(config.device))
+    model = load_model(f"{config.target},exits={depths}", device=device, threads=config.threads)
+    sees = model.encoder.image_processor is not None
+    learned = config.batches * config.batch
+    asked = observations(config, learned + learned // _UNSEEN_SHARE, sees=sees)
+    mouth = Mouth(model.decoder.stack.norm, model.decoder.head)
+    return mouth, of_answers(model, islice(asked, learned)), of_answers(model, asked)
 
 
 def _batches(batcher: Batcher, config: ExitsConfig, first: int, count: int) -> Iterator[Batch]:
@@ -67,37 +91,23 @@ def _batches(batcher: Batcher, config: ExitsConfig, first: int, count: int) -> I
         yield batcher.draw(np.random.default_rng([config.seed, 0xE417, number]), config.batch)
 
 
-@torch.inference_mode()
-def _gather(network: Any, batches: Iterator[Batch], layers: tuple[int, ...]) -> States:
-    parts: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-    finals = []
-    for batch in batches:
-        moved = batch.to(network.device)
-        features = image_features(network, moved.pixels)
-        for group, output in group_outputs(network, features, moved, output_hidden_states=True):
-            rows = group.labels >= 0
-            for layer in layers:
-                parts[layer].append(output.hidden_states[layer][rows])
-            finals.append(network.lm_head(output.last_hidden_state[rows]))
-    return States({layer: torch.cat(found) for layer, found in parts.items()}, torch.cat(finals))
-
-
-def _fit(network: Any, layer: int, states: States, config: ExitsConfig) -> nn.Linear:
+def _fit(mouth: Mouth, layer: int, states: States, config: ExitsConfig) -> nn.Linear:
     """Return the adapter whose logits come nearest the final ones: half distribution, half first choice."""
-    given, wanted = states.by_layer[layer].clone(), states.final.clone()
+    given, final = states.by_layer[layer].clone(), states.final.clone()
     width = given.shape[1]
     torch.manual_seed(config.seed)
     adapter = nn.Linear(width, width, device=given.device)
     nn.init.zeros_(adapter.weight)
     nn.init.zeros_(adapter.bias)
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=_RATE, weight_decay=0.01)
+    rate = _RATE * min(1.0, _RATE_WIDTH / width)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     rng = torch.Generator().manual_seed(config.seed)
     for _ in tqdm(range(config.steps), desc=f"exit {layer}", mininterval=5):
         rows = torch.randint(len(given), (min(_ROWS, len(given)),), generator=rng).to(given.device)
-        logits = exit_logits(network, adapter, given[rows])
-        soft = functional.cross_entropy(logits, wanted[rows].softmax(-1))
-        hard = functional.cross_entropy(logits, wanted[rows].argmax(-1))
+        logits, wanted = mouth.logits(given[rows], adapter), mouth.logits(final[rows])
+        soft = functional.cross_entropy(logits, wanted.softmax(-1))
+        hard = functional.cross_entropy(logits, wanted.argmax(-1))
         optimizer.zero_grad()
         (soft + hard).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -105,19 +115,10 @@ def _fit(network: Any, layer: int, states: States, config: ExitsConfig) -> nn.Li
     return adapter.requires_grad_(False)
 
 
-def exit_logits(network: Any, adapter: nn.Linear, states: torch.Tensor) -> torch.Tensor:
-    """Return logits [n, vocab] of states [n, width] at an exit, as `models.decoder` computes them."""
-    logits: torch.Tensor = network.lm_head(network.model.language_model.norm(states + adapter(states)))
-    return logits
-
-
 @torch.inference_mode()
-def _calibrate(network: Any, adapter: nn.Linear, given: torch.Tensor, final: torch.Tensor) -> dict[str, Any]:
+def _calibrate(mouth: Mouth, adapter: nn.Linear, layer: int, states: States) -> dict[str, Any]:
     """Say how often the exit's first choice is the final one, and how often the final one is its k-th."""
-    logits = exit_logits(network, adapter, given)
-    confidence = logits.softmax(-1).max(-1).values
-    wanted = final.argmax(-1)
-    rank = (logits > logits.gather(1, wanted[:, None])).sum(-1)
+    confidence, rank = (torch.cat(part) for part in zip(*_judged(mouth, adapter, layer, states), strict=True))
     right = rank == 0
     bins = []
     for low, high in pairwise(BINS):
@@ -129,16 +130,24 @@ def _calibrate(network: Any, adapter: nn.Linear, given: torch.Tensor, final: tor
     return {"agrees": round(float(right.float().mean()), 4), "final_is_kth": ranks, "by_confidence": bins}
 
 
+def _judged(
+    mouth: Mouth, adapter: nn.Linear, layer: int, states: States
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield, some rows at a time, how sure the exit is and as its how manieth choice the final one comes."""
+    for given, final in zip(
+        *(torch.split(part, _ROWS) for part in (states.by_layer[layer], states.final)), strict=True
+    ):
+        logits, wanted = mouth.logits(given, adapter), mouth.logits(final).argmax(-1)
+        rank = (logits > logits.gather(1, wanted[:, None])).sum(-1)
+        yield logits.softmax(-1).max(-1).values, rank
+
+
 def _write(folder: Path, adapters: dict[int, nn.Linear], figures: dict[str, Any]) -> None:
-    """Write adapters and calibration beside the weights; each file is complete or the old one."""
+    """Write adapters and calibration beside the weights, when both are complete."""
     tensors = {}
     for layer, adapter in adapters.items():
         tensors[f"layers.{layer}.weight"] = adapter.weight.half().cpu().contiguous()
         tensors[f"layers.{layer}.bias"] = adapter.bias.half().cpu().contiguous()
-    partial = folder / f"{EXITS_FILE}.partial"
-    save_file(tensors, partial)
-    partial.chmod(0o644)
-    partial.replace(folder / EXITS_FILE)
-    text = folder / f"{CALIBRATION_FILE}.partial"
-    text.write_text(json.dumps({"layers": figures}, indent=1) + "\n")
-    text.replace(folder / CALIBRATION_FILE)
+    with exporting(folder) as made:
+        save_file(tensors, made / EXITS_FILE)
+        (made / CALIBRATION_FILE).write_text(json.dumps({"layers": figures}, indent=1) + "\n")
