@@ -15,9 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.core.errors import ConfigError, ModelError
+from vlm_spec_decode.models.loader import shipped
 from vlm_spec_decode.train.checkpoint import exporting, load_checkpoint, save_checkpoint
-from vlm_spec_decode.train.config import TextConfig, TrainConfig
+from vlm_spec_decode.train.config import DataConfig, TextConfig, TrainConfig
+from vlm_spec_decode.train.frames import run_data
+from vlm_spec_decode.train.loop import load_guide
 from vlm_spec_decode.train.text import new_text_trainee, run_text
 from vlm_spec_decode.train.trainee import new_trainee
 
@@ -91,6 +94,23 @@ def test_a_checkpoint_of_another_model_is_named(tmp_path: Path) -> None:
         new_text_trainee(SMALL, 40).load(path)
     with pytest.raises(ModelError, match="there is no checkpoint"):
         new_trainee(TrainConfig("draft"), 30).take_eye(tmp_path / "none.pt")
+
+
+def test_a_model_to_learn_from_or_to_begin_from_must_be_there_and_of_the_same_kind(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"cannot load .*none: no readable config.json"):
+        run_text(replace(SMALL, out=tmp_path / "out", distil=tmp_path / "none"))
+    with pytest.raises(ModelError, match="its architecture is 'llava', where 'llama' is needed"):
+        run_text(replace(SMALL, out=tmp_path / "out", distil=shipped("draft")))
+    with pytest.raises(ModelError, match="its architecture is 'llama', where 'llava' is needed"):
+        load_guide(shipped("text_draft"), torch.device("cpu"))
+    with pytest.raises(ModelError, match="its architecture is 'llama', where 'llava' is needed"):
+        new_trainee(TrainConfig("draft"), 30).load(shipped("text_draft"))
+
+
+def test_no_room_that_is_held_out_is_rendered_for_training(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rooms from seed 1000000 on are held out"):
+        run_data(DataConfig(tmp_path / "frames", num_scenes=1_000_001))
+    assert not (tmp_path / "frames").exists()
 
 
 @pytest.mark.slow

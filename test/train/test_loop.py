@@ -43,7 +43,7 @@ def test_a_run_in_two_parts_equals_a_run_in_one(frames: Path, tmp_path: Path) ->
     whole = TrainConfig("draft", frames, tmp_path / "whole", eye_steps=1, steps=4, batch=2, dialogues=2)
     whole = replace(whole, precision="float32")
     try:
-        run_train(whole)
+        told = run_train(whole)["last_running_means"]
         # The rate follows the planned length, so the first part is the same plan, cut short.
         parts = replace(whole, out=tmp_path / "parts", stop_after=2)
         assert run_train(parts)["steps"] == 2
@@ -51,6 +51,8 @@ def test_a_run_in_two_parts_equals_a_run_in_one(frames: Path, tmp_path: Path) ->
     finally:
         torch.use_deterministic_algorithms(False)
     assert record["steps"] == 4
+    assert set(told) == {"loss", "telling", "rest"}
+    assert json.loads((parts.out / "training.json").read_text())["last_running_means"] == told
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 

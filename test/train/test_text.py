@@ -101,11 +101,12 @@ def test_a_run_in_two_parts_equals_a_run_in_one_also_of_a_draft_that_learns_answ
     guide = replace(SMALL, role="target", out=tmp_path / "guide", steps=1)
     run_text(guide)
     whole = replace(SMALL, out=tmp_path / "whole", distil=guide.out)
-    run_text(whole)
+    told = run_text(whole)["last_running_means"]
     parts = replace(whole, out=tmp_path / "parts")
     run_text(replace(parts, stop_after=2))
     record = run_text(parts)
     assert record["steps"] == 5
+    assert record["last_running_means"] == told
     assert str(tmp_path) not in (parts.out / "training.json").read_text(), "no path of this machine"
     one, two = (load_file(folder.out / "model.safetensors") for folder in (whole, parts))
     assert all(torch.equal(one[name], two[name]) for name in one)

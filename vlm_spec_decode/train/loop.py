@@ -81,6 +81,7 @@ def train(config: TrainConfig, crew: Crew) -> dict[str, Any]:
     record: dict[str, Any] = {"config": {k: str(v) for k, v in asdict(config).items()}, "data": frames.digest}
     record |= {"eye_steps": trainee.eye_step, "steps": trainee.step, "seconds": round(trainee.seconds)}
     record |= hardware.record()
+    record["last_running_means"] = {k: round(v, 4) for k, v in trainee.means.items()}
     if crew.leads:
         export(config.out, trainee.model, tok, record)
     return record
@@ -139,7 +140,6 @@ def _run(
     guide = load_guide(config.distil, trainee.device) if config.distil else None
     log = (config.out / "log.jsonl").open("a")
     started_s, before_s = time.monotonic(), trainee.seconds
-    figures: dict[str, float] = {}
     bar = tqdm(
         _steps(config, trainee),
         total=config.eye_steps + config.steps,
@@ -159,14 +159,14 @@ def _run(
             new = _eye_step(trainee, batch, hardware, crew)
         else:
             new = _step(trainee, batch, batcher, guide, hardware, crew)
-        figures = {k: 0.98 * figures.get(k, v) + 0.02 * v for k, v in new.items()}
+        trainee.means = {k: 0.98 * trainee.means.get(k, v) + 0.02 * v for k, v in new.items()}
         trainee.seconds = before_s + time.monotonic() - started_s
         if not crew.leads:
             continue
         if number % config.log_every == 0:
-            bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items()}, refresh=False)
+            bar.set_postfix({k: f"{v:.3f}" for k, v in trainee.means.items()}, refresh=False)
             row = {"eye": is_eye, "step": number, "s": round(trainee.seconds)}
-            log.write(json.dumps({**row, **{k: round(v, 4) for k, v in figures.items()}}) + "\n")
+            log.write(json.dumps({**row, **{k: round(v, 4) for k, v in trainee.means.items()}}) + "\n")
             log.flush()
         if number % config.checkpoint_every == 0:
             trainee.save(checkpoint)
@@ -201,8 +201,8 @@ def _eye_step(trainee: Trainee, batch: Batch, hardware: Hardware, crew: Crew) ->
 
 
 def load_guide(folder: Path, device: torch.device) -> LlavaForConditionalGeneration:
-    """Load the target that a draft learns from."""
-    guide = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="sdpa")
+    """Load the target that a draft learns from. Raises ModelError."""
+    guide: LlavaForConditionalGeneration = files.load_finished(LlavaForConditionalGeneration, folder)
     return guide.to(device).eval().requires_grad_(False)
 
 
@@ -230,8 +230,8 @@ def _step(
     telling = batcher.telling[labels.cpu().numpy()]
     return {
         "loss": loss.item(),
-        "telling": right[telling].mean(),
-        "rest": right[~telling].mean(),
+        "telling": float(right[telling].mean()),
+        "rest": float(right[~telling].mean()),
     }
 
 

@@ -11,7 +11,7 @@ import copy
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from vlm_spec_decode.train.checkpoint import (
     exporting,
     fitting,
     load_checkpoint,
+    load_finished,
     save_checkpoint,
 )
 from vlm_spec_decode.train.config import TextConfig
@@ -50,11 +51,12 @@ class TextTrainee:
     step: int = 0
     seconds: float = 0.0
     precision: Precision | None = None
+    means: dict[str, float] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint. Raises ModelError."""
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        state |= {"counters": (self.step, self.seconds), "precision": self.precision}
+        state |= {"counters": (self.step, self.seconds), "precision": self.precision, "means": self.means}
         save_checkpoint(state, path)
 
     def load(self, path: Path) -> None:
@@ -65,6 +67,7 @@ class TextTrainee:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds = state["counters"]
             self.precision = state.get("precision", "float32")
+            self.means = state.get("means", {})
 
 
 def run_text(config: TextConfig) -> dict[str, Any]:
@@ -85,10 +88,10 @@ def run_text(config: TextConfig) -> dict[str, Any]:
     talks = GuidedTalks(drawn, guide) if guide else drawn
     with memory_named(MEMORY_ADVICE):
         hardware = choose(trainee, config.precision, device, lambda: _probe(trainee, drawn, device))
-        figures = _run(config, trainee, talks, checkpoint, hardware)
+        _run(config, trainee, talks, checkpoint, hardware)
     settings = {k: str(v) for k, v in asdict(config).items() if k not in {"out", "start", "distil"}}
     record = {"config": settings, "data": talks.digest, "steps": trainee.step} | hardware.record()
-    record |= {"seconds": round(trainee.seconds), "last_running_means": figures}
+    record |= {"seconds": round(trainee.seconds), "last_running_means": _rounded(trainee.means)}
     record |= {name: path.name for name in ("start", "distil") if (path := getattr(config, name))}
     _export(config.out, trainee.model, tok, record)
     return record
@@ -138,9 +141,8 @@ def _run(
     talks: Talks | GuidedTalks,
     checkpoint: Path,
     hardware: Hardware,
-) -> dict[str, float]:
+) -> None:
     started_s, before_s = time.monotonic(), trainee.seconds
-    figures: dict[str, float] = {}
     last = config.steps if config.stop_after is None else config.stop_after
     with (config.out / "log.jsonl").open("a") as log:
         for number in tqdm(
@@ -152,15 +154,14 @@ def _run(
         ):
             _set_rate(config, trainee.optimizer, number)
             new = _step(trainee, talks, number, hardware)
-            figures = {k: 0.98 * figures.get(k, v) + 0.02 * v for k, v in new.items()}
+            trainee.means = {k: 0.98 * trainee.means.get(k, v) + 0.02 * v for k, v in new.items()}
             trainee.step, trainee.seconds = number, before_s + time.monotonic() - started_s
             if number % config.log_every == 0:
-                row = {"step": number, "s": round(trainee.seconds), **_rounded(figures)}
+                row = {"step": number, "s": round(trainee.seconds), **_rounded(trainee.means)}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
             if number % config.checkpoint_every == 0 or number == last:
                 trainee.save(checkpoint)
-    return _rounded(figures)
 
 
 def _step(
@@ -190,7 +191,7 @@ def _set_rate(config: TextConfig, optimizer: torch.optim.Optimizer, number: int)
 
 
 def _load_guide(folder: Path, device: torch.device) -> LlamaForCausalLM:
-    guide = LlamaForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
+    guide: LlamaForCausalLM = load_finished(LlamaForCausalLM, folder)
     return guide.to(device).eval().requires_grad_(False)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.models import tiny
 from vlm_spec_decode.train import checkpoint as files
 from vlm_spec_decode.train.config import TrainConfig
@@ -22,7 +21,8 @@ CPU = torch.device("cpu")
 class Trainee:
     """A model in training with everything that a checkpoint holds.
 
-    `precision` is that of its steps so far, None before the first: a run that is resumed keeps it.
+    `precision` is that of its steps so far, None before the first: a run that is resumed keeps it. `means`
+    are the running means of what its steps measured, such as the loss.
     """
 
     model: LlavaForConditionalGeneration
@@ -32,6 +32,7 @@ class Trainee:
     step: int = 0
     seconds: float = 0.0
     precision: Precision | None = None
+    means: dict[str, float] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -46,6 +47,7 @@ class Trainee:
             "optimizer": self.optimizer.state_dict(),
             "counters": (self.eye_step, self.step, self.seconds),
             "precision": self.precision,
+            "means": self.means,
         }
         files.save_checkpoint(state, path)
 
@@ -66,13 +68,11 @@ class Trainee:
                 self.optimizer.load_state_dict(state["optimizer"])
             self.eye_step, self.step, self.seconds = state["counters"]
             self.precision = state.get("precision", "float32")
+            self.means = state.get("means", {})
 
     def _take(self, folder: Path) -> None:
         """Begin from a finished model, whose steps do not count."""
-        try:
-            found = LlavaForConditionalGeneration.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{folder}: no model that can be loaded ({type(error).__name__})") from error
+        found = files.load_finished(LlavaForConditionalGeneration, folder)
         with files.fitting(folder):
             self.model.load_state_dict(found.state_dict())
 
