@@ -67,11 +67,12 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         first = config.first_seed + _DECLINED_FROM
         seeds = range(first, first + config.declined)
         refused = run_missions(
-            target, seeds, lambda s, w, c: draw_task(s, w, c, DECLINED_KINDS), config.max_answers
+            target, seeds, lambda s, w, c: draw_task(s, w, c, DECLINED_KINDS), config.max_answers, config.out
         )
         figures["declined"] = float(np.mean([e.success for e in refused]))
         figures["declined_by_kind"] = by_kind(refused)
         write_report(refused, config.out / "declined.jsonl")
+        episodes = [*episodes, *refused]
     (config.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     write_page(figures, episodes, config.out)
     return figures

@@ -78,7 +78,12 @@ def open_frames(folder: Path) -> FrameSet:
 
 
 def run_data(config: DataConfig) -> dict[str, Any]:
-    """Render all frames; chunks that an interrupted run finished are not rendered again."""
+    """Render all frames; chunks that an interrupted run finished are not rendered again.
+
+    Raises ConfigError rather than render a room that is held out.
+    """
+    if config.first_seed + config.num_scenes > held_out().first_scene_seed:
+        raise ConfigError(f"rooms from seed {held_out().first_scene_seed} on are held out: fewer --scenes")
     config.out.mkdir(parents=True, exist_ok=True)
     count = config.num_scenes * config.poses
     _allocate(config.out, count)
