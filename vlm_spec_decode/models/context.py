@@ -170,7 +170,9 @@ class VlmContext:
         self._prompt_len = self.stats.prompt_tokens = len(prompt.embedded)
         self._rope_rows, self._last_position = prompt.positions.shape[:-1], int(prompt.positions.max())
         positions = self._positions(start)
-        return torch.cat([prompt.embedded, embedded]), torch.cat([prompt.positions, positions], dim=-1)
+        # With layers spread over devices, the eye may lie on another one than the head.
+        before = prompt.positions.to(device)
+        return torch.cat([prompt.embedded.to(embedded), embedded]), torch.cat([before, positions], dim=-1)
 
     def _positions(self, start: int) -> Tensor:
         """Return the rotary positions [1, n] or [3, 1, n] of the slots from `start` on."""
@@ -208,7 +210,8 @@ class VlmContext:
         columns = torch.arange(self._prompt_len - 1, device=index.device)
         columns = torch.cat([columns, index + self._prompt_len - 1])
         for layer in cache.layers:
-            layer.keys, layer.values = layer.keys[:, :, columns], layer.values[:, :, columns]
+            kept = columns.to(layer.keys.device)
+            layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
         self._states = {depth: states[index] for depth, states in self._states.items()}
         self._slots.gather(keep)
         self._filled = len(keep)

@@ -72,7 +72,7 @@ class Decoder:
         """
         sizes = [len(strand.embedded) for strand in strands]
         hidden = torch.cat([strand.embedded for strand in strands])[None]
-        positions = torch.cat([strand.positions for strand in strands], dim=-1)
+        positions = torch.cat([strand.positions for strand in strands], dim=-1).to(hidden.device)
         rotary = self.rotary(hidden, positions, max(strand.end for strand in strands))
         for layer, block in enumerate(self.stack.layers, start=1):
             hidden = block(hidden, position_embeddings=rotary, strands=strands)
