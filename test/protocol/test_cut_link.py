@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from test.protocol.test_hostile_link import Pair, own_answer, run_kindly
+from test.protocol.test_hostile_link import HELLO, Pair, own_answer, run_kindly
 from vlm_spec_decode.core.errors import CloudUnreachable
 from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.types import AnswerRequest
-from vlm_spec_decode.edge.client import Timing
+from vlm_spec_decode.edge.client import EdgeProtocol, Timing
 
-TICK_S = 0.1
+TICK_S = 0.05
+WALKING = Timing.walking(0.6, 4.0)
+"""As the VLM node has it by default."""
 
 
 def begun(timing: Timing) -> Pair:
@@ -72,3 +74,60 @@ def test_an_edge_that_was_stopped_itself_does_not_blame_the_cloud(stopped_s: flo
     pair.pass_time(stopped_s)
     run_kindly(pair)
     assert pair.sequence.tokens == own_answer(pair.params)
+
+
+def die(pair: Pair) -> None:
+    """Kill the cloud that the edge speaks with."""
+    dead = pair.edge.place
+    pair.down.clear()
+    while pair.edge.place == dead and not pair.edge.events:
+        pair.now_s += TICK_S
+        pair.up.clear()
+        pair.edge.tick(pair.now_s)
+    pair.collect()
+
+
+def test_a_robot_that_walks_goes_on_at_the_next_cloud_before_it_falls_back() -> None:
+    pair = begun(WALKING)
+    began_s = pair.now_s
+    die(pair)
+    assert not pair.edge.events
+    assert pair.now_s - began_s <= WALKING.elsewhere_s + 2 * TICK_S < WALKING.give_up_s
+    run_kindly(pair)
+    assert pair.sequence.tokens == own_answer(pair.params)
+    assert pair.edge.place == 1
+
+
+def test_no_cloud_at_any_address_is_named_within_the_patience_that_holds_for_one() -> None:
+    pair = begun(WALKING)
+    began_s = pair.now_s
+    while not pair.edge.events:
+        cut(pair, TICK_S)
+    assert isinstance(pair.edge.events[0], CloudUnreachable)
+    assert pair.now_s - began_s <= WALKING.give_up_s + 2 * TICK_S
+
+
+def test_who_is_told_to_come_again_later_does_not_take_the_pause_for_silence() -> None:
+    pair = begun(WALKING)
+    for cloud in pair.clouds:
+        cloud.stats.is_draining = True
+        cloud.entries.clear()
+    until_s = pair.now_s + 5.0
+    while pair.now_s < until_s:
+        run_kindly(pair, rounds=1)
+    for cloud in pair.clouds:
+        cloud.stats.is_draining = False
+    run_kindly(pair, rounds=300)
+    assert pair.sequence.tokens == own_answer(pair.params)
+
+
+def test_a_first_greeting_has_its_time_at_each_address() -> None:
+    edge = EdgeProtocol(HELLO, WALKING, clouds=3)
+    edge.connect(0.0)
+    now_s, places = 0.0, {0}
+    while not edge.events:
+        now_s += TICK_S
+        edge.tick(now_s)
+        places.add(edge.place)
+    assert places == {0, 1, 2}
+    assert now_s >= 3 * WALKING.stay_s(is_welcome=False, rtt_s=0.0)

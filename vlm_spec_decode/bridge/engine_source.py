@@ -19,7 +19,11 @@ from vlm_spec_decode.edge.fallback import DraftModel
 from vlm_spec_decode.edge.setup import STRATEGY_NAMES, EdgeRuntime, EdgeSettings, bring_up
 
 PARAMETERS = (
-    Parameter("cloud", "", "Address of the verifier, tcp://HOST:PORT; empty: both models in this process."),
+    Parameter(
+        "cloud",
+        "",
+        "Address of the verifier, tcp://HOST:PORT; several with commas; empty: both models in this process.",
+    ),
     Parameter("keys", "", "Folder of CURVE keys; empty: plaintext, to a cloud on this machine only."),
     Parameter("draft", "", "Folder or hub id of the draft model; empty: the one that ships."),
     Parameter(
@@ -33,7 +37,7 @@ PARAMETERS = (
     Parameter("draft_length", 6, "Tokens drafted per round.", 1, 64),
     Parameter("answer_timeout_s", 30.0, "Silence of the cloud that fails an answer.", 0.5, 300.0),
     Parameter("link_silence_s", 0.6, "Silence of the link, heartbeats too, that loses the cloud.", 0.3, 30.0),
-    Parameter("connect_timeout_s", 4.0, "How long one handshake may take.", 0.5, 60.0),
+    Parameter("connect_timeout_s", 4.0, "How long a handshake may take, at each address.", 0.5, 60.0),
     Parameter("grammar", True, "Hold answers to the action language; the cloud must do the same."),
     Parameter("threads", 1, "Threads of the draft model.", 1, 64),
     Parameter("link_file", "", "YAML of a link profile to emulate in front of the socket; empty: none."),
@@ -61,7 +65,7 @@ def read_settings(node: Node) -> EdgeSettings:
         threads=values.integer("threads"),
         grammar=values.flag("grammar"),
         link=_link(link) if link else None,
-        timing=Timing(ping_s=min(0.3, silence_s / 4), give_up_s=silence_s, handshake_s=connect_s),
+        timing=Timing.walking(silence_s, connect_s),
     )
 
 

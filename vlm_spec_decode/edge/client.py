@@ -31,26 +31,24 @@ class EdgeProtocol:
     def __init__(self, hello: wire.Hello, timing: Timing | None = None, clouds: int = 1) -> None:
         self.timing = timing or Timing()
         self.welcome: wire.Welcome | None = None
-        self.place = 0
         self.outbox: deque[bytes] = deque()
         self.events: deque[Event | CloudError] = deque()
         self.dropped: Counter[str] = Counter()
-        self.rtt_s, self.image_bytes = 0.0, 0
-        self._clouds = clouds
-        self._hello = hello
+        self.place, self.rtt_s, self.image_bytes = 0, 0.0, 0
+        self._clouds, self._hello = clouds, hello
         self._packer = codec.TokenPacker(hello.vocab_size)
         self._answer: OpenAnswer | None = None
         self._model: tuple[str, str] | None = None
         self._delivered_images: deque[bytes] = deque(maxlen=64)
         self._heard_s = self._moved_s = self._ping_s = self._hello_s = 0.0
         self._retry_s: float | None = None
-        self._busies, self._dead = 0, False
+        self._busies, self._dead, self._is_met = 0, False, False
         self._pulse = Pulse()
 
     def connect(self, now_s: float) -> None:
         """Start the handshake; its end is `welcome`, or an error among the events."""
         self._heard_s = self._moved_s = now_s
-        self._dead = False
+        self._dead = self._is_met = False
         self._say_hello(now_s)
 
     def open(self, request: AnswerRequest, now_s: float) -> None:
@@ -98,16 +96,18 @@ class EdgeProtocol:
         self._heard_s, self._moved_s = self._pulse.excuse(now_s, self._heard_s, self._moved_s)
         if self._dead:
             return
-        patience_s, stay_s = self.timing.patience(is_welcome=self.welcome is not None)
-        is_waiting = self._answer is not None or self.welcome is None
-        if is_waiting and now_s - self._heard_s > patience_s:
-            self._fail(CloudUnreachable(f"nothing heard from the cloud for {now_s - self._heard_s:.1f} s"))
-        elif self._retry_s is not None:
+        silent_s, is_welcome = now_s - self._heard_s, self.welcome is not None
+        is_waiting = self._answer is not None or not is_welcome
+        stay_s = self.timing.stay_s(is_welcome=is_welcome, rtt_s=self.rtt_s)
+        if self._retry_s is not None:
             if now_s >= self._retry_s:
+                self._heard_s = now_s  # nobody had anything to say until now
                 self._move(now_s)
+        elif is_waiting and silent_s > self.timing.patience_s(is_met=self._is_met, clouds=self._clouds):
+            self._fail(CloudUnreachable(f"nothing heard from the cloud for {silent_s:.1f} s"))
         elif is_waiting and self._clouds > 1 and now_s - self._moved_s > stay_s:
             self._move(now_s)
-        elif self.welcome is None:
+        elif not is_welcome:
             if now_s - self._hello_s >= self.timing.hello_retry_s:
                 self._say_hello(now_s)
         elif now_s - self._ping_s >= self.timing.ping_s:
@@ -138,7 +138,7 @@ class EdgeProtocol:
         if answer and len(answer.mirror) and self._model not in {None, model}:
             self._fail(CloudRefused("model_changed", f"an answer of {self._model} cannot go on with {model}"))
             return
-        self.welcome, self._model = message, model
+        self.welcome, self._model, self._is_met = message, model, True
         if answer and not (again and answer.sent):
             self._send_open(now_s)
 
@@ -165,8 +165,8 @@ class EdgeProtocol:
                 self.events.append(CloudBusy(message.reason, message.retry_after_ms / 1000))
                 return
         self._busies += 1
-        has_asked_all = self._busies % self._clouds == 0
-        self._retry_s = now_s + (message.retry_after_ms / 1000 if has_asked_all else 0.0)
+        asked_all = self._busies % self._clouds == 0
+        self._retry_s = now_s + (min(message.retry_after_ms / 1000, self.timing.busy_s) if asked_all else 0.0)
 
     def _on_pong(self, message: wire.Pong, now_s: float) -> None:
         self.rtt_s = max(0.0, now_s - message.stamp_us / 1e6)

@@ -37,8 +37,9 @@ class EdgeSettings:
     """Everything that brings up an engine.
 
     `cloud` empty puts the target (`target`, by default the shipped one) into this process. `keys` is the
-    folder of `vsd keys`; without it only a loopback cloud is reached, in plaintext. `link` emulates a
-    network in front of the socket. `grammar` holds answers to the action language; both ends must agree.
+    folder of `vsd keys`; without it only a loopback cloud is reached, in plaintext. `connect_s` is for each
+    address of `cloud`. `link` emulates a network in front of the socket. `grammar` holds answers to the
+    action language; both ends must agree.
     """
 
     cloud: str = ""
@@ -107,7 +108,7 @@ def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRunti
     link = DealerLink(settings.cloud, keys, clock, settings.link, settings.seed)
     verifier = RemoteVerifier(link, hello_of(draft.card, said_in), clock, settings.timing)
     try:
-        welcome = verifier.connect(settings.connect_s)
+        welcome = verifier.connect(settings.connect_s * len(link.addresses))
     except BaseException:
         verifier.disconnect()
         raise

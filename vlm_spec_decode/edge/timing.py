@@ -12,9 +12,10 @@ ASLEEP_S = 2.0
 class Timing:
     """All in seconds.
 
-    `handshake_s` is the patience before the welcome, where encryption costs several round trips; without it,
-    `give_up_s` counts there too. An edge that knows several clouds tries the next after `elsewhere_s` of
-    silence; its patience counts over all of them. `busy_s` is how long it comes again to busy ones.
+    `handshake_s` is the patience with each cloud until one has greeted, since encryption costs several round
+    trips; without it, `give_up_s` counts there too. An edge that knows several clouds tries the next after
+    `elsewhere_s` of silence (less than `give_up_s`, or it never does); once one has greeted, its patience
+    counts over all of them. `busy_s` is how long it comes again to busy ones.
     """
 
     hello_retry_s: float = 0.5
@@ -25,15 +26,26 @@ class Timing:
     elsewhere_s: float = 2.0
     busy_s: float = 10.0
 
-    def patience(self, is_welcome: bool) -> tuple[float, float]:
-        """Return how long silence is borne at all, and at one of several clouds.
+    @classmethod
+    def walking(cls, silence_s: float, connect_s: float) -> Timing:
+        """Return the patience of a robot that walks: half for one cloud, half for the next to greet."""
+        ping_s, elsewhere_s = min(0.3, silence_s / 4), silence_s / 2
+        return cls(ping_s=ping_s, give_up_s=silence_s, handshake_s=connect_s, elsewhere_s=elsewhere_s)
 
-        Before the welcome the latter is long enough to connect and be greeted.
+    def patience_s(self, *, is_met: bool, clouds: int) -> float:
+        """Return how long silence is borne at all; `is_met`: one of the clouds has greeted."""
+        if is_met or self.handshake_s is None:
+            return self.give_up_s
+        return self.handshake_s * clouds
+
+    def stay_s(self, *, is_welcome: bool, rtt_s: float) -> float:
+        """Return how long silence is borne at one of several clouds.
+
+        Before its welcome that is long enough to connect and be greeted.
         """
         if is_welcome:
-            return self.give_up_s, self.elsewhere_s
-        total_s = self.give_up_s if self.handshake_s is None else self.handshake_s
-        return total_s, max(self.elsewhere_s, 4 * self.hello_retry_s)
+            return self.elsewhere_s + rtt_s
+        return max(self.elsewhere_s, 4 * self.hello_retry_s)
 
 
 @dataclass(slots=True)
