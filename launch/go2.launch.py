@@ -10,6 +10,7 @@ from launch.actions import OpaqueFunction
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vlm_spec_decode.bridge.launch_arguments import DECODING, MISSION, PROCESSES, Argument
 from vlm_spec_decode.bridge.launch_parts import Values, declare, node, recorder, view
+from vlm_spec_decode.core.errors import ConfigError
 
 ARGUMENTS = (
     Argument("interface", None, "Network interface towards the robot, such as eth0."),
@@ -38,6 +39,8 @@ CONFIG = "go2.yaml"
 def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Turn the arguments' values into processes."""
     value = Values.of(context, ARGUMENTS)
+    if value["driver"] == "cmd_vel" and value["source"] == "robot":
+        raise ConfigError("driver:=cmd_vel has no Go2's camera: say source:=image:TOPIC")
     robot = {"interface": value["interface"], "domain": value.whole("domain")}
     prefix = value["frame_prefix"]
     base = {"odom_frame": f"{prefix}odom", "base_frame": f"{prefix}base_link"}

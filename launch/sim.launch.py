@@ -22,6 +22,8 @@ ARGUMENTS = (
     *PROCESSES,
 )
 CONFIG = "sim.yaml"
+LINGER = ("--linger", "3")
+"""Ctrl-C reaches everything at once, and the locomotion node still has to see the robot stand."""
 
 
 def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
@@ -37,7 +39,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     vlm = value.some("keys", "strategy", "objective", "draft", "instruction", "fallback")
     vlm |= {"cloud": address, "approve": value.flag("approve")}
     return [
-        vsd("simulator", "sim", *room(value), "--interface", "lo", "--domain", value["dds_domain"]),
+        vsd("simulator", "sim", *room(value), *LINGER, "--domain", value["dds_domain"]),
         vsd("cloud", "cloud", "--bind", address, *option("--model", value.path("target")), *security(value)),
         node("camera_node", value, robot | {"frame_id": lens}, CONFIG),
         node("locomotion_node", value, robot | base | legs, CONFIG),

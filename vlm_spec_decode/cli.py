@@ -202,9 +202,8 @@ def ask(
 @click.option("--start", default="damping", show_default=True, help="lying, damping, locked or standing.")
 @click.option("--fault", "faults", multiple=True, help="NAME or NAME@SECONDS…; may be repeated.")
 @click.option("--view", type=FILE, default=None, help="PNG or GIF to save at the end.")
-@click.option(
-    "--ground-truth", "truth", type=FILE, default=None, help="JSON of path and collisions, at the end."
-)
+@click.option("--ground-truth", "truth", type=FILE, default=None, help="JSON of path and collisions.")
+@click.option("--linger", "linger_s", type=float, default=0.0, help="Seconds that it stays after Ctrl-C.")
 @click.option("--headless", is_flag=True, help="No DDS, virtual time: carry out --actions and end.")
 @click.option("--actions", default="", help='With --headless, such as "turn(20) forward(1.6)".')
 @as_json

@@ -1,10 +1,18 @@
+import math
+
 import pytest
 
 from vlm_spec_decode.bridge import diagnostics
 
 
 @pytest.mark.parametrize(
-    ("soc", "level"), [(0.8, diagnostics.OK), (0.15, diagnostics.WARN), (0.05, diagnostics.ERROR)]
+    ("soc", "level"),
+    [
+        (0.8, diagnostics.OK),
+        (0.15, diagnostics.WARN),
+        (0.05, diagnostics.ERROR),
+        (math.nan, diagnostics.ERROR),
+    ],
 )
 def test_a_battery_is_judged(soc, level):
     assert diagnostics.battery("robot: battery", soc).level == level

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from test.launch_files import declared_arguments
+from vlm_spec_decode import cli
 from vlm_spec_decode.bridge import launch_arguments
 from vlm_spec_decode.bridge.reference import PARAMETERS as DECLARED
 from vlm_spec_decode.core.errors import ConfigError
@@ -113,6 +114,29 @@ def test_a_walk_is_recorded_if_asked_for():
     (process,) = recorder(Values({"record": "~/walks/monday"}))
     words = [part.text for word in process.cmd[1:] for part in word]
     assert words == ["record", str(Path("~/walks/monday").expanduser())]
+
+
+@needs_launch
+def test_a_robot_that_is_no_go2_must_name_its_camera():
+    from launch import LaunchContext
+
+    module, context = load(ROOT / "launch" / "go2.launch.py"), LaunchContext()
+    context.launch_configurations.update({each.name: each.default or "x" for each in module.ARGUMENTS})
+    context.launch_configurations["driver"] = "cmd_vel"
+    with pytest.raises(ConfigError, match="source:="):
+        module.bring_up(context)
+
+
+def test_commands_that_are_launched_know_their_options():
+    commands = ("cloud", "sim", "replay", "record")
+    known = {
+        option
+        for name in commands
+        for parameter in cli.vsd.get_command(None, name).params
+        for option in parameter.opts
+    }
+    for path in LAUNCH_FILES:
+        assert set(re.findall(r'"(--\w[\w-]*)"', path.read_text())) <= known, path.name
 
 
 def parameters_of(node):

@@ -5,8 +5,10 @@ import threading
 import time
 
 import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import Twist, TwistStamped
 from nav_msgs.msg import Odometry
+from sensor_msgs.msg import BatteryState
 
 from test.ros.test_locomotion_node import Commander
 from vlm_spec_decode.actions.types import Done, Forward, Hello, Turn
@@ -114,6 +116,21 @@ def test_the_e_stop_holds_it(stage, eventually):
     assert eventually(lambda: platform.wanted[0] > 0.2)
     assert commander.estop(True).success
     assert eventually(lambda: platform.wanted == (0.0, 0.0, 0.0))
+
+
+def test_a_battery_that_was_named_and_is_silent_is_no_full_one(stage, eventually, graph):
+    commander, platform, _, _ = stage(battery_topic="battery")
+    commander.command(Forward(0.1))
+    assert eventually(lambda: "refused" in commander.states())
+    assert next(s for s in commander.statuses() if s.state == "refused").detail == "charge unknown"
+    assert not any(any(velocity) for velocity in platform.heard)
+    battery = graph.node("battery")
+    charge = battery.create_publisher(BatteryState, "battery", 10)
+    battery.create_timer(0.1, lambda: charge.publish(BatteryState(percentage=0.8)))
+    graph.start(battery)
+    assert eventually(lambda: commander.levels("battery")[-1:] == [DiagnosticStatus.OK])
+    commander.command(Forward(0.1), answer=2)
+    assert eventually(lambda: platform.wanted[0] > 0)
 
 
 @pytest.mark.parametrize("angles", [(0.1, -0.2, 3.0), (-0.3, 0.4, -1.5), (0.0, 0.0, 0.0)])

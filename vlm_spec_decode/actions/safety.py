@@ -75,7 +75,8 @@ class SafetyGate:
             return
         self._check_freshness(state, frame_age_s, state_age_s)
         if not isinstance(action, _SAVES_POWER) and not state.battery_soc >= self.limits.min_battery_soc:
-            raise ActionRefused("battery", f"{100 * state.battery_soc:.0f} % left")
+            soc = state.battery_soc
+            raise ActionRefused("battery", "charge unknown" if math.isnan(soc) else f"{100 * soc:.0f} % left")
         self._check_mode(action, state)
         direction = motion_direction(action)
         if direction is not None and self.room_m(state, *direction) <= OBSTACLE_MARGIN_M:

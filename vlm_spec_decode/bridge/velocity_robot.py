@@ -47,7 +47,8 @@ class VelocityRobot:
         values = Parameters(node, PARAMETERS)
         self._node, self._clock = node, clock
         self._topic, self._battery_topic = values.text("odometry_topic"), values.text("battery_topic")
-        self._battery_soc = 1.0
+        # Asked for and not heard yet is not full: the gate refuses what is no number.
+        self._battery_soc = math.nan if self._battery_topic else 1.0
         self._changed = threading.Condition()
         self._state: RobotState | None = None
         self._closed = False

@@ -7,6 +7,7 @@ steady rate, one thread serves requests and one draws the camera's frames.
 from __future__ import annotations
 
 import copy
+import math
 import signal
 import threading
 import time
@@ -50,7 +51,10 @@ START_STATES = {
 
 @dataclass(frozen=True, slots=True)
 class SimConfig:
-    """Everything `vsd sim` can be told. `faults` are texts as `sim.faults` reads them."""
+    """Everything `vsd sim` can be told. `faults` are texts as `sim.faults` reads them.
+
+    For `linger_s` after it was asked to end the robot stays, so that whoever commands it can still stop it.
+    """
 
     scene_seed: int = 0
     scene: Path | None = None
@@ -70,6 +74,7 @@ class SimConfig:
     lf_state_hz: float = 20.0
     drift: float = 0.0
     reselect_s: float = 10.0
+    linger_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the ranges. Raises ConfigError naming the setting."""
@@ -85,6 +90,7 @@ class SimConfig:
             ("loop_hz", 10, 500),
             ("state_hz", 0, 500),
             ("lf_state_hz", 1, 500),
+            ("linger_s", 0, 60),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -167,7 +173,8 @@ def _serve(
                 clock.sleep(0.01)
             if not _ended(workers):
                 on_ready()
-            _loop(config, clock, beat, lambda: should_stop() or _ended(workers))
+            leaves = lingering(should_stop, clock, config.linger_s)
+            _loop(config, clock, beat, lambda: leaves() or _ended(workers))
         finally:
             server.stop()
             hub.stop()
@@ -187,6 +194,19 @@ def _loop(config: SimConfig, clock: Clock, beat: Callable[[], None], should_stop
             due_s = clock.now()
         elif late_s < 0:
             clock.sleep(-late_s)
+
+
+def lingering(should_stop: Callable[[], bool], clock: Clock, linger_s: float) -> Callable[[], bool]:
+    """Return what comes true `linger_s` after `should_stop` was first seen to be."""
+    asked_s = math.inf
+
+    def leaves() -> bool:
+        nonlocal asked_s
+        if should_stop():
+            asked_s = min(asked_s, clock.now())
+        return clock.now() - asked_s >= linger_s
+
+    return leaves
 
 
 def _ended(workers: list[Future[None]]) -> bool:
