@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -76,6 +77,7 @@ def test_untrained_model_is_told_the_action_language_and_ours_is_not(tmp_path):
         torch.OutOfMemoryError("CUDA out of memory"),
         ValueError("Error: engine error: Could not allocate memory"),
         OSError(12, "Cannot allocate memory"),
+        mujoco.FatalError("Could not allocate memory"),
         RuntimeError("can't allocate memory: 8 GB"),
     ],
 )

@@ -50,7 +50,8 @@ def memory_named(advice: str = LOADING_ADVICE) -> Iterator[None]:
     """Turn an allocation that fails into OutOfMemory, which says what to try."""
     try:
         yield
-    except (MemoryError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:
+        # Any class: MuJoCo's FatalError, from the room of a dialogue, has no nearer base.
         if not _is_out_of_memory(error):
             raise
         raise OutOfMemory(f"out of memory: try {advice}") from error
@@ -60,7 +61,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     """Tell a failed allocation from other errors.
 
     torch's CPU allocator and oneDNN's engine have no class of their own for it: RuntimeError and ValueError
-    with a sentence; a fork or a mapping that fails is an OSError.
+    with a sentence, as MuJoCo has its FatalError; a fork or a mapping that fails is an OSError.
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
