@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from enum import IntEnum
@@ -32,6 +33,7 @@ from vlm_spec_decode.train.held_out import held_out
 MAX_OBJECTS = 8
 CHUNK_SCENES = 50
 RENDER_PX = (256, 144)
+DONE_FILE = "done.json"
 
 
 class Column(IntEnum):
@@ -80,29 +82,46 @@ def open_frames(folder: Path) -> FrameSet:
 def run_data(config: DataConfig) -> dict[str, Any]:
     """Render all frames; chunks that an interrupted run finished are not rendered again.
 
-    Raises ConfigError rather than render a room that is held out.
+    Raises ConfigError rather than render a room that is held out, mix frames of other settings into the
+    folder's, or begin what the disk cannot hold.
     """
     if config.first_seed + config.num_scenes > held_out().first_scene_seed:
         raise ConfigError(f"rooms from seed {held_out().first_scene_seed} on are held out: fewer --scenes")
     config.out.mkdir(parents=True, exist_ok=True)
     count = config.num_scenes * config.poses
+    done = _finished(config)
     _allocate(config.out, count)
-    done_file = config.out / "done.json"
-    done = set(json.loads(done_file.read_text())) if done_file.exists() else set()
     firsts = [f for f in range(0, config.num_scenes, CHUNK_SCENES) if f not in done]
     with ProcessPoolExecutor(config.workers, mp_context=get_context("spawn")) as pool:
         jobs = ((config, first) for first in firsts)
         for first in tqdm(pool.map(_render_chunk, jobs), total=len(firsts), unit="chunk", desc="frames"):
             done.add(first)
-            _note(done_file, done)
+            _note(config, done)
     return _finish(config, count)
 
 
-def _note(file: Path, done: set[int]) -> None:
+def _finished(config: DataConfig) -> set[int]:
+    """Return which chunks are there. Raises ConfigError if they were rendered with other settings."""
+    file = config.out / DONE_FILE
+    if not file.exists():
+        return set()
+    found = json.loads(file.read_text())
+    if found["settings"] != _settings(config):
+        raise ConfigError(f"{config.out} holds frames of other settings: name another folder, or remove it")
+    return set(found["chunks"])
+
+
+def _note(config: DataConfig, done: set[int]) -> None:
     """Write which chunks are finished; a run that is interrupted here leaves the list before."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(sorted(done)))
-    partial.replace(file)
+    partial = config.out / f"{DONE_FILE}.partial"
+    partial.write_text(json.dumps({"settings": _settings(config), "chunks": sorted(done)}))
+    partial.replace(config.out / DONE_FILE)
+
+
+def _settings(config: DataConfig) -> dict[str, str]:
+    """Return what decides the frames."""
+    settings = {k: str(v) for k, v in asdict(config).items() if k not in {"out", "workers"}}
+    return settings | {"never_shown": ", ".join(sorted(held_out().pairs))}
 
 
 def observe(camera: FrontCamera, world: World) -> npt.NDArray[np.float32]:
@@ -190,6 +209,7 @@ def _approach(scene: Scene, rng: np.random.Generator) -> Pose2D:
 
 
 def _allocate(folder: Path, count: int) -> None:
+    """Make room for all frames at once: a disk that fills up under a mapped file would kill the process."""
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "frames": ((count, IMAGE_PX, IMAGE_PX, 3), np.uint8),
         "patches": ((count, PATCHES_ACROSS**2), np.int8),
@@ -199,17 +219,23 @@ def _allocate(folder: Path, count: int) -> None:
         path = folder / f"{name}.npy"
         if path.exists() and np.load(path, mmap_mode="r").shape == shape:
             continue
-        (folder / "done.json").unlink(missing_ok=True)
         np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+        size_bytes = path.stat().st_size
+        try:
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, size_bytes)
+        except OSError as error:
+            path.unlink()
+            raise ConfigError(
+                f"no room for {size_bytes / 1e6:.0f} MB in {folder}: {error.strerror}"
+            ) from error
 
 
 def _finish(config: DataConfig, count: int) -> dict[str, Any]:
     objects = np.load(config.out / "objects.npy", mmap_mode="r")
-    settings = {k: str(v) for k, v in asdict(config).items() if k not in {"out", "workers"}}
-    settings["never_shown"] = ", ".join(sorted(held_out().pairs))
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + objects.tobytes()).hexdigest()[
-        :16
-    ]
+    settings = _settings(config)
+    said = json.dumps(settings, sort_keys=True).encode()
+    digest = hashlib.sha256(said + objects.tobytes()).hexdigest()[:16]
     meta = {"digest": digest, "frames": count, **settings}
     (config.out / "meta.json").write_text(json.dumps(meta, indent=1))
     return meta
