@@ -8,7 +8,8 @@
 `docs/results/main_job.json` is what benchmarks/main_job.py leaves in its folder, with the machine it ran on;
 `docs/results/demo.json` is the run.json of a `vsd demo`; `decoding.json` and `reproduction.json` are what
 benchmarks/decoding.py and benchmarks/reproduction.py leave, `robot.json` what benchmarks/robot.py does,
-`bodies.json` what benchmarks/bodies.py does, `bags.json` what benchmarks/bags.py does.
+`bodies.json` what benchmarks/bodies.py does, `bags.json` what benchmarks/bags.py does, `service.json` what
+benchmarks/service.py does; robot, bags and service take the name of the file as `--results`.
 """
 
 from __future__ import annotations
@@ -131,12 +132,6 @@ def reproduction(document: Mapping[str, Any]) -> str:
     return f"{table}\n\nMedians of {document['answers']} answers. {made(document)}"
 
 
-def robot(document: Mapping[str, Any]) -> str:
-    """Return how safe the robot stays, and whether that is the full run."""
-    size = "The quick run, with the counts named above. " if document["quick"] else ""
-    return f"{figures_table(document)}\n\n{size}{made(document)}"
-
-
 def bodies(document: Mapping[str, Any]) -> str:
     """Return both bodies' figures."""
     table = bodies_tables.bodies_table(document)
@@ -156,7 +151,7 @@ def render(text: str) -> str:
     tables = {
         "main_job": lambda: f"{figures_table(load('main_job'))}\n\n{made(load('main_job'))}",
         "bags": lambda: apart(load("bags")),
-        "robot": lambda: robot(load("robot")),
+        "robot": lambda: apart(load("robot")),
         "bodies": lambda: bodies(load("bodies")),
         "service": lambda: apart(load("service")),
         "demo": lambda: demo_table(load("demo")),
