@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
-os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+# As on a robot: with LOCALHOST, rmw_fastrtps uses shared memory, which a killed node may leave locked.
+os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")
 os.environ.setdefault("ROS_DOMAIN_ID", "57")
 
 from figures import Figure

@@ -76,6 +76,29 @@ def test_what_travelled_is_in_the_bag_byte_for_byte(graph, image, tmp_path, stor
     assert bag_of(tmp_path / "bag")[1] == messages
 
 
+def test_a_recorder_that_is_there_before_the_camera_hears_it(graph, image, tmp_path, eventually):
+    topic, node = "camera/image_raw/compressed", graph.node("robot")
+    node.create_subscription(CompressedImage, topic, print, qos_profile_sensor_data)
+    graph.start(node)
+    recorder = Recorder(RecordConfig(tmp_path / "bag", ROS_DOMAIN), print)
+
+    def is_there():
+        recorder.look()
+        recorder.spin(0.1)
+        return len(node.get_subscriptions_info_by_topic(topic)) == 2
+
+    assert eventually(is_there, 30.0)
+    camera = node.create_publisher(CompressedImage, topic, qos_profile_sensor_data)
+
+    def is_heard():
+        camera.publish(to_compressed(image, 12.5, "front_camera_optical"))
+        recorder.spin(0.1)
+        return recorder.counts
+
+    assert eventually(is_heard, 30.0)
+    recorder.close()
+
+
 def test_ctrl_c_completes_the_bag(graph, processes, tmp_path, eventually):
     node = graph.node("robot")
     voice = node.create_publisher(String, "vlm/instruction", COMMAND)

@@ -14,6 +14,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 from rclpy.validate_namespace import validate_namespace
 
+from vlm_spec_decode.bridge.middleware import prefer_sockets
 from vlm_spec_decode.core.errors import ConfigError
 
 
@@ -27,6 +28,7 @@ class OwnNode:
                 validate_namespace("/" + namespace.lstrip("/"))
             except InvalidNamespaceException as error:
                 raise ConfigError(f"{namespace!r} is no ROS namespace; /go2_a is one") from error
+        prefer_sockets()
         context = self._context = rclpy.Context()
         rclpy.init(context=context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
         self.node = rclpy.create_node(name, context=context, namespace=namespace or None, **options)

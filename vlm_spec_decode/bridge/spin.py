@@ -22,6 +22,7 @@ from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
 from vlm_spec_decode.bridge.managed import Build, ManagedNode
+from vlm_spec_decode.bridge.middleware import prefer_sockets
 from vlm_spec_decode.core.errors import VsdError
 
 
@@ -58,6 +59,7 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
     ending = _Ending()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ending.on_signal)
+    prefer_sockets()
     rclpy.init(args=list(args) if args is not None else None, signal_handler_options=SignalHandlerOptions.NO)
     try:
         node = ManagedNode(name, build, ending)

@@ -94,10 +94,12 @@ class Recorder:
         self._node.create_subscription(message, topic, take, quality, raw=True)
 
     def _quality(self, topic: str) -> QoSProfile:
-        """Ask for what all publishers offer, so that none is left out."""
-        offered = [info.qos_profile for info in self._node.get_publishers_info_by_topic(topic)]
-        reliable = all(q.reliability == ReliabilityPolicy.RELIABLE for q in offered)
-        kept = bool(offered) and all(q.durability == DurabilityPolicy.TRANSIENT_LOCAL for q in offered)
+        """Ask for what all publishers offer, so that none is left out; without any, what others ask."""
+        node = self._node
+        ends = node.get_publishers_info_by_topic(topic) or node.get_subscriptions_info_by_topic(topic)
+        found = [end.qos_profile for end in ends]
+        reliable = bool(found) and all(q.reliability == ReliabilityPolicy.RELIABLE for q in found)
+        kept = bool(found) and all(q.durability == DurabilityPolicy.TRANSIENT_LOCAL for q in found)
         return QoSProfile(
             depth=DEPTH,
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
