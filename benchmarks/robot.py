@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
-# As on a robot: with LOCALHOST, rmw_fastrtps uses shared memory, which a killed node may leave locked.
+# As on a robot: with LOCALHOST, rmw_fastrtps uses shared memory, which killed nodes can leave unusable.
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")
 os.environ.setdefault("ROS_DOMAIN_ID", "57")
 
