@@ -28,13 +28,11 @@ from vlm_spec_decode.bag.questions import Question
 from vlm_spec_decode.bag.replay import ReplayConfig, Replayer, Share
 from vlm_spec_decode.bag.source import bag_name
 from vlm_spec_decode.core.errors import BagError, ConfigError
+from vlm_spec_decode.edge.pair import folders
 
 THUMB_PX, THUMB_QUALITY = 200, 55
 SHARES_PER_WORKER = 4
 """More shares than workers: who is done first takes another, and less is lost when a run breaks off."""
-
-ASSETS = Path(__file__).parents[1] / "assets"
-"""Where the models are that are taken unless others are named."""
 
 Lines = list[dict[str, Any]]
 
@@ -86,9 +84,8 @@ def replay_all(config: ReplayConfig, out: Path, workers: Workers) -> None:
 
 def state_of(config: ReplayConfig) -> str:
     """Return a short hash of what decides the rows: settings, and bags and models as they lie there now."""
-    given = [config.target or ASSETS / "target", config.draft or ASSETS / "draft"]
-    models = [Path(str(model).split(",")[0]) for model in given]
-    files = [file for path in (*config.bags, *models) for file in (path, *sorted(path.rglob("*")))]
+    paths = (*config.bags, *folders(config.target, config.draft))
+    files = [file for path in paths for file in (path, *sorted(path.rglob("*")))]
     found = [(str(file), file.stat()) for file in files if file.is_file()]
     stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
     return hashlib.sha256(f"{config.digest} {stamps}".encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.core.clock import VirtualClock
@@ -14,6 +15,7 @@ from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.virtual import VirtualVerifier
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
+from vlm_spec_decode.models.spec import LoadOptions, parse_spec
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy
 
 __all__ = ["DEFAULT", "ModelPair", "check_strategy", "load_pair", "virtual_engine"]
@@ -31,8 +33,7 @@ class ModelPair:
 
 def load_pair(target: str = "", draft: str = "", threads: int = 1, grammar: bool = True) -> ModelPair:
     """Load both, by default the shipped ones. Raises ModelError or VocabularyMismatch."""
-    verifies = load_model(target or shipped("target"), threads=threads)
-    drafts = load_model(draft or shipped("draft"), threads=threads)
+    verifies, drafts = (load_model(spec, threads=threads) for spec in _named(target, draft))
     assert_same_vocabulary(drafts.card, verifies.card)
     said_in = language(grammar)
     return ModelPair(
@@ -41,6 +42,15 @@ def load_pair(target: str = "", draft: str = "", threads: int = 1, grammar: bool
         verifies.codec,
         verifies.codec.stop_ids,
     )
+
+
+def folders(target: str = "", draft: str = "") -> tuple[Path, ...]:
+    """Return where the pair's files lie, if they lie on this machine. Raises ModelError."""
+    return tuple(Path(parse_spec(spec, LoadOptions()).source) for spec in _named(target, draft))
+
+
+def _named(target: str, draft: str) -> tuple[str | Path, str | Path]:
+    return target or shipped("target"), draft or shipped("draft")
 
 
 def check_strategy(name: str) -> None:

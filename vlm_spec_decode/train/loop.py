@@ -32,6 +32,7 @@ from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.crew import Crew, in_step
 from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.hardware import Hardware, choose, pick_device
+from vlm_spec_decode.train.means import rounded, updated
 from vlm_spec_decode.train.network import answer_loss, distil_loss, image_features, logits_of
 from vlm_spec_decode.train.trainee import Trainee, new_trainee
 
@@ -81,7 +82,7 @@ def train(config: TrainConfig, crew: Crew) -> dict[str, Any]:
     record: dict[str, Any] = {"config": {k: str(v) for k, v in asdict(config).items()}, "data": frames.digest}
     record |= {"eye_steps": trainee.eye_step, "steps": trainee.step, "seconds": round(trainee.seconds)}
     record |= hardware.record()
-    record["last_running_means"] = {k: round(v, 4) for k, v in trainee.means.items()}
+    record["last_running_means"] = rounded(trainee.means)
     if crew.leads:
         export(config.out, trainee.model, tok, record)
     return record
@@ -159,14 +160,14 @@ def _run(
             new = _eye_step(trainee, batch, hardware, crew)
         else:
             new = _step(trainee, batch, batcher, guide, hardware, crew)
-        trainee.means = {k: 0.98 * trainee.means.get(k, v) + 0.02 * v for k, v in new.items()}
+        trainee.means = updated(trainee.means, new)
         trainee.seconds = before_s + time.monotonic() - started_s
         if not crew.leads:
             continue
         if number % config.log_every == 0:
             bar.set_postfix({k: f"{v:.3f}" for k, v in trainee.means.items()}, refresh=False)
             row = {"eye": is_eye, "step": number, "s": round(trainee.seconds)}
-            log.write(json.dumps({**row, **{k: round(v, 4) for k, v in trainee.means.items()}}) + "\n")
+            log.write(json.dumps(row | rounded(trainee.means)) + "\n")
             log.flush()
         if number % config.checkpoint_every == 0:
             trainee.save(checkpoint)

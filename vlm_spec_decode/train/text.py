@@ -34,6 +34,7 @@ from vlm_spec_decode.train.checkpoint import (
 from vlm_spec_decode.train.config import TextConfig
 from vlm_spec_decode.train.hardware import Hardware, Precision, choose, pick_device
 from vlm_spec_decode.train.loop import tokenizer
+from vlm_spec_decode.train.means import rounded, updated
 from vlm_spec_decode.train.network import answer_loss, distil_loss
 from vlm_spec_decode.train.talks import GuidedTalks, Talks
 from vlm_spec_decode.train.trainee import CPU
@@ -91,7 +92,7 @@ def run_text(config: TextConfig) -> dict[str, Any]:
         _run(config, trainee, talks, checkpoint, hardware)
     settings = {k: str(v) for k, v in asdict(config).items() if k not in {"out", "start", "distil"}}
     record = {"config": settings, "data": talks.digest, "steps": trainee.step} | hardware.record()
-    record |= {"seconds": round(trainee.seconds), "last_running_means": _rounded(trainee.means)}
+    record |= {"seconds": round(trainee.seconds), "last_running_means": rounded(trainee.means)}
     record |= {name: path.name for name in ("start", "distil") if (path := getattr(config, name))}
     _export(config.out, trainee.model, tok, record)
     return record
@@ -154,10 +155,10 @@ def _run(
         ):
             _set_rate(config, trainee.optimizer, number)
             new = _step(trainee, talks, number, hardware)
-            trainee.means = {k: 0.98 * trainee.means.get(k, v) + 0.02 * v for k, v in new.items()}
+            trainee.means = updated(trainee.means, new)
             trainee.step, trainee.seconds = number, before_s + time.monotonic() - started_s
             if number % config.log_every == 0:
-                row = {"step": number, "s": round(trainee.seconds), **_rounded(trainee.means)}
+                row = {"step": number, "s": round(trainee.seconds), **rounded(trainee.means)}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
             if number % config.checkpoint_every == 0 or number == last:
@@ -206,7 +207,3 @@ def _export(
         config.save_pretrained(str(made))
         tiny.save_text_folder(made, tok)
         (made / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-
-
-def _rounded(figures: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in figures.items()}
