@@ -150,8 +150,16 @@ def test_wrong_keys_and_strangers_are_not_served(key_folder: Path, tmp_path: Pat
         ):
             stranger.connect(timeout_s=1.5)
         (tmp_path / "cloud.key").write_bytes((tmp_path / "edge.key").read_bytes())
-        with edge(server.address, tmp_path) as misled, pytest.raises(CloudUnreachable):
+        with (
+            edge(server.address, tmp_path) as misled,
+            pytest.raises(CloudUnreachable, match="the cloud's key is another"),
+        ):
             misled.connect(timeout_s=1.5)
+        with (
+            edge(server.address, None) as unencrypted,
+            pytest.raises(CloudUnreachable, match="one end encrypts, the other does not"),
+        ):
+            unencrypted.connect(timeout_s=1.5)
         with edge(server.address, key_folder) as friend:
             assert friend.connect().model_id == "table"
 

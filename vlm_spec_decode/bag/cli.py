@@ -16,6 +16,7 @@ from vlm_spec_decode.bag.recorded import Chosen
 from vlm_spec_decode.bag.replay import Cell, ReplayConfig
 from vlm_spec_decode.bag.run import RunConfig, run
 from vlm_spec_decode.bag.work import Workers
+from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.core.errors import BagError, ConfigError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
 from vlm_spec_decode.edge.pair import DEFAULT, check_strategy
@@ -24,7 +25,7 @@ Settings = TypeVar("Settings")
 
 WIFI = LinkProfile("wifi", 12.0, 40.0, 80.0, 4.0, 0.01)
 GO2_A100 = HardwareProfile("go2_a100", 72.0, 620.0, 620.0, 620.0, 62.0, source="arXiv 2505.21594, Table 8(a)")
-SAMPLE = Path(__file__).parents[1] / "assets" / "sample_bag"
+SAMPLE = ASSETS / "sample_bag"
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, exists=True, path_type=Path)
 

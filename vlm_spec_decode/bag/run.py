@@ -131,11 +131,6 @@ def run(config: RunConfig) -> dict[str, Any]:
     return document
 
 
-def compare_runs(a: Path, b: Path) -> dict[str, Any]:
-    """Compare two folders of results, cell by cell of the same name, over the questions both asked."""
-    return _compared(_rows_of(a), _rows_of(b))
-
-
 def _check_compared(config: RunConfig) -> None:
     """Raise BagError before hours of work if there is nothing to compare them with."""
     earlier, names = config.compare, {cell.name for cell in config.replay.cells}

@@ -16,6 +16,7 @@ from vlm_spec_decode.bench.prompts import SEEN, TOLD, recorded_prompts
 from vlm_spec_decode.bench.recorded import RecordedModel
 from vlm_spec_decode.bench.run import Silent
 from vlm_spec_decode.bench.synthetic import PairSpec, SyntheticFamily
+from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Model, TextCodec
 from vlm_spec_decode.core.types import Observation, SamplingParams
@@ -36,11 +37,10 @@ ROLES = {
 
 def early_draft(name: str) -> Path:
     """Return the folder of a draft as it was early in its training. Raises ConfigError."""
-    assets = shipped("draft").parent
-    if not (assets / f"draft_{name}").is_dir():
-        known = sorted(path.name.removeprefix("draft_") for path in assets.glob("draft_early*"))
+    if not (ASSETS / f"draft_{name}").is_dir():
+        known = sorted(path.name.removeprefix("draft_") for path in ASSETS.glob("draft_early*"))
         raise ConfigError(f"no early draft {name!r}; known: {', '.join(known)}")
-    return assets / f"draft_{name}"
+    return ASSETS / f"draft_{name}"
 
 
 def folders_of(name: str) -> tuple[str, str]:

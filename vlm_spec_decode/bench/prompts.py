@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.types import Image, Observation
 
-FOLDER = Path(__file__).parents[1] / "assets" / "prompts"
+FOLDER = ASSETS / "prompts"
 SEEN, TOLD = "prompts.json", "told.json"
 """Questions about a frame, and about a room told in words."""
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.demo import doctor_robot
 from vlm_spec_decode.demo.finding import Finding
 
@@ -87,8 +88,7 @@ def _robot_link() -> Finding:
 
 
 def _models() -> Finding:
-    assets = Path(__file__).parents[1] / "assets"
-    missing = [name for name in ("draft", "target") if not (assets / name / "model.safetensors").is_file()]
+    missing = [name for name in ("draft", "target") if not (ASSETS / name / "model.safetensors").is_file()]
     return Finding(
         "models", not missing, f"missing: {', '.join(missing)}" if missing else "draft and target are there"
     )

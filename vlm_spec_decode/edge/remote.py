@@ -14,6 +14,13 @@ from vlm_spec_decode.edge.client import EdgeProtocol, Timing
 from vlm_spec_decode.protocol.messages import Hello, Welcome
 from vlm_spec_decode.transport.dealer import DealerLink
 
+_HANDSHAKE_FAILED = {
+    "HANDSHAKE_FAILED_AUTH": "the cloud does not know our key",
+    "HANDSHAKE_FAILED_PROTOCOL": "one end encrypts, the other does not",
+    "HANDSHAKE_FAILED_NO_DETAIL": "the handshake broke off: the network, or the cloud's key is another",
+}
+"""What ZeroMQ's events mean, those that say more first."""
+
 
 class RemoteVerifier:
     """Implements `Verifier` over a `DealerLink`. Only `wait` and `connect` block."""
@@ -26,7 +33,7 @@ class RemoteVerifier:
         self._answer = 0
         self._usage_before = (0, 0)
         self._welcomed = threading.Event()
-        self._handshake_failure = ""
+        self._handshake_failures: set[str] = set()
         self._started = False
 
     def connect(self, timeout_s: float = 5.0) -> Welcome:
@@ -110,7 +117,7 @@ class RemoteVerifier:
         self._flush()
 
     def _on_handshake_failed(self, event: str) -> None:
-        self._handshake_failure = event
+        self._handshake_failures.add(event)
 
     def _flush(self) -> None:
         self._protocol.tick(self._clock.now())
@@ -120,6 +127,7 @@ class RemoteVerifier:
         while self._protocol.events:
             self._events.put(self._protocol.events.popleft())
         if self._protocol.welcome:
+            self._handshake_failures.clear()
             self._welcomed.set()
 
     # On the caller's thread ----------------------------------------------------------------------
@@ -150,7 +158,5 @@ class RemoteVerifier:
             raise event
 
     def _unreachable(self, detail: str) -> CloudUnreachable:
-        why = ""
-        if self._handshake_failure:
-            why = "; the encrypted handshake failed: the cloud does not know our key, or its own is another"
-        return CloudUnreachable(f"cloud {self._link.address}: {detail}{why}")
+        failed = [why for event, why in _HANDSHAKE_FAILED.items() if event in self._handshake_failures]
+        return CloudUnreachable("; ".join([f"cloud {self._link.address}: {detail}", *failed[:1]]))

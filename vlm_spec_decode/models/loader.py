@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
+from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.models import original as originals
@@ -49,11 +50,10 @@ _SHIPPED_MARK = "shipped:"
 
 def shipped(name: str) -> Path:
     """Return the folder of a checkpoint that comes with the package, such as "target". Raises ModelError."""
-    assets = Path(__file__).parents[1] / "assets"
-    known = sorted(folder.name for folder in assets.iterdir() if (folder / "config.json").is_file())
+    known = sorted(folder.name for folder in ASSETS.iterdir() if (folder / "config.json").is_file())
     if name not in known:
         raise ModelError(f"no checkpoint {name!r} comes with this package (known: {', '.join(known)})")
-    return assets / name
+    return ASSETS / name
 
 
 def assert_same_vocabulary(draft: ModelCard, target: ModelCard) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from vlm_spec_decode.core.assets import ASSETS
+
 FOLDER = click.Path(path_type=Path)
-PAIR = Path(__file__).parents[1] / "assets"
 DEVICE = click.option(
     "--device",
     default="auto",
@@ -168,8 +169,8 @@ def exits(as_json: bool, **options: Any) -> None:
 
 
 @train.command()
-@click.option("--target", type=FOLDER, default=PAIR / "target", show_default="the shipped one")
-@click.option("--draft", type=FOLDER, default=PAIR / "draft", show_default="the shipped one")
+@click.option("--target", type=FOLDER, default=ASSETS / "target", show_default="the shipped one")
+@click.option("--draft", type=FOLDER, default=ASSETS / "draft", show_default="the shipped one")
 @click.option("--episodes", type=click.IntRange(0), default=100, show_default=True)
 @click.option("--declined", type=click.IntRange(0), default=40, show_default=True, help="To be refused.")
 @click.option("--frames", type=click.IntRange(0), default=100, show_default=True)
