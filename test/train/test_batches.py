@@ -43,7 +43,7 @@ def packed(pixels: torch.Tensor) -> Batch:
     answer = [*tok(ANSWER)["input_ids"], EOS_ID]
     prompts = [tok(f"user : {text} robot :")["input_ids"] for text in INSTRUCTIONS]
     rows = [(0, [*p, *answer], len(p)) for p in prompts]
-    return pack_ids(pixels, rows, torch.full((1, 64, 4), -100), np.zeros(len(tok), dtype=bool))
+    return pack_ids(pixels, rows, np.zeros(len(tok), dtype=bool))
 
 
 def test_the_processor_makes_the_pixels_that_training_saw(checkpoint: Path) -> None:

@@ -111,7 +111,13 @@ def test_it_searches_and_then_says_that_the_thing_is_not_there() -> None:
     assert parse_answer(teacher.answer(goal, hidden, turned)) == elsewhere, "once more from another place"
     lost_on_the_way = ("turn(20)", "forward(1.5)", *turned)
     assert parse_answer(teacher.answer(goal, hidden, lost_on_the_way)) == elsewhere
-    for history in ((*teacher.SECOND_PLACE, *turned), (*turned, turned[0])):
+    closed = (*turned, teacher.SECOND_PLACE[0], OBSTRUCTED)
+    assert parse_answer(teacher.answer(goal, hidden, closed)) == (Turn(180), Forward(teacher.MAX_STEP_M))
+    other_place = (*closed, *teacher.OTHER_WAY)
+    assert parse_answer(teacher.answer(goal, hidden, other_place)) == (Turn(-teacher.SEARCH_DEG),)
+    dead_end = (*closed, teacher.OTHER_WAY[0], OBSTRUCTED)
+    places = (teacher.SECOND_PLACE, other_place)
+    for history in (*((*place, *turned) for place in places), (*turned, turned[0]), dead_end):
         assert parse_answer(teacher.answer(goal, hidden, history)) == (Stop(), Done())
     look = Goal("find the red chair", "find", "red chair")
     assert parse_answer(teacher.answer(look, hidden, turned)) == (Stop(), Done())

@@ -7,6 +7,7 @@ what decoding one dialogue computes, at a fraction of the cost.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,9 @@ from vlm_spec_decode.train import sight
 from vlm_spec_decode.train.dialogues import Dialogue, draw
 from vlm_spec_decode.train.frames import Column, FrameSet
 from vlm_spec_decode.train.instructions import Goal
+
+Indices: TypeAlias = npt.NDArray[np.integer]
+Flags: TypeAlias = npt.NDArray[np.bool_]
 
 BEARING_BINS, BEARING_STEP_DEG = 30, 5.0
 DISTANCE_BINS, DISTANCE_STEP_M = 24, 0.2
@@ -62,22 +66,34 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Views:
+    """What the eye learns from. `pixels` [B, 3, 128, 128]; `patch_labels` [B, 64, 4]: kind, colour, bearing
+    bin, distance bin, -100 for none.
+    """
+
+    pixels: torch.Tensor
+    patch_labels: torch.Tensor
+
+    def to(self, device: torch.device) -> Views:
+        """Return the same on `device`."""
+        return Views(self.pixels.to(device), self.patch_labels.to(device))
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """Tensors of one step. `pixels` [B, 3, 128, 128]; `patch_labels` [B, 64, 4]: kind, colour, bearing bin,
-    distance bin, -100 for none; `labels` and `weights` [M] those of all groups' answers, in their order.
+    """Tensors of one step. `pixels` [B, 3, 128, 128]; `labels` and `weights` [M] are those of all groups'
+    answers, in their order.
     """
 
     pixels: torch.Tensor
     groups: tuple[Group, ...]
-    patch_labels: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
 
     def to(self, device: torch.device) -> Batch:
         """Return the same on `device`."""
         groups = tuple(group.to(device) for group in self.groups)
-        tensors = (self.patch_labels, self.labels, self.weights)
-        return Batch(self.pixels.to(device), groups, *(tensor.to(device) for tensor in tensors))
+        return Batch(self.pixels.to(device), groups, self.labels.to(device), self.weights.to(device))
 
 
 class Batcher:
@@ -90,38 +106,42 @@ class Batcher:
         self.telling = telling_tokens(tokenizer)
         self._stop = tokenizer.get_vocab()["."]
 
-    def draw(self, rng: np.random.Generator, batch: int, dialogues: int | None = None) -> Batch:
+    def draw(self, rng: np.random.Generator, batch: int) -> Batch:
         """Draw a batch of images, half of them mirrored, each with fresh dialogues; or those of a walk."""
         chosen = rng.integers(0, len(self._frames), batch)
         if self._frames.talks:
             return self._walked(rng, chosen)
         flips = rng.random(batch) < 0.5
-        rows = [flipped(self._frames.objects[i], f) for i, f in zip(chosen, flips, strict=True)]
-        talks = [[draw(rng, sight.things(r)) for _ in range(dialogues or self._dialogues)] for r in rows]
-        images = np.stack(
-            [
-                self._frames.frames[i][:, ::-1] if f else self._frames.frames[i]
-                for i, f in zip(chosen, flips, strict=True)
-            ]
-        )
-        patches = np.stack(
-            [_flip_patches(self._frames.patches[i], f) for i, f in zip(chosen, flips, strict=True)]
-        )
-        return self.pack(augment(rng, images), talks, patch_labels(patches, np.stack(rows)))
+        views = [sight.things(row) for row in self._objects(chosen, flips)]
+        talks = [[draw(rng, view) for _ in range(self._dialogues)] for view in views]
+        return self.pack(augment(rng, self._images(chosen, flips)), talks)
 
-    def _walked(self, rng: np.random.Generator, chosen: npt.NDArray[np.integer]) -> Batch:
+    def views(self, rng: np.random.Generator, batch: int) -> Views:
+        """Draw a batch of images, half of them mirrored, with what each patch shows."""
+        chosen, flips = rng.integers(0, len(self._frames), batch), rng.random(batch) < 0.5
+        patches = [_flip_patches(self._frames.patches[i], f) for i, f in zip(chosen, flips, strict=True)]
+        labels = patch_labels(np.stack(patches), np.stack(self._objects(chosen, flips)))
+        return Views(augment(rng, self._images(chosen, flips)), labels)
+
+    def _objects(self, chosen: Indices, flips: Flags) -> list[npt.NDArray[np.float32]]:
+        return [flipped(self._frames.objects[i], f) for i, f in zip(chosen, flips, strict=True)]
+
+    def _images(self, chosen: Indices, flips: Flags) -> npt.NDArray[np.uint8]:
+        frames = self._frames.frames
+        return np.stack([frames[i][:, ::-1] if f else frames[i] for i, f in zip(chosen, flips, strict=True)])
+
+    def _walked(self, rng: np.random.Generator, chosen: Indices) -> Batch:
         """Lay out frames of recorded walks, each with what was said about it."""
         said = [self._frames.talks[i] for i in chosen]
         goals = [Goal(t["instruction"], "see") for t in said]
         pasts = [tuple(t["history"][-MAX_HISTORY:]) for t in said]
         talks = [[Dialogue(g, p, t["answer"])] for g, p, t in zip(goals, pasts, said, strict=True)]
-        labels = patch_labels(self._frames.patches[chosen], self._frames.objects[chosen])
-        return self.pack(augment(rng, self._frames.frames[chosen]), talks, labels)
+        return self.pack(augment(rng, self._frames.frames[chosen]), talks)
 
-    def pack(self, pixels: torch.Tensor, talks: list[list[Dialogue]], patch: torch.Tensor) -> Batch:
+    def pack(self, pixels: torch.Tensor, talks: list[list[Dialogue]]) -> Batch:
         """Lay out the dialogues of each image."""
         rows = [(number, *self._ids(d)) for number, talk in enumerate(talks) for d in talk]
-        return pack_ids(pixels, rows, patch, self.telling, self._stop)
+        return pack_ids(pixels, rows, self.telling, self._stop)
 
     def _ids(self, dialogue: Dialogue) -> tuple[list[int], int]:
         prompt = self._tokenizer(f"user : {dialogue.prompt} robot :")["input_ids"]
@@ -140,7 +160,6 @@ def telling_tokens(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.bool_]:
 def pack_ids(
     pixels: torch.Tensor,
     rows: list[tuple[int, list[int], int]],
-    patch: torch.Tensor,
     telling: npt.NDArray[np.bool_],
     stop: int = -1,
     groups: int = GROUPS,
@@ -158,7 +177,7 @@ def pack_ids(
     answers = [g.labels >= 0 for g in packed]
     labels = torch.cat([g.labels[a] for g, a in zip(packed, answers, strict=True)])
     weights = torch.cat([g.weights[a] for g, a in zip(packed, answers, strict=True)])
-    return Batch(pixels, packed, patch, labels, weights)
+    return Batch(pixels, packed, labels, weights)
 
 
 def _group(rows: list[tuple[int, int, list[int], int]], telling: npt.NDArray[np.bool_], stop: int) -> Group:
@@ -195,11 +214,11 @@ def flipped(objects: npt.NDArray[np.float32], flip: bool) -> npt.NDArray[np.floa
 def augment(rng: np.random.Generator, images: npt.NDArray[np.uint8]) -> torch.Tensor:
     """Normalise [B, 128, 128, 3] uint8 to pixels as the processor does, with other light and some noise."""
     count = len(images)
-    scaled = images.astype(np.float32)
     gain = rng.uniform(0.85, 1.15, (count, 1, 1, 3)) ** np.array([1, 0.3, 1])
-    scaled = scaled * gain + rng.uniform(-8, 8, (count, 1, 1, 1))
-    scaled += rng.normal(0, 3, scaled.shape[:3])[..., None]
-    return to_pixels(np.clip(scaled, 0, 255))
+    scaled = images * gain.astype(np.float32)
+    scaled += rng.uniform(-8, 8, (count, 1, 1, 1)).astype(np.float32)
+    scaled += 3 * rng.standard_normal((*scaled.shape[:3], 1), dtype=np.float32)
+    return to_pixels(np.clip(scaled, 0, 255, out=scaled))
 
 
 def to_pixels(images: npt.NDArray[np.floating] | npt.NDArray[np.uint8]) -> torch.Tensor:

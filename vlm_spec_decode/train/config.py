@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from vlm_spec_decode.train.depth import Growth
 from vlm_spec_decode.train.held_out import held_out
 
 Role: TypeAlias = Literal["target", "draft"]
@@ -36,7 +37,8 @@ class TrainConfig:
     a run at that step, to be gone on with later. `distil` names the folder of the
     target whose distribution a draft learns instead of the teacher's answers. `device` auto is a GPU if there
     is one; `precision` auto is what is faster there, measured once and kept in the checkpoint. With several
-    `processes` each draws `batch` images a step, and their gradients are averaged.
+    `processes` each draws `batch` images a step, and their gradients are averaged. `growth` says from which
+    share of the steps on how many layers of the language part are trained; without it all are, always.
     """
 
     role: Role
@@ -46,11 +48,11 @@ class TrainConfig:
     steps: int = 10000
     batch: int = 8
     dialogues: int = 4
-    peak_rate: float = 1.5e-3
+    peak_rate: float = 3e-3
     seed: int = 0
     threads: int = 1
     checkpoint_every: int = 200
-    decay_share: float = 0.45
+    decay_share: float = 0.4
     stop_after: int | None = None
     log_every: int = 100
     eye: Path | None = None
@@ -59,6 +61,7 @@ class TrainConfig:
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     processes: int = 1
+    growth: Growth = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +124,11 @@ class EvaluateConfig:
 
 def recipe(role: Role, **given: Any) -> TrainConfig:
     """Return the settings that the shipped model of `role` was trained with, `given` ones changed."""
-    defaults: dict[str, Any] = {
-        "target": {"eye_steps": 16000, "steps": 9000, "dialogues": 6, "decay_share": 0.25},
-        "draft": {"eye_steps": 0, "steps": 7000, "dialogues": 6, "decay_share": 0.25},
-    }[role]
-    return TrainConfig(role, **{**defaults, **given})
+    defaults: dict[Role, dict[str, Any]] = {
+        "target": {"eye_steps": 6000, "steps": 3500, "dialogues": 6, "growth": ((0.0, 4), (0.7, 12))},
+        "draft": {"eye_steps": 0, "steps": 1200, "dialogues": 6},
+    }
+    return TrainConfig(role, **{**defaults[role], **given})
 
 
 def text_recipe(role: Role, **given: Any) -> TextConfig:

@@ -13,7 +13,7 @@ from vlm_spec_decode.sim.scene import COLOURS, KINDS
 from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.instructions import Goal
 from vlm_spec_decode.train.sight import Thing
-from vlm_spec_decode.train.teacher import SEARCH_DEG
+from vlm_spec_decode.train.teacher import FULL_TURN, SEARCH_DEG, TRAVELS
 
 SHARES = {"go to": 0.48, "picked": 0.14, "about": 0.20, "other": 0.18}
 """How often what is said."""
@@ -92,6 +92,8 @@ def _history(rng: np.random.Generator, goal: Goal, view: tuple[Thing, ...]) -> t
     After a full turn in vain the search is over.
     """
     turn = f"turn({SEARCH_DEG if rng.random() < 0.7 else -SEARCH_DEG})"
+    if goal.verb in TRAVELS and rng.random() < 0.06:
+        return _stopped_search(rng, turn)
     if goal.verb in SEARCHED and teacher.find(goal, view) is None:
         turns = int(rng.choice(8, p=[0.20, 0.08, 0.08, 0.08, 0.08, 0.12, 0.30, 0.06]))
         before = _moves(rng, int(rng.integers(0, 4))) if rng.random() < (0.6 if turns == 0 else 0.4) else ()
@@ -123,9 +125,20 @@ def _arriving(rng: np.random.Generator, history: tuple[str, ...], thing: Thing |
 
 def _before_search(rng: np.random.Generator, turn: str) -> tuple[str, ...]:
     """Return what may stand before the turns of a search: a way that was walked, or the first search."""
-    if rng.random() < 0.5:
+    kind = rng.random()
+    if kind < 0.3:
         return (*[turn] * int(rng.integers(0, 7)), *teacher.SECOND_PLACE)
+    if kind < 0.5:
+        return (*_stopped_search(rng, turn, once=True), *teacher.OTHER_WAY)
     return _moves(rng, int(rng.integers(0, 4)))
+
+
+def _stopped_search(rng: np.random.Generator, turn: str, once: bool = False) -> tuple[str, ...]:
+    """Return a full turn in vain whose way to another place is closed, and perhaps the other way, too."""
+    first = (*[turn] * FULL_TURN, teacher.SECOND_PLACE[0], OBSTRUCTED)
+    if once or rng.random() < 0.6:
+        return first
+    return (*first, teacher.OTHER_WAY[0], OBSTRUCTED)
 
 
 def _moves(rng: np.random.Generator, count: int) -> tuple[str, ...]:

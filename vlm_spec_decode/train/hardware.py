@@ -55,10 +55,20 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+class Forgetting(Protocol):
+    """What holds gradients."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget them."""
+
+
 class Trained(Protocol):
     """What trains, as far as this module goes; `precision` is that of its steps so far, None before any."""
 
-    optimizer: torch.optim.Optimizer
+    @property
+    def optimizer(self) -> Forgetting:
+        """What its steps are taken with."""
+
     precision: Precision | None
 
 

@@ -4,7 +4,8 @@ The tower is frozen once the mouth trains: at the full rate it forgets, and froz
 and draft, which then see the same.
 
 The learning rate is constant and falls linearly over the last part, so that a run can be cut short by
-resuming it with fewer steps. Every draw comes from (seed, step), so a resumed run is the same run.
+resuming it with fewer steps. A deep language part begins shallow (`train/depth.py`). Every draw comes from
+(seed, step), so a resumed run is the same run.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,15 @@ from vlm_spec_decode.models import tiny
 from vlm_spec_decode.models.failures import memory_named
 from vlm_spec_decode.train import checkpoint as files
 from vlm_spec_decode.train import instructions, teacher
-from vlm_spec_decode.train.batches import Batch, Batcher
+from vlm_spec_decode.train.batches import Batch, Batcher, Views
 from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.crew import Crew, in_step
+from vlm_spec_decode.train.depth import Depth, layers_at
 from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.hardware import Hardware, choose, pick_device
 from vlm_spec_decode.train.means import rounded, updated
 from vlm_spec_decode.train.network import answer_loss, distil_loss, image_features, logits_of
+from vlm_spec_decode.train.optimizer import MuonWithAdamW
 from vlm_spec_decode.train.trainee import Trainee, new_trainee
 
 WARM_UP = 200
@@ -62,6 +65,8 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
 def train(config: TrainConfig, crew: Crew) -> dict[str, Any]:
     """Train as one of a crew (see `run_train`); the leader alone measures, logs, saves and exports."""
     torch.set_num_threads(config.threads)
+    if config.start and config.start.is_dir():
+        config = replace(config, growth=())  # a finished model has all its layers
     tok = tokenizer()
     frames = open_frames(config.data)
     if frames.talks and config.eye_steps:
@@ -76,6 +81,9 @@ def train(config: TrainConfig, crew: Crew) -> dict[str, Any]:
         trainee.load(config.start)
     if config.eye and not trainee.step:
         trainee.take_eye(config.eye)
+    depth = Depth(trainee.model)
+    if layers := layers_at(config.growth, max(1, trainee.step), config.steps):
+        depth.begin(layers)
     with memory_named(files.MEMORY_ADVICE):
         hardware = _hardware(config, trainee, batcher, crew)
         _run(config, trainee, batcher, checkpoint, hardware, crew)
@@ -84,6 +92,7 @@ def train(config: TrainConfig, crew: Crew) -> dict[str, Any]:
     record |= hardware.record()
     record["last_running_means"] = rounded(trainee.means)
     if crew.leads:
+        depth.use_all()
         export(config.out, trainee.model, tok, record)
     return record
 
@@ -138,6 +147,7 @@ def _run(
     hardware: Hardware,
     crew: Crew,
 ) -> None:
+    depth = Depth(trainee.model)
     guide = load_guide(config.distil, trainee.device) if config.distil else None
     log = (config.out / "log.jsonl").open("a")
     started_s, before_s = time.monotonic(), trainee.seconds
@@ -151,14 +161,12 @@ def _run(
     )
     for is_eye, number in bar:
         rng = crew.rng(config.seed, int(is_eye), number)
-        batch = (
-            batcher.draw(rng, 4 * config.batch, dialogues=1) if is_eye else batcher.draw(rng, config.batch)
-        )
         _set_rates(config, trainee.optimizer, is_eye, number)
-        batch = batch.to(trainee.device)
         if is_eye:
-            new = _eye_step(trainee, batch, hardware, crew)
+            new = _eye_step(trainee, batcher.views(rng, 4 * config.batch).to(trainee.device), hardware, crew)
         else:
+            depth.grow(layers_at(config.growth, number, config.steps))
+            batch = batcher.draw(rng, config.batch).to(trainee.device)
             new = _step(trainee, batch, batcher, guide, hardware, crew)
         trainee.means = updated(trainee.means, new)
         trainee.seconds = before_s + time.monotonic() - started_s
@@ -186,17 +194,17 @@ def _steps(config: TrainConfig, trainee: Trainee) -> Iterator[tuple[bool, int]]:
         yield False, trainee.step
 
 
-def _set_rates(config: TrainConfig, optimizer: torch.optim.Optimizer, is_eye: bool, number: int) -> None:
+def _set_rates(config: TrainConfig, optimizer: MuonWithAdamW, is_eye: bool, number: int) -> None:
     total = config.eye_steps if is_eye else config.steps
     left = (total - number) / (config.decay_share * total)
     rate = config.peak_rate * min(1.0, number / WARM_UP, max(0.02, left))
     for group in optimizer.param_groups:
-        group["lr"] = rate * float(is_eye == (group["name"] == "eye"))
+        group["lr"] = rate * group["of_peak"] * float(is_eye == (group["name"] == "eye"))
 
 
-def _eye_step(trainee: Trainee, batch: Batch, hardware: Hardware, crew: Crew) -> dict[str, float]:
+def _eye_step(trainee: Trainee, views: Views, hardware: Hardware, crew: Crew) -> dict[str, float]:
     with hardware.autocast():
-        loss = trainee.heads.loss(image_features(trainee.model, batch.pixels), batch.patch_labels)
+        loss = trainee.heads.loss(image_features(trainee.model, views.pixels), views.patch_labels)
     _update(trainee, loss, crew)
     return {"eye_loss": loss.item()}
 

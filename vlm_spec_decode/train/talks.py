@@ -65,7 +65,7 @@ class Talks:
     def pack(self, rows: list[Row]) -> Batch:
         """Lay rows out; there is no picture in the batch."""
         numbered = [(0, *row) for row in rows]
-        return pack_ids(_NO_PIXELS, numbered, _NO_PIXELS, self._telling, self._stop, LENGTH_GROUPS)
+        return pack_ids(_NO_PIXELS, numbered, self._telling, self._stop, LENGTH_GROUPS)
 
     @property
     def digest(self) -> str:

@@ -38,6 +38,9 @@ FULL_TURN = 6
 SECOND_PLACE = (f"turn({SEARCH_DEG})", f"forward({MAX_STEP_M})")
 """What led to the place of the second search, as a history tells it."""
 
+OTHER_WAY = ("turn(180)", f"forward({MAX_STEP_M})")
+"""What leads there where something stops the robot on the first way."""
+
 FOLLOW_SLACK_M = 0.25
 PASS_GAP_M = 0.42
 """Between footprint and the body's middle while it is passed: half the body, the gate's margin, some air."""
@@ -138,6 +141,8 @@ def _search(goal: Goal, history: tuple[str, ...]) -> str:
 
     `history` is what a prompt tells, the last `MAX_HISTORY` actions.
     """
+    stopped = history[-1:] == (OBSTRUCTED,)
+    is_dead_end = history[-3:] == (OBSTRUCTED, OTHER_WAY[0], OBSTRUCTED)
     history = tuple(entry for entry in history if entry != OBSTRUCTED)
     turns = [int(float(h[5:-1])) for h in history if h.startswith("turn(")]
     turned = 0
@@ -145,11 +150,14 @@ def _search(goal: Goal, history: tuple[str, ...]) -> str:
         if entry not in (f"turn({SEARCH_DEG})", f"turn(-{SEARCH_DEG})"):
             break
         turned += 1
-    is_second_place = history[: len(history) - turned][-2:] == SECOND_PLACE
-    if turned == FULL_TURN and goal.verb in TRAVELS and not is_second_place:
-        # From somewhere else more may be seen. If the way there is blocked, a seventh turn is on record.
-        return f"i do not see the {goal.called} . turn ( {SEARCH_DEG} ) forward ( {MAX_STEP_M} )"
-    if turned >= FULL_TURN:
+    is_second_place = history[: len(history) - turned][-2:] in (SECOND_PLACE, OTHER_WAY)
+    if goal.verb in TRAVELS and not is_second_place:
+        # From somewhere else more may be seen.
+        if turned == FULL_TURN:
+            return f"i do not see the {goal.called} . turn ( {SEARCH_DEG} ) forward ( {MAX_STEP_M} )"
+        if turned == FULL_TURN + 1 and stopped:
+            return f"i do not see the {goal.called} . turn ( 180 ) forward ( {MAX_STEP_M} )"
+    if turned >= FULL_TURN or is_dead_end:
         return f"i looked around and there is no {goal.called} here . stop ( ) done ( )"
     begun = turned > 0
     sign = -1 if turns and (turns[-1] < 0 if begun else turns[-1] > 0) else 1

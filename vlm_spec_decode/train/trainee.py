@@ -13,6 +13,7 @@ from vlm_spec_decode.train import checkpoint as files
 from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.hardware import Precision
 from vlm_spec_decode.train.network import EyeHeads
+from vlm_spec_decode.train.optimizer import MuonWithAdamW
 
 CPU = torch.device("cpu")
 
@@ -27,7 +28,7 @@ class Trainee:
 
     model: LlavaForConditionalGeneration
     heads: EyeHeads
-    optimizer: torch.optim.Optimizer
+    optimizer: MuonWithAdamW
     eye_step: int = 0
     step: int = 0
     seconds: float = 0.0
@@ -101,9 +102,7 @@ def new_trainee(config: TrainConfig, vocab_size: int, device: torch.device = CPU
     model = LlavaForConditionalGeneration._from_config(make(vocab_size), attn_implementation="sdpa")
     heads = EyeHeads(model.config.vision_config.hidden_size).to(device)
     model.float().train().to(device)
-    tower = list(model.model.vision_tower.parameters()) + list(heads.parameters())
-    ids = {id(p) for p in tower}
-    rest = [p for p in model.parameters() if id(p) not in ids]
-    groups = [{"params": tower, "name": "eye"}, {"params": rest, "name": "mouth"}]
-    optimizer = torch.optim.AdamW(groups, lr=config.peak_rate, betas=(0.9, 0.95), weight_decay=0.05)
-    return Trainee(model, heads, optimizer)
+    tower = (*model.model.vision_tower.named_parameters(), *heads.named_parameters())
+    ids = {id(p) for _, p in tower}
+    rest = [(name, p) for name, p in model.named_parameters() if id(p) not in ids]
+    return Trainee(model, heads, MuonWithAdamW({"eye": tower, "mouth": rest}, config.peak_rate))
