@@ -148,18 +148,18 @@ def test_wrong_keys_and_strangers_are_not_served(key_folder: Path, tmp_path: Pat
             edge(server.address, tmp_path) as stranger,
             pytest.raises(CloudUnreachable, match="does not know our key"),
         ):
-            stranger.connect(timeout_s=1.5)
+            stranger.connect(timeout_s=4.0)
         (tmp_path / "cloud.key").write_bytes((tmp_path / "edge.key").read_bytes())
         with (
             edge(server.address, tmp_path) as misled,
             pytest.raises(CloudUnreachable, match="the cloud's key is another"),
         ):
-            misled.connect(timeout_s=1.5)
+            misled.connect(timeout_s=4.0)
         with (
             edge(server.address, None) as unencrypted,
             pytest.raises(CloudUnreachable, match="one end encrypts, the other does not"),
         ):
-            unencrypted.connect(timeout_s=1.5)
+            unencrypted.connect(timeout_s=4.0)
         with edge(server.address, key_folder) as friend:
             assert friend.connect().model_id == "table"
 

@@ -70,7 +70,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     """Return the nearest matrices [N, m, n], m <= n, with singular values of about 1."""
     a, b, c = COEFFICIENTS
-    found = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    found: torch.Tensor = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
         square = found @ found.mT
         found = torch.baddbmm(found, torch.baddbmm(square, square, square, beta=b, alpha=c), found, beta=a)
