@@ -127,7 +127,8 @@ def _fleet(
     speech: Speech,
     questions: Sequence[Question],
 ) -> Fleet:
-    timing = Timing(give_up_s=config.give_up_s, handshake_s=HANDSHAKE_S, busy_s=config.manner.busy_s)
+    handshake_s = HANDSHAKE_S if config.robots > 1 else config.give_up_s
+    timing = Timing(give_up_s=config.give_up_s, handshake_s=handshake_s, busy_s=config.manner.busy_s)
     robots = []
     for number in range(config.robots):
         rng = np.random.default_rng((config.seed, number))
