@@ -1,10 +1,11 @@
 """What the shipped models are worth in rooms, wordings and pairs that they have never seen.
 
-    python benchmarks/models.py [--quick] [--text PAIR] [--out FOLDER]
+    python benchmarks/models.py [--quick] [--models RUNS] [--text PAIR] [--out FOLDER]
 
 Episodes run in virtual time with the project's own engine, gate and executor. --quick has fewer of everything
-and says so; --text measures a language-only pair alone, folders text_target and text_draft in PAIR. Prints a
-table; the last line is one JSON document. The exit code is 1 if a bar is missed.
+and says so; --models measures another pair, the folders target (with exits) and draft in RUNS; --text a
+language-only pair alone, the folders text_target and text_draft in PAIR. Prints a table; the last line is one
+JSON document. The exit code is 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ def step_s(model: VlmModel, observation: Observation) -> float:
     return statistics.median(took)
 
 
-def step_ratio() -> float:
+def step_ratio(pair: tuple[Path, Path]) -> float:
     """Return the target's step over the draft's, both models warm, in turn, the median of fifteen."""
-    target, draft = load_model(shipped("target")), load_model(shipped("draft"))
+    target, draft = (load_model(folder) for folder in pair)
     observation = next(iter(questions(EvaluateConfig(Path(), None, frames=1)))).observation
     pairs = [(step_s(target, observation), step_s(draft, observation)) for _ in range(16)][1:]
     return statistics.median(t / d for t, d in pairs)
@@ -90,6 +91,7 @@ def main() -> int:
     """Measure, print, and say whether every bar is held."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="60 episodes, 30 declined, 40 frames")
+    parser.add_argument("--models", type=Path, default=None, help="folder of another pair than the shipped")
     parser.add_argument("--text", type=Path, default=None, help="folder of a language-only pair")
     parser.add_argument("--out", type=Path, default=Path("out/models"), help="folder of figures and pictures")
     options = parser.parse_args()
@@ -98,8 +100,10 @@ def main() -> int:
         pair = options.text / "text_target", options.text / "text_draft"
         told = run_text_evaluate(*pair, 100 if options.quick else 400)
         return report(text_figures(told), options.out / "text.json", text=told, quick=options.quick)
-    config = EvaluateConfig(shipped("target"), shipped("draft"), episodes, frames, declined, out=options.out)
-    ratio = step_ratio()
+    folder = options.models
+    pair = (folder / "target", folder / "draft") if folder else (shipped("target"), shipped("draft"))
+    config = EvaluateConfig(*pair, episodes, frames, declined, out=options.out)
+    ratio = step_ratio(pair)
     found = run_evaluate(config)
     return report(figures_of(found, ratio), options.out / "models.json", found=found, quick=options.quick)
 
