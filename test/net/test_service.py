@@ -92,6 +92,7 @@ def test_an_answer_goes_on_at_the_next_address(key_folder: Path, end: str, tmp_p
         try:
             verifier.connect(timeout_s=PATIENT_S)
             verifier.open(AnswerRequest(1, Observation(None, "go"), PARAMS, "autoregressive"))
+            assert verifier.clouds == f"{first.address},{second.address}"
             said = receive(verifier, 5)
             getattr(first, end)()
             while len(said) < 60:
@@ -104,6 +105,7 @@ def test_an_answer_goes_on_at_the_next_address(key_folder: Path, end: str, tmp_p
             verifier.close()
             assert decode(verifier, "autoregressive", PARAMS, 2) == own_answer(PARAMS)
             assert second.desk.stats.opened > 0
+            assert verifier.clouds == f"{second.address},{first.address}"
         finally:
             verifier.disconnect()
 

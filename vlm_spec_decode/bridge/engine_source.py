@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from rclpy.node import Node
@@ -85,7 +86,10 @@ class EdgeEngineSource:
         self._model = DraftModel(settings)
 
     def connect(self) -> Engine:
-        """Return an engine with a fresh handshake. Raises CloudError or ModelError."""
+        """Return an engine with a fresh handshake. Raises CloudError or ModelError.
+
+        Of several clouds the one that it spoke with last is asked first.
+        """
         self.close()
         self._runtime = bring_up(self._settings, self._model.load())
         return self._runtime.engine
@@ -101,4 +105,5 @@ class EdgeEngineSource:
     def close(self) -> None:
         """Leave the cloud. Idempotent."""
         if self._runtime is not None:
+            self._settings = replace(self._settings, cloud=self._runtime.clouds)
             self._runtime.close()

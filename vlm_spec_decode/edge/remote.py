@@ -106,6 +106,12 @@ class RemoteVerifier:
         return LinkUsage(up, self._link.received_bytes - received, image_bytes)
 
     @property
+    def clouds(self) -> str:
+        """The clouds' addresses, with commas, from the one that it spoke with last."""
+        known, last = self._link.addresses, self._link.addresses.index(self._link.address)
+        return ",".join((*known[last:], *known[:last]))
+
+    @property
     def rtt_s(self) -> float:
         """The last measured round trip, by echo of this machine's own clock."""
         return self._protocol.rtt_s

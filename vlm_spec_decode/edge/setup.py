@@ -70,6 +70,11 @@ class EdgeRuntime:
     draft: VlmModel
     target: tuple[str, str]
 
+    @property
+    def clouds(self) -> str:
+        """The clouds' addresses, from the one that it spoke with last; "" with both models here."""
+        return self.verifier.clouds if isinstance(self.verifier, RemoteVerifier) else ""
+
     def close(self) -> None:
         """End the connection. Idempotent."""
         if isinstance(self.verifier, RemoteVerifier):
