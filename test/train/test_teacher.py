@@ -192,6 +192,16 @@ def test_no_history_tells_whether_the_thing_is_in_view() -> None:
         assert 0.2 < np.mean(seen) < 0.97, f"after {shape!r} it is in view {np.mean(seen):.0%} of the time"
 
 
+def test_gestures_after_an_arrival_are_drawn_where_they_are_due() -> None:
+    rng, due = np.random.default_rng(2), {0.5: 0, 3.0: 0}
+    for distance_m in due:
+        for _ in range(400):
+            goal = draw(rng, (thing(distance_m=distance_m),)).goal
+            due[distance_m] += goal.verb == "goto" and bool(goal.action)
+    assert due[0.5] > 400 * 0.12
+    assert due[0.5] > 2 * due[3.0] > 0
+
+
 def shape_of(history: tuple[str, ...]) -> str:
     words = (("walk", any("forward" in entry for entry in history)), ("search", is_search(history[-1:])))
     return " ".join(word for word, holds in words if holds)

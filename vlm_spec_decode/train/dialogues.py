@@ -21,6 +21,12 @@ SHARES = {"go to": 0.48, "picked": 0.14, "about": 0.20, "other": 0.18}
 NEAR_M = 1.0
 """Nearer than this, what a robot does last is mostly to turn to the thing, or to be stopped by it."""
 
+NEAR_WEIGHT = 3.0
+"""How much more often what is near is asked for: a few pictures of an episode, and where it ends."""
+
+THERE_M, ACT_THERE_SHARE = 0.8, 0.5
+"""What is so near has mostly been reached; only there is it learned what "then sit" asks for."""
+
 SEARCHED = frozenset({"goto", "find", "face", "follow", "pass"})
 """What is searched for when it is not in view."""
 
@@ -55,7 +61,8 @@ def draw(rng: np.random.Generator, view: tuple[Thing, ...]) -> Dialogue:
 def _goal(rng: np.random.Generator, what: str, view: tuple[Thing, ...]) -> Goal:
     thing = _choose(rng, view)
     if what == "go to":
-        return instructions.go_to(rng, thing)
+        is_there = any(t.name == thing and t.distance_m < THERE_M for t in view if t.seen)
+        return instructions.go_to(rng, thing, *((ACT_THERE_SHARE,) if is_there else ()))
     if what == "about":
         return instructions.about(rng, thing)
     if what == "other":
@@ -72,8 +79,8 @@ def _choose(rng: np.random.Generator, view: tuple[Thing, ...]) -> str:
     seen = [t for t in view if t.seen]
     kind = rng.random()
     if seen and kind < 0.68:
-        # Near things are a few pixels of an episode and most of its risk, so they get their share.
-        chosen = seen[int(rng.integers(len(seen)))]
+        weights = np.array([NEAR_WEIGHT if t.distance_m < NEAR_M else 1.0 for t in seen])
+        chosen = seen[int(rng.choice(len(seen), p=weights / weights.sum()))]
         alone = sum(t.kind == chosen.kind for t in view) == 1
         return chosen.kind if alone and rng.random() < 0.12 else chosen.name
     hidden = [t for t in view if not t.seen]

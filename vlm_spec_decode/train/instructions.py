@@ -20,6 +20,9 @@ STOP_M = 0.5
 STOP_SHARE = 0.22
 """Of all "go to": those that say how far from the thing to stop, which takes the most examples to learn."""
 
+BEHIND_SHARE, ACT_SHARE = 0.05, 0.11
+"""Of all "go to": those to what is behind the robot, and those that go on with a gesture."""
+
 FOLLOW_M = 1.0
 """Distance kept to what is followed."""
 
@@ -65,17 +68,17 @@ class Goal:
         return self.thing or "thing"
 
 
-def go_to(rng: np.random.Generator, thing: str) -> Goal:
-    """Some wording of going to `thing`, perhaps stopping short of it or doing something there."""
+def go_to(rng: np.random.Generator, thing: str, act_share: float = ACT_SHARE) -> Goal:
+    """Some wording of going to `thing`, perhaps stopping short of it or, `act_share` of all, doing more."""
     kind = rng.random()
     if kind < STOP_SHARE:
         stop = round(float(rng.integers(8, 21)) / 10, 1)
         words = _pick(rng, wordings.STOP_BEFORE).format(x=thing, n=f"{stop:.1f}")
         return Goal(words, "goto", thing, stop_m=stop)
-    if kind < STOP_SHARE + 0.05:
+    if kind < STOP_SHARE + BEHIND_SHARE:
         return Goal(_pick(rng, wordings.BEHIND).format(x=thing), "goto", thing, is_behind=True)
     words = _pick(rng, wordings.GO_TO).format(x=thing)
-    if kind < STOP_SHARE + 0.16:
+    if kind < STOP_SHARE + BEHIND_SHARE + act_share:
         action = _pick(rng, tuple(wordings.GESTURES)[:6])
         said = _pick(rng, wordings.GESTURES[action])
         return Goal(_pick(rng, wordings.THEN).format(go=words, act=said), "goto", thing, action)
