@@ -18,6 +18,7 @@ from typing import Any
 
 from vlm_spec_decode.bench.pairs import PairLibrary
 from vlm_spec_decode.bench.worth import worth_of
+from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.models.loader import shipped
 from vlm_spec_decode.train.config import recipe
 from vlm_spec_decode.train.loop import run_train
@@ -33,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the early drafts of the decoding benchmark.")
     parser.add_argument("--data", type=Path, required=True, help="folder of `vsd train data`")
     parser.add_argument("--eye", type=Path, required=True, help="checkpoint of the shipped pair's eye")
-    parser.add_argument("--out", type=Path, default=shipped("draft").parent)
+    parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--max-steps", type=int, default=600)
     options = parser.parse_args()
     nearest = dict.fromkeys(WANTED, 1.0)

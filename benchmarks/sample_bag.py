@@ -15,12 +15,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.demo.stage import Stage, StageConfig
 from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.transport.keys import generate
 
-ROOT = Path(__file__).resolve().parents[1]
 SEED = 1_000_004
 TIMEOUT_S = 90.0
 MAX_BYTES = 10 * 2**20
@@ -65,7 +65,7 @@ def main() -> int:
     print(f"{labelled} labelled answers, {size / 2**20:.1f} MB")
     if size > MAX_BYTES:
         return 1
-    place = ROOT / "vlm_spec_decode" / "assets" / "sample_bag"
+    place = ASSETS / "sample_bag"
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(out / "bag", place)
     return 0

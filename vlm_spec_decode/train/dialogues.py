@@ -62,7 +62,7 @@ def _goal(rng: np.random.Generator, what: str, view: tuple[Thing, ...]) -> Goal:
     thing = _choose(rng, view)
     if what == "go to":
         is_there = any(t.name == thing and t.distance_m < THERE_M for t in view if t.seen)
-        return instructions.go_to(rng, thing, *((ACT_THERE_SHARE,) if is_there else ()))
+        return instructions.go_to(rng, thing, ACT_THERE_SHARE if is_there else instructions.ACT_SHARE)
     if what == "about":
         return instructions.about(rng, thing)
     if what == "other":
@@ -100,7 +100,8 @@ def _history(rng: np.random.Generator, goal: Goal, view: tuple[Thing, ...]) -> t
     """
     turn = f"turn({SEARCH_DEG if rng.random() < 0.7 else -SEARCH_DEG})"
     if goal.verb in TRAVELS and rng.random() < 0.06:
-        return _stopped_search(rng, turn)
+        closed = _closed_search(turn)
+        return closed if rng.random() < 0.6 else (*closed, teacher.OTHER_WAY[0], OBSTRUCTED)
     if goal.verb in SEARCHED and teacher.find(goal, view) is None:
         turns = int(rng.choice(8, p=[0.20, 0.08, 0.08, 0.08, 0.08, 0.12, 0.30, 0.06]))
         before = _moves(rng, int(rng.integers(0, 4))) if rng.random() < (0.6 if turns == 0 else 0.4) else ()
@@ -136,16 +137,13 @@ def _before_search(rng: np.random.Generator, turn: str) -> tuple[str, ...]:
     if kind < 0.3:
         return (*[turn] * int(rng.integers(0, 7)), *teacher.SECOND_PLACE)
     if kind < 0.5:
-        return (*_stopped_search(rng, turn, once=True), *teacher.OTHER_WAY)
+        return (*_closed_search(turn), *teacher.OTHER_WAY)
     return _moves(rng, int(rng.integers(0, 4)))
 
 
-def _stopped_search(rng: np.random.Generator, turn: str, once: bool = False) -> tuple[str, ...]:
-    """Return a full turn in vain whose way to another place is closed, and perhaps the other way, too."""
-    first = (*[turn] * FULL_TURN, teacher.SECOND_PLACE[0], OBSTRUCTED)
-    if once or rng.random() < 0.6:
-        return first
-    return (*first, teacher.OTHER_WAY[0], OBSTRUCTED)
+def _closed_search(turn: str) -> tuple[str, ...]:
+    """Return a full turn in vain whose way to another place is closed."""
+    return (*[turn] * FULL_TURN, teacher.SECOND_PLACE[0], OBSTRUCTED)
 
 
 def _moves(rng: np.random.Generator, count: int) -> tuple[str, ...]:

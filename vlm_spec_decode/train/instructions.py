@@ -68,7 +68,7 @@ class Goal:
         return self.thing or "thing"
 
 
-def go_to(rng: np.random.Generator, thing: str, act_share: float = ACT_SHARE) -> Goal:
+def go_to(rng: np.random.Generator, thing: str, act_share: float) -> Goal:
     """Some wording of going to `thing`, perhaps stopping short of it or, `act_share` of all, doing more."""
     kind = rng.random()
     if kind < STOP_SHARE:

@@ -9,8 +9,8 @@ it does fifteen times more slowly than this does in float32, for all matrices of
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias, overload
+from collections.abc import Iterable
+from typing import Any, TypeAlias
 
 import torch
 
@@ -35,12 +35,8 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, groups: Iterable[dict[str, Any]], rate: float, momentum: float = 0.95) -> None:
         super().__init__(groups, {"lr": rate, "momentum": momentum, "weight_decay": WEIGHT_DECAY})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self) -> None:  # type: ignore[override]  # no closure: nothing here looks for a step's length
         """Take one step along the gradients that there are."""
         for group in self.param_groups:
             alike: dict[tuple[int, int], list[torch.Tensor]] = defaultdict(list)
@@ -54,7 +50,6 @@ class Muon(torch.optim.Optimizer):
                     weights.mul_(1 - group["lr"] * group["weight_decay"])
                     is_tall = weights.shape[0] > weights.shape[1]
                     weights.add_(step.T if is_tall else step, alpha=-group["lr"] * RMS * longer**0.5)
-        return closure() if closure else None
 
     def _momentum(self, weights: torch.Tensor, share: float) -> torch.Tensor:
         """Return Nesterov's: the running mean of the gradients as it will be."""
