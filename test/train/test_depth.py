@@ -80,3 +80,16 @@ def test_a_run_that_grows_goes_on_where_it_stopped_and_exports_every_layer(
     assert len(silent) == 2
     assert not any(early[name].any() for name in silent), "idle layers pass on what they are given"
     assert all(one[name].any() for name in silent), "and learn once they have joined"
+
+
+def test_a_longer_plan_leaves_the_layers_that_have_joined_as_they_are(
+    frames: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    short = TrainConfig("target", frames, tmp_path / "run", eye_steps=0, steps=2, batch=1, dialogues=1)
+    short = replace(short, precision="float32", growth=GROWTH)
+    run_train(short)
+    trained = load_file(short.out / "model.safetensors")
+    run_train(replace(short, steps=20, stop_after=2))
+    kept = load_file(short.out / "model.safetensors")
+    assert all(torch.equal(trained[name], kept[name]) for name in trained)

@@ -39,10 +39,14 @@ class Depth:
         return int(self._language.config.num_hidden_layers)
 
     def begin(self, count: int) -> None:
-        """Use the first `count` layers and silence the rest; where a run goes on, they are silent already."""
+        """Use the first `count` layers of a new model, and silence the rest."""
         for layer in self._layers[count:]:
             _silence(layer)
         self._use(count)
+
+    def resume(self) -> None:
+        """Use the layers that say something: whatever the plan says now, what was trained is kept."""
+        self._use(sum(bool(layer.mlp.down_proj.weight.any()) for layer in self._layers))  # type: ignore[union-attr, operator]
 
     def use_all(self) -> None:
         """Have idle layers count as layers again; what the model says stays the same."""

@@ -82,8 +82,10 @@ def train(config: TrainConfig, crew: Crew) -> dict[str, Any]:
     if config.eye and not trainee.step:
         trainee.take_eye(config.eye)
     depth = Depth(trainee.model)
-    if layers := layers_at(config.growth, max(1, trainee.step), config.steps):
-        depth.begin(layers)
+    if config.growth and trainee.step:
+        depth.resume()
+    elif config.growth:
+        depth.begin(config.growth[0][1])
     with memory_named(files.MEMORY_ADVICE):
         hardware = _hardware(config, trainee, batcher, crew)
         _run(config, trainee, batcher, checkpoint, hardware, crew)
