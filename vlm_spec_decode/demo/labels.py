@@ -32,7 +32,7 @@ def goal_of(instruction: str, scene: Scene) -> Goal | None:
 def _known(scene: Scene) -> dict[str, Goal]:
     goals: dict[str, Goal] = {}
     for name in scene.names:
-        for form in (*wordings.GO_TO, *held_out().wordings):
+        for form in (*wordings.GO_TO, *wordings.OVER_TO, *held_out().wordings):
             text = form.format(x=name)
             goals[text] = Goal(text, "goto", name)
         for form in wordings.FACE:

@@ -15,13 +15,13 @@ from vlm_spec_decode.train.instructions import Goal
 from vlm_spec_decode.train.sight import Thing
 from vlm_spec_decode.train.teacher import FULL_TURN, SEARCH_DEG, TRAVELS
 
-SHARES = {"go to": 0.48, "picked": 0.14, "about": 0.20, "other": 0.18}
+SHARES = {"go to": 0.46, "picked": 0.20, "about": 0.18, "other": 0.16}
 """How often what is said."""
 
 NEAR_M = 1.0
 """Nearer than this, what a robot does last is mostly to turn to the thing, or to be stopped by it."""
 
-NEAR_WEIGHT = 3.0
+NEAR_WEIGHT = 5.0
 """How much more often what is near is asked for: a few pictures of an episode, and where it ends."""
 
 THERE_M, ACT_THERE_SHARE = 0.8, 0.5

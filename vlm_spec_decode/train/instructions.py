@@ -77,7 +77,7 @@ def go_to(rng: np.random.Generator, thing: str, act_share: float) -> Goal:
         return Goal(words, "goto", thing, stop_m=stop)
     if kind < STOP_SHARE + BEHIND_SHARE:
         return Goal(_pick(rng, wordings.BEHIND).format(x=thing), "goto", thing, is_behind=True)
-    words = _pick(rng, wordings.GO_TO).format(x=thing)
+    words = _pick(rng, wordings.GO_TO + wordings.OVER_TO).format(x=thing)
     if kind < STOP_SHARE + BEHIND_SHARE + act_share:
         action = _pick(rng, tuple(wordings.GESTURES)[:6])
         said = _pick(rng, wordings.GESTURES[action])

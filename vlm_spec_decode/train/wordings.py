@@ -38,6 +38,10 @@ GO_TO = (
     "i need you by the {x}",
     "i would like you to go to the {x}",
 )
+OVER_TO = ("run over to the {x}", "come over to the {x}", "drive over to the {x}")
+"""Ways to go somewhere that are one word off "run over the {x}", which is refused. Evaluation draws its tasks
+from `GO_TO` alone, so that they stay those of earlier figures."""
+
 STOP_BEFORE = (
     "stop {n} metres before the {x}",
     "go to the {x} and stop {n} metres away",
@@ -157,7 +161,8 @@ SINGLE = (
 """Words that are put into the wordings above."""
 
 ALL: tuple[tuple[str, ...], ...] = (
-    *(GO_TO, STOP_BEFORE, BEHIND, THEN, FACE, FIND, FOLLOW, PASS, IS_THERE, HOW_FAR, WHAT_COLOUR, SEE),
+    *(GO_TO, OVER_TO, STOP_BEFORE, BEHIND, THEN, FACE, FIND, FOLLOW, PASS),
+    *(IS_THERE, HOW_FAR, WHAT_COLOUR, SEE),
     *GESTURES.values(),
     *(UNSAFE, IMPOSSIBLE, NONSENSE, FORWARD, BACK, SIDE, TURN, SINGLE),
 )
