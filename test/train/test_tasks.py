@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.scene import Pose2D, SceneObject, random_scene
 from vlm_spec_decode.sim.world import World
+from vlm_spec_decode.train import instructions, wordings
 from vlm_spec_decode.train.held_out import held_out
 from vlm_spec_decode.train.instructions import Goal
 from vlm_spec_decode.train.judging import Episode, judge
@@ -101,3 +103,16 @@ def test_what_is_held_out_is_named_and_absent_from_training_rooms() -> None:
         names = random_scene(seed, num_objects=(2, 6), forbid=pairs).names
         assert not pairs.intersection(names)
     assert Task(1, "go to", GO_TO, next(iter(pairs))).is_held_out_pair
+
+
+def test_held_out_wordings_are_trained_on_neither_alone_nor_within_another() -> None:
+    trained = [form for forms in wordings.ALL for form in forms]
+    assert not [(h, form) for h in held_out().wordings for form in trained if h in form]
+
+
+def test_to_run_over_something_is_told_from_running_over_to_it() -> None:
+    rng = np.random.default_rng(0)
+    told = {goal.text: goal.verb for goal in (instructions.go_to(rng, "red box", 0.1) for _ in range(400))}
+    assert told["run over to the red box"] == "goto"
+    refused = {goal.text: goal.verb for goal in (instructions.other(rng, "red box") for _ in range(2000))}
+    assert refused["run over the red box"] == "unsafe"
