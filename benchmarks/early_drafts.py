@@ -3,7 +3,7 @@
     python benchmarks/early_drafts.py --data FRAMES --eye CHECKPOINT.pt [--out FOLDER]
 
 A draft of a wanted acceptance is one that has not learned enough yet, never one made worse by swapping its
-choices. Training pauses every 20 steps to measure; of each wanted acceptance the nearest state is kept. Run
+choices. Training pauses every 10 steps to measure; of each wanted acceptance the nearest state is kept. Run
 it again when the shipped target changes; it takes some minutes.
 """
 
@@ -24,7 +24,7 @@ from vlm_spec_decode.train.config import recipe
 from vlm_spec_decode.train.loop import run_train
 
 WANTED = {"early47": 0.47, "early69": 0.69}
-EVERY = 20
+EVERY = 10
 PRIVATE = ("data", "out", "eye", "start", "distil")
 LEFT_OUT = shutil.ignore_patterns("*.pt", "*.partial", "log*")
 
