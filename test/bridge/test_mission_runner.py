@@ -17,7 +17,7 @@ from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.edge.mission import MAX_OBSTRUCTIONS, MAX_SILENCES
 
 JOB = Job("m1", "walk to the red ball")
-QUICK = RunnerConfig(max_steps=4, ready_s=0.3, frame_s=0.3, silence_s=0.3, act_s=1.0)
+QUICK = RunnerConfig(max_steps=4, ready_s=0.3, frame_s=0.3, silence_s=0.3, act_s=1.0, listen_s=0.01)
 
 
 class World:
@@ -121,10 +121,12 @@ def test_what_the_executor_says_breaks_the_answer_off_while_it_is_still_being_sa
     [
         PlanStatus(state="refused", reason="obstacle", detail="0.4 m ahead"),
         PlanStatus(state="stopped", reason="watchdog", detail="the commander fell silent"),
+        PlanStatus(state="fault", reason="stale_state", detail="the state's stamp stands still for 0.30 s"),
+        PlanStatus(state="refused", reason="stale_state", detail="the robot's state is 0.30 s old"),
     ],
-    ids=lambda verdict: verdict.reason,
+    ids=lambda verdict: f"{verdict.state}-{verdict.reason}",
 )
-def test_after_something_in_the_way_or_a_late_heartbeat_the_robot_looks_again(verdict):
+def test_after_something_in_the_way_or_a_silence_the_robot_looks_again(verdict):
     engine = ScriptedEngine([["turn(20) forward(0.5)"], ["there it is. done()"]])
     world = World(engine, EchoExecutor(verdict))
     hear = world.hear
@@ -139,13 +141,26 @@ def test_after_something_in_the_way_or_a_late_heartbeat_the_robot_looks_again(ve
     assert len(engine.seen) == 2
 
 
-def test_whoever_falls_silent_again_and_again_may_not_command():
-    verdict = PlanStatus(state="stopped", reason="watchdog", detail="the commander fell silent")
+@pytest.mark.parametrize(
+    ("state", "reason", "status"),
+    [("stopped", "watchdog", "cancelled"), ("fault", "stale_state", "failed")],
+)
+def test_commander_and_robot_that_lose_each_other_again_and_again_end_the_mission(state, reason, status):
+    verdict = PlanStatus(state=state, reason=reason, detail="nothing was heard")
     patient = replace(QUICK, max_steps=2 * MAX_SILENCES)
     world = World(ScriptedEngine([["forward(0.5)"]]), EchoExecutor(verdict), patient)
     ending = world.run()
-    assert (ending.status, ending.reason) == ("cancelled", "watchdog")
+    assert (ending.status, ending.reason) == (status, reason)
     assert len(world.engine.seen) == MAX_SILENCES
+
+
+def test_a_robot_that_was_not_heard_stands_a_moment_before_the_next_look():
+    verdict = PlanStatus(state="fault", reason="stale_state", detail="nothing was heard")
+    world = World(ScriptedEngine([["forward(0.5)"]]), EchoExecutor(verdict), replace(QUICK, listen_s=0.05))
+    pauses = []
+    world.feed.pause = pauses.append
+    world.run()
+    assert pauses == [0.05] * (QUICK.max_steps - 1)
 
 
 def test_a_latched_e_stop_refuses_the_mission_before_it_looks():
@@ -205,23 +220,26 @@ def test_a_frame_that_is_cut_off_is_named_before_anything_is_asked_of_the_cloud(
 
 
 class Walker:
-    """The real executor on a fake robot in virtual time; its commander is not heard for a while at first."""
+    """The real executor on a fake robot in virtual time; somebody is not heard for a while at first."""
 
-    def __init__(self, silences):
-        self.rig, self.silences = Rig(), silences
+    def __init__(self, silences, who):
+        self.rig, self.silences, self.who = Rig(), silences, who
 
     def take(self, plan):
         self.rig._sent = replace(plan, stamp_s=self.rig.clock.now())
+        self.rig.robot.faults.frozen_stamp = False
         if plan.actions and self.silences:
             self.silences -= 1
             self.rig.go(2.0)
-            return self.rig.go(1.0, heartbeat=False)
+            self.rig.robot.faults.frozen_stamp = self.who == "robot"
+            return self.rig.go(1.0, heartbeat=self.who == "robot")
         return self.rig.go(12.0 if plan.actions else 0.3)
 
 
+@pytest.mark.parametrize("who", ["commander", "robot"])
 @pytest.mark.parametrize("silences", [0, 1, 2])
-def test_a_plain_motion_that_the_watchdog_broke_off_ends_where_it_was_told_to(silences):
-    engine, walker = ScriptedEngine([["forward(2.5)", " done()"]]), Walker(silences)
+def test_a_plain_motion_that_a_silence_broke_off_ends_where_it_was_told_to(silences, who):
+    engine, walker = ScriptedEngine([["forward(2.5)", " done()"]]), Walker(silences, who)
     assert World(engine, walker).run().status == "done"
     assert len(engine.seen) == 1 + silences
     assert walker.rig.x_m == pytest.approx(2.5, abs=0.1)

@@ -52,6 +52,13 @@ class Processes:
             lines += self.output(name).splitlines()[-15:]
         return "\n".join(lines)
 
+    def pause(self, name, duration_s):
+        """Let a process stand still for a while, as a busy computer does."""
+        group = self.running[name].pid
+        os.killpg(group, signal.SIGSTOP)
+        time.sleep(duration_s)
+        os.killpg(group, signal.SIGCONT)
+
     def interrupt(self, name, number=signal.SIGINT, timeout_s=CLOSE_S):
         """Send a signal and return the exit code."""
         process = self.running[name]

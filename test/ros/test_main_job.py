@@ -92,7 +92,7 @@ def test_a_sentence_walks_the_robot_and_a_lost_cloud_leaves_it_at_rest(user, pro
     user.say("walk to the red ball")
     end = eventually(user.ended, 120.0)
     assert end, f"{user.counts()}\n{processes.story()}"
-    assert end["state"] == "done", end
+    assert end["state"] == "done", f"{json.dumps(end)}\n{processes.story()}"
     answers, traces = user.json("answer"), user.json("trace")
     assert len(answers) == len(traces) >= 1
     assert answers[0]["text"] in [message.data for message in user.partials]
@@ -108,7 +108,7 @@ def test_a_sentence_walks_the_robot_and_a_lost_cloud_leaves_it_at_rest(user, pro
     processes.interrupt("cloud", 9)
     user.say("walk to the red ball")
     end = eventually(lambda: user.ended(2), 60.0)
-    assert end["state"] == "failed", end
+    assert end["state"] == "failed", json.dumps(end)
     assert end["reason"].startswith("Cloud")
     assert PlanStatus.from_json(user.executor[-1].data).state != "moving"
 
@@ -120,7 +120,7 @@ def states(user):
     return [status["state"] for status in user.json("status")]
 
 
-PATIENT = {"answer_timeout_s": 20.0, "link_silence_s": 4.0, "hold_timeout_s": 4.0}
+PATIENT = {"answer_timeout_s": 20.0, "link_silence_s": 4.0, "hold_timeout_s": 8.0, "status_timeout_s": 8.0}
 """A busy machine starves each of these processes for a second now and then; none of them has gone, then."""
 
 
@@ -137,6 +137,25 @@ def start_all(processes, folder):
         processes.node(name, interface="lo", domain=domain)
     processes.node("vlm_node", cloud=address, keys=keys, **PATIENT)
     return address, keys
+
+
+@needs_models
+@pytest.mark.timeout(320)
+def test_a_robot_that_is_not_heard_for_a_moment_ends_no_mission(user, processes, eventually, tmp_path):
+    start_all(processes, tmp_path)
+    up = eventually(lambda: user.executor and user.images and "ready" in states(user), 120.0)
+    assert up, f"{user.counts()}\n{processes.story()}"
+    user.say("walk to the red ball")
+    assert eventually(lambda: "moving" in told(user), 60.0), processes.story()
+    processes.pause("sim", 1.0)
+    end = eventually(user.ended, 120.0)
+    assert end, f"{user.counts()}\n{processes.story()}"
+    assert end["state"] == "done", f"{json.dumps(end)}\n{processes.story()}"
+    assert "fault" in told(user), "the robot was heard all the time"
+
+
+def told(user):
+    return [PlanStatus.from_json(message.data).state for message in user.executor]
 
 
 @needs_models

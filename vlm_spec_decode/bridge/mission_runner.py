@@ -27,7 +27,7 @@ from vlm_spec_decode.core.errors import (
     VsdError,
 )
 from vlm_spec_decode.edge.images import for_uplink
-from vlm_spec_decode.edge.mission import LOOK_AGAIN, SILENCE, Mission
+from vlm_spec_decode.edge.mission import LOOK_AGAIN, SILENCES, Mission
 
 SHOWN_CHARS = 200
 """How much of an instruction a status repeats."""
@@ -134,6 +134,11 @@ class MissionRunner:
             self._feed.pause(HOLD_LOOK_S)
         self._say(job, "looking", mission.steps, detail="the cloud is back")
 
+    def _listen(self, job: Job, mission: Mission) -> None:
+        """Stand a moment before the next look: whoever was silent may need one to be heard again."""
+        self._feed.begin(job.mission, mission.steps + 1)
+        self._feed.pause(self.config.listen_s)
+
     # One step ------------------------------------------------------------------------------------
 
     def _step(
@@ -154,14 +159,16 @@ class MissionRunner:
             status = self._feed.wait_end(self.config.silence_s, self.config.act_s)
         except Cancelled:
             broken_off = self._feed.broken_off()
-            if broken_off is None or broken_off.reason not in LOOK_AGAIN | {SILENCE}:
+            if broken_off is None or broken_off.reason not in LOOK_AGAIN | SILENCES:
                 raise
-            if broken_off.reason == SILENCE:
-                mission.record_silence(broken_off.executed)
-            else:
+            if broken_off.reason in LOOK_AGAIN:
                 mission.record_obstruction(broken_off.executed)
+            else:
+                mission.record_silence(broken_off.executed)
             if not mission.is_running:
                 raise
+            if broken_off.reason in SILENCES:
+                self._listen(job, mission)
             return None
         mission.record(status.executed, plan.actions)
         return plan.actions

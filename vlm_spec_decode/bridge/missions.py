@@ -44,7 +44,8 @@ class RunnerConfig:
 
     `fallback`: `stop` ends the mission; `hold` keeps the robot standing and goes on with a new look when the
     cloud is back, for at most `hold_s`; `draft_only` goes on with the draft alone, at reduced limits, until
-    then. A plan that was approved on a frame older than `fresh_s` is looked at anew before it is sent.
+    then. A plan that was approved on a frame older than `fresh_s` is looked at anew before it is sent. After
+    a silence of commander or robot the robot stands for `listen_s` before the next look.
     """
 
     max_steps: int = 24
@@ -56,6 +57,7 @@ class RunnerConfig:
     hold_s: float = 30.0
     approve_s: float = 120.0
     fresh_s: float = 3.0
+    listen_s: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,12 @@ OBSTRUCTED = format_action(Stop())
 MAX_OBSTRUCTIONS = 3
 """In a row; then the way is closed and the mission refused."""
 
-SILENCE = "watchdog"
-"""Reason of an action broken off because the plan's heartbeat came late: a busy computer or network."""
+SILENCES = frozenset({"watchdog", "stale_state"})
+"""Reasons of a broken-off action after which somebody may be heard again: the plan's heartbeat came late, or
+the robot's state did. A busy computer or network does that; the robot stands meanwhile."""
 
 MAX_SILENCES = 8
-"""In one mission; then whoever commands is too slow to command a robot, and the mission ends."""
+"""In one mission; then commander and robot hear too little of each other, and the mission ends."""
 
 Status: TypeAlias = Literal["running", "done", "step_limit", "refused", "cancelled", "failed"]
 
@@ -86,9 +87,9 @@ class Mission:
             self.status = "refused"
 
     def record_silence(self, executed: Iterable[str]) -> None:
-        """Take note of a step that the watchdog broke off: the robot stands, and whoever commands is back.
+        """Take note of a step that a silence broke off, the commander's or the robot's: the robot stands.
 
-        Another look begins anew from where the robot stands, but not for ever.
+        Another look begins anew from where it stands, but not for ever.
         """
         self._take(executed)
         self.silences += 1
