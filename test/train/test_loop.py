@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 
 from vlm_spec_decode.models.tiny import IMAGE_PX, UNK_ID
 from vlm_spec_decode.sim.scene import COLOURS, KINDS
+from vlm_spec_decode.train import loop
 from vlm_spec_decode.train.batches import Batcher
 from vlm_spec_decode.train.checkpoint import load_checkpoint
 from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.crew import Crew
 from vlm_spec_decode.train.frames import MAX_OBJECTS, Column, open_frames
+from vlm_spec_decode.train.heads import fit_heads
 from vlm_spec_decode.train.loop import _set_rates, _update, run_train, tokenizer
 from vlm_spec_decode.train.network import answer_loss, image_features, logits_of
 from vlm_spec_decode.train.trainee import _grow, new_trainee
@@ -94,3 +96,28 @@ def test_two_processes_take_one_step_along_the_mean_of_their_gradients(frames: P
     found = load_checkpoint(config.out / "checkpoint.pt")["model"]
     for name, weights in expected.model.state_dict().items():
         torch.testing.assert_close(found[name], weights, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_new_heads_learn_to_read_an_eye_that_stays_as_it_is(frames: Path, tmp_path: Path) -> None:
+    config = TrainConfig("draft", frames, tmp_path, batch=2)
+    tok, crew = tokenizer(), Crew()
+    batcher, trainee = Batcher(open_frames(frames), tok, 2), new_trainee(config, len(tok))
+    eye = {name: weights.clone() for name, weights in trainee.model.state_dict().items()}
+    first = fit_heads(trainee, batcher, 8, 0, crew, steps=1)
+    assert fit_heads(trainee, batcher, 8, 0, crew, steps=40) < 0.9 * first
+    assert all(torch.equal(eye[name], weights) for name, weights in trainee.model.state_dict().items())
+
+
+@pytest.mark.parametrize(("eye_steps", "fitted"), [(1, 1), (0, 0)])
+def test_a_finished_model_whose_eye_goes_on_gets_heads_that_read_it_once(
+    frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eye_steps: int, fitted: int
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(loop, "fit_heads", lambda *given: calls.append(given[2]))
+    config = TrainConfig("draft", frames, tmp_path / "one", eye_steps=1, steps=1, batch=2, dialogues=2)
+    run_train(config)
+    assert not calls
+    on = replace(config, out=tmp_path / "two", start=config.out, eye_steps=eye_steps)
+    for steps in (1, 2):
+        run_train(replace(on, steps=steps))
+    assert calls == [8] * fitted

@@ -33,12 +33,13 @@ class TrainConfig:
 
     `dialogues` share one image in one sequence. The learning rate falls over the last `decay_share` of
     all `steps`. `eye` is the checkpoint of another model whose trained vision tower is taken over; the draft
-    shares the target's. `start` is a checkpoint to begin from, whose steps count. `stop_after` ends
-    a run at that step, to be gone on with later. `distil` names the folder of the
-    target whose distribution a draft learns instead of the teacher's answers. `device` auto is a GPU if there
-    is one; `precision` auto is what is faster there, measured once and kept in the checkpoint. With several
-    `processes` each draws `batch` images a step, and their gradients are averaged. `growth` says from which
-    share of the steps on how many layers of the language part are trained; without it all are, always.
+    shares the target's. `start` is a checkpoint to begin from, whose steps count, or a finished model's
+    folder, whose steps do not. `stop_after` ends a run at that step, to be gone on with later. `distil` names
+    the folder of the target whose distribution a draft learns instead of the teacher's answers. `device` auto
+    is a GPU if there is one; `precision` auto is what is faster there, measured once and kept in the
+    checkpoint. With several `processes` each draws `batch` images a step, and their gradients are averaged.
+    `growth` says from which share of the steps on how many layers of the language part are trained; without
+    it all are, always.
     """
 
     role: Role

@@ -34,6 +34,7 @@ from vlm_spec_decode.train.crew import Crew, in_step
 from vlm_spec_decode.train.depth import Depth, layers_at
 from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.hardware import Hardware, choose, pick_device
+from vlm_spec_decode.train.heads import fit_heads
 from vlm_spec_decode.train.means import rounded, updated
 from vlm_spec_decode.train.network import answer_loss, distil_loss, image_features, logits_of
 from vlm_spec_decode.train.optimizer import MuonWithAdamW
@@ -75,10 +76,12 @@ def train(config: TrainConfig, crew: Crew) -> dict[str, Any]:
     trainee = new_trainee(config, len(tok), pick_device(config.device))
     config.out.mkdir(parents=True, exist_ok=True)
     checkpoint = config.out / "checkpoint.pt"
+    needs_heads = False
     if checkpoint.exists():
         trainee.load(checkpoint)
     elif config.start:
         trainee.load(config.start)
+        needs_heads = config.start.is_dir() and config.eye_steps > 0 and config.eye is None
     if config.eye and not trainee.step:
         trainee.take_eye(config.eye)
     depth = Depth(trainee.model)
@@ -88,6 +91,8 @@ def train(config: TrainConfig, crew: Crew) -> dict[str, Any]:
         depth.begin(config.growth[0][1])
     with memory_named(files.MEMORY_ADVICE):
         hardware = _hardware(config, trainee, batcher, crew)
+        if needs_heads:
+            fit_heads(trainee, batcher, 4 * config.batch, config.seed, crew)
         _run(config, trainee, batcher, checkpoint, hardware, crew)
     record: dict[str, Any] = {"config": {k: str(v) for k, v in asdict(config).items()}, "data": frames.digest}
     record |= {"eye_steps": trainee.eye_step, "steps": trainee.step, "seconds": round(trainee.seconds)}
