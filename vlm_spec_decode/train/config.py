@@ -127,7 +127,7 @@ def recipe(role: Role, **given: Any) -> TrainConfig:
     """Return the settings with which two cores make a model of `role` in two hours, `given` ones changed."""
     defaults: dict[Role, dict[str, Any]] = {
         "target": {"eye_steps": 6000, "steps": 3500, "dialogues": 6, "growth": ((0.0, 4), (0.7, 12))},
-        "draft": {"eye_steps": 0, "steps": 1200, "dialogues": 6},
+        "draft": {"eye_steps": 0, "steps": 1700, "dialogues": 6},
     }
     return TrainConfig(role, **{**defaults[role], **given})
 
