@@ -86,8 +86,7 @@ def user(graph, sensor_qos):
 @pytest.mark.timeout(320)
 def test_a_sentence_walks_the_robot_and_a_lost_cloud_leaves_it_at_rest(user, processes, eventually, tmp_path):
     address, keys = start_all(processes, tmp_path)
-    up = eventually(lambda: user.executor and user.images and "ready" in states(user), 120.0)
-    assert up, f"{user.counts()}\n{processes.story()}"
+    wait_until_up(user, processes, eventually)
 
     user.say("walk to the red ball")
     end = eventually(user.ended, 120.0)
@@ -110,7 +109,7 @@ def test_a_sentence_walks_the_robot_and_a_lost_cloud_leaves_it_at_rest(user, pro
     end = eventually(lambda: user.ended(2), 60.0)
     assert end["state"] == "failed", json.dumps(end)
     assert end["reason"].startswith("Cloud")
-    assert PlanStatus.from_json(user.executor[-1].data).state != "moving"
+    assert told(user)[-1] != "moving"
 
     processes.vsd("cloud again", "cloud", "--bind", address, "--keys", keys)
     assert eventually(lambda: states(user)[-1] == "ready", 90.0), processes.story()
@@ -118,6 +117,15 @@ def test_a_sentence_walks_the_robot_and_a_lost_cloud_leaves_it_at_rest(user, pro
 
 def states(user):
     return [status["state"] for status in user.json("status")]
+
+
+def told(user):
+    return [PlanStatus.from_json(message.data).state for message in user.executor]
+
+
+def wait_until_up(user, processes, eventually):
+    up = eventually(lambda: user.executor and user.images and "ready" in states(user), 120.0)
+    assert up, f"{user.counts()}\n{processes.story()}"
 
 
 PATIENT = {"answer_timeout_s": 20.0, "link_silence_s": 4.0, "hold_timeout_s": 8.0, "status_timeout_s": 8.0}
@@ -143,8 +151,7 @@ def start_all(processes, folder):
 @pytest.mark.timeout(320)
 def test_a_robot_that_is_not_heard_for_a_moment_ends_no_mission(user, processes, eventually, tmp_path):
     start_all(processes, tmp_path)
-    up = eventually(lambda: user.executor and user.images and "ready" in states(user), 120.0)
-    assert up, f"{user.counts()}\n{processes.story()}"
+    wait_until_up(user, processes, eventually)
     user.say("walk to the red ball")
     assert eventually(lambda: "moving" in told(user), 60.0), processes.story()
     processes.pause("sim", 1.0)
@@ -152,10 +159,6 @@ def test_a_robot_that_is_not_heard_for_a_moment_ends_no_mission(user, processes,
     assert end, f"{user.counts()}\n{processes.story()}"
     assert end["state"] == "done", f"{json.dumps(end)}\n{processes.story()}"
     assert "fault" in told(user), "the robot was heard all the time"
-
-
-def told(user):
-    return [PlanStatus.from_json(message.data).state for message in user.executor]
 
 
 @needs_models
