@@ -128,5 +128,7 @@ def test_the_nearest_of_several_counts():
 
 
 def test_what_was_seen_a_while_ago_is_nearer_by_now():
-    assert after((1.0, 0.05, math.inf, 2.0), 0.2) == pytest.approx((0.8, 0.0, math.inf, 1.8))
-    assert after(FREE, 0.5) == FREE
+    ranges = (1.0, 0.05, math.inf, 2.0)
+    assert tuple(after(free, 0.2) for free in ranges) == pytest.approx((0.8, 0.0, math.inf, 1.8))
+    assert tuple(after(free, 0.5) for free in FREE) == FREE
+    assert after(1.0, math.nan) == after(math.inf, math.inf) == 0.0

@@ -12,7 +12,6 @@ from std_msgs.msg import Bool, String
 
 from test.ros.test_locomotion_node import stage  # noqa: F401
 from vlm_spec_decode.actions.types import Forward
-from vlm_spec_decode.bridge.obstacles import Mount, scan_points
 from vlm_spec_decode.bridge.qos import LATCHED
 from vlm_spec_decode.bridge.surroundings import SensingDriver, Surroundings
 from vlm_spec_decode.core.clock import VirtualClock
@@ -170,7 +169,7 @@ def test_a_walking_robot_counts_what_it_has_gone_since_the_scan(graph):
     robot = FakeRobot(clock)
     robot.start()
     scan = LaserScan(angle_min=-0.5, angle_increment=0.01, range_min=0.1, range_max=8.0, ranges=[1.35] * 100)
-    surroundings._taker(surroundings._sources[0], scan_points, Mount())(scan)
+    surroundings.take(surroundings.sources[0], scan)
     driver = SensingDriver(robot, surroundings)
     standing_m = driver.state().range_obstacle_m[0]
     driver.move(0.4, 0.0, 0.0)

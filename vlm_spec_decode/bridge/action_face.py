@@ -20,6 +20,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
 from std_msgs.msg import String
 
+from vlm_spec_decode.bridge.listening import listen
 from vlm_spec_decode.bridge.missions import ENDED
 from vlm_spec_decode.bridge.parameters import Parameter
 from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
@@ -61,7 +62,7 @@ class ActionFace:
         group = ReentrantCallbackGroup()
         self._requests = node.create_publisher(String, "vlm/request", COMMAND)
         self._withdrawals = node.create_publisher(String, "vlm/withdraw", COMMAND)
-        node.create_subscription(String, "vlm/status", self._hear, LATCHED, callback_group=group)
+        listen(node, String, "vlm/status", self._hear, LATCHED, callback_group=group)
         self._sentence = sentence or (lambda goal: str(getattr(goal, field_of(kind.Goal, "string"))))
         self._heard: dict[str, SimpleQueue[MissionStatus]] = {}
         self._lock = threading.Lock()

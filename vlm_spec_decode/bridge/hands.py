@@ -5,6 +5,7 @@ Each of them ends in the executor; nothing here decides what is safe, and nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from geometry_msgs.msg import Twist, TwistStamped
@@ -13,7 +14,9 @@ from rclpy.node import Node
 from sensor_msgs.msg import Joy
 from std_msgs.msg import Bool
 
+from vlm_spec_decode.actions.motion import STILL
 from vlm_spec_decode.bridge.legs import Legs
+from vlm_spec_decode.bridge.listening import guarded_timer, listen
 from vlm_spec_decode.bridge.parameters import Parameter, Parameters
 from vlm_spec_decode.bridge.qos import COMMAND
 from vlm_spec_decode.bridge.stamps import STEADY
@@ -45,19 +48,21 @@ class Hands:
         self._button = values.integer("estop_button")
         self._deadman_s = values.real("deadman_timeout_s")
         self._alive_s: float | None = None
-        self.dropped = 0
+        self.dropped = self.unusable = 0
         stops, steers = ReentrantCallbackGroup(), MutuallyExclusiveCallbackGroup()
-        node.create_subscription(Bool, "e_stop/request", self._on_request, COMMAND, callback_group=stops)
+        listen(node, Bool, "e_stop/request", self._on_request, COMMAND, callback_group=stops)
         if self._button >= 0:
             topic = values.text("joy_topic")
-            node.create_subscription(Joy, topic, self._on_joy, 5, callback_group=stops)
+            listen(node, Joy, topic, self._on_joy, 5, callback_group=stops)
         topic = values.text("teleop_topic")
         if values.flag("teleop_stamped"):
-            node.create_subscription(TwistStamped, topic, self._on_stamped, 1, callback_group=steers)
+            listen(node, TwistStamped, topic, self._on_stamped, 1, callback_group=steers)
         else:
-            node.create_subscription(Twist, topic, self._on_twist, 1, callback_group=steers)
+            listen(node, Twist, topic, self._on_twist, 1, callback_group=steers)
         if self._deadman_s > 0:
-            node.create_timer(LOOK_S, self._look, stops, clock=STEADY)
+            node.create_timer(
+                LOOK_S, guarded_timer(node, "dead man's switch", self._look), stops, clock=STEADY
+            )
 
     def _on_request(self, message: Bool) -> None:
         self._alive_s = self._clock.now()
@@ -73,6 +78,10 @@ class Hands:
 
     def _on_twist(self, message: Twist) -> None:
         velocity = (message.linear.x, message.linear.y, message.angular.z)
+        if not all(map(math.isfinite, velocity)):
+            # Somebody holds the robot and says nothing usable: it stands, as it does for a zero.
+            self.unusable += 1
+            velocity = STILL
         if not self._legs.steer(velocity):
             self.dropped += 1
 

@@ -24,6 +24,7 @@ from vlm_spec_decode.actions.safety import SafetyGate
 from vlm_spec_decode.bridge import diagnostics, hands, robot_health
 from vlm_spec_decode.bridge.convert import to_odometry
 from vlm_spec_decode.bridge.legs import Legs
+from vlm_spec_decode.bridge.listening import fault_lines, guarded_timer, listen
 from vlm_spec_decode.bridge.parameters import Parameter, Parameters
 from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
 from vlm_spec_decode.bridge.settings import load_yaml
@@ -118,11 +119,12 @@ class LocomotionNode:
         stops, plans, looks, odom, slow = ReentrantCallbackGroup(), *_groups(4)
         node.create_service(SetBool, "e_stop", self._on_estop, callback_group=stops)
         node.create_service(Trigger, "vlm/cancel", self._on_cancel, callback_group=stops)
-        node.create_subscription(String, "vlm/plan", self._on_plan, COMMAND, callback_group=plans)
-        node.create_timer(LOOK_S, self._look, looks, clock=STEADY)
+        listen(node, String, "vlm/plan", self._on_plan, COMMAND, on_fault=self._refuse, callback_group=plans)
+        node.create_timer(LOOK_S, guarded_timer(node, "status", self._look), looks, clock=STEADY)
         if self._says_odometry:
-            node.create_timer(1 / self._parameters.real("odom_hz"), self._odom, odom, clock=STEADY)
-        node.create_timer(1.0, self._diagnose, slow, clock=STEADY)
+            period_s = 1 / self._parameters.real("odom_hz")
+            node.create_timer(period_s, guarded_timer(node, "odometry", self._odom), odom, clock=STEADY)
+        node.create_timer(1.0, guarded_timer(node, "diagnostics", self._diagnose), slow, clock=STEADY)
 
     def close(self) -> None:
         """Stop the robot and free it. Idempotent."""
@@ -218,9 +220,10 @@ class LocomotionNode:
         name = diagnostics.name_of(self._node)
         lines = robot_health.robot_lines(name, self._legs, self._clock.now())
         lines.append(robot_health.executor_line(name, self._legs.status(), self._legs.last_stop()))
-        lines += self._surroundings.lines(name)
+        lines += self._surroundings.lines(name) + fault_lines(self._node, name)
         counts = {"plans": self._counts.plans, "unparsable": self._counts.unparsable}
         counts["teleop_dropped"] = self._hands.dropped if self._hands else 0
+        counts["teleop_unusable"] = self._hands.unusable if self._hands else 0
         values = {key: str(value) for key, value in (counts | {"before_ready": self._counts.early}).items()}
         level = diagnostics.WARN if self._counts.unparsable else diagnostics.OK
         lines.append(diagnostics.Health(f"{name}: plans", level, "received", values))

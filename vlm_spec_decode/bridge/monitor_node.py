@@ -23,6 +23,7 @@ from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.bridge import markers, overlay
 from vlm_spec_decode.bridge.convert import from_compressed, to_compressed, to_seconds
+from vlm_spec_decode.bridge.listening import listen
 from vlm_spec_decode.bridge.parameters import Parameter, Parameters
 from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
 from vlm_spec_decode.bridge.stamps import STEADY, Stamps
@@ -93,8 +94,8 @@ class MonitorNode:
         see, hear = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
         newest = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability)
         topic = "camera/image_raw/compressed"
-        node.create_subscription(CompressedImage, topic, self._on_frame, newest, callback_group=see)
-        node.create_subscription(Odometry, "odom", self._on_odometry, 5, callback_group=hear)
+        listen(node, CompressedImage, topic, self._on_frame, newest, callback_group=see)
+        listen(node, Odometry, "odom", self._on_odometry, 5, callback_group=hear)
         texts = {
             "vlm/status": (self._on_status, LATCHED),
             "vlm/control": (self._on_source, LATCHED),
@@ -104,7 +105,7 @@ class MonitorNode:
             "vlm/plan": (self._on_plan, COMMAND),
         }
         for topic, (take, qos) in texts.items():
-            node.create_subscription(String, topic, take, qos, callback_group=hear)
+            listen(node, String, topic, take, qos, callback_group=hear)
         node.create_timer(1.0, self._each_second, hear, clock=STEADY)
 
     def close(self) -> None:

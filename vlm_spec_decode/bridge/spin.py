@@ -19,11 +19,15 @@ from typing import NoReturn
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.signals import SignalHandlerOptions
 
 from vlm_spec_decode.bridge.managed import Build, ManagedNode
 from vlm_spec_decode.bridge.middleware import prefer_sockets
 from vlm_spec_decode.core.errors import VsdError
+
+RCLError = rclpy_implementation.RCLError
+WARN_EVERY_S, AGAIN_S = 5.0, 0.05
 
 
 class _EndedEarly(BaseException):
@@ -120,7 +124,13 @@ def _serve(node: ManagedNode, ending: _Ending, threads: int) -> None:
 
 def _spin(executor: MultiThreadedExecutor, node: ManagedNode, ended: threading.Event) -> None:
     while not ended.is_set():
-        executor.spin_once(timeout_sec=1.0)
+        try:
+            executor.spin_once(timeout_sec=1.0)
+        except RCLError as error:
+            # A message whose bytes are not of its type: some middleware lets the taking of it fail.
+            said = f"a message could not be taken: {error}"
+            node.get_logger().error(said, throttle_duration_sec=WARN_EVERY_S)
+            ended.wait(AGAIN_S)
         node.sweep()
 
 

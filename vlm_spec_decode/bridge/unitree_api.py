@@ -15,6 +15,7 @@ from typing import Any
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
 
+from vlm_spec_decode.bridge.listening import listen
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.robot.go2_config import Go2Config
@@ -59,7 +60,7 @@ class SportTopics:
         # Answers come in while another callback waits for them, so never in that one's group.
         group = ReentrantCallbackGroup()
         self._subscriptions = [
-            node.create_subscription(kind, topic, take, DEPTH, callback_group=group)
+            listen(node, kind, topic, take, DEPTH, callback_group=group)
             for kind, topic, take in (
                 (messages.response, RESPONSE_TOPIC, self._on_response),
                 (messages.sport_state, _ros_name(config.state_topic), self.feed.take_sport),

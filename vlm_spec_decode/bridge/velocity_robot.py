@@ -19,6 +19,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import BatteryState
 
 from vlm_spec_decode.bridge.convert import to_seconds
+from vlm_spec_decode.bridge.listening import listen
 from vlm_spec_decode.bridge.parameters import Parameter, Parameters
 from vlm_spec_decode.core.errors import RobotRefused, RobotStale, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
@@ -55,11 +56,9 @@ class VelocityRobot:
         self._send = self._sender(values.text("cmd_vel_topic"), values.flag("cmd_vel_stamped"))
         group = MutuallyExclusiveCallbackGroup()
         sensor = qos_profile_sensor_data
-        node.create_subscription(Odometry, self._topic, self._on_odometry, sensor, callback_group=group)
+        listen(node, Odometry, self._topic, self._on_odometry, sensor, callback_group=group)
         if self._battery_topic:
-            node.create_subscription(
-                BatteryState, self._battery_topic, self._on_battery, sensor, callback_group=group
-            )
+            listen(node, BatteryState, self._battery_topic, self._on_battery, sensor, callback_group=group)
 
     def start(self) -> None:
         """Wait for odometry. Raises RobotUnreachable without any."""

@@ -23,6 +23,7 @@ from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.bridge.action_face import ActionFace, action_type
 from vlm_spec_decode.bridge.convert import from_compressed
 from vlm_spec_decode.bridge.keeper import EngineKeeper
+from vlm_spec_decode.bridge.listening import listen
 from vlm_spec_decode.bridge.mission_feed import Frame, MissionFeed
 from vlm_spec_decode.bridge.mission_runner import MissionRunner, Report
 from vlm_spec_decode.bridge.missions import ENDED, Job
@@ -88,13 +89,13 @@ class VlmNode:
         talk, see, beat = (MutuallyExclusiveCallbackGroup() for _ in range(3))
         self._wake = node.create_guard_condition(self._drain, talk)
         sensor = qos_profile_sensor_data
-        node.create_subscription(String, "vlm/instruction", self._on_text, COMMAND, callback_group=talk)
-        node.create_subscription(String, "vlm/request", self._on_request, COMMAND, callback_group=talk)
-        node.create_subscription(String, "vlm/withdraw", self._on_withdraw, COMMAND, callback_group=talk)
+        listen(node, String, "vlm/instruction", self._on_text, COMMAND, callback_group=talk)
+        listen(node, String, "vlm/request", self._on_request, COMMAND, callback_group=talk)
+        listen(node, String, "vlm/withdraw", self._on_withdraw, COMMAND, callback_group=talk)
         node.create_service(SetBool, "vlm/approve", self._on_verdict, callback_group=beat)
-        node.create_subscription(String, "vlm/plan/status", self._on_status, COMMAND, callback_group=beat)
+        listen(node, String, "vlm/plan/status", self._on_status, COMMAND, callback_group=beat)
         topic = "camera/image_raw/compressed"
-        node.create_subscription(CompressedImage, topic, self._on_image, sensor, callback_group=see)
+        listen(node, CompressedImage, topic, self._on_image, sensor, callback_group=see)
         period_s = 1 / self._parameters.real("heartbeat_hz")
         node.create_timer(period_s, self._beat, beat, clock=STEADY)
         node.create_timer(1.0, self._each_second, talk, clock=STEADY)

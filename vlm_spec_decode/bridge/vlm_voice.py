@@ -10,6 +10,7 @@ from std_msgs.msg import String
 
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.bridge import diagnostics
+from vlm_spec_decode.bridge.listening import fault_lines
 from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
 from vlm_spec_decode.bridge.reports import Answer, MissionStatus, Partial
 from vlm_spec_decode.bridge.stamps import Stamps
@@ -100,4 +101,5 @@ class VlmVoice:
         if bad_frames:
             frames = {"dropped": str(bad_frames)}
             lines.append(diagnostics.Health(f"{name}: frames", diagnostics.WARN, "bad frames", frames))
+        lines += fault_lines(self._node, name)
         self._diagnostics.publish(diagnostics.array(lines, self._stamps.ros_now_s(), "go2"))
