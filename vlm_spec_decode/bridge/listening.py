@@ -56,7 +56,7 @@ def guarded(
     def handle(message: Any) -> None:
         try:
             take(message)
-        except Exception as error:  # whatever it is, the node must live
+        except Exception as error:  # noqa: BLE001  # whatever it is, the node must live
             said = f"{type(error).__name__}: {error}"[:300]
             _note(node, name, said)
             if on_fault is not None:
@@ -81,7 +81,7 @@ def _note(node: Any, name: str, said: str) -> None:
 
 
 def fault_lines(node: Any, name: str) -> list[diagnostics.Health]:
-    """Return one line of diagnostics that names every callback of `node` that has failed; none if none has."""
+    """Return a line of diagnostics that names every callback of `node` that has failed; none if none has."""
     with _LOCK:
         faults = {topic: (fault.count, fault.last) for topic, fault in _FAULTS.get(node, {}).items()}
     if not faults:

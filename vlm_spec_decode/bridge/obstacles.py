@@ -88,7 +88,7 @@ class Mount:
         cr, sr = math.cos(self.roll_rad), math.sin(self.roll_rad)
         cp, sp = math.cos(self.pitch_rad), math.sin(self.pitch_rad)
         cy, sy = math.cos(self.yaw_rad), math.sin(self.yaw_rad)
-        return np.array(
+        turn: Points = np.array(
             [
                 [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
                 [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
@@ -96,6 +96,7 @@ class Mount:
             ],
             dtype=np.float32,
         )
+        return turn
 
     @property
     def faces(self) -> tuple[int, ...]:
@@ -145,8 +146,8 @@ def look(
 ) -> Sight:
     """Return what a message shows; never more free than its nearest `count` returns in the way.
 
-    A watched side is blind if fewer than `min_share` of the cells that look at it say anything, and all are if
-    that holds for the message as a whole, or fewer than `count` cells say anything.
+    A watched side is blind if fewer than `min_share` of the cells that look at it say anything; all are if that
+    holds for the message as a whole, or fewer than `count` cells say anything.
     """
     with np.errstate(all="ignore"):
         points = _pulled_in(mount.place(cells.points), cells.is_near, mount)
@@ -214,7 +215,7 @@ def nearest(*all_ranges: Ranges) -> Ranges:
 
 
 def after(free_m: float, way_m: float) -> float:
-    """Return a range as it may be by now, if the body has gone up to `way_m` since; 0 if that is no number."""
+    """Return a range as it may be now, if the body has gone up to `way_m` since; 0 if that is no number."""
     return max(0.0, free_m - way_m) if math.isfinite(way_m) else 0.0
 
 
@@ -236,8 +237,8 @@ def depth_points(message: Any, hfov_rad: float) -> Points:
 def scan_cells(message: Any) -> Cells:
     """Read a LaserScan. Raises ImageError for one that does not say where its beams look, or how far.
 
-    By REP 117 +inf is nothing within reach and -inf something nearer than `range_min`; a value below it counts
-    as what it says. 0 is how many drivers say that nothing came back, and then nothing is known.
+    By REP 117 +inf is nothing within reach and -inf something nearer than `range_min`; a value below that
+    counts as what it says. 0 is how many drivers say that nothing came back, and then nothing is known.
     """
     ranges = np.asarray(message.ranges, dtype=np.float32)
     least_m = _check_scan(message, ranges.size)

@@ -1,8 +1,8 @@
 """Obstacle sensors beside the robot's own: each topic that a parameter names narrows what the gate sees.
 
-A sensor that was asked for and falls silent, or says nothing usable, counts as nothing free on the sides that it
-watches: a robot that has gone blind there does not walk there. A message that says nothing usable of a side is
-as one that did not come, for that side.
+A sensor that was asked for and falls silent, or says nothing usable, counts as nothing free on the sides that
+it watches: a robot that has gone blind there does not walk there. A message that says nothing usable of a side
+is as one that did not come, for that side.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ PARAMETERS = (
 
 
 class Source:
-    """One sensor: what it last showed of each side, and when. Written by one callback, read from any thread."""
+    """One sensor: what it last showed of each side, and when. One callback writes, any thread reads."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Source:
         self._unreadable += 1
 
     def ranges(self, now_s: float, speed_mps: float, timeout_s: float) -> Ranges:
-        """Return what is free: of each side what was seen last, less the way since, and 0 of a side unseen."""
+        """Return what is free: of each side what was seen last, less the way since; 0 if that is too old."""
         free = [math.inf] * 4
         for side in range(4):
             free_m, seen_s = self._sides[side]
