@@ -201,6 +201,12 @@ def ask(
 @click.option("--body", type=BODY, default="kinematic", show_default=True, help="How the robot moves.")
 @click.option("--start", default="damping", show_default=True, help="lying, damping, locked or standing.")
 @click.option("--fault", "faults", multiple=True, help="NAME or NAME@SECONDS…; may be repeated.")
+@click.option(
+    "--firmware",
+    default="documented",
+    show_default=True,
+    help="documented, classic or renumbered state codes.",
+)
 @click.option("--view", type=FILE, default=None, help="PNG or GIF to save at the end.")
 @click.option("--ground-truth", "truth", type=FILE, default=None, help="JSON of path and collisions.")
 @click.option("--linger", "linger_s", type=float, default=0.0, help="Seconds that it stays after Ctrl-C.")

@@ -30,7 +30,7 @@ from vlm_spec_decode.actions.types import (
     Wait,
 )
 from vlm_spec_decode.core.errors import ActionRefused
-from vlm_spec_decode.core.robot import RobotState
+from vlm_spec_decode.core.robot import MAX_PLACE, RobotState
 
 SIT_STATE = 1007
 LOCK_STATE = 1002
@@ -74,9 +74,8 @@ class SafetyGate:
         if isinstance(action, _HARMLESS):
             return
         self._check_freshness(state, frame_age_s, state_age_s)
-        if not isinstance(action, _SAVES_POWER) and not state.battery_soc >= self.limits.min_battery_soc:
-            soc = state.battery_soc
-            raise ActionRefused("battery", "charge unknown" if math.isnan(soc) else f"{100 * soc:.0f} % left")
+        if not isinstance(action, _SAVES_POWER):
+            self._check_battery(state.battery_soc)
         self._check_mode(action, state)
         direction = motion_direction(action)
         if direction is not None and self.room_m(state, *direction) <= OBSTACLE_MARGIN_M:
@@ -132,12 +131,22 @@ class SafetyGate:
             raise ActionRefused("stale_frame", f"decided on a frame {frame_age_s:.2f} s old")
         if not 0 <= state_age_s <= self.limits.max_state_age_s:
             raise ActionRefused("stale_state", f"the robot's state is {state_age_s:.2f} s old")
-        if not all(
-            map(math.isfinite, (state.x_m, state.y_m, state.yaw_rad, state.roll_rad, state.pitch_rad))
-        ):
+        pose = (state.x_m, state.y_m, state.yaw_rad, state.roll_rad, state.pitch_rad)
+        # Written so that NaN fails too.
+        if not all(abs(value) <= MAX_PLACE for value in pose):
             raise ActionRefused("stale_state", "the robot's pose is no number")
+        if not all(abs(value) <= MAX_PLACE for value in (state.vx_mps, state.vy_mps, state.vyaw_radps)):
+            raise ActionRefused("stale_state", "the robot's speed is no number")
+
+    def _check_battery(self, soc: float) -> None:
+        if not 0.0 <= soc <= 1.0:
+            raise ActionRefused("battery", "charge unknown")
+        if soc < self.limits.min_battery_soc:
+            raise ActionRefused("battery", f"{100 * soc:.0f} % left")
 
     def _check_mode(self, action: Action, state: RobotState) -> None:
+        if not state.is_known:
+            raise ActionRefused("mode", f"state {state.code} is not known: name it in `state_codes`")
         if isinstance(action, Rise):
             if state.code != SIT_STATE:
                 raise ActionRefused("mode", f"rise needs a sitting robot, not state {state.code}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -50,7 +49,7 @@ def array(lines: list[Health], stamp_s: float, hardware_id: str) -> DiagnosticAr
 
 def battery(name: str, soc: float) -> Health:
     """Judge a state of charge, 0 to 1; no number where nobody says it."""
-    if math.isnan(soc):
+    if not 0.0 <= soc <= 1.0:
         return Health(name, ERROR, "its charge is not known")
     level = ERROR if soc < EMPTY_BATTERY else WARN if soc < LOW_BATTERY else OK
     said = {OK: "charged", WARN: "low", ERROR: "nearly empty"}[level]

@@ -5,6 +5,7 @@ Each imports its own parts only when it runs: a camera node has no use for a mod
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NoReturn
 
 from rclpy.node import Node
@@ -16,6 +17,7 @@ from vlm_spec_decode.bridge.urgency import PARAMETER, hurry
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.robot.go2_config import Go2Config
 from vlm_spec_decode.robot.network import check_network
+from vlm_spec_decode.robot.states import POSTURE_CODES, StateTable
 
 ROBOT_PARAMETERS = (
     Parameter("interface", "lo", "Network interface towards the robot; lo: a simulated one."),
@@ -29,6 +31,12 @@ DRIVER_PARAMETERS = (
         "How the robot is spoken to: sdk (a Go2, Unitree's SDK), ros2 (a Go2, unitree_api messages) or "
         "cmd_vel (any robot with odometry).",
         choices=("sdk", "ros2", "cmd_vel"),
+    ),
+    Parameter(
+        "state_codes",
+        "",
+        "What codes of the robot's state mean on its firmware, such as 2077 walk, 2078 lock; words: "
+        f"{', '.join(POSTURE_CODES)}.",
     ),
 )
 
@@ -84,11 +92,12 @@ def _locomotion(node: Node, stop: Stop) -> NodePart:
     from vlm_spec_decode.bridge.locomotion_node import LocomotionNode
     from vlm_spec_decode.bridge.velocity_robot import VelocityRobot
 
-    config, clock = _robot(node), WallClock()
+    settings = Parameters(node, DRIVER_PARAMETERS)
+    config, clock = replace(_robot(node), states=StateTable.parse(settings.text("state_codes"))), WallClock()
     refused = hurry(Parameters(node, (PARAMETER,)).integer(PARAMETER.name))
     if refused:
         node.get_logger().info(refused)
-    kind = Parameters(node, DRIVER_PARAMETERS).text("driver")
+    kind = settings.text("driver")
     if kind == "cmd_vel":
         return LocomotionNode(node, VelocityRobot(node, clock), clock, stop, says_odometry=False)
     from vlm_spec_decode.robot.go2 import Go2Driver

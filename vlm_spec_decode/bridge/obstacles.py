@@ -146,8 +146,8 @@ def look(
 ) -> Sight:
     """Return what a message shows; never more free than its nearest `count` returns in the way.
 
-    A watched side is blind if fewer than `min_share` of the cells that look at it say anything; all are if that
-    holds for the message as a whole, or fewer than `count` cells say anything.
+    A watched side is blind if fewer than `min_share` of the cells that look at it say anything; all are if
+    that holds for the message as a whole, or fewer than `count` cells say anything.
     """
     with np.errstate(all="ignore"):
         points = _pulled_in(mount.place(cells.points), cells.is_near, mount)
@@ -183,7 +183,7 @@ def _pulled_in(points: Points, is_near: Bools, mount: Mount) -> Points:
     ways = origin + parts[:, None, None] * (points[is_near] - origin)
     outside = ~_is_own(ways.reshape(-1, 3)).reshape(ways.shape[:2])
     first = np.where(outside.any(axis=0), outside.argmax(axis=0), parts.size - 1)
-    pulled = points.copy()
+    pulled: Points = points.copy()
     pulled[is_near] = ways[first, np.arange(first.size)]
     return pulled
 

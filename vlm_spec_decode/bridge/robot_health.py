@@ -31,13 +31,15 @@ def robot_lines(name: str, legs: Legs, now_s: float) -> list[Health]:
     except RobotError as error:
         return [Health(f"{name}: robot", diagnostics.ERROR, f"{type(error).__name__}: {error}")]
     values = {
-        "state": state_name(state.code),
+        "state": state_name(state.code if state.reported_code is None else state.reported_code),
         "state_age_s": f"{now_s - state.received_s:.3f}",
         "speed_mps": f"{state.speed_mps:.2f}",
         "front_m": f"{state.range_obstacle_m[0]:.2f}",
     }
     level = diagnostics.OK if state.can_walk else diagnostics.WARN
     said = "ready to walk" if state.can_walk else f"does not walk in state {state_name(state.code)}"
+    if not state.is_known:
+        said = f"state {state.code} is not known: say what it means in `state_codes` (docs/real_robot.md)"
     return [
         Health(f"{name}: robot", level, said, values),
         diagnostics.battery(f"{name}: battery", state.battery_soc),

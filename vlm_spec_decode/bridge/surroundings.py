@@ -1,8 +1,8 @@
 """Obstacle sensors beside the robot's own: each topic that a parameter names narrows what the gate sees.
 
 A sensor that was asked for and falls silent, or says nothing usable, counts as nothing free on the sides that
-it watches: a robot that has gone blind there does not walk there. A message that says nothing usable of a side
-is as one that did not come, for that side.
+it watches: a robot that has gone blind there does not walk there. A message that says nothing usable of a
+side is as one that did not come, for that side.
 """
 
 from __future__ import annotations

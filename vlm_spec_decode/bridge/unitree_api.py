@@ -55,7 +55,7 @@ class SportTopics:
         self._node = node
         self._request = messages.request
         self.replies = Replies(clock)
-        self.feed = StateKeeper(clock, _ros_name(config.state_topic), config.stale_after_s)
+        self.feed = StateKeeper(clock, _ros_name(config.state_topic), config.stale_after_s, config.states)
         self._publisher = node.create_publisher(messages.request, REQUEST_TOPIC, DEPTH)
         # Answers come in while another callback waits for them, so never in that one's group.
         group = ReentrantCallbackGroup()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 
 from geometry_msgs.msg import Twist, TwistStamped
@@ -32,12 +33,45 @@ PARAMETERS = (
     Parameter("battery_topic", "", "With driver cmd_vel: its BatteryState; empty: taken as full."),
 )
 
+UNIT_TOLERANCE = 0.1
 STALE_S = 0.5
 START_S = 3.0
 STOP_S = 1.2
 AGAIN_S = 0.05
 STANDING = frozenset({"stand_up", "balance_stand", "recovery_stand"})
 """Postures that a robot on wheels is in anyway."""
+
+
+PERCENT_ABOVE = 1.0
+SURELY_PERCENT = 2.0
+
+
+@dataclass(slots=True)
+class Charge:
+    """Reads `BatteryState.percentage`, which is a share by its definition and a percentage in many drivers.
+
+    Above 1 it can only be percent; from 2 on it surely is, and then stays so, or the last per cent of a
+    battery would read as a full one. `news` is what is to be said of the newest value, once a kind.
+    """
+
+    is_percent: bool = False
+    news: str = ""
+    _told: set[str] = field(default_factory=set)
+
+    def soc(self, said: float) -> float:
+        """Return the state of charge, 0 to 1; NaN for what is none."""
+        self.news = ""
+        if not 0.0 <= said <= 100.0:
+            self._tell("unknown", f"percentage {said:g} is no charge: it counts as unknown")
+            return math.nan
+        self.is_percent = self.is_percent or said >= SURELY_PERCENT
+        if said > PERCENT_ABOVE:
+            self._tell("percent", f"percentage {said:g} is above 1: taken as per cent")
+        return said / 100 if self.is_percent or said > PERCENT_ABOVE else said
+
+    def _tell(self, kind: str, text: str) -> None:
+        self.news = "" if kind in self._told else text
+        self._told.add(kind)
 
 
 class VelocityRobot:
@@ -50,6 +84,7 @@ class VelocityRobot:
         self._topic, self._battery_topic = values.text("odometry_topic"), values.text("battery_topic")
         # Asked for and not heard yet is not full: the gate refuses what is no number.
         self._battery_soc = math.nan if self._battery_topic else 1.0
+        self._charge = Charge()
         self._changed = threading.Condition()
         self._state: RobotState | None = None
         self._closed = False
@@ -131,7 +166,9 @@ class VelocityRobot:
         return send
 
     def _on_battery(self, message: BatteryState) -> None:
-        self._battery_soc = float(message.percentage)
+        self._battery_soc = self._charge.soc(float(message.percentage))
+        if self._charge.news:
+            self._node.get_logger().warning(f"{self._battery_topic}: {self._charge.news}")
 
     def _on_odometry(self, message: Odometry) -> None:
         at, turned = message.pose.pose.position, message.pose.pose.orientation
@@ -155,7 +192,12 @@ class VelocityRobot:
 
 
 def to_angles(w: float, x: float, y: float, z: float) -> tuple[float, float, float]:
-    """Return roll, pitch and yaw (applied yaw first) of a unit quaternion."""
+    """Return roll, pitch and yaw (applied yaw first) of a unit quaternion; NaN of what is none.
+
+    Four zeros, what a publisher leaves that never fills them in, are no heading of 0.
+    """
+    if not abs(math.hypot(w, x, y, z) - 1.0) <= UNIT_TOLERANCE:
+        return (math.nan,) * 3
     roll = math.atan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y))
     pitch = math.asin(max(-1.0, min(1.0, 2 * (w * y - z * x))))
     return roll, pitch, math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+MAX_PLACE = 1e6
+"""No pose or speed is further from 0 (metres, radians, m/s): what is, is a damaged or an empty field."""
+
 POSTURES = (
     "stand_up",
     "stand_down",
@@ -28,7 +31,9 @@ class RobotState:
 
     `stamp_s` is the robot's own stamp, `received_s` this machine's monotonic time of arrival.
     Position is in the odometry frame and drifts; velocity is in the body frame. `code` is the state
-    machine's code (1013 balance stand, 1002 standing lock, 1007 sit, 1001 damping, …).
+    machine's code (1013 balance stand, 1002 standing lock, 1007 sit, 1001 damping, …); `reported_code` is
+    what the robot itself said, where its firmware has another number for that. A code that nobody knows is
+    left as it is, with `is_known` false; `is_down` then says that the body surely lies.
     `range_obstacle_m` is front, left, rear, right; infinity where nothing is seen.
     """
 
@@ -45,6 +50,9 @@ class RobotState:
     body_height_m: float = 0.31
     code: int = 1013
     battery_soc: float = 1.0
+    reported_code: int | None = None
+    is_known: bool = True
+    is_down: bool = False
     range_obstacle_m: tuple[float, float, float, float] = (float("inf"),) * 4
 
     @property
@@ -60,4 +68,4 @@ class RobotState:
     @property
     def can_walk(self) -> bool:
         """Whether a Move would have an effect."""
-        return self.code in WALKING_STATES
+        return self.is_known and self.code in WALKING_STATES

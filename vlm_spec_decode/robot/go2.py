@@ -19,6 +19,7 @@ from vlm_spec_decode.robot import codes
 from vlm_spec_decode.robot.go2_config import Go2Config
 from vlm_spec_decode.robot.go2_postures import PLANS, Step, steps_to_walk
 from vlm_spec_decode.robot.link import Feed, Link
+from vlm_spec_decode.robot.states import BUSY, unknown
 
 __all__ = ["Go2Config", "Go2Driver"]
 
@@ -30,6 +31,9 @@ STOP_RETRY_S = 0.2
 MOVE_HOLD_S = 1.2
 """A Move is over after this even if no stop was heard (the robot holds it for 1 s)."""
 LOOK_TOLERANCE_RAD = 0.06
+SENT_ALWAYS = ("", "Damp")
+"""What a robot in a state that nobody knows may be sent: nothing, or what an operator alone can ask for."""
+
 POLL_S = 0.01
 
 
@@ -74,7 +78,11 @@ class Go2Driver:
             self._link = self._connect(self._config, self._clock)
         self._find(self._link.feed)
         with self._posture_lock:
-            self._carry_out(steps_to_walk(self.state()), self._stops)
+            stops, state = self._stops, self._settled()
+            steps = steps_to_walk(state)
+            if steps is None:
+                raise RobotError(unknown(state))
+            self._carry_out(steps, stops)
 
     def move(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
         """Command a body velocity for at most 1 s; dropped while a stop is under way.
@@ -160,9 +168,21 @@ class Go2Driver:
             "robot off, sport service released, or another network"
         )
 
+    def _settled(self) -> RobotState:
+        """Return the state, once its code is one that is known, or has been none for long enough to stay."""
+        until_s = self._clock.now() + self._config.settle_s
+        while True:
+            state = self.state()
+            if state.is_known or state.is_down or self._clock.now() >= until_s:
+                return state
+            self._clock.sleep(POLL_S)
+
     def _carry_out(self, steps: tuple[Step, ...], stops: int) -> None:
         for step in steps:
-            if not step.done(self.state()):
+            state = self._settled()
+            if step.call not in SENT_ALWAYS and not (state.is_known or state.is_down):
+                raise RobotError(unknown(state))
+            if not step.done(state):
                 self._reach(step, stops, self._config.posture_s)
 
     def _reach(self, step: Step, stops: int, within_s: float) -> None:
@@ -170,6 +190,7 @@ class Go2Driver:
         deadline_s = self._clock.now() + within_s
         call_s = self._clock.now() if step.call else math.inf
         code, unsure, called = codes.OK, False, not step.call
+        name, arguments = step.call, step.arguments
         while not (called and step.done(self.state())):
             now_s = self._clock.now()
             if now_s >= deadline_s:
@@ -177,7 +198,10 @@ class Go2Driver:
             if now_s >= call_s:
                 if self._stops != stops:
                     raise RobotRefused(step.call, code, "not called again: there has been a stop")
-                code = self._started().posture.call(step.call, *step.arguments)
+                code = self._started().posture.call(name, *arguments)
+                if code == codes.NOT_IMPLEMENTED and step.instead and name != step.instead:
+                    name, arguments = step.instead, ()
+                    continue
                 if code not in codes.UNCERTAIN and not unsure:
                     codes.check(step.call, code)
                 # A refusal after an unanswered call: the first one was heard and is being carried out.
@@ -191,7 +215,12 @@ class Go2Driver:
             return RobotUnreachable(f"{call}: {codes.meaning(code)}")
         if code != codes.OK:
             return codes.refused(call, code)
-        now = codes.state_name(self.state().code)
+        state = self.state()
+        if not state.is_known:
+            return RobotError(unknown(state))
+        now = codes.state_name(state.code)
+        if state.code in BUSY:
+            now += ", which only its remote or app ends; nothing was sent"
         return RobotError(f"{call} was taken, but after {within_s:g} s the robot is in state {now}")
 
     def _stop_until_still(self, link: Link) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.robot.states import StateTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +13,8 @@ class Go2Config:
     """Network, topics and deadlines. `interface` None lets DDS choose one.
 
     The low-rate topics suffice for control at 20 Hz and cost Python a fifteenth of the full ones.
-    `stale_after_s` is how long the state's stamp may stand still before the robot counts as lost.
+    `stale_after_s` is how long the state's stamp may stand still before the robot counts as lost, `settle_s`
+    how long a code that nobody knows may last before it counts as one that stays.
     """
 
     interface: str | None = "lo"
@@ -26,7 +28,9 @@ class Go2Config:
     posture_s: float = 12.0
     stop_s: float = 2.5
     look_s: float = 2.0
+    settle_s: float = 2.0
     frame_s: float = 3.0
+    states: StateTable = field(default_factory=StateTable)
 
     def __post_init__(self) -> None:
         """Check what safety depends on. Raises ConfigError."""

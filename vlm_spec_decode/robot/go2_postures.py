@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vlm_spec_decode.core.robot import RobotState
+from vlm_spec_decode.robot.states import BUSY, MOVING_MPS
 
 DAMPING = frozenset({1001})
 LOCKED = frozenset({1002})
@@ -17,11 +18,15 @@ POSE = frozenset({1091})
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One call of the sport service (none: only wait) and what the state must then say."""
+    """One call of the sport service (none: only wait) and what the state must then say.
+
+    `instead` is called where the firmware does not have `call`.
+    """
 
     call: str
     done: Callable[[RobotState], bool]
     arguments: tuple[float, ...] | tuple[bool] = ()
+    instead: str = ""
 
 
 def _in(codes: frozenset[int]) -> Callable[[RobotState], bool]:
@@ -37,7 +42,7 @@ def _stands(state: RobotState) -> bool:
     return state.can_walk or state.code in LOCKED
 
 
-BALANCE_STAND = Step("BalanceStand", can_walk)
+BALANCE_STAND = Step("BalanceStand", can_walk, instead="RecoveryStand")
 RECOVERY_STAND = Step("RecoveryStand", _stands)
 RISE = Step("RiseSit", _stands)
 WAIT = Step("", can_walk)
@@ -61,14 +66,22 @@ PLANS: dict[str, tuple[Step, ...]] = {
 """Steps of each of `core.robot.POSTURES`."""
 
 
-def steps_to_walk(state: RobotState) -> tuple[Step, ...]:
-    """Return the steps that make a robot walk from whatever state it is found in."""
+def steps_to_walk(state: RobotState) -> tuple[Step, ...] | None:
+    """Return the steps that make a robot walk from whatever state it is found in.
+
+    None if nothing may be sent to it: it moves in a state that does not walk, or nobody knows its state and
+    it does not surely lie.
+    """
     if state.can_walk:
         return ()
+    if state.is_known and state.code in ACTING | BUSY:
+        return (WAIT,)
+    if state.speed_mps > MOVING_MPS or not (state.is_known or state.is_down):
+        return None
+    if not state.is_known:
+        return (RECOVERY_STAND, BALANCE_STAND)
     if state.code in LOCKED:
         return (BALANCE_STAND,)
-    if state.code in ACTING:
-        return (WAIT,)
     if state.code in SITTING:
         return (RISE, BALANCE_STAND)
     if state.code in POSE:

@@ -20,6 +20,7 @@ from vlm_spec_decode.robot.go2_config import Go2Config
 from vlm_spec_decode.robot.go2_keep import borrow, close, give_back, keep
 from vlm_spec_decode.robot.link import Link, StateKeeper
 from vlm_spec_decode.robot.network import check_network
+from vlm_spec_decode.robot.states import StateTable
 
 _JOINED = "vsd_joined"
 """Attribute of the SDK's singleton that remembers what it was joined with; the SDK itself forgets."""
@@ -68,9 +69,16 @@ def make_sport_clients(*timeouts_s: float) -> list[SportClient]:
 class StateFeed(StateKeeper):
     """The newest state as the SDK's subscribers hear it."""
 
-    def __init__(self, clock: Clock, sport_topic: str, low_topic: str, stale_after_s: float) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        sport_topic: str,
+        low_topic: str,
+        stale_after_s: float,
+        states: StateTable | None = None,
+    ) -> None:
         """Subscribe. `join` must have been called."""
-        super().__init__(clock, sport_topic, stale_after_s)
+        super().__init__(clock, sport_topic, stale_after_s, states)
         self._subscribers: list[Any] = [
             ChannelSubscriber(sport_topic, SportModeState_),
             ChannelSubscriber(low_topic, LowState_),
@@ -101,7 +109,7 @@ class SdkCalls:
 def connect(config: Go2Config, clock: Clock) -> Link:
     """Join the network and make what a driver needs. Raises as `join`; a missing robot shows later."""
     join(config.domain, config.interface)
-    feed = StateFeed(clock, config.state_topic, config.low_topic, config.stale_after_s)
+    feed = StateFeed(clock, config.state_topic, config.low_topic, config.stale_after_s, config.states)
     # A Move has no reply; its timeout only bounds the wait for a service that is not there.
     clients = make_sport_clients(config.call_timeout_s, config.stop_timeout_s, config.stop_timeout_s)
     posture, move, stop = (SdkCalls(client) for client in clients)

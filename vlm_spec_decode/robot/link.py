@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from vlm_spec_decode.core.errors import RobotStale, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.robot import RobotState
+from vlm_spec_decode.robot.states import StateTable, is_down
 
 
 class Calls(Protocol):
@@ -55,7 +56,9 @@ class Link:
     """Leave; nothing is called afterwards."""
 
 
-def to_state(message: Any, received_s: float, battery_soc: float) -> RobotState:
+def to_state(
+    message: Any, received_s: float, battery_soc: float, states: StateTable | None = None
+) -> RobotState:
     """Translate a SportModeState, of the SDK or of ROS. Four ranges of 0 mean "not measured": infinity.
 
     A single 0 is contact: a robot that touches something must not take it for free ground.
@@ -64,6 +67,8 @@ def to_state(message: Any, received_s: float, battery_soc: float) -> RobotState:
     if not any(ranges):
         ranges = [math.inf] * 4
     roll, pitch, yaw = (float(angle) for angle in message.imu_state.rpy)
+    reported = int(message.error_code)
+    code = (states or StateTable()).canonical(reported)
     return RobotState(
         stamp_s=message.stamp.sec + 1e-9 * message.stamp.nanosec,
         received_s=received_s,
@@ -76,7 +81,10 @@ def to_state(message: Any, received_s: float, battery_soc: float) -> RobotState:
         roll_rad=roll,
         pitch_rad=pitch,
         body_height_m=float(message.body_height),
-        code=int(message.error_code),
+        code=reported if code is None else code,
+        reported_code=reported,
+        is_known=code is not None,
+        is_down=is_down(message),
         battery_soc=battery_soc,
         range_obstacle_m=(ranges[0], ranges[1], ranges[2], ranges[3]),
     )
@@ -85,8 +93,11 @@ def to_state(message: Any, received_s: float, battery_soc: float) -> RobotState:
 class StateKeeper:
     """The newest state, and whether the robot's stamp still moves. Readable from any thread."""
 
-    def __init__(self, clock: Clock, topic: str, stale_after_s: float) -> None:
+    def __init__(
+        self, clock: Clock, topic: str, stale_after_s: float, states: StateTable | None = None
+    ) -> None:
         """Know nothing yet; whoever hears the topics calls `take_sport` and `take_low`."""
+        self._states = states or StateTable()
         self._clock = clock
         self._topic = topic
         self._stale_after_s = stale_after_s
@@ -127,11 +138,13 @@ class StateKeeper:
         """Take a SportModeState."""
         now_s = self._clock.now()
         soc = 0.0 if self._battery_soc is None else self._battery_soc
-        old, self._state = self._state, to_state(message, now_s, soc)
+        old, self._state = self._state, to_state(message, now_s, soc, self._states)
         self._is_complete = self._battery_soc is not None
         if old is None or old.stamp_s != self._state.stamp_s:
             self._progress_s = now_s
 
     def take_low(self, message: Any) -> None:
         """Take a LowState, for its battery."""
-        self._battery_soc = message.bms_state.soc / 100
+        soc = message.bms_state.soc / 100
+        # The field holds up to 255: above 100 it is no charge, and an unknown one passes no gate.
+        self._battery_soc = soc if soc <= 1.0 else math.nan

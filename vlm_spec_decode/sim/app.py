@@ -27,6 +27,7 @@ from vlm_spec_decode.sim.bodies import check_body, make_world
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.dds_state import StatePublisher
 from vlm_spec_decode.sim.faults import FaultSchedule, parse_fault
+from vlm_spec_decode.sim.firmware import DOCUMENTED, find_firmware
 from vlm_spec_decode.sim.scene import load_scene, random_scene
 from vlm_spec_decode.sim.server import RequestServer
 from vlm_spec_decode.sim.server_dds import Dds, open_domain, refuse_second_robot
@@ -64,6 +65,7 @@ class SimConfig:
     body: str = "kinematic"
     start: str = "damping"
     faults: tuple[str, ...] = ()
+    firmware: str = DOCUMENTED.name
     view: Path | None = None
     truth: Path | None = None
     width: int = 640
@@ -81,6 +83,7 @@ class SimConfig:
         if self.start not in START_STATES:
             raise ConfigError(f"start: {self.start!r} is none of {', '.join(START_STATES)}")
         check_body(self.body)
+        find_firmware(self.firmware)
         if self.view is not None:
             check_view(self.view)
         for name, low, high in (
@@ -130,7 +133,14 @@ def run(
     dds = open_domain(config.domain, config.interface)
     refuse_second_robot(dds, clock)
     world = make_world(scene, body=config.body, seed=config.seed)
-    robot = SimulatedRobot(world, clock, faults, code=START_STATES[config.start], drift=config.drift)
+    robot = SimulatedRobot(
+        world,
+        clock,
+        faults,
+        code=START_STATES[config.start],
+        drift=config.drift,
+        firmware=find_firmware(config.firmware),
+    )
     path = PathRecorder()
     _serve(config, robot, dds, clock, path, should_stop, on_ready or (lambda: None))
     truth = path.finish(world)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.sim.body import Imu
 from vlm_spec_decode.sim.faults import FaultSchedule
+from vlm_spec_decode.sim.firmware import DOCUMENTED, Firmware
 from vlm_spec_decode.sim.obey import attend, hold
 from vlm_spec_decode.sim.statemachine import SportStateMachine
 from vlm_spec_decode.sim.statemachine_tables import Ask, Code
@@ -69,7 +70,9 @@ class SimulatedRobot:
         *,
         code: Code = Code.DAMPING,
         drift: float = 0.0,
+        firmware: Firmware = DOCUMENTED,
     ) -> None:
+        self.firmware = firmware
         self._world = world
         self._clock = clock
         self._faults = faults
@@ -200,9 +203,9 @@ class SimulatedRobot:
         roll, pitch, yaw = world.attitude
         return Snapshot(
             time_s=now_s - self._started_s,
-            code=int(machine.code),
-            mode=machine.legacy_mode,
-            gait=machine.gait_type,
+            code=self.firmware.code(machine.code),
+            mode=machine.legacy_mode if self.firmware.fills_mode else 0,
+            gait=machine.gait_type if self.firmware.fills_mode else 0,
             progress=machine.progress(now_s),
             odometry=self._odometry,
             velocity=world.velocity,

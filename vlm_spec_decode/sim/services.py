@@ -161,6 +161,8 @@ class SportService(JsonService):
     def call(self, api_id: int, parameter: str) -> Reply:
         """Return the reply to one request; the first one starts the clock of the faults."""
         self._robot.arm_faults()
+        if api_id in self._robot.firmware.missing:
+            return Reply(NOT_IMPLEMENTED)
         return super().call(api_id, parameter)
 
     def _asker(self, request: Ask) -> Handler:
