@@ -31,6 +31,8 @@ class Graph:
 
     def node(self, name, below="", **parameters):
         """Create a node in this process's namespace, or in one below it."""
+        if name == "locomotion_node":
+            parameters = {"lease_wait_s": 0.1} | parameters
         overrides = [rclpy.Parameter(key, value=value) for key, value in parameters.items()]
         options = {"context": self.context, "namespace": NAMESPACE + below, "parameter_overrides": overrides}
         node = rclpy.create_node(name, **options)

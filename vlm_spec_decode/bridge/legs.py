@@ -16,6 +16,7 @@ from vlm_spec_decode.actions.stopping import StopReport
 from vlm_spec_decode.core.errors import Cancelled, RobotError, RobotStale, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 from vlm_spec_decode.core.robot import RobotState
+from vlm_spec_decode.robot.lease import Lease
 
 RETRY_S = 1.0
 
@@ -33,7 +34,8 @@ class Legs:
     """A robot that is being started, stands ready, or has given up.
 
     `on_failure` is called once, on the starting thread, when the robot could not be started within
-    `start_timeout_s` or must not be used at all.
+    `start_timeout_s` or must not be used at all. With a `lease` nothing is commanded before it is held; stops
+    never wait for it.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class Legs:
         clock: Clock,
         start_timeout_s: float,
         on_failure: Callable[[RobotError], None],
+        lease: Lease | None = None,
     ) -> None:
+        self._lease = lease
         self._driver = driver
         self._executor = executor
         self._clock = clock
@@ -125,12 +129,24 @@ class Legs:
             if self._closing.is_set():
                 return None
             self._closing.set()
-        self._executor.close()
         try:
+            if self._lease is None or self._lease.was_held:
+                self._executor.close()
+            # Else another executor moves this robot: nothing of ours is to be said to it.
             self._driver.close()
         except RobotError as error:
             return error
+        finally:
+            if self._lease is not None:
+                self._lease.close()
         return None
+
+    def lose(self, error: RobotError) -> None:
+        """Bring the robot to rest, for it is another executor's now, and give up for good."""
+        if not self._closing.is_set():
+            self._readiness = Readiness(detail=str(error))
+            self._executor.close()
+            self._fail(error)
 
     def _run(self) -> None:
         """Start, and fail aloud also on an error that nobody foresaw: waiting for ever helps nobody."""
@@ -168,6 +184,8 @@ class Legs:
                 self._closing.wait(RETRY_S / 10)
                 continue
             try:
+                if self._lease is not None and not self._lease.acquire():
+                    return None
                 self._driver.start()
             except Cancelled:
                 continue

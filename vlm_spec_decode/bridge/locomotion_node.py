@@ -7,7 +7,7 @@ e-stop's own confirmation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -23,6 +23,7 @@ from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.safety import SafetyGate
 from vlm_spec_decode.bridge import diagnostics, hands, robot_health
 from vlm_spec_decode.bridge.convert import to_odometry
+from vlm_spec_decode.bridge.lease_topic import TopicBoard
 from vlm_spec_decode.bridge.legs import Legs
 from vlm_spec_decode.bridge.listening import fault_lines, guarded_timer, listen
 from vlm_spec_decode.bridge.parameters import Parameter, Parameters
@@ -33,6 +34,7 @@ from vlm_spec_decode.bridge.surroundings import SensingDriver, Surroundings
 from vlm_spec_decode.bridge.transforms import Frames, Transforms
 from vlm_spec_decode.core.errors import ActionParseError, ActionRefused, RobotError
 from vlm_spec_decode.core.ports import Clock, RobotDriver
+from vlm_spec_decode.robot.lease import WAIT_S, Board, Lease
 
 LOOK_S = 0.025
 """How often the executor's status is looked at; a change is published within it."""
@@ -41,6 +43,13 @@ WARN_EVERY_S = 5.0
 
 PARAMETERS = (
     Parameter("start_timeout_s", 30.0, "How long to look for the robot before giving up.", 1.0, 600.0),
+    Parameter(
+        "lease_wait_s",
+        WAIT_S,
+        "How long to listen for another executor of this robot before taking it; it refuses by name.",
+        0.1,
+        10.0,
+    ),
     Parameter("limits_file", "", "YAML of the safety gate's limits; empty: its defaults."),
     Parameter("odom_hz", 20.0, "Rate of odometry and transform.", 1.0, 100.0),
     Parameter("status_hz", 10.0, "Rate of vlm/plan/status; changes are published at once.", 5.0, 40.0),
@@ -73,8 +82,12 @@ class LocomotionNode:
         on_failure: Callable[[RobotError], None],
         *,
         says_odometry: bool = True,
+        boards: Sequence[Board] = (),
     ) -> None:
-        """`says_odometry` is false for a robot that publishes odometry and transforms by itself."""
+        """`says_odometry` is false for a robot that publishes odometry and transforms by itself.
+
+        `boards` are where executors of this very robot meet, beside the topic of this namespace.
+        """
         self._node, self._clock, self._says_odometry = node, clock, says_odometry
         self._stamps = Stamps(node, clock)
         self._parameters = parameters = Parameters(node, PARAMETERS)
@@ -84,7 +97,15 @@ class LocomotionNode:
         if self._surroundings.is_needed:
             driver = SensingDriver(driver, self._surroundings)
         executor = Executor(driver, SafetyGate(limits), clock, frame_now=self._stamps.ros_now_s)
-        self._legs = Legs(driver, executor, clock, parameters.real("start_timeout_s"), on_failure)
+        self._lease = Lease(
+            (TopicBoard(node), *boards),
+            str(node.get_fully_qualified_name()),
+            clock,
+            self._lost,
+            parameters.real("lease_wait_s"),
+        )
+        timeout_s = parameters.real("start_timeout_s")
+        self._legs = Legs(driver, executor, clock, timeout_s, on_failure, self._lease)
         self._counts = _Counts()
         self._said: PlanStatus | None = None
         self._source = ""
@@ -133,6 +154,9 @@ class LocomotionNode:
             self._node.get_logger().error(f"the stop was not confirmed: {error}")
         elif was_ready:
             self._node.get_logger().info("left: the robot stands")
+
+    def _lost(self, error: RobotError) -> None:
+        self._legs.lose(error)
 
     # What others ask for -------------------------------------------------------------------------
 
@@ -220,11 +244,15 @@ class LocomotionNode:
         name = diagnostics.name_of(self._node)
         lines = robot_health.robot_lines(name, self._legs, self._clock.now())
         lines.append(robot_health.executor_line(name, self._legs.status(), self._legs.last_stop()))
+        said = "holds the robot" if self._lease.holds else "does not hold the robot"
+        level = diagnostics.OK if self._lease.holds else diagnostics.STALE
+        lines.append(diagnostics.Health(f"{name}: lease", level, said))
         lines += self._surroundings.lines(name) + fault_lines(self._node, name)
         counts = {"plans": self._counts.plans, "unparsable": self._counts.unparsable}
         counts["teleop_dropped"] = self._hands.dropped if self._hands else 0
         counts["teleop_unusable"] = self._hands.unusable if self._hands else 0
         values = {key: str(value) for key, value in (counts | {"before_ready": self._counts.early}).items()}
+        counts["claims_unreadable"] = self._lease.unreadable
         level = diagnostics.WARN if self._counts.unparsable else diagnostics.OK
         lines.append(diagnostics.Health(f"{name}: plans", level, "received", values))
         if self._transforms is not None:

@@ -16,6 +16,7 @@ from vlm_spec_decode.bridge.spin import leave, run_node
 from vlm_spec_decode.bridge.urgency import PARAMETER, hurry
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.robot.go2_config import Go2Config
+from vlm_spec_decode.robot.lease import Board
 from vlm_spec_decode.robot.network import check_network
 from vlm_spec_decode.robot.states import POSTURE_CODES, StateTable
 
@@ -89,6 +90,7 @@ def _camera(node: Node, _stop: Stop) -> NodePart:
 
 
 def _locomotion(node: Node, stop: Stop) -> NodePart:
+    from vlm_spec_decode.bridge.lease_topic import TopicBoard
     from vlm_spec_decode.bridge.locomotion_node import LocomotionNode
     from vlm_spec_decode.bridge.velocity_robot import VelocityRobot
 
@@ -99,16 +101,22 @@ def _locomotion(node: Node, stop: Stop) -> NodePart:
         node.get_logger().info(refused)
     kind = settings.text("driver")
     if kind == "cmd_vel":
-        return LocomotionNode(node, VelocityRobot(node, clock), clock, stop, says_odometry=False)
+        robot = VelocityRobot(node, clock)
+        boards = (TopicBoard(node, f"{robot.command_topic}/executor"),)
+        return LocomotionNode(node, robot, clock, stop, says_odometry=False, boards=boards)
     from vlm_spec_decode.robot.go2 import Go2Driver
 
     if kind == "ros2":
-        from vlm_spec_decode.bridge.unitree_api import RosConnector
+        from vlm_spec_decode.bridge.unitree_api import REQUEST_TOPIC, RosConnector
 
         driver = Go2Driver(config, clock, connect=RosConnector(node))
+        board: Board = TopicBoard(node, f"{node.resolve_topic_name(REQUEST_TOPIC)}/executor")
     else:
+        from vlm_spec_decode.robot.lease_dds import DdsBoard
+
         driver = Go2Driver(config, clock)
-    return LocomotionNode(node, driver, clock, stop)
+        board = DdsBoard(config)
+    return LocomotionNode(node, driver, clock, stop, boards=(board,))
 
 
 def _monitor(node: Node, _stop: Stop) -> NodePart:

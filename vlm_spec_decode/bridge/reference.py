@@ -99,6 +99,12 @@ CHANNELS: Mapping[str, tuple[Channel, ...]] = {
             "out", "vlm/plan/status", "std_msgs/msg/String", "JSON: state, reason, what was carried out."
         ),
         Channel("out", "vlm/control", "std_msgs/msg/String", "Who commands: estop, teleop, language, none."),
+        Channel(
+            "in", "vlm/executor", "std_msgs/msg/String", "JSON: who else asks for this robot, or holds it."
+        ),
+        Channel(
+            "out", "vlm/executor", "std_msgs/msg/String", "JSON: this executor's own claim, as heartbeat."
+        ),
         Channel("out", "odom", "nav_msgs/msg/Odometry", "Pose and velocity, with covariance."),
         Channel("serves", "e_stop", "std_srvs/srv/SetBool", "True engages and latches, false releases."),
         Channel("serves", "vlm/cancel", "std_srvs/srv/Trigger", "Drops the present mission and stops."),

@@ -87,19 +87,26 @@ class VelocityRobot:
         self._charge = Charge()
         self._changed = threading.Condition()
         self._state: RobotState | None = None
-        self._closed = False
-        self._send = self._sender(values.text("cmd_vel_topic"), values.flag("cmd_vel_stamped"))
+        self._closed = self._commanded = False
+        self._command_topic = values.text("cmd_vel_topic")
+        self._send = self._sender(self._command_topic, values.flag("cmd_vel_stamped"))
         group = MutuallyExclusiveCallbackGroup()
         sensor = qos_profile_sensor_data
         listen(node, Odometry, self._topic, self._on_odometry, sensor, callback_group=group)
         if self._battery_topic:
             listen(node, BatteryState, self._battery_topic, self._on_battery, sensor, callback_group=group)
 
+    @property
+    def command_topic(self) -> str:
+        """The topic that velocities go to, as all nodes see it."""
+        return str(self._node.resolve_topic_name(self._command_topic))
+
     def start(self) -> None:
         """Wait for odometry. Raises RobotUnreachable without any."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._is_live() or self._closed, START_S):
                 raise RobotUnreachable(f"no odometry on {self._topic}")
+        self._commanded = True
 
     def move(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
         """Publish a velocity."""
@@ -108,6 +115,7 @@ class VelocityRobot:
 
     def stop(self) -> None:
         """Publish zeros until the odometry shows standstill. Raises RobotRefused if it does not."""
+        self._commanded = True
         until_s = self._clock.now() + STOP_S
         while True:
             asked_s = self._clock.now()
@@ -138,8 +146,8 @@ class VelocityRobot:
         return state
 
     def close(self) -> None:
-        """Stop. Idempotent."""
-        if not self._closed:
+        """Stop, if anything was ever commanded: another executor may be. Idempotent."""
+        if self._commanded and not self._closed:
             self._send(0.0, 0.0, 0.0)
         self._closed = True
 

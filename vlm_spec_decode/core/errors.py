@@ -23,6 +23,7 @@
     │   ├── RobotUnreachable       no service answers on this interface and domain
     │   ├── RobotRefused           the robot answers with a return code that says no
     │   ├── RobotStale             the state's stamp stands still
+    │   ├── RobotHeld              another executor holds this robot
     │   └── DomainBusy             another robot or other settings hold the DDS domain
     ├── ActionError                text that is no action, or an action that may not be done
     │   ├── ActionParseError
@@ -138,6 +139,10 @@ class RobotRefused(RobotError):
 
 class RobotStale(RobotError):
     """The stamp of the robot's state stands still, whatever its calls return."""
+
+
+class RobotHeld(RobotError):
+    """Another executor holds this robot; the message says which process, where, and since when."""
 
 
 class DomainBusy(RobotError):

@@ -1,0 +1,265 @@
+"""One executor for one robot: a lease that every executor asks for, holds while it lives, and leaves.
+
+Whoever asks says so on boards that all executors of that robot read, and listens for a while: who hears a
+holder, or somebody who asked before, gives up by name. A holder repeats itself; one that falls silent is
+dead, and its place is free. Who first asked is told by a stamp in the claim itself, so both sides see the
+same order, whatever their clocks. Should two hold (neither heard the other, as in a network that was cut),
+the later one gives up and brings the robot to rest. (The vendor's own lease service is off for `sport`.)
+
+No stop ever waits for a lease. `Arbiter` is pure; `Lease` gives it a thread and boards.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+from vlm_spec_decode.core.errors import RobotHeld
+from vlm_spec_decode.core.ports import Clock
+
+BEAT_S = 0.2
+"""How often a claim is repeated."""
+POLL_S = 0.05
+LEASE_S = 1.0
+"""Silence after which a holder is dead, and the longest sleep after which it may believe that it holds."""
+WAIT_S = 1.0
+"""How long an executor that asks listens before it holds; less than `LEASE_S` misses a busy holder."""
+ANSWER_S = 0.02
+MAX_TEXT = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What an executor says of itself. `since_s` is its wall clock when it asked: an order, not a time."""
+
+    id: str
+    node: str
+    host: str
+    pid: int
+    since_s: float
+    holds: bool = False
+    left: bool = False
+
+    @property
+    def order(self) -> tuple[float, str]:
+        """Who asked first goes first; the same for whoever reads the claim."""
+        return (self.since_s, self.id)
+
+    def to_json(self) -> str:
+        """Return the claim as one line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Claim | None:
+        """Return the claim in a line; None if there is none, for anybody can write on a board."""
+        try:
+            data: Any = json.loads(text) if len(text) <= MAX_TEXT else None
+            kinds = {"id": str, "node": str, "host": str, "pid": int, "holds": bool, "left": bool}
+            since_s = float(data["since_s"])
+            values = {name: data[name] for name in kinds}
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        fits = all(type(values[name]) is kind for name, kind in kinds.items())
+        return cls(since_s=since_s, **values) if fits and math.isfinite(since_s) else None
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(min(max(self.since_s, 0.0), 4e9)))
+        return f"{self.node[:100]!r} (pid {self.pid} on host {self.host[:100]!r}, since {since} by its clock)"
+
+
+def new_claim(node: str) -> Claim:
+    """Return the claim of an executor in this process that asks now."""
+    return Claim(uuid.uuid4().hex, node, socket.gethostname(), os.getpid(), time.time())
+
+
+class Arbiter:
+    """One executor's part of the agreement: what it says, what it hears, and whether it holds.
+
+    Every method takes the time of a monotonic clock. Not safe for threads.
+    """
+
+    def __init__(self, own: Claim, now_s: float, wait_s: float = WAIT_S) -> None:
+        self.own = own
+        self.winner: Claim | None = None
+        """Who holds or will hold the robot instead; set once, and then this one has lost for good."""
+        self._holds_at_s = now_s + wait_s
+        self._ticked_s = now_s
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has lost, or left."""
+        return self.winner is not None or self.own.left
+
+    def hear(self, claim: Claim, now_s: float, wall_s: float) -> bool:
+        """Take another's claim; whether that one should be answered at once."""
+        # First what has become of its own: after a long sleep it is not what it says.
+        self.tick(now_s, wall_s)
+        if claim.id == self.own.id or claim.left or self.is_over:
+            return False
+        yields = claim.holds if claim.holds != self.own.holds else claim.order < self.own.order
+        if yields:
+            self.winner = claim
+        return not yields
+
+    def tick(self, now_s: float, wall_s: float) -> None:
+        """Hold, once nobody has objected for long enough.
+
+        After a sleep of this process longer than a lease somebody else may have come: then it holds only as
+        the latest, so that whoever has, keeps it.
+        """
+        slept, self._ticked_s = now_s - self._ticked_s > LEASE_S, now_s
+        if self.is_over:
+            return
+        if slept:
+            self.own = replace(self.own, since_s=max(wall_s, self.own.since_s))
+            if not self.own.holds:
+                # It has not listened either.
+                self._holds_at_s = now_s + LEASE_S
+        if now_s >= self._holds_at_s and not self.own.holds:
+            self.own = replace(self.own, holds=True)
+
+    def leave(self) -> None:
+        """Give the robot back."""
+        self.own = replace(self.own, holds=False, left=True)
+
+
+class Board(Protocol):
+    """Where executors of one robot leave their claims; a topic, whatever carries it."""
+
+    def open(self, hear: Callable[[str], None]) -> None:
+        """Begin; `hear` gets what others write, on any thread. Raises RobotError. Idempotent."""
+        ...
+
+    def write(self, text: str) -> None:
+        """Tell everybody. Never blocks and never raises."""
+        ...
+
+    def poll(self) -> None:
+        """Read what has come, where nobody else does."""
+        ...
+
+    def close(self) -> None:
+        """Leave. Idempotent."""
+        ...
+
+
+class Lease:
+    """A robot's lease for this process. `on_lost` is called once, on the lease's thread, if it is lost."""
+
+    def __init__(
+        self,
+        boards: Sequence[Board],
+        node: str,
+        clock: Clock,
+        on_lost: Callable[[RobotHeld], None],
+        wait_s: float = WAIT_S,
+    ) -> None:
+        self._boards, self._node, self._clock = tuple(boards), node, clock
+        self._on_lost, self._wait_s = on_lost, wait_s
+        self._lock = threading.Lock()
+        self._arbiter: Arbiter | None = None
+        self._written_s = -math.inf
+        self._closing = threading.Event()
+        self._decided = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.unreadable = 0
+
+    @property
+    def was_held(self) -> bool:
+        """Whether this process has ever held the robot, and so may have moved it."""
+        return self._decided.is_set()
+
+    @property
+    def holds(self) -> bool:
+        """Whether it holds the robot now."""
+        with self._lock:
+            return self._arbiter is not None and self._arbiter.own.holds and not self._arbiter.is_over
+
+    def acquire(self) -> bool:
+        """Ask, listen, and hold; False if `close` came first.
+
+        Raises RobotHeld naming who holds the robot, or RobotError if a board cannot be reached.
+        """
+        if self._thread is None:
+            for board in self._boards:
+                board.open(self._hear)
+            self._arbiter = Arbiter(new_claim(self._node), self._clock.now(), self._wait_s)
+            self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+            self._thread.start()
+        pause = threading.Event()
+        while not self._closing.is_set():
+            with self._lock:
+                arbiter = self._arbiter
+                winner = arbiter.winner if arbiter else None
+                if arbiter is not None and arbiter.own.holds and winner is None:
+                    self._decided.set()
+                    return True
+            if winner is not None:
+                raise RobotHeld(self._why(winner))
+            pause.wait(POLL_S / 2)
+        return False
+
+    def close(self) -> None:
+        """Give the robot back and leave the boards. Idempotent."""
+        was_open = not self._closing.is_set()
+        self._closing.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=5.0)
+        if was_open and self._arbiter is not None:
+            with self._lock:
+                self._arbiter.leave()
+                text = self._arbiter.own.to_json()
+            for board in self._boards:
+                board.write(text)
+        for board in self._boards:
+            board.close()
+
+    def _run(self) -> None:
+        while not self._closing.wait(POLL_S):
+            for board in self._boards:
+                board.poll()
+            with self._lock:
+                assert self._arbiter is not None
+                now_s = self._clock.now()
+                self._arbiter.tick(now_s, time.time())
+                winner = self._arbiter.winner
+                due = winner is None and now_s - self._written_s >= BEAT_S
+            if due:
+                self._write()
+            if winner is not None:
+                if self._decided.is_set():
+                    self._on_lost(RobotHeld(self._why(winner)))
+                return
+
+    def _write(self) -> None:
+        with self._lock:
+            assert self._arbiter is not None
+            text, self._written_s = self._arbiter.own.to_json(), self._clock.now()
+        for board in self._boards:
+            board.write(text)
+
+    def _hear(self, text: str) -> None:
+        claim = Claim.from_json(text)
+        with self._lock:
+            if claim is None or self._arbiter is None:
+                self.unreadable += claim is None
+                return
+            answers = self._arbiter.hear(claim, self._clock.now(), time.time())
+            answers = answers and self._clock.now() - self._written_s >= ANSWER_S
+        if answers and not self._closing.is_set():
+            self._write()
+
+    def _why(self, winner: Claim) -> str:
+        what = "holds this robot already" if winner.holds else "asked for this robot first"
+        return (
+            f"{winner} {what}; end that one, or give this one a namespace and a robot (DDS domain) of its own"
+        )
