@@ -85,7 +85,8 @@ class NotFinite(ModelError):
     def __init__(self, what: str, model: str = "") -> None:
         whose = f"the {model} model's" if model else "a model's"
         super().__init__(
-            f"{whose} logits {what}: numbers too large for float16 do that; dtype bfloat16 or float32 holds them"
+            f"{whose} logits {what}: numbers too large for float16 do that; "
+            "dtype bfloat16 or float32 holds them"
         )
         self.what = what
         self.model = model
