@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -164,14 +164,7 @@ def test_an_answer_goes_on_without_a_draft_that_gives_no_numbers(
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_other_rule_goes_on_without_drafts_as_well(strategy: str) -> None:
     for sampling, residual, part in itertools.product(SAMPLINGS, RESIDUALS, ("draft", "helper")):
-        params = SamplingParams(
-            max_tokens=24,
-            stop_ids=(STOP,),
-            seed=3,
-            rule="rejection",
-            residual=residual,
-            **SAMPLINGS[sampling],
-        )  # type: ignore[arg-type]
+        params = replace(params_of(sampling, "rejection", seed=3), residual=residual)
         alone = answer(params, "autoregressive")
         drafter = HarmedModel(POOR_DRAFT, from_length=0)
         said = answer(params, strategy, **{part: drafter})  # type: ignore[arg-type]

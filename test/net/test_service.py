@@ -178,21 +178,24 @@ def test_an_answer_without_numbers_ends_by_name_and_its_neighbours_go_on(key_fol
     """Robots share passes with one whose logits are NaN, under every strategy: nobody else notices."""
     params = SamplingParams(temperature=1.0, max_tokens=12, seed=3, rule=rule)
     target = SometimesNotFinite(TARGET)
-    with cloud(key_folder, target) as server, edge(server.address, key_folder) as harmed:
-        with edge(server.address, key_folder) as neighbour:
-            harmed.connect(timeout_s=PATIENT_S)
-            neighbour.connect(timeout_s=PATIENT_S)
-            alone = decode(neighbour, "autoregressive", params, 1)
-            for answer, name in enumerate(STRATEGIES, start=2):
-                neighbour.open(AnswerRequest(answer, Observation(None, "go"), params, "autoregressive"))
-                request = AnswerRequest(answer, Observation(None, "nan"), params, name)
-                harmed.open(request)
-                drafter = TableModel(TARGET).open(request.observation)
-                config = EdgeConfig(answer, params, draft_length=3, timeout_s=20)
-                with pytest.raises(CloudRefused, match="not_finite: the target model's logits hold NaN"):
-                    list(strategy(name).decode(Sequence(), drafter, harmed, CLOCK, config))
-                assert tuple(receive(neighbour, 12)) == alone
-                neighbour.close()
+    with (
+        cloud(key_folder, target) as server,
+        edge(server.address, key_folder) as harmed,
+        edge(server.address, key_folder) as neighbour,
+    ):
+        harmed.connect(timeout_s=PATIENT_S)
+        neighbour.connect(timeout_s=PATIENT_S)
+        alone = decode(neighbour, "autoregressive", params, 1)
+        for answer, name in enumerate(STRATEGIES, start=2):
+            neighbour.open(AnswerRequest(answer, Observation(None, "go"), params, "autoregressive"))
+            request = AnswerRequest(answer, Observation(None, "nan"), params, name)
+            harmed.open(request)
+            drafter = TableModel(TARGET).open(request.observation)
+            config = EdgeConfig(answer, params, draft_length=3, timeout_s=20)
+            with pytest.raises(CloudRefused, match="not_finite: the target model's logits hold NaN"):
+                list(strategy(name).decode(Sequence(), drafter, harmed, CLOCK, config))
+            assert tuple(receive(neighbour, 12)) == alone
+            neighbour.close()
     assert all(context.closed for context in target.contexts)
 
 
