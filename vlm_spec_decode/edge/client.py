@@ -13,7 +13,7 @@ from dataclasses import replace
 from vlm_spec_decode.core.errors import CloudBusy, CloudError, CloudRefused, CloudUnreachable, ProtocolError
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Event, Hint
 from vlm_spec_decode.edge.answer import OpenAnswer
-from vlm_spec_decode.edge.timing import Pulse, Timing
+from vlm_spec_decode.edge.timing import Echo, Pulse, Timing
 from vlm_spec_decode.edge.upload import ImageUpload
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as wire
@@ -25,7 +25,8 @@ class EdgeProtocol:
     """State machine of one edge towards its clouds. All times are seconds of the caller's clock.
 
     `place` is the index of the cloud, of `clouds`, that it wants to speak with: whoever moves the bytes
-    goes there before it sends what is in `outbox`.
+    goes there before it sends what is in `outbox`. `renewals` counts how often the connection is to be made
+    anew, beside the present one: that may be damaged, or only slow.
     """
 
     def __init__(self, hello: wire.Hello, timing: Timing | None = None, clouds: int = 1) -> None:
@@ -35,6 +36,7 @@ class EdgeProtocol:
         self.events: deque[Event | CloudError] = deque()
         self.dropped: Counter[str] = Counter()
         self.place, self.rtt_s, self.image_bytes = 0, 0.0, 0
+        self.renewals = 0
         self._clouds, self._hello = clouds, hello
         self._packer = codec.TokenPacker(hello.vocab_size)
         self._answer: OpenAnswer | None = None
@@ -44,11 +46,14 @@ class EdgeProtocol:
         self._retry_s: float | None = None
         self._busies, self._dead, self._is_met = 0, False, False
         self._pulse = Pulse()
+        self._echo = Echo(self.timing)
 
     def connect(self, now_s: float) -> None:
         """Start the handshake; its end is `welcome`, or an error among the events."""
+        self.renewals += self._dead  # what the silent one could not carry, another may
         self._heard_s = self._moved_s = now_s
         self._dead = self._is_met = False
+        self._echo.begin(now_s)
         self._say_hello(now_s)
 
     def open(self, request: AnswerRequest, now_s: float) -> None:
@@ -93,9 +98,12 @@ class EdgeProtocol:
 
     def tick(self, now_s: float) -> None:
         """Repeat what may have been lost. Call some ten times a second."""
-        self._heard_s, self._moved_s = self._pulse.excuse(now_s, self._heard_s, self._moved_s)
+        excused = self._pulse.excuse(now_s, self._heard_s, self._moved_s, self._echo.since_s)
+        self._heard_s, self._moved_s, self._echo.since_s = excused
         if self._dead:
             return
+        if self._retry_s is None and self._echo.is_missed(now_s, is_welcome=self.welcome is not None):
+            self.renewals += 1
         silent_s, is_welcome = now_s - self._heard_s, self.welcome is not None
         is_waiting = self._answer is not None or not is_welcome
         stay_s = self.timing.stay_s(is_welcome=is_welcome, rtt_s=self.rtt_s)
@@ -132,7 +140,13 @@ class EdgeProtocol:
             case _:
                 self.dropped["stale"] += 1
 
+    @property
+    def is_echoed(self) -> bool:
+        """Whether the cloud has answered since the connection was last to be made anew."""
+        return self._echo.is_here
+
     def _on_welcome(self, message: wire.Welcome, now_s: float) -> None:
+        self._echo.came(now_s, now_s - self._echo.greeted_s)
         again, answer = self.welcome is not None, self._answer
         model = (message.model_id, message.revision)
         if answer and len(answer.mirror) and self._model not in {None, model}:
@@ -153,6 +167,7 @@ class EdgeProtocol:
 
     def _on_busy(self, message: wire.Busy, now_s: float) -> None:
         """Come again later, elsewhere if there is an elsewhere, until patience ends."""
+        self._echo.came(now_s)
         answer = self._answer
         if message.answer and not self._current(message.answer, message.epoch):
             self.dropped["stale"] += 1
@@ -170,6 +185,7 @@ class EdgeProtocol:
 
     def _on_pong(self, message: wire.Pong, now_s: float) -> None:
         self.rtt_s = max(0.0, now_s - message.stamp_us / 1e6)
+        self._echo.came(now_s, self.rtt_s)
         answer = self._current(message.answer, message.epoch)
         if answer and answer.sent and not message.known:
             answer.begin_epoch()
@@ -201,6 +217,7 @@ class EdgeProtocol:
         """Go to the next cloud, which may be the same, and begin anew there."""
         self.place = (self.place + 1) % self._clouds
         self._moved_s, self._retry_s = now_s, None
+        self._echo.begin(now_s)
         self._begin_anew(now_s)
 
     @property

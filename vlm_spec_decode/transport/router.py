@@ -14,10 +14,9 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.transport import address as addresses
+from vlm_spec_decode.transport.connection import HANDSHAKE_MS, MAX_MESSAGE_BYTES, notice_who_is_gone
 from vlm_spec_decode.transport.guard import AuthorizedKeys, Guard, KeyLimits
 from vlm_spec_decode.transport.keys import CloudKeys
-
-MAX_MESSAGE_BYTES = 64 * 1024
 
 
 class RouterLink:
@@ -30,7 +29,7 @@ class RouterLink:
         limits: KeyLimits | None = None,
         clock: Clock | None = None,
     ) -> None:
-        addresses.split(bind)
+        endpoint, is_v6 = addresses.to_bind(bind)
         if keys is None:
             addresses.require_loopback(bind)
         self.unroutable = 0
@@ -50,7 +49,8 @@ class RouterLink:
         self._wake_receive.bind("inproc://wake")
         self._wake_send.connect("inproc://wake")
         try:
-            self._socket.bind(bind)
+            self._socket.setsockopt(zmq.IPV6, is_v6)
+            self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             self.close()
             raise CloudError(f"cannot listen on {bind}: {error.strerror}") from error
@@ -97,9 +97,8 @@ class RouterLink:
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         socket.setsockopt(zmq.SNDHWM, 256)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, 3000)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        notice_who_is_gone(socket)
         socket.setsockopt(zmq.LINGER, 200)
         if keys:
             socket.curve_publickey = keys.public
