@@ -34,7 +34,8 @@ class _Wire:
 class Line:
     """Carries bytes both ways. Everything but `run` may be called from any thread.
 
-    `delay_s` is the shortest and the longest time that a piece takes; none overtakes another.
+    `delay_s` is the shortest and the longest time that a piece takes; none overtakes another. `carried` is
+    what the first connection has carried, by direction (up: True).
     """
 
     far_port: int
@@ -43,7 +44,7 @@ class Line:
     wires: list[_Wire] = field(default_factory=list)
     made: int = 0
     flipped: int = 0
-    carried: dict[bool, int] = field(default_factory=dict)
+    carried: dict[bool, bytearray] = field(default_factory=lambda: {True: bytearray(), False: bytearray()})
     _harms: dict[bool, Harm] = field(default_factory=dict)
     _flips: dict[bool, tuple[float, int]] = field(default_factory=dict)
     _flips_at: dict[bool, tuple[int, int]] = field(default_factory=dict)
@@ -180,7 +181,7 @@ class Line:
         before = wire.passed[is_up]
         wire.passed[is_up] += len(data)
         if wire.number == 1:
-            self.carried = wire.passed
+            self.carried[is_up] += data
         if at := self._flips.pop(is_up, None):
             return self._with_flip(data, int(at[0] * len(data)) % len(data), 1 << at[1])
         offset, bit = self._flips_at.get(is_up, (-1, 0))

@@ -33,8 +33,8 @@ UNACKNOWLEDGED_MS = 10_000
 """TCP finds out who is gone for good within some ten seconds; what is only silent the edge's pings find."""
 
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-"""Not HANDSHAKE_FAILED_PROTOCOL: libzmq 4.3.5 tells of it before it looks at errno, which telling changes, and
-then holds the connection instead of closing it. It shows as a disconnection without another reason."""
+"""Not HANDSHAKE_FAILED_PROTOCOL: libzmq 4.3.5 tells of it before it looks at errno, which telling changes,
+and then holds the connection instead of closing it. It shows as a disconnection without another reason."""
 
 _WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _FAILED
 
