@@ -51,7 +51,6 @@ class Robot:
     error: CloudError | None = None
     heard_s: float = 0.0
     pause_s: float = 0.0
-    renewals: int = 0
     is_over: bool = False
 
     def begin(self) -> None:
@@ -72,11 +71,7 @@ class Robot:
         for data in self.connection.receive():
             self.protocol.receive(data, CLOCK.now())
         self.protocol.tick(CLOCK.now())
-        if self.protocol.renewals != self.renewals:
-            self.renewals = self.protocol.renewals
-            self.connection.renew()
-        elif self.protocol.is_echoed:
-            self.connection.settle()
+        self.protocol.tend(self.connection)
         while self.protocol.outbox:
             self.connection.send(self.protocol.outbox.popleft())
         while self.protocol.events and not self.is_done:

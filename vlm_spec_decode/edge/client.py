@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import replace
+from typing import Protocol
 
 from vlm_spec_decode.core.errors import CloudBusy, CloudError, CloudRefused, CloudUnreachable, ProtocolError
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Event, Hint
@@ -21,12 +22,23 @@ from vlm_spec_decode.protocol import messages as wire
 __all__ = ["EdgeProtocol", "Timing"]
 
 
+class Renewable(Protocol):
+    """A connection that may be damaged, or only slow."""
+
+    def renew(self) -> None:
+        """Begin a new one beside it, which takes over once it is made."""
+        ...
+
+    def settle(self) -> None:
+        """Give up a new one that was begun: the old one is well."""
+        ...
+
+
 class EdgeProtocol:
     """State machine of one edge towards its clouds. All times are seconds of the caller's clock.
 
     `place` is the index of the cloud, of `clouds`, that it wants to speak with: whoever moves the bytes
-    goes there before it sends what is in `outbox`. `renewals` counts how often the connection is to be made
-    anew, beside the present one: that may be damaged, or only slow.
+    goes there before it sends what is in `outbox`, and lets `tend` have its connection.
     """
 
     def __init__(self, hello: wire.Hello, timing: Timing | None = None, clouds: int = 1) -> None:
@@ -36,7 +48,7 @@ class EdgeProtocol:
         self.events: deque[Event | CloudError] = deque()
         self.dropped: Counter[str] = Counter()
         self.place, self.rtt_s, self.image_bytes = 0, 0.0, 0
-        self.renewals = 0
+        self._wants_renewal = False
         self._clouds, self._hello = clouds, hello
         self._packer = codec.TokenPacker(hello.vocab_size)
         self._answer: OpenAnswer | None = None
@@ -50,7 +62,7 @@ class EdgeProtocol:
 
     def connect(self, now_s: float) -> None:
         """Start the handshake; its end is `welcome`, or an error among the events."""
-        self.renewals += self._dead  # what the silent one could not carry, another may
+        self._wants_renewal |= self._dead  # what the silent one could not carry, another may
         self._heard_s = self._moved_s = now_s
         self._dead = self._is_met = False
         self._echo.begin(now_s)
@@ -103,7 +115,7 @@ class EdgeProtocol:
         if self._dead:
             return
         if self._retry_s is None and self._echo.is_missed(now_s, is_welcome=self.welcome is not None):
-            self.renewals += 1
+            self._wants_renewal = True
         silent_s, is_welcome = now_s - self._heard_s, self.welcome is not None
         is_waiting = self._answer is not None or not is_welcome
         stay_s = self.timing.stay_s(is_welcome=is_welcome, rtt_s=self.rtt_s)
@@ -120,6 +132,14 @@ class EdgeProtocol:
                 self._say_hello(now_s)
         elif now_s - self._ping_s >= self.timing.ping_s:
             self._ping(now_s)
+
+    def tend(self, connection: Renewable) -> None:
+        """Have the connection made anew if nothing is echoed over it, and left alone if something is."""
+        if self._wants_renewal:
+            self._wants_renewal = False
+            connection.renew()
+        elif self._echo.is_here:
+            connection.settle()
 
     def _dispatch(self, message: wire.AnyMessage, now_s: float) -> None:
         match message:
@@ -139,11 +159,6 @@ class EdgeProtocol:
                 self.events.append(replace(codec.early(message), epoch=answer.request.epoch))
             case _:
                 self.dropped["stale"] += 1
-
-    @property
-    def is_echoed(self) -> bool:
-        """Whether the cloud has answered since the connection was last to be made anew."""
-        return self._echo.is_here
 
     def _on_welcome(self, message: wire.Welcome, now_s: float) -> None:
         self._echo.came(now_s, now_s - self._echo.greeted_s)

@@ -42,7 +42,6 @@ class RemoteVerifier:
         self._answer = 0
         self._usage_before = (0, 0)
         self._welcomed = threading.Event()
-        self._renewals = 0
         self._started = False
 
     def connect(self, timeout_s: float = 5.0, refused_s: float = math.inf) -> Welcome:
@@ -140,21 +139,13 @@ class RemoteVerifier:
     def _flush(self) -> None:
         self._protocol.tick(self._clock.now())
         self._link.go_to(self._protocol.place)
-        self._renew()
+        self._protocol.tend(self._link)
         while self._protocol.outbox:
             self._link.send(self._protocol.outbox.popleft())
         while self._protocol.events:
             self._events.put(self._protocol.events.popleft())
         if self._protocol.welcome:
             self._welcomed.set()
-
-    def _renew(self) -> None:
-        """Make the connection anew where the protocol has lost its trust in it."""
-        if self._protocol.renewals != self._renewals:
-            self._renewals = self._protocol.renewals
-            self._link.renew()
-        elif self._protocol.is_echoed:
-            self._link.settle()
 
     # On the caller's thread ----------------------------------------------------------------------
 

@@ -80,7 +80,7 @@ class Connection:
     ) -> None:
         self.failures: set[str] = set()
         self.refused_code = 0
-        self.renewed = 0
+        self.has_changed = False
         self._context = context
         self._address = address
         self._keys = keys
@@ -91,7 +91,8 @@ class Connection:
         self._wire = self._connect(watched=watched)
 
     def sockets(self) -> list[zmq.Socket[bytes]]:
-        """Return what to poll for `receive`: others after every call of anything here."""
+        """Return what to poll for `receive`, until `has_changed` says that there are others."""
+        self.has_changed = False
         found: list[zmq.Socket[bytes]] = [self._wire.socket]
         for wire in (self._wire, self._spare):
             if wire is not None and wire.watch is not None:
@@ -115,11 +116,13 @@ class Connection:
         """Begin a new connection beside the present one, instead of any that was begun before."""
         self.settle()
         self._spare = self._connect(watched=True)
+        self.has_changed = True
 
     def settle(self) -> None:
         """The present connection is well: begin no other."""
         if self._spare is not None:
             self._spare.close()
+            self.has_changed = True
         self._spare = None
 
     def go_to(self, address: str) -> None:
@@ -128,6 +131,7 @@ class Connection:
         self._address = address
         self._wire.close()
         self._wire = self._connect(watched=self._is_watched)
+        self.has_changed = True
 
     def close(self, linger_ms: int) -> None:
         """Free the sockets once what was sent has gone, or after `linger_ms`."""
@@ -169,7 +173,7 @@ class Connection:
         old.close()
         if not self._is_watched:
             wire.unwatch()
-        self.renewed += 1
+        self.has_changed = True
 
     @staticmethod
     def _read(wire: _Wire) -> bytes:

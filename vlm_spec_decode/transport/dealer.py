@@ -140,10 +140,10 @@ class DealerLink:
     def _run(self, on_message: Callable[[bytes], None], on_tick: Callable[[], None]) -> None:
         self._connection = Connection(self._context, self.address, self._keys)
         try:
+            poller = self._poller(self._connection)
             while not self._stopping.is_set():
-                poller = zmq.Poller()
-                for socket in (self._wake_receive, *self._connection.sockets()):
-                    poller.register(socket, zmq.POLLIN)
+                if self._connection.has_changed:
+                    poller = self._poller(self._connection)
                 poller.poll(math.ceil(1000 * self._patience_s()))
                 self._drain_calls()
                 self._drain_connection(on_message)
@@ -152,6 +152,12 @@ class DealerLink:
             self._drain_calls()
         finally:
             self._connection.close(200 if not self._shapers else 0)
+
+    def _poller(self, connection: Connection) -> zmq.Poller:
+        poller = zmq.Poller()
+        for socket in (self._wake_receive, *connection.sockets()):
+            poller.register(socket, zmq.POLLIN)
+        return poller
 
     def _drain_calls(self) -> None:
         while self._wake_receive.poll(0):
