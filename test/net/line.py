@@ -175,6 +175,8 @@ class Line:
     ) -> None:
         while (piece := await under_way.get())[1]:
             await asyncio.sleep(piece[0] - asyncio.get_running_loop().time())
+            if writer.transport.is_closing():
+                return
             writer.write(piece[1])
 
     def _flipped(self, data: bytes, wire: _Wire, is_up: bool) -> bytes:
