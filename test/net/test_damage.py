@@ -71,7 +71,7 @@ class Robot:
         for data in self.connection.receive():
             self.protocol.receive(data, CLOCK.now())
         self.protocol.tick(CLOCK.now())
-        self.protocol.tend(self.connection)
+        self.protocol.tend(self.connection, CLOCK.now())
         while self.protocol.outbox:
             self.connection.send(self.protocol.outbox.popleft())
         while self.protocol.events and not self.is_done:

@@ -124,7 +124,7 @@ class Robot:
             self.received_bytes += len(data)
             self.protocol.receive(data, now_s)
         self.protocol.tick(now_s)
-        self.protocol.tend(self.connection)
+        self.protocol.tend(self.connection, now_s)
         while self.protocol.events:
             event = self.protocol.events.popleft()
             if isinstance(event, Commit):

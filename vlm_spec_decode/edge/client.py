@@ -33,6 +33,10 @@ class Renewable(Protocol):
         """Give up a new one that was begun: the old one is well."""
         ...
 
+    def came_up(self) -> bool:
+        """Tell, once, that a connection was made."""
+        ...
+
 
 class EdgeProtocol:
     """State machine of one edge towards its clouds. All times are seconds of the caller's clock.
@@ -133,8 +137,16 @@ class EdgeProtocol:
         elif now_s - self._ping_s >= self.timing.ping_s:
             self._ping(now_s)
 
-    def tend(self, connection: Renewable) -> None:
-        """Have the connection made anew if nothing is echoed over it, and left alone if something is."""
+    def tend(self, connection: Renewable, now_s: float) -> None:
+        """Have the connection made anew if nothing is echoed over it, and left alone if something is.
+
+        Over one that has just been made, what was said before is said again: it is lost.
+        """
+        if connection.came_up() and not self._dead and self._retry_s is None:
+            if self.welcome is None:
+                self._say_hello(now_s)
+            else:
+                self._ping(now_s, recover=True)
         if self._wants_renewal:
             self._wants_renewal = False
             connection.renew()

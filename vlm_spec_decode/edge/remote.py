@@ -139,7 +139,7 @@ class RemoteVerifier:
     def _flush(self) -> None:
         self._protocol.tick(self._clock.now())
         self._link.go_to(self._protocol.place)
-        self._protocol.tend(self._link)
+        self._protocol.tend(self._link, self._clock.now())
         while self._protocol.outbox:
             self._link.send(self._protocol.outbox.popleft())
         while self._protocol.events:

@@ -81,6 +81,7 @@ class Connection:
         self.failures: set[str] = set()
         self.refused_code = 0
         self.has_changed = False
+        self._came_up = False
         self._context = context
         self._address = address
         self._keys = keys
@@ -125,6 +126,11 @@ class Connection:
             self.has_changed = True
         self._spare = None
 
+    def came_up(self) -> bool:
+        """Tell, once, that a connection was made."""
+        came_up, self._came_up = self._came_up, False
+        return came_up
+
     def go_to(self, address: str) -> None:
         """Leave the cloud for another."""
         self.settle()
@@ -154,7 +160,7 @@ class Connection:
 
     def _note(self, wire: _Wire, event: int, value: int) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            wire.is_up = True
+            wire.is_up = self._came_up = True
             self.failures.clear()
         elif event & _FAILED and not wire.is_up:
             wire.is_explained = True

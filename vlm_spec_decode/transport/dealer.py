@@ -124,6 +124,10 @@ class DealerLink:
         if self._connection:
             self._connection.settle()
 
+    def came_up(self) -> bool:
+        """Tell, once, that a connection was made. Only from the link's thread."""
+        return self._connection is not None and self._connection.came_up()
+
     def close(self) -> None:
         """Send what is due, stop the thread and free the sockets. Idempotent."""
         with self._wake_lock:

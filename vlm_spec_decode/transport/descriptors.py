@@ -18,6 +18,9 @@ from vlm_spec_decode.core.errors import ConfigError
 RESERVE = 12
 """Descriptors that a cloud keeps for itself: key files, HTTP, the log, and connections that shake hands."""
 
+CLOUD_NEEDS = 24 + RESERVE
+"""Descriptors of a cloud's link before the first robot, its authenticator's among them."""
+
 EDGE_NEEDS = 24
 """Descriptors of one robot's link: ZeroMQ's own, its sockets and their watchers, two connections."""
 
