@@ -8,14 +8,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from test.edge.test_not_finite import HarmedContext
 from test.net.test_sockets import CLOCK, HELLO, cloud, decode, edge, own_answer, wait_for_ever
 from test.tables import CERTAIN_DRAFT, TARGET, TableContext, TableModel
 from vlm_spec_decode.core.errors import CloudRefused, CloudUnreachable
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Observation, SamplingParams
+from vlm_spec_decode.core.sequence import Sequence
+from vlm_spec_decode.core.types import RULES, AnswerRequest, Commit, Observation, SamplingParams
 from vlm_spec_decode.edge.remote import RemoteVerifier
 from vlm_spec_decode.edge.timing import Timing
+from vlm_spec_decode.strategies.base import EdgeConfig
+from vlm_spec_decode.strategies.registry import STRATEGIES, strategy
 from vlm_spec_decode.transport import keys
 from vlm_spec_decode.transport.dealer import DealerLink
 
@@ -155,6 +160,43 @@ def test_a_target_that_fails_refuses_one_answer_by_name_and_serves_the_next(
         assert decode(verifier, "autoregressive", PARAMS, 2) == own_answer(PARAMS)
         smaller = server.desk.limits.batch // (2 if error is MemoryError else 1)
         assert server.desk.scheduler.batch == smaller
+
+
+class SometimesNotFinite(TableModel):
+    """NaN from the third token on, for those who ask for it."""
+
+    def open(self, observation: Observation) -> TableContext:
+        is_harmed = observation.instruction == "nan"
+        self.contexts.append(
+            HarmedContext(self.table, harm=(np.nan,) * 3, from_length=2 if is_harmed else 1_000_000)
+        )
+        return self.contexts[-1]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_answer_without_numbers_ends_by_name_and_its_neighbours_go_on(key_folder: Path, rule: str) -> None:
+    """Robots share passes with one whose logits are NaN, under every strategy: nobody else notices."""
+    params = SamplingParams(temperature=1.0, max_tokens=12, seed=3, rule=rule)
+    target = SometimesNotFinite(TARGET)
+    with (
+        cloud(key_folder, target) as server,
+        edge(server.address, key_folder) as harmed,
+        edge(server.address, key_folder) as neighbour,
+    ):
+        harmed.connect(timeout_s=PATIENT_S)
+        neighbour.connect(timeout_s=PATIENT_S)
+        alone = decode(neighbour, "autoregressive", params, 1)
+        for answer, name in enumerate(STRATEGIES, start=2):
+            neighbour.open(AnswerRequest(answer, Observation(None, "go"), params, "autoregressive"))
+            request = AnswerRequest(answer, Observation(None, "nan"), params, name)
+            harmed.open(request)
+            drafter = TableModel(TARGET).open(request.observation)
+            config = EdgeConfig(answer, params, draft_length=3, timeout_s=20)
+            with pytest.raises(CloudRefused, match="not_finite: the target model's logits hold NaN"):
+                list(strategy(name).decode(Sequence(), drafter, harmed, CLOCK, config))
+            assert tuple(receive(neighbour, 12)) == alone
+            neighbour.close()
+    assert all(context.closed for context in target.contexts)
 
 
 def test_a_robot_that_vanishes_leaves_nothing_behind(key_folder: Path) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,8 +14,9 @@ import pytest
 from vlm_spec_decode import cli
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.transport import guard as guards
 from vlm_spec_decode.transport import keys
-from vlm_spec_decode.transport.guard import ABSENT_S, LOOK_S, AuthorizedKeys, Guard, KeyLimits
+from vlm_spec_decode.transport.guard import ABSENT_S, KEPT_S, LOOK_S, AuthorizedKeys, Guard, KeyLimits
 
 
 @pytest.fixture
@@ -48,6 +54,121 @@ def test_a_file_that_is_no_key_locks_nobody_out_and_a_missing_folder_lets_nobody
     (folder / "authorized").rmdir()
     clock.sleep(LOOK_S)
     assert not authorized.allows(public_of(folder))
+
+
+def _in_place(old: Path, new: bytes) -> None:
+    """As `cp -p` and `rsync --inplace -t` do: same inode, and the times of before."""
+    times = old.stat()
+    old.write_bytes(new)
+    os.utime(old, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def _by_rename(old: Path, new: bytes) -> None:
+    """As `rsync -t` does: another inode, and the times of before."""
+    times, other = old.stat(), old.with_suffix(".part")
+    other.write_bytes(new)
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    other.replace(old)
+
+
+def _by_folder(old: Path, new: bytes) -> None:
+    """As a mounted set of secrets does: another folder behind the same link."""
+    times, folder = old.stat(), old.parent
+    fresh = folder.with_name("fresh")
+    shutil.copytree(folder, fresh)
+    (fresh / old.name).write_bytes(new)
+    os.utime(fresh / old.name, ns=(times.st_atime_ns, times.st_mtime_ns))
+    folder.rename(folder.with_name("before"))
+    folder.symlink_to(fresh)
+
+
+@pytest.mark.parametrize("replace", [_in_place, _by_rename, _by_folder])
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_replaced_key_is_revoked_though_its_mtime_is_the_same(
+    folder: Path, replace: Callable[[Path, bytes], None], settled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`settled`: the first reading is old enough to be remembered."""
+    monkeypatch.setattr(guards, "SETTLED_S", -60.0 if settled else 60.0)
+    keys.add_robot(folder, "rex")
+    clock, rex = VirtualClock(), folder / "authorized" / "rex.key"
+    authorized = AuthorizedKeys(folder / "authorized", clock)
+    revoked = public_of(folder / "robots" / "rex")
+    assert authorized.allows(revoked)
+    other = folder / "other"
+    keys.generate(other)
+    time.sleep(0.02)  # the kernel's clock for ctime ticks every few milliseconds
+    replace(rex, (other / "edge.key").read_bytes())
+    clock.sleep(LOOK_S)
+    assert not authorized.allows(revoked)
+    assert authorized.allows(public_of(other))
+    assert authorized.allows(public_of(folder))
+
+
+def test_what_was_written_within_a_tick_of_the_clock_is_read_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same size, inode and times: a file system whose clock stands still between two writes."""
+    clock, edge = VirtualClock(), folder / "authorized" / "edge.key"
+    authorized = AuthorizedKeys(folder / "authorized", clock)
+    revoked = public_of(folder)
+    assert authorized.allows(revoked)
+    stamp, really = edge.stat(), Path.stat
+    monkeypatch.setattr(Path, "stat", lambda self: stamp if self == edge else really(self))
+    keys.generate(folder / "other")
+    edge.write_bytes((folder / "other" / "edge.key").read_bytes())
+    clock.sleep(LOOK_S)
+    assert not authorized.allows(revoked)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_key_that_was_half_copied_is_let_in_once_it_is_whole(folder: Path, share: float) -> None:
+    clock, edge = VirtualClock(), folder / "authorized" / "edge.key"
+    whole, times = edge.read_bytes(), edge.stat()
+    start = whole.index(b"public-key")
+    edge.write_bytes(whole[: start + round(share * len(whole[start:].rstrip()))][:-1])
+    os.utime(edge, ns=(times.st_atime_ns, times.st_mtime_ns))
+    authorized = AuthorizedKeys(folder / "authorized", clock)
+    assert not authorized.allows(public_of(folder))
+    _in_place(edge, whole)
+    clock.sleep(LOOK_S)
+    assert authorized.allows(public_of(folder))
+
+
+def test_a_failed_read_is_not_remembered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = VirtualClock()
+    monkeypatch.setattr(guards, "SETTLED_S", -60.0)
+    with monkeypatch.context() as broken:
+        broken.setattr(keys, "read_public", lambda path: (_ for _ in ()).throw(OSError(errno.EIO, str(path))))
+        authorized = AuthorizedKeys(folder / "authorized", clock)
+        assert not authorized.allows(public_of(folder))
+    clock.sleep(LOOK_S)
+    assert authorized.allows(public_of(folder))
+
+
+def test_a_lack_of_descriptors_locks_nobody_out_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = VirtualClock()
+    authorized = AuthorizedKeys(folder / "authorized", clock)
+    assert authorized.allows(public_of(folder))
+
+    def none_left(path: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(guards.os, "scandir", none_left)
+    clock.sleep(KEPT_S - LOOK_S)
+    assert authorized.allows(public_of(folder))
+    clock.sleep(2 * LOOK_S)
+    assert not authorized.allows(public_of(folder)), "a key that cannot be checked is not trusted for long"
+
+
+@pytest.mark.parametrize("name", ["edge.key_secret", "cloud.key"])
+@pytest.mark.parametrize("content", [b"", b"public-key", b'public-key = "abc"', b"\xff\xfe", "cut"])
+def test_a_broken_key_of_ones_own_is_named(folder: Path, name: str, content: bytes | str) -> None:
+    file = folder / name
+    file.write_bytes(content if isinstance(content, bytes) else file.read_bytes().rstrip()[:-9])
+    with pytest.raises(ConfigError, match=rf"{name}.*key"):
+        keys.edge_keys(folder)
 
 
 def test_each_key_has_its_share_of_messages_bytes_and_robots() -> None:

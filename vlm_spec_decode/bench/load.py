@@ -7,7 +7,6 @@ questions; the address must be a loopback one.
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from vlm_spec_decode.core.types import SamplingParams
 from vlm_spec_decode.edge.client import EdgeProtocol, Timing
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.transport import address as addresses
+from vlm_spec_decode.transport.connection import Connection
 from vlm_spec_decode.transport.keys import EdgeKeys, edge_keys
 
 MAX_ROBOTS = 2000
@@ -37,6 +37,9 @@ QUESTIONS = 8
 MAX_SECONDS = 3600.0
 MAX_QUESTIONS = 1_000_000
 TICK_S = 0.05
+WATCHED_ROBOTS = 256
+"""Of more robots a damaged connection is found by its silence alone, which saves two sockets each."""
+
 HANDSHAKE_S = 60.0
 """Patience for so many handshakes at once."""
 
@@ -91,7 +94,7 @@ def load(
     with ExitStack() as stack:
         context = zmq.Context()
         stack.callback(context.destroy, 0)
-        context.set(zmq.MAX_SOCKETS, config.robots + 16)
+        context.set(zmq.MAX_SOCKETS, 6 * config.robots + 64)  # one, or for a moment two and their watchers
         alone = replace(config, robots=1, manner=replace(config.manner, strategy="autoregressive"))
         first = _fleet(alone, context, keys, speech, [replace(q, answer=()) for q in questions])
         first.limit = len(questions)
@@ -133,8 +136,8 @@ def _fleet(
     for number in range(config.robots):
         rng = np.random.default_rng((config.seed, number))
         protocol = EdgeProtocol(speech.hello, timing)
-        socket = _connect(context, config.cloud, keys)
-        robots.append(Robot(socket, protocol, config.manner, speech.codec, rng))
+        connection = Connection(context, config.cloud, keys, watched=config.robots <= WATCHED_ROBOTS)
+        robots.append(Robot(connection, protocol, config.manner, speech.codec, rng))
     return Fleet(robots, questions)
 
 
@@ -155,10 +158,7 @@ def _turn(fleet: Fleet, clock: Clock, seconds: float, on_turn: Callable[[Fleet],
     """Let the fleet ask until time or questions are used up, then wait for what is under way."""
     if any(robot.protocol.welcome is None for robot in fleet.robots):
         _shake_hands(fleet, clock)
-    poller = zmq.Poller()
-    by_socket = {robot.socket: robot for robot in fleet.robots}
-    for socket in by_socket:
-        poller.register(socket, zmq.POLLIN)
+    poller, by_socket = _poller(fleet)
     until_s, tick_s = clock.now() + seconds, clock.now()
     while True:
         now_s = clock.now()
@@ -169,6 +169,9 @@ def _turn(fleet: Fleet, clock: Clock, seconds: float, on_turn: Callable[[Fleet],
             fleet.hand_out(now_s)
         for socket, _ in poller.poll(round(1000 * TICK_S)):
             by_socket[socket].step(clock.now())
+        # Whose connection is made anew has other sockets then.
+        if any(robot.connection.has_changed for robot in fleet.robots):
+            poller, by_socket = _poller(fleet)
         if clock.now() - tick_s >= TICK_S:
             tick_s = clock.now()
             for robot in fleet.robots:
@@ -177,17 +180,14 @@ def _turn(fleet: Fleet, clock: Clock, seconds: float, on_turn: Callable[[Fleet],
             on_turn(fleet)
 
 
-def _connect(context: zmq.Context[Any], address: str, keys: EdgeKeys | None) -> zmq.Socket[bytes]:
-    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.IDENTITY, b"\x01" + os.urandom(12))
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.RECONNECT_IVL, 100)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-    if keys:
-        socket.curve_publickey, socket.curve_secretkey = keys.public, keys.secret
-        socket.curve_serverkey = keys.cloud_public
-    socket.connect(address)
-    return socket
+def _poller(fleet: Fleet) -> tuple[zmq.Poller, dict[zmq.Socket[bytes], Robot]]:
+    """Return what waits for all robots' sockets, and whose they are."""
+    poller, by_socket = zmq.Poller(), dict[zmq.Socket[bytes], Robot]()
+    for robot in fleet.robots:
+        for socket in robot.connection.sockets():
+            poller.register(socket, zmq.POLLIN)
+            by_socket[socket] = robot
+    return poller, by_socket
 
 
 def _allow_sockets(robots: int) -> None:

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-import zmq
-
 from vlm_spec_decode.actions.parser import ActionParser
 from vlm_spec_decode.core.errors import ActionError, CloudBusy, CloudError, CloudRefused
 from vlm_spec_decode.core.ports import Rng, TextCodec
@@ -20,6 +18,7 @@ from vlm_spec_decode.core.tree import chain_parents
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.client import EdgeProtocol
 from vlm_spec_decode.strategies.registry import strategy
+from vlm_spec_decode.transport.connection import Connection
 
 Outcome: TypeAlias = Literal["right", "wrong", "refused", "failed"]
 
@@ -84,17 +83,17 @@ class _Open:
 
 
 class Robot:
-    """One robot on one socket. `step` is called when something has come, and some ten times a second."""
+    """One robot on one connection. `step` is called when something has come, and some ten times a second."""
 
     def __init__(
         self,
-        socket: zmq.Socket[bytes],
+        connection: Connection,
         protocol: EdgeProtocol,
         manner: Manner,
         codec: TextCodec,
         rng: Rng,
     ) -> None:
-        self.socket = socket
+        self.connection = connection
         self.protocol = protocol
         self.asked: list[Asked] = []
         self.sent_bytes = self.received_bytes = 0
@@ -121,11 +120,11 @@ class Robot:
 
     def step(self, now_s: float) -> None:
         """Take what has come, and go on."""
-        while self.socket.poll(0):
-            data = b"".join(self.socket.recv_multipart())
+        for data in self.connection.receive():
             self.received_bytes += len(data)
             self.protocol.receive(data, now_s)
         self.protocol.tick(now_s)
+        self.protocol.tend(self.connection, now_s)
         while self.protocol.events:
             event = self.protocol.events.popleft()
             if isinstance(event, Commit):
@@ -187,10 +186,7 @@ class Robot:
         while self.protocol.outbox:
             data = self.protocol.outbox.popleft()
             self.sent_bytes += len(data)
-            try:
-                self.socket.send(data, zmq.NOBLOCK)
-            except zmq.Again:
-                continue  # Lost, as on any link; the protocol says it again.
+            self.connection.send(data)
 
 
 @dataclass(slots=True)

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from vlm_spec_decode.cloud.admission import Admission
 from vlm_spec_decode.cloud.book import Book
 from vlm_spec_decode.cloud.entry import Done, Entry, Job, JobResult
+from vlm_spec_decode.cloud.failures import FAILURES, refusal
 from vlm_spec_decode.cloud.images import ImageStore
 from vlm_spec_decode.cloud.limits import DeskLimits
 from vlm_spec_decode.cloud.peers import Peers
 from vlm_spec_decode.cloud.replies import Replies
 from vlm_spec_decode.cloud.scheduler import Scheduler
 from vlm_spec_decode.cloud.stats import CloudStats
-from vlm_spec_decode.core.errors import GrammarError, ProtocolError
+from vlm_spec_decode.core.errors import ProtocolError
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.core.session import Session
 from vlm_spec_decode.core.types import Early
@@ -228,8 +229,8 @@ class CloudDesk:
         elif (plan := result.plan or job.plan) and result.logits is not None and entry.session:
             try:
                 commit = entry.session.complete(plan, result.logits, result.compute_s)
-            except GrammarError as error:
-                self._fail(entry, "grammar", str(error))
+            except FAILURES as error:
+                self._fail(entry, *refusal(error))
             else:
                 self._replies.commit(entry, commit)
 

@@ -52,7 +52,7 @@ class HealthServer:
         host, port = place(where)
         self._server = _listen(host, port, may_move=where == AUTO)
         self._server.set_app(self._answer)
-        self.url = f"http://{host}:{self._server.server_port}"
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="vsd-http", daemon=True)
 
     def start(self) -> None:

@@ -6,7 +6,6 @@ passes, each over a whole batch. What comes of them goes into one queue for the 
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -15,17 +14,11 @@ from queue import SimpleQueue
 from typing import TypeAlias
 
 from vlm_spec_decode.cloud.entry import Done, Job, JobResult, Jobs
+from vlm_spec_decode.cloud.failures import FAILURES, refusal
 from vlm_spec_decode.core.batch import Query, Scored, score_batch
-from vlm_spec_decode.core.errors import GrammarError, ImageError, OutOfMemory, VsdError
 from vlm_spec_decode.core.ports import Clock, Model, Target
 from vlm_spec_decode.core.session import Helper
 from vlm_spec_decode.core.types import Early
-
-log = logging.getLogger(__name__)
-
-FAILURES = (VsdError, RuntimeError, ValueError, MemoryError)
-"""What a job may raise; one answer's failure must not end the service of the others."""
-
 
 Outcome: TypeAlias = Done | tuple[Job, Early]
 """A batch that has ended, or a verdict of one that runs."""
@@ -100,19 +93,6 @@ class Runner:
         if isinstance(scored, Exception):
             return JobResult(refusal=refusal(scored))
         return JobResult(plan=job.plan, logits=scored if job.plan else None, compute_s=pass_s)
-
-
-def refusal(error: Exception) -> tuple[str, str]:
-    """Return the name and detail by which a robot is told of a job that failed."""
-    match error:
-        case ImageError():
-            return "image", str(error)
-        case GrammarError():
-            return "grammar", str(error)
-        case OutOfMemory() | MemoryError():
-            return "out_of_memory", "the target has no memory left for this answer"
-    log.error("a job of the target failed", exc_info=error)
-    return "target_failed", type(error).__name__
 
 
 class Worker:

@@ -12,6 +12,7 @@
     ├── ModelError                 a checkpoint cannot be loaded or does not fit
     │   ├── VocabularyMismatch     draft and target do not share one tokenizer
     │   ├── OutOfMemory            an allocation failed; less at once may work
+    │   ├── NotFinite              logits that are NaN or infinite: no token can be chosen from them
     │   └── GrammarError           a grammar that does not compile, or tokens that are not of it
     ├── CloudError                 the verifier cannot be used
     │   ├── CloudUnreachable       nobody answers (not started, wrong key, link cut)
@@ -77,6 +78,19 @@ class VocabularyMismatch(ModelError):
 
 class OutOfMemory(ModelError):
     """There was no memory for what was asked; less of it at once may work."""
+
+
+class NotFinite(ModelError):
+    """A model's logits are NaN or infinite; `model` is "draft" or "target" where it is known."""
+
+    def __init__(self, what: str, model: str = "") -> None:
+        whose = f"the {model} model's" if model else "a model's"
+        super().__init__(
+            f"{whose} logits {what}: numbers too large for float16 do that; "
+            "dtype bfloat16 or float32 holds them"
+        )
+        self.what = what
+        self.model = model
 
 
 class GrammarError(ModelError):

@@ -8,11 +8,13 @@ often.
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from vlm_spec_decode.core.errors import NotFinite
 from vlm_spec_decode.core.types import SamplingParams
 
 Row: TypeAlias = npt.NDArray[np.float32]
@@ -40,14 +42,30 @@ def gumbel_noise(seed: int, position: int, vocab_size: int) -> Floats:
     return np.asarray(-np.log(-np.log(uniform)), dtype=np.float64)
 
 
+TINY_TEMPERATURE = 1e-100
+"""Below it, dividing by the temperature leaves the range of numbers unless the best score is 0."""
+
+
+def require_finite(best: float) -> None:
+    """Refuse logits by their greatest value. Raises NotFinite.
+
+    NaN anywhere makes the greatest value NaN, so one look at it is enough. Single tokens at -inf are cut.
+    """
+    if not math.isfinite(best):
+        raise NotFinite("hold NaN" if math.isnan(best) else f"are {'all -' if best < 0 else '+'}infinite")
+
+
 def log_probs(logits: Row, params: SamplingParams) -> Floats:
     """Return log-probabilities [vocab] after temperature, top-k and top-p; -inf where cut.
 
-    At temperature 0 nothing is cut or scaled: only the argmax matters.
+    At temperature 0 nothing is cut or scaled: only the argmax matters. Raises NotFinite.
     """
     scores = logits.astype(np.float64)
+    best = float(scores.max())
+    require_finite(best)
     if params.temperature > 0:
-        scores = scores / params.temperature
+        with np.errstate(over="ignore"):  # to -inf, which is what such a difference comes to
+            scores = (scores - best if params.temperature < TINY_TEMPERATURE else scores) / params.temperature
         if 0 < params.top_k < scores.size:
             kept = np.argsort(-scores, kind="stable")[: params.top_k]
             scores = _only(scores, kept)
@@ -57,16 +75,25 @@ def log_probs(logits: Row, params: SamplingParams) -> Floats:
 
 
 def pick(logits: Row, position: int, params: SamplingParams) -> int:
-    """Choose the token at `position` of the answer: argmax, of perturbed scores if sampling."""
+    """Choose the token at `position` of the answer: argmax, of perturbed scores if sampling.
+
+    Raises NotFinite.
+    """
     if params.temperature == 0:
-        return int(np.argmax(logits))
+        best = int(np.argmax(logits))
+        require_finite(float(logits[best]))
+        return best
     scores = log_probs(logits, params)
     return int(np.argmax(scores + gumbel_noise(params.seed, position, scores.size)))
 
 
 def perturbed_scores(logits: Row, position: int, params: SamplingParams) -> Floats:
-    """Return the scores [vocab] whose argmax `pick` takes; for ranking second and later choices."""
+    """Return the scores [vocab] whose argmax `pick` takes; for ranking second and later choices.
+
+    Raises NotFinite.
+    """
     if params.temperature == 0:
+        require_finite(float(logits.max()))
         return logits.astype(np.float64)
     scores = log_probs(logits, params)
     return scores + gumbel_noise(params.seed, position, scores.size)
@@ -97,6 +124,11 @@ def _nucleus(scores: Floats, top_p: float) -> npt.NDArray[np.intp]:
 
 
 def softmax_at(row: Row, token: int) -> float:
-    """Return the probability of `token` under the logits `row` [vocab], at temperature 1 and uncut."""
-    shifted = row.astype(np.float64) - float(row.max())
+    """Return the probability of `token` under the logits `row` [vocab], at temperature 1 and uncut.
+
+    Raises NotFinite.
+    """
+    best = float(row.max())
+    require_finite(best)
+    shifted = row.astype(np.float64) - best
     return float(np.exp(shifted[token]) / np.exp(shifted).sum())

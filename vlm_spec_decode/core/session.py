@@ -6,10 +6,12 @@ pass, runs that on the target and hands the logits back. Nothing here blocks or 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from vlm_spec_decode.core.batch import Query
+from vlm_spec_decode.core.errors import NotFinite
 from vlm_spec_decode.core.exits import verdict_chance
 from vlm_spec_decode.core.policy import CloudPolicy, EarlyHook, PipelinePolicy
 from vlm_spec_decode.core.ports import Clock, ExitHook, Logits, ModelContext
@@ -18,6 +20,10 @@ from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.tree import SpeculationTree, Subtree
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, Draft, Early, Hint, Support, Tokens
 from vlm_spec_decode.core.verify import Verdict, verify_coupled
+
+HELPER = "draft beside the target"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,7 @@ class Session:
     tree: SpeculationTree = field(init=False)
     passes: int = 0
     rejection: RejectionRule | None = None
+    _unsound: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.sequence = Sequence(epoch=self.request.epoch)
@@ -131,9 +138,15 @@ class Session:
         return PassPlan(self.passes, self.sequence.tokens, self.tree.subtree(numbers))
 
     def prepare(self, plan: PassPlan) -> PassPlan:
-        """Let the cloud's own draft add to the plan. On the thread that runs the pass."""
-        if self.helper and isinstance(self.policy, AdaptivePolicy):
-            return self.policy.extend(plan, self.helper)
+        """Let the cloud's own draft add to the plan. On the thread that runs the pass.
+
+        A draft is a hint: one whose logits cannot be used is named once and asked no more.
+        """
+        if self.helper and isinstance(self.policy, AdaptivePolicy) and HELPER not in self._unsound:
+            try:
+                return self.policy.extend(plan, self.helper)
+            except NotFinite as error:
+                self._drop_hints(HELPER, error)
         return plan
 
     def query(self, plan: PassPlan, on_early: EarlyHook | None = None) -> Query:
@@ -146,9 +159,15 @@ class Session:
         return self.query(plan, on_early).score()
 
     def complete(self, plan: PassPlan, logits: Logits, compute_s: float = 0.0) -> Commit:
-        """Verify the pass and commit what is true; drafts that came meanwhile are re-rooted."""
+        """Verify the pass and commit what is true; drafts that came meanwhile are re-rooted.
+
+        Raises NotFinite if a row that decides something cannot be used; nothing is committed then.
+        """
         start = len(plan.prefix)
-        verdict = self._verify(plan, logits)
+        try:
+            verdict = self._verify(plan, logits)
+        except NotFinite as error:
+            raise NotFinite(error.what, "target") from error
         node = plan.nodes.named(verdict.row)[0]
         said, finished = self._with_forced(plan.prefix, verdict.tokens, verdict.finished)
         commit = self._commit_of(start, said, node, plan.pass_id, finished, compute_s)
@@ -214,15 +233,24 @@ class Session:
         request = self.request
         return Commit(request.answer, request.epoch, start, tokens, node, pass_id, finished, compute_s)
 
+    def _drop_hints(self, source: str, error: NotFinite) -> None:
+        if source not in self._unsound:
+            self._unsound.add(source)
+            log.warning("this answer goes on without hints of the %s: %s", source, error)
+
     def _exit_hook(self, plan: PassPlan, on_early: EarlyHook) -> ExitHook:
         """Run VERIFY with each exit's own logits (2505.21594, eq. 5) and report its hypothesis."""
 
         def hook(exit_layer: int, logits: Logits) -> None:
-            verdict = self._verify(plan, logits, is_final=False)
+            try:
+                verdict = self._verify(plan, logits, is_final=False)
+                said = verdict.tokens[-1]
+                confidence = verdict_chance(self.context, exit_layer, logits[verdict.row], said)
+            except NotFinite as error:
+                self._drop_hints(f"exit {exit_layer}", error)
+                return
             node, below = plan.nodes.named(verdict.row)
-            token = verdict.tokens[-1] if below is None else below
-            request, said = self.request, verdict.tokens[-1]
-            confidence = verdict_chance(self.context, exit_layer, logits[verdict.row], said)
+            token, request = said if below is None else below, self.request
             on_early(Early(request.answer, request.epoch, plan.pass_id, exit_layer, node, token, confidence))
 
         return hook

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlm_spec_decode.core.chance import Chance, Weights
-from vlm_spec_decode.core.sampling import Row, log_probs
+from vlm_spec_decode.core.sampling import Row, log_probs, require_finite
 from vlm_spec_decode.core.types import SamplingParams, SparseTarget, Support, Tokens
 
 P_UNIT = 1 << 40
@@ -31,8 +31,12 @@ def is_complete(support: Support) -> bool:
 
 
 def weights(logits: Row, params: SamplingParams, unit: int) -> Weights:
-    """Return `unit` whole parts [vocab] shared out by probability; greedy puts all on the best token."""
+    """Return `unit` whole parts [vocab] shared out by probability; greedy puts all on the best token.
+
+    Raises NotFinite.
+    """
     best = int(np.argmax(logits))
+    require_finite(float(logits[best]))
     parts = np.zeros(logits.size, dtype=np.int64)
     if params.temperature > 0:
         parts = np.floor(np.exp(log_probs(logits, params)) * unit).astype(np.int64)

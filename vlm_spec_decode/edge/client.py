@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import replace
+from typing import Protocol
 
 from vlm_spec_decode.core.errors import CloudBusy, CloudError, CloudRefused, CloudUnreachable, ProtocolError
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Event, Hint
 from vlm_spec_decode.edge.answer import OpenAnswer
-from vlm_spec_decode.edge.timing import Pulse, Timing
+from vlm_spec_decode.edge.timing import Echo, Pulse, Timing
 from vlm_spec_decode.edge.upload import ImageUpload
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as wire
@@ -21,11 +22,27 @@ from vlm_spec_decode.protocol import messages as wire
 __all__ = ["EdgeProtocol", "Timing"]
 
 
+class Renewable(Protocol):
+    """A connection that may be damaged, or only slow."""
+
+    def renew(self) -> None:
+        """Begin a new one beside it, which takes over once it is made."""
+        ...
+
+    def settle(self) -> None:
+        """Give up a new one that was begun: the old one is well."""
+        ...
+
+    def came_up(self) -> bool:
+        """Tell, once, that a connection was made."""
+        ...
+
+
 class EdgeProtocol:
     """State machine of one edge towards its clouds. All times are seconds of the caller's clock.
 
     `place` is the index of the cloud, of `clouds`, that it wants to speak with: whoever moves the bytes
-    goes there before it sends what is in `outbox`.
+    goes there before it sends what is in `outbox`, and lets `tend` have its connection.
     """
 
     def __init__(self, hello: wire.Hello, timing: Timing | None = None, clouds: int = 1) -> None:
@@ -35,6 +52,7 @@ class EdgeProtocol:
         self.events: deque[Event | CloudError] = deque()
         self.dropped: Counter[str] = Counter()
         self.place, self.rtt_s, self.image_bytes = 0, 0.0, 0
+        self._wants_renewal = False
         self._clouds, self._hello = clouds, hello
         self._packer = codec.TokenPacker(hello.vocab_size)
         self._answer: OpenAnswer | None = None
@@ -44,11 +62,14 @@ class EdgeProtocol:
         self._retry_s: float | None = None
         self._busies, self._dead, self._is_met = 0, False, False
         self._pulse = Pulse()
+        self._echo = Echo(self.timing)
 
     def connect(self, now_s: float) -> None:
         """Start the handshake; its end is `welcome`, or an error among the events."""
+        self._wants_renewal |= self._dead  # what the silent one could not carry, another may
         self._heard_s = self._moved_s = now_s
         self._dead = self._is_met = False
+        self._echo.begin(now_s)
         self._say_hello(now_s)
 
     def open(self, request: AnswerRequest, now_s: float) -> None:
@@ -93,9 +114,12 @@ class EdgeProtocol:
 
     def tick(self, now_s: float) -> None:
         """Repeat what may have been lost. Call some ten times a second."""
-        self._heard_s, self._moved_s = self._pulse.excuse(now_s, self._heard_s, self._moved_s)
+        excused = self._pulse.excuse(now_s, self._heard_s, self._moved_s, self._echo.since_s)
+        self._heard_s, self._moved_s, self._echo.since_s = excused
         if self._dead:
             return
+        if self._retry_s is None and self._echo.is_missed(now_s, is_welcome=self.welcome is not None):
+            self._wants_renewal = True
         silent_s, is_welcome = now_s - self._heard_s, self.welcome is not None
         is_waiting = self._answer is not None or not is_welcome
         stay_s = self.timing.stay_s(is_welcome=is_welcome, rtt_s=self.rtt_s)
@@ -112,6 +136,22 @@ class EdgeProtocol:
                 self._say_hello(now_s)
         elif now_s - self._ping_s >= self.timing.ping_s:
             self._ping(now_s)
+
+    def tend(self, connection: Renewable, now_s: float) -> None:
+        """Have the connection made anew if nothing is echoed over it, and left alone if something is.
+
+        Over one that has just been made, what was said before is said again: it is lost.
+        """
+        if connection.came_up() and not self._dead and self._retry_s is None:
+            if self.welcome is None:
+                self._say_hello(now_s)
+            else:
+                self._ping(now_s, recover=True)
+        if self._wants_renewal:
+            self._wants_renewal = False
+            connection.renew()
+        elif self._echo.is_here:
+            connection.settle()
 
     def _dispatch(self, message: wire.AnyMessage, now_s: float) -> None:
         match message:
@@ -133,6 +173,7 @@ class EdgeProtocol:
                 self.dropped["stale"] += 1
 
     def _on_welcome(self, message: wire.Welcome, now_s: float) -> None:
+        self._echo.came(now_s, now_s - self._echo.greeted_s)
         again, answer = self.welcome is not None, self._answer
         model = (message.model_id, message.revision)
         if answer and len(answer.mirror) and self._model not in {None, model}:
@@ -153,6 +194,7 @@ class EdgeProtocol:
 
     def _on_busy(self, message: wire.Busy, now_s: float) -> None:
         """Come again later, elsewhere if there is an elsewhere, until patience ends."""
+        self._echo.came(now_s)
         answer = self._answer
         if message.answer and not self._current(message.answer, message.epoch):
             self.dropped["stale"] += 1
@@ -170,6 +212,7 @@ class EdgeProtocol:
 
     def _on_pong(self, message: wire.Pong, now_s: float) -> None:
         self.rtt_s = max(0.0, now_s - message.stamp_us / 1e6)
+        self._echo.came(now_s, self.rtt_s)
         answer = self._current(message.answer, message.epoch)
         if answer and answer.sent and not message.known:
             answer.begin_epoch()
@@ -201,6 +244,7 @@ class EdgeProtocol:
         """Go to the next cloud, which may be the same, and begin anew there."""
         self.place = (self.place + 1) % self._clouds
         self._moved_s, self._retry_s = now_s, None
+        self._echo.begin(now_s)
         self._begin_anew(now_s)
 
     @property

@@ -7,11 +7,13 @@ strategy is measured by the same clock and nothing in a strategy file is about m
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.actions.parser import ActionParser
 from vlm_spec_decode.actions.types import Action
+from vlm_spec_decode.core.errors import Cancelled, NotFinite
 from vlm_spec_decode.core.ports import Clock, Drafter, Model, TextCodec, Verifier
 from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
@@ -21,6 +23,10 @@ from vlm_spec_decode.edge.remote import RemoteVerifier
 from vlm_spec_decode.edge.watch import NoDrafter, WatchedDrafter, WatchedVerifier
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy
+
+WITHOUT_DRAFTS = "autoregressive"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +70,19 @@ class Engine:
         self._numbers = itertools.count(1)
         self._previous: Tokens = ()
         self._recall = Recall()
+        self._cancels = self._cancels_before = 0
         self.config = config or EngineConfig()
 
     def answer(self, observation: Observation, config: EngineConfig | None = None) -> Iterator[AnswerUpdate]:
         """Yield an update per commit; the last one carries the result.
 
+        A draft model whose logits cannot be used is named in the log, and the answer goes on without drafts.
         Raises ActionParseError at the first text that looks like an action and is none, CloudError if
-        the verifier fails, Cancelled after `cancel`.
+        the verifier fails, NotFinite if the target's logits in this process cannot be used, Cancelled after
+        `cancel`.
         """
         config = config or self.config
-        number = next(self._numbers)
+        number, self._cancels_before = next(self._numbers), self._cancels
         watch = WatchedVerifier(self._verifier, self._clock)
         # Under `rejection` what is drafted must be drawn: a remembered answer is not.
         recalls = strategy(config.strategy).recalls and config.params.rule == "coupled"
@@ -97,6 +106,7 @@ class Engine:
 
     def cancel(self) -> None:
         """Abandon the answer in progress."""
+        self._cancels += 1
         self._verifier.cancel()
 
     def _open_drafter(self, config: EngineConfig, observation: Observation) -> Drafter:
@@ -121,10 +131,8 @@ class Engine:
             sent=request.draft,
             explain=watch.explain,
         )
-        watched = WatchedDrafter(drafter, watch)
-        decode = strategy(config.strategy).decode
         text, actions_at_s, first_token_s = "", None, 0.0
-        for tokens in decode(sequence, watched, watch, self._clock, edge_config):
+        for tokens in self._tokens(request, sequence, WatchedDrafter(drafter, watch), watch, edge_config):
             first_token_s = first_token_s or watch.elapsed_s
             spoken = self._codec.decode(sequence.tokens)
             stable = spoken if spoken.startswith(text) else text
@@ -142,6 +150,34 @@ class Engine:
                 self._recall.learn(request.observation, sequence.tokens)
                 result = self._result(sequence, text, config, watch, first_token_s, actions_at_s)
             yield AnswerUpdate(request.answer, tokens, text, actions, result)
+
+    def _tokens(
+        self,
+        request: AnswerRequest,
+        sequence: Sequence,
+        drafter: WatchedDrafter,
+        watch: WatchedVerifier,
+        config: EdgeConfig,
+    ) -> Iterator[Tokens]:
+        """Yield what is committed; with a draft that gives no numbers, what the target says alone."""
+        try:
+            yield from strategy(request.strategy).decode(sequence, drafter, watch, self._clock, config)
+        except NotFinite as error:
+            if error.model == "target":
+                raise
+            log.warning("this answer goes on without drafts: %s", NotFinite(error.what, "draft"))
+            self._reopen(request, sequence)
+            yield from strategy(WITHOUT_DRAFTS).decode(sequence, drafter, watch, self._clock, config)
+
+    def _reopen(self, request: AnswerRequest, sequence: Sequence) -> None:
+        """Let the target go on alone from what is committed, which stands: drafts are hints."""
+        number = next(self._numbers)
+        self._verifier.close()
+        self._verifier.open(
+            replace(request, answer=number, strategy=WITHOUT_DRAFTS, committed=sequence.tokens, draft=None)
+        )
+        if self._cancels != self._cancels_before:
+            raise Cancelled("the answer was cancelled")  # while nothing was open that could have heard of it
 
     def _result(
         self,

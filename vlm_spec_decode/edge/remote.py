@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -12,6 +13,8 @@ from vlm_spec_decode.core.trace import LinkUsage
 from vlm_spec_decode.core.types import AnswerRequest, Event, Hint
 from vlm_spec_decode.edge.client import EdgeProtocol, Timing
 from vlm_spec_decode.protocol.messages import Hello, Welcome
+from vlm_spec_decode.transport import address as addresses
+from vlm_spec_decode.transport.connection import NO_ROOM_CODE
 from vlm_spec_decode.transport.dealer import DealerLink
 
 _HANDSHAKE_FAILED = {
@@ -20,6 +23,12 @@ _HANDSHAKE_FAILED = {
     "HANDSHAKE_FAILED_NO_DETAIL": "the handshake broke off: the network, or the cloud's key is another",
 }
 """What ZeroMQ's events mean, those that say more first."""
+
+_NO_ROOM = "the cloud takes no more connections: it has no file descriptors left for more"
+_BROKE_OFF = "a new handshake broke off"
+
+PROBE_EVERY_S = 1.0
+"""How often to look whether anybody listens at all, once patience with that is over."""
 
 
 class RemoteVerifier:
@@ -33,20 +42,25 @@ class RemoteVerifier:
         self._answer = 0
         self._usage_before = (0, 0)
         self._welcomed = threading.Event()
-        self._handshake_failures: set[str] = set()
         self._started = False
 
-    def connect(self, timeout_s: float = 5.0) -> Welcome:
-        """Do the handshake. Raises CloudUnreachable, CloudRefused."""
+    def connect(self, timeout_s: float = 5.0, refused_s: float = math.inf) -> Welcome:
+        """Do the handshake. Raises CloudUnreachable, CloudRefused.
+
+        `refused_s` is the patience with clouds at none of which anybody listens: they may just be starting.
+        """
         if not self._started:
             self._started = True
-            self._link.start(self._on_message, self._flush, self._on_handshake_failed)
+            self._link.start(self._on_message, self._flush)
         self._post(lambda: self._protocol.connect(self._clock.now()))
-        deadline_s = self._clock.now() + timeout_s
+        deadline_s, probe_s = self._clock.now() + timeout_s, self._clock.now() + refused_s
         while not self._welcomed.wait(0.02):
             self._raise_refusal()
             if self._clock.now() > deadline_s:
                 raise self._unreachable(f"no answer within {timeout_s:.0f} s")
+            if self._clock.now() > probe_s:
+                self._raise_nobody()
+                probe_s = self._clock.now() + PROBE_EVERY_S
         assert self._protocol.welcome is not None
         return self._protocol.welcome
 
@@ -122,18 +136,15 @@ class RemoteVerifier:
         self._protocol.receive(data, self._clock.now())
         self._flush()
 
-    def _on_handshake_failed(self, event: str) -> None:
-        self._handshake_failures.add(event)
-
     def _flush(self) -> None:
         self._protocol.tick(self._clock.now())
         self._link.go_to(self._protocol.place)
+        self._protocol.tend(self._link, self._clock.now())
         while self._protocol.outbox:
             self._link.send(self._protocol.outbox.popleft())
         while self._protocol.events:
             self._events.put(self._protocol.events.popleft())
         if self._protocol.welcome:
-            self._handshake_failures.clear()
             self._welcomed.set()
 
     # On the caller's thread ----------------------------------------------------------------------
@@ -163,6 +174,16 @@ class RemoteVerifier:
         if isinstance(event, CloudRefused):
             raise event
 
+    def _raise_nobody(self) -> None:
+        """Raise CloudUnreachable if every cloud's machine says that nobody listens there."""
+        refusals = [addresses.refusal(address) for address in self._link.addresses]
+        if all(refusals) and not self._welcomed.is_set():
+            raise CloudUnreachable("; ".join(refusals) + ": is the cloud (`vsd cloud`) started there?")
+
     def _unreachable(self, detail: str) -> CloudUnreachable:
-        failed = [why for event, why in _HANDSHAKE_FAILED.items() if event in self._handshake_failures]
+        failed = [why for event, why in _HANDSHAKE_FAILED.items() if event in self._link.failures]
+        if failed and self._link.refused_code == NO_ROOM_CODE:
+            failed = [_NO_ROOM]
+        elif failed and self._welcomed.is_set() and failed[0] != _HANDSHAKE_FAILED["HANDSHAKE_FAILED_AUTH"]:
+            failed = [_BROKE_OFF]  # the keys were right before: it was the network
         return CloudUnreachable("; ".join([f"cloud {self._link.address}: {detail}", *failed[:1]]))

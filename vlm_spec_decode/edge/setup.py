@@ -55,6 +55,7 @@ class EdgeSettings:
     objective: str = "latency"
     timeout_s: float = 30.0
     connect_s: float = 5.0
+    refused_s: float = 2.5
     threads: int = 1
     grammar: bool = True
     link: LinkProfile | None = None
@@ -113,7 +114,7 @@ def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRunti
     link = DealerLink(settings.cloud, keys, clock, settings.link, settings.seed)
     verifier = RemoteVerifier(link, hello_of(draft.card, said_in), clock, settings.timing)
     try:
-        welcome = verifier.connect(settings.connect_s * len(link.addresses))
+        welcome = verifier.connect(settings.connect_s * len(link.addresses), settings.refused_s)
     except BaseException:
         verifier.disconnect()
         raise

@@ -53,7 +53,7 @@ class Cloud:
 
     def extend(self, plan: PassPlan, helper: Helper) -> PassPlan:
         """Draft γ tokens after the committed ones."""
-        started_s = helper.clock.now()
+        started_s, self._drafted_s = helper.clock.now(), 0.0
         config = EdgeConfig(0, self._params, self.length(), proposals=self._proposals)
         chain = draft_chain(helper.context, plan.prefix, config)
         self._drafted_s = helper.clock.now() - started_s
@@ -71,6 +71,7 @@ class Cloud:
                 break
         if plan.pass_id > 1:
             self.pass_s.learn(commit.compute_s - self._drafted_s)
+        self._drafted_s = 0.0
 
     def length(self) -> int:
         """Return γ."""

@@ -50,6 +50,7 @@ class OwnDraft:
     def extend(self, plan: PassPlan, helper: Helper) -> PassPlan:
         """Draft below the likeliest rows that have nothing below them, one step each."""
         self.drafted_s, self._guesses = 0.0, {}
+        guesses: dict[int, int] = {}
         tokens, parents = list(plan.nodes.tokens), list(plan.nodes.parents)
         weights = [1.0, *(self.weights[n] for n in plan.nodes.numbers)]
         open_rows = [(-w, row) for row, w in enumerate(weights) if row not in parents]
@@ -64,12 +65,13 @@ class OwnDraft:
             if ended or position + 1 >= self._params.max_tokens:
                 continue
             for token, chance in self._step(plan.prefix, tokens, parents, row, position, helper):
-                if row in self._guesses and weight * chance > -floor:
+                if row in guesses and weight * chance > -floor:
                     continue
                 tokens.append(token)
                 parents.append(row)
-                self._guesses.setdefault(row, len(tokens))
+                guesses.setdefault(row, len(tokens))
                 heapq.heappush(open_rows, (weight * chance, len(tokens)))
+        self._guesses = guesses
         grown = plan.nodes.grown(tuple(tokens[known:]), tuple(parents[known:]))
         return PassPlan(plan.pass_id, plan.prefix, grown, self._own_q(plan.prefix, tokens, parents, known))
 

@@ -68,6 +68,7 @@ class Cloud(OwnDraft):
             self.cost.learn(len(plan.nodes.numbers), verify_s)
         self.pace.passed(len(commit.tokens), verify_s, self.drafted_s, is_first=is_first)
         self._judge_own(plan, commit.tokens)
+        self.drafted_s, self._guesses = 0.0, {}
         self._edge_is_near = self._answers_in_time(commit.compute_s)
         self._has_completed = True
         self._committed = commit.start + len(commit.tokens)

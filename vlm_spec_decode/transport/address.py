@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import re
+import socket
+from functools import cache
 
 from vlm_spec_decode.core.errors import ConfigError
 
-_TCP = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:]+\]|[^:/\s\[\]]+):(?P<port>\d{1,5}|\*)")
+FORM = "tcp://HOST:PORT, an IPv6 host in brackets"
+
+_TCP = re.compile(r"tcp://(?P<host>\[[^\[\]\s/]+\]|\*|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5}|\*)")
+_NUMBERS = re.compile(r"[0-9.]+")
 
 
 def split(address: str) -> tuple[str, str]:
-    """Return host and port of `tcp://HOST:PORT`. Raises ConfigError."""
+    """Return host, without brackets, and port of `tcp://HOST:PORT`. Raises ConfigError."""
     match = _TCP.fullmatch(address)
     if not match or (match["port"] != "*" and not 0 < int(match["port"]) < 65536):
-        raise ConfigError(f"{address!r} is no address of the form tcp://HOST:PORT")
-    return match["host"].strip("[]"), match["port"]
+        raise ConfigError(f"{address!r} is no address of the form {FORM}")
+    host = match["host"].strip("[]")
+    if match["host"] != host or _NUMBERS.fullmatch(host):
+        _check_ip(address, host, is_v6=match["host"] != host)
+    return host, match["port"]
+
+
+def _check_ip(address: str, host: str, *, is_v6: bool) -> None:
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError as error:
+        raise ConfigError(f"{address!r} holds no IP address: {error}") from error
+    if is_v6 != (ip.version == 6):
+        raise ConfigError(f"{address!r} is no address of the form {FORM}")
+    if isinstance(ip, ipaddress.IPv6Address) and ip.is_link_local and not ip.scope_id:
+        raise ConfigError(f"{address!r}: a link-local address needs its interface, as in [{ip}%eth0]")
 
 
 def split_list(text: str) -> tuple[str, ...]:
-    """Return the addresses in a list with commas, each once. Raises ConfigError."""
+    """Return the addresses in a list with commas, each once, for a robot to connect to.
+
+    Raises ConfigError.
+    """
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for one in found:
-        split(one)
+        if "*" in split(one):
+            raise ConfigError(f"{one!r}: a cloud may listen on *, a robot needs its host and its port")
     return found
 
 
@@ -32,12 +56,80 @@ def is_loopback(address: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ip = ipaddress.ip_address(host)
     except ValueError:
         return False
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return (mapped or ip).is_loopback
 
 
 def require_loopback(address: str) -> None:
     """Refuse plaintext beyond loopback. Raises ConfigError."""
     if not is_loopback(address):
         raise ConfigError(f"{address}: without CURVE keys only loopback is allowed")
+
+
+def to_bind(address: str) -> tuple[str, bool]:
+    """Return an address as ZeroMQ binds it, and whether that takes IPv6. Raises ConfigError.
+
+    ZeroMQ binds numbers, `*` (every IPv4 interface) and names of interfaces, no names of hosts.
+    """
+    host, port = split(address)
+    if host == "localhost":
+        host = "127.0.0.1"
+    elif host != "*" and not _is_ip(host) and host not in {name for _, name in socket.if_nameindex()}:
+        host = _resolved(address, host)
+    return _join(host, port), ":" in host
+
+
+@cache
+def needs_ipv6(address: str) -> bool:
+    """Tell whether ZeroMQ must speak IPv6 to connect: to such an address, or a name that has no other."""
+    host, port = split(address)
+    if _is_ip(host):
+        return ":" in host
+    try:
+        families = {found[0] for found in socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)}
+    except OSError:
+        return False
+    return socket.AF_INET not in families
+
+
+def refusal(address: str, timeout_s: float = 0.5) -> str:
+    """Return why no connection to an address can be made now; "" if one can, or if nothing is heard.
+
+    Opens one and closes it again.
+    """
+    host, port = split(address)
+    family = socket.AF_INET6 if needs_ipv6(address) else socket.AF_INET
+    try:
+        target = socket.getaddrinfo(host, int(port), family, socket.SOCK_STREAM)[0][4]
+    except OSError as error:
+        return f"{host} is no known host ({error.strerror})"
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.settimeout(timeout_s)
+        code = probe.connect_ex(target)
+    if code == errno.ECONNREFUSED:
+        return f"nobody listens at {_join(host, port).removeprefix('tcp://')}"
+    if code in {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENODEV}:
+        return f"no way leads to {host} ({errno.errorcode[code]})"
+    return ""
+
+
+def _resolved(address: str, host: str) -> str:
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise ConfigError(f"{address!r}: {host} is neither a known host nor an interface") from error
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _join(host: str, port: str) -> str:
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"

@@ -16,16 +16,16 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 import zmq
-from zmq.utils import monitor
 
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.profiles import LinkProfile
 from vlm_spec_decode.transport import address as addresses
+from vlm_spec_decode.transport import descriptors
+from vlm_spec_decode.transport.connection import Connection
 from vlm_spec_decode.transport.keys import EdgeKeys
 from vlm_spec_decode.transport.shaper import Shaper, shapers
 
 TICK_S = 0.05
-MAX_MESSAGE_BYTES = 64 * 1024
 
 
 @dataclass(order=True)
@@ -65,6 +65,7 @@ class DealerLink:
         self._flights: list[_Flight] = []
         self._seq = itertools.count()
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        descriptors.require(descriptors.EDGE_NEEDS, "a connection to a cloud")
         self._context = zmq.Context()
         self._wake_send = self._context.socket(zmq.PAIR)
         self._wake_receive = self._context.socket(zmq.PAIR)
@@ -74,16 +75,21 @@ class DealerLink:
         self._wake_lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._socket: zmq.Socket[bytes] | None = None
+        self._connection: Connection | None = None
 
-    def start(
-        self,
-        on_message: Callable[[bytes], None],
-        on_tick: Callable[[], None],
-        on_handshake_failed: Callable[[str], None],
-    ) -> None:
+    @property
+    def failures(self) -> set[str]:
+        """Names of ZeroMQ's events of handshakes that failed since one succeeded."""
+        return set(self._connection.failures) if self._connection else set()
+
+    @property
+    def refused_code(self) -> int:
+        """What the cloud's authenticator last refused a handshake with, 0 if it never did."""
+        return self._connection.refused_code if self._connection else 0
+
+    def start(self, on_message: Callable[[bytes], None], on_tick: Callable[[], None]) -> None:
         """Connect and begin to call back. `on_tick` comes after every message and every 50 ms."""
-        run = (on_message, on_tick, on_handshake_failed)
+        run = (on_message, on_tick)
         self._thread = threading.Thread(target=self._run, args=run, name="vsd-link", daemon=True)
         self._thread.start()
 
@@ -104,10 +110,23 @@ class DealerLink:
 
     def go_to(self, place: int) -> None:
         """Leave the cloud for that at `addresses[place]`. Only from the link's thread."""
-        if self._socket and self.address != self.addresses[place]:
-            self._socket.disconnect(self.address)
+        if self._connection and self.address != self.addresses[place]:
             self.address = self.addresses[place]
-            self._socket.connect(self.address)
+            self._connection.go_to(self.address)
+
+    def renew(self) -> None:
+        """Make the connection anew (see `Connection`). Only from the link's thread."""
+        if self._connection:
+            self._connection.renew()
+
+    def settle(self) -> None:
+        """The connection is well: make no other. Only from the link's thread."""
+        if self._connection:
+            self._connection.settle()
+
+    def came_up(self) -> bool:
+        """Tell, once, that a connection was made. Only from the link's thread."""
+        return self._connection is not None and self._connection.came_up()
 
     def close(self) -> None:
         """Send what is due, stop the thread and free the sockets. Idempotent."""
@@ -122,57 +141,27 @@ class DealerLink:
         self._wake_receive.close(0)
         self._context.term()
 
-    def _run(
-        self,
-        on_message: Callable[[bytes], None],
-        on_tick: Callable[[], None],
-        on_handshake_failed: Callable[[str], None],
-    ) -> None:
-        self._socket = self._connect()
-        watch = self._socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_FAILED_AUTH
-            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-        )
-        poller = zmq.Poller()
-        for socket in (self._socket, self._wake_receive, watch):
-            poller.register(socket, zmq.POLLIN)
+    def _run(self, on_message: Callable[[bytes], None], on_tick: Callable[[], None]) -> None:
+        self._connection = Connection(self._context, self.address, self._keys)
         try:
+            poller = self._poller(self._connection)
             while not self._stopping.is_set():
-                ready = dict(poller.poll(math.ceil(1000 * self._patience_s())))
-                if self._wake_receive in ready:
-                    self._drain_calls()
-                if self._socket in ready:
-                    self._drain_socket(on_message)
-                if watch in ready:
-                    on_handshake_failed(
-                        zmq.Event(monitor.recv_monitor_message(watch)["event"]).name or "failed"
-                    )
+                if self._connection.has_changed:
+                    poller = self._poller(self._connection)
+                poller.poll(math.ceil(1000 * self._patience_s()))
+                self._drain_calls()
+                self._drain_connection(on_message)
                 self._land(on_message)
                 on_tick()
             self._drain_calls()
         finally:
-            self._socket.disable_monitor()
-            self._socket.close(200 if not self._shapers else 0)
+            self._connection.close(200 if not self._shapers else 0)
 
-    def _connect(self) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.IDENTITY, b"\x01" + os.urandom(12))
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.IMMEDIATE, 1)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        socket.setsockopt(zmq.RECONNECT_IVL, 100)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, 3000)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
-        socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
-        if self._keys:
-            socket.curve_publickey = self._keys.public
-            socket.curve_secretkey = self._keys.secret
-            socket.curve_serverkey = self._keys.cloud_public
-        socket.connect(self.address)
-        return socket
+    def _poller(self, connection: Connection) -> zmq.Poller:
+        poller = zmq.Poller()
+        for socket in (self._wake_receive, *connection.sockets()):
+            poller.register(socket, zmq.POLLIN)
+        return poller
 
     def _drain_calls(self) -> None:
         while self._wake_receive.poll(0):
@@ -184,10 +173,9 @@ class DealerLink:
                 return
             call()
 
-    def _drain_socket(self, on_message: Callable[[bytes], None]) -> None:
-        assert self._socket is not None
-        while self._socket.poll(0):
-            data = b"".join(self._socket.recv_multipart())
+    def _drain_connection(self, on_message: Callable[[bytes], None]) -> None:
+        assert self._connection is not None
+        for data in self._connection.receive():
             self.received_bytes += len(data)
             if self._shapers:
                 self._fly(self._shapers[1], data, is_up=False)
@@ -207,12 +195,8 @@ class DealerLink:
                 on_message(flight.data)
 
     def _transmit(self, data: bytes) -> None:
-        """Hand a message to ZeroMQ; with no connection it is lost, as on any link."""
-        assert self._socket is not None
-        try:
-            self._socket.send(data, zmq.NOBLOCK)
-        except zmq.Again:
-            return
+        assert self._connection is not None
+        self._connection.send(data)
 
     def _patience_s(self) -> float:
         if not self._flights:

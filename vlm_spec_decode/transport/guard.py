@@ -5,18 +5,28 @@ Knows keys, robots' routing ids and sizes, nothing of what is said.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
+import time
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import zmq.auth
-
+from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.transport import keys
+from vlm_spec_decode.transport.descriptors import SpareDescriptor
 
 LOOK_S = 0.5
 """How old the list of keys may be: a key that is added or taken away counts after so long."""
+
+SETTLED_S = 2.0
+"""A file that changed less than this ago is read at every look: the clocks of file systems tick coarsely."""
+
+KEPT_S = 10.0
+"""How long keys count that cannot be read again because this process has no descriptor left."""
 
 ABSENT_S = 60.0
 """A robot that has been silent for so long no longer counts against its key."""
@@ -34,16 +44,31 @@ class KeyLimits:
     burst_s: float = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A key file as it was last read. `state` None: to be read again, whatever it looks like then."""
+
+    state: tuple[int, ...] | None
+    key: str | None
+    trouble: str = ""
+
+
 class AuthorizedKeys:
-    """The public keys in a folder's `*.key` files. Any thread may ask."""
+    """The public keys in a folder's `*.key` files. Any thread may ask.
+
+    A file is read again when its size, inode, mtime or ctime has changed. What was being written while it was
+    read, or could not be read, is not remembered.
+    """
 
     def __init__(self, folder: Path, clock: Clock) -> None:
         self._folder = folder
         self._clock = clock
         self._lock = threading.Lock()
-        self._seen: tuple[tuple[str, int], ...] = ()
+        self._files: dict[str, _File] = {}
         self._keys: frozenset[str] = frozenset()
-        self._looked_s = float("-inf")
+        self._trouble = ""
+        self._spare = SpareDescriptor()
+        self._looked_s = self._read_s = float("-inf")
 
     def allows(self, key: str) -> bool:
         """Tell whether a key (Z85) is authorised now."""
@@ -59,24 +84,49 @@ class AuthorizedKeys:
 
     def _look(self) -> None:
         try:
-            files = sorted(self._folder.glob("*.key"))
-            seen = tuple((file.name, file.stat().st_mtime_ns) for file in files)
+            with self._spare.lent():
+                with os.scandir(self._folder) as found:
+                    names = sorted(path.name for path in found if path.name.endswith(".key"))
+                self._files = {name: self._file(name) for name in names}
         except OSError as error:
-            log.error("the authorised keys cannot be read, nobody is let in: %s", error)
-            self._seen, self._keys = (), frozenset()
+            self._on_trouble(error)
             return
-        if seen != self._seen:
-            self._seen, self._keys = seen, frozenset(key for file in files if (key := _read(file)))
+        self._keys = frozenset(file.key for file in self._files.values() if file.key)
+        self._read_s, self._trouble = self._clock.now(), ""
+
+    def _on_trouble(self, error: OSError) -> None:
+        """Let nobody in; but a lack of descriptors is this process's own, and for a while changes nothing."""
+        is_ours = error.errno in {errno.EMFILE, errno.ENFILE}
+        if is_ours and self._clock.now() - self._read_s < KEPT_S:
+            return
+        self._files, self._keys = {}, frozenset()
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            log.error("the authorised keys cannot be read, nobody is let in: %s", error)
+
+    def _file(self, name: str) -> _File:
+        """Return a file as it is now, read only if it may have changed."""
+        path, known = self._folder / name, self._files.get(name)
+        try:
+            state = _state(path)
+            if known and state and known.state == state:
+                return known
+            key = keys.read_public(path)
+            return _File(state if state == _state(path) else None, key)
+        except (OSError, ConfigError) as error:
+            if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+                raise
+            if known is None or known.trouble != str(error):
+                log.warning("%s holds no public key: %s", path, error)
+            return _File(None, None, str(error))
 
 
-def _read(file: Path) -> str | None:
-    """Return the key in a file, None if there is none: one bad file must not lock all robots out."""
-    try:
-        public: bytes = zmq.auth.load_certificate(file)[0]
-        return public.decode("ascii")
-    except (OSError, ValueError) as error:
-        log.warning("%s holds no public key: %s", file, error)
+def _state(path: Path) -> tuple[int, ...] | None:
+    """Return what changes with a file's content; None if it changed too lately for its times to tell."""
+    found = path.stat()
+    if found.st_ctime > time.time() - SETTLED_S:
         return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ from pathlib import Path
 
 import zmq
 import zmq.auth
+from zmq.utils import z85
 
 from vlm_spec_decode.core.errors import ConfigError
+
+KEY_CHARACTERS, KEY_BYTES = 40, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +123,35 @@ def cloud_keys(folder: Path) -> CloudKeys:
     return CloudKeys(public, secret, folder / "authorized")
 
 
+def read_public(path: Path) -> str:
+    """Return the public key in a file. Raises ConfigError for half a key or none, OSError as `open` does."""
+    public, _ = _parse(path)
+    return public.decode("ascii")
+
+
 def _load(path: Path) -> tuple[bytes, bytes | None]:
     try:
-        public, secret = zmq.auth.load_certificate(path)
-    except (OSError, ValueError) as error:
+        return _parse(path)
+    except (OSError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}; `vsd keys` makes a set") from error
+
+
+def _parse(path: Path) -> tuple[bytes, bytes | None]:
+    with path.open("rb"):
+        pass  # or ZeroMQ would turn every cause into one
+    try:
+        public, secret = zmq.auth.load_certificate(path)
+    except (ValueError, IndexError) as error:
+        raise ConfigError("no public key in it") from error
+    for key in (public, secret):
+        if key is not None and not _is_key(key):
+            raise ConfigError(f"half a key or none: {len(key)} of {KEY_CHARACTERS} characters")
     return public, secret
+
+
+def _is_key(key: bytes) -> bool:
+    """Tell whether bytes are 32 bytes in Z85; a copy that was cut off is not."""
+    try:
+        return len(key) == KEY_CHARACTERS and len(z85.decode(key)) == KEY_BYTES
+    except (ValueError, KeyError, struct.error):
+        return False

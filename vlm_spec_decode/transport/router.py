@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import zmq
-from zmq.auth.thread import ThreadAuthenticator
 
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.transport import address as addresses
+from vlm_spec_decode.transport import descriptors
+from vlm_spec_decode.transport.admission import ZAP_DOMAIN, Doorman
+from vlm_spec_decode.transport.connection import HANDSHAKE_MS, MAX_MESSAGE_BYTES, notice_who_is_gone
 from vlm_spec_decode.transport.guard import AuthorizedKeys, Guard, KeyLimits
 from vlm_spec_decode.transport.keys import CloudKeys
-
-MAX_MESSAGE_BYTES = 64 * 1024
 
 
 class RouterLink:
@@ -30,30 +30,30 @@ class RouterLink:
         limits: KeyLimits | None = None,
         clock: Clock | None = None,
     ) -> None:
-        addresses.split(bind)
+        endpoint, is_v6 = addresses.to_bind(bind)
         if keys is None:
             addresses.require_loopback(bind)
         self.unroutable = 0
+        descriptors.require(descriptors.CLOUD_NEEDS, "a cloud")
         self._context = zmq.Context()
         clock = clock or WallClock()
         authorized = AuthorizedKeys(keys.authorized, clock) if keys else None
         self.guard = Guard(authorized, limits or KeyLimits(), clock)
-        self._authenticator: ThreadAuthenticator | None = None
-        if keys:
-            # The authenticator runs before the bind, or the first peers would be let in unchecked.
-            self._authenticator = ThreadAuthenticator(self._context)
-            self._authenticator.start()
-            self._authenticator.configure_curve_callback(domain="*", credentials_provider=authorized)
+        # It runs before the bind, or the first peers would be let in unchecked.
+        self._doorman = Doorman(self._context, authorized, self.guard.dropped, clock)
+        self._doorman.start()
         self._socket = self._make_socket(keys)
         self._wake_send = self._context.socket(zmq.PAIR)
         self._wake_receive = self._context.socket(zmq.PAIR)
         self._wake_receive.bind("inproc://wake")
         self._wake_send.connect("inproc://wake")
         try:
-            self._socket.bind(bind)
+            self._socket.setsockopt(zmq.IPV6, is_v6)
+            self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             self.close()
             raise CloudError(f"cannot listen on {bind}: {error.strerror}") from error
+        self._doorman.tell_room()
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def poll(self, timeout_s: float) -> Iterator[tuple[bytes, bytes]]:
@@ -87,8 +87,7 @@ class RouterLink:
         """Free sockets and the authenticator's thread."""
         for socket in (self._socket, self._wake_send, self._wake_receive):
             socket.close(200)
-        if self._authenticator:
-            self._authenticator.stop()
+        self._doorman.stop()
         self._context.term()
 
     def _make_socket(self, keys: CloudKeys | None) -> zmq.Socket[bytes]:
@@ -97,10 +96,10 @@ class RouterLink:
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         socket.setsockopt(zmq.SNDHWM, 256)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, 3000)
-        socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        notice_who_is_gone(socket)
         socket.setsockopt(zmq.LINGER, 200)
+        socket.setsockopt_string(zmq.ZAP_DOMAIN, ZAP_DOMAIN)  # or who comes in plaintext is asked nothing
         if keys:
             socket.curve_publickey = keys.public
             socket.curve_secretkey = keys.secret
@@ -109,7 +108,7 @@ class RouterLink:
 
 
 def _key_of(parts: list[zmq.Frame]) -> str:
-    """Return the public key of the connection that a message came by, "" without CURVE."""
+    """Return the public key of the connection that a message came by; without CURVE all have one name."""
     try:
         return str(parts[0].get("User-Id")) if parts else ""
     except zmq.ZMQError:

@@ -1,0 +1,218 @@
+"""One robot's connection to its cloud, and a second one beside it while the first may be damaged.
+
+ZeroMQ makes a lost TCP connection anew, but not one over which it could not read: a client that met a
+damaged frame connects no more, and a damaged length makes either end wait for bytes that never come. Whoever
+notices the silence calls `renew`. The new connection takes the same routing id, so that the cloud goes on
+with the same robot, and takes over once its handshake is done; until then the old one may come back to life.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+from zmq.utils import monitor
+
+from vlm_spec_decode.transport import address as addresses
+from vlm_spec_decode.transport.keys import EdgeKeys
+
+MAX_MESSAGE_BYTES = 64 * 1024
+
+HANDSHAKE_MS = 6000
+"""How long a handshake may take: three and a half round trips, so that lines of 1.5 s are served."""
+
+NO_ROOM_CODE = 500
+"""The status by which a cloud's authenticator says that it has no room, of the three that ZeroMQ knows."""
+
+KEEPALIVE_S, KEEPALIVE_EVERY_S, KEEPALIVE_COUNT = 5, 2, 3
+UNACKNOWLEDGED_MS = 10_000
+"""TCP finds out who is gone for good within some ten seconds; what is only silent the edge's pings find."""
+
+_FAILED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+"""Not HANDSHAKE_FAILED_PROTOCOL: libzmq 4.3.5 tells of it before it looks at errno, which telling changes,
+and then holds the connection instead of closing it. It shows as a disconnection without another reason."""
+
+_WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _FAILED
+
+
+@dataclass(eq=False, slots=True)
+class _Wire:
+    """A socket with one connection, what tells of it, and whether its handshake is done.
+
+    `is_explained`: why a handshake failed has been told, and its disconnection says nothing more.
+    """
+
+    socket: zmq.Socket[bytes]
+    watch: zmq.Socket[bytes] | None
+    is_up: bool = False
+    is_explained: bool = False
+
+    def events(self) -> Iterator[tuple[int, int]]:
+        """Yield (event, its value) since the last call."""
+        while self.watch is not None and self.watch.poll(0):
+            told = monitor.recv_monitor_message(self.watch)
+            yield int(told["event"]), int(told["value"])
+
+    def unwatch(self) -> None:
+        if self.watch is not None:
+            self.socket.disable_monitor()
+        self.watch = None
+
+    def close(self, linger_ms: int = 0) -> None:
+        self.unwatch()
+        self.socket.close(linger_ms)
+
+
+class Connection:
+    """Owned by one thread. `keys` None means plaintext.
+
+    `watched`: tell of failed handshakes, and replace a broken connection before anybody notices the silence;
+    without it a connection needs two sockets less. `failures` holds names of handshakes that failed since one
+    succeeded, and `refused_code` what the cloud said then.
+    """
+
+    def __init__(
+        self, context: zmq.Context[Any], address: str, keys: EdgeKeys | None, *, watched: bool = True
+    ) -> None:
+        self.failures: set[str] = set()
+        self.refused_code = 0
+        self.has_changed = False
+        self._came_up = False
+        self._context = context
+        self._address = address
+        self._keys = keys
+        self._is_watched = watched
+        self._routing_id = b"\x01" + os.urandom(12)
+        self._unread: deque[bytes] = deque()
+        self._spare: _Wire | None = None
+        self._wire = self._connect(watched=watched)
+
+    def sockets(self) -> list[zmq.Socket[bytes]]:
+        """Return what to poll for `receive`, until `has_changed` says that there are others."""
+        self.has_changed = False
+        found: list[zmq.Socket[bytes]] = [self._wire.socket]
+        for wire in (self._wire, self._spare):
+            if wire is not None and wire.watch is not None:
+                found.append(wire.watch)
+        return found
+
+    def send(self, data: bytes) -> None:
+        """Hand a message to ZeroMQ; with no connection it is lost, as on any link."""
+        try:
+            self._wire.socket.send(data, zmq.NOBLOCK)
+        except zmq.Again:
+            return
+
+    def receive(self) -> Iterator[bytes]:
+        """Yield what has come; the receiver may call anything here meanwhile."""
+        self._take_events()
+        while self._unread or self._wire.socket.poll(0):
+            yield self._unread.popleft() if self._unread else self._read(self._wire)
+
+    def renew(self) -> None:
+        """Begin a new connection beside the present one, instead of any that was begun before."""
+        self.settle()
+        self._spare = self._connect(watched=True)
+        self.has_changed = True
+
+    def settle(self) -> None:
+        """The present connection is well: begin no other."""
+        if self._spare is not None:
+            self._spare.close()
+            self.has_changed = True
+        self._spare = None
+
+    def came_up(self) -> bool:
+        """Tell, once, that a connection was made."""
+        came_up, self._came_up = self._came_up, False
+        return came_up
+
+    def go_to(self, address: str) -> None:
+        """Leave the cloud for another."""
+        self.settle()
+        self._address = address
+        self._wire.close()
+        self._wire = self._connect(watched=self._is_watched)
+        self.has_changed = True
+
+    def close(self, linger_ms: int) -> None:
+        """Free the sockets once what was sent has gone, or after `linger_ms`."""
+        self.settle()
+        self._wire.close(linger_ms)
+
+    def _take_events(self) -> None:
+        present, spare = self._wire, self._spare
+        for event, value in present.events():
+            self._note(present, event, value)
+            if event & (zmq.EVENT_DISCONNECTED | _FAILED) and present.is_up:
+                self._replace(self._spare or self._connect(watched=self._is_watched))
+                break
+        if spare is None:
+            return
+        for event, value in spare.events():
+            self._note(spare, event, value)
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED and spare is self._spare:
+                self._replace(spare)
+
+    def _note(self, wire: _Wire, event: int, value: int) -> None:
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            wire.is_up = self._came_up = True
+            self.failures.clear()
+        elif event & _FAILED and not wire.is_up:
+            wire.is_explained = True
+            self.failures.add(zmq.Event(event).name or "failed")
+            self.refused_code = value if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH else self.refused_code
+        elif event == zmq.EVENT_DISCONNECTED and not wire.is_up:
+            if not wire.is_explained:
+                self.failures.add("HANDSHAKE_FAILED_PROTOCOL")
+            wire.is_explained = False
+
+    def _replace(self, wire: _Wire) -> None:
+        """Go on with another connection; what the old one has brought is kept."""
+        old, self._wire, self._spare = self._wire, wire, None
+        while old.socket.poll(0):
+            self._unread.append(self._read(old))
+        old.close()
+        if not self._is_watched:
+            wire.unwatch()
+        self.has_changed = True
+
+    @staticmethod
+    def _read(wire: _Wire) -> bytes:
+        return b"".join(wire.socket.recv_multipart())
+
+    def _connect(self, *, watched: bool) -> _Wire:
+        socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.IDENTITY, self._routing_id)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.IMMEDIATE, 1)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        notice_who_is_gone(socket)
+        socket.setsockopt(zmq.IPV6, addresses.needs_ipv6(self._address))
+        if self._keys:
+            socket.curve_publickey = self._keys.public
+            socket.curve_secretkey = self._keys.secret
+            socket.curve_serverkey = self._keys.cloud_public
+        watch = socket.get_monitor_socket(_WATCHED) if watched else None
+        socket.connect(self._address)
+        return _Wire(socket, watch)
+
+
+def notice_who_is_gone(socket: zmq.Socket[bytes]) -> None:
+    """Let TCP find out that the other end is gone, at either end.
+
+    Not ZeroMQ's heartbeat: its timer ends the process (`Assertion failed: !_io_error`, libzmq 4.3.5) where a
+    peer hangs up whose messages are held back, because a queue is full or one of them could not be read.
+    """
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_S)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_EVERY_S)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT)
+    socket.setsockopt(zmq.TCP_MAXRT, UNACKNOWLEDGED_MS)
