@@ -79,19 +79,19 @@ class SqliteFile:
                     found[row] = (name, kind)
         return found
 
-    def definitions(self) -> Iterator[tuple[str, str]]:
-        """Yield type and definition, as newer recorders write them."""
+    def definitions(self) -> Iterator[tuple[str, str, str]]:
+        """Yield type, definition and its encoding, as newer recorders write them."""
         for _, columns in self._small_rows():
             match columns:
-                case [_, str(kind), "ros2msg", str(definition), *_]:
-                    yield kind, definition
+                case [_, str(kind), "ros2msg" | "ros2idl" as encoding, str(definition), *_]:
+                    yield kind, definition, encoding
 
-    def messages(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield topic, time in nanoseconds, and data of every message that is there in full."""
-        for _, columns in self._rows():
+    def messages(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Yield number, topic, time in nanoseconds, and data of every message that is there in full."""
+        for number, columns in self._rows():
             match columns:
                 case [None | int(), int(topic), int(at_ns), bytes(data)]:
-                    yield topic, at_ns, data
+                    yield number, topic, at_ns, data
 
     def _small_rows(self) -> Iterator[tuple[int, list[Value]]]:
         """Yield the rows that are no messages; those come before most messages, but not only there."""
