@@ -42,8 +42,11 @@ def test_raw_images_keep_their_colour_and_their_rows(encoding):
 
 def test_what_is_no_image_is_named():
     message = red("rgb8")
-    message.encoding = "bayer_rggb8"
-    with pytest.raises(ImageError, match="bayer"):
+    message.encoding = "32FC1"
+    with pytest.raises(ImageError, match="distances"):
+        raw_image(message)
+    message.encoding = "bayer_xxxx8"
+    with pytest.raises(ImageError, match="bayer_xxxx8"):
         raw_image(message)
     message.encoding, message.data = "rgb8", b"short"
     with pytest.raises(ImageError, match="bytes"):

@@ -51,6 +51,7 @@ class BagFolder:
     def __init__(self, path: Path) -> None:
         if not path.exists():
             raise BagError(f"{path}: no such bag")
+        path = path.parent if path.name == METADATA else path
         self.path = path
         self.faults: Counter[str] = Counter()
         self.strangers: list[Path] = []

@@ -32,6 +32,7 @@ from vlm_spec_decode.bag.source import (
     READ_FAULTS,
     Record,
     StorageFile,
+    filled_bytes,
     lz4_front,
     unpack_message,
     zstd_front,
@@ -103,10 +104,10 @@ class _McapFile(StorageFile):
         if encoding not in ENCODINGS:
             self.faults[f"{channel.topic}: messages encoded as {encoding!r}, which is not read"] = 1
             self._refused.add(channel.id)
-        elif schema is None:
+        elif channel.schema_id == 0:
             self.faults[f"{channel.topic}: messages of no named type"] = 1
             self._refused.add(channel.id)
-        else:
+        elif schema is not None:
             is_ros1 = ENCODINGS[encoding] and schema.encoding != "ros2msg"
             parts = schema.name.replace("::", "/").split("/")
             kind = f"{parts[0]}/msg/{parts[-1]}" if len(parts) > 1 else schema.name
@@ -147,7 +148,7 @@ class IndexedMcap(_McapFile):
         for channel in summary.channels.values():
             if counted[channel.id]:
                 self._take_channel(channel)
-        if counted.keys() - summary.channels.keys():
+        if counted.keys() - self._channels.keys() - self._refused:
             raise BagError("an index without all channels")
         for index, _ in chunks:
             self.span.add(index.message_start_time)
@@ -310,7 +311,7 @@ def _front_records(file: BinaryIO) -> Stream:
 
     A chunk that is damaged gives nothing but itself, empty, so that the index after it can be counted.
     """
-    size = file.seek(0, io.SEEK_END)
+    size = filled_bytes(file)
     file.seek(0)
     if file.read(len(MAGIC)) != MAGIC:
         return
@@ -320,7 +321,7 @@ def _front_records(file: BinaryIO) -> Stream:
             return
         if file.tell() + length > size:
             if opcode == Opcode.CHUNK:
-                yield from _broken_chunk(file.read(MAX_RECORD_BYTES))
+                yield from _broken_chunk(file.read(min(MAX_RECORD_BYTES, max(0, size - file.tell()))))
             return
         if opcode == Opcode.ATTACHMENT or length > MAX_RECORD_BYTES:
             file.seek(length, io.SEEK_CUR)

@@ -11,9 +11,7 @@ from typing import Any
 
 from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_from_msg, get_typestore
 
-GO2_VIDEO = "unitree_go/msg/Go2FrontVideoData"
-FOXGLOVE_VIDEO = "foxglove_msgs/msg/CompressedVideo"
-FFMPEG_PACKET = "ffmpeg_image_transport_msgs/msg/FFMPEGPacket"
+from vlm_spec_decode.edge.video import FFMPEG_PACKET, FOXGLOVE_VIDEO, GO2_VIDEO
 
 OTHERS: Mapping[str, str] = {
     GO2_VIDEO: "uint64 time_frame\nuint8[] video720p\nuint8[] video360p\nuint8[] video180p\n",

@@ -6,12 +6,13 @@ those that begin with `UNREAD` how many messages. Nothing here knows what messag
 
 from __future__ import annotations
 
+import io
 import struct
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import apsw
 import zstandard
@@ -30,10 +31,9 @@ UNREAD = "messages not read: "
 """How the name of a fault begins whose number is one of messages."""
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-MAX_UNPACKED_BYTES = 1 << 30
-"""Of one message or chunk."""
-
 FEED_BYTES = 1 << 16
+COPY_BYTES = 1 << 20
+ZERO_BYTES = 512
 
 
 def _zstd_errors() -> tuple[type[Exception], ...]:
@@ -180,6 +180,23 @@ def unpack_message(data: bytes) -> bytes:
     if not data.startswith(ZSTD_MAGIC):
         return data
     return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+
+
+def filled_bytes(file: BinaryIO) -> int:
+    """Return the length of a file without the zeros that a file system leaves where the power was cut.
+
+    Fewer than `ZERO_BYTES` of them are taken for data.
+    """
+    size = end = file.seek(0, io.SEEK_END)
+    while end:
+        begin = max(0, end - COPY_BYTES)
+        file.seek(begin)
+        block = file.read(end - begin).rstrip(b"\0")
+        if block:
+            end = begin + len(block)
+            break
+        end = begin
+    return end if size - end >= ZERO_BYTES else size
 
 
 def zstd_front(data: bytes) -> bytes:

@@ -19,7 +19,15 @@ from urllib.parse import quote
 
 from vlm_spec_decode.bag.message_types import MessageTypes
 from vlm_spec_decode.bag.pages import MAGIC, SqliteFile
-from vlm_spec_decode.bag.source import READ_FAULTS, UNREAD, Record, Span, StorageFile, unpack_message
+from vlm_spec_decode.bag.source import (
+    READ_FAULTS,
+    UNREAD,
+    Record,
+    Span,
+    StorageFile,
+    filled_bytes,
+    unpack_message,
+)
 from vlm_spec_decode.core.errors import BagError
 
 WAL, JOURNAL = "-wal", "-journal"
@@ -159,11 +167,11 @@ def is_sqlite(path: Path) -> bool:
 def _num_missing_pages(path: Path) -> int:
     """Return how many pages a file lacks that its head counts (sqlite.org/fileformat2.html, 1.3.8)."""
     with path.open("rb") as file:
-        head = file.read(100)
+        head, length = file.read(100), filled_bytes(file)
     page_bytes, changes, pages, valid_for = struct.unpack_from(">16xH6xII60xI", head)
     page_bytes = 65_536 if page_bytes == 1 else page_bytes
     is_valid = changes == valid_for and page_bytes
-    return max(0, pages - path.stat().st_size // page_bytes) if is_valid and not _size(path, WAL) else 0
+    return max(0, pages - -(-length // page_bytes)) if is_valid and not _size(path, WAL) else 0
 
 
 def _size(path: Path, ending: str) -> int:

@@ -173,7 +173,10 @@ def _check_beginning(data: bytes, said: str) -> None:
     if data.startswith(PNG_MAGIC, DEPTH_HEADER_BYTES) or "compresseddepth" in said.lower():
         raise ImageError("a compressed depth image (compressedDepth), not a picture: name the colour topic")
     if is_video(data):
-        raise ImageError(f"a piece of H.264 or H.265 video{_quoted(said)}, not a picture")
+        raise ImageError(
+            f"a piece of H.264 or H.265 video{_quoted(said)}, not a picture; PyAV reads it "
+            "(pip install 'vlm_spec_decode[video]')"
+        )
 
 
 def _quoted(said: str) -> str:
