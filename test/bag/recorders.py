@@ -119,7 +119,7 @@ def write_sqlite(path: Path, walk, version=4, message_zstd=False, index=True, be
         qos = ", offered_qos_profiles TEXT NOT NULL" if version >= 2 else ""
         digest = ", type_description_hash TEXT NOT NULL" if version >= 4 else ""
         if version >= 3:
-            db.execute("CREATE TABLE schema(schema_version INTEGER, ros_distro TEXT NOT NULL)")
+            db.execute("CREATE TABLE schema(schema_version INTEGER, ros_distro TEXT)")
             db.execute("CREATE TABLE metadata(id INTEGER PRIMARY KEY, metadata TEXT)")
             db.execute("INSERT INTO schema VALUES (?, 'jazzy')", (version,))
         db.execute(
@@ -134,8 +134,9 @@ def write_sqlite(path: Path, walk, version=4, message_zstd=False, index=True, be
             db.execute("CREATE INDEX timestamp_idx ON messages (timestamp ASC)")
         if version >= 4:
             db.execute(
-                "CREATE TABLE message_definitions(id INTEGER PRIMARY KEY, topic_type TEXT NOT NULL, encoding "
-                "TEXT NOT NULL, encoded_message_definition TEXT NOT NULL, type_description_hash TEXT NOT NULL)"
+                "CREATE TABLE message_definitions(id INTEGER PRIMARY KEY, topic_type TEXT NOT NULL, "
+                "encoding TEXT NOT NULL, encoded_message_definition TEXT NOT NULL, "
+                "type_description_hash TEXT NOT NULL)"
             )
         topics = {message.topic: message.kind for message in walk}
         for number, (topic, kind) in enumerate(topics.items(), 1):
@@ -153,7 +154,7 @@ def write_sqlite(path: Path, walk, version=4, message_zstd=False, index=True, be
         db.commit()
 
 
-QOS_V4 = "- history: 3\n  depth: 0\n  reliability: 1\n  deadline:\n    sec: 2147483647\n    nsec: 4294967295"
+QOS_V4 = "- history: 3\n  depth: 0\n  reliability: 1\n  deadline:\n    sec: 1\n    nsec: 2"
 
 
 def write_metadata(folder: Path, files, walk=None, version=9, storage="mcap", mode="", names=None) -> None:
