@@ -8,6 +8,7 @@ twice.
 import shutil
 import sqlite3
 import struct
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ class Case:
     write: Callable[[Path], tuple[Path, set[Key]]]
     is_refused: bool = False
     is_sorted: bool = True
+    has_checksums: bool = True
+    """Whether the reader can know of bytes that were changed; if not, only crashes count."""
 
 
 # Cases -------------------------------------------------------------------------------------------
@@ -179,16 +182,17 @@ def cut(folder, storage, share, has_metadata=False):
     if has_metadata:
         write_metadata(folder / "walk", files, storage=kind_of(storage))
     walk, last = parts(3), files[-1]
-    data = last.read_bytes()
-    left = data[: int(len(data) * share)]
-    last.write_bytes(left)
-    return folder / "walk", keys(walk[0]) | keys(walk[1]) | in_front(storage, walk[2], data, len(left))
+    length = int(last.stat().st_size * share)
+    read = keys(walk[0]) | keys(walk[1]) | in_front(storage, walk[2], last, length)
+    last.write_bytes(last.read_bytes()[:length])
+    return folder / "walk", read
 
 
-def in_front(storage, walk, data, length) -> set[Key]:
-    """Messages that lie before the cut, by where their bytes are; chunks that are compressed: whole ones."""
+def in_front(storage, walk, file, length) -> set[Key]:
+    """Messages of a whole file that lie before a cut: of compressed chunks those in whole ones."""
+    data = file.read_bytes()
     if kind_of(storage) == "sqlite3":
-        return keys(walk) if length == len(data) else set()
+        return {m.key for m, end in zip(walk, sqlite_ends(file), strict=True) if end <= length}
     if storage in ("mcap", "mcap unchunked"):
         return {m.key for m in walk if data.index(m.data) + len(m.data) <= length}
     found, at = set[Key](), 8
@@ -201,6 +205,25 @@ def in_front(storage, walk, data, length) -> set[Key]:
     return found
 
 
+def sqlite_ends(file) -> list[int]:
+    """Where each message is there in full, by sqlite's own account of its pages, and the list of topics too."""
+    with closing(sqlite3.connect(file)) as db:
+        (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
+        query = "SELECT name, path, pageno, pagetype, ncell FROM dbstat ORDER BY path"
+        pages = db.execute(query).fetchall()
+    others = {"topics", "message_definitions"}
+    topics = max(number for name, _, number, _, _ in pages if name in others)
+    last: dict[tuple[str, int], int] = {}
+    for name, path, number, kind, cells in pages:
+        if name == "messages" and kind == "leaf":
+            last |= {(path, cell): number for cell in range(cells)}
+        elif name == "messages" and kind == "overflow":
+            leaf, _, place = path.rpartition("/")
+            key = (f"{leaf}/", int(place.partition("+")[0], 16))
+            last[key] = max(last.get(key, 0), number)
+    return [max(topics, number) * page_bytes for _, number in sorted(last.items())]
+
+
 def tail(folder, storage, what):
     """What a file system leaves of the last file: nothing, or zeros."""
     files = split(folder / "walk", storage, 3)
@@ -209,8 +232,8 @@ def tail(folder, storage, what):
     read = keys(walk[0]) | keys(walk[1])
     if what == "half zeros":
         half = len(data) // 2
+        read |= in_front(storage, walk[2], files[-1], half)
         files[-1].write_bytes(data[:half] + bytes(len(data) - half))
-        read |= in_front(storage, walk[2], data, half)
     else:
         files[-1].write_bytes(bytes(4096) if what == "zeros" else b"")
     return folder / "walk", read
@@ -262,6 +285,18 @@ def damaged(folder, storage, what):
         data = data[:at]
     file.write_bytes(data)
     return folder / "walk", keys(messages())  # what cannot be trusted has to be counted
+
+
+def scratched(folder, storage, seed):
+    """Some bytes anywhere are not those that were written; the bag's whole number of messages is known."""
+    rng = np.random.default_rng(seed)
+    files = split(folder / "walk", storage, 3)
+    write_metadata(folder / "walk", files, storage=kind_of(storage))
+    data = bytearray(files[1].read_bytes())
+    at = int(rng.integers(len(data)))
+    data[at : at + 8] = bytes(b ^ 0x5A for b in data[at : at + 8])
+    files[1].write_bytes(data)
+    return folder / "walk", keys(messages())
 
 
 def indexes(folder, **options):
@@ -493,7 +528,11 @@ assert len({case.name for case in CASES}) == len(CASES), "names tell cases apart
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of reading a bag: `wrong` messages should not have been read, `error` is what was raised."""
+    """What came of reading a bag.
+
+    `wrong` messages were not recorded, came twice, or could not be decoded without being counted. `error` is
+    what was raised; it is a named one, or is not.
+    """
 
     read: int = 0
     unread: int = 0
@@ -507,21 +546,28 @@ class Outcome:
     def uncounted(self) -> int:
         return max(0, self.unread - self.counted)
 
+    def is_right(self, case: Case) -> bool:
+        """Whether this is what should come of a case."""
+        if not case.has_checksums:
+            return self.is_named
+        holds = self.is_named and bool(self.error) == case.is_refused and "\n" not in self.error
+        return holds and not self.uncounted and not self.wrong and (self.is_sorted or not case.is_sorted)
+
 
 def outcome(case: Case, folder: Path) -> Outcome:
     """Write the bag of a case and read all of it, as `vsd replay` does."""
     bag, readable = case.write(folder)
     walk = {m.key: m for m in messages("ros1" if "ROS 1" in case.name else "")}
-    found, error, counted = list[Key](), "", 0
-    wrong = 0
+    found, error, faults, wrong, undecoded = list[Key](), "", Counter[str](), 0, 0
     try:
         source = open_bag(bag)
         try:
             for record in source.records(source.topics):
                 key = (record.topic, record.at_ns)
                 found.append(key)
-                wrong += key not in walk or walk[key].data != record.data or source.message(record) is None
-            counted = num_unread(source.faults)
+                wrong += key not in walk or walk[key].data != record.data
+                undecoded += source.message(record) is None
+            faults = source.faults
         finally:
             source.close()
     except BagError as problem:
@@ -529,6 +575,8 @@ def outcome(case: Case, folder: Path) -> Outcome:
     except Exception as problem:  # noqa: BLE001  whatever it is, it is not what a user should see
         return Outcome(error=f"{type(problem).__name__}: {problem}", is_named=False)
     read = set(found)
-    wrong += len(found) - len(read)
+    said = sum(count for name, count in faults.items() if name.endswith("that cannot be read"))
+    wrong += len(found) - len(read) + max(0, undecoded - said)
     times = [at_ns for _, at_ns in found]
-    return Outcome(len(read), len(readable - read), counted, wrong, times == sorted(times), error)
+    unread = len(readable - read)
+    return Outcome(len(read), unread, num_unread(faults), wrong, times == sorted(times), error)

@@ -1,8 +1,10 @@
 """Camera messages in every encoding that sensor_msgs names, made by the formats' definitions."""
 
+import io
 from types import SimpleNamespace
 
 import numpy as np
+from PIL import Image as PilImage
 
 PATTERNS = ("rggb", "bggr", "gbrg", "grbg")
 PICTURES = (
@@ -131,3 +133,9 @@ def wanted_of(encoding):
     name = encoding.strip().lower().removeprefix("cv_")
     is_grey = name in ("mono8", "mono16", "mono", "8uc1", "16uc1", "y16")
     return ((LEFT[0],) * 3, (RIGHT[0],) * 3) if is_grey else (LEFT, RIGHT)
+
+
+def pixels_of(jpeg):
+    """The pixels of a JPEG [height, width, 3]."""
+    with PilImage.open(io.BytesIO(jpeg), formats=("JPEG",)) as opened:
+        return np.asarray(opened.convert("RGB"))

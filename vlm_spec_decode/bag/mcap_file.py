@@ -51,6 +51,11 @@ MESSAGE_HEAD = struct.Struct("<HIQQ")
 CHUNK_HEAD = struct.Struct("<QQQII")
 """First and last time, size, checksum, length of the compression's name."""
 
+FOOTER = struct.Struct("<BQQQI")
+"""Opcode, length, places of the summary and its offsets, checksum."""
+
+CHECKSUM_BYTES = 4
+
 INDEX_HEAD = struct.Struct("<HI")
 """Channel, and bytes of its entries."""
 
@@ -135,7 +140,7 @@ class IndexedMcap(_McapFile):
             self._chunks = self._read_index(file)
 
     def _read_index(self, file: BinaryIO) -> list[tuple[ChunkIndex, dict[int, int]]]:
-        summary = SeekingReader(file, record_size_limit=MAX_RECORD_BYTES).get_summary()
+        summary = _summary(file)
         if summary is None or summary.statistics is None or not summary.chunk_indexes:
             raise BagError("no index")
         chunks = [(index, _counts(index)) for index in _distinct(summary)]
@@ -220,8 +225,8 @@ class CutMcap(_McapFile):
     def _take_summary(self, file: BinaryIO) -> None:
         """Take over what a summary says of channels: the chunk that says it too may be damaged."""
         try:
-            summary = SeekingReader(file, record_size_limit=MAX_RECORD_BYTES).get_summary()
-        except READ_FAULTS:
+            summary = _summary(file)
+        except (*READ_FAULTS, BagError):
             return
         for schema in summary.schemas.values() if summary else ():
             self._take_schema(schema)
@@ -260,6 +265,19 @@ class CutMcap(_McapFile):
         topic = self._channels.get(channel)
         if topic is not None and topic.name in topics:
             self.lose({topic.name: num_bytes // INDEX_ENTRY_BYTES}, "in a damaged chunk", number)
+
+
+def _summary(file: BinaryIO) -> Summary | None:
+    """Return what a file says of itself at its end. Raises one of READ_FAULTS, or BagError."""
+    summary = SeekingReader(file, record_size_limit=MAX_RECORD_BYTES).get_summary()
+    size = file.seek(0, io.SEEK_END)
+    file.seek(size - FOOTER.size - len(MAGIC))
+    _, _, start, _, checksum = FOOTER.unpack(file.read(FOOTER.size))
+    if start and checksum:
+        file.seek(start)
+        if zlib.crc32(file.read(size - len(MAGIC) - CHECKSUM_BYTES - start)) != checksum:
+            raise BagError("a summary whose checksum does not fit")
+    return summary
 
 
 def _distinct(summary: Summary) -> list[ChunkIndex]:
