@@ -3,9 +3,10 @@
     python benchmarks/hardening_bags.py [--quick]
 
 Every bag of test/bag/matrix.py; in full each storage is also cut off at 40 places and damaged at 20. A
-message that lies in a bag in full must be read, or counted as not read. Every encoding is read from a bag and
-from a message, with padded rows, in either byte order, and with 10 to 16 bits in use. Storages without checksums
-(sqlite3, mcap without chunks) cannot tell a changed message from another; there only crashes count.
+message that lies in a bag in full must be read, or counted as not read. Every encoding is read from a bag
+and from a message, with padded rows, in either byte order, and with 10 to 16 bits in use. Storages without
+checksums (sqlite3, mcap without chunks) cannot tell a changed message from another; there only crashes
+count.
 """
 
 from __future__ import annotations

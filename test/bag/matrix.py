@@ -206,7 +206,7 @@ def in_front(storage, walk, file, length) -> set[Key]:
 
 
 def sqlite_ends(file) -> list[int]:
-    """Where each message is there in full, by sqlite's own account of its pages, and the list of topics too."""
+    """Where each message is there in full with the list of topics, by sqlite's own account of its pages."""
     with closing(sqlite3.connect(file)) as db:
         (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
         query = "SELECT name, path, pageno, pagetype, ncell FROM dbstat ORDER BY path"

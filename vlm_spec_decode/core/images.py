@@ -60,13 +60,14 @@ def is_video(data: bytes) -> bool:
     return data.startswith(VIDEO_STARTS)
 
 
-def check_file(data: bytes, said: str = "") -> tuple[int, int]:
-    """Return width and height of an encoded picture, decoding nothing. Raises ImageError.
+def check_file(data: bytes, said: str = "") -> None:
+    """Raise ImageError unless these bytes begin like an encoded picture. Cheap: nothing is decoded.
 
     `said` is what a message calls it, for the error's text.
     """
-    with opened(data, said) as picture:
-        return int(picture.width), int(picture.height)
+    if not data.startswith((JPEG_MAGIC, PNG_MAGIC)):
+        with opened(data, said):
+            pass
 
 
 def file_image(data: bytes, said: str = "") -> Image:
