@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -161,6 +162,18 @@ def test_nothing_to_ask_about_is_said(walk, tmp_path):
         run(config(silent, tmp_path / "out"))
     with pytest.raises(BagError, match="same name"):
         run(RunConfig(ReplayConfig((walk, walk), (Cell("speculative", WIFI, GO2_A100),)), tmp_path / "two"))
+
+
+def test_messages_that_were_not_read_are_in_the_report_and_in_the_json(walk, tmp_path, capsys):
+    bag = shutil.copytree(walk, tmp_path / "walk")
+    said = (bag / "metadata.yaml").read_text()
+    assert "message_count: 16" in said
+    (bag / "metadata.yaml").write_text(said.replace("message_count: 16", "message_count: 21"))
+    out = tmp_path / "out"
+    assert main(["replay", str(bag), "--jobs", "1", "--out", str(out), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document["unread_messages"] == {"walk": 5}
+    assert "messages not read" in (out / "report.html").read_text()
 
 
 def test_the_command_ends_with_json_and_names_what_is_wrong(walk, tmp_path, capsys):

@@ -8,7 +8,7 @@ from vlm_spec_decode.bridge import diagnostics
 from vlm_spec_decode.bridge.camera_node import CameraNode
 from vlm_spec_decode.bridge.convert import to_seconds
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import ConfigError, RobotUnreachable
+from vlm_spec_decode.core.errors import ConfigError, ImageError, RobotUnreachable
 
 pytestmark = pytest.mark.ros
 
@@ -85,6 +85,39 @@ def test_a_stale_frame_is_dropped(camera_graph, eventually, image):
 
     assert eventually(dropped)
     assert not heard["images"]
+
+
+def values_of(heard):
+    return [{v.key: v.value for v in m.status[0].values} for m in heard["diagnostics"]]
+
+
+def test_a_frame_of_the_future_is_dropped_and_named(camera_graph, eventually, image):
+    _, _, heard = camera_graph(FakeCamera(image, age_s=-5.0))
+    assert eventually(lambda: any(int(values["future_dropped"]) > 3 for values in values_of(heard)))
+    assert "in the future" in values_of(heard)[-1]["last_drop"]
+    assert not heard["images"]
+
+
+def test_why_a_stale_frame_is_dropped_is_said(camera_graph, eventually, image):
+    _, _, heard = camera_graph(FakeCamera(image, age_s=3.0), max_age_s=0.5)
+    assert eventually(lambda: any("max_age_s is 0.5" in values["last_drop"] for values in values_of(heard)))
+
+
+def test_frames_whose_stamps_go_back_are_counted(camera_graph, eventually, image):
+    camera = FakeCamera(image, age_s=0.0)
+    _, _, heard = camera_graph(camera, max_age_s=10.0)
+    assert eventually(lambda: heard["images"])
+    camera.age_s = 5.0
+    assert eventually(lambda: any(int(values["backwards_dropped"]) > 3 for values in values_of(heard)))
+
+
+def test_bytes_that_are_no_image_are_counted_and_named(camera_graph, eventually, image):
+    class Broken(FakeCamera):
+        def frame(self):
+            raise ImageError("an image of 0 x 0 pixels")
+
+    _, _, heard = camera_graph(Broken(image))
+    assert eventually(lambda: any("0 x 0" in values["last_error"] for values in values_of(heard)))
 
 
 def test_a_parameter_out_of_range_is_named(graph, image):

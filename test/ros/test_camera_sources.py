@@ -1,6 +1,7 @@
 """Frames from topics, files and bags, as the camera node takes them."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -10,8 +11,15 @@ from rosbags.typesys import Stores, get_typestore
 from sensor_msgs.msg import CompressedImage
 from sensor_msgs.msg import Image as RawImage
 
+from test.bag.matrix import ros1_file, ros1_in_mcap
+from test.bag.recorders import FRAMES, Message, messages, write_mcap, write_sqlite
+from test.bag.test_video import bag as video_bag
+from test.bag.test_video import edge_px, encoded, go2
+from test.core.encodings import MORE, PICTURES, shows_it, wanted_of
+from test.core.encodings import message as encoded_message
+from test.ros.conftest import Graph
 from vlm_spec_decode.bridge.camera_node import CameraNode
-from vlm_spec_decode.bridge.camera_sources import TimedCamera, open_source, raw_image
+from vlm_spec_decode.bridge.camera_sources import TimedCamera, TopicCamera, open_source, raw_image
 from vlm_spec_decode.bridge.convert import to_time
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import ConfigError, ImageError, RobotUnreachable
@@ -42,12 +50,22 @@ def test_raw_images_keep_their_colour_and_their_rows(encoding):
 
 def test_what_is_no_image_is_named():
     message = red("rgb8")
-    message.encoding = "bayer_rggb8"
-    with pytest.raises(ImageError, match="bayer"):
+    message.encoding = "32FC1"
+    with pytest.raises(ImageError, match="distances"):
+        raw_image(message)
+    message.encoding = "bayer_xxxx8"
+    with pytest.raises(ImageError, match="bayer_xxxx8"):
         raw_image(message)
     message.encoding, message.data = "rgb8", b"short"
     with pytest.raises(ImageError, match="bytes"):
         raw_image(message)
+
+
+@pytest.mark.parametrize("encoding", [*PICTURES, *MORE])
+def test_a_topic_may_have_any_encoding(encoding):
+    made = encoded_message(encoding)
+    sent = RawImage(**{**vars(made), "data": made.data.tobytes()})
+    assert shows_it(pixels_of(raw_image(sent)), wanted_of(encoding))
 
 
 @pytest.mark.parametrize(("kind", "name"), [(RawImage, "image"), (CompressedImage, "compressed")])
@@ -123,6 +141,144 @@ def test_a_video_file_is_a_camera(graph, tmp_path):
     image, at_s = camera.frame()
     assert at_s == pytest.approx(5.2)
     assert np.abs(pixels_of(image).mean(axis=(0, 1)) - (250, 10, 10)).max() < 20
+
+
+def test_frames_without_a_stamp_count_from_their_receipt(graph, image, eventually, sensor_qos):
+    other = graph.node("other")
+    frames = other.create_publisher(CompressedImage, "their/camera", 5)
+    heard = graph.listen(other, CompressedImage, "camera/image_raw/compressed", sensor_qos)
+    graph.start(other)
+    node, clock = graph.node("camera_node", rate_hz=20.0), WallClock()
+    camera = open_source("compressed:their/camera", node, clock)
+    graph.start(node, CameraNode(node, lambda: camera, clock))
+
+    def arrived():
+        frames.publish(CompressedImage(format="", data=image.jpeg))
+        return len(heard) > 2
+
+    assert eventually(arrived)
+    now_s = node.get_clock().now().nanoseconds / 1e9
+    assert 0 <= now_s - (heard[-1].header.stamp.sec + heard[-1].header.stamp.nanosec / 1e9) < 5.0
+
+
+def test_a_frame_has_one_time_however_often_it_is_looked_at(graph, image):
+    node = graph.node("camera_node")
+    camera = TopicCamera(node, CompressedImage, "their/camera", WallClock())
+    for stamp_s in (0.0, node.get_clock().now().nanoseconds / 1e9):
+        message = CompressedImage(data=image.jpeg)
+        message.header.stamp = to_time(stamp_s)
+        camera._take(message)
+        assert len({camera.frame()[1] for _ in range(50)}) == 1
+    camera.close()
+
+
+def test_a_topic_of_the_other_kind_says_how_to_take_it(graph, eventually):
+    there = Graph()  # a process of its own: one participant cannot have both types
+    other = there.node("other")
+    other.create_publisher(RawImage, "their/camera", 5)
+    there.start(other)
+    node = graph.node("camera_node")
+    camera = open_source("compressed:their/camera", node, WallClock())
+
+    def told():
+        with pytest.raises(RobotUnreachable) as error:
+            camera.frame()
+        return "source:=image:their/camera" in str(error.value)
+
+    try:
+        assert eventually(told)
+    finally:
+        there.close()
+
+
+def test_a_topic_may_carry_video(graph):
+    node = graph.node("camera_node")
+    camera = TopicCamera(node, CompressedImage, "their/camera", WallClock())
+    shown, failed = [], 0
+    for piece in [b"\0\0\0\1\x41", *encoded()]:
+        camera._take(CompressedImage(format="h264", data=piece))
+        try:
+            shown.append(edge_px(camera.frame()[0]))
+        except ImageError:
+            failed += 1
+    assert failed == 1
+    assert all(abs(px - 8 * (number + 1)) <= 6 for number, px in enumerate(shown))
+    assert len(shown) == 12
+    camera.close()
+
+
+def humble(folder):
+    """A bag of Humble's recorder: sqlite3, without definitions."""
+    folder.mkdir()
+    write_sqlite(folder / "walk_0.db3", messages(), version=3)
+    return folder
+
+
+def jazzy(folder):
+    folder.mkdir()
+    write_mcap(folder / "walk_0.mcap", messages(), compression="zstd")
+    return folder
+
+
+def half(folder):
+    path = jazzy(folder) / "walk_0.mcap"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    return folder
+
+
+def noetic(folder):
+    folder.mkdir()
+    return ros1_file(folder)[0]
+
+
+def converted(folder):
+    folder.mkdir()
+    return ros1_in_mcap(folder)[0]
+
+
+def go2s_own(folder):
+    return video_bag(folder, go2(encoded()))
+
+
+@pytest.mark.parametrize("make", [humble, jazzy, half, noetic, converted, go2s_own])
+def test_bags_of_every_recorder_are_cameras(graph, tmp_path, make):
+    clock = VirtualClock(5.0)
+    camera = open_source(f"bag:{make(tmp_path / 'walk')}", graph.node("camera_node"), clock)
+    times = []
+    for _ in range(8):
+        image, at_s = camera.frame()
+        times.append(at_s)
+        assert image.width in (16, 320)
+        clock.sleep(0.05)
+    assert times == sorted(times)
+    assert times[0] == 5.0
+    camera.close()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage" * 100, b"SQLite format 3\0garbage", struct.pack("<I", 7)]
+)
+def test_a_bag_that_cannot_be_read_is_one_line(graph, tmp_path, content):
+    (tmp_path / "walk.db3").write_bytes(content)
+    for path in (tmp_path, tmp_path / "walk.db3"):
+        with pytest.raises(ConfigError, match="source: ") as error:
+            open_source(f"bag:{path}", graph.node("camera_node"), WallClock())
+        assert "\n" not in str(error.value)
+
+
+def test_frames_of_a_bag_that_cannot_be_shown_are_named_and_passed_over(graph, tmp_path):
+    walk = [
+        Message(m.topic, m.kind, m.data.replace(b"\xff\xd8\xff", b"abc"), m.at_ns) if n in (1, 2) else m
+        for n, m in enumerate(m for m in messages() if m.topic == FRAMES)
+    ]
+    write_mcap(tmp_path / "walk.mcap", walk)
+    clock = VirtualClock(5.0)
+    camera = open_source(f"bag:{tmp_path / 'walk.mcap'}", graph.node("camera_node"), clock)
+    assert camera.frame()[1] == 5.0
+    clock.sleep(0.7)
+    with pytest.raises(ImageError, match="skipped"):
+        camera.frame()
+    assert camera.frame()[1] == pytest.approx(5.6)
 
 
 @pytest.mark.parametrize("text", ["", "robots", "file:", "file:/none.mp4", "bag:/none", "image:"])

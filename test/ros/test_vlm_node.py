@@ -1,9 +1,11 @@
+import io
 import json
 import time
 from dataclasses import dataclass, field
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
+from PIL import Image as PilImage
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
@@ -228,3 +230,31 @@ def test_closing_does_not_wait_for_an_engine_that_hangs(stage, eventually):
     part.close()
     assert time.monotonic() - started < 10.0, "twice CLOSE_S and what a busy machine adds"
     source.engine.cancelled.set()
+
+
+class Unstamped(Ear):
+    """A camera that stamps nothing, takes PNG pictures, and sometimes sends what is none."""
+
+    def show(self):
+        buffer = io.BytesIO()
+        PilImage.new("RGB", (64, 48), (20, 160, 40)).save(buffer, "PNG")
+        self.images.publish(CompressedImage(format="", data=buffer.getvalue()))
+        self.images.publish(CompressedImage(format="jpeg", data=b"no picture"))
+
+
+def test_a_camera_without_stamps_is_seen_and_bad_frames_say_why(graph, image, eventually):
+    ear = Unstamped(graph.node("ear"), EchoExecutor(), image)
+    heard = graph.listen(ear.node, DiagnosticArray, "/diagnostics")
+    graph.start(ear.node)
+    node = graph.node("vlm_node", status_timeout_s=10.0, frame_timeout_s=20.0)
+    source = Source(ScriptedEngine([["Ball left. turn(20)"], ["Ball ahead. ", "done()"]]))
+    graph.start(node, VlmNode(node, source, WallClock(), source.failures.append))
+    assert eventually(lambda: ear.voice.get_subscription_count() and "ready" in ear.states())
+    ear.say("walk to the red ball")
+    assert eventually(lambda: "done" in ear.states())
+
+    def why():
+        lines = [line for message in heard for line in message.status if line.name.endswith("frames")]
+        return any("decoded" in pair.value for line in lines for pair in line.values)
+
+    assert eventually(why)

@@ -46,9 +46,9 @@ class _Kept:
     def add(self, frame: Frame) -> None:
         """Keep a frame; the oldest go."""
         self.frames.append(frame)
-        self.num_bytes += len(frame.data)
+        self.num_bytes += frame.num_bytes
         while len(self.frames) > KEPT_FRAMES or (self.num_bytes > KEPT_BYTES and len(self.frames) > 1):
-            self.num_bytes -= len(self.frames.popleft().data)
+            self.num_bytes -= self.frames.popleft().num_bytes
 
     def find(self, stamp_s: float) -> Frame | None:
         """Return the frame of this stamp."""

@@ -1,43 +1,46 @@
-"""Bags without their end, read from the front for as long as they make sense; and which reader a bag takes.
+"""Which reader a bag takes: a folder with metadata.yaml or without, or one file, whole or cut off.
 
-A recorder that was killed leaves no index and no metadata.yaml, a copy that broke off half a message.
+The files themselves decide; what metadata.yaml says of them (names, order, compression, storage) is only
+checked against them. Each file takes its own reader, so that one that was cut off costs nothing but its end.
 """
 
 from __future__ import annotations
 
-import io
-import struct
+import heapq
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
-from lz4.frame import LZ4FrameDecompressor
-from mcap.exceptions import McapError
-from mcap.opcode import Opcode
-from mcap.records import Channel, Chunk, McapRecord, Message, Schema
-from mcap.stream_reader import StreamReader, breakup_chunk
-from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
-from zstandard import ZstdDecompressor, ZstdError
-
-from vlm_spec_decode.bag import ros1
-from vlm_spec_decode.bag.pages import SqliteFile
-from vlm_spec_decode.bag.source import READ_FAULTS, BagSource, Decoding, IndexedBag, Record
+from vlm_spec_decode.bag.folder import BagFolder, natural
+from vlm_spec_decode.bag.mcap_file import MAGIC as MCAP_MAGIC
+from vlm_spec_decode.bag.mcap_file import CutMcap, IndexedMcap
+from vlm_spec_decode.bag.message_types import MessageTypes
+from vlm_spec_decode.bag.pages import MAGIC as SQLITE_MAGIC
+from vlm_spec_decode.bag.ros1_file import ANY_VERSION, CutRos1, IndexedRos1
+from vlm_spec_decode.bag.source import UNREAD, BagSource, Record, Span, StorageFile
+from vlm_spec_decode.bag.sqlite_file import SQL_FAULTS, CutSqlite, WholeSqlite
 from vlm_spec_decode.core.errors import BagError
 
-SUFFIXES = frozenset({".mcap", ".db3", ".bag", ".active"})
-MAX_RECORD_BYTES = 256 * 2**20
-MCAP_FAULTS = (McapError, ZstdError, struct.error, EOFError, ValueError, OSError, RuntimeError)
-"""What mcap's reader raises where a file ends or does not hold what it should."""
+__all__ = ["CutMcap", "CutRos1", "CutSqlite", "open_bag"]
 
-CHUNK_HEAD = struct.Struct("<BQQQQII")
-"""Opcode, record length, first and last time, size, checksum, length of the compression's name."""
 
-DECOMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = {
-    "": lambda data: data,
-    "zstd": lambda data: ZstdDecompressor().decompressobj().decompress(data),
-    "lz4": lambda data: bytes(LZ4FrameDecompressor().decompress(data)),
-}
-"""Each gives what the beginning of a stream holds."""
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """One kind of file: how it begins, and its two readers."""
+
+    magic: bytes
+    suffix: str
+    whole: Callable[[Path, MessageTypes], StorageFile]
+    cut: Callable[[Path, MessageTypes, str], StorageFile]
+
+
+STORAGES = (
+    _Storage(MCAP_MAGIC, ".mcap", IndexedMcap, CutMcap),
+    _Storage(SQLITE_MAGIC, ".db3", WholeSqlite, CutSqlite),
+    _Storage(ANY_VERSION, ".bag", IndexedRos1, CutRos1),
+)
 
 
 def open_bag(path: Path) -> BagSource:
@@ -45,140 +48,142 @@ def open_bag(path: Path) -> BagSource:
 
     Raises BagError if there is none, or none that can be read at all.
     """
-    if not path.exists():
-        raise BagError(f"{path}: no such bag")
     try:
-        return IndexedBag(path)
-    except READ_FAULTS as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    parts = [file for file in files if file.suffix in SUFFIXES and file.stat().st_size]
-    for suffix, kind in ((".mcap", CutMcap), (".db3", CutSqlite), (".bag", CutRos1), (".active", CutRos1)):
-        if fits := [file for file in parts if file.suffix == suffix]:
-            return kind(fits, why)
-    raise BagError(f"{path}: not a bag that can be read ({why})")
+        folder = BagFolder(path)
+    except OSError as error:
+        raise BagError(f"{path}: {error.strerror or error}") from error
+    try:
+        return _open(folder)
+    except BaseException:
+        folder.close()
+        raise
 
 
-class _Cut(Decoding):
-    """What both kinds have in common: files one after the other, definitions found on the way."""
+def _open(folder: BagFolder) -> BagSource:
+    types = MessageTypes(folder.metadata.distro)
+    faults, files = Counter(folder.faults), list[StorageFile]()
+    for path in folder.paths:
+        try:
+            files.append(_open_file(path, types))
+        except BagError as error:
+            faults[f"{path.name}: cannot be read ({error})"] += 1
+    if not files:
+        raise BagError(f"{folder.path}: not a bag that can be read ({_why(faults)})")
+    if len(files) > 1 or folder.is_watched:
+        return SplitBag(folder, files, faults, types)
+    files[0].faults += faults
+    return files[0]
 
-    duration_s = 0.0
-    is_ros1 = False
 
-    def __init__(self, paths: Sequence[Path], why: str) -> None:
-        self._types = get_typestore(Stores.ROS1_NOETIC if self.is_ros1 else Stores.ROS2_HUMBLE)
-        super().__init__(self._types.deserialize_ros1 if self.is_ros1 else self._types.deserialize_cdr)
-        self.paths = paths
-        self.faults[f"read from its front, without an index ({why})"] += 1
+class SplitBag:
+    """The files of one bag as one source, in the order of their times.
+
+    Messages that metadata.yaml counts and no file gives are counted as not read, those of files that were
+    left out too.
+    """
+
+    def __init__(
+        self, folder: BagFolder, files: Sequence[StorageFile], faults: Counter[str], types: MessageTypes
+    ) -> None:
+        self._folder, self._types = folder, types
+        self._files = sorted(files, key=_begin)
+        self.faults = faults
         self.topics: dict[str, str] = {}
-        for path in paths:
-            self.topics |= self._find_topics(path)
+        span = Span()
+        for file in self._files:
+            self.faults += file.faults
+            file.faults = self.faults
+            self.topics = file.topics | self.topics
+            for at_ns in (file.span.first_ns, file.span.last_ns):
+                if at_ns is not None:
+                    span.add(at_ns)
+        self.duration_s = span.duration_s
 
     def records(self, topics: Collection[str]) -> Iterator[Record]:
-        """Yield the messages of these topics in the order of the files; ends early where they do."""
-        for path in self.paths:
-            for record in self._read(path):
-                if record.topic in topics:
-                    yield record
+        """Yield the messages of these topics in time order; ends early where the bag does."""
+        read: Counter[str] = Counter()
+        for group in _groups(self._files):
+            streams = [file.records(topics) for file in group]
+            stream = (
+                streams[0] if len(streams) == 1 else heapq.merge(*streams, key=lambda record: record.at_ns)
+            )
+            for record in stream:
+                read[record.topic] += 1
+                yield record
+        self._count(read, topics)
+
+    def message(self, record: Record) -> Any:
+        """Return the message in a record, or None, counted, if it cannot be read."""
+        return self._files[0].message(record)
 
     def close(self) -> None:
-        """Nothing stays open between reads."""
+        """Let go of the files. Idempotent."""
+        for file in self._files:
+            file.close()
+        self._folder.close()
 
-    def _find_topics(self, path: Path) -> dict[str, str]:
-        return {record.topic: record.kind for record in self._read(path)}
+    def _count(self, read: Mapping[str, int], topics: Collection[str]) -> None:
+        for topic, expected in self._folder.metadata.counts.items():
+            lost = sum(file.lost[topic] for file in self._files)
+            missing = expected - read.get(topic, 0) - lost
+            if topic in topics and missing > 0:
+                self.faults[f"{UNREAD}{topic}: counted in metadata.yaml, and in no file"] = missing
+        for path in self._folder.strangers:
+            self.faults[f"{UNREAD}in {path.name}, of another recording"] = self._size_of(path, topics)
 
-    def _read(self, path: Path) -> Iterator[Record]:
-        raise NotImplementedError
-
-    def _learn(self, kind: str, definition: str) -> None:
-        if kind in self._types.fielddefs:
-            return
+    def _size_of(self, path: Path, topics: Collection[str]) -> int:
+        """Return how many messages of these topics a file has that is not of this recording."""
         try:
-            found = get_types_from_msg(definition, kind)
-        except TypesysError:
-            self.faults[f"{kind}: a definition that cannot be read"] += 1
-            return
-        self._types.register({k: v for k, v in found.items() if k not in self._types.fielddefs})
+            file = _open_file(path, self._types)
+        except BagError:
+            return 0
+        count = sum(1 for _ in file.records(topics))
+        file.close()
+        return count
 
 
-class CutMcap(_Cut):
-    """An mcap file without footer or index; also a chunk that broke off gives what it holds."""
-
-    def _read(self, path: Path) -> Iterator[Record]:
-        schemas: dict[int, Schema] = {}
-        channels: dict[int, Channel] = {}
-        with path.open("rb") as file:
-            for record in mcap_front(file):
-                if isinstance(record, Schema):
-                    schemas[record.id] = record
-                    if record.encoding == "ros2msg":
-                        self._learn(record.name, record.data.decode(errors="replace"))
-                elif isinstance(record, Channel) and record.schema_id in schemas:
-                    channels[record.id] = record
-                elif isinstance(record, Message) and record.channel_id in channels:
-                    channel = channels[record.channel_id]
-                    kind = schemas[channel.schema_id].name
-                    yield Record(channel.topic, kind, record.data, record.log_time)
-
-
-def mcap_front(file: BinaryIO) -> Iterator[McapRecord]:
-    """Yield the records of an mcap file, those in chunks too, up to where it ends or makes no sense."""
-    good = 0
+def _open_file(path: Path, types: MessageTypes) -> StorageFile:
+    """Open one file of a bag with the reader that takes it. Raises BagError."""
     try:
-        reader = StreamReader(file, emit_chunks=True, record_size_limit=MAX_RECORD_BYTES)
-        for record in reader.records:
-            yield from breakup_chunk(record) if isinstance(record, Chunk) else (record,)
-            good = file.tell()
-    except MCAP_FAULTS:
-        file.seek(good)
-        yield from _broken_chunk(file.read(MAX_RECORD_BYTES))
-
-
-def _broken_chunk(data: bytes) -> Iterator[McapRecord]:
-    """Yield the records at the beginning of a chunk whose end is missing."""
-    try:
-        opcode, _, _, _, _, _, name_length = CHUNK_HEAD.unpack_from(data)
-        compression = data[CHUNK_HEAD.size : CHUNK_HEAD.size + name_length].decode()
-        rest = data[CHUNK_HEAD.size + name_length + 8 :]
-        if opcode != Opcode.CHUNK or compression not in DECOMPRESSORS:
-            return
-        inside = io.BytesIO(DECOMPRESSORS[compression](rest))
-        yield from StreamReader(inside, skip_magic=True, record_size_limit=MAX_RECORD_BYTES).records
-    except MCAP_FAULTS:
-        return
-
-
-class CutSqlite(_Cut):
-    """An sqlite3 bag without metadata.yaml, or whose last pages are missing."""
-
-    def _find_topics(self, path: Path) -> dict[str, str]:
-        try:
-            with SqliteFile(path) as file:
-                for kind, definition in file.definitions():
-                    self._learn(kind, definition)
-                return dict(file.topics().values())
-        except READ_FAULTS as error:
-            raise BagError(f"{path}: not a bag that can be read ({error})") from error
-
-    def _read(self, path: Path) -> Iterator[Record]:
-        with SqliteFile(path) as file:
-            topics = file.topics()
-            for topic, at_ns, data in file.messages():
-                if topic in topics:
-                    yield Record(*topics[topic], data, at_ns)
-
-
-class CutRos1(_Cut):
-    """A ROS 1 file without its index; also a chunk that broke off gives what it holds."""
-
-    is_ros1 = True
-
-    def _read(self, path: Path) -> Iterator[Record]:
-        known: dict[int, ros1.Connection] = {}
         with path.open("rb") as file:
-            for heard in ros1.ros1_front(file):
-                if isinstance(heard, ros1.Connection):
-                    known[heard.number] = heard
-                    self._learn(heard.kind, heard.definition)
-                elif connection := known.get(heard.connection):
-                    yield Record(connection.topic, connection.kind, heard.data, heard.at_ns)
+            begin = file.read(max(len(storage.magic) for storage in STORAGES))
+    except OSError as error:
+        raise BagError(error.strerror or str(error)) from error
+    if not begin:
+        raise BagError("an empty file")
+    storage = next((storage for storage in STORAGES if begin.startswith(storage.magic)), None)
+    storage = storage or next((storage for storage in STORAGES if path.suffix == storage.suffix), None)
+    if storage is None:
+        raise BagError("neither mcap nor sqlite3 nor a ROS 1 bag")
+    try:
+        return storage.whole(path, types)
+    except (BagError, *SQL_FAULTS) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    try:
+        return storage.cut(path, types, why)
+    except SQL_FAULTS as error:
+        raise BagError(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
+
+
+def _begin(file: StorageFile) -> tuple[float, Any]:
+    """Return what files are sorted by: the time of their first message, then their number."""
+    first_ns = file.span.first_ns
+    return (float("inf") if first_ns is None else first_ns), natural(file.path.name)
+
+
+def _groups(files: Sequence[StorageFile]) -> Iterator[list[StorageFile]]:
+    """Yield files that overlap in time together; one after the other the rest."""
+    group, last_ns = list[StorageFile](), 0
+    for file in files:
+        first_ns = file.span.first_ns
+        if group and (first_ns is None or first_ns >= last_ns):
+            yield group
+            group = []
+        group.append(file)
+        last_ns = max(last_ns, file.span.last_ns or first_ns or 0)
+    if group:
+        yield group
+
+
+def _why(faults: Mapping[str, int]) -> str:
+    return "; ".join(faults) or "no file of a bag in it"

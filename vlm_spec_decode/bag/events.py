@@ -15,12 +15,15 @@ from typing import Any, TypeAlias
 from vlm_spec_decode.bag import pictures
 from vlm_spec_decode.bag.source import BagSource, Record
 from vlm_spec_decode.core.errors import BagError, ImageError
+from vlm_spec_decode.core.images import is_video
 from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.edge.video import INSTALL, VIDEO_KINDS, VideoFrame, VideoTopic, has_video
 
 NANOSECONDS = 1_000_000_000
 COMPRESSED, RAW = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image"
 STRING, ODOMETRY = "std_msgs/msg/String", "nav_msgs/msg/Odometry"
 TWIST, STAMPED_TWIST = "geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStamped"
+PICTURES = (COMPRESSED, RAW, *VIDEO_KINDS)
 MOTION = (ODOMETRY, STAMPED_TWIST, TWIST)
 """Measured motion before commanded motion."""
 
@@ -30,9 +33,10 @@ INSTRUCTIONS, ANSWERS, LABELS = "vlm/instruction", "vlm/answer", "vlm/label"
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A camera image; `stamp_s` is its capture time, 0 if the camera did not say.
+    """A camera image; `stamp_s` is its capture time, or the recorder's where the camera did not say.
 
-    `data` is the message as it was written; only frames that are asked about are worth decoding.
+    `data` is the message as it was written; only frames that are asked about are worth decoding. Those of a
+    video are decoded already, because each needs those before it: `message` is then the picture.
     """
 
     at_ns: int
@@ -43,8 +47,15 @@ class Frame:
     message: Any = field(compare=False, repr=False)
 
     @property
+    def num_bytes(self) -> int:
+        """How much memory it holds."""
+        return self.message.num_bytes if isinstance(self.message, VideoFrame) else len(self.data)
+
+    @property
     def image(self) -> Image:
         """Decode the picture, as small as it goes up. Raises ImageError."""
+        if isinstance(self.message, VideoFrame):
+            return self.message.small()
         return pictures.compressed(self.message) if self.kind == COMPRESSED else pictures.raw(self.message)
 
 
@@ -107,7 +118,7 @@ class Topics:
     def choose(self, found: Mapping[str, str]) -> Mapping[str, str]:
         """Return topic to role. Raises BagError if a named topic is not there, or nothing shows a picture."""
         chosen = {
-            self._one("image", self.image, found, (COMPRESSED, RAW)): "frame",
+            self._one("image", self.image, found, PICTURES): "frame",
             self._one("instruction", self.instruction, found, (STRING,), INSTRUCTIONS): "instruction",
             self._one("motion", self.motion, found, MOTION): "motion",
             self._one("answer", "", found, (STRING,), ANSWERS): "answer",
@@ -117,6 +128,9 @@ class Topics:
         if "frame" not in chosen.values():
             kinds = ", ".join(sorted(set(found.values()))) or "nothing"
             raise BagError(f"no topic shows camera images; the bag holds {kinds}")
+        topic = next(topic for topic, role in chosen.items() if role == "frame")
+        if found[topic] in VIDEO_KINDS and not has_video():
+            raise BagError(f"{topic} is H.264 video ({found[topic]}), which needs PyAV: {INSTALL}")
         return chosen
 
     @staticmethod
@@ -129,7 +143,7 @@ class Topics:
             return named
         for kind in kinds:
             fits = sorted(t for t, k in found.items() if k == kind and t.endswith(ending))
-            if kind in (COMPRESSED, RAW):
+            if kind in PICTURES:
                 # Depth and disparity pictures are no use here; a front or colour camera is what is meant.
                 fits = [t for t in fits if "depth" not in t.lower() and "disparity" not in t.lower()]
                 fits.sort(key=lambda t: not any(word in t.lower() for word in ("front", "color", "rgb")))
@@ -149,6 +163,7 @@ class Events:
     topics: Mapping[str, str]
     faults: Counter[str] = field(default_factory=Counter)
     skips_motion: bool = False
+    _videos: dict[str, VideoTopic] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Event]:
         try:
@@ -168,7 +183,7 @@ class Events:
             if message is None:
                 continue
             try:
-                event = _event(self.topics[record.topic], record, message)
+                event = self._event(self.topics[record.topic], record, message)
             except ImageError as error:
                 self.faults[f"{record.topic}: {error}"] += 1
             except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -177,13 +192,29 @@ class Events:
                 if event is not None:
                     yield event
 
+    def _event(self, role: str, record: Record, message: Any) -> Event | None:
+        if role != "frame":
+            return _event(role, record, message)
+        kind, at_ns = record.kind, record.at_ns
+        shown = message
+        is_piece = kind == COMPRESSED and is_video(bytes(message.data[:4])) and has_video()
+        if kind in VIDEO_KINDS or is_piece:
+            if record.topic not in self._videos:
+                self._videos[record.topic] = VideoTopic(kind)
+            shown = self._videos[record.topic].decode(message)
+        elif kind == COMPRESSED:
+            pictures.check_compressed(message)
+        else:
+            pictures.check_raw(message)
+        if shown is None:
+            return None
+        header = getattr(message, "header", message)
+        stamp_s, frame_id = _stamp_s(header), str(getattr(header, "frame_id", ""))
+        return Frame(at_ns, stamp_s or at_ns / NANOSECONDS, frame_id, kind, record.data, shown)
+
 
 def _event(role: str, record: Record, message: Any) -> Event | None:
     kind, at_ns = record.kind, record.at_ns
-    if role == "frame":
-        pictures.check_compressed(message) if kind == COMPRESSED else pictures.check_raw(message)
-        frame_id = str(message.header.frame_id)
-        return Frame(at_ns, _stamp_s(message), frame_id, kind, record.data, message)
     if role == "motion":
         return _motion(kind, message, at_ns)
     if role == "answer":
@@ -194,9 +225,10 @@ def _event(role: str, record: Record, message: Any) -> Event | None:
     return Instructed(at_ns, text) if text else None
 
 
-def _stamp_s(message: Any) -> float:
-    stamp = message.header.stamp
-    return float(stamp.sec + stamp.nanosec / NANOSECONDS)
+def _stamp_s(header: Any) -> float:
+    """Return the time in a header, or in a message that is its own; 0 where there is none."""
+    stamp = getattr(header, "stamp", None) or getattr(header, "timestamp", None)
+    return 0.0 if stamp is None else float(stamp.sec + stamp.nanosec / NANOSECONDS)
 
 
 def _motion(kind: str, message: Any, at_ns: int) -> Moved | None:

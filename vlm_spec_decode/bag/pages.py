@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
 
+from vlm_spec_decode.bag.source import filled_bytes
 from vlm_spec_decode.core.errors import BagError
 
 MAGIC = b"SQLite format 3\0"
@@ -59,6 +60,9 @@ class SqliteFile:
             raise BagError(f"{path}: no sqlite file, or its first page is broken")
         self._layout = _Layout(page_bytes, page_bytes - head[20])
         self._data = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        filled, size = filled_bytes(self._file), len(self._data)
+        # A page that ends in zeros is there in full; pages of nothing but zeros are not.
+        self._end = size if filled == size else min(size, -(-filled // page_bytes) * page_bytes)
 
     def __enter__(self) -> SqliteFile:
         return self
@@ -79,19 +83,19 @@ class SqliteFile:
                     found[row] = (name, kind)
         return found
 
-    def definitions(self) -> Iterator[tuple[str, str]]:
-        """Yield type and definition, as newer recorders write them."""
+    def definitions(self) -> Iterator[tuple[str, str, str]]:
+        """Yield type, definition and its encoding, as newer recorders write them."""
         for _, columns in self._small_rows():
             match columns:
-                case [_, str(kind), "ros2msg", str(definition), *_]:
-                    yield kind, definition
+                case [_, str(kind), "ros2msg" | "ros2idl" as encoding, str(definition), *_]:
+                    yield kind, definition, encoding
 
-    def messages(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield topic, time in nanoseconds, and data of every message that is there in full."""
-        for _, columns in self._rows():
+    def messages(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Yield number, topic, time in nanoseconds, and data of every message that is there in full."""
+        for number, columns in self._rows():
             match columns:
                 case [None | int(), int(topic), int(at_ns), bytes(data)]:
-                    yield topic, at_ns, data
+                    yield number, topic, at_ns, data
 
     def _small_rows(self) -> Iterator[tuple[int, list[Value]]]:
         """Yield the rows that are no messages; those come before most messages, but not only there."""
@@ -99,7 +103,7 @@ class SqliteFile:
 
     def _rows(self, texts_only: bool = False) -> Iterator[tuple[int, list[Value]]]:
         page_bytes = self._layout.page_bytes
-        for number in range(1, len(self._data) // page_bytes):
+        for number in range(1, self._end // page_bytes):
             begin = number * page_bytes
             if self._data[begin] != LEAF:
                 continue
@@ -132,7 +136,7 @@ class SqliteFile:
         parts, room = [], self._layout.usable_bytes - 4
         while missing > 0 and number:
             begin = (number - 1) * self._layout.page_bytes
-            if begin + 4 + min(room, missing) > len(self._data):
+            if begin + 4 + min(room, missing) > self._end:
                 break
             parts.append(self._data[begin + 4 : begin + 4 + min(room, missing)])
             missing -= len(parts[-1])

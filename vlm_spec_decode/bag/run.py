@@ -15,7 +15,7 @@ from typing import Any
 from vlm_spec_decode.bag.replay import ReplayConfig
 from vlm_spec_decode.bag.report import write_report
 from vlm_spec_decode.bag.score import compared, summary
-from vlm_spec_decode.bag.source import bag_name
+from vlm_spec_decode.bag.source import bag_name, num_unread
 from vlm_spec_decode.bag.work import Workers, check_folder, lines_of, replay_all, state_of
 from vlm_spec_decode.core.errors import BagError
 
@@ -106,6 +106,7 @@ def run(config: RunConfig) -> dict[str, Any]:
         "digest": config.replay.digest,
         "bags": names,
         "faults": found.faults,
+        "unread_messages": {bag: num_unread(faults) for bag, faults in found.faults.items()},
         "settings": json.loads(json.dumps(asdict(config.replay), default=str)),
         "deadline_s": config.deadline_s,
         "price_per_gpu_s": config.price_per_gpu_s,

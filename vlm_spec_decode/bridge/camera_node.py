@@ -14,13 +14,14 @@ from sensor_msgs.msg import CameraInfo, CompressedImage
 from vlm_spec_decode.bridge import calibration, diagnostics
 from vlm_spec_decode.bridge.convert import to_compressed
 from vlm_spec_decode.bridge.parameters import Parameter, Parameters
-from vlm_spec_decode.bridge.stamps import STEADY, Stamps
+from vlm_spec_decode.bridge.stamps import FUTURE_S, STEADY, Stamps
 from vlm_spec_decode.core.errors import ImageError, RobotError
 from vlm_spec_decode.core.ports import Camera, Clock
 from vlm_spec_decode.core.types import Image
 
 SILENCE_S = 2.0
 WARN_EVERY_S = 5.0
+CLOCKS = "if all are, the camera's clock and this machine's differ (chrony or PTP keeps them together)"
 
 PARAMETERS = (
     Parameter("rate_hz", 5.0, "Frames asked of the camera per second.", 0.2, 30.0),
@@ -37,8 +38,11 @@ class _Counts:
 
     published: int = 0
     stale: int = 0
+    future: int = 0
+    backwards: int = 0
     failed: int = 0
     last_error: str = ""
+    last_drop: str = ""
     last_s: float | None = None
 
 
@@ -59,7 +63,7 @@ class CameraNode:
         self._frame_id = self._parameters.text("frame_id")
         self._calibration = self._load_calibration()
         self._counts = _Counts()
-        self._seen_s = float("-inf")
+        self._looked_s = self._published_s = float("-inf")
         self._closed = False
         sensor = qos_profile_sensor_data
         self._images = node.create_publisher(CompressedImage, "camera/image_raw/compressed", sensor)
@@ -87,13 +91,33 @@ class CameraNode:
         except (RobotError, ImageError) as error:
             self._fail(f"{type(error).__name__}: {error}")
             return
-        if captured_s <= self._seen_s:
+        if captured_s == self._looked_s:
             return
-        self._seen_s = captured_s
-        if self._clock.now() - captured_s > self._parameters.real("max_age_s"):
-            self._counts.stale += 1
-            return
-        self._publish(image, self._stamps.to_ros_s(captured_s))
+        self._looked_s = captured_s
+        if self._is_in_time(captured_s):
+            self._published_s = captured_s
+            self._publish(image, self._stamps.to_ros_s(captured_s))
+
+    def _is_in_time(self, captured_s: float) -> bool:
+        """Tell whether a frame is of now; one that is not is dropped, counted, and said to be."""
+        counts, age_s = self._counts, self._clock.now() - captured_s
+        limit_s = self._parameters.real("max_age_s")
+        if age_s > limit_s:
+            counts.stale += 1
+            self._drop(f"{age_s:.1f} s old when it came, and max_age_s is {limit_s:g}; {CLOCKS}")
+        elif age_s < -FUTURE_S:
+            counts.future += 1
+            self._drop(f"stamped {-age_s:.1f} s in the future; {CLOCKS}")
+        elif captured_s < self._published_s:
+            counts.backwards += 1
+            self._drop("stamped before the frame that came before it")
+        else:
+            return True
+        return False
+
+    def _drop(self, why: str) -> None:
+        self._counts.last_drop = why
+        self._node.get_logger().warning(f"frame dropped: {why}", throttle_duration_sec=WARN_EVERY_S)
 
     def close(self) -> None:
         """Free the camera. Idempotent."""
@@ -128,6 +152,9 @@ class CameraNode:
         values = {
             "frames": str(counts.published),
             "stale_dropped": str(counts.stale),
+            "future_dropped": str(counts.future),
+            "backwards_dropped": str(counts.backwards),
+            "last_drop": counts.last_drop,
             "failed": str(counts.failed),
             "last_error": counts.last_error,
         }

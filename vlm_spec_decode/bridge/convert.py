@@ -5,18 +5,16 @@ Units and axes follow REP 103 (metres, radians, x forward, y left), frames REP 1
 
 from __future__ import annotations
 
-import io
 import math
 from array import array
 
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Quaternion, TransformStamped
 from nav_msgs.msg import Odometry
-from PIL import Image as PilImage
-from PIL import UnidentifiedImageError
 from sensor_msgs.msg import CompressedImage
 
 from vlm_spec_decode.core.errors import ImageError
+from vlm_spec_decode.core.images import file_image
 from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.core.types import Image
 
@@ -51,22 +49,21 @@ def to_compressed(image: Image, stamp_s: float, frame_id: str) -> CompressedImag
 
 
 def from_compressed(message: CompressedImage) -> tuple[Image, float]:
-    """Return the frame and its capture time. Raises ImageError for what is not a JPEG within limits."""
-    if "jpeg" not in message.format and "jpg" not in message.format:
-        raise ImageError(f"compressed image of format {message.format!r}; this node takes jpeg")
-    return jpeg_image(bytes(message.data)), to_seconds(message.header.stamp)
+    """Return the frame as an upright JPEG, and its capture time: 0 if the camera does not say it.
+
+    Its bytes decide what it is, not its `format`. Raises ImageError for what is no picture within limits.
+    """
+    return jpeg_image(bytes(message.data), message.format), to_seconds(message.header.stamp)
 
 
-def jpeg_image(data: bytes) -> Image:
-    """Read the size out of a JPEG's header, without decoding it. Raises ImageError."""
+def jpeg_image(data: bytes, said: str = "") -> Image:
+    """Return an encoded picture as an upright JPEG; one that is that already is not decoded.
+
+    `said` is what its message calls it, for the error's text. Raises ImageError.
+    """
     if len(data) > MAX_IMAGE_BYTES:
         raise ImageError(f"an image of {len(data)} bytes; {MAX_IMAGE_BYTES} are allowed")
-    try:
-        with PilImage.open(io.BytesIO(data), formats=("JPEG",)) as opened:
-            width, height = opened.size
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise ImageError(f"{len(data)} bytes that are no JPEG") from error
-    return Image(data, width, height)
+    return file_image(data, said)
 
 
 def to_quaternion(roll_rad: float, pitch_rad: float, yaw_rad: float) -> Quaternion:

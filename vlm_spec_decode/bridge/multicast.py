@@ -8,27 +8,24 @@ when it came out of the decoder, so that it is some 0.1 s older than its stamp.
 from __future__ import annotations
 
 import fcntl
-import io
 import socket
 import struct
 import tempfile
 import threading
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from PIL import Image as PilImage
-
 from vlm_spec_decode.core.errors import ConfigError, RobotUnreachable
+from vlm_spec_decode.core.images import to_jpeg
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.edge.video import check_video
 
 GROUP, PORT = "230.1.1.1", 1720
 SIOCGIFADDR = 0x8915
 OPEN_S = 5.0
 RETRY_S = 1.0
 SILENCE_S = 2.0
-QUALITY = 90
 
 SESSION = """v=0
 o=- 0 0 IN IP4 {group}
@@ -56,8 +53,7 @@ class MulticastCamera:
 
     def __init__(self, interface: str, clock: Clock, group: str = GROUP, port: int = PORT) -> None:
         """Raises ConfigError without PyAV or without an address on `interface`."""
-        if find_spec("av") is None:
-            raise ConfigError("source: the multicast stream needs PyAV (pip install av)")
+        check_video("source: the multicast stream")
         self._clock = clock
         self._where = f"{group}:{port} on {interface}"
         self._address, self._session = address_of(interface), SESSION.format(group=group, port=port)
@@ -72,10 +68,7 @@ class MulticastCamera:
         newest = self._newest
         if newest is None or self._clock.now() - newest[1] > SILENCE_S:
             raise RobotUnreachable(f"no video from {self._where}: {self._problem}")
-        picture: PilImage.Image = newest[0].to_image()
-        out = io.BytesIO()
-        picture.save(out, "JPEG", quality=QUALITY)
-        return Image(out.getvalue(), picture.width, picture.height), newest[1]
+        return to_jpeg(newest[0].to_image()), newest[1]
 
     def close(self) -> None:
         """Leave the group; the thread ends with its next frame or time-out. Idempotent."""

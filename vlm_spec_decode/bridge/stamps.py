@@ -14,6 +14,9 @@ from rclpy.node import Node
 
 from vlm_spec_decode.core.ports import Clock
 
+FUTURE_S = 0.5
+"""A stamp further ahead than this comes from another clock; less is how well clocks are kept together."""
+
 STEADY = RosClock(clock_type=ClockType.STEADY_TIME)
 """Drives every timer, so that a robot under `use_sim_time` with no /clock is still watched over."""
 
@@ -32,6 +35,11 @@ class Stamps:
     def to_ros_s(self, monotonic_s: float) -> float:
         """Return the ROS time of a moment of the monotonic clock."""
         return self.ros_now_s() - (self.clock.now() - monotonic_s)
+
+    def ahead_s(self, stamp_s: float) -> float:
+        """Return how far a ROS stamp lies in the future; 0 while there is no time at all yet (simulated)."""
+        now_s = self.ros_now_s()
+        return stamp_s - now_s if now_s > 0 else 0.0
 
     def to_monotonic_s(self, ros_s: float) -> float:
         """Return the monotonic moment of a ROS stamp."""

@@ -33,7 +33,7 @@ from vlm_spec_decode.bridge.ports import EngineSource
 from vlm_spec_decode.bridge.qos import COMMAND
 from vlm_spec_decode.bridge.reports import Answer, MissionStatus, Partial
 from vlm_spec_decode.bridge.requests import Request
-from vlm_spec_decode.bridge.stamps import STEADY, Stamps
+from vlm_spec_decode.bridge.stamps import FUTURE_S, STEADY, Stamps
 from vlm_spec_decode.bridge.vlm_parameters import PARAMETERS, runner_config
 from vlm_spec_decode.bridge.vlm_voice import VlmVoice
 from vlm_spec_decode.bridge.vlm_worker import VlmWorker
@@ -62,7 +62,7 @@ class VlmNode:
         self._feed = MissionFeed(clock)
         self._reports: SimpleQueue[tuple[Job | None, Report]] = SimpleQueue()
         self._voice = VlmVoice(node, self._stamps)
-        self._bad_frames = 0
+        self._bad_frames, self._why_bad = 0, ""
         self._orders = Orders(f"{node.get_clock().now().nanoseconds:x}")
         self._auto = self._parameters.text("instruction")
         self._runner = MissionRunner(
@@ -179,9 +179,29 @@ class VlmNode:
             image, stamp_s = from_compressed(message)
         except ImageError as error:
             self._bad_frames += 1
+            self._why_bad = str(error)
             self._node.get_logger().warning(f"frame dropped: {error}", throttle_duration_sec=WARN_EVERY_S)
             return
-        self._feed.put_frame(Frame(image, stamp_s, message.header.frame_id))
+        self._feed.put_frame(Frame(image, self._captured_s(stamp_s), message.header.frame_id))
+
+    def _captured_s(self, stamp_s: float) -> float:
+        """Return the capture time of a frame; that of its receipt where the camera says none."""
+        say = self._node.get_logger()
+        if stamp_s == 0:
+            say.warning(
+                "frames have no stamp (0): the time of their receipt is taken for it, so that they are a "
+                "little older than it says",
+                once=True,
+            )
+            return self._stamps.ros_now_s()
+        ahead_s = self._stamps.ahead_s(stamp_s)
+        if ahead_s > FUTURE_S:
+            self._why_bad = f"stamped {ahead_s:.1f} s in the future"
+            say.warning(
+                f"a frame is {self._why_bad}: the camera's clock and this machine's differ",
+                throttle_duration_sec=WARN_EVERY_S,
+            )
+        return stamp_s
 
     def _on_status(self, message: String) -> None:
         try:
@@ -201,7 +221,10 @@ class VlmNode:
             text, self._auto = self._auto, ""
             self._on_text(String(data=text))
         self._voice.diagnose(
-            linked=self._worker.is_connected, missions=self._orders.missions, bad_frames=self._bad_frames
+            linked=self._worker.is_connected,
+            missions=self._orders.missions,
+            bad_frames=self._bad_frames,
+            why_bad=self._why_bad,
         )
 
     # What the mission says -----------------------------------------------------------------------

@@ -83,8 +83,8 @@ class VlmVoice:
         text = ": ".join(part for part in (status.state, status.reason, status.detail) if part)
         say.warning(text) if status.reason else say.info(text)
 
-    def diagnose(self, *, linked: bool, missions: int, bad_frames: int) -> None:
-        """Publish diagnostics."""
+    def diagnose(self, *, linked: bool, missions: int, bad_frames: int, why_bad: str = "") -> None:
+        """Publish diagnostics; `why_bad` is what was wrong with the last bad frame."""
         values = {"state": self.shown.state, "missions": str(missions)}
         if self._last is not None:
             result = self._last.result
@@ -98,8 +98,8 @@ class VlmVoice:
         level = diagnostics.OK if linked else diagnostics.ERROR
         said = "connected" if linked else self.shown.detail or "connecting"
         lines = [diagnostics.Health(f"{name}: cloud", level, said, values)]
-        if bad_frames:
-            frames = {"dropped": str(bad_frames)}
+        if bad_frames or why_bad:
+            frames = {"dropped": str(bad_frames), "last": why_bad}
             lines.append(diagnostics.Health(f"{name}: frames", diagnostics.WARN, "bad frames", frames))
         lines += fault_lines(self._node, name)
         self._diagnostics.publish(diagnostics.array(lines, self._stamps.ros_now_s(), "go2"))

@@ -27,6 +27,7 @@ from vlm_spec_decode.sim.scene import Pose2D
 INSTRUCTION = "/vlm/instruction"
 TEXTS = ("/vlm/answer", "/vlm/answer/partial", "/vlm/plan", "/vlm/plan/status", "/vlm/trace")
 FRAMES = "/camera/image_raw/compressed"
+WARN_EVERY_S = 5.0
 KEPT_FRAMES = 200
 
 Heard = Callable[[str, str, bytes, int], None]
@@ -69,7 +70,9 @@ class Listener:
         elif kind is CompressedImage:
             try:
                 image, stamp_s = from_compressed(deserialize_message(data, CompressedImage))
-            except ImageError:
+            except ImageError as error:
+                say = self._node.get_logger()
+                say.warning(f"frame not kept: {error}", throttle_duration_sec=WARN_EVERY_S)
                 return
             self.frames[stamp_s] = image
             if len(self.frames) > KEPT_FRAMES:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 from PIL import Image as PilImage
-from PIL import UnidentifiedImageError
 
 from vlm_spec_decode.core.errors import ImageError
+from vlm_spec_decode.core.images import JPEGS, is_upright, opened, to_jpeg, upright
+from vlm_spec_decode.core.pixels import MAX_PIXELS
 from vlm_spec_decode.core.types import Image
 
-MAX_PIXELS = 40_000_000
+__all__ = ["MAX_PIXELS", "UPLINK_WIDTH_PX", "for_uplink", "load_image"]
+
 UPLINK_WIDTH_PX = 448
 """Wide enough for the vision towers in use; a 1080p JPEG of 150 kB becomes one of some 15 kB."""
 
+UPLINK_QUALITY = 85
+
 
 def load_image(path: Path) -> Image:
-    """Read an image file of any common format as a JPEG. Raises ImageError naming the file."""
+    """Read an image file of any common format as a JPEG, the way up that it asks for.
+
+    Raises ImageError naming the file.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -28,27 +34,22 @@ def load_image(path: Path) -> Image:
         raise ImageError(f"{path}: {error}") from error
 
 
-def for_uplink(data: bytes, width_px: int = UPLINK_WIDTH_PX, quality: int = 85) -> Image:
-    """Return the frame as both models will see it: a JPEG at most `width_px` wide.
+def for_uplink(data: bytes, width_px: int = UPLINK_WIDTH_PX, quality: int = UPLINK_QUALITY) -> Image:
+    """Return the frame as both models will see it: an upright JPEG at most `width_px` wide.
 
-    A JPEG that is small enough already is passed on byte for byte. Raises ImageError.
+    An upright JPEG that is small enough already is passed on byte for byte. Raises ImageError.
     """
-    try:
-        with PilImage.open(io.BytesIO(data)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ImageError(f"an image of {picture.width} x {picture.height} pixels is too large")
-            picture.load()
-            if picture.format == "JPEG" and picture.width <= width_px:
-                return Image(data, picture.width, picture.height)
-            return _shrink(picture.convert("RGB"), width_px, quality)
-    except (UnidentifiedImageError, OSError, ValueError, PilImage.DecompressionBombError) as error:
-        raise ImageError(f"not an image that can be decoded ({type(error).__name__})") from error
+    with opened(data) as picture:
+        is_as_sent = picture.format in JPEGS and is_upright(picture) and picture.width <= width_px
+        rgb = upright(picture)  # also finds a file that breaks off
+    return Image(data, rgb.width, rgb.height) if is_as_sent else small_jpeg(rgb, width_px, quality)
 
 
-def _shrink(picture: PilImage.Image, width_px: int, quality: int) -> Image:
+def small_jpeg(
+    picture: PilImage.Image, width_px: int = UPLINK_WIDTH_PX, quality: int = UPLINK_QUALITY
+) -> Image:
+    """Return an RGB picture as a JPEG at most `width_px` wide."""
     if picture.width > width_px:
         height = max(1, round(picture.height * width_px / picture.width))
         picture = picture.resize((width_px, height), PilImage.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
-    return Image(buffer.getvalue(), picture.width, picture.height)
+    return to_jpeg(picture, quality)

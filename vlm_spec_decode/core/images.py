@@ -1,0 +1,204 @@
+"""The one way from camera messages and image files to the `Image` that models see: an upright JPEG.
+
+What bytes are is seen from the bytes, never from what a message says of them. Pictures are turned as their
+file asks (EXIF), transparent ones laid on white, 16-bit ones scaled to 8 bits. Bags, live topics and files
+all come this way. Knows no topics and no models; pixels without a file format are `core.pixels`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PilImage
+from PIL import ImageOps
+
+from vlm_spec_decode.core import pixels
+from vlm_spec_decode.core.errors import ImageError
+from vlm_spec_decode.core.pixels import MAX_PIXELS, MAX_SIDE, RawMessage, message_bytes
+from vlm_spec_decode.core.types import Image
+
+QUALITY = 90
+"""Of a JPEG that is made here."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "MPO")
+"""What Pillow may read: pictures only, nothing that starts another program."""
+
+JPEGS = frozenset({"JPEG", "MPO"})
+"""Names of what begins as a JPEG does; cameras of phones put several pictures into one file."""
+
+WITH_ALPHA = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
+ORIENTATION = 0x0112
+BITS_PER_SAMPLE = 258
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+JPEG_MAGIC = b"\xff\xd8\xff"
+START_OF_SCAN, END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+VIDEO_STARTS = (b"\x00\x00\x00\x01", b"\x00\x00\x01")
+"""How a piece of H.264 or H.265 video begins (Annex B)."""
+
+DEPTH_HEADER_BYTES = 12
+"""What compressed_depth_image_transport puts before its PNG."""
+
+FAULTS = (OSError, ValueError, SyntaxError, KeyError, IndexError, TypeError, struct.error, EOFError)
+"""What Pillow raises where bytes make no sense (UnidentifiedImageError is an OSError)."""
+
+
+class CompressedMessage(Protocol):
+    """The fields of sensor_msgs/CompressedImage that are read here."""
+
+    format: str
+    data: Any
+
+
+def is_video(data: bytes) -> bool:
+    """Tell whether these bytes begin like a piece of H.264 or H.265 video instead of a picture."""
+    return data.startswith(VIDEO_STARTS)
+
+
+def check_file(data: bytes, said: str = "") -> None:
+    """Raise ImageError unless these bytes begin like an encoded picture. Cheap: nothing is decoded.
+
+    `said` is what a message calls it, for the error's text.
+    """
+    if not data.startswith((JPEG_MAGIC, PNG_MAGIC)):
+        with opened(data, said):
+            pass
+
+
+def file_image(data: bytes, said: str = "") -> Image:
+    """Return an encoded picture of any common format as an upright JPEG.
+
+    A whole upright JPEG is passed on byte for byte, without being decoded. Raises ImageError.
+    """
+    with opened(data, said) as picture:
+        if picture.format in JPEGS and is_upright(picture) and _has_end(data):
+            return Image(data, *picture.size)
+        return to_jpeg(upright(picture))
+
+
+def compressed_image(message: CompressedMessage) -> Image:
+    """Return the picture of a sensor_msgs/CompressedImage. Raises ImageError."""
+    return file_image(message_bytes(message.data), str(message.format))
+
+
+def check_compressed(message: CompressedMessage) -> None:
+    """Raise ImageError unless a sensor_msgs/CompressedImage begins like a picture. Decodes nothing."""
+    check_file(message_bytes(message.data), str(message.format))
+
+
+def raw_image(message: RawMessage) -> Image:
+    """Return the picture of a sensor_msgs/Image, also of one that holds a file. Raises ImageError."""
+    if pixels.is_encoded(message):
+        return file_image(message_bytes(message.data), str(message.encoding))
+    return to_jpeg(PilImage.fromarray(pixels.to_rgb(message)))
+
+
+def check_raw(message: RawMessage) -> None:
+    """Raise ImageError unless a sensor_msgs/Image can be a picture. Decodes nothing."""
+    if pixels.is_encoded(message):
+        check_file(message_bytes(message.data), str(message.encoding))
+    else:
+        pixels.check(message)
+
+
+def message_image(message: Any) -> Image:
+    """Return the picture of either kind of message. Raises ImageError."""
+    return raw_image(message) if hasattr(message, "encoding") else compressed_image(message)
+
+
+@contextlib.contextmanager
+def opened(data: bytes, said: str = "") -> Iterator[PilImage.Image]:
+    """Open an encoded picture; within the context Pillow's errors become ImageError."""
+    _check_beginning(data, said)
+    try:
+        with PilImage.open(io.BytesIO(data), formats=FORMATS) as picture:
+            width, height = picture.size
+            if not 0 < width * height <= MAX_PIXELS or max(width, height) > MAX_SIDE:
+                raise ImageError(f"an image of {width} x {height} pixels; {MAX_PIXELS:,} are allowed")
+            yield picture
+    except PilImage.DecompressionBombError as error:
+        raise ImageError(f"an image that is too large ({error})") from error
+    except FAULTS as error:
+        raise ImageError(
+            f"not an image that can be decoded ({len(data)} bytes{_quoted(said)}; {type(error).__name__})"
+        ) from error
+
+
+def upright(picture: PilImage.Image) -> PilImage.Image:
+    """Return a picture as RGB, turned as its file asks, on white where it is transparent.
+
+    Raises ImageError for numbers that are no colours.
+    """
+    is_deep = _has_16_bits(picture)
+    picture.load()
+    turned = picture if is_upright(picture) else ImageOps.exif_transpose(picture)
+    if turned.mode == "F":
+        raise ImageError("real numbers without a colour, as of a depth camera, not a picture")
+    if turned.mode.startswith("I"):
+        values = np.clip(np.asarray(turned), 0, 65_535).astype(np.uint16)
+        return PilImage.fromarray(pixels.to_eight_bits(values)).convert("RGB")
+    if is_deep:
+        turned = _brightened(turned)
+    if turned.mode in WITH_ALPHA or "transparency" in turned.info:
+        turned = turned.convert("RGBA")
+        turned = PilImage.alpha_composite(PilImage.new("RGBA", turned.size, "white"), turned)
+    return turned.convert("RGB")
+
+
+def is_upright(picture: PilImage.Image) -> bool:
+    """Tell whether a picture is to be shown as it is stored, by its EXIF data."""
+    return bool(picture.getexif().get(ORIENTATION, 1) in (0, 1))
+
+
+def to_jpeg(picture: PilImage.Image, quality: int = QUALITY) -> Image:
+    """Return an RGB picture as JPEG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return Image(buffer.getvalue(), picture.width, picture.height)
+
+
+def rgb_image(rgb: npt.NDArray[np.uint8]) -> Image:
+    """Return pixels [height, width, 3] as JPEG."""
+    return to_jpeg(PilImage.fromarray(np.ascontiguousarray(rgb)))
+
+
+def _check_beginning(data: bytes, said: str) -> None:
+    """Raise ImageError for what is known to be no picture, naming what it is."""
+    if not data:
+        raise ImageError(f"no bytes at all{_quoted(said)}")
+    if data.startswith(PNG_MAGIC, DEPTH_HEADER_BYTES) or "compresseddepth" in said.lower():
+        raise ImageError("a compressed depth image (compressedDepth), not a picture: name the colour topic")
+    if is_video(data):
+        raise ImageError(
+            f"a piece of H.264 or H.265 video{_quoted(said)}, not a picture; PyAV reads it "
+            "(pip install 'vlm_spec_decode[video]')"
+        )
+
+
+def _quoted(said: str) -> str:
+    return f", called {said[:60]!r}" if said else ""
+
+
+def _has_end(data: bytes) -> bool:
+    """Tell whether a JPEG ends after its last scan; one that broke off has no end, or only a thumbnail's."""
+    return data.rfind(END_OF_IMAGE) > data.rfind(START_OF_SCAN)
+
+
+def _has_16_bits(picture: PilImage.Image) -> bool:
+    """Tell whether a colour picture has 16 bits a channel, of which Pillow keeps the upper eight."""
+    if picture.format == "PNG":
+        return any(";16" in str(tile[3]) for tile in picture.tile)
+    bits = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, ())
+    return bool(bits) and max(bits) > 8
+
+
+def _brightened(picture: PilImage.Image) -> PilImage.Image:
+    """Return a picture of 10, 12 or 14 bits in 16 as bright as it was meant; alpha counts for itself."""
+    bands = np.asarray(picture.convert("RGBA")).astype(np.uint16) << 8
+    colours, alpha = pixels.to_eight_bits(bands[..., :3]), pixels.to_eight_bits(bands[..., 3:])
+    return PilImage.fromarray(np.concatenate([colours, alpha], axis=2))
