@@ -3,10 +3,10 @@
     python benchmarks/hardening.py [--quick] [--only NAME,…] [--resume] [--results FILE]
 
 Parts: environment (variables, files, limits, locales), terminal (start-up, the stop, `vsd say` and its
-ends), sensors, bags, line (flipped bits), skips (tests that CI leaves out). Each part runs in a process of its
-own, so that one that dies costs its own figures only, which then say so. `--quick` takes smaller counts, under
-10 minutes in all on 2 idle cores. Prints a table; the last line is one JSON document. The exit code is 1 if a
-figure misses its bar.
+ends), sensors, bags, line (flipped bits), skips (tests that CI leaves out). Each part runs in a process of
+its own, so that one that dies costs its own figures only, which then say so. `--quick` takes smaller counts,
+under 10 minutes in all on 2 idle cores. Prints a table; the last line is one JSON document. The exit code is
+1 if a figure misses its bar.
 
 `skips` reads what `make test` has left in out/tests/. Where that is not of this code, or was only a selection
 of the tests, it runs `make test` (half an hour); with --quick it is then reported as not measured.
