@@ -73,7 +73,8 @@ def test_a_wheel_holds_what_runs_and_what_ros_looks_for(source, tmp_path):
     for role in ("draft", "target"):
         for file in ("model.safetensors", "config.json", "tokenizer.json"):
             assert f"{NAME}/assets/{role}/{file}" in names
-    assert f"{NAME}/py.typed" in names
+    assert {f"{NAME}/py.typed", f"{NAME}/assets/README.md"} <= names
+    assert any(name.endswith("/LICENSE") for name in names)
     data = f"{NAME}-{__version__}.data"
     share = f"{data}/data/share"
     assert f"{share}/ament_index/resource_index/packages/{NAME}" in names
@@ -96,6 +97,7 @@ def test_a_source_archive_can_be_built_from(source, tmp_path):
     with tarfile.open(build(source, tmp_path, "build_sdist")) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     needed = {"setup.py", "setup.cfg", "package.xml", "README.md", "LICENSE", f"resource/{NAME}"}
+    needed |= {"requirements.lock", "requirements-test.lock", "CITATION.cff", "CONTRIBUTING.md"}
     assert needed | {f"nodes/{node}" for node in NODES} | {"launch/sim.launch.py"} <= names
 
 
