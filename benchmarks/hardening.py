@@ -50,9 +50,10 @@ def in_process(name: str, *, quick: bool) -> list[Figure]:
         path = Path(folder) / "figures.json"
         size = ["--quick"] if quick else []
         command = [sys.executable, str(SELF), "--part", name, "--figures", str(path), *size]
-        code = subprocess.run(command, env=ENVIRONMENT | os.environ, check=False).returncode
+        # What a part says on its way is no part of the table.
+        done = subprocess.run(command, env=ENVIRONMENT | os.environ, stdout=sys.stderr, check=False)
         if not path.exists():
-            return [unmeasured(name, f"ended with exit code {code}")]
+            return [unmeasured(name, f"ended with exit code {done.returncode}")]
         found = [Figure(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
     # JSON knows no infinity.
     return [replace(figure, value=min(figure.value, 1e9)) for figure in found]
@@ -75,7 +76,8 @@ def skips(*, quick: bool, folder: Path = ROOT / "out" / "tests") -> Figure:
     """Count the tests that a whole run of the suite left out, but for those that no registry could bring."""
     reports, lacking = read_reports(folder)
     if lacking and not quick:
-        subprocess.run(["make", "test"], cwd=ROOT, env={**os.environ, "CI": "true"}, check=False)
+        environment = {**os.environ, "CI": "true"}
+        subprocess.run(["make", "test"], cwd=ROOT, env=environment, stdout=sys.stderr, check=False)
         reports, lacking = read_reports(folder)
     if lacking:
         return unmeasured("skips", f"{lacking}; run make test first")
