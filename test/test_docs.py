@@ -5,19 +5,42 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from test.launch_files import declared_arguments
+from test.terminal import Terminal
+from vlm_spec_decode import __version__
+from vlm_spec_decode.actions.limits import MEANINGS, SafetyLimits
+from vlm_spec_decode.bridge.reference import PARAMETERS
 from vlm_spec_decode.cli import vsd
+from vlm_spec_decode.sim import scene_file
+from vlm_spec_decode.sim.objects import COLOURS, KINDS, footprint_radius_m
+from vlm_spec_decode.sim.scene import FLOORS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+TERMINALS = (ROOT / "docs" / "four_terminals.md").read_text(encoding="utf-8")
+SCENES = (ROOT / "docs" / "scenes.md").read_text(encoding="utf-8")
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
+
+
+def blocks(page: str, kind: str = "sh") -> list[str]:
+    """Return a page's code blocks of one kind; those of `sh` are executed."""
+    return re.findall(rf"^```{kind}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = blocks(README)
 
 
 def tracked() -> list[Path]:
@@ -97,11 +120,115 @@ def test_launch_arguments_that_the_readme_names_exist():
         assert set(re.findall(r"(\w+):=", rest)) <= set(declared_arguments(ROOT / "launch" / file))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/protocol.md"])
+def heading_id(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_and_pictures_are_there(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        assert target.startswith("https://") or ((ROOT / page).parent / target).exists(), target
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, part = target.partition("#")
+        if target.startswith("https://"):
+            continue
+        linked = (ROOT / page).parent / path if path else ROOT / page
+        assert linked.exists(), target
+        if part:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            assert part in map(heading_id, headings), target
+
+
+def test_the_readme_leads_to_every_page_that_a_user_opens():
+    for page in ("four_terminals", "scenes", "safety", "real_robot", "parameters", "bags", "operations"):
+        assert f"](docs/{page}.md" in README
+    for name in ("CITATION.cff", "CONTRIBUTING.md"):
+        assert f"]({name}" in README
+
+
+@pytest.mark.slow
+@pytest.mark.dds
+@pytest.mark.ros
+@pytest.mark.net
+@pytest.mark.timeout(300)
+def test_four_terminals_do_what_their_page_says(tmp_path):
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    robot, cloud, nodes, user = (Terminal(tmp_path) for _ in range(4))
+    commands = blocks(TERMINALS)
+    assert len(commands) == 4
+    try:
+        for terminal, block in zip((robot, cloud, nodes), commands, strict=False):
+            terminal.type(block)
+        robot.wait_for("a Go2 on lo, domain 1")
+        cloud.wait_for("serving target on tcp://127.0.0.1:5557 (CURVE)")
+        for line in commands[3].splitlines():
+            assert user.run(line) == 0, f"{line}\n{user.screen}\n{nodes.screen}"
+        assert re.search(r"^done\b", user.screen, re.MULTILINE), user.screen
+        assert "[vlm_node]: ready" in nodes.screen, nodes.screen
+        for terminal in (nodes, cloud, robot):
+            terminal.interrupt()
+        assert nodes.run("wait") == 0
+        assert "left: the robot stands" in nodes.screen
+        for terminal in (robot, cloud, nodes, user):
+            assert "Traceback" not in terminal.screen
+    finally:
+        for terminal in (user, nodes, cloud, robot):
+            terminal.close()
+
+
+def test_parameters_that_the_four_terminals_name_exist():
+    found = re.findall(r"(\w+_node) --ros-args ([^;`\n]*)", TERMINALS)
+    assert len(found) == 3
+    for node, rest in found:
+        known = {parameter.name for parameter in PARAMETERS[node]}
+        assert set(re.findall(r"-p (\w+):=", rest)) <= known
+
+
+@pytest.mark.parametrize("page", ["robustness", "safety"])
+def test_commands_of_pages_run(page, user):
+    for block in blocks((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")):
+        user(block)
+
+
+def test_the_scene_of_its_page_is_read_and_tried(user, tmp_path):
+    (text,) = blocks(SCENES, "yaml")
+    (tmp_path / "my_room.yaml").write_text(text)
+    assert [item.name for item in scene_file.read(tmp_path / "my_room.yaml").objects] == [
+        "red chair",
+        "blue box",
+    ]
+    (command,) = blocks(SCENES)
+    user(command)
+    assert (tmp_path / "my_room.png").stat().st_size > 0
+
+
+def test_the_tables_of_scenes_are_what_is_read():
+    lines = re.findall(r"^\| `.+$", SCENES, re.MULTILINE)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    named = [key for row in rows for key in re.findall(r"`(.+?)`", row[0])]
+    assert {re.split(r"[.\[]", key)[0] for key in named} == set(scene_file.TOP_KEYS)
+    for group, keys in scene_file.PART_KEYS.items():
+        assert {key.rpartition(".")[2] for key in named if key.startswith(group) and "." in key} == set(keys)
+    needed = {key for row in rows if row[1] == "yes" for key in re.findall(r"`(.+?)`", row[0])}
+    wanted = ("kind", "colour", "x_m", "y_m")
+    assert needed == {"length_m", "width_m", *(f"objects[].{key}" for key in wanted)}
+    ranges = {row[0]: row[2] for row in rows}
+    assert ranges["`objects[].colour`"] == ", ".join(COLOURS)
+    assert ranges["`floor`"] == ", ".join(FLOORS)
+    assert f"| kind | {' | '.join(KINDS)} |" in SCENES
+    assert f"m | {' | '.join(f'{footprint_radius_m(kind):.2f}' for kind in KINDS)} |" in SCENES
+
+
+def test_every_limit_has_a_meaning():
+    assert set(MEANINGS) == {field.name for field in fields(SafetyLimits)}
+
+
+def test_how_to_cite_names_this_version_and_licence():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "type"} <= set(cited)
+    assert (cited["version"], cited["license"]) == (__version__, "Apache-2.0")
+    assert f"version = {{{__version__}}}" in README
+    assert cited["title"].split(": ")[1] in README
 
 
 def test_the_tree_is_the_tree():

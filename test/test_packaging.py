@@ -73,7 +73,8 @@ def test_a_wheel_holds_what_runs_and_what_ros_looks_for(source, tmp_path):
     for role in ("draft", "target"):
         for file in ("model.safetensors", "config.json", "tokenizer.json"):
             assert f"{NAME}/assets/{role}/{file}" in names
-    assert f"{NAME}/py.typed" in names
+    assert {f"{NAME}/py.typed", f"{NAME}/assets/README.md"} <= names
+    assert any(name.endswith("/LICENSE") for name in names)
     data = f"{NAME}-{__version__}.data"
     share = f"{data}/data/share"
     assert f"{share}/ament_index/resource_index/packages/{NAME}" in names
@@ -96,6 +97,7 @@ def test_a_source_archive_can_be_built_from(source, tmp_path):
     with tarfile.open(build(source, tmp_path, "build_sdist")) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     needed = {"setup.py", "setup.cfg", "package.xml", "README.md", "LICENSE", f"resource/{NAME}"}
+    needed |= {"requirements.lock", "requirements-test.lock", "CITATION.cff", "CONTRIBUTING.md"}
     assert needed | {f"nodes/{node}" for node in NODES} | {"launch/sim.launch.py"} <= names
 
 
@@ -118,16 +120,13 @@ def manifest() -> ElementTree.Element:
     return ElementTree.parse(ROOT / "package.xml").getroot()
 
 
-def requirements() -> set[str]:
+def requirements(name: str = "RUNTIME") -> set[str]:
+    """Return the packages of one of the lists in setup.py."""
     tree = ast.parse((ROOT / "setup.py").read_text())
-    lists = {
-        target.id: ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.List)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    return {re.split(r"[<>=;\[ ]", text)[0] for text in lists["RUNTIME"]}
+    lists = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.List)]
+    found = {"NAME": NAME}
+    exec(compile(ast.Module(lists, []), "setup.py", "exec"), found)
+    return {re.split(r"[<>=;\[ ]", text)[0] for text in found[name]}
 
 
 def test_the_manifest_is_of_format_3_and_of_this_version():
@@ -158,20 +157,47 @@ def test_the_manifest_names_every_ros_package_that_is_imported():
     assert imported <= keys
 
 
-def test_the_lock_pins_every_requirement_for_every_python():
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    pinned = {}
-    for line in lines:
+def pinned(lock: str) -> dict[str, list[str]]:
+    """Return package -> its pins (one for each marker) of a lock file."""
+    found = {}
+    for line in (ROOT / lock).read_text().splitlines():
         if line and not line.startswith("#"):
             name, _, rest = line.partition("==")
             assert rest, f"{line!r} is not pinned"
-            pinned.setdefault(name.lower().replace("_", "-"), []).append(rest)
-    for name in requirements():
-        assert name.lower() in pinned, f"{name} is not in requirements.lock"
-    assert len(pinned["cyclonedds"]) == 2
+            found.setdefault(name.lower().replace("_", "-"), []).append(rest)
+    return found
+
+
+def test_the_lock_pins_every_requirement_for_every_python():
+    found = pinned("requirements.lock")
+    for name in requirements() | requirements("ROS") | requirements("PHYSICAL"):
+        assert name.lower() in found, f"{name} is not in requirements.lock"
+    assert len(found["cyclonedds"]) == 2
+
+
+def test_what_only_tests_need_is_locked_apart_and_not_in_the_way_of_the_demo():
+    base, tests = pinned("requirements.lock"), pinned("requirements-test.lock")
+    assert not set(base) & set(tests)
+    for name in requirements("DEV"):
+        assert name.lower() in base | tests, f"{name} is in no lock"
+    for name in ("pytest", "mypy", "ruff", "ray", "av", "opencv-python-headless", "torchao", "ros-test-msgs"):
+        assert name in tests, f"{name} is for tests alone"
+    assert base["torch"] == ["2.13.0"], "torch is installed first, by this pin"
+    assert not [name for name in base | tests if name.startswith(("nvidia-", "cuda-", "triton"))]
+
+
+def test_the_demo_does_not_install_what_only_tests_need():
+    def setup_of(target):
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
+        return re.findall(r"^bash \.ci/setup (\w+)", done.stdout, re.MULTILINE)
+
+    assert setup_of("demo") == ["demo"]
+    assert setup_of("setup") == setup_of("test") == ["test"]
+    done = subprocess.run(["bash", ".ci/setup", "nothing"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "[setup] error: unknown part nothing: demo or test\n")
 
 
 def test_make_knows_its_targets():
-    for target in ("setup", "demo", "test", "lint", "clean"):
+    for target in ("setup", "demo", "test", "lint", "bench", "lock", "clean"):
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

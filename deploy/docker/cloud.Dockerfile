@@ -8,14 +8,15 @@ ARG TORCH_INDEX=
 ARG UID=990
 RUN useradd --system --uid "$UID" --create-home --home-dir /var/lib/vsd vsd
 WORKDIR /opt/vsd/src
-COPY setup.py setup.cfg pyproject.toml package.xml README.md LICENSE requirements.lock ./
+COPY setup.py setup.cfg pyproject.toml package.xml README.md LICENSE requirements.lock requirements-test.lock ./
 COPY resource resource
 COPY config config
 COPY launch launch
 COPY rviz rviz
 COPY vlm_spec_decode vlm_spec_decode
 RUN python -m venv /opt/vsd && /opt/vsd/bin/pip install --no-cache-dir \
-    ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint requirements.lock ".[cluster]"
+    ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint requirements.lock \
+    --constraint requirements-test.lock ".[cluster]"
 COPY deploy/cloud.yaml /etc/vsd/cloud.yaml
 USER vsd
 ENV OMP_NUM_THREADS=1

@@ -106,7 +106,9 @@ def test_a_ray_cluster_gives_the_same_rows(walk, tmp_path, monkeypatch, request)
     run(one)
     monkeypatch.setenv("PYTHONPATH", str(request.config.rootpath))  # for its workers
     monkeypatch.setenv("RAY_worker_niceness", "0")
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    loopback = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    ray.init("local", num_cpus=1, log_to_driver=False, **loopback)
     address = ray.get_runtime_context().gcs_address
     try:
         run(replace(one, out=together, workers=Workers(1, address)))

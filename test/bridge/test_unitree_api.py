@@ -67,8 +67,6 @@ def make(clock: RobotTime, **settings: float) -> Go2Driver:
 
 
 class TestOverRosMessages(RobotDriverContract):
-    threaded = False
-
     @pytest.fixture
     def clock(self) -> Clock:
         return RobotTime()

@@ -9,8 +9,8 @@
         @pytest.fixture
         def driver(self, clock) -> Iterator[RobotDriver]: ...   # not started; closed by the fixture
 
-The robot needs free ground: half a metre each way. A driver that one thread only may use sets
-`threaded = False`.
+The robot needs free ground: half a metre each way. A driver that several threads may use, as the executor
+does, inherits `ThreadedRobotDriverContract` instead.
 """
 
 from __future__ import annotations
@@ -31,9 +31,6 @@ RESEND_S = 0.04
 
 class RobotDriverContract:
     """Tests of a driver; subclasses bring the fixtures `driver` and `clock`."""
-
-    threaded = True
-    """Whether other threads may call `stop` and `state` while one is inside `posture`."""
 
     min_range_m = 0.2
     """How far the test ground is free in front."""
@@ -194,9 +191,11 @@ class RobotDriverContract:
         with pytest.raises(RobotError):
             ready.state()
 
+
+class ThreadedRobotDriverContract(RobotDriverContract):
+    """The same, and that other threads may call `stop` and `state` while one is inside `posture`."""
+
     def test_stop_does_not_wait_for_a_posture(self, ready: RobotDriver, clock: Clock) -> None:
-        if not self.threaded:
-            pytest.skip("one thread only")
         errors: list[Exception] = []
 
         def stretch() -> None:

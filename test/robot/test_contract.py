@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from test.physical_body import needs_physical_body
-from test.robot.contract import RobotDriverContract
+from test.robot.contract import RobotDriverContract, ThreadedRobotDriverContract
 from test.simulator import dds_domain, simulator
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import RobotError
@@ -26,7 +26,6 @@ EMPTY_ROOM = Scene(0, 8.0, 8.0, (), Pose2D(0.0, 0.0, 0.5))
 
 @pytest.mark.sim
 class TestHeadlessGo2(RobotDriverContract):
-    threaded = False
     world: type[World] = World
 
     @pytest.fixture
@@ -65,7 +64,7 @@ def _shared(network: Path) -> Iterator[Go2Driver]:
 
 @pytest.mark.sim
 @pytest.mark.dds
-class TestGo2OverDds(RobotDriverContract):
+class TestGo2OverDds(ThreadedRobotDriverContract):
     """One simulator, and one driver but for the tests that close it; a robot left sitting is brought back."""
 
     @pytest.fixture

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from test.robot.contract import RobotDriverContract
+from test.robot.contract import RobotDriverContract, ThreadedRobotDriverContract
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import RobotRefused, RobotStale, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock, RobotDriver
@@ -15,8 +15,6 @@ from vlm_spec_decode.robot.fake_body import Disc, FakeBody
 
 
 class TestFakeRobotInVirtualTime(RobotDriverContract):
-    threaded = False
-
     @pytest.fixture
     def clock(self) -> Clock:
         return VirtualClock(5.0)
@@ -31,9 +29,8 @@ class TestFakeRobotInVirtualTime(RobotDriverContract):
 class TestFakeRobotInWallTime:
     """The part of the contract that only threads can show."""
 
-    test_stop_does_not_wait_for_a_posture = RobotDriverContract.test_stop_does_not_wait_for_a_posture
+    test_stop_does_not_wait_for_a_posture = ThreadedRobotDriverContract.test_stop_does_not_wait_for_a_posture
     until = RobotDriverContract.until
-    threaded = True
 
     @pytest.fixture
     def clock(self) -> Clock:

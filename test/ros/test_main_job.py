@@ -10,8 +10,6 @@ from std_msgs.msg import String
 
 from test.simulator import dds_domain
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
-from vlm_spec_decode.core.errors import ModelError
-from vlm_spec_decode.models.loader import shipped
 
 pytestmark = [pytest.mark.ros, pytest.mark.dds, pytest.mark.sim, pytest.mark.net, pytest.mark.slow]
 
@@ -24,16 +22,6 @@ start: {x_m: -2.2, y_m: 0.0}
 objects:
   - {kind: ball, colour: red, x_m: 0.0, y_m: 0.2}
 """
-
-
-def there(name):
-    try:
-        return shipped(name).is_dir()
-    except ModelError:
-        return False
-
-
-needs_models = pytest.mark.skipif(not (there("draft") and there("target")), reason="no models ship yet")
 
 
 def free_port():
@@ -82,7 +70,6 @@ def user(graph, sensor_qos):
     return User(graph, sensor_qos)
 
 
-@needs_models
 @pytest.mark.timeout(320)
 def test_a_sentence_walks_the_robot_and_a_lost_cloud_leaves_it_at_rest(user, processes, eventually, tmp_path):
     address, keys = start_all(processes, tmp_path)
@@ -147,7 +134,6 @@ def start_all(processes, folder):
     return address, keys
 
 
-@needs_models
 @pytest.mark.timeout(320)
 def test_a_robot_that_is_not_heard_for_a_moment_ends_no_mission(user, processes, eventually, tmp_path):
     start_all(processes, tmp_path)
@@ -161,7 +147,6 @@ def test_a_robot_that_is_not_heard_for_a_moment_ends_no_mission(user, processes,
     assert "fault" in told(user), "the robot was heard all the time"
 
 
-@needs_models
 @pytest.mark.timeout(300)
 def test_a_cloud_that_is_not_there_or_knows_other_keys_is_named(user, processes, eventually, tmp_path):
     for name in ("mine", "theirs"):

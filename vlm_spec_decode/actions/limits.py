@@ -21,6 +21,33 @@ Polygon = tuple[tuple[float, float], ...]
 MAX_SPEED_MPS = 1.0
 """No configuration goes beyond it: what a dead process would let the robot walk is 1 m then."""
 
+MEANINGS: Mapping[str, str] = {
+    "max_speed_mps": f"Speed of walking, m/s; at most {MAX_SPEED_MPS:g}. Holds for a person who steers, too.",
+    "max_turn_radps": "Speed of turning, rad/s.",
+    "max_accel_mps2": "Change of the commanded speed, m/s^2.",
+    "max_turn_accel_radps2": "Change of the commanded turning, rad/s^2.",
+    "max_distance_m": "Way of one action, m.",
+    "max_angle_deg": "Turn of one action, degrees.",
+    "max_look_pitch_deg": "Tilt of the body up or down of one look, degrees.",
+    "max_look_yaw_deg": "Turn of the body to a side of one look, degrees.",
+    "max_wait_s": "Length of one wait, s.",
+    "max_actions": "Actions in one plan.",
+    "max_frame_age_s": "Age of the frame that a plan was decided on, when the plan arrives, s.",
+    "max_state_age_s": "Age of the robot's newest state, s.",
+    "max_attitude_deg": "Roll or pitch of the body beyond which nothing is begun, degrees.",
+    "obstacle_stop_m": "Gap kept between the body's edge and what a range sensor sees, m.",
+    "min_battery_soc": "Charge of the battery, 0 to 1, below which nothing is begun.",
+    "watchdog_s": "Silence of the commander that stops the robot, s.",
+    "unverified_speed_mps": "As max_speed_mps, for plans that no cloud has verified, if that is less.",
+    "unverified_turn_radps": "As max_turn_radps, for such plans.",
+    "unverified_distance_m": "As max_distance_m, for such plans.",
+    "unverified_angle_deg": "As max_angle_deg, for such plans.",
+    "unverified_actions": "As max_actions, for such plans.",
+    "modes": "Codes of the robot's state machine in which it may walk: a list, some of the default's.",
+    "geofence": "Corners [x, y] in the odometry frame, m, that the robot leaves only inwards; empty: none.",
+}
+"""What each limit bounds, with its unit, for docs/parameters.md."""
+
 
 @dataclass(frozen=True, slots=True)
 class SafetyLimits:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from vlm_spec_decode.actions.limits import MEANINGS, SafetyLimits
 from vlm_spec_decode.bridge import (
     camera_node,
     engine_source,
@@ -165,7 +166,27 @@ def page() -> str:
         lines += [_row(parameter) for parameter in parameters]
         lines += ["", "| | topic or service | type | meaning |", "| --- | --- | --- | --- |"]
         lines += [f"| {c.way} | `{c.name}` | `{c.kind}` | {c.meaning} |" for c in CHANNELS[node]]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_limits()]) + "\n"
+
+
+def _limits() -> list[str]:
+    """Return the section of what the safety gate allows; a limit without a meaning is a KeyError."""
+    lines = [
+        "## Limits file",
+        "",
+        "How fast, how far and when the robot may move is set in a YAML file that the locomotion node reads",
+        "when it starts: parameter `limits_file`, launch argument `limits`. A limit that the file does not",
+        "name keeps its default; an unknown name and a value that cannot be meant are refused.",
+        "[safety.md](safety.md#limits) has an example, and what the limits guarantee.",
+        "",
+        "| limit | default | meaning |",
+        "| --- | --- | --- |",
+    ]
+    for field in fields(SafetyLimits):
+        default = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        shown = "empty" if default == "" else f"`{default}`"
+        lines.append(f"| `{field.name}` | {shown} | {MEANINGS[field.name]} |")
+    return lines
 
 
 def _row(parameter: Parameter) -> str:

@@ -13,7 +13,18 @@ from vlm_spec_decode.core.errors import SceneError
 from vlm_spec_decode.sim.objects import COLOURS, KINDS, Rgb, SceneObject
 from vlm_spec_decode.sim.scene import FLOORS, Light, Pose2D, Scene
 
-_TOP = ("name", "seed", "length_m", "width_m", "floor", "floor_rgb", "wall_rgb", "light", "start", "objects")
+TOP_KEYS = (
+    *("name", "seed", "length_m", "width_m"),
+    *("floor", "floor_rgb", "wall_rgb", "light", "start", "objects"),
+)
+"""Keys of a scene file."""
+
+PART_KEYS: Mapping[str, tuple[str, ...]] = {
+    "start": ("x_m", "y_m", "yaw_deg"),
+    "light": ("azimuth_deg", "elevation_deg", "brightness"),
+    "objects": ("kind", "colour", "x_m", "y_m", "yaw_deg", "scale"),
+}
+"""Keys of its parts, and of each of its objects."""
 
 
 def read(path: Path) -> Scene:
@@ -32,7 +43,7 @@ def read(path: Path) -> Scene:
 
 def parse(data: object) -> Scene:
     """Build a scene from a file's content. Raises SceneError with the key."""
-    top = _mapping(data, "scene", _TOP)
+    top = _mapping(data, "scene", TOP_KEYS)
     length, width = (_number(top, key, "", low=2.0, high=50.0) for key in ("length_m", "width_m"))
     items = top.get("objects", [])
     if not isinstance(items, list):
@@ -43,7 +54,7 @@ def parse(data: object) -> Scene:
             raise SceneError(f"objects[{i}]: {item.name} lies outside the room")
         if item.name in {other.name for other in objects[:i]}:
             raise SceneError(f"objects[{i}]: a second {item.name}; colour and kind together must be unique")
-    start = _mapping(top.get("start", {}), "start", ("x_m", "y_m", "yaw_deg"))
+    start = _mapping(top.get("start", {}), "start", PART_KEYS["start"])
     x, y = (_number(start, key, "start.", default=0.0) for key in ("x_m", "y_m"))
     pose = Pose2D(x, y, _yaw(start, "start."))
     if abs(pose.x_m) > length / 2 or abs(pose.y_m) > width / 2:
@@ -100,7 +111,7 @@ def write(scene: Scene, path: Path) -> None:
 
 
 def _object(value: object, where: str) -> SceneObject:
-    data = _mapping(value, where, ("kind", "colour", "x_m", "y_m", "yaw_deg", "scale"))
+    data = _mapping(value, where, PART_KEYS["objects"])
     kind = _word(data, "kind", f"{where}.", KINDS)
     colour = _word(data, "colour", f"{where}.", COLOURS)
     x, y = (_number(data, key, f"{where}.") for key in ("x_m", "y_m"))
@@ -109,7 +120,7 @@ def _object(value: object, where: str) -> SceneObject:
 
 
 def _light(value: object) -> Light:
-    data = _mapping(value, "light", ("azimuth_deg", "elevation_deg", "brightness"))
+    data = _mapping(value, "light", PART_KEYS["light"])
     plain = Light()
     azimuth = _number(data, "azimuth_deg", "light.", default=math.degrees(plain.azimuth_rad))
     elevation = _number(
