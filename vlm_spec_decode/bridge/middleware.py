@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vlm_spec_decode.core import environment
+from vlm_spec_decode.core.errors import MiddlewareError
 
 TRANSPORTS = "FASTDDS_BUILTIN_TRANSPORTS"
+NO_LOG_FILE = ("--ros-args", "--disable-external-lib-logs")
+"""Arguments for a process that writes no log file, or cannot."""
 
 
 def prefer_sockets() -> None:
@@ -16,3 +23,21 @@ def prefer_sockets() -> None:
     ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST, where rmw_fastrtps chooses by itself, and for other middleware.
     """
     os.environ.setdefault(TRANSPORTS, "UDPv4")
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Turn what starting ROS 2 can raise into a MiddlewareError of one line. Raises MiddlewareError."""
+    from rclpy.exceptions import ROSInterruptException
+    from rclpy.impl.implementation_singleton import rclpy_implementation
+
+    try:
+        yield
+    except (rclpy_implementation.RCLError, rclpy_implementation.RMWError, RuntimeError) as error:
+        if isinstance(error, ROSInterruptException):
+            raise
+        rmw = environment.rmw_in_use() or "its middleware"
+        reason = " ".join(str(error).split()).split(", at /")[0]
+        raise MiddlewareError(
+            f"ROS 2 does not start with {rmw}: {reason}; `vsd doctor` looks at what it reads"
+        ) from error

@@ -22,8 +22,11 @@ from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
 from vlm_spec_decode.bridge.managed import Build, ManagedNode
-from vlm_spec_decode.bridge.middleware import prefer_sockets
-from vlm_spec_decode.core.errors import VsdError
+from vlm_spec_decode.bridge.middleware import NO_LOG_FILE, named, prefer_sockets
+from vlm_spec_decode.core import environment, internal_error
+from vlm_spec_decode.core.environment_checks import can_write, log_folder
+from vlm_spec_decode.core.errors import ConfigError, InternalError, VsdError
+from vlm_spec_decode.core.text import is_text
 
 
 class _EndedEarly(BaseException):
@@ -54,17 +57,16 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
     """Run one node until a signal or `Stop`; return the exit code.
 
     A fault named by the library is logged in one line and gives that error's exit code; anything else is
-    a bug and keeps its traceback, after the node has been closed.
+    a bug, named in one line with the way to its traceback after the node has been closed, and gives 1.
     """
     ending = _Ending()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ending.on_signal)
-    prefer_sockets()
-    rclpy.init(args=list(args) if args is not None else None, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        node = ManagedNode(name, build, ending)
+        node = _join(name, build, ending, sys.argv if args is None else args)
     except VsdError as error:
-        rclpy.logging.get_logger(name).fatal(f"{type(error).__name__}: {error}")
+        # Not by the logger: it may be what could not be started.
+        sys.stderr.write(f"[FATAL] [{name}]: {type(error).__name__}: {' '.join(str(error).split())}\n")
         rclpy.try_shutdown()
         return error.exit_code
     try:
@@ -72,6 +74,8 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
         _serve(node, ending, threads)
     except VsdError as error:
         ending(error)
+    except Exception as error:  # noqa: BLE001 - the net under a node: one line, never a traceback
+        ending.error = InternalError(internal_error.told(error))
     except _EndedEarly:
         node.get_logger().info("ended before it had begun")
     finally:
@@ -82,6 +86,21 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     return code
+
+
+def _join(name: str, build: Build, ending: _Ending, args: Sequence[str]) -> ManagedNode:
+    """Start ROS 2 in this process and make the node. Raises ConfigError or MiddlewareError."""
+    environment.refuse(os.environ, environment.ROS)
+    unclear = next((each for each in args if not is_text(each)), None)
+    if unclear is not None:
+        raise ConfigError(f"an argument is not UTF-8: {unclear!r}")
+    prefer_sockets()
+    folder = log_folder(os.environ)
+    if folder is None or not can_write(folder):
+        args = [*args, *NO_LOG_FILE]
+    with named():
+        rclpy.init(args=list(args), signal_handler_options=SignalHandlerOptions.NO)
+        return ManagedNode(name, build, ending)
 
 
 def leave(code: int) -> NoReturn:
