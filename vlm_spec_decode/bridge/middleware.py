@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vlm_spec_decode.core import environment
-from vlm_spec_decode.core.errors import MiddlewareError
+from vlm_spec_decode.core.errors import ConfigError, MiddlewareError
 
 TRANSPORTS = "FASTDDS_BUILTIN_TRANSPORTS"
 NO_LOG_FILE = ("--ros-args", "--disable-external-lib-logs")
@@ -27,17 +27,23 @@ def prefer_sockets() -> None:
 
 @contextmanager
 def named() -> Iterator[None]:
-    """Turn what starting ROS 2 can raise into a MiddlewareError of one line. Raises MiddlewareError."""
+    """Turn what starting ROS 2 can raise into one line. Raises MiddlewareError, ConfigError for arguments."""
     from rclpy.exceptions import ROSInterruptException
     from rclpy.impl.implementation_singleton import rclpy_implementation
 
     try:
         yield
+    except (rclpy_implementation.RCLInvalidROSArgsError, rclpy_implementation.UnknownROSArgsError) as error:
+        raise ConfigError(f"ROS arguments: {_reason(error)}") from error
     except (rclpy_implementation.RCLError, rclpy_implementation.RMWError, RuntimeError) as error:
         if isinstance(error, ROSInterruptException):
             raise
         rmw = environment.rmw_in_use() or "its middleware"
-        reason = " ".join(str(error).split()).split(", at /")[0]
         raise MiddlewareError(
-            f"ROS 2 does not start with {rmw}: {reason}; `vsd doctor` looks at what it reads"
+            f"ROS 2 does not start with {rmw}: {_reason(error)}; `vsd doctor` looks at what it reads"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what rcl says without the place in its source."""
+    return " ".join(str(error).split()).split(", at /")[0]

@@ -21,12 +21,12 @@ import rclpy
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
+from vlm_spec_decode.bridge import node_arguments
 from vlm_spec_decode.bridge.managed import Build, ManagedNode
 from vlm_spec_decode.bridge.middleware import NO_LOG_FILE, named, prefer_sockets
 from vlm_spec_decode.core import environment, internal_error
 from vlm_spec_decode.core.environment_checks import can_write, log_folder
-from vlm_spec_decode.core.errors import ConfigError, InternalError, VsdError
-from vlm_spec_decode.core.text import is_text
+from vlm_spec_decode.core.errors import InternalError, VsdError
 
 
 class _EndedEarly(BaseException):
@@ -59,11 +59,14 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
     A fault named by the library is logged in one line and gives that error's exit code; anything else is
     a bug, named in one line with the way to its traceback after the node has been closed, and gives 1.
     """
+    given = sys.argv if args is None else args
+    if node_arguments.asks_for_help(given):
+        return _help(name)
     ending = _Ending()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ending.on_signal)
     try:
-        node = _join(name, build, ending, sys.argv if args is None else args)
+        node = _join(name, build, ending, given)
     except VsdError as error:
         # Not by the logger: it may be what could not be started.
         sys.stderr.write(f"[FATAL] [{name}]: {type(error).__name__}: {' '.join(str(error).split())}\n")
@@ -88,12 +91,18 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
     return code
 
 
+def _help(name: str) -> int:
+    # Its modules import this one.
+    from vlm_spec_decode.bridge.node_settings import settings
+
+    sys.stdout.write(node_arguments.help_text(name, settings(name)))
+    return 0
+
+
 def _join(name: str, build: Build, ending: _Ending, args: Sequence[str]) -> ManagedNode:
     """Start ROS 2 in this process and make the node. Raises ConfigError or MiddlewareError."""
     environment.refuse(os.environ, environment.ROS)
-    unclear = next((each for each in args if not is_text(each)), None)
-    if unclear is not None:
-        raise ConfigError(f"an argument is not UTF-8: {unclear!r}")
+    node_arguments.check(args)
     prefer_sockets()
     folder = log_folder(os.environ)
     if folder is None or not can_write(folder):
