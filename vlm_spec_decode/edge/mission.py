@@ -13,6 +13,9 @@ from vlm_spec_decode.core.types import Image, Observation
 
 MAX_INSTRUCTION_CHARS = 2000
 
+REPLACEMENT = "\ufffd"
+"""What ROS makes of a byte that is not UTF-8: nobody may guess what was asked of the robot."""
+
 LOOK_AGAIN = frozenset({"obstacle", "blocked"})
 """Reasons of a broken-off action after which another look may help: something was in the way."""
 
@@ -36,6 +39,8 @@ def check_instruction(text: str) -> str:
     """Return `text` stripped. Raises InstructionError if it is empty, too long or no text."""
     if problem := text_problem(text):
         raise InstructionError(f"the instruction is no text: {problem}")
+    if REPLACEMENT in text:
+        raise InstructionError("the instruction holds U+FFFD, which stands for bytes that were no text")
     stripped = text.strip()
     if not stripped:
         raise InstructionError("the instruction is empty")
