@@ -244,12 +244,13 @@ def sim(as_json: bool, headless: bool, actions: str, **options: Any) -> int:
 @as_json
 def doctor(as_json: bool, **where: Any) -> int:
     """Check that this computer has what the other commands need, and say what to do where it has not."""
-    from vlm_spec_decode.demo.doctor import examine
+    from vlm_spec_decode.demo.doctor import examine, report
 
     findings = examine(**where)
-    lines = [f"{'ok  ' if f.is_ok else 'FAIL'} {f.name}: {f.detail}" for f in findings]
+    lines = report(findings, bool(where["interface"]), bool(where["address"]))
     good = all(f.is_ok for f in findings)
-    checks = [{"name": f.name, "ok": f.is_ok, "detail": f.detail} for f in findings]
+    checks = [{"name": f.name, "ok": f.is_ok, "level": f.level, "detail": f.detail, "advice": f.advice}
+              for f in findings]  # fmt: skip
     _finish(as_json, {"ok": good, "checks": checks}, "\n".join(lines))
     return 0 if good else 1
 

@@ -5,6 +5,7 @@ Each imports its own parts only when it runs: a camera node has no use for a mod
 
 from __future__ import annotations
 
+import os
 from typing import NoReturn
 
 from rclpy.node import Node
@@ -13,9 +14,11 @@ from vlm_spec_decode.bridge.managed import NodePart, Stop
 from vlm_spec_decode.bridge.parameters import Parameter, Parameters
 from vlm_spec_decode.bridge.spin import leave, run_node
 from vlm_spec_decode.bridge.urgency import PARAMETER, hurry
+from vlm_spec_decode.core import environment
 from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.environment_checks import ros_domain
 from vlm_spec_decode.robot.go2_config import Go2Config
-from vlm_spec_decode.robot.network import check_network
+from vlm_spec_decode.robot.network import check_middleware, check_network
 
 ROBOT_PARAMETERS = (
     Parameter("interface", "lo", "Network interface towards the robot; lo: a simulated one."),
@@ -77,6 +80,7 @@ def _camera(node: Node, _stop: Stop) -> NodePart:
     from vlm_spec_decode.robot.go2_camera import Go2Camera
 
     check_network(config.domain, config.interface)
+    _check_middleware(config.domain, "sdk")
     return CameraNode(node, lambda: Go2Camera(config, clock), clock)
 
 
@@ -91,6 +95,7 @@ def _locomotion(node: Node, stop: Stop) -> NodePart:
     kind = Parameters(node, DRIVER_PARAMETERS).text("driver")
     if kind == "cmd_vel":
         return LocomotionNode(node, VelocityRobot(node, clock), clock, stop, says_odometry=False)
+    _check_middleware(config.domain, kind)
     from vlm_spec_decode.robot.go2 import Go2Driver
 
     if kind == "ros2":
@@ -113,6 +118,11 @@ def _vlm(node: Node, stop: Stop) -> NodePart:
     from vlm_spec_decode.bridge.vlm_node import VlmNode
 
     return VlmNode(node, EdgeEngineSource(read_settings(node)), WallClock(), stop)
+
+
+def _check_middleware(domain: int, driver: str) -> None:
+    """Raise DomainBusy if ROS and the SDK would both open the robot's domain with Cyclone DDS."""
+    check_middleware(environment.rmw_in_use(), ros_domain(os.environ), domain, driver)
 
 
 def _robot(node: Node) -> Go2Config:

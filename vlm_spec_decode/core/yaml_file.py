@@ -37,7 +37,9 @@ def parse_yaml(data: bytes, where: str, error: type[VsdError] = ConfigError) -> 
         problem = _problem(found)
     # Beside its own errors: a date that does not exist, nesting without end, a key that is a list.
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as reason:
-        raise error(f"{where}: not YAML, or no YAML that is safe to read: {' '.join(str(reason).split())}") from reason
+        raise error(
+            f"{where}: not YAML, or no YAML that is safe to read: {' '.join(str(reason).split())}"
+        ) from reason
     if problem:
         raise error(f"{where}: {problem}")
     return found
