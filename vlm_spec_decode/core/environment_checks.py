@@ -370,7 +370,8 @@ def dds_home(environ: Environment) -> str:
 
 # OpenGL -------------------------------------------------------------------------------------------------
 
-OFFSCREEN = ("osmesa", "egl")
+LIBRARIES = {"osmesa": "OSMesa", "egl": "EGL"}
+OFFSCREEN = tuple(LIBRARIES)
 _WINDOW = ("glfw", "enable", "enabled", "on", "true", "1")
 
 
@@ -380,19 +381,24 @@ def default_gl(has_display: bool = False) -> str:
     OSMesa comes first although EGL may be a GPU: its frames are the same on every machine, and the models
     are trained and judged on these frames.
     """
+    found = next((name for name, library in LIBRARIES.items() if _has_library(library)), "")
+    return found or ("" if has_display else "osmesa")
+
+
+def _has_library(name: str) -> bool:
     from ctypes.util import find_library
 
-    for name, library in (("osmesa", "OSMesa"), ("egl", "EGL")):
-        if find_library(library):
-            return name
-    return "" if has_display else "osmesa"
+    return find_library(name) is not None
 
 
 def gl(environ: Environment) -> str:
     """MUJOCO_GL draws without a window, or there is a display."""
     value = environ.get("MUJOCO_GL", "")
-    if not value or value.lower() in OFFSCREEN:
+    if not value:
         return ""
+    if value.lower() in OFFSCREEN:
+        there = _has_library(LIBRARIES[value.lower()]) or not any(map(_has_library, LIBRARIES.values()))
+        return "" if there else f"MUJOCO_GL={value}: there is no lib{LIBRARIES[value.lower()]} here"
     if value.lower() in _WINDOW and environ.get("DISPLAY"):
         return ""
     return f"MUJOCO_GL={value} draws no pictures here"

@@ -91,9 +91,7 @@ def cloud(address: str, keys: Path | None) -> Finding:
         _run([sys.executable, "-c", ASK, address, str(keys or "")])
     except VsdError as error:
         detail = f"{error}; is `vsd cloud` up there, and are the keys a pair?"
-        return Finding(
-            "cloud", False, detail, "start the cloud, and copy `edge.key*` and `cloud.key` of its keys"
-        )
+        return Finding("cloud", False, detail, "start the cloud; copy both ends of one set of keys")
     return Finding("cloud", True, f"{address} welcomes the draft")
 
 
@@ -158,8 +156,8 @@ def _state(seen: dict[str, object], domain: int, interface: str) -> Finding:
         return Finding(
             "robot",
             False,
-            f"no moving state on domain {domain}, {interface}: switch the robot on, start its sport service in "
-            "the app",
+            f"no moving state on domain {domain}, {interface}: switch the robot on, start its sport "
+            "service in the app",
             "check the cable, and this computer's address: 192.168.123.x",
         )
     battery = float(str(seen["battery"]))
