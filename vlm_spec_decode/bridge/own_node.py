@@ -18,6 +18,7 @@ from rclpy.validate_namespace import validate_namespace
 from vlm_spec_decode.bridge.middleware import NO_LOG_FILE, named, prefer_sockets
 from vlm_spec_decode.core import environment
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.text import is_text
 
 
 class OwnNode:
@@ -30,6 +31,8 @@ class OwnNode:
         """
         if namespace:
             try:
+                if not is_text(namespace):
+                    raise InvalidNamespaceException(namespace, "no text", 0)
                 validate_namespace("/" + namespace.lstrip("/"))
             except InvalidNamespaceException as error:
                 raise ConfigError(f"{namespace!r} is no ROS namespace; /go2_a is one") from error
