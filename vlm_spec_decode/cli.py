@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any, TypeVar
 import click
 
 from vlm_spec_decode import __version__
-from vlm_spec_decode.core.errors import VsdError
+from vlm_spec_decode.core import environment, internal_error
+from vlm_spec_decode.core.errors import InternalError, VsdError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -62,7 +62,7 @@ class Commands(click.Group):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    os.environ.setdefault("MUJOCO_GL", "osmesa")
+    environment.prepare(environment.PYTHON)
     try:
         code = vsd.main(arguments, prog_name="vsd", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -78,12 +78,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         # Such as a full disk: nothing of ours is wrong, and it may be standard output that is full.
-        click.echo(f"vsd: {type(error).__name__}: {error}", err=True)
-        return 1
+        return _named(arguments, type(error).__name__, str(error), 1)
     except VsdError as error:
-        text = " ".join(str(error).split())
-        click.echo(f"vsd: {type(error).__name__}: {text}", err=True)
-        return _failed(arguments, type(error).__name__, text, error.exit_code)
+        return _named(arguments, type(error).__name__, str(error), error.exit_code)
+    except Exception as error:  # noqa: BLE001 - the net under everything: no traceback reaches a terminal
+        return _named(arguments, InternalError.__name__, internal_error.told(error), 1)
+
+
+def _named(arguments: Sequence[str], name: str, text: str, code: int) -> int:
+    """Say an error in one line, and once more as JSON; return its code."""
+    line = " ".join(text.split())
+    try:
+        click.echo(f"vsd: {name}: {line}", err=True)
+        return _failed(arguments, name, line, code)
+    except OSError:
+        return code  # standard output or error itself is what cannot be written
 
 
 def _failed(arguments: Sequence[str], name: str, text: str, code: int) -> int:
@@ -241,12 +250,13 @@ def sim(as_json: bool, headless: bool, actions: str, **options: Any) -> int:
 @as_json
 def doctor(as_json: bool, **where: Any) -> int:
     """Check that this computer has what the other commands need, and say what to do where it has not."""
-    from vlm_spec_decode.demo.doctor import examine
+    from vlm_spec_decode.demo.doctor import examine, report
 
     findings = examine(**where)
-    lines = [f"{'ok  ' if f.is_ok else 'FAIL'} {f.name}: {f.detail}" for f in findings]
+    lines = report(findings, bool(where["interface"]), bool(where["address"]))
     good = all(f.is_ok for f in findings)
-    checks = [{"name": f.name, "ok": f.is_ok, "detail": f.detail} for f in findings]
+    checks = [{"name": f.name, "ok": f.is_ok, "level": f.level, "detail": f.detail, "advice": f.advice}
+              for f in findings]  # fmt: skip
     _finish(as_json, {"ok": good, "checks": checks}, "\n".join(lines))
     return 0 if good else 1
 

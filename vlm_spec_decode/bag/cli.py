@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import yaml
 
 from vlm_spec_decode.bag.events import Topics
 from vlm_spec_decode.bag.questions import AskPlan, read_spoken
@@ -19,6 +18,7 @@ from vlm_spec_decode.bag.work import Workers
 from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.core.errors import BagError, ConfigError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
+from vlm_spec_decode.core.yaml_file import read_yaml
 from vlm_spec_decode.edge.pair import DEFAULT, check_strategy
 
 Settings = TypeVar("Settings")
@@ -31,10 +31,7 @@ FILE = click.Path(dir_okay=False, exists=True, path_type=Path)
 
 
 def _profile(kind: type[Settings], path: Path) -> Settings:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    found = read_yaml(path)
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: not a mapping")
     return from_mapping(kind, found, str(path))

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.core.errors import ActionParseError, BagError
 from vlm_spec_decode.core.types import Observation
+from vlm_spec_decode.core.yaml_file import read_yaml
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +64,16 @@ def read_spoken(path: Path) -> tuple[Spoken, ...]:
 
     An entry without actions has no label. Raises BagError naming the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin with a mark
-        rows: Any = (
-            yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else csv.DictReader(text.splitlines())
-        )
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BagError(f"{path}: {error}") from error
+    rows: Any
+    if path.suffix in (".yaml", ".yml"):
+        rows = read_yaml(path, BagError)
+    else:
+        try:
+            rows = csv.DictReader(
+                path.read_text(encoding="utf-8-sig").splitlines()
+            )  # sheets begin with a mark
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise BagError(f"{path}: {error}") from error
     if not isinstance(rows, (list, csv.DictReader)):
         raise BagError(f"{path}: not a list of instructions")
     found = []

@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
-
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
+from vlm_spec_decode.core.yaml_file import read_yaml
 
 Settings = TypeVar("Settings", HardwareProfile, LinkProfile)
 
@@ -42,10 +41,7 @@ def _load(kind: type[Settings], folder: str, name: str) -> Settings:
             known = sorted(p.stem for p in config_folder(folder).rglob("*.yaml"))
             raise ConfigError(f"no {folder[:-1]} {name!r}; known: {', '.join(known)}")
         path = found[0]
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: not a mapping")
     return from_mapping(kind, values, str(path))

@@ -5,6 +5,7 @@ Each imports its own parts only when it runs: a camera node has no use for a mod
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import NoReturn
 
@@ -14,10 +15,12 @@ from vlm_spec_decode.bridge.managed import NodePart, Stop
 from vlm_spec_decode.bridge.parameters import Parameter, Parameters
 from vlm_spec_decode.bridge.spin import leave, run_node
 from vlm_spec_decode.bridge.urgency import PARAMETER, hurry
+from vlm_spec_decode.core import environment
 from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.environment_checks import ros_domain
 from vlm_spec_decode.robot.go2_config import Go2Config
 from vlm_spec_decode.robot.lease import Board
-from vlm_spec_decode.robot.network import check_network
+from vlm_spec_decode.robot.network import check_middleware, check_network
 from vlm_spec_decode.robot.states import POSTURE_CODES, StateTable
 
 ROBOT_PARAMETERS = (
@@ -86,6 +89,7 @@ def _camera(node: Node, _stop: Stop) -> NodePart:
     from vlm_spec_decode.robot.go2_camera import Go2Camera
 
     check_network(config.domain, config.interface)
+    _check_middleware(config.domain, "sdk")
     return CameraNode(node, lambda: Go2Camera(config, clock), clock)
 
 
@@ -104,6 +108,7 @@ def _locomotion(node: Node, stop: Stop) -> NodePart:
         robot = VelocityRobot(node, clock)
         boards = (TopicBoard(node, f"{robot.command_topic}/executor"),)
         return LocomotionNode(node, robot, clock, stop, says_odometry=False, boards=boards)
+    _check_middleware(config.domain, kind)
     from vlm_spec_decode.robot.go2 import Go2Driver
 
     if kind == "ros2":
@@ -130,6 +135,11 @@ def _vlm(node: Node, stop: Stop) -> NodePart:
     from vlm_spec_decode.bridge.vlm_node import VlmNode
 
     return VlmNode(node, EdgeEngineSource(read_settings(node)), WallClock(), stop)
+
+
+def _check_middleware(domain: int, driver: str) -> None:
+    """Raise DomainBusy if ROS and the SDK would both open the robot's domain with Cyclone DDS."""
+    check_middleware(environment.rmw_in_use(), ros_domain(os.environ), domain, driver)
 
 
 def _robot(node: Node) -> Go2Config:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vlm_spec_decode.core import environment
+from vlm_spec_decode.core.errors import ConfigError, MiddlewareError
 
 TRANSPORTS = "FASTDDS_BUILTIN_TRANSPORTS"
+NO_LOG_FILE = ("--ros-args", "--disable-external-lib-logs")
+"""Arguments for a process that writes no log file, or cannot."""
 
 
 def prefer_sockets() -> None:
@@ -16,3 +23,27 @@ def prefer_sockets() -> None:
     ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST, where rmw_fastrtps chooses by itself, and for other middleware.
     """
     os.environ.setdefault(TRANSPORTS, "UDPv4")
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Turn what starting ROS 2 can raise into one line. Raises MiddlewareError, ConfigError for arguments."""
+    from rclpy.exceptions import ROSInterruptException
+    from rclpy.impl.implementation_singleton import rclpy_implementation
+
+    try:
+        yield
+    except (rclpy_implementation.RCLInvalidROSArgsError, rclpy_implementation.UnknownROSArgsError) as error:
+        raise ConfigError(f"ROS arguments: {_reason(error)}") from error
+    except (rclpy_implementation.RCLError, rclpy_implementation.RMWError, RuntimeError) as error:
+        if isinstance(error, ROSInterruptException):
+            raise
+        rmw = environment.rmw_in_use() or "its middleware"
+        raise MiddlewareError(
+            f"ROS 2 does not start with {rmw}: {_reason(error)}; `vsd doctor` looks at what it reads"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what rcl says without the place in its source."""
+    return " ".join(str(error).split()).split(", at /")[0]

@@ -5,6 +5,7 @@ It takes no signals and no arguments of the process, and nothing happens but whi
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -14,24 +15,38 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 from rclpy.validate_namespace import validate_namespace
 
-from vlm_spec_decode.bridge.middleware import prefer_sockets
+from vlm_spec_decode.bridge.middleware import NO_LOG_FILE, named, prefer_sockets
+from vlm_spec_decode.core import environment
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.text import is_text
 
 
 class OwnNode:
     """`node` is rclpy's. Spin it and close it on one thread."""
 
     def __init__(self, name: str, domain: int, namespace: str = "", **options: Any) -> None:
-        """Join a ROS domain; `options` go to the node. Raises ConfigError for what is no namespace."""
+        """Join a ROS domain; `options` go to the node.
+
+        Raises ConfigError for what is no namespace, or a variable that nobody may guess, and MiddlewareError.
+        """
         if namespace:
             try:
+                if not is_text(namespace):
+                    raise InvalidNamespaceException(namespace, "no text", 0)
                 validate_namespace("/" + namespace.lstrip("/"))
             except InvalidNamespaceException as error:
                 raise ConfigError(f"{namespace!r} is no ROS namespace; /go2_a is one") from error
+        environment.refuse(os.environ, environment.ROS)
         prefer_sockets()
         context = self._context = rclpy.Context()
-        rclpy.init(context=context, domain_id=domain, signal_handler_options=SignalHandlerOptions.NO)
-        self.node = rclpy.create_node(name, context=context, namespace=namespace or None, **options)
+        signals = SignalHandlerOptions.NO
+        with named():
+            # No log file, and no argument of the process: neither a full or missing log folder nor a byte
+            # that is no text may keep the e-stop from running.
+            args = list(NO_LOG_FILE)
+            rclpy.init(args=args, context=context, domain_id=domain, signal_handler_options=signals)
+            options.setdefault("use_global_arguments", False)
+            self.node = rclpy.create_node(name, context=context, namespace=namespace or None, **options)
         self._executor = SingleThreadedExecutor(context=context)
         self._executor.add_node(self.node)
 

@@ -6,6 +6,7 @@ are read-only: changing a limit under a moving robot is no setting but a command
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValu
 from rclpy.node import Node
 
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.text import text_problem
 
 Scalar: TypeAlias = bool | int | float | str
 
@@ -36,6 +38,9 @@ class Parameter:
     def descriptor(self) -> ParameterDescriptor:
         """Return what rclpy enforces and `ros2 param describe` shows."""
         message = ParameterDescriptor(description=self.description, read_only=not self.live)
+        # A file that says `rate_hz: 2` gives an integer, which rclpy would not take for a real number: what
+        # type a real number may have is checked here.
+        message.dynamic_typing = self.is_real
         if self.choices:
             message.additional_constraints = f"one of: {', '.join(self.choices)}"
         if self.low is None or self.high is None:
@@ -47,10 +52,31 @@ class Parameter:
             message.floating_point_range = [FloatingPointRange(from_value=self.low, to_value=self.high)]
         return message
 
-    def check(self, value: Scalar) -> str:
-        """Return what is wrong with `value` beyond type and range, which rclpy checks; or nothing."""
+    @property
+    def is_real(self) -> bool:
+        """Whether it is a real number."""
+        return isinstance(self.default, float)
+
+    def check(self, value: object) -> str:
+        """Return what is wrong with `value` beyond what rclpy checks; or nothing.
+
+        rclpy checks the type of all but real numbers, and the range of integers.
+        """
+        if isinstance(value, str) and (problem := text_problem(value)):
+            return f"parameter {self.name}: {problem}"
         if self.choices and value not in self.choices:
             return f"parameter {self.name}: {value!r} is none of {', '.join(self.choices)}"
+        return self._check_real(value) if self.is_real else ""
+
+    def _check_real(self, value: object) -> str:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return f"parameter {self.name}: a number is wanted, not {value!r}"
+        low, high = (
+            -math.inf if self.low is None else self.low,
+            math.inf if self.high is None else self.high,
+        )
+        if not (math.isfinite(value) and low <= value <= high):
+            return f"parameter {self.name}: {value} is not within {low:g} to {high:g}"
         return ""
 
 
@@ -87,8 +113,11 @@ class Parameters:
         return str(self._value(name))
 
     def path(self, name: str) -> Path | None:
-        """Return a file or folder, None where the parameter is empty."""
-        return Path(self.text(name)).expanduser() if self.text(name) else None
+        """Return a file or folder, None where the parameter is empty. Raises ConfigError for no such user."""
+        try:
+            return Path(self.text(name)).expanduser() if self.text(name) else None
+        except RuntimeError as error:
+            raise ConfigError(f"parameter {name}: {self.text(name)}: {error}") from error
 
     def _value(self, name: str) -> Scalar:
         value: Scalar = self._node.get_parameter(name).value
@@ -106,11 +135,14 @@ class Parameters:
 def _declare(node: Node, parameter: Parameter) -> None:
     try:
         if node.has_parameter(parameter.name):
-            value: Scalar = node.get_parameter(parameter.name).value
+            value: object = node.get_parameter(parameter.name).value
         else:
             declared = node.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
             value = declared.value
-    except (InvalidParameterTypeException, InvalidParameterValueException) as error:
+    except InvalidParameterTypeException as error:
+        wanted = {bool: "true or false", int: "a whole number", str: "text"}.get(type(parameter.default), "")
+        raise ConfigError(f"parameter {parameter.name}: {wanted or 'a number'} is wanted: {error}") from error
+    except InvalidParameterValueException as error:
         raise ConfigError(f"parameter {parameter.name}: {error}") from error
     problem = parameter.check(value)
     if problem:

@@ -10,34 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from vlm_spec_decode.actions.limits import MEANINGS, SafetyLimits
-from vlm_spec_decode.bridge import (
-    camera_node,
-    engine_source,
-    hands,
-    locomotion_node,
-    mains,
-    managed,
-    monitor_node,
-    surroundings,
-    urgency,
-    velocity_robot,
-    vlm_parameters,
-)
+from vlm_spec_decode.bridge import monitor_node
+from vlm_spec_decode.bridge.node_settings import NODES, settings
 from vlm_spec_decode.bridge.parameters import Parameter
 
-SETTINGS: Mapping[str, tuple[Parameter, ...]] = {
-    "camera_node": mains.SOURCE_PARAMETERS + mains.ROBOT_PARAMETERS + camera_node.PARAMETERS,
-    "vlm_node": vlm_parameters.PARAMETERS + engine_source.PARAMETERS,
-    "locomotion_node": mains.DRIVER_PARAMETERS
-    + mains.ROBOT_PARAMETERS
-    + (urgency.PARAMETER,)
-    + velocity_robot.PARAMETERS
-    + locomotion_node.PARAMETERS
-    + hands.PARAMETERS
-    + surroundings.PARAMETERS,
-    "monitor_node": monitor_node.PARAMETERS,
-}
-PARAMETERS = {name: (*declared, managed.AUTOSTART) for name, declared in SETTINGS.items()}
+PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {name: settings(name) for name in NODES}
 """Every parameter of every node."""
 
 

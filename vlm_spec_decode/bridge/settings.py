@@ -6,19 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.yaml_file import read_yaml
 
 
 def load_yaml(path: Path) -> Mapping[str, Any]:
     """Return a YAML file's mapping. Raises ConfigError naming the file and what is wrong with it."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: no YAML") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: no mapping of settings")
     return values

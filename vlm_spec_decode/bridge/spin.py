@@ -22,9 +22,12 @@ from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.signals import SignalHandlerOptions
 
+from vlm_spec_decode.bridge import node_arguments
 from vlm_spec_decode.bridge.managed import Build, ManagedNode
-from vlm_spec_decode.bridge.middleware import prefer_sockets
-from vlm_spec_decode.core.errors import VsdError
+from vlm_spec_decode.bridge.middleware import NO_LOG_FILE, named, prefer_sockets
+from vlm_spec_decode.core import environment, internal_error
+from vlm_spec_decode.core.environment_checks import can_write, log_folder
+from vlm_spec_decode.core.errors import InternalError, VsdError
 
 RCLError = rclpy_implementation.RCLError
 WARN_EVERY_S, AGAIN_S = 5.0, 0.05
@@ -58,17 +61,19 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
     """Run one node until a signal or `Stop`; return the exit code.
 
     A fault named by the library is logged in one line and gives that error's exit code; anything else is
-    a bug and keeps its traceback, after the node has been closed.
+    a bug, named in one line with the way to its traceback after the node has been closed, and gives 1.
     """
+    given = sys.argv if args is None else args
+    if node_arguments.asks_for_help(given):
+        return _help(name)
     ending = _Ending()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ending.on_signal)
-    prefer_sockets()
-    rclpy.init(args=list(args) if args is not None else None, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        node = ManagedNode(name, build, ending)
+        node = _join(name, build, ending, given)
     except VsdError as error:
-        rclpy.logging.get_logger(name).fatal(f"{type(error).__name__}: {error}")
+        # Not by the logger: it may be what could not be started.
+        sys.stderr.write(f"[FATAL] [{name}]: {type(error).__name__}: {' '.join(str(error).split())}\n")
         rclpy.try_shutdown()
         return error.exit_code
     try:
@@ -76,6 +81,8 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
         _serve(node, ending, threads)
     except VsdError as error:
         ending(error)
+    except Exception as error:  # noqa: BLE001 - the net under a node: one line, never a traceback
+        ending.error = InternalError(internal_error.told(error))
     except _EndedEarly:
         node.get_logger().info("ended before it had begun")
     finally:
@@ -86,6 +93,27 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     return code
+
+
+def _help(name: str) -> int:
+    # Its modules import this one.
+    from vlm_spec_decode.bridge.node_settings import settings
+
+    sys.stdout.write(node_arguments.help_text(name, settings(name)))
+    return 0
+
+
+def _join(name: str, build: Build, ending: _Ending, args: Sequence[str]) -> ManagedNode:
+    """Start ROS 2 in this process and make the node. Raises ConfigError or MiddlewareError."""
+    environment.refuse(os.environ, environment.ROS)
+    node_arguments.check(args)
+    prefer_sockets()
+    folder = log_folder(os.environ)
+    if folder is None or not can_write(folder):
+        args = [*args, *NO_LOG_FILE]
+    with named():
+        rclpy.init(args=list(args), signal_handler_options=SignalHandlerOptions.NO)
+        return ManagedNode(name, build, ending)
 
 
 def leave(code: int) -> NoReturn:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from vlm_spec_decode.cloud import health
 from vlm_spec_decode.cloud.logs import check_logging
 from vlm_spec_decode.core.errors import ConfigError, ModelError
 from vlm_spec_decode.core.types import Language
+from vlm_spec_decode.core.yaml_file import read_yaml
 from vlm_spec_decode.models.spec import LoadOptions, parse_spec
 from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.keys import cloud_keys
@@ -95,22 +95,29 @@ def _check_model(text: str, config: CloudConfig) -> None:
     """Find what is wrong with the name of a model. Raises ConfigError."""
     try:
         options = LoadOptions(config.revision, config.dtype, config.device)
-        source = Path(parse_spec(text, options).source)
+        spec = parse_spec(text, options)
+        _check_device(spec.options.device, config)
     except ModelError as error:
-        raise ConfigError(f"model {text!r}: {error}") from error
+        raise ConfigError(f"model {text!r}: {error}" if text else str(error)) from error
+    source = Path(spec.source)
     # On a cluster it is the replicas' nodes that must have the folder.
     if source.is_absolute() and not source.is_dir() and not config.ray_address:
         raise ConfigError(f"model {text!r}: there is no such folder")
 
 
+def _check_device(name: str, config: CloudConfig) -> None:
+    """Raise ModelError if torch has no such device here; on a cluster the replicas' nodes need it."""
+    if name in ("cpu", "auto") or config.ray_address:
+        return
+    # Only who asks for another device waits for torch.
+    from vlm_spec_decode.models.device import check_device
+
+    check_device(name)
+
+
 def read_file(path: Path) -> dict[str, Any]:
     """Return a file's settings by name. Raises ConfigError that names the file and the key."""
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+    found = read_yaml(path)
     if not isinstance(found, Mapping):
         raise ConfigError(f"{path}: a mapping of settings is expected")
     return checked(found, str(path))

@@ -6,7 +6,7 @@
     ├── UsageError                 what the caller gave cannot be used
     │   ├── ConfigError            unknown or invalid setting
     │   ├── SceneError             a scene file or name that does not hold
-    │   ├── InstructionError       empty or over-long instruction
+    │   ├── InstructionError       empty or over-long instruction, or one that is no text
     │   ├── ImageError             no image in these bytes, or one too large
     │   └── BagError               a bag that is not there or cannot be read
     ├── ModelError                 a checkpoint cannot be loaded or does not fit
@@ -29,7 +29,9 @@
     ├── ActionError                text that is no action, or an action that may not be done
     │   ├── ActionParseError
     │   └── ActionRefused
+    ├── MiddlewareError            ROS 2 or its middleware cannot be started on this computer
     ├── ProcessEnded               a process of a run that ended too early
+    ├── InternalError              a fault of this program that nobody has named
     └── Cancelled                  somebody asked to stop; not a fault
 
 Third-party errors are translated into these at the boundary where they arise.
@@ -57,7 +59,7 @@ class SceneError(UsageError):
 
 
 class InstructionError(UsageError):
-    """The instruction is empty or too long."""
+    """The instruction is empty, too long or no text."""
 
 
 class ImageError(UsageError):
@@ -180,6 +182,10 @@ class ActionRefused(ActionError):
         self.detail = detail
 
 
+class MiddlewareError(VsdError):
+    """ROS 2 or its middleware cannot be started on this computer; the message has its own words."""
+
+
 class ProcessEnded(VsdError):
     """A process of a run ended too early; its exit code is kept where it has a meaning."""
 
@@ -187,6 +193,10 @@ class ProcessEnded(VsdError):
         super().__init__(f"{name} ended with exit code {code}: {last_line}")
         self.name = name
         self.exit_code = code if code in (UsageError.exit_code, CloudError.exit_code, 4) else 1
+
+
+class InternalError(VsdError):
+    """A fault of this program that nobody has named; the message says where its traceback is."""
 
 
 class Cancelled(VsdError):

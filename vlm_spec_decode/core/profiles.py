@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -87,9 +88,15 @@ class HardwareProfile:
 def from_mapping(kind: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:
     """Build a settings dataclass from a mapping. Raises ConfigError for unknown or missing keys."""
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - known)
+    unknown = sorted(str(key) for key in values if key not in known)
     if unknown:
         raise ConfigError(f"{where or kind.__name__}: unknown key {', '.join(map(repr, unknown))}")
+    for f in fields(kind):  # type: ignore[arg-type]
+        value = values.get(f.name, 0.0)
+        # Whole numbers will do; a number in quotes, a yes or no, a list and NaN will not.
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+        if f.type == "float" and not is_number:
+            raise ConfigError(f"{where or kind.__name__}: {f.name}: a number is wanted, not {value!r}")
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:

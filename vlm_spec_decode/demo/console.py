@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vlm_spec_decode.core import environment_checks
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import VsdError
 
 if TYPE_CHECKING:
     from vlm_spec_decode.bridge.operator import Operator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FIND_S = 10.0
 CANCEL_S = 2.0
 NAMESPACE = click.option(
-    "--namespace", default="", help="Namespace of the nodes, such as /go2_a; default: that of ROS_NAMESPACE."
+    "--namespace", default="", help="Namespace of the nodes, such as /go2_a; default: none."
 )
 
 
@@ -126,11 +126,8 @@ def top(seconds: float | None, once: bool, cloud: str | None, namespace: str, as
 
 
 def ros_domain() -> int:
-    """Return ROS_DOMAIN_ID. Raises VsdError if it is no number."""
-    text = os.environ.get("ROS_DOMAIN_ID") or "0"
-    if not text.isdigit():
-        raise VsdError(f"ROS_DOMAIN_ID is {text!r}, which is no number")
-    return int(text)
+    """Return ROS_DOMAIN_ID. Raises ConfigError if it is no domain."""
+    return environment_checks.ros_domain(os.environ)
 
 
 def follow(

@@ -13,7 +13,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from vlm_spec_decode.core.errors import RobotError, VsdError
@@ -71,14 +70,13 @@ runtime.close()
 
 
 def robot(interface: str, domain: int) -> list[Finding]:
-    """Check the way to a robot: interface, DDS version, trace file, states and camera."""
+    """Check the way to a robot: interface, DDS version, states and camera."""
     found = [_interface(interface)]
     try:
         check_network(domain, interface)
         found.append(Finding("dds", True, f"may join domain {domain} on {interface}"))
     except RobotError as error:
         return [*found, Finding("dds", False, str(error))]
-    found.append(_trace_file())
     try:
         seen = _run([sys.executable, "-c", LOOK, interface, str(domain)])
     except VsdError as error:
@@ -92,7 +90,8 @@ def cloud(address: str, keys: Path | None) -> Finding:
     try:
         _run([sys.executable, "-c", ASK, address, str(keys or "")])
     except VsdError as error:
-        return Finding("cloud", False, f"{error}; is `vsd cloud` up there, and are the keys a pair?")
+        detail = f"{error}; is `vsd cloud` up there, and are the keys a pair?"
+        return Finding("cloud", False, detail, "start the cloud; copy both ends of one set of keys")
     return Finding("cloud", True, f"{address} welcomes the draft")
 
 
@@ -100,7 +99,8 @@ def clock_sync() -> Finding:
     """Say how well this computer's clock is kept; without it stamps of other computers mislead."""
     error_s = clock_error_s()
     if error_s is None:
-        return Finding("clock", True, "not synchronised: install chrony if other computers' stamps are used")
+        advice = "sudo apt-get install chrony: frames stamped by other computers are refused otherwise"
+        return Finding("clock", True, "not synchronised", advice)
     return Finding("clock", True, f"synchronised to within {error_s:.3f} s")
 
 
@@ -120,8 +120,8 @@ def _skew(seen: dict[str, object]) -> Finding:
         return Finding("robot's clock", True, "counts from its own start; this computer stamps the frames")
     said = f"{abs(skew_s):.2f} s {'behind' if skew_s > 0 else 'ahead of'} this one"
     if abs(skew_s) > SKEW_S:
-        advice = "harmless here, where this computer stamps; for other nodes' stamps run chrony on both"
-        return Finding("robot's clock", True, f"{said}: {advice}")
+        advice = "for other nodes' stamps run chrony on both"
+        return Finding("robot's clock", True, f"{said}: harmless here, where this computer stamps", advice)
     return Finding("robot's clock", True, said)
 
 
@@ -138,29 +138,17 @@ def disk() -> Finding:
     """Check that logs and bags find room."""
     free_gb = shutil.disk_usage(Path.cwd()).free / 1e9
     enough = free_gb >= MIN_DISK_GB
-    return Finding(
-        "disk", enough, f"{free_gb:.1f} GB free" + ("" if enough else "; bags need more: make room")
-    )
+    return Finding("disk", enough, f"{free_gb:.1f} GB free", "" if enough else "make room: bags need more")
 
 
 def _interface(name: str) -> Finding:
     names = [known for _, known in socket.if_nameindex()]
     if name not in names:
-        return Finding("interface", False, f"no {name!r} here; there are: {', '.join(names)}")
+        return Finding("interface", False, f"no {name!r} here", f"name one of: {', '.join(names)}")
     state = Path("/sys/class/net", name, "operstate")
     up = not state.exists() or state.read_text().strip() in {"up", "unknown"}
-    advice = "" if up else ": plug in the cable, then `ip link set dev NAME up`"
-    return Finding("interface", up, f"{name} is {'up' if up else 'down'}{advice}")
-
-
-def _trace_file() -> Finding:
-    """The SDK writes a trace beside everybody else's; somebody else's file makes its start fail."""
-    path = Path(tempfile.gettempdir(), "cdds.LOG")
-    try:
-        with path.open("a"):
-            return Finding("cdds.LOG", True, f"{path} can be written")
-    except OSError as error:
-        return Finding("cdds.LOG", False, f"{path}: {error.strerror}; remove it, it belongs to another user")
+    advice = "" if up else f"plug in the cable, then `sudo ip link set dev {name} up`"
+    return Finding("interface", up, f"{name} is {'up' if up else 'down'}", advice)
 
 
 def _state(seen: dict[str, object], domain: int, interface: str) -> Finding:
@@ -168,8 +156,9 @@ def _state(seen: dict[str, object], domain: int, interface: str) -> Finding:
         return Finding(
             "robot",
             False,
-            f"no moving state on domain {domain}, {interface}: switch the robot on, start its sport service "
-            "in the app, check the cable and the address 192.168.123.x",
+            f"no moving state on domain {domain}, {interface}: switch the robot on, start its sport "
+            "service in the app",
+            "check the cable, and this computer's address: 192.168.123.x",
         )
     battery = float(str(seen["battery"]))
     return Finding("robot", True, f"state {seen['code']}, battery {100 * battery:.0f} %")
@@ -178,7 +167,7 @@ def _state(seen: dict[str, object], domain: int, interface: str) -> Finding:
 def _camera(seen: dict[str, object]) -> Finding:
     frames, seconds = int(str(seen["frames"])), float(str(seen["seconds"]))
     if not frames:
-        return Finding("camera", False, f"no frame: {seen['camera']}; is the video service on?")
+        return Finding("camera", False, f"no frame: {seen['camera']}", "switch the video service on")
     return Finding("camera", True, f"{frames / seconds:.1f} frames a second")
 
 

@@ -70,7 +70,6 @@ class Stage:
             "ROS_DOMAIN_ID": str(self._ros_domain),
             "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
             "OMP_NUM_THREADS": "1",
-            "MUJOCO_GL": "osmesa",
             "PYTHONUNBUFFERED": "1",
             "ROS_LOG_DIR": str((config.out / "logs" / "ros").resolve()),
         }

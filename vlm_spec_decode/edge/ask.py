@@ -40,6 +40,8 @@ def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict
     Raises ConfigError for an image and a scene in words at once, and what `bring_up` raises.
     """
     instruction, settings = check_instruction(config.instruction), config.settings
+    for action in config.history:
+        check_instruction(action)
     if config.scene_text:
         if config.image:
             raise ConfigError("an image and a scene in words: a pair either sees or is told")

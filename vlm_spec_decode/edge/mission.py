@@ -8,9 +8,13 @@ from typing import Literal, TypeAlias
 
 from vlm_spec_decode.actions.types import Action, Done, Stop, format_action
 from vlm_spec_decode.core.errors import InstructionError
+from vlm_spec_decode.core.text import text_problem
 from vlm_spec_decode.core.types import Image, Observation
 
 MAX_INSTRUCTION_CHARS = 2000
+
+REPLACEMENT = "\ufffd"
+"""What ROS makes of a byte that is not UTF-8: nobody may guess what was asked of the robot."""
 
 LOOK_AGAIN = frozenset({"obstacle", "blocked"})
 """Reasons of a broken-off action after which another look may help: something was in the way."""
@@ -32,7 +36,11 @@ Status: TypeAlias = Literal["running", "done", "step_limit", "refused", "cancell
 
 
 def check_instruction(text: str) -> str:
-    """Return `text` without surrounding space. Raises InstructionError if it is empty or too long."""
+    """Return `text` stripped. Raises InstructionError if it is empty, too long or no text."""
+    if problem := text_problem(text):
+        raise InstructionError(f"the instruction is no text: {problem}")
+    if REPLACEMENT in text:
+        raise InstructionError("the instruction holds U+FFFD, which stands for bytes that were no text")
     stripped = text.strip()
     if not stripped:
         raise InstructionError("the instruction is empty")

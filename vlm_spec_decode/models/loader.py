@@ -21,6 +21,7 @@ from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.models import original as originals
 from vlm_spec_decode.models.decoder import Decoder
+from vlm_spec_decode.models.device import check_device
 from vlm_spec_decode.models.failures import named
 from vlm_spec_decode.models.parts import (
     DTYPES,
@@ -86,6 +87,7 @@ def load_model(
     if spec.source.startswith(_SHIPPED_MARK):
         path_or_id = shipped(spec.source.removeprefix(_SHIPPED_MARK))
         spec = ModelSpec(str(path_or_id), spec.options)
+    check_device(spec.options.device)
     torch.set_num_threads(threads)
     is_folder = Path(spec.source).is_dir()
     name = model_id or (Path(spec.source).resolve().name if is_folder else spec.source)

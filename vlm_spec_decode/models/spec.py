@@ -8,6 +8,7 @@ One string fits wherever a model is named: the command line, a launch argument, 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from vlm_spec_decode.core.errors import ModelError
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "int8", "bnb8", "bnb4")
 PROMPTS = ("auto", "bare", "actions")
+_DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu|npu)(:[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class LoadOptions:
         _one_of("dtype", self.dtype, DTYPE_NAMES)
         _one_of("quantize", self.quantize, QUANTIZATIONS)
         _one_of("prompt", self.prompt, PROMPTS)
+        if _DEVICE.fullmatch(self.device) is None:
+            raise ModelError(f"unknown device {self.device!r} (known: cpu, cuda, cuda:0, mps, auto)")
         if not all(0 < percent < 100 for percent in self.exits):
             raise ModelError(f"exits {self.exits} are not depths between 0 and 100 percent")
 

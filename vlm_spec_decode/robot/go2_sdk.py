@@ -6,20 +6,27 @@ bare failures, messages in place of states. Knows nothing of what the driver doe
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
+from unitree_sdk2py.core import channel
 from unitree_sdk2py.core.channel import ChannelFactory, ChannelSubscriber
 from unitree_sdk2py.go2.sport.sport_client import SportClient
 from unitree_sdk2py.idl.unitree_go.msg.dds_ import LowState_, SportModeState_
 
+from vlm_spec_decode.core import environment, environment_checks
+from vlm_spec_decode.core.dds import MAX_PARTICIPANTS, domain_xml
 from vlm_spec_decode.core.errors import DomainBusy, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.robot.go2_config import Go2Config
 from vlm_spec_decode.robot.go2_keep import borrow, close, give_back, keep
 from vlm_spec_decode.robot.link import Link, StateKeeper
-from vlm_spec_decode.robot.network import check_network
+from vlm_spec_decode.robot.network import check_network, middleware_clash
 from vlm_spec_decode.robot.states import StateTable
 
 _JOINED = "vsd_joined"
@@ -46,12 +53,35 @@ def join(domain: int, interface: str | None) -> None:
         raise DomainBusy(
             "other code of this process has joined a DDS domain; use `robot.go2_sdk.join` there, too"
         )
-    if not factory.Init(domain, interface):
-        raise RobotUnreachable(
-            f"DDS cannot open domain {domain} on {interface!r}; "
-            "is the interface up, and can cdds.LOG in the temp folder be written?"
-        )
+    reason = _init(factory, domain, interface)
+    if reason is not None:
+        raise RobotUnreachable(f"DDS cannot open domain {domain} on {interface!r}: {_cause(domain, reason)}")
     setattr(factory, _JOINED, (domain, interface))
+
+
+def _init(factory: ChannelFactory, domain: int, interface: str | None) -> str | None:
+    """Join by the SDK, with our configuration; return what it says if it fails.
+
+    The SDK's own lets ten processes join where there is no multicast, and traces into a file in /tmp that
+    only one user can write. What went wrong it prints.
+    """
+    channel.ChannelConfigHasInterface = channel.ChannelConfigAutoDetermine = domain_xml(interface)
+    said = io.StringIO()
+    with redirect_stdout(said):
+        joined = factory.Init(domain, interface)
+    return None if joined else said.getvalue()
+
+
+def _cause(domain: int, reason: str) -> str:
+    """Return the likeliest reason for a domain that does not open."""
+    rmw = environment.rmw_in_use() if "rclpy" in sys.modules else ""
+    ros = environment_checks.ros_domain(os.environ) if rmw else 0
+    likely = middleware_clash(rmw, ros, domain, "sdk")
+    words = " ".join(reason.replace("[ChannelFactory]", "").split())
+    return likely or (
+        f"{words or 'no reason given'}; is the interface up, has other code opened it in this process, or "
+        f"are there {MAX_PARTICIPANTS} processes in it?"
+    )
 
 
 def make_sport_clients(*timeouts_s: float) -> list[SportClient]:

@@ -11,7 +11,7 @@ import socket
 from importlib import metadata
 from pathlib import Path
 
-from vlm_spec_decode.core.errors import RobotError, RobotUnreachable
+from vlm_spec_decode.core.errors import DomainBusy, RobotError, RobotUnreachable
 
 ROBOT_DDS = "0.10"
 MAX_DOMAIN = 232
@@ -59,3 +59,25 @@ def check_network(domain: int, interface: str | None) -> None:
     if interface is not None and interface not in names:
         raise RobotUnreachable(f"no network interface {interface!r} here; there are: {', '.join(names)}")
     check_dds_version(allow_simulator=is_loopback(interface))
+
+
+def middleware_clash(rmw: str, ros_domain: int, sdk_domain: int, driver: str) -> str:
+    """Return why ROS and the robot's SDK cannot share a process, with the ways out; "" if they can.
+
+    `rmw` is ROS's middleware in this process, "" without ROS. Both on Cyclone DDS open their domain with a
+    configuration of their own, and a process can open a domain once only. `driver` ros2 has no SDK in it.
+    """
+    if driver != "sdk" or rmw != "rmw_cyclonedds_cpp" or ros_domain != sdk_domain:
+        return ""
+    return (
+        f"ROS (rmw_cyclonedds_cpp) and the robot's SDK both want DDS domain {sdk_domain} in one process, "
+        "which Cyclone DDS opens once only: export another ROS_DOMAIN_ID, or "
+        "RMW_IMPLEMENTATION=rmw_fastrtps_cpp, or let driver:=ros2 speak to the robot over ROS"
+    )
+
+
+def check_middleware(rmw: str, ros_domain: int, sdk_domain: int, driver: str) -> None:
+    """Raise DomainBusy where `middleware_clash` finds one."""
+    clash = middleware_clash(rmw, ros_domain, sdk_domain, driver)
+    if clash:
+        raise DomainBusy(clash)

@@ -239,12 +239,7 @@ def _camera(robot: SimulatedRobot, config: SimConfig) -> Iterator[Draw]:
     """Open the front camera in this thread. It draws a copy of the world, so that the world goes on."""
     with robot.drawing() as world:
         data = mujoco.MjData(world.model)
-    try:
-        camera = FrontCamera(world, config.width, config.height)
-    except mujoco.FatalError as error:
-        raise ConfigError(
-            f"no offscreen OpenGL here (install libosmesa6, or set MUJOCO_GL): {error}"
-        ) from error
+    camera = FrontCamera(world, config.width, config.height)
 
     def draw() -> bytes:
         with robot.drawing() as world:

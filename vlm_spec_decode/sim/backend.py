@@ -6,19 +6,18 @@ when it is imported.
 
 from __future__ import annotations
 
-import ctypes.util
 import os
+
+from vlm_spec_decode.core.environment_checks import OFFSCREEN, default_gl
 
 
 def choose_backend() -> None:
-    """Set MUJOCO_GL unless the user has: OSMesa (software) before EGL; with a display, MuJoCo's default.
+    """Set MUJOCO_GL unless the user has, and PYOPENGL_PLATFORM with it; `core.environment` has checked both.
 
-    OSMesa comes first although EGL may be a GPU: its frames are the same on every machine, and the
-    models are trained and judged on these frames.
+    With a display and no library to draw without one, MuJoCo's own choice is left to it.
     """
-    if os.environ.get("MUJOCO_GL") or os.environ.get("DISPLAY"):
-        return
-    for name, library in (("osmesa", "OSMesa"), ("egl", "EGL")):
-        if ctypes.util.find_library(library):
-            os.environ["MUJOCO_GL"] = name
-            return
+    chosen = os.environ.get("MUJOCO_GL") or default_gl(bool(os.environ.get("DISPLAY")))
+    if chosen:
+        os.environ["MUJOCO_GL"] = chosen
+    if chosen.lower() in OFFSCREEN:
+        os.environ["PYOPENGL_PLATFORM"] = chosen.lower()

@@ -13,6 +13,7 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 
+from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.sim.mjcf import GROUP_CEILING, GROUP_HULL, GROUP_ROBOT, WorldModel
 
 Rgb8 = npt.NDArray[np.uint8]
@@ -20,6 +21,9 @@ Rgb8 = npt.NDArray[np.uint8]
 
 QUALITIES = ("fast", "nice")
 _MAX_GEOMS = 600
+
+
+NOTHING_DRAWS = "no offscreen OpenGL here (install libosmesa6, and unset MUJOCO_GL and PYOPENGL_PLATFORM): {}"
 
 
 class Canvas:
@@ -32,19 +36,21 @@ class Canvas:
     def __init__(
         self, model: mujoco.MjModel, max_width_px: int, max_height_px: int, quality: str = "fast"
     ) -> None:
-        """Make the context. Raises ValueError for an unknown quality."""
+        """Make the context. Raises ValueError for an unknown quality, ConfigError where nothing draws."""
         if quality not in QUALITIES:
             raise ValueError(f"quality must be one of {', '.join(QUALITIES)}, not {quality!r}")
         self._factor = 2 if quality == "nice" else 1
         self._size = (max_width_px, max_height_px)
         self._nice = quality == "nice"
         width, height = self._factor * max_width_px, self._factor * max_height_px
-        self._gl = mujoco.GLContext(width, height)
-        self._gl.make_current()
+        self._gl = _context(width, height)
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 4096 if self._nice else 0
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        try:
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        except mujoco.FatalError as error:
+            raise ConfigError(NOTHING_DRAWS.format(error)) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         # Runs at the interpreter's exit at the latest, while the OpenGL bindings still work.
         self._free = weakref.finalize(self, _free, self._gl, self._context)
@@ -130,6 +136,17 @@ class Canvas:
         out = np.empty((height_px, width_px, 3), dtype=np.uint8)
         mujoco.mjr_readPixels(out, None, rect, self._context)
         return out[::-1]
+
+
+def _context(width: int, height: int) -> mujoco.GLContext:
+    """Make an OpenGL context the current one. Raises ConfigError where nothing draws."""
+    try:
+        context = mujoco.GLContext(width, height)
+        context.make_current()
+    # What MuJoCo and PyOpenGL raise without a display, a library or a device; AttributeError: MUJOCO_GL=off.
+    except (mujoco.FatalError, ImportError, RuntimeError, AttributeError, OSError, TypeError) as error:
+        raise ConfigError(NOTHING_DRAWS.format(error)) from error
+    return context
 
 
 def _free(gl: mujoco.GLContext, context: mujoco.MjrContext) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from vlm_spec_decode.core.errors import SceneError
+from vlm_spec_decode.core.yaml_file import read_yaml
 from vlm_spec_decode.sim.objects import COLOURS, KINDS, Rgb, SceneObject
 from vlm_spec_decode.sim.scene import FLOORS, Light, Pose2D, Scene
 
@@ -29,12 +30,7 @@ PART_KEYS: Mapping[str, tuple[str, ...]] = {
 
 def read(path: Path) -> Scene:
     """Read and check a scene file. Raises SceneError with file and key."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SceneError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SceneError(f"{path}: not YAML ({error})") from error
+    data = read_yaml(path, SceneError)
     try:
         return parse(data)
     except SceneError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 from cyclonedds.core import DDSException, Listener
 from cyclonedds.domain import Domain, DomainParticipant
@@ -18,6 +17,7 @@ from cyclonedds.pub import DataWriter
 from cyclonedds.topic import Topic
 from unitree_sdk2py.idl.unitree_api.msg.dds_ import Request_
 
+from vlm_spec_decode.core.dds import domain_xml
 from vlm_spec_decode.core.errors import ConfigError, DomainBusy
 from vlm_spec_decode.core.ports import Clock
 
@@ -64,13 +64,8 @@ def open_domain(domain_id: int, interface: str) -> Dds:
     known = [name for _, name in socket.if_nameindex()]
     if interface not in known:
         raise ConfigError(f"no network interface {interface!r} here; there are: {', '.join(known)}")
-    name = quoteattr(interface)
-    xml = (
-        f'<CycloneDDS><Domain Id="any"><General><Interfaces><NetworkInterface name={name}/></Interfaces>'
-        "</General></Domain></CycloneDDS>"
-    )
     try:
-        return Dds(Domain(domain_id, xml), DomainParticipant(domain_id))
+        return Dds(Domain(domain_id, domain_xml(interface)), DomainParticipant(domain_id))
     except DDSException as error:
         raise ConfigError(
             f"cannot open DDS domain {domain_id} on interface {interface!r}: {error.msg}"

@@ -14,7 +14,8 @@ from typing import Literal, Protocol, TypeAlias, get_args
 
 import torch
 
-from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.errors import ConfigError, ModelError
+from vlm_spec_decode.models.device import check_device
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -50,8 +51,10 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"there is no device {name}: say auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name} was asked for, but torch finds no GPU")
+    try:
+        check_device(name)
+    except ModelError as error:
+        raise ConfigError(str(error)) from error
     return device
 
 

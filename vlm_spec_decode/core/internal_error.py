@@ -1,0 +1,41 @@
+"""The net under everything: a fault that nobody has named ends in one line, with the way to its traceback.
+
+What is caught here is a bug or an error of a library that wants a name of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from vlm_spec_decode.core.scratch import scratch_folder
+
+SHOW = "VSD_TRACEBACK"
+"""Set to 1: tracebacks go to stderr as well."""
+
+
+def told(error: BaseException) -> str:
+    """Return one line about `error`; its traceback goes to a file, and to stderr if `SHOW` asks for it."""
+    text = "".join(traceback.format_exception(error))
+    if os.environ.get(SHOW, "") not in ("", "0"):
+        sys.stderr.write(text)
+    path = _save(text)
+    where = f"traceback in {path}" if path else f"{SHOW}=1 shows its traceback"
+    said = " ".join(str(error).split())
+    kind = type(error).__name__
+    return f"{kind}: {said} (a fault of this program; {where})" if said else f"{kind} ({where})"
+
+
+def _save(text: str) -> Path | None:
+    folder = scratch_folder("faults")
+    if folder is None:
+        return None
+    path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    try:
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return None
+    return path
