@@ -14,7 +14,8 @@ from test.ros import ROS_DOMAIN
 from vlm_spec_decode.bridge.convert import to_compressed
 from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.demo.record import OURS, RecordConfig, Recorder, message_type
+from vlm_spec_decode.demo.record import OURS, RecordConfig
+from vlm_spec_decode.demo.recorder import Recorder, message_type
 
 pytestmark = pytest.mark.ros
 
