@@ -27,8 +27,8 @@ LATCHED_TEXTS = ("vlm/status", "vlm/trace", "vlm/answer/partial")
 SPIN_S = 0.05
 BEAT_S = 0.1
 RESEND_S = 0.25
-LINGER_S = 1.0
-"""How long a node that leaves waits for everybody who is there to have heard what it asked."""
+LINGER_S = 4.0
+"""How long a node that leaves waits for all who listen to have heard it; discovery takes up to 3 s."""
 
 Hear = Callable[[str, str], None]
 """Called with the topic's name below the namespace and the text."""
@@ -109,10 +109,10 @@ class Operator:
             raise RobotUnreachable("vlm_node does not take the answer")
         return "" if response.success else str(response.message)
 
-    def linger(self) -> None:
-        """Wait a moment until everybody who listens to requests has them: a recorder, above all."""
+    def linger(self, listeners: int) -> None:
+        """Wait a moment until as many as listen to requests have them: a recorder, above all."""
         until_s = time.monotonic() + LINGER_S
-        while self._requests.get_subscription_count() < self._node.count_subscribers("vlm/request"):
+        while self._requests.get_subscription_count() < listeners:
             if time.monotonic() > until_s:
                 return
             self.spin(0.02)

@@ -98,6 +98,8 @@ class Ack:
     `taken`: it is or was the node's mission (`topic` says where it came from); said again for a request that
     comes again. `refused`: it will not be carried out, with reason and detail. `over`: a heartbeat came for
     a mission that has ended, or was never there; `status` then is how it ended (`failed` if unknown).
+    `listeners` is how many subscribers of `topic` the node knows, itself among them: whoever asks and leaves
+    should wait until that many have heard him.
     """
 
     state: AckState
@@ -106,6 +108,7 @@ class Ack:
     reason: str = ""
     detail: str = ""
     status: str = ""
+    listeners: int = 0
 
     def to_json(self) -> str:
         """Return one line of JSON."""

@@ -40,6 +40,8 @@ class Teller:
     proposed: str = ""
     is_taken: bool = False
     """Whether the VLM node has acknowledged the mission."""
+    listeners: int = 0
+    """How many listened to the request, as the VLM node knows it."""
     _shown: str = ""
     _acting: str = ""
     _is_open_line: bool = False
@@ -95,6 +97,7 @@ class Teller:
 
     def _ack(self, data: Mapping[str, Any]) -> str:
         self.is_taken = self.is_taken or data["state"] == "taken"
+        self.listeners = max(self.listeners, int(data["listeners"]))
         if data["state"] == "taken" or self.has_ended:
             return ""
         self.state, self.reason, self.detail = data["status"] or "failed", data["reason"], data["detail"]

@@ -188,7 +188,8 @@ class VlmNode:
             self._voice.status(MissionStatus("failed", reason=name, detail=detail), aside=True)
             self._voice.acknowledge(Ack("refused", asked, topic, name, detail))
         else:
-            self._voice.acknowledge(Ack("taken", asked, topic))
+            listeners = self._node.count_subscribers(topic)
+            self._voice.acknowledge(Ack("taken", asked, topic, listeners=listeners))
 
     def _on_heartbeat(self, message: String) -> None:
         """Take note that a mission's asker lives; tell one whose mission has ended how it did."""

@@ -90,10 +90,11 @@ def say(
 
     with interrupted_by_signals():
         teller = follow(request, namespace, timeout_s, tell, ask)
-    document = {"instruction": text, "mission": request.mission, "status": teller.state or "taken",
-                "reason": teller.reason, "detail": teller.detail, "steps": teller.steps,
-                "actions": teller.actions}  # fmt: skip
-    code = 0 if detach and not teller.has_ended else teller.exit_code
+    is_left = detach and not teller.has_ended
+    document = {"instruction": text, "mission": request.mission,
+                "status": "taken" if is_left else teller.state, "reason": teller.reason,
+                "detail": teller.detail, "steps": teller.steps, "actions": teller.actions}  # fmt: skip
+    code = 0 if is_left else teller.exit_code
     if as_json:
         click.echo(json.dumps(document | {"exit_code": code}))
     return code
@@ -164,9 +165,10 @@ def ros_domain() -> int:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Let SIGTERM, SIGHUP and SIGQUIT end the block as Ctrl-C does: by KeyboardInterrupt.
+    """Let SIGTERM, SIGHUP and SIGQUIT end the block as Ctrl-C does: by click's Abort.
 
-    A signal that is ignored, as SIGHUP is under nohup, stays ignored.
+    A signal that is ignored, as SIGHUP is under nohup, stays ignored. No KeyboardInterrupt leaves the block:
+    click would print an empty line for it, which fails on a terminal that is gone.
     """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -177,6 +179,8 @@ def interrupted_by_signals() -> Iterator[None]:
     old = {number: signal.signal(number, interrupt) for number in wanted}
     try:
         yield
+    except KeyboardInterrupt:
+        raise click.Abort from None
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -234,7 +238,7 @@ def follow(
             if not (teller.has_ended or is_left):
                 _call_off(operator, said)
             with suppress(Exception):
-                operator.linger()
+                operator.linger(teller.listeners)
             operator.close()
 
 

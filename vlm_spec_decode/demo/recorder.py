@@ -32,6 +32,12 @@ from vlm_spec_decode.demo.recording import STRING, Recording
 DEPTH = {True: 1000, False: 100}
 """Messages that may wait while one is written: reliable ones, best-effort ones (images, which are large)."""
 
+SETTLE_S = 3.0
+"""After the start: until everybody who was there before has been discovered."""
+
+WORDS = ("/vlm/request", "/vlm/instruction", "/vlm/withdraw", "/vlm/answer")
+"""Ends of the names of topics of which every message counts, also the first of a publisher."""
+
 REMEMBERED = 4096
 """Messages of one topic that are known again when another subscription brings them too."""
 
@@ -40,6 +46,9 @@ ACKNOWLEDGED, REQUESTED = "/vlm/ack", "/vlm/request"
 
 Mode: TypeAlias = tuple[bool, bool]
 """Reliable, latched: what a subscription asks of a publisher, or a publisher offers."""
+
+LIKELY: set[Mode] = {(True, True), (True, False)}
+"""For requests, before anybody has asked: whoever does lives only for a moment, and latches what he asks."""
 
 
 def mode_of(quality: QoSProfile) -> Mode:
@@ -63,12 +72,9 @@ def profile(mode: Mode) -> QoSProfile:
 def modes_for(publishers: list[Mode], subscribers: list[Mode]) -> set[Mode]:
     """Return the subscriptions that hear all of these publishers, and those that are likely to come.
 
-    Without any publisher yet: reliable ones of both kinds (an instruction is said by a process that lives
-    only for a moment), and a best-effort one where somebody listens for one.
+    Without any publisher yet they are as those who listen want them.
     """
-    if publishers:
-        return set(publishers)
-    return {(True, True), (True, False)} | {(False, False) for reliable, _ in subscribers if not reliable}
+    return set(publishers or subscribers or [(True, False)])
 
 
 @dataclass(slots=True)
@@ -80,7 +86,7 @@ class Arrivals:
     """
 
     from_one: bool
-    known: frozenset[bytes]
+    known: set[bytes] = field(default_factory=set)
     """Publishers that were there before: where they begin is not known."""
     gaps: int = 0
     _newest: dict[bytes, int] = field(default_factory=dict)
@@ -133,7 +139,7 @@ class Recorder:
         self._requested: dict[str, set[str]] = {}
         self._own = OwnNode("vsd_record", config.domain)
         self._node = self._own.node
-        self._has_looked = False
+        self._began_s = time.monotonic()
 
     def look(self) -> None:
         """Subscribe to topics, and to kinds of publishers, that have appeared."""
@@ -147,13 +153,12 @@ class Recorder:
                 for end in self._node.get_subscriptions_info_by_topic(topic)
                 if end.node_name != self._node.get_name()
             ]
-            if topic not in self._arrivals:
-                there = publishers if not self._has_looked else []
-                known = frozenset(bytes(end.endpoint_gid) for end in there)
-                self._arrivals[topic] = Arrivals(kinds[0] == STRING, known)
-            for mode in modes_for(offered, asked) - self._modes.setdefault(topic, set()):
+            arrivals = self._arrivals.setdefault(topic, Arrivals(topic.endswith(WORDS)))
+            if time.monotonic() - self._began_s < SETTLE_S:
+                arrivals.known |= {bytes(end.endpoint_gid) for end in publishers}
+            wanted = modes_for(offered, asked) | (LIKELY if topic.endswith(REQUESTED) else set())
+            for mode in wanted - self._modes.setdefault(topic, set()):
                 self._subscribe(topic, kinds[0], mode)
-        self._has_looked = True
 
     def spin(self, duration_s: float) -> None:
         """Take in what arrives for about `duration_s`."""
