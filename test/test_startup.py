@@ -56,12 +56,14 @@ def test_no_help_of_any_command_imports_anything_heavy():
     assert document["seen"] > 20
 
 
-def test_the_package_itself_imports_nothing_but_itself():
+def test_the_package_itself_imports_none_of_its_parts():
     code = (
         "import sys; before = set(sys.modules); import vlm_spec_decode; print(*(set(sys.modules) - before))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) == {"vlm_spec_decode"}
+    new = set(done.stdout.split())
+    assert [name for name in new if name.startswith("vlm_spec_decode")] == ["vlm_spec_decode"]
+    assert not new & set(HEAVY)
 
 
 def cpu_s(*arguments):

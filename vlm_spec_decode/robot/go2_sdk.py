@@ -13,6 +13,7 @@ from typing import Any
 from unitree_sdk2py.core.channel import ChannelFactory, ChannelSubscriber
 from unitree_sdk2py.go2.sport.sport_client import SportClient
 from unitree_sdk2py.idl.unitree_go.msg.dds_ import LowState_, SportModeState_
+from unitree_sdk2py.rpc import client_stub
 
 from vlm_spec_decode.core.errors import DomainBusy, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
@@ -20,6 +21,10 @@ from vlm_spec_decode.robot.go2_config import Go2Config
 from vlm_spec_decode.robot.go2_keep import borrow, close, give_back, keep
 from vlm_spec_decode.robot.link import Link, StateKeeper
 from vlm_spec_decode.robot.network import check_network
+
+# The SDK prints a line of its own for every request that it cannot send. The code that the call returns says
+# the same, and what follows from it is said in our words.
+setattr(client_stub, "print", lambda *_values, **_options: None)  # noqa: B010
 
 _JOINED = "vsd_joined"
 """Attribute of the SDK's singleton that remembers what it was joined with; the SDK itself forgets."""
