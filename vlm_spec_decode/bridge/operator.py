@@ -26,6 +26,9 @@ TEXTS = ("vlm/answer", "vlm/plan/status", "vlm/ack")
 LATCHED_TEXTS = ("vlm/status", "vlm/trace", "vlm/answer/partial")
 SPIN_S = 0.05
 BEAT_S = 0.1
+PATIENCE_S = 1.5
+"""After this a person is told what is looked for."""
+
 RESEND_S = 0.25
 LINGER_S = 4.0
 """How long a node that leaves waits for all who listen to have heard it; discovery takes up to 3 s."""
@@ -163,11 +166,27 @@ class Operator:
                     self.heard_s = time.monotonic()
 
 
-def find_node(domain: int, namespace: str, hear: Hear, timeout_s: float) -> tuple[Operator, bool]:
-    """Return an operator that listens, and whether a VLM node was found within `timeout_s`."""
-    operator, is_found = first_to_find(
-        lambda: Operator(domain, namespace, hear), Operator.finds_node, timeout_s
-    )
+def find_node(
+    domain: int,
+    namespace: str,
+    hear: Hear,
+    timeout_s: float,
+    tell: Callable[[str], None] = lambda _text: None,
+) -> tuple[Operator, bool]:
+    """Return an operator that listens, and whether a VLM node was found within `timeout_s`.
+
+    `tell` gets a sentence if that takes its time.
+    """
+    patient_s = time.monotonic() + PATIENCE_S
+
+    def has_found(operator: Operator) -> bool:
+        nonlocal patient_s
+        if time.monotonic() > patient_s:
+            patient_s = float("inf")
+            tell(f"looking for a vlm_node {operator.where}, for {timeout_s:g} s at most")
+        return operator.finds_node()
+
+    operator, is_found = first_to_find(lambda: Operator(domain, namespace, hear), has_found, timeout_s)
     operator.heard_s = time.monotonic()
     operator.listen()
     return operator, is_found

@@ -75,7 +75,7 @@ CHANNELS: Mapping[str, tuple[Channel, ...]] = {
         *_texts(
             "in",
             vlm__instruction="An instruction in plain words; supersedes the one under way.",
-            vlm__request="JSON: `instruction`; if wanted `mission`, `approve`, `dry_run`, `queue`, `lease_s`.",
+            vlm__request="JSON: `instruction`; or `mission`, `approve`, `dry_run`, `queue`, `lease_s`, too.",
             vlm__heartbeat="Name of a mission whose asker lives; silence of its `lease_s` cancels it.",
             vlm__withdraw="Name of a mission to end, whether it waits or is under way.",
             vlm__plan__status="Where the robot stands with the plan.",

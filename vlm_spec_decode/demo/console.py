@@ -215,7 +215,7 @@ def follow(
 
     teller = Teller(request.mission)
     said = _Said(teller, tell)
-    operator, is_found = find_node(ros_domain(), namespace, said.hear, FIND_S)
+    operator, is_found = find_node(ros_domain(), namespace, said.hear, FIND_S, said.note)
     if not is_found:
         where = operator.where
         operator.close()
@@ -297,6 +297,8 @@ def _attend(operator: Operator, said: _Said, ask: Callable[[str], bool], until_s
         if teller.proposed:
             plan, teller.proposed = teller.proposed, ""
             operator.answer(ask(plan), FIND_S)
+            # Nothing was heard while a person thought.
+            operator.heard_s = said.last_s = time.monotonic()
         if time.monotonic() - operator.heard_s > SILENT_S:
             raise RobotUnreachable(
                 f"vlm_node {operator.where} has been silent for {SILENT_S:g} s; without it the robot stands"
