@@ -23,8 +23,8 @@ from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.bridge.action_face import ActionFace, action_type
 from vlm_spec_decode.bridge.convert import from_compressed
 from vlm_spec_decode.bridge.keeper import EngineKeeper
-from vlm_spec_decode.bridge.leases import Leases
 from vlm_spec_decode.bridge.mission_feed import Frame, MissionFeed
+from vlm_spec_decode.bridge.mission_leases import MissionLeases
 from vlm_spec_decode.bridge.mission_runner import MissionRunner, Report
 from vlm_spec_decode.bridge.missions import ENDED, Job
 from vlm_spec_decode.bridge.orders import Orders
@@ -68,7 +68,7 @@ class VlmNode:
         self._voice = VlmVoice(node, self._stamps)
         self._bad_frames = 0
         self._orders = Orders(f"{node.get_clock().now().nanoseconds:x}")
-        self._leases = Leases(LEASE_LOOK_S)
+        self._leases = MissionLeases(LEASE_LOOK_S)
         self._auto = self._parameters.text("instruction")
         self._runner = MissionRunner(
             self._feed, self._post, self._stamps.ros_now_s, runner_config(self._parameters)

@@ -14,7 +14,7 @@ said meanwhile has yet to be read, so the time is not counted as their silence."
 
 
 @dataclass(slots=True)
-class Leases:
+class MissionLeases:
     """Who must be heard, and when it was heard last. Times are seconds of one clock."""
 
     period_s: float

@@ -1,6 +1,6 @@
 """A mission lives as long as its asker is heard; a moment in which nobody ran is no silence."""
 
-from vlm_spec_decode.bridge.leases import Leases
+from vlm_spec_decode.bridge.mission_leases import MissionLeases
 
 PERIOD_S = 0.05
 
@@ -15,7 +15,7 @@ def looks(leases, start_s, end_s):
 
 
 def test_silence_ends_a_mission_once_and_a_heartbeat_keeps_it():
-    leases = Leases(PERIOD_S)
+    leases = MissionLeases(PERIOD_S)
     leases.begin("dead", 0.72, 10.0)
     leases.begin("alive", 0.72, 10.0)
     leases.begin("plain", 0.0, 10.0)
@@ -27,7 +27,7 @@ def test_silence_ends_a_mission_once_and_a_heartbeat_keeps_it():
 
 
 def test_a_mission_that_is_over_needs_nobody():
-    leases = Leases(PERIOD_S)
+    leases = MissionLeases(PERIOD_S)
     leases.begin("m", 0.3, 0.0)
     leases.end("m")
     leases.end("m")
@@ -35,7 +35,7 @@ def test_a_mission_that_is_over_needs_nobody():
 
 
 def test_a_process_that_did_not_run_blames_nobody_for_its_own_silence():
-    leases = Leases(PERIOD_S)
+    leases = MissionLeases(PERIOD_S)
     leases.begin("m", 0.72, 0.0)
     assert looks(leases, 0.0, 0.5) == []
     # Two seconds in which this process stood still; what was said meanwhile is read only now.
@@ -46,7 +46,7 @@ def test_a_process_that_did_not_run_blames_nobody_for_its_own_silence():
 
 
 def test_a_process_that_did_not_run_still_notices_a_dead_asker():
-    leases = Leases(PERIOD_S)
+    leases = MissionLeases(PERIOD_S)
     leases.begin("m", 0.72, 0.0)
     assert leases.expired(0.0) == []
     assert leases.expired(5.0) == []
