@@ -21,6 +21,7 @@ from std_srvs.srv import SetBool
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.bridge.missions import ENDED
+from vlm_spec_decode.bridge.qos import REQUEST
 from vlm_spec_decode.bridge.requests import Request
 from vlm_spec_decode.robot.fake_body import Disc
 
@@ -45,7 +46,7 @@ class Operator:
             node.create_publisher(String, "vlm/plan", 10),
             node.create_publisher(LaserScan, "scan", qos_profile_sensor_data),
         )
-        self._requests = node.create_publisher(String, "vlm/request", 10)
+        self._requests = node.create_publisher(String, "vlm/request", REQUEST)
         self._withdrawals = node.create_publisher(String, "vlm/withdraw", 10)
         self._stop = node.create_client(SetBool, "e_stop")
         node.create_subscription(String, "vlm/plan/status", self._on_status, 50)

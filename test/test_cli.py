@@ -90,10 +90,41 @@ def test_a_broken_jpeg_is_named(tmp_path, capsys):
 
 def test_a_cloud_that_is_not_there_is_named(tmp_path, capsys, free_tcp_port):
     address = f"tcp://127.0.0.1:{free_tcp_port}"
+    began_s = time.monotonic()
     assert cli.main(["ask", "--instruction", "go", "--cloud", address, "--json"]) == 3
+    assert time.monotonic() - began_s < 4.0, "2 s of patience, before any model is loaded"
+    assert cli.main(["ask", "--instruction", "go", "--cloud", address, "--patience", "0"]) == 3
+    assert "refused" in capsys.readouterr().err.splitlines()[-1]
+    assert cli.main(["ask", "--instruction", "go", "--cloud", address, "--patience", "0", "--json"]) == 3
     said = capsys.readouterr()
     assert json.loads(said.out)["error"] == "CloudUnreachable"
     assert address in said.err
+
+
+def ask(found, monkeypatch, *more):
+    monkeypatch.setattr("vlm_spec_decode.edge.ask.run", lambda *_: found)
+    return cli.main(["ask", "--instruction", "gargle", "--image", "x.jpg", *more])
+
+
+@pytest.mark.parametrize(
+    ("answer", "actions", "code"),
+    [
+        ("I see a chair ahead. forward(1)", ["forward(1)"], 0),
+        ("I see a chair ahead. done()", ["done()"], 0),
+        ("lorem ipsum", [], 1),
+        ("i see a box . i do not know what that means . done ( )", ["done()"], 1),
+    ],
+)
+def test_an_answer_that_says_nothing_to_do_is_a_failed_task(monkeypatch, capsys, answer, actions, code):
+    found = {"answer": answer, "actions": actions, "token_ids": [1], "accepted": 0, "drafted": 0}
+    found |= {"target_passes": 1}
+    assert ask(found, monkeypatch, "--json") == code
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert document["answer"] == answer
+    assert document.get("exit_code", 0) == code
+    assert ("ActionParseError" in said.err) == bool(code)
+    assert ask(found, monkeypatch) == code
 
 
 def test_keys_are_made_once(tmp_path, capsys):

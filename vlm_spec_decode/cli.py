@@ -11,6 +11,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ import click
 
 from vlm_spec_decode import __version__
 from vlm_spec_decode.core import environment, internal_error
-from vlm_spec_decode.core.errors import InternalError, VsdError
+from vlm_spec_decode.core.errors import ActionParseError, InternalError, VsdError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         error.show()
         return _failed(arguments, "UsageError", error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("vsd: interrupted", err=True)
+        _complain("interrupted")
         return _failed(arguments, "Interrupted", "interrupted", INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has left; there is nobody to tell.
@@ -88,17 +89,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _named(arguments: Sequence[str], name: str, text: str, code: int) -> int:
     """Say an error in one line, and once more as JSON; return its code."""
     line = " ".join(text.split())
-    try:
-        click.echo(f"vsd: {name}: {line}", err=True)
-        return _failed(arguments, name, line, code)
-    except OSError:
-        return code  # standard output or error itself is what cannot be written
+    _complain(f"{name}: {line}")
+    return _failed(arguments, name, line, code)
 
 
 def _failed(arguments: Sequence[str], name: str, text: str, code: int) -> int:
     if "--json" in arguments:
-        click.echo(json.dumps({"error": name, "message": text, "exit_code": code}))
+        with suppress(OSError):
+            click.echo(json.dumps({"error": name, "message": text, "exit_code": code}))
     return code
+
+
+def _complain(text: str) -> None:
+    """Print a line on stderr; a terminal that is gone changes no exit code."""
+    with suppress(OSError):
+        click.echo(f"vsd: {text}", err=True)
 
 
 def as_json(function: Function) -> Function:
@@ -175,6 +180,14 @@ def demo(as_json: bool, **options: Any) -> int:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--max-tokens", type=int, default=96, show_default=True)
 @click.option("--no-grammar", is_flag=True, help="Do not hold answers to the action language.")
+@click.option(
+    "--patience",
+    "patience_s",
+    type=click.FloatRange(0, 600),
+    default=2.0,
+    show_default=True,
+    help="Seconds that a cloud where nobody listens is waited for.",
+)
 @as_json
 def ask(
     as_json: bool,
@@ -183,22 +196,25 @@ def ask(
     scene_text: str,
     history: tuple[str, ...],
     no_grammar: bool,
+    patience_s: float,
     **options: Any,
-) -> None:
-    """Ask once, without robot or ROS."""
-    from vlm_spec_decode.edge.ask import AskConfig, run
+) -> int:
+    """Ask once, without robot or ROS; an answer without any action ends with code 1."""
+    from vlm_spec_decode.edge.ask import AskConfig, run, trouble
     from vlm_spec_decode.edge.setup import EdgeSettings
 
-    config = AskConfig(
-        instruction, image, scene_text, history, EdgeSettings(grammar=not no_grammar, **options)
-    )
+    settings = EdgeSettings(grammar=not no_grammar, **options)
+    config = AskConfig(instruction, image, scene_text, history, settings, patience_s)
     found = run(config, None if as_json else lambda piece: click.echo(piece, nl=False))
     drafted = f"{found['accepted']} of {found['drafted']} drafted tokens accepted"
-    _finish(
-        as_json,
-        found,
-        f"\n{len(found['token_ids'])} tokens, {found['target_passes']} target passes, {drafted}",
-    )
+    text = f"\n{len(found['token_ids'])} tokens, {found['target_passes']} target passes, {drafted}"
+    error, code = trouble(found), ActionParseError.exit_code
+    if not error:
+        _finish(as_json, found, text)
+        return 0
+    _finish(as_json, found | {"error": "ActionParseError", "message": error, "exit_code": code}, text)
+    click.echo(f"vsd: ActionParseError: {error}", err=True)
+    return code
 
 
 @vsd.command()

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from vlm_spec_decode.bridge.orders import MAX_WAITING, Orders
+from vlm_spec_decode.bridge.reports import MissionStatus
 from vlm_spec_decode.bridge.requests import Request
 from vlm_spec_decode.core.errors import InstructionError
 
@@ -14,6 +15,7 @@ from vlm_spec_decode.core.errors import InstructionError
         Request('say "hello" \n ü', "m-1", approve=True),
         Request("x" * 2000, queue=True, dry_run=True),
         Request("\u0000" * 2000),
+        Request("go", "m-1", lease_s=0.7),
     ],
 )
 def test_round_trip(request_):
@@ -33,6 +35,13 @@ def test_round_trip(request_):
         (json.dumps({"instruction": "go", "approve": "no"}), "approve"),
         (json.dumps({"instruction": "go", "max_speed_mps": 9}), "max_speed_mps"),
         (json.dumps({"instruction": "go", "mission": "a b"}), "mission"),
+        (json.dumps({"instruction": "go", "mission": "m", "lease_s": "1"}), "lease_s"),
+        (json.dumps({"instruction": "go", "mission": "m", "lease_s": True}), "lease_s"),
+        (json.dumps({"instruction": "go", "mission": "m", "lease_s": 0.01}), "lease_s"),
+        (json.dumps({"instruction": "go", "mission": "m", "lease_s": -1}), "lease_s"),
+        ('{"instruction": "go", "mission": "m", "lease_s": NaN}', "lease_s"),
+        ('{"instruction": "go", "mission": "m", "lease_s": 1e999}', "lease_s"),
+        (json.dumps({"instruction": "go", "lease_s": 1}), "name"),
     ],
 )
 def test_what_is_no_request_is_refused_by_name(text, complaint):
@@ -59,3 +68,44 @@ def test_the_queue_is_bounded_in_order_and_can_be_left():
     assert orders.withdraw(jobs[3].mission) is None
     assert orders.drop_waiting() == [*jobs[:3], *jobs[4:-1]]
     assert not orders.waiting
+
+
+def test_the_same_request_again_is_no_other_mission():
+    orders = Orders("n")
+    request = Request("go", "mine", lease_s=1.0)
+    assert not orders.repeats(request)
+    orders.job(request)
+    assert orders.repeats(request)
+    assert not orders.repeats(Request("go elsewhere", "mine", lease_s=1.0))
+    orders.job(Request("go"))
+    assert not orders.repeats(Request("go")), "without a name every request is a new one"
+
+
+def test_a_request_that_was_refused_is_not_taken_when_it_comes_again():
+    orders = Orders("n")
+    for _ in range(MAX_WAITING):
+        orders.enqueue(orders.job(Request("go")))
+    request = Request("go", "mine")
+    with pytest.raises(InstructionError):
+        orders.enqueue(orders.job(request))
+    assert not orders.repeats(request)
+
+
+def test_a_withdrawal_that_overtakes_its_request_holds():
+    orders = Orders("n")
+    assert orders.withdraw("mine") is None
+    with pytest.raises(InstructionError, match="mine"):
+        orders.job(Request("go", "mine"))
+    orders.withdraw("no name at all")
+
+
+def test_how_a_mission_ended_is_remembered():
+    orders = Orders("n")
+    job = orders.job(Request("go", "mine"))
+    orders.current = job
+    assert orders.is_alive("mine")
+    assert orders.ending("mine") is None
+    orders.current = None
+    orders.end(MissionStatus("cancelled", "mine", detail="withdrawn"))
+    assert not orders.is_alive("mine")
+    assert orders.ending("mine").detail == "withdrawn"

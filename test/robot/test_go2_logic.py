@@ -125,6 +125,26 @@ def test_stale_after_a_stop_is_what_the_stop_raises() -> None:
         driver.stop()
 
 
+def test_only_one_stop_waits_for_a_robot_that_says_nothing_and_all_are_sent() -> None:
+    script = Script()
+    driver = started(script)
+    script.stale = script.silent = True
+    spent_s, sent = [], []
+    for _ in range(3):
+        began_s, before = script.clock.now(), len(script.calls)
+        with pytest.raises(RobotStale):
+            driver.stop()
+        spent_s.append(script.clock.now() - began_s)
+        sent.append(len(script.calls) - before)
+    assert spent_s[0] >= 2.5
+    assert max(spent_s[1:]) < 0.5
+    assert min(sent) >= 1
+    # It speaks again, and still moves: a stop has all its time.
+    script.stale = script.silent = False
+    script.speed_mps = lambda t: 0.5 if t < began_s + 2.0 else 0.0
+    driver.stop()
+
+
 def test_a_stop_keeps_clear_of_the_last_move() -> None:
     script = Script()
     driver = started(script)

@@ -11,7 +11,7 @@ from vlm_spec_decode.actions.types import Done, Forward, StandUp, Turn
 from vlm_spec_decode.bridge import diagnostics
 from vlm_spec_decode.bridge.locomotion_node import LocomotionNode
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import ConfigError, RobotError, RobotUnreachable
+from vlm_spec_decode.core.errors import ConfigError, RobotError, RobotStale, RobotUnreachable
 from vlm_spec_decode.robot.fake import FakeRobot
 
 pytestmark = pytest.mark.ros
@@ -201,6 +201,44 @@ def test_closing_stops_a_walking_robot(stage, eventually):
     assert eventually(lambda: robot.state().speed_mps > 0.2)
     part.close()
     assert any(call == "stop" for _, call in robot.calls[-3:])
+
+
+class LeavingRobot(FakeRobot):
+    """Does not confirm the last stop."""
+
+    error: RobotError = RobotError("the body moves")
+
+    def close(self):
+        super().close()
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "is_commanded", "said", "unsaid"),
+    [
+        (RobotStale("stands still"), False, "the robot had gone", "not confirmed"),
+        (RobotStale("stands still"), True, "the stop was not confirmed: stands still", "had gone"),
+        (RobotError("the body moves"), False, "the stop was not confirmed: the body moves", "had gone"),
+    ],
+)
+def test_a_robot_that_has_gone_is_no_stop_that_failed(
+    stage, eventually, capfd, error, is_commanded, said, unsaid
+):
+    robot = LeavingRobot(WallClock())
+    robot.error = error
+    commander, part, _, _ = stage(robot)
+    if is_commanded:
+        commander.command(Forward(2.5))
+        assert eventually(lambda: robot.state().speed_mps > 0.2)
+    part.close()
+    heard = []
+
+    def is_said():
+        heard.append(capfd.readouterr().err)
+        return said in "".join(heard)
+
+    assert eventually(is_said, 5.0)
+    assert unsaid not in "".join(heard)
 
 
 class LateRobot(FakeRobot):

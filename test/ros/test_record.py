@@ -1,5 +1,6 @@
 """`vsd record`: byte for byte what travelled, whatever its quality of service; Ctrl-C completes the bag."""
 
+import json
 import time
 
 import pytest
@@ -10,11 +11,13 @@ from rosbags.rosbag2 import Reader
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
-from test.ros import ROS_DOMAIN
+from test.ros import NAMESPACE, ROS_DOMAIN
 from vlm_spec_decode.bridge.convert import to_compressed
-from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
+from vlm_spec_decode.bridge.qos import COMMAND, LATCHED, REQUEST
+from vlm_spec_decode.bridge.requests import Ack, Request
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.demo.record import OURS, RecordConfig, Recorder, message_type
+from vlm_spec_decode.demo.record import OURS, RecordConfig
+from vlm_spec_decode.demo.recorder import Arrivals, Recorder, message_type, modes_for
 
 pytestmark = pytest.mark.ros
 
@@ -124,3 +127,129 @@ def test_a_folder_that_is_no_bag_is_left_alone_and_unknown_types_are_named(tmp_p
         Recorder(RecordConfig(tmp_path / "letters", ROS_DOMAIN), print)
     with pytest.raises(ConfigError, match="no_such_msgs/msg/Thing"):
         message_type("no_such_msgs/msg/Thing")
+
+
+BEST_EFFORT, RELIABLE, KEPT = (False, False), (True, False), (True, True)
+
+
+@pytest.mark.parametrize(
+    ("publishers", "subscribers", "wanted"),
+    [
+        ([], [], {RELIABLE}),
+        ([], [BEST_EFFORT], {BEST_EFFORT}),
+        ([], [RELIABLE, BEST_EFFORT], {RELIABLE, BEST_EFFORT}),
+        ([KEPT], [RELIABLE], {KEPT}),
+        ([KEPT, RELIABLE, BEST_EFFORT], [], {KEPT, RELIABLE, BEST_EFFORT}),
+    ],
+)
+def test_every_kind_of_publisher_has_a_subscription_that_loses_nothing(publishers, subscribers, wanted):
+    assert modes_for(publishers, subscribers) == wanted
+
+
+def arrive(arrivals, number, publisher=b"a", data=b"x"):
+    info = {"publisher_gid": {"data": publisher}, "publication_sequence_number": number}
+    return arrivals.is_new(info | {"source_timestamp": 1000 + number}, data)
+
+
+def test_what_comes_twice_is_new_once_and_gaps_are_counted():
+    arrivals = Arrivals(from_one=True)
+    assert [arrive(arrivals, n) for n in (1, 1, 2, 2, 5)] == [True, False, True, False, True]
+    assert arrivals.gaps == 2
+    assert arrive(arrivals, 3)
+    assert not arrive(arrivals, 3)
+    assert arrivals.gaps == 1, "what comes late was not missed"
+    assert arrive(arrivals, 3, b"b")
+    assert arrivals.gaps == 3, "of another publisher the first two"
+
+
+def test_of_a_stream_and_of_a_publisher_that_was_there_before_the_beginning_is_nobodys():
+    stream = Arrivals(from_one=False)
+    assert arrive(stream, 40)
+    assert arrive(stream, 42)
+    assert stream.gaps == 1
+    old = Arrivals(from_one=True, known={b"a"})
+    assert arrive(old, 40)
+    assert old.gaps == 0
+
+
+def test_a_middleware_that_does_not_number_still_brings_no_repeats():
+    arrivals = Arrivals(from_one=True)
+    info = {"publisher_gid": None, "publication_sequence_number": None, "source_timestamp": 7}
+    assert arrivals.is_new(info, b"x")
+    assert not arrivals.is_new(info, b"x")
+    assert arrivals.is_new(info, b"y")
+    assert arrivals.is_new(info | {"source_timestamp": 8}, b"x")
+    assert arrivals.gaps == 0
+
+
+def texts(path, ending):
+    with AnyReader([path]) as reader:
+        found = [c for c in reader.connections if c.topic.endswith(ending)]
+        return [reader.deserialize(data, c.msgtype).data for c, _, data in reader.messages(found)]
+
+
+def test_late_latched_publishers_beside_others_are_heard_whole_and_once(graph, tmp_path, eventually):
+    node, late = graph.node("robot"), graph.node("late")
+    plain = node.create_publisher(String, "vlm/status", COMMAND)
+    graph.start(node)
+    graph.start(late)
+    recorder = Recorder(RecordConfig(tmp_path / "bag", ROS_DOMAIN), print)
+
+    def heard(topic, count):
+        def is_heard():
+            recorder.look()
+            recorder.spin(0.1)
+            return sum(n for name, n in recorder.counts.items() if name.endswith(topic)) >= count
+
+        return eventually(is_heard, 30.0)
+
+    def there():
+        recorder.look()
+        recorder.spin(0.1)
+        return plain.get_subscription_count()
+
+    assert eventually(there, 30.0)
+    plain.publish(String(data="plain"))
+    assert heard("vlm/status", 1)
+    latched = late.create_publisher(String, "vlm/status", LATCHED)
+    latched.publish(String(data="latched, before anybody was matched"))
+    assert heard("vlm/status", 2)
+    plain.publish(String(data="both go on"))
+    latched.publish(String(data="latched again"))
+    assert heard("vlm/status", 4)
+    recorder.spin(0.5)
+    recorder.close()
+    expected = ["both go on", "latched again", "latched, before anybody was matched", "plain"]
+    assert sorted(texts(tmp_path / "bag", "vlm/status")) == expected
+    assert recorder.missed() == {}
+
+
+def test_a_request_of_a_process_that_lives_for_a_moment_is_recorded(graph, tmp_path, eventually):
+    ear = graph.node("vlm_node")
+    ear.create_subscription(String, "vlm/request", print, COMMAND)
+    acks = ear.create_publisher(String, "vlm/ack", COMMAND)
+    graph.start(ear)
+    recorder = Recorder(RecordConfig(tmp_path / "bag", ROS_DOMAIN), print)
+
+    def spin(until):
+        def look():
+            recorder.look()
+            recorder.spin(0.1)
+            return until()
+
+        return eventually(look, 30.0)
+
+    assert spin(acks.get_subscription_count)
+    asker = graph.node("asker")
+    request = asker.create_publisher(String, "vlm/request", REQUEST)
+    request.publish(String(data=Request("go", "one").to_json()))
+    graph.start(asker)
+    assert spin(lambda: any(name.endswith("request") for name in recorder.counts))
+    acks.publish(String(data=Ack("taken", "one").to_json()))
+    acks.publish(String(data=Ack("taken", "two").to_json()))
+    acks.publish(String(data=Ack("taken", "spoken-1", "vlm/instruction").to_json()))
+    assert spin(lambda: recorder.counts[f"{NAMESPACE}/vlm/ack"] >= 3)
+    recorder.close()
+    assert [json.loads(text)["mission"] for text in texts(tmp_path / "bag", "vlm/request")] == ["one"]
+    missed = {topic.removeprefix(NAMESPACE): count for topic, count in recorder.missed().items()}
+    assert missed == {"/vlm/request": 1, "/vlm/instruction": 1}

@@ -1,4 +1,4 @@
-"""`vsd replay`: bags in, a report out."""
+"""`vsd replay`: bags in, a report out. What reads bags and asks models is imported when it runs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,10 @@ from typing import Any, TypeVar
 
 import click
 
-from vlm_spec_decode.bag.events import Topics
-from vlm_spec_decode.bag.questions import AskPlan, read_spoken
-from vlm_spec_decode.bag.recorded import Chosen
-from vlm_spec_decode.bag.replay import Cell, ReplayConfig
-from vlm_spec_decode.bag.run import RunConfig, run
-from vlm_spec_decode.bag.work import Workers
 from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.core.errors import BagError, ConfigError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
 from vlm_spec_decode.core.yaml_file import read_yaml
-from vlm_spec_decode.edge.pair import DEFAULT, check_strategy
 
 Settings = TypeVar("Settings")
 
@@ -28,6 +21,8 @@ GO2_A100 = HardwareProfile("go2_a100", 72.0, 620.0, 620.0, 620.0, 62.0, source="
 SAMPLE = ASSETS / "sample_bag"
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, exists=True, path_type=Path)
+STRATEGY = "hybrid"
+"""Default of `--strategy`; the registry of strategies, which brings numpy, has the same."""
 
 
 def _profile(kind: type[Settings], path: Path) -> Settings:
@@ -54,7 +49,7 @@ def _profile(kind: type[Settings], path: Path) -> Settings:
     "--horizon", "horizon_s", type=float, default=2.0, show_default=True, help="s of motion to compare with."
 )
 @click.option("--limit", type=click.IntRange(0), default=0, help="Questions per bag; 0: all.")
-@click.option("--strategy", "strategies", multiple=True, default=(DEFAULT,), show_default=True)
+@click.option("--strategy", "strategies", multiple=True, default=(STRATEGY,), show_default=True)
 @click.option("--link", "links", type=FILE, multiple=True, help="YAML of a link profile; default: Wi-Fi.")
 @click.option(
     "--profile", "profiles", type=FILE, multiple=True, help="YAML of a hardware profile; default: Go2, A100."
@@ -109,6 +104,14 @@ def replay(
     named = (*bags, *((SAMPLE,) if sample else ()))
     if not named:
         raise BagError("name a bag, or use --sample")
+    from vlm_spec_decode.bag.events import Topics
+    from vlm_spec_decode.bag.questions import AskPlan, read_spoken
+    from vlm_spec_decode.bag.recorded import Chosen
+    from vlm_spec_decode.bag.replay import Cell, ReplayConfig
+    from vlm_spec_decode.bag.run import RunConfig, run
+    from vlm_spec_decode.bag.work import Workers
+    from vlm_spec_decode.edge.pair import check_strategy
+
     for name in strategies:
         check_strategy(name)
     cells = tuple(

@@ -23,7 +23,7 @@ from std_msgs.msg import String
 from vlm_spec_decode.bridge.listening import listen
 from vlm_spec_decode.bridge.missions import ENDED
 from vlm_spec_decode.bridge.parameters import Parameter
-from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
+from vlm_spec_decode.bridge.qos import COMMAND, HEARD, REQUEST
 from vlm_spec_decode.bridge.reports import MissionStatus
 from vlm_spec_decode.bridge.requests import Request
 from vlm_spec_decode.core.errors import ConfigError, InstructionError
@@ -60,9 +60,9 @@ class ActionFace:
         """`sentence` reads the instruction out of a goal; by default its first string."""
         self._node, self._kind = node, kind
         group = ReentrantCallbackGroup()
-        self._requests = node.create_publisher(String, "vlm/request", COMMAND)
+        self._requests = node.create_publisher(String, "vlm/request", REQUEST)
         self._withdrawals = node.create_publisher(String, "vlm/withdraw", COMMAND)
-        listen(node, String, "vlm/status", self._hear, LATCHED, callback_group=group)
+        listen(node, String, "vlm/status", self._hear, HEARD, callback_group=group)
         self._sentence = sentence or (lambda goal: str(getattr(goal, field_of(kind.Goal, "string"))))
         self._heard: dict[str, SimpleQueue[MissionStatus]] = {}
         self._lock = threading.Lock()

@@ -32,7 +32,13 @@ from vlm_spec_decode.bridge.settings import load_yaml
 from vlm_spec_decode.bridge.stamps import STEADY, Stamps
 from vlm_spec_decode.bridge.surroundings import SensingDriver, Surroundings
 from vlm_spec_decode.bridge.transforms import Frames, Transforms
-from vlm_spec_decode.core.errors import ActionParseError, ActionRefused, RobotError
+from vlm_spec_decode.core.errors import (
+    ActionParseError,
+    ActionRefused,
+    RobotError,
+    RobotStale,
+    RobotUnreachable,
+)
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 from vlm_spec_decode.robot.lease import WAIT_S, Board, Lease
 
@@ -149,8 +155,12 @@ class LocomotionNode:
 
     def close(self) -> None:
         """Stop the robot and free it. Idempotent."""
-        was_ready, error = self._legs.readiness.is_ready, self._legs.close()
-        if error is not None:
+        was_ready, was_moved_by = self._legs.readiness.is_ready, self._legs.source
+        error = self._legs.close()
+        if isinstance(error, (RobotStale, RobotUnreachable)) and was_moved_by in ("none", "estop"):
+            # A simulator that was interrupted together with this node, a robot that was switched off.
+            self._node.get_logger().info(f"left: the robot had gone, and nobody moved it ({error})")
+        elif error is not None:
             self._node.get_logger().error(f"the stop was not confirmed: {error}")
         elif was_ready:
             self._node.get_logger().info("left: the robot stands")

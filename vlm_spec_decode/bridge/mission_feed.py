@@ -186,6 +186,12 @@ class MissionFeed:
     def _is_cancelled(self) -> bool:
         return bool(self._mission) and self._cancelled[0] == self._mission
 
+    @property
+    def why_cancelled(self) -> str:
+        """Why the mission under way was cancelled, as `cancel` was told; nothing if it was not."""
+        with self._changed:
+            return self._cancelled[1] if self._is_cancelled else ""
+
     def _raise_cancelled(self) -> None:
         if self._is_cancelled:
             raise Cancelled(self._cancelled[1])

@@ -81,7 +81,10 @@ class MissionRunner:
                     return Ending("done", "dry_run", f"nothing was sent: {said(planned)}")
         except Cancelled as error:
             status = self._feed.broken_off()
-            return Ending("cancelled", "cancel", str(error)) if status is None else ending_of(status)
+            if status is not None:
+                return ending_of(status)
+            # Whoever notices first, engine or feed: the reason is the one that was given.
+            return Ending("cancelled", "cancel", self._feed.why_cancelled or str(error))
         except VsdError as error:
             return failure(error)
         finally:

@@ -17,12 +17,17 @@ from vlm_spec_decode.bridge.operator import Operator
 from vlm_spec_decode.core.ports import Clock
 
 REFRESH_S = 0.1
+ONCE_S = 5.0
+"""How long one view waits for everybody; what is said once a second may come late on a busy computer."""
 LEVELS = {
     b"\x00": ("OK", "green"),
     b"\x01": ("WARN", "yellow"),
     b"\x02": ("ERROR", "red"),
     b"\x03": ("STALE", "dim"),
 }
+HAS_ANSWERED = frozenset({"acting", "done", "step_limit"})
+"""States of a mission that come after an answer."""
+
 COLOURS = {"done": "green", "moving": "cyan", "idle": "dim", "acting": "cyan", "answering": "magenta"}
 
 
@@ -42,6 +47,19 @@ class Board:
     def is_live(self) -> bool:
         """Whether anything at all was heard."""
         return bool(self.status or self.executor or self.health)
+
+    @property
+    def missing(self) -> list[str]:
+        """Who of those that always speak has not been heard yet."""
+        missing = {
+            "vlm_node (vlm/status)": not self.status,
+            "locomotion_node (vlm/plan/status)": not self.executor,
+            "diagnostics of vlm_node": not any(name.endswith(": cloud") for name in self.health),
+            "diagnostics of locomotion_node": not any(name.endswith(": executor") for name in self.health),
+        }
+        if str(self.status.get("state")) in HAS_ANSWERED and not self.trace:
+            missing["the last answer (vlm/trace)"] = True
+        return [name for name, is_missing in missing.items() if is_missing]
 
     def hear(self, topic: str, text: str) -> None:
         """Take one message."""
@@ -71,6 +89,7 @@ class Board:
             "answer": self.partial,
             "speed_mps": self.speed_mps,
             "place_m": self.place_m,
+            "missing": self.missing,
             "diagnostics": {
                 name: {"level": level, "message": said} for name, (level, said) in self.health.items()
             },
@@ -90,7 +109,7 @@ def show(
     console = Console(quiet=quiet)
     try:
         if once or quiet:
-            while until_s is None or clock.now() < until_s:
+            while (until_s is None or clock.now() < until_s) and not (once and not board.missing):
                 _take(operator, board)
             console.print(view(board))
             return

@@ -25,6 +25,7 @@ from vlm_spec_decode.bridge.convert import from_compressed
 from vlm_spec_decode.bridge.keeper import EngineKeeper
 from vlm_spec_decode.bridge.listening import listen
 from vlm_spec_decode.bridge.mission_feed import Frame, MissionFeed
+from vlm_spec_decode.bridge.mission_leases import MissionLeases
 from vlm_spec_decode.bridge.mission_runner import MissionRunner, Report
 from vlm_spec_decode.bridge.missions import ENDED, Job
 from vlm_spec_decode.bridge.orders import Orders
@@ -32,7 +33,7 @@ from vlm_spec_decode.bridge.parameters import Parameters
 from vlm_spec_decode.bridge.ports import EngineSource
 from vlm_spec_decode.bridge.qos import COMMAND
 from vlm_spec_decode.bridge.reports import Answer, MissionStatus, Partial
-from vlm_spec_decode.bridge.requests import Request
+from vlm_spec_decode.bridge.requests import Ack, Request
 from vlm_spec_decode.bridge.stamps import FUTURE_S, STEADY, Stamps
 from vlm_spec_decode.bridge.vlm_parameters import PARAMETERS, runner_config
 from vlm_spec_decode.bridge.vlm_voice import VlmVoice
@@ -42,20 +43,24 @@ from vlm_spec_decode.core.ports import Clock
 
 CLOSE_S = 2.0
 WARN_EVERY_S = 5.0
+LEASE_LOOK_S = 0.05
+SUPERSEDED = "superseded by a new instruction"
+
+INSTRUCTION, REQUEST = "vlm/instruction", "vlm/request"
 
 
 class VlmNode:
     """Runs missions.
 
-    Hears `vlm/instruction`, `vlm/request`, `vlm/withdraw`, `vlm/plan/status` and the camera; says `vlm/plan`,
-    `vlm/answer`, `vlm/answer/partial`, `vlm/trace`, `vlm/run`, `vlm/status` and `/diagnostics`; serves
-    `vlm/approve`.
+    Hears `vlm/instruction`, `vlm/request`, `vlm/heartbeat`, `vlm/withdraw`, `vlm/plan/status` and the camera;
+    says `vlm/ack`, `vlm/plan`, `vlm/answer`, `vlm/answer/partial`, `vlm/trace`, `vlm/run`, `vlm/status` and
+    `/diagnostics`; serves `vlm/approve`.
     """
 
     def __init__(
         self, node: Node, source: EngineSource, clock: Clock, on_failure: Callable[[VsdError], None]
     ) -> None:
-        self._node = node
+        self._node, self._clock = node, clock
         self._source = source
         self._stamps = Stamps(node, clock)
         self._parameters = Parameters(node, PARAMETERS)
@@ -64,6 +69,7 @@ class VlmNode:
         self._voice = VlmVoice(node, self._stamps)
         self._bad_frames, self._why_bad = 0, ""
         self._orders = Orders(f"{node.get_clock().now().nanoseconds:x}")
+        self._leases = MissionLeases(LEASE_LOOK_S)
         self._auto = self._parameters.text("instruction")
         self._runner = MissionRunner(
             self._feed, self._post, self._stamps.ros_now_s, runner_config(self._parameters)
@@ -89,9 +95,14 @@ class VlmNode:
         talk, see, beat = (MutuallyExclusiveCallbackGroup() for _ in range(3))
         self._wake = node.create_guard_condition(self._drain, talk)
         sensor = qos_profile_sensor_data
-        listen(node, String, "vlm/instruction", self._on_text, COMMAND, callback_group=talk)
-        listen(node, String, "vlm/request", self._on_request, COMMAND, callback_group=talk)
-        listen(node, String, "vlm/withdraw", self._on_withdraw, COMMAND, callback_group=talk)
+        for topic, take in (
+            (INSTRUCTION, self._on_text),
+            (REQUEST, self._on_request),
+            ("vlm/heartbeat", self._on_heartbeat),
+            ("vlm/withdraw", self._on_withdraw),
+        ):
+            listen(node, String, topic, take, COMMAND, callback_group=talk)
+        node.create_timer(LEASE_LOOK_S, self._look_at_leases, talk, clock=STEADY)
         node.create_service(SetBool, "vlm/approve", self._on_verdict, callback_group=beat)
         listen(node, String, "vlm/plan/status", self._on_status, COMMAND, callback_group=beat)
         topic = "camera/image_raw/compressed"
@@ -100,21 +111,27 @@ class VlmNode:
         node.create_timer(period_s, self._beat, beat, clock=STEADY)
         node.create_timer(1.0, self._each_second, talk, clock=STEADY)
 
-    def instruct(self, request: Request) -> None:
-        """Take a request: at once, superseding what is under way, or into the queue.
+    def instruct(self, request: Request) -> str:
+        """Take a request: at once, superseding what is under way, or into the queue; return its name.
 
         The parameters `approve`, `dry_run` and `queue` hold for every request. Raises InstructionError.
         """
         flag = self._parameters.flag
-        request = replace(
-            request, approve=request.approve or flag("approve"), dry_run=request.dry_run or flag("dry_run")
-        )
         job = self._orders.job(request)
+        job = replace(job, approve=job.approve or flag("approve"), dry_run=job.dry_run or flag("dry_run"))
+        self._order(job, request)
+        self._leases.begin(job.mission, request.lease_s, self._clock.now())
+        return job.mission
+
+    def _order(self, job: Job, request: Request) -> None:
+        flag = self._parameters.flag
         if (request.queue or flag("queue")) and self._orders.current is not None:
             self._orders.enqueue(job)
             self._tell(job, "queued", f"{len(self._orders.waiting)} in the queue")
             return
-        self._drop_waiting("superseded by a new instruction")
+        self._drop_waiting(SUPERSEDED)
+        if self._orders.current is not None:
+            self._tell(self._orders.current, "cancelled", SUPERSEDED)
         self._voice.halt()
         self._begin(job)
 
@@ -132,6 +149,13 @@ class VlmNode:
         """Publish the status of a mission that is not the one under way."""
         status = MissionStatus(state, job.mission, job.instruction[:200], reason="queue", detail=detail)
         self._voice.status(status, aside=True)
+        if state in ENDED:
+            self._over(status)
+
+    def _over(self, status: MissionStatus) -> None:
+        """Remember how a mission ended; nobody needs to be heard for it any more."""
+        self._orders.end(status)
+        self._leases.end(status.mission)
 
     def close(self) -> None:
         """Stop the robot, end the mission and leave the cloud. Idempotent."""
@@ -145,26 +169,56 @@ class VlmNode:
     # Callbacks -----------------------------------------------------------------------------------
 
     def _on_text(self, message: String) -> None:
-        self._take(lambda: Request(message.data))
+        self._take(INSTRUCTION, lambda: Request(message.data))
 
     def _on_request(self, message: String) -> None:
-        self._take(lambda: Request.from_json(message.data))
+        self._take(REQUEST, lambda: Request.from_json(message.data))
 
-    def _take(self, read: Callable[[], Request]) -> None:
+    def _take(self, topic: str, read: Callable[[], Request]) -> None:
+        """Take a request and acknowledge it; one that comes again is acknowledged again, no more."""
+        asked = ""
         try:
-            self.instruct(read())
+            request = read()
+            asked = request.mission
+            if self._orders.repeats(request):
+                self._leases.beat(asked, self._clock.now())
+            else:
+                asked = self.instruct(request)
         except InstructionError as error:
-            refusal = MissionStatus("failed", reason=type(error).__name__, detail=str(error))
-            self._voice.status(refusal, aside=True)
+            name, detail = type(error).__name__, str(error)
+            self._voice.status(MissionStatus("failed", reason=name, detail=detail), aside=True)
+            self._voice.acknowledge(Ack("refused", asked, topic, name, detail))
+        else:
+            listeners = self._node.count_subscribers(topic)
+            self._voice.acknowledge(Ack("taken", asked, topic, listeners=listeners))
+
+    def _on_heartbeat(self, message: String) -> None:
+        """Take note that a mission's asker lives; tell one whose mission has ended how it did."""
+        mission = message.data
+        self._leases.beat(mission, self._clock.now())
+        if self._orders.is_alive(mission):
+            return
+        ended = self._orders.ending(mission) or MissionStatus(
+            "failed", reason="Unknown", detail="vlm_node does not know this mission; it was started anew"
+        )
+        self._voice.acknowledge(Ack("over", mission, REQUEST, ended.reason, ended.detail, ended.state))
+
+    def _look_at_leases(self) -> None:
+        for mission in self._leases.expired(self._clock.now()):
+            self._node.get_logger().warning(f"mission {mission}: its asker fell silent")
+            self._cancel(mission, "its asker fell silent")
 
     def _on_withdraw(self, message: String) -> None:
         """End one mission by its name, whether it waits or is under way; others go on."""
-        current, waiting = self._orders.current, self._orders.withdraw(message.data)
+        self._cancel(message.data, "withdrawn")
+
+    def _cancel(self, mission: str, why: str) -> None:
+        current, waiting = self._orders.current, self._orders.withdraw(mission)
         if waiting is not None:
-            self._tell(waiting, "cancelled", "withdrawn")
-        elif current is not None and current.mission == message.data:
+            self._tell(waiting, "cancelled", why)
+        elif current is not None and current.mission == mission:
             self._voice.halt()
-            self._worker.cancel("withdrawn")
+            self._worker.cancel(why)
 
     def _on_verdict(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         shown = self._voice.shown
@@ -260,6 +314,7 @@ class VlmNode:
     def _ended(self, status: MissionStatus) -> None:
         """Go on with the queue after a success; whatever else ends a mission empties it."""
         self._orders.current = None
+        self._over(status)
         self._voice.rest()
         if status.state == "done" and self._orders.waiting:
             self._begin(self._orders.waiting.popleft())

@@ -11,8 +11,9 @@ from std_msgs.msg import String
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.bridge import diagnostics
 from vlm_spec_decode.bridge.listening import fault_lines
-from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
+from vlm_spec_decode.bridge.qos import COMMAND, LATCHED, STREAMED
 from vlm_spec_decode.bridge.reports import Answer, MissionStatus, Partial
+from vlm_spec_decode.bridge.requests import Ack
 from vlm_spec_decode.bridge.stamps import Stamps
 
 
@@ -28,12 +29,17 @@ class VlmVoice:
         self.shown = MissionStatus("connecting")
         """The newest status of the mission under way, or of the link."""
         self._answers = node.create_publisher(String, "vlm/answer", COMMAND)
-        self._partials = node.create_publisher(String, "vlm/answer/partial", COMMAND)
+        self._partials = node.create_publisher(String, "vlm/answer/partial", STREAMED)
         self._plans = node.create_publisher(String, "vlm/plan", COMMAND)
-        self._traces = node.create_publisher(String, "vlm/trace", COMMAND)
+        self._traces = node.create_publisher(String, "vlm/trace", LATCHED)
         self._runs = node.create_publisher(String, "vlm/run", LATCHED)
         self._statuses = node.create_publisher(String, "vlm/status", LATCHED)
+        self._acks = node.create_publisher(String, "vlm/ack", COMMAND)
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+
+    def acknowledge(self, ack: Ack) -> None:
+        """Say what became of a request or a heartbeat."""
+        self._acks.publish(String(data=ack.to_json()))
 
     def plan(self, plan: Plan) -> None:
         """Publish a plan and keep it as the heartbeat."""

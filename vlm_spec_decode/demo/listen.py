@@ -94,8 +94,10 @@ class Listener:
         self._own.spin(duration_s)
 
     def is_heard(self) -> bool:
-        """Whether somebody listens to instructions besides this node."""
-        return int(self._instructions.get_subscription_count()) > 1
+        """Whether the VLM node listens to instructions: it alone acknowledges, and this node listens too."""
+        listeners = int(self._node.count_subscribers(INSTRUCTION))
+        has_node = bool(self._node.count_publishers("/vlm/ack"))
+        return has_node and 1 < listeners <= int(self._instructions.get_subscription_count())
 
     def instruct(self, text: str) -> None:
         """Publish the instruction."""

@@ -128,7 +128,11 @@ class LivePlayer:
             self._own.spin_once(CLOCK_S)
             if self._node.count_publishers("vlm/plan/status") > 1:
                 raise ConfigError("an executor is on this ROS domain: a bag's plans are not for a robot")
-            is_heard = self._voice.get_subscription_count() and self._statuses.get_subscription_count()
+            # A recorder listens too: it is the node that must, and only the node acknowledges.
+            is_heard = self._node.count_publishers("vlm/ack") and all(
+                0 < self._node.count_subscribers(topic) <= publisher.get_subscription_count()
+                for topic, publisher in ((INSTRUCTION, self._voice), ("vlm/plan/status", self._statuses))
+            )
             if self._state == "ready" and is_heard and time.monotonic() > look_s:
                 return
             if self._state == "unavailable":

@@ -1,35 +1,27 @@
 """`vsd record`: what running nodes say, as the bytes that travelled, in a bag that stock tools open.
 
-Topics are found while it runs, so nodes that start later are recorded too. A type whose Python messages are
-not installed cannot be subscribed to; it is named once.
+The command alone: what listens and writes is in `recorder` and is imported when it runs.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from fnmatch import fnmatch
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import click
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
-from vlm_spec_decode.bridge.own_node import OwnNode
-from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.demo.recording import Recording
-
-LOOK_S = 0.5
-DEPTH = 50
-OURS = ("*/vlm/*", "*/camera/*", "*/odom", "*/tf", "*/tf_static", "*/diagnostics", "*/cmd_vel*")
+LOOK_S = 0.2
+OURS = (
+    *("*/vlm/*", "*/e_stop/*", "*/camera/*", "*/odom", "*/tf", "*/tf_static", "*/diagnostics"),
+    "*/cmd_vel*",
+)
 """What is recorded unless `--topic` says otherwise: patterns of whole names, in any namespace."""
 
 Note = Callable[[str], None]
@@ -46,85 +38,26 @@ class RecordConfig:
     duration_s: float = 0.0
 
 
-class Recorder:
-    """Subscribes to what it finds on a ROS domain and writes it, while `spin` runs."""
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Messages per topic that are in the bag, and those that are known to have been missed."""
 
-    def __init__(self, config: RecordConfig, note: Note) -> None:
-        self.counts: Counter[str] = Counter()
-        self._config, self._note = config, note
-        if (config.out / "metadata.yaml").exists():
-            raise ConfigError(f"{config.out} holds a walk; it is left as it is, name another folder")
-        self._bag = Recording(config.out, config.storage)
-        self._seen: set[str] = set()
-        self._own = OwnNode("vsd_record", config.domain)
-        self._node = self._own.node
-
-    def look(self) -> None:
-        """Subscribe to topics that have appeared."""
-        for topic, kinds in self._node.get_topic_names_and_types():
-            if topic in self._seen or not any(fnmatch(topic, pattern) for pattern in self._config.topics):
-                continue
-            self._seen.add(topic)
-            self._subscribe(topic, kinds[0])
-
-    def spin(self, duration_s: float) -> None:
-        """Take in what arrives for about `duration_s`."""
-        self._own.spin(duration_s)
-
-    def close(self) -> None:
-        """Complete the bag and leave ROS. Idempotent."""
-        self._own.close()
-        self._bag.close()
-
-    def _subscribe(self, topic: str, kind: str) -> None:
-        quality = self._quality(topic)
-        is_reliable = quality.reliability == ReliabilityPolicy.RELIABLE
-        is_latched = quality.durability == DurabilityPolicy.TRANSIENT_LOCAL
-        try:
-            message = message_type(kind)
-            self._bag.announce(topic, kind, is_reliable, is_latched)
-        except ConfigError as error:
-            self._note(f"{topic} is not recorded: {error}")
-            return
-
-        def take(data: bytes) -> None:
-            self._bag.write(topic, kind, data, time.time_ns())
-            self.counts[topic] += 1
-
-        self._node.create_subscription(message, topic, take, quality, raw=True)
-
-    def _quality(self, topic: str) -> QoSProfile:
-        """Ask for what all publishers offer, so that none is left out; without any, what others ask."""
-        node = self._node
-        ends = node.get_publishers_info_by_topic(topic) or node.get_subscriptions_info_by_topic(topic)
-        found = [end.qos_profile for end in ends]
-        reliable = bool(found) and all(q.reliability == ReliabilityPolicy.RELIABLE for q in found)
-        kept = bool(found) and all(q.durability == DurabilityPolicy.TRANSIENT_LOCAL for q in found)
-        return QoSProfile(
-            depth=DEPTH,
-            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
-            durability=DurabilityPolicy.TRANSIENT_LOCAL if kept else DurabilityPolicy.VOLATILE,
-        )
-
-
-def message_type(kind: str) -> Any:
-    """Return the class of a type such as `sensor_msgs/msg/Image`. Raises ConfigError if there is none."""
-    package, _, name = kind.partition("/msg/")
-    try:
-        return getattr(importlib.import_module(f"{package}.msg"), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"no Python messages of type {kind}") from error
+    counts: dict[str, int]
+    missed: dict[str, int] = field(default_factory=dict)
 
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event while the block runs, so that the bag is completed."""
+    """Turn SIGINT, SIGTERM and SIGHUP into an event while the block runs, so that the bag is completed."""
     asked = threading.Event()
 
     def note(_number: int, _frame: FrameType | None) -> None:
         asked.set()
 
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # Under nohup a closed terminal is to be ignored, and stays so.
+    wanted = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    old = {number: signal.signal(number, note) for number in wanted}
     try:
         yield asked
     finally:
@@ -132,8 +65,10 @@ def interruptible() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def run(config: RecordConfig, note: Note, should_stop: Callable[[], bool]) -> dict[str, int]:
+def run(config: RecordConfig, note: Note, should_stop: Callable[[], bool]) -> Recorded:
     """Record until `should_stop` or the duration is over; return messages per topic."""
+    from vlm_spec_decode.demo.recorder import Recorder
+
     recorder = Recorder(config, note)
     until_s = time.monotonic() + config.duration_s if config.duration_s else float("inf")
     try:
@@ -142,7 +77,7 @@ def run(config: RecordConfig, note: Note, should_stop: Callable[[], bool]) -> di
             recorder.spin(LOOK_S)
     finally:
         recorder.close()
-    return dict(recorder.counts)
+    return Recorded(dict(recorder.counts), recorder.missed())
 
 
 @click.command()
@@ -171,9 +106,14 @@ def record(
     config = RecordConfig(out, ros_domain() if domain is None else domain, chosen, storage, duration_s)
     with interruptible() as asked:
         click.echo(f"recording into {out}; Ctrl-C ends", err=True)
-        counts = run(config, lambda text: click.echo(text, err=True), asked.is_set)
+        found = run(config, lambda text: click.echo(text, err=True), asked.is_set)
+    counts, missed = found.counts, found.missed
+    if missed:
+        named = ", ".join(f"{count} on {topic}" for topic, count in sorted(missed.items()))
+        click.echo(f"warning: {sum(missed.values())} messages were missed: {named}", err=True)
     if as_json:
-        click.echo(json.dumps({"bag": str(out), "messages": sum(counts.values()), "topics": counts}))
+        total = {"bag": str(out), "messages": sum(counts.values()), "missed": sum(missed.values())}
+        click.echo(json.dumps(total | {"topics": counts, "missed_topics": missed}))
     else:
         for topic, count in sorted(counts.items()):
             click.echo(f"{count:7} {topic}")

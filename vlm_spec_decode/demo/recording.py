@@ -36,6 +36,13 @@ class Recording:
         self._connections: dict[str, Any] = {}
         self._is_open = True
 
+    def check(self, kind: str) -> None:
+        """Raise ConfigError for a type whose definition is not known, which a bag must hold."""
+        try:
+            self._types.generate_msgdef(kind)
+        except (TypesysError, KeyError) as error:
+            raise ConfigError(f"no definition of {kind}") from error
+
     def announce(self, topic: str, kind: str, is_reliable: bool = True, is_latched: bool = False) -> None:
         """Add a topic. Raises ConfigError for a type whose definition is not known, which a bag must hold.
 

@@ -10,8 +10,6 @@ import click
 
 from vlm_spec_decode.bag.cli import SAMPLE
 from vlm_spec_decode.bag.cli import replay as offline
-from vlm_spec_decode.bag.events import Topics
-from vlm_spec_decode.bag.questions import AskPlan, read_spoken
 from vlm_spec_decode.core.errors import BagError
 
 LIVE = (
@@ -37,6 +35,8 @@ def replay(live: bool, rate: float, domain: int | None, namespace: str, **option
 
 
 def _live(rate: float, domain: int | None, namespace: str, options: dict[str, Any]) -> int:
+    from vlm_spec_decode.bag.events import Topics
+    from vlm_spec_decode.bag.questions import AskPlan, read_spoken
     from vlm_spec_decode.demo.console import ros_domain
     from vlm_spec_decode.demo.live import LiveConfig, LivePlayer
     from vlm_spec_decode.demo.record import interruptible

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vlm_spec_decode.actions.types import format_action
-from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.errors import ConfigError, UsageError
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.images import load_image
 from vlm_spec_decode.edge.mission import check_instruction
-from vlm_spec_decode.edge.setup import EdgeSettings, bring_up
+from vlm_spec_decode.edge.setup import EdgeSettings, bring_up, check_settings
 from vlm_spec_decode.models.prompt import with_scene
+from vlm_spec_decode.transport.probe import wait_for_listener
 
 TEXT_DRAFT, TEXT_TARGET = "shipped:text_draft", "shipped:text_target"
 """The language-only pair that ships."""
+
+NOTHING_SEEN = (
+    "the models have a vision tower and nothing to see: name an --image, or tell the scene in words with "
+    "--scene-text, which asks the language-only pair"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +32,7 @@ class AskConfig:
     """What to ask, and of whom.
 
     `scene_text` says what there is to see, to the settings' language-only pair, else to the shipped one.
+    `patience_s` is how long a cloud where nobody listens is waited for.
     """
 
     instruction: str
@@ -32,12 +40,18 @@ class AskConfig:
     scene_text: str = ""
     history: tuple[str, ...] = ()
     settings: EdgeSettings = field(default_factory=EdgeSettings)
+    patience_s: float = 2.0
+
+
+NOT_UNDERSTOOD = "i do not know what that means"
+"""What the shipped models say to words that they do not know, with `done()` and no motion."""
 
 
 def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Ask once; `on_text` gets each new piece of the answer. Returns the fields of `vsd ask --json`.
 
-    Raises ConfigError for an image and a scene in words at once, and what `bring_up` raises.
+    Raises UsageError for an image and a scene in words at once, or for neither where the models see, and
+    what `bring_up` raises. What needs no model is checked before one is loaded.
     """
     instruction, settings = check_instruction(config.instruction), config.settings
     for action in config.history:
@@ -50,8 +64,16 @@ def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict
         )
         instruction = check_instruction(with_scene(config.scene_text, instruction))
     image = load_image(config.image) if config.image else None
+    check_settings(settings)
+    if settings.cloud:
+        wait_for_listener(settings.cloud, config.patience_s, WallClock())
+    is_blind = image is None and not config.scene_text
+    if is_blind and not (settings.draft or settings.target):
+        raise UsageError(NOTHING_SEEN)
     runtime = bring_up(settings)
     try:
+        if is_blind and runtime.draft.sees:
+            raise UsageError(NOTHING_SEEN)
         shown, actions = "", []
         for update in runtime.engine.answer(Observation(image, instruction, config.history)):
             actions += [format_action(action) for action in update.actions]
@@ -63,6 +85,15 @@ def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict
     finally:
         runtime.close()
     raise RuntimeError("the answer ended without a result")
+
+
+def trouble(found: Mapping[str, Any]) -> str:
+    """Return why the answer in the figures is none that a robot could act on; nothing if it is one."""
+    if not found["actions"]:
+        return "the answer holds no action that a robot could carry out"
+    if NOT_UNDERSTOOD in str(found["answer"]).lower() and found["actions"] == ["done()"]:
+        return "the model does not understand the instruction"
+    return ""
 
 
 def figures(result: GenerationResult) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """Brings an engine up from settings: loads the draft, reaches the cloud, or puts both models side by side.
 
 The one place that knows how the parts of the robot's side fit together; `vsd ask`, the ROS node and the
-benchmark call it.
+benchmark call it. Models, and torch with them, are imported when one is loaded: what needs none, such as a
+wrong setting, is told at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlm_spec_decode import __version__
 from vlm_spec_decode.actions.grammar import language
@@ -20,13 +22,14 @@ from vlm_spec_decode.edge.client import Timing
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.local import LocalVerifier
 from vlm_spec_decode.edge.remote import RemoteVerifier
-from vlm_spec_decode.models.grammar import constrained
-from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
-from vlm_spec_decode.models.vlm import VlmModel
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.strategies.registry import DEFAULT, STRATEGIES, strategy
+from vlm_spec_decode.transport.address import check_cloud
 from vlm_spec_decode.transport.dealer import DealerLink
-from vlm_spec_decode.transport.keys import edge_keys
+from vlm_spec_decode.transport.keys import EdgeKeys, edge_keys
+
+if TYPE_CHECKING:
+    from vlm_spec_decode.models.vlm import VlmModel
 
 STRATEGY_NAMES = tuple(STRATEGIES)
 """What `EdgeSettings.strategy` may be."""
@@ -89,9 +92,10 @@ def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRunti
 
     Raises ConfigError, ModelError, VocabularyMismatch, CloudUnreachable or CloudRefused.
     """
-    strategy(settings.strategy)
-    if settings.objective not in OBJECTIVES:
-        raise ConfigError(f"unknown objective {settings.objective!r}; known: {', '.join(OBJECTIVES)}")
+    keys = check_settings(settings)
+    from vlm_spec_decode.models.grammar import constrained
+    from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
+
     draft = draft or load_draft(settings)
     config = EngineConfig(
         settings.strategy,
@@ -110,7 +114,6 @@ def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRunti
         return EdgeRuntime(
             Engine(drafter, draft.codec, local, clock, config), local, draft, _named(target.card)
         )
-    keys = edge_keys(settings.keys) if settings.keys else None
     link = DealerLink(settings.cloud, keys, clock, settings.link, settings.seed)
     verifier = RemoteVerifier(link, hello_of(draft.card, said_in), clock, settings.timing)
     try:
@@ -122,12 +125,28 @@ def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRunti
     return EdgeRuntime(engine, verifier, draft, (welcome.model_id, welcome.revision))
 
 
+def check_settings(settings: EdgeSettings) -> EdgeKeys | None:
+    """Check what can be checked without a model; return the keys that are named.
+
+    Raises ConfigError.
+    """
+    strategy(settings.strategy)
+    if settings.objective not in OBJECTIVES:
+        raise ConfigError(f"unknown objective {settings.objective!r}; known: {', '.join(OBJECTIVES)}")
+    keys = edge_keys(settings.keys) if settings.keys else None
+    if settings.cloud:
+        check_cloud(settings.cloud, encrypted=keys is not None)
+    return keys
+
+
 def _named(card: ModelCard) -> tuple[str, str]:
     return card.model_id, card.revision
 
 
 def load_draft(settings: EdgeSettings) -> VlmModel:
     """Load the draft that the settings name, by default the shipped one."""
+    from vlm_spec_decode.models.loader import load_model, shipped
+
     return load_model(settings.draft or shipped("draft"), threads=settings.threads)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
-    CLIPImageProcessor,
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -59,7 +59,7 @@ def build_tokenizer(words: tuple[str, ...]) -> PreTrainedTokenizerFast:
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     """Return LLaVA's processor: the whole frame squashed to a square, nothing cropped away."""
-    images = CLIPImageProcessor(
+    images = CLIPImageProcessorPil(
         do_resize=True,
         size={"height": IMAGE_PX, "width": IMAGE_PX},
         do_center_crop=False,

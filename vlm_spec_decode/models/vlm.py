@@ -26,6 +26,11 @@ class VlmModel:
     decoder: Decoder
     encoder: PromptEncoder
 
+    @property
+    def sees(self) -> bool:
+        """Whether it has a vision tower; without one an observation's image is left out."""
+        return self.encoder.image_processor is not None
+
     def open(self, observation: Observation) -> VlmContext:
         """Start one answer; the vision tower and the prompt wait for the first pass.
 

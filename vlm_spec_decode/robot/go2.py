@@ -61,6 +61,7 @@ class Go2Driver:
         self._connect = connect or _through_sdk
         self._config = config
         self._clock = clock or WallClock()
+        self._is_silent = False
         self._link: Link | None = None
         self._posture_lock = threading.Lock()
         self._send_lock = threading.Lock()
@@ -224,7 +225,10 @@ class Go2Driver:
         return RobotError(f"{call} was taken, but after {within_s:g} s the robot is in state {now}")
 
     def _stop_until_still(self, link: Link) -> None:
-        deadline_s = self._clock.now() + self._config.stop_s
+        # Nothing can confirm a stop while the robot says nothing. One stop waits for it to speak again; the
+        # next ones are sent all the same, and wait only for a moment.
+        self._is_silent = self._is_silent and not link.feed.is_moving()
+        deadline_s = self._clock.now() + (STOP_RETRY_S if self._is_silent else self._config.stop_s)
         while True:
             code = self._send_stop(link)
             answered_s = self._clock.now()
@@ -237,6 +241,7 @@ class Go2Driver:
             if link.feed.wait(is_confirmed, min(deadline_s, answered_s + STOP_RETRY_S)):
                 return
             if self._clock.now() >= deadline_s:
+                self._is_silent = not link.feed.is_moving()
                 state = link.feed.newest()
                 codes.check("StopMove", code)
                 raise RobotError(

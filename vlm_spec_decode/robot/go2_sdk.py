@@ -18,6 +18,7 @@ from unitree_sdk2py.core import channel
 from unitree_sdk2py.core.channel import ChannelFactory, ChannelSubscriber
 from unitree_sdk2py.go2.sport.sport_client import SportClient
 from unitree_sdk2py.idl.unitree_go.msg.dds_ import LowState_, SportModeState_
+from unitree_sdk2py.rpc import client_stub
 
 from vlm_spec_decode.core import environment, environment_checks
 from vlm_spec_decode.core.dds import MAX_PARTICIPANTS, domain_xml
@@ -28,6 +29,10 @@ from vlm_spec_decode.robot.go2_keep import borrow, close, give_back, keep
 from vlm_spec_decode.robot.link import Link, StateKeeper
 from vlm_spec_decode.robot.network import check_network, middleware_clash
 from vlm_spec_decode.robot.states import StateTable
+
+# The SDK prints a line of its own for every request that it cannot send. The code that the call returns says
+# the same, and what follows from it is said in our words.
+setattr(client_stub, "print", lambda *_values, **_options: None)  # noqa: B010
 
 _JOINED = "vsd_joined"
 """Attribute of the SDK's singleton that remembers what it was joined with; the SDK itself forgets."""

@@ -50,6 +50,14 @@ def split_list(text: str) -> tuple[str, ...]:
     return found
 
 
+def check_cloud(text: str, *, encrypted: bool) -> tuple[str, ...]:
+    """Return the clouds in a list with commas. Raises ConfigError, also for plaintext beyond loopback."""
+    found = split_list(text)
+    for one in found if not encrypted else ():
+        require_loopback(one)
+    return found
+
+
 def is_loopback(address: str) -> bool:
     """Tell whether an address can only be reached from this machine."""
     host, _ = split(address)
