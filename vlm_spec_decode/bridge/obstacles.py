@@ -38,9 +38,6 @@ DEPTH_STRIDE = 4
 DEPTH_NEAR_M = 0.3
 """What a depth camera calls too near is nearer than this."""
 
-DEPTH_MAX_M = 50.0
-"""Beyond it a depth is no depth: 65535 mm is what many cameras say for "nothing"."""
-
 RETURN_MAX_M = 300.0
 """Beyond it a point is no point but damaged bytes, or a field that is none."""
 
@@ -311,7 +308,9 @@ def cloud_cells(message: Any) -> Cells:
     return Cells(points, nothing, nothing, None)
 
 
-_DEPTHS = {"16UC1": ("u2", 0.001), "mono16": ("u2", 0.001), "32FC1": ("f4", 1.0)}
+_DEPTHS = {"16UC1": ("u2", 0.001, 20.0), "mono16": ("u2", 0.001, 20.0), "32FC1": ("f4", 1.0, 50.0)}
+"""Of each encoding the type, metres a unit, and beyond what a depth is no depth: 65535 often means nothing, and
+numbers whose bytes are swapped are mostly far."""
 
 
 def depth_cells(message: Any, hfov_rad: float) -> Cells:
@@ -321,7 +320,7 @@ def depth_cells(message: Any, hfov_rad: float) -> Cells:
     """
     if message.encoding not in _DEPTHS:
         raise ImageError(f"a depth image of encoding {message.encoding[:40]!r}; 16UC1 or 32FC1 are read")
-    kind, scale = _DEPTHS[message.encoding]
+    kind, scale, most_m = _DEPTHS[message.encoding]
     width, height, step = message.width, message.height, message.step
     if not (width and height):
         raise ImageError(f"a depth image of {width}x{height} pixels")
@@ -337,7 +336,7 @@ def depth_cells(message: Any, hfov_rad: float) -> Cells:
         columns, lines = np.meshgrid(across.astype(np.float32), down.astype(np.float32))
         rays = np.stack([np.ones_like(columns), -columns, -lines], axis=2).reshape(-1, 3)
         flat = depth.reshape(-1)
-        is_near, is_good = np.isneginf(flat), (flat > 0) & (flat <= DEPTH_MAX_M)
+        is_near, is_good = np.isneginf(flat), (flat > 0) & (flat <= most_m)
         distances = np.where(is_near, np.float32(DEPTH_NEAR_M), flat)
         points = np.where((is_good | is_near)[:, None], rays * distances[:, None], np.float32(math.nan))
         aims = rays / np.linalg.norm(rays, axis=1, keepdims=True)
