@@ -1,8 +1,8 @@
-"""Messages that nobody should have to send, of every sensor that the locomotion node hears; built, not collected.
+"""Messages that nobody should send, of every sensor that the locomotion node hears; built, not collected.
 
 Each kind is a table of what may be wrong with one field, crossed with what may be wrong with another. Legal
-messages that look odd (nothing within reach, an unknown frame, a padded row) are in tables of their own: what a
-robot must still walk by, and what must stop it.
+messages that look odd (nothing within reach, an unknown frame, a padded row) are in tables of their own: what
+a robot must still walk by, and what must stop it.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def scan(ranges: list[float], **fields: Any) -> LaserScan:
 
 
 BEAMS = 181
-_BLIND = {"zero": 0.0, "nan": NAN, "negative": -1.0, "-huge": -3e38, "beyond": 10.5, "huge": 3e38, "denormal": 1e-40,
-          "body": 0.12, "-inf": -INF}  # fmt: skip
+_BLIND = {"zero": 0.0, "nan": NAN, "negative": -1.0, "-huge": -3e38, "beyond": 10.5, "huge": 3e38,
+          "denormal": 1e-40, "body": 0.12, "-inf": -INF}  # fmt: skip
 _SCAN_HEADERS: dict[str, dict[str, float]] = {
     "range_max 0": {"range_max": 0.0},
     "range_max nan": {"range_max": NAN},
@@ -135,7 +135,7 @@ def depth(value: float, encoding: str = "32FC1", width: int = 64, height: int = 
 def bad_depths() -> Iterator[Case]:
     """Depth images that say nothing usable."""
     layouts: dict[str, dict[str, Any]] = {
-        "": {}, "padded": {"pad": 24}, "big endian": {"is_bigendian": 1}, "odd frame": {"frame_id": FRAMES[2]},
+        "": {}, "padded": {"pad": 24}, "big endian": {"is_bigendian": 1}, "odd": {"frame_id": FRAMES[2]},
     }  # fmt: skip
     floats = {"0": 0.0, "nan": NAN, "negative": -1.0, "huge": 1e30, "denormal": 1e-40, "body": 0.01}
     for (name, value), (how, fields) in itertools.product(floats.items(), layouts.items()):
@@ -234,9 +234,11 @@ def bad_clouds() -> Iterator[Case]:
     """Clouds that say nothing usable."""
     values = {"nan": NAN, "inf": INF, "-inf": -INF, "0": 0.0, "huge": 1e30, "denormal": 1e-40}
     layouts: dict[str, dict[str, Any]] = {
-        "": {}, "in rows": {"rows": 4}, "big endian": {"is_bigendian": True}, "not dense": {"is_dense": False},
+        "": {}, "rows": {"rows": 4}, "big endian": {"is_bigendian": True}, "not dense": {"is_dense": False},
     }  # fmt: skip
-    for kind, (name, value), (how, fields) in itertools.product(("f4", "f8"), values.items(), layouts.items()):
+    for kind, (name, value), (how, fields) in itertools.product(
+        ("f4", "f8"), values.items(), layouts.items()
+    ):
         yield Case(f"{kind} all {name} {how}", cloud([(value,) * 3] * 120, kind, **dict(fields)))
     yield Case("one coordinate nan", cloud([(5.0, NAN, 0.0)] * 120))
     yield Case("the body itself", cloud([(0.1, 0.05, 0.0)] * 120))
@@ -252,7 +254,11 @@ def bad_clouds() -> Iterator[Case]:
         yield Case(f"{rows} rows, row_step {row_step}", cloud(far_points(), rows=rows, row_step=row_step))
     yield Case("no data", cloud(far_points(), data=b""))
     yield Case("data cut off", cloud(far_points(), data=bytes(1000)))
-    for name, size in (("width", {"width": 2**32 - 1}), ("height", {"height": 2**32 - 1}), ("none", {"height": 0})):
+    for name, size in (
+        ("width", {"width": 2**32 - 1}),
+        ("height", {"height": 2**32 - 1}),
+        ("none", {"height": 0}),
+    ):
         yield Case(f"{name} {size}", cloud(far_points(), **size))
     yield Case("bytes swapped", cloud(far_points(), is_bigendian=True, swapped=False))
     far = cloud(far_points())
@@ -277,22 +283,22 @@ def walls_in_clouds() -> Iterator[Case]:
     yield Case("0.4 m, else nan", cloud([(0.4, 0.0, 0.0)] * 8 + [(NAN, 0.0, 0.0)] * 100, is_dense=True))
 
 
+def _quaternion(message: Odometry, value: float) -> None:
+    turned = message.pose.pose.orientation
+    turned.w = turned.x = turned.y = turned.z = value
+
+
 Set = Callable[[Odometry, float], None]
 ODOMETRY_FIELDS: dict[str, Set] = {
     "x": lambda m, v: setattr(m.pose.pose.position, "x", v),
     "y": lambda m, v: setattr(m.pose.pose.position, "y", v),
     "w": lambda m, v: setattr(m.pose.pose.orientation, "w", v),
     "z": lambda m, v: setattr(m.pose.pose.orientation, "z", v),
-    "all of the quaternion": lambda m, v: _quaternion(m, v),
+    "all of the quaternion": _quaternion,
     "vx": lambda m, v: setattr(m.twist.twist.linear, "x", v),
     "vy": lambda m, v: setattr(m.twist.twist.linear, "y", v),
     "vyaw": lambda m, v: setattr(m.twist.twist.angular, "z", v),
 }
-
-
-def _quaternion(message: Odometry, value: float) -> None:
-    turned = message.pose.pose.orientation
-    turned.w = turned.x = turned.y = turned.z = value
 
 
 def odometry_damages() -> Iterator[tuple[str, Callable[[Odometry], None]]]:
@@ -313,8 +319,8 @@ def odometry_damages() -> Iterator[tuple[str, Callable[[Odometry], None]]]:
 
 def bad_batteries() -> Iterator[Case]:
     """Charges by which nobody should walk: none, or less than the 20 % of the gate."""
-    said = [NAN, INF, -INF, -0.01, -1.0, -9.0, 0.0, 0.05, 0.19, 1.01, 1.5, 2.0, 5.0, 9.0, 12.5, 19.9, 100.5, 255.0,
-            900.0, 3e38, -3e38]  # fmt: skip
+    said = [NAN, INF, -INF, -0.01, -1.0, -9.0, 0.0, 0.05, 0.19, 1.01, 1.5, 2.0, 5.0, 9.0, 12.5, 19.9, 100.5,
+            255.0, 900.0, 3e38, -3e38]  # fmt: skip
     others: dict[str, dict[str, Any]] = {
         "": {}, "else nan": {"voltage": NAN, "charge": NAN, "current": NAN, "present": False},
         "full by its volts": {"voltage": 29.4, "charge": 8.0, "capacity": 8.0, "present": True},

@@ -149,6 +149,35 @@ def test_low_battery_allows_only_what_saves_it(action: Action, expected: str) ->
     assert reason(action, replace(STANDING, battery_soc=math.nan)) == expected
 
 
+@pytest.mark.parametrize("soc", [math.nan, INF, -INF, -0.1, 1.01, 9.0, 255.0])
+def test_what_is_no_charge_passes_as_none(soc: float) -> None:
+    assert reason(Forward(1), replace(STANDING, battery_soc=soc)) == "battery"
+    assert reason(Stop(), replace(STANDING, battery_soc=soc)) == ""
+
+
+@pytest.mark.parametrize("value", [math.nan, INF, -INF, 1e7, -1e30])
+@pytest.mark.parametrize(
+    "field", ["x_m", "y_m", "yaw_rad", "roll_rad", "pitch_rad", "vx_mps", "vy_mps", "vyaw_radps"]
+)
+def test_a_pose_or_speed_that_is_no_number_moves_nothing_and_ends_what_moves(
+    field: str, value: float
+) -> None:
+    state = replace(STANDING, **{field: value})
+    assert reason(Forward(1), state) == "stale_state"
+    with pytest.raises(ActionRefused, match="no number"):
+        SafetyGate().watch(Forward(1), state, 0.0)
+
+
+@pytest.mark.parametrize(
+    "action", [Forward(1), Turn(9), Look(5, 5), Hello(), Sit(), StandUp(), StandDown(), Rise()]
+)
+def test_a_state_that_nobody_knows_allows_no_posture_and_says_where_to_name_it(action: Action) -> None:
+    state = replace(STANDING, code=2077, is_known=False)
+    with pytest.raises(ActionRefused, match=r"state 2077 is not known.*state_codes"):
+        SafetyGate().check(action, state, 0.1)
+    assert reason(Stop(), state) == ""
+
+
 @pytest.mark.parametrize("code", [1001, 1002, 1004, 1006, 1007, 2011, 0])
 @pytest.mark.parametrize("action", [Forward(1), Strafe(1), Turn(9), Look(5, 5), Hello(), Stretch()])
 def test_legs_are_needed(code: int, action: Action) -> None:

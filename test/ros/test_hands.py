@@ -6,8 +6,10 @@ import threading
 import time
 
 import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import Twist, TwistStamped
-from sensor_msgs.msg import Joy, LaserScan
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import Joy, LaserScan, PointCloud2, PointField
 from std_msgs.msg import Bool, String
 
 from test.ros.test_locomotion_node import stage  # noqa: F401
@@ -68,6 +70,47 @@ def test_teleop_takes_over_is_named_and_ends_by_silence(stage, eventually, hand,
     assert eventually(lambda: robot.state().is_still)
     assert eventually(lambda: sources and sources[-1].data == "none")
     assert "teleop" in [message.data for message in sources]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_velocity_that_is_no_number_holds_the_robot(stage, eventually, hand, value):  # noqa: F811
+    commander, part, robot, _ = stage()
+    teleop = hand(commander.node, Twist, "cmd_vel_teleop")
+    teleop.message = Twist()
+    teleop.message.linear.x = 0.3
+    assert eventually(lambda: robot.state().vx_mps > 0.1)
+    broken = Twist()
+    broken.linear.x = value
+    teleop.message = broken
+    assert eventually(lambda: robot.state().is_still)
+    commander.command(Forward(1.0))
+    assert eventually(lambda: any(status.reason == "teleop" for status in commander.statuses()))
+    assert robot.state().is_still
+    assert part._hands.unusable > 0
+
+
+def test_a_cloud_that_cannot_be_read_ends_nothing_and_is_named(stage, eventually, hand, graph):  # noqa: F811
+    commander, _, robot, failures = stage(points_topic="points", scan_topic="scan")
+    points = hand(commander.node, PointCloud2, "points")
+    scan = hand(commander.node, LaserScan, "scan")
+    points.message = PointCloud2(
+        height=1, width=4, point_step=0, row_step=0, data=bytes(48),
+        fields=[PointField(name=name, offset=0, datatype=7, count=1) for name in "xyz"],
+    )  # fmt: skip
+    scan.message = LaserScan(
+        angle_min=-0.5, angle_increment=0.01, range_min=0.1, range_max=8.0, ranges=[0.0] * 100
+    )
+    points.publisher.publish(serialize_message(points.message)[:20])
+    assert eventually(lambda: DiagnosticStatus.ERROR in commander.levels(": points"))
+    assert eventually(lambda: DiagnosticStatus.ERROR in commander.levels(": scan"))
+    texts = [line.message for report in commander.reports for line in report.status]
+    assert any("point_step 0" in text and "blocked" in text for text in texts)
+    assert any("blind: 0 % of 100 returns are usable" in text for text in texts)
+    commander.command(Forward(1.0))
+    assert eventually(lambda: any(status.reason == "obstacle" for status in commander.statuses()))
+    assert abs(robot.truth[0]) < 0.01
+    assert commander.estop(True).success
+    assert not failures
 
 
 def test_stamped_velocities_are_taken_where_they_are_asked_for(stage, eventually, hand):  # noqa: F811

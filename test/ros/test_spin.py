@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from vlm_spec_decode.bridge import spin
 from vlm_spec_decode.core.errors import CloudUnreachable, RobotUnreachable
 
 pytestmark = pytest.mark.ros
@@ -150,3 +152,31 @@ def test_a_bug_in_a_callback_closes_the_part_and_shows_its_traceback(process):
     assert child.returncode != 0
     assert "ZeroDivisionError" in output
     assert "closed" in log.read_text()
+
+
+def test_a_message_that_cannot_be_taken_does_not_end_the_spinning():
+    """Some middleware lets the taking of a message fail whose bytes are not of its type."""
+    ended, said = threading.Event(), []
+
+    class Executor:
+        turns = 0
+
+        def spin_once(self, timeout_sec):
+            self.turns += 1
+            if self.turns == 3:
+                ended.set()
+                return
+            raise spin.RCLError("deserialization failed")
+
+    class Node:
+        def sweep(self):
+            pass
+
+        def get_logger(self):
+            return self
+
+        def error(self, text, **_):
+            said.append(text)
+
+    spin._spin(Executor(), Node(), ended)
+    assert said == ["a message could not be taken: deserialization failed"] * 2

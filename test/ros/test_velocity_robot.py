@@ -15,7 +15,7 @@ from vlm_spec_decode.actions.types import Done, Forward, Hello, Turn
 from vlm_spec_decode.bridge import velocity_robot
 from vlm_spec_decode.bridge.convert import to_quaternion
 from vlm_spec_decode.bridge.locomotion_node import LocomotionNode
-from vlm_spec_decode.bridge.velocity_robot import VelocityRobot, to_angles
+from vlm_spec_decode.bridge.velocity_robot import Charge, VelocityRobot, to_angles
 from vlm_spec_decode.core.clock import WallClock
 
 pytestmark = pytest.mark.ros
@@ -131,6 +131,56 @@ def test_a_battery_that_was_named_and_is_silent_is_no_full_one(stage, eventually
     assert eventually(lambda: commander.levels("battery")[-1:] == [DiagnosticStatus.OK])
     commander.command(Forward(0.1), answer=2)
     assert eventually(lambda: platform.wanted[0] > 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "soc"), [(0.0, 0.0), (0.2, 0.2), (1.0, 1.0), (1.5, 0.015), (9.0, 0.09), (100.0, 1.0)]
+)
+def test_a_charge_above_one_is_per_cent(said, soc):
+    assert Charge().soc(said) == pytest.approx(soc)
+
+
+@pytest.mark.parametrize("said", [math.nan, math.inf, -math.inf, -0.01, -9.0, 100.1, 255.0])
+def test_what_is_no_charge_is_unknown_and_said_once(said):
+    charge = Charge()
+    assert math.isnan(charge.soc(said))
+    assert "counts as unknown" in charge.news
+    assert math.isnan(charge.soc(said))
+    assert charge.news == ""
+
+
+def test_per_cent_is_said_once_and_remembered_down_to_the_last():
+    charge = Charge()
+    news = []
+    socs = []
+    for said in (12.0, 2.0, 0.9):
+        socs.append(charge.soc(said))
+        news.append(charge.news)
+    assert socs == pytest.approx([0.12, 0.02, 0.009])
+    assert news == ["percentage 12 is above 1: taken as per cent", "", ""]
+    overshoot = Charge()
+    assert overshoot.soc(1.02) == pytest.approx(0.0102)
+    assert overshoot.soc(0.99) == 0.99
+
+
+def test_a_battery_in_per_cent_that_is_nearly_empty_refuses(stage, eventually, graph):
+    commander, platform, _, _ = stage(battery_topic="battery")
+    battery = graph.node("battery")
+    charge = battery.create_publisher(BatteryState, "battery", 10)
+    battery.create_timer(0.1, lambda: charge.publish(BatteryState(percentage=9.0)))
+    graph.start(battery)
+    assert eventually(lambda: commander.levels("battery")[-1:] == [DiagnosticStatus.ERROR])
+    commander.command(Forward(0.1))
+    assert eventually(lambda: "refused" in commander.states())
+    assert next(s for s in commander.statuses() if s.state == "refused").detail == "9 % left"
+    assert not any(any(velocity) for velocity in platform.heard)
+
+
+@pytest.mark.parametrize(
+    "turned", [(0, 0, 0, 0), (2, 0, 0, 0), (math.nan, 0, 0, 1), (math.inf, 0, 0, 0), (1e300,) * 4]
+)
+def test_a_quaternion_that_is_none_gives_no_heading(turned):
+    assert all(math.isnan(angle) for angle in to_angles(*turned))
 
 
 @pytest.mark.parametrize("angles", [(0.1, -0.2, 3.0), (-0.3, 0.4, -1.5), (0.0, 0.0, 0.0)])

@@ -309,8 +309,8 @@ def cloud_cells(message: Any) -> Cells:
 
 
 _DEPTHS = {"16UC1": ("u2", 0.001, 20.0), "mono16": ("u2", 0.001, 20.0), "32FC1": ("f4", 1.0, 50.0)}
-"""Of each encoding the type, metres a unit, and beyond what a depth is no depth: 65535 often means nothing, and
-numbers whose bytes are swapped are mostly far."""
+"""Of each encoding the type, metres a unit, and the metres beyond which a depth is none: 65535 often means
+nothing, and numbers whose bytes are swapped are mostly far."""
 
 
 def depth_cells(message: Any, hfov_rad: float) -> Cells:
