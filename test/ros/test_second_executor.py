@@ -21,6 +21,7 @@ from vlm_spec_decode.bridge.velocity_robot import VelocityRobot
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import RobotHeld
 from vlm_spec_decode.robot.fake import FakeRobot
+from vlm_spec_decode.robot.lease import Claim
 
 pytestmark = pytest.mark.ros
 
@@ -56,6 +57,24 @@ def test_the_e_stop_of_a_second_never_waits_for_the_lease(stage, graph, eventual
     assert [call for _, call in other.calls if call] == ["stop"]
     second._legs.estop(False)
     assert eventually(lambda: refused)
+
+
+def test_one_that_holds_and_hears_of_an_earlier_holder_brings_the_robot_to_rest(stage, graph, eventually):
+    commander, part, robot, failures = stage()
+    commander.command(Forward(2.5))
+    assert eventually(lambda: robot.state().speed_mps > 0.2)
+    earlier = Claim("0" * 32, "/earlier/locomotion_node", "other", 7, 0.0, holds=True)
+    board = commander.node.create_publisher(String, "vlm/executor", 10)
+    assert eventually(board.get_subscription_count)
+    board.publish(String(data=earlier.to_json()))
+    assert eventually(lambda: failures)
+    assert isinstance(failures[0], RobotHeld)
+    assert "'/earlier/locomotion_node' (pid 7 on host 'other'" in str(failures[0])
+    assert robot.state().is_still
+    commander.command(Forward(2.5), mission="again")
+    assert part._legs.estop(True) is not None
+    time.sleep(0.5)
+    assert robot.state().is_still
 
 
 def test_a_robot_in_a_namespace_of_its_own_is_not_refused(stage, graph, eventually):
