@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -120,7 +121,8 @@ class Cells:
     @property
     def returns(self) -> Points:
         """The points alone."""
-        return self.points[np.isfinite(self.points).all(axis=1)]
+        found: Points = self.points[np.isfinite(self.points.sum(axis=1))]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +150,16 @@ def look(
     """
     with np.errstate(all="ignore"):
         points = _pulled_in(mount.place(cells.points), cells.is_near, mount)
-        is_return = np.isfinite(points).all(axis=1) & ~_is_own(points)
+        # A point is all NaN or none of it: a sum that is finite says so of all three.
+        is_return = np.isfinite(points.sum(axis=1)) & ~_is_own(points)
         says = is_return | cells.is_clear
         total, saying = int(says.size), int(says.sum())
         share = saying / total if total else 0.0
         blind = set(watched) if saying < count or share < min_share else set()
         if cells.aims is not None and not blind:
-            towards = (cells.aims @ mount.turn.T) @ AXES.T >= CONE_COS
-            seen = (towards & says[:, None]).sum(axis=0)
-            blind = {side for side in watched if seen[side] < min_share * towards[:, side].sum()}
+            towards = cells.aims @ (AXES[list(watched)] @ mount.turn).T >= CONE_COS
+            seen, asked = (towards & says[:, None]).sum(axis=0), towards.sum(axis=0)
+            blind = {side for i, side in enumerate(watched) if seen[i] < min_share * asked[i]}
         free = list(free_ranges(points[is_return], count))
     for side in blind:
         free[side] = 0.0
@@ -246,8 +249,8 @@ def scan_cells(message: Any) -> Cells:
         is_near = np.isneginf(ranges) & (least_m > 0)
         is_good = (ranges > 0) & (ranges <= most_m) | is_near
         distances = np.where(is_near, np.float32(least_m), ranges)
-        points = np.where(is_good[:, None], aims * distances[:, None], np.float32(math.nan))
-    return Cells(points.astype(np.float32), np.isposinf(ranges), is_near, aims)
+        points = aims * np.where(is_good, distances, np.float32(math.nan))[:, None]
+    return Cells(points, np.isposinf(ranges), is_near, aims)
 
 
 def _check_scan(message: Any, count: int) -> float:
@@ -330,14 +333,20 @@ def depth_cells(message: Any, hfov_rad: float) -> Cells:
     image = np.ndarray((height, width), f"{order}{kind}", bytes(message.data), 0, (step, int(kind[1])))
     with np.errstate(all="ignore"):
         depth = image[::DEPTH_STRIDE, ::DEPTH_STRIDE].astype(np.float32) * np.float32(scale)
-        focal = width / 2 / math.tan(hfov_rad / 2)
-        across = (np.arange(0, width, DEPTH_STRIDE) + 0.5 - width / 2) / focal
-        down = (np.arange(0, height, DEPTH_STRIDE) + 0.5 - height / 2) / focal
-        columns, lines = np.meshgrid(across.astype(np.float32), down.astype(np.float32))
-        rays = np.stack([np.ones_like(columns), -columns, -lines], axis=2).reshape(-1, 3)
+        rays, aims = _rays(width, height, hfov_rad)
         flat = depth.reshape(-1)
         is_near, is_good = np.isneginf(flat), (flat > 0) & (flat <= most_m)
         distances = np.where(is_near, np.float32(DEPTH_NEAR_M), flat)
-        points = np.where((is_good | is_near)[:, None], rays * distances[:, None], np.float32(math.nan))
-        aims = rays / np.linalg.norm(rays, axis=1, keepdims=True)
-    return Cells(points.astype(np.float32), np.isposinf(flat), is_near, aims.astype(np.float32))
+        points = rays * np.where(is_good | is_near, distances, np.float32(math.nan))[:, None]
+    return Cells(points, np.isposinf(flat), is_near, aims)
+
+
+@lru_cache(maxsize=4)
+def _rays(width: int, height: int, hfov_rad: float) -> tuple[Points, Points]:
+    """Return for each pixel that is read the ray [n, 3] of unit depth, and the same of unit length."""
+    focal = width / 2 / math.tan(hfov_rad / 2)
+    across = (np.arange(0, width, DEPTH_STRIDE) + 0.5 - width / 2) / focal
+    down = (np.arange(0, height, DEPTH_STRIDE) + 0.5 - height / 2) / focal
+    columns, lines = np.meshgrid(across.astype(np.float32), down.astype(np.float32))
+    rays = np.stack([np.ones_like(columns), -columns, -lines], axis=2).reshape(-1, 3)
+    return rays, (rays / np.linalg.norm(rays, axis=1, keepdims=True)).astype(np.float32)

@@ -50,10 +50,10 @@ class RobotState:
     body_height_m: float = 0.31
     code: int = 1013
     battery_soc: float = 1.0
+    range_obstacle_m: tuple[float, float, float, float] = (float("inf"),) * 4
     reported_code: int | None = None
     is_known: bool = True
     is_down: bool = False
-    range_obstacle_m: tuple[float, float, float, float] = (float("inf"),) * 4
 
     @property
     def speed_mps(self) -> float:
