@@ -233,6 +233,7 @@ def follow(
         return teller
     finally:
         with undisturbed():
+            operator.rest()
             if not (teller.has_ended or is_left):
                 _call_off(operator, said)
             with suppress(Exception):
@@ -308,7 +309,6 @@ def _attend(operator: Operator, said: _Said, ask: Callable[[str], bool], until_s
 def _call_off(operator: Operator, said: _Said) -> None:
     """Withdraw the mission and listen until it is over; then let the executor itself drop it."""
     teller = said.teller
-    operator.rest()
     until_s = time.monotonic() + CANCEL_S
     while not teller.has_ended and time.monotonic() < until_s:
         operator.withdraw(teller.mission)
