@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from vlm_spec_decode.core.errors import ConfigError
@@ -385,6 +386,7 @@ def default_gl(has_display: bool = False) -> str:
     return found or ("" if has_display else "osmesa")
 
 
+@cache
 def _has_library(name: str) -> bool:
     from ctypes.util import find_library
 
