@@ -6,12 +6,12 @@ names of computers, imports no library that it speaks of, and changes nothing.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from pathlib import Path
 
 from vlm_spec_decode.core.errors import ConfigError
@@ -386,7 +386,7 @@ def default_gl(has_display: bool = False) -> str:
     return found or ("" if has_display else "osmesa")
 
 
-@cache
+@functools.cache
 def _has_library(name: str) -> bool:
     from ctypes.util import find_library
 
