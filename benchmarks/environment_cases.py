@@ -152,9 +152,7 @@ def _nodes(files: dict[str, Path]) -> Iterator[Case]:
     shell: Mapping[str, Text | None] = {"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}
     for name in NODES:
         yield Case(f"{name}: help", NODE, (name, "--help"), (0,))
-        yield Case(
-            f"{name}: rmw", NODE, (name, *idle), (0,), {"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}, False
-        )
+        yield Case(f"{name}: rmw", NODE, (name, *idle), (0,), shell, False)
         yield Case(f"{name}: domain", NODE, (name, *idle), (2,), {"ROS_DOMAIN_ID": "300"})
         yield Case(f"{name}: no place for logs", NODE, (name, *idle), (0,), {"HOME": "/proc/x"}, False)
         yield Case(f"{name}: forgotten --ros-args", NODE, (name, "autostart:=false"), (2,))

@@ -200,3 +200,57 @@ def test_nobody_to_talk_to_is_named(capsys, monkeypatch):
     assert "no vlm_node listens on ROS domain 58" in capsys.readouterr().err
     assert cli.main(["stop", "--json"]) == 4
     assert "/e_stop" in capsys.readouterr().err
+
+
+def test_a_fault_that_nobody_named_is_one_line(capsys, monkeypatch):
+    def broken(*_):
+        raise KeyError("nobody\nknew")
+
+    monkeypatch.setattr("vlm_spec_decode.transport.keys.generate", broken)
+    assert cli.main(["keys", "folder", "--json"]) == 1
+    said = capsys.readouterr()
+    document = json.loads(said.out.splitlines()[-1])
+    assert (document["error"], document["exit_code"]) == ("InternalError", 1)
+    assert "traceback in " in document["message"]
+    assert len(said.err.strip().splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_written_ends_with_a_json_line_too(capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vlm_spec_decode.transport.keys.generate", full)
+    assert cli.main(["keys", "folder", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"] == "OSError"
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize(
+    ("shell", "code", "said"),
+    [
+        ({"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}, 4, "rmw_cyclonedds_cpp is not installed; using"),
+        ({"HOME": "/proc/x", "ROS_LOG_DIR": "/proc/x", "TMPDIR": "/proc/x"}, 4, "/proc/x cannot be written"),
+        ({"ROS_DOMAIN_ID": "233"}, 2, "0 to 232"),
+        ({"ROS_SECURITY_ENABLE": "true", "ROS_SECURITY_STRATEGY": "Enforce"}, 2, "ROS_SECURITY_KEYSTORE"),
+    ],
+)
+def test_a_stop_runs_under_whatever_the_shell_holds(shell, code, said):
+    """That it arrives as well is measured by benchmarks/hardening_environment.py, with many more shells."""
+    program = (
+        "import sys; from vlm_spec_decode.demo import console; from vlm_spec_decode.cli import main; "
+        "console.FIND_S = 0.3; sys.exit(main(['stop', '--json']))"
+    )
+    environ = os.environ | {"ROS_DOMAIN_ID": "58"} | shell
+    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["exit_code"] == code
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [["ask", "--instruction"], ["demo", "--instruction"], ["say"]])
+@pytest.mark.parametrize("text", ["walk to the ch\udcffair", "walk \ufffd"])
+def test_an_instruction_that_is_no_text_is_named(command, text, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*command, text, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"] == "InstructionError"

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from unitree_sdk2py.idl.default import unitree_go_msg_dds__SportModeState_
 
-from vlm_spec_decode.core.errors import ConfigError, ImageError, RobotError, RobotRefused, RobotUnreachable
+from vlm_spec_decode.core.errors import (
+    ConfigError,
+    DomainBusy,
+    ImageError,
+    RobotError,
+    RobotRefused,
+    RobotUnreachable,
+)
 from vlm_spec_decode.core.robot import POSTURES, RobotState
 from vlm_spec_decode.robot import codes, network
 from vlm_spec_decode.robot.go2 import Go2Config, Go2Driver
@@ -120,3 +132,70 @@ def test_a_state_message_is_translated_with_its_units() -> None:
 def test_bytes_that_are_no_jpeg_are_a_named_error(data: bytes) -> None:
     with pytest.raises(ImageError):
         to_image(data)
+
+
+@pytest.mark.parametrize("driver", ["sdk", "ros2", "cmd_vel"])
+@pytest.mark.parametrize("rmw", ["rmw_cyclonedds_cpp", "rmw_fastrtps_cpp", "rmw_zenoh_cpp", ""])
+@pytest.mark.parametrize(("ros_domain", "sdk_domain"), [(0, 0), (7, 7), (0, 1), (1, 0)])
+def test_ros_and_sdk_clash_only_on_cyclone_and_one_domain(
+    driver: str, rmw: str, ros_domain: int, sdk_domain: int
+) -> None:
+    clash = network.middleware_clash(rmw, ros_domain, sdk_domain, driver)
+    expected = driver == "sdk" and rmw == "rmw_cyclonedds_cpp" and ros_domain == sdk_domain
+    assert bool(clash) == expected
+    if expected:
+        assert all(way in clash for way in ("ROS_DOMAIN_ID", "rmw_fastrtps_cpp", "driver:=ros2"))
+        with pytest.raises(DomainBusy, match=f"domain {sdk_domain} "):
+            network.check_middleware(rmw, ros_domain, sdk_domain, driver)
+    else:
+        network.check_middleware(rmw, ros_domain, sdk_domain, driver)
+
+
+@pytest.mark.parametrize(
+    ("rmw", "said"), [("rmw_cyclonedds_cpp", "ROS_DOMAIN_ID"), ("rmw_fastrtps_cpp", "is the interface up")]
+)
+def test_a_domain_that_the_sdk_cannot_open_names_the_likely_cause(
+    rmw: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the SDK prints becomes part of the error, and nothing of it reaches standard output."""
+    code = (
+        "import sys\n"
+        "from unitree_sdk2py.core.channel import ChannelFactory\n"
+        "from vlm_spec_decode.robot import go2_sdk\n"
+        "def fails(self, domain, interface):\n"
+        "    print('[ChannelFactory] create domain error. msg: already there')\n"
+        "    return False\n"
+        "ChannelFactory.Init = fails\n"
+        "sys.modules['rclpy'] = sys\n"
+        "try:\n"
+        "    go2_sdk.join(3, 'lo')\n"
+        "except go2_sdk.RobotUnreachable as error:\n"
+        "    print('named', error)\n"
+    )
+    environ = os.environ | {"RMW_IMPLEMENTATION": rmw, "ROS_DOMAIN_ID": "3"}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("named DDS cannot open domain 3 on 'lo'")
+    assert said in line
+
+
+@pytest.mark.dds
+def test_more_than_ten_processes_join_one_domain(tmp_path: Path) -> None:
+    """Cyclone DDS 0.10 lets ten join by itself where `lo` has no multicast, as on most computers."""
+    code = (
+        "import sys\n"
+        "from cyclonedds.domain import Domain, DomainParticipant\n"
+        "from vlm_spec_decode.core.dds import domain_xml\n"
+        "made = Domain(9, domain_xml('lo')), DomainParticipant(9)\n"
+        "print('joined', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = [subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) for _ in range(13)]
+    try:
+        said = [process.stdout.readline().strip() for process in started if process.stdout]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    assert said == ["joined"] * 13

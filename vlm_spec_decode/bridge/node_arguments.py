@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from rclpy.utilities import remove_ros_args
 
+from vlm_spec_decode.bridge.middleware import named
 from vlm_spec_decode.bridge.parameters import Parameter
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.text import text_problem
@@ -23,16 +24,31 @@ def asks_for_help(args: Sequence[str]) -> bool:
 
 
 def check(args: Sequence[str]) -> None:
-    """Raise ConfigError for an argument that ROS would pass over, or that is no text."""
+    """Raise ConfigError for what ROS cannot read or would pass over, and for what is no text."""
     for each in args:
         if problem := text_problem(each):
             raise ConfigError(f"argument {each!r}: {problem}")
-    unknown = remove_ros_args(list(args))[1:]
+    with named():
+        remove_ros_args(list(args))
+    unknown = _beside_ros(args[1:])
     if unknown:
         raise ConfigError(
             f"unknown argument {unknown[0]!r}; parameters are given as --ros-args -p NAME:=VALUE, "
             "and --help lists them"
         )
+
+
+def _beside_ros(args: Sequence[str]) -> list[str]:
+    """Return what is not between `--ros-args` and `--`. Not rclpy's own: it takes `a:=b` for a remapping."""
+    found, is_for_ros = [], False
+    for each in args:
+        if each == "--ros-args":
+            is_for_ros = True
+        elif is_for_ros and each == "--":
+            is_for_ros = False
+        elif not is_for_ros:
+            found.append(each)
+    return found
 
 
 def help_text(name: str, parameters: Sequence[Parameter]) -> str:

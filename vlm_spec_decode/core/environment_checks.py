@@ -6,6 +6,7 @@ names of computers, imports no library that it speaks of, and changes nothing.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -385,6 +386,7 @@ def default_gl(has_display: bool = False) -> str:
     return found or ("" if has_display else "osmesa")
 
 
+@functools.cache
 def _has_library(name: str) -> bool:
     from ctypes.util import find_library
 

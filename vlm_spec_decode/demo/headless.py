@@ -12,6 +12,8 @@ from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.safety import SafetyGate
 from vlm_spec_decode.actions.scripted import run_plan
+from vlm_spec_decode.core.errors import ActionParseError
+from vlm_spec_decode.core.text import text_problem
 from vlm_spec_decode.sim.app import SimConfig
 from vlm_spec_decode.sim.bodies import make_world
 from vlm_spec_decode.sim.headless import HeadlessGo2
@@ -44,7 +46,11 @@ def carry_out(config: SimConfig, actions: str) -> dict[str, Any]:
 
     Raises ActionParseError for text that is no action, and what a scene can raise.
     """
+    if problem := text_problem(actions):
+        raise ActionParseError(f"actions: {problem}")
     wanted = parse_answer(actions)
+    if actions.strip() and not wanted:
+        raise ActionParseError(f"there is no action in {actions!r}; turn(20) forward(1.6) are two")
     scene = load_scene(config.scene) if config.scene else random_scene(config.scene_seed)
     world, path = make_world(scene, body=config.body, seed=config.seed), PathRecorder()
     clock = NotingClock(world, path)

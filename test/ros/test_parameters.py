@@ -1,0 +1,99 @@
+"""Parameters as YAML files and command lines give them, and the command line of a node."""
+
+import itertools
+
+import pytest
+from rclpy.parameter import Parameter as RosParameter
+
+from vlm_spec_decode.bridge import node_arguments
+from vlm_spec_decode.bridge.node_settings import NODES, settings
+from vlm_spec_decode.bridge.parameters import Parameter, Parameters
+from vlm_spec_decode.bridge.reference import PARAMETERS
+from vlm_spec_decode.core.errors import ConfigError
+
+pytestmark = pytest.mark.ros
+
+DECLARED = (
+    Parameter("rate_hz", 5.0, "a rate", 1.0, 10.0, live=True),
+    Parameter("free", 1.0, "any real number"),
+    Parameter("count", 3, "a count", 1, 5),
+    Parameter("flag", False, "a flag"),
+    Parameter("text", "", "a text"),
+)
+NUMBER = itertools.count()
+
+
+def declare(graph, name, value):
+    return Parameters(graph.node(f"parameters_{next(NUMBER)}", **{name: value}), DECLARED)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("rate_hz", 2), ("rate_hz", 2.5), ("rate_hz", 10), ("free", -7), ("free", 1e9)]
+)
+def test_a_whole_number_will_do_for_a_real_one(graph, name, value):
+    found = declare(graph, name, value).real(name)
+    assert found == value
+    assert isinstance(found, float)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            ("rate_hz", value)
+            for value in ("2", True, [1.0], [2], 11, 0, 0.5, float("nan"), float("inf"), "")
+        ),
+        *(("free", value) for value in ("2", False, ["a"], float("nan"), float("inf"))),
+        *(("count", value) for value in (2.0, "2", True, 9, [1])),
+        *(("flag", value) for value in (1, "true", [True])),
+        *(("text", value) for value in (1, 1.5, True, ["a"])),
+    ],
+)
+def test_anything_else_is_refused_by_name(graph, name, value):
+    with pytest.raises(ConfigError, match=f"parameter {name}: ") as caught:
+        declare(graph, name, value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_change_while_the_node_runs_is_held_to_the_same(graph):
+    node = graph.node("parameters_live")
+    values = Parameters(node, DECLARED)
+
+    def change(value=None):
+        (result,) = node.set_parameters([RosParameter("rate_hz", value=value)])
+        return result.successful, result.reason
+
+    assert change(3) == (True, "")
+    assert values.real("rate_hz") == 3.0
+    for bad in ("4", True, 30.0, 30, 0, float("nan"), [1.0], None):
+        good, why = change(bad)
+        assert not good
+        assert "rate_hz" in why
+    assert values.real("rate_hz") == 3.0
+    (fixed,) = node.set_parameters([RosParameter("free", value=3)])
+    assert not fixed.successful
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_help_lists_every_parameter(name):
+    text = node_arguments.help_text(name, settings(name))
+    assert text.startswith(f"Usage: {name} ")
+    for each in PARAMETERS[name]:
+        assert f" {each.name} (" in text
+        assert each.description in text
+
+
+@pytest.mark.parametrize("asked", ["--help", "-h"])
+def test_help_is_asked_for_anywhere(asked):
+    assert node_arguments.asks_for_help(["vlm_node", asked])
+    assert node_arguments.asks_for_help(["vlm_node", "--ros-args", "-p", "a:=1", "--", asked])
+    assert not node_arguments.asks_for_help(["vlm_node", "--ros-args", "-p", "a:=1"])
+
+
+@pytest.mark.parametrize("argument", ["cloud:=tcp://127.0.0.1:5557", "__ns:=/go2", "now", "-v", "a\udcff"])
+def test_what_ros_would_pass_over_is_refused(argument):
+    with pytest.raises(ConfigError, match="argument"):
+        node_arguments.check(["vlm_node", argument])
+    node_arguments.check(
+        ["vlm_node", "--ros-args", "-p", "cloud:=tcp://127.0.0.1:5557", "--log-level", "info"]
+    )
