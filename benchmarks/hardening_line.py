@@ -165,9 +165,7 @@ def flipped(answers: int) -> list[Figure]:
     return [
         Figure("flipped_bits_right", outcomes["right"] / answers, 0.99, "at least", note),
         Figure("flipped_bits_not_named", unnamed, 0, "at most", "wrong, or never ended"),
-        Figure(
-            "flipped_bits_longest_pause", longest_s, 4.0, "at most", "seconds"
-        ),
+        Figure("flipped_bits_longest_pause", longest_s, 4.0, "at most", "seconds"),
     ]
 
 
