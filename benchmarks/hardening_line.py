@@ -26,6 +26,8 @@ from service_cloud import HELLO, HashModel, answer_of
 
 sys.path.insert(0, str(ROOT))
 
+from tqdm import tqdm
+
 from test.net.line import Line, lines_to
 from test.net.test_damage import AT_ONCE, PARAMS, ask_over, served
 from test.net.test_sockets import own_answer
@@ -138,7 +140,8 @@ def robot(keys: Path, line: Line, numbers: range) -> list[tuple[str, float]]:
     verifier = RemoteVerifier(DealerLink(line.address, edge_keys(keys), CLOCK), HELLO, CLOCK)
     try:
         verifier.connect(timeout_s=30.0)
-        return [ask(number, verifier, line) for number in numbers]
+        asked = tqdm(numbers, desc="answers", disable=None, leave=False)
+        return [ask(number, verifier, line) for number in asked]
     finally:
         verifier.disconnect()
 
@@ -181,7 +184,7 @@ def offsets(step: int) -> list[Figure]:
             for is_up in (True, False):
                 size = len(sound.line.carried[is_up])
                 flips = [(at, (at * 5 + at // 8) % 8, is_up) for at in range(0, size, step)]
-                for start in range(0, len(flips), AT_ONCE):
+                for start in tqdm(range(0, len(flips), AT_ONCE), desc="offsets", disable=None, leave=False):
                     robots = ask_over(address, keys, flips[start : start + AT_ONCE])
                     harmed = [robot for robot in robots if robot.line.flipped]
                     count += len(harmed)

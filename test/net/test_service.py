@@ -196,7 +196,7 @@ def test_an_answer_without_numbers_ends_by_name_and_its_neighbours_go_on(key_fol
                 list(strategy(name).decode(Sequence(), drafter, harmed, CLOCK, config))
             assert tuple(receive(neighbour, 12)) == alone
             neighbour.close()
-    assert all(context.closed for context in target.contexts)
+        eventually(lambda: all(context.closed for context in target.contexts))
 
 
 def test_a_robot_that_vanishes_leaves_nothing_behind(key_folder: Path) -> None:

@@ -131,7 +131,10 @@ def _fleet(
     questions: Sequence[Question],
 ) -> Fleet:
     handshake_s = HANDSHAKE_S if config.robots > 1 else config.give_up_s
-    timing = Timing(give_up_s=config.give_up_s, handshake_s=handshake_s, busy_s=config.manner.busy_s)
+    greet_s = 2.0 if config.robots <= WATCHED_ROBOTS else handshake_s  # so many greet slowly on any line
+    timing = Timing(
+        give_up_s=config.give_up_s, handshake_s=handshake_s, busy_s=config.manner.busy_s, greet_s=greet_s
+    )
     robots = []
     for number in range(config.robots):
         rng = np.random.default_rng((config.seed, number))
