@@ -24,10 +24,12 @@ from rosbags.rosbag1 import Writer as Writer1
 
 from test.bag.recorders import (
     SECOND,
+    START_NS,
     STORAGES,
     TYPES,
     Key,
     Message,
+    definition,
     keys,
     kind_of,
     messages,
@@ -364,10 +366,51 @@ def ros1_file(folder, compression=None, what="whole"):
         return path.rename(folder / "walk.bag.active"), keys(walk)
     if what == "folder":
         return folder, keys(walk)
-    if what == "no index":
-        path.write_bytes(path.read_bytes()[:-200])
-        return path, set()
+    data = bytearray(path.read_bytes())
+    if what in ("no index", "half"):
+        length = len(data) - 200 if what == "no index" else len(data) // 2
+        read = {m.key for m in walk if 0 <= data.find(m.data) <= length - len(m.data)}
+        path.write_bytes(data[:length])
+        return path, read
+    if what == "damaged":
+        middle = len(data) // 2
+        data[middle : middle + 40] = bytes(b ^ 0x55 for b in data[middle : middle + 40])
+        path.write_bytes(data)
     return path, keys(walk)
+
+
+def with_attachments(folder):
+    """Between the messages lie a file, a table of settings, and a record of a kind of its own."""
+    bag = folder / "walk"
+    bag.mkdir()
+    with (bag / "walk_0.mcap").open("wb") as file:
+        writer = McapWriter(file, chunk_size=4000)
+        writer.start("ros2", "test")
+        channels = {}
+        for number, message in enumerate(messages()):
+            if message.topic not in channels:
+                schema = writer.register_schema(message.kind, "ros2msg", definition(message.kind).encode())
+                channels[message.topic] = writer.register_channel(message.topic, "cdr", schema)
+            writer.add_message(channels[message.topic], message.at_ns, message.data, message.at_ns)
+            if number % 40 == 0:
+                writer.add_attachment(message.at_ns, message.at_ns, "map.png", "image/png", bytes(5000))
+                writer.add_metadata("settings", {"strategy": "hybrid"})
+        writer.finish()
+    return bag, keys(messages())
+
+
+def with_other_encodings(folder):
+    """One topic is protobuf, as Foxglove's recorders write it: named, and the others read."""
+    bag, read = indexes(folder)
+    with (bag / "walk_1.mcap").open("wb") as file:
+        writer = McapWriter(file)
+        writer.start("", "test")
+        schema = writer.register_schema("foxglove.CompressedImage", "protobuf", b"\x0a\x00")
+        channel = writer.register_channel("/camera", "protobuf", schema)
+        for number in range(5):
+            writer.add_message(channel, START_NS + number, b"\x08\x01", START_NS + number)
+        writer.finish()
+    return bag, read
 
 
 def ros1_in_mcap(folder):
@@ -494,9 +537,16 @@ def _cases() -> list[Case]:
         for c in (None, *Writer1.CompressionFormat)
     ]
     found += [
-        Case(f"ROS 1, {what}", partial(ros1_file, what=what)) for what in ("active", "folder", "no index")
+        Case(f"ROS 1, {what}", partial(ros1_file, what=what))
+        for what in ("active", "folder", "no index", "half")
+    ]
+    found += [
+        Case(f"ROS 1 {c}, damaged", partial(ros1_file, compression=c, what="damaged"))
+        for c in Writer1.CompressionFormat
     ]
     found += [Case("ROS 1 in mcap", ros1_in_mcap)]
+    found += [Case("mcap, attachments between", with_attachments)]
+    found += [Case("mcap, other encodings beside", with_other_encodings)]
     found += [
         Case(f"nothing: {what}", partial(nothing, what=what), is_refused=True)
         for what in (

@@ -1,7 +1,8 @@
-"""The records of a ROS 1 bag from its front, for one without its index (wiki.ros.org/Bags/Format/2.0).
+"""The records of a ROS 1 bag that is damaged or has no end (wiki.ros.org/Bags/Format/2.0).
 
-A recorder that was killed leaves `.bag.active` without an index, a copy that broke off half a chunk. Knows
-the file's layout only; what the messages mean is nobody's business here.
+A recorder that was killed leaves `.bag.active` without an index, a copy that broke off half a chunk: those
+are read from the front. One with damaged bytes in it is read chunk by chunk, as its index says. Knows the
+file's layout only; what the messages mean is nobody's business here.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import bz2
 import contextlib
 import io
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
@@ -17,7 +19,7 @@ from typing import BinaryIO, TypeAlias
 from lz4.frame import LZ4FrameDecompressor
 
 MAGIC = b"#ROSBAG V2.0\n"
-MESSAGE, CHUNK, CONNECTION = b"\x02", b"\x05", b"\x07"
+MESSAGE, BAG_HEAD, INDEX_DATA, CHUNK, CHUNK_INFO, CONNECTION = (bytes([op]) for op in range(2, 8))
 MAX_RECORD_BYTES = 256 * 2**20
 FAULTS = (struct.error, KeyError, ValueError, OSError, EOFError, RuntimeError)
 """What bytes that make no sense lead to."""
@@ -49,7 +51,62 @@ class Message:
     data: bytes
 
 
-Heard: TypeAlias = Connection | Message
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Messages on a connection that an index counts, and that cannot be read; `place` is where they were."""
+
+    connection: int
+    count: int
+    place: int
+
+
+Heard: TypeAlias = Connection | Message | Lost
+
+
+def ros1_chunks(file: BinaryIO) -> Iterator[Heard]:
+    """Yield connections and messages as the index at the end of the file lists them.
+
+    Raises one of FAULTS if there is no index.
+    """
+    if file.read(len(MAGIC)) != MAGIC:
+        raise ValueError("no ROS 1 bag")
+    fields = _fields(_block(file)[0])
+    (place,) = struct.unpack("<Q", fields["index_pos"])
+    if fields["op"] != BAG_HEAD or not place:
+        raise ValueError("no index")
+    connections, chunks = _index(file, place)
+    if len(chunks) != struct.unpack("<I", fields["chunk_count"])[0]:
+        raise ValueError("half an index")
+    yield from connections
+    for at, counts in chunks:
+        found: Counter[int] = Counter()
+        file.seek(at)
+        with contextlib.suppress(*FAULTS):
+            head, data = _fields(_block(file)[0]), _block(file)[0]
+            for heard in _records(io.BytesIO(DECOMPRESSORS[head["compression"]](data))):
+                if isinstance(heard, Message):
+                    found[heard.connection] += 1
+                yield heard
+        for number, count in counts.items():
+            if count > found[number]:
+                yield Lost(number, count - found[number], at)
+
+
+def _index(file: BinaryIO, place: int) -> tuple[list[Connection], list[tuple[int, dict[int, int]]]]:
+    """Return connections, and of each chunk its place and how many messages of each connection it has."""
+    connections, chunks = list[Connection](), list[tuple[int, dict[int, int]]]()
+    file.seek(place)
+    with contextlib.suppress(EOFError):
+        while True:
+            fields, (data, _) = _fields(_block(file)[0]), _block(file)
+            if fields["op"] == CONNECTION:
+                connections.append(_connection(fields, _fields(data)))
+            elif fields["op"] == CHUNK_INFO:
+                (at,) = struct.unpack("<Q", fields["chunk_pos"])
+                chunks.append((at, dict(struct.iter_unpack("<II", data))))
+    if not connections or not chunks:
+        raise ValueError("an empty index")
+    return connections, sorted(chunks, key=lambda chunk: chunk[0])
 
 
 def ros1_front(file: BinaryIO) -> Iterator[Heard]:
@@ -62,15 +119,24 @@ def ros1_front(file: BinaryIO) -> Iterator[Heard]:
 
 
 def _records(file: BinaryIO) -> Iterator[Heard]:
+    found: Counter[int] = Counter()
     while True:
         head, _ = _block(file)
         fields = _fields(head)
         data, is_whole = _block(file)
-        if fields["op"] == CHUNK:  # half a chunk holds messages too
-            with contextlib.suppress(EOFError):
-                yield from _records(io.BytesIO(DECOMPRESSORS[fields["compression"]](data)))
+        if fields["op"] == CHUNK:  # half a chunk holds messages too, and one that is damaged costs no other
+            found = Counter()
+            with contextlib.suppress(*FAULTS):
+                for heard in _records(io.BytesIO(DECOMPRESSORS[fields["compression"]](data))):
+                    if isinstance(heard, Message):
+                        found[heard.connection] += 1
+                    yield heard
         elif is_whole and fields["op"] == CONNECTION:
             yield _connection(fields, _fields(data))
+        elif is_whole and fields["op"] == INDEX_DATA:
+            number, count = (struct.unpack("<I", fields[name])[0] for name in ("conn", "count"))
+            if count > found[number]:
+                yield Lost(number, count - found[number], file.tell())
         elif is_whole and fields["op"] == MESSAGE:
             (number,) = struct.unpack("<I", fields["conn"])
             seconds, nanoseconds = struct.unpack("<II", fields["time"])

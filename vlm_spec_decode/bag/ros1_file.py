@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_typestore
@@ -59,23 +60,47 @@ class CutRos1(StorageFile):
     def __init__(self, path: Path, types: MessageTypes, why: str) -> None:
         super().__init__(path, types)
         self.faults[f"read from its front, without an index ({why})"] += 1
+        self._has_index: bool | None = None
         with path.open("rb") as file:
-            if not file.read(len(ros1.MAGIC)) == ros1.MAGIC:
+            if file.read(len(ros1.MAGIC)) != ros1.MAGIC:
                 raise BagError("no bag of version 2.0; `rosbag migrate` converts older ones")
-        for record in self._read():
-            self.topics[record.topic] = record.kind
-            self.span.add(record.at_ns)
+        self._known: dict[int, ros1.Connection] = {}
+        used: set[int] = set()
+        for heard in self._heard():  # connections may be described behind their first messages
+            if isinstance(heard, ros1.Connection):
+                self._known[heard.number] = heard
+                self.learn(heard.kind, heard.definition, "ros1msg", is_ros1=True)
+            elif isinstance(heard, ros1.Message):
+                used.add(heard.connection)
+                self.span.add(heard.at_ns)
+        self.topics = {c.topic: c.kind for number, c in self._known.items() if number in used}
 
     def records(self, topics: Collection[str]) -> Iterator[Record]:
         """Yield the messages of these topics in the order of the file; ends early where it does."""
-        return (record for record in self._read() if record.topic in topics)
+        for heard in self._heard():
+            if isinstance(heard, ros1.Connection):
+                continue
+            connection = self._known.get(heard.connection)
+            if connection is None:
+                self.lose({f"of connection {heard.connection}": 1}, "which is described nowhere", heard)
+            elif connection.topic not in topics:
+                continue
+            elif isinstance(heard, ros1.Lost):
+                self.lose({connection.topic: heard.count}, "in a damaged chunk", heard.place)
+            else:
+                yield Record(connection.topic, connection.kind, heard.data, heard.at_ns, is_ros1=True)
 
-    def _read(self) -> Iterator[Record]:
-        known: dict[int, ros1.Connection] = {}
+    def _heard(self) -> Iterator[ros1.Heard]:
         with self.path.open("rb") as file:
-            for heard in ros1.ros1_front(file):
-                if isinstance(heard, ros1.Connection):
-                    known[heard.number] = heard
-                    self.learn(heard.kind, heard.definition, "ros1msg", is_ros1=True)
-                elif connection := known.get(heard.connection):
-                    yield Record(connection.topic, connection.kind, heard.data, heard.at_ns, is_ros1=True)
+            if self._has_index is None:
+                self._has_index = _has_index(file)
+            file.seek(0)
+            yield from ros1.ros1_chunks(file) if self._has_index else ros1.ros1_front(file)
+
+
+def _has_index(file: BinaryIO) -> bool:
+    try:
+        next(ros1.ros1_chunks(file))
+    except (*ros1.FAULTS, StopIteration):
+        return False
+    return True

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm_spec_decode.bag.cut import open_bag
+from vlm_spec_decode.bag.events import Topics
 from vlm_spec_decode.bag.replay import ReplayConfig
 from vlm_spec_decode.bag.report import write_report
 from vlm_spec_decode.bag.score import compared, summary
@@ -85,8 +87,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     """Replay, score and report. Returns the document that `summary.json` holds."""
     out = config.out
     for bag in config.replay.bags:
-        if not bag.exists():
-            raise BagError(f"{bag}: no such bag")
+        _check_bag(bag, config.replay.topics)
     _check_compared(config)
     out.mkdir(parents=True, exist_ok=True)
     check_folder(out, state_of(config.replay))
@@ -130,6 +131,15 @@ def run(config: RunConfig) -> dict[str, Any]:
     _write_csv(out / "rows.csv", found.rows)
     write_report(out / "report.html", document, found.rows, found.thumbs)
     return document
+
+
+def _check_bag(bag: Path, topics: Topics) -> None:
+    """Raise BagError before models are loaded if a bag cannot be read, or lacks the topics."""
+    source = open_bag(bag)
+    try:
+        topics.choose(source.topics)
+    finally:
+        source.close()
 
 
 def _check_compared(config: RunConfig) -> None:
