@@ -12,6 +12,7 @@ from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.core.errors import ActionParseError, BagError
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.core.yaml_file import read_yaml
+from vlm_spec_decode.edge.mission import check_instruction
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,11 @@ class AskPlan:
     every_s: float = 1.0
     horizon_s: float = 2.0
     limit: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise InstructionError for an instruction that is given and cannot be one."""
+        if self.instruction:
+            check_instruction(self.instruction)
 
 
 def read_spoken(path: Path) -> tuple[Spoken, ...]:
