@@ -25,7 +25,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.figures import ROOT, Figure, report
-from test.bag import matrix
+from test.bag import matrix, states
 from test.bag.recorders import STORAGES
 from test.bag.walks import Walk
 from test.core import encodings
@@ -75,10 +75,10 @@ def _more() -> Iterator[matrix.Case]:
     for storage in STORAGES:
         for number in range(NUM_CUTS):
             share, told = float(rng.random()), bool(number % 2)
-            write = partial(matrix.cut, storage=storage, share=share, has_metadata=told)
+            write = partial(states.cut, storage=storage, share=share, has_metadata=told)
             yield matrix.Case(f"{storage}, cut at {share:.4f}, {number}", write, is_sorted=False)
         for number in range(NUM_DAMAGES):
-            write = partial(matrix.scratched, storage=storage, seed=int(rng.integers(1 << 30)))
+            write = partial(states.scratched, storage=storage, seed=int(rng.integers(1 << 30)))
             has = storage in ("mcap", "mcap zstd", "mcap lz4")
             yield matrix.Case(f"{storage}, scratched, {number}", write, is_sorted=False, has_checksums=has)
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from test.bag.matrix import CASES, cut, outcome
+from test.bag.matrix import CASES, outcome
 from test.bag.recorders import keys, messages, split
+from test.bag.states import cut
 from vlm_spec_decode.bag.cut import open_bag
 from vlm_spec_decode.bag.folder import natural
 from vlm_spec_decode.core.errors import BagError

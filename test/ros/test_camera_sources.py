@@ -11,8 +11,8 @@ from rosbags.typesys import Stores, get_typestore
 from sensor_msgs.msg import CompressedImage
 from sensor_msgs.msg import Image as RawImage
 
-from test.bag.matrix import ros1_file, ros1_in_mcap
 from test.bag.recorders import FRAMES, Message, messages, write_mcap, write_sqlite
+from test.bag.states import ros1_file, ros1_in_mcap
 from test.bag.test_video import bag as video_bag
 from test.bag.test_video import edge_px, encoded, go2
 from test.core.encodings import MORE, PICTURES, shows_it, wanted_of
