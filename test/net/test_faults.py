@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,3 +134,30 @@ def test_who_does_not_read_is_never_waited_for() -> None:
             socket.close(0)
         context.term()
         link.close()
+
+
+FILLS_AND_HANGS_UP = """
+import time, zmq
+from vlm_spec_decode.transport.router import RouterLink
+link = RouterLink("tcp://127.0.0.1:*", None)
+context = zmq.Context()
+robot = context.socket(zmq.DEALER)
+robot.setsockopt(zmq.SNDHWM, 0)
+robot.connect(link.address)
+for _ in range(5000):
+    robot.send(bytes(2000))
+time.sleep(0.7)
+robot.close(0)
+context.term()
+time.sleep(1.5)  # a heartbeat of one second would come due
+assert list(link.poll(0.1))
+link.close()
+"""
+
+
+def test_a_robot_that_fills_its_queue_and_hangs_up_does_not_end_the_cloud() -> None:
+    """With its heartbeat on, libzmq 4.3.5 aborts the process then: `Assertion failed: !_io_error`."""
+    ended = subprocess.run(
+        [sys.executable, "-c", FILLS_AND_HANGS_UP], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ended.returncode == 0, ended.stderr

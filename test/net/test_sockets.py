@@ -268,6 +268,24 @@ def test_a_cloud_that_dies_is_reported_within_the_deadline(key_folder: Path) -> 
         assert time.monotonic() - started_s < 4
 
 
+def test_keys_that_were_right_are_not_blamed_for_a_handshake_that_the_network_broke(
+    key_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = SamplingParams(max_tokens=4000)
+    with (
+        cloud(key_folder, _SlowModel(CERTAIN_DRAFT)) as server,
+        edge(server.address, key_folder, give_up_s=1.0) as verifier,
+    ):
+        verifier.connect()
+        verifier.open(AnswerRequest(1, Observation(None, "go"), params, "autoregressive"))
+        verifier.wait(5)
+        server.stop()
+        monkeypatch.setattr(DealerLink, "failures", {"HANDSHAKE_FAILED_NO_DETAIL"})
+        with pytest.raises(CloudUnreachable, match="a new handshake broke off") as caught:
+            wait_for_ever(verifier)
+        assert "key" not in str(caught.value)
+
+
 def test_early_verdicts_arrive_before_the_commit_of_their_pass(
     key_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
