@@ -254,3 +254,36 @@ def test_an_instruction_that_is_no_text_is_named(command, text, capsys, tmp_path
     monkeypatch.chdir(tmp_path)
     assert cli.main([*command, text, "--json"]) == 2
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"] == "InstructionError"
+
+
+CRASHING_STOP = """
+import os, pathlib, signal, sys
+from vlm_spec_decode.bridge import estop_client
+tries, CRASHES = pathlib.Path(sys.argv.pop(1)), int(sys.argv.pop(1))
+
+def e_stop(domain, namespace, engaged, timeout_s, tell, answer):
+    tries.write_text(tries.read_text() + "x")
+    if len(tries.read_text()) <= CRASHES:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    answer(True, "engaged")
+    return True
+
+estop_client.e_stop = e_stop
+from vlm_spec_decode.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(("crashes", "code"), [(0, 0), (1, 0), (2, 0), (9, 128 + 11)])
+def test_a_crash_of_the_middleware_does_not_keep_the_stop_from_the_robot(tmp_path, crashes, code):
+    tries = tmp_path / "tries"
+    tries.write_text("")
+    command = [sys.executable, "-c", CRASHING_STOP, str(tries), str(crashes), "stop", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, done.stderr
+    assert len(tries.read_text()) == min(crashes + 1, 3)
+    assert done.stderr.count("SIGSEGV") == min(crashes, 3)
+    if code == 0:
+        assert json.loads(done.stdout) == {"ok": True, "message": "engaged"}
+    else:
+        assert "remote control" in done.stderr

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     environment.prepare(environment.PYTHON)
     try:
-        code = vsd.main(arguments, prog_name="vsd", standalone_mode=False)
+        code = vsd.main(arguments, prog_name="vsd", standalone_mode=False, obj=argv is None)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()

@@ -57,20 +57,25 @@ class EStopClient:
 
 
 def e_stop(
-    domain: int, namespace: str, engaged: bool, timeout_s: float, tell: Callable[[str], None]
-) -> tuple[bool, str]:
-    """Engage or release the e-stop; return whether it did as asked, and what it said.
+    domain: int,
+    namespace: str,
+    engaged: bool,
+    timeout_s: float,
+    tell: Callable[[str], None],
+    answer: Callable[[bool, str], None],
+) -> bool:
+    """Engage or release the e-stop; return whether it did as asked.
 
-    `tell` gets a sentence if that takes its time. Raises RobotUnreachable without an answer.
+    `tell` gets a sentence if that takes its time. `answer` gets whether it did as asked and what it said,
+    before this end leaves ROS: what happens while libraries are taken down changes nothing that was said.
+    Raises RobotUnreachable without an answer.
     """
     began_s = time.monotonic()
-    names: list[str] = []
+    clients: list[EStopClient] = []
     is_told = False
 
     def make() -> EStopClient:
-        client = EStopClient(domain, namespace, urge=engaged)
-        names.append(client.name)
-        return client
+        return EStopClient(domain, namespace, urge=engaged)
 
     def is_ready(client: EStopClient) -> bool:
         nonlocal is_told
@@ -79,12 +84,15 @@ def e_stop(
             tell(f"nobody answers to {client.name} on ROS domain {domain} yet; trying for {timeout_s:g} s")
         return client.is_ready()
 
-    client, is_found = first_to_find(make, is_ready, timeout_s)
+    client, is_found = first_to_find(make, is_ready, timeout_s, clients)
     try:
         left_s = max(1.0, timeout_s - (time.monotonic() - began_s))
         reply = client.call(engaged, left_s) if is_found else None
+        if reply is not None:
+            answer(*reply)
     finally:
-        client.close()
+        for each in (client, *clients):
+            each.close()
     if reply is None:
-        raise RobotUnreachable(f"no locomotion_node answers to {names[0]} on ROS domain {domain}")
-    return reply
+        raise RobotUnreachable(f"no locomotion_node answers to {client.name} on ROS domain {domain}")
+    return reply[0]

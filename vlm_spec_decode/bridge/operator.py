@@ -6,6 +6,7 @@ mission, which has a thread. Knows nothing of terminals. The e-stop is in `estop
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -46,6 +47,7 @@ class Operator:
         self.heard_s = time.monotonic()
         """When the VLM node was heard last."""
         self._hear = hear or (lambda _topic, _text: None)
+        self._unreadable: set[str] = set()
         self._own = OwnNode(
             "vsd_operator", domain, namespace, start_parameter_services=False, enable_rosout=False
         )
@@ -149,9 +151,19 @@ class Operator:
         def take(message: String) -> None:
             if topic != "vlm/plan/status":
                 self.heard_s = time.monotonic()
-            self._hear(topic, message.data)
+            try:
+                self._hear(topic, message.data)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                self._complain(topic, error)
 
         return take
+
+    def _complain(self, topic: str, error: Exception) -> None:
+        """Say once per topic that somebody publishes there what is none of our messages."""
+        if topic not in self._unreadable:
+            self._unreadable.add(topic)
+            said = " ".join(str(error).split())
+            sys.stderr.write(f"vsd: ignored a message on {topic}: {type(error).__name__}: {said}\n")
 
     def _on_odometry(self, message: Odometry) -> None:
         self.odometry = message

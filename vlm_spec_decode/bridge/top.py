@@ -62,15 +62,15 @@ class Board:
         return [name for name, is_missing in missing.items() if is_missing]
 
     def hear(self, topic: str, text: str) -> None:
-        """Take one message."""
+        """Take one message. Raises ValueError for what is not a JSON object."""
         if topic == "vlm/answer/partial":
             self.partial = text
-        elif topic == "vlm/status":
-            self.status = json.loads(text)
-        elif topic == "vlm/plan/status":
-            self.executor = json.loads(text)
-        elif topic == "vlm/trace":
-            self.trace = json.loads(text)
+        elif topic in ("vlm/status", "vlm/plan/status", "vlm/trace"):
+            found = json.loads(text)
+            if not isinstance(found, dict):
+                raise ValueError("not a JSON object")
+            name = {"vlm/status": "status", "vlm/plan/status": "executor", "vlm/trace": "trace"}[topic]
+            setattr(self, name, found)
 
     def look(self, operator: Operator) -> None:
         """Take what is not text."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -105,15 +106,65 @@ def say(
 @click.option("--release", is_flag=True, help="Release the latched stop instead.")
 @NAMESPACE
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
-def stop(release: bool, namespace: str, as_json: bool) -> int:
+@click.pass_obj
+def stop(is_program: bool | None, release: bool, namespace: str, as_json: bool) -> int:
     """Stop the robot at once and keep it stopped (e-stop), or release it."""
+    # Called as a function, by a test say, it must not return twice.
+    code = _in_a_child() if is_program else None
+    if code is not None:
+        return code
     from vlm_spec_decode.bridge.estop_client import e_stop
 
-    done, message = e_stop(
-        ros_domain(), namespace, not release, FIND_S, lambda text: click.echo(f"vsd: {text}", err=True)
-    )
-    click.echo(json.dumps({"ok": done, "message": message}) if as_json else message)
-    return 0 if done else 1
+    def answer(done: bool, message: str) -> None:
+        click.echo(json.dumps({"ok": done, "message": message}) if as_json else message)
+        sys.stdout.flush()
+
+    def tell(text: str) -> None:
+        click.echo(f"vsd: {text}", err=True)
+
+    return 0 if e_stop(ros_domain(), namespace, not release, FIND_S, tell, answer) else 1
+
+
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+TRIES = 3
+
+
+def _in_a_child() -> int | None:
+    """Let the rest of the command run in a child, and once more in another if a library crashes there.
+
+    Middleware that ends its process must not keep a stop from the robot. Returns None in the child, and in
+    the parent the child's exit code.
+    """
+    code = 1
+    for left in reversed(range(TRIES)):
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            return None
+        code = _code_of(pid)
+        if -code not in CRASHES:
+            break
+        again = "trying again" if left else "giving up: use the remote control"
+        click.echo(f"vsd: the middleware ended by {signal.Signals(-code).name}; {again}", err=True)
+    return 128 - code if code < 0 else code
+
+
+def _code_of(pid: int) -> int:
+    """Wait for a child and return its exit code; a signal to this process goes to the child as well."""
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    # Ctrl-C reaches the child by itself, which then says so.
+    old = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        old[number] = signal.signal(number, forward)
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 @click.command()
