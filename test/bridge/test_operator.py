@@ -31,7 +31,7 @@ def test_a_board_keeps_nothing_but_objects(topic):
     board = Board()
     with pytest.raises(ValueError, match="JSON object"):
         board.hear(topic, "[]")
-    assert not (board.status or board.executor or board.trace)
+    assert (board.status, board.executor, board.trace) == ({}, {}, {})
 
 
 def test_a_message_that_cannot_be_read_is_named(capsys):
