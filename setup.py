@@ -50,7 +50,8 @@ ROS = [
 """rclpy and messages for machines without a ROS 2 installation of their own."""
 
 NODES = [
-    f"{part}_node = {NAME}.bridge.mains:{part}_main" for part in ("camera", "locomotion", "monitor", "vlm")
+    f"{part}_node = {NAME}.ros.entry_points:{part}_main"
+    for part in ("camera", "locomotion", "monitor", "vlm")
 ]
 """What `ros2 run` and the launch files start; `nodes/` has the same for a checkout that is not installed."""
 
@@ -122,7 +123,7 @@ setup(
         *tree("rviz"),
     ],
     # Not `scripts=nodes/*`: setuptools 75 and later installs those as "#!python", which nothing can start.
-    entry_points={"console_scripts": [f"vsd = {NAME}.cli:main", *NODES]},
+    entry_points={"console_scripts": [f"vsd = {NAME}.cli.main:main", *NODES]},
     install_requires=RUNTIME,
     extras_require={
         "ros": ROS,

@@ -13,11 +13,11 @@ from mcap.reader import make_reader
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from vlm_spec_decode.bag.cut import open_bag
-from vlm_spec_decode.bag.events import COMPRESSED, MOTION, RAW, Events, Topics
-from vlm_spec_decode.bag.source import Record
+from vlm_spec_decode.bags.events import COMPRESSED, MOTION, RAW, Events, Topics
+from vlm_spec_decode.bags.recording import Recording
+from vlm_spec_decode.bags.source import Record
+from vlm_spec_decode.bags.truncated_reader import open_bag
 from vlm_spec_decode.core.errors import BagError
-from vlm_spec_decode.demo.recording import Recording
 
 SECOND = 1_000_000_000
 TYPES = get_typestore(Stores.ROS2_JAZZY)

@@ -30,9 +30,9 @@ from figures import Figure
 from ledger import Ledger, measure
 from tqdm import tqdm
 
-from vlm_spec_decode.bag.cli import GO2_A100, SAMPLE, WIFI
-from vlm_spec_decode.bag.questions import AskPlan
-from vlm_spec_decode.bag.replay import Cell, ReplayConfig, Replayer
+from vlm_spec_decode.bags.cli import GO2_A100, SAMPLE, WIFI
+from vlm_spec_decode.bags.questions import AskPlan
+from vlm_spec_decode.bags.replay import Cell, ReplayConfig, Replayer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import BagError
 from vlm_spec_decode.demo.processes import Processes
@@ -93,7 +93,7 @@ def live(folder: Path, logs: Path) -> list[Figure]:
         options = ["--bind", "tcp://127.0.0.1:*", "--insecure", "--json"]
         cloud = processes.start("cloud", [*VSD, "cloud", *options])
         address = processes.wait_ready(cloud, 120.0)["address"]
-        code = "import sys; from vlm_spec_decode.bridge.mains import vlm_main; sys.exit(vlm_main())"
+        code = "import sys; from vlm_spec_decode.ros.entry_points import vlm_main; sys.exit(vlm_main())"
         values = {"use_sim_time": "true", "cloud": address, "temperature": "0.8", "seed": "5"}
         settings = [part for key, value in values.items() for part in ("-p", f"{key}:={value}")]
         processes.start("vlm_node", ["-c", code, "--ros-args", *settings])

@@ -20,19 +20,19 @@ from pathlib import Path
 import numpy as np
 from figures import Figure, report
 
-from vlm_spec_decode.actions.executor import Executor
-from vlm_spec_decode.actions.jobs import InlineRunner
 from vlm_spec_decode.actions.limits import MAX_SPEED_MPS, SafetyLimits
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.plan import Plan
-from vlm_spec_decode.actions.safety import SafetyGate
-from vlm_spec_decode.actions.scripted import run_plan
+from vlm_spec_decode.control.action_runner import InlineCallRunner
+from vlm_spec_decode.control.executor import Executor, run_plan
+from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.robot import RobotState
-from vlm_spec_decode.sim.bodies import BODIES, make_world
 from vlm_spec_decode.sim.headless import HeadlessGo2
-from vlm_spec_decode.sim.scene import Pose2D, Scene, SceneObject, random_scene
-from vlm_spec_decode.sim.views import Views, save_png
+from vlm_spec_decode.sim.objects import SceneObject
+from vlm_spec_decode.sim.physics.bodies import BODIES, make_world
+from vlm_spec_decode.sim.render.views import WorldViews, save_png
+from vlm_spec_decode.sim.scene import Pose2D, Scene, random_scene
 
 HALL = Scene(0, 24.0, 24.0, (), Pose2D(0.0, 0.0, 0.0))
 SEED = 20263
@@ -51,7 +51,7 @@ class Rig:
         self.robot = HeadlessGo2(self.world, self.clock)
         self.robot.start()
         gate = SafetyGate(SafetyLimits())
-        self.executor = Executor(self.robot, gate, self.clock, runner=InlineRunner())
+        self.executor = Executor(self.robot, gate, self.clock, runner=InlineCallRunner())
 
     def plan(self, text: str) -> Plan:
         """Return a plan of its own."""
@@ -239,7 +239,7 @@ def picture(file: Path) -> None:
     scene = random_scene(8)
     rig = Rig("physical", scene)
     rig.rush((0.6, 0.0, 0.15), 1.4)
-    views = Views(rig.world, width_px=PANEL_PX[0], height_px=PANEL_PX[1])
+    views = WorldViews(rig.world, width_px=PANEL_PX[0], height_px=PANEL_PX[1])
     panels = []
     try:
         for _ in range(4):

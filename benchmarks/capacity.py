@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from vlm_spec_decode.bench.capacity import AnswerShape, Demand, most_robots, serve
-from vlm_spec_decode.bench.links import load_link
+from vlm_spec_decode.bench.cells import load_link
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,10 +20,9 @@ from typing import Any
 from figures import Figure, report
 from tqdm import tqdm
 
-from vlm_spec_decode.bench.assisted import compare_with_assisted
-from vlm_spec_decode.bench.cells import BASELINE, Cell
+from vlm_spec_decode.bench.cells import BASELINE, Cell, load_hardware, load_link
 from vlm_spec_decode.bench.frames import uplink_per_round
-from vlm_spec_decode.bench.links import load_hardware, load_link
+from vlm_spec_decode.bench.hf_baseline import compare_with_assisted
 from vlm_spec_decode.bench.overhead import overhead
 from vlm_spec_decode.bench.sweep import ALL, Results, geometric_mean
 

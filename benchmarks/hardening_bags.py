@@ -2,7 +2,7 @@
 
     python benchmarks/hardening_bags.py [--quick]
 
-Every bag of test/bag/matrix.py; in full each storage is also cut off at 40 places and damaged at 20. A
+Every bag of test/bags/matrix.py; in full each storage is also cut off at 40 places and damaged at 20. A
 message that lies in a bag in full must be read, or counted as not read. Every encoding is read from a bag
 and from a message, with padded rows, in either byte order, and with 10 to 16 bits in use. Storages without
 checksums (sqlite3, mcap without chunks) cannot tell a changed message from another; there only crashes
@@ -25,12 +25,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.figures import ROOT, Figure, report
-from test.bag import matrix, states
-from test.bag.recorders import STORAGES
-from test.bag.walks import Walk
+from test.bags import matrix, states
+from test.bags.recorders import STORAGES
+from test.bags.walks import Walk
 from test.core import encodings
-from vlm_spec_decode.bag.cut import open_bag
-from vlm_spec_decode.bag.events import Events, Frame, Topics
+from vlm_spec_decode.bags.events import Events, Frame, Topics
+from vlm_spec_decode.bags.truncated_reader import open_bag
 from vlm_spec_decode.core import pixels
 
 NUM_CUTS, NUM_DAMAGES = 40, 20

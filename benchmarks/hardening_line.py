@@ -31,13 +31,13 @@ from tqdm import tqdm
 from test.net.line import Line, lines_to
 from test.net.test_damage import AT_ONCE, PARAMS, ask_over, served
 from test.net.test_sockets import own_answer
-from vlm_spec_decode.cloud.desk import CloudDesk
+from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import VsdError
-from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.types import AnswerRequest, Event, Hint, Observation, SamplingParams
-from vlm_spec_decode.edge.remote import RemoteVerifier
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport.dealer import DealerLink
@@ -101,7 +101,7 @@ def cloud(keys: Path) -> Iterator[str]:
     target = HashModel(STEP_S)
     server = CloudServer(
         RouterLink("tcp://127.0.0.1:*", cloud_keys(keys)),
-        CloudDesk(target.card, HELLO.grammar_digest),
+        ServerProtocol(target.card, HELLO.grammar_digest),
         target,
         CLOCK,
     )

@@ -18,7 +18,7 @@ from geometry_msgs.msg import Twist
 from nav_msgs.msg import Odometry
 from sensor_msgs.msg import BatteryState, Image, LaserScan, PointCloud2, PointField
 
-from vlm_spec_decode.bridge.convert import to_time
+from vlm_spec_decode.ros.convert import to_time
 
 NAN, INF = math.nan, math.inf
 BAD = {"nan": NAN, "inf": INF, "-inf": -INF, "huge": 1e300, "-huge": -1e300}

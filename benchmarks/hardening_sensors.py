@@ -27,20 +27,20 @@ from nav_msgs.msg import Odometry
 from rclpy.serialization import deserialize_message, serialize_message
 from unitree_sdk2py.idl.default import unitree_go_msg_dds__LowState_, unitree_go_msg_dds__SportModeState_
 
-from vlm_spec_decode.actions.executor import Executor
-from vlm_spec_decode.actions.jobs import InlineRunner
 from vlm_spec_decode.actions.plan import Plan
-from vlm_spec_decode.actions.safety import SafetyGate
 from vlm_spec_decode.actions.types import Forward
-from vlm_spec_decode.bridge import diagnostics
-from vlm_spec_decode.bridge.convert import to_quaternion
-from vlm_spec_decode.bridge.hands import Hands
-from vlm_spec_decode.bridge.surroundings import SensingDriver, Surroundings
-from vlm_spec_decode.bridge.velocity_robot import VelocityRobot
+from vlm_spec_decode.control.action_runner import InlineCallRunner
+from vlm_spec_decode.control.executor import Executor
+from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.robot.fake import FakeRobot
-from vlm_spec_decode.robot.link import StateKeeper
+from vlm_spec_decode.robot.go2.link import StateMonitor
+from vlm_spec_decode.ros import diagnostics
+from vlm_spec_decode.ros.convert import to_quaternion
+from vlm_spec_decode.ros.obstacle_sensors import ObstacleSensors, SensingDriver
+from vlm_spec_decode.ros.operator_inputs import OperatorInputs
+from vlm_spec_decode.ros.velocity_robot import VelocityRobot
 
 PERIOD_S = 0.025
 MESSAGE_S = 0.1
@@ -85,7 +85,7 @@ class Rig:
     def prepare(self, driver: Any, robot: FakeRobot) -> None:
         """Take a robot, standing at the origin."""
         self.robot = robot
-        self.executor = Executor(driver, SafetyGate(), self.clock, runner=InlineRunner())
+        self.executor = Executor(driver, SafetyGate(), self.clock, runner=InlineCallRunner())
 
     def hear(self, topic: str, message: Any) -> None:
         """Give a message to whoever subscribes, out of its bytes as DDS does."""
@@ -131,7 +131,7 @@ class SensorRig(Rig):
     def __init__(self, node: Any, clock: VirtualClock, topic: str) -> None:
         super().__init__(node, clock)
         self.topic = topic
-        self.surroundings = Surroundings(node, clock)
+        self.surroundings = ObstacleSensors(node, clock)
 
     def fresh(self) -> None:
         """Begin anew: all that was heard is too old to count."""
@@ -360,8 +360,8 @@ def sport_state(tally: Tally, context: Any, every: int = 1) -> None:
     node = _node(context, "sport")
     rig = StateRig(node, VirtualClock(1000.0), _say_sport)
 
-    def listener() -> StateKeeper:
-        return StateKeeper(rig.clock, "rt/sportmodestate", 0.5)
+    def listener() -> StateMonitor:
+        return StateMonitor(rig.clock, "rt/sportmodestate", 0.5)
 
     def run(name: str, damage: Callable[[Any], None]) -> None:
         if name.startswith("charge"):
@@ -381,7 +381,7 @@ def teleop(tally: Tally, context: Any, every: int = 1) -> None:
     """Run every velocity of a person that is none: the robot that he steers comes to rest."""
     node, clock = _node(context, "teleop"), VirtualClock(1000.0)
     rig = Rig(node, clock)
-    Hands(node, SimpleNamespace(steer=rig.steer), clock, lambda _: None)  # type: ignore[arg-type]
+    OperatorInputs(node, SimpleNamespace(steer=rig.steer), clock, lambda _: None)  # type: ignore[arg-type]
     good = messages.Twist()
     good.linear.x = 0.4
 

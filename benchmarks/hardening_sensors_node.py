@@ -26,9 +26,9 @@ from std_msgs.msg import String
 
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.types import Forward
-from vlm_spec_decode.bridge.convert import to_quaternion
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.demo.processes import Processes
+from vlm_spec_decode.ros.convert import to_quaternion
 
 START_S = 120.0
 STOP_S = 1.8
@@ -201,7 +201,9 @@ def _start(processes: Processes, limits: Path, base: Base) -> Any:
     }
     parameters = topics | {"driver": "cmd_vel", "limits_file": str(limits), "odometry_topic": "odom"}
     options = [part for key, value in parameters.items() for part in ("-p", f"{key}:={value}")]
-    code = "import sys; from vlm_spec_decode.bridge.mains import locomotion_main; sys.exit(locomotion_main())"
+    code = (
+        "import sys; from vlm_spec_decode.ros import entry_points; sys.exit(entry_points.locomotion_main())"
+    )
     process = processes.start("locomotion_node", ["-c", code, "--ros-args", *options]).popen
     until(lambda: base.listeners() == len(base._publishers), START_S, "locomotion_node")
     return process

@@ -21,10 +21,10 @@ from figures import Figure, report
 
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.models.loader import load_model, shipped
-from vlm_spec_decode.models.vlm import VlmModel
+from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.train.config import EvaluateConfig
 from vlm_spec_decode.train.evaluate import questions, run_evaluate
-from vlm_spec_decode.train.text_evaluate import run_text_evaluate
+from vlm_spec_decode.train.text import run_text_evaluate
 
 STEPS = 25
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from figures import ROOT, machine
 
-from vlm_spec_decode.bench.prompts import recorded_prompts
+from vlm_spec_decode.bench.pairs import recorded_prompts
 from vlm_spec_decode.core.ports import Logits, ModelContext
 from vlm_spec_decode.models.loader import load_model, shipped
-from vlm_spec_decode.models.vlm import VlmModel
+from vlm_spec_decode.models.model import VlmModel
 
 REPEATS = 15
 PREFIX = 8

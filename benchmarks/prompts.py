@@ -13,10 +13,10 @@ import argparse
 import json
 from pathlib import Path
 
-from vlm_spec_decode.bench.prompts import FOLDER, SEEN, TOLD
+from vlm_spec_decode.bench.pairs import FOLDER, SEEN, TOLD
 from vlm_spec_decode.train.config import EvaluateConfig
 from vlm_spec_decode.train.evaluate import questions
-from vlm_spec_decode.train.spoken import held_out_dialogue
+from vlm_spec_decode.train.text_dataset import held_out_dialogue
 
 
 def main() -> None:

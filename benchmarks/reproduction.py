@@ -15,18 +15,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vlm_spec_decode.bench.cells import Cell
-from vlm_spec_decode.bench.links import load_hardware, load_link
-from vlm_spec_decode.bench.papers import REPORTED, Pairing, Reported, reckoned
+from vlm_spec_decode.bench.cells import Cell, load_hardware, load_link
+from vlm_spec_decode.bench.papers import REPORTED, PaperFigure, PaperSetting, reckoned
 from vlm_spec_decode.bench.sweep import Results, origin
 
 
-def cell(at: Pairing, strategy: str) -> Cell:
+def cell(at: PaperSetting, strategy: str) -> Cell:
     """Return a setting's cell."""
     return Cell(f"synthetic:{at.acceptance}", at.profile, at.link, strategy)
 
 
-def ours(results: Results, row: Reported) -> float:
+def ours(results: Results, row: PaperFigure) -> float:
     """Return our value of a paper's figure."""
     if row.how == "reckoned":
         return reckoned(row.system, load_hardware(row.at.profile), load_link(row.at.link), row.at)

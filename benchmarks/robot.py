@@ -32,7 +32,7 @@ from robot_gate import obstacles, plans
 
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.demo.processes import Processes
-from vlm_spec_decode.sim.bodies import BODIES
+from vlm_spec_decode.sim.physics.bodies import BODIES
 
 SEED = 20260
 

@@ -12,7 +12,7 @@ from robot_operator import Operator
 from robot_rig import Tap, Wire, until
 
 from vlm_spec_decode.actions.types import Forward, Turn
-from vlm_spec_decode.demo.processes import Process, Processes
+from vlm_spec_decode.demo.processes import ChildProcess, Processes
 
 DDS_DOMAIN = 8
 START_S = 180.0
@@ -28,7 +28,7 @@ class Bench:
 
     def __init__(self, processes: Processes, folder: Path, body: str = "kinematic") -> None:
         self.processes, self.folder, self.body = processes, folder, body
-        self.running: dict[str, Process] = {}
+        self.running: dict[str, ChildProcess] = {}
         self.trial = 0
 
     def __enter__(self) -> Bench:
@@ -72,7 +72,9 @@ class Bench:
         """Start a node."""
         options = [part for key, value in parameters.items() for part in ("-p", f"{key}:={value}")]
         part = name.removesuffix("_node")
-        code = f"import sys; from vlm_spec_decode.bridge.mains import {part}_main; sys.exit({part}_main())"
+        code = (
+            f"import sys; from vlm_spec_decode.ros.entry_points import {part}_main; sys.exit({part}_main())"
+        )
         self.running[name] = self.processes.start(name, ["-c", code, "--ros-args", *options])
 
     def vlm(self, **parameters: object) -> None:

@@ -16,12 +16,12 @@ from robot_rig import freeze, until
 
 from vlm_spec_decode.actions.types import Forward
 from vlm_spec_decode.core.clock import VirtualClock
-from vlm_spec_decode.robot.fake_body import HULL_HALF_M, Disc
-from vlm_spec_decode.sim.bodies import make_world
-from vlm_spec_decode.sim.faults import FaultSchedule
+from vlm_spec_decode.robot.fake import HULL_HALF_M, Disc
+from vlm_spec_decode.sim.go2.faults import FaultSchedule
+from vlm_spec_decode.sim.go2.robot import SimulatedRobot
+from vlm_spec_decode.sim.go2.state_machine import StateCode
+from vlm_spec_decode.sim.physics.bodies import make_world
 from vlm_spec_decode.sim.scene import Pose2D, Scene
-from vlm_spec_decode.sim.server_robot import SimulatedRobot
-from vlm_spec_decode.sim.statemachine_tables import Code
 
 TOP_MPS = 0.45
 EXPIRY_S = 1.0
@@ -29,7 +29,7 @@ EXPIRY_S = 1.0
 
 LOAD = """
 from vlm_spec_decode.core.types import Observation
-from vlm_spec_decode.edge.setup import EdgeSettings, bring_up
+from vlm_spec_decode.edge.factory import EdgeSettings, bring_up
 engine = bring_up(EdgeSettings()).engine
 while True:
     for _ in engine.answer(Observation(None, "walk to the red box")):
@@ -43,7 +43,7 @@ def own_braking(body: str) -> tuple[float, float]:
     for phase in range(20):
         clock = VirtualClock(10.0)
         world = make_world(Scene(0, 16.0, 16.0, (), Pose2D(-5.0, 0.0, 0.0)), body=body)
-        robot = SimulatedRobot(world, clock, FaultSchedule((), clock.now()), code=Code.BALANCE_STAND)
+        robot = SimulatedRobot(world, clock, FaultSchedule((), clock.now()), code=StateCode.BALANCE_STAND)
         began_s = clock.now()
         while clock.now() < began_s + 2.0 + phase / 1000:
             robot.move(0.5, 0.0, 0.0)

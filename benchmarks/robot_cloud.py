@@ -11,9 +11,9 @@ from PIL import Image as PilImage
 from robot_rig import freeze, until
 
 from vlm_spec_decode.actions.parser import parse_answer
-from vlm_spec_decode.bridge.missions import ENDED
 from vlm_spec_decode.core.types import Image, Observation
-from vlm_spec_decode.edge.images import for_uplink
+from vlm_spec_decode.edge.image_upload import for_uplink
+from vlm_spec_decode.mission.state import ENDED
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.train.agreement import Pair, decode
 

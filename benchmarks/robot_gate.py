@@ -9,11 +9,8 @@ from dataclasses import fields
 
 from figures import Figure
 
-from vlm_spec_decode.actions.executor import Executor
-from vlm_spec_decode.actions.jobs import InlineRunner
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.plan import Plan
-from vlm_spec_decode.actions.safety import SafetyGate
 from vlm_spec_decode.actions.types import (
     ACTION_TYPES,
     Action,
@@ -24,11 +21,13 @@ from vlm_spec_decode.actions.types import (
     Wait,
     action_numbers,
 )
+from vlm_spec_decode.control.action_runner import InlineCallRunner
+from vlm_spec_decode.control.executor import Executor
+from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ActionError, ActionRefused
 from vlm_spec_decode.core.robot import RobotState
-from vlm_spec_decode.robot.fake import FakeRobot
-from vlm_spec_decode.robot.fake_body import HULL_HALF_M, Disc
+from vlm_spec_decode.robot.fake import HULL_HALF_M, Disc, FakeRobot
 
 FENCE = ((-2.0, -2.0), (2.0, -2.0), (2.0, 2.0), (-2.0, 2.0))
 EDGES = (
@@ -167,7 +166,7 @@ def moves_beyond(plan: Plan, limits: SafetyLimits) -> int:
     clock = VirtualClock(100.0)
     robot = FakeRobot(clock)
     robot.start()
-    executor = Executor(robot, SafetyGate(limits), clock, runner=InlineRunner())
+    executor = Executor(robot, SafetyGate(limits), clock, runner=InlineCallRunner())
     sent = Plan(plan.mission, plan.answer, clock.now(), 0, plan.actions, True, plan.verified)
     until_s = clock.now() + 40.0
     while clock.now() < until_s and not executor.status().is_terminal:
@@ -191,7 +190,7 @@ def obstacles(count: int, seed: int) -> Figure:
         clock = VirtualClock(100.0)
         robot = FakeRobot(clock)
         robot.start()
-        executor = Executor(robot, SafetyGate(SafetyLimits()), clock, runner=InlineRunner())
+        executor = Executor(robot, SafetyGate(SafetyLimits()), clock, runner=InlineCallRunner())
         plan = Plan(f"m{index}", 0, clock.now(), 0, (Forward(3.0),), True)
         at_s, gap_m = clock.now() + rng.uniform(0.2, 4.0), rng.uniform(0.3, 1.0)
         off_m, radius_m = rng.uniform(-0.2, 0.2), rng.uniform(0.05, 0.3)

@@ -15,9 +15,9 @@ from robot_bench import START_S, Bench
 from robot_rig import cpu_s, until
 from sensor_msgs.msg import CompressedImage
 
-from vlm_spec_decode.bridge.missions import ENDED
-from vlm_spec_decode.bridge.overlay import Caption, Piece, draw
 from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.mission.state import ENDED
+from vlm_spec_decode.ros.visualization import AnswerPiece, Caption, draw
 
 INSTRUCTION = "walk to the red box"
 
@@ -27,7 +27,7 @@ def overlay(bench: Bench, count: int) -> list[Figure]:
     node, back, sent = bench.operator.node, {}, {}
     bench.running["monitor_node"] = bench.processes.start(
         "monitor_node",
-        ["-c", "import sys; from vlm_spec_decode.bridge.mains import monitor_main; sys.exit(monitor_main())",
+        ["-c", "import sys; from vlm_spec_decode.ros.entry_points import monitor_main as m; sys.exit(m())",
          "--ros-args", "-r", "__ns:=/view"],
     )  # fmt: skip
     frames = node.create_publisher(CompressedImage, "/view/camera/image_raw/compressed", 1)
@@ -64,7 +64,7 @@ def overlay(bench: Bench, count: int) -> list[Figure]:
 def drawing_s(image: Image, times: int = 30) -> float:
     """Return the processor time that one overlay takes to draw, measured on this thread."""
     caption = Caption(
-        (Piece("i see a red box ahead . forward ( 1.2 ) ", "accepted"),) * 2, "acting", "hybrid"
+        (AnswerPiece("i see a red box ahead . forward ( 1.2 ) ", "accepted"),) * 2, "acting", "hybrid"
     )
     draw(image, caption)
     began_s = time.thread_time()

@@ -20,10 +20,10 @@ from std_srvs.srv import SetBool
 
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import Action
-from vlm_spec_decode.bridge.missions import ENDED
-from vlm_spec_decode.bridge.qos import REQUEST
-from vlm_spec_decode.bridge.requests import Request
-from vlm_spec_decode.robot.fake_body import Disc
+from vlm_spec_decode.mission.queue import MissionRequest
+from vlm_spec_decode.mission.state import ENDED
+from vlm_spec_decode.robot.fake import Disc
+from vlm_spec_decode.ros.qos import REQUEST
 
 
 class Operator:
@@ -133,7 +133,7 @@ class Operator:
     def ask(self, text: str, mission: str) -> None:
         """Give the VLM node an instruction."""
         until(self._requests.get_subscription_count, 60, "a vlm_node")
-        self._requests.publish(String(data=Request(text, mission).to_json()))
+        self._requests.publish(String(data=MissionRequest(text, mission).to_json()))
 
     def withdraw(self, mission: str) -> None:
         """End a mission and wait for it."""

@@ -23,7 +23,7 @@ from cyclonedds.util import duration
 from unitree_sdk2py.idl.unitree_api.msg.dds_ import Request_
 from unitree_sdk2py.idl.unitree_go.msg.dds_ import SportModeState_
 
-from vlm_spec_decode.sim.server_dds import open_domain
+from vlm_spec_decode.sim.go2.dds import open_domain
 
 STOP_MOVE, MOVE = 1003, 1008
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.demo.stage import Stage, StageConfig
+from vlm_spec_decode.demo.process_stack import ProcessStack, ProcessStackConfig
 from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.transport.keys import generate
 
@@ -44,8 +44,8 @@ def record(out: Path) -> int:
         keys, truth = Path(name) / "keys", Path(name) / "truth.json"
         generate(keys)
         room = ("--scene-seed", str(SEED))
-        config = StageConfig(room, 0, keys, truth, "hybrid", "coupled", "latency", None, out)
-        with Stage(config, WallClock(), random.Random(), print) as stage:
+        config = ProcessStackConfig(room, 0, keys, truth, "hybrid", "coupled", "latency", None, out)
+        with ProcessStack(config, WallClock(), random.Random(), print) as stage:
             stage.set_up()
             stories = [(text, stage.play(text, TIMEOUT_S)) for text in instructions()]
             print(f"collisions: {stage.clear().collisions}")

@@ -20,15 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm_spec_decode.cloud.desk import CloudDesk
+from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
-from vlm_spec_decode.core.batch import Query, Scored
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard
-from vlm_spec_decode.core.sampling import pick
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
+from vlm_spec_decode.decoding.batching import Scored, ScoreRequest
+from vlm_spec_decode.decoding.sampling import pick
 from vlm_spec_decode.protocol.messages import Hello
-from vlm_spec_decode.transport.guard import KeyLimits
+from vlm_spec_decode.transport.access import KeyLimits
 from vlm_spec_decode.transport.keys import cloud_keys
 from vlm_spec_decode.transport.router import RouterLink
 
@@ -90,7 +90,7 @@ class HashModel:
         """Start one answer."""
         return HashContext(self, sum(observation.instruction.encode()))
 
-    def score_batch(self, queries: Seq[Query]) -> list[Scored]:
+    def score_batch(self, queries: Seq[ScoreRequest]) -> list[Scored]:
         """Score all after the time of one pass."""
         time.sleep(self.step_s)
         return [q.context.rows(q.prefix, q.tokens, q.parents) for q in queries]  # type: ignore[attr-defined]
@@ -116,7 +116,7 @@ def main() -> int:
     target = HashModel(options.step_ms / 1000)
     limits = KeyLimits(messages_per_s=1e12, bytes_per_s=1e12) if options.open_door else KeyLimits()
     link = RouterLink(options.bind, cloud_keys(options.keys), limits)
-    server = CloudServer(link, CloudDesk(target.card, HELLO.grammar_digest), target, WallClock())
+    server = CloudServer(link, ServerProtocol(target.card, HELLO.grammar_digest), target, WallClock())
     signal.signal(signal.SIGTERM, lambda *_: server.drain())
     signal.signal(signal.SIGINT, lambda *_: server.stop())
     print(json.dumps({"event": "ready", "address": server.address}), flush=True)

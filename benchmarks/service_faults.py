@@ -14,8 +14,8 @@ from figures import Figure
 from service_robot import Asking, ask, footprint, robot
 from tqdm import tqdm
 
-from vlm_spec_decode.demo.processes import Process, Processes
-from vlm_spec_decode.edge.timing import Timing
+from vlm_spec_decode.demo.processes import ChildProcess, Processes
+from vlm_spec_decode.edge.client_protocol import ProtocolTiming
 from vlm_spec_decode.transport.keys import generate
 
 CLOUD = Path(__file__).with_name("service_cloud.py")
@@ -25,7 +25,7 @@ SEED = 5
 
 def cloud(
     processes: Processes, name: str, keys: Path, bind: str = "tcp://127.0.0.1:*", *more: str
-) -> tuple[Process, str]:
+) -> tuple[ChildProcess, str]:
     """Start a cloud; return its process and address."""
     process = processes.start(name, [str(CLOUD), "--keys", str(keys), "--bind", bind, *more])
     return process, str(processes.wait_ready(process, START_S)["address"])
@@ -38,7 +38,7 @@ def killed(processes: Processes, folder: Path, answers: int) -> list[Figure]:
     rng = random.Random(SEED)
     process, address = cloud(processes, "killed", keys)
     outcomes: Counter[str] = Counter()
-    with robot(address, keys, Timing(give_up_s=30.0)) as verifier:
+    with robot(address, keys, ProtocolTiming(give_up_s=30.0)) as verifier:
         for answer in tqdm(range(1, answers + 1), desc="kills", disable=None, leave=False):
             ended = threading.Event()
             asked = threading.Thread(target=_ask_one, args=(verifier, answer, outcomes, ended))

@@ -12,20 +12,20 @@ from figures import Figure
 
 from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.actions.parser import ActionParser
+from vlm_spec_decode.bench.cells import load_hardware, load_link
 from vlm_spec_decode.bench.fleet import BatchCost, Fleet
-from vlm_spec_decode.bench.links import load_hardware, load_link
-from vlm_spec_decode.bench.robots import Said, VirtualRobot
-from vlm_spec_decode.cloud.limits import DeskLimits
-from vlm_spec_decode.core.batch import Query, score_batch
+from vlm_spec_decode.bench.robots import RobotAnswer, VirtualRobot
+from vlm_spec_decode.cloud.config import ServerLimits
 from vlm_spec_decode.core.errors import ActionParseError
 from vlm_spec_decode.core.ports import Model
-from vlm_spec_decode.core.sampling import pick
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
-from vlm_spec_decode.edge.setup import hello_of
-from vlm_spec_decode.edge.timing import Timing
+from vlm_spec_decode.decoding.batching import ScoreRequest, score_batch
+from vlm_spec_decode.decoding.sampling import pick
+from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+from vlm_spec_decode.edge.factory import hello_of
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import load_model, shipped
-from vlm_spec_decode.models.vlm import VlmModel
+from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.train.config import EvaluateConfig
 from vlm_spec_decode.train.evaluate import questions
 
@@ -62,13 +62,13 @@ class Room:
             name, seen = b"robot %d" % index, self.has_action
             own = self.draft if drafts else None
             draft_s = self.cost.hardware.draft_s(1)
-            timing = Timing(give_up_s=600.0, busy_s=1e9)
+            timing = ProtocolTiming(give_up_s=600.0, busy_s=1e9)
             found.append(VirtualRobot(name, self.hello, asked, seen, own, 4, draft_s, timing=timing))
         return found
 
     def fleet(self, robots: list[VirtualRobot], **limits: int) -> Fleet:
         """Return a fleet on the profile of the Go2 and an A100."""
-        return Fleet(self.target, robots, self.cost, self.link, language().digest, DeskLimits(**limits))
+        return Fleet(self.target, robots, self.cost, self.link, language().digest, ServerLimits(**limits))
 
     def has_action(self, tokens: Tokens) -> bool:
         """Tell whether tokens hold a whole action."""
@@ -104,7 +104,9 @@ def equal(room: Room, robots: int) -> list[Figure]:
     return [Figure("fleet_same_tokens", same / robots, 1.0, "at least", f"{robots} robots, {note}")]
 
 
-def _is_own(target: Model, observation: Observation, params: SamplingParams, said: Said) -> tuple[bool, bool]:
+def _is_own(
+    target: Model, observation: Observation, params: SamplingParams, said: RobotAnswer
+) -> tuple[bool, bool]:
     """Tell whether an answer is the target's own, and whether the comparison ended at a near tie."""
     context, own = target.open(observation), Tokens()
     while len(own) < params.max_tokens and (not own or own[-1] not in params.stop_ids):
@@ -151,12 +153,12 @@ def _cpu_gain(room: Room, rounds: int = 12) -> float:
     for kind in ("batch", "single"):
         contexts = [room.plain.open(room._question(n, 0.0)[0]) for n in range(ROBOTS)]
         prefixes: list[Tokens] = [()] * ROBOTS
-        score_batch(room.plain, [Query(context, ()) for context in contexts])
+        score_batch(room.plain, [ScoreRequest(context, ()) for context in contexts])
         spent = []
         for _ in range(rounds):
             nodes = [tuple(int(t) for t in rng.integers(5, 200, 4)) for _ in contexts]
             rows = zip(contexts, prefixes, nodes, strict=True)
-            queries = [Query(c, prefix, tokens, (0, 1, 2, 3)) for c, prefix, tokens in rows]
+            queries = [ScoreRequest(c, prefix, tokens, (0, 1, 2, 3)) for c, prefix, tokens in rows]
             started_s = time.perf_counter()
             if kind == "batch":
                 score_batch(room.plain, queries)
@@ -177,7 +179,7 @@ def first_action(room: Room, answers: int) -> list[Figure]:
     many = [replace(robot, think_s=2.0) for robot in room.robots(ROBOTS, 2 * answers)]
     fleet = room.fleet(many)
     fleet.run(spread_s=20.0, answers=ROBOTS * answers)
-    crowd, alone = list[Said](), list[Said]()
+    crowd, alone = list[RobotAnswer](), list[RobotAnswer]()
     for robot, fresh in zip(many, room.robots(ROBOTS, 2 * answers), strict=True):
         crowd += robot.said_so_far
         single = replace(fresh, questions=robot.questions[: len(robot.said_so_far)])
@@ -188,7 +190,7 @@ def first_action(room: Room, answers: int) -> list[Figure]:
     return [Figure("first_action_p99_ratio", crowd_s / alone_s, 3.5, "at most", note)]
 
 
-def _p99(said: list[Said]) -> float:
+def _p99(said: list[RobotAnswer]) -> float:
     return float(np.percentile([answer.first_s - answer.asked_s for answer in said], 99))
 
 

@@ -18,7 +18,7 @@ from service_faults import cloud
 from service_robot import Asking, footprint
 from tqdm import tqdm
 
-from vlm_spec_decode.cloud.desk import CloudDesk
+from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.types import AnswerRequest, Image, Observation, SamplingParams
@@ -153,7 +153,7 @@ def strangers(folder: Path, attempts: int) -> list[Figure]:
     server_keys = cloud_keys(keys)
     target = HashModel(0.0)
     link = RouterLink("tcp://127.0.0.1:*", server_keys)
-    server = CloudServer(link, CloudDesk(target.card, HELLO.grammar_digest), target, WallClock())
+    server = CloudServer(link, ServerProtocol(target.card, HELLO.grammar_digest), target, WallClock())
     thread = threading.Thread(target=server.serve)
     thread.start()
     served = 0

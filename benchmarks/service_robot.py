@@ -15,8 +15,8 @@ from service_cloud import HELLO, answer_of
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Observation, SamplingParams, Tokens
-from vlm_spec_decode.edge.remote import RemoteVerifier
-from vlm_spec_decode.edge.timing import Timing
+from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.transport.dealer import DealerLink
 from vlm_spec_decode.transport.keys import edge_keys
 
@@ -26,7 +26,7 @@ HANG_S = 60.0
 
 
 @contextmanager
-def robot(addresses: str, keys: Path, timing: Timing | None = None) -> Iterator[RemoteVerifier]:
+def robot(addresses: str, keys: Path, timing: ProtocolTiming | None = None) -> Iterator[RemoteVerifier]:
     """A connection to one or several clouds."""
     verifier = RemoteVerifier(DealerLink(addresses, edge_keys(keys), CLOCK), HELLO, CLOCK, timing)
     try:

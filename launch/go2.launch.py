@@ -8,9 +8,9 @@ Needs cyclonedds 0.10.x: the nodes refuse to meet a real robot with 11.x, and sa
 from launch.actions import OpaqueFunction
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from vlm_spec_decode.bridge.launch_arguments import DECODING, MISSION, PROCESSES, Argument
-from vlm_spec_decode.bridge.launch_parts import Values, declare, node, recorder, view
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.ros.launch import Values, declare, node, recorder, view
+from vlm_spec_decode.ros.launch_arguments import DECODING, MISSION, PROCESSES, Argument
 
 ARGUMENTS = (
     Argument("interface", None, "Network interface towards the robot, such as eth0."),

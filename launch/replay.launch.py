@@ -8,8 +8,8 @@ No robot takes part: the replay plays camera and executor, and refuses to begin 
 from launch.actions import OpaqueFunction
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from vlm_spec_decode.bridge.launch_arguments import CLOUD_PORT, DECODING, NAMESPACE, RVIZ, TARGET, Argument
-from vlm_spec_decode.bridge.launch_parts import Values, declare, node, option, view, vsd
+from vlm_spec_decode.ros.launch import Values, declare, node, option, view, vsd
+from vlm_spec_decode.ros.launch_arguments import CLOUD_PORT, DECODING, NAMESPACE, RVIZ, TARGET, Argument
 
 ARGUMENTS = (
     Argument("bag", "", "Bag to replay; empty: the one that ships with the package."),

@@ -6,8 +6,8 @@ ros2 launch vlm_spec_decode sim.launch.py instruction:="walk to the red ball" rv
 from launch.actions import OpaqueFunction
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from vlm_spec_decode.bridge.launch_arguments import CLOUD_PORT, DECODING, MISSION, PROCESSES, TARGET, Argument
-from vlm_spec_decode.bridge.launch_parts import Values, declare, node, option, recorder, view, vsd
+from vlm_spec_decode.ros.launch import Values, declare, node, option, recorder, view, vsd
+from vlm_spec_decode.ros.launch_arguments import CLOUD_PORT, DECODING, MISSION, PROCESSES, TARGET, Argument
 
 ARGUMENTS = (
     Argument("scene_seed", "0", "Seed of the random room."),

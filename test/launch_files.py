@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from vlm_spec_decode.bridge import launch_arguments
-from vlm_spec_decode.bridge.launch_arguments import Argument
+from vlm_spec_decode.ros import launch_arguments
+from vlm_spec_decode.ros.launch_arguments import Argument
 
 
 def declared_arguments(path: Path) -> dict[str, Argument]:

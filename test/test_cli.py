@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from vlm_spec_decode import __version__, cli
+from vlm_spec_decode import __version__
+from vlm_spec_decode.cli import main as cli
 
 COMMANDS = ("ask", "bench", "cloud", "demo", "doctor", "keys", "say", "sim", "stop", "train")
 
@@ -37,7 +38,9 @@ def test_every_command_that_is_listed_has_help_and_takes_json(name, capsys):
 
 
 def test_help_imports_no_heavy_library():
-    code = "import sys; from vlm_spec_decode.cli import main; main(['demo', '--help']); print(*sys.modules)"
+    code = (
+        "import sys; from vlm_spec_decode.cli.main import main; main(['demo', '--help']); print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "mujoco", "zmq", "rclpy"} & set(done.stdout.split())
 
@@ -161,7 +164,7 @@ def test_the_cloud_ends_at_a_signal(number):
     command = [
         sys.executable,
         "-m",
-        "vlm_spec_decode.cli",
+        "vlm_spec_decode.cli.main",
         "cloud",
         "--insecure",
         "--bind",
@@ -194,7 +197,7 @@ def test_headless_actions_run_faster_than_time_and_leave_a_picture(tmp_path, cap
 
 
 def test_nobody_to_talk_to_is_named(capsys, monkeypatch):
-    monkeypatch.setattr("vlm_spec_decode.demo.console.FIND_S", 0.5)
+    monkeypatch.setattr("vlm_spec_decode.cli.console.FIND_S", 0.5)
     monkeypatch.setenv("ROS_DOMAIN_ID", str(58))
     assert cli.main(["say", "walk to the chair", "--json"]) == 4
     assert "no vlm_node listens on ROS domain 58" in capsys.readouterr().err
@@ -237,7 +240,7 @@ def test_a_file_that_cannot_be_written_ends_with_a_json_line_too(capsys, monkeyp
 def test_a_stop_runs_under_whatever_the_shell_holds(shell, code, said):
     """That it arrives as well is measured by benchmarks/hardening_environment.py, with many more shells."""
     program = (
-        "import sys; from vlm_spec_decode.demo import console; from vlm_spec_decode.cli import main; "
+        "import sys; from vlm_spec_decode.cli import console; from vlm_spec_decode.cli.main import main; "
         "console.FIND_S = 0.3; sys.exit(main(['stop', '--json']))"
     )
     environ = os.environ | {"ROS_DOMAIN_ID": "58"} | shell
@@ -258,7 +261,7 @@ def test_an_instruction_that_is_no_text_is_named(command, text, capsys, tmp_path
 
 CRASHING_STOP = """
 import os, pathlib, signal, sys
-from vlm_spec_decode.bridge import estop_client
+from vlm_spec_decode.ros import estop_client
 tries, CRASHES = pathlib.Path(sys.argv.pop(1)), int(sys.argv.pop(1))
 
 def e_stop(domain, namespace, engaged, timeout_s, tell, answer):
@@ -269,7 +272,7 @@ def e_stop(domain, namespace, engaged, timeout_s, tell, answer):
     return True
 
 estop_client.e_stop = e_stop
-from vlm_spec_decode.cli import main
+from vlm_spec_decode.cli.main import main
 sys.exit(main())
 """
 

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from test.launch_files import declared_arguments
-from vlm_spec_decode.cli import main, vsd
+from vlm_spec_decode.cli.main import main, vsd
 from vlm_spec_decode.cloud.config import read_file
 from vlm_spec_decode.cloud.server import DRAIN_S
 

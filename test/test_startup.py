@@ -23,7 +23,7 @@ HEAVY = (
 EACH_HELP = """
 import contextlib, io, json, sys
 import click
-from vlm_spec_decode import cli
+from vlm_spec_decode.cli import main as cli
 heavy = set(json.loads(sys.argv[1]))
 found, seen = {}, 0
 
@@ -93,7 +93,7 @@ def test_help_costs_little_more_than_an_interpreter():
 )
 def test_what_needs_no_model_is_told_before_one_is_loaded(arguments):
     code = (
-        "import sys; from vlm_spec_decode.cli import main; code = main(sys.argv[1:]);"
+        "import sys; from vlm_spec_decode.cli.main import main; code = main(sys.argv[1:]);"
         "print(code, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
@@ -101,8 +101,8 @@ def test_what_needs_no_model_is_told_before_one_is_loaded(arguments):
 
 
 def test_the_defaults_of_the_commands_are_those_of_the_registry():
-    from vlm_spec_decode.bag.cli import STRATEGY
-    from vlm_spec_decode.cli import ask
+    from vlm_spec_decode.bags.cli import STRATEGY
+    from vlm_spec_decode.cli.main import ask
     from vlm_spec_decode.strategies.registry import DEFAULT
 
     assert STRATEGY == DEFAULT

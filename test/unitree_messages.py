@@ -16,7 +16,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from unitree_sdk2py.idl.unitree_api.msg import dds_ as api
 from unitree_sdk2py.idl.unitree_go.msg import dds_ as go
 
-from vlm_spec_decode.bridge.unitree_api import UnitreeMessages
+from vlm_spec_decode.ros.unitree_topics import UnitreeMessages
 
 STORE = get_typestore(Stores.EMPTY)
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 
-from vlm_spec_decode.actions.executor import Executor
-from vlm_spec_decode.actions.jobs import InlineRunner
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
-from vlm_spec_decode.actions.safety import SafetyGate
-from vlm_spec_decode.actions.scripted import run_plan
+from vlm_spec_decode.control.action_runner import InlineCallRunner
+from vlm_spec_decode.control.executor import Executor, run_plan
+from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import VirtualClock
-from vlm_spec_decode.robot.fake import FakeRobot
-from vlm_spec_decode.robot.fake_body import Disc, FakeBody
+from vlm_spec_decode.robot.fake import Disc, FakeBody, FakeRobot
 
 
 class Rig:
@@ -29,7 +27,7 @@ class Rig:
         self.clock = VirtualClock(100.0)
         self.robot = FakeRobot(self.clock, body, discs)
         self.limits = limits or SafetyLimits()
-        self.executor = Executor(self.robot, SafetyGate(self.limits), self.clock, runner=InlineRunner())
+        self.executor = Executor(self.robot, SafetyGate(self.limits), self.clock, runner=InlineCallRunner())
         self._sent: Plan | None = None
         if starts:
             self.robot.start()

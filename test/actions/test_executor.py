@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from test.actions.rig import Rig
-from vlm_spec_decode.actions.executor import Executor
-from vlm_spec_decode.actions.jobs import Call, Job
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.plan import Plan
-from vlm_spec_decode.actions.safety import SafetyGate
 from vlm_spec_decode.actions.types import Forward
+from vlm_spec_decode.control.action_runner import DriverCall, PendingCall
+from vlm_spec_decode.control.executor import Executor
+from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.errors import ActionRefused
 from vlm_spec_decode.core.robot import RobotState
-from vlm_spec_decode.robot.fake_body import Disc, FakeBody
+from vlm_spec_decode.robot.fake import Disc, FakeBody
 
 bodies = st.builds(
     FakeBody,
@@ -450,7 +450,7 @@ class MeanwhileRunner:
     def __init__(self) -> None:
         self.before: Callable[[], object] = lambda: None
 
-    def run(self, job: Job, call: Call) -> None:
+    def run(self, job: DriverCall, call: PendingCall) -> None:
         self.before()
         job.run(call.run)
 

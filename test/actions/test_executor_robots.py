@@ -12,19 +12,18 @@ from pathlib import Path
 import pytest
 
 from test.simulator import dds_domain, simulator
-from vlm_spec_decode.actions.executor import Executor
-from vlm_spec_decode.actions.jobs import InlineRunner
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
-from vlm_spec_decode.actions.safety import SafetyGate
-from vlm_spec_decode.actions.scripted import run_plan
+from vlm_spec_decode.control.action_runner import InlineCallRunner
+from vlm_spec_decode.control.executor import Executor, run_plan
+from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import RobotError
-from vlm_spec_decode.robot.go2 import Go2Config, Go2Driver
+from vlm_spec_decode.robot.go2.config import Go2Config
+from vlm_spec_decode.robot.go2.driver import Go2Driver
 from vlm_spec_decode.sim.headless import HeadlessGo2
 from vlm_spec_decode.sim.objects import SceneObject
-from vlm_spec_decode.sim.scene import Pose2D, Scene
-from vlm_spec_decode.sim.scene_file import write
+from vlm_spec_decode.sim.scene import Pose2D, Scene, write
 from vlm_spec_decode.sim.world import World
 
 pytestmark = pytest.mark.sim
@@ -37,7 +36,7 @@ def carry_out(scene: Scene, text: str) -> tuple[PlanStatus, HeadlessGo2]:
     clock = VirtualClock()
     go2 = HeadlessGo2(World(scene), clock)
     go2.start()
-    executor = Executor(go2, SafetyGate(), clock, runner=InlineRunner())
+    executor = Executor(go2, SafetyGate(), clock, runner=InlineCallRunner())
     return run_plan(executor, Plan("m", 0, clock.now(), 0, parse_answer(text), True), clock), go2
 
 

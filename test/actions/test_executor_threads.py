@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from vlm_spec_decode.actions.executor import Executor
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.plan import Plan
-from vlm_spec_decode.actions.safety import SafetyGate
+from vlm_spec_decode.control.executor import Executor
+from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ActionRefused
 from vlm_spec_decode.robot import fake

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from vlm_spec_decode.actions.grammar import answer_pattern, language, number_pattern
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.parser import parse_answer
-from vlm_spec_decode.actions.safety import SafetyGate
 from vlm_spec_decode.actions.types import ACTION_TYPES, Done, format_action, make_action, parse_number
+from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.errors import ActionParseError, ActionRefused
 
 PATTERN = re.compile(answer_pattern())

@@ -9,9 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_spec_decode.actions.geometry import contains, crosses, path_stays_inside
 from vlm_spec_decode.actions.limits import SafetyLimits
-from vlm_spec_decode.actions.safety import SafetyGate, motion_direction
 from vlm_spec_decode.actions.types import (
     ACTION_TYPES,
     Action,
@@ -29,6 +27,7 @@ from vlm_spec_decode.actions.types import (
     Turn,
     Wait,
 )
+from vlm_spec_decode.control.safety import SafetyGate, contains, crosses, motion_direction, path_stays_inside
 from vlm_spec_decode.core.errors import ActionRefused, ConfigError
 from vlm_spec_decode.core.robot import WALKING_STATES, RobotState
 

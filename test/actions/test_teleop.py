@@ -9,8 +9,8 @@ import pytest
 
 from test.actions.rig import Rig
 from vlm_spec_decode.actions.limits import SafetyLimits
-from vlm_spec_decode.actions.teleop import TELEOP_TIMEOUT_S
-from vlm_spec_decode.robot.fake_body import Disc
+from vlm_spec_decode.control.teleop import TELEOP_TIMEOUT_S
+from vlm_spec_decode.robot.fake import Disc
 
 
 def drive(rig: Rig, seconds: float, velocity: tuple[float, float, float] | None) -> None:

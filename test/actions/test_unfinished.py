@@ -6,8 +6,8 @@ import pytest
 
 from test.actions.rig import Rig
 from vlm_spec_decode.actions.types import Forward, Strafe, Turn
-from vlm_spec_decode.actions.unfinished import Unfinished
-from vlm_spec_decode.robot.fake_body import Disc
+from vlm_spec_decode.control.action_runner import ResumableMotion
+from vlm_spec_decode.robot.fake import Disc
 
 
 def go_on(rig: Rig, text: str, answer: int) -> None:
@@ -102,4 +102,4 @@ def test_an_answer_that_supersedes_a_walking_robot_means_what_it_says() -> None:
 
 @pytest.mark.parametrize("action", [Forward(1.0), Strafe(-1.0), Turn(90.0)])
 def test_nothing_unfinished_changes_nothing(action: Forward | Strafe | Turn) -> None:
-    assert Unfinished().rest_of(action, Rig().robot.state()) is action
+    assert ResumableMotion().rest_of(action, Rig().robot.state()) is action

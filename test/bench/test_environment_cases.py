@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import hardening_environment
 from benchmarks.environment_cases import NODE, NODES, STOP, VSD, Case, cases
-from vlm_spec_decode.cli import vsd
+from vlm_spec_decode.cli.main import vsd
 
 
 def test_every_command_and_node_is_in_the_matrix(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 import yaml
 
-from vlm_spec_decode.bench.run import Outcome, Setup, decode
+from vlm_spec_decode.bench.run import Outcome, RunSetup, decode
 from vlm_spec_decode.bench.synthetic import PairSpec, pair
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
 from vlm_spec_decode.core.types import Observation, SamplingParams
@@ -24,7 +24,7 @@ def answers(
     strategy: str, acceptance: float, rtt_ms: float = 120, has_helper: bool = False, **profile: float
 ) -> list[Outcome]:
     hardware = HardwareProfile(**{**{f: getattr(GO2, f) for f in GO2.__slots__}, **profile})
-    setup = Setup(strategy, hardware, LinkProfile("link", rtt_ms, 20, 20), has_helper=has_helper)
+    setup = RunSetup(strategy, hardware, LinkProfile("link", rtt_ms, 20, 20), has_helper=has_helper)
     pairs = (pair(PairSpec(acceptance, seed=seed)) for seed in SEEDS)
     return [decode(setup, draft, target, Observation(None, "go"), PARAMS) for draft, target in pairs]
 

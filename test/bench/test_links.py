@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlm_spec_decode.bench.links import config_folder, load_hardware, load_link
+from vlm_spec_decode.bench.cells import config_folder, load_hardware, load_link
 from vlm_spec_decode.core.errors import ConfigError
 
 LINKS = sorted(p.stem for p in config_folder("links").rglob("*.yaml"))

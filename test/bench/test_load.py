@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import pytest
 
 from test.tables import POOR_DRAFT, STOP, TARGET, LetterCodec, TableModel
-from vlm_spec_decode.bench.load import LoadConfig, Speech, load
-from vlm_spec_decode.bench.load_report import told
-from vlm_spec_decode.bench.load_robots import Fleet, Manner, Question
-from vlm_spec_decode.cloud.desk import CloudDesk, DeskLimits
+from vlm_spec_decode.bench.load import DraftIdentity, LoadConfig, load, told
+from vlm_spec_decode.bench.load_robots import LoadFleet, Question, RobotBehaviour
+from vlm_spec_decode.cloud.config import ServerLimits
+from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudTimeout, ConfigError
@@ -22,7 +22,7 @@ from vlm_spec_decode.transport.router import RouterLink
 
 pytestmark = pytest.mark.net
 
-SPEECH = Speech(Hello("test", "tokens", "prompt", "grammar", 3), LetterCodec())
+SPEECH = DraftIdentity(Hello("test", "tokens", "prompt", "grammar", 3), LetterCodec())
 IMAGE = Image(bytes(range(256)) * 40, 640, 360)
 
 
@@ -36,7 +36,7 @@ def questions(count: int = 3) -> list[Question]:
 @contextmanager
 def cloud(target: TableModel, sessions: int = 64, bind: str = "tcp://127.0.0.1:*") -> Iterator[str]:
     link = RouterLink(bind, None)
-    desk = CloudDesk(target.card, "grammar", DeskLimits(sessions=sessions))
+    desk = ServerProtocol(target.card, "grammar", ServerLimits(sessions=sessions))
     server = CloudServer(link, desk, target, WallClock(), TableModel(POOR_DRAFT))
     thread = threading.Thread(target=server.serve)
     thread.start()
@@ -62,7 +62,7 @@ def test_all_robots_are_told_what_one_alone_is_told() -> None:
 def test_a_cloud_that_says_something_else_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     target = TableModel(TARGET)
 
-    def turn_coat(fleet: Fleet) -> None:
+    def turn_coat(fleet: LoadFleet) -> None:
         if len(fleet.asked) > 5:
             monkeypatch.setattr(target, "table", POOR_DRAFT)
 
@@ -75,7 +75,9 @@ def test_a_cloud_that_says_something_else_is_found_out(monkeypatch: pytest.Monke
 
 def test_refusals_are_counted_by_name_and_the_rest_is_served() -> None:
     with cloud(TableModel(TARGET), sessions=1) as address:
-        config = LoadConfig(address, robots=4, seconds=60, questions=40, manner=Manner(back_off_s=0.01))
+        config = LoadConfig(
+            address, robots=4, seconds=60, questions=40, manner=RobotBehaviour(back_off_s=0.01)
+        )
         report = load(config, questions(), SPEECH, WallClock()).report()
     assert report["right"] + report["refused"] == 40
     assert report["right"] > 0

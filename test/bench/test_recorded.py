@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlm_spec_decode.bench.links import load_hardware, load_link
-from vlm_spec_decode.bench.pairs import PairLibrary
-from vlm_spec_decode.bench.prompts import TOLD, recorded_prompts
+from vlm_spec_decode.bench.cells import load_hardware, load_link
+from vlm_spec_decode.bench.pair_statistics import worth_of
+from vlm_spec_decode.bench.pairs import TOLD, PairLibrary, recorded_prompts
 from vlm_spec_decode.bench.recorded import RecordedModel
-from vlm_spec_decode.bench.run import Setup, decode
-from vlm_spec_decode.bench.worth import worth_of
+from vlm_spec_decode.bench.run import RunSetup, decode
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.models.loader import load_model, shipped
@@ -50,7 +49,7 @@ def test_every_strategy_says_the_same_on_recorded_answers(library: PairLibrary, 
     hardware, road = load_hardware("go2_a100"), load_link(link)
     said = {}
     for name in STRATEGIES:
-        setup = Setup(name, hardware, road, has_helper=name == "colocated")
+        setup = RunSetup(name, hardware, road, has_helper=name == "colocated")
         found = [decode(setup, pair.draft, pair.target, q, pair.params, pair.codec) for q in pair.questions]
         said[name] = [o.tokens for o in found]
         assert all(o.first_action_s is not None and 0 < o.first_action_s <= o.total_s for o in found)
@@ -60,7 +59,7 @@ def test_every_strategy_says_the_same_on_recorded_answers(library: PairLibrary, 
 
 def test_without_its_image_a_question_costs_no_image_bytes(library: PairLibrary) -> None:
     pair = library.pair("shipped")
-    setup = Setup("autoregressive", load_hardware("go2_a100"), load_link("go2_paper"))
+    setup = RunSetup("autoregressive", load_hardware("go2_a100"), load_link("go2_paper"))
     whole = pair.questions[0]
     bare = Observation(None, whole.instruction, whole.history, frame_id=whole.frame_id)
     seen, unseen = (decode(setup, pair.draft, pair.target, q, pair.params) for q in (whole, bare))
@@ -73,7 +72,7 @@ def test_without_its_image_a_question_costs_no_image_bytes(library: PairLibrary)
 def test_an_answer_that_was_given_before_costs_few_passes() -> None:
     pair = PairLibrary(1).pair("shipped")
     hardware, link = load_hardware("go2_a100"), load_link("go2_paper")
-    setups = [Setup("hybrid", hardware, link, is_repeat=r) for r in (False, True)]
+    setups = [RunSetup("hybrid", hardware, link, is_repeat=r) for r in (False, True)]
     first, again = (decode(s, pair.draft, pair.target, pair.questions[0], pair.params) for s in setups)
     assert again.tokens == first.tokens
     assert again.passes < first.passes

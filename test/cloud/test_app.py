@@ -9,7 +9,7 @@ import pytest
 
 from test.cloud.test_operations import SETTINGS
 from vlm_spec_decode.cloud import app
-from vlm_spec_decode.cloud.replicated import ReplicatedServer
+from vlm_spec_decode.cloud.replicas.server import ReplicatedServer
 from vlm_spec_decode.core.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlm_spec_decode import cli
+from vlm_spec_decode.cli import main as cli
 from vlm_spec_decode.cloud.config import CloudConfig, check, checked, read_file
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.types import Language

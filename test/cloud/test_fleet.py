@@ -11,16 +11,16 @@ from test.models import checkpoints
 from test.tables import POOR_DRAFT, STOP, TARGET, TableContext, TableModel
 from vlm_spec_decode.bench.fleet import BatchCost, Fleet
 from vlm_spec_decode.bench.robots import VirtualRobot
-from vlm_spec_decode.cloud.limits import DeskLimits
-from vlm_spec_decode.core.batch import Query, Scored
+from vlm_spec_decode.cloud.config import ServerLimits
 from vlm_spec_decode.core.errors import CloudBusy, CloudRefused
 from vlm_spec_decode.core.ports import Model
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
-from vlm_spec_decode.core.sampling import pick
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
-from vlm_spec_decode.edge.timing import Timing
+from vlm_spec_decode.decoding.batching import Scored, ScoreRequest
+from vlm_spec_decode.decoding.sampling import pick
+from vlm_spec_decode.edge.client_protocol import ProtocolTiming
 from vlm_spec_decode.models.loader import load_model
-from vlm_spec_decode.models.vlm import VlmModel
+from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.protocol.messages import Hello
 
 COST = BatchCost(HardwareProfile("test", 10, 100, 100, 100, 10))
@@ -89,7 +89,7 @@ def test_caches_of_idle_answers_make_way_and_nobody_notices(tiny: VlmModel) -> N
     one = Fleet(tiny, robots(tiny, 1), COST, LINK)
     one.run()
     session_bytes = one.desk.scheduler.session_bytes
-    limits = DeskLimits(kv_bytes=4 * session_bytes, evict_after_s=0.0, active_s=0.0)
+    limits = ServerLimits(kv_bytes=4 * session_bytes, evict_after_s=0.0, active_s=0.0)
     slow = [replace(r, draft=tiny, draft_s=0.5) for r in robots(tiny, 12)]
     fleet = Fleet(tiny, slow, COST, LINK, limits=limits)
     fleet.run(spread_s=1.0)
@@ -108,7 +108,7 @@ class Cramped(TableModel):
         context.is_huge = observation.instruction == "go 3"  # type: ignore[attr-defined]
         return context
 
-    def score_batch(self, queries: Sequence[Query]) -> list[Scored]:
+    def score_batch(self, queries: Sequence[ScoreRequest]) -> list[Scored]:
         if len(queries) > 3 or any(query.context.is_huge for query in queries):  # type: ignore[attr-defined]
             raise MemoryError
         return [query.scored() for query in queries]
@@ -136,12 +136,12 @@ def test_nobody_starves_and_the_impatient_come_first() -> None:
     fleet = Fleet(
         target,
         [
-            replace(robot, timing=Timing(give_up_s=give_up_s, ping_s=0.05))
+            replace(robot, timing=ProtocolTiming(give_up_s=give_up_s, ping_s=0.05))
             for robot, give_up_s in zip(robots(target, 8), patience, strict=True)
         ],
         COST,
         LINK,
-        limits=DeskLimits(batch=1),
+        limits=ServerLimits(batch=1),
     )
     fleet.run()
     ended_s = [robot.said_so_far[0].ended_s for robot in fleet.robots]
@@ -154,14 +154,14 @@ def test_nobody_starves_and_the_impatient_come_first() -> None:
 
 def test_who_finds_no_room_is_told_so_and_comes_again() -> None:
     target = TableModel(TARGET)
-    limits = DeskLimits(sessions=4)
+    limits = ServerLimits(sessions=4)
     fleet = Fleet(target, robots(target, 12, answers=2), COST, LINK, limits=limits)
     fleet.run()
     for robot in fleet.robots:
         assert_own_answers(target, robot)
     assert fleet.desk.stats.refused["sessions"] > 0
 
-    impatient = [replace(robot, timing=Timing(busy_s=0.2)) for robot in robots(target, 12)]
+    impatient = [replace(robot, timing=ProtocolTiming(busy_s=0.2)) for robot in robots(target, 12)]
     fleet = Fleet(target, impatient, COST, LINK, limits=limits)
     fleet.run()
     errors = [robot.said_so_far[0].error for robot in fleet.robots]
@@ -172,7 +172,7 @@ def test_who_finds_no_room_is_told_so_and_comes_again() -> None:
 def test_a_draining_cloud_ends_what_is_open_and_begins_nothing() -> None:
     target = TableModel(TARGET)
     asked = robots(target, 4, TableModel(POOR_DRAFT), answers=2)
-    fleet = Fleet(target, [replace(r, timing=Timing(busy_s=0.5)) for r in asked], COST, LINK)
+    fleet = Fleet(target, [replace(r, timing=ProtocolTiming(busy_s=0.5)) for r in asked], COST, LINK)
     fleet.run(until_s=0.3)
     fleet.desk.stats.is_draining = True
     assert fleet.desk.under_way(fleet.clock.now())

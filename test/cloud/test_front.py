@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlm_spec_decode.cloud.front import ABSENT_S, FORGOTTEN, NO_REPLICA, Front
+from vlm_spec_decode.cloud.replicas.router import ABSENT_S, FORGOTTEN, NO_REPLICA, ReplicaRouter
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import Busy, Close, Hello, Ping, Refused
@@ -22,8 +22,8 @@ def peer(number: int) -> bytes:
     return b"robot %d" % number
 
 
-def front_of(replicas: int, robots: int = 0) -> Front:
-    front = Front()
+def front_of(replicas: int, robots: int = 0) -> ReplicaRouter:
+    front = ReplicaRouter()
     for number in range(replicas):
         front.starting(number)
         front.up(number)
@@ -32,7 +32,7 @@ def front_of(replicas: int, robots: int = 0) -> Front:
     return front
 
 
-def place(front: Front, number: int) -> int:
+def place(front: ReplicaRouter, number: int) -> int:
     routed = front.route(peer(number), codec.encode(Ping(0, 0, 0, 0, False)))
     assert routed
     return routed[0]
@@ -137,7 +137,7 @@ def test_strangers_and_garbage_reach_no_replica() -> None:
 
 @pytest.mark.parametrize("robots", [8300])
 def test_robots_that_are_long_silent_are_forgotten(robots: int) -> None:
-    front = Front()
+    front = ReplicaRouter()
     for number in range(robots):
         front.route(peer(number), HELLO)
     assert front.robots == 8192

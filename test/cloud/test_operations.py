@@ -17,18 +17,18 @@ from pathlib import Path
 import pytest
 
 from test.tables import POOR_DRAFT, STOP, TARGET, TableModel
-from vlm_spec_decode.cloud import health, logs
 from vlm_spec_decode.cloud.config import CloudConfig
-from vlm_spec_decode.cloud.desk import CloudDesk
-from vlm_spec_decode.cloud.mailbox import MailboxLink
-from vlm_spec_decode.cloud.metrics import Gauges
-from vlm_spec_decode.cloud.operations import STALL_S, Operations
+from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
+from vlm_spec_decode.cloud.telemetry import health, logs
+from vlm_spec_decode.cloud.telemetry.metrics import Gauges
+from vlm_spec_decode.cloud.telemetry.service import STALL_S, ServiceTelemetry
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import CloudError, ConfigError
 from vlm_spec_decode.core.types import AnswerRequest, Language, Observation, SamplingParams
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import Hello, Refused, WireCommit, WireDraft
+from vlm_spec_decode.transport.in_process import InProcessLink
 
 SECRET = "walk past my safe"
 PARAMS = SamplingParams(temperature=1.0, max_tokens=12, stop_ids=(STOP,), seed=3)
@@ -45,10 +45,10 @@ HELLO = codec.encode(Hello("test", "tokens", "prompt", "grammar", 3))
 
 
 @contextmanager
-def operated(config: CloudConfig = SETTINGS) -> Iterator[tuple[Operations, MailboxLink, CloudServer]]:
-    target, mail = TableModel(TARGET), MailboxLink()
-    operations = Operations(config, target.card, mail, WallClock())
-    desk = CloudDesk(target.card, "grammar")
+def operated(config: CloudConfig = SETTINGS) -> Iterator[tuple[ServiceTelemetry, InProcessLink, CloudServer]]:
+    target, mail = TableModel(TARGET), InProcessLink()
+    operations = ServiceTelemetry(config, target.card, mail, WallClock())
+    desk = ServerProtocol(target.card, "grammar")
     server = CloudServer(operations.link, desk, target, WallClock(), TableModel(POOR_DRAFT))
     operations.gauges = lambda: Gauges(len(desk.entries), desk.peers, 0, not server.is_stopping)
     thread = threading.Thread(target=server.serve)
@@ -61,7 +61,7 @@ def operated(config: CloudConfig = SETTINGS) -> Iterator[tuple[Operations, Mailb
         assert not thread.is_alive()
 
 
-def hear(mail: MailboxLink, kind: type, until=lambda message: True):
+def hear(mail: InProcessLink, kind: type, until=lambda message: True):
     """Return the first message of a kind; the limit is for a machine that is busy elsewhere."""
     for _ in range(60):
         for _peer, data in mail.collect(0.5):
@@ -71,7 +71,7 @@ def hear(mail: MailboxLink, kind: type, until=lambda message: True):
     raise AssertionError(f"no {kind.__name__}")
 
 
-def value(operations: Operations, name: str, **labels: str) -> float:
+def value(operations: ServiceTelemetry, name: str, **labels: str) -> float:
     found = operations.metrics.registry.get_sample_value(name, labels)
     assert found is not None, name
     return found
@@ -140,7 +140,7 @@ def test_the_instruction_is_told_only_if_asked_for() -> None:
     handler = logs.set_up_logging("text", "info", said)
     config = CloudConfig(Language("grammar"), insecure=True, log_content=True)
     try:
-        operations = Operations(config, TableModel(TARGET).card, MailboxLink(), VirtualClock())
+        operations = ServiceTelemetry(config, TableModel(TARGET).card, InProcessLink(), VirtualClock())
         operations.link._watch.came(b"robot", opening())
     finally:
         logs.take_down_logging(handler)
@@ -150,8 +150,8 @@ def test_the_instruction_is_told_only_if_asked_for() -> None:
 def test_what_a_stranger_says_never_becomes_a_label_and_memory_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vlm_spec_decode.cloud.watch.MAX_FOLLOWED", 40)
-    operations = Operations(SETTINGS, TableModel(TARGET).card, MailboxLink(), VirtualClock())
+    monkeypatch.setattr("vlm_spec_decode.cloud.telemetry.message_observer.MAX_FOLLOWED", 40)
+    operations = ServiceTelemetry(SETTINGS, TableModel(TARGET).card, InProcessLink(), VirtualClock())
     for answer in range(1, 100):
         operations.link._watch.came(b"robot", opening(answer, strategy=f"made up {answer}"))
     assert value(operations, "vsd_answers_opened_total", strategy="unknown") == 99
@@ -162,7 +162,7 @@ def test_what_a_stranger_says_never_becomes_a_label_and_memory_is_bounded(
 
 def test_a_commit_that_is_said_again_is_counted_once_and_a_resumed_answer_from_where_it_was() -> None:
     clock = VirtualClock()
-    operations = Operations(SETTINGS, TableModel(TARGET).card, MailboxLink(), clock)
+    operations = ServiceTelemetry(SETTINGS, TableModel(TARGET).card, InProcessLink(), clock)
     watch, peer = operations.link._watch, b"robot"
     request = AnswerRequest(1, Observation(None, "go"), PARAMS, "autoregressive")
     watch.came(peer, codec.encode(codec.open_message(request, PACKER, 1, (0, 1))))
@@ -186,7 +186,7 @@ def get(url: str) -> tuple[int, str]:
 
 def test_health_readiness_and_figures_over_http() -> None:
     clock = VirtualClock()
-    operations = Operations(SETTINGS, TableModel(TARGET).card, MailboxLink(), clock)
+    operations = ServiceTelemetry(SETTINGS, TableModel(TARGET).card, InProcessLink(), clock)
     operations.gauges = lambda: Gauges(sessions=3, is_ready=True, dropped={"stale": 2})
     with operations.around() as url:
         assert get(f"{url}/healthz") == (200, "ok\n")
@@ -216,7 +216,9 @@ def test_figures_stay_on_this_machine_and_a_port_that_was_asked_for_is_had_or_na
     assert health.place("auto") == ("127.0.0.1", 9464)
     assert health.place("9000") == ("127.0.0.1", 9000)
     assert health.place("[::1]:9000") == ("::1", 9000)
-    registry = Operations(SETTINGS, TableModel(TARGET).card, MailboxLink(), VirtualClock()).metrics.registry
+    registry = ServiceTelemetry(
+        SETTINGS, TableModel(TARGET).card, InProcessLink(), VirtualClock()
+    ).metrics.registry
     first = health.HealthServer("127.0.0.1:*", registry, str, str)
     try:
         taken = first.url.removeprefix("http://")

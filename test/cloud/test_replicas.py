@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from vlm_spec_decode.cloud import replicas
-from vlm_spec_decode.cloud.mailbox import MISSED_LOOKS, Inbox
+from vlm_spec_decode.cloud.replicas import pool as replicas
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.transport.in_process import MISSED_LOOKS, OrderedInbox
 
 
 def test_batches_that_overtake_one_another_are_put_in_order() -> None:
-    inbox, said = Inbox(), []
+    inbox, said = OrderedInbox(), []
     for life, number in ((1, 1), (1, 2), (1, 0), (0, 3), (1, 4)):
         inbox.put(life, number, [(b"robot", b"%d.%d" % (life, number))])
         said += inbox.take()

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from vlm_spec_decode.bag.questions import read_spoken
-from vlm_spec_decode.bridge.requests import Request
-from vlm_spec_decode.bridge.settings import load_yaml
+from vlm_spec_decode.bags.questions import read_spoken
 from vlm_spec_decode.cloud.config import read_file
 from vlm_spec_decode.core import internal_error
 from vlm_spec_decode.core.errors import ConfigError, InstructionError, UsageError
 from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
 from vlm_spec_decode.core.text import text_problem
-from vlm_spec_decode.edge.mission import check_instruction
-from vlm_spec_decode.sim.scene_file import read as read_scene
+from vlm_spec_decode.edge.mission_loop import check_instruction
+from vlm_spec_decode.mission.queue import MissionRequest
+from vlm_spec_decode.ros.params import load_yaml
+from vlm_spec_decode.sim.scene import read
 
 BAD = {
     "latin1": b"name: gehe zur T\xfcr\n",
@@ -44,12 +44,12 @@ def test_an_instruction_that_is_no_text_is_named(text: str, said: str) -> None:
     with pytest.raises(InstructionError, match=said):
         check_instruction(text)
     with pytest.raises(InstructionError, match=said):
-        Request(text)
+        MissionRequest(text)
 
 
 def test_half_a_sign_in_a_request_is_refused() -> None:
     with pytest.raises(InstructionError, match="no text"):
-        Request.from_json('{"instruction": "walk \\ud800"}')
+        MissionRequest.from_json('{"instruction": "walk \\ud800"}')
 
 
 @pytest.mark.parametrize("text", ["", "plain", "Tür", "椅子", "\U0001f916"])
@@ -58,7 +58,7 @@ def test_text_of_any_language_is_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-@pytest.mark.parametrize("reader", [load_yaml, read_scene, read_file, read_spoken])
+@pytest.mark.parametrize("reader", [load_yaml, read, read_file, read_spoken])
 def test_a_file_that_holds_no_settings_is_one_line_with_its_name(name: str, reader, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / f"{name}.yaml"
     path.write_bytes(BAD[name])
@@ -67,7 +67,7 @@ def test_a_file_that_holds_no_settings_is_one_line_with_its_name(name: str, read
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("reader", [load_yaml, read_scene, read_file, read_spoken])
+@pytest.mark.parametrize("reader", [load_yaml, read, read_file, read_spoken])
 def test_what_is_no_file_is_named(reader, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for path in (tmp_path, tmp_path / "none.yaml", tmp_path / "a\0b.yaml"):
         with pytest.raises(UsageError):

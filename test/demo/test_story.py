@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from vlm_spec_decode.demo import report
-from vlm_spec_decode.demo.outcome import figures, is_success, named_object, object_ahead, same_tokens
-from vlm_spec_decode.demo.story import Step, Story
-from vlm_spec_decode.sim.scene import Pose2D, SceneObject, random_scene
+from vlm_spec_decode.demo.mission_log import MissionLog, MissionStep
+from vlm_spec_decode.demo.report import figures, is_success, named_object, object_ahead, same_tokens
+from vlm_spec_decode.sim.objects import SceneObject
+from vlm_spec_decode.sim.scene import Pose2D, random_scene
 
 TRACE = {
     "tokens": 10, "target_passes": 3, "drafted": 8, "accepted": 6, "total_s": 0.5,
@@ -27,8 +28,8 @@ def plan_status(state, action="", executed=(), mission="m", answer=1, reason="",
     })  # fmt: skip
 
 
-def told() -> Story:
-    story = Story()
+def told() -> MissionLog:
+    story = MissionLog()
     story.hear("/vlm/status", status("ready", ""), 0.5)
     story.give(1.0)
     story.hear("/vlm/status", status("looking"), 1.1)
@@ -67,7 +68,7 @@ def test_another_mission_is_not_this_one():
 
 
 def test_an_instruction_that_is_refused_at_once_ends_the_story():
-    story = Story()
+    story = MissionLog()
     story.give(1.0)
     lines = story.hear("/vlm/status", status("failed", "", reason="InstructionError", detail="empty"), 1.1)
     assert story.has_ended
@@ -96,7 +97,7 @@ def test_success_needs_done_distance_and_no_collision(state, distance_m, collisi
 
 
 def test_tokens_are_compared_step_by_step():
-    steps = [Step(1, token_ids=(1, 2)), Step(2, token_ids=(3,))]
+    steps = [MissionStep(1, token_ids=(1, 2)), MissionStep(2, token_ids=(3,))]
     assert same_tokens(steps, {}) is None
     assert same_tokens(steps, {1: {"token_ids": [1, 2]}}) is True
     assert same_tokens(steps, {1: {"token_ids": [1, 2]}, 2: {"token_ids": [4]}}) is False

@@ -13,8 +13,8 @@ from vlm_spec_decode.core.errors import ActionParseError, Cancelled, Instruction
 from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import AnswerUpdate, Engine, EngineConfig
-from vlm_spec_decode.edge.local import LocalVerifier
-from vlm_spec_decode.edge.mission import MAX_OBSTRUCTIONS, OBSTRUCTED, Mission
+from vlm_spec_decode.edge.mission_loop import MAX_OBSTRUCTIONS, OBSTRUCTED, Mission
+from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.strategies.registry import STRATEGIES
 
 OBSERVATION = Observation(None, "go to the red chair")

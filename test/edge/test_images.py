@@ -8,7 +8,7 @@ from PIL import Image as PilImage
 
 from test.core.encodings import picture, pixels_of, shows_it
 from vlm_spec_decode.core.errors import ImageError
-from vlm_spec_decode.edge.images import UPLINK_WIDTH_PX, for_uplink, load_image
+from vlm_spec_decode.edge.image_upload import UPLINK_WIDTH_PX, for_uplink, load_image
 
 
 def saved(path, pixels, orientation=1, **options):

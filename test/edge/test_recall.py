@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from vlm_spec_decode.bench.run import Setup, decode
+from vlm_spec_decode.bench.run import RunSetup, decode
 from vlm_spec_decode.bench.synthetic import PairSpec, pair
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
-from vlm_spec_decode.core.session import Session
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Image, Observation, SamplingParams
-from vlm_spec_decode.edge.answer import OpenAnswer
-from vlm_spec_decode.edge.recall import Recall
+from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, Image, Observation, SamplingParams
+from vlm_spec_decode.decoding.session import Session
+from vlm_spec_decode.edge.answer_cache import AnswerCache
+from vlm_spec_decode.edge.request_state import RequestState
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import Open
 from vlm_spec_decode.strategies.registry import strategy
@@ -26,7 +26,7 @@ def asked(image: Image = HERE, history: tuple[str, ...] = ()) -> Observation:
 
 
 def test_the_surer_the_likeness_the_more_is_offered_and_the_likelier() -> None:
-    recall = Recall()
+    recall = AnswerCache()
     assert recall.draft(asked(), 1) is None
     recall.learn(asked(), tuple(range(60)))
     drafts = [recall.draft(o, 5) for o in (asked(), asked(THERE), asked(THERE, ("turn(10)",)))]
@@ -38,7 +38,7 @@ def test_the_surer_the_likeness_the_more_is_offered_and_the_likelier() -> None:
 
 
 def test_answers_that_depart_at_once_are_soon_offered_no_more_than_a_few_tokens_of() -> None:
-    recall = Recall()
+    recall = AnswerCache()
     for turn in range(40):
         recall.learn(asked(THERE, (f"turn({turn})",)), (turn, *range(50)))
     draft = recall.draft(asked(THERE, ("forward(1)",)), 1)
@@ -53,7 +53,7 @@ def test_answers_that_depart_at_once_are_soon_offered_no_more_than_a_few_tokens_
 def test_an_answer_that_was_given_before_takes_one_pass_if_the_strategy_recalls(name: str) -> None:
     draft, target = pair(PairSpec(0.5))
     first, again = (
-        decode(Setup(name, GO2, LINK, is_repeat=repeat), draft, target, asked(), PARAMS)
+        decode(RunSetup(name, GO2, LINK, is_repeat=repeat), draft, target, asked(), PARAMS)
         for repeat in (False, True)
     )
     assert again.tokens == first.tokens
@@ -65,9 +65,9 @@ def test_an_answer_that_was_given_before_takes_one_pass_if_the_strategy_recalls(
 def test_a_wrong_answer_costs_little_and_is_not_said() -> None:
     """The pair's answers to another seed are other tokens from the first one on."""
     models = [pair(PairSpec(0.6, seed=seed)) for seed in (1, 2)]
-    fresh = decode(Setup("hybrid", GO2, LINK), *models[1], asked(), PARAMS)
+    fresh = decode(RunSetup("hybrid", GO2, LINK), *models[1], asked(), PARAMS)
     mixed = _Switching([target for _, target in models], [draft for draft, _ in models])
-    wrong = decode(Setup("hybrid", GO2, LINK, is_repeat=True), mixed.draft, mixed.target, asked(), PARAMS)
+    wrong = decode(RunSetup("hybrid", GO2, LINK, is_repeat=True), mixed.draft, mixed.target, asked(), PARAMS)
     assert wrong.tokens == fresh.tokens
     assert wrong.total_s <= 1.1 * fresh.total_s + 0.3 * GO2.prefill_ms / 1000
 
@@ -88,10 +88,10 @@ class _InTurn:
 
 
 def test_an_open_carries_what_is_recalled_and_what_is_left_of_it_after_a_loss() -> None:
-    draft = Draft(1, 0, 0, 1, (5, 6, 7), (0, 1, 2), (1, 1, 1))
+    draft = DraftMessage(1, 0, 0, 1, (5, 6, 7), (0, 1, 2), (1, 1, 1))
     request = AnswerRequest(1, asked(), PARAMS, "hybrid", draft=draft)
     packer = codec.TokenPacker(100)
-    answer = OpenAnswer(request, packer, None)
+    answer = RequestState(request, packer, None)
     opened, *more = answer.opening(1)
     assert isinstance(opened, Open)
     assert not more
@@ -108,7 +108,7 @@ def test_an_open_carries_what_is_recalled_and_what_is_left_of_it_after_a_loss() 
 def test_a_session_takes_only_the_draft_of_its_own_answer_and_epoch() -> None:
     _, target = pair(PairSpec(0.5))
     for number, epoch, known in ((1, 2, 3), (1, 1, 0), (2, 2, 0)):
-        draft = Draft(number, epoch, 0, 1, (5, 6, 7), (0, 1, 2))
+        draft = DraftMessage(number, epoch, 0, 1, (5, 6, 7), (0, 1, 2))
         request = AnswerRequest(1, asked(), PARAMS, "hybrid", epoch=2, draft=draft)
         session = Session(request, target.open(asked()), strategy("hybrid").cloud())
         assert len(session.tree.nodes) == known

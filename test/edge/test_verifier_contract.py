@@ -14,10 +14,10 @@ from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout, VsdError
 from vlm_spec_decode.core.ports import Verifier
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
-from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Observation, SamplingParams
-from vlm_spec_decode.edge.local import LocalVerifier
-from vlm_spec_decode.edge.virtual import VirtualVerifier
+from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, Observation, SamplingParams
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.edge.verifier_local import LocalVerifier
+from vlm_spec_decode.edge.verifier_virtual import VirtualVerifier
 from vlm_spec_decode.transport import keys
 
 pytestmark = pytest.mark.net
@@ -70,10 +70,10 @@ def test_a_new_answer_takes_the_place_of_an_open_one(verifier: Verifier) -> None
 
 def test_hints_that_make_no_sense_do_no_harm(verifier: Verifier) -> None:
     verifier.open(AnswerRequest(1, OBSERVATION, PARAMS, "speculative"))
-    verifier.submit(Draft(1, 0, 7, 1, (0,), (0,)))
-    verifier.submit(Draft(1, 0, 0, 9, (0,), (8,)))
-    verifier.submit(Draft(2, 0, 0, 1, (0,), (0,)))
-    verifier.submit(Draft(1, 0, 0, 2, (0, 1, 1), (0, 2, 0)))
+    verifier.submit(DraftMessage(1, 0, 7, 1, (0,), (0,)))
+    verifier.submit(DraftMessage(1, 0, 0, 9, (0,), (8,)))
+    verifier.submit(DraftMessage(2, 0, 0, 1, (0,), (0,)))
+    verifier.submit(DraftMessage(1, 0, 0, 2, (0, 1, 1), (0, 2, 0)))
     event = verifier.wait(10)
     assert isinstance(event, Commit)
     assert event.tokens == own_answer(PARAMS)[: len(event.tokens)]

@@ -13,11 +13,11 @@ from PIL import Image as PilImage
 
 from test.tables import TARGET, TableModel
 from vlm_spec_decode.bench.fuzz import begins_an_answer, broken_pictures, malformed, valid_messages
-from vlm_spec_decode.cloud.desk import CloudDesk
-from vlm_spec_decode.cloud.front import Front
+from vlm_spec_decode.cloud.protocol import ServerProtocol
+from vlm_spec_decode.cloud.replicas.router import ReplicaRouter
 from vlm_spec_decode.core.errors import ImageError, ProtocolError
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Observation, SamplingParams
-from vlm_spec_decode.edge.client import EdgeProtocol
+from vlm_spec_decode.edge.client_protocol import ClientProtocol
 from vlm_spec_decode.models.encoder import decode_jpeg
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import Hello, Welcome, WireCommit
@@ -54,8 +54,8 @@ def test_codec(seed: int) -> None:
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32), st.booleans())
 def test_handshake_desk_and_front(seed: int, greeted: bool) -> None:
-    target, front = TableModel(TARGET), Front({0: "live"})
-    desk = CloudDesk(target.card, "grammar")
+    target, front = TableModel(TARGET), ReplicaRouter({0: "live"})
+    desk = ServerProtocol(target.card, "grammar")
     hello, opening = (codec.encode(message) for message in valid_messages(HELLO)[:2])
     for data in [hello, opening] if greeted else []:
         desk.receive(b"robot", data, 0.0)
@@ -74,7 +74,7 @@ def test_handshake_desk_and_front(seed: int, greeted: bool) -> None:
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32))
 def test_edge(seed: int) -> None:
-    edge = EdgeProtocol(HELLO)
+    edge = ClientProtocol(HELLO)
     edge.connect(0.0)
     edge.open(AnswerRequest(1, Observation(None, "go"), SamplingParams(max_tokens=20), "hybrid"), 0.0)
     for number, data in enumerate([*CLOUD_TO_EDGE, *frames(seed)]):

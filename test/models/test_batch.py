@@ -8,9 +8,9 @@ import torch
 
 from test.models import checkpoints
 from test.models.test_context import assert_plain, ends_of, random_tree
-from vlm_spec_decode.core.batch import Query
 from vlm_spec_decode.core.errors import Cancelled, ModelError, OutOfMemory
-from vlm_spec_decode.models.features import FeatureCache
+from vlm_spec_decode.decoding.batching import ScoreRequest
+from vlm_spec_decode.models.encoder import FeatureCache
 
 
 def test_every_context_says_in_a_batch_what_it_says_alone(pair):
@@ -21,7 +21,9 @@ def test_every_context_says_in_a_batch_what_it_says_alone(pair):
     for turn in range(4):
         present = [i for i in range(4) if i <= turn and rng.random() < 0.9] or [0]
         trees = [random_tree(rng, int(rng.integers(0, 7))) for _ in present]
-        queries = [Query(contexts[i], prefixes[i], *tree) for i, tree in zip(present, trees, strict=True)]
+        queries = [
+            ScoreRequest(contexts[i], prefixes[i], *tree) for i, tree in zip(present, trees, strict=True)
+        ]
         passes = [contexts[i].stats.passes for i in present]
         for i, tree, logits in zip(present, trees, pair.model.score_batch(queries), strict=True):
             assert_plain(pair, logits, prefixes[i], *tree)
@@ -43,10 +45,10 @@ def test_one_that_fails_leaves_the_others_alone(exits_pair):
         heard.append((layer, logits.shape))
 
     queries = [
-        Query(contexts[0], (7,), (8, 9), (0, 1), on_exit=listen),
-        Query(contexts[1], (7,), (8,), (0,), on_exit=cancel),
-        Query(contexts[2], (7,), (99_999,), (0,)),
-        Query(contexts[3], (7,)),
+        ScoreRequest(contexts[0], (7,), (8, 9), (0, 1), on_exit=listen),
+        ScoreRequest(contexts[1], (7,), (8,), (0,), on_exit=cancel),
+        ScoreRequest(contexts[2], (7,), (99_999,), (0,)),
+        ScoreRequest(contexts[3], (7,)),
     ]
     fine, cancelled, unknown, closed = exits_pair.model.score_batch(queries)
     assert_plain(exits_pair, fine, (7,), (8, 9), (0, 1))
@@ -65,7 +67,7 @@ def test_a_batch_without_memory_has_computed_nothing(llava_pair, monkeypatch):
     def full(*_args, **_options):
         raise torch.OutOfMemoryError("no room")
 
-    queries = [Query(context, (5,), (6,), (0,)) for context in contexts]
+    queries = [ScoreRequest(context, (5,), (6,), (0,)) for context in contexts]
     with monkeypatch.context() as patched:
         patched.setattr(layer, "forward", full)
         with pytest.raises(OutOfMemory):

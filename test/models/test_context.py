@@ -6,7 +6,7 @@ import torch
 
 from vlm_spec_decode.core.errors import Cancelled, ModelError
 from vlm_spec_decode.models.context import VlmContext
-from vlm_spec_decode.models.slots import SlotTable
+from vlm_spec_decode.models.kv_slots import SlotTable
 
 VOCAB = 59
 """Ids below are words to every family's tokenizer."""

@@ -8,12 +8,12 @@ from safetensors.torch import load_file, save_file
 
 from test.models import checkpoints
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams
-from vlm_spec_decode.edge.local import LocalVerifier
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.models.context import VlmContext
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model
-from vlm_spec_decode.models.vlm import VlmModel
+from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import strategy
 

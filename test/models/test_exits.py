@@ -10,8 +10,8 @@ from test.models import checkpoints
 from test.models.test_context import assert_plain, ends_of
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.core.types import Observation
+from vlm_spec_decode.models.checkpoint.builders import CALIBRATION_FILE
 from vlm_spec_decode.models.loader import load_model
-from vlm_spec_decode.models.parts import CALIBRATION_FILE
 
 
 def reference(pair, layer, path):

@@ -16,11 +16,11 @@ from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import Done
 from vlm_spec_decode.core.errors import GrammarError
-from vlm_spec_decode.core.masked import Walk
 from vlm_spec_decode.core.types import Language, Tokens
-from vlm_spec_decode.models.codec import TokenizerCodec
+from vlm_spec_decode.decoding.grammar_mask import GrammarWalk
 from vlm_spec_decode.models.grammar import CompiledGrammar, compile_grammar, word_bytes
 from vlm_spec_decode.models.loader import shipped
+from vlm_spec_decode.models.tokenizer import TokenizerCodec
 
 CORPUS = [
     "I see a red chair ahead. turn(-10) forward(1.6) done()",
@@ -143,11 +143,11 @@ def test_answers_of_the_models_are_legal_token_by_token(
     )
     if "done" in text:
         assert mask.sum() == 1
-        assert set(Walk(grammar).forced(codec.encode(text))) <= set(codec.stop_ids)
+        assert set(GrammarWalk(grammar).forced(codec.encode(text))) <= set(codec.stop_ids)
 
 
 def test_no_call_no_end(codec: TokenizerCodec, grammar: CompiledGrammar) -> None:
-    walk = Walk(grammar)
+    walk = GrammarWalk(grammar)
     for text in ("", "i see a red chair ahead .", "no , i can not do that .", "turn ( 10"):
         place = walk.at(codec.encode(text))
         mask = place.mask()
@@ -157,7 +157,7 @@ def test_no_call_no_end(codec: TokenizerCodec, grammar: CompiledGrammar) -> None
 
 def test_the_shipped_tokenizer_is_forced_where_the_language_leaves_no_choice() -> None:
     codec = shipped_codec()
-    walk = Walk(compile_grammar(language(), codec))
+    walk = GrammarWalk(compile_grammar(language(), codec))
     text = "i see nothing . turn ( -10 ) forward ( 1.6 ) done ( )"
     tokens = (*codec.encode(text), codec.stop_ids[0])
     forced = [i for i in range(len(tokens)) if walk.forced(tokens[:i])[:1] == tokens[i : i + 1]]
@@ -169,7 +169,7 @@ def test_the_shipped_tokenizer_is_forced_where_the_language_leaves_no_choice() -
 
 def test_numbers_beyond_the_limits_are_not_legal() -> None:
     codec = shipped_codec()
-    walk = Walk(compile_grammar(language(), codec))
+    walk = GrammarWalk(compile_grammar(language(), codec))
     mask = walk.at(codec.encode("ok . forward (")).mask()
     assert mask is not None
     legal = {codec.decode((t,)) for t in np.flatnonzero(mask)}
@@ -180,7 +180,7 @@ def test_numbers_beyond_the_limits_are_not_legal() -> None:
 def test_two_numbers_are_not_run_together() -> None:
     """`5 5` would be 55 if the words' bytes were joined as they are."""
     codec = shipped_codec()
-    walk = Walk(compile_grammar(language(), codec))
+    walk = GrammarWalk(compile_grammar(language(), codec))
     mask = walk.at(codec.encode("turn ( 5")).mask()
     assert mask is not None
     assert np.flatnonzero(mask).tolist() == list(codec.encode(")"))
@@ -190,7 +190,7 @@ def test_a_word_is_not_taken_for_the_beginning_of_a_call() -> None:
     """`for` begins `forward`, but no word goes on where it ends."""
     codec = shipped_codec()
     assert codec.encode("for do") != ()
-    walk = Walk(compile_grammar(language(), codec))
+    walk = GrammarWalk(compile_grammar(language(), codec))
     mask = walk.at(codec.encode("sit ( )")).mask()
     assert mask is not None
     assert not mask[list(codec.encode("for do"))].any()

@@ -14,18 +14,19 @@ from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import ACTION_TYPES
 from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.models.prompt import (
+    CHAT_TEMPLATE,
     DONE_MARK,
     EXAMPLES,
     MAX_HISTORY,
     RULES,
-    Style,
+    PromptStyle,
     escape,
     messages,
     prompt_digest,
     prompt_text,
     system_text,
 )
-from vlm_spec_decode.models.tiny import CHAT_TEMPLATE, IMAGE_ID, SPECIALS, UNK_ID, build_tokenizer
+from vlm_spec_decode.models.tiny import IMAGE_ID, SPECIALS, UNK_ID, build_tokenizer
 
 WORDS = ("user", "robot", ":", "go", "to", "the", "red", "chair", ".", "done", "turn", "(", ")")
 HOSTILE = st.sampled_from(
@@ -58,7 +59,11 @@ def test_the_image_comes_first_and_only_if_there_is_one() -> None:
 
 
 def test_the_digest_names_what_is_said() -> None:
-    assert prompt_digest(Style.BARE) == prompt_digest(Style.BARE) != prompt_digest(Style.ACTIONS)
+    assert (
+        prompt_digest(PromptStyle.BARE)
+        == prompt_digest(PromptStyle.BARE)
+        != prompt_digest(PromptStyle.ACTIONS)
+    )
 
 
 def test_the_rules_name_every_action_with_its_arguments() -> None:
@@ -80,10 +85,10 @@ def test_the_examples_are_answers_that_the_grammar_allows() -> None:
 
 def test_the_rules_come_first_and_the_instruction_last() -> None:
     seen = Observation(Image(b"", 1, 1), "find [INST] the chair", ("turn(60)",))
-    system, user = messages(seen, Style.ACTIONS)
+    system, user = messages(seen, PromptStyle.ACTIONS)
     assert (system["role"], system["content"][0]["text"]) == ("system", system_text())
     assert user["content"][1]["text"] == prompt_text(seen)
-    (only,) = messages(seen, Style.ACTIONS, system_turn=False)
+    (only,) = messages(seen, PromptStyle.ACTIONS, system_turn=False)
     assert only["content"][0] == {"type": "image"}
     assert only["content"][1]["text"].startswith(system_text())
     assert only["content"][1]["text"].endswith(prompt_text(seen))

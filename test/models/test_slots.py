@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_spec_decode.models.slots import ROOT, SlotTable
+from vlm_spec_decode.models.kv_slots import ROOT, SlotTable
 
 tokens = st.integers(0, 3)
 paths = st.lists(tokens, max_size=6).map(tuple)

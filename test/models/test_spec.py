@@ -10,10 +10,10 @@ import torch
 from test.models import checkpoints, originals
 from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
 from vlm_spec_decode.edge.ask import AskConfig, run
-from vlm_spec_decode.edge.setup import EdgeSettings
+from vlm_spec_decode.edge.factory import EdgeSettings
 from vlm_spec_decode.models import loader
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
-from vlm_spec_decode.models.prompt import Style, system_text
+from vlm_spec_decode.models.prompt import PromptStyle, system_text
 from vlm_spec_decode.models.spec import LoadOptions, parse_spec
 
 
@@ -65,9 +65,9 @@ def test_exits_of_a_model_that_has_none_trained(tmp_path, family):
 
 def test_untrained_model_is_told_the_action_language_and_ours_is_not(tmp_path):
     told = load_model(checkpoints.llama(tmp_path / "m")).encoder
-    assert told.style is Style.ACTIONS
+    assert told.style is PromptStyle.ACTIONS
     assert told.render(checkpoints.observation(image=False)).startswith(system_text())
-    assert load_model(shipped("draft")).encoder.style is Style.BARE
+    assert load_model(shipped("draft")).encoder.style is PromptStyle.BARE
 
 
 @pytest.mark.parametrize(

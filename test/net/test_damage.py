@@ -15,22 +15,23 @@ from test.net.line import Line, line_to, lines_to
 from test.net.test_service import PATIENT_S, receive
 from test.net.test_sockets import CLOCK, HELLO, own_answer
 from test.tables import TARGET, TableModel
-from vlm_spec_decode.cloud.desk import CloudDesk, DeskLimits
+from vlm_spec_decode.cloud.config import ServerLimits
+from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.errors import CloudError
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Observation, SamplingParams, Tokens
-from vlm_spec_decode.edge.client import EdgeProtocol, Timing
-from vlm_spec_decode.edge.remote import RemoteVerifier
+from vlm_spec_decode.edge.client_protocol import ClientProtocol, ProtocolTiming
+from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.transport import keys
+from vlm_spec_decode.transport.access import KeyLimits
 from vlm_spec_decode.transport.connection import Connection
 from vlm_spec_decode.transport.dealer import DealerLink
-from vlm_spec_decode.transport.guard import KeyLimits
 from vlm_spec_decode.transport.router import RouterLink
 
 pytestmark = pytest.mark.net
 
 PARAMS = SamplingParams(temperature=1.0, max_tokens=12, seed=3)
-TIMING = Timing(ping_s=0.1, renew_s=0.5, greet_s=0.8, give_up_s=20.0, hello_retry_s=0.1)
+TIMING = ProtocolTiming(ping_s=0.1, renew_s=0.5, greet_s=0.8, give_up_s=20.0, hello_retry_s=0.1)
 GREETING_BYTES = 64
 STEP, FRAMES = 31, 12
 """Of bodies, which CURVE seals as a whole, one byte in so many is tried; of so many frames, all their own."""
@@ -48,7 +49,7 @@ class Robot:
 
     line: Line
     connection: Connection
-    protocol: EdgeProtocol
+    protocol: ClientProtocol
     said: list[Tokens] = field(default_factory=list)
     error: CloudError | None = None
     heard_s: float = 0.0
@@ -102,7 +103,7 @@ def served(folder: Path | None) -> Iterator[str]:
     limits = KeyLimits(messages_per_s=1e9, bytes_per_s=1e12)
     link = RouterLink("tcp://127.0.0.1:*", keys.cloud_keys(folder) if folder else None, limits)
     target = TableModel(TARGET)
-    desk = CloudDesk(target.card, "grammar", DeskLimits(sessions=4096, batch=AT_ONCE))
+    desk = ServerProtocol(target.card, "grammar", ServerLimits(sessions=4096, batch=AT_ONCE))
     server = CloudServer(link, desk, target, CLOCK)
     thread = threading.Thread(target=server.serve)
     thread.start()
@@ -126,7 +127,7 @@ def ask_over(address: str, folder: Path | None, flips: list[tuple[int, int, bool
         for line, (offset, bit, is_up) in zip(lines, flips, strict=True):
             line.flip_at(offset, bit, is_up=is_up)
             connection = Connection(context, line.address, edge_keys)
-            robots.append(Robot(line, connection, EdgeProtocol(HELLO, TIMING)))
+            robots.append(Robot(line, connection, ClientProtocol(HELLO, TIMING)))
             robots[-1].begin()
         until_s = CLOCK.now() + PATIENT_S
         while not all(robot.is_done for robot in robots):
@@ -199,6 +200,7 @@ def test_a_line_of_a_second_each_way_is_served_over_one_connection(key_folder: P
             verifier.disconnect()
 
 
+@pytest.mark.alone
 def test_a_line_that_is_held_up_for_seconds_goes_on_at_once(key_folder: Path) -> None:
     """What was held up comes at the end of it; a new connection is no condition for that."""
     with served(key_folder) as address, line_to(address) as line:

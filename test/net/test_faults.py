@@ -19,8 +19,8 @@ from test.tables import TARGET
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.errors import CloudUnreachable
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams
-from vlm_spec_decode.edge.remote import RemoteVerifier
-from vlm_spec_decode.edge.timing import Timing
+from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.transport import keys
 from vlm_spec_decode.transport.dealer import DealerLink
 from vlm_spec_decode.transport.router import RouterLink
@@ -36,7 +36,9 @@ def asking(folder: Path, give_up_s: float = PATIENT_S) -> Iterator[tuple[Line, R
     """A robot that is at the third token of an answer, over a line."""
     with cloud(folder, StepwiseModel(TARGET)) as server, line_to(server.address) as line:
         link = DealerLink(line.address, keys.edge_keys(folder), CLOCK)
-        verifier = RemoteVerifier(link, HELLO, CLOCK, Timing(give_up_s=give_up_s, handshake_s=PATIENT_S))
+        verifier = RemoteVerifier(
+            link, HELLO, CLOCK, ProtocolTiming(give_up_s=give_up_s, handshake_s=PATIENT_S)
+        )
         try:
             verifier.connect(timeout_s=PATIENT_S)
             verifier.open(REQUEST)

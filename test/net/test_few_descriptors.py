@@ -19,7 +19,7 @@ from test.net.test_sockets import CLOCK, HELLO, decode, own_answer
 from test.tables import TARGET, TableModel
 from vlm_spec_decode.core.errors import CloudUnreachable, ConfigError
 from vlm_spec_decode.core.types import SamplingParams
-from vlm_spec_decode.edge.remote import RemoteVerifier
+from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.transport import descriptors, keys
 from vlm_spec_decode.transport.dealer import DealerLink
 
@@ -32,13 +32,13 @@ def serve(folder: str) -> None:
     """Serve a table until standard input ends, then print what was dropped. Runs in a process of its own."""
     import threading
 
-    from vlm_spec_decode.cloud.desk import CloudDesk
+    from vlm_spec_decode.cloud.protocol import ServerProtocol
     from vlm_spec_decode.cloud.server import CloudServer
     from vlm_spec_decode.transport.router import RouterLink
 
     target = TableModel(TARGET)
     link = RouterLink("tcp://127.0.0.1:*", keys.cloud_keys(Path(folder)) if folder else None)
-    server = CloudServer(link, CloudDesk(target.card, "grammar"), target, CLOCK)
+    server = CloudServer(link, ServerProtocol(target.card, "grammar"), target, CLOCK)
     thread = threading.Thread(target=server.serve)
     thread.start()
     sys.stdout.write(json.dumps({"address": server.address}) + "\n")

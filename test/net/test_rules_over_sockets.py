@@ -13,18 +13,18 @@ import pytest
 from test.net.test_sockets import CLOCK, cloud, edge, own_answer
 from test.tables import POOR_DRAFT, STOP, TARGET, TableContext, TableModel
 from vlm_spec_decode.core.ports import ExitHook, Logits, Verifier
-from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
-    Draft,
-    Early,
+    DraftMessage,
+    EarlyExitVerdict,
     Observation,
     SamplingParams,
     Tokens,
 )
-from vlm_spec_decode.edge.local import LocalVerifier
-from vlm_spec_decode.edge.remote import RemoteVerifier
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.edge.verifier_local import LocalVerifier
+from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.strategies import speculative
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import STRATEGIES, strategy
@@ -116,12 +116,12 @@ def test_early_verdicts_are_on_the_wire_while_the_pass_still_runs(
         try:
             verifier.connect(20)
             verifier.open(AnswerRequest(1, OBSERVATION, params, "speculative"))
-            verifier.submit(Draft(1, 0, 0, 1, (0, 1, 0), (0, 1, 2)))
+            verifier.submit(DraftMessage(1, 0, 0, 1, (0, 1, 0), (0, 1, 2)))
             early = [verifier.wait(20) for _ in range(2)]
             assert verifier.poll() is None, "the pass cannot have ended"
         finally:
             target.let_go.set()
         commit = verifier.wait(20)
-    assert [type(e) for e in early] == [Early, Early]
+    assert [type(e) for e in early] == [EarlyExitVerdict, EarlyExitVerdict]
     assert isinstance(commit, Commit)
     assert commit.tokens == own_answer(params)[: len(commit.tokens)], "exits change nothing"

@@ -13,17 +13,17 @@ from PIL import Image as PilImage
 
 from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.actions.parser import parse_answer
-from vlm_spec_decode.cloud.desk import CloudDesk
+from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ActionParseError, CloudRefused
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Image, Observation, SamplingParams
 from vlm_spec_decode.edge.engine import EngineConfig
-from vlm_spec_decode.edge.setup import EdgeRuntime, EdgeSettings, bring_up
+from vlm_spec_decode.edge.factory import EdgeRuntime, EdgeSettings, bring_up
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import load_model, shipped
-from vlm_spec_decode.sim.camera import FrontCamera
+from vlm_spec_decode.sim.render.camera import FrontCamera
 from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.strategies.registry import STRATEGIES
@@ -47,7 +47,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeSettings]:
     draft = load_model(shipped("draft"))
     helper = constrained(draft, draft.codec, language())
     held = constrained(target, target.codec, language())
-    server = CloudServer(link, CloudDesk(target.card, language().digest), held, WallClock(), helper)
+    server = CloudServer(link, ServerProtocol(target.card, language().digest), held, WallClock(), helper)
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:

@@ -15,10 +15,10 @@ from test.edge.test_not_finite import HarmedContext
 from test.net.test_sockets import CLOCK, HELLO, cloud, decode, edge, own_answer, wait_for_ever
 from test.tables import CERTAIN_DRAFT, TARGET, TableContext, TableModel
 from vlm_spec_decode.core.errors import CloudRefused, CloudUnreachable
-from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.types import RULES, AnswerRequest, Commit, Observation, SamplingParams
-from vlm_spec_decode.edge.remote import RemoteVerifier
-from vlm_spec_decode.edge.timing import Timing
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import STRATEGIES, strategy
 from vlm_spec_decode.transport import keys
@@ -87,7 +87,7 @@ def test_a_key_is_added_and_taken_away_while_the_cloud_serves(key_folder: Path) 
 @pytest.mark.parametrize("end", ["stop", "drain"])
 def test_an_answer_goes_on_at_the_next_address(key_folder: Path, end: str, tmp_path: Path) -> None:
     """Of a cloud that is gone the edge hears nothing; one that drains ends the answer, and no other."""
-    timing = Timing(give_up_s=PATIENT_S, elsewhere_s=0.5, busy_s=PATIENT_S)
+    timing = ProtocolTiming(give_up_s=PATIENT_S, elsewhere_s=0.5, busy_s=PATIENT_S)
     with (
         cloud(key_folder, StepwiseModel(TARGET)) as first,
         cloud(key_folder, StepwiseModel(TARGET)) as second,
@@ -123,7 +123,7 @@ def test_another_model_at_the_next_address_is_refused_by_name(key_folder: Path) 
         def card(self):  # type: ignore[no-untyped-def]
             return replace(super().card, revision="2")
 
-    timing = Timing(give_up_s=PATIENT_S, elsewhere_s=0.5)
+    timing = ProtocolTiming(give_up_s=PATIENT_S, elsewhere_s=0.5)
     other = Other(CERTAIN_DRAFT)
     with cloud(key_folder, StepwiseModel(TARGET)) as first, cloud(key_folder, other) as second:
         link = DealerLink(f"{first.address},{second.address}", keys.edge_keys(key_folder), CLOCK)

@@ -12,25 +12,25 @@ from pathlib import Path
 import pytest
 
 from test.tables import CERTAIN_DRAFT, POOR_DRAFT, STOP, TARGET, TableContext, TableModel
-from vlm_spec_decode.cloud.desk import CloudDesk
+from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import Cancelled, CloudError, CloudRefused, CloudUnreachable, ConfigError
 from vlm_spec_decode.core.profiles import LinkProfile
-from vlm_spec_decode.core.sampling import pick
-from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
-    Draft,
-    Early,
+    DraftMessage,
+    EarlyExitVerdict,
     Image,
     Observation,
     SamplingParams,
     Tokens,
 )
-from vlm_spec_decode.edge.client import Timing
-from vlm_spec_decode.edge.remote import RemoteVerifier
+from vlm_spec_decode.decoding.sampling import pick
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import STRATEGIES, strategy
@@ -51,7 +51,7 @@ def cloud(
 ) -> Iterator[CloudServer]:
     target = target or TableModel(TARGET)
     link = RouterLink(bind, keys.cloud_keys(folder) if folder else None)
-    server = CloudServer(link, CloudDesk(target.card, "grammar"), target, CLOCK, TableModel(POOR_DRAFT))
+    server = CloudServer(link, ServerProtocol(target.card, "grammar"), target, CLOCK, TableModel(POOR_DRAFT))
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:
@@ -72,7 +72,7 @@ def edge(
 ) -> Iterator[RemoteVerifier]:
     edge_keys = keys.edge_keys(folder) if folder else None
     verifier = RemoteVerifier(
-        DealerLink(address, edge_keys, CLOCK, profile), hello, CLOCK, Timing(give_up_s=give_up_s)
+        DealerLink(address, edge_keys, CLOCK, profile), hello, CLOCK, ProtocolTiming(give_up_s=give_up_s)
     )
     try:
         yield verifier
@@ -297,9 +297,9 @@ def test_early_verdicts_arrive_before_the_commit_of_their_pass(
     with cloud(key_folder, target) as server, edge(server.address, key_folder) as verifier:
         verifier.connect()
         verifier.open(AnswerRequest(1, Observation(None, "go"), params, "speculative"))
-        verifier.submit(Draft(1, 0, 0, 1, (0, 1, 0), (0, 1, 2)))
+        verifier.submit(DraftMessage(1, 0, 0, 1, (0, 1, 0), (0, 1, 2)))
         events = [verifier.wait(5) for _ in range(3)]
-    assert [type(e) for e in events] == [Early, Early, Commit]
+    assert [type(e) for e in events] == [EarlyExitVerdict, EarlyExitVerdict, Commit]
     assert [e.exit_layer for e in events[:2]] == [0, 1]  # type: ignore[union-attr]
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from vlm_spec_decode import cli
 from vlm_spec_decode.actions.grammar import language
-from vlm_spec_decode.cloud.desk import CloudDesk
+from vlm_spec_decode.cli import main as cli
+from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError, InstructionError
 from vlm_spec_decode.edge.ask import AskConfig, run
-from vlm_spec_decode.edge.setup import EdgeSettings
+from vlm_spec_decode.edge.factory import EdgeSettings
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.strategies.registry import STRATEGIES
@@ -54,7 +54,7 @@ def served(pair: EdgeSettings, tmp_path_factory: pytest.TempPathFactory) -> Iter
     held = constrained(target, target.codec, language())
     beside = load_model(pair.draft)
     helper = constrained(beside, beside.codec, language())
-    server = CloudServer(link, CloudDesk(target.card, language().digest), held, WallClock(), helper)
+    server = CloudServer(link, ServerProtocol(target.card, language().digest), held, WallClock(), helper)
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:

@@ -12,8 +12,8 @@ from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
     Correction,
-    Draft,
-    Early,
+    DraftMessage,
+    EarlyExitVerdict,
     Image,
     Observation,
     SamplingParams,
@@ -21,7 +21,7 @@ from vlm_spec_decode.core.types import (
 )
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as m
-from vlm_spec_decode.strategies.proposals import Proposals
+from vlm_spec_decode.strategies.rejection import ProposalLog
 
 REQUEST = AnswerRequest(
     7,
@@ -30,7 +30,7 @@ REQUEST = AnswerRequest(
     "speculative",
     (4, 5, 6),
     2,
-    draft=Draft(7, 2, 3, 1, (8, 9), (0, 1), (4, 4)),
+    draft=DraftMessage(7, 2, 3, 1, (8, 9), (0, 1), (4, 4)),
 )
 PACKER = codec.TokenPacker(32000)
 
@@ -41,14 +41,14 @@ GOLDEN = {
     "chunk": (m.ImageChunk(3, 0, 4096, b"\xff\xd8"), "0195050300cd1000c402ffd8"),
     "credit": (m.ImageCredit(3, 0, 8192), "0194060300cd2000"),
     "draft": (
-        PACKER.draft_message(Draft(3, 0, 12, 5, (1, 256, 31999, 7), (0, 5, 6, 7))),
+        PACKER.draft_message(DraftMessage(3, 0, 12, 5, (1, 256, 31999, 7), (0, 5, 6, 7))),
         "01990703000c05c40801000001ff7c0700c0c0c0",
     ),
     "tree": (
-        PACKER.draft_message(Draft(3, 0, 12, 5, (1, 2), (0, 3), (16, 255))),
+        PACKER.draft_message(DraftMessage(3, 0, 12, 5, (1, 2), (0, 3), (16, 255))),
         "01990703000c05c40401000200c40400000300c40210ffc0",
     ),
-    "early": (codec.early_message(Early(3, 0, 2, 6, 5, 256, 1.0)), "0198080300020605cd0100ccff"),
+    "early": (codec.early_message(EarlyExitVerdict(3, 0, 2, 6, 5, 256, 1.0)), "0198080300020605cd0100ccff"),
     "commit": (
         PACKER.commit_message(Commit(3, 0, 12, (1, 9), 5, 2, False, 0.0086)),
         "019a0903000cc404010009000502c2cd2198c0",
@@ -70,7 +70,7 @@ def test_golden_bytes(name: str) -> None:
 
 
 def test_a_round_of_four_ids_fits_in_24_bytes() -> None:
-    draft = Draft(900, 0, 120, 500, (31999, 31998, 5, 20000), (0, 500, 501, 502))
+    draft = DraftMessage(900, 0, 120, 500, (31999, 31998, 5, 20000), (0, 500, 501, 502))
     assert len(codec.encode(PACKER.draft_message(draft))) <= 24
 
 
@@ -80,13 +80,13 @@ def test_a_round_of_four_ids_with_their_q_fits_in_60_bytes(residual: str) -> Non
     params = SamplingParams(1.0, rule="rejection", residual=residual)
     rng = np.random.default_rng(0)
     for _ in range(20):
-        proposals = Proposals(params)
+        proposals = ProposalLog(params)
         prefixes = [tuple(range(n)) for n in range(4)]
         logits = rng.normal(0, rng.choice([0.1, 3.0, 8.0]), (4, 32000)).astype(np.float32)
         tokens = tuple(proposals.draw(p, row) for p, row in zip(prefixes, logits, strict=True))
         whole = tuple(proposals.q(p, t) for p, t in zip(prefixes, tokens, strict=True))
         q = whole if residual == "cloud" else tuple(support[:1] for support in whole)
-        draft = Draft(900, 0, 120, 500, tokens, (0, 500, 501, 502), (), q)
+        draft = DraftMessage(900, 0, 120, 500, tokens, (0, 500, 501, 502), (), q)
         data = codec.encode(PACKER.draft_message(draft))
         assert len(data) <= 60
         wire = codec.decode(data)
@@ -128,7 +128,7 @@ def test_drafts_and_commits_round_trip(data: st.DataObject) -> None:
     parents = tuple(p if p == 0 or first + i - p < 65536 else 0 for i, p in enumerate(parents))
     tokens = tuple(data.draw(st.lists(ids, min_size=size, max_size=size)))
     weights = tuple(data.draw(st.lists(st.integers(0, 255), min_size=size, max_size=size)))
-    draft = Draft(1, 2, data.draw(st.integers(0, 4000)), first, tokens, parents, weights)
+    draft = DraftMessage(1, 2, data.draw(st.integers(0, 4000)), first, tokens, parents, weights)
     wire = codec.decode(codec.encode(packer.draft_message(draft)))
     assert isinstance(wire, m.WireDraft)
     back = packer.draft(wire)

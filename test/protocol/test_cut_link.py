@@ -6,16 +6,16 @@ import pytest
 
 from test.protocol.test_hostile_link import HELLO, Pair, own_answer, run_kindly
 from vlm_spec_decode.core.errors import CloudUnreachable
-from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.types import AnswerRequest
-from vlm_spec_decode.edge.client import EdgeProtocol, Timing
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.edge.client_protocol import ClientProtocol, ProtocolTiming
 
 TICK_S = 0.05
-WALKING = Timing.walking(0.6, 4.0)
+WALKING = ProtocolTiming.walking(0.6, 4.0)
 """As the VLM node has it by default."""
 
 
-def begun(timing: Timing) -> Pair:
+def begun(timing: ProtocolTiming) -> Pair:
     """An answer of which something is committed, and not all."""
     pair = Pair(0, timing=timing)
     while not len(pair.sequence):
@@ -39,7 +39,7 @@ def cut(pair: Pair, duration_s: float) -> None:
 
 @pytest.mark.parametrize("cut_s", [0.1, 1.0, 9.0])
 def test_a_short_cut_is_a_pause(cut_s: float) -> None:
-    pair = begun(Timing())
+    pair = begun(ProtocolTiming())
     cut(pair, cut_s)
     run_kindly(pair)
     assert pair.sequence.tokens == own_answer(pair.params)
@@ -47,7 +47,7 @@ def test_a_short_cut_is_a_pause(cut_s: float) -> None:
 
 @pytest.mark.parametrize("cut_s", [60.0, 300.0])
 def test_a_patient_edge_goes_on_after_a_long_cut_even_if_the_cloud_has_forgotten_it(cut_s: float) -> None:
-    pair = begun(Timing(give_up_s=1000.0))
+    pair = begun(ProtocolTiming(give_up_s=1000.0))
     cut(pair, cut_s)
     run_kindly(pair, rounds=300)
     assert pair.sequence.tokens == own_answer(pair.params)
@@ -55,7 +55,7 @@ def test_a_patient_edge_goes_on_after_a_long_cut_even_if_the_cloud_has_forgotten
 
 
 def test_a_long_cut_is_named_once_and_the_next_answer_is_served() -> None:
-    pair = begun(Timing())
+    pair = begun(ProtocolTiming())
     cut(pair, 60.0)
     (error,) = pair.edge.events
     assert isinstance(error, CloudUnreachable)
@@ -70,7 +70,7 @@ def test_a_long_cut_is_named_once_and_the_next_answer_is_served() -> None:
 @pytest.mark.parametrize("stopped_s", [5.0, 60.0, 86_400.0])
 def test_an_edge_that_was_stopped_itself_does_not_blame_the_cloud(stopped_s: float) -> None:
     """A computer was suspended, a process starved: its clock jumps, and the cloud has said no less."""
-    pair = begun(Timing())
+    pair = begun(ProtocolTiming())
     pair.pass_time(stopped_s)
     run_kindly(pair)
     assert pair.sequence.tokens == own_answer(pair.params)
@@ -122,7 +122,7 @@ def test_who_is_told_to_come_again_later_does_not_take_the_pause_for_silence() -
 
 
 def test_a_first_greeting_has_its_time_at_each_address() -> None:
-    edge = EdgeProtocol(HELLO, WALKING, clouds=3)
+    edge = ClientProtocol(HELLO, WALKING, clouds=3)
     edge.connect(0.0)
     now_s, places = 0.0, {0}
     while not edge.events:

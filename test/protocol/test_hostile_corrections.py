@@ -12,22 +12,22 @@ from hypothesis.stateful import initialize
 from test.protocol import test_hostile_link as hostile
 from test.tables import POOR_DRAFT, STOP, TARGET, TableModel
 from vlm_spec_decode.core.clock import VirtualClock
-from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.tree import chain_parents
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
-    Draft,
+    DraftMessage,
     Event,
     Hint,
     Observation,
     SamplingParams,
     Tokens,
 )
-from vlm_spec_decode.edge.local import LocalVerifier
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.decoding.tree import chain_parents
+from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.strategies.base import EdgeConfig
-from vlm_spec_decode.strategies.proposals import Corrector, Proposals
 from vlm_spec_decode.strategies.registry import strategy
+from vlm_spec_decode.strategies.rejection import ProposalLog, ResidualCorrector
 
 
 def params_of(seed: int) -> SamplingParams:
@@ -75,8 +75,8 @@ class RejectingPair(hostile.Pair):
 
     def __init__(self, image_bytes: int = 20_000, seed: int = 5) -> None:
         self.seed = seed
-        self.proposals = Proposals(params_of(seed))
-        self.port = Corrector(Inbox(self), self.proposals)
+        self.proposals = ProposalLog(params_of(seed))
+        self.port = ResidualCorrector(Inbox(self), self.proposals)
         super().__init__(image_bytes, seed)
 
     def draft(self) -> None:
@@ -91,7 +91,7 @@ class RejectingPair(hostile.Pair):
             prefix = self.sequence.tokens + chain
             chain += (self.proposals.draw(prefix, self.drafter.score(prefix)[0]),)
         parents = chain_parents(self.node, len(chain))
-        self.port.submit(Draft(1, 0, len(self.sequence), self.node, chain, parents))
+        self.port.submit(DraftMessage(1, 0, len(self.sequence), self.node, chain, parents))
         self.node += len(chain)
 
     def settle(self) -> None:
@@ -128,5 +128,5 @@ def test_corrections_do_travel() -> None:
         pair.edge.submit = lambda hint, s=original, kept=sent: (kept.append(hint), s(hint))[1]  # type: ignore
         hostile.run_kindly(pair, 60)
         assert pair.sequence.tokens == kind_answer(params_of(seed))
-        count += sum(not isinstance(hint, Draft) for hint in sent)
+        count += sum(not isinstance(hint, DraftMessage) for hint in sent)
     assert count > 3

@@ -14,22 +14,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from test.tables import POOR_DRAFT, STOP, TARGET, TableModel
-from vlm_spec_decode.cloud.desk import CloudDesk
-from vlm_spec_decode.cloud.entry import Done, Job, JobResult
+from vlm_spec_decode.cloud.protocol import ServerProtocol
+from vlm_spec_decode.cloud.requests import BatchResult, JobResult, ServerJob
 from vlm_spec_decode.core.errors import CloudRefused
-from vlm_spec_decode.core.sampling import pick
-from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.tree import chain_parents
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
-    Draft,
+    DraftMessage,
     Image,
     Observation,
     SamplingParams,
     Tokens,
 )
-from vlm_spec_decode.edge.client import EdgeProtocol, Timing
+from vlm_spec_decode.decoding.sampling import pick
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.decoding.tree import chain_parents
+from vlm_spec_decode.edge.client_protocol import ClientProtocol, ProtocolTiming
 from vlm_spec_decode.protocol.messages import Hello
 
 PEER = b"robot"
@@ -48,10 +48,12 @@ def own_answer(params: SamplingParams) -> Tokens:
 class Pair:
     """An edge that decodes speculatively and two clouds, joined by two queues of bytes."""
 
-    def __init__(self, image_bytes: int = 20_000, seed: int = 5, timing: Timing | None = None) -> None:
+    def __init__(
+        self, image_bytes: int = 20_000, seed: int = 5, timing: ProtocolTiming | None = None
+    ) -> None:
         self.now_s = 0.0
         self.params = SamplingParams(temperature=1.0, max_tokens=10, stop_ids=(STOP,), seed=seed)
-        self.edge = EdgeProtocol(HELLO, timing or Timing(give_up_s=1e9, busy_s=1e9), clouds=2)
+        self.edge = ClientProtocol(HELLO, timing or ProtocolTiming(give_up_s=1e9, busy_s=1e9), clouds=2)
         self.target = TableModel(TARGET)
         self.clouds = [self.new_cloud(), self.new_cloud()]
         self.up: deque[bytes] = deque()
@@ -66,11 +68,11 @@ class Pair:
         self.draft()
         self.collect()
 
-    def new_cloud(self) -> CloudDesk:
-        return CloudDesk(self.target.card, "grammar")
+    def new_cloud(self) -> ServerProtocol:
+        return ServerProtocol(self.target.card, "grammar")
 
     @property
-    def cloud(self) -> CloudDesk:
+    def cloud(self) -> ServerProtocol:
         """The one that the edge speaks with."""
         return self.clouds[self.edge.place]
 
@@ -80,7 +82,7 @@ class Pair:
             prefix = self.sequence.tokens + chain
             chain += (pick(self.drafter.score(prefix)[0], len(prefix), self.params),)
         parents = chain_parents(self.node, 3)
-        self.edge.submit(Draft(1, 0, len(self.sequence), self.node, chain, parents))
+        self.edge.submit(DraftMessage(1, 0, len(self.sequence), self.node, chain, parents))
         self.node += 3
 
     def collect(self) -> None:
@@ -114,13 +116,13 @@ class Pair:
             job = cloud.next_open(self.now_s)
             if job:
                 result = JobResult(context=self.target.open(job.entry.observation))
-                cloud.finish(Done((job,), (result,)), self.now_s)
+                cloud.finish(BatchResult((job,), (result,)), self.now_s)
             elif jobs := cloud.next_batch(self.now_s):
-                cloud.finish(Done(jobs, tuple(map(self.run, jobs))), self.now_s)
+                cloud.finish(BatchResult(jobs, tuple(map(self.run, jobs))), self.now_s)
         self.collect()
 
     @staticmethod
-    def run(job: Job) -> JobResult:
+    def run(job: ServerJob) -> JobResult:
         session = job.entry.session
         return JobResult(logits=session.run(job.plan)) if job.plan and session else JobResult()
 
@@ -275,8 +277,8 @@ def test_a_follow_up_on_the_same_frame_sends_no_image() -> None:
 def test_another_model_is_refused_by_name(field: str, value: object, reason: str) -> None:
     import msgspec
 
-    cloud = CloudDesk(TableModel(TARGET).card, "grammar")
-    edge = EdgeProtocol(msgspec.structs.replace(HELLO, **{field: value}))
+    cloud = ServerProtocol(TableModel(TARGET).card, "grammar")
+    edge = ClientProtocol(msgspec.structs.replace(HELLO, **{field: value}))
     edge.connect(0.0)
     cloud.receive(PEER, edge.outbox.popleft(), 0.0)
     edge.receive(cloud.outbox.popleft()[1], 0.0)

@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 from test.simulator import dds_domain
 from vlm_spec_decode.core.errors import RobotError
 from vlm_spec_decode.core.robot import RobotState
-from vlm_spec_decode.robot.go2 import Go2Config, Go2Driver
+from vlm_spec_decode.robot.go2.config import Go2Config
+from vlm_spec_decode.robot.go2.driver import Go2Driver
 
 
 @contextmanager

@@ -10,8 +10,7 @@ from test.robot.contract import RobotDriverContract, ThreadedRobotDriverContract
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import RobotRefused, RobotStale, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock, RobotDriver
-from vlm_spec_decode.robot.fake import FakeRobot
-from vlm_spec_decode.robot.fake_body import Disc, FakeBody
+from vlm_spec_decode.robot.fake import Disc, FakeBody, FakeRobot
 
 
 class TestFakeRobotInVirtualTime(RobotDriverContract):

@@ -10,13 +10,13 @@ import pytest
 
 from test.robot.go2_support import driver
 from test.simulator import simulator
-from vlm_spec_decode.actions.executor import Executor
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.parser import parse_action
 from vlm_spec_decode.actions.plan import TERMINAL_STATES, Plan, PlanStatus
-from vlm_spec_decode.actions.safety import SafetyGate
+from vlm_spec_decode.control.executor import Executor
+from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.robot.go2 import Go2Driver
+from vlm_spec_decode.robot.go2.driver import Go2Driver
 from vlm_spec_decode.sim.scene import Pose2D, Scene, dump_scene
 
 pytestmark = [pytest.mark.dds, pytest.mark.sim]

@@ -12,7 +12,8 @@ from test.robot.go2_support import driver, wait
 from test.simulator import dds_domain, simulator
 from vlm_spec_decode.core.errors import RobotError, RobotRefused, RobotStale, RobotUnreachable
 from vlm_spec_decode.core.robot import RobotState
-from vlm_spec_decode.robot.go2 import Go2Config, Go2Driver
+from vlm_spec_decode.robot.go2.config import Go2Config
+from vlm_spec_decode.robot.go2.driver import Go2Driver
 
 pytestmark = [pytest.mark.dds, pytest.mark.sim]
 

@@ -10,11 +10,11 @@ pytestmark = [pytest.mark.dds, pytest.mark.sim]
 
 PROGRAM = """
 import ctypes, gc, json, os, sys, time
-from vlm_spec_decode.robot.go2 import Go2Config, Go2Driver
-from vlm_spec_decode.robot.go2_camera import Go2Camera
+from vlm_spec_decode.robot.go2.driver import Go2Config, Go2Driver
+from vlm_spec_decode.robot.go2.camera import Go2Camera
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.robot.go2_keep import borrow, give_back
-from vlm_spec_decode.robot.go2_sdk import StateFeed, join
+from vlm_spec_decode.robot.go2.sdk import borrow, give_back
+from vlm_spec_decode.robot.go2.sdk import StateFeed, join
 from unitree_sdk2py.go2.sport.sport_client import SportClient
 
 config = Go2Config(domain=int(sys.argv[1]))

@@ -12,7 +12,8 @@ import pytest
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import RobotError, RobotRefused, RobotStale, RobotUnreachable
 from vlm_spec_decode.core.robot import RobotState
-from vlm_spec_decode.robot.go2 import Go2Config, Go2Driver
+from vlm_spec_decode.robot.go2.config import Go2Config
+from vlm_spec_decode.robot.go2.driver import Go2Driver
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Script:
     clock: VirtualClock = field(default_factory=lambda: VirtualClock(100.0))
     on_call: Callable[[str], None] = lambda _: None
 
-    # The three callers and the feed of a `Link`.
+    # The three callers and the feed of a `RobotLink`.
     @property
     def posture(self) -> Script:
         return self

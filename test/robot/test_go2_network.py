@@ -19,11 +19,13 @@ from vlm_spec_decode.core.errors import (
     RobotUnreachable,
 )
 from vlm_spec_decode.core.robot import POSTURES, RobotState
-from vlm_spec_decode.robot import codes, network
-from vlm_spec_decode.robot.go2 import Go2Config, Go2Driver
-from vlm_spec_decode.robot.go2_camera import to_image
-from vlm_spec_decode.robot.go2_postures import PLANS, steps_to_walk
-from vlm_spec_decode.robot.link import to_state
+from vlm_spec_decode.robot.go2 import codes
+from vlm_spec_decode.robot.go2 import config as network
+from vlm_spec_decode.robot.go2.camera import to_image
+from vlm_spec_decode.robot.go2.config import Go2Config
+from vlm_spec_decode.robot.go2.driver import Go2Driver
+from vlm_spec_decode.robot.go2.link import to_state
+from vlm_spec_decode.robot.go2.postures import PLANS, steps_to_walk
 
 
 def in_state(code: int) -> RobotState:
@@ -161,7 +163,7 @@ def test_a_domain_that_the_sdk_cannot_open_names_the_likely_cause(
     code = (
         "import sys\n"
         "from unitree_sdk2py.core.channel import ChannelFactory\n"
-        "from vlm_spec_decode.robot import go2_sdk\n"
+        "from vlm_spec_decode.robot.go2 import sdk as go2_sdk\n"
         "def fails(self, domain, interface):\n"
         "    print('[ChannelFactory] create domain error. msg: already there')\n"
         "    return False\n"

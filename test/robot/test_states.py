@@ -10,9 +10,9 @@ import pytest
 
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.robot import WALKING_STATES, RobotState
-from vlm_spec_decode.robot.codes import STATE_CODES
-from vlm_spec_decode.robot.go2_postures import steps_to_walk
-from vlm_spec_decode.robot.states import BUSY, POSTURE_CODES, StateTable, is_down, unknown
+from vlm_spec_decode.robot.go2.codes import STATE_CODES
+from vlm_spec_decode.robot.go2.postures import steps_to_walk
+from vlm_spec_decode.robot.go2.states import BUSY, POSTURE_CODES, StateTable, is_down, unknown
 
 
 def state(

@@ -12,8 +12,8 @@ from rclpy.qos import qos_profile_sensor_data
 
 from test.ros import NAMESPACE, ROS_DOMAIN
 from test.ros.processes import Processes
-from vlm_spec_decode.bridge.managed import ManagedNode
 from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.ros.lifecycle import ManagedNode
 
 
 class Graph:

@@ -6,8 +6,8 @@ import pytest
 from rclpy.action import ActionClient
 
 from test.ros.test_vlm_node import stage  # noqa: F401
-from vlm_spec_decode.bridge.action_face import ActionFace, action_type
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.ros.action_server import MissionActionServer, action_type
 
 pytestmark = pytest.mark.ros
 
@@ -26,7 +26,7 @@ def serve(stage, graph, eventually):  # noqa: F811
     def start(script):
         ear, _, source = stage(script)
         host = graph.node("action_host")
-        face = ActionFace(host, messages.Fibonacci, sentence=lambda goal: "go " * goal.order)
+        face = MissionActionServer(host, messages.Fibonacci, sentence=lambda goal: "go " * goal.order)
         graph.executor.add_node(host)
         graph.executor.wake()
         client = ActionClient(ear.node, messages.Fibonacci, "vlm/execute")

@@ -4,11 +4,11 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from sensor_msgs.msg import CameraInfo, CompressedImage
 
-from vlm_spec_decode.bridge import diagnostics
-from vlm_spec_decode.bridge.camera_node import CameraNode
-from vlm_spec_decode.bridge.convert import to_seconds
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError, ImageError, RobotUnreachable
+from vlm_spec_decode.ros import diagnostics
+from vlm_spec_decode.ros.convert import to_seconds
+from vlm_spec_decode.ros.nodes.camera import CameraNode
 
 pytestmark = pytest.mark.ros
 

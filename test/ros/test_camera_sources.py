@@ -11,18 +11,19 @@ from rosbags.typesys import Stores, get_typestore
 from sensor_msgs.msg import CompressedImage
 from sensor_msgs.msg import Image as RawImage
 
-from test.bag.recorders import FRAMES, Message, messages, write_mcap, write_sqlite
-from test.bag.states import ros1_file, ros1_in_mcap
-from test.bag.test_video import bag as video_bag
-from test.bag.test_video import edge_px, encoded, go2
+from test.bags.recorders import FRAMES, Message, messages, write_mcap, write_sqlite
+from test.bags.states import ros1_file, ros1_in_mcap
+from test.bags.test_video import bag as video_bag
+from test.bags.test_video import edge_px, encoded, go2
 from test.core.encodings import MORE, PICTURES, shows_it, wanted_of
 from test.core.encodings import message as encoded_message
 from test.ros.conftest import Graph
-from vlm_spec_decode.bridge.camera_node import CameraNode
-from vlm_spec_decode.bridge.camera_sources import TimedCamera, TopicCamera, open_source, raw_image
-from vlm_spec_decode.bridge.convert import to_time
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import ConfigError, ImageError, RobotUnreachable
+from vlm_spec_decode.core.images import raw_image
+from vlm_spec_decode.ros.camera_sources import TimedCamera, TopicCamera, open_source
+from vlm_spec_decode.ros.convert import to_time
+from vlm_spec_decode.ros.nodes.camera import CameraNode
 
 pytestmark = pytest.mark.ros
 

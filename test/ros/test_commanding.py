@@ -17,9 +17,9 @@ from std_srvs.srv import SetBool
 
 from test.ros import NAMESPACE, ROS_DOMAIN
 from test.ros.test_vlm_node import stage  # noqa: F401
-from vlm_spec_decode import cli
 from vlm_spec_decode.actions.plan import Plan
-from vlm_spec_decode.bridge.requests import Request
+from vlm_spec_decode.cli import main as cli
+from vlm_spec_decode.mission.queue import MissionRequest
 
 pytestmark = pytest.mark.ros
 
@@ -38,7 +38,7 @@ class Asker:
         assert self.verdicts.wait_for_service(30)
 
     def ask(self, *arguments, **options):
-        self.requests.publish(String(data=Request(*arguments, **options).to_json()))
+        self.requests.publish(String(data=MissionRequest(*arguments, **options).to_json()))
 
     def acks(self, mission):
         found = [json.loads(message.data) for message in self.heard_acks]
@@ -238,7 +238,7 @@ def test_a_mission_that_is_left_to_itself_goes_on(start, vsd, eventually):
 
 def test_say_is_never_silent_about_what_it_waits_for(start, monkeypatch, capsys):
     monkeypatch.setenv("ROS_DOMAIN_ID", str(ROS_DOMAIN))
-    monkeypatch.setattr("vlm_spec_decode.demo.console.QUIET_S", 0.3)
+    monkeypatch.setattr("vlm_spec_decode.cli.console.QUIET_S", 0.3)
     start([["forward(0.5) ", "…"]])
     assert cli.main(["say", "go", "--timeout", "1.5", "--namespace", NAMESPACE]) == 1
     said = capsys.readouterr().out
@@ -248,7 +248,7 @@ def test_say_is_never_silent_about_what_it_waits_for(start, monkeypatch, capsys)
 
 
 def test_a_recorder_does_not_count_as_a_listener(graph, vsd, tmp_path, monkeypatch):
-    monkeypatch.setattr("vlm_spec_decode.demo.console.FIND_S", 2.0)
+    monkeypatch.setattr("vlm_spec_decode.cli.console.FIND_S", 2.0)
     node = graph.node("vsd_record")
     for topic in ("vlm/request", "vlm/withdraw", "vlm/heartbeat"):
         node.create_subscription(String, topic, print, 10)
@@ -300,7 +300,7 @@ def test_whatever_ends_say_ends_its_mission(start, eventually, monkeypatch, way)
 
 def test_an_interrupt_of_say_cancels_its_mission(start, vsd, eventually, monkeypatch):
     asker, _, _ = start([["forward(0.5) ", "…"]])
-    from vlm_spec_decode.bridge.operator import Operator
+    from vlm_spec_decode.ros.operator import Operator
 
     spin, told = Operator.spin, threading.Event()
 
@@ -317,7 +317,7 @@ def test_an_interrupt_of_say_cancels_its_mission(start, vsd, eventually, monkeyp
 
 
 def test_top_shows_what_was_said(start, vsd, eventually, monkeypatch):
-    monkeypatch.setattr("vlm_spec_decode.bridge.top.ONCE_S", 1.5)
+    monkeypatch.setattr("vlm_spec_decode.ros.status_board.ONCE_S", 1.5)
     asker, _, _ = start([["Ball ahead. done()"]])
     asker.ask("go", "one")
     assert eventually(lambda: "done" in asker.states("one"))

@@ -14,10 +14,10 @@ from std_msgs.msg import Bool, String
 
 from test.ros.test_locomotion_node import stage  # noqa: F401
 from vlm_spec_decode.actions.types import Forward
-from vlm_spec_decode.bridge.qos import LATCHED
-from vlm_spec_decode.bridge.surroundings import SensingDriver, Surroundings
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.robot.fake import FakeRobot
+from vlm_spec_decode.ros.obstacle_sensors import ObstacleSensors, SensingDriver
+from vlm_spec_decode.ros.qos import LATCHED
 
 pytestmark = pytest.mark.ros
 
@@ -208,7 +208,7 @@ def test_a_scan_that_has_waited_too_long_is_no_scan(stage, eventually, hand):  #
 def test_a_walking_robot_counts_what_it_has_gone_since_the_scan(graph):
     clock = VirtualClock(100.0)
     node = graph.node("locomotion_node", scan_topic="scan", obstacle_timeout_s=1.0)
-    surroundings = Surroundings(node, clock)
+    surroundings = ObstacleSensors(node, clock)
     robot = FakeRobot(clock)
     robot.start()
     scan = LaserScan(angle_min=-0.5, angle_increment=0.01, range_min=0.1, range_max=8.0, ranges=[1.35] * 100)

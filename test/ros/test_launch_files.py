@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from test.launch_files import declared_arguments
-from vlm_spec_decode import cli
-from vlm_spec_decode.bridge import launch_arguments
-from vlm_spec_decode.bridge.reference import PARAMETERS as DECLARED
+from vlm_spec_decode.cli import main as cli
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.sim.bodies import BODIES
+from vlm_spec_decode.ros import launch_arguments
+from vlm_spec_decode.ros.parameter_docs import PARAMETERS as DECLARED
+from vlm_spec_decode.sim.physics.bodies import BODIES
 
 ROOT = Path(__file__).parents[2]
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))
@@ -85,7 +85,7 @@ def test_what_is_started_gets_parameters_that_its_node_declares(path, monkeypatc
     from launch_ros.actions import Node
 
     from launch import LaunchContext
-    from vlm_spec_decode.bridge import launch_parts
+    from vlm_spec_decode.ros import launch as launch_parts
 
     module = load(path)
     monkeypatch.setattr(launch_parts, "get_package_share_directory", lambda _: str(ROOT))
@@ -108,7 +108,7 @@ def test_what_is_started_gets_parameters_that_its_node_declares(path, monkeypatc
 
 @needs_launch
 def test_a_walk_is_recorded_if_asked_for():
-    from vlm_spec_decode.bridge.launch_parts import Values, recorder
+    from vlm_spec_decode.ros.launch import Values, recorder
 
     assert recorder(Values({"record": ""})) == []
     (process,) = recorder(Values({"record": "~/walks/monday"}))
@@ -149,14 +149,14 @@ def parameters_of(node):
 
 def test_what_rviz_shows_is_what_launch_files_carry_into_a_namespace():
     shown = set(re.findall(r"Value: /(\S+)", (ROOT / "rviz" / "vlm.rviz").read_text()))
-    text = (ROOT / "vlm_spec_decode" / "bridge" / "launch_parts.py").read_text()
+    text = (ROOT / "vlm_spec_decode" / "ros" / "launch.py").read_text()
     assert set(ast.literal_eval(re.search(r"^SEEN = (\(.*\))$", text, re.MULTILINE).group(1))) == shown
 
 
 @needs_launch
 def test_what_cannot_be_meant_is_refused_by_name():
     from launch import LaunchContext
-    from vlm_spec_decode.bridge.launch_parts import Values, declare
+    from vlm_spec_decode.ros.launch import Values, declare
 
     context = LaunchContext()
     for action in declare(launch_arguments.MISSION):

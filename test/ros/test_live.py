@@ -3,22 +3,20 @@
 import pytest
 from std_msgs.msg import String
 
-from test.bag.walks import START_NS, plain_walk
-from test.bridge.scripted import ScriptedEngine
+from test.bags.walks import START_NS, plain_walk
 from test.ros import NAMESPACE, ROS_DOMAIN
 from test.ros.test_vlm_node import Source
+from test.ros_parts.scripted import ScriptedEngine
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.types import Done, Forward
-from vlm_spec_decode.bag.asker import questions
-from vlm_spec_decode.bag.cut import open_bag
-from vlm_spec_decode.bag.events import Events, Topics
-from vlm_spec_decode.bag.questions import AskPlan
-from vlm_spec_decode.bridge.qos import COMMAND
-from vlm_spec_decode.bridge.vlm_node import VlmNode
+from vlm_spec_decode.bags.events import Events, Topics
+from vlm_spec_decode.bags.questions import AskPlan, questions
+from vlm_spec_decode.bags.truncated_reader import open_bag
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.demo.live import LiveConfig, LivePlayer
-from vlm_spec_decode.demo.stand_in import StandIn
+from vlm_spec_decode.demo.live import FakeExecutor, LiveConfig, LivePlayer
+from vlm_spec_decode.ros.nodes.vlm import VlmNode
+from vlm_spec_decode.ros.qos import COMMAND
 
 pytestmark = pytest.mark.ros
 
@@ -60,7 +58,7 @@ def test_where_an_executor_is_nothing_is_replayed(graph, tmp_path):
 
 
 def test_the_stand_in_takes_its_time_and_takes_up_what_is_added():
-    robot = StandIn()
+    robot = FakeExecutor()
     assert robot.status(0.0) is None
     walk = Plan("m", 1, 0.0, 1, (Forward(0.5),))
     robot.take(walk, 10.0)

@@ -8,11 +8,11 @@ from std_srvs.srv import SetBool, Trigger
 
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import Done, Forward, StandUp, Turn
-from vlm_spec_decode.bridge import diagnostics
-from vlm_spec_decode.bridge.locomotion_node import LocomotionNode
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError, RobotError, RobotStale, RobotUnreachable
 from vlm_spec_decode.robot.fake import FakeRobot
+from vlm_spec_decode.ros import diagnostics
+from vlm_spec_decode.ros.nodes.locomotion import LocomotionNode
 
 pytestmark = pytest.mark.ros
 

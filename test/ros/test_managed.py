@@ -8,17 +8,17 @@ from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from std_msgs.msg import String
 
-from test.bridge.scripted import ScriptedEngine
 from test.ros import NAMESPACE
 from test.ros.test_locomotion_node import Commander, LateRobot
 from test.ros.test_vlm_node import Source
+from test.ros_parts.scripted import ScriptedEngine
 from vlm_spec_decode.actions.types import Forward
-from vlm_spec_decode.bridge.locomotion_node import LocomotionNode
-from vlm_spec_decode.bridge.managed import ManagedNode
-from vlm_spec_decode.bridge.vlm_node import VlmNode
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError, RobotError
 from vlm_spec_decode.robot.fake import FakeRobot
+from vlm_spec_decode.ros.lifecycle import ManagedNode
+from vlm_spec_decode.ros.nodes.locomotion import LocomotionNode
+from vlm_spec_decode.ros.nodes.vlm import VlmNode
 
 pytestmark = pytest.mark.ros
 

@@ -12,14 +12,21 @@ from visualization_msgs.msg import Marker, MarkerArray
 
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.types import Forward, Strafe, Turn
-from vlm_spec_decode.bridge.convert import from_compressed, to_compressed
-from vlm_spec_decode.bridge.markers import plan_markers, waypoints
-from vlm_spec_decode.bridge.monitor_node import FIGURES, MonitorNode
-from vlm_spec_decode.bridge.overlay import COLOURS, Caption, Piece, draw, pieces_of
-from vlm_spec_decode.bridge.qos import LATCHED
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.ros.convert import from_compressed, to_compressed
+from vlm_spec_decode.ros.nodes.monitor import FIGURES, MonitorNode
+from vlm_spec_decode.ros.qos import LATCHED
+from vlm_spec_decode.ros.visualization import (
+    COLOURS,
+    AnswerPiece,
+    Caption,
+    draw,
+    pieces_of,
+    plan_markers,
+    waypoints,
+)
 
 pytestmark = pytest.mark.ros
 
@@ -30,7 +37,10 @@ TRACE = {"strategy": "speculative", "total_s": 0.5, "time_to_first_action_s": 0.
 
 def test_the_overlay_holds_the_words_and_keeps_the_frames_size(image):
     plain = draw(image, Caption())
-    said = draw(image, Caption((Piece("Ball ahead. ", "accepted"), Piece("done()", "corrected")), "acting"))
+    said = draw(
+        image,
+        Caption((AnswerPiece("Ball ahead. ", "accepted"), AnswerPiece("done()", "corrected")), "acting"),
+    )
     assert (said.width, said.height) == (image.width, image.height)
     assert said.jpeg != plain.jpeg
     with pytest.raises(ImageError):
@@ -41,7 +51,7 @@ def test_a_wide_frame_is_shown_small_with_its_words_in_their_colours(image):
     buffer = io.BytesIO()
     PilImage.new("RGB", (1280, 720), (200, 200, 200)).save(buffer, "JPEG")
     wide = Image(buffer.getvalue(), 1280, 720)
-    said = draw(wide, Caption((Piece("Ball\nahead. " * 20, "accepted"),), "acting", source="estop"))
+    said = draw(wide, Caption((AnswerPiece("Ball\nahead. " * 20, "accepted"),), "acting", source="estop"))
     with PilImage.open(io.BytesIO(said.jpeg)) as opened:
         assert opened.size == (said.width, said.height) == (640, 360)
         pixels = np.asarray(opened.convert("RGB")).astype(int)
@@ -64,7 +74,7 @@ def test_pieces_are_the_answer_and_tell_drafts_from_corrections():
     assert "".join(piece.text for piece in pieces) == text
     assert {piece.kind for piece in pieces} == {"accepted", "corrected"} <= set(COLOURS)
     assert pieces[-1].kind == "accepted"
-    assert pieces_of(text, []) == (Piece(text),)
+    assert pieces_of(text, []) == (AnswerPiece(text),)
 
 
 def test_a_plan_leads_where_its_actions_lead():
@@ -133,6 +143,6 @@ def test_what_the_draft_alone_says_has_its_own_colour(graph, eventually):
         return part.caption.pieces
 
     assert eventually(told)
-    assert part.caption.pieces == (Piece("turn(20)", "drafted"),)
+    assert part.caption.pieces == (AnswerPiece("turn(20)", "drafted"),)
     statuses.publish(String(data=json.dumps(status | {"reason": ""})))
     assert eventually(lambda: told() and told()[0].kind == "committed")

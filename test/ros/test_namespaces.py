@@ -4,9 +4,9 @@ import pytest
 
 from test.ros.test_locomotion_node import Commander
 from vlm_spec_decode.actions.types import Forward
-from vlm_spec_decode.bridge.locomotion_node import LocomotionNode
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.robot.fake import FakeRobot
+from vlm_spec_decode.ros.nodes.locomotion import LocomotionNode
 
 pytestmark = pytest.mark.ros
 

@@ -14,7 +14,7 @@ from test.ros.processes import ROOT
 from test.simulator import dds_domain
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import Done, Forward, Turn
-from vlm_spec_decode.bridge.convert import from_compressed
+from vlm_spec_decode.ros.convert import from_compressed
 
 pytestmark = [pytest.mark.ros, pytest.mark.dds, pytest.mark.sim, pytest.mark.slow]
 

@@ -5,11 +5,11 @@ import itertools
 import pytest
 from rclpy.parameter import Parameter as RosParameter
 
-from vlm_spec_decode.bridge import node_arguments
-from vlm_spec_decode.bridge.node_settings import NODES, settings
-from vlm_spec_decode.bridge.parameters import Parameter, Parameters
-from vlm_spec_decode.bridge.reference import PARAMETERS
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.ros import node_arguments
+from vlm_spec_decode.ros.node_parameters import NODES, settings
+from vlm_spec_decode.ros.parameter_docs import PARAMETERS
+from vlm_spec_decode.ros.params import Parameter, Parameters
 
 pytestmark = pytest.mark.ros
 

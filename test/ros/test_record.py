@@ -12,12 +12,12 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
 from test.ros import NAMESPACE, ROS_DOMAIN
-from vlm_spec_decode.bridge.convert import to_compressed
-from vlm_spec_decode.bridge.qos import COMMAND, LATCHED, REQUEST
-from vlm_spec_decode.bridge.requests import Ack, Request
+from vlm_spec_decode.bags.record_config import OURS, RecordConfig
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.demo.record import OURS, RecordConfig
-from vlm_spec_decode.demo.recorder import Arrivals, Recorder, message_type, modes_for
+from vlm_spec_decode.mission.queue import Ack, MissionRequest
+from vlm_spec_decode.ros.convert import to_compressed
+from vlm_spec_decode.ros.qos import COMMAND, LATCHED, REQUEST
+from vlm_spec_decode.ros.recorder import Arrivals, Recorder, message_type, modes_for
 
 pytestmark = pytest.mark.ros
 
@@ -242,7 +242,7 @@ def test_a_request_of_a_process_that_lives_for_a_moment_is_recorded(graph, tmp_p
     assert spin(acks.get_subscription_count)
     asker = graph.node("asker")
     request = asker.create_publisher(String, "vlm/request", REQUEST)
-    request.publish(String(data=Request("go", "one").to_json()))
+    request.publish(String(data=MissionRequest("go", "one").to_json()))
     graph.start(asker)
     assert spin(lambda: any(name.endswith("request") for name in recorder.counts))
     acks.publish(String(data=Ack("taken", "one").to_json()))

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from test.bridge.scripted import ScriptedEngine
 from test.ros import NAMESPACE
 from test.ros.test_camera_node import FakeCamera
 from test.ros.test_vlm_node import Source
-from vlm_spec_decode.bridge import reference
-from vlm_spec_decode.bridge.camera_node import CameraNode
-from vlm_spec_decode.bridge.locomotion_node import LocomotionNode
-from vlm_spec_decode.bridge.monitor_node import MonitorNode
-from vlm_spec_decode.bridge.vlm_node import VlmNode
+from test.ros_parts.scripted import ScriptedEngine
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.robot.fake import FakeRobot
+from vlm_spec_decode.ros import parameter_docs as reference
+from vlm_spec_decode.ros.nodes.camera import CameraNode
+from vlm_spec_decode.ros.nodes.locomotion import LocomotionNode
+from vlm_spec_decode.ros.nodes.monitor import MonitorNode
+from vlm_spec_decode.ros.nodes.vlm import VlmNode
 
 pytestmark = pytest.mark.ros
 
@@ -24,7 +24,7 @@ OF_EVERY_NODE = {"/parameter_events", "/rosout", "/tf", "/tf_static"}
 
 def test_the_page_is_what_the_nodes_declare():
     assert (ROOT / "docs" / "parameters.md").read_text() == reference.page(), (
-        "run: python -m vlm_spec_decode.bridge.reference > docs/parameters.md"
+        "run: python -m vlm_spec_decode.ros.parameter_docs > docs/parameters.md"
     )
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from test.launch_files import declared_arguments
 from vlm_spec_decode.actions.limits import SafetyLimits
-from vlm_spec_decode.bridge.reference import PARAMETERS
+from vlm_spec_decode.ros.parameter_docs import PARAMETERS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "safety.md").read_text()

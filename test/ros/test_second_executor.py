@@ -15,13 +15,13 @@ from test.ros.test_velocity_robot import Platform
 from test.simulator import dds_domain
 from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.actions.types import Forward
-from vlm_spec_decode.bridge.lease_topic import TopicBoard
-from vlm_spec_decode.bridge.locomotion_node import LocomotionNode
-from vlm_spec_decode.bridge.velocity_robot import VelocityRobot
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import RobotHeld
 from vlm_spec_decode.robot.fake import FakeRobot
 from vlm_spec_decode.robot.lease import Claim
+from vlm_spec_decode.ros.lease_topic import TopicBoard
+from vlm_spec_decode.ros.nodes.locomotion import LocomotionNode
+from vlm_spec_decode.ros.velocity_robot import VelocityRobot
 
 pytestmark = pytest.mark.ros
 
@@ -86,7 +86,7 @@ def test_a_robot_in_a_namespace_of_its_own_is_not_refused(stage, graph, eventual
 
 
 def test_one_base_behind_cmd_vel_has_one_executor_whatever_their_namespaces(graph, eventually, monkeypatch):
-    monkeypatch.setattr("vlm_spec_decode.bridge.velocity_robot.STALE_S", 4.0)
+    monkeypatch.setattr("vlm_spec_decode.ros.velocity_robot.STALE_S", 4.0)
     platform = Platform(graph)
     places = f"{NAMESPACE}/odom"
     failures = {"": [], "/other": []}

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm_spec_decode.bridge import obstacles, surroundings
+from vlm_spec_decode.ros import obstacle_sensors as surroundings
+from vlm_spec_decode.ros import range_processing as obstacles
 
 FOLDER = str(Path(__file__).parents[2] / "benchmarks")
 pytestmark = pytest.mark.ros

@@ -9,16 +9,16 @@ import time
 
 import pytest
 
-from vlm_spec_decode.bridge import spin
 from vlm_spec_decode.core.errors import CloudUnreachable, RobotUnreachable
+from vlm_spec_decode.ros import process as spin
 
 pytestmark = pytest.mark.ros
 
 PROGRAM = """
 import sys, threading, time
 from pathlib import Path
-from vlm_spec_decode.bridge.spin import run_node
-from vlm_spec_decode.bridge.stamps import STEADY
+from vlm_spec_decode.ros.process import run_node
+from vlm_spec_decode.ros.stamps import STEADY
 from vlm_spec_decode.core.errors import CloudUnreachable, RobotUnreachable
 
 log = Path(sys.argv[1])

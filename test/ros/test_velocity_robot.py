@@ -12,11 +12,11 @@ from sensor_msgs.msg import BatteryState
 
 from test.ros.test_locomotion_node import Commander
 from vlm_spec_decode.actions.types import Done, Forward, Hello, Turn
-from vlm_spec_decode.bridge import velocity_robot
-from vlm_spec_decode.bridge.convert import to_quaternion
-from vlm_spec_decode.bridge.locomotion_node import LocomotionNode
-from vlm_spec_decode.bridge.velocity_robot import Charge, VelocityRobot, to_angles
 from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.ros import velocity_robot
+from vlm_spec_decode.ros.convert import to_quaternion
+from vlm_spec_decode.ros.nodes.locomotion import LocomotionNode
+from vlm_spec_decode.ros.velocity_robot import Charge, VelocityRobot, to_angles
 
 pytestmark = pytest.mark.ros
 

@@ -9,13 +9,13 @@ from PIL import Image as PilImage
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
-from test.bridge.scripted import EchoExecutor, ScriptedEngine
+from test.ros_parts.scripted import EchoExecutor, ScriptedEngine
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
-from vlm_spec_decode.bridge import diagnostics
-from vlm_spec_decode.bridge.convert import to_compressed
-from vlm_spec_decode.bridge.vlm_node import VlmNode
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudRefused, CloudUnreachable, ConfigError
+from vlm_spec_decode.ros import diagnostics
+from vlm_spec_decode.ros.convert import to_compressed
+from vlm_spec_decode.ros.nodes.vlm import VlmNode
 
 pytestmark = pytest.mark.ros
 

@@ -15,18 +15,18 @@ import pytest
 from test.physical_body import needs_physical_body
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ConfigError, SceneError
-from vlm_spec_decode.sim import physical_assets
-from vlm_spec_decode.sim.bodies import check_body, make_world
-from vlm_spec_decode.sim.body import GO2_LIMITS
-from vlm_spec_decode.sim.faults import FaultSchedule, parse_fault
+from vlm_spec_decode.sim.go2.faults import FaultSchedule, parse_fault
+from vlm_spec_decode.sim.go2.robot import SimulatedRobot
+from vlm_spec_decode.sim.go2.state_machine import StateCode, StateRequest
 from vlm_spec_decode.sim.headless import HeadlessGo2
-from vlm_spec_decode.sim.physical import PHYSICAL_LIMITS, PhysicalWorld
-from vlm_spec_decode.sim.physical_assets import find_assets
-from vlm_spec_decode.sim.physical_mjcf import build
-from vlm_spec_decode.sim.scene import Pose2D, Scene, SceneObject
-from vlm_spec_decode.sim.server_robot import SimulatedRobot
-from vlm_spec_decode.sim.statemachine_tables import Ask, Code
-from vlm_spec_decode.sim.walking_policy import VelocityTrim, WalkingPolicy
+from vlm_spec_decode.sim.objects import SceneObject
+from vlm_spec_decode.sim.physics import physical_model as physical_assets
+from vlm_spec_decode.sim.physics.base import GO2_LIMITS
+from vlm_spec_decode.sim.physics.bodies import check_body, make_world
+from vlm_spec_decode.sim.physics.physical_body import VelocityTrim, WalkingPolicy
+from vlm_spec_decode.sim.physics.physical_model import build, find_assets
+from vlm_spec_decode.sim.physics.physical_world import PHYSICAL_LIMITS, PhysicalWorld
+from vlm_spec_decode.sim.scene import Pose2D, Scene
 
 ORIGIN = Pose2D(0.0, 0.0, 0.0)
 HALL = Scene(0, 12.0, 12.0, (), ORIGIN)
@@ -161,7 +161,7 @@ class TestPostures:
         world.topple()
         go2.clock.sleep(1.5)
         state = go2.state()
-        assert state.code == Code.DAMPING
+        assert state.code == StateCode.DAMPING
         assert abs(state.roll_rad) > 1.0
         go2.move(0.5, 0.0, 0.0)
         assert not go2.state().can_walk
@@ -174,7 +174,7 @@ class TestPostures:
     def test_a_state_waits_for_a_body_that_is_late(self, world: PhysicalWorld) -> None:
         clock = VirtualClock()
         robot = SimulatedRobot(
-            world, clock, FaultSchedule([parse_fault("fall@0.5")], 0.0), code=Code.BALANCE_STAND
+            world, clock, FaultSchedule([parse_fault("fall@0.5")], 0.0), code=StateCode.BALANCE_STAND
         )
         robot.arm_faults()
         codes = []
@@ -182,10 +182,10 @@ class TestPostures:
             clock.sleep(0.02)
             robot.tick()
             codes.append(robot.snapshot().code)
-        assert codes[-1] == Code.DAMPING
+        assert codes[-1] == StateCode.DAMPING
         assert world.has_fallen
-        assert robot.ask(Ask.RECOVERY_STAND)
-        while robot.snapshot().code != Code.BALANCE_STAND:
+        assert robot.ask(StateRequest.RECOVERY_STAND)
+        while robot.snapshot().code != StateCode.BALANCE_STAND:
             assert clock.now() < 10.0
             clock.sleep(0.02)
             robot.tick()

@@ -12,14 +12,13 @@ from PIL import Image
 
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.sim.faults import FaultSchedule, parse_fault
-from vlm_spec_decode.sim.scene import Pose2D, Scene, SceneObject
-from vlm_spec_decode.sim.server_robot import SimulatedRobot
-from vlm_spec_decode.sim.server_truth import PathRecorder
-from vlm_spec_decode.sim.server_view import save_view
-from vlm_spec_decode.sim.services import SportService, SwitcherService
-from vlm_spec_decode.sim.services_avoid import AvoidService
-from vlm_spec_decode.sim.statemachine_tables import Code
+from vlm_spec_decode.sim.go2.faults import FaultSchedule, parse_fault
+from vlm_spec_decode.sim.go2.robot import SimulatedRobot
+from vlm_spec_decode.sim.go2.services import AvoidService, SportService, SwitcherService
+from vlm_spec_decode.sim.go2.state_machine import StateCode
+from vlm_spec_decode.sim.ground_truth import PathRecorder, save_view
+from vlm_spec_decode.sim.objects import SceneObject
+from vlm_spec_decode.sim.scene import Pose2D, Scene
 from vlm_spec_decode.sim.world import World
 
 pytestmark = pytest.mark.sim
@@ -29,7 +28,7 @@ class Bench:
     """A standing robot in an empty room, or one with a box 2 m ahead, and its services."""
 
     def __init__(
-        self, *faults: str, box: bool = False, code: Code = Code.BALANCE_STAND, drift: float = 0.0
+        self, *faults: str, box: bool = False, code: StateCode = StateCode.BALANCE_STAND, drift: float = 0.0
     ) -> None:
         objects = (SceneObject("red box", "box", "red", 2.0, 0.0),) if box else ()
         scene = Scene(0, 10.0, 10.0, objects, Pose2D(0.0, 0.0, 0.5 if not box else 0.0))
@@ -88,7 +87,7 @@ def test_bad_parameters_return_3204_and_change_nothing(api_id: int, parameter: s
 
 
 def test_a_posture_from_the_wrong_state_returns_4206() -> None:
-    bench = Bench(code=Code.SIT)
+    bench = Bench(code=StateCode.SIT)
     assert bench.call(1004) == 4206
     assert bench.call(1010) == 0
     bench.pass_time(1.2)

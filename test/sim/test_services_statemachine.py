@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import pytest
 
-from vlm_spec_decode.sim.statemachine import SportStateMachine
-from vlm_spec_decode.sim.statemachine_tables import ATTITUDES, FALLEN, RULES, Ask, Code
+from vlm_spec_decode.sim.go2.state_machine import (
+    ATTITUDES,
+    FALLEN,
+    RULES,
+    SportStateMachine,
+    StateCode,
+    StateRequest,
+)
 
 
 def walking() -> SportStateMachine:
-    return SportStateMachine(0.0, Code.BALANCE_STAND)
+    return SportStateMachine(0.0, StateCode.BALANCE_STAND)
 
 
 def test_stand_up_locks_the_joints_until_balance_stand() -> None:
     machine = SportStateMachine()
-    assert machine.code is Code.DAMPING
-    assert machine.ask(Ask.STAND_UP, 0.0)
+    assert machine.code is StateCode.DAMPING
+    assert machine.ask(StateRequest.STAND_UP, 0.0)
     assert not machine.move(0.5, 0.0, 0.0, 0.5)
     assert machine.advance(2.0).attitude.height_m == pytest.approx(0.33)
-    assert machine.code is Code.STANDING_LOCK
+    assert machine.code is StateCode.STANDING_LOCK
     assert not machine.move(0.5, 0.0, 0.0, 2.0)
     assert machine.advance(2.1).vx_mps == 0.0
-    assert machine.ask(Ask.BALANCE_STAND, 2.2)
+    assert machine.ask(StateRequest.BALANCE_STAND, 2.2)
     machine.advance(3.0)
-    assert machine.code is Code.BALANCE_STAND
+    assert machine.code is StateCode.BALANCE_STAND
     assert machine.move(0.5, 0.0, 0.0, 3.0)
-    assert machine.code is Code.WALK
+    assert machine.code is StateCode.WALK
 
 
 def test_one_move_holds_for_one_second_then_the_state_returns() -> None:
@@ -33,11 +39,11 @@ def test_one_move_holds_for_one_second_then_the_state_returns() -> None:
     machine.move(0.5, -0.1, 0.2, 0.0)
     command = machine.advance(0.99)
     assert (command.vx_mps, command.vy_mps, command.vyaw_radps) == (0.5, -0.1, 0.2)
-    assert machine.code is Code.WALK
+    assert machine.code is StateCode.WALK
     assert machine.advance(1.0).vx_mps == 0.0
-    assert machine.code is Code.WALK
+    assert machine.code is StateCode.WALK
     machine.advance(1.31)
-    assert machine.code is Code.BALANCE_STAND
+    assert machine.code is StateCode.BALANCE_STAND
 
 
 @pytest.mark.parametrize("zero_move", [True, False])
@@ -47,7 +53,7 @@ def test_stop_move_and_a_zero_move_end_the_motion(zero_move: bool) -> None:
     assert machine.move(0.0, 0.0, 0.0, 0.2) if zero_move else machine.stop(0.2)
     assert machine.advance(0.2).vx_mps == 0.0
     machine.advance(0.51)
-    assert machine.code is Code.BALANCE_STAND
+    assert machine.code is StateCode.BALANCE_STAND
 
 
 def test_velocities_out_of_range_are_clamped_to_the_vendors_limits() -> None:
@@ -62,41 +68,47 @@ def test_velocities_out_of_range_are_clamped_to_the_vendors_limits() -> None:
 
 def test_sit_is_left_only_through_rise_sit() -> None:
     machine = walking()
-    assert machine.ask(Ask.SIT, 0.0)
+    assert machine.ask(StateRequest.SIT, 0.0)
     assert not machine.move(0.5, 0.0, 0.0, 0.5)
     machine.advance(1.1)
-    assert machine.code is Code.SIT
-    refused = (Ask.STAND_UP, Ask.BALANCE_STAND, Ask.RECOVERY_STAND, Ask.STAND_DOWN, Ask.HELLO)
+    assert machine.code is StateCode.SIT
+    refused = (
+        StateRequest.STAND_UP,
+        StateRequest.BALANCE_STAND,
+        StateRequest.RECOVERY_STAND,
+        StateRequest.STAND_DOWN,
+        StateRequest.HELLO,
+    )
     assert not any(machine.ask(ask, 1.2) for ask in refused)
-    assert machine.ask(Ask.RISE_SIT, 1.3)
+    assert machine.ask(StateRequest.RISE_SIT, 1.3)
     machine.advance(2.4)
-    assert machine.code is Code.BALANCE_STAND
+    assert machine.code is StateCode.BALANCE_STAND
 
 
-@pytest.mark.parametrize("act", [Ask.HELLO, Ask.STRETCH, Ask.DANCE1])
-def test_an_act_reports_1006_to_its_end_and_takes_nothing_meanwhile(act: Ask) -> None:
+@pytest.mark.parametrize("act", [StateRequest.HELLO, StateRequest.STRETCH, StateRequest.DANCE1])
+def test_an_act_reports_1006_to_its_end_and_takes_nothing_meanwhile(act: StateRequest) -> None:
     machine = walking()
     assert machine.ask(act, 0.0)
     end_s = RULES[act].duration_s
     machine.advance(end_s - 0.1)
-    assert machine.code is Code.ACTING
+    assert machine.code is StateCode.ACTING
     assert 0.9 < machine.progress(end_s - 0.1) < 1.0
     assert not machine.move(0.5, 0.0, 0.0, end_s - 0.1)
-    assert not machine.ask(Ask.SIT, end_s - 0.1)
+    assert not machine.ask(StateRequest.SIT, end_s - 0.1)
     assert machine.stop(end_s - 0.1)
     machine.advance(end_s + 0.01)
-    assert machine.code is Code.BALANCE_STAND
+    assert machine.code is StateCode.BALANCE_STAND
 
 
 def test_damp_goes_from_anywhere_and_the_robot_sinks() -> None:
-    for code in Code:
+    for code in StateCode:
         machine = SportStateMachine(0.0, code)
         machine.move(1.0, 0.0, 0.0, 0.0)
-        assert machine.ask(Ask.DAMP, 0.1)
-        assert machine.code is Code.DAMPING
+        assert machine.ask(StateRequest.DAMP, 0.1)
+        assert machine.code is StateCode.DAMPING
         command = machine.advance(1.0)
         assert command.vx_mps == 0.0
-        assert command.attitude == ATTITUDES[Code.DAMPING]
+        assert command.attitude == ATTITUDES[StateCode.DAMPING]
 
 
 def test_only_recovery_stand_helps_after_a_fall() -> None:
@@ -104,13 +116,13 @@ def test_only_recovery_stand_helps_after_a_fall() -> None:
     machine.move(1.0, 0.0, 0.0, 0.0)
     machine.fall(0.1)
     assert machine.advance(1.0).attitude == FALLEN
-    assert machine.code is Code.DAMPING
-    assert machine.ask(Ask.DAMP, 1.1)
+    assert machine.code is StateCode.DAMPING
+    assert machine.ask(StateRequest.DAMP, 1.1)
     assert machine.advance(2.0).attitude == FALLEN
-    assert not machine.ask(Ask.STAND_UP, 2.0)
-    assert machine.ask(Ask.RECOVERY_STAND, 2.1)
+    assert not machine.ask(StateRequest.STAND_UP, 2.0)
+    assert machine.ask(StateRequest.RECOVERY_STAND, 2.1)
     assert machine.advance(3.7).attitude.roll_rad == 0.0
-    assert machine.code is Code.BALANCE_STAND
+    assert machine.code is StateCode.BALANCE_STAND
     assert not machine.fallen
 
 
@@ -121,9 +133,9 @@ def test_look_tilts_the_body_and_balance_stand_levels_it() -> None:
     assert (attitude.pitch_rad, attitude.yaw_rad) == (0.3, 0.6)
     machine.move(0.5, 0.0, 0.0, 0.6)
     assert machine.advance(0.7).attitude.pitch_rad == 0.3
-    assert machine.ask(Ask.BALANCE_STAND, 2.0)
+    assert machine.ask(StateRequest.BALANCE_STAND, 2.0)
     assert machine.advance(3.0).attitude.pitch_rad == 0.0
-    assert machine.ask(Ask.STAND_UP, 3.0)
+    assert machine.ask(StateRequest.STAND_UP, 3.0)
     machine.advance(5.0)
     assert not machine.look(0.0, 0.3, 0.0, 5.0)
 
@@ -133,13 +145,13 @@ def test_looking_while_the_walk_ends_blocks_no_later_request() -> None:
     machine.move(0.5, 0.0, 0.0, 0.0)
     machine.look(0.0, 0.2, 0.0, 1.2)
     machine.advance(1.35)
-    assert machine.code is Code.BALANCE_STAND
+    assert machine.code is StateCode.BALANCE_STAND
     assert machine.move(0.5, 0.0, 0.0, 1.36)
 
 
 def test_a_gait_is_what_walking_reports() -> None:
     machine = walking()
-    assert machine.set_gait(Code.RUN, 0.0)
+    assert machine.set_gait(StateCode.RUN, 0.0)
     machine.move(1.0, 0.0, 0.0, 0.0)
-    assert machine.code is Code.RUN
-    assert not SportStateMachine().set_gait(Code.RUN, 0.0)
+    assert machine.code is StateCode.RUN
+    assert not SportStateMachine().set_gait(StateCode.RUN, 0.0)

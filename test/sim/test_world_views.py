@@ -8,8 +8,9 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from vlm_spec_decode.sim.scene import Pose2D, Scene, SceneObject
-from vlm_spec_decode.sim.views import Views, save_gif, save_png, third_person, top_down
+from vlm_spec_decode.sim.objects import SceneObject
+from vlm_spec_decode.sim.render.views import WorldViews, save_gif, save_png, third_person, top_down
+from vlm_spec_decode.sim.scene import Pose2D, Scene
 from vlm_spec_decode.sim.world import World
 
 pytestmark = pytest.mark.sim
@@ -25,8 +26,8 @@ PX_PER_M = 400 / 6.9
 
 
 @pytest.fixture(scope="module")
-def views() -> Iterator[Views]:
-    made = Views(World(SCENE), width_px=400, height_px=400, quality="fast")
+def views() -> Iterator[WorldViews]:
+    made = WorldViews(World(SCENE), width_px=400, height_px=400, quality="fast")
     yield made
     made.close()
 
@@ -36,7 +37,7 @@ def pixel(picture: np.ndarray, x_m: float, y_m: float) -> np.ndarray:
     return picture[round(height / 2 - y_m * PX_PER_M), round(width / 2 + x_m * PX_PER_M)].astype(int)
 
 
-def test_things_are_where_they_are_seen_from_above(views: Views) -> None:
+def test_things_are_where_they_are_seen_from_above(views: WorldViews) -> None:
     picture = views.top_down(World(SCENE), width_px=400)
     assert picture.shape == (int(5.9 * PX_PER_M), 400, 3)
     red, blue = pixel(picture, 2.0, 1.15), pixel(picture, -1.0, -1.5)
@@ -46,7 +47,7 @@ def test_things_are_where_they_are_seen_from_above(views: Views) -> None:
     assert paper.min() > 230
 
 
-def test_path_and_robot_are_drawn_over_the_floor(views: Views) -> None:
+def test_path_and_robot_are_drawn_over_the_floor(views: WorldViews) -> None:
     world = World(SCENE, pose=Pose2D(0.5, -0.5, math.pi / 2))
     bare = views.top_down(world, width_px=400)
     path = [Pose2D(-2.0, 1.5), Pose2D(-0.5, 1.5), Pose2D(0.5, -0.5)]
@@ -58,7 +59,7 @@ def test_path_and_robot_are_drawn_over_the_floor(views: Views) -> None:
     assert arrow.max() < 90, "the arrow points where the robot faces"
 
 
-def test_target_gets_a_ring(views: Views) -> None:
+def test_target_gets_a_ring(views: WorldViews) -> None:
     world = World(SCENE)
     plain, ringed = (
         views.top_down(world, width_px=400),
@@ -69,7 +70,7 @@ def test_target_gets_a_ring(views: Views) -> None:
     assert ys.min() == pytest.approx(plain.shape[0] / 2 + (1.5 - 0.32) * PX_PER_M, abs=4)
 
 
-def test_third_person_shows_the_robot_and_leaves_walls_behind_the_lens_out(views: Views) -> None:
+def test_third_person_shows_the_robot_and_leaves_walls_behind_the_lens_out(views: WorldViews) -> None:
     world = World(SCENE, pose=Pose2D(-2.5, 0.0, 0.0))
     picture = views.third_person(world, width_px=300, height_px=200)
     assert picture.shape == (200, 300, 3)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from vlm_spec_decode.core.chance import KeyedChance
 from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.decoding.counter_rng import KeyedCounterRng
 
 Law = dict[Tokens, Fraction]
 
@@ -58,7 +58,7 @@ def law_of(patch: pytest.MonkeyPatch, answer: Callable[[], Tokens]) -> Law:
     """Return the exact law of what `answer` returns over all draws of the rejection rule."""
     paths = Paths()
 
-    def index(self: KeyedChance, weights: Any, role: str, prefix: Tokens, attempt: int = 0) -> int:
+    def index(self: KeyedCounterRng, weights: Any, role: str, prefix: Tokens, attempt: int = 0) -> int:
         whole = int(sum(weights.tolist()))
         chances = [(i, Fraction(int(w), whole)) for i, w in enumerate(weights.tolist())]
         return paths.fork((role, prefix, attempt), chances)
@@ -69,8 +69,8 @@ def law_of(patch: pytest.MonkeyPatch, answer: Callable[[], Tokens]) -> Law:
 
     law: Law = defaultdict(Fraction)
     with patch.context() as scoped:
-        scoped.setattr(KeyedChance, "index", index)
-        scoped.setattr(KeyedChance, "happens", happens)
+        scoped.setattr(KeyedCounterRng, "index", index)
+        scoped.setattr(KeyedCounterRng, "happens", happens)
         while True:
             tokens = answer()
             law[tokens] += paths.probability

@@ -6,13 +6,12 @@ from itertools import pairwise
 
 import pytest
 
-from vlm_spec_decode.bench.run import Outcome, Setup, decode
+from vlm_spec_decode.bench.run import Outcome, RunSetup, decode
 from vlm_spec_decode.bench.synthetic import PairSpec, pair
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import Observation, SamplingParams
-from vlm_spec_decode.strategies.branches import allocation
-from vlm_spec_decode.strategies.estimates import StepCost, Window
-from vlm_spec_decode.strategies.multi_branch import branch_budget
+from vlm_spec_decode.strategies.estimators import StepCost, VerdictTime
+from vlm_spec_decode.strategies.multi_branch import allocation, branch_budget
 
 AGX_ORIN = HardwareProfile("AGX Orin, 32B", 24.25, 72, 87, 145, 8.7)
 WIRED = LinkProfile("15 ms", 15, 100, 100)
@@ -21,7 +20,7 @@ WIRED = LinkProfile("15 ms", 15, 100, 100)
 def answers(name: str, acceptance: float, temperature: float = 0.0) -> list[Outcome]:
     params = SamplingParams(temperature, max_tokens=40)
     pairs = (pair(PairSpec(acceptance, seed=seed)) for seed in range(3))
-    return [decode(Setup(name, AGX_ORIN, WIRED), d, t, Observation(None, "go"), params) for d, t in pairs]
+    return [decode(RunSetup(name, AGX_ORIN, WIRED), d, t, Observation(None, "go"), params) for d, t in pairs]
 
 
 def test_branches_fall_geometrically_and_go_where_something_may_be_said() -> None:
@@ -45,7 +44,7 @@ def test_the_budget_is_what_the_window_holds() -> None:
 
 
 def test_the_window_forgets_the_first_pass_which_read_the_prompt() -> None:
-    window = Window()
+    window = VerdictTime()
     assert window.seconds == 0
     window.learn(0.16, 0.145)
     assert window.seconds == pytest.approx(0.16)

@@ -13,12 +13,19 @@ import numpy as np
 import pytest
 
 from test.tables import STOP, TABLES, TARGET, Table, TableModel
-from vlm_spec_decode.core import sampling
 from vlm_spec_decode.core.clock import VirtualClock
-from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.session import Session
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Observation, SamplingParams, Tokens
-from vlm_spec_decode.edge.local import LocalVerifier
+from vlm_spec_decode.core.types import (
+    AnswerRequest,
+    Commit,
+    DraftMessage,
+    Observation,
+    SamplingParams,
+    Tokens,
+)
+from vlm_spec_decode.decoding import sampling
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.decoding.session import Session
+from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import STRATEGIES, strategy
 
@@ -95,9 +102,9 @@ def test_a_poor_draft_costs_passes_and_never_truth() -> None:
 
 
 DRAFTS = (
-    Draft(1, 0, 0, 1, (0, 1, 1), (0, 1, 0)),
-    Draft(1, 0, 0, 4, (0, 2, 1), (3, 3, 2)),
-    Draft(1, 0, 1, 7, (1, 0), (0, 7)),
+    DraftMessage(1, 0, 0, 1, (0, 1, 1), (0, 1, 0)),
+    DraftMessage(1, 0, 0, 4, (0, 2, 1), (3, 3, 2)),
+    DraftMessage(1, 0, 1, 7, (1, 0), (0, 7)),
 )
 
 
@@ -131,10 +138,10 @@ class _Greedy:
 def test_drafts_of_another_epoch_or_answer_are_not_heard() -> None:
     request = AnswerRequest(1, OBSERVATION, PARAMS, "speculative", epoch=2)
     session = Session(request, TableModel(TARGET).open(OBSERVATION), strategy("speculative").cloud())
-    session.receive(Draft(1, 1, 0, 1, (0,), (0,)))
-    session.receive(Draft(2, 2, 0, 1, (0,), (0,)))
+    session.receive(DraftMessage(1, 1, 0, 1, (0,), (0,)))
+    session.receive(DraftMessage(2, 2, 0, 1, (0,), (0,)))
     assert session.plan() is None
-    session.receive(Draft(1, 2, 0, 1, (0,), (0,)))
+    session.receive(DraftMessage(1, 2, 0, 1, (0,), (0,)))
     assert session.plan() is not None
 
 

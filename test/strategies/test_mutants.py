@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from test.core import test_tree
+from test.decoding import test_tree
 from test.protocol import test_hostile_link as hostile
 from test.strategies import test_exact as exact
-from vlm_spec_decode.cloud.entry import Entry
-from vlm_spec_decode.core import sampling, session, verify
+from vlm_spec_decode.cloud.requests import ServerRequest
 from vlm_spec_decode.core.errors import CloudTimeout
-from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.session import Session
-from vlm_spec_decode.core.tree import SpeculationTree
 from vlm_spec_decode.core.types import Commit, SamplingParams
+from vlm_spec_decode.decoding import sampling, session, verify
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.decoding.session import Session
+from vlm_spec_decode.decoding.tree import SpeculationTree
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -72,7 +72,7 @@ def max_tokens_ignored(patch: pytest.MonkeyPatch) -> None:
 
 
 def image_name_trusted(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Entry, "digest_of_received", lambda self: self.message.image_digest)
+    patch.setattr(ServerRequest, "digest_of_received", lambda self: self.message.image_digest)
 
 
 def _without_limit(logits: Any, tokens: Any, parents: Any, start: int, params: Any) -> verify.Verdict:

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 
-from vlm_spec_decode.bench.run import Outcome, Setup, decode
+from vlm_spec_decode.bench.run import Outcome, RunSetup, decode
 from vlm_spec_decode.bench.synthetic import PairSpec, pair
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import Observation, SamplingParams
@@ -28,7 +28,7 @@ def answers(
 ) -> list[Outcome]:
     link = LinkProfile("link", rtt_ms, 100, 100)
     helper = strategy.endswith("+") or strategy == "colocated"
-    setup = Setup(strategy.rstrip("+"), hardware, link, objective=objective, has_helper=helper)
+    setup = RunSetup(strategy.rstrip("+"), hardware, link, objective=objective, has_helper=helper)
     pairs = (pair(PairSpec(acceptance, seed=seed)) for seed in range(2))
     return [decode(setup, draft, target, Observation(None, "go"), PARAMS) for draft, target in pairs]
 

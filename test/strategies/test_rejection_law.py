@@ -12,17 +12,13 @@ import pytest
 
 from test.strategies.random_paths import Law, law_of
 from test.tables import STOP, TABLES, TARGET, Table, TableModel, table_of
-from vlm_spec_decode.core import rejection
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import CloudTimeout
-from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.session import Helper, Session
-from vlm_spec_decode.core.sparse import P_UNIT, cut_bias_bound, weights
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
     Correction,
-    Draft,
+    DraftMessage,
     Event,
     Hint,
     Observation,
@@ -30,6 +26,10 @@ from vlm_spec_decode.core.types import (
     SparseTarget,
     Tokens,
 )
+from vlm_spec_decode.decoding import rejection
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.decoding.session import ColocatedDraft, Session
+from vlm_spec_decode.decoding.sparse import P_UNIT, cut_bias_bound, weights
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import STRATEGIES, strategy
 
@@ -73,7 +73,9 @@ class Scheduled:
     def open(self, request: AnswerRequest) -> None:
         policy = strategy(request.strategy).cloud()
         target = TableModel(self.table, num_exits=2).open(OBSERVATION)
-        helper = Helper(TableModel(self.helper).open(OBSERVATION), VirtualClock()) if self.helper else None
+        helper = (
+            ColocatedDraft(TableModel(self.helper).open(OBSERVATION), VirtualClock()) if self.helper else None
+        )
         self.session = Session(request, target, policy, helper)
 
     def submit(self, hint: Hint) -> None:
@@ -220,7 +222,7 @@ def siblings_law(patch: pytest.MonkeyPatch) -> None:
         for drawn, all_weights in ((first, q), (second, tuple(left.tolist()))):
             rest = tuple((i, w) for i, w in enumerate(all_weights) if i != drawn and w)
             supports.append(((drawn, all_weights[drawn]), *rest))
-        session.receive(Draft(1, 0, 0, 1, (first, second), (0, 0), (), tuple(supports)))
+        session.receive(DraftMessage(1, 0, 0, 1, (first, second), (0, 0), (), tuple(supports)))
         plan = session.plan()
         assert plan
         return session.complete(plan, session.run(plan)).tokens[:1]
@@ -252,7 +254,7 @@ def test_a_session_takes_a_correction_once_and_only_of_its_epoch() -> None:
     for seed in range(50):
         request = replace(request, params=replace(params, seed=seed))
         session = Session(request, TableModel(TARGET).open(OBSERVATION), strategy("speculative").cloud())
-        session.receive(Draft(1, 2, 0, 1, (2,), (0,), (), (((2, 60000),),)))
+        session.receive(DraftMessage(1, 2, 0, 1, (2,), (0,), (), (((2, 60000),),)))
         plan = session.plan()
         assert plan
         commit: Commit = session.complete(plan, session.run(plan))

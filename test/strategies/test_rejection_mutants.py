@@ -11,27 +11,28 @@ import pytest
 
 from test.strategies import test_rejection_law as laws
 from test.strategies.random_paths import law_of
-from vlm_spec_decode.core import rejection, session
-from vlm_spec_decode.core.chance import KeyedChance
-from vlm_spec_decode.core.rejection import RejectionRule
-from vlm_spec_decode.core.session import Session
-from vlm_spec_decode.core.tree import SpeculationTree
-from vlm_spec_decode.core.types import Draft
-from vlm_spec_decode.strategies import pipelined, proposals
-from vlm_spec_decode.strategies.growth import Growth
-from vlm_spec_decode.strategies.proposals import Corrector, Proposals
+from vlm_spec_decode.core.types import DraftMessage
+from vlm_spec_decode.decoding import rejection, session
+from vlm_spec_decode.decoding.counter_rng import KeyedCounterRng
+from vlm_spec_decode.decoding.rejection import RejectionRule
+from vlm_spec_decode.decoding.session import Session
+from vlm_spec_decode.decoding.tree import SpeculationTree
+from vlm_spec_decode.strategies import pipelined
+from vlm_spec_decode.strategies import rejection as proposals
+from vlm_spec_decode.strategies.hybrid.draft_tree import DraftTree
+from vlm_spec_decode.strategies.rejection import ProposalLog, ResidualCorrector
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 ORIGINAL_SETTLE = RejectionRule._settle
-ORIGINAL_DRAW = Proposals.draw
-ORIGINAL_SUBMIT = Corrector.submit
+ORIGINAL_DRAW = ProposalLog.draw
+ORIGINAL_SUBMIT = ResidualCorrector.submit
 
 
 def accept_ignores_q(patch: pytest.MonkeyPatch) -> None:
-    class Careless(KeyedChance):
+    class Careless(KeyedCounterRng):
         def happens(self, part: int, whole: int, role: Any, prefix: Any, attempt: int = 0) -> bool:
             whole = whole if role != "accept" else 1 << 56
-            return KeyedChance.happens(self, part, whole, role, prefix, attempt)
+            return KeyedCounterRng.happens(self, part, whole, role, prefix, attempt)
 
     def settle(self: Any, p: Any, *rest: Any) -> Any:
         self.chance = Careless(self.params.seed)
@@ -73,8 +74,8 @@ def dead_drafts_kept(patch: pytest.MonkeyPatch) -> None:
 
 
 def unlikely_draws_dropped(patch: pytest.MonkeyPatch) -> None:
-    def submit(self: Corrector, hint: Any) -> None:
-        if isinstance(hint, Draft) and len(hint.tokens) > 1:
+    def submit(self: ResidualCorrector, hint: Any) -> None:
+        if isinstance(hint, DraftMessage) and len(hint.tokens) > 1:
             prefix = self.tokens[: hint.base]
             keep = 1
             while keep < len(hint.tokens):
@@ -82,18 +83,18 @@ def unlikely_draws_dropped(patch: pytest.MonkeyPatch) -> None:
                 if q[0][1] < 1 << 14:
                     break
                 keep += 1
-            hint = Draft(hint.answer, hint.epoch, hint.base, hint.first_node, hint.tokens[:keep],
+            hint = DraftMessage(hint.answer, hint.epoch, hint.base, hint.first_node, hint.tokens[:keep],
                          hint.parents[:keep])  # fmt: skip
         ORIGINAL_SUBMIT(self, hint)
 
-    patch.setattr(Corrector, "submit", submit)
+    patch.setattr(ResidualCorrector, "submit", submit)
 
 
 def redraw_after_a_drop(patch: pytest.MonkeyPatch) -> None:
     """Draws anew whenever a prefix is drafted again."""
     turns = itertools.count()
 
-    def draw(self: Proposals, prefix: Any, logits: Any) -> int:
+    def draw(self: ProposalLog, prefix: Any, logits: Any) -> int:
         self._drawn.pop(prefix, None)
         original = self.chance.index
         turn = next(turns)
@@ -102,7 +103,7 @@ def redraw_after_a_drop(patch: pytest.MonkeyPatch) -> None:
         self._drawn[prefix] = ((token, int(weights[token])),)
         return token
 
-    patch.setattr(Proposals, "draw", draw)
+    patch.setattr(ProposalLog, "draw", draw)
 
 
 def stale_epoch_accepted(patch: pytest.MonkeyPatch) -> None:
@@ -140,7 +141,7 @@ def same_answers(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_draw_per_prefix(patch: pytest.MonkeyPatch) -> None:
-    drawing = Proposals(laws.params_of())
+    drawing = ProposalLog(laws.params_of())
     logits = np.zeros(3, np.float32)
     for prefix in itertools.product(range(3), repeat=3):
         assert drawing.draw(prefix, logits) == drawing.draw(prefix, logits)
@@ -152,14 +153,14 @@ def epochs(patch: pytest.MonkeyPatch) -> None:
 
 def likely_draws_only(patch: pytest.MonkeyPatch) -> None:
     """A draw is sent if it is the likeliest token."""
-    original = Growth._draw
+    original = DraftTree._draw
 
-    def draws(self: Growth, place: Any, token: int) -> None:
+    def draws(self: DraftTree, place: Any, token: int) -> None:
         best = max(place.children.values(), key=lambda c: c.log_prob).token
         original(self, place, token)
         place.children[token].is_drawn = token == best
 
-    patch.setattr(Growth, "_draw", draws)
+    patch.setattr(DraftTree, "_draw", draws)
 
 
 def exits_throw_the_dice(patch: pytest.MonkeyPatch) -> None:
@@ -171,7 +172,7 @@ def exits_throw_the_dice(patch: pytest.MonkeyPatch) -> None:
 
 def own_drafts_always_accepted(patch: pytest.MonkeyPatch) -> None:
     """To call them certain instead would cost acceptance and no truth."""
-    patch.setattr(Proposals, "along", lambda self, prefix, chain: tuple(((t, 1),) for t in chain))
+    patch.setattr(ProposalLog, "along", lambda self, prefix, chain: tuple(((t, 1),) for t in chain))
 
 
 def law_of_strategy(name: str, schedule: tuple[int, ...] = ()) -> Callable[[pytest.MonkeyPatch], None]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-from vlm_spec_decode.strategies.estimates import Switch
-from vlm_spec_decode.strategies.waiting import WEIGHT, Waiting
+from vlm_spec_decode.strategies.estimators import HysteresisSwitch
+from vlm_spec_decode.strategies.hybrid.wait_policy import WEIGHT, WaitPolicy
 
 
 def waits(objective: str, pass_s: float, hint_s: float, adds: float, rounds: int = 12) -> tuple[int, float]:
     """Return (hints waited for, seconds waited) over rounds whose hints come every `hint_s`."""
-    waiting, now_s, hints, waited_s = Waiting(WEIGHT[objective]), 0.0, 0, 0.0
+    waiting, now_s, hints, waited_s = WaitPolicy(WEIGHT[objective]), 0.0, 0, 0.0
     for number in range(1, rounds + 1):
         now_s += pass_s
         waiting.committed(number, now_s)
@@ -36,7 +36,7 @@ def test_the_cheaper_waiting_counts_the_longer_it_lasts() -> None:
 
 
 def test_hints_that_do_not_come_are_no_longer_waited_for() -> None:
-    waiting, now_s, waited_s = Waiting(), 0.0, []
+    waiting, now_s, waited_s = WaitPolicy(), 0.0, []
     waiting.committed(1, now_s)
     waiting.received(1, now_s + 0.01)
     for number in range(2, 40):
@@ -52,7 +52,7 @@ def test_hints_that_do_not_come_are_no_longer_waited_for() -> None:
 
 
 def test_a_switch_needs_more_to_come_on_than_to_stay_on_and_probes_ever_more_rarely() -> None:
-    switch, tried = Switch(), []
+    switch, tried = HysteresisSwitch(), []
     for number in range(100):
         switch.learn(helped=False, is_doubtful=True)
         if switch.is_probe:

@@ -19,7 +19,7 @@ from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.frames import squash
 from vlm_spec_decode.train.loop import export, tokenizer
 from vlm_spec_decode.train.network import answer_loss, distil_loss, image_features, logits_of
-from vlm_spec_decode.train.trainee import new_trainee
+from vlm_spec_decode.train.training_state import new_trainee
 
 INSTRUCTIONS = ("go to the red chair", "what do you see", "turn left 90 degrees")
 ANSWER = "i see the red chair ahead at 2.2 m and nothing else . turn ( -10 ) forward ( 1.6 )"

@@ -22,7 +22,7 @@ from vlm_spec_decode.train.config import DataConfig, TextConfig, TrainConfig
 from vlm_spec_decode.train.frames import run_data
 from vlm_spec_decode.train.loop import load_guide
 from vlm_spec_decode.train.text import new_text_trainee, run_text
-from vlm_spec_decode.train.trainee import new_trainee
+from vlm_spec_decode.train.training_state import new_trainee
 
 SMALL = TextConfig("draft", steps=6, batch=4, checkpoint_every=1, precision="float32")
 
@@ -157,7 +157,7 @@ def train_in_a_process(out: Path, *options: str, memory_bytes: int = 0) -> subpr
     """Start `vsd train draft --text`; with `memory_bytes` it gets so much more than its modules take."""
     code = (
         "import resource, sys\n"
-        "from vlm_spec_decode import cli\n"
+        "from vlm_spec_decode.cli import main as cli\n"
         "import vlm_spec_decode.train.text\n"
         f"more = {memory_bytes}\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from vlm_spec_decode.core.errors import ModelError
-from vlm_spec_decode.train.crew import Crew, in_step
+from vlm_spec_decode.train.hardware import WorkerGroup, in_step
 
 
 def test_alone_the_crew_draws_what_was_always_drawn() -> None:
-    assert Crew().rng(3, 0, 5).random() == np.random.default_rng([3, 0, 5]).random()
-    assert Crew(1, 2).rng(3, 0, 5).random() != Crew().rng(3, 0, 5).random()
+    assert WorkerGroup().rng(3, 0, 5).random() == np.random.default_rng([3, 0, 5]).random()
+    assert WorkerGroup(1, 2).rng(3, 0, 5).random() != WorkerGroup().rng(3, 0, 5).random()
 
 
 def test_a_crew_that_loses_a_member_says_so() -> None:
@@ -20,7 +20,7 @@ def test_a_crew_that_loses_a_member_says_so() -> None:
         in_step(_half_a_step, 2)
 
 
-def _half_a_step(crew: Crew) -> None:
+def _half_a_step(crew: WorkerGroup) -> None:
     """The other process ends before the gradients are averaged."""
     if crew.leads:
         weights = torch.nn.Parameter(torch.zeros(3))

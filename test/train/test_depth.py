@@ -13,11 +13,11 @@ from test.train.test_loop import frames  # noqa: F401  (a fixture)
 from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.train.batches import Batcher
 from vlm_spec_decode.train.config import TrainConfig, recipe
-from vlm_spec_decode.train.depth import Depth, layers_at
 from vlm_spec_decode.train.frames import open_frames
+from vlm_spec_decode.train.layer_stacking import LayerStack, layers_at
 from vlm_spec_decode.train.loop import run_train, tokenizer
 from vlm_spec_decode.train.network import image_features, logits_of
-from vlm_spec_decode.train.trainee import new_trainee
+from vlm_spec_decode.train.training_state import new_trainee
 
 GROWTH = ((0.0, 4), (0.5, 12))
 LAYER = "language_model.model.layers.{}."
@@ -33,7 +33,7 @@ def test_the_share_of_steps_says_how_many_layers_are_trained() -> None:
 def test_growth_leaves_what_the_model_says_as_it_is(frames: Path) -> None:  # noqa: F811
     trainee = new_trainee(TrainConfig("target"), len(tokenizer()))
     batch = Batcher(open_frames(frames), tokenizer(), 2).draw(np.random.default_rng(1), 2)
-    depth = Depth(trainee.model)
+    depth = LayerStack(trainee.model)
 
     def said() -> torch.Tensor:
         with torch.no_grad():

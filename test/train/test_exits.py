@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from test.train.test_loop import frames  # noqa: F401  (a fixture)
 from vlm_spec_decode.core.errors import ModelError
-from vlm_spec_decode.models.loader import EXITS_FILE, load_model, shipped
+from vlm_spec_decode.models.checkpoint.builders import CALIBRATION_FILE, EXITS_FILE
+from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.train.config import ExitsConfig, TrainConfig
-from vlm_spec_decode.train.exits import CALIBRATION_FILE, run_exits
+from vlm_spec_decode.train.exits import run_exits
 from vlm_spec_decode.train.loop import run_train
 
 

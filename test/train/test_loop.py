@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import load_file
 
 from vlm_spec_decode.models.tiny import IMAGE_PX, UNK_ID
-from vlm_spec_decode.sim.scene import COLOURS, KINDS
+from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.train import loop
+from vlm_spec_decode.train.aux_heads import fit_heads
 from vlm_spec_decode.train.batches import Batcher
 from vlm_spec_decode.train.checkpoint import load_checkpoint
 from vlm_spec_decode.train.config import TrainConfig
-from vlm_spec_decode.train.crew import Crew
 from vlm_spec_decode.train.frames import MAX_OBJECTS, Column, open_frames
-from vlm_spec_decode.train.heads import fit_heads
+from vlm_spec_decode.train.hardware import WorkerGroup
 from vlm_spec_decode.train.loop import _set_rates, _update, run_train, tokenizer
 from vlm_spec_decode.train.network import answer_loss, image_features, logits_of
-from vlm_spec_decode.train.trainee import _grow, new_trainee
+from vlm_spec_decode.train.training_state import _grow, new_trainee
 
 
 @pytest.fixture
@@ -87,12 +87,12 @@ def test_two_processes_take_one_step_along_the_mean_of_their_gradients(frames: P
     for number in (1, 2, 3):
         losses = []
         for rank in (0, 1):
-            batch = batcher.draw(Crew(rank, 2).rng(config.seed, 0, number), config.batch)
+            batch = batcher.draw(WorkerGroup(rank, 2).rng(config.seed, 0, number), config.batch)
             with torch.no_grad():
                 features = image_features(expected.model, batch.pixels)
             losses.append(answer_loss(logits_of(expected.model, features, batch), batch))
         _set_rates(config, expected.optimizer, False, number)
-        _update(expected, torch.stack(losses).mean(), Crew())
+        _update(expected, torch.stack(losses).mean(), WorkerGroup())
     found = load_checkpoint(config.out / "checkpoint.pt")["model"]
     for name, weights in expected.model.state_dict().items():
         torch.testing.assert_close(found[name], weights, rtol=1e-4, atol=1e-6, msg=name)
@@ -100,7 +100,7 @@ def test_two_processes_take_one_step_along_the_mean_of_their_gradients(frames: P
 
 def test_new_heads_learn_to_read_an_eye_that_stays_as_it_is(frames: Path, tmp_path: Path) -> None:
     config = TrainConfig("draft", frames, tmp_path, batch=2)
-    tok, crew = tokenizer(), Crew()
+    tok, crew = tokenizer(), WorkerGroup()
     batcher, trainee = Batcher(open_frames(frames), tok, 2), new_trainee(config, len(tok))
     eye = {name: weights.clone() for name, weights in trainee.model.state_dict().items()}
     first = fit_heads(trainee, batcher, 8, 0, crew, steps=1)

@@ -11,7 +11,7 @@ from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.train.checkpoint import load_checkpoint, save_checkpoint
 from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.optimizer import OF_ADAM, RMS, MuonWithAdamW, orthogonal
-from vlm_spec_decode.train.trainee import Trainee, new_trainee
+from vlm_spec_decode.train.training_state import TrainingState, new_trainee
 
 RATE = 1e-2
 
@@ -59,7 +59,7 @@ def test_only_matrices_of_layers_are_made_orthogonal_and_what_has_no_gradient_st
     assert all(torch.equal(before[name], value) for name, value in trainee.model.state_dict().items())
 
 
-def stepped(trainee: Trainee, seed: int) -> None:
+def stepped(trainee: TrainingState, seed: int) -> None:
     torch.manual_seed(seed)
     for parameter in trainee.model.parameters():
         parameter.grad = torch.randn_like(parameter)

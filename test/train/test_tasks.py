@@ -9,14 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vlm_spec_decode.sim.camera import FrontCamera
-from vlm_spec_decode.sim.scene import Pose2D, SceneObject, random_scene
+from vlm_spec_decode.sim.objects import SceneObject
+from vlm_spec_decode.sim.render.camera import FrontCamera
+from vlm_spec_decode.sim.scene import Pose2D, random_scene
 from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.train import instructions, wordings
-from vlm_spec_decode.train.held_out import held_out
+from vlm_spec_decode.train.episodes import Episode, judge
 from vlm_spec_decode.train.instructions import Goal
-from vlm_spec_decode.train.judging import Episode, judge
 from vlm_spec_decode.train.tasks import DECLINED_KINDS, MOTION_KINDS, Task, draw_task, wanted_motion
+from vlm_spec_decode.train.wordings import held_out
 
 pytestmark = pytest.mark.sim
 

@@ -10,22 +10,25 @@ import pytest
 
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import Done, Forward, Sit, Stop, Turn
-from vlm_spec_decode.edge.mission import OBSTRUCTED
+from vlm_spec_decode.edge.mission_loop import OBSTRUCTED
 from vlm_spec_decode.models.tiny import UNK_ID
-from vlm_spec_decode.train import instructions, sight, teacher
+from vlm_spec_decode.train import instructions, teacher
+from vlm_spec_decode.train import scene_description as sight
 from vlm_spec_decode.train.dialogues import SEARCHED, draw
 from vlm_spec_decode.train.instructions import Goal
 from vlm_spec_decode.train.loop import tokenizer
-from vlm_spec_decode.train.sight import Thing
+from vlm_spec_decode.train.scene_description import VisibleObject
 
 
-def thing(kind: str = "chair", bearing_deg: float = 0.0, distance_m: float = 2.0, pixels: int = 500) -> Thing:
-    return Thing(kind, "red", bearing_deg, distance_m, distance_m + 0.25, pixels)
+def thing(
+    kind: str = "chair", bearing_deg: float = 0.0, distance_m: float = 2.0, pixels: int = 500
+) -> VisibleObject:
+    return VisibleObject(kind, "red", bearing_deg, distance_m, distance_m + 0.25, pixels)
 
 
-def random_view(rng: np.random.Generator) -> tuple[Thing, ...]:
+def random_view(rng: np.random.Generator) -> tuple[VisibleObject, ...]:
     return tuple(
-        Thing(
+        VisibleObject(
             str(rng.choice(instructions.KINDS)),
             colour,
             float(rng.uniform(-60, 60)),
@@ -58,7 +61,7 @@ def test_following_the_teacher_ends_within_reach(bearing_deg: float, distance_m:
     angle = math.radians(bearing_deg)
     x, y, radius = distance_m * math.cos(angle), distance_m * math.sin(angle), 0.25
     for step in range(8):
-        here = Thing(
+        here = VisibleObject(
             "chair", "red", math.degrees(math.atan2(y, x)), math.hypot(x, y), math.hypot(x, y) + radius, 99
         )
         actions = parse_answer(teacher.answer(goal, (here,), ()))
@@ -125,7 +128,7 @@ def test_it_searches_and_then_says_that_the_thing_is_not_there() -> None:
 
 def test_a_thing_in_the_way_is_walked_around() -> None:
     goal = Goal("go to the red chair", "goto", "red chair")
-    chair, box = thing(distance_m=3.0), Thing("box", "blue", 3.0, 1.2, 1.45, 400)
+    chair, box = thing(distance_m=3.0), VisibleObject("box", "blue", 3.0, 1.2, 1.45, 400)
     straight = parse_answer(teacher.answer(goal, (chair,), ()))
     around = parse_answer(teacher.answer(goal, (chair, box), ()))
     assert isinstance(straight[0], Forward)
@@ -155,9 +158,9 @@ def test_it_stops_as_far_before_a_thing_as_it_was_told_backing_up_if_need_be(
 
 def test_what_was_picked_as_the_nearest_is_walked_to_also_when_another_comes_nearer() -> None:
     goal = Goal("go to the nearest thing", "goto", pick="nearest")
-    chair, ball = thing(distance_m=1.0), Thing("ball", "blue", 50.0, 1.4, 1.5, 300)
+    chair, ball = thing(distance_m=1.0), VisibleObject("ball", "blue", 50.0, 1.4, 1.5, 300)
     assert teacher.find(goal, (chair, ball)) == chair
-    nearer = Thing("ball", "blue", 50.0, 0.6, 0.7, 300)
+    nearer = VisibleObject("ball", "blue", 50.0, 0.6, 0.7, 300)
     assert teacher.find(goal, (chair, nearer)) == nearer
     assert teacher.find(goal, (chair, nearer), ("forward(0.4)",)) == chair
 

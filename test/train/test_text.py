@@ -12,31 +12,37 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlm_spec_decode import cli
 from vlm_spec_decode.actions.parser import parse_answer
+from vlm_spec_decode.cli import main as cli
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.models.tiny import EOS_ID, UNK_ID
-from vlm_spec_decode.sim.camera import FrontCamera
+from vlm_spec_decode.sim.render.camera import FrontCamera
 from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.train.config import TextConfig
 from vlm_spec_decode.train.frames import Column, observe, sample_pose
-from vlm_spec_decode.train.held_out import held_out
 from vlm_spec_decode.train.loop import tokenizer
-from vlm_spec_decode.train.outlook import outlook
-from vlm_spec_decode.train.sight import MIN_PIXELS, Thing
-from vlm_spec_decode.train.spoken import draw, held_out_dialogue, scene_text, told, training_dialogues
-from vlm_spec_decode.train.talks import GuidedTalks, Talks
-from vlm_spec_decode.train.text import new_text_trainee, run_text
-from vlm_spec_decode.train.text_evaluate import near, plan_figures
+from vlm_spec_decode.train.projected_view import outlook
+from vlm_spec_decode.train.scene_description import MIN_PIXELS, VisibleObject
+from vlm_spec_decode.train.text import near, new_text_trainee, plan_figures, run_text
+from vlm_spec_decode.train.text_dataset import (
+    GuidedTextDataset,
+    TextDataset,
+    draw,
+    held_out_dialogue,
+    scene_text,
+    told,
+    training_dialogues,
+)
+from vlm_spec_decode.train.wordings import held_out
 
 SMALL = TextConfig("draft", steps=5, batch=4, checkpoint_every=1, precision="float32")
 
 VIEW = (
-    Thing("chair", "red", 23.0, 2.04, 2.3, 900),
-    Thing("box", "blue", -1.0, 7.3, 7.6, 40),
-    Thing("cone", "green", -80.0, 1.0, 1.2, 0),
+    VisibleObject("chair", "red", 23.0, 2.04, 2.3, 900),
+    VisibleObject("box", "blue", -1.0, 7.3, 7.6, 40),
+    VisibleObject("cone", "green", -80.0, 1.0, 1.2, 0),
 )
 
 
@@ -119,8 +125,8 @@ def test_a_run_in_two_parts_equals_a_run_in_one_also_of_a_draft_that_learns_answ
 def test_a_draft_hears_half_of_the_answers_from_its_target() -> None:
     tok = tokenizer()
     guide = new_text_trainee(replace(SMALL, role="target"), len(tok)).model.eval()
-    talks = Talks(tok, 8, 0)
-    rows, guided = talks.rows(1), GuidedTalks(talks, guide)
+    talks = TextDataset(tok, 8, 0)
+    rows, guided = talks.rows(1), GuidedTextDataset(talks, guide)
     guided.batch(1)
     own = guided._pool[0]
     assert [a == b for a, b in zip(rows, own, strict=True)] == [True, False] * 4

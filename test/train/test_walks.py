@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from test.bag.walks import Walk
+from test.bags.walks import Walk
 from vlm_spec_decode.actions.parser import parse_answer
-from vlm_spec_decode.bag.cli import SAMPLE
+from vlm_spec_decode.bags.cli import SAMPLE
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.train.config import recipe
 from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.loop import run_train, tokenizer
-from vlm_spec_decode.train.walks import WalksConfig, run_walks, spoken
+from vlm_spec_decode.train.recorded_data import RecordedDataConfig, run_walks, spoken
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -27,7 +27,7 @@ LABELLED = int(re.findall(r"(\d+) labelled answers", DOCS.read_text())[0])
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("walks") / "data"
-    assert run_walks(WalksConfig((SAMPLE,), out))["frames"] == LABELLED
+    assert run_walks(RecordedDataConfig((SAMPLE,), out))["frames"] == LABELLED
     return out
 
 
@@ -70,4 +70,4 @@ def test_walks_teach_no_eye_and_without_labels_nothing(folder, tmp_path):
     walk.compressed(0.5)
     walk.close()
     with pytest.raises(ConfigError, match="no frame with a label"):
-        run_walks(WalksConfig((tmp_path / "walk",), tmp_path / "none"))
+        run_walks(RecordedDataConfig((tmp_path / "walk",), tmp_path / "none"))

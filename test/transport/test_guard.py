@@ -11,12 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from vlm_spec_decode import cli
+from vlm_spec_decode.cli import main as cli
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.transport import guard as guards
+from vlm_spec_decode.transport import access as guards
 from vlm_spec_decode.transport import keys
-from vlm_spec_decode.transport.guard import ABSENT_S, KEPT_S, LOOK_S, AuthorizedKeys, Guard, KeyLimits
+from vlm_spec_decode.transport.access import (
+    ABSENT_S,
+    KEPT_S,
+    LOOK_S,
+    AccessControl,
+    AuthorizedKeys,
+    KeyLimits,
+)
 
 
 @pytest.fixture
@@ -173,7 +180,7 @@ def test_a_broken_key_of_ones_own_is_named(folder: Path, name: str, content: byt
 
 def test_each_key_has_its_share_of_messages_bytes_and_robots() -> None:
     clock = VirtualClock()
-    guard = Guard(None, KeyLimits(robots=2, messages_per_s=10, bytes_per_s=1000, burst_s=1.0), clock)
+    guard = AccessControl(None, KeyLimits(robots=2, messages_per_s=10, bytes_per_s=1000, burst_s=1.0), clock)
     assert sum(guard.admits("one", b"a", 10) for _ in range(30)) == 10
     assert guard.admits("two", b"b", 10), "another key is not held up"
     clock.sleep(1.0)
@@ -189,7 +196,7 @@ def test_each_key_has_its_share_of_messages_bytes_and_robots() -> None:
 
 def test_a_connection_does_not_outlive_its_key(folder: Path) -> None:
     clock = VirtualClock()
-    guard = Guard(AuthorizedKeys(folder / "authorized", clock), KeyLimits(), clock)
+    guard = AccessControl(AuthorizedKeys(folder / "authorized", clock), KeyLimits(), clock)
     key = public_of(folder)
     assert guard.admits(key, b"a", 1)
     (folder / "authorized" / "edge.key").unlink()

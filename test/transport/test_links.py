@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlm_spec_decode.bench.links import load_link
+from vlm_spec_decode.bench.cells import load_link
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
-from vlm_spec_decode.transport.shaper import OVERHEAD_BYTES, Shaper, shapers
+from vlm_spec_decode.transport.emulation import OVERHEAD_BYTES, EmulatedDirection, shapers
 
 FOLDER = Path(__file__).parents[2] / "config" / "links"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -60,7 +60,7 @@ def test_the_same_seed_is_the_same_link() -> None:
 
 def test_nothing_passes_in_a_gap() -> None:
     rng = np.random.default_rng(0)
-    shaper = Shaper(8e6, 0.01, 0.0, 0.0, 0.2, rng, gap_s=0.4, gap_every_s=4.0, phase_s=1.0)
+    shaper = EmulatedDirection(8e6, 0.01, 0.0, 0.0, 0.2, rng, gap_s=0.4, gap_every_s=4.0, phase_s=1.0)
     assert shaper.arrival(910, 0.5) == pytest.approx(0.5 + 0.001 + 0.01)
     assert shaper.arrival(910, 1.1) == pytest.approx(1.4 + 0.001 + 0.01)
     assert shaper.arrival(910, 1.2) == pytest.approx(1.4 + 0.002 + 0.01)

@@ -1,30 +1,72 @@
-"""One cell of a comparison: what is decoded how, over which link, on which hardware; and its figures."""
+"""One cell of a comparison: what is decoded how, over which link, on which hardware; and its figures.
+
+Profiles and links by name: YAML files of `config`, in a checkout or as installed, or any path.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import statistics
+import sys
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import vlm_spec_decode
-from vlm_spec_decode.bench.links import load_hardware, load_link
 from vlm_spec_decode.bench.pairs import BenchPair
-from vlm_spec_decode.bench.run import Outcome, Setup, decode
+from vlm_spec_decode.bench.run import Outcome, RunSetup, decode
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
 from vlm_spec_decode.core.types import OBJECTIVES, Observation
+from vlm_spec_decode.core.yaml_file import read_yaml
 from vlm_spec_decode.strategies.registry import strategy
+
+Settings = TypeVar("Settings", HardwareProfile, LinkProfile)
+
+
+def config_folder(name: str) -> Path:
+    """Return `config/NAME` of the checkout or of the installation."""
+    package = Path(__file__).parents[1]
+    places = (package.parent / "config", Path(sys.prefix) / "share" / package.name / "config")
+    for place in places:
+        if (place / name).is_dir():
+            return place / name
+    raise ConfigError(f"no folder config/{name} beside the package nor in {places[1].parent}")
+
+
+def load_hardware(name: str) -> HardwareProfile:
+    """Return a hardware profile by name or path. Raises ConfigError."""
+    return _load(HardwareProfile, "profiles", name)
+
+
+def load_link(name: str) -> LinkProfile:
+    """Return a link profile by name or path. Raises ConfigError."""
+    return _load(LinkProfile, "links", name)
+
+
+def _load(kind: type[Settings], folder: str, name: str) -> Settings:
+    path = Path(name)
+    if path.suffix != ".yaml":
+        found = sorted(config_folder(folder).rglob(f"{name}.yaml"))
+        if not found:
+            known = sorted(p.stem for p in config_folder(folder).rglob("*.yaml"))
+            raise ConfigError(f"no {folder[:-1]} {name!r}; known: {', '.join(known)}")
+        path = found[0]
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: not a mapping")
+    return from_mapping(kind, values, str(path))
+
 
 BASELINE = "autoregressive"
 CLOCKS = ("virtual", "wall")
 MEASURED = "measured"
 """The profile of a cell in wall-clock time: there durations are what they are."""
 
-_DECIDING = ("core", "strategies", "edge", "protocol", "transport")
-_DECIDING_HERE = ("cells", "links", "pairs", "prompts", "recorded", "run", "synthetic", "tally", "wall")
+_DECIDING = ("core", "decoding", "strategies", "edge", "protocol", "transport")
+_DECIDING_HERE = ("cells", "pairs", "recorded", "recorder", "run", "synthetic", "wall_clock")
 """Packages, and modules of this one, whose source decides a cell's figures: results of other sources are not
 gone on with."""
 
@@ -59,10 +101,10 @@ class Cell:
         """The same, decoded by the cloud alone."""
         return replace(self, strategy=BASELINE, objective="latency", is_repeat=False)
 
-    def setup(self, seed: int) -> Setup:
+    def setup(self, seed: int) -> RunSetup:
         """Return what one answer is decoded with."""
         has_helper = self.strategy.endswith("+") or strategy(self.name).needs_helper
-        return Setup(
+        return RunSetup(
             self.name,
             load_hardware(self.profile),
             load_link(self.link),
@@ -139,7 +181,7 @@ def key_of(cell: Cell, pair_about: str, answers: int, sources: str) -> str:
 def sources_digest() -> str:
     """Return a hash of the code that decides what a cell measures."""
     package, digest = Path(vlm_spec_decode.__file__).parent, hashlib.sha256()
-    paths = [path for folder in _DECIDING for path in sorted((package / folder).glob("*.py"))]
+    paths = [path for folder in _DECIDING for path in sorted((package / folder).rglob("*.py"))]
     for path in [*paths, *(package / "bench" / f"{name}.py" for name in _DECIDING_HERE)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -17,14 +17,14 @@ from functools import partial
 import numpy as np
 
 from vlm_spec_decode.bench.robots import VirtualRobot
-from vlm_spec_decode.cloud.desk import CloudDesk
-from vlm_spec_decode.cloud.entry import Done, Jobs
-from vlm_spec_decode.cloud.limits import DeskLimits
-from vlm_spec_decode.cloud.worker import Runner
+from vlm_spec_decode.cloud.config import ServerLimits
+from vlm_spec_decode.cloud.protocol import ServerProtocol
+from vlm_spec_decode.cloud.requests import BatchResult, Jobs
+from vlm_spec_decode.cloud.worker import BatchRunner
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.ports import Target
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
-from vlm_spec_decode.transport.shaper import Shaper, shapers
+from vlm_spec_decode.transport.emulation import EmulatedDirection, shapers
 
 TICK_S = 0.1
 
@@ -66,12 +66,12 @@ class Fleet:
     cost: BatchCost
     link: LinkProfile
     grammar_digest: str = "grammar"
-    limits: DeskLimits = field(default_factory=DeskLimits)
+    limits: ServerLimits = field(default_factory=ServerLimits)
     clock: VirtualClock = field(default_factory=VirtualClock)
     busy_s: float = 0.0
-    desk: CloudDesk = field(init=False)
-    _runner: Runner = field(init=False)
-    _links: dict[bytes, tuple[Shaper, Shaper]] = field(default_factory=dict)
+    desk: ServerProtocol = field(init=False)
+    _runner: BatchRunner = field(init=False)
+    _links: dict[bytes, tuple[EmulatedDirection, EmulatedDirection]] = field(default_factory=dict)
     _by_name: dict[bytes, VirtualRobot] = field(default_factory=dict)
     _queue: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _order: itertools.count[int] = field(default_factory=itertools.count)
@@ -79,8 +79,8 @@ class Fleet:
     _expire_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.desk = CloudDesk(self.target.card, self.grammar_digest, self.limits)
-        self._runner = Runner(self.target, None, self.clock, lambda *_: None)
+        self.desk = ServerProtocol(self.target.card, self.grammar_digest, self.limits)
+        self._runner = BatchRunner(self.target, None, self.clock, lambda *_: None)
         for index, robot in enumerate(self.robots):
             self._links[robot.name] = shapers(self.link, index)
             self._by_name[robot.name] = robot
@@ -161,7 +161,7 @@ class Fleet:
             arrival_s = self._links[name][1].arrival(len(data), now_s)
             self._at(arrival_s, partial(self._hear, self._by_name[name], data))
 
-    def _end(self, done: Done) -> None:
+    def _end(self, done: BatchResult) -> None:
         self._is_running = False
         self.busy_s += done.pass_s
         self.desk.finish(done, self.clock.now())

@@ -16,13 +16,13 @@ import zmq
 
 from vlm_spec_decode.bench.fuzz import malformed
 from vlm_spec_decode.bench.load import LoadConfig, load
-from vlm_spec_decode.bench.load_robots import Fleet, Manner
+from vlm_spec_decode.bench.load_robots import LoadFleet, RobotBehaviour
 from vlm_spec_decode.bench.replica_setting import setting_of, synthetic_server
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudTimeout
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import Hello
-from vlm_spec_decode.transport.guard import KeyLimits
+from vlm_spec_decode.transport.access import KeyLimits
 from vlm_spec_decode.transport.router import RouterLink
 
 BURST = 500
@@ -48,7 +48,7 @@ def flood(frames: int, robots: int = 4, seed: int = 0) -> dict[str, Any]:
         stranger = Stranger(address, setting.speech.hello, frames, seed, pid)
         try:
             config = LoadConfig(address, robots=robots, seconds=3600, give_up_s=60)
-            config = replace(config, manner=Manner(deadline_s=300, busy_s=300), questions=10**6)
+            config = replace(config, manner=RobotBehaviour(deadline_s=300, busy_s=300), questions=10**6)
             asked = load(config, setting.questions, setting.speech, WallClock(), stranger)
         finally:
             stranger.close()
@@ -83,7 +83,7 @@ class Stranger:
     _context: zmq.Context[Any] = field(default_factory=zmq.Context)
     _socket: zmq.Socket[bytes] | None = None
 
-    def __call__(self, fleet: Fleet) -> None:
+    def __call__(self, fleet: LoadFleet) -> None:
         """Send a burst."""
         if fleet.limit is None or self.sent >= self.frames:
             fleet.limit = fleet.handed

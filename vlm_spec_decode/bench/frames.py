@@ -5,15 +5,15 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, field, replace
 
-from vlm_spec_decode.bench.run import Silent
+from vlm_spec_decode.bench.run import SilentCodec
 from vlm_spec_decode.bench.synthetic import PairSpec, pair
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.ports import Verifier
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Event, Hint, Observation, SamplingParams
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
-from vlm_spec_decode.edge.local import LocalVerifier
+from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.protocol import codec
-from vlm_spec_decode.transport.shaper import OVERHEAD_BYTES
+from vlm_spec_decode.transport.emulation import OVERHEAD_BYTES
 
 VOCABULARY = 32_000
 TOKENS = 120
@@ -31,7 +31,7 @@ class RoundBytes:
 
 
 @dataclass(slots=True)
-class Weighed:
+class WeighingVerifier:
     """A verifier whose hints are encoded and weighed, round by round (from a verdict to the next)."""
 
     inner: Verifier
@@ -82,9 +82,9 @@ def uplink_per_round(rule: str, residual: str = "sparse", draft_length: int = 4)
     for seed in range(SEEDS):
         draft, target = pair(PairSpec(0.7, vocab_size=VOCABULARY, seed=seed))
         clock = VirtualClock()
-        weighed = Weighed(LocalVerifier(target, clock), codec.TokenPacker(VOCABULARY))
+        weighed = WeighingVerifier(LocalVerifier(target, clock), codec.TokenPacker(VOCABULARY))
         engine = Engine(
-            draft, Silent(), weighed, clock, EngineConfig("speculative", draft_length=draft_length)
+            draft, SilentCodec(), weighed, clock, EngineConfig("speculative", draft_length=draft_length)
         )
         config = replace(engine.config, params=replace(params, seed=seed))
         for _ in engine.answer(Observation(None, "go"), config):

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from vlm_spec_decode.core.errors import ProtocolError
-from vlm_spec_decode.core.types import AnswerRequest, Draft, Image, Observation, SamplingParams
+from vlm_spec_decode.core.types import AnswerRequest, DraftMessage, Image, Observation, SamplingParams
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import (
     MAX_MESSAGE_BYTES,
@@ -41,7 +41,7 @@ def valid_messages(hello: Hello) -> tuple[AnyMessage, ...]:
     observation = Observation(image, "walk to the red ball", ("forward(1.0)",), 12.5, "camera")
     request = AnswerRequest(1, observation, SamplingParams(max_tokens=20), "speculative")
     packer = codec.TokenPacker(hello.vocab_size)
-    draft = Draft(1, 0, 0, 1, (0, 1, 2, 1), (0, 1, 1, 0), (3, 4, 5, 6))
+    draft = DraftMessage(1, 0, 0, 1, (0, 1, 2, 1), (0, 1, 1, 0), (3, 4, 5, 6))
     return (
         hello,
         codec.open_message(request, packer, 0, (0, 1)),

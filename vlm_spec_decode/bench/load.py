@@ -1,4 +1,8 @@
-"""`vsd load`: many synthetic robots against one cloud, over real sockets, on this machine only.
+"""`vsd load`: many synthetic robots against one cloud, and what it comes to.
+
+What a load run comes to, in figures and in words.
+
+`vsd load`: many synthetic robots against one cloud, over real sockets, on this machine only.
 
 First one robot asks every question alone: that is the truth that all later answers are compared with. Then
 all ask at once, each its next question as soon as the last is answered. Bounded in robots, time and
@@ -8,7 +12,8 @@ questions; the address must be a loopback one.
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,17 +23,71 @@ import numpy as np
 import zmq
 
 from vlm_spec_decode.actions.grammar import language
-from vlm_spec_decode.bench.load_report import LoadRun
-from vlm_spec_decode.bench.load_robots import Fleet, Manner, Question, Robot
-from vlm_spec_decode.bench.prompts import recorded_prompts
+from vlm_spec_decode.bench.load_robots import LoadFleet, LoadRobot, Question, QuestionResult, RobotBehaviour
+from vlm_spec_decode.bench.pairs import recorded_prompts
 from vlm_spec_decode.core.errors import CloudTimeout, ConfigError
 from vlm_spec_decode.core.ports import Clock, TextCodec
-from vlm_spec_decode.core.types import SamplingParams
-from vlm_spec_decode.edge.client import EdgeProtocol, Timing
+from vlm_spec_decode.core.types import SamplingParams, Tokens
+from vlm_spec_decode.edge.client_protocol import ClientProtocol, ProtocolTiming
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.connection import Connection
 from vlm_spec_decode.transport.keys import EdgeKeys, edge_keys
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRun:
+    """What came of it: all questions, the time that they took, bytes, and the truth they were held to."""
+
+    asked: Sequence[QuestionResult]
+    elapsed_s: float
+    traffic: dict[str, int]
+    truth: Sequence[Tokens]
+
+    def report(self) -> dict[str, Any]:
+        """Return the figures: goodput counts right answers only."""
+        counts = Counter(asked.outcome for asked in self.asked)
+        right = [asked for asked in self.asked if asked.outcome == "right"]
+        reasons = Counter(asked.why for asked in self.asked if asked.why)
+        tokens = sum(len(asked.tokens) for asked in right)
+        return {
+            "asked": len(self.asked),
+            **{name: counts[name] for name in ("right", "wrong", "refused", "failed")},
+            "reasons": dict(reasons),
+            "resumed": sum(asked.epochs > 0 for asked in self.asked),
+            "seconds": round(self.elapsed_s, 3),
+            "goodput_answers_per_s": round(len(right) / self.elapsed_s, 3),
+            "goodput_tokens_per_s": round(tokens / self.elapsed_s, 2),
+            "first_token_s": quantiles([a.first_token_s for a in right]),
+            "first_action_s": quantiles([a.first_action_s for a in right]),
+            "total_s": quantiles([a.total_s for a in right]),
+            **self.traffic,
+        }
+
+
+def quantiles(values: Sequence[float | None]) -> dict[str, float] | None:
+    """Return median, 95 % and 99 % quantile of the values that there are, None without any."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return None
+    found = np.quantile(there, (0.5, 0.95, 0.99))
+    return {name: round(float(value), 5) for name, value in zip(("p50", "p95", "p99"), found, strict=True)}
+
+
+def told(report: Mapping[str, Any]) -> str:
+    """Return a report in a few lines."""
+    reasons = ", ".join(f"{name} {count}" for name, count in sorted(report["reasons"].items()))
+    lines = [
+        f"{report['right']} right, {report['wrong']} wrong, {report['refused']} refused, {report['failed']} "
+        f"failed of {report['asked']} in {report['seconds']} s" + (f" ({reasons})" if reasons else ""),
+        f"goodput {report['goodput_answers_per_s']} answers/s, {report['goodput_tokens_per_s']} tokens/s",
+    ]
+    for name in ("first_token_s", "first_action_s", "total_s"):
+        if found := report[name]:
+            times = ", ".join(f"{quantile} {1000 * value:.0f} ms" for quantile, value in found.items())
+            lines.append(f"{name.removesuffix('_s').replace('_', ' ')}: {times}")
+    return "\n".join(lines)
+
 
 MAX_ROBOTS = 2000
 QUESTIONS = 8
@@ -53,7 +112,7 @@ class LoadConfig:
     seconds: float = 10.0
     keys: Path | None = None
     questions: int | None = None
-    manner: Manner = field(default_factory=Manner)
+    manner: RobotBehaviour = field(default_factory=RobotBehaviour)
     seed: int = 0
     give_up_s: float = 10.0
 
@@ -71,7 +130,7 @@ class LoadConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Speech:
+class DraftIdentity:
     """What the robots' tokens mean: the handshake of their draft, and its tokenizer."""
 
     hello: Hello
@@ -81,9 +140,9 @@ class Speech:
 def load(
     config: LoadConfig,
     questions: Sequence[Question],
-    speech: Speech,
+    speech: DraftIdentity,
     clock: Clock,
-    on_turn: Callable[[Fleet], None] | None = None,
+    on_turn: Callable[[LoadFleet], None] | None = None,
 ) -> LoadRun:
     """Ask alone, then all at once. `on_turn` is called after every turn of the loop: faults go there.
 
@@ -112,39 +171,39 @@ def load(
         return LoadRun(fleet.asked, clock.now() - began_s, dict(fleet.traffic), truth)
 
 
-def shipped_speech(draft: str = "", max_tokens: int = 64) -> tuple[Speech, list[Question]]:
+def shipped_speech(draft: str = "", max_tokens: int = 64) -> tuple[DraftIdentity, list[Question]]:
     """Return what robots with this draft, by default the shipped one, say, and the recorded questions."""
-    from vlm_spec_decode.edge.setup import EdgeSettings, hello_of, load_draft
+    from vlm_spec_decode.edge.factory import EdgeSettings, hello_of, load_draft
 
     settings = EdgeSettings(draft=draft, max_tokens=max_tokens)
     model = load_draft(settings)
     params = SamplingParams(max_tokens=max_tokens, stop_ids=model.codec.stop_ids)
     questions = [Question(observation, params) for observation in recorded_prompts(QUESTIONS)]
-    return Speech(hello_of(model.card, language()), model.codec), questions
+    return DraftIdentity(hello_of(model.card, language()), model.codec), questions
 
 
 def _fleet(
     config: LoadConfig,
     context: zmq.Context[Any],
     keys: EdgeKeys | None,
-    speech: Speech,
+    speech: DraftIdentity,
     questions: Sequence[Question],
-) -> Fleet:
+) -> LoadFleet:
     handshake_s = HANDSHAKE_S if config.robots > 1 else config.give_up_s
     greet_s = 2.0 if config.robots <= WATCHED_ROBOTS else handshake_s  # so many greet slowly on any line
-    timing = Timing(
+    timing = ProtocolTiming(
         give_up_s=config.give_up_s, handshake_s=handshake_s, busy_s=config.manner.busy_s, greet_s=greet_s
     )
     robots = []
     for number in range(config.robots):
         rng = np.random.default_rng((config.seed, number))
-        protocol = EdgeProtocol(speech.hello, timing)
+        protocol = ClientProtocol(speech.hello, timing)
         connection = Connection(context, config.cloud, keys, watched=config.robots <= WATCHED_ROBOTS)
-        robots.append(Robot(connection, protocol, config.manner, speech.codec, rng))
-    return Fleet(robots, questions)
+        robots.append(LoadRobot(connection, protocol, config.manner, speech.codec, rng))
+    return LoadFleet(robots, questions)
 
 
-def _shake_hands(fleet: Fleet, clock: Clock) -> None:
+def _shake_hands(fleet: LoadFleet, clock: Clock) -> None:
     for robot in fleet.robots:
         robot.protocol.connect(clock.now())
     until_s = clock.now() + HANDSHAKE_S
@@ -157,7 +216,9 @@ def _shake_hands(fleet: Fleet, clock: Clock) -> None:
         clock.sleep(0.005)
 
 
-def _turn(fleet: Fleet, clock: Clock, seconds: float, on_turn: Callable[[Fleet], None] | None = None) -> None:
+def _turn(
+    fleet: LoadFleet, clock: Clock, seconds: float, on_turn: Callable[[LoadFleet], None] | None = None
+) -> None:
     """Let the fleet ask until time or questions are used up, then wait for what is under way."""
     if any(robot.protocol.welcome is None for robot in fleet.robots):
         _shake_hands(fleet, clock)
@@ -170,11 +231,11 @@ def _turn(fleet: Fleet, clock: Clock, seconds: float, on_turn: Callable[[Fleet],
             return
         if not is_over:
             fleet.hand_out(now_s)
-        for socket, _ in poller.poll(round(1000 * TICK_S)):
-            by_socket[socket].step(clock.now())
-        # Whose connection is made anew has other sockets then.
+        # Whatever has stepped a robot, here or in `on_turn`: a connection made anew has other sockets.
         if any(robot.connection.has_changed for robot in fleet.robots):
             poller, by_socket = _poller(fleet)
+        for socket, _ in poller.poll(round(1000 * TICK_S)):
+            by_socket[socket].step(clock.now())
         if clock.now() - tick_s >= TICK_S:
             tick_s = clock.now()
             for robot in fleet.robots:
@@ -183,9 +244,9 @@ def _turn(fleet: Fleet, clock: Clock, seconds: float, on_turn: Callable[[Fleet],
             on_turn(fleet)
 
 
-def _poller(fleet: Fleet) -> tuple[zmq.Poller, dict[zmq.Socket[bytes], Robot]]:
+def _poller(fleet: LoadFleet) -> tuple[zmq.Poller, dict[zmq.Socket[bytes], LoadRobot]]:
     """Return what waits for all robots' sockets, and whose they are."""
-    poller, by_socket = zmq.Poller(), dict[zmq.Socket[bytes], Robot]()
+    poller, by_socket = zmq.Poller(), dict[zmq.Socket[bytes], LoadRobot]()
     for robot in fleet.robots:
         for socket in robot.connection.sockets():
             poller.register(socket, zmq.POLLIN)

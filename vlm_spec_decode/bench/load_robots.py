@@ -14,9 +14,16 @@ from typing import Literal, TypeAlias
 from vlm_spec_decode.actions.parser import ActionParser
 from vlm_spec_decode.core.errors import ActionError, CloudBusy, CloudError, CloudRefused
 from vlm_spec_decode.core.ports import Rng, TextCodec
-from vlm_spec_decode.core.tree import chain_parents
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Observation, SamplingParams, Tokens
-from vlm_spec_decode.edge.client import EdgeProtocol
+from vlm_spec_decode.core.types import (
+    AnswerRequest,
+    Commit,
+    DraftMessage,
+    Observation,
+    SamplingParams,
+    Tokens,
+)
+from vlm_spec_decode.decoding.tree import chain_parents
+from vlm_spec_decode.edge.client_protocol import ClientProtocol
 from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport.connection import Connection
 
@@ -33,7 +40,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QuestionResult:
     """What became of one question; times in seconds since it was asked, None if it did not come to that."""
 
     question: int
@@ -47,7 +54,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
+class RobotBehaviour:
     """How robots behave: `acceptance` is the probability that a drafted token is right.
 
     A question that a cloud has no room for is refused at once and asked again later, unless the robot comes
@@ -82,20 +89,20 @@ class _Open:
     epochs: int = 0
 
 
-class Robot:
+class LoadRobot:
     """One robot on one connection. `step` is called when something has come, and some ten times a second."""
 
     def __init__(
         self,
         connection: Connection,
-        protocol: EdgeProtocol,
-        manner: Manner,
+        protocol: ClientProtocol,
+        manner: RobotBehaviour,
         codec: TextCodec,
         rng: Rng,
     ) -> None:
         self.connection = connection
         self.protocol = protocol
-        self.asked: list[Asked] = []
+        self.asked: list[QuestionResult] = []
         self.sent_bytes = self.received_bytes = 0
         self.may_ask_s = 0.0
         self._manner = manner
@@ -162,7 +169,7 @@ class Robot:
             return
         self.protocol.close(now_s)
         times = (asked.first_token_s, asked.first_action_s, now_s - asked.asked_s)
-        self.asked.append(Asked(asked.index, outcome, why, asked.tokens, *times, asked.epochs))
+        self.asked.append(QuestionResult(asked.index, outcome, why, asked.tokens, *times, asked.epochs))
 
     def _draft(self) -> None:
         asked, manner = self._open, self._manner
@@ -173,7 +180,9 @@ class Robot:
         tokens = tuple(t if self._rng.random() < manner.acceptance else max(0, t - 1) for t in truth)
         parents = chain_parents(asked.next_node, len(tokens))
         request = asked.request
-        self.protocol.submit(Draft(request.answer, request.epoch, at, asked.next_node, tokens, parents))
+        self.protocol.submit(
+            DraftMessage(request.answer, request.epoch, at, asked.next_node, tokens, parents)
+        )
         asked.next_node += len(tokens)
 
     def _has_action(self, tokens: Tokens) -> bool:
@@ -190,10 +199,10 @@ class Robot:
 
 
 @dataclass(slots=True)
-class Fleet:
+class LoadFleet:
     """Robots and the questions that they ask in turn, each robot beginning with another one."""
 
-    robots: Sequence[Robot]
+    robots: Sequence[LoadRobot]
     questions: Sequence[Question]
     limit: int | None = None
     handed: int = 0
@@ -212,7 +221,7 @@ class Fleet:
                 robot.ask(index, self.questions[index], now_s)
 
     @property
-    def asked(self) -> list[Asked]:
+    def asked(self) -> list[QuestionResult]:
         """All that came to an end."""
         return [asked for robot in self.robots for asked in robot.asked]
 

@@ -20,16 +20,16 @@ from pathlib import Path
 import numpy as np
 
 from vlm_spec_decode.actions.grammar import language
-from vlm_spec_decode.bench.run import Silent
-from vlm_spec_decode.cloud.desk import CloudDesk
+from vlm_spec_decode.bench.run import SilentCodec
+from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudUnreachable
 from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
-from vlm_spec_decode.edge.remote import RemoteVerifier
-from vlm_spec_decode.edge.setup import hello_of
+from vlm_spec_decode.edge.factory import hello_of
+from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.transport import keys
 from vlm_spec_decode.transport.dealer import DealerLink
 from vlm_spec_decode.transport.router import RouterLink
@@ -111,7 +111,7 @@ def overhead(strategy: str = "speculative") -> Overhead:
             verifier = RemoteVerifier(link, hello_of(draft.card, language(False)), clock)
             try:
                 verifier.connect(20.0)
-                engine = Engine(draft, Silent(), verifier, clock)
+                engine = Engine(draft, SilentCodec(), verifier, clock)
                 config = EngineConfig(strategy, SamplingParams(max_tokens=TOKENS), draft_length=4)
                 began_s = 0.0
                 for number in range(ANSWERS + 1):
@@ -147,7 +147,7 @@ def serve(address: str, folder: Path) -> None:
     """Serve the stub target until the process is ended."""
     link = RouterLink(address, keys.cloud_keys(folder))
     target = StubModel(is_right=True)
-    server = CloudServer(link, CloudDesk(target.card, language(False).digest), target, WallClock())
+    server = CloudServer(link, ServerProtocol(target.card, language(False).digest), target, WallClock())
     sys.stdout.write(server.address + "\n")
     sys.stdout.flush()
     server.serve()

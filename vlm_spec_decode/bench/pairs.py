@@ -1,4 +1,10 @@
-"""The pairs of models that strategies are compared on, by name.
+"""The pairs of models that strategies are compared on, and the recorded questions put to them.
+
+The recorded questions of the benchmark: frames from held-out rooms, so that no renderer is needed.
+
+An observation's `frame_id` names its question; models of a pair are opened by it.
+
+The pairs of models that strategies are compared on, by name.
 
 `shipped`, `early47` and `early69` (the shipped target with the draft as it was early in its training, when
 its acceptance was about so many per cent), `oracle` (the target drafts for itself, at the draft's speed: the
@@ -8,21 +14,44 @@ A; for simulations), or `DRAFT+TARGET` of any two checkpoints.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlm_spec_decode.actions.grammar import language
-from vlm_spec_decode.bench.prompts import SEEN, TOLD, recorded_prompts
 from vlm_spec_decode.bench.recorded import RecordedModel
-from vlm_spec_decode.bench.run import Silent
+from vlm_spec_decode.bench.run import SilentCodec
 from vlm_spec_decode.bench.synthetic import PairSpec, SyntheticFamily
 from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Model, TextCodec
-from vlm_spec_decode.core.types import Observation, SamplingParams
+from vlm_spec_decode.core.types import Image, Observation, SamplingParams
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
-from vlm_spec_decode.models.vlm import VlmModel
+from vlm_spec_decode.models.model import VlmModel
+
+FOLDER = ASSETS / "prompts"
+SEEN, TOLD = "prompts.json", "told.json"
+"""Questions about a frame, and about a room told in words."""
+
+
+def recorded_prompts(count: int, kind: str = SEEN, folder: Path = FOLDER) -> tuple[Observation, ...]:
+    """Return the first `count` questions of a kind. Raises ConfigError if there are not so many."""
+    try:
+        rows = json.loads((folder / kind).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"no recorded questions in {folder}: {error.strerror}") from error
+    if not 0 < count <= len(rows):
+        raise ConfigError(f"{count} answers are wanted; there are {len(rows)} recorded questions")
+    found = []
+    for number, row in enumerate(rows[:count]):
+        image = None
+        if "file" in row:
+            image = Image((folder / row["file"]).read_bytes(), row["width"], row["height"])
+        history = tuple(row["history"])
+        found.append(Observation(image, row["instruction"], history, frame_id=f"{kind} {number}"))
+    return tuple(found)
+
 
 MAX_TOKENS = 64
 SYNTHETIC_TOKENS = 40
@@ -112,4 +141,4 @@ class PairLibrary:
         questions = tuple(Observation(None, "go", frame_id=str(n)) for n in range(self.answers))
         draft, target = SyntheticFamily.pair(spec)
         about = f"simulated: first choice right with {acceptance}, the others by a geometric law"
-        return BenchPair(name, draft, target, Silent(), params, questions, about)
+        return BenchPair(name, draft, target, SilentCodec(), params, questions, about)

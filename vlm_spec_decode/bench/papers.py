@@ -16,7 +16,7 @@ HALF = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Pairing:
+class PaperSetting:
     """A paper's setting: hardware, link, acceptance, and the sizes of its target."""
 
     profile: str
@@ -26,34 +26,34 @@ class Pairing:
     width: int = 4096
 
 
-JETSON = Pairing("jetson_nano_a100", "jetson_paper", 0.60)
+JETSON = PaperSetting("jetson_nano_a100", "jetson_paper", 0.60)
 """SD over AR 1.345 times a round of 919 ms over a step of 522 ms: 2.37 tokens a round."""
 
-RTX = Pairing("rtx2080ti_a100", "rtx_paper", 0.60)
+RTX = PaperSetting("rtx2080ti_a100", "rtx_paper", 0.60)
 """The same pair of models as on the Jetson."""
 
-GO2 = Pairing("go2_a100", "go2_paper", 0.47, 152_064, 3584)
+GO2 = PaperSetting("go2_a100", "go2_paper", 0.47, 152_064, 3584)
 """1.21 over AR on a round of 1028 ms, some of whose drafting is hidden."""
 
-QWEN = Pairing("agx_orin_qwen32b", "pico_paper", 0.69, 151_936, 5120)
+QWEN = PaperSetting("agx_orin_qwen32b", "pico_paper", 0.69, 151_936, 5120)
 """2.50 tokens accepted of 4 without the target's own: 1 + a + a^2 + a^3."""
 
-LLAMA_GSM8K = Pairing("agx_orin_llama70b", "pico_paper", 0.92, 128_256, 8192)
+LLAMA_GSM8K = PaperSetting("agx_orin_llama70b", "pico_paper", 0.92, 128_256, 8192)
 """SD 9.27 tokens/s on a round of 97 + 284 ms: 3.53 tokens, counted in the same way."""
 
-LLAMA_HUMANEVAL = Pairing("agx_orin_llama70b", "pico_paper", 0.96, 128_256, 8192)
+LLAMA_HUMANEVAL = PaperSetting("agx_orin_llama70b", "pico_paper", 0.96, 128_256, 8192)
 """SD 9.95 tokens/s on 97 + 282 ms: 3.77 tokens."""
 
 How = Literal["measured", "reckoned", "hits"]
 
 
 @dataclass(frozen=True, slots=True)
-class Reported:
+class PaperFigure:
     """One figure of a paper. `system` over `baseline`; `why` says why ours may differ."""
 
     paper: str
     setting: str
-    at: Pairing
+    at: PaperSetting
     system: str
     baseline: str
     value: float
@@ -83,27 +83,27 @@ _CACHE = (
 _SHORT = "in part short answers, whose first pass takes 300 ms and whose first draft nothing hides"
 
 REPORTED = (
-    Reported(_FSD, "Jetson Nano, 68M/7B", JETSON, "speculative", _AR, 1.345),
-    Reported(_FSD, "Jetson Nano, 68M/7B", JETSON, "early_exit", "speculative", 1.11, why=_EXITS),
-    Reported(_FSD, "RTX 2080 Ti, 68M/7B", RTX, "early_exit", "speculative", 1.08, why=_EXITS),
-    Reported(_FSD, "Go2, Qwen2-VL 2B/7B", GO2, "early_exit", _AR, 1.21, why=_EXITS),
-    Reported(_PICO, "Qwen3, GSM8K", QWEN, "vanilla", _AR, 0.58, "reckoned", _BONUS),
-    Reported(_PICO, "Qwen3, GSM8K", QWEN, "split", _AR, 0.54, "reckoned", _SPLIT),
-    Reported(_PICO, "Qwen3, GSM8K", QWEN, "pipelined", _AR, 1.45, why=_OWN_MODEL),
-    Reported(_PICO, "Llama, GSM8K", LLAMA_GSM8K, "vanilla", _AR, 1.35, "reckoned", _BONUS),
-    Reported(_PICO, "Llama, GSM8K", LLAMA_GSM8K, "split", _AR, 0.63, "reckoned", _SPLIT),
-    Reported(_PICO, "Llama, GSM8K", LLAMA_GSM8K, "pipelined", _AR, 2.51, why=_BONUS),
-    Reported(_PICO, "Llama, HumanEval", LLAMA_HUMANEVAL, "vanilla", _AR, 1.45, "reckoned", _BONUS),
-    Reported(_PICO, "Llama, HumanEval", LLAMA_HUMANEVAL, "pipelined", _AR, 2.90, why=_BONUS),
-    Reported(_ACE, "Qwen3, GSM8K", QWEN, "dssd", _AR, 0.85, "reckoned", _BONUS),
-    Reported(_ACE, "Qwen3, GSM8K", QWEN, "multi_branch", _AR, 1.75, why=_CACHE),
-    Reported(_ACE, "Qwen3, GSM8K: hits", QWEN, "multi_branch", "", 0.97, "hits", _CACHE),
-    Reported(_ACE, "Llama, HumanEval", LLAMA_HUMANEVAL, "dssd", _AR, 1.95, "reckoned", _BONUS),
-    Reported(_ACE, "Llama, HumanEval", LLAMA_HUMANEVAL, "multi_branch", _AR, 3.52, why=_SHORT),
+    PaperFigure(_FSD, "Jetson Nano, 68M/7B", JETSON, "speculative", _AR, 1.345),
+    PaperFigure(_FSD, "Jetson Nano, 68M/7B", JETSON, "early_exit", "speculative", 1.11, why=_EXITS),
+    PaperFigure(_FSD, "RTX 2080 Ti, 68M/7B", RTX, "early_exit", "speculative", 1.08, why=_EXITS),
+    PaperFigure(_FSD, "Go2, Qwen2-VL 2B/7B", GO2, "early_exit", _AR, 1.21, why=_EXITS),
+    PaperFigure(_PICO, "Qwen3, GSM8K", QWEN, "vanilla", _AR, 0.58, "reckoned", _BONUS),
+    PaperFigure(_PICO, "Qwen3, GSM8K", QWEN, "split", _AR, 0.54, "reckoned", _SPLIT),
+    PaperFigure(_PICO, "Qwen3, GSM8K", QWEN, "pipelined", _AR, 1.45, why=_OWN_MODEL),
+    PaperFigure(_PICO, "Llama, GSM8K", LLAMA_GSM8K, "vanilla", _AR, 1.35, "reckoned", _BONUS),
+    PaperFigure(_PICO, "Llama, GSM8K", LLAMA_GSM8K, "split", _AR, 0.63, "reckoned", _SPLIT),
+    PaperFigure(_PICO, "Llama, GSM8K", LLAMA_GSM8K, "pipelined", _AR, 2.51, why=_BONUS),
+    PaperFigure(_PICO, "Llama, HumanEval", LLAMA_HUMANEVAL, "vanilla", _AR, 1.45, "reckoned", _BONUS),
+    PaperFigure(_PICO, "Llama, HumanEval", LLAMA_HUMANEVAL, "pipelined", _AR, 2.90, why=_BONUS),
+    PaperFigure(_ACE, "Qwen3, GSM8K", QWEN, "dssd", _AR, 0.85, "reckoned", _BONUS),
+    PaperFigure(_ACE, "Qwen3, GSM8K", QWEN, "multi_branch", _AR, 1.75, why=_CACHE),
+    PaperFigure(_ACE, "Qwen3, GSM8K: hits", QWEN, "multi_branch", "", 0.97, "hits", _CACHE),
+    PaperFigure(_ACE, "Llama, HumanEval", LLAMA_HUMANEVAL, "dssd", _AR, 1.95, "reckoned", _BONUS),
+    PaperFigure(_ACE, "Llama, HumanEval", LLAMA_HUMANEVAL, "multi_branch", _AR, 3.52, why=_SHORT),
 )
 
 
-def reckoned(system: str, hardware: HardwareProfile, link: LinkProfile, at: Pairing) -> float:
+def reckoned(system: str, hardware: HardwareProfile, link: LinkProfile, at: PaperSetting) -> float:
     """Return the speed of a baseline over the cloud alone, from durations, bytes and acceptance.
 
     `vanilla` sends all of q up with each drafted token; `dssd` sends one whole p down on a rejection

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vlm_spec_decode.core import exits
 from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext
-from vlm_spec_decode.core.sampling import Row
 from vlm_spec_decode.core.types import Observation, Tokens
+from vlm_spec_decode.decoding import early_exit as exits
+from vlm_spec_decode.decoding.sampling import Row
 
 
 @dataclass(slots=True)

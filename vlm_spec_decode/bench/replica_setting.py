@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from functools import partial
 
 from vlm_spec_decode.actions.grammar import language
-from vlm_spec_decode.bench.load import Speech, shipped_speech
+from vlm_spec_decode.bench.load import DraftIdentity, shipped_speech
 from vlm_spec_decode.bench.load_robots import Question
-from vlm_spec_decode.bench.run import Silent
+from vlm_spec_decode.bench.run import SilentCodec
 from vlm_spec_decode.bench.synthetic import PairSpec, SyntheticFamily
 from vlm_spec_decode.cloud.config import CloudConfig
-from vlm_spec_decode.cloud.desk import CloudDesk
-from vlm_spec_decode.cloud.link import ServerLink
-from vlm_spec_decode.cloud.replicas import MakeServer
+from vlm_spec_decode.cloud.protocol import ServerProtocol
+from vlm_spec_decode.cloud.replicas.pool import MakeServer
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.protocol.messages import Hello
+from vlm_spec_decode.transport.in_process import ServerLink
 
 SPEC = PairSpec(0.8)
 TOKENS = 40
@@ -32,7 +32,7 @@ class Setting:
     """What the replicas serve and what robots ask of them."""
 
     make: MakeServer
-    speech: Speech
+    speech: DraftIdentity
     questions: Sequence[Question]
 
 
@@ -49,13 +49,13 @@ def setting_of(model: str) -> Setting:
     hello = Hello("load", card.tokenizer_digest, card.prompt_digest, "none", card.vocab_size)
     params = SamplingParams(max_tokens=TOKENS)
     questions = [Question(Observation(None, "go", frame_id=str(n)), params) for n in range(8)]
-    return Setting(synthetic_server, Speech(hello, Silent()), questions)
+    return Setting(synthetic_server, DraftIdentity(hello, SilentCodec()), questions)
 
 
 def synthetic_server(link: ServerLink) -> CloudServer:
     """Put a server of the synthetic target on the link; a pass takes `PASS_S`."""
     target = SlowTarget(SyntheticFamily.pair(SPEC)[1])
-    return CloudServer(link, CloudDesk(target.card, "none"), target, WallClock())
+    return CloudServer(link, ServerProtocol(target.card, "none"), target, WallClock())
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from vlm_spec_decode.bench.load import LoadConfig, load
-from vlm_spec_decode.bench.load_robots import Fleet, Manner
+from vlm_spec_decode.bench.load_robots import LoadFleet, RobotBehaviour
 from vlm_spec_decode.bench.replica_setting import Setting, setting_of
-from vlm_spec_decode.cloud.link import ServerLink
-from vlm_spec_decode.cloud.replicas import MakeServer, Pool, load_ray
-from vlm_spec_decode.cloud.replicated import ReplicatedServer
+from vlm_spec_decode.cloud.replicas.pool import MakeServer, ReplicaPool, load_ray
+from vlm_spec_decode.cloud.replicas.server import ReplicatedServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudTimeout
 from vlm_spec_decode.transport import keys
+from vlm_spec_decode.transport.in_process import ServerLink
 from vlm_spec_decode.transport.router import RouterLink
 
 START_S = 300.0
@@ -51,7 +51,7 @@ def two_nodes() -> Iterator[Any]:
 def replicated(make: MakeServer, replicas: int, link: ServerLink) -> Iterator[ReplicatedServer]:
     """Serve with replicas on a thread of this process until the block ends."""
     clock = WallClock()
-    server = ReplicatedServer(link, lambda wake: Pool(load_ray(), make, 1, 0, wake), clock)
+    server = ReplicatedServer(link, lambda wake: ReplicaPool(load_ray(), make, 1, 0, wake), clock)
     server.scale(replicas)
     thread = threading.Thread(target=server.serve)
     try:
@@ -84,14 +84,14 @@ def live(server: ReplicatedServer) -> int:
 
 
 @dataclass(slots=True)
-class Killer:
+class ReplicaKiller:
     """Calls `kill` once so many questions have come to their end."""
 
     kill: Callable[[], None]
     after: int
     is_done: bool = False
 
-    def __call__(self, fleet: Fleet) -> None:
+    def __call__(self, fleet: LoadFleet) -> None:
         """Look at the fleet after a turn of its loop."""
         if not self.is_done and len(fleet.asked) >= self.after:
             self.is_done = True
@@ -110,14 +110,14 @@ def lose_one_of_two(
     with two_nodes() as cluster, _served(folder, model, 2) as (server, setting):
         until(lambda: live(server) == 2, "the second replica")
         before = server.front.moved
-        killer = Killer(partial(_kill_second_node, cluster), answers // 3)
+        killer = ReplicaKiller(partial(_kill_second_node, cluster), answers // 3)
         report = _ask(server, setting, folder, answers, robots, killer)
         report |= {"killed": killer.is_done, "robots_moved": server.front.moved - before}
         if again:
             report["lost"] = next(n for n, state in server.front.replicas.items() if state == "starting")
             cluster.add_node(**NODE)
             until(lambda: live(server) == 2, "the replica that Ray starts again")
-            passes = Passes(server)
+            passes = PassCounter(server)
             report["again"] = _ask(server, setting, folder, answers // 2, robots, passes)
             report["passes"] = passes.total()
         return report | {"replicas_in_the_end": live(server)}
@@ -133,9 +133,9 @@ def scale_under_load(
     """
     steps: list[tuple[int, int]] = []
     with two_nodes(), _served(folder, model, 1) as (server, setting):
-        passes = Passes(server)
+        passes = PassCounter(server)
 
-        def rescale(fleet: Fleet) -> None:
+        def rescale(fleet: LoadFleet) -> None:
             passes(fleet)
             done = len(fleet.asked)
             if not steps and done >= 5:
@@ -153,7 +153,7 @@ def scale_under_load(
         return report | {"steps": steps, "passes": passes.total(), "robots_moved": server.front.moved}
 
 
-class Passes:
+class PassCounter:
     """Adds up the passes that each replica tells of, from now on."""
 
     def __init__(self, server: ReplicatedServer) -> None:
@@ -161,7 +161,7 @@ class Passes:
         self._before = self._told()
         self._most: dict[int, float] = {}
 
-    def __call__(self, fleet: Fleet) -> None:  # noqa: ARG002
+    def __call__(self, fleet: LoadFleet) -> None:  # noqa: ARG002
         """Look at the replicas after a turn of the fleet's loop."""
         self._most |= self._told()
 
@@ -189,10 +189,10 @@ def _ask(
     folder: Path,
     answers: int,
     robots: int,
-    on_turn: Callable[[Fleet], None],
+    on_turn: Callable[[LoadFleet], None],
 ) -> dict[str, Any]:
     config = LoadConfig(server.address, robots=robots, seconds=3600, keys=folder, questions=answers)
-    config = replace(config, manner=Manner(deadline_s=300, busy_s=300), give_up_s=60)
+    config = replace(config, manner=RobotBehaviour(deadline_s=300, busy_s=300), give_up_s=60)
     return load(config, setting.questions, setting.speech, WallClock(), on_turn).report()
 
 

@@ -9,11 +9,17 @@ from typing import TypeAlias
 
 from vlm_spec_decode.core.errors import CloudError
 from vlm_spec_decode.core.ports import Drafter, Model
-from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.tree import chain_parents
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Draft, Observation, SamplingParams, Tokens
-from vlm_spec_decode.edge.client import EdgeProtocol
-from vlm_spec_decode.edge.timing import Timing
+from vlm_spec_decode.core.types import (
+    AnswerRequest,
+    Commit,
+    DraftMessage,
+    Observation,
+    SamplingParams,
+    Tokens,
+)
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.decoding.tree import chain_parents
+from vlm_spec_decode.edge.client_protocol import ClientProtocol, ProtocolTiming
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.strategies.base import EdgeConfig, draft_chain
 
@@ -22,7 +28,7 @@ IsFirst: TypeAlias = Callable[[Tokens], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class RobotAnswer:
     """One answer of one robot: its tokens, or why there are none, and when it came."""
 
     question: int
@@ -49,10 +55,10 @@ class VirtualRobot:
     draft_length: int = 4
     draft_s: float = 0.0
     think_s: float = 0.0
-    timing: Timing = field(default_factory=Timing)
-    said_so_far: list[Said] = field(default_factory=list)
+    timing: ProtocolTiming = field(default_factory=ProtocolTiming)
+    said_so_far: list[RobotAnswer] = field(default_factory=list)
     wake_s: float | None = None
-    edge: EdgeProtocol = field(init=False)
+    edge: ClientProtocol = field(init=False)
     _answer: int = 0
     _sequence: Sequence = field(default_factory=Sequence)
     _drafter: Drafter | None = None
@@ -61,7 +67,7 @@ class VirtualRobot:
     _first_s: float | None = None
 
     def __post_init__(self) -> None:
-        self.edge = EdgeProtocol(self.hello, self.timing)
+        self.edge = ClientProtocol(self.hello, self.timing)
 
     @property
     def is_done(self) -> bool:
@@ -128,13 +134,13 @@ class VirtualRobot:
         config = EdgeConfig(self._answer, self.questions[self._answer - 1][1], self.draft_length)
         chain = draft_chain(drafter, self._sequence.tokens, config)
         parents = chain_parents(self._node, len(chain))
-        self.edge.submit(Draft(self._answer, 0, len(self._sequence), self._node, chain, parents))
+        self.edge.submit(DraftMessage(self._answer, 0, len(self._sequence), self._node, chain, parents))
         self._node += len(chain)
 
     def _end(self, now_s: float, error: CloudError | None) -> None:
         first_s = now_s if self._first_s is None else self._first_s
         answer = (self._answer - 1, self._sequence.tokens, self._asked_s, first_s, now_s, error)
-        self.said_so_far.append(Said(*answer))
+        self.said_so_far.append(RobotAnswer(*answer))
         self.edge.close(now_s)
         if self._drafter:
             self._drafter.close()

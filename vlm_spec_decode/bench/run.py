@@ -8,23 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from vlm_spec_decode.bench.tally import Moment, TalliedModel, TalliedVerifier, Tally
+from vlm_spec_decode.bench.recorder import AnswerRecorder, EdgeEvent, RecordingModel, RecordingVerifier
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import VsdError
 from vlm_spec_decode.core.ports import Model, TextCodec
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
-from vlm_spec_decode.edge.charged import VirtualModel
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
-from vlm_spec_decode.edge.virtual import VirtualVerifier
+from vlm_spec_decode.edge.simulated_latency import VirtualModel
+from vlm_spec_decode.edge.verifier_virtual import VirtualVerifier
 
 TIMEOUT_S = 3600.0
 """Of virtual time: no cell of a comparison comes near it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class RunSetup:
     """Everything but the models and the question: what one cell of the comparison is made of.
 
     `is_repeat` asks the question twice of one engine and measures the second answer.
@@ -59,11 +59,11 @@ class Outcome:
     up_bytes: int
     down_bytes: int
     image_bytes: int
-    moments: tuple[Moment, ...] = field(default=(), repr=False)
+    moments: tuple[EdgeEvent, ...] = field(default=(), repr=False)
     why: tuple[str, ...] = field(default=(), repr=False)
 
 
-class Silent:
+class SilentCodec:
     """The codec of a pair whose tokens mean nothing."""
 
     def encode(self, text: str) -> Tokens:  # noqa: ARG002
@@ -76,7 +76,7 @@ class Silent:
 
 
 def decode(
-    setup: Setup,
+    setup: RunSetup,
     draft: Model,
     target: Model,
     observation: Observation,
@@ -85,10 +85,10 @@ def decode(
 ) -> Outcome:
     """Decode one answer and return its figures. Without a codec there are no actions to time."""
     clock = VirtualClock()
-    tally = Tally(clock)
+    tally = AnswerRecorder(clock)
     helper = draft if setup.has_helper else None
     verifier = VirtualVerifier(target, setup.hardware, setup.link, clock, helper, setup.seed)
-    edge = TalliedModel(VirtualModel(draft, setup.hardware, clock), tally)
+    edge = RecordingModel(VirtualModel(draft, setup.hardware, clock), tally)
     config = EngineConfig(
         setup.strategy,
         params,
@@ -97,7 +97,7 @@ def decode(
         setup.objective,
         min(1e9, setup.link.up_mbps * 1e6),
     )
-    engine = Engine(edge, codec or Silent(), TalliedVerifier(verifier, tally), clock, config)
+    engine = Engine(edge, codec or SilentCodec(), RecordingVerifier(verifier, tally), clock, config)
     started_s = gpu_s = 0.0
     if setup.is_repeat:
         _answer(engine, observation)

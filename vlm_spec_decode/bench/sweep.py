@@ -26,15 +26,16 @@ from vlm_spec_decode.bench.cells import (
     Cell,
     answers_of,
     key_of,
+    load_hardware,
+    load_link,
     row_of,
     sources_digest,
     summary,
 )
-from vlm_spec_decode.bench.links import load_hardware, load_link
 from vlm_spec_decode.bench.page import write_page
+from vlm_spec_decode.bench.pair_statistics import worth_of
 from vlm_spec_decode.bench.pairs import PairLibrary
-from vlm_spec_decode.bench.wall import wall_answers
-from vlm_spec_decode.bench.worth import worth_of
+from vlm_spec_decode.bench.wall_clock import wall_answers
 from vlm_spec_decode.strategies.registry import STRATEGIES
 
 SCHEMA = "vsd-bench/1"

@@ -12,21 +12,21 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from vlm_spec_decode.cloud.config import CloudConfig, check
-from vlm_spec_decode.cloud.desk import CloudDesk, DeskLimits
-from vlm_spec_decode.cloud.link import ServerLink
-from vlm_spec_decode.cloud.metrics import Gauges, inside_of
-from vlm_spec_decode.cloud.operations import Operations
-from vlm_spec_decode.cloud.replicas import Pool, join_cluster
-from vlm_spec_decode.cloud.replicated import ReplicatedServer
+from vlm_spec_decode.cloud.config import CloudConfig, ServerLimits, check
+from vlm_spec_decode.cloud.protocol import ServerProtocol
+from vlm_spec_decode.cloud.replicas.pool import ReplicaPool, join_cluster
+from vlm_spec_decode.cloud.replicas.server import ReplicatedServer
 from vlm_spec_decode.cloud.server import CloudServer
+from vlm_spec_decode.cloud.telemetry.metrics import Gauges, inside_of
+from vlm_spec_decode.cloud.telemetry.service import ServiceTelemetry
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError, ConfigError
 from vlm_spec_decode.core.ports import Clock, Model, ModelCard
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
-from vlm_spec_decode.models.vlm import VlmModel
-from vlm_spec_decode.transport.guard import KeyLimits
+from vlm_spec_decode.models.model import VlmModel
+from vlm_spec_decode.transport.access import KeyLimits
+from vlm_spec_decode.transport.in_process import ServerLink
 from vlm_spec_decode.transport.keys import cloud_keys
 from vlm_spec_decode.transport.router import RouterLink
 
@@ -36,7 +36,7 @@ FIRST_REPLICA_S = 600.0
 log = logging.getLogger(__name__)
 
 
-def build(config: CloudConfig) -> tuple[CloudServer | ReplicatedServer, Operations]:
+def build(config: CloudConfig) -> tuple[CloudServer | ReplicatedServer, ServiceTelemetry]:
     """Load the target and listen, or have replicas load it. Raises ConfigError, ModelError or CloudError."""
     check(config)
     clock = WallClock()
@@ -50,9 +50,9 @@ def build(config: CloudConfig) -> tuple[CloudServer | ReplicatedServer, Operatio
         raise
 
 
-def _single(config: CloudConfig, link: RouterLink, clock: Clock) -> tuple[CloudServer, Operations]:
+def _single(config: CloudConfig, link: RouterLink, clock: Clock) -> tuple[CloudServer, ServiceTelemetry]:
     target = _target(config)
-    operations = Operations(config, target.card, link, clock)
+    operations = ServiceTelemetry(config, target.card, link, clock)
     server = serve_on(config, operations.link, target)
     operations.gauges = lambda: _gauges(server, link)
     return server, operations
@@ -60,13 +60,13 @@ def _single(config: CloudConfig, link: RouterLink, clock: Clock) -> tuple[CloudS
 
 def _replicated(
     config: CloudConfig, ray: Any, link: RouterLink, clock: Clock
-) -> tuple[ReplicatedServer, Operations]:
+) -> tuple[ReplicatedServer, ServiceTelemetry]:
     make = partial(serve_on, config)
     cpus, gpus = config.replica_cpus, config.replica_gpus
-    server = ReplicatedServer(link, lambda wake: Pool(ray, make, cpus, gpus, wake), clock)
+    server = ReplicatedServer(link, lambda wake: ReplicaPool(ray, make, cpus, gpus, wake), clock)
     server.scale(config.replicas)
     try:
-        operations = Operations(config, server.wait_for_first(FIRST_REPLICA_S), link, clock)
+        operations = ServiceTelemetry(config, server.wait_for_first(FIRST_REPLICA_S), link, clock)
     except BaseException:
         server.pool.close()
         raise
@@ -79,8 +79,8 @@ def serve_on(config: CloudConfig, link: ServerLink, target: VlmModel | None = No
     """Load what the config names and put a server on the link. Raises ModelError."""
     target = target or _target(config)
     helper = _helper(config, target.card)
-    limits = DeskLimits(sessions=config.max_sessions, batch=config.batch, kv_bytes=config.kv_mib << 20)
-    desk = CloudDesk(target.card, config.language.digest, limits)
+    limits = ServerLimits(sessions=config.max_sessions, batch=config.batch, kv_bytes=config.kv_mib << 20)
+    desk = ServerProtocol(target.card, config.language.digest, limits)
     held = constrained(target, target.codec, config.language)
     return CloudServer(link, desk, held, WallClock(), helper)
 
@@ -137,7 +137,7 @@ def run(
 def _serve(
     config: CloudConfig,
     server: CloudServer | ReplicatedServer,
-    operations: Operations,
+    operations: ServiceTelemetry,
     on_ready: Callable[[dict[str, Any]], None],
 ) -> None:
     with _ended_by_signals(server.drain, server.stop):

@@ -8,11 +8,11 @@ from __future__ import annotations
 import threading
 from queue import Empty, SimpleQueue
 
-from vlm_spec_decode.cloud.desk import CloudDesk
-from vlm_spec_decode.cloud.entry import Done
-from vlm_spec_decode.cloud.link import ServerLink
-from vlm_spec_decode.cloud.worker import Outcome, Runner, Worker
+from vlm_spec_decode.cloud.protocol import ServerProtocol
+from vlm_spec_decode.cloud.requests import BatchResult
+from vlm_spec_decode.cloud.worker import BatchRunner, ModelWorker, Outcome
 from vlm_spec_decode.core.ports import Clock, Model, Target
+from vlm_spec_decode.transport.in_process import ServerLink
 
 POLL_S = 0.1
 EXPIRE_EVERY_S = 1.0
@@ -24,7 +24,12 @@ class CloudServer:
     """Serves one target on one link until `stop` is called; `helper` drafts beside it."""
 
     def __init__(
-        self, link: ServerLink, desk: CloudDesk, target: Target, clock: Clock, helper: Model | None = None
+        self,
+        link: ServerLink,
+        desk: ServerProtocol,
+        target: Target,
+        clock: Clock,
+        helper: Model | None = None,
     ) -> None:
         self.desk = desk
         desk.has_helper = helper is not None
@@ -32,9 +37,9 @@ class CloudServer:
         self._clock = clock
         self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
         self._waking = threading.Lock()
-        runner = Runner(target, helper, clock, lambda job, early: self._tell((job, early)))
-        self._opener = Worker("vsd-opener", runner.open, self._tell)
-        self._target = Worker("vsd-target", runner.run, self._tell)
+        runner = BatchRunner(target, helper, clock, lambda job, early: self._tell((job, early)))
+        self._opener = ModelWorker("vsd-opener", runner.open, self._tell)
+        self._target = ModelWorker("vsd-target", runner.run, self._tell)
         self._stopping = threading.Event()
         self._draining = threading.Event()
         self._drain_until_s = 0.0
@@ -102,7 +107,7 @@ class CloudServer:
                 outcome = self._outcomes.get_nowait()
             except Empty:
                 return
-            if isinstance(outcome, Done):
+            if isinstance(outcome, BatchResult):
                 worker = self._opener if outcome.jobs[0].kind == "open" else self._target
                 worker.is_idle = True
                 self.desk.finish(outcome, self._clock.now())

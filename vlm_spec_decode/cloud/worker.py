@@ -13,22 +13,26 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import TypeAlias
 
-from vlm_spec_decode.cloud.entry import Done, Job, JobResult, Jobs
 from vlm_spec_decode.cloud.failures import FAILURES, refusal
-from vlm_spec_decode.core.batch import Query, Scored, score_batch
+from vlm_spec_decode.cloud.requests import BatchResult, JobResult, Jobs, ServerJob
 from vlm_spec_decode.core.ports import Clock, Model, Target
-from vlm_spec_decode.core.session import Helper
-from vlm_spec_decode.core.types import Early
+from vlm_spec_decode.core.types import EarlyExitVerdict
+from vlm_spec_decode.decoding.batching import Scored, ScoreRequest, score_batch
+from vlm_spec_decode.decoding.session import ColocatedDraft
 
-Outcome: TypeAlias = Done | tuple[Job, Early]
+Outcome: TypeAlias = BatchResult | tuple[ServerJob, EarlyExitVerdict]
 """A batch that has ended, or a verdict of one that runs."""
 
 
-class Runner:
+class BatchRunner:
     """What the two threads do. `helper` drafts beside the target."""
 
     def __init__(
-        self, target: Target, helper: Model | None, clock: Clock, on_early: Callable[[Job, Early], None]
+        self,
+        target: Target,
+        helper: Model | None,
+        clock: Clock,
+        on_early: Callable[[ServerJob, EarlyExitVerdict], None],
     ) -> None:
         self._target = target
         self._helper = helper
@@ -36,31 +40,31 @@ class Runner:
         self._on_early = on_early
         self._splits = 0
 
-    def open(self, jobs: Jobs) -> Done:
+    def open(self, jobs: Jobs) -> BatchResult:
         """Open the context of each job."""
-        return Done(jobs, tuple(self._open(job) for job in jobs))
+        return BatchResult(jobs, tuple(self._open(job) for job in jobs))
 
-    def run(self, jobs: Jobs) -> Done:
+    def run(self, jobs: Jobs) -> BatchResult:
         """Run the passes of all jobs in one."""
         started_s, self._splits = self._clock.now(), 0
         prepared = [self._prepare(job) for job in jobs]
-        queries = [self._query(job) for job in prepared if isinstance(job, Job)]
+        queries = [self._query(job) for job in prepared if isinstance(job, ServerJob)]
         scored = iter(self._score(queries))
         pass_s = self._clock.now() - started_s
         results = tuple(
             job if isinstance(job, JobResult) else self._result(job, next(scored), pass_s) for job in prepared
         )
-        return Done(jobs, results, pass_s, self._splits)
+        return BatchResult(jobs, results, pass_s, self._splits)
 
-    def _open(self, job: Job) -> JobResult:
+    def _open(self, job: ServerJob) -> JobResult:
         try:
             seen = job.entry.observation
-            helper = Helper(self._helper.open(seen), self._clock) if self._helper else None
+            helper = ColocatedDraft(self._helper.open(seen), self._clock) if self._helper else None
             return JobResult(context=self._target.open(seen), helper=helper)
         except FAILURES as error:
             return JobResult(refusal=refusal(error))
 
-    def _prepare(self, job: Job) -> Job | JobResult:
+    def _prepare(self, job: ServerJob) -> ServerJob | JobResult:
         """Let the cloud's own draft add to a pass."""
         session = job.entry.session
         assert session is not None
@@ -69,14 +73,14 @@ class Runner:
         except FAILURES as error:
             return JobResult(refusal=refusal(error))
 
-    def _query(self, job: Job) -> Query:
+    def _query(self, job: ServerJob) -> ScoreRequest:
         session = job.entry.session
         assert session is not None
         if job.plan is None:
-            return Query(session.context, ())
+            return ScoreRequest(session.context, ())
         return session.query(job.plan, lambda early: self._on_early(job, early))
 
-    def _score(self, queries: Seq[Query]) -> list[Scored | Exception]:
+    def _score(self, queries: Seq[ScoreRequest]) -> list[Scored | Exception]:
         """Score in one pass, or in halves if that fails, down to the one that it fails for."""
         if not queries:
             return []
@@ -89,16 +93,18 @@ class Runner:
             middle = len(queries) // 2
             return self._score(queries[:middle]) + self._score(queries[middle:])
 
-    def _result(self, job: Job, scored: Scored | Exception, pass_s: float) -> JobResult:
+    def _result(self, job: ServerJob, scored: Scored | Exception, pass_s: float) -> JobResult:
         if isinstance(scored, Exception):
             return JobResult(refusal=refusal(scored))
         return JobResult(plan=job.plan, logits=scored if job.plan else None, compute_s=pass_s)
 
 
-class Worker:
+class ModelWorker:
     """A thread that does one batch of jobs at a time."""
 
-    def __init__(self, name: str, do: Callable[[Jobs], Done], on_done: Callable[[Done], None]) -> None:
+    def __init__(
+        self, name: str, do: Callable[[Jobs], BatchResult], on_done: Callable[[BatchResult], None]
+    ) -> None:
         self.is_idle = True
         self._do = do
         self._on_done = on_done

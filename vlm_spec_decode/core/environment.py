@@ -105,6 +105,8 @@ def prepare(*groups: str) -> None:
         tolerate_any_text()
     if ROS in groups:
         checks.forget_foreign_ros(sys.path)
+    if MODELS in groups:
+        _quieten_torchao()
     for line in settle(os.environ, *groups):
         sys.stderr.write(f"vsd: {line}\n")
         if line.startswith("PYTHONWARNINGS"):
@@ -114,6 +116,19 @@ def prepare(*groups: str) -> None:
 def rmw_in_use() -> str:
     """Return which RMW rclpy uses in this process, its environment being settled; "" if none is known."""
     return checks.rmw_in_use(os.environ)
+
+
+def _quieten_torchao() -> None:
+    """Let an error of ours be the only line.
+
+    Transformers imports torchao wherever it is installed, and torchao then warns of CUDA kernels that a CPU
+    build of torch cannot load and of names that torch knows by itself. A model that cannot do without them
+    says so when it is loaded.
+    """
+    import logging
+
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _allow_warnings() -> None:

@@ -26,7 +26,7 @@ edge from PicoSpec's plain top-K (`top_k`), the only one that is not lossless.
 """
 
 Support: TypeAlias = tuple[tuple[int, int], ...]
-"""Ids and weights of a draft's q in units of 2**-16, the drafted id first (`core.sparse`)."""
+"""Ids and weights of a draft's q in units of 2**-16, the drafted id first (`decoding.sparse`)."""
 
 
 OBJECTIVES = ("latency", "balanced", "cost")
@@ -120,12 +120,12 @@ class Language:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class DraftMessage:
     """Nodes `first_node`, `first_node + 1`, … of the speculation tree, in topological order.
 
     `parents[i]` is 0 for the committed prefix of length `base`, else the number of an earlier node,
     also of an earlier draft. `weights[i]` is the node's quantised log-probability (see
-    `core.tree.quantise`). `q` says under the `rejection` rule what each token was drawn from: its own
+    `decoding.tree.quantise`). `q` says under the `rejection` rule what each token was drawn from: its own
     weight alone, or all of a short q; empty means that nothing was drawn at random.
     """
 
@@ -140,7 +140,7 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class Early:
+class EarlyExitVerdict:
     """A hypothesis of the verdict, sent while the pass climbs the layers (2505.21594, eq. 5).
 
     `node` is the deepest node that this exit accepts, `next_token` the token after it and
@@ -205,9 +205,9 @@ class Correction:
     token: int
 
 
-Event: TypeAlias = Early | Commit
+Event: TypeAlias = EarlyExitVerdict | Commit
 
-Hint: TypeAlias = Draft | Correction
+Hint: TypeAlias = DraftMessage | Correction
 """What the edge sends while an answer is open."""
 
 
@@ -226,4 +226,4 @@ class AnswerRequest:
     committed: Tokens = ()
     epoch: int = 0
     objective: str = "latency"
-    draft: Draft | None = None
+    draft: DraftMessage | None = None

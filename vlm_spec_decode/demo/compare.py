@@ -8,16 +8,16 @@ from typing import Any
 
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Image, Observation
-from vlm_spec_decode.demo.story import Step
+from vlm_spec_decode.demo.mission_log import MissionStep
 from vlm_spec_decode.edge.engine import Engine
-from vlm_spec_decode.edge.images import for_uplink
-from vlm_spec_decode.edge.setup import EdgeSettings, bring_up
+from vlm_spec_decode.edge.factory import EdgeSettings, bring_up
+from vlm_spec_decode.edge.image_upload import for_uplink
 
 STRATEGY = "autoregressive"
 
 
 def decode_again(
-    settings: EdgeSettings, instruction: str, steps: Iterable[Step], frames: Mapping[float, Image]
+    settings: EdgeSettings, instruction: str, steps: Iterable[MissionStep], frames: Mapping[float, Image]
 ) -> dict[int, dict[str, Any]]:
     """Return, by step, the figures of `STRATEGY`'s answer under the names of `/vlm/trace`, and `token_ids`.
 
@@ -36,7 +36,7 @@ def decode_again(
         runtime.close()
 
 
-def _observation(step: Step, instruction: str, image: Image) -> Observation:
+def _observation(step: MissionStep, instruction: str, image: Image) -> Observation:
     # The node makes frames small in the same way before they go up, so the cloud knows this image already.
     return Observation(for_uplink(image.jpeg), instruction, step.history, step.stamp_s)
 

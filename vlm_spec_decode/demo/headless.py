@@ -5,21 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_spec_decode.actions.executor import Executor
-from vlm_spec_decode.actions.jobs import InlineRunner
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.plan import Plan
-from vlm_spec_decode.actions.safety import SafetyGate
-from vlm_spec_decode.actions.scripted import run_plan
+from vlm_spec_decode.control.action_runner import InlineCallRunner
+from vlm_spec_decode.control.executor import Executor, run_plan
+from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.errors import ActionParseError
 from vlm_spec_decode.core.text import text_problem
 from vlm_spec_decode.sim.app import SimConfig
-from vlm_spec_decode.sim.bodies import make_world
+from vlm_spec_decode.sim.ground_truth import PathRecorder, save_view
 from vlm_spec_decode.sim.headless import HeadlessGo2
+from vlm_spec_decode.sim.physics.bodies import make_world
 from vlm_spec_decode.sim.scene import load_scene, random_scene
-from vlm_spec_decode.sim.server_truth import PathRecorder
-from vlm_spec_decode.sim.server_view import save_view
 from vlm_spec_decode.sim.world import World
 
 
@@ -56,7 +54,7 @@ def carry_out(config: SimConfig, actions: str) -> dict[str, Any]:
     clock = NotingClock(world, path)
     robot = HeadlessGo2(world, clock)
     robot.start()
-    executor = Executor(robot, SafetyGate(SafetyLimits()), clock, runner=InlineRunner())
+    executor = Executor(robot, SafetyGate(SafetyLimits()), clock, runner=InlineCallRunner())
     status = run_plan(executor, Plan("headless", 1, clock.now(), 1, wanted, final=True), clock)
     executor.close()
     truth = path.finish(world)

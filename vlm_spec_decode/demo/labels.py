@@ -11,14 +11,15 @@ from collections.abc import Iterable, Mapping
 
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import format_action
-from vlm_spec_decode.demo.story import Step
-from vlm_spec_decode.sim.camera import FrontCamera
+from vlm_spec_decode.demo.mission_log import MissionStep
+from vlm_spec_decode.sim.render.camera import FrontCamera
 from vlm_spec_decode.sim.scene import Pose2D, Scene
 from vlm_spec_decode.sim.world import World
-from vlm_spec_decode.train import sight, teacher, wordings
+from vlm_spec_decode.train import scene_description as sight
+from vlm_spec_decode.train import teacher, wordings
 from vlm_spec_decode.train.frames import observe
-from vlm_spec_decode.train.held_out import held_out
 from vlm_spec_decode.train.instructions import Goal
+from vlm_spec_decode.train.wordings import held_out
 
 MAX_AGE_S = 0.25
 """A frame further than this from any odometry gets no label."""
@@ -49,7 +50,7 @@ def _known(scene: Scene) -> dict[str, Goal]:
 
 
 def labels(
-    scene: Scene, instruction: str, steps: Iterable[Step], poses: Mapping[float, Pose2D]
+    scene: Scene, instruction: str, steps: Iterable[MissionStep], poses: Mapping[float, Pose2D]
 ) -> list[tuple[float, str]]:
     """Return for each answered step its frame's stamp and the JSON of its label; [] if the goal is unknown.
 

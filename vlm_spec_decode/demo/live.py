@@ -1,14 +1,21 @@
 """`vsd replay --live`: a bag's camera and words to the real nodes, at the bag's rate, under its clock.
 
+Odometry that a bag's velocities lead to, for whoever draws the way of a replay.
+
+Plays the executor where there is no robot: reports every plan as carried out, in its nominal time.
+
+Plans in, statuses out, as of `actions.plan`; moves nothing. Knows neither ROS nor bags.
+
 The nodes must run with `use_sim_time`. Camera and executor are played here: frames come from the bag, plans
 are reported as carried out in their nominal time, and nothing moves. Where a robot is on the domain it is
-left alone: the replay refuses to begin. What the nodes say goes into a bag, so that it can be compared
-with a replay as fast as possible.
+left alone: the replay refuses to begin. What the nodes say goes into a bag, so that it can be compared with
+a replay as fast as possible.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from geometry_msgs.msg import Quaternion
 from nav_msgs.msg import Odometry
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.serialization import serialize_message
@@ -23,20 +31,107 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
-from vlm_spec_decode.actions.plan import Plan
-from vlm_spec_decode.bag.cut import open_bag
-from vlm_spec_decode.bag.events import Event, Events, Frame, Instructed, Moved, Topics
-from vlm_spec_decode.bag.questions import AskPlan
-from vlm_spec_decode.bridge.convert import to_compressed
-from vlm_spec_decode.bridge.missions import ENDED
-from vlm_spec_decode.bridge.own_node import OwnNode
-from vlm_spec_decode.bridge.qos import COMMAND, LATCHED
+from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.actions.types import Action, Done, Forward, Stop, Strafe, Turn, Wait, format_action
+from vlm_spec_decode.bags.events import NANOSECONDS, Event, Events, Frame, Instructed, Moved, Topics
+from vlm_spec_decode.bags.questions import AskPlan
+from vlm_spec_decode.bags.recording import Recording
+from vlm_spec_decode.bags.truncated_reader import open_bag
 from vlm_spec_decode.core.errors import ConfigError, ImageError
-from vlm_spec_decode.demo.reckoning import Reckoning
-from vlm_spec_decode.demo.recording import Recording
-from vlm_spec_decode.demo.stand_in import StandIn
+from vlm_spec_decode.mission.state import ENDED
+from vlm_spec_decode.ros.convert import to_compressed
+from vlm_spec_decode.ros.own_node import OwnNode
+from vlm_spec_decode.ros.qos import COMMAND, LATCHED
 
-NANOSECONDS = 1_000_000_000
+LONGEST_STEP_S = 1.0
+"""A gap longer than this counts as standing."""
+
+
+@dataclass(slots=True)
+class DeadReckoning:
+    """Where the body is, from where the bag began."""
+
+    x_m: float = 0.0
+    y_m: float = 0.0
+    yaw_rad: float = 0.0
+    last_ns: int = 0
+
+    def after(self, moved: Moved) -> Odometry:
+        """Go on with one velocity; return the message."""
+        step_s = (moved.at_ns - self.last_ns) / NANOSECONDS if self.last_ns else 0.0
+        step_s = min(LONGEST_STEP_S, max(0.0, step_s))
+        cos, sin = math.cos(self.yaw_rad), math.sin(self.yaw_rad)
+        self.x_m += step_s * (cos * moved.vx_mps - sin * moved.vy_mps)
+        self.y_m += step_s * (sin * moved.vx_mps + cos * moved.vy_mps)
+        self.yaw_rad = math.remainder(self.yaw_rad + step_s * moved.vyaw_radps, 2 * math.pi)
+        self.last_ns = moved.at_ns
+        return self._message(moved)
+
+    def _message(self, moved: Moved) -> Odometry:
+        message = Odometry()
+        message.header.frame_id, message.child_frame_id = "odom", "base_link"
+        message.header.stamp.sec, message.header.stamp.nanosec = divmod(moved.at_ns, NANOSECONDS)
+        message.pose.pose.position.x, message.pose.pose.position.y = self.x_m, self.y_m
+        half = self.yaw_rad / 2
+        message.pose.pose.orientation = Quaternion(z=math.sin(half), w=math.cos(half))
+        message.twist.twist.linear.x, message.twist.twist.linear.y = moved.vx_mps, moved.vy_mps
+        message.twist.twist.angular.z = moved.vyaw_radps
+        return message
+
+
+POSTURE_S = 1.5
+"""Nominal time of sitting down, of a greeting, and the like."""
+
+
+def nominal_s(action: Action, limits: SafetyLimits) -> float:
+    """Return how long an action takes at the highest speed allowed."""
+    if isinstance(action, (Forward, Strafe)):
+        return abs(action.distance_m) / limits.max_speed_mps
+    if isinstance(action, Turn):
+        return math.radians(abs(action.angle_deg)) / limits.max_turn_radps
+    if isinstance(action, Wait):
+        return action.duration_s
+    return 0.0 if isinstance(action, (Done, Stop)) else POSTURE_S
+
+
+@dataclass(slots=True)
+class FakeExecutor:
+    """The newest plan and how far it would be by now; times are seconds of a clock that never goes back."""
+
+    limits: SafetyLimits = field(default_factory=SafetyLimits)
+    _plan: Plan | None = None
+    _executed: int = 0
+    _began_s: float = 0.0
+
+    def take(self, plan: Plan, now_s: float) -> None:
+        """Take a plan; another answer supersedes what is under way, older content of this one does not."""
+        old = self._plan
+        if old is None or (old.mission, old.answer) != (plan.mission, plan.answer):
+            self._plan, self._executed, self._began_s = plan, 0, now_s
+        elif plan.sequence >= old.sequence:
+            if self._executed == len(old.actions):
+                self._began_s = now_s
+            self._plan = plan
+
+    def status(self, now_s: float) -> PlanStatus | None:
+        """Return where the plan stands; None before the first."""
+        plan = self._plan
+        if plan is None:
+            return None
+        texts = [format_action(action) for action in plan.actions]
+        while self._executed < len(texts):
+            ends_s = self._began_s + nominal_s(plan.actions[self._executed], self.limits)
+            if now_s < ends_s:
+                break
+            self._executed, self._began_s = self._executed + 1, ends_s
+        is_moving = self._executed < len(texts)
+        state = "moving" if is_moving else "done" if plan.final else "idle"
+        action = texts[self._executed] if is_moving else ""
+        executed = tuple(texts[: self._executed])
+        return PlanStatus(plan.mission, plan.answer, self._executed, state, action=action, executed=executed)
+
+
 CLOCK_S, STATUS_S = 0.01, 0.05
 LOOK_S = 2.0
 """Discovery: how long another executor gets to show up before the replay begins."""
@@ -72,11 +167,11 @@ class LivePlayer:
         self.counts: Counter[str] = Counter()
         self._config = config
         self._bag = Recording(config.out / "bag")
-        self._stand_in = StandIn()
+        self._stand_in = FakeExecutor()
         self._state, self._reason = "", ""
         self._start_ns = self._clock_ns = 0
         self._began_s = self._clocked_s = self._told_s = 0.0
-        self._reckoning = Reckoning()
+        self._reckoning = DeadReckoning()
         self._has_words = bool(config.plan.instruction or config.plan.spoken)
         self._spoken = list(config.plan.spoken)
         self._own = OwnNode("vsd_replay", config.domain, config.namespace)

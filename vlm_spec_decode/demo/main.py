@@ -17,14 +17,14 @@ from typing import Any
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.demo import report
 from vlm_spec_decode.demo.compare import decode_again
-from vlm_spec_decode.demo.outcome import figures, is_success, named_object, object_ahead, same_tokens
+from vlm_spec_decode.demo.mission_log import MissionLog
 from vlm_spec_decode.demo.pictures import save_frames, save_gif, save_path
-from vlm_spec_decode.demo.stage import Stage, StageConfig
-from vlm_spec_decode.demo.story import Story
-from vlm_spec_decode.edge.mission import check_instruction
-from vlm_spec_decode.edge.setup import EdgeSettings
+from vlm_spec_decode.demo.process_stack import ProcessStack, ProcessStackConfig
+from vlm_spec_decode.demo.report import figures, is_success, named_object, object_ahead, same_tokens
+from vlm_spec_decode.edge.factory import EdgeSettings
+from vlm_spec_decode.edge.mission_loop import check_instruction
+from vlm_spec_decode.sim.ground_truth import GroundTruth
 from vlm_spec_decode.sim.scene import Scene, load_scene, random_scene
-from vlm_spec_decode.sim.server_truth import Truth
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy
 from vlm_spec_decode.transport.keys import generate
 
@@ -68,7 +68,7 @@ def run(config: DemoConfig, say: Say) -> dict[str, Any]:
         keys = Path(private) / "keys"
         generate(keys)
         stage_config = _stage_config(config, keys, Path(private) / "truth.json", scene)
-        with Stage(stage_config, WallClock(), random.Random(), say) as stage:
+        with ProcessStack(stage_config, WallClock(), random.Random(), say) as stage:
             story, truth, again = _mission(stage, config, instruction, scene)
     say("drawing the pictures")
     target = named_object(instruction, scene)
@@ -79,16 +79,16 @@ def run(config: DemoConfig, say: Say) -> dict[str, Any]:
     return document
 
 
-def _stage_config(config: DemoConfig, keys: Path, truth: Path, scene: Scene) -> StageConfig:
+def _stage_config(config: DemoConfig, keys: Path, truth: Path, scene: Scene) -> ProcessStackConfig:
     room = ("--scene", str(config.scene)) if config.scene else ("--scene-seed", str(scene.seed))
     decoding = (config.strategy, config.rule, config.objective)
     world = (*room, "--body", config.body)
-    return StageConfig(world, config.seed, keys, truth, *decoding, config.link, config.out)
+    return ProcessStackConfig(world, config.seed, keys, truth, *decoding, config.link, config.out)
 
 
 def _mission(
-    stage: Stage, config: DemoConfig, instruction: str, scene: Scene
-) -> tuple[Story, Truth, dict[int, dict[str, Any]]]:
+    stage: ProcessStack, config: DemoConfig, instruction: str, scene: Scene
+) -> tuple[MissionLog, GroundTruth, dict[int, dict[str, Any]]]:
     stage.set_up()
     story = stage.play(instruction, config.timeout_s)
     stage.say("decoding the same answers again with autoregressive")
@@ -100,7 +100,13 @@ def _mission(
 
 
 def _artifacts(
-    out: Path, instruction: str, scene: Scene, story: Story, truth: Truth, target: str | None, stage: Stage
+    out: Path,
+    instruction: str,
+    scene: Scene,
+    story: MissionLog,
+    truth: GroundTruth,
+    target: str | None,
+    stage: ProcessStack,
 ) -> dict[str, Any]:
     frames = save_frames(out / "frames", instruction, story.steps, stage.frames)
     save_path(scene, truth, target, out / "path.png")
@@ -120,8 +126,8 @@ def _document(
     seed: int,
     instruction: str,
     target: str | None,
-    story: Story,
-    truth: Truth,
+    story: MissionLog,
+    truth: GroundTruth,
     again: dict[int, dict[str, Any]],
     artifacts: dict[str, Any],
 ) -> dict[str, Any]:

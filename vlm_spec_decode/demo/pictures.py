@@ -12,11 +12,10 @@ from PIL import ImageDraw, ImageFont
 
 from vlm_spec_decode.core.errors import SceneError
 from vlm_spec_decode.core.types import Image
-from vlm_spec_decode.demo.story import Step
+from vlm_spec_decode.demo.mission_log import MissionStep
+from vlm_spec_decode.sim.ground_truth import GroundTruth, save_view
+from vlm_spec_decode.sim.render.views import WorldViews, save_png
 from vlm_spec_decode.sim.scene import Pose2D, Scene
-from vlm_spec_decode.sim.server_truth import Truth
-from vlm_spec_decode.sim.server_view import save_view
-from vlm_spec_decode.sim.views import Views, save_png
 from vlm_spec_decode.sim.world import World
 
 WIDTH_PX = 640
@@ -25,7 +24,7 @@ CHARS = 74
 
 
 def save_frames(
-    folder: Path, instruction: str, steps: Iterable[Step], frames: Mapping[float, Image]
+    folder: Path, instruction: str, steps: Iterable[MissionStep], frames: Mapping[float, Image]
 ) -> list[Path]:
     """Write each step's frame as it was seen (.jpg) and annotated (.png); return the paths of the latter."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +40,7 @@ def save_frames(
     return written
 
 
-def annotate(frame: Image, instruction: str, step: Step) -> PilImage.Image:
+def annotate(frame: Image, instruction: str, step: MissionStep) -> PilImage.Image:
     """Return the frame with instruction, answer and actions below it."""
     with PilImage.open(io.BytesIO(frame.jpeg)) as opened:
         height = round(WIDTH_PX * opened.height / opened.width)
@@ -61,19 +60,19 @@ def annotate(frame: Image, instruction: str, step: Step) -> PilImage.Image:
     return page
 
 
-def save_path(scene: Scene, truth: Truth, target: str | None, file: Path) -> None:
+def save_path(scene: Scene, truth: GroundTruth, target: str | None, file: Path) -> None:
     """Write the room from above with the path that the robot took and where it ended."""
     world = World(scene)
     path = [Pose2D(x, y, yaw) for _, x, y, yaw in truth.path]
     _put(world, Pose2D(truth.x_m, truth.y_m, truth.yaw_rad))
-    views = Views(world)
+    views = WorldViews(world)
     try:
         save_png(views.top_down(world, path, target=target), file)
     finally:
         views.close()
 
 
-def save_gif(scene: Scene, truth: Truth, file: Path) -> None:
+def save_gif(scene: Scene, truth: GroundTruth, file: Path) -> None:
     """Write the run as a GIF, re-enacted from the path: from above beside from behind."""
     save_view(World(scene), truth, file)
 

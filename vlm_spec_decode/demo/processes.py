@@ -28,7 +28,7 @@ STOP_S = 6.0
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class ChildProcess:
     """A started process and where its output goes."""
 
     name: str
@@ -48,7 +48,7 @@ class Processes:
         self._logs = logs
         self._clock = clock
         self._environment = {**os.environ, **environment}
-        self._running: list[Process] = []
+        self._running: list[ChildProcess] = []
 
     def __enter__(self) -> Processes:
         """Turn SIGTERM into the way that Ctrl-C takes."""
@@ -68,7 +68,7 @@ class Processes:
             signal.signal(signal.SIGINT, old_int)
             signal.signal(signal.SIGTERM, self._old_term)
 
-    def start(self, name: str, arguments: Sequence[str]) -> Process:
+    def start(self, name: str, arguments: Sequence[str]) -> ChildProcess:
         """Start `python ARGUMENTS` under the run's environment."""
         log = self._logs / f"{name}.log"
         launcher = [sys.executable, "-S", str(LAUNCHER), str(os.getpid())]
@@ -81,7 +81,7 @@ class Processes:
                 env=self._environment,
                 start_new_session=True,
             )
-        process = Process(name, popen, log)
+        process = ChildProcess(name, popen, log)
         self._running.append(process)
         return process
 
@@ -92,7 +92,7 @@ class Processes:
             if code is not None:
                 raise ProcessEnded(process.name, code, process.last_line())
 
-    def wait_ready(self, process: Process, timeout_s: float) -> dict[str, Any]:
+    def wait_ready(self, process: ChildProcess, timeout_s: float) -> dict[str, Any]:
         """Wait for the JSON line `{"event": "ready", …}`. Raises ProcessEnded."""
         until_s = self._clock.now() + timeout_s
         while self._clock.now() < until_s:
@@ -121,7 +121,7 @@ class Processes:
             _signal_group(process, signal.SIGKILL)
 
 
-def _signal_group(process: Process, number: signal.Signals) -> None:
+def _signal_group(process: ChildProcess, number: signal.Signals) -> None:
     try:
         os.killpg(process.popen.pid, number)
     except ProcessLookupError:

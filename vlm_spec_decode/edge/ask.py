@@ -12,9 +12,9 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError, UsageError
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Observation
-from vlm_spec_decode.edge.images import load_image
-from vlm_spec_decode.edge.mission import check_instruction
-from vlm_spec_decode.edge.setup import EdgeSettings, bring_up, check_settings
+from vlm_spec_decode.edge.factory import EdgeSettings, bring_up, check_settings
+from vlm_spec_decode.edge.image_upload import load_image
+from vlm_spec_decode.edge.mission_loop import check_instruction
 from vlm_spec_decode.models.prompt import with_scene
 from vlm_spec_decode.transport.probe import wait_for_listener
 

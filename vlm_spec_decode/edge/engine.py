@@ -15,12 +15,12 @@ from vlm_spec_decode.actions.parser import ActionParser
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.core.errors import Cancelled, NotFinite
 from vlm_spec_decode.core.ports import Clock, Drafter, Model, TextCodec, Verifier
-from vlm_spec_decode.core.sequence import Sequence
 from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams, Tokens
-from vlm_spec_decode.edge.recall import Recall
-from vlm_spec_decode.edge.remote import RemoteVerifier
-from vlm_spec_decode.edge.watch import NoDrafter, WatchedDrafter, WatchedVerifier
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.edge.answer_cache import AnswerCache
+from vlm_spec_decode.edge.tracing import NoDrafter, TracingDrafter, TracingVerifier
+from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy
 
@@ -69,7 +69,7 @@ class Engine:
         self._clock = clock
         self._numbers = itertools.count(1)
         self._previous: Tokens = ()
-        self._recall = Recall()
+        self._recall = AnswerCache()
         self._cancels = self._cancels_before = 0
         self.config = config or EngineConfig()
 
@@ -83,7 +83,7 @@ class Engine:
         """
         config = config or self.config
         number, self._cancels_before = next(self._numbers), self._cancels
-        watch = WatchedVerifier(self._verifier, self._clock)
+        watch = TracingVerifier(self._verifier, self._clock)
         # Under `rejection` what is drafted must be drawn: a remembered answer is not.
         recalls = strategy(config.strategy).recalls and config.params.rule == "coupled"
         request = AnswerRequest(
@@ -115,7 +115,7 @@ class Engine:
         return self._drafter.open(observation)
 
     def _decode(
-        self, request: AnswerRequest, config: EngineConfig, watch: WatchedVerifier, drafter: Drafter
+        self, request: AnswerRequest, config: EngineConfig, watch: TracingVerifier, drafter: Drafter
     ) -> Iterator[AnswerUpdate]:
         sequence, parser = Sequence(), ActionParser()
         instruction = self._codec.encode(request.observation.instruction)
@@ -132,7 +132,7 @@ class Engine:
             explain=watch.explain,
         )
         text, actions_at_s, first_token_s = "", None, 0.0
-        for tokens in self._tokens(request, sequence, WatchedDrafter(drafter, watch), watch, edge_config):
+        for tokens in self._tokens(request, sequence, TracingDrafter(drafter, watch), watch, edge_config):
             first_token_s = first_token_s or watch.elapsed_s
             spoken = self._codec.decode(sequence.tokens)
             stable = spoken if spoken.startswith(text) else text
@@ -155,8 +155,8 @@ class Engine:
         self,
         request: AnswerRequest,
         sequence: Sequence,
-        drafter: WatchedDrafter,
-        watch: WatchedVerifier,
+        drafter: TracingDrafter,
+        watch: TracingVerifier,
         config: EdgeConfig,
     ) -> Iterator[Tokens]:
         """Yield what is committed; with a draft that gives no numbers, what the target says alone."""
@@ -184,7 +184,7 @@ class Engine:
         sequence: Sequence,
         text: str,
         config: EngineConfig,
-        watch: WatchedVerifier,
+        watch: TracingVerifier,
         first_token_s: float,
         first_action_s: float | None,
     ) -> GenerationResult:

@@ -10,10 +10,10 @@ import threading
 from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
-from vlm_spec_decode.edge.local import LocalVerifier
-from vlm_spec_decode.edge.setup import EdgeSettings, load_draft, sampling_of
+from vlm_spec_decode.edge.factory import EdgeSettings, load_draft, sampling_of
+from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.models.grammar import constrained
-from vlm_spec_decode.models.vlm import VlmModel
+from vlm_spec_decode.models.model import VlmModel
 
 STRATEGY = "autoregressive"
 

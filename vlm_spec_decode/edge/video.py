@@ -16,7 +16,7 @@ from vlm_spec_decode.core.errors import ConfigError, ImageError
 from vlm_spec_decode.core.images import to_jpeg
 from vlm_spec_decode.core.pixels import message_bytes
 from vlm_spec_decode.core.types import Image
-from vlm_spec_decode.edge.images import small_jpeg
+from vlm_spec_decode.edge.image_upload import small_jpeg
 
 GO2_VIDEO = "unitree_go/msg/Go2FrontVideoData"
 FOXGLOVE_VIDEO = "foxglove_msgs/msg/CompressedVideo"

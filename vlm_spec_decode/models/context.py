@@ -17,11 +17,11 @@ from transformers import DynamicCache
 from vlm_spec_decode.core.errors import ModelError, VsdError
 from vlm_spec_decode.core.ports import ExitHook, Logits
 from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.models.checkpoint.failures import memory_named
 from vlm_spec_decode.models.decoder import Decoder
-from vlm_spec_decode.models.failures import memory_named
-from vlm_spec_decode.models.share import ADVICE, Share, run_pass
-from vlm_spec_decode.models.slots import Index, SlotTable
-from vlm_spec_decode.models.strands import Strand
+from vlm_spec_decode.models.forward_batch import ADVICE, BatchEntry, run_pass
+from vlm_spec_decode.models.kv_slots import Index, SlotTable
+from vlm_spec_decode.models.varlen_attention import VarlenEntry
 
 MAX_DEAD_SLOTS = 64
 
@@ -90,7 +90,7 @@ class VlmContext:
     @torch.inference_mode()
     def share(
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), on_exit: ExitHook | None = None
-    ) -> Share:
+    ) -> BatchEntry:
         """Return what `score` asks of a pass; `run_pass` completes it. Raises as `score` does."""
         cache = self._open_cache((*prefix, *tokens))
         self._evict(prefix, cache)
@@ -98,7 +98,9 @@ class VlmContext:
         rows = torch.tensor(self._slots.place(prefix, tokens, parents), device=self._decoder.device)
         with memory_named(ADVICE):
             strand = self._strand(cache) if self._filled < len(self._slots) else None
-        return Share(self, rows, before, on_exit, strand, dict(self._states), len(self._slots) - self._filled)
+        return BatchEntry(
+            self, rows, before, on_exit, strand, dict(self._states), len(self._slots) - self._filled
+        )
 
     def states(self, layer: int) -> Tensor:
         """Return what an exit layer, or the last one, holds [1 + n, width]: after the prompt and each token.
@@ -108,7 +110,7 @@ class VlmContext:
         return self._states[layer]
 
     def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
-        """Return (): weights alone force nothing (see `core.masked`)."""
+        """Return (): weights alone force nothing (see `decoding.grammar_mask`)."""
         return ()
 
     def exit_chance(self, exit_layer: int, confidence: float) -> float:
@@ -140,19 +142,19 @@ class VlmContext:
             raise ModelError(f"a token is outside the vocabulary of {self._decoder.vocab_size}")
         return self._cache
 
-    def _strand(self, cache: DynamicCache) -> Strand:
+    def _strand(self, cache: DynamicCache) -> VarlenEntry:
         """Return the rows of every slot that has no KV yet, together with the prompt if it is due."""
         embedded, positions = self._inputs(self._filled)
         end = self._last_position + max(self._slots.positions[self._filled :]) + 1
-        return Strand(embedded, positions, end, self._mask(self._filled, len(embedded)), cache)
+        return VarlenEntry(embedded, positions, end, self._mask(self._filled, len(embedded)), cache)
 
-    def keep(self, share: Share) -> None:
+    def keep(self, share: BatchEntry) -> None:
         """A pass has ended: its states are this context's."""
         self.stats.passes += 1
         self.stats.tokens += len(self._slots) - max(self._filled, 1)
         self._states, self._filled = share.states, len(self._slots)
 
-    def drop(self, share: Share) -> None:
+    def drop(self, share: BatchEntry) -> None:
         """A pass has broken off: undo what it has added."""
         if self._cache is not None:
             self._undo(self._cache, share.before)

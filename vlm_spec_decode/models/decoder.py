@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlm_spec_decode.core.exits import ExitCalibration
 from vlm_spec_decode.core.ports import Logits
+from vlm_spec_decode.decoding.early_exit import ExitCalibration
 from vlm_spec_decode.models.rotary import RotaryTable
-from vlm_spec_decode.models.strands import Strand, attend_by_strands
+from vlm_spec_decode.models.varlen_attention import VarlenEntry, attend_by_strands
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Decoder:
         embedded: Tensor = self.stack.embed_tokens(ids)
         return embedded
 
-    def climb(self, strands: Seq[Strand]) -> Iterator[tuple[int, list[Tensor]]]:
+    def climb(self, strands: Seq[VarlenEntry]) -> Iterator[tuple[int, list[Tensor]]]:
         """Run the layers over all strands in one pass, extend their caches, yield (layer, states).
 
         States are one tensor [n, width] per strand. Yields at each exit layer while the rest is still to

@@ -1,13 +1,18 @@
-"""From an observation to an embedded prompt: JPEG, chat template, token ids, image features.
+"""From an observation to an embedded prompt; image features are computed once per image.
 
-Knows the families' differences in vision and positions; what the prompt says is `models/prompt.py`.
-The number of image tokens is whatever the vision tower returns, so no family needs its own count.
+Image features by the content of the image: the same frame passes the vision tower once.
+
+From an observation to an embedded prompt: JPEG, chat template, token ids, image features.
+
+Knows the families' differences in vision and positions; what the prompt says is `models/prompt.py`. The
+number of image tokens is whatever the vision tower returns, so no family needs its own count.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +24,33 @@ from torch import Tensor
 from vlm_spec_decode.core.errors import ImageError, InstructionError
 from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.models.context import EmbeddedPrompt
-from vlm_spec_decode.models.features import FeatureCache
-from vlm_spec_decode.models.prompt import Style, messages
+from vlm_spec_decode.models.prompt import PromptStyle, messages
+
+LIMIT_BYTES = 256 * 1024 * 1024
+
+
+class FeatureCache:
+    """Features by the SHA-256 of the JPEG, the least recently used dropped beyond `limit_bytes`."""
+
+    def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.hits = 0
+        self.misses = 0
+        self._limit_bytes = limit_bytes
+        self._held: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def get(self, digest: bytes, compute: Callable[[], Tensor]) -> Tensor:
+        """Return the features of this image, computed if they are not held."""
+        features = self._held.pop(digest, None)
+        if features is None:
+            self.misses += 1
+            features = compute()
+        else:
+            self.hits += 1
+        self._held[digest] = features
+        while len(self._held) > 1 and sum(held.nbytes for held in self._held.values()) > self._limit_bytes:
+            self._held.popitem(last=False)
+        return features
+
 
 MAX_IMAGE_PIXELS = 40_000_000
 
@@ -61,7 +91,7 @@ class PromptEncoder:
     image_processor: Any
     image_token_id: int | None
     max_tokens: int
-    style: Style = Style.BARE
+    style: PromptStyle = PromptStyle.BARE
     features: FeatureCache = field(default_factory=FeatureCache)
 
     def render(self, observation: Observation) -> str:

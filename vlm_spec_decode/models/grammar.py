@@ -14,10 +14,10 @@ import llguidance.hf
 import numpy as np
 
 from vlm_spec_decode.core.errors import GrammarError
-from vlm_spec_decode.core.masked import MaskedModel
 from vlm_spec_decode.core.ports import GrammarState, Mask, Model
 from vlm_spec_decode.core.types import Language
-from vlm_spec_decode.models.codec import TokenizerCodec
+from vlm_spec_decode.decoding.grammar_mask import MaskedModel
+from vlm_spec_decode.models.tokenizer import TokenizerCodec
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def word_bytes(codec: TokenizerCodec) -> list[bytes]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Words:
+class _TokenTable:
     """What llguidance asks of a tokenizer that is not one of its own."""
 
     tokens: list[bytes]
@@ -136,7 +136,7 @@ def _tokenizer(codec: TokenizerCodec, end_id: int) -> llguidance.LLTokenizer:
     if not joins_words(codec):
         return llguidance.hf.from_tokenizer(tokenizer, n_vocab=codec.vocab_size, eos_token=end_id)
     special = sorted(tokenizer.all_special_ids)
-    words = _Words(word_bytes(codec), special, end_id, tokenizer.bos_token_id)
+    words = _TokenTable(word_bytes(codec), special, end_id, tokenizer.bos_token_id)
     return llguidance.LLTokenizer(llguidance.TokenizerWrapper(words), n_vocab=codec.vocab_size)
 
 

@@ -19,16 +19,11 @@ from transformers.utils import logging as transformers_logging
 from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
 from vlm_spec_decode.core.ports import ModelCard
-from vlm_spec_decode.models import original as originals
-from vlm_spec_decode.models.decoder import Decoder
-from vlm_spec_decode.models.device import check_device
-from vlm_spec_decode.models.failures import named
-from vlm_spec_decode.models.parts import (
-    DTYPES,
-    EXITS_FILE,
+from vlm_spec_decode.models.checkpoint import llava_original as originals
+from vlm_spec_decode.models.checkpoint.builders import (
     LANGUAGE_FAMILIES,
     VISION_FAMILIES,
-    Source,
+    CheckpointSource,
     load_calibration,
     load_codec,
     load_encoder,
@@ -37,14 +32,14 @@ from vlm_spec_decode.models.parts import (
     load_tokenizer,
     stack_of,
 )
+from vlm_spec_decode.models.checkpoint.failures import named
+from vlm_spec_decode.models.checkpoint.files import fingerprint, read_config, resolve, weight_files
+from vlm_spec_decode.models.decoder import Decoder
+from vlm_spec_decode.models.device import check_device
+from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.models.prompt import prompt_digest
-from vlm_spec_decode.models.quantize import quantize
-from vlm_spec_decode.models.source import fingerprint, read_config, resolve, weight_files
+from vlm_spec_decode.models.quantization import quantize
 from vlm_spec_decode.models.spec import LoadOptions, ModelSpec, parse_spec
-from vlm_spec_decode.models.vlm import VlmModel
-
-__all__ = ["DTYPES", "EXITS_FILE", "assert_same_vocabulary", "load_model", "shipped"]
-
 
 _SHIPPED_MARK = "shipped:"
 
@@ -125,7 +120,7 @@ def _load(name: str, place: str | Path, options: LoadOptions) -> VlmModel:
     return VlmModel(card, codec, decoder, encoder)
 
 
-def _source(folder: Path, raw: dict[str, Any], options: LoadOptions, tokenizer: Any) -> Source:
+def _source(folder: Path, raw: dict[str, Any], options: LoadOptions, tokenizer: Any) -> CheckpointSource:
     """Return what is to be loaded; of the original layout all tensors are mapped already."""
     if originals.is_original(raw):
         found = originals.read_original(folder, raw, options.base, options.tower)
@@ -134,7 +129,7 @@ def _source(folder: Path, raw: dict[str, Any], options: LoadOptions, tokenizer: 
     else:
         found, config = None, AutoConfig.from_pretrained(folder)
     _check_family(config)
-    return Source(folder, options, raw, config, found)
+    return CheckpointSource(folder, options, raw, config, found)
 
 
 def _check_family(config: Any) -> None:

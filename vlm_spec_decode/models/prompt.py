@@ -58,7 +58,7 @@ out, end in done()."""
 _ESCAPES = str.maketrans({"<": "‹", ">": "›", "[": "(", "]": ")", "{": "(", "}": ")", ":": ","})
 
 
-class Style(str, Enum):
+class PromptStyle(str, Enum):
     """Whether a model was trained on the action language, or must be told of it."""
 
     BARE = "bare"
@@ -93,23 +93,23 @@ def system_text() -> str:
 
 
 def messages(
-    observation: Observation, style: Style = Style.BARE, *, system_turn: bool = True
+    observation: Observation, style: PromptStyle = PromptStyle.BARE, *, system_turn: bool = True
 ) -> list[dict[str, Any]]:
     """Return chat messages for `apply_chat_template`: the user's turn, the image (if any) first.
 
-    With `Style.ACTIONS` the system's turn comes before it, or its text before the instruction for a chat
-    template that knows no system.
+    With `PromptStyle.ACTIONS` the system's turn comes before it, or its text before the instruction for a
+    chat template that knows no system.
     """
     content: list[dict[str, Any]] = [{"type": "image"}] if observation.image is not None else []
     text, turns = prompt_text(observation), []
-    if style is Style.ACTIONS and system_turn:
+    if style is PromptStyle.ACTIONS and system_turn:
         turns.append({"role": "system", "content": [{"type": "text", "text": system_text()}]})
-    elif style is Style.ACTIONS:
+    elif style is PromptStyle.ACTIONS:
         text = f"{system_text()}\nInstruction: {text}"
     return [*turns, {"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
 
-def prompt_digest(style: Style) -> str:
+def prompt_digest(style: PromptStyle) -> str:
     """Return a short hash of what a prompt says; compared in the handshake.
 
     The marks around it are each checkpoint's own: a draft may be of another family than its target, see

@@ -8,21 +8,21 @@ from __future__ import annotations
 import msgspec
 
 from vlm_spec_decode.core.errors import ProtocolError
-from vlm_spec_decode.core.tree import chain_parents
 from vlm_spec_decode.core.types import (
     OBJECTIVES,
     AnswerRequest,
     Commit,
     Correction,
-    Draft,
-    Early,
+    DraftMessage,
+    EarlyExitVerdict,
     Hint,
     Image,
     Observation,
     SamplingParams,
     Tokens,
 )
-from vlm_spec_decode.protocol import shares
+from vlm_spec_decode.decoding.tree import chain_parents
+from vlm_spec_decode.protocol import distributions as shares
 from vlm_spec_decode.protocol.messages import (
     MAX_IMAGE_BYTES,
     MAX_INSTRUCTION_CHARS,
@@ -81,7 +81,7 @@ class TokenPacker:
             raise ProtocolError(f"token {max(tokens)} of a vocabulary of {self.vocab_size}")
         return tokens
 
-    def draft_message(self, draft: Draft) -> WireDraft:
+    def draft_message(self, draft: DraftMessage) -> WireDraft:
         """Return the wire form of a draft; a chain on the prefix carries no parents."""
         parents = None
         if draft.parents != chain_parents(draft.first_node, len(draft.tokens)):
@@ -94,7 +94,7 @@ class TokenPacker:
         q = shares.pack_q(draft.q, self.width) if draft.q else None
         return WireDraft(*head, tokens, parents, weights, q)
 
-    def draft(self, message: WireDraft) -> Draft:
+    def draft(self, message: WireDraft) -> DraftMessage:
         """Return the draft in `message`. Raises ProtocolError if its parts do not fit together."""
         tokens = self.unpack(message.tokens)
         first, count = message.first_node, len(tokens)
@@ -107,11 +107,11 @@ class TokenPacker:
         if packed:
             parents = tuple(_parent(packed, i, first + i) for i in range(count))
         q = shares.unpack_q(message.q, tokens, self.width, self.vocab_size) if message.q else ()
-        return Draft(message.answer, message.epoch, message.base, first, tokens, parents, weights, q)
+        return DraftMessage(message.answer, message.epoch, message.base, first, tokens, parents, weights, q)
 
     def hint_message(self, hint: Hint) -> WireDraft | WireCorrection:
         """Return the wire form of a draft or a correction."""
-        if isinstance(hint, Draft):
+        if isinstance(hint, DraftMessage):
             return self.draft_message(hint)
         return WireCorrection(hint.answer, hint.epoch, hint.position, hint.token)
 
@@ -155,18 +155,18 @@ class TokenPacker:
         )
 
 
-def early_message(early: Early) -> WireEarly:
+def early_message(early: EarlyExitVerdict) -> WireEarly:
     """Return the wire form of an early verdict."""
     name = (early.answer, early.epoch, early.pass_id, early.exit_layer)
     return WireEarly(*name, early.node, early.next_token, round(255 * early.confidence))
 
 
-def early(message: WireEarly) -> Early:
+def early(message: WireEarly) -> EarlyExitVerdict:
     """Return the early verdict in `message`. Raises ProtocolError."""
     if not 0 <= message.confidence <= 255 or message.node < 0 or message.next_token < 0:
         raise ProtocolError("an early verdict out of range")
     head = (message.answer, message.epoch, message.pass_id, message.exit_layer)
-    return Early(*head, message.node, message.next_token, message.confidence / 255)
+    return EarlyExitVerdict(*head, message.node, message.next_token, message.confidence / 255)
 
 
 def open_message(
@@ -175,7 +175,7 @@ def open_message(
     epoch: int,
     committed: Tokens,
     patience_ms: int = 0,
-    draft: Draft | None = None,
+    draft: DraftMessage | None = None,
 ) -> Open:
     """Return the Open of `request` under `epoch`, with the tokens that the edge already has, and a draft."""
     observation, params, image = request.observation, request.params, request.observation.image

@@ -60,7 +60,7 @@ class Refused(Message, frozen=True, array_like=True, tag=3):
 
 
 class WireDraft(Message, frozen=True, array_like=True, tag=7):
-    """Edge to cloud: nodes of the speculation tree; see `core.types.Draft`.
+    """Edge to cloud: nodes of the speculation tree; see `core.types.DraftMessage`.
 
     `tokens` are packed. No `parents` mean a chain that hangs on the committed prefix; else one packed
     distance `node - parent` per node, 0 for the prefix. No `weights` mean all 0.

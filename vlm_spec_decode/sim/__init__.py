@@ -5,7 +5,7 @@ DDS reads then is settled as well.
 """
 
 from vlm_spec_decode.core import environment
-from vlm_spec_decode.sim.backend import choose_backend
+from vlm_spec_decode.sim.render.backend import choose_backend
 
 environment.prepare(environment.PYTHON, environment.DDS, environment.OPENGL)
 choose_backend()

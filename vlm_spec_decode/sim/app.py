@@ -23,36 +23,38 @@ import mujoco
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Clock
-from vlm_spec_decode.sim.bodies import check_body, make_world
-from vlm_spec_decode.sim.camera import FrontCamera
-from vlm_spec_decode.sim.dds_state import StatePublisher
-from vlm_spec_decode.sim.faults import FaultSchedule, parse_fault
-from vlm_spec_decode.sim.firmware import DOCUMENTED, find_firmware
+from vlm_spec_decode.sim.go2.dds import (
+    DdsDomain,
+    RequestServer,
+    StatePublisher,
+    open_domain,
+    refuse_second_robot,
+)
+from vlm_spec_decode.sim.go2.faults import FaultSchedule, parse_fault
+from vlm_spec_decode.sim.go2.firmware import DOCUMENTED, find_firmware
+from vlm_spec_decode.sim.go2.robot import SimulatedRobot
+from vlm_spec_decode.sim.go2.services import AvoidService, Service, SportService, SwitcherService
+from vlm_spec_decode.sim.go2.state_machine import StateCode
+from vlm_spec_decode.sim.go2.video import Draw, VideoHub
+from vlm_spec_decode.sim.ground_truth import GroundTruth, PathRecorder, check_view, save_view
+from vlm_spec_decode.sim.physics.bodies import check_body, make_world
+from vlm_spec_decode.sim.render.camera import FrontCamera
 from vlm_spec_decode.sim.scene import load_scene, random_scene
-from vlm_spec_decode.sim.server import RequestServer
-from vlm_spec_decode.sim.server_dds import Dds, open_domain, refuse_second_robot
-from vlm_spec_decode.sim.server_robot import SimulatedRobot
-from vlm_spec_decode.sim.server_truth import PathRecorder, Truth
-from vlm_spec_decode.sim.server_view import check_view, save_view
-from vlm_spec_decode.sim.services import Service, SportService, SwitcherService
-from vlm_spec_decode.sim.services_avoid import AvoidService
-from vlm_spec_decode.sim.statemachine_tables import Code
-from vlm_spec_decode.sim.videohub import Draw, VideoHub
 
 MAX_LAG_S = 0.25
 """A loop that is later than this begins a new beat instead of hurrying after the old one."""
 
 START_STATES = {
-    "lying": Code.CROUCH,
-    "damping": Code.DAMPING,
-    "locked": Code.STANDING_LOCK,
-    "standing": Code.BALANCE_STAND,
+    "lying": StateCode.CROUCH,
+    "damping": StateCode.DAMPING,
+    "locked": StateCode.STANDING_LOCK,
+    "standing": StateCode.BALANCE_STAND,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class SimConfig:
-    """Everything `vsd sim` can be told. `faults` are texts as `sim.faults` reads them.
+    """Everything `vsd sim` can be told. `faults` are texts as `sim.go2.faults` reads them.
 
     For `linger_s` after it was asked to end the robot stays, so that whoever commands it can still stop it.
     """
@@ -122,7 +124,7 @@ def run(
     *,
     clock: Clock | None = None,
     on_ready: Callable[[], None] | None = None,
-) -> Truth:
+) -> GroundTruth:
     """Serve a simulated Go2 until `should_stop`, then save what was asked for and return the truth.
 
     Raises ConfigError (settings, interface, domain), SceneError, or DomainBusy if a robot is already there.
@@ -154,7 +156,7 @@ def run(
 def _serve(
     config: SimConfig,
     robot: SimulatedRobot,
-    dds: Dds,
+    dds: DdsDomain,
     clock: Clock,
     path: PathRecorder,
     should_stop: Callable[[], bool],

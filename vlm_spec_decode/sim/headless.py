@@ -14,24 +14,23 @@ from vlm_spec_decode.core.errors import RobotRefused, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.robot import POSTURES, RobotState
 from vlm_spec_decode.core.types import Image
-from vlm_spec_decode.sim.camera import FrontCamera
-from vlm_spec_decode.sim.obey import attend, hold
+from vlm_spec_decode.sim.go2.robot import attend, hold
+from vlm_spec_decode.sim.go2.state_machine import RULES, SportStateMachine, StateCode, StateRequest
+from vlm_spec_decode.sim.render.camera import FrontCamera
 from vlm_spec_decode.sim.scene import Pose2D
-from vlm_spec_decode.sim.statemachine import SportStateMachine
-from vlm_spec_decode.sim.statemachine_tables import RULES, Ask, Code
 from vlm_spec_decode.sim.world import World
 
 TICK_S = 0.01
-_ASKS: dict[str, Ask] = {
-    "stand_up": Ask.STAND_UP,
-    "stand_down": Ask.STAND_DOWN,
-    "sit": Ask.SIT,
-    "rise": Ask.RISE_SIT,
-    "hello": Ask.HELLO,
-    "stretch": Ask.STRETCH,
-    "recovery_stand": Ask.RECOVERY_STAND,
-    "balance_stand": Ask.BALANCE_STAND,
-    "damp": Ask.DAMP,
+_ASKS: dict[str, StateRequest] = {
+    "stand_up": StateRequest.STAND_UP,
+    "stand_down": StateRequest.STAND_DOWN,
+    "sit": StateRequest.SIT,
+    "rise": StateRequest.RISE_SIT,
+    "hello": StateRequest.HELLO,
+    "stretch": StateRequest.STRETCH,
+    "recovery_stand": StateRequest.RECOVERY_STAND,
+    "balance_stand": StateRequest.BALANCE_STAND,
+    "damp": StateRequest.DAMP,
 }
 _UNSUITABLE = (4206, "posture unsuitable for the action")
 _STOP_TIMEOUT_S = 3.0
@@ -62,7 +61,7 @@ class HeadlessGo2:
     def attach(self, world: World) -> None:
         """Begin a new episode in another world, lying down; clock and GL context go on."""
         self.world = world
-        self._machine = SportStateMachine(0.0, Code.DAMPING)
+        self._machine = SportStateMachine(0.0, StateCode.DAMPING)
         self._began_s = self.clock.now()
         self._ticks = 0
         self._origin = world.pose

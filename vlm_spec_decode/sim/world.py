@@ -1,8 +1,12 @@
-"""The room with the robot in it, advanced in small steps of virtual time.
+"""The room with the robot in it, advanced in small steps of virtual time, and its range sensor.
 
-The base is kinematic: it follows velocity commands with delay, lag and limits (`sim.body`) and is
-stopped by what it bumps into, as MuJoCo's collision detection finds it. Knows nothing of cameras,
-services or wall time. Not thread-safe: whoever shares a world between threads holds a lock.
+What the robot's range sensor reports: free distance on its four sides.
+
+The room with the robot in it, advanced in small steps of virtual time.
+
+The base is kinematic: it follows velocity commands with delay, lag and limits (`sim.physics.base`) and is
+stopped by what it bumps into, as MuJoCo's collision detection finds it. Knows nothing of cameras, services
+or wall time. Not thread-safe: whoever shares a world between threads holds a lock.
 """
 
 from __future__ import annotations
@@ -13,8 +17,9 @@ import mujoco
 import numpy as np
 
 from vlm_spec_decode.core.errors import SceneError
-from vlm_spec_decode.sim import mjcf, sensing
-from vlm_spec_decode.sim.body import (
+from vlm_spec_decode.sim.objects import SceneObject, distance_to_footprint
+from vlm_spec_decode.sim.physics import room_model as mjcf
+from vlm_spec_decode.sim.physics.base import (
     GO2_LIMITS,
     STAND_HEIGHT_M,
     BodyLimits,
@@ -23,8 +28,45 @@ from vlm_spec_decode.sim.body import (
     Shape,
     VelocityServo,
 )
-from vlm_spec_decode.sim.gait import STRIDE_HZ, joint_angles, trotting
-from vlm_spec_decode.sim.scene import Pose2D, Scene, SceneObject, distance_to_footprint, facing
+from vlm_spec_decode.sim.physics.gait import STRIDE_HZ, joint_angles, trotting
+from vlm_spec_decode.sim.physics.room_model import GROUP_ROOM, HULL_HALF_M, WorldModel
+from vlm_spec_decode.sim.scene import Pose2D, Scene, facing
+
+RANGE_MAX_M = 8.0
+_HEIGHTS_M = (0.07, 0.20, 0.36, 0.39)
+_SPREAD = (-1.0, -0.6, -0.2, 0.2, 0.6, 1.0)
+
+
+def ranges(built: WorldModel, data: mujoco.MjData, pose: Pose2D) -> tuple[float, float, float, float]:
+    """Return metres free in front, left, rear and right, measured from the body box; infinity beyond 8 m.
+
+    Each side sends parallel rays over the width of the body at four heights up to its back, so the
+    answer is how far the body could move that way. What is lower than 7 cm is missed; the robot's own
+    sensors miss more than that.
+    """
+    mujoco.mj_kinematics(built.model, data)
+    front, left, rear, right = (_side(built, data, pose, side) for side in range(4))
+    return (front, left, rear, right)
+
+
+def _side(built: WorldModel, data: mujoco.MjData, pose: Pose2D, side: int) -> float:
+    reach, half = HULL_HALF_M[side % 2], HULL_HALF_M[1 - side % 2]
+    yaw = pose.yaw_rad + side * math.pi / 2
+    ahead = np.array([math.cos(yaw), math.sin(yaw), 0.0])
+    groups = np.zeros(6, dtype=np.uint8)
+    groups[GROUP_ROOM] = 1
+    hit = np.zeros(1, dtype=np.int32)
+    nearest = math.inf
+    for height in _HEIGHTS_M:
+        for share in _SPREAD:
+            x = pose.x_m - ahead[1] * share * half
+            y = pose.y_m + ahead[0] * share * half
+            start = np.array([x, y, height])
+            far = mujoco.mj_ray(built.model, data, start, ahead, groups, 1, -1, hit)
+            if far >= 0:
+                nearest = min(nearest, max(0.0, far - reach))
+    return nearest if nearest <= RANGE_MAX_M else math.inf
+
 
 STEP_S = 0.005
 GRAVITY_MPS2 = 9.81
@@ -180,7 +222,7 @@ class World:
 
     def range_obstacle(self) -> tuple[float, float, float, float]:
         """Metres free in front, left, rear and right of the body box; infinity beyond 8 m."""
-        return sensing.ranges(self.built, self.data, self._pose)
+        return ranges(self.built, self.data, self._pose)
 
     def distance_to(self, name: str) -> float:
         """Metres from the base's centre to the object's footprint. Raises SceneError for an unknown name."""

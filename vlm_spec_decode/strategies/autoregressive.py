@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
-from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.tree import SpeculationTree
 from vlm_spec_decode.core.types import RULES, Tokens
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.decoding.tree import SpeculationTree
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, wait_commit
 
 

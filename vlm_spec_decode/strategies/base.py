@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.policy import CloudPolicy
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
-from vlm_spec_decode.core.sampling import Row, pick
-from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.tree import chain_parents
-from vlm_spec_decode.core.types import Commit, Draft, SamplingParams, Tokens
-from vlm_spec_decode.strategies.proposals import Corrector, Proposals
+from vlm_spec_decode.core.types import Commit, DraftMessage, SamplingParams, Tokens
+from vlm_spec_decode.decoding.policy import CloudPolicy
+from vlm_spec_decode.decoding.sampling import Row, pick
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.decoding.tree import chain_parents
+from vlm_spec_decode.strategies.rejection import ProposalLog, ResidualCorrector
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,11 @@ class EdgeConfig:
     draft_length: int = 4
     timeout_s: float = 30.0
     epoch: int = 0
-    proposals: Proposals | None = None
+    proposals: ProposalLog | None = None
     hints: tuple[Tokens, ...] = ()
     uplink_bps: float = 1e9
     objective: str = "latency"
-    sent: Draft | None = None
+    sent: DraftMessage | None = None
     explain: Callable[[str], None] = field(default=lambda why: None)  # noqa: ARG005
 
 
@@ -67,8 +67,8 @@ class Strategy:
         if config.params.rule not in self.rules:
             raise ConfigError(f"strategy {self.name!r} works under rule {', '.join(self.rules)} so far")
         if config.params.rule == "rejection":
-            proposals = Proposals(config.params)
-            verifier = Corrector(verifier, proposals, sequence.tokens)
+            proposals = ProposalLog(config.params)
+            verifier = ResidualCorrector(verifier, proposals, sequence.tokens)
             config = replace(config, proposals=proposals)
         return self.edge(sequence, drafter, verifier, clock, config)
 
@@ -107,7 +107,7 @@ def draft_chain(drafter: Drafter, prefix: Tokens, config: EdgeConfig, chain: Tok
 def send_chain(verifier: Verifier, config: EdgeConfig, base: int, node: int, chain: Tokens) -> None:
     """Submit `chain` as nodes `node`, `node + 1`, … below the committed prefix of length `base`."""
     parents = chain_parents(node, len(chain))
-    verifier.submit(Draft(config.answer, config.epoch, base, node, chain, parents))
+    verifier.submit(DraftMessage(config.answer, config.epoch, base, node, chain, parents))
 
 
 def wait_commit(verifier: Verifier, config: EdgeConfig) -> Commit:

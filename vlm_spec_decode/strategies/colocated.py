@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.session import Helper, PassPlan
-from vlm_spec_decode.core.tree import SpeculationTree
-from vlm_spec_decode.core.types import RULES, AnswerRequest, Commit, Draft, SamplingParams, Tokens
+from vlm_spec_decode.core.types import RULES, AnswerRequest, Commit, DraftMessage, SamplingParams, Tokens
+from vlm_spec_decode.decoding.session import ColocatedDraft, PassPlan
+from vlm_spec_decode.decoding.tree import SpeculationTree
 from vlm_spec_decode.strategies import autoregressive
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_chain
-from vlm_spec_decode.strategies.estimates import Mean
-from vlm_spec_decode.strategies.proposals import Proposals
+from vlm_spec_decode.strategies.estimators import RunningMean
+from vlm_spec_decode.strategies.rejection import ProposalLog
 
 MAX_LENGTH = 16
 
@@ -27,11 +27,11 @@ class Cloud:
 
     wants_exits: bool = False
     wake_s: float | None = None
-    acceptance: Mean = field(default_factory=lambda: Mean(0.7, rate=0.05, trust=4))
-    pass_s: Mean = field(default_factory=lambda: Mean(0.0, trust=0))
-    step_s: Mean = field(default_factory=lambda: Mean(0.0, trust=0))
+    acceptance: RunningMean = field(default_factory=lambda: RunningMean(0.7, rate=0.05, trust=4))
+    pass_s: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
+    step_s: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
     _params: SamplingParams = field(default_factory=SamplingParams)
-    _proposals: Proposals | None = None
+    _proposals: ProposalLog | None = None
     _drafted_s: float = 0.0
 
     def begin(self, request: AnswerRequest, has_helper: bool) -> None:
@@ -39,19 +39,19 @@ class Cloud:
         if not has_helper:
             raise ConfigError("strategy 'colocated' needs a draft beside the target (vsd cloud --draft)")
         self._params = request.params
-        self._proposals = Proposals(request.params) if request.params.rule == "rejection" else None
+        self._proposals = ProposalLog(request.params) if request.params.rule == "rejection" else None
 
     def at(self, now_s: float) -> None:
         """Time does not matter here."""
 
-    def received(self, draft: Draft, now_s: float) -> None:
+    def received(self, draft: DraftMessage, now_s: float) -> None:
         """Hints do not matter here."""
 
     def next_pass(self, tree: SpeculationTree) -> Tokens:  # noqa: ARG002
         """Go on at once; `extend` adds the draft."""
         return ()
 
-    def extend(self, plan: PassPlan, helper: Helper) -> PassPlan:
+    def extend(self, plan: PassPlan, helper: ColocatedDraft) -> PassPlan:
         """Draft γ tokens after the committed ones."""
         started_s, self._drafted_s = helper.clock.now(), 0.0
         config = EdgeConfig(0, self._params, self.length(), proposals=self._proposals)

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
-from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.types import RULES, Commit, Early, Tokens
+from vlm_spec_decode.core.types import RULES, Commit, EarlyExitVerdict, Tokens
+from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_chain, send_chain
 from vlm_spec_decode.strategies.speculative import Cloud as StopAndWait
 
 
 @dataclass(slots=True)
-class Job:
+class BranchDraft:
     """A hypothesised outcome (accepted tokens and the one after them) and the draft that follows it."""
 
     outcome: Tokens
@@ -48,7 +48,7 @@ def edge(
         prefix = sequence.tokens
         chain = draft_chain(drafter, prefix, config, ready)
         send_chain(verifier, config, len(prefix), node, chain)
-        jobs: dict[tuple[int, int], Job] = {}
+        jobs: dict[tuple[int, int], BranchDraft] = {}
         commit = _await_verdict(verifier, drafter, config, (node, prefix, chain), jobs)
         node += len(chain)
         new = sequence.commit(commit)
@@ -61,7 +61,7 @@ def _await_verdict(
     drafter: Drafter,
     config: EdgeConfig,
     sent: tuple[int, Tokens, Tokens],
-    jobs: dict[tuple[int, int], Job],
+    jobs: dict[tuple[int, int], BranchDraft],
 ) -> Commit:
     """Draft for the most confident outcome until the verdict is here."""
     first, prefix, chain = sent
@@ -76,19 +76,19 @@ def _await_verdict(
             return event
         accepted = _accepted(event, first, len(chain))
         if accepted is not None:
-            job = Job((*chain[:accepted], event.next_token), event.confidence)
+            job = BranchDraft((*chain[:accepted], event.next_token), event.confidence)
             job.done = event.next_token in config.params.stop_ids
             known = jobs.setdefault((accepted, event.next_token), job)
             known.confidence = max(known.confidence, event.confidence)
 
 
-def _accepted(early: Early, first: int, length: int) -> int | None:
+def _accepted(early: EarlyExitVerdict, first: int, length: int) -> int | None:
     """Return how many of this round's tokens the exit accepts; None if it speaks of another round."""
     accepted = early.node - first + 1 if early.node else 0
     return accepted if 0 <= accepted <= length else None
 
 
-def _hit(jobs: dict[tuple[int, int], Job], committed: Tokens) -> Tokens:
+def _hit(jobs: dict[tuple[int, int], BranchDraft], committed: Tokens) -> Tokens:
     """Return the draft that is ready if an outcome came true, else ()."""
     said = [job.outcome + job.chain for job in jobs.values() if len(job.outcome) <= len(committed)]
     return next((s[len(committed) :] for s in said if s[: len(committed)] == committed), ())

@@ -1,6 +1,6 @@
 """PicoSpec (2603.19133, section 3): draft on as if all will be accepted; on an interrupt roll back.
 
-An accepted round costs max(T_d, RTT + T_v), not the sum. Separate rejection sampling: `strategies.proposals`.
+An accepted round costs max(T_d, RTT + T_v), not the sum. Separate rejection sampling: `strategies.rejection`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
-from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.tree import SpeculationTree, chain_parents
-from vlm_spec_decode.core.types import RULES, Commit, Draft, Event, Tokens
+from vlm_spec_decode.core.types import RULES, Commit, DraftMessage, Event, Tokens
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.decoding.tree import SpeculationTree, chain_parents
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_token
 
 BATCHES = 2  # of γ tokens beyond the committed ones: one is being verified, the next is on its way
 
 
 @dataclass(slots=True)
-class Line:
+class AssumedLine:
     """The assumed continuation: tokens after the committed ones, `sent` of them sent as node `first`, …"""
 
     tokens: Tokens = ()
@@ -45,12 +45,12 @@ class Line:
         is_cut = not self.sent or self.is_complete(committed, config)
         return unsent >= config.draft_length or (unsent > 0 and is_cut)
 
-    def batch(self, committed: Tokens, config: EdgeConfig) -> Draft:
+    def batch(self, committed: Tokens, config: EdgeConfig) -> DraftMessage:
         """Return what has not been sent, below what has."""
         tokens, number = self.tokens[self.sent :], self.first + self.sent
         parents = chain_parents(number, len(tokens), number - 1 if self.sent else 0)
         self.sent = len(self.tokens)
-        return Draft(config.answer, config.epoch, len(committed), number, tokens, parents)
+        return DraftMessage(config.answer, config.epoch, len(committed), number, tokens, parents)
 
     def follow(self, new: Tokens) -> None:
         """Keep what lies beyond the committed tokens if they are the assumed ones, else drop the line."""
@@ -69,7 +69,7 @@ def edge(
     config: EdgeConfig,
 ) -> Iterator[Tokens]:
     """Send what is due, draft on until the line is complete, and follow each verdict as it comes."""
-    line = Line()
+    line = AssumedLine()
     event: Event | None
     while not sequence.finished:
         if line.is_due(sequence.tokens, config):

@@ -7,12 +7,12 @@ from vlm_spec_decode.strategies import (
     autoregressive,
     colocated,
     early_exit,
-    hybrid,
     multi_branch,
     pipelined,
     speculative,
 )
 from vlm_spec_decode.strategies.base import Strategy
+from vlm_spec_decode.strategies.hybrid import edge as hybrid
 
 STRATEGIES: dict[str, Strategy] = {
     s.name: s

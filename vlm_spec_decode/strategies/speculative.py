@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
-from vlm_spec_decode.core.sequence import Sequence
-from vlm_spec_decode.core.tree import SpeculationTree, chain_parents
-from vlm_spec_decode.core.types import RULES, Draft, Tokens
+from vlm_spec_decode.core.types import RULES, DraftMessage, Tokens
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.decoding.tree import SpeculationTree, chain_parents
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_chain, wait_commit
 
 
@@ -28,7 +28,7 @@ def edge(
         base = len(sequence)
         chain = draft_chain(drafter, sequence.tokens, config)
         parents = chain_parents(node, len(chain))
-        verifier.submit(Draft(config.answer, config.epoch, base, node, chain, parents))
+        verifier.submit(DraftMessage(config.answer, config.epoch, base, node, chain, parents))
         node += len(chain)
         yield sequence.commit(wait_commit(verifier, config))
 

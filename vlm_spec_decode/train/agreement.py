@@ -16,14 +16,14 @@ from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import VsdError
 from vlm_spec_decode.core.ports import ExitHook, Logits, Model, TextCodec
-from vlm_spec_decode.core.sampling import pick
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
+from vlm_spec_decode.decoding.sampling import pick
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
-from vlm_spec_decode.edge.local import LocalVerifier
+from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.models.grammar import constrained
-from vlm_spec_decode.models.vlm import VlmModel
-from vlm_spec_decode.sim.scene import COLOURS, KINDS
+from vlm_spec_decode.models.model import VlmModel
+from vlm_spec_decode.sim.objects import COLOURS, KINDS
 
 DRAFT_LENGTHS = (2, 4, 6, 8)
 TEMPERATURES = (0.0, 1.0)

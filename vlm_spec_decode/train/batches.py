@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from vlm_spec_decode.models.prompt import MAX_HISTORY
 from vlm_spec_decode.models.tiny import EOS_ID, PATCHES_ACROSS
-from vlm_spec_decode.sim.scene import COLOURS, KINDS
-from vlm_spec_decode.train import sight
+from vlm_spec_decode.sim.objects import COLOURS, KINDS
+from vlm_spec_decode.train import scene_description as sight
 from vlm_spec_decode.train.dialogues import Dialogue, draw
 from vlm_spec_decode.train.frames import Column, FrameSet
 from vlm_spec_decode.train.instructions import Goal

@@ -56,12 +56,12 @@ def data(out: Path | None, scenes: int, poses: int, workers: int, as_json: bool,
 def _walks(
     out: Path, bags: tuple[Path, ...], image_topic: str, instructions: Path | None, every_s: float
 ) -> dict[str, Any]:
-    from vlm_spec_decode.bag.events import Topics
-    from vlm_spec_decode.bag.questions import AskPlan, read_spoken
-    from vlm_spec_decode.train.walks import WalksConfig, run_walks
+    from vlm_spec_decode.bags.events import Topics
+    from vlm_spec_decode.bags.questions import AskPlan, read_spoken
+    from vlm_spec_decode.train.recorded_data import RecordedDataConfig, run_walks
 
     plan = AskPlan(spoken=read_spoken(instructions) if instructions else (), every_s=every_s)
-    return run_walks(WalksConfig(bags, out, Topics(image=image_topic), plan))
+    return run_walks(RecordedDataConfig(bags, out, Topics(image=image_topic), plan))
 
 
 def _model_options(command: Any) -> Any:

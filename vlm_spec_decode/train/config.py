@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from vlm_spec_decode.train.depth import Growth
-from vlm_spec_decode.train.held_out import held_out
+from vlm_spec_decode.train.layer_stacking import Growth
+from vlm_spec_decode.train.wordings import held_out
 
 Role: TypeAlias = Literal["target", "draft"]
 

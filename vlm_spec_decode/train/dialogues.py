@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlm_spec_decode.core.types import Observation
-from vlm_spec_decode.edge.mission import OBSTRUCTED
+from vlm_spec_decode.edge.mission_loop import OBSTRUCTED
 from vlm_spec_decode.models.prompt import DONE_MARK, MAX_HISTORY
-from vlm_spec_decode.sim.scene import COLOURS, KINDS
+from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.instructions import Goal
-from vlm_spec_decode.train.sight import Thing
+from vlm_spec_decode.train.scene_description import VisibleObject
 from vlm_spec_decode.train.teacher import FULL_TURN, SEARCH_DEG, TRAVELS
 
 SHARES = {"go to": 0.46, "picked": 0.20, "about": 0.18, "other": 0.16}
@@ -50,7 +50,7 @@ class Dialogue:
         return Observation(None, self.goal.text.replace("<unk>", "dragon"), self.history)
 
 
-def draw(rng: np.random.Generator, view: tuple[Thing, ...]) -> Dialogue:
+def draw(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> Dialogue:
     """Draw one dialogue about a frame with these things in or out of view."""
     what = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     goal = _goal(rng, what, view)
@@ -58,7 +58,7 @@ def draw(rng: np.random.Generator, view: tuple[Thing, ...]) -> Dialogue:
     return Dialogue(goal, history, teacher.answer(goal, view, history))
 
 
-def _goal(rng: np.random.Generator, what: str, view: tuple[Thing, ...]) -> Goal:
+def _goal(rng: np.random.Generator, what: str, view: tuple[VisibleObject, ...]) -> Goal:
     thing = _choose(rng, view)
     if what == "go to":
         is_there = any(t.name == thing and t.distance_m < THERE_M for t in view if t.seen)
@@ -74,7 +74,7 @@ def _goal(rng: np.random.Generator, what: str, view: tuple[Thing, ...]) -> Goal:
     return instructions.picked(rng, "" if rng.random() < 0.4 else kind)
 
 
-def _choose(rng: np.random.Generator, view: tuple[Thing, ...]) -> str:
+def _choose(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> str:
     """Name a thing: mostly one in view, sometimes out of view, sometimes absent but nearly there."""
     seen = [t for t in view if t.seen]
     kind = rng.random()
@@ -93,7 +93,7 @@ def _choose(rng: np.random.Generator, view: tuple[Thing, ...]) -> str:
     return f"{colour} {what}"
 
 
-def _history(rng: np.random.Generator, goal: Goal, view: tuple[Thing, ...]) -> tuple[str, ...]:
+def _history(rng: np.random.Generator, goal: Goal, view: tuple[VisibleObject, ...]) -> tuple[str, ...]:
     """Actions that may have led here, written as the executor reports them: "forward(1)", not "forward(1.0)".
 
     After a full turn in vain the search is over.
@@ -122,7 +122,9 @@ def _history(rng: np.random.Generator, goal: Goal, view: tuple[Thing, ...]) -> t
     return (*[turn] * turns, *moves)
 
 
-def _arriving(rng: np.random.Generator, history: tuple[str, ...], thing: Thing | None) -> tuple[str, ...]:
+def _arriving(
+    rng: np.random.Generator, history: tuple[str, ...], thing: VisibleObject | None
+) -> tuple[str, ...]:
     """End a history, now and then, as ways do that lead to something near: turned to it, or stopped by it."""
     is_near = thing is not None and thing.distance_m < NEAR_M
     if rng.random() >= (0.5 if is_near else 0.06):

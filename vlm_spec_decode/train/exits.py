@@ -1,14 +1,22 @@
-"""Early exits for a trained target: one linear adapter per exit in front of the shared norm and head.
+"""Early exits for a trained target, and the states that they are learned from.
 
-The backbone is frozen: what the target says cannot change. Adapters learn the final layer's distribution from
-states at answers, and are calibrated on answers that they have not learned from: how often an exit that is so
-sure is right. Follows 2505.21594, section 4.1, with Kangaroo's adapters (2404.18911).
+What layers hold while a model answers: the material that early exits are learned from.
+
+Of a VLM that `vsd train` made, at the teacher's answers, many dialogues of a frame at once. Of every other
+model at the answers that it gives itself, held to the action language, in rooms that it is shown or told of.
+
+Early exits for a trained target: one linear adapter per exit in front of the shared norm and head.
+
+The backbone is frozen: what the target says cannot change. Adapters learn the final layer's distribution
+from states at answers, and are calibrated on answers that they have not learned from: how often an exit that
+is so sure is right. Follows 2505.21594, section 4.1, with Kangaroo's adapters (2404.18911).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -22,17 +30,99 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from vlm_spec_decode.core.errors import ModelError
-from vlm_spec_decode.models.failures import named
+from vlm_spec_decode.core.types import Observation, Tokens
+from vlm_spec_decode.models.checkpoint.builders import CALIBRATION_FILE, EXITS_FILE, TRAINING_RECORD
+from vlm_spec_decode.models.checkpoint.failures import named
+from vlm_spec_decode.models.checkpoint.files import read_config
 from vlm_spec_decode.models.loader import load_model
-from vlm_spec_decode.models.parts import CALIBRATION_FILE, EXITS_FILE, TRAINING_RECORD
-from vlm_spec_decode.models.source import read_config
+from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.models.spec import LoadOptions, parse_spec
+from vlm_spec_decode.train.agreement import Pair, decode
 from vlm_spec_decode.train.batches import Batch, Batcher
 from vlm_spec_decode.train.checkpoint import exporting, load_finished
-from vlm_spec_decode.train.config import ExitsConfig
-from vlm_spec_decode.train.exit_states import Mouth, States, observations, of_answers, of_batches
+from vlm_spec_decode.train.config import EvaluateConfig, ExitsConfig
+from vlm_spec_decode.train.evaluate import questions
 from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.hardware import pick_device
+from vlm_spec_decode.train.network import group_outputs, image_features
+from vlm_spec_decode.train.text_dataset import training_dialogues
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStates:
+    """What layers hold at places in answers: [M, width] per exit layer, `final` of the last one, normed."""
+
+    by_layer: Mapping[int, torch.Tensor]
+    final: torch.Tensor
+
+
+@torch.inference_mode()
+def of_batches(network: Any, batches: Iterable[Batch], layers: tuple[int, ...]) -> ExitStates:
+    """Return the states of a tiny LLaVA at the teacher's answers."""
+    found = []
+    for batch in batches:
+        moved = batch.to(network.device)
+        features = image_features(network, moved.pixels)
+        for group, output in group_outputs(network, features, moved, output_hidden_states=True):
+            rows = group.labels >= 0
+            by_layer = {layer: output.hidden_states[layer][rows] for layer in layers}
+            found.append(ExitStates(by_layer, output.last_hidden_state[rows]))
+    return _joined(found)
+
+
+def of_answers(model: VlmModel, asked: Iterable[Observation]) -> ExitStates:
+    """Return the states of any model, at its exit layers, at the answers that it gives itself."""
+    pair, found = Pair.of(model, model), []
+    for observation in asked:
+        answer = decode(pair, observation, pair.params()).tokens
+        found.append(at_answer(model, observation, answer))
+    return _joined(found)
+
+
+def at_answer(model: VlmModel, observation: Observation, answer: Tokens) -> ExitStates:
+    """Return the states from which each token of one answer was chosen."""
+    context = model.open(observation)
+    try:
+        context.score((), answer[:-1], tuple(range(len(answer) - 1)))
+        by_layer = {layer: context.states(layer) for layer in model.card.exit_layers}
+        return ExitStates(by_layer, context.states(model.card.num_layers))
+    finally:
+        context.close()
+
+
+def observations(config: ExitsConfig, count: int, *, sees: bool) -> Iterator[Observation]:
+    """Yield what a model is asked, in rooms that may be trained on."""
+    if sees:
+        seen = questions(EvaluateConfig(config.target, None, frames=count, first_seed=config.seed))
+        asked = (question.observation for question in seen)
+    else:
+        told = training_dialogues(np.random.default_rng([config.seed, 0xE417]), count, poses=1, each=1)
+        asked = (dialogue.observation for dialogue in told)
+    yield from tqdm(asked, total=count, desc="answers", mininterval=5)
+
+
+def _joined(found: list[ExitStates]) -> ExitStates:
+    layers = found[0].by_layer
+    by_layer = {layer: torch.cat([states.by_layer[layer] for states in found]) for layer in layers}
+    return ExitStates(by_layer, torch.cat([states.final for states in found]))
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageHead:
+    """A model's final norm and head, which its exits share."""
+
+    norm: nn.Module
+    head: nn.Module
+
+    def logits(self, states: torch.Tensor, adapter: nn.Linear | None = None) -> torch.Tensor:
+        """Return logits [n, vocab] of states [n, width]: of an exit with its adapter, else of the end."""
+        if adapter is not None:
+            states = states.float()
+            like = next(self.norm.parameters())
+            states = self.norm((states + adapter(states)).to(like.dtype))
+        logits: torch.Tensor = self.head(states).float()
+        return logits
+
 
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 _ROWS = 1024
@@ -63,7 +153,7 @@ def run_exits(config: ExitsConfig) -> dict[str, Any]:
     return {f"exit_{layer}_agrees": figures[str(layer)]["agrees"] for layer in adapters}
 
 
-def _from_frames(config: ExitsConfig, folder: Path) -> tuple[Mouth, States, States]:
+def _from_frames(config: ExitsConfig, folder: Path) -> tuple[LanguageHead, ExitStates, ExitStates]:
     network = load_finished(LlavaForConditionalGeneration, folder)
     network.to(pick_device(config.device)).eval().requires_grad_(False)
     depth = len(network.model.language_model.layers)
@@ -72,17 +162,17 @@ def _from_frames(config: ExitsConfig, folder: Path) -> tuple[Mouth, States, Stat
     learned = of_batches(network, _batches(batcher, config, 0, config.batches), layers)
     count = config.batches // _UNSEEN_SHARE
     unseen = of_batches(network, _batches(batcher, config, config.batches, count), layers)
-    return Mouth(network.model.language_model.norm, network.lm_head), learned, unseen
+    return LanguageHead(network.model.language_model.norm, network.lm_head), learned, unseen
 
 
-def _from_answers(config: ExitsConfig) -> tuple[Mouth, States, States]:
+def _from_answers(config: ExitsConfig) -> tuple[LanguageHead, ExitStates, ExitStates]:
     depths = "/".join(f"{100 * share:.0f}" for share in config.shares)
     device = str(pick_device(config.device))
     model = load_model(f"{config.target},exits={depths}", device=device, threads=config.threads)
     sees = model.encoder.image_processor is not None
     learned = config.batches * config.batch
     asked = observations(config, learned + learned // _UNSEEN_SHARE, sees=sees)
-    mouth = Mouth(model.decoder.stack.norm, model.decoder.head)
+    mouth = LanguageHead(model.decoder.stack.norm, model.decoder.head)
     return mouth, of_answers(model, islice(asked, learned)), of_answers(model, asked)
 
 
@@ -91,7 +181,7 @@ def _batches(batcher: Batcher, config: ExitsConfig, first: int, count: int) -> I
         yield batcher.draw(np.random.default_rng([config.seed, 0xE417, number]), config.batch)
 
 
-def _fit(mouth: Mouth, layer: int, states: States, config: ExitsConfig) -> nn.Linear:
+def _fit(mouth: LanguageHead, layer: int, states: ExitStates, config: ExitsConfig) -> nn.Linear:
     """Return the adapter whose logits come nearest the final ones: half distribution, half first choice."""
     given, final = states.by_layer[layer].clone(), states.final.clone()
     width = given.shape[1]
@@ -116,7 +206,7 @@ def _fit(mouth: Mouth, layer: int, states: States, config: ExitsConfig) -> nn.Li
 
 
 @torch.inference_mode()
-def _calibrate(mouth: Mouth, adapter: nn.Linear, layer: int, states: States) -> dict[str, Any]:
+def _calibrate(mouth: LanguageHead, adapter: nn.Linear, layer: int, states: ExitStates) -> dict[str, Any]:
     """Say how often the exit's first choice is the final one, and how often the final one is its k-th."""
     confidence, rank = (torch.cat(part) for part in zip(*_judged(mouth, adapter, layer, states), strict=True))
     right = rank == 0
@@ -131,7 +221,7 @@ def _calibrate(mouth: Mouth, adapter: nn.Linear, layer: int, states: States) -> 
 
 
 def _judged(
-    mouth: Mouth, adapter: nn.Linear, layer: int, states: States
+    mouth: LanguageHead, adapter: nn.Linear, layer: int, states: ExitStates
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield, some rows at a time, how sure the exit is and as its how manieth choice the final one comes."""
     for given, final in zip(

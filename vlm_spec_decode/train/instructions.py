@@ -10,9 +10,9 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from vlm_spec_decode.sim.scene import COLOURS, KINDS
+from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.train import wordings
-from vlm_spec_decode.train.held_out import held_out
+from vlm_spec_decode.train.wordings import held_out
 
 STOP_M = 0.5
 """Wanted distance from the base's centre to the footprint; the gate lets the robot come within 0.45 m."""

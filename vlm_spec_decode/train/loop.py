@@ -4,8 +4,8 @@ The tower is frozen once the mouth trains: at the full rate it forgets, and froz
 and draft, which then see the same.
 
 The learning rate is constant and falls linearly over the last part, so that a run can be cut short by
-resuming it with fewer steps. A deep language part begins shallow (`train/depth.py`). Every draw comes from
-(seed, step), so a resumed run is the same run.
+resuming it with fewer steps. A deep language part begins shallow (`train/layer_stacking.py`). Every draw
+comes from (seed, step), so a resumed run is the same run.
 """
 
 from __future__ import annotations
@@ -25,20 +25,18 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.models import tiny
-from vlm_spec_decode.models.failures import memory_named
+from vlm_spec_decode.models.checkpoint.failures import memory_named
 from vlm_spec_decode.train import checkpoint as files
 from vlm_spec_decode.train import instructions, teacher
+from vlm_spec_decode.train.aux_heads import fit_heads
 from vlm_spec_decode.train.batches import Batch, Batcher, Views
 from vlm_spec_decode.train.config import TrainConfig
-from vlm_spec_decode.train.crew import Crew, in_step
-from vlm_spec_decode.train.depth import Depth, layers_at
 from vlm_spec_decode.train.frames import open_frames
-from vlm_spec_decode.train.hardware import Hardware, choose, pick_device
-from vlm_spec_decode.train.heads import fit_heads
-from vlm_spec_decode.train.means import rounded, updated
+from vlm_spec_decode.train.hardware import Hardware, WorkerGroup, choose, in_step, pick_device
+from vlm_spec_decode.train.layer_stacking import LayerStack, layers_at
 from vlm_spec_decode.train.network import answer_loss, distil_loss, image_features, logits_of
 from vlm_spec_decode.train.optimizer import MuonWithAdamW
-from vlm_spec_decode.train.trainee import Trainee, new_trainee
+from vlm_spec_decode.train.training_state import TrainingState, new_trainee, rounded, updated
 
 WARM_UP = 200
 WHOLE_METRES = ("1", "2", "3", "4")
@@ -57,13 +55,13 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
     cannot be written or read, or if one of several processes ends.
     """
     if config.processes == 1:
-        return train(config, Crew())
+        return train(config, WorkerGroup())
     if pick_device(config.device).type != "cpu":
         raise ConfigError(f"{config.processes} processes share the cores of a CPU: --device cpu")
     return in_step(partial(train, config), config.processes)
 
 
-def train(config: TrainConfig, crew: Crew) -> dict[str, Any]:
+def train(config: TrainConfig, crew: WorkerGroup) -> dict[str, Any]:
     """Train as one of a crew (see `run_train`); the leader alone measures, logs, saves and exports."""
     torch.set_num_threads(config.threads)
     if config.start and config.start.is_dir():
@@ -84,7 +82,7 @@ def train(config: TrainConfig, crew: Crew) -> dict[str, Any]:
         needs_heads = config.start.is_dir() and config.eye_steps > 0 and config.eye is None
     if config.eye and not trainee.step:
         trainee.take_eye(config.eye)
-    depth = Depth(trainee.model)
+    depth = LayerStack(trainee.model)
     if config.growth and trainee.step:
         depth.resume()
     elif config.growth:
@@ -123,7 +121,7 @@ def export(
         (made / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _hardware(config: TrainConfig, trainee: Trainee, batcher: Batcher, crew: Crew) -> Hardware:
+def _hardware(config: TrainConfig, trainee: TrainingState, batcher: Batcher, crew: WorkerGroup) -> Hardware:
     """Return what the leader has chosen: one run has one number format."""
     device = trainee.device
     if crew.leads:
@@ -134,9 +132,9 @@ def _hardware(config: TrainConfig, trainee: Trainee, batcher: Batcher, crew: Cre
     return Hardware(device, trainee.precision)
 
 
-def _probe(config: TrainConfig, trainee: Trainee, batcher: Batcher) -> Callable[[], torch.Tensor]:
+def _probe(config: TrainConfig, trainee: TrainingState, batcher: Batcher) -> Callable[[], torch.Tensor]:
     """Return the loss of one batch, to be timed."""
-    batch = batcher.draw(Crew().rng(config.seed, 0x9EC), config.batch).to(trainee.device)
+    batch = batcher.draw(WorkerGroup().rng(config.seed, 0x9EC), config.batch).to(trainee.device)
 
     def forward() -> torch.Tensor:
         with torch.no_grad():
@@ -148,13 +146,13 @@ def _probe(config: TrainConfig, trainee: Trainee, batcher: Batcher) -> Callable[
 
 def _run(
     config: TrainConfig,
-    trainee: Trainee,
+    trainee: TrainingState,
     batcher: Batcher,
     checkpoint: Path,
     hardware: Hardware,
-    crew: Crew,
+    crew: WorkerGroup,
 ) -> None:
-    depth = Depth(trainee.model)
+    depth = LayerStack(trainee.model)
     guide = load_guide(config.distil, trainee.device) if config.distil else None
     log = (config.out / "log.jsonl").open("a")
     started_s, before_s = time.monotonic(), trainee.seconds
@@ -191,7 +189,7 @@ def _run(
     log.close()
 
 
-def _steps(config: TrainConfig, trainee: Trainee) -> Iterator[tuple[bool, int]]:
+def _steps(config: TrainConfig, trainee: TrainingState) -> Iterator[tuple[bool, int]]:
     while trainee.eye_step < config.eye_steps:
         trainee.eye_step += 1
         yield True, trainee.eye_step
@@ -209,7 +207,9 @@ def _set_rates(config: TrainConfig, optimizer: MuonWithAdamW, is_eye: bool, numb
         group["lr"] = rate * group["of_peak"] * float(is_eye == (group["name"] == "eye"))
 
 
-def _eye_step(trainee: Trainee, views: Views, hardware: Hardware, crew: Crew) -> dict[str, float]:
+def _eye_step(
+    trainee: TrainingState, views: Views, hardware: Hardware, crew: WorkerGroup
+) -> dict[str, float]:
     with hardware.autocast():
         loss = trainee.heads.loss(image_features(trainee.model, views.pixels), views.patch_labels)
     _update(trainee, loss, crew)
@@ -223,12 +223,12 @@ def load_guide(folder: Path, device: torch.device) -> LlavaForConditionalGenerat
 
 
 def _step(
-    trainee: Trainee,
+    trainee: TrainingState,
     batch: Batch,
     batcher: Batcher,
     guide: LlavaForConditionalGeneration | None,
     hardware: Hardware,
-    crew: Crew,
+    crew: WorkerGroup,
 ) -> dict[str, float]:
     with hardware.autocast():
         with torch.no_grad():
@@ -251,7 +251,7 @@ def _step(
     }
 
 
-def _update(trainee: Trainee, loss: torch.Tensor, crew: Crew) -> None:
+def _update(trainee: TrainingState, loss: torch.Tensor, crew: WorkerGroup) -> None:
     trainee.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     crew.average((*trainee.model.parameters(), *trainee.heads.parameters()))

@@ -11,13 +11,13 @@ from torch.nn import functional
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from vlm_spec_decode.models.tiny import NUM_IMAGE_TOKENS
-from vlm_spec_decode.sim.scene import COLOURS, KINDS
+from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.train.batches import BEARING_BINS, DISTANCE_BINS, Batch, Group
 
 HEADS = (len(KINDS) + 1, len(COLOURS) + 1, BEARING_BINS, DISTANCE_BINS)
 
 
-class EyeHeads(nn.Module):
+class VisionHeads(nn.Module):
     """What each patch shows, read off the vision tower by one linear layer; thrown away after training."""
 
     def __init__(self, width: int) -> None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlm_spec_decode.sim.camera import FrontCamera
-from vlm_spec_decode.sim.scene import COLOURS, KINDS, Pose2D
+from vlm_spec_decode.sim.objects import COLOURS, KINDS
+from vlm_spec_decode.sim.render.camera import FrontCamera
+from vlm_spec_decode.sim.scene import Pose2D
 from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.train import instructions, wordings
-from vlm_spec_decode.train.held_out import held_out
 from vlm_spec_decode.train.instructions import Goal
+from vlm_spec_decode.train.wordings import held_out
 
 FOLLOW_STEPS = 8
 
@@ -58,7 +59,7 @@ def draw_task(seed: int, world: World, camera: FrontCamera, kinds: dict[str, flo
     thing = names[int(rng.integers(len(names)))]
     if kind == "pass":
         thing = next((n for n in names if not n.endswith("door")), thing)
-    goal, about = _GOALS[kind](Place(rng, thing, world, camera))
+    goal, about = _GOALS[kind](TaskSetting(rng, thing, world, camera))
     return Task(seed, kind, goal, about, bool(about) and about in names and camera.visible(about))
 
 
@@ -68,7 +69,7 @@ def go_to_task(seed: int, world: World, camera: FrontCamera) -> Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TaskSetting:
     """What a task is drawn from: a source of chance, some thing of the room, the room, and its camera."""
 
     rng: np.random.Generator
@@ -80,24 +81,24 @@ class Place:
 Drawn = tuple[Goal, str]
 
 
-def _go_to(at: Place) -> Drawn:
+def _go_to(at: TaskSetting) -> Drawn:
     forms = held_out().wordings if at.rng.random() < 0.3 else wordings.GO_TO
     return Goal(_one(at.rng, forms).format(x=at.thing), "goto", at.thing), at.thing
 
 
-def _stop_before(at: Place) -> Drawn:
+def _stop_before(at: TaskSetting) -> Drawn:
     stop = round(float(at.rng.integers(8, 21)) / 10, 1)
     words = _one(at.rng, wordings.STOP_BEFORE).format(x=at.thing, n=f"{stop:.1f}")
     return Goal(words, "goto", at.thing, stop_m=stop), at.thing
 
 
-def _go_and_act(at: Place) -> Drawn:
+def _go_and_act(at: TaskSetting) -> Drawn:
     action = _one(at.rng, ("sit ( )", "stand_down ( )", "hello ( )", "stretch ( )"))
     go, act = _one(at.rng, wordings.GO_TO).format(x=at.thing), _one(at.rng, wordings.GESTURES[action])
     return Goal(_one(at.rng, wordings.THEN).format(go=go, act=act), "goto", at.thing, action), at.thing
 
 
-def _picked(at: Place) -> Drawn:
+def _picked(at: TaskSetting) -> Drawn:
     """Ask for the nearest or outermost of a kind, or of all, among what is in view at the start."""
     seen = [n for n in at.world.scene.names if at.camera.visible(n)]
     if not seen:
@@ -117,28 +118,28 @@ def _picked(at: Place) -> Drawn:
     return goal, min(fits, key=keys[goal.pick])
 
 
-def _behind(at: Place) -> Drawn:
+def _behind(at: TaskSetting) -> Drawn:
     back = max(at.world.scene.names, key=lambda n: abs(at.world.bearing_to(n)))
     return Goal(_one(at.rng, wordings.BEHIND).format(x=back), "goto", back, is_behind=True), back
 
 
-def _face(at: Place) -> Drawn:
+def _face(at: TaskSetting) -> Drawn:
     return Goal(_one(at.rng, wordings.FACE).format(x=at.thing), "face", at.thing), at.thing
 
 
-def _find(at: Place) -> Drawn:
+def _find(at: TaskSetting) -> Drawn:
     return Goal(_one(at.rng, wordings.FIND).format(x=at.thing), "find", at.thing), at.thing
 
 
-def _follow(at: Place) -> Drawn:
+def _follow(at: TaskSetting) -> Drawn:
     return Goal(_one(at.rng, wordings.FOLLOW).format(x=at.thing), "follow", at.thing), at.thing
 
 
-def _past(at: Place) -> Drawn:
+def _past(at: TaskSetting) -> Drawn:
     return instructions.past(at.rng, at.thing), at.thing
 
 
-def _motion(at: Place) -> Drawn:
+def _motion(at: TaskSetting) -> Drawn:
     """A plain motion that there is room for."""
     pose = at.world.pose
     for _ in range(100):
@@ -160,26 +161,26 @@ def _motion(at: Place) -> Drawn:
     return goal, ""
 
 
-def _unsafe(at: Place) -> Drawn:
+def _unsafe(at: TaskSetting) -> Drawn:
     return Goal(_one(at.rng, wordings.UNSAFE).format(x=at.thing), "unsafe"), ""
 
 
-def _impossible(at: Place) -> Drawn:
+def _impossible(at: TaskSetting) -> Drawn:
     return Goal(_one(at.rng, wordings.IMPOSSIBLE).format(x=at.thing), "impossible"), ""
 
 
-def _unknown(at: Place) -> Drawn:
+def _unknown(at: TaskSetting) -> Drawn:
     word = _one(at.rng, UNKNOWN_WORDS)
     return Goal(_one(at.rng, wordings.GO_TO).format(x=word), "unknown"), ""
 
 
-def _absent(at: Place) -> Drawn:
+def _absent(at: TaskSetting) -> Drawn:
     pool = [f"{c} {k}" for c in COLOURS for k in KINDS if f"{c} {k}" not in at.world.scene.names]
     absent = _one(at.rng, tuple(pool))
     return Goal(_one(at.rng, wordings.GO_TO).format(x=absent), "goto", absent), ""
 
 
-_GOALS: dict[str, Callable[[Place], Drawn]] = {
+_GOALS: dict[str, Callable[[TaskSetting], Drawn]] = {
     "go to": _go_to,
     "stop before": _stop_before,
     "go and act": _go_and_act,

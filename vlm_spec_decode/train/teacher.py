@@ -1,4 +1,8 @@
-"""The teacher: what a robot that sees everything says and does next.
+"""The teacher: what a robot that sees everything says and does next, and the path that it plans.
+
+The way to a thing past whatever stands in it, as one heading and one distance.
+
+The teacher: what a robot that sees everything says and does next.
 
 From the truth about one frame it gives the answer that the target learns: a short description of what
 matters in view, then actions. Closed loop, so a first angle may be a little off.
@@ -9,11 +13,49 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from vlm_spec_decode.edge.mission import OBSTRUCTED
-from vlm_spec_decode.sim.scene import footprint_radius_m
+from vlm_spec_decode.edge.mission_loop import OBSTRUCTED
+from vlm_spec_decode.sim.objects import footprint_radius_m
 from vlm_spec_decode.train.instructions import Goal
-from vlm_spec_decode.train.sight import AHEAD_DEG, Thing, describe, metres, told_m, where
-from vlm_spec_decode.train.way import TURN_GRID_DEG, plan
+from vlm_spec_decode.train.scene_description import AHEAD_DEG, VisibleObject, describe, metres, told_m, where
+
+TURN_GRID_DEG = 10
+"""How finely turns are told."""
+
+BODY_HALF_WIDTH_M = 0.27
+"""Half the body's width and a margin."""
+
+
+def plan(thing: VisibleObject, view: tuple[VisibleObject, ...], step_m: float) -> tuple[float, float]:
+    """Return heading in degrees and distance: straight at the thing, or past whatever is in the way."""
+    others = [t for t in view if t is not thing and abs(t.bearing_deg) < 75]
+    straight_deg = TURN_GRID_DEG * round(thing.bearing_deg / TURN_GRID_DEG)
+    best = (float(straight_deg), 0.2)
+    for off in (0, *_detours(thing, others)):
+        heading = float(straight_deg + off)
+        free_m = min((_free_m(t, heading) for t in others), default=math.inf)
+        if free_m >= step_m:
+            return heading, step_m
+        if free_m > best[1]:
+            best = (heading, free_m)
+    return best[0], min(best[1], step_m)
+
+
+def _detours(thing: VisibleObject, others: list[VisibleObject]) -> list[int]:
+    """Angles off the straight way, small ones first, at each size the side away from what blocks it."""
+    blocking = min(others, key=lambda t: _free_m(t, thing.bearing_deg), default=thing)
+    side = -1 if blocking.bearing_deg > thing.bearing_deg else 1
+    return [sign * side * off for off in range(10, 61, 10) for sign in (1, -1)]
+
+
+def _free_m(other: VisibleObject, heading_deg: float) -> float:
+    """How far one may walk along `heading_deg` before the body comes near `other`."""
+    angle = math.radians(other.bearing_deg - heading_deg)
+    along, across = other.centre_m * math.cos(angle), abs(other.centre_m * math.sin(angle))
+    radius = footprint_radius_m(other.kind)
+    if along <= 0 or across >= radius + BODY_HALF_WIDTH_M:
+        return math.inf
+    return max(0.0, along - radius - 0.5)
+
 
 ARRIVED_M, STOPPED_M = 0.05, 0.12
 """Nearer than this to a thing, or to the distance before it at which to stop, is there."""
@@ -53,7 +95,7 @@ LAST_LEG_M = 2.4
 """The rest of a way past something that is walked in one go; nearer, the thing may leave the view."""
 
 
-def answer(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str:
+def answer(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...]) -> str:
     """Return what to say and do, in the tiny models' spaced form.
 
     First what is in view, whatever was asked; then what that means for the instruction. A small model
@@ -64,7 +106,7 @@ def answer(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str
     return f"{describe(view, with_distance=compares)} . {_reply(goal, view, history)}"
 
 
-def _reply(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str:
+def _reply(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...]) -> str:
     fixed = {
         "act": f"ok . {goal.action} done ( )",
         "unknown": "i do not know what that means . done ( )",
@@ -88,7 +130,9 @@ def _reply(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...]) -> str
     return f"{about} . {_acted(goal, thing, view, history)}"
 
 
-def _acted(goal: Goal, thing: Thing, view: tuple[Thing, ...], history: tuple[str, ...]) -> str:
+def _acted(
+    goal: Goal, thing: VisibleObject, view: tuple[VisibleObject, ...], history: tuple[str, ...]
+) -> str:
     if goal.verb == "goto":
         return _approach(goal, thing, view, history)
     if goal.verb == "follow":
@@ -98,7 +142,7 @@ def _acted(goal: Goal, thing: Thing, view: tuple[Thing, ...], history: tuple[str
     return f"{_turn(thing.bearing_deg) if goal.verb == 'face' else ''}done ( )"
 
 
-def _said(goal: Goal, thing: Thing | None) -> str:
+def _said(goal: Goal, thing: VisibleObject | None) -> str:
     if thing is None:
         return f"no , i do not see the {goal.thing}"
     if goal.action == "colour":
@@ -106,14 +150,14 @@ def _said(goal: Goal, thing: Thing | None) -> str:
     return f"yes , the {thing.name} is {where(thing)} at {metres(told_m(thing.distance_m))} m"
 
 
-def find(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...] = ()) -> Thing | None:
+def find(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...] = ()) -> VisibleObject | None:
     """Return the seen thing that is meant: of that name or kind, and the nearest if nothing else is said.
 
     What was picked as the nearest or leftmost is walked towards, so from then on it is the one ahead: on the
     way another may come nearer, but it was not meant.
     """
     fits = [t for t in view if t.seen and goal.thing in ("", t.name, t.kind)]
-    order: dict[str, Callable[[Thing], float]] = {
+    order: dict[str, Callable[[VisibleObject], float]] = {
         "leftmost": lambda t: -t.bearing_deg,
         "rightmost": lambda t: t.bearing_deg,
     }
@@ -122,7 +166,7 @@ def find(goal: Goal, view: tuple[Thing, ...], history: tuple[str, ...] = ()) -> 
     return min(fits, key=order.get(goal.pick, lambda t: t.distance_m), default=None)
 
 
-def _way_m(goal: Goal, thing: Thing) -> float:
+def _way_m(goal: Goal, thing: VisibleObject) -> float:
     """How far it still is to where the robot is to stand, as the told distances say; negative: too near."""
     return round(told_m(thing.distance_m) - goal.stop_m, 1) + 0.0  # never -0.0
 
@@ -164,7 +208,9 @@ def _search(goal: Goal, history: tuple[str, ...]) -> str:
     return f"i do not see the {goal.called} . turn ( {sign * SEARCH_DEG} )"
 
 
-def _approach(goal: Goal, thing: Thing, view: tuple[Thing, ...], history: tuple[str, ...] = ()) -> str:
+def _approach(
+    goal: Goal, thing: VisibleObject, view: tuple[VisibleObject, ...], history: tuple[str, ...] = ()
+) -> str:
     left_m = _way_m(goal, thing)
     last = history[-1] if history else ""
     if goal.stops_short and left_m < -STOPPED_M:
@@ -180,14 +226,14 @@ def _approach(goal: Goal, thing: Thing, view: tuple[Thing, ...], history: tuple[
     return f"{_turn(heading)}forward ( {metres(step_m)} )"
 
 
-def _follow(goal: Goal, thing: Thing, view: tuple[Thing, ...]) -> str:
+def _follow(goal: Goal, thing: VisibleObject, view: tuple[VisibleObject, ...]) -> str:
     """Keep the distance; never done, so that it goes on until somebody stops it."""
     if told_m(thing.distance_m) <= goal.stop_m + FOLLOW_SLACK_M:
         return f"{_turn(thing.bearing_deg)}wait ( 1.0 )"
     return _approach(goal, thing, view)
 
 
-def _pass(goal: Goal, thing: Thing) -> str:
+def _pass(goal: Goal, thing: VisibleObject) -> str:
     """Walk along a tangent that leaves `PASS_GAP_M` to the thing, to `BEYOND_M` past it."""
     gap = footprint_radius_m(thing.kind) + PASS_GAP_M
     sign = 1 if goal.side == "left" else -1

@@ -22,14 +22,14 @@ from vlm_spec_decode.core.profiles import LinkProfile
 from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport import descriptors
 from vlm_spec_decode.transport.connection import Connection
+from vlm_spec_decode.transport.emulation import EmulatedDirection, shapers
 from vlm_spec_decode.transport.keys import EdgeKeys
-from vlm_spec_decode.transport.shaper import Shaper, shapers
 
 TICK_S = 0.05
 
 
 @dataclass(order=True)
-class _Flight:
+class _DelayedMessage:
     """A message under way on the emulated link; an empty `seq` tie keeps the order of sending."""
 
     due_s: float
@@ -61,8 +61,10 @@ class DealerLink:
         self.received_bytes = 0
         self._keys = keys
         self._clock = clock
-        self._shapers: tuple[Shaper, Shaper] | None = shapers(profile, seed) if profile else None
-        self._flights: list[_Flight] = []
+        self._shapers: tuple[EmulatedDirection, EmulatedDirection] | None = (
+            shapers(profile, seed) if profile else None
+        )
+        self._flights: list[_DelayedMessage] = []
         self._seq = itertools.count()
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         descriptors.require(descriptors.EDGE_NEEDS, "a connection to a cloud")
@@ -182,9 +184,9 @@ class DealerLink:
             else:
                 on_message(data)
 
-    def _fly(self, shaper: Shaper, data: bytes, is_up: bool) -> None:
+    def _fly(self, shaper: EmulatedDirection, data: bytes, is_up: bool) -> None:
         due_s = shaper.arrival(len(data), self._clock.now())
-        heapq.heappush(self._flights, _Flight(due_s, next(self._seq), data, is_up))
+        heapq.heappush(self._flights, _DelayedMessage(due_s, next(self._seq), data, is_up))
 
     def _land(self, on_message: Callable[[bytes], None]) -> None:
         while self._flights and self._flights[0].due_s <= self._clock.now():

@@ -14,9 +14,9 @@ from vlm_spec_decode.core.errors import CloudError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport import descriptors
-from vlm_spec_decode.transport.admission import ZAP_DOMAIN, Doorman
+from vlm_spec_decode.transport.access import AccessControl, AuthorizedKeys, KeyLimits
+from vlm_spec_decode.transport.authentication import ZAP_DOMAIN, Authenticator
 from vlm_spec_decode.transport.connection import HANDSHAKE_MS, MAX_MESSAGE_BYTES, notice_who_is_gone
-from vlm_spec_decode.transport.guard import AuthorizedKeys, Guard, KeyLimits
 from vlm_spec_decode.transport.keys import CloudKeys
 
 
@@ -38,9 +38,9 @@ class RouterLink:
         self._context = zmq.Context()
         clock = clock or WallClock()
         authorized = AuthorizedKeys(keys.authorized, clock) if keys else None
-        self.guard = Guard(authorized, limits or KeyLimits(), clock)
+        self.guard = AccessControl(authorized, limits or KeyLimits(), clock)
         # It runs before the bind, or the first peers would be let in unchecked.
-        self._doorman = Doorman(self._context, authorized, self.guard.dropped, clock)
+        self._doorman = Authenticator(self._context, authorized, self.guard.dropped, clock)
         self._doorman.start()
         self._socket = self._make_socket(keys)
         self._wake_send = self._context.socket(zmq.PAIR)

@@ -1,0 +1,89 @@
+"""Seeded bugs of masked decoding: each must make a test of `test_masked` fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from test.decoding import test_masked as masked_tests
+from vlm_spec_decode.core.errors import GrammarError
+from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.decoding import grammar_mask as masked
+from vlm_spec_decode.decoding.grammar_mask import GrammarWalk, MaskedContext
+from vlm_spec_decode.decoding.session import Session
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def one_mask_for_a_whole_tree(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        GrammarWalk,
+        "below",
+        lambda self, prefix, tokens, parents: [self.at(prefix).mask()] * (1 + len(tokens)),
+    )
+
+
+def early_exits_not_masked(patch: pytest.MonkeyPatch) -> None:
+    def score(self, prefix, tokens=(), parents=(), *, on_exit=None):  # type: ignore[no-untyped-def]
+        masks = self.walk.below(prefix, tokens, parents)
+        return masked._apply(masks, self.inner.score(prefix, tokens, parents, on_exit=on_exit))
+
+    patch.setattr(MaskedContext, "score", score)
+
+
+def first_of_two_forced(patch: pytest.MonkeyPatch) -> None:
+    def forced(self: GrammarWalk, prefix: Tokens) -> Tokens:
+        mask = self.at(prefix).mask()
+        return () if mask is None or np.count_nonzero(mask) > 2 else (int(mask.argmax()),)
+
+    patch.setattr(GrammarWalk, "forced", forced)
+
+
+def nothing_forced(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(GrammarWalk, "forced", lambda self, prefix: ())
+
+
+def forced_without_limit_or_end(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        Session,
+        "_with_forced",
+        lambda self, prefix, said, finished: (said + self.context.forced(prefix + said), finished),
+    )
+
+
+def states_not_kept(patch: pytest.MonkeyPatch) -> None:
+    child = masked._GrammarNode.child
+
+    def forgetful(self, token):  # type: ignore[no-untyped-def]
+        self.children.clear()
+        return child(self, token)
+
+    patch.setattr(masked._GrammarNode, "child", forgetful)
+
+
+def says_the_same() -> None:
+    masked_tests.test_every_strategy_says_what_the_masked_target_says("speculative", "poor", 3)
+
+
+def ends() -> None:
+    masked_tests.test_a_forced_end_finishes_the_answer_and_the_limit_cuts_a_forced_run("autoregressive")
+
+
+CAUGHT_BY: dict[Patch, Callable[[], None]] = {
+    one_mask_for_a_whole_tree: says_the_same,
+    early_exits_not_masked: masked_tests.test_early_exits_are_masked_like_the_pass,
+    first_of_two_forced: says_the_same,
+    nothing_forced: masked_tests.test_autoregressive_runs_no_pass_for_a_forced_token,
+    forced_without_limit_or_end: ends,
+    states_not_kept: masked_tests.test_no_state_is_walked_twice,
+}
+
+
+@pytest.mark.parametrize("bug", CAUGHT_BY, ids=lambda b: b.__name__)
+def test_a_seeded_bug_is_caught(bug: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+    CAUGHT_BY[bug]()
+    bug(monkeypatch)
+    with pytest.raises((AssertionError, GrammarError)):
+        CAUGHT_BY[bug]()

@@ -1,0 +1,148 @@
+import json
+
+import pytest
+
+from vlm_spec_decode.actions.plan import PlanStatus
+from vlm_spec_decode.mission.progress import MissionProgress
+from vlm_spec_decode.mission.queue import Ack
+from vlm_spec_decode.mission.state import MissionStatus
+
+TRACE = {"mission": "m", "tokens": 9, "total_s": 0.4, "target_passes": 2, "accepted": 5, "drafted": 6}
+
+
+def status(state, reason="", detail="", mission="m", step=1):
+    return MissionStatus(state, mission, "go", step, reason, detail).to_json()
+
+
+def tell(teller, *messages):
+    return "".join(teller.hear(topic, text) for topic, text in messages)
+
+
+def test_the_answer_streams_and_the_robot_follows():
+    teller = MissionProgress("m")
+    said = tell(
+        teller,
+        ("vlm/status", status("looking")),
+        ("vlm/status", status("answering")),
+        ("vlm/answer/partial", "Ball"),
+        ("vlm/answer/partial", "Ball ahead."),
+        ("vlm/answer/partial", "Ball ahead. forward(1)"),
+        ("vlm/answer", json.dumps({"mission": "m", "actions": ["forward(1)"]})),
+        ("vlm/trace", json.dumps(TRACE)),
+        ("vlm/plan/status", PlanStatus("m", 1, 0, "moving", action="forward(1)").to_json()),
+        ("vlm/plan/status", PlanStatus("m", 1, 0, "moving", action="forward(1)").to_json()),
+        ("vlm/status", status("done")),
+    )
+    assert "    Ball ahead. forward(1)\n" in said
+    assert said.count("> forward(1)") == 1
+    assert said.endswith("done\n")
+    assert (teller.has_ended, teller.exit_code, teller.actions) == (True, 0, ["forward(1)"])
+
+
+def test_other_missions_are_not_told():
+    teller = MissionProgress("m")
+    said = tell(
+        teller,
+        ("vlm/status", status("answering", mission="other")),
+        ("vlm/answer/partial", "their answer"),
+        ("vlm/plan/status", PlanStatus("other", 1, 0, "moving", action="forward(1)").to_json()),
+        ("vlm/status", status("done", mission="other")),
+    )
+    assert said == ""
+    assert not teller.has_ended
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "code"),
+    [
+        ("done", "dry_run", 0),
+        ("refused", "obstacle", 1),
+        ("cancelled", "estop", 1),
+        ("step_limit", "", 1),
+        ("failed", "CloudUnreachable", 3),
+        ("failed", "CloudRefused", 3),
+        ("failed", "RobotUnreachable", 4),
+        ("failed", "ActionParseError", 1),
+    ],
+)
+def test_exit_codes(state, reason, code):
+    teller = MissionProgress("m")
+    tell(teller, ("vlm/status", status(state, reason)))
+    assert teller.exit_code == code
+
+
+def test_a_request_that_is_refused_unread_ends_with_wrong_usage():
+    teller = MissionProgress("m")
+    refusal = MissionStatus("failed", reason="InstructionError", detail="too long").to_json()
+    assert "too long" in tell(teller, ("vlm/status", refusal))
+    assert (teller.has_ended, teller.exit_code) == (True, 2)
+
+
+def test_a_plan_that_waits_for_a_yes_is_shown_once():
+    teller = MissionProgress("m")
+    tell(teller, ("vlm/status", status("proposed", "approve", "turn(20)")))
+    assert teller.proposed == "turn(20)"
+    tell(teller, ("vlm/status", status("acting")))
+    assert teller.proposed == ""
+
+
+def test_an_answer_is_not_split_by_what_the_robot_does_meanwhile():
+    teller = MissionProgress("m")
+    moving = PlanStatus("m", 1, 0, "moving", action="turn(20)").to_json()
+    said = tell(
+        teller,
+        ("vlm/status", status("answering")),
+        ("vlm/answer/partial", "Ball left. turn(20) "),
+        ("vlm/plan/status", moving),
+        ("vlm/answer/partial", "Ball left. turn(20) forward(1)"),
+        ("vlm/answer", json.dumps({"mission": "m", "actions": ["turn(20)", "forward(1)"]})),
+        ("vlm/plan/status", PlanStatus("m", 1, 1, "moving", action="forward(1)").to_json()),
+    )
+    assert said.splitlines()[1:] == [
+        "    Ball left. turn(20) forward(1)",
+        "    > turn(20)",
+        "    > forward(1)",
+    ]
+
+
+def test_an_answer_that_is_broken_off_still_lets_the_rest_be_told():
+    teller = MissionProgress("m")
+    stopped = PlanStatus("m", 1, 0, "stopped", "cancel", action="turn(20)").to_json()
+    said = tell(
+        teller,
+        ("vlm/status", status("answering")),
+        ("vlm/answer/partial", "Ball left."),
+        ("vlm/plan/status", stopped),
+        ("vlm/status", status("cancelled", "cancel")),
+    )
+    assert said.splitlines()[1:] == ["    Ball left.", "    ! stopped turn(20): cancel", "cancelled: cancel"]
+
+
+def test_a_note_in_the_middle_of_an_answer_lets_it_begin_anew():
+    teller = MissionProgress("m")
+    said = tell(teller, ("vlm/status", status("answering")), ("vlm/answer/partial", "Ball"))
+    said += teller.note("    … 5 s; waiting for the answer")
+    said += tell(teller, ("vlm/answer/partial", "Ball left."))
+    assert said.splitlines()[1:] == ["    Ball", "    … 5 s; waiting for the answer", "    Ball left."]
+
+
+def test_the_node_acknowledges_refuses_or_says_how_it_ended():
+    teller = MissionProgress("m")
+    tell(teller, ("vlm/ack", Ack("taken", "other", listeners=3).to_json()))
+    assert not teller.is_taken
+    tell(teller, ("vlm/ack", Ack("taken", "m", listeners=3).to_json()))
+    assert (teller.is_taken, teller.listeners, teller.has_ended) == (True, 3, False)
+    said = tell(teller, ("vlm/ack", Ack("over", "m", status="cancelled", detail="withdrawn").to_json()))
+    assert (said, teller.has_ended, teller.exit_code) == ("cancelled: withdrawn\n", True, 1)
+    assert tell(teller, ("vlm/status", status("cancelled"))) == "", "its end is told once"
+    teller = MissionProgress("m")
+    tell(teller, ("vlm/ack", Ack("refused", "m", reason="InstructionError", detail="used").to_json()))
+    assert (teller.has_ended, teller.exit_code) == (True, 2)
+
+
+def test_a_refusal_of_somebody_else_is_not_mine_once_mine_is_taken():
+    teller = MissionProgress("m")
+    tell(teller, ("vlm/ack", Ack("taken", "m").to_json()))
+    refusal = MissionStatus("failed", reason="InstructionError", detail="too long").to_json()
+    assert tell(teller, ("vlm/status", refusal)) == ""
+    assert not teller.has_ended

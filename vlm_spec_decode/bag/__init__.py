@@ -1,1 +1,0 @@
-"""Bags: read walks of any robot, ask about their frames again, score the answers, and report."""

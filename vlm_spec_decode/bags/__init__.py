@@ -1,0 +1,1 @@
+"""Rosbags: reading, questions, replay, scores, reports."""

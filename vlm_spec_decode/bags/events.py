@@ -1,0 +1,259 @@
+"""What the messages of a bag mean: frames, instructions, answers, motion.
+
+Topics are found by type, or named.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from vlm_spec_decode.bags import pictures
+from vlm_spec_decode.bags.source import BagSource, Record
+from vlm_spec_decode.core.errors import BagError, ImageError
+from vlm_spec_decode.core.images import check_compressed, check_raw, is_video
+from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.edge.video import INSTALL, VIDEO_KINDS, VideoFrame, VideoTopic, has_video
+
+NANOSECONDS = 1_000_000_000
+COMPRESSED, RAW = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image"
+STRING, ODOMETRY = "std_msgs/msg/String", "nav_msgs/msg/Odometry"
+TWIST, STAMPED_TWIST = "geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStamped"
+PICTURES = (COMPRESSED, RAW, *VIDEO_KINDS)
+MOTION = (ODOMETRY, STAMPED_TWIST, TWIST)
+"""Measured motion before commanded motion."""
+
+INSTRUCTIONS, ANSWERS, LABELS = "vlm/instruction", "vlm/answer", "vlm/label"
+"""Last parts of our own topics' names; a namespace may stand before them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A camera image; `stamp_s` is its capture time, or the recorder's where the camera did not say.
+
+    `data` is the message as it was written; only frames that are asked about are worth decoding. Those of a
+    video are decoded already, because each needs those before it: `message` is then the picture.
+    """
+
+    at_ns: int
+    stamp_s: float
+    frame_id: str
+    kind: str
+    data: bytes = field(repr=False)
+    message: Any = field(compare=False, repr=False)
+
+    @property
+    def num_bytes(self) -> int:
+        """How much memory it holds."""
+        return self.message.num_bytes if isinstance(self.message, VideoFrame) else len(self.data)
+
+    @property
+    def image(self) -> Image:
+        """Decode the picture, as small as it goes up. Raises ImageError."""
+        if isinstance(self.message, VideoFrame):
+            return self.message.small()
+        return pictures.compressed(self.message) if self.kind == COMPRESSED else pictures.raw(self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class Instructed:
+    """Somebody told the robot something."""
+
+    at_ns: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """How the body moved, or was told to: m/s forward and left, rad/s to the left."""
+
+    at_ns: int
+    vx_mps: float
+    vy_mps: float
+    vyaw_radps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer of this package that was recorded; see `mission.state.Answer.to_json`."""
+
+    at_ns: int
+    stamp_s: float
+    instruction: str
+    history: tuple[str, ...]
+    actions: tuple[str, ...]
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What would have been right about the frame of this stamp, by a person or a simulator.
+
+    `text` is a whole answer where there is one, else "".
+    """
+
+    at_ns: int
+    stamp_s: float
+    instruction: str
+    history: tuple[str, ...]
+    actions: tuple[str, ...]
+    text: str = ""
+
+
+Event: TypeAlias = Frame | Instructed | Moved | Answered | Labelled
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """Which topics are read; empty: found by type."""
+
+    image: str = ""
+    instruction: str = ""
+    motion: str = ""
+
+    def choose(self, found: Mapping[str, str]) -> Mapping[str, str]:
+        """Return topic to role. Raises BagError if a named topic is not there, or nothing shows a picture."""
+        chosen = {
+            self._one("image", self.image, found, PICTURES): "frame",
+            self._one("instruction", self.instruction, found, (STRING,), INSTRUCTIONS): "instruction",
+            self._one("motion", self.motion, found, MOTION): "motion",
+            self._one("answer", "", found, (STRING,), ANSWERS): "answer",
+            self._one("label", "", found, (STRING,), LABELS): "label",
+        }
+        chosen.pop("", None)
+        if "frame" not in chosen.values():
+            kinds = ", ".join(sorted(set(found.values()))) or "nothing"
+            raise BagError(f"no topic shows camera images; the bag holds {kinds}")
+        topic = next(topic for topic, role in chosen.items() if role == "frame")
+        if found[topic] in VIDEO_KINDS and not has_video():
+            raise BagError(f"{topic} is H.264 video ({found[topic]}), which needs PyAV: {INSTALL}")
+        return chosen
+
+    @staticmethod
+    def _one(
+        role: str, named: str, found: Mapping[str, str], kinds: tuple[str, ...], ending: str = ""
+    ) -> str:
+        if named:
+            if named not in found:
+                raise BagError(f"no {role} topic {named!r}; there are {', '.join(sorted(found))}")
+            return named
+        for kind in kinds:
+            fits = sorted(t for t, k in found.items() if k == kind and t.endswith(ending))
+            if kind in PICTURES:
+                # Depth and disparity pictures are no use here; a front or colour camera is what is meant.
+                fits = [t for t in fits if "depth" not in t.lower() and "disparity" not in t.lower()]
+                fits.sort(key=lambda t: not any(word in t.lower() for word in ("front", "color", "rgb")))
+            if fits:
+                return fits[0]
+        return ""
+
+
+@dataclass(slots=True)
+class Events:
+    """The events of a bag in its order; `faults` counts what was skipped, by name.
+
+    While `skips_motion` is set, by whoever reads them, motion is passed over, which saves its decoding.
+    """
+
+    source: BagSource
+    topics: Mapping[str, str]
+    faults: Counter[str] = field(default_factory=Counter)
+    skips_motion: bool = False
+    _videos: dict[str, VideoTopic] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Event]:
+        try:
+            yield from self._events()
+        finally:
+            self.faults += self.source.faults
+
+    def _events(self) -> Iterator[Event]:
+        last_ns = 0
+        for record in self.source.records(self.topics):
+            if record.at_ns < last_ns:
+                self.faults["time going backwards"] += 1
+            last_ns = max(last_ns, record.at_ns)
+            if self.skips_motion and self.topics[record.topic] == "motion":
+                continue
+            message = self.source.message(record)
+            if message is None:
+                continue
+            try:
+                event = self._event(self.topics[record.topic], record, message)
+            except ImageError as error:
+                self.faults[f"{record.topic}: {error}"] += 1
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                self.faults[f"{record.topic}: {record.kind} not as expected ({type(error).__name__})"] += 1
+            else:
+                if event is not None:
+                    yield event
+
+    def _event(self, role: str, record: Record, message: Any) -> Event | None:
+        if role != "frame":
+            return _event(role, record, message)
+        kind, at_ns = record.kind, record.at_ns
+        shown = message
+        is_piece = kind == COMPRESSED and is_video(bytes(message.data[:4])) and has_video()
+        if kind in VIDEO_KINDS or is_piece:
+            if record.topic not in self._videos:
+                self._videos[record.topic] = VideoTopic(kind)
+            shown = self._videos[record.topic].decode(message)
+        elif kind == COMPRESSED:
+            check_compressed(message)
+        else:
+            check_raw(message)
+        if shown is None:
+            return None
+        header = getattr(message, "header", message)
+        stamp_s, frame_id = _stamp_s(header), str(getattr(header, "frame_id", ""))
+        return Frame(at_ns, stamp_s or at_ns / NANOSECONDS, frame_id, kind, record.data, shown)
+
+
+def _event(role: str, record: Record, message: Any) -> Event | None:
+    kind, at_ns = record.kind, record.at_ns
+    if role == "motion":
+        return _motion(kind, message, at_ns)
+    if role == "answer":
+        return _answer(json.loads(message.data), at_ns)
+    if role == "label":
+        return _label(json.loads(message.data), at_ns)
+    text = str(message.data).strip()
+    return Instructed(at_ns, text) if text else None
+
+
+def _stamp_s(header: Any) -> float:
+    """Return the time in a header, or in a message that is its own; 0 where there is none."""
+    stamp = getattr(header, "stamp", None) or getattr(header, "timestamp", None)
+    return 0.0 if stamp is None else float(stamp.sec + stamp.nanosec / NANOSECONDS)
+
+
+def _motion(kind: str, message: Any, at_ns: int) -> Moved | None:
+    twist = message.twist.twist if kind == ODOMETRY else message.twist if kind == STAMPED_TWIST else message
+    speeds = (float(twist.linear.x), float(twist.linear.y), float(twist.angular.z))
+    return Moved(at_ns, *speeds) if all(map(math.isfinite, speeds)) else None
+
+
+def _answer(said: Mapping[str, Any], at_ns: int) -> Answered:
+    return Answered(
+        at_ns,
+        float(said["stamp_s"]),
+        str(said["instruction"]),
+        tuple(map(str, said["history"])),
+        tuple(map(str, said["actions"])),
+        tuple(map(int, said.get("token_ids", ()))),
+    )
+
+
+def _label(said: Mapping[str, Any], at_ns: int) -> Labelled:
+    return Labelled(
+        at_ns,
+        float(said["stamp_s"]),
+        str(said["instruction"]),
+        tuple(map(str, said.get("history", ()))),
+        tuple(map(str, said["actions"])),
+        str(said.get("text", "")),
+    )

@@ -1,0 +1,31 @@
+"""Camera messages of any robot as they go up: small upright JPEGs. Knows no bags and no models.
+
+What the bytes of a message are is `core.images`' business; here they are made small, and checked without
+being decoded before anybody asks about them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image as PilImage
+
+from vlm_spec_decode.core import pixels
+from vlm_spec_decode.core.images import check_compressed, check_raw
+from vlm_spec_decode.core.pixels import message_bytes
+from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.edge.image_upload import for_uplink, small_jpeg
+
+
+def compressed(message: Any) -> Image:
+    """Return the frame of a sensor_msgs/CompressedImage. Raises ImageError."""
+    check_compressed(message)
+    return for_uplink(message_bytes(message.data))
+
+
+def raw(message: Any) -> Image:
+    """Return the frame of a sensor_msgs/Image. Raises ImageError naming an encoding that is no picture."""
+    if pixels.is_encoded(message):
+        check_raw(message)
+        return for_uplink(message_bytes(message.data))
+    return small_jpeg(PilImage.fromarray(pixels.to_rgb(message)))

@@ -1,0 +1,308 @@
+"""From a recorded walk to questions: which frame is asked about with which instruction, and what is right.
+
+What a replay asks, and what is known to be right; and instructions from a file. `bags.questions` finds them.
+
+From a walk to questions: which frame is asked about with which instruction.
+
+An answer that was recorded is asked again as it was; a label is asked about if there is no answer. Other
+bags are asked about a frame every so often, under whatever instruction holds then. What is right is a label,
+else what was answered then; beside it how the robot really moved in the seconds after.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vlm_spec_decode.actions.parser import parse_answer
+from vlm_spec_decode.actions.types import format_action
+from vlm_spec_decode.bags.events import (
+    NANOSECONDS,
+    Answered,
+    Event,
+    Events,
+    Frame,
+    Instructed,
+    Labelled,
+    Moved,
+)
+from vlm_spec_decode.core.errors import ActionParseError, BagError, ImageError
+from vlm_spec_decode.core.types import Image, Observation
+from vlm_spec_decode.core.yaml_file import read_yaml
+from vlm_spec_decode.edge.mission_loop import check_instruction
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """Motion after a frame, summed up: metres forward and left, degrees to the left."""
+
+    forward_m: float = 0.0
+    left_m: float = 0.0
+    turn_deg: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One (frame, instruction) and its labels, any of which may be missing.
+
+    `actions` are what would have been right; `said` is such an answer in words, if somebody gave one.
+    """
+
+    number: int
+    at_s: float
+    observation: Observation
+    actions: tuple[str, ...] | None = None
+    said: str = ""
+    token_ids: tuple[int, ...] = ()
+    executed: Executed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimedInstruction:
+    """An instruction from a file: from `at_s` on (seconds after the bag's start), with a person's label."""
+
+    at_s: float
+    instruction: str
+    actions: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskPlan:
+    """What is asked. `instruction` holds from the start; `every_s` is between two frames."""
+
+    instruction: str = ""
+    spoken: tuple[TimedInstruction, ...] = ()
+    every_s: float = 1.0
+    horizon_s: float = 2.0
+    limit: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise InstructionError for an instruction that is given and cannot be one."""
+        if self.instruction:
+            check_instruction(self.instruction)
+
+
+def read_spoken(path: Path) -> tuple[TimedInstruction, ...]:
+    """Read instructions from CSV (`time_s,instruction[,actions]`) or a YAML list of the same keys.
+
+    An entry without actions has no label. Raises BagError naming the line.
+    """
+    rows: Any
+    if path.suffix in (".yaml", ".yml"):
+        rows = read_yaml(path, BagError)
+    else:
+        try:
+            rows = csv.DictReader(
+                path.read_text(encoding="utf-8-sig").splitlines()
+            )  # sheets begin with a mark
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise BagError(f"{path}: {error}") from error
+    if not isinstance(rows, (list, csv.DictReader)):
+        raise BagError(f"{path}: not a list of instructions")
+    found = []
+    for number, row in enumerate(rows, 1):
+        try:
+            label = row.get("actions") or ""
+            text = " ".join(map(str, label)) if isinstance(label, list) else str(label)
+            actions = _actions(text) if text.strip() else None
+            found.append(TimedInstruction(float(row["time_s"]), str(row["instruction"]).strip(), actions))
+        except (KeyError, TypeError, ValueError, AttributeError, ActionParseError) as error:
+            raise BagError(f"{path}: entry {number}: {type(error).__name__}: {error}") from error
+    return tuple(sorted(found, key=lambda spoken: spoken.at_s))
+
+
+def _actions(text: str) -> tuple[str, ...]:
+    return tuple(format_action(action) for action in parse_answer(text))
+
+
+SAME_FRAME_S = 1e-3
+KEPT_FRAMES, KEPT_BYTES = 600, 192 * 2**20
+"""Frames that a later message may be about."""
+
+KEPT_LABELS = 5000
+
+Key = tuple[int, str, tuple[str, ...]]
+
+
+@dataclass(slots=True)
+class _Kept:
+    """The newest frames, as many as memory allows."""
+
+    frames: deque[Frame] = field(default_factory=deque)
+    num_bytes: int = 0
+
+    def add(self, frame: Frame) -> None:
+        """Keep a frame; the oldest go."""
+        self.frames.append(frame)
+        self.num_bytes += frame.num_bytes
+        while len(self.frames) > KEPT_FRAMES or (self.num_bytes > KEPT_BYTES and len(self.frames) > 1):
+            self.num_bytes -= self.frames.popleft().num_bytes
+
+    def find(self, stamp_s: float) -> Frame | None:
+        """Return the frame of this stamp."""
+        frame = min(self.frames, key=lambda f: abs(f.stamp_s - stamp_s), default=None)
+        return frame if frame and abs(frame.stamp_s - stamp_s) <= SAME_FRAME_S else None
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A question whose horizon is not over: motion counts from `since_s` on."""
+
+    question: Question
+    since_s: float
+    moves: list[Moved] = field(default_factory=list)
+
+    def ripe(self) -> Question:
+        """Return it with the motion seen."""
+        moved = summed(self.moves) if len(self.moves) > 1 else None
+        return replace(self.question, executed=moved)
+
+
+@dataclass(slots=True)
+class _Asker:
+    """Turns events into questions as they come; what waits for its horizon is held back.
+
+    `roles` says which kinds of message the bag has at all.
+    """
+
+    plan: AskPlan
+    roles: frozenset[str]
+    faults: Counter[str]
+    start_ns: int = -1
+    number: int = 0
+    instruction: str = ""
+    next_s: float = 0.0
+    kept: _Kept = field(default_factory=_Kept)
+    labels: OrderedDict[Key, Labelled] = field(default_factory=OrderedDict)
+    waiting: deque[_Waiting] = field(default_factory=deque)
+
+    @property
+    def again(self) -> str:
+        """What is asked again: `answer`, `label`, or nothing."""
+        if self.plan.instruction or self.plan.spoken:
+            return ""
+        return next((role for role in ("answer", "label") if role in self.roles), "")
+
+    def take(self, event: Event) -> Iterator[Question]:
+        """Yield what this event completes."""
+        if self.start_ns < 0:
+            self.start_ns, self.instruction = event.at_ns, self.plan.instruction
+        at_s = (event.at_ns - self.start_ns) / NANOSECONDS
+        if isinstance(event, Instructed) and not self.plan.instruction:
+            self.instruction = event.text
+        elif isinstance(event, Moved):
+            for waiting in self.waiting:
+                waiting.moves.append(event)
+        elif isinstance(event, Frame):
+            self._see(event, at_s)
+        elif isinstance(event, Labelled):
+            self._learn(event, at_s)
+        elif isinstance(event, Answered) and self.again == "answer":
+            self._repeat(event, at_s)
+        while self.waiting and at_s >= self.waiting[0].since_s + self.plan.horizon_s:
+            yield self.waiting.popleft().ripe()
+
+    def rest(self) -> Iterator[Question]:
+        """Yield what the end of the bag leaves waiting."""
+        while self.waiting:
+            yield self.waiting.popleft().ripe()
+
+    def _see(self, frame: Frame, at_s: float) -> None:
+        if not self.again:
+            return self._ask(frame, at_s) if at_s >= self.next_s else None
+        self.kept.add(frame)
+        if self.again == "label":
+            for label in [
+                lb for lb in self.labels.values() if abs(lb.stamp_s - frame.stamp_s) <= SAME_FRAME_S
+            ]:
+                self._repeat(label, at_s)
+        return None
+
+    def _learn(self, label: Labelled, at_s: float) -> None:
+        self.labels[_key(label)] = label
+        if len(self.labels) > KEPT_LABELS:
+            self.labels.popitem(last=False)
+        if self.again == "label" and self.kept.find(label.stamp_s):
+            self._repeat(label, at_s)
+
+    def _ask(self, frame: Frame, at_s: float) -> None:
+        spoken = next((s for s in reversed(self.plan.spoken) if s.at_s <= at_s), None)
+        text = spoken.instruction if spoken else self.instruction
+        image = self._image(frame) if text else None
+        if image is None:
+            return
+        self.next_s = at_s + self.plan.every_s
+        seen = Observation(image, text, (), frame.stamp_s, frame.frame_id)
+        self._wait(at_s, at_s, seen, spoken.actions if spoken else None)
+
+    def _repeat(self, said: Answered | Labelled, since_s: float) -> None:
+        """Ask again what was asked then; motion counts from when it was answered."""
+        frame = self.kept.find(said.stamp_s)
+        image = self._image(frame) if frame else None
+        if frame is None or image is None:
+            if frame is None:
+                self.faults["an answer whose frame is not in the bag"] += 1
+            return
+        label = self.labels.pop(_key(said), None)
+        seen = Observation(image, said.instruction, said.history, frame.stamp_s, frame.frame_id)
+        tokens = said.token_ids if isinstance(said, Answered) else ()
+        right = label or said
+        at_s = (frame.at_ns - self.start_ns) / NANOSECONDS
+        self._wait(at_s, since_s, seen, right.actions, label.text if label else "", tokens)
+
+    def _wait(
+        self,
+        at_s: float,
+        since_s: float,
+        seen: Observation,
+        actions: tuple[str, ...] | None,
+        said: str = "",
+        tokens: tuple[int, ...] = (),
+    ) -> None:
+        self.number += 1
+        question = Question(self.number, at_s, seen, actions, said, tokens)
+        self.waiting.append(_Waiting(question, since_s))
+
+    def _image(self, frame: Frame) -> Image | None:
+        try:
+            return frame.image
+        except ImageError as error:
+            self.faults[f"a frame that cannot be asked about: {error}"] += 1
+            return None
+
+
+def _key(said: Answered | Labelled) -> Key:
+    return round(said.stamp_s / SAME_FRAME_S), said.instruction, said.history
+
+
+def questions(events: Events, plan: AskPlan) -> Iterator[Question]:
+    """Yield the questions of a bag, in order, at most `plan.limit` (0: all).
+
+    Recorded answers, else labels, are asked again, unless `plan` brings instructions of its own.
+    """
+    return itertools.islice(_all(events, plan), plan.limit or None)
+
+
+def _all(events: Events, plan: AskPlan) -> Iterator[Question]:
+    asker = _Asker(plan, frozenset(events.topics.values()), events.faults)
+    for event in events:
+        yield from asker.take(event)
+        events.skips_motion = not asker.waiting
+    yield from asker.rest()
+
+
+def summed(moves: list[Moved]) -> Executed:
+    """Integrate motion; gaps of more than a second count as standing."""
+    forward = left = turn = 0.0
+    for a, b in itertools.pairwise(moves):
+        step_s = min(1.0, max(0.0, (b.at_ns - a.at_ns) / NANOSECONDS))
+        forward += a.vx_mps * step_s
+        left += a.vy_mps * step_s
+        turn += math.degrees(a.vyaw_radps) * step_s
+    return Executed(forward, left, turn)

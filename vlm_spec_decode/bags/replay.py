@@ -1,0 +1,292 @@
+"""Bags in, rows out: every question decoded in virtual time by every chosen strategy, link and profile.
+
+What a bag says about the run it comes from: the settings and models that decided its tokens.
+
+Written by `edge.run_manifest` on the topic `vlm/run`, repeated in metadata.yaml. Reading one and choosing
+what holds for a replay is all that happens here.
+
+No ROS and no clock of this machine: the same bag, models and settings give the same rows, on one core or
+many. The decoding is the engine's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.bags.events import Events, Topics
+from vlm_spec_decode.bags.questions import AskPlan, Question, questions
+from vlm_spec_decode.bags.score import agrees, declines, goes_the_same_way, off
+from vlm_spec_decode.bags.source import BagSource, bag_name
+from vlm_spec_decode.bags.truncated_reader import open_bag
+from vlm_spec_decode.core.errors import ActionError, ConfigError, ImageError, VsdError
+from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
+from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
+from vlm_spec_decode.core.types import SamplingParams
+from vlm_spec_decode.edge.engine import EngineConfig
+from vlm_spec_decode.edge.local_pair import ModelPair, load_pair, virtual_engine
+
+TOPIC, STRING = "vlm/run", "std_msgs/msg/String"
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Settings of the run and digests of its models; all empty where the bag does not say."""
+
+    settings: Mapping[str, Any]
+    target: str = ""
+    draft: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayChoice:
+    """What is asked for by hand; None: as recorded, else as `FALLBACK` has it."""
+
+    rule: str | None = None
+    temperature: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    draft_length: int | None = None
+
+
+FALLBACK: Mapping[str, Any] = {
+    "rule": "coupled",
+    "temperature": 0.0,
+    "seed": 0,
+    "max_tokens": 96,
+    "draft_length": 6,
+    "grammar": True,
+}
+
+
+def recorded(source: BagSource) -> Recorded:
+    """Return what the bag says, as it was when its first answer was given."""
+    topics = [t for t, k in source.topics.items() if k == STRING and t.endswith(TOPIC)]
+    for record in source.records(topics):
+        message = source.message(record)
+        if message is not None:
+            return _read(str(message.data))
+    return Recorded({})
+
+
+def _read(text: str) -> Recorded:
+    try:
+        said = json.loads(text)
+        settings = {key: said["settings"][key] for key in FALLBACK if key in said["settings"]}
+        models = [str(said[role]["revision"]) for role in ("target", "draft")]
+    except (ValueError, KeyError, TypeError):
+        return Recorded({})
+    return Recorded(settings, *models)
+
+
+def settle(chosen: ReplayChoice, found: Recorded) -> dict[str, Any]:
+    """Return the settings that hold: what is asked for, else what was recorded, else the defaults."""
+    by_hand = {key: getattr(chosen, key) for key in FALLBACK if getattr(chosen, key, None) is not None}
+    return {**FALLBACK, **found.settings, **by_hand}
+
+
+def sampling(settings: Mapping[str, Any], stop_ids: tuple[int, ...]) -> SamplingParams:
+    """Return how tokens are chosen. Raises ValueError for settings that do not hold."""
+    names = ("rule", "temperature", "seed", "max_tokens")
+    return SamplingParams(stop_ids=stop_ids, **{name: settings[name] for name in names})
+
+
+PATIENCE_S = 600.0
+"""Of virtual time: a slow cell is measured, not cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One way of decoding."""
+
+    strategy: str
+    link: LinkProfile
+    profile: HardwareProfile
+
+    @property
+    def name(self) -> str:
+        """Return what the cell is called in rows and tables."""
+        return f"{self.strategy} / {self.link.name} / {self.profile.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayConfig:
+    """What is replayed, and how."""
+
+    bags: tuple[Path, ...]
+    cells: tuple[Cell, ...]
+    topics: Topics = field(default_factory=Topics)
+    plan: AskPlan = field(default_factory=AskPlan)
+    target: str = ""
+    draft: str = ""
+    chosen: ReplayChoice = field(default_factory=ReplayChoice)
+    threads: int = 1
+
+    @property
+    def digest(self) -> str:
+        """Return a short hash of everything that decides the rows but the bags' contents."""
+        plain = json.dumps(asdict(self), sort_keys=True, default=str)
+        return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionShare:
+    """Every `count`-th question, from the `index`-th (from 0) on."""
+
+    index: int = 0
+    count: int = 1
+
+    def has(self, number: int) -> bool:
+        """Whether the question of this number belongs to the share."""
+        return number % self.count == self.index
+
+
+@dataclass(slots=True)
+class Replayer:
+    """The models, loaded once, and the decoding of one question in one cell.
+
+    `settings` are those of the bag that is being replayed.
+    """
+
+    config: ReplayConfig
+    settings: Mapping[str, Any] = field(default_factory=lambda: settle(ReplayChoice(), Recorded({})))
+    _pairs: dict[bool, ModelPair] = field(default_factory=dict)
+
+    def rows(
+        self, bag: Path, faults: Counter[str], known: Collection[int] = (), share: QuestionShare | None = None
+    ) -> Iterator[tuple[Question, list[dict[str, Any]]]]:
+        """Yield each question of a bag with a row per cell, but for those whose numbers are `known`.
+
+        `faults` counts what the bag held back.
+        """
+        source = open_bag(bag)
+        try:
+            self._settle(source, faults)
+            topics = self.config.topics.choose(source.topics)
+            events = Events(source, topics, faults)
+            for question in questions(events, self.config.plan):
+                if question.number in known or (share and not share.has(question.number)):
+                    continue
+                yield question, [self.row(bag, question, cell) for cell in self.config.cells]
+        finally:
+            source.close()
+
+    def duration_s(self, bag: Path) -> float:
+        """Return the length of a bag; 0 where nobody can tell without reading it all."""
+        source = open_bag(bag)
+        source.close()
+        return source.duration_s
+
+    def _settle(self, source: BagSource, faults: Counter[str]) -> None:
+        """Take over what the bag says about its run; name models that are not those of then."""
+        found = recorded(source)
+        self.settings = settle(self.config.chosen, found)
+        pair = self._pair
+        for role, then, now in (
+            ("target", found.target, pair.target.card.revision),
+            ("draft", found.draft, pair.draft.card.revision),
+        ):
+            if then and then != now:
+                faults[f"recorded with another {role} ({then}; now {now})"] += 1
+
+    @property
+    def _pair(self) -> ModelPair:
+        grammar = bool(self.settings["grammar"])
+        if grammar not in self._pairs:
+            config = self.config
+            self._pairs[grammar] = load_pair(config.target, config.draft, config.threads, grammar)
+        return self._pairs[grammar]
+
+    def row(self, bag: Path, question: Question, cell: Cell) -> dict[str, Any]:
+        """Decode one question in one cell and score it. What fails is a row with its error."""
+        row = {
+            "bag": bag_name(bag),
+            "question": question.number,
+            "at_s": round(question.at_s, 3),
+            "cell": cell.name,
+            "instruction": question.observation.instruction,
+            "history": list(question.observation.history),
+            "label": None if question.actions is None else list(question.actions),
+            "executed": None if question.executed is None else asdict(question.executed),
+            "error": "",
+            **self._said(),
+        }
+        try:
+            result, gpu_s, usage = self._decode(question, cell)
+        except (ActionError, ImageError) as error:
+            return row | _nothing(f"{type(error).__name__}: {error}", question)
+        return row | {
+            "text": result.text,
+            "token_ids": list(result.tokens),
+            "fates": fates(result),
+            "same_actions": None if question.actions is None else agrees(result.text, question.actions),
+            "same_way": None
+            if question.executed is None
+            else goes_the_same_way(result.text, question.executed),
+            "declines": declines(result.text, question.observation.history),
+            **off(result.text, question.executed, self.config.plan.horizon_s, SafetyLimits()),
+            "same_tokens": result.tokens == question.token_ids if question.token_ids else None,
+            "drafted": result.drafted,
+            "accepted": result.accepted,
+            "target_passes": result.target_passes,
+            "early_verdicts": result.early_verdicts,
+            "first_token_s": result.time_to_first_token_s,
+            "first_action_s": result.time_to_first_action_s,
+            "total_s": result.total_s,
+            "gpu_s": gpu_s,
+            "uplink_bytes": usage.uplink_bytes,
+            "downlink_bytes": usage.downlink_bytes,
+            "image_bytes": usage.image_bytes,
+        }
+
+    def _said(self) -> dict[str, Any]:
+        """Return the models and settings that decide the tokens, so that every row says where it is from."""
+        cards = {"target": self._pair.target.card, "draft": self._pair.draft.card}
+        models = {role: f"{card.model_id} {card.revision}" for role, card in cards.items()}
+        return models | {key: self.settings[key] for key in ("rule", "temperature", "seed")}
+
+    def _decode(self, question: Question, cell: Cell) -> tuple[GenerationResult, float, LinkUsage]:
+        settings, pair = self.settings, self._pair
+        try:
+            params = sampling(settings, pair.stop_ids)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        length = int(settings["draft_length"])
+        uplink_bps = min(1e9, cell.link.up_mbps * 1e6)
+        how = EngineConfig(cell.strategy, params, length, timeout_s=PATIENCE_S, uplink_bps=uplink_bps)
+        engine, verifier = virtual_engine(pair, cell.link, cell.profile, how, params.seed)
+        *_, last = engine.answer(question.observation)
+        if last.result is None:
+            raise VsdError("the answer ended without a result")
+        return last.result, verifier.gpu_s, verifier.usage
+
+
+def fates(result: GenerationResult) -> str:
+    """Return a letter per token: `a` a draft that the target confirmed, `t` the target's own."""
+    letters = ["t"] * len(result.tokens)
+    for trace in result.rounds:
+        last = min(len(letters), trace.start + trace.accepted)
+        letters[trace.start : last] = "a" * max(0, last - trace.start)
+    return "".join(letters)
+
+
+def _nothing(error: str, question: Question) -> dict[str, Any]:
+    empty = dict.fromkeys(("same_tokens", "declines", "off_m", "off_deg", "first_token_s", "first_action_s"))
+    counts = ("drafted", "accepted", "target_passes", "early_verdicts", "total_s", "gpu_s")
+    zero = dict.fromkeys((*counts, "uplink_bytes", "downlink_bytes", "image_bytes"), 0)
+    return {
+        **empty,
+        **zero,
+        "error": error,
+        "text": "",
+        "token_ids": [],
+        "fates": "",
+        "same_actions": None if question.actions is None else False,
+        "same_way": None if question.executed is None else False,
+    }

@@ -1,0 +1,220 @@
+"""A bag as a stream of messages in time order: rosbag2 (mcap, sqlite3) and ROS 1, whole or cut off.
+
+`bags.truncated_reader.open_bag` finds the reader of a bag. What a reader cannot give it counts: `faults`
+says what, and
+those that begin with `UNREAD` how many messages. Nothing here knows what messages mean.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import apsw
+import zstandard
+from lz4.frame import LZ4FrameDecompressor
+from mcap.exceptions import McapError
+from rosbags.highlevel import AnyReaderError
+from rosbags.rosbag1 import ReaderError as Ros1ReaderError
+from rosbags.rosbag2 import ReaderError
+from rosbags.serde import SerdeError
+from rosbags.typesys import TypesysError
+
+from vlm_spec_decode.bags.message_types import MessageTypes
+
+NANOSECONDS = 1_000_000_000
+UNREAD = "messages not read: "
+"""How the name of a fault begins whose number is one of messages."""
+
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+FEED_BYTES = 1 << 16
+COPY_BYTES = 1 << 20
+ZERO_BYTES = 512
+
+
+def _zstd_errors() -> tuple[type[Exception], ...]:
+    """Return what the zstd libraries raise: each has a class of its own, and rosbags chooses among them."""
+    found: list[type[Exception]] = [zstandard.ZstdError]
+    for name in ("compression.zstd", "backports.zstd"):
+        try:
+            module = __import__(name, fromlist=["ZstdError"])
+        except ImportError:
+            continue
+        found.append(module.ZstdError)
+    return tuple(found)
+
+
+READ_FAULTS = (
+    *(AnyReaderError, ReaderError, Ros1ReaderError, SerdeError, TypesysError, McapError),
+    *(apsw.Error, *_zstd_errors(), struct.error, EOFError, OSError, MemoryError, RecursionError),
+    *(ValueError, KeyError, TypeError, AssertionError, IndexError, AttributeError, RuntimeError, SyntaxError),
+)
+"""What the libraries raise where bytes are broken, which they meet in many places."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One message as it was written; `at_ns` is the recorder's time, `is_ros1` how it is serialised."""
+
+    topic: str
+    kind: str
+    data: bytes
+    at_ns: int
+    is_ros1: bool = False
+
+
+class BagSource(Protocol):
+    """An open bag. `faults` counts by name what could not be read; it grows while records are read."""
+
+    faults: Counter[str]
+
+    @property
+    def topics(self) -> dict[str, str]:
+        """Topic to message type, such as `sensor_msgs/msg/Image`."""
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the recording; 0 where nobody can tell without reading it all."""
+
+    def records(self, topics: Collection[str]) -> Iterator[Record]:
+        """Yield the messages of these topics in time order; ends early where the bag does."""
+
+    def message(self, record: Record) -> Any:
+        """Return the message in a record, or None, counted, if it cannot be read."""
+
+    def close(self) -> None:
+        """Let go of the files. Idempotent."""
+
+
+class Span:
+    """First and last time of what was seen, in nanoseconds; both None before that."""
+
+    def __init__(self, first_ns: int | None = None, last_ns: int | None = None) -> None:
+        self.first_ns, self.last_ns = first_ns, last_ns
+
+    def add(self, at_ns: int) -> None:
+        """Widen the span."""
+        self.first_ns = at_ns if self.first_ns is None else min(self.first_ns, at_ns)
+        self.last_ns = at_ns if self.last_ns is None else max(self.last_ns, at_ns)
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return (
+            0.0
+            if self.first_ns is None or self.last_ns is None
+            else (self.last_ns - self.first_ns) / NANOSECONDS
+        )
+
+
+class StorageFile:
+    """One file of a bag, open. What all kinds of them have in common; each is a `BagSource` of its own.
+
+    `lost` counts by topic the messages that are in the file and cannot be read, `span` says from when to when
+    it goes. `types` are shared by all files of a bag.
+    """
+
+    def __init__(self, path: Path, types: MessageTypes) -> None:
+        self.path = path
+        self.faults: Counter[str] = Counter()
+        self.topics: dict[str, str] = {}
+        self.lost: Counter[str] = Counter()
+        self._counted: set[tuple[str, Hashable]] = set()
+        self.span = Span()
+        self.types = types
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the recording in seconds."""
+        return self.span.duration_s
+
+    def records(self, topics: Collection[str]) -> Iterator[Record]:
+        """Yield the messages of these topics in time order; ends early where the bag does."""
+        raise NotImplementedError
+
+    def message(self, record: Record) -> Any:
+        """Return the message in a record, or None, counted, if it cannot be read."""
+        try:
+            return self.types.decode(record.data, record.kind, is_ros1=record.is_ros1)
+        except READ_FAULTS:
+            self.faults[f"{record.topic}: {record.kind} that cannot be read"] += 1
+            return None
+
+    def close(self) -> None:
+        """Let go of the file. Idempotent."""
+
+    def learn(self, kind: str, definition: str, encoding: str, *, is_ros1: bool = False) -> None:
+        """Take over a definition; count one that cannot be read."""
+        if not self.types.learn(kind, definition, encoding, is_ros1=is_ros1):
+            self.faults[f"{kind}: a definition that cannot be read"] += 1
+
+    def lose(self, counts: Mapping[str, int], why: str, place: Hashable) -> None:
+        """Count messages, by topic, that are in the file and cannot be read; those of one `place` once."""
+        for topic, count in counts.items():
+            if (topic, place) not in self._counted:
+                self._counted.add((topic, place))
+                self.lost[topic] += count
+                self.faults[f"{UNREAD}{topic}: {why} ({self.path.name})"] += count
+
+
+def num_unread(faults: Mapping[str, int]) -> int:
+    """Return how many messages of the topics asked for could not be read."""
+    return sum(count for name, count in faults.items() if name.startswith(UNREAD))
+
+
+def bag_name(path: Path) -> str:
+    """Return what a bag is called in results: its own name, after its folder's if that alone says nothing."""
+    path = path.resolve()
+    return f"{path.parent.name}_{path.stem}" if path.stem in ("bag", "rosbag2") else path.stem
+
+
+def unpack_message(data: bytes) -> bytes:
+    """Return a message that the recorder compressed for itself (zstd), or any other as it is.
+
+    No serialised message begins with zstd's magic number. Raises zstd's error.
+    """
+    if not data.startswith(ZSTD_MAGIC):
+        return data
+    return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+
+
+def filled_bytes(file: BinaryIO) -> int:
+    """Return the length of a file without the zeros that a file system leaves where the power was cut.
+
+    Fewer than `ZERO_BYTES` of them are taken for data.
+    """
+    size = end = file.seek(0, io.SEEK_END)
+    while end:
+        begin = max(0, end - COPY_BYTES)
+        file.seek(begin)
+        block = file.read(end - begin).rstrip(b"\0")
+        if block:
+            end = begin + len(block)
+            break
+        end = begin
+    return end if size - end >= ZERO_BYTES else size
+
+
+def zstd_front(data: bytes) -> bytes:
+    """Return what the beginning of a zstd stream holds, up to where it is damaged."""
+    return _front(zstandard.ZstdDecompressor().decompressobj(), data)
+
+
+def lz4_front(data: bytes) -> bytes:
+    """Return what the beginning of an lz4 stream holds, up to where it is damaged."""
+    return _front(LZ4FrameDecompressor(), data)
+
+
+def _front(decompressor: Any, data: bytes) -> bytes:
+    parts: list[bytes] = []
+    try:
+        for at in range(0, len(data), FEED_BYTES):
+            parts.append(bytes(decompressor.decompress(data[at : at + FEED_BYTES])))
+    except READ_FAULTS:
+        pass
+    return b"".join(parts)

@@ -1,0 +1,370 @@
+"""`vsd say`, `vsd stop` and `vsd top`: a terminal's view of running nodes, on the environment's domain."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from vlm_spec_decode.core import environment_checks
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.errors import RobotUnreachable, UsageError
+
+if TYPE_CHECKING:
+    from vlm_spec_decode.mission.progress import MissionProgress
+    from vlm_spec_decode.mission.queue import MissionRequest
+    from vlm_spec_decode.ros.operator import Operator
+
+FIND_S = 10.0
+ACK_S = 2.0
+"""How long the VLM node may take to acknowledge a request once it is found."""
+
+LEASE_S = 0.7
+"""Silence of `vsd say` after which its mission is cancelled: killed, suspended, its network gone. With the
+node's look (0.05 s) and the robot's way to standstill it is at rest within 1.5 s."""
+
+CANCEL_S = 2.0
+QUIET_S = 5.0
+"""After so long without a line, `vsd say` tells what it waits for."""
+
+SILENT_S = 10.0
+"""Silence of the VLM node, which speaks once a second, after which it is taken for gone."""
+
+NAMESPACE = click.option(
+    "--namespace", default="", help="Namespace of the nodes, such as /go2_a; default: none."
+)
+
+
+@click.command()
+@click.argument("text")
+@click.option("--approve", is_flag=True, help="Show every plan and ask before the robot moves.")
+@click.option("--yes", is_flag=True, help="With --approve: show the plans and say yes to all.")
+@click.option("--dry-run", is_flag=True, help="Show the first plan and send nothing to the robot.")
+@click.option("--queue", is_flag=True, help="Wait for the mission under way instead of superseding it.")
+@click.option("--detach", is_flag=True, help="End as soon as the node has taken it; the mission goes on.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, min_open=True),
+    default=180.0,
+    show_default=True,
+    help="Seconds until it is cancelled.",
+)
+@NAMESPACE
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
+def say(
+    text: str,
+    approve: bool,
+    yes: bool,
+    dry_run: bool,
+    queue: bool,
+    detach: bool,
+    timeout_s: float,
+    namespace: str,
+    as_json: bool,
+) -> int:
+    """Give the running nodes an instruction, show answer and progress until its end.
+
+    Whatever ends this command before its mission does cancels the mission: Ctrl-C, a signal, a closed
+    terminal, a kill. With --detach it goes on; `vsd stop` ends it.
+    """
+    from vlm_spec_decode.mission.queue import MissionRequest
+
+    if detach and (approve or yes):
+        raise UsageError("--detach leaves nobody who could approve a plan")
+    lease_s = 0.0 if detach else LEASE_S
+    request = MissionRequest(text, f"say-{uuid.uuid4().hex[:12]}", approve or yes, dry_run, queue, lease_s)
+
+    def ask(plan: str) -> bool:
+        return yes or click.confirm(f"carry out {plan}?", err=True)
+
+    def tell(piece: str) -> None:
+        click.echo(piece, nl=False, err=as_json)
+
+    with interrupted_by_signals():
+        teller = follow(request, namespace, timeout_s, tell, ask)
+    is_left = detach and not teller.has_ended
+    document = {"instruction": text, "mission": request.mission,
+                "status": "taken" if is_left else teller.state, "reason": teller.reason,
+                "detail": teller.detail, "steps": teller.steps, "actions": teller.actions}  # fmt: skip
+    code = 0 if is_left else teller.exit_code
+    if as_json:
+        click.echo(json.dumps(document | {"exit_code": code}))
+    return code
+
+
+@click.command()
+@click.option("--release", is_flag=True, help="Release the latched stop instead.")
+@NAMESPACE
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
+@click.pass_obj
+def stop(is_program: bool | None, release: bool, namespace: str, as_json: bool) -> int:
+    """Stop the robot at once and keep it stopped (e-stop), or release it."""
+    # Called as a function, by a test say, it must not return twice.
+    code = _in_a_child() if is_program else None
+    if code is not None:
+        return code
+    from vlm_spec_decode.ros.estop_client import e_stop
+
+    def answer(done: bool, message: str) -> None:
+        click.echo(json.dumps({"ok": done, "message": message}) if as_json else message)
+        sys.stdout.flush()
+
+    def tell(text: str) -> None:
+        click.echo(f"vsd: {text}", err=True)
+
+    return 0 if e_stop(ros_domain(), namespace, not release, FIND_S, tell, answer) else 1
+
+
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+TRIES = 3
+
+
+def _in_a_child() -> int | None:
+    """Let the rest of the command run in a child, and once more in another if a library crashes there.
+
+    Middleware that ends its process must not keep a stop from the robot. Returns None in the child, and in
+    the parent the child's exit code.
+    """
+    code = 1
+    for left in reversed(range(TRIES)):
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            return None
+        code = _code_of(pid)
+        if -code not in CRASHES:
+            break
+        again = "trying again" if left else "giving up: use the remote control"
+        click.echo(f"vsd: the middleware ended by {signal.Signals(-code).name}; {again}", err=True)
+    return 128 - code if code < 0 else code
+
+
+def _code_of(pid: int) -> int:
+    """Wait for a child and return its exit code; a signal to this process goes to the child as well."""
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+    # Ctrl-C reaches the child by itself, which then says so.
+    old = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        old[number] = signal.signal(number, forward)
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@click.command()
+@click.option(
+    "--seconds", type=float, default=None, help="End by itself after this long; default: at Ctrl-C."
+)
+@click.option("--once", is_flag=True, help="Print one view as soon as everybody was heard, and end.")
+@click.option(
+    "--cloud",
+    "cloud",
+    is_flag=False,
+    flag_value="http://127.0.0.1:9464",
+    default=None,
+    help="Show a cloud's figures instead, at http://127.0.0.1:9464 or another URL of `vsd cloud --http`.",
+)
+@NAMESPACE
+@click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
+def top(seconds: float | None, once: bool, cloud: str | None, namespace: str, as_json: bool) -> int:
+    """Show mission, link, decoding and robot of the running nodes, until interrupted."""
+    if cloud:
+        from vlm_spec_decode.cli import cloud_board as top_cloud
+
+        found = top_cloud.show(cloud, WallClock(), seconds, quiet=as_json, once=once)
+        if as_json:
+            click.echo(json.dumps(found))
+        return 0
+    from vlm_spec_decode.ros.operator import find_node
+    from vlm_spec_decode.ros.status_board import ONCE_S, Board, show
+
+    board = Board()
+    operator, _ = find_node(ros_domain(), namespace, board.hear, min(FIND_S, seconds or 2.0))
+    try:
+        show(operator, board, WallClock(), ONCE_S if once else seconds, quiet=as_json, once=once)
+    finally:
+        operator.close()
+    if once and board.missing:
+        click.echo(f"vsd: not heard {operator.where}: {', '.join(board.missing)}", err=True)
+    if as_json:
+        click.echo(json.dumps(board.document()))
+    return 0 if board.is_live else 4
+
+
+def ros_domain() -> int:
+    """Return ROS_DOMAIN_ID. Raises ConfigError if it is no domain."""
+    return environment_checks.ros_domain(os.environ)
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Let SIGTERM, SIGHUP and SIGQUIT end the block as Ctrl-C does: by click's Abort.
+
+    A signal that is ignored, as SIGHUP is under nohup, stays ignored. No KeyboardInterrupt leaves the block:
+    click would print an empty line for it, which fails on a terminal that is gone.
+    """
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    wanted = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    old = {number: signal.signal(number, interrupt) for number in wanted}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.Abort from None
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep the block from being ended by another signal: it is short, and a robot waits for it."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    old = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def follow(
+    request: MissionRequest,
+    namespace: str,
+    timeout_s: float,
+    tell: Callable[[str], None],
+    ask: Callable[[str], bool],
+) -> MissionProgress:
+    """Publish a request and return what became of it; whatever ends this call early cancels the mission.
+
+    A request without a lease is left to itself once it is taken. Raises RobotUnreachable if no node is there,
+    does not acknowledge it or falls silent; KeyboardInterrupt after an interrupt; OSError if `tell` does.
+    """
+    from vlm_spec_decode.mission.progress import MissionProgress
+    from vlm_spec_decode.ros.operator import find_node
+
+    teller = MissionProgress(request.mission)
+    said = _Said(teller, tell)
+    operator, is_found = find_node(ros_domain(), namespace, said.hear, FIND_S, said.note)
+    if not is_found:
+        where = operator.where
+        operator.close()
+        raise RobotUnreachable(f"no vlm_node listens {where}")
+    is_left = False
+    try:
+        _hand_over(operator, request, teller)
+        is_left = not request.lease_s
+        if is_left:
+            said.note(f"taken as {request.mission}; it goes on by itself, `vsd stop` ends it")
+            return teller
+        until_s = time.monotonic() + timeout_s
+        operator.keep_alive(request.mission, until_s + CANCEL_S)
+        _attend(operator, said, ask, until_s)
+        if not teller.has_ended:
+            said.note(f"no end within {timeout_s:g} s ({teller.awaited} is what it waits for): cancelling")
+        return teller
+    finally:
+        with undisturbed():
+            operator.rest()
+            if not (teller.has_ended or is_left):
+                _call_off(operator, said)
+            with suppress(Exception):
+                operator.linger(teller.listeners)
+            operator.close()
+
+
+class _Said:
+    """What a mission says, on its way to a person; a terminal that is gone ends the command only once."""
+
+    def __init__(self, teller: MissionProgress, tell: Callable[[str], None]) -> None:
+        self.teller = teller
+        self._tell = tell
+        self._is_gone = False
+        self.last_s = time.monotonic()
+
+    def hear(self, topic: str, text: str) -> None:
+        """Take one message."""
+        self._print(self.teller.hear(topic, text))
+
+    def note(self, text: str) -> None:
+        """Print a line of our own."""
+        self._print(self.teller.note(text))
+
+    def _print(self, text: str) -> None:
+        if not text or self._is_gone:
+            return
+        self.last_s = time.monotonic()
+        try:
+            self._tell(text)
+        except (OSError, ValueError):
+            self._is_gone = True
+            raise
+
+
+def _hand_over(operator: Operator, request: MissionRequest, teller: MissionProgress) -> None:
+    """Ask until the node has acknowledged it. Raises RobotUnreachable after `ACK_S`."""
+    from vlm_spec_decode.ros.operator import RESEND_S
+
+    began_s = asked_s = time.monotonic()
+    operator.ask(request)
+    while not (teller.is_taken or teller.has_ended):
+        now_s = time.monotonic()
+        if now_s - began_s > ACK_S:
+            raise RobotUnreachable(
+                f"vlm_node {operator.where} has not taken the request within {ACK_S:g} s; it was withdrawn"
+            )
+        if now_s - asked_s > RESEND_S:
+            asked_s = now_s
+            operator.ask(request)
+        operator.spin(0.01)
+
+
+def _attend(operator: Operator, said: _Said, ask: Callable[[str], bool], until_s: float) -> None:
+    """Follow the mission to its end or to `until_s`."""
+    teller = said.teller
+    began_s = time.monotonic()
+    while not teller.has_ended and (now_s := time.monotonic()) < until_s:
+        operator.spin(min(0.05, until_s - now_s))
+        if teller.proposed:
+            plan, teller.proposed = teller.proposed, ""
+            operator.answer(ask(plan), FIND_S)
+            # Nothing was heard while a person thought.
+            operator.heard_s = said.last_s = time.monotonic()
+        if time.monotonic() - operator.heard_s > SILENT_S:
+            raise RobotUnreachable(
+                f"vlm_node {operator.where} has been silent for {SILENT_S:g} s; without it the robot stands"
+            )
+        if time.monotonic() - said.last_s > QUIET_S:
+            said.note(f"    … {time.monotonic() - began_s:.0f} s; waiting for {teller.awaited}")
+
+
+def _call_off(operator: Operator, said: _Said) -> None:
+    """Withdraw the mission and listen until it is over; then let the executor itself drop it."""
+    teller = said.teller
+    until_s = time.monotonic() + CANCEL_S
+    while not teller.has_ended and time.monotonic() < until_s:
+        operator.withdraw(teller.mission)
+        # A terminal that is gone must not keep the mission from being ended.
+        with suppress(OSError, ValueError):
+            operator.spin(0.1)
+    if not teller.has_ended and teller.steps:
+        operator.cancel(CANCEL_S)

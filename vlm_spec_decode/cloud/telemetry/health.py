@@ -1,0 +1,119 @@
+"""Health, readiness and figures over HTTP, on the loopback interface and nowhere else.
+
+`/healthz` says whether the serving loop turns, `/readyz` whether new answers are taken, `/metrics` has
+the figures for Prometheus. It takes GET only, reads no body, and holds nothing that a robot has said.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from socketserver import TCPServer, ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from vlm_spec_decode.core.errors import CloudError, ConfigError
+from vlm_spec_decode.transport import address as addresses
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse
+
+AUTO = "auto"
+OFF = "off"
+PLACE = "127.0.0.1:9464"
+"""Where `auto` listens, unless somebody else does."""
+
+PATIENCE_S = 5.0
+"""A client that says nothing for so long is hung up on."""
+
+Check = Callable[[], str]
+"""Returns what is wrong in a few words, or "" if nothing is."""
+
+
+def place(text: str) -> tuple[str, int]:
+    """Return host and port of `PORT`, `HOST:PORT` or `auto`. Raises ConfigError beyond loopback."""
+    text = PLACE if text == AUTO else text
+    host, port = addresses.split(f"tcp://{text if ':' in text else f'127.0.0.1:{text}'}")
+    if not addresses.is_loopback(f"tcp://{host if ':' not in host else f'[{host}]'}:1"):
+        raise ConfigError(f"http {text!r}: figures and health are for this machine only (127.0.0.1:PORT)")
+    return host, 0 if port == "*" else int(port)
+
+
+class HealthServer:
+    """Answers on a thread of its own from `start` to `close`."""
+
+    def __init__(self, where: str, registry: CollectorRegistry, healthy: Check, ready: Check) -> None:
+        self._registry = registry
+        self._checks: Mapping[str, Check] = {"/healthz": healthy, "/readyz": ready}
+        host, port = place(where)
+        self._server = _listen(host, port, may_move=where == AUTO)
+        self._server.set_app(self._answer)
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, name="vsd-http", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End, and free the port."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join(timeout=10)
+        self._server.server_close()
+
+    def _answer(self, environ: Mapping[str, Any], respond: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO")
+        if environ.get("REQUEST_METHOD") != "GET":
+            return _say(respond, "405 Method Not Allowed", "GET only\n")
+        if path == "/metrics":
+            respond("200 OK", [("Content-Type", CONTENT_TYPE_LATEST)])
+            return [generate_latest(self._registry)]
+        if check := self._checks.get(str(path)):
+            trouble = check()
+            return _say(respond, "503 Service Unavailable" if trouble else "200 OK", f"{trouble or 'ok'}\n")
+        return _say(respond, "404 Not Found", "/healthz, /readyz or /metrics\n")
+
+
+def _say(respond: StartResponse, status: str, text: str) -> Iterable[bytes]:
+    respond(status, [("Content-Type", "text/plain; charset=utf-8")])
+    return [text.encode()]
+
+
+class _QuietHandler(WSGIRequestHandler):
+    """A handler that writes no log and hangs up on who dawdles."""
+
+    timeout = PATIENCE_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Write nothing: scrapers come all the time."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    address_family = socket.AF_INET
+
+    def server_bind(self) -> None:
+        """Bind without asking a name server who we are, as the base class does."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+def _listen(host: str, port: int, *, may_move: bool) -> WSGIServer:
+    """Bind; with `may_move` on any free port if this one is taken, else that raises CloudError."""
+    kind = _Server6 if ":" in host else _Server
+    try:
+        return kind((host, port), _QuietHandler)
+    except OSError as error:
+        if may_move:
+            return kind((host, 0), _QuietHandler)
+        raise CloudError(f"cannot listen on http://{host}:{port}: {error.strerror}") from error

@@ -1,0 +1,1 @@
+"""What moves the robot: safety gate, executor, emergency stop."""

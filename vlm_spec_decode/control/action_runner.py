@@ -1,0 +1,410 @@
+"""One action under way: its steps, the robot's calls that take seconds, and what was broken off.
+
+Driver calls that take seconds, run where they block nobody.
+
+A robot in real time gets `ThreadCallRunner`; in virtual time, where one thread owns the clock,
+`InlineCallRunner` runs the call on the spot and virtual seconds pass meanwhile.
+
+The motion that was broken off last, so that going on with it does not walk the whole way again.
+
+A watchdog, something in the way or a lost cloud ends an answer in the middle of a motion. The mission looks
+anew, and for a plain "walk forward 2.5 metres" the next answer is the same `forward(2.5)`: what has been
+walked of it counts. An answer that says anything else is about what it sees now, and is carried out as it
+is. Pure; measures by the odometry that the motion itself was steered by.
+
+What carrying out each action consists of: motions under control, and calls that take seconds.
+
+The one place that knows what an action means to a robot. A stage is made when its turn comes, so a motion
+starts from the state of that moment.
+
+One action under way: its stages, the watch over it, and the slew-limited velocity to the robot.
+
+Used by the executor's one control thread only. Decides nothing about plans, heartbeats or the e-stop.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.actions.types import Action, Done, Forward, Look, Stop, Strafe, Turn, Wait, format_action
+from vlm_spec_decode.control.emergency_stop import EmergencyStop
+from vlm_spec_decode.control.motion_profile import (
+    STILL,
+    Motion,
+    MotionInput,
+    MotionTuning,
+    Pause,
+    Slew,
+    StraightMotion,
+    TurnMotion,
+    Velocity,
+)
+from vlm_spec_decode.control.safety import OBSTACLE_MARGIN_M, SafetyGate, motion_direction
+from vlm_spec_decode.core.errors import ActionRefused, Cancelled, RobotError, RobotRefused, RobotStale
+from vlm_spec_decode.core.ports import RobotDriver
+from vlm_spec_decode.core.robot import RobotState
+
+
+@dataclass(slots=True)
+class DriverCall:
+    """A call under way or ended: `ended` and then either `succeeded` or an `error`."""
+
+    name: str
+    ended: bool = False
+    succeeded: bool = False
+    error: RobotError | Cancelled | None = None
+
+    def run(self, call: Callable[[], None]) -> None:
+        """Carry out `call` on this thread; whatever happens, the job has ended afterwards."""
+        try:
+            call()
+            self.succeeded = True
+        except (RobotError, Cancelled) as problem:
+            self.error = problem
+        finally:
+            self.ended = True
+
+
+@dataclass(frozen=True, slots=True)
+class PendingCall:
+    """A driver's call that has not begun."""
+
+    name: str
+    run: Callable[[], None]
+
+
+class CallRunner(Protocol):
+    """Runs one call and answers at once, or when it has ended."""
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether others go on while a call runs."""
+        ...
+
+    def run(self, job: DriverCall, call: PendingCall) -> None:
+        """Carry out `call` as `job`, which its owner has registered before: it counts as running already."""
+        ...
+
+
+class ThreadCallRunner:
+    """A daemon thread per call, so that a robot that never answers cannot hold the process."""
+
+    concurrent = True
+
+    def run(self, job: DriverCall, call: PendingCall) -> None:
+        """Start `call` on a thread of its own."""
+        threading.Thread(target=job.run, args=(call.run,), name=f"robot-{call.name}", daemon=True).start()
+
+
+class InlineCallRunner:
+    """Runs calls on the caller's thread."""
+
+    concurrent = False
+
+    def run(self, job: DriverCall, call: PendingCall) -> None:
+        """Carry out `call` now."""
+        job.run(call.run)
+
+
+@dataclass(slots=True)
+class ResumableMotion:
+    """Knows at most one motion. What the body coasted after the break counts too: it is measured late."""
+
+    _action: Action | None = None
+    _motion: StraightMotion | TurnMotion | None = None
+
+    def keep(self, action: Action | None, motion: Motion | None) -> None:
+        """Remember a motion that was under way for `action`; anything but a motion changes nothing."""
+        if isinstance(motion, (StraightMotion, TurnMotion)):
+            self._action, self._motion = action, motion
+
+    def forget(self) -> None:
+        """Let whatever comes next be carried out in full."""
+        self._action = self._motion = None
+
+    def rest_of(self, action: Action, state: RobotState) -> Action:
+        """Return what is left of `action` if it is the one broken off, else `action`; never more than it."""
+        if self._motion is None or action != self._action:
+            return action
+        left = self._motion.remaining(state)
+        if isinstance(action, (Forward, Strafe)):
+            return replace(action, distance_m=_between(left, action.distance_m))
+        if isinstance(action, Turn):
+            return replace(action, angle_deg=_between(math.degrees(left), action.angle_deg))
+        return action
+
+
+def _between(left: float, whole: float) -> float:
+    return min(max(left, min(0.0, whole)), max(0.0, whole))
+
+
+LOOK_SETTLE_S = 0.6
+"""From the request to tilt until the body holds still enough for a picture."""
+
+Stage = Callable[[MotionInput], Motion | PendingCall]
+
+
+@dataclass(slots=True)
+class ActionSteps:
+    """Turns actions into stages for one robot; remembers whether its body is tilted."""
+
+    driver: RobotDriver
+    stopper: EmergencyStop
+    limits: SafetyLimits
+    tuning: MotionTuning
+    is_tilted: bool = False
+
+    def stages(self, action: Action) -> list[Stage]:
+        """Return what `action` consists of, in order."""
+        if isinstance(action, (Forward, Strafe)):
+            sideways = isinstance(action, Strafe)
+            distance_m = action.distance_m
+            return [
+                *self._level(),
+                lambda at: StraightMotion(distance_m, sideways, self.limits, self.tuning, at.state),
+            ]
+        if isinstance(action, Turn):
+            angle_rad = math.radians(action.angle_deg)
+            return [*self._level(), lambda at: TurnMotion(angle_rad, self.limits, self.tuning, at.state)]
+        if isinstance(action, Wait):
+            return [self._pause(action.duration_s)]
+        if isinstance(action, Look):
+            return self._look(action.pitch_deg, action.yaw_deg)
+        if isinstance(action, Done):
+            return []
+        if isinstance(action, Stop):
+            return [self._call("stop", self._stop)]
+        return self._posture(format_action(action).removesuffix("()"))
+
+    def _posture(self, name: str) -> list[Stage]:
+        """Getting up ends in balance stand: in the locked stand a Move would be ignored."""
+        self.is_tilted = False
+        names = (name, "balance_stand") if name == "stand_up" else (name,)
+        return [self._call(each, partial(self.driver.posture, each)) for each in names]
+
+    def _look(self, pitch_deg: float, yaw_deg: float) -> list[Stage]:
+        self.is_tilted = bool(pitch_deg or yaw_deg)
+        pitch_rad, yaw_rad = math.radians(pitch_deg), math.radians(yaw_deg)
+        return [
+            self._call("look", lambda: self.driver.look(pitch_rad, yaw_rad)),
+            self._pause(LOOK_SETTLE_S),
+        ]
+
+    def _level(self) -> list[Stage]:
+        """Walk with a level body: a tilted one walks badly, and its yaw is not where it heads."""
+        return self._look(0.0, 0.0) if self.is_tilted else []
+
+    def _call(self, name: str, call: Callable[[], None]) -> Stage:
+        return lambda _: PendingCall(name, call)
+
+    @staticmethod
+    def _pause(duration_s: float) -> Stage:
+        return lambda at: Pause(at.now_s + duration_s)
+
+    def _stop(self) -> None:
+        self.stopper.stop("action").check()
+
+
+ARRIVED_M = 0.10
+"""An obstacle this little before a motion's end has not kept it from being carried out."""
+
+MOVE_FAILING_S = 0.3
+"""A Move may be lost now and then: the robot holds the one before for 1 s. This long is a fault."""
+
+
+class ActionRunner:
+    """Carries out one action at a time."""
+
+    def __init__(
+        self, gate: SafetyGate, stopper: EmergencyStop, stages: ActionSteps, runner: CallRunner
+    ) -> None:
+        self._gate = gate
+        self._stopper = stopper
+        self._maker = stages
+        self._runner = runner
+        self._permit = stopper.permit
+        self._slew = Slew(gate.limits)
+        self._stages: deque[Stage] | None = None
+        self._said: Action | None = None
+        self._action: Action | None = None
+        self._motion: Motion | None = None
+        self.unfinished = ResumableMotion()
+        self._job: DriverCall | None = None
+        self._moved = False
+        self._failing_since_s: float | None = None
+        self._moment: MotionInput | None = None
+        self._stamp_s = -math.inf
+        self._stamp_seen_s = -math.inf
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a driver's call is still running, be it for an action that was abandoned."""
+        return self._job is not None and not self._job.ended
+
+    def obey(self, gate: SafetyGate) -> None:
+        """Let the limits of `gate` hold from here on; to be called between actions only."""
+        self._gate = gate
+        self._slew.limits = self._maker.limits = gate.limits
+
+    def begin_period(self) -> None:
+        """Take the permit for what this period will decide; to be called before its orders are read."""
+        self._permit = self._stopper.permit
+
+    def observe(self, state: RobotState, now_s: float) -> MotionInput:
+        """Take in the newest state."""
+        if state.stamp_s != self._stamp_s:
+            self._stamp_s, self._stamp_seen_s = state.stamp_s, now_s
+        self._moment = MotionInput(state, now_s)
+        return self._moment
+
+    def perform(self, action: Action, frame_age_s: float) -> bool:
+        """Do the next bit of `action`; return whether it is carried out.
+
+        If it is the motion that was broken off last, only what is left of it.
+        Raises ActionRefused when gate or world say no, RobotError when the robot is at fault.
+        """
+        moment = self._moment
+        if moment is None or (self._stages is None and self.is_busy):
+            return False
+        age_s = moment.now_s - self._stamp_seen_s
+        if self._stages is None:
+            self._job = None
+            rest = self.unfinished.rest_of(action, moment.state)
+            self._gate.check(rest, moment.state, frame_age_s, age_s)
+            self._said, self._action = action, rest
+            self._stages = deque(self._maker.stages(rest))
+        elif age_s > self._gate.limits.max_state_age_s:
+            raise RobotStale(f"the state's stamp stands still for {age_s:.2f} s")
+        if self._motion is None and self._job is None and not self._next_stage(moment):
+            return True
+        if self._job is not None:
+            self._poll(self._job)
+        elif self._motion is not None and self._action is not None:
+            self._drive(self._motion, self._action, moment, age_s)
+        return False
+
+    def steer(self, wanted: Velocity) -> None:
+        """Follow a person's velocity: within the limits of speed and slew, and not into an obstacle.
+
+        Raises RobotStale if the state stands still, RobotRefused if the robot takes no Moves.
+        """
+        moment = self._moment
+        if moment is None or self.is_busy:
+            return
+        age_s = moment.now_s - self._stamp_seen_s
+        if age_s > self._gate.limits.max_state_age_s:
+            raise RobotStale(f"the state's stamp stands still for {age_s:.2f} s")
+        if moment.state.code not in self._gate.limits.modes:
+            self._slew.reset()
+            return
+        if not self._has_room(wanted, moment.state):
+            if self._slew.velocity[:2] != STILL[:2]:
+                self._slew.reset()
+                self._stopper.stop("obstacle").check()
+            wanted = (0.0, 0.0, wanted[2])
+        self._command(wanted, moment.now_s)
+
+    def abandon(self) -> bool:
+        """Forget the present action; return whether there was one. A running call stays known as busy."""
+        was_active = self._stages is not None
+        self.unfinished.keep(self._said, self._motion)
+        self._stages, self._motion = None, None
+        if self._job is not None and self._job.ended:
+            self._job = None
+        self._failing_since_s = None
+        self._slew.reset()
+        return was_active
+
+    def come_to_rest(self) -> None:
+        """After the last action known: end the gait, if anything moved. Raises RobotRefused."""
+        if self._moved:
+            self._moved = False
+            self._stopper.stop("rest").check()
+
+    def _next_stage(self, moment: MotionInput) -> bool:
+        if not self._stages:
+            self._stages = None
+            return False
+        begun = self._stages.popleft()(moment)
+        if isinstance(begun, PendingCall):
+            self._start(begun)
+        else:
+            self._motion = begun
+            self.unfinished.forget()
+        return True
+
+    def _start(self, call: PendingCall) -> None:
+        """Register the job before anything runs: an e-stop must not be released in between."""
+        permit = self._permit
+
+        def guarded() -> None:
+            if not self._stopper.allows(permit):
+                raise Cancelled(f"{call.name} was not begun: there has been an e-stop")
+            call.run()
+
+        self._job = DriverCall(call.name)
+        self._runner.run(self._job, PendingCall(call.name, guarded))
+
+    def _poll(self, job: DriverCall) -> None:
+        if not job.ended:
+            return
+        self._job = None
+        if job.error is not None:
+            raise job.error
+        if not job.succeeded:
+            raise RobotRefused(job.name, -1, "the call died of an unforeseen error")
+
+    def _drive(self, motion: Motion, action: Action, moment: MotionInput, age_s: float) -> None:
+        state = moment.state
+        try:
+            self._gate.watch(action, state, age_s)
+        except ActionRefused as refusal:
+            if refusal.reason == "mode":
+                raise RobotRefused("move", state.code, f"stopped walking: {refusal.detail}") from refusal
+            raise
+        direction = motion_direction(action)
+        room_m = math.inf if direction is None else self._gate.room_m(state, *direction)
+        wanted = motion.step(MotionInput(state, moment.now_s, room_m))
+        if wanted is None:
+            self._motion = None
+        elif self._has_room(wanted, state):
+            self._command(wanted, moment.now_s)
+        elif isinstance(motion, StraightMotion) and abs(motion.remaining(state)) <= ARRIVED_M:
+            self._halt_before_obstacle()
+        else:
+            clearance_m = self._gate.clearance_m(state, wanted[0], wanted[1])
+            raise ActionRefused("obstacle", f"{clearance_m:.2f} m ahead of the body")
+
+    def _has_room(self, wanted: Velocity, state: RobotState) -> bool:
+        """Whether the body may go on that way, counting what it still coasts after a stop."""
+        if not wanted[0] and not wanted[1]:
+            return True
+        coasting_m = state.speed_mps * self._maker.tuning.latency_s
+        return self._gate.room_m(state, wanted[0], wanted[1]) - coasting_m > OBSTACLE_MARGIN_M
+
+    def _command(self, wanted: Velocity, now_s: float) -> None:
+        velocity = self._slew.towards(wanted, now_s)
+        if velocity != STILL:
+            self._moved = True
+        if not self._moved:
+            return
+        try:
+            self._stopper.move(velocity, self._permit)
+            self._failing_since_s = None
+        except RobotRefused:
+            if self._failing_since_s is None:
+                self._failing_since_s = now_s
+            if now_s - self._failing_since_s > MOVE_FAILING_S:
+                raise
+
+    def _halt_before_obstacle(self) -> None:
+        self._motion = None
+        self._slew.reset()
+        self.come_to_rest()

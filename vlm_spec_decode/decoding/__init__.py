@@ -1,0 +1,1 @@
+"""Decoding without I/O: committed sequence, speculation tree, sampling, verification, grammar masks."""

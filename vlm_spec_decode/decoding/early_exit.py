@@ -1,0 +1,55 @@
+"""How far an early exit can be believed: its calibration, and the confidence that an early verdict carries.
+
+Knows rows of logits and shares of right answers, not where either comes from.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias, runtime_checkable
+
+from vlm_spec_decode.core.ports import ModelContext
+from vlm_spec_decode.decoding.sampling import Row, softmax_at
+
+Bins: TypeAlias = tuple[tuple[float, float], ...]
+"""(highest confidence, share that was right) of each bin, ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExitCalibration:
+    """A confusion table by exit layer: of the first choices made so surely, how many were the final ones."""
+
+    layers: Mapping[int, Bins] = field(default_factory=dict)
+
+    def chance(self, exit_layer: int, confidence: float) -> float:
+        """Return how likely a first choice so sure is final; of an exit without a table, the confidence."""
+        bins = self.layers.get(exit_layer, ())
+        if not bins:
+            return confidence
+        return bins[min(bisect_left(bins, (confidence,)), len(bins) - 1)][1]
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """A context whose exits have been calibrated."""
+
+    def exit_chance(self, exit_layer: int, confidence: float) -> float:
+        """Return how likely an exit's first choice, made with this confidence, is the final one."""
+        ...
+
+
+def exit_chance(context: ModelContext, exit_layer: int, confidence: float) -> float:
+    """Return what `context` knows of its exits; without a calibration, the confidence itself."""
+    return context.exit_chance(exit_layer, confidence) if isinstance(context, Calibrated) else confidence
+
+
+def verdict_chance(context: ModelContext, exit_layer: int, row: Row, token: int) -> float:
+    """Return how likely `token` is what the target will say, by an exit's `row` [vocab] of logits.
+
+    The table is about first choices; of another token, drawn with the answer's noise, the exit's own
+    probability is all that is known. Under a grammar both are of the legal tokens alone.
+    """
+    confidence = softmax_at(row, token)
+    return exit_chance(context, exit_layer, confidence) if row[token] == row.max() else confidence

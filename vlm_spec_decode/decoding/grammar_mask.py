@@ -1,0 +1,216 @@
+"""A model whose answers are of a grammar: the same logits, and -inf for what may not be said.
+
+Both ends decode with masked models, so p and q are the masked distributions and nothing else in decoding
+knows of a grammar (design section 2). Knows grammars only through their port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from vlm_spec_decode.core.errors import GrammarError, VsdError
+from vlm_spec_decode.core.ports import (
+    ExitHook,
+    Grammar,
+    GrammarState,
+    Logits,
+    Mask,
+    Model,
+    ModelCard,
+    ModelContext,
+)
+from vlm_spec_decode.core.types import Observation, Tokens
+from vlm_spec_decode.decoding import batching as batch
+from vlm_spec_decode.decoding import early_exit as exits
+from vlm_spec_decode.decoding.batching import Scored, ScoreRequest
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedModel:
+    """`inner` with every answer held to `grammar`, or as it is if there is none."""
+
+    inner: Model
+    grammar: Grammar | None
+
+    @property
+    def card(self) -> ModelCard:
+        """Identity of the inner model; the grammar has a digest of its own."""
+        return self.inner.card
+
+    def open(self, observation: Observation) -> ModelContext:
+        """Start one answer. Raises ImageError if the image cannot be decoded."""
+        context = self.inner.open(observation)
+        return context if self.grammar is None else MaskedContext(context, GrammarWalk(self.grammar))
+
+    def score_batch(self, queries: Seq[ScoreRequest]) -> list[Scored]:
+        """Score many contexts in one pass of the inner model, each masked by its own walk."""
+        if self.grammar is None:
+            return batch.score_batch(self.inner, queries)
+        shares = [_unmask(query) for query in queries]
+        inner = [share[0] for share in shares if not isinstance(share, VsdError)]
+        scored = iter(batch.score_batch(self.inner, inner))
+        return [share if isinstance(share, VsdError) else _mask(share[1], next(scored)) for share in shares]
+
+
+@dataclass(slots=True)
+class _GrammarNode:
+    """A prefix of the answer: the grammar's state there, its mask once asked for, what was tried after it."""
+
+    state: GrammarState
+    children: dict[int, _GrammarNode | None] = field(default_factory=dict)
+    _mask: Mask | None = None
+    _ended: bool = False
+
+    def mask(self) -> Mask | None:
+        """Return the legal next tokens, computed once; None at the answer's end."""
+        if self._mask is None and not self._ended:
+            self._mask = self.state.mask()
+            self._ended = self._mask is None
+            if self._mask is not None and not self._mask.any():
+                raise GrammarError("the grammar leaves no token legal although the answer has not ended")
+        return self._mask
+
+    def child(self, token: int) -> _GrammarNode | None:
+        """Return the place after `token`, None if the token is not legal here."""
+        if token not in self.children:
+            mask = self.mask()
+            legal = mask is not None and 0 <= token < len(mask) and bool(mask[token])
+            self.children[token] = _GrammarNode(self.state.after(token)) if legal else None
+        return self.children[token]
+
+
+class GrammarWalk:
+    """The places that one answer and its drafts have visited; each state is computed once.
+
+    Kept for the whole answer: a state is a few kilobytes, and answers are short.
+    """
+
+    def __init__(self, grammar: Grammar) -> None:
+        self._root = _GrammarNode(grammar.start())
+
+    def at(self, prefix: Tokens) -> _GrammarNode:
+        """Return the place after `prefix`. Raises GrammarError if the prefix is not of the grammar."""
+        place = self._root
+        for depth, token in enumerate(prefix):
+            following = place.child(token)
+            if following is None:
+                raise GrammarError(f"token {token} at position {depth} of the answer is not of the grammar")
+            place = following
+        return place
+
+    def below(self, prefix: Tokens, tokens: Tokens, parents: Tokens) -> list[Mask | None]:
+        """Return the mask of every row that `ModelContext.score` returns for the same tree.
+
+        None where nothing is masked: after the answer's end, and at or below a node that the grammar does
+        not allow. Such rows decide nothing, for no walk from the prefix reaches them.
+        """
+        root = self.at(prefix)
+        if root.mask() is None:
+            raise GrammarError("the grammar's end token is not one of the tokens that end this answer")
+        places: list[_GrammarNode | None] = [root]
+        for token, parent in zip(tokens, parents, strict=True):
+            above = places[parent]
+            places.append(above.child(token) if above is not None else None)
+        return [place.mask() if place is not None else None for place in places]
+
+    def forced(self, prefix: Tokens) -> Tokens:
+        """Return the run of single legal tokens after `prefix`; () after one that is not of the grammar.
+
+        Such a prefix is a draft from elsewhere (an earlier answer, say); it can only be rejected.
+        """
+        run: list[int] = []
+        place: _GrammarNode | None = self._root
+        for token in prefix:
+            place = place.child(token) if place is not None else None
+        while place is not None and (mask := place.mask()) is not None and np.count_nonzero(mask) == 1:
+            run.append(int(mask.argmax()))
+            place = place.child(run[-1])
+        return tuple(run)
+
+
+@dataclass(slots=True)
+class MaskedContext:
+    """`ModelContext` whose logits are -inf where the grammar says no, early exits' logits included."""
+
+    inner: ModelContext
+    walk: GrammarWalk
+
+    def prefill(self) -> None:
+        """Pass on."""
+        self.inner.prefill()
+
+    def score(
+        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
+    ) -> Logits:
+        """Return masked logits [1 + n, vocab].
+
+        Raises GrammarError if `prefix` is not of the grammar or goes beyond its end.
+        """
+        inner, masks = self.unmasked(ScoreRequest(self, prefix, tokens, parents, on_exit))
+        return _apply(masks, self.inner.score(prefix, tokens, parents, on_exit=inner.on_exit))
+
+    def unmasked(self, query: ScoreRequest) -> tuple[ScoreRequest, list[Mask | None]]:
+        """Return a query of this context as the inner one takes it, and the masks of its rows.
+
+        Raises GrammarError as `score` does.
+        """
+        masks = self.walk.below(query.prefix, query.tokens, query.parents)
+        on_exit = query.on_exit
+
+        def masked_exit(exit_layer: int, logits: Logits) -> None:
+            if on_exit is not None:
+                on_exit(exit_layer, _apply(masks, logits))
+
+        hook = None if on_exit is None else masked_exit
+        return replace(query, context=self.inner, on_exit=hook), masks
+
+    @property
+    def kv_bytes(self) -> int:
+        """Pass on."""
+        return batch.kv_bytes(self.inner)
+
+    def forget(self) -> None:
+        """Pass on."""
+        batch.forget(self.inner)
+
+    def exit_chance(self, exit_layer: int, confidence: float) -> float:
+        """Pass on."""
+        return exits.exit_chance(self.inner, exit_layer, confidence)
+
+    def forced(self, prefix: Tokens) -> Tokens:
+        """Return the run of single legal tokens after `prefix`."""
+        return self.walk.forced(prefix)
+
+    def close(self) -> None:
+        """Pass on."""
+        self.inner.close()
+
+
+def _unmask(query: ScoreRequest) -> tuple[ScoreRequest, list[Mask | None]] | GrammarError:
+    assert isinstance(query.context, MaskedContext)
+    try:
+        return query.context.unmasked(query)
+    except GrammarError as error:
+        return error
+
+
+def _mask(masks: list[Mask | None], scored: Scored) -> Scored:
+    return scored if isinstance(scored, VsdError) else _apply(masks, scored)
+
+
+def _apply(masks: list[Mask | None], logits: Logits) -> Logits:
+    """Return a copy of `logits` [rows, vocab] with the illegal ones at -inf.
+
+    Raises GrammarError if a mask is not as wide as the vocabulary.
+    """
+    masked: Logits = logits.copy()
+    for row, mask in zip(masked, masks, strict=True):
+        if mask is None:
+            continue
+        if mask.shape != row.shape:
+            raise GrammarError(f"a mask of {mask.size} tokens for a model that has {row.size}")
+        row[~mask] = -np.inf
+    return masked

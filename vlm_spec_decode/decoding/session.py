@@ -1,0 +1,269 @@
+"""The cloud's half of one answer, without I/O: committed tokens, speculation tree, passes, commits.
+
+Whoever owns a session (a local verifier, the virtual-time one, the ZeroMQ server) asks it for the next
+pass, runs that on the target and hands the logits back. Nothing here blocks or knows of sockets.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
+
+from vlm_spec_decode.core.errors import NotFinite
+from vlm_spec_decode.core.ports import Clock, ExitHook, Logits, ModelContext
+from vlm_spec_decode.core.types import (
+    AnswerRequest,
+    Commit,
+    Correction,
+    DraftMessage,
+    EarlyExitVerdict,
+    Hint,
+    Support,
+    Tokens,
+)
+from vlm_spec_decode.decoding.batching import ScoreRequest
+from vlm_spec_decode.decoding.early_exit import verdict_chance
+from vlm_spec_decode.decoding.policy import CloudPolicy, EarlyExitHook, PipelinePolicy
+from vlm_spec_decode.decoding.rejection import RejectionRule
+from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.decoding.tree import SpeculationTree, Subtree
+from vlm_spec_decode.decoding.verify import Verdict, verify_coupled
+
+HELPER = "draft beside the target"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PassPlan:
+    """One forward pass of the target: the committed prefix and the nodes verified below it.
+
+    `own_q` says under the `rejection` rule what the cloud's own nodes, the last ones, were drawn from.
+    """
+
+    pass_id: int
+    prefix: Tokens
+    nodes: Subtree
+    own_q: tuple[Support, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ColocatedDraft:
+    """A copy of the draft beside the target, for one answer, and the clock that its steps take time on."""
+
+    context: ModelContext
+    clock: Clock
+
+
+@runtime_checkable
+class TimedPolicy(Protocol):
+    """A cloud half that reckons with time and may draft for itself. Seconds are its owner's clock's."""
+
+    wake_s: float | None
+    """When to ask again after `next_pass` has said None; None: when something new has come."""
+
+    def begin(self, request: AnswerRequest, has_helper: bool) -> None:
+        """Learn what is asked for. Raises ConfigError if the policy needs a helper and there is none."""
+        ...
+
+    def at(self, now_s: float) -> None:
+        """Learn the time at which `next_pass` is about to be asked."""
+        ...
+
+    def received(self, draft: DraftMessage, now_s: float) -> None:
+        """Learn that a hint has come."""
+        ...
+
+    def extend(self, plan: PassPlan, helper: ColocatedDraft) -> PassPlan:
+        """Add nodes of the cloud's own, numbered below 0. Runs where the pass runs, on its thread."""
+        ...
+
+    def completed(self, plan: PassPlan, commit: Commit) -> None:
+        """Learn what came of a pass and how long it took."""
+        ...
+
+
+@dataclass(slots=True)
+class Session:
+    """One answer at the verifier. `context` holds the target's KV cache of it."""
+
+    request: AnswerRequest
+    context: ModelContext
+    policy: CloudPolicy
+    helper: ColocatedDraft | None = None
+    sequence: Sequence = field(init=False)
+    tree: SpeculationTree = field(init=False)
+    passes: int = 0
+    rejection: RejectionRule | None = None
+    _unsound: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.sequence = Sequence(epoch=self.request.epoch)
+        self.tree = SpeculationTree(committed=list(self.request.committed))
+        self.sequence.commit(self._commit_of(0, self.request.committed, 0, 0, False, 0.0))
+        if self.request.params.rule == "rejection":
+            self.rejection = RejectionRule(self.request.params)
+        if isinstance(self.policy, TimedPolicy):
+            self.policy.begin(self.request, self.helper is not None)
+        draft = self.request.draft
+        if draft and (draft.answer, draft.epoch) == (self.request.answer, self.request.epoch):
+            self._add(draft)
+
+    @property
+    def wake_s(self) -> float | None:
+        """When to ask for a plan again although nothing has come; None: there is no need to."""
+        return self.policy.wake_s if isinstance(self.policy, TimedPolicy) else None
+
+    def receive(self, hint: Hint, now_s: float = 0.0) -> Commit | None:
+        """Add a hint; those of another answer or epoch are dropped.
+
+        Returns a commit at once only for a correction that asks for more of the residual.
+        """
+        if (hint.answer, hint.epoch) != (self.request.answer, self.request.epoch):
+            return None
+        if isinstance(hint, Correction):
+            return self._correct(hint)
+        self._add(hint)
+        if isinstance(self.policy, TimedPolicy):
+            self.policy.received(hint, now_s)
+        return None
+
+    def _add(self, draft: DraftMessage) -> None:
+        new = self.tree.add(draft)
+        if self.rejection:
+            self.rejection.learn(draft, new, self.tree.nodes)
+
+    def plan(self, now_s: float = 0.0) -> PassPlan | None:
+        """Return the next pass, or None while there is nothing to do (see `wake_s`)."""
+        if self.sequence.finished or (self.rejection and self.rejection.is_waiting):
+            return None
+        if isinstance(self.policy, TimedPolicy):
+            self.policy.at(now_s)
+        numbers = self.policy.next_pass(self.tree)
+        if numbers is None:
+            return None
+        self.passes += 1
+        return PassPlan(self.passes, self.sequence.tokens, self.tree.subtree(numbers))
+
+    def prepare(self, plan: PassPlan) -> PassPlan:
+        """Let the cloud's own draft add to the plan. On the thread that runs the pass.
+
+        A draft is a hint: one whose logits cannot be used is named once and asked no more.
+        """
+        if self.helper and isinstance(self.policy, TimedPolicy) and HELPER not in self._unsound:
+            try:
+                return self.policy.extend(plan, self.helper)
+            except NotFinite as error:
+                self._drop_hints(HELPER, error)
+        return plan
+
+    def query(self, plan: PassPlan, on_early: EarlyExitHook | None = None) -> ScoreRequest:
+        """Return what `plan` asks of the target, for a pass that it may share with other answers."""
+        hook = self._exit_hook(plan, on_early) if on_early and self.policy.wants_exits else None
+        return ScoreRequest(self.context, plan.prefix, plan.nodes.tokens, plan.nodes.parents, hook)
+
+    def run(self, plan: PassPlan, on_early: EarlyExitHook | None = None) -> Logits:
+        """Run `plan` on the target by itself and return its logits [1 + n, vocab]."""
+        return self.query(plan, on_early).score()
+
+    def complete(self, plan: PassPlan, logits: Logits, compute_s: float = 0.0) -> Commit:
+        """Verify the pass and commit what is true; drafts that came meanwhile are re-rooted.
+
+        Raises NotFinite if a row that decides something cannot be used; nothing is committed then.
+        """
+        start = len(plan.prefix)
+        try:
+            verdict = self._verify(plan, logits)
+        except NotFinite as error:
+            raise NotFinite(error.what, "target") from error
+        node = plan.nodes.named(verdict.row)[0]
+        said, finished = self._with_forced(plan.prefix, verdict.tokens, verdict.finished)
+        commit = self._commit_of(start, said, node, plan.pass_id, finished, compute_s)
+        if self.rejection and verdict.is_open:
+            path = plan.prefix + verdict.tokens
+            commit = replace(commit, residual=self.rejection.wait_for_edge(path, logits[verdict.row]))
+        self.tree.advance(self.sequence.commit(commit))
+        if isinstance(self.policy, TimedPolicy):
+            self.policy.completed(plan, commit)
+        return commit
+
+    def close(self) -> None:
+        """Free both models' caches. Idempotent."""
+        self.context.close()
+        if self.helper:
+            self.helper.context.close()
+
+    def replay(self, start: int) -> Commit | None:
+        """Return one commit of everything from `start` on, for an edge that missed some of it."""
+        tokens = self.sequence.tokens[start:]
+        residual = self.rejection.sparse() if self.rejection and start <= len(self.sequence) else None
+        if not tokens and not residual:
+            return None
+        commit = self._commit_of(start, tokens, 0, self.passes, self.sequence.finished, 0.0)
+        return replace(commit, residual=residual)
+
+    def _verify(self, plan: PassPlan, logits: Logits, is_final: bool = True) -> Verdict:
+        """Apply the answer's rule; of an exit's logits (not final) guess the outcome."""
+        nodes, params = plan.nodes, self.request.params
+        if self.rejection is None:
+            return verify_coupled(logits, nodes.tokens, nodes.parents, len(plan.prefix), params)
+        own_q = dict(zip(nodes.numbers[::-1], plan.own_q[::-1], strict=False))
+        if not is_final:
+            return self.rejection.guess(nodes, logits, plan.prefix, own_q)
+        has_bonus = not (isinstance(self.policy, PipelinePolicy) and self.policy.is_pipeline)
+        return self.rejection.verify(nodes, logits, plan.prefix, has_bonus, own_q)
+
+    def _correct(self, correction: Correction) -> Commit | None:
+        """Commit what the edge has drawn, or send it more tail samples."""
+        length = len(self.sequence)
+        if self.rejection is None or correction.position != length or not self.rejection.is_waiting:
+            return None
+        more = self.rejection.correct(correction, length)
+        token = correction.token
+        if token < 0:
+            return replace(self._commit_of(length, (), 0, self.passes, False, 0.0), residual=more)
+        finished = self.request.params.ends(length + 1, token)
+        commit = self._commit_of(length, (token,), 0, self.passes, finished, 0.0)
+        self.tree.advance(self.sequence.commit(commit))
+        return None
+
+    def _with_forced(self, prefix: Tokens, said: Tokens, finished: bool) -> tuple[Tokens, bool]:
+        """Add to what a pass has said the run that the grammar forces after it: it needs no pass."""
+        for token in () if finished else self.context.forced(prefix + said):
+            said += (token,)
+            if self.request.params.ends(len(prefix) + len(said), token):
+                return said, True
+        return said, finished
+
+    def _commit_of(
+        self, start: int, tokens: Tokens, node: int, pass_id: int, finished: bool, compute_s: float
+    ) -> Commit:
+        request = self.request
+        return Commit(request.answer, request.epoch, start, tokens, node, pass_id, finished, compute_s)
+
+    def _drop_hints(self, source: str, error: NotFinite) -> None:
+        if source not in self._unsound:
+            self._unsound.add(source)
+            log.warning("this answer goes on without hints of the %s: %s", source, error)
+
+    def _exit_hook(self, plan: PassPlan, on_early: EarlyExitHook) -> ExitHook:
+        """Run VERIFY with each exit's own logits (2505.21594, eq. 5) and report its hypothesis."""
+
+        def hook(exit_layer: int, logits: Logits) -> None:
+            try:
+                verdict = self._verify(plan, logits, is_final=False)
+                said = verdict.tokens[-1]
+                confidence = verdict_chance(self.context, exit_layer, logits[verdict.row], said)
+            except NotFinite as error:
+                self._drop_hints(f"exit {exit_layer}", error)
+                return
+            node, below = plan.nodes.named(verdict.row)
+            token, request = said if below is None else below, self.request
+            on_early(
+                EarlyExitVerdict(
+                    request.answer, request.epoch, plan.pass_id, exit_layer, node, token, confidence
+                )
+            )
+
+        return hook

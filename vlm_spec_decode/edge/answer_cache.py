@@ -1,0 +1,79 @@
+"""What has been answered before, and how far it may be trusted when it is asked again.
+
+An answer is offered to the cloud whole, with the question: where it is right the first pass verifies all of
+it. Knows observations and tokens, no strategies and no models. One per engine; answers are forgotten, least
+recently asked first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from vlm_spec_decode.core.types import DraftMessage, Observation, Tokens
+from vlm_spec_decode.decoding.tree import chain_parents, quantise
+from vlm_spec_decode.strategies.estimators import RunningMean
+
+LIMIT = 64
+LEAST = 0.02
+"""What is less likely than this to be reached is not offered."""
+
+PRIORS = (0.01, 0.06, 0.15)
+"""Probability per token that an answer departs from the remembered one: the same frame, instruction and
+history; another frame; another history too."""
+
+
+@dataclass(frozen=True, slots=True)
+class _CachedAnswer:
+    frame: bytes
+    history: tuple[str, ...]
+    tokens: Tokens
+
+    def kind(self, frame: bytes, history: tuple[str, ...]) -> int:
+        return 2 if history != self.history else int(frame != self.frame)
+
+
+@dataclass(slots=True)
+class AnswerCache:
+    """Answers by instruction, the last one to each, and how often they were wrong."""
+
+    departs: tuple[RunningMean, ...] = field(
+        default_factory=lambda: tuple(RunningMean(prior, rate=0.02, trust=20) for prior in PRIORS)
+    )
+    _answers: OrderedDict[str, _CachedAnswer] = field(default_factory=OrderedDict)
+
+    def tokens(self, observation: Observation) -> Tokens:
+        """Return the last answer to this instruction, () if there is none."""
+        found = self._answers.get(observation.instruction)
+        return found.tokens if found else ()
+
+    def draft(self, observation: Observation, answer: int) -> DraftMessage | None:
+        """Return the last answer to this instruction as the first nodes of answer `answer`, if any."""
+        found = self._answers.get(observation.instruction)
+        if found is None:
+            return None
+        stays = math.log(1 - min(0.9, self.departs[found.kind(*_key(observation))].value))
+        length = min(len(found.tokens), int(math.log(LEAST) / stays)) if stays else len(found.tokens)
+        if not length:
+            return None
+        weights = (quantise(stays),) * length
+        return DraftMessage(answer, 0, 0, 1, found.tokens[:length], chain_parents(1, length), weights)
+
+    def learn(self, observation: Observation, tokens: Tokens) -> None:
+        """Remember a finished answer; learn where it has departed from the one before."""
+        frame, history = _key(observation)
+        before = self._answers.pop(observation.instruction, None)
+        if before:
+            departs = self.departs[before.kind(frame, history)]
+            for said, expected in zip(tokens, before.tokens, strict=False):
+                departs.learn(float(said != expected))
+                if said != expected:
+                    break
+        self._answers[observation.instruction] = _CachedAnswer(frame, history, tokens)
+        while len(self._answers) > LIMIT:
+            self._answers.popitem(last=False)
+
+
+def _key(observation: Observation) -> tuple[bytes, tuple[str, ...]]:
+    return observation.image.digest if observation.image else b"", observation.history

@@ -1,0 +1,403 @@
+"""The edge's half of the wire protocol, without I/O, and its time-outs.
+
+When the edge repeats itself, looks elsewhere and gives up.
+
+The edge's half of the wire protocol, without I/O: bytes and ticks in, bytes and events out.
+
+Handshake, image pacing, heartbeat, recovery of what a link lost, and resuming a session under a new epoch
+after the cloud forgot it, or at another cloud (docs/protocol.md). What was committed here once is never
+taken back: the robot may have acted on it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from vlm_spec_decode.core.errors import CloudBusy, CloudError, CloudRefused, CloudUnreachable, ProtocolError
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Event, Hint
+from vlm_spec_decode.edge.image_upload import ImageUpload
+from vlm_spec_decode.edge.request_state import RequestState
+from vlm_spec_decode.protocol import codec
+from vlm_spec_decode.protocol import messages as wire
+
+ASLEEP_S = 2.0
+"""Ticks come some ten times a second; who was not called for so long was stopped, or starved."""
+
+LONGEST_RTT_S = 1.5
+"""A round trip that took longer was a stall, which says nothing of the next."""
+
+FORGET = 0.7
+"""What an echo leaves of the longest round trip before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolTiming:
+    """All in seconds.
+
+    `handshake_s` is the patience with each cloud until one has greeted, since encryption costs several round
+    trips; without it, `give_up_s` counts there too. An edge that knows several clouds tries the next after
+    `elsewhere_s` of silence (less than `give_up_s`, or it never does); once one has greeted, its patience
+    counts over all of them. `busy_s` is how long it comes again to busy ones. A connection over which no echo
+    has come for `renew_s` and two round trips is made anew, one over which no greeting has for `greet_s`.
+    """
+
+    hello_retry_s: float = 0.5
+    ping_s: float = 0.3
+    recover_s: float = 0.5
+    give_up_s: float = 10.0
+    handshake_s: float | None = None
+    elsewhere_s: float = 2.0
+    busy_s: float = 10.0
+    renew_s: float = 1.0
+    greet_s: float = 2.0
+
+    @classmethod
+    def walking(cls, silence_s: float, connect_s: float) -> ProtocolTiming:
+        """Return the patience of a robot that walks: half for one cloud, half for the next to greet."""
+        ping_s, half_s = min(0.3, silence_s / 4), silence_s / 2
+        return cls(
+            ping_s=ping_s,
+            give_up_s=silence_s,
+            handshake_s=connect_s,
+            elsewhere_s=half_s,
+            renew_s=min(1.0, half_s),
+        )
+
+    def patience_s(self, *, is_met: bool, clouds: int) -> float:
+        """Return how long silence is borne at all; `is_met`: one of the clouds has greeted."""
+        if is_met or self.handshake_s is None:
+            return self.give_up_s
+        return self.handshake_s * clouds
+
+    def stay_s(self, *, is_welcome: bool, rtt_s: float) -> float:
+        """Return how long silence is borne at one of several clouds.
+
+        Before its welcome that is long enough to connect and be greeted.
+        """
+        if is_welcome:
+            return self.elsewhere_s + rtt_s
+        return max(self.elsewhere_s, 4 * self.hello_retry_s)
+
+
+@dataclass(slots=True)
+class SuspensionDetector:
+    """Notices that this process did not run, in which time it cannot have heard anybody."""
+
+    _at_s: float = 0.0
+
+    def excuse(self, now_s: float, *since_s: float) -> tuple[float, ...]:
+        """Return when silences began, moved on by as long as this process was stopped. At every tick."""
+        stopped_s, self._at_s = now_s - self._at_s, now_s
+        if stopped_s < ASLEEP_S:
+            return since_s
+        return tuple(min(now_s, start_s + stopped_s) for start_s in since_s)
+
+
+@dataclass(slots=True)
+class Echo:
+    """Notices that a connection carries nothing to and fro any more: pings, or greetings, are not answered.
+
+    What comes by itself does not count: of a connection that is damaged upwards the commits still come.
+    `since_s` is when the last answer came or the connection was last to be made anew, `missed` how often that
+    was since. `is_here`: the last thing that happened is that an answer came.
+    """
+
+    timing: ProtocolTiming
+    since_s: float = 0.0
+    greeted_s: float = 0.0
+    rtt_s: float = 0.0
+    missed: int = 0
+    is_here: bool = False
+
+    def begin(self, now_s: float) -> None:
+        """A cloud is greeted for the first time, or after it was given up."""
+        self.since_s = self.greeted_s = now_s
+        self.rtt_s, self.missed, self.is_here = 0.0, 0, False
+
+    def came(self, now_s: float, rtt_s: float | None = None) -> None:
+        """An answer has come; that of a greeting took the connection's handshake as well."""
+        self.since_s, self.missed, self.is_here = now_s, 0, True
+        if rtt_s is not None:
+            self.rtt_s = min(LONGEST_RTT_S, max(rtt_s, FORGET * self.rtt_s))
+
+    def is_missed(self, now_s: float, *, is_welcome: bool) -> bool:
+        """Tell, once, that the connection is to be made anew; each time its successor has twice as long."""
+        patience_s = self.timing.renew_s + 2 * self.rtt_s if is_welcome else self.timing.greet_s
+        if now_s - self.since_s <= patience_s * 2**self.missed:
+            return False
+        self.since_s, self.missed, self.is_here = now_s, min(self.missed + 1, 4), False
+        return True
+
+
+class Renewable(Protocol):
+    """A connection that may be damaged, or only slow."""
+
+    def renew(self) -> None:
+        """Begin a new one beside it, which takes over once it is made."""
+        ...
+
+    def settle(self) -> None:
+        """Give up a new one that was begun: the old one is well."""
+        ...
+
+    def came_up(self) -> bool:
+        """Tell, once, that a connection was made."""
+        ...
+
+
+class ClientProtocol:
+    """State machine of one edge towards its clouds. All times are seconds of the caller's clock.
+
+    `place` is the index of the cloud, of `clouds`, that it wants to speak with: whoever moves the bytes
+    goes there before it sends what is in `outbox`, and lets `tend` have its connection.
+    """
+
+    def __init__(self, hello: wire.Hello, timing: ProtocolTiming | None = None, clouds: int = 1) -> None:
+        self.timing = timing or ProtocolTiming()
+        self.welcome: wire.Welcome | None = None
+        self.outbox: deque[bytes] = deque()
+        self.events: deque[Event | CloudError] = deque()
+        self.dropped: Counter[str] = Counter()
+        self.place, self.rtt_s, self.image_bytes = 0, 0.0, 0
+        self._wants_renewal = False
+        self._clouds, self._hello = clouds, hello
+        self._packer = codec.TokenPacker(hello.vocab_size)
+        self._answer: RequestState | None = None
+        self._model: tuple[str, str] | None = None
+        self._delivered_images: deque[bytes] = deque(maxlen=64)
+        self._heard_s = self._moved_s = self._ping_s = self._hello_s = 0.0
+        self._retry_s: float | None = None
+        self._busies, self._dead, self._is_met = 0, False, False
+        self._pulse = SuspensionDetector()
+        self._echo = Echo(self.timing)
+
+    def connect(self, now_s: float) -> None:
+        """Start the handshake; its end is `welcome`, or an error among the events."""
+        self._wants_renewal |= self._dead  # what the silent one could not carry, another may
+        self._heard_s = self._moved_s = now_s
+        self._dead = self._is_met = False
+        self._echo.begin(now_s)
+        self._say_hello(now_s)
+
+    def open(self, request: AnswerRequest, now_s: float) -> None:
+        """Open an answer; it is sent as soon as the handshake is done."""
+        self.close(now_s)
+        image = request.observation.image
+        known = image is not None and image.digest in self._delivered_images
+        upload = ImageUpload(image, wait_for_credit=known) if image else None
+        patience_ms = round(1000 * self.timing.give_up_s)
+        self._answer = RequestState(request, self._packer, upload, patience_ms, progress_s=now_s)
+        self._heard_s = self._moved_s = now_s
+        self._retry_s, self._busies = None, 0
+        self.image_bytes = 0
+        if self._dead:
+            self.welcome = None
+            self.connect(now_s)
+        elif self.welcome:
+            self._send_open(now_s)
+
+    def submit(self, hint: Hint) -> None:
+        """Send a hint, and keep it until a commit overtakes it in case the link loses it."""
+        answer = self._answer
+        if answer and answer.request.answer == hint.answer:
+            answer.add(hint)
+            if answer.sent:
+                self._send(answer.hint(hint))
+
+    def close(self, now_s: float) -> None:  # noqa: ARG002
+        """Tell the cloud that the open answer is over."""
+        if self._answer and self._answer.sent:
+            self._send(wire.Close(*self._answer.names))
+        self._answer = None
+
+    def receive(self, data: bytes, now_s: float) -> None:
+        """Take one message; what cannot be read or belongs to the past is counted and dropped."""
+        try:
+            message = codec.decode(data)
+            self._heard_s = self._moved_s = now_s
+            self._dispatch(message, now_s)
+        except ProtocolError:
+            self.dropped["malformed"] += 1
+
+    def tick(self, now_s: float) -> None:
+        """Repeat what may have been lost. Call some ten times a second."""
+        excused = self._pulse.excuse(now_s, self._heard_s, self._moved_s, self._echo.since_s)
+        self._heard_s, self._moved_s, self._echo.since_s = excused
+        if self._dead:
+            return
+        if self._retry_s is None and self._echo.is_missed(now_s, is_welcome=self.welcome is not None):
+            self._wants_renewal = True
+        silent_s, is_welcome = now_s - self._heard_s, self.welcome is not None
+        is_waiting = self._answer is not None or not is_welcome
+        stay_s = self.timing.stay_s(is_welcome=is_welcome, rtt_s=self.rtt_s)
+        if self._retry_s is not None:
+            if now_s >= self._retry_s:
+                self._heard_s = now_s  # nobody had anything to say until now
+                self._move(now_s)
+        elif is_waiting and silent_s > self.timing.patience_s(is_met=self._is_met, clouds=self._clouds):
+            self._fail(CloudUnreachable(f"nothing heard from the cloud for {silent_s:.1f} s"))
+        elif is_waiting and self._clouds > 1 and now_s - self._moved_s > stay_s:
+            self._move(now_s)
+        elif not is_welcome:
+            if now_s - self._hello_s >= self.timing.hello_retry_s:
+                self._say_hello(now_s)
+        elif now_s - self._ping_s >= self.timing.ping_s:
+            self._ping(now_s)
+
+    def tend(self, connection: Renewable, now_s: float) -> None:
+        """Have the connection made anew if nothing is echoed over it, and left alone if something is.
+
+        Over one that has just been made, what was said before is said again: it is lost.
+        """
+        if connection.came_up() and not self._dead and self._retry_s is None:
+            if self.welcome is None:
+                self._say_hello(now_s)
+            else:
+                self._ping(now_s, recover=True)
+        if self._wants_renewal:
+            self._wants_renewal = False
+            connection.renew()
+        elif self._echo.is_here:
+            connection.settle()
+
+    def _dispatch(self, message: wire.AnyMessage, now_s: float) -> None:
+        match message:
+            case wire.Welcome():
+                self._on_welcome(message, now_s)
+            case wire.Refused():
+                self._on_refused(message, now_s)
+            case wire.Busy():
+                self._on_busy(message, now_s)
+            case wire.Pong():
+                self._on_pong(message, now_s)
+            case wire.ImageCredit() if answer := self._current(message.answer, message.epoch):
+                self._on_credit(answer, message, now_s)
+            case wire.WireCommit() if answer := self._current(message.answer, message.epoch):
+                self._on_commit(answer, self._packer.commit(message), now_s)
+            case wire.WireEarly() if answer := self._current(message.answer, message.epoch):
+                self.events.append(replace(codec.early(message), epoch=answer.request.epoch))
+            case _:
+                self.dropped["stale"] += 1
+
+    def _on_welcome(self, message: wire.Welcome, now_s: float) -> None:
+        self._echo.came(now_s, now_s - self._echo.greeted_s)
+        again, answer = self.welcome is not None, self._answer
+        model = (message.model_id, message.revision)
+        if answer and len(answer.mirror) and self._model not in {None, model}:
+            self._fail(CloudRefused("model_changed", f"an answer of {self._model} cannot go on with {model}"))
+            return
+        self.welcome, self._model, self._is_met = message, model, True
+        if answer and not (again and answer.sent):
+            self._send_open(now_s)
+
+    def _on_refused(self, message: wire.Refused, now_s: float) -> None:
+        if message.reason == "hello_first":
+            self._begin_anew(now_s)
+        elif message.answer == 0:
+            self._fail(CloudRefused(message.reason, message.detail))
+        elif self._current(message.answer, message.epoch):
+            self._answer = None
+            self.events.append(CloudRefused(message.reason, message.detail))
+
+    def _on_busy(self, message: wire.Busy, now_s: float) -> None:
+        """Come again later, elsewhere if there is an elsewhere, until patience ends."""
+        self._echo.came(now_s)
+        answer = self._answer
+        if message.answer and not self._current(message.answer, message.epoch):
+            self.dropped["stale"] += 1
+            return
+        if answer:
+            answer.sent = False
+            answer.busy_since_s = now_s if answer.busy_since_s is None else answer.busy_since_s
+            if now_s - answer.busy_since_s > self.timing.busy_s:
+                self._answer = None
+                self.events.append(CloudBusy(message.reason, message.retry_after_ms / 1000))
+                return
+        self._busies += 1
+        asked_all = self._busies % self._clouds == 0
+        self._retry_s = now_s + (min(message.retry_after_ms / 1000, self.timing.busy_s) if asked_all else 0.0)
+
+    def _on_pong(self, message: wire.Pong, now_s: float) -> None:
+        self.rtt_s = max(0.0, now_s - message.stamp_us / 1e6)
+        self._echo.came(now_s, self.rtt_s)
+        answer = self._current(message.answer, message.epoch)
+        if answer and answer.sent and not message.known:
+            answer.begin_epoch()
+            self._send_open(now_s)
+
+    def _on_credit(self, answer: RequestState, message: wire.ImageCredit, now_s: float) -> None:
+        if answer.upload:
+            answer.upload.credit(message.received)
+            answer.progress_s = now_s
+            if answer.upload.is_done:
+                self._delivered_images.append(answer.upload.image.digest)
+            self._send(*answer.chunks())
+
+    def _on_commit(self, answer: RequestState, commit: Commit, now_s: float) -> None:
+        if answer.mirror.is_gap(commit):
+            self.dropped["gap"] += 1
+            self._ping(now_s, recover=True)
+        elif new := answer.take(commit):
+            answer.progress_s = now_s
+            self.events.append(new)
+        else:
+            self.dropped["duplicate"] += 1
+
+    def _current(self, answer: int, epoch: int) -> RequestState | None:
+        mine = self._answer
+        return mine if mine and mine.names == (answer, epoch) else None
+
+    def _move(self, now_s: float) -> None:
+        """Go to the next cloud, which may be the same, and begin anew there."""
+        self.place = (self.place + 1) % self._clouds
+        self._moved_s, self._retry_s = now_s, None
+        self._echo.begin(now_s)
+        self._begin_anew(now_s)
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the open answer: how often it was opened again."""
+        return self._answer.mirror.epoch if self._answer else 0
+
+    def _begin_anew(self, now_s: float) -> None:
+        self.welcome = None
+        self._delivered_images.clear()
+        if self._answer:
+            self._answer.begin_epoch()
+        self._say_hello(now_s)
+
+    def _send_open(self, now_s: float) -> None:
+        assert self._answer is not None
+        assert self.welcome is not None
+        self._answer.progress_s = self._ping_s = now_s
+        self._send(*self._answer.opening(self.welcome.image_window_bytes))
+
+    def _ping(self, now_s: float, recover: bool = False) -> None:
+        self._ping_s = now_s
+        answer, stamp_us = self._answer, round(now_s * 1e6)
+        if answer is None or not answer.sent:
+            self._send(wire.Ping(stamp_us, 0, 0, 0, False))
+            return
+        patience_s = self.timing.recover_s + 2 * answer.pass_s + 2 * self.rtt_s
+        recover = recover or now_s - answer.progress_s > patience_s
+        self._send(answer.ping(stamp_us, recover))
+        if recover:
+            answer.progress_s = now_s
+            self._send(*answer.recovery())
+
+    def _say_hello(self, now_s: float) -> None:
+        self._hello_s = now_s
+        self._send(self._hello)
+
+    def _send(self, *messages: wire.AnyMessage) -> None:
+        for message in messages:
+            if isinstance(message, wire.ImageChunk):
+                self.image_bytes += len(message.data)
+            self.outbox.append(codec.encode(message))
+
+    def _fail(self, error: CloudError) -> None:
+        self._dead = True
+        self._answer = None
+        self.events.append(error)

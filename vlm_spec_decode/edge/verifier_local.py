@@ -1,0 +1,84 @@
+"""A verifier in this process: the target beside the drafter, no network between.
+
+`wait` runs the next pass on the calling thread, so that what a test or `vsd ask` without a cloud sees
+is exactly the session logic of the server.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
+from vlm_spec_decode.core.ports import Clock, Model, Target
+from vlm_spec_decode.core.types import AnswerRequest, Event, Hint
+from vlm_spec_decode.decoding.session import ColocatedDraft, Session
+from vlm_spec_decode.strategies.registry import strategy
+
+
+class LocalVerifier:
+    """Implements `Verifier` on a target model in this process; `helper` is the draft beside it."""
+
+    def __init__(self, target: Target, clock: Clock, helper: Model | None = None) -> None:
+        self._target = target
+        self._helper = helper
+        self._clock = clock
+        self._session: Session | None = None
+        self._events: deque[Event] = deque()
+        self._cancelled = threading.Event()
+
+    def open(self, request: AnswerRequest) -> None:
+        """Start one answer; an answer that is still open is closed first."""
+        self.close()
+        self._cancelled.clear()
+        chosen, helper = strategy(request.strategy), None
+        if self._helper and chosen.needs_helper:
+            helper = ColocatedDraft(self._helper.open(request.observation), self._clock)
+        context = self._target.open(request.observation)
+        self._session = Session(request, context, chosen.cloud(), helper)
+
+    def submit(self, hint: Hint) -> None:
+        """Hand the hint to the session."""
+        reply = self._open_session().receive(hint, self._clock.now())
+        if reply:
+            self._events.append(reply)
+
+    def poll(self) -> Event | None:
+        """Return the next event if a pass has already produced one."""
+        return self._events.popleft() if self._events else None
+
+    def wait(self, timeout_s: float) -> Event:
+        """Run passes until there is an event. Raises CloudTimeout if nothing can come."""
+        session = self._open_session()
+        while not self._events:
+            self._check_cancelled()
+            # Nobody can send a hint while this thread waits for one, so a wait ends at once.
+            plan = session.plan(self._clock.now()) or session.plan(session.wake_s or self._clock.now())
+            if plan is None:
+                raise CloudTimeout(f"the verifier waits for a draft; {timeout_s:.1f} s would not help")
+            started = self._clock.now()
+            plan = session.prepare(plan)
+            logits = session.run(plan, self._events.append)
+            self._events.append(session.complete(plan, logits, self._clock.now() - started))
+        self._check_cancelled()
+        return self._events.popleft()
+
+    def cancel(self) -> None:
+        """Abandon the answer; the next `wait` raises Cancelled."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """Free the target's context."""
+        if self._session is not None:
+            self._session.close()
+        self._session = None
+        self._events.clear()
+
+    def _open_session(self) -> Session:
+        if self._session is None:
+            raise RuntimeError("no answer is open")
+        return self._session
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled("the answer was cancelled")

@@ -1,0 +1,191 @@
+"""The cloud behind a socket, as a `Verifier`: the protocol's state machine on the link's thread."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+from vlm_spec_decode.core.errors import Cancelled, CloudError, CloudRefused, CloudTimeout, CloudUnreachable
+from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.trace import LinkUsage
+from vlm_spec_decode.core.types import AnswerRequest, Event, Hint
+from vlm_spec_decode.edge.client_protocol import ClientProtocol, ProtocolTiming
+from vlm_spec_decode.protocol.messages import Hello, Welcome
+from vlm_spec_decode.transport import address as addresses
+from vlm_spec_decode.transport.connection import NO_ROOM_CODE
+from vlm_spec_decode.transport.dealer import DealerLink
+
+_HANDSHAKE_FAILED = {
+    "HANDSHAKE_FAILED_AUTH": "the cloud does not know our key",
+    "HANDSHAKE_FAILED_PROTOCOL": "one end encrypts, the other does not",
+    "HANDSHAKE_FAILED_NO_DETAIL": "the handshake broke off: the network, or the cloud's key is another",
+}
+"""What ZeroMQ's events mean, those that say more first."""
+
+_NO_ROOM = "the cloud takes no more connections: it has no file descriptors left for more"
+_BROKE_OFF = "a new handshake broke off"
+
+PROBE_EVERY_S = 1.0
+"""How often to look whether anybody listens at all, once patience with that is over."""
+
+
+class RemoteVerifier:
+    """Implements `Verifier` over a `DealerLink`. Only `wait` and `connect` block."""
+
+    def __init__(
+        self, link: DealerLink, hello: Hello, clock: Clock, timing: ProtocolTiming | None = None
+    ) -> None:
+        self._link = link
+        self._clock = clock
+        self._protocol = ClientProtocol(hello, timing, len(link.addresses))
+        self._events: SimpleQueue[Event | CloudError | Cancelled] = SimpleQueue()
+        self._answer = 0
+        self._usage_before = (0, 0)
+        self._welcomed = threading.Event()
+        self._started = False
+
+    def connect(self, timeout_s: float = 5.0, refused_s: float = math.inf) -> Welcome:
+        """Do the handshake. Raises CloudUnreachable, CloudRefused.
+
+        `refused_s` is the patience with clouds at none of which anybody listens: they may just be starting.
+        """
+        if not self._started:
+            self._started = True
+            self._link.start(self._on_message, self._flush)
+        self._post(lambda: self._protocol.connect(self._clock.now()))
+        deadline_s, probe_s = self._clock.now() + timeout_s, self._clock.now() + refused_s
+        while not self._welcomed.wait(0.02):
+            self._raise_refusal()
+            if self._clock.now() > deadline_s:
+                raise self._unreachable(f"no answer within {timeout_s:.0f} s")
+            if self._clock.now() > probe_s:
+                self._raise_nobody()
+                probe_s = self._clock.now() + PROBE_EVERY_S
+        assert self._protocol.welcome is not None
+        return self._protocol.welcome
+
+    def open(self, request: AnswerRequest) -> None:
+        """Start one answer; it travels at once, refusals come through `wait`."""
+        self._answer = request.answer
+        self._usage_before = (self._link.sent_bytes, self._link.received_bytes)
+        while not self._events.empty():
+            self._events.get_nowait()
+        self._post(lambda: self._protocol.open(request, self._clock.now()))
+
+    def submit(self, hint: Hint) -> None:
+        """Send a hint."""
+        self._post(lambda: self._protocol.submit(hint))
+
+    def poll(self) -> Event | None:
+        """Return the next event if one is there. Raises what the cloud or a cancel reported."""
+        while True:
+            try:
+                event = self._events.get_nowait()
+            except Empty:
+                return None
+            if self._is_mine(event):
+                return self._event(event)
+
+    def wait(self, timeout_s: float) -> Event:
+        """Block for the next event. Raises CloudTimeout, CloudUnreachable, CloudRefused, Cancelled."""
+        deadline_s = self._clock.now() + timeout_s
+        while True:
+            try:
+                event = self._events.get(timeout=max(0.0, deadline_s - self._clock.now()))
+            except Empty:
+                raise CloudTimeout(f"no verdict within {timeout_s:.1f} s") from None
+            if self._is_mine(event):
+                return self._event(event)
+
+    def cancel(self) -> None:
+        """Abandon the answer from any thread; a blocked `wait` raises Cancelled at once."""
+        self._events.put(Cancelled("the answer was cancelled"))
+        self._post(lambda: self._protocol.close(self._clock.now()))
+
+    def close(self) -> None:
+        """End the open answer; the connection stays for the next one."""
+        self._post(lambda: self._protocol.close(self._clock.now()))
+
+    def disconnect(self) -> None:
+        """End the answer and the connection. Idempotent."""
+        self.close()
+        self._link.close()
+
+    @property
+    def usage(self) -> LinkUsage:
+        """Bytes of the answer so far, before encryption; the uplink without the image's chunks."""
+        sent, received = self._usage_before
+        image_bytes = self._protocol.image_bytes
+        up = self._link.sent_bytes - sent - image_bytes
+        return LinkUsage(up, self._link.received_bytes - received, image_bytes)
+
+    @property
+    def clouds(self) -> str:
+        """The clouds' addresses, with commas, from the one that it spoke with last."""
+        known, last = self._link.addresses, self._link.addresses.index(self._link.address)
+        return ",".join((*known[last:], *known[:last]))
+
+    @property
+    def rtt_s(self) -> float:
+        """The last measured round trip, by echo of this machine's own clock."""
+        return self._protocol.rtt_s
+
+    # On the link's thread ------------------------------------------------------------------------
+
+    def _on_message(self, data: bytes) -> None:
+        self._protocol.receive(data, self._clock.now())
+        self._flush()
+
+    def _flush(self) -> None:
+        self._protocol.tick(self._clock.now())
+        self._link.go_to(self._protocol.place)
+        self._protocol.tend(self._link, self._clock.now())
+        while self._protocol.outbox:
+            self._link.send(self._protocol.outbox.popleft())
+        while self._protocol.events:
+            self._events.put(self._protocol.events.popleft())
+        if self._protocol.welcome:
+            self._welcomed.set()
+
+    # On the caller's thread ----------------------------------------------------------------------
+
+    def _post(self, call: Callable[[], None]) -> None:
+        def run() -> None:
+            call()
+            self._flush()
+
+        self._link.post(run)
+
+    def _is_mine(self, event: Event | CloudError | Cancelled) -> bool:
+        return isinstance(event, CloudError | Cancelled) or event.answer == self._answer
+
+    def _event(self, event: Event | CloudError | Cancelled) -> Event:
+        if isinstance(event, CloudUnreachable):
+            raise self._unreachable(str(event))
+        if isinstance(event, CloudError | Cancelled):
+            raise event
+        return event
+
+    def _raise_refusal(self) -> None:
+        try:
+            event = self._events.get_nowait()
+        except Empty:
+            return
+        if isinstance(event, CloudRefused):
+            raise event
+
+    def _raise_nobody(self) -> None:
+        """Raise CloudUnreachable if every cloud's machine says that nobody listens there."""
+        refusals = [addresses.refusal(address) for address in self._link.addresses]
+        if all(refusals) and not self._welcomed.is_set():
+            raise CloudUnreachable("; ".join(refusals) + ": is the cloud (`vsd cloud`) started there?")
+
+    def _unreachable(self, detail: str) -> CloudUnreachable:
+        failed = [why for event, why in _HANDSHAKE_FAILED.items() if event in self._link.failures]
+        if failed and self._link.refused_code == NO_ROOM_CODE:
+            failed = [_NO_ROOM]
+        elif failed and self._welcomed.is_set() and failed[0] != _HANDSHAKE_FAILED["HANDSHAKE_FAILED_AUTH"]:
+            failed = [_BROKE_OFF]  # the keys were right before: it was the network
+        return CloudUnreachable("; ".join([f"cloud {self._link.address}: {detail}", *failed[:1]]))

@@ -1,0 +1,231 @@
+"""The engine as a port, and a connection to it that is made again after a loss.
+
+What the node classes need from the engine and from whoever brings it up, as protocols.
+
+Keeps an engine at hand: connects, and after a loss connects again by itself, on a thread of its own.
+
+So that a mission which has lost its cloud can go on, or wait and be cancelled, while it is being looked for.
+ROS-free.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from vlm_spec_decode.actions.types import Action
+from vlm_spec_decode.core.errors import CloudError, CloudUnreachable, VsdError
+from vlm_spec_decode.core.trace import GenerationResult
+from vlm_spec_decode.core.types import Observation, Tokens
+from vlm_spec_decode.mission.state import MissionStatus
+
+
+class TextUpdate(Protocol):
+    """What one commit added to an answer; `edge.engine.AnswerUpdate` is one."""
+
+    @property
+    def tokens(self) -> Tokens:
+        """New tokens."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """The whole answer so far."""
+        ...
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """New actions."""
+        ...
+
+    @property
+    def result(self) -> GenerationResult | None:
+        """The finished answer, with the last update."""
+        ...
+
+
+class Answerer(Protocol):
+    """Decodes one answer at a time; `edge.engine.Engine` is one."""
+
+    def answer(self, observation: Observation) -> Iterator[TextUpdate]:
+        """Yield an update per commit. Raises CloudError, ActionParseError, ImageError or Cancelled."""
+        ...
+
+    def cancel(self) -> None:
+        """Abandon the answer in progress, from any thread."""
+        ...
+
+
+class EngineSource(Protocol):
+    """Brings up the engine, or says in one error why not."""
+
+    def connect(self) -> Answerer:
+        """Return an engine whose cloud has welcomed it; may be called again after a loss.
+
+        Raises CloudError, or ModelError if the draft cannot be loaded.
+        """
+        ...
+
+    def draft(self) -> Answerer:
+        """Return an engine that is the draft model alone, without a cloud. Raises ModelError."""
+        ...
+
+    def facts(self) -> str:
+        """Return the JSON of what decides the tokens of the engine that is up; "" without one."""
+        ...
+
+    def close(self) -> None:
+        """Leave the cloud. Idempotent."""
+        ...
+
+
+class Engines(Protocol):
+    """Who answers now; `mission.connection.EngineConnection` is one."""
+
+    @property
+    def current(self) -> Answerer | None:
+        """The engine that the cloud has welcomed, or None while there is no cloud."""
+        ...
+
+    def use(self, engine: Answerer | None) -> None:
+        """Name the engine whose answer a cancel is to end."""
+        ...
+
+    def ensure(self) -> Answerer | None:
+        """Return the engine, after one more attempt to reach the cloud if there is none."""
+        ...
+
+    def lost(self) -> None:
+        """Give the engine up, since its cloud has failed it, and begin to look for it again."""
+        ...
+
+    def draft(self) -> Answerer:
+        """Return the draft model alone as an engine. Raises ModelError."""
+        ...
+
+    @property
+    def error(self) -> VsdError:
+        """Why there is no engine."""
+        ...
+
+
+RETRY_S = 3.0
+
+
+class EngineConnection:
+    """Owns the engine; implements `Engines`. All may be called from any thread; only `ensure` waits."""
+
+    def __init__(
+        self,
+        source: EngineSource,
+        say: Callable[[MissionStatus], None],
+        on_failure: Callable[[VsdError], None],
+        retry_s: float = RETRY_S,
+    ) -> None:
+        """`on_failure` is told of what waiting cannot mend: settings or a model that do not hold."""
+        self._source = source
+        self._say = say
+        self._on_failure = on_failure
+        self._retry_s = retry_s
+        self._changed = threading.Condition()
+        self._engine: Answerer | None = None
+        self._used: Answerer | None = None
+        self._error: VsdError = CloudUnreachable("no connection")
+        self._started = self._finished = 0
+        self._hurry = False
+        self._closed = False
+        self._said = MissionStatus("connecting")
+        self._thread = threading.Thread(target=self._keep, name="connection", daemon=True)
+
+    @property
+    def current(self) -> Answerer | None:
+        """The engine that the cloud has welcomed and not failed since."""
+        return self._engine
+
+    @property
+    def has_tried(self) -> bool:
+        """Whether a first attempt has ended, well or not."""
+        return self._finished > 0
+
+    @property
+    def error(self) -> VsdError:
+        """Why there is no engine."""
+        return self._error
+
+    def start(self) -> None:
+        """Start connecting."""
+        self._say(self._said)
+        self._thread.start()
+
+    def ensure(self) -> Answerer | None:
+        """Return the engine; without one, wait for an attempt that begins after this call."""
+        with self._changed:
+            wanted = self._started + 1
+            self._hurry = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._engine or self._closed or self._finished >= wanted)
+            return self._engine
+
+    def lost(self) -> None:
+        """Give the engine up and look for it again at once."""
+        with self._changed:
+            self._engine, self._hurry = None, True
+            self._changed.notify_all()
+
+    def draft(self) -> Answerer:
+        """Return the draft model alone as an engine. Raises ModelError."""
+        return self._source.draft()
+
+    def use(self, engine: Answerer | None) -> None:
+        """Name the engine that `cancel` is to reach."""
+        self._used = engine
+
+    def cancel(self) -> None:
+        """Let the engine in use drop its answer."""
+        engine = self._used
+        if engine is not None:
+            engine.cancel()
+
+    def close(self, timeout_s: float) -> None:
+        """Leave the cloud; wait for the thread at most `timeout_s`. Idempotent."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        self._source.close()
+
+    def _keep(self) -> None:
+        while not self._closed:
+            if self._engine is None:
+                self._connect()
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._closed or (self._engine is None and self._hurry),
+                    None if self._engine else self._retry_s,
+                )
+
+    def _connect(self) -> None:
+        with self._changed:
+            self._started += 1
+            self._hurry = False
+        engine: Answerer | None = None
+        try:
+            engine = self._source.connect()
+        except VsdError as error:
+            self._error = error
+            self._say_once(MissionStatus("unavailable", reason=type(error).__name__, detail=str(error)))
+            if not isinstance(error, CloudError):
+                self._on_failure(error)
+        else:
+            self._say_once(MissionStatus("ready"))
+        with self._changed:
+            self._engine = engine
+            self._finished = self._started
+            self._changed.notify_all()
+
+    def _say_once(self, status: MissionStatus) -> None:
+        if status != self._said:
+            self._said = status
+            self._say(status)

@@ -1,0 +1,197 @@
+"""What a mission waits for: frames, the executor's status, and a cancel; filled by ROS callbacks.
+
+The one place where the mission's thread and the callbacks' threads meet. Every wait ends by a deadline
+or by a cancel.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from vlm_spec_decode.actions.plan import PlanStatus
+from vlm_spec_decode.core.errors import Cancelled, RobotUnreachable
+from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.types import Image
+
+BROKEN_OFF = frozenset({"refused", "stopped", "fault", "estop"})
+"""States of the executor in which what was planned will not be carried out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A camera image; `stamp_s` is its capture time in ROS time."""
+
+    image: Image
+    stamp_s: float
+    frame_id: str
+
+
+Found = TypeVar("Found", Frame, PlanStatus)
+
+
+class MissionEvents:
+    """Newest frame and newest status, and which answer of which mission is under way."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._frame: Frame | None = None
+        self._status: PlanStatus | None = None
+        self._heard_s = float("-inf")
+        self._mission = ""
+        self._answer = 0
+        self._cancelled = ("", "")
+        self._verdict: bool | None = None
+
+    # Filled by callbacks -------------------------------------------------------------------------
+
+    def put_frame(self, frame: Frame) -> None:
+        """Take the newest frame."""
+        with self._changed:
+            self._frame = frame
+            self._changed.notify_all()
+
+    def put_status(self, status: PlanStatus) -> bool:
+        """Take the executor's newest status; tell whether it ends the answer under way."""
+        with self._changed:
+            self._status = status
+            self._heard_s = self._clock.now()
+            self._changed.notify_all()
+            return self.broken_off() is not None
+
+    def cancel(self, mission: str, reason: str) -> None:
+        """End every wait of this mission, also of one that has not begun yet."""
+        with self._changed:
+            self._cancelled = (mission, reason)
+            self._changed.notify_all()
+
+    def put_verdict(self, yes: bool) -> None:
+        """Take a person's yes or no to the plan that is shown."""
+        with self._changed:
+            self._verdict = yes
+            self._changed.notify_all()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a frame and a status have ever arrived."""
+        return self._frame is not None and self._status is not None
+
+    # Asked by the mission ------------------------------------------------------------------------
+
+    def begin(self, mission: str, answer: int) -> None:
+        """Name the answer that is under way from now on. Raises Cancelled."""
+        with self._changed:
+            self._mission, self._answer = mission, answer
+            self._raise_cancelled()
+
+    def check(self) -> None:
+        """Raise Cancelled if the mission was cancelled or the executor broke the answer off."""
+        with self._changed:
+            self._raise_cancelled()
+            if self.broken_off() is not None:
+                raise Cancelled("the executor broke the plan off")
+
+    def executed(self) -> tuple[str, ...]:
+        """Return what is known to be carried out of the answer under way."""
+        status = self._status
+        return status.executed if status is not None and self._is_mine(status) else ()
+
+    def broken_off(self) -> PlanStatus | None:
+        """Return the status that ends the answer under way before it is carried out, if there is one."""
+        status = self._status
+        if status is None or status.state not in BROKEN_OFF:
+            return None
+        return status if self._is_mine(status) or status.state == "estop" else None
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Wait until the executor knows this answer and the robot stands.
+
+        Raises Cancelled (also with a latched e-stop), or RobotUnreachable if it does not answer.
+        """
+
+        def ready() -> PlanStatus | None:
+            status = self._status
+            if status is None or not (self._is_mine(status) or status.state == "estop"):
+                return None
+            return status if status.state != "moving" else None
+
+        if self._wait(ready, timeout_s) is None:
+            raise RobotUnreachable(f"locomotion_node has not taken the mission within {timeout_s:.1f} s")
+        self.check()
+
+    def wait_frame(self, after_s: float, timeout_s: float) -> Frame:
+        """Wait for a frame captured after `after_s`. Raises Cancelled or RobotUnreachable."""
+
+        def fresh() -> Frame | None:
+            return self._frame if self._frame and self._frame.stamp_s > after_s else None
+
+        frame = self._wait(fresh, timeout_s)
+        if frame is None:
+            raise RobotUnreachable(f"no new camera frame within {timeout_s:.1f} s: camera gone")
+        return frame
+
+    def wait_verdict(self, timeout_s: float) -> bool:
+        """Wait for a yes or no that comes from now on; silence is a no.
+
+        Raises Cancelled as `check` does.
+        """
+        with self._changed:
+            self._verdict = None
+            self._changed.wait_for(
+                lambda: self._is_cancelled or self._verdict is not None or self.broken_off() is not None,
+                timeout_s,
+            )
+            self.check()
+            return bool(self._verdict)
+
+    def pause(self, timeout_s: float) -> None:
+        """Let time pass, less if the mission ends meanwhile. Raises Cancelled as `check` does."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_cancelled or self.broken_off() is not None, timeout_s)
+            self.check()
+
+    def wait_end(self, silence_s: float, limit_s: float) -> PlanStatus:
+        """Wait until the answer's plan has been carried out.
+
+        Raises Cancelled if it is broken off; RobotUnreachable if no status came for `silence_s` or none
+        that ends it within `limit_s`.
+        """
+        started_s = self._clock.now()
+        while self._clock.now() < started_s + limit_s:
+            status = self._wait(self._ended, silence_s / 4)
+            self.check()
+            if status is not None:
+                return status
+            if self._clock.now() - max(self._heard_s, started_s) > silence_s:
+                raise RobotUnreachable(f"locomotion_node has been silent for {silence_s:.1f} s")
+        raise RobotUnreachable(f"the plan was not carried out within {limit_s:.0f} s")
+
+    def _ended(self) -> PlanStatus | None:
+        status = self._status
+        return status if status and self._is_mine(status) and status.is_terminal else self.broken_off()
+
+    def _is_mine(self, status: PlanStatus) -> bool:
+        return (status.mission, status.answer) == (self._mission, self._answer)
+
+    def _wait(self, look: Callable[[], Found | None], timeout_s: float) -> Found | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_cancelled or look() is not None, timeout_s)
+            self._raise_cancelled()
+            return look()
+
+    @property
+    def _is_cancelled(self) -> bool:
+        return bool(self._mission) and self._cancelled[0] == self._mission
+
+    @property
+    def why_cancelled(self) -> str:
+        """Why the mission under way was cancelled, as `cancel` was told; nothing if it was not."""
+        with self._changed:
+            return self._cancelled[1] if self._is_cancelled else ""
+
+    def _raise_cancelled(self) -> None:
+        if self._is_cancelled:
+            raise Cancelled(self._cancelled[1])

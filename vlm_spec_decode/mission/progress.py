@@ -1,0 +1,181 @@
+"""One mission told to a person while it goes on: the answer as it streams, what the robot does, how it ended.
+
+Text in, text out; knows neither ROS nor terminals. Messages of other missions are not told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlm_spec_decode.core.errors import CloudError, InstructionError, RobotError, VsdError
+from vlm_spec_decode.mission.state import ENDED
+
+TROUBLE = frozenset({"refused", "stopped", "fault", "estop"})
+
+AWAITED = {
+    "queued": "the missions before it",
+    "looking": "a camera frame, or the cloud",
+    "answering": "the answer",
+    "proposed": "a yes or a no",
+    "acting": "the robot to finish",
+    "holding": "the cloud to come back",
+    "drafting": "the next look",
+}
+"""What a mission waits for in each of its states."""
+
+
+@dataclass(slots=True)
+class MissionProgress:
+    """What is known of the mission named `mission`; `hear` returns what to print, newlines included."""
+
+    mission: str
+    state: str = ""
+    reason: str = ""
+    detail: str = ""
+    steps: int = 0
+    actions: list[str] = field(default_factory=list)
+    proposed: str = ""
+    is_taken: bool = False
+    """Whether the VLM node has acknowledged the mission."""
+    listeners: int = 0
+    """How many listened to the request, as the VLM node knows it."""
+    _shown: str = ""
+    _acting: str = ""
+    _is_open_line: bool = False
+    _held: list[str] = field(default_factory=list)
+    """Lines that came while an answer was being printed; they follow it."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the mission is over."""
+        return self.state in ENDED
+
+    @property
+    def exit_code(self) -> int:
+        """What the command returns: 0 done, 2 to 4 by the kind of failure, 1 for any other end."""
+        if self.state == "done":
+            return 0
+        kinds = _subclasses(CloudError) | _subclasses(RobotError) | _subclasses(InstructionError)
+        kind = kinds.get(self.reason) if self.state == "failed" else None
+        return 1 if kind is None else kind.exit_code
+
+    @property
+    def awaited(self) -> str:
+        """What the mission waits for, in words."""
+        return AWAITED.get(self.state, "vlm_node to begin")
+
+    def hear(self, topic: str, text: str) -> str:
+        """Take one message; return what to print."""
+        if topic == "vlm/answer/partial":
+            return self._partial(text)
+        data = json.loads(text)
+        if data.get("mission") != self.mission:
+            return self._refusal(data) if topic == "vlm/status" else ""
+        handlers = {
+            "vlm/ack": self._ack,
+            "vlm/status": self._status,
+            "vlm/answer": self._answer,
+            "vlm/plan/status": self._plan_status,
+            "vlm/trace": self._trace,
+        }
+        return handlers[topic](data)
+
+    def _line(self, text: str) -> str:
+        """Return a line of its own, after an answer that is still being printed."""
+        start = "\n" if self._is_open_line else ""
+        self._is_open_line = False
+        held, self._held = self._held, []
+        return f"{start}{''.join(held)}{text}\n"
+
+    def note(self, text: str) -> str:
+        """Return a line that does not come from a message; an answer being printed begins anew after it."""
+        self._shown = ""
+        return self._line(text)
+
+    def _ack(self, data: Mapping[str, Any]) -> str:
+        self.is_taken = self.is_taken or data["state"] == "taken"
+        self.listeners = max(self.listeners, int(data["listeners"]))
+        if data["state"] == "taken" or self.has_ended:
+            return ""
+        self.state, self.reason, self.detail = data["status"] or "failed", data["reason"], data["detail"]
+        return self._line(self._ending())
+
+    def _ending(self) -> str:
+        why = ": ".join(part for part in (self.reason, self.detail) if part)
+        return f"{self.state.replace('_', ' ')}{': ' if why else ''}{why}"
+
+    def _refusal(self, data: Mapping[str, Any]) -> str:
+        """A request that cannot be read or used gets no mission; the answer is for whoever has asked."""
+        is_mine = not (data["mission"] or self.state or self.is_taken)
+        if not is_mine or data["reason"] != InstructionError.__name__:
+            return ""
+        self.state, self.reason, self.detail = "failed", data["reason"], data["detail"]
+        return self._line(self._ending())
+
+    def _status(self, data: Mapping[str, Any]) -> str:
+        if self.has_ended:
+            return ""
+        self.is_taken = True
+        self.state, self.reason, self.detail = data["state"], data["reason"], data["detail"]
+        self.proposed = self.detail if (self.state, self.reason) == ("proposed", "approve") else ""
+        if self.state == "answering":
+            self.steps, self._shown = data["step"], ""
+            mark = " (draft only, not verified)" if self.reason == "unverified" else ""
+            return self._line(f"[{self.steps}] looks{mark}")
+        if self.state == "acting":
+            return ""
+        return self._line(self._ending())
+
+    def _partial(self, text: str) -> str:
+        """Print what is new; text that was already shown stays, since it was committed."""
+        text = " ".join(text.splitlines())
+        if self.state != "answering" or not text.startswith(self._shown):
+            return ""
+        new, self._shown = text[len(self._shown) :], text
+        if not new:
+            return ""
+        start = "" if self._is_open_line else "    "
+        self._is_open_line = True
+        return start + new
+
+    def _answer(self, data: Mapping[str, Any]) -> str:
+        self.actions += data["actions"]
+        end, self._is_open_line = "\n" if self._is_open_line else "", False
+        held, self._held = self._held, []
+        return end + "".join(held)
+
+    def _trace(self, data: Mapping[str, Any]) -> str:
+        kept = (
+            f"{data['accepted']} of {data['drafted']} drafted kept" if data["drafted"] else "nothing drafted"
+        )
+        return self._line(
+            f"    {data['tokens']} tokens, {data['total_s']:.2f} s, {data['target_passes']} passes, {kept}"
+        )
+
+    def _plan_status(self, data: Mapping[str, Any]) -> str:
+        said = f"{data['state']} {data['action']}".strip()
+        if said == self._acting:
+            return ""
+        self._acting = said
+        if data["state"] == "moving":
+            return self._after_the_answer(f"    > {data['action']}")
+        if data["state"] in TROUBLE:
+            return self._after_the_answer(f"    ! {said}: {data['reason']} {data['detail']}".rstrip(": "))
+        return ""
+
+    def _after_the_answer(self, text: str) -> str:
+        """Return a line, or keep it until the answer that is being printed has its end."""
+        if not self._is_open_line:
+            return self._line(text)
+        self._held.append(f"{text}\n")
+        return ""
+
+
+def _subclasses(kind: type[VsdError]) -> dict[str, type[VsdError]]:
+    found: dict[str, type[VsdError]] = {kind.__name__: kind}
+    for child in kind.__subclasses__():
+        found |= _subclasses(child)
+    return found

@@ -1,0 +1,183 @@
+"""A mission's state: what was asked, how it may end, and the reports about it.
+
+What a mission is asked, how it may end, and when it gives up: plain data of the mission runner.
+
+What the VLM node publishes about a mission, as data and as the JSON of its topics.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal, TypeAlias
+
+from vlm_spec_decode.actions.plan import PlanStatus
+from vlm_spec_decode.actions.types import Action, Look, Turn, action_numbers, format_action
+from vlm_spec_decode.core.errors import VsdError
+from vlm_spec_decode.core.trace import GenerationResult
+from vlm_spec_decode.core.types import Observation
+from vlm_spec_decode.edge.mission_loop import Status
+
+WHY = {
+    "estop": "the e-stop is engaged; the e_stop service releases it",
+    "cancelled": "somebody asked for it",
+    "teleop": "a person has taken the controls",
+    "watchdog": "the plan's heartbeat was lost",
+}
+"""What a reason means for a person, where the executor has not said more."""
+
+Fallback: TypeAlias = Literal["hold", "stop", "draft_only"]
+
+ALIKE_M, ALIKE_DEG = 0.2, 10.0
+"""How little an answer to a newer frame may differ from the plan that a person has approved."""
+
+
+ENDED = frozenset({"done", "step_limit", "refused", "cancelled", "failed"})
+"""States of `vlm/status` after which the mission will not move the robot any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class MissionJob:
+    """An instruction, the name of its mission, and what stands between its plans and the robot."""
+
+    mission: str
+    instruction: str
+    approve: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerConfig:
+    """When a mission gives up, and what it does without its cloud.
+
+    `fallback`: `stop` ends the mission; `hold` keeps the robot standing and goes on with a new look when the
+    cloud is back, for at most `hold_s`; `draft_only` goes on with the draft alone, at reduced limits, until
+    then. A plan that was approved on a frame older than `fresh_s` is looked at anew before it is sent. After
+    a silence of commander or robot the robot stands for `listen_s` before the next look.
+    """
+
+    max_steps: int = 24
+    ready_s: float = 2.0
+    frame_s: float = 5.0
+    silence_s: float = 2.0
+    act_s: float = 120.0
+    fallback: Fallback = "hold"
+    hold_s: float = 30.0
+    approve_s: float = 120.0
+    fresh_s: float = 3.0
+    listen_s: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class MissionEnd:
+    """How a mission ended, and why if not by `done()`."""
+
+    status: Status
+    reason: str = ""
+    detail: str = ""
+
+
+def failure(error: VsdError) -> MissionEnd:
+    """Return the ending that an error makes."""
+    return MissionEnd("failed", type(error).__name__, str(error))
+
+
+def said(actions: tuple[Action, ...]) -> str:
+    """Return actions as text."""
+    return " ".join(format_action(action) for action in actions) or "no action"
+
+
+def alike(one: tuple[Action, ...], other: tuple[Action, ...]) -> bool:
+    """Whether two plans are the same actions with nearly the same numbers."""
+    if [type(action) for action in one] != [type(action) for action in other]:
+        return False
+    return all(
+        abs(a - b) <= (ALIKE_DEG if isinstance(x, (Turn, Look)) else ALIKE_M)
+        for x, y in zip(one, other, strict=True)
+        for a, b in zip(action_numbers(x), action_numbers(y), strict=True)
+    )
+
+
+def ending_of(status: PlanStatus) -> MissionEnd:
+    """Return what an executor's breaking off means for the mission."""
+    said = status.detail or WHY.get(status.reason, "")
+    detail = f"{status.action}: {said}" if status.action else said
+    meaning: dict[str, Status] = {"refused": "refused", "fault": "failed"}
+    return MissionEnd(meaning.get(status.state, "cancelled"), status.reason or status.state, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class MissionStatus:
+    """`/vlm/status`: `state` is a stable name, `reason` the name of what went wrong, `detail` a sentence.
+
+    Before any mission: `connecting`, `unavailable` (with the reason) or `ready`. Of a mission: `queued`,
+    `looking`, `answering` (reason `unverified` where the draft alone answers), `proposed` (a plan that is
+    shown: `approve`, `dry_run`), `acting`, without the cloud `holding` or `drafting`; then `done`,
+    `step_limit`, `refused`, `cancelled` or `failed`.
+    """
+
+    state: str
+    mission: str = ""
+    instruction: str = ""
+    step: int = 0
+    reason: str = ""
+    detail: str = ""
+
+    def to_json(self) -> str:
+        """Return one line of JSON."""
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True, slots=True)
+class PartialAnswer:
+    """`/vlm/answer/partial`: the committed text so far."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One finished answer: what was asked, what was said, and how it was decoded."""
+
+    mission: str
+    number: int
+    observation: Observation
+    actions: tuple[Action, ...]
+    result: GenerationResult
+
+    def to_json(self) -> str:
+        """Return the JSON of `/vlm/answer`; with the frame of the same stamp it can be decoded again."""
+        fields = {
+            "mission": self.mission,
+            "answer": self.number,
+            "instruction": self.observation.instruction,
+            "history": list(self.observation.history),
+            "stamp_s": self.observation.stamp_s,
+            "frame_id": self.observation.frame_id,
+            "text": self.result.text,
+            "token_ids": list(self.result.tokens),
+            "actions": [format_action(action) for action in self.actions],
+        }
+        return json.dumps(fields)
+
+    def trace_json(self) -> str:
+        """Return the JSON of `/vlm/trace`: the figures of this answer, and of each of its rounds."""
+        result = self.result
+        fields = {
+            "mission": self.mission,
+            "answer": self.number,
+            "strategy": result.strategy,
+            "rule": result.rule,
+            "tokens": len(result.tokens),
+            "rounds": [asdict(trace) for trace in result.rounds],
+            "drafted": result.drafted,
+            "accepted": result.accepted,
+            "acceptance_rate": result.acceptance_rate,
+            "target_passes": result.target_passes,
+            "early_verdicts": result.early_verdicts,
+            "time_to_first_token_s": result.time_to_first_token_s,
+            "time_to_first_action_s": result.time_to_first_action_s,
+            "total_s": result.total_s,
+            **asdict(result.usage),
+        }
+        return json.dumps(fields)

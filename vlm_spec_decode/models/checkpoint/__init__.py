@@ -1,0 +1,1 @@
+"""Reading checkpoints: their files, and the parts that are built from them."""

@@ -1,0 +1,1 @@
+"""The Unitree Go2 through its SDK or through ROS 2 topics."""

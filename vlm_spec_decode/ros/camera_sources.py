@@ -1,0 +1,254 @@
+"""Cameras other than the robot's own: a topic, a video file, a bag. One text names each (`SOURCES`).
+
+Every one is a `Camera`; what reads files runs in the time of this machine, as if it were happening now.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import Image as RawImage
+
+from vlm_spec_decode.bags.events import PICTURES, Events, Frame, Topics
+from vlm_spec_decode.bags.source import BagSource
+from vlm_spec_decode.bags.truncated_reader import open_bag
+from vlm_spec_decode.core.errors import BagError, ConfigError, ImageError, RobotUnreachable
+from vlm_spec_decode.core.images import is_video, message_image, rgb_image
+from vlm_spec_decode.core.ports import Camera, Clock
+from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.edge.video import INSTALL, VideoFrame, VideoTopic, has_video
+from vlm_spec_decode.ros.convert import NANOSECONDS, to_seconds
+from vlm_spec_decode.ros.multicast import MulticastCamera
+from vlm_spec_decode.ros.stamps import ClockConverter
+
+OVER_S = 1.0
+
+SOURCES = "robot, multicast, image:TOPIC, compressed:TOPIC, file:VIDEO or bag:FOLDER[#TOPIC]"
+ROBOT = "robot"
+KINDS = {"image": RawImage, "compressed": CompressedImage}
+NAMES = {"sensor_msgs/msg/Image": "image", "sensor_msgs/msg/CompressedImage": "compressed"}
+"""Types of topics that are read, and how a source names them."""
+
+Item: TypeAlias = tuple[float, "Image | ImageError"]
+"""Seconds from the first frame, and a frame or why there is none."""
+
+
+def open_source(text: str, node: Node, clock: Clock, interface: str = "lo") -> Camera:
+    """Return the camera that `text` names; `interface` is the one towards the robot.
+
+    Raises ConfigError for a text or a file that cannot be used.
+    """
+    if text == "multicast":
+        return MulticastCamera(interface, clock)
+    kind, _, rest = text.partition(":")
+    if kind in KINDS and rest:
+        return TopicCamera(node, KINDS[kind], rest, clock)
+    if kind == "file" and rest:
+        return TimedCamera(video_frames(Path(rest).expanduser()), clock)
+    if kind == "bag" and rest:
+        folder, _, topic = rest.partition("#")
+        return TimedCamera(bag_frames(Path(folder).expanduser(), topic), clock)
+    raise ConfigError(f"source: {text!r} is none of {SOURCES}")
+
+
+class TopicCamera:
+    """The newest frame of a topic, with the time of its own stamp, or of its receipt if it has none."""
+
+    def __init__(self, node: Node, kind: Any, topic: str, clock: Clock) -> None:
+        self._topic, self._kind, self._node, self._clock = topic, kind, node, clock
+        self._stamps = ClockConverter(node, clock)
+        self._newest: tuple[Any, float] | None = None
+        """The newest message, and when it was captured by the monotonic clock."""
+        self._read: tuple[Any, Image] | None = None
+        self._video: VideoTopic | None = None
+        self._has_told = False
+        group = MutuallyExclusiveCallbackGroup()
+        self._subscription = node.create_subscription(
+            kind, topic, self._take, qos_profile_sensor_data, callback_group=group
+        )
+
+    def _take(self, message: Any) -> None:
+        # Once: both clocks are read for it, and a frame must have the same time whenever it is looked at.
+        self._newest = self._decoded(message), self._captured_s(message)
+
+    def _captured_s(self, message: Any) -> float:
+        stamp_s = to_seconds(message.header.stamp)
+        if stamp_s:
+            return self._stamps.to_monotonic_s(stamp_s)
+        self._tell_once()
+        return self._clock.now()
+
+    def _decoded(self, message: Any) -> Any:
+        """Return a message as it is; a piece of video, which needs all those before it, with its picture."""
+        if self._kind is RawImage or not is_video(bytes(message.data[:4])) or not has_video():
+            return message
+        self._video = self._video or VideoTopic("sensor_msgs/msg/CompressedImage")
+        try:
+            return _Piece(message.header, self._video.decode(message))
+        except ImageError as error:
+            return _Piece(message.header, error)
+
+    def frame(self) -> tuple[Image, float]:
+        """Return the newest frame. Raises RobotUnreachable before the first, ImageError for no image."""
+        newest = self._newest
+        if newest is None:
+            raise RobotUnreachable(self._silence())
+        message, captured_s = newest
+        if self._read is None or self._read[0] is not message:
+            self._read = message, self._image(message)  # once: a raw picture has to be compressed
+        return self._read[1], captured_s
+
+    def _image(self, message: Any) -> Image:
+        if not isinstance(message, _Piece):
+            return message_image(message)
+        if isinstance(message.shown, VideoFrame):
+            return message.shown.whole()
+        raise message.shown or ImageError("a piece of video that completes no picture")
+
+    def _tell_once(self) -> None:
+        if not self._has_told:
+            self._has_told = True
+            self._node.get_logger().warning(
+                f"the frames of {self._topic} have no stamp (0): the time of their receipt is taken for it, "
+                "so that they are a little older than it says"
+            )
+
+    def _silence(self) -> str:
+        """Say what else is on a topic from which nothing has come."""
+        name = self._node.resolve_topic_name(self._topic)
+        kinds = dict(self._node.get_topic_names_and_types()).get(name, [])
+        other = next((kind for kind in kinds if kind in NAMES and NAMES[kind] != self._source), None)
+        if other is not None:
+            return f"{self._topic} carries {other}: take source:={NAMES[other]}:{self._topic}"
+        return f"nothing has come on {self._topic} yet"
+
+    @property
+    def _source(self) -> str:
+        return next(name for name, kind in KINDS.items() if kind is self._kind)
+
+    def close(self) -> None:
+        """Stop listening. Idempotent."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            self._node.destroy_subscription(subscription)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A piece of video: the picture that it completes, why there is none, or None if it completes none."""
+
+    header: Any
+    shown: VideoFrame | ImageError | None
+
+
+class TimedCamera:
+    """Frames with their times in seconds from the first, shown when their time has come."""
+
+    def __init__(self, frames: Iterator[Item], clock: Clock) -> None:
+        self._frames, self._clock = frames, clock
+        self._lock = threading.Lock()
+        self._next: Item | None = next(frames, None)
+        if self._next is None:
+            raise ConfigError("source: there is no frame in it")
+        self._began_s = self._last_s = clock.now()
+        self._shown: tuple[Image, float] | None = None
+
+    def frame(self) -> tuple[Image, float]:
+        """Return the frame whose time has come last.
+
+        Raises ImageError, once, for one that cannot be shown, and RobotUnreachable after the last one.
+        """
+        with self._lock:
+            now_s, problem = self._clock.now(), None
+            while self._next is not None and self._began_s + self._next[0] <= now_s:
+                self._last_s, what = self._began_s + self._next[0], self._next[1]
+                if isinstance(what, ImageError):
+                    problem = what
+                else:
+                    self._shown = (what, self._last_s)
+                self._next = next(self._frames, None)
+            if problem is not None:
+                raise problem
+            if self._next is None and now_s > self._last_s + OVER_S:
+                raise RobotUnreachable("the recording is over")
+            if self._shown is None:
+                raise RobotUnreachable("the recording has not begun")
+            return self._shown
+
+    def close(self) -> None:
+        """Free the file. Idempotent."""
+        self._next, self._frames = None, iter(())
+
+
+def video_frames(path: Path) -> Iterator[Item]:
+    """Yield the frames of a video with their times. Raises ConfigError if it cannot be read."""
+    if find_spec("cv2") is None:
+        raise ConfigError(f"source: a video file needs OpenCV: {INSTALL}")
+    import cv2
+
+    video = cv2.VideoCapture(str(path))
+    if not video.isOpened():
+        raise ConfigError(f"source: {path} is no video that can be read")
+    rate_hz = video.get(cv2.CAP_PROP_FPS) or 30.0
+
+    def read() -> Iterator[Item]:
+        count = 0
+        while True:
+            good, pixels = video.read()
+            if not good:
+                video.release()
+                return
+            yield count / rate_hz, rgb_image(pixels[:, :, ::-1])
+            count += 1
+
+    return read()
+
+
+def bag_frames(path: Path, topic: str) -> Iterator[Item]:
+    """Yield the frames of a bag's camera topic, the first one's by default. Raises ConfigError.
+
+    Any bag that `vsd replay` reads.
+    """
+    try:
+        source = open_bag(path)
+        chosen = Topics(image=topic).choose(source.topics)
+    except BagError as error:
+        raise ConfigError(f"source: {error}") from error
+    name = next(topic for topic, role in chosen.items() if role == "frame")
+    if source.topics[name] not in PICTURES:
+        source.close()
+        raise ConfigError(f"source: no image topic {name!r} in {path}: it holds {source.topics[name]}")
+    return _frames(source, name)
+
+
+def _frames(source: BagSource, topic: str) -> Iterator[Item]:
+    events = Events(source, {topic: "frame"})
+    first_ns: int | None = None
+    num_faults = 0
+    try:
+        for event in events:
+            if not isinstance(event, Frame):
+                continue
+            first_ns = event.at_ns if first_ns is None else first_ns
+            at_s = (event.at_ns - first_ns) / NANOSECONDS
+            if events.faults.total() > num_faults:
+                num_faults = events.faults.total()
+                yield at_s, ImageError(f"frames of the bag are skipped: {'; '.join(events.faults)[:300]}")
+            try:
+                shown = event.message
+                yield at_s, shown.whole() if isinstance(shown, VideoFrame) else message_image(shown)
+            except ImageError as error:
+                yield at_s, error
+        if first_ns is None and events.faults:
+            yield 0.0, ImageError(f"no frame of the bag can be shown: {'; '.join(events.faults)[:300]}")
+    finally:
+        source.close()

@@ -1,0 +1,98 @@
+"""The quickest way from a terminal to the e-stop. Imports and makes nothing that a stop does not need.
+
+The stop goes out on `e_stop/request`, which needs no reply, as soon as anybody listens there, and is then
+asked of the service `e_stop`, whose reply says whether the robot stands.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from std_msgs.msg import Bool
+from std_srvs.srv import SetBool
+
+from vlm_spec_decode.core.errors import RobotUnreachable
+from vlm_spec_decode.ros.own_node import OwnNode, first_to_find
+from vlm_spec_decode.ros.qos import COMMAND
+
+PATIENCE_S = 1.0
+"""After this a person is told that nobody has answered yet."""
+
+
+class EStopClient:
+    """A node that engages or releases. Close it."""
+
+    def __init__(self, domain: int, namespace: str = "", *, urge: bool = True) -> None:
+        """`urge` publishes the stop as soon as somebody listens, before the service is there."""
+        self._urge = urge
+        self._own = OwnNode(
+            "vsd_stop", domain, namespace, start_parameter_services=False, enable_rosout=False
+        )
+        node = self._own.node
+        self._stops = node.create_publisher(Bool, "e_stop/request", COMMAND)
+        self._service = node.create_client(SetBool, "e_stop")
+        self.name = str(node.resolve_service_name("e_stop"))
+
+    def is_ready(self) -> bool:
+        """Whether the service is there; the stop goes out meanwhile."""
+        if self._urge and self._stops.get_subscription_count():
+            self._stops.publish(Bool(data=True))
+        return bool(self._service.service_is_ready())
+
+    def call(self, engaged: bool, timeout_s: float) -> tuple[bool, str] | None:
+        """Ask the service; return whether it did as asked and what it said, None without a reply."""
+        until_s = time.monotonic() + timeout_s
+        future = self._service.call_async(SetBool.Request(data=engaged))
+        while not future.done():
+            if time.monotonic() > until_s:
+                return None
+            self._own.spin_once(0.02)
+        response = future.result()
+        return bool(response.success), str(response.message)
+
+    def close(self) -> None:
+        """Leave ROS. Idempotent."""
+        self._own.close()
+
+
+def e_stop(
+    domain: int,
+    namespace: str,
+    engaged: bool,
+    timeout_s: float,
+    tell: Callable[[str], None],
+    answer: Callable[[bool, str], None],
+) -> bool:
+    """Engage or release the e-stop; return whether it did as asked.
+
+    `tell` gets a sentence if that takes its time. `answer` gets whether it did as asked and what it said,
+    before this end leaves ROS: what happens while libraries are taken down changes nothing that was said.
+    Raises RobotUnreachable without an answer.
+    """
+    began_s = time.monotonic()
+    clients: list[EStopClient] = []
+    is_told = False
+
+    def make() -> EStopClient:
+        return EStopClient(domain, namespace, urge=engaged)
+
+    def is_ready(client: EStopClient) -> bool:
+        nonlocal is_told
+        if not is_told and time.monotonic() - began_s > PATIENCE_S:
+            is_told = True
+            tell(f"nobody answers to {client.name} on ROS domain {domain} yet; trying for {timeout_s:g} s")
+        return client.is_ready()
+
+    client, is_found = first_to_find(make, is_ready, timeout_s, clients)
+    try:
+        left_s = max(1.0, timeout_s - (time.monotonic() - began_s))
+        reply = client.call(engaged, left_s) if is_found else None
+        if reply is not None:
+            answer(*reply)
+    finally:
+        for each in (client, *clients):
+            each.close()
+    if reply is None:
+        raise RobotUnreachable(f"no locomotion_node answers to {client.name} on ROS domain {domain}")
+    return reply[0]

@@ -1,0 +1,160 @@
+"""What the launch files do alike: arguments, nodes, commands, RViz.
+
+Needs `launch` and `launch_ros`, that is a ROS installation; nothing but the launch files imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from ament_index_python.packages import (
+    PackageNotFoundError,
+    get_package_prefix,
+    get_package_share_directory,
+)
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, Shutdown
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import ExecutableInPackage
+
+from launch import LaunchContext
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.ros.launch_arguments import Argument
+
+PACKAGE = "vlm_spec_decode"
+ALIKE = 0.8
+"""How near an unknown argument's name is to a known one's if that was meant: `aprove` must not be ignored."""
+
+RESPAWN_S = 2.0
+PATIENCE_S = "10"
+"""From Ctrl-C to a harsher signal: a stop may take a second or two, a busy computer some more."""
+
+SEEN = ("odom", "vlm/overlay/compressed", "vlm/markers", "vlm/path")
+"""Topics that rviz/vlm.rviz shows."""
+
+Setting = bool | int | float | str
+
+
+def declare(arguments: Sequence[Argument]) -> list[DeclareLaunchArgument]:
+    """Return the actions that declare the arguments; `launch` refuses a value that is no choice."""
+    return [
+        DeclareLaunchArgument(
+            each.name, default_value=each.default, description=each.description, choices=each.choices or None
+        )
+        for each in arguments
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What the arguments were given. Raises ConfigError for what cannot be read."""
+
+    said: Mapping[str, str]
+
+    @classmethod
+    def of(cls, context: LaunchContext, arguments: Sequence[Argument]) -> Values:
+        """Read them. Raises ConfigError for a name that is nearly one of them."""
+        names = [each.name for each in arguments]
+        for given in context.launch_configurations:
+            meant = [] if given in names else get_close_matches(given, names, 1, ALIKE)
+            if meant:
+                raise ConfigError(f"there is no argument {given!r}; {meant[0]!r} is one")
+        return cls({name: LaunchConfiguration(name).perform(context) for name in names})
+
+    def __getitem__(self, name: str) -> str:
+        """Return it as it was said."""
+        return self.said[name]
+
+    def flag(self, name: str) -> bool:
+        """Return a yes or no; what is not an argument of this launch file is a no."""
+        return self.said.get(name, "").lower() == "true"
+
+    def path(self, name: str) -> str:
+        """Return a file or folder with its ~ resolved, which no shell does behind `:=`."""
+        return str(Path(self.said[name]).expanduser()) if self.said[name] else ""
+
+    def whole(self, name: str) -> int:
+        """Return a whole number."""
+        try:
+            return int(self.said[name])
+        except ValueError as error:
+            raise ConfigError(f"{name}:={self.said[name]} is no whole number") from error
+
+    def number(self, name: str) -> float:
+        """Return a number."""
+        try:
+            return float(self.said[name])
+        except ValueError as error:
+            raise ConfigError(f"{name}:={self.said[name]} is no number") from error
+
+    def some(self, *names: str) -> dict[str, Setting]:
+        """Return several as parameters of the same names."""
+        return {name: self.said[name] for name in names}
+
+
+def node(name: str, value: Values, parameters: Mapping[str, Setting], config: str) -> Node:
+    """Run one of the package's nodes; its end ends everything, unless it is to come back."""
+    shared = {"autostart": value.flag("autostart")} if "autostart" in value.said else {}
+    # Without a type, launch would read a text such as "turn left: now" as YAML.
+    typed = {k: ParameterValue(said, value_type=type(said)) for k, said in {**parameters, **shared}.items()}
+    comes_back = value.flag("respawn")
+    return Node(
+        package=PACKAGE,
+        executable=name,
+        name=name,
+        namespace=value["namespace"],
+        output="screen",
+        sigterm_timeout=PATIENCE_S,
+        parameters=[f"{get_package_share_directory(PACKAGE)}/config/{config}", typed],
+        respawn=comes_back,
+        respawn_delay=RESPAWN_S,
+        on_exit=None if comes_back else [Shutdown(reason=f"{name} ended")],
+    )
+
+
+def vsd(name: str, *arguments: str) -> ExecuteProcess:
+    """Run one of the package's own commands; its end ends everything."""
+    program = ExecutableInPackage("vsd", PACKAGE)
+    ending = Shutdown(reason=f"{name} ended")
+    command = [program, *arguments]
+    return ExecuteProcess(
+        cmd=command, name=name, output="screen", sigterm_timeout=PATIENCE_S, on_exit=[ending]
+    )
+
+
+def option(name: str, value: str) -> tuple[str, ...]:
+    """Return a command's option, or nothing where nothing was said."""
+    return (name, value) if value else ()
+
+
+def recorder(value: Values) -> list[ExecuteProcess]:
+    """Record the walk, if asked for."""
+    return [vsd("record", "record", value.path("record"))] if value["record"] else []
+
+
+def view(value: Values, *, use_sim_time: bool = False) -> list[Node]:
+    """Open RViz on this robot's topics and frames, if asked for. Raises ConfigError if it is not there.
+
+    Call it before anything is started: what `launch` itself finds missing leaves the others running alone.
+    """
+    if not value.flag("rviz"):
+        return []
+    try:
+        get_package_prefix("rviz2")
+    except PackageNotFoundError as error:
+        raise ConfigError("rviz:=true, but rviz2 is not installed here") from error
+    below = "/" + value["namespace"].strip("/") if value["namespace"].strip("/") else ""
+    file = f"{get_package_share_directory(PACKAGE)}/rviz/vlm.rviz"
+    return [
+        Node(
+            package="rviz2",
+            executable="rviz2",
+            arguments=["-d", file, "-f", f"{value.said.get('frame_prefix', '')}odom"],
+            parameters=[{"use_sim_time": use_sim_time}],
+            remappings=[(f"/{topic}", f"{below}/{topic}") for topic in SEEN] if below else [],
+        )
+    ]

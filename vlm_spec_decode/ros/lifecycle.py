@@ -1,0 +1,234 @@
+"""A node with a life cycle (a managed node of ROS 2) around one part: what fails at its start fails by name.
+
+configure   puts the part together: settings, files, libraries, network. Nothing is said or moved yet.
+activate    lets it begin, and waits until it is there (the robot stands, the cloud was asked) or has failed.
+deactivate  brings it to rest, the robot first, and frees it; the next activate puts a new one together.
+cleanup     as deactivate; the settings are read again by the next configure.
+
+With `autostart`, the default, the process does the first two by itself, and what fails ends it, so that
+`ros2 run`, a plain launch file and a supervisor need to know nothing of this. Without it a failure is a
+refused transition, logged in one line, and the node stays where it was.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar, Protocol
+
+from rclpy.action import ActionServer
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
+
+from vlm_spec_decode.core.errors import VsdError
+from vlm_spec_decode.ros.params import Parameter, Parameters
+
+AUTOSTART = Parameter("autostart", True, "Configure and activate at the start; false: a manager does it.")
+LOOK_S = 0.02
+SWEEP_S = 5.0
+
+
+class NodePart(Protocol):
+    """What a node class offers to the process that runs it."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether what began has come up, or is known to take longer than anybody should wait."""
+        ...
+
+    def begin(self) -> None:
+        """Listen, speak and act from now on. Returns at once."""
+        ...
+
+    def close(self) -> None:
+        """Bring everything to rest (the robot first) and free it. Idempotent, bounded in time."""
+        ...
+
+
+class StopRequest(Protocol):
+    """Ends the process, or the activity, from inside; `error` says why."""
+
+    def __call__(self, error: VsdError | None = None) -> None:
+        """Ask for the end; the first call decides the exit code."""
+        ...
+
+
+Build = Callable[[Node, StopRequest], NodePart]
+
+
+class Entities:
+    """What a part creates on a node, so that it can be taken away again.
+
+    An executor that builds its wait set trips over an entity that another thread destroys, so `doom` only
+    names them, and whoever spins destroys them between two spins.
+    """
+
+    KINDS: ClassVar[Mapping[str, str]] = {
+        "publishers": "publisher",
+        "subscriptions": "subscription",
+        "clients": "client",
+        "services": "service",
+        "timers": "timer",
+        "guards": "guard_condition",
+    }
+    SERVER = "action server"
+
+    def __init__(self, node: Node) -> None:
+        """Take what is there now as the node's own."""
+        self._node = node
+        self._own = {id(entity) for _, entity in self._all()}
+        self._doomed: list[tuple[str, Any]] = []
+        self._swept = threading.Condition()
+
+    def doom(self) -> None:
+        """Name everything that came later for the next sweep."""
+        with self._swept:
+            doomed = {id(entity) for _, entity in self._doomed}
+            self._doomed += [e for e in self._all() if id(e[1]) not in self._own | doomed]
+
+    def sweep(self) -> None:
+        """Destroy what is doomed; on the thread that spins, between two spins."""
+        with self._swept:
+            for name, entity in self._doomed:
+                if name == self.SERVER:
+                    entity.destroy()
+                else:
+                    getattr(self._node, f"destroy_{name}")(entity)
+            self._doomed = []
+            self._swept.notify_all()
+
+    def wait(self) -> None:
+        """Wait until nothing is doomed any more, or nobody spins."""
+        with self._swept:
+            self._swept.wait_for(lambda: not self._doomed, SWEEP_S)
+
+    def _all(self) -> list[tuple[str, Any]]:
+        found = [(name, entity) for kind, name in self.KINDS.items() for entity in getattr(self._node, kind)]
+        return found + [
+            (self.SERVER, each) for each in self._node.waitables if isinstance(each, ActionServer)
+        ]
+
+
+class ManagedNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types here
+    """See the module. `stop` ends the process; with `autostart` the part's own failures do."""
+
+    def __init__(self, name: str, build: Build, stop: StopRequest, **options: Any) -> None:
+        """Create the node and declare `autostart`; nothing else happens yet."""
+        super().__init__(name, **options)
+        self._build, self._stop = build, stop
+        self.autostart = Parameters(self, (AUTOSTART,)).flag(AUTOSTART.name)
+        self._part: NodePart | None = None
+        self._failure: VsdError | None = None
+        self._is_acting = self._is_closed = False
+        self._changing = threading.RLock()
+        self._entities = Entities(self)
+
+    def bring_up(self) -> None:
+        """Configure and activate on this thread without waiting for the robot. Raises what goes wrong."""
+        self._part = self._build(self, self._failed)
+        self.trigger_configure()
+        self._begin()
+        self.trigger_activate()
+
+    def sweep(self) -> None:
+        """Destroy what a part that was freed had created; to be called between two spins."""
+        self._entities.sweep()
+
+    def close(self) -> None:
+        """Bring the part to rest, in whatever state. Idempotent."""
+        self._is_closed = True
+        part = self._part
+        if part is not None:
+            part.close()
+
+    # Transitions; a refused one leaves the state that was --------------------------------------------
+
+    def on_configure(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Put the part together."""
+        return self._attempt(self._make)
+
+    def on_activate(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Begin, and wait until it is known how that goes."""
+        return TransitionCallbackReturn.SUCCESS if self._is_acting else self._attempt(self._begin_and_wait)
+
+    def on_deactivate(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Come to rest."""
+        return self._attempt(self._free)
+
+    def on_cleanup(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything."""
+        return self._attempt(self._free)
+
+    def on_shutdown(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """Free everything and end the process."""
+        done = self._attempt(self._free)
+        self._stop()
+        return done
+
+    def on_error(self, _state: LifecycleState) -> TransitionCallbackReturn:
+        """After a bug, which is in the log: back to unconfigured."""
+        return self._attempt(self._free)
+
+    def _attempt(self, step: Callable[[], None]) -> TransitionCallbackReturn:
+        """Run a step; a named error refuses the transition, anything else is a bug that must be seen."""
+        is_through = False
+        try:
+            with self._changing:
+                step()
+            is_through = True
+        except VsdError as error:
+            self.get_logger().error(f"{type(error).__name__}: {error}")
+            return TransitionCallbackReturn.FAILURE
+        finally:
+            if not is_through:
+                if sys.exc_info()[0] is not None:  # rclpy swallows it
+                    self.get_logger().error(traceback.format_exc())
+                self._free()
+        return TransitionCallbackReturn.SUCCESS
+
+    def _make(self) -> None:
+        if self._part is None:
+            self._entities.wait()
+            self._part = self._build(self, self._failed)
+
+    def _begin(self) -> None:
+        self._make()
+        self._failure = None
+        if self._part is not None:
+            self._part.begin()
+        self._is_acting = True
+
+    def _begin_and_wait(self) -> None:
+        self._begin()
+        pause = threading.Event()
+        while not (self._is_closed or self._failure or (self._part is None or self._part.is_settled)):
+            pause.wait(LOOK_S)
+        if self._failure is not None:
+            raise self._failure
+
+    def _free(self) -> None:
+        with self._changing:
+            part, self._part, self._is_acting = self._part, None, False
+            if part is not None:
+                part.close()
+            self._entities.doom()
+        if self.executor is not None:
+            self.executor.wake()
+
+    def _failed(self, error: VsdError | None = None) -> None:
+        """Take a part's failure: the end of the process, or only of what it does."""
+        if self.autostart:
+            self._stop(error)
+            return
+        self._failure = error
+        # Not on the part's own thread, which its close may wait for.
+        threading.Thread(target=partial(self._give_up, error), daemon=True).start()
+
+    def _give_up(self, error: VsdError | None) -> None:
+        with self._changing:
+            if self._is_acting and self._failure is error:
+                self.get_logger().error(f"{type(error).__name__}: {error}")
+                self.trigger_deactivate()

@@ -1,0 +1,1 @@
+"""The four nodes: camera, VLM, locomotion, monitor."""

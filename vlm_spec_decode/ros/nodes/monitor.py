@@ -1,0 +1,217 @@
+"""Makes what people look at: overlay, markers, path, and plain numbers to plot. Commands nothing.
+
+Draws only what somebody subscribes to, so that an unwatched robot spends nothing on it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from geometry_msgs.msg import PoseStamped
+from nav_msgs.msg import Odometry, Path
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage
+from std_msgs.msg import Float64, String
+from visualization_msgs.msg import MarkerArray
+
+from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.actions.plan import Plan
+from vlm_spec_decode.core.errors import ActionParseError, ImageError
+from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.ros import visualization as markers
+from vlm_spec_decode.ros import visualization as overlay
+from vlm_spec_decode.ros.convert import from_compressed, to_compressed, to_seconds
+from vlm_spec_decode.ros.params import Parameter, Parameters
+from vlm_spec_decode.ros.qos import COMMAND, LATCHED
+from vlm_spec_decode.ros.stamps import STEADY, ClockConverter
+from vlm_spec_decode.ros.subscriptions import listen
+
+PARAMETERS = (
+    Parameter("odom_frame", "odom", "Frame of the markers and the path."),
+    Parameter("base_frame", "base_link", "Frame of the body's box."),
+    Parameter("path_length", 600, "Poses that the path keeps.", 2, 10000),
+    Parameter(
+        "obstacle_stop_m", SafetyLimits().obstacle_stop_m, "Depth of the stop zone that is drawn.", 0.0, 2.0
+    ),
+)
+
+FIGURES = {
+    "latency_s": "Seconds from the question to the end of the last answer.",
+    "first_action_s": "Seconds from the question to its first action.",
+    "acceptance": "Share of drafted tokens that the cloud accepted.",
+    "tokens_per_pass": "Committed tokens over passes of the target.",
+    "link_s": "Estimate of the link: waiting less the target's own time, a round, mean.",
+    "uplink_bytes": "Bytes up for the last answer, without the image.",
+    "downlink_bytes": "Bytes down for the last answer.",
+    "speed_mps": "Horizontal speed by odometry.",
+    "frame_age_s": "Age of the newest frame at its arrival.",
+}
+"""Numeric topics below `vlm/figures/`, and what each says."""
+
+STEP_M = 0.03
+NEWEST = QoSProfile(depth=1)
+
+
+class MonitorNode:
+    """Hears everything, says `vlm/overlay/compressed`, `vlm/markers`, `vlm/path` and `vlm/figures/*`."""
+
+    def __init__(self, node: Node, clock: Clock) -> None:
+        self._node = node
+        self._stamps = ClockConverter(node, clock)
+        self._values = Parameters(node, PARAMETERS)
+        self._caption = overlay.Caption()
+        self._pose: markers.Pose = (0.0, 0.0, 0.0)
+        self._start: tuple[tuple[str, int], markers.Pose] = (("", -1), self._pose)
+        self._drawn: tuple[Any, ...] = ()
+        self._path = Path()
+        self._path.header.frame_id = self._values.text("odom_frame")
+        self._closed = False
+        self._is_verified = True
+        self._overlays = node.create_publisher(
+            CompressedImage, "vlm/overlay/compressed", qos_profile_sensor_data
+        )
+        self._markers = node.create_publisher(MarkerArray, "vlm/markers", LATCHED)
+        self._paths = node.create_publisher(Path, "vlm/path", NEWEST)
+        self._figures = {name: node.create_publisher(Float64, f"vlm/figures/{name}", 10) for name in FIGURES}
+
+    @property
+    def is_settled(self) -> bool:
+        """Always: there is nothing to wait for."""
+        return True
+
+    @property
+    def caption(self) -> overlay.Caption:
+        """What is written over the next frame."""
+        return self._caption
+
+    def begin(self) -> None:
+        """Listen."""
+        node = self._node
+        see, hear = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
+        newest = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability)
+        topic = "camera/image_raw/compressed"
+        listen(node, CompressedImage, topic, self._on_frame, newest, callback_group=see)
+        listen(node, Odometry, "odom", self._on_odometry, 5, callback_group=hear)
+        texts = {
+            "vlm/status": (self._on_status, LATCHED),
+            "vlm/control": (self._on_source, LATCHED),
+            "vlm/answer/partial": (self._on_partial, COMMAND),
+            "vlm/answer": (self._on_answer, COMMAND),
+            "vlm/trace": (self._on_trace, COMMAND),
+            "vlm/plan": (self._on_plan, COMMAND),
+        }
+        for topic, (take, qos) in texts.items():
+            listen(node, String, topic, take, qos, callback_group=hear)
+        node.create_timer(1.0, self._each_second, hear, clock=STEADY)
+
+    def close(self) -> None:
+        """Say nothing more. Idempotent."""
+        self._closed = True
+
+    def _say(self, name: str, value: float | None) -> None:
+        if value is not None and math.isfinite(value) and not self._closed:
+            self._figures[name].publish(Float64(data=float(value)))
+
+    def _change(self, **fields: Any) -> None:
+        caption = self._caption
+        kept = {name: getattr(caption, name) for name in ("pieces", "state", "figures", "source")}
+        self._caption = overlay.Caption(**kept | fields)
+
+    # What is heard -------------------------------------------------------------------------------
+
+    def _on_frame(self, message: CompressedImage) -> None:
+        stamp_s = to_seconds(message.header.stamp)
+        self._say("frame_age_s", self._stamps.ros_now_s() - stamp_s)
+        if self._closed or not self._overlays.get_subscription_count():
+            return
+        try:
+            drawn = overlay.draw(from_compressed(message)[0], self._caption)
+        except ImageError as error:
+            self._node.get_logger().warning(f"frame dropped: {error}", throttle_duration_sec=5.0)
+            return
+        self._overlays.publish(to_compressed(drawn, stamp_s, message.header.frame_id))
+
+    def _on_status(self, message: String) -> None:
+        data = json.loads(message.data)
+        parts = (data["state"], data["reason"], data["instruction"])
+        self._change(state=" | ".join(part for part in parts if part))
+        if data["state"] == "answering":
+            self._is_verified = data["reason"] != "unverified"
+            self._change(pieces=())
+
+    def _on_source(self, message: String) -> None:
+        self._change(source=message.data)
+
+    def _on_partial(self, message: String) -> None:
+        self._change(pieces=(self._piece(message.data),))
+
+    def _on_answer(self, message: String) -> None:
+        self._change(pieces=(self._piece(json.loads(message.data)["text"]),))
+
+    def _piece(self, text: str) -> overlay.AnswerPiece:
+        """Return words whose tokens are not told apart yet; without the cloud they are the draft's alone."""
+        return overlay.AnswerPiece(text, "committed" if self._is_verified else "drafted")
+
+    def _on_trace(self, message: String) -> None:
+        trace: Mapping[str, Any] = json.loads(message.data)
+        rounds = trace["rounds"]
+        text = "".join(piece.text for piece in self._caption.pieces)
+        said = (
+            f"{trace['strategy']}  {trace['total_s']:.2f} s  {100 * trace['acceptance_rate']:.0f} % accepted"
+        )
+        pieces = overlay.pieces_of(text, rounds) if self._is_verified else (self._piece(text),)
+        self._change(pieces=pieces, figures=said)
+        waits = [each["wait_s"] - each["verify_s"] for each in rounds]
+        self._say("latency_s", trace["total_s"])
+        self._say("first_action_s", trace["time_to_first_action_s"])
+        self._say("acceptance", trace["acceptance_rate"] if trace["drafted"] else None)
+        self._say("tokens_per_pass", trace["tokens"] / len(rounds) if rounds else None)
+        self._say("link_s", max(0.0, sum(waits) / len(waits)) if waits else None)
+        self._say("uplink_bytes", trace["uplink_bytes"])
+        self._say("downlink_bytes", trace["downlink_bytes"])
+
+    def _on_plan(self, message: String) -> None:
+        """Draw a plan when it changes; it starts where the body stood when its answer began."""
+        try:
+            plan = Plan.from_json(message.data)
+        except ActionParseError:
+            return
+        if (plan.mission, plan.answer) != self._start[0]:
+            self._start = ((plan.mission, plan.answer), self._pose)
+        content = (plan.mission, plan.answer, plan.actions)
+        if content == self._drawn or self._closed:
+            return
+        self._drawn = content
+        stamp_s, frame = self._stamps.ros_now_s(), self._values.text("odom_frame")
+        self._markers.publish(markers.plan_markers(plan, self._start[1], stamp_s, frame))
+
+    def _on_odometry(self, message: Odometry) -> None:
+        at, turned = message.pose.pose.position, message.pose.pose.orientation
+        yaw = math.atan2(2 * (turned.w * turned.z + turned.x * turned.y), 1 - 2 * (turned.y**2 + turned.z**2))
+        self._pose = (at.x, at.y, yaw)
+        twist = message.twist.twist.linear
+        self._say("speed_mps", math.hypot(twist.x, twist.y))
+        poses = self._path.poses
+        if (
+            not poses
+            or math.dist((at.x, at.y), (poses[-1].pose.position.x, poses[-1].pose.position.y)) > STEP_M
+        ):
+            self._path.poses = [*poses, PoseStamped(header=message.header, pose=message.pose.pose)][
+                -self._values.integer("path_length") :
+            ]
+
+    def _each_second(self) -> None:
+        if self._closed:
+            return
+        stamp_s = self._stamps.ros_now_s()
+        self._path.header.stamp = self._node.get_clock().now().to_msg()
+        if self._paths.get_subscription_count():
+            self._paths.publish(self._path)
+        if self._markers.get_subscription_count():
+            stop_m = self._values.real("obstacle_stop_m")
+            self._markers.publish(markers.body_marker(stamp_s, self._values.text("base_frame"), stop_m))

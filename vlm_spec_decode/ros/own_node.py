@@ -1,0 +1,168 @@
+"""A node in a ROS context of its own, and what this package asks of the middleware.
+
+What this package asks of ROS 2's middleware. Knows no node.
+
+A node in a ROS context of its own, for whoever is no node process: terminals, recorder, player, demo.
+
+It takes no signals and no arguments of the process, and nothing happens but while somebody spins it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import rclpy
+from rclpy.exceptions import InvalidNamespaceException
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
+from rclpy.validate_namespace import validate_namespace
+
+from vlm_spec_decode.core import environment
+from vlm_spec_decode.core.errors import ConfigError, MiddlewareError
+from vlm_spec_decode.core.text import is_text
+
+TRANSPORTS = "FASTDDS_BUILTIN_TRANSPORTS"
+NO_LOG_FILE = ("--ros-args", "--disable-external-lib-logs")
+"""Arguments for a process that writes no log file, or cannot."""
+
+
+def prefer_sockets() -> None:
+    """Keep Fast DDS from shared memory, unless the environment says otherwise; call it before `rclpy.init`.
+
+    Processes that are killed leave shared memory behind in a state that can silence whoever publishes to
+    them: after some forty kills of a VLM node the camera node's frames reached nobody, and a new VLM node
+    could not mend that. Frames of some 50 kB lose nothing on the loopback interface. It has no effect with
+    ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST, where rmw_fastrtps chooses by itself, and for other middleware.
+    """
+    os.environ.setdefault(TRANSPORTS, "UDPv4")
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Turn what starting ROS 2 can raise into one line. Raises MiddlewareError, ConfigError for arguments."""
+    from rclpy.exceptions import ROSInterruptException
+    from rclpy.impl.implementation_singleton import rclpy_implementation
+
+    try:
+        yield
+    except (rclpy_implementation.RCLInvalidROSArgsError, rclpy_implementation.UnknownROSArgsError) as error:
+        raise ConfigError(f"ROS arguments: {_reason(error)}") from error
+    except (rclpy_implementation.RCLError, rclpy_implementation.RMWError, RuntimeError) as error:
+        if isinstance(error, ROSInterruptException):
+            raise
+        rmw = environment.rmw_in_use() or "its middleware"
+        raise MiddlewareError(
+            f"ROS 2 does not start with {rmw}: {_reason(error)}; `vsd doctor` looks at what it reads"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what rcl says without the place in its source."""
+    return " ".join(str(error).split()).split(", at /")[0]
+
+
+ATTEMPTS, GAP_S = 6, 0.15
+"""How many nodes look for another one, and how long after each other they begin."""
+
+POLL_S = 0.005
+
+
+class OwnNode:
+    """`node` is rclpy's. Spin it and close it on one thread."""
+
+    def __init__(self, name: str, domain: int, namespace: str = "", **options: Any) -> None:
+        """Join a ROS domain; `options` go to the node.
+
+        Raises ConfigError for what is no namespace, or a variable that nobody may guess, and MiddlewareError.
+        """
+        if namespace:
+            try:
+                if not is_text(namespace):
+                    raise InvalidNamespaceException(namespace, "no text", 0)
+                validate_namespace("/" + namespace.lstrip("/"))
+            except InvalidNamespaceException as error:
+                raise ConfigError(f"{namespace!r} is no ROS namespace; /go2_a is one") from error
+        environment.refuse(os.environ, environment.ROS)
+        prefer_sockets()
+        context = self._context = rclpy.Context()
+        signals = SignalHandlerOptions.NO
+        with named():
+            # No log file, and no argument of the process: neither a full or missing log folder nor a byte
+            # that is no text may keep the e-stop from running.
+            args = list(NO_LOG_FILE)
+            rclpy.init(args=args, context=context, domain_id=domain, signal_handler_options=signals)
+            options.setdefault("use_global_arguments", False)
+            self.node = rclpy.create_node(name, context=context, namespace=namespace or None, **options)
+        self._executor = SingleThreadedExecutor(context=context)
+        self._executor.add_node(self.node)
+
+    def spin(self, duration_s: float) -> None:
+        """Take in what arrives for about `duration_s`."""
+        until_s = time.monotonic() + duration_s
+        while (left_s := until_s - time.monotonic()) > 0:
+            self._executor.spin_once(timeout_sec=left_s)
+
+    def spin_once(self, timeout_s: float) -> None:
+        """Take in one thing, waiting for it at most `timeout_s`."""
+        self._executor.spin_once(timeout_sec=timeout_s)
+
+    def close(self) -> None:
+        """Leave ROS. Idempotent."""
+        if self._context.ok():
+            self._executor.shutdown(timeout_sec=1)
+            self.node.destroy_node()
+            rclpy.shutdown(context=self._context)
+
+
+class Closable(Protocol):
+    """What `first_to_find` makes; an `OwnNode` or what holds one."""
+
+    def close(self) -> None:
+        """Leave ROS."""
+        ...
+
+
+Seeker = TypeVar("Seeker", bound=Closable)
+
+
+def first_to_find(
+    make: Callable[[], Seeker],
+    has_found: Callable[[Seeker], bool],
+    timeout_s: float,
+    others: list[Seeker] | None = None,
+) -> tuple[Seeker, bool]:
+    """Let several nodes look for somebody, and return the first that has found him.
+
+    The others leave, or are put into `others`, for whoever has something more urgent to do first.
+
+    Two participants of Fast DDS see each other within 0.12 s, or, in about a quarter of all cases, miss the
+    beginning of each other's talk and only come to it after 1 to 3 s. Which of the two happens is chance, for
+    each participant anew, so whoever is in a hurry sends another one after a moment. After `timeout_s` the
+    first node is returned, with False.
+    """
+    began_s = time.monotonic()
+    seekers: list[Seeker] = []
+    found: Seeker | None = None
+    try:
+        while found is None and (spent_s := time.monotonic() - began_s) < timeout_s:
+            if len(seekers) < ATTEMPTS and spent_s >= GAP_S * len(seekers):
+                seekers.append(make())
+            found = next((seeker for seeker in seekers if has_found(seeker)), None)
+            time.sleep(0 if found is not None else POLL_S)
+    except BaseException:
+        for seeker in seekers:
+            seeker.close()
+        raise
+    if not seekers:
+        seekers.append(make())
+    kept = seekers[0] if found is None else found
+    for seeker in seekers:
+        if seeker is not kept and others is not None:
+            others.append(seeker)
+        elif seeker is not kept:
+            seeker.close()
+    return kept, found is not None

@@ -1,0 +1,181 @@
+"""Writes docs/parameters.md from what the nodes declare. A test holds the tables against the running nodes.
+
+python -m vlm_spec_decode.ros.parameter_docs          prints the page
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from vlm_spec_decode.actions.limits import MEANINGS, SafetyLimits
+from vlm_spec_decode.ros.node_parameters import NODES, settings
+from vlm_spec_decode.ros.nodes import monitor as monitor_node
+from vlm_spec_decode.ros.params import Parameter
+
+PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {name: settings(name) for name in NODES}
+"""Every parameter of every node."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicDoc:
+    """A topic or service of a node: `in`, `out` or `serves`."""
+
+    way: str
+    name: str
+    kind: str
+    meaning: str
+
+
+def _texts(way: str, **meanings: str) -> tuple[TopicDoc, ...]:
+    return tuple(
+        TopicDoc(way, name.replace("__", "/"), "std_msgs/msg/String", said) for name, said in meanings.items()
+    )
+
+
+FRAMES = TopicDoc("in", "camera/image_raw/compressed", "sensor_msgs/msg/CompressedImage", "JPEG frames.")
+DIAGNOSTICS = TopicDoc("out", "/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", "Health, once a second.")
+
+CHANNELS: Mapping[str, tuple[TopicDoc, ...]] = {
+    "camera_node": (
+        TopicDoc(
+            "out",
+            "camera/image_raw/compressed",
+            "sensor_msgs/msg/CompressedImage",
+            "JPEG frames, stamped with their capture; sensor-data QoS.",
+        ),
+        TopicDoc("out", "camera/camera_info", "sensor_msgs/msg/CameraInfo", "Calibration of each frame."),
+        DIAGNOSTICS,
+    ),
+    "vlm_node": (
+        FRAMES,
+        *_texts(
+            "in",
+            vlm__instruction="An instruction in plain words; supersedes the one under way.",
+            vlm__request="JSON: `instruction`; or `mission`, `approve`, `dry_run`, `queue`, `lease_s`, too.",
+            vlm__heartbeat="Name of a mission whose asker lives; silence of its `lease_s` cancels it.",
+            vlm__withdraw="Name of a mission to end, whether it waits or is under way.",
+            vlm__plan__status="Where the robot stands with the plan.",
+        ),
+        *_texts(
+            "out",
+            vlm__ack="JSON: what became of a request, an instruction or a heartbeat: taken, refused, over.",
+            vlm__plan="JSON: the plan under way, republished as heartbeat.",
+            vlm__answer="JSON: a finished answer, with its frame's stamp.",
+            vlm__answer__partial="The committed text so far; transient local.",
+            vlm__trace="JSON: figures of an answer and of its rounds; transient local.",
+            vlm__run="JSON: settings and models that decide the tokens; transient local.",
+            vlm__status="JSON: state of mission and link; transient local.",
+        ),
+        TopicDoc("serves", "vlm/approve", "std_srvs/srv/SetBool", "Yes or no to the plan that is shown."),
+        DIAGNOSTICS,
+    ),
+    "locomotion_node": (
+        TopicDoc("in", "vlm/plan", "std_msgs/msg/String", "JSON: plans, which are their heartbeat, too."),
+        TopicDoc("in", "cmd_vel_teleop", "geometry_msgs/msg/Twist", "A person's velocity; before language."),
+        TopicDoc("in", "e_stop/request", "std_msgs/msg/Bool", "True engages the e-stop; never releases it."),
+        TopicDoc(
+            "out", "vlm/plan/status", "std_msgs/msg/String", "JSON: state, reason, what was carried out."
+        ),
+        TopicDoc("out", "vlm/control", "std_msgs/msg/String", "Who commands: estop, teleop, language, none."),
+        TopicDoc(
+            "in", "vlm/executor", "std_msgs/msg/String", "JSON: who else asks for this robot, or holds it."
+        ),
+        TopicDoc(
+            "out", "vlm/executor", "std_msgs/msg/String", "JSON: this executor's own claim, as heartbeat."
+        ),
+        TopicDoc("out", "odom", "nav_msgs/msg/Odometry", "Pose and velocity, with covariance."),
+        TopicDoc("serves", "e_stop", "std_srvs/srv/SetBool", "True engages and latches, false releases."),
+        TopicDoc("serves", "vlm/cancel", "std_srvs/srv/Trigger", "Drops the present mission and stops."),
+        DIAGNOSTICS,
+    ),
+    "monitor_node": (
+        FRAMES,
+        TopicDoc("in", "odom", "nav_msgs/msg/Odometry", "For path and markers."),
+        *_texts(
+            "in",
+            vlm__status="For the overlay.",
+            vlm__control="For the overlay.",
+            vlm__answer__partial="For the overlay.",
+            vlm__answer="For the overlay.",
+            vlm__trace="For overlay and figures.",
+            vlm__plan="For the markers.",
+        ),
+        TopicDoc(
+            "out",
+            "vlm/overlay/compressed",
+            "sensor_msgs/msg/CompressedImage",
+            "Frame with the answer (accepted green, corrected orange, the draft's alone blue), state and "
+            "figures; only while subscribed.",
+        ),
+        TopicDoc("out", "vlm/markers", "visualization_msgs/msg/MarkerArray", "Plan, body, stop zone."),
+        TopicDoc("out", "vlm/path", "nav_msgs/msg/Path", "Where the robot has been."),
+        *(
+            TopicDoc("out", f"vlm/figures/{name}", "std_msgs/msg/Float64", said)
+            for name, said in monitor_node.FIGURES.items()
+        ),
+    ),
+}
+"""Every topic and service of every node at its default parameters; `/tf` comes along where tf2_msgs is."""
+
+
+def page() -> str:
+    """Return docs/parameters.md."""
+    lines = [
+        "# Parameters, topics and services",
+        "",
+        "Written by `python -m vlm_spec_decode.ros.parameter_docs` from what the nodes declare. A parameter",
+        "marked live can be changed while the node runs (`ros2 param set`), and is checked; the others are",
+        "read-only.",
+        "Names without a leading slash are relative to the node's namespace.",
+        "",
+        "Every node is a managed one (`ros2 lifecycle set NODE …`): configure reads the settings and files,",
+        "activate waits until robot and cloud are there or have failed, deactivate stops the robot first.",
+        "`autostart` does the first two.",
+    ]
+    for node, parameters in PARAMETERS.items():
+        lines += [
+            "",
+            f"## {node}",
+            "",
+            "| parameter | default | range | live | meaning |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        lines += [_row(parameter) for parameter in parameters]
+        lines += ["", "| | topic or service | type | meaning |", "| --- | --- | --- | --- |"]
+        lines += [f"| {c.way} | `{c.name}` | `{c.kind}` | {c.meaning} |" for c in CHANNELS[node]]
+    return "\n".join([*lines, "", *_limits()]) + "\n"
+
+
+def _limits() -> list[str]:
+    """Return the section of what the safety gate allows; a limit without a meaning is a KeyError."""
+    lines = [
+        "## Limits file",
+        "",
+        "How fast, how far and when the robot may move is set in a YAML file that the locomotion node reads",
+        "when it starts: parameter `limits_file`, launch argument `limits`. A limit that the file does not",
+        "name keeps its default; an unknown name and a value that cannot be meant are refused.",
+        "[safety.md](safety.md#limits) has an example, and what the limits guarantee.",
+        "",
+        "| limit | default | meaning |",
+        "| --- | --- | --- |",
+    ]
+    for field in fields(SafetyLimits):
+        default = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        shown = "empty" if default == "" else f"`{default}`"
+        lines.append(f"| `{field.name}` | {shown} | {MEANINGS[field.name]} |")
+    return lines
+
+
+def _row(parameter: Parameter) -> str:
+    default = "empty" if parameter.default == "" else f"`{parameter.default}`"
+    bounds = ", ".join(parameter.choices)
+    if parameter.low is not None and parameter.high is not None:
+        bounds = f"{parameter.low:g} to {parameter.high:g}"
+    live = "yes" if parameter.live else ""
+    return f"| `{parameter.name}` | {default} | {bounds} | {live} | {parameter.description} |"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

@@ -1,0 +1,176 @@
+"""The life of a node process: build, spin, and end quietly on the first signal, whatever the state.
+
+Signal handlers run on the main thread only, and only between bytecodes. So the main thread does nothing
+but wait, and the executor spins on another: a signal is seen at once even while a callback computes.
+While the parts are still being put together (importing a model's libraries takes seconds) nothing runs
+yet that would have to be stopped, so a signal simply ends that.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import FrameType
+from typing import NoReturn
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.signals import SignalHandlerOptions
+
+from vlm_spec_decode.core import environment, internal_error
+from vlm_spec_decode.core.environment_checks import can_write, log_folder
+from vlm_spec_decode.core.errors import InternalError, VsdError
+from vlm_spec_decode.ros import node_arguments
+from vlm_spec_decode.ros.lifecycle import Build, ManagedNode
+from vlm_spec_decode.ros.own_node import NO_LOG_FILE, named, prefer_sockets
+
+RCLError = rclpy_implementation.RCLError
+WARN_EVERY_S, AGAIN_S = 5.0, 0.05
+
+
+class _EndedEarly(BaseException):
+    """A signal while the parts were being put together; no Exception, so that nobody else takes it."""
+
+
+class _Ending:
+    """Remembers that, and why, the process ends."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.error: VsdError | None = None
+        self.is_building = False
+
+    def __call__(self, error: VsdError | None = None) -> None:
+        if not self.event.is_set():
+            self.error = error
+        self.event.set()
+
+    def on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.event.set()
+        if self.is_building:
+            self.is_building = False
+            raise _EndedEarly
+
+
+def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads: int = 3) -> int:
+    """Run one node until a signal or `Stop`; return the exit code.
+
+    A fault named by the library is logged in one line and gives that error's exit code; anything else is
+    a bug, named in one line with the way to its traceback after the node has been closed, and gives 1.
+    """
+    given = sys.argv if args is None else args
+    if node_arguments.asks_for_help(given):
+        return _help(name)
+    ending = _Ending()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ending.on_signal)
+    try:
+        node = _join(name, build, ending, given)
+    except VsdError as error:
+        # Not by the logger: it may be what could not be started.
+        sys.stderr.write(f"[FATAL] [{name}]: {type(error).__name__}: {' '.join(str(error).split())}\n")
+        rclpy.try_shutdown()
+        return error.exit_code
+    try:
+        _bring_up(node, ending)
+        _serve(node, ending, threads)
+    except VsdError as error:
+        ending(error)
+    except Exception as error:  # noqa: BLE001 - the net under a node: one line, never a traceback
+        ending.error = InternalError(internal_error.told(error))
+    except _EndedEarly:
+        node.get_logger().info("ended before it had begun")
+    finally:
+        code = _report(node, ending.error)
+        node.destroy_node()
+        rclpy.try_shutdown()
+        # The interpreter gives handlers back while it ends; one more Ctrl-C would then kill it with a code.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    return code
+
+
+def _help(name: str) -> int:
+    # Its modules import this one.
+    from vlm_spec_decode.ros.node_parameters import settings
+
+    sys.stdout.write(node_arguments.help_text(name, settings(name)))
+    return 0
+
+
+def _join(name: str, build: Build, ending: _Ending, args: Sequence[str]) -> ManagedNode:
+    """Start ROS 2 in this process and make the node. Raises ConfigError or MiddlewareError."""
+    environment.refuse(os.environ, environment.ROS)
+    node_arguments.check(args)
+    prefer_sockets()
+    folder = log_folder(os.environ)
+    if folder is None or not can_write(folder):
+        args = [*args, *NO_LOG_FILE]
+    with named():
+        rclpy.init(args=list(args), signal_handler_options=SignalHandlerOptions.NO)
+        return ManagedNode(name, build, ending)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now, all of it being closed.
+
+    Freeing a model's libraries costs the interpreter more than a second of a core, in which a launch that has
+    been interrupted sees a node that does not end.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
+def _bring_up(node: ManagedNode, ending: _Ending) -> None:
+    if node.autostart:
+        ending.is_building = True
+        node.bring_up()
+        ending.is_building = False
+
+
+def _serve(node: ManagedNode, ending: _Ending, threads: int) -> None:
+    executor = MultiThreadedExecutor(threads)
+    executor.add_node(node)
+    pool = ThreadPoolExecutor(1, thread_name_prefix="spin")
+    spinning = pool.submit(_spin, executor, node, ending.event)
+    spinning.add_done_callback(lambda _: ending())
+    try:
+        ending.event.wait()
+    finally:
+        node.close()
+        executor.wake()
+        pool.shutdown()
+        # No executor.shutdown(): it frees what a callback that is still running uses at its end.
+    _raise_bug(spinning)
+
+
+def _spin(executor: MultiThreadedExecutor, node: ManagedNode, ended: threading.Event) -> None:
+    while not ended.is_set():
+        try:
+            executor.spin_once(timeout_sec=1.0)
+        except RCLError as error:
+            # A message whose bytes are not of its type: some middleware lets the taking of it fail.
+            said = f"a message could not be taken: {error}"
+            node.get_logger().error(said, throttle_duration_sec=WARN_EVERY_S)
+            ended.wait(AGAIN_S)
+        node.sweep()
+
+
+def _raise_bug(spinning: Future[None]) -> None:
+    try:
+        spinning.result()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return
+
+
+def _report(node: ManagedNode, error: VsdError | None) -> int:
+    if error is None:
+        return 0
+    node.get_logger().fatal(f"{type(error).__name__}: {error}")
+    return error.exit_code

@@ -1,0 +1,236 @@
+"""What `vsd record` listens with: subscribes to what it finds on a ROS domain and writes the bytes it hears.
+
+Topics are found while it runs, so nodes that start later are recorded too. A type whose Python messages are
+not installed cannot be subscribed to; it is named once.
+
+One subscription cannot hear everybody without loss: one that asks for latched messages does not match a
+publisher that offers none, one that is best effort loses what a reliable one would get again. So a topic has
+one subscription for each kind of publisher that is there, and what arrives twice is written once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any, TypeAlias
+
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.serialization import deserialize_message
+from std_msgs.msg import String
+
+from vlm_spec_decode.bags.record_config import Note, RecordConfig
+from vlm_spec_decode.bags.recording import STRING, Recording
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.ros.own_node import OwnNode
+
+DEPTH = {True: 1000, False: 100}
+"""Messages that may wait while one is written: reliable ones, best-effort ones (images, which are large)."""
+
+SETTLE_S = 3.0
+"""After the start: until everybody who was there before has been discovered."""
+
+WORDS = ("/vlm/request", "/vlm/instruction", "/vlm/withdraw", "/vlm/answer")
+"""Ends of the names of topics of which every message counts, also the first of a publisher."""
+
+REMEMBERED = 4096
+"""Messages of one topic that are known again when another subscription brings them too."""
+
+ACKNOWLEDGED, REQUESTED = "/vlm/ack", "/vlm/request"
+"""Ends of the names of topics that are read as well as written: what was taken, and what was asked."""
+
+Mode: TypeAlias = tuple[bool, bool]
+"""Reliable, latched: what a subscription asks of a publisher, or a publisher offers."""
+
+LIKELY: set[Mode] = {(True, True), (True, False)}
+"""For requests, before anybody has asked: whoever does lives only for a moment, and latches what he asks."""
+
+
+def mode_of(quality: QoSProfile) -> Mode:
+    """Return what an end offers or asks for."""
+    return (
+        quality.reliability == ReliabilityPolicy.RELIABLE,
+        quality.durability == DurabilityPolicy.TRANSIENT_LOCAL,
+    )
+
+
+def profile(mode: Mode) -> QoSProfile:
+    """Return the profile of a subscription."""
+    reliable, latched = mode
+    return QoSProfile(
+        depth=DEPTH[reliable],
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+    )
+
+
+def modes_for(publishers: list[Mode], subscribers: list[Mode]) -> set[Mode]:
+    """Return the subscriptions that hear all of these publishers, and those that are likely to come.
+
+    Without any publisher yet they are as those who listen want them.
+    """
+    return set(publishers or subscribers or [(True, False)])
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """What one topic's publishers have numbered, so that repeats are dropped and gaps are counted.
+
+    `from_one` counts what a publisher that came later had said before it was heard for the first time: right
+    for words, which are few, and not for streams, of which nobody misses the first moment.
+    """
+
+    from_one: bool
+    known: set[bytes] = field(default_factory=set)
+    """Publishers that were there before: where they begin is not known."""
+    gaps: int = 0
+    _newest: dict[bytes, int] = field(default_factory=dict)
+    _holes: set[tuple[bytes, int]] = field(default_factory=set)
+    _seen: OrderedDict[tuple[Any, ...], None] = field(default_factory=OrderedDict)
+
+    def is_new(self, info: dict[str, Any], data: bytes) -> bool:
+        """Whether a message is heard for the first time; takes note of its number."""
+        publisher = bytes((info.get("publisher_gid") or {}).get("data") or b"")
+        number = info.get("publication_sequence_number")
+        # A middleware that does not number (rmw_cyclonedds) has the moment of sending at least.
+        key = (publisher, number or info.get("source_timestamp"), 0 if number else hash(data))
+        if key in self._seen:
+            return False
+        self._seen[key] = None
+        if len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+        if number and publisher:
+            self._count(publisher, number)
+        return True
+
+    def _count(self, publisher: bytes, number: int) -> None:
+        newest = self._newest.get(publisher)
+        if newest is None:
+            newest = 0 if self.from_one and publisher not in self.known else number - 1
+        if number > newest:
+            new = {(publisher, missing) for missing in range(max(newest + 1, number - REMEMBERED), number)}
+            self._holes |= new
+            self.gaps += number - newest - 1
+            self._newest[publisher] = number
+        elif (publisher, number) in self._holes:
+            # Late, by another subscription or sent again: not missed after all.
+            self._holes.discard((publisher, number))
+            self.gaps -= 1
+
+
+class Recorder:
+    """Subscribes to what it finds on a ROS domain and writes it, while `spin` runs."""
+
+    def __init__(self, config: RecordConfig, note: Note) -> None:
+        self.counts: Counter[str] = Counter()
+        self._config, self._note = config, note
+        if (config.out / "metadata.yaml").exists():
+            raise ConfigError(f"{config.out} holds a walk; it is left as it is, name another folder")
+        self._bag = Recording(config.out, config.storage)
+        self._refused: set[str] = set()
+        self._modes: dict[str, set[Mode]] = {}
+        self._arrivals: dict[str, Arrivals] = {}
+        self._taken: dict[str, set[str]] = {}
+        self._requested: dict[str, set[str]] = {}
+        self._own = OwnNode("vsd_record", config.domain)
+        self._node = self._own.node
+        self._began_s = time.monotonic()
+
+    def look(self) -> None:
+        """Subscribe to topics, and to kinds of publishers, that have appeared."""
+        for topic, kinds in self._node.get_topic_names_and_types():
+            if topic in self._refused or not any(fnmatch(topic, pattern) for pattern in self._config.topics):
+                continue
+            publishers = self._node.get_publishers_info_by_topic(topic)
+            offered = [mode_of(end.qos_profile) for end in publishers]
+            asked = [
+                mode_of(end.qos_profile)
+                for end in self._node.get_subscriptions_info_by_topic(topic)
+                if end.node_name != self._node.get_name()
+            ]
+            arrivals = self._arrivals.setdefault(topic, Arrivals(topic.endswith(WORDS)))
+            if time.monotonic() - self._began_s < SETTLE_S:
+                arrivals.known |= {bytes(end.endpoint_gid) for end in publishers}
+            wanted = modes_for(offered, asked) | (LIKELY if topic.endswith(REQUESTED) else set())
+            for mode in wanted - self._modes.setdefault(topic, set()):
+                self._subscribe(topic, kinds[0], mode)
+
+    def spin(self, duration_s: float) -> None:
+        """Take in what arrives for about `duration_s`."""
+        self._own.spin(duration_s)
+
+    def missed(self) -> dict[str, int]:
+        """Return how many messages are known to be missing, by topic.
+
+        A gap in a publisher's numbers is one; so is an instruction that the VLM node has acknowledged and
+        that is not in the bag.
+        """
+        found = Counter({topic: arrivals.gaps for topic, arrivals in self._arrivals.items()})
+        for topic, taken in self._taken.items():
+            asked = self._requested.get(topic)
+            lost = len(taken) - self.counts[topic] if asked is None else len(taken - asked)
+            found[topic] = max(found[topic], lost)
+        return {topic: count for topic, count in found.items() if count > 0}
+
+    def close(self) -> None:
+        """Complete the bag and leave ROS. Idempotent."""
+        self._own.close()
+        self._bag.close()
+
+    def _subscribe(self, topic: str, kind: str, mode: Mode) -> None:
+        self._modes[topic].add(mode)
+        try:
+            message = message_type(kind)
+            self._bag.check(kind)
+        except ConfigError as error:
+            self._refused.add(topic)
+            self._note(f"{topic} is not recorded: {error}")
+            return
+        self._node.create_subscription(message, topic, self._taker(topic, kind), profile(mode), raw=True)
+
+    def _taker(self, topic: str, kind: str) -> Callable[[bytes, dict[str, Any]], None]:
+        def take(data: bytes, info: dict[str, Any]) -> None:
+            if not self._arrivals[topic].is_new(info, data):
+                return
+            if topic not in self.counts:
+                self._announce(topic, kind)
+            self._bag.write(topic, kind, data, time.time_ns())
+            self.counts[topic] += 1
+            if kind == STRING and topic.endswith((ACKNOWLEDGED, REQUESTED)):
+                self._note_mission(topic, data)
+
+        return take
+
+    def _announce(self, topic: str, kind: str) -> None:
+        """Offer the topic in the bag as those publish it who are there when it is first heard."""
+        offered = [mode_of(end.qos_profile) for end in self._node.get_publishers_info_by_topic(topic)]
+        offered = offered or sorted(self._modes[topic])
+        reliable, latched = (all(mode[i] for mode in offered) for i in (0, 1))
+        self._bag.announce(topic, kind, reliable, latched)
+
+    def _note_mission(self, topic: str, data: bytes) -> None:
+        """Take note of the missions that were asked for, and of those that the VLM node has taken."""
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
+            said = json.loads(deserialize_message(data, String).data)
+            mission = str(said["mission"])
+            if topic.endswith(REQUESTED):
+                self._requested.setdefault(topic, set()).add(mission)
+            elif mission and said["state"] == "taken":
+                asked_on = f"{topic.removesuffix(ACKNOWLEDGED)}/{said['topic']}"
+                self._taken.setdefault(asked_on, set()).add(mission)
+                if asked_on.endswith(REQUESTED):
+                    self._requested.setdefault(asked_on, set())
+
+
+def message_type(kind: str) -> Any:
+    """Return the class of a type such as `sensor_msgs/msg/Image`. Raises ConfigError if there is none."""
+    package, _, name = kind.partition("/msg/")
+    try:
+        return getattr(importlib.import_module(f"{package}.msg"), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"no Python messages of type {kind}") from error

@@ -1,0 +1,168 @@
+"""What `vsd top` shows: mission, link, decoding and robot at a glance. Drawn with rich; no ROS calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.ros.operator import Operator
+
+REFRESH_S = 0.1
+ONCE_S = 5.0
+"""How long one view waits for everybody; what is said once a second may come late on a busy computer."""
+LEVELS = {
+    b"\x00": ("OK", "green"),
+    b"\x01": ("WARN", "yellow"),
+    b"\x02": ("ERROR", "red"),
+    b"\x03": ("STALE", "dim"),
+}
+HAS_ANSWERED = frozenset({"acting", "done", "step_limit"})
+"""States of a mission that come after an answer."""
+
+COLOURS = {"done": "green", "moving": "cyan", "idle": "dim", "acting": "cyan", "answering": "magenta"}
+
+
+@dataclass(slots=True)
+class Board:
+    """The newest of everything that was said."""
+
+    status: Mapping[str, Any] = field(default_factory=dict)
+    executor: Mapping[str, Any] = field(default_factory=dict)
+    trace: Mapping[str, Any] = field(default_factory=dict)
+    partial: str = ""
+    speed_mps: float | None = None
+    place_m: tuple[float, float] | None = None
+    health: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether anything at all was heard."""
+        return bool(self.status or self.executor or self.health)
+
+    @property
+    def missing(self) -> list[str]:
+        """Who of those that always speak has not been heard yet."""
+        missing = {
+            "vlm_node (vlm/status)": not self.status,
+            "locomotion_node (vlm/plan/status)": not self.executor,
+            "diagnostics of vlm_node": not any(name.endswith(": cloud") for name in self.health),
+            "diagnostics of locomotion_node": not any(name.endswith(": executor") for name in self.health),
+        }
+        if str(self.status.get("state")) in HAS_ANSWERED and not self.trace:
+            missing["the last answer (vlm/trace)"] = True
+        return [name for name, is_missing in missing.items() if is_missing]
+
+    def hear(self, topic: str, text: str) -> None:
+        """Take one message. Raises ValueError for what is not a JSON object."""
+        if topic == "vlm/answer/partial":
+            self.partial = text
+        elif topic in ("vlm/status", "vlm/plan/status", "vlm/trace"):
+            found = json.loads(text)
+            if not isinstance(found, dict):
+                raise ValueError("not a JSON object")
+            name = {"vlm/status": "status", "vlm/plan/status": "executor", "vlm/trace": "trace"}[topic]
+            setattr(self, name, found)
+
+    def look(self, operator: Operator) -> None:
+        """Take what is not text."""
+        if operator.odometry is not None:
+            twist, at = operator.odometry.twist.twist.linear, operator.odometry.pose.pose.position
+            self.speed_mps, self.place_m = (twist.x**2 + twist.y**2) ** 0.5, (at.x, at.y)
+        for name, status in operator.diagnostics.items():
+            self.health[name] = (LEVELS[bytes(status.level)][0], str(status.message))
+
+    def document(self) -> dict[str, Any]:
+        """Return all of it for JSON."""
+        return {
+            "status": dict(self.status),
+            "executor": dict(self.executor),
+            "trace": {key: value for key, value in self.trace.items() if key != "rounds"},
+            "answer": self.partial,
+            "speed_mps": self.speed_mps,
+            "place_m": self.place_m,
+            "missing": self.missing,
+            "diagnostics": {
+                name: {"level": level, "message": said} for name, (level, said) in self.health.items()
+            },
+        }
+
+
+def view(board: Board) -> Group:
+    """Return the picture of a board."""
+    return Group(_mission(board), _decoding(board), _health(board))
+
+
+def show(
+    operator: Operator, board: Board, clock: Clock, seconds: float | None, *, quiet: bool, once: bool
+) -> None:
+    """Draw until the time is up or an interrupt; `quiet` draws nothing, `once` only at the end."""
+    until_s = None if seconds is None else clock.now() + seconds
+    console = Console(quiet=quiet)
+    try:
+        if once or quiet:
+            while (until_s is None or clock.now() < until_s) and not (once and not board.missing):
+                _take(operator, board)
+            console.print(view(board))
+            return
+        with Live(view(board), console=console, auto_refresh=False, screen=console.is_terminal) as live:
+            while until_s is None or clock.now() < until_s:
+                _take(operator, board)
+                live.update(view(board), refresh=True)
+    except KeyboardInterrupt:
+        return
+
+
+def _take(operator: Operator, board: Board) -> None:
+    operator.spin(REFRESH_S)
+    board.look(operator)
+
+
+def _mission(board: Board) -> Panel:
+    status, executor = board.status, board.executor
+    table = Table.grid(padding=(0, 2))
+    state = str(status.get("state", "nothing heard yet"))
+    why = ": ".join(str(part) for part in (status.get("reason"), status.get("detail")) if part)
+    table.add_row("mission", Text(f"{state} {why}".strip(), style=COLOURS.get(state, "bold")))
+    table.add_row("instruction", Text(str(status.get("instruction", ""))))
+    table.add_row("answer", Text(board.partial, style="cyan"))
+    doing = f"{executor.get('state', '')} {executor.get('action', '')} {executor.get('reason', '')}".strip()
+    table.add_row("robot", Text(doing, style=COLOURS.get(str(executor.get("state")), "bold")))
+    if board.speed_mps is not None and board.place_m is not None:
+        x_m, y_m = board.place_m
+        table.add_row("odometry", f"{board.speed_mps:.2f} m/s at ({x_m:.2f}, {y_m:.2f}) m")
+    return Panel(table, title="vlm_spec_decode", title_align="left")
+
+
+def _decoding(board: Board) -> Panel:
+    trace, table = board.trace, Table.grid(padding=(0, 2))
+    if trace:
+        first_s = trace["time_to_first_action_s"]
+        first = "none" if first_s is None else f"{first_s:.2f} s"
+        table.add_row("strategy", f"{trace['strategy']} ({trace['rule']})")
+        table.add_row("answer", f"{trace['tokens']} tokens in {trace['total_s']:.2f} s, first action {first}")
+        table.add_row("acceptance", f"{100 * trace['acceptance_rate']:.0f} % of {trace['drafted']} drafted")
+        table.add_row("target passes", str(trace["target_passes"]))
+        table.add_row(
+            "bytes",
+            f"{trace['uplink_bytes']} up, {trace['downlink_bytes']} down, image {trace['image_bytes']}",
+        )
+    else:
+        table.add_row("no answer yet")
+    return Panel(table, title="last answer", title_align="left")
+
+
+def _health(board: Board) -> Panel:
+    table = Table.grid(padding=(0, 2))
+    styles = dict(LEVELS.values())
+    for name, (level, said) in sorted(board.health.items()):
+        table.add_row(name, Text(level, style=styles[level]), Text(said))
+    return Panel(table, title="diagnostics", title_align="left")

@@ -1,0 +1,92 @@
+"""Every callback of a node behind one guard: whatever a message holds, it must not end the node.
+
+rclpy lets what a callback raises end the executor, and with it the process. A message that some other node
+sends must not be able to do that to the one that carries every stop. So nodes subscribe with `listen`: an
+error is counted and logged with its topic, told to whoever depends on the topic, and shown in `/diagnostics`.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from vlm_spec_decode.ros import diagnostics
+
+WARN_EVERY_S = 5.0
+
+
+@dataclass(slots=True)
+class _Fault:
+    """How often one callback has failed, and how the last time."""
+
+    count: int = 0
+    last: str = ""
+
+
+_LOCK = threading.Lock()
+_FAULTS: WeakKeyDictionary[Any, dict[str, _Fault]] = WeakKeyDictionary()
+
+
+def listen(
+    node: Any,
+    kind: Any,
+    topic: str,
+    take: Callable[[Any], None],
+    qos: Any,
+    *,
+    on_fault: Callable[[str], None] | None = None,
+    **options: Any,
+) -> Any:
+    """Subscribe to `topic` behind the guard and return the subscription.
+
+    `on_fault` hears in one line what `take` raised, so that what depends on the topic can count it as silent.
+    """
+    return node.create_subscription(kind, topic, guarded(node, topic, take, on_fault), qos, **options)
+
+
+def guarded(
+    node: Any, name: str, take: Callable[[Any], None], on_fault: Callable[[str], None] | None = None
+) -> Callable[[Any], None]:
+    """Return `take` with every Exception caught, counted under `name` and logged."""
+
+    def handle(message: Any) -> None:
+        try:
+            take(message)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the node must live
+            said = f"{type(error).__name__}: {error}"[:300]
+            _note(node, name, said)
+            if on_fault is not None:
+                on_fault(said)
+
+    return handle
+
+
+def guarded_timer(node: Any, name: str, act: Callable[[], None]) -> Callable[[], None]:
+    """Return a timer's callback behind the same guard."""
+    handle = guarded(node, f"timer {name}", lambda _: act())
+    return lambda: handle(None)
+
+
+def _note(node: Any, name: str, said: str) -> None:
+    with _LOCK:
+        fault = _FAULTS.setdefault(node, {}).setdefault(name, _Fault())
+        fault.count, fault.last = fault.count + 1, said
+    logger = node.get_logger()
+    logger.error(f"{name}: dropped, it cannot be used: {said}", throttle_duration_sec=WARN_EVERY_S)
+    logger.debug(traceback.format_exc())
+
+
+def fault_lines(node: Any, name: str) -> list[diagnostics.Health]:
+    """Return a line of diagnostics that names every callback of `node` that has failed; none if none has."""
+    with _LOCK:
+        faults = {topic: (fault.count, fault.last) for topic, fault in _FAULTS.get(node, {}).items()}
+    if not faults:
+        return []
+    values = {topic: f"{count}; last: {last}" for topic, (count, last) in sorted(faults.items())}
+    total = sum(count for count, _ in faults.values())
+    said = f"{total} messages could not be used: {', '.join(sorted(faults))}"
+    return [diagnostics.Health(f"{name}: messages", diagnostics.WARN, said, values)]

@@ -1,0 +1,1 @@
+"""The simulated robot's own DDS interface: state machine, services, topics, video."""

@@ -1,0 +1,354 @@
+"""The simulator's end of DDS: the domain, request and reply, and the state topics.
+
+Opening a DDS domain for the simulator.
+
+The simulator has a participant of its own instead of the SDK's `ChannelFactory`: that one hides why it
+failed, writes a trace file into the system's temp folder and cannot take a service off the network again.
+Topic names, types and quality of service are the SDK's.
+
+Request and reply over DDS: the robot's end of the Unitree RPC.
+
+One thread waits for requests of all services and hands them on; answers may come from any thread. Requests
+are kept in order, up to 64 per service, where the SDK's own Python server drops the newest beyond 10. A
+service that is not wanted has no reader on the network, so that callers see 3102 as with a sport service
+that is off. Knows nothing of what a service does.
+
+The state topics: `SportModeState_` and `LowState_`, at full and at low rate.
+
+Python needs some 145 and 370 µs to encode the two, so a topic is written only while somebody listens. Fields
+that nobody reads from a robot (feet, since firmware 1.1.7) stay zero. Knows snapshots of the robot, not its
+world.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from cyclonedds.core import (
+    DDSException,
+    InstanceState,
+    Listener,
+    ReadCondition,
+    SampleState,
+    ViewState,
+    WaitSet,
+)
+from cyclonedds.domain import Domain, DomainParticipant
+from cyclonedds.pub import DataWriter
+from cyclonedds.qos import Policy, Qos
+from cyclonedds.sub import DataReader
+from cyclonedds.topic import Topic
+from cyclonedds.util import duration
+from unitree_sdk2py.idl.default import unitree_go_msg_dds__LowState_, unitree_go_msg_dds__SportModeState_
+from unitree_sdk2py.idl.unitree_api.msg.dds_ import (
+    Request_,
+    RequestHeader_,
+    Response_,
+    ResponseHeader_,
+    ResponseStatus_,
+)
+from unitree_sdk2py.idl.unitree_go.msg.dds_ import LowState_, SportModeState_
+
+from vlm_spec_decode.core.dds import domain_xml
+from vlm_spec_decode.core.errors import ConfigError, DomainBusy
+from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.sim.go2.robot import Snapshot
+from vlm_spec_decode.sim.go2.services import Reply, Service
+
+MAX_DOMAIN = 232
+"""Above this the ports that DDS derives from the domain id do not exist."""
+PROBE_S = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class DdsDomain:
+    """An open domain; lives as long as its two parts."""
+
+    domain: Domain
+    participant: DomainParticipant
+
+
+class ReaderCount(Listener):  # type: ignore[misc]
+    """Counts the readers that a writer has; give it to the writer and keep it as long.
+
+    Of the ways to ask, the only one that cyclonedds 0.10 and 11 share.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers = 0
+
+    def on_publication_matched(self, writer: Any, status: Any) -> None:
+        """Take what the DDS library tells on its own thread."""
+        del writer
+        self.readers = status.current_count
+
+    def leave(self, writer: DataWriter[Any]) -> None:
+        """Hear nothing of the writer any more; to be called before it is let go.
+
+        A callback holds its writer: one that ran while everybody else lets go would delete it, and deadlock.
+        """
+        writer.set_listener(None)
+
+
+def open_domain(domain_id: int, interface: str) -> DdsDomain:
+    """Join a domain on one network interface. Raises ConfigError if that is not possible."""
+    if not 0 <= domain_id <= MAX_DOMAIN:
+        raise ConfigError(f"DDS domain {domain_id} does not exist; use 0 to {MAX_DOMAIN}")
+    known = [name for _, name in socket.if_nameindex()]
+    if interface not in known:
+        raise ConfigError(f"no network interface {interface!r} here; there are: {', '.join(known)}")
+    try:
+        return DdsDomain(Domain(domain_id, domain_xml(interface)), DomainParticipant(domain_id))
+    except DDSException as error:
+        raise ConfigError(
+            f"cannot open DDS domain {domain_id} on interface {interface!r}: {error.msg}"
+        ) from error
+
+
+def refuse_second_robot(dds: DdsDomain, clock: Clock, service: str = "sport") -> None:
+    """Make sure that no other robot serves this domain. Raises DomainBusy."""
+    topic: Topic[Any] = Topic(dds.participant, f"rt/api/{service}/request", Request_)
+    audience = ReaderCount()
+    writer: DataWriter[Any] = DataWriter(dds.participant, topic, listener=audience)
+    deadline_s = clock.now() + PROBE_S
+    while clock.now() < deadline_s and not audience.readers:
+        clock.sleep(0.05)
+    audience.leave(writer)
+    if audience.readers:
+        raise DomainBusy(
+            f"a robot already serves {service!r} on DDS domain {dds.participant.get_domain_id()}; "
+            "stop it or choose another domain"
+        )
+
+
+API_VERSION_ID = 1
+"""Internal api id that every service answers with its version."""
+QUEUE = 64
+POLL_S = 0.05
+
+
+@dataclass(slots=True)
+class _ServiceEndpoint:
+    """One service's place on the network; `reader` and `condition` are there while it is open."""
+
+    service: Service
+    requests: Topic[Any]
+    writer: DataWriter[Any]
+    reader: DataReader[Any] | None = None
+    condition: ReadCondition | None = None
+
+
+class RequestServer:
+    """Serves services until `stop`. `wanted` names the ones on the network now, `deaf` swallows requests."""
+
+    def __init__(
+        self,
+        dds: DdsDomain,
+        services: Iterable[Service],
+        wanted: Callable[[], frozenset[str]],
+        deaf: Callable[[], bool],
+    ) -> None:
+        self._dds = dds
+        self._wanted = wanted
+        self._deaf = deaf
+        self._waitset = WaitSet(dds.participant)
+        self._desks = [self._desk(service) for service in services]
+        self._stopped = threading.Event()
+        self.is_open = False
+        """Whether requests are heard by now."""
+
+    def run(self) -> None:
+        """Serve until `stop` is called from another thread."""
+        while not self._stopped.is_set():
+            wanted = self._wanted()
+            for desk in self._desks:
+                if (desk.service.name in wanted) != (desk.reader is not None):
+                    self._close(desk) if desk.reader else self._open(desk)
+            self.is_open = True
+            self._waitset.wait(duration(seconds=POLL_S))
+            for desk in self._desks:
+                if desk.reader is not None:
+                    self._serve(desk, desk.reader)
+        for desk in self._desks:
+            self._close(desk)
+
+    def stop(self) -> None:
+        """Let `run` return within its polling time."""
+        self._stopped.set()
+
+    def _desk(self, service: Service) -> _ServiceEndpoint:
+        participant = self._dds.participant
+        base = f"rt/api/{service.name}"
+        writer: DataWriter[Any] = DataWriter(participant, Topic(participant, f"{base}/response", Response_))
+        return _ServiceEndpoint(service, Topic(participant, f"{base}/request", Request_), writer)
+
+    def _open(self, desk: _ServiceEndpoint) -> None:
+        qos = Qos(Policy.Reliability.Reliable(duration(milliseconds=100)), Policy.History.KeepLast(QUEUE))
+        desk.reader = DataReader(self._dds.participant, desk.requests, qos)
+        states = ViewState.Any | SampleState.NotRead | InstanceState.Alive
+        desk.condition = ReadCondition(desk.reader, states)
+        self._waitset.attach(desk.condition)
+
+    def _close(self, desk: _ServiceEndpoint) -> None:
+        if desk.condition is not None:
+            self._waitset.detach(desk.condition)
+        # Cyclone's Python entities leave the network when their last reference goes.
+        desk.condition = None
+        desk.reader = None
+
+    def _serve(self, desk: _ServiceEndpoint, reader: DataReader[Any]) -> None:
+        for request in reader.take(N=QUEUE):
+            if isinstance(request, Request_) and not self._deaf():
+                self._dispatch(desk, request)
+
+    def _dispatch(self, desk: _ServiceEndpoint, request: Request_) -> None:
+        header: RequestHeader_ = request.header
+
+        def answer(reply: Reply) -> None:
+            if header.policy.noreply or self._deaf():
+                return
+            status = ResponseStatus_(reply.code)
+            ok = reply.code == 0
+            binary = list(reply.binary) if ok else []
+            response = Response_(ResponseHeader_(header.identity, status), reply.data if ok else "", binary)
+            desk.writer.write(response)
+
+        if header.identity.api_id == API_VERSION_ID:
+            answer(Reply(data=desk.service.version))
+        else:
+            desk.service.handle(header.identity.api_id, request.parameter, answer)
+
+
+CELLS = 8
+FAR_M = 8.0
+"""What the range fields say where nothing is seen; the message has no infinity on a real robot."""
+
+
+def quaternion(roll_rad: float, pitch_rad: float, yaw_rad: float) -> list[float]:
+    """Return w, x, y, z of the z-y-x rotation."""
+    cr, sr = math.cos(roll_rad / 2), math.sin(roll_rad / 2)
+    cp, sp = math.cos(pitch_rad / 2), math.sin(pitch_rad / 2)
+    cy, sy = math.cos(yaw_rad / 2), math.sin(yaw_rad / 2)
+    return [
+        cr * cp * cy + sr * sp * sy,
+        sr * cp * cy - cr * sp * sy,
+        cr * sp * cy + sr * cp * sy,
+        cr * cp * sy - sr * sp * cy,
+    ]
+
+
+class StateMessages:
+    """The two messages, made once and filled anew; `epoch_s` is the robot's clock at its start."""
+
+    def __init__(self, epoch_s: float) -> None:
+        self._epoch_s = epoch_s
+        self._sport = unitree_go_msg_dds__SportModeState_()
+        self._low = unitree_go_msg_dds__LowState_()
+
+    def sport(self, state: Snapshot) -> SportModeState_:
+        """Return the high-level state; the next call reuses the object."""
+        message = self._sport
+        stamp_s = self._epoch_s + state.time_s
+        message.stamp.sec = int(stamp_s)
+        message.stamp.nanosec = int((stamp_s - int(stamp_s)) * 1e9)
+        message.error_code = state.code
+        message.mode = state.mode
+        message.progress = state.progress
+        message.gait_type = state.gait
+        self._imu(message.imu_state, state)
+        message.position = [state.odometry.x_m, state.odometry.y_m, state.body_height_m]
+        message.body_height = state.body_height_m
+        vx, vy, vyaw = state.velocity
+        message.velocity = [vx, vy, 0.0]
+        message.yaw_speed = vyaw
+        message.range_obstacle = [min(range_m, FAR_M) for range_m in state.range_obstacle_m]
+        return message
+
+    def low(self, state: Snapshot) -> LowState_:
+        """Return the low-level state; the next call reuses the object."""
+        message = self._low
+        self._imu(message.imu_state, state)
+        message.tick = int(state.time_s * 1000) & 0xFFFFFFFF
+        for motor, angle in zip(message.motor_state, state.joints_rad, strict=False):
+            motor.q = angle
+        volts = 24.0 + 8.0 * state.battery_soc
+        bms = message.bms_state
+        bms.soc = round(100 * state.battery_soc)
+        bms.current = -1500
+        bms.cell_vol = [round(1000 * volts / CELLS)] * CELLS + [0] * (15 - CELLS)
+        message.power_v = volts
+        message.power_a = 1.5
+        return message
+
+    @staticmethod
+    def _imu(imu: Any, state: Snapshot) -> None:
+        imu.rpy = [state.roll_rad, state.pitch_rad, state.yaw_rad]
+        imu.quaternion = quaternion(state.roll_rad, state.pitch_rad, state.yaw_rad)
+        imu.gyroscope = list(state.imu.turning_radps)
+        imu.accelerometer = list(state.imu.acceleration_mps2)
+
+
+@dataclass(slots=True)
+class _StateTopic:
+    """One topic, its rate and when it is due."""
+
+    writer: DataWriter[Any]
+    audience: ReaderCount
+    fill: Callable[[Snapshot], Any]
+    period_s: float
+    is_sport: bool
+    due_s: float = 0.0
+
+
+class StatePublisher:
+    """Writes what is due and listened to. Rates in Hz; 0 switches a pair of topics off."""
+
+    def __init__(self, dds: DdsDomain, epoch_s: float, *, rate_hz: float, lf_rate_hz: float) -> None:
+        messages = StateMessages(epoch_s)
+        self._feeds = [
+            self._feed(dds, f"rt/{prefix}{name}", kind, fill, hz, is_sport)
+            for prefix, hz in (("", rate_hz), ("lf/", lf_rate_hz))
+            if hz > 0
+            for name, kind, fill, is_sport in (
+                ("sportmodestate", SportModeState_, messages.sport, True),
+                ("lowstate", LowState_, messages.low, False),
+            )
+        ]
+
+    def publish(self, now_s: float, snapshot: Callable[[], Snapshot], *, sport_on: bool) -> None:
+        """Write the topics that are due at `now_s`; without the sport service its state is silent."""
+        due = [feed for feed in self._feeds if now_s >= feed.due_s and (sport_on or not feed.is_sport)]
+        heard = [feed for feed in due if feed.audience.readers]
+        for feed in due:
+            # Keep the beat; after a stall begin a new one instead of catching up.
+            feed.due_s = max(feed.due_s + feed.period_s, now_s)
+        state = snapshot() if heard else None
+        for feed in heard:
+            if state is not None:
+                feed.writer.write(feed.fill(state))
+
+    def close(self) -> None:
+        """Write nothing more. Idempotent."""
+        while self._feeds:
+            feed = self._feeds.pop()
+            feed.audience.leave(feed.writer)
+
+    @staticmethod
+    def _feed(
+        dds: DdsDomain,
+        topic: str,
+        kind: type,
+        fill: Callable[[Snapshot], Any],
+        rate_hz: float,
+        is_sport: bool,
+    ) -> _StateTopic:
+        audience = ReaderCount()
+        described: Topic[Any] = Topic(dds.participant, topic, kind)
+        writer: DataWriter[Any] = DataWriter(dds.participant, described, listener=audience)
+        return _StateTopic(writer, audience, fill, 1.0 / rate_hz, is_sport)

@@ -1,0 +1,235 @@
+"""The simulated robot as services and topics see it: world, sport states, odometry, battery and faults.
+
+Between state machine and body: the body's news to the machine, the machine's wishes to the body.
+
+One lock makes it safe for the request thread, the control loop and the render thread. Knows nothing of DDS.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.sim.go2.faults import FaultSchedule
+from vlm_spec_decode.sim.go2.firmware import DOCUMENTED, Firmware
+from vlm_spec_decode.sim.go2.state_machine import BodyCommand, SportStateMachine, StateCode, StateRequest
+from vlm_spec_decode.sim.physics.base import Imu
+from vlm_spec_decode.sim.world import World
+
+
+def attend(machine: SportStateMachine, world: World, now_s: float) -> BodyCommand:
+    """Tell the machine how the body is, and return what the machine wants of it now."""
+    if world.has_fallen and not machine.fallen:
+        machine.fall(now_s)
+    machine.body_is_there = world.posture_settled
+    return machine.advance(now_s)
+
+
+def hold(world: World, wanted: BodyCommand) -> None:
+    """Let the body take the attitude that is wanted; velocities are the caller's."""
+    tilt = wanted.attitude
+    world.set_posture(tilt.height_m, tilt.roll_rad, tilt.pitch_rad, tilt.yaw_rad, limp=wanted.limp)
+
+
+MAX_TICK_S = 0.1
+"""The world's longest step after a stall of the loop; the rest of the stall is lost, not caught up."""
+
+FULL_DRAIN_S = 1.5 * 3600
+"""A full 8,000 mAh battery lasts one to two hours."""
+LOW_BATTERY_SOC = 0.09
+LOW_BATTERY_DRAIN_S = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Odometry2D:
+    """Pose in the odometry frame, whose origin is where the robot was switched on."""
+
+    x_m: float
+    y_m: float
+    yaw_rad: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that the state topics say, at one moment of the robot's time."""
+
+    time_s: float
+    code: int
+    mode: int
+    gait: int
+    progress: float
+    odometry: Odometry2D
+    velocity: tuple[float, float, float]
+    body_height_m: float
+    roll_rad: float
+    pitch_rad: float
+    yaw_rad: float
+    imu: Imu
+    joints_rad: tuple[float, ...]
+    range_obstacle_m: tuple[float, float, float, float]
+    battery_soc: float
+
+
+class SimulatedRobot:
+    """A world, a state machine and a clock behind one lock. `drift` is odometry's scale error (0 is none)."""
+
+    def __init__(
+        self,
+        world: World,
+        clock: Clock,
+        faults: FaultSchedule,
+        *,
+        code: StateCode = StateCode.DAMPING,
+        drift: float = 0.0,
+        firmware: Firmware = DOCUMENTED,
+    ) -> None:
+        self.firmware = firmware
+        self._world = world
+        self._clock = clock
+        self._faults = faults
+        self._lock = threading.Lock()
+        self._machine = SportStateMachine(clock.now(), code)
+        self._drift = drift
+        self._ticked_s = clock.now()
+        self._last_pose = world.pose
+        self._odometry = Odometry2D(0.0, 0.0, 0.0)
+        self._clearance_m = 0.0
+        self._soc = 0.94
+        self._fell = False
+        self._started_s = clock.now()
+        self._frozen: Snapshot | None = None
+        self.sport_on = True
+        self.auto_recovery = False
+
+    def now_s(self) -> float:
+        """Return the time of the robot's clock."""
+        return self._clock.now()
+
+    def fault(self, name: str) -> bool:
+        """Return whether that fault is there now."""
+        return self._faults.active(name, self._clock.now())
+
+    def arm_faults(self) -> None:
+        """Start the faults' clock, if it does not run yet."""
+        self._faults.arm(self._clock.now())
+
+    def ask(self, request: StateRequest) -> bool:
+        """Begin a posture; whether it is obeyed."""
+        return self._obey(lambda machine, now_s: machine.ask(request, now_s))
+
+    def stop(self) -> bool:
+        """End the motion."""
+        return self._obey(lambda machine, now_s: machine.stop(now_s))
+
+    def move(self, vx_mps: float, vy_mps: float, vyaw_radps: float, *, clearance_m: float = 0.0) -> bool:
+        """Walk for the next 1 s, not forward within `clearance_m` of something in front."""
+        self._clearance_m = clearance_m
+        return self._obey(lambda machine, now_s: machine.move(vx_mps, vy_mps, vyaw_radps, now_s))
+
+    def look(self, roll_rad: float, pitch_rad: float, yaw_rad: float) -> bool:
+        """Tilt the standing body."""
+        return self._obey(lambda machine, now_s: machine.look(roll_rad, pitch_rad, yaw_rad, now_s))
+
+    def set_gait(self, gait: StateCode) -> bool:
+        """Choose the gait that walking reports."""
+        return self._obey(lambda machine, now_s: machine.set_gait(gait, now_s))
+
+    def set_speed_level(self, level: int) -> None:
+        """Choose the share of the velocity limits; -1, 0 or 1."""
+        with self._lock:
+            self._machine.speed_level = level
+
+    def odometry(self) -> Odometry2D:
+        """Return the pose in the odometry frame."""
+        with self._lock:
+            return self._odometry
+
+    @contextmanager
+    def drawing(self) -> Iterator[World]:
+        """Lend the world to whoever draws it; the control loop waits meanwhile, so be brief."""
+        with self._lock:
+            yield self._world
+
+    def tick(self) -> None:
+        """Advance robot and world to the clock's now; called at the control rate."""
+        with self._lock:
+            now_s = self._clock.now()
+            dt_s, self._ticked_s = min(now_s - self._ticked_s, MAX_TICK_S), now_s
+            if self._faults.active("fall", now_s) and not self._fell:
+                self._fell = True
+                self._machine.fall(now_s)
+                self._world.topple()
+            self._drive(now_s)
+            self._world.step(dt_s)
+            self._integrate()
+            low = self._faults.active("low_battery", now_s)
+            self._soc = min(self._soc, LOW_BATTERY_SOC) if low else self._soc
+            self._soc = max(0.0, self._soc - dt_s / (LOW_BATTERY_DRAIN_S if low else FULL_DRAIN_S))
+
+    def snapshot(self) -> Snapshot:
+        """Return the state to publish; the same one over and over while the stamp is frozen."""
+        with self._lock:
+            now_s = self._clock.now()
+            if not self._faults.active("frozen_stamp", now_s):
+                self._frozen = None
+                return self._observe(now_s)
+            if self._frozen is None:
+                self._frozen = self._observe(now_s)
+            return self._frozen
+
+    def _obey(self, act: Callable[[SportStateMachine, float], bool]) -> bool:
+        with self._lock:
+            now_s = self._clock.now()
+            if self._faults.active("frozen_stamp", now_s):
+                return True
+            return act(self._machine, now_s)
+
+    def _drive(self, now_s: float) -> None:
+        body = attend(self._machine, self._world, now_s)
+        vx, vy, vyaw = body.vx_mps, body.vy_mps, body.vyaw_radps
+        if self._faults.active("frozen_stamp", now_s):
+            vx = vy = vyaw = 0.0
+        elif vx > 0.0 and self._clearance_m > 0.0 and self._world.range_obstacle()[0] < self._clearance_m:
+            vx = 0.0
+        self._world.command(vx, vy, vyaw)
+        hold(self._world, body)
+
+    def _integrate(self) -> None:
+        """Add the step just made to the odometry, in the body's own frame and with its scale error."""
+        old, new = self._last_pose, self._world.pose
+        self._last_pose = new
+        dx, dy = new.x_m - old.x_m, new.y_m - old.y_m
+        turn = math.remainder(new.yaw_rad - old.yaw_rad, 2 * math.pi)
+        angle = self._odometry.yaw_rad - old.yaw_rad
+        cos, sin = math.cos(angle), math.sin(angle)
+        scale = 1.0 + self._drift
+        self._odometry = Odometry2D(
+            self._odometry.x_m + scale * (cos * dx - sin * dy),
+            self._odometry.y_m + scale * (sin * dx + cos * dy),
+            math.remainder(self._odometry.yaw_rad + scale * turn, 2 * math.pi),
+        )
+
+    def _observe(self, now_s: float) -> Snapshot:
+        world, machine = self._world, self._machine
+        roll, pitch, yaw = world.attitude
+        return Snapshot(
+            time_s=now_s - self._started_s,
+            code=self.firmware.code(machine.code),
+            mode=machine.legacy_mode if self.firmware.fills_mode else 0,
+            gait=machine.gait_type if self.firmware.fills_mode else 0,
+            progress=machine.progress(now_s),
+            odometry=self._odometry,
+            velocity=world.velocity,
+            body_height_m=world.body_height_m,
+            roll_rad=roll,
+            pitch_rad=pitch,
+            yaw_rad=math.remainder(yaw - world.pose.yaw_rad + self._odometry.yaw_rad, 2 * math.pi),
+            imu=world.imu,
+            joints_rad=world.joint_angles,
+            range_obstacle_m=world.range_obstacle(),
+            battery_soc=self._soc,
+        )

@@ -1,0 +1,22 @@
+"""Which body a world has: kinematic (fast, exact, for training) or physical (walks on its legs)."""
+
+from __future__ import annotations
+
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.sim.physics.physical_world import PhysicalWorld
+from vlm_spec_decode.sim.scene import Scene
+from vlm_spec_decode.sim.world import World
+
+BODIES: dict[str, type[World]] = {"kinematic": World, "physical": PhysicalWorld}
+
+
+def check_body(body: str) -> None:
+    """Raise ConfigError for a body that there is not."""
+    if body not in BODIES:
+        raise ConfigError(f"body: {body!r} is none of {', '.join(BODIES)}")
+
+
+def make_world(scene: Scene, *, body: str = "kinematic", seed: int = 0) -> World:
+    """Return a world with that body. Raises ConfigError (no such body, its files are missing), SceneError."""
+    check_body(body)
+    return BODIES[body](scene, seed=seed)

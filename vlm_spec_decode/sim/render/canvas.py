@@ -1,0 +1,155 @@
+"""One offscreen OpenGL context that draws any world.
+
+Making a context costs some 50 ms, a frame 2 to 4 ms; so a canvas outlives the worlds it draws. All models
+of `sim.physics.room_model` share their textures and have no meshes, planes or height fields, which is what
+makes a context of one model fit another.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+import mujoco
+import numpy as np
+import numpy.typing as npt
+
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.sim.physics.room_model import GROUP_CEILING, GROUP_HULL, GROUP_ROBOT, WorldModel
+
+Rgb8 = npt.NDArray[np.uint8]
+"""Image [H, W, 3], red green blue."""
+
+QUALITIES = ("fast", "nice")
+_MAX_GEOMS = 600
+
+
+NOTHING_DRAWS = "no offscreen OpenGL here (install libosmesa6, and unset MUJOCO_GL and PYOPENGL_PLATFORM): {}"
+
+
+class Canvas:
+    """Draws models into arrays of at most `max_width_px` x `max_height_px`.
+
+    `quality` "fast" has neither shadows nor multisampling; "nice" has shadows and draws at twice the
+    size, then averages. Use it from one thread at a time.
+    """
+
+    def __init__(
+        self, model: mujoco.MjModel, max_width_px: int, max_height_px: int, quality: str = "fast"
+    ) -> None:
+        """Make the context. Raises ValueError for an unknown quality, ConfigError where nothing draws."""
+        if quality not in QUALITIES:
+            raise ValueError(f"quality must be one of {', '.join(QUALITIES)}, not {quality!r}")
+        self._factor = 2 if quality == "nice" else 1
+        self._size = (max_width_px, max_height_px)
+        self._nice = quality == "nice"
+        width, height = self._factor * max_width_px, self._factor * max_height_px
+        self._gl = _context(width, height)
+        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+        model.vis.quality.offsamples = 0
+        model.vis.quality.shadowsize = 4096 if self._nice else 0
+        try:
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        except mujoco.FatalError as error:
+            raise ConfigError(NOTHING_DRAWS.format(error)) from error
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+        # Runs at the interpreter's exit at the latest, while the OpenGL bindings still work.
+        self._free = weakref.finalize(self, _free, self._gl, self._context)
+        self._scene: mujoco.MjvScene | None = None
+        self._model: mujoco.MjModel | None = None
+        self._option = mujoco.MjvOption()
+
+    def draw(
+        self,
+        built: WorldModel,
+        data: mujoco.MjData,
+        camera: mujoco.MjvCamera,
+        width_px: int,
+        height_px: int,
+        *,
+        robot: bool = False,
+        ceiling: bool = True,
+    ) -> Rgb8:
+        """Return the camera's view [height, width, 3]."""
+        scene = self._update(built, data, camera, robot, ceiling)
+        flags = scene.flags
+        flags[mujoco.mjtRndFlag.mjRND_SHADOW] = self._nice
+        flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = not ceiling
+        flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = False
+        k = self._factor
+        big = self._read(scene, k * width_px, k * height_px)
+        if k == 1:
+            return big
+        mean = big.reshape(height_px, k, width_px, k, 3).mean(axis=(1, 3))
+        small: Rgb8 = (mean + 0.5).astype(np.uint8)
+        return small
+
+    def draw_objects(
+        self, built: WorldModel, data: mujoco.MjData, camera: mujoco.MjvCamera, width_px: int, height_px: int
+    ) -> npt.NDArray[np.int32]:
+        """Return which object each pixel shows [height, width]: an index into the scene's objects or -1."""
+        scene = self._update(built, data, camera, robot=False, ceiling=True)
+        flags = scene.flags
+        flags[mujoco.mjtRndFlag.mjRND_SHADOW] = flags[mujoco.mjtRndFlag.mjRND_SKYBOX] = False
+        flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = True
+        ids = self._read(scene, width_px, height_px).astype(np.int32) @ np.array(
+            [1, 256, 65536], dtype=np.int32
+        )
+        shown = np.full(_MAX_GEOMS + 1, -1, dtype=np.int32)
+        for geom in scene.geoms[: scene.ngeom]:
+            if geom.objtype == mujoco.mjtObj.mjOBJ_GEOM and geom.segid >= 0:
+                shown[geom.segid + 1] = built.geom_object[geom.objid]
+        labels: npt.NDArray[np.int32] = shown[ids]
+        return labels
+
+    def close(self) -> None:
+        """Free the context. Idempotent."""
+        self._free()
+
+    def _update(
+        self, built: WorldModel, data: mujoco.MjData, camera: mujoco.MjvCamera, robot: bool, ceiling: bool
+    ) -> mujoco.MjvScene:
+        if not self._free.alive:
+            raise ValueError("this canvas is closed")
+        if self._scene is None or self._model is not built.model:
+            self._scene, self._model = mujoco.MjvScene(built.model, maxgeom=_MAX_GEOMS), built.model
+        groups = self._option.geomgroup
+        groups[GROUP_ROBOT], groups[GROUP_CEILING], groups[GROUP_HULL] = robot, ceiling, False
+        mujoco.mjv_updateScene(
+            built.model, data, self._option, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene
+        )
+        if self._nice:
+            for geom in self._scene.geoms[: self._scene.ngeom]:
+                if geom.objid in built.shadowless:
+                    # Decoration casts no shadow: walls, doors and ceiling must not keep the lamp out.
+                    geom.category = mujoco.mjtCatBit.mjCAT_DECOR.value
+        return self._scene
+
+    def _read(self, scene: mujoco.MjvScene, width_px: int, height_px: int) -> Rgb8:
+        most = (self._factor * self._size[0], self._factor * self._size[1])
+        if width_px > most[0] or height_px > most[1]:
+            raise ValueError(
+                f"{width_px} x {height_px} px is larger than this canvas ({most[0]} x {most[1]})"
+            )
+        self._gl.make_current()
+        rect = mujoco.MjrRect(0, 0, width_px, height_px)
+        mujoco.mjr_render(rect, scene, self._context)
+        out = np.empty((height_px, width_px, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(out, None, rect, self._context)
+        return out[::-1]
+
+
+def _context(width: int, height: int) -> mujoco.GLContext:
+    """Make an OpenGL context the current one. Raises ConfigError where nothing draws."""
+    try:
+        context = mujoco.GLContext(width, height)
+        context.make_current()
+    # What MuJoCo and PyOpenGL raise without a display, a library or a device; AttributeError: MUJOCO_GL=off.
+    except (mujoco.FatalError, ImportError, RuntimeError, AttributeError, OSError, TypeError) as error:
+        raise ConfigError(NOTHING_DRAWS.format(error)) from error
+    return context
+
+
+def _free(gl: mujoco.GLContext, context: mujoco.MjrContext) -> None:
+    gl.make_current()
+    context.free()
+    gl.free()

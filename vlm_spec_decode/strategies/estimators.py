@@ -1,0 +1,130 @@
+"""Running estimates that policies steer by. Knows numbers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+FORGET = 0.93
+
+
+@dataclass(slots=True)
+class RunningMean:
+    """An exponentially forgetting mean that starts from a prior worth `trust` observations."""
+
+    value: float
+    rate: float = 0.2
+    trust: int = 1
+    count: int = 0
+
+    def learn(self, observed: float) -> None:
+        """Take one observation; the first ones weigh more the less the prior is trusted."""
+        self.count += 1
+        self.value += max(self.rate, 1 / (self.count + self.trust)) * (observed - self.value)
+
+
+@dataclass(slots=True)
+class RunningRatio:
+    """A ratio of two forgetting sums, seconds per token say; the mean of single ratios would be too high."""
+
+    keep: float = 0.7
+    value: float = 0.0
+    _above: float = 0.0
+    _below: float = 0.0
+
+    def learn(self, above: float, below: float) -> None:
+        """Take one observation of both."""
+        self._above, self._below = self.keep * self._above + above, self.keep * self._below + below
+        self.value = self._above / self._below if self._below else 0.0
+
+
+@dataclass(slots=True)
+class StepCost:
+    """What a forward pass of n rows takes: `base_s` and, for each row past `free`, `slope` of it.
+
+    A least-squares line that forgets; the slope that it starts from counts as two observations.
+    """
+
+    slope: float
+    free: int
+    base_s: float = 0.0
+    _sums: list[float] = field(default_factory=lambda: [0.0] * 5)
+
+    def learn(self, rows: int, seconds: float) -> None:
+        """Take one measured pass."""
+        if seconds <= 0:
+            return
+        extra = float(max(0, rows - self.free))
+        if not self.base_s:
+            base_s = seconds / (1 + self.slope * extra)
+            self._add(0.0, base_s)
+            self._add(20.0, base_s * (1 + 20 * self.slope))
+        self._sums = [FORGET * total for total in self._sums]
+        self._add(extra, seconds)
+        n, x, y, xx, xy = self._sums
+        spread = n * xx - x * x
+        per_row_s = max(0.0, (n * xy - x * y) / spread) if spread > 1e-9 else 0.0
+        self.base_s = max(1e-9, (y - per_row_s * x) / n)
+        self.slope = per_row_s / self.base_s
+
+    def rows_within(self, seconds: float) -> int:
+        """Return how many rows a pass of `seconds` may have; 0 if there is not time for one."""
+        if seconds < self.base_s or not self.base_s:
+            return 0
+        return self.free + int((seconds / self.base_s - 1) / max(self.slope, 1e-3))
+
+    def _add(self, x: float, y: float) -> None:
+        for index, term in enumerate((1.0, x, y, x * x, x * y)):
+            self._sums[index] += term
+
+
+@dataclass(slots=True)
+class VerdictTime:
+    """How long a verdict takes: RTT + T_v; 0 before it is known.
+
+    The first pass, which reads the prompt, counts only as long as there is no other.
+    """
+
+    rtt_s: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
+    pass_s: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
+
+    @property
+    def seconds(self) -> float:
+        """Return the expected wait."""
+        return self.rtt_s.value + self.pass_s.value
+
+    def learn(self, waited_s: float, compute_s: float) -> None:
+        """Take one round."""
+        self.rtt_s.learn(max(0.0, waited_s - compute_s))
+        if self.pass_s.count == 1:
+            self.pass_s.value = compute_s
+        self.pass_s.learn(compute_s)
+
+
+@dataclass(slots=True)
+class HysteresisSwitch:
+    """Whether to do what is doubtful: it must help in `high` of the rounds to come on, in `low` to stay on.
+
+    While it is off, a round is a probe now and then, ever more rarely, or nothing would be learned.
+    """
+
+    is_on: bool = True
+    is_probe: bool = False
+    low: float = 0.3
+    high: float = 0.6
+    probe_after: int = 8
+    help: RunningMean = field(default_factory=lambda: RunningMean(0.0, rate=0.3, trust=1))
+    _trusted: bool = False
+    _off_for: int = 0
+
+    def learn(self, helped: bool, is_doubtful: bool) -> None:
+        """Take one round and decide about the next."""
+        if self.is_on:
+            self.help.learn(float(helped))
+            self._trusted = self.help.value >= (self.low if self._trusted else self.high)
+        self._off_for += 1
+        self.is_on = not is_doubtful or self._trusted
+        self.is_probe = not self.is_on and self._off_for >= self.probe_after
+        if self.is_probe:
+            self.is_on, self.probe_after = True, 2 * self.probe_after
+        if self.is_on:
+            self._off_for = 0

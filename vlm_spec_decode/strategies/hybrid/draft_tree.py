@@ -1,0 +1,276 @@
+"""The draft tree at the edge: its nodes, which of them to expand next, and which are worth sending.
+
+Nodes of the edge's speculation tree, and how far the draft's probabilities of them can be trusted.
+
+The edge's speculation tree while it grows: what to expand next, and what is worth sending.
+
+Weights are probabilities of a node's whole path under the draft, sharpened as the target has agreed so far,
+and mixed with what early verdicts say. A node gets its number when it is sent: what is held back travels
+once it has become likely.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+import numpy as np
+
+from vlm_spec_decode.core.ports import Drafter
+from vlm_spec_decode.core.types import DraftMessage, SamplingParams, Tokens
+from vlm_spec_decode.decoding.sampling import ranking_scores
+from vlm_spec_decode.decoding.tree import WEIGHT_STEP, quantise
+from vlm_spec_decode.strategies.estimators import RunningMean
+from vlm_spec_decode.strategies.rejection import ProposalLog
+
+
+@dataclass(slots=True)
+class TreeNode:
+    """A node: the token after its parent, the draft's log-probability of it, and whether it is expanded.
+
+    `verdicts` is what exits have said comes next, shallow ones first, each with its trust. `is_drawn`: the
+    draft's one draw after its parent (rule `rejection`), the only child that may be sent.
+    """
+
+    token: int
+    log_prob: float
+    parent: TreeNode | None
+    depth: int
+    number: int = 0
+    expanded: bool = False
+    children: dict[int, TreeNode] = field(default_factory=dict)
+    verdicts: list[tuple[int, float]] = field(default_factory=list)
+    is_drawn: bool = False
+
+    def path(self) -> Tokens:
+        """Return the tokens from the root's child down to this node."""
+        tokens: list[int] = []
+        place = self
+        while place.parent is not None:
+            tokens.append(place.token)
+            place = place.parent
+        return tuple(reversed(tokens))
+
+    def chance(self, token: int, prior: float) -> float:
+        """Return the probability of `token` next: each exit is right with its trust, or knows nothing.
+
+        P(x | e) = t [x = e] + (1 - t) P(x), deeper exits on top of what shallower ones have left.
+        """
+        for said, trust in self.verdicts:
+            prior = (1 - trust) * prior + (trust if said == token else 0.0)
+        return prior
+
+
+@dataclass(slots=True)
+class Calibration:
+    """How far the draft's own probabilities can be trusted: one exponent, learned from every verdict."""
+
+    sharpness: float = 1.0
+
+    def log_probs(self, scores: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[float]:
+        """Return the log-probabilities of `scores` (best first), sharpened."""
+        scaled = self.sharpness * (scores - scores[0])
+        return list(scaled - math.log(float(np.exp(scaled).sum())))
+
+
+CHILDREN = 6
+"""Choices kept of one expanded node."""
+
+FLOOR = 0.002
+"""Nodes less likely than this are neither expanded nor sent."""
+
+UNFORESEEN = 0.01
+"""Probability of a token that the draft has not thought of, before an exit names it."""
+
+
+@dataclass(slots=True)
+class DraftTree:
+    """The tree below the committed tokens. `base` counts those; `root` stands for them."""
+
+    drafter: Drafter
+    params: SamplingParams
+    proposals: ProposalLog | None = None
+    prefix: Tokens = ()
+    root: TreeNode = field(default_factory=lambda: TreeNode(-1, 0.0, None, 0))
+    calibration: Calibration = field(default_factory=Calibration)
+    agreement: RunningMean = field(default_factory=lambda: RunningMean(0.7, trust=2))
+    _next_number: int = 1
+    _ranking: list[tuple[float, TreeNode]] | None = None
+    _sent: dict[int, TreeNode] = field(default_factory=dict)
+
+    def ranked(self, floor: float) -> list[tuple[float, TreeNode]]:
+        """Return (weight, node) of all nodes likelier than `floor`, likeliest first, root included.
+
+        Parents come before their children. Nothing below `FLOOR` is ranked.
+        """
+        if self._ranking is None:
+            self._ranking = self._rank()
+        return [*takewhile(lambda entry: entry[0] >= floor, self._ranking)]
+
+    def _rank(self) -> list[tuple[float, TreeNode]]:
+        heap, out, order = [(-1.0, 0, self.root)], list[tuple[float, TreeNode]](), 1
+        while heap:
+            negative, _, place = heapq.heappop(heap)
+            out.append((-negative, place))
+            for token, child in place.children.items():
+                prior = math.exp(child.log_prob)
+                weight = negative * (place.chance(token, prior) if place.verdicts else prior)
+                if -weight >= FLOOR:
+                    heapq.heappush(heap, (weight, order, child))
+                    order += 1
+        return out
+
+    def leaves(self, floor: float) -> Iterator[tuple[float, TreeNode]]:
+        """Yield (weight, node) of all nodes that may be expanded, likeliest first."""
+        return ((w, p) for w, p in self.ranked(floor) if not p.expanded and self._may_go_on(p))
+
+    def expand(self, places: list[TreeNode]) -> None:
+        """Score `places` in one batched draft step and add the likeliest tokens after each."""
+        rows: dict[int, int] = {id(self.root): 0}
+        tokens, parents = list[int](), list[int]()
+        for place in places:
+            self._add_rows(place, rows, tokens, parents)
+        logits = self.drafter.score(self.prefix, tuple(tokens), tuple(parents))
+        for place in places:
+            row = logits[rows[id(place)]]
+            scores = ranking_scores(row, len(self.prefix) + place.depth, self.params)
+            best = np.argsort(-scores, kind="stable")[:CHILDREN]
+            best = best[scores[best] > -1e8]
+            log_probs = self.calibration.log_probs(scores[best]) if len(best) else []
+            for token, log_prob in zip(best, log_probs, strict=True):
+                self.offer(place, int(token), log_prob)
+            if self.proposals:
+                self._draw(place, self.proposals.draw(self.prefix + place.path(), row))
+            place.expanded = True
+
+    def offer(self, place: TreeNode, token: int, log_prob: float) -> TreeNode:
+        """Add a child, or raise the weight of the one that is there."""
+        self._ranking = None
+        child = place.children.get(token)
+        if child is None:
+            child = place.children[token] = TreeNode(token, log_prob, place, place.depth + 1)
+        child.log_prob = max(child.log_prob, log_prob)
+        return child
+
+    def offer_path(self, place: TreeNode, tokens: Iterable[int], log_prob: float) -> None:
+        """Add a run of free drafts below `place`."""
+        for token in tokens:
+            place = self.offer(place, token, log_prob)
+
+    def adopt(self, draft: DraftMessage) -> None:
+        """Take the chain that has gone with the question as sent."""
+        place = self.root
+        rows = zip(draft.tokens, draft.weights or (0,) * len(draft.tokens), strict=True)
+        for number, (token, weight) in enumerate(rows, draft.first_node):
+            place = self.offer(place, token, -WEIGHT_STEP * weight)
+            place.number = number
+            self._sent[number] = place
+        self._next_number = draft.first_node + len(draft.tokens)
+
+    def advance(self, tokens: Tokens) -> None:
+        """Commit `tokens`: re-root where they lead, keep what hangs there, forget the rest."""
+        self._learn(tokens)
+        self._ranking = None
+        place: TreeNode | None = self.root
+        for token in tokens:
+            place = place.children.get(token) if place else None
+        self.prefix += tokens
+        self.root = place or TreeNode(-1, 0.0, None, 0)
+        self.root.parent, self.root.log_prob = None, 0.0
+        self._renumber_depths()
+        self._sent = {p.number: p for p in self._walk() if p.number}
+
+    def outcome(self, node: int, token: int) -> Tokens | None:
+        """Return the tokens that would be committed if `node` were the last accepted and `token` followed."""
+        place = self._sent.get(node) if node else self.root
+        return (*place.path(), token) if place else None
+
+    def suppose(self, path: Tokens, trusts: Sequence[float]) -> list[float]:
+        """Take an early verdict: position i of `path` is right with trust `trusts[i]`.
+
+        Returns what each position's probability was before.
+        """
+        place, priors, self._ranking = self.root, list[float](), None
+        for token, trust in zip(path, trusts, strict=True):
+            known = place.children.get(token)
+            priors.append(place.chance(token, math.exp(known.log_prob) if known else 0.0))
+            child = known or self.offer(place, token, math.log(UNFORESEEN))
+            place.verdicts.append((token, trust))
+            place = child
+        return priors
+
+    def drawn_chain(self) -> list[TreeNode]:
+        """Return the draws below the root, one after the other.
+
+        Under the `rejection` rule this is what may be sent, in this order and all of it: to drop or to choose
+        by what was drawn would bias the answer. Other children are outcomes to draft ahead from.
+        """
+        chain, place = list[TreeNode](), self.root
+        while place.children and (drawn := [c for c in place.children.values() if c.is_drawn]):
+            place = drawn[0]
+            chain.append(place)
+        return chain
+
+    def _draw(self, place: TreeNode, token: int) -> None:
+        """Mark the draw after `place`: as likely as draws have been accepted, the others share the rest."""
+        accepted = min(0.95, max(0.05, self.agreement.value))
+        for child in place.children.values():
+            child.log_prob += math.log(1 - accepted)
+        drawn = self.offer(place, token, math.log(accepted))
+        drawn.is_drawn = True
+
+    def draft(self, places: list[TreeNode], answer: int, epoch: int) -> DraftMessage:
+        """Number `places` (parents before children) and return the message that sends them."""
+        first = self._next_number
+        for number, place in enumerate(places, first):
+            place.number = number
+            self._sent[number] = place
+        self._next_number += len(places)
+        parents = tuple(p.parent.number if p.parent and p.parent is not self.root else 0 for p in places)
+        weights = tuple(quantise(p.log_prob) for p in places)
+        tokens = tuple(p.token for p in places)
+        return DraftMessage(answer, epoch, len(self.prefix), first, tokens, parents, weights)
+
+    def _may_go_on(self, place: TreeNode) -> bool:
+        length = len(self.prefix) + place.depth
+        return place.token not in self.params.stop_ids and length < self.params.max_tokens
+
+    def _add_rows(self, place: TreeNode, rows: dict[int, int], tokens: list[int], parents: list[int]) -> None:
+        if id(place) in rows or place.parent is None:
+            return
+        self._add_rows(place.parent, rows, tokens, parents)
+        tokens.append(place.token)
+        parents.append(rows[id(place.parent)])
+        rows[id(place)] = len(tokens)
+
+    def _learn(self, tokens: Tokens) -> None:
+        """Learn from each committed token whose place had been expanded: was it the first choice?"""
+        place: TreeNode | None = self.root
+        for token in tokens:
+            if place is None or not place.expanded:
+                return
+            ranked = sorted(place.children.values(), key=lambda c: -c.log_prob)
+            first = next((c for c in ranked if c.is_drawn), None) or next(iter(ranked), None)
+            hit = first is not None and first.token == token
+            self.agreement.learn(float(hit))
+            if ranked:
+                surprise = float(hit) - math.exp(ranked[0].log_prob)
+                sharper = self.calibration.sharpness * math.exp(0.1 * surprise)
+                self.calibration.sharpness = min(3.0, max(0.3, sharper))
+            place = place.children.get(token)
+
+    def _walk(self) -> Iterable[TreeNode]:
+        stack = list(self.root.children.values())
+        while stack:
+            place = stack.pop()
+            yield place
+            stack.extend(place.children.values())
+
+    def _renumber_depths(self) -> None:
+        self.root.depth = 0
+        for place in self._walk():
+            assert place.parent is not None
+            place.depth = place.parent.depth + 1

@@ -1,0 +1,147 @@
+"""What the edge has drawn in one answer and from what, and the half of the `rejection` rule that it owns.
+
+Strategies choose which prefixes to draft and know nothing of the rule. Here drafts get their q, and a commit
+that leaves its last token to the edge gets it (separate rejection sampling, PicoSpec 2603.19133 section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from vlm_spec_decode.core.ports import Verifier
+from vlm_spec_decode.core.types import (
+    AnswerRequest,
+    Commit,
+    Correction,
+    DraftMessage,
+    Event,
+    Hint,
+    SamplingParams,
+    Support,
+    Tokens,
+)
+from vlm_spec_decode.decoding.counter_rng import CounterRng, KeyedCounterRng
+from vlm_spec_decode.decoding.sampling import Row, pick
+from vlm_spec_decode.decoding.sparse import Q_UNIT, certain, draw_correction, truncated, weights
+
+IDS_OF_SHORT_Q = 3
+"""Ids to which a q that travels whole is cut before it is sampled (`residual="cloud"`)."""
+
+
+@dataclass(slots=True)
+class ProposalLog:
+    """Draws from the draft's q, one per prefix: a prefix that is drafted again gets the same token."""
+
+    params: SamplingParams
+    chance: CounterRng = field(init=False)
+    _drawn: dict[Tokens, Support] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.chance = KeyedCounterRng(self.params.seed)
+
+    def draw(self, prefix: Tokens, logits: Row) -> int:
+        """Return the draft's token after `prefix`, whose logits [vocab] are `logits`."""
+        if self.params.rule == "coupled":
+            return pick(logits, len(prefix), self.params)
+        if prefix not in self._drawn:
+            parts = weights(logits, self.params, Q_UNIT)
+            if self.params.residual == "cloud":
+                parts = truncated(parts, IDS_OF_SHORT_Q)
+            token = self.chance.index(parts, "draft", prefix)
+            ids = np.flatnonzero(parts)
+            others = zip(ids.tolist(), parts[ids].tolist(), strict=True)
+            mine = (token, int(parts[token]))
+            self._drawn[prefix] = (mine, *(other for other in others if other[0] != token))
+        return self._drawn[prefix][0][0]
+
+    def q(self, prefix: Tokens, token: int) -> Support:
+        """Return what `token` was drawn from; one that was not drawn here was certain to be proposed."""
+        support = self.drawn_from(prefix)
+        return support if support and support[0][0] == token else certain(token)
+
+    def along(self, prefix: Tokens, chain: Tokens) -> tuple[Support, ...]:
+        """Return what each token of a chain below `prefix` was drawn from."""
+        return tuple(self.q(prefix + chain[:depth], token) for depth, token in enumerate(chain))
+
+    def drawn_from(self, prefix: Tokens) -> Support:
+        """Return the q from which the token after `prefix` was drawn, () if none was."""
+        return self._drawn.get(prefix, ())
+
+
+@dataclass(slots=True)
+class ResidualCorrector:
+    """A verifier whose commits are complete: what the cloud leaves to the edge is drawn on the way.
+
+    One answer long. Drafts pass with the q that `proposals` remembers.
+    """
+
+    inner: Verifier
+    proposals: ProposalLog
+    tokens: Tokens = ()
+    _paths: dict[int, Tokens] = field(default_factory=dict)
+
+    def open(self, request: AnswerRequest) -> None:
+        """Open the answer."""
+        self.tokens = request.committed
+        self.inner.open(request)
+
+    def submit(self, hint: Hint) -> None:
+        """Pass on, a draft with its q."""
+        self.inner.submit(replace(hint, q=self._q(hint)) if isinstance(hint, DraftMessage) else hint)
+
+    def poll(self) -> Event | None:
+        """Return the next event, if it is there, as `wait` does."""
+        while event := self.inner.poll():
+            if complete := self._completed(event):
+                return complete
+        return None
+
+    def wait(self, timeout_s: float) -> Event:
+        """Wait for the next event and draw what it leaves open."""
+        while True:
+            if complete := self._completed(self.inner.wait(timeout_s)):
+                return complete
+
+    def cancel(self) -> None:
+        """Pass on."""
+        self.inner.cancel()
+
+    def close(self) -> None:
+        """Pass on."""
+        self.inner.close()
+
+    def _q(self, draft: DraftMessage) -> tuple[Support, ...]:
+        found: list[Support] = []
+        numbered = enumerate(zip(draft.tokens, draft.parents, strict=True), start=draft.first_node)
+        for number, (token, parent) in numbered:
+            prefix = self._paths.get(parent, self.tokens[: draft.base])
+            self._paths[number] = (*prefix, token)
+            support = self.proposals.q(prefix, token)
+            found.append(support if self.proposals.params.residual == "cloud" else support[:1])
+        return tuple(found) if any(s[0][1] < Q_UNIT for s in found) else ()
+
+    def _completed(self, event: Event) -> Event | None:
+        if not isinstance(event, Commit):
+            return event
+        self.tokens += event.tokens[max(0, len(self.tokens) - event.start) :]
+        position = event.start + len(event.tokens)
+        token = self._correction(event, position) if position == len(self.tokens) else None
+        whole = replace(event, residual=None)
+        if token is not None:
+            self.tokens += (token,)
+            finished = self.proposals.params.ends(len(self.tokens), token)
+            whole = replace(whole, tokens=(*event.tokens, token), finished=finished)
+        return whole if whole.tokens else None
+
+    def _correction(self, commit: Commit, position: int) -> int | None:
+        """Draw and send the token at `position`; None if there is none to draw, or not yet."""
+        target = commit.residual
+        if target is None:
+            return None
+        drawn = self.proposals.drawn_from(self.tokens)
+        token = draw_correction(target, drawn, self.proposals.chance, self.tokens)
+        answer = -4 * (len(target.tail) + 1) if token is None else token
+        self.inner.submit(Correction(commit.answer, commit.epoch, position, answer))
+        return token

@@ -1,0 +1,304 @@
+"""Episodes in held-out rooms: carried out in virtual time, and judged from the truth.
+
+What happened in an episode, and whether that was what had been asked: judged from the truth, not words.
+
+Every kind of instruction has its own rule of success; all of them demand that nothing was touched, and that
+the models themselves ended the mission.
+
+Episodes in held-out rooms: look, answer, act in virtual time, with the project's own executor.
+
+The target alone decodes: under the `coupled` rule every strategy would say the same. Knows no training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image as PilImage
+from tqdm import tqdm
+
+from vlm_spec_decode.actions.grammar import language
+from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.actions.parser import parse_answer
+from vlm_spec_decode.actions.plan import Plan
+from vlm_spec_decode.control.action_runner import InlineCallRunner
+from vlm_spec_decode.control.executor import Executor, run_plan
+from vlm_spec_decode.control.safety import SafetyGate
+from vlm_spec_decode.core.clock import VirtualClock
+from vlm_spec_decode.core.errors import ActionParseError
+from vlm_spec_decode.core.types import SamplingParams
+from vlm_spec_decode.edge.engine import Engine, EngineConfig
+from vlm_spec_decode.edge.mission_loop import LOOK_AGAIN, Mission
+from vlm_spec_decode.edge.verifier_local import LocalVerifier
+from vlm_spec_decode.models.grammar import constrained
+from vlm_spec_decode.models.model import VlmModel
+from vlm_spec_decode.sim.headless import HeadlessGo2
+from vlm_spec_decode.sim.objects import SceneObject, footprint_radius_m
+from vlm_spec_decode.sim.render.camera import FrontCamera
+from vlm_spec_decode.sim.render.views import WorldViews
+from vlm_spec_decode.sim.scene import Pose2D, random_scene
+from vlm_spec_decode.sim.world import World
+from vlm_spec_decode.train import instructions
+from vlm_spec_decode.train.tasks import DECLINED_KINDS, FOLLOW_STEPS, Task, wanted_motion
+
+REACHED_M = 0.7
+STOPPED_M = 0.25
+"""Allowed error of "stop N metres before"."""
+
+FACED_DEG = 15.0
+STAYED_M = 0.3
+MOVED_M, MOVED_DEG = 0.15, 5.0
+"""Allowed errors of a plain motion."""
+
+MIN_WAY_M = 0.5
+"""Of shorter ways the ratio says nothing."""
+
+APPROACHES = ("go to", "stop before", "go and act", "nearest or outermost", "behind")
+
+
+@dataclass(slots=True)
+class Episode:
+    """What happened: answers, actions carried out, the path at each step's end, and how it stopped."""
+
+    task: Task
+    answers: list[str] = field(default_factory=list)
+    executed: list[str] = field(default_factory=list)
+    path: list[Pose2D] = field(default_factory=list)
+    status: str = "running"
+    reason: str = ""
+    collisions: int = 0
+    first_distance_m: float = math.nan
+    distance_m: float = math.nan
+    bearing_deg: float = math.nan
+    item: SceneObject | None = None
+    success: bool = False
+
+    @property
+    def travelled_m(self) -> float:
+        """Length of the path."""
+        steps = zip(self.path, self.path[1:], strict=False)
+        return sum(math.hypot(b.x_m - a.x_m, b.y_m - a.y_m) for a, b in steps)
+
+    @property
+    def way_over_straight(self) -> float | None:
+        """Length of the path over the straight line to where the robot stopped before the thing.
+
+        None for another kind of instruction or a way that is too short. The straight line goes through
+        whatever stands on it, so 1 is a bound, not always a way.
+        """
+        straight_m = self.first_distance_m - self.distance_m
+        if self.task.kind not in APPROACHES or not straight_m >= MIN_WAY_M:
+            return None
+        return self.travelled_m / straight_m
+
+    @property
+    def declined(self) -> bool:
+        """Whether the first or last answer refuses in words."""
+        said = " ".join((*self.answers[:1], *self.answers[-1:]))
+        return any(text in said for text in ("no ,", "i do not know", "there is no"))
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data for a report, without the path."""
+        task = self.task
+        keys = ("success", "status", "reason", "collisions", "answers")
+        return {
+            "seed": task.seed,
+            "kind": task.kind,
+            "instruction": task.goal.text,
+            "thing": task.thing,
+            "seen_at_start": task.seen_at_start,
+            "held_out_pair": task.is_held_out_pair,
+            "distance_m": None if math.isnan(self.distance_m) else round(self.distance_m, 3),
+            "travelled_m": round(self.travelled_m, 2),
+            "way_over_straight": None if (ratio := self.way_over_straight) is None else round(ratio, 3),
+        } | {key: getattr(self, key) for key in keys}
+
+
+def judge(episode: Episode) -> bool:
+    """Whether the robot did what it was told, by the truth about the room at the end."""
+    if episode.collisions:
+        return False
+    if episode.task.kind == "follow":
+        near = episode.distance_m <= instructions.FOLLOW_M + 0.5
+        return episode.status == "step_limit" and near and abs(episode.bearing_deg) <= 2 * FACED_DEG
+    return episode.status == "done" and _RULES[episode.task.kind](episode)
+
+
+def _reached(episode: Episode) -> bool:
+    return episode.distance_m <= REACHED_M
+
+
+def _acted(episode: Episode) -> bool:
+    wanted = episode.task.goal.action.replace(" ", "")
+    return _reached(episode) and wanted in [text.replace(" ", "") for text in episode.executed]
+
+
+def _stopped(episode: Episode) -> bool:
+    return abs(episode.distance_m - episode.task.goal.stop_m) <= STOPPED_M
+
+
+def _faced(episode: Episode) -> bool:
+    return abs(episode.bearing_deg) <= FACED_DEG and _stayed(episode)
+
+
+def _found(episode: Episode) -> bool:
+    # Half the camera's field of view: the thing is at least partly in the picture.
+    return abs(episode.bearing_deg) <= 55.0 and _stayed(episode) and not episode.declined
+
+
+def _stayed(episode: Episode) -> bool:
+    first, last = episode.path[0], episode.path[-1]
+    return math.hypot(last.x_m - first.x_m, last.y_m - first.y_m) <= STAYED_M
+
+
+def _passed(episode: Episode) -> bool:
+    """The thing lies behind now, and was on the other side of the body when it was nearest."""
+    item = episode.item
+    if item is None:
+        return False
+    radius = footprint_radius_m(item.kind, item.scale)
+    nearest, side = math.inf, 0.0
+    for a, b in zip(episode.path, episode.path[1:], strict=False):
+        dx, dy = b.x_m - a.x_m, b.y_m - a.y_m
+        length = math.hypot(dx, dy)
+        if length < 0.05:
+            continue
+        ox, oy = item.x_m - a.x_m, item.y_m - a.y_m
+        share = min(1.0, max(0.0, (ox * dx + oy * dy) / length**2))
+        away = math.hypot(ox - share * dx, oy - share * dy)
+        if away < nearest:
+            nearest, side = away, dx * oy - dy * ox
+    was_left = side < 0
+    return (
+        abs(episode.bearing_deg) > 90.0
+        and nearest <= radius + 1.0
+        and was_left == (episode.task.goal.side == "left")
+    )
+
+
+def _moved(episode: Episode) -> bool:
+    first, last = episode.path[0], episode.path[-1]
+    forward, left, turn = wanted_motion(episode.task.goal.action)
+    cos, sin = math.cos(first.yaw_rad), math.sin(first.yaw_rad)
+    x, y = first.x_m + cos * forward - sin * left, first.y_m + sin * forward + cos * left
+    turned = math.remainder(last.yaw_rad - first.yaw_rad - math.radians(turn), 2 * math.pi)
+    return math.hypot(last.x_m - x, last.y_m - y) <= MOVED_M and abs(math.degrees(turned)) <= MOVED_DEG
+
+
+def _refused(episode: Episode) -> bool:
+    return episode.declined and _stayed(episode)
+
+
+def _not_found(episode: Episode) -> bool:
+    # It may have looked from a second place.
+    return episode.declined
+
+
+_RULES: dict[str, Callable[[Episode], bool]] = {
+    "go to": _reached,
+    "stop before": _stopped,
+    "go and act": _acted,
+    "nearest or outermost": _reached,
+    "behind": _reached,
+    "face": _faced,
+    "find": _found,
+    "pass": _passed,
+    "plain motion": _moved,
+    **dict.fromkeys(DECLINED_KINDS, _refused),
+    "absent": _not_found,
+}
+
+
+_ANSWER_S = 0.4
+"""Virtual time that one answer takes; the robot stands meanwhile."""
+
+Draw = Callable[[int, World, FrontCamera], Task]
+
+
+class EpisodeRunner:
+    """Robot, camera and executor, reused from episode to episode."""
+
+    def __init__(self, target: VlmModel, first: World) -> None:
+        self.clock = VirtualClock()
+        self.camera = FrontCamera(first)
+        self.robot = HeadlessGo2(first, self.clock, camera=self.camera)
+        params = SamplingParams(stop_ids=target.codec.stop_ids, max_tokens=64)
+        config = EngineConfig("autoregressive", params)
+        held = constrained(target, target.codec, language())
+        self.engine = Engine(None, target.codec, LocalVerifier(held, self.clock), self.clock, config)
+
+    def run(self, task: Task, world: World, max_answers: int) -> Episode:
+        """Carry out one task to its end, and judge it."""
+        self.robot.attach(world)
+        self.robot.start()
+        executor = Executor(self.robot, SafetyGate(SafetyLimits()), self.clock, runner=InlineCallRunner())
+        steps = FOLLOW_STEPS if task.kind == "follow" else max_answers
+        mission = Mission(task.goal.text, steps)
+        episode = Episode(task, path=[world.pose])
+        if task.thing:
+            episode.first_distance_m = world.distance_to(task.thing)
+        while mission.is_running:
+            self._step(episode, mission, executor)
+            episode.path.append(world.pose)
+        executor.close()
+        self.clock.sleep(1.0)
+        self.robot.state()
+        episode.status = mission.status
+        episode.collisions = world.collisions
+        if task.thing:
+            episode.item = world.object(task.thing)
+            episode.distance_m = world.distance_to(task.thing)
+            episode.bearing_deg = math.degrees(world.bearing_to(task.thing))
+        episode.success = judge(episode)
+        return episode
+
+    def _step(self, episode: Episode, mission: Mission, executor: Executor) -> None:
+        image, stamp_s = self.robot.frame()
+        try:
+            *_, last = self.engine.answer(mission.observation(image, stamp_s))
+        except ActionParseError as error:
+            episode.reason = str(error)
+            mission.end("failed")
+            return
+        self.clock.sleep(_ANSWER_S)
+        actions = parse_answer(last.text)
+        episode.answers.append(last.text)
+        plan = Plan(str(episode.task.seed), mission.steps + 1, stamp_s, 1, actions, final=True)
+        status = run_plan(executor, plan, self.clock)
+        episode.executed += status.executed
+        if status.reason in LOOK_AGAIN:
+            mission.record_obstruction(status.executed)
+        elif status.state in {"refused", "stopped", "fault", "estop"}:
+            episode.reason = f"{status.reason}: {status.action}: {status.detail}"
+            mission.end("refused" if status.state == "refused" else "failed")
+        else:
+            mission.record(status.executed, actions)
+
+
+def run_missions(
+    target: VlmModel, seeds: range, draw: Draw, max_answers: int = 24, pictures: Path | None = None
+) -> list[Episode]:
+    """Run the task of each seed in its room; pictures of those that fail go to `pictures`."""
+    stage: EpisodeRunner | None = None
+    episodes = []
+    for seed in (bar := tqdm(seeds, desc="episodes", mininterval=5)):
+        world = World(random_scene(seed), seed=seed)
+        stage = stage or EpisodeRunner(target, world)
+        stage.camera.attach(world)
+        episode = stage.run(draw(seed, world, stage.camera), world, max_answers)
+        episodes.append(episode)
+        bar.set_postfix(success=f"{sum(e.success for e in episodes)}/{len(episodes)}")
+        if pictures and not episode.success:
+            _picture(episode, world, pictures / f"failed_{seed}.png")
+    return episodes
+
+
+def _picture(episode: Episode, world: World, path: Path) -> None:
+    views = WorldViews(world)
+    picture = views.top_down(world, episode.path, target=episode.task.thing or None)
+    views.close()
+    PilImage.fromarray(picture).save(path)

@@ -1,0 +1,230 @@
+"""What the language-only pair is trained on: the world in words, as token ids.
+
+The world told in words: what the camera would show, as a sentence in front of the instruction.
+
+The teacher then answers from what was told, rounded as it was told, so that the answer follows from the
+words alone. Knows rooms, words and the teacher; no model.
+
+What the language-only pair is trained on: dialogues as token ids, and the target's own answers to them.
+
+Knows rooms told in words and a tokenizer; of a model only how to let it answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from vlm_spec_decode.models import tiny
+from vlm_spec_decode.models.prompt import with_scene
+from vlm_spec_decode.sim.objects import footprint_radius_m
+from vlm_spec_decode.sim.scene import random_scene
+from vlm_spec_decode.sim.world import World
+from vlm_spec_decode.train import dialogues, teacher
+from vlm_spec_decode.train import scene_description as sight
+from vlm_spec_decode.train.batches import Batch, pack_ids, telling_tokens
+from vlm_spec_decode.train.dialogues import Dialogue
+from vlm_spec_decode.train.frames import sample_pose
+from vlm_spec_decode.train.instructions import Goal
+from vlm_spec_decode.train.projected_view import outlook
+from vlm_spec_decode.train.scene_description import MAX_TOLD, VisibleObject
+from vlm_spec_decode.train.wordings import held_out
+
+STEP_DEG = 5
+FARTHEST_M = 5.0
+"""As far as the vocabulary of numbers goes; what is farther is told as this far."""
+
+NEW_WORDING_SHARE = 0.3
+"""Of the plain ways to say "go to" in evaluation, those that no training has heard."""
+
+
+def told(view: tuple[VisibleObject, ...]) -> tuple[VisibleObject, ...]:
+    """Return what is told of a view, left to right: the largest `MAX_TOLD`, in 5 degrees and 0.1 m."""
+    seen = sorted((t for t in view if t.seen), key=lambda t: -t.pixels)[:MAX_TOLD]
+    return tuple(_rounded(t) for t in sorted(seen, key=lambda t: -t.bearing_deg))
+
+
+def scene_text(things: tuple[VisibleObject, ...]) -> str:
+    """Say where things are, such as "a red chair 25 degrees left at 2.0 m , a blue box ahead at 1.4 m"."""
+    return " , ".join(f"a {t.name} {_direction(t)} at {t.distance_m:.1f} m" for t in things) or "nothing"
+
+
+def draw(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> Dialogue:
+    """Draw one dialogue about a view; the scene's words are part of what the user says."""
+    known = told(view)
+    names = {t.name for t in known}
+    hidden = tuple(replace(t, pixels=0) for t in view if t.name not in names)
+    return _in_words(dialogues.draw(rng, known + hidden), known)
+
+
+def views(seed: int, poses: int, forbid: frozenset[str] = frozenset()) -> Iterator[tuple[VisibleObject, ...]]:
+    """Yield what is true of every object of the room of `seed`, seen from `poses` places."""
+    world = World(random_scene(seed, num_objects=(2, 6), forbid=forbid), seed=seed)
+    rng = np.random.default_rng([seed, 0xF2])
+    for _ in range(poses):
+        world.teleport(sample_pose(world, rng))
+        yield sight.things(outlook(world))
+
+
+def training_dialogues(rng: np.random.Generator, rooms: int, poses: int, each: int) -> list[Dialogue]:
+    """Draw `each` dialogues from each of `poses` places in `rooms` rooms that may be trained on."""
+    seeds = rng.integers(0, held_out().first_scene_seed, rooms)
+    seen = [view for seed in seeds.tolist() for view in views(seed, poses, held_out().pairs)]
+    return [draw(rng, view) for view in seen for _ in range(each)]
+
+
+def held_out_dialogue(seed: int) -> Dialogue:
+    """Draw the dialogue of a room that no training has seen, partly in wordings that none has heard."""
+    rng = np.random.default_rng([seed, 0x7E57])
+    view = next(views(seed, 1))
+    dialogue = draw(rng, view)
+    goal = dialogue.goal
+    is_plain = goal.verb == "goto" and goal == Goal(goal.text, "goto", goal.thing)
+    if not is_plain or rng.random() >= NEW_WORDING_SHARE:
+        return dialogue
+    forms = held_out().wordings
+    text = forms[int(rng.integers(len(forms)))].format(x=goal.thing)
+    return replace(dialogue, goal=replace(goal, text=with_scene(scene_text(told(view)), text)))
+
+
+def _in_words(dialogue: Dialogue, known: tuple[VisibleObject, ...]) -> Dialogue:
+    """Put the scene in front of the instruction, and answer from what was told."""
+    goal = dialogue.goal
+    answer = teacher.answer(goal, known, dialogue.history)
+    text = with_scene(scene_text(known), goal.text)
+    return Dialogue(replace(goal, text=text), dialogue.history, answer)
+
+
+def _rounded(thing: VisibleObject) -> VisibleObject:
+    distance = round(min(FARTHEST_M, max(0.0, thing.distance_m)), 1)
+    bearing = float(STEP_DEG * round(thing.bearing_deg / STEP_DEG))
+    centre = distance + footprint_radius_m(thing.kind)
+    return replace(thing, bearing_deg=bearing, distance_m=distance, centre_m=centre)
+
+
+def _direction(thing: VisibleObject) -> str:
+    angle = round(abs(thing.bearing_deg))
+    if angle == 0:
+        return "ahead"
+    return f"{angle} degrees {'left' if thing.bearing_deg > 0 else 'right'}"
+
+
+Row: TypeAlias = tuple[list[int], int]
+"""Token ids of prompt and answer, and how many of them are the prompt's."""
+
+DIALOGUES_PER_VIEW = 4
+VIEWS_PER_ROOM = 2
+POOL_STEPS = 4
+"""So many steps' worth of the target's own answers are made at once, which costs less for each."""
+
+MAX_ANSWER = 56
+LENGTH_GROUPS = 4
+_NO_PIXELS = torch.empty(0)
+
+
+class TextDataset:
+    """Draws dialogues as token ids; what is drawn depends on (seed, step) alone."""
+
+    def __init__(self, tok: PreTrainedTokenizerFast, batch: int, seed: int) -> None:
+        self._tok, self._batch, self._seed = tok, batch, seed
+        self._telling, self._stop = telling_tokens(tok), tok.get_vocab()["."]
+
+    @property
+    def telling(self) -> torch.Tensor:
+        """Which tokens carry information [vocab]."""
+        return torch.from_numpy(self._telling)
+
+    @property
+    def seed(self) -> int:
+        """What every draw depends on, besides the step."""
+        return self._seed
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of one step."""
+        return self.pack(self.rows(step))
+
+    def rows(self, step: int) -> list[Row]:
+        """Return the teacher's dialogues of one step."""
+        rng = np.random.default_rng([self._seed, 0x7E, step])
+        rooms = -(-self._batch // (VIEWS_PER_ROOM * DIALOGUES_PER_VIEW))
+        drawn = training_dialogues(rng, rooms, VIEWS_PER_ROOM, DIALOGUES_PER_VIEW)[: self._batch]
+        rows = []
+        for dialogue in drawn:
+            prompt = self._tok(f"user : {dialogue.prompt} robot :")["input_ids"]
+            rows.append(([*prompt, *self._tok(dialogue.answer)["input_ids"], tiny.EOS_ID], len(prompt)))
+        return rows
+
+    def pack(self, rows: list[Row]) -> Batch:
+        """Lay rows out; there is no picture in the batch."""
+        numbered = [(0, *row) for row in rows]
+        return pack_ids(_NO_PIXELS, numbered, self._telling, self._stop, LENGTH_GROUPS)
+
+    @property
+    def digest(self) -> str:
+        """Hash of the first steps' dialogues: it changes with rooms, wordings, teacher and vocabulary."""
+        said = repr([self.rows(step) for step in range(1, 5)]) + repr(sorted(self._tok.get_vocab().items()))
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+@dataclass(slots=True)
+class GuidedTextDataset:
+    """Talks in which half of the answers are what `guide` says itself, in turn its first choice and a sample.
+
+    Answers are made for `POOL_STEPS` steps at once; what they are depends on (seed, step) alone.
+    """
+
+    talks: TextDataset
+    guide: LlamaForCausalLM
+    _number: int = -1
+    _pool: list[list[Row]] = field(default_factory=list)
+
+    @property
+    def telling(self) -> torch.Tensor:
+        """Which tokens carry information [vocab]."""
+        return self.talks.telling
+
+    @property
+    def digest(self) -> str:
+        """That of the dialogues."""
+        return self.talks.digest
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of one step."""
+        number = (step - 1) // POOL_STEPS
+        if number != self._number:
+            torch.manual_seed(1_000_003 * (self.talks.seed + 1) + number)
+            steps = [self.talks.rows(number * POOL_STEPS + 1 + i) for i in range(POOL_STEPS)]
+            self._pool, self._number = _answered(self.guide, steps), number
+        return self.talks.pack(self._pool[(step - 1) % POOL_STEPS])
+
+
+def _answered(guide: LlamaForCausalLM, steps: list[list[Row]]) -> list[list[Row]]:
+    """Replace the answers of every second row by the guide's: in turn its first choice and a sample."""
+    answered = [list(rows) for rows in steps]
+    for is_sample in (False, True):
+        places = [(i, j) for i, rows in enumerate(steps) for j in range(1 + 2 * is_sample, len(rows), 4)]
+        prompts = [steps[i][j][0][: steps[i][j][1]] for i, j in places]
+        for (i, j), prompt, said in zip(places, prompts, own_answers(guide, prompts, is_sample), strict=True):
+            answered[i][j] = ([*prompt, *said], len(prompt))
+    return answered
+
+
+@torch.no_grad()
+def own_answers(guide: LlamaForCausalLM, prompts: list[list[int]], is_sample: bool) -> list[list[int]]:
+    """Return what the guide answers, its end included; samples are drawn from torch's own generator."""
+    if not prompts:
+        return []
+    width = max(len(p) for p in prompts)
+    device = guide.device
+    ids = torch.tensor([[tiny.PAD_ID] * (width - len(p)) + p for p in prompts])
+    chosen = {"do_sample": True, "temperature": 1.0, "top_k": 0} if is_sample else {"do_sample": False}
+    mask = (torch.arange(width) >= torch.tensor([[width - len(p)] for p in prompts])).long()
+    ids, mask = ids.to(device), mask.to(device)
+    said = guide.generate(ids, attention_mask=mask, max_new_tokens=MAX_ANSWER, **chosen)[:, width:].tolist()
+    return [row[: row.index(tiny.EOS_ID) + 1] if tiny.EOS_ID in row else row for row in said]

@@ -1,0 +1,188 @@
+"""Who may speak to the cloud, and how much: keys from a folder that is read while serving, and their limits.
+
+Knows keys, robots' routing ids and sizes, nothing of what is said.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.transport import keys
+from vlm_spec_decode.transport.descriptors import SpareDescriptor
+
+LOOK_S = 0.5
+"""How old the list of keys may be: a key that is added or taken away counts after so long."""
+
+SETTLED_S = 2.0
+"""A file that changed less than this ago is read at every look: the clocks of file systems tick coarsely."""
+
+KEPT_S = 10.0
+"""How long keys count that cannot be read again because this process has no descriptor left."""
+
+ABSENT_S = 60.0
+"""A robot that has been silent for so long no longer counts against its key."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """What one key may do: robots at a time, messages and bytes a second, and for how long more than that."""
+
+    robots: int = 1024
+    messages_per_s: float = 5000.0
+    bytes_per_s: float = 32e6
+    burst_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A key file as it was last read. `state` None: to be read again, whatever it looks like then."""
+
+    state: tuple[int, ...] | None
+    key: str | None
+    trouble: str = ""
+
+
+class AuthorizedKeys:
+    """The public keys in a folder's `*.key` files. Any thread may ask.
+
+    A file is read again when its size, inode, mtime or ctime has changed. What was being written while it was
+    read, or could not be read, is not remembered.
+    """
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._files: dict[str, _File] = {}
+        self._keys: frozenset[str] = frozenset()
+        self._trouble = ""
+        self._spare = SpareDescriptor()
+        self._looked_s = self._read_s = float("-inf")
+
+    def allows(self, key: str) -> bool:
+        """Tell whether a key (Z85) is authorised now."""
+        with self._lock:
+            if self._clock.now() - self._looked_s >= LOOK_S:
+                self._look()
+                self._looked_s = self._clock.now()
+            return key in self._keys
+
+    def callback(self, domain: str, key: bytes) -> bool:  # noqa: ARG002
+        """Answer ZeroMQ's authenticator, at the handshake."""
+        return self.allows(key.decode("ascii"))
+
+    def _look(self) -> None:
+        try:
+            with self._spare.lent():
+                with os.scandir(self._folder) as found:
+                    names = sorted(path.name for path in found if path.name.endswith(".key"))
+                self._files = {name: self._file(name) for name in names}
+        except OSError as error:
+            self._on_trouble(error)
+            return
+        self._keys = frozenset(file.key for file in self._files.values() if file.key)
+        self._read_s, self._trouble = self._clock.now(), ""
+
+    def _on_trouble(self, error: OSError) -> None:
+        """Let nobody in; but a lack of descriptors is this process's own, and for a while changes nothing."""
+        is_ours = error.errno in {errno.EMFILE, errno.ENFILE}
+        if is_ours and self._clock.now() - self._read_s < KEPT_S:
+            return
+        self._files, self._keys = {}, frozenset()
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            log.error("the authorised keys cannot be read, nobody is let in: %s", error)
+
+    def _file(self, name: str) -> _File:
+        """Return a file as it is now, read only if it may have changed."""
+        path, known = self._folder / name, self._files.get(name)
+        try:
+            state = _state(path)
+            if known and state and known.state == state:
+                return known
+            key = keys.read_public(path)
+            return _File(state if state == _state(path) else None, key)
+        except (OSError, ConfigError) as error:
+            if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+                raise
+            if known is None or known.trouble != str(error):
+                log.warning("%s holds no public key: %s", path, error)
+            return _File(None, None, str(error))
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """Return what changes with a file's content; None if it changed too lately for its times to tell."""
+    found = path.stat()
+    if found.st_ctime > time.time() - SETTLED_S:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@dataclass(slots=True)
+class _Account:
+    """What one key has left, and its robots with when each was last heard."""
+
+    messages: float
+    num_bytes: float
+    at_s: float
+    robots: OrderedDict[bytes, float] = field(default_factory=OrderedDict)
+
+
+class AccessControl:
+    """Says of each message whether it may pass; `dropped` counts those that may not, by name.
+
+    Its memory is bounded by the authorised keys and their limits. Without `authorized` (plaintext on
+    loopback) there is one nameless key.
+    """
+
+    def __init__(self, authorized: AuthorizedKeys | None, limits: KeyLimits, clock: Clock) -> None:
+        self.dropped: Counter[str] = Counter()
+        self._authorized = authorized
+        self._limits = limits
+        self._clock = clock
+        self._accounts: dict[str, _Account] = {}
+
+    def admits(self, key: str, robot: bytes, num_bytes: int) -> bool:
+        """Tell whether a message may pass, and charge it to its key."""
+        why = self._why_not(key, robot, num_bytes)
+        if why:
+            self.dropped[why] += 1
+        return not why
+
+    def _why_not(self, key: str, robot: bytes, num_bytes: int) -> str:
+        if self._authorized and not self._authorized.allows(key):
+            # Its connection was made before the key was taken away.
+            self._accounts.pop(key, None)
+            return "revoked"
+        now_s, limits = self._clock.now(), self._limits
+        full = (limits.messages_per_s * limits.burst_s, limits.bytes_per_s * limits.burst_s)
+        account = self._accounts.setdefault(key, _Account(*full, now_s))
+        elapsed_s, account.at_s = now_s - account.at_s, now_s
+        account.messages = min(full[0], account.messages + elapsed_s * limits.messages_per_s)
+        account.num_bytes = min(full[1], account.num_bytes + elapsed_s * limits.bytes_per_s)
+        if account.messages < 1 or account.num_bytes < num_bytes:
+            return "too_fast"
+        account.messages -= 1
+        account.num_bytes -= num_bytes
+        return "" if self._has_place(account.robots, robot, now_s) else "too_many_robots"
+
+    def _has_place(self, robots: OrderedDict[bytes, float], robot: bytes, now_s: float) -> bool:
+        if robot not in robots and len(robots) >= self._limits.robots:
+            silent, heard_s = next(iter(robots.items()))
+            if now_s - heard_s < ABSENT_S:
+                return False
+            del robots[silent]
+        robots[robot] = now_s
+        robots.move_to_end(robot)
+        return True
