@@ -13,6 +13,7 @@ from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.core.errors import BagError, ConfigError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
 from vlm_spec_decode.core.yaml_file import read_yaml
+from vlm_spec_decode.edge.options import strategy_option
 
 Settings = TypeVar("Settings")
 
@@ -21,8 +22,6 @@ GO2_A100 = HardwareProfile("go2_a100", 72.0, 620.0, 620.0, 620.0, 62.0, source="
 SAMPLE = ASSETS / "sample_bag"
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, exists=True, path_type=Path)
-STRATEGY = "hybrid"
-"""Default of `--strategy`; the registry of strategies, which brings numpy, has the same."""
 
 
 def _profile(kind: type[Settings], path: Path) -> Settings:
@@ -49,7 +48,7 @@ def _profile(kind: type[Settings], path: Path) -> Settings:
     "--horizon", "horizon_s", type=float, default=2.0, show_default=True, help="s of motion to compare with."
 )
 @click.option("--limit", type=click.IntRange(0), default=0, help="Questions per bag; 0: all.")
-@click.option("--strategy", "strategies", multiple=True, default=(STRATEGY,), show_default=True)
+@strategy_option("strategies", multiple=True)
 @click.option("--link", "links", type=FILE, multiple=True, help="YAML of a link profile; default: Wi-Fi.")
 @click.option(
     "--profile", "profiles", type=FILE, multiple=True, help="YAML of a hardware profile; default: Go2, A100."

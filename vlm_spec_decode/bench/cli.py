@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from vlm_spec_decode.edge.options import strategies_metavar
+
 
 class Names(click.ParamType):  # type: ignore[type-arg]
     """A list of names with commas between them."""
@@ -21,12 +23,22 @@ class Names(click.ParamType):  # type: ignore[type-arg]
         return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
+class StrategyNames(Names):
+    """Names of strategies, which help shows; `hybrid+` is `hybrid` with a copy of the draft in the cloud."""
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
+        """Return the names that are registered."""
+        return strategies_metavar("hybrid+")
+
+
 NAMES = Names()
 FILE = click.Path(path_type=Path)
 
 
 @click.group(invoke_without_command=True)
-@click.option("--strategies", type=NAMES, default=None, help="Default: all; hybrid+: draft in the cloud.")
+@click.option(
+    "--strategies", type=StrategyNames(), default=None, help="Default: all; hybrid+: draft in the cloud."
+)
 @click.option("--profiles", type=NAMES, default="go2_a100", show_default=True, help="Of config/profiles.")
 @click.option("--links", type=NAMES, default="go2_paper", show_default=True, help="Of config/links.")
 @click.option(

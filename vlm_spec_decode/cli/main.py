@@ -20,6 +20,7 @@ import click
 from vlm_spec_decode import __version__
 from vlm_spec_decode.core import environment, internal_error
 from vlm_spec_decode.core.errors import ActionParseError, InternalError, VsdError
+from vlm_spec_decode.edge.options import strategy_option
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -129,7 +130,7 @@ def vsd() -> None:
 @click.option("--scene-seed", type=int, default=None, help="Seed of a random room.")
 @click.option("--scene", type=FILE, default=None, help="YAML file of a room.")
 @click.option("--body", type=BODY, default="kinematic", show_default=True, help="How the robot moves.")
-@click.option("--strategy", default="hybrid", show_default=True, help="How edge and cloud decode.")
+@strategy_option()
 @click.option("--rule", type=RULE, default="coupled", show_default=True, help="How drafts are verified.")
 @click.option(
     "--objective",
@@ -167,7 +168,7 @@ def demo(as_json: bool, **options: Any) -> int:
 @click.option("--draft", default="", help="Draft: DIR or ID[@REV][,dtype=…,…]; default: the shipped one.")
 @click.option("--target", default="", help="The same for the target, without --cloud.")
 @click.option("--keys", type=FOLDER, default=None, help="Folder made by `vsd keys`.")
-@click.option("--strategy", default="hybrid", show_default=True)
+@strategy_option()
 @click.option("--rule", type=RULE, default="coupled", show_default=True, help="How drafts are verified.")
 @click.option(
     "--objective",

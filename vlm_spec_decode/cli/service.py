@@ -11,6 +11,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from vlm_spec_decode.edge.options import strategy_option
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -94,7 +96,7 @@ def cloud(
 @click.option("--questions", type=click.IntRange(1), default=None, help="End after so many in all.")
 @click.option("--keys", type=FOLDER, default=None, help="Folder made by `vsd keys`.")
 @click.option("--draft", default="", help="Whose tokenizer the robots have; default: the shipped draft.")
-@click.option("--strategy", default="speculative", show_default=True)
+@strategy_option(default="speculative")
 @click.option("--acceptance", type=float, default=0.8, show_default=True, help="Share of right drafts.")
 @click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)

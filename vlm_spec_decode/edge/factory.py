@@ -23,16 +23,13 @@ from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.protocol.messages import Hello
-from vlm_spec_decode.strategies.registry import DEFAULT, STRATEGIES, strategy
+from vlm_spec_decode.strategies.registry import DEFAULT, strategy
 from vlm_spec_decode.transport.address import check_cloud
 from vlm_spec_decode.transport.dealer import DealerLink
 from vlm_spec_decode.transport.keys import EdgeKeys, edge_keys
 
 if TYPE_CHECKING:
     from vlm_spec_decode.models.model import VlmModel
-
-STRATEGY_NAMES = tuple(STRATEGIES)
-"""What `EdgeSettings.strategy` may be."""
 
 
 @dataclass(frozen=True, slots=True)

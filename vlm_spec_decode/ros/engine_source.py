@@ -13,10 +13,11 @@ from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
 from vlm_spec_decode.core.types import OBJECTIVES, RULES
 from vlm_spec_decode.edge.client_protocol import ProtocolTiming
 from vlm_spec_decode.edge.engine import Engine
-from vlm_spec_decode.edge.factory import STRATEGY_NAMES, EdgeRuntime, EdgeSettings, bring_up
+from vlm_spec_decode.edge.factory import EdgeRuntime, EdgeSettings, bring_up
 from vlm_spec_decode.edge.fallback import DraftModel
 from vlm_spec_decode.edge.run_manifest import run_facts
 from vlm_spec_decode.ros.params import Parameter, Parameters, load_yaml
+from vlm_spec_decode.strategies.registry import STRATEGIES
 
 PARAMETERS = (
     Parameter(
@@ -27,7 +28,7 @@ PARAMETERS = (
     Parameter("keys", "", "Folder of CURVE keys; empty: plaintext, to a cloud on this machine only."),
     Parameter("draft", "", "Folder or hub id of the draft model; empty: the one that ships."),
     Parameter(
-        "strategy", EdgeSettings().strategy, "How edge and cloud decode together.", choices=STRATEGY_NAMES
+        "strategy", EdgeSettings().strategy, "How edge and cloud decode together.", choices=tuple(STRATEGIES)
     ),
     Parameter("rule", EdgeSettings().rule, "How drafts are verified.", choices=RULES),
     Parameter("objective", EdgeSettings().objective, "What the cloud saves.", choices=OBJECTIVES),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vlm_spec_decode.core.types import OBJECTIVES
+from vlm_spec_decode.strategies.registry import DEFAULT, STRATEGIES
 
 YES_NO = ("true", "false", "True", "False")
 
@@ -19,12 +20,7 @@ class Argument:
     choices: tuple[str, ...] = ()
 
 
-STRATEGY = Argument(
-    "strategy",
-    "hybrid",
-    "How edge and cloud decode together.",
-    ("autoregressive", "colocated", "speculative", "pipelined", "early_exit", "multi_branch", "hybrid"),
-)
+STRATEGY = Argument("strategy", DEFAULT, "How edge and cloud decode together.", tuple(STRATEGIES))
 OBJECTIVE = Argument("objective", "latency", "What the cloud saves.", OBJECTIVES)
 DRAFT = Argument("draft", "", "Folder or hub id of the robot's model; empty: the one that ships.")
 TARGET = Argument("target", "", "Folder or hub id of the cloud's model; empty: the one that ships.")
