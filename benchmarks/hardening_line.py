@@ -123,7 +123,7 @@ def ask(number: int, verifier: RemoteVerifier, line: Line) -> tuple[str, float]:
     harmed = Harmed(verifier, line, rng, rng.randrange(TOKENS // 2 if name == "autoregressive" else 4))
     harmed.begin()
     verifier.open(AnswerRequest(number, seen, params, name))
-    config = EdgeConfig(number, params, draft_length=4)
+    config = EdgeConfig(answer=number, params=params, draft_length=4)
     said: list[int] = []
     try:
         for tokens in strategy(name).decode(Sequence(), HashModel().open(seen), harmed, CLOCK, config):  # type: ignore[arg-type]

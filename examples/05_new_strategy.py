@@ -54,7 +54,9 @@ class Cloud:
         return tree.live() or None
 
 
-STRATEGY = Strategy("adaptive_length", edge, Cloud, drafts=True, source="an example", rules=RULES)
+STRATEGY = Strategy(
+    name="adaptive_length", edge=edge, cloud=Cloud, drafts=True, source="an example", rules=RULES
+)
 
 register_strategy(STRATEGY.name, STRATEGY)
 

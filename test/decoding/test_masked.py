@@ -60,7 +60,13 @@ def decode(
     sequence = Sequence()
     context = MaskedModel(drafter, ToyGrammar()).open(OBSERVATION)
     list(
-        strategy(name).edge(sequence, context, verifier, VirtualClock(), EdgeConfig(1, params, draft_length))
+        strategy(name).edge(
+            sequence,
+            context,
+            verifier,
+            VirtualClock(),
+            EdgeConfig(answer=1, params=params, draft_length=draft_length),
+        )
     )
     return sequence.tokens, commits, target, drafter
 
@@ -101,7 +107,15 @@ def test_the_draft_takes_no_step_for_a_forced_token() -> None:
         sequence = Sequence()
         context = MaskedModel(inner_model(inner), ToyGrammar()).open(OBSERVATION)
         edge = strategy("speculative").edge
-        list(edge(sequence, context, verifier, VirtualClock(), EdgeConfig(1, params, 4)))
+        list(
+            edge(
+                sequence,
+                context,
+                verifier,
+                VirtualClock(),
+                EdgeConfig(answer=1, params=params, draft_length=4),
+            )
+        )
         assert not [prefix for prefix in scored if is_forced(prefix)]
         steps += len(scored)
         forced += sum(is_forced(sequence.tokens[:i]) for i in range(len(sequence)))

@@ -54,7 +54,9 @@ def answer(name, target, draft, params):
     verifier, drafter = LocalVerifier(watched, WallClock()), draft.open(checkpoints.observation())
     verifier.open(AnswerRequest(1, checkpoints.observation(), params, name))
     sequence = Sequence()
-    for _ in strategy(name).edge(sequence, drafter, verifier, WallClock(), EdgeConfig(1, params)):
+    for _ in strategy(name).edge(
+        sequence, drafter, verifier, WallClock(), EdgeConfig(answer=1, params=params)
+    ):
         pass
     verifier.close()
     return sequence.tokens, watched.context.stats, drafter.stats

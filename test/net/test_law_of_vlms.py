@@ -65,7 +65,7 @@ def say(name: str, seed: int, pair: tuple[Reopened, Reopened]) -> Tokens:
     verifier.open(AnswerRequest(1, OBSERVATION, params(seed), name))
     chosen, sequence = strategy(name), Sequence()
     drafter = draft.open(OBSERVATION) if chosen.drafts else NoDrafter()
-    config = EdgeConfig(1, params(seed), 2)
+    config = EdgeConfig(answer=1, params=params(seed), draft_length=2)
     updates = chosen.decode(sequence, drafter, verifier, VirtualClock(), config)  # type: ignore[arg-type]
     return tuple(itertools.chain(*updates))
 

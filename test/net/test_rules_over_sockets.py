@@ -56,7 +56,10 @@ def remote(folder: Path) -> Iterator[RemoteVerifier]:
 def decode(verifier: Verifier, name: str, params: SamplingParams) -> Tokens:
     number = next(NUMBERS)
     verifier.open(AnswerRequest(number, OBSERVATION, params, name))
-    drafter, config = TableModel(POOR_DRAFT).open(OBSERVATION), EdgeConfig(number, params, 3, 30)
+    drafter, config = (
+        TableModel(POOR_DRAFT).open(OBSERVATION),
+        EdgeConfig(answer=number, params=params, draft_length=3, timeout_s=30),
+    )
     said = strategy(name).decode(Sequence(), drafter, verifier, CLOCK, config)
     streamed = tuple(itertools.chain(*said))
     verifier.close()

@@ -191,7 +191,7 @@ def test_an_answer_without_numbers_ends_by_name_and_its_neighbours_go_on(key_fol
             request = AnswerRequest(answer, Observation(None, "nan"), params, name)
             harmed.open(request)
             drafter = TableModel(TARGET).open(request.observation)
-            config = EdgeConfig(answer, params, draft_length=3, timeout_s=20)
+            config = EdgeConfig(answer=answer, params=params, draft_length=3, timeout_s=20)
             with pytest.raises(CloudRefused, match="not_finite: the target model's logits hold NaN"):
                 list(strategy(name).decode(Sequence(), drafter, harmed, CLOCK, config))
             assert tuple(receive(neighbour, 12)) == alone

@@ -100,7 +100,7 @@ def decode(
     verifier.open(AnswerRequest(answer, observation, params, name))
     sequence = Sequence()
     drafter = TableModel(POOR_DRAFT).open(observation)
-    config = EdgeConfig(answer, params, draft_length=3, timeout_s=20)
+    config = EdgeConfig(answer=answer, params=params, draft_length=3, timeout_s=20)
     streamed = tuple(itertools.chain(*strategy(name).edge(sequence, drafter, verifier, CLOCK, config)))
     verifier.close()
     return streamed

@@ -39,7 +39,7 @@ def kind_answer(params: SamplingParams) -> Tokens:
     verifier = LocalVerifier(TableModel(TARGET), VirtualClock())
     verifier.open(AnswerRequest(1, Observation(None, "go"), params, "speculative"))
     sequence, drafter = Sequence(), TableModel(POOR_DRAFT).open(Observation(None, "go"))
-    config = EdgeConfig(1, params, 3)
+    config = EdgeConfig(answer=1, params=params, draft_length=3)
     list(strategy("speculative").decode(sequence, drafter, verifier, VirtualClock(), config))
     return sequence.tokens
 

@@ -65,7 +65,7 @@ def decode(name: str, draft: Table, params: SamplingParams, draft_length: int) -
     sequence = Sequence()
     edge = strategy(name).edge
     drafter = TableModel(draft).open(OBSERVATION)
-    config = EdgeConfig(1, params, draft_length)
+    config = EdgeConfig(answer=1, params=params, draft_length=draft_length)
     streamed = tuple(itertools.chain(*edge(sequence, drafter, verifier, VirtualClock(), config)))
     assert streamed == sequence.tokens
     return streamed, commits

@@ -86,7 +86,13 @@ def test_every_name_leads_to_the_strategy_of_that_name() -> None:
 
 @pytest.mark.usefixtures("own_registry")
 def test_a_name_is_given_once_and_can_be_one() -> None:
-    own = Strategy("own", strategy("speculative").edge, strategy("speculative").cloud, True, "here")
+    own = Strategy(
+        name="own",
+        edge=strategy("speculative").edge,
+        cloud=strategy("speculative").cloud,
+        drafts=True,
+        source="here",
+    )
     register_strategy("own", own)
     register_strategy("own", own)
     with pytest.raises(ConfigError, match="already a strategy 'own'"):

@@ -120,7 +120,7 @@ def decode(name: str, draft: Table, params: SamplingParams, draft_length: int, s
     verifier = Scheduled(schedule, helper=helper)
     verifier.open(AnswerRequest(1, OBSERVATION, params, name))
     sequence, drafter = Sequence(), TableModel(draft).open(OBSERVATION)
-    config = EdgeConfig(1, params, draft_length)
+    config = EdgeConfig(answer=1, params=params, draft_length=draft_length)
     said = strategy(name).decode(sequence, drafter, verifier, VirtualClock(), config)
     streamed = tuple(itertools.chain(*said))
     assert streamed == sequence.tokens
@@ -182,7 +182,7 @@ def few_ids_sent(patch: pytest.MonkeyPatch) -> None:
         verifier.submit = lambda hint, s=submit, h=hints: (h.append(hint), s(hint))[1]  # type: ignore
         drafter = TableModel(TABLES["poor"]).open(OBSERVATION)
         said = strategy("speculative").decode(
-            Sequence(), drafter, verifier, VirtualClock(), EdgeConfig(1, params, 2)
+            Sequence(), drafter, verifier, VirtualClock(), EdgeConfig(answer=1, params=params, draft_length=2)
         )
         counts[tuple(itertools.chain(*said))] += 1
         asked += any(isinstance(hint, Correction) and hint.token < 0 for hint in hints)

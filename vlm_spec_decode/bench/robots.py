@@ -131,7 +131,9 @@ class VirtualRobot:
         self.wake_s = now_s + self.draft_s * self.draft_length
 
     def _submit(self, drafter: Drafter) -> None:
-        config = EdgeConfig(self._answer, self.questions[self._answer - 1][1], self.draft_length)
+        config = EdgeConfig(
+            answer=self._answer, params=self.questions[self._answer - 1][1], draft_length=self.draft_length
+        )
         chain = draft_chain(drafter, self._sequence.tokens, config)
         parents = chain_parents(self._node, len(chain))
         self.edge.submit(DraftMessage(self._answer, 0, len(self._sequence), self._node, chain, parents))

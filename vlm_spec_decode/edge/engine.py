@@ -121,10 +121,10 @@ class Engine:
         instruction = self._codec.encode(request.observation.instruction)
         recalled = self._recall.tokens(request.observation)
         edge_config = EdgeConfig(
-            request.answer,
-            config.params,
-            config.draft_length,
-            config.timeout_s,
+            answer=request.answer,
+            params=config.params,
+            draft_length=config.draft_length,
+            timeout_s=config.timeout_s,
             hints=tuple(hint for hint in (recalled or self._previous, instruction) if hint),
             uplink_bps=min(1e9, config.uplink_bps),
             objective=config.objective,

@@ -36,4 +36,6 @@ class Cloud:
         return ()
 
 
-STRATEGY = Strategy("autoregressive", edge, Cloud, drafts=False, source="baseline", rules=RULES)
+STRATEGY = Strategy(
+    name="autoregressive", edge=edge, cloud=Cloud, drafts=False, source="baseline", rules=RULES
+)

@@ -16,7 +16,7 @@ from vlm_spec_decode.decoding.tree import chain_parents
 from vlm_spec_decode.strategies.rejection import ProposalLog, ResidualCorrector
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeConfig:
     """What one answer's edge half needs to know beside its ports.
 
@@ -43,7 +43,7 @@ EdgePolicy: TypeAlias = Callable[[Sequence, Drafter, Verifier, Clock, EdgeConfig
 """The edge half: a generator of committed tokens; it ends when the sequence is finished."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
     """A row of the design's table: both halves, whether the edge drafts, and where it comes from.
 

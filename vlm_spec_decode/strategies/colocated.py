@@ -54,7 +54,9 @@ class Cloud:
     def extend(self, plan: PassPlan, helper: ColocatedDraft) -> PassPlan:
         """Draft γ tokens after the committed ones."""
         started_s, self._drafted_s = helper.clock.now(), 0.0
-        config = EdgeConfig(0, self._params, self.length(), proposals=self._proposals)
+        config = EdgeConfig(
+            answer=0, params=self._params, draft_length=self.length(), proposals=self._proposals
+        )
         chain = draft_chain(helper.context, plan.prefix, config)
         self._drafted_s = helper.clock.now() - started_s
         if chain:
@@ -85,9 +87,9 @@ class Cloud:
 
 
 STRATEGY = Strategy(
-    "colocated",
-    autoregressive.edge,
-    Cloud,
+    name="colocated",
+    edge=autoregressive.edge,
+    cloud=Cloud,
     drafts=False,
     source="arXiv 2211.17192",
     needs_helper=True,

@@ -100,4 +100,6 @@ class Cloud(StopAndWait):
     wants_exits = True
 
 
-STRATEGY = Strategy("early_exit", edge, Cloud, drafts=True, source="arXiv 2505.21594", rules=RULES)
+STRATEGY = Strategy(
+    name="early_exit", edge=edge, cloud=Cloud, drafts=True, source="arXiv 2505.21594", rules=RULES
+)

@@ -230,5 +230,10 @@ def _await_verdict(
 
 
 STRATEGY = Strategy(
-    "multi_branch", edge, Cloud, drafts=True, source="arXiv 2609.02514; 2603.03251", rules=RULES
+    name="multi_branch",
+    edge=edge,
+    cloud=Cloud,
+    drafts=True,
+    source="arXiv 2609.02514; 2603.03251",
+    rules=RULES,
 )

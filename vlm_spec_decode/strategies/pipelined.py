@@ -97,4 +97,6 @@ class Cloud:
         return tree.live() or None
 
 
-STRATEGY = Strategy("pipelined", edge, Cloud, drafts=True, source="arXiv 2603.19133", rules=RULES)
+STRATEGY = Strategy(
+    name="pipelined", edge=edge, cloud=Cloud, drafts=True, source="arXiv 2603.19133", rules=RULES
+)

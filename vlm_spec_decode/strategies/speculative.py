@@ -43,4 +43,6 @@ class Cloud:
         return tree.live() or None
 
 
-STRATEGY = Strategy("speculative", edge, Cloud, drafts=True, source="arXiv 2211.17192", rules=RULES)
+STRATEGY = Strategy(
+    name="speculative", edge=edge, cloud=Cloud, drafts=True, source="arXiv 2211.17192", rules=RULES
+)

@@ -51,5 +51,11 @@ def edge(
 
 
 STRATEGY = Strategy(
-    "hybrid", edge, Cloud, drafts=True, source="ours; docs/decoding.md", recalls=True, rules=RULES
+    name="hybrid",
+    edge=edge,
+    cloud=Cloud,
+    drafts=True,
+    source="ours; docs/decoding.md",
+    recalls=True,
+    rules=RULES,
 )
