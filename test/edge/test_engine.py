@@ -68,7 +68,7 @@ def engine(text: str, strategy: str = "speculative", wrong_at: int = 7) -> tuple
     clock = VirtualClock()
     target, draft = Script(text, clock, 0.1), Script(text, clock, 0.01, wrong_at)
     params = SamplingParams(max_tokens=200, stop_ids=(0,))
-    config = EngineConfig(strategy, params, draft_length=4)
+    config = EngineConfig(strategy=strategy, params=params, draft_length=4)
     return Engine(draft, Codec(), LocalVerifier(target, clock, draft), clock, config), target, draft
 
 

@@ -95,7 +95,11 @@ def answer(
     clock = VirtualClock()
     verifier = LocalVerifier(target or TableModel(TARGET), clock, helper or TableModel(POOR_DRAFT))
     engine = Engine(
-        draft or TableModel(POOR_DRAFT), LetterCodec(), verifier, clock, EngineConfig(strategy, params)
+        draft or TableModel(POOR_DRAFT),
+        LetterCodec(),
+        verifier,
+        clock,
+        EngineConfig(strategy=strategy, params=params),
     )
     updates = list(engine.answer(ASKED))
     assert updates[-1].result is not None
@@ -217,7 +221,11 @@ def test_a_cancel_while_the_answer_is_opened_again_is_not_lost() -> None:
     target = TableModel(TARGET)
     verifier = LocalVerifier(target, clock)
     engine = Engine(
-        HarmedModel(POOR_DRAFT), LetterCodec(), verifier, clock, EngineConfig("speculative", params)
+        HarmedModel(POOR_DRAFT),
+        LetterCodec(),
+        verifier,
+        clock,
+        EngineConfig(strategy="speculative", params=params),
     )
     close = verifier.close
 

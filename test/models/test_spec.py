@@ -128,11 +128,13 @@ def test_language_only_pair_answers_and_a_foreign_one_is_refused(tmp_path):
     target = str(checkpoints.llama(tmp_path / "target", num_hidden_layers=6))
     draft = str(checkpoints.llama(tmp_path / "draft", num_hidden_layers=2))
     settings = {"target": target, "grammar": False, "max_tokens": 12}
-    spoken = run(AskConfig("go to the red chair", settings=EdgeSettings(draft=draft, **settings)))
+    spoken = run(AskConfig(instruction="go to the red chair", settings=EdgeSettings(draft=draft, **settings)))
     plain = EdgeSettings(draft=draft, strategy="autoregressive", **settings)
-    assert spoken["token_ids"] == run(AskConfig("go to the red chair", settings=plain))["token_ids"]
+    assert (
+        spoken["token_ids"] == run(AskConfig(instruction="go to the red chair", settings=plain))["token_ids"]
+    )
     assert len(spoken["token_ids"]) > 0
     swapped = ["<unk>", "</s>", "<pad>", *checkpoints.WORDS[3:]]
     foreign = str(checkpoints.llama(tmp_path / "foreign", words=swapped))
     with pytest.raises(VocabularyMismatch, match="differ in vocabulary"):
-        run(AskConfig("go", settings=EdgeSettings(draft=foreign, **settings)))
+        run(AskConfig(instruction="go", settings=EdgeSettings(draft=foreign, **settings)))

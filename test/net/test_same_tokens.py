@@ -75,7 +75,7 @@ def frame(seed: int) -> tuple[Image, str]:
 def ask(
     runtime: EdgeRuntime, observation: Observation, name: str, params: SamplingParams
 ) -> GenerationResult:
-    *_, last = runtime.engine.answer(observation, EngineConfig(name, params, draft_length=6))
+    *_, last = runtime.engine.answer(observation, EngineConfig(strategy=name, params=params, draft_length=6))
     assert last.result
     return last.result
 
@@ -98,7 +98,7 @@ def test_every_strategy_says_the_same_over_sockets(runtime: EdgeRuntime, tempera
 
 def test_an_image_that_cannot_be_decoded_is_refused_by_name(runtime: EdgeRuntime) -> None:
     broken = Image(b"\xff\xd8\xff" + bytes(500), 448, 252)
-    config = EngineConfig("autoregressive", runtime.engine.config.params)
+    config = EngineConfig(strategy="autoregressive", params=runtime.engine.config.params)
     with pytest.raises(CloudRefused, match="image"):
         list(runtime.engine.answer(Observation(broken, "go"), config))
     image, thing = frame(SEEDS[0])
@@ -114,7 +114,7 @@ def test_ask_without_a_cloud_says_the_same(runtime: EdgeRuntime, tmp_path: Path)
         assert np.asarray(picture).std() > 5
     path = tmp_path / "frame.jpg"
     path.write_bytes(image.jpeg)
-    local = run(AskConfig(f"go to the {thing}", path))
+    local = run(AskConfig(instruction=f"go to the {thing}", image=path))
     remote = ask(
         runtime, Observation(image, f"go to the {thing}"), "autoregressive", runtime.engine.config.params
     )

@@ -32,7 +32,7 @@ from vlm_spec_decode.transport.router import RouterLink
 pytestmark = [pytest.mark.net, pytest.mark.sim]
 
 SCENE = "a red chair 25 degrees left at 2.0 m , a blue box ahead at 1.4 m"
-ASKED = AskConfig("go to the red chair", scene_text=SCENE)
+ASKED = AskConfig(instruction="go to the red chair", scene_text=SCENE)
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,13 @@ class ScriptedEngine:
             actions = parser.feed(piece)
             if last:
                 parser.finish()
-            yield AnswerUpdate(number, (i,), text, actions, result_of(text) if last else None)
+            yield AnswerUpdate(
+                answer=number,
+                tokens=(i,),
+                text=text,
+                actions=actions,
+                result=result_of(text) if last else None,
+            )
 
     def cancel(self):
         self.cancelled.set()

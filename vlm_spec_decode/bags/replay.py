@@ -259,7 +259,13 @@ class Replayer:
             raise ConfigError(str(error)) from error
         length = int(settings["draft_length"])
         uplink_bps = min(1e9, cell.link.up_mbps * 1e6)
-        how = EngineConfig(cell.strategy, params, length, timeout_s=PATIENCE_S, uplink_bps=uplink_bps)
+        how = EngineConfig(
+            strategy=cell.strategy,
+            params=params,
+            draft_length=length,
+            timeout_s=PATIENCE_S,
+            uplink_bps=uplink_bps,
+        )
         engine, verifier = virtual_engine(pair, cell.link, cell.profile, how, params.seed)
         *_, last = engine.answer(question.observation)
         if last.result is None:

@@ -84,7 +84,11 @@ def uplink_per_round(rule: str, residual: str = "sparse", draft_length: int = 4)
         clock = VirtualClock()
         weighed = WeighingVerifier(LocalVerifier(target, clock), codec.TokenPacker(VOCABULARY))
         engine = Engine(
-            draft, SilentCodec(), weighed, clock, EngineConfig("speculative", draft_length=draft_length)
+            draft,
+            SilentCodec(),
+            weighed,
+            clock,
+            EngineConfig(strategy="speculative", draft_length=draft_length),
         )
         config = replace(engine.config, params=replace(params, seed=seed))
         for _ in engine.answer(Observation(None, "go"), config):

@@ -106,7 +106,7 @@ def _engine() -> tuple[Engine, SamplingParams]:
 
 
 def _ours(engine: Engine, params: SamplingParams, question: Observation) -> Tokens:
-    for update in engine.answer(question, EngineConfig("colocated", params)):
+    for update in engine.answer(question, EngineConfig(strategy="colocated", params=params)):
         if update.result:
             return update.result.tokens
     return ()

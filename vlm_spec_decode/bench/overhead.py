@@ -112,7 +112,9 @@ def overhead(strategy: str = "speculative") -> Overhead:
             try:
                 verifier.connect(20.0)
                 engine = Engine(draft, SilentCodec(), verifier, clock)
-                config = EngineConfig(strategy, SamplingParams(max_tokens=TOKENS), draft_length=4)
+                config = EngineConfig(
+                    strategy=strategy, params=SamplingParams(max_tokens=TOKENS), draft_length=4
+                )
                 began_s = 0.0
                 for number in range(ANSWERS + 1):
                     if number == 1:

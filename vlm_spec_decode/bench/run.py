@@ -90,12 +90,12 @@ def decode(
     verifier = VirtualVerifier(target, setup.hardware, setup.link, clock, helper, setup.seed)
     edge = RecordingModel(VirtualModel(draft, setup.hardware, clock), tally)
     config = EngineConfig(
-        setup.strategy,
-        params,
-        setup.draft_length,
-        TIMEOUT_S,
-        setup.objective,
-        min(1e9, setup.link.up_mbps * 1e6),
+        strategy=setup.strategy,
+        params=params,
+        draft_length=setup.draft_length,
+        timeout_s=TIMEOUT_S,
+        objective=setup.objective,
+        uplink_bps=min(1e9, setup.link.up_mbps * 1e6),
     )
     engine = Engine(edge, codec or SilentCodec(), RecordingVerifier(verifier, tally), clock, config)
     started_s = gpu_s = 0.0

@@ -205,7 +205,14 @@ def ask(
     from vlm_spec_decode.edge.factory import EdgeSettings
 
     settings = EdgeSettings(grammar=not no_grammar, **options)
-    config = AskConfig(instruction, image, scene_text, history, settings, patience_s)
+    config = AskConfig(
+        instruction=instruction,
+        image=image,
+        scene_text=scene_text,
+        history=history,
+        settings=settings,
+        patience_s=patience_s,
+    )
     found = run(config, None if as_json else lambda piece: click.echo(piece, nl=False))
     drafted = f"{found['accepted']} of {found['drafted']} drafted tokens accepted"
     text = f"\n{len(found['token_ids'])} tokens, {found['target_passes']} target passes, {drafted}"

@@ -27,7 +27,7 @@ NOTHING_SEEN = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AskConfig:
     """What to ask, and of whom.
 

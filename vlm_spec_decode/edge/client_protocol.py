@@ -32,7 +32,7 @@ FORGET = 0.7
 """What an echo leaves of the longest round trip before it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProtocolTiming:
     """All in seconds.
 

@@ -29,7 +29,7 @@ WITHOUT_DRAFTS = "autoregressive"
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """How answers are decoded. `uplink_bps` is what drafts may take of the uplink."""
 
@@ -41,7 +41,7 @@ class EngineConfig:
     uplink_bps: float = 1e9
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerUpdate:
     """What one commit added. `text` is the whole answer so far; `result` comes with the last update."""
 
@@ -149,7 +149,9 @@ class Engine:
                 self._previous = sequence.tokens
                 self._recall.learn(request.observation, sequence.tokens)
                 result = self._result(sequence, text, config, watch, first_token_s, actions_at_s)
-            yield AnswerUpdate(request.answer, tokens, text, actions, result)
+            yield AnswerUpdate(
+                answer=request.answer, tokens=tokens, text=text, actions=actions, result=result
+            )
 
     def _tokens(
         self,

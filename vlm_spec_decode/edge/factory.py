@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vlm_spec_decode.models.model import VlmModel
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeSettings:
     """Everything that brings up an engine.
 
@@ -95,12 +95,12 @@ def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRunti
 
     draft = draft or load_draft(settings)
     config = EngineConfig(
-        settings.strategy,
-        sampling_of(settings, draft),
-        settings.draft_length,
-        settings.timeout_s,
-        settings.objective,
-        settings.link.up_mbps * 1e6 if settings.link else 1e9,
+        strategy=settings.strategy,
+        params=sampling_of(settings, draft),
+        draft_length=settings.draft_length,
+        timeout_s=settings.timeout_s,
+        objective=settings.objective,
+        uplink_bps=settings.link.up_mbps * 1e6 if settings.link else 1e9,
     )
     clock, said_in = WallClock(), language(settings.grammar)
     drafter = constrained(draft, draft.codec, said_in)

@@ -36,5 +36,7 @@ class DraftModel:
         """Return an engine in which the draft is its own target. Raises ModelError."""
         draft, settings, clock = self.load(), self._settings, WallClock()
         alone = constrained(draft, draft.codec, language(settings.grammar))
-        config = EngineConfig(STRATEGY, sampling_of(settings, draft), timeout_s=settings.timeout_s)
+        config = EngineConfig(
+            strategy=STRATEGY, params=sampling_of(settings, draft), timeout_s=settings.timeout_s
+        )
         return Engine(None, draft.codec, LocalVerifier(alone, clock), clock, config)

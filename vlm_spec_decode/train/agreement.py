@@ -62,7 +62,9 @@ def decode(
     name = "autoregressive" if draft_length is None else "speculative"
     draft = None if draft_length is None else pair.draft
     engine = Engine(draft, pair.codec, LocalVerifier(pair.target, clock), clock)
-    for update in engine.answer(observation, EngineConfig(name, params, draft_length or 1)):
+    for update in engine.answer(
+        observation, EngineConfig(strategy=name, params=params, draft_length=draft_length or 1)
+    ):
         if update.result:
             return update.result
     raise VsdError("the engine ended without a result")

@@ -227,7 +227,7 @@ class EpisodeRunner:
         self.camera = FrontCamera(first)
         self.robot = HeadlessGo2(first, self.clock, camera=self.camera)
         params = SamplingParams(stop_ids=target.codec.stop_ids, max_tokens=64)
-        config = EngineConfig("autoregressive", params)
+        config = EngineConfig(strategy="autoregressive", params=params)
         held = constrained(target, target.codec, language())
         self.engine = Engine(None, target.codec, LocalVerifier(held, self.clock), self.clock, config)
 
