@@ -133,7 +133,7 @@ class Operator:
     def ask(self, text: str, mission: str) -> None:
         """Give the VLM node an instruction."""
         until(self._requests.get_subscription_count, 60, "a vlm_node")
-        self._requests.publish(String(data=MissionRequest(text, mission).to_json()))
+        self._requests.publish(String(data=MissionRequest(instruction=text, mission=mission).to_json()))
 
     def withdraw(self, mission: str) -> None:
         """End a mission and wait for it."""

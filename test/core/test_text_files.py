@@ -44,7 +44,7 @@ def test_an_instruction_that_is_no_text_is_named(text: str, said: str) -> None:
     with pytest.raises(InstructionError, match=said):
         check_instruction(text)
     with pytest.raises(InstructionError, match=said):
-        MissionRequest(text)
+        MissionRequest(instruction=text)
 
 
 def test_half_a_sign_in_a_request_is_refused() -> None:

@@ -37,8 +37,9 @@ class Asker:
         assert eventually(self.withdrawals.get_subscription_count)
         assert self.verdicts.wait_for_service(30)
 
-    def ask(self, *arguments, **options):
-        self.requests.publish(String(data=MissionRequest(*arguments, **options).to_json()))
+    def ask(self, instruction, mission="", **options):
+        request = MissionRequest(instruction=instruction, mission=mission, **options)
+        self.requests.publish(String(data=request.to_json()))
 
     def acks(self, mission):
         found = [json.loads(message.data) for message in self.heard_acks]

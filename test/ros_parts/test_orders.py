@@ -10,11 +10,11 @@ from vlm_spec_decode.mission.state import MissionStatus
 @pytest.mark.parametrize(
     "request_",
     [
-        MissionRequest("go"),
-        MissionRequest('say "hello" \n ü', "m-1", approve=True),
-        MissionRequest("x" * 2000, queue=True, dry_run=True),
-        MissionRequest("\u0000" * 2000),
-        MissionRequest("go", "m-1", lease_s=0.7),
+        MissionRequest(instruction="go"),
+        MissionRequest(instruction='say "hello" \n ü', mission="m-1", approve=True),
+        MissionRequest(instruction="x" * 2000, queue=True, dry_run=True),
+        MissionRequest(instruction="\u0000" * 2000),
+        MissionRequest(instruction="go", mission="m-1", lease_s=0.7),
     ],
 )
 def test_round_trip(request_):
@@ -50,15 +50,18 @@ def test_what_is_no_request_is_refused_by_name(text, complaint):
 
 def test_a_name_is_used_once_and_the_node_makes_its_own():
     orders = MissionQueue("n")
-    assert orders.job(MissionRequest("go", "mine")).mission == "mine"
+    assert orders.job(MissionRequest(instruction="go", mission="mine")).mission == "mine"
     with pytest.raises(InstructionError, match="mine"):
-        orders.job(MissionRequest("go", "mine"))
-    assert orders.job(MissionRequest("go")).mission != orders.job(MissionRequest("go")).mission
+        orders.job(MissionRequest(instruction="go", mission="mine"))
+    assert (
+        orders.job(MissionRequest(instruction="go")).mission
+        != orders.job(MissionRequest(instruction="go")).mission
+    )
 
 
 def test_the_queue_is_bounded_in_order_and_can_be_left():
     orders = MissionQueue("n")
-    jobs = [orders.job(MissionRequest("go")) for _ in range(MAX_WAITING + 1)]
+    jobs = [orders.job(MissionRequest(instruction="go")) for _ in range(MAX_WAITING + 1)]
     for job in jobs[:-1]:
         orders.enqueue(job)
     with pytest.raises(InstructionError, match="wait"):
@@ -71,20 +74,20 @@ def test_the_queue_is_bounded_in_order_and_can_be_left():
 
 def test_the_same_request_again_is_no_other_mission():
     orders = MissionQueue("n")
-    request = MissionRequest("go", "mine", lease_s=1.0)
+    request = MissionRequest(instruction="go", mission="mine", lease_s=1.0)
     assert not orders.repeats(request)
     orders.job(request)
     assert orders.repeats(request)
-    assert not orders.repeats(MissionRequest("go elsewhere", "mine", lease_s=1.0))
-    orders.job(MissionRequest("go"))
-    assert not orders.repeats(MissionRequest("go")), "without a name every request is a new one"
+    assert not orders.repeats(MissionRequest(instruction="go elsewhere", mission="mine", lease_s=1.0))
+    orders.job(MissionRequest(instruction="go"))
+    assert not orders.repeats(MissionRequest(instruction="go")), "without a name every request is a new one"
 
 
 def test_a_request_that_was_refused_is_not_taken_when_it_comes_again():
     orders = MissionQueue("n")
     for _ in range(MAX_WAITING):
-        orders.enqueue(orders.job(MissionRequest("go")))
-    request = MissionRequest("go", "mine")
+        orders.enqueue(orders.job(MissionRequest(instruction="go")))
+    request = MissionRequest(instruction="go", mission="mine")
     with pytest.raises(InstructionError):
         orders.enqueue(orders.job(request))
     assert not orders.repeats(request)
@@ -94,17 +97,17 @@ def test_a_withdrawal_that_overtakes_its_request_holds():
     orders = MissionQueue("n")
     assert orders.withdraw("mine") is None
     with pytest.raises(InstructionError, match="mine"):
-        orders.job(MissionRequest("go", "mine"))
+        orders.job(MissionRequest(instruction="go", mission="mine"))
     orders.withdraw("no name at all")
 
 
 def test_how_a_mission_ended_is_remembered():
     orders = MissionQueue("n")
-    job = orders.job(MissionRequest("go", "mine"))
+    job = orders.job(MissionRequest(instruction="go", mission="mine"))
     orders.current = job
     assert orders.is_alive("mine")
     assert orders.ending("mine") is None
     orders.current = None
-    orders.end(MissionStatus("cancelled", "mine", detail="withdrawn"))
+    orders.end(MissionStatus(state="cancelled", mission="mine", detail="withdrawn"))
     assert not orders.is_alive("mine")
     assert orders.ending("mine").detail == "withdrawn"

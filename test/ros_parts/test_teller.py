@@ -11,7 +11,9 @@ TRACE = {"mission": "m", "tokens": 9, "total_s": 0.4, "target_passes": 2, "accep
 
 
 def status(state, reason="", detail="", mission="m", step=1):
-    return MissionStatus(state, mission, "go", step, reason, detail).to_json()
+    return MissionStatus(
+        state=state, mission=mission, instruction="go", step=step, reason=reason, detail=detail
+    ).to_json()
 
 
 def tell(teller, *messages):
@@ -73,7 +75,7 @@ def test_exit_codes(state, reason, code):
 
 def test_a_request_that_is_refused_unread_ends_with_wrong_usage():
     teller = MissionProgress("m")
-    refusal = MissionStatus("failed", reason="InstructionError", detail="too long").to_json()
+    refusal = MissionStatus(state="failed", reason="InstructionError", detail="too long").to_json()
     assert "too long" in tell(teller, ("vlm/status", refusal))
     assert (teller.has_ended, teller.exit_code) == (True, 2)
 
@@ -128,21 +130,26 @@ def test_a_note_in_the_middle_of_an_answer_lets_it_begin_anew():
 
 def test_the_node_acknowledges_refuses_or_says_how_it_ended():
     teller = MissionProgress("m")
-    tell(teller, ("vlm/ack", Ack("taken", "other", listeners=3).to_json()))
+    tell(teller, ("vlm/ack", Ack(state="taken", mission="other", listeners=3).to_json()))
     assert not teller.is_taken
-    tell(teller, ("vlm/ack", Ack("taken", "m", listeners=3).to_json()))
+    tell(teller, ("vlm/ack", Ack(state="taken", mission="m", listeners=3).to_json()))
     assert (teller.is_taken, teller.listeners, teller.has_ended) == (True, 3, False)
-    said = tell(teller, ("vlm/ack", Ack("over", "m", status="cancelled", detail="withdrawn").to_json()))
+    said = tell(
+        teller, ("vlm/ack", Ack(state="over", mission="m", status="cancelled", detail="withdrawn").to_json())
+    )
     assert (said, teller.has_ended, teller.exit_code) == ("cancelled: withdrawn\n", True, 1)
     assert tell(teller, ("vlm/status", status("cancelled"))) == "", "its end is told once"
     teller = MissionProgress("m")
-    tell(teller, ("vlm/ack", Ack("refused", "m", reason="InstructionError", detail="used").to_json()))
+    tell(
+        teller,
+        ("vlm/ack", Ack(state="refused", mission="m", reason="InstructionError", detail="used").to_json()),
+    )
     assert (teller.has_ended, teller.exit_code) == (True, 2)
 
 
 def test_a_refusal_of_somebody_else_is_not_mine_once_mine_is_taken():
     teller = MissionProgress("m")
-    tell(teller, ("vlm/ack", Ack("taken", "m").to_json()))
-    refusal = MissionStatus("failed", reason="InstructionError", detail="too long").to_json()
+    tell(teller, ("vlm/ack", Ack(state="taken", mission="m").to_json()))
+    refusal = MissionStatus(state="failed", reason="InstructionError", detail="too long").to_json()
     assert tell(teller, ("vlm/status", refusal)) == ""
     assert not teller.has_ended

@@ -82,7 +82,14 @@ def say(
     if detach and (approve or yes):
         raise UsageError("--detach leaves nobody who could approve a plan")
     lease_s = 0.0 if detach else LEASE_S
-    request = MissionRequest(text, f"say-{uuid.uuid4().hex[:12]}", approve or yes, dry_run, queue, lease_s)
+    request = MissionRequest(
+        instruction=text,
+        mission=f"say-{uuid.uuid4().hex[:12]}",
+        approve=approve or yes,
+        dry_run=dry_run,
+        queue=queue,
+        lease_s=lease_s,
+    )
 
     def ask(plan: str) -> bool:
         return yes or click.confirm(f"carry out {plan}?", err=True)

@@ -135,7 +135,7 @@ class EngineConnection:
         self._started = self._finished = 0
         self._hurry = False
         self._closed = False
-        self._said = MissionStatus("connecting")
+        self._said = MissionStatus(state="connecting")
         self._thread = threading.Thread(target=self._keep, name="connection", daemon=True)
 
     @property
@@ -215,11 +215,11 @@ class EngineConnection:
             engine = self._source.connect()
         except VsdError as error:
             self._error = error
-            self._say_once(MissionStatus("unavailable", reason=type(error).__name__, detail=str(error)))
+            self._say_once(MissionStatus(state="unavailable", reason=type(error).__name__, detail=str(error)))
             if not isinstance(error, CloudError):
                 self._on_failure(error)
         else:
-            self._say_once(MissionStatus("ready"))
+            self._say_once(MissionStatus(state="ready"))
         with self._changed:
             self._engine = engine
             self._finished = self._started

@@ -32,7 +32,7 @@ MAX_REQUEST_CHARS = 6 * MAX_INSTRUCTION_CHARS + 1000
 """Every character may be escaped."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MissionRequest:
     """One instruction and how it is to be carried out.
 
@@ -97,7 +97,7 @@ def _check_types(data: Mapping[str, Any]) -> None:
 AckState: TypeAlias = Literal["taken", "refused", "over"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ack:
     """What the VLM node says on `vlm/ack` as soon as it has heard a request, an instruction or a heartbeat.
 

@@ -214,7 +214,16 @@ class MissionRunner:
                 if not (job.approve or job.dry_run):
                     self._emit(job, plan)
             if update.result is not None:
-                self._emit(job, Answer(job.mission, number, observation, plan.actions, update.result))
+                self._emit(
+                    job,
+                    Answer(
+                        mission=job.mission,
+                        number=number,
+                        observation=observation,
+                        actions=plan.actions,
+                        result=update.result,
+                    ),
+                )
         return plan
 
     def _approved(self, job: MissionJob, mission: Mission, engine: Answerer, plan: Plan) -> Plan:
@@ -242,4 +251,9 @@ class MissionRunner:
 
     def _say(self, job: MissionJob, state: str, step: int, reason: str = "", detail: str = "") -> None:
         told = job.instruction[:SHOWN_CHARS]
-        self._emit(job, MissionStatus(state, job.mission, told, step, reason, detail))
+        self._emit(
+            job,
+            MissionStatus(
+                state=state, mission=job.mission, instruction=told, step=step, reason=reason, detail=detail
+            ),
+        )

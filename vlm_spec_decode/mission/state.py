@@ -46,7 +46,7 @@ class MissionJob:
     dry_run: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerConfig:
     """When a mission gives up, and what it does without its cloud.
 
@@ -106,7 +106,7 @@ def ending_of(status: PlanStatus) -> MissionEnd:
     return MissionEnd(meaning.get(status.state, "cancelled"), status.reason or status.state, detail)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MissionStatus:
     """`/vlm/status`: `state` is a stable name, `reason` the name of what went wrong, `detail` a sentence.
 
@@ -135,7 +135,7 @@ class PartialAnswer:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """One finished answer: what was asked, what was said, and how it was decoded."""
 

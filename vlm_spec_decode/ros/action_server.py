@@ -90,7 +90,7 @@ class MissionActionServer:
 
     def _judge(self, goal: Any) -> Any:
         try:
-            MissionRequest(self._sentence(goal))
+            MissionRequest(instruction=self._sentence(goal))
         except InstructionError as error:
             self._node.get_logger().warning(f"goal refused: {error}")
             return GoalResponse.REJECT
@@ -102,7 +102,9 @@ class MissionActionServer:
             self._count += 1
             mission = f"goal-{self._node.get_clock().now().nanoseconds:x}-{self._count}"
             self._heard[mission] = heard
-        self._requests.publish(String(data=MissionRequest(self._sentence(goal.request), mission).to_json()))
+        self._requests.publish(
+            String(data=MissionRequest(instruction=self._sentence(goal.request), mission=mission).to_json())
+        )
         try:
             status = self._follow(goal, mission, heard)
         finally:
@@ -131,7 +133,7 @@ class MissionActionServer:
                 return status
             said = ": ".join(part for part in (status.state, status.detail) if part)
             goal.publish_feedback(self._filled(self._kind.Feedback, said, False))
-        return MissionStatus("cancelled", mission, detail="the node ends")
+        return MissionStatus(state="cancelled", mission=mission, detail="the node ends")
 
     @staticmethod
     def _filled(kind: Any, said: str, good: bool) -> Any:

@@ -26,7 +26,7 @@ class VlmPublishers:
         self._plan: Plan | None = None
         self._plan_lock = threading.Lock()
         self._last: Answer | None = None
-        self.shown = MissionStatus("connecting")
+        self.shown = MissionStatus(state="connecting")
         """The newest status of the mission under way, or of the link."""
         self._answers = node.create_publisher(String, "vlm/answer", COMMAND)
         self._partials = node.create_publisher(String, "vlm/answer/partial", STREAMED)

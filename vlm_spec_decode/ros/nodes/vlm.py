@@ -95,15 +95,15 @@ def runner_config(values: Parameters) -> RunnerConfig:
     real = values.real
     silence_s = real("status_timeout_s")
     return RunnerConfig(
-        values.integer("max_steps"),
-        silence_s,
-        real("frame_timeout_s"),
-        silence_s,
-        real("act_timeout_s"),
-        cast(Fallback, values.text("fallback")),
-        real("hold_timeout_s"),
-        real("approve_timeout_s"),
-        real("approve_fresh_s"),
+        max_steps=values.integer("max_steps"),
+        ready_s=silence_s,
+        frame_s=real("frame_timeout_s"),
+        silence_s=silence_s,
+        act_s=real("act_timeout_s"),
+        fallback=cast(Fallback, values.text("fallback")),
+        hold_s=real("hold_timeout_s"),
+        approve_s=real("approve_timeout_s"),
+        fresh_s=real("approve_fresh_s"),
     )
 
 
@@ -213,7 +213,9 @@ class VlmNode:
 
     def _tell(self, job: MissionJob, state: str, detail: str) -> None:
         """Publish the status of a mission that is not the one under way."""
-        status = MissionStatus(state, job.mission, job.instruction[:200], reason="queue", detail=detail)
+        status = MissionStatus(
+            state=state, mission=job.mission, instruction=job.instruction[:200], reason="queue", detail=detail
+        )
         self._voice.status(status, aside=True)
         if state in ENDED:
             self._over(status)
@@ -235,7 +237,7 @@ class VlmNode:
     # Callbacks -----------------------------------------------------------------------------------
 
     def _on_text(self, message: String) -> None:
-        self._take(INSTRUCTION, lambda: MissionRequest(message.data))
+        self._take(INSTRUCTION, lambda: MissionRequest(instruction=message.data))
 
     def _on_request(self, message: String) -> None:
         self._take(REQUEST, lambda: MissionRequest.from_json(message.data))
@@ -252,11 +254,13 @@ class VlmNode:
                 asked = self.instruct(request)
         except InstructionError as error:
             name, detail = type(error).__name__, str(error)
-            self._voice.status(MissionStatus("failed", reason=name, detail=detail), aside=True)
-            self._voice.acknowledge(Ack("refused", asked, topic, name, detail))
+            self._voice.status(MissionStatus(state="failed", reason=name, detail=detail), aside=True)
+            self._voice.acknowledge(
+                Ack(state="refused", mission=asked, topic=topic, reason=name, detail=detail)
+            )
         else:
             listeners = self._node.count_subscribers(topic)
-            self._voice.acknowledge(Ack("taken", asked, topic, listeners=listeners))
+            self._voice.acknowledge(Ack(state="taken", mission=asked, topic=topic, listeners=listeners))
 
     def _on_heartbeat(self, message: String) -> None:
         """Take note that a mission's asker lives; tell one whose mission has ended how it did."""
@@ -265,9 +269,20 @@ class VlmNode:
         if self._orders.is_alive(mission):
             return
         ended = self._orders.ending(mission) or MissionStatus(
-            "failed", reason="Unknown", detail="vlm_node does not know this mission; it was started anew"
+            state="failed",
+            reason="Unknown",
+            detail="vlm_node does not know this mission; it was started anew",
         )
-        self._voice.acknowledge(Ack("over", mission, REQUEST, ended.reason, ended.detail, ended.state))
+        self._voice.acknowledge(
+            Ack(
+                state="over",
+                mission=mission,
+                topic=REQUEST,
+                reason=ended.reason,
+                detail=ended.detail,
+                status=ended.state,
+            )
+        )
 
     def _look_at_leases(self) -> None:
         for mission in self._leases.expired(self._clock.now()):
