@@ -58,7 +58,7 @@ def test_what_a_file_may_not_say_is_named(text: str, named: str, tmp_path: Path)
 )
 def test_what_does_not_hold_is_named(settings: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        check(CloudConfig(Language("g"), **({"insecure": True} | checked(settings, "test"))))
+        check(CloudConfig(language=Language("g"), **({"insecure": True} | checked(settings, "test"))))
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

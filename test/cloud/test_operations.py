@@ -33,7 +33,7 @@ from vlm_spec_decode.transport.in_process import InProcessLink
 SECRET = "walk past my safe"
 PARAMS = SamplingParams(temperature=1.0, max_tokens=12, stop_ids=(STOP,), seed=3)
 PACKER = codec.TokenPacker(3)
-SETTINGS = CloudConfig(Language("grammar"), insecure=True, http="127.0.0.1:*", log_format="json")
+SETTINGS = CloudConfig(language=Language("grammar"), insecure=True, http="127.0.0.1:*", log_format="json")
 
 
 def opening(answer: int = 1, epoch: int = 0, strategy: str = "autoregressive") -> bytes:
@@ -138,7 +138,7 @@ def test_the_wall_clock_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_instruction_is_told_only_if_asked_for() -> None:
     said = io.StringIO()
     handler = logs.set_up_logging("text", "info", said)
-    config = CloudConfig(Language("grammar"), insecure=True, log_content=True)
+    config = CloudConfig(language=Language("grammar"), insecure=True, log_content=True)
     try:
         operations = ServiceTelemetry(config, TableModel(TARGET).card, InProcessLink(), VirtualClock())
         operations.link._watch.came(b"robot", opening())

@@ -72,8 +72,12 @@ def test_the_cloud_looks_before_it_loads() -> None:
         {"draft": "shipped,device=cuda"},
     ]
     for values in settings:
-        config = CloudConfig(language(True), insecure=True, **checked(values, "file"))
+        config = CloudConfig(language=language(True), insecure=True, **checked(values, "file"))
         with pytest.raises(ConfigError, match="CPU build"):
             check(config)
     # On a cluster it is other computers that must have it.
-    check(CloudConfig(language(True), insecure=True, device="cuda", replicas=1, ray_address="10.0.0.1:6379"))
+    check(
+        CloudConfig(
+            language=language(True), insecure=True, device="cuda", replicas=1, ray_address="10.0.0.1:6379"
+        )
+    )

@@ -41,7 +41,7 @@ def setting_of(model: str) -> Setting:
     if model == "shipped":
         from vlm_spec_decode.cloud.app import serve_on
 
-        make: MakeServer = partial(serve_on, CloudConfig(language(), threads=1))
+        make: MakeServer = partial(serve_on, CloudConfig(language=language(), threads=1))
         return Setting(make, *shipped_speech())
     if model != "synthetic":
         raise ConfigError(f"model {model!r}; known: shipped, synthetic")

@@ -67,7 +67,7 @@ def cloud(
     settings = _given(ctx, options)
     if file:
         settings = read_file(file) | settings
-    config = CloudConfig(language(settings.pop("grammar", True)), **settings)
+    config = CloudConfig(language=language(settings.pop("grammar", True)), **settings)
     check(config)
     if check_config:
         _say(as_json, {"bind": config.bind, "ok": True}, "the settings hold")

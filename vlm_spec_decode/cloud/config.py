@@ -28,7 +28,7 @@ from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.keys import cloud_keys
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
     """Bounds of one desk.
 
@@ -59,7 +59,7 @@ MIN_PATIENCE_S, MAX_PATIENCE_S = 0.25, 30.0
 """Bounds of what an edge may claim for its patience: nobody can push ahead for long, nobody starves."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CloudConfig:
     """Where to listen, what to serve, and what to tell.
 

@@ -23,7 +23,7 @@ ROUTINE = frozenset({"rest", "again", "close"})
 """Causes of stops that only make sure."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StopReport:
     """One stop: why, and when in the clock's seconds.
 
@@ -111,7 +111,14 @@ class EmergencyStop:
         after = self._position()
         moved = math.dist(before, after) if before is not None and after is not None else None
         since_s = commanded_s if trigger_s is None else trigger_s
-        report = StopReport(cause, since_s, commanded_s, confirmed_s, moved, error)
+        report = StopReport(
+            cause=cause,
+            trigger_s=since_s,
+            commanded_s=commanded_s,
+            confirmed_s=confirmed_s,
+            distance_m=moved,
+            error=error,
+        )
         if cause not in ROUTINE:
             self._last = report
         return report

@@ -23,7 +23,7 @@ from vlm_spec_decode.core.errors import ActionRefused
 from vlm_spec_decode.core.robot import RobotState
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MotionTuning:
     """How the loop is closed. The defaults hold for a robot that lags by 0.05 to 0.3 s.
 

@@ -120,8 +120,21 @@ class RobotSupervisor:
         try:
             self._driver.stop()
         except RobotError as error:
-            return StopReport("estop", began_s, began_s, None, None, str(error))
-        return StopReport("estop", began_s, began_s, self._clock.now(), None)
+            return StopReport(
+                cause="estop",
+                trigger_s=began_s,
+                commanded_s=began_s,
+                confirmed_s=None,
+                distance_m=None,
+                error=str(error),
+            )
+        return StopReport(
+            cause="estop",
+            trigger_s=began_s,
+            commanded_s=began_s,
+            confirmed_s=self._clock.now(),
+            distance_m=None,
+        )
 
     def close(self) -> RobotError | None:
         """Stop the robot and free everything; return the error if the stop was not confirmed. Idempotent."""
