@@ -63,7 +63,7 @@ def measure() -> dict[str, Any]:
     rows = [row(s, hardware(p), link) for p in PROFILES for link in links for s in shapes()]
     hybrid, profile = shapes()[-1], hardware("agx_orin_qwen32b")
     curve = [
-        {"robots": robots, **asdict(serve(hybrid, profile, links[0], Demand(robots, THINK_S)))}
+        {"robots": robots, **asdict(serve(hybrid, profile, links[0], Demand(robots=robots, think_s=THINK_S)))}
         for robots in CURVE_ROBOTS
     ]
     return {"think_s": THINK_S, "rows": rows, "curve": curve, "curve_profile": profile.name}

@@ -28,7 +28,7 @@ from vlm_spec_decode.bench.sweep import ALL, Results, geometric_mean
 
 WEAK, GOOD = "early47", "shipped"
 OTHERS = tuple(name for name in ALL if name != BASELINE and not name.startswith("hybrid"))
-HOME = Cell(WEAK, "go2_a100", "go2_paper", "hybrid")
+HOME = Cell(pair=WEAK, profile="go2_a100", link="go2_paper", strategy="hybrid")
 PROFILES = ("go2_a100", "jetson_nano_a100", "rtx2080ti_a100", "agx_orin_qwen32b", "agx_orin_llama70b", "cpu")
 LINKS = (
     "rtt5_up100",
@@ -55,7 +55,9 @@ class Size:
 def place(pair: str, profile: str, link: str) -> dict[str, Cell]:
     """Return the cells of all strategies at one place."""
     names = (name for name in ALL if name != BASELINE)
-    return {name: Cell(pair, profile, link, name, with_image=False) for name in names}
+    return {
+        name: Cell(pair=pair, profile=profile, link=link, strategy=name, with_image=False) for name in names
+    }
 
 
 def home(results: Results, size: Size) -> list[Figure]:
@@ -122,7 +124,13 @@ def special(results: Results, size: Size) -> list[Figure]:
         cost = results.summary(replace(HOME, pair=pair, objective="cost"), size.answers)
         bar, note = (0.5 if pair == WEAK else 0.3), f"Go2, {pair}, {cost['speed_up']:.2f}x the speed"
         costs.append(Figure(f"passes_at_cost_{mark}", cost["pass_ratio"], bar, "at most", note))
-    ace = Cell("early69", "agx_orin_qwen32b", "pico_paper", "multi_branch", with_image=False)
+    ace = Cell(
+        pair="early69",
+        profile="agx_orin_qwen32b",
+        link="pico_paper",
+        strategy="multi_branch",
+        with_image=False,
+    )
     hits, worth = results.summary(ace, size.answers)["hit_rate"], results.worth("early69")["acceptance"]
     note = f"AGX Orin, 32B, a = {worth:.2f}, greedy"
     return [*slow_links, *costs, Figure("multi_branch_hit_rate", hits, 0.97, "at least", note)]

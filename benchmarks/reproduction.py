@@ -22,7 +22,7 @@ from vlm_spec_decode.bench.sweep import Results, origin
 
 def cell(at: PaperSetting, strategy: str) -> Cell:
     """Return a setting's cell."""
-    return Cell(f"synthetic:{at.acceptance}", at.profile, at.link, strategy)
+    return Cell(pair=f"synthetic:{at.acceptance}", profile=at.profile, link=at.link, strategy=strategy)
 
 
 def ours(results: Results, row: PaperFigure) -> float:

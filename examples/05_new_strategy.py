@@ -72,7 +72,7 @@ def main() -> None:
     hardware, link = HardwareProfile("go2_a100", 72, 620, 620, 620, 62), LinkProfile("wifi", 60, 100, 100)
     said = {}
     for name in ("autoregressive", "speculative", "adaptive_length"):
-        setup = RunSetup(name, hardware, link)
+        setup = RunSetup(strategy=name, hardware=hardware, link=link)
         found = decode(setup, draft, target, Observation(None, "go"), SamplingParams(max_tokens=60))
         said[name] = found.tokens
         print(f"{name:16} {found.passes:3} passes {found.total_s:6.1f} s")

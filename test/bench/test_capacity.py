@@ -22,7 +22,7 @@ GOES_ON = AnswerShape("hybrid", 4, 4)
 @pytest.mark.parametrize("shape", [WAITS, GOES_ON])
 def test_one_robot_alone_takes_what_can_be_reckoned(shape: AnswerShape) -> None:
     expected_s = {WAITS: 0.02 + 0.15 + 4 * (0.1 + 0.02 + 0.08), GOES_ON: 0.02 + 0.15 + 3 * 0.1}[shape]
-    served = serve(shape, HARDWARE, LINK, Demand(1, 5.0, answers=200))
+    served = serve(shape, HARDWARE, LINK, Demand(robots=1, think_s=5.0, answers=200))
     assert shape.alone_s(HARDWARE, LINK) == pytest.approx(expected_s)
     assert served.p50_s == pytest.approx(expected_s)
     assert served.p99_s == pytest.approx(expected_s)
@@ -31,7 +31,7 @@ def test_one_robot_alone_takes_what_can_be_reckoned(shape: AnswerShape) -> None:
 
 
 def test_a_full_gpu_gives_what_the_curve_allows() -> None:
-    served = serve(GOES_ON, HARDWARE, LINK, Demand(500, 0.1, answers=4000, fills=32))
+    served = serve(GOES_ON, HARDWARE, LINK, Demand(robots=500, think_s=0.1, answers=4000, fills=32))
     passes_s = (0.15 + 3 * 0.1) * BatchCost(HARDWARE).factor_of(32)
     assert served.busy == pytest.approx(1, abs=0.02)
     assert served.mean_batch == pytest.approx(32, rel=0.03)
@@ -39,13 +39,16 @@ def test_a_full_gpu_gives_what_the_curve_allows() -> None:
 
 
 def test_more_robots_wait_longer_and_the_most_is_the_most() -> None:
-    waits_s = [serve(GOES_ON, HARDWARE, LINK, Demand(n, 5.0, answers=1500)).p99_s for n in (1, 8, 32, 128)]
+    waits_s = [
+        serve(GOES_ON, HARDWARE, LINK, Demand(robots=n, think_s=5.0, answers=1500)).p99_s
+        for n in (1, 8, 32, 128)
+    ]
     assert waits_s == sorted(waits_s)
     robots, served = most_robots(GOES_ON, HARDWARE, LINK, 5.0, 2.0)
     limit_s = 2 * GOES_ON.alone_s(HARDWARE, LINK)
     assert robots > 1
     assert served.p99_s <= limit_s
-    assert serve(GOES_ON, HARDWARE, LINK, Demand(robots * 2, 5.0)).p99_s > limit_s
+    assert serve(GOES_ON, HARDWARE, LINK, Demand(robots=robots * 2, think_s=5.0)).p99_s > limit_s
 
 
 def test_the_page_is_what_was_simulated() -> None:

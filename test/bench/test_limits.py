@@ -24,8 +24,10 @@ def answers(
     strategy: str, acceptance: float, rtt_ms: float = 120, has_helper: bool = False, **profile: float
 ) -> list[Outcome]:
     hardware = HardwareProfile(**{**{f: getattr(GO2, f) for f in GO2.__slots__}, **profile})
-    setup = RunSetup(strategy, hardware, LinkProfile("link", rtt_ms, 20, 20), has_helper=has_helper)
-    pairs = (pair(PairSpec(acceptance, seed=seed)) for seed in SEEDS)
+    setup = RunSetup(
+        strategy=strategy, hardware=hardware, link=LinkProfile("link", rtt_ms, 20, 20), has_helper=has_helper
+    )
+    pairs = (pair(PairSpec(acceptance=acceptance, seed=seed)) for seed in SEEDS)
     return [decode(setup, draft, target, Observation(None, "go"), PARAMS) for draft, target in pairs]
 
 

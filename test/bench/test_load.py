@@ -50,7 +50,7 @@ def cloud(target: TableModel, sessions: int = 64, bind: str = "tcp://127.0.0.1:*
 
 def test_all_robots_are_told_what_one_alone_is_told() -> None:
     with cloud(TableModel(TARGET)) as address:
-        config = LoadConfig(address, robots=6, seconds=60, questions=40)
+        config = LoadConfig(cloud=address, robots=6, seconds=60, questions=40)
         report = load(config, questions(), SPEECH, WallClock()).report()
     assert (report["asked"], report["right"]) == (40, 40)
     assert report["goodput_answers_per_s"] == pytest.approx(40 / report["seconds"], rel=0.01)
@@ -67,7 +67,7 @@ def test_a_cloud_that_says_something_else_is_found_out(monkeypatch: pytest.Monke
             monkeypatch.setattr(target, "table", POOR_DRAFT)
 
     with cloud(target) as address:
-        config = LoadConfig(address, robots=2, seconds=60, questions=60)
+        config = LoadConfig(cloud=address, robots=2, seconds=60, questions=60)
         report = load(config, questions(), SPEECH, WallClock(), turn_coat).report()
     assert report["wrong"] > 0
     assert report["right"] >= 6
@@ -76,7 +76,7 @@ def test_a_cloud_that_says_something_else_is_found_out(monkeypatch: pytest.Monke
 def test_refusals_are_counted_by_name_and_the_rest_is_served() -> None:
     with cloud(TableModel(TARGET), sessions=1) as address:
         config = LoadConfig(
-            address, robots=4, seconds=60, questions=40, manner=RobotBehaviour(back_off_s=0.01)
+            cloud=address, robots=4, seconds=60, questions=40, manner=RobotBehaviour(back_off_s=0.01)
         )
         report = load(config, questions(), SPEECH, WallClock()).report()
     assert report["right"] + report["refused"] == 40
@@ -86,13 +86,13 @@ def test_refusals_are_counted_by_name_and_the_rest_is_served() -> None:
 
 def test_load_is_bounded_and_stays_on_this_machine() -> None:
     with pytest.raises(ConfigError, match="loopback"):
-        LoadConfig("tcp://192.0.2.1:5557")
+        LoadConfig(cloud="tcp://192.0.2.1:5557")
     for wrong in ({"robots": 0}, {"robots": 10**6}, {"seconds": 1e9}, {"questions": 0}):
         with pytest.raises(ConfigError):
-            LoadConfig("tcp://127.0.0.1:5557", **wrong)
+            LoadConfig(cloud="tcp://127.0.0.1:5557", **wrong)
 
 
 def test_nobody_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlm_spec_decode.bench.load.HANDSHAKE_S", 0.3)
     with pytest.raises(CloudTimeout, match="not welcomed"):
-        load(LoadConfig("tcp://127.0.0.1:9"), questions(), SPEECH, WallClock())
+        load(LoadConfig(cloud="tcp://127.0.0.1:9"), questions(), SPEECH, WallClock())

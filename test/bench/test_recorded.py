@@ -49,7 +49,7 @@ def test_every_strategy_says_the_same_on_recorded_answers(library: PairLibrary, 
     hardware, road = load_hardware("go2_a100"), load_link(link)
     said = {}
     for name in STRATEGIES:
-        setup = RunSetup(name, hardware, road, has_helper=name == "colocated")
+        setup = RunSetup(strategy=name, hardware=hardware, link=road, has_helper=name == "colocated")
         found = [decode(setup, pair.draft, pair.target, q, pair.params, pair.codec) for q in pair.questions]
         said[name] = [o.tokens for o in found]
         assert all(o.first_action_s is not None and 0 < o.first_action_s <= o.total_s for o in found)
@@ -59,7 +59,9 @@ def test_every_strategy_says_the_same_on_recorded_answers(library: PairLibrary, 
 
 def test_without_its_image_a_question_costs_no_image_bytes(library: PairLibrary) -> None:
     pair = library.pair("shipped")
-    setup = RunSetup("autoregressive", load_hardware("go2_a100"), load_link("go2_paper"))
+    setup = RunSetup(
+        strategy="autoregressive", hardware=load_hardware("go2_a100"), link=load_link("go2_paper")
+    )
     whole = pair.questions[0]
     bare = Observation(None, whole.instruction, whole.history, frame_id=whole.frame_id)
     seen, unseen = (decode(setup, pair.draft, pair.target, q, pair.params) for q in (whole, bare))
@@ -72,7 +74,7 @@ def test_without_its_image_a_question_costs_no_image_bytes(library: PairLibrary)
 def test_an_answer_that_was_given_before_costs_few_passes() -> None:
     pair = PairLibrary(1).pair("shipped")
     hardware, link = load_hardware("go2_a100"), load_link("go2_paper")
-    setups = [RunSetup("hybrid", hardware, link, is_repeat=r) for r in (False, True)]
+    setups = [RunSetup(strategy="hybrid", hardware=hardware, link=link, is_repeat=r) for r in (False, True)]
     first, again = (decode(s, pair.draft, pair.target, pair.questions[0], pair.params) for s in setups)
     assert again.tokens == first.tokens
     assert again.passes < first.passes

@@ -16,7 +16,7 @@ from vlm_spec_decode.cli import main as cli
 from vlm_spec_decode.core.errors import ConfigError
 
 SMALL = BenchConfig(
-    ("speculative", "colocated"), links=("lan", "go2_paper"), pairs=("synthetic:0.8",), answers=3
+    strategies=("speculative", "colocated"), links=("lan", "go2_paper"), pairs=("synthetic:0.8",), answers=3
 )
 
 
@@ -144,7 +144,12 @@ def test_the_command_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.timeout(300)
 def test_wall_clock_time_over_sockets(tmp_path: Path) -> None:
     config = BenchConfig(
-        ("speculative",), links=("lan",), pairs=("shipped",), clocks=("wall",), answers=1, out=tmp_path
+        strategies=("speculative",),
+        links=("lan",),
+        pairs=("shipped",),
+        clocks=("wall",),
+        answers=1,
+        out=tmp_path,
     )
     cells = run_sweep(config)["cells"]
     assert [c["cell"]["profile"] for c in cells] == ["measured", "measured"]

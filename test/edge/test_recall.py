@@ -51,9 +51,11 @@ def test_answers_that_depart_at_once_are_soon_offered_no_more_than_a_few_tokens_
 
 @pytest.mark.parametrize("name", ["hybrid", "autoregressive"])
 def test_an_answer_that_was_given_before_takes_one_pass_if_the_strategy_recalls(name: str) -> None:
-    draft, target = pair(PairSpec(0.5))
+    draft, target = pair(PairSpec(acceptance=0.5))
     first, again = (
-        decode(RunSetup(name, GO2, LINK, is_repeat=repeat), draft, target, asked(), PARAMS)
+        decode(
+            RunSetup(strategy=name, hardware=GO2, link=LINK, is_repeat=repeat), draft, target, asked(), PARAMS
+        )
         for repeat in (False, True)
     )
     assert again.tokens == first.tokens
@@ -64,10 +66,16 @@ def test_an_answer_that_was_given_before_takes_one_pass_if_the_strategy_recalls(
 
 def test_a_wrong_answer_costs_little_and_is_not_said() -> None:
     """The pair's answers to another seed are other tokens from the first one on."""
-    models = [pair(PairSpec(0.6, seed=seed)) for seed in (1, 2)]
-    fresh = decode(RunSetup("hybrid", GO2, LINK), *models[1], asked(), PARAMS)
+    models = [pair(PairSpec(acceptance=0.6, seed=seed)) for seed in (1, 2)]
+    fresh = decode(RunSetup(strategy="hybrid", hardware=GO2, link=LINK), *models[1], asked(), PARAMS)
     mixed = _Switching([target for _, target in models], [draft for draft, _ in models])
-    wrong = decode(RunSetup("hybrid", GO2, LINK, is_repeat=True), mixed.draft, mixed.target, asked(), PARAMS)
+    wrong = decode(
+        RunSetup(strategy="hybrid", hardware=GO2, link=LINK, is_repeat=True),
+        mixed.draft,
+        mixed.target,
+        asked(),
+        PARAMS,
+    )
     assert wrong.tokens == fresh.tokens
     assert wrong.total_s <= 1.1 * fresh.total_s + 0.3 * GO2.prefill_ms / 1000
 
@@ -106,7 +114,7 @@ def test_an_open_carries_what_is_recalled_and_what_is_left_of_it_after_a_loss() 
 
 
 def test_a_session_takes_only_the_draft_of_its_own_answer_and_epoch() -> None:
-    _, target = pair(PairSpec(0.5))
+    _, target = pair(PairSpec(acceptance=0.5))
     for number, epoch, known in ((1, 2, 3), (1, 1, 0), (2, 2, 0)):
         draft = DraftMessage(number, epoch, 0, 1, (5, 6, 7), (0, 1, 2))
         request = AnswerRequest(1, asked(), PARAMS, "hybrid", epoch=2, draft=draft)

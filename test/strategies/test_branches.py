@@ -19,8 +19,11 @@ WIRED = LinkProfile("15 ms", 15, 100, 100)
 
 def answers(name: str, acceptance: float, temperature: float = 0.0) -> list[Outcome]:
     params = SamplingParams(temperature, max_tokens=40)
-    pairs = (pair(PairSpec(acceptance, seed=seed)) for seed in range(3))
-    return [decode(RunSetup(name, AGX_ORIN, WIRED), d, t, Observation(None, "go"), params) for d, t in pairs]
+    pairs = (pair(PairSpec(acceptance=acceptance, seed=seed)) for seed in range(3))
+    return [
+        decode(RunSetup(strategy=name, hardware=AGX_ORIN, link=WIRED), d, t, Observation(None, "go"), params)
+        for d, t in pairs
+    ]
 
 
 def test_branches_fall_geometrically_and_go_where_something_may_be_said() -> None:

@@ -28,8 +28,10 @@ def answers(
 ) -> list[Outcome]:
     link = LinkProfile("link", rtt_ms, 100, 100)
     helper = strategy.endswith("+") or strategy == "colocated"
-    setup = RunSetup(strategy.rstrip("+"), hardware, link, objective=objective, has_helper=helper)
-    pairs = (pair(PairSpec(acceptance, seed=seed)) for seed in range(2))
+    setup = RunSetup(
+        strategy=strategy.rstrip("+"), hardware=hardware, link=link, objective=objective, has_helper=helper
+    )
+    pairs = (pair(PairSpec(acceptance=acceptance, seed=seed)) for seed in range(2))
     return [decode(setup, draft, target, Observation(None, "go"), PARAMS) for draft, target in pairs]
 
 

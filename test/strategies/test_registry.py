@@ -50,9 +50,9 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def said(name: str, seed: int, temperature: float, draft_length: int) -> tuple[int, ...]:
-    draft, target = pair(PairSpec(0.7, seed=seed))
+    draft, target = pair(PairSpec(acceptance=0.7, seed=seed))
     params = SamplingParams(temperature=temperature, max_tokens=40, seed=seed)
-    setup = RunSetup(name, GO2, WIFI, draft_length=draft_length)
+    setup = RunSetup(strategy=name, hardware=GO2, link=WIFI, draft_length=draft_length)
     return decode(setup, draft, target, Observation(None, "go"), params).tokens
 
 

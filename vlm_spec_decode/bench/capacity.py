@@ -44,7 +44,7 @@ class AnswerShape:
         return link.rtt_ms / 1000 + hardware.pass_s(self.nodes, is_first=True) + rest_s
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
     """Robots on one GPU: each thinks for `think_s` on average between two answers."""
 
@@ -56,7 +56,7 @@ class Demand:
     fills: int = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
     """What came of it: latencies of whole answers, answers a second, and the share of time that it worked."""
 
@@ -115,7 +115,13 @@ class _Gpu:
         p50_s, p99_s = np.quantile(counted, (0.5, 0.99))
         since_s = now_s - ended[len(ended) // 5][0]
         rate = len(counted) / since_s if since_s > 0 else 0.0
-        return Served(float(p50_s), float(p99_s), rate, work / now_s, shares / passes)
+        return Served(
+            p50_s=float(p50_s),
+            p99_s=float(p99_s),
+            answers_per_s=rate,
+            busy=work / now_s,
+            mean_batch=shares / passes,
+        )
 
     def _batch(self) -> tuple[list[int], int]:
         """Take those who have waited longest, newcomers up to their share."""
@@ -140,10 +146,10 @@ def most_robots(
     limit_s = stretch * shape.alone_s(hardware, link)
 
     def holds(robots: int) -> Served | None:
-        served = serve(shape, hardware, link, Demand(robots, think_s))
+        served = serve(shape, hardware, link, Demand(robots=robots, think_s=think_s))
         return served if served.p99_s <= limit_s else None
 
-    low, high, best = 0, 1, serve(shape, hardware, link, Demand(1, think_s))
+    low, high, best = 0, 1, serve(shape, hardware, link, Demand(robots=1, think_s=think_s))
     while (served := holds(high)) and high < MOST:
         low, high, best = high, 2 * high, served
     while high - low > max(1, low // 25):

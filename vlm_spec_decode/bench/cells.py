@@ -71,7 +71,7 @@ _DECIDING_HERE = ("cells", "pairs", "recorded", "recorder", "run", "synthetic", 
 gone on with."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """`strategy` with a `+` has a copy of the draft in the cloud; `colocated` always has."""
 
@@ -105,14 +105,14 @@ class Cell:
         """Return what one answer is decoded with."""
         has_helper = self.strategy.endswith("+") or strategy(self.name).needs_helper
         return RunSetup(
-            self.name,
-            load_hardware(self.profile),
-            load_link(self.link),
-            self.draft_length,
-            self.objective,
-            has_helper,
-            seed,
-            self.is_repeat,
+            strategy=self.name,
+            hardware=load_hardware(self.profile),
+            link=load_link(self.link),
+            draft_length=self.draft_length,
+            objective=self.objective,
+            has_helper=has_helper,
+            seed=seed,
+            is_repeat=self.is_repeat,
         )
 
 

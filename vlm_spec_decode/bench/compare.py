@@ -28,7 +28,7 @@ OF_A_RUN = frozenset({"objective", "temperature", "draft_length"})
 """What is the same in all cells of one run: two runs that differ in it are what one wants to compare."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
     """`ratio` is A's time over B's, the geometric mean over answers: above 1, B is faster."""
 
@@ -102,7 +102,15 @@ def _difference(cell: str, ratios: npt.NDArray[np.float64], p: float, corrected:
     drawn = np.random.default_rng(0).choice(ratios, size=(DRAWS, len(ratios))).mean(axis=1)
     low, high = np.exp(np.quantile(drawn, (0.025, 0.975)))
     ratio = math.exp(float(ratios.mean()))
-    return Difference(cell, ratio, float(low), float(high), p, corrected, len(ratios))
+    return Difference(
+        cell=cell,
+        ratio=ratio,
+        low=float(low),
+        high=float(high),
+        p=p,
+        p_corrected=corrected,
+        answers=len(ratios),
+    )
 
 
 def _cells(path: Path) -> dict[str, list[dict[str, Any]]]:

@@ -47,7 +47,7 @@ def flood(frames: int, robots: int = 4, seed: int = 0) -> dict[str, Any]:
     with _cloud() as (pid, address, calls):
         stranger = Stranger(address, setting.speech.hello, frames, seed, pid)
         try:
-            config = LoadConfig(address, robots=robots, seconds=3600, give_up_s=60)
+            config = LoadConfig(cloud=address, robots=robots, seconds=3600, give_up_s=60)
             config = replace(config, manner=RobotBehaviour(deadline_s=300, busy_s=300), questions=10**6)
             asked = load(config, setting.questions, setting.speech, WallClock(), stranger)
         finally:

@@ -80,7 +80,7 @@ def uplink_per_round(rule: str, residual: str = "sparse", draft_length: int = 4)
     params = SamplingParams(temperature=temperature, rule=rule, residual=residual, max_tokens=TOKENS)
     rounds: list[list[int]] = []
     for seed in range(SEEDS):
-        draft, target = pair(PairSpec(0.7, vocab_size=VOCABULARY, seed=seed))
+        draft, target = pair(PairSpec(acceptance=0.7, vocab_size=VOCABULARY, seed=seed))
         clock = VirtualClock()
         weighed = WeighingVerifier(LocalVerifier(target, clock), codec.TokenPacker(VOCABULARY))
         engine = Engine(

@@ -103,7 +103,7 @@ HANDSHAKE_S = 60.0
 """Patience for so many handshakes at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadConfig:
     """How much load, and of what kind. `questions` in all, if given, end the run before `seconds` do."""
 

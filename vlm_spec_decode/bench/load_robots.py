@@ -39,7 +39,7 @@ class Question:
     answer: Tokens = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionResult:
     """What became of one question; times in seconds since it was asked, None if it did not come to that."""
 
@@ -53,7 +53,7 @@ class QuestionResult:
     epochs: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RobotBehaviour:
     """How robots behave: `acceptance` is the probability that a drafted token is right.
 
@@ -168,8 +168,18 @@ class LoadRobot:
         if asked is None:
             return
         self.protocol.close(now_s)
-        times = (asked.first_token_s, asked.first_action_s, now_s - asked.asked_s)
-        self.asked.append(QuestionResult(asked.index, outcome, why, asked.tokens, *times, asked.epochs))
+        self.asked.append(
+            QuestionResult(
+                question=asked.index,
+                outcome=outcome,
+                why=why,
+                tokens=asked.tokens,
+                first_token_s=asked.first_token_s,
+                first_action_s=asked.first_action_s,
+                total_s=now_s - asked.asked_s,
+                epochs=asked.epochs,
+            )
+        )
 
     def _draft(self) -> None:
         asked, manner = self._open, self._manner

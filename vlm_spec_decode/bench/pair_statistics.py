@@ -19,7 +19,7 @@ from vlm_spec_decode.decoding.sampling import pick
 RANKS = 12
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairStatistics:
     """`ranks[r]` counts the tokens that stand at rank r of the draft, the last entry those behind."""
 
@@ -46,12 +46,12 @@ def worth_of(pair: BenchPair) -> PairStatistics:
             agreed.setdefault(layer, []).extend(int(rows[at].argmax()) == tokens[at] for at in free)
     counted = sum(ranks)
     return PairStatistics(
-        ranks[0] / max(1, counted),
-        tuple(ranks),
-        counted,
-        forced,
-        total / len(pair.questions),
-        {layer: float(np.mean(same)) for layer, same in sorted(agreed.items())},
+        acceptance=ranks[0] / max(1, counted),
+        ranks=tuple(ranks),
+        tokens=counted,
+        forced=forced,
+        mean_tokens=total / len(pair.questions),
+        exits={layer: float(np.mean(same)) for layer, same in sorted(agreed.items())},
     )
 
 

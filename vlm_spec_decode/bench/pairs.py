@@ -84,7 +84,7 @@ def folders_of(name: str) -> tuple[str, str]:
     return str(shipped(ROLES[name][0])), str(shipped(ROLES[name][1]))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BenchPair:
     """Draft and target with the questions that are put to them; `about` says what they are."""
 
@@ -119,7 +119,15 @@ class PairLibrary:
         assert_same_vocabulary(loaded.card, model.card)
         about = f"draft {loaded.card.revision}, target {model.card.revision}"
         params = SamplingParams(max_tokens=MAX_TOKENS, stop_ids=model.codec.stop_ids)
-        return BenchPair(name, drafting, verifying, model.codec, params, questions, about)
+        return BenchPair(
+            name=name,
+            draft=drafting,
+            target=verifying,
+            codec=model.codec,
+            params=params,
+            questions=questions,
+            about=about,
+        )
 
     def _recorded(self, source: str, questions: tuple[Observation, ...]) -> tuple[VlmModel, RecordedModel]:
         key = str(Path(source).resolve()) if Path(source).is_dir() else source
@@ -136,9 +144,17 @@ class PairLibrary:
             raise ConfigError(f"{name!r}: synthetic:A wants a number between 0 and 1") from error
         if not 0 < acceptance < 1:
             raise ConfigError(f"{name!r}: an acceptance lies between 0 and 1")
-        spec = PairSpec(acceptance)
+        spec = PairSpec(acceptance=acceptance)
         params = SamplingParams(max_tokens=SYNTHETIC_TOKENS)
         questions = tuple(Observation(None, "go", frame_id=str(n)) for n in range(self.answers))
         draft, target = SyntheticFamily.pair(spec)
         about = f"simulated: first choice right with {acceptance}, the others by a geometric law"
-        return BenchPair(name, draft, target, SilentCodec(), params, questions, about)
+        return BenchPair(
+            name=name,
+            draft=draft,
+            target=target,
+            codec=SilentCodec(),
+            params=params,
+            questions=questions,
+            about=about,
+        )

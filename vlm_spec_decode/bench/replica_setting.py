@@ -22,7 +22,7 @@ from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.transport.in_process import ServerLink
 
-SPEC = PairSpec(0.8)
+SPEC = PairSpec(acceptance=0.8)
 TOKENS = 40
 PASS_S = 0.005
 

@@ -191,7 +191,7 @@ def _ask(
     robots: int,
     on_turn: Callable[[LoadFleet], None],
 ) -> dict[str, Any]:
-    config = LoadConfig(server.address, robots=robots, seconds=3600, keys=folder, questions=answers)
+    config = LoadConfig(cloud=server.address, robots=robots, seconds=3600, keys=folder, questions=answers)
     config = replace(config, manner=RobotBehaviour(deadline_s=300, busy_s=300), give_up_s=60)
     return load(config, setting.questions, setting.speech, WallClock(), on_turn).report()
 

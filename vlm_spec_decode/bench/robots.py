@@ -27,7 +27,7 @@ IsFirst: TypeAlias = Callable[[Tokens], bool]
 """Whether tokens hold what a robot waits for before it moves."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RobotAnswer:
     """One answer of one robot: its tokens, or why there are none, and when it came."""
 
@@ -141,8 +141,16 @@ class VirtualRobot:
 
     def _end(self, now_s: float, error: CloudError | None) -> None:
         first_s = now_s if self._first_s is None else self._first_s
-        answer = (self._answer - 1, self._sequence.tokens, self._asked_s, first_s, now_s, error)
-        self.said_so_far.append(RobotAnswer(*answer))
+        self.said_so_far.append(
+            RobotAnswer(
+                question=self._answer - 1,
+                tokens=self._sequence.tokens,
+                asked_s=self._asked_s,
+                first_s=first_s,
+                ended_s=now_s,
+                error=error,
+            )
+        )
         self.edge.close(now_s)
         if self._drafter:
             self._drafter.close()

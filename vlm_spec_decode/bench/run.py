@@ -23,7 +23,7 @@ TIMEOUT_S = 3600.0
 """Of virtual time: no cell of a comparison comes near it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSetup:
     """Everything but the models and the question: what one cell of the comparison is made of.
 
@@ -40,7 +40,7 @@ class RunSetup:
     is_repeat: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """One answer's figures; seconds of virtual time, bytes on the wire, the uplink's without the image."""
 
@@ -109,23 +109,23 @@ def decode(
     usage = verifier.usage
     moments = (m._replace(start_s=m.start_s - started_s, end_s=m.end_s - started_s) for m in tally.moments)
     return Outcome(
-        result.tokens,
-        result.total_s,
-        result.time_to_first_token_s,
-        result.time_to_first_action_s,
-        result.target_passes,
-        result.drafted,
-        result.accepted,
-        result.early_verdicts,
-        tally.lookups,
-        tally.hits,
-        tally.draft_s,
-        verifier.gpu_s - gpu_s,
-        usage.uplink_bytes,
-        usage.downlink_bytes,
-        usage.image_bytes,
-        tuple(moments),
-        tuple(r.why for r in result.rounds),
+        tokens=result.tokens,
+        total_s=result.total_s,
+        first_token_s=result.time_to_first_token_s,
+        first_action_s=result.time_to_first_action_s,
+        passes=result.target_passes,
+        drafted=result.drafted,
+        accepted=result.accepted,
+        early=result.early_verdicts,
+        lookups=tally.lookups,
+        hits=tally.hits,
+        draft_s=tally.draft_s,
+        gpu_s=verifier.gpu_s - gpu_s,
+        up_bytes=usage.uplink_bytes,
+        down_bytes=usage.downlink_bytes,
+        image_bytes=usage.image_bytes,
+        moments=tuple(moments),
+        why=tuple(r.why for r in result.rounds),
     )
 
 

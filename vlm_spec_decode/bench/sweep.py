@@ -42,7 +42,7 @@ SCHEMA = "vsd-bench/1"
 ALL = (*STRATEGIES, "hybrid+")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BenchConfig:
     """What `vsd bench` runs. `answers` are decoded in each cell, of the same questions everywhere."""
 
@@ -64,9 +64,18 @@ def cells_of(config: BenchConfig) -> list[Cell]:
     found = []
     for clock in config.clocks:
         profiles = config.profiles if clock == "virtual" else (MEASURED,)
-        for place in itertools.product(config.pairs, profiles, config.links):
+        for pair, profile, link in itertools.product(config.pairs, profiles, config.links):
             cells = [
-                Cell(*place, name, clock, config.objective, config.temperature, config.draft_length)
+                Cell(
+                    pair=pair,
+                    profile=profile,
+                    link=link,
+                    strategy=name,
+                    clock=clock,
+                    objective=config.objective,
+                    temperature=config.temperature,
+                    draft_length=config.draft_length,
+                )
                 for name in names
             ]
             found += [cells[0].baseline, *cells[1:]]  # which knows no objective and no draft

@@ -20,7 +20,7 @@ LAYERS = 100
 """An exit's layer is its depth in per cent."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairSpec:
     """`spread` is the geometric ratio of the ranks behind the first; `exits` (depth in %, accuracy)."""
 

@@ -110,7 +110,9 @@ def load(
     from vlm_spec_decode.bench.load_robots import RobotBehaviour
     from vlm_spec_decode.core.clock import WallClock
 
-    config = loads.LoadConfig(address, manner=RobotBehaviour(strategy, acceptance), **options)
+    config = loads.LoadConfig(
+        cloud=address, manner=RobotBehaviour(strategy=strategy, acceptance=acceptance), **options
+    )
     speech, questions = loads.shipped_speech(draft, max_tokens)
     found = loads.load(config, questions, speech, WallClock()).report()
     if not as_json:
