@@ -15,6 +15,7 @@ from vlm_spec_decode.core.types import (
     DraftMessage,
     EarlyExitVerdict,
     Image,
+    MoreSamples,
     Observation,
     SamplingParams,
     SparseTarget,
@@ -107,6 +108,12 @@ def test_a_residual_and_a_correction_round_trip() -> None:
     assert isinstance(wire_correction, m.WireCorrection)
     assert PACKER.hint(wire_correction) == correction
     assert len(data) <= 12
+    asked = MoreSamples(900, 0, 123, 20)
+    data = codec.encode(PACKER.hint_message(asked))
+    assert data == codec.encode(m.WireCorrection(900, 0, 123, -20)), "on the wire a negative token, as ever"
+    wire_asked = codec.decode(data)
+    assert isinstance(wire_asked, m.WireCorrection)
+    assert PACKER.hint(wire_asked) == asked
 
 
 def test_an_open_carries_the_request() -> None:

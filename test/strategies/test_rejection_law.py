@@ -21,6 +21,7 @@ from vlm_spec_decode.core.types import (
     DraftMessage,
     Event,
     Hint,
+    MoreSamples,
     Observation,
     SamplingParams,
     SparseTarget,
@@ -185,7 +186,7 @@ def few_ids_sent(patch: pytest.MonkeyPatch) -> None:
             Sequence(), drafter, verifier, VirtualClock(), EdgeConfig(answer=1, params=params, draft_length=2)
         )
         counts[tuple(itertools.chain(*said))] += 1
-        asked += any(isinstance(hint, Correction) and hint.token < 0 for hint in hints)
+        asked += any(isinstance(hint, MoreSamples) for hint in hints)
     wanted = target_law(params_of())
     chi_squared = sum((counts[t] - ANSWERS * p) ** 2 / (ANSWERS * p) for t, p in wanted.items())
     assert asked > ANSWERS // 100, "the case must arise"

@@ -196,7 +196,7 @@ class Commit:
 class Correction:
     """The token that the edge drew from the residual; only when the residual lives on the edge.
 
-    Idempotent by `position`. A negative `token` -n asks for n tail samples instead: the last were used up.
+    Idempotent by `position`.
     """
 
     answer: int
@@ -205,9 +205,19 @@ class Correction:
     token: int
 
 
+@dataclass(frozen=True, slots=True)
+class MoreSamples:
+    """Instead of the token at `position` the edge asks for `count` tail samples: the last were used up."""
+
+    answer: int
+    epoch: int
+    position: int
+    count: int
+
+
 Event: TypeAlias = EarlyExitVerdict | Commit
 
-Hint: TypeAlias = DraftMessage | Correction
+Hint: TypeAlias = DraftMessage | Correction | MoreSamples
 """What the edge sends while an answer is open."""
 
 

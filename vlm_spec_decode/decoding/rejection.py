@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vlm_spec_decode.core.ports import Logits
-from vlm_spec_decode.core.types import Correction, DraftMessage, SamplingParams, SparseTarget, Support, Tokens
+from vlm_spec_decode.core.types import DraftMessage, SamplingParams, SparseTarget, Support, Tokens
 from vlm_spec_decode.decoding.counter_rng import CounterRng, KeyedCounterRng, Weights
 from vlm_spec_decode.decoding.sampling import Row
 from vlm_spec_decode.decoding.sparse import P_UNIT, Q_UNIT, certain, is_complete, sparse_target, weights
@@ -122,14 +122,13 @@ class RejectionRule:
         self._awaited = (prefix, weights(logits, self.params, P_UNIT))
         return self.sparse()
 
-    def correct(self, correction: Correction, length: int) -> SparseTarget | None:
-        """Take a correction for position `length`; return more tail samples where it asks for them."""
-        if self._awaited is None or correction.position != length:
-            return None
-        if correction.token < 0:
-            return self.sparse(min(MAX_SAMPLES, -correction.token))
+    def corrected(self) -> None:
+        """The awaited correction has come."""
         self._awaited = None
-        return None
+
+    def more(self, count: int) -> SparseTarget | None:
+        """Return what the edge needs, now with `count` tail samples; None if no correction is awaited."""
+        return self.sparse(min(MAX_SAMPLES, count))
 
     def sparse(self, samples: int = 0) -> SparseTarget | None:
         """Return what the edge needs to draw the awaited correction, None if none is awaited."""

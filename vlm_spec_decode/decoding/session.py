@@ -19,6 +19,7 @@ from vlm_spec_decode.core.types import (
     DraftMessage,
     EarlyExitVerdict,
     Hint,
+    MoreSamples,
     Support,
     Tokens,
 )
@@ -118,12 +119,15 @@ class Session:
     def receive(self, hint: Hint, now_s: float = 0.0) -> Commit | None:
         """Add a hint; those of another answer or epoch are dropped.
 
-        Returns a commit at once only for a correction that asks for more of the residual.
+        Returns a commit at once only where the edge asks for more of the residual.
         """
         if (hint.answer, hint.epoch) != (self.request.answer, self.request.epoch):
             return None
         if isinstance(hint, Correction):
-            return self._correct(hint)
+            self._correct(hint)
+            return None
+        if isinstance(hint, MoreSamples):
+            return self._send_more(hint)
         self._add(hint)
         if isinstance(self.policy, TimedPolicy):
             self.policy.received(hint, now_s)
@@ -214,19 +218,23 @@ class Session:
         has_bonus = not (isinstance(self.policy, PipelinePolicy) and self.policy.is_pipeline)
         return self.rejection.verify(nodes, logits, plan.prefix, has_bonus, own_q)
 
-    def _correct(self, correction: Correction) -> Commit | None:
-        """Commit what the edge has drawn, or send it more tail samples."""
-        length = len(self.sequence)
+    def _correct(self, correction: Correction) -> None:
+        """Commit what the edge has drawn, if it is awaited."""
+        length, token = len(self.sequence), correction.token
         if self.rejection is None or correction.position != length or not self.rejection.is_waiting:
-            return None
-        more = self.rejection.correct(correction, length)
-        token = correction.token
-        if token < 0:
-            return replace(self._commit_of(length, (), 0, self.passes, False, 0.0), residual=more)
+            return
+        self.rejection.corrected()
         finished = self.request.params.ends(length + 1, token)
         commit = self._commit_of(length, (token,), 0, self.passes, finished, 0.0)
         self.tree.advance(self.sequence.commit(commit))
-        return None
+
+    def _send_more(self, asked: MoreSamples) -> Commit | None:
+        """Return the commit that brings the edge more tail samples, if its correction is awaited."""
+        length = len(self.sequence)
+        if self.rejection is None or asked.position != length or not self.rejection.is_waiting:
+            return None
+        more = self.rejection.more(asked.count)
+        return replace(self._commit_of(length, (), 0, self.passes, False, 0.0), residual=more)
 
     def _with_forced(self, prefix: Tokens, said: Tokens, finished: bool) -> tuple[Tokens, bool]:
         """Add to what a pass has said the run that the grammar forces after it: it needs no pass."""

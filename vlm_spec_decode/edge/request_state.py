@@ -38,8 +38,8 @@ class UnacknowledgedDrafts:
         if isinstance(hint, DraftMessage):
             self._tree.add(hint)
         else:
-            self._sent = deque(h for h in self._sent if not isinstance(h, Correction))
-            if hint.token >= 0:
+            self.forget_corrections()
+            if isinstance(hint, Correction):
                 self._advance((hint.token,))
         self._sent.append(hint)
 
@@ -157,7 +157,7 @@ class RequestState:
 
     def add(self, hint: Hint) -> None:
         """Keep a hint until a commit overtakes it. A correction is a commit that was made here."""
-        if isinstance(hint, Correction) and hint.token >= 0:
+        if isinstance(hint, Correction):
             finished = self.request.params.ends(hint.position + 1, hint.token)
             made = (hint.answer, self.mirror.epoch, hint.position, (hint.token,), 0, 0, finished)
             self.mirror.commit(Commit(*made))

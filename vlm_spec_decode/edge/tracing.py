@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.ports import Clock, Drafter, ExitHook, Logits, Verifier
 from vlm_spec_decode.core.trace import RoundTrace
-from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, Event, Hint, Tokens
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, DraftMessage, Event, Hint, Tokens
 from vlm_spec_decode.decoding.tree import SpeculationTree
 
 
@@ -43,7 +43,7 @@ class TracingVerifier:
         if isinstance(hint, DraftMessage):
             self._drafted += len(hint.tokens)
             self._tree.add(hint)
-        elif hint.token >= 0:
+        elif isinstance(hint, Correction):
             self._tree.advance((hint.token,))
         self.inner.submit(hint)
 

@@ -17,6 +17,7 @@ from vlm_spec_decode.core.types import (
     EarlyExitVerdict,
     Hint,
     Image,
+    MoreSamples,
     Observation,
     SamplingParams,
     Tokens,
@@ -110,17 +111,21 @@ class TokenPacker:
         return DraftMessage(message.answer, message.epoch, message.base, first, tokens, parents, weights, q)
 
     def hint_message(self, hint: Hint) -> WireDraft | WireCorrection:
-        """Return the wire form of a draft or a correction."""
+        """Return the wire form of a hint; a request for n more samples travels as the token -n."""
         if isinstance(hint, DraftMessage):
             return self.draft_message(hint)
+        if isinstance(hint, MoreSamples):
+            return WireCorrection(hint.answer, hint.epoch, hint.position, -hint.count)
         return WireCorrection(hint.answer, hint.epoch, hint.position, hint.token)
 
     def hint(self, message: WireDraft | WireCorrection) -> Hint:
-        """Return the draft or correction in `message`. Raises ProtocolError."""
+        """Return the hint in `message`. Raises ProtocolError."""
         if isinstance(message, WireDraft):
             return self.draft(message)
         if not 0 <= message.position <= MAX_TOKENS or not -MAX_TOKENS <= message.token < self.vocab_size:
             raise ProtocolError(f"a correction to {message.token} at {message.position}")
+        if message.token < 0:
+            return MoreSamples(message.answer, message.epoch, message.position, -message.token)
         return Correction(message.answer, message.epoch, message.position, message.token)
 
     def commit_message(self, commit: Commit) -> WireCommit:

@@ -155,7 +155,10 @@ class WireCommit(Message, frozen=True, array_like=True, tag=9):
 
 
 class WireCorrection(Message, frozen=True, array_like=True, tag=10):
-    """Edge to cloud: the token drawn from the residual; rule `rejection` with the residual on the edge."""
+    """Edge to cloud: the token drawn from the residual; rule `rejection` with the residual on the edge.
+
+    A negative `token` -n asks for n tail samples instead (`core.types.MoreSamples`).
+    """
 
     answer: int
     epoch: int

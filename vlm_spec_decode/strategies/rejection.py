@@ -18,6 +18,7 @@ from vlm_spec_decode.core.types import (
     DraftMessage,
     Event,
     Hint,
+    MoreSamples,
     SamplingParams,
     Support,
     Tokens,
@@ -142,6 +143,9 @@ class ResidualCorrector:
             return None
         drawn = self.proposals.drawn_from(self.tokens)
         token = draw_correction(target, drawn, self.proposals.chance, self.tokens)
-        answer = -4 * (len(target.tail) + 1) if token is None else token
-        self.inner.submit(Correction(commit.answer, commit.epoch, position, answer))
+        if token is None:
+            count = 4 * (len(target.tail) + 1)
+            self.inner.submit(MoreSamples(commit.answer, commit.epoch, position, count))
+        else:
+            self.inner.submit(Correction(commit.answer, commit.epoch, position, token))
         return token
