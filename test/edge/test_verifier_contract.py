@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from test.net.test_sockets import HELLO, cloud, edge, own_answer
+from test.net.test_sockets import HELLO, IMAGE, cloud, edge, own_answer
 from test.tables import STOP, TARGET, TableModel
+from vlm_spec_decode.bench.run import SilentCodec
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout, VsdError
 from vlm_spec_decode.core.ports import Verifier
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, Observation, SamplingParams
 from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.edge.verifier_virtual import VirtualVerifier
 from vlm_spec_decode.transport import keys
@@ -101,6 +103,48 @@ def test_close_twice_is_close_once(verifier: Verifier) -> None:
     verifier.open(AnswerRequest(1, OBSERVATION, PARAMS, "autoregressive"))
     verifier.close()
     verifier.close()
+
+
+@pytest.fixture
+def has_link(verifier: Verifier) -> bool:
+    return not isinstance(verifier, LocalVerifier)
+
+
+def test_usage_is_that_of_the_newest_answer(verifier: Verifier, has_link: bool) -> None:
+    assert answer(verifier, 1).tokens == own_answer(PARAMS)
+    first = verifier.usage
+    long = SamplingParams(temperature=1.0, max_tokens=400, seed=PARAMS.seed)
+    assert len(answer(verifier, 2, long)) == 400
+    second = verifier.usage
+    assert answer(verifier, 3).tokens == own_answer(PARAMS)
+    third = verifier.usage
+    for usage in (first, second, third):
+        assert (usage.uplink_bytes > 0, usage.downlink_bytes > 0) == (has_link, has_link)
+        assert usage.image_bytes == 0
+    assert (second.downlink_bytes > 5 * first.downlink_bytes) == has_link
+    assert (second.downlink_bytes > 5 * third.downlink_bytes) == has_link
+
+
+def test_usage_counts_the_image_apart(verifier: Verifier, has_link: bool) -> None:
+    verifier.open(AnswerRequest(1, Observation(IMAGE, "go"), PARAMS, "autoregressive"))
+    while not (event := verifier.wait(10)).finished:  # type: ignore[union-attr]
+        assert isinstance(event, Commit)
+    usage = verifier.usage
+    verifier.close()
+    size = len(IMAGE.jpeg) if has_link else 0
+    assert size <= usage.image_bytes <= 1.2 * size
+    assert usage.uplink_bytes < len(IMAGE.jpeg)
+    assert (usage.uplink_bytes > 0) == has_link
+
+
+def test_the_engines_result_says_what_the_verifier_says(verifier: Verifier, has_link: bool) -> None:
+    clock = VirtualClock() if not isinstance(verifier, VirtualVerifier) else verifier.clock
+    config = EngineConfig(strategy="autoregressive", params=PARAMS)
+    engine = Engine(None, SilentCodec(), verifier, clock, config)
+    *_, last = engine.answer(OBSERVATION)
+    assert last.result
+    assert (last.result.usage.uplink_bytes > 0) == has_link
+    assert (last.result.usage.downlink_bytes > 0) == has_link
 
 
 def test_an_unknown_strategy_is_refused(verifier: Verifier) -> None:

@@ -9,6 +9,7 @@ from vlm_spec_decode.bench.run import SilentCodec
 from vlm_spec_decode.bench.synthetic import PairSpec, pair
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.ports import Verifier
+from vlm_spec_decode.core.trace import LinkUsage
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Event, Hint, Observation, SamplingParams
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
@@ -64,6 +65,11 @@ class WeighingVerifier:
     def close(self) -> None:
         """Pass on."""
         self.inner.close()
+
+    @property
+    def usage(self) -> LinkUsage:
+        """Pass on."""
+        return self.inner.usage
 
     def _seen(self, event: Event | None) -> Event | None:
         if isinstance(event, Commit):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vlm_spec_decode.core.ports import Clock, ExitHook, Logits, Model, ModelCard, ModelContext, Verifier
+from vlm_spec_decode.core.trace import LinkUsage
 from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, Event, Hint, Observation, Tokens
 
 
@@ -158,6 +159,11 @@ class RecordingVerifier:
     def close(self) -> None:
         """Pass on."""
         self.inner.close()
+
+    @property
+    def usage(self) -> LinkUsage:
+        """Pass on."""
+        return self.inner.usage
 
 
 def _height(parents: Tokens) -> int:

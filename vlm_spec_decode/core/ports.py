@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm_spec_decode.core.robot import RobotState
+from vlm_spec_decode.core.trace import LinkUsage
 from vlm_spec_decode.core.types import AnswerRequest, Event, Hint, Image, Observation, Tokens
 
 Logits: TypeAlias = npt.NDArray[np.float32]
@@ -182,6 +183,11 @@ class Verifier(Protocol):
 
     def close(self) -> None:
         """End the answer and free what it holds. Idempotent."""
+        ...
+
+    @property
+    def usage(self) -> LinkUsage:
+        """Bytes that the newest answer has put on the link so far, 0 without a link; stays after `close`."""
         ...
 
 

@@ -15,12 +15,11 @@ from vlm_spec_decode.actions.parser import ActionParser
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.core.errors import Cancelled, NotFinite
 from vlm_spec_decode.core.ports import Clock, Drafter, Model, TextCodec, Verifier
-from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
+from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.edge.answer_cache import AnswerCache
 from vlm_spec_decode.edge.tracing import NoDrafter, TracingDrafter, TracingVerifier
-from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy
 
@@ -190,7 +189,6 @@ class Engine:
         first_token_s: float,
         first_action_s: float | None,
     ) -> GenerationResult:
-        usage = self._verifier.usage if isinstance(self._verifier, RemoteVerifier) else LinkUsage()
         return GenerationResult(
             sequence.tokens,
             text,
@@ -201,6 +199,6 @@ class Engine:
             first_token_s,
             first_action_s,
             watch.elapsed_s,
-            usage,
+            self._verifier.usage,
             config.params.lossless,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.ports import Clock, Drafter, ExitHook, Logits, Verifier
-from vlm_spec_decode.core.trace import RoundTrace
+from vlm_spec_decode.core.trace import LinkUsage, RoundTrace
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, DraftMessage, Event, Hint, Tokens
 from vlm_spec_decode.decoding.tree import SpeculationTree
 
@@ -66,6 +66,11 @@ class TracingVerifier:
     def close(self) -> None:
         """Pass on."""
         self.inner.close()
+
+    @property
+    def usage(self) -> LinkUsage:
+        """Pass on."""
+        return self.inner.usage
 
     def explain(self, why: str) -> None:
         """Keep the strategy's last reason for the round's trace."""

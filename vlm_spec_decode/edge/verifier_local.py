@@ -11,6 +11,7 @@ from collections import deque
 
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
 from vlm_spec_decode.core.ports import Clock, Model, Target
+from vlm_spec_decode.core.trace import LinkUsage
 from vlm_spec_decode.core.types import AnswerRequest, Event, Hint
 from vlm_spec_decode.decoding.session import ColocatedDraft, Session
 from vlm_spec_decode.strategies.registry import strategy
@@ -73,6 +74,11 @@ class LocalVerifier:
             self._session.close()
         self._session = None
         self._events.clear()
+
+    @property
+    def usage(self) -> LinkUsage:
+        """No bytes: there is no link."""
+        return LinkUsage()
 
     def _open_session(self) -> Session:
         if self._session is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from vlm_spec_decode.core.ports import Verifier
+from vlm_spec_decode.core.trace import LinkUsage
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
@@ -112,6 +113,11 @@ class ResidualCorrector:
     def close(self) -> None:
         """Pass on."""
         self.inner.close()
+
+    @property
+    def usage(self) -> LinkUsage:
+        """Pass on."""
+        return self.inner.usage
 
     def _q(self, draft: DraftMessage) -> tuple[Support, ...]:
         found: list[Support] = []
