@@ -1,9 +1,9 @@
-"""What an answer may look like, as one regular expression made from the action language.
+"""The form of an answer as one regular expression, made from the action language.
 
-Words first, then calls and nothing but calls: `a red box ahead . turn ( -10 ) forward(1.6)`. At least one
-call is said, for an instruction that is answered in words ends in `done()`; `done()`, if it is said, comes
-last. Numbers are within the gate's default limits; the gate stays, its limits may be narrower and depend on
-what the robot senses. Knows no tokens: `models.grammar` compiles the expression for a tokenizer.
+Words first, then calls and nothing but calls: `a red box ahead . turn ( -10 ) forward(1.6)`. An answer has
+at least one call, because an instruction that is answered in words ends in `done()`; a `done()` comes last.
+Numbers are within the gate's default limits; the gate checks again, because its limits may be narrower and
+depend on sensors. Independent of tokens: `models.grammar` compiles the expression for a tokenizer.
 """
 
 from __future__ import annotations

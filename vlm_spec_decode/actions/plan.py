@@ -1,7 +1,7 @@
-"""What travels between whoever commands and the executor, as strict JSON.
+"""Messages between the source of commands and the executor, as strict JSON.
 
-`Plan` is the contract of the topic `/vlm/plan`, `PlanStatus` what the executor reports back. Both are
-plain data; what a plan message means at its arrival is `inbox.py`'s business.
+`Plan` is the content of the topic `/vlm/plan`, `PlanStatus` the executor's report. Both are plain data;
+`control.plan_queue` decides what a plan message means when it arrives.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ _STATUS_KEYS = ("mission", "answer", "actions_done", "state", "reason", "detail"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All actions of one answer known so far; also the heartbeat of whoever commands.
+    """All actions of one answer known so far; repeated, it is the heartbeat of the source of commands.
 
     `mission` names one instruction, `answer` counts its answers from 0 upwards, `stamp_s` is the capture
-    time of the frame that the answer looks at, `sequence` never falls within an answer and rises when the
-    content changes. Within an answer `actions` only ever grows at its end; `final` says that no more will
-    come. While an answer is under way the commander republishes its newest plan at 10 Hz or more: silence
-    of 0.25 s stops the robot. A new answer, or a new mission, supersedes what is under way. An answer that
-    begins with the very motion that the mission's last one was broken off in goes on with it: what was moved
-    counts. `verified` is False for what the draft alone has said, without its cloud: reduced limits hold.
+    time of the answer's frame, `sequence` never falls within an answer and rises when the content changes.
+    Within an answer `actions` only grows at its end; `final` says that no more will come. While an answer
+    is under way the newest plan is republished at 10 Hz or more: silence of 0.25 s stops the robot. A new
+    answer, or a new mission, supersedes the present one. An answer that begins with the same motion in
+    which the mission's last answer was interrupted resumes it: the distance already moved counts.
+    `verified` is False for a plan of the draft alone, without its cloud: reduced limits apply.
     """
 
     mission: str

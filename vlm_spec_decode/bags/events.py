@@ -154,9 +154,9 @@ class Topics:
 
 @dataclass(slots=True)
 class Events:
-    """The events of a bag in its order; `faults` counts what was skipped, by name.
+    """The events of a bag in its order; `faults` counts skipped messages by name.
 
-    While `skips_motion` is set, by whoever reads them, motion is passed over, which saves its decoding.
+    While `skips_motion` is set by the reader, motion messages are skipped, which saves their decoding.
     """
 
     source: BagSource

@@ -1,9 +1,9 @@
-"""mcap files of a bag: one with an index that holds, and any other, read from its front.
+"""mcap files of a bag: by their index if it is complete, else read in file order.
 
 Records are those of mcap.dev/spec. An index is trusted if it accounts for every message of the file's
-statistics; a file whose recorder was killed, or wrote no chunks or no index, or that another tool has given
-an index with gaps or doubles, is read from the front, chunk by chunk, also the beginning of a chunk that
-broke off. A damaged chunk loses its own messages only, and those are counted by the index beside it.
+statistics; a file of a killed recorder, without chunks or index, or with an index that has gaps or
+duplicates, is read in file order, chunk by chunk, including the beginning of a truncated chunk. A damaged
+chunk loses its own messages only, and those are counted by the index beside it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
-"""From a recorded walk to questions: which frame is asked about with which instruction, and what is right.
+"""From a recorded walk to questions: frame, instruction and the reference answer of each.
 
-What a replay asks, and what is known to be right; and instructions from a file. `bags.questions` finds them.
-
-From a walk to questions: which frame is asked about with which instruction.
-
-An answer that was recorded is asked again as it was; a label is asked about if there is no answer. Other
-bags are asked about a frame every so often, under whatever instruction holds then. What is right is a label,
-else what was answered then; beside it how the robot really moved in the seconds after.
+A recorded answer is asked again with its own frame, history and settings; a label is asked about if there
+is no answer. For other bags a frame is asked about at fixed intervals, with the instruction active at that
+time. The reference is a label, else the recorded answer; beside it the robot's motion in the seconds after
+the frame. Also reads instructions from files.
 """
 
 from __future__ import annotations
@@ -51,7 +48,7 @@ class Executed:
 class Question:
     """One (frame, instruction) and its labels, any of which may be missing.
 
-    `actions` are what would have been right; `said` is such an answer in words, if somebody gave one.
+    `actions` is the correct answer; `said` is such an answer in words, if the recording has one.
     """
 
     number: int

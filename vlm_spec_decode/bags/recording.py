@@ -1,4 +1,4 @@
-"""Writes what was heard as a rosbag2 bag (mcap or sqlite3), byte for byte as it travelled."""
+"""Writes received messages as a rosbag2 bag (mcap or sqlite3), byte for byte as they were sent."""
 
 from __future__ import annotations
 

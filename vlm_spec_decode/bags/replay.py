@@ -1,12 +1,10 @@
 """Bags in, rows out: every question decoded in virtual time by every chosen strategy, link and profile.
 
-What a bag says about the run it comes from: the settings and models that decided its tokens.
+Also reads the settings and models that determined a recording's tokens (`edge.run_manifest` publishes them
+on `vlm/run`, and they are repeated in metadata.yaml) and combines them with the options of the replay.
 
-Written by `edge.run_manifest` on the topic `vlm/run`, repeated in metadata.yaml. Reading one and choosing
-what holds for a replay is all that happens here.
-
-No ROS and no clock of this machine: the same bag, models and settings give the same rows, on one core or
-many. The decoding is the engine's own.
+Uses neither ROS nor this machine's clock: the same bag, models and settings give the same rows, on one core
+or many. Decoding is the engine's own.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class ReplayChoice:
-    """What is asked for by hand; None: as recorded, else as `FALLBACK` has it."""
+    """Options of a replay; None takes the recorded value, else the one in `FALLBACK`."""
 
     rule: str | None = None
     temperature: float | None = None

@@ -1,8 +1,6 @@
-"""One page about a replay: figures, plots, a timeline to scrub, the worst first. One file, offline.
+"""The report of a replay: figures, plots, a timeline, the worst answers first. One HTML file, offline.
 
-Plots of the report as SVG text: one line for each way of decoding. Knows rows and figures only.
-
-What the report looks like and how its timeline moves: a style sheet and a script of its own.
+Plots are SVG with one line per combination of strategy, link and profile; style sheet and script are inline.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The records of a ROS 1 bag that is damaged or has no end (wiki.ros.org/Bags/Format/2.0).
 
-A recorder that was killed leaves `.bag.active` without an index, a copy that broke off half a chunk: those
-are read from the front. One with damaged bytes in it is read chunk by chunk, as its index says. Knows the
-file's layout only; what the messages mean is nobody's business here.
+A killed recorder leaves `.bag.active` without an index, a truncated copy ends within a chunk: those are read
+in file order. A file with damaged bytes is read chunk by chunk by its index. Handles the file's layout only,
+not the content of messages.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ROS 1 files of a bag: whole ones by the `rosbags` library, others from their front (`bags.ros1`)."""
+"""ROS 1 files of a bag: intact ones by the `rosbags` library, others in file order (`bags.ros1`)."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """A replay, where its results go, who works on it, and what counts as late and as dear.
+    """Settings of a replay: questions, output folder, processes, deadline and prices.
 
     `compare` is a folder of earlier results.
     """

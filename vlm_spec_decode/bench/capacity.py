@@ -1,10 +1,11 @@
-"""How many robots a GPU holds at which latency: a queue in virtual time, from profiles and measured answers.
+"""How many robots a GPU serves at which latency: a queue in virtual time, from profiles and measured answers.
 
-A robot asks, waits for its answer, and asks again after a while, exponentially distributed. An answer is a
-number of target passes, the first of which fills the prompt; between two passes the robot drafts and the
-link carries, if its strategy waits for that. A GPU runs one pass after the other; each takes those who have
-waited longest, as the scheduler does, and costs what `BatchCost` says. No tokens, no sockets: thousands of
-robots in seconds. `bench/fleet.py` has the real desk and real tokens, for tens.
+A robot asks, waits for its answer, and asks again after an exponentially distributed time. An answer is a
+number of target passes, the first of which fills the prompt; between two passes the robot drafts and
+messages travel, if its strategy waits for that. A GPU runs one pass after the other; each takes the answers
+that have waited longest, as the scheduler does, and costs what `BatchCost` says. There are no tokens and no
+sockets, so thousands of robots take seconds. `bench/fleet.py` runs the real server protocol and real tokens
+for tens of robots.
 """
 
 from __future__ import annotations

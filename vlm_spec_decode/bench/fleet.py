@@ -1,8 +1,8 @@
-"""Many robots and one cloud in virtual time: the real desk, protocol and models, with a profile's durations.
+"""Many robots and one cloud in virtual time: the real server protocol and models, with a profile's durations.
 
-Every message is encoded, delayed as a link would delay it and decoded again; the target's tokens are real. So
-what is measured here is the service itself, without the noise of this machine. Robots are the protocol's edge
-with a plain driver: they draft γ tokens, send, wait and repeat, or without a drafter only listen.
+Every message is encoded, delayed as by a link and decoded again; the target's tokens are real. So the
+figures are those of the service itself, without the noise of this machine. Robots use the edge's protocol
+with a plain driver: they draft γ tokens, send, wait and repeat, or without a drafter only receive.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class BatchCost:
 
 @dataclass(slots=True)
 class Fleet:
-    """Runs robots against one desk. `run` ends when every robot has said all that it was to say."""
+    """Runs robots against one server protocol. `run` ends when every robot has its last answer."""
 
     target: Target
     robots: list[VirtualRobot]

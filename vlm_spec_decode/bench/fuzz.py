@@ -1,7 +1,7 @@
-"""Malformed input: bytes that are nearly messages or nearly pictures, from a seeded generator.
+"""Malformed input: bytes close to valid messages or pictures, from a seeded generator.
 
-The suite runs a few through codec, desk and picture decoder; `flood` puts any number on a real cloud, over
-sockets, beside robots that want to be served.
+The tests run a few through codec, server protocol and picture decoder; `flood` sends any number to a real
+cloud, over sockets, beside robots that are to stay served.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
-"""`vsd load`: many synthetic robots against one cloud, and what it comes to.
+"""`vsd load`: many synthetic robots against one cloud over real sockets on this machine, and the figures.
 
-What a load run comes to, in figures and in words.
-
-`vsd load`: many synthetic robots against one cloud, over real sockets, on this machine only.
-
-First one robot asks every question alone: that is the truth that all later answers are compared with. Then
-all ask at once, each its next question as soon as the last is answered. Bounded in robots, time and
-questions; the address must be a loopback one.
+First one robot asks every question alone: its answers are the reference for all later ones. Then all robots
+ask at once, each its next question as soon as the last is answered. Bounded in robots, time and questions;
+the address must be a loopback one.
 """
 
 from __future__ import annotations

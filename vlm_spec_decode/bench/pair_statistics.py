@@ -1,8 +1,8 @@
-"""What a pair is worth before any strategy decodes with it.
+"""Statistics of a pair without any strategy: acceptance, ranks and early exits.
 
-Acceptance, where the target's choice stands in the draft's ranking, and how often each exit is right already.
-
-Measured on the target's own answers; tokens that the grammar forces are not counted.
+The rank is the position of the target's choice in the draft's ranking; for each exit it is counted how
+often it is already right. Measured on the target's own answers; tokens that the grammar forces are not
+counted.
 """
 
 from __future__ import annotations

@@ -1,15 +1,12 @@
-"""The pairs of models that strategies are compared on, and the recorded questions put to them.
+"""The pairs of models that strategies are compared on, by name, and the recorded questions put to them.
 
-The recorded questions of the benchmark: frames from held-out rooms, so that no renderer is needed.
+`shipped`, `early47` and `early69` (the shipped target with the draft from early in its training, when its
+acceptance was about that many per cent), `oracle` (the target drafts for itself, at the draft's speed: the
+limit), `text` (the shipped language-only pair, about rooms described in words), `synthetic:A` (a known
+acceptance A; for simulations), or `DRAFT+TARGET` of any two checkpoints.
 
-An observation's `frame_id` names its question; models of a pair are opened by it.
-
-The pairs of models that strategies are compared on, by name.
-
-`shipped`, `early47` and `early69` (the shipped target with the draft as it was early in its training, when
-its acceptance was about so many per cent), `oracle` (the target drafts for itself, at the draft's speed: the
-limit), `text` (the shipped language-only pair, about rooms told in words), `synthetic:A` (a known acceptance
-A; for simulations), or `DRAFT+TARGET` of any two checkpoints.
+Questions are frames from held-out rooms, so that no renderer is needed. An observation's `frame_id` names
+its question; models of a pair are opened by it.
 """
 
 from __future__ import annotations
@@ -99,9 +96,9 @@ class BenchPair:
 
 @dataclass(slots=True)
 class PairLibrary:
-    """Loads each checkpoint once; what a model has said is remembered across pairs and cells.
+    """Loads each checkpoint once; a model's outputs are cached across pairs and cells.
 
-    `with_grammar` holds answers to the action language, as edge and cloud do.
+    `with_grammar` masks answers by the action language, as edge and cloud do.
     """
 
     answers: int

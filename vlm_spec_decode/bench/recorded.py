@@ -19,7 +19,7 @@ from vlm_spec_decode.decoding.sampling import Row
 
 @dataclass(slots=True)
 class Memory:
-    """What one model has said about one question, by path: rows [vocab], exits {layer: row}, forced runs."""
+    """The outputs of one model for one question, by path: rows [vocab], exits {layer: row}, forced runs."""
 
     context: ModelContext
     exit_layers: Tokens

@@ -1,9 +1,7 @@
-"""Checks of the way to a robot and a cloud, and of this computer; each says what to do. Moves nothing.
+"""Checks of `vsd doctor`: robot, cloud and this computer, each with its remedy. Moves nothing.
 
-One check of `vsd doctor` and its outcome.
-
-What joins a network runs in a process of its own: a DDS library that must not meet a robot, or crashes in
-its discovery, ends only that one.
+A check that joins a network runs in a process of its own: a DDS library that must not meet a robot, or
+crashes in its discovery, ends only that process.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
 """The cloud's settings and the limits of one process.
 
-What one cloud process takes on. Every list, queue and store that a robot can fill has its bound here.
-
-The cloud's settings: what they are, how a file gives them, and what is wrong with them.
-
-A file is YAML, one flat mapping. An unknown key, a value of another type and one out of range are refused by
-name before anything is loaded, so that `--check-config` says all that can be said without the target.
+Every list, queue and store that a robot can fill is bounded here. A settings file is YAML, one flat
+mapping. An unknown key, a value of another type and one out of range are refused by name before anything is
+loaded, so that `--check-config` checks everything that needs no target model.
 """
 
 from __future__ import annotations
@@ -30,12 +27,12 @@ from vlm_spec_decode.transport.keys import cloud_keys
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
-    """Bounds of one desk.
+    """Limits of one server protocol.
 
-    Sessions idle longer than `idle_s` are forgotten. A pass holds at most `batch` answers, of which at most
-    `fills` compute a prompt, so that newcomers do not hold up those who are on their way. Beyond `kv_bytes`
-    the caches of sessions that nothing has happened to for `evict_after_s` go, and are computed again when
-    they are needed. A robot that comes when everything is taken is asked to come again after `retry_s`.
+    Sessions idle longer than `idle_s` are dropped. A pass has at most `batch` answers, of which at most
+    `fills` compute a prompt, so that new answers do not delay running ones. Beyond `kv_bytes` the caches of
+    sessions without an event for `evict_after_s` are evicted, and computed again when they are needed. A
+    robot that finds no room is asked to retry after `retry_s`.
     """
 
     sessions_per_peer: int = 2

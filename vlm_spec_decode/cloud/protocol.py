@@ -1,16 +1,9 @@
 """The cloud's half of the wire protocol, without I/O: clients, admission, requests and responses.
 
-The robots that have shaken hands, and when each was last heard.
-
-What a desk says: messages encoded, counted and kept for whoever owns the link.
-
-Whom the desk serves: robots whose tokens mean what they mean here, while there is room for them.
-
-The cloud's half of the wire protocol, without I/O: messages in, replies and jobs out.
-
-One desk serves all peers. It never runs a model: it hands out jobs, and whoever owns the target (the
-server's worker threads, or a test) runs them and hands the results back. Nothing that a peer sends can raise
-out of `receive`: it ends in a reply by name or a counted drop.
+One `ServerProtocol` serves all peers. It never runs a model: it creates jobs, and the owner of the target
+(the server's worker threads, or a test) runs them and returns the results. No input from a peer raises out
+of `receive`: it ends in a named reply or a counted drop. A client is admitted if its token ids mean the
+same to the target and there is room for it.
 """
 
 from __future__ import annotations
@@ -52,7 +45,7 @@ from vlm_spec_decode.strategies.registry import STRATEGIES, strategy
 
 @dataclass(slots=True)
 class ClientTable:
-    """Robots in the order in which they were last heard, at most `limit` of them."""
+    """Robots ordered by the time of their last message, at most `limit` of them."""
 
     limit: int
     _heard_s: OrderedDict[bytes, float] = field(default_factory=OrderedDict)
@@ -77,7 +70,7 @@ class ClientTable:
 
 
 class Responses:
-    """Collects (peer, bytes) in `outbox`."""
+    """Encodes and counts outgoing messages; collects (peer, bytes) in `outbox` for the owner of the link."""
 
     def __init__(self, packer: codec.TokenPacker, stats: ServerCounts, retry_s: float) -> None:
         self.outbox: deque[tuple[bytes, bytes]] = deque()
@@ -128,7 +121,7 @@ Trouble = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The rules; who is there is told to it."""
+    """The rules by which a client is admitted; the present clients are an argument."""
 
     card: ModelCard
     grammar_digest: str

@@ -1,10 +1,7 @@
 """Open requests at the cloud: the state of each, the table of all, and the images that they share.
 
-One answer at the cloud's desk, from its Open to its end, and the jobs that it gives the target.
-
-The answers that are open at a desk, by robot and number.
-
-Images by what they are: a follow-up on the same frame sends none.
+A request lives from its Open to its end and creates jobs for the target. The table is keyed by robot and
+answer number. Images are keyed by their digest: a later answer about the same frame sends none.
 """
 
 from __future__ import annotations

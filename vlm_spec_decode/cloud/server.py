@@ -1,6 +1,7 @@
-"""The verifier's process: one thread owns the socket, one runs the target, one opens what is to come.
+"""The verifier's process: one thread owns the socket, one runs the target, one opens new contexts.
 
-The socket's thread feeds the desk and never computes. Early verdicts leave while a pass is still running.
+The socket's thread feeds the server protocol and never computes. Early verdicts are sent while a pass is
+running.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Runs jobs on the target, on threads of its own. Never touches the desk.
+"""Runs jobs on the target, on threads of its own. Never touches the server protocol.
 
 One thread opens contexts (decoding a JPEG, rendering a prompt), so that passes do not wait for it; one runs
-passes, each over a whole batch. What comes of them goes into one queue for the socket's thread.
+passes, each over a whole batch. Results go into one queue for the socket's thread.
 """
 
 from __future__ import annotations

@@ -1,25 +1,16 @@
-"""One action under way: its steps, the robot's calls that take seconds, and what was broken off.
+"""One action under way: its steps, slow driver calls, and the interrupted motion that may be resumed.
 
-Driver calls that take seconds, run where they block nobody.
+Used by the executor's control thread only; plans, heartbeats and the e-stop are decided elsewhere.
 
-A robot in real time gets `ThreadCallRunner`; in virtual time, where one thread owns the clock,
-`InlineCallRunner` runs the call on the spot and virtual seconds pass meanwhile.
+`ActionSteps` defines what each action means to a robot: controlled motions, and calls that take seconds. A
+step is created when its turn comes, so a motion starts from the state of that moment. Slow calls run in a
+`CallRunner`: `ThreadCallRunner` in real time; in virtual time, where one thread owns the clock,
+`InlineCallRunner`.
 
-The motion that was broken off last, so that going on with it does not walk the whole way again.
-
-A watchdog, something in the way or a lost cloud ends an answer in the middle of a motion. The mission looks
-anew, and for a plain "walk forward 2.5 metres" the next answer is the same `forward(2.5)`: what has been
-walked of it counts. An answer that says anything else is about what it sees now, and is carried out as it
-is. Pure; measures by the odometry that the motion itself was steered by.
-
-What carrying out each action consists of: motions under control, and calls that take seconds.
-
-The one place that knows what an action means to a robot. A stage is made when its turn comes, so a motion
-starts from the state of that moment.
-
-One action under way: its stages, the watch over it, and the slew-limited velocity to the robot.
-
-Used by the executor's one control thread only. Decides nothing about plans, heartbeats or the e-stop.
+`ResumableMotion`: a watchdog, an obstacle or a lost cloud ends an answer in the middle of a motion. The
+mission asks again, and for a plain "walk forward 2.5 metres" the next answer is the same `forward(2.5)`:
+the distance already walked counts. Any other answer refers to its own frame and is carried out as it is.
+Distances are measured by the odometry that steered the motion.
 """
 
 from __future__ import annotations
@@ -81,7 +72,7 @@ class PendingCall:
 
 
 class CallRunner(Protocol):
-    """Runs one call and answers at once, or when it has ended."""
+    """Runs one call; reports at once, or when the call has ended."""
 
     @property
     def concurrent(self) -> bool:
@@ -115,7 +106,7 @@ class InlineCallRunner:
 
 @dataclass(slots=True)
 class ResumableMotion:
-    """Knows at most one motion. What the body coasted after the break counts too: it is measured late."""
+    """Stores at most one interrupted motion, measured late, so that coasting after the stop counts."""
 
     _action: Action | None = None
     _motion: StraightMotion | TurnMotion | None = None

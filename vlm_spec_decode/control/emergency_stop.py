@@ -1,7 +1,7 @@
-"""Stopping: the one path by which velocities reach the driver, and the latch that closes it.
+"""Stopping: the only path of velocities to the driver, and the latch that closes it.
 
-Stop and e-stop never wait for decoding, network, the control thread or a posture under way: whoever calls
-them runs the driver's stop on his own thread.
+Stop and e-stop never wait for decoding, network, the control thread or a posture under way: they run the
+driver's stop on the caller's thread.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""The sole caller of the robot's move, posture and look: plans in, a moving robot and its status out.
+"""The only caller of the robot's move, posture and look: plans in, robot motion and status out.
 
-Ticks on a thread of its own (`start`), or by whoever owns the clock. Knows no models, network or ROS. The
-e-stop goes before a person who steers, and he before language. What stops the robot here: gate, obstacle,
-watchdog, cancel, a stale state, a robot error, close, and from any thread the e-stop, which latches.
-
-Carrying out a plan on the thread that owns the clock: evaluation in virtual time, tests, scripts.
+Ticks on a thread of its own (`start`), or by the owner of the clock: evaluation in virtual time, tests,
+scripts. Independent of models, network and ROS. Priorities: e-stop, then teleoperation, then plans. The
+robot is stopped by gate, obstacle, watchdog, cancel, a stale state, a robot error, close, and from any
+thread by the e-stop, which latches.
 """
 
 from __future__ import annotations

@@ -1,15 +1,10 @@
-"""Closed-loop motions: from odometry to the next body velocity, stopping at the goal.
+"""Closed-loop motions: from odometry to the next body velocity, one step per control period.
 
-Reaching a value and stopping there: the profile that walking a way and turning an angle share.
-
-Trapezoidal: at the limit, then braking along sqrt(2 a r), with a look ahead by the robot's own delay, so
-that it brakes in time; then standstill is waited for, and what is missing corrected. Works on one number,
-metres or radians; knows no robot.
-
-Closed-loop motions: from odometry to the next body velocity, one step per control period.
-
-Each motion is a small object that is asked for a velocity until it answers None. What is commanded is
-slew-limited, because the robot does not smooth Move. Pure: no driver, no threads, no limits of its own.
+Walking a distance and turning an angle share one profile, which works on one number, metres or radians: at
+the velocity limit, then braking along v = sqrt(2 a r) for the rest r, computed ahead by the robot's delay;
+then waiting for standstill and correcting the remaining error. A motion returns a velocity until it returns
+None. Commands are slew-limited, because the robot does not smooth Move. Pure: no driver, no threads, no
+limits of its own.
 """
 
 from __future__ import annotations

@@ -1,14 +1,8 @@
-"""Plans from other threads to the control thread: queued, ordered, and told apart from heartbeats.
+"""Plans from other threads to the control thread: queued, ordered, and distinguished from heartbeats.
 
-Where other threads leave what the control thread takes at its next tick. Nothing here blocks.
-
-What a plan message means when it arrives: a heartbeat, more of the same, or something new.
-
-Pure; knows neither gate nor robot. Messages may be repeated, late or reordered (a best-effort topic): what
-is older than what is known is dropped, and a mission that was superseded, cancelled or met an e-stop never
-comes back.
-
-Mailbox and inbox in one: what came since the last tick, with what nobody is to hear any more barred.
+Pure; independent of gate and robot, and nothing here blocks. Messages may be repeated, late or reordered (a
+best-effort topic): a message older than the newest is dropped, and a mission that was superseded, cancelled
+or ended by an e-stop never starts again.
 """
 
 from __future__ import annotations
@@ -87,7 +81,7 @@ class PlanReceipt(Enum):
 
 @dataclass(slots=True)
 class PlanTracker:
-    """The newest plan, when its commander was last heard, and how old the frame of each action was."""
+    """The newest plan, when its source last sent one, and how old the frame of each action was."""
 
     plan: Plan | None = None
     heard_s: float = 0.0

@@ -1,14 +1,9 @@
-"""The safety gate that every action passes, and the geometry of its geofence.
+"""The safety gate that every action passes, before and during its motion, and its geofence geometry.
 
-Points, segments and polygons in the plane: what the geofence needs.
-
-The gate that every action passes before the robot hears of it, and the watch while it moves.
-
-Pure: an action, the robot's newest state and two ages in, nothing or a named refusal out. It knows neither
-models nor drivers, so nothing that a model says can change it. The reasons are stable names that are
-published: `limit_distance`, `limit_angle`, `limit_tilt`, `limit_duration`, `stale_frame`, `stale_state`,
-`obstacle`, `geofence`, `battery`, `mode`, `too_many_actions`; the executor adds `estop`, `blocked` and
-`plan_changed`.
+Pure: an action, the robot's newest state and two ages in, nothing or a named refusal out. Independent of
+models and drivers, so no model output can change it. The reasons are stable names that are published:
+`limit_distance`, `limit_angle`, `limit_tilt`, `limit_duration`, `stale_frame`, `stale_state`, `obstacle`,
+`geofence`, `battery`, `mode`, `too_many_actions`; the executor adds `estop`, `blocked` and `plan_changed`.
 """
 
 from __future__ import annotations

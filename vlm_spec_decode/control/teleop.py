@@ -1,6 +1,7 @@
-"""A person's velocities: newest wins, silence ends them. As in twist_mux, a source counts while it is heard.
+"""Velocities from a person: the newest wins, silence ends them.
 
-A zero velocity still counts, so that whoever holds the robot still keeps it.
+As in twist_mux, a source is active while it publishes. A zero velocity counts too: its publisher keeps
+control of the robot.
 """
 
 from __future__ import annotations

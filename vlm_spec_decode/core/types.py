@@ -1,7 +1,7 @@
-"""The data that crosses seams: observations, drafts, verdicts, commits. Results are in `core.trace`.
+"""Data that crosses module boundaries: observations, drafts, verdicts, commits. Results are in `core.trace`.
 
-Knows nothing of models, networks or robots. A token sequence is always the *answer's* tokens; the
-prompt belongs to whoever holds a model. Node numbers name nodes of the speculation tree: the edge
+Independent of models, networks and robots. A token sequence always holds the *answer's* tokens; the
+prompt belongs to the owner of a model. Node numbers identify nodes of the speculation tree: the edge
 counts them 1, 2, … once per answer; 0 is the committed prefix itself.
 """
 
@@ -174,11 +174,11 @@ class SparseTarget:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """The truth: tokens `start`, `start + 1`, … of the answer. Idempotent by `start`.
+    """Verified tokens `start`, `start + 1`, … of the answer. Idempotent by `start`.
 
     `node` is the deepest accepted node, 0 if none was, from which both ends re-root. `compute_s` is
-    the pass's time on the target. `finished` closes the answer. With a `residual` the token after
-    `tokens` is for the edge to draw; the cloud waits for its `Correction`.
+    the pass's time on the target. `finished` closes the answer. With a `residual` the edge draws the token
+    after `tokens`; the cloud waits for its `Correction`.
     """
 
     answer: int

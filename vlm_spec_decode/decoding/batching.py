@@ -1,7 +1,7 @@
 """Many contexts of one model in one forward pass, and the memory that they hold between passes.
 
-Both are what a model or a context may offer beyond its port; whoever serves many answers asks for them here
-and makes do without.
+Both are optional abilities of a model or a context beyond its port; a server of many answers checks for them
+here and works without them if they are missing.
 """
 
 from __future__ import annotations

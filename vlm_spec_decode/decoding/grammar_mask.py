@@ -1,7 +1,7 @@
-"""A model whose answers are of a grammar: the same logits, and -inf for what may not be said.
+"""A model restricted to a grammar: the same logits, and -inf for tokens that are not allowed.
 
-Both ends decode with masked models, so p and q are the masked distributions and nothing else in decoding
-knows of a grammar (design section 2). Knows grammars only through their port.
+Both ends decode with masked models, so p and q are the masked distributions and the rest of decoding is
+independent of grammars (design section 2). Uses grammars only through their port.
 """
 
 from __future__ import annotations

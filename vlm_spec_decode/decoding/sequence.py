@@ -9,9 +9,9 @@ from vlm_spec_decode.core.types import Commit, Tokens
 
 @dataclass(slots=True)
 class Sequence:
-    """Committed answer tokens; grows by commits and by nothing else.
+    """Committed answer tokens; only commits extend it.
 
-    `prompt_len` is the number of prompt tokens in front of the answer (0 where only the model knows),
+    `prompt_len` is the number of prompt tokens before the answer (0 where only the model knows),
     `epoch` the connection epoch whose commits are accepted.
     """
 

@@ -1,7 +1,7 @@
 """The cloud's half of one answer, without I/O: committed tokens, speculation tree, passes, commits.
 
-Whoever owns a session (a local verifier, the virtual-time one, the ZeroMQ server) asks it for the next
-pass, runs that on the target and hands the logits back. Nothing here blocks or knows of sockets.
+The owner of a session (a local verifier, the virtual-time one, the ZeroMQ server) asks it for the next
+pass, runs that on the target and returns the logits. Nothing here blocks or uses sockets.
 """
 
 from __future__ import annotations

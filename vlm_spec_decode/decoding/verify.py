@@ -1,8 +1,8 @@
-"""Verification: which drafted tokens are true, and what comes after them.
+"""Verification: which drafted tokens are accepted, and which token follows them.
 
-Under the `coupled` rule both ends choose with the same noise, so a node is accepted exactly if it is
-what the target itself would have said there. The result is therefore the target's own answer for any
-tree, any drafter and any loss of drafts (design section 2).
+Under the `coupled` rule both ends choose with the same noise, so a node is accepted exactly if it is the
+target's own choice at that position. The result is therefore the target's own answer for any tree, any
+drafter and any loss of drafts (design section 2).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Labels of a simulated walk: what the teacher, who sees everything, would have said about each frame.
+"""Labels of a simulated walk: the teacher's answer, computed from ground truth, for each frame.
 
-They go into the bag as `/vlm/label`, so that a replay can tell right from wrong and a training can learn.
+They go into the bag as `/vlm/label`, so that a replay can score answers and training can learn from them.
 """
 
 from __future__ import annotations

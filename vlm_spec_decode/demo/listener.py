@@ -1,6 +1,6 @@
-"""The demo's ears and mouth in ROS: hears every topic of the mission, keeps frames, gives the instruction.
+"""The demo's ROS interface: subscribes to the mission's topics, stores frames, publishes the instruction.
 
-Messages come in as the bytes that travelled, so that a bag holds exactly those.
+Messages arrive as serialised bytes, so that a bag holds exactly those.
 """
 
 from __future__ import annotations

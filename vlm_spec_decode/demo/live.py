@@ -1,15 +1,9 @@
-"""`vsd replay --live`: a bag's camera and words to the real nodes, at the bag's rate, under its clock.
+"""`vsd replay --live`: a bag's camera and instructions to the real nodes, at the bag's rate, under its clock.
 
-Odometry that a bag's velocities lead to, for whoever draws the way of a replay.
-
-Plays the executor where there is no robot: reports every plan as carried out, in its nominal time.
-
-Plans in, statuses out, as of `actions.plan`; moves nothing. Knows neither ROS nor bags.
-
-The nodes must run with `use_sim_time`. Camera and executor are played here: frames come from the bag, plans
-are reported as carried out in their nominal time, and nothing moves. Where a robot is on the domain it is
-left alone: the replay refuses to begin. What the nodes say goes into a bag, so that it can be compared with
-a replay as fast as possible.
+The nodes must run with `use_sim_time`. Camera and executor are simulated here: frames come from the bag,
+plans are reported as carried out in their nominal time, and nothing moves. Odometry is integrated from the
+bag's velocities for display. If a robot is on the domain, the replay refuses to begin. The nodes' output
+goes into a bag, so that it can be compared with a replay as fast as possible.
 """
 
 from __future__ import annotations
@@ -161,7 +155,7 @@ class LiveConfig:
 
 
 class LivePlayer:
-    """One replay. `play` does it all, `close` leaves ROS and completes the bag of what was said."""
+    """One replay. `play` runs it, `close` leaves ROS and completes the bag of the nodes' output."""
 
     def __init__(self, config: LiveConfig) -> None:
         self.counts: Counter[str] = Counter()

@@ -1,6 +1,6 @@
-"""What happened in a mission, told from what the topics said. Knows neither ROS nor processes.
+"""The events of a mission, derived from its topics. Independent of ROS and processes.
 
-`hear` takes every message once, in the order of arrival, and returns the lines that a person wants to read.
+`hear` takes every message once, in the order of arrival, and returns lines for people to read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class MissionStep:
 
 @dataclass(slots=True)
 class MissionLog:
-    """A mission as it goes on; times are seconds of the clock whose readings `hear` is given."""
+    """A mission in progress; times are seconds of the clock whose readings `hear` gets."""
 
     given_s: float = float("nan")
     mission: str = ""

@@ -1,4 +1,4 @@
-"""Pictures of a mission: each frame with what was said about it, the path from above, a short GIF."""
+"""Pictures of a mission: each frame with its answer, the path from above, a short GIF."""
 
 from __future__ import annotations
 

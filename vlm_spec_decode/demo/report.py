@@ -1,9 +1,4 @@
-"""What a mission was worth, and the end of a demo: a JSON document and a table.
-
-What a mission was worth, from its story and from what really happened in the room.
-
-The end of a demo: one JSON document for programs, one table for people.
-"""
+"""The result of a demo, from its mission log and the ground truth: a JSON document and a table."""
 
 from __future__ import annotations
 

@@ -29,10 +29,10 @@ NOTHING_SEEN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskConfig:
-    """What to ask, and of whom.
+    """The question, and the models or cloud that answer it.
 
-    `scene_text` says what there is to see, to the settings' language-only pair, else to the shipped one.
-    `patience_s` is how long a cloud where nobody listens is waited for.
+    `scene_text` describes the view for the settings' language-only pair, else for the shipped one.
+    `patience_s` is how long to wait for a cloud whose address does not answer.
     """
 
     instruction: str

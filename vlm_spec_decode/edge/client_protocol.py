@@ -1,12 +1,8 @@
-"""The edge's half of the wire protocol, without I/O, and its time-outs.
+"""The edge's half of the wire protocol and its time-outs, without I/O: bytes and ticks in, events out.
 
-When the edge repeats itself, looks elsewhere and gives up.
-
-The edge's half of the wire protocol, without I/O: bytes and ticks in, bytes and events out.
-
-Handshake, image pacing, heartbeat, recovery of what a link lost, and resuming a session under a new epoch
-after the cloud forgot it, or at another cloud (docs/protocol.md). What was committed here once is never
-taken back: the robot may have acted on it.
+Handshake, image pacing, heartbeat, recovery of lost messages, and resuming a session under a new epoch
+after the cloud has lost it, or at another cloud (docs/protocol.md). Committed tokens are never taken back:
+the robot may have acted on them.
 """
 
 from __future__ import annotations
@@ -83,7 +79,7 @@ class ProtocolTiming:
 
 @dataclass(slots=True)
 class SuspensionDetector:
-    """Notices that this process did not run, in which time it cannot have heard anybody."""
+    """Detects that this process was suspended, during which it could not receive anything."""
 
     _at_s: float = 0.0
 
@@ -150,8 +146,8 @@ class Renewable(Protocol):
 class ClientProtocol:
     """State machine of one edge towards its clouds. All times are seconds of the caller's clock.
 
-    `place` is the index of the cloud, of `clouds`, that it wants to speak with: whoever moves the bytes
-    goes there before it sends what is in `outbox`, and lets `tend` have its connection.
+    `place` is the index in `clouds` of the cloud to use: the owner of the connection connects there
+    before it sends the content of `outbox`, and passes its connection to `tend`.
     """
 
     def __init__(self, hello: wire.Hello, timing: ProtocolTiming | None = None, clouds: int = 1) -> None:

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeSettings:
-    """Everything that brings up an engine.
+    """All settings of an engine.
 
     `cloud` empty puts the target (`target`, by default the shipped one) into this process. `keys` is the
     folder of `vsd keys`; without it only a loopback cloud is reached, in plaintext. `connect_s` is for each
-    address of `cloud`. `link` emulates a network in front of the socket. `grammar` holds answers to the
+    address of `cloud`. `link` emulates a network in front of the socket. `grammar` restricts answers to the
     action language; both ends must agree.
     """
 

@@ -1,6 +1,6 @@
-"""The draft alone, for a robot that has lost its cloud: what it says is not verified by anybody.
+"""Decoding by the draft alone, for a robot that has lost its cloud: its answers are not verified.
 
-Whoever uses it must say so of every plan it makes; reduced limits then hold for them.
+The caller must mark every plan made from them as unverified; reduced limits then apply.
 """
 
 from __future__ import annotations

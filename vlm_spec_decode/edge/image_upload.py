@@ -1,8 +1,6 @@
-"""An image on its way to the cloud: checked, made small, and sent in chunks within a window.
+"""Images on their way to the cloud: checked and reduced when they arrive, sent in chunks within a window.
 
-Images on the robot: checked when they come in, made small before they go up.
-
-An image on its way up: chunks within a window, so that drafts and heartbeats never wait behind it.
+The window keeps drafts and heartbeats from waiting behind an image.
 """
 
 from __future__ import annotations

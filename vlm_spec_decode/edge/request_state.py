@@ -1,11 +1,8 @@
-"""The state of one open request at the edge: what was asked, committed, sent and not yet acknowledged.
+"""The state of one open request at the edge: observation, committed tokens, unacknowledged messages.
 
-What the edge has sent in one answer and would send again: hints whose outcome it does not know yet.
-
-A link that loses a hint must not stop an answer whose cloud waits for one, so drafts are kept while a node
-of theirs may still become true, and corrections until a commit shows that they have arrived.
-
-The edge's open answer: what was asked, what is committed, and what may have to be said again.
+Lost draft messages must not stop an answer whose cloud waits for one. So drafts are kept while one of their
+nodes may still be accepted, and corrections until a commit shows that they have arrived; both are sent
+again.
 """
 
 from __future__ import annotations

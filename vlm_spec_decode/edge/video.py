@@ -1,8 +1,7 @@
-"""Camera messages that hold pieces of a video stream instead of pictures: H.264 and H.265, decoded with PyAV.
+"""Camera messages with parts of a video stream instead of pictures: H.264 and H.265, decoded with PyAV.
 
-A piece alone shows nothing: each stream has one decoder, which must see all of its pieces in order. What a
-message is called and which field holds the video is known here for the Go2's own front camera, Foxglove and
-the FFmpeg image transport.
+A part alone cannot be decoded: each stream has one decoder, which must get all parts in order. Message types
+and fields are known for the Go2's own front camera, Foxglove and the FFmpeg image transport.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def check_video(what: str) -> None:
 
 @dataclass(slots=True)
 class VideoFrame:
-    """One decoded picture of a stream; it becomes a JPEG only where somebody asks for it."""
+    """One decoded picture of a stream; it is converted to JPEG on demand."""
 
     frame: Any = field(repr=False)
 

@@ -1,11 +1,7 @@
 """The engine as a port, and a connection to it that is made again after a loss.
 
-What the node classes need from the engine and from whoever brings it up, as protocols.
-
-Keeps an engine at hand: connects, and after a loss connects again by itself, on a thread of its own.
-
-So that a mission which has lost its cloud can go on, or wait and be cancelled, while it is being looked for.
-ROS-free.
+Connects, and after a loss connects again, on a thread of its own, so that a mission that has lost its cloud
+can continue, or wait and be cancelled, in the meantime. ROS-free.
 """
 
 from __future__ import annotations
@@ -81,7 +77,7 @@ class EngineSource(Protocol):
 
 
 class Engines(Protocol):
-    """Who answers now; `mission.connection.EngineConnection` is one."""
+    """Access to the present engine; `mission.connection.EngineConnection` is one."""
 
     @property
     def current(self) -> Answerer | None:

@@ -1,6 +1,6 @@
-"""Missions that live only as long as their asker is heard. Knows no ROS and no threads.
+"""Missions that live only as long as their client sends heartbeats. Independent of ROS and threads.
 
-An asker that dies (killed, its computer off, its network gone) sends no more heartbeats, and silence ends
+A client that dies (killed, its computer off, its network gone) sends no more heartbeats, and silence ends
 its mission. A lease begins with the request, so that the first heartbeat may come after it.
 """
 
@@ -15,7 +15,7 @@ said meanwhile has yet to be read, so the time is not counted as their silence."
 
 @dataclass(slots=True)
 class MissionLeases:
-    """Who must be heard, and when it was heard last. Times are seconds of one clock."""
+    """The missions with a lease and the time of each one's last heartbeat, in seconds of one clock."""
 
     period_s: float
     """How often `expired` is called."""

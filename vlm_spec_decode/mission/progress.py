@@ -29,7 +29,10 @@ AWAITED = {
 
 @dataclass(slots=True)
 class MissionProgress:
-    """What is known of the mission named `mission`; `hear` returns what to print, newlines included."""
+    """The state of the mission named `mission`.
+
+    `hear` takes a message and returns the text to print, newlines included.
+    """
 
     mission: str
     state: str = ""

@@ -1,11 +1,8 @@
-"""Requests and the queue of missions: which one is under way and which wait.
+"""Requests and the queue of missions: names, supersession, waiting missions, ends. Independent of ROS.
 
-What may be asked of the VLM node beyond a plain sentence, and how it answers at once. Knows no ROS.
-
-A request is strict JSON on `vlm/request`; the node says on `vlm/ack` what became of it. A request with a
-lease lives only as long as its asker is heard on `vlm/heartbeat`, so that no robot walks on without him.
-
-Which mission is under way, which wait, how others ended: names, supersession, the queue. Knows no ROS.
+A request is strict JSON on `vlm/request`; the node acknowledges it on `vlm/ack`. A request with a lease
+lives only as long as its client sends heartbeats on `vlm/heartbeat`, so that no robot walks on without its
+client.
 """
 
 from __future__ import annotations
@@ -99,13 +96,13 @@ AckState: TypeAlias = Literal["taken", "refused", "over"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ack:
-    """What the VLM node says on `vlm/ack` as soon as it has heard a request, an instruction or a heartbeat.
+    """The VLM node's reply on `vlm/ack`, sent at once, to a request, an instruction or a heartbeat.
 
-    `taken`: it is or was the node's mission (`topic` says where it came from); said again for a request that
-    comes again. `refused`: it will not be carried out, with reason and detail. `over`: a heartbeat came for
-    a mission that has ended, or was never there; `status` then is how it ended (`failed` if unknown).
-    `listeners` is how many subscribers of `topic` the node knows, itself among them: whoever asks and leaves
-    should wait until that many have heard him.
+    `taken`: it is or was the node's mission (`topic` is where it came from); sent again for a repeated
+    request. `refused`: it will not be carried out, with reason and detail. `over`: a heartbeat came for
+    a mission that has ended, or never existed; `status` then is how it ended (`failed` if unknown).
+    `listeners` is how many subscribers of `topic` the node knows, itself among them: a client that leaves
+    after its request should wait until it has as many.
     """
 
     state: AckState

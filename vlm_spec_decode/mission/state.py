@@ -1,9 +1,4 @@
-"""A mission's state: what was asked, how it may end, and the reports about it.
-
-What a mission is asked, how it may end, and when it gives up: plain data of the mission runner.
-
-What the VLM node publishes about a mission, as data and as the JSON of its topics.
-"""
+"""A mission's state: request, possible ends, time-outs, and reports as data and as the topics' JSON."""
 
 from __future__ import annotations
 
@@ -108,7 +103,7 @@ def ending_of(status: PlanStatus) -> MissionEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MissionStatus:
-    """`/vlm/status`: `state` is a stable name, `reason` the name of what went wrong, `detail` a sentence.
+    """`/vlm/status`: `state` is a stable name, `reason` the name of a fault, `detail` a sentence.
 
     Before any mission: `connecting`, `unavailable` (with the reason) or `ready`. Of a mission: `queued`,
     `looking`, `answering` (reason `unverified` where the draft alone answers), `proposed` (a plan that is
@@ -137,7 +132,7 @@ class PartialAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One finished answer: what was asked, what was said, and how it was decoded."""
+    """One finished answer: its question, its text and actions, and how it was decoded."""
 
     mission: str
     number: int

@@ -24,13 +24,13 @@ from vlm_spec_decode.models.varlen_attention import VarlenEntry, attend_by_stran
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """A decoder stack that can be climbed.
+    """A decoder stack that can be run layer by layer.
 
     `stack` is a Transformers text model, untyped here, of the Llama shape (`embed_tokens`, `layers`, `norm`,
     `rotary_emb`), also for Qwen2-VL with its positions in three rows. `exits` maps an exit layer to
     its adapter, a residual linear map in front of the shared final norm and head, or None.
-    `vocab_size` is the tokenizer's; rows that only pad the head are cut off. `calibration` says how far the
-    exits can be believed.
+    `vocab_size` is the tokenizer's; rows that only pad the head are cut off. `calibration` is how
+    reliable the exits are.
     """
 
     stack: Any

@@ -1,4 +1,4 @@
-"""Whether torch has the device that somebody asks for, before anything is loaded onto it."""
+"""Whether torch has the requested device, checked before anything is loaded onto it."""
 
 from __future__ import annotations
 

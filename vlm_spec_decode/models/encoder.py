@@ -1,11 +1,8 @@
-"""From an observation to an embedded prompt; image features are computed once per image.
+"""From an observation to an embedded prompt: JPEG, chat template, token ids, image features.
 
-Image features by the content of the image: the same frame passes the vision tower once.
-
-From an observation to an embedded prompt: JPEG, chat template, token ids, image features.
-
-Knows the families' differences in vision and positions; what the prompt says is `models/prompt.py`. The
-number of image tokens is whatever the vision tower returns, so no family needs its own count.
+Image features are cached by the content of the image: the same frame passes the vision tower once. Handles
+the families' differences in vision and positions; the prompt's text is in `models/prompt.py`. The number of
+image tokens is whatever the vision tower returns, so no family needs its own count.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ ADVICE = "a smaller --batch or --kv-mib, or a smaller model"
 
 
 class BatchOwner(Protocol):
-    """The context that a share belongs to."""
+    """The context that a batch entry belongs to."""
 
     def keep(self, share: BatchEntry) -> None:
         """Take over the states of a pass that has ended."""
@@ -38,10 +38,10 @@ class BatchOwner(Protocol):
 
 @dataclass(slots=True)
 class BatchEntry:
-    """What one context asks of a pass: logits of the slots `rows`, and the rows to compute for them.
+    """One context's part of a pass: logits of the slots `rows`, and the rows to compute for them.
 
     `strand` None asks for nothing new. `states` are the context's by exit layer, [slots, width] each; they
-    grow by `fresh` slots while the pass climbs. `before` is how many slots there were.
+    grow by `fresh` slots during the pass. `before` is how many slots there were.
     """
 
     owner: BatchOwner

@@ -1,8 +1,8 @@
 """Attention over the rows of many contexts in one pass, each over its own cache.
 
-A pass holds the rows of all its contexts one behind the other, without padding: what a layer does row by
-row (projections, norms, feed-forward) it does for all at once, and that is where a batch saves time. Only
-attention goes strand by strand, so prefixes and trees may be of any size and no strand sees another.
+A pass holds the rows of all its contexts one after the other, without padding: row-wise operations
+(projections, norms, feed-forward) run for all rows at once, and that is where a batch saves time. Only
+attention runs per context, so prefixes and trees may be of any size and no context sees another.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
-"""A robot made of arithmetic: the Go2's behaviour as the executor meets it, in wall or virtual time.
+"""A robot made of arithmetic: the Go2's behaviour towards the executor, in wall or virtual time.
 
-The fake robot's body: pose and velocity by arithmetic, discs that stop it, ranges to them.
-
-Pure: time comes in with every call. Knows no states, postures or faults.
-
-One Move holds 1 s, postures take seconds, the state machine has the robot's codes, the state is refreshed at
-a fixed rate, faults are switched by name. It knows no rendering, no DDS and no gait. The body catches up
-with the clock whenever it is called.
+One Move holds 1 s, postures take seconds, the state machine has the robot's codes, the state is refreshed
+at a fixed rate, faults are switched by name, discs are obstacles. There is no rendering, no DDS and no
+gait. The body catches up with the clock whenever it is called.
 """
 
 from __future__ import annotations

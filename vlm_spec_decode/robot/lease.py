@@ -1,10 +1,11 @@
-"""One executor for one robot: a lease that every executor asks for, holds while it lives, and leaves.
+"""One executor for one robot: a lease that every executor requests, holds while it lives, and releases.
 
-Whoever asks says so on boards that all executors of that robot read, and listens for a while: who hears a
-holder, or somebody who asked before, gives up by name. A holder repeats itself; one that falls silent is
-dead, and its place is free. Who first asked is told by a stamp in the claim itself, so both sides see the
-same order, whatever their clocks. Should two hold (neither heard the other, as in a network that was cut),
-the later one gives up and brings the robot to rest. (The vendor's own lease service is off for `sport`.)
+An executor publishes its request on boards that all executors of that robot read, and waits for a while: if
+it reads the claim of a holder, or an earlier request, it gives up with a named error. A holder repeats its
+claim; after a period of silence the lease is free. The order of requests is given by a stamp in the claim
+itself, so both sides see the same order, whatever their clocks. If two executors hold the lease (their
+network was cut), the later one gives up and brings the robot to rest. (The vendor's own lease service is
+off for `sport`.)
 
 No stop ever waits for a lease. `Arbiter` is pure; `Lease` gives it a thread and boards.
 """
@@ -81,7 +82,7 @@ def new_claim(node: str) -> Claim:
 
 
 class Arbiter:
-    """One executor's part of the agreement: what it says, what it hears, and whether it holds.
+    """One executor's part of the agreement: claims to send, claims received, and whether it holds the lease.
 
     Every method takes the time of a monotonic clock. Not safe for threads.
     """

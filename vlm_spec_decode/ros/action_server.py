@@ -1,9 +1,9 @@
-"""A mission as a ROS 2 action: the goal is the instruction, feedback what is said and done, cancel withdraws.
+"""A mission as a ROS 2 action: the goal is the instruction, feedback the answer, cancel withdraws it.
 
-No action type that carries a sentence comes with ROS 2, and a Python package cannot make one, so the type is
-named by a parameter: any whose goal has a string field. What else it has is filled where a field of that kind
-is there: a string of feedback with each new state, a bool and a string of the result. Speaks to the VLM node
-over its topics like everybody else: a new goal supersedes the mission under way, and the e-stop ends it.
+No action type with a sentence comes with ROS 2, and a Python package cannot make one, so a parameter names
+the type: any whose goal has a string field. Further fields are filled if their kind fits: a string of
+feedback with each new state, a bool and a string of the result. Uses the VLM node's topics like any other
+client: a new goal supersedes the mission under way, and the e-stop ends it.
 """
 
 from __future__ import annotations

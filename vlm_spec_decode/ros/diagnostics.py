@@ -1,9 +1,4 @@
-"""What `/diagnostics` says, about nodes, robot and executor.
-
-What `/diagnostics` says: levels and values, once a second.
-
-What diagnostics say about the robot and its executor.
-"""
+"""Contents of `/diagnostics` about nodes, robot and executor: levels and values, once a second."""
 
 from __future__ import annotations
 

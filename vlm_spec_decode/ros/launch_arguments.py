@@ -1,4 +1,4 @@
-"""Arguments that several launch files have, and what one is. No `launch` here, so that tests can read it."""
+"""Arguments that several launch files share. Does not import `launch`, so that tests can read it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ YES_NO = ("true", "false", "True", "False")
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One launch argument. Without a default it must be given; `choices` bounds what may be said."""
+    """One launch argument. Without a default it is required; `choices` limits its values."""
 
     name: str
     default: str | None

@@ -1,13 +1,13 @@
-"""A node with a life cycle (a managed node of ROS 2) around one part: what fails at its start fails by name.
+"""A node with a life cycle (a managed node of ROS 2) around one part: a failed start is a named error.
 
-configure   puts the part together: settings, files, libraries, network. Nothing is said or moved yet.
-activate    lets it begin, and waits until it is there (the robot stands, the cloud was asked) or has failed.
-deactivate  brings it to rest, the robot first, and frees it; the next activate puts a new one together.
+configure   creates the part: settings, files, libraries, network. Nothing is published or moved yet.
+activate    starts it, and waits until it is ready (the robot stands, the cloud was contacted) or has failed.
+deactivate  brings it to rest, the robot first, and frees it; the next activate creates a new one.
 cleanup     as deactivate; the settings are read again by the next configure.
 
-With `autostart`, the default, the process does the first two by itself, and what fails ends it, so that
-`ros2 run`, a plain launch file and a supervisor need to know nothing of this. Without it a failure is a
-refused transition, logged in one line, and the node stays where it was.
+With `autostart`, the default, the process makes the first two transitions by itself, and a failure ends it,
+so that `ros2 run`, a plain launch file and a supervisor need no lifecycle manager. Without it a failure is
+a refused transition, logged in one line, and the node stays in its state.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ Build = Callable[[Node, StopRequest], NodePart]
 
 
 class Entities:
-    """What a part creates on a node, so that it can be taken away again.
+    """The entities that a part creates on a node, so that they can be removed again.
 
-    An executor that builds its wait set trips over an entity that another thread destroys, so `doom` only
-    names them, and whoever spins destroys them between two spins.
+    An executor fails while it builds its wait set if another thread destroys an entity, so `doom` only
+    marks them, and the spinning thread destroys them between two spins.
     """
 
     KINDS: ClassVar[Mapping[str, str]] = {

@@ -1,7 +1,7 @@
-"""The command line of a node process: `--help`, and what is no argument of ROS is refused by name.
+"""The command line of a node process: `--help`, and a named refusal of words that are no ROS arguments.
 
-rclpy takes what follows `--ros-args` and passes over the rest without a word, so that `vlm_node cloud:=…`
-would start with none of what was said.
+rclpy reads what follows `--ros-args` and ignores the rest, so that `vlm_node cloud:=…` would start without
+any of the given settings.
 """
 
 from __future__ import annotations

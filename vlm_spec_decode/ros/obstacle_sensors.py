@@ -155,7 +155,7 @@ class Source:
 
 
 class ObstacleSensors:
-    """Hears the sensors that the parameters name."""
+    """Subscribes to the sensors that the parameters name."""
 
     def __init__(self, node: Node, clock: Clock) -> None:
         values = Parameters(node, PARAMETERS)

@@ -1,7 +1,7 @@
-"""A person's end of the topics, for terminals: hears what the nodes say, asks, answers and cancels.
+"""The operator's end of the topics, for terminals: receives the nodes' output, requests, answers and cancels.
 
-Lives on a ROS context of its own; nothing happens but while `spin` is called, except for the heartbeat of a
-mission, which has a thread. Knows nothing of terminals. The e-stop is in `estop_client`.
+Has a ROS context of its own; it acts only while `spin` is called, except for the heartbeat of a mission,
+which has a thread. Independent of terminals. The e-stop is in `estop_client`.
 """
 
 from __future__ import annotations

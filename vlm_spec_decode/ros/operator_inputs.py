@@ -1,6 +1,6 @@
-"""What hands do beside words: a stop on a topic, a joystick's button, a dead man's switch, a velocity.
+"""Operator inputs beside language: a stop on a topic, a joystick's button, a dead man's switch, a velocity.
 
-Each of them ends in the executor; nothing here decides what is safe, and nothing here ever releases a stop.
+Each is passed to the executor; nothing here decides what is safe, and nothing here releases a stop.
 """
 
 from __future__ import annotations

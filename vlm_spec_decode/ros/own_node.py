@@ -1,10 +1,7 @@
-"""A node in a ROS context of its own, and what this package asks of the middleware.
+"""A node in a ROS context of its own, and this package's settings of the middleware.
 
-What this package asks of ROS 2's middleware. Knows no node.
-
-A node in a ROS context of its own, for whoever is no node process: terminals, recorder, player, demo.
-
-It takes no signals and no arguments of the process, and nothing happens but while somebody spins it.
+For programs that are no node process: terminals, recorder, player, demo. It takes no signals and no
+arguments of the process, and its callbacks run only while it is spun.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
 """Declared parameters with description and range, and YAML files that parameters name.
 
-YAML files named by parameters.
-
-Declared parameters: a description and a range for each, shown by `ros2 param describe`.
-
-Those marked `live` may be changed while the node runs; every change is checked like a first value. All
-others are read-only: changing a limit under a moving robot is no setting but a command.
+`ros2 param describe` shows description and range. Parameters marked `live` may be changed while the node
+runs; every change is checked like a first value. All others are read-only: changing a limit under a moving
+robot would be a command, not a setting.
 """
 
 from __future__ import annotations

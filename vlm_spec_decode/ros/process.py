@@ -34,7 +34,7 @@ WARN_EVERY_S, AGAIN_S = 5.0, 0.05
 
 
 class _EndedEarly(BaseException):
-    """A signal while the parts were being put together; no Exception, so that nobody else takes it."""
+    """A signal while the parts were being created; no Exception, so that no handler of ours catches it."""
 
 
 class _Ending:

@@ -1,12 +1,11 @@
-"""Range messages to what is free on the robot's four sides. Pure numpy: no node, no clock, no state.
+"""Range messages to the free distance on the robot's four sides. Pure numpy: no node, no clock, no state.
 
-A side is the corridor that the body would sweep going that way; what is free is measured from the body's
+A side is the corridor that the body would sweep in that direction; free distance is measured from the body's
 edge, as the robot's own `range_obstacle` is.
 
-A sensor that says nothing usable sees nothing, which is not the same as nothing being there. So every message
-is read cell by cell (beam, pixel, point): a cell returns a point, says that nothing is within reach (+inf, by
-REP 117 and 118), or says nothing usable (NaN, 0, beyond its bounds, the robot itself). A side of whose cells
-too few say anything is a blind one.
+A sensor without usable data is not the same as free space. So every message is read cell by cell (beam,
+pixel, point): a cell is a point, or nothing within reach (+inf, by REP 117 and 118), or unusable (NaN, 0,
+out of bounds, the robot itself). A side with too few usable cells is blind.
 """
 
 from __future__ import annotations

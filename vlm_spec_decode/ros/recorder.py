@@ -1,11 +1,11 @@
-"""What `vsd record` listens with: subscribes to what it finds on a ROS domain and writes the bytes it hears.
+"""The recorder of `vsd record`: subscribes to the topics of a ROS domain and writes the received bytes.
 
-Topics are found while it runs, so nodes that start later are recorded too. A type whose Python messages are
-not installed cannot be subscribed to; it is named once.
+Topics are discovered while it runs, so nodes that start later are recorded too. A type whose Python
+messages are not installed cannot be subscribed to; it is named once.
 
-One subscription cannot hear everybody without loss: one that asks for latched messages does not match a
-publisher that offers none, one that is best effort loses what a reliable one would get again. So a topic has
-one subscription for each kind of publisher that is there, and what arrives twice is written once.
+One subscription cannot receive from every publisher without loss: a latched one does not match a publisher
+that is not latched, a best-effort one loses messages that a reliable one would get again. So a topic has
+one subscription for each kind of publisher, and duplicates are written once.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ def modes_for(publishers: list[Mode], subscribers: list[Mode]) -> set[Mode]:
 
 @dataclass(slots=True)
 class Arrivals:
-    """What one topic's publishers have numbered, so that repeats are dropped and gaps are counted.
+    """The sequence numbers of one topic's publishers, so that repeats are dropped and gaps are counted.
 
-    `from_one` counts what a publisher that came later had said before it was heard for the first time: right
-    for words, which are few, and not for streams, of which nobody misses the first moment.
+    `from_one` also counts messages of a later publisher from before the first one that was received: right
+    for texts, which are few, and not for streams, whose first messages nobody needs.
     """
 
     from_one: bool

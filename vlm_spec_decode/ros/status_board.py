@@ -33,7 +33,7 @@ COLOURS = {"done": "green", "moving": "cyan", "idle": "dim", "acting": "cyan", "
 
 @dataclass(slots=True)
 class Board:
-    """The newest of everything that was said."""
+    """The newest message of each kind."""
 
     status: Mapping[str, Any] = field(default_factory=dict)
     executor: Mapping[str, Any] = field(default_factory=dict)

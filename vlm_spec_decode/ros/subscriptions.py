@@ -1,8 +1,8 @@
-"""Every callback of a node behind one guard: whatever a message holds, it must not end the node.
+"""A guard around every callback of a node: no message may end the node.
 
-rclpy lets what a callback raises end the executor, and with it the process. A message that some other node
-sends must not be able to do that to the one that carries every stop. So nodes subscribe with `listen`: an
-error is counted and logged with its topic, told to whoever depends on the topic, and shown in `/diagnostics`.
+rclpy lets an exception of a callback end the executor, and with it the process. A message of another node
+must not do that to the node that carries every stop. So nodes subscribe with `listen`: an error is counted
+and logged with its topic, reported to the parts that depend on the topic, and shown in `/diagnostics`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A Go2 over ROS 2 topics with Unitree's own messages, where those are installed: no SDK in this process.
 
-The robot's DDS services are ROS 2 topics by other names (`rt/api/sport/request` is `/api/sport/request`), so
-a node whose middleware shares the robot's network speaks to it with `unitree_api/Request` and hears
-`unitree_go/SportModeState`. The messages come with Unitree's `unitree_ros2` workspace; they are on no package
-index. What the driver does with them is `robot.go2.driver.Go2Driver`'s.
+The robot's DDS services are ROS 2 topics by other names (`rt/api/sport/request` is `/api/sport/request`),
+so a node whose middleware shares the robot's network can publish `unitree_api/Request` to it and subscribe
+to `unitree_go/SportModeState`. The messages come with Unitree's `unitree_ros2` workspace; they are on no
+package index. The driver on top is `robot.go2.driver.Go2Driver`.
 """
 
 from __future__ import annotations

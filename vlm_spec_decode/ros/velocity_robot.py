@@ -1,7 +1,7 @@
-"""Any robot that takes `cmd_vel` and says its odometry, behind `RobotDriver`: no SDK, no postures.
+"""Any robot that takes `cmd_vel` and publishes odometry, behind `RobotDriver`: no SDK, no postures.
 
-What holds for a Go2 by its firmware has to hold here by its platform: a base that goes on with its last Twist
-when nobody speaks any more goes on for ever if this process dies. Most base controllers stop after 0.5 s.
+A Go2's firmware stops when commands stay out; here the robot's base has to: a base that repeats its last
+Twist drives on forever if this process dies. Most base controllers stop after 0.5 s.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ SURELY_PERCENT = 2.0
 class Charge:
     """Reads `BatteryState.percentage`, which is a share by its definition and a percentage in many drivers.
 
-    Above 1 it can only be percent; from 2 on it surely is, and then stays so, or the last per cent of a
-    battery would read as a full one. `news` is what is to be said of the newest value, once a kind.
+    Above 1 it can only be percent; from 2 on it certainly is, and then stays so, or the last per cent of a
+    battery would read as a full one. `news` is the message to log about the newest value, once a kind.
     """
 
     is_percent: bool = False

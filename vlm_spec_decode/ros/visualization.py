@@ -1,12 +1,8 @@
-"""What people look at: markers, a frame with the answer over it, transforms.
+"""Displays for people: markers of a plan, a frame with the answer over it, transforms.
 
-A plan as markers for RViz and Foxglove: where it leads, what each part is, how far the body reaches.
-
-A frame with the answer written over it. Pure: JPEG and words in, JPEG out; no ROS, no clock.
-
-Transforms on `/tf` and `/tf_static`, where `tf2_msgs` is installed; where it is not, said by name.
-
-Every ROS installation has it; the wheels that CI uses do not.
+Markers (RViz, Foxglove) show where a plan leads, its parts, and the reach of the body. The overlay is pure:
+JPEG and text in, JPEG out; no ROS, no clock. Transforms on `/tf` and `/tf_static` need `tf2_msgs`, which
+every ROS installation has and the wheels that CI uses have not; a named notice says so.
 """
 
 from __future__ import annotations

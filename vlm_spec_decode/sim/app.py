@@ -54,9 +54,9 @@ START_STATES = {
 
 @dataclass(frozen=True, slots=True)
 class SimConfig:
-    """Everything `vsd sim` can be told. `faults` are texts as `sim.go2.faults` reads them.
+    """All settings of `vsd sim`. `faults` are texts as `sim.go2.faults` reads them.
 
-    For `linger_s` after it was asked to end the robot stays, so that whoever commands it can still stop it.
+    For `linger_s` after it was asked to end the robot stays, so that its commander can still stop it.
     """
 
     scene_seed: int = 0

@@ -1,11 +1,7 @@
-"""What really happened in the room: path, collisions, distances, and a picture of them.
+"""The ground truth of a run: path, collisions and distances, which no robot topic has, and its picture.
 
-What really happened in the room: the path, collisions and distances that no topic of the robot tells.
-
-The picture that `--view` leaves behind: the room from above beside the robot from behind.
-
-A PNG shows the end of the run. A GIF re-enacts the recorded path afterwards, so that a run costs nothing for
-it.
+`--view` writes the room from above beside the robot from behind. A PNG shows the end of the run. A GIF is
+rendered from the recorded path afterwards, so that recording costs the run nothing.
 """
 
 from __future__ import annotations

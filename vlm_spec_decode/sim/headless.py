@@ -2,7 +2,7 @@
 
 For training and evaluation. Time is the clock that it is given: with a `VirtualClock` an episode runs as
 fast as the machine computes it, and gives the same states every time. The world catches up with the clock
-whenever the robot is called, so it never runs ahead of whoever waits on that clock.
+whenever the robot is called, so it never runs ahead of that clock's users.
 """
 
 from __future__ import annotations

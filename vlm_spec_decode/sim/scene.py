@@ -1,18 +1,14 @@
 """Rooms as plain data: types, random rooms from a seed, and YAML files.
 
-A room with objects as plain data, from a seed or from a YAML file.
+Geometry and files; nothing of MuJoCo. The room is a rectangle centred on the origin, x along its length, y
+along its width, metres and radians, yaw left positive.
 
-Knows geometry and files; nothing of MuJoCo. The room is a rectangle centred on the origin, x along its
-length, y along its width, metres and radians, yaw left positive.
+Random rooms guarantee: the same seed gives the same scene; every (colour, kind) occurs once; footprints are
+at least `GAP_M` apart, so that the robot passes between any two objects; the start has `START_CLEARANCE_M`
+all around and an object ahead of it. About one scene in three holds a pair that shares a kind or a colour,
+so that both words of a name matter; in the others all kinds and colours differ.
 
-Rooms from a seed.
-
-Promises: the same seed gives the same scene; every (colour, kind) occurs once; footprints are at least
-`GAP_M` apart, so that the robot passes between any two things; the start has `START_CLEARANCE_M` all around
-and something lies ahead of it. About one scene in three holds a pair that shares a kind or a colour, so that
-both words of a name matter; in the others all kinds and colours differ.
-
-Scene files: YAML with one mapping per object, checked key by key.
+Scene files are YAML with one mapping per object, checked key by key.
 """
 
 from __future__ import annotations

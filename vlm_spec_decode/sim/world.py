@@ -1,12 +1,9 @@
 """The room with the robot in it, advanced in small steps of virtual time, and its range sensor.
 
-What the robot's range sensor reports: free distance on its four sides.
-
-The room with the robot in it, advanced in small steps of virtual time.
-
 The base is kinematic: it follows velocity commands with delay, lag and limits (`sim.physics.base`) and is
-stopped by what it bumps into, as MuJoCo's collision detection finds it. Knows nothing of cameras, services
-or wall time. Not thread-safe: whoever shares a world between threads holds a lock.
+stopped by obstacles, as MuJoCo's collision detection finds them. The range sensor reports the free distance
+on the robot's four sides. Independent of cameras, services and wall time. Not thread-safe: threads that
+share a world need a lock.
 """
 
 from __future__ import annotations

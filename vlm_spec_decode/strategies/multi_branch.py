@@ -1,17 +1,12 @@
-"""`multi_branch`: a cache of branches for the likeliest verdicts, grown while one waits (AceSpec 2609.02514,
-section 3).
+"""`multi_branch`: a cache of branches for the likeliest verdicts, grown while the edge waits.
 
-The cache of `multi_branch`: chains below hypothesised verdicts, drafted together in batched steps.
-
-A cache of branches for the likeliest verdicts, grown while one waits (AceSpec 2609.02514, section 3).
-
-The round is stop-and-wait with a chain of γ tokens. During RTT + T_v the edge drafts on, for each position k
-at which the chain may first be rejected, below F_k alternatives to the token there, F_k proportional to η^k;
-k = γ is the chain accepted whole. The budget B is the largest tree whose drafting fits in RTT + T_v as
-measured: first as many branches as can have a token each, then depth for the likeliest of them. When the
-verdict is in the cache (hit), the next chain begins with its branch and what is missing of γ is drafted.
-Branches are drafted in one batch with a shared prefix and are never uploaded. (SSD 2603.03251 is the same in
-a data centre.)
+AceSpec (2609.02514, section 3). The round is stop-and-wait with a chain of γ tokens. During RTT + T_v the
+edge drafts on, for each position k at which the chain may first be rejected, below F_k alternatives to the
+token there, F_k proportional to η^k; k = γ is the chain accepted whole. The budget B is the largest tree
+whose drafting fits in RTT + T_v as measured: first as many branches as can have a token each, then depth
+for the likeliest of them. When the verdict is in the cache (hit), the next chain begins with its branch and
+the rest of γ is drafted. Branches are drafted in one batch with a shared prefix and are never uploaded.
+(SSD 2603.03251 is the same in a data centre.)
 """
 
 from __future__ import annotations

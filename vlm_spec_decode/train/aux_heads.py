@@ -1,7 +1,7 @@
-"""New heads for an eye that is trained already: a finished model's folder holds the eye and not what read it.
+"""New auxiliary heads for a trained vision tower: a finished model's folder has the tower and not its heads.
 
-Random heads would send their first gradients into the eye, and it would forget what it knows before they
-can read it. So they learn to read it first, while it is frozen.
+Random heads would send their first gradients into the tower and destroy its features. So the heads are
+trained first, while the tower is frozen.
 """
 
 from __future__ import annotations

@@ -67,8 +67,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """What the eye learns from. `pixels` [B, 3, 128, 128]; `patch_labels` [B, 64, 4]: kind, colour, bearing
-    bin, distance bin, -100 for none.
+    """Training data of the vision tower.
+
+    `pixels` [B, 3, 128, 128]; `patch_labels` [B, 64, 4]: kind, colour, bearing bin, distance bin, -100 for
+    none.
     """
 
     pixels: torch.Tensor

@@ -1,13 +1,8 @@
-"""Episodes in held-out rooms: carried out in virtual time, and judged from the truth.
+"""Episodes in held-out rooms: run in virtual time with the project's own executor, judged by ground truth.
 
-What happened in an episode, and whether that was what had been asked: judged from the truth, not words.
-
-Every kind of instruction has its own rule of success; all of them demand that nothing was touched, and that
-the models themselves ended the mission.
-
-Episodes in held-out rooms: look, answer, act in virtual time, with the project's own executor.
-
-The target alone decodes: under the `coupled` rule every strategy would say the same. Knows no training.
+Every kind of instruction has its own criterion of success; all of them require that nothing was touched,
+and that the models themselves ended the mission. The target alone decodes: under the `coupled` rule every
+strategy gives the same tokens.
 """
 
 from __future__ import annotations

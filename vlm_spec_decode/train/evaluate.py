@@ -1,12 +1,8 @@
-"""What a pair is worth in rooms that it has never seen, and a page about it.
+"""Evaluation of a pair in held-out rooms: the draft's agreement, successful episodes, and a page about it.
 
-One page about an evaluation: figures, bars by kind of instruction, exits, and every failure with its path.
-
-Plain HTML with inline SVG, so that it opens anywhere and needs nothing.
-
-What a pair is worth in rooms that it has never seen: agreement of the draft, and episodes that succeed.
-
-Knows the models' port, the simulator and the executor; nothing of training. Decoding is the engine's own.
+The page has figures, bars by kind of instruction, exits, and every failure with its path: plain HTML with
+inline SVG, without other files. Uses the models' port, the simulator and the executor; decoding is the
+engine's own.
 """
 
 from __future__ import annotations

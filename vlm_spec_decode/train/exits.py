@@ -1,15 +1,12 @@
-"""Early exits for a trained target, and the states that they are learned from.
+"""Early exits for a trained target: one linear adapter per exit in front of the shared norm and head.
 
-What layers hold while a model answers: the material that early exits are learned from.
+The backbone is frozen: the target's answers cannot change. Adapters learn the final layer's distribution
+from the layers' states at answers, and are calibrated on other answers: how often an exit with a given
+confidence is right. Follows 2505.21594, section 4.1, with Kangaroo's adapters (2404.18911).
 
-Of a VLM that `vsd train` made, at the teacher's answers, many dialogues of a frame at once. Of every other
-model at the answers that it gives itself, held to the action language, in rooms that it is shown or told of.
-
-Early exits for a trained target: one linear adapter per exit in front of the shared norm and head.
-
-The backbone is frozen: what the target says cannot change. Adapters learn the final layer's distribution
-from states at answers, and are calibrated on answers that they have not learned from: how often an exit that
-is so sure is right. Follows 2505.21594, section 4.1, with Kangaroo's adapters (2404.18911).
+States come from the teacher's answers, many dialogues of a frame at once, for a VLM that `vsd train` made;
+for every other model from its own answers, restricted to the action language, in rooms that it is shown or
+described.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Column(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class FrameSet:
-    """A data folder, opened. `talks`: what was said about each frame of a recorded walk, else nothing."""
+    """A data folder, opened. `talks` are the dialogues about each frame of a recorded walk, else empty."""
 
     frames: npt.NDArray[np.uint8]
     patches: npt.NDArray[np.int8]

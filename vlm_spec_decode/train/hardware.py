@@ -1,15 +1,11 @@
 """Where a training runs: device, number format, and several processes in step.
 
-Where a training runs and in which number format: a GPU if there is one, and what measuring finds faster.
+A GPU is used if there is one. Weights, optimizer and loss stay in float32; only the forward pass may run in
+bfloat16. bfloat16 is native on some CPUs and emulated, several times slower, on others, which no processor
+name tells: so one step of the training is timed in both formats.
 
-Knows torch and time; nothing of models, batches or files. Weights, optimizer and loss stay in float32; only
-the forward pass may run in bfloat16. bfloat16 is native on some CPUs and emulated, several times slower, on
-others, and no name of a processor says which: so one step of the very training is timed in both.
-
-Training in step in several processes: each draws batches of its own, and their gradients are averaged.
-
-The matrices of models this small are too small to split between threads; a second process with a thread of
-its own is worth nearly a second core. Knows torch's process groups; nothing of models or data.
+With several processes each draws its own batches, and gradients are averaged. The matrices of models this
+small are too small to split between threads; a second process with one thread gains nearly a second core.
 """
 
 from __future__ import annotations

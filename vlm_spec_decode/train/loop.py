@@ -1,7 +1,7 @@
-"""Training of target and draft: the eye first, then the mouth over the finished eye; resumes where it stops.
+"""Training of target and draft: first the vision tower, then the language part on the frozen tower.
 
-The tower is frozen once the mouth trains: at the full rate it forgets, and frozen it can be shared by target
-and draft, which then see the same.
+Training can be resumed. The tower is frozen while the language part trains: at the full rate it would lose
+its features, and frozen it can be shared by target and draft, which then have the same features.
 
 The learning rate is constant and falls linearly over the last part, so that a run can be cut short by
 resuming it with fewer steps. A deep language part begins shallow (`train/layer_stacking.py`). Every draw

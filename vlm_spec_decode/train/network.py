@@ -1,4 +1,4 @@
-"""The forward pass of training: dialogues through LLaVA's own modules, and the eye's teacher."""
+"""The forward pass of training: dialogues through LLaVA's modules, and the vision tower's auxiliary heads."""
 
 from __future__ import annotations
 

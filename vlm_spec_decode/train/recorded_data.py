@@ -1,8 +1,8 @@
-"""Training data from recorded walks: what was labelled, or answered, about each frame. Knows no simulator.
+"""Training data from recorded walks: labels or answers about each frame. Independent of the simulator.
 
-The folder is one of `train.frames`, with `talks.json` beside the frames: for each frame its instruction, what
-was done before, and the answer. Nothing is known of what stands where, so such a folder teaches no eye, and
-its frames are not mirrored.
+The folder is one of `train.frames`, with `talks.json` beside the frames: for each frame its instruction,
+the actions before it, and the answer. Positions of objects are unknown, so such a folder trains no vision
+tower, and its frames are not mirrored.
 """
 
 from __future__ import annotations

@@ -1,11 +1,7 @@
-"""The teacher: what a robot that sees everything says and does next, and the path that it plans.
+"""The teacher: the answer of a robot with ground truth to one frame, and the path that it plans.
 
-The way to a thing past whatever stands in it, as one heading and one distance.
-
-The teacher: what a robot that sees everything says and does next.
-
-From the truth about one frame it gives the answer that the target learns: a short description of what
-matters in view, then actions. Closed loop, so a first angle may be a little off.
+The answer is what the target learns: a short description of the relevant objects in view, then actions. The
+loop is closed, so a first angle may be slightly off. A path past obstacles is one heading and one distance.
 """
 
 from __future__ import annotations

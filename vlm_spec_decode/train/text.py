@@ -1,14 +1,11 @@
-"""Training and evaluation of the language-only pair: the same world, told in words.
-
-Training of the language-only pair: the same world, told in words.
+"""Training and evaluation of the language-only pair: the same world, described in words.
 
 The target learns the teacher's answers. The draft learns the target: half of each batch are answers that the
 target itself gave, at temperature 0 and 1, under the target's own distribution at every position. Every draw
 comes from (seed, step), so a resumed run is the same run.
 
-What the language-only pair is worth in rooms that no training has seen, in part in new wordings.
-
-Open loop: the words of one view in, one plan out, held against the teacher's.
+Evaluation uses held-out rooms, in part with held-out wordings. It is open loop: the words of one view in,
+one plan out, compared with the teacher's.
 """
 
 from __future__ import annotations

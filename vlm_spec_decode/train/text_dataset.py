@@ -1,13 +1,7 @@
-"""What the language-only pair is trained on: the world in words, as token ids.
+"""Training data of the language-only pair: rooms in words, dialogues as token ids, the target's answers.
 
-The world told in words: what the camera would show, as a sentence in front of the instruction.
-
-The teacher then answers from what was told, rounded as it was told, so that the answer follows from the
-words alone. Knows rooms, words and the teacher; no model.
-
-What the language-only pair is trained on: dialogues as token ids, and the target's own answers to them.
-
-Knows rooms told in words and a tokenizer; of a model only how to let it answer.
+The camera's view becomes a sentence before the instruction. The teacher answers from the rounded numbers of
+that sentence, so that the answer follows from the words alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""A VLM in training: model, teacher of its vision tower, optimizer, running means and checkpoint.
+"""A VLM in training: model, auxiliary heads of its vision tower, optimizer, running means and checkpoint.
 
-Running means of what training steps measure, such as the loss.
-
-A VLM in training: model, the eye's teacher and optimizer, and the checkpoint that holds them all.
+Running means are of values that training steps measure, such as the loss.
 """
 
 from __future__ import annotations

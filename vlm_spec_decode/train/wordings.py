@@ -1,8 +1,4 @@
-"""The many ways in which people say things to the robot, and which are held out of training.
-
-What is held out of training, by name, read from `held_out.yaml`.
-
-The many ways in which people say things to the robot; data, no drawing.
+"""The wordings of instructions, and which are held out of training; data, no drawing.
 
 `{x}` is an object, `{n}` a number of metres, `{k}` a kind alone, `{u}` an unknown word. What evaluation
 alone may use is in `held_out.yaml`.

@@ -1,6 +1,6 @@
-"""Who may speak to the cloud, and how much: keys from a folder that is read while serving, and their limits.
+"""Which clients may use the cloud, and how much: keys from a folder read while serving, and limits.
 
-Knows keys, robots' routing ids and sizes, nothing of what is said.
+Uses keys, robots' routing ids and sizes, not the content of messages.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _state(path: Path) -> tuple[int, ...] | None:
 
 @dataclass(slots=True)
 class _Account:
-    """What one key has left, and its robots with when each was last heard."""
+    """The remaining allowance of one key, and its robots with the time of each one's last message."""
 
     messages: float
     num_bytes: float

@@ -1,9 +1,10 @@
 """One robot's connection to its cloud, and a second one beside it while the first may be damaged.
 
-ZeroMQ makes a lost TCP connection anew, but not one over which it could not read: a client that met a
-damaged frame connects no more, and a damaged length makes either end wait for bytes that never come. Whoever
-notices the silence calls `renew`. The new connection takes the same routing id, so that the cloud goes on
-with the same robot, and takes over once its handshake is done; until then the old one may come back to life.
+ZeroMQ makes a lost TCP connection again, but not one over which it could not read: a client that met a
+damaged frame connects no more, and a damaged length makes either end wait for bytes that never come. The
+caller that notices the silence calls `renew`. The new connection takes the same routing id, so that the
+cloud continues with the same robot, and takes over once its handshake is done; until then the old one may
+recover.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An emulated link direction: when does a message that is sent now arrive?
+"""An emulated link direction: the arrival time of a message that is sent now.
 
 A reliable, ordered transport over a link with a rate, a delay, jitter and loss: messages serialise one
 after the other, loss turns into a retransmission's delay, and nothing overtakes. Used in front of real

@@ -1,13 +1,8 @@
-"""The server's link as a port, and one inside a process, without a socket.
+"""The server's link as a port, and an implementation inside one process, without a socket.
 
-What the server needs of whoever moves bytes between it and its peers.
-
-A `RouterLink` is one, and so are its decorators and the mailbox of a replica; the server cannot tell.
-
-A server's link inside its process: messages are put in and collected, no socket anywhere.
-
-What a replica's server sits on, and what tests drive a server with. Bounded: beyond `LIMIT` messages under
-way the newest is dropped and counted, as a socket at its high-water mark does.
+A `RouterLink` implements the port, and so do its decorators and the link of a replica; the server cannot
+distinguish them. Replicas' servers and tests use the in-process link. It is bounded: beyond `LIMIT`
+messages under way the newest is dropped and counted, as a socket at its high-water mark does.
 """
 
 from __future__ import annotations

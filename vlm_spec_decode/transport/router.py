@@ -1,6 +1,6 @@
-"""The cloud's end of the link: one ROUTER socket with CURVE and a guard of keys.
+"""The cloud's end of the link: one ROUTER socket with CURVE and access control by keys.
 
-Moves bytes between peers and whoever owns the socket's thread; does not know what they mean.
+Moves bytes between peers and the owner of the socket's thread, independent of their content.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Which replica serves which robot: a routing table without I/O, threads or Ray.
 
-A robot sticks to its replica, which holds its images and its open answer. It moves for three reasons: its
-replica is lost, its replica is being taken away, or a new answer begins and another replica has less to do.
-Nothing is copied from one replica to another: whoever has lost a robot's session is told so in the
-protocol's own words (`hello_first`), and the robot opens it again elsewhere with prompt and committed tokens.
+A robot stays with its replica, which has its images and its open answer. It moves for three reasons: its
+replica is lost, its replica is being removed, or a new answer begins and another replica has less load.
+Nothing is copied between replicas: a replica without the robot's session answers `hello_first`, as the
+protocol defines, and the robot opens the answer again elsewhere with prompt and committed tokens.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _RoutedClient:
 
 @dataclass(slots=True)
 class ReplicaRouter:
-    """The table. `route` says which replica gets what; `outbox` collects what the front itself says."""
+    """The routing table. `route` chooses a message's replica; `outbox` collects the router's own replies."""
 
     replicas: dict[int, State] = field(default_factory=dict)
     outbox: list[Message] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""A server whose targets are replicas: the ROUTER in front of a pool, from outside like `CloudServer`."""
+"""A server whose targets are replicas: the ROUTER of a pool, with the interface of `CloudServer`."""
 
 from __future__ import annotations
 

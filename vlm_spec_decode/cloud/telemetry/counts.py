@@ -1,4 +1,4 @@
-"""What a cloud has done and holds, as plain numbers that whoever reports them may read at any time."""
+"""Counters and gauges of a cloud as plain numbers, which any thread may read at any time."""
 
 from __future__ import annotations
 

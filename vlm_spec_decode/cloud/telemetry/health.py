@@ -1,7 +1,7 @@
-"""Health, readiness and figures over HTTP, on the loopback interface and nowhere else.
+"""Health, readiness and metrics over HTTP, on the loopback interface only.
 
-`/healthz` says whether the serving loop turns, `/readyz` whether new answers are taken, `/metrics` has
-the figures for Prometheus. It takes GET only, reads no body, and holds nothing that a robot has said.
+`/healthz` reports whether the serving loop runs, `/readyz` whether new answers are accepted, `/metrics` has
+the figures for Prometheus. Accepts GET only, reads no body, and returns no content from robots.
 """
 
 from __future__ import annotations

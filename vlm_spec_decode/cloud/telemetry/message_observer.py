@@ -1,8 +1,8 @@
-"""Sees every message that a cloud takes and gives, and turns them into figures and records.
+"""Observes every message that a cloud receives and sends, and derives metrics and log records.
 
-A decorator of the link: desk, scheduler and sessions do not know that they are watched, and the same watch
-serves one process and a front of replicas. It reads messages and changes none; what cannot be read is
-counted. Memory is bounded whatever the peers send.
+A decorator of the link: server protocol, scheduler and sessions do not depend on it, and it serves one
+process and a router of replicas alike. It reads messages and changes none; unreadable ones are counted.
+Memory is bounded for any input.
 """
 
 from __future__ import annotations

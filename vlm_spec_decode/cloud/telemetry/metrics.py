@@ -1,7 +1,7 @@
-"""The cloud's figures for Prometheus. Knows what is counted, not where it comes from or who reads it.
+"""The cloud's metrics for Prometheus: what is counted, independent of its source and its reader.
 
-Labels are closed sets: what a peer says never becomes a label, or strangers could fill the memory of
-whoever stores the figures. No figure holds an image, an instruction or a key.
+Labels are closed sets: content from a peer never becomes a label, because clients could then fill the memory
+of the metrics store. No metric contains an image, an instruction or a key.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ TOKENS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """What is read off the service when somebody asks, all without a lock: whole numbers, no iteration.
+    """Values read from the service on demand, all without a lock: whole numbers, no iteration.
 
-    `dropped` counts messages that were ignored, by the desk's names for why.
+    `dropped` counts ignored messages by the server protocol's reasons.
     """
 
     sessions: int = 0

@@ -20,7 +20,7 @@ STALL_S = 10.0
 
 
 class ServiceTelemetry:
-    """The outside of one service. `gauges` reads the inside, from the thread of whoever asks."""
+    """The telemetry of one service. `gauges` reads its state, on the caller's thread."""
 
     def __init__(self, config: CloudConfig, card: ModelCard, link: ServerLink, clock: Clock) -> None:
         self.card = card

@@ -1,12 +1,8 @@
-"""How to reach a Go2, and which DDS may meet which robot.
+"""How to reach a Go2, how long to wait for it, and which DDS version may join which network.
 
-How to reach a Go2, and how long to wait for it.
-
-Which DDS may meet which robot: checks made before anything is put on the network.
-
-A participant of cyclonedds 11.x and the robot's own 0.10.x never match on one domain, and 0.10.x processes
-have been seen to crash in type discovery when they meet; so 11.x is kept to loopback interfaces, where only
-a simulator can be.
+The version is checked before anything joins a network: a participant of cyclonedds 11.x and the robot's own
+0.10.x never match on one domain, and 0.10.x processes have been seen to crash in type discovery when they
+meet; so 11.x is limited to loopback interfaces, where only a simulator can be.
 """
 
 from __future__ import annotations
@@ -25,8 +21,8 @@ class Go2Config:
     """Network, topics and deadlines. `interface` None lets DDS choose one.
 
     The low-rate topics suffice for control at 20 Hz and cost Python a fifteenth of the full ones.
-    `stale_after_s` is how long the state's stamp may stand still before the robot counts as lost, `settle_s`
-    how long a code that nobody knows may last before it counts as one that stays.
+    `stale_after_s` is how long the state's stamp may stay the same before the robot counts as lost,
+    `settle_s` how long an unknown code may last before it counts as permanent.
     """
 
     interface: str | None = "lo"

@@ -1,6 +1,7 @@
-"""What a Go2 driver stands on, whoever carries it: three callers of the sport service and a feed of states.
+"""The ports below a Go2 driver, for any transport: three callers of the sport service and a source of states.
 
-Knows no SDK and no ROS; `go2_sdk` makes a link over Unitree's SDK, `ros.unitree_topics` one over ROS 2.
+Uses neither SDK nor ROS; `robot.go2.sdk` makes a link over Unitree's SDK, `ros.unitree_topics` one over ROS
+2.
 """
 
 from __future__ import annotations

@@ -1,19 +1,17 @@
-"""The edge to Unitree's SDK: joining the network, reading states, making clients.
+"""The boundary to Unitree's SDK: joining the network, reading states, making clients.
 
-What the DDS library may still call into is kept alive here, for as long as it may.
+Object lifetimes: cyclonedds frees the callbacks of a reader or writer that Python's cyclic collector takes,
+but not the reader itself (`Entity.__del__` looks its own weak reference up, which the collector has cleared
+by then): the next sample, or the next writer that leaves, calls freed memory and the process dies. The
+SDK's clients are such cycles and cannot be closed. So a client, once made, lives as long as the process and
+is reused; a subscriber lives until it is closed explicitly.
 
-cyclonedds frees the callbacks of a reader or writer that Python's cyclic collector takes, but not the reader
-itself (`Entity.__del__` looks its own weak reference up, which the collector has cleared by then): the next
-sample, or the next writer that leaves, calls freed memory and the process dies. The SDK's clients are such
-cycles and cannot be closed. So a client, once made, lives as long as the process and is lent again; a
-subscriber lives until it has been closed by name.
+Closing in cyclonedds 0.10: while a callback runs it holds its reader, so a reader released meanwhile is
+deleted by the callback's own thread, which then waits for the callback, that is for itself, and no thread
+receives any more. So the callback is removed first, which waits for one under way.
 
-Closing has a trap of its own in cyclonedds 0.10: while a callback runs it holds its reader, so a reader let
-go meanwhile is deleted by the callback's own thread, which then waits for the callback, that is for itself,
-and no thread receives any more. So the callback is taken away first, which waits for one under way.
-
-All that the SDK does in its own way is turned into ours here: a network that is joined once per process,
-bare failures, messages in place of states. Knows nothing of what the driver does with it.
+The SDK's conventions are translated here: a network joined once per process, return codes without names,
+messages in place of states. Independent of how the driver uses them.
 """
 
 from __future__ import annotations
@@ -193,7 +191,7 @@ def make_sport_clients(*timeouts_s: float) -> list[SportClient]:
 
 
 class StateFeed(StateMonitor):
-    """The newest state as the SDK's subscribers hear it."""
+    """The newest state that the SDK's subscribers received."""
 
     def __init__(
         self,

@@ -1,8 +1,6 @@
-"""The camera node: publishes frames and their calibration.
+"""The camera node: publishes a camera's frames and their calibration, independent of their use.
 
-The camera's intrinsics: a pinhole from its field of view, or a ROS calibration file.
-
-Publishes a camera's frames and its calibration. Knows nothing of what they are used for.
+Intrinsics are a pinhole from the field of view, or a ROS calibration file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Plans in; a moving robot, its odometry and its health out. The only ROS node that reaches the robot's legs.
+"""Plans in; robot motion, odometry and health out. The only ROS node that commands the robot.
 
-What is safe is decided in `actions`; this node carries messages to it and must never be what a stop waits
-for: e-stop and cancel have a callback group of their own, and nothing in any callback blocks but the
-e-stop's own confirmation.
+`control` decides what is safe; this node carries messages to it, and no stop may wait for this node: e-stop
+and cancel have a callback group of their own, and no callback blocks except for the e-stop's own
+confirmation.
 """
 
 from __future__ import annotations

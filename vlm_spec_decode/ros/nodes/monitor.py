@@ -1,6 +1,6 @@
-"""Makes what people look at: overlay, markers, path, and plain numbers to plot. Commands nothing.
+"""Displays for people: overlay, markers, path, and numbers to plot. Commands nothing.
 
-Draws only what somebody subscribes to, so that an unwatched robot spends nothing on it.
+Renders only topics with subscribers, so that an unobserved robot spends nothing on it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ NEWEST = QoSProfile(depth=1)
 
 
 class MonitorNode:
-    """Hears everything, says `vlm/overlay/compressed`, `vlm/markers`, `vlm/path` and `vlm/figures/*`."""
+    """Publishes `vlm/overlay/compressed`, `vlm/markers`, `vlm/path` and `vlm/figures/*`."""
 
     def __init__(self, node: Node, clock: Clock) -> None:
         self._node = node

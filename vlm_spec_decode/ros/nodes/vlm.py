@@ -1,11 +1,8 @@
 """The VLM node: instructions in; answers, plans and figures out.
 
-Parameters of the VLM node that say how missions are run.
-
-Instructions in; answers, plans and figures out. Decoding runs on a worker thread, never in a callback.
-
-Reports come back through a queue and a guard condition, so only executor threads touch publishers. The plan
-of the mission under way is republished as the heartbeat that the executor's watchdog listens for.
+Decoding runs on a worker thread, never in a callback. Reports come back through a queue and a guard
+condition, so only executor threads touch publishers. The plan of the mission under way is republished as
+the heartbeat for the executor's watchdog.
 """
 
 from __future__ import annotations
@@ -118,9 +115,9 @@ INSTRUCTION, REQUEST = "vlm/instruction", "vlm/request"
 class VlmNode:
     """Runs missions.
 
-    Hears `vlm/instruction`, `vlm/request`, `vlm/heartbeat`, `vlm/withdraw`, `vlm/plan/status` and the camera;
-    says `vlm/ack`, `vlm/plan`, `vlm/answer`, `vlm/answer/partial`, `vlm/trace`, `vlm/run`, `vlm/status` and
-    `/diagnostics`; serves `vlm/approve`.
+    Subscribes to `vlm/instruction`, `vlm/request`, `vlm/heartbeat`, `vlm/withdraw`, `vlm/plan/status` and
+    the camera; publishes `vlm/ack`, `vlm/plan`, `vlm/answer`, `vlm/answer/partial`, `vlm/trace`, `vlm/run`,
+    `vlm/status` and `/diagnostics`; serves `vlm/approve`.
     """
 
     def __init__(

@@ -1,23 +1,17 @@
 """The simulator's end of DDS: the domain, request and reply, and the state topics.
 
-Opening a DDS domain for the simulator.
+The simulator has a participant of its own instead of the SDK's `ChannelFactory`, which hides why it failed,
+writes a trace file into the system's temp folder and cannot take a service off the network again. Topic
+names, types and quality of service are the SDK's.
 
-The simulator has a participant of its own instead of the SDK's `ChannelFactory`: that one hides why it
-failed, writes a trace file into the system's temp folder and cannot take a service off the network again.
-Topic names, types and quality of service are the SDK's.
+Requests: one thread waits for requests of all services and passes them on; answers may come from any
+thread. Requests are kept in order, up to 64 per service, where the SDK's own Python server drops the newest
+beyond 10. A disabled service has no reader on the network, so that callers see 3102 as with a sport service
+that is off.
 
-Request and reply over DDS: the robot's end of the Unitree RPC.
-
-One thread waits for requests of all services and hands them on; answers may come from any thread. Requests
-are kept in order, up to 64 per service, where the SDK's own Python server drops the newest beyond 10. A
-service that is not wanted has no reader on the network, so that callers see 3102 as with a sport service
-that is off. Knows nothing of what a service does.
-
-The state topics: `SportModeState_` and `LowState_`, at full and at low rate.
-
-Python needs some 145 and 370 µs to encode the two, so a topic is written only while somebody listens. Fields
-that nobody reads from a robot (feet, since firmware 1.1.7) stay zero. Knows snapshots of the robot, not its
-world.
+State topics: `SportModeState_` and `LowState_`, at full and at low rate. Python needs some 145 and 370 µs
+to encode the two, so a topic is written only while it has readers. Fields that a robot does not fill either
+(feet, since firmware 1.1.7) stay zero. Uses snapshots of the robot, not its world.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The simulated robot as services and topics see it: world, sport states, odometry, battery and faults.
 
-Between state machine and body: the body's news to the machine, the machine's wishes to the body.
-
-One lock makes it safe for the request thread, the control loop and the render thread. Knows nothing of DDS.
+Passes the body's state to the state machine and the machine's commands to the body. One lock makes it safe
+for the request thread, the control loop and the render thread. Independent of DDS.
 """
 
 from __future__ import annotations

@@ -1,16 +1,13 @@
 """The Go2's request services, `obstacles_avoid` among them: api id and JSON in, return code and JSON out.
 
-The Go2's request services: api id and JSON in, return code and JSON out.
+Ids, JSON keys and return codes are those of the public SDK (`unitree_sdk2py`, versions below). Uses the
+simulated robot and not DDS, so each service can be tested by plain calls. Where the vendor does not
+document which code a refused posture returns, it is 4206 (posture unsuitable for the action).
 
-Ids, JSON keys and return codes are those of the public SDK (`unitree_sdk2py`, versions below). Knows the
-simulated robot and nothing of DDS, so each service can be tested by plain calls. Where the vendor does not
-say which code a refused posture returns, it is 4206 (posture unsuitable for the action).
-
-Service `obstacles_avoid`: velocities and goals that keep clear of what is in front.
-
-Velocity mode passes the command on and takes the forward part away in front of an obstacle. Goals (relative
-or absolute in the odometry frame) are driven to by a plain proportional law; the robot reports no arrival.
-Without `UseRemoteCommandFromApi(true)` every Move is taken and does nothing, as on the robot.
+Service `obstacles_avoid`: velocity mode passes the command on and removes the forward part in front of an
+obstacle. Goals (relative or absolute in the odometry frame) are approached by a proportional law; the robot
+reports no arrival. Without `UseRemoteCommandFromApi(true)` every Move is accepted and does nothing, as on
+the robot.
 """
 
 from __future__ import annotations

@@ -1,15 +1,12 @@
 """The Go2's sport state machine, pure: tables, requests in, state code and body command out.
 
-What the simulated Go2's state machine is made of: codes, postures, limits, transitions.
+Codes, limits and hazards are the vendor's (sport services V2.0). Durations, body heights and refusals by
+state are not published; the values here are choices of this simulator. Behaviour that the vendor documents:
+StandUp locks the joints and Move is ignored until BalanceStand; one Move holds for 1 s; Sit is left only
+through RiseSit; Damp is possible in every state.
 
-Codes, limits and hazards are the vendor's (sport services V2.0). Durations, body heights and what is refused
-in which state are not published; the values here are choices of this simulator.
-
-The Go2's sport state machine, pure: requests in, state code and body command out.
-
-Knows nothing of DDS, JSON, threads or the physics. Time is an argument of every call, so that tests run it
-in virtual time. Behaviour that the vendor documents: StandUp locks the joints and Move is ignored until
-BalanceStand; one Move holds for 1 s; Sit is left only through RiseSit; Damp goes from anywhere.
+Independent of DDS, JSON, threads and physics. Time is an argument of every call, so that tests run it in
+virtual time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Service `videohub`: one JPEG of the front camera per request.
 
-An OpenGL context belongs to one thread, and drawing takes tens of milliseconds in software; so a thread of
-its own draws, only when asked, and one frame answers everybody who was waiting when it was begun.
+An OpenGL context belongs to one thread, and drawing takes tens of milliseconds in software; so a separate
+thread draws, only on request, and one frame answers all requests that were waiting when it was begun.
 """
 
 from __future__ import annotations

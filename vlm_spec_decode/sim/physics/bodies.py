@@ -1,4 +1,4 @@
-"""Which body a world has: kinematic (fast, exact, for training) or physical (walks on its legs)."""
+"""The choice of a world's body: kinematic (fast, exact, for training) or physical (torques, gravity)."""
 
 from __future__ import annotations
 

@@ -1,20 +1,16 @@
-"""A Go2 under gravity: state, learned walking policy, and the controller of its legs.
+"""A Go2 under gravity: MuJoCo state, learned walking policy, and the controller of its legs.
 
-A Go2 under gravity: MuJoCo's state of it, read and driven. Knows no commands, postures over time or rooms.
+`PhysicalBody` reads and drives MuJoCo's state; it has no commands, timed postures or rooms. A body that
+lies on its side is turned upright by an external torque before it gets up, because no policy for that is
+available.
 
-A body that lies on its side is turned upright by an invisible hand before it gets up, because no policy for
-that is at hand.
+`WalkingPolicy` maps sensor values of the body to twelve joint targets: a feed-forward network, trained
+elsewhere by reinforcement learning to track a velocity; order and scales of inputs and outputs are those of
+its training (rl_sar, `policy/go2/robot_lab`). By itself it ignores slow commands and drifts, so
+`VelocityTrim` closes the loop around it.
 
-The learned walking policy: what the body feels in, twelve joint targets out.
-
-A feed-forward network, trained elsewhere by reinforcement learning to track a velocity; the order and the
-scales of what goes in and comes out are those of its training (rl_sar, `policy/go2/robot_lab`). Knows no
-simulator. By itself it ignores slow commands and drifts, so that `VelocityTrim` closes the loop around it.
-
-What the legs do: hold a posture, walk, or hang limp. Torques out, from what the body feels.
-
-Every 20 ms it is decided what the joints shall do, every physics step a torque follows from it. Knows the
-walking policy and leg kinematics; nothing of MuJoCo, rooms or commands' timing.
+`LegController` holds a posture, walks, or hangs limp: every 20 ms it chooses joint targets, every physics
+step it computes torques from them. Uses the policy and leg kinematics only.
 """
 
 from __future__ import annotations
@@ -267,7 +263,7 @@ FOLDED_RAD: Vector = np.array([0.0, 1.36, -2.65] * 4)
 
 
 class Mode(Enum):
-    """What the legs are doing."""
+    """The mode of the legs."""
 
     LIMP = "limp"
     HOLD = "hold"
@@ -276,7 +272,7 @@ class Mode(Enum):
 
 @dataclass(frozen=True, slots=True)
 class BodySensors:
-    """What the body feels: directions in the trunk's frame, `velocity` is vx, vy, vyaw in the heading's.
+    """Sensor values of the body: directions in the trunk's frame, `velocity` is vx, vy, vyaw in the heading's.
 
     `carry` [12] are the torques with which standing legs carry the weight; `feet_down` how many touch.
     """
@@ -292,7 +288,7 @@ class BodySensors:
 
 @dataclass(frozen=True, slots=True)
 class LegCommand:
-    """What the legs are asked for: a velocity, and the trunk's posture while there is none."""
+    """The command to the legs: a velocity, and the trunk's posture while there is none."""
 
     velocity: tuple[float, float, float]
     height_m: float

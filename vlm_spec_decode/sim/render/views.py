@@ -1,11 +1,7 @@
 """Pictures of the world for people: from above with labels and path, and from behind the robot.
 
-What is drawn over the room seen from above: frame, path, robot, labels, scale bar.
-
-Sizes in pixels suit a picture of twice the final size, which its caller shrinks: Pillow's lines have hard
-edges.
-
-Not part of the robot: nothing here is ever an input of a model.
+Sizes in pixels suit a picture of twice the final size, which the caller shrinks: Pillow's lines have hard
+edges. Not part of the robot: nothing here is ever an input of a model.
 """
 
 from __future__ import annotations

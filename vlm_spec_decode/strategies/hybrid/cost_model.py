@@ -1,8 +1,8 @@
-"""What a token is worth in one answer: the seconds that it takes on the way that is now the fastest.
+"""The cost of a token in one answer: the seconds that it takes by the way that is now the fastest.
 
-Knows durations, counts and one acceptance; no trees and no models. Two ways are weighed: going on as so far,
-where hints that are in hand count as said (they cost nothing any more), and the copy of the draft in the
-cloud alone, at the draft length that suits it (2211.17192, section 3.5).
+Uses durations, counts and one acceptance; no trees and no models. Two ways are compared: continuing as
+before, where draft messages that have arrived count as committed (they cost nothing any more), and the copy
+of the draft in the cloud alone, at its best draft length (2211.17192, section 3.5).
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
 """The draft tree at the edge: its nodes, which of them to expand next, and which are worth sending.
 
-Nodes of the edge's speculation tree, and how far the draft's probabilities of them can be trusted.
-
-The edge's speculation tree while it grows: what to expand next, and what is worth sending.
-
-Weights are probabilities of a node's whole path under the draft, sharpened as the target has agreed so far,
-and mixed with what early verdicts say. A node gets its number when it is sent: what is held back travels
-once it has become likely.
+The weight of a node is the probability of its whole path under the draft, calibrated by the acceptance so
+far, and mixed with the guesses of early verdicts. A node gets its number when it is sent: a node that was
+held back is sent once it has become likely.
 """
 
 from __future__ import annotations
@@ -31,8 +27,8 @@ from vlm_spec_decode.strategies.rejection import ProposalLog
 class TreeNode:
     """A node: the token after its parent, the draft's log-probability of it, and whether it is expanded.
 
-    `verdicts` is what exits have said comes next, shallow ones first, each with its trust. `is_drawn`: the
-    draft's one draw after its parent (rule `rejection`), the only child that may be sent.
+    `verdicts` are the exits' guesses of the next token, shallow ones first, each with its trust.
+    `is_drawn`: the draft's one draw after its parent (rule `rejection`), the only child that may be sent.
     """
 
     token: int

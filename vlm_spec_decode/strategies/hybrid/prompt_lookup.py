@@ -1,7 +1,7 @@
-"""Drafts that cost no draft step: what the grammar forces, and what has been said before.
+"""Drafts that cost no draft step: forced tokens of the grammar, and repeated runs of earlier text.
 
 Sources are token runs (the prompt's instruction, the previous answer). Where the last tokens occur in
-one of them, what followed there is offered with a weight that the source has earned.
+one of them, the tokens that followed there are proposed, with a weight that is learned per source.
 """
 
 from __future__ import annotations
