@@ -1,8 +1,8 @@
-"""The action language: what the models may say and the robot may be asked to do.
+"""The action language: the actions that models may write and the robot can carry out.
 
 One table defines it. Parser, prompt, training, gate and executor all read this table, and its digest
-travels in the handshake, so two ends with different languages refuse each other by name. Knows no
-limits (the gate's business) and no robot.
+travels in the handshake, so that two ends with different languages refuse each other by name. Limits are in
+the gate.
 """
 
 from __future__ import annotations

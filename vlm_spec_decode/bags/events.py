@@ -61,7 +61,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Instructed:
-    """Somebody told the robot something."""
+    """An instruction to the robot."""
 
     at_ns: int
     text: str
@@ -69,7 +69,7 @@ class Instructed:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """How the body moved, or was told to: m/s forward and left, rad/s to the left."""
+    """The body's motion, measured or commanded: m/s forward and left, rad/s to the left."""
 
     at_ns: int
     vx_mps: float

@@ -1,8 +1,8 @@
-"""The files of a bag as they lie on the disk, and what metadata.yaml says of them.
+"""The files of a bag on the disk, and the content of metadata.yaml.
 
-Files are found by their names and told apart by their bytes. Those that a recorder or a person compressed as
-a whole (`.db3.zstd`, `.mcap.zst`) are unpacked into a temporary folder. Which reader a file takes is for
-`bags.truncated_reader` to say.
+Files are found by their names and recognised by their bytes. Files that were compressed as a whole
+(`.db3.zstd`, `.mcap.zst`) are unpacked into a temporary folder. `bags.truncated_reader` chooses the reader
+of a file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What metadata.yaml says; empty where it is not there or makes no sense.
+    """The content of metadata.yaml; empty where it is missing or invalid.
 
     `files` are names without their folder, `counts` the messages of each topic in all files together.
     """

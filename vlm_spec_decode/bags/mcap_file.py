@@ -132,7 +132,7 @@ class _McapFile(StorageFile):
 
 
 class IndexedMcap(_McapFile):
-    """A file whose index accounts for every message. Raises what tells why it is not one."""
+    """A file whose index accounts for every message. Raises an error with the reason if it does not."""
 
     def __init__(self, path: Path, types: MessageTypes) -> None:
         super().__init__(path, types)
@@ -203,9 +203,9 @@ class IndexedMcap(_McapFile):
 
 
 class TruncatedMcap(_McapFile):
-    """An mcap file without footer or index; also a chunk that broke off gives what it holds.
+    """An mcap file without footer or index; a truncated chunk is read up to its end.
 
-    `why` says why its index is not used.
+    `why` is the reason why its index is not used.
     """
 
     def __init__(self, path: Path, types: MessageTypes, why: str) -> None:

@@ -1,7 +1,7 @@
-"""Who replays what: shares of bags on this machine's cores or on a Ray cluster, rows to disk as they come.
+"""A replay's questions, divided over this machine's cores or a Ray cluster; rows are written as they arrive.
 
-A share is every n-th question of a bag. Rows do not depend on who made them, so the finished file of a bag
-is the same, byte for byte, however many have worked on it. What a run that was broken off has left is kept.
+A part is every n-th question of a bag. Rows do not depend on the process that made them, so the finished
+file of a bag is the same, byte for byte, for any number of processes. Rows of an interrupted run are kept.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Camera messages of any robot as they go up: small upright JPEGs. Knows no bags and no models.
+"""Camera messages of any robot in the form in which they are uploaded: small upright JPEGs.
 
-What the bytes of a message are is `core.images`' business; here they are made small, and checked without
-being decoded before anybody asks about them.
+`core.images` recognises the bytes of a message; here pictures are made small, and checked without being
+decoded before they are needed.
 """
 
 from __future__ import annotations

@@ -163,9 +163,9 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Asker:
-    """Turns events into questions as they come; what waits for its horizon is held back.
+    """Turns events into questions as they arrive; a question that waits for its horizon is held back.
 
-    `roles` says which kinds of message the bag has at all.
+    `roles` are the kinds of message that the bag has.
     """
 
     plan: AskPlan

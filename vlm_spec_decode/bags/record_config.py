@@ -1,4 +1,4 @@
-"""What `vsd record` is told, and what comes of it. Imports neither ROS nor readers of bags."""
+"""Settings and result of `vsd record`. Imports neither ROS nor readers of bags."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ TOPIC, STRING = "vlm/run", "std_msgs/msg/String"
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Settings of the run and digests of its models; all empty where the bag does not say."""
+    """Settings of the run and digests of its models; all empty where the bag has none."""
 
     settings: Mapping[str, Any]
     target: str = ""

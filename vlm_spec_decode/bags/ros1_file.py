@@ -19,7 +19,7 @@ ANY_VERSION = b"#ROSBAG V"
 
 
 class IndexedRos1(StorageFile):
-    """A complete file. Raises what tells why it is none."""
+    """A complete file. Raises an error with the reason if it is not."""
 
     def __init__(self, path: Path, types: MessageTypes) -> None:
         super().__init__(path, types)

@@ -1,8 +1,7 @@
-"""A bag as a stream of messages in time order: rosbag2 (mcap, sqlite3) and ROS 1, whole or cut off.
+"""A bag as a stream of messages in time order: rosbag2 (mcap, sqlite3) and ROS 1, intact or truncated.
 
-`bags.truncated_reader.open_bag` finds the reader of a bag. What a reader cannot give it counts: `faults`
-says what, and
-those that begin with `UNREAD` how many messages. Nothing here knows what messages mean.
+`bags.truncated_reader.open_bag` chooses the reader of a bag. Unreadable parts are counted in `faults`;
+entries that begin with `UNREAD` count messages. Nothing here depends on the content of messages.
 """
 
 from __future__ import annotations
@@ -113,10 +112,10 @@ class Span:
 
 
 class StorageFile:
-    """One file of a bag, open. What all kinds of them have in common; each is a `BagSource` of its own.
+    """One open file of a bag; the base class of all kinds of files. Each is a `BagSource` of its own.
 
-    `lost` counts by topic the messages that are in the file and cannot be read, `span` says from when to when
-    it goes. `types` are shared by all files of a bag.
+    `lost` counts by topic the messages that are in the file and cannot be read, `span` are its first and
+    last time. `types` are shared by all files of a bag.
     """
 
     def __init__(self, path: Path, types: MessageTypes) -> None:

@@ -71,7 +71,7 @@ class _SqliteFile(StorageFile):
 
 
 class WholeSqlite(_SqliteFile):
-    """A file that sqlite opens. Raises what tells why it does not."""
+    """A file that sqlite opens. Raises an error with the reason if it does not."""
 
     def __init__(self, path: Path, types: MessageTypes) -> None:
         super().__init__(path, types)

@@ -1,7 +1,7 @@
-"""Which reader a bag takes: a folder with metadata.yaml or without, or one file, whole or cut off.
+"""The choice of a bag's reader: a folder with or without metadata.yaml, or one file, intact or truncated.
 
-The files themselves decide; what metadata.yaml says of them (names, order, compression, storage) is only
-checked against them. Each file takes its own reader, so that one that was cut off costs nothing but its end.
+The files are authoritative; the content of metadata.yaml (names, order, compression, storage) is only
+checked against them. Each file has its own reader, so that a truncated one loses only its end.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class RoundBytes:
 
 @dataclass(slots=True)
 class WeighingVerifier:
-    """A verifier whose hints are encoded and weighed, round by round (from a verdict to the next)."""
+    """A verifier whose draft messages are encoded and measured, per round (from a verdict to the next)."""
 
     inner: Verifier
     packer: codec.TokenPacker

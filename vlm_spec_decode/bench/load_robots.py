@@ -1,7 +1,7 @@
 """Synthetic robots: the edge's protocol without camera, draft model or thread, many to one socket loop.
 
 A robot asks one question after the other over a socket of its own, as a real one does. It drafts from an
-answer that it was told before, each token right with a given probability, so that a draft costs nothing
+earlier answer to the same question, each token right with a given probability, so that a draft costs nothing
 here and the cloud is what is measured.
 """
 
@@ -32,7 +32,7 @@ Outcome: TypeAlias = Literal["right", "wrong", "refused", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked, and the answer if it is known: what one robot alone is told."""
+    """A question, and the reference answer of one robot alone if it is known."""
 
     observation: Observation
     params: SamplingParams
@@ -41,7 +41,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionResult:
-    """What became of one question; times in seconds since it was asked, None if it did not come to that."""
+    """The result of one question; times in seconds since it was asked, None if an event did not happen."""
 
     question: int
     outcome: Outcome

@@ -39,7 +39,7 @@ VOCABULARY, TOKENS, ANSWERS = 64, 200, 4
 
 @dataclass(frozen=True, slots=True)
 class StubModel:
-    """Says a fixed run of tokens; `is_right` drafts it, else every fourth token is wrong."""
+    """Answers with a fixed run of tokens; `is_right` drafts it, else every fourth token is wrong."""
 
     is_right: bool
 

@@ -1,6 +1,7 @@
-"""What the papers report, how each figure is put to our own code, and their baselines that we only reckon.
+"""The papers' figures, how each is reproduced with our code, and baselines that are computed only.
 
-Acceptances that a paper does not state are derived from what it does: the comment beside each says how.
+Acceptances that a paper does not state are derived from what it does; the comment beside each gives the
+derivation.
 """
 
 from __future__ import annotations

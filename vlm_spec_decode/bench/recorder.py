@@ -1,7 +1,8 @@
-"""Watches one answer from outside: when the edge drafts, what it sends, what comes back, and what hits.
+"""Records one answer from outside: drafting, messages in both directions, and hits.
 
-A hit: after a verdict the next chain goes out with tokens that nobody had to draft first. That is what a
-branch cache or a pre-draft is for; of a strategy whose tree is in the cloud already it says nothing.
+A hit: after a verdict the next chain is sent with tokens that need no draft step any more. That is the
+purpose of a branch cache or a pre-draft; for a strategy whose tree is in the cloud already it has no
+meaning.
 """
 
 from __future__ import annotations

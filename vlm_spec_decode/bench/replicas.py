@@ -85,7 +85,7 @@ def live(server: ReplicatedServer) -> int:
 
 @dataclass(slots=True)
 class ReplicaKiller:
-    """Calls `kill` once so many questions have come to their end."""
+    """Calls `kill` once after a number of finished questions."""
 
     kill: Callable[[], None]
     after: int
@@ -154,7 +154,7 @@ def scale_under_load(
 
 
 class PassCounter:
-    """Adds up the passes that each replica tells of, from now on."""
+    """Adds up the passes that each replica reports, from now on."""
 
     def __init__(self, server: ReplicatedServer) -> None:
         self._server = server

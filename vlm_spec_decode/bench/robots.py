@@ -43,8 +43,8 @@ class RobotAnswer:
 class VirtualRobot:
     """Asks `questions` one after the other, `think_s` apart. `draft_s` is the time of a drafted token.
 
-    `is_first` tells whether the tokens so far hold what the robot waits for before it moves. Without a
-    `draft` it only listens.
+    `is_first` is true if the tokens so far hold what the robot waits for before it moves. Without a
+    `draft` it only receives.
     """
 
     name: bytes

@@ -1,6 +1,6 @@
-"""One answer in virtual time: what a strategy, a profile, a link and a pair of models come to.
+"""One answer in virtual time: the result of a strategy, a profile, a link and a pair of models.
 
-Decoding is the engine's own, on the virtual verifier; here is only what is plugged into it and read off it.
+Decoding is the engine's own, on the virtual verifier; this module connects the parts and reads the figures.
 """
 
 from __future__ import annotations

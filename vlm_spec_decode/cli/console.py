@@ -300,7 +300,7 @@ def follow(
 
 
 class _Said:
-    """What a mission says, on its way to a person; a terminal that is gone ends the command only once."""
+    """The text of a mission for a person; a closed terminal ends the command only once."""
 
     def __init__(self, teller: MissionProgress, tell: Callable[[str], None]) -> None:
         self.teller = teller

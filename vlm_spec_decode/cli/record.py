@@ -1,6 +1,6 @@
-"""`vsd record`: what running nodes say, as the bytes that travelled, in a bag that stock tools open.
+"""`vsd record`: the topics of running nodes, as the bytes that were sent, in a bag that standard tools open.
 
-The command alone: what listens and writes is in `recorder` and is imported when it runs.
+The command alone: subscriptions and writing are in `ros.recorder`, which is imported when the command runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a job of the target may raise, and by which name a robot is told of it."""
+"""Exceptions that a job of the target may raise, and the reason that the robot gets for each."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Who runs in the next pass, and whose cache stays in memory. Knows entries and limits, no messages.
+"""Which requests run in the next pass, and whose cache stays in memory.
 
-Passes are shared by all answers that are ready, earliest due first; an answer joins at the next pass and
-leaves when it is done, and nobody waits for anybody else's end.
+Uses requests and limits, no messages. Passes are shared by all answers that are ready, earliest due first;
+an answer joins at the next pass and leaves when it is done, and no answer waits for another's end.
 """
 
 from __future__ import annotations

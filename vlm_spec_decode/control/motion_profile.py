@@ -109,7 +109,7 @@ STILL: Velocity = (0.0, 0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class MotionInput:
-    """What a motion looks at: `room_m` is how far the body may go before an obstacle's stop distance."""
+    """The input of a motion: `room_m` is how far the body may go before an obstacle's stop distance."""
 
     state: RobotState
     now_s: float

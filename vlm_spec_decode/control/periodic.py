@@ -11,7 +11,7 @@ JOIN_S = 5.0
 
 
 class PeriodicThread:
-    """Runs `tick` every `period_s`; `at_end` is called also after an error that nobody foresaw."""
+    """Runs `tick` every `period_s`; `at_end` is called also after an unexpected error."""
 
     def __init__(
         self, name: str, clock: Clock, period_s: float, tick: Callable[[], None], at_end: Callable[[], object]

@@ -1,7 +1,7 @@
-"""Driver and executor under one roof: brought up in the background, taken down in bounded time. No ROS.
+"""Driver and executor together: started in the background, ended in bounded time. No ROS.
 
-Bringing a robot into a walking state takes seconds and may fail until somebody switches it on; a node's
-callbacks, the e-stop above all, must not wait for that.
+Bringing a robot into a walking state takes seconds and may fail until it is switched on; a node's callbacks,
+the e-stop above all, must not wait for that.
 """
 
 from __future__ import annotations

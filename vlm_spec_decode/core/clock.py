@@ -1,4 +1,4 @@
-"""Clocks: the wall's, and one that only moves when it is told to."""
+"""Clocks: wall time, and virtual time that only the program advances."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What the libraries below us read from outside: one list, checked before they read it.
+"""Everything that our libraries read from the environment: one list, checked before they read it.
 
-A variable that another tool has left behind must not end a program of ours without a word, the e-stop least
-of all. So each entry says who reads the variable, which values are good, and what becomes of a bad one:
+A variable that another tool has set must not end a program of ours without a message, the e-stop least of
+all. So each entry names the readers of the variable, its valid values, and the treatment of an invalid one:
 
-REPLACE  it is set to a value that works, or taken away, and one line on stderr says so;
-REFUSE   a ConfigError that says what to write instead: guessing would reach other machines, or none;
-NOTE     it works, but not as most people expect; `vsd doctor` says so.
+REPLACE  it is set to a value that works, or removed, and one line on stderr says so;
+REFUSE   a ConfigError with the values to use: a guess could reach other machines, or none;
+NOTE     it works, but not as most people expect; `vsd doctor` reports it.
 
 The checks change nothing; `settle` changes the environment. `groups` are the libraries that a program is
 about to use, so that a bad ROS variable does not keep `vsd keys` from working.

@@ -1,8 +1,8 @@
-"""The one way from camera messages and image files to the `Image` that models see: an upright JPEG.
+"""The conversion of camera messages and image files to the `Image` that models see: an upright JPEG.
 
-What bytes are is seen from the bytes, never from what a message says of them. Pictures are turned as their
-file asks (EXIF), transparent ones laid on white, 16-bit ones scaled to 8 bits. Bags, live topics and files
-all come this way. Knows no topics and no models; pixels without a file format are `core.pixels`.
+The format is recognised from the bytes, never from a message's own field. Pictures are turned by their EXIF
+orientation, transparent ones are put on white, 16-bit ones scaled to 8 bits. Bags, live topics and files
+are all converted here. Pixels without a file format are in `core.pixels`.
 """
 
 from __future__ import annotations

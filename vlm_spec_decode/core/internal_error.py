@@ -1,6 +1,6 @@
-"""The net under everything: a fault that nobody has named ends in one line, with the way to its traceback.
+"""The last handler of a program: an unexpected exception ends in one line with the path of its traceback.
 
-What is caught here is a bug or an error of a library that wants a name of its own.
+Whatever arrives here is a bug, or an error of a library that needs a named error of its own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How far an early exit can be believed: its calibration, and the confidence that an early verdict carries.
+"""How reliable an early exit is: its calibration, and the confidence that an early verdict carries.
 
-Knows rows of logits and shares of right answers, not where either comes from.
+Uses rows of logits and shares of right answers, independent of their source.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class DemoConfig:
-    """What `vsd demo` can be told. Without `instruction`: walk to the object ahead of the robot."""
+    """All settings of `vsd demo`. Without `instruction`: walk to the object ahead of the robot."""
 
     instruction: str | None = None
     scene_seed: int | None = None

@@ -34,7 +34,7 @@ DDS_DOMAINS = range(1, 10)
 
 @dataclass(frozen=True, slots=True)
 class ProcessStackConfig:
-    """What the processes are told. `room` holds the simulator's options for the scene."""
+    """Settings of the processes. `room` holds the simulator's options for the scene."""
 
     room: tuple[str, ...]
     seed: int

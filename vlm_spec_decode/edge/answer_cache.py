@@ -1,8 +1,8 @@
-"""What has been answered before, and how far it may be trusted when it is asked again.
+"""Earlier answers, and how far each may be trusted when the same instruction is given again.
 
-An answer is offered to the cloud whole, with the question: where it is right the first pass verifies all of
-it. Knows observations and tokens, no strategies and no models. One per engine; answers are forgotten, least
-recently asked first.
+An earlier answer is sent to the cloud whole, with the question: as far as it is right the first pass
+verifies all of it. Uses observations and tokens, no strategies and no models. One per engine; the answers
+whose question was asked least recently are dropped first.
 """
 
 from __future__ import annotations

@@ -30,13 +30,13 @@ FORGET = 0.7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProtocolTiming:
-    """All in seconds.
+    """Time-outs, all in seconds.
 
-    `handshake_s` is the patience with each cloud until one has greeted, since encryption costs several round
-    trips; without it, `give_up_s` counts there too. An edge that knows several clouds tries the next after
-    `elsewhere_s` of silence (less than `give_up_s`, or it never does); once one has greeted, its patience
-    counts over all of them. `busy_s` is how long it comes again to busy ones. A connection over which no echo
-    has come for `renew_s` and two round trips is made anew, one over which no greeting has for `greet_s`.
+    `handshake_s` is the patience with each cloud until the first Welcome, since encryption costs several
+    round trips; without it, `give_up_s` applies there too. An edge with several clouds tries the next after
+    `elsewhere_s` of silence (less than `give_up_s`, or it never does); after the first Welcome the patience
+    counts over all of them. `busy_s` is how long it retries busy ones. A connection without an echo for
+    `renew_s` and two round trips is replaced, and so is one without a Welcome for `greet_s`.
     """
 
     hello_retry_s: float = 0.5

@@ -1,8 +1,8 @@
-"""Brings an engine up from settings: loads the draft, reaches the cloud, or puts both models side by side.
+"""Builds an engine from settings: loads the draft and connects to the cloud, or loads both models.
 
-The one place that knows how the parts of the robot's side fit together; `vsd ask`, the ROS node and the
-benchmark call it. Models, and torch with them, are imported when one is loaded: what needs none, such as a
-wrong setting, is told at once.
+The only module that combines the parts of the robot's side; `vsd ask`, the ROS node and the benchmark call
+it. Models, and torch with them, are imported when one is loaded: an error that needs none, such as a wrong
+setting, is reported at once.
 """
 
 from __future__ import annotations

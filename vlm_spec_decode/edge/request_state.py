@@ -21,7 +21,7 @@ from vlm_spec_decode.protocol.messages import AnyMessage, Ping
 
 @dataclass(slots=True)
 class UnacknowledgedDrafts:
-    """Hints in the order in which they were sent, and the tree that says which of them still matter."""
+    """Sent draft messages in their order, and the tree that shows which of them still matter."""
 
     committed: Tokens = ()
     _tree: SpeculationTree = field(init=False)

@@ -1,6 +1,6 @@
-"""One mission told to a person while it goes on: the answer as it streams, what the robot does, how it ended.
+"""One mission as text for a person: the answer as it streams, the robot's actions, the end.
 
-Text in, text out; knows neither ROS nor terminals. Messages of other missions are not told.
+Text in, text out; independent of ROS and terminals. Messages of other missions are ignored.
 """
 
 from __future__ import annotations

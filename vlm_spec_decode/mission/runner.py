@@ -1,9 +1,8 @@
-"""One instruction as a closed loop: look, answer, act, until it is done. Knows no ROS.
+"""One instruction as a closed loop: look, answer, act, until it is done. Independent of ROS.
 
-Runs on a thread of its own. What it has to say goes out through `emit`; what it waits for comes in
-through a `MissionEvents`. Whatever ends a mission, its last plan is one without actions, which stops the
-robot without waiting for the watchdog. A cloud that is lost in the middle stops the robot too; what happens
-then is the `fallback`.
+Runs on a thread of its own. Its output goes to `emit`; its input comes through a `MissionEvents`. However a
+mission ends, its last plan is one without actions, which stops the robot without waiting for the watchdog.
+A cloud that is lost during an answer stops the robot too; `fallback` decides what follows.
 """
 
 from __future__ import annotations

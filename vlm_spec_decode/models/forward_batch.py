@@ -1,6 +1,6 @@
-"""One forward pass over the shares of one or many contexts.
+"""One forward pass over the batch entries of one or many contexts.
 
-Knows a decoder and what each context asks of the pass; nothing of slots, masks or images.
+Uses a decoder and each context's entry; independent of slots, masks and images.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The slot table: which token sits where in a session's KV cache, and who may see whom.
+"""The slot table: the position of each token in a session's KV cache, and which tokens attend to which.
 
-Knows nothing of tensors, models or prompts. A slot is (position, parent, token); slot 0 is the root
+Independent of tensors, models and prompts. A slot is (position, parent, token); slot 0 is the root
 and stands for the whole prompt. Chain, tree, rollback, re-rooting and eviction are one operation, a
-gather: `alive` says which slots to keep, `gather` renumbers the table, and the caller applies the
+gather: `alive` lists the slots to keep, `gather` renumbers the table, and the caller applies the
 same index to its tensors. Positions are depths below the prompt and never change, so rotary
 embeddings of kept keys stay valid.
 """

@@ -59,7 +59,7 @@ _ESCAPES = str.maketrans({"<": "‹", ">": "›", "[": "(", "]": ")", "{": "(", 
 
 
 class PromptStyle(str, Enum):
-    """Whether a model was trained on the action language, or must be told of it."""
+    """Whether a model was trained on the action language, or needs it explained in the prompt."""
 
     BARE = "bare"
     ACTIONS = "actions"

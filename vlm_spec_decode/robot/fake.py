@@ -143,11 +143,11 @@ _RULES: dict[str, tuple[frozenset[int], int, float]] = {
 
 @dataclass(slots=True)
 class FakeFaults:
-    """What goes wrong, switched by tests at any time.
+    """Faults, switched by tests at any time.
 
-    `frozen_stamp`: the state stands still while all calls succeed; `unreachable`: nothing answers; `stuck`:
-    Move has no effect; `deaf`: on stop the body goes on as it does; `refuse`: names of calls (postures,
-    `look`, `move`) that are refused.
+    `frozen_stamp`: the state stands still while all calls succeed; `unreachable`: no call is answered;
+    `stuck`: Move has no effect; `deaf`: stop has no effect; `refuse`: names of calls (postures, `look`,
+    `move`) that are refused.
     """
 
     frozen_stamp: bool = False

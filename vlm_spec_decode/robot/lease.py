@@ -39,7 +39,7 @@ MAX_TEXT = 2000
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What an executor says of itself. `since_s` is its wall clock when it asked: an order, not a time."""
+    """An executor's claim. `since_s` is its wall clock at the request: used for the order only."""
 
     id: str
     node: str

@@ -1,7 +1,7 @@
-"""The quickest way from a terminal to the e-stop. Imports and makes nothing that a stop does not need.
+"""The fastest way from a terminal to the e-stop. Imports and creates nothing that a stop does not need.
 
-The stop goes out on `e_stop/request`, which needs no reply, as soon as anybody listens there, and is then
-asked of the service `e_stop`, whose reply says whether the robot stands.
+The stop is published on `e_stop/request`, which needs no reply, as soon as it has a subscriber, and is then
+requested from the service `e_stop`, whose reply confirms standstill.
 """
 
 from __future__ import annotations

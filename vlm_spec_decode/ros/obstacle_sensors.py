@@ -1,8 +1,8 @@
-"""Obstacle sensors beside the robot's own: each topic that a parameter names narrows what the gate sees.
+"""Obstacle sensors beside the robot's own: each topic that a parameter names narrows the free distances.
 
-A sensor that was asked for and falls silent, or says nothing usable, counts as nothing free on the sides that
-it watches: a robot that has gone blind there does not walk there. A message that says nothing usable of a
-side is as one that did not come, for that side.
+A configured sensor that falls silent, or has no usable data, counts as no free distance on the sides that
+it covers, so a robot does not walk in directions that its sensors do not see. A message without usable data
+for a side counts as missing for that side.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class ObstacleSensors:
 
 
 class SensingDriver:
-    """A `RobotDriver` whose state also knows what other sensors see; all else is the robot's own."""
+    """A `RobotDriver` whose state includes other sensors' free distances; all else is the robot's own."""
 
     def __init__(self, driver: RobotDriver, surroundings: ObstacleSensors) -> None:
         self._driver = driver

@@ -1,4 +1,4 @@
-"""What the VLM node says: its publishers, the plan that is its heartbeat, and its last status."""
+"""The VLM node's publishers, the plan that is its heartbeat, and its last status."""
 
 from __future__ import annotations
 

@@ -126,10 +126,10 @@ class Cells:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What a sensor shows of the four sides, and how much of its message says anything.
+    """The free distances of a sensor on the four sides, and how much of its message is usable.
 
-    `blind` are the watched sides of which it shows nothing usable; their range is 0. `is_empty` says that not
-    one cell returned anything: legal, and what a covered sensor says, too.
+    `blind` are the covered sides without usable data; their range is 0. `is_empty`: not one cell returned
+    anything; legal, but a covered sensor reports the same.
     """
 
     ranges: Ranges

@@ -127,7 +127,7 @@ class AnswerPiece:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What is written: the answer above, state and figures below, who commands on the right."""
+    """The text of the overlay: answer above, state and figures below, source of commands on the right."""
 
     pieces: tuple[AnswerPiece, ...] = ()
     state: str = ""

@@ -18,12 +18,12 @@ from vlm_spec_decode.strategies.rejection import ProposalLog, ResidualCorrector
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeConfig:
-    """What one answer's edge half needs to know beside its ports.
+    """Settings and inputs of one answer's edge half, beside its ports.
 
-    `draft_length` is γ, the tokens drafted per round; `timeout_s` bounds every wait for the cloud.
-    `hints` are token runs that the answer may repeat (instruction, previous answer), `sent` is the draft that
-    has gone with the question. `uplink_bps` is what drafts may take of the uplink. `explain` is told why a
-    controller does what it does.
+    `draft_length` is γ, the tokens drafted per round; `timeout_s` bounds every wait for the cloud. `hints`
+    are token runs that the answer may repeat (instruction, previous answer), `sent` is the draft that was
+    sent with the question. `uplink_bps` is the share of the uplink for drafts. `explain` receives the
+    reason of each decision of a controller.
     """
 
     answer: int
@@ -45,10 +45,10 @@ EdgePolicy: TypeAlias = Callable[[Sequence, Drafter, Verifier, Clock, EdgeConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
-    """A row of the design's table: both halves, whether the edge drafts, and where it comes from.
+    """A decoding strategy: both halves, whether the edge drafts, and its source.
 
-    `needs_helper`: the cloud half wants a copy of the draft beside the target. `recalls`: it knows what to do
-    with a draft that goes with the question. `rules` are those under which it is exact.
+    `needs_helper`: the cloud half needs a copy of the draft beside the target. `recalls`: it can use a
+    draft that is sent with the question. `rules` are those under which it is exact.
     """
 
     name: str

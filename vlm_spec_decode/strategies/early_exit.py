@@ -1,10 +1,10 @@
-"""Early exits tell the edge what to draft next while the pass still climbs (2505.21594, section 3).
+"""Early exits show the edge what to draft next while the pass is still running (2505.21594, section 3).
 
 The round is stop-and-wait. Each exit of the target runs VERIFY with its own head and reports a whole
 outcome, (accepted count, next token), before the pass ends (eq. 5). The edge opens a drafting job for
 each outcome, the most confident first. When the verdict equals a job's outcome (hit), its draft is sent
 at once and T_d vanishes from the round; otherwise (miss) the edge drafts from scratch. Only the last
-layer decides, so exits cost drafting time and never truth.
+layer decides, so exits cost drafting time and never change the answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Running estimates that policies steer by. Knows numbers only."""
+"""Running estimates for policies. Numbers only."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ LEAST_GAIN = 0.0005
 class BranchTree:
     """Outcomes of one round and the drafts below them; `chains[outcome]` grows by one token a step.
 
-    `chances` says how likely each outcome is. The chain accepted whole (`open_end`) has outcomes of its own
-    as soon as the draft has been asked what follows it, in the first step.
+    `chances` are the probabilities of the outcomes. The chain accepted whole (`open_end`) has outcomes of
+    its own as soon as the draft has scored its continuation, in the first step.
     """
 
     drafter: Drafter

@@ -1,7 +1,8 @@
-"""What the edge has drawn in one answer and from what, and the half of the `rejection` rule that it owns.
+"""The edge's half of the `rejection` rule: the draws of one answer and the distributions they came from.
 
-Strategies choose which prefixes to draft and know nothing of the rule. Here drafts get their q, and a commit
-that leaves its last token to the edge gets it (separate rejection sampling, PicoSpec 2603.19133 section 3).
+Strategies choose which prefixes to draft and do not depend on the rule. Here drafts get their q, and a
+commit that leaves its last token to the edge gets it (separate rejection sampling, PicoSpec 2603.19133
+section 3).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How often the draft says what the target says: teacher-forced on the target's own answers, and as decoded.
+"""How often the draft's token is the target's: teacher-forced on the target's own answers, and as decoded.
 
-Tokens that a grammar forces are not counted: nobody has to guess them.
+Tokens that a grammar forces are not counted.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ _DECLINED_FROM = 500_000
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One held-out frame, an instruction about it, and what the teacher would say."""
+    """One held-out frame, an instruction about it, and the teacher's answer."""
 
     observation: Observation
     dialogue: Dialogue

@@ -1,6 +1,6 @@
-"""What people say to the robot, drawn: an intent, the thing that it is about, and some wording.
+"""Random instructions of people to the robot: an intent, its object, and a wording.
 
-Knows language only. The wordings are in `train.wordings`, those never trained on in `held_out.yaml`.
+Language only. The wordings are in `train.wordings`, those never trained on in `held_out.yaml`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The optimizer of models that see: Muon for the matrices of their layers, AdamW for everything else.
+"""The optimizer of vision models: Muon for the matrices of their layers, AdamW for everything else.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) makes each matrix's step orthogonal, so
-that no direction that training needs is drowned by a few large ones. On these models it comes to the loss of
+that a few large directions do not suppress the others. On these models it reaches the loss of
 AdamW in two thirds of the steps. torch.optim.Muon iterates in bfloat16, which a CPU without instructions for
 it does fifteen times more slowly than this does in float32, for all matrices of a shape at once.
 """

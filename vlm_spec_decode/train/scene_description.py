@@ -1,6 +1,6 @@
-"""What there is to see in one frame, and how it is told: names, directions, rounded distances.
+"""The objects in view of one frame and their description: names, directions, rounded distances.
 
-Knows the truth about a frame; nothing of instructions or actions.
+Uses the ground truth of a frame; no instructions and no actions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AHEAD_DEG = 12
 
 @dataclass(frozen=True, slots=True)
 class VisibleObject:
-    """One object as the teacher knows it from here."""
+    """One object as seen from the robot."""
 
     kind: str
     colour: str

@@ -1,4 +1,4 @@
-"""What evaluation asks of the robot in a held-out room. Knows rooms and instructions, not models."""
+"""The tasks of an evaluation in held-out rooms. Uses rooms and instructions, not models."""
 
 from __future__ import annotations
 

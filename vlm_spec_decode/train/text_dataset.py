@@ -168,9 +168,9 @@ class TextDataset:
 
 @dataclass(slots=True)
 class GuidedTextDataset:
-    """Talks in which half of the answers are what `guide` says itself, in turn its first choice and a sample.
+    """Dialogues in which half of the answers are those of `guide`, in turn its first choice and a sample.
 
-    Answers are made for `POOL_STEPS` steps at once; what they are depends on (seed, step) alone.
+    Answers are made for `POOL_STEPS` steps at once; they depend on (seed, step) alone.
     """
 
     talks: TextDataset

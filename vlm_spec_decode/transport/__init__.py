@@ -1,1 +1,1 @@
-"""Moves frames between edge and cloud; does not know what they mean."""
+"""Moves frames between edge and cloud, independent of their content."""

@@ -140,7 +140,7 @@ class _Account:
 
 
 class AccessControl:
-    """Says of each message whether it may pass; `dropped` counts those that may not, by name.
+    """Decides for each message whether it may pass; `dropped` counts refused ones by reason.
 
     Its memory is bounded by the authorised keys and their limits. Without `authorized` (plaintext on
     loopback) there is one nameless key.

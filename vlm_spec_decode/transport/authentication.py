@@ -1,7 +1,7 @@
-"""Who may connect: robots whose key is authorised, as long as there are file descriptors for them.
+"""Which clients may connect: robots with an authorised key, as long as there are file descriptors for them.
 
-ZeroMQ asks at every handshake (ZAP). A robot for which there is none is told so by a status of its own, and
-its connection is closed; those that are connected keep theirs.
+ZeroMQ asks at every handshake (ZAP). A robot for which there is none is refused with a status of its own,
+and its connection is closed; connected robots keep theirs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 class Authenticator(ThreadAuthenticator):  # type: ignore[misc]  # pyzmq's has no types
     """Answers ZeroMQ's questions on a thread of its own, from `start` to `stop`.
 
-    Those turned away for want of descriptors are counted in `dropped` as `no_descriptors`. Without
-    `authorized` (plaintext on loopback) everybody else may come.
+    Clients refused for want of descriptors are counted in `dropped` as `no_descriptors`. Without
+    `authorized` (plaintext on loopback) every other client may connect.
     """
 
     def __init__(

@@ -42,9 +42,9 @@ _WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _FAILED
 
 @dataclass(eq=False, slots=True)
 class _Wire:
-    """A socket with one connection, what tells of it, and whether its handshake is done.
+    """A socket with one connection, its monitor, and whether its handshake is done.
 
-    `is_explained`: why a handshake failed has been told, and its disconnection says nothing more.
+    `is_explained`: the reason of a failed handshake was reported; its disconnection adds nothing.
     """
 
     socket: zmq.Socket[bytes]
@@ -71,9 +71,9 @@ class _Wire:
 class Connection:
     """Owned by one thread. `keys` None means plaintext.
 
-    `watched`: tell of failed handshakes, and replace a broken connection before anybody notices the silence;
-    without it a connection needs two sockets less. `failures` holds names of handshakes that failed since one
-    succeeded, and `refused_code` what the cloud said then.
+    `watched`: report failed handshakes, and replace a broken connection before its silence is noticed;
+    without it a connection needs two sockets less. `failures` holds names of handshakes that failed since
+    one succeeded, and `refused_code` the cloud's status then.
     """
 
     def __init__(

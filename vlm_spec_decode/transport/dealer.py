@@ -1,7 +1,6 @@
 """The robot's end of the link: one DEALER socket, owned by one thread.
 
-Moves bytes and knows nothing of what they mean. With a link profile, both directions are delayed as that
-link would delay them.
+Moves bytes independent of their content. With a link profile, both directions are delayed as on that link.
 """
 
 from __future__ import annotations

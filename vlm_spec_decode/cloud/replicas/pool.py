@@ -1,8 +1,8 @@
-"""Copies of the target as Ray actors: one actor is one whole server on a mailbox instead of a socket.
+"""Copies of the target as Ray actors: one actor is one whole server with an in-process link.
 
-Ray places the actors, watches them and starts lost ones again, on this machine or on a cluster; we only
-carry messages. Ray is optional: nothing here is imported unless replicas are asked for. The cluster is one
-trust domain: its nodes speak Ray's own protocol with one another, which robots never reach.
+Ray places the actors, monitors them and starts lost ones again, on this machine or on a cluster; this
+module only carries messages. Ray is optional: it is imported only if replicas are configured. The cluster
+is one trust domain: its nodes speak Ray's own protocol with one another, which robots never reach.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MakeServer: TypeAlias = Callable[[ServerLink], CloudServer]
 
 @dataclass(frozen=True, slots=True)
 class ReplicaFigures:
-    """What a replica tells of itself with every message: open sessions, and whether it turns."""
+    """A replica's report with every message: open sessions, and whether its loop runs."""
 
     sessions: int
     dropped: dict[str, int]
@@ -46,7 +46,7 @@ class ReplicaFigures:
 
 
 class Replica:
-    """The actor: a server, its thread and its mailbox. Methods run on several of the actor's threads."""
+    """The actor: a server, its thread and its in-process link. Methods run on several of its threads."""
 
     def __init__(self, make: MakeServer) -> None:
         self._mail = InProcessLink()
@@ -83,7 +83,7 @@ Kind: TypeAlias = Literal["up", "said", "lost", "gone", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class ReplicaNotice:
-    """What the pool has to tell of one replica."""
+    """An event of one replica, for the pool's owner."""
 
     replica: int
     kind: Kind
@@ -128,7 +128,7 @@ def join_cluster(address: str) -> Any:
 
 
 class ReplicaPool:
-    """Actors and the threads that listen to them. `notices` is what they have to tell.
+    """Actors and the threads that receive from them. `notices` are the actors' events.
 
     `on_notice` is called after each; it may come from any thread.
     """

@@ -1,1 +1,1 @@
-"""What the cloud tells about itself: metrics, logs, health."""
+"""Telemetry of the cloud: metrics, logs, health."""

@@ -85,7 +85,7 @@ def _say(respond: StartResponse, status: str, text: str) -> Iterable[bytes]:
 
 
 class _QuietHandler(WSGIRequestHandler):
-    """A handler that writes no log and hangs up on who dawdles."""
+    """A handler that writes no log and closes slow connections."""
 
     timeout = PATIENCE_S
 

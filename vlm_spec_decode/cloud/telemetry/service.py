@@ -1,4 +1,4 @@
-"""What surrounds a service while it serves: log, figures, health. The service itself knows of none of it."""
+"""Log, metrics and health of a running service. The service itself does not depend on them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A Go2 behind `RobotDriver`, through Unitree's SDK or another `RobotLink`; its camera is in `go2_camera`.
+"""A Go2 behind `RobotDriver`, through Unitree's SDK or another `RobotLink`.
 
-Whether the robot moves, stands or lies is read from its state, and whether it lives from the stamp of that
-state; return codes only say that a call was refused. Knows nothing of simulation: whatever speaks the
-robot's DDS API is the robot.
+Its camera is in `robot.go2.camera`. Motion and posture are read from the robot's state, and liveness from
+the stamp of that state; return codes only show that a call was refused. Independent of simulation: every
+peer that speaks the robot's DDS API is a robot.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ POSE = frozenset({1091})
 
 @dataclass(frozen=True, slots=True)
 class PostureStep:
-    """One call of the sport service (none: only wait) and what the state must then say.
+    """One call of the sport service (none: only wait) and the state that it must lead to.
 
     `instead` is called where the firmware does not have `call`.
     """

@@ -53,7 +53,7 @@ class RequestCarrier(Protocol):
 
 
 class PendingReplies:
-    """Who waits for which answer. Safe for threads."""
+    """Which caller waits for which reply. Safe for threads."""
 
     def __init__(self, clock: Clock) -> None:
         # As the SDK does: the clock's nanoseconds, so that a restarted client repeats no id.

@@ -105,7 +105,7 @@ PARAMETERS = (
 
 @dataclass(slots=True)
 class _Counts:
-    """What diagnostics say about the camera."""
+    """Figures of the camera for diagnostics."""
 
     published: int = 0
     stale: int = 0

@@ -71,7 +71,7 @@ PARAMETERS = (
 
 @dataclass(slots=True)
 class _Counts:
-    """What diagnostics say about plans."""
+    """Figures of plans for diagnostics."""
 
     plans: int = 0
     unparsable: int = 0
@@ -79,7 +79,7 @@ class _Counts:
 
 
 class LocomotionNode:
-    """Feeds an `Executor` from `vlm/plan` and tells the world how it goes."""
+    """Feeds an `Executor` from `vlm/plan` and publishes its status, the odometry and the robot's health."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""What the simulated robot's firmware calls its states, and which calls it has.
+"""The state codes of the simulated robot's firmware, and the calls that it has.
 
-Firmware differs in both, and newer versions say codes that no page lists. Each entry is a kind of difference
-seen in reports, not a copy of one version. Pure.
+Firmware versions differ in both, and newer ones report codes that are not published. Each entry is a kind of
+difference seen in reports, not a copy of one version. Pure.
 """
 
 from __future__ import annotations

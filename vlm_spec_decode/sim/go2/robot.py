@@ -54,7 +54,7 @@ class Odometry2D:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that the state topics say, at one moment of the robot's time."""
+    """The contents of the state topics at one moment of the robot's time."""
 
     time_s: float
     code: int

@@ -272,7 +272,7 @@ class Mode(Enum):
 
 @dataclass(frozen=True, slots=True)
 class BodySensors:
-    """Sensor values of the body: directions in the trunk's frame, `velocity` is vx, vy, vyaw in the heading's.
+    """Sensor values of the body: directions in the trunk's frame, `velocity` vx, vy, vyaw in the heading's.
 
     `carry` [12] are the torques with which standing legs carry the weight; `feet_down` how many touch.
     """

@@ -1,8 +1,8 @@
-"""`hybrid`'s cloud half: what the next pass of the target holds, and whether to wait for a hint first.
+"""`hybrid`'s cloud half: which nodes the next pass verifies, and whether to wait for a draft first.
 
-All is weighed in one currency, seconds per committed token. A node is verified if its probability times
-that is worth the time it adds to the pass; the cloud drafts for itself where its copy of the draft is
-worth its step; a pass waits for a hint while the tokens that the hint usually brings outweigh the wait.
+Everything is weighed in seconds per committed token, c. A node is verified if P(node) · c exceeds the time
+that it adds to the pass; the cloud drafts a token itself if the same product exceeds the time of a draft
+step; a pass waits for a draft message while the tokens that it usually brings outweigh the wait.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Ours: the speculation tree streams up as it grows, and the cloud never waits for nothing.
+"""`hybrid`'s edge half: the speculation tree is sent while it grows, and the cloud does not wait for it.
 
-Edge: until the answer ends, expand the likeliest nodes in batched draft steps and send what is likely
-enough; early verdicts re-weight what comes next; a commit re-roots the tree. Cloud: the next pass starts
-when the last one ends and holds the likeliest part of the tree that is there, else a plain step, a
-draft of its own, or nothing for as long as a hint is worth it (`controller.Cloud`).
+Edge: until the answer ends, expand the likeliest nodes in batched draft steps and send those that are likely
+enough; early verdicts re-weight the candidates; a commit re-roots the tree. Cloud: the next pass starts
+when the last one ends and holds the likeliest part of the tree that has arrived, else a plain step, a
+draft of its own, or nothing while waiting for a draft message pays (`hybrid.cloud_policy`).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ FORCED_WEIGHT = -0.001
 
 @dataclass(slots=True)
 class PromptLookup:
-    """Looks up continuations of the committed tokens in `hints`."""
+    """Finds continuations of the committed tokens in `hints`."""
 
     hints: tuple[Tokens, ...] = ()
     trust: RunningMean = field(default_factory=lambda: RunningMean(0.6, trust=3))

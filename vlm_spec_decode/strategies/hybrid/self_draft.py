@@ -1,8 +1,8 @@
-"""The cloud's own drafting: a copy of the draft beside the target fills in where hints are thin.
+"""The cloud's own drafting: a copy of the draft adds tokens where the edge's drafts are few.
 
-Its steps take the target's time, so each must be worth it: probability of the place times how often the
-copy is right there, times the seconds that a token takes now (`pace`), against the seconds of a step. An edge
-whose hints cover the passes makes tokens cheap, and the copy then rests.
+A step is taken if P(node) · r · c exceeds the seconds of a step, where r is how often the copy was right
+and c the seconds that a token takes now (`cost_model`). An edge whose drafts fill the passes makes tokens
+cheap, and the copy is then not used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ USUAL_GAIN = 1.5
 
 @dataclass(slots=True)
 class SelfDraft:
-    """What `passes.Cloud` knows of time per token and of its helper."""
+    """The time per token, and the co-located draft model, of a `hybrid` cloud policy."""
 
     weights: dict[int, float] = field(default_factory=lambda: {0: 1.0})
     pace: TokenCost = field(default_factory=TokenCost)

@@ -1,8 +1,8 @@
-"""Whether a pass should wait for a hint: optimal stopping over the hints that usually come after a commit.
+"""Whether a pass should wait for a draft message: an optimal stopping rule.
 
-Knows times, hints by their number since the last commit, and what each adds to a pass; no trees and no
-models. Waiting is worth it while tokens per second still rise, a second of waiting counted against a second
-of the target as the answer's objective says.
+It considers the messages that usually follow a commit. Uses times, draft messages by their number since the
+last commit, and what each adds to a pass; no trees and no models. A pass waits while tokens per second
+still rise, where a second of waiting is weighed against a second of the target by the answer's objective.
 """
 
 from __future__ import annotations
