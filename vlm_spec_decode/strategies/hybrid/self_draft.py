@@ -1,8 +1,8 @@
 """The cloud's own drafting: a copy of the draft adds tokens where the edge's drafts are few.
 
-A step is taken if P(node) · r · c exceeds the seconds of a step, where r is how often the copy was right
-and c the seconds that a token takes now (`cost_model`). An edge whose drafts fill the passes makes tokens
-cheap, and the copy is then not used.
+A step of t seconds is taken if P(node) · r · c > t · sqrt(1 + h), where r is how often the copy was right,
+c the seconds that a token takes now (`cost_model`), and h the expected tokens of the drafts that have
+arrived. An edge whose drafts fill the passes makes tokens cheap, and the copy is then not used.
 """
 
 from __future__ import annotations
