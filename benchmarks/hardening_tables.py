@@ -1,6 +1,8 @@
 """What the figures of benchmarks/hardening.py are called in the documents."""
 
 MEANINGS = {
+    "environment_failures": "shells, files, words of users: traceback, silence, wrong exit code, dead stop",
+    "environment_cases": "the same: cases over all commands and nodes",
     "tests_skipped": "tests skipped in CI other than for launch_ros, RViz and a GPU",
     "help_cpu_s": "`vsd --help`, CPU seconds over `python -c pass`",
     "stop_median_s": "`vsd stop`, key press to the stop at the robot's DDS service, median, s",
