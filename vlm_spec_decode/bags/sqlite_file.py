@@ -27,7 +27,7 @@ from vlm_spec_decode.bags.source import (
     filled_bytes,
     unpack_message,
 )
-from vlm_spec_decode.bags.sqlite_recovery import MAGIC, SqliteFile
+from vlm_spec_decode.bags.sqlite_recovery import SqliteFile
 from vlm_spec_decode.core.errors import BagError
 
 WAL, JOURNAL = "-wal", "-journal"
@@ -156,12 +156,6 @@ class CutSqlite(_SqliteFile):
     def records(self, topics: Collection[str]) -> Iterator[Record]:
         """Yield the messages of these topics in the order of the file; ends early where it does."""
         yield from self._by_pages(self._wanted(topics))
-
-
-def is_sqlite(path: Path) -> bool:
-    """Tell whether a file begins as sqlite's do."""
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
 
 
 def _num_missing_pages(path: Path) -> int:
