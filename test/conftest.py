@@ -23,7 +23,7 @@ settings.load_profile("no deadline")
 
 ALONE = {
     *("ros", "robot", "demo", "ros_parts", "test_docs.py"),
-    *("test_executor_threads.py", "test_executor_robots.py"),
+    *("test_executor_threads.py", "test_executor_robots.py", "test_replicas.py"),
     *("test_sockets.py", "test_service.py", "test_operations.py", "test_links.py"),
 }
 """Folders and files whose tests live in wall-clock time, most of them with processes of their own."""

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -31,6 +35,57 @@ def test_without_ray_replicas_are_refused_by_name(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match="Ray, which is optional"):
         replicas.join_cluster("")
+
+
+class _SlowRay:
+    """A cluster without room for the first two looks: enough of Ray's interface for one listener."""
+
+    class exceptions:  # noqa: N801
+        class RayError(Exception): ...
+
+        class GetTimeoutError(RayError): ...
+
+        class ActorDiedError(RayError): ...
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.pool: replicas.ReplicaPool | None = None
+
+    def remote(self, **_options: object) -> Callable[[type], Any]:
+        return lambda _cls: SimpleNamespace(remote=lambda _make: _Actor())
+
+    def get(self, asked: str, timeout: float) -> object:
+        self.looks += 1
+        if self.looks <= 2:
+            raise self.exceptions.GetTimeoutError
+        if asked == "card":
+            return asked
+        assert self.pool is not None
+        self.pool.close()
+        return [], None
+
+    def nodes(self) -> list[dict[str, bool]]:
+        return [{"Alive": True}, {"Alive": False}]
+
+    def available_resources(self) -> dict[str, float]:
+        return {"CPU": 0.0}
+
+    def kill(self, _actor: object) -> None: ...
+
+
+class _Actor:
+    card = SimpleNamespace(remote=lambda: "card")
+    collect = SimpleNamespace(remote=lambda _timeout_s: "said")
+
+
+def test_a_replica_that_has_no_place_says_what_the_cluster_has() -> None:
+    ray, told = _SlowRay(), threading.Event()
+    pool = replicas.ReplicaPool(ray, cast(Any, None), 1, 0, told.set)
+    ray.pool = pool
+    pool.add()
+    assert told.wait(5)
+    notice = pool.taken()[0]
+    assert (notice.kind, notice.detail) == ("waiting", "1 nodes live, 1 dead, 0 CPUs free")
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from typing import Any
 from vlm_spec_decode.bench.load import LoadConfig, load
 from vlm_spec_decode.bench.load_robots import LoadFleet, RobotBehaviour
 from vlm_spec_decode.bench.replica_setting import Setting, setting_of
-from vlm_spec_decode.cloud.replicas.pool import MakeServer, ReplicaPool, load_ray
+from vlm_spec_decode.cloud.replicas.pool import MakeServer, ReplicaPool, load_ray, room
 from vlm_spec_decode.cloud.replicas.server import ReplicatedServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudTimeout
@@ -78,6 +78,25 @@ def until(condition: Callable[[], bool], what: str, patience_s: float = START_S)
         clock.sleep(0.05)
 
 
+def _await_two(cluster: Any, server: ReplicatedServer, what: str) -> None:
+    """Wait until two replicas serve.
+
+    A node of Ray's ends by itself if one of its own helper processes does not start in time. On a busy
+    machine that happens, and then nothing but a new node gives its replica a place.
+    """
+    ray = load_ray()
+
+    def both_live() -> bool:
+        if live(server) < 2 and sum(node["Alive"] for node in ray.nodes()) < 2:
+            cluster.add_node(**NODE)
+        return live(server) == 2
+
+    try:
+        until(both_live, what)
+    except CloudTimeout as error:
+        raise CloudTimeout(f"{error}: {room(ray)}, replicas {server.front.replicas}") from error
+
+
 def live(server: ReplicatedServer) -> int:
     """Return how many replicas serve."""
     return int(server.gauges().replicas["live"])
@@ -108,7 +127,7 @@ def lose_one_of_two(
     replica worked on them, `lost` among them. Raises ConfigError without Ray.
     """
     with two_nodes() as cluster, _served(folder, model, 2) as (server, setting):
-        until(lambda: live(server) == 2, "the second replica")
+        _await_two(cluster, server, "the second replica")
         before = server.front.moved
         killer = ReplicaKiller(partial(_kill_second_node, cluster), answers // 3)
         report = _ask(server, setting, folder, answers, robots, killer)
@@ -116,7 +135,7 @@ def lose_one_of_two(
         if again:
             report["lost"] = next(n for n, state in server.front.replicas.items() if state == "starting")
             cluster.add_node(**NODE)
-            until(lambda: live(server) == 2, "the replica that Ray starts again")
+            _await_two(cluster, server, "the replica that Ray starts again")
             passes = PassCounter(server)
             report["again"] = _ask(server, setting, folder, answers // 2, robots, passes)
             report["passes"] = passes.total()

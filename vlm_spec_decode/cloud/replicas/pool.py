@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.cloud.telemetry.metrics import inside_of
@@ -28,6 +28,8 @@ STALL_S = 15.0
 """A replica that has not answered for so long counts as lost until it answers again."""
 
 RETRY_S = 0.2
+PLACED_S = 30.0
+"""How long a replica may take to come up before a warning says what room the cluster has for it."""
 DEATHS = 5
 """Times that a replica may be found dead in a row before it counts as failed."""
 
@@ -78,7 +80,7 @@ class Replica:
         return said, ReplicaFigures(len(desk.entries), dict(desk.dropped), *inside_of(desk.stats))
 
 
-Kind: TypeAlias = Literal["up", "said", "lost", "gone", "failed"]
+Kind: TypeAlias = Literal["waiting", "up", "said", "lost", "gone", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,7 @@ class ReplicaPool:
         while number in self._actors and not self._closed.is_set():
             try:
                 if not is_up:
-                    self._tell(ReplicaNotice(number, "up", card=self._ray.get(actor.card.remote())))
+                    self._tell(ReplicaNotice(number, "up", card=self._await_card(number, actor)))
                     is_up, deaths = True, 0
                 said, figures = self._ray.get(actor.collect.remote(COLLECT_S), timeout=STALL_S)
             except errors.RayError as error:
@@ -208,6 +210,17 @@ class ReplicaPool:
                 self._tell(ReplicaNotice(number, "said", tuple(said), figures))
         self._tell(ReplicaNotice(number, "gone"))
 
+    def _await_card(self, number: int, actor: Any) -> ModelCard:
+        """Wait for a replica's first answer, and say what the cluster has while it does not come."""
+        card = actor.card.remote()
+        while True:
+            try:
+                return cast("ModelCard", self._ray.get(card, timeout=PLACED_S))
+            except self._ray.exceptions.GetTimeoutError:
+                self._tell(ReplicaNotice(number, "waiting", detail=room(self._ray)))
+                if number not in self._actors or self._closed.is_set():
+                    raise
+
     def _tell(self, notice: ReplicaNotice) -> None:
         if not self._closed.is_set():
             self.notices.put(notice)
@@ -221,6 +234,13 @@ class ReplicaPool:
                 found.append(self.notices.get_nowait())
             except Empty:
                 return found
+
+
+def room(ray: Any) -> str:
+    """Return the nodes that live, the nodes that are dead and the processors that are free, in words."""
+    alive = [node["Alive"] for node in ray.nodes()]
+    free = ray.available_resources().get("CPU", 0)
+    return f"{sum(alive)} nodes live, {len(alive) - sum(alive)} dead, {free:g} CPUs free"
 
 
 def _cause(error: Exception) -> str:

@@ -161,6 +161,8 @@ class ReplicatedServer:
                         self._link.send(peer, data)
                 if notice.figures:
                     self.figures[replica] = notice.figures
+            case "waiting":
+                self._tell(notice, logging.WARNING)
             case "up":
                 self._pool.begin_life(replica)
                 self.front.up(replica)
