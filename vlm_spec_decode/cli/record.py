@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
-from vlm_spec_decode.bags.record_config import OURS, Note, RecordConfig, Recorded
+if TYPE_CHECKING:
+    from vlm_spec_decode.bags.record_config import Note, RecordConfig, Recorded
 
 LOOK_S = 0.2
 
@@ -42,6 +44,7 @@ def interruptible() -> Iterator[threading.Event]:
 
 def run(config: RecordConfig, note: Note, should_stop: Callable[[], bool]) -> Recorded:
     """Record until `should_stop` or the duration is over; return messages per topic."""
+    from vlm_spec_decode.bags.record_config import Recorded
     from vlm_spec_decode.ros.recorder import Recorder
 
     recorder = Recorder(config, note)
@@ -75,6 +78,7 @@ def record(
     as_json: bool,
 ) -> int:
     """Record camera, instructions, answers, plans and motion of running nodes into the new bag OUT."""
+    from vlm_spec_decode.bags.record_config import OURS, RecordConfig
     from vlm_spec_decode.cli.console import ros_domain
 
     chosen = ("*",) if everything else topics or OURS

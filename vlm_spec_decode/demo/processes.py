@@ -2,11 +2,12 @@
 
 Every process leads a group of its own, so that Ctrl-C reaches only the run itself, which then ends them in
 order: a signal, patience, SIGKILL for the whole group. Should the run be killed, the kernel ends them
-(`child.py`). To be used from the main thread: the kernel watches the thread that started a process.
+(`run_below`). To be used from the main thread: the kernel watches the thread that started a process.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -21,7 +22,6 @@ from typing import Any
 from vlm_spec_decode.core.errors import ProcessEnded
 from vlm_spec_decode.core.ports import Clock
 
-LAUNCHER = Path(__file__).with_name("child.py")
 POLL_S = 0.05
 STOP_S = 6.0
 """Time that a process gets to end by itself; the locomotion node stops the robot in it."""
@@ -71,7 +71,9 @@ class Processes:
     def start(self, name: str, arguments: Sequence[str]) -> ChildProcess:
         """Start `python ARGUMENTS` under the run's environment."""
         log = self._logs / f"{name}.log"
-        launcher = [sys.executable, "-S", str(LAUNCHER), str(os.getpid())]
+        # The source of one function, so that nothing of the package is imported before the command starts.
+        code = f"{inspect.getsource(run_below)}\nrun_below()"
+        launcher = [sys.executable, "-S", "-c", code, str(os.getpid())]
         with log.open("wb") as output:
             popen = subprocess.Popen(
                 [*launcher, sys.executable, *arguments],
@@ -119,6 +121,27 @@ class Processes:
         for process in leaving:
             # The group outlives its leader if the leader left children behind.
             _signal_group(process, signal.SIGKILL)
+
+
+def run_below() -> None:
+    """Become the command `sys.argv[2:]`, which the kernel ends when the process `sys.argv[1]` ends.
+
+    Its source alone runs in a new interpreter: it uses nothing from outside of itself. Exits if the kernel
+    refuses, or if the parent has ended already.
+    """
+    import ctypes
+    import os
+    import signal
+    import sys
+
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(set_parent_death_signal, signal.SIGTERM) != 0:
+        sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
+    # The parent may have ended before the call above.
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("the parent has ended already")
+    os.execvp(sys.argv[2], sys.argv[2:])
 
 
 def _signal_group(process: ChildProcess, number: signal.Signals) -> None:

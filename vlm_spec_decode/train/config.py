@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from vlm_spec_decode.train.layer_stacking import Growth
 from vlm_spec_decode.train.wordings import held_out
 
 Role: TypeAlias = Literal["target", "draft"]
+
+Growth: TypeAlias = tuple[tuple[float, int], ...]
+"""Shares of a training's steps, and how many layers are trained from there on; in rising order, from 0."""
 
 HELD_OUT_SEED = held_out().first_scene_seed
 """Scene seeds from here on are for evaluation and never trained on."""
