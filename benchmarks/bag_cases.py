@@ -14,9 +14,9 @@ from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from vlm_spec_decode.bags.events import COMPRESSED, MOTION, RAW, Events, Topics
+from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.bags.recording import Recording
 from vlm_spec_decode.bags.source import Record
-from vlm_spec_decode.bags.truncated_reader import open_bag
 from vlm_spec_decode.core.errors import BagError
 
 SECOND = 1_000_000_000

@@ -35,7 +35,7 @@ from vlm_spec_decode.bags.questions import AskPlan
 from vlm_spec_decode.bags.replay import Cell, ReplayConfig, Replayer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import BagError
-from vlm_spec_decode.demo.processes import Processes
+from vlm_spec_decode.demo.process_stack import Processes
 
 CELLS = (Cell("speculative", WIFI, GO2_A100),)
 VSD = ["-m", "vlm_spec_decode.cli"]

@@ -30,7 +30,7 @@ from test.bags.recorders import STORAGES
 from test.bags.walks import Walk
 from test.core import encodings
 from vlm_spec_decode.bags.events import Events, Frame, Topics
-from vlm_spec_decode.bags.truncated_reader import open_bag
+from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.core import pixels
 
 NUM_CUTS, NUM_DAMAGES = 40, 20

@@ -27,7 +27,7 @@ from std_msgs.msg import String
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.types import Forward
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.demo.processes import Processes
+from vlm_spec_decode.demo.process_stack import Processes
 from vlm_spec_decode.ros.convert import to_quaternion
 
 START_S = 120.0

@@ -34,7 +34,7 @@ from robot_rig import until
 from rosbags.highlevel import AnyReader
 
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.demo.processes import Processes
+from vlm_spec_decode.demo.process_stack import Processes
 
 VSD = (sys.executable, "-m", "vlm_spec_decode.cli")
 GOAL = "walk to the red box"

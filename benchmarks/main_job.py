@@ -26,19 +26,17 @@ from vlm_spec_decode.control.executor import Executor
 from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.types import Observation, Tokens
-from vlm_spec_decode.demo.processes import Processes
+from vlm_spec_decode.demo.process_stack import Processes
 from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.factory import EdgeSettings, bring_up
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.robot.go2.config import Go2Config
 from vlm_spec_decode.robot.go2.driver import Go2Driver
 from vlm_spec_decode.sim.scene import Pose2D, Scene, dump_scene
-from vlm_spec_decode.train.agreement import Pair, acceptance, accepted_lengths
-from vlm_spec_decode.train.agreement import decode as decode_alone
 from vlm_spec_decode.train.config import HELD_OUT_SEED, EvaluateConfig
-from vlm_spec_decode.train.episodes import run_missions
-from vlm_spec_decode.train.evaluate import questions
-from vlm_spec_decode.train.tasks import go_to_task
+from vlm_spec_decode.train.episodes import go_to_task, run_missions
+from vlm_spec_decode.train.evaluate import Pair, acceptance, accepted_lengths, questions
+from vlm_spec_decode.train.evaluate import decode as decode_alone
 from vlm_spec_decode.transport.keys import generate
 
 DDS_DOMAIN = 9

@@ -31,8 +31,8 @@ from robot_cases import CASES
 from robot_gate import obstacles, plans
 
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.demo.processes import Processes
-from vlm_spec_decode.sim.physics.bodies import BODIES
+from vlm_spec_decode.demo.process_stack import Processes
+from vlm_spec_decode.sim.physics.physical_world import BODIES
 
 SEED = 20260
 

@@ -12,7 +12,7 @@ from robot_operator import Operator
 from robot_rig import Tap, Wire, until
 
 from vlm_spec_decode.actions.types import Forward, Turn
-from vlm_spec_decode.demo.processes import ChildProcess, Processes
+from vlm_spec_decode.demo.process_stack import ChildProcess, Processes
 
 DDS_DOMAIN = 8
 START_S = 180.0

@@ -17,10 +17,9 @@ from robot_rig import freeze, until
 from vlm_spec_decode.actions.types import Forward
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.robot.fake import HULL_HALF_M, Disc
-from vlm_spec_decode.sim.go2.faults import FaultSchedule
-from vlm_spec_decode.sim.go2.robot import SimulatedRobot
+from vlm_spec_decode.sim.go2.robot import FaultSchedule, SimulatedRobot
 from vlm_spec_decode.sim.go2.state_machine import StateCode
-from vlm_spec_decode.sim.physics.bodies import make_world
+from vlm_spec_decode.sim.physics.physical_world import make_world
 from vlm_spec_decode.sim.scene import Pose2D, Scene
 
 TOP_MPS = 0.45

@@ -15,7 +15,7 @@ from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.edge.image_upload import for_uplink
 from vlm_spec_decode.mission.state import ENDED
 from vlm_spec_decode.models.loader import load_model, shipped
-from vlm_spec_decode.train.agreement import Pair, decode
+from vlm_spec_decode.train.evaluate import Pair, decode
 
 if TYPE_CHECKING:
     from robot_bench import Bench

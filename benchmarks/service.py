@@ -25,7 +25,7 @@ from figures import Figure
 from ledger import Ledger, Part, measure
 
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.demo.processes import Processes
+from vlm_spec_decode.demo.process_stack import Processes
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from figures import Figure
 from service_robot import Asking, ask, footprint, robot
 from tqdm import tqdm
 
-from vlm_spec_decode.demo.processes import ChildProcess, Processes
+from vlm_spec_decode.demo.process_stack import ChildProcess, Processes
 from vlm_spec_decode.edge.client_protocol import ProtocolTiming
 from vlm_spec_decode.transport.keys import generate
 

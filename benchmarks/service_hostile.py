@@ -22,7 +22,7 @@ from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.types import AnswerRequest, Image, Observation, SamplingParams
-from vlm_spec_decode.demo.processes import Processes
+from vlm_spec_decode.demo.process_stack import Processes
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as wire
 from vlm_spec_decode.transport.keys import EdgeKeys, add_robot, cloud_keys, edge_keys, generate

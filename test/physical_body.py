@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.sim.physics.physical_model import find_assets
+from vlm_spec_decode.sim.physics.physical_body import find_assets
 
 
 def is_installed() -> bool:

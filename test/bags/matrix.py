@@ -20,8 +20,8 @@ from test.bags.recorders import (
     Key,
     messages,
 )
+from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.bags.source import num_unread
-from vlm_spec_decode.bags.truncated_reader import open_bag
 from vlm_spec_decode.core.errors import BagError
 
 

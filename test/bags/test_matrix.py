@@ -5,8 +5,7 @@ import pytest
 from test.bags.matrix import CASES, outcome
 from test.bags.recorders import keys, messages, split
 from test.bags.states import cut
-from vlm_spec_decode.bags.folder import natural
-from vlm_spec_decode.bags.truncated_reader import open_bag
+from vlm_spec_decode.bags.reader import natural, open_bag
 from vlm_spec_decode.core.errors import BagError
 
 PARTS = (

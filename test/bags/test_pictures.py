@@ -8,7 +8,7 @@ from PIL import Image as PilImage
 
 from test.bags.walks import Walk, jpeg, picture
 from vlm_spec_decode.bags.events import Events, Frame, Topics
-from vlm_spec_decode.bags.truncated_reader import open_bag
+from vlm_spec_decode.bags.reader import open_bag
 
 
 def yuv(pixels, order):

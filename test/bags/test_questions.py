@@ -8,6 +8,7 @@ from test.bags.walks import Walk, jpeg, picture, plain_walk
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.bags.events import Events, Topics
 from vlm_spec_decode.bags.questions import AskPlan, Executed, TimedInstruction, questions, read_spoken
+from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.bags.score import (
     agrees,
     compared,
@@ -18,7 +19,6 @@ from vlm_spec_decode.bags.score import (
     planned,
     rate,
 )
-from vlm_spec_decode.bags.truncated_reader import open_bag
 from vlm_spec_decode.core.errors import BagError
 
 

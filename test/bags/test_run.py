@@ -12,12 +12,11 @@ import pytest
 import yaml
 
 from test.bags.walks import Walk, plain_walk
-from vlm_spec_decode.bags import parallel as work
+from vlm_spec_decode.bags import run as bags_run
 from vlm_spec_decode.bags.cli import GO2_A100, SAMPLE, WIFI
-from vlm_spec_decode.bags.parallel import Workers
 from vlm_spec_decode.bags.questions import AskPlan
 from vlm_spec_decode.bags.replay import Cell, ReplayChoice, ReplayConfig, Replayer
-from vlm_spec_decode.bags.run import RunConfig, load, run
+from vlm_spec_decode.bags.run import RunConfig, Workers, load, run
 from vlm_spec_decode.cli.main import main
 from vlm_spec_decode.core.errors import BagError, ConfigError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
@@ -80,16 +79,16 @@ def test_the_same_settings_give_the_same_rows_and_a_broken_run_goes_on(walk, tmp
 def test_a_bag_that_was_recorded_anew_is_another_bag(tmp_path):
     walk = plain_walk(tmp_path / "walk", seconds=0.5)
     asked = config(walk, tmp_path / "out").replay
-    before = work.state_of(asked)
-    assert work.state_of(asked) == before
+    before = bags_run.state_of(asked)
+    assert bags_run.state_of(asked) == before
     os.utime(next(walk.glob("*.mcap")), (1, 1))
-    assert work.state_of(asked) != before
-    assert work.state_of(replace(asked, target=str(tmp_path))) != work.state_of(asked)
+    assert bags_run.state_of(asked) != before
+    assert bags_run.state_of(replace(asked, target=str(tmp_path))) != bags_run.state_of(asked)
 
 
 def test_however_many_work_on_it_the_rows_are_the_same(walk, tmp_path, monkeypatch):
     # Threads take the place of processes, which would each import everything again.
-    monkeypatch.setattr(work, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(bags_run, "ProcessPoolExecutor", lambda count, **_: ThreadPoolExecutor(1))
     alone, together = tmp_path / "alone", tmp_path / "together"
     one = config(walk, alone, "speculative")
     run(one)

@@ -10,10 +10,10 @@ from rosbags.rosbag1 import Writer as Writer1
 from test.bags.walks import Walk, plain_walk
 from vlm_spec_decode.bags.events import Events, Frame, Instructed, Moved, Topics
 from vlm_spec_decode.bags.mcap_file import TruncatedMcap
+from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.bags.ros1_file import CutRos1
 from vlm_spec_decode.bags.source import bag_name
 from vlm_spec_decode.bags.sqlite_file import CutSqlite
-from vlm_spec_decode.bags.truncated_reader import open_bag
 from vlm_spec_decode.core.errors import BagError
 
 

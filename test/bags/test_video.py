@@ -11,8 +11,8 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from test.bags.recorders import START_NS, STEP_NS, Message, write_sqlite
 from vlm_spec_decode.bags import events as events_module
 from vlm_spec_decode.bags.events import Events, Frame, Topics
-from vlm_spec_decode.bags.message_types import OTHERS
-from vlm_spec_decode.bags.truncated_reader import open_bag
+from vlm_spec_decode.bags.reader import open_bag
+from vlm_spec_decode.bags.source import OTHERS
 from vlm_spec_decode.core.errors import BagError, ConfigError
 from vlm_spec_decode.edge import video
 

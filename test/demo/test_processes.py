@@ -11,7 +11,7 @@ import pytest
 
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ProcessEnded
-from vlm_spec_decode.demo.processes import Processes
+from vlm_spec_decode.demo.process_stack import Processes
 
 SLEEPER = 'import time; print(\'{"event": "ready", "port": 7}\', flush=True); time.sleep(60)'
 STUBBORN = (
@@ -78,7 +78,7 @@ def test_children_of_children_end_too(processes):
 
 
 def test_what_ignores_signals_is_killed(processes, monkeypatch):
-    monkeypatch.setattr("vlm_spec_decode.demo.processes.STOP_S", 0.3)
+    monkeypatch.setattr("vlm_spec_decode.demo.process_stack.STOP_S", 0.3)
     process = processes.start("stubborn", ["-c", STUBBORN])
     processes.wait_ready(process, 60)
     processes.stop(["stubborn"])
@@ -101,7 +101,7 @@ def test_a_run_that_is_killed_leaves_nothing(tmp_path, number):
     run = (
         "import sys, time; from pathlib import Path\n"
         "from vlm_spec_decode.core.clock import WallClock\n"
-        "from vlm_spec_decode.demo.processes import Processes\n"
+        "from vlm_spec_decode.demo.process_stack import Processes\n"
         f"with Processes(Path({str(tmp_path)!r}), WallClock(), {{}}) as made:\n"
         f"    started = made.start('one', ['-c', {SLEEPER!r}])\n"
         "    made.wait_ready(started, 60)\n"

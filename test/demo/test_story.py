@@ -6,8 +6,15 @@ from dataclasses import replace
 import pytest
 
 from vlm_spec_decode.demo import report
-from vlm_spec_decode.demo.mission_log import MissionLog, MissionStep
-from vlm_spec_decode.demo.report import figures, is_success, named_object, object_ahead, same_tokens
+from vlm_spec_decode.demo.report import (
+    MissionLog,
+    MissionStep,
+    figures,
+    is_success,
+    named_object,
+    object_ahead,
+    same_tokens,
+)
 from vlm_spec_decode.sim.objects import SceneObject
 from vlm_spec_decode.sim.scene import Pose2D, random_scene
 

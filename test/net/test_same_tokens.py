@@ -23,7 +23,7 @@ from vlm_spec_decode.edge.engine import EngineConfig
 from vlm_spec_decode.edge.factory import EdgeRuntime, EdgeSettings, bring_up
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import load_model, shipped
-from vlm_spec_decode.sim.render.camera import FrontCamera
+from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.strategies.registry import STRATEGIES

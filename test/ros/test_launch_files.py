@@ -13,7 +13,7 @@ from vlm_spec_decode.cli import main as cli
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.ros import launch_arguments
 from vlm_spec_decode.ros.parameter_docs import PARAMETERS as DECLARED
-from vlm_spec_decode.sim.physics.bodies import BODIES
+from vlm_spec_decode.sim.physics.physical_world import BODIES
 
 ROOT = Path(__file__).parents[2]
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))

@@ -11,7 +11,7 @@ from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.types import Done, Forward
 from vlm_spec_decode.bags.events import Events, Topics
 from vlm_spec_decode.bags.questions import AskPlan, questions
-from vlm_spec_decode.bags.truncated_reader import open_bag
+from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.demo.live import FakeExecutor, LiveConfig, LivePlayer

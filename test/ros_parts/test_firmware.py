@@ -8,8 +8,13 @@ from test.ros_parts.test_unitree_api import RobotTime, make
 from vlm_spec_decode.core.errors import ConfigError, RobotError
 from vlm_spec_decode.robot.go2.driver import Go2Driver
 from vlm_spec_decode.robot.go2.states import StateTable
-from vlm_spec_decode.sim.go2.firmware import FIRMWARES, RENUMBERED_BY, find_firmware
-from vlm_spec_decode.sim.go2.state_machine import StateCode, StateRequest
+from vlm_spec_decode.sim.go2.state_machine import (
+    FIRMWARES,
+    RENUMBERED_BY,
+    StateCode,
+    StateRequest,
+    find_firmware,
+)
 
 WORDS = "4013 walk, 4015 walk, 4002 lock, 4001 damp, 4004 lie, 4007 sit, 4006 act"
 CALLS = {1002: "BalanceStand", 1003: "StopMove", 1004: "StandUp", 1006: "RecoveryStand", 1008: "Move"}

@@ -21,8 +21,7 @@ from vlm_spec_decode.robot.go2.postures import PLANS
 from vlm_spec_decode.robot.go2.sport_api import APIS, ApiCall, PendingReplies, SportCalls
 from vlm_spec_decode.ros.unitree_topics import RosConnector, find_messages
 from vlm_spec_decode.sim.go2.dds import StateMessages
-from vlm_spec_decode.sim.go2.faults import FaultSchedule
-from vlm_spec_decode.sim.go2.robot import SimulatedRobot
+from vlm_spec_decode.sim.go2.robot import FaultSchedule, SimulatedRobot
 from vlm_spec_decode.sim.go2.services import Reply, SportService
 from vlm_spec_decode.sim.scene import Pose2D, Scene
 from vlm_spec_decode.sim.world import World

@@ -15,17 +15,19 @@ import pytest
 from test.physical_body import needs_physical_body
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ConfigError, SceneError
-from vlm_spec_decode.sim.go2.faults import FaultSchedule, parse_fault
-from vlm_spec_decode.sim.go2.robot import SimulatedRobot
+from vlm_spec_decode.sim.go2.robot import FaultSchedule, SimulatedRobot, parse_fault
 from vlm_spec_decode.sim.go2.state_machine import StateCode, StateRequest
 from vlm_spec_decode.sim.headless import HeadlessGo2
 from vlm_spec_decode.sim.objects import SceneObject
-from vlm_spec_decode.sim.physics import physical_model as physical_assets
-from vlm_spec_decode.sim.physics.base import GO2_LIMITS
-from vlm_spec_decode.sim.physics.bodies import check_body, make_world
-from vlm_spec_decode.sim.physics.physical_body import VelocityTrim, WalkingPolicy
-from vlm_spec_decode.sim.physics.physical_model import build, find_assets
-from vlm_spec_decode.sim.physics.physical_world import PHYSICAL_LIMITS, PhysicalWorld
+from vlm_spec_decode.sim.physics import physical_body as physical_assets
+from vlm_spec_decode.sim.physics.kinematic_body import GO2_LIMITS
+from vlm_spec_decode.sim.physics.physical_body import (
+    VelocityTrim,
+    WalkingPolicy,
+    build_physical_model,
+    find_assets,
+)
+from vlm_spec_decode.sim.physics.physical_world import PHYSICAL_LIMITS, PhysicalWorld, check_body, make_world
 from vlm_spec_decode.sim.scene import Pose2D, Scene
 
 ORIGIN = Pose2D(0.0, 0.0, 0.0)
@@ -235,7 +237,7 @@ class TestPolicy:
             WalkingPolicy(tmp_path / "none.onnx")
 
     def test_the_model_weighs_what_the_vendor_says(self) -> None:
-        go2 = build(HALL, find_assets().model)
+        go2 = build_physical_model(HALL, find_assets().model)
         assert go2.weight_n / 9.81 == pytest.approx(15.2, abs=0.05)
         assert set(go2.solids.values()) == {"east wall", "north wall", "west wall", "south wall"}
 
@@ -244,7 +246,7 @@ class TestPolicy:
         file = tmp_path / "go2.xml"
         file.write_text(text)
         with pytest.raises(ConfigError, match="no model of a Go2"):
-            build(HALL, file)
+            build_physical_model(HALL, file)
 
 
 def test_trim_takes_drift_away_and_is_bounded() -> None:

@@ -12,8 +12,7 @@ from PIL import Image
 
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.sim.go2.faults import FaultSchedule, parse_fault
-from vlm_spec_decode.sim.go2.robot import SimulatedRobot
+from vlm_spec_decode.sim.go2.robot import FaultSchedule, SimulatedRobot, parse_fault
 from vlm_spec_decode.sim.go2.services import AvoidService, SportService, SwitcherService
 from vlm_spec_decode.sim.go2.state_machine import StateCode
 from vlm_spec_decode.sim.ground_truth import PathRecorder, save_view

@@ -10,9 +10,9 @@ from PIL import Image as PilImage
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import RobotRefused, RobotUnreachable
 from vlm_spec_decode.core.ports import Camera, RobotDriver
+from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.headless import HeadlessGo2
 from vlm_spec_decode.sim.objects import SceneObject
-from vlm_spec_decode.sim.render.camera import FrontCamera
 from vlm_spec_decode.sim.scene import Pose2D, Scene, random_scene
 from vlm_spec_decode.sim.world import World
 

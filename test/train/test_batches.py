@@ -14,11 +14,18 @@ from transformers import AutoImageProcessor, LlavaForConditionalGeneration
 from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.models.tiny import EOS_ID, build_processor
-from vlm_spec_decode.train.batches import Batch, pack_ids, to_pixels
+from vlm_spec_decode.train.batches import (
+    Batch,
+    answer_loss,
+    distil_loss,
+    image_features,
+    logits_of,
+    pack_ids,
+    to_pixels,
+)
 from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.frames import squash
 from vlm_spec_decode.train.loop import export, tokenizer
-from vlm_spec_decode.train.network import answer_loss, distil_loss, image_features, logits_of
 from vlm_spec_decode.train.training_state import new_trainee
 
 INSTRUCTIONS = ("go to the red chair", "what do you see", "turn left 90 degrees")

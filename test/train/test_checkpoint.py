@@ -17,12 +17,11 @@ from safetensors.torch import load_file
 
 from vlm_spec_decode.core.errors import ConfigError, ModelError
 from vlm_spec_decode.models.loader import shipped
-from vlm_spec_decode.train.checkpoint import exporting, load_checkpoint, save_checkpoint
 from vlm_spec_decode.train.config import DataConfig, TextConfig, TrainConfig
 from vlm_spec_decode.train.frames import run_data
 from vlm_spec_decode.train.loop import load_guide
 from vlm_spec_decode.train.text import new_text_trainee, run_text
-from vlm_spec_decode.train.training_state import new_trainee
+from vlm_spec_decode.train.training_state import exporting, load_checkpoint, new_trainee, save_checkpoint
 
 SMALL = TextConfig("draft", steps=6, batch=4, checkpoint_every=1, precision="float32")
 

@@ -11,12 +11,10 @@ from safetensors.torch import load_file
 
 from test.train.test_loop import frames  # noqa: F401  (a fixture)
 from vlm_spec_decode.models.loader import load_model
-from vlm_spec_decode.train.batches import Batcher
+from vlm_spec_decode.train.batches import Batcher, image_features, logits_of
 from vlm_spec_decode.train.config import TrainConfig, recipe
 from vlm_spec_decode.train.frames import open_frames
-from vlm_spec_decode.train.layer_stacking import LayerStack, layers_at
-from vlm_spec_decode.train.loop import run_train, tokenizer
-from vlm_spec_decode.train.network import image_features, logits_of
+from vlm_spec_decode.train.loop import LayerStack, layers_at, run_train, tokenizer
 from vlm_spec_decode.train.training_state import new_trainee
 
 GROWTH = ((0.0, 4), (0.5, 12))

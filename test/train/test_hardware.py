@@ -11,10 +11,10 @@ import torch
 
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.train import hardware
-from vlm_spec_decode.train.checkpoint import load_checkpoint
 from vlm_spec_decode.train.config import TextConfig
 from vlm_spec_decode.train.hardware import Hardware, measured, pick_device
 from vlm_spec_decode.train.text import run_text
+from vlm_spec_decode.train.training_state import load_checkpoint
 
 CPU = torch.device("cpu")
 SMALL = TextConfig("draft", steps=2, batch=4, device="cpu")

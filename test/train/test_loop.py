@@ -14,15 +14,12 @@ from safetensors.torch import load_file
 from vlm_spec_decode.models.tiny import IMAGE_PX, UNK_ID
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.train import loop
-from vlm_spec_decode.train.aux_heads import fit_heads
-from vlm_spec_decode.train.batches import Batcher
-from vlm_spec_decode.train.checkpoint import load_checkpoint
+from vlm_spec_decode.train.batches import Batcher, answer_loss, image_features, logits_of
 from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.frames import MAX_OBJECTS, Column, open_frames
 from vlm_spec_decode.train.hardware import WorkerGroup
-from vlm_spec_decode.train.loop import _set_rates, _update, run_train, tokenizer
-from vlm_spec_decode.train.network import answer_loss, image_features, logits_of
-from vlm_spec_decode.train.training_state import _grow, new_trainee
+from vlm_spec_decode.train.loop import _set_rates, _update, fit_heads, run_train, tokenizer
+from vlm_spec_decode.train.training_state import _grow, load_checkpoint, new_trainee
 
 
 @pytest.fixture

@@ -8,10 +8,17 @@ import pytest
 import torch
 
 from vlm_spec_decode.core.errors import ModelError
-from vlm_spec_decode.train.checkpoint import load_checkpoint, save_checkpoint
 from vlm_spec_decode.train.config import TrainConfig
-from vlm_spec_decode.train.optimizer import OF_ADAM, RMS, MuonWithAdamW, orthogonal
-from vlm_spec_decode.train.training_state import TrainingState, new_trainee
+from vlm_spec_decode.train.training_state import (
+    OF_ADAM,
+    RMS,
+    MuonWithAdamW,
+    TrainingState,
+    load_checkpoint,
+    new_trainee,
+    orthogonal,
+    save_checkpoint,
+)
 
 RATE = 1e-2
 

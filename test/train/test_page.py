@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from vlm_spec_decode.sim.scene import Pose2D
-from vlm_spec_decode.train.episodes import Episode
+from vlm_spec_decode.train.episodes import Episode, Task
 from vlm_spec_decode.train.evaluate import write_page
 from vlm_spec_decode.train.instructions import Goal
-from vlm_spec_decode.train.tasks import Task
 
 
 def test_the_page_has_figures_bars_and_failures(tmp_path: Path) -> None:

@@ -9,15 +9,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.objects import SceneObject
-from vlm_spec_decode.sim.render.camera import FrontCamera
 from vlm_spec_decode.sim.scene import Pose2D, random_scene
 from vlm_spec_decode.sim.world import World
-from vlm_spec_decode.train import instructions, wordings
-from vlm_spec_decode.train.episodes import Episode, judge
-from vlm_spec_decode.train.instructions import Goal
-from vlm_spec_decode.train.tasks import DECLINED_KINDS, MOTION_KINDS, Task, draw_task, wanted_motion
-from vlm_spec_decode.train.wordings import held_out
+from vlm_spec_decode.train import instructions
+from vlm_spec_decode.train.episodes import (
+    DECLINED_KINDS,
+    MOTION_KINDS,
+    Episode,
+    Task,
+    draw_task,
+    judge,
+    wanted_motion,
+)
+from vlm_spec_decode.train.instructions import Goal, held_out
 
 pytestmark = pytest.mark.sim
 
@@ -107,7 +113,7 @@ def test_what_is_held_out_is_named_and_absent_from_training_rooms() -> None:
 
 
 def test_held_out_wordings_are_trained_on_neither_alone_nor_within_another() -> None:
-    trained = [form for forms in wordings.ALL for form in forms]
+    trained = [form for forms in instructions.ALL for form in forms]
     assert not [(h, form) for h in held_out().wordings for form in trained if h in form]
 
 

@@ -12,12 +12,11 @@ from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import Done, Forward, Sit, Stop, Turn
 from vlm_spec_decode.edge.mission_loop import OBSTRUCTED
 from vlm_spec_decode.models.tiny import UNK_ID
-from vlm_spec_decode.train import instructions, teacher
-from vlm_spec_decode.train import scene_description as sight
-from vlm_spec_decode.train.dialogues import SEARCHED, draw
+from vlm_spec_decode.train import instructions, scene_description, teacher
 from vlm_spec_decode.train.instructions import Goal
 from vlm_spec_decode.train.loop import tokenizer
 from vlm_spec_decode.train.scene_description import VisibleObject
+from vlm_spec_decode.train.teacher import SEARCHED, draw_dialogue
 
 
 def thing(
@@ -44,7 +43,7 @@ def test_every_answer_parses_and_every_word_is_in_the_vocabulary() -> None:
     rng, tok = np.random.default_rng(0), tokenizer()
     verbs = set()
     for _ in range(800):
-        dialogue = draw(rng, random_view(rng))
+        dialogue = draw_dialogue(rng, random_view(rng))
         assert parse_answer(dialogue.answer), dialogue
         assert UNK_ID not in tok(dialogue.answer)["input_ids"], dialogue.answer
         if dialogue.goal.verb != "unknown":
@@ -166,7 +165,7 @@ def test_what_was_picked_as_the_nearest_is_walked_to_also_when_another_comes_nea
 
 
 def test_what_is_far_is_told_roughly() -> None:
-    assert [round(sight.told_m(d), 2) for d in (0.04, 0.87, 1.47, 2.35, 3.3, 9.0)] == [
+    assert [round(scene_description.told_m(d), 2) for d in (0.04, 0.87, 1.47, 2.35, 3.3, 9.0)] == [
         0.1,
         0.9,
         1.4,
@@ -181,7 +180,7 @@ def test_no_history_tells_whether_the_thing_is_in_view() -> None:
     rng, shapes = np.random.default_rng(1), dict[str, list[bool]]()
     for _ in range(6000):
         view = random_view(rng)
-        dialogue = draw(rng, view)
+        dialogue = draw_dialogue(rng, view)
         if (
             dialogue.goal.verb in SEARCHED
             and not dialogue.goal.is_behind
@@ -199,7 +198,7 @@ def test_gestures_after_an_arrival_are_drawn_where_they_are_due() -> None:
     rng, due = np.random.default_rng(2), {0.5: 0, 3.0: 0}
     for distance_m in due:
         for _ in range(400):
-            goal = draw(rng, (thing(distance_m=distance_m),)).goal
+            goal = draw_dialogue(rng, (thing(distance_m=distance_m),)).goal
             due[distance_m] += goal.verb == "goto" and bool(goal.action)
     assert due[0.5] > 400 * 0.12
     assert due[0.5] > 2 * due[3.0] > 0

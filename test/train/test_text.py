@@ -17,14 +17,14 @@ from vlm_spec_decode.cli import main as cli
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.models.tiny import EOS_ID, UNK_ID
-from vlm_spec_decode.sim.render.camera import FrontCamera
+from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.train.config import TextConfig
 from vlm_spec_decode.train.frames import Column, observe, sample_pose
+from vlm_spec_decode.train.instructions import held_out
 from vlm_spec_decode.train.loop import tokenizer
-from vlm_spec_decode.train.projected_view import outlook
-from vlm_spec_decode.train.scene_description import MIN_PIXELS, VisibleObject
+from vlm_spec_decode.train.scene_description import MIN_PIXELS, VisibleObject, project_objects
 from vlm_spec_decode.train.text import near, new_text_trainee, plan_figures, run_text
 from vlm_spec_decode.train.text_dataset import (
     GuidedTextDataset,
@@ -35,7 +35,6 @@ from vlm_spec_decode.train.text_dataset import (
     told,
     training_dialogues,
 )
-from vlm_spec_decode.train.wordings import held_out
 
 SMALL = TextConfig("draft", steps=5, batch=4, checkpoint_every=1, precision="float32")
 
@@ -80,7 +79,7 @@ def test_what_is_in_view_is_nearly_what_the_camera_shows(camera: FrontCamera) ->
         world = World(random_scene(seed, num_objects=(2, 6)), seed=seed)
         world.teleport(sample_pose(world, np.random.default_rng(seed)))
         camera.attach(world)
-        drawn, estimated = observe(camera, world), outlook(world)
+        drawn, estimated = observe(camera, world), project_objects(world)
         assert np.allclose(drawn[:, : Column.PIXELS], estimated[:, : Column.PIXELS])
         used = drawn[:, Column.KIND] >= 0
         seen = [rows[used, Column.PIXELS] >= MIN_PIXELS for rows in (drawn, estimated)]

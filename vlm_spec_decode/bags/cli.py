@@ -104,10 +104,9 @@ def replay(
     if not named:
         raise BagError("name a bag, or use --sample")
     from vlm_spec_decode.bags.events import Topics
-    from vlm_spec_decode.bags.parallel import Workers
     from vlm_spec_decode.bags.questions import AskPlan, read_spoken
     from vlm_spec_decode.bags.replay import Cell, ReplayChoice, ReplayConfig
-    from vlm_spec_decode.bags.run import RunConfig, run
+    from vlm_spec_decode.bags.run import RunConfig, Workers, run
     from vlm_spec_decode.edge.local_pair import check_strategy
 
     for name in strategies:

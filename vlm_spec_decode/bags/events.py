@@ -1,6 +1,8 @@
 """What the messages of a bag mean: frames, instructions, answers, motion.
 
-Topics are found by type, or named.
+Topics are found by type, or named. Camera messages of any robot take the form in which they are uploaded:
+small upright JPEGs. `core.images` recognises the bytes of a message; here pictures are made small, and
+checked without being decoded before they are needed.
 """
 
 from __future__ import annotations
@@ -12,11 +14,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from vlm_spec_decode.bags import pictures
+from PIL import Image as PilImage
+
 from vlm_spec_decode.bags.source import BagSource, Record
+from vlm_spec_decode.core import pixels
 from vlm_spec_decode.core.errors import BagError, ImageError
 from vlm_spec_decode.core.images import check_compressed, check_raw, is_video
+from vlm_spec_decode.core.pixels import message_bytes
 from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.edge.image_upload import for_uplink, small_jpeg
 from vlm_spec_decode.edge.video import INSTALL, VIDEO_KINDS, VideoFrame, VideoTopic, has_video
 
 NANOSECONDS = 1_000_000_000
@@ -56,7 +62,7 @@ class Frame:
         """Decode the picture, as small as it goes up. Raises ImageError."""
         if isinstance(self.message, VideoFrame):
             return self.message.small()
-        return pictures.compressed(self.message) if self.kind == COMPRESSED else pictures.raw(self.message)
+        return compressed_jpeg(self.message) if self.kind == COMPRESSED else raw_jpeg(self.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,3 +263,17 @@ def _label(said: Mapping[str, Any], at_ns: int) -> Labelled:
         tuple(map(str, said["actions"])),
         str(said.get("text", "")),
     )
+
+
+def compressed_jpeg(message: Any) -> Image:
+    """Return the frame of a sensor_msgs/CompressedImage. Raises ImageError."""
+    check_compressed(message)
+    return for_uplink(message_bytes(message.data))
+
+
+def raw_jpeg(message: Any) -> Image:
+    """Return the frame of a sensor_msgs/Image. Raises ImageError naming an encoding that is no picture."""
+    if pixels.is_encoded(message):
+        check_raw(message)
+        return for_uplink(message_bytes(message.data))
+    return small_jpeg(PilImage.fromarray(pixels.to_rgb(message)))

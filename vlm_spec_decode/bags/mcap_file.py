@@ -27,9 +27,9 @@ from mcap.records import Channel, Chunk, ChunkIndex, Schema
 from mcap.summary import Summary
 from zstandard import ZstdDecompressor
 
-from vlm_spec_decode.bags.message_types import MessageTypes
 from vlm_spec_decode.bags.source import (
     READ_FAULTS,
+    MessageTypes,
     Record,
     StorageFile,
     filled_bytes,

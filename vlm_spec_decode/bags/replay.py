@@ -20,9 +20,9 @@ from typing import Any
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.bags.events import Events, Topics
 from vlm_spec_decode.bags.questions import AskPlan, Question, questions
+from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.bags.score import agrees, declines, goes_the_same_way, off
 from vlm_spec_decode.bags.source import BagSource, bag_name
-from vlm_spec_decode.bags.truncated_reader import open_bag
 from vlm_spec_decode.core.errors import ActionError, ConfigError, ImageError, VsdError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.trace import GenerationResult, LinkUsage

@@ -1,18 +1,27 @@
-"""ROS 1 files of a bag: intact ones by the `rosbags` library, others in file order (`bags.ros1`)."""
+"""ROS 1 files of a bag: intact ones by the `rosbags` library, others in file order.
+
+A killed recorder leaves `.bag.active` without an index, a truncated copy ends within a chunk: those are read
+in file order. A file with damaged bytes is read chunk by chunk by its index. Handles the file's layout only,
+not the content of messages.
+"""
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import io
+import struct
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
+from lz4.frame import LZ4FrameDecompressor
 from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_typestore
 
-from vlm_spec_decode.bags import ros1
-from vlm_spec_decode.bags.message_types import MessageTypes
-from vlm_spec_decode.bags.source import READ_FAULTS, Record, Span, StorageFile
+from vlm_spec_decode.bags.source import READ_FAULTS, MessageTypes, Record, Span, StorageFile
 from vlm_spec_decode.core.errors import BagError
 
 ANY_VERSION = b"#ROSBAG V"
@@ -62,15 +71,15 @@ class CutRos1(StorageFile):
         self.faults[f"read from its front, without an index ({why})"] += 1
         self._has_index: bool | None = None
         with path.open("rb") as file:
-            if file.read(len(ros1.MAGIC)) != ros1.MAGIC:
+            if file.read(len(MAGIC)) != MAGIC:
                 raise BagError("no bag of version 2.0; `rosbag migrate` converts older ones")
-        self._known: dict[int, ros1.Connection] = {}
+        self._known: dict[int, Connection] = {}
         used: set[int] = set()
         for heard in self._heard():  # connections may be described behind their first messages
-            if isinstance(heard, ros1.Connection):
+            if isinstance(heard, Connection):
                 self._known[heard.number] = heard
                 self.learn(heard.kind, heard.definition, "ros1msg", is_ros1=True)
-            elif isinstance(heard, ros1.Message):
+            elif isinstance(heard, Message):
                 used.add(heard.connection)
                 self.span.add(heard.at_ns)
         self.topics = {c.topic: c.kind for number, c in self._known.items() if number in used}
@@ -78,29 +87,181 @@ class CutRos1(StorageFile):
     def records(self, topics: Collection[str]) -> Iterator[Record]:
         """Yield the messages of these topics in the order of the file; ends early where it does."""
         for heard in self._heard():
-            if isinstance(heard, ros1.Connection):
+            if isinstance(heard, Connection):
                 continue
             connection = self._known.get(heard.connection)
             if connection is None:
                 self.lose({f"of connection {heard.connection}": 1}, "which is described nowhere", heard)
             elif connection.topic not in topics:
                 continue
-            elif isinstance(heard, ros1.Lost):
+            elif isinstance(heard, Lost):
                 self.lose({connection.topic: heard.count}, "in a damaged chunk", heard.place)
             else:
                 yield Record(connection.topic, connection.kind, heard.data, heard.at_ns, is_ros1=True)
 
-    def _heard(self) -> Iterator[ros1.Heard]:
+    def _heard(self) -> Iterator[Heard]:
         with self.path.open("rb") as file:
             if self._has_index is None:
                 self._has_index = _has_index(file)
             file.seek(0)
-            yield from ros1.ros1_chunks(file) if self._has_index else ros1.ros1_front(file)
+            yield from ros1_chunks(file) if self._has_index else ros1_front(file)
 
 
 def _has_index(file: BinaryIO) -> bool:
     try:
-        next(ros1.ros1_chunks(file))
-    except (*ros1.FAULTS, StopIteration):
+        next(ros1_chunks(file))
+    except (*FAULTS, StopIteration):
         return False
     return True
+
+
+MAGIC = b"#ROSBAG V2.0\n"
+MESSAGE, BAG_HEAD, INDEX_DATA, CHUNK, CHUNK_INFO, CONNECTION = (bytes([op]) for op in range(2, 8))
+MAX_RECORD_BYTES = 256 * 2**20
+FAULTS = (struct.error, KeyError, ValueError, OSError, EOFError, RuntimeError)
+"""What bytes that make no sense lead to."""
+
+DECOMPRESSORS: Mapping[bytes, Callable[[bytes], bytes]] = {
+    b"none": lambda data: data,
+    b"bz2": lambda data: bz2.BZ2Decompressor().decompress(data),
+    b"lz4": lambda data: bytes(LZ4FrameDecompressor().decompress(data)),
+}
+"""Each gives what the beginning of a stream holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A topic, its type (`package/msg/Name`) and the type's definition."""
+
+    number: int
+    topic: str
+    kind: str
+    definition: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One serialised message on a connection."""
+
+    connection: int
+    at_ns: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Messages on a connection that an index counts, and that cannot be read; `place` is where they were."""
+
+    connection: int
+    count: int
+    place: int
+
+
+Heard: TypeAlias = Connection | Message | Lost
+
+
+def ros1_chunks(file: BinaryIO) -> Iterator[Heard]:
+    """Yield connections and messages as the index at the end of the file lists them.
+
+    Raises one of FAULTS if there is no index.
+    """
+    if file.read(len(MAGIC)) != MAGIC:
+        raise ValueError("no ROS 1 bag")
+    fields = _fields(_block(file)[0])
+    (place,) = struct.unpack("<Q", fields["index_pos"])
+    if fields["op"] != BAG_HEAD or not place:
+        raise ValueError("no index")
+    connections, chunks = _index(file, place)
+    if len(chunks) != struct.unpack("<I", fields["chunk_count"])[0]:
+        raise ValueError("half an index")
+    yield from connections
+    for at, counts in chunks:
+        found: Counter[int] = Counter()
+        file.seek(at)
+        with contextlib.suppress(*FAULTS):
+            head, data = _fields(_block(file)[0]), _block(file)[0]
+            for heard in _records(io.BytesIO(DECOMPRESSORS[head["compression"]](data))):
+                if isinstance(heard, Message):
+                    found[heard.connection] += 1
+                yield heard
+        for number, count in counts.items():
+            if count > found[number]:
+                yield Lost(number, count - found[number], at)
+
+
+def _index(file: BinaryIO, place: int) -> tuple[list[Connection], list[tuple[int, dict[int, int]]]]:
+    """Return connections, and of each chunk its place and how many messages of each connection it has."""
+    connections, chunks = list[Connection](), list[tuple[int, dict[int, int]]]()
+    file.seek(place)
+    with contextlib.suppress(EOFError):
+        while True:
+            fields, (data, _) = _fields(_block(file)[0]), _block(file)
+            if fields["op"] == CONNECTION:
+                connections.append(_connection(fields, _fields(data)))
+            elif fields["op"] == CHUNK_INFO:
+                (at,) = struct.unpack("<Q", fields["chunk_pos"])
+                chunks.append((at, dict(struct.iter_unpack("<II", data))))
+    if not connections or not chunks:
+        raise ValueError("an empty index")
+    return connections, sorted(chunks, key=lambda chunk: chunk[0])
+
+
+def ros1_front(file: BinaryIO) -> Iterator[Heard]:
+    """Yield connections and messages, those in chunks too, up to where the file ends or makes no sense."""
+    if file.read(len(MAGIC)) == MAGIC:
+        try:
+            yield from _records(file)
+        except FAULTS:
+            return
+
+
+def _records(file: BinaryIO) -> Iterator[Heard]:
+    found: Counter[int] = Counter()
+    while True:
+        head, _ = _block(file)
+        fields = _fields(head)
+        data, is_whole = _block(file)
+        if fields["op"] == CHUNK:  # half a chunk holds messages too, and one that is damaged costs no other
+            found = Counter()
+            with contextlib.suppress(*FAULTS):
+                for heard in _records(io.BytesIO(DECOMPRESSORS[fields["compression"]](data))):
+                    if isinstance(heard, Message):
+                        found[heard.connection] += 1
+                    yield heard
+        elif is_whole and fields["op"] == CONNECTION:
+            yield _connection(fields, _fields(data))
+        elif is_whole and fields["op"] == INDEX_DATA:
+            number, count = (struct.unpack("<I", fields[name])[0] for name in ("conn", "count"))
+            if count > found[number]:
+                yield Lost(number, count - found[number], file.tell())
+        elif is_whole and fields["op"] == MESSAGE:
+            (number,) = struct.unpack("<I", fields["conn"])
+            seconds, nanoseconds = struct.unpack("<II", fields["time"])
+            yield Message(number, seconds * 1_000_000_000 + nanoseconds, data)
+
+
+def _connection(fields: Mapping[str, bytes], said: Mapping[str, bytes]) -> Connection:
+    (number,) = struct.unpack("<I", fields["conn"])
+    package, _, name = said["type"].decode().partition("/")
+    definition = said["message_definition"].decode(errors="replace")
+    return Connection(number, fields["topic"].decode(), f"{package}/msg/{name}", definition)
+
+
+def _block(file: BinaryIO) -> tuple[bytes, bool]:
+    """Read a length and as many bytes; also say whether they are all there. Raises EOFError at the end."""
+    size = file.read(4)
+    if len(size) < 4:
+        raise EOFError
+    (length,) = struct.unpack("<I", size)
+    data = file.read(min(length, MAX_RECORD_BYTES))
+    return data, len(data) == length
+
+
+def _fields(head: bytes) -> dict[str, bytes]:
+    found, at = {}, 0
+    while at < len(head):
+        (length,) = struct.unpack_from("<I", head, at)
+        name, _, value = head[at + 4 : at + 4 + length].partition(b"=")
+        found[name.decode()] = value
+        at += 4 + length
+    return found

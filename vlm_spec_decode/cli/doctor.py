@@ -51,7 +51,7 @@ def examine(
     found = _from_outside(os.environ)
     # As every other command does; what is bad has been told.
     environment.settle(os.environ)
-    from vlm_spec_decode.sim.render.backend import choose_backend
+    from vlm_spec_decode.sim import choose_backend
 
     choose_backend()
     found += [check() for check in CHECKS]

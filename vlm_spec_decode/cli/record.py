@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from vlm_spec_decode.bags.record_config import Note, RecordConfig, Recorded
+    from vlm_spec_decode.bags.recording import Note, RecordConfig, Recorded
 
 LOOK_S = 0.2
 
@@ -44,7 +44,7 @@ def interruptible() -> Iterator[threading.Event]:
 
 def run(config: RecordConfig, note: Note, should_stop: Callable[[], bool]) -> Recorded:
     """Record until `should_stop` or the duration is over; return messages per topic."""
-    from vlm_spec_decode.bags.record_config import Recorded
+    from vlm_spec_decode.bags.recording import Recorded
     from vlm_spec_decode.ros.recorder import Recorder
 
     recorder = Recorder(config, note)
@@ -78,7 +78,7 @@ def record(
     as_json: bool,
 ) -> int:
     """Record camera, instructions, answers, plans and motion of running nodes into the new bag OUT."""
-    from vlm_spec_decode.bags.record_config import OURS, RecordConfig
+    from vlm_spec_decode.bags.recording import OURS, RecordConfig
     from vlm_spec_decode.cli.console import ros_domain
 
     chosen = ("*",) if everything else topics or OURS

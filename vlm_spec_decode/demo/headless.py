@@ -16,7 +16,7 @@ from vlm_spec_decode.core.text import text_problem
 from vlm_spec_decode.sim.app import SimConfig
 from vlm_spec_decode.sim.ground_truth import PathRecorder, save_view
 from vlm_spec_decode.sim.headless import HeadlessGo2
-from vlm_spec_decode.sim.physics.bodies import make_world
+from vlm_spec_decode.sim.physics.physical_world import make_world
 from vlm_spec_decode.sim.scene import load_scene, random_scene
 from vlm_spec_decode.sim.world import World
 

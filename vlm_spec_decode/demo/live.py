@@ -30,8 +30,8 @@ from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import Action, Done, Forward, Stop, Strafe, Turn, Wait, format_action
 from vlm_spec_decode.bags.events import NANOSECONDS, Event, Events, Frame, Instructed, Moved, Topics
 from vlm_spec_decode.bags.questions import AskPlan
+from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.bags.recording import Recording
-from vlm_spec_decode.bags.truncated_reader import open_bag
 from vlm_spec_decode.core.errors import ConfigError, ImageError
 from vlm_spec_decode.mission.state import ENDED
 from vlm_spec_decode.ros.convert import to_compressed

@@ -16,11 +16,19 @@ from typing import Any
 
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.demo import report
-from vlm_spec_decode.demo.compare import decode_again
-from vlm_spec_decode.demo.mission_log import MissionLog
-from vlm_spec_decode.demo.pictures import save_frames, save_gif, save_path
 from vlm_spec_decode.demo.process_stack import ProcessStack, ProcessStackConfig
-from vlm_spec_decode.demo.report import figures, is_success, named_object, object_ahead, same_tokens
+from vlm_spec_decode.demo.report import (
+    MissionLog,
+    decode_again,
+    figures,
+    is_success,
+    named_object,
+    object_ahead,
+    same_tokens,
+    save_frames,
+    save_gif,
+    save_path,
+)
 from vlm_spec_decode.edge.factory import EdgeSettings
 from vlm_spec_decode.edge.mission_loop import check_instruction
 from vlm_spec_decode.sim.ground_truth import GroundTruth

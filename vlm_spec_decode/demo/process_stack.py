@@ -1,25 +1,57 @@
-"""Everything that a mission needs, up and connected: simulator, cloud, three nodes, a listener, a bag."""
+"""Everything that a mission needs, up and connected: simulator, cloud, three nodes, a listener, a bag.
+
+Every process leads a group of its own, so that Ctrl-C reaches only the run itself, which then ends them in
+order: a signal, patience, SIGKILL for the whole group. Should the run be killed, the kernel ends them
+(`run_below`). To be used from the main thread: the kernel watches the thread that started a process.
+
+The listener gets messages as serialised bytes, so that a bag holds exactly those. The teacher's labels of the
+walk go into the bag as `/vlm/label`, so that a replay can score answers and training can learn from them.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
+import os
 import random
-from collections.abc import Callable, Mapping
+import signal
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import Any
 
+from nav_msgs.msg import Odometry
+from rclpy.qos import qos_profile_sensor_data
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CameraInfo, CompressedImage
+from std_msgs.msg import String
+
+from vlm_spec_decode.actions.parser import parse_answer
+from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.bags.recording import Recording
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import CloudUnreachable, ProcessEnded, RobotUnreachable
+from vlm_spec_decode.core.errors import CloudUnreachable, ImageError, ProcessEnded, RobotUnreachable
+from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
 from vlm_spec_decode.core.types import Image
-from vlm_spec_decode.demo.listener import Listener
-from vlm_spec_decode.demo.mission_log import MissionLog
-from vlm_spec_decode.demo.processes import ChildProcess, Processes
+from vlm_spec_decode.demo.report import MissionLog, MissionStep
+from vlm_spec_decode.ros.convert import from_compressed
+from vlm_spec_decode.ros.own_node import OwnNode
 from vlm_spec_decode.ros.params import load_yaml
+from vlm_spec_decode.ros.qos import COMMAND, LATCHED
+from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.ground_truth import GroundTruth
-from vlm_spec_decode.sim.scene import Scene
+from vlm_spec_decode.sim.scene import Pose2D, Scene
+from vlm_spec_decode.sim.world import World
+from vlm_spec_decode.train import instructions, scene_description, teacher
+from vlm_spec_decode.train.frames import observe
+from vlm_spec_decode.train.instructions import Goal, held_out
 
 NODES = ("camera", "locomotion", "vlm")
 START_S = 120.0
@@ -178,11 +210,10 @@ class ProcessStack:
     def label(self, scene: Scene, instruction: str, story: MissionLog) -> int:
         """Add what the teacher would have answered to the bag; return how many answers have a label."""
         # The teacher comes with training's libraries, which take seconds to import.
-        from vlm_spec_decode.demo.labels import labels
 
         if self._listener is None:
             return 0
-        found = labels(scene, instruction, story.steps, self._listener.poses)
+        found = teacher_labels(scene, instruction, story.steps, self._listener.poses)
         for stamp_s, text in found:
             self._bag.write_text("/vlm/label", text, round(stamp_s * 1e9))
         return len(found)
@@ -197,3 +228,286 @@ class ProcessStack:
 
 def _link(path: Path) -> LinkProfile:
     return from_mapping(LinkProfile, {"name": path.stem} | dict(load_yaml(path)), str(path))
+
+
+POLL_S = 0.05
+STOP_S = 6.0
+"""Time that a process gets to end by itself; the locomotion node stops the robot in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildProcess:
+    """A started process and where its output goes."""
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log: Path
+
+    def last_line(self) -> str:
+        """Return the last line of output that says something."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+
+
+class Processes:
+    """A context in which processes live. Leaving it ends the last started first, groups of nodes together."""
+
+    def __init__(self, logs: Path, clock: Clock, environment: Mapping[str, str]) -> None:
+        self._logs = logs
+        self._clock = clock
+        self._environment = {**os.environ, **environment}
+        self._running: list[ChildProcess] = []
+
+    def __enter__(self) -> Processes:
+        """Turn SIGTERM into the way that Ctrl-C takes."""
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._old_term = signal.signal(signal.SIGTERM, _interrupt)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End everything; a second Ctrl-C meanwhile changes nothing."""
+        old_int = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            self.stop([process.name for process in self._running])
+        finally:
+            signal.signal(signal.SIGINT, old_int)
+            signal.signal(signal.SIGTERM, self._old_term)
+
+    def start(self, name: str, arguments: Sequence[str]) -> ChildProcess:
+        """Start `python ARGUMENTS` under the run's environment."""
+        log = self._logs / f"{name}.log"
+        # The source of one function, so that nothing of the package is imported before the command starts.
+        code = f"{inspect.getsource(run_below)}\nrun_below()"
+        launcher = [sys.executable, "-S", "-c", code, str(os.getpid())]
+        with log.open("wb") as output:
+            popen = subprocess.Popen(
+                [*launcher, sys.executable, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+            )
+        process = ChildProcess(name, popen, log)
+        self._running.append(process)
+        return process
+
+    def check(self) -> None:
+        """Raise ProcessEnded if one has ended that should run."""
+        for process in self._running:
+            code = process.popen.poll()
+            if code is not None:
+                raise ProcessEnded(process.name, code, process.last_line())
+
+    def wait_ready(self, process: ChildProcess, timeout_s: float) -> dict[str, Any]:
+        """Wait for the JSON line `{"event": "ready", …}`. Raises ProcessEnded."""
+        until_s = self._clock.now() + timeout_s
+        while self._clock.now() < until_s:
+            for line in process.log.read_text(errors="replace").splitlines():
+                if line.startswith('{"event": "ready"'):
+                    found: dict[str, Any] = json.loads(line)
+                    return found
+            self.check()
+            self._clock.sleep(POLL_S)
+        raise ProcessEnded(process.name, 1, f"not ready within {timeout_s:.0f} s")
+
+    def stop(self, names: Iterable[str]) -> None:
+        """End these processes together and wait for them."""
+        wanted = set(names)
+        leaving = [process for process in self._running if process.name in wanted]
+        self._running = [process for process in self._running if process.name not in wanted]
+        for number, patience_s in ((signal.SIGINT, STOP_S), (signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
+            alive = [process for process in leaving if process.popen.poll() is None]
+            for process in alive:
+                _signal_group(process, number)
+            until_s = self._clock.now() + patience_s
+            while self._clock.now() < until_s and any(process.popen.poll() is None for process in alive):
+                self._clock.sleep(POLL_S)
+        for process in leaving:
+            # The group outlives its leader if the leader left children behind.
+            _signal_group(process, signal.SIGKILL)
+
+
+def run_below() -> None:
+    """Become the command `sys.argv[2:]`, which the kernel ends when the process `sys.argv[1]` ends.
+
+    Its source alone runs in a new interpreter: it uses nothing from outside of itself. Exits if the kernel
+    refuses, or if the parent has ended already.
+    """
+    import ctypes
+    import os
+    import signal
+    import sys
+
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(set_parent_death_signal, signal.SIGTERM) != 0:
+        sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
+    # The parent may have ended before the call above.
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("the parent has ended already")
+    os.execvp(sys.argv[2], sys.argv[2:])
+
+
+def _signal_group(process: ChildProcess, number: signal.Signals) -> None:
+    try:
+        os.killpg(process.popen.pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+INSTRUCTION = "/vlm/instruction"
+TEXTS = ("/vlm/answer", "/vlm/answer/partial", "/vlm/plan", "/vlm/plan/status", "/vlm/trace")
+FRAMES = "/camera/image_raw/compressed"
+WARN_EVERY_S = 5.0
+KEPT_FRAMES = 200
+
+Heard = Callable[[str, str, bytes, int], None]
+"""Called with topic, type, serialised message and arrival in nanoseconds since 1970."""
+
+
+class Listener:
+    """A node of its own context on a ROS domain. `spin` must be called for anything to happen."""
+
+    def __init__(self, domain: int, heard: Heard, said: Callable[[str, str], None]) -> None:
+        """`heard` gets every message as bytes, `said` topic and text of every String."""
+        self._heard = heard
+        self._said = said
+        self.frames: OrderedDict[float, Image] = OrderedDict()
+        self.poses: dict[float, Pose2D] = {}
+        self._own = OwnNode("vsd_demo", domain)
+        self._node = self._own.node
+        self._instructions = self._node.create_publisher(String, INSTRUCTION, COMMAND)
+        for topic in TEXTS:
+            self._subscribe(String, topic, COMMAND)
+        self._subscribe(String, INSTRUCTION, COMMAND)
+        self._subscribe(String, "/vlm/status", LATCHED)
+        self._subscribe(String, "/vlm/run", LATCHED)
+        self._subscribe(CompressedImage, FRAMES, qos_profile_sensor_data)
+        self._subscribe(CameraInfo, "/camera/camera_info", qos_profile_sensor_data)
+        self._subscribe(Odometry, "/odom", 20)
+
+    def _subscribe(self, kind: Any, topic: str, qos: Any) -> None:
+        name = f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
+
+        def take(data: bytes) -> None:
+            self._heard(topic, name, data, time.time_ns())
+            self._note(kind, topic, data)
+
+        self._node.create_subscription(kind, topic, take, qos, raw=True)
+
+    def _note(self, kind: Any, topic: str, data: bytes) -> None:
+        if kind is String:
+            self._said(topic, deserialize_message(data, String).data)
+        elif kind is CompressedImage:
+            try:
+                image, stamp_s = from_compressed(deserialize_message(data, CompressedImage))
+            except ImageError as error:
+                say = self._node.get_logger()
+                say.warning(f"frame not kept: {error}", throttle_duration_sec=WARN_EVERY_S)
+                return
+            self.frames[stamp_s] = image
+            if len(self.frames) > KEPT_FRAMES:
+                self.frames.popitem(last=False)
+        elif kind is Odometry:
+            message = deserialize_message(data, Odometry)
+            stamp, pose = message.header.stamp, message.pose.pose
+            # The body stands level, so half the yaw is all that its quaternion holds.
+            yaw_rad = 2 * math.atan2(pose.orientation.z, pose.orientation.w)
+            self.poses[stamp.sec + stamp.nanosec / 1e9] = Pose2D(pose.position.x, pose.position.y, yaw_rad)
+
+    @property
+    def has_odometry(self) -> bool:
+        """Whether the robot has said where it is."""
+        return bool(self.poses)
+
+    def spin(self, duration_s: float) -> None:
+        """Take in what arrives for about `duration_s`."""
+        self._own.spin(duration_s)
+
+    def is_heard(self) -> bool:
+        """Whether the VLM node listens to instructions: it alone acknowledges, and this node listens too."""
+        listeners = int(self._node.count_subscribers(INSTRUCTION))
+        has_node = bool(self._node.count_publishers("/vlm/ack"))
+        return has_node and 1 < listeners <= int(self._instructions.get_subscription_count())
+
+    def instruct(self, text: str) -> None:
+        """Publish the instruction."""
+        self._instructions.publish(String(data=text))
+
+    def close(self) -> None:
+        """Leave ROS. Idempotent."""
+        self._own.close()
+
+
+MAX_AGE_S = 0.25
+"""A frame further than this from any odometry gets no label."""
+
+
+def goal_of(instruction: str, scene: Scene) -> Goal | None:
+    """Return what an instruction means, if it is one of the wordings that the teacher knows."""
+    return _known(scene).get(" ".join(instruction.lower().split()))
+
+
+def _known(scene: Scene) -> dict[str, Goal]:
+    goals: dict[str, Goal] = {}
+    for name in scene.names:
+        for form in (*instructions.GO_TO, *instructions.OVER_TO, *held_out().wordings):
+            text = form.format(x=name)
+            goals[text] = Goal(text, "goto", name)
+        for form in instructions.FACE:
+            text = form.format(x=name)
+            goals[text] = Goal(text, "face", name)
+        for form in instructions.STOP_BEFORE:
+            for tenths in range(8, 21):
+                text = form.format(x=name, n=f"{tenths / 10:.1f}")
+                goals[text] = Goal(text, "goto", name, stop_m=tenths / 10)
+    for action, forms in instructions.GESTURES.items():
+        for text in forms:
+            goals[text] = Goal(text, "act", action=action)
+    return goals
+
+
+def teacher_labels(
+    scene: Scene, instruction: str, steps: Iterable[MissionStep], poses: Mapping[float, Pose2D]
+) -> list[tuple[float, str]]:
+    """Return for each answered step its frame's stamp and the JSON of its label; [] if the goal is unknown.
+
+    `poses` holds odometry by its stamp; its origin is where the robot was switched on.
+    """
+    goal = goal_of(instruction, scene)
+    if goal is None or not poses:
+        return []
+    world = World(scene, seed=scene.seed)
+    camera = FrontCamera(world)
+    found = []
+    for step in steps:
+        stamp_s = min(poses, key=lambda s: abs(s - step.stamp_s))
+        if not step.token_ids or abs(stamp_s - step.stamp_s) > MAX_AGE_S:
+            continue
+        world.teleport(_placed(scene.start, poses[stamp_s]))
+        text = teacher.answer(goal, scene_description.things(observe(camera, world)), step.history[-8:])
+        said = {
+            "stamp_s": step.stamp_s,
+            "instruction": instruction,
+            "history": list(step.history),
+            "actions": [format_action(action) for action in parse_answer(text)],
+            "text": text,
+        }
+        found.append((step.stamp_s, json.dumps(said)))
+    camera.close()
+    return found
+
+
+def _placed(start: Pose2D, moved: Pose2D) -> Pose2D:
+    cos, sin = math.cos(start.yaw_rad), math.sin(start.yaw_rad)
+    x_m = start.x_m + cos * moved.x_m - sin * moved.y_m
+    y_m = start.y_m + sin * moved.x_m + cos * moved.y_m
+    return Pose2D(x_m, y_m, math.remainder(start.yaw_rad + moved.yaw_rad, 2 * math.pi))

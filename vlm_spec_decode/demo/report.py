@@ -1,19 +1,155 @@
-"""The result of a demo, from its mission log and the ground truth: a JSON document and a table."""
+"""The result of a demo: its steps from the mission's topics, figures, a table, and pictures.
+
+`decode_again` decodes the same answers with another strategy, about the same frames and histories.
+"""
 
 from __future__ import annotations
 
+import io
+import json
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from PIL import Image as PilImage
+from PIL import ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
-from vlm_spec_decode.demo.mission_log import MissionLog, MissionStep
+from vlm_spec_decode.core.errors import SceneError
+from vlm_spec_decode.core.trace import GenerationResult
+from vlm_spec_decode.core.types import Image, Observation
+from vlm_spec_decode.edge.engine import Engine
+from vlm_spec_decode.edge.factory import EdgeSettings, bring_up
+from vlm_spec_decode.edge.image_upload import for_uplink
+from vlm_spec_decode.sim.ground_truth import GroundTruth, save_view
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
-from vlm_spec_decode.sim.scene import Scene
+from vlm_spec_decode.sim.scene import Pose2D, Scene
+from vlm_spec_decode.sim.views import WorldViews, save_png
+from vlm_spec_decode.sim.world import World
+
+ENDED = frozenset({"done", "step_limit", "refused", "cancelled", "failed"})
+"""States of `/vlm/status` after which the mission will not move the robot any more."""
+
+
+@dataclass(slots=True)
+class MissionStep:
+    """One look, answer and act."""
+
+    number: int
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    actions: tuple[str, ...] = ()
+    executed: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()
+    stamp_s: float = 0.0
+    trace: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class MissionLog:
+    """A mission in progress; times are seconds of the clock whose readings `hear` gets."""
+
+    given_s: float = float("nan")
+    mission: str = ""
+    link: str = "connecting"
+    detail: str = ""
+    state: str = ""
+    reason: str = ""
+    first_action_s: float | None = None
+    ended_s: float | None = None
+    steps: list[MissionStep] = field(default_factory=list)
+    _acting: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the mission is over."""
+        return self.ended_s is not None
+
+    def give(self, now_s: float) -> None:
+        """Note that the instruction goes out now; what older missions said does not count."""
+        self.given_s = now_s
+
+    def hear(self, topic: str, text: str, now_s: float) -> list[str]:
+        """Take one message in; return lines to print."""
+        if topic == "/vlm/status":
+            return self._status(json.loads(text), now_s)
+        handler = {
+            "/vlm/answer": self._answer,
+            "/vlm/trace": self._trace,
+            "/vlm/plan": self._plan,
+            "/vlm/plan/status": self._plan_status,
+        }.get(topic)
+        if handler is None or not self.mission:
+            return []
+        data = json.loads(text)
+        return handler(data, now_s) if data.get("mission") == self.mission else []
+
+    def _status(self, data: Mapping[str, Any], now_s: float) -> list[str]:
+        state, why = data["state"], ": ".join(p for p in (data["reason"], data["detail"]) if p)
+        if not data["mission"] and state not in ENDED:
+            self.link, self.detail = state, why
+            return []
+        if not self.given_s <= now_s or self.has_ended:
+            return []
+        self.mission = data["mission"] or "refused"
+        self.state, self.reason = state, why
+        if state == "looking":
+            return ["the robot takes the mission"]
+        if state == "answering":
+            self.steps.append(MissionStep(data["step"]))
+            return [f"step {data['step']}: looks and asks"]
+        if state in ENDED:
+            self.ended_s = now_s
+            return [f"mission {state.replace('_', ' ')}" + (f" ({why})" if why else "")]
+        return []
+
+    def _step(self, number: int) -> MissionStep | None:
+        return next((step for step in self.steps if step.number == number), None)
+
+    def _answer(self, data: Mapping[str, Any], _now_s: float) -> list[str]:
+        step = self._step(data["answer"])
+        if step is None:
+            return []
+        step.text, step.token_ids = data["text"], tuple(data["token_ids"])
+        step.actions, step.history = tuple(data["actions"]), tuple(data["history"])
+        step.stamp_s = data["stamp_s"]
+        return [f'  answer: "{step.text}"']
+
+    def _trace(self, data: Mapping[str, Any], _now_s: float) -> list[str]:
+        step = self._step(data["answer"])
+        if step is None:
+            return []
+        step.trace = data
+        kept = f"{data['accepted']} of {data['drafted']} drafted tokens kept"
+        return [
+            f"  {data['tokens']} tokens in {data['total_s']:.2f} s, {data['target_passes']} passes, {kept}"
+        ]
+
+    def _plan(self, data: Mapping[str, Any], now_s: float) -> list[str]:
+        if data["actions"] and self.first_action_s is None:
+            self.first_action_s = now_s
+        return []
+
+    def _plan_status(self, data: Mapping[str, Any], _now_s: float) -> list[str]:
+        step = self._step(data["answer"])
+        if step is None:
+            return []
+        step.executed = tuple(data["executed"])
+        said = f"{data['state']} {data['action']}".strip()
+        if said == self._acting:
+            return []
+        self._acting = said
+        if data["state"] == "moving":
+            return [f"  acts: {data['action']}"]
+        if data["state"] in {"refused", "stopped", "fault", "estop"}:
+            return [f"  {data['state']}: {data['action']} {data['reason']}: {data['detail']}".rstrip(": ")]
+        return []
+
 
 REACHED_M = 0.7
 """A go-to mission ends well at most this far from the object's nearest surface."""
@@ -171,3 +307,119 @@ def answers(steps: Sequence[MissionStep]) -> list[dict[str, Any]]:
 def sums(figures: Figures) -> dict[str, Any]:
     """Return the sums under the document's names."""
     return {**asdict(figures), "acceptance_rate": round(figures.acceptance_rate, 4)}
+
+
+STRATEGY = "autoregressive"
+
+
+def decode_again(
+    settings: EdgeSettings, instruction: str, steps: Iterable[MissionStep], frames: Mapping[float, Image]
+) -> dict[int, dict[str, Any]]:
+    """Return, by step, the figures of `STRATEGY`'s answer under the names of `/vlm/trace`, and `token_ids`.
+
+    A step whose frame was not seen is left out. Raises CloudError or ModelError.
+    """
+    runtime = bring_up(replace(settings, strategy=STRATEGY))
+    try:
+        return {
+            step.number: _figures(
+                _decode(runtime.engine, _observation(step, instruction, frames[step.stamp_s]))
+            )
+            for step in steps
+            if step.stamp_s in frames and step.token_ids
+        }
+    finally:
+        runtime.close()
+
+
+def _observation(step: MissionStep, instruction: str, image: Image) -> Observation:
+    # The node makes frames small in the same way before they go up, so the cloud knows this image already.
+    return Observation(for_uplink(image.jpeg), instruction, step.history, step.stamp_s)
+
+
+def _decode(engine: Engine, observation: Observation) -> GenerationResult:
+    *_, last = engine.answer(observation)
+    if last.result is None:
+        raise RuntimeError("the answer ended without a result")
+    return last.result
+
+
+def _figures(result: GenerationResult) -> dict[str, Any]:
+    return {
+        "token_ids": list(result.tokens),
+        "tokens": len(result.tokens),
+        "target_passes": result.target_passes,
+        "drafted": result.drafted,
+        "accepted": result.accepted,
+        "total_s": result.total_s,
+        "uplink_bytes": result.usage.uplink_bytes,
+        "downlink_bytes": result.usage.downlink_bytes,
+        "image_bytes": result.usage.image_bytes,
+    }
+
+
+WIDTH_PX = 640
+LINE_PX = 22
+CHARS = 74
+
+
+def save_frames(
+    folder: Path, instruction: str, steps: Iterable[MissionStep], frames: Mapping[float, Image]
+) -> list[Path]:
+    """Write each step's frame as it was seen (.jpg) and annotated (.png); return the paths of the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("step_*.*"):
+        old.unlink()
+    written = []
+    for step in steps:
+        if step.stamp_s in frames and step.text:
+            path = folder / f"step_{step.number:02d}.png"
+            path.with_suffix(".jpg").write_bytes(frames[step.stamp_s].jpeg)
+            annotate(frames[step.stamp_s], instruction, step).save(path)
+            written.append(path)
+    return written
+
+
+def annotate(frame: Image, instruction: str, step: MissionStep) -> PilImage.Image:
+    """Return the frame with instruction, answer and actions below it."""
+    with PilImage.open(io.BytesIO(frame.jpeg)) as opened:
+        height = round(WIDTH_PX * opened.height / opened.width)
+        picture = opened.convert("RGB").resize((WIDTH_PX, height))
+    done = ", ".join(step.executed) or "nothing"
+    lines = [
+        *textwrap.wrap(f"step {step.number} · {instruction}", CHARS, max_lines=2),
+        *textwrap.wrap(f"answer: {step.text}", CHARS, max_lines=5),
+        *textwrap.wrap(f"carried out: {done}", CHARS, max_lines=3),
+    ]
+    page = PilImage.new("RGB", (WIDTH_PX, height + LINE_PX * len(lines) + 16), "white")
+    page.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(page)
+    font = ImageFont.load_default(size=16)
+    for index, line in enumerate(lines):
+        draw.text((10, height + 6 + LINE_PX * index), line, fill="black", font=font)
+    return page
+
+
+def save_path(scene: Scene, truth: GroundTruth, target: str | None, file: Path) -> None:
+    """Write the room from above with the path that the robot took and where it ended."""
+    world = World(scene)
+    path = [Pose2D(x, y, yaw) for _, x, y, yaw in truth.path]
+    _put(world, Pose2D(truth.x_m, truth.y_m, truth.yaw_rad))
+    views = WorldViews(world)
+    try:
+        save_png(views.top_down(world, path, target=target), file)
+    finally:
+        views.close()
+
+
+def save_gif(scene: Scene, truth: GroundTruth, file: Path) -> None:
+    """Write the run as a GIF, re-enacted from the path: from above beside from behind."""
+    save_view(World(scene), truth, file)
+
+
+def _put(world: World, pose: Pose2D) -> None:
+    try:
+        world.teleport(pose)
+    except SceneError:
+        # It leans on something, where no robot can be put down; the path still ends there.
+        return

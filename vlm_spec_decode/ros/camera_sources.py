@@ -19,8 +19,8 @@ from sensor_msgs.msg import CompressedImage
 from sensor_msgs.msg import Image as RawImage
 
 from vlm_spec_decode.bags.events import PICTURES, Events, Frame, Topics
+from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.bags.source import BagSource
-from vlm_spec_decode.bags.truncated_reader import open_bag
 from vlm_spec_decode.core.errors import BagError, ConfigError, ImageError, RobotUnreachable
 from vlm_spec_decode.core.images import is_video, message_image, rgb_image
 from vlm_spec_decode.core.ports import Camera, Clock

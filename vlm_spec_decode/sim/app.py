@@ -23,6 +23,7 @@ import mujoco
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.go2.dds import (
     DdsDomain,
     RequestServer,
@@ -30,15 +31,18 @@ from vlm_spec_decode.sim.go2.dds import (
     open_domain,
     refuse_second_robot,
 )
-from vlm_spec_decode.sim.go2.faults import FaultSchedule, parse_fault
-from vlm_spec_decode.sim.go2.firmware import DOCUMENTED, find_firmware
-from vlm_spec_decode.sim.go2.robot import SimulatedRobot
-from vlm_spec_decode.sim.go2.services import AvoidService, Service, SportService, SwitcherService
-from vlm_spec_decode.sim.go2.state_machine import StateCode
-from vlm_spec_decode.sim.go2.video import Draw, VideoHub
+from vlm_spec_decode.sim.go2.robot import FaultSchedule, SimulatedRobot, parse_fault
+from vlm_spec_decode.sim.go2.services import (
+    AvoidService,
+    Draw,
+    Service,
+    SportService,
+    SwitcherService,
+    VideoHub,
+)
+from vlm_spec_decode.sim.go2.state_machine import DOCUMENTED, StateCode, find_firmware
 from vlm_spec_decode.sim.ground_truth import GroundTruth, PathRecorder, check_view, save_view
-from vlm_spec_decode.sim.physics.bodies import check_body, make_world
-from vlm_spec_decode.sim.render.camera import FrontCamera
+from vlm_spec_decode.sim.physics.physical_world import check_body, make_world
 from vlm_spec_decode.sim.scene import load_scene, random_scene
 
 MAX_LAG_S = 0.25
@@ -54,7 +58,7 @@ START_STATES = {
 
 @dataclass(frozen=True, slots=True)
 class SimConfig:
-    """All settings of `vsd sim`. `faults` are texts as `sim.go2.faults` reads them.
+    """All settings of `vsd sim`. `faults` are texts as `sim.go2.robot` reads them.
 
     For `linger_s` after it was asked to end the robot stays, so that its commander can still stop it.
     """

@@ -14,9 +14,9 @@ from vlm_spec_decode.core.errors import RobotRefused, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.robot import POSTURES, RobotState
 from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.go2.robot import attend, hold
 from vlm_spec_decode.sim.go2.state_machine import RULES, SportStateMachine, StateCode, StateRequest
-from vlm_spec_decode.sim.render.camera import FrontCamera
 from vlm_spec_decode.sim.scene import Pose2D
 from vlm_spec_decode.sim.world import World
 

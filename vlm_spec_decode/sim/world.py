@@ -1,9 +1,9 @@
 """The room with the robot in it, advanced in small steps of virtual time, and its range sensor.
 
-The base is kinematic: it follows velocity commands with delay, lag and limits (`sim.physics.base`) and is
-stopped by obstacles, as MuJoCo's collision detection finds them. The range sensor reports the free distance
-on the robot's four sides. Independent of cameras, services and wall time. Not thread-safe: threads that
-share a world need a lock.
+The base is kinematic: it follows velocity commands with delay, lag and limits (`sim.physics.kinematic_body`)
+and is stopped by obstacles, as MuJoCo's collision detection finds them. The range sensor reports the free
+distance on the robot's four sides. Independent of cameras, services and wall time. Not thread-safe: threads
+that share a world need a lock.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ import numpy as np
 
 from vlm_spec_decode.core.errors import SceneError
 from vlm_spec_decode.sim.objects import SceneObject, distance_to_footprint
-from vlm_spec_decode.sim.physics import room_model as mjcf
-from vlm_spec_decode.sim.physics.base import (
+from vlm_spec_decode.sim.physics import room_model
+from vlm_spec_decode.sim.physics.kinematic_body import (
     GO2_LIMITS,
     STAND_HEIGHT_M,
+    STRIDE_HZ,
     BodyLimits,
     Imu,
     Posture,
     Shape,
     VelocityServo,
+    joint_angles,
+    trotting,
 )
-from vlm_spec_decode.sim.physics.gait import STRIDE_HZ, joint_angles, trotting
 from vlm_spec_decode.sim.physics.room_model import GROUP_ROOM, HULL_HALF_M, WorldModel
 from vlm_spec_decode.sim.scene import Pose2D, Scene, facing
 
@@ -87,7 +89,7 @@ class World:
         self.scene = scene
         self.limits = limits
         self.rng = np.random.default_rng([seed, 0x60])
-        self.built = mjcf.build(scene)
+        self.built = room_model.build(scene)
         self.data = mujoco.MjData(self.built.model)
         self.collisions = 0
         self.touching: frozenset[str] = frozenset()

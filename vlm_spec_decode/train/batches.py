@@ -1,26 +1,30 @@
-"""Batches: several dialogues about each image, whose part of the sequence is computed once for all of them.
+"""Batches of dialogues, and the forward pass over them.
 
 Each dialogue sees the image and itself, and its positions start right after the image, so training computes
-what decoding one dialogue computes, at a fraction of the cost.
+what decoding one dialogue computes, at a fraction of the cost. The forward pass goes through LLaVA's modules
+and the vision tower's auxiliary heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedTokenizerFast
+from torch import nn
+from torch.nn import functional
+from transformers import DynamicCache, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vlm_spec_decode.models.prompt import MAX_HISTORY
-from vlm_spec_decode.models.tiny import EOS_ID, PATCHES_ACROSS
+from vlm_spec_decode.models.tiny import EOS_ID, NUM_IMAGE_TOKENS, PATCHES_ACROSS
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
-from vlm_spec_decode.train import scene_description as sight
-from vlm_spec_decode.train.dialogues import Dialogue, draw
+from vlm_spec_decode.train import scene_description
 from vlm_spec_decode.train.frames import Column, FrameSet
 from vlm_spec_decode.train.instructions import Goal
+from vlm_spec_decode.train.teacher import Dialogue, draw_dialogue
 
 Indices: TypeAlias = npt.NDArray[np.integer]
 Flags: TypeAlias = npt.NDArray[np.bool_]
@@ -114,8 +118,8 @@ class Batcher:
         if self._frames.talks:
             return self._walked(rng, chosen)
         flips = rng.random(batch) < 0.5
-        views = [sight.things(row) for row in self._objects(chosen, flips)]
-        talks = [[draw(rng, view) for _ in range(self._dialogues)] for view in views]
+        views = [scene_description.things(row) for row in self._objects(chosen, flips)]
+        talks = [[draw_dialogue(rng, view) for _ in range(self._dialogues)] for view in views]
         return self.pack(augment(rng, self._images(chosen, flips)), talks)
 
     def views(self, rng: np.random.Generator, batch: int) -> Views:
@@ -246,3 +250,87 @@ def patch_labels(patches: npt.NDArray[np.int8], objects: npt.NDArray[np.float32]
 
 def _flip_patches(patches: npt.NDArray[np.int8], flip: bool) -> npt.NDArray[np.int8]:
     return patches.reshape(PATCHES_ACROSS, -1)[:, ::-1].reshape(-1) if flip else patches
+
+
+HEADS = (len(KINDS) + 1, len(COLOURS) + 1, BEARING_BINS, DISTANCE_BINS)
+
+
+class VisionHeads(nn.Module):
+    """What each patch shows, read off the vision tower by one linear layer; thrown away after training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, sum(HEADS))
+
+    def loss(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy over kind, colour, bearing and distance; `labels` [B, 64, 4]."""
+        parts = self.linear(features).split(HEADS, dim=-1)
+        losses = [
+            functional.cross_entropy(part.flatten(0, 1), labels[..., i].flatten(), ignore_index=-100)
+            for i, part in enumerate(parts)
+        ]
+        return torch.stack(losses).mean()
+
+
+def image_features(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
+    """Return the tower's patch features [B, 64, width], as LLaVA selects them (no class token)."""
+    states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
+    features: torch.Tensor = states[:, 1:]
+    return features
+
+
+def logits_of(model: LlavaForConditionalGeneration, features: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Return logits [M, vocab] of the answers' tokens, in the order of `batch.labels`.
+
+    The images' keys and values are computed once [B, 64] and read by every dialogue about them.
+    """
+    parts = []
+    for group, output in group_outputs(model, features, batch):
+        parts.append(model.lm_head(output.last_hidden_state[group.labels >= 0]))
+    return torch.cat(parts)
+
+
+def group_outputs(
+    model: LlavaForConditionalGeneration, features: torch.Tensor, batch: Batch, **options: Any
+) -> Iterator[tuple[Group, Any]]:
+    """Yield each group with what the language model returns for it; `options` are that model's own."""
+    language = model.model.language_model
+    cache = DynamicCache()
+    language(
+        inputs_embeds=model.model.multi_modal_projector(features),
+        position_ids=torch.arange(NUM_IMAGE_TOKENS, device=features.device)[None],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    for group in batch.groups:
+        past = DynamicCache()
+        for number, layer in enumerate(cache.layers):
+            past.update(layer.keys[group.images], layer.values[group.images], number)
+        behind = torch.arange(group.tokens.shape[1], device=features.device)
+        yield (
+            group,
+            language(
+                inputs_embeds=language.embed_tokens(group.tokens),
+                position_ids=NUM_IMAGE_TOKENS + behind[None],
+                past_key_values=past,
+                use_cache=True,
+                **options,
+            ),
+        )
+
+
+def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Weighted mean cross-entropy of the answers' tokens."""
+    each = functional.cross_entropy(logits, batch.labels, reduction="none")
+    return (each * batch.weights).sum() / batch.weights.sum()
+
+
+def distil_loss(logits: torch.Tensor, wanted: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Weighted cross-entropy against another model's distribution, half of it against its first choice.
+
+    The first choice alone decides acceptance under greedy decoding; the rest of the distribution says how
+    near the others were.
+    """
+    soft = functional.cross_entropy(logits, wanted.softmax(-1), reduction="none")
+    hard = functional.cross_entropy(logits, wanted.argmax(-1), reduction="none")
+    return ((soft + hard) / 2 * batch.weights).sum() / batch.weights.sum()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from vlm_spec_decode.train.wordings import held_out
+from vlm_spec_decode.train.instructions import held_out
 
 Role: TypeAlias = Literal["target", "draft"]
 

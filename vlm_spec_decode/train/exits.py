@@ -34,15 +34,13 @@ from vlm_spec_decode.models.checkpoint.files import read_config
 from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.models.spec import LoadOptions, parse_spec
-from vlm_spec_decode.train.agreement import Pair, decode
-from vlm_spec_decode.train.batches import Batch, Batcher
-from vlm_spec_decode.train.checkpoint import exporting, load_finished
+from vlm_spec_decode.train.batches import Batch, Batcher, group_outputs, image_features
 from vlm_spec_decode.train.config import EvaluateConfig, ExitsConfig
-from vlm_spec_decode.train.evaluate import questions
+from vlm_spec_decode.train.evaluate import Pair, decode, questions
 from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.hardware import pick_device
-from vlm_spec_decode.train.network import group_outputs, image_features
 from vlm_spec_decode.train.text_dataset import training_dialogues
+from vlm_spec_decode.train.training_state import exporting, load_finished
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,17 @@ Training can be resumed. The tower is frozen while the language part trains: at 
 its features, and frozen it can be shared by target and draft, which then have the same features.
 
 The learning rate is constant and falls linearly over the last part, so that a run can be cut short by
-resuming it with fewer steps. A deep language part begins shallow (`train/layer_stacking.py`). Every draw
-comes from (seed, step), so a resumed run is the same run.
+resuming it with fewer steps. Every draw comes from (seed, step), so a resumed run is the
+same run.
+
+A deep language part begins shallow (`LayerStack`). What a model has to learn about its language it learns in
+four layers as well as in twelve, in a third of the time. Layers that join are copies of those below, whose
+outputs are nothing at first, so the model goes on from where it was (stacking: arXiv 2405.15319; growth that
+preserves what is computed: arXiv 2305.02869).
+
+A finished model's folder has the vision tower and not its auxiliary heads. Random heads would send their
+first gradients into the tower and destroy its features. So the heads are trained first, while the tower is
+frozen.
 """
 
 from __future__ import annotations
@@ -13,30 +22,44 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.models import tiny
 from vlm_spec_decode.models.checkpoint.failures import memory_named
-from vlm_spec_decode.train import checkpoint as files
 from vlm_spec_decode.train import instructions, teacher
-from vlm_spec_decode.train.aux_heads import fit_heads
-from vlm_spec_decode.train.batches import Batch, Batcher, Views
-from vlm_spec_decode.train.config import TrainConfig
+from vlm_spec_decode.train.batches import (
+    Batch,
+    Batcher,
+    Views,
+    answer_loss,
+    distil_loss,
+    image_features,
+    logits_of,
+)
+from vlm_spec_decode.train.config import Growth, TrainConfig
 from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.hardware import Hardware, WorkerGroup, choose, in_step, pick_device
-from vlm_spec_decode.train.layer_stacking import LayerStack, layers_at
-from vlm_spec_decode.train.network import answer_loss, distil_loss, image_features, logits_of
-from vlm_spec_decode.train.optimizer import MuonWithAdamW
-from vlm_spec_decode.train.training_state import TrainingState, new_trainee, rounded, updated
+from vlm_spec_decode.train.training_state import (
+    MEMORY_ADVICE,
+    MuonWithAdamW,
+    TrainingState,
+    exporting,
+    load_finished,
+    new_trainee,
+    rounded,
+    updated,
+)
 
 WARM_UP = 200
 WHOLE_METRES = ("1", "2", "3", "4")
@@ -87,7 +110,7 @@ def train(config: TrainConfig, crew: WorkerGroup) -> dict[str, Any]:
         depth.resume()
     elif config.growth:
         depth.begin(config.growth[0][1])
-    with memory_named(files.MEMORY_ADVICE):
+    with memory_named(MEMORY_ADVICE):
         hardware = _hardware(config, trainee, batcher, crew)
         if needs_heads:
             fit_heads(trainee, batcher, 4 * config.batch, config.seed, crew)
@@ -110,7 +133,7 @@ def export(
     Weights are stored in half precision because they ship with the package; the config has them loaded as
     float32 again.
     """
-    with files.exporting(folder) as made:
+    with exporting(folder) as made:
         copy.deepcopy(model).half().save_pretrained(str(made))
         config = copy.deepcopy(model.config)
         for part in (config, config.text_config, config.vision_config):
@@ -218,7 +241,7 @@ def _eye_step(
 
 def load_guide(folder: Path, device: torch.device) -> LlavaForConditionalGeneration:
     """Load the target that a draft learns from. Raises ModelError."""
-    guide: LlavaForConditionalGeneration = files.load_finished(LlavaForConditionalGeneration, folder)
+    guide: LlavaForConditionalGeneration = load_finished(LlavaForConditionalGeneration, folder)
     return guide.to(device).eval().requires_grad_(False)
 
 
@@ -257,3 +280,82 @@ def _update(trainee: TrainingState, loss: torch.Tensor, crew: WorkerGroup) -> No
     crew.average((*trainee.model.parameters(), *trainee.heads.parameters()))
     torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), 1.0)
     trainee.optimizer.step()
+
+
+def layers_at(growth: Growth, step: int, steps: int) -> int | None:
+    """Return how many layers the `step`th of `steps` trains, counted from 1; None for all there are."""
+    if not growth:
+        return None
+    return [layers for share, layers in growth if step > share * steps][-1]
+
+
+class LayerStack:
+    """How many layers of a model are in use. The others lie idle: they pass everything on."""
+
+    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+        self._language = model.model.language_model
+        self._layers: Sequence[nn.Module] = self._language.layers
+
+    @property
+    def used(self) -> int:
+        """Layers in use, from below."""
+        return int(self._language.config.num_hidden_layers)
+
+    def begin(self, count: int) -> None:
+        """Use the first `count` layers of a new model, and silence the rest."""
+        for layer in self._layers[count:]:
+            _silence(layer)
+        self._use(count)
+
+    def resume(self) -> None:
+        """Use the layers that say something: whatever the plan says now, what was trained is kept."""
+        self._use(sum(bool(layer.mlp.down_proj.weight.any()) for layer in self._layers))  # type: ignore[union-attr, operator]
+
+    def use_all(self) -> None:
+        """Have idle layers count as layers again; what the model says stays the same."""
+        self._use(len(self._layers))
+
+    def grow(self, count: int | None) -> None:
+        """Add layers until there are `count`, each of them a silent copy of one below. None adds none."""
+        if count is None or count <= self.used:
+            return
+        below = self._layers[: self.used]
+        for layer, copied in zip(self._layers[self.used : count], cycle(below)):
+            layer.load_state_dict(copied.state_dict())
+            _silence(layer)
+        self._use(count)
+
+    def _use(self, count: int) -> None:
+        self._language.config.num_hidden_layers = count
+
+
+@torch.no_grad()
+def _silence(layer: nn.Module) -> None:
+    """Let a layer of a transformer add nothing to what it is given."""
+    layer.self_attn.o_proj.weight.zero_()  # type: ignore[union-attr, operator]
+    layer.mlp.down_proj.weight.zero_()  # type: ignore[union-attr, operator]
+
+
+STEPS = 300
+RATE = 1e-2
+"""Constant, and falling linearly to nothing over the second half."""
+
+
+def fit_heads(
+    trainee: TrainingState, batcher: Batcher, images: int, seed: int, crew: WorkerGroup, steps: int = STEPS
+) -> float:
+    """Train the heads alone for `steps` of `images` each, and return the last loss. The eye stays."""
+    optimizer = torch.optim.AdamW(trainee.heads.parameters(), RATE)
+    loss = torch.zeros(())
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, 2 * (steps - step) / steps)
+        views = batcher.views(crew.rng(seed, 0x4EAD, step), images).to(trainee.device)
+        with torch.no_grad():
+            features = image_features(trainee.model, views.pixels)
+        loss = trainee.heads.loss(features, views.patch_labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        crew.average(trainee.heads.parameters())
+        optimizer.step()
+    return loss.item()

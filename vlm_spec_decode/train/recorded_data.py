@@ -24,7 +24,7 @@ from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import ACTION_NAMES, Action, Look, Turn, action_numbers
 from vlm_spec_decode.bags.events import Events, Topics
 from vlm_spec_decode.bags.questions import AskPlan, Question, questions
-from vlm_spec_decode.bags.truncated_reader import open_bag
+from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.core.errors import ActionParseError, ConfigError
 from vlm_spec_decode.models.tiny import PATCHES_ACROSS
 from vlm_spec_decode.train.frames import MAX_OBJECTS, Column, squash

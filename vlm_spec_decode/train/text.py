@@ -30,25 +30,26 @@ from vlm_spec_decode.models import tiny
 from vlm_spec_decode.models.checkpoint.failures import memory_named, named
 from vlm_spec_decode.models.checkpoint.files import read_tensors
 from vlm_spec_decode.models.loader import load_model
-from vlm_spec_decode.train import agreement
-from vlm_spec_decode.train.agreement import TEMPERATURES, Pair
-from vlm_spec_decode.train.batches import Batch
-from vlm_spec_decode.train.checkpoint import (
+from vlm_spec_decode.train import evaluate
+from vlm_spec_decode.train.batches import Batch, answer_loss, distil_loss
+from vlm_spec_decode.train.config import HELD_OUT_SEED, TextConfig
+from vlm_spec_decode.train.evaluate import TEMPERATURES, Pair
+from vlm_spec_decode.train.hardware import Hardware, Precision, choose, pick_device
+from vlm_spec_decode.train.instructions import held_out
+from vlm_spec_decode.train.loop import tokenizer
+from vlm_spec_decode.train.teacher import Dialogue
+from vlm_spec_decode.train.text_dataset import GuidedTextDataset, TextDataset, held_out_dialogue
+from vlm_spec_decode.train.training_state import (
+    CPU,
     MEMORY_ADVICE,
     exporting,
     fitting,
     load_checkpoint,
     load_finished,
+    rounded,
     save_checkpoint,
+    updated,
 )
-from vlm_spec_decode.train.config import HELD_OUT_SEED, TextConfig
-from vlm_spec_decode.train.dialogues import Dialogue
-from vlm_spec_decode.train.hardware import Hardware, Precision, choose, pick_device
-from vlm_spec_decode.train.loop import tokenizer
-from vlm_spec_decode.train.network import answer_loss, distil_loss
-from vlm_spec_decode.train.text_dataset import GuidedTextDataset, TextDataset, held_out_dialogue
-from vlm_spec_decode.train.training_state import CPU, rounded, updated
-from vlm_spec_decode.train.wordings import held_out
 
 WARM_SHARE = 0.05
 """Of all steps, so many bring the learning rate up."""
@@ -231,7 +232,7 @@ def run_text_evaluate(
     pair = Pair.of(load_model(target, threads=threads), load_model(draft, threads=threads))
     asked = [held_out_dialogue(seed) for seed in range(first_seed, first_seed + count)]
     said = [
-        agreement.decode(pair, d.observation, pair.params())
+        evaluate.decode(pair, d.observation, pair.params())
         for d in tqdm(asked, desc="told rooms", mininterval=5)
     ]
     figures = plan_figures(asked, [answer.text for answer in said])
@@ -240,11 +241,11 @@ def run_text_evaluate(
         answers = greedy
         if temperature:
             params = pair.params(temperature)
-            answers = [(o, agreement.decode(pair, o, params).tokens) for o, _ in greedy]
-        found = agreement.acceptance(pair, answers, temperature)
+            answers = [(o, evaluate.decode(pair, o, params).tokens) for o, _ in greedy]
+        found = evaluate.acceptance(pair, answers, temperature)
         mark = f"t{temperature:.0f}"
         figures |= {f"acceptance_{mark}": found["all"], f"acceptance_by_token_{mark}": found["by_token"]}
-    lengths = agreement.accepted_lengths(pair, [o for o, _ in greedy])
+    lengths = evaluate.accepted_lengths(pair, [o for o, _ in greedy])
     return figures | {f"mean_accepted_of_{g}_t0": value for g, value in lengths.items()}
 
 

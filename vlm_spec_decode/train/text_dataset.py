@@ -20,15 +20,12 @@ from vlm_spec_decode.models.prompt import with_scene
 from vlm_spec_decode.sim.objects import footprint_radius_m
 from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.sim.world import World
-from vlm_spec_decode.train import dialogues, teacher
-from vlm_spec_decode.train import scene_description as sight
+from vlm_spec_decode.train import scene_description, teacher
 from vlm_spec_decode.train.batches import Batch, pack_ids, telling_tokens
-from vlm_spec_decode.train.dialogues import Dialogue
 from vlm_spec_decode.train.frames import sample_pose
-from vlm_spec_decode.train.instructions import Goal
-from vlm_spec_decode.train.projected_view import outlook
-from vlm_spec_decode.train.scene_description import MAX_TOLD, VisibleObject
-from vlm_spec_decode.train.wordings import held_out
+from vlm_spec_decode.train.instructions import Goal, held_out
+from vlm_spec_decode.train.scene_description import MAX_TOLD, VisibleObject, project_objects
+from vlm_spec_decode.train.teacher import Dialogue
 
 STEP_DEG = 5
 FARTHEST_M = 5.0
@@ -54,7 +51,7 @@ def draw(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> Dialogue:
     known = told(view)
     names = {t.name for t in known}
     hidden = tuple(replace(t, pixels=0) for t in view if t.name not in names)
-    return _in_words(dialogues.draw(rng, known + hidden), known)
+    return _in_words(teacher.draw_dialogue(rng, known + hidden), known)
 
 
 def views(seed: int, poses: int, forbid: frozenset[str] = frozenset()) -> Iterator[tuple[VisibleObject, ...]]:
@@ -63,7 +60,7 @@ def views(seed: int, poses: int, forbid: frozenset[str] = frozenset()) -> Iterat
     rng = np.random.default_rng([seed, 0xF2])
     for _ in range(poses):
         world.teleport(sample_pose(world, rng))
-        yield sight.things(outlook(world))
+        yield scene_description.things(project_objects(world))
 
 
 def training_dialogues(rng: np.random.Generator, rooms: int, poses: int, each: int) -> list[Dialogue]:

@@ -1,20 +1,26 @@
-"""The Go2's request services, `obstacles_avoid` among them: api id and JSON in, return code and JSON out.
+"""The Go2's request services: sport, mode switcher, `obstacles_avoid` and `videohub`.
 
 Ids, JSON keys and return codes are those of the public SDK (`unitree_sdk2py`, versions below). Uses the
-simulated robot and not DDS, so each service can be tested by plain calls. Where the vendor does not
-document which code a refused posture returns, it is 4206 (posture unsuitable for the action).
+simulated robot and not DDS, so each service can be tested by plain calls. Where the vendor does not document
+which code a refused posture returns, it is 4206 (posture unsuitable for the action).
 
 Service `obstacles_avoid`: velocity mode passes the command on and removes the forward part in front of an
 obstacle. Goals (relative or absolute in the odometry frame) are approached by a proportional law; the robot
-reports no arrival. Without `UseRemoteCommandFromApi(true)` every Move is accepted and does nothing, as on
-the robot.
+reports no arrival. Without `UseRemoteCommandFromApi(true)` every Move is accepted and does nothing, as on the
+robot.
+
+Service `videohub`: one JPEG of the front camera per request. An OpenGL context belongs to one thread, and
+drawing takes tens of milliseconds in software; so a separate thread draws, only on request, and one frame
+answers all requests that were waiting when it was begun.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import queue
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -342,3 +348,53 @@ class AvoidService(JsonService):
 
     def _send(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
         self._robot.move(vx_mps, vy_mps, vyaw_radps, clearance_m=CLEARANCE_M if self._enabled else 0.0)
+
+
+GET_IMAGE_SAMPLE = 1001
+Answer: TypeAlias = Callable[[Reply], None]
+Draw: TypeAlias = Callable[[], bytes]
+
+
+class VideoHub:
+    """Takes requests from any thread; `run` draws in the thread that calls it, until `stop`.
+
+    `open_camera` is entered in that thread and yields a function that returns one JPEG.
+    """
+
+    name = "videohub"
+    version = "1.0.0.1"
+
+    def __init__(self, open_camera: Callable[[], AbstractContextManager[Draw]]) -> None:
+        self._open_camera = open_camera
+        self._asked: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        self.is_open = False
+        """Whether the camera has been opened."""
+
+    def handle(self, api_id: int, parameter: str, answer: Answer) -> None:
+        """Queue one request for a frame."""
+        del parameter
+        if api_id != GET_IMAGE_SAMPLE:
+            answer(Reply(NOT_IMPLEMENTED))
+        else:
+            self._asked.put(answer)
+
+    def stop(self) -> None:
+        """Let `run` return."""
+        self._asked.put(None)
+
+    def run(self) -> None:
+        """Open the camera and draw what is asked for."""
+        with self._open_camera() as draw:
+            self.is_open = True
+            while (waiting := self._next()) is not None:
+                jpeg = draw()
+                for answer in waiting:
+                    answer(Reply(binary=jpeg))
+
+    def _next(self) -> list[Answer] | None:
+        """Wait for a request and return all that wait; None to end."""
+        waiting = [self._asked.get()]
+        while not self._asked.empty():
+            waiting.append(self._asked.get())
+        answers = [answer for answer in waiting if answer is not None]
+        return answers if len(answers) == len(waiting) else None

@@ -1,27 +1,26 @@
 """A world in which the Go2 has mass and walks on its legs; everything else is as in `sim.world`.
 
-Gravity, contact and joint torques move the body (`physical_body`); a learned policy walks it. Pictures,
-ranges and free places come from the kinematic world, which is laid over the physical body, so that a camera
-shows both bodies alike. Deterministic on one machine and library version.
-
-What is published as velocity is the true one behind a low pass, in place of an estimate from the legs.
+`make_world` chooses the body: kinematic (fast, exact, for training) or physical (torques, gravity).
 """
 
 from __future__ import annotations
 
 import math
 
-from vlm_spec_decode.sim.physics import physical_model as physical_mjcf
-from vlm_spec_decode.sim.physics.base import STAND_HEIGHT_M, BodyLimits, Imu, Shape
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.sim.physics.kinematic_body import STAND_HEIGHT_M, BodyLimits, Imu, Shape
 from vlm_spec_decode.sim.physics.physical_body import (
     FALLEN_UPRIGHT,
     LYING_M,
     PERIOD_S,
+    PHYSICS_STEP_S,
     LegCommand,
+    PhysicalAssets,
     PhysicalBody,
     WalkingPolicy,
+    build_physical_model,
+    find_assets,
 )
-from vlm_spec_decode.sim.physics.physical_model import PHYSICS_STEP_S, PhysicalAssets, find_assets
 from vlm_spec_decode.sim.scene import Pose2D, Scene
 from vlm_spec_decode.sim.world import STEP_S, Vec3, World
 
@@ -50,7 +49,7 @@ class PhysicalWorld(World):
     ) -> None:
         """Build room and robot. Raises ConfigError without the body's files, SceneError as `World` does."""
         files = assets or find_assets()
-        self._body = PhysicalBody(physical_mjcf.build(scene, files.model), WalkingPolicy(files.policy))
+        self._body = PhysicalBody(build_physical_model(scene, files.model), WalkingPolicy(files.policy))
         self._limp = False
         super().__init__(scene, seed=seed, limits=limits, pose=pose)
 
@@ -159,3 +158,18 @@ class PhysicalWorld(World):
                 self.collisions += 1
             seen[name] = now_s
         self.touching = frozenset(name for name, at_s in seen.items() if now_s - at_s <= APART_S)
+
+
+BODIES: dict[str, type[World]] = {"kinematic": World, "physical": PhysicalWorld}
+
+
+def check_body(body: str) -> None:
+    """Raise ConfigError for a body that there is not."""
+    if body not in BODIES:
+        raise ConfigError(f"body: {body!r} is none of {', '.join(BODIES)}")
+
+
+def make_world(scene: Scene, *, body: str = "kinematic", seed: int = 0) -> World:
+    """Return a world with that body. Raises ConfigError (no such body, its files are missing), SceneError."""
+    check_body(body)
+    return BODIES[body](scene, seed=seed)
