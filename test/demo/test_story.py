@@ -79,13 +79,36 @@ def test_an_instruction_that_is_refused_at_once_ends_the_story():
     story.give(1.0)
     lines = story.hear("/vlm/status", status("failed", "", reason="InstructionError", detail="empty"), 1.1)
     assert story.has_ended
-    assert lines == ["mission failed (InstructionError: empty)"]
+    assert lines == ["failed: InstructionError: empty"]
+
+
+def test_the_demo_prints_what_every_other_display_of_a_mission_prints():
+    story = MissionLog()
+    story.give(1.0)
+    told = [
+        ("/vlm/status", status("answering", step=1)),
+        ("/vlm/plan/status", plan_status("moving", "turn(20)")),
+        ("/vlm/answer", json.dumps({
+            "mission": "m", "answer": 1, "text": "Ball left. turn(20)", "token_ids": [4],
+            "actions": ["turn(20)"], "history": [], "stamp_s": 9.5,
+        })),
+        ("/vlm/trace", json.dumps({"mission": "m", "answer": 1} | TRACE)),
+        ("/vlm/status", status("step_limit", step=1)),
+    ]  # fmt: skip
+    assert [line for topic, text in told for line in story.hear(topic, text, 2.0)] == [
+        "[1] looks",
+        "    > turn(20)",
+        "    Ball left. turn(20)",
+        "    10 tokens, 0.50 s, 3 target passes, 6 of 8 drafted kept",
+        "step limit",
+    ]
 
 
 def test_a_refusal_is_told_with_its_name():
     story = told()
     said = plan_status("refused", "forward(9)", reason="limit_distance", detail="at most 5 m")
-    assert story.hear("/vlm/plan/status", said, 2.1) == ["  refused: forward(9) limit_distance: at most 5 m"]
+    lines = story.hear("/vlm/plan/status", said, 2.1)
+    assert lines == ["    ! refused forward(9): limit_distance at most 5 m"]
 
 
 @pytest.mark.parametrize(

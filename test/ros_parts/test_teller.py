@@ -41,6 +41,19 @@ def test_the_answer_streams_and_the_robot_follows():
     assert (teller.has_ended, teller.exit_code, teller.actions) == (True, 0, ["forward(1)"])
 
 
+def test_an_answer_whose_parts_were_lost_or_come_later_is_told_once():
+    teller = MissionProgress("m")
+    said = tell(
+        teller,
+        ("vlm/status", status("answering")),
+        ("vlm/answer", json.dumps({"mission": "m", "text": "Ball left. turn(20)", "actions": ["turn(20)"]})),
+        ("vlm/answer/partial", "Ball"),
+        ("vlm/answer/partial", "Ball left. turn(20)"),
+        ("vlm/status", status("done")),
+    )
+    assert said.splitlines() == ["[1] looks", "    Ball left. turn(20)", "done"]
+
+
 def test_other_missions_are_not_told():
     teller = MissionProgress("m")
     said = tell(

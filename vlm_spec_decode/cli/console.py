@@ -98,12 +98,12 @@ def say(
         click.echo(piece, nl=False, err=as_json)
 
     with interrupted_by_signals():
-        teller = follow(request, namespace, timeout_s, tell, ask)
-    is_left = detach and not teller.has_ended
+        progress = follow(request, namespace, timeout_s, tell, ask)
+    is_left = detach and not progress.has_ended
     document = {"instruction": text, "mission": request.mission,
-                "status": "taken" if is_left else teller.state, "reason": teller.reason,
-                "detail": teller.detail, "steps": teller.steps, "actions": teller.actions}  # fmt: skip
-    code = 0 if is_left else teller.exit_code
+                "status": "taken" if is_left else progress.state, "reason": progress.reason,
+                "detail": progress.detail, "steps": progress.steps, "actions": progress.actions}  # fmt: skip
+    code = 0 if is_left else progress.exit_code
     if as_json:
         click.echo(json.dumps(document | {"exit_code": code}))
     return code
@@ -269,8 +269,8 @@ def follow(
     from vlm_spec_decode.mission.progress import MissionProgress
     from vlm_spec_decode.ros.operator import find_node
 
-    teller = MissionProgress(request.mission)
-    said = _Said(teller, tell)
+    progress = MissionProgress(request.mission)
+    said = _Said(progress, tell)
     operator, is_found = find_node(ros_domain(), namespace, said.hear, FIND_S, said.note)
     if not is_found:
         where = operator.where
@@ -278,43 +278,43 @@ def follow(
         raise RobotUnreachable(f"no vlm_node listens {where}")
     is_left = False
     try:
-        _hand_over(operator, request, teller)
+        _hand_over(operator, request, progress)
         is_left = not request.lease_s
         if is_left:
             said.note(f"taken as {request.mission}; it goes on by itself, `vsd stop` ends it")
-            return teller
+            return progress
         until_s = time.monotonic() + timeout_s
         operator.keep_alive(request.mission, until_s + CANCEL_S)
         _attend(operator, said, ask, until_s)
-        if not teller.has_ended:
-            said.note(f"no end within {timeout_s:g} s ({teller.awaited} is what it waits for): cancelling")
-        return teller
+        if not progress.has_ended:
+            said.note(f"no end within {timeout_s:g} s ({progress.awaited} is what it waits for): cancelling")
+        return progress
     finally:
         with undisturbed():
             operator.rest()
-            if not (teller.has_ended or is_left):
+            if not (progress.has_ended or is_left):
                 _call_off(operator, said)
             with suppress(Exception):
-                operator.linger(teller.listeners)
+                operator.linger(progress.listeners)
             operator.close()
 
 
 class _Said:
     """The text of a mission for a person; a closed terminal ends the command only once."""
 
-    def __init__(self, teller: MissionProgress, tell: Callable[[str], None]) -> None:
-        self.teller = teller
+    def __init__(self, progress: MissionProgress, tell: Callable[[str], None]) -> None:
+        self.progress = progress
         self._tell = tell
         self._is_gone = False
         self.last_s = time.monotonic()
 
     def hear(self, topic: str, text: str) -> None:
         """Take one message."""
-        self._print(self.teller.hear(topic, text))
+        self._print(self.progress.hear(topic, text))
 
     def note(self, text: str) -> None:
         """Print a line of our own."""
-        self._print(self.teller.note(text))
+        self._print(self.progress.note(text))
 
     def _print(self, text: str) -> None:
         if not text or self._is_gone:
@@ -327,13 +327,13 @@ class _Said:
             raise
 
 
-def _hand_over(operator: Operator, request: MissionRequest, teller: MissionProgress) -> None:
+def _hand_over(operator: Operator, request: MissionRequest, progress: MissionProgress) -> None:
     """Ask until the node has acknowledged it. Raises RobotUnreachable after `ACK_S`."""
     from vlm_spec_decode.ros.operator import RESEND_S
 
     began_s = asked_s = time.monotonic()
     operator.ask(request)
-    while not (teller.is_taken or teller.has_ended):
+    while not (progress.is_taken or progress.has_ended):
         now_s = time.monotonic()
         if now_s - began_s > ACK_S:
             raise RobotUnreachable(
@@ -347,12 +347,12 @@ def _hand_over(operator: Operator, request: MissionRequest, teller: MissionProgr
 
 def _attend(operator: Operator, said: _Said, ask: Callable[[str], bool], until_s: float) -> None:
     """Follow the mission to its end or to `until_s`."""
-    teller = said.teller
+    progress = said.progress
     began_s = time.monotonic()
-    while not teller.has_ended and (now_s := time.monotonic()) < until_s:
+    while not progress.has_ended and (now_s := time.monotonic()) < until_s:
         operator.spin(min(0.05, until_s - now_s))
-        if teller.proposed:
-            plan, teller.proposed = teller.proposed, ""
+        if progress.proposed:
+            plan, progress.proposed = progress.proposed, ""
             operator.answer(ask(plan), FIND_S)
             # Nothing was heard while a person thought.
             operator.heard_s = said.last_s = time.monotonic()
@@ -361,17 +361,17 @@ def _attend(operator: Operator, said: _Said, ask: Callable[[str], bool], until_s
                 f"vlm_node {operator.where} has been silent for {SILENT_S:g} s; without it the robot stands"
             )
         if time.monotonic() - said.last_s > QUIET_S:
-            said.note(f"    … {time.monotonic() - began_s:.0f} s; waiting for {teller.awaited}")
+            said.note(f"    … {time.monotonic() - began_s:.0f} s; waiting for {progress.awaited}")
 
 
 def _call_off(operator: Operator, said: _Said) -> None:
     """Withdraw the mission and listen until it is over; then let the executor itself drop it."""
-    teller = said.teller
+    progress = said.progress
     until_s = time.monotonic() + CANCEL_S
-    while not teller.has_ended and time.monotonic() < until_s:
-        operator.withdraw(teller.mission)
+    while not progress.has_ended and time.monotonic() < until_s:
+        operator.withdraw(progress.mission)
         # A terminal that is gone must not keep the mission from being ended.
         with suppress(OSError, ValueError):
             operator.spin(0.1)
-    if not teller.has_ended and teller.steps:
+    if not progress.has_ended and progress.steps:
         operator.cancel(CANCEL_S)

@@ -77,11 +77,11 @@ def run(config: DemoConfig, say: Say) -> dict[str, Any]:
         generate(keys)
         stage_config = _stage_config(config, keys, Path(private) / "truth.json", scene)
         with ProcessStack(stage_config, WallClock(), random.Random(), say) as stage:
-            story, truth, again = _mission(stage, config, instruction, scene)
+            log, truth, again = _mission(stage, config, instruction, scene)
     say("drawing the pictures")
     target = named_object(instruction, scene)
-    artifacts = _artifacts(config.out, instruction, scene, story, truth, target, stage)
-    document = _document(config, seed, instruction, target, story, truth, again, artifacts)
+    artifacts = _artifacts(config.out, instruction, scene, log, truth, target, stage)
+    document = _document(config, seed, instruction, target, log, truth, again, artifacts)
     (config.out / "run.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     say(report.table(document))
     return document
@@ -98,25 +98,25 @@ def _mission(
     stage: ProcessStack, config: DemoConfig, instruction: str, scene: Scene
 ) -> tuple[MissionLog, GroundTruth, dict[int, dict[str, Any]]]:
     stage.set_up()
-    story = stage.play(instruction, config.timeout_s)
+    log = stage.play(instruction, config.timeout_s)
     stage.say("decoding the same answers again with autoregressive")
     settings = EdgeSettings(cloud=stage.address, keys=stage.config.keys, seed=config.seed, link=stage.link)
-    again = decode_again(settings, instruction, story.steps, stage.frames) if story.steps else {}
+    again = decode_again(settings, instruction, log.steps, stage.frames) if log.steps else {}
     truth = stage.clear()
-    stage.label(scene, instruction, story)
-    return story, truth, again
+    stage.label(scene, instruction, log)
+    return log, truth, again
 
 
 def _artifacts(
     out: Path,
     instruction: str,
     scene: Scene,
-    story: MissionLog,
+    log: MissionLog,
     truth: GroundTruth,
     target: str | None,
     stage: ProcessStack,
 ) -> dict[str, Any]:
-    frames = save_frames(out / "frames", instruction, story.steps, stage.frames)
+    frames = save_frames(out / "frames", instruction, log.steps, stage.frames)
     save_path(scene, truth, target, out / "path.png")
     save_gif(scene, truth, out / "run.gif")
     return {
@@ -134,31 +134,31 @@ def _document(
     seed: int,
     instruction: str,
     target: str | None,
-    story: MissionLog,
+    log: MissionLog,
     truth: GroundTruth,
     again: dict[int, dict[str, Any]],
     artifacts: dict[str, Any],
 ) -> dict[str, Any]:
     distance_m = truth.distances_m.get(target) if target else None
-    first_s, ended_s = story.first_action_s, story.ended_s
+    first_s, ended_s = log.first_action_s, log.ended_s
     baseline = report.sums(figures(again.values())) if again else None
     return {
         "instruction": instruction,
         "scene_seed": None if config.scene else seed,
         "scene": str(config.scene) if config.scene else None,
         "strategy": config.strategy,
-        "success": is_success(story, target, distance_m, truth.collisions),
-        "status": story.state or "timeout",
-        "reason": story.reason,
+        "success": is_success(log, target, distance_m, truth.collisions),
+        "status": log.state or "timeout",
+        "reason": log.reason,
         "target_object": target,
         "final_distance_m": distance_m if distance_m is None else round(distance_m, 3),
         "collisions": truth.collisions,
-        "steps": len(story.steps),
-        "answers": report.answers(story.steps),
-        **report.sums(figures(step.trace for step in story.steps)),
-        "time_to_first_action_s": None if first_s is None else round(first_s - story.given_s, 3),
-        "total_s": None if ended_s is None else round(ended_s - story.given_s, 3),
-        "same_tokens_as_autoregressive": same_tokens(story.steps, again),
+        "steps": len(log.steps),
+        "answers": report.answers(log.steps),
+        **report.sums(figures(step.trace for step in log.steps)),
+        "time_to_first_action_s": None if first_s is None else round(first_s - log.given_s, 3),
+        "total_s": None if ended_s is None else round(ended_s - log.given_s, 3),
+        "same_tokens_as_autoregressive": same_tokens(log.steps, again),
         "autoregressive": baseline,
         "artifacts": artifacts,
     }

@@ -92,7 +92,7 @@ class ProcessStack:
         self._clock = clock
         self._began_s = clock.now()
         self._say = say
-        self._story = MissionLog()
+        self._log = MissionLog()
         self._dds_domain = rng.choice(DDS_DOMAINS)
         self._ros_domain = rng.choice(ROS_DOMAINS)
         self._listener: Listener | None = None
@@ -167,17 +167,17 @@ class ProcessStack:
         while self._clock.now() < until_s:
             self._spin(listener)
             if (
-                self._story.link == "ready"
+                self._log.link == "ready"
                 and listener.has_odometry
                 and listener.frames
                 and listener.is_heard()
             ):
                 self.say("robot stands, camera sees, cloud has welcomed the draft model")
                 return
-            if self._story.link == "unavailable":
-                raise CloudUnreachable(self._story.detail)
+            if self._log.link == "unavailable":
+                raise CloudUnreachable(self._log.detail)
         missing = (
-            "the cloud" if self._story.link != "ready" else "odometry" if listener.frames else "the camera"
+            "the cloud" if self._log.link != "ready" else "odometry" if listener.frames else "the camera"
         )
         raise RobotUnreachable(
             f"{missing} did not come up within {START_S:.0f} s; see {self.config.out / 'logs'}"
@@ -188,32 +188,32 @@ class ProcessStack:
         self._processes.check()
 
     def _hear(self, topic: str, text: str) -> None:
-        for line in self._story.hear(topic, text, self._clock.now()):
+        for line in self._log.hear(topic, text, self._clock.now()):
             self.say(line)
 
     def play(self, instruction: str, timeout_s: float) -> MissionLog:
-        """Give the instruction and return the story when the mission has ended, or the time is up."""
+        """Give the instruction and return the log when the mission has ended, or the time is up."""
         if self._listener is None:
             raise ProcessEnded("vlm_node", 1, "not started")
         self.say(f'instruction: "{instruction}"')
-        self._story = MissionLog(link=self._story.link)
-        self._story.give(self._clock.now())
+        self._log = MissionLog(link=self._log.link)
+        self._log.give(self._clock.now())
         self._listener.instruct(instruction)
         until_s = self._clock.now() + timeout_s
-        while not self._story.has_ended and self._clock.now() < until_s:
+        while not self._log.has_ended and self._clock.now() < until_s:
             self._spin(self._listener)
-        if not self._story.has_ended:
+        if not self._log.has_ended:
             self.say(f"the mission has not ended within {timeout_s:.0f} s; stopping the robot")
         self._listener.spin(SETTLE_S)
-        return self._story
+        return self._log
 
-    def label(self, scene: Scene, instruction: str, story: MissionLog) -> int:
+    def label(self, scene: Scene, instruction: str, log: MissionLog) -> int:
         """Add what the teacher would have answered to the bag; return how many answers have a label."""
         # The teacher comes with training's libraries, which take seconds to import.
 
         if self._listener is None:
             return 0
-        found = teacher_labels(scene, instruction, story.steps, self._listener.poses)
+        found = teacher_labels(scene, instruction, log.steps, self._listener.poses)
         for stamp_s, text in found:
             self._bag.write_text("/vlm/label", text, round(stamp_s * 1e9))
         return len(found)

@@ -26,14 +26,13 @@ from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.factory import EdgeSettings, bring_up
 from vlm_spec_decode.edge.image_upload import for_uplink
+from vlm_spec_decode.mission.progress import MissionProgress
+from vlm_spec_decode.mission.state import ENDED
 from vlm_spec_decode.sim.ground_truth import GroundTruth, save_view
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.sim.scene import Pose2D, Scene
 from vlm_spec_decode.sim.views import WorldViews, save_png
 from vlm_spec_decode.sim.world import World
-
-ENDED = frozenset({"done", "step_limit", "refused", "cancelled", "failed"})
-"""States of `/vlm/status` after which the mission will not move the robot any more."""
 
 
 @dataclass(slots=True)
@@ -49,13 +48,23 @@ class MissionStep:
     stamp_s: float = 0.0
     trace: Mapping[str, Any] = field(default_factory=dict)
 
+    def store(self, topic: str, data: Mapping[str, Any]) -> None:
+        """Store the message of a topic about this step."""
+        if topic == "vlm/answer":
+            self.text, self.token_ids = data["text"], tuple(data["token_ids"])
+            self.actions, self.history = tuple(data["actions"]), tuple(data["history"])
+            self.stamp_s = data["stamp_s"]
+        elif topic == "vlm/trace":
+            self.trace = data
+        elif topic == "vlm/plan/status":
+            self.executed = tuple(data["executed"])
+
 
 @dataclass(slots=True)
 class MissionLog:
     """A mission in progress; times are seconds of the clock whose readings `hear` gets."""
 
     given_s: float = float("nan")
-    mission: str = ""
     link: str = "connecting"
     detail: str = ""
     state: str = ""
@@ -63,7 +72,7 @@ class MissionLog:
     first_action_s: float | None = None
     ended_s: float | None = None
     steps: list[MissionStep] = field(default_factory=list)
-    _acting: str = ""
+    _progress: MissionProgress | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -75,80 +84,41 @@ class MissionLog:
         self.given_s = now_s
 
     def hear(self, topic: str, text: str, now_s: float) -> list[str]:
-        """Take one message in; return lines to print."""
-        if topic == "/vlm/status":
-            return self._status(json.loads(text), now_s)
-        handler = {
-            "/vlm/answer": self._answer,
-            "/vlm/trace": self._trace,
-            "/vlm/plan": self._plan,
-            "/vlm/plan/status": self._plan_status,
-        }.get(topic)
-        if handler is None or not self.mission:
+        """Store a message, each once and in order of arrival; return lines for people."""
+        topic = topic.removeprefix("/")
+        if topic not in {"vlm/status", "vlm/answer", "vlm/trace", "vlm/plan", "vlm/plan/status"}:
             return []
         data = json.loads(text)
-        return handler(data, now_s) if data.get("mission") == self.mission else []
+        if topic == "vlm/status":
+            return self._status(data, text, now_s)
+        if self._progress is None or data.get("mission") != self._progress.mission:
+            return []
+        if topic == "vlm/plan":
+            if data["actions"] and self.first_action_s is None:
+                self.first_action_s = now_s
+            return []
+        step = next((step for step in self.steps if step.number == data["answer"]), None)
+        if step is None:
+            return []
+        step.store(topic, data)
+        return self._progress.hear(topic, text).splitlines()
 
-    def _status(self, data: Mapping[str, Any], now_s: float) -> list[str]:
+    def _status(self, data: Mapping[str, Any], text: str, now_s: float) -> list[str]:
         state, why = data["state"], ": ".join(p for p in (data["reason"], data["detail"]) if p)
         if not data["mission"] and state not in ENDED:
             self.link, self.detail = state, why
             return []
         if not self.given_s <= now_s or self.has_ended:
             return []
-        self.mission = data["mission"] or "refused"
+        if self._progress is None or self._progress.mission != data["mission"]:
+            # A refused instruction has no mission's name: its end is told under the empty one.
+            self._progress = MissionProgress(data["mission"])
         self.state, self.reason = state, why
-        if state == "looking":
-            return ["the robot takes the mission"]
         if state == "answering":
             self.steps.append(MissionStep(data["step"]))
-            return [f"step {data['step']}: looks and asks"]
         if state in ENDED:
             self.ended_s = now_s
-            return [f"mission {state.replace('_', ' ')}" + (f" ({why})" if why else "")]
-        return []
-
-    def _step(self, number: int) -> MissionStep | None:
-        return next((step for step in self.steps if step.number == number), None)
-
-    def _answer(self, data: Mapping[str, Any], _now_s: float) -> list[str]:
-        step = self._step(data["answer"])
-        if step is None:
-            return []
-        step.text, step.token_ids = data["text"], tuple(data["token_ids"])
-        step.actions, step.history = tuple(data["actions"]), tuple(data["history"])
-        step.stamp_s = data["stamp_s"]
-        return [f'  answer: "{step.text}"']
-
-    def _trace(self, data: Mapping[str, Any], _now_s: float) -> list[str]:
-        step = self._step(data["answer"])
-        if step is None:
-            return []
-        step.trace = data
-        kept = f"{data['accepted']} of {data['drafted']} drafted tokens kept"
-        return [
-            f"  {data['tokens']} tokens in {data['total_s']:.2f} s, {data['target_passes']} passes, {kept}"
-        ]
-
-    def _plan(self, data: Mapping[str, Any], now_s: float) -> list[str]:
-        if data["actions"] and self.first_action_s is None:
-            self.first_action_s = now_s
-        return []
-
-    def _plan_status(self, data: Mapping[str, Any], _now_s: float) -> list[str]:
-        step = self._step(data["answer"])
-        if step is None:
-            return []
-        step.executed = tuple(data["executed"])
-        said = f"{data['state']} {data['action']}".strip()
-        if said == self._acting:
-            return []
-        self._acting = said
-        if data["state"] == "moving":
-            return [f"  acts: {data['action']}"]
-        if data["state"] in {"refused", "stopped", "fault", "estop"}:
-            return [f"  {data['state']}: {data['action']} {data['reason']}: {data['detail']}".rstrip(": ")]
-        return []
+        return self._progress.hear("vlm/status", text).splitlines()
 
 
 REACHED_M = 0.7
@@ -214,10 +184,10 @@ def object_ahead(scene: Scene) -> str:
     return min(scene.objects, key=lambda item: off_axis_rad(item.x_m, item.y_m)).name
 
 
-def is_success(story: MissionLog, target: str | None, distance_m: float | None, collisions: int) -> bool:
+def is_success(log: MissionLog, target: str | None, distance_m: float | None, collisions: int) -> bool:
     """Whether the models said `done()`, nothing was touched, and a named object was reached."""
     reached = target is None or (distance_m is not None and distance_m <= REACHED_M)
-    return story.state == "done" and collisions == 0 and reached
+    return log.state == "done" and collisions == 0 and reached
 
 
 def same_tokens(steps: Iterable[MissionStep], again: Mapping[int, Mapping[str, Any]]) -> bool | None:

@@ -1,6 +1,7 @@
 """One mission as text for a person: the answer as it streams, the robot's actions, the end.
 
-Text in, text out; independent of ROS and terminals. Messages of other missions are ignored.
+The one place where reports of a mission become words; `vsd say`, `vsd top` and `vsd demo` print these. Text
+in, text out; independent of ROS and terminals. Messages of other missions are ignored.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlm_spec_decode.core.errors import CloudError, InstructionError, RobotError, VsdError
+from vlm_spec_decode.mission.events import BROKEN_OFF
 from vlm_spec_decode.mission.state import ENDED
-
-TROUBLE = frozenset({"refused", "stopped", "fault", "estop"})
 
 AWAITED = {
     "queued": "the missions before it",
@@ -25,6 +25,28 @@ AWAITED = {
     "drafting": "the next look",
 }
 """What a mission waits for in each of its states."""
+
+
+def mission_line(status: Mapping[str, Any]) -> str:
+    """Return the state of a `vlm/status` in words, with reason and detail where it has them."""
+    why = ": ".join(str(part) for part in (status["reason"], status["detail"]) if part)
+    return f"{str(status['state']).replace('_', ' ')}{': ' if why else ''}{why}"
+
+
+def robot_line(status: Mapping[str, Any]) -> str:
+    """Return a `vlm/plan/status` in words: what the robot does, and why it has left its plan."""
+    doing = f"{status['state']} {status['action']}".strip()
+    if status["state"] not in BROKEN_OFF:
+        return doing
+    return f"{doing}: {status['reason']} {status['detail']}".rstrip(": ")
+
+
+def decoding_line(trace: Mapping[str, Any]) -> str:
+    """Return the figures of a `vlm/trace` in words."""
+    cost = f"{trace['tokens']} tokens, {trace['total_s']:.2f} s, {trace['target_passes']} target passes"
+    if not trace["drafted"]:
+        return f"{cost}, nothing drafted"
+    return f"{cost}, {trace['accepted']} of {trace['drafted']} drafted kept"
 
 
 @dataclass(slots=True)
@@ -46,6 +68,8 @@ class MissionProgress:
     listeners: int = 0
     """How many listened to the request, as the VLM node knows it."""
     _shown: str = ""
+    _has_streamed: bool = False
+    """Whether some of the present answer was printed as it came."""
     _acting: str = ""
     _is_open_line: bool = False
     _held: list[str] = field(default_factory=list)
@@ -104,19 +128,18 @@ class MissionProgress:
         if data["state"] == "taken" or self.has_ended:
             return ""
         self.state, self.reason, self.detail = data["status"] or "failed", data["reason"], data["detail"]
-        return self._line(self._ending())
+        return self._line(self._state_line())
 
-    def _ending(self) -> str:
-        why = ": ".join(part for part in (self.reason, self.detail) if part)
-        return f"{self.state.replace('_', ' ')}{': ' if why else ''}{why}"
+    def _state_line(self) -> str:
+        return mission_line({"state": self.state, "reason": self.reason, "detail": self.detail})
 
     def _refusal(self, data: Mapping[str, Any]) -> str:
-        """A request that cannot be read or used gets no mission; the answer is for whoever has asked."""
+        """A request that cannot be read or used gets no mission; the answer is for anyone who has asked."""
         is_mine = not (data["mission"] or self.state or self.is_taken)
         if not is_mine or data["reason"] != InstructionError.__name__:
             return ""
         self.state, self.reason, self.detail = "failed", data["reason"], data["detail"]
-        return self._line(self._ending())
+        return self._line(self._state_line())
 
     def _status(self, data: Mapping[str, Any]) -> str:
         if self.has_ended:
@@ -125,12 +148,12 @@ class MissionProgress:
         self.state, self.reason, self.detail = data["state"], data["reason"], data["detail"]
         self.proposed = self.detail if (self.state, self.reason) == ("proposed", "approve") else ""
         if self.state == "answering":
-            self.steps, self._shown = data["step"], ""
+            self.steps, self._shown, self._has_streamed = data["step"], "", False
             mark = " (draft only, not verified)" if self.reason == "unverified" else ""
             return self._line(f"[{self.steps}] looks{mark}")
         if self.state == "acting":
             return ""
-        return self._line(self._ending())
+        return self._line(self._state_line())
 
     def _partial(self, text: str) -> str:
         """Print what is new; text that was already shown stays, since it was committed."""
@@ -141,32 +164,31 @@ class MissionProgress:
         if not new:
             return ""
         start = "" if self._is_open_line else "    "
-        self._is_open_line = True
+        self._is_open_line = self._has_streamed = True
         return start + new
 
     def _answer(self, data: Mapping[str, Any]) -> str:
         self.actions += data["actions"]
+        if not self._has_streamed and data["text"]:
+            # Of an answer that came before its parts, the parts are not printed any more.
+            self._shown = " ".join(data["text"].splitlines())
+            return self._line(f"    {self._shown}")
         end, self._is_open_line = "\n" if self._is_open_line else "", False
         held, self._held = self._held, []
         return end + "".join(held)
 
     def _trace(self, data: Mapping[str, Any]) -> str:
-        kept = (
-            f"{data['accepted']} of {data['drafted']} drafted kept" if data["drafted"] else "nothing drafted"
-        )
-        return self._line(
-            f"    {data['tokens']} tokens, {data['total_s']:.2f} s, {data['target_passes']} passes, {kept}"
-        )
+        return self._line(f"    {decoding_line(data)}")
 
     def _plan_status(self, data: Mapping[str, Any]) -> str:
-        said = f"{data['state']} {data['action']}".strip()
-        if said == self._acting:
+        doing = f"{data['state']} {data['action']}"
+        if doing == self._acting:
             return ""
-        self._acting = said
+        self._acting = doing
         if data["state"] == "moving":
             return self._after_the_answer(f"    > {data['action']}")
-        if data["state"] in TROUBLE:
-            return self._after_the_answer(f"    ! {said}: {data['reason']} {data['detail']}".rstrip(": "))
+        if data["state"] in BROKEN_OFF:
+            return self._after_the_answer(f"    ! {robot_line(data)}")
         return ""
 
     def _after_the_answer(self, text: str) -> str:

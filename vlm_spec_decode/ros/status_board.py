@@ -14,11 +14,19 @@ from rich.table import Table
 from rich.text import Text
 
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.mission.progress import decoding_line, mission_line, robot_line
 from vlm_spec_decode.ros.operator import Operator
 
 REFRESH_S = 0.1
 ONCE_S = 5.0
 """How long one view waits for everybody; what is said once a second may come late on a busy computer."""
+WORDS = {
+    "vlm/status": ("status", mission_line),
+    "vlm/plan/status": ("executor", robot_line),
+    "vlm/trace": ("trace", decoding_line),
+}
+"""For each topic of JSON: the field of `Board` that keeps its newest message, and what makes words of it."""
+
 LEVELS = {
     b"\x00": ("OK", "green"),
     b"\x01": ("WARN", "yellow"),
@@ -45,7 +53,7 @@ class Board:
 
     @property
     def is_live(self) -> bool:
-        """Whether anything at all was heard."""
+        """Whether any message has arrived."""
         return bool(self.status or self.executor or self.health)
 
     @property
@@ -62,14 +70,15 @@ class Board:
         return [name for name, is_missing in missing.items() if is_missing]
 
     def hear(self, topic: str, text: str) -> None:
-        """Take one message. Raises ValueError for what is not a JSON object."""
+        """Store one message. Raises ValueError, KeyError or TypeError for what is no message of ours."""
         if topic == "vlm/answer/partial":
             self.partial = text
-        elif topic in ("vlm/status", "vlm/plan/status", "vlm/trace"):
+        elif topic in WORDS:
             found = json.loads(text)
             if not isinstance(found, dict):
                 raise ValueError("not a JSON object")
-            name = {"vlm/status": "status", "vlm/plan/status": "executor", "vlm/trace": "trace"}[topic]
+            name, in_words = WORDS[topic]
+            in_words(found)
             setattr(self, name, found)
 
     def look(self, operator: Operator) -> None:
@@ -129,12 +138,11 @@ def _take(operator: Operator, board: Board) -> None:
 def _mission(board: Board) -> Panel:
     status, executor = board.status, board.executor
     table = Table.grid(padding=(0, 2))
-    state = str(status.get("state", "nothing heard yet"))
-    why = ": ".join(str(part) for part in (status.get("reason"), status.get("detail")) if part)
-    table.add_row("mission", Text(f"{state} {why}".strip(), style=COLOURS.get(state, "bold")))
+    said = mission_line(status) if status else "nothing received yet"
+    table.add_row("mission", Text(said, style=COLOURS.get(str(status.get("state")), "bold")))
     table.add_row("instruction", Text(str(status.get("instruction", ""))))
     table.add_row("answer", Text(board.partial, style="cyan"))
-    doing = f"{executor.get('state', '')} {executor.get('action', '')} {executor.get('reason', '')}".strip()
+    doing = robot_line(executor) if executor else ""
     table.add_row("robot", Text(doing, style=COLOURS.get(str(executor.get("state")), "bold")))
     if board.speed_mps is not None and board.place_m is not None:
         x_m, y_m = board.place_m
@@ -148,9 +156,8 @@ def _decoding(board: Board) -> Panel:
         first_s = trace["time_to_first_action_s"]
         first = "none" if first_s is None else f"{first_s:.2f} s"
         table.add_row("strategy", f"{trace['strategy']} ({trace['rule']})")
-        table.add_row("answer", f"{trace['tokens']} tokens in {trace['total_s']:.2f} s, first action {first}")
-        table.add_row("acceptance", f"{100 * trace['acceptance_rate']:.0f} % of {trace['drafted']} drafted")
-        table.add_row("target passes", str(trace["target_passes"]))
+        table.add_row("answer", decoding_line(trace))
+        table.add_row("first action", first)
         table.add_row(
             "bytes",
             f"{trace['uplink_bytes']} up, {trace['downlink_bytes']} down, image {trace['image_bytes']}",
