@@ -68,6 +68,8 @@ def test_help_imports_no_heavy_library():
         (["sim", "--fault", "meteor"], 2, "ConfigError"),
         (["sim", "--scene", "/no/such.yaml"], 2, "SceneError"),
         (["sim", "--headless", "--actions", "forward(x)"], 1, "ActionParseError"),
+        (["sim", "--headless", "--fault", "low_battery"], 2, "ConfigError"),
+        (["sim", "--headless", "--firmware", "classic"], 2, "ConfigError"),
         (["demo", "--strategy", "none"], 2, "ConfigError"),
         (["demo", "--instruction", ""], 2, "InstructionError"),
         (["demo", "--scene", "/no/such.yaml"], 2, "SceneError"),

@@ -11,9 +11,10 @@ from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.control.action_runner import InlineCallRunner
 from vlm_spec_decode.control.executor import Executor, run_plan
 from vlm_spec_decode.control.safety import SafetyGate
-from vlm_spec_decode.core.errors import ActionParseError
+from vlm_spec_decode.core.errors import ActionParseError, ConfigError
 from vlm_spec_decode.core.text import text_problem
 from vlm_spec_decode.sim.app import SimConfig
+from vlm_spec_decode.sim.go2.state_machine import DOCUMENTED
 from vlm_spec_decode.sim.ground_truth import PathRecorder, save_view
 from vlm_spec_decode.sim.headless import HeadlessGo2
 from vlm_spec_decode.sim.physics.physical_world import make_world
@@ -42,8 +43,17 @@ class NotingClock:
 def carry_out(config: SimConfig, actions: str) -> dict[str, Any]:
     """Get up, carry out `actions`, save what `config` asks for; return how it ended.
 
-    Raises ActionParseError for text that is no action, and what a scene can raise.
+    Raises ActionParseError for text that is no action, ConfigError for settings of services and topics, which
+    do not exist here, and what a scene can raise.
     """
+    if config.faults:
+        raise ConfigError(
+            f"fault {config.faults[0]}: faults are of the robot's services; --headless has none"
+        )
+    if config.firmware != DOCUMENTED.name:
+        raise ConfigError(
+            f"firmware {config.firmware}: --headless has no services, only the documented states"
+        )
     if problem := text_problem(actions):
         raise ActionParseError(f"actions: {problem}")
     wanted = parse_answer(actions)
