@@ -22,7 +22,7 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 ALONE = {
-    *("ros", "robot", "demo", "ros_parts", "test_docs.py"),
+    *("ros", "robot", "demo", "mission", "test_docs.py"),
     *("test_executor_threads.py", "test_executor_robots.py", "test_replicas.py"),
     *("test_sockets.py", "test_service.py", "test_operations.py", "test_links.py"),
 }

@@ -10,6 +10,7 @@ from PIL import Image as PilImage
 from rclpy.executors import MultiThreadedExecutor
 from rclpy.qos import qos_profile_sensor_data
 
+from test.mission.scripted import plain_jpeg
 from test.ros import NAMESPACE, ROS_DOMAIN
 from test.ros.processes import Processes
 from vlm_spec_decode.core.types import Image
@@ -108,6 +109,11 @@ def image() -> Image:
     buffer = io.BytesIO()
     PilImage.new("RGB", (64, 48), (20, 160, 40)).save(buffer, "JPEG")
     return Image(buffer.getvalue(), 64, 48)
+
+
+@pytest.fixture(scope="session")
+def jpeg() -> bytes:
+    return plain_jpeg()
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import pytest
 from std_msgs.msg import String
 
 from test.bags.walks import START_NS, plain_walk
+from test.mission.scripted import ScriptedEngine
 from test.ros import NAMESPACE, ROS_DOMAIN
 from test.ros.test_vlm_node import Source
-from test.ros_parts.scripted import ScriptedEngine
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.types import Done, Forward
 from vlm_spec_decode.bags.events import Events, Topics

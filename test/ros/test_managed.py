@@ -8,10 +8,10 @@ from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from std_msgs.msg import String
 
+from test.mission.scripted import ScriptedEngine
 from test.ros import NAMESPACE
 from test.ros.test_locomotion_node import Commander, LateRobot
 from test.ros.test_vlm_node import Source
-from test.ros_parts.scripted import ScriptedEngine
 from vlm_spec_decode.actions.types import Forward
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError, RobotError

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from test.mission.scripted import ScriptedEngine
 from test.ros import NAMESPACE
 from test.ros.test_camera_node import FakeCamera
 from test.ros.test_vlm_node import Source
-from test.ros_parts.scripted import ScriptedEngine
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.robot.fake import FakeRobot
 from vlm_spec_decode.ros import parameter_docs as reference

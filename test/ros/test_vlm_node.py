@@ -9,7 +9,7 @@ from PIL import Image as PilImage
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
-from test.ros_parts.scripted import EchoExecutor, ScriptedEngine
+from test.mission.scripted import EchoExecutor, ScriptedEngine
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudRefused, CloudUnreachable, ConfigError

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from test.ros_parts.scripted import EchoExecutor, ScriptedEngine
-from test.ros_parts.test_mission_runner import QUICK, World
+from test.mission.scripted import EchoExecutor, ScriptedEngine
+from test.mission.test_runner import QUICK, World
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.core.errors import CloudRefused, CloudTimeout, CloudUnreachable
 from vlm_spec_decode.mission.state import MissionJob, MissionStatus

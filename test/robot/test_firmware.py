@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from test.ros_parts.test_unitree_api import RobotTime, make
+from test.robot.test_unitree_api import RobotTime, make
 from vlm_spec_decode.core.errors import ConfigError, RobotError
 from vlm_spec_decode.robot.go2.driver import Go2Driver
 from vlm_spec_decode.robot.go2.states import StateTable

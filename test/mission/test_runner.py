@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from test.actions.rig import Rig
-from test.ros_parts.scripted import EchoExecutor, ScriptedEngine, ScriptedEngines, plain_jpeg
+from test.mission.scripted import EchoExecutor, ScriptedEngine, ScriptedEngines, plain_jpeg
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import Done, Forward, Turn
 from vlm_spec_decode.core.clock import WallClock

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sensor_msgs.msg import Image, LaserScan, PointCloud2, PointField
 
-from test.ros_parts.test_obstacles import cloud_of, scan_of
+from test.ros.test_range_processing import cloud_of, scan_of
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.ros import diagnostics
 from vlm_spec_decode.ros.obstacle_sensors import ALL_ROUND, Source

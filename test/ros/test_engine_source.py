@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 
-pytest.importorskip("rclpy", reason="the source reads a node's parameters")
-
 from vlm_spec_decode.edge.factory import EdgeSettings
 from vlm_spec_decode.ros import engine_source
+
+pytest.importorskip("rclpy", reason="the source reads a node's parameters")
 
 
 @dataclass

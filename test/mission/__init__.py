@@ -1,0 +1,1 @@
+"""Missions without ROS: runner, queue, leases, progress."""

@@ -1,8 +1,0 @@
-import pytest
-
-from test.ros_parts.scripted import plain_jpeg
-
-
-@pytest.fixture(scope="session")
-def jpeg() -> bytes:
-    return plain_jpeg()
