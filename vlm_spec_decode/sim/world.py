@@ -170,8 +170,11 @@ class World:
         limp: bool = False,
     ) -> None:
         """Move the trunk over its feet; nose down is positive pitch. `limp` is for bodies with weight."""
-        del limp
+        self._set_limp(limp)
         self._posture.ask(height_m, roll_rad, pitch_rad, yaw_rad)
+
+    def _set_limp(self, limp: bool) -> None:
+        """Let go of all joints, or hold them again; a kinematic body has none to let go of."""
 
     def topple(self) -> None:
         """Knock the body over; a kinematic one falls by its posture alone."""

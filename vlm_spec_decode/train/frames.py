@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from enum import IntEnum
@@ -128,6 +129,11 @@ def _settings(config: DataConfig) -> dict[str, str]:
 def observe(camera: FrontCamera, world: World) -> npt.NDArray[np.float32]:
     """Return what is true of every object from here [8, 6]."""
     labels = camera.label_map(IMAGE_PX, IMAGE_PX)
+    return object_rows(world, [int((labels == i).sum()) for i in range(len(world.scene.objects))])
+
+
+def object_rows(world: World, pixels: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Return the rows of a frame's objects [8, 6] (`Column`), given each one's pixels; -1 where none."""
     rows = np.full((MAX_OBJECTS, len(Column)), -1, dtype=np.float32)
     pose = world.pose
     for i, item in enumerate(world.scene.objects):
@@ -137,7 +143,7 @@ def observe(camera: FrontCamera, world: World) -> npt.NDArray[np.float32]:
             math.degrees(world.bearing_to(item.name)),
             world.distance_to(item.name),
             math.hypot(item.x_m - pose.x_m, item.y_m - pose.y_m),
-            int((labels == i).sum()),
+            pixels[i],
         )
     return rows
 

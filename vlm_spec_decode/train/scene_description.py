@@ -20,7 +20,7 @@ from vlm_spec_decode.models.tiny import IMAGE_PX
 from vlm_spec_decode.sim.objects import COLOURS, DOOR_DEPTH_M, KINDS, SHAPES, SceneObject, footprint_radius_m
 from vlm_spec_decode.sim.physics.kinematic_body import STAND_HEIGHT_M
 from vlm_spec_decode.sim.world import World
-from vlm_spec_decode.train.frames import MAX_OBJECTS, Column
+from vlm_spec_decode.train.frames import object_rows
 
 MIN_PIXELS = 24
 """Of 16,384: less than this of an object does not count as seen."""
@@ -118,19 +118,7 @@ def project_objects(world: World) -> npt.NDArray[np.float32]:
     The nearer hides what is behind it, column by column, up to its own height. Held against the renderer,
     97 of 100 objects are in view, or not, as estimated.
     """
-    rows = np.full((MAX_OBJECTS, len(Column)), -1, dtype=np.float32)
-    shown = _pixels(world)
-    pose = world.pose
-    for i, item in enumerate(world.scene.objects):
-        rows[i] = (
-            KINDS.index(item.kind),
-            COLOURS.index(item.colour),
-            math.degrees(world.bearing_to(item.name)),
-            world.distance_to(item.name),
-            math.hypot(item.x_m - pose.x_m, item.y_m - pose.y_m),
-            shown[i],
-        )
-    return rows
+    return object_rows(world, _pixels(world))
 
 
 def _pixels(world: World) -> list[int]:

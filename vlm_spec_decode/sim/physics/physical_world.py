@@ -97,21 +97,12 @@ class PhysicalWorld(World):
         """What gyroscope and accelerometer measure."""
         return self._body.imu
 
-    def set_posture(
-        self,
-        height_m: float = STAND_HEIGHT_M,
-        roll_rad: float = 0.0,
-        pitch_rad: float = 0.0,
-        yaw_rad: float = 0.0,
-        *,
-        limp: bool = False,
-    ) -> None:
-        """Move the trunk over its feet, or let go of all joints."""
+    def _set_limp(self, limp: bool) -> None:
+        """Let go of all joints, or hold them again; a body that lay begins at the height at which it lies."""
         if self._limp and not limp:
             self._posture.begin_at(min(max(self.body_height_m, LYING_M), STAND_HEIGHT_M))
             self._body.get_up()
         self._limp = limp
-        super().set_posture(height_m, roll_rad, pitch_rad, yaw_rad)
 
     def topple(self) -> None:
         """Knock the body over."""
