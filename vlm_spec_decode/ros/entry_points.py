@@ -21,7 +21,6 @@ from vlm_spec_decode.ros.lifecycle import NodePart, StopRequest
 from vlm_spec_decode.ros.node_parameters import DRIVER_PARAMETERS, ROBOT_PARAMETERS, SOURCE_PARAMETERS
 from vlm_spec_decode.ros.params import Parameters
 from vlm_spec_decode.ros.process import leave, run_node
-from vlm_spec_decode.ros.process_priority import PARAMETER, hurry
 
 STOP_S = 1.2
 """How long one stop may wait for the state to confirm it. The end of a node makes up to three, and whoever
@@ -67,6 +66,7 @@ def _camera(node: Node, _stop: StopRequest) -> NodePart:
 def _locomotion(node: Node, stop: StopRequest) -> NodePart:
     from vlm_spec_decode.ros.lease_topic import TopicBoard
     from vlm_spec_decode.ros.nodes.locomotion import LocomotionNode
+    from vlm_spec_decode.ros.process_priority import PARAMETER, hurry
     from vlm_spec_decode.ros.velocity_robot import VelocityRobot
 
     settings = Parameters(node, DRIVER_PARAMETERS)
