@@ -16,14 +16,14 @@ def status(state, reason="", detail="", mission="m", step=1):
     ).to_json()
 
 
-def tell(teller, *messages):
-    return "".join(teller.hear(topic, text) for topic, text in messages)
+def tell(progress, *messages):
+    return "".join(progress.on_message(topic, text) for topic, text in messages)
 
 
 def test_the_answer_streams_and_the_robot_follows():
-    teller = MissionProgress("m")
+    progress = MissionProgress("m")
     said = tell(
-        teller,
+        progress,
         ("vlm/status", status("looking")),
         ("vlm/status", status("answering")),
         ("vlm/answer/partial", "Ball"),
@@ -38,13 +38,13 @@ def test_the_answer_streams_and_the_robot_follows():
     assert "    Ball ahead. forward(1)\n" in said
     assert said.count("> forward(1)") == 1
     assert said.endswith("done\n")
-    assert (teller.has_ended, teller.exit_code, teller.actions) == (True, 0, ["forward(1)"])
+    assert (progress.has_ended, progress.exit_code, progress.actions) == (True, 0, ["forward(1)"])
 
 
 def test_an_answer_whose_parts_were_lost_or_come_later_is_told_once():
-    teller = MissionProgress("m")
+    progress = MissionProgress("m")
     said = tell(
-        teller,
+        progress,
         ("vlm/status", status("answering")),
         ("vlm/answer", json.dumps({"mission": "m", "text": "Ball left. turn(20)", "actions": ["turn(20)"]})),
         ("vlm/answer/partial", "Ball"),
@@ -55,16 +55,16 @@ def test_an_answer_whose_parts_were_lost_or_come_later_is_told_once():
 
 
 def test_other_missions_are_not_told():
-    teller = MissionProgress("m")
+    progress = MissionProgress("m")
     said = tell(
-        teller,
+        progress,
         ("vlm/status", status("answering", mission="other")),
         ("vlm/answer/partial", "their answer"),
         ("vlm/plan/status", PlanStatus("other", 1, 0, "moving", action="forward(1)").to_json()),
         ("vlm/status", status("done", mission="other")),
     )
     assert said == ""
-    assert not teller.has_ended
+    assert not progress.has_ended
 
 
 @pytest.mark.parametrize(
@@ -81,31 +81,31 @@ def test_other_missions_are_not_told():
     ],
 )
 def test_exit_codes(state, reason, code):
-    teller = MissionProgress("m")
-    tell(teller, ("vlm/status", status(state, reason)))
-    assert teller.exit_code == code
+    progress = MissionProgress("m")
+    tell(progress, ("vlm/status", status(state, reason)))
+    assert progress.exit_code == code
 
 
 def test_a_request_that_is_refused_unread_ends_with_wrong_usage():
-    teller = MissionProgress("m")
+    progress = MissionProgress("m")
     refusal = MissionStatus(state="failed", reason="InstructionError", detail="too long").to_json()
-    assert "too long" in tell(teller, ("vlm/status", refusal))
-    assert (teller.has_ended, teller.exit_code) == (True, 2)
+    assert "too long" in tell(progress, ("vlm/status", refusal))
+    assert (progress.has_ended, progress.exit_code) == (True, 2)
 
 
 def test_a_plan_that_waits_for_a_yes_is_shown_once():
-    teller = MissionProgress("m")
-    tell(teller, ("vlm/status", status("proposed", "approve", "turn(20)")))
-    assert teller.proposed == "turn(20)"
-    tell(teller, ("vlm/status", status("acting")))
-    assert teller.proposed == ""
+    progress = MissionProgress("m")
+    tell(progress, ("vlm/status", status("proposed", "approve", "turn(20)")))
+    assert progress.proposed == "turn(20)"
+    tell(progress, ("vlm/status", status("acting")))
+    assert progress.proposed == ""
 
 
 def test_an_answer_is_not_split_by_what_the_robot_does_meanwhile():
-    teller = MissionProgress("m")
+    progress = MissionProgress("m")
     moving = PlanStatus("m", 1, 0, "moving", action="turn(20)").to_json()
     said = tell(
-        teller,
+        progress,
         ("vlm/status", status("answering")),
         ("vlm/answer/partial", "Ball left. turn(20) "),
         ("vlm/plan/status", moving),
@@ -121,10 +121,10 @@ def test_an_answer_is_not_split_by_what_the_robot_does_meanwhile():
 
 
 def test_an_answer_that_is_broken_off_still_lets_the_rest_be_told():
-    teller = MissionProgress("m")
+    progress = MissionProgress("m")
     stopped = PlanStatus("m", 1, 0, "stopped", "cancel", action="turn(20)").to_json()
     said = tell(
-        teller,
+        progress,
         ("vlm/status", status("answering")),
         ("vlm/answer/partial", "Ball left."),
         ("vlm/plan/status", stopped),
@@ -134,35 +134,36 @@ def test_an_answer_that_is_broken_off_still_lets_the_rest_be_told():
 
 
 def test_a_note_in_the_middle_of_an_answer_lets_it_begin_anew():
-    teller = MissionProgress("m")
-    said = tell(teller, ("vlm/status", status("answering")), ("vlm/answer/partial", "Ball"))
-    said += teller.note("    … 5 s; waiting for the answer")
-    said += tell(teller, ("vlm/answer/partial", "Ball left."))
+    progress = MissionProgress("m")
+    said = tell(progress, ("vlm/status", status("answering")), ("vlm/answer/partial", "Ball"))
+    said += progress.note("    … 5 s; waiting for the answer")
+    said += tell(progress, ("vlm/answer/partial", "Ball left."))
     assert said.splitlines()[1:] == ["    Ball", "    … 5 s; waiting for the answer", "    Ball left."]
 
 
 def test_the_node_acknowledges_refuses_or_says_how_it_ended():
-    teller = MissionProgress("m")
-    tell(teller, ("vlm/ack", Ack(state="taken", mission="other", listeners=3).to_json()))
-    assert not teller.is_taken
-    tell(teller, ("vlm/ack", Ack(state="taken", mission="m", listeners=3).to_json()))
-    assert (teller.is_taken, teller.listeners, teller.has_ended) == (True, 3, False)
+    progress = MissionProgress("m")
+    tell(progress, ("vlm/ack", Ack(state="taken", mission="other", listeners=3).to_json()))
+    assert not progress.is_taken
+    tell(progress, ("vlm/ack", Ack(state="taken", mission="m", listeners=3).to_json()))
+    assert (progress.is_taken, progress.listeners, progress.has_ended) == (True, 3, False)
     said = tell(
-        teller, ("vlm/ack", Ack(state="over", mission="m", status="cancelled", detail="withdrawn").to_json())
+        progress,
+        ("vlm/ack", Ack(state="over", mission="m", status="cancelled", detail="withdrawn").to_json()),
     )
-    assert (said, teller.has_ended, teller.exit_code) == ("cancelled: withdrawn\n", True, 1)
-    assert tell(teller, ("vlm/status", status("cancelled"))) == "", "its end is told once"
-    teller = MissionProgress("m")
+    assert (said, progress.has_ended, progress.exit_code) == ("cancelled: withdrawn\n", True, 1)
+    assert tell(progress, ("vlm/status", status("cancelled"))) == "", "its end is told once"
+    progress = MissionProgress("m")
     tell(
-        teller,
+        progress,
         ("vlm/ack", Ack(state="refused", mission="m", reason="InstructionError", detail="used").to_json()),
     )
-    assert (teller.has_ended, teller.exit_code) == (True, 2)
+    assert (progress.has_ended, progress.exit_code) == (True, 2)
 
 
 def test_a_refusal_of_somebody_else_is_not_mine_once_mine_is_taken():
-    teller = MissionProgress("m")
-    tell(teller, ("vlm/ack", Ack(state="taken", mission="m").to_json()))
+    progress = MissionProgress("m")
+    tell(progress, ("vlm/ack", Ack(state="taken", mission="m").to_json()))
     refusal = MissionStatus(state="failed", reason="InstructionError", detail="too long").to_json()
-    assert tell(teller, ("vlm/status", refusal)) == ""
-    assert not teller.has_ended
+    assert tell(progress, ("vlm/status", refusal)) == ""
+    assert not progress.has_ended

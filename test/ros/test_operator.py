@@ -12,7 +12,7 @@ TOPICS = ("vlm/ack", "vlm/status", "vlm/answer", "vlm/plan/status", "vlm/trace")
 FOREIGN = ("", "{", "[]", "null", "7", '"text"', "{}", '{"mission": "m"}', '{"mission": "m", "state": {}}')
 
 
-@pytest.mark.parametrize("hearer", [MissionProgress("m").hear, Board().hear], ids=["say", "top"])
+@pytest.mark.parametrize("hearer", [MissionProgress("m").on_message, Board().on_message], ids=["say", "top"])
 @pytest.mark.parametrize("topic", TOPICS)
 @pytest.mark.parametrize("text", FOREIGN)
 def test_what_is_no_message_of_ours_is_said_once_and_ends_nothing(hearer, topic, text, capsys):
@@ -30,12 +30,12 @@ def test_what_is_no_message_of_ours_is_said_once_and_ends_nothing(hearer, topic,
 def test_a_board_keeps_nothing_but_objects(topic):
     board = Board()
     with pytest.raises(ValueError, match="JSON object"):
-        board.hear(topic, "[]")
+        board.on_message(topic, "[]")
     assert (board.status, board.executor, board.trace) == ({}, {}, {})
 
 
 def test_a_message_that_cannot_be_read_is_named(capsys):
     operator = Operator.__new__(Operator)
-    operator._hear, operator._unreadable = MissionProgress("m").hear, set()
+    operator._hear, operator._unreadable = MissionProgress("m").on_message, set()
     operator._hearer("vlm/status")(SimpleNamespace(data="{"))
     assert "JSONDecodeError" in capsys.readouterr().err

@@ -202,7 +202,7 @@ def top(seconds: float | None, once: bool, cloud: str | None, namespace: str, as
     from vlm_spec_decode.ros.status_board import ONCE_S, Board, show
 
     board = Board()
-    operator, _ = find_node(ros_domain(), namespace, board.hear, min(FIND_S, seconds or 2.0))
+    operator, _ = find_node(ros_domain(), namespace, board.on_message, min(FIND_S, seconds or 2.0))
     try:
         show(operator, board, WallClock(), ONCE_S if once else seconds, quiet=as_json, once=once)
     finally:
@@ -271,7 +271,7 @@ def follow(
 
     progress = MissionProgress(request.mission)
     said = _Said(progress, tell)
-    operator, is_found = find_node(ros_domain(), namespace, said.hear, FIND_S, said.note)
+    operator, is_found = find_node(ros_domain(), namespace, said.on_message, FIND_S, said.note)
     if not is_found:
         where = operator.where
         operator.close()
@@ -308,9 +308,9 @@ class _Said:
         self._is_gone = False
         self.last_s = time.monotonic()
 
-    def hear(self, topic: str, text: str) -> None:
-        """Take one message."""
-        self._print(self.progress.hear(topic, text))
+    def on_message(self, topic: str, text: str) -> None:
+        """Read one message of a topic and print what it says."""
+        self._print(self.progress.on_message(topic, text))
 
     def note(self, text: str) -> None:
         """Print a line of our own."""

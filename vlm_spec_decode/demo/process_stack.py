@@ -188,7 +188,7 @@ class ProcessStack:
         self._processes.check()
 
     def _hear(self, topic: str, text: str) -> None:
-        for line in self._log.hear(topic, text, self._clock.now()):
+        for line in self._log.on_message(topic, text, self._clock.now()):
             self.say(line)
 
     def play(self, instruction: str, timeout_s: float) -> MissionLog:
@@ -197,7 +197,7 @@ class ProcessStack:
             raise ProcessEnded("vlm_node", 1, "not started")
         self.say(f'instruction: "{instruction}"')
         self._log = MissionLog(link=self._log.link)
-        self._log.give(self._clock.now())
+        self._log.begin(self._clock.now())
         self._listener.instruct(instruction)
         until_s = self._clock.now() + timeout_s
         while not self._log.has_ended and self._clock.now() < until_s:

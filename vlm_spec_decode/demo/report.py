@@ -62,7 +62,7 @@ class MissionStep:
 
 @dataclass(slots=True)
 class MissionLog:
-    """A mission in progress; times are seconds of the clock whose readings `hear` gets."""
+    """A mission in progress; times are seconds of the clock whose readings `on_message` gets."""
 
     given_s: float = float("nan")
     link: str = "connecting"
@@ -79,11 +79,11 @@ class MissionLog:
         """Whether the mission is over."""
         return self.ended_s is not None
 
-    def give(self, now_s: float) -> None:
+    def begin(self, now_s: float) -> None:
         """Note that the instruction goes out now; what older missions said does not count."""
         self.given_s = now_s
 
-    def hear(self, topic: str, text: str, now_s: float) -> list[str]:
+    def on_message(self, topic: str, text: str, now_s: float) -> list[str]:
         """Store a message, each once and in order of arrival; return lines for people."""
         topic = topic.removeprefix("/")
         if topic not in {"vlm/status", "vlm/answer", "vlm/trace", "vlm/plan", "vlm/plan/status"}:
@@ -101,7 +101,7 @@ class MissionLog:
         if step is None:
             return []
         step.store(topic, data)
-        return self._progress.hear(topic, text).splitlines()
+        return self._progress.on_message(topic, text).splitlines()
 
     def _status(self, data: Mapping[str, Any], text: str, now_s: float) -> list[str]:
         state, why = data["state"], ": ".join(p for p in (data["reason"], data["detail"]) if p)
@@ -118,7 +118,7 @@ class MissionLog:
             self.steps.append(MissionStep(data["step"]))
         if state in ENDED:
             self.ended_s = now_s
-        return self._progress.hear("vlm/status", text).splitlines()
+        return self._progress.on_message("vlm/status", text).splitlines()
 
 
 REACHED_M = 0.7

@@ -53,7 +53,7 @@ def decoding_line(trace: Mapping[str, Any]) -> str:
 class MissionProgress:
     """The state of the mission named `mission`.
 
-    `hear` takes a message and returns the text to print, newlines included.
+    `on_message` takes a message and returns the text to print, newlines included.
     """
 
     mission: str
@@ -94,8 +94,8 @@ class MissionProgress:
         """What the mission waits for, in words."""
         return AWAITED.get(self.state, "vlm_node to begin")
 
-    def hear(self, topic: str, text: str) -> str:
-        """Take one message; return what to print."""
+    def on_message(self, topic: str, text: str) -> str:
+        """Read one message of a topic; return what to print."""
         if topic == "vlm/answer/partial":
             return self._partial(text)
         data = json.loads(text)

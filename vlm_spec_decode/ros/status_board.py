@@ -69,7 +69,7 @@ class Board:
             missing["the last answer (vlm/trace)"] = True
         return [name for name, is_missing in missing.items() if is_missing]
 
-    def hear(self, topic: str, text: str) -> None:
+    def on_message(self, topic: str, text: str) -> None:
         """Store one message. Raises ValueError, KeyError or TypeError for what is no message of ours."""
         if topic == "vlm/answer/partial":
             self.partial = text
@@ -81,8 +81,8 @@ class Board:
             in_words(found)
             setattr(self, name, found)
 
-    def look(self, operator: Operator) -> None:
-        """Take what is not text."""
+    def read(self, operator: Operator) -> None:
+        """Read odometry and diagnostics, which are not text."""
         if operator.odometry is not None:
             twist, at = operator.odometry.twist.twist.linear, operator.odometry.pose.pose.position
             self.speed_mps, self.place_m = (twist.x**2 + twist.y**2) ** 0.5, (at.x, at.y)
@@ -132,7 +132,7 @@ def show(
 
 def _take(operator: Operator, board: Board) -> None:
     operator.spin(REFRESH_S)
-    board.look(operator)
+    board.read(operator)
 
 
 def _mission(board: Board) -> Panel:

@@ -1,4 +1,4 @@
-"""The story of a mission from its messages, and what it was worth."""
+"""The log of a mission from its messages, and what it was worth."""
 
 import json
 from dataclasses import replace
@@ -36,14 +36,14 @@ def plan_status(state, action="", executed=(), mission="m", answer=1, reason="",
 
 
 def told() -> MissionLog:
-    story = MissionLog()
-    story.hear("/vlm/status", status("ready", ""), 0.5)
-    story.give(1.0)
-    story.hear("/vlm/status", status("looking"), 1.1)
-    story.hear("/vlm/status", status("answering", step=1), 1.2)
+    log = MissionLog()
+    log.on_message("/vlm/status", status("ready", ""), 0.5)
+    log.begin(1.0)
+    log.on_message("/vlm/status", status("looking"), 1.1)
+    log.on_message("/vlm/status", status("answering", step=1), 1.2)
     plan = {"mission": "m", "answer": 1, "actions": ["turn(20)"], "final": False}
-    story.hear("/vlm/plan", json.dumps(plan | {"actions": []}), 1.3)
-    story.hear("/vlm/plan", json.dumps(plan), 1.5)
+    log.on_message("/vlm/plan", json.dumps(plan | {"actions": []}), 1.3)
+    log.on_message("/vlm/plan", json.dumps(plan), 1.5)
     answer = {
         "mission": "m",
         "answer": 1,
@@ -51,40 +51,42 @@ def told() -> MissionLog:
         "token_ids": [4, 5],
         "actions": ["turn(20)"],
     }
-    story.hear("/vlm/answer", json.dumps(answer | {"history": [], "stamp_s": 9.5}), 1.6)
-    story.hear("/vlm/trace", json.dumps({"mission": "m", "answer": 1} | TRACE), 1.6)
-    story.hear("/vlm/plan/status", plan_status("done", executed=["turn(20)"]), 2.0)
-    story.hear("/vlm/status", status("done", step=1), 3.0)
-    return story
+    log.on_message("/vlm/answer", json.dumps(answer | {"history": [], "stamp_s": 9.5}), 1.6)
+    log.on_message("/vlm/trace", json.dumps({"mission": "m", "answer": 1} | TRACE), 1.6)
+    log.on_message("/vlm/plan/status", plan_status("done", executed=["turn(20)"]), 2.0)
+    log.on_message("/vlm/status", status("done", step=1), 3.0)
+    return log
 
 
 def test_times_and_steps_come_from_the_messages():
-    story = told()
-    assert (story.link, story.state, story.has_ended) == ("ready", "done", True)
-    assert story.first_action_s == 1.5
-    (step,) = story.steps
+    log = told()
+    assert (log.link, log.state, log.has_ended) == ("ready", "done", True)
+    assert log.first_action_s == 1.5
+    (step,) = log.steps
     assert (step.text, step.token_ids, step.executed) == ("turn ( 20 )", (4, 5), ("turn(20)",))
-    assert figures(s.trace for s in story.steps).acceptance_rate == 0.75
+    assert figures(s.trace for s in log.steps).acceptance_rate == 0.75
 
 
 def test_another_mission_is_not_this_one():
-    story = told()
-    assert story.hear("/vlm/plan/status", plan_status("moving", "turn(90)", mission="old"), 3.1) == []
-    assert story.hear("/vlm/status", status("failed"), 3.2) == []
-    assert story.state == "done"
+    log = told()
+    assert log.on_message("/vlm/plan/status", plan_status("moving", "turn(90)", mission="old"), 3.1) == []
+    assert log.on_message("/vlm/status", status("failed"), 3.2) == []
+    assert log.state == "done"
 
 
 def test_an_instruction_that_is_refused_at_once_ends_the_story():
-    story = MissionLog()
-    story.give(1.0)
-    lines = story.hear("/vlm/status", status("failed", "", reason="InstructionError", detail="empty"), 1.1)
-    assert story.has_ended
+    log = MissionLog()
+    log.begin(1.0)
+    lines = log.on_message(
+        "/vlm/status", status("failed", "", reason="InstructionError", detail="empty"), 1.1
+    )
+    assert log.has_ended
     assert lines == ["failed: InstructionError: empty"]
 
 
 def test_the_demo_prints_what_every_other_display_of_a_mission_prints():
-    story = MissionLog()
-    story.give(1.0)
+    log = MissionLog()
+    log.begin(1.0)
     told = [
         ("/vlm/status", status("answering", step=1)),
         ("/vlm/plan/status", plan_status("moving", "turn(20)")),
@@ -95,7 +97,7 @@ def test_the_demo_prints_what_every_other_display_of_a_mission_prints():
         ("/vlm/trace", json.dumps({"mission": "m", "answer": 1} | TRACE)),
         ("/vlm/status", status("step_limit", step=1)),
     ]  # fmt: skip
-    assert [line for topic, text in told for line in story.hear(topic, text, 2.0)] == [
+    assert [line for topic, text in told for line in log.on_message(topic, text, 2.0)] == [
         "[1] looks",
         "    > turn(20)",
         "    Ball left. turn(20)",
@@ -105,9 +107,9 @@ def test_the_demo_prints_what_every_other_display_of_a_mission_prints():
 
 
 def test_a_refusal_is_told_with_its_name():
-    story = told()
+    log = told()
     said = plan_status("refused", "forward(9)", reason="limit_distance", detail="at most 5 m")
-    lines = story.hear("/vlm/plan/status", said, 2.1)
+    lines = log.on_message("/vlm/plan/status", said, 2.1)
     assert lines == ["    ! refused forward(9): limit_distance at most 5 m"]
 
 
@@ -121,9 +123,9 @@ def test_a_refusal_is_told_with_its_name():
     ],
 )
 def test_success_needs_done_distance_and_no_collision(state, distance_m, collisions, good):
-    story = told()
-    story.state = state
-    assert is_success(story, "red ball", distance_m, collisions) is good
+    log = told()
+    log.state = state
+    assert is_success(log, "red ball", distance_m, collisions) is good
 
 
 def test_tokens_are_compared_step_by_step():
