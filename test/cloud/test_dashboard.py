@@ -12,8 +12,7 @@ from test.cloud.test_operations import SETTINGS
 from test.tables import TARGET, TableModel
 from vlm_spec_decode.cli import cloud_board as top_cloud
 from vlm_spec_decode.cli import main as cli
-from vlm_spec_decode.cloud.telemetry.metrics import COUNTED, HELD, Gauges
-from vlm_spec_decode.cloud.telemetry.service import ServiceTelemetry
+from vlm_spec_decode.cloud.telemetry.metrics import COUNTED, HELD, Gauges, ServiceTelemetry
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import CloudUnreachable
 from vlm_spec_decode.transport.in_process import InProcessLink

@@ -21,8 +21,7 @@ from vlm_spec_decode.cloud.config import CloudConfig
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.cloud.telemetry import health, logs
-from vlm_spec_decode.cloud.telemetry.metrics import Gauges
-from vlm_spec_decode.cloud.telemetry.service import STALL_S, ServiceTelemetry
+from vlm_spec_decode.cloud.telemetry.metrics import STALL_S, Gauges, ServiceTelemetry
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import CloudError, ConfigError
 from vlm_spec_decode.core.types import AnswerRequest, Language, Observation, SamplingParams
@@ -150,7 +149,7 @@ def test_the_instruction_is_told_only_if_asked_for() -> None:
 def test_what_a_stranger_says_never_becomes_a_label_and_memory_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vlm_spec_decode.cloud.telemetry.message_observer.MAX_FOLLOWED", 40)
+    monkeypatch.setattr("vlm_spec_decode.cloud.telemetry.metrics.MAX_FOLLOWED", 40)
     operations = ServiceTelemetry(SETTINGS, TableModel(TARGET).card, InProcessLink(), VirtualClock())
     for answer in range(1, 100):
         operations.link._watch.came(b"robot", opening(answer, strategy=f"made up {answer}"))

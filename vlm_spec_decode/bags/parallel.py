@@ -28,7 +28,7 @@ from vlm_spec_decode.bags.questions import Question
 from vlm_spec_decode.bags.replay import QuestionShare, ReplayConfig, Replayer
 from vlm_spec_decode.bags.source import bag_name
 from vlm_spec_decode.core.errors import BagError, ConfigError
-from vlm_spec_decode.edge.local_pair import folders
+from vlm_spec_decode.edge.factory import folders
 
 THUMB_PX, THUMB_QUALITY = 200, 55
 SHARES_PER_WORKER = 4

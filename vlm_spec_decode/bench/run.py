@@ -16,8 +16,7 @@ from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
-from vlm_spec_decode.edge.simulated_latency import VirtualModel
-from vlm_spec_decode.edge.verifier_virtual import VirtualVerifier
+from vlm_spec_decode.edge.verifier_virtual import VirtualModel, VirtualVerifier
 
 TIMEOUT_S = 3600.0
 """Of virtual time: no cell of a comparison comes near it."""

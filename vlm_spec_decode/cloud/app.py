@@ -17,8 +17,7 @@ from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.replicas.pool import ReplicaPool, join_cluster
 from vlm_spec_decode.cloud.replicas.server import ReplicatedServer
 from vlm_spec_decode.cloud.server import CloudServer
-from vlm_spec_decode.cloud.telemetry.metrics import Gauges, inside_of
-from vlm_spec_decode.cloud.telemetry.service import ServiceTelemetry
+from vlm_spec_decode.cloud.telemetry.metrics import Gauges, ServiceTelemetry, inside_of
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError, ConfigError
 from vlm_spec_decode.core.ports import Clock, Model, ModelCard

@@ -13,17 +13,18 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.cloud.config import ServerLimits
-from vlm_spec_decode.cloud.failures import FAILURES, refusal
 from vlm_spec_decode.cloud.requests import (
+    FAILURES,
     BatchResult,
     ImageStore,
     JobResult,
     RequestTable,
+    ServerCounts,
     ServerJob,
     ServerRequest,
+    refusal,
 )
 from vlm_spec_decode.cloud.scheduler import Scheduler
-from vlm_spec_decode.cloud.telemetry.counts import ServerCounts
 from vlm_spec_decode.core.errors import ConfigError, ProtocolError
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.core.types import Commit, EarlyExitVerdict

@@ -10,8 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.cloud.config import ServerLimits
-from vlm_spec_decode.cloud.requests import BatchResult, JobResult, Jobs, ServerJob, ServerRequest
-from vlm_spec_decode.cloud.telemetry.counts import ServerCounts
+from vlm_spec_decode.cloud.requests import (
+    BatchResult,
+    JobResult,
+    Jobs,
+    ServerCounts,
+    ServerJob,
+    ServerRequest,
+)
 
 GROW_AFTER = 64
 """Passes without running out of memory after which a batch that was cut down may grow again."""

@@ -26,10 +26,9 @@ from vlm_spec_decode.core.types import (
 from vlm_spec_decode.decoding.batching import ScoreRequest
 from vlm_spec_decode.decoding.early_exit import verdict_chance
 from vlm_spec_decode.decoding.policy import CloudPolicy, EarlyExitHook, PipelinePolicy
-from vlm_spec_decode.decoding.rejection import RejectionRule
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.tree import SpeculationTree, Subtree
-from vlm_spec_decode.decoding.verify import Verdict, verify_coupled
+from vlm_spec_decode.decoding.verify import RejectionRule, Verdict, verify_coupled
 
 HELPER = "draft beside the target"
 

@@ -27,7 +27,7 @@ from vlm_spec_decode.core.types import (
 )
 from vlm_spec_decode.decoding.counter_rng import CounterRng, KeyedCounterRng
 from vlm_spec_decode.decoding.sampling import Row, pick
-from vlm_spec_decode.decoding.sparse import Q_UNIT, certain, draw_correction, truncated, weights
+from vlm_spec_decode.decoding.verify import Q_UNIT, certain, draw_correction, truncated, weights
 
 IDS_OF_SHORT_Q = 3
 """Ids to which a q that travels whole is cut before it is sampled (`residual="cloud"`)."""

@@ -9,15 +9,20 @@ recover.
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import zmq
 from zmq.utils import monitor
 
+from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.keys import EdgeKeys
 
@@ -217,3 +222,79 @@ def notice_who_is_gone(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_EVERY_S)
     socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT)
     socket.setsockopt(zmq.TCP_MAXRT, UNACKNOWLEDGED_MS)
+
+
+RESERVE = 12
+"""Descriptors that a cloud keeps for itself: key files, HTTP, the log, and connections that shake hands."""
+
+CLOUD_NEEDS = 24 + RESERVE
+"""Descriptors of a cloud's link before the first robot, its authenticator's among them."""
+
+EDGE_NEEDS = 24
+"""Descriptors of one robot's link: ZeroMQ's own, its sockets and their watchers, two connections."""
+
+# The process has a limit of open files, which every socket and connection counts against. libzmq ends the
+# process if it finds no descriptor for a socket's own signals, and a cloud that has none left can read no key
+# file. So what is needed is asked for before, and a few are kept back.
+
+_OPEN_FILES = Path("/proc/self/fd")
+
+
+def descriptor_limit() -> int:
+    """Return how many descriptors this process may have, after raising the limit as far as it goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError):
+            pass  # some systems say "unlimited" and mean less
+    return soft if soft != resource.RLIM_INFINITY else 1 << 20
+
+
+def free_descriptors() -> int:
+    """Return how many descriptors may still be opened; 0 if there is none left to look with."""
+    try:
+        # One of the files found is the folder itself, opened for this count.
+        return max(0, descriptor_limit() - len(list(_OPEN_FILES.iterdir())) + 1)
+    except OSError as error:
+        return 0 if error.errno in {errno.EMFILE, errno.ENFILE} else descriptor_limit()
+
+
+def require_descriptors(count: int, purpose: str) -> None:
+    """Make sure that `count` descriptors are free. Raises ConfigError that names limit and remedy."""
+    left = free_descriptors()
+    if left < count:
+        raise ConfigError(
+            f"{purpose} needs {count} file descriptors and {left} of {descriptor_limit()} are left: "
+            "raise `ulimit -n`"
+        )
+
+
+class SpareDescriptor:
+    """A descriptor that is held so that there is one when all others are used up."""
+
+    def __init__(self) -> None:
+        self._held: int | None = None
+        self._hold()
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Let the block have it."""
+        self.close()
+        try:
+            yield
+        finally:
+            self._hold()
+
+    def close(self) -> None:
+        """Give it back. Idempotent."""
+        if self._held is not None:
+            os.close(self._held)
+        self._held = None
+
+    def _hold(self) -> None:
+        try:
+            self._held = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._held = None

@@ -19,8 +19,11 @@ import zmq
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.profiles import LinkProfile
 from vlm_spec_decode.transport import address as addresses
-from vlm_spec_decode.transport import descriptors
-from vlm_spec_decode.transport.connection import Connection
+from vlm_spec_decode.transport.connection import (
+    EDGE_NEEDS,
+    Connection,
+    require_descriptors,
+)
 from vlm_spec_decode.transport.emulation import EmulatedDirection, shapers
 from vlm_spec_decode.transport.keys import EdgeKeys
 
@@ -66,7 +69,7 @@ class DealerLink:
         self._flights: list[_DelayedMessage] = []
         self._seq = itertools.count()
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        descriptors.require(descriptors.EDGE_NEEDS, "a connection to a cloud")
+        require_descriptors(EDGE_NEEDS, "a connection to a cloud")
         self._context = zmq.Context()
         self._wake_send = self._context.socket(zmq.PAIR)
         self._wake_receive = self._context.socket(zmq.PAIR)
