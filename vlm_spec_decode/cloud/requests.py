@@ -17,7 +17,8 @@ from vlm_spec_decode.core.errors import GrammarError, ImageError, NotFinite, Out
 from vlm_spec_decode.core.ports import Logits, ModelContext
 from vlm_spec_decode.core.types import Commit, DraftMessage, Hint, Image, Observation
 from vlm_spec_decode.decoding import batching as batch
-from vlm_spec_decode.decoding.session import ColocatedDraft, PassPlan, Session
+from vlm_spec_decode.decoding.policy import ColocatedDraft, PassPlan
+from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.protocol.messages import ImageChunk, Open
 
 log = logging.getLogger(__name__)

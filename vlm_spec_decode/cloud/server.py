@@ -18,7 +18,7 @@ from vlm_spec_decode.cloud.requests import FAILURES, BatchResult, JobResult, Job
 from vlm_spec_decode.core.ports import Clock, Model, Target
 from vlm_spec_decode.core.types import EarlyExitVerdict
 from vlm_spec_decode.decoding.batching import Scored, ScoreRequest, score_batch
-from vlm_spec_decode.decoding.session import ColocatedDraft
+from vlm_spec_decode.decoding.policy import ColocatedDraft
 from vlm_spec_decode.transport.in_process import ServerLink
 
 Outcome: TypeAlias = BatchResult | tuple[ServerJob, EarlyExitVerdict]

@@ -13,7 +13,8 @@ from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
 from vlm_spec_decode.core.ports import Clock, Model, Target
 from vlm_spec_decode.core.trace import LinkUsage
 from vlm_spec_decode.core.types import AnswerRequest, Event, Hint
-from vlm_spec_decode.decoding.session import ColocatedDraft, Session
+from vlm_spec_decode.decoding.policy import ColocatedDraft
+from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.strategies.registry import strategy
 
 

@@ -28,7 +28,8 @@ from vlm_spec_decode.core.types import (
     Observation,
     Tokens,
 )
-from vlm_spec_decode.decoding.session import ColocatedDraft, PassPlan, Session
+from vlm_spec_decode.decoding.policy import ColocatedDraft, PassPlan
+from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.edge.image_upload import CHUNK_BYTES
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import ImageChunk

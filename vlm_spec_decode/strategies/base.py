@@ -60,6 +60,15 @@ class Strategy:
     recalls: bool = False
     rules: tuple[str, ...] = ("coupled",)
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError if `cloud` does not make a `CloudPolicy`."""
+        try:
+            policy: object = self.cloud()
+        except TypeError as error:  # what Python says of a class whose `next_pass` is missing
+            raise ConfigError(f"strategy {self.name!r}: its cloud half cannot be made: {error}") from error
+        if not isinstance(policy, CloudPolicy):
+            raise ConfigError(f"strategy {self.name!r}: its cloud half is no decoding.policy.CloudPolicy")
+
     def decode(
         self, sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
     ) -> Iterator[Tokens]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.types import RULES, Commit, DraftMessage, Event, Tokens
+from vlm_spec_decode.decoding.policy import CloudPolicy
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.tree import SpeculationTree, chain_parents
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_token
@@ -86,10 +87,9 @@ def edge(
             event = verifier.poll()
 
 
-class Cloud:
+class Cloud(CloudPolicy):
     """Verify whatever has arrived; a commit that is shorter than the line is the interrupt."""
 
-    wants_exits = False
     is_pipeline = True
 
     def next_pass(self, tree: SpeculationTree) -> Tokens | None:

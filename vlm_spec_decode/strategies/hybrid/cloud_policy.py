@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, SamplingParams, Support, Tokens
+from vlm_spec_decode.decoding.policy import CloudPolicy, ColocatedDraft, PassPlan
 from vlm_spec_decode.decoding.sampling import perturbed_scores
-from vlm_spec_decode.decoding.session import ColocatedDraft, PassPlan
 from vlm_spec_decode.decoding.tree import WEIGHT_STEP, SpeculationTree
 from vlm_spec_decode.strategies.estimators import RunningMean, RunningRatio, StepCost
 from vlm_spec_decode.strategies.rejection import ProposalLog
@@ -196,7 +196,13 @@ USUAL_GAIN = 1.5
 
 @dataclass(slots=True)
 class SelfDraft:
-    """The time per token, and the co-located draft model, of a `hybrid` cloud policy."""
+    """The cloud's own drafting: a copy of the draft model adds tokens where the edge's drafts are few.
+
+    A step of t seconds is taken if P(node) · r · c > t · sqrt(1 + h), where r is how often the copy was
+    right, c the seconds that a token takes now (`TokenCost`), and h the expected tokens of the drafts that
+    have arrived. An edge whose drafts fill the passes makes tokens cheap, and the copy is then not used.
+    `weights` are the probabilities of the edge's nodes that the pass holds, by number.
+    """
 
     weights: dict[int, float] = field(default_factory=lambda: {0: 1.0})
     pace: TokenCost = field(default_factory=TokenCost)
@@ -207,7 +213,8 @@ class SelfDraft:
     _guesses: dict[int, int] = field(default_factory=dict)
     _proposals: ProposalLog | None = None
 
-    def _begin_own(self, request: AnswerRequest, has_helper: bool) -> None:
+    def begin(self, request: AnswerRequest, has_helper: bool) -> None:
+        """Learn the answer's rule, and whether there is a copy of the draft model."""
         self._params, self.has_helper = request.params, has_helper
         self._proposals = ProposalLog(request.params) if request.params.rule == "rejection" else None
 
@@ -284,7 +291,7 @@ class SelfDraft:
         agreement = self.pace.agreement
         return math.sqrt(own * agreement.value) if agreement.count else min(own, agreement.value)
 
-    def _judge_own(self, plan: PassPlan, said: Tokens) -> None:
+    def learn(self, plan: PassPlan, said: Tokens) -> None:
         """Learn from each guess that the truth came to: was the copy's first choice right?"""
         row, nodes = 0, plan.nodes
         child = {(p, t): r for r, (t, p) in enumerate(zip(nodes.tokens, nodes.parents, strict=True), 1)}
@@ -294,8 +301,9 @@ class SelfDraft:
                 self.pace.agreement.learn(float(nodes.tokens[guess - 1] == token))
             following = child.get((row, token))
             if following is None:
-                return
+                break
             row = following
+        self.drafted_s, self._guesses = 0.0, {}
 
 
 def _depth(row: int, parents: list[int]) -> int:
@@ -321,11 +329,12 @@ FIRST_ANSWER_S, FAR = 0.05, 1.5
 
 
 @dataclass(slots=True)
-class Cloud(SelfDraft):
+class Cloud(CloudPolicy):
     """One answer's policy. Times in seconds of the session owner's clock."""
 
     wants_exits: bool = True
     wake_s: float | None = None
+    own: SelfDraft = field(default_factory=SelfDraft)
     waiting: WaitPolicy = field(default_factory=WaitPolicy)
     _now_s: float = 0.0
     _edge_is_near: bool = True
@@ -336,7 +345,7 @@ class Cloud(SelfDraft):
         """Take the objective; a helper is welcome and not needed."""
         self.waiting.weight = WEIGHT[request.objective]
         self._committed = len(request.committed)
-        self._begin_own(request, has_helper)
+        self.own.begin(request, has_helper)
 
     def at(self, now_s: float) -> None:
         """Note the time; right after a pass it is the commit's."""
@@ -353,19 +362,24 @@ class Cloud(SelfDraft):
     def next_pass(self, tree: SpeculationTree) -> Tokens | None:
         """Choose the likeliest nodes, or wait."""
         chosen = self._choose(tree)
-        self.pace.in_hand = gain = sum(self.weights[n] for n in chosen)
-        self.wants_exits = self._edge_is_near and (not self.has_helper or self.pace.is_carried)
+        # The expected number of drafted tokens that a pass over them accepts: the sum of P(path) over nodes.
+        self.own.pace.in_hand = gain = sum(self.own.weights[n] for n in chosen)
+        self.wants_exits = self._edge_is_near and (not self.own.has_helper or self.own.pace.is_carried)
         self.wake_s = self._wait_until_s(gain)
         return chosen if self.wake_s is None else None
 
+    def extend(self, plan: PassPlan, helper: ColocatedDraft) -> PassPlan:
+        """Let the copy of the draft model add nodes."""
+        return self.own.extend(plan, helper)
+
     def completed(self, plan: PassPlan, commit: Commit) -> None:
         """Learn the pass's cost and yield."""
-        verify_s, is_first = commit.compute_s - self.drafted_s, plan.pass_id == 1
-        if not is_first:
-            self.cost.learn(len(plan.nodes.numbers), verify_s)
-        self.pace.passed(len(commit.tokens), verify_s, self.drafted_s, is_first=is_first)
-        self._judge_own(plan, commit.tokens)
-        self.drafted_s, self._guesses = 0.0, {}
+        own, is_first = self.own, plan.pass_id == 1
+        verify_s = commit.compute_s - own.drafted_s
+        if not is_first:  # the first pass also reads the prompt: its time says nothing of a row's cost
+            own.cost.learn(len(plan.nodes.numbers), verify_s)
+        own.pace.passed(len(commit.tokens), verify_s, own.drafted_s, is_first=is_first)
+        own.learn(plan, commit.tokens)
         self._edge_is_near = self._answers_in_time(commit.compute_s)
         self._has_completed = True
         self._committed = commit.start + len(commit.tokens)
@@ -378,26 +392,26 @@ class Cloud(SelfDraft):
 
     def _choose(self, tree: SpeculationTree) -> Tokens:
         """Best first by path probability: parents come before children by construction."""
-        self.weights = {0: 1.0}
+        self.own.weights = {0: 1.0}
         heap = [(-_likelihood(tree, n), n) for n in tree.below(0)]
         heapq.heapify(heap)
         chosen = list[int]()
         while heap and len(chosen) < MAX_NODES:
             weight, number = heapq.heappop(heap)
-            extra = len(chosen) >= self.cost.free
-            if -weight < (self.node_floor() if extra else 0.001):
+            extra = len(chosen) >= self.own.cost.free
+            if -weight < (self.own.node_floor() if extra else 0.001):
                 break
             chosen.append(number)
-            self.weights[number] = -weight
+            self.own.weights[number] = -weight
             for child in tree.below(number):
                 heapq.heappush(heap, (weight * _likelihood(tree, child), child))
         return tuple(chosen)
 
     def _wait_until_s(self, gain: float) -> float | None:
         """A copy of the draft here drafts instead of waiting, unless its time is what must be saved."""
-        if not self.cost.base_s or (self.has_helper and self.waiting.weight == 1):
+        if not self.own.cost.base_s or (self.own.has_helper and self.waiting.weight == 1):
             return None
-        return self.waiting.until_s(gain, self.cost.base_s, self._now_s)
+        return self.waiting.until_s(gain, self.own.cost.base_s, self._now_s)
 
 
 def _likelihood(tree: SpeculationTree, number: int) -> float:
