@@ -25,7 +25,7 @@ from vlm_spec_decode.cloud.requests import (
     refusal,
 )
 from vlm_spec_decode.cloud.scheduler import Scheduler
-from vlm_spec_decode.core.errors import ConfigError, ProtocolError
+from vlm_spec_decode.core.errors import ConfigError, ProtocolError, VersionMismatch
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.core.types import Commit, EarlyExitVerdict
 from vlm_spec_decode.decoding.session import Session
@@ -227,12 +227,12 @@ class ServerProtocol:
             message = codec.decode(data)
         except ProtocolError as error:
             self.dropped["malformed"] += 1
-            if str(error).startswith("protocol version"):
+            if isinstance(error, VersionMismatch):
                 self._replies.refuse(peer, 0, 0, "version", str(error))
             return
         if not isinstance(message, wire.Hello) and peer not in self._peers:
             self.dropped["before_hello"] += 1
-            self._replies.refuse(peer, 0, 0, "hello_first")
+            self._replies.refuse(peer, 0, 0, wire.HELLO_FIRST)
             return
         try:
             self._dispatch(peer, message, now_s)

@@ -2,8 +2,8 @@
 
 A policy belongs to one answer. The session (`decoding.session`) asks it for every pass and tells it what came
 of it. All calls come from one thread except `extend`, which runs on the thread of the pass; `received` may be
-called meanwhile, the others are not. Only `next_pass` must be written. The defaults are those of a policy that
-neither waits, nor drafts, nor uses early exits.
+called meanwhile, the others are not. Only `next_pass` must be written. The defaults are those of a policy
+that neither waits, nor drafts, nor uses early exits.
 """
 
 from __future__ import annotations

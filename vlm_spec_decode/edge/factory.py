@@ -18,7 +18,7 @@ from vlm_spec_decode import __version__
 from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.ports import Model, ModelCard, Target, TextCodec
+from vlm_spec_decode.core.ports import Model, ModelCard, Target, TextCodec, Verifier
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import OBJECTIVES, Language, SamplingParams, Tokens
 from vlm_spec_decode.edge.client_protocol import ProtocolTiming
@@ -71,21 +71,18 @@ class EdgeRuntime:
     """An engine that is up, and what must be closed with it. `target` is its model's name and digest."""
 
     engine: Engine
-    verifier: RemoteVerifier | LocalVerifier
+    verifier: Verifier
     draft: VlmModel
     target: tuple[str, str]
 
     @property
     def clouds(self) -> str:
         """The clouds' addresses, from the one that it spoke with last; "" with both models here."""
-        return self.verifier.clouds if isinstance(self.verifier, RemoteVerifier) else ""
+        return self.verifier.clouds
 
     def close(self) -> None:
         """End the connection. Idempotent."""
-        if isinstance(self.verifier, RemoteVerifier):
-            self.verifier.disconnect()
-        else:
-            self.verifier.close()
+        self.verifier.disconnect()
 
 
 def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRuntime:

@@ -1,153 +1,113 @@
-"""Decorators around the ports that measure an answer and know nothing of strategies."""
+"""Measures one answer at the edge: its rounds, and how long drafting and waiting took."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from vlm_spec_decode.core.ports import Clock, Drafter, ExitHook, Logits, Verifier
-from vlm_spec_decode.core.trace import LinkUsage, RoundTrace
+from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.trace import RoundTrace, Tracer
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, DraftMessage, Event, Hint, Tokens
-from vlm_spec_decode.decoding.tree import SpeculationTree
 
 
-@dataclass(slots=True)
-class TracingVerifier:
-    """A verifier whose drafts, commits and waits are counted; one answer long."""
+class AnswerTrace(Tracer):
+    """Counts drafts, commits and waits, from the answer's opening on. Times are seconds of `clock`.
 
-    inner: Verifier
-    clock: Clock
-    rounds: list[RoundTrace] = field(default_factory=list)
-    early_verdicts: int = 0
-    draft_s: float = 0.0
-    why: str = ""
-    _opened_s: float = 0.0
-    _wait_s: float = 0.0
-    _drafted: int = 0
-    _tree: SpeculationTree = field(default_factory=SpeculationTree)
+    A drafted token counts as accepted if it was sent before the commit that says it had come, and all tokens
+    above it were right too.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.rounds: list[RoundTrace] = []
+        self.early_verdicts = 0
+        self._opened_s = clock.now()
+        self._clock = clock
+        self._draft_s = self._wait_s = self._began_s = 0.0
+        self._waiting_s: float | None = None
+        self._why = ""
+        self._drafted = self._length = 0
+        self._sent: dict[int, tuple[int, int, int]] = {}  # node to (parent, token, position)
+        self._true: dict[int, int] = {}  # committed node to position
 
     @property
     def elapsed_s(self) -> float:
         """Time since the answer was opened."""
-        return self.clock.now() - self._opened_s
+        return self._clock.now() - self._opened_s
 
-    def open(self, request: AnswerRequest) -> None:
-        """Open the answer and start its clock."""
-        self._opened_s = self.clock.now()
+    def opened(self, request: AnswerRequest) -> None:
+        """Count the draft that goes with the question; nodes of an answer that is opened anew are new."""
+        self._sent.clear()
+        self._true.clear()
+        self._length = len(request.committed)
         if request.draft:
-            self._drafted += len(request.draft.tokens)
-            self._tree.add(request.draft)
-        self.inner.open(request)
+            self.sent(request.draft)
 
-    def submit(self, hint: Hint) -> None:
-        """Count and pass on."""
-        if isinstance(hint, DraftMessage):
+    def sent(self, hint: Hint) -> None:
+        """Count a draft's nodes; a correction is a token of the answer that was drawn here."""
+        if isinstance(hint, Correction):
+            self._advance((hint.token,))
+        elif isinstance(hint, DraftMessage):
             self._drafted += len(hint.tokens)
-            self._tree.add(hint)
-        elif isinstance(hint, Correction):
-            self._tree.advance((hint.token,))
-        self.inner.submit(hint)
+            self._add(hint)
 
-    def poll(self) -> Event | None:
-        """Pass on, counting what comes."""
-        event = self.inner.poll()
-        return self._count(event) if event else None
+    def waiting(self) -> None:
+        """Note when the wait began."""
+        self._waiting_s = self._clock.now()
 
-    def wait(self, timeout_s: float) -> Event:
-        """Pass on, counting what comes and how long it took."""
-        started_s = self.clock.now()
-        event = self.inner.wait(timeout_s)
-        self._wait_s += self.clock.now() - started_s
-        return self._count(event)
-
-    def cancel(self) -> None:
-        """Pass on."""
-        self.inner.cancel()
-
-    def close(self) -> None:
-        """Pass on."""
-        self.inner.close()
-
-    @property
-    def usage(self) -> LinkUsage:
-        """Pass on."""
-        return self.inner.usage
-
-    def explain(self, why: str) -> None:
-        """Keep the strategy's last reason for the round's trace."""
-        self.why = why
-
-    def _count(self, event: Event) -> Event:
+    def received(self, event: Event) -> None:
+        """Count a verdict; a commit ends a round."""
+        if self._waiting_s is not None:
+            self._wait_s += self._clock.now() - self._waiting_s
+            self._waiting_s = None
         if not isinstance(event, Commit):
             self.early_verdicts += 1
-            return event
-        alive = set(self._tree.nodes)
-        self._tree.advance(event.tokens)
-        accepted = len(alive & self._tree.confirmed)
+            return
+        accepted = self._advance(event.tokens)
         trace = RoundTrace(
             event.start,
             self._drafted,
             accepted,
             len(event.tokens),
-            self.draft_s,
+            self._draft_s,
             self._wait_s,
             event.compute_s,
             self.elapsed_s,
-            self.why,
+            self._why,
         )
         self.rounds.append(trace)
-        self._drafted, self._wait_s, self.draft_s, self.why = 0, 0.0, 0.0, ""
-        return event
+        self._drafted, self._wait_s, self._draft_s, self._why = 0, 0.0, 0.0, ""
 
+    def drafting(self) -> None:
+        """Note when the step began."""
+        self._began_s = self._clock.now()
 
-@dataclass(slots=True)
-class TracingDrafter:
-    """A drafter whose time is charged to the round."""
+    def drafted(self, start: int, parents: Tokens) -> None:  # noqa: ARG002
+        """Charge the step's time to the round."""
+        self._draft_s += self._clock.now() - self._began_s
 
-    inner: Drafter
-    watch: TracingVerifier
+    def decided(self, why: str) -> None:
+        """Keep the controller's last reason for the round's trace."""
+        self._why = why
 
-    def prefill(self) -> None:
-        """Pass on."""
-        self.inner.prefill()
+    def _add(self, draft: DraftMessage) -> None:
+        """Note the position of each node; one whose place is taken already cannot be accepted any more."""
+        for number, (token, parent) in enumerate(
+            zip(draft.tokens, draft.parents, strict=True), draft.first_node
+        ):
+            if parent in self._sent:
+                position = self._sent[parent][2] + 1
+            else:
+                position = self._true[parent] + 1 if parent in self._true else draft.base
+            if position >= self._length and (not parent or parent in self._sent or parent in self._true):
+                self._sent[number] = (parent, token, position)
 
-    def score(
-        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
-    ) -> Logits:
-        """Pass on, adding the time that it took."""
-        started_s = self.watch.clock.now()
-        logits = self.inner.score(prefix, tokens, parents, on_exit=on_exit)
-        self.watch.draft_s += self.watch.clock.now() - started_s
-        return logits
-
-    def forced(self, prefix: Tokens) -> Tokens:
-        """Pass on."""
-        return self.inner.forced(prefix)
-
-    def close(self) -> None:
-        """Pass on."""
-        self.inner.close()
-
-
-class NoDrafter:
-    """The drafter of strategies that have none."""
-
-    def prefill(self) -> None:
-        """Do nothing."""
-
-    def score(
-        self,
-        prefix: Tokens,  # noqa: ARG002
-        tokens: Tokens = (),  # noqa: ARG002
-        parents: Tokens = (),  # noqa: ARG002
-        *,
-        on_exit: ExitHook | None = None,  # noqa: ARG002
-    ) -> Logits:
-        """Refuse: asking for a draft is a mistake in the strategy's registration."""
-        raise RuntimeError("this strategy does not draft")
-
-    def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
-        """Return (): what is forced comes with the commits."""
-        return ()
-
-    def close(self) -> None:
-        """Do nothing."""
+    def _advance(self, tokens: Tokens) -> int:
+        """Take committed tokens; return at how many of their positions a sent node was right."""
+        end, accepted = self._length + len(tokens), set[int]()
+        # Parents have lower numbers than their children, so each is judged after what it hangs below.
+        for number, (parent, token, position) in sorted(self._sent.items()):
+            if position >= end:
+                continue
+            del self._sent[number]
+            if token == tokens[position - self._length] and (not parent or parent in self._true):
+                self._true[number] = position
+                accepted.add(position)  # the same token drafted twice is one
+        self._length = end
+        return len(accepted)

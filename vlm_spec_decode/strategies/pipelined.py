@@ -13,7 +13,7 @@ from vlm_spec_decode.core.types import RULES, Commit, DraftMessage, Event, Token
 from vlm_spec_decode.decoding.policy import CloudPolicy
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.tree import SpeculationTree, chain_parents
-from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_token
+from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_token, forced_run
 
 BATCHES = 2  # of γ tokens beyond the committed ones: one is being verified, the next is on its way
 
@@ -29,7 +29,7 @@ class AssumedLine:
     def extend(self, committed: Tokens, drafter: Drafter, config: EdgeConfig) -> None:
         """Parallel drafting: one step on from the assumption that everything so far is accepted."""
         path = committed + self.tokens
-        self.tokens += drafter.forced(path)[: config.params.max_tokens - len(path)] or (
+        self.tokens += forced_run(drafter, config.tracer, path)[: config.params.max_tokens - len(path)] or (
             draft_token(drafter, path, config),
         )
 

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,23 @@ HANDSHAKE_MS = 6000
 
 NO_ROOM_CODE = 500
 """The status by which a cloud's authenticator says that it has no room, of the three that ZeroMQ knows."""
+
+
+class HandshakeFailure(Enum):
+    """Why a handshake with a cloud failed."""
+
+    NO_ROOM = "no_room"
+    """The cloud has no file descriptor left for one more connection."""
+
+    KEY = "key"
+    """The cloud does not know this robot's key."""
+
+    PROTOCOL = "protocol"
+    """One end encrypts and the other does not."""
+
+    BROKEN = "broken"
+    """It broke off without a reason: the network, or the cloud's key is another."""
+
 
 KEEPALIVE_S, KEEPALIVE_EVERY_S, KEEPALIVE_COUNT = 5, 2, 3
 UNACKNOWLEDGED_MS = 10_000
@@ -77,15 +95,13 @@ class Connection:
     """Owned by one thread. `keys` None means plaintext.
 
     `watched`: report failed handshakes, and replace a broken connection before its silence is noticed;
-    without it a connection needs two sockets less. `failures` holds names of handshakes that failed since
-    one succeeded, and `refused_code` the cloud's status then.
+    without it a connection needs two sockets less. `failures` says why handshakes failed since one succeeded.
     """
 
     def __init__(
         self, context: zmq.Context[Any], address: str, keys: EdgeKeys | None, *, watched: bool = True
     ) -> None:
-        self.failures: set[str] = set()
-        self.refused_code = 0
+        self.failures: set[HandshakeFailure] = set()
         self.has_changed = False
         self._came_up = False
         self._context = context
@@ -170,12 +186,19 @@ class Connection:
             self.failures.clear()
         elif event & _FAILED and not wire.is_up:
             wire.is_explained = True
-            self.failures.add(zmq.Event(event).name or "failed")
-            self.refused_code = value if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH else self.refused_code
+            self._note_failure(event, value)
         elif event == zmq.EVENT_DISCONNECTED and not wire.is_up:
             if not wire.is_explained:
-                self.failures.add("HANDSHAKE_FAILED_PROTOCOL")
+                self.failures.add(HandshakeFailure.PROTOCOL)
             wire.is_explained = False
+
+    def _note_failure(self, event: int, value: int) -> None:
+        if event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            self.failures.add(HandshakeFailure.BROKEN)
+            return
+        # The authenticator's last answer counts: it may have found room, or the key, since.
+        self.failures -= {HandshakeFailure.NO_ROOM, HandshakeFailure.KEY}
+        self.failures.add(HandshakeFailure.NO_ROOM if value == NO_ROOM_CODE else HandshakeFailure.KEY)
 
     def _replace(self, wire: _Wire) -> None:
         """Go on with another connection; what the old one has brought is kept."""

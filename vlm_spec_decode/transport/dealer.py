@@ -22,6 +22,7 @@ from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.connection import (
     EDGE_NEEDS,
     Connection,
+    HandshakeFailure,
     require_descriptors,
 )
 from vlm_spec_decode.transport.emulation import EmulatedDirection, shapers
@@ -82,14 +83,9 @@ class DealerLink:
         self._connection: Connection | None = None
 
     @property
-    def failures(self) -> set[str]:
-        """Names of ZeroMQ's events of handshakes that failed since one succeeded."""
+    def failures(self) -> set[HandshakeFailure]:
+        """Why handshakes failed since one succeeded."""
         return set(self._connection.failures) if self._connection else set()
-
-    @property
-    def refused_code(self) -> int:
-        """What the cloud's authenticator last refused a handshake with, 0 if it never did."""
-        return self._connection.refused_code if self._connection else 0
 
     def start(self, on_message: Callable[[bytes], None], on_tick: Callable[[], None]) -> None:
         """Connect and begin to call back. `on_tick` comes after every message and every 50 ms."""

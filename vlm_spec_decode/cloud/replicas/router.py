@@ -12,16 +12,16 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from vlm_spec_decode.core.errors import ProtocolError
+from vlm_spec_decode.core.errors import ProtocolError, VersionMismatch
 from vlm_spec_decode.protocol import codec
-from vlm_spec_decode.protocol.messages import Busy, Hello, Open, Refused
+from vlm_spec_decode.protocol.messages import HELLO_FIRST, Busy, Hello, Open, Refused
 
 Message: TypeAlias = tuple[bytes, bytes]
 """A peer and what it says or is told."""
 
 State: TypeAlias = Literal["starting", "live", "draining"]
 
-FORGOTTEN = codec.encode(Refused(0, 0, "hello_first", ""))
+FORGOTTEN = codec.encode(Refused(0, 0, HELLO_FIRST, ""))
 NO_REPLICA = codec.encode(Busy(0, 0, "no_replica", 1000))
 MAX_PEERS = 8192
 ABSENT_S = 10.0
@@ -72,7 +72,7 @@ class ReplicaRouter:
             message = codec.decode(data)
         except ProtocolError as error:
             self.dropped["malformed"] += 1
-            if str(error).startswith("protocol version"):
+            if isinstance(error, VersionMismatch):
                 self.outbox.append((peer, codec.encode(Refused(0, 0, "version", str(error)))))
             return None
         robot = self._robots.get(peer)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.types import RULES, Commit, EarlyExitVerdict, Tokens
 from vlm_spec_decode.decoding.sequence import Sequence
-from vlm_spec_decode.strategies.base import EdgeConfig, Strategy
+from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, forced_run
 from vlm_spec_decode.strategies.estimators import HysteresisSwitch, RunningMean, RunningRatio, StepCost
 from vlm_spec_decode.strategies.hybrid.cloud_policy import Cloud
 from vlm_spec_decode.strategies.hybrid.draft_tree import FLOOR, DraftTree, TreeNode
@@ -85,7 +85,7 @@ class EdgeController:
             f"{n}: {t.value:.2f}" for (n, confidence), t in sorted(self.exits.items()) if confidence < 0
         )
         exits = ", ".join(trusts) or "none heard"
-        self.config.explain(
+        self.config.tracer.decided(
             f"{what}: {len(chosen)} rows of chance {total:.2f}; a step takes {step_ms:.1f} ms and "
             f"{percent:.1f} % a row, a pass {pass_ms:.0f} ms; exits agree {exits}"
         )
@@ -93,12 +93,12 @@ class EdgeController:
     def _explain_rest(self, patience_s: float) -> None:
         """Say why nothing is drafted."""
         if self.drafting.is_on:
-            self.config.explain(
+            self.config.tracer.decided(
                 f"no more drafts: {self._drafted_s:.2f} s without a commit, {patience_s:.2f} s are enough"
             )
         else:
             step_ms, token_ms = 1000 * self.step.base_s, 1000 * self.token_s.value
-            self.config.explain(
+            self.config.tracer.decided(
                 f"listens: a draft step takes {step_ms:.1f} ms, a token of the cloud {token_ms:.1f} ms"
             )
 
@@ -169,7 +169,9 @@ class PromptLookup:
     def offer(self, growth: DraftTree, drafter: Drafter) -> None:
         """Add forced tokens below what is likely, and remembered ones below the root."""
         for _, place in growth.ranked(0.05)[:8]:
-            if not place.expanded and (run := drafter.forced(growth.prefix + place.path())):
+            if not place.expanded and (
+                run := forced_run(drafter, growth.tracer, growth.prefix + place.path())
+            ):
                 growth.offer_path(place, run, FORCED_WEIGHT)
                 _mark_expanded(place, run)
         self._judge(growth.prefix)
@@ -216,7 +218,7 @@ def edge(
     sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
 ) -> Iterator[Tokens]:
     """Grow, send, listen: in this order of ignorance, for listening costs nothing."""
-    growth = DraftTree(drafter, config.params, config.proposals)
+    growth = DraftTree(drafter, config.params, config.proposals, config.tracer)
     if config.sent:
         growth.adopt(config.sent)
     control = EdgeController(config, clock)
