@@ -246,14 +246,14 @@ class ServerJob:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What came of a job: `plan` is the pass as it was run. `refusal` is (reason, detail) for the peer."""
+    """What came of a job: `plan` is the pass as it was run. `failure` is why there is nothing."""
 
     context: ModelContext | None = None
     helper: ColocatedDraft | None = None
     plan: PassPlan | None = None
     logits: Logits | None = None
     compute_s: float = 0.0
-    refusal: tuple[str, str] | None = None
+    failure: Exception | None = None
 
 
 Jobs: TypeAlias = tuple[ServerJob, ...]

@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
 from vlm_spec_decode.cloud.protocol import ServerProtocol
-from vlm_spec_decode.cloud.requests import FAILURES, BatchResult, JobResult, Jobs, ServerJob, refusal
+from vlm_spec_decode.cloud.requests import FAILURES, BatchResult, JobResult, Jobs, ServerJob
 from vlm_spec_decode.core.ports import Clock, Model, Target
 from vlm_spec_decode.core.types import EarlyExitVerdict
 from vlm_spec_decode.decoding.batching import Scored, ScoreRequest, score_batch
@@ -63,7 +63,7 @@ class BatchRunner:
             helper = ColocatedDraft(self._helper.open(seen), self._clock) if self._helper else None
             return JobResult(context=self._target.open(seen), helper=helper)
         except FAILURES as error:
-            return JobResult(refusal=refusal(error))
+            return JobResult(failure=error)
 
     def _prepare(self, job: ServerJob) -> ServerJob | JobResult:
         """Let the cloud's own draft add to a pass."""
@@ -72,7 +72,7 @@ class BatchRunner:
         try:
             return replace(job, plan=session.prepare(job.plan)) if job.plan else job
         except FAILURES as error:
-            return JobResult(refusal=refusal(error))
+            return JobResult(failure=error)
 
     def _query(self, job: ServerJob) -> ScoreRequest:
         session = job.entry.session
@@ -96,7 +96,7 @@ class BatchRunner:
 
     def _result(self, job: ServerJob, scored: Scored | Exception, pass_s: float) -> JobResult:
         if isinstance(scored, Exception):
-            return JobResult(refusal=refusal(scored))
+            return JobResult(failure=scored)
         return JobResult(plan=job.plan, logits=scored if job.plan else None, compute_s=pass_s)
 
 
@@ -173,6 +173,7 @@ class CloudServer:
         expire_at_s = self._clock.now()
         try:
             while not self._stopping.is_set():
+                self.desk.tracer.polled()
                 for peer, data in self._link.poll(self._patience_s()):
                     self.desk.receive(peer, data, self._clock.now())
                 self._take_outcomes()

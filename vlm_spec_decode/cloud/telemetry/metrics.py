@@ -20,12 +20,11 @@ from prometheus_client.registry import Collector
 
 from vlm_spec_decode import __version__
 from vlm_spec_decode.cloud.config import CloudConfig
+from vlm_spec_decode.cloud.protocol import MessageTracer
 from vlm_spec_decode.cloud.requests import ServerCounts
 from vlm_spec_decode.cloud.telemetry import health
 from vlm_spec_decode.cloud.telemetry.logs import set_up_logging, take_down_logging
-from vlm_spec_decode.core.errors import ProtocolError
 from vlm_spec_decode.core.ports import Clock, ModelCard
-from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.codec import TokenPacker
 from vlm_spec_decode.protocol.messages import (
     AnyMessage,
@@ -40,7 +39,6 @@ from vlm_spec_decode.protocol.messages import (
     WireEarly,
 )
 from vlm_spec_decode.strategies.registry import STRATEGIES
-from vlm_spec_decode.transport.in_process import ServerLink
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Bounds of the histograms of time: a tiny model's pass to an answer over a bad link."""
@@ -194,24 +192,30 @@ def session_id(peer: bytes, answer: int) -> str:
     return f"{sha256(peer).hexdigest()[:10]}-{answer}"
 
 
-class MessageObserver:
+class MessageObserver(MessageTracer):
     """Follows the conversations. `token_bytes` is the packed width of a token id.
 
-    `tells_content` puts instructions into the records; images never are.
+    `polled_s` is when the serving loop last turned. `tells_content` puts instructions into the records;
+    images never are.
     """
 
     def __init__(
         self, metrics: CloudMetrics, clock: Clock, token_bytes: int, tells_content: bool = False
     ) -> None:
         self.metrics = metrics
+        self.polled_s = clock.now()
         self._clock = clock
         self._token_bytes = token_bytes
         self._tells_content = tells_content
         self._followed: OrderedDict[tuple[bytes, int], _ObservedRequest] = OrderedDict()
 
-    def came(self, peer: bytes, data: bytes) -> None:
+    def polled(self) -> None:
+        """The server polls all the time: this is its pulse."""
+        self.polled_s = self._clock.now()
+
+    def received(self, peer: bytes, num_bytes: int, message: AnyMessage | None) -> None:
         """See a message of a robot."""
-        message = self._count("in", data)
+        self._count("in", num_bytes, message)
         match message:
             case Hello():
                 self._tell("hello", peer, 0, software=message.software[:LONGEST_TEXT])
@@ -225,9 +229,9 @@ class MessageObserver:
                 if followed := self._followed.pop((peer, message.answer), None):
                     self._tell("closed", peer, message.answer, tokens=followed.tokens)
 
-    def went(self, peer: bytes, data: bytes) -> None:
+    def sent(self, peer: bytes, num_bytes: int, message: AnyMessage) -> None:
         """See a message to a robot."""
-        message = self._count("out", data)
+        self._count("out", num_bytes, message)
         match message:
             case WireCommit():
                 self._on_commit(peer, message)
@@ -244,15 +248,10 @@ class MessageObserver:
                 self._tell("refused", peer, message.answer, **reason)
                 self._followed.pop((peer, message.answer), None)
 
-    def _count(self, direction: str, data: bytes) -> AnyMessage | None:
-        self.metrics.bytes.labels(direction).inc(len(data))
-        try:
-            message = codec.decode(data)
-        except ProtocolError:
-            self.metrics.messages.labels(direction, "unreadable").inc()
-            return None
-        self.metrics.messages.labels(direction, type(message).__name__).inc()
-        return message
+    def _count(self, direction: str, num_bytes: int, message: AnyMessage | None) -> None:
+        self.metrics.bytes.labels(direction).inc(num_bytes)
+        kind = type(message).__name__ if message else "unreadable"
+        self.metrics.messages.labels(direction, kind).inc()
 
     def _on_open(self, peer: bytes, message: Open) -> None:
         key, now_s = (peer, message.answer), self._clock.now()
@@ -301,54 +300,17 @@ class MessageObserver:
         log.log(LEVELS.get(event, logging.INFO), event, extra={"fields": told})
 
 
-class ObservedLink:
-    """A link whose messages a `MessageObserver` sees, and which knows when its owner last polled it."""
-
-    def __init__(self, inner: ServerLink, watch: MessageObserver, clock: Clock) -> None:
-        self.inner = inner
-        self.polled_s = clock.now()
-        self._watch = watch
-        self._clock = clock
-
-    @property
-    def address(self) -> str:
-        """Where peers find it."""
-        return self.inner.address
-
-    @property
-    def unroutable(self) -> int:
-        """Messages that no peer was there to take."""
-        return self.inner.unroutable
-
-    def poll(self, timeout_s: float) -> Iterator[tuple[bytes, bytes]]:
-        """Pass on, watching. The server polls all the time: this is its pulse."""
-        self.polled_s = self._clock.now()
-        for peer, data in self.inner.poll(timeout_s):
-            self._watch.came(peer, data)
-            yield peer, data
-
-    def send(self, peer: bytes, data: bytes) -> None:
-        """Pass on, watching."""
-        self._watch.went(peer, data)
-        self.inner.send(peer, data)
-
-    def wake(self) -> None:
-        """Pass on."""
-        self.inner.wake()
-
-    def close(self) -> None:
-        """Pass on."""
-        self.inner.close()
-
-
 STALL_S = 10.0
 """A serving loop that has not polled its link for so long is not healthy; passes run on another thread."""
 
 
 class ServiceTelemetry:
-    """The telemetry of one service. `gauges` reads its state, on the caller's thread."""
+    """The telemetry of one service. `gauges` reads its state, on the caller's thread.
 
-    def __init__(self, config: CloudConfig, card: ModelCard, link: ServerLink, clock: Clock) -> None:
+    `observer` is to be the tracer of the service's messages.
+    """
+
+    def __init__(self, config: CloudConfig, card: ModelCard, clock: Clock) -> None:
         self.card = card
         self._config = config
         self._clock = clock
@@ -356,8 +318,7 @@ class ServiceTelemetry:
         self.metrics = CloudMetrics(self._read)
         self.metrics.build.labels(__version__, card.model_id, card.revision).set(1)
         width = TokenPacker(card.vocab_size).width
-        watch = MessageObserver(self.metrics, clock, width, config.log_content)
-        self.link = ObservedLink(link, watch, clock)
+        self.observer = MessageObserver(self.metrics, clock, width, config.log_content)
 
     @contextmanager
     def around(self) -> Iterator[str]:
@@ -382,7 +343,7 @@ class ServiceTelemetry:
 
     def trouble(self) -> str:
         """Return why the service is not healthy, or ""."""
-        silent_s = self._clock.now() - self.link.polled_s
+        silent_s = self._clock.now() - self.observer.polled_s
         return f"the serving loop has not turned for {silent_s:.0f} s" if silent_s > STALL_S else ""
 
     def unready(self) -> str:
