@@ -17,7 +17,7 @@ from vlm_spec_decode.bags.source import BagSource, Record
 from vlm_spec_decode.core.errors import BagError, ImageError
 from vlm_spec_decode.core.images import check_compressed, check_raw, is_video
 from vlm_spec_decode.core.types import Image
-from vlm_spec_decode.edge.video import INSTALL, VIDEO_KINDS, VideoFrame, VideoTopic, has_video
+from vlm_spec_decode.edge.image_upload import INSTALL, VIDEO_KINDS, VideoFrame, VideoTopic, has_video
 
 NANOSECONDS = 1_000_000_000
 COMPRESSED, RAW = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image"

@@ -11,7 +11,7 @@ from typing import Any
 
 from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_from_msg, get_typestore
 
-from vlm_spec_decode.edge.video import FFMPEG_PACKET, FOXGLOVE_VIDEO, GO2_VIDEO
+from vlm_spec_decode.edge.image_upload import FFMPEG_PACKET, FOXGLOVE_VIDEO, GO2_VIDEO
 
 OTHERS: Mapping[str, str] = {
     GO2_VIDEO: "uint64 time_frame\nuint8[] video720p\nuint8[] video360p\nuint8[] video180p\n",

@@ -15,11 +15,10 @@ from vlm_spec_decode.actions.parser import ActionParser
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.core.errors import Cancelled, NotFinite
 from vlm_spec_decode.core.ports import Clock, Drafter, ExitHook, Logits, Model, TextCodec, Verifier
-from vlm_spec_decode.core.trace import GenerationResult, Tracer, TracerGroup
+from vlm_spec_decode.core.trace import AnswerTrace, GenerationResult, Tracer, TracerGroup
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.edge.answer_cache import AnswerCache
-from vlm_spec_decode.edge.tracing import AnswerTrace
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy
 
@@ -84,7 +83,7 @@ class Engine:
         """
         config = config or self.config
         number, self._cancels_before = next(self._numbers), self._cancels
-        trace = AnswerTrace(self._clock)
+        trace = AnswerTrace(self._clock.now)
         # Under `rejection` what is drafted must be drawn: a remembered answer is not.
         recalls = strategy(config.strategy).recalls and config.params.rule == "coupled"
         request = AnswerRequest(
