@@ -20,6 +20,7 @@ from dataclasses import replace
 
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.types import RULES, Tokens
+from vlm_spec_decode.decoding.policy import CloudPolicy
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.tree import SpeculationTree
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_chain, send_chain, wait_commit
@@ -44,10 +45,8 @@ def edge(
         yield committed
 
 
-class Cloud:
+class Cloud(CloudPolicy):
     """The cloud's half: verify what is there, else wait for it."""
-
-    wants_exits = False
 
     def next_pass(self, tree: SpeculationTree) -> Tokens | None:
         """Return the drafted nodes to verify, or None to wait for some."""

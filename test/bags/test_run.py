@@ -20,7 +20,7 @@ from vlm_spec_decode.bags.run import RunConfig, Workers, load, run
 from vlm_spec_decode.cli.main import main
 from vlm_spec_decode.core.errors import BagError, ConfigError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
-from vlm_spec_decode.edge.local_pair import load_pair
+from vlm_spec_decode.edge.factory import load_pair
 
 pytestmark = pytest.mark.timeout(180)
 

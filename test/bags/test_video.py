@@ -14,7 +14,7 @@ from vlm_spec_decode.bags.events import Events, Frame, Topics
 from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.bags.source import OTHERS
 from vlm_spec_decode.core.errors import BagError, ConfigError
-from vlm_spec_decode.edge import video
+from vlm_spec_decode.edge import image_upload as video
 
 TYPES = get_typestore(Stores.ROS2_HUMBLE)
 for _kind, _definition in OTHERS.items():

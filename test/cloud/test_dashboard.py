@@ -12,18 +12,16 @@ from test.cloud.test_operations import SETTINGS
 from test.tables import TARGET, TableModel
 from vlm_spec_decode.cli import cloud_board as top_cloud
 from vlm_spec_decode.cli import main as cli
-from vlm_spec_decode.cloud.telemetry.metrics import COUNTED, HELD, Gauges
-from vlm_spec_decode.cloud.telemetry.service import ServiceTelemetry
+from vlm_spec_decode.cloud.telemetry.metrics import COUNTED, HELD, Gauges, ServiceTelemetry
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import CloudUnreachable
-from vlm_spec_decode.transport.in_process import InProcessLink
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana.json"
 WORDS = {"sum", "min", "by", "rate", "histogram_quantile", "le", "job"}
 
 
 def operations() -> ServiceTelemetry:
-    found = ServiceTelemetry(SETTINGS, TableModel(TARGET).card, InProcessLink(), VirtualClock())
+    found = ServiceTelemetry(SETTINGS, TableModel(TARGET).card, VirtualClock())
     found.gauges = lambda: Gauges(
         3, 7, 1, True, {"stale": 2}, {"live": 2}, dict.fromkeys(HELD, 5.0), dict.fromkeys(COUNTED, 4.0)
     )

@@ -1,4 +1,4 @@
-"""What the service tells of itself: figures, records, health. Seen through the link, the service unaware."""
+"""What the service tells of itself: figures, records, health."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from vlm_spec_decode.cloud.config import CloudConfig
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.cloud.telemetry import health, logs
-from vlm_spec_decode.cloud.telemetry.metrics import Gauges
-from vlm_spec_decode.cloud.telemetry.service import STALL_S, ServiceTelemetry
+from vlm_spec_decode.cloud.telemetry.metrics import STALL_S, Gauges, MessageObserver, ServiceTelemetry
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import CloudError, ConfigError
 from vlm_spec_decode.core.types import AnswerRequest, Language, Observation, SamplingParams
@@ -44,12 +43,16 @@ def opening(answer: int = 1, epoch: int = 0, strategy: str = "autoregressive") -
 HELLO = codec.encode(Hello("test", "tokens", "prompt", "grammar", 3))
 
 
+def receive(observer: MessageObserver, peer: bytes, data: bytes) -> None:
+    observer.received(peer, len(data), codec.decode(data))
+
+
 @contextmanager
 def operated(config: CloudConfig = SETTINGS) -> Iterator[tuple[ServiceTelemetry, InProcessLink, CloudServer]]:
     target, mail = TableModel(TARGET), InProcessLink()
-    operations = ServiceTelemetry(config, target.card, mail, WallClock())
-    desk = ServerProtocol(target.card, "grammar")
-    server = CloudServer(operations.link, desk, target, WallClock(), TableModel(POOR_DRAFT))
+    operations = ServiceTelemetry(config, target.card, WallClock())
+    desk = ServerProtocol(target.card, "grammar", tracer=operations.observer)
+    server = CloudServer(mail, desk, target, WallClock(), TableModel(POOR_DRAFT))
     operations.gauges = lambda: Gauges(len(desk.entries), desk.peers, 0, not server.is_stopping)
     thread = threading.Thread(target=server.serve)
     thread.start()
@@ -106,6 +109,19 @@ def test_an_answer_is_counted_and_told_without_what_was_asked() -> None:
     assert SECRET not in said.getvalue()
 
 
+def test_the_cloud_decodes_a_message_once_and_none_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded, sent, decode = list[bytes](), list[object](), codec.decode
+    with operated() as (operations, mail, server):
+        monkeypatch.setattr(codec, "decode", lambda data: (decoded.append(bytes(data)), decode(data))[1])
+        up = [HELLO, opening(), codec.encode(WireDraft(9, 0, 0, 1, PACKER.pack((0, 1)))), b"\x01 no message"]
+        mail.deliver([(b"robot", data) for data in up])
+        while not any(message.finished for message in sent if isinstance(message, WireCommit)):
+            sent += [decode(data) for _peer, data in mail.collect(0.5)]
+    assert decoded == up
+    assert value(operations, "vsd_messages_total", direction="out", kind="WireCommit") >= 1
+    assert server.desk.stats.messages == len(up)
+
+
 def test_a_full_disk_costs_the_log_and_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
     with Path("/dev/full").open("w") as full:
         handler = logs.set_up_logging("json", "debug", full)
@@ -140,8 +156,8 @@ def test_the_instruction_is_told_only_if_asked_for() -> None:
     handler = logs.set_up_logging("text", "info", said)
     config = CloudConfig(language=Language("grammar"), insecure=True, log_content=True)
     try:
-        operations = ServiceTelemetry(config, TableModel(TARGET).card, InProcessLink(), VirtualClock())
-        operations.link._watch.came(b"robot", opening())
+        operations = ServiceTelemetry(config, TableModel(TARGET).card, VirtualClock())
+        receive(operations.observer, b"robot", opening())
     finally:
         logs.take_down_logging(handler)
     assert f"instruction={SECRET}" in said.getvalue()
@@ -150,26 +166,26 @@ def test_the_instruction_is_told_only_if_asked_for() -> None:
 def test_what_a_stranger_says_never_becomes_a_label_and_memory_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vlm_spec_decode.cloud.telemetry.message_observer.MAX_FOLLOWED", 40)
-    operations = ServiceTelemetry(SETTINGS, TableModel(TARGET).card, InProcessLink(), VirtualClock())
+    monkeypatch.setattr("vlm_spec_decode.cloud.telemetry.metrics.MAX_FOLLOWED", 40)
+    operations = ServiceTelemetry(SETTINGS, TableModel(TARGET).card, VirtualClock())
     for answer in range(1, 100):
-        operations.link._watch.came(b"robot", opening(answer, strategy=f"made up {answer}"))
+        receive(operations.observer, b"robot", opening(answer, strategy=f"made up {answer}"))
     assert value(operations, "vsd_answers_opened_total", strategy="unknown") == 99
     text = "".join(str(family) for family in operations.metrics.registry.collect())
     assert "made up" not in text
-    assert len(operations.link._watch._followed) == 40
+    assert len(operations.observer._followed) == 40
 
 
 def test_a_commit_that_is_said_again_is_counted_once_and_a_resumed_answer_from_where_it_was() -> None:
     clock = VirtualClock()
-    operations = ServiceTelemetry(SETTINGS, TableModel(TARGET).card, InProcessLink(), clock)
-    watch, peer = operations.link._watch, b"robot"
+    operations = ServiceTelemetry(SETTINGS, TableModel(TARGET).card, clock)
+    watch, peer = operations.observer, b"robot"
     request = AnswerRequest(1, Observation(None, "go"), PARAMS, "autoregressive")
-    watch.came(peer, codec.encode(codec.open_message(request, PACKER, 1, (0, 1))))
+    receive(watch, peer, codec.encode(codec.open_message(request, PACKER, 1, (0, 1))))
     clock.sleep(0.2)
     commit = WireCommit(1, 1, 2, PACKER.pack((0, 0, 1)), 0, 1, False, 40_000)
     for _ in range(3):
-        watch.went(peer, codec.encode(commit))
+        watch.sent(peer, len(codec.encode(commit)), commit)
     assert value(operations, "vsd_answers_resumed_total") == 1
     assert value(operations, "vsd_tokens_committed_total") == 3
     assert value(operations, "vsd_pass_seconds_sum") == pytest.approx(0.04)
@@ -186,7 +202,7 @@ def get(url: str) -> tuple[int, str]:
 
 def test_health_readiness_and_figures_over_http() -> None:
     clock = VirtualClock()
-    operations = ServiceTelemetry(SETTINGS, TableModel(TARGET).card, InProcessLink(), clock)
+    operations = ServiceTelemetry(SETTINGS, TableModel(TARGET).card, clock)
     operations.gauges = lambda: Gauges(sessions=3, is_ready=True, dropped={"stale": 2})
     with operations.around() as url:
         assert get(f"{url}/healthz") == (200, "ok\n")
@@ -216,9 +232,7 @@ def test_figures_stay_on_this_machine_and_a_port_that_was_asked_for_is_had_or_na
     assert health.place("auto") == ("127.0.0.1", 9464)
     assert health.place("9000") == ("127.0.0.1", 9000)
     assert health.place("[::1]:9000") == ("::1", 9000)
-    registry = ServiceTelemetry(
-        SETTINGS, TableModel(TARGET).card, InProcessLink(), VirtualClock()
-    ).metrics.registry
+    registry = ServiceTelemetry(SETTINGS, TableModel(TARGET).card, VirtualClock()).metrics.registry
     first = health.HealthServer("127.0.0.1:*", registry, str, str)
     try:
         taken = first.url.removeprefix("http://")

@@ -16,7 +16,7 @@ from vlm_spec_decode.core.ports import ExitHook, Logits
 from vlm_spec_decode.core.types import RESIDUALS, RULES, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.grammar_mask import MaskedModel
 from vlm_spec_decode.decoding.sampling import log_probs, pick, softmax_at
-from vlm_spec_decode.decoding.sparse import P_UNIT, weights
+from vlm_spec_decode.decoding.verify import P_UNIT, weights
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.strategies.registry import STRATEGIES

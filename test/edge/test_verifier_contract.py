@@ -15,12 +15,24 @@ from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout, VsdError
 from vlm_spec_decode.core.ports import Verifier
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
-from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, Observation, SamplingParams
+from vlm_spec_decode.core.trace import LinkUsage, Tracer
+from vlm_spec_decode.core.types import (
+    AnswerRequest,
+    Commit,
+    DraftMessage,
+    Event,
+    Hint,
+    Observation,
+    SamplingParams,
+)
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
+from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.edge.verifier_virtual import VirtualVerifier
+from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.transport import keys
+from vlm_spec_decode.transport.emulation import OVERHEAD_BYTES
 
 pytestmark = pytest.mark.net
 PARAMS = SamplingParams(temperature=1.0, max_tokens=16, stop_ids=(STOP,), seed=11)
@@ -145,6 +157,78 @@ def test_the_engines_result_says_what_the_verifier_says(verifier: Verifier, has_
     assert last.result
     assert (last.result.usage.uplink_bytes > 0) == has_link
     assert (last.result.usage.downlink_bytes > 0) == has_link
+
+
+class Listener(Tracer):
+    def __init__(self) -> None:
+        self.told: list[object] = []
+        self.waits = 0
+
+    def opened(self, request: AnswerRequest) -> None:
+        self.told.append(request)
+
+    def sent(self, hint: Hint) -> None:
+        self.told.append(hint)
+
+    def waiting(self) -> None:
+        self.waits += 1
+
+    def received(self, event: Event) -> None:
+        self.told.append(event)
+
+
+def test_the_tracer_is_told_all_that_passes_and_nothing_twice(verifier: Verifier) -> None:
+    listener, passed = Listener(), list[object]()
+    request = AnswerRequest(1, OBSERVATION, PARAMS, "speculative")
+    verifier.open(request, listener)
+    sequence, node = Sequence(), 1
+    while not sequence.finished:
+        draft = DraftMessage(1, 0, len(sequence), node, (0, 1), (0, node))
+        verifier.submit(draft)
+        event = verifier.wait(10)
+        assert isinstance(event, Commit)
+        sequence.commit(event)
+        passed += [draft, event]
+        node += 2
+    verifier.close()
+    assert listener.told == [request, *passed]
+    assert listener.waits == len(passed) // 2
+    told = len(listener.told)
+    assert answer(verifier, 2).tokens == own_answer(PARAMS)
+    assert len(listener.told) == told, "a tracer is of one answer"
+
+
+def test_the_clouds_are_those_that_there_are(verifier: Verifier) -> None:
+    if isinstance(verifier, RemoteVerifier):
+        assert verifier.clouds.startswith("tcp://127.0.0.1:")
+    else:
+        assert verifier.clouds == ""
+    verifier.disconnect()
+    verifier.disconnect()
+
+
+def test_the_virtual_link_carries_the_real_protocols_bytes(tmp_path: Path) -> None:
+    keys.generate(tmp_path)
+    hardware = HardwareProfile("quick", 1.0, 5.0, 5.0, 9.0, 1.0)
+    virtual = VirtualVerifier(TableModel(TARGET), hardware, LinkProfile("lan", 5.0), VirtualClock())
+    request = AnswerRequest(1, OBSERVATION, PARAMS, "speculative")
+    packer = codec.TokenPacker(virtual.target.card.vocab_size)
+    draft = DraftMessage(1, 0, 0, 1, (0, 1), (0, 1))
+    messages = (codec.open_message(request, packer, 0, ()), packer.hint_message(draft))
+    sizes = [len(codec.encode(message)) for message in messages]
+    virtual.open(request)
+    virtual.submit(draft)
+    event = virtual.wait(10)
+    assert isinstance(event, Commit)
+    down = len(codec.encode(packer.commit_message(event)))
+    assert virtual.usage == LinkUsage(sum(sizes) + 2 * OVERHEAD_BYTES, down + OVERHEAD_BYTES, 0)
+    with cloud(tmp_path) as server, edge(server.address, tmp_path, hello=HELLO) as remote:
+        remote.connect()
+        remote.open(request)
+        remote.submit(draft)
+        assert isinstance(remote.wait(10), Commit)
+        # A socket's edge also says for how long it is patient, and that it lives: some bytes more.
+        assert 0 <= remote.usage.uplink_bytes - sum(sizes) < 100
 
 
 def test_an_unknown_strategy_is_refused(verifier: Verifier) -> None:

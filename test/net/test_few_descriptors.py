@@ -20,7 +20,7 @@ from test.tables import TARGET, TableModel
 from vlm_spec_decode.core.errors import CloudUnreachable, ConfigError
 from vlm_spec_decode.core.types import SamplingParams
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
-from vlm_spec_decode.transport import descriptors, keys
+from vlm_spec_decode.transport import connection, keys
 from vlm_spec_decode.transport.dealer import DealerLink
 
 pytestmark = pytest.mark.net
@@ -113,7 +113,7 @@ def test_a_cloud_that_could_serve_nobody_says_so(key_folder: Path) -> None:
 
 def test_a_robot_without_descriptors_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """libzmq would end the process."""
-    monkeypatch.setattr(descriptors, "free", lambda: 5)
+    monkeypatch.setattr(connection, "free_descriptors", lambda: 5)
     with pytest.raises(ConfigError, match=r"24 file descriptors and 5 of .* are left: raise `ulimit -n`"):
         DealerLink("tcp://127.0.0.1:5555", None, CLOCK)
 
@@ -121,8 +121,8 @@ def test_a_robot_without_descriptors_says_so(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
     code = (
         "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (50, 200));"
-        "from vlm_spec_decode.transport import descriptors as d;"
-        "print(d.limit(), r.getrlimit(r.RLIMIT_NOFILE), 180 < d.free() < 200)"
+        "from vlm_spec_decode.transport import connection as d;"
+        "print(d.descriptor_limit(), r.getrlimit(r.RLIMIT_NOFILE), 180 < d.free_descriptors() < 200)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "200 (200, 200) True\n"

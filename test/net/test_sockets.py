@@ -35,6 +35,7 @@ from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import STRATEGIES, strategy
 from vlm_spec_decode.transport import keys
+from vlm_spec_decode.transport.connection import HandshakeFailure
 from vlm_spec_decode.transport.dealer import DealerLink
 from vlm_spec_decode.transport.router import RouterLink
 
@@ -280,7 +281,7 @@ def test_keys_that_were_right_are_not_blamed_for_a_handshake_that_the_network_br
         verifier.open(AnswerRequest(1, Observation(None, "go"), params, "autoregressive"))
         verifier.wait(5)
         server.stop()
-        monkeypatch.setattr(DealerLink, "failures", {"HANDSHAKE_FAILED_NO_DETAIL"})
+        monkeypatch.setattr(DealerLink, "failures", {HandshakeFailure.BROKEN})
         with pytest.raises(CloudUnreachable, match="a new handshake broke off") as caught:
             wait_for_ever(verifier)
         assert "key" not in str(caught.value)

@@ -23,6 +23,7 @@ from vlm_spec_decode.core.types import (
     Tokens,
 )
 from vlm_spec_decode.decoding import sampling
+from vlm_spec_decode.decoding.policy import CloudPolicy
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
@@ -126,10 +127,8 @@ def test_any_schedule_of_any_hints_is_exact() -> None:
             assert session.sequence.finished
 
 
-class _Greedy:
+class _Greedy(CloudPolicy):
     """Verify all that is there, else step."""
-
-    wants_exits = False
 
     def next_pass(self, tree):  # type: ignore[no-untyped-def]
         return tree.live()

@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,9 @@ from vlm_spec_decode.bench.run import RunSetup, decode
 from vlm_spec_decode.bench.synthetic import PairSpec, pair
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
-from vlm_spec_decode.core.types import Observation, SamplingParams
+from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
+from vlm_spec_decode.decoding.policy import CloudPolicy
+from vlm_spec_decode.decoding.tree import SpeculationTree
 from vlm_spec_decode.strategies import registry
 from vlm_spec_decode.strategies.base import Strategy
 from vlm_spec_decode.strategies.registry import STRATEGIES, StrategyRegistry, register_strategy, strategy
@@ -105,6 +108,29 @@ def test_a_name_is_given_once_and_can_be_one() -> None:
     assert strategy("own") is own
     with pytest.raises(ConfigError, match=r"unknown strategy 'none'; known: autoregressive, .*, own"):
         strategy("none")
+
+
+def test_a_cloud_half_keeps_the_whole_contract() -> None:
+    class Half(CloudPolicy):
+        pass
+
+    class Stranger:
+        def next_pass(self, tree: SpeculationTree) -> Tokens:
+            return ()
+
+    def strategy_with(cloud: Any) -> Strategy:
+        return Strategy(
+            name="own", edge=strategy("speculative").edge, cloud=cloud, drafts=True, source="here"
+        )
+
+    with pytest.raises(ConfigError, match=r"'own'.*next_pass"):
+        strategy_with(Half)
+    with pytest.raises(ConfigError, match=r"'own'.*no decoding\.policy\.CloudPolicy"):
+        strategy_with(Stranger)
+    for name in SHIPPED:
+        policy = strategy(name).cloud()
+        assert isinstance(policy, CloudPolicy)
+        assert policy is not strategy(name).cloud(), "a policy belongs to one answer"
 
 
 @pytest.mark.parametrize(

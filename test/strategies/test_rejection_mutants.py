@@ -12,11 +12,12 @@ import pytest
 from test.strategies import test_rejection_law as laws
 from test.strategies.random_paths import law_of
 from vlm_spec_decode.core.types import DraftMessage
-from vlm_spec_decode.decoding import rejection, session
+from vlm_spec_decode.decoding import session
+from vlm_spec_decode.decoding import verify as rejection
 from vlm_spec_decode.decoding.counter_rng import KeyedCounterRng
-from vlm_spec_decode.decoding.rejection import RejectionRule
 from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.decoding.tree import SpeculationTree
+from vlm_spec_decode.decoding.verify import RejectionRule
 from vlm_spec_decode.strategies import pipelined
 from vlm_spec_decode.strategies import rejection as proposals
 from vlm_spec_decode.strategies.hybrid.draft_tree import DraftTree

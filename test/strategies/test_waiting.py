@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from vlm_spec_decode.strategies.estimators import HysteresisSwitch
-from vlm_spec_decode.strategies.hybrid.wait_policy import WEIGHT, WaitPolicy
+from vlm_spec_decode.strategies.hybrid.cloud_policy import WEIGHT, WaitPolicy
 
 
 def waits(objective: str, pass_s: float, hint_s: float, adds: float, rounds: int = 12) -> tuple[int, float]:

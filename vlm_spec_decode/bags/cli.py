@@ -107,7 +107,7 @@ def replay(
     from vlm_spec_decode.bags.questions import AskPlan, read_spoken
     from vlm_spec_decode.bags.replay import Cell, ReplayChoice, ReplayConfig
     from vlm_spec_decode.bags.run import RunConfig, Workers, run
-    from vlm_spec_decode.edge.local_pair import check_strategy
+    from vlm_spec_decode.edge.factory import check_strategy
 
     for name in strategies:
         check_strategy(name)

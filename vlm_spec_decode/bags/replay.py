@@ -28,7 +28,7 @@ from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
 from vlm_spec_decode.core.types import SamplingParams
 from vlm_spec_decode.edge.engine import EngineConfig
-from vlm_spec_decode.edge.local_pair import ModelPair, load_pair, virtual_engine
+from vlm_spec_decode.edge.factory import ModelPair, load_pair, virtual_engine
 
 TOPIC, STRING = "vlm/run", "std_msgs/msg/String"
 

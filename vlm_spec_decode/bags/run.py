@@ -35,7 +35,7 @@ from vlm_spec_decode.bags.report import write_report
 from vlm_spec_decode.bags.score import compared, summary
 from vlm_spec_decode.bags.source import bag_name, num_unread
 from vlm_spec_decode.core.errors import BagError, ConfigError
-from vlm_spec_decode.edge.local_pair import folders
+from vlm_spec_decode.edge.factory import folders
 
 THUMB_PX, THUMB_QUALITY = 200, 55
 SHARES_PER_WORKER = 4

@@ -27,7 +27,7 @@ from rosbags.rosbag2 import ReaderError
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_from_msg, get_typestore
 
-from vlm_spec_decode.edge.video import FFMPEG_PACKET, FOXGLOVE_VIDEO, GO2_VIDEO
+from vlm_spec_decode.edge.image_upload import FFMPEG_PACKET, FOXGLOVE_VIDEO, GO2_VIDEO
 
 NANOSECONDS = 1_000_000_000
 UNREAD = "messages not read: "

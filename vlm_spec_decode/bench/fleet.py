@@ -20,7 +20,7 @@ from vlm_spec_decode.bench.robots import VirtualRobot
 from vlm_spec_decode.cloud.config import ServerLimits
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.requests import BatchResult, Jobs
-from vlm_spec_decode.cloud.worker import BatchRunner
+from vlm_spec_decode.cloud.server import BatchRunner
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.ports import Target
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile

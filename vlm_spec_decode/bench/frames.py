@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 from vlm_spec_decode.bench.run import SilentCodec
 from vlm_spec_decode.bench.synthetic import PairSpec, pair
 from vlm_spec_decode.core.clock import VirtualClock
-from vlm_spec_decode.core.ports import Verifier
-from vlm_spec_decode.core.trace import LinkUsage
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Event, Hint, Observation, SamplingParams
+from vlm_spec_decode.core.trace import Tracer
+from vlm_spec_decode.core.types import Commit, Event, Hint, Observation, SamplingParams
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.protocol import codec
@@ -32,49 +31,20 @@ class RoundBytes:
 
 
 @dataclass(slots=True)
-class WeighingVerifier:
-    """A verifier whose draft messages are encoded and measured, per round (from a verdict to the next)."""
+class MessageWeights(Tracer):
+    """Encodes and weighs what goes up, per round (from a verdict to the next)."""
 
-    inner: Verifier
     packer: codec.TokenPacker
     rounds: list[list[int]] = field(default_factory=lambda: [[]])
 
-    def open(self, request: AnswerRequest) -> None:
-        """Pass on."""
-        self.inner.open(request)
-
-    def submit(self, hint: Hint) -> None:
-        """Weigh and pass on."""
+    def sent(self, hint: Hint) -> None:
+        """Weigh a message."""
         self.rounds[-1].append(len(codec.encode(self.packer.hint_message(hint))))
-        self.inner.submit(hint)
 
-    def poll(self) -> Event | None:
-        """Pass on."""
-        return self._seen(self.inner.poll())
-
-    def wait(self, timeout_s: float) -> Event:
-        """Pass on."""
-        event = self.inner.wait(timeout_s)
-        self._seen(event)
-        return event
-
-    def cancel(self) -> None:
-        """Pass on."""
-        self.inner.cancel()
-
-    def close(self) -> None:
-        """Pass on."""
-        self.inner.close()
-
-    @property
-    def usage(self) -> LinkUsage:
-        """Pass on."""
-        return self.inner.usage
-
-    def _seen(self, event: Event | None) -> Event | None:
+    def received(self, event: Event) -> None:
+        """A commit begins the next round."""
         if isinstance(event, Commit):
             self.rounds.append([])
-        return event
 
 
 def uplink_per_round(rule: str, residual: str = "sparse", draft_length: int = 4) -> RoundBytes:
@@ -88,13 +58,14 @@ def uplink_per_round(rule: str, residual: str = "sparse", draft_length: int = 4)
     for seed in range(SEEDS):
         draft, target = pair(PairSpec(acceptance=0.7, vocab_size=VOCABULARY, seed=seed))
         clock = VirtualClock()
-        weighed = WeighingVerifier(LocalVerifier(target, clock), codec.TokenPacker(VOCABULARY))
+        weighed = MessageWeights(codec.TokenPacker(VOCABULARY))
         engine = Engine(
             draft,
             SilentCodec(),
-            weighed,
+            LocalVerifier(target, clock),
             clock,
             EngineConfig(strategy="speculative", draft_length=draft_length),
+            weighed,
         )
         config = replace(engine.config, params=replace(params, seed=seed))
         for _ in engine.answer(Observation(None, "go"), config):

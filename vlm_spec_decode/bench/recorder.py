@@ -7,13 +7,12 @@ meaning.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from vlm_spec_decode.core.ports import Clock, ExitHook, Logits, Model, ModelCard, ModelContext, Verifier
-from vlm_spec_decode.core.trace import LinkUsage
-from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, Event, Hint, Observation, Tokens
+from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.trace import Tracer
+from vlm_spec_decode.core.types import Commit, DraftMessage, Event, Hint, Tokens
 
 
 class EdgeEvent(NamedTuple):
@@ -30,8 +29,8 @@ class EdgeEvent(NamedTuple):
 
 
 @dataclass(slots=True)
-class AnswerRecorder:
-    """What is counted, shared by the two decorators below."""
+class AnswerRecorder(Tracer):
+    """Counts, and lists what happened; over all answers of an engine."""
 
     clock: Clock
     moments: list[EdgeEvent] = field(default_factory=list)
@@ -39,132 +38,51 @@ class AnswerRecorder:
     hits: int = 0
     draft_s: float = 0.0
     _is_fresh: bool = False
+    _began_s: float = 0.0
     _drafted: set[int] = field(default_factory=set)
     _position: dict[int, int] = field(default_factory=dict)
 
-    def drafted(self, positions: Iterable[int]) -> None:
-        """Note at which positions of the answer tokens were drafted or forced since the last verdict."""
-        self._drafted.update(positions)
-
-    def sent(self, draft: DraftMessage) -> None:
+    def sent(self, hint: Hint) -> None:
         """Look whether some of the first chain after a verdict was there already."""
-        self.mark("send", self.clock.now(), len(draft.tokens))
-        for number, parent in enumerate(draft.parents, draft.first_node):
-            self._position[number] = self._position.get(parent, draft.base - 1) + 1
-        if self._is_fresh and draft.tokens:
-            numbers = range(draft.first_node, draft.first_node + len(draft.tokens))
+        if not isinstance(hint, DraftMessage):
+            return
+        self._mark("send", self.clock.now(), len(hint.tokens))
+        for number, parent in enumerate(hint.parents, hint.first_node):
+            self._position[number] = self._position.get(parent, hint.base - 1) + 1
+        if self._is_fresh and hint.tokens:
+            numbers = range(hint.first_node, hint.first_node + len(hint.tokens))
             self.lookups += 1
             self.hits += any(self._position[number] not in self._drafted for number in numbers)
             self._is_fresh = False
 
-    def came(self, event: Event) -> None:
+    def received(self, event: Event) -> None:
         """Note an early verdict or a commit."""
         if not isinstance(event, Commit):
-            self.mark("early", self.clock.now(), 1)
+            self._mark("early", self.clock.now(), 1)
             return
-        self.mark("commit", self.clock.now() - event.compute_s, len(event.tokens))
+        self._mark("commit", self.clock.now() - event.compute_s, len(event.tokens))
         self._is_fresh = not event.finished
         self._drafted.clear()
 
-    def mark(self, what: str, start_s: float, size: int) -> None:
+    def drafting(self) -> None:
+        """Note when a draft step begins."""
+        self._began_s = self.clock.now()
+
+    def drafted(self, start: int, parents: Tokens) -> None:
+        """Note a draft step and its positions; a step that takes no time is no step."""
+        seconds = self.clock.now() - self._began_s
+        if seconds:
+            self._drafted.update(range(start, start + 1 + _height(parents)))
+            self.draft_s += seconds
+            self._mark("draft", self._began_s, 1 + len(parents))
+
+    def forced(self, start: int, length: int) -> None:
+        """Note at which positions tokens were forced since the last verdict."""
+        self._drafted.update(range(start, start + length))
+
+    def _mark(self, what: str, start_s: float, size: int) -> None:
         """Add a moment that ends now."""
         self.moments.append(EdgeEvent(what, start_s, self.clock.now(), size))
-
-
-@dataclass(slots=True)
-class RecordingContext:
-    """A drafter whose steps are counted."""
-
-    inner: ModelContext
-    tally: AnswerRecorder
-
-    def prefill(self) -> None:
-        """Pass on."""
-        self.inner.prefill()
-
-    def score(
-        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
-    ) -> Logits:
-        """Pass on; a step that takes no time is no step."""
-        started_s = self.tally.clock.now()
-        logits = self.inner.score(prefix, tokens, parents, on_exit=on_exit)
-        seconds = self.tally.clock.now() - started_s
-        if seconds:
-            self.tally.drafted(range(len(prefix), len(prefix) + 1 + _height(parents)))
-            self.tally.draft_s += seconds
-            self.tally.mark("draft", started_s, len(logits))
-        return logits
-
-    def forced(self, prefix: Tokens) -> Tokens:
-        """Pass on."""
-        run = self.inner.forced(prefix)
-        self.tally.drafted(range(len(prefix), len(prefix) + len(run)))
-        return run
-
-    def close(self) -> None:
-        """Pass on."""
-        self.inner.close()
-
-
-@dataclass(frozen=True, slots=True)
-class RecordingModel:
-    """A draft whose steps are counted, whatever they take."""
-
-    inner: Model
-    tally: AnswerRecorder
-
-    @property
-    def card(self) -> ModelCard:
-        """Identity of the inner model."""
-        return self.inner.card
-
-    def open(self, observation: Observation) -> ModelContext:
-        """Start one answer."""
-        return RecordingContext(self.inner.open(observation), self.tally)
-
-
-@dataclass(slots=True)
-class RecordingVerifier:
-    """A verifier whose traffic is counted."""
-
-    inner: Verifier
-    tally: AnswerRecorder
-
-    def open(self, request: AnswerRequest) -> None:
-        """Pass on."""
-        self.inner.open(request)
-
-    def submit(self, hint: Hint) -> None:
-        """Count and pass on."""
-        if isinstance(hint, DraftMessage):
-            self.tally.sent(hint)
-        self.inner.submit(hint)
-
-    def poll(self) -> Event | None:
-        """Pass on, counting what comes."""
-        event = self.inner.poll()
-        if event is not None:
-            self.tally.came(event)
-        return event
-
-    def wait(self, timeout_s: float) -> Event:
-        """Pass on, counting what comes."""
-        event = self.inner.wait(timeout_s)
-        self.tally.came(event)
-        return event
-
-    def cancel(self) -> None:
-        """Pass on."""
-        self.inner.cancel()
-
-    def close(self) -> None:
-        """Pass on."""
-        self.inner.close()
-
-    @property
-    def usage(self) -> LinkUsage:
-        """Pass on."""
-        return self.inner.usage
 
 
 def _height(parents: Tokens) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from vlm_spec_decode.bench.recorder import AnswerRecorder, EdgeEvent, RecordingModel, RecordingVerifier
+from vlm_spec_decode.bench.recorder import AnswerRecorder, EdgeEvent
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import VsdError
 from vlm_spec_decode.core.ports import Model, TextCodec
@@ -16,8 +16,7 @@ from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
-from vlm_spec_decode.edge.simulated_latency import VirtualModel
-from vlm_spec_decode.edge.verifier_virtual import VirtualVerifier
+from vlm_spec_decode.edge.verifier_virtual import VirtualModel, VirtualVerifier
 
 TIMEOUT_S = 3600.0
 """Of virtual time: no cell of a comparison comes near it."""
@@ -88,7 +87,7 @@ def decode(
     tally = AnswerRecorder(clock)
     helper = draft if setup.has_helper else None
     verifier = VirtualVerifier(target, setup.hardware, setup.link, clock, helper, setup.seed)
-    edge = RecordingModel(VirtualModel(draft, setup.hardware, clock), tally)
+    edge = VirtualModel(draft, setup.hardware, clock)
     config = EngineConfig(
         strategy=setup.strategy,
         params=params,
@@ -97,7 +96,7 @@ def decode(
         objective=setup.objective,
         uplink_bps=min(1e9, setup.link.up_mbps * 1e6),
     )
-    engine = Engine(edge, codec or SilentCodec(), RecordingVerifier(verifier, tally), clock, config)
+    engine = Engine(edge, codec or SilentCodec(), verifier, clock, config, tally)
     started_s = gpu_s = 0.0
     if setup.is_repeat:
         _answer(engine, observation)

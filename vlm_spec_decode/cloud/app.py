@@ -13,12 +13,11 @@ from types import FrameType
 from typing import Any
 
 from vlm_spec_decode.cloud.config import CloudConfig, ServerLimits, check
-from vlm_spec_decode.cloud.protocol import ServerProtocol
+from vlm_spec_decode.cloud.protocol import MessageTracer, ServerProtocol
 from vlm_spec_decode.cloud.replicas.pool import ReplicaPool, join_cluster
 from vlm_spec_decode.cloud.replicas.server import ReplicatedServer
 from vlm_spec_decode.cloud.server import CloudServer
-from vlm_spec_decode.cloud.telemetry.metrics import Gauges, inside_of
-from vlm_spec_decode.cloud.telemetry.service import ServiceTelemetry
+from vlm_spec_decode.cloud.telemetry.metrics import Gauges, ServiceTelemetry, inside_of
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError, ConfigError
 from vlm_spec_decode.core.ports import Clock, Model, ModelCard
@@ -52,8 +51,8 @@ def build(config: CloudConfig) -> tuple[CloudServer | ReplicatedServer, ServiceT
 
 def _single(config: CloudConfig, link: RouterLink, clock: Clock) -> tuple[CloudServer, ServiceTelemetry]:
     target = _target(config)
-    operations = ServiceTelemetry(config, target.card, link, clock)
-    server = serve_on(config, operations.link, target)
+    operations = ServiceTelemetry(config, target.card, clock)
+    server = serve_on(config, link, target, operations.observer)
     operations.gauges = lambda: _gauges(server, link)
     return server, operations
 
@@ -66,21 +65,26 @@ def _replicated(
     server = ReplicatedServer(link, lambda wake: ReplicaPool(ray, make, cpus, gpus, wake), clock)
     server.scale(config.replicas)
     try:
-        operations = ServiceTelemetry(config, server.wait_for_first(FIRST_REPLICA_S), link, clock)
+        operations = ServiceTelemetry(config, server.wait_for_first(FIRST_REPLICA_S), clock)
     except BaseException:
         server.pool.close()
         raise
     operations.gauges = lambda: _with_guard(server.gauges(), link)
-    server.watched(operations.link)
+    server.trace(operations.observer)
     return server, operations
 
 
-def serve_on(config: CloudConfig, link: ServerLink, target: VlmModel | None = None) -> CloudServer:
+def serve_on(
+    config: CloudConfig,
+    link: ServerLink,
+    target: VlmModel | None = None,
+    tracer: MessageTracer | None = None,
+) -> CloudServer:
     """Load what the config names and put a server on the link. Raises ModelError."""
     target = target or _target(config)
     helper = _helper(config, target.card)
     limits = ServerLimits(sessions=config.max_sessions, batch=config.batch, kv_bytes=config.kv_mib << 20)
-    desk = ServerProtocol(target.card, config.language.digest, limits)
+    desk = ServerProtocol(target.card, config.language.digest, limits, tracer=tracer or MessageTracer())
     held = constrained(target, target.codec, config.language)
     return CloudServer(link, desk, held, WallClock(), helper)
 

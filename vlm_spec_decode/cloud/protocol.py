@@ -13,18 +13,19 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.cloud.config import ServerLimits
-from vlm_spec_decode.cloud.failures import FAILURES, refusal
 from vlm_spec_decode.cloud.requests import (
+    FAILURES,
     BatchResult,
     ImageStore,
     JobResult,
     RequestTable,
+    ServerCounts,
     ServerJob,
     ServerRequest,
+    refusal,
 )
 from vlm_spec_decode.cloud.scheduler import Scheduler
-from vlm_spec_decode.cloud.telemetry.counts import ServerCounts
-from vlm_spec_decode.core.errors import ConfigError, ProtocolError
+from vlm_spec_decode.core.errors import ConfigError, ProtocolError, VersionMismatch
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.core.types import Commit, EarlyExitVerdict
 from vlm_spec_decode.decoding.session import Session
@@ -41,6 +42,19 @@ from vlm_spec_decode.protocol.messages import (
     Welcome,
 )
 from vlm_spec_decode.strategies.registry import STRATEGIES, strategy
+
+
+class MessageTracer:
+    """Is told of every message, decoded already, on the serving thread; by default does nothing."""
+
+    def polled(self) -> None:
+        """The serving loop has turned."""
+
+    def received(self, peer: bytes, num_bytes: int, message: AnyMessage | None) -> None:
+        """A message has come from a robot; None: it could not be read."""
+
+    def sent(self, peer: bytes, num_bytes: int, message: AnyMessage) -> None:
+        """A message goes to a robot."""
 
 
 @dataclass(slots=True)
@@ -72,7 +86,10 @@ class ClientTable:
 class Responses:
     """Encodes and counts outgoing messages; collects (peer, bytes) in `outbox` for the owner of the link."""
 
-    def __init__(self, packer: codec.TokenPacker, stats: ServerCounts, retry_s: float) -> None:
+    def __init__(
+        self, packer: codec.TokenPacker, stats: ServerCounts, retry_s: float, tracer: MessageTracer
+    ) -> None:
+        self._tracer = tracer
         self.outbox: deque[tuple[bytes, bytes]] = deque()
         self._packer = packer
         self._stats = stats
@@ -82,6 +99,7 @@ class Responses:
         """Say one message."""
         data = codec.encode(message)
         self._stats.sent_bytes += len(data)
+        self._tracer.sent(peer, len(data), message)
         self.outbox.append((peer, data))
 
     def refuse(self, peer: bytes, answer: int, epoch: int, reason: str, detail: str = "") -> None:
@@ -188,6 +206,7 @@ class ServerProtocol:
     has_helper: bool = False
     stats: ServerCounts = field(default_factory=ServerCounts)
     entries: RequestTable = field(default_factory=RequestTable)
+    tracer: MessageTracer = field(default_factory=MessageTracer)
     scheduler: Scheduler = field(init=False)
     _admission: Admission = field(init=False)
     _peers: ClientTable = field(init=False)
@@ -201,7 +220,7 @@ class ServerProtocol:
         self._peers = ClientTable(self.limits.peers)
         self._images = ImageStore(self.limits.image_cache_bytes, self.stats)
         self._packer = codec.TokenPacker(self.card.vocab_size)
-        self._replies = Responses(self._packer, self.stats, self.limits.retry_s)
+        self._replies = Responses(self._packer, self.stats, self.limits.retry_s, self.tracer)
 
     @property
     def peers(self) -> int:
@@ -225,13 +244,15 @@ class ServerProtocol:
         try:
             message = codec.decode(data)
         except ProtocolError as error:
+            self.tracer.received(peer, len(data), None)
             self.dropped["malformed"] += 1
-            if str(error).startswith("protocol version"):
+            if isinstance(error, VersionMismatch):
                 self._replies.refuse(peer, 0, 0, "version", str(error))
             return
+        self.tracer.received(peer, len(data), message)
         if not isinstance(message, wire.Hello) and peer not in self._peers:
             self.dropped["before_hello"] += 1
-            self._replies.refuse(peer, 0, 0, "hello_first")
+            self._replies.refuse(peer, 0, 0, wire.HELLO_FIRST)
             return
         try:
             self._dispatch(peer, message, now_s)
@@ -368,9 +389,9 @@ class ServerProtocol:
     def _finish(self, job: ServerJob, result: JobResult, now_s: float) -> None:
         entry = job.entry
         entry.stir(now_s)
-        if result.refusal:
-            if not self.scheduler.tries_again(job, result, self.entries.values(), now_s):
-                self._fail(entry, *result.refusal)
+        if result.failure:
+            if not self.scheduler.tries_again(job, result.failure, self.entries.values(), now_s):
+                self._fail(entry, *refusal(result.failure))
         elif result.context is not None:
             request = codec.answer_request(entry.message, self._packer, entry.core_image)
             policy = strategy(request.strategy).cloud()

@@ -7,17 +7,86 @@ answer number. Images are keyed by their digest: a later answer about the same f
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+import logging
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from vlm_spec_decode.cloud.config import MAX_PATIENCE_S, MIN_PATIENCE_S, ServerLimits
-from vlm_spec_decode.cloud.telemetry.counts import ServerCounts
+from vlm_spec_decode.core.errors import GrammarError, ImageError, NotFinite, OutOfMemory, VsdError
 from vlm_spec_decode.core.ports import Logits, ModelContext
 from vlm_spec_decode.core.types import Commit, DraftMessage, Hint, Image, Observation
 from vlm_spec_decode.decoding import batching as batch
-from vlm_spec_decode.decoding.session import ColocatedDraft, PassPlan, Session
+from vlm_spec_decode.decoding.policy import ColocatedDraft, PassPlan
+from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.protocol.messages import ImageChunk, Open
+
+log = logging.getLogger(__name__)
+
+FAILURES = (VsdError, RuntimeError, ValueError, MemoryError, ArithmeticError, LookupError)
+"""What a job may raise; one answer's failure must not end the service of the others."""
+
+
+def refusal(error: Exception) -> tuple[str, str]:
+    """Return the name and detail by which a robot is told of a job that failed."""
+    match error:
+        case ImageError():
+            return "image", str(error)
+        case GrammarError():
+            return "grammar", str(error)
+        case NotFinite():
+            log.error("an answer has ended: %s", error)
+            return "not_finite", str(error)
+        case OutOfMemory() | MemoryError():
+            return "out_of_memory", "the target has no memory left for this answer"
+    log.error("a job of the target failed", exc_info=error)
+    return "target_failed", type(error).__name__
+
+
+@dataclass(slots=True)
+class ServerCounts:
+    """Counters since the start, and below them what holds now; written by the socket's thread alone.
+
+    `passes` are forward passes of the target and `shared` the answers' shares of them, so their ratio is the
+    mean batch. `refused` and `dropped` count by name. `wait_s` adds up the time that answers were ready for a
+    pass before it began.
+    """
+
+    messages: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    opened: int = 0
+    finished: int = 0
+    commits: int = 0
+    tokens: int = 0
+    drafted: int = 0
+    early: int = 0
+    passes: int = 0
+    shared: int = 0
+    largest_batch: int = 0
+    pass_s: float = 0.0
+    wait_s: float = 0.0
+    splits: int = 0
+    evictions: int = 0
+    image_hits: int = 0
+    image_misses: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    robots: int = 0
+    sessions: int = 0
+    waiting: int = 0
+    kv_bytes: int = 0
+    image_bytes: int = 0
+    is_draining: bool = False
+
+    def ran(self, shares: int, duration_s: float) -> None:
+        """Count one pass and the answers that shared it."""
+        self.passes += 1
+        self.shared += shares
+        self.largest_batch = max(self.largest_batch, shares)
+        self.pass_s += duration_s
+
 
 MAX_EARLY_DRAFTS = 64
 """Drafts held before a session begins; a peer that sends more loses them, which harms only itself."""
@@ -177,14 +246,14 @@ class ServerJob:
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """What came of a job: `plan` is the pass as it was run. `refusal` is (reason, detail) for the peer."""
+    """What came of a job: `plan` is the pass as it was run. `failure` is why there is nothing."""
 
     context: ModelContext | None = None
     helper: ColocatedDraft | None = None
     plan: PassPlan | None = None
     logits: Logits | None = None
     compute_s: float = 0.0
-    refusal: tuple[str, str] | None = None
+    failure: Exception | None = None
 
 
 Jobs: TypeAlias = tuple[ServerJob, ...]

@@ -10,8 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.cloud.config import ServerLimits
-from vlm_spec_decode.cloud.requests import BatchResult, JobResult, Jobs, ServerJob, ServerRequest
-from vlm_spec_decode.cloud.telemetry.counts import ServerCounts
+from vlm_spec_decode.cloud.requests import (
+    BatchResult,
+    Jobs,
+    ServerCounts,
+    ServerJob,
+    ServerRequest,
+)
+from vlm_spec_decode.core.errors import OutOfMemory
 
 GROW_AFTER = 64
 """Passes without running out of memory after which a batch that was cut down may grow again."""
@@ -76,18 +82,18 @@ class Scheduler:
         self.stats.splits += done.splits
         for job, result in zip(done.jobs, done.results, strict=True):
             job.entry.ran_s = now_s
-            job.entry.filled = result.refusal is None
+            job.entry.filled = result.failure is None
             self.session_bytes = max(self.session_bytes, job.entry.kv_bytes)
         self._sound += 1
         if self._sound >= GROW_AFTER and self.batch < self.limits.batch:
             self.batch, self._sound = self.batch + 1, 0
 
     def tries_again(
-        self, job: ServerJob, result: JobResult, entries: Iterable[ServerRequest], now_s: float
+        self, job: ServerJob, failure: Exception, entries: Iterable[ServerRequest], now_s: float
     ) -> bool:
         """After a lack of memory: take smaller batches, evict whoever is idle, and run the job once more."""
         entry = job.entry
-        if not result.refusal or result.refusal[0] != "out_of_memory" or entry.tries or not entry.session:
+        if not isinstance(failure, OutOfMemory | MemoryError) or entry.tries or not entry.session:
             return False
         self.batch, self._sound = max(1, self.batch // 2), 0
         for idle in self._idle(entries, now_s, 0.0):

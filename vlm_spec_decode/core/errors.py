@@ -19,7 +19,9 @@
     │   ├── CloudRefused           the cloud answers, and says no by name
     │   │   └── CloudBusy          the cloud answers, and has no room for too long
     │   ├── CloudTimeout           an answer that ran past its deadline
-    │   └── ProtocolError          bytes that are not a message of this version
+    │   ├── ProtocolError          bytes that are not a message
+    │   │   └── VersionMismatch    bytes of another version of the protocol
+    │   └── ProtocolStateError     a call or a step that the client protocol's state does not allow
     ├── RobotError
     │   ├── RobotUnreachable       no service answers on this interface and domain
     │   ├── RobotRefused           the robot answers with a return code that says no
@@ -132,6 +134,17 @@ class CloudTimeout(CloudError):
 
 class ProtocolError(CloudError):
     """Bytes that are not a message of this protocol version."""
+
+
+class VersionMismatch(ProtocolError):
+    """Bytes of another version of the protocol."""
+
+    def __init__(self, theirs: int, ours: int) -> None:
+        super().__init__(f"protocol version {theirs}; this is version {ours}")
+
+
+class ProtocolStateError(CloudError):
+    """A call or a step that the state of the client protocol does not allow; a fault of this program."""
 
 
 class RobotError(VsdError):

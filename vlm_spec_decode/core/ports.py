@@ -1,4 +1,4 @@
-"""The seams: what decoding, engine and executor need from the world, as protocols.
+"""The seams: what decoding, engine and executor need from the world.
 
 Implementations differ only in what is plugged in: a table model or a VLM, an in-process verifier or
 a socket, a kinematic robot or the Go2.
@@ -6,6 +6,7 @@ a socket, a kinematic robot or the Go2.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm_spec_decode.core.robot import RobotState
-from vlm_spec_decode.core.trace import LinkUsage
+from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
 from vlm_spec_decode.core.types import AnswerRequest, Event, Hint, Image, Observation, Tokens
 
 Logits: TypeAlias = npt.NDArray[np.float32]
@@ -158,37 +159,49 @@ class TextCodec(Protocol):
         ...
 
 
-class Verifier(Protocol):
+class Verifier(ABC):
     """The cloud as a strategy sees it: in this process, in virtual time or behind a socket."""
 
-    def open(self, request: AnswerRequest) -> None:
-        """Start one answer. Raises CloudUnreachable or CloudRefused."""
-        ...
+    @abstractmethod
+    def open(self, request: AnswerRequest, tracer: Tracer = NO_TRACER) -> None:
+        """Start one answer, of which `tracer` is told everything that passes here.
 
+        Raises CloudUnreachable or CloudRefused.
+        """
+
+    @abstractmethod
     def submit(self, hint: Hint) -> None:
         """Send a draft, or a correction, which arrives unless the session ends; never blocks."""
-        ...
 
+    @abstractmethod
     def poll(self) -> Event | None:
         """Return the next event if one is there."""
-        ...
 
+    @abstractmethod
     def wait(self, timeout_s: float) -> Event:
         """Block for the next event. Raises CloudTimeout, CloudUnreachable or Cancelled."""
-        ...
 
+    @abstractmethod
     def cancel(self) -> None:
         """Abandon the open answer, from any thread; a blocked `wait` raises Cancelled."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """End the answer and free what it holds. Idempotent."""
-        ...
+
+    def disconnect(self) -> None:
+        """End the answer and whatever connects to the cloud. Idempotent."""
+        self.close()
 
     @property
     def usage(self) -> LinkUsage:
         """Bytes that the newest answer has put on the link so far, 0 without a link; stays after `close`."""
-        ...
+        return LinkUsage()
+
+    @property
+    def clouds(self) -> str:
+        """The clouds' addresses, with commas, from the one that it spoke with last; "" without any."""
+        return ""
 
 
 class RobotDriver(Protocol):

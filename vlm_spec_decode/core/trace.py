@@ -1,13 +1,96 @@
-"""How one answer came about: its rounds, its bytes and its result, one type for robot, benchmark and bags.
+"""How one answer came about: who is told of its steps, and its rounds, bytes and result.
 
 All times are seconds on the edge's clock.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, DraftMessage, Event, Hint, Tokens
+
+
+class Tracer:
+    """Is told of the steps of one answer at the edge, on the thread that decodes; by default does nothing.
+
+    Measuring is an argument: verifiers and strategies call these methods, and nothing is wrapped.
+    """
+
+    def opened(self, request: AnswerRequest) -> None:
+        """An answer was opened at the verifier."""
+
+    def sent(self, hint: Hint) -> None:
+        """A draft or a correction was handed to the verifier."""
+
+    def waiting(self) -> None:
+        """The edge begins to wait for the verifier; `received` ends it."""
+
+    def received(self, event: Event) -> None:
+        """A commit or an early-exit verdict has come."""
+
+    def drafting(self) -> None:
+        """A step of the draft model begins; `drafted` ends it."""
+
+    def drafted(self, start: int, parents: Tokens) -> None:
+        """A draft step has scored position `start` of the answer, and a tree below it (see `score`)."""
+
+    def forced(self, start: int, length: int) -> None:
+        """The grammar has named `length` tokens from position `start` on, at no draft step."""
+
+    def decided(self, why: str) -> None:
+        """A strategy's controller has decided something, for this reason."""
+
+
+NO_TRACER = Tracer()
+"""Measures nothing."""
+
+
+class TracerGroup(Tracer):
+    """Tells several tracers."""
+
+    def __init__(self, *tracers: Tracer) -> None:
+        self._tracers = tracers
+
+    def opened(self, request: AnswerRequest) -> None:
+        """Tell all."""
+        for tracer in self._tracers:
+            tracer.opened(request)
+
+    def sent(self, hint: Hint) -> None:
+        """Tell all."""
+        for tracer in self._tracers:
+            tracer.sent(hint)
+
+    def waiting(self) -> None:
+        """Tell all."""
+        for tracer in self._tracers:
+            tracer.waiting()
+
+    def received(self, event: Event) -> None:
+        """Tell all."""
+        for tracer in self._tracers:
+            tracer.received(event)
+
+    def drafting(self) -> None:
+        """Tell all."""
+        for tracer in self._tracers:
+            tracer.drafting()
+
+    def drafted(self, start: int, parents: Tokens) -> None:
+        """Tell all."""
+        for tracer in self._tracers:
+            tracer.drafted(start, parents)
+
+    def forced(self, start: int, length: int) -> None:
+        """Tell all."""
+        for tracer in self._tracers:
+            tracer.forced(start, length)
+
+    def decided(self, why: str) -> None:
+        """Tell all."""
+        for tracer in self._tracers:
+            tracer.decided(why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +155,109 @@ class GenerationResult:
     def acceptance_rate(self) -> float:
         """Accepted over drafted tokens; 0 if nothing was drafted."""
         return self.accepted / self.drafted if self.drafted else 0.0
+
+
+class AnswerTrace(Tracer):
+    """Counts drafts, commits and waits, from the answer's opening on. `now` reads the edge's clock.
+
+    A drafted token counts as accepted if it was sent before the commit that says it had come, and all tokens
+    above it were right too.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.rounds: list[RoundTrace] = []
+        self.early_verdicts = 0
+        self._opened_s = now()
+        self._now = now
+        self._draft_s = self._wait_s = self._began_s = 0.0
+        self._waiting_s: float | None = None
+        self._why = ""
+        self._drafted = self._length = 0
+        self._sent: dict[int, tuple[int, int, int]] = {}  # node to (parent, token, position)
+        self._true: dict[int, int] = {}  # committed node to position
+
+    @property
+    def elapsed_s(self) -> float:
+        """Time since the answer was opened."""
+        return self._now() - self._opened_s
+
+    def opened(self, request: AnswerRequest) -> None:
+        """Count the draft that goes with the question; nodes of an answer that is opened anew are new."""
+        self._sent.clear()
+        self._true.clear()
+        self._length = len(request.committed)
+        if request.draft:
+            self.sent(request.draft)
+
+    def sent(self, hint: Hint) -> None:
+        """Count a draft's nodes; a correction is a token of the answer that was drawn here."""
+        if isinstance(hint, Correction):
+            self._advance((hint.token,))
+        elif isinstance(hint, DraftMessage):
+            self._drafted += len(hint.tokens)
+            self._add(hint)
+
+    def waiting(self) -> None:
+        """Note when the wait began."""
+        self._waiting_s = self._now()
+
+    def received(self, event: Event) -> None:
+        """Count a verdict; a commit ends a round."""
+        if self._waiting_s is not None:
+            self._wait_s += self._now() - self._waiting_s
+            self._waiting_s = None
+        if not isinstance(event, Commit):
+            self.early_verdicts += 1
+            return
+        accepted = self._advance(event.tokens)
+        trace = RoundTrace(
+            event.start,
+            self._drafted,
+            accepted,
+            len(event.tokens),
+            self._draft_s,
+            self._wait_s,
+            event.compute_s,
+            self.elapsed_s,
+            self._why,
+        )
+        self.rounds.append(trace)
+        self._drafted, self._wait_s, self._draft_s, self._why = 0, 0.0, 0.0, ""
+
+    def drafting(self) -> None:
+        """Note when the step began."""
+        self._began_s = self._now()
+
+    def drafted(self, start: int, parents: Tokens) -> None:  # noqa: ARG002
+        """Charge the step's time to the round."""
+        self._draft_s += self._now() - self._began_s
+
+    def decided(self, why: str) -> None:
+        """Keep the controller's last reason for the round's trace."""
+        self._why = why
+
+    def _add(self, draft: DraftMessage) -> None:
+        """Note the position of each node; one whose place is taken already cannot be accepted any more."""
+        for number, (token, parent) in enumerate(
+            zip(draft.tokens, draft.parents, strict=True), draft.first_node
+        ):
+            if parent in self._sent:
+                position = self._sent[parent][2] + 1
+            else:
+                position = self._true[parent] + 1 if parent in self._true else draft.base
+            if position >= self._length and (not parent or parent in self._sent or parent in self._true):
+                self._sent[number] = (parent, token, position)
+
+    def _advance(self, tokens: Tokens) -> int:
+        """Take committed tokens; return at how many of their positions a sent node was right."""
+        end, accepted = self._length + len(tokens), set[int]()
+        # Parents have lower numbers than their children, so each is judged after what it hangs below.
+        for number, (parent, token, position) in sorted(self._sent.items()):
+            if position >= end:
+                continue
+            del self._sent[number]
+            if token == tokens[position - self._length] and (not parent or parent in self._true):
+                self._true[number] = position
+                accepted.add(position)  # the same token drafted twice is one
+        self._length = end
+        return len(accepted)

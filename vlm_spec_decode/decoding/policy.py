@@ -1,21 +1,41 @@
-"""What a session asks of a strategy's cloud half; those that reckon with time are in `decoding.session`."""
+"""The contract of a strategy's cloud half: what the next pass of the target holds.
+
+A policy belongs to one answer. The session (`decoding.session`) asks it for every pass and tells it what came
+of it. All calls come from one thread except `extend`, which runs on the thread of the pass; `received` may be
+called meanwhile, the others are not. Only `next_pass` must be written. The defaults are those of a policy
+that neither waits, nor drafts, nor uses early exits.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
 
-from vlm_spec_decode.core.types import EarlyExitVerdict, Tokens
-from vlm_spec_decode.decoding.tree import SpeculationTree
+from vlm_spec_decode.core.ports import Clock, ModelContext
+from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, EarlyExitVerdict, Support, Tokens
+from vlm_spec_decode.decoding.tree import SpeculationTree, Subtree
 
 
-class CloudPolicy(Protocol):
-    """The cloud half of a strategy: what the next pass holds."""
+@dataclass(frozen=True, slots=True)
+class PassPlan:
+    """One forward pass of the target: the committed prefix and the nodes verified below it.
 
-    wants_exits: bool
+    `own_q` says under the `rejection` rule what the cloud's own nodes, the last ones, were drawn from.
+    """
 
-    def next_pass(self, tree: SpeculationTree) -> Tokens | None:
-        """Return the live nodes to verify (with their ancestors), () for a plain step, None to wait."""
-        ...
+    pass_id: int
+    prefix: Tokens
+    nodes: Subtree
+    own_q: tuple[Support, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ColocatedDraft:
+    """A copy of the draft model beside the target, for one answer. `clock` is that of its steps."""
+
+    context: ModelContext
+    clock: Clock
 
 
 class EarlyExitHook(Protocol):
@@ -26,12 +46,38 @@ class EarlyExitHook(Protocol):
         ...
 
 
-@runtime_checkable
-class PipelinePolicy(Protocol):
-    """A cloud half whose edge drafts on while a pass runs.
+class CloudPolicy(ABC):
+    """The cloud half of a strategy, one answer long. Times are seconds of the session owner's clock.
 
-    Where such a chain is accepted to its end, the edge may have drawn the next token already: under the
-    `rejection` rule that one must be tried, so there is no bonus token.
+    `wants_exits`: the target's early exits are run and their verdicts sent to the edge. `is_pipeline`: the
+    edge drafts on while a pass runs, so under the `rejection` rule it may have drawn the token after a fully
+    accepted chain already; that one must be tried, and there is no bonus token. `wake_s` is when `next_pass`
+    wants to be asked again after it has returned None; None: when something new has come.
     """
 
-    is_pipeline: bool
+    wants_exits: bool = False
+    is_pipeline: bool = False
+    wake_s: float | None = None
+
+    def begin(self, request: AnswerRequest, has_helper: bool) -> None:  # noqa: B027
+        """Learn what is asked for. `has_helper`: there is a draft model beside the target.
+
+        Raises ConfigError if the policy needs one and there is none.
+        """
+
+    def at(self, now_s: float) -> None:  # noqa: B027
+        """Learn the time at which `next_pass` is about to be asked."""
+
+    def received(self, draft: DraftMessage, now_s: float) -> None:  # noqa: B027
+        """Learn that a draft message has come; its nodes are in the tree already."""
+
+    @abstractmethod
+    def next_pass(self, tree: SpeculationTree) -> Tokens | None:
+        """Return the live nodes to verify (with their ancestors), () for a plain step, None to wait."""
+
+    def extend(self, plan: PassPlan, helper: ColocatedDraft) -> PassPlan:  # noqa: ARG002
+        """Return the plan with nodes of the cloud's own, numbered below 0. Runs on the pass's thread."""
+        return plan
+
+    def completed(self, plan: PassPlan, commit: Commit) -> None:  # noqa: B027
+        """Learn what came of a pass and how long it took (`commit.compute_s`)."""

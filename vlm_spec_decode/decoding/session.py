@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
 
 from vlm_spec_decode.core.errors import NotFinite
-from vlm_spec_decode.core.ports import Clock, ExitHook, Logits, ModelContext
+from vlm_spec_decode.core.ports import ExitHook, Logits, ModelContext
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
@@ -20,69 +19,18 @@ from vlm_spec_decode.core.types import (
     EarlyExitVerdict,
     Hint,
     MoreSamples,
-    Support,
     Tokens,
 )
 from vlm_spec_decode.decoding.batching import ScoreRequest
 from vlm_spec_decode.decoding.early_exit import verdict_chance
-from vlm_spec_decode.decoding.policy import CloudPolicy, EarlyExitHook, PipelinePolicy
-from vlm_spec_decode.decoding.rejection import RejectionRule
+from vlm_spec_decode.decoding.policy import CloudPolicy, ColocatedDraft, EarlyExitHook, PassPlan
 from vlm_spec_decode.decoding.sequence import Sequence
-from vlm_spec_decode.decoding.tree import SpeculationTree, Subtree
-from vlm_spec_decode.decoding.verify import Verdict, verify_coupled
+from vlm_spec_decode.decoding.tree import SpeculationTree
+from vlm_spec_decode.decoding.verify import RejectionRule, Verdict, verify_coupled
 
 HELPER = "draft beside the target"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class PassPlan:
-    """One forward pass of the target: the committed prefix and the nodes verified below it.
-
-    `own_q` says under the `rejection` rule what the cloud's own nodes, the last ones, were drawn from.
-    """
-
-    pass_id: int
-    prefix: Tokens
-    nodes: Subtree
-    own_q: tuple[Support, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ColocatedDraft:
-    """A copy of the draft beside the target, for one answer, and the clock that its steps take time on."""
-
-    context: ModelContext
-    clock: Clock
-
-
-@runtime_checkable
-class TimedPolicy(Protocol):
-    """A cloud half that reckons with time and may draft for itself. Seconds are its owner's clock's."""
-
-    wake_s: float | None
-    """When to ask again after `next_pass` has said None; None: when something new has come."""
-
-    def begin(self, request: AnswerRequest, has_helper: bool) -> None:
-        """Learn what is asked for. Raises ConfigError if the policy needs a helper and there is none."""
-        ...
-
-    def at(self, now_s: float) -> None:
-        """Learn the time at which `next_pass` is about to be asked."""
-        ...
-
-    def received(self, draft: DraftMessage, now_s: float) -> None:
-        """Learn that a hint has come."""
-        ...
-
-    def extend(self, plan: PassPlan, helper: ColocatedDraft) -> PassPlan:
-        """Add nodes of the cloud's own, numbered below 0. Runs where the pass runs, on its thread."""
-        ...
-
-    def completed(self, plan: PassPlan, commit: Commit) -> None:
-        """Learn what came of a pass and how long it took."""
-        ...
 
 
 @dataclass(slots=True)
@@ -105,8 +53,7 @@ class Session:
         self.sequence.commit(self._commit_of(0, self.request.committed, 0, 0, False, 0.0))
         if self.request.params.rule == "rejection":
             self.rejection = RejectionRule(self.request.params)
-        if isinstance(self.policy, TimedPolicy):
-            self.policy.begin(self.request, self.helper is not None)
+        self.policy.begin(self.request, self.helper is not None)
         draft = self.request.draft
         if draft and (draft.answer, draft.epoch) == (self.request.answer, self.request.epoch):
             self._add(draft)
@@ -114,7 +61,7 @@ class Session:
     @property
     def wake_s(self) -> float | None:
         """When to ask for a plan again although nothing has come; None: there is no need to."""
-        return self.policy.wake_s if isinstance(self.policy, TimedPolicy) else None
+        return self.policy.wake_s
 
     def receive(self, hint: Hint, now_s: float = 0.0) -> Commit | None:
         """Add a hint; those of another answer or epoch are dropped.
@@ -129,8 +76,7 @@ class Session:
         if isinstance(hint, MoreSamples):
             return self._send_more(hint)
         self._add(hint)
-        if isinstance(self.policy, TimedPolicy):
-            self.policy.received(hint, now_s)
+        self.policy.received(hint, now_s)
         return None
 
     def _add(self, draft: DraftMessage) -> None:
@@ -142,8 +88,7 @@ class Session:
         """Return the next pass, or None while there is nothing to do (see `wake_s`)."""
         if self.sequence.finished or (self.rejection and self.rejection.is_waiting):
             return None
-        if isinstance(self.policy, TimedPolicy):
-            self.policy.at(now_s)
+        self.policy.at(now_s)
         numbers = self.policy.next_pass(self.tree)
         if numbers is None:
             return None
@@ -155,7 +100,7 @@ class Session:
 
         A draft is a hint: one whose logits cannot be used is named once and asked no more.
         """
-        if self.helper and isinstance(self.policy, TimedPolicy) and HELPER not in self._unsound:
+        if self.helper and HELPER not in self._unsound:
             try:
                 return self.policy.extend(plan, self.helper)
             except NotFinite as error:
@@ -188,8 +133,7 @@ class Session:
             path = plan.prefix + verdict.tokens
             commit = replace(commit, residual=self.rejection.wait_for_edge(path, logits[verdict.row]))
         self.tree.advance(self.sequence.commit(commit))
-        if isinstance(self.policy, TimedPolicy):
-            self.policy.completed(plan, commit)
+        self.policy.completed(plan, commit)
         return commit
 
     def close(self) -> None:
@@ -215,8 +159,7 @@ class Session:
         own_q = dict(zip(nodes.numbers[::-1], plan.own_q[::-1], strict=False))
         if not is_final:
             return self.rejection.guess(nodes, logits, plan.prefix, own_q)
-        has_bonus = not (isinstance(self.policy, PipelinePolicy) and self.policy.is_pipeline)
-        return self.rejection.verify(nodes, logits, plan.prefix, has_bonus, own_q)
+        return self.rejection.verify(nodes, logits, plan.prefix, not self.policy.is_pipeline, own_q)
 
     def _correct(self, correction: Correction) -> None:
         """Commit what the edge has drawn, if it is awaited."""

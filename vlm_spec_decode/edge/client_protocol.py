@@ -1,20 +1,40 @@
 """The edge's half of the wire protocol and its time-outs, without I/O: bytes and ticks in, events out.
 
-Handshake, image pacing, heartbeat, recovery of lost messages, and resuming a session under a new epoch
-after the cloud has lost it, or at another cloud (docs/protocol.md). Committed tokens are never taken back:
-the robot may have acted on them.
+It is a state machine (docs/protocol.md). `request` is the open answer and its only state: committed sequence,
+draft tree, unacknowledged messages. Committed tokens are never taken back: the robot may have acted on them.
+
+::
+
+                  connect                Welcome                 open, or an answer waits
+        NEW ──────────────► GREETING ──────────────► READY ──────────────────────────────► ANSWERING
+                              ▲  ▲                     ◄──────── close, Refused, too busy ─────┘
+          connect, open       │  │ no answer of the cloud for too long, or it has forgotten the robot
+        FAILED ───────────────┘  └───────────────────── READY, ANSWERING, BACKING_OFF
+           ▲
+           └── silence beyond all patience, Refused, another model: from every state but NEW
+
+        BACKING_OFF: a cloud was busy. Entered by Busy from GREETING, READY and ANSWERING; left for GREETING
+        at the next cloud when its time has come, or by open.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Protocol
 
-from vlm_spec_decode.core.errors import CloudBusy, CloudError, CloudRefused, CloudUnreachable, ProtocolError
+from vlm_spec_decode.core.errors import (
+    CloudBusy,
+    CloudError,
+    CloudRefused,
+    CloudUnreachable,
+    ProtocolError,
+    ProtocolStateError,
+)
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Event, Hint
-from vlm_spec_decode.edge.image_upload import ImageUpload
-from vlm_spec_decode.edge.request_state import RequestState
+from vlm_spec_decode.edge.request_state import ImageUpload, RequestState
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as wire
 
@@ -112,7 +132,7 @@ class Echo:
         self.since_s = self.greeted_s = now_s
         self.rtt_s, self.missed, self.is_here = 0.0, 0, False
 
-    def came(self, now_s: float, rtt_s: float | None = None) -> None:
+    def answered(self, now_s: float, rtt_s: float | None = None) -> None:
         """An answer has come; that of a greeting took the connection's handshake as well."""
         self.since_s, self.missed, self.is_here = now_s, 0, True
         if rtt_s is not None:
@@ -143,6 +163,43 @@ class Renewable(Protocol):
         ...
 
 
+class ClientState(Enum):
+    """Where an edge stands towards its clouds."""
+
+    NEW = "new"
+    """Nothing has been said; `connect` begins."""
+
+    GREETING = "greeting"
+    """Hello has been said and no Welcome has come; an open answer waits."""
+
+    READY = "ready"
+    """A cloud has welcomed this edge, and no answer is open."""
+
+    ANSWERING = "answering"
+    """The cloud has the Open of the answer."""
+
+    BACKING_OFF = "backing_off"
+    """A cloud was busy; at `retry_s` the next one is greeted, and an open answer waits."""
+
+    FAILED = "failed"
+    """The last error is among the events; `connect` or `open` begins anew."""
+
+
+_S = ClientState
+TRANSITIONS: Mapping[ClientState, frozenset[ClientState]] = {
+    _S.NEW: frozenset({_S.GREETING}),
+    _S.GREETING: frozenset({_S.GREETING, _S.READY, _S.ANSWERING, _S.BACKING_OFF, _S.FAILED}),
+    _S.READY: frozenset({_S.GREETING, _S.ANSWERING, _S.BACKING_OFF, _S.FAILED}),
+    _S.ANSWERING: frozenset({_S.GREETING, _S.READY, _S.ANSWERING, _S.BACKING_OFF, _S.FAILED}),
+    _S.BACKING_OFF: frozenset({_S.GREETING, _S.ANSWERING, _S.BACKING_OFF, _S.FAILED}),
+    _S.FAILED: frozenset({_S.GREETING}),
+}
+"""Every state and those that may follow it."""
+
+UNDER_WAY = frozenset({_S.GREETING, _S.READY, _S.ANSWERING, _S.BACKING_OFF})
+"""States in which a cloud is spoken with."""
+
+
 class ClientProtocol:
     """State machine of one edge towards its clouds. All times are seconds of the caller's clock.
 
@@ -152,6 +209,8 @@ class ClientProtocol:
 
     def __init__(self, hello: wire.Hello, timing: ProtocolTiming | None = None, clouds: int = 1) -> None:
         self.timing = timing or ProtocolTiming()
+        self.state = ClientState.NEW
+        self.request: RequestState | None = None
         self.welcome: wire.Welcome | None = None
         self.outbox: deque[bytes] = deque()
         self.events: deque[Event | CloudError] = deque()
@@ -160,103 +219,124 @@ class ClientProtocol:
         self._wants_renewal = False
         self._clouds, self._hello = clouds, hello
         self._packer = codec.TokenPacker(hello.vocab_size)
-        self._answer: RequestState | None = None
         self._model: tuple[str, str] | None = None
         self._delivered_images: deque[bytes] = deque(maxlen=64)
-        self._heard_s = self._moved_s = self._ping_s = self._hello_s = 0.0
-        self._retry_s: float | None = None
-        self._busies, self._dead, self._is_met = 0, False, False
-        self._pulse = SuspensionDetector()
+        self._heard_s = self._moved_s = self._ping_s = self._hello_s = self._retry_s = 0.0
+        self._busies, self._is_met = 0, False
+        self._suspension = SuspensionDetector()
         self._echo = Echo(self.timing)
 
+    @property
+    def epoch(self) -> int:
+        """Epoch of the open answer: how often it was opened again."""
+        return self.request.sequence.epoch if self.request else 0
+
+    @property
+    def is_welcome(self) -> bool:
+        """Whether the present cloud has greeted this edge and takes answers."""
+        return self.state in {ClientState.READY, ClientState.ANSWERING}
+
+    # Calls of the owner ---------------------------------------------------------------------------
+
     def connect(self, now_s: float) -> None:
-        """Start the handshake; its end is `welcome`, or an error among the events."""
-        self._wants_renewal |= self._dead  # what the silent one could not carry, another may
+        """Start the handshake; its end is `welcome`, or an error among the events.
+
+        An edge that a cloud has welcomed already only says Hello once more.
+        """
+        self._wants_renewal |= self.state is ClientState.FAILED  # another connection may carry more
         self._heard_s = self._moved_s = now_s
-        self._dead = self._is_met = False
+        self._is_met = False
         self._echo.begin(now_s)
+        if self.state in {ClientState.NEW, ClientState.FAILED}:
+            self.welcome = None
+            self._enter(ClientState.GREETING)
         self._say_hello(now_s)
 
     def open(self, request: AnswerRequest, now_s: float) -> None:
-        """Open an answer; it is sent as soon as the handshake is done."""
+        """Open an answer; it is sent as soon as the handshake is done.
+
+        Raises ProtocolStateError before `connect`.
+        """
+        if self.state is ClientState.NEW:
+            raise ProtocolStateError("an answer was opened before `connect`")
         self.close(now_s)
         image = request.observation.image
         known = image is not None and image.digest in self._delivered_images
-        upload = ImageUpload(image, wait_for_credit=known) if image else None
-        patience_ms = round(1000 * self.timing.give_up_s)
-        self._answer = RequestState(request, self._packer, upload, patience_ms, progress_s=now_s)
+        self.request = RequestState(
+            request=request,
+            packer=self._packer,
+            upload=ImageUpload(image, wait_for_credit=known) if image else None,
+            patience_ms=round(1000 * self.timing.give_up_s),
+            progress_s=now_s,
+        )
         self._heard_s = self._moved_s = now_s
-        self._retry_s, self._busies = None, 0
-        self.image_bytes = 0
-        if self._dead:
-            self.welcome = None
+        self._busies = self.image_bytes = 0
+        if self.state is ClientState.FAILED:
             self.connect(now_s)
         elif self.welcome:
             self._send_open(now_s)
+        elif self.state is ClientState.BACKING_OFF:
+            self._enter(ClientState.GREETING)
 
     def submit(self, hint: Hint) -> None:
         """Send a hint, and keep it until a commit overtakes it in case the link loses it."""
-        answer = self._answer
+        answer = self.request
         if answer and answer.request.answer == hint.answer:
             answer.add(hint)
-            if answer.sent:
-                self._send(answer.hint(hint))
+            if answer.is_sent:
+                self._send(answer.message(hint))
 
     def close(self, now_s: float) -> None:  # noqa: ARG002
         """Tell the cloud that the open answer is over."""
-        if self._answer and self._answer.sent:
-            self._send(wire.Close(*self._answer.names))
-        self._answer = None
+        if self.request and self.request.is_sent:
+            self._send(wire.Close(*self.request.names))
+        self._end_request()
 
     def receive(self, data: bytes, now_s: float) -> None:
         """Take one message; what cannot be read or belongs to the past is counted and dropped."""
         try:
             message = codec.decode(data)
             self._heard_s = self._moved_s = now_s
-            self._dispatch(message, now_s)
+            if self.state in UNDER_WAY:
+                self._dispatch(message, now_s)
+            else:
+                self.dropped["stale"] += 1
         except ProtocolError:
             self.dropped["malformed"] += 1
 
     def tick(self, now_s: float) -> None:
         """Repeat what may have been lost. Call some ten times a second."""
-        excused = self._pulse.excuse(now_s, self._heard_s, self._moved_s, self._echo.since_s)
+        excused = self._suspension.excuse(now_s, self._heard_s, self._moved_s, self._echo.since_s)
         self._heard_s, self._moved_s, self._echo.since_s = excused
-        if self._dead:
-            return
-        if self._retry_s is None and self._echo.is_missed(now_s, is_welcome=self.welcome is not None):
-            self._wants_renewal = True
-        silent_s, is_welcome = now_s - self._heard_s, self.welcome is not None
-        is_waiting = self._answer is not None or not is_welcome
-        stay_s = self.timing.stay_s(is_welcome=is_welcome, rtt_s=self.rtt_s)
-        if self._retry_s is not None:
-            if now_s >= self._retry_s:
-                self._heard_s = now_s  # nobody had anything to say until now
-                self._move(now_s)
-        elif is_waiting and silent_s > self.timing.patience_s(is_met=self._is_met, clouds=self._clouds):
-            self._fail(CloudUnreachable(f"nothing heard from the cloud for {silent_s:.1f} s"))
-        elif is_waiting and self._clouds > 1 and now_s - self._moved_s > stay_s:
-            self._move(now_s)
-        elif not is_welcome:
-            if now_s - self._hello_s >= self.timing.hello_retry_s:
-                self._say_hello(now_s)
-        elif now_s - self._ping_s >= self.timing.ping_s:
-            self._ping(now_s)
+        match self.state:
+            case ClientState.BACKING_OFF:
+                if now_s >= self._retry_s:
+                    self._heard_s = now_s  # nobody had anything to say until now
+                    self._move(now_s)
+            case ClientState.GREETING:
+                if not self._gave_up(now_s) and now_s - self._hello_s >= self.timing.hello_retry_s:
+                    self._say_hello(now_s)
+            case ClientState.READY | ClientState.ANSWERING:
+                if not self._gave_up(now_s) and now_s - self._ping_s >= self.timing.ping_s:
+                    self._ping(now_s)
 
     def tend(self, connection: Renewable, now_s: float) -> None:
         """Have the connection made anew if nothing is echoed over it, and left alone if something is.
 
         Over one that has just been made, what was said before is said again: it is lost.
         """
-        if connection.came_up() and not self._dead and self._retry_s is None:
-            if self.welcome is None:
+        if connection.came_up():
+            if self.state is ClientState.GREETING:
                 self._say_hello(now_s)
-            else:
+            elif self.is_welcome:
                 self._ping(now_s, recover=True)
         if self._wants_renewal:
             self._wants_renewal = False
             connection.renew()
         elif self._echo.is_here:
             connection.settle()
+
+    # Messages of the cloud ------------------------------------------------------------------------
 
     def _dispatch(self, message: wire.AnyMessage, now_s: float) -> None:
         match message:
@@ -278,48 +358,51 @@ class ClientProtocol:
                 self.dropped["stale"] += 1
 
     def _on_welcome(self, message: wire.Welcome, now_s: float) -> None:
-        self._echo.came(now_s, now_s - self._echo.greeted_s)
-        again, answer = self.welcome is not None, self._answer
-        model = (message.model_id, message.revision)
-        if answer and len(answer.mirror) and self._model not in {None, model}:
+        self._echo.answered(now_s, now_s - self._echo.greeted_s)
+        model, answer = (message.model_id, message.revision), self.request
+        if answer and len(answer.sequence) and self._model not in {None, model}:
             self._fail(CloudRefused("model_changed", f"an answer of {self._model} cannot go on with {model}"))
             return
         self.welcome, self._model, self._is_met = message, model, True
-        if answer and not (again and answer.sent):
+        # In another state this Welcome answers a Hello that was said twice.
+        if self.state is ClientState.GREETING and answer:
             self._send_open(now_s)
+        elif self.state is ClientState.GREETING:
+            self._enter(ClientState.READY)
 
     def _on_refused(self, message: wire.Refused, now_s: float) -> None:
-        if message.reason == "hello_first":
+        if message.reason == wire.HELLO_FIRST:
             self._begin_anew(now_s)
         elif message.answer == 0:
             self._fail(CloudRefused(message.reason, message.detail))
         elif self._current(message.answer, message.epoch):
-            self._answer = None
+            self._end_request()
             self.events.append(CloudRefused(message.reason, message.detail))
 
     def _on_busy(self, message: wire.Busy, now_s: float) -> None:
         """Come again later, elsewhere if there is an elsewhere, until patience ends."""
-        self._echo.came(now_s)
-        answer = self._answer
+        self._echo.answered(now_s)
+        answer = self.request
         if message.answer and not self._current(message.answer, message.epoch):
             self.dropped["stale"] += 1
             return
         if answer:
-            answer.sent = False
+            answer.is_sent = False
             answer.busy_since_s = now_s if answer.busy_since_s is None else answer.busy_since_s
             if now_s - answer.busy_since_s > self.timing.busy_s:
-                self._answer = None
+                self._end_request()
                 self.events.append(CloudBusy(message.reason, message.retry_after_ms / 1000))
                 return
         self._busies += 1
         asked_all = self._busies % self._clouds == 0
         self._retry_s = now_s + (min(message.retry_after_ms / 1000, self.timing.busy_s) if asked_all else 0.0)
+        self._enter(ClientState.BACKING_OFF)
 
     def _on_pong(self, message: wire.Pong, now_s: float) -> None:
         self.rtt_s = max(0.0, now_s - message.stamp_us / 1e6)
-        self._echo.came(now_s, self.rtt_s)
+        self._echo.answered(now_s, self.rtt_s)
         answer = self._current(message.answer, message.epoch)
-        if answer and answer.sent and not message.known:
+        if answer and self.state is ClientState.ANSWERING and not message.known:
             answer.begin_epoch()
             self._send_open(now_s)
 
@@ -332,48 +415,76 @@ class ClientProtocol:
             self._send(*answer.chunks())
 
     def _on_commit(self, answer: RequestState, commit: Commit, now_s: float) -> None:
-        if answer.mirror.is_gap(commit):
+        if answer.sequence.is_gap(commit):
             self.dropped["gap"] += 1
             self._ping(now_s, recover=True)
-        elif new := answer.take(commit):
+        elif new := answer.commit(commit):
             answer.progress_s = now_s
             self.events.append(new)
         else:
             self.dropped["duplicate"] += 1
 
     def _current(self, answer: int, epoch: int) -> RequestState | None:
-        mine = self._answer
+        mine = self.request
         return mine if mine and mine.names == (answer, epoch) else None
+
+    # Steps ----------------------------------------------------------------------------------------
+
+    def _enter(self, state: ClientState) -> None:
+        """Take a step of `TRANSITIONS`. Raises ProtocolStateError for any other."""
+        if state not in TRANSITIONS[self.state]:
+            raise ProtocolStateError(f"no step leads from {self.state.value} to {state.value}")
+        self.state = state
+
+    def _gave_up(self, now_s: float) -> bool:
+        """Look how long the cloud has been silent: leave it for another, or fail, if that is too long."""
+        if self._echo.is_missed(now_s, is_welcome=self.is_welcome):
+            self._wants_renewal = True
+        if self.state is ClientState.READY:
+            return False  # nobody waits for anything
+        silent_s = now_s - self._heard_s
+        if silent_s > self.timing.patience_s(is_met=self._is_met, clouds=self._clouds):
+            self._fail(CloudUnreachable(f"nothing heard from the cloud for {silent_s:.1f} s"))
+            return True
+        stay_s = self.timing.stay_s(is_welcome=self.is_welcome, rtt_s=self.rtt_s)
+        if self._clouds > 1 and now_s - self._moved_s > stay_s:
+            self._move(now_s)
+            return True
+        return False
 
     def _move(self, now_s: float) -> None:
         """Go to the next cloud, which may be the same, and begin anew there."""
         self.place = (self.place + 1) % self._clouds
-        self._moved_s, self._retry_s = now_s, None
+        self._moved_s = now_s
         self._echo.begin(now_s)
         self._begin_anew(now_s)
 
-    @property
-    def epoch(self) -> int:
-        """Epoch of the open answer: how often it was opened again."""
-        return self._answer.mirror.epoch if self._answer else 0
-
     def _begin_anew(self, now_s: float) -> None:
+        """Greet a cloud that knows nothing of this edge."""
         self.welcome = None
         self._delivered_images.clear()
-        if self._answer:
-            self._answer.begin_epoch()
+        if self.request:
+            self.request.begin_epoch()
+        self._enter(ClientState.GREETING)
         self._say_hello(now_s)
 
     def _send_open(self, now_s: float) -> None:
-        assert self._answer is not None
+        assert self.request is not None
         assert self.welcome is not None
-        self._answer.progress_s = self._ping_s = now_s
-        self._send(*self._answer.opening(self.welcome.image_window_bytes))
+        self._enter(ClientState.ANSWERING)
+        self.request.progress_s = self._ping_s = now_s
+        self._send(*self.request.opening(self.welcome.image_window_bytes))
+
+    def _end_request(self) -> None:
+        """Forget the open answer; what else is under way goes on."""
+        self.request = None
+        if self.state is ClientState.ANSWERING:
+            self._enter(ClientState.READY)
 
     def _ping(self, now_s: float, recover: bool = False) -> None:
         self._ping_s = now_s
-        answer, stamp_us = self._answer, round(now_s * 1e6)
-        if answer is None or not answer.sent:
+        answer, stamp_us = self.request, round(now_s * 1e6)
+        if answer is None or not answer.is_sent:
             self._send(wire.Ping(stamp_us, 0, 0, 0, False))
             return
         patience_s = self.timing.recover_s + 2 * answer.pass_s + 2 * self.rtt_s
@@ -394,6 +505,6 @@ class ClientProtocol:
             self.outbox.append(codec.encode(message))
 
     def _fail(self, error: CloudError) -> None:
-        self._dead = True
-        self._answer = None
+        self.request = None
+        self._enter(ClientState.FAILED)
         self.events.append(error)

@@ -1,7 +1,7 @@
 """One instruction and one frame become committed tokens, text and actions.
 
-The engine plugs a drafter and a verifier into a strategy and watches both from outside, so that every
-strategy is measured by the same clock and nothing in a strategy file is about measuring.
+The engine plugs a drafter and a verifier into a strategy. Strategy and verifier tell a tracer what they do,
+so every strategy is measured by the same clock.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from dataclasses import dataclass, field, replace
 from vlm_spec_decode.actions.parser import ActionParser
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.core.errors import Cancelled, NotFinite
-from vlm_spec_decode.core.ports import Clock, Drafter, Model, TextCodec, Verifier
-from vlm_spec_decode.core.trace import GenerationResult
+from vlm_spec_decode.core.ports import Clock, Drafter, ExitHook, Logits, Model, TextCodec, Verifier
+from vlm_spec_decode.core.trace import AnswerTrace, GenerationResult, Tracer, TracerGroup
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.edge.answer_cache import AnswerCache
-from vlm_spec_decode.edge.tracing import NoDrafter, TracingDrafter, TracingVerifier
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy
 
@@ -61,11 +60,13 @@ class Engine:
         verifier: Verifier,
         clock: Clock,
         config: EngineConfig | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._drafter = drafter
         self._codec = codec
         self._verifier = verifier
         self._clock = clock
+        self._tracer = tracer
         self._numbers = itertools.count(1)
         self._previous: Tokens = ()
         self._recall = AnswerCache()
@@ -82,7 +83,7 @@ class Engine:
         """
         config = config or self.config
         number, self._cancels_before = next(self._numbers), self._cancels
-        watch = TracingVerifier(self._verifier, self._clock)
+        trace = AnswerTrace(self._clock.now)
         # Under `rejection` what is drafted must be drawn: a remembered answer is not.
         recalls = strategy(config.strategy).recalls and config.params.rule == "coupled"
         request = AnswerRequest(
@@ -93,11 +94,12 @@ class Engine:
             objective=config.objective,
             draft=self._recall.draft(observation, number) if recalls else None,
         )
-        watch.open(request)
+        tracer = TracerGroup(trace, self._tracer) if self._tracer else trace
+        self._verifier.open(request, tracer)
         drafter: Drafter | None = None
         try:
             drafter = self._open_drafter(config, observation)
-            yield from self._decode(request, config, watch, drafter)
+            yield from self._decode(request, config, drafter, trace, tracer)
         finally:
             self._verifier.close()
             if drafter:
@@ -114,7 +116,12 @@ class Engine:
         return self._drafter.open(observation)
 
     def _decode(
-        self, request: AnswerRequest, config: EngineConfig, watch: TracingVerifier, drafter: Drafter
+        self,
+        request: AnswerRequest,
+        config: EngineConfig,
+        drafter: Drafter,
+        trace: AnswerTrace,
+        tracer: Tracer,
     ) -> Iterator[AnswerUpdate]:
         sequence, parser = Sequence(), ActionParser()
         instruction = self._codec.encode(request.observation.instruction)
@@ -128,11 +135,11 @@ class Engine:
             uplink_bps=min(1e9, config.uplink_bps),
             objective=config.objective,
             sent=request.draft,
-            explain=watch.explain,
+            tracer=tracer,
         )
         text, actions_at_s, first_token_s = "", None, 0.0
-        for tokens in self._tokens(request, sequence, TracingDrafter(drafter, watch), watch, edge_config):
-            first_token_s = first_token_s or watch.elapsed_s
+        for tokens in self._tokens(request, sequence, drafter, edge_config):
+            first_token_s = first_token_s or trace.elapsed_s
             spoken = self._codec.decode(sequence.tokens)
             stable = spoken if spoken.startswith(text) else text
             actions = parser.feed(stable[len(text) :])
@@ -142,41 +149,36 @@ class Engine:
                 parser.finish()
                 text = spoken
             if actions and actions_at_s is None:
-                actions_at_s = watch.elapsed_s
+                actions_at_s = trace.elapsed_s
             result = None
             if sequence.finished:
                 self._previous = sequence.tokens
                 self._recall.learn(request.observation, sequence.tokens)
-                result = self._result(sequence, text, config, watch, first_token_s, actions_at_s)
+                result = self._result(sequence, text, config, trace, first_token_s, actions_at_s)
             yield AnswerUpdate(
                 answer=request.answer, tokens=tokens, text=text, actions=actions, result=result
             )
 
     def _tokens(
-        self,
-        request: AnswerRequest,
-        sequence: Sequence,
-        drafter: TracingDrafter,
-        watch: TracingVerifier,
-        config: EdgeConfig,
+        self, request: AnswerRequest, sequence: Sequence, drafter: Drafter, config: EdgeConfig
     ) -> Iterator[Tokens]:
         """Yield what is committed; with a draft that gives no numbers, what the target says alone."""
+        verifier, clock = self._verifier, self._clock
         try:
-            yield from strategy(request.strategy).decode(sequence, drafter, watch, self._clock, config)
+            yield from strategy(request.strategy).decode(sequence, drafter, verifier, clock, config)
         except NotFinite as error:
             if error.model == "target":
                 raise
             log.warning("this answer goes on without drafts: %s", NotFinite(error.what, "draft"))
-            self._reopen(request, sequence)
-            yield from strategy(WITHOUT_DRAFTS).decode(sequence, drafter, watch, self._clock, config)
+            self._reopen(request, sequence, config.tracer)
+            yield from strategy(WITHOUT_DRAFTS).decode(sequence, drafter, verifier, clock, config)
 
-    def _reopen(self, request: AnswerRequest, sequence: Sequence) -> None:
+    def _reopen(self, request: AnswerRequest, sequence: Sequence, tracer: Tracer) -> None:
         """Let the target go on alone from what is committed, which stands: drafts are hints."""
         number = next(self._numbers)
         self._verifier.close()
-        self._verifier.open(
-            replace(request, answer=number, strategy=WITHOUT_DRAFTS, committed=sequence.tokens, draft=None)
-        )
+        alone = replace(request, answer=number, strategy=WITHOUT_DRAFTS, draft=None)
+        self._verifier.open(replace(alone, committed=sequence.tokens), tracer)
         if self._cancels != self._cancels_before:
             raise Cancelled("the answer was cancelled")  # while nothing was open that could have heard of it
 
@@ -185,7 +187,7 @@ class Engine:
         sequence: Sequence,
         text: str,
         config: EngineConfig,
-        watch: TracingVerifier,
+        trace: AnswerTrace,
         first_token_s: float,
         first_action_s: float | None,
     ) -> GenerationResult:
@@ -194,11 +196,36 @@ class Engine:
             text,
             config.strategy,
             config.params.rule,
-            tuple(watch.rounds),
-            watch.early_verdicts,
+            tuple(trace.rounds),
+            trace.early_verdicts,
             first_token_s,
             first_action_s,
-            watch.elapsed_s,
+            trace.elapsed_s,
             self._verifier.usage,
             config.params.lossless,
         )
+
+
+class NoDrafter:
+    """The drafter of strategies that have none."""
+
+    def prefill(self) -> None:
+        """Do nothing."""
+
+    def score(
+        self,
+        prefix: Tokens,  # noqa: ARG002
+        tokens: Tokens = (),  # noqa: ARG002
+        parents: Tokens = (),  # noqa: ARG002
+        *,
+        on_exit: ExitHook | None = None,  # noqa: ARG002
+    ) -> Logits:
+        """Refuse: asking for a draft is a mistake in the strategy's registration."""
+        raise RuntimeError("this strategy does not draft")
+
+    def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
+        """Return (): what is forced comes with the commits."""
+        return ()
+
+    def close(self) -> None:
+        """Do nothing."""

@@ -7,21 +7,25 @@ setting, is reported at once.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlm_spec_decode import __version__
 from vlm_spec_decode.actions.grammar import language
-from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.ports import ModelCard
-from vlm_spec_decode.core.profiles import LinkProfile
-from vlm_spec_decode.core.types import OBJECTIVES, Language, SamplingParams
+from vlm_spec_decode.core.ports import Model, ModelCard, Target, TextCodec, Verifier
+from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
+from vlm_spec_decode.core.types import OBJECTIVES, Language, SamplingParams, Tokens
 from vlm_spec_decode.edge.client_protocol import ProtocolTiming
-from vlm_spec_decode.edge.engine import Engine, EngineConfig
+from vlm_spec_decode.edge.engine import WITHOUT_DRAFTS, Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
+from vlm_spec_decode.edge.verifier_virtual import VirtualModel, VirtualVerifier
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy
 from vlm_spec_decode.transport.address import check_cloud
@@ -67,21 +71,18 @@ class EdgeRuntime:
     """An engine that is up, and what must be closed with it. `target` is its model's name and digest."""
 
     engine: Engine
-    verifier: RemoteVerifier | LocalVerifier
+    verifier: Verifier
     draft: VlmModel
     target: tuple[str, str]
 
     @property
     def clouds(self) -> str:
         """The clouds' addresses, from the one that it spoke with last; "" with both models here."""
-        return self.verifier.clouds if isinstance(self.verifier, RemoteVerifier) else ""
+        return self.verifier.clouds
 
     def close(self) -> None:
         """End the connection. Idempotent."""
-        if isinstance(self.verifier, RemoteVerifier):
-            self.verifier.disconnect()
-        else:
-            self.verifier.close()
+        self.verifier.disconnect()
 
 
 def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRuntime:
@@ -165,3 +166,117 @@ def sampling_of(settings: EdgeSettings, draft: VlmModel) -> SamplingParams:
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPair:
+    """Both models, held to the action language, and the codec of their tokenizer."""
+
+    target: Target
+    draft: Model
+    codec: TextCodec
+    stop_ids: Tokens
+
+
+def load_pair(target: str = "", draft: str = "", threads: int = 1, grammar: bool = True) -> ModelPair:
+    """Load both, by default the shipped ones. Raises ModelError or VocabularyMismatch."""
+    from vlm_spec_decode.models.grammar import constrained
+    from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model
+
+    verifies, drafts = (load_model(spec, threads=threads) for spec in _sources(target, draft))
+    assert_same_vocabulary(drafts.card, verifies.card)
+    said_in = language(grammar)
+    return ModelPair(
+        constrained(verifies, verifies.codec, said_in),
+        constrained(drafts, drafts.codec, said_in),
+        verifies.codec,
+        verifies.codec.stop_ids,
+    )
+
+
+def folders(target: str = "", draft: str = "") -> tuple[Path, ...]:
+    """Return where the pair's files lie, if they lie on this machine. Raises ModelError."""
+    from vlm_spec_decode.models.spec import LoadOptions, parse_spec
+
+    return tuple(Path(parse_spec(spec, LoadOptions()).source) for spec in _sources(target, draft))
+
+
+def _sources(target: str, draft: str) -> tuple[str | Path, str | Path]:
+    from vlm_spec_decode.models.loader import shipped
+
+    return target or shipped("target"), draft or shipped("draft")
+
+
+def check_strategy(name: str) -> None:
+    """Raise ConfigError if there is no strategy of this name."""
+    strategy(name)
+
+
+def virtual_engine(
+    pair: ModelPair, link: LinkProfile, hardware: HardwareProfile, config: EngineConfig, seed: int = 0
+) -> tuple[Engine, VirtualVerifier]:
+    """Return an engine whose edge, cloud and network take the profiles' time, on a clock of its own."""
+    clock = VirtualClock()
+    verifier = VirtualVerifier(pair.target, hardware, link, clock, pair.draft, seed)
+    engine = Engine(VirtualModel(pair.draft, hardware, clock), pair.codec, verifier, clock, config)
+    return engine, verifier
+
+
+SCHEMA = "vsd.run/1"
+"""Of the document that says what decided the tokens of a run, so that they can be made again from its bag.
+
+Under the `coupled` rule an answer's tokens follow from the two models, the decisive settings, and what was
+asked; neither strategy nor link nor timing changes them.
+"""
+
+DECISIVE = ("strategy", "rule", "objective", "temperature", "seed", "max_tokens", "draft_length", "grammar")
+
+
+def run_facts(settings: EdgeSettings, runtime: EdgeRuntime) -> dict[str, Any]:
+    """Return settings with their digest, and names and digests of both models."""
+    decisive = {name: getattr(settings, name) for name in DECISIVE}
+    target_id, target_revision = runtime.target
+    draft = runtime.draft.card
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "settings": decisive,
+        "config_digest": digest(decisive),
+        "target": {"model_id": target_id, "revision": target_revision},
+        "draft": {"model_id": draft.model_id, "revision": draft.revision},
+    }
+
+
+def digest(settings: dict[str, Any]) -> str:
+    """Return a short hash of plain settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class DraftModel:
+    """The draft model of some settings, loaded at its first use and kept whatever becomes of the cloud.
+
+    It can also answer alone, for a robot that has lost its cloud. Such answers are not verified: the caller
+    must mark every plan made from them as unverified, and reduced limits then apply.
+    """
+
+    def __init__(self, settings: EdgeSettings) -> None:
+        self._settings = settings
+        self._model: VlmModel | None = None
+        self._loading = threading.Lock()
+
+    def load(self) -> VlmModel:
+        """Return the model. Raises ModelError if it cannot be loaded."""
+        with self._loading:
+            self._model = self._model or load_draft(self._settings)
+            return self._model
+
+    def alone(self) -> Engine:
+        """Return an engine in which the draft is its own target. Raises ModelError."""
+        from vlm_spec_decode.models.grammar import constrained
+
+        draft, settings, clock = self.load(), self._settings, WallClock()
+        alone = constrained(draft, draft.codec, language(settings.grammar))
+        config = EngineConfig(
+            strategy=WITHOUT_DRAFTS, params=sampling_of(settings, draft), timeout_s=settings.timeout_s
+        )
+        return Engine(None, draft.codec, LocalVerifier(alone, clock), clock, config)

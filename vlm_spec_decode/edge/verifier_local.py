@@ -10,14 +10,15 @@ import threading
 from collections import deque
 
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
-from vlm_spec_decode.core.ports import Clock, Model, Target
-from vlm_spec_decode.core.trace import LinkUsage
+from vlm_spec_decode.core.ports import Clock, Model, Target, Verifier
+from vlm_spec_decode.core.trace import NO_TRACER, Tracer
 from vlm_spec_decode.core.types import AnswerRequest, Event, Hint
-from vlm_spec_decode.decoding.session import ColocatedDraft, Session
+from vlm_spec_decode.decoding.policy import ColocatedDraft
+from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.strategies.registry import strategy
 
 
-class LocalVerifier:
+class LocalVerifier(Verifier):
     """Implements `Verifier` on a target model in this process; `helper` is the draft beside it."""
 
     def __init__(self, target: Target, clock: Clock, helper: Model | None = None) -> None:
@@ -27,10 +28,13 @@ class LocalVerifier:
         self._session: Session | None = None
         self._events: deque[Event] = deque()
         self._cancelled = threading.Event()
+        self._tracer = NO_TRACER
 
-    def open(self, request: AnswerRequest) -> None:
+    def open(self, request: AnswerRequest, tracer: Tracer = NO_TRACER) -> None:
         """Start one answer; an answer that is still open is closed first."""
         self.close()
+        self._tracer = tracer
+        tracer.opened(request)
         self._cancelled.clear()
         chosen, helper = strategy(request.strategy), None
         if self._helper and chosen.needs_helper:
@@ -40,17 +44,19 @@ class LocalVerifier:
 
     def submit(self, hint: Hint) -> None:
         """Hand the hint to the session."""
+        self._tracer.sent(hint)
         reply = self._open_session().receive(hint, self._clock.now())
         if reply:
             self._events.append(reply)
 
     def poll(self) -> Event | None:
         """Return the next event if a pass has already produced one."""
-        return self._events.popleft() if self._events else None
+        return self._next() if self._events else None
 
     def wait(self, timeout_s: float) -> Event:
         """Run passes until there is an event. Raises CloudTimeout if nothing can come."""
         session = self._open_session()
+        self._tracer.waiting()
         while not self._events:
             self._check_cancelled()
             # Nobody can send a hint while this thread waits for one, so a wait ends at once.
@@ -62,7 +68,7 @@ class LocalVerifier:
             logits = session.run(plan, self._events.append)
             self._events.append(session.complete(plan, logits, self._clock.now() - started))
         self._check_cancelled()
-        return self._events.popleft()
+        return self._next()
 
     def cancel(self) -> None:
         """Abandon the answer; the next `wait` raises Cancelled."""
@@ -75,10 +81,10 @@ class LocalVerifier:
         self._session = None
         self._events.clear()
 
-    @property
-    def usage(self) -> LinkUsage:
-        """No bytes: there is no link."""
-        return LinkUsage()
+    def _next(self) -> Event:
+        event = self._events.popleft()
+        self._tracer.received(event)
+        return event
 
     def _open_session(self) -> Session:
         if self._session is None:

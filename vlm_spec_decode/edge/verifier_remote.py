@@ -7,31 +7,41 @@ import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
-from vlm_spec_decode.core.errors import Cancelled, CloudError, CloudRefused, CloudTimeout, CloudUnreachable
-from vlm_spec_decode.core.ports import Clock
-from vlm_spec_decode.core.trace import LinkUsage
+from vlm_spec_decode.core.errors import (
+    Cancelled,
+    CloudError,
+    CloudRefused,
+    CloudTimeout,
+    CloudUnreachable,
+    ProtocolStateError,
+)
+from vlm_spec_decode.core.ports import Clock, Verifier
+from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
 from vlm_spec_decode.core.types import AnswerRequest, Event, Hint
 from vlm_spec_decode.edge.client_protocol import ClientProtocol, ProtocolTiming
 from vlm_spec_decode.protocol.messages import Hello, Welcome
 from vlm_spec_decode.transport import address as addresses
-from vlm_spec_decode.transport.connection import NO_ROOM_CODE
+from vlm_spec_decode.transport.connection import HandshakeFailure
 from vlm_spec_decode.transport.dealer import DealerLink
 
 _HANDSHAKE_FAILED = {
-    "HANDSHAKE_FAILED_AUTH": "the cloud does not know our key",
-    "HANDSHAKE_FAILED_PROTOCOL": "one end encrypts, the other does not",
-    "HANDSHAKE_FAILED_NO_DETAIL": "the handshake broke off: the network, or the cloud's key is another",
+    HandshakeFailure.NO_ROOM: "the cloud takes no more connections: it has no file descriptors left for more",
+    HandshakeFailure.KEY: "the cloud does not know our key",
+    HandshakeFailure.PROTOCOL: "one end encrypts, the other does not",
+    HandshakeFailure.BROKEN: "the handshake broke off: the network, or the cloud's key is another",
 }
-"""What ZeroMQ's events mean, those that say more first."""
+"""What failed handshakes mean, those that say more first."""
 
-_NO_ROOM = "the cloud takes no more connections: it has no file descriptors left for more"
+_KEYS_WERE_RIGHT = frozenset({HandshakeFailure.PROTOCOL, HandshakeFailure.BROKEN})
+"""Of these an edge that was welcomed before knows that it was the network."""
+
 _BROKE_OFF = "a new handshake broke off"
 
 PROBE_EVERY_S = 1.0
 """How often to look whether anybody listens at all, once patience with that is over."""
 
 
-class RemoteVerifier:
+class RemoteVerifier(Verifier):
     """Implements `Verifier` over a `DealerLink`. Only `wait` and `connect` block."""
 
     def __init__(
@@ -44,7 +54,9 @@ class RemoteVerifier:
         self._answer = 0
         self._usage_before = (0, 0)
         self._welcomed = threading.Event()
+        self._was_welcome = False
         self._started = False
+        self._tracer = NO_TRACER
 
     def connect(self, timeout_s: float = 5.0, refused_s: float = math.inf) -> Welcome:
         """Do the handshake. Raises CloudUnreachable, CloudRefused.
@@ -54,6 +66,7 @@ class RemoteVerifier:
         if not self._started:
             self._started = True
             self._link.start(self._on_message, self._flush)
+        self._welcomed.clear()
         self._post(lambda: self._protocol.connect(self._clock.now()))
         deadline_s, probe_s = self._clock.now() + timeout_s, self._clock.now() + refused_s
         while not self._welcomed.wait(0.02):
@@ -66,8 +79,15 @@ class RemoteVerifier:
         assert self._protocol.welcome is not None
         return self._protocol.welcome
 
-    def open(self, request: AnswerRequest) -> None:
-        """Start one answer; it travels at once, refusals come through `wait`."""
+    def open(self, request: AnswerRequest, tracer: Tracer = NO_TRACER) -> None:
+        """Start one answer; it travels at once, refusals come through `wait`.
+
+        Raises ProtocolStateError before `connect`.
+        """
+        if not self._started:
+            raise ProtocolStateError("an answer was opened before `connect`")
+        self._tracer = tracer
+        tracer.opened(request)
         self._answer = request.answer
         self._usage_before = (self._link.sent_bytes, self._link.received_bytes)
         while not self._events.empty():
@@ -76,6 +96,7 @@ class RemoteVerifier:
 
     def submit(self, hint: Hint) -> None:
         """Send a hint."""
+        self._tracer.sent(hint)
         self._post(lambda: self._protocol.submit(hint))
 
     def poll(self) -> Event | None:
@@ -91,6 +112,7 @@ class RemoteVerifier:
     def wait(self, timeout_s: float) -> Event:
         """Block for the next event. Raises CloudTimeout, CloudUnreachable, CloudRefused, Cancelled."""
         deadline_s = self._clock.now() + timeout_s
+        self._tracer.waiting()
         while True:
             try:
                 event = self._events.get(timeout=max(0.0, deadline_s - self._clock.now()))
@@ -146,7 +168,8 @@ class RemoteVerifier:
             self._link.send(self._protocol.outbox.popleft())
         while self._protocol.events:
             self._events.put(self._protocol.events.popleft())
-        if self._protocol.welcome:
+        if self._protocol.is_welcome:
+            self._was_welcome = True
             self._welcomed.set()
 
     # On the caller's thread ----------------------------------------------------------------------
@@ -166,6 +189,7 @@ class RemoteVerifier:
             raise self._unreachable(str(event))
         if isinstance(event, CloudError | Cancelled):
             raise event
+        self._tracer.received(event)
         return event
 
     def _raise_refusal(self) -> None:
@@ -183,9 +207,10 @@ class RemoteVerifier:
             raise CloudUnreachable("; ".join(refusals) + ": is the cloud (`vsd cloud`) started there?")
 
     def _unreachable(self, detail: str) -> CloudUnreachable:
-        failed = [why for event, why in _HANDSHAKE_FAILED.items() if event in self._link.failures]
-        if failed and self._link.refused_code == NO_ROOM_CODE:
-            failed = [_NO_ROOM]
-        elif failed and self._welcomed.is_set() and failed[0] != _HANDSHAKE_FAILED["HANDSHAKE_FAILED_AUTH"]:
-            failed = [_BROKE_OFF]  # the keys were right before: it was the network
-        return CloudUnreachable("; ".join([f"cloud {self._link.address}: {detail}", *failed[:1]]))
+        told, failures = [f"cloud {self._link.address}: {detail}"], self._link.failures
+        first = next((failure for failure in _HANDSHAKE_FAILED if failure in failures), None)
+        if first in _KEYS_WERE_RIGHT and self._was_welcome:
+            told.append(_BROKE_OFF)
+        elif first:
+            told.append(_HANDSHAKE_FAILED[first])
+        return CloudUnreachable("; ".join(told))

@@ -16,17 +16,89 @@ from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
-from vlm_spec_decode.core.ports import Logits, Model, Target
+from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext, Target, Verifier
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
-from vlm_spec_decode.core.trace import LinkUsage
-from vlm_spec_decode.core.types import AnswerRequest, DraftMessage, EarlyExitVerdict, Event, Hint, Observation
-from vlm_spec_decode.decoding.session import ColocatedDraft, PassPlan, Session
-from vlm_spec_decode.edge.image_upload import CHUNK_BYTES
-from vlm_spec_decode.edge.simulated_latency import ChargedContext
+from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
+from vlm_spec_decode.core.types import (
+    AnswerRequest,
+    DraftMessage,
+    EarlyExitVerdict,
+    Event,
+    Hint,
+    Observation,
+    Tokens,
+)
+from vlm_spec_decode.decoding.policy import ColocatedDraft, PassPlan
+from vlm_spec_decode.decoding.session import Session
+from vlm_spec_decode.edge.request_state import CHUNK_BYTES
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import ImageChunk
 from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport.emulation import OVERHEAD_BYTES, EmulatedDirection, shapers
+
+
+@dataclass(slots=True)
+class CachedRows:
+    """The rows of one answer that are in a KV cache, as the paths that lead to them."""
+
+    known: set[Tokens] = field(default_factory=set)
+
+    def new(self, prefix: Tokens, tokens: Tokens, parents: Tokens) -> int:
+        """Return how many rows a `score` of this would compute now, and take them as computed."""
+        paths = [prefix]
+        for token, parent in zip(tokens, parents, strict=True):
+            paths.append((*paths[parent], token))
+        wanted = {*paths, *(prefix[:depth] for depth in range(len(prefix)))} - self.known
+        self.known |= wanted
+        return len(wanted)
+
+
+@dataclass(slots=True)
+class ChargedContext:
+    """`inner`, each step of which takes `duration_s(new rows, whether it is the first)` of `clock`."""
+
+    inner: ModelContext
+    clock: VirtualClock
+    duration_s: Callable[[int, bool], float]
+    rows: CachedRows = field(default_factory=CachedRows)
+
+    def prefill(self) -> None:
+        """Fill the prompt; charged with the first step."""
+        self.inner.prefill()
+
+    def score(
+        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
+    ) -> Logits:
+        """Charge the step and pass on."""
+        is_first = not self.rows.known
+        self.clock.sleep(self.duration_s(self.rows.new(prefix, tokens, parents), is_first))
+        return self.inner.score(prefix, tokens, parents, on_exit=on_exit)
+
+    def forced(self, prefix: Tokens) -> Tokens:
+        """Pass on: the grammar's tokens cost no step."""
+        return self.inner.forced(prefix)
+
+    def close(self) -> None:
+        """Pass on."""
+        self.inner.close()
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualModel:
+    """A draft model whose contexts charge the edge's clock: each step, and each further row of a batch."""
+
+    inner: Model
+    hardware: HardwareProfile
+    clock: VirtualClock
+
+    @property
+    def card(self) -> ModelCard:
+        """What the inner model is."""
+        return self.inner.card
+
+    def open(self, observation: Observation) -> ModelContext:
+        """Start one answer."""
+        return ChargedContext(self.inner.open(observation), self.clock, self.hardware.draft_s)
 
 
 @dataclass(slots=True)
@@ -39,7 +111,7 @@ class _VirtualRequest:
 
 
 @dataclass(slots=True)
-class VirtualVerifier:
+class VirtualVerifier(Verifier):
     """Implements `Verifier`. `helper` is the draft's copy in the cloud; its steps take time of the GPU.
 
     `gpu_s` adds up the GPU's time. `sent_bytes` and friends count what is on the wire, framing,
@@ -63,6 +135,7 @@ class VirtualVerifier:
     _answer: _VirtualRequest | None = None
     _open: AnswerRequest | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
+    _tracer: Tracer = NO_TRACER
     _up: EmulatedDirection = field(init=False)
     _down: EmulatedDirection = field(init=False)
     _packer: codec.TokenPacker = field(init=False)
@@ -73,9 +146,11 @@ class VirtualVerifier:
 
     # The port ------------------------------------------------------------------------------------
 
-    def open(self, request: AnswerRequest) -> None:
+    def open(self, request: AnswerRequest, tracer: Tracer = NO_TRACER) -> None:
         """Start one answer: the request travels, then the image in chunks."""
         self.close()
+        self._tracer = tracer
+        tracer.opened(request)
         self._cancelled.clear()
         policy = strategy(request.strategy).cloud()
         self._open = request
@@ -103,6 +178,7 @@ class VirtualVerifier:
     def submit(self, hint: Hint) -> None:
         """Send a hint; it arrives after what was sent before it."""
         request = self._request()
+        self._tracer.sent(hint)
         if isinstance(hint, DraftMessage) and not hint.tokens:
             return
         arrival_s = self._send_up(len(codec.encode(self._packer.hint_message(hint))))
@@ -121,11 +197,12 @@ class VirtualVerifier:
         self._request()
         self._check_cancelled()
         self._run_until(self.clock.now())
-        return self._inbox.popleft() if self._inbox else None
+        return self._next() if self._inbox else None
 
     def wait(self, timeout_s: float) -> Event:
         """Let time pass until the next event. Raises CloudTimeout or Cancelled."""
         self._request()
+        self._tracer.waiting()
         deadline_s = self.clock.now() + timeout_s
         self._run_until(self.clock.now())
         while not self._inbox:
@@ -136,7 +213,7 @@ class VirtualVerifier:
             self.clock.sleep(self._queue[0][0] - self.clock.now())
             self._run_until(self.clock.now())
         self._check_cancelled()
-        return self._inbox.popleft()
+        return self._next()
 
     def cancel(self) -> None:
         """Abandon the answer; the next `wait` or `poll` raises Cancelled."""
@@ -236,6 +313,11 @@ class VirtualVerifier:
 
     def _while_open(self, request: AnswerRequest, action: Callable[[], None]) -> Callable[[], None]:
         return lambda: action() if self._open is request else None
+
+    def _next(self) -> Event:
+        event = self._inbox.popleft()
+        self._tracer.received(event)
+        return event
 
     def _request(self) -> AnswerRequest:
         if self._open is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from vlm_spec_decode.core.errors import ProtocolError
+from vlm_spec_decode.core.errors import ProtocolError, VersionMismatch
 from vlm_spec_decode.core.types import (
     OBJECTIVES,
     AnswerRequest,
@@ -50,11 +50,11 @@ def encode(message: AnyMessage) -> bytes:
 
 
 def decode(data: bytes) -> AnyMessage:
-    """Return the message in `data`. Raises ProtocolError that says what is wrong with it."""
+    """Return the message in `data`. Raises ProtocolError, or VersionMismatch."""
     if not 2 <= len(data) <= MAX_MESSAGE_BYTES:
         raise ProtocolError(f"a message of {len(data)} bytes")
     if data[0] != VERSION:
-        raise ProtocolError(f"protocol version {data[0]}; this is version {VERSION}")
+        raise VersionMismatch(data[0], VERSION)
     try:
         return _DECODER.decode(memoryview(data)[1:])
     except (msgspec.MsgspecError, RecursionError, ValueError, OverflowError) as error:

@@ -23,6 +23,9 @@ MAX_TOKENS = 4096
 MAX_NODES = 256
 """Nodes of one draft."""
 
+HELLO_FIRST = "hello_first"
+"""Reason of a Refused: the cloud does not know this robot; it says Hello and opens its answer again."""
+
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """Base of all messages."""

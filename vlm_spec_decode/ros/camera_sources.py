@@ -25,7 +25,7 @@ from vlm_spec_decode.core.errors import BagError, ConfigError, ImageError, Robot
 from vlm_spec_decode.core.images import is_video, message_image, rgb_image
 from vlm_spec_decode.core.ports import Camera, Clock
 from vlm_spec_decode.core.types import Image
-from vlm_spec_decode.edge.video import INSTALL, VideoFrame, VideoTopic, has_video
+from vlm_spec_decode.edge.image_upload import INSTALL, VideoFrame, VideoTopic, has_video
 from vlm_spec_decode.ros.convert import NANOSECONDS, to_seconds
 from vlm_spec_decode.ros.multicast import MulticastCamera
 from vlm_spec_decode.ros.stamps import ClockConverter

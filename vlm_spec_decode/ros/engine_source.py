@@ -13,9 +13,7 @@ from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
 from vlm_spec_decode.core.types import OBJECTIVES, RULES
 from vlm_spec_decode.edge.client_protocol import ProtocolTiming
 from vlm_spec_decode.edge.engine import Engine
-from vlm_spec_decode.edge.factory import EdgeRuntime, EdgeSettings, bring_up
-from vlm_spec_decode.edge.fallback import DraftModel
-from vlm_spec_decode.edge.run_manifest import run_facts
+from vlm_spec_decode.edge.factory import DraftModel, EdgeRuntime, EdgeSettings, bring_up, run_facts
 from vlm_spec_decode.ros.params import Parameter, Parameters, load_yaml
 from vlm_spec_decode.strategies.registry import STRATEGIES
 

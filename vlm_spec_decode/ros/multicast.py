@@ -19,7 +19,7 @@ from vlm_spec_decode.core.errors import ConfigError, RobotUnreachable
 from vlm_spec_decode.core.images import to_jpeg
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.types import Image
-from vlm_spec_decode.edge.video import check_video
+from vlm_spec_decode.edge.image_upload import check_video
 
 GROUP, PORT = "230.1.1.1", 1720
 SIOCGIFADDR = 0x8915

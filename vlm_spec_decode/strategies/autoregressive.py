@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.types import RULES, Tokens
+from vlm_spec_decode.decoding.policy import CloudPolicy
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.tree import SpeculationTree
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, wait_commit
@@ -26,10 +27,8 @@ def edge(
         yield sequence.commit(wait_commit(verifier, config))
 
 
-class Cloud:
+class Cloud(CloudPolicy):
     """Step without waiting for anybody."""
-
-    wants_exits = False
 
     def next_pass(self, tree: SpeculationTree) -> Tokens:  # noqa: ARG002
         """Return a plain step."""

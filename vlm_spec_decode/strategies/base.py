@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
+from vlm_spec_decode.core.ports import Clock, Drafter, Logits, Verifier
+from vlm_spec_decode.core.trace import NO_TRACER, Tracer
 from vlm_spec_decode.core.types import Commit, DraftMessage, SamplingParams, Tokens
 from vlm_spec_decode.decoding.policy import CloudPolicy
 from vlm_spec_decode.decoding.sampling import Row, pick
@@ -22,8 +23,8 @@ class EdgeConfig:
 
     `draft_length` is γ, the tokens drafted per round; `timeout_s` bounds every wait for the cloud. `hints`
     are token runs that the answer may repeat (instruction, previous answer), `sent` is the draft that was
-    sent with the question. `uplink_bps` is the share of the uplink for drafts. `explain` receives the
-    reason of each decision of a controller.
+    sent with the question. `uplink_bps` is the share of the uplink for drafts. `tracer` is told of draft
+    steps and of the reason of each decision of a controller.
     """
 
     answer: int
@@ -36,7 +37,7 @@ class EdgeConfig:
     uplink_bps: float = 1e9
     objective: str = "latency"
     sent: DraftMessage | None = None
-    explain: Callable[[str], None] = field(default=lambda why: None)  # noqa: ARG005
+    tracer: Tracer = NO_TRACER
 
 
 EdgePolicy: TypeAlias = Callable[[Sequence, Drafter, Verifier, Clock, EdgeConfig], Iterator[Tokens]]
@@ -60,6 +61,15 @@ class Strategy:
     recalls: bool = False
     rules: tuple[str, ...] = ("coupled",)
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError if `cloud` does not make a `CloudPolicy`."""
+        try:
+            policy: object = self.cloud()
+        except TypeError as error:  # what Python says of a class whose `next_pass` is missing
+            raise ConfigError(f"strategy {self.name!r}: its cloud half cannot be made: {error}") from error
+        if not isinstance(policy, CloudPolicy):
+            raise ConfigError(f"strategy {self.name!r}: its cloud half is no decoding.policy.CloudPolicy")
+
     def decode(
         self, sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
     ) -> Iterator[Tokens]:
@@ -73,9 +83,26 @@ class Strategy:
         return self.edge(sequence, drafter, verifier, clock, config)
 
 
+def draft_step(
+    drafter: Drafter, tracer: Tracer, prefix: Tokens, tokens: Tokens = (), parents: Tokens = ()
+) -> Logits:
+    """Score a tree below `prefix` with the draft model (see `ModelContext.score`), and tell the tracer."""
+    tracer.drafting()
+    logits = drafter.score(prefix, tokens, parents)
+    tracer.drafted(len(prefix), parents)
+    return logits
+
+
+def forced_run(drafter: Drafter, tracer: Tracer, prefix: Tokens) -> Tokens:
+    """Return the tokens that the grammar forces after `prefix`, at no draft step, and tell the tracer."""
+    run = drafter.forced(prefix)
+    tracer.forced(len(prefix), len(run))
+    return run
+
+
 def draft_token(drafter: Drafter, prefix: Tokens, config: EdgeConfig) -> int:
     """Draft the token after `prefix`: one step, chosen as the answer's rule says."""
-    return choose(drafter.score(prefix)[0], prefix, config)
+    return choose(draft_step(drafter, config.tracer, prefix)[0], prefix, config)
 
 
 def choose(logits: Row, prefix: Tokens, config: EdgeConfig) -> int:
@@ -96,7 +123,7 @@ def draft_chain(drafter: Drafter, prefix: Tokens, config: EdgeConfig, chain: Tok
         return chain
     room = min(config.draft_length, config.params.max_tokens - len(prefix))
     while len(chain) < room:
-        chain += drafter.forced(prefix + chain)[: room - len(chain)] or (
+        chain += forced_run(drafter, config.tracer, prefix + chain)[: room - len(chain)] or (
             draft_token(drafter, prefix + chain, config),
         )
         if chain[-1] in config.params.stop_ids:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.types import RULES, AnswerRequest, Commit, DraftMessage, SamplingParams, Tokens
-from vlm_spec_decode.decoding.session import ColocatedDraft, PassPlan
+from vlm_spec_decode.core.types import RULES, AnswerRequest, Commit, SamplingParams, Tokens
+from vlm_spec_decode.decoding.policy import CloudPolicy, ColocatedDraft, PassPlan
 from vlm_spec_decode.decoding.tree import SpeculationTree
 from vlm_spec_decode.strategies import autoregressive
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_chain
@@ -22,11 +22,9 @@ MAX_LENGTH = 16
 
 
 @dataclass(slots=True)
-class Cloud:
+class Cloud(CloudPolicy):
     """Draft γ tokens, verify, repeat."""
 
-    wants_exits: bool = False
-    wake_s: float | None = None
     acceptance: RunningMean = field(default_factory=lambda: RunningMean(0.7, rate=0.05, trust=4))
     pass_s: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
     step_s: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
@@ -40,12 +38,6 @@ class Cloud:
             raise ConfigError("strategy 'colocated' needs a draft beside the target (vsd cloud --draft)")
         self._params = request.params
         self._proposals = ProposalLog(request.params) if request.params.rule == "rejection" else None
-
-    def at(self, now_s: float) -> None:
-        """Time does not matter here."""
-
-    def received(self, draft: DraftMessage, now_s: float) -> None:
-        """Hints do not matter here."""
 
     def next_pass(self, tree: SpeculationTree) -> Tokens:  # noqa: ARG002
         """Go on at once; `extend` adds the draft."""

@@ -22,7 +22,15 @@ from vlm_spec_decode.core.ports import Clock, Drafter, Logits, Verifier
 from vlm_spec_decode.core.types import RULES, Commit, Tokens
 from vlm_spec_decode.decoding.sampling import Row, ranking_scores
 from vlm_spec_decode.decoding.sequence import Sequence
-from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, choose, draft_chain, send_chain
+from vlm_spec_decode.strategies.base import (
+    EdgeConfig,
+    Strategy,
+    choose,
+    draft_chain,
+    draft_step,
+    forced_run,
+    send_chain,
+)
 from vlm_spec_decode.strategies.estimators import RunningMean, StepCost, VerdictTime
 from vlm_spec_decode.strategies.speculative import Cloud
 
@@ -54,7 +62,9 @@ class BranchTree:
 
         The chain is accepted up to k with probability `eta` each; a forced token has no alternative.
         """
-        rows = self.drafter.score(self.prefix, chain[:-1], tuple(range(len(chain) - 1)))
+        rows = draft_step(
+            self.drafter, self.config.tracer, self.prefix, chain[:-1], tuple(range(len(chain) - 1))
+        )
         ranked = [self._ranked(chain[:k], rows[k], token) for k, token in enumerate(chain)]
         reached = [1.0]
         for others in ranked:
@@ -87,8 +97,9 @@ class BranchTree:
     def _forced(self, path: Tokens) -> Tokens:
         """Return what the grammar forces after `path`: it costs no step."""
         params = self.config.params
-        ended = params.ends(len(path), path[-1])
-        return () if ended else self.drafter.forced(path)[: params.max_tokens - len(path)]
+        if params.ends(len(path), path[-1]):
+            return ()
+        return forced_run(self.drafter, self.config.tracer, path)[: params.max_tokens - len(path)]
 
     def due(self, until_s: float) -> list[Tokens]:
         """Return the paths that the next step goes on from, so that it ends by `until_s` if it can.
@@ -132,7 +143,7 @@ class BranchTree:
                     parents.append(index[path[: depth - 1]])
                     index[path[:depth]] = len(tokens)
         started_s = self.clock.now()
-        logits = self.drafter.score(self.prefix, tuple(tokens), tuple(parents))
+        logits = draft_step(self.drafter, self.config.tracer, self.prefix, tuple(tokens), tuple(parents))
         self.cost.learn(len(paths), self.clock.now() - started_s)
         chosen: Logits = logits[[index[path] for path in paths]]
         return chosen
@@ -180,7 +191,7 @@ def edge(
         cache = BranchTree(drafter, prefix, config, clock, step)
         cache.expect(chain, budget, eta.value)
         room = f"{budget} fit into {1000 * window.seconds:.0f} ms"
-        config.explain(f"{len(cache.chains)} branches; {room}, acceptance {eta.value:.2f}")
+        config.tracer.decided(f"{len(cache.chains)} branches; {room}, acceptance {eta.value:.2f}")
         until_s = sent_s + (window.seconds or math.inf)
         commit, here_s = _await_verdict(verifier, config, cache, until_s)
         window.learn(here_s - sent_s, commit.compute_s)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.types import RULES, Commit, DraftMessage, Event, Tokens
+from vlm_spec_decode.decoding.policy import CloudPolicy
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.tree import SpeculationTree, chain_parents
-from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_token
+from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_token, forced_run
 
 BATCHES = 2  # of γ tokens beyond the committed ones: one is being verified, the next is on its way
 
@@ -28,7 +29,7 @@ class AssumedLine:
     def extend(self, committed: Tokens, drafter: Drafter, config: EdgeConfig) -> None:
         """Parallel drafting: one step on from the assumption that everything so far is accepted."""
         path = committed + self.tokens
-        self.tokens += drafter.forced(path)[: config.params.max_tokens - len(path)] or (
+        self.tokens += forced_run(drafter, config.tracer, path)[: config.params.max_tokens - len(path)] or (
             draft_token(drafter, path, config),
         )
 
@@ -86,10 +87,9 @@ def edge(
             event = verifier.poll()
 
 
-class Cloud:
+class Cloud(CloudPolicy):
     """Verify whatever has arrived; a commit that is shorter than the line is the interrupt."""
 
-    wants_exits = False
     is_pipeline = True
 
     def next_pass(self, tree: SpeculationTree) -> Tokens | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from vlm_spec_decode.core.ports import Verifier
-from vlm_spec_decode.core.trace import LinkUsage
+from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
@@ -27,7 +27,7 @@ from vlm_spec_decode.core.types import (
 )
 from vlm_spec_decode.decoding.counter_rng import CounterRng, KeyedCounterRng
 from vlm_spec_decode.decoding.sampling import Row, pick
-from vlm_spec_decode.decoding.sparse import Q_UNIT, certain, draw_correction, truncated, weights
+from vlm_spec_decode.decoding.verify import Q_UNIT, certain, draw_correction, truncated, weights
 
 IDS_OF_SHORT_Q = 3
 """Ids to which a q that travels whole is cut before it is sampled (`residual="cloud"`)."""
@@ -74,7 +74,7 @@ class ProposalLog:
 
 
 @dataclass(slots=True)
-class ResidualCorrector:
+class ResidualCorrector(Verifier):
     """A verifier whose commits are complete: what the cloud leaves to the edge is drawn on the way.
 
     One answer long. Drafts pass with the q that `proposals` remembers.
@@ -85,10 +85,10 @@ class ResidualCorrector:
     tokens: Tokens = ()
     _paths: dict[int, Tokens] = field(default_factory=dict)
 
-    def open(self, request: AnswerRequest) -> None:
+    def open(self, request: AnswerRequest, tracer: Tracer = NO_TRACER) -> None:
         """Open the answer."""
         self.tokens = request.committed
-        self.inner.open(request)
+        self.inner.open(request, tracer)
 
     def submit(self, hint: Hint) -> None:
         """Pass on, a draft with its q."""
@@ -115,10 +115,19 @@ class ResidualCorrector:
         """Pass on."""
         self.inner.close()
 
+    def disconnect(self) -> None:
+        """Pass on."""
+        self.inner.disconnect()
+
     @property
     def usage(self) -> LinkUsage:
         """Pass on."""
         return self.inner.usage
+
+    @property
+    def clouds(self) -> str:
+        """Pass on."""
+        return self.inner.clouds
 
     def _q(self, draft: DraftMessage) -> tuple[Support, ...]:
         found: list[Support] = []

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.types import RULES, DraftMessage, Tokens
+from vlm_spec_decode.decoding.policy import CloudPolicy
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.tree import SpeculationTree, chain_parents
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_chain, wait_commit
@@ -33,10 +34,8 @@ def edge(
         yield sequence.commit(wait_commit(verifier, config))
 
 
-class Cloud:
+class Cloud(CloudPolicy):
     """Verify what hangs below the committed tokens; without a draft there is nothing to do."""
-
-    wants_exits = False
 
     def next_pass(self, tree: SpeculationTree) -> Tokens | None:
         """Return all live nodes, or None to wait for a draft."""

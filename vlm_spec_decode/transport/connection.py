@@ -9,15 +9,21 @@ recover.
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import zmq
 from zmq.utils import monitor
 
+from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.keys import EdgeKeys
 
@@ -28,6 +34,23 @@ HANDSHAKE_MS = 6000
 
 NO_ROOM_CODE = 500
 """The status by which a cloud's authenticator says that it has no room, of the three that ZeroMQ knows."""
+
+
+class HandshakeFailure(Enum):
+    """Why a handshake with a cloud failed."""
+
+    NO_ROOM = "no_room"
+    """The cloud has no file descriptor left for one more connection."""
+
+    KEY = "key"
+    """The cloud does not know this robot's key."""
+
+    PROTOCOL = "protocol"
+    """One end encrypts and the other does not."""
+
+    BROKEN = "broken"
+    """It broke off without a reason: the network, or the cloud's key is another."""
+
 
 KEEPALIVE_S, KEEPALIVE_EVERY_S, KEEPALIVE_COUNT = 5, 2, 3
 UNACKNOWLEDGED_MS = 10_000
@@ -72,15 +95,13 @@ class Connection:
     """Owned by one thread. `keys` None means plaintext.
 
     `watched`: report failed handshakes, and replace a broken connection before its silence is noticed;
-    without it a connection needs two sockets less. `failures` holds names of handshakes that failed since
-    one succeeded, and `refused_code` the cloud's status then.
+    without it a connection needs two sockets less. `failures` says why handshakes failed since one succeeded.
     """
 
     def __init__(
         self, context: zmq.Context[Any], address: str, keys: EdgeKeys | None, *, watched: bool = True
     ) -> None:
-        self.failures: set[str] = set()
-        self.refused_code = 0
+        self.failures: set[HandshakeFailure] = set()
         self.has_changed = False
         self._came_up = False
         self._context = context
@@ -165,12 +186,19 @@ class Connection:
             self.failures.clear()
         elif event & _FAILED and not wire.is_up:
             wire.is_explained = True
-            self.failures.add(zmq.Event(event).name or "failed")
-            self.refused_code = value if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH else self.refused_code
+            self._note_failure(event, value)
         elif event == zmq.EVENT_DISCONNECTED and not wire.is_up:
             if not wire.is_explained:
-                self.failures.add("HANDSHAKE_FAILED_PROTOCOL")
+                self.failures.add(HandshakeFailure.PROTOCOL)
             wire.is_explained = False
+
+    def _note_failure(self, event: int, value: int) -> None:
+        if event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            self.failures.add(HandshakeFailure.BROKEN)
+            return
+        # The authenticator's last answer counts: it may have found room, or the key, since.
+        self.failures -= {HandshakeFailure.NO_ROOM, HandshakeFailure.KEY}
+        self.failures.add(HandshakeFailure.NO_ROOM if value == NO_ROOM_CODE else HandshakeFailure.KEY)
 
     def _replace(self, wire: _Wire) -> None:
         """Go on with another connection; what the old one has brought is kept."""
@@ -217,3 +245,79 @@ def notice_who_is_gone(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_EVERY_S)
     socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT)
     socket.setsockopt(zmq.TCP_MAXRT, UNACKNOWLEDGED_MS)
+
+
+RESERVE = 12
+"""Descriptors that a cloud keeps for itself: key files, HTTP, the log, and connections that shake hands."""
+
+CLOUD_NEEDS = 24 + RESERVE
+"""Descriptors of a cloud's link before the first robot, its authenticator's among them."""
+
+EDGE_NEEDS = 24
+"""Descriptors of one robot's link: ZeroMQ's own, its sockets and their watchers, two connections."""
+
+# The process has a limit of open files, which every socket and connection counts against. libzmq ends the
+# process if it finds no descriptor for a socket's own signals, and a cloud that has none left can read no key
+# file. So what is needed is asked for before, and a few are kept back.
+
+_OPEN_FILES = Path("/proc/self/fd")
+
+
+def descriptor_limit() -> int:
+    """Return how many descriptors this process may have, after raising the limit as far as it goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError):
+            pass  # some systems say "unlimited" and mean less
+    return soft if soft != resource.RLIM_INFINITY else 1 << 20
+
+
+def free_descriptors() -> int:
+    """Return how many descriptors may still be opened; 0 if there is none left to look with."""
+    try:
+        # One of the files found is the folder itself, opened for this count.
+        return max(0, descriptor_limit() - len(list(_OPEN_FILES.iterdir())) + 1)
+    except OSError as error:
+        return 0 if error.errno in {errno.EMFILE, errno.ENFILE} else descriptor_limit()
+
+
+def require_descriptors(count: int, purpose: str) -> None:
+    """Make sure that `count` descriptors are free. Raises ConfigError that names limit and remedy."""
+    left = free_descriptors()
+    if left < count:
+        raise ConfigError(
+            f"{purpose} needs {count} file descriptors and {left} of {descriptor_limit()} are left: "
+            "raise `ulimit -n`"
+        )
+
+
+class SpareDescriptor:
+    """A descriptor that is held so that there is one when all others are used up."""
+
+    def __init__(self) -> None:
+        self._held: int | None = None
+        self._hold()
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Let the block have it."""
+        self.close()
+        try:
+            yield
+        finally:
+            self._hold()
+
+    def close(self) -> None:
+        """Give it back. Idempotent."""
+        if self._held is not None:
+            os.close(self._held)
+        self._held = None
+
+    def _hold(self) -> None:
+        try:
+            self._held = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._held = None

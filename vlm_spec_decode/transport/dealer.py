@@ -19,8 +19,12 @@ import zmq
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.profiles import LinkProfile
 from vlm_spec_decode.transport import address as addresses
-from vlm_spec_decode.transport import descriptors
-from vlm_spec_decode.transport.connection import Connection
+from vlm_spec_decode.transport.connection import (
+    EDGE_NEEDS,
+    Connection,
+    HandshakeFailure,
+    require_descriptors,
+)
 from vlm_spec_decode.transport.emulation import EmulatedDirection, shapers
 from vlm_spec_decode.transport.keys import EdgeKeys
 
@@ -66,7 +70,7 @@ class DealerLink:
         self._flights: list[_DelayedMessage] = []
         self._seq = itertools.count()
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        descriptors.require(descriptors.EDGE_NEEDS, "a connection to a cloud")
+        require_descriptors(EDGE_NEEDS, "a connection to a cloud")
         self._context = zmq.Context()
         self._wake_send = self._context.socket(zmq.PAIR)
         self._wake_receive = self._context.socket(zmq.PAIR)
@@ -79,14 +83,9 @@ class DealerLink:
         self._connection: Connection | None = None
 
     @property
-    def failures(self) -> set[str]:
-        """Names of ZeroMQ's events of handshakes that failed since one succeeded."""
+    def failures(self) -> set[HandshakeFailure]:
+        """Why handshakes failed since one succeeded."""
         return set(self._connection.failures) if self._connection else set()
-
-    @property
-    def refused_code(self) -> int:
-        """What the cloud's authenticator last refused a handshake with, 0 if it never did."""
-        return self._connection.refused_code if self._connection else 0
 
     def start(self, on_message: Callable[[bytes], None], on_tick: Callable[[], None]) -> None:
         """Connect and begin to call back. `on_tick` comes after every message and every 50 ms."""

@@ -13,10 +13,20 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.transport import address as addresses
-from vlm_spec_decode.transport import descriptors
-from vlm_spec_decode.transport.access import AccessControl, AuthorizedKeys, KeyLimits
-from vlm_spec_decode.transport.authentication import ZAP_DOMAIN, Authenticator
-from vlm_spec_decode.transport.connection import HANDSHAKE_MS, MAX_MESSAGE_BYTES, notice_who_is_gone
+from vlm_spec_decode.transport.access import (
+    ZAP_DOMAIN,
+    AccessControl,
+    Authenticator,
+    AuthorizedKeys,
+    KeyLimits,
+)
+from vlm_spec_decode.transport.connection import (
+    CLOUD_NEEDS,
+    HANDSHAKE_MS,
+    MAX_MESSAGE_BYTES,
+    notice_who_is_gone,
+    require_descriptors,
+)
 from vlm_spec_decode.transport.keys import CloudKeys
 
 
@@ -34,7 +44,7 @@ class RouterLink:
         if keys is None:
             addresses.require_loopback(bind)
         self.unroutable = 0
-        descriptors.require(descriptors.CLOUD_NEEDS, "a cloud")
+        require_descriptors(CLOUD_NEEDS, "a cloud")
         self._context = zmq.Context()
         clock = clock or WallClock()
         authorized = AuthorizedKeys(keys.authorized, clock) if keys else None

@@ -12,16 +12,17 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from vlm_spec_decode.core.errors import ProtocolError
+from vlm_spec_decode.cloud.protocol import MessageTracer
+from vlm_spec_decode.core.errors import ProtocolError, VersionMismatch
 from vlm_spec_decode.protocol import codec
-from vlm_spec_decode.protocol.messages import Busy, Hello, Open, Refused
+from vlm_spec_decode.protocol.messages import HELLO_FIRST, Busy, Hello, Open, Refused
 
 Message: TypeAlias = tuple[bytes, bytes]
 """A peer and what it says or is told."""
 
 State: TypeAlias = Literal["starting", "live", "draining"]
 
-FORGOTTEN = codec.encode(Refused(0, 0, "hello_first", ""))
+FORGOTTEN = codec.encode(Refused(0, 0, HELLO_FIRST, ""))
 NO_REPLICA = codec.encode(Busy(0, 0, "no_replica", 1000))
 MAX_PEERS = 8192
 ABSENT_S = 10.0
@@ -50,6 +51,7 @@ class ReplicaRouter:
     dropped: Counter[str] = field(default_factory=Counter)
     moved: int = 0
     is_draining: bool = False
+    tracer: MessageTracer = field(default_factory=MessageTracer)
     _robots: OrderedDict[bytes, _RoutedClient] = field(default_factory=OrderedDict)
     _now_s: float = 0.0
 
@@ -71,10 +73,12 @@ class ReplicaRouter:
         try:
             message = codec.decode(data)
         except ProtocolError as error:
+            self.tracer.received(peer, len(data), None)
             self.dropped["malformed"] += 1
-            if str(error).startswith("protocol version"):
+            if isinstance(error, VersionMismatch):
                 self.outbox.append((peer, codec.encode(Refused(0, 0, "version", str(error)))))
             return None
+        self.tracer.received(peer, len(data), message)
         robot = self._robots.get(peer)
         if isinstance(message, Hello):
             robot = self._greet(peer, data)

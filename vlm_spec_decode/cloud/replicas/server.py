@@ -7,11 +7,13 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
+from vlm_spec_decode.cloud.protocol import MessageTracer
 from vlm_spec_decode.cloud.replicas.pool import ReplicaFigures, ReplicaNotice, ReplicaPool
 from vlm_spec_decode.cloud.replicas.router import Message, ReplicaRouter
 from vlm_spec_decode.cloud.telemetry.metrics import Gauges
 from vlm_spec_decode.core.errors import CloudError
 from vlm_spec_decode.core.ports import Clock, ModelCard
+from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.transport.in_process import ServerLink
 
 POLL_S = 0.1
@@ -79,9 +81,9 @@ class ReplicatedServer:
             sessions, self.front.robots, self._link.unroutable, ready, dropped, known, held, counted
         )
 
-    def watched(self, link: ServerLink) -> None:
-        """Put a decorator of the link in its place. Before `serve`."""
-        self._link = link
+    def trace(self, tracer: MessageTracer) -> None:
+        """Tell a tracer of all messages. Before `serve`."""
+        self.front.tracer = tracer
 
     def scale(self, replicas: int) -> None:
         """Serve with so many replicas from now on; those too many end what is open there first."""
@@ -108,6 +110,7 @@ class ReplicatedServer:
         """Serve until stopped; frees everything on the way out."""
         try:
             while not self._stopping.is_set():
+                self.front.tracer.polled()
                 with self._wake_lock:
                     self._is_awake = False
                 batches: defaultdict[int, list[Message]] = defaultdict(list)
@@ -158,7 +161,7 @@ class ReplicatedServer:
             case "said":
                 for peer, data in notice.messages:
                     if self.front.may_say(replica, peer):
-                        self._link.send(peer, data)
+                        self._send(peer, data)
                 if notice.figures:
                     self.figures[replica] = notice.figures
             case "waiting":
@@ -200,7 +203,12 @@ class ReplicatedServer:
     def _flush(self) -> None:
         said, self.front.outbox = self.front.outbox, []
         for peer, data in said:
-            self._link.send(peer, data)
+            self._send(peer, data)
+
+    def _send(self, peer: bytes, data: bytes) -> None:
+        # A replica hands over bytes; this process decodes them here and nowhere else.
+        self.front.tracer.sent(peer, len(data), codec.decode(data))
+        self._link.send(peer, data)
 
     def _wake(self) -> None:
         # Several listeners call this; a link takes it from one thread at a time, and once a turn is enough.

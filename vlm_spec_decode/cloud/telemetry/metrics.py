@@ -6,14 +6,39 @@ of the metrics store. No metric contains an image, an instruction or a key.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from vlm_spec_decode.cloud.telemetry.counts import ServerCounts
+from vlm_spec_decode import __version__
+from vlm_spec_decode.cloud.config import CloudConfig
+from vlm_spec_decode.cloud.protocol import MessageTracer
+from vlm_spec_decode.cloud.requests import ServerCounts
+from vlm_spec_decode.cloud.telemetry import health
+from vlm_spec_decode.cloud.telemetry.logs import set_up_logging, take_down_logging
+from vlm_spec_decode.core.ports import Clock, ModelCard
+from vlm_spec_decode.protocol.codec import TokenPacker
+from vlm_spec_decode.protocol.messages import (
+    AnyMessage,
+    Busy,
+    Close,
+    Hello,
+    ImageChunk,
+    Open,
+    Refused,
+    WireCommit,
+    WireDraft,
+    WireEarly,
+)
+from vlm_spec_decode.strategies.registry import STRATEGIES
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Bounds of the histograms of time: a tiny model's pass to an answer over a bad link."""
@@ -137,3 +162,190 @@ class CloudMetrics:
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, buckets=buckets, registry=self.registry)
+
+
+MAX_FOLLOWED = 4096
+"""Answers whose times are kept; beyond it the longest silent is forgotten, which costs a figure."""
+
+LONGEST_TEXT = 300
+"""Characters of a text in a record."""
+
+LEVELS = {"committed": logging.DEBUG, "refused": logging.WARNING}
+"""Levels of the records that are not of level info."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _ObservedRequest:
+    """An open answer: when it began, how far it has come, and what this cloud added."""
+
+    opened_s: float
+    strategy: str
+    length: int = 0
+    tokens: int = 0
+    passes: int = 0
+
+
+def session_id(peer: bytes, answer: int) -> str:
+    """Return a short name of one answer of one robot, the same in all records and not to be turned back."""
+    return f"{sha256(peer).hexdigest()[:10]}-{answer}"
+
+
+class MessageObserver(MessageTracer):
+    """Follows the conversations. `token_bytes` is the packed width of a token id.
+
+    `polled_s` is when the serving loop last turned. `tells_content` puts instructions into the records;
+    images never are.
+    """
+
+    def __init__(
+        self, metrics: CloudMetrics, clock: Clock, token_bytes: int, tells_content: bool = False
+    ) -> None:
+        self.metrics = metrics
+        self.polled_s = clock.now()
+        self._clock = clock
+        self._token_bytes = token_bytes
+        self._tells_content = tells_content
+        self._followed: OrderedDict[tuple[bytes, int], _ObservedRequest] = OrderedDict()
+
+    def polled(self) -> None:
+        """The server polls all the time: this is its pulse."""
+        self.polled_s = self._clock.now()
+
+    def received(self, peer: bytes, num_bytes: int, message: AnyMessage | None) -> None:
+        """See a message of a robot."""
+        self._count("in", num_bytes, message)
+        match message:
+            case Hello():
+                self._tell("hello", peer, 0, software=message.software[:LONGEST_TEXT])
+            case Open():
+                self._on_open(peer, message)
+            case WireDraft():
+                self.metrics.drafted.inc(len(message.tokens) // self._token_bytes)
+            case ImageChunk():
+                self.metrics.image_bytes.inc(len(message.data))
+            case Close():
+                if followed := self._followed.pop((peer, message.answer), None):
+                    self._tell("closed", peer, message.answer, tokens=followed.tokens)
+
+    def sent(self, peer: bytes, num_bytes: int, message: AnyMessage) -> None:
+        """See a message to a robot."""
+        self._count("out", num_bytes, message)
+        match message:
+            case WireCommit():
+                self._on_commit(peer, message)
+            case WireEarly():
+                self.metrics.early.inc()
+            case Refused():
+                self.metrics.refused.labels(message.reason).inc()
+                reason = {"reason": message.reason, "detail": message.detail[:LONGEST_TEXT]}
+                self._tell("refused", peer, message.answer, **reason)
+                self._followed.pop((peer, message.answer), None)
+            case Busy():
+                self.metrics.refused.labels("busy").inc()
+                reason = {"reason": "busy", "detail": message.reason[:LONGEST_TEXT]}
+                self._tell("refused", peer, message.answer, **reason)
+                self._followed.pop((peer, message.answer), None)
+
+    def _count(self, direction: str, num_bytes: int, message: AnyMessage | None) -> None:
+        self.metrics.bytes.labels(direction).inc(num_bytes)
+        kind = type(message).__name__ if message else "unreadable"
+        self.metrics.messages.labels(direction, kind).inc()
+
+    def _on_open(self, peer: bytes, message: Open) -> None:
+        key, now_s = (peer, message.answer), self._clock.now()
+        strategy = message.strategy if message.strategy in STRATEGIES else "unknown"
+        if message.epoch:
+            self.metrics.resumed.inc()
+        else:
+            self.metrics.opened.labels(strategy).inc()
+        if key not in self._followed:
+            known = len(message.committed) // self._token_bytes
+            self._followed[key] = _ObservedRequest(now_s, strategy, known)
+            while len(self._followed) > MAX_FOLLOWED:
+                self._followed.popitem(last=False)
+        said = {"instruction": message.instruction[:LONGEST_TEXT]} if self._tells_content else {}
+        fields = {"strategy": strategy, "epoch": message.epoch, "image_bytes": message.image_bytes}
+        self._tell("opened", peer, message.answer, **fields, **said)
+
+    def _on_commit(self, peer: bytes, message: WireCommit) -> None:
+        key, pass_s = (peer, message.answer), message.compute_us / 1e6
+        if (followed := self._followed.get(key)) is None:
+            return
+        end = message.start + len(message.tokens) // self._token_bytes
+        tokens = end - followed.length
+        if tokens <= 0 and not message.finished:
+            return  # Said before: the link had lost it.
+        elapsed_s = self._clock.now() - followed.opened_s
+        if not followed.passes:
+            self.metrics.first_s.observe(elapsed_s)
+        followed.length = max(end, followed.length)
+        followed.tokens += max(0, tokens)
+        followed.passes += 1
+        self.metrics.committed.inc(max(0, tokens))
+        self.metrics.commit_tokens.observe(max(0, tokens))
+        self.metrics.pass_s.observe(pass_s)
+        fields = {"round": message.pass_id, "start": message.start, "tokens": tokens, "pass_s": pass_s}
+        self._tell("committed", peer, message.answer, **fields)
+        if message.finished:
+            del self._followed[key]
+            self.metrics.finished.inc()
+            self.metrics.answer_s.observe(elapsed_s)
+            ended = {"tokens": followed.tokens, "rounds": followed.passes, "seconds": round(elapsed_s, 4)}
+            self._tell("finished", peer, message.answer, **ended, strategy=followed.strategy)
+
+    def _tell(self, event: str, peer: bytes, answer: int, **fields: Any) -> None:
+        told: Mapping[str, Any] = {"session": session_id(peer, answer), **fields}
+        log.log(LEVELS.get(event, logging.INFO), event, extra={"fields": told})
+
+
+STALL_S = 10.0
+"""A serving loop that has not polled its link for so long is not healthy; passes run on another thread."""
+
+
+class ServiceTelemetry:
+    """The telemetry of one service. `gauges` reads its state, on the caller's thread.
+
+    `observer` is to be the tracer of the service's messages.
+    """
+
+    def __init__(self, config: CloudConfig, card: ModelCard, clock: Clock) -> None:
+        self.card = card
+        self._config = config
+        self._clock = clock
+        self.gauges: Callable[[], Gauges] = Gauges
+        self.metrics = CloudMetrics(self._read)
+        self.metrics.build.labels(__version__, card.model_id, card.revision).set(1)
+        width = TokenPacker(card.vocab_size).width
+        self.observer = MessageObserver(self.metrics, clock, width, config.log_content)
+
+    @contextmanager
+    def around(self) -> Iterator[str]:
+        """Log and answer over HTTP for the block; gives the URL, "" if HTTP is off. Raises CloudError."""
+        handler = set_up_logging(self._config.log_format, self._config.log_level)
+        try:
+            if self._config.http == health.OFF:
+                yield ""
+                return
+            registry = self.metrics.registry
+            server = health.HealthServer(self._config.http, registry, self.trouble, self.unready)
+            server.start()
+            try:
+                yield server.url
+            finally:
+                server.close()
+        finally:
+            take_down_logging(handler)
+
+    def _read(self) -> Gauges:
+        return self.gauges()
+
+    def trouble(self) -> str:
+        """Return why the service is not healthy, or ""."""
+        silent_s = self._clock.now() - self.observer.polled_s
+        return f"the serving loop has not turned for {silent_s:.0f} s" if silent_s > STALL_S else ""
+
+    def unready(self) -> str:
+        """Return why no new answer is taken, or ""."""
+        return self.trouble() or ("" if self.gauges().is_ready else "no new answers are taken")

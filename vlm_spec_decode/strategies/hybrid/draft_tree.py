@@ -16,9 +16,11 @@ from itertools import takewhile
 import numpy as np
 
 from vlm_spec_decode.core.ports import Drafter
+from vlm_spec_decode.core.trace import NO_TRACER, Tracer
 from vlm_spec_decode.core.types import DraftMessage, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sampling import ranking_scores
 from vlm_spec_decode.decoding.tree import WEIGHT_STEP, quantise
+from vlm_spec_decode.strategies.base import draft_step
 from vlm_spec_decode.strategies.estimators import RunningMean
 from vlm_spec_decode.strategies.rejection import ProposalLog
 
@@ -89,6 +91,7 @@ class DraftTree:
     drafter: Drafter
     params: SamplingParams
     proposals: ProposalLog | None = None
+    tracer: Tracer = NO_TRACER
     prefix: Tokens = ()
     root: TreeNode = field(default_factory=lambda: TreeNode(-1, 0.0, None, 0))
     calibration: Calibration = field(default_factory=Calibration)
@@ -129,7 +132,7 @@ class DraftTree:
         tokens, parents = list[int](), list[int]()
         for place in places:
             self._add_rows(place, rows, tokens, parents)
-        logits = self.drafter.score(self.prefix, tuple(tokens), tuple(parents))
+        logits = draft_step(self.drafter, self.tracer, self.prefix, tuple(tokens), tuple(parents))
         for place in places:
             row = logits[rows[id(place)]]
             scores = ranking_scores(row, len(self.prefix) + place.depth, self.params)
