@@ -72,7 +72,7 @@ class AnswerRecorder:
 
 
 @dataclass(slots=True)
-class RecordingContext:
+class RecordingContext(ModelContext):
     """A drafter whose steps are counted."""
 
     inner: ModelContext
@@ -107,7 +107,7 @@ class RecordingContext:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordingModel:
+class RecordingModel(Model):
     """A draft whose steps are counted, whatever they take."""
 
     inner: Model

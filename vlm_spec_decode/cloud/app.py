@@ -22,9 +22,9 @@ from vlm_spec_decode.cloud.telemetry.service import ServiceTelemetry
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError, ConfigError
 from vlm_spec_decode.core.ports import Clock, Model, ModelCard
+from vlm_spec_decode.models.engines.base import LoadedModel
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
-from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.transport.access import KeyLimits
 from vlm_spec_decode.transport.in_process import ServerLink
 from vlm_spec_decode.transport.keys import cloud_keys
@@ -75,7 +75,7 @@ def _replicated(
     return server, operations
 
 
-def serve_on(config: CloudConfig, link: ServerLink, target: VlmModel | None = None) -> CloudServer:
+def serve_on(config: CloudConfig, link: ServerLink, target: LoadedModel | None = None) -> CloudServer:
     """Load what the config names and put a server on the link. Raises ModelError."""
     target = target or _target(config)
     helper = _helper(config, target.card)
@@ -85,7 +85,7 @@ def serve_on(config: CloudConfig, link: ServerLink, target: VlmModel | None = No
     return CloudServer(link, desk, held, WallClock(), helper)
 
 
-def _target(config: CloudConfig) -> VlmModel:
+def _target(config: CloudConfig) -> LoadedModel:
     return load_model(
         config.model or shipped("target"),
         revision=config.revision,

@@ -142,7 +142,7 @@ def _check_device(name: str, config: CloudConfig) -> None:
     if name in ("cpu", "auto") or config.ray_address:
         return
     # Only who asks for another device waits for torch.
-    from vlm_spec_decode.models.device import check_device
+    from vlm_spec_decode.models.hardware import check_device
 
     check_device(name)
 

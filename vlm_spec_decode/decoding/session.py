@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from vlm_spec_decode.core.errors import NotFinite
-from vlm_spec_decode.core.ports import Clock, ExitHook, Logits, ModelContext
+from vlm_spec_decode.core.ports import Clock, ExitHook, Logits, ModelContext, ScoreRequest
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
@@ -23,7 +23,6 @@ from vlm_spec_decode.core.types import (
     Support,
     Tokens,
 )
-from vlm_spec_decode.decoding.batching import ScoreRequest
 from vlm_spec_decode.decoding.early_exit import verdict_chance
 from vlm_spec_decode.decoding.policy import CloudPolicy, EarlyExitHook, PipelinePolicy
 from vlm_spec_decode.decoding.rejection import RejectionRule

@@ -29,7 +29,7 @@ from vlm_spec_decode.transport.dealer import DealerLink
 from vlm_spec_decode.transport.keys import EdgeKeys, edge_keys
 
 if TYPE_CHECKING:
-    from vlm_spec_decode.models.model import VlmModel
+    from vlm_spec_decode.models.engines.base import LoadedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class EdgeRuntime:
 
     engine: Engine
     verifier: RemoteVerifier | LocalVerifier
-    draft: VlmModel
+    draft: LoadedModel
     target: tuple[str, str]
 
     @property
@@ -84,7 +84,7 @@ class EdgeRuntime:
             self.verifier.close()
 
 
-def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRuntime:
+def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRuntime:
     """Load, connect and shake hands. A `draft` loaded before is used as it is.
 
     Raises ConfigError, ModelError, VocabularyMismatch, CloudUnreachable or CloudRefused.
@@ -140,7 +140,7 @@ def _named(card: ModelCard) -> tuple[str, str]:
     return card.model_id, card.revision
 
 
-def load_draft(settings: EdgeSettings) -> VlmModel:
+def load_draft(settings: EdgeSettings) -> LoadedModel:
     """Load the draft that the settings name, by default the shipped one."""
     from vlm_spec_decode.models.loader import load_model, shipped
 
@@ -153,7 +153,7 @@ def hello_of(card: ModelCard, said_in: Language) -> Hello:
     return Hello(f"vlm_spec_decode {__version__}", *digests, card.vocab_size)
 
 
-def sampling_of(settings: EdgeSettings, draft: VlmModel) -> SamplingParams:
+def sampling_of(settings: EdgeSettings, draft: LoadedModel) -> SamplingParams:
     """Return how tokens are chosen. Raises ConfigError."""
     try:
         return SamplingParams(

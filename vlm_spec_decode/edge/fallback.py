@@ -12,8 +12,8 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.factory import EdgeSettings, load_draft, sampling_of
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
+from vlm_spec_decode.models.engines.base import LoadedModel
 from vlm_spec_decode.models.grammar import constrained
-from vlm_spec_decode.models.model import VlmModel
 
 STRATEGY = "autoregressive"
 
@@ -23,10 +23,10 @@ class DraftModel:
 
     def __init__(self, settings: EdgeSettings) -> None:
         self._settings = settings
-        self._model: VlmModel | None = None
+        self._model: LoadedModel | None = None
         self._loading = threading.Lock()
 
-    def load(self) -> VlmModel:
+    def load(self) -> LoadedModel:
         """Return the model. Raises ModelError if it cannot be loaded."""
         with self._loading:
             self._model = self._model or load_draft(self._settings)

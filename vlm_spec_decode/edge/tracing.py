@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vlm_spec_decode.core.ports import Clock, Drafter, ExitHook, Logits, Verifier
+from vlm_spec_decode.core.ports import Clock, Drafter, ExitHook, Logits, ModelContext, Verifier
 from vlm_spec_decode.core.trace import LinkUsage, RoundTrace
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, DraftMessage, Event, Hint, Tokens
 from vlm_spec_decode.decoding.tree import SpeculationTree
@@ -100,7 +100,7 @@ class TracingVerifier:
 
 
 @dataclass(slots=True)
-class TracingDrafter:
+class TracingDrafter(ModelContext):
     """A drafter whose time is charged to the round."""
 
     inner: Drafter
@@ -128,7 +128,7 @@ class TracingDrafter:
         self.inner.close()
 
 
-class NoDrafter:
+class NoDrafter(ModelContext):
     """The drafter of strategies that have none."""
 
     def prefill(self) -> None:

@@ -21,8 +21,8 @@ from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sampling import pick
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
+from vlm_spec_decode.models.engines.base import LoadedModel
 from vlm_spec_decode.models.grammar import constrained
-from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
 
 DRAFT_LENGTHS = (2, 4, 6, 8)
@@ -39,7 +39,7 @@ class Pair:
     stop_ids: Tokens
 
     @classmethod
-    def of(cls, target: VlmModel, draft: VlmModel) -> Pair:
+    def of(cls, target: LoadedModel, draft: LoadedModel) -> Pair:
         """Hold both to the action language, as edge and cloud do."""
         spoken = language()
         return cls(

@@ -14,8 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from vlm_spec_decode.core.errors import ModelError
-from vlm_spec_decode.models.checkpoint.failures import named
-from vlm_spec_decode.models.checkpoint.files import read_config
+from vlm_spec_decode.models.checkpoint import named, read_config
 
 MEMORY_ADVICE = "a smaller --batch; the last checkpoint is kept"
 

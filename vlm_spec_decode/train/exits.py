@@ -28,11 +28,15 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.core.types import Observation, Tokens
-from vlm_spec_decode.models.checkpoint.builders import CALIBRATION_FILE, EXITS_FILE, TRAINING_RECORD
-from vlm_spec_decode.models.checkpoint.failures import named
-from vlm_spec_decode.models.checkpoint.files import read_config
+from vlm_spec_decode.models.checkpoint import (
+    CALIBRATION_FILE,
+    EXITS_FILE,
+    TRAINING_RECORD,
+    named,
+    read_config,
+)
+from vlm_spec_decode.models.engines.torch_loop import VlmModel, require_own_loop
 from vlm_spec_decode.models.loader import load_model
-from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.models.spec import LoadOptions, parse_spec
 from vlm_spec_decode.train.agreement import Pair, decode
 from vlm_spec_decode.train.batches import Batch, Batcher
@@ -165,10 +169,11 @@ def _from_frames(config: ExitsConfig, folder: Path) -> tuple[LanguageHead, ExitS
 def _from_answers(config: ExitsConfig) -> tuple[LanguageHead, ExitStates, ExitStates]:
     depths = "/".join(f"{100 * share:.0f}" for share in config.shares)
     device = str(pick_device(config.device))
-    model = load_model(f"{config.target},exits={depths}", device=device, threads=config.threads)
-    sees = model.encoder.image_processor is not None
+    model = require_own_loop(
+        load_model(f"{config.target},exits={depths}", device=device, threads=config.threads)
+    )
     learned = config.batches * config.batch
-    asked = observations(config, learned + learned // _UNSEEN_SHARE, sees=sees)
+    asked = observations(config, learned + learned // _UNSEEN_SHARE, sees=model.sees)
     mouth = LanguageHead(model.decoder.stack.norm, model.decoder.head)
     return mouth, of_answers(model, islice(asked, learned)), of_answers(model, asked)
 

@@ -25,7 +25,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.models import tiny
-from vlm_spec_decode.models.checkpoint.failures import memory_named
+from vlm_spec_decode.models.hardware import memory_named
 from vlm_spec_decode.train import checkpoint as files
 from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.aux_heads import fit_heads
