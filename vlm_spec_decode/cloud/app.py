@@ -92,6 +92,7 @@ def _target(config: CloudConfig) -> LoadedModel:
         dtype=config.dtype,
         device=config.device,
         threads=config.threads,
+        engine=config.engine,
     )
 
 
