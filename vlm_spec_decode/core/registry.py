@@ -54,7 +54,10 @@ class Registry(Mapping[str, Item], Generic[Item]):
             raise ConfigError(f"{self.kind} name {name!r}: {self.form_in_words}")
         known = self._sources.get(name, source)
         if not self._is_same(known, source):
-            raise ConfigError(f"there is already a {self.kind} {name!r}: give the new one another name")
+            article = "an" if self.kind[0] in "aeiou" else "a"
+            raise ConfigError(
+                f"there is already {article} {self.kind} {name!r}: give the new one another name"
+            )
         self._sources[name] = source if isinstance(known, str) else known
 
     def find(self, name: str) -> Item:

@@ -77,6 +77,30 @@ def decode_jpeg(jpeg: bytes) -> PilImage.Image:
         raise ImageError(f"not a readable JPEG ({len(jpeg)} bytes): {str(error).splitlines()[0]}") from error
 
 
+def render_prompt(
+    observation: Observation, tokenizer: Any, style: PromptStyle, image_token: str | None = None
+) -> str:
+    """Return the prompt's text, by the checkpoint's chat template or a plain one if it ships none.
+
+    `image_token` stands for the image; None for a checkpoint that does not see, which gets no image part.
+    """
+    template = tokenizer.chat_template
+    said = messages(observation, style, system_turn=not template or "system" in template)
+    seen = image_token is not None and observation.image is not None
+    turns = [_turn(message, seen, flat=image_token is None) for message in said]
+    if template:
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return text
+    return _plain(turns, image_token or "")
+
+
+def tokenize_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Return the ids of a rendered prompt; a beginning that the template has written is not added again."""
+    bos = tokenizer.bos_token
+    ids: list[int] = tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
+    return ids
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
     """Token ids with one placeholder for the image, the image processor's tensors, the image's digest."""
@@ -109,16 +133,10 @@ class PromptEncoder:
         return self.family.image_token_id
 
     def render(self, observation: Observation) -> str:
-        """Return the prompt's text, by the checkpoint's chat template or a plain one if it ships none."""
-        seen = bool(self.image_processor is not None and observation.image is not None)
-        template = self.tokenizer.chat_template
-        said = messages(observation, self.style, system_turn=not template or "system" in template)
-        turns = [_turn(message, seen, flat=self.image_processor is None) for message in said]
-        if template:
-            text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            return text
-        image = self.tokenizer.convert_ids_to_tokens(self.image_token_id) if seen else ""
-        return _plain(turns, image)
+        """Return the prompt's text (see `render_prompt`)."""
+        sees = self.image_processor is not None
+        image_token = self.tokenizer.convert_ids_to_tokens(self.image_token_id) if sees else None
+        return render_prompt(observation, self.tokenizer, self.style, image_token)
 
     def encode(self, observation: Observation) -> EncodedPrompt:
         """Decode, render and tokenize. Raises ImageError or InstructionError."""
@@ -127,9 +145,7 @@ class PromptEncoder:
         if self.image_processor is not None and observation.image is not None:
             digest = observation.image.digest
             image = self._preprocess(decode_jpeg(observation.image.jpeg))
-        text = self.render(observation)
-        bos = self.tokenizer.bos_token
-        ids = self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
+        ids = tokenize_prompt(self.tokenizer, self.render(observation))
         if self.image_token_id is not None and ids.count(self.image_token_id) != bool(image):
             raise InstructionError("the instruction contains the checkpoint's image token")
         self._check_length(len(ids))

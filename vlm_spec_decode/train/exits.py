@@ -36,6 +36,7 @@ from vlm_spec_decode.models.checkpoint import (
     read_config,
 )
 from vlm_spec_decode.models.engines.torch_loop import VlmModel, require_own_loop
+from vlm_spec_decode.models.families.base import family_class
 from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.models.spec import LoadOptions, parse_spec
 from vlm_spec_decode.train.agreement import Pair, decode
@@ -146,7 +147,7 @@ def run_exits(config: ExitsConfig) -> dict[str, Any]:
     if not folder.is_dir():
         raise ModelError(f"exits are written beside the weights, and there is no folder {folder}")
     with named(str(folder)):
-        is_ours = read_config(folder).get("model_type") == "llava" and (folder / TRAINING_RECORD).is_file()
+        is_ours = family_class(read_config(folder)).sees and (folder / TRAINING_RECORD).is_file()
     mouth, learned, unseen = _from_frames(config, folder) if is_ours else _from_answers(config)
     adapters = {layer: _fit(mouth, layer, learned, config) for layer in sorted(learned.by_layer)}
     figures = {str(layer): _calibrate(mouth, adapter, layer, unseen) for layer, adapter in adapters.items()}

@@ -106,9 +106,9 @@ class TorchLoop(Engine):
         family = _family(source, options)
         network = load_network(family)
         codec = load_codec(family.source.folder, family.tokenizer)
+        stack = _stack_of(family, network)
         if network.lm_head.weight.shape[0] < codec.vocab_size:
             raise ModelError(f"its tokenizer knows {codec.vocab_size} tokens, more than its head has rows")
-        stack: Any = network.model.get_decoder()
         exits = load_exits(family.source, family.config, len(stack.layers), network.lm_head.weight)
         quantize(stack, options.quantize)
         calibration = load_calibration(family.source.folder)
@@ -164,6 +164,14 @@ def load_network(family: Family) -> Any:
     if "device_map" not in settings:
         network = network.to(options.device)
     return network.eval().requires_grad_(False)
+
+
+def _stack_of(family: Family, network: Any) -> Any:
+    """Return the decoder stack. Raises ModelError for a network that is not `model` and `lm_head`."""
+    for part in ("model", "lm_head"):
+        if not hasattr(network, part):
+            raise family.refusal(f"its network has no {part}, as the decoder loop needs it")
+    return network.model.get_decoder()
 
 
 def _encoder(family: Family, network: Any) -> PromptEncoder:
