@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from vlm_spec_decode.models.families.llava import Llava
 from vlm_spec_decode.models.families.qwen_vl import QwenVL
 from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.models.registry import ENGINES, FAMILIES, FamilyRegistry, register_family
+from vlm_spec_decode.models.spec import LoadOptions
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "06_new_family.py"
@@ -165,6 +168,7 @@ def test_the_cache_is_the_familys(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("llama", {"embedding_multiplier": 12.0}, "'llama': embedding_multiplier 12.0 is not supported"),
         ("llama", {"mm_vision_tower": "tower"}, "'llama': the original LLaVA layout is not supported"),
         ("qwen2", {"layer_types": ["full_attention", "linear_attention"] * 2}, "'qwen2': .*linear_attention"),
+        ("llama", {"sliding_window": 64}, "'llama': sliding-window attention"),
         ("qwen3", {"layer_types": ["sliding_attention"] * 4}, "'qwen3': sliding-window attention"),
         ("llama", {"model_type": ""}, r"architecture '' is not supported \(known: llava"),
     ],
@@ -276,3 +280,13 @@ def test_an_entry_point_is_enough(tmp_path: Path) -> None:
     assert lines["loaded"] == "seeing told"
     assert lines["broken"].startswith("ConfigError family 'gpt2' cannot be imported from not_there:FAMILY")
     assert "already a family 'llama'" in done.stderr
+
+
+def test_the_page_of_models_names_every_family_and_every_option() -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| `")]
+    names = {name for cell, _ in rows for name in re.findall(r"`([^`]+)`", cell)}
+    options = {field.name for field in fields(LoadOptions)} - {"revision"}
+    assert set(SHIPPED) | options <= names
+    (engines,) = (values for cell, values in rows if "`engine`" in cell)
+    assert set(re.findall(r"\w+", engines)) == set(ENGINES)

@@ -153,8 +153,10 @@ class Family(ABC):
     def check_config(self) -> None:
         """Raise ModelError, with the family's name and the reason, for what the loop does not cover."""
         text = self.config.get_text_config()
-        kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
-        if "sliding_attention" in kinds:
+        named = getattr(text, "layer_types", None) or ()
+        kinds = set(named) - {"full_attention"}
+        # Configs without kinds of layers, such as Mistral's, mean all layers by a window's width.
+        if "sliding_attention" in kinds or (not named and getattr(text, "sliding_window", None)):
             raise self.refusal("sliding-window attention is not supported: a tree needs all of its past")
         if kinds:
             raise self.refusal(f"layers of the kind {', '.join(sorted(kinds))} are not supported")
