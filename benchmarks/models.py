@@ -20,8 +20,8 @@ from typing import Any
 from figures import Figure, report
 
 from vlm_spec_decode.core.types import Observation
+from vlm_spec_decode.models.engines.torch_loop import VlmModel
 from vlm_spec_decode.models.loader import load_model, shipped
-from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.train.config import EvaluateConfig
 from vlm_spec_decode.train.evaluate import questions, run_evaluate
 from vlm_spec_decode.train.text import run_text_evaluate

@@ -19,8 +19,8 @@ from figures import ROOT, machine
 
 from vlm_spec_decode.bench.pairs import recorded_prompts
 from vlm_spec_decode.core.ports import Logits, ModelContext
+from vlm_spec_decode.models.engines.torch_loop import VlmModel
 from vlm_spec_decode.models.loader import load_model, shipped
-from vlm_spec_decode.models.model import VlmModel
 
 REPEATS = 15
 PREFIX = 8

@@ -23,9 +23,8 @@ import numpy as np
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard
+from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext, Scored, ScoreRequest
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
-from vlm_spec_decode.decoding.batching import Scored, ScoreRequest
 from vlm_spec_decode.decoding.sampling import pick
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.transport.access import KeyLimits
@@ -37,7 +36,7 @@ HELLO = Hello("benchmark", "tokens", "prompt", "grammar", VOCAB)
 
 
 @dataclass(slots=True)
-class HashContext:
+class HashContext(ModelContext):
     """Logits drawn from a generator that the instruction and the prefix seed."""
 
     model: HashModel
@@ -76,7 +75,7 @@ class HashContext:
 
 
 @dataclass(frozen=True, slots=True)
-class HashModel:
+class HashModel(Model):
     """A target; a batch takes as long as one."""
 
     step_s: float = 0.0

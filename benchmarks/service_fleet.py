@@ -17,15 +17,14 @@ from vlm_spec_decode.bench.fleet import BatchCost, Fleet
 from vlm_spec_decode.bench.robots import RobotAnswer, VirtualRobot
 from vlm_spec_decode.cloud.config import ServerLimits
 from vlm_spec_decode.core.errors import ActionParseError
-from vlm_spec_decode.core.ports import Model
+from vlm_spec_decode.core.ports import Model, ScoreRequest
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
-from vlm_spec_decode.decoding.batching import ScoreRequest, score_batch
 from vlm_spec_decode.decoding.sampling import pick
 from vlm_spec_decode.edge.client_protocol import ProtocolTiming
 from vlm_spec_decode.edge.factory import hello_of
+from vlm_spec_decode.models.engines.torch_loop import VlmModel
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import load_model, shipped
-from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.train.config import EvaluateConfig
 from vlm_spec_decode.train.evaluate import questions
 
@@ -153,7 +152,7 @@ def _cpu_gain(room: Room, rounds: int = 12) -> float:
     for kind in ("batch", "single"):
         contexts = [room.plain.open(room._question(n, 0.0)[0]) for n in range(ROBOTS)]
         prefixes: list[Tokens] = [()] * ROBOTS
-        score_batch(room.plain, [ScoreRequest(context, ()) for context in contexts])
+        room.plain.score_batch([ScoreRequest(context, ()) for context in contexts])
         spent = []
         for _ in range(rounds):
             nodes = [tuple(int(t) for t in rng.integers(5, 200, 4)) for _ in contexts]
@@ -161,7 +160,7 @@ def _cpu_gain(room: Room, rounds: int = 12) -> float:
             queries = [ScoreRequest(c, prefix, tokens, (0, 1, 2, 3)) for c, prefix, tokens in rows]
             started_s = time.perf_counter()
             if kind == "batch":
-                score_batch(room.plain, queries)
+                room.plain.score_batch(queries)
             else:
                 for query in queries:
                     query.score()

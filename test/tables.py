@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard
+from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, Tokens
 
 Table = Callable[[Tokens], tuple[Fraction, ...]]
@@ -34,7 +34,7 @@ TABLES = {"itself": TARGET, "poor": POOR_DRAFT, "certain": CERTAIN_DRAFT}
 
 
 @dataclass
-class TableContext:
+class TableContext(ModelContext):
     """A ModelContext over a table; counts what it is asked."""
 
     table: Table
@@ -69,7 +69,7 @@ class TableContext:
 
 
 @dataclass
-class TableModel:
+class TableModel(Model):
     """A Model over a table."""
 
     table: Table

@@ -13,14 +13,13 @@ from vlm_spec_decode.bench.fleet import BatchCost, Fleet
 from vlm_spec_decode.bench.robots import VirtualRobot
 from vlm_spec_decode.cloud.config import ServerLimits
 from vlm_spec_decode.core.errors import CloudBusy, CloudRefused
-from vlm_spec_decode.core.ports import Model
+from vlm_spec_decode.core.ports import Model, Scored, ScoreRequest
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
-from vlm_spec_decode.decoding.batching import Scored, ScoreRequest
 from vlm_spec_decode.decoding.sampling import pick
 from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+from vlm_spec_decode.models.engines.torch_loop import VlmModel
 from vlm_spec_decode.models.loader import load_model
-from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.protocol.messages import Hello
 
 COST = BatchCost(HardwareProfile("test", 10, 100, 100, 100, 10))

@@ -7,7 +7,7 @@ import pytest
 
 from test.tables import TARGET, TableContext
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams
-from vlm_spec_decode.decoding.early_exit import ExitCalibration, exit_chance, verdict_chance
+from vlm_spec_decode.decoding.early_exit import ExitCalibration, verdict_chance
 from vlm_spec_decode.decoding.grammar_mask import GrammarWalk, MaskedContext
 from vlm_spec_decode.decoding.sampling import softmax_at
 from vlm_spec_decode.decoding.session import Session
@@ -41,8 +41,8 @@ def test_the_table_is_about_first_choices():
 
 def test_a_grammar_hides_no_calibration():
     masked = MaskedContext(CalibratedContext(TARGET), GrammarWalk.__new__(GrammarWalk))
-    assert exit_chance(masked, 0, 0.7) == 0.6
-    assert exit_chance(MaskedContext(TableContext(TARGET), GrammarWalk.__new__(GrammarWalk)), 0, 0.7) == 0.7
+    assert masked.exit_chance(0, 0.7) == 0.6
+    assert MaskedContext(TableContext(TARGET), GrammarWalk.__new__(GrammarWalk)).exit_chance(0, 0.7) == 0.7
 
 
 def test_early_verdicts_carry_the_calibrated_confidence():

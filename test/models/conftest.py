@@ -19,10 +19,10 @@ from transformers import (
 
 from test.models import checkpoints, originals
 from vlm_spec_decode.core.types import Observation
-from vlm_spec_decode.models.checkpoint.builders import EXITS_FILE
+from vlm_spec_decode.models.checkpoint import EXITS_FILE
 from vlm_spec_decode.models.encoder import decode_jpeg
+from vlm_spec_decode.models.engines.torch_loop import VlmModel
 from vlm_spec_decode.models.loader import load_model
-from vlm_spec_decode.models.model import VlmModel
 
 LANGUAGE = ["llama", "qwen2", "qwen3"]
 VISION = ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl"]

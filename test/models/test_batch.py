@@ -9,7 +9,7 @@ import torch
 from test.models import checkpoints
 from test.models.test_context import assert_plain, ends_of, random_tree
 from vlm_spec_decode.core.errors import Cancelled, ModelError, OutOfMemory
-from vlm_spec_decode.decoding.batching import ScoreRequest
+from vlm_spec_decode.core.ports import ScoreRequest
 from vlm_spec_decode.models.encoder import FeatureCache
 
 

@@ -8,7 +8,7 @@ import torch
 from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.cloud.config import CloudConfig, check, checked
 from vlm_spec_decode.core.errors import ConfigError, ModelError
-from vlm_spec_decode.models.device import check_device
+from vlm_spec_decode.models.hardware import check_device
 from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.models.spec import LoadOptions, parse_spec
 

@@ -10,7 +10,7 @@ from test.models import checkpoints
 from test.models.test_context import assert_plain, ends_of
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.core.types import Observation
-from vlm_spec_decode.models.checkpoint.builders import CALIBRATION_FILE
+from vlm_spec_decode.models.checkpoint import CALIBRATION_FILE
 from vlm_spec_decode.models.loader import load_model
 
 

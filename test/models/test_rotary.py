@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from vlm_spec_decode.models.rotary import FIRST_SIZE, RotaryTable
+from vlm_spec_decode.models.decoder import FIRST_SIZE, RotaryTable
 
 
 def rotary(rope_type: str = "default") -> LlamaRotaryEmbedding:

@@ -11,7 +11,7 @@ from test.models import checkpoints, originals
 from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
 from vlm_spec_decode.edge.ask import AskConfig, run
 from vlm_spec_decode.edge.factory import EdgeSettings
-from vlm_spec_decode.models import loader
+from vlm_spec_decode.models.engines import torch_loop
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
 from vlm_spec_decode.models.prompt import PromptStyle, system_text
 from vlm_spec_decode.models.spec import LoadOptions, parse_spec
@@ -86,7 +86,7 @@ def test_out_of_memory_says_what_to_try(tmp_path, monkeypatch, error):
         raise error
 
     folder = checkpoints.llama(tmp_path / "m")
-    monkeypatch.setattr(loader, "load_network", fail)
+    monkeypatch.setattr(torch_loop, "load_network", fail)
     with pytest.raises(ModelError, match="cannot load m: out of memory: try dtype=bfloat16"):
         load_model(folder)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from test.train.test_loop import frames  # noqa: F401  (a fixture)
 from vlm_spec_decode.core.errors import ModelError
-from vlm_spec_decode.models.checkpoint.builders import CALIBRATION_FILE, EXITS_FILE
+from vlm_spec_decode.models.checkpoint import CALIBRATION_FILE, EXITS_FILE
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.train.config import ExitsConfig, TrainConfig
 from vlm_spec_decode.train.exits import run_exits

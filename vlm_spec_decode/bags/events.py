@@ -22,8 +22,15 @@ from vlm_spec_decode.core.errors import BagError, ImageError
 from vlm_spec_decode.core.images import check_compressed, check_raw, is_video
 from vlm_spec_decode.core.pixels import message_bytes
 from vlm_spec_decode.core.types import Image
-from vlm_spec_decode.edge.image_upload import for_uplink, small_jpeg
-from vlm_spec_decode.edge.image_upload import (INSTALL, VIDEO_KINDS, VideoFrame, VideoTopic, has_video)
+from vlm_spec_decode.edge.image_upload import (
+    INSTALL,
+    VIDEO_KINDS,
+    VideoFrame,
+    VideoTopic,
+    for_uplink,
+    has_video,
+    small_jpeg,
+)
 
 NANOSECONDS = 1_000_000_000
 COMPRESSED, RAW = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image"

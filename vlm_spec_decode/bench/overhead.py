@@ -25,7 +25,7 @@ from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudUnreachable
-from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard
+from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.factory import hello_of
@@ -38,7 +38,7 @@ VOCABULARY, TOKENS, ANSWERS = 64, 200, 4
 
 
 @dataclass(frozen=True, slots=True)
-class StubModel:
+class StubModel(Model):
     """Answers with a fixed run of tokens; `is_right` drafts it, else every fourth token is wrong."""
 
     is_right: bool
@@ -54,7 +54,7 @@ class StubModel:
 
 
 @dataclass(frozen=True, slots=True)
-class StubContext:
+class StubContext(ModelContext):
     """`ModelContext` of a stub: a row depends on its position alone."""
 
     is_right: bool

@@ -23,9 +23,9 @@ from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Model, TextCodec
 from vlm_spec_decode.core.types import Image, Observation, SamplingParams
+from vlm_spec_decode.models.engines.base import LoadedModel
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
-from vlm_spec_decode.models.model import VlmModel
 
 FOLDER = ASSETS / "prompts"
 SEEN, TOLD = "prompts.json", "told.json"
@@ -103,7 +103,7 @@ class PairLibrary:
 
     answers: int
     with_grammar: bool = True
-    _models: dict[str, tuple[VlmModel, RecordedModel]] = field(default_factory=dict)
+    _models: dict[str, tuple[LoadedModel, RecordedModel]] = field(default_factory=dict)
 
     def pair(self, name: str) -> BenchPair:
         """Return a pair by name. Raises ConfigError or ModelError."""
@@ -126,7 +126,7 @@ class PairLibrary:
             about=about,
         )
 
-    def _recorded(self, source: str, questions: tuple[Observation, ...]) -> tuple[VlmModel, RecordedModel]:
+    def _recorded(self, source: str, questions: tuple[Observation, ...]) -> tuple[LoadedModel, RecordedModel]:
         key = str(Path(source).resolve()) if Path(source).is_dir() else source
         if key not in self._models:
             model = load_model(source)

@@ -13,7 +13,6 @@ import numpy as np
 
 from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, Tokens
-from vlm_spec_decode.decoding import early_exit as exits
 from vlm_spec_decode.decoding.sampling import Row
 
 
@@ -42,7 +41,7 @@ class Memory:
 
 
 @dataclass(slots=True)
-class RecordedContext:
+class RecordedContext(ModelContext):
     """`ModelContext` over a memory; any number may be open on one."""
 
     memory: Memory
@@ -77,14 +76,14 @@ class RecordedContext:
 
     def exit_chance(self, exit_layer: int, confidence: float) -> float:
         """Return what the recorded model knows of its exits."""
-        return exits.exit_chance(self.memory.context, exit_layer, confidence)
+        return self.memory.context.exit_chance(exit_layer, confidence)
 
     def close(self) -> None:
         """Keep everything: the next answer may ask again."""
 
 
 @dataclass(slots=True)
-class RecordedModel:
+class RecordedModel(Model):
     """`Model` that opens each question of `questions` once, by `frame_id`, and remembers it.
 
     An observation without its image (so that a link is not charged for it) still finds its question.

@@ -17,7 +17,7 @@ from vlm_spec_decode.cloud.replicas.pool import MakeServer
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard, ModelContext
+from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.transport.in_process import ServerLink
@@ -59,7 +59,7 @@ def synthetic_server(link: ServerLink) -> CloudServer:
 
 
 @dataclass(frozen=True, slots=True)
-class SlowTarget:
+class SlowTarget(Model):
     """A target whose contexts take their time, so that answers are open when a fault comes."""
 
     inner: SyntheticFamily
@@ -75,7 +75,7 @@ class SlowTarget:
 
 
 @dataclass(frozen=True, slots=True)
-class _SlowContext:
+class _SlowContext(ModelContext):
     inner: ModelContext
 
     def prefill(self) -> None:

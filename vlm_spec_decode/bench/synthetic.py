@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard
+from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, Tokens
 
 LAYERS = 100
@@ -72,7 +72,7 @@ class _World:
 
 
 @dataclass(slots=True)
-class _Context:
+class _Context(ModelContext):
     world: _World
     is_target: bool
 
@@ -114,7 +114,7 @@ class _Context:
 
 
 @dataclass(frozen=True, slots=True)
-class SyntheticModel:
+class SyntheticModel(Model):
     """One half of a pair."""
 
     world: _World
@@ -140,7 +140,7 @@ def pair(spec: PairSpec) -> tuple[SyntheticModel, SyntheticModel]:
 
 
 @dataclass(frozen=True, slots=True)
-class SyntheticFamily:
+class SyntheticFamily(Model):
     """One half of many pairs of one law: an observation's `frame_id` is the seed of its pair."""
 
     spec: PairSpec

@@ -17,6 +17,18 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
+class EngineName(click.ParamType):  # type: ignore[type-arg]
+    """Name of an engine. Help shows those that are registered; whoever uses a name checks it."""
+
+    name = "engine"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002
+        """Return the names, as help shows a choice."""
+        from vlm_spec_decode.models.registry import ENGINES
+
+        return f"[{'|'.join(ENGINES)}]"
+
+
 @click.command()
 @click.option("--config", "file", type=FILE, default=None, help="YAML of settings; options here win over it.")
 @click.option(
@@ -31,6 +43,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--insecure", is_flag=True, help="Plaintext, on a loopback address only.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", default="float32", show_default=True)
+@click.option("--engine", type=EngineName(), default="torch_loop", show_default=True, help="Runs the target.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--max-sessions", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Answers in one pass.")

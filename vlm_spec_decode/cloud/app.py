@@ -21,9 +21,9 @@ from vlm_spec_decode.cloud.telemetry.metrics import Gauges, ServiceTelemetry, in
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError, ConfigError
 from vlm_spec_decode.core.ports import Clock, Model, ModelCard
+from vlm_spec_decode.models.engines.base import LoadedModel
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
-from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.transport.access import KeyLimits
 from vlm_spec_decode.transport.in_process import ServerLink
 from vlm_spec_decode.transport.keys import cloud_keys
@@ -77,7 +77,7 @@ def _replicated(
 def serve_on(
     config: CloudConfig,
     link: ServerLink,
-    target: VlmModel | None = None,
+    target: LoadedModel | None = None,
     tracer: MessageTracer | None = None,
 ) -> CloudServer:
     """Load what the config names and put a server on the link. Raises ModelError."""
@@ -89,13 +89,14 @@ def serve_on(
     return CloudServer(link, desk, held, WallClock(), helper)
 
 
-def _target(config: CloudConfig) -> VlmModel:
+def _target(config: CloudConfig) -> LoadedModel:
     return load_model(
         config.model or shipped("target"),
         revision=config.revision,
         dtype=config.dtype,
         device=config.device,
         threads=config.threads,
+        engine=config.engine,
     )
 
 

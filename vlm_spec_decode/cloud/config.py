@@ -20,6 +20,7 @@ from vlm_spec_decode.cloud.telemetry.logs import check_logging
 from vlm_spec_decode.core.errors import ConfigError, ModelError
 from vlm_spec_decode.core.types import Language
 from vlm_spec_decode.core.yaml_file import read_yaml
+from vlm_spec_decode.models.registry import DEFAULT_ENGINE
 from vlm_spec_decode.models.spec import LoadOptions, parse_spec
 from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.keys import cloud_keys
@@ -60,14 +61,14 @@ MIN_PATIENCE_S, MAX_PATIENCE_S = 0.25, 30.0
 class CloudConfig:
     """Where to listen, what to serve, and what to tell.
 
-    `model` is a folder or Hub id, by default the shipped target; `draft` names a copy of the draft to run
-    beside it ("shipped" for the shipped one). Without `keys` only `insecure` on a loopback address is
-    served. `language` is what answers are held to; robots must share it. `http` is where health and figures
-    are read, on this machine only: "auto" moves if its port is taken, "off" is nowhere. `log_content` puts
-    instructions into the log. `replicas` above 0 runs that many copies of the target as Ray actors, with
-    `replica_cpus` and `replica_gpus` each, on the cluster at `ray_address` or, if that is empty, on one that
-    is started here. `batch` answers share a pass at most, and their caches take `kv_mib` at most. One key
-    may stand for `key_robots` at a time and send `key_messages_per_s`.
+    `model` is a folder or Hub id, by default the shipped target, and `engine` what runs it. `draft` names a
+    copy of the draft to run beside it ("shipped" for the shipped one). Without `keys` only `insecure` on a
+    loopback address is served. `language` is what answers are held to; robots must share it. `http` is
+    where health and figures are read, on this machine only: "auto" moves if its port is taken, "off" is
+    nowhere. `log_content` puts instructions into the log. `replicas` above 0 runs that many copies of the
+    target as Ray actors, with `replica_cpus` and `replica_gpus` each, on the cluster at `ray_address` or,
+    if that is empty, on one that is started here. `batch` answers share a pass at most, and their caches
+    take `kv_mib` at most. One key may stand for `key_robots` at a time and send `key_messages_per_s`.
     """
 
     language: Language
@@ -79,6 +80,7 @@ class CloudConfig:
     revision: str | None = None
     dtype: str = "float32"
     device: str = "cpu"
+    engine: str = DEFAULT_ENGINE
     threads: int = 1
     max_sessions: int = 64
     batch: int = 32
@@ -126,7 +128,7 @@ def check(config: CloudConfig) -> None:
 def _check_model(text: str, config: CloudConfig) -> None:
     """Find what is wrong with the name of a model. Raises ConfigError."""
     try:
-        options = LoadOptions(config.revision, config.dtype, config.device)
+        options = LoadOptions(config.revision, config.dtype, config.device, engine=config.engine)
         spec = parse_spec(text, options)
         _check_device(spec.options.device, config)
     except ModelError as error:
@@ -142,7 +144,7 @@ def _check_device(name: str, config: CloudConfig) -> None:
     if name in ("cpu", "auto") or config.ray_address:
         return
     # Only who asks for another device waits for torch.
-    from vlm_spec_decode.models.device import check_device
+    from vlm_spec_decode.models.hardware import check_device
 
     check_device(name)
 

@@ -16,7 +16,6 @@ from vlm_spec_decode.cloud.config import MAX_PATIENCE_S, MIN_PATIENCE_S, ServerL
 from vlm_spec_decode.core.errors import GrammarError, ImageError, NotFinite, OutOfMemory, VsdError
 from vlm_spec_decode.core.ports import Logits, ModelContext
 from vlm_spec_decode.core.types import Commit, DraftMessage, Hint, Image, Observation
-from vlm_spec_decode.decoding import batching as batch
 from vlm_spec_decode.decoding.policy import ColocatedDraft, PassPlan
 from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.protocol.messages import ImageChunk, Open
@@ -147,7 +146,7 @@ class ServerRequest:
         if self.session is None:
             return 0
         helper = self.session.helper
-        return batch.kv_bytes(self.session.context) + (batch.kv_bytes(helper.context) if helper else 0)
+        return self.session.context.kv_bytes + (helper.context.kv_bytes if helper else 0)
 
     @property
     def due_s(self) -> float:
@@ -206,9 +205,9 @@ class ServerRequest:
         """Give up the caches; the next pass computes them again. Not while a job runs."""
         self.filled = False
         if self.session:
-            batch.forget(self.session.context)
+            self.session.context.forget()
             if self.session.helper:
-                batch.forget(self.session.helper.context)
+                self.session.helper.context.forget()
 
     def release(self) -> None:
         """Free the target's context."""

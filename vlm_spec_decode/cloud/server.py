@@ -15,9 +15,8 @@ from typing import TypeAlias
 
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.requests import FAILURES, BatchResult, JobResult, Jobs, ServerJob
-from vlm_spec_decode.core.ports import Clock, Model, Target
+from vlm_spec_decode.core.ports import Clock, Model, Scored, ScoreRequest, Target
 from vlm_spec_decode.core.types import EarlyExitVerdict
-from vlm_spec_decode.decoding.batching import Scored, ScoreRequest, score_batch
 from vlm_spec_decode.decoding.policy import ColocatedDraft
 from vlm_spec_decode.transport.in_process import ServerLink
 
@@ -86,7 +85,7 @@ class BatchRunner:
         if not queries:
             return []
         try:
-            return [*score_batch(self._target, queries)]
+            return [*self._target.score_batch(queries)]
         except FAILURES as error:
             if len(queries) == 1:
                 return [error]

@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from vlm_spec_decode.core.errors import VsdError
 from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
 from vlm_spec_decode.core.types import AnswerRequest, Event, Hint, Image, Observation, Tokens
@@ -59,7 +60,7 @@ class ModelCard:
 
 
 class ExitHook(Protocol):
-    """Called while a pass climbs the layers, with the exit's layer and its logits [1 + n, vocab]."""
+    """Called while a pass runs through the layers, with the exit's layer and its logits [1 + n, vocab]."""
 
     def __call__(self, exit_layer: int, logits: Logits) -> None:
         """Receive one early exit."""
@@ -94,50 +95,108 @@ class Grammar(Protocol):
         ...
 
 
-class ModelContext(Protocol):
+class ModelContext(ABC):
     """One model's view of one answer: image and prompt, and the KV cache behind them.
 
     `score` is a pure function to its caller. What it has computed before it keeps in slots and never
-    computes again; what is no longer below `prefix` it may forget.
+    computes again; what is no longer below `prefix` it may forget. Only `score` must be written: the other
+    methods have defaults for a context without a grammar, a calibration of its exits, or a cache.
     """
 
-    def prefill(self) -> None:
-        """Fill the prompt's KV now. Idempotent; `score` does it when it has not been done."""
-        ...
+    __slots__ = ()
 
+    @abstractmethod
     def score(
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
         """Return logits [1 + n, vocab]: row 0 after `prefix`, row i after the i-th node (from 1).
 
         `prefix` holds the answer's tokens so far. `tokens` and `parents` describe a tree below it:
-        `parents[i - 1]` is 0 for the prefix or the 1-based index of an earlier node.
+        `parents[i - 1]` is 0 for the prefix or the 1-based index of an earlier node. `on_exit` is called
+        with the logits of each early exit while the pass runs; a model without exits never calls it.
         """
-        ...
 
-    def forced(self, prefix: Tokens) -> Tokens:
+    def prefill(self) -> None:
+        """Fill the prompt's KV now. Idempotent; `score` does it when it has not been done."""
+        self.score(())
+
+    def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
         """Return the run of tokens that can only follow `prefix`, one legal token each, at no pass.
 
         () without a grammar. Their KV is filled by the next `score` that has them in its prefix.
         """
-        ...
+        return ()
 
-    def close(self) -> None:
-        """Free the KV cache. Idempotent."""
-        ...
+    def exit_chance(self, exit_layer: int, confidence: float) -> float:  # noqa: ARG002
+        """Return how likely an exit's first choice, made with this confidence, is the final one.
 
-
-class Model(Protocol):
-    """A draft or a target model, loaded once and opened once per answer."""
+        Without a calibration of the exits, the confidence itself.
+        """
+        return confidence
 
     @property
+    def kv_bytes(self) -> int:
+        """Bytes that the cache holds now; 0 for a context that cannot say."""
+        return 0
+
+    def forget(self) -> None:  # noqa: B027
+        """Free the cache between passes and stay usable: the next `score` computes what it needs again.
+
+        The default does nothing, for a context without a cache.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Free all that the answer holds. Idempotent. The default does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """One context's batch entry of a pass: what `ModelContext.score` takes."""
+
+    context: ModelContext
+    prefix: Tokens
+    tokens: Tokens = ()
+    parents: Tokens = ()
+    on_exit: ExitHook | None = None
+
+    def score(self) -> Logits:
+        """Score this one by itself. Raises what `ModelContext.score` does."""
+        return self.context.score(self.prefix, self.tokens, self.parents, on_exit=self.on_exit)
+
+    def scored(self) -> Scored:
+        """Score this one by itself and keep an error as the result."""
+        try:
+            return self.score()
+        except VsdError as error:
+            return error
+
+
+Scored: TypeAlias = Logits | VsdError
+"""The logits [1 + n, vocab] of one request, or why it has none."""
+
+
+class Model(ABC):
+    """A draft or a target model, loaded once and opened once per answer."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
     def card(self) -> ModelCard:
         """Identity, for the handshake."""
-        ...
 
+    @abstractmethod
     def open(self, observation: Observation) -> ModelContext:
         """Start one answer. Raises ImageError if the image cannot be decoded."""
-        ...
+
+    def score_batch(self, queries: Seq[ScoreRequest]) -> list[Scored]:
+        """Return what `score` would for each request; one that fails leaves the others alone.
+
+        No context may occur twice. The default scores one after the other; a model that runs all of them in
+        one pass raises OutOfMemory if that pass has no room. Then nothing has been computed, and a part of
+        the requests may be tried again.
+        """
+        return [query.scored() for query in queries]
 
 
 Drafter: TypeAlias = ModelContext

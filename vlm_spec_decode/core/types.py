@@ -141,7 +141,7 @@ class DraftMessage:
 
 @dataclass(frozen=True, slots=True)
 class EarlyExitVerdict:
-    """A hypothesis of the verdict, sent while the pass climbs the layers (2505.21594, eq. 5).
+    """A hypothesis of the verdict, sent while the pass runs through the layers (2505.21594, eq. 5).
 
     `node` is the deepest node that this exit accepts, `next_token` the token after it and
     `confidence` the exit's probability of that token, 0 to 1.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import TypeAlias
 
 from vlm_spec_decode.core.ports import ModelContext
 from vlm_spec_decode.decoding.sampling import Row, softmax_at
@@ -31,20 +31,6 @@ class ExitCalibration:
         return bins[min(bisect_left(bins, (confidence,)), len(bins) - 1)][1]
 
 
-@runtime_checkable
-class Calibrated(Protocol):
-    """A context whose exits have been calibrated."""
-
-    def exit_chance(self, exit_layer: int, confidence: float) -> float:
-        """Return how likely an exit's first choice, made with this confidence, is the final one."""
-        ...
-
-
-def exit_chance(context: ModelContext, exit_layer: int, confidence: float) -> float:
-    """Return what `context` knows of its exits; without a calibration, the confidence itself."""
-    return context.exit_chance(exit_layer, confidence) if isinstance(context, Calibrated) else confidence
-
-
 def verdict_chance(context: ModelContext, exit_layer: int, row: Row, token: int) -> float:
     """Return how likely `token` is what the target will say, by an exit's `row` [vocab] of logits.
 
@@ -52,4 +38,4 @@ def verdict_chance(context: ModelContext, exit_layer: int, row: Row, token: int)
     probability is all that is known. Under a grammar both are of the legal tokens alone.
     """
     confidence = softmax_at(row, token)
-    return exit_chance(context, exit_layer, confidence) if row[token] == row.max() else confidence
+    return context.exit_chance(exit_layer, confidence) if row[token] == row.max() else confidence

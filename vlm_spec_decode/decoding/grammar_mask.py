@@ -21,15 +21,14 @@ from vlm_spec_decode.core.ports import (
     Model,
     ModelCard,
     ModelContext,
+    Scored,
+    ScoreRequest,
 )
 from vlm_spec_decode.core.types import Observation, Tokens
-from vlm_spec_decode.decoding import batching as batch
-from vlm_spec_decode.decoding import early_exit as exits
-from vlm_spec_decode.decoding.batching import Scored, ScoreRequest
 
 
 @dataclass(frozen=True, slots=True)
-class MaskedModel:
+class MaskedModel(Model):
     """`inner` with every answer held to `grammar`, or as it is if there is none."""
 
     inner: Model
@@ -48,10 +47,10 @@ class MaskedModel:
     def score_batch(self, queries: Seq[ScoreRequest]) -> list[Scored]:
         """Score many contexts in one pass of the inner model, each masked by its own walk."""
         if self.grammar is None:
-            return batch.score_batch(self.inner, queries)
+            return self.inner.score_batch(queries)
         shares = [_unmask(query) for query in queries]
         inner = [share[0] for share in shares if not isinstance(share, VsdError)]
-        scored = iter(batch.score_batch(self.inner, inner))
+        scored = iter(self.inner.score_batch(inner))
         return [share if isinstance(share, VsdError) else _mask(share[1], next(scored)) for share in shares]
 
 
@@ -132,7 +131,7 @@ class GrammarWalk:
 
 
 @dataclass(slots=True)
-class MaskedContext:
+class MaskedContext(ModelContext):
     """`ModelContext` whose logits are -inf where the grammar says no, early exits' logits included."""
 
     inner: ModelContext
@@ -170,15 +169,15 @@ class MaskedContext:
     @property
     def kv_bytes(self) -> int:
         """Pass on."""
-        return batch.kv_bytes(self.inner)
+        return self.inner.kv_bytes
 
     def forget(self) -> None:
         """Pass on."""
-        batch.forget(self.inner)
+        self.inner.forget()
 
     def exit_chance(self, exit_layer: int, confidence: float) -> float:
         """Pass on."""
-        return exits.exit_chance(self.inner, exit_layer, confidence)
+        return self.inner.exit_chance(exit_layer, confidence)
 
     def forced(self, prefix: Tokens) -> Tokens:
         """Return the run of single legal tokens after `prefix`."""

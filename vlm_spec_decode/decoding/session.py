@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.core.errors import NotFinite
-from vlm_spec_decode.core.ports import ExitHook, Logits, ModelContext
+from vlm_spec_decode.core.ports import ExitHook, Logits, ModelContext, ScoreRequest
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
@@ -21,7 +21,6 @@ from vlm_spec_decode.core.types import (
     MoreSamples,
     Tokens,
 )
-from vlm_spec_decode.decoding.batching import ScoreRequest
 from vlm_spec_decode.decoding.early_exit import verdict_chance
 from vlm_spec_decode.decoding.policy import CloudPolicy, ColocatedDraft, EarlyExitHook, PassPlan
 from vlm_spec_decode.decoding.sequence import Sequence

@@ -14,7 +14,16 @@ from dataclasses import dataclass, field, replace
 from vlm_spec_decode.actions.parser import ActionParser
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.core.errors import Cancelled, NotFinite
-from vlm_spec_decode.core.ports import Clock, Drafter, ExitHook, Logits, Model, TextCodec, Verifier
+from vlm_spec_decode.core.ports import (
+    Clock,
+    Drafter,
+    ExitHook,
+    Logits,
+    Model,
+    ModelContext,
+    TextCodec,
+    Verifier,
+)
 from vlm_spec_decode.core.trace import AnswerTrace, GenerationResult, Tracer, TracerGroup
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sequence import Sequence
@@ -206,7 +215,7 @@ class Engine:
         )
 
 
-class NoDrafter:
+class NoDrafter(ModelContext):
     """The drafter of strategies that have none."""
 
     def prefill(self) -> None:

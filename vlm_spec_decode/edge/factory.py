@@ -33,7 +33,7 @@ from vlm_spec_decode.transport.dealer import DealerLink
 from vlm_spec_decode.transport.keys import EdgeKeys, edge_keys
 
 if TYPE_CHECKING:
-    from vlm_spec_decode.models.model import VlmModel
+    from vlm_spec_decode.models.engines.base import LoadedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class EdgeRuntime:
 
     engine: Engine
     verifier: Verifier
-    draft: VlmModel
+    draft: LoadedModel
     target: tuple[str, str]
 
     @property
@@ -85,7 +85,7 @@ class EdgeRuntime:
         self.verifier.disconnect()
 
 
-def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRuntime:
+def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRuntime:
     """Load, connect and shake hands. A `draft` loaded before is used as it is.
 
     Raises ConfigError, ModelError, VocabularyMismatch, CloudUnreachable or CloudRefused.
@@ -141,7 +141,7 @@ def _named(card: ModelCard) -> tuple[str, str]:
     return card.model_id, card.revision
 
 
-def load_draft(settings: EdgeSettings) -> VlmModel:
+def load_draft(settings: EdgeSettings) -> LoadedModel:
     """Load the draft that the settings name, by default the shipped one."""
     from vlm_spec_decode.models.loader import load_model, shipped
 
@@ -154,7 +154,7 @@ def hello_of(card: ModelCard, said_in: Language) -> Hello:
     return Hello(f"vlm_spec_decode {__version__}", *digests, card.vocab_size)
 
 
-def sampling_of(settings: EdgeSettings, draft: VlmModel) -> SamplingParams:
+def sampling_of(settings: EdgeSettings, draft: LoadedModel) -> SamplingParams:
     """Return how tokens are chosen. Raises ConfigError."""
     try:
         return SamplingParams(
@@ -261,10 +261,10 @@ class DraftModel:
 
     def __init__(self, settings: EdgeSettings) -> None:
         self._settings = settings
-        self._model: VlmModel | None = None
+        self._model: LoadedModel | None = None
         self._loading = threading.Lock()
 
-    def load(self) -> VlmModel:
+    def load(self) -> LoadedModel:
         """Return the model. Raises ModelError if it cannot be loaded."""
         with self._loading:
             self._model = self._model or load_draft(self._settings)

@@ -54,7 +54,7 @@ class CachedRows:
 
 
 @dataclass(slots=True)
-class ChargedContext:
+class ChargedContext(ModelContext):
     """`inner`, each step of which takes `duration_s(new rows, whether it is the first)` of `clock`."""
 
     inner: ModelContext
@@ -84,7 +84,7 @@ class ChargedContext:
 
 
 @dataclass(frozen=True, slots=True)
-class VirtualModel:
+class VirtualModel(Model):
     """A draft model whose contexts charge the edge's clock: each step, and each further row of a batch."""
 
     inner: Model

@@ -1,37 +1,32 @@
-"""One answer's KV cache behind the `ModelContext` port.
+"""The contexts of a model: one answer's KV cache each, and one forward pass over the entries of many.
 
-Knows slots and a decoder; nothing of images (the prompt arrives embedded, and only when it is
-needed), sampling or networks. One thread at a time.
+A context turns what `score` asks for into a batch entry: the rows that are not in its cache yet. A pass runs
+the entries of one or many contexts through the decoder and gives each its logits. Knows slots and a decoder;
+nothing of images (the prompt arrives embedded, and only when it is needed), sampling or networks. One thread
+at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from vlm_spec_decode.core.errors import ModelError, VsdError
-from vlm_spec_decode.core.ports import ExitHook, Logits
+from vlm_spec_decode.core.ports import ExitHook, Logits, ModelContext, Scored
 from vlm_spec_decode.core.types import Tokens
-from vlm_spec_decode.models.checkpoint.failures import memory_named
-from vlm_spec_decode.models.decoder import Decoder
-from vlm_spec_decode.models.forward_batch import ADVICE, BatchEntry, run_pass
+from vlm_spec_decode.models.decoder import Decoder, VarlenEntry
+from vlm_spec_decode.models.families.base import AnswerCache, EmbeddedPrompt
+from vlm_spec_decode.models.hardware import memory_named
 from vlm_spec_decode.models.kv_slots import Index, SlotTable
-from vlm_spec_decode.models.varlen_attention import VarlenEntry
 
 MAX_DEAD_SLOTS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddedPrompt:
-    """A prompt with its image features in place: `embedded` [p, width], `positions` [1, p] or [3, 1, p]."""
-
-    embedded: Tensor
-    positions: Tensor
+PASS_ADVICE = "a smaller --batch or --kv-mib, or a smaller model"
 
 
 @dataclass(slots=True)
@@ -44,7 +39,94 @@ class ContextStats:
     gathers: int = 0
 
 
-class VlmContext:
+@dataclass(slots=True)
+class BatchEntry:
+    """One context's part of a pass: logits of the slots `rows`, and the rows to compute for them.
+
+    `varlen` None asks for nothing new. `states` are the context's by exit layer, [slots, width] each; they
+    grow by `fresh` slots during the pass. `before` is how many slots there were.
+    """
+
+    context: VlmContext
+    rows: Tensor
+    before: int
+    on_exit: ExitHook | None
+    varlen: VarlenEntry | None
+    states: dict[int, Tensor]
+    fresh: int
+    failure: VsdError | None = None
+
+    def add_states(self, layer: int, computed: Tensor) -> None:
+        """Add the states [n, width] of this entry's rows; of a prompt only its last row is ever asked for."""
+        known = self.states.get(layer)
+        new = computed[-self.fresh :]
+        self.states[layer] = new if known is None else torch.cat([known, new])
+
+    def report_exit(self, layer: int, decoder: Decoder) -> None:
+        """Report an early exit; a listener that raises ends its own entry's part of the pass."""
+        if self.on_exit is None or self.failure:
+            return
+        try:
+            self.on_exit(layer, decoder.logits(layer, self.states[layer][self.rows]))
+        except VsdError as error:
+            self.failure = error
+
+
+@torch.inference_mode()
+def run_pass(decoder: Decoder, entries: Seq[BatchEntry | VsdError]) -> list[Scored]:
+    """Complete the entries in one pass and return each one's logits, or why it has none.
+
+    Raises OutOfMemory if the pass has no room. Whatever it raises, every entry is undone first.
+    """
+    asked = [entry for entry in entries if isinstance(entry, BatchEntry)]
+    due = [entry for entry in asked if entry.varlen is not None]
+    with memory_named(PASS_ADVICE), _undone(due):
+        if due:
+            _run_layers(decoder, due)
+        sound = [entry for entry in asked if entry.failure is None]
+        states = [entry.states[decoder.depth][entry.rows] for entry in sound]
+        # One product with the head for the rows of all entries: it reads the head's matrix only once.
+        logits = _split(decoder.logits(decoder.depth, torch.cat(states)), states) if sound else iter(())
+    for entry in due:
+        entry.context.undo_pass(entry) if entry.failure else entry.context.keep_pass(entry)
+    return [_scored(entry, logits) for entry in entries]
+
+
+def _run_layers(decoder: Decoder, due: Seq[BatchEntry]) -> None:
+    for layer, computed in decoder.run_layers([entry.varlen for entry in due if entry.varlen is not None]):
+        for entry, states in zip(due, computed, strict=True):
+            entry.add_states(layer, states)
+            if layer != decoder.depth:
+                entry.report_exit(layer, decoder)
+        # Nobody waits for the rest of a pass that every listener has given up.
+        if all(entry.failure for entry in due):
+            return
+
+
+def _split(logits: Logits, states: Seq[Tensor]) -> Iterator[Logits]:
+    start = 0
+    for rows in states:
+        yield logits[start : start + len(rows)]
+        start += len(rows)
+
+
+def _scored(entry: BatchEntry | VsdError, logits: Iterator[Logits]) -> Scored:
+    if isinstance(entry, VsdError):
+        return entry
+    return entry.failure or next(logits)
+
+
+@contextmanager
+def _undone(due: Seq[BatchEntry]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:  # not handled, only undone: half a pass must not stay in the caches
+        for entry in due:
+            entry.context.undo_pass(entry)
+        raise
+
+
+class VlmContext(ModelContext):
     """`ModelContext` over a slot table; every state is computed once and kept while it may matter.
 
     The first pass takes prompt, prefix and nodes together. Final states stay with their slots, so a
@@ -61,7 +143,7 @@ class VlmContext:
         self._embed_prompt = prompt
         self._max_dead = max_dead
         self._slots = SlotTable()
-        self._cache: DynamicCache | None = DynamicCache()
+        self._cache: AnswerCache | None = decoder.family.cache()
         self._states: dict[int, Tensor] = {}  # by exit layer and depth: [slots, width]
         self._filled = 0  # slots whose KV is in the cache; slot 0 counts for the whole prompt
         self._prompt_len = 0
@@ -78,17 +160,17 @@ class VlmContext:
     ) -> Logits:
         """Return logits [1 + n, vocab]: row 0 after `prefix`, row i after the i-th node.
 
-        `on_exit` is called while a pass climbs; a call that needs no pass has nothing to announce.
+        `on_exit` is called while a pass runs; a call that needs no pass has nothing to report.
         If it raises, the pass is undone and the context stays usable. Raises ModelError after
         `close` or for a token outside the vocabulary, ValueError for parents that are no tree.
         """
-        (scored,) = run_pass(self._decoder, (self.share(prefix, tokens, parents, on_exit),))
+        (scored,) = run_pass(self._decoder, (self.batch_entry(prefix, tokens, parents, on_exit),))
         if isinstance(scored, VsdError):
             raise scored
         return scored
 
     @torch.inference_mode()
-    def share(
+    def batch_entry(
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), on_exit: ExitHook | None = None
     ) -> BatchEntry:
         """Return what `score` asks of a pass; `run_pass` completes it. Raises as `score` does."""
@@ -96,11 +178,12 @@ class VlmContext:
         self._evict(prefix, cache)
         before = len(self._slots)
         rows = torch.tensor(self._slots.place(prefix, tokens, parents), device=self._decoder.device)
-        with memory_named(ADVICE):
-            strand = self._strand(cache) if self._filled < len(self._slots) else None
-        return BatchEntry(
-            self, rows, before, on_exit, strand, dict(self._states), len(self._slots) - self._filled
-        )
+        # Rows are missing for new nodes, and for tokens of the prefix that no pass has had yet: those that
+        # the target chose itself at the end of a pass. Without any, known states need only the head.
+        fresh = len(self._slots) - self._filled
+        with memory_named(PASS_ADVICE):
+            varlen = self._varlen(cache) if fresh else None
+        return BatchEntry(self, rows, before, on_exit, varlen, dict(self._states), fresh)
 
     def states(self, layer: int) -> Tensor:
         """Return what an exit layer, or the last one, holds [1 + n, width]: after the prompt and each token.
@@ -109,10 +192,6 @@ class VlmContext:
         """
         return self._states[layer]
 
-    def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
-        """Return (): weights alone force nothing (see `decoding.grammar_mask`)."""
-        return ()
-
     def exit_chance(self, exit_layer: int, confidence: float) -> float:
         """Return how likely the first choice of an exit that is so sure is the final one."""
         return self._decoder.calibration.chance(exit_layer, confidence)
@@ -120,21 +199,20 @@ class VlmContext:
     @property
     def kv_bytes(self) -> int:
         """Bytes of the keys and values held now."""
-        layers = self._cache.layers if self._cache else []
-        held = [layer.keys for layer in layers if layer.is_initialized]
-        return 2 * sum(int(keys.nbytes) for keys in held)
+        return self._cache.nbytes if self._cache else 0
 
     def forget(self) -> None:
         """Free the KV cache; the next `score` computes prompt and prefix again."""
         if self._cache is not None:
-            self._cache, self._slots, self._states, self._filled = DynamicCache(), SlotTable(), {}, 0
+            self._slots, self._states, self._filled = SlotTable(), {}, 0
+            self._cache = self._decoder.family.cache()
 
     def close(self) -> None:
         """Free the KV cache. Idempotent."""
         self._cache = None
         self._states = {}
 
-    def _open_cache(self, tokens: Tokens) -> DynamicCache:
+    def _open_cache(self, tokens: Tokens) -> AnswerCache:
         """Return the cache. Raises ModelError if it is closed or `tokens` are not of the vocabulary."""
         if self._cache is None:
             raise ModelError("this answer's context is closed")
@@ -142,42 +220,48 @@ class VlmContext:
             raise ModelError(f"a token is outside the vocabulary of {self._decoder.vocab_size}")
         return self._cache
 
-    def _strand(self, cache: DynamicCache) -> VarlenEntry:
+    def _varlen(self, cache: AnswerCache) -> VarlenEntry:
         """Return the rows of every slot that has no KV yet, together with the prompt if it is due."""
-        embedded, positions = self._inputs(self._filled)
+        prompt = None if self._filled else self._embed_prompt()
+        embedded, positions = self._inputs(self._filled, prompt)
         end = self._last_position + max(self._slots.positions[self._filled :]) + 1
-        return VarlenEntry(embedded, positions, end, self._mask(self._filled, len(embedded)), cache)
+        mask = self._mask(self._filled, len(embedded))
+        return VarlenEntry(embedded, positions, end, mask, cache, prompt)
 
-    def keep(self, share: BatchEntry) -> None:
+    def keep_pass(self, entry: BatchEntry) -> None:
         """A pass has ended: its states are this context's."""
         self.stats.passes += 1
         self.stats.tokens += len(self._slots) - max(self._filled, 1)
-        self._states, self._filled = share.states, len(self._slots)
+        self._states, self._filled = entry.states, len(self._slots)
 
-    def drop(self, share: BatchEntry) -> None:
+    def undo_pass(self, entry: BatchEntry) -> None:
         """A pass has broken off: undo what it has added."""
         if self._cache is not None:
-            self._undo(self._cache, share.before)
+            self._undo(self._cache, entry.before)
 
-    def _inputs(self, first: int) -> tuple[Tensor, Tensor]:
-        """Return embeddings [n, width] and positions [1, n] or [3, 1, n] of the slots from `first` on."""
+    def _inputs(self, first: int, prompt: EmbeddedPrompt | None) -> tuple[Tensor, Tensor]:
+        """Return embeddings [n, width] and positions [1, n] or [3, 1, n] of the slots from `first` on.
+
+        The first pass has the prompt's rows before them: slot 0 is the prompt and has no row of its own.
+        """
         device = self._decoder.device
         start = max(first, 1)
         embedded = self._decoder.embed(
             torch.tensor(self._slots.tokens[start:], dtype=torch.long, device=device)
         )
-        if first:
+        if prompt is None:
             return embedded, self._positions(start)
-        prompt = self._embed_prompt()
         self._prompt_len = self.stats.prompt_tokens = len(prompt.embedded)
         self._rope_rows, self._last_position = prompt.positions.shape[:-1], int(prompt.positions.max())
         positions = self._positions(start)
-        # With layers spread over devices, the eye may lie on another one than the head.
+        # With layers spread over devices, the vision tower may lie on another one than the head.
         before = prompt.positions.to(device)
         return torch.cat([prompt.embedded.to(embedded), embedded]), torch.cat([before, positions], dim=-1)
 
     def _positions(self, start: int) -> Tensor:
         """Return the rotary positions [1, n] or [3, 1, n] of the slots from `start` on."""
+        # A node stands at (last position of the prompt) + (its depth): siblings share a position, as the
+        # alternatives that they are. Every row of M-RoPE has the same one behind the prompt.
         last = self._last_position
         places = [last + depth for depth in self._slots.positions[start:]]
         return torch.tensor(places, dtype=torch.long, device=self._decoder.device).expand(
@@ -186,45 +270,46 @@ class VlmContext:
 
     def _mask(self, first: int, rows: int) -> Tensor | None:
         """Return the additive mask [1, 1, rows, past + rows]; None when all of it would be zero."""
+        # Columns are the prompt's, of which slot 0 is the last one, then the slots in the order of the cache.
+        # Row i sees column j if j is i or one of its ancestors: this is all that makes a tree of a sequence
+        # (tree attention, SpecInfer 2305.09781).
         before_root = self._prompt_len - 1
         nodes = self._slots.visible(max(first, 1))
         if nodes.all() and (first or rows == 1):  # one more token of a chain, most of the time
             return None
         sees = np.ones((rows, before_root + len(self._slots)), dtype=np.bool_)
         if not first:
+            # The prompt itself is causal: row i sees columns 0 to i.
             sees[: self._prompt_len] = np.tri(self._prompt_len, sees.shape[1], dtype=np.bool_)
         sees[rows - len(nodes) :, before_root:] = nodes
         mask = torch.zeros(sees.shape, dtype=self._decoder.dtype)
         mask.masked_fill_(torch.from_numpy(~sees), torch.finfo(mask.dtype).min)
         return mask[None, None].to(self._decoder.device)
 
-    def _evict(self, prefix: Tokens, cache: DynamicCache) -> None:
+    def _evict(self, prefix: Tokens, cache: AnswerCache) -> None:
         """Gather away what is neither above nor below `prefix`, if it has become too much."""
         if len(self._slots) <= self._max_dead:
             return
         keep = self._slots.alive(self._slots.descend(prefix)[0])
+        # Dead slots are only masked at first: a gather copies the whole cache, and a prefix may come back.
         if len(self._slots) - len(keep) > self._max_dead:
             self._gather(cache, keep)
 
-    def _gather(self, cache: DynamicCache, keep: Index) -> None:
+    def _gather(self, cache: AnswerCache, keep: Index) -> None:
         """Keep the slots `keep` and their KV and states."""
+        # The prompt's columns before its last one stay as they are; slot s lies in column prompt_len - 1 + s.
         index = torch.from_numpy(keep).to(self._decoder.device)
         columns = torch.arange(self._prompt_len - 1, device=index.device)
-        columns = torch.cat([columns, index + self._prompt_len - 1])
-        for layer in cache.layers:
-            kept = columns.to(layer.keys.device)
-            layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
+        cache.gather(torch.cat([columns, index + self._prompt_len - 1]))
         self._states = {depth: states[index] for depth, states in self._states.items()}
         self._slots.gather(keep)
         self._filled = len(keep)
         self.stats.gathers += 1
 
-    def _undo(self, cache: DynamicCache, slots: int) -> None:
+    def _undo(self, cache: AnswerCache, slots: int) -> None:
         """Drop what a broken pass has added: slots from `slots` on and their KV in the layers it reached."""
         self._slots.gather(np.arange(slots))
         if not self._filled:
-            self._cache = DynamicCache()
+            self._cache = self._decoder.family.cache()
             return
-        columns = self._prompt_len - 1 + self._filled
-        for layer in cache.layers:
-            layer.keys, layer.values = layer.keys[:, :, :columns], layer.values[:, :, :columns]
+        cache.cut(self._prompt_len - 1 + self._filled)

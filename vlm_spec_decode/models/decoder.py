@@ -1,25 +1,127 @@
 """The language half of a checkpoint: embeddings, decoder layers with exits, final norm, LM head.
 
-Knows nothing of images, prompts, sessions or tokens' meaning. The layers are Transformers' own,
-called one after another here rather than through the model's `forward`: that saves its overhead
-per pass (about a fifth at these sizes) and lets early exits be read while the pass still climbs.
+The layers are Transformers' own, called one after another here rather than through the model's `forward`:
+that saves its overhead per pass (about a fifth at these sizes) and lets early exits be read while the pass is
+still under way. A pass holds the rows of all its contexts one after the other, without padding: row-wise
+operations (projections, norms, feed-forward) run for all rows at once, and that is where a batch saves time.
+Only attention runs per context, so prefixes and trees may be of any size and no context sees another.
+Knows nothing of images, sessions or tokens' meaning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import accumulate
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from vlm_spec_decode.core.ports import Logits
 from vlm_spec_decode.decoding.early_exit import ExitCalibration
-from vlm_spec_decode.models.rotary import RotaryTable
-from vlm_spec_decode.models.varlen_attention import VarlenEntry, attend_by_strands
+from vlm_spec_decode.models.families.base import AnswerCache, EmbeddedPrompt, Family, PlacedPrompt
+
+Cosines: TypeAlias = tuple[Tensor, Tensor]
+Compute: TypeAlias = Callable[[Tensor, Tensor], Cosines]
+
+FIXED_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
+"""Kinds whose angles depend on the position alone; others look at how long the sequence is."""
+
+FIRST_SIZE = 512
+
+ATTENTION = "vsd_varlen"
+"""Under this name Transformers knows our attention over ragged rows."""
+
+STACK_PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
+
+
+@dataclass(frozen=True, slots=True)
+class VarlenEntry:
+    """One context's rows of a pass: `embedded` [n, width], `positions` [1, n] or [3, 1, n] with M-RoPE.
+
+    All positions are below `end`. `mask` is additive [1, 1, n, past + n], None when every row may see every
+    column. `cache` holds the past and takes the rows' keys and values. `prompt` is set in the pass that
+    computes the context's prompt, whose rows are then the first ones.
+    """
+
+    embedded: Tensor
+    positions: Tensor
+    end: int
+    mask: Tensor | None
+    cache: AnswerCache
+    prompt: EmbeddedPrompt | None = None
+
+
+class RotaryTable:
+    """Cosines and sines of every position so far, from `compute` (a model's `rotary_emb`), grown by doubling.
+
+    What is looked up is what `compute` says, bit by bit: of any positions it treats each by itself.
+    """
+
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
+        self._is_fixed = getattr(compute, "rope_type", "") in FIXED_TYPES
+        self._table: Cosines | None = None
+
+    def __call__(self, hidden: Tensor, positions: Tensor, end: int) -> Cosines:
+        """Return both of [1, n, width] for `positions` [1, n], all below `end`, in the format of `hidden`."""
+        if not self._is_fixed or positions.dim() > 2:  # M-RoPE mixes three rows of positions
+            return self._compute(hidden, positions)
+        cosines, sines = self._grown(hidden, end)
+        return embedding(positions, cosines), embedding(positions, sines)
+
+    def _grown(self, hidden: Tensor, end: int) -> Cosines:
+        if self._table is None or len(self._table[0]) < end:
+            size = max(FIRST_SIZE, 1 << (end - 1).bit_length())
+            cosines, sines = self._compute(hidden, torch.arange(size, device=hidden.device)[None])
+            self._table = cosines[0], sines[0]
+        return self._table
+
+
+def use_varlen_attention(stack: Any) -> None:
+    """Let a Transformers text model attend entry by entry; its own `forward` does what it did before."""
+    AttentionInterface.register(ATTENTION, _attend)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    stack.config._attn_implementation = ATTENTION
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    entries: Seq[VarlenEntry] = (),
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Return attention [1, rows, heads, width] of queries [1, heads, rows, width]."""
+    if not entries:
+        # The model was called as a whole, by training or as a reference: Transformers' own way.
+        seen, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return seen, None
+    sizes = [len(entry.embedded) for entry in entries]
+    queries, keys, values = (torch.split(part, sizes, dim=2) for part in (query, key, value))
+    rows = zip(entries, queries, keys, values, strict=True)
+    return torch.cat([_attend_one(module, *row, options) for row in rows], dim=1), None
+
+
+def _attend_one(
+    module: Any, entry: VarlenEntry, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
+) -> Tensor:
+    # softmax(q k^T / sqrt(width) + mask) v over the entry's own past and its new rows. The keys are stored
+    # already rotated, each by its own position, so that gathering columns leaves them valid.
+    keys, values = entry.cache.update(key, value, module.layer_idx)
+    # With layers spread over devices, the mask follows the layer.
+    mask = None if entry.mask is None else entry.mask.to(query.device)
+    seen: Tensor = sdpa_attention_forward(module, query, keys, values, mask, is_causal=False, **options)[0]
+    return seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,26 +129,30 @@ class Decoder:
     """A decoder stack that can be run layer by layer.
 
     `stack` is a Transformers text model, untyped here, of the Llama shape (`embed_tokens`, `layers`, `norm`,
-    `rotary_emb`), also for Qwen2-VL with its positions in three rows. `exits` maps an exit layer to
-    its adapter, a residual linear map in front of the shared final norm and head, or None.
-    `vocab_size` is the tokenizer's; rows that only pad the head are cut off. `calibration` is how
-    reliable the exits are.
+    `rotary_emb`). `exits` maps an exit layer to its adapter, a residual linear map in front of the shared
+    final norm and head, or None. `vocab_size` is the tokenizer's; rows that only pad the head are cut off.
+    `family` builds caches and may change what a layer hands to the next. `calibration` is how reliable the
+    exits are. Raises ModelError for a stack of another shape.
     """
 
     stack: Any
     head: nn.Linear
     exits: Mapping[int, nn.Linear | None]
     vocab_size: int
+    family: Family
     calibration: ExitCalibration = field(default_factory=ExitCalibration)
     rotary: RotaryTable = field(init=False)
 
     def __post_init__(self) -> None:
+        for part in STACK_PARTS:
+            if not hasattr(self.stack, part):
+                raise self.family.refusal(f"its decoder has no {part}, as the decoder loop needs it")
         object.__setattr__(self, "rotary", RotaryTable(self.stack.rotary_emb))
-        attend_by_strands(self.stack)
+        use_varlen_attention(self.stack)
 
     @property
     def depth(self) -> int:
-        """Number of layers, and the key of the final state in `climb`."""
+        """Number of layers, and the key of the final state in `run_layers`."""
         return len(self.stack.layers)
 
     @property
@@ -64,25 +170,31 @@ class Decoder:
         embedded: Tensor = self.stack.embed_tokens(ids)
         return embedded
 
-    def climb(self, strands: Seq[VarlenEntry]) -> Iterator[tuple[int, list[Tensor]]]:
-        """Run the layers over all strands in one pass, extend their caches, yield (layer, states).
+    def run_layers(self, entries: Seq[VarlenEntry]) -> Iterator[tuple[int, list[Tensor]]]:
+        """Run the layers over all entries in one pass, extend their caches, yield (layer, states).
 
-        States are one tensor [n, width] per strand. Yields at each exit layer while the rest is still to
+        States are one tensor [n, width] per entry. Yields at each exit layer while the rest is still to
         come, and at the end the normed final states under `depth`.
         """
-        sizes = [len(strand.embedded) for strand in strands]
-        hidden = torch.cat([strand.embedded for strand in strands])[None]
-        positions = torch.cat([strand.positions for strand in strands], dim=-1).to(hidden.device)
-        rotary = self.rotary(hidden, positions, max(strand.end for strand in strands))
+        sizes = [len(entry.embedded) for entry in entries]
+        starts = accumulate(sizes, initial=0)
+        prompts = [PlacedPrompt(at, e.prompt) for at, e in zip(starts, entries, strict=False) if e.prompt]
+        hidden: Any = torch.cat([entry.embedded for entry in entries])[None]
+        positions = torch.cat([entry.positions for entry in entries], dim=-1).to(hidden.device)
+        # Every layer turns queries and keys by the same angles, so that they are looked up once a pass.
+        rotary = self.rotary(hidden, positions, max(entry.end for entry in entries))
         for layer, block in enumerate(self.stack.layers, start=1):
-            hidden = block(hidden, position_embeddings=rotary, strands=strands)
+            hidden = block(hidden, position_embeddings=rotary, entries=entries)
+            hidden = self.family.layer_hook(layer, hidden, prompts)
             if layer in self.exits:
                 yield layer, list(hidden[0].to(self.device).split(sizes))
         yield self.depth, list(self.stack.norm(hidden[0]).to(self.device).split(sizes))
 
     def logits(self, layer: int, states: Tensor) -> Logits:
-        """Return logits [n, vocab] of states [n, width] that `climb` yielded at `layer`."""
+        """Return logits [n, vocab] of states [n, width] that `run_layers` yielded at `layer`."""
         if layer != self.depth:
+            # An exit borrows what follows the last layer: head(norm(h + A h)). Norm and head are shared as
+            # in LayerSkip (2404.16710); the adapter A is what `vsd train exits` has trained.
             adapter = self.exits[layer]
             states = self.stack.norm(states if adapter is None else states + adapter(states)).to(self.device)
         scores: Tensor = self.head(states)[:, : self.vocab_size]

@@ -1,8 +1,7 @@
 """From an observation to an embedded prompt: JPEG, chat template, token ids, image features.
 
-Image features are cached by the content of the image: the same frame passes the vision tower once. Handles
-the families' differences in vision and positions; the prompt's text is in `models/prompt.py`. The number of
-image tokens is whatever the vision tower returns, so no family needs its own count.
+Image features are cached by the content of the image: the same frame passes the vision tower once. What
+differs between families is asked of the checkpoint's `Family`; the prompt's text is in `models/prompt.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from PIL import Image as PilImage
@@ -20,22 +19,34 @@ from torch import Tensor
 
 from vlm_spec_decode.core.errors import ImageError, InstructionError
 from vlm_spec_decode.core.types import Observation, Tokens
-from vlm_spec_decode.models.context import EmbeddedPrompt
+from vlm_spec_decode.models.families.base import EmbeddedPrompt, Family, ImageFeatures
 from vlm_spec_decode.models.prompt import PromptStyle, messages
 
 LIMIT_BYTES = 256 * 1024 * 1024
 
 
-class FeatureCache:
+class HasBytes(Protocol):
+    """Something that takes memory."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        ...
+
+
+Features = TypeVar("Features", bound=HasBytes)
+
+
+class FeatureCache(Generic[Features]):
     """Features by the SHA-256 of the JPEG, the least recently used dropped beyond `limit_bytes`."""
 
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
         self.hits = 0
         self.misses = 0
         self._limit_bytes = limit_bytes
-        self._held: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._held: OrderedDict[bytes, Features] = OrderedDict()
 
-    def get(self, digest: bytes, compute: Callable[[], Tensor]) -> Tensor:
+    def get(self, digest: bytes, compute: Callable[[], Features]) -> Features:
         """Return the features of this image, computed if they are not held."""
         features = self._held.pop(digest, None)
         if features is None:
@@ -66,6 +77,30 @@ def decode_jpeg(jpeg: bytes) -> PilImage.Image:
         raise ImageError(f"not a readable JPEG ({len(jpeg)} bytes): {str(error).splitlines()[0]}") from error
 
 
+def render_prompt(
+    observation: Observation, tokenizer: Any, style: PromptStyle, image_token: str | None = None
+) -> str:
+    """Return the prompt's text, by the checkpoint's chat template or a plain one if it ships none.
+
+    `image_token` stands for the image; None for a checkpoint that does not see, which gets no image part.
+    """
+    template = tokenizer.chat_template
+    said = messages(observation, style, system_turn=not template or "system" in template)
+    seen = image_token is not None and observation.image is not None
+    turns = [_turn(message, seen, flat=image_token is None) for message in said]
+    if template:
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return text
+    return _plain(turns, image_token or "")
+
+
+def tokenize_prompt(tokenizer: Any, text: str) -> list[int]:
+    """Return the ids of a rendered prompt; a beginning that the template has written is not added again."""
+    bos = tokenizer.bos_token
+    ids: list[int] = tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
+    return ids
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
     """Token ids with one placeholder for the image, the image processor's tensors, the image's digest."""
@@ -79,29 +114,29 @@ class EncodedPrompt:
 class PromptEncoder:
     """One checkpoint's way from an observation to embeddings.
 
-    `body` is the Transformers model without its head. `image_processor` is None for a language-only
-    checkpoint: it then leaves an observation's image out, so that such a model can draft for a VLM.
+    `family` is the checkpoint's. `body` is the Transformers model without its head. `image_processor` is None
+    for a language-only checkpoint: it then leaves an observation's image out, so that such a model can draft
+    for a VLM.
     """
 
+    family: Family
     body: Any
     tokenizer: Any
     image_processor: Any
-    image_token_id: int | None
     max_tokens: int
     style: PromptStyle = PromptStyle.BARE
-    features: FeatureCache = field(default_factory=FeatureCache)
+    features: FeatureCache[ImageFeatures] = field(default_factory=FeatureCache)
+
+    @property
+    def image_token_id(self) -> int | None:
+        """Id of the image's placeholder, None for a checkpoint that does not see."""
+        return self.family.image_token_id
 
     def render(self, observation: Observation) -> str:
-        """Return the prompt's text, by the checkpoint's chat template or a plain one if it ships none."""
-        seen = bool(self.image_processor is not None and observation.image is not None)
-        template = self.tokenizer.chat_template
-        said = messages(observation, self.style, system_turn=not template or "system" in template)
-        turns = [_turn(message, seen, flat=self.image_processor is None) for message in said]
-        if template:
-            text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            return text
-        image = self.tokenizer.convert_ids_to_tokens(self.image_token_id) if seen else ""
-        return _plain(turns, image)
+        """Return the prompt's text (see `render_prompt`)."""
+        sees = self.image_processor is not None
+        image_token = self.tokenizer.convert_ids_to_tokens(self.image_token_id) if sees else None
+        return render_prompt(observation, self.tokenizer, self.style, image_token)
 
     def encode(self, observation: Observation) -> EncodedPrompt:
         """Decode, render and tokenize. Raises ImageError or InstructionError."""
@@ -110,9 +145,7 @@ class PromptEncoder:
         if self.image_processor is not None and observation.image is not None:
             digest = observation.image.digest
             image = self._preprocess(decode_jpeg(observation.image.jpeg))
-        text = self.render(observation)
-        bos = self.tokenizer.bos_token
-        ids = self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
+        ids = tokenize_prompt(self.tokenizer, self.render(observation))
         if self.image_token_id is not None and ids.count(self.image_token_id) != bool(image):
             raise InstructionError("the instruction contains the checkpoint's image token")
         self._check_length(len(ids))
@@ -122,21 +155,18 @@ class PromptEncoder:
     def embed(self, prompt: EncodedPrompt) -> EmbeddedPrompt:
         """Run the vision tower and put its features in the placeholder's place. Raises InstructionError."""
         device = next(self.body.parameters()).device
-        ids = torch.tensor(prompt.ids, dtype=torch.long, device=device)
         if not prompt.image:
-            return EmbeddedPrompt(self._lookup(ids), self._positions(ids, {}))
+            ids = torch.tensor(prompt.ids, dtype=torch.long, device=device)
+            return EmbeddedPrompt(self._lookup(ids), self.family.positions(self.body, ids, {}))
         image = {name: tensor.to(device) for name, tensor in prompt.image.items()}
-        features = self.features.get(prompt.digest, lambda: self._see(image))
-        at = prompt.ids.index(self.image_token_id or 0)
-        ids = torch.cat([ids[:at], ids[at].expand(len(features)), ids[at + 1 :]])
-        self._check_length(len(ids))
+        features = self.features.get(prompt.digest, lambda: self.family.encode_image(self.body, image))
+        expanded = self.family.expand_prompt(prompt.ids, image, features)
+        self._check_length(len(expanded))
+        ids = torch.tensor(expanded, dtype=torch.long, device=device)
+        rows = ids.eq(self.image_token_id or 0).nonzero()[:, 0]
         embedded = self._lookup(ids)
-        embedded[at : at + len(features)] = features.to(embedded)
-        return EmbeddedPrompt(embedded, self._positions(ids, image))
-
-    def _see(self, image: Mapping[str, Tensor]) -> Tensor:
-        """Run the vision tower; return its features [image tokens, width]."""
-        return torch.cat(list(self.body.get_image_features(**image, return_dict=True).pooler_output))
+        embedded[rows] = features.rows.to(embedded)
+        return EmbeddedPrompt(embedded, self.family.positions(self.body, ids, image), features, rows)
 
     def _preprocess(self, picture: PilImage.Image) -> Mapping[str, Tensor]:
         """Return the image processor's tensors. Raises ImageError for a shape that it cannot take."""
@@ -152,16 +182,6 @@ class PromptEncoder:
         known = ids if self.image_token_id is None else ids.masked_fill(ids == self.image_token_id, 0)
         embedded: Tensor = self.body.get_input_embeddings()(known)
         return embedded
-
-    def _positions(self, ids: Tensor, image: Mapping[str, Tensor]) -> Tensor:
-        """Return rotary positions [1, p]; [3, 1, p] for the Qwen2-VL families (time, height, width)."""
-        if not hasattr(self.body, "get_rope_index"):
-            return torch.arange(len(ids), device=ids.device)[None]
-        kinds = ids.eq(self.image_token_id or 0).int()[None]
-        positions: Tensor = self.body.get_rope_index(
-            ids[None], mm_token_type_ids=kinds, image_grid_thw=image.get("image_grid_thw")
-        )[0]
-        return positions
 
     def _check_length(self, length: int) -> None:
         if length >= self.max_tokens:

@@ -48,9 +48,11 @@ class MatcherState:
         """Return the legal next tokens [vocab], None after the end. Raises GrammarError."""
         if self.ended:
             return None
+        # llguidance gives one bit per token id, the lowest bit of each byte first.
         bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
         _check(self.matcher)  # only now: a matcher in trouble answers with the end token
         mask: Mask = np.unpackbits(bits, count=self.vocab_size, bitorder="little").astype(np.bool_)
+        # The end is legal where the text so far is a whole word of the language, and nowhere else.
         mask[self.end_id] &= self.matcher.is_accepting()
         if not mask.any():
             raise GrammarError("the grammar leaves no token legal although the answer has not ended")
@@ -62,6 +64,7 @@ class MatcherState:
             raise GrammarError(f"token {token} is not of the grammar here")
         if token == self.end_id:
             return MatcherState(self.matcher, self.vocab_size, self.end_id, ended=True)
+        # A tree asks for several tokens after one state, so that the state itself must stay where it is.
         matcher = self.matcher.deep_copy()
         if not matcher.consume_token(token):
             _check(matcher)

@@ -61,7 +61,9 @@ class SlotTable:
             return known
         slot = len(self)
         if slot == len(self._sees):
+            # Doubling: n slots cost O(n^2) in all, as the matrix itself does, and not O(n^3).
             self._sees = np.pad(self._sees, ((0, slot), (0, slot)))
+        # sees(slot) = sees(parent) + {slot}: a token attends to its ancestors and to itself, not to siblings.
         self._sees[slot, :slot] = self._sees[parent, :slot]
         self._sees[slot, slot] = True
         self.parents.append(parent)
@@ -80,6 +82,7 @@ class SlotTable:
             raise ValueError(
                 f"not a tree in topological order: parents {tuple(parents)} of {len(tokens)} nodes"
             )
+        # What is known already keeps its slot, and with it its KV; only the rest is new.
         slot, matched = self.descend(prefix)
         for token in prefix[matched:]:
             slot = self.add(slot, token)
@@ -95,10 +98,14 @@ class SlotTable:
     def alive(self, slot: int) -> Index:
         """Return, in order, the slots that matter when `slot` is the prefix: ancestors, itself, all below."""
         size = len(self)
+        # Row `slot` holds its ancestors and itself, column `slot` itself and its descendants. A slot that is
+        # in neither lies on a branch that the committed prefix has left.
         return np.flatnonzero(self._sees[slot, :size] | self._sees[:size, slot])
 
     def gather(self, keep: Index) -> None:
         """Keep the slots `keep` (ascending, each with its parent) and renumber them 0, 1, …"""
+        # -1 is the root's parent. `keep` is ascending and has every slot's parent, so that parents still come
+        # before their children, as the cache needs it: a column is computed from columns to its left.
         renumbered = {int(old): new for new, old in enumerate(keep)} | {-1: -1}
         self.parents = [renumbered[self.parents[old]] for old in keep]
         self.tokens = [self.tokens[old] for old in keep]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.models.registry import DEFAULT_ENGINE, ENGINES
 
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "int8", "bnb8", "bnb4")
@@ -31,6 +32,7 @@ class LoadOptions:
     and head are read early, for a checkpoint without trained exits. `base` names the language model where
     an original LLaVA folder holds only a projector, `tower` its vision tower in place of the one in its
     config. `prompt` says whether the action language is explained ("actions") or was trained ("bare").
+    `engine` names what runs the checkpoint (`models.registry`).
     """
 
     revision: str | None = None
@@ -41,12 +43,15 @@ class LoadOptions:
     base: str = ""
     tower: str = ""
     prompt: str = "auto"
+    engine: str = DEFAULT_ENGINE
 
     def __post_init__(self) -> None:
         """Raise ModelError for a value that no loader knows."""
         _one_of("dtype", self.dtype, DTYPE_NAMES)
         _one_of("quantize", self.quantize, QUANTIZATIONS)
         _one_of("prompt", self.prompt, PROMPTS)
+        if self.engine != DEFAULT_ENGINE:  # others may come from entry points, which take a while to read
+            _one_of("engine", self.engine, tuple(ENGINES))
         if _DEVICE.fullmatch(self.device) is None:
             raise ModelError(f"unknown device {self.device!r} (known: cpu, cuda, cuda:0, mps, auto)")
         if not all(0 < percent < 100 for percent in self.exits):

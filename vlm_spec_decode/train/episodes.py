@@ -30,8 +30,8 @@ from vlm_spec_decode.core.types import SamplingParams
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.mission_loop import LOOK_AGAIN, Mission
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
+from vlm_spec_decode.models.engines.base import LoadedModel
 from vlm_spec_decode.models.grammar import constrained
-from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.headless import HeadlessGo2
 from vlm_spec_decode.sim.objects import COLOURS, KINDS, SceneObject, footprint_radius_m
@@ -411,7 +411,7 @@ Draw = Callable[[int, World, FrontCamera], Task]
 class EpisodeRunner:
     """Robot, camera and executor, reused from episode to episode."""
 
-    def __init__(self, target: VlmModel, first: World) -> None:
+    def __init__(self, target: LoadedModel, first: World) -> None:
         self.clock = VirtualClock()
         self.camera = FrontCamera(first)
         self.robot = HeadlessGo2(first, self.clock, camera=self.camera)
@@ -469,7 +469,7 @@ class EpisodeRunner:
 
 
 def run_missions(
-    target: VlmModel, seeds: range, draw: Draw, max_answers: int = 24, pictures: Path | None = None
+    target: LoadedModel, seeds: range, draw: Draw, max_answers: int = 24, pictures: Path | None = None
 ) -> list[Episode]:
     """Run the task of each seed in its room; pictures of those that fail go to `pictures`."""
     stage: EpisodeRunner | None = None

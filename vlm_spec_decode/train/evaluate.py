@@ -31,9 +31,9 @@ from vlm_spec_decode.core.types import Image, Observation, SamplingParams, Token
 from vlm_spec_decode.decoding.sampling import pick
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
+from vlm_spec_decode.models.engines.base import LoadedModel
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import load_model
-from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.sim.scene import random_scene
@@ -266,7 +266,7 @@ class Pair:
     stop_ids: Tokens
 
     @classmethod
-    def of(cls, target: VlmModel, draft: VlmModel) -> Pair:
+    def of(cls, target: LoadedModel, draft: LoadedModel) -> Pair:
         """Hold both to the action language, as edge and cloud do."""
         spoken = language()
         return cls(

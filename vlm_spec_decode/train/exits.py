@@ -28,11 +28,16 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.core.types import Observation, Tokens
-from vlm_spec_decode.models.checkpoint.builders import CALIBRATION_FILE, EXITS_FILE, TRAINING_RECORD
-from vlm_spec_decode.models.checkpoint.failures import named
-from vlm_spec_decode.models.checkpoint.files import read_config
+from vlm_spec_decode.models.checkpoint import (
+    CALIBRATION_FILE,
+    EXITS_FILE,
+    TRAINING_RECORD,
+    named,
+    read_config,
+)
+from vlm_spec_decode.models.engines.torch_loop import VlmModel, require_own_loop
+from vlm_spec_decode.models.families.base import family_class
 from vlm_spec_decode.models.loader import load_model
-from vlm_spec_decode.models.model import VlmModel
 from vlm_spec_decode.models.spec import LoadOptions, parse_spec
 from vlm_spec_decode.train.batches import Batch, Batcher, group_outputs, image_features
 from vlm_spec_decode.train.config import EvaluateConfig, ExitsConfig
@@ -140,7 +145,7 @@ def run_exits(config: ExitsConfig) -> dict[str, Any]:
     if not folder.is_dir():
         raise ModelError(f"exits are written beside the weights, and there is no folder {folder}")
     with named(str(folder)):
-        is_ours = read_config(folder).get("model_type") == "llava" and (folder / TRAINING_RECORD).is_file()
+        is_ours = family_class(read_config(folder)).sees and (folder / TRAINING_RECORD).is_file()
     mouth, learned, unseen = _from_frames(config, folder) if is_ours else _from_answers(config)
     adapters = {layer: _fit(mouth, layer, learned, config) for layer in sorted(learned.by_layer)}
     figures = {str(layer): _calibrate(mouth, adapter, layer, unseen) for layer, adapter in adapters.items()}
@@ -163,10 +168,11 @@ def _from_frames(config: ExitsConfig, folder: Path) -> tuple[LanguageHead, ExitS
 def _from_answers(config: ExitsConfig) -> tuple[LanguageHead, ExitStates, ExitStates]:
     depths = "/".join(f"{100 * share:.0f}" for share in config.shares)
     device = str(pick_device(config.device))
-    model = load_model(f"{config.target},exits={depths}", device=device, threads=config.threads)
-    sees = model.encoder.image_processor is not None
+    model = require_own_loop(
+        load_model(f"{config.target},exits={depths}", device=device, threads=config.threads)
+    )
     learned = config.batches * config.batch
-    asked = observations(config, learned + learned // _UNSEEN_SHARE, sees=sees)
+    asked = observations(config, learned + learned // _UNSEEN_SHARE, sees=model.sees)
     mouth = LanguageHead(model.decoder.stack.norm, model.decoder.head)
     return mouth, of_answers(model, islice(asked, learned)), of_answers(model, asked)
 

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from vlm_spec_decode.core.errors import ConfigError, ModelError
-from vlm_spec_decode.models.device import check_device
+from vlm_spec_decode.models.hardware import check_device
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

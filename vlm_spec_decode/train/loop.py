@@ -36,7 +36,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.models import tiny
-from vlm_spec_decode.models.checkpoint.failures import memory_named
+from vlm_spec_decode.models.hardware import memory_named
 from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.batches import (
     Batch,

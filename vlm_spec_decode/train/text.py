@@ -27,8 +27,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import Action, Turn, action_numbers
 from vlm_spec_decode.models import tiny
-from vlm_spec_decode.models.checkpoint.failures import memory_named, named
-from vlm_spec_decode.models.checkpoint.files import read_tensors
+from vlm_spec_decode.models.checkpoint import named, read_tensors
+from vlm_spec_decode.models.hardware import memory_named
 from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.train import evaluate
 from vlm_spec_decode.train.batches import Batch, answer_loss, distil_loss

@@ -28,8 +28,7 @@ from transformers import LlavaForConditionalGeneration
 
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.models import tiny
-from vlm_spec_decode.models.checkpoint.failures import named
-from vlm_spec_decode.models.checkpoint.files import read_config
+from vlm_spec_decode.models.checkpoint import named, read_config
 from vlm_spec_decode.train.batches import VisionHeads
 from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.hardware import Precision

@@ -1,6 +1,6 @@
-"""The original LLaVA repository's checkpoints, as Transformers' `LlavaForConditionalGeneration`.
+"""LLaVA 1.5 and 1.6: Transformers' layout, and the original repository's.
 
-Such a folder is a language model with LLaVA's settings in its config (`mm_projector_type`,
+An original folder is a language model with LLaVA's settings in its config (`mm_projector_type`,
 `mm_vision_tower`, …). The projector lies among the shards or in a projector file; the CLIP tower lies
 among them too, or elsewhere, by the config's folder or Hub id; the language model may be elsewhere as
 well (a folder with nothing but a projector). Tensors keep their values, only their names change.
@@ -9,16 +9,34 @@ well (a folder with nothing but a projector). Tensors keep their values, only th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from vlm_spec_decode.core.errors import ModelError
-from vlm_spec_decode.models.checkpoint.files import read_config, read_tensors, resolve, weight_files
+from vlm_spec_decode.models.checkpoint import (
+    load_tokenizer,
+    read_config,
+    read_tensors,
+    resolve,
+    weight_files,
+)
+from vlm_spec_decode.models.families.base import Family
 
 PROJECTOR_FILES = ("mm_projector.bin", "mm_projector.safetensors")
 IMAGE_TOKEN = "<image>"
@@ -26,6 +44,75 @@ IMAGE_TOKEN = "<image>"
 _OWN = "model.vision_tower."
 _TOWER_PREFIXES = ("model.vision_tower.vision_tower.", "vision_tower.vision_tower.")
 _PROJECTOR_LAYERS = {"0": "linear_1", "2": "linear_2"}
+
+
+class Llava(Family):
+    """A CLIP tower, a projector and a Llama. LLaVA 1.6 cuts a picture into tiles; the tower does both."""
+
+    @property
+    def network_class(self) -> Any:
+        """Return Transformers' class for VLMs."""
+        return AutoModelForImageTextToText
+
+    @classmethod
+    def variant(cls, raw: Mapping[str, Any]) -> type[Family]:
+        """Return the original layout's class if the config names a vision tower in that layout's way."""
+        return OriginalLlava if "mm_vision_tower" in raw else cls
+
+
+class OriginalLlava(Llava):
+    """A checkpoint in the original repository's layout, read as Transformers' LLaVA."""
+
+    reads_pickles = True
+
+    @property
+    def network_class(self) -> Any:
+        """Return LLaVA-NeXT's class if pictures are tiled (anyres), else LLaVA-1.5's."""
+        return (
+            LlavaNextForConditionalGeneration if is_tiled(self.source.raw) else LlavaForConditionalGeneration
+        )
+
+    def load_tokenizer(self) -> Any:
+        """Return the language model's tokenizer with the image's placeholder behind its last token."""
+        source, folder = self.source, self.source.folder
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+            folder = base_folder(folder, source.raw, source.options.base)
+        # Transformers knows no `llava_llama`: the tokenizer is found by the language model's config instead.
+        tokenizer = load_tokenizer(folder, config=LlamaConfig())
+        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+        return tokenizer
+
+    def load_config(self) -> Any:
+        """Read all parts and return Transformers' config of them."""
+        source = self.source
+        self.parts = read_original(source.folder, source.raw, source.options.base, source.options.tower)
+        image_token_id = int(self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+        return converted_config(self.parts, source.raw, image_token_id)
+
+    def load_network(self, settings: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+        """Build the network from the tensors under their new names."""
+        tensors = dict(self.parts.tensors)
+        # The network has its own from here on; a second copy must not live as long as the family.
+        self.parts = replace(self.parts, tensors={})
+        network, report = self.network_class.from_pretrained(
+            None, config=self.config, state_dict=tensors, **settings
+        )
+        return network, report
+
+    def image_processor(self) -> Any:
+        """Return the tower's image processor, with the config's way to fit a picture in."""
+        raw, tower = self.source.raw, self.parts.tower
+        if is_tiled(raw):
+            pinpoints = raw["image_grid_pinpoints"]
+            return LlavaNextImageProcessorPil.from_pretrained(tower, image_grid_pinpoints=pinpoints)
+        if raw.get("image_aspect_ratio") == "pad":
+            return LlavaImageProcessorPil.from_pretrained(tower, do_pad=True)
+        return CLIPImageProcessorPil.from_pretrained(tower)
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of all parts, once each."""
+        return self.parts.folders
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +128,6 @@ class LlavaOriginal:
     def folders(self) -> list[Path]:
         """Every folder that something was read from, once."""
         return list(dict.fromkeys((self.folder, self.base, self.tower)))
-
-
-def is_original(config: Mapping[str, Any]) -> bool:
-    """Tell whether config.json is one of the original repository's."""
-    return "mm_vision_tower" in config or str(config.get("model_type", "")).startswith("llava_llama")
 
 
 def read_original(folder: Path, config: Mapping[str, Any], base: str = "", tower: str = "") -> LlavaOriginal:

@@ -1,0 +1,229 @@
+"""A checkpoint's files, and what is built from each: tokenizer, exits, calibration, the ends of an answer.
+
+A checkpoint is a folder, or comes from the Hub. A pickle is only ever read as tensors. Whatever is wrong with
+a file becomes a ModelError of one line. What differs between families is in `models.families`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, GenerationConfig
+
+from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.decoding.early_exit import Bins, ExitCalibration
+from vlm_spec_decode.models.hardware import memory_named
+from vlm_spec_decode.models.prompt import CHAT_TEMPLATE, PromptStyle
+from vlm_spec_decode.models.spec import LoadOptions
+from vlm_spec_decode.models.tokenizer import TokenizerCodec, spoken
+
+EXITS_FILE = "exits.safetensors"
+"""Optional beside the weights: `layers.<n>.weight` [width, width] and `layers.<n>.bias` per exit layer."""
+
+CALIBRATION_FILE = "exits.json"
+"""Optional beside them: how often an exit that is so sure has been right, written by `vsd train exits`."""
+
+TRAINING_RECORD = "training.json"
+"""What `vsd train` leaves beside the weights: the mark of a model that knows the action language."""
+
+_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Turn what loading can raise into a ModelError of one line that names the checkpoint."""
+    try:
+        with memory_named():
+            yield
+    except ModelError as error:
+        raise ModelError(f"cannot load {name}: {error}") from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"cannot load {name}: {reason}") from error
+
+
+def resolve(path_or_id: str | Path, revision: str | None, pickles: bool = False) -> Path:
+    """Return the checkpoint's folder, downloaded first if it is a Hub id; `pickles` asks for *.bin too."""
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(path_or_id)
+    if isinstance(path_or_id, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"there is no folder {path_or_id}")
+    files = [*_HUB_FILES, *(["*.bin"] if pickles else [])]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ModelError(
+            f"there is no folder {name}, and the Hub does not give it: {type(error).__name__}"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.json. Raises ModelError if there is none or it is no JSON object."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"no readable config.json: {error.strerror}") from error
+    except ValueError as error:
+        raise ModelError(f"config.json is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError("config.json holds no settings")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files with the weights: safetensors if there are any, else pickles; shards by the index.
+
+    Raises ModelError if a shard that the index names is not there.
+    """
+    for index, loose in (
+        ("model.safetensors.index.json", "model*.safetensors"),
+        ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
+    ):
+        if (folder / index).is_file():
+            names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
+            missing = [name for name in names if not (folder / name).is_file()]
+            if missing:
+                raise ModelError(
+                    f"{len(missing)} of {len(names)} shards are missing, the first is {missing[0]}"
+                )
+            return [folder / name for name in names]
+        if found := sorted(folder.glob(loose)):
+            return found
+    return []
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of one file, mapped rather than read where the format allows it."""
+    tensors: dict[str, Tensor]
+    if path.suffix == ".safetensors":
+        tensors = load_file(path)
+    else:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    return tensors
+
+
+def fingerprint(folders: list[Path]) -> str:
+    """Return a hash of configuration and weights: what was loaded, wherever it came from."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        weights = {*folder.glob("*.safetensors"), *weight_files(folder), *folder.glob("mm_projector.bin")}
+        for path in sorted({folder / "config.json", *weights}):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _is_zip(path: Path) -> bool:
+    """Tell torch's present format, which can be mapped, from the one before 1.6."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSource:
+    """What is to be loaded: its folder, how, and what its config.json says."""
+
+    folder: Path
+    options: LoadOptions
+    raw: dict[str, Any]
+
+
+def load_tokenizer(folder: Path, **settings: Any) -> Any:
+    """Return the tokenizer of a folder with its chat template; `settings` go to Transformers."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
+    template = folder / "chat_template.json"
+    if not tokenizer.chat_template and template.is_file():  # where older processors keep it
+        tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
+    return tokenizer
+
+
+def load_exits(
+    source: CheckpointSource, config: Any, depth: int, head: Tensor
+) -> dict[int, nn.Linear | None]:
+    """Return exit layers, each with its adapter: trained ones, those of the config, those asked for.
+
+    `depth` is the number of layers, `head` the LM head's weight [vocab, width]. Raises ModelError.
+    """
+    layers = {int(layer) for layer in getattr(config, "exit_layers", None) or ()}
+    path = source.folder / EXITS_FILE
+    tensors = load_file(path) if path.is_file() else {}
+    layers |= {int(key.split(".")[1]) for key in tensors}
+    if not all(0 < layer < depth for layer in layers):
+        raise ModelError(f"exit layers {sorted(layers)} do not lie within {depth} layers")
+    asked = {round(depth * percent / 100) for percent in source.options.exits}
+    layers |= {layer for layer in asked if 0 < layer < depth}
+    return {layer: _adapter(tensors, layer, head) for layer in sorted(layers)}
+
+
+def load_calibration(folder: Path) -> ExitCalibration:
+    """Return how far the exits of a folder can be believed; without such a file nothing is known of it."""
+    path = folder / CALIBRATION_FILE
+    if not path.is_file():
+        return ExitCalibration()
+    try:
+        layers = json.loads(path.read_text(encoding="utf-8"))["layers"]
+        return ExitCalibration({int(layer): _bins(row["by_confidence"]) for layer, row in layers.items()})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"its {CALIBRATION_FILE} is no calibration of exits: {error!r}") from error
+
+
+def _bins(rows: list[dict[str, Any]]) -> Bins:
+    """Return the bins that anything fell into."""
+    return tuple((float(row["to"]), float(row["agrees"])) for row in rows if row["agrees"] is not None)
+
+
+def _adapter(tensors: dict[str, torch.Tensor], layer: int, like: torch.Tensor) -> nn.Linear | None:
+    weight, bias = tensors.get(f"layers.{layer}.weight"), tensors.get(f"layers.{layer}.bias")
+    if weight is None:
+        return None
+    adapter = nn.Linear(like.shape[1], like.shape[1], bias=bias is not None)
+    adapter.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias})
+    return adapter.to(like.device, like.dtype).requires_grad_(False)
+
+
+def prompt_style(source: CheckpointSource, tokenizer: Any) -> PromptStyle:
+    """Return whether the action language is to be explained to this checkpoint."""
+    if source.options.prompt != "auto":
+        return PromptStyle(source.options.prompt)
+    ours = (source.folder / TRAINING_RECORD).is_file() or tokenizer.chat_template == CHAT_TEMPLATE
+    return PromptStyle.BARE if ours else PromptStyle.ACTIONS
+
+
+def load_codec(folder: Path, tokenizer: Any) -> TokenizerCodec:
+    """Return the codec of what is spoken; generation config and tokenizer name the ids that end it."""
+    ids: set[int] = set()
+    if (folder / "generation_config.json").is_file():
+        stop = GenerationConfig.from_pretrained(folder).eos_token_id
+        ids.update(stop if isinstance(stop, list) else [stop] if stop is not None else [])
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    stop_ids = tuple(sorted(ids))
+    return TokenizerCodec(spoken(tokenizer, stop_ids), stop_ids)

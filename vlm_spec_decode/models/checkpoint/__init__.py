@@ -1,1 +1,0 @@
-"""Reading checkpoints: their files, and the parts that are built from them."""

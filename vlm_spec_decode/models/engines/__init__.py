@@ -1,0 +1,1 @@
+"""What runs a checkpoint: one port, and one file per engine."""

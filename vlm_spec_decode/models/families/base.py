@@ -1,0 +1,241 @@
+"""What a family of checkpoints may do differently, in one base class whose defaults suit most of them.
+
+The decoder loop runs any stack of Llama's shape (`embed_tokens`, `layers`, `norm`, `rotary_emb`). The rest is
+a family's: how a picture becomes rows of embeddings, what stands for it in the prompt, which positions the
+prompt has, what happens between two layers, and what the cache holds. Knows no session.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoImageProcessor, DynamicCache
+
+from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.models.checkpoint import CheckpointSource, load_tokenizer
+from vlm_spec_decode.models.registry import FAMILIES
+
+NEUTRAL_SETTINGS: Mapping[str, tuple[Any, ...]] = {
+    "final_logit_softcapping": (None,),
+    "attn_logit_softcapping": (None,),
+    "embedding_multiplier": (None, 1, 1.0),
+    "logits_scaling": (None, 1, 1.0),
+    "logit_scale": (None, 1, 1.0),
+    "residual_multiplier": (None, 1, 1.0),
+    "num_kv_shared_layers": (None, 0),
+    "hidden_size_per_layer_input": (None, 0),
+}
+"""Settings of text models that their own `forward` applies and the decoder loop does not, unless neutral."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFeatures:
+    """What a vision tower says of a picture.
+
+    `rows` [n, width] replace the image's placeholder in the prompt. `deep` are further features [n, width]
+    each, for `Family.layer_hook` to add behind layers; most families have none.
+    """
+
+    rows: Tensor
+    deep: tuple[Tensor, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the features take."""
+        return sum(int(part.nbytes) for part in (self.rows, *self.deep))
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedPrompt:
+    """A prompt with its image features in place: `embedded` [p, width], `positions` [1, p] or [3, 1, p].
+
+    `image` are the features, None without a picture; `image_rows` [n] are the rows in which they stand.
+    """
+
+    embedded: Tensor
+    positions: Tensor
+    image: ImageFeatures | None = None
+    image_rows: Tensor | None = None
+
+
+class PlacedPrompt(NamedTuple):
+    """A prompt that takes part in a pass, and the first of its rows in the pass."""
+
+    start: int
+    prompt: EmbeddedPrompt
+
+
+class AnswerCache:
+    """Keys and values of one answer, layer by layer; a column is a token. Filled by attention."""
+
+    def __init__(self) -> None:
+        self._cache: Any = DynamicCache()
+
+    @property
+    def layers(self) -> Seq[Any]:
+        """The layers that a pass has reached so far."""
+        layers: Seq[Any] = self._cache.layers
+        return layers
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now."""
+        return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in self._filled())
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Add columns to a layer; return all of its keys and values [1, heads, columns, width]."""
+        both: tuple[Tensor, Tensor] = self._cache.update(keys, values, layer)
+        return both
+
+    def gather(self, columns: Tensor) -> None:
+        """Keep these columns, in this order, in every layer."""
+        for layer in self._filled():
+            kept = columns.to(layer.keys.device)
+            layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
+
+    def cut(self, columns: int) -> None:
+        """Keep the first `columns` of every layer."""
+        # After a broken pass only some layers have more, so each is cut by itself.
+        for layer in self._filled():
+            layer.keys, layer.values = layer.keys[:, :, :columns], layer.values[:, :, :columns]
+
+    def _filled(self) -> list[Any]:
+        return [layer for layer in self._cache.layers if layer.is_initialized]
+
+
+class Family(ABC):
+    """One loaded checkpoint's family: an object per checkpoint, with its tokenizer and its config.
+
+    A subclass names the class of Transformers that builds the network and overrides what it does differently.
+    `sees` says whether it has a vision tower, `reads_pickles` whether its weights may be pickles even beside
+    safetensors, `exact_modules` which modules are never quantized. Raises ModelError, when it is made, for a
+    checkpoint that it does not cover.
+    """
+
+    sees: ClassVar[bool] = True
+    reads_pickles: ClassVar[bool] = False
+    exact_modules: ClassVar[tuple[str, ...]] = ("lm_head", "vision_tower", "visual", "multi_modal_projector")
+
+    def __init__(self, source: CheckpointSource) -> None:
+        self.source = source
+        self.tokenizer = self.load_tokenizer()
+        self.config = self.load_config()
+        self.check_config()
+
+    @classmethod
+    def variant(cls, raw: Mapping[str, Any]) -> type[Family]:  # noqa: ARG003
+        """Return the class for this config.json: another one where a model type has several layouts."""
+        return cls
+
+    @property
+    @abstractmethod
+    def network_class(self) -> Any:
+        """The class of Transformers, or the Auto class, whose `from_pretrained` builds the network."""
+
+    # Reading the checkpoint.
+
+    def load_tokenizer(self) -> Any:
+        """Return the tokenizer, with its chat template if there is one."""
+        return load_tokenizer(self.source.folder)
+
+    def load_config(self) -> Any:
+        """Return Transformers' config."""
+        return AutoConfig.from_pretrained(self.source.folder)
+
+    def check_config(self) -> None:
+        """Raise ModelError, with the family's name and the reason, for what the loop does not cover."""
+        text = self.config.get_text_config()
+        named = getattr(text, "layer_types", None) or ()
+        kinds = set(named) - {"full_attention"}
+        # Configs without kinds of layers, such as Mistral's, mean all layers by a window's width.
+        if "sliding_attention" in kinds or (not named and getattr(text, "sliding_window", None)):
+            raise self.refusal("sliding-window attention is not supported: a tree needs all of its past")
+        if kinds:
+            raise self.refusal(f"layers of the kind {', '.join(sorted(kinds))} are not supported")
+        for name, neutral in NEUTRAL_SETTINGS.items():
+            if (value := getattr(text, name, None)) not in neutral:
+                raise self.refusal(f"{name} {value} is not supported: the decoder loop does not apply it")
+
+    def refusal(self, reason: str) -> ModelError:
+        """Return the error of a checkpoint that this family does not cover."""
+        return ModelError(f"architecture {self.config.model_type!r}: {reason}")
+
+    def load_network(self, settings: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+        """Return the network and Transformers' report of missing and misshapen tensors.
+
+        `settings` are arguments of `from_pretrained`, `output_loading_info` among them.
+        """
+        network, report = self.network_class.from_pretrained(self.source.folder, **settings)
+        return network, report
+
+    def image_processor(self) -> Any:
+        """Return the image processor. Always the PIL back end: robot and cloud must see the same pixels."""
+        return AutoImageProcessor.from_pretrained(self.source.folder, backend="pil")
+
+    @property
+    def folders(self) -> list[Path]:
+        """Every folder that something was read from, for the checkpoint's fingerprint."""
+        return [self.source.folder]
+
+    # The prompt. `body` is the network without its head.
+
+    @property
+    def image_token_id(self) -> int | None:
+        """Id of the image's placeholder in the prompt, None for a family that does not see."""
+        return int(self.config.image_token_id) if self.sees else None
+
+    def encode_image(self, body: Any, image: Mapping[str, Tensor]) -> ImageFeatures:
+        """Run the vision tower on the image processor's tensors; return its features, kept by the frame."""
+        found = body.get_image_features(**image, return_dict=True)
+        return ImageFeatures(torch.cat(list(found.pooler_output)))
+
+    def expand_prompt(
+        self,
+        ids: Tokens,
+        image: Mapping[str, Tensor],  # noqa: ARG002
+        features: ImageFeatures,
+    ) -> Tokens:
+        """Return the prompt's ids with as many placeholders as there are image rows, in the place of one.
+
+        The number is whatever the vision tower returned, so no family needs a count of its own. A family
+        that sets marks between tiles adds them here; `image` are the image processor's tensors.
+        """
+        at = ids.index(self.image_token_id or 0)
+        return (*ids[:at], *ids[at : at + 1] * len(features.rows), *ids[at + 1 :])
+
+    def positions(self, body: Any, ids: Tensor, image: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
+        """Return the rotary positions of expanded prompt ids [p]: [1, p], or [3, 1, p] with M-RoPE.
+
+        A token of the answer at depth d below the prompt, in whatever branch of a tree, stands at the
+        prompt's highest position plus d, in all rows.
+        """
+        return torch.arange(len(ids), device=ids.device)[None]
+
+    # The pass.
+
+    def layer_hook(self, layer: int, hidden: Tensor, prompts: Seq[PlacedPrompt]) -> Tensor:  # noqa: ARG002
+        """Return what follows layer `layer` (from 1) of a pass in place of `hidden` [1, rows, width].
+
+        `prompts` are those that this pass computes. Called for every layer, before its exit is read.
+        """
+        return hidden
+
+    def cache(self) -> AnswerCache:
+        """Return the empty cache of one answer."""
+        return AnswerCache()
+
+
+def family_class(raw: Mapping[str, Any]) -> type[Family]:
+    """Return the family of a config.json. Raises ModelError that names the families that are known."""
+    model_type = str(raw.get("model_type", ""))
+    if model_type not in FAMILIES:
+        raise ModelError(f"architecture {model_type!r} is not supported (known: {', '.join(FAMILIES)})")
+    return FAMILIES[model_type].variant(raw)

@@ -1,0 +1,33 @@
+"""Qwen2-VL and Qwen2.5-VL: rotary positions in three rows, for time, height and width (M-RoPE)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+
+from vlm_spec_decode.models.families.base import Family
+
+
+class QwenVL(Family):
+    """A VLM whose image rows share a moment and differ in height and width.
+
+    Text stands at (t, t, t). An image that begins at position s has (s, s + row, s + column), and the text
+    behind it goes on at s + max(rows, columns) (Qwen2-VL, 2409.12191, section 2.1). The prompt's highest
+    position is thus below its number of tokens, and so are the answer's.
+    """
+
+    @property
+    def network_class(self) -> Any:
+        """Return Transformers' class for VLMs."""
+        return AutoModelForImageTextToText
+
+    def positions(self, body: Any, ids: Tensor, image: Mapping[str, Tensor]) -> Tensor:
+        """Return [3, 1, p]: Transformers' own computation from the image's grid of patches."""
+        kinds = ids.eq(self.image_token_id or 0).int()[None]
+        found: Tensor = body.get_rope_index(
+            ids[None], mm_token_type_ids=kinds, image_grid_thw=image.get("image_grid_thw")
+        )[0]
+        return found
