@@ -64,7 +64,7 @@ _MODULES = {
             "BagError",
             "MissingExtra",
         ),
-        *("EngineBusy", "EngineClosed", "ModelError", "VocabularyMismatch", "OutOfMemory"),
+        *("MissingExtra", "EngineBusy", "EngineClosed", "ModelError", "VocabularyMismatch", "OutOfMemory"),
         *("CloudError", "CloudUnreachable", "CloudRefused", "CloudBusy", "CloudTimeout"),
         *("RobotError", "RobotUnreachable", "RobotRefused", "RobotStale", "RobotHeld"),
         *("ActionError", "ActionParseError", "ActionRefused", "Cancelled"),
