@@ -14,8 +14,14 @@ from contextlib import contextmanager
 from vlm_spec_decode.core.errors import MissingExtra
 
 PACKAGE = "vlm_spec_decode"
-_MODELS = ("edge", "cloud", "train")
-_ROBOT = ("edge", "sim")
+_MODELS = ("edge", "cloud", "bags", "train", "bench")
+"""Extras with what runs and trains models."""
+
+_ROBOT = ("edge", "sim", "train")
+"""Extras with the robot's SDK, which the simulator speaks too."""
+
+_BAGS = ("bags", "train")
+"""Extras with what reads and writes recordings."""
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "torch": _MODELS,
@@ -30,13 +36,16 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "mujoco": ("sim", "train"),
     "imageio": ("sim", "train"),
     "matplotlib": ("bench",),
-    "tqdm": ("bags", "train", "bench"),
-    "rosbags": ("bags",),
-    "mcap": ("bags",),
-    "apsw": ("bags",),
-    "lz4": ("bags",),
-    "zstandard": ("bags",),
+    "tqdm": _MODELS,
+    "rosbags": _BAGS,
+    "mcap": _BAGS,
+    "apsw": _BAGS,
+    "lz4": _BAGS,
+    "zstandard": _BAGS,
     "ray": ("cluster",),
+    "accelerate": ("large",),
+    "bitsandbytes": ("large",),
+    "torchao": ("large",),
     "av": ("video",),
     "cv2": ("video",),
     "onnxruntime": ("physical",),
@@ -63,8 +72,9 @@ def command(extra: str) -> str:
 
 def missing(library: str) -> MissingExtra:
     """Return the error for an optional library that is not installed."""
-    ways = " or ".join(command(extra) for extra in EXTRAS[library])
-    more = "; with a ROS 2 installation, source its setup.bash" if EXTRAS[library] == ("ros",) else ""
+    first, *others = EXTRAS[library]
+    ways = command(first) + (f" (or {', '.join(f'[{extra}]' for extra in others)})" if others else "")
+    more = "; with a ROS 2 installation, source its setup.bash" if first == "ros" else ""
     return MissingExtra(f"{library} is not installed, and this needs it: {ways}{more}")
 
 

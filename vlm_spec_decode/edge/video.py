@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
+from vlm_spec_decode.core import extras
 from vlm_spec_decode.core.errors import ConfigError, ImageError
 from vlm_spec_decode.core.images import to_jpeg
 from vlm_spec_decode.core.pixels import message_bytes
@@ -35,7 +36,7 @@ CODECS: Mapping[str, str] = {
 }
 """Part of what a message calls its video to the name of the decoder."""
 
-INSTALL = "pip install 'vlm_spec_decode[video]'"
+INSTALL = extras.command("video")
 
 
 def has_video() -> bool:
