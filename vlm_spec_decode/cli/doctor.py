@@ -93,16 +93,20 @@ def _package(name: str, extra: str = "") -> Callable[[], Finding]:
         try:
             return Finding(name, True, version(name))
         except PackageNotFoundError:
-            advice = f"if this machine is to have it: {extras.command(extra)}" if extra else SETUP
-            return Finding(name, bool(extra), "not installed", advice)
+            return _not_here(name, extra) if extra else Finding(name, False, "not installed", SETUP)
 
     return check
+
+
+def _not_here(name: str, extra: str) -> Finding:
+    """Return the finding for what only some machines have."""
+    return Finding(name, True, "not installed", f"if this machine is to have it: {extras.command(extra)}")
 
 
 def _rclpy() -> Finding:
     """Start ROS 2 really, as a command or node does: importing it says nothing of middleware and logs."""
     if find_spec("rclpy") is None:
-        return _package("rclpy", "ros")()
+        return _not_here("rclpy", "ros")
     found = _run("rclpy", [sys.executable, "-c", START_ROS], "")
     if found.is_ok:
         return Finding("rclpy", True, f"starts with {environment.rmw_in_use() or 'its middleware'}")
@@ -111,7 +115,7 @@ def _rclpy() -> Finding:
 
 def _rendering() -> Finding:
     if find_spec("mujoco") is None:
-        return _package("rendering", "sim")()
+        return _not_here("rendering", "sim")
     good = f"MuJoCo draws without a display ({os.environ.get('MUJOCO_GL', 'its own choice')})"
     found = _run("rendering", [sys.executable, "-c", RENDER], good)
     advice = "sudo apt-get install libosmesa6, and unset MUJOCO_GL and PYOPENGL_PLATFORM"
@@ -135,7 +139,7 @@ def _robot_link() -> Finding:
     try:
         found = version("cyclonedds")
     except PackageNotFoundError:
-        return _package("cyclonedds", "edge")()
+        return _not_here("cyclonedds", "edge")
     use = (
         "simulated and real robots"
         if found.startswith("0.10.")
