@@ -165,7 +165,8 @@ def test_other_import_errors_stay_what_they_are() -> None:
 def test_the_doctor_does_not_call_a_machine_ill_for_what_it_need_not_have() -> None:
     code = (
         "from vlm_spec_decode.cli.doctor import _package, _rclpy, _rendering\n"
-        "for found in (_rclpy(), _rendering(), _package('no-such-package', 'sim')(), _package('no-such')()):\n"
+        "packages = _package('no-such-package', 'sim'), _package('no-such-package')\n"
+        "for found in (_rclpy(), _rendering(), *(check() for check in packages)):\n"
         "    print(found.level, found.advice)"
     )
     done = without({"rclpy", "mujoco"}, code)
