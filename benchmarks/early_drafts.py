@@ -16,8 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vlm_spec_decode.bench.pair_statistics import worth_of
-from vlm_spec_decode.bench.pairs import PairLibrary
+from vlm_spec_decode.bench.pairs import PairLibrary, worth_of
 from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.models.loader import shipped
 from vlm_spec_decode.train.config import recipe

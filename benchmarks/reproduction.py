@@ -13,10 +13,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lib.papers import REPORTED, PaperFigure, PaperSetting, reckoned
 from tqdm import tqdm
 
 from vlm_spec_decode.bench.cells import Cell, load_hardware, load_link
-from vlm_spec_decode.bench.papers import REPORTED, PaperFigure, PaperSetting, reckoned
 from vlm_spec_decode.bench.sweep import Results, origin
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 from figures import Figure
+from lib.fleet import BatchCost, Fleet
+from lib.robots import RobotAnswer, VirtualRobot
 
 from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.actions.parser import ActionParser
 from vlm_spec_decode.bench.cells import load_hardware, load_link
-from vlm_spec_decode.bench.fleet import BatchCost, Fleet
-from vlm_spec_decode.bench.robots import RobotAnswer, VirtualRobot
 from vlm_spec_decode.cloud.config import ServerLimits
 from vlm_spec_decode.core.errors import ActionParseError
 from vlm_spec_decode.core.ports import Model, ScoreRequest

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import Figure
-
-from vlm_spec_decode.bench.replicas import lose_one_of_two, scale_under_load
+from lib.replicas import lose_one_of_two, scale_under_load
 
 ADDED = 1
 """Number of the replica that `scale_under_load` adds."""

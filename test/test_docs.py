@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
@@ -40,7 +41,13 @@ def blocks(page: str, kind: str = "sh") -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
-BLOCKS = blocks(README)
+def page(name: str) -> str:
+    """Return a page of docs/."""
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
+COMMANDS = page("commands")
+BLOCKS = [*blocks(COMMANDS), *blocks(page("measured"))]
 
 
 def tracked() -> list[Path]:
@@ -76,7 +83,8 @@ def user(tmp_path):
 
 
 def test_the_make_commands_exist_and_do_what_the_readme_says():
-    first = BLOCKS[0].splitlines()
+    (block,) = blocks(README)
+    first = block.splitlines()
     assert first[0].startswith("git clone ")
     assert first[1:] == ["make demo", "make test"]
     makefile = (ROOT / "Makefile").read_text()
@@ -89,8 +97,8 @@ def test_the_make_commands_exist_and_do_what_the_readme_says():
 @pytest.mark.ros
 @pytest.mark.net
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("block", BLOCKS[1:], ids=lambda block: block.split("\n", 1)[0])
-def test_readme_commands_run(block, user, tmp_path):
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n", 1)[0])
+def test_commands_run(block, user, tmp_path):
     said = user(block)
     if "vsd demo" in block:
         run = json.loads((tmp_path / "out" / "demo" / "run.json").read_text())
@@ -103,20 +111,22 @@ def test_readme_commands_run(block, user, tmp_path):
         assert "target passes" in said
 
 
-def test_the_readme_lists_every_command_and_no_other():
-    listed = re.findall(r"^\| `vsd (\w+)`", README, re.MULTILINE)
+def test_the_page_of_commands_lists_every_one_and_no_other():
+    listed = re.findall(r"^\| `vsd (\w+)`", COMMANDS, re.MULTILINE)
     assert sorted(listed) == vsd.list_commands(click.Context(vsd))
 
 
-def test_options_that_the_readme_names_exist():
-    for name, rest in re.findall(r"^\| `vsd (\w+)` \| (.*) \|$", README, re.MULTILINE):
+def test_options_that_the_page_names_exist():
+    for name, rest in re.findall(r"^\| `vsd (\w+)` \| (.*) \|$", COMMANDS, re.MULTILINE):
         command = vsd.get_command(click.Context(vsd), name)
         known = {option for parameter in command.params for option in parameter.opts}
         assert set(re.findall(r"--[a-z-]+", rest)) <= known
 
 
-def test_launch_arguments_that_the_readme_names_exist():
-    for file, rest in re.findall(r"ros2 launch vlm_spec_decode (\S+\.py)(.*)", README):
+@pytest.mark.parametrize("name", PAGES)
+def test_launch_arguments_that_a_page_names_exist(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for file, rest in re.findall(r"ros2 launch vlm_spec_decode (\S+\.py)([^`\n]*)", text):
         assert set(re.findall(r"(\w+):=", rest)) <= set(declared_arguments(ROOT / "launch" / file))
 
 
@@ -124,14 +134,14 @@ def heading_id(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_and_pictures_are_there(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", PAGES)
+def test_links_and_pictures_are_there(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)]+)\)", text):
         path, _, part = target.partition("#")
         if target.startswith("https://"):
             continue
-        linked = (ROOT / page).parent / path if path else ROOT / page
+        linked = (ROOT / name).parent / path if path else ROOT / name
         assert linked.exists(), target
         if part:
             headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
@@ -139,8 +149,8 @@ def test_links_and_pictures_are_there(page):
 
 
 def test_the_readme_leads_to_every_page_that_a_user_opens():
-    for page in ("four_terminals", "scenes", "safety", "real_robot", "parameters", "bags", "operations"):
-        assert f"](docs/{page}.md" in README
+    for name in ("four_terminals", "scenes", "safety", "real_robot", "parameters", "bags", "operations"):
+        assert f"](docs/{name}.md" in README
     for name in ("CITATION.cff", "CONTRIBUTING.md"):
         assert f"]({name}" in README
 
@@ -176,18 +186,100 @@ def test_four_terminals_do_what_their_page_says(tmp_path):
             terminal.close()
 
 
-def test_parameters_that_the_four_terminals_name_exist():
-    found = re.findall(r"(\w+_node) --ros-args ([^;`\n]*)", TERMINALS)
-    assert len(found) == 3
+def test_parameters_that_pages_name_exist():
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in PAGES]
+    found = [row for text in texts for row in re.findall(r"(\w+_node) --ros-args ([^;`\n]*)", text)]
+    assert len(re.findall(r"(\w+_node) --ros-args ([^;`\n]*)", TERMINALS)) == 3
+    assert len(found) > 6
     for node, rest in found:
         known = {parameter.name for parameter in PARAMETERS[node]}
         assert set(re.findall(r"-p (\w+):=", rest)) <= known
 
 
-@pytest.mark.parametrize("page", ["robustness", "safety"])
-def test_commands_of_pages_run(page, user):
-    for block in blocks((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")):
+RUN_HERE = ("bags", "bodies", "model_cards", "robustness", "safety")
+"""Pages whose blocks of commands are run one by one in an empty folder."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", RUN_HERE)
+def test_commands_of_pages_run(name, user):
+    found = blocks(page(name))
+    assert found
+    for block in found:
         user(block)
+
+
+def test_the_python_of_its_page_runs(user):
+    (block,) = blocks(page("python"), "python")
+    said = user(f"python - <<'END'\n{block}END\n")
+    assert "Turn(angle_deg=-10.0)" in said
+    assert "(Sit()" in said
+
+
+def test_every_block_of_commands_is_run_by_one_of_these_tests():
+    with_blocks = {name for name in PAGES if blocks((ROOT / name).read_text(encoding="utf-8"))}
+    here = {"commands", "measured", "four_terminals", "scenes", *RUN_HERE}
+    assert with_blocks == {"README.md", *(f"docs/{name}.md" for name in here)}
+
+
+NOT_RUN = {
+    r"make (setup|test)$": "is what runs these tests",
+    r"(sudo|hf|pip|colcon) ": "changes the computer or downloads; test_deploy, test_packaging check parts",
+    r"ros2 ": "needs a ROS 2 installation with its launch system; arguments and parameters are checked",
+    r"\.venv/bin/python -m vlm_spec_decode\.ros\.parameter_docs": "is run by test/ros/test_reference.py",
+    r"vsd record ": "needs nodes that run; test/ros records",
+    r"vsd replay (--live )?(my_walk|walks)": "the reader's own recordings; test/bags replays others",
+    r"vsd train ": "trains for hours; test/train runs every step in small",
+    r"python benchmarks/models\.py --": "plays thousands of episodes with models that were just trained",
+    r"vsd (demo|sim) --body physical$": "test/demo and test/sim run it; the page's headless one is run here",
+    r"vsd (cloud|ask) .*(llava|vicuna)": "downloads 14 GB, and needs a GPU",
+    r"vsd keys keys$": "is run by the page of commands",
+}
+"""Commands of `console` blocks, and why nothing here runs them. Their options are checked all the same."""
+
+
+def console_lines() -> list[tuple[str, str]]:
+    found = []
+    for name in PAGES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for block in re.findall(r"^ *```(?:console|bash)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
+            found += [(name, line.strip()) for line in block.splitlines() if line.strip()]
+    return found
+
+
+def test_a_command_that_is_not_run_has_its_reason():
+    lines = [line for _, line in console_lines()]
+    assert [line for line in lines if not any(re.match(why, line) for why in NOT_RUN)] == []
+    assert [why for why in NOT_RUN if not any(re.match(why, line) for line in lines)] == [], "no longer there"
+
+
+def vsd_lines() -> list[tuple[str, str]]:
+    """Return what pages say after `vsd`, in blocks and in the middle of text, where it has arguments."""
+    found = [
+        (name, line) for name, line in console_lines() if re.match(r"(ros2 run vlm_spec_decode )?vsd ", line)
+    ]
+    for name in PAGES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        found += [
+            (name, line) for block in blocks(text) for line in block.splitlines() if " vsd " in f" {line}"
+        ]
+        found += [(name, line) for line in re.findall(r"`(vsd \w[^`]* -[^`]*)`", text)]
+    return sorted({(name, line[line.index("vsd ") + 4 :]) for name, line in found if "vsd " in line})
+
+
+@pytest.mark.parametrize(("name", "line"), vsd_lines())
+def test_a_command_on_a_page_has_options_that_exist(name, line):
+    words = [word for word in shlex.split(line.replace("…", "")) if word not in ("&", ";")]
+    command, used = vsd, 0
+    while isinstance(command, click.Group) and used < len(words) and not words[used].startswith("-"):
+        found = command.get_command(click.Context(command), words[used])
+        if found is None:
+            break
+        command, used = found, used + 1
+    assert used, f"{name}: {line!r} begins with no command"
+    known = {"--help", *(option for parameter in command.params for option in parameter.opts)}
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, f"{name}: {line}"
 
 
 def test_the_scene_of_its_page_is_read_and_tried(user, tmp_path):

@@ -3,7 +3,7 @@
 #   docker run --network host --env-file /etc/vsd/edge.env -v /etc/vsd:/etc/vsd:ro vsd-edge
 FROM ros:humble-ros-base
 ARG TORCH_INDEX=
-RUN apt-get update && apt-get install -y --no-install-recommends python3-pip python3-venv libosmesa6 \
+RUN apt-get update && apt-get install -y --no-install-recommends python3-pip python3-venv \
     && rm -rf /var/lib/apt/lists/*
 # The number of the user who owns /etc/vsd/keys on the host: secrets are readable by their owner alone.
 ARG UID=990
@@ -17,7 +17,7 @@ COPY rviz src/vlm_spec_decode/rviz
 COPY nodes src/vlm_spec_decode/nodes
 COPY vlm_spec_decode src/vlm_spec_decode/vlm_spec_decode
 RUN python3 -m pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
-        --constraint src/vlm_spec_decode/requirements.lock ./src/vlm_spec_decode \
+        --constraint src/vlm_spec_decode/requirements.lock "./src/vlm_spec_decode[edge,bags]" \
     && bash -c "source /opt/ros/humble/setup.bash && colcon build"
 COPY deploy/edge /opt/vsd/edge
 USER vsd

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm_spec_decode.bench.capacity import AnswerShape, Demand, most_robots, serve
-from vlm_spec_decode.bench.fleet import BatchCost
+from benchmarks.lib.capacity import AnswerShape, Demand, most_robots, serve
+from benchmarks.lib.fleet import BatchCost
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 
 ROOT = Path(__file__).parents[2]

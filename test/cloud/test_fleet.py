@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from benchmarks.lib.fleet import BatchCost, Fleet
+from benchmarks.lib.robots import VirtualRobot
 from test.models import checkpoints
 from test.tables import POOR_DRAFT, STOP, TARGET, TableContext, TableModel
-from vlm_spec_decode.bench.fleet import BatchCost, Fleet
-from vlm_spec_decode.bench.robots import VirtualRobot
 from vlm_spec_decode.cloud.config import ServerLimits
 from vlm_spec_decode.core.errors import CloudBusy, CloudRefused
 from vlm_spec_decode.core.ports import Model, Scored, ScoreRequest

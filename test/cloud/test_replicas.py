@@ -93,7 +93,7 @@ def test_a_replica_that_has_no_place_says_what_the_cluster_has() -> None:
 @pytest.mark.timeout(600)
 def test_one_of_two_replicas_is_killed_under_load_and_nothing_is_lost(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    from vlm_spec_decode.bench.replicas import lose_one_of_two
+    from benchmarks.lib.replicas import lose_one_of_two
 
     report = lose_one_of_two(tmp_path, answers=40, robots=6, model="synthetic")
     assert report["killed"]

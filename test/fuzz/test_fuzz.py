@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PilImage
 
+from benchmarks.lib.fuzz import begins_an_answer, broken_pictures, malformed, valid_messages
 from test.tables import TARGET, TableModel
-from vlm_spec_decode.bench.fuzz import begins_an_answer, broken_pictures, malformed, valid_messages
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.replicas.router import ReplicaRouter
 from vlm_spec_decode.core.errors import ImageError, ProtocolError

@@ -112,6 +112,14 @@ class ActionParser:
         self.actions = (*self.actions, make_action(name, numbers))
 
 
+class NoActions(ActionParser):
+    """Reads free text, in which nothing is an action and nothing an error."""
+
+    def feed(self, text: str) -> tuple[Action, ...]:  # noqa: ARG002
+        """Return ()."""
+        return ()
+
+
 def parse_answer(text: str) -> tuple[Action, ...]:
     """Return all actions of a complete answer. Raises ActionParseError."""
     parser = ActionParser()

@@ -34,6 +34,7 @@ from vlm_spec_decode.bags.replay import QuestionShare, ReplayConfig, Replayer
 from vlm_spec_decode.bags.report import write_report
 from vlm_spec_decode.bags.score import compared, summary
 from vlm_spec_decode.bags.source import bag_name, num_unread
+from vlm_spec_decode.core import extras
 from vlm_spec_decode.core.errors import BagError, ConfigError
 from vlm_spec_decode.edge.factory import folders
 
@@ -177,7 +178,7 @@ def _on_ray(units: list[WorkUnit], address: str) -> Iterator[tuple[WorkUnit, Lin
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
-        raise ConfigError("--ray-address needs Ray: pip install 'vlm_spec_decode[cluster]'") from error
+        raise ConfigError(f"--ray-address needs Ray: {extras.command('cluster')}") from error
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -33,8 +33,7 @@ from vlm_spec_decode.bench.cells import (
     summary,
 )
 from vlm_spec_decode.bench.page import write_page
-from vlm_spec_decode.bench.pair_statistics import worth_of
-from vlm_spec_decode.bench.pairs import PairLibrary
+from vlm_spec_decode.bench.pairs import PairLibrary, worth_of
 from vlm_spec_decode.bench.wall_clock import wall_answers
 from vlm_spec_decode.strategies.registry import STRATEGIES
 

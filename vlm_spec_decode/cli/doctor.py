@@ -8,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from vlm_spec_decode.cli import doctor_checks as doctor_robot
 from vlm_spec_decode.cli.doctor_checks import Finding
-from vlm_spec_decode.core import environment
+from vlm_spec_decode.core import environment, extras
 from vlm_spec_decode.core.assets import ASSETS
 
 RENDER_TIMEOUT_S = 60.0
@@ -85,18 +86,27 @@ def _python() -> Finding:
     return Finding("python", fits, f"{platform.python_version()} (3.10 to 3.12)")
 
 
-def _package(name: str) -> Callable[[], Finding]:
+def _package(name: str, extra: str = "") -> Callable[[], Finding]:
+    """Return a check for a package; one that only machines with an `extra` need may be missing."""
+
     def check() -> Finding:
         try:
             return Finding(name, True, version(name))
         except PackageNotFoundError:
-            return Finding(name, False, "not installed", SETUP)
+            return _not_here(name, extra) if extra else Finding(name, False, "not installed", SETUP)
 
     return check
 
 
+def _not_here(name: str, extra: str) -> Finding:
+    """Return the finding for what only some machines have."""
+    return Finding(name, True, "not installed", f"if this machine is to have it: {extras.command(extra)}")
+
+
 def _rclpy() -> Finding:
     """Start ROS 2 really, as a command or node does: importing it says nothing of middleware and logs."""
+    if find_spec("rclpy") is None:
+        return _not_here("rclpy", "ros")
     found = _run("rclpy", [sys.executable, "-c", START_ROS], "")
     if found.is_ok:
         return Finding("rclpy", True, f"starts with {environment.rmw_in_use() or 'its middleware'}")
@@ -104,6 +114,8 @@ def _rclpy() -> Finding:
 
 
 def _rendering() -> Finding:
+    if find_spec("mujoco") is None:
+        return _not_here("rendering", "sim")
     good = f"MuJoCo draws without a display ({os.environ.get('MUJOCO_GL', 'its own choice')})"
     found = _run("rendering", [sys.executable, "-c", RENDER], good)
     advice = "sudo apt-get install libosmesa6, and unset MUJOCO_GL and PYOPENGL_PLATFORM"
@@ -127,7 +139,7 @@ def _robot_link() -> Finding:
     try:
         found = version("cyclonedds")
     except PackageNotFoundError:
-        return Finding("cyclonedds", False, "not installed", SETUP)
+        return _not_here("cyclonedds", "edge")
     use = (
         "simulated and real robots"
         if found.startswith("0.10.")
@@ -155,11 +167,11 @@ def _models() -> Finding:
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
     _python,
-    _package("torch"),
-    _package("transformers"),
+    _package("torch", "edge"),
+    _package("transformers", "edge"),
     _package("pyzmq"),
-    _package("mujoco"),
-    _package("unitree-sdk2py-dimos"),
+    _package("mujoco", "sim"),
+    _package("unitree-sdk2py-dimos", "edge"),
     _robot_link,
     _rclpy,
     _rendering,

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import click
 
 from vlm_spec_decode import __version__
-from vlm_spec_decode.core import environment, internal_error
+from vlm_spec_decode.core import environment, extras, internal_error
 from vlm_spec_decode.core.errors import ActionParseError, InternalError, VsdError
 from vlm_spec_decode.edge.options import strategy_option
 
@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     environment.prepare(environment.PYTHON)
     try:
-        code = vsd.main(arguments, prog_name="vsd", standalone_mode=False, obj=argv is None)
+        with extras.named():
+            code = vsd.main(arguments, prog_name="vsd", standalone_mode=False, obj=argv is None)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()

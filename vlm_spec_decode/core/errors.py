@@ -8,7 +8,10 @@
     │   ├── SceneError             a scene file or name that does not hold
     │   ├── InstructionError       empty or over-long instruction, or one that is no text
     │   ├── ImageError             no image in these bytes, or one too large
-    │   └── BagError               a bag that is not there or cannot be read
+    │   ├── BagError               a bag that is not there or cannot be read
+    │   ├── MissingExtra           a library that is optional and not installed
+    │   ├── EngineBusy             a second question while an answer is open
+    │   └── EngineClosed           a question after the engine's end
     ├── ModelError                 a checkpoint cannot be loaded or does not fit
     │   ├── VocabularyMismatch     draft and target do not share one tokenizer
     │   ├── OutOfMemory            an allocation failed; less at once may work
@@ -70,6 +73,18 @@ class ImageError(UsageError):
 
 class BagError(UsageError):
     """A bag is not there, cannot be read, or holds nothing to ask about."""
+
+
+class MissingExtra(UsageError):
+    """An optional library is not installed; the message says how to install it."""
+
+
+class EngineBusy(UsageError):
+    """An engine answers one question at a time, and another answer is still open."""
+
+
+class EngineClosed(UsageError):
+    """The engine has been closed."""
 
 
 class ModelError(VsdError):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image as PilImage
 from PIL import ImageOps
 
-from vlm_spec_decode.core import pixels
+from vlm_spec_decode.core import extras, pixels
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.pixels import MAX_PIXELS, MAX_SIDE, RawMessage, message_bytes
 from vlm_spec_decode.core.types import Image
@@ -176,7 +176,7 @@ def _check_beginning(data: bytes, said: str) -> None:
     if is_video(data):
         raise ImageError(
             f"a piece of H.264 or H.265 video{_quoted(said)}, not a picture; PyAV reads it "
-            "(pip install 'vlm_spec_decode[video]')"
+            f"({extras.command('video')})"
         )
 
 

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from vlm_spec_decode.actions.types import format_action
-from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError, UsageError
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Observation
-from vlm_spec_decode.edge.factory import EdgeSettings, bring_up, check_settings
+from vlm_spec_decode.edge.api import PATIENCE_S, Engine
+from vlm_spec_decode.edge.factory import EdgeSettings, check_settings
 from vlm_spec_decode.edge.image_upload import load_image
 from vlm_spec_decode.edge.mission_loop import check_instruction
 from vlm_spec_decode.models.prompt import with_scene
-from vlm_spec_decode.transport.probe import wait_for_listener
 
 TEXT_DRAFT, TEXT_TARGET = "shipped:text_draft", "shipped:text_target"
 """The language-only pair that ships."""
@@ -40,7 +39,7 @@ class AskConfig:
     scene_text: str = ""
     history: tuple[str, ...] = ()
     settings: EdgeSettings = field(default_factory=EdgeSettings)
-    patience_s: float = 2.0
+    patience_s: float = PATIENCE_S
 
 
 NOT_UNDERSTOOD = "i do not know what that means"
@@ -51,7 +50,7 @@ def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict
     """Ask once; `on_text` gets each new piece of the answer. Returns the fields of `vsd ask --json`.
 
     Raises UsageError for an image and a scene in words at once, or for neither where the models see, and
-    what `bring_up` raises. What needs no model is checked before one is loaded.
+    what `Engine.connect` raises. What needs no model is checked before one is loaded.
     """
     instruction, settings = check_instruction(config.instruction), config.settings
     for action in config.history:
@@ -65,25 +64,19 @@ def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict
         instruction = check_instruction(with_scene(config.scene_text, instruction))
     image = load_image(config.image) if config.image else None
     check_settings(settings)
-    if settings.cloud:
-        wait_for_listener(settings.cloud, config.patience_s, WallClock())
     is_blind = image is None and not config.scene_text
     if is_blind and not (settings.draft or settings.target):
         raise UsageError(NOTHING_SEEN)
-    runtime = bring_up(settings)
-    try:
-        if is_blind and runtime.draft.sees:
+    with Engine.from_settings(settings, config.patience_s) as engine:
+        if is_blind and engine.sees:
             raise UsageError(NOTHING_SEEN)
-        shown, actions = "", []
-        for update in runtime.engine.answer(Observation(image, instruction, config.history)):
+        actions: list[str] = []
+        for update in engine.answer(Observation(image, instruction, config.history)):
             actions += [format_action(action) for action in update.actions]
             if on_text:
-                on_text(update.text[len(shown) :])
-            shown = update.text
+                on_text(update.new_text)
             if update.result:
                 return {**figures(update.result), "actions": actions}
-    finally:
-        runtime.close()
     raise RuntimeError("the answer ended without a result")
 
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from vlm_spec_decode.actions.parser import ActionParser
+from vlm_spec_decode.actions.parser import ActionParser, NoActions
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.core.errors import Cancelled, NotFinite
 from vlm_spec_decode.core.ports import (
@@ -38,7 +38,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How answers are decoded. `uplink_bps` is what drafts may take of the uplink."""
+    """How answers are decoded. `uplink_bps` is what drafts may take of the uplink.
+
+    With `free_text` no actions are read from an answer, so no text of it is an error.
+    """
 
     strategy: str = DEFAULT
     params: SamplingParams = field(default_factory=SamplingParams)
@@ -46,6 +49,7 @@ class EngineConfig:
     timeout_s: float = 30.0
     objective: str = "latency"
     uplink_bps: float = 1e9
+    free_text: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +136,8 @@ class Engine:
         trace: AnswerTrace,
         tracer: Tracer,
     ) -> Iterator[AnswerUpdate]:
-        sequence, parser = Sequence(), ActionParser()
+        sequence = Sequence()
+        parser = NoActions() if config.free_text else ActionParser()
         instruction = self._codec.encode(request.observation.instruction)
         recalled = self._recall.tokens(request.observation)
         edge_config = EdgeConfig(

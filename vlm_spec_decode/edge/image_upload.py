@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image as PilImage
 
+from vlm_spec_decode.core import extras
 from vlm_spec_decode.core.errors import ConfigError, ImageError
 from vlm_spec_decode.core.images import JPEGS, is_upright, opened, to_jpeg, upright
 from vlm_spec_decode.core.pixels import message_bytes
@@ -80,7 +81,7 @@ CODECS: Mapping[str, str] = {
 }
 """Part of what a message calls its video to the name of the decoder."""
 
-INSTALL = "pip install 'vlm_spec_decode[video]'"
+INSTALL = extras.command("video")
 
 
 def has_video() -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm_spec_decode.core import extras
 from vlm_spec_decode.core.errors import ModelError, OutOfMemory
 
 LOADING_ADVICE = "dtype=bfloat16, quantize=int8 or bnb4, device=auto, or a smaller model"
@@ -124,7 +125,7 @@ def require(module: str, why: str) -> ModuleType:
     """Return an optional module. Raises ModelError that says what needs it and how to install it."""
     package = module.partition(".")[0]
     if importlib.util.find_spec(package) is None:
-        raise ModelError(f"{why} needs {package}, which is not installed: pip install {package}")
+        raise ModelError(f"{why} needs {package}, which is not installed: {extras.command('large')}")
     try:
         return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:

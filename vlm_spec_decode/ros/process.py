@@ -22,7 +22,7 @@ from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.signals import SignalHandlerOptions
 
-from vlm_spec_decode.core import environment, internal_error
+from vlm_spec_decode.core import environment, extras, internal_error
 from vlm_spec_decode.core.environment_checks import can_write, log_folder
 from vlm_spec_decode.core.errors import InternalError, VsdError
 from vlm_spec_decode.ros import node_arguments
@@ -77,8 +77,9 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
         rclpy.try_shutdown()
         return error.exit_code
     try:
-        _bring_up(node, ending)
-        _serve(node, ending, threads)
+        with extras.named():
+            _bring_up(node, ending)
+            _serve(node, ending, threads)
     except VsdError as error:
         ending(error)
     except Exception as error:  # noqa: BLE001 - the net under a node: one line, never a traceback

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.cloud.telemetry.metrics import inside_of
+from vlm_spec_decode.core import extras
 from vlm_spec_decode.core.errors import CloudError, ConfigError
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.transport.in_process import InProcessLink, Message, OrderedInbox, ServerLink
@@ -109,9 +110,7 @@ def load_ray(*, on_loopback: bool = False) -> Any:
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise ConfigError(
-            "replicas need Ray, which is optional: pip install 'vlm_spec_decode[cluster]'"
-        ) from error
+        raise ConfigError(f"replicas need Ray, which is optional: {extras.command('cluster')}") from error
 
 
 def join_cluster(address: str) -> Any:

@@ -1,6 +1,6 @@
 """What our own code costs per round: two processes, loopback, CURVE, models that cost nothing.
 
-python -m vlm_spec_decode.bench.overhead ADDRESS KEYS    serve the stub target
+python benchmarks/lib/overhead.py ADDRESS KEYS    serve the stub target
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def overhead(strategy: str = "speculative") -> Overhead:
 
 @contextmanager
 def _served(folder: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "vlm_spec_decode.bench.overhead", "tcp://127.0.0.1:*", str(folder)]
+    command = [sys.executable, __file__, "tcp://127.0.0.1:*", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:

@@ -14,16 +14,17 @@ from typing import Any
 
 import zmq
 
-from vlm_spec_decode.bench.fuzz import malformed
 from vlm_spec_decode.bench.load import LoadConfig, load
 from vlm_spec_decode.bench.load_robots import LoadFleet, RobotBehaviour
-from vlm_spec_decode.bench.replica_setting import setting_of, synthetic_server
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudTimeout
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.transport.access import KeyLimits
 from vlm_spec_decode.transport.router import RouterLink
+
+from .fuzz import malformed
+from .replica_setting import setting_of, synthetic_server
 
 BURST = 500
 """Frames sent between two looks at the robots."""

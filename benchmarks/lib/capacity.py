@@ -4,7 +4,7 @@ A robot asks, waits for its answer, and asks again after an exponentially distri
 number of target passes, the first of which fills the prompt; between two passes the robot drafts and
 messages travel, if its strategy waits for that. A GPU runs one pass after the other; each takes the answers
 that have waited longest, as the scheduler does, and costs what `BatchCost` says. There are no tokens and no
-sockets, so thousands of robots take seconds. `bench/fleet.py` runs the real server protocol and real tokens
+sockets, so thousands of robots take seconds. `fleet.py` runs the real server protocol and real tokens
 for tens of robots.
 """
 
@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vlm_spec_decode.bench.fleet import BatchCost
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
+
+from .fleet import BatchCost
 
 MOST = 65_536
 """Robots that no search goes beyond."""

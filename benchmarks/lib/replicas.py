@@ -17,7 +17,6 @@ from typing import Any
 
 from vlm_spec_decode.bench.load import LoadConfig, load
 from vlm_spec_decode.bench.load_robots import LoadFleet, RobotBehaviour
-from vlm_spec_decode.bench.replica_setting import Setting, setting_of
 from vlm_spec_decode.cloud.replicas.pool import MakeServer, ReplicaPool, load_ray, room
 from vlm_spec_decode.cloud.replicas.server import ReplicatedServer
 from vlm_spec_decode.core.clock import WallClock
@@ -25,6 +24,8 @@ from vlm_spec_decode.core.errors import CloudTimeout
 from vlm_spec_decode.transport import keys
 from vlm_spec_decode.transport.in_process import ServerLink
 from vlm_spec_decode.transport.router import RouterLink
+
+from .replica_setting import Setting, setting_of
 
 START_S = 300.0
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024, "node_ip_address": "127.0.0.1"}

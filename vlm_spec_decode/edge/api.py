@@ -1,0 +1,471 @@
+"""The public engine: questions in, updates out, from a cloud or from both models in this process.
+
+::
+
+    with vsd.Engine.connect("tcp://10.0.0.2:5557", keys="~/keys") as engine:
+        for update in engine.stream("go to the red chair", image="frame.jpg"):
+            print(update.new_text, update.actions)
+
+It owns the connection and at most one open answer. Whatever ends an answer early (leaving the loop, an
+exception in its body, Ctrl-C, `cancel`, `close`) ends it at the cloud as well, which frees its session.
+Options and their defaults are those of `EdgeSettings`, and so of the command line.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+
+from vlm_spec_decode.actions.types import Action
+from vlm_spec_decode.core import extras
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.errors import (
+    Cancelled,
+    ConfigError,
+    EngineBusy,
+    EngineClosed,
+    ImageError,
+    UsageError,
+)
+from vlm_spec_decode.core.images import FAULTS, upright
+from vlm_spec_decode.core.pixels import MAX_PIXELS, MAX_SIDE
+from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
+from vlm_spec_decode.core.types import Image, Observation, Tokens
+from vlm_spec_decode.edge.factory import EdgeRuntime, EdgeSettings, bring_up, check_settings
+from vlm_spec_decode.edge.image_upload import for_uplink, load_image, small_jpeg
+from vlm_spec_decode.edge.mission_loop import check_instruction
+from vlm_spec_decode.transport.probe import wait_for_listener
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL import Image as PilImage
+    from typing_extensions import Self, Unpack
+
+    ImageSource: TypeAlias = (
+        Image | PilImage.Image | npt.NDArray[np.uint8] | bytes | bytearray | memoryview | str | Path
+    )
+
+PATIENCE_S = 2.0
+"""How long a cloud where nobody listens is waited for, unless the caller says otherwise."""
+
+CLOSE_S = 5.0
+"""How long `close` waits for a thread whose answer it has cancelled."""
+
+
+class EngineOptions(TypedDict, total=False):
+    """How answers are decoded, by keyword; what is left out has the default of `EdgeSettings`.
+
+    `strategy` and `rule` say how edge and cloud decode, `temperature` 0 is greedy, `seed` keys the sampling,
+    `max_tokens` bounds an answer. `draft_length` is the tokens drafted per round. `objective` says what the
+    cloud saves: "latency", "balanced" or "cost". `timeout_s` bounds every wait for the cloud. `draft` and
+    `target` name checkpoints, DIR or ID[@REV][,dtype=…]; `threads` is for computing. `grammar` holds answers
+    to the action language; the cloud must be started with the same choice (`vsd cloud --no-grammar`).
+    """
+
+    strategy: str
+    rule: str
+    temperature: float
+    seed: int
+    max_tokens: int
+    draft_length: int
+    objective: str
+    timeout_s: float
+    draft: str
+    target: str
+    threads: int
+    grammar: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What one commit of the target added to an answer. Nothing that is told here is taken back.
+
+    `text` is the whole answer so far and `new_text` what is new of it; `tokens` and `actions` are the new
+    ones. `usage` counts the bytes of the answer so far. `result` comes with the last update.
+    """
+
+    text: str
+    new_text: str
+    tokens: Tokens
+    actions: tuple[Action, ...]
+    usage: LinkUsage
+    result: GenerationResult | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the answer ends here."""
+        return self.result is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A whole answer: its text, its actions in order, and how it came about (`result`)."""
+
+    text: str
+    actions: tuple[Action, ...]
+    result: GenerationResult
+
+    @property
+    def tokens(self) -> Tokens:
+        """Token ids, those of the target's tokenizer."""
+        return self.result.tokens
+
+    @property
+    def usage(self) -> LinkUsage:
+        """Bytes on the link; all zero with both models in this process."""
+        return self.result.usage
+
+    def __str__(self) -> str:
+        """Return the text."""
+        return self.text
+
+
+class AnswerStream(Iterator[Update]):
+    """The updates of one answer, as they come. Closing it, or dropping it, ends the answer everywhere."""
+
+    def __init__(self, engine: Engine, observation: Observation, *, free_text: bool = False) -> None:
+        self._engine = engine
+        self._observation = observation
+        # A weak reference: the generator must not keep alive the stream whose end is to close it.
+        self._updates = engine._decode(observation, free_text, weakref.ref(self))
+        self._in_use = threading.Lock()
+
+    @property
+    def instruction(self) -> str:
+        """What was asked."""
+        return self._observation.instruction
+
+    @property
+    def observation(self) -> Observation:
+        """The whole question, as both models see it."""
+        return self._observation
+
+    def __next__(self) -> Update:
+        """Wait for the next update.
+
+        Raises StopIteration at the end, Cancelled after `Engine.cancel`, EngineClosed after `Engine.close`,
+        EngineBusy if another answer is open or another thread waits here, CloudError if the cloud is lost or
+        refuses, ActionParseError if the answer is not of the action language.
+        """
+        self._engine._check_open()
+        if not self._in_use.acquire(blocking=False):
+            raise EngineBusy(f"another thread already waits for the answer to {self.instruction!r}")
+        try:
+            return next(self._updates)
+        finally:
+            self._in_use.release()
+
+    def close(self) -> None:
+        """End the answer here and at the cloud. Idempotent; from any thread."""
+        if self._in_use.acquire(blocking=False):
+            try:
+                self._updates.close()
+            finally:
+                self._in_use.release()
+        else:
+            self._engine.cancel()
+
+    def __enter__(self) -> Self:
+        """Return the stream itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+
+class Engine:
+    """Answers questions about images. Make one by `connect` or `local`, and close it, best by `with`.
+
+    One answer is open at a time: a second one, from this or another thread, is refused with EngineBusy until
+    the first has ended. `cancel` and `close` may be called from any thread. After a lost cloud the next
+    question tries again.
+    """
+
+    def __init__(self, runtime: EdgeRuntime) -> None:
+        """Take over what `edge.factory.bring_up` returned, and close it in the end."""
+        self._runtime = runtime
+        # Reentrant, since a signal handler of the thread that holds it may call `close`.
+        self._lock = threading.RLock()
+        self._open: _OpenAnswer | None = None
+        self._is_closed = False
+
+    @classmethod
+    def connect(
+        cls,
+        cloud: str,
+        *,
+        keys: str | Path | None = None,
+        patience_s: float = PATIENCE_S,
+        **options: Unpack[EngineOptions],
+    ) -> Self:
+        """Load the draft model, connect to a cloud (`vsd cloud`) and shake hands.
+
+        `cloud` is tcp://HOST:PORT, or several with commas, of which the first that answers is taken. `keys`
+        is a folder made by `vsd keys`; without it only a cloud on this machine is reached, in plaintext.
+        `patience_s` is how long to wait for a cloud where nobody listens yet.
+
+        Raises ConfigError, ModelError, VocabularyMismatch, CloudUnreachable, CloudRefused, MissingExtra.
+        """
+        if not cloud:
+            raise ConfigError("no cloud is named; with both models in this process it is Engine.local()")
+        folder = Path(keys).expanduser() if keys is not None else None
+        return cls.from_settings(_settings(options, cloud=cloud, keys=folder), patience_s)
+
+    @classmethod
+    def local(cls, **options: Unpack[EngineOptions]) -> Self:
+        """Load both models into this process: by default the pair that ships, no network, no keys.
+
+        Raises ConfigError, ModelError, VocabularyMismatch, MissingExtra.
+        """
+        return cls.from_settings(_settings(options))
+
+    @classmethod
+    def from_settings(cls, settings: EdgeSettings, patience_s: float = PATIENCE_S) -> Self:
+        """Bring up what the settings say, whichever it is. Errors as of `connect` and `local`."""
+        check_settings(settings)
+        if settings.cloud:
+            wait_for_listener(settings.cloud, patience_s, WallClock())
+        with extras.named():
+            return cls(bring_up(settings))
+
+    @property
+    def sees(self) -> bool:
+        """Whether the models have a vision tower, so that a question needs an image."""
+        return self._runtime.draft.sees
+
+    # Asking ------------------------------------------------------------------------------------------
+
+    def stream(
+        self,
+        instruction: str,
+        image: ImageSource | None = None,
+        *,
+        history: Sequence[str] = (),
+        scene: str = "",
+        free_text: bool = False,
+    ) -> AnswerStream:
+        """Return an iterator over the answer's updates; the question is sent when the first is asked for.
+
+        `image` is what the robot sees: a path, the bytes of a file, RGB pixels [height, width, 3] of uint8,
+        a Pillow image, or an `Image`. A language-only pair is told instead what there is to see: `scene`,
+        such as "a red chair 25 degrees left at 2.0 m". `history` holds the actions already carried out for
+        the instruction, as text. With `free_text` no actions are read from the answer, whatever it says; an
+        engine with `grammar=False` is what may say anything.
+
+        Raises InstructionError or ImageError at once, UsageError if a pair that sees has nothing to see; and
+        what `AnswerStream.__next__` does.
+        """
+        observation = self._observation(instruction, image, tuple(history), scene)
+        return self.answer(observation, free_text=free_text)
+
+    def ask(
+        self,
+        instruction: str,
+        image: ImageSource | None = None,
+        *,
+        history: Sequence[str] = (),
+        scene: str = "",
+        free_text: bool = False,
+    ) -> Answer:
+        """Return the whole answer; arguments and errors as of `stream`."""
+        actions: tuple[Action, ...] = ()
+        stream = self.stream(instruction, image, history=history, scene=scene, free_text=free_text)
+        with stream as updates:
+            for update in updates:
+                actions += update.actions
+                if update.result:
+                    return Answer(text=update.text, actions=actions, result=update.result)
+        raise Cancelled(f"the answer to {instruction!r} was closed before its end")
+
+    def answer(self, observation: Observation, *, free_text: bool = False) -> AnswerStream:
+        """Return an iterator over the answer's updates, for an observation that is ready. See `stream`."""
+        self._check_open()
+        return AnswerStream(self, observation, free_text=free_text)
+
+    # Ending ------------------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """End the open answer, here and at the cloud; who waits for it gets Cancelled. From any thread."""
+        if self._open is not None:
+            self._runtime.engine.cancel()
+
+    def close(self) -> None:
+        """End the open answer and the connection. Idempotent; from any thread, also in a signal handler."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            answer = self._open
+        try:
+            if answer is not None:
+                self.cancel()
+                answer.end()
+        finally:
+            self._runtime.close()
+
+    def __enter__(self) -> Self:
+        """Return the engine itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    # Inside ------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise EngineClosed("this engine has been closed")
+
+    def _observation(
+        self, instruction: str, image: ImageSource | None, history: tuple[str, ...], scene: str
+    ) -> Observation:
+        """Return the question. What is wrong with it is told before anything is sent."""
+        self._check_open()
+        asked = check_instruction(instruction)
+        for action in history:
+            check_instruction(action)
+        if scene and image is not None:
+            raise ConfigError("an image and a scene in words: a pair either sees or is told")
+        if scene:
+            from vlm_spec_decode.models.prompt import with_scene
+
+            return Observation(None, check_instruction(with_scene(scene, asked)), history)
+        if image is None and self.sees:
+            raise UsageError("the models have a vision tower and nothing to see: give them an image")
+        return Observation(None if image is None else as_image(image), asked, history)
+
+    def _decode(
+        self, observation: Observation, free_text: bool, stream: weakref.ref[AnswerStream]
+    ) -> Generator[Update, None, None]:
+        """Decode one answer. However this generator ends, the answer ends at the verifier too."""
+        mine = _OpenAnswer(observation.instruction, stream)
+        engine, shown = self._runtime.engine, ""
+        try:
+            self._begin(mine)
+            for update in engine.answer(observation, replace(engine.config, free_text=free_text)):
+                new_text, shown = update.text[len(shown) :], update.text
+                yield Update(
+                    text=update.text,
+                    new_text=new_text,
+                    tokens=update.tokens,
+                    actions=update.actions,
+                    usage=self._runtime.verifier.usage,
+                    result=update.result,
+                )
+        except Cancelled:
+            self._check_open()
+            raise
+        finally:
+            self._end(mine)
+
+    def _begin(self, answer: _OpenAnswer) -> None:
+        with self._lock:
+            self._check_open()
+            if self._open is not None:
+                open_one = f"{self._open.instruction!r} is still open in thread {self._open.thread.name}"
+                raise EngineBusy(
+                    f"the answer to {open_one}: an engine answers one question at a time; "
+                    "close that stream, or use another engine"
+                )
+            self._open = answer
+
+    def _end(self, answer: _OpenAnswer) -> None:
+        """Close the answer at the verifier, also one that an interrupt ended before it was fully open."""
+        with self._lock:
+            is_mine = self._open is answer
+        if is_mine:
+            try:
+                self._runtime.verifier.close()
+            finally:
+                self._open = None
+        answer.ended.set()
+
+
+class _OpenAnswer:
+    """The one answer that is open: whose it is, and when it has ended."""
+
+    def __init__(self, instruction: str, stream: weakref.ref[AnswerStream]) -> None:
+        self.instruction = instruction
+        self.thread = threading.current_thread()
+        self.ended = threading.Event()
+        self._stream = stream
+
+    def end(self) -> None:
+        """End it if it is between two updates, else wait for the thread that has been told to."""
+        stream = self._stream()
+        if stream is not None:
+            stream.close()
+        if self.thread is not threading.current_thread():
+            self.ended.wait(CLOSE_S)
+
+
+def as_image(source: ImageSource) -> Image:
+    """Return a picture as both models see it: an upright JPEG, not wider than they use.
+
+    `source` is a path, the bytes of an image file of any common format, RGB or grey pixels of uint8
+    [height, width, 3] or [height, width], a Pillow image, or an `Image`. Raises ImageError.
+    """
+    if isinstance(source, Image):
+        return source
+    if isinstance(source, str | Path):
+        return load_image(Path(source).expanduser())
+    if isinstance(source, bytes | bytearray | memoryview):
+        return for_uplink(bytes(source))
+    from PIL import Image as PilImage
+
+    if isinstance(source, PilImage.Image):
+        try:
+            return small_jpeg(upright(source))
+        except FAULTS as error:
+            raise ImageError(
+                f"a Pillow image that cannot be read ({type(error).__name__}: {error})"
+            ) from error
+    return small_jpeg(PilImage.fromarray(_pixels(source)).convert("RGB"))
+
+
+def _pixels(source: object) -> npt.NDArray[np.uint8]:
+    """Return an array of pixels. Raises ImageError for what is none."""
+    import numpy as np
+
+    try:
+        found = np.asarray(source)
+    except (TypeError, ValueError) as error:
+        raise ImageError(f"{type(source).__name__} is no picture: {error}") from error
+    is_shaped = found.ndim == 2 or (found.ndim == 3 and found.shape[2] == 3)
+    if found.dtype != np.uint8 or not is_shaped or not found.size:
+        shape = " x ".join(map(str, found.shape)) or "no shape"
+        raise ImageError(
+            f"{type(source).__name__} of {found.dtype}, {shape}, is no picture; "
+            "pixels are uint8, [height, width, 3] in the order red, green, blue, or [height, width]"
+        )
+    if found.shape[0] * found.shape[1] > MAX_PIXELS or max(found.shape[:2]) > MAX_SIDE:
+        raise ImageError(
+            f"an image of {found.shape[1]} x {found.shape[0]} pixels; {MAX_PIXELS:,} are allowed"
+        )
+    return np.ascontiguousarray(found)
+
+
+def _settings(options: Mapping[str, Any], **more: Any) -> EdgeSettings:
+    """Return the settings that options make. Raises ConfigError for an unknown name or a wrong type."""
+    defaults = EdgeSettings()
+    for name, value in options.items():
+        if name not in EngineOptions.__annotations__:
+            known = ", ".join(EngineOptions.__annotations__)
+            raise ConfigError(f"unknown option {name!r}; known: {known}")
+        wanted = type(getattr(defaults, name))
+        is_right = isinstance(value, (int, float) if wanted is float else wanted)
+        if not is_right or (isinstance(value, bool) and wanted is not bool):
+            raise ConfigError(f"{name}={value!r}: {wanted.__name__} is wanted, not {type(value).__name__}")
+    return EdgeSettings(**options, **more)
