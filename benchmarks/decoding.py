@@ -20,11 +20,12 @@ from typing import Any
 from figures import Figure, report
 from tqdm import tqdm
 
-from vlm_spec_decode.bench.cells import BASELINE, Cell, load_hardware, load_link
+from vlm_spec_decode.bench.cells import BASELINE, Cell
 from vlm_spec_decode.bench.frames import uplink_per_round
 from vlm_spec_decode.bench.hf_baseline import compare_with_assisted
 from vlm_spec_decode.bench.overhead import overhead
 from vlm_spec_decode.bench.sweep import ALL, Results, geometric_mean
+from vlm_spec_decode.core.profiles import load_hardware, load_link
 
 WEAK, GOOD = "early47", "shipped"
 OTHERS = tuple(name for name in ALL if name != BASELINE and not name.startswith("hybrid"))

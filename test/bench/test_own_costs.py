@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from vlm_spec_decode.bench.cells import load_hardware, load_link
 from vlm_spec_decode.bench.frames import uplink_per_round
 from vlm_spec_decode.bench.hf_baseline import compare_with_assisted
 from vlm_spec_decode.bench.overhead import TOKENS, overhead
 from vlm_spec_decode.bench.papers import GO2, REPORTED, reckoned
-from vlm_spec_decode.core.profiles import LinkProfile
+from vlm_spec_decode.core.profiles import LinkProfile, load_hardware, load_link
 from vlm_spec_decode.transport.emulation import OVERHEAD_BYTES
 
 

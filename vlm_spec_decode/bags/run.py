@@ -17,8 +17,10 @@ from vlm_spec_decode.bags.parallel import Workers, check_folder, lines_of, repla
 from vlm_spec_decode.bags.replay import ReplayConfig
 from vlm_spec_decode.bags.report import write_report
 from vlm_spec_decode.bags.score import compared, summary
+from vlm_spec_decode.bags.settings import ReplaySettings
 from vlm_spec_decode.bags.source import bag_name, num_unread
 from vlm_spec_decode.bags.truncated_reader import open_bag
+from vlm_spec_decode.core.config import same_as
 from vlm_spec_decode.core.errors import BagError
 
 SCHEMA = "vsd.replay/1"
@@ -67,10 +69,10 @@ class RunConfig:
     """
 
     replay: ReplayConfig
-    out: Path = Path("out/replay")
+    out: Path = same_as(ReplaySettings, "out")
     workers: Workers = field(default_factory=Workers)
-    deadline_s: float = 3.0
-    price_per_gpu_s: float = 0.001
+    deadline_s: float = same_as(ReplaySettings, "deadline_s")
+    price_per_gpu_s: float = same_as(ReplaySettings, "price_per_gpu_s")
     compare: Path | None = None
 
 

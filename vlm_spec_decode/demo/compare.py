@@ -10,8 +10,9 @@ from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.demo.mission_log import MissionStep
 from vlm_spec_decode.edge.engine import Engine
-from vlm_spec_decode.edge.factory import EdgeSettings, bring_up
+from vlm_spec_decode.edge.factory import bring_up
 from vlm_spec_decode.edge.image_upload import for_uplink
+from vlm_spec_decode.edge.settings import EdgeSettings
 
 STRATEGY = "autoregressive"
 

@@ -12,12 +12,11 @@ from types import TracebackType
 from vlm_spec_decode.bags.recording import Recording
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudUnreachable, ProcessEnded, RobotUnreachable
-from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
+from vlm_spec_decode.core.profiles import load_link
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.demo.listener import Listener
 from vlm_spec_decode.demo.mission_log import MissionLog
 from vlm_spec_decode.demo.processes import ChildProcess, Processes
-from vlm_spec_decode.ros.params import load_yaml
 from vlm_spec_decode.sim.ground_truth import GroundTruth
 from vlm_spec_decode.sim.scene import Scene
 
@@ -43,7 +42,7 @@ class ProcessStackConfig:
     strategy: str
     rule: str
     objective: str
-    link: Path | None
+    link: str
     out: Path
 
 
@@ -54,7 +53,7 @@ class ProcessStack:
         self, config: ProcessStackConfig, clock: WallClock, rng: random.Random, say: Callable[[str], None]
     ) -> None:
         self.config = config
-        self.link = _link(config.link) if config.link else None
+        self.link = load_link(config.link) if config.link else None
         self.address = ""
         self.frames: Mapping[float, Image] = {}
         self._clock = clock
@@ -120,7 +119,7 @@ class ProcessStack:
                "rule": self.config.rule, "objective": self.config.objective,
                "seed": str(self.config.seed)}  # fmt: skip
         if self.config.link:
-            vlm["link_file"] = str(self.config.link.resolve())
+            vlm["link_file"] = self.config.link
         for name in NODES:
             values = vlm if name == "vlm" else robot
             parameters = [part for key, value in values.items() for part in ("-p", f"{key}:={value}")]
@@ -193,7 +192,3 @@ class ProcessStack:
         self._processes.stop(["sim", "cloud"])
         told = json.loads(self.config.truth.read_text(encoding="utf-8"))
         return GroundTruth.from_mapping(told)
-
-
-def _link(path: Path) -> LinkProfile:
-    return from_mapping(LinkProfile, {"name": path.stem} | dict(load_yaml(path)), str(path))

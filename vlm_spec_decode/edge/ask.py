@@ -12,9 +12,10 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError, UsageError
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Observation
-from vlm_spec_decode.edge.factory import EdgeSettings, bring_up, check_settings
+from vlm_spec_decode.edge.factory import bring_up, check_settings
 from vlm_spec_decode.edge.image_upload import load_image
 from vlm_spec_decode.edge.mission_loop import check_instruction
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.models.prompt import with_scene
 from vlm_spec_decode.transport.probe import wait_for_listener
 
@@ -32,7 +33,6 @@ class AskConfig:
     """The question, and the models or cloud that answer it.
 
     `scene_text` describes the view for the settings' language-only pair, else for the shipped one.
-    `patience_s` is how long to wait for a cloud whose address does not answer.
     """
 
     instruction: str
@@ -40,7 +40,6 @@ class AskConfig:
     scene_text: str = ""
     history: tuple[str, ...] = ()
     settings: EdgeSettings = field(default_factory=EdgeSettings)
-    patience_s: float = 2.0
 
 
 NOT_UNDERSTOOD = "i do not know what that means"
@@ -66,7 +65,7 @@ def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict
     image = load_image(config.image) if config.image else None
     check_settings(settings)
     if settings.cloud:
-        wait_for_listener(settings.cloud, config.patience_s, WallClock())
+        wait_for_listener(settings.cloud, settings.refused_s, WallClock())
     is_blind = image is None and not config.scene_text
     if is_blind and not (settings.draft or settings.target):
         raise UsageError(NOTHING_SEEN)

@@ -7,8 +7,7 @@ setting, is reported at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlm_spec_decode import __version__
@@ -16,50 +15,20 @@ from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import ModelCard
-from vlm_spec_decode.core.profiles import LinkProfile
 from vlm_spec_decode.core.types import OBJECTIVES, Language, SamplingParams
 from vlm_spec_decode.edge.client_protocol import ProtocolTiming
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.protocol.messages import Hello
-from vlm_spec_decode.strategies.registry import DEFAULT, strategy
+from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport.address import check_cloud
 from vlm_spec_decode.transport.dealer import DealerLink
 from vlm_spec_decode.transport.keys import EdgeKeys, edge_keys
 
 if TYPE_CHECKING:
     from vlm_spec_decode.models.model import VlmModel
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeSettings:
-    """All settings of an engine.
-
-    `cloud` empty puts the target (`target`, by default the shipped one) into this process. `keys` is the
-    folder of `vsd keys`; without it only a loopback cloud is reached, in plaintext. `connect_s` is for each
-    address of `cloud`. `link` emulates a network in front of the socket. `grammar` restricts answers to the
-    action language; both ends must agree.
-    """
-
-    cloud: str = ""
-    keys: Path | None = None
-    draft: str = ""
-    target: str = ""
-    strategy: str = DEFAULT
-    rule: str = "coupled"
-    temperature: float = 0.0
-    seed: int = 0
-    max_tokens: int = 96
-    draft_length: int = 6
-    objective: str = "latency"
-    timeout_s: float = 30.0
-    connect_s: float = 5.0
-    refused_s: float = 2.5
-    threads: int = 1
-    grammar: bool = True
-    link: LinkProfile | None = None
-    timing: ProtocolTiming = field(default_factory=ProtocolTiming)
 
 
 @dataclass(slots=True)
@@ -98,7 +67,7 @@ def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRunti
         strategy=settings.strategy,
         params=sampling_of(settings, draft),
         draft_length=settings.draft_length,
-        timeout_s=settings.timeout_s,
+        timeout_s=settings.answer_timeout_s,
         objective=settings.objective,
         uplink_bps=settings.link.up_mbps * 1e6 if settings.link else 1e9,
     )
@@ -112,9 +81,9 @@ def bring_up(settings: EdgeSettings, draft: VlmModel | None = None) -> EdgeRunti
             Engine(drafter, draft.codec, local, clock, config), local, draft, _named(target.card)
         )
     link = DealerLink(settings.cloud, keys, clock, settings.link, settings.seed)
-    verifier = RemoteVerifier(link, hello_of(draft.card, said_in), clock, settings.timing)
+    verifier = RemoteVerifier(link, hello_of(draft.card, said_in), clock, settings.timing or ProtocolTiming())
     try:
-        welcome = verifier.connect(settings.connect_s * len(link.addresses), settings.refused_s)
+        welcome = verifier.connect(settings.connect_timeout_s * len(link.addresses), settings.refused_s)
     except BaseException:
         verifier.disconnect()
         raise

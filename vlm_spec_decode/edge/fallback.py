@@ -10,7 +10,8 @@ import threading
 from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
-from vlm_spec_decode.edge.factory import EdgeSettings, load_draft, sampling_of
+from vlm_spec_decode.edge.factory import load_draft, sampling_of
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.model import VlmModel
@@ -37,6 +38,6 @@ class DraftModel:
         draft, settings, clock = self.load(), self._settings, WallClock()
         alone = constrained(draft, draft.codec, language(settings.grammar))
         config = EngineConfig(
-            strategy=STRATEGY, params=sampling_of(settings, draft), timeout_s=settings.timeout_s
+            strategy=STRATEGY, params=sampling_of(settings, draft), timeout_s=settings.answer_timeout_s
         )
         return Engine(None, draft.codec, LocalVerifier(alone, clock), clock, config)

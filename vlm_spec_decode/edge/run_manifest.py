@@ -6,12 +6,12 @@ neither strategy nor link nor timing changes them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 from vlm_spec_decode import __version__
-from vlm_spec_decode.edge.factory import EdgeRuntime, EdgeSettings
+from vlm_spec_decode.core.config import digest
+from vlm_spec_decode.edge.factory import EdgeRuntime
+from vlm_spec_decode.edge.settings import EdgeSettings
 
 SCHEMA = "vsd.run/1"
 DECISIVE = ("strategy", "rule", "objective", "temperature", "seed", "max_tokens", "draft_length", "grammar")
@@ -30,8 +30,3 @@ def run_facts(settings: EdgeSettings, runtime: EdgeRuntime) -> dict[str, Any]:
         "target": {"model_id": target_id, "revision": target_revision},
         "draft": {"model_id": draft.model_id, "revision": draft.revision},
     }
-
-
-def digest(settings: dict[str, Any]) -> str:
-    """Return a short hash of plain settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

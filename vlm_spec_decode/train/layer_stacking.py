@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import cycle
-from typing import TypeAlias
 
 import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-Growth: TypeAlias = tuple[tuple[float, int], ...]
-"""Shares of a training's steps, and how many layers are trained from there on; in rising order, from 0."""
+from vlm_spec_decode.train.config import Growth
 
 
 def layers_at(growth: Growth, step: int, steps: int) -> int | None:

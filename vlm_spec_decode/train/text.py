@@ -41,7 +41,7 @@ from vlm_spec_decode.train.checkpoint import (
     load_finished,
     save_checkpoint,
 )
-from vlm_spec_decode.train.config import HELD_OUT_SEED, TextConfig
+from vlm_spec_decode.train.config import TextConfig, held_out_seed
 from vlm_spec_decode.train.dialogues import Dialogue
 from vlm_spec_decode.train.hardware import Hardware, Precision, choose, pick_device
 from vlm_spec_decode.train.loop import tokenizer
@@ -225,9 +225,10 @@ NEAR_DEG, NEAR_M = 10.0, 0.2
 
 
 def run_text_evaluate(
-    target: Path, draft: Path, count: int, *, first_seed: int = HELD_OUT_SEED, threads: int = 1
+    target: Path, draft: Path, count: int, *, first_seed: int | None = None, threads: int = 1
 ) -> dict[str, Any]:
     """Return the figures of `count` held-out dialogues."""
+    first_seed = held_out_seed() if first_seed is None else first_seed
     pair = Pair.of(load_model(target, threads=threads), load_model(draft, threads=threads))
     asked = [held_out_dialogue(seed) for seed in range(first_seed, first_seed + count)]
     said = [

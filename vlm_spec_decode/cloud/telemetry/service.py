@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from vlm_spec_decode import __version__
-from vlm_spec_decode.cloud.config import CloudConfig
+from vlm_spec_decode.cloud.config import HTTP_OFF, CloudConfig
 from vlm_spec_decode.cloud.telemetry import health
 from vlm_spec_decode.cloud.telemetry.logs import set_up_logging, take_down_logging
 from vlm_spec_decode.cloud.telemetry.message_observer import MessageObserver, ObservedLink
@@ -38,7 +38,7 @@ class ServiceTelemetry:
         """Log and answer over HTTP for the block; gives the URL, "" if HTTP is off. Raises CloudError."""
         handler = set_up_logging(self._config.log_format, self._config.log_level)
         try:
-            if self._config.http == health.OFF:
+            if self._config.http == HTTP_OFF:
                 yield ""
                 return
             registry = self.metrics.registry

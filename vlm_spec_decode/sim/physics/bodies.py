@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from vlm_spec_decode.core import profiles
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.sim.physics.physical_world import PhysicalWorld
 from vlm_spec_decode.sim.scene import Scene
 from vlm_spec_decode.sim.world import World
 
-BODIES: dict[str, type[World]] = {"kinematic": World, "physical": PhysicalWorld}
+BODIES: dict[str, type[World]] = dict(zip(profiles.BODIES, (World, PhysicalWorld), strict=True))
 
 
 def check_body(body: str) -> None:
