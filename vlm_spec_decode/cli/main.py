@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import click
 from vlm_spec_decode import __version__
 from vlm_spec_decode.core import environment, internal_error
 from vlm_spec_decode.core.errors import ActionParseError, InternalError, VsdError
-from vlm_spec_decode.core.options import FILE, FOLDER, as_json, finish, option, options
+from vlm_spec_decode.core.options import FILE, FOLDER, as_json, finish, option, options, table
 from vlm_spec_decode.edge.settings import EdgeSettings
 
 INTERRUPTED = 130
@@ -147,6 +147,36 @@ def ask(
     if error:
         click.echo(f"vsd: ActionParseError: {error}", err=True)
     return code if error else 0
+
+
+@vsd.command(hidden=True)
+@click.pass_context
+def options_page(ctx: click.Context) -> None:
+    """Print docs/options.md: every option of every command."""
+    lines = [
+        "# Options of the commands",
+        "",
+        "Written by `vsd options-page` from the settings themselves. `--json`, which most commands take,",
+        "makes the last line one JSON document.",
+        "",
+        "The keys of the file of `vsd cloud --config` are its options with _ for -, and `grammar: false` for",
+        "`--no-grammar`. `vsd cloud --check-config` shows what holds, and its digest.",
+    ]
+    for name, command in _leaves(vsd, "vsd", ctx):
+        lines += table(command, name)
+    click.echo("\n".join(lines))
+
+
+def _leaves(group: click.Group, name: str, ctx: click.Context) -> Iterator[tuple[str, click.Command]]:
+    """Yield the commands that people see, with their full names."""
+    for each in group.list_commands(ctx):
+        command = group.get_command(ctx, each)
+        if command is None or command.hidden:
+            continue
+        if not isinstance(command, click.Group) or command.invoke_without_command:
+            yield f"{name} {each}", command
+        if isinstance(command, click.Group):
+            yield from _leaves(command, f"{name} {each}", ctx)
 
 
 if __name__ == "__main__":

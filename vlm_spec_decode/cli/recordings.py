@@ -63,7 +63,7 @@ def run(config: RecordConfig, note: Note, should_stop: Callable[[], bool]) -> Re
 
 @click.command()
 @click.argument("out", type=FOLDER)
-@option(RecordConfig, "topics", "--topic", multiple=True, default=(), show_default="ours")
+@option(RecordConfig, "topics", "--topic", default=(), show_default="ours")
 @click.option("--all", "everything", is_flag=True, help="Every topic whose messages are installed.")
 @options(RecordConfig, "storage")
 @option(RecordConfig, "duration_s", "--duration")

@@ -28,7 +28,7 @@ def demo(as_json: bool, **given: Any) -> int:
 
 @click.command()
 @options(SimConfig, "scene_seed", "scene", "seed", "interface", "domain", "body", "start")
-@option(SimConfig, "faults", "--fault", multiple=True)
+@option(SimConfig, "faults", "--fault")
 @options(SimConfig, "firmware", "view")
 @option(SimConfig, "truth", "--ground-truth")
 @option(SimConfig, "linger_s", "--linger")

@@ -72,6 +72,8 @@ class Setting:
     @property
     def kind(self) -> type[Any]:
         """Return the type of its values: that of the default, or, where that is None, what else it may be."""
+        if isinstance(self.default, Path):
+            return Path
         return self.type_of_none if self.default is None else type(self.default)
 
     @property
@@ -266,7 +268,7 @@ def _from_text(kind: type[Any], value: Any) -> Any:
     """Convert what YAML has no type for: a path, whose `~` is somebody's home."""
     if kind is Path and isinstance(value, str):
         return Path(value).expanduser()
-    raise NotImplementedError(f"settings of type {kind} cannot be read from a file")
+    raise ValueError(f"Expected {'a path' if kind is Path else kind.__name__}, got `{type(value).__name__}`")
 
 
 def read_config(kind: type[T], path: Path, error: type[VsdError] = ConfigError) -> T:

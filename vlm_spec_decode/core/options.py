@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,7 +50,9 @@ def names(kind: type[Any], name: str) -> RegistryName:
 
 
 def click_type(setting: Setting) -> click.ParamType[Any]:
-    """Return the type of a setting's option."""
+    """Return the type of a setting's option, of each value where it takes several."""
+    if setting.kind is tuple:
+        return click_type(replace(setting, default=setting.default[0] if setting.default else ""))
     if callable(setting.one_of) or (setting.one_of and not isinstance(setting.one_of, tuple | list)):
         return RegistryName(setting)
     if setting.one_of:
@@ -69,7 +72,8 @@ def setting_option(setting: Setting, flag: str = "", **changes: Any) -> Callable
     """Return the option of a setting as a decorator.
 
     `flag` is its name on the command line if that is another than the setting's; `changes` are arguments of
-    `click.option`. A yes or no that is on by default becomes `--no-NAME`.
+    `click.option`. A yes or no that is on by default becomes `--no-NAME`; an option of several values may be
+    repeated, unless its type takes a list.
     """
     flag = flag or f"--{setting.name.replace('_', '-')}"
     usual: dict[str, Any] = {"default": setting.default, "help": setting.description}
@@ -82,9 +86,10 @@ def setting_option(setting: Setting, flag: str = "", **changes: Any) -> Callable
                 "help": f"Do not {setting.description[0].lower()}{setting.description[1:]}",
             }
     else:
-        is_list = isinstance(changes.get("type"), RegistryName) and isinstance(setting.default, tuple)
+        is_list = isinstance(changes.get("type"), RegistryName)
         shown = ",".join(setting.default) if is_list else setting.default not in (None, "", ())
         usual |= {"type": click_type(setting), "show_default": shown or False}
+        usual["multiple"] = setting.kind is tuple and not is_list
     return click.option(flag, setting.name, **{**usual, **changes})
 
 
@@ -108,6 +113,43 @@ def options(kind: type[Any], *chosen: str, **types: Any) -> Callable[[Function],
 def option(kind: type[Any], name: str, flag: str = "", **changes: Any) -> Callable[[Function], Function]:
     """Return the option of one setting of a dataclass; see `setting_option`."""
     return setting_option(settings_of(kind)[name], flag, **changes)
+
+
+def table(command: click.Command, title: str) -> list[str]:
+    """Return the options of a command as a section of a page in Markdown."""
+    context = click.Context(command, info_name=title)
+    rows = [row for each in command.params if (row := _row(each, context))]
+    text = (command.help or "").strip().partition("\n\n")[0].replace("\n", " ")
+    head = ["| option | default | values | meaning |", "| --- | --- | --- | --- |"] if rows else []
+    return ["", f"## {title}", "", " ".join(text.split()), "", *head, *rows]
+
+
+def _row(parameter: click.Parameter, context: click.Context) -> str:
+    """Return one row of a table; "" for an argument and for what is the same everywhere."""
+    if not isinstance(parameter, click.Option) or parameter.name in ("as_json", "help"):
+        return ""
+    names = " ".join(f"`{name}`" for name in parameter.opts)
+    default = "" if parameter.is_flag else _shown(parameter)
+    values = "" if parameter.is_flag else _values(parameter, context)
+    return f"| {names} | {f'`{default}`' if default else ''} | {values} | {parameter.help or ''} |"
+
+
+def _shown(parameter: click.Option) -> str:
+    """Return an option's default as help shows it, "" if there is none."""
+    if isinstance(parameter.show_default, str):
+        return parameter.show_default
+    default = parameter.default
+    if isinstance(default, tuple | list):
+        return ",".join(map(str, default))
+    return str(default) if isinstance(default, str | int | float | Path) else ""
+
+
+def _values(parameter: click.Option, context: click.Context) -> str:
+    """Return what an option takes in words: a range, names, or a type."""
+    if isinstance(parameter.type, click.IntRange | click.FloatRange):
+        low, high = parameter.type.min, parameter.type.max
+        return f"from {low:g}" if high is None else f"{low or 0:.12g} to {high:.12g}"
+    return parameter.make_metavar(ctx=context).replace("|", ", ").translate(str.maketrans("", "", "[]"))
 
 
 def finish(as_json: bool, document: Mapping[str, Any], text: str = "") -> None:

@@ -133,7 +133,8 @@ def exits(as_json: bool, **options: Any) -> None:
 
 
 @train.command()
-@options(EvaluateConfig, "target", "draft", target=FOLDER, draft=FOLDER)
+@option(EvaluateConfig, "target", type=FOLDER, show_default="the shipped one")
+@option(EvaluateConfig, "draft", type=FOLDER, show_default="the shipped one")
 @options(EvaluateConfig, "episodes", "declined", "frames", "out", "threads", out=FOLDER)
 @click.option("--first-seed", type=click.IntRange(0), default=None, help="Default: the first held-out seed.")
 @as_json

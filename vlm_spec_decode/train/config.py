@@ -129,8 +129,8 @@ class EvaluateConfig:
     """Held-out seeds: `episodes` closed-loop missions of all kinds, `declined` ones that must be refused, and
     `frames` open-loop answers."""
 
-    target: Path = setting(ASSETS / "target", "Folder of the target; default: the shipped one.")
-    draft: Path | None = setting(ASSETS / "draft", "Folder of the draft; default: the shipped one.")
+    target: Path = setting(ASSETS / "target", "Folder of the target.")
+    draft: Path | None = setting(ASSETS / "draft", "Folder of the draft.")
     episodes: int = setting(100, "Missions of all kinds.", 0)
     frames: int = setting(100, "Open-loop answers.", 0)
     declined: int = setting(40, "Missions that must be refused.", 0)
