@@ -12,50 +12,52 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import click
 
 from vlm_spec_decode import __version__
 from vlm_spec_decode.core import environment, internal_error
-from vlm_spec_decode.core.errors import ActionParseError, InternalError, VsdError
-from vlm_spec_decode.core.options import FILE, FOLDER, as_json, finish, option, options, table
-from vlm_spec_decode.edge.settings import EdgeSettings
+from vlm_spec_decode.core.errors import InternalError, VsdError
 
 INTERRUPTED = 130
-ELSEWHERE = {
-    "bench": ("vlm_spec_decode.bench.cli", "bench"),
-    "cloud": ("vlm_spec_decode.cli.service", "cloud"),
-    "demo": ("vlm_spec_decode.cli.simulation", "demo"),
-    "doctor": ("vlm_spec_decode.cli.doctor", "doctor"),
-    "keys": ("vlm_spec_decode.cli.service", "keys"),
-    "load": ("vlm_spec_decode.cli.service", "load"),
-    "record": ("vlm_spec_decode.cli.recordings", "record"),
-    "replay": ("vlm_spec_decode.cli.recordings", "replay"),
-    "say": ("vlm_spec_decode.cli.console", "say"),
-    "sim": ("vlm_spec_decode.cli.simulation", "sim"),
-    "stop": ("vlm_spec_decode.cli.console", "stop"),
-    "top": ("vlm_spec_decode.cli.console", "top"),
-    "train": ("vlm_spec_decode.train.cli", "train"),
+COMMANDS = {
+    "ask": ("cli.service", "Ask once, without robot or ROS."),
+    "bench": ("bench.cli", "Compare strategies over profiles, links and pairs."),
+    "cloud": ("cli.service", "Serve the target model to robots until interrupted."),
+    "demo": ("cli.simulation", "Run the main job: simulator, cloud and ROS nodes."),
+    "doctor": ("cli.doctor", "Check that this computer has what the other commands need."),
+    "keys": ("cli.service", "Make CURVE keys for a cloud and its robots."),
+    "load": ("cli.service", "Put synthetic robots on a cloud of this machine."),
+    "record": ("cli.recordings", "Record the topics of running nodes into a bag."),
+    "replay": ("cli.recordings", "Ask again about the frames of recorded walks."),
+    "say": ("cli.console", "Give the running nodes an instruction."),
+    "sim": ("cli.simulation", "Simulate a Go2 that speaks the robot's own DDS API."),
+    "stop": ("cli.console", "Stop the robot at once and keep it stopped (e-stop)."),
+    "top": ("cli.console", "Show mission, link, decoding and robot of the running nodes."),
+    "train": ("train.cli", "Make the shipped models."),
 }
-"""Commands that live beside their implementation: name to module and attribute."""
+"""The commands: the module of each, where it has the name of the command, and what the list of them says."""
 
 
 class Commands(click.Group):
-    """The commands below, and those of `ELSEWHERE`, which are imported when they are named."""
+    """The commands of `COMMANDS`, each imported when it is named; the list of them imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return all names, sorted."""
-        return sorted({*super().list_commands(ctx), *ELSEWHERE})
+        return sorted({*super().list_commands(ctx), *COMMANDS})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command, importing its module if need be."""
-        if cmd_name not in ELSEWHERE:
+        if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
-        module, attribute = ELSEWHERE[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        module = importlib.import_module(f"vlm_spec_decode.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the list of commands into the help."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, said) for name, (_, said) in sorted(COMMANDS.items())])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,49 +112,12 @@ def vsd() -> None:
     """Plain language moves a Unitree Go2: a draft VLM on the robot, a cloud VLM that verifies it."""
 
 
-@vsd.command()
-@click.option("--instruction", required=True, help="What to do.")
-@click.option("--image", type=FILE, default=None, help="What the robot sees; none: a language-only pair.")
-@click.option("--scene-text", default="", help="What there is to see, told to a language-only pair.")
-@click.option("--history", multiple=True, help="An action already carried out; may be repeated.")
-@options(EdgeSettings, "cloud", "draft", "target", "keys", "strategy", "rule", "objective", keys=FOLDER)
-@options(EdgeSettings, "temperature", "seed", "max_tokens", "draft_length", "threads", "grammar")
-@option(EdgeSettings, "refused_s", "--patience")
-@as_json
-def ask(
-    as_json: bool,
-    instruction: str,
-    image: Path | None,
-    scene_text: str,
-    history: tuple[str, ...],
-    **given: Any,
-) -> int:
-    """Ask once, without robot or ROS; an answer without any action ends with code 1."""
-    from vlm_spec_decode.edge.ask import AskConfig, run, trouble
-
-    config = AskConfig(
-        instruction=instruction,
-        image=image,
-        scene_text=scene_text,
-        history=history,
-        settings=EdgeSettings(**given),
-    )
-    found = run(config, None if as_json else lambda piece: click.echo(piece, nl=False))
-    drafted = f"{found['accepted']} of {found['drafted']} drafted tokens accepted"
-    text = f"\n{len(found['token_ids'])} tokens, {found['target_passes']} target passes, {drafted}"
-    error, code = trouble(found), ActionParseError.exit_code
-    if error:
-        found |= {"error": "ActionParseError", "message": error, "exit_code": code}
-    finish(as_json, found, text)
-    if error:
-        click.echo(f"vsd: ActionParseError: {error}", err=True)
-    return code if error else 0
-
-
 @vsd.command(hidden=True)
 @click.pass_context
 def options_page(ctx: click.Context) -> None:
     """Print docs/options.md: every option of every command."""
+    from vlm_spec_decode.core.options import table
+
     lines = [
         "# Options of the commands",
         "",

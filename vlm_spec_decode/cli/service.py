@@ -1,4 +1,4 @@
-"""The commands of the service: `vsd cloud`, `vsd load`, `vsd keys`. Options in, one call, lines out."""
+"""The service and who asks it: `vsd cloud`, `ask`, `load` and `keys`. Options in, one call, lines out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,48 @@ from click.core import ParameterSource
 from vlm_spec_decode.bench.settings import LoadConfig, RobotBehaviour
 from vlm_spec_decode.cloud.config import CloudConfig
 from vlm_spec_decode.core.config import digest, effective
+from vlm_spec_decode.core.errors import ActionParseError
 from vlm_spec_decode.core.options import FILE, FOLDER, as_json, finish, option, options
+from vlm_spec_decode.edge.settings import EdgeSettings
+
+
+@click.command()
+@click.option("--instruction", required=True, help="What to do.")
+@click.option("--image", type=FILE, default=None, help="What the robot sees; none: a language-only pair.")
+@click.option("--scene-text", default="", help="What there is to see, told to a language-only pair.")
+@click.option("--history", multiple=True, help="An action already carried out; may be repeated.")
+@options(EdgeSettings, "cloud", "draft", "target", "keys", "strategy", "rule", "objective", keys=FOLDER)
+@options(EdgeSettings, "temperature", "seed", "max_tokens", "draft_length", "threads", "grammar")
+@option(EdgeSettings, "refused_s", "--patience")
+@as_json
+def ask(
+    as_json: bool,
+    instruction: str,
+    image: Path | None,
+    scene_text: str,
+    history: tuple[str, ...],
+    **given: Any,
+) -> int:
+    """Ask once, without robot or ROS; an answer without any action ends with code 1."""
+    from vlm_spec_decode.edge.ask import AskConfig, run, trouble
+
+    config = AskConfig(
+        instruction=instruction,
+        image=image,
+        scene_text=scene_text,
+        history=history,
+        settings=EdgeSettings(**given),
+    )
+    found = run(config, None if as_json else lambda piece: click.echo(piece, nl=False))
+    drafted = f"{found['accepted']} of {found['drafted']} drafted tokens accepted"
+    text = f"\n{len(found['token_ids'])} tokens, {found['target_passes']} target passes, {drafted}"
+    error, code = trouble(found), ActionParseError.exit_code
+    if error:
+        found |= {"error": "ActionParseError", "message": error, "exit_code": code}
+    finish(as_json, found, text)
+    if error:
+        click.echo(f"vsd: ActionParseError: {error}", err=True)
+    return code if error else 0
 
 
 @click.command()
