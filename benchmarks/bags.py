@@ -30,13 +30,15 @@ from figures import Figure
 from ledger import Ledger, measure
 from tqdm import tqdm
 
-from vlm_spec_decode.bags.cli import GO2_A100, SAMPLE, WIFI
 from vlm_spec_decode.bags.questions import AskPlan
 from vlm_spec_decode.bags.replay import Cell, ReplayConfig, Replayer
+from vlm_spec_decode.bags.settings import SAMPLE
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import BagError
+from vlm_spec_decode.core.profiles import load_hardware, load_link
 from vlm_spec_decode.demo.process_stack import Processes
 
+WIFI, GO2_A100 = load_link("wifi"), load_hardware("go2_a100")
 CELLS = (Cell("speculative", WIFI, GO2_A100),)
 VSD = ["-m", "vlm_spec_decode.cli"]
 ROS_DOMAIN = 68

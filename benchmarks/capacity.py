@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 from lib.capacity import AnswerShape, Demand, most_robots, serve
 
-from vlm_spec_decode.bench.cells import load_link
-from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
+from vlm_spec_decode.core.config import from_mapping
+from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, load_link
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "docs" / "results" / "capacity.json"

@@ -23,8 +23,10 @@ from lib.hf_baseline import compare_with_assisted
 from lib.overhead import overhead
 from tqdm import tqdm
 
-from vlm_spec_decode.bench.cells import BASELINE, Cell, load_hardware, load_link
-from vlm_spec_decode.bench.sweep import ALL, Results, geometric_mean
+from vlm_spec_decode.bench.cells import BASELINE, Cell
+from vlm_spec_decode.bench.sweep import Results, geometric_mean
+from vlm_spec_decode.core.profiles import load_hardware, load_link
+from vlm_spec_decode.train.instructions import ALL
 
 WEAK, GOOD = "early47", "shipped"
 OTHERS = tuple(name for name in ALL if name != BASELINE and not name.startswith("hybrid"))

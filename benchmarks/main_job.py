@@ -28,12 +28,13 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.demo.process_stack import Processes
 from vlm_spec_decode.edge.engine import Engine
-from vlm_spec_decode.edge.factory import EdgeSettings, bring_up
+from vlm_spec_decode.edge.factory import bring_up
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.robot.go2.config import Go2Config
 from vlm_spec_decode.robot.go2.driver import Go2Driver
 from vlm_spec_decode.sim.scene import Pose2D, Scene, dump_scene
-from vlm_spec_decode.train.config import HELD_OUT_SEED, EvaluateConfig
+from vlm_spec_decode.train.config import EvaluateConfig, held_out_seed
 from vlm_spec_decode.train.episodes import go_to_task, run_missions
 from vlm_spec_decode.train.evaluate import Pair, acceptance, accepted_lengths, questions
 from vlm_spec_decode.train.evaluate import decode as decode_alone
@@ -52,7 +53,7 @@ def models(episodes: int, frames: int, out: Path) -> list[Figure]:
     said = [(o, decode_alone(pair, o, pair.params()).tokens) for o in asked]
     accepted = acceptance(pair, said)["all"]
     length = f"{accepted_lengths(pair, asked)[8]:.1f} of 8 drafted tokens kept, {frames} held-out frames"
-    seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + episodes)
+    seeds = range(held_out_seed(), held_out_seed() + episodes)
     found = run_missions(target, seeds, go_to_task, pictures=out)
     touched = sum(e.collisions > 0 for e in found)
     success = sum(e.success for e in found) / episodes

@@ -16,8 +16,9 @@ from typing import Any
 from lib.papers import REPORTED, PaperFigure, PaperSetting, reckoned
 from tqdm import tqdm
 
-from vlm_spec_decode.bench.cells import Cell, load_hardware, load_link
+from vlm_spec_decode.bench.cells import Cell
 from vlm_spec_decode.bench.sweep import Results, origin
+from vlm_spec_decode.core.profiles import load_hardware, load_link
 
 
 def cell(at: PaperSetting, strategy: str) -> Cell:

@@ -28,7 +28,8 @@ EXPIRY_S = 1.0
 
 LOAD = """
 from vlm_spec_decode.core.types import Observation
-from vlm_spec_decode.edge.factory import EdgeSettings, bring_up
+from vlm_spec_decode.edge.factory import bring_up
+from vlm_spec_decode.edge.settings import EdgeSettings
 engine = bring_up(EdgeSettings()).engine
 while True:
     for _ in engine.answer(Observation(None, "walk to the red box")):

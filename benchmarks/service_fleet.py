@@ -14,10 +14,10 @@ from lib.robots import RobotAnswer, VirtualRobot
 
 from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.actions.parser import ActionParser
-from vlm_spec_decode.bench.cells import load_hardware, load_link
 from vlm_spec_decode.cloud.config import ServerLimits
 from vlm_spec_decode.core.errors import ActionParseError
 from vlm_spec_decode.core.ports import Model, ScoreRequest
+from vlm_spec_decode.core.profiles import load_hardware, load_link
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sampling import pick
 from vlm_spec_decode.edge.client_protocol import ProtocolTiming

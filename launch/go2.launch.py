@@ -10,27 +10,18 @@ from launch.actions import OpaqueFunction
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.ros.launch import Values, declare, node, recorder, view
-from vlm_spec_decode.ros.launch_arguments import DECODING, MISSION, PROCESSES, Argument
+from vlm_spec_decode.ros.launch_arguments import DECODING, MISSION, PROCESSES, parameter
 
 ARGUMENTS = (
-    Argument("interface", None, "Network interface towards the robot, such as eth0."),
-    Argument("cloud", None, "Address of the verifier, such as tcp://10.0.0.2:5557."),
-    Argument("keys", None, "Folder of CURVE keys: this robot's pair, the cloud's public key (`vsd keys`)."),
-    Argument("domain", "0", "DDS domain of the robot."),
-    Argument(
-        "driver",
-        "sdk",
-        "sdk or ros2: a Go2; cmd_vel: any robot that takes velocities and says its odometry.",
-        ("sdk", "ros2", "cmd_vel"),
-    ),
+    parameter("interface", default=None),
+    parameter("cloud", default=None),
+    parameter("keys", default=None),
+    parameter("domain", default="0"),
+    parameter("driver"),
     *DECODING,
     *MISSION,
-    Argument(
-        "source",
-        "robot",
-        "robot, multicast, image:TOPIC, compressed:TOPIC, file:VIDEO or bag:FOLDER.",
-    ),
-    Argument("calibration", "", "Calibration YAML of the camera; empty: a pinhole of 100 deg."),
+    parameter("source"),
+    parameter("calibration_file", "calibration"),
     *PROCESSES,
 )
 CONFIG = "go2.yaml"

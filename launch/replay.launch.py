@@ -9,7 +9,15 @@ from launch.actions import OpaqueFunction
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vlm_spec_decode.ros.launch import Values, declare, node, option, view, vsd
-from vlm_spec_decode.ros.launch_arguments import CLOUD_PORT, DECODING, NAMESPACE, RVIZ, TARGET, Argument
+from vlm_spec_decode.ros.launch_arguments import (
+    CLOUD_PORT,
+    DECODING,
+    NAMESPACE,
+    RVIZ,
+    TARGET,
+    Argument,
+    parameter,
+)
 
 ARGUMENTS = (
     Argument("bag", "", "Bag to replay; empty: the one that ships with the package."),
@@ -18,8 +26,8 @@ ARGUMENTS = (
     Argument("image_topic", "", "Camera topic of the bag; empty: found by type."),
     Argument("out", "out/live", "Folder of the bag that holds what the nodes say."),
     *DECODING,
-    Argument("temperature", "0.0", "0 is greedy."),
-    Argument("seed", "0", "Keys the noise of sampling."),
+    parameter("temperature"),
+    parameter("seed"),
     TARGET,
     CLOUD_PORT,
     NAMESPACE,

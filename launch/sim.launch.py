@@ -7,18 +7,27 @@ from launch.actions import OpaqueFunction
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vlm_spec_decode.ros.launch import Values, declare, node, option, recorder, view, vsd
-from vlm_spec_decode.ros.launch_arguments import CLOUD_PORT, DECODING, MISSION, PROCESSES, TARGET, Argument
+from vlm_spec_decode.ros.launch_arguments import (
+    BODY,
+    CLOUD_PORT,
+    DECODING,
+    MISSION,
+    PROCESSES,
+    TARGET,
+    Argument,
+    parameter,
+)
 
 ARGUMENTS = (
     Argument("scene_seed", "0", "Seed of the random room."),
     Argument("scene", "", "YAML file of a room; empty: a random one from scene_seed."),
-    Argument("body", "kinematic", "Body of the simulated robot.", ("kinematic", "physical")),
+    BODY,
     *DECODING,
     *MISSION,
     TARGET,
-    Argument("keys", "", "Folder of CURVE keys, made with `vsd keys`; empty: plaintext on loopback."),
+    parameter("keys"),
     CLOUD_PORT,
-    Argument("dds_domain", "1", "DDS domain of the simulated robot (not the ROS domain)."),
+    parameter("domain", "dds_domain"),
     *PROCESSES,
 )
 CONFIG = "sim.yaml"

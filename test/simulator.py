@@ -17,7 +17,8 @@ _PROGRAM = """
 import json, os, sys
 from pathlib import Path
 from vlm_spec_decode.core.errors import VsdError
-from vlm_spec_decode.sim.app import SimConfig, run, stop_signals
+from vlm_spec_decode.sim.app import run, stop_signals
+from vlm_spec_decode.sim.settings import SimConfig
 settings = json.loads(sys.argv[1])
 settings["faults"] = tuple(settings.get("faults", ()))
 for key in ("scene", "view", "truth"):

@@ -102,7 +102,7 @@ def test_what_needs_no_model_is_told_before_one_is_loaded(arguments):
 
 def test_the_defaults_of_the_commands_are_those_of_the_registry():
     from vlm_spec_decode.bags.cli import replay
-    from vlm_spec_decode.cli.main import ask
+    from vlm_spec_decode.cli.service import ask
     from vlm_spec_decode.strategies.registry import DEFAULT
 
     assert {p.name: p.default for p in replay.params}["strategies"] == (DEFAULT,)

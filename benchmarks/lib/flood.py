@@ -14,8 +14,9 @@ from typing import Any
 
 import zmq
 
-from vlm_spec_decode.bench.load import LoadConfig, load
-from vlm_spec_decode.bench.load_robots import LoadFleet, RobotBehaviour
+from vlm_spec_decode.bench.load import load
+from vlm_spec_decode.bench.load_robots import LoadFleet
+from vlm_spec_decode.bench.settings import LoadConfig, RobotBehaviour
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudTimeout
 from vlm_spec_decode.protocol import codec

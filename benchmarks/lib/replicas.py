@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlm_spec_decode.bench.load import LoadConfig, load
-from vlm_spec_decode.bench.load_robots import LoadFleet, RobotBehaviour
+from vlm_spec_decode.bench.load import load
+from vlm_spec_decode.bench.load_robots import LoadFleet
+from vlm_spec_decode.bench.settings import LoadConfig, RobotBehaviour
 from vlm_spec_decode.cloud.replicas.pool import MakeServer, ReplicaPool, load_ray, room
 from vlm_spec_decode.cloud.replicas.server import ReplicatedServer
 from vlm_spec_decode.core.clock import WallClock

@@ -13,16 +13,19 @@ import yaml
 
 from test.bags.walks import Walk, plain_walk
 from vlm_spec_decode.bags import run as bags_run
-from vlm_spec_decode.bags.cli import GO2_A100, SAMPLE, WIFI
 from vlm_spec_decode.bags.questions import AskPlan
 from vlm_spec_decode.bags.replay import Cell, ReplayChoice, ReplayConfig, Replayer
 from vlm_spec_decode.bags.run import RunConfig, Workers, load, run
+from vlm_spec_decode.bags.settings import SAMPLE, ReplaySettings
 from vlm_spec_decode.cli.main import main
+from vlm_spec_decode.core.config import from_mapping
 from vlm_spec_decode.core.errors import BagError, ConfigError
-from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
+from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, load_hardware, load_link
 from vlm_spec_decode.edge.factory import load_pair
 
 pytestmark = pytest.mark.timeout(180)
+
+WIFI, GO2_A100 = load_link("wifi"), load_hardware("go2_a100")
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +192,11 @@ def test_the_command_ends_with_json_and_names_what_is_wrong(walk, tmp_path, caps
 
 def test_the_default_profiles_are_the_ones_in_config(request):
     root = request.config.rootpath / "config"
-    shipped = ((LinkProfile, WIFI, "links/wifi"), (HardwareProfile, GO2_A100, "profiles/go2_a100"))
+    defaults = ReplaySettings()
+    shipped = (
+        (LinkProfile, load_link(*defaults.links), "links/wifi"),
+        (HardwareProfile, load_hardware(*defaults.profiles), "profiles/go2_a100"),
+    )
     for kind, made, path in shipped:
         written = yaml.safe_load((root / f"{path}.yaml").read_text()) | {"source": made.source}
         assert from_mapping(kind, written) == made

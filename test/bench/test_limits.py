@@ -10,7 +10,8 @@ import yaml
 
 from vlm_spec_decode.bench.run import Outcome, RunSetup, decode
 from vlm_spec_decode.bench.synthetic import PairSpec, pair
-from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
+from vlm_spec_decode.core.config import from_mapping
+from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import Observation, SamplingParams
 from vlm_spec_decode.strategies import speculative
 

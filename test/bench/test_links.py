@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vlm_spec_decode.bench.cells import config_folder, load_hardware, load_link
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.profiles import config_folder, load_hardware, load_link
 
 LINKS = sorted(p.stem for p in config_folder("links").rglob("*.yaml"))
 PROFILES = sorted(p.stem for p in config_folder("profiles").rglob("*.yaml"))

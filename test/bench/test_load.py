@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import pytest
 
 from test.tables import POOR_DRAFT, STOP, TARGET, LetterCodec, TableModel
-from vlm_spec_decode.bench.load import DraftIdentity, LoadConfig, load, told
-from vlm_spec_decode.bench.load_robots import LoadFleet, Question, RobotBehaviour
+from vlm_spec_decode.bench.load import DraftIdentity, load, told
+from vlm_spec_decode.bench.load_robots import LoadFleet, Question
+from vlm_spec_decode.bench.settings import LoadConfig, RobotBehaviour
 from vlm_spec_decode.cloud.config import ServerLimits
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer

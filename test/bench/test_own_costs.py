@@ -8,8 +8,7 @@ from benchmarks.lib.frames import uplink_per_round
 from benchmarks.lib.hf_baseline import compare_with_assisted
 from benchmarks.lib.overhead import TOKENS, overhead
 from benchmarks.lib.papers import GO2, REPORTED, reckoned
-from vlm_spec_decode.bench.cells import load_hardware, load_link
-from vlm_spec_decode.core.profiles import LinkProfile
+from vlm_spec_decode.core.profiles import LinkProfile, load_hardware, load_link
 from vlm_spec_decode.transport.emulation import OVERHEAD_BYTES
 
 

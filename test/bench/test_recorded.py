@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlm_spec_decode.bench.cells import load_hardware, load_link
 from vlm_spec_decode.bench.pairs import TOLD, PairLibrary, recorded_prompts, worth_of
 from vlm_spec_decode.bench.recorded import RecordedModel
 from vlm_spec_decode.bench.run import RunSetup, decode
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.profiles import load_hardware, load_link
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.strategies.registry import STRATEGIES

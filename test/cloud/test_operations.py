@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from test.tables import POOR_DRAFT, STOP, TARGET, TableModel
-from vlm_spec_decode.cloud.config import CloudConfig
+from vlm_spec_decode.cloud.config import HTTP_AUTO, CloudConfig
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.cloud.telemetry import health, logs
@@ -241,7 +241,7 @@ def test_figures_stay_on_this_machine_and_a_port_that_was_asked_for_is_had_or_na
         monkeypatch.setattr(health, "PLACE", taken)
         with pytest.raises(CloudError, match="cannot listen"):
             health.HealthServer(health.PLACE, registry, str, str)
-        moved = health.HealthServer(health.AUTO, registry, str, str)
+        moved = health.HealthServer(HTTP_AUTO, registry, str, str)
         moved.close()
         assert moved.url != first.url
     finally:

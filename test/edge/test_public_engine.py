@@ -118,7 +118,7 @@ def test_what_is_no_picture_is_an_image_error(source: Any) -> None:
 
 
 def test_options_are_those_of_the_settings_and_of_the_command_line() -> None:
-    from vlm_spec_decode.cli.main import ask
+    from vlm_spec_decode.cli.service import ask
 
     settings = get_type_hints(EdgeSettings)
     assert {name: settings[name] for name in EngineOptions.__annotations__} == get_type_hints(EngineOptions)

@@ -16,9 +16,9 @@ from test.tables import TARGET, TableModel
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.replicas.router import ReplicaRouter
 from vlm_spec_decode.core.errors import ImageError, ProtocolError
+from vlm_spec_decode.core.images import decode_jpeg
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Observation, SamplingParams
 from vlm_spec_decode.edge.client_protocol import ClientProtocol
-from vlm_spec_decode.models.encoder import decode_jpeg
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import Hello, Welcome, WireCommit
 

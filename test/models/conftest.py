@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from test.models import checkpoints, originals
+from vlm_spec_decode.core.images import decode_jpeg
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.models.checkpoint import EXITS_FILE
-from vlm_spec_decode.models.encoder import decode_jpeg
 from vlm_spec_decode.models.engines.torch_loop import VlmModel
 from vlm_spec_decode.models.loader import load_model
 

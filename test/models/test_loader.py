@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from test.models import checkpoints
 from vlm_spec_decode.core.errors import ImageError, InstructionError, ModelError, VocabularyMismatch
+from vlm_spec_decode.core.images import decode_jpeg
 from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.models.checkpoint import EXITS_FILE
-from vlm_spec_decode.models.encoder import decode_jpeg
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
 
 

@@ -10,7 +10,7 @@ import torch
 from test.models import checkpoints, originals
 from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
 from vlm_spec_decode.edge.ask import AskConfig, run
-from vlm_spec_decode.edge.factory import EdgeSettings
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.models.engines import torch_loop
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
 from vlm_spec_decode.models.prompt import PromptStyle, system_text

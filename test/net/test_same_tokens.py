@@ -20,7 +20,8 @@ from vlm_spec_decode.core.errors import ActionParseError, CloudRefused
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Image, Observation, SamplingParams
 from vlm_spec_decode.edge.engine import EngineConfig
-from vlm_spec_decode.edge.factory import EdgeRuntime, EdgeSettings, bring_up
+from vlm_spec_decode.edge.factory import EdgeRuntime, bring_up
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.sim.camera import FrontCamera

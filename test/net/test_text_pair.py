@@ -20,7 +20,7 @@ from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError, InstructionError
 from vlm_spec_decode.edge.ask import AskConfig, run
-from vlm_spec_decode.edge.factory import EdgeSettings
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.strategies.registry import STRATEGIES

@@ -6,7 +6,7 @@ import pytest
 
 from test.ros.processes import ROOT, Processes
 from test.simulator import dds_domain
-from vlm_spec_decode.cli import doctor_checks as doctor_robot
+from vlm_spec_decode.cli import doctor as doctor_robot
 from vlm_spec_decode.cli.doctor import examine
 from vlm_spec_decode.robot.go2 import config as network
 

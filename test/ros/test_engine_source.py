@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from vlm_spec_decode.edge.factory import EdgeSettings
+pytest.importorskip("rclpy", reason="the source reads a node's parameters")
+
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.ros import engine_source
 
 pytest.importorskip("rclpy", reason="the source reads a node's parameters")

@@ -5,20 +5,20 @@ import itertools
 import pytest
 from rclpy.parameter import Parameter as RosParameter
 
+from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.ros import node_arguments
-from vlm_spec_decode.ros.node_parameters import NODES, settings
+from vlm_spec_decode.ros import params
 from vlm_spec_decode.ros.parameter_docs import PARAMETERS
-from vlm_spec_decode.ros.params import Parameter, Parameters
+from vlm_spec_decode.ros.params import NODES, Parameters, settings
 
 pytestmark = pytest.mark.ros
 
 DECLARED = (
-    Parameter("rate_hz", 5.0, "a rate", 1.0, 10.0, live=True),
-    Parameter("free", 1.0, "any real number"),
-    Parameter("count", 3, "a count", 1, 5),
-    Parameter("flag", False, "a flag"),
-    Parameter("text", "", "a text"),
+    Setting("rate_hz", 5.0, "a rate", 1.0, 10.0, live=True),
+    Setting("free", 1.0, "any real number"),
+    Setting("count", 3, "a count", 1, 5),
+    Setting("flag", False, "a flag"),
+    Setting("text", "", "a text"),
 )
 NUMBER = itertools.count()
 
@@ -76,7 +76,7 @@ def test_a_change_while_the_node_runs_is_held_to_the_same(graph):
 
 @pytest.mark.parametrize("name", NODES)
 def test_help_lists_every_parameter(name):
-    text = node_arguments.help_text(name, settings(name))
+    text = params.help_text(name, settings(name))
     assert text.startswith(f"Usage: {name} ")
     for each in PARAMETERS[name]:
         assert f" {each.name} (" in text
@@ -85,15 +85,15 @@ def test_help_lists_every_parameter(name):
 
 @pytest.mark.parametrize("asked", ["--help", "-h"])
 def test_help_is_asked_for_anywhere(asked):
-    assert node_arguments.asks_for_help(["vlm_node", asked])
-    assert node_arguments.asks_for_help(["vlm_node", "--ros-args", "-p", "a:=1", "--", asked])
-    assert not node_arguments.asks_for_help(["vlm_node", "--ros-args", "-p", "a:=1"])
+    assert params.asks_for_help(["vlm_node", asked])
+    assert params.asks_for_help(["vlm_node", "--ros-args", "-p", "a:=1", "--", asked])
+    assert not params.asks_for_help(["vlm_node", "--ros-args", "-p", "a:=1"])
 
 
 @pytest.mark.parametrize("argument", ["cloud:=tcp://127.0.0.1:5557", "__ns:=/go2", "now", "-v", "a\udcff"])
 def test_what_ros_would_pass_over_is_refused(argument):
     with pytest.raises(ConfigError, match="argument"):
-        node_arguments.check(["vlm_node", argument])
-    node_arguments.check(
+        params.check_arguments(["vlm_node", argument])
+    params.check_arguments(
         ["vlm_node", "--ros-args", "-p", "cloud:=tcp://127.0.0.1:5557", "--log-level", "info"]
     )

@@ -12,7 +12,7 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
 from test.ros import NAMESPACE, ROS_DOMAIN
-from vlm_spec_decode.bags.recording import OURS, RecordConfig
+from vlm_spec_decode.bags.settings import OURS, RecordConfig
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.mission.queue import Ack, MissionRequest
 from vlm_spec_decode.ros.convert import to_compressed

@@ -6,7 +6,8 @@ import pytest
 
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.sim.app import SimConfig, lingering
+from vlm_spec_decode.sim.app import lingering
+from vlm_spec_decode.sim.settings import SimConfig
 
 pytestmark = pytest.mark.sim
 

@@ -150,8 +150,8 @@ def test_training_begins_from_the_language_part_of_a_model_that_sees(tmp_path: P
 
 
 def test_options_of_the_eye_are_refused_with_text(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "target", "--text", "--eye-steps", "3", "--json"]) == 2
-    assert "--eye-steps is for models that see" in json.loads(capsys.readouterr().out)["message"]
+    assert cli.main(["train", "target", "--text", "--vision-steps", "3", "--json"]) == 2
+    assert "--vision-steps is for models that see" in json.loads(capsys.readouterr().out)["message"]
 
 
 def test_plans_are_held_against_the_teachers() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from test.bags.walks import Walk
 from vlm_spec_decode.actions.parser import parse_answer
-from vlm_spec_decode.bags.cli import SAMPLE
+from vlm_spec_decode.bags.settings import SAMPLE
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.train.config import recipe
@@ -63,7 +63,7 @@ def test_a_model_goes_on_from_the_shipped_one(folder, tmp_path):
 
 
 def test_walks_teach_no_eye_and_without_labels_nothing(folder, tmp_path):
-    with pytest.raises(ConfigError, match="--eye-steps 0"):
+    with pytest.raises(ConfigError, match="--vision-steps 0"):
         run_train(recipe("target", data=folder, out=tmp_path, eye_steps=1, steps=1))
     walk = Walk(tmp_path / "walk")
     walk.text(0.0, "sit")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlm_spec_decode.bench.cells import load_link
+from vlm_spec_decode.core.config import from_mapping
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
+from vlm_spec_decode.core.profiles import LinkProfile, load_link
 from vlm_spec_decode.transport.emulation import OVERHEAD_BYTES, EmulatedDirection, shapers
 
 FOLDER = Path(__file__).parents[2] / "config" / "links"

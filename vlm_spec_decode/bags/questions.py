@@ -29,9 +29,10 @@ from vlm_spec_decode.bags.events import (
     Labelled,
     Moved,
 )
+from vlm_spec_decode.bags.settings import ReplaySettings
+from vlm_spec_decode.core.config import read_yaml, same_as
 from vlm_spec_decode.core.errors import ActionParseError, BagError, ImageError
 from vlm_spec_decode.core.types import Image, Observation
-from vlm_spec_decode.core.yaml_file import read_yaml
 from vlm_spec_decode.edge.mission_loop import check_instruction
 
 
@@ -75,9 +76,9 @@ class AskPlan:
 
     instruction: str = ""
     spoken: tuple[TimedInstruction, ...] = ()
-    every_s: float = 1.0
-    horizon_s: float = 2.0
-    limit: int = 0
+    every_s: float = same_as(ReplaySettings, "every_s")
+    horizon_s: float = same_as(ReplaySettings, "horizon_s")
+    limit: int = same_as(ReplaySettings, "limit")
 
     def __post_init__(self) -> None:
         """Raise InstructionError for an instruction that is given and cannot be one."""

@@ -1,13 +1,8 @@
-"""Writes received messages as a rosbag2 bag (mcap or sqlite3), byte for byte as they were sent.
-
-With the settings and the result of `vsd record`.
-"""
+"""Writes received messages as a rosbag2 bag (mcap or sqlite3), byte for byte as they were sent."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +11,6 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, TypesysError, get_typestore
 
 from vlm_spec_decode.core.errors import ConfigError
-
-OURS = (
-    *("*/vlm/*", "*/e_stop/*", "*/camera/*", "*/odom", "*/tf", "*/tf_static", "*/diagnostics"),
-    "*/cmd_vel*",
-)
-"""What is recorded unless `--topic` says otherwise: patterns of whole names, in any namespace."""
-
-Note = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class RecordConfig:
-    """Where to, what, and for how long (0: until interrupted)."""
-
-    out: Path
-    domain: int = 0
-    topics: tuple[str, ...] = OURS
-    storage: str = "mcap"
-    duration_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """Messages per topic that are in the bag, and those that are known to have been missed."""
-
-    counts: dict[str, int]
-    missed: dict[str, int] = field(default_factory=dict)
-
 
 BAG_VERSION = 9
 STRING = "std_msgs/msg/String"

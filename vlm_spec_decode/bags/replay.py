@@ -23,12 +23,14 @@ from vlm_spec_decode.bags.questions import AskPlan, Question, questions
 from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.bags.score import agrees, declines, goes_the_same_way, off
 from vlm_spec_decode.bags.source import BagSource, bag_name
+from vlm_spec_decode.core.config import settings_of
 from vlm_spec_decode.core.errors import ActionError, ConfigError, ImageError, VsdError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
 from vlm_spec_decode.core.types import SamplingParams
 from vlm_spec_decode.edge.engine import EngineConfig
 from vlm_spec_decode.edge.factory import ModelPair, load_pair, virtual_engine
+from vlm_spec_decode.edge.settings import EdgeSettings
 
 TOPIC, STRING = "vlm/run", "std_msgs/msg/String"
 
@@ -54,12 +56,8 @@ class ReplayChoice:
 
 
 FALLBACK: Mapping[str, Any] = {
-    "rule": "coupled",
-    "temperature": 0.0,
-    "seed": 0,
-    "max_tokens": 96,
-    "draft_length": 6,
-    "grammar": True,
+    name: settings_of(EdgeSettings)[name].default
+    for name in ("rule", "temperature", "seed", "max_tokens", "draft_length", "grammar")
 }
 
 

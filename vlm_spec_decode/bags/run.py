@@ -33,8 +33,10 @@ from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.bags.replay import QuestionShare, ReplayConfig, Replayer
 from vlm_spec_decode.bags.report import write_report
 from vlm_spec_decode.bags.score import compared, summary
+from vlm_spec_decode.bags.settings import ReplaySettings
 from vlm_spec_decode.bags.source import bag_name, num_unread
 from vlm_spec_decode.core import extras
+from vlm_spec_decode.core.config import same_as
 from vlm_spec_decode.core.errors import BagError, ConfigError
 from vlm_spec_decode.edge.factory import folders
 
@@ -293,10 +295,10 @@ class RunConfig:
     """
 
     replay: ReplayConfig
-    out: Path = Path("out/replay")
+    out: Path = same_as(ReplaySettings, "out")
     workers: Workers = field(default_factory=Workers)
-    deadline_s: float = 3.0
-    price_per_gpu_s: float = 0.001
+    deadline_s: float = same_as(ReplaySettings, "deadline_s")
+    price_per_gpu_s: float = same_as(ReplaySettings, "price_per_gpu_s")
     compare: Path | None = None
 
 

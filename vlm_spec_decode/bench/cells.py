@@ -8,60 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-import sys
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import vlm_spec_decode
 from vlm_spec_decode.bench.pairs import BenchPair
 from vlm_spec_decode.bench.run import Outcome, RunSetup, decode
+from vlm_spec_decode.bench.settings import CLOCKS
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, from_mapping
+from vlm_spec_decode.core.profiles import load_hardware, load_link
 from vlm_spec_decode.core.types import OBJECTIVES, Observation
-from vlm_spec_decode.core.yaml_file import read_yaml
 from vlm_spec_decode.strategies.registry import strategy
 
-Settings = TypeVar("Settings", HardwareProfile, LinkProfile)
-
-
-def config_folder(name: str) -> Path:
-    """Return `config/NAME` of the checkout or of the installation."""
-    package = Path(__file__).parents[1]
-    places = (package.parent / "config", Path(sys.prefix) / "share" / package.name / "config")
-    for place in places:
-        if (place / name).is_dir():
-            return place / name
-    raise ConfigError(f"no folder config/{name} beside the package nor in {places[1].parent}")
-
-
-def load_hardware(name: str) -> HardwareProfile:
-    """Return a hardware profile by name or path. Raises ConfigError."""
-    return _load(HardwareProfile, "profiles", name)
-
-
-def load_link(name: str) -> LinkProfile:
-    """Return a link profile by name or path. Raises ConfigError."""
-    return _load(LinkProfile, "links", name)
-
-
-def _load(kind: type[Settings], folder: str, name: str) -> Settings:
-    path = Path(name)
-    if path.suffix != ".yaml":
-        found = sorted(config_folder(folder).rglob(f"{name}.yaml"))
-        if not found:
-            known = sorted(p.stem for p in config_folder(folder).rglob("*.yaml"))
-            raise ConfigError(f"no {folder[:-1]} {name!r}; known: {', '.join(known)}")
-        path = found[0]
-    values = read_yaml(path)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: not a mapping")
-    return from_mapping(kind, values, str(path))
-
-
 BASELINE = "autoregressive"
-CLOCKS = ("virtual", "wall")
 MEASURED = "measured"
 """The profile of a cell in wall-clock time: there durations are what they are."""
 

@@ -11,22 +11,21 @@ import resource
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import zmq
 
 from vlm_spec_decode.actions.grammar import language
-from vlm_spec_decode.bench.load_robots import LoadFleet, LoadRobot, Question, QuestionResult, RobotBehaviour
+from vlm_spec_decode.bench.load_robots import LoadFleet, LoadRobot, Question, QuestionResult
 from vlm_spec_decode.bench.pairs import recorded_prompts
+from vlm_spec_decode.bench.settings import LoadConfig
 from vlm_spec_decode.core.errors import CloudTimeout, ConfigError
 from vlm_spec_decode.core.ports import Clock, TextCodec
 from vlm_spec_decode.core.types import SamplingParams, Tokens
 from vlm_spec_decode.edge.client_protocol import ClientProtocol, ProtocolTiming
 from vlm_spec_decode.protocol.messages import Hello
-from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.connection import Connection
 from vlm_spec_decode.transport.keys import EdgeKeys, edge_keys
 
@@ -85,44 +84,15 @@ def told(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-MAX_ROBOTS = 2000
 QUESTIONS = 8
 """Recorded questions that the robots ask in turn."""
 
-MAX_SECONDS = 3600.0
-MAX_QUESTIONS = 1_000_000
 TICK_S = 0.05
 WATCHED_ROBOTS = 256
 """Of more robots a damaged connection is found by its silence alone, which saves two sockets each."""
 
 HANDSHAKE_S = 60.0
 """Patience for so many handshakes at once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadConfig:
-    """How much load, and of what kind. `questions` in all, if given, end the run before `seconds` do."""
-
-    cloud: str
-    robots: int = 8
-    seconds: float = 10.0
-    keys: Path | None = None
-    questions: int | None = None
-    manner: RobotBehaviour = field(default_factory=RobotBehaviour)
-    seed: int = 0
-    give_up_s: float = 10.0
-
-    def __post_init__(self) -> None:
-        if not addresses.is_loopback(self.cloud):
-            raise ConfigError(f"{self.cloud}: load is made on loopback addresses only")
-        if not 1 <= self.robots <= MAX_ROBOTS:
-            raise ConfigError(f"{self.robots} robots; 1 to {MAX_ROBOTS} are possible")
-        if not 0 < self.seconds <= MAX_SECONDS:
-            raise ConfigError(f"{self.seconds} seconds; up to {MAX_SECONDS:.0f} are possible")
-        if self.questions is not None and not 1 <= self.questions <= MAX_QUESTIONS:
-            raise ConfigError(f"{self.questions} questions; 1 to {MAX_QUESTIONS} are possible")
-        if not 0 <= self.manner.acceptance <= 1:
-            raise ConfigError(f"an acceptance of {self.manner.acceptance}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +139,8 @@ def load(
 
 def shipped_speech(draft: str = "", max_tokens: int = 64) -> tuple[DraftIdentity, list[Question]]:
     """Return what robots with this draft, by default the shipped one, say, and the recorded questions."""
-    from vlm_spec_decode.edge.factory import EdgeSettings, hello_of, load_draft
+    from vlm_spec_decode.edge.factory import hello_of, load_draft
+    from vlm_spec_decode.edge.settings import EdgeSettings
 
     settings = EdgeSettings(draft=draft, max_tokens=max_tokens)
     model = load_draft(settings)

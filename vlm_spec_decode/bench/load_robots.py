@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from vlm_spec_decode.actions.parser import ActionParser
+from vlm_spec_decode.bench.settings import RobotBehaviour
 from vlm_spec_decode.core.errors import ActionError, CloudBusy, CloudError, CloudRefused
 from vlm_spec_decode.core.ports import Rng, TextCodec
 from vlm_spec_decode.core.types import (
@@ -24,7 +25,6 @@ from vlm_spec_decode.core.types import (
 )
 from vlm_spec_decode.decoding.tree import chain_parents
 from vlm_spec_decode.edge.client_protocol import ClientProtocol
-from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport.connection import Connection
 
 Outcome: TypeAlias = Literal["right", "wrong", "refused", "failed"]
@@ -51,27 +51,6 @@ class QuestionResult:
     first_action_s: float | None
     total_s: float
     epochs: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RobotBehaviour:
-    """How robots behave: `acceptance` is the probability that a drafted token is right.
-
-    A question that a cloud has no room for is refused at once and asked again later, unless the robot comes
-    again with it for `busy_s`.
-    """
-
-    strategy: str = "speculative"
-    acceptance: float = 0.8
-    draft_length: int = 6
-    back_off_s: float = 0.2
-    deadline_s: float = 60.0
-    busy_s: float = -1.0
-
-    @property
-    def drafts(self) -> bool:
-        """Whether the edge's half of the strategy drafts."""
-        return strategy(self.strategy).drafts
 
 
 @dataclass(slots=True)

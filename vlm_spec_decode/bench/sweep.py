@@ -26,40 +26,22 @@ from vlm_spec_decode.bench.cells import (
     Cell,
     answers_of,
     key_of,
-    load_hardware,
-    load_link,
     row_of,
     sources_digest,
     summary,
 )
 from vlm_spec_decode.bench.page import write_page
 from vlm_spec_decode.bench.pairs import PairLibrary, worth_of
+from vlm_spec_decode.bench.settings import BenchConfig, all_strategies
 from vlm_spec_decode.bench.wall_clock import wall_answers
-from vlm_spec_decode.strategies.registry import STRATEGIES
+from vlm_spec_decode.core.profiles import load_hardware, load_link
 
 SCHEMA = "vsd-bench/1"
-ALL = (*STRATEGIES, "hybrid+")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchConfig:
-    """What `vsd bench` runs. `answers` are decoded in each cell, of the same questions everywhere."""
-
-    strategies: tuple[str, ...] = ALL
-    profiles: tuple[str, ...] = ("go2_a100",)
-    links: tuple[str, ...] = ("go2_paper",)
-    pairs: tuple[str, ...] = ("shipped", "early47")
-    clocks: tuple[str, ...] = ("virtual",)
-    answers: int = 8
-    objective: str = "latency"
-    temperature: float = 0.0
-    draft_length: int = 4
-    out: Path = field(default_factory=lambda: Path("out/bench"))
 
 
 def cells_of(config: BenchConfig) -> list[Cell]:
     """Return the cells in order, the baseline of each place first. Raises ConfigError."""
-    names = (BASELINE, *(s for s in config.strategies if s != BASELINE))
+    names = (BASELINE, *(s for s in config.strategies or all_strategies() if s != BASELINE))
     found = []
     for clock in config.clocks:
         profiles = config.profiles if clock == "virtual" else (MEASURED,)

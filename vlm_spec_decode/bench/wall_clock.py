@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm_spec_decode.bench.cells import load_link
 from vlm_spec_decode.bench.pairs import folders_of
 from vlm_spec_decode.bench.run import Outcome
 from vlm_spec_decode.core.errors import CloudUnreachable
+from vlm_spec_decode.core.profiles import load_link
 from vlm_spec_decode.core.trace import GenerationResult
-from vlm_spec_decode.edge.factory import EdgeSettings, bring_up
+from vlm_spec_decode.edge.factory import bring_up
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport import keys
 

@@ -1,29 +1,27 @@
 """The cloud's settings and the limits of one process.
 
-Every list, queue and store that a robot can fill is bounded here. A settings file is YAML, one flat
-mapping. An unknown key, a value of another type and one out of range are refused by name before anything is
-loaded, so that `--check-config` checks everything that needs no target model.
+Every list, queue and store that a robot can fill is bounded here. The settings are options of
+`vsd cloud` and keys of its file. What does not hold is refused by name before anything is loaded, so that
+`--check-config` checks everything that needs no target model. Imports nothing heavy.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from vlm_spec_decode.cloud.telemetry import health
-from vlm_spec_decode.cloud.telemetry.logs import check_logging
+from vlm_spec_decode.core.config import check_ranges, read_mapping, read_values, setting
 from vlm_spec_decode.core.errors import ConfigError, ModelError
 from vlm_spec_decode.core.types import Language
-from vlm_spec_decode.core.yaml_file import read_yaml
-from vlm_spec_decode.models.registry import DEFAULT_ENGINE
+from vlm_spec_decode.models.registry import DEFAULT_ENGINE, ENGINES
 from vlm_spec_decode.models.spec import LoadOptions, parse_spec
 from vlm_spec_decode.transport import address as addresses
-from vlm_spec_decode.transport.keys import cloud_keys
+
+HTTP_AUTO, HTTP_OFF = "auto", "off"
+LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,56 +51,61 @@ class ServerLimits:
     live_nodes: int = 512
 
 
+_LIMITS = ServerLimits()
+
 MIN_PATIENCE_S, MAX_PATIENCE_S = 0.25, 30.0
 """Bounds of what an edge may claim for its patience: nobody can push ahead for long, nobody starves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloudConfig:
-    """Where to listen, what to serve, and what to tell.
+    """Where to listen, what to serve, and what to tell; the fields say what each setting means.
 
-    `model` is a folder or Hub id, by default the shipped target, and `engine` what runs it. `draft` names a
-    copy of the draft to run beside it ("shipped" for the shipped one). Without `keys` only `insecure` on a
-    loopback address is served. `language` is what answers are held to; robots must share it. `http` is
-    where health and figures are read, on this machine only: "auto" moves if its port is taken, "off" is
-    nowhere. `log_content` puts instructions into the log. `replicas` above 0 runs that many copies of the
-    target as Ray actors, with `replica_cpus` and `replica_gpus` each, on the cluster at `ray_address` or,
-    if that is empty, on one that is started here. `batch` answers share a pass at most, and their caches
-    take `kv_mib` at most. One key may stand for `key_robots` at a time and send `key_messages_per_s`.
+    Without `keys` only `insecure` on a loopback address is served. `language` follows from `grammar`: it is
+    what answers are held to, and robots must share it.
     """
 
     language: Language
-    bind: str = "tcp://127.0.0.1:5557"
-    model: str = ""
-    draft: str = ""
-    keys: Path | None = None
-    insecure: bool = False
-    revision: str | None = None
-    dtype: str = "float32"
-    device: str = "cpu"
-    engine: str = DEFAULT_ENGINE
-    threads: int = 1
-    max_sessions: int = 64
-    batch: int = 32
-    kv_mib: int = 4096
-    key_robots: int = 1024
-    key_messages_per_s: int = 5000
-    http: str = health.AUTO
-    log_format: str = "text"
-    log_level: str = "warning"
-    log_content: bool = False
-    replicas: int = 0
-    replica_cpus: float = 1.0
-    replica_gpus: float = 0.0
-    ray_address: str = ""
-
-
-NOT_IN_FILES = {"language"}
-"""Fields that follow from others; a file says `grammar: false` to lift the grammar."""
+    bind: str = setting(f"tcp://127.0.0.1:{addresses.DEFAULT_PORT}", "tcp://HOST:PORT to listen on.")
+    model: str = setting(
+        "",
+        "Target: DIR or ID[@REV][,dtype=…,device=…,quantize=…,exits=25/50/75]; empty: the one that ships.",
+    )
+    draft: str = setting(
+        "", "Copy of the draft beside the target: a folder, a hub id or `shipped`; empty: none."
+    )
+    keys: Path | None = setting(None, "Folder made by `vsd keys`.")
+    insecure: bool = setting(False, "Plaintext, on a loopback address only.")
+    revision: str | None = setting(None, "Revision of a hub id.")
+    dtype: str = setting("float32", "Numbers that the target computes with.")
+    device: str = setting("cpu", "Where the target runs: cpu, cuda, cuda:1; auto: a GPU if there is one.")
+    engine: str = setting(DEFAULT_ENGINE, "What runs the target.", one_of=ENGINES)
+    threads: int = setting(1, "Threads of the target on a CPU.", 1)
+    max_sessions: int = setting(_LIMITS.sessions, "Answers at the same time.", 1)
+    batch: int = setting(_LIMITS.batch, "Answers in one pass.", 1)
+    kv_mib: int = setting(_LIMITS.kv_bytes // 2**20, "Memory of the answers' caches.", 1)
+    key_robots: int = setting(1024, "Robots that one key may stand for at a time.", 1)
+    key_messages_per_s: int = setting(5000, "Messages that the robots of one key may send.", 1)
+    grammar: bool = setting(True, "Hold answers to the action language.")
+    http: str = setting(
+        HTTP_AUTO,
+        "Health and metrics: loopback HOST:PORT, `off`, or `auto`: 127.0.0.1:9464, else a free port.",
+    )
+    log_format: str = setting("text", "Form of the log's lines.", one_of=LOG_FORMATS)
+    log_level: str = setting("warning", "What is logged, from this level on.", one_of=LOG_LEVELS)
+    log_content: bool = setting(False, "Put instructions into the log; images never are.")
+    replicas: int = setting(0, "Copies of the target, as Ray actors; 0: one, in this process.", 0)
+    replica_cpus: float = setting(1.0, "Cores of each replica.", 0)
+    replica_gpus: float = setting(0.0, "GPUs of each replica.", 0)
+    ray_address: str = setting("", "Ray cluster of the replicas; empty: one that is started on this machine.")
 
 
 def check(config: CloudConfig) -> None:
     """Find what is wrong with a config before anything is loaded. Raises ConfigError."""
+    from vlm_spec_decode.cloud.telemetry import health
+    from vlm_spec_decode.transport.keys import cloud_keys
+
+    check_ranges(config)
     addresses.split(config.bind)
     if config.keys:
         cloud_keys(config.keys)
@@ -110,15 +113,8 @@ def check(config: CloudConfig) -> None:
         raise ConfigError("no keys: give --keys DIR (`vsd keys DIR` makes them), or --insecure on loopback")
     else:
         addresses.require_loopback(config.bind)
-    if config.http != health.OFF:
+    if config.http != HTTP_OFF:
         health.place(config.http)
-    check_logging(config.log_format, config.log_level)
-    for name in ("threads", "max_sessions", "batch", "kv_mib", "key_robots", "key_messages_per_s"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} {getattr(config, name)} is below 1")
-    for name in ("replicas", "replica_cpus", "replica_gpus"):
-        if not 0 <= getattr(config, name) < math.inf:
-            raise ConfigError(f"{name} {getattr(config, name)} is below 0, or no number")
     if config.ray_address and not config.replicas:
         raise ConfigError("a ray_address without replicas: give --replicas N")
     for text in (config.model, config.draft):
@@ -127,6 +123,7 @@ def check(config: CloudConfig) -> None:
 
 def _check_model(text: str, config: CloudConfig) -> None:
     """Find what is wrong with the name of a model. Raises ConfigError."""
+
     try:
         options = LoadOptions(config.revision, config.dtype, config.device, engine=config.engine)
         spec = parse_spec(text, options)
@@ -151,37 +148,11 @@ def _check_device(name: str, config: CloudConfig) -> None:
 
 def read_file(path: Path) -> dict[str, Any]:
     """Return a file's settings by name. Raises ConfigError that names the file and the key."""
-    found = read_yaml(path)
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"{path}: a mapping of settings is expected")
-    return checked(found, str(path))
+    return checked(read_mapping(path), str(path))
 
 
 def checked(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
     """Return `values` in the types of the config. Raises ConfigError for unknown keys and wrong types."""
-    types = {f.name: f.type for f in fields(CloudConfig) if f.name not in NOT_IN_FILES} | {"grammar": "bool"}
-    unknown = sorted(str(key) for key in values if key not in types)
-    if unknown:
-        raise ConfigError(f"{where}: unknown key {', '.join(map(repr, unknown))}")
-    read: dict[str, Any] = {}
-    for key, given in values.items():
-        # YAML takes a bare `off` for false.
-        value = health.OFF if key == "http" and given is False else given
-        try:
-            read[key] = msgspec.convert(value, _TYPES[str(types[key])])
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"{where}: {key}: {error}") from error
-    if isinstance(read.get("keys"), str):
-        read["keys"] = Path(read["keys"]).expanduser()
-    return read
-
-
-_TYPES: dict[str, Any] = {
-    "bool": bool,
-    "int": int,
-    "float": float,
-    "str": str,
-    "str | None": str | None,
-    "Path | None": str | None,
-}
-"""Types of the fields as a file gives them, by their annotation."""
+    # YAML takes a bare `off` for false.
+    is_off = values.get("http") is False
+    return read_values(CloudConfig, {**values, "http": HTTP_OFF} if is_off else values, where)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from xml.sax.saxutils import quoteattr
+MAX_DOMAIN = 232
+"""Above this the ports that DDS derives from a domain's number do not exist. Holds for ROS_DOMAIN_ID, too."""
 
 MAX_PARTICIPANTS = 120
 """Participants of one domain on one computer. Without multicast, as on `lo`, Cyclone DDS looks for others by
@@ -11,6 +12,8 @@ trying so many ports; the 0.10 that a Go2 speaks tries 10, and the eleventh proc
 
 def domain_xml(interface: str | None) -> str:
     """Return Cyclone DDS's configuration for one network interface; None lets it choose."""
+    from xml.sax.saxutils import quoteattr
+
     where = "autodetermine='true'" if interface is None else f"name={quoteattr(interface)}"
     return (
         f'<CycloneDDS><Domain Id="any"><General><Interfaces><NetworkInterface {where}/></Interfaces>'

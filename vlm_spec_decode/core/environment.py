@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from vlm_spec_decode.core import environment_checks as checks
+from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.environment_checks import Check, Environment, Instead
 from vlm_spec_decode.core.errors import ConfigError
 
@@ -190,7 +191,7 @@ VARIABLES: tuple[Variable, ...] = (
         ("AMENT_PREFIX_PATH", "ament_index, rmw_implementation", "folders", NOTE, checks.ament),
         ("RMW_IMPLEMENTATION", "rcl, rmw_implementation", _RMW, REPLACE, checks.rmw),
         ("RCL_ASSERT_RMW_ID_MATCHES", "rcl", "what RMW_IMPLEMENTATION says", REPLACE, checks.asserted_rmw),
-        ("ROS_DOMAIN_ID", "rcl", f"a whole number from 0 to {checks.MAX_DOMAIN}", REFUSE, checks.domain),
+        ("ROS_DOMAIN_ID", "rcl", f"a whole number from 0 to {MAX_DOMAIN}", REFUSE, checks.domain),
         ("ROS_AUTOMATIC_DISCOVERY_RANGE", "rcl", ", ".join(checks.RANGES), REPLACE, checks.discovery_range),
         ("ROS_AUTOMATIC_DISCOVERY_RANGE", "rcl", "SUBNET or LOCALHOST", NOTE, checks.range_off),
         ("ROS_LOCALHOST_ONLY", "rcl", "nothing: ROS_AUTOMATIC_DISCOVERY_RANGE", NOTE, checks.localhost_only),

@@ -14,15 +14,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.scratch import scratch_folder
 
 Environment = Mapping[str, str]
 Check = Callable[[Environment], str]
 Instead = Callable[[Environment], str | None]
-
-MAX_DOMAIN = 232
-"""Above this the ports that DDS derives from a domain's number do not exist."""
 
 
 def ros_domain(environ: Environment) -> int:

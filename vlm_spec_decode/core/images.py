@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -153,6 +155,53 @@ def upright(picture: PilImage.Image) -> PilImage.Image:
 def is_upright(picture: PilImage.Image) -> bool:
     """Tell whether a picture is to be shown as it is stored, by its EXIF data."""
     return bool(picture.getexif().get(ORIENTATION, 1) in (0, 1))
+
+
+def decode_jpeg(jpeg: bytes) -> PilImage.Image:
+    """Return the RGB picture in `jpeg`. Raises ImageError if it is none or has more than 40 megapixels."""
+    try:
+        with PilImage.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(f"image of {width} x {height} pixels is larger than {MAX_PIXELS} pixels")
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, PilImage.DecompressionBombError) as error:
+        raise ImageError(f"not a readable JPEG ({len(jpeg)} bytes): {str(error).splitlines()[0]}") from error
+
+
+class DecodedImages:
+    """The pictures of the newest images, so that whoever needs the pixels next does not decode them again.
+
+    An image is checked and made small when it comes, and read again for the prompt. May be used from any
+    thread. Nobody changes a picture that comes from here.
+    """
+
+    def __init__(self, kept: int = 4) -> None:
+        self._kept = kept
+        self._lock = threading.Lock()
+        self._pictures: OrderedDict[bytes, PilImage.Image] = OrderedDict()
+
+    def add(self, image: Image, picture: PilImage.Image) -> Image:
+        """Keep the RGB picture that `image` decodes to; return the image."""
+        with self._lock:
+            self._pictures[image.digest] = picture
+            self._pictures.move_to_end(image.digest)
+            while len(self._pictures) > self._kept:
+                self._pictures.popitem(last=False)
+        return image
+
+    def picture(self, image: Image) -> PilImage.Image:
+        """Return the RGB picture of an image, decoding it if nobody has. Raises ImageError."""
+        with self._lock:
+            known = self._pictures.get(image.digest)
+        if known is None:
+            known = decode_jpeg(image.jpeg)
+            self.add(image, known)
+        return known
+
+
+DECODED = DecodedImages()
+"""Of this process: some megabytes at most, since images on their way to a prompt are small."""
 
 
 def to_jpeg(picture: PilImage.Image, quality: int = QUALITY) -> Image:

@@ -1,36 +1,38 @@
-"""Links and hardware as numbers, and the one way to build a settings dataclass from a mapping."""
+"""Links and hardware as numbers. Those of config/links and config/profiles are known by name."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
 
+from vlm_spec_decode.core.config import described, from_mapping, read_mapping, setting
 from vlm_spec_decode.core.errors import ConfigError
 
-Settings = TypeVar("Settings")
+BODIES = ("kinematic", "physical")
+"""How a simulated robot moves: exactly and fast, or by torques and gravity."""
+
+Profile = TypeVar("Profile", "LinkProfile", "HardwareProfile")
 
 
 @dataclass(frozen=True, slots=True)
 class LinkProfile:
     """A network link as one direction at a time sees it.
 
-    `rtt_ms` is split evenly; `jitter_ms` is the standard deviation added per message and direction;
-    `loss` is the probability that a message needs one retransmission (a reliable transport turns loss
-    into delay). Rates in Mbit/s; infinity for no limit. Every `gap_every_s` nothing passes for `gap_s` in
-    either direction, as when a robot walks from one access point to the next.
+    A reliable transport turns `loss` into delay. During a gap nothing passes in either direction, as when a
+    robot walks from one access point to the next.
     """
 
-    name: str
-    rtt_ms: float
-    up_mbps: float = float("inf")
-    down_mbps: float = float("inf")
-    jitter_ms: float = 0.0
-    loss: float = 0.0
-    source: str = ""
-    gap_s: float = 0.0
-    gap_every_s: float = 1.0
+    name: str = field(metadata=described("Name of the profile."))
+    rtt_ms: float = field(metadata=described("Round trip, half of it in each direction."))
+    up_mbps: float = setting(float("inf"), "Rate towards the cloud; inf: no limit.")
+    down_mbps: float = setting(float("inf"), "Rate towards the robot; inf: no limit.")
+    jitter_ms: float = setting(0.0, "Standard deviation of the delay of a message in one direction.")
+    loss: float = setting(0.0, "Probability that a message needs one retransmission.")
+    source: str = setting("", "Where the numbers are from.")
+    gap_s: float = setting(0.0, "How long nothing passes during a gap.")
+    gap_every_s: float = setting(1.0, "From the beginning of a gap to that of the next.")
 
     def __post_init__(self) -> None:
         is_sane = self.rtt_ms >= 0 and min(self.up_mbps, self.down_mbps) > 0 and 0 <= self.loss < 1
@@ -40,27 +42,22 @@ class LinkProfile:
 
 @dataclass(frozen=True, slots=True)
 class HardwareProfile:
-    """Durations that a virtual clock charges, in milliseconds, each per forward pass.
+    """Durations that a virtual clock charges, each per forward pass."""
 
-    `draft_ms` drafts one token on the edge, `step_ms` is one target step, `verify_ms` one verification
-    pass, `prefill_ms` the first pass, prompt included. Each node of a pass past `free_nodes` adds
-    `node_fraction` of it, each further row of a draft batch `batch_fraction` of a draft step.
-    Each early exit that a pass is asked for adds `exit_fraction` of it. `cloud_draft_ms` drafts one token
-    with a copy of the draft beside the target, on the target's GPU.
-    """
-
-    name: str
-    draft_ms: float
-    step_ms: float
-    verify_ms: float
-    prefill_ms: float
-    cloud_draft_ms: float
-    node_fraction: float = 0.01
-    free_nodes: int = 4
-    batch_fraction: float = 0.03
-    draft_prefill_ms: float = 0.0
-    exit_fraction: float = 0.01
-    source: str = ""
+    name: str = field(metadata=described("Name of the profile."))
+    draft_ms: float = field(metadata=described("One drafted token on the edge."))
+    step_ms: float = field(metadata=described("One step of the target."))
+    verify_ms: float = field(metadata=described("One verification pass."))
+    prefill_ms: float = field(metadata=described("The first pass, prompt included."))
+    cloud_draft_ms: float = field(
+        metadata=described("One token drafted by a copy of the draft beside the target, on its GPU.")
+    )
+    node_fraction: float = setting(0.01, "What each node past `free_nodes` adds to a pass, as a share of it.")
+    free_nodes: int = setting(4, "Nodes of a pass that cost nothing more.")
+    batch_fraction: float = setting(0.03, "What each further row of a draft batch adds to a draft step.")
+    draft_prefill_ms: float = setting(0.0, "The draft's first pass on the edge, beside its steps.")
+    exit_fraction: float = setting(0.01, "What each early exit that a pass is asked for adds to it.")
+    source: str = setting("", "Where the numbers are from.")
 
     def __post_init__(self) -> None:
         times = (self.draft_ms, self.step_ms, self.verify_ms, self.prefill_ms, self.cloud_draft_ms)
@@ -85,19 +82,50 @@ class HardwareProfile:
         return base_ms * (1 + extra) / 1000
 
 
-def from_mapping(kind: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:
-    """Build a settings dataclass from a mapping. Raises ConfigError for unknown or missing keys."""
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(str(key) for key in values if key not in known)
-    if unknown:
-        raise ConfigError(f"{where or kind.__name__}: unknown key {', '.join(map(repr, unknown))}")
-    for f in fields(kind):  # type: ignore[arg-type]
-        value = values.get(f.name, 0.0)
-        # Whole numbers will do; a number in quotes, a yes or no, a list and NaN will not.
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-        if f.type == "float" and not is_number:
-            raise ConfigError(f"{where or kind.__name__}: {f.name}: a number is wanted, not {value!r}")
+def link_names() -> tuple[str, ...]:
+    """Return the names of the link profiles of config/links."""
+    return _names("links")
+
+
+def hardware_names() -> tuple[str, ...]:
+    """Return the names of the hardware profiles of config/profiles."""
+    return _names("profiles")
+
+
+def load_link(name: str) -> LinkProfile:
+    """Return a link profile by name or by the path of its YAML file. Raises ConfigError."""
+    return _load(LinkProfile, "links", name)
+
+
+def load_hardware(name: str) -> HardwareProfile:
+    """Return a hardware profile by name or by the path of its YAML file. Raises ConfigError."""
+    return _load(HardwareProfile, "profiles", name)
+
+
+def config_folder(name: str) -> Path:
+    """Return `config/NAME` of the checkout or of the installation. Raises ConfigError if it is not there."""
+    package = Path(__file__).parents[1]
+    places = (package.parent / "config", Path(sys.prefix) / "share" / package.name / "config")
+    for place in places:
+        if (place / name).is_dir():
+            return place / name
+    raise ConfigError(f"no folder config/{name} beside the package nor in {places[1].parent}")
+
+
+def _names(folder: str) -> tuple[str, ...]:
+    """Return the names for people; those of subfolders are for benchmarks. Without a folder: none."""
     try:
-        return kind(**values)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where or kind.__name__}: {error}") from error
+        return tuple(sorted(path.stem for path in config_folder(folder).glob("*.yaml")))
+    except ConfigError:
+        return ()
+
+
+def _load(kind: type[Profile], folder: str, name: str) -> Profile:
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        found = sorted(config_folder(folder).rglob(f"{name}.yaml"))
+        if not found:
+            raise ConfigError(f"no {folder[:-1]} {name!r}; known: {', '.join(_names(folder))}")
+        path = found[0]
+    # A file that says no name is called by its own.
+    return from_mapping(kind, {"name": path.stem, **read_mapping(path)}, str(path))

@@ -13,12 +13,12 @@ from vlm_spec_decode.control.executor import Executor, run_plan
 from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.errors import ActionParseError, ConfigError
 from vlm_spec_decode.core.text import text_problem
-from vlm_spec_decode.sim.app import SimConfig
 from vlm_spec_decode.sim.go2.state_machine import DOCUMENTED
 from vlm_spec_decode.sim.ground_truth import PathRecorder, save_view
 from vlm_spec_decode.sim.headless import HeadlessGo2
 from vlm_spec_decode.sim.physics.physical_world import make_world
 from vlm_spec_decode.sim.scene import load_scene, random_scene
+from vlm_spec_decode.sim.settings import SimConfig
 from vlm_spec_decode.sim.world import World
 
 

@@ -10,7 +10,6 @@ import json
 import random
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,34 +28,18 @@ from vlm_spec_decode.demo.report import (
     save_gif,
     save_path,
 )
-from vlm_spec_decode.edge.factory import EdgeSettings
+from vlm_spec_decode.demo.settings import DemoConfig
 from vlm_spec_decode.edge.mission_loop import check_instruction
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.sim.ground_truth import GroundTruth
 from vlm_spec_decode.sim.scene import Scene, load_scene, random_scene
-from vlm_spec_decode.strategies.registry import DEFAULT, strategy
+from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport.keys import generate
 
 DEFAULT_SEED = 1_000_004
 """A room that training has not seen."""
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class DemoConfig:
-    """All settings of `vsd demo`. Without `instruction`: walk to the object ahead of the robot."""
-
-    instruction: str | None = None
-    scene_seed: int | None = None
-    scene: Path | None = None
-    body: str = "kinematic"
-    strategy: str = DEFAULT
-    rule: str = "coupled"
-    objective: str = "latency"
-    link: Path | None = None
-    seed: int = 0
-    out: Path = Path("out/demo")
-    timeout_s: float = 120.0
 
 
 def run(config: DemoConfig, say: Say) -> dict[str, Any]:

@@ -38,12 +38,11 @@ from vlm_spec_decode.bags.recording import Recording
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudUnreachable, ImageError, ProcessEnded, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
-from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
+from vlm_spec_decode.core.profiles import load_link
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.demo.report import MissionLog, MissionStep
 from vlm_spec_decode.ros.convert import from_compressed
 from vlm_spec_decode.ros.own_node import OwnNode
-from vlm_spec_decode.ros.params import load_yaml
 from vlm_spec_decode.ros.qos import COMMAND, LATCHED
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.ground_truth import GroundTruth
@@ -75,7 +74,7 @@ class ProcessStackConfig:
     strategy: str
     rule: str
     objective: str
-    link: Path | None
+    link: str
     out: Path
 
 
@@ -86,7 +85,7 @@ class ProcessStack:
         self, config: ProcessStackConfig, clock: WallClock, rng: random.Random, say: Callable[[str], None]
     ) -> None:
         self.config = config
-        self.link = _link(config.link) if config.link else None
+        self.link = load_link(config.link) if config.link else None
         self.address = ""
         self.frames: Mapping[float, Image] = {}
         self._clock = clock
@@ -152,7 +151,7 @@ class ProcessStack:
                "rule": self.config.rule, "objective": self.config.objective,
                "seed": str(self.config.seed)}  # fmt: skip
         if self.config.link:
-            vlm["link_file"] = str(self.config.link.resolve())
+            vlm["link_file"] = self.config.link
         for name in NODES:
             values = vlm if name == "vlm" else robot
             parameters = [part for key, value in values.items() for part in ("-p", f"{key}:={value}")]
@@ -224,10 +223,6 @@ class ProcessStack:
         self._processes.stop(["sim", "cloud"])
         told = json.loads(self.config.truth.read_text(encoding="utf-8"))
         return GroundTruth.from_mapping(told)
-
-
-def _link(path: Path) -> LinkProfile:
-    return from_mapping(LinkProfile, {"name": path.stem} | dict(load_yaml(path)), str(path))
 
 
 POLL_S = 0.05

@@ -24,8 +24,9 @@ from vlm_spec_decode.core.errors import SceneError
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.edge.engine import Engine
-from vlm_spec_decode.edge.factory import EdgeSettings, bring_up
+from vlm_spec_decode.edge.factory import bring_up
 from vlm_spec_decode.edge.image_upload import for_uplink
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.progress import MissionProgress
 from vlm_spec_decode.mission.state import ENDED
 from vlm_spec_decode.sim.ground_truth import GroundTruth, save_view

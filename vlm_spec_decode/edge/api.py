@@ -36,9 +36,10 @@ from vlm_spec_decode.core.images import FAULTS, upright
 from vlm_spec_decode.core.pixels import MAX_PIXELS, MAX_SIDE
 from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
 from vlm_spec_decode.core.types import Image, Observation, Tokens
-from vlm_spec_decode.edge.factory import EdgeRuntime, EdgeSettings, bring_up, check_settings
+from vlm_spec_decode.edge.factory import EdgeRuntime, bring_up, check_settings
 from vlm_spec_decode.edge.image_upload import for_uplink, load_image, small_jpeg
 from vlm_spec_decode.edge.mission_loop import check_instruction
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.transport.probe import wait_for_listener
 
 if TYPE_CHECKING:
@@ -51,9 +52,6 @@ if TYPE_CHECKING:
         Image | PilImage.Image | npt.NDArray[np.uint8] | bytes | bytearray | memoryview | str | Path
     )
 
-PATIENCE_S = 2.0
-"""How long a cloud where nobody listens is waited for, unless the caller says otherwise."""
-
 CLOSE_S = 5.0
 """How long `close` waits for a thread whose answer it has cancelled."""
 
@@ -63,9 +61,10 @@ class EngineOptions(TypedDict, total=False):
 
     `strategy` and `rule` say how edge and cloud decode, `temperature` 0 is greedy, `seed` keys the sampling,
     `max_tokens` bounds an answer. `draft_length` is the tokens drafted per round. `objective` says what the
-    cloud saves: "latency", "balanced" or "cost". `timeout_s` bounds every wait for the cloud. `draft` and
-    `target` name checkpoints, DIR or ID[@REV][,dtype=…]; `threads` is for computing. `grammar` holds answers
-    to the action language; the cloud must be started with the same choice (`vsd cloud --no-grammar`).
+    cloud saves: "latency", "balanced" or "cost". `answer_timeout_s` is the silence of the cloud that fails
+    an answer. `draft` and `target` name checkpoints, DIR or ID[@REV][,dtype=…]; `threads` is for computing.
+    `grammar` holds answers to the action language; the cloud must be started with the same choice
+    (`vsd cloud --no-grammar`).
     """
 
     strategy: str
@@ -75,7 +74,7 @@ class EngineOptions(TypedDict, total=False):
     max_tokens: int
     draft_length: int
     objective: str
-    timeout_s: float
+    answer_timeout_s: float
     draft: str
     target: str
     threads: int
@@ -204,21 +203,22 @@ class Engine:
         cloud: str,
         *,
         keys: str | Path | None = None,
-        patience_s: float = PATIENCE_S,
+        patience_s: float | None = None,
         **options: Unpack[EngineOptions],
     ) -> Self:
         """Load the draft model, connect to a cloud (`vsd cloud`) and shake hands.
 
         `cloud` is tcp://HOST:PORT, or several with commas, of which the first that answers is taken. `keys`
         is a folder made by `vsd keys`; without it only a cloud on this machine is reached, in plaintext.
-        `patience_s` is how long to wait for a cloud where nobody listens yet.
+        `patience_s` is how long to wait for a cloud where nobody listens yet; None: as long as `vsd ask`.
 
         Raises ConfigError, ModelError, VocabularyMismatch, CloudUnreachable, CloudRefused, MissingExtra.
         """
         if not cloud:
             raise ConfigError("no cloud is named; with both models in this process it is Engine.local()")
         folder = Path(keys).expanduser() if keys is not None else None
-        return cls.from_settings(_settings(options, cloud=cloud, keys=folder), patience_s)
+        patience = {} if patience_s is None else {"refused_s": float(patience_s)}
+        return cls.from_settings(_settings(options, cloud=cloud, keys=folder, **patience))
 
     @classmethod
     def local(cls, **options: Unpack[EngineOptions]) -> Self:
@@ -229,11 +229,11 @@ class Engine:
         return cls.from_settings(_settings(options))
 
     @classmethod
-    def from_settings(cls, settings: EdgeSettings, patience_s: float = PATIENCE_S) -> Self:
+    def from_settings(cls, settings: EdgeSettings) -> Self:
         """Bring up what the settings say, whichever it is. Errors as of `connect` and `local`."""
         check_settings(settings)
         if settings.cloud:
-            wait_for_listener(settings.cloud, patience_s, WallClock())
+            wait_for_listener(settings.cloud, settings.refused_s, WallClock())
         with extras.named():
             return cls(bring_up(settings))
 

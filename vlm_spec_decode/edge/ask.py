@@ -11,10 +11,11 @@ from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.core.errors import ConfigError, UsageError
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Observation
-from vlm_spec_decode.edge.api import PATIENCE_S, Engine
-from vlm_spec_decode.edge.factory import EdgeSettings, check_settings
+from vlm_spec_decode.edge.api import Engine
+from vlm_spec_decode.edge.factory import check_settings
 from vlm_spec_decode.edge.image_upload import load_image
 from vlm_spec_decode.edge.mission_loop import check_instruction
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.models.prompt import with_scene
 
 TEXT_DRAFT, TEXT_TARGET = "shipped:text_draft", "shipped:text_target"
@@ -31,7 +32,6 @@ class AskConfig:
     """The question, and the models or cloud that answer it.
 
     `scene_text` describes the view for the settings' language-only pair, else for the shipped one.
-    `patience_s` is how long to wait for a cloud whose address does not answer.
     """
 
     instruction: str
@@ -39,7 +39,6 @@ class AskConfig:
     scene_text: str = ""
     history: tuple[str, ...] = ()
     settings: EdgeSettings = field(default_factory=EdgeSettings)
-    patience_s: float = PATIENCE_S
 
 
 NOT_UNDERSTOOD = "i do not know what that means"
@@ -67,7 +66,7 @@ def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict
     is_blind = image is None and not config.scene_text
     if is_blind and not (settings.draft or settings.target):
         raise UsageError(NOTHING_SEEN)
-    with Engine.from_settings(settings, config.patience_s) as engine:
+    with Engine.from_settings(settings) as engine:
         if is_blind and engine.sees:
             raise UsageError(NOTHING_SEEN)
         actions: list[str] = []

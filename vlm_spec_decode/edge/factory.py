@@ -7,63 +7,33 @@ setting, is reported at once.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlm_spec_decode import __version__
 from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
+from vlm_spec_decode.core.config import digest
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Model, ModelCard, Target, TextCodec, Verifier
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import OBJECTIVES, Language, SamplingParams, Tokens
 from vlm_spec_decode.edge.client_protocol import ProtocolTiming
 from vlm_spec_decode.edge.engine import WITHOUT_DRAFTS, Engine, EngineConfig
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.edge.verifier_virtual import VirtualModel, VirtualVerifier
 from vlm_spec_decode.protocol.messages import Hello
-from vlm_spec_decode.strategies.registry import DEFAULT, strategy
+from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport.address import check_cloud
 from vlm_spec_decode.transport.dealer import DealerLink
 from vlm_spec_decode.transport.keys import EdgeKeys, edge_keys
 
 if TYPE_CHECKING:
     from vlm_spec_decode.models.engines.base import LoadedModel
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeSettings:
-    """All settings of an engine.
-
-    `cloud` empty puts the target (`target`, by default the shipped one) into this process. `keys` is the
-    folder of `vsd keys`; without it only a loopback cloud is reached, in plaintext. `connect_s` is for each
-    address of `cloud`. `link` emulates a network in front of the socket. `grammar` restricts answers to the
-    action language; both ends must agree.
-    """
-
-    cloud: str = ""
-    keys: Path | None = None
-    draft: str = ""
-    target: str = ""
-    strategy: str = DEFAULT
-    rule: str = "coupled"
-    temperature: float = 0.0
-    seed: int = 0
-    max_tokens: int = 96
-    draft_length: int = 6
-    objective: str = "latency"
-    timeout_s: float = 30.0
-    connect_s: float = 5.0
-    refused_s: float = 2.5
-    threads: int = 1
-    grammar: bool = True
-    link: LinkProfile | None = None
-    timing: ProtocolTiming = field(default_factory=ProtocolTiming)
 
 
 @dataclass(slots=True)
@@ -99,7 +69,7 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
         strategy=settings.strategy,
         params=sampling_of(settings, draft),
         draft_length=settings.draft_length,
-        timeout_s=settings.timeout_s,
+        timeout_s=settings.answer_timeout_s,
         objective=settings.objective,
         uplink_bps=settings.link.up_mbps * 1e6 if settings.link else 1e9,
     )
@@ -113,9 +83,9 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
             Engine(drafter, draft.codec, local, clock, config), local, draft, _named(target.card)
         )
     link = DealerLink(settings.cloud, keys, clock, settings.link, settings.seed)
-    verifier = RemoteVerifier(link, hello_of(draft.card, said_in), clock, settings.timing)
+    verifier = RemoteVerifier(link, hello_of(draft.card, said_in), clock, settings.timing or ProtocolTiming())
     try:
-        welcome = verifier.connect(settings.connect_s * len(link.addresses), settings.refused_s)
+        welcome = verifier.connect(settings.connect_timeout_s * len(link.addresses), settings.refused_s)
     except BaseException:
         verifier.disconnect()
         raise
@@ -247,11 +217,6 @@ def run_facts(settings: EdgeSettings, runtime: EdgeRuntime) -> dict[str, Any]:
     }
 
 
-def digest(settings: dict[str, Any]) -> str:
-    """Return a short hash of plain settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
 class DraftModel:
     """The draft model of some settings, loaded at its first use and kept whatever becomes of the cloud.
 
@@ -277,6 +242,6 @@ class DraftModel:
         draft, settings, clock = self.load(), self._settings, WallClock()
         alone = constrained(draft, draft.codec, language(settings.grammar))
         config = EngineConfig(
-            strategy=WITHOUT_DRAFTS, params=sampling_of(settings, draft), timeout_s=settings.timeout_s
+            strategy=WITHOUT_DRAFTS, params=sampling_of(settings, draft), timeout_s=settings.answer_timeout_s
         )
         return Engine(None, draft.codec, LocalVerifier(alone, clock), clock, config)

@@ -17,7 +17,7 @@ from PIL import Image as PilImage
 
 from vlm_spec_decode.core import extras
 from vlm_spec_decode.core.errors import ConfigError, ImageError
-from vlm_spec_decode.core.images import JPEGS, is_upright, opened, to_jpeg, upright
+from vlm_spec_decode.core.images import DECODED, JPEGS, is_upright, opened, to_jpeg, upright
 from vlm_spec_decode.core.pixels import message_bytes
 from vlm_spec_decode.core.types import Image
 
@@ -50,7 +50,9 @@ def for_uplink(data: bytes, width_px: int = UPLINK_WIDTH_PX, quality: int = UPLI
     with opened(data) as picture:
         is_as_sent = picture.format in JPEGS and is_upright(picture) and picture.width <= width_px
         rgb = upright(picture)  # also finds a file that breaks off
-    return Image(data, rgb.width, rgb.height) if is_as_sent else small_jpeg(rgb, width_px, quality)
+    if not is_as_sent:
+        return small_jpeg(rgb, width_px, quality)
+    return DECODED.add(Image(data, rgb.width, rgb.height), rgb)
 
 
 def small_jpeg(

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.actions.types import Action, Look, Turn, action_numbers, format_action
+from vlm_spec_decode.core.config import setting
 from vlm_spec_decode.core.errors import VsdError
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Observation
@@ -22,6 +23,7 @@ WHY = {
 """What a reason means for a person, where the executor has not said more."""
 
 Fallback: TypeAlias = Literal["hold", "stop", "draft_only"]
+FALLBACKS: tuple[Fallback, ...] = ("hold", "stop", "draft_only")
 
 ALIKE_M, ALIKE_DEG = 0.2, 10.0
 """How little an answer to a newer frame may differ from the plan that a person has approved."""
@@ -51,15 +53,22 @@ class RunnerConfig:
     a silence of commander or robot the robot stands for `listen_s` before the next look.
     """
 
-    max_steps: int = 24
+    max_steps: int = setting(24, "Answers after which a mission ends without done().", 1, 200, live=True)
     ready_s: float = 2.0
-    frame_s: float = 5.0
-    silence_s: float = 2.0
-    act_s: float = 120.0
-    fallback: Fallback = "hold"
-    hold_s: float = 30.0
-    approve_s: float = 120.0
-    fresh_s: float = 3.0
+    frame_s: float = setting(5.0, "Silence of the camera that fails a mission.", 0.5, 60.0, live=True)
+    silence_s: float = setting(2.0, "Silence of the robot that fails a mission.", 0.5, 30.0, live=True)
+    act_s: float = setting(120.0, "Longest time that one answer's actions may take.", 1.0, 600.0, live=True)
+    fallback: Fallback = setting(
+        "hold",
+        "Without the cloud: stand and wait for it, end, or go on by the draft alone.",
+        one_of=FALLBACKS,
+        live=True,
+    )
+    hold_s: float = setting(30.0, "How long a mission waits for a lost cloud.", 1.0, 600.0, live=True)
+    approve_s: float = setting(120.0, "Silence after a plan is shown that means no.", 1.0, 3600.0, live=True)
+    fresh_s: float = setting(
+        3.0, "Age of a plan's frame at the yes that asks for a new look.", 0.5, 5.0, live=True
+    )
     listen_s: float = 0.5
 
 

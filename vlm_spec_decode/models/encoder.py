@@ -6,7 +6,6 @@ differs between families is asked of the checkpoint's `Family`; the prompt's tex
 
 from __future__ import annotations
 
-import io
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
@@ -18,6 +17,7 @@ from PIL import Image as PilImage
 from torch import Tensor
 
 from vlm_spec_decode.core.errors import ImageError, InstructionError
+from vlm_spec_decode.core.images import DECODED
 from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.models.families.base import EmbeddedPrompt, Family, ImageFeatures
 from vlm_spec_decode.models.prompt import PromptStyle, messages
@@ -58,23 +58,6 @@ class FeatureCache(Generic[Features]):
         while len(self._held) > 1 and sum(held.nbytes for held in self._held.values()) > self._limit_bytes:
             self._held.popitem(last=False)
         return features
-
-
-MAX_IMAGE_PIXELS = 40_000_000
-
-
-def decode_jpeg(jpeg: bytes) -> PilImage.Image:
-    """Return the RGB picture in `jpeg`. Raises ImageError if it is none or has more than 40 megapixels."""
-    try:
-        with PilImage.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
-            width, height = picture.size
-            if width * height > MAX_IMAGE_PIXELS:
-                raise ImageError(
-                    f"image of {width} x {height} pixels is larger than {MAX_IMAGE_PIXELS} pixels"
-                )
-            return picture.convert("RGB")
-    except (OSError, SyntaxError, ValueError, PilImage.DecompressionBombError) as error:
-        raise ImageError(f"not a readable JPEG ({len(jpeg)} bytes): {str(error).splitlines()[0]}") from error
 
 
 def render_prompt(
@@ -144,7 +127,7 @@ class PromptEncoder:
         digest = b""
         if self.image_processor is not None and observation.image is not None:
             digest = observation.image.digest
-            image = self._preprocess(decode_jpeg(observation.image.jpeg))
+            image = self._preprocess(DECODED.picture(observation.image))
         ids = tokenize_prompt(self.tokenizer, self.render(observation))
         if self.image_token_id is not None and ids.count(self.image_token_id) != bool(image):
             raise InstructionError("the instruction contains the checkpoint's image token")

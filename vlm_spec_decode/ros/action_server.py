@@ -20,14 +20,14 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
 from std_msgs.msg import String
 
+from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ConfigError, InstructionError
 from vlm_spec_decode.mission.queue import MissionRequest
 from vlm_spec_decode.mission.state import ENDED, MissionStatus
-from vlm_spec_decode.ros.params import Parameter
 from vlm_spec_decode.ros.qos import COMMAND, HEARD, REQUEST
 from vlm_spec_decode.ros.subscriptions import listen
 
-PARAMETER = Parameter(
+PARAMETER = Setting(
     "action_type", "", "Also serve missions as an action of this type, such as my_msgs/action/Say; empty: no."
 )
 NAME = "vlm/execute"

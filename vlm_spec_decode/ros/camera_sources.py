@@ -1,4 +1,4 @@
-"""Cameras other than the robot's own: a topic, a video file, a bag. One text names each (`SOURCES`).
+"""Cameras other than the robot's own: a topic, a video file, a bag. One text names each (`CAMERA_SOURCES`).
 
 Every one is a `Camera`; what reads files runs in the time of this machine, as if it were happening now.
 """
@@ -28,11 +28,11 @@ from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.edge.image_upload import INSTALL, VideoFrame, VideoTopic, has_video
 from vlm_spec_decode.ros.convert import NANOSECONDS, to_seconds
 from vlm_spec_decode.ros.multicast import MulticastCamera
+from vlm_spec_decode.ros.params import CAMERA_SOURCES
 from vlm_spec_decode.ros.stamps import ClockConverter
 
 OVER_S = 1.0
 
-SOURCES = "robot, multicast, image:TOPIC, compressed:TOPIC, file:VIDEO or bag:FOLDER[#TOPIC]"
 ROBOT = "robot"
 KINDS = {"image": RawImage, "compressed": CompressedImage}
 NAMES = {"sensor_msgs/msg/Image": "image", "sensor_msgs/msg/CompressedImage": "compressed"}
@@ -57,7 +57,7 @@ def open_source(text: str, node: Node, clock: Clock, interface: str = "lo") -> C
     if kind == "bag" and rest:
         folder, _, topic = rest.partition("#")
         return TimedCamera(bag_frames(Path(folder).expanduser(), topic), clock)
-    raise ConfigError(f"source: {text!r} is none of {SOURCES}")
+    raise ConfigError(f"source: {text!r} is none of {', '.join(CAMERA_SOURCES)}")
 
 
 class TopicCamera:

@@ -18,8 +18,7 @@ from vlm_spec_decode.robot.go2.config import Go2Config, check_middleware, check_
 from vlm_spec_decode.robot.go2.states import StateTable
 from vlm_spec_decode.robot.lease import Board
 from vlm_spec_decode.ros.lifecycle import NodePart, StopRequest
-from vlm_spec_decode.ros.node_parameters import DRIVER_PARAMETERS, ROBOT_PARAMETERS, SOURCE_PARAMETERS
-from vlm_spec_decode.ros.params import Parameters
+from vlm_spec_decode.ros.params import DRIVER_PARAMETERS, ROBOT_PARAMETERS, SOURCE_PARAMETERS, Parameters
 from vlm_spec_decode.ros.process import leave, run_node
 
 STOP_S = 1.2

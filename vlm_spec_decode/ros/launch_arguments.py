@@ -1,13 +1,23 @@
-"""Arguments that several launch files share. Does not import `launch`, so that tests can read it."""
+"""Arguments that several launch files share. Does not import `launch`, so that tests can read it.
+
+An argument that is a parameter of a node has its description, default and choices from there.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vlm_spec_decode.core.types import OBJECTIVES
-from vlm_spec_decode.strategies.registry import DEFAULT, STRATEGIES
+from vlm_spec_decode.core.config import Setting, settings_of
+from vlm_spec_decode.core.profiles import BODIES
+from vlm_spec_decode.edge.settings import EdgeSettings
+from vlm_spec_decode.ros.params import NODES, settings
+from vlm_spec_decode.transport.address import DEFAULT_PORT
 
 YES_NO = ("true", "false", "True", "False")
+
+PARAMETERS: Mapping[str, Setting] = {each.name: each for name in reversed(NODES) for each in settings(name)}
+"""Every parameter of the nodes by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,33 +29,43 @@ class Argument:
     description: str
     choices: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, setting: Setting, name: str = "", **default: str | None) -> Argument:
+        """Return the argument of a setting; `default` is given where it is another here."""
+        is_flag = isinstance(setting.default, bool)
+        usual = str(setting.default).lower() if is_flag else setting.text
+        choices = YES_NO if is_flag else setting.choices
+        return cls(name or setting.name, default.get("default", usual), setting.description, choices)
 
-STRATEGY = Argument("strategy", DEFAULT, "How edge and cloud decode together.", tuple(STRATEGIES))
-OBJECTIVE = Argument("objective", "latency", "What the cloud saves.", OBJECTIVES)
-DRAFT = Argument("draft", "", "Folder or hub id of the robot's model; empty: the one that ships.")
-TARGET = Argument("target", "", "Folder or hub id of the cloud's model; empty: the one that ships.")
-CLOUD_PORT = Argument("cloud_port", "5557", "TCP port of the cloud on 127.0.0.1.")
+
+def parameter(name: str, argument: str = "", **default: str | None) -> Argument:
+    """Return the argument of a node's parameter; `argument` is its name here if that is another."""
+    return Argument.of(PARAMETERS[name], argument, **default)
+
+
+TARGET = Argument.of(settings_of(EdgeSettings)["target"])
+BODY = Argument("body", BODIES[0], "Body of the simulated robot.", BODIES)
+CLOUD_PORT = Argument("cloud_port", str(DEFAULT_PORT), "TCP port of the cloud on 127.0.0.1.")
 NAMESPACE = Argument("namespace", "", "Namespace of the nodes.")
 RVIZ = Argument("rviz", "false", "Also start rviz2 (of your ROS installation).", YES_NO)
 
-DECODING = (STRATEGY, OBJECTIVE, DRAFT)
+STRATEGY = parameter("strategy")
+DECODING = (STRATEGY, parameter("objective"), parameter("draft"))
 """How the VLM node decodes."""
 
 MISSION = (
-    Argument("instruction", "", "Given as soon as everything is up; empty: publish one to vlm/instruction."),
-    Argument("fallback", "hold", "What goes on without the cloud.", ("hold", "stop", "draft_only")),
-    Argument("approve", "false", "Show every plan and wait for a yes on vlm/approve.", YES_NO),
-    Argument("limits", "", "YAML of the safety gate's limits; empty: its defaults."),
-    Argument("scan_topic", "", "LaserScan that stops the robot, beside its own ranges; empty: none."),
+    parameter("instruction"),
+    parameter("fallback"),
+    parameter("approve"),
+    parameter("limits_file", "limits"),
+    parameter("scan_topic"),
 )
 """What moves the robot, and how far."""
 
 PROCESSES = (
     NAMESPACE,
     Argument("frame_prefix", "", "Put before every frame, such as go2_a/, where several robots share /tf."),
-    Argument(
-        "autostart", "true", "Configure and activate the nodes; false: a lifecycle manager does it.", YES_NO
-    ),
+    parameter("autostart"),
     Argument(
         "respawn", "false", "Start a node that ends again after 2 s, instead of ending everything.", YES_NO
     ),

@@ -24,9 +24,8 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.node import Node
 
 from vlm_spec_decode.core.errors import VsdError
-from vlm_spec_decode.ros.params import Parameter, Parameters
+from vlm_spec_decode.ros.params import AUTOSTART, Parameters
 
-AUTOSTART = Parameter("autostart", True, "Configure and activate at the start; false: a manager does it.")
 LOOK_S = 0.02
 SWEEP_S = 5.0
 

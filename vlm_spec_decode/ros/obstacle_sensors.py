@@ -18,12 +18,13 @@ from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, LaserScan, PointCloud2
 
+from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.ros import diagnostics
 from vlm_spec_decode.ros.convert import to_seconds
-from vlm_spec_decode.ros.params import Parameter, Parameters
+from vlm_spec_decode.ros.params import Parameters
 from vlm_spec_decode.ros.range_processing import (
     FREE,
     MIN_SHARE,
@@ -51,19 +52,15 @@ FUTURE_TOLERANCE_S = 0.5
 WARN_EVERY_S = 5.0
 
 PARAMETERS = (
-    Parameter("scan_topic", "", "LaserScan that narrows what is free; empty: none."),
-    Parameter("scan_mount", "", "Its place on base_link: x y z roll pitch yaw, in metres and radians."),
-    Parameter("points_topic", "", "PointCloud2 that narrows what is free; empty: none."),
-    Parameter("points_mount", "", "Its place on base_link: x y z roll pitch yaw, in metres and radians."),
-    Parameter(
-        "depth_topic", "", "Depth image (16UC1 or 32FC1) that narrows what is free ahead; empty: none."
-    ),
-    Parameter("depth_mount", "0.327 0 0.043", "Its place on base_link: x y z roll pitch yaw."),
-    Parameter("depth_hfov_deg", 87.0, "Horizontal field of view of the depth image.", 10.0, 170.0),
-    Parameter(
-        "obstacle_timeout_s", 0.5, "Age of an obstacle sensor's newest that blocks its sides.", 0.1, 5.0
-    ),
-    Parameter(
+    Setting("scan_topic", "", "LaserScan that narrows what is free; empty: none."),
+    Setting("scan_mount", "", "Its place on base_link: x y z roll pitch yaw, in metres and radians."),
+    Setting("points_topic", "", "PointCloud2 that narrows what is free; empty: none."),
+    Setting("points_mount", "", "Its place on base_link: x y z roll pitch yaw, in metres and radians."),
+    Setting("depth_topic", "", "Depth image (16UC1 or 32FC1) that narrows what is free ahead; empty: none."),
+    Setting("depth_mount", "0.327 0 0.043", "Its place on base_link: x y z roll pitch yaw."),
+    Setting("depth_hfov_deg", 87.0, "Horizontal field of view of the depth image.", 10.0, 170.0),
+    Setting("obstacle_timeout_s", 0.5, "Age of an obstacle sensor's newest that blocks its sides.", 0.1, 5.0),
+    Setting(
         "obstacle_valid_share",
         MIN_SHARE,
         "Share of an obstacle sensor's beams, pixels or points that must say something usable.",

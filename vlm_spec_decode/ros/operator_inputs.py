@@ -16,8 +16,9 @@ from std_msgs.msg import Bool
 
 from vlm_spec_decode.control.motion_profile import STILL
 from vlm_spec_decode.control.robot_supervisor import RobotSupervisor
+from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.ports import Clock
-from vlm_spec_decode.ros.params import Parameter, Parameters
+from vlm_spec_decode.ros.params import Parameters
 from vlm_spec_decode.ros.qos import COMMAND
 from vlm_spec_decode.ros.stamps import STEADY
 from vlm_spec_decode.ros.subscriptions import guarded_timer, listen
@@ -25,11 +26,11 @@ from vlm_spec_decode.ros.subscriptions import guarded_timer, listen
 LOOK_S = 0.02
 
 PARAMETERS = (
-    Parameter("teleop_topic", "cmd_vel_teleop", "Velocities of a person, which go before language."),
-    Parameter("teleop_stamped", False, "Whether they are TwistStamped instead of Twist."),
-    Parameter("joy_topic", "joy", "Joystick (sensor_msgs/Joy) with the e-stop button."),
-    Parameter("estop_button", -1, "Index of the button that engages the e-stop; -1: none.", -1, 63),
-    Parameter(
+    Setting("teleop_topic", "cmd_vel_teleop", "Velocities of a person, which go before language."),
+    Setting("teleop_stamped", False, "Whether they are TwistStamped instead of Twist."),
+    Setting("joy_topic", "joy", "Joystick (sensor_msgs/Joy) with the e-stop button."),
+    Setting("estop_button", -1, "Index of the button that engages the e-stop; -1: none.", -1, 63),
+    Setting(
         "deadman_timeout_s",
         0.0,
         "Once e_stop/request is heard, silence of it that engages the e-stop; 0: none.",

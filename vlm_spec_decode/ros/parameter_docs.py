@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
-from vlm_spec_decode.actions.limits import MEANINGS, SafetyLimits
-from vlm_spec_decode.ros.node_parameters import NODES, settings
+from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.core.config import Setting, settings_of
+from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.ros.nodes import monitor as monitor_node
-from vlm_spec_decode.ros.params import Parameter
+from vlm_spec_decode.ros.params import NODES, settings
 
-PARAMETERS: Mapping[str, tuple[Parameter, ...]] = {name: settings(name) for name in NODES}
+PARAMETERS: Mapping[str, tuple[Setting, ...]] = {name: settings(name) for name in NODES}
 """Every parameter of every node."""
 
 
@@ -139,42 +141,55 @@ def page() -> str:
             "",
             f"## {node}",
             "",
-            "| parameter | default | range | live | meaning |",
-            "| --- | --- | --- | --- | --- |",
+            "| parameter | default | range | unit | live | meaning |",
+            "| --- | --- | --- | --- | --- | --- |",
         ]
         lines += [_row(parameter) for parameter in parameters]
         lines += ["", "| | topic or service | type | meaning |", "| --- | --- | --- | --- |"]
         lines += [f"| {c.way} | `{c.name}` | `{c.kind}` | {c.meaning} |" for c in CHANNELS[node]]
-    return "\n".join([*lines, "", *_limits()]) + "\n"
+    for title, text, kind in FILES:
+        lines += _file(title, text, kind)
+    return "\n".join(lines) + "\n"
 
 
-def _limits() -> list[str]:
-    """Return the section of what the safety gate allows; a limit without a meaning is a KeyError."""
-    lines = [
-        "## Limits file",
-        "",
-        "How fast, how far and when the robot may move is set in a YAML file that the locomotion node reads",
-        "when it starts: parameter `limits_file`, launch argument `limits`. A limit that the file does not",
-        "name keeps its default; an unknown name and a value that cannot be meant are refused.",
-        "[safety.md](safety.md#limits) has an example, and what the limits guarantee.",
-        "",
-        "| limit | default | meaning |",
-        "| --- | --- | --- |",
+LIMITS_FILE = """\
+How fast, how far and when the robot may move is set in a YAML file that the locomotion node reads
+when it starts: parameter `limits_file`, launch argument `limits`. A limit that the file does not
+name keeps its default; an unknown name and a value that cannot be meant are refused.
+[safety.md](safety.md#limits) has an example, and what the limits guarantee."""
+
+LINK_FILE = """\
+What `--link` and the parameter `link_file` take: the name of a file in `config/links`, or a path."""
+
+HARDWARE_FILE = """\
+What `--profile` and `vsd bench --profiles` take: the name of a file in `config/profiles`, or a path."""
+
+
+FILES: tuple[tuple[str, str, type[Any]], ...] = (
+    ("Limits file", LIMITS_FILE, SafetyLimits),
+    ("Link profile", LINK_FILE, LinkProfile),
+    ("Hardware profile", HARDWARE_FILE, HardwareProfile),
+)
+
+
+def _file(title: str, text: str, kind: type[Any]) -> list[str]:
+    """Return the section of a settings file whose keys are the settings of a dataclass."""
+    rows = [
+        f"| `{each.name}` | {_default(each)} | {each.bounds} | {each.unit} | {each.description} |"
+        for each in settings_of(kind).values()
     ]
-    for field in fields(SafetyLimits):
-        default = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        shown = "empty" if default == "" else f"`{default}`"
-        lines.append(f"| `{field.name}` | {shown} | {MEANINGS[field.name]} |")
-    return lines
+    head = ["| key | default | range | unit | meaning |", "| --- | --- | --- | --- | --- |"]
+    return ["", f"## {title}", "", text, "", *head, *rows]
 
 
-def _row(parameter: Parameter) -> str:
-    default = "empty" if parameter.default == "" else f"`{parameter.default}`"
-    bounds = ", ".join(parameter.choices)
-    if parameter.low is not None and parameter.high is not None:
-        bounds = f"{parameter.low:g} to {parameter.high:g}"
-    live = "yes" if parameter.live else ""
-    return f"| `{parameter.name}` | {default} | {bounds} | {live} | {parameter.description} |"
+def _row(setting: Setting) -> str:
+    live = "yes" if setting.live else ""
+    cells = (f"`{setting.name}`", _default(setting), setting.bounds, setting.unit, live, setting.description)
+    return f"| {' | '.join(cells)} |"
+
+
+def _default(setting: Setting) -> str:
+    return f"`{setting.text}`" if setting.text else "empty"
 
 
 if __name__ == "__main__":

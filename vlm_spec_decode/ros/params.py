@@ -1,100 +1,153 @@
-"""Declared parameters with description and range, and YAML files that parameters name.
+"""A node's parameters: which there are, how they are declared, read and changed, and the help text.
 
-`ros2 param describe` shows description and range. Parameters marked `live` may be changed while the node
-runs; every change is checked like a first value. All others are read-only: changing a limit under a moving
-robot would be a command, not a setting.
+A parameter is a `Setting`: a field of a settings dataclass (`parameters`), or, where no dataclass holds it,
+one of a module's `PARAMETERS`. `ros2 param describe` shows description and range. Parameters marked `live`
+may be changed while the node runs; every change is checked like a first value. All others are read-only:
+changing a limit under a moving robot would be a command, not a setting.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import rclpy
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
+from rclpy.utilities import remove_ros_args
 
+from vlm_spec_decode.core.config import Scalar, Setting, settings_of
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.text import text_problem
-from vlm_spec_decode.core.yaml_file import read_yaml
+from vlm_spec_decode.robot.go2.config import Go2Config
+from vlm_spec_decode.robot.go2.states import POSTURE_CODES
+from vlm_spec_decode.ros.own_node import named
+
+NODES = ("camera_node", "vlm_node", "locomotion_node", "monitor_node")
+
+DRIVERS: Mapping[str, str] = {
+    "sdk": "a Go2, Unitree's SDK",
+    "ros2": "a Go2, unitree_api messages",
+    "cmd_vel": "any robot with odometry",
+}
+"""Ways to the robot, and what each is for."""
+
+CAMERA_SOURCES = ("robot", "multicast", "image:TOPIC", "compressed:TOPIC", "file:VIDEO", "bag:FOLDER[#TOPIC]")
+"""Where frames may come from (`ros.camera_sources`); multicast is the robot's own stream."""
 
 
-def load_yaml(path: Path) -> Mapping[str, Any]:
-    """Return a YAML file's mapping. Raises ConfigError naming the file and what is wrong with it."""
-    values = read_yaml(path)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: no mapping of settings")
-    return values
+def parameters(kind: type[Any], *names: str, **renamed: str) -> tuple[Setting, ...]:
+    """Return settings of a dataclass as parameters: those called `names`, then `renamed` ones, field to name.
+
+    What may be None is an empty text as a parameter.
+    """
+    known = settings_of(kind)
+    pairs = [*((name, name) for name in names), *renamed.items()]
+    return tuple(
+        replace(known[field], name=name, default="" if known[field].default is None else known[field].default)
+        for field, name in pairs
+    )
 
 
-Scalar: TypeAlias = bool | int | float | str
+AUTOSTART = Setting("autostart", True, "Configure and activate at the start; false: a manager does it.")
+ROBOT_PARAMETERS = parameters(Go2Config, "interface", "domain")
+DRIVER_PARAMETERS = (
+    Setting(
+        "driver",
+        "sdk",
+        f"How the robot is spoken to: {'; '.join(f'{name} ({what})' for name, what in DRIVERS.items())}.",
+        one_of=tuple(DRIVERS),
+    ),
+    Setting(
+        "state_codes",
+        "",
+        "What codes of the robot's state mean on its firmware, such as 2077 walk, 2078 lock; words: "
+        f"{', '.join(POSTURE_CODES)}.",
+    ),
+)
+SOURCE_PARAMETERS = (Setting("source", CAMERA_SOURCES[0], f"Frames: {', '.join(CAMERA_SOURCES)}."),)
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One parameter. `low` and `high` bound numbers; `choices` bounds strings; `live` allows changes."""
+def settings(name: str) -> tuple[Setting, ...]:
+    """Return the parameters of one of `NODES`, in the order in which they are documented.
 
-    name: str
-    default: Scalar
-    description: str
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    live: bool = False
+    Imports the node's modules and no other's.
+    """
+    found = {
+        "camera_node": _camera,
+        "vlm_node": _vlm,
+        "locomotion_node": _locomotion,
+        "monitor_node": _monitor,
+    }
+    return (*found[name](), AUTOSTART)
 
-    def descriptor(self) -> ParameterDescriptor:
-        """Return what rclpy enforces and `ros2 param describe` shows."""
-        message = ParameterDescriptor(description=self.description, read_only=not self.live)
-        # A file that says `rate_hz: 2` gives an integer, which rclpy would not take for a real number: what
-        # type a real number may have is checked here.
-        message.dynamic_typing = self.is_real
-        if self.choices:
-            message.additional_constraints = f"one of: {', '.join(self.choices)}"
-        if self.low is None or self.high is None:
-            return message
-        if isinstance(self.default, int):
-            bounds = IntegerRange(from_value=int(self.low), to_value=int(self.high), step=0)
-            message.integer_range = [bounds]
-        else:
-            message.floating_point_range = [FloatingPointRange(from_value=self.low, to_value=self.high)]
+
+def _camera() -> tuple[Setting, ...]:
+    from vlm_spec_decode.ros.nodes import camera
+
+    return SOURCE_PARAMETERS + ROBOT_PARAMETERS + camera.PARAMETERS
+
+
+def _vlm() -> tuple[Setting, ...]:
+    from vlm_spec_decode.ros import engine_source
+    from vlm_spec_decode.ros.nodes import vlm
+
+    return vlm.PARAMETERS + engine_source.PARAMETERS
+
+
+def _locomotion() -> tuple[Setting, ...]:
+    from vlm_spec_decode.ros import obstacle_sensors, operator_inputs, process_priority, velocity_robot
+    from vlm_spec_decode.ros.nodes import locomotion
+
+    own = DRIVER_PARAMETERS + ROBOT_PARAMETERS + (process_priority.PARAMETER,) + velocity_robot.PARAMETERS
+    return own + locomotion.PARAMETERS + operator_inputs.PARAMETERS + obstacle_sensors.PARAMETERS
+
+
+def _monitor() -> tuple[Setting, ...]:
+    from vlm_spec_decode.ros.nodes import monitor
+
+    return monitor.PARAMETERS
+
+
+def descriptor(setting: Setting) -> ParameterDescriptor:
+    """Return what rclpy enforces and `ros2 param describe` shows."""
+    message = ParameterDescriptor(description=setting.description, read_only=not setting.live)
+    # A file that says `rate_hz: 2` gives an integer, which rclpy would not take for a real number: what
+    # type a real number may have is checked here.
+    message.dynamic_typing = setting.is_real
+    if setting.choices:
+        message.additional_constraints = f"one of: {', '.join(setting.choices)}"
+    if setting.low is None or setting.high is None:
         return message
+    if isinstance(setting.default, int):
+        bounds = IntegerRange(from_value=int(setting.low), to_value=int(setting.high), step=0)
+        message.integer_range = [bounds]
+    else:
+        message.floating_point_range = [FloatingPointRange(from_value=setting.low, to_value=setting.high)]
+    return message
 
-    @property
-    def is_real(self) -> bool:
-        """Whether it is a real number."""
-        return isinstance(self.default, float)
 
-    def check(self, value: object) -> str:
-        """Return what is wrong with `value` beyond what rclpy checks; or nothing.
+def problem_of(setting: Setting, value: object) -> str:
+    """Return what is wrong with a parameter's value beyond what rclpy checks; or nothing.
 
-        rclpy checks the type of all but real numbers, and the range of integers.
-        """
-        if isinstance(value, str) and (problem := text_problem(value)):
-            return f"parameter {self.name}: {problem}"
-        if self.choices and value not in self.choices:
-            return f"parameter {self.name}: {value!r} is none of {', '.join(self.choices)}"
-        return self._check_real(value) if self.is_real else ""
-
-    def _check_real(self, value: object) -> str:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return f"parameter {self.name}: a number is wanted, not {value!r}"
-        low, high = (
-            -math.inf if self.low is None else self.low,
-            math.inf if self.high is None else self.high,
-        )
-        if not (math.isfinite(value) and low <= value <= high):
-            return f"parameter {self.name}: {value} is not within {low:g} to {high:g}"
-        return ""
+    rclpy checks the type of all but real numbers.
+    """
+    if setting.is_real and (isinstance(value, bool) or not isinstance(value, int | float)):
+        return f"parameter {setting.name}: a number is wanted, not {value!r}"
+    said = setting.check(value)
+    if not said and isinstance(value, float) and not math.isfinite(value):
+        said = f"{value} is no finite number"
+    return f"parameter {setting.name}: {said}" if said else ""
 
 
 class Parameters:
     """The values of a node's parameters, by type; a live one answers with its newest value."""
 
-    def __init__(self, node: Node, declared: tuple[Parameter, ...]) -> None:
+    def __init__(self, node: Node, declared: tuple[Setting, ...]) -> None:
         """Declare all; what is declared already, by a part that is put together again, is only read.
 
         Raises ConfigError for a value of the wrong type or out of range.
@@ -130,6 +183,10 @@ class Parameters:
         except RuntimeError as error:
             raise ConfigError(f"parameter {name}: {self.text(name)}: {error}") from error
 
+    def value(self, name: str) -> Scalar:
+        """Return a value as its setting's type."""
+        return self.real(name) if self._declared[name].is_real else self._value(name)
+
     def _value(self, name: str) -> Scalar:
         value: Scalar = self._node.get_parameter(name).value
         return value
@@ -137,24 +194,86 @@ class Parameters:
     def _on_set(self, changed: Sequence[rclpy.Parameter]) -> SetParametersResult:
         for new in changed:
             declared = self._declared.get(new.name)
-            problem = declared.check(new.value) if declared else ""
+            problem = problem_of(declared, new.value) if declared else ""
             if problem:
                 return SetParametersResult(successful=False, reason=problem)
         return SetParametersResult(successful=True)
 
 
-def _declare(node: Node, parameter: Parameter) -> None:
+def _declare(node: Node, parameter: Setting) -> None:
     try:
         if node.has_parameter(parameter.name):
             value: object = node.get_parameter(parameter.name).value
         else:
-            declared = node.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
+            declared = node.declare_parameter(parameter.name, parameter.default, descriptor(parameter))
             value = declared.value
     except InvalidParameterTypeException as error:
         wanted = {bool: "true or false", int: "a whole number", str: "text"}.get(type(parameter.default), "")
         raise ConfigError(f"parameter {parameter.name}: {wanted or 'a number'} is wanted: {error}") from error
     except InvalidParameterValueException as error:
         raise ConfigError(f"parameter {parameter.name}: {error}") from error
-    problem = parameter.check(value)
+    problem = problem_of(parameter, value)
     if problem:
         raise ConfigError(problem)
+
+
+HELP = ("-h", "--help")
+
+
+def asks_for_help(args: Sequence[str]) -> bool:
+    """Return whether `args`, the program's name first, ask for help."""
+    return bool(set(args[1:]) & set(HELP))
+
+
+def check_arguments(args: Sequence[str]) -> None:
+    """Raise ConfigError for what ROS cannot read or would pass over, and for what is no text.
+
+    rclpy reads what follows `--ros-args` and ignores the rest, so that `vlm_node cloud:=…` would start
+    without any of the given settings.
+    """
+    for each in args:
+        if problem := text_problem(each):
+            raise ConfigError(f"argument {each!r}: {problem}")
+    with named():
+        remove_ros_args(list(args))
+    unknown = _beside_ros(args[1:])
+    if unknown:
+        raise ConfigError(
+            f"unknown argument {unknown[0]!r}; parameters are given as --ros-args -p NAME:=VALUE, "
+            "and --help lists them"
+        )
+
+
+def _beside_ros(args: Sequence[str]) -> list[str]:
+    """Return what is not between `--ros-args` and `--`. Not rclpy's own: it takes `a:=b` for a remapping."""
+    found, is_for_ros = [], False
+    for each in args:
+        if each == "--ros-args":
+            is_for_ros = True
+        elif is_for_ros and each == "--":
+            is_for_ros = False
+        elif not is_for_ros:
+            found.append(each)
+    return found
+
+
+def help_text(name: str, parameters: Sequence[Setting]) -> str:
+    """Return what `--help` prints for a node."""
+    lines = [
+        f"Usage: {name} [--help] [--ros-args [-p NAME:=VALUE]... [--params-file FILE] [-r __ns:=/NAME]]",
+        "",
+        "Parameters (default; range or choices; * can be changed while the node runs):",
+    ]
+    for each in sorted(parameters, key=lambda parameter: parameter.name):
+        bounds = each.bounds
+        default = repr(each.default) if isinstance(each.default, str) else str(each.default)
+        mark = "*" if each.live else " "
+        lines += [
+            f"{mark} {each.name} ({default}{'; ' + bounds if bounds else ''})",
+            f"      {each.description}",
+        ]
+    lines += [
+        "",
+        "Topics and services: docs/parameters.md. Exit codes: 0 ended, 1 failed, 2 settings, 4 robot.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -25,9 +25,9 @@ from rclpy.signals import SignalHandlerOptions
 from vlm_spec_decode.core import environment, extras, internal_error
 from vlm_spec_decode.core.environment_checks import can_write, log_folder
 from vlm_spec_decode.core.errors import InternalError, VsdError
-from vlm_spec_decode.ros import node_arguments
 from vlm_spec_decode.ros.lifecycle import Build, ManagedNode
 from vlm_spec_decode.ros.own_node import NO_LOG_FILE, named, prefer_sockets
+from vlm_spec_decode.ros.params import asks_for_help, check_arguments, help_text, settings
 
 RCLError = rclpy_implementation.RCLError
 WARN_EVERY_S, AGAIN_S = 5.0, 0.05
@@ -64,7 +64,7 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
     a bug, named in one line with the way to its traceback after the node has been closed, and gives 1.
     """
     given = sys.argv if args is None else args
-    if node_arguments.asks_for_help(given):
+    if asks_for_help(given):
         return _help(name)
     ending = _Ending()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -97,17 +97,14 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
 
 
 def _help(name: str) -> int:
-    # Its modules import this one.
-    from vlm_spec_decode.ros.node_parameters import settings
-
-    sys.stdout.write(node_arguments.help_text(name, settings(name)))
+    sys.stdout.write(help_text(name, settings(name)))
     return 0
 
 
 def _join(name: str, build: Build, ending: _Ending, args: Sequence[str]) -> ManagedNode:
     """Start ROS 2 in this process and make the node. Raises ConfigError or MiddlewareError."""
     environment.refuse(os.environ, environment.ROS)
-    node_arguments.check(args)
+    check_arguments(args)
     prefer_sockets()
     folder = log_folder(os.environ)
     if folder is None or not can_write(folder):

@@ -10,9 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-from vlm_spec_decode.ros.params import Parameter
+from vlm_spec_decode.core.config import Setting
 
-PARAMETER = Parameter(
+PARAMETER = Setting(
     "nice",
     -10,
     "Priority that the process gives itself where the system lets it, so that no stop waits for a busy "

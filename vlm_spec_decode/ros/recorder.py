@@ -24,7 +24,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 from std_msgs.msg import String
 
-from vlm_spec_decode.bags.recording import STRING, Note, RecordConfig, Recording
+from vlm_spec_decode.bags.recording import STRING, Recording
+from vlm_spec_decode.bags.settings import Note, RecordConfig
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.ros.own_node import OwnNode
 

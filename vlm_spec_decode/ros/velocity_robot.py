@@ -19,18 +19,19 @@ from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import BatteryState
 
+from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import RobotRefused, RobotStale, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.ros.convert import to_seconds
-from vlm_spec_decode.ros.params import Parameter, Parameters
+from vlm_spec_decode.ros.params import Parameters
 from vlm_spec_decode.ros.subscriptions import listen
 
 PARAMETERS = (
-    Parameter("cmd_vel_topic", "cmd_vel", "With driver cmd_vel: where velocities go."),
-    Parameter("cmd_vel_stamped", False, "Whether they are TwistStamped instead of Twist."),
-    Parameter("odometry_topic", "odom", "With driver cmd_vel: the robot's own odometry."),
-    Parameter("battery_topic", "", "With driver cmd_vel: its BatteryState; empty: taken as full."),
+    Setting("cmd_vel_topic", "cmd_vel", "With driver cmd_vel: where velocities go."),
+    Setting("cmd_vel_stamped", False, "Whether they are TwistStamped instead of Twist."),
+    Setting("odometry_topic", "odom", "With driver cmd_vel: the robot's own odometry."),
+    Setting("battery_topic", "", "With driver cmd_vel: its BatteryState; empty: taken as full."),
 )
 
 UNIT_TOLERANCE = 0.1

@@ -14,14 +14,11 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 import mujoco
 
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.go2.dds import (
@@ -40,70 +37,14 @@ from vlm_spec_decode.sim.go2.services import (
     SwitcherService,
     VideoHub,
 )
-from vlm_spec_decode.sim.go2.state_machine import DOCUMENTED, StateCode, find_firmware
-from vlm_spec_decode.sim.ground_truth import GroundTruth, PathRecorder, check_view, save_view
-from vlm_spec_decode.sim.physics.physical_world import check_body, make_world
+from vlm_spec_decode.sim.go2.state_machine import find_firmware
+from vlm_spec_decode.sim.ground_truth import GroundTruth, PathRecorder, save_view
+from vlm_spec_decode.sim.physics.physical_world import make_world
 from vlm_spec_decode.sim.scene import load_scene, random_scene
+from vlm_spec_decode.sim.settings import START_STATES, SimConfig
 
 MAX_LAG_S = 0.25
 """A loop that is later than this begins a new beat instead of hurrying after the old one."""
-
-START_STATES = {
-    "lying": StateCode.CROUCH,
-    "damping": StateCode.DAMPING,
-    "locked": StateCode.STANDING_LOCK,
-    "standing": StateCode.BALANCE_STAND,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class SimConfig:
-    """All settings of `vsd sim`. `faults` are texts as `sim.go2.robot` reads them.
-
-    For `linger_s` after it was asked to end the robot stays, so that its commander can still stop it.
-    """
-
-    scene_seed: int = 0
-    scene: Path | None = None
-    seed: int = 0
-    interface: str = "lo"
-    domain: int = 1
-    body: str = "kinematic"
-    start: str = "damping"
-    faults: tuple[str, ...] = ()
-    firmware: str = DOCUMENTED.name
-    view: Path | None = None
-    truth: Path | None = None
-    width: int = 640
-    height: int = 360
-    quality: int = 85
-    loop_hz: float = 50.0
-    state_hz: float = 50.0
-    lf_state_hz: float = 20.0
-    drift: float = 0.0
-    reselect_s: float = 10.0
-    linger_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges. Raises ConfigError naming the setting."""
-        if self.start not in START_STATES:
-            raise ConfigError(f"start: {self.start!r} is none of {', '.join(START_STATES)}")
-        check_body(self.body)
-        find_firmware(self.firmware)
-        if self.view is not None:
-            check_view(self.view)
-        for name, low, high in (
-            ("width", 32, 1920),
-            ("height", 32, 1080),
-            ("quality", 1, 100),
-            ("loop_hz", 10, 500),
-            ("state_hz", 0, 500),
-            ("lf_state_hz", 1, 500),
-            ("linger_s", 0, 60),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"{name}: {value} is not within {low} to {high}")
 
 
 @contextmanager

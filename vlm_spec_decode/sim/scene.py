@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from vlm_spec_decode.core.config import read_yaml
 from vlm_spec_decode.core.errors import SceneError
-from vlm_spec_decode.core.yaml_file import read_yaml
 from vlm_spec_decode.sim.objects import (
     COLOURS,
     DOOR_DEPTH_M,

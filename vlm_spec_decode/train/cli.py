@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from vlm_spec_decode.core.assets import ASSETS
+from vlm_spec_decode.bags.settings import ReplaySettings
+from vlm_spec_decode.core.config import settings_of
+from vlm_spec_decode.core.options import as_json, option, options
+from vlm_spec_decode.train.config import (
+    DataConfig,
+    EvaluateConfig,
+    ExitsConfig,
+    Role,
+    TrainConfig,
+    held_out_seed,
+    recipe,
+    shown_default,
+    text_recipe,
+)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 FOLDER = click.Path(path_type=Path)
-DEVICE = click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="auto is a GPU if there is one; else cpu, cuda, cuda:1.",
-)
+FRAMES, WALKS = settings_of(DataConfig)["out"].default, Path("data/walks")
 
 
 @click.group()
@@ -32,25 +43,22 @@ def _finish(figures: dict[str, Any], as_json: bool) -> None:
 
 
 @train.command()
-@click.option("--out", type=FOLDER, default=None, show_default="data/frames, data/walks")
-@click.option("--scenes", type=click.IntRange(1), default=7000, show_default=True)
-@click.option("--poses", type=click.IntRange(1), default=8, show_default=True, help="Frames in each scene.")
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
+@option(DataConfig, "out", type=FOLDER, default=None, show_default=f"{FRAMES}, or {WALKS} with --from-bags")
+@option(DataConfig, "num_scenes", "--scenes")
+@options(DataConfig, "poses", "workers")
 @click.option(
     "--from-bags", "bags", type=FOLDER, multiple=True, help="Bag of a walk with labels; may be repeated."
 )
-@click.option("--image-topic", default="", help="With --from-bags; default: the first found by type.")
-@click.option("--instructions", type=FOLDER, help="With --from-bags: CSV or YAML of instructions and labels.")
-@click.option("--every", "every_s", type=click.FloatRange(0), default=1.0, help="With it: s between frames.")
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON line.")
-def data(out: Path | None, scenes: int, poses: int, workers: int, as_json: bool, **walks: Any) -> None:
+@options(ReplaySettings, "image_topic", "instructions", instructions=FOLDER)
+@option(ReplaySettings, "every_s", "--every")
+@as_json
+def data(out: Path | None, num_scenes: int, poses: int, workers: int, as_json: bool, **walks: Any) -> None:
     """Render training frames, or take those of recorded walks; rendering goes on where it stopped."""
     if walks["bags"]:
-        return _finish(_walks(out or Path("data/walks"), **walks), as_json)
-    from vlm_spec_decode.train.config import DataConfig
+        return _finish(_walks(out or WALKS, **walks), as_json)
     from vlm_spec_decode.train.frames import run_data
 
-    return _finish(run_data(DataConfig(out or Path("data/frames"), scenes, poses, workers=workers)), as_json)
+    return _finish(run_data(DataConfig(out or FRAMES, num_scenes, poses, workers=workers)), as_json)
 
 
 def _walks(
@@ -64,124 +72,75 @@ def _walks(
     return run_walks(RecordedDataConfig(bags, out, Topics(image=image_topic), plan))
 
 
-def _model_options(command: Any) -> Any:
-    options = [
-        click.option(
-            "--text", is_flag=True, help="Of the language-only pair: rooms told in words, no frames."
-        ),
-        click.option("--data", type=FOLDER, default=None, show_default="data/frames"),
-        click.option("--eye-steps", type=click.IntRange(0), default=None, help="Steps of the eye alone."),
-        click.option(
-            "--steps", type=click.IntRange(0), default=None, help="Steps of the mouth over the finished eye."
-        ),
-        click.option("--eye", type=FOLDER, default=None, help="Checkpoint whose trained eye to take over."),
-        click.option(
-            "--start",
-            type=FOLDER,
-            default=None,
-            help="Checkpoint or model's folder to begin from; with --text its language part is taken.",
-        ),
-        click.option(
-            "--batch", type=click.IntRange(1), default=None, help="Images, or dialogues, of a step."
-        ),
-        click.option("--peak-rate", type=click.FloatRange(0), default=None, help="Highest learning rate."),
-        click.option("--seed", type=int, default=0, show_default=True),
-        click.option("--threads", type=click.IntRange(1), default=1, show_default=True),
-        click.option(
-            "--processes",
-            type=click.IntRange(1),
-            default=None,
-            show_default="1",
-            help="Draw batches in so many, each on a core of its own, and average the gradients.",
-        ),
-        DEVICE,
-        click.option(
-            "--precision",
-            type=click.Choice(["auto", "float32", "bfloat16"]),
-            default="auto",
-            show_default=True,
-            help="Of the forward pass; auto measures which is faster here.",
-        ),
-        click.option("--json", "as_json", is_flag=True, help="End with one JSON line."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+NAMES = {"eye_steps": "--vision-steps", "eye": "--vision-tower"}
+"""Options that are called otherwise than their fields."""
+
+
+def _model_options(role: Role) -> Callable[[Function], Function]:
+    """Return the options of a training as a decorator. What is not given is the recipe's."""
+
+    def decorate(function: Function) -> Function:
+        chosen = ("data", "eye_steps", "steps", "eye", "start", "batch", "peak_rate")
+        for name in reversed(("out", *chosen, "seed", "threads", "processes", "device", "precision")):
+            shown = shown_default(role, name)
+            changes: dict[str, Any] = {"default": None, "show_default": shown if shown != "None" else False}
+            if settings_of(TrainConfig)[name].kind is Path:
+                changes["type"] = FOLDER
+            function = option(TrainConfig, name, NAMES.get(name, ""), **changes)(function)
+        text = "Of the language-only pair: rooms told in words, no frames."
+        return click.option("--text", is_flag=True, help=text)(as_json(function))
+
+    return decorate
 
 
 @train.command()
-@click.option("--out", type=FOLDER, default=None, show_default="runs/target, runs/text_target")
-@_model_options
-def target(**options: Any) -> None:
+@_model_options("target")
+def target(**given: Any) -> None:
     """Train the target on the teacher's answers; goes on where an interrupted run stopped."""
-    _train("target", **options)
+    _train("target", **given)
 
 
 @train.command()
-@click.option("--out", type=FOLDER, default=None, show_default="runs/draft, runs/text_draft")
-@click.option("--distil", type=FOLDER, default=None, help="Folder of the target whose answers to learn.")
-@_model_options
-def draft(**options: Any) -> None:
+@option(TrainConfig, "distil", type=FOLDER)
+@_model_options("draft")
+def draft(**given: Any) -> None:
     """Train the draft on the teacher's answers, or on a target's with --distil."""
-    _train("draft", **options)
+    _train("draft", **given)
 
 
-def _train(role: Any, text: bool, as_json: bool, **options: Any) -> None:
+def _train(role: Role, text: bool, as_json: bool, **options: Any) -> None:
     given = {key: value for key, value in options.items() if value is not None}
     if text:
-        from vlm_spec_decode.train.config import text_recipe
         from vlm_spec_decode.train.text import run_text
 
         if blind := sorted({"data", "eye", "eye_steps", "processes"} & set(given)):
-            raise click.UsageError(f"--{blind[0].replace('_', '-')} is for models that see, not for --text")
+            flag = NAMES.get(blind[0], f"--{blind[0]}")
+            raise click.UsageError(f"{flag} is for models that see, not for --text")
         return _finish(run_text(text_recipe(role, **given)), as_json)
-    from vlm_spec_decode.train.config import recipe
     from vlm_spec_decode.train.loop import run_train
 
-    return _finish(run_train(recipe(role, **{"out": Path(f"runs/{role}"), **given})), as_json)
+    return _finish(run_train(recipe(role, **given)), as_json)
 
 
 @train.command()
-@click.option(
-    "--target", type=FOLDER, default=Path("runs/target"), show_default=True, help="Folder[,option=value…]."
-)
-@click.option(
-    "--data",
-    type=FOLDER,
-    default=Path("data/frames"),
-    show_default=True,
-    help="Frames, for a model of `vsd train target`; others learn from their own answers.",
-)
-@click.option(
-    "--batches", type=click.IntRange(8), default=120, show_default=True, help="Of 8 frames or answers each."
-)
-@click.option("--steps", type=click.IntRange(1), default=1500, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-@DEVICE
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON line.")
+@options(ExitsConfig, target=FOLDER, data=FOLDER)
+@as_json
 def exits(as_json: bool, **options: Any) -> None:
     """Train and calibrate early exits for a finished target; the target itself stays as it is."""
-    from vlm_spec_decode.train.config import ExitsConfig
     from vlm_spec_decode.train.exits import run_exits
 
     _finish(run_exits(ExitsConfig(**options)), as_json)
 
 
 @train.command()
-@click.option("--target", type=FOLDER, default=ASSETS / "target", show_default="the shipped one")
-@click.option("--draft", type=FOLDER, default=ASSETS / "draft", show_default="the shipped one")
-@click.option("--episodes", type=click.IntRange(0), default=100, show_default=True)
-@click.option("--declined", type=click.IntRange(0), default=40, show_default=True, help="To be refused.")
-@click.option("--frames", type=click.IntRange(0), default=100, show_default=True)
-@click.option("--first-seed", type=click.IntRange(0), default=None, help="Held-out seeds begin at 1000000.")
-@click.option("--out", type=FOLDER, default=Path("out/evaluate"), show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON line.")
-def evaluate(as_json: bool, first_seed: int | None, **options: Any) -> None:
+@option(EvaluateConfig, "target", type=FOLDER, show_default="the shipped one")
+@option(EvaluateConfig, "draft", type=FOLDER, show_default="the shipped one")
+@options(EvaluateConfig, "episodes", "declined", "frames", "out", "threads", out=FOLDER)
+@click.option("--first-seed", type=click.IntRange(0), default=None, help="Default: the first held-out seed.")
+@as_json
+def evaluate(as_json: bool, first_seed: int | None, **given: Any) -> None:
     """Measure a pair in held-out rooms: episodes of all kinds, what it declines, acceptance, answers."""
-    from vlm_spec_decode.train.config import HELD_OUT_SEED, EvaluateConfig
     from vlm_spec_decode.train.evaluate import run_evaluate
 
-    seed = HELD_OUT_SEED if first_seed is None else first_seed
-    _finish(run_evaluate(EvaluateConfig(first_seed=seed, **options)), as_json)
+    seed = held_out_seed() if first_seed is None else first_seed
+    _finish(run_evaluate(EvaluateConfig(first_seed=seed, **given)), as_json)

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from vlm_spec_decode.train.instructions import held_out
+from vlm_spec_decode.core.assets import ASSETS
+from vlm_spec_decode.core.config import same_as, setting, settings_of
 
 Role: TypeAlias = Literal["target", "draft"]
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16")
 
 Growth: TypeAlias = tuple[tuple[float, int], ...]
 """Shares of a training's steps, and how many layers are trained from there on; in rising order, from 0."""
 
-HELD_OUT_SEED = held_out().first_scene_seed
-"""Scene seeds from here on are for evaluation and never trained on."""
+
+def held_out_seed() -> int:
+    """Return the first scene seed that is for evaluation; from there on nothing is trained on."""
+    from vlm_spec_decode.train.instructions import held_out
+
+    return held_out().first_scene_seed
 
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
     """Frames: `num_scenes` rooms seen from `poses` places each."""
 
-    out: Path = Path("data/frames")
-    num_scenes: int = 7000
-    poses: int = 8
+    out: Path = setting(Path("data/frames"), "Folder of the frames; rendering goes on where it stopped.")
+    num_scenes: int = setting(7000, "Rooms.", 1)
+    poses: int = setting(8, "Frames in each room.", 1)
     num_objects: tuple[int, int] = (2, 6)
     first_seed: int = 0
-    workers: int = 2
+    workers: int = setting(2, "Processes that render.", 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +52,31 @@ class TrainConfig:
     """
 
     role: Role
-    data: Path = Path("data/frames")
-    out: Path = Path("runs/target")
-    eye_steps: int = 4000
-    steps: int = 10000
-    batch: int = 8
+    data: Path = setting(Path("data/frames"), "Folder of the frames.")
+    out: Path = setting(Path("runs/target"), "Folder of checkpoints and the finished model.")
+    eye_steps: int = setting(4000, "Steps of the vision tower alone.", 0)
+    steps: int = setting(10000, "Steps of the language model over the finished vision tower.", 0)
+    batch: int = setting(8, "Images of a step.", 1)
     dialogues: int = 4
-    peak_rate: float = 3e-3
-    seed: int = 0
-    threads: int = 1
+    peak_rate: float = setting(3e-3, "Highest learning rate.", 0)
+    seed: int = setting(0, "Seed of weights and batches.")
+    threads: int = setting(1, "Threads of the computation.", 1)
     checkpoint_every: int = 200
     decay_share: float = 0.4
     stop_after: int | None = None
     log_every: int = 100
-    eye: Path | None = None
-    start: Path | None = None
-    distil: Path | None = None
-    device: str = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    processes: int = 1
+    eye: Path | None = setting(None, "Checkpoint whose trained vision tower to take over.")
+    start: Path | None = setting(
+        None, "Checkpoint or model's folder to begin from; with --text its language part is taken."
+    )
+    distil: Path | None = setting(None, "Folder of the target whose answers to learn.")
+    device: str = setting("auto", "auto is a GPU if there is one; else cpu, cuda, cuda:1.")
+    precision: Precision = setting(
+        "auto", "Of the forward pass; auto measures which is faster here.", one_of=PRECISIONS
+    )
+    processes: int = setting(
+        1, "Draw batches in so many, each on a core of its own, and average the gradients.", 1
+    )
     growth: Growth = ()
 
 
@@ -77,36 +90,38 @@ class TextConfig:
     """
 
     role: Role
-    out: Path = Path("runs/text_target")
-    steps: int = 2000
-    batch: int = 32
-    peak_rate: float = 1.0e-3
-    seed: int = 0
-    threads: int = 1
+    out: Path = setting(Path("runs/text_target"), "Folder of checkpoints and the finished model.")
+    steps: int = setting(2000, "Steps.", 0)
+    batch: int = setting(32, "Dialogues of a step.", 1)
+    peak_rate: float = setting(1.0e-3, "Highest learning rate.", 0)
+    seed: int = same_as(TrainConfig, "seed")
+    threads: int = same_as(TrainConfig, "threads")
     checkpoint_every: int = 20
     decay_share: float = 0.8
     stop_after: int | None = None
     log_every: int = 20
-    start: Path | None = None
-    distil: Path | None = None
-    device: str = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    start: Path | None = same_as(TrainConfig, "start")
+    distil: Path | None = same_as(TrainConfig, "distil")
+    device: str = same_as(TrainConfig, "device")
+    precision: Precision = same_as(TrainConfig, "precision")
 
 
 @dataclass(frozen=True, slots=True)
 class ExitsConfig:
     """Exits of a finished target at `shares` of its depth, learned from `batches` batches."""
 
-    target: Path
-    data: Path = Path("data/frames")
+    target: Path = setting(Path("runs/target"), "Folder[,option=value…].")
+    data: Path = setting(
+        Path("data/frames"), "Frames, for a model of `vsd train target`; others learn from their own answers."
+    )
     shares: tuple[float, ...] = (0.25, 0.5, 0.75)
-    batches: int = 120
+    batches: int = setting(120, "Batches of 8 frames or answers each.", 8)
     batch: int = 8
     dialogues: int = 6
-    steps: int = 1500
-    seed: int = 0
-    threads: int = 1
-    device: str = "auto"
+    steps: int = setting(1500, "Steps of each exit.", 1)
+    seed: int = same_as(TrainConfig, "seed")
+    threads: int = same_as(TrainConfig, "threads")
+    device: str = same_as(TrainConfig, "device")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,30 +129,49 @@ class EvaluateConfig:
     """Held-out seeds: `episodes` closed-loop missions of all kinds, `declined` ones that must be refused, and
     `frames` open-loop answers."""
 
-    target: Path
-    draft: Path | None
-    episodes: int = 50
-    frames: int = 100
-    declined: int = 0
-    first_seed: int = HELD_OUT_SEED
+    target: Path = setting(ASSETS / "target", "Folder of the target.")
+    draft: Path | None = setting(ASSETS / "draft", "Folder of the draft.")
+    episodes: int = setting(100, "Missions of all kinds.", 0)
+    frames: int = setting(100, "Open-loop answers.", 0)
+    declined: int = setting(40, "Missions that must be refused.", 0)
+    first_seed: int = field(default_factory=held_out_seed)
     max_answers: int = 24
-    out: Path = Path("out/evaluate")
-    threads: int = 1
+    out: Path = setting(Path("out/evaluate"), "Folder of the figures.")
+    threads: int = same_as(TrainConfig, "threads")
+
+
+RECIPES: dict[Role, dict[str, Any]] = {
+    "target": {
+        "out": Path("runs/target"),
+        "eye_steps": 6000,
+        "steps": 3500,
+        "dialogues": 6,
+        "growth": ((0.0, 4), (0.7, 12)),
+    },
+    "draft": {"out": Path("runs/draft"), "eye_steps": 0, "steps": 1700, "dialogues": 6},
+}
+"""Settings with which two cores make a model of a role in two hours."""
+
+TEXT_RECIPES: dict[Role, dict[str, Any]] = {
+    "target": {"out": Path("runs/text_target")},
+    "draft": {"out": Path("runs/text_draft")},
+}
+"""The same of the language-only pair."""
 
 
 def recipe(role: Role, **given: Any) -> TrainConfig:
-    """Return the settings with which two cores make a model of `role` in two hours, `given` ones changed."""
-    defaults: dict[Role, dict[str, Any]] = {
-        "target": {"eye_steps": 6000, "steps": 3500, "dialogues": 6, "growth": ((0.0, 4), (0.7, 12))},
-        "draft": {"eye_steps": 0, "steps": 1700, "dialogues": 6},
-    }
-    return TrainConfig(role, **{**defaults[role], **given})
+    """Return the settings of a model that sees, `given` ones changed."""
+    return TrainConfig(role, **{**RECIPES[role], **given})
 
 
 def text_recipe(role: Role, **given: Any) -> TextConfig:
     """Return the settings of a model of the language-only pair, `given` ones changed."""
-    defaults: dict[str, Any] = {
-        "target": {"out": Path("runs/text_target")},
-        "draft": {"out": Path("runs/text_draft")},
-    }[role]
-    return TextConfig(role, **{**defaults, **given})
+    return TextConfig(role, **{**TEXT_RECIPES[role], **given})
+
+
+def shown_default(role: Role, name: str) -> str:
+    """Return the default of a training's setting in words; beside it that of the language-only pair."""
+    of_text = settings_of(TextConfig)
+    seeing = RECIPES[role].get(name, settings_of(TrainConfig)[name].default)
+    told = TEXT_RECIPES[role].get(name, of_text[name].default if name in of_text else None)
+    return str(seeing) if told in (None, seeing) else f"{seeing}; {told} with --text"

@@ -92,7 +92,9 @@ def train(config: TrainConfig, crew: WorkerGroup) -> dict[str, Any]:
     tok = tokenizer()
     frames = open_frames(config.data)
     if frames.talks and config.eye_steps:
-        raise ConfigError(f"{config.data} holds recorded walks, which teach no eye: --eye-steps 0")
+        raise ConfigError(
+            f"{config.data} holds recorded walks, which teach no vision tower: --vision-steps 0"
+        )
     batcher = Batcher(frames, tok, config.dialogues)
     trainee = new_trainee(config, len(tok), pick_device(config.device))
     config.out.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ tower, and its frames are not mirrored.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image as PilImage
 
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import ACTION_NAMES, Action, Look, Turn, action_numbers
@@ -26,6 +24,7 @@ from vlm_spec_decode.bags.events import Events, Topics
 from vlm_spec_decode.bags.questions import AskPlan, Question, questions
 from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.core.errors import ActionParseError, ConfigError
+from vlm_spec_decode.core.images import DECODED
 from vlm_spec_decode.models.tiny import PATCHES_ACROSS
 from vlm_spec_decode.train.frames import MAX_OBJECTS, Column, squash
 
@@ -106,8 +105,7 @@ def _number(value: float, is_angle: bool) -> str:
 def _pixels(question: Question) -> npt.NDArray[np.uint8]:
     image = question.observation.image
     assert image is not None, "a question from a bag shows a frame"
-    with PilImage.open(io.BytesIO(image.jpeg)) as picture:
-        return squash(np.asarray(picture.convert("RGB")))
+    return squash(np.asarray(DECODED.picture(image)))
 
 
 def _write(folder: Path, frames: npt.NDArray[np.uint8], talks: list[dict[str, Any]]) -> dict[str, Any]:

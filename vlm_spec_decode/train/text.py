@@ -32,7 +32,7 @@ from vlm_spec_decode.models.hardware import memory_named
 from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.train import evaluate
 from vlm_spec_decode.train.batches import Batch, answer_loss, distil_loss
-from vlm_spec_decode.train.config import HELD_OUT_SEED, TextConfig
+from vlm_spec_decode.train.config import TextConfig, held_out_seed
 from vlm_spec_decode.train.evaluate import TEMPERATURES, Pair
 from vlm_spec_decode.train.hardware import Hardware, Precision, choose, pick_device
 from vlm_spec_decode.train.instructions import held_out
@@ -226,9 +226,10 @@ NEAR_DEG, NEAR_M = 10.0, 0.2
 
 
 def run_text_evaluate(
-    target: Path, draft: Path, count: int, *, first_seed: int = HELD_OUT_SEED, threads: int = 1
+    target: Path, draft: Path, count: int, *, first_seed: int | None = None, threads: int = 1
 ) -> dict[str, Any]:
     """Return the figures of `count` held-out dialogues."""
+    first_seed = held_out_seed() if first_seed is None else first_seed
     pair = Pair.of(load_model(target, threads=threads), load_model(draft, threads=threads))
     asked = [held_out_dialogue(seed) for seed in range(first_seed, first_seed + count)]
     said = [

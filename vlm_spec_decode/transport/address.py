@@ -11,6 +11,8 @@ from functools import cache
 from vlm_spec_decode.core.errors import ConfigError
 
 FORM = "tcp://HOST:PORT, an IPv6 host in brackets"
+DEFAULT_PORT = 5557
+"""On which a cloud listens unless told otherwise."""
 
 _TCP = re.compile(r"tcp://(?P<host>\[[^\[\]\s/]+\]|\*|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5}|\*)")
 _NUMBERS = re.compile(r"[0-9.]+")

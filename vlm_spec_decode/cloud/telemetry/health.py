@@ -16,14 +16,13 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from vlm_spec_decode.cloud.config import HTTP_AUTO
 from vlm_spec_decode.core.errors import CloudError, ConfigError
 from vlm_spec_decode.transport import address as addresses
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
 
-AUTO = "auto"
-OFF = "off"
 PLACE = "127.0.0.1:9464"
 """Where `auto` listens, unless somebody else does."""
 
@@ -36,7 +35,7 @@ Check = Callable[[], str]
 
 def place(text: str) -> tuple[str, int]:
     """Return host and port of `PORT`, `HOST:PORT` or `auto`. Raises ConfigError beyond loopback."""
-    text = PLACE if text == AUTO else text
+    text = PLACE if text == HTTP_AUTO else text
     host, port = addresses.split(f"tcp://{text if ':' in text else f'127.0.0.1:{text}'}")
     if not addresses.is_loopback(f"tcp://{host if ':' not in host else f'[{host}]'}:1"):
         raise ConfigError(f"http {text!r}: figures and health are for this machine only (127.0.0.1:PORT)")
@@ -50,7 +49,7 @@ class HealthServer:
         self._registry = registry
         self._checks: Mapping[str, Check] = {"/healthz": healthy, "/readyz": ready}
         host, port = place(where)
-        self._server = _listen(host, port, may_move=where == AUTO)
+        self._server = _listen(host, port, may_move=where == HTTP_AUTO)
         self._server.set_app(self._answer)
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="vsd-http", daemon=True)

@@ -13,11 +13,10 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from vlm_spec_decode.cloud.config import LOG_FORMATS, LOG_LEVELS
 from vlm_spec_decode.core.errors import ConfigError
 
 ROOT = "vlm_spec_decode"
-LEVELS = ("debug", "info", "warning", "error")
-FORMATS = ("text", "json")
 
 
 class JsonLines(logging.Formatter):
@@ -56,10 +55,10 @@ def fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
 
 def check_logging(style: str, level: str) -> None:
     """Raise ConfigError for an unknown style or level."""
-    if style not in FORMATS:
-        raise ConfigError(f"log_format {style!r}; known: {', '.join(FORMATS)}")
-    if level not in LEVELS:
-        raise ConfigError(f"log_level {level!r}; known: {', '.join(LEVELS)}")
+    if style not in LOG_FORMATS:
+        raise ConfigError(f"log_format {style!r}; known: {', '.join(LOG_FORMATS)}")
+    if level not in LOG_LEVELS:
+        raise ConfigError(f"log_level {level!r}; known: {', '.join(LOG_LEVELS)}")
 
 
 def set_up_logging(style: str, level: str, stream: TextIO | None = None) -> logging.Handler:

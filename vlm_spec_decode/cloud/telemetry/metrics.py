@@ -19,7 +19,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from vlm_spec_decode import __version__
-from vlm_spec_decode.cloud.config import CloudConfig
+from vlm_spec_decode.cloud.config import HTTP_OFF, CloudConfig
 from vlm_spec_decode.cloud.protocol import MessageTracer
 from vlm_spec_decode.cloud.requests import ServerCounts
 from vlm_spec_decode.cloud.telemetry import health
@@ -325,7 +325,7 @@ class ServiceTelemetry:
         """Log and answer over HTTP for the block; gives the URL, "" if HTTP is off. Raises CloudError."""
         handler = set_up_logging(self._config.log_format, self._config.log_level)
         try:
-            if self._config.http == health.OFF:
+            if self._config.http == HTTP_OFF:
                 yield ""
                 return
             registry = self.metrics.registry

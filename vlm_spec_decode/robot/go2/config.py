@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from vlm_spec_decode.core.config import setting
+from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.errors import ConfigError, DomainBusy, RobotError, RobotUnreachable
 from vlm_spec_decode.robot.go2.states import StateTable
 
@@ -25,8 +27,8 @@ class Go2Config:
     `settle_s` how long an unknown code may last before it counts as permanent.
     """
 
-    interface: str | None = "lo"
-    domain: int = 1
+    interface: str | None = setting("lo", "Network interface towards the robot; lo: a simulated one.")
+    domain: int = setting(1, "DDS domain of the robot: 0 on a real one.", 0, MAX_DOMAIN)
     state_topic: str = "rt/lf/sportmodestate"
     low_topic: str = "rt/lf/lowstate"
     call_timeout_s: float = 1.0
@@ -49,7 +51,6 @@ class Go2Config:
 
 
 ROBOT_DDS = "0.10"
-MAX_DOMAIN = 232
 _IFF_LOOPBACK = 0x8
 
 

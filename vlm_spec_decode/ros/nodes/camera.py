@@ -17,12 +17,13 @@ from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage
 
+from vlm_spec_decode.core.config import Setting, read_mapping
 from vlm_spec_decode.core.errors import ConfigError, ImageError, RobotError
 from vlm_spec_decode.core.ports import Camera, Clock
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.ros import diagnostics
 from vlm_spec_decode.ros.convert import to_compressed, to_time
-from vlm_spec_decode.ros.params import Parameter, Parameters, load_yaml
+from vlm_spec_decode.ros.params import Parameters
 from vlm_spec_decode.ros.stamps import FUTURE_S, STEADY, ClockConverter
 
 MODELS = {"plumb_bob": 5, "rational_polynomial": 8, "equidistant": 4}
@@ -73,7 +74,7 @@ def pinhole(width: int, height: int, hfov_deg: float) -> Intrinsics:
 def load(path: Path) -> Intrinsics:
     """Read a file as `camera_calibration` writes it. Raises ConfigError naming what does not hold."""
     try:
-        return _parse(load_yaml(path))
+        return _parse(read_mapping(path))
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
 
@@ -95,11 +96,11 @@ WARN_EVERY_S = 5.0
 CLOCKS = "if all are, the camera's clock and this machine's differ (chrony or PTP keeps them together)"
 
 PARAMETERS = (
-    Parameter("rate_hz", 5.0, "Frames asked of the camera per second.", 0.2, 30.0),
-    Parameter("frame_id", "front_camera_optical", "Optical frame of the images (REP 103)."),
-    Parameter("hfov_deg", 100.0, "Horizontal field of view of the pinhole without a file.", 10.0, 170.0),
-    Parameter("calibration_file", "", "Calibration YAML as camera_calibration writes it; empty: pinhole."),
-    Parameter("max_age_s", 1.0, "A frame older than this when it arrives is dropped.", 0.05, 10.0),
+    Setting("rate_hz", 5.0, "Frames asked of the camera per second.", 0.2, 30.0),
+    Setting("frame_id", "front_camera_optical", "Optical frame of the images (REP 103)."),
+    Setting("hfov_deg", 100.0, "Horizontal field of view of the pinhole without a file.", 10.0, 170.0),
+    Setting("calibration_file", "", "Calibration YAML as camera_calibration writes it; empty: pinhole."),
+    Setting("max_age_s", 1.0, "A frame older than this when it arrives is dropped.", 0.05, 10.0),
 )
 
 

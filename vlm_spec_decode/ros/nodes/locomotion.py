@@ -22,6 +22,7 @@ from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.control.executor import Executor
 from vlm_spec_decode.control.robot_supervisor import RobotSupervisor
 from vlm_spec_decode.control.safety import SafetyGate
+from vlm_spec_decode.core.config import Setting, read_mapping
 from vlm_spec_decode.core.errors import (
     ActionParseError,
     ActionRefused,
@@ -37,7 +38,7 @@ from vlm_spec_decode.ros import operator_inputs as hands
 from vlm_spec_decode.ros.convert import to_odometry
 from vlm_spec_decode.ros.lease_topic import TopicBoard
 from vlm_spec_decode.ros.obstacle_sensors import ObstacleSensors, SensingDriver
-from vlm_spec_decode.ros.params import Parameter, Parameters, load_yaml
+from vlm_spec_decode.ros.params import Parameters
 from vlm_spec_decode.ros.qos import COMMAND, LATCHED
 from vlm_spec_decode.ros.stamps import STEADY, ClockConverter
 from vlm_spec_decode.ros.subscriptions import fault_lines, guarded_timer, listen
@@ -49,23 +50,23 @@ LOOK_S = 0.025
 WARN_EVERY_S = 5.0
 
 PARAMETERS = (
-    Parameter("start_timeout_s", 30.0, "How long to look for the robot before giving up.", 1.0, 600.0),
-    Parameter(
+    Setting("start_timeout_s", 30.0, "How long to look for the robot before giving up.", 1.0, 600.0),
+    Setting(
         "lease_wait_s",
         WAIT_S,
         "How long to listen for another executor of this robot before taking it; it refuses by name.",
         0.1,
         10.0,
     ),
-    Parameter("limits_file", "", "YAML of the safety gate's limits; empty: its defaults."),
-    Parameter("odom_hz", 20.0, "Rate of odometry and transform.", 1.0, 100.0),
-    Parameter("status_hz", 10.0, "Rate of vlm/plan/status; changes are published at once.", 5.0, 40.0),
-    Parameter("odom_frame", "odom", "Frame of the odometry (REP 105)."),
-    Parameter("base_frame", "base_link", "Frame of the body (REP 105)."),
-    Parameter("camera_frame", "front_camera", "Frame of the camera's mount."),
-    Parameter("optical_frame", "front_camera_optical", "Optical frame of the camera (REP 103)."),
-    Parameter("camera_pitch_rad", 0.0, "Pitch of the camera's mount, down positive.", -1.0, 1.0),
-    Parameter("publish_tf", True, "Publish odom to base_link, and the camera's place on the body."),
+    Setting("limits_file", "", "YAML of the safety gate's limits; empty: its defaults."),
+    Setting("odom_hz", 20.0, "Rate of odometry and transform.", 1.0, 100.0),
+    Setting("status_hz", 10.0, "Rate of vlm/plan/status; changes are published at once.", 5.0, 40.0),
+    Setting("odom_frame", "odom", "Frame of the odometry (REP 105)."),
+    Setting("base_frame", "base_link", "Frame of the body (REP 105)."),
+    Setting("camera_frame", "front_camera", "Frame of the camera's mount."),
+    Setting("optical_frame", "front_camera_optical", "Optical frame of the camera (REP 103)."),
+    Setting("camera_pitch_rad", 0.0, "Pitch of the camera's mount, down positive.", -1.0, 1.0),
+    Setting("publish_tf", True, "Publish odom to base_link, and the camera's place on the body."),
 )
 
 
@@ -99,7 +100,7 @@ class LocomotionNode:
         self._stamps = ClockConverter(node, clock)
         self._parameters = parameters = Parameters(node, PARAMETERS)
         path = parameters.path("limits_file")
-        limits = SafetyLimits.from_mapping(load_yaml(path)) if path else SafetyLimits()
+        limits = SafetyLimits.from_mapping(read_mapping(path)) if path else SafetyLimits()
         self._surroundings = ObstacleSensors(node, clock)
         if self._surroundings.is_needed:
             driver = SensingDriver(driver, self._surroundings)

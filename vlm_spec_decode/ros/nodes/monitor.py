@@ -21,21 +21,22 @@ from visualization_msgs.msg import MarkerArray
 
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.plan import Plan
+from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ActionParseError, ImageError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.ros import visualization as markers
 from vlm_spec_decode.ros import visualization as overlay
 from vlm_spec_decode.ros.convert import from_compressed, to_compressed, to_seconds
-from vlm_spec_decode.ros.params import Parameter, Parameters
+from vlm_spec_decode.ros.params import Parameters
 from vlm_spec_decode.ros.qos import COMMAND, LATCHED
 from vlm_spec_decode.ros.stamps import STEADY, ClockConverter
 from vlm_spec_decode.ros.subscriptions import listen
 
 PARAMETERS = (
-    Parameter("odom_frame", "odom", "Frame of the markers and the path."),
-    Parameter("base_frame", "base_link", "Frame of the body's box."),
-    Parameter("path_length", 600, "Poses that the path keeps.", 2, 10000),
-    Parameter(
+    Setting("odom_frame", "odom", "Frame of the markers and the path."),
+    Setting("base_frame", "base_link", "Frame of the body's box."),
+    Setting("path_length", 600, "Poses that the path keeps.", 2, 10000),
+    Setting(
         "obstacle_stop_m", SafetyLimits().obstacle_stop_m, "Depth of the stop zone that is drawn.", 0.0, 2.0
     ),
 )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import cast
+from typing import Any, cast
 
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.guard_condition import GuardCondition
@@ -22,6 +22,7 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ActionParseError, ImageError, InstructionError, VsdError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.mission.connection import EngineConnection, EngineSource
@@ -42,65 +43,41 @@ from vlm_spec_decode.mission.worker import VlmWorker
 from vlm_spec_decode.ros import action_server as action_face
 from vlm_spec_decode.ros.action_server import MissionActionServer, action_type
 from vlm_spec_decode.ros.convert import from_compressed
-from vlm_spec_decode.ros.params import Parameter, Parameters
+from vlm_spec_decode.ros.params import Parameters, parameters
 from vlm_spec_decode.ros.publishers import VlmPublishers
 from vlm_spec_decode.ros.qos import COMMAND
 from vlm_spec_decode.ros.stamps import FUTURE_S, STEADY, ClockConverter
 from vlm_spec_decode.ros.subscriptions import listen
 
+OF_MISSION = {
+    "frame_s": "frame_timeout_s",
+    "silence_s": "status_timeout_s",
+    "act_s": "act_timeout_s",
+    "hold_s": "hold_timeout_s",
+    "approve_s": "approve_timeout_s",
+    "fresh_s": "approve_fresh_s",
+}
+"""Fields of `RunnerConfig` that are parameters under other names."""
+
 PARAMETERS = (
-    Parameter("instruction", "", "Given once, as soon as camera, robot and cloud are there; empty: none."),
-    Parameter("max_steps", 24, "Answers after which a mission ends without done().", 1, 200, live=True),
-    Parameter("heartbeat_hz", 20.0, "Rate at which the plan under way is republished.", 10.0, 100.0),
-    Parameter("frame_timeout_s", 5.0, "Silence of the camera that fails a mission.", 0.5, 60.0, live=True),
-    Parameter(
-        "status_timeout_s", 2.0, "Silence of the locomotion node that fails a mission.", 0.5, 30.0, live=True
-    ),
-    Parameter(
-        "act_timeout_s", 120.0, "Longest time that one answer's actions may take.", 1.0, 600.0, live=True
-    ),
-    Parameter("approve", False, "Show every plan and wait for a yes on vlm/approve.", live=True),
-    Parameter(
-        "approve_timeout_s", 120.0, "Silence after a plan is shown that means no.", 1.0, 3600.0, live=True
-    ),
-    Parameter(
-        "approve_fresh_s",
-        3.0,
-        "Age of a plan's frame at the yes that asks for a new look.",
-        0.5,
-        5.0,
-        live=True,
-    ),
-    Parameter("dry_run", False, "Show what would be sent to the robot, and send nothing.", live=True),
-    Parameter(
-        "queue", False, "A new instruction waits for the one under way, not superseding it.", live=True
-    ),
-    Parameter(
-        "fallback",
-        "hold",
-        "Without the cloud: stand and wait for it, end, or go on by the draft alone.",
-        choices=("hold", "stop", "draft_only"),
-        live=True,
-    ),
-    Parameter("hold_timeout_s", 30.0, "How long a mission waits for a lost cloud.", 1.0, 600.0, live=True),
+    Setting("instruction", "", "Given once, as soon as camera, robot and cloud are there; empty: none."),
+    Setting("heartbeat_hz", 20.0, "Rate at which the plan under way is republished.", 10.0, 100.0),
+    *parameters(RunnerConfig, "max_steps", "fallback", **OF_MISSION),
+    Setting("approve", False, "Show every plan and wait for a yes on vlm/approve.", live=True),
+    Setting("dry_run", False, "Show what would be sent to the robot, and send nothing.", live=True),
+    Setting("queue", False, "A new instruction waits for the one under way, not superseding it.", live=True),
     action_face.PARAMETER,
 )
 
 
 def runner_config(values: Parameters) -> RunnerConfig:
     """Return what holds for the next mission."""
-    real = values.real
-    silence_s = real("status_timeout_s")
+    numbers: dict[str, Any] = {field: values.real(name) for field, name in OF_MISSION.items()}
     return RunnerConfig(
         max_steps=values.integer("max_steps"),
-        ready_s=silence_s,
-        frame_s=real("frame_timeout_s"),
-        silence_s=silence_s,
-        act_s=real("act_timeout_s"),
         fallback=cast(Fallback, values.text("fallback")),
-        hold_s=real("hold_timeout_s"),
-        approve_s=real("approve_timeout_s"),
-        fresh_s=real("approve_fresh_s"),
+        ready_s=numbers["silence_s"],
+        **numbers,
     )
 
 

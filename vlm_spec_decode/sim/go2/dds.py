@@ -48,14 +48,12 @@ from unitree_sdk2py.idl.unitree_api.msg.dds_ import (
 )
 from unitree_sdk2py.idl.unitree_go.msg.dds_ import LowState_, SportModeState_
 
-from vlm_spec_decode.core.dds import domain_xml
+from vlm_spec_decode.core.dds import MAX_DOMAIN, domain_xml
 from vlm_spec_decode.core.errors import ConfigError, DomainBusy
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.sim.go2.robot import Snapshot
 from vlm_spec_decode.sim.go2.services import Reply, Service
 
-MAX_DOMAIN = 232
-"""Above this the ports that DDS derives from the domain id do not exist."""
 PROBE_S = 0.6
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from vlm_spec_decode.core import profiles
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.sim.physics.kinematic_body import STAND_HEIGHT_M, BodyLimits, Imu, Shape
 from vlm_spec_decode.sim.physics.physical_body import (
@@ -151,7 +152,7 @@ class PhysicalWorld(World):
         self.touching = frozenset(name for name, at_s in seen.items() if now_s - at_s <= APART_S)
 
 
-BODIES: dict[str, type[World]] = {"kinematic": World, "physical": PhysicalWorld}
+BODIES: dict[str, type[World]] = dict(zip(profiles.BODIES, (World, PhysicalWorld), strict=True))
 
 
 def check_body(body: str) -> None:

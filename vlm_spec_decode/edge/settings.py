@@ -1,0 +1,52 @@
+"""The settings of an engine, as `vsd ask`, the VLM node, the demo and the API take them.
+
+Imports nothing heavy: options and help texts are made from these fields before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm_spec_decode.core.config import setting
+from vlm_spec_decode.core.profiles import LinkProfile
+from vlm_spec_decode.core.types import OBJECTIVES, RULES
+from vlm_spec_decode.strategies.registry import DEFAULT, STRATEGIES
+
+if TYPE_CHECKING:
+    from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeSettings:
+    """All settings of an engine; `core.config.settings_of` has what each means.
+
+    `link` emulates a network in front of the socket. `timing` None is the protocol's own.
+    """
+
+    cloud: str = setting(
+        "",
+        "Address of the verifier, tcp://HOST:PORT; several with commas; empty: both models in this process.",
+    )
+    keys: Path | None = setting(
+        None, "Folder of CURVE keys (`vsd keys`); without: plaintext, to a cloud on this machine only."
+    )
+    draft: str = setting(
+        "", "Draft model: folder or hub id, ID[@REV][,dtype=…,…]; empty: the one that ships."
+    )
+    target: str = setting("", "Target model, likewise, where both models are in this process.")
+    strategy: str = setting(DEFAULT, "How edge and cloud decode together.", one_of=STRATEGIES)
+    rule: str = setting("coupled", "How drafts are verified.", one_of=RULES)
+    temperature: float = setting(0.0, "0 is greedy.", 0.0, 2.0)
+    seed: int = setting(0, "Keys the noise of sampling, shared by both ends.", 0, 2**31 - 1)
+    max_tokens: int = setting(96, "Longest answer.", 1, 1024)
+    draft_length: int = setting(6, "Tokens drafted per round.", 1, 64)
+    objective: str = setting("latency", "What the cloud saves.", one_of=OBJECTIVES)
+    answer_timeout_s: float = setting(30.0, "Silence of the cloud that fails an answer.", 0.5, 300.0)
+    connect_timeout_s: float = setting(4.0, "How long a handshake may take, at each address.", 0.5, 60.0)
+    refused_s: float = setting(2.0, "How long a cloud where nobody listens is waited for.", 0, 600)
+    threads: int = setting(1, "Threads of the models in this process.", 1, 64)
+    grammar: bool = setting(True, "Hold answers to the action language; the cloud must do the same.")
+    link: LinkProfile | None = None
+    timing: ProtocolTiming | None = None
