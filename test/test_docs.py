@@ -16,8 +16,9 @@ import yaml
 from test.launch_files import declared_arguments
 from test.terminal import Terminal
 from vlm_spec_decode import __version__
-from vlm_spec_decode.actions.limits import MEANINGS, SafetyLimits
+from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.cli.main import vsd
+from vlm_spec_decode.core.config import settings_of
 from vlm_spec_decode.ros.parameter_docs import PARAMETERS
 from vlm_spec_decode.sim import scene as scene_file
 from vlm_spec_decode.sim.objects import COLOURS, KINDS, footprint_radius_m
@@ -312,7 +313,8 @@ def test_the_tables_of_scenes_are_what_is_read():
 
 
 def test_every_limit_has_a_meaning():
-    assert set(MEANINGS) == {field.name for field in fields(SafetyLimits)}
+    assert set(settings_of(SafetyLimits)) == {field.name for field in fields(SafetyLimits)}
+    assert all(each.description for each in settings_of(SafetyLimits).values())
 
 
 def test_how_to_cite_names_this_version_and_licence():
