@@ -40,6 +40,7 @@ def verify_coupled(
     `logits` [1 + n, vocab] are those of `ModelContext.score` for the same `tokens` and `parents`;
     `start` is the number of answer tokens already committed.
     """
+    # (parent row, token) names a node: siblings differ in their tokens.
     child = {(parent, token): row for row, (token, parent) in enumerate(zip(tokens, parents, strict=True), 1)}
     said: list[int] = []
     row = 0
@@ -47,6 +48,8 @@ def verify_coupled(
         token = pick(logits[row], start + len(said), params)
         said.append(token)
         finished = token in params.stop_ids or start + len(said) >= params.max_tokens
+        # The node is accepted exactly if the target would have said its token here; else this token corrects
+        # it.
         accepted = child.get((row, token))
         row = row if accepted is None else accepted
         if finished or accepted is None:
@@ -79,6 +82,7 @@ def weights(logits: Row, params: SamplingParams, unit: int) -> Weights:
     parts = np.zeros(logits.size, dtype=np.int64)
     if params.temperature > 0:
         parts = np.floor(np.exp(log_probs(logits, params)) * unit).astype(np.int64)
+    # Flooring leaves some parts over; all go to the best token, so the sum is `unit` exactly.
     parts[best] += unit - int(parts.sum())
     return parts
 
@@ -87,6 +91,7 @@ def truncated(parts: Weights, most: int) -> Weights:
     """Return q cut to its `most` likeliest ids, in coarse parts: small enough to travel whole."""
     kept = np.argsort(-parts, kind="stable")[:most]
     coarse = np.zeros_like(parts)
+    # Shares of Q_UNIT in steps of Q_GRAIN; the likeliest id takes what flooring leaves.
     coarse[kept] = parts[kept] * (Q_UNIT // Q_GRAIN) // int(parts[kept].sum()) * Q_GRAIN
     coarse[kept[0]] += Q_UNIT - int(coarse.sum())
     return coarse
@@ -162,6 +167,7 @@ TAIL_SENT = 4
 
 def residual(p: Weights, whole: int, q: Support) -> Weights:
     """Return max(0, p - q) in whole parts; `p` sums to `whole`, a complete `q` to 2**16."""
+    # p / whole - q / Q_UNIT over a common denominator; Python integers where int64 would overflow.
     wide = p if whole * Q_UNIT < 1 << 62 else p.astype(object)
     rest = wide * Q_UNIT
     for token, weight in q:
@@ -238,6 +244,7 @@ class RejectionRule:
             draft = next((i for i, parent in enumerate(nodes.parents, start=1) if parent == row), 0)
             token = nodes.tokens[draft - 1] if draft else int(np.argmax(p))
             q = (known.get(nodes.numbers[draft - 1]) or certain(token)) if draft else ()
+            # P(accepted) = min(1, p(x) / q(x)), so it is likely from 1/2 on.
             accepted = draft and 2 * int(p[token]) * Q_UNIT >= P_UNIT * q[0][1]
             if draft and not accepted:
                 rest = residual(p, P_UNIT, q)
@@ -281,12 +288,15 @@ class RejectionRule:
         for attempt, row in enumerate(drafts):
             token = nodes.tokens[row - 1]
             q = known.get(nodes.numbers[row - 1]) or certain(token)
+            # A sibling is tried against what its elders have left of p, which only a whole q tells.
             if attempt and not is_complete(q):
                 break
+            # Accept x ~ q with probability min(1, p(x) / q(x)) (2211.17192, section 2.3).
             if self.chance.happens(int(p[token]) * Q_UNIT, whole * q[0][1], "accept", path, attempt):
                 return token, row
             if not is_complete(q):
                 return None
+            # Rejected: go on with norm(max(0, p - q)), which makes the two cases add up to p (appendix A.1).
             p = residual(p, whole, q)
             whole = int(p.sum())
         return self.chance.index(p, "residual" if drafts else "target", path), 0

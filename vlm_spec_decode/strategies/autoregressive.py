@@ -23,6 +23,7 @@ def edge(
     config: EdgeConfig,
 ) -> Iterator[Tokens]:
     """Receive until the answer ends."""
+    # Nothing is sent: the cloud steps on by itself, and its commits stream down.
     while not sequence.finished:
         yield sequence.commit(wait_commit(verifier, config))
 

@@ -55,6 +55,7 @@ class AssumedLine:
 
     def follow(self, new: Tokens) -> None:
         """Keep what lies beyond the committed tokens if they are the assumed ones, else drop the line."""
+        # A commit that departs from the assumption is the interrupt: everything beyond it is void.
         is_hit = self.tokens[: len(new)] == new
         known = min(self.sent, len(new)) if is_hit else self.sent
         self.tokens = self.tokens[len(new) :] if is_hit else ()
@@ -75,6 +76,8 @@ def edge(
     while not sequence.finished:
         if line.is_due(sequence.tokens, config):
             verifier.submit(line.batch(sequence.tokens, config))
+        # With two batches ahead there is nothing to draft before a verdict: wait. Else draft on, and only
+        # look.
         if line.is_complete(sequence.tokens, config):
             event = verifier.wait(config.timeout_s)
         else:

@@ -30,6 +30,7 @@ def edge(
         chain = draft_chain(drafter, sequence.tokens, config)
         parents = chain_parents(node, len(chain))
         verifier.submit(DraftMessage(config.answer, config.epoch, base, node, chain, parents))
+        # Node numbers are never used twice in an answer: the cloud may still hold what was drafted before.
         node += len(chain)
         yield sequence.commit(wait_commit(verifier, config))
 

@@ -58,6 +58,7 @@ class TreeNode:
         P(x | e) = t [x = e] + (1 - t) P(x), deeper exits on top of what shallower ones have left.
         """
         for said, trust in self.verdicts:
+            # P(x | e) = t [x = e] + (1 - t) P(x)
             prior = (1 - trust) * prior + (trust if said == token else 0.0)
         return prior
 
@@ -70,6 +71,7 @@ class Calibration:
 
     def log_probs(self, scores: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[float]:
         """Return the log-probabilities of `scores` (best first), sharpened."""
+        # log softmax(s · scores): s > 1 trusts the draft's ranking more than the draft does itself.
         scaled = self.sharpness * (scores - scores[0])
         return list(scaled - math.log(float(np.exp(scaled).sum())))
 
@@ -116,6 +118,7 @@ class DraftTree:
             out.append((-negative, place))
             for token, child in place.children.items():
                 prior = math.exp(child.log_prob)
+                # Weight of a node: the product of the conditional probabilities along its path.
                 weight = negative * (place.chance(token, prior) if place.verdicts else prior)
                 if -weight >= FLOOR:
                     heapq.heappush(heap, (weight, order, child))
@@ -141,6 +144,8 @@ class DraftTree:
             log_probs = self.calibration.log_probs(scores[best]) if len(best) else []
             for token, log_prob in zip(best, log_probs, strict=True):
                 self.offer(place, int(token), log_prob)
+            # Under `rejection` only a draw from q may be sent; the other children are outcomes to prepare
+            # for.
             if self.proposals:
                 self._draw(place, self.proposals.draw(self.prefix + place.path(), row))
             place.expanded = True
@@ -215,6 +220,7 @@ class DraftTree:
 
     def _draw(self, place: TreeNode, token: int) -> None:
         """Mark the draw after `place`: as likely as draws have been accepted, the others share the rest."""
+        # P(the draw is accepted) = a; the others share 1 - a in the proportions that the draft gave them.
         accepted = min(0.95, max(0.05, self.agreement.value))
         for child in place.children.values():
             child.log_prob += math.log(1 - accepted)
@@ -256,6 +262,8 @@ class DraftTree:
             hit = first is not None and first.token == token
             self.agreement.learn(float(hit))
             if ranked:
+                # d log s = 0.1 ([first choice was right] - P(first choice)): a gradient step on the
+                # calibration.
                 surprise = float(hit) - math.exp(ranked[0].log_prob)
                 sharper = self.calibration.sharpness * math.exp(0.1 * surprise)
                 self.calibration.sharpness = min(3.0, max(0.3, sharper))

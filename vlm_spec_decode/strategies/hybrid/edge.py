@@ -68,6 +68,8 @@ class EdgeController:
         most = 1 if self.drafting.is_probe else MAX_BATCH
         chosen, total = list[TreeNode](), 0.0
         for weight, place in growth.leaves(FLOOR):
+            # A row costs `slope` of a step; the rows so far bring total / (1 + slope (n - 1)) per step's
+            # time.
             share = self.step.slope * total / (1 + self.step.slope * max(0, len(chosen) - 1))
             if weight < share or len(chosen) == most:
                 break
@@ -117,6 +119,8 @@ class EdgeController:
         now_s, rate = self.clock.now(), self.config.uplink_bps / 8
         if not self.drafting.is_on or self._paid_until_s > now_s + SENDING_S:
             return []
+        # No message should hold the uplink for longer than SENDING_S: (SENDING_S · rate - head) / bytes per
+        # node.
         fits = min(MAX_NODES, int(max(4.0, (SENDING_S * rate - MESSAGE_BYTES) / NODE_BYTES)))
         likely = growth.drawn_chain() if growth.proposals else [p for _, p in growth.ranked(SEND_FLOOR)]
         waiting = [p for p in likely if not p.number and p.parent][:fits]
@@ -141,6 +145,8 @@ class EdgeController:
         """Take a commit: were the exits right, and how long did it take?"""
         for verdict in self.heard:
             for (trust, token, prior), said in zip(verdict, event.tokens, strict=False):
+                # Bayes: P(the exit knew | it was right) = t / (t + (1 - t) P(x)); a guess may be right by
+                # chance.
                 knew = trust.value / (trust.value + (1 - trust.value) * prior) if trust.value else 0.0
                 trust.learn(knew if token == said else 0.0)
                 if token != said:
@@ -148,6 +154,7 @@ class EdgeController:
         self.heard.clear()
         self.pass_s.learn(event.compute_s)
         self.token_s.learn(event.compute_s, len(event.tokens))
+        # Where a draft step takes longer than the cloud takes per token, drafting helps only if hits show it.
         is_slow = self.step.base_s > self.token_s.value and self.config.objective == "latency"
         self.drafting.learn(event.node > 0, is_slow)
         self._drafted_s, self._steps = 0.0, 0
@@ -172,6 +179,7 @@ class PromptLookup:
             if not place.expanded and (
                 run := forced_run(drafter, growth.tracer, growth.prefix + place.path())
             ):
+                # Forced tokens are certain; the tiny cost keeps them behind their parent in the ranking.
                 growth.offer_path(place, run, FORCED_WEIGHT)
                 _mark_expanded(place, run)
         self._judge(growth.prefix)
@@ -180,6 +188,7 @@ class PromptLookup:
             return
         run = self._continuation(growth.prefix)
         self._offered = (len(growth.prefix), run)
+        # A repeated run is as likely as such runs have been right so far.
         growth.offer_path(growth.root, run, math.log(max(0.05, self.trust.value)))
 
     def _judge(self, prefix: Tokens) -> None:
