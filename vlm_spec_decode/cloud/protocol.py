@@ -316,7 +316,7 @@ class ServerProtocol:
         if why := self._admission.full(message, self.entries, has_memory, self.stats.is_draining):
             self._replies.busy(peer, message.answer, message.epoch, why)
         else:
-            self._begin(ServerRequest(peer, message, touched_s=now_s, ready_s=now_s))
+            self._begin(ServerRequest(peer=peer, message=message, touched_s=now_s, ready_s=now_s))
 
     def _begin(self, entry: ServerRequest) -> None:
         self.stats.opened += 1

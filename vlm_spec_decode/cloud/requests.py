@@ -43,7 +43,7 @@ def refusal(error: Exception) -> tuple[str, str]:
     return "target_failed", type(error).__name__
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class ServerCounts:
     """Counters since the start, and below them what holds now; written by the socket's thread alone.
 
@@ -94,7 +94,7 @@ MAX_EARLY_DRAFTS = 64
 JobKind: TypeAlias = Literal["open", "prefill", "pass"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class ServerRequest:
     """State of one (peer, answer). `closed` entries are dropped once no job of theirs runs.
 
@@ -244,7 +244,7 @@ class ServerJob:
     ready_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
     """What came of a job: `plan` is the pass as it was run. `failure` is why there is nothing."""
 

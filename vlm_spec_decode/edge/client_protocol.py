@@ -111,7 +111,7 @@ class SuspensionDetector:
         return tuple(min(now_s, start_s + stopped_s) for start_s in since_s)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Echo:
     """Notices that a connection carries nothing to and fro any more: pings, or greetings, are not answered.
 
@@ -224,7 +224,7 @@ class ClientProtocol:
         self._heard_s = self._moved_s = self._ping_s = self._hello_s = self._retry_s = 0.0
         self._busies, self._is_met = 0, False
         self._suspension = SuspensionDetector()
-        self._echo = Echo(self.timing)
+        self._echo = Echo(timing=self.timing)
 
     @property
     def epoch(self) -> int:

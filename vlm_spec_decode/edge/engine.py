@@ -192,17 +192,17 @@ class Engine:
         first_action_s: float | None,
     ) -> GenerationResult:
         return GenerationResult(
-            sequence.tokens,
-            text,
-            config.strategy,
-            config.params.rule,
-            tuple(trace.rounds),
-            trace.early_verdicts,
-            first_token_s,
-            first_action_s,
-            trace.elapsed_s,
-            self._verifier.usage,
-            config.params.lossless,
+            tokens=sequence.tokens,
+            text=text,
+            strategy=config.strategy,
+            rule=config.params.rule,
+            rounds=tuple(trace.rounds),
+            early_verdicts=trace.early_verdicts,
+            time_to_first_token_s=first_token_s,
+            time_to_first_action_s=first_action_s,
+            total_s=trace.elapsed_s,
+            usage=self._verifier.usage,
+            lossless=config.params.lossless,
         )
 
 

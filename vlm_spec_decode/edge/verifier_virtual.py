@@ -235,7 +235,7 @@ class VirtualVerifier(Verifier):
     # The cloud -----------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """Start the next pass if the GPU is free: what the server's desk does, in virtual time."""
+        """Start the next pass if the GPU is free: what the server does, in virtual time."""
         answer = self._answer
         if answer is None or answer.is_running:
             return

@@ -77,7 +77,7 @@ class Strategy:
         if config.params.rule not in self.rules:
             raise ConfigError(f"strategy {self.name!r} works under rule {', '.join(self.rules)} so far")
         if config.params.rule == "rejection":
-            # The algorithm does not know the rule: drafts get their q, commits their corrections, on the way.
+            # The algorithm knows no rule: on the way drafts get their q, and commits their corrections.
             proposals = ProposalLog(config.params)
             verifier = ResidualCorrector(verifier, proposals, sequence)
             config = replace(config, proposals=proposals)

@@ -104,7 +104,7 @@ class VerdictTime:
         self.pass_s.learn(compute_s)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class HysteresisSwitch:
     """Whether to do what is doubtful: it must help in `high` of the rounds to come on, in `low` to stay on.
 

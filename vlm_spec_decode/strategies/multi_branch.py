@@ -38,7 +38,7 @@ MAX_BRANCHES = 96
 LEAST_GAIN = 0.0005
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class BranchTree:
     """Outcomes of one round and the drafts below them; `chains[outcome]` grows by one token a step.
 
@@ -192,7 +192,7 @@ def edge(
         sent_s = clock.now()
         # RTT + T_v as measured is the time in which drafting costs nothing.
         budget = branch_budget(window.seconds, config.draft_length, step)
-        cache = BranchTree(drafter, prefix, config, clock, step)
+        cache = BranchTree(drafter=drafter, prefix=prefix, config=config, clock=clock, cost=step)
         cache.expect(chain, budget, eta.value)
         room = f"{budget} fit into {1000 * window.seconds:.0f} ms"
         config.tracer.decided(f"{len(cache.chains)} branches; {room}, acceptance {eta.value:.2f}")

@@ -42,7 +42,7 @@ class _RoutedClient:
     heard_s: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class ReplicaRouter:
     """The routing table. `route` chooses a message's replica; `outbox` collects the router's own replies."""
 

@@ -35,7 +35,7 @@ LATE, GRACE_S = 1.3, 0.005
 MARGIN = 1.08
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class WaitPolicy:
     """One answer's estimates. Times are seconds of the session owner's clock."""
 
@@ -140,7 +140,7 @@ STEP_RATIO = 0.1
 """Of a draft step beside the target to a pass, before both are known."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class TokenCost:
     """Estimates of one answer, in seconds. `agreement` is how often the copy's choice is right."""
 
@@ -200,7 +200,7 @@ USUAL_GAIN = 1.5
 """Tokens per pass, before a pass has been measured."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class SelfDraft:
     """The cloud's own drafting: a copy of the draft model adds tokens where the edge's drafts are few.
 
