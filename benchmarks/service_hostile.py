@@ -165,7 +165,7 @@ def strangers(folder: Path, attempts: int) -> list[Figure]:
     finally:
         server.stop()
         thread.join()
-    note = f"{attempts} attempts, {reached} of their messages reached the protocol; "
+    note = f"{attempts} attempts, {reached} of their messages reached the server; "
     note += f"{len(groups)} friends among them served"
     return [Figure("strangers_served", served + reached, 0, "at most", note)]
 

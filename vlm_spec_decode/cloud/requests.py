@@ -1,7 +1,8 @@
-"""Open requests at the cloud: the state of each, the table of all, and the images that they share.
+"""Open requests at the cloud: the state of each, the table of all, the images they share, and the counts.
 
-A request lives from its Open to its end and creates jobs for the target. The table is keyed by robot and
-answer number. Images are keyed by their digest: a later answer about the same frame sends none.
+A request lives from its Open to its end and creates jobs for the target; a job that fails keeps its
+exception. The table is keyed by robot and answer number. Images are keyed by their digest: a later answer
+about the same frame sends none.
 """
 
 from __future__ import annotations

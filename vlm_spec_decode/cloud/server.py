@@ -1,7 +1,8 @@
 """The verifier's process: one thread owns the socket, one runs the target, one opens new contexts.
 
-The socket's thread feeds the server protocol and never computes. Early verdicts are sent while a pass is
-running.
+The socket's thread feeds the server protocol and never computes. Opening (decoding a JPEG, rendering a
+prompt) has a thread of its own, so that passes do not wait for it. A pass runs a whole batch; results go
+into one queue for the socket's thread, and early verdicts are sent while a pass is running.
 """
 
 from __future__ import annotations

@@ -1,8 +1,17 @@
-"""Verification: which drafted tokens are accepted, and which token follows them.
+"""Verification: which drafted tokens are accepted, and which token follows them, under both exact rules.
 
-Under the `coupled` rule both ends choose with the same noise, so a node is accepted exactly if it is the
-target's own choice at that position. The result is therefore the target's own answer for any tree, any
-drafter and any loss of drafts (design section 2).
+`coupled`: both ends choose with the same noise, so a node is accepted exactly if it is the target's own
+choice at that position. The result is the target's own answer for any tree, any drafter and any loss of
+drafts.
+
+`rejection`: speculative sampling (Leviathan et al., 2211.17192, appendix A.1). Both ends reckon in
+integers: the target's p in units of 2**-40, the draft's q in units of 2**-16. What is sampled from is
+exactly what is compared and what is sent, so no rounding stands between the rule and its proof. Flooring p
+moves less than vocabulary x 2**-40 of mass to its best token (3e-8 at 32,000), far below the float32 of the
+logits; under this rule that *is* the target. A draft whose q is known in full is corrected here. One that
+brings only the weight of its own token is corrected by the edge (separate rejection sampling, PicoSpec
+2603.19133 section 3; DSSD 2507.12000): the target's sparse distribution goes down, and the session waits
+for a `Correction`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The cloud's metrics for Prometheus: what is counted, independent of its source and its reader.
+"""The cloud's metrics for Prometheus and its log records, derived from the messages of the service.
 
-Labels are closed sets: content from a peer never becomes a label, because clients could then fill the memory
-of the metrics store. No metric contains an image, an instruction or a key.
+`MessageObserver` is told of every message that the service has decoded or sent; the service does not depend
+on it. `ServiceTelemetry` connects metrics, log and health of one service. Labels are closed sets: content
+from a peer never becomes a label, because clients could then fill the memory of the metrics store. No
+metric contains an image, an instruction or a key, and memory is bounded for any input.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""`hybrid`'s cloud half: which nodes the next pass verifies, and whether to wait for a draft first.
+"""`hybrid`'s cloud half: which nodes a pass verifies, what the cloud drafts itself, and whether to wait.
 
-Everything is weighed in seconds per committed token, c. A node is verified if P(node) · c exceeds the time
-that it adds to the pass; the cloud drafts a token itself if the same product exceeds the time of a draft
-step; a pass waits for a draft message while the tokens that it usually brings outweigh the wait.
+Everything is weighed in seconds per committed token, c (`TokenCost`). A node is verified if P(node) · c
+exceeds the time that it adds to the pass; the cloud drafts a token itself (`SelfDraft`) if the same product
+exceeds the time of a draft step; a pass waits for a draft message (`WaitPolicy`, an optimal stopping rule)
+while the tokens that it usually brings outweigh the wait.
 """
 
 from __future__ import annotations

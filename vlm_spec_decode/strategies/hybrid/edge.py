@@ -1,9 +1,10 @@
 """`hybrid`'s edge half: the speculation tree is sent while it grows, and the cloud does not wait for it.
 
-Edge: until the answer ends, expand the likeliest nodes in batched draft steps and send those that are likely
-enough; early verdicts re-weight the candidates; a commit re-roots the tree. Cloud: the next pass starts
-when the last one ends and holds the likeliest part of the tree that has arrived, else a plain step, a
-draft of its own, or nothing while waiting for a draft message pays (`hybrid.cloud_policy`).
+Until the answer ends, the likeliest nodes are expanded in batched draft steps and those that are likely
+enough are sent (`EdgeController`); forced and repeated runs of tokens cost no step (`PromptLookup`); early
+verdicts re-weight the candidates; a commit re-roots the tree. The cloud's next pass starts when the last
+one ends and holds the likeliest part of the tree that has arrived, else a plain step, a draft of its own,
+or nothing while waiting for a draft message pays (`hybrid.cloud_policy`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,36 @@ PATIENCE = {"latency": 1.5, "balanced": 4.0, "cost": 10.0}
 
 AGREED, MOST_TRUST = 0.7, 0.98
 """Trust in an exit that agrees with a draft, before it is known; more than the second is never had."""
+
+
+def edge(
+    sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
+) -> Iterator[Tokens]:
+    """Look for an event; without one, draft a step, or wait; then send what has become likely."""
+    tree = DraftTree(drafter=drafter, params=config.params, proposals=config.proposals, tracer=config.tracer)
+    if config.sent:
+        tree.adopt(config.sent)
+    control = EdgeController(config=config, clock=clock)
+    free = PromptLookup(config.hints)
+    free.offer(tree, drafter)
+    while not sequence.finished:
+        event = verifier.poll()
+        if event is None and (nodes := control.worth_expanding(tree)):
+            with control.draft_step(len(nodes)):
+                tree.expand(nodes)
+            free.offer(tree, drafter)
+        elif event is None:
+            event = verifier.wait(config.timeout_s)
+        if isinstance(event, EarlyExitVerdict):
+            control.on_early_verdict(event, tree)
+        elif event is not None:
+            control.on_commit(event)
+            new = sequence.commit(event)
+            tree.advance(new)
+            free.offer(tree, drafter)
+            yield new
+        if not sequence.finished and (ready := control.worth_sending(tree)):
+            verifier.submit(tree.draft(ready, config.answer, config.epoch))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -219,36 +250,6 @@ def _mark_expanded(node: TreeNode, run: Tokens) -> None:
         node.expanded = True
         node = node.children[token]
         node.is_drawn = True
-
-
-def edge(
-    sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
-) -> Iterator[Tokens]:
-    """Look for an event; without one, draft a step, or wait; then send what has become likely."""
-    tree = DraftTree(drafter=drafter, params=config.params, proposals=config.proposals, tracer=config.tracer)
-    if config.sent:
-        tree.adopt(config.sent)
-    control = EdgeController(config=config, clock=clock)
-    free = PromptLookup(config.hints)
-    free.offer(tree, drafter)
-    while not sequence.finished:
-        event = verifier.poll()
-        if event is None and (nodes := control.worth_expanding(tree)):
-            with control.draft_step(len(nodes)):
-                tree.expand(nodes)
-            free.offer(tree, drafter)
-        elif event is None:
-            event = verifier.wait(config.timeout_s)
-        if isinstance(event, EarlyExitVerdict):
-            control.on_early_verdict(event, tree)
-        elif event is not None:
-            control.on_commit(event)
-            new = sequence.commit(event)
-            tree.advance(new)
-            free.offer(tree, drafter)
-            yield new
-        if not sequence.finished and (ready := control.worth_sending(tree)):
-            verifier.submit(tree.draft(ready, config.answer, config.epoch))
 
 
 STRATEGY = Strategy(
