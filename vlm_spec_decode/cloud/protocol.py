@@ -57,6 +57,21 @@ class MessageTracer:
         """A message goes to a robot."""
 
 
+def read_message(peer: bytes, data: bytes, tracer: MessageTracer, dropped: Counter[str]) -> AnyMessage:
+    """Decode a robot's message, the only time that this process does, and tell the tracer.
+
+    Raises ProtocolError or VersionMismatch after counting the message as malformed.
+    """
+    try:
+        message = codec.decode(data)
+    except ProtocolError:
+        tracer.received(peer, len(data), None)
+        dropped["malformed"] += 1
+        raise
+    tracer.received(peer, len(data), message)
+    return message
+
+
 @dataclass(slots=True)
 class ClientTable:
     """Robots ordered by the time of their last message, at most `limit` of them."""
@@ -242,14 +257,12 @@ class ServerProtocol:
         self.stats.messages += 1
         self.stats.received_bytes += len(data)
         try:
-            message = codec.decode(data)
-        except ProtocolError as error:
-            self.tracer.received(peer, len(data), None)
-            self.dropped["malformed"] += 1
-            if isinstance(error, VersionMismatch):
-                self._replies.refuse(peer, 0, 0, "version", str(error))
+            message = read_message(peer, data, self.tracer, self.dropped)
+        except VersionMismatch as error:
+            self._replies.refuse(peer, 0, 0, "version", str(error))
             return
-        self.tracer.received(peer, len(data), message)
+        except ProtocolError:
+            return
         if not isinstance(message, wire.Hello) and peer not in self._peers:
             self.dropped["before_hello"] += 1
             self._replies.refuse(peer, 0, 0, wire.HELLO_FIRST)

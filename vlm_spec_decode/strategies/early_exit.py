@@ -36,11 +36,7 @@ class BranchDraft:
 
 
 def edge(
-    sequence: Sequence,
-    drafter: Drafter,
-    verifier: Verifier,
-    clock: Clock,  # noqa: ARG001
-    config: EdgeConfig,
+    sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
 ) -> Iterator[Tokens]:
     """DRAFT, send, pre-draft on early results, compare with the verdict."""
     node, ready = 1, Tokens()

@@ -64,11 +64,7 @@ class AssumedLine:
 
 
 def edge(
-    sequence: Sequence,
-    drafter: Drafter,
-    verifier: Verifier,
-    clock: Clock,  # noqa: ARG001
-    config: EdgeConfig,
+    sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
 ) -> Iterator[Tokens]:
     """Send what is due, draft on until the line is complete, and follow each verdict as it comes."""
     line = AssumedLine()

@@ -17,11 +17,7 @@ from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_chain, w
 
 
 def edge(
-    sequence: Sequence,
-    drafter: Drafter,
-    verifier: Verifier,
-    clock: Clock,  # noqa: ARG001
-    config: EdgeConfig,
+    sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
 ) -> Iterator[Tokens]:
     """Draft, submit, wait for the verdict, and start again from what was committed."""
     node = 1
