@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 
-from vlm_spec_decode.core.errors import NotFinite
+from vlm_spec_decode.core.errors import NotFinite, TargetNotFinite
 from vlm_spec_decode.core.ports import ExitHook, Logits, ModelContext
 from vlm_spec_decode.core.types import (
     AnswerRequest,
@@ -120,13 +120,13 @@ class Session:
     def complete(self, plan: PassPlan, logits: Logits, compute_s: float = 0.0) -> Commit:
         """Verify the pass and commit what is true; drafts that came meanwhile are re-rooted.
 
-        Raises NotFinite if a row that decides something cannot be used; nothing is committed then.
+        Raises TargetNotFinite if a row that decides something cannot be used; nothing is committed then.
         """
         start = len(plan.prefix)
         try:
             verdict = self._verify(plan, logits)
         except NotFinite as error:
-            raise NotFinite(error.what, "target") from error
+            raise TargetNotFinite(error.what) from error
         # The cloud's own nodes mean nothing to the edge: it re-roots at the deepest node that it knows.
         node = plan.nodes.named(verdict.row)[0]
         said, finished = self._with_forced(plan.prefix, verdict.tokens, verdict.finished)

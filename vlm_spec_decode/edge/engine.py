@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.actions.parser import ActionParser
 from vlm_spec_decode.actions.types import Action
-from vlm_spec_decode.core.errors import Cancelled, NotFinite
+from vlm_spec_decode.core.errors import Cancelled, NotFinite, TargetNotFinite
 from vlm_spec_decode.core.ports import Clock, Drafter, ExitHook, Logits, Model, TextCodec, Verifier
 from vlm_spec_decode.core.trace import AnswerTrace, GenerationResult, Tracer, TracerGroup
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams, Tokens
@@ -166,9 +166,9 @@ class Engine:
         verifier, clock = self._verifier, self._clock
         try:
             yield from strategy(request.strategy).decode(sequence, drafter, verifier, clock, config)
+        except TargetNotFinite:
+            raise
         except NotFinite as error:
-            if error.model == "target":
-                raise
             log.warning("this answer goes on without drafts: %s", NotFinite(error.what, "draft"))
             self._reopen(request, sequence, config.tracer)
             yield from strategy(WITHOUT_DRAFTS).decode(sequence, drafter, verifier, clock, config)
