@@ -85,7 +85,7 @@ class ClientTable:
     def __contains__(self, peer: bytes) -> bool:
         return peer in self._heard_s
 
-    def hear(self, peer: bytes, now_s: float) -> None:
+    def refresh(self, peer: bytes, now_s: float) -> None:
         """A robot has said something; one that is not known stays unknown."""
         if peer in self._heard_s:
             self._heard_s[peer] = now_s
@@ -275,7 +275,7 @@ class ServerProtocol:
                 self._replies.refuse(peer, message.answer, message.epoch, "invalid", str(error))
 
     def _dispatch(self, peer: bytes, message: wire.AnyMessage, now_s: float) -> None:
-        self._peers.hear(peer, now_s)
+        self._peers.refresh(peer, now_s)
         match message:
             case wire.Hello():
                 self._on_hello(peer, message, now_s)

@@ -77,7 +77,7 @@ def certain(token: int) -> Support:
 
 
 def is_complete(support: Support) -> bool:
-    """Tell whether this is all of q, so that whoever has it can draw from the residual."""
+    """Tell whether this is all of q, so that anyone who has it can draw from the residual."""
     return sum(weight for _, weight in support) == Q_UNIT
 
 

@@ -82,13 +82,13 @@ class ProtocolTiming:
         )
 
     def patience_s(self, *, is_met: bool, clouds: int) -> float:
-        """Return how long silence is borne at all; `is_met`: one of the clouds has greeted."""
+        """Return how long silence is tolerated at all; `is_met`: one of the clouds has greeted."""
         if is_met or self.handshake_s is None:
             return self.give_up_s
         return self.handshake_s * clouds
 
     def stay_s(self, *, is_welcome: bool, rtt_s: float) -> float:
-        """Return how long silence is borne at one of several clouds.
+        """Return how long silence is tolerated at one of several clouds.
 
         Before its welcome that is long enough to connect and be greeted.
         """

@@ -142,7 +142,7 @@ class ReplicaPool:
         self._ray = ray
         self._make = make
         self._on_notice = on_notice
-        # SPREAD: a node's death should take few replicas with it. -1: Ray starts them again, for ever.
+        # SPREAD: a node's death should take few replicas with it. -1: Ray starts them again, forever.
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_concurrency": 4, "max_restarts": -1}
         self._actor = ray.remote(scheduling_strategy="SPREAD", **options)(Replica)
         self._actors: dict[int, Any] = {}
