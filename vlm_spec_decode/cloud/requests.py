@@ -168,7 +168,7 @@ class ServerRequest:
         return hashlib.sha256(self.received).digest()
 
     def stir(self, now_s: float) -> None:
-        """Something new has come: there may be something to do."""
+        """Note that there may be something to do for the target, since now unless it was so before."""
         if self.ready_s is None:
             self.ready_s = now_s
 

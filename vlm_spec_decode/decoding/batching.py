@@ -70,7 +70,6 @@ class Evictable(Protocol):
 
 def score_batch(model: Model, queries: Seq[ScoreRequest]) -> list[Scored]:
     """Score many contexts of `model`, in one pass if it can. Raises OutOfMemory (see `BatchModel`)."""
-    # One pass reads the weights once for all; a model that cannot do that still serves every query.
     if isinstance(model, BatchModel):
         return model.score_batch(queries)
     return [query.scored() for query in queries]
