@@ -133,7 +133,7 @@ class Echo:
         self.rtt_s, self.missed, self.is_here = 0.0, 0, False
 
     def answered(self, now_s: float, rtt_s: float | None = None) -> None:
-        """Note that a ping or a greeting was answered; the latter's time includes the connection's handshake."""
+        """Note that a ping or a greeting was answered; the time of the latter includes the handshake."""
         self.since_s, self.missed, self.is_here = now_s, 0, True
         if rtt_s is not None:
             self.rtt_s = min(LONGEST_RTT_S, max(rtt_s, FORGET * self.rtt_s))
