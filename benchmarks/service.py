@@ -2,7 +2,7 @@
 
     python benchmarks/service.py [--quick] [--only NAME,…] [--resume] [--out FOLDER] [--results FILE]
 
-Batching is measured in virtual time: real desk, protocol and models, a profile's durations. Killed clouds,
+Batching is measured in virtual time: real server protocol and models, a profile's durations. Killed clouds,
 floods and strangers are real processes and sockets, around a target that is a hash. `--quick` takes under 10
 minutes on 2 idle cores, with smaller counts, which it states. Each part is written down as it ends, with
 date, commit, machine and load of its own; `--resume` leaves out those that are there, at this commit and in

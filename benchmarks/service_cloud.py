@@ -1,4 +1,4 @@
-"""A cloud whose target is a hash: real server, desk, protocol and sockets around a model that only sleeps.
+"""A cloud whose target is a hash: real server, protocol and sockets around a model that only sleeps.
 
     python benchmarks/service_cloud.py --keys DIR [--bind tcp://127.0.0.1:*] [--step-ms 5] [--open-door]
 
@@ -120,7 +120,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, lambda *_: server.stop())
     print(json.dumps({"event": "ready", "address": server.address}), flush=True)
     server.serve()
-    print(json.dumps({"messages": server.desk.stats.messages, "dropped": server.desk.stats.dropped}))
+    print(json.dumps({"messages": server.protocol.stats.messages, "dropped": server.protocol.stats.dropped}))
     return 0
 
 

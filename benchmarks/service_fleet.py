@@ -96,7 +96,7 @@ def equal(room: Room, robots: int) -> list[Figure]:
         (said,) = robot.said_so_far
         is_same, tied = _is_own(room.target, *robot.questions[0], said)
         same, ties = same + is_same, ties + tied
-    stats = fleet.desk.stats
+    stats = fleet.protocol.stats
     note = (
         f"half of them drafting, {stats.shared / stats.passes:.1f} answers a pass; {ties} ended at a near tie"
     )
@@ -142,7 +142,7 @@ def batched(room: Room, answers: int) -> list[Figure]:
 def _tokens_per_s(fleet: Fleet, answers: int) -> float:
     """Return tokens a second while every robot has questions left."""
     ended_s = fleet.run(answers=len(fleet.robots) * answers // 2)
-    return fleet.desk.stats.tokens / ended_s
+    return fleet.protocol.stats.tokens / ended_s
 
 
 def _cpu_gain(room: Room, rounds: int = 12) -> float:
@@ -201,6 +201,6 @@ def overload(room: Room, answers: int) -> list[Figure]:
     crowd = room.fleet(room.robots(4 * places, answers), sessions=places)
     goodput = _tokens_per_s(crowd, answers)
     lost = sum(answer.error is not None for robot in crowd.robots for answer in robot.said_so_far)
-    busy = crowd.desk.stats.refused["sessions"]
+    busy = crowd.protocol.stats.refused["sessions"]
     note = f"{4 * places} robots for {places} places, {busy} times Busy, {lost} answers lost"
     return [Figure("overload_goodput", goodput / capacity, 0.9, "at least", note)]

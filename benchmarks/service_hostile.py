@@ -161,11 +161,11 @@ def strangers(folder: Path, attempts: int) -> list[Figure]:
     try:
         for start in tqdm(groups, desc="strangers", unit=f"{AT_ONCE} ", disable=None, leave=False):
             served += _knock(server.address, edge_keys(keys), min(AT_ONCE, attempts - start), start)
-        reached = server.desk.stats.messages - len(groups)
+        reached = server.protocol.stats.messages - len(groups)
     finally:
         server.stop()
         thread.join()
-    note = f"{attempts} attempts, {reached} of their messages reached the desk; "
+    note = f"{attempts} attempts, {reached} of their messages reached the server; "
     note += f"{len(groups)} friends among them served"
     return [Figure("strangers_served", served + reached, 0, "at most", note)]
 

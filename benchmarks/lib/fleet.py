@@ -70,7 +70,7 @@ class Fleet:
     limits: ServerLimits = field(default_factory=ServerLimits)
     clock: VirtualClock = field(default_factory=VirtualClock)
     busy_s: float = 0.0
-    desk: ServerProtocol = field(init=False)
+    protocol: ServerProtocol = field(init=False)
     _runner: BatchRunner = field(init=False)
     _links: dict[bytes, tuple[EmulatedDirection, EmulatedDirection]] = field(default_factory=dict)
     _by_name: dict[bytes, VirtualRobot] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class Fleet:
     _expire_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.desk = ServerProtocol(self.target.card, self.grammar_digest, self.limits)
+        self.protocol = ServerProtocol(self.target.card, self.grammar_digest, self.limits)
         self._runner = BatchRunner(self.target, None, self.clock, lambda *_: None)
         for index, robot in enumerate(self.robots):
             self._links[robot.name] = shapers(self.link, index)
@@ -109,7 +109,7 @@ class Fleet:
             action()
             self._work()
             if now_s > self._expire_s:
-                self.desk.expire(now_s)
+                self.protocol.expire(now_s)
                 self._expire_s = now_s + 1.0
         return self.clock.now()
 
@@ -135,7 +135,7 @@ class Fleet:
             self._at(wake_s, partial(self._wake, robot))
 
     def _arrive(self, name: bytes, data: bytes) -> None:
-        self.desk.receive(name, data, self.clock.now())
+        self.protocol.receive(name, data, self.clock.now())
 
     def _wake(self, robot: VirtualRobot) -> None:
         robot.wake(self.clock.now())
@@ -148,24 +148,24 @@ class Fleet:
     def _work(self) -> None:
         """Do what the server does after each message: open, begin the next pass, send."""
         now_s = self.clock.now()
-        while job := self.desk.next_open(now_s):
-            self.desk.finish(self._runner.open((job,)), now_s)
-        if not self._is_running and (jobs := self.desk.next_batch(now_s)):
+        while job := self.protocol.next_open(now_s):
+            self.protocol.finish(self._runner.open((job,)), now_s)
+        if not self._is_running and (jobs := self.protocol.next_batch(now_s)):
             self._is_running = True
             duration_s = self.cost.pass_s(jobs)
             done = self._runner.run(jobs)
             results = tuple(replace(result, compute_s=duration_s) for result in done.results)
             ended = replace(done, results=results, pass_s=duration_s)
             self._at(now_s + duration_s, partial(self._end, ended))
-        while self.desk.outbox:
-            name, data = self.desk.outbox.popleft()
+        while self.protocol.outbox:
+            name, data = self.protocol.outbox.popleft()
             arrival_s = self._links[name][1].arrival(len(data), now_s)
             self._at(arrival_s, partial(self._hear, self._by_name[name], data))
 
     def _end(self, done: BatchResult) -> None:
         self._is_running = False
         self.busy_s += done.pass_s
-        self.desk.finish(done, self.clock.now())
+        self.protocol.finish(done, self.clock.now())
 
     def _at(self, time_s: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (time_s, next(self._order), action))

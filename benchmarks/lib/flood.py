@@ -157,4 +157,4 @@ def _serve(calls: Connection) -> None:
     threading.Thread(target=server.serve, daemon=True).start()
     calls.send(server.address)
     while calls.recv():
-        calls.send(dict(server.desk.dropped))
+        calls.send(dict(server.protocol.dropped))

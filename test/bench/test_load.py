@@ -37,8 +37,8 @@ def questions(count: int = 3) -> list[Question]:
 @contextmanager
 def cloud(target: TableModel, sessions: int = 64, bind: str = "tcp://127.0.0.1:*") -> Iterator[str]:
     link = RouterLink(bind, None)
-    desk = ServerProtocol(target.card, "grammar", ServerLimits(sessions=sessions))
-    server = CloudServer(link, desk, target, WallClock(), TableModel(POOR_DRAFT))
+    protocol = ServerProtocol(target.card, "grammar", ServerLimits(sessions=sessions))
+    server = CloudServer(link, protocol, target, WallClock(), TableModel(POOR_DRAFT))
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:

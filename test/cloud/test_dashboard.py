@@ -23,7 +23,14 @@ WORDS = {"sum", "min", "by", "rate", "histogram_quantile", "le", "job"}
 def operations() -> ServiceTelemetry:
     found = ServiceTelemetry(SETTINGS, TableModel(TARGET).card, VirtualClock())
     found.gauges = lambda: Gauges(
-        3, 7, 1, True, {"stale": 2}, {"live": 2}, dict.fromkeys(HELD, 5.0), dict.fromkeys(COUNTED, 4.0)
+        sessions=3,
+        peers=7,
+        unroutable=1,
+        is_ready=True,
+        dropped={"stale": 2},
+        replicas={"live": 2},
+        more=dict.fromkeys(HELD, 5.0),
+        counts=dict.fromkeys(COUNTED, 4.0),
     )
     found.metrics.refused.labels("busy").inc(6)
     for label in ("in", "out"):

@@ -77,7 +77,7 @@ def test_64_robots_at_once_say_what_each_says_alone(tiny: VlmModel) -> None:
     fleet.run(spread_s=0.5)
     for robot in fleet.robots:
         assert_own_answers(tiny, robot)
-    stats = fleet.desk.stats
+    stats = fleet.protocol.stats
     assert stats.largest_batch == 32
     assert stats.shared / stats.passes > 12
     assert stats.evictions == 0
@@ -87,15 +87,15 @@ def test_caches_of_idle_answers_make_way_and_nobody_notices(tiny: VlmModel) -> N
     """Memory for 3 of 12 answers, whose robots draft for longer than a cache is kept for them."""
     one = Fleet(tiny, robots(tiny, 1), COST, LINK)
     one.run()
-    session_bytes = one.desk.scheduler.session_bytes
+    session_bytes = one.protocol.scheduler.session_bytes
     limits = ServerLimits(kv_bytes=4 * session_bytes, evict_after_s=0.0, active_s=0.0)
     slow = [replace(r, draft=tiny, draft_s=0.5) for r in robots(tiny, 12)]
     fleet = Fleet(tiny, slow, COST, LINK, limits=limits)
     fleet.run(spread_s=1.0)
     for robot in fleet.robots:
         assert_own_answers(tiny, robot)
-    assert fleet.desk.stats.evictions > 0
-    assert fleet.desk.stats.kv_bytes <= limits.kv_bytes
+    assert fleet.protocol.stats.evictions > 0
+    assert fleet.protocol.stats.kv_bytes <= limits.kv_bytes
 
 
 @dataclass
@@ -124,8 +124,8 @@ def test_a_pass_without_memory_runs_in_halves_and_who_fits_in_none_is_refused_by
             assert said.error.reason == "out_of_memory"
         else:
             assert_own_answers(TableModel(TARGET), robot)
-    assert fleet.desk.stats.splits > 0
-    assert fleet.desk.scheduler.batch < fleet.desk.limits.batch, "batches stay smaller for a while"
+    assert fleet.protocol.stats.splits > 0
+    assert fleet.protocol.scheduler.batch < fleet.protocol.limits.batch, "batches stay smaller for a while"
 
 
 def test_nobody_starves_and_the_impatient_come_first() -> None:
@@ -158,7 +158,7 @@ def test_who_finds_no_room_is_told_so_and_comes_again() -> None:
     fleet.run()
     for robot in fleet.robots:
         assert_own_answers(target, robot)
-    assert fleet.desk.stats.refused["sessions"] > 0
+    assert fleet.protocol.stats.refused["sessions"] > 0
 
     impatient = [replace(robot, timing=ProtocolTiming(busy_s=0.2)) for robot in robots(target, 12)]
     fleet = Fleet(target, impatient, COST, LINK, limits=limits)
@@ -173,15 +173,15 @@ def test_a_draining_cloud_ends_what_is_open_and_begins_nothing() -> None:
     asked = robots(target, 4, TableModel(POOR_DRAFT), answers=2)
     fleet = Fleet(target, [replace(r, timing=ProtocolTiming(busy_s=0.5)) for r in asked], COST, LINK)
     fleet.run(until_s=0.3)
-    fleet.desk.stats.is_draining = True
-    assert fleet.desk.under_way(fleet.clock.now())
+    fleet.protocol.stats.is_draining = True
+    assert fleet.protocol.under_way(fleet.clock.now())
     fleet.run_on()
     for robot in fleet.robots:
         first, second = robot.said_so_far
         assert first.tokens == alone(target, *robot.questions[0])[0]
         assert isinstance(second.error, CloudBusy)
         assert second.error.detail == "draining"
-    assert not fleet.desk.under_way(fleet.clock.now())
+    assert not fleet.protocol.under_way(fleet.clock.now())
 
 
 def test_a_stop_token_ends_an_answer_in_a_batch_as_alone() -> None:

@@ -51,9 +51,11 @@ def receive(observer: MessageObserver, peer: bytes, data: bytes) -> None:
 def operated(config: CloudConfig = SETTINGS) -> Iterator[tuple[ServiceTelemetry, InProcessLink, CloudServer]]:
     target, mail = TableModel(TARGET), InProcessLink()
     operations = ServiceTelemetry(config, target.card, WallClock())
-    desk = ServerProtocol(target.card, "grammar", tracer=operations.observer)
-    server = CloudServer(mail, desk, target, WallClock(), TableModel(POOR_DRAFT))
-    operations.gauges = lambda: Gauges(len(desk.entries), desk.peers, 0, not server.is_stopping)
+    protocol = ServerProtocol(target.card, "grammar", tracer=operations.observer)
+    server = CloudServer(mail, protocol, target, WallClock(), TableModel(POOR_DRAFT))
+    operations.gauges = lambda: Gauges(
+        sessions=len(protocol.entries), peers=protocol.peers, unroutable=0, is_ready=not server.is_stopping
+    )
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:
@@ -119,7 +121,7 @@ def test_the_cloud_decodes_a_message_once_and_none_of_its_own(monkeypatch: pytes
             sent += [decode(data) for _peer, data in mail.collect(0.5)]
     assert decoded == up
     assert value(operations, "vsd_messages_total", direction="out", kind="WireCommit") >= 1
-    assert server.desk.stats.messages == len(up)
+    assert server.protocol.stats.messages == len(up)
 
 
 def test_a_full_disk_costs_the_log_and_no_answer(capsys: pytest.CaptureFixture[str]) -> None:

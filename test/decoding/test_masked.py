@@ -244,22 +244,22 @@ def test_a_prefix_that_is_not_of_the_grammar_is_a_named_error(prefix: Tokens) ->
 
 def test_a_grammar_in_trouble_ends_one_answer_by_name_and_not_the_cloud() -> None:
     """The mask after what a pass has said is asked for while the commit is made, outside any pass."""
-    desk = ServerProtocol(TableModel(TARGET).card, "toy")
-    desk.receive(b"robot", codec.encode(Hello("test", "tokens", "prompt", "toy", 3)), 0.0)
+    protocol = ServerProtocol(TableModel(TARGET).card, "toy")
+    protocol.receive(b"robot", codec.encode(Hello("test", "tokens", "prompt", "toy", 3)), 0.0)
     grammar = ToyGrammar(broken={(0,): frozenset({0, 1, 2}), (1,): frozenset({0})})
     target = MaskedModel(TableModel(TARGET), grammar)
     packer = codec.TokenPacker(3)
     request = AnswerRequest(1, OBSERVATION, GREEDY, "autoregressive")
-    desk.receive(b"robot", codec.encode(codec.open_message(request, packer, 0, ())), 0.0)
-    desk.outbox.clear()
-    job = desk.next_open()
+    protocol.receive(b"robot", codec.encode(codec.open_message(request, packer, 0, ())), 0.0)
+    protocol.outbox.clear()
+    job = protocol.next_open()
     assert job
-    desk.finish(BatchResult((job,), (JobResult(context=target.open(OBSERVATION)),)))
-    (job,) = desk.next_batch()
+    protocol.finish(BatchResult((job,), (JobResult(context=target.open(OBSERVATION)),)))
+    (job,) = protocol.next_batch()
     assert job.plan
     assert job.entry.session
-    desk.finish(BatchResult((job,), (JobResult(logits=job.entry.session.run(job.plan)),)))
-    refused = codec.decode(desk.outbox.pop()[1])
+    protocol.finish(BatchResult((job,), (JobResult(logits=job.entry.session.run(job.plan)),)))
+    refused = codec.decode(protocol.outbox.pop()[1])
     assert isinstance(refused, Refused)
     assert (refused.reason, refused.answer) == ("grammar", 1)
-    assert not desk.next_batch()
+    assert not protocol.next_batch()

@@ -22,7 +22,17 @@ def plain_jpeg(width=32, height=24) -> bytes:
 
 
 def result_of(text: str) -> GenerationResult:
-    return GenerationResult((1, 2, 3), text, "speculative", "coupled", (), 0, 0.1, 0.2, 0.3)
+    return GenerationResult(
+        tokens=(1, 2, 3),
+        text=text,
+        strategy="speculative",
+        rule="coupled",
+        rounds=(),
+        early_verdicts=0,
+        time_to_first_token_s=0.1,
+        time_to_first_action_s=0.2,
+        total_s=0.3,
+    )
 
 
 @dataclass

@@ -103,8 +103,8 @@ def served(folder: Path | None) -> Iterator[str]:
     limits = KeyLimits(messages_per_s=1e9, bytes_per_s=1e12)
     link = RouterLink("tcp://127.0.0.1:*", keys.cloud_keys(folder) if folder else None, limits)
     target = TableModel(TARGET)
-    desk = ServerProtocol(target.card, "grammar", ServerLimits(sessions=4096, batch=AT_ONCE))
-    server = CloudServer(link, desk, target, CLOCK)
+    protocol = ServerProtocol(target.card, "grammar", ServerLimits(sessions=4096, batch=AT_ONCE))
+    server = CloudServer(link, protocol, target, CLOCK)
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:

@@ -79,7 +79,7 @@ def test_an_answer_goes_on_over_a_new_connection(key_folder: Path, harm: Callabl
         assert line.made > 1
         verifier.close()
         assert decode(verifier, "autoregressive", PARAMS, 2) == own_answer(PARAMS)
-        assert server.desk.stats.opened >= 2
+        assert server.protocol.stats.opened >= 2
 
 
 def test_a_line_that_is_slow_for_a_while_keeps_its_connection(key_folder: Path) -> None:

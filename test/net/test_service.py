@@ -106,10 +106,10 @@ def test_an_answer_goes_on_at_the_next_address(key_folder: Path, end: str, tmp_p
                 assert event.start == len(said)
                 said += event.tokens
             assert tuple(said) == own_answer(PARAMS)
-            assert bool(second.desk.stats.opened) == (end == "stop")
+            assert bool(second.protocol.stats.opened) == (end == "stop")
             verifier.close()
             assert decode(verifier, "autoregressive", PARAMS, 2) == own_answer(PARAMS)
-            assert second.desk.stats.opened > 0
+            assert second.protocol.stats.opened > 0
             assert verifier.clouds == f"{second.address},{first.address}"
         finally:
             verifier.disconnect()
@@ -158,8 +158,8 @@ def test_a_target_that_fails_refuses_one_answer_by_name_and_serves_the_next(
         with pytest.raises(CloudRefused, match=name):
             decode(verifier, "autoregressive", PARAMS, 1)
         assert decode(verifier, "autoregressive", PARAMS, 2) == own_answer(PARAMS)
-        smaller = server.desk.limits.batch // (2 if error is MemoryError else 1)
-        assert server.desk.scheduler.batch == smaller
+        smaller = server.protocol.limits.batch // (2 if error is MemoryError else 1)
+        assert server.protocol.scheduler.batch == smaller
 
 
 class SometimesNotFinite(TableModel):
@@ -207,7 +207,7 @@ def test_a_robot_that_vanishes_leaves_nothing_behind(key_folder: Path) -> None:
             verifier.open(AnswerRequest(1, Observation(None, "go"), PARAMS, "autoregressive"))
             receive(verifier, 2)
             verifier._link.close()  # no Close: as if it had lost its power
-        server.desk.expire(CLOCK.now() + server.desk.limits.idle_s + 1)
+        server.protocol.expire(CLOCK.now() + server.protocol.limits.idle_s + 1)
         eventually(lambda: all(context.closed for context in target.contexts))
-        assert not server.desk.entries
+        assert not server.protocol.entries
     shutil.rmtree(key_folder / "authorized")

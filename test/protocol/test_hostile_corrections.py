@@ -76,7 +76,7 @@ class RejectingPair(hostile.Pair):
     def __init__(self, image_bytes: int = 20_000, seed: int = 5) -> None:
         self.seed = seed
         self.proposals = ProposalLog(params_of(seed))
-        self.port = ResidualCorrector(Inbox(self), self.proposals)
+        self.port = ResidualCorrector(Inbox(self), self.proposals, Sequence())
         super().__init__(image_bytes, seed)
 
     def draft(self) -> None:
@@ -85,6 +85,7 @@ class RejectingPair(hostile.Pair):
             self.params = params_of(self.seed)
             self.request = AnswerRequest(1, image, self.params, "speculative")
             self.edge.open(self.request, 0.0)
+            self.port.sequence = self.sequence
         chain: Tokens = ()
         room = min(3, self.params.max_tokens - len(self.sequence))
         while len(chain) < room and (not chain or chain[-1] != STOP):

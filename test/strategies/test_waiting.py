@@ -10,7 +10,7 @@ from vlm_spec_decode.strategies.hybrid.cloud_policy import WEIGHT, WaitPolicy
 
 def waits(objective: str, pass_s: float, hint_s: float, adds: float, rounds: int = 12) -> tuple[int, float]:
     """Return (hints waited for, seconds waited) over rounds whose hints come every `hint_s`."""
-    waiting, now_s, hints, waited_s = WaitPolicy(WEIGHT[objective]), 0.0, 0, 0.0
+    waiting, now_s, hints, waited_s = WaitPolicy(weight=WEIGHT[objective]), 0.0, 0, 0.0
     for number in range(1, rounds + 1):
         now_s += pass_s
         waiting.committed(number, now_s)

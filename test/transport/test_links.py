@@ -60,7 +60,17 @@ def test_the_same_seed_is_the_same_link() -> None:
 
 def test_nothing_passes_in_a_gap() -> None:
     rng = np.random.default_rng(0)
-    shaper = EmulatedDirection(8e6, 0.01, 0.0, 0.0, 0.2, rng, gap_s=0.4, gap_every_s=4.0, phase_s=1.0)
+    shaper = EmulatedDirection(
+        rate_bps=8e6,
+        delay_s=0.01,
+        jitter_s=0.0,
+        loss=0.0,
+        retransmit_s=0.2,
+        rng=rng,
+        gap_s=0.4,
+        gap_every_s=4.0,
+        phase_s=1.0,
+    )
     assert shaper.arrival(910, 0.5) == pytest.approx(0.5 + 0.001 + 0.01)
     assert shaper.arrival(910, 1.1) == pytest.approx(1.4 + 0.001 + 0.01)
     assert shaper.arrival(910, 1.2) == pytest.approx(1.4 + 0.002 + 0.01)

@@ -84,9 +84,9 @@ def serve_on(
     target = target or _target(config)
     helper = _helper(config, target.card)
     limits = ServerLimits(sessions=config.max_sessions, batch=config.batch, kv_bytes=config.kv_mib << 20)
-    desk = ServerProtocol(target.card, config.language.digest, limits, tracer=tracer or MessageTracer())
+    protocol = ServerProtocol(target.card, config.language.digest, limits, tracer=tracer or MessageTracer())
     held = constrained(target, target.codec, config.language)
-    return CloudServer(link, desk, held, WallClock(), helper)
+    return CloudServer(link, protocol, held, WallClock(), helper)
 
 
 def _target(config: CloudConfig) -> LoadedModel:
@@ -101,9 +101,17 @@ def _target(config: CloudConfig) -> LoadedModel:
 
 
 def _gauges(server: CloudServer, link: RouterLink) -> Gauges:
-    desk = server.desk
-    ready, dropped = not server.is_stopping, dict(desk.dropped)
-    return Gauges(len(desk.entries), desk.peers, link.unroutable, ready, dropped, {}, *inside_of(desk.stats))
+    protocol = server.protocol
+    held, counted = inside_of(protocol.stats)
+    return Gauges(
+        sessions=len(protocol.entries),
+        peers=protocol.peers,
+        unroutable=link.unroutable,
+        is_ready=not server.is_stopping,
+        dropped=dict(protocol.dropped),
+        more=held,
+        counts=counted,
+    )
 
 
 def _with_guard(gauges: Gauges, link: RouterLink) -> Gauges:

@@ -57,6 +57,21 @@ class MessageTracer:
         """A message goes to a robot."""
 
 
+def read_message(peer: bytes, data: bytes, tracer: MessageTracer, dropped: Counter[str]) -> AnyMessage:
+    """Decode a robot's message, the only time that this process does, and tell the tracer.
+
+    Raises ProtocolError or VersionMismatch after counting the message as malformed.
+    """
+    try:
+        message = codec.decode(data)
+    except ProtocolError:
+        tracer.received(peer, len(data), None)
+        dropped["malformed"] += 1
+        raise
+    tracer.received(peer, len(data), message)
+    return message
+
+
 @dataclass(slots=True)
 class ClientTable:
     """Robots ordered by the time of their last message, at most `limit` of them."""
@@ -70,14 +85,14 @@ class ClientTable:
     def __contains__(self, peer: bytes) -> bool:
         return peer in self._heard_s
 
-    def hear(self, peer: bytes, now_s: float) -> None:
-        """A robot has said something; one that is not known stays unknown."""
+    def refresh(self, peer: bytes, now_s: float) -> None:
+        """Note that a robot was heard now; one that is not known stays unknown."""
         if peer in self._heard_s:
             self._heard_s[peer] = now_s
             self._heard_s.move_to_end(peer)
 
     def welcome(self, peer: bytes, now_s: float) -> bytes | None:
-        """Know a robot from now on; return the longest silent one if it had to make room."""
+        """Add a robot; return the longest silent one if it had to make room."""
         self._heard_s[peer] = now_s
         self._heard_s.move_to_end(peer)
         return self._heard_s.popitem(last=False)[0] if len(self._heard_s) > self.limit else None
@@ -96,39 +111,39 @@ class Responses:
         self._retry_s = retry_s
 
     def send(self, peer: bytes, message: AnyMessage) -> None:
-        """Say one message."""
+        """Encode, count and queue one message."""
         data = codec.encode(message)
         self._stats.sent_bytes += len(data)
         self._tracer.sent(peer, len(data), message)
         self.outbox.append((peer, data))
 
     def refuse(self, peer: bytes, answer: int, epoch: int, reason: str, detail: str = "") -> None:
-        """Say no for good, by name."""
+        """Send a Refused: this cannot be served, for the named reason."""
         self._stats.refused[reason] += 1
         self.send(peer, Refused(answer, epoch, reason, detail))
 
     def busy(self, peer: bytes, answer: int, epoch: int, reason: str) -> None:
-        """Ask a robot to come again; each at a time of its own, or they would all come at once."""
+        """Send a Busy with the time to try again, which differs by robot, so that not all come at once."""
         self._stats.refused[reason] += 1
         spread = 1 + zlib.crc32(peer) % 1000 / 1000
         self.send(peer, Busy(answer, epoch, reason, round(1000 * spread * self._retry_s)))
 
     def credit(self, entry: ServerRequest) -> None:
-        """Say how much of an image is here; nothing if the answer has none."""
+        """Send how many bytes of the image have arrived; nothing if the answer has none."""
         opened = entry.message
         if opened.image_bytes:
             received = opened.image_bytes if entry.image is not None else len(entry.received)
             self.send(entry.peer, ImageCredit(opened.answer, opened.epoch, received))
 
     def commit(self, entry: ServerRequest, commit: Commit) -> None:
-        """Say what is true."""
+        """Send a commit."""
         self._stats.commits += 1
         self._stats.tokens += len(commit.tokens)
         self._stats.finished += commit.finished
         self.send(entry.peer, self._packer.commit_message(commit))
 
     def early(self, entry: ServerRequest, early: EarlyExitVerdict) -> None:
-        """Say what may become true."""
+        """Send an early-exit verdict."""
         self._stats.early += 1
         self.send(entry.peer, codec.early_message(early))
 
@@ -166,7 +181,7 @@ class Admission:
         return None
 
     def welcome(self) -> Welcome:
-        """Return what a robot is told whose tokens do."""
+        """Return the Welcome of a robot whose tokens mean the same here."""
         card = self.card
         identity = (card.model_id, card.revision, card.num_layers, card.exit_layers)
         return Welcome(*identity, self.limits.image_window_bytes, MAX_IMAGE_BYTES, tuple(STRATEGIES))
@@ -242,14 +257,12 @@ class ServerProtocol:
         self.stats.messages += 1
         self.stats.received_bytes += len(data)
         try:
-            message = codec.decode(data)
-        except ProtocolError as error:
-            self.tracer.received(peer, len(data), None)
-            self.dropped["malformed"] += 1
-            if isinstance(error, VersionMismatch):
-                self._replies.refuse(peer, 0, 0, "version", str(error))
+            message = read_message(peer, data, self.tracer, self.dropped)
+        except VersionMismatch as error:
+            self._replies.refuse(peer, 0, 0, "version", str(error))
             return
-        self.tracer.received(peer, len(data), message)
+        except ProtocolError:
+            return
         if not isinstance(message, wire.Hello) and peer not in self._peers:
             self.dropped["before_hello"] += 1
             self._replies.refuse(peer, 0, 0, wire.HELLO_FIRST)
@@ -262,7 +275,7 @@ class ServerProtocol:
                 self._replies.refuse(peer, message.answer, message.epoch, "invalid", str(error))
 
     def _dispatch(self, peer: bytes, message: wire.AnyMessage, now_s: float) -> None:
-        self._peers.hear(peer, now_s)
+        self._peers.refresh(peer, now_s)
         match message:
             case wire.Hello():
                 self._on_hello(peer, message, now_s)
@@ -316,7 +329,7 @@ class ServerProtocol:
         if why := self._admission.full(message, self.entries, has_memory, self.stats.is_draining):
             self._replies.busy(peer, message.answer, message.epoch, why)
         else:
-            self._begin(ServerRequest(peer, message, touched_s=now_s, ready_s=now_s))
+            self._begin(ServerRequest(peer=peer, message=message, touched_s=now_s, ready_s=now_s))
 
     def _begin(self, entry: ServerRequest) -> None:
         self.stats.opened += 1

@@ -1,7 +1,8 @@
-"""Open requests at the cloud: the state of each, the table of all, and the images that they share.
+"""Open requests at the cloud: the state of each, the table of all, the images they share, and the counts.
 
-A request lives from its Open to its end and creates jobs for the target. The table is keyed by robot and
-answer number. Images are keyed by their digest: a later answer about the same frame sends none.
+A request lives from its Open to its end and creates jobs for the target; a job that fails keeps its
+exception. The table is keyed by robot and answer number. Images are keyed by their digest: a later answer
+about the same frame sends none.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def refusal(error: Exception) -> tuple[str, str]:
     return "target_failed", type(error).__name__
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class ServerCounts:
     """Counters since the start, and below them what holds now; written by the socket's thread alone.
 
@@ -93,7 +94,7 @@ MAX_EARLY_DRAFTS = 64
 JobKind: TypeAlias = Literal["open", "prefill", "pass"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class ServerRequest:
     """State of one (peer, answer). `closed` entries are dropped once no job of theirs runs.
 
@@ -166,7 +167,7 @@ class ServerRequest:
         return hashlib.sha256(self.received).digest()
 
     def stir(self, now_s: float) -> None:
-        """Something new has come: there may be something to do."""
+        """Note that there may be something to do for the target, since now unless it was so before."""
         if self.ready_s is None:
             self.ready_s = now_s
 
@@ -243,7 +244,7 @@ class ServerJob:
     ready_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
     """What came of a job: `plan` is the pass as it was run. `failure` is why there is nothing."""
 

@@ -91,7 +91,7 @@ class Scheduler:
     def tries_again(
         self, job: ServerJob, failure: Exception, entries: Iterable[ServerRequest], now_s: float
     ) -> bool:
-        """After a lack of memory: take smaller batches, evict whoever is idle, and run the job once more."""
+        """After a lack of memory: take smaller batches, evict idle caches, and run the job once more."""
         entry = job.entry
         if not isinstance(failure, OutOfMemory | MemoryError) or entry.tries or not entry.session:
             return False

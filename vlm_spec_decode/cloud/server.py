@@ -1,7 +1,8 @@
 """The verifier's process: one thread owns the socket, one runs the target, one opens new contexts.
 
-The socket's thread feeds the server protocol and never computes. Early verdicts are sent while a pass is
-running.
+The socket's thread feeds the server protocol and never computes. Opening (decoding a JPEG, rendering a
+prompt) has a thread of its own, so that passes do not wait for it. A pass runs a whole batch; results go
+into one queue for the socket's thread, and early verdicts are sent while a pass is running.
 """
 
 from __future__ import annotations
@@ -139,13 +140,13 @@ class CloudServer:
     def __init__(
         self,
         link: ServerLink,
-        desk: ServerProtocol,
+        protocol: ServerProtocol,
         target: Target,
         clock: Clock,
         helper: Model | None = None,
     ) -> None:
-        self.desk = desk
-        desk.has_helper = helper is not None
+        self.protocol = protocol
+        protocol.has_helper = helper is not None
         self._link = link
         self._clock = clock
         self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
@@ -172,12 +173,12 @@ class CloudServer:
         expire_at_s = self._clock.now()
         try:
             while not self._stopping.is_set():
-                self.desk.tracer.polled()
+                self.protocol.tracer.polled()
                 for peer, data in self._link.poll(self._patience_s()):
-                    self.desk.receive(peer, data, self._clock.now())
+                    self.protocol.receive(peer, data, self._clock.now())
                 self._take_outcomes()
                 if self._clock.now() >= expire_at_s:
-                    self.desk.expire(self._clock.now())
+                    self.protocol.expire(self._clock.now())
                     expire_at_s = self._clock.now() + EXPIRE_EVERY_S
                 self._drain()
                 self._give_jobs()
@@ -204,15 +205,15 @@ class CloudServer:
     def _drain(self) -> None:
         if not self._draining.is_set():
             return
-        if not self.desk.stats.is_draining:
-            self.desk.stats.is_draining = True
+        if not self.protocol.stats.is_draining:
+            self.protocol.stats.is_draining = True
             self._drain_until_s = self._clock.now() + DRAIN_S
-        if not self.desk.under_way(self._clock.now()) or self._clock.now() > self._drain_until_s:
+        if not self.protocol.under_way(self._clock.now()) or self._clock.now() > self._drain_until_s:
             self._flush()
             self.stop()
 
     def _patience_s(self) -> float:
-        wake_s = self.desk.wake_s()
+        wake_s = self.protocol.wake_s()
         return POLL_S if wake_s is None else min(POLL_S, max(0.001, wake_s - self._clock.now()))
 
     def _take_outcomes(self) -> None:
@@ -224,20 +225,20 @@ class CloudServer:
             if isinstance(outcome, BatchResult):
                 worker = self._opener if outcome.jobs[0].kind == "open" else self._target
                 worker.is_idle = True
-                self.desk.finish(outcome, self._clock.now())
+                self.protocol.finish(outcome, self._clock.now())
             else:
-                self.desk.early(*outcome)
+                self.protocol.early(*outcome)
 
     def _give_jobs(self) -> None:
         now_s = self._clock.now()
-        if self._opener.is_idle and (job := self.desk.next_open(now_s)):
+        if self._opener.is_idle and (job := self.protocol.next_open(now_s)):
             self._opener.give((job,))
-        if self._target.is_idle and (jobs := self.desk.next_batch(now_s)):
+        if self._target.is_idle and (jobs := self.protocol.next_batch(now_s)):
             self._target.give(jobs)
 
     def _flush(self) -> None:
-        while self.desk.outbox:
-            self._link.send(*self.desk.outbox.popleft())
+        while self.protocol.outbox:
+            self._link.send(*self.protocol.outbox.popleft())
 
     def _tell(self, outcome: Outcome) -> None:
         """Pass an outcome to the socket's thread, from a worker's; a link is woken by one at a time."""

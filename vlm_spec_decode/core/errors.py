@@ -16,6 +16,7 @@
     │   ├── VocabularyMismatch     draft and target do not share one tokenizer
     │   ├── OutOfMemory            an allocation failed; less at once may work
     │   ├── NotFinite              logits that are NaN or infinite: no token can be chosen from them
+    │   │   └── TargetNotFinite    those of the target: the answer ends
     │   └── GrammarError           a grammar that does not compile, or tokens that are not of it
     ├── CloudError                 the verifier cannot be used
     │   ├── CloudUnreachable       nobody answers (not started, wrong key, link cut)
@@ -110,6 +111,13 @@ class NotFinite(ModelError):
         )
         self.what = what
         self.model = model
+
+
+class TargetNotFinite(NotFinite):
+    """The target's logits are NaN or infinite: no draft can stand in for them."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, "target")
 
 
 class GrammarError(ModelError):

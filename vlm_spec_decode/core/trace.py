@@ -93,7 +93,7 @@ class TracerGroup(Tracer):
             tracer.decided(why)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoundTrace:
     """One commit as the edge saw it; all times in seconds on the edge's clock.
 
@@ -120,7 +120,7 @@ class LinkUsage:
     image_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
     """One finished answer and how it came about."""
 
@@ -211,15 +211,15 @@ class AnswerTrace(Tracer):
             return
         accepted = self._advance(event.tokens)
         trace = RoundTrace(
-            event.start,
-            self._drafted,
-            accepted,
-            len(event.tokens),
-            self._draft_s,
-            self._wait_s,
-            event.compute_s,
-            self.elapsed_s,
-            self._why,
+            start=event.start,
+            drafted=self._drafted,
+            accepted=accepted,
+            committed=len(event.tokens),
+            draft_s=self._draft_s,
+            wait_s=self._wait_s,
+            verify_s=event.compute_s,
+            at_s=self.elapsed_s,
+            why=self._why,
         )
         self.rounds.append(trace)
         self._drafted, self._wait_s, self._draft_s, self._why = 0, 0.0, 0.0, ""

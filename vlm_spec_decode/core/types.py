@@ -26,7 +26,7 @@ edge from PicoSpec's plain top-K (`top_k`), the only one that is not lossless.
 """
 
 Support: TypeAlias = tuple[tuple[int, int], ...]
-"""Ids and weights of a draft's q in units of 2**-16, the drafted id first (`decoding.sparse`)."""
+"""Ids and weights of a draft's q in units of 2**-16, the drafted id first (`decoding.verify`)."""
 
 
 OBJECTIVES = ("latency", "balanced", "cost")

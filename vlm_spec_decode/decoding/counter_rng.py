@@ -44,6 +44,7 @@ class KeyedCounterRng:
     def index(self, weights: Weights, role: Role, prefix: Tokens, attempt: int = 0) -> int:
         """Return an index with probability proportional to its weight."""
         steps = np.cumsum(weights)
+        # A ticket t in [0, sum w) falls into the interval of index i with probability w_i / sum w, exactly.
         ticket = self._below(int(steps[-1]), role, prefix, attempt)
         return int(np.searchsorted(steps, ticket, side="right"))
 
@@ -60,6 +61,8 @@ class KeyedCounterRng:
         while True:
             digest = hashlib.blake2b(key + turn.to_bytes(2, "little"), digest_size=size).digest()
             value = int.from_bytes(digest, "little")
+            # Values from the largest multiple of `limit` up would make the low ones likelier by 1 / span:
+            # draw anew.
             if value < span - span % limit:
                 return value % limit
             turn += 1

@@ -28,6 +28,7 @@ class ExitCalibration:
         bins = self.layers.get(exit_layer, ())
         if not bins:
             return confidence
+        # The bin whose upper end is the first at or above the confidence; beyond the last bin, the last.
         return bins[min(bisect_left(bins, (confidence,)), len(bins) - 1)][1]
 
 
@@ -37,5 +38,6 @@ def verdict_chance(context: ModelContext, exit_layer: int, row: Row, token: int)
     The table is about first choices; of another token, drawn with the answer's noise, the exit's own
     probability is all that is known. Under a grammar both are of the legal tokens alone.
     """
+    # P(final choice = x | exit says x with confidence c) is tabulated for first choices only.
     confidence = softmax_at(row, token)
     return context.exit_chance(exit_layer, confidence) if row[token] == row.max() else confidence

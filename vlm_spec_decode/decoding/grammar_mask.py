@@ -68,6 +68,7 @@ class _GrammarNode:
         if self._mask is None and not self._ended:
             self._mask = self.state.mask()
             self._ended = self._mask is None
+            # None means that the answer has ended; no legal token before that is a grammar that cannot go on.
             if self._mask is not None and not self._mask.any():
                 raise GrammarError("the grammar leaves no token legal although the answer has not ended")
         return self._mask
@@ -77,6 +78,7 @@ class _GrammarNode:
         if token not in self.children:
             mask = self.mask()
             legal = mask is not None and 0 <= token < len(mask) and bool(mask[token])
+            # An illegal token is kept as None: the same wrong draft is then judged without the grammar.
             self.children[token] = _GrammarNode(self.state.after(token)) if legal else None
         return self.children[token]
 
@@ -112,6 +114,7 @@ class GrammarWalk:
         places: list[_GrammarNode | None] = [root]
         for token, parent in zip(tokens, parents, strict=True):
             above = places[parent]
+            # Below an illegal token everything is illegal; its rows keep their logits, which nobody reads.
             places.append(above.child(token) if above is not None else None)
         return [place.mask() if place is not None else None for place in places]
 
@@ -124,6 +127,7 @@ class GrammarWalk:
         place: _GrammarNode | None = self._root
         for token in prefix:
             place = place.child(token) if place is not None else None
+        # One legal token has probability 1 under the mask, for every p and q: no pass can say another.
         while place is not None and (mask := place.mask()) is not None and np.count_nonzero(mask) == 1:
             run.append(int(mask.argmax()))
             place = place.child(run[-1])
@@ -211,5 +215,6 @@ def _apply(masks: list[Mask | None], logits: Logits) -> Logits:
             continue
         if mask.shape != row.shape:
             raise GrammarError(f"a mask of {mask.size} tokens for a model that has {row.size}")
+        # exp(-inf) = 0: what is left is p(x | x legal), before temperature and cuts, at both ends alike.
         row[~mask] = -np.inf
     return masked

@@ -24,6 +24,7 @@ class PassPlan:
     `own_q` says under the `rejection` rule what the cloud's own nodes, the last ones, were drawn from.
     """
 
+    # Commits and early verdicts name the pass that they come from.
     pass_id: int
     prefix: Tokens
     nodes: Subtree
@@ -55,6 +56,7 @@ class CloudPolicy(ABC):
     wants to be asked again after it has returned None; None: when something new has come.
     """
 
+    # The defaults of a policy that verifies what is there; subclasses override them, some for each pass.
     wants_exits: bool = False
     is_pipeline: bool = False
     wake_s: float | None = None

@@ -38,7 +38,9 @@ def gumbel_noise(seed: int, position: int, vocab_size: int) -> Floats:
         key = _mix(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(position + 1) * _GOLDEN
         counter = _mix(key) + np.arange(1, vocab_size + 1, dtype=np.uint64) * _GOLDEN
         bits = _mix(counter) >> np.uint64(11)
+    # 53 bits in the middle of their cells: u is in (0, 1), never 0 or 1, so both logarithms are finite.
     uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
+    # g = -log(-log u) has the standard Gumbel law.
     return np.asarray(-np.log(-np.log(uniform)), dtype=np.float64)
 
 
@@ -84,6 +86,8 @@ def pick(logits: Row, position: int, params: SamplingParams) -> int:
         require_finite(float(logits[best]))
         return best
     scores = log_probs(logits, params)
+    # Gumbel-max: argmax_i (log p_i + g_i) is a draw from p. Both ends add the same g, so equal p choose equal
+    # ids.
     return int(np.argmax(scores + gumbel_noise(params.seed, position, scores.size)))
 
 
@@ -120,6 +124,7 @@ def _nucleus(scores: Floats, top_p: float) -> npt.NDArray[np.intp]:
     """Indices of the smallest set whose mass reaches `top_p`; always at least one."""
     order = np.argsort(-scores, kind="stable")
     mass = np.cumsum(np.exp(scores[order] - _logsumexp(scores)))
+    # The token that crosses `top_p` belongs to the nucleus, or one with p > top_p would leave it empty.
     return order[: int(np.searchsorted(mass, top_p)) + 1]
 
 

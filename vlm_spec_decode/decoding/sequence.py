@@ -30,6 +30,7 @@ class Sequence:
 
     def peek(self, commit: Commit) -> Tokens:
         """Return the tokens that `commit` would add: () if it is stale, of another epoch or ahead."""
+        # Tokens of the commit that are here already; negative if some before it are missing.
         known = len(self._tokens) - commit.start
         if self.finished or commit.epoch != self.epoch or known < 0:
             return ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 
-from vlm_spec_decode.core.errors import NotFinite
+from vlm_spec_decode.core.errors import NotFinite, TargetNotFinite
 from vlm_spec_decode.core.ports import ExitHook, Logits, ModelContext, ScoreRequest
 from vlm_spec_decode.core.types import (
     AnswerRequest,
@@ -85,6 +85,7 @@ class Session:
 
     def plan(self, now_s: float = 0.0) -> PassPlan | None:
         """Return the next pass, or None while there is nothing to do (see `wake_s`)."""
+        # The token after a rejection is the edge's to draw: until it comes there is nothing to verify below.
         if self.sequence.finished or (self.rejection and self.rejection.is_waiting):
             return None
         self.policy.at(now_s)
@@ -118,19 +119,22 @@ class Session:
     def complete(self, plan: PassPlan, logits: Logits, compute_s: float = 0.0) -> Commit:
         """Verify the pass and commit what is true; drafts that came meanwhile are re-rooted.
 
-        Raises NotFinite if a row that decides something cannot be used; nothing is committed then.
+        Raises TargetNotFinite if a row that decides something cannot be used; nothing is committed then.
         """
         start = len(plan.prefix)
         try:
             verdict = self._verify(plan, logits)
         except NotFinite as error:
-            raise NotFinite(error.what, "target") from error
+            raise TargetNotFinite(error.what) from error
+        # The cloud's own nodes mean nothing to the edge: it re-roots at the deepest node that it knows.
         node = plan.nodes.named(verdict.row)[0]
         said, finished = self._with_forced(plan.prefix, verdict.tokens, verdict.finished)
         commit = self._commit_of(start, said, node, plan.pass_id, finished, compute_s)
         if self.rejection and verdict.is_open:
             path = plan.prefix + verdict.tokens
             commit = replace(commit, residual=self.rejection.wait_for_edge(path, logits[verdict.row]))
+        # Drafts that came while the pass ran are in the tree already; re-rooting keeps what the commit
+        # confirms.
         self.tree.advance(self.sequence.commit(commit))
         self.policy.completed(plan, commit)
         return commit
@@ -143,6 +147,8 @@ class Session:
 
     def replay(self, start: int) -> Commit | None:
         """Return one commit of everything from `start` on, for an edge that missed some of it."""
+        # One commit of everything: commits are idempotent by `start`, so what the edge has already does no
+        # harm.
         tokens = self.sequence.tokens[start:]
         residual = self.rejection.sparse() if self.rejection and start <= len(self.sequence) else None
         if not tokens and not residual:
@@ -208,6 +214,8 @@ class Session:
             except NotFinite as error:
                 self._drop_hints(f"exit {exit_layer}", error)
                 return
+            # Where the exit accepts nodes of the cloud's own, the first of them is the next token as the edge
+            # sees it.
             node, below = plan.nodes.named(verdict.row)
             token, request = said if below is None else below, self.request
             on_early(

@@ -106,6 +106,7 @@ class SpeculationTree:
         deepest = 0
         for token in tokens:
             number = self._top.get(token, 0)
+            # Another token has been committed in their place: what hangs below them can never become true.
             for sibling in self._top.values():
                 if sibling != number:
                     self._kill(sibling)
@@ -114,6 +115,7 @@ class SpeculationTree:
                 self._top = self.nodes.pop(number).children
                 for child in self._top.values():
                     self.nodes[child].parent = 0
+                # A confirmed node keeps its position: drafts that are still on the way may hang below it.
                 self._anchors[number] = len(self.committed)
                 deepest = number
             self.committed.append(token)
@@ -141,11 +143,14 @@ class SpeculationTree:
             self.late += parent in self._dead
             self.unknown += parent not in self._dead
             return False
+        # The draft was under way when its position was committed: it is true or dead, and its children
+        # follow.
         if position < len(self.committed):
             return self._confirm_or_bury(number, position, token)
         live_parent = self.nodes.get(parent)
         siblings = live_parent.children if live_parent else self._top
         if token in siblings:
+            # The same token drafted twice is one node; children of either number hang below the first.
             self._aliases[number] = siblings[token]
             return False
         siblings[token] = number

@@ -1,8 +1,17 @@
-"""Verification: which drafted tokens are accepted, and which token follows them.
+"""Verification: which drafted tokens are accepted, and which token follows them, under both exact rules.
 
-Under the `coupled` rule both ends choose with the same noise, so a node is accepted exactly if it is the
-target's own choice at that position. The result is therefore the target's own answer for any tree, any
-drafter and any loss of drafts (design section 2).
+`coupled`: both ends choose with the same noise, so a node is accepted exactly if it is the target's own
+choice at that position. The result is the target's own answer for any tree, any drafter and any loss of
+drafts.
+
+`rejection`: speculative sampling (Leviathan et al., 2211.17192, appendix A.1). Both ends reckon in
+integers: the target's p in units of 2**-40, the draft's q in units of 2**-16. What is sampled from is
+exactly what is compared and what is sent, so no rounding stands between the rule and its proof. Flooring p
+moves less than vocabulary x 2**-40 of mass to its best token (3e-8 at 32,000), far below the float32 of the
+logits; under this rule that *is* the target. A draft whose q is known in full is corrected here. One that
+brings only the weight of its own token is corrected by the edge (separate rejection sampling, PicoSpec
+2603.19133 section 3; DSSD 2507.12000): the target's sparse distribution goes down, and the session waits
+for a `Correction`.
 """
 
 from __future__ import annotations
@@ -40,6 +49,7 @@ def verify_coupled(
     `logits` [1 + n, vocab] are those of `ModelContext.score` for the same `tokens` and `parents`;
     `start` is the number of answer tokens already committed.
     """
+    # (parent row, token) names a node: siblings differ in their tokens.
     child = {(parent, token): row for row, (token, parent) in enumerate(zip(tokens, parents, strict=True), 1)}
     said: list[int] = []
     row = 0
@@ -47,6 +57,8 @@ def verify_coupled(
         token = pick(logits[row], start + len(said), params)
         said.append(token)
         finished = token in params.stop_ids or start + len(said) >= params.max_tokens
+        # The node is accepted exactly if the target would have said its token here; else this token corrects
+        # it.
         accepted = child.get((row, token))
         row = row if accepted is None else accepted
         if finished or accepted is None:
@@ -65,7 +77,7 @@ def certain(token: int) -> Support:
 
 
 def is_complete(support: Support) -> bool:
-    """Tell whether this is all of q, so that whoever has it can draw from the residual."""
+    """Tell whether this is all of q, so that anyone who has it can draw from the residual."""
     return sum(weight for _, weight in support) == Q_UNIT
 
 
@@ -79,6 +91,7 @@ def weights(logits: Row, params: SamplingParams, unit: int) -> Weights:
     parts = np.zeros(logits.size, dtype=np.int64)
     if params.temperature > 0:
         parts = np.floor(np.exp(log_probs(logits, params)) * unit).astype(np.int64)
+    # Flooring leaves some parts over; all go to the best token, so the sum is `unit` exactly.
     parts[best] += unit - int(parts.sum())
     return parts
 
@@ -87,6 +100,7 @@ def truncated(parts: Weights, most: int) -> Weights:
     """Return q cut to its `most` likeliest ids, in coarse parts: small enough to travel whole."""
     kept = np.argsort(-parts, kind="stable")[:most]
     coarse = np.zeros_like(parts)
+    # Shares of Q_UNIT in steps of Q_GRAIN; the likeliest id takes what flooring leaves.
     coarse[kept] = parts[kept] * (Q_UNIT // Q_GRAIN) // int(parts[kept].sum()) * Q_GRAIN
     coarse[kept[0]] += Q_UNIT - int(coarse.sum())
     return coarse
@@ -162,6 +176,7 @@ TAIL_SENT = 4
 
 def residual(p: Weights, whole: int, q: Support) -> Weights:
     """Return max(0, p - q) in whole parts; `p` sums to `whole`, a complete `q` to 2**16."""
+    # p / whole - q / Q_UNIT over a common denominator; Python integers where int64 would overflow.
     wide = p if whole * Q_UNIT < 1 << 62 else p.astype(object)
     rest = wide * Q_UNIT
     for token, weight in q:
@@ -238,6 +253,7 @@ class RejectionRule:
             draft = next((i for i, parent in enumerate(nodes.parents, start=1) if parent == row), 0)
             token = nodes.tokens[draft - 1] if draft else int(np.argmax(p))
             q = (known.get(nodes.numbers[draft - 1]) or certain(token)) if draft else ()
+            # P(accepted) = min(1, p(x) / q(x)), so it is likely from 1/2 on.
             accepted = draft and 2 * int(p[token]) * Q_UNIT >= P_UNIT * q[0][1]
             if draft and not accepted:
                 rest = residual(p, P_UNIT, q)
@@ -281,12 +297,15 @@ class RejectionRule:
         for attempt, row in enumerate(drafts):
             token = nodes.tokens[row - 1]
             q = known.get(nodes.numbers[row - 1]) or certain(token)
+            # A sibling is tried against what its elders have left of p, which only a whole q tells.
             if attempt and not is_complete(q):
                 break
+            # Accept x ~ q with probability min(1, p(x) / q(x)) (2211.17192, section 2.3).
             if self.chance.happens(int(p[token]) * Q_UNIT, whole * q[0][1], "accept", path, attempt):
                 return token, row
             if not is_complete(q):
                 return None
+            # Rejected: go on with norm(max(0, p - q)), which makes the two cases add up to p (appendix A.1).
             p = residual(p, whole, q)
             whole = int(p.sum())
         return self.chance.index(p, "residual" if drafts else "target", path), 0

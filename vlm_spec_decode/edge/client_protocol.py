@@ -39,7 +39,7 @@ from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as wire
 
 ASLEEP_S = 2.0
-"""Ticks come some ten times a second; who was not called for so long was stopped, or starved."""
+"""Ticks come some ten times a second; a longer gap means that this process was stopped or starved."""
 
 LONGEST_RTT_S = 1.5
 """A round trip that took longer was a stall, which says nothing of the next."""
@@ -82,13 +82,13 @@ class ProtocolTiming:
         )
 
     def patience_s(self, *, is_met: bool, clouds: int) -> float:
-        """Return how long silence is borne at all; `is_met`: one of the clouds has greeted."""
+        """Return how long silence is tolerated at all; `is_met`: one of the clouds has greeted."""
         if is_met or self.handshake_s is None:
             return self.give_up_s
         return self.handshake_s * clouds
 
     def stay_s(self, *, is_welcome: bool, rtt_s: float) -> float:
-        """Return how long silence is borne at one of several clouds.
+        """Return how long silence is tolerated at one of several clouds.
 
         Before its welcome that is long enough to connect and be greeted.
         """
@@ -104,18 +104,18 @@ class SuspensionDetector:
     _at_s: float = 0.0
 
     def excuse(self, now_s: float, *since_s: float) -> tuple[float, ...]:
-        """Return when silences began, moved on by as long as this process was stopped. At every tick."""
+        """Return when silences began, later by as long as this process was stopped. Call at every tick."""
         stopped_s, self._at_s = now_s - self._at_s, now_s
         if stopped_s < ASLEEP_S:
             return since_s
         return tuple(min(now_s, start_s + stopped_s) for start_s in since_s)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Echo:
-    """Notices that a connection carries nothing to and fro any more: pings, or greetings, are not answered.
+    """Notices that a connection no longer carries both ways: pings, or greetings, are not answered.
 
-    What comes by itself does not count: of a connection that is damaged upwards the commits still come.
+    Messages that come by themselves do not count: a connection that is damaged upwards still brings commits.
     `since_s` is when the last answer came or the connection was last to be made anew, `missed` how often that
     was since. `is_here`: the last thing that happened is that an answer came.
     """
@@ -133,7 +133,7 @@ class Echo:
         self.rtt_s, self.missed, self.is_here = 0.0, 0, False
 
     def answered(self, now_s: float, rtt_s: float | None = None) -> None:
-        """An answer has come; that of a greeting took the connection's handshake as well."""
+        """Note that a ping or a greeting was answered; the time of the latter includes the handshake."""
         self.since_s, self.missed, self.is_here = now_s, 0, True
         if rtt_s is not None:
             self.rtt_s = min(LONGEST_RTT_S, max(rtt_s, FORGET * self.rtt_s))
@@ -151,11 +151,11 @@ class Renewable(Protocol):
     """A connection that may be damaged, or only slow."""
 
     def renew(self) -> None:
-        """Begin a new one beside it, which takes over once it is made."""
+        """Begin a new connection beside it, which takes over once its handshake is done."""
         ...
 
     def settle(self) -> None:
-        """Give up a new one that was begun: the old one is well."""
+        """Give up a new connection that was begun: the old one works."""
         ...
 
     def came_up(self) -> bool:
@@ -224,7 +224,7 @@ class ClientProtocol:
         self._heard_s = self._moved_s = self._ping_s = self._hello_s = self._retry_s = 0.0
         self._busies, self._is_met = 0, False
         self._suspension = SuspensionDetector()
-        self._echo = Echo(self.timing)
+        self._echo = Echo(timing=self.timing)
 
     @property
     def epoch(self) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.actions.parser import ActionParser, NoActions
 from vlm_spec_decode.actions.types import Action
-from vlm_spec_decode.core.errors import Cancelled, NotFinite
+from vlm_spec_decode.core.errors import Cancelled, NotFinite, TargetNotFinite
 from vlm_spec_decode.core.ports import (
     Clock,
     Drafter,
@@ -180,9 +180,9 @@ class Engine:
         verifier, clock = self._verifier, self._clock
         try:
             yield from strategy(request.strategy).decode(sequence, drafter, verifier, clock, config)
+        except TargetNotFinite:
+            raise
         except NotFinite as error:
-            if error.model == "target":
-                raise
             log.warning("this answer goes on without drafts: %s", NotFinite(error.what, "draft"))
             self._reopen(request, sequence, config.tracer)
             yield from strategy(WITHOUT_DRAFTS).decode(sequence, drafter, verifier, clock, config)
@@ -206,17 +206,17 @@ class Engine:
         first_action_s: float | None,
     ) -> GenerationResult:
         return GenerationResult(
-            sequence.tokens,
-            text,
-            config.strategy,
-            config.params.rule,
-            tuple(trace.rounds),
-            trace.early_verdicts,
-            first_token_s,
-            first_action_s,
-            trace.elapsed_s,
-            self._verifier.usage,
-            config.params.lossless,
+            tokens=sequence.tokens,
+            text=text,
+            strategy=config.strategy,
+            rule=config.params.rule,
+            rounds=tuple(trace.rounds),
+            early_verdicts=trace.early_verdicts,
+            time_to_first_token_s=first_token_s,
+            time_to_first_action_s=first_action_s,
+            total_s=trace.elapsed_s,
+            usage=self._verifier.usage,
+            lossless=config.params.lossless,
         )
 
 

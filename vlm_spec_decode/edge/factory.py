@@ -1,8 +1,8 @@
-"""Builds an engine from settings: loads the draft and connects to the cloud, or loads both models.
+"""Builds engines from settings: with the target in a cloud, with both models here, or in virtual time.
 
-The only module that combines the parts of the robot's side; `vsd ask`, the ROS node and the benchmark call
-it. Models, and torch with them, are imported when one is loaded: an error that needs none, such as a wrong
-setting, is reported at once.
+The only module that combines the parts of the robot's side; `vsd ask`, the ROS node, the benchmark and
+replays call it. Models, and torch with them, are imported when one is loaded: an error that needs none,
+such as a wrong setting, is reported at once.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ LOOK_AGAIN = frozenset({"obstacle", "blocked"})
 """Reasons of a broken-off action after which another look may help: something was in the way."""
 
 OBSTRUCTED = format_action(Stop())
-"""How a history tells that something in the way stopped the robot: whoever looks again should know it."""
+"""How a history tells that something in the way stopped the robot: the next look should know it."""
 
 MAX_OBSTRUCTIONS = 3
 """In a row; then the way is closed and the mission refused."""
@@ -88,7 +88,7 @@ class Mission:
             self.status = "done"
 
     def record_obstruction(self, executed: Iterable[str]) -> None:
-        """Take note of a step that something in the way broke off: look again, but not for ever."""
+        """Take note of a step that something in the way broke off: look again, but not forever."""
         self._take((*executed, OBSTRUCTED))
         self.obstructions += 1
         if self.obstructions >= MAX_OBSTRUCTIONS:
@@ -97,7 +97,7 @@ class Mission:
     def record_silence(self, executed: Iterable[str]) -> None:
         """Take note of a step that a silence broke off, the commander's or the robot's: the robot stands.
 
-        Another look begins anew from where it stands, but not for ever.
+        Another look begins anew from where it stands, but not forever.
         """
         self._take(executed)
         self.silences += 1

@@ -1,7 +1,7 @@
 """A verifier in this process: the target beside the drafter, no network between.
 
-`wait` runs the next pass on the calling thread, so that what a test or `vsd ask` without a cloud sees
-is exactly the session logic of the server.
+`wait` runs the next pass on the calling thread, so that what a test or `vsd ask` without a cloud sees is
+exactly the session logic of the server.
 """
 
 from __future__ import annotations

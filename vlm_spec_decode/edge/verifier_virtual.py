@@ -1,8 +1,9 @@
 """A verifier in virtual time: uplink, cloud and downlink as an event queue on the edge's virtual clock.
 
-Tokens come from real models (or tables), durations from a hardware and a link profile, bytes from the
-real codec. `poll` runs what has happened up to the edge's now and `wait` on to the next event, so what
-overlaps in reality overlaps here, deterministically (design section 4).
+Tokens come from real models (or tables), durations from a hardware and a link profile, bytes from the real
+codec. `poll` runs what has happened up to the edge's now and `wait` on to the next event, so what overlaps
+in reality overlaps here, deterministically. A draft model charges the same clock for the rows that it has
+not computed before.
 """
 
 from __future__ import annotations
@@ -235,7 +236,7 @@ class VirtualVerifier(Verifier):
     # The cloud -----------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """Start the next pass if the GPU is free: what the server's desk does, in virtual time."""
+        """Start the next pass if the GPU is free: what the server does, in virtual time."""
         answer = self._answer
         if answer is None or answer.is_running:
             return

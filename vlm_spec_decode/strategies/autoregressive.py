@@ -16,13 +16,10 @@ from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, wait_commit
 
 
 def edge(
-    sequence: Sequence,
-    drafter: Drafter,  # noqa: ARG001
-    verifier: Verifier,
-    clock: Clock,  # noqa: ARG001
-    config: EdgeConfig,
+    sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
 ) -> Iterator[Tokens]:
     """Receive until the answer ends."""
+    # Nothing is sent: the cloud steps on by itself, and its commits stream down.
     while not sequence.finished:
         yield sequence.commit(wait_commit(verifier, config))
 

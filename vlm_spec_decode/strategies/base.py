@@ -77,8 +77,9 @@ class Strategy:
         if config.params.rule not in self.rules:
             raise ConfigError(f"strategy {self.name!r} works under rule {', '.join(self.rules)} so far")
         if config.params.rule == "rejection":
+            # The algorithm knows no rule: on the way drafts get their q, and commits their corrections.
             proposals = ProposalLog(config.params)
-            verifier = ResidualCorrector(verifier, proposals, sequence.tokens)
+            verifier = ResidualCorrector(verifier, proposals, sequence)
             config = replace(config, proposals=proposals)
         return self.edge(sequence, drafter, verifier, clock, config)
 
@@ -121,8 +122,10 @@ def draft_chain(drafter: Drafter, prefix: Tokens, config: EdgeConfig, chain: Tok
     """
     if chain and chain[-1] in config.params.stop_ids:
         return chain
+    # Drafts beyond the answer's end could never be accepted.
     room = min(config.draft_length, config.params.max_tokens - len(prefix))
     while len(chain) < room:
+        # The grammar's run has one legal token at each position: both ends know it without a step.
         chain += forced_run(drafter, config.tracer, prefix + chain)[: room - len(chain)] or (
             draft_token(drafter, prefix + chain, config),
         )

@@ -63,6 +63,7 @@ class Cloud(CloudPolicy):
             self.acceptance.learn(float(drafted == said))
             if drafted != said:
                 break
+        # The first pass also reads the prompt.
         if plan.pass_id > 1:
             self.pass_s.learn(commit.compute_s - self._drafted_s)
         self._drafted_s = 0.0
@@ -72,6 +73,7 @@ class Cloud(CloudPolicy):
         alpha = min(0.98, self.acceptance.value)
         ratio = self.step_s.value / self.pass_s.value if self.pass_s.value else 0.1
 
+        # (1 - α^(γ+1)) / ((1 - α)(1 + γ c)); the factor 1 - α does not depend on γ (2211.17192, theorem 3.8).
         def tokens_per_time(gamma: int) -> float:
             return (1 - alpha ** (gamma + 1)) / (1 + gamma * ratio)
 

@@ -36,11 +36,7 @@ class BranchDraft:
 
 
 def edge(
-    sequence: Sequence,
-    drafter: Drafter,
-    verifier: Verifier,
-    clock: Clock,  # noqa: ARG001
-    config: EdgeConfig,
+    sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
 ) -> Iterator[Tokens]:
     """DRAFT, send, pre-draft on early results, compare with the verdict."""
     node, ready = 1, Tokens()
@@ -52,6 +48,7 @@ def edge(
         commit = _await_verdict(verifier, drafter, config, (node, prefix, chain), jobs)
         node += len(chain)
         new = sequence.commit(commit)
+        # T_d of the next round is saved for as many tokens as are drafted by now.
         ready = _hit(jobs, new)
         yield new
 
@@ -69,6 +66,7 @@ def _await_verdict(
         event = verifier.poll()
         waiting = [job for job in jobs.values() if not job.done]
         if event is None and waiting:
+            # The likeliest outcome first: its draft is the one that is most probably used.
             max(waiting, key=lambda job: job.confidence).step(prefix, drafter, config)
             continue
         event = event or verifier.wait(config.timeout_s)
@@ -78,6 +76,7 @@ def _await_verdict(
         if accepted is not None:
             job = BranchDraft((*chain[:accepted], event.next_token), event.confidence)
             job.done = event.next_token in config.params.stop_ids
+            # Exits that agree share one job, at the confidence of the surest.
             known = jobs.setdefault((accepted, event.next_token), job)
             known.confidence = max(known.confidence, event.confidence)
 

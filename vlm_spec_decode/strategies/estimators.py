@@ -19,6 +19,7 @@ class RunningMean:
     def learn(self, observed: float) -> None:
         """Take one observation; the first ones weigh more the less the prior is trusted."""
         self.count += 1
+        # m += r (x - m), where r = 1 / (n + trust) is the plain mean until it has fallen to `rate`.
         self.value += max(self.rate, 1 / (self.count + self.trust)) * (observed - self.value)
 
 
@@ -57,10 +58,12 @@ class StepCost:
         if not self.base_s:
             base_s = seconds / (1 + self.slope * extra)
             self._add(0.0, base_s)
+            # The prior slope as two points, at 0 and at 20 further rows.
             self._add(20.0, base_s * (1 + 20 * self.slope))
         self._sums = [FORGET * total for total in self._sums]
         self._add(extra, seconds)
         n, x, y, xx, xy = self._sums
+        # Slope of the least-squares line, (n Σxy - Σx Σy) / (n Σx² - (Σx)²); a pass has no negative rows.
         spread = n * xx - x * x
         per_row_s = max(0.0, (n * xy - x * y) / spread) if spread > 1e-9 else 0.0
         self.base_s = max(1e-9, (y - per_row_s * x) / n)
@@ -70,6 +73,7 @@ class StepCost:
         """Return how many rows a pass of `seconds` may have; 0 if there is not time for one."""
         if seconds < self.base_s or not self.base_s:
             return 0
+        # T(n) = base (1 + slope (n - free)), solved for n.
         return self.free + int((seconds / self.base_s - 1) / max(self.slope, 1e-3))
 
     def _add(self, x: float, y: float) -> None:
@@ -100,7 +104,7 @@ class VerdictTime:
         self.pass_s.learn(compute_s)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class HysteresisSwitch:
     """Whether to do what is doubtful: it must help in `high` of the rounds to come on, in `low` to stay on.
 

@@ -38,7 +38,7 @@ MAX_BRANCHES = 96
 LEAST_GAIN = 0.0005
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class BranchTree:
     """Outcomes of one round and the drafts below them; `chains[outcome]` grows by one token a step.
 
@@ -66,10 +66,12 @@ class BranchTree:
             self.drafter, self.config.tracer, self.prefix, chain[:-1], tuple(range(len(chain) - 1))
         )
         ranked = [self._ranked(chain[:k], rows[k], token) for k, token in enumerate(chain)]
+        # P(chain accepted up to k) = η^k, where forced tokens are always accepted (2609.02514, section 3).
         reached = [1.0]
         for others in ranked:
             reached.append(reached[-1] * (eta if others else 1.0))
         is_open = chain[-1] not in self.config.params.stop_ids
+        # P(first rejection at k) = η^k - η^(k+1).
         rejected = [here - further for here, further in pairwise(reached)]
         counts = allocation(
             budget - 1, [*rejected, reached[-1] * (1 - eta) * is_open], [*map(len, ranked), budget]
@@ -165,6 +167,7 @@ def allocation(budget: int, chances: list[float], room: list[int]) -> list[int]:
     """
     counts = [0] * len(chances)
     for _ in range(budget):
+        # Chance of k, divided by n² for its n-th alternative: take the best one at each turn.
         gains = [
             c / (n + 1) ** 2 if n < most else 0.0 for c, n, most in zip(chances, counts, room, strict=True)
         ]
@@ -187,8 +190,9 @@ def edge(
         send_chain(verifier, config, len(prefix), node, chain)
         node += len(chain)
         sent_s = clock.now()
+        # RTT + T_v as measured is the time in which drafting costs nothing.
         budget = branch_budget(window.seconds, config.draft_length, step)
-        cache = BranchTree(drafter, prefix, config, clock, step)
+        cache = BranchTree(drafter=drafter, prefix=prefix, config=config, clock=clock, cost=step)
         cache.expect(chain, budget, eta.value)
         room = f"{budget} fit into {1000 * window.seconds:.0f} ms"
         config.tracer.decided(f"{len(cache.chains)} branches; {room}, acceptance {eta.value:.2f}")
@@ -209,6 +213,7 @@ def branch_budget(window_s: float, length: int, step: StepCost) -> int:
 
     Before it is known, the window is taken to be as long as the drafting of the chain.
     """
+    # T(B) = base (1 + slope (B - 1)) per step; two steps are the chain's own and the open end.
     steps = window_s / step.base_s if window_s and step.base_s else float(length)
     return max(1, min(MAX_BRANCHES, 1 + int((steps - 2) / max(step.slope, 1e-3))))
 

@@ -55,6 +55,7 @@ class AssumedLine:
 
     def follow(self, new: Tokens) -> None:
         """Keep what lies beyond the committed tokens if they are the assumed ones, else drop the line."""
+        # A commit that departs from the assumption is the interrupt: everything beyond it is void.
         is_hit = self.tokens[: len(new)] == new
         known = min(self.sent, len(new)) if is_hit else self.sent
         self.tokens = self.tokens[len(new) :] if is_hit else ()
@@ -63,11 +64,7 @@ class AssumedLine:
 
 
 def edge(
-    sequence: Sequence,
-    drafter: Drafter,
-    verifier: Verifier,
-    clock: Clock,  # noqa: ARG001
-    config: EdgeConfig,
+    sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
 ) -> Iterator[Tokens]:
     """Send what is due, draft on until the line is complete, and follow each verdict as it comes."""
     line = AssumedLine()
@@ -75,6 +72,8 @@ def edge(
     while not sequence.finished:
         if line.is_due(sequence.tokens, config):
             verifier.submit(line.batch(sequence.tokens, config))
+        # With two batches ahead there is nothing to draft before a verdict: wait. Else draft on, and only
+        # look.
         if line.is_complete(sequence.tokens, config):
             event = verifier.wait(config.timeout_s)
         else:

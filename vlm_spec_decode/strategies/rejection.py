@@ -27,6 +27,7 @@ from vlm_spec_decode.core.types import (
 )
 from vlm_spec_decode.decoding.counter_rng import CounterRng, KeyedCounterRng
 from vlm_spec_decode.decoding.sampling import Row, pick
+from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.verify import Q_UNIT, certain, draw_correction, truncated, weights
 
 IDS_OF_SHORT_Q = 3
@@ -48,6 +49,7 @@ class ProposalLog:
         """Return the draft's token after `prefix`, whose logits [vocab] are `logits`."""
         if self.params.rule == "coupled":
             return pick(logits, len(prefix), self.params)
+        # One draw per prefix: a second one would be a second throw of the dice for the same position.
         if prefix not in self._drawn:
             parts = weights(logits, self.params, Q_UNIT)
             if self.params.residual == "cloud":
@@ -77,17 +79,22 @@ class ProposalLog:
 class ResidualCorrector(Verifier):
     """A verifier whose commits are complete: what the cloud leaves to the edge is drawn on the way.
 
-    One answer long. Drafts pass with the q that `proposals` remembers.
+    One answer long. Drafts pass with the q that `proposals` remembers. `sequence` is the strategy's: it
+    commits every commit that comes out of here before it asks for the next.
     """
 
     inner: Verifier
     proposals: ProposalLog
-    tokens: Tokens = ()
+    sequence: Sequence
     _paths: dict[int, Tokens] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> Tokens:
+        """What is committed."""
+        return self.sequence.tokens
 
     def open(self, request: AnswerRequest, tracer: Tracer = NO_TRACER) -> None:
         """Open the answer."""
-        self.tokens = request.committed
         self.inner.open(request, tracer)
 
     def submit(self, hint: Hint) -> None:
@@ -137,31 +144,33 @@ class ResidualCorrector(Verifier):
             self._paths[number] = (*prefix, token)
             support = self.proposals.q(prefix, token)
             found.append(support if self.proposals.params.residual == "cloud" else support[:1])
+        # Where all was certain to be proposed there is no q to send: that is what its absence means.
         return tuple(found) if any(s[0][1] < Q_UNIT for s in found) else ()
 
     def _completed(self, event: Event) -> Event | None:
         if not isinstance(event, Commit):
             return event
-        self.tokens += event.tokens[max(0, len(self.tokens) - event.start) :]
-        position = event.start + len(event.tokens)
-        token = self._correction(event, position) if position == len(self.tokens) else None
+        path = self.tokens + event.tokens[max(0, len(self.sequence) - event.start) :]
+        token = self._correction(event, path) if event.start + len(event.tokens) == len(path) else None
         whole = replace(event, residual=None)
         if token is not None:
-            self.tokens += (token,)
-            finished = self.proposals.params.ends(len(self.tokens), token)
+            finished = self.proposals.params.ends(len(path) + 1, token)
             whole = replace(whole, tokens=(*event.tokens, token), finished=finished)
         return whole if whole.tokens else None
 
-    def _correction(self, commit: Commit, position: int) -> int | None:
-        """Draw and send the token at `position`; None if there is none to draw, or not yet."""
+    def _correction(self, commit: Commit, path: Tokens) -> int | None:
+        """Draw and send the token after `path`; None if there is none to draw, or not yet."""
         target = commit.residual
         if target is None:
             return None
-        drawn = self.proposals.drawn_from(self.tokens)
-        token = draw_correction(target, drawn, self.proposals.chance, self.tokens)
+        drawn = self.proposals.drawn_from(path)
+        # Draw from norm(max(0, p - q)) here, where q is (separate rejection sampling, 2603.19133 section 3).
+        token = draw_correction(target, drawn, self.proposals.chance, path)
         if token is None:
+            # All tail samples were refused: ask for four times as many. The first ones repeat, so the law
+            # stays exact.
             count = 4 * (len(target.tail) + 1)
-            self.inner.submit(MoreSamples(commit.answer, commit.epoch, position, count))
+            self.inner.submit(MoreSamples(commit.answer, commit.epoch, len(path), count))
         else:
-            self.inner.submit(Correction(commit.answer, commit.epoch, position, token))
+            self.inner.submit(Correction(commit.answer, commit.epoch, len(path), token))
         return token

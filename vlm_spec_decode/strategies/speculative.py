@@ -17,11 +17,7 @@ from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_chain, w
 
 
 def edge(
-    sequence: Sequence,
-    drafter: Drafter,
-    verifier: Verifier,
-    clock: Clock,  # noqa: ARG001
-    config: EdgeConfig,
+    sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
 ) -> Iterator[Tokens]:
     """Draft, submit, wait for the verdict, and start again from what was committed."""
     node = 1
@@ -30,6 +26,7 @@ def edge(
         chain = draft_chain(drafter, sequence.tokens, config)
         parents = chain_parents(node, len(chain))
         verifier.submit(DraftMessage(config.answer, config.epoch, base, node, chain, parents))
+        # Node numbers are never used twice in an answer: the cloud may still hold what was drafted before.
         node += len(chain)
         yield sequence.commit(wait_commit(verifier, config))
 

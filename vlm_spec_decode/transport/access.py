@@ -1,6 +1,8 @@
-"""Which clients may use the cloud, and how much: keys from a folder read while serving, and limits.
+"""Which clients may use the cloud, and how much: keys from a folder read while serving, limits, and room.
 
-Uses keys, robots' routing ids and sizes, not the content of messages.
+ZeroMQ asks at every handshake (ZAP). A robot without an authorised key is refused, and one for which there
+is no file descriptor with a status of its own; connected robots keep theirs. Every message is then charged
+to its key. Uses keys, routing ids and sizes, not the content of messages.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ ZeroMQ makes a lost TCP connection again, but not one over which it could not re
 damaged frame connects no more, and a damaged length makes either end wait for bytes that never come. The
 caller that notices the silence calls `renew`. The new connection takes the same routing id, so that the
 cloud continues with the same robot, and takes over once its handshake is done; until then the old one may
-recover.
+recover. Below: TCP options of both ends, and the file descriptors that a link needs.
 """
 
 from __future__ import annotations

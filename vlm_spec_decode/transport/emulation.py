@@ -17,7 +17,7 @@ OVERHEAD_BYTES = 90
 """Per message: ZMTP and CURVE framing (some 40 bytes), TCP/IP headers (some 50)."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class EmulatedDirection:
     """One direction. `arrival` must be called in the order of sending.
 
@@ -58,10 +58,19 @@ def shapers(profile: LinkProfile, seed: int) -> tuple[EmulatedDirection, Emulate
     delay_s, jitter_s = profile.rtt_ms / 2000, profile.jitter_ms / 1000
     retransmit_s = max(0.2, profile.rtt_ms / 1000)
     up, down, phase = (np.random.default_rng([seed, stream]) for stream in (0, 1, 2))
-    gaps = profile.gap_s, profile.gap_every_s, float(phase.uniform(0, profile.gap_every_s))
-    return (
-        EmulatedDirection(profile.up_mbps * 1e6, delay_s, jitter_s, profile.loss, retransmit_s, up, *gaps),
-        EmulatedDirection(
-            profile.down_mbps * 1e6, delay_s, jitter_s, profile.loss, retransmit_s, down, *gaps
-        ),
-    )
+    phase_s = float(phase.uniform(0, profile.gap_every_s))
+
+    def direction(mbps: float, rng: np.random.Generator) -> EmulatedDirection:
+        return EmulatedDirection(
+            rate_bps=mbps * 1e6,
+            delay_s=delay_s,
+            jitter_s=jitter_s,
+            loss=profile.loss,
+            retransmit_s=retransmit_s,
+            rng=rng,
+            gap_s=profile.gap_s,
+            gap_every_s=profile.gap_every_s,
+            phase_s=phase_s,
+        )
+
+    return direction(profile.up_mbps, up), direction(profile.down_mbps, down)

@@ -61,7 +61,7 @@ class Replica:
 
     def card(self) -> ModelCard:
         """Return the identity of the target; answers once it is loaded."""
-        return self._server.desk.card
+        return self._server.protocol.card
 
     def deliver(self, life: int, number: int, messages: list[Message]) -> None:
         """Take batch `number` of a life of this replica."""
@@ -77,14 +77,14 @@ class Replica:
                 raise CloudError("the replica's server has ended")
             with self._lock:
                 self._mail.deliver(self._inbox.skip_gap())
-        desk = self._server.desk
-        return said, ReplicaFigures(len(desk.entries), dict(desk.dropped), *inside_of(desk.stats))
+        protocol = self._server.protocol
+        return said, ReplicaFigures(len(protocol.entries), dict(protocol.dropped), *inside_of(protocol.stats))
 
 
 Kind: TypeAlias = Literal["waiting", "up", "said", "lost", "gone", "failed"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaNotice:
     """An event of one replica, for the pool's owner."""
 
@@ -141,7 +141,7 @@ class ReplicaPool:
         self._ray = ray
         self._make = make
         self._on_notice = on_notice
-        # SPREAD: a node's death should take few replicas with it. -1: Ray starts them again, for ever.
+        # SPREAD: a node's death should take few replicas with it. -1: Ray starts them again, forever.
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_concurrency": 4, "max_restarts": -1}
         self._actor = ray.remote(scheduling_strategy="SPREAD", **options)(Replica)
         self._actors: dict[int, Any] = {}
@@ -194,20 +194,20 @@ class ReplicaPool:
         while number in self._actors and not self._closed.is_set():
             try:
                 if not is_up:
-                    self._tell(ReplicaNotice(number, "up", card=self._await_card(number, actor)))
+                    self._tell(ReplicaNotice(replica=number, kind="up", card=self._await_card(number, actor)))
                     is_up, deaths = True, 0
                 said, figures = self._ray.get(actor.collect.remote(COLLECT_S), timeout=STALL_S)
             except errors.RayError as error:
                 if is_up:
-                    self._tell(ReplicaNotice(number, "lost", detail=_cause(error)))
+                    self._tell(ReplicaNotice(replica=number, kind="lost", detail=_cause(error)))
                 is_up, deaths = False, deaths + isinstance(error, errors.ActorDiedError)
                 if deaths >= DEATHS:
-                    self._tell(ReplicaNotice(number, "failed", detail=_cause(error)))
+                    self._tell(ReplicaNotice(replica=number, kind="failed", detail=_cause(error)))
                     return
                 self._closed.wait(RETRY_S)
             else:
-                self._tell(ReplicaNotice(number, "said", tuple(said), figures))
-        self._tell(ReplicaNotice(number, "gone"))
+                self._tell(ReplicaNotice(replica=number, kind="said", messages=tuple(said), figures=figures))
+        self._tell(ReplicaNotice(replica=number, kind="gone"))
 
     def _await_card(self, number: int, actor: Any) -> ModelCard:
         """Wait for a replica's first answer, and say what the cluster has while it does not come."""
@@ -216,7 +216,7 @@ class ReplicaPool:
             try:
                 return cast("ModelCard", self._ray.get(card, timeout=PLACED_S))
             except self._ray.exceptions.GetTimeoutError:
-                self._tell(ReplicaNotice(number, "waiting", detail=room(self._ray)))
+                self._tell(ReplicaNotice(replica=number, kind="waiting", detail=room(self._ray)))
                 if number not in self._actors or self._closed.is_set():
                     raise
 

@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from vlm_spec_decode.cloud.protocol import MessageTracer
+from vlm_spec_decode.cloud.protocol import MessageTracer, read_message
 from vlm_spec_decode.core.errors import ProtocolError, VersionMismatch
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import HELLO_FIRST, Busy, Hello, Open, Refused
@@ -42,7 +42,7 @@ class _RoutedClient:
     heard_s: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class ReplicaRouter:
     """The routing table. `route` chooses a message's replica; `outbox` collects the router's own replies."""
 
@@ -71,14 +71,12 @@ class ReplicaRouter:
         """Return the replica of a message and what to deliver there, or None if it goes nowhere."""
         self._now_s = now_s
         try:
-            message = codec.decode(data)
-        except ProtocolError as error:
-            self.tracer.received(peer, len(data), None)
-            self.dropped["malformed"] += 1
-            if isinstance(error, VersionMismatch):
-                self.outbox.append((peer, codec.encode(Refused(0, 0, "version", str(error)))))
+            message = read_message(peer, data, self.tracer, self.dropped)
+        except VersionMismatch as error:
+            self.outbox.append((peer, codec.encode(Refused(0, 0, "version", str(error)))))
             return None
-        self.tracer.received(peer, len(data), message)
+        except ProtocolError:
+            return None
         robot = self._robots.get(peer)
         if isinstance(message, Hello):
             robot = self._greet(peer, data)

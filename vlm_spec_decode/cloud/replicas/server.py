@@ -78,7 +78,14 @@ class ReplicatedServer:
         counted = _sum([self._past, *(figures.counted for figures in told)])
         known = {state: states[state] for state in ("starting", "live", "draining")}
         return Gauges(
-            sessions, self.front.robots, self._link.unroutable, ready, dropped, known, held, counted
+            sessions=sessions,
+            peers=self.front.robots,
+            unroutable=self._link.unroutable,
+            is_ready=ready,
+            dropped=dropped,
+            replicas=known,
+            more=held,
+            counts=counted,
         )
 
     def trace(self, tracer: MessageTracer) -> None:

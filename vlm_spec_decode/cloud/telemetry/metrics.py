@@ -1,7 +1,9 @@
-"""The cloud's metrics for Prometheus: what is counted, independent of its source and its reader.
+"""The cloud's metrics for Prometheus and its log records, derived from the messages of the service.
 
-Labels are closed sets: content from a peer never becomes a label, because clients could then fill the memory
-of the metrics store. No metric contains an image, an instruction or a key.
+`MessageObserver` is told of every message that the service has decoded or sent; the service does not depend
+on it. `ServiceTelemetry` connects metrics, log and health of one service. Labels are closed sets: content
+from a peer never becomes a label, because clients could then fill the memory of the metrics store. No
+metric contains an image, an instruction or a key, and memory is bounded for any input.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ TOKENS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 """Bounds of the histogram of tokens in a commit."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gauges:
     """Values read from the service on demand, all without a lock: whole numbers, no iteration.
 
@@ -83,7 +85,7 @@ COUNTED = {
 
 
 def inside_of(stats: ServerCounts) -> tuple[dict[str, float], dict[str, float]]:
-    """Return what a desk's numbers come to, as `HELD` and as `COUNTED` name them."""
+    """Return what a protocol's numbers come to, as `HELD` and as `COUNTED` name them."""
     held = {
         "waiting": stats.waiting,
         "kv_bytes": stats.kv_bytes,
@@ -176,7 +178,7 @@ LEVELS = {"committed": logging.DEBUG, "refused": logging.WARNING}
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _ObservedRequest:
     """An open answer: when it began, how far it has come, and what this cloud added."""
 
@@ -262,7 +264,7 @@ class MessageObserver(MessageTracer):
             self.metrics.opened.labels(strategy).inc()
         if key not in self._followed:
             known = len(message.committed) // self._token_bytes
-            self._followed[key] = _ObservedRequest(now_s, strategy, known)
+            self._followed[key] = _ObservedRequest(opened_s=now_s, strategy=strategy, length=known)
             while len(self._followed) > MAX_FOLLOWED:
                 self._followed.popitem(last=False)
         said = {"instruction": message.instruction[:LONGEST_TEXT]} if self._tells_content else {}

@@ -1,8 +1,9 @@
-"""`hybrid`'s cloud half: which nodes the next pass verifies, and whether to wait for a draft first.
+"""`hybrid`'s cloud half: which nodes a pass verifies, what the cloud drafts itself, and whether to wait.
 
-Everything is weighed in seconds per committed token, c. A node is verified if P(node) · c exceeds the time
-that it adds to the pass; the cloud drafts a token itself if the same product exceeds the time of a draft
-step; a pass waits for a draft message while the tokens that it usually brings outweigh the wait.
+Everything is weighed in seconds per committed token, c (`TokenCost`). A node is verified if P(node) · c
+exceeds the time that it adds to the pass; the cloud drafts a token itself (`SelfDraft`) if the same product
+exceeds the time of a draft step; a pass waits for a draft message (`WaitPolicy`, an optimal stopping rule)
+while the tokens that it usually brings outweigh the wait.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ LATE, GRACE_S = 1.3, 0.005
 MARGIN = 1.08
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class WaitPolicy:
     """One answer's estimates. Times are seconds of the session owner's clock."""
 
@@ -55,6 +56,7 @@ class WaitPolicy:
 
     def committed(self, length: int, now_s: float) -> None:
         """A pass has ended and `length` tokens are committed: the hints are counted anew."""
+        # Commits that no message has answered in the usual time: these messages do not come any more.
         late_s = now_s - LATE * self.first_s.value - GRACE_S
         unanswered = [known for known, at_s in self._commits.items() if at_s < late_s]
         for known in unanswered:
@@ -103,10 +105,12 @@ class WaitPolicy:
 
     def _is_worth(self, gain: float, pass_s: float, now_s: float) -> bool:
         """(1 + g + Δg) / (T + w d) against (1 + g) / T, for the best number of further hints."""
+        # Tokens per second if the pass starts now: the target's own token and the drafted ones it accepts.
         rate_now = (1 + gain) / pass_s
         wait_s = max(0.0, self._heard_s + self._next_s() - now_s)
         for _ in range(self._hints, HORIZON):
             gain += self.comes.value * self._adds(gain).value
+            # Wait if (1 + g + Δg) / (T + w d) exceeds it by a margin: the estimates are not that good.
             if (1 + gain) / (pass_s + self.weight * wait_s) > MARGIN * rate_now:
                 return True
             wait_s += min(self.interval_s.value, self.first_s.value)
@@ -137,7 +141,7 @@ STEP_RATIO = 0.1
 """Of a draft step beside the target to a pass, before both are known."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class TokenCost:
     """Estimates of one answer, in seconds. `agreement` is how often the copy's choice is right."""
 
@@ -172,6 +176,7 @@ class TokenCost:
             return STEP_RATIO / (self.agreement.value * self._alone_s(STEP_RATIO, 1.0))
         alone_s = self._alone_s(self.step_s.value, self._usual_pass_s())
         token_s = min(alone_s, self.token_s.value or alone_s)
+        # t sqrt(1 + h) / (r c): see `SelfDraft`.
         return self.step_s.value * math.sqrt(1 + self.in_hand) / (self.agreement.value * token_s)
 
     def _usual_pass_s(self) -> float:
@@ -185,6 +190,8 @@ class TokenCost:
         for steps in range(1, MAX_STEPS + 1):
             power *= self.agreement.value
             tokens += power
+            # (T + n c) / (1 + α + … + α^n): time per token with n steps of the copy (2211.17192, section
+            # 3.5).
             best_s = min(best_s, (pass_s + steps * step_s) / tokens)
         return best_s
 
@@ -194,7 +201,7 @@ USUAL_GAIN = 1.5
 """Tokens per pass, before a pass has been measured."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class SelfDraft:
     """The cloud's own drafting: a copy of the draft model adds tokens where the edge's drafts are few.
 
@@ -221,6 +228,7 @@ class SelfDraft:
     def node_floor(self) -> float:
         """Return the probability from which on a further node is worth its time in a pass."""
         token_s = self.pace.token_s.value
+        # A row adds slope · base seconds to a pass and P(node) tokens of c seconds: P = slope · base / c.
         return self.cost.slope * (self.cost.base_s / token_s if self.cost.base_s else USUAL_GAIN)
 
     def extend(self, plan: PassPlan, helper: ColocatedDraft) -> PassPlan:
@@ -281,6 +289,7 @@ class SelfDraft:
             return [(self._proposals.draw(path, logits), self.pace.agreement.value)]
         scores = perturbed_scores(logits, position, self._params)
         best = np.argsort(-scores, kind="stable")[:CHOICES]
+        # softmax over the perturbed scores, shifted by the best one.
         log_sum = math.log(float(np.exp(scores - scores[best[0]]).sum()))
         chances = np.exp(scores[best] - scores[best[0]] - log_sum)
         first = (int(best[0]), self._chance(float(chances[0])))
@@ -289,6 +298,7 @@ class SelfDraft:
     def _chance(self, own: float) -> float:
         """Return how likely the copy's first choice is right: what it says itself counts once it is known."""
         agreement = self.pace.agreement
+        # Geometric mean of what the copy says of this token and how often it was right at all.
         return math.sqrt(own * agreement.value) if agreement.count else min(own, agreement.value)
 
     def learn(self, plan: PassPlan, said: Tokens) -> None:
@@ -399,6 +409,7 @@ class Cloud(CloudPolicy):
         while heap and len(chosen) < MAX_NODES:
             weight, number = heapq.heappop(heap)
             extra = len(chosen) >= self.own.cost.free
+            # The first `free` rows cost a pass nothing, so only hopeless ones are left out.
             if -weight < (self.own.node_floor() if extra else 0.001):
                 break
             chosen.append(number)

@@ -25,7 +25,7 @@ from vlm_spec_decode.strategies.estimators import RunningMean
 from vlm_spec_decode.strategies.rejection import ProposalLog
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class TreeNode:
     """A node: the token after its parent, the draft's log-probability of it, and whether it is expanded.
 
@@ -46,10 +46,10 @@ class TreeNode:
     def path(self) -> Tokens:
         """Return the tokens from the root's child down to this node."""
         tokens: list[int] = []
-        place = self
-        while place.parent is not None:
-            tokens.append(place.token)
-            place = place.parent
+        node = self
+        while node.parent is not None:
+            tokens.append(node.token)
+            node = node.parent
         return tuple(reversed(tokens))
 
     def chance(self, token: int, prior: float) -> float:
@@ -58,6 +58,7 @@ class TreeNode:
         P(x | e) = t [x = e] + (1 - t) P(x), deeper exits on top of what shallower ones have left.
         """
         for said, trust in self.verdicts:
+            # P(x | e) = t [x = e] + (1 - t) P(x)
             prior = (1 - trust) * prior + (trust if said == token else 0.0)
         return prior
 
@@ -70,6 +71,7 @@ class Calibration:
 
     def log_probs(self, scores: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[float]:
         """Return the log-probabilities of `scores` (best first), sharpened."""
+        # log softmax(s · scores): s > 1 trusts the draft's ranking more than the draft does itself.
         scaled = self.sharpness * (scores - scores[0])
         return list(scaled - math.log(float(np.exp(scaled).sum())))
 
@@ -84,7 +86,7 @@ UNFORESEEN = 0.01
 """Probability of a token that the draft has not thought of, before an exit names it."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class DraftTree:
     """The tree below the committed tokens. `base` counts those; `root` stands for them."""
 
@@ -93,7 +95,7 @@ class DraftTree:
     proposals: ProposalLog | None = None
     tracer: Tracer = NO_TRACER
     prefix: Tokens = ()
-    root: TreeNode = field(default_factory=lambda: TreeNode(-1, 0.0, None, 0))
+    root: TreeNode = field(default_factory=lambda: TreeNode(token=-1, log_prob=0.0, parent=None, depth=0))
     calibration: Calibration = field(default_factory=Calibration)
     agreement: RunningMean = field(default_factory=lambda: RunningMean(0.7, trust=2))
     _next_number: int = 1
@@ -112,11 +114,12 @@ class DraftTree:
     def _rank(self) -> list[tuple[float, TreeNode]]:
         heap, out, order = [(-1.0, 0, self.root)], list[tuple[float, TreeNode]](), 1
         while heap:
-            negative, _, place = heapq.heappop(heap)
-            out.append((-negative, place))
-            for token, child in place.children.items():
+            negative, _, node = heapq.heappop(heap)
+            out.append((-negative, node))
+            for token, child in node.children.items():
                 prior = math.exp(child.log_prob)
-                weight = negative * (place.chance(token, prior) if place.verdicts else prior)
+                # Weight of a node: the product of the conditional probabilities along its path.
+                weight = negative * (node.chance(token, prior) if node.verdicts else prior)
                 if -weight >= FLOOR:
                     heapq.heappush(heap, (weight, order, child))
                     order += 1
@@ -126,79 +129,83 @@ class DraftTree:
         """Yield (weight, node) of all nodes that may be expanded, likeliest first."""
         return ((w, p) for w, p in self.ranked(floor) if not p.expanded and self._may_go_on(p))
 
-    def expand(self, places: list[TreeNode]) -> None:
-        """Score `places` in one batched draft step and add the likeliest tokens after each."""
+    def expand(self, nodes: list[TreeNode]) -> None:
+        """Score `nodes` in one batched draft step and add the likeliest tokens after each."""
         rows: dict[int, int] = {id(self.root): 0}
         tokens, parents = list[int](), list[int]()
-        for place in places:
-            self._add_rows(place, rows, tokens, parents)
+        for node in nodes:
+            self._add_rows(node, rows, tokens, parents)
         logits = draft_step(self.drafter, self.tracer, self.prefix, tuple(tokens), tuple(parents))
-        for place in places:
-            row = logits[rows[id(place)]]
-            scores = ranking_scores(row, len(self.prefix) + place.depth, self.params)
+        for node in nodes:
+            row = logits[rows[id(node)]]
+            scores = ranking_scores(row, len(self.prefix) + node.depth, self.params)
             best = np.argsort(-scores, kind="stable")[:CHILDREN]
             best = best[scores[best] > -1e8]
             log_probs = self.calibration.log_probs(scores[best]) if len(best) else []
             for token, log_prob in zip(best, log_probs, strict=True):
-                self.offer(place, int(token), log_prob)
+                self.offer(node, int(token), log_prob)
+            # Under `rejection` only a draw from q may be sent; the other children are outcomes to prepare
+            # for.
             if self.proposals:
-                self._draw(place, self.proposals.draw(self.prefix + place.path(), row))
-            place.expanded = True
+                self._draw(node, self.proposals.draw(self.prefix + node.path(), row))
+            node.expanded = True
 
-    def offer(self, place: TreeNode, token: int, log_prob: float) -> TreeNode:
+    def offer(self, node: TreeNode, token: int, log_prob: float) -> TreeNode:
         """Add a child, or raise the weight of the one that is there."""
         self._ranking = None
-        child = place.children.get(token)
+        child = node.children.get(token)
         if child is None:
-            child = place.children[token] = TreeNode(token, log_prob, place, place.depth + 1)
+            child = node.children[token] = TreeNode(
+                token=token, log_prob=log_prob, parent=node, depth=node.depth + 1
+            )
         child.log_prob = max(child.log_prob, log_prob)
         return child
 
-    def offer_path(self, place: TreeNode, tokens: Iterable[int], log_prob: float) -> None:
-        """Add a run of free drafts below `place`."""
+    def offer_path(self, node: TreeNode, tokens: Iterable[int], log_prob: float) -> None:
+        """Add a run of free drafts below `node`."""
         for token in tokens:
-            place = self.offer(place, token, log_prob)
+            node = self.offer(node, token, log_prob)
 
     def adopt(self, draft: DraftMessage) -> None:
         """Take the chain that has gone with the question as sent."""
-        place = self.root
+        node = self.root
         rows = zip(draft.tokens, draft.weights or (0,) * len(draft.tokens), strict=True)
         for number, (token, weight) in enumerate(rows, draft.first_node):
-            place = self.offer(place, token, -WEIGHT_STEP * weight)
-            place.number = number
-            self._sent[number] = place
+            node = self.offer(node, token, -WEIGHT_STEP * weight)
+            node.number = number
+            self._sent[number] = node
         self._next_number = draft.first_node + len(draft.tokens)
 
     def advance(self, tokens: Tokens) -> None:
         """Commit `tokens`: re-root where they lead, keep what hangs there, forget the rest."""
         self._learn(tokens)
         self._ranking = None
-        place: TreeNode | None = self.root
+        node: TreeNode | None = self.root
         for token in tokens:
-            place = place.children.get(token) if place else None
+            node = node.children.get(token) if node else None
         self.prefix += tokens
-        self.root = place or TreeNode(-1, 0.0, None, 0)
+        self.root = node or TreeNode(token=-1, log_prob=0.0, parent=None, depth=0)
         self.root.parent, self.root.log_prob = None, 0.0
         self._renumber_depths()
         self._sent = {p.number: p for p in self._walk() if p.number}
 
-    def outcome(self, node: int, token: int) -> Tokens | None:
-        """Return the tokens that would be committed if `node` were the last accepted and `token` followed."""
-        place = self._sent.get(node) if node else self.root
-        return (*place.path(), token) if place else None
+    def outcome(self, number: int, token: int) -> Tokens | None:
+        """Return what would be committed if node `number` were the last accepted and `token` followed."""
+        node = self._sent.get(number) if number else self.root
+        return (*node.path(), token) if node else None
 
     def suppose(self, path: Tokens, trusts: Sequence[float]) -> list[float]:
         """Take an early verdict: position i of `path` is right with trust `trusts[i]`.
 
         Returns what each position's probability was before.
         """
-        place, priors, self._ranking = self.root, list[float](), None
+        node, priors, self._ranking = self.root, list[float](), None
         for token, trust in zip(path, trusts, strict=True):
-            known = place.children.get(token)
-            priors.append(place.chance(token, math.exp(known.log_prob) if known else 0.0))
-            child = known or self.offer(place, token, math.log(UNFORESEEN))
-            place.verdicts.append((token, trust))
-            place = child
+            known = node.children.get(token)
+            priors.append(node.chance(token, math.exp(known.log_prob) if known else 0.0))
+            child = known or self.offer(node, token, math.log(UNFORESEEN))
+            node.verdicts.append((token, trust))
+            node = child
         return priors
 
     def drawn_chain(self) -> list[TreeNode]:
@@ -207,69 +214,72 @@ class DraftTree:
         Under the `rejection` rule this is what may be sent, in this order and all of it: to drop or to choose
         by what was drawn would bias the answer. Other children are outcomes to draft ahead from.
         """
-        chain, place = list[TreeNode](), self.root
-        while place.children and (drawn := [c for c in place.children.values() if c.is_drawn]):
-            place = drawn[0]
-            chain.append(place)
+        chain, node = list[TreeNode](), self.root
+        while node.children and (drawn := [c for c in node.children.values() if c.is_drawn]):
+            node = drawn[0]
+            chain.append(node)
         return chain
 
-    def _draw(self, place: TreeNode, token: int) -> None:
-        """Mark the draw after `place`: as likely as draws have been accepted, the others share the rest."""
+    def _draw(self, node: TreeNode, token: int) -> None:
+        """Mark the draw after `node`: as likely as draws have been accepted, the others share the rest."""
+        # P(the draw is accepted) = a; the others share 1 - a in the proportions that the draft gave them.
         accepted = min(0.95, max(0.05, self.agreement.value))
-        for child in place.children.values():
+        for child in node.children.values():
             child.log_prob += math.log(1 - accepted)
-        drawn = self.offer(place, token, math.log(accepted))
+        drawn = self.offer(node, token, math.log(accepted))
         drawn.is_drawn = True
 
-    def draft(self, places: list[TreeNode], answer: int, epoch: int) -> DraftMessage:
-        """Number `places` (parents before children) and return the message that sends them."""
+    def draft(self, nodes: list[TreeNode], answer: int, epoch: int) -> DraftMessage:
+        """Number `nodes` (parents before children) and return the message that sends them."""
         first = self._next_number
-        for number, place in enumerate(places, first):
-            place.number = number
-            self._sent[number] = place
-        self._next_number += len(places)
-        parents = tuple(p.parent.number if p.parent and p.parent is not self.root else 0 for p in places)
-        weights = tuple(quantise(p.log_prob) for p in places)
-        tokens = tuple(p.token for p in places)
+        for number, node in enumerate(nodes, first):
+            node.number = number
+            self._sent[number] = node
+        self._next_number += len(nodes)
+        parents = tuple(p.parent.number if p.parent and p.parent is not self.root else 0 for p in nodes)
+        weights = tuple(quantise(p.log_prob) for p in nodes)
+        tokens = tuple(p.token for p in nodes)
         return DraftMessage(answer, epoch, len(self.prefix), first, tokens, parents, weights)
 
-    def _may_go_on(self, place: TreeNode) -> bool:
-        length = len(self.prefix) + place.depth
-        return place.token not in self.params.stop_ids and length < self.params.max_tokens
+    def _may_go_on(self, node: TreeNode) -> bool:
+        length = len(self.prefix) + node.depth
+        return node.token not in self.params.stop_ids and length < self.params.max_tokens
 
-    def _add_rows(self, place: TreeNode, rows: dict[int, int], tokens: list[int], parents: list[int]) -> None:
-        if id(place) in rows or place.parent is None:
+    def _add_rows(self, node: TreeNode, rows: dict[int, int], tokens: list[int], parents: list[int]) -> None:
+        if id(node) in rows or node.parent is None:
             return
-        self._add_rows(place.parent, rows, tokens, parents)
-        tokens.append(place.token)
-        parents.append(rows[id(place.parent)])
-        rows[id(place)] = len(tokens)
+        self._add_rows(node.parent, rows, tokens, parents)
+        tokens.append(node.token)
+        parents.append(rows[id(node.parent)])
+        rows[id(node)] = len(tokens)
 
     def _learn(self, tokens: Tokens) -> None:
-        """Learn from each committed token whose place had been expanded: was it the first choice?"""
-        place: TreeNode | None = self.root
+        """Learn from each committed token whose node had been expanded: was it the first choice?"""
+        node: TreeNode | None = self.root
         for token in tokens:
-            if place is None or not place.expanded:
+            if node is None or not node.expanded:
                 return
-            ranked = sorted(place.children.values(), key=lambda c: -c.log_prob)
+            ranked = sorted(node.children.values(), key=lambda c: -c.log_prob)
             first = next((c for c in ranked if c.is_drawn), None) or next(iter(ranked), None)
             hit = first is not None and first.token == token
             self.agreement.learn(float(hit))
             if ranked:
+                # d log s = 0.1 ([first choice was right] - P(first choice)): a gradient step on the
+                # calibration.
                 surprise = float(hit) - math.exp(ranked[0].log_prob)
                 sharper = self.calibration.sharpness * math.exp(0.1 * surprise)
                 self.calibration.sharpness = min(3.0, max(0.3, sharper))
-            place = place.children.get(token)
+            node = node.children.get(token)
 
     def _walk(self) -> Iterable[TreeNode]:
         stack = list(self.root.children.values())
         while stack:
-            place = stack.pop()
-            yield place
-            stack.extend(place.children.values())
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
 
     def _renumber_depths(self) -> None:
         self.root.depth = 0
-        for place in self._walk():
-            assert place.parent is not None
-            place.depth = place.parent.depth + 1
+        for node in self._walk():
+            assert node.parent is not None
+            node.depth = node.parent.depth + 1

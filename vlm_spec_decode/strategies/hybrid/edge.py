@@ -1,9 +1,10 @@
 """`hybrid`'s edge half: the speculation tree is sent while it grows, and the cloud does not wait for it.
 
-Edge: until the answer ends, expand the likeliest nodes in batched draft steps and send those that are likely
-enough; early verdicts re-weight the candidates; a commit re-roots the tree. Cloud: the next pass starts
-when the last one ends and holds the likeliest part of the tree that has arrived, else a plain step, a
-draft of its own, or nothing while waiting for a draft message pays (`hybrid.cloud_policy`).
+Until the answer ends, the likeliest nodes are expanded in batched draft steps and those that are likely
+enough are sent (`EdgeController`); forced and repeated runs of tokens cost no step (`PromptLookup`); early
+verdicts re-weight the candidates; a commit re-roots the tree. The cloud's next pass starts when the last
+one ends and holds the likeliest part of the tree that has arrived, else a plain step, a draft of its own,
+or nothing while waiting for a draft message pays (`hybrid.cloud_policy`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,37 @@ AGREED, MOST_TRUST = 0.7, 0.98
 """Trust in an exit that agrees with a draft, before it is known; more than the second is never had."""
 
 
-@dataclass(slots=True)
+def edge(
+    sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
+) -> Iterator[Tokens]:
+    """Look for an event; without one, draft a step, or wait; then send what has become likely."""
+    tree = DraftTree(drafter=drafter, params=config.params, proposals=config.proposals, tracer=config.tracer)
+    if config.sent:
+        tree.adopt(config.sent)
+    control = EdgeController(config=config, clock=clock)
+    free = PromptLookup(config.hints)
+    free.offer(tree, drafter)
+    while not sequence.finished:
+        event = verifier.poll()
+        if event is None and (nodes := control.worth_expanding(tree)):
+            with control.draft_step(len(nodes)):
+                tree.expand(nodes)
+            free.offer(tree, drafter)
+        elif event is None:
+            event = verifier.wait(config.timeout_s)
+        if isinstance(event, EarlyExitVerdict):
+            control.on_early_verdict(event, tree)
+        elif event is not None:
+            control.on_commit(event)
+            new = sequence.commit(event)
+            tree.advance(new)
+            free.offer(tree, drafter)
+            yield new
+        if not sequence.finished and (ready := control.worth_sending(tree)):
+            verifier.submit(tree.draft(ready, config.answer, config.epoch))
+
+
+@dataclass(slots=True, kw_only=True)
 class EdgeController:
     """Decides for one answer. All estimates start from cautious priors."""
 
@@ -54,7 +85,7 @@ class EdgeController:
     _steps: int = 0
     _paid_until_s: float = 0.0
 
-    def worth_expanding(self, growth: DraftTree) -> list[TreeNode]:
+    def worth_expanding(self, tree: DraftTree) -> list[TreeNode]:
         """Return the nodes of the next draft step: as many as are worth their share of its time.
 
         A row of weight w pays if it adds more than the time it takes would add elsewhere. Drafting stops
@@ -67,11 +98,13 @@ class EdgeController:
             return []
         most = 1 if self.drafting.is_probe else MAX_BATCH
         chosen, total = list[TreeNode](), 0.0
-        for weight, place in growth.leaves(FLOOR):
+        for weight, node in tree.leaves(FLOOR):
+            # A row costs `slope` of a step; the rows so far bring total / (1 + slope (n - 1)) per step's
+            # time.
             share = self.step.slope * total / (1 + self.step.slope * max(0, len(chosen) - 1))
             if weight < share or len(chosen) == most:
                 break
-            chosen.append(place)
+            chosen.append(node)
             total += weight
         if chosen:
             self._explain_step(chosen, total)
@@ -112,35 +145,39 @@ class EdgeController:
         self._drafted_s += seconds
         self._steps += 1
 
-    def worth_sending(self, growth: DraftTree) -> list[TreeNode]:
+    def worth_sending(self, tree: DraftTree) -> list[TreeNode]:
         """Return what has not been sent, is likely enough, and fits the uplink; parents first."""
         now_s, rate = self.clock.now(), self.config.uplink_bps / 8
         if not self.drafting.is_on or self._paid_until_s > now_s + SENDING_S:
             return []
+        # No message should hold the uplink for longer than SENDING_S: (SENDING_S · rate - head) / bytes per
+        # node.
         fits = min(MAX_NODES, int(max(4.0, (SENDING_S * rate - MESSAGE_BYTES) / NODE_BYTES)))
-        likely = growth.drawn_chain() if growth.proposals else [p for _, p in growth.ranked(SEND_FLOOR)]
+        likely = tree.drawn_chain() if tree.proposals else [p for _, p in tree.ranked(SEND_FLOOR)]
         waiting = [p for p in likely if not p.number and p.parent][:fits]
         num_bytes = MESSAGE_BYTES + NODE_BYTES * len(waiting)
         if waiting:
             self._paid_until_s = max(self._paid_until_s, now_s) + num_bytes / rate
         return waiting
 
-    def hear(self, event: EarlyExitVerdict, growth: DraftTree) -> None:
+    def on_early_verdict(self, event: EarlyExitVerdict, tree: DraftTree) -> None:
         """Take an early verdict for as much as its exit has earned at this confidence."""
-        path = growth.outcome(event.node, event.next_token)
+        path = tree.outcome(event.node, event.next_token)
         if path is None:
             return
         agreed = self.exits.setdefault((event.exit_layer, -1), RunningMean(AGREED, rate=0.05, trust=8))
         key = (event.exit_layer, int(8 * event.confidence))
         named = self.exits.setdefault(key, RunningMean(event.confidence, rate=0.05, trust=4))
         table = [agreed] * (len(path) - 1) + [named]
-        priors = growth.suppose(path, [min(MOST_TRUST, mean.value) for mean in table])
+        priors = tree.suppose(path, [min(MOST_TRUST, mean.value) for mean in table])
         self.heard.append([*zip(table, path, priors, strict=True)])
 
-    def learn(self, event: Commit) -> None:
+    def on_commit(self, event: Commit) -> None:
         """Take a commit: were the exits right, and how long did it take?"""
         for verdict in self.heard:
             for (trust, token, prior), said in zip(verdict, event.tokens, strict=False):
+                # Bayes: P(the exit knew | it was right) = t / (t + (1 - t) P(x)); a guess may be right by
+                # chance.
                 knew = trust.value / (trust.value + (1 - trust.value) * prior) if trust.value else 0.0
                 trust.learn(knew if token == said else 0.0)
                 if token != said:
@@ -148,6 +185,7 @@ class EdgeController:
         self.heard.clear()
         self.pass_s.learn(event.compute_s)
         self.token_s.learn(event.compute_s, len(event.tokens))
+        # Where a draft step takes longer than the cloud takes per token, drafting helps only if hits show it.
         is_slow = self.step.base_s > self.token_s.value and self.config.objective == "latency"
         self.drafting.learn(event.node > 0, is_slow)
         self._drafted_s, self._steps = 0.0, 0
@@ -166,21 +204,21 @@ class PromptLookup:
     trust: RunningMean = field(default_factory=lambda: RunningMean(0.6, trust=3))
     _offered: tuple[int, Tokens] = (0, ())
 
-    def offer(self, growth: DraftTree, drafter: Drafter) -> None:
+    def offer(self, tree: DraftTree, drafter: Drafter) -> None:
         """Add forced tokens below what is likely, and remembered ones below the root."""
-        for _, place in growth.ranked(0.05)[:8]:
-            if not place.expanded and (
-                run := forced_run(drafter, growth.tracer, growth.prefix + place.path())
-            ):
-                growth.offer_path(place, run, FORCED_WEIGHT)
-                _mark_expanded(place, run)
-        self._judge(growth.prefix)
+        for _, node in tree.ranked(0.05)[:8]:
+            if not node.expanded and (run := forced_run(drafter, tree.tracer, tree.prefix + node.path())):
+                # Forced tokens are certain; the tiny cost keeps them behind their parent in the ranking.
+                tree.offer_path(node, run, FORCED_WEIGHT)
+                _mark_expanded(node, run)
+        self._judge(tree.prefix)
         position, _ = self._offered
-        if position == len(growth.prefix) and position:
+        if position == len(tree.prefix) and position:
             return
-        run = self._continuation(growth.prefix)
-        self._offered = (len(growth.prefix), run)
-        growth.offer_path(growth.root, run, math.log(max(0.05, self.trust.value)))
+        run = self._continuation(tree.prefix)
+        self._offered = (len(tree.prefix), run)
+        # A repeated run is as likely as such runs have been right so far.
+        tree.offer_path(tree.root, run, math.log(max(0.05, self.trust.value)))
 
     def _judge(self, prefix: Tokens) -> None:
         position, run = self._offered
@@ -206,42 +244,12 @@ class PromptLookup:
         return ()
 
 
-def _mark_expanded(place: TreeNode, run: Tokens) -> None:
+def _mark_expanded(node: TreeNode, run: Tokens) -> None:
     """A position with one legal token needs no draft step."""
     for token in run:
-        place.expanded = True
-        place = place.children[token]
-        place.is_drawn = True
-
-
-def edge(
-    sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
-) -> Iterator[Tokens]:
-    """Grow, send, listen: in this order of ignorance, for listening costs nothing."""
-    growth = DraftTree(drafter, config.params, config.proposals, config.tracer)
-    if config.sent:
-        growth.adopt(config.sent)
-    control = EdgeController(config, clock)
-    free = PromptLookup(config.hints)
-    free.offer(growth, drafter)
-    while not sequence.finished:
-        event = verifier.poll()
-        if event is None and (places := control.worth_expanding(growth)):
-            with control.draft_step(len(places)):
-                growth.expand(places)
-            free.offer(growth, drafter)
-        elif event is None:
-            event = verifier.wait(config.timeout_s)
-        if isinstance(event, EarlyExitVerdict):
-            control.hear(event, growth)
-        elif event is not None:
-            control.learn(event)
-            new = sequence.commit(event)
-            growth.advance(new)
-            free.offer(growth, drafter)
-            yield new
-        if not sequence.finished and (ready := control.worth_sending(growth)):
-            verifier.submit(growth.draft(ready, config.answer, config.epoch))
+        node.expanded = True
+        node = node.children[token]
+        node.is_drawn = True
 
 
 STRATEGY = Strategy(
