@@ -1,4 +1,4 @@
-"""A frame is decoded at most once on its way from the camera to the prompt; so is the small one that goes up."""
+"""A frame is decoded at most once on its way from the camera to the prompt, and so is the small one."""
 
 from __future__ import annotations
 

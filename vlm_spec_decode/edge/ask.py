@@ -17,7 +17,7 @@ from vlm_spec_decode.edge.image_upload import load_image
 from vlm_spec_decode.edge.mission_loop import check_instruction
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.models.prompt import with_scene
-from vlm_spec_decode.transport.probe import wait_for_listener
+from vlm_spec_decode.transport.address import wait_for_listener
 
 TEXT_DRAFT, TEXT_TARGET = "shipped:text_draft", "shipped:text_target"
 """The language-only pair that ships."""
