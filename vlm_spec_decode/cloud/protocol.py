@@ -31,7 +31,7 @@ from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as wire
 from vlm_spec_decode.protocol.messages import (
-    MAX_IMAGE_BYTES,
+    MAX_SENT_IMAGE_BYTES,
     AnyMessage,
     Busy,
     Hello,
@@ -151,7 +151,7 @@ class Admission:
         """Return what a robot is told whose tokens do."""
         card = self.card
         identity = (card.model_id, card.revision, card.num_layers, card.exit_layers)
-        return Welcome(*identity, self.limits.image_window_bytes, MAX_IMAGE_BYTES, tuple(STRATEGIES))
+        return Welcome(*identity, self.limits.image_window_bytes, MAX_SENT_IMAGE_BYTES, tuple(STRATEGIES))
 
     def unserved(self, message: Open, has_helper: bool) -> Trouble | None:
         """Return why an answer can never be served here, or None."""

@@ -12,11 +12,12 @@ import zmq
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.types import MAX_MESSAGE_BYTES
 from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport import descriptors
 from vlm_spec_decode.transport.access import AccessControl, AuthorizedKeys, KeyLimits
 from vlm_spec_decode.transport.authentication import ZAP_DOMAIN, Authenticator
-from vlm_spec_decode.transport.connection import HANDSHAKE_MS, MAX_MESSAGE_BYTES, notice_who_is_gone
+from vlm_spec_decode.transport.connection import HANDSHAKE_MS, notice_who_is_gone
 from vlm_spec_decode.transport.keys import CloudKeys
 
 

@@ -17,7 +17,7 @@ from vlm_spec_decode.decoding.tree import WEIGHT_STEP, SpeculationTree
 from vlm_spec_decode.strategies.hybrid.self_draft import SelfDraft
 from vlm_spec_decode.strategies.hybrid.wait_policy import WEIGHT, WaitPolicy
 
-MAX_NODES = 64
+MAX_VERIFIED_NODES = 64
 
 FIRST_ANSWER_S, FAR = 0.05, 1.5
 """How soon an edge is taken to answer before it has; an answer so many passes later is too late for exits."""
@@ -85,7 +85,7 @@ class Cloud(SelfDraft):
         heap = [(-_likelihood(tree, n), n) for n in tree.below(0)]
         heapq.heapify(heap)
         chosen = list[int]()
-        while heap and len(chosen) < MAX_NODES:
+        while heap and len(chosen) < MAX_VERIFIED_NODES:
             weight, number = heapq.heappop(heap)
             extra = len(chosen) >= self.cost.free
             if -weight < (self.node_floor() if extra else 0.001):
