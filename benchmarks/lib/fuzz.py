@@ -13,10 +13,16 @@ import msgspec
 import numpy as np
 
 from vlm_spec_decode.core.errors import ProtocolError
-from vlm_spec_decode.core.types import AnswerRequest, DraftMessage, Image, Observation, SamplingParams
+from vlm_spec_decode.core.types import (
+    MAX_MESSAGE_BYTES,
+    AnswerRequest,
+    DraftMessage,
+    Image,
+    Observation,
+    SamplingParams,
+)
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import (
-    MAX_MESSAGE_BYTES,
     VERSION,
     AnyMessage,
     Close,

@@ -14,7 +14,7 @@ import torch
 from PIL import Image as PilImage
 from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGeneration
 
-from vlm_spec_decode.bench.pairs import recorded_prompts
+from vlm_spec_decode.bench.pairs import MAX_ANSWER_TOKENS, recorded_prompts
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
@@ -22,7 +22,6 @@ from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.models.prompt import messages
 
-MAX_TOKENS = 64
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},
     {
@@ -93,7 +92,7 @@ class AssistedGeneration:
         inputs = self._processor(images=image, text=text, return_tensors="pt")
         self._draft.generation_config = GenerationConfig(**{**self._generation, **settings})
         said = self._target.generate(
-            **inputs, assistant_model=self._draft, do_sample=False, max_new_tokens=MAX_TOKENS
+            **inputs, assistant_model=self._draft, do_sample=False, max_new_tokens=MAX_ANSWER_TOKENS
         )
         return tuple(said[0, inputs["input_ids"].shape[1] :].tolist())
 
@@ -101,7 +100,7 @@ class AssistedGeneration:
 def _engine() -> tuple[Engine, SamplingParams]:
     target, draft = load_model(shipped("target")), load_model(shipped("draft"))
     clock = WallClock()
-    params = SamplingParams(max_tokens=MAX_TOKENS, stop_ids=target.codec.stop_ids)
+    params = SamplingParams(max_tokens=MAX_ANSWER_TOKENS, stop_ids=target.codec.stop_ids)
     return Engine(None, target.codec, LocalVerifier(target, clock, draft), clock), params
 
 

@@ -50,7 +50,7 @@ def test_what_is_no_jpeg_is_named(data, format_):
 
 def test_an_image_over_the_limit_is_refused_before_it_is_looked_at(jpeg):
     with pytest.raises(ImageError, match="allowed"):
-        convert.jpeg_image(jpeg + bytes(convert.MAX_IMAGE_BYTES))
+        convert.jpeg_image(jpeg + bytes(convert.MAX_CAMERA_FRAME_BYTES))
 
 
 def test_yaw_turns_forward_to_the_left_and_pitch_points_it_down():

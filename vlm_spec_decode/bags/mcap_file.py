@@ -40,7 +40,7 @@ from vlm_spec_decode.bags.source import (
 from vlm_spec_decode.core.errors import BagError
 
 MAGIC = b"\x89MCAP0\r\n"
-MAX_RECORD_BYTES = 1 << 30
+MAX_MCAP_RECORD_BYTES = 1 << 30
 
 HEAD = struct.Struct("<BQ")
 """Opcode and length of a record."""
@@ -184,7 +184,7 @@ class IndexedMcap(_McapFile):
         try:
             file.seek(index.chunk_start_offset)
             opcode, length = HEAD.unpack(file.read(HEAD.size))
-            if opcode != Opcode.CHUNK or length > MAX_RECORD_BYTES:
+            if opcode != Opcode.CHUNK or length > MAX_MCAP_RECORD_BYTES:
                 raise BagError("no chunk where the index says")
             found = []
             for kind, data in _stream(_unpacked(file.read(length))):
@@ -269,7 +269,7 @@ class TruncatedMcap(_McapFile):
 
 def _summary(file: BinaryIO) -> Summary | None:
     """Return what a file says of itself at its end. Raises one of READ_FAULTS, or BagError."""
-    summary = SeekingReader(file, record_size_limit=MAX_RECORD_BYTES).get_summary()
+    summary = SeekingReader(file, record_size_limit=MAX_MCAP_RECORD_BYTES).get_summary()
     size = file.seek(0, io.SEEK_END)
     file.seek(size - FOOTER.size - len(MAGIC))
     _, _, start, _, checksum = FOOTER.unpack(file.read(FOOTER.size))
@@ -339,9 +339,9 @@ def _front_records(file: BinaryIO) -> Stream:
             return
         if file.tell() + length > size:
             if opcode == Opcode.CHUNK:
-                yield from _broken_chunk(file.read(min(MAX_RECORD_BYTES, max(0, size - file.tell()))))
+                yield from _broken_chunk(file.read(min(MAX_MCAP_RECORD_BYTES, max(0, size - file.tell()))))
             return
-        if opcode == Opcode.ATTACHMENT or length > MAX_RECORD_BYTES:
+        if opcode == Opcode.ATTACHMENT or length > MAX_MCAP_RECORD_BYTES:
             file.seek(length, io.SEEK_CUR)
             continue
         data = file.read(length)

@@ -117,7 +117,7 @@ def _has_index(file: BinaryIO) -> bool:
 
 MAGIC = b"#ROSBAG V2.0\n"
 MESSAGE, BAG_HEAD, INDEX_DATA, CHUNK, CHUNK_INFO, CONNECTION = (bytes([op]) for op in range(2, 8))
-MAX_RECORD_BYTES = 256 * 2**20
+MAX_ROS1_RECORD_BYTES = 256 * 2**20
 FAULTS = (struct.error, KeyError, ValueError, OSError, EOFError, RuntimeError)
 """What bytes that make no sense lead to."""
 
@@ -253,7 +253,7 @@ def _block(file: BinaryIO) -> tuple[bytes, bool]:
     if len(size) < 4:
         raise EOFError
     (length,) = struct.unpack("<I", size)
-    data = file.read(min(length, MAX_RECORD_BYTES))
+    data = file.read(min(length, MAX_ROS1_RECORD_BYTES))
     return data, len(data) == length
 
 

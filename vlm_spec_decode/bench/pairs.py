@@ -57,7 +57,7 @@ def recorded_prompts(count: int, kind: str = SEEN, folder: Path = FOLDER) -> tup
     return tuple(found)
 
 
-MAX_TOKENS = 64
+MAX_ANSWER_TOKENS = 64
 SYNTHETIC_TOKENS = 40
 EARLY = "early"
 ROLES = {
@@ -122,7 +122,7 @@ class PairLibrary:
         model, verifying = self._recorded(target, questions)
         assert_same_vocabulary(loaded.card, model.card)
         about = f"draft {loaded.card.revision}, target {model.card.revision}"
-        params = SamplingParams(max_tokens=MAX_TOKENS, stop_ids=model.codec.stop_ids)
+        params = SamplingParams(max_tokens=MAX_ANSWER_TOKENS, stop_ids=model.codec.stop_ids)
         return BenchPair(
             name=name,
             draft=drafting,

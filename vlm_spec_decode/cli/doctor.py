@@ -29,6 +29,7 @@ from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.errors import RobotError, VsdError
 from vlm_spec_decode.core.options import FOLDER, as_json, finish, option
+from vlm_spec_decode.core.types import FUTURE_TOLERANCE_S
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.robot.go2.config import check_network
 
@@ -73,9 +74,6 @@ class Finding:
 LOOK_S = 40.0
 MIN_DISK_GB = 2.0
 STA_UNSYNC = 0x0040
-SKEW_S = 0.5
-"""Beyond it a frame stamped over there may seem to come from the future, and moves nothing."""
-
 DAYS_S = 30 * 86400.0
 LOOK = """
 import json, sys, time
@@ -319,7 +317,7 @@ def _skew(seen: dict[str, object]) -> Finding:
     if abs(skew_s) > DAYS_S:
         return Finding("robot's clock", True, "counts from its own start; this computer stamps the frames")
     said = f"{abs(skew_s):.2f} s {'behind' if skew_s > 0 else 'ahead of'} this one"
-    if abs(skew_s) > SKEW_S:
+    if abs(skew_s) > FUTURE_TOLERANCE_S:
         advice = "for other nodes' stamps run chrony on both"
         return Finding("robot's clock", True, f"{said}: harmless here, where this computer stamps", advice)
     return Finding("robot's clock", True, said)

@@ -32,7 +32,7 @@ from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as wire
 from vlm_spec_decode.protocol.messages import (
-    MAX_IMAGE_BYTES,
+    MAX_SENT_IMAGE_BYTES,
     AnyMessage,
     Busy,
     Hello,
@@ -184,7 +184,7 @@ class Admission:
         """Return the Welcome of a robot whose tokens mean the same here."""
         card = self.card
         identity = (card.model_id, card.revision, card.num_layers, card.exit_layers)
-        return Welcome(*identity, self.limits.image_window_bytes, MAX_IMAGE_BYTES, tuple(STRATEGIES))
+        return Welcome(*identity, self.limits.image_window_bytes, MAX_SENT_IMAGE_BYTES, tuple(STRATEGIES))
 
     def unserved(self, message: Open, has_helper: bool) -> Trouble | None:
         """Return why an answer can never be served here, or None."""

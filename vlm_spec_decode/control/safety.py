@@ -30,6 +30,7 @@ from vlm_spec_decode.actions.types import (
 )
 from vlm_spec_decode.core.errors import ActionRefused
 from vlm_spec_decode.core.robot import MAX_PLACE, RobotState
+from vlm_spec_decode.core.types import FUTURE_TOLERANCE_S
 
 Point = tuple[float, float]
 
@@ -86,9 +87,6 @@ _HARMLESS = (Stop, Done, Wait)
 _SAVES_POWER = (*_HARMLESS, StandDown, Sit)
 _LOCOMOTION = (Forward, Strafe, Turn)
 _NEEDS_LEGS = (*_LOCOMOTION, Look, Hello, Stretch)
-
-FUTURE_TOLERANCE_S = 0.5
-"""How far a frame may seem to lie in the future before its clock is taken for another one."""
 
 OBSTACLE_MARGIN_M = 0.02
 """Below this much room over `obstacle_stop_m` a motion does not begin: it would stop again at once."""

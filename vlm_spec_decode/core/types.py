@@ -14,6 +14,15 @@ from typing import TypeAlias
 
 Tokens: TypeAlias = tuple[int, ...]
 
+MAX_MESSAGE_BYTES = 64 * 1024
+"""Of one message on the wire: the codec and the sockets hold to it."""
+
+MAX_INSTRUCTION_CHARS = 2000
+"""Of an instruction, at the edge that sends it and in the cloud that reads it."""
+
+FUTURE_TOLERANCE_S = 0.5
+"""A stamp further ahead than this is of another clock, and says nothing of an age."""
+
 RULES = ("coupled", "rejection")
 """Verification rules that both ends implement."""
 

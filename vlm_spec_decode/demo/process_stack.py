@@ -44,6 +44,7 @@ from vlm_spec_decode.demo.report import MissionLog, MissionStep
 from vlm_spec_decode.ros.convert import from_compressed
 from vlm_spec_decode.ros.own_node import OwnNode
 from vlm_spec_decode.ros.qos import COMMAND, LATCHED
+from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.ground_truth import GroundTruth
 from vlm_spec_decode.sim.scene import Pose2D, Scene
@@ -361,7 +362,6 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 INSTRUCTION = "/vlm/instruction"
 TEXTS = ("/vlm/answer", "/vlm/answer/partial", "/vlm/plan", "/vlm/plan/status", "/vlm/trace")
 FRAMES = "/camera/image_raw/compressed"
-WARN_EVERY_S = 5.0
 KEPT_FRAMES = 200
 
 Heard = Callable[[str, str, bytes, int], None]

@@ -40,7 +40,7 @@ from vlm_spec_decode.edge.factory import EdgeRuntime, bring_up, check_settings
 from vlm_spec_decode.edge.image_upload import for_uplink, load_image, small_jpeg
 from vlm_spec_decode.edge.mission_loop import check_instruction
 from vlm_spec_decode.edge.settings import EdgeSettings
-from vlm_spec_decode.transport.probe import wait_for_listener
+from vlm_spec_decode.transport.address import wait_for_listener
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from vlm_spec_decode.core.errors import InstructionError
-from vlm_spec_decode.edge.mission_loop import MAX_INSTRUCTION_CHARS, check_instruction
+from vlm_spec_decode.core.types import MAX_INSTRUCTION_CHARS
+from vlm_spec_decode.edge.mission_loop import check_instruction
 from vlm_spec_decode.mission.state import MissionJob, MissionStatus
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")

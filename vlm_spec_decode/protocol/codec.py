@@ -9,6 +9,8 @@ import msgspec
 
 from vlm_spec_decode.core.errors import ProtocolError, VersionMismatch
 from vlm_spec_decode.core.types import (
+    MAX_INSTRUCTION_CHARS,
+    MAX_MESSAGE_BYTES,
     OBJECTIVES,
     AnswerRequest,
     Commit,
@@ -25,11 +27,9 @@ from vlm_spec_decode.core.types import (
 from vlm_spec_decode.decoding.tree import chain_parents
 from vlm_spec_decode.protocol import distributions as shares
 from vlm_spec_decode.protocol.messages import (
-    MAX_IMAGE_BYTES,
-    MAX_INSTRUCTION_CHARS,
-    MAX_MESSAGE_BYTES,
-    MAX_NODES,
-    MAX_TOKENS,
+    MAX_SENT_IMAGE_BYTES,
+    MAX_WIRE_NODES,
+    MAX_WIRE_TOKENS,
     VERSION,
     AnyMessage,
     Open,
@@ -74,7 +74,7 @@ class TokenPacker:
 
     def unpack(self, data: bytes) -> Tokens:
         """Return the ids in `data`. Raises ProtocolError for a torn id or one outside the vocabulary."""
-        if len(data) % self.width or len(data) > MAX_TOKENS * self.width:
+        if len(data) % self.width or len(data) > MAX_WIRE_TOKENS * self.width:
             raise ProtocolError(f"{len(data)} bytes of tokens at {self.width} bytes each")
         starts = range(0, len(data), self.width)
         tokens = tuple(int.from_bytes(data[i : i + self.width], "little") for i in starts)
@@ -99,7 +99,7 @@ class TokenPacker:
         """Return the draft in `message`. Raises ProtocolError if its parts do not fit together."""
         tokens = self.unpack(message.tokens)
         first, count = message.first_node, len(tokens)
-        if not 0 < count <= MAX_NODES or first < 1 or message.base < 0:
+        if not 0 < count <= MAX_WIRE_NODES or first < 1 or message.base < 0:
             raise ProtocolError(f"a draft of {count} nodes from {first} on, base {message.base}")
         packed, weights = message.parents or b"", tuple(message.weights or ())
         if len(packed) not in {0, 2 * count} or len(weights) not in {0, count}:
@@ -122,7 +122,10 @@ class TokenPacker:
         """Return the hint in `message`. Raises ProtocolError."""
         if isinstance(message, WireDraft):
             return self.draft(message)
-        if not 0 <= message.position <= MAX_TOKENS or not -MAX_TOKENS <= message.token < self.vocab_size:
+        if (
+            not 0 <= message.position <= MAX_WIRE_TOKENS
+            or not -MAX_WIRE_TOKENS <= message.token < self.vocab_size
+        ):
             raise ProtocolError(f"a correction to {message.token} at {message.position}")
         if message.token < 0:
             return MoreSamples(message.answer, message.epoch, message.position, -message.token)
@@ -220,7 +223,7 @@ def answer_request(message: Open, packer: TokenPacker, image: Image | None) -> A
         or len(message.instruction) > MAX_INSTRUCTION_CHARS
     ):
         raise ProtocolError("an answer out of range")
-    if not 0 <= message.image_bytes <= MAX_IMAGE_BYTES or message.max_tokens > MAX_TOKENS:
+    if not 0 <= message.image_bytes <= MAX_SENT_IMAGE_BYTES or message.max_tokens > MAX_WIRE_TOKENS:
         raise ProtocolError(f"an image of {message.image_bytes} bytes, {message.max_tokens} tokens")
     try:
         params = SamplingParams(

@@ -14,13 +14,10 @@ import msgspec
 
 VERSION = 1
 
-MAX_MESSAGE_BYTES = 64 * 1024
-"""No message is longer; images cross in chunks."""
 
-MAX_IMAGE_BYTES = 4 * 1024 * 1024
-MAX_INSTRUCTION_CHARS = 2000
-MAX_TOKENS = 4096
-MAX_NODES = 256
+MAX_SENT_IMAGE_BYTES = 4 * 1024 * 1024
+MAX_WIRE_TOKENS = 4096
+MAX_WIRE_NODES = 256
 """Nodes of one draft."""
 
 HELLO_FIRST = "hello_first"

@@ -18,7 +18,7 @@ from vlm_spec_decode.core.images import file_image
 from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.core.types import Image
 
-MAX_IMAGE_BYTES = 8 * 1024 * 1024
+MAX_CAMERA_FRAME_BYTES = 8 * 1024 * 1024
 NANOSECONDS = 1_000_000_000
 
 POSITION_VARIANCE_M2 = 0.01
@@ -61,8 +61,8 @@ def jpeg_image(data: bytes, said: str = "") -> Image:
 
     `said` is what its message calls it, for the error's text. Raises ImageError.
     """
-    if len(data) > MAX_IMAGE_BYTES:
-        raise ImageError(f"an image of {len(data)} bytes; {MAX_IMAGE_BYTES} are allowed")
+    if len(data) > MAX_CAMERA_FRAME_BYTES:
+        raise ImageError(f"an image of {len(data)} bytes; {MAX_CAMERA_FRAME_BYTES} are allowed")
     return file_image(data, said)
 
 

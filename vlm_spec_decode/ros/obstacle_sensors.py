@@ -22,6 +22,7 @@ from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 from vlm_spec_decode.core.robot import RobotState
+from vlm_spec_decode.core.types import FUTURE_TOLERANCE_S
 from vlm_spec_decode.ros import diagnostics
 from vlm_spec_decode.ros.convert import to_seconds
 from vlm_spec_decode.ros.params import Parameters
@@ -41,15 +42,11 @@ from vlm_spec_decode.ros.range_processing import (
     scan_cells,
 )
 from vlm_spec_decode.ros.stamps import ClockConverter
-from vlm_spec_decode.ros.subscriptions import listen
+from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, listen
 
 ALL_ROUND = (0, 1, 2, 3)
 """Sides that a scan or a cloud watches; a depth image watches those that its mount faces."""
 
-FUTURE_TOLERANCE_S = 0.5
-"""A stamp further ahead than this is of another clock, and says nothing of a message's age."""
-
-WARN_EVERY_S = 5.0
 
 PARAMETERS = (
     Setting("scan_topic", "", "LaserScan that narrows what is free; empty: none."),

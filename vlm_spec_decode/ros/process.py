@@ -28,9 +28,10 @@ from vlm_spec_decode.core.errors import InternalError, VsdError
 from vlm_spec_decode.ros.lifecycle import Build, ManagedNode
 from vlm_spec_decode.ros.own_node import NO_LOG_FILE, named, prefer_sockets
 from vlm_spec_decode.ros.params import asks_for_help, check_arguments, help_text, settings
+from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S
 
 RCLError = rclpy_implementation.RCLError
-WARN_EVERY_S, AGAIN_S = 5.0, 0.05
+AGAIN_S = 0.05
 
 
 class _EndedEarly(BaseException):

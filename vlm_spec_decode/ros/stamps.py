@@ -14,9 +14,6 @@ from rclpy.node import Node
 
 from vlm_spec_decode.core.ports import Clock
 
-FUTURE_S = 0.5
-"""A stamp further ahead than this comes from another clock; less is how well clocks are kept together."""
-
 STEADY = RosClock(clock_type=ClockType.STEADY_TIME)
 """Drives every timer, so that a robot under `use_sim_time` with no /clock is still watched over."""
 

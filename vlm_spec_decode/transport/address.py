@@ -7,10 +7,16 @@ import ipaddress
 import re
 import socket
 from functools import cache
+from typing import TYPE_CHECKING
 
-from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.errors import CloudUnreachable, ConfigError
+
+if TYPE_CHECKING:
+    from vlm_spec_decode.core.ports import Clock
 
 FORM = "tcp://HOST:PORT, an IPv6 host in brackets"
+SILENCE = "no answer at all: host off, another network, or a firewall"
+LISTENER_POLL_S = 0.1
 DEFAULT_PORT = 5557
 """On which a cloud listens unless told otherwise."""
 
@@ -105,8 +111,8 @@ def needs_ipv6(address: str) -> bool:
     return socket.AF_INET not in families
 
 
-def refusal(address: str, timeout_s: float = 0.5) -> str:
-    """Return why no connection to an address can be made now; "" if one can, or if nothing is heard.
+def refusal(address: str, timeout_s: float = 0.5, silence: str = "") -> str:
+    """Return why no connection to an address can be made now; "" if one can, `silence` if nothing is heard.
 
     Opens one and closes it again.
     """
@@ -123,7 +129,27 @@ def refusal(address: str, timeout_s: float = 0.5) -> str:
         return f"nobody listens at {_join(host, port).removeprefix('tcp://')}"
     if code in {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.ENODEV}:
         return f"no way leads to {host} ({errno.errorcode[code]})"
-    return ""
+    return silence if code else ""
+
+
+def wait_for_listener(clouds: str, patience_s: float, clock: Clock) -> None:
+    """Return when one of the clouds, a list with commas, takes a TCP connection; before models are loaded.
+
+    One that refuses it, or whose name is not known, is asked again until `patience_s` is over; a host that
+    does not answer at all is given as long. Raises CloudUnreachable that says what each of them did.
+    """
+    until_s = clock.now() + patience_s
+    found = split_list(clouds)
+    while True:
+        said = {one: refusal(one, max(0.2, until_s - clock.now()), SILENCE) for one in found}
+        if not all(said.values()):
+            return
+        if clock.now() >= until_s:
+            each = "; ".join(f"cloud {one}: {why}" for one, why in said.items())
+            raise CloudUnreachable(
+                f"{each}; refused or silent for {patience_s:g} s; is `vsd cloud` running there?"
+            )
+        clock.sleep(LISTENER_POLL_S)
 
 
 def _resolved(address: str, host: str) -> str:

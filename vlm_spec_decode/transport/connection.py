@@ -24,10 +24,9 @@ import zmq
 from zmq.utils import monitor
 
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.types import MAX_MESSAGE_BYTES
 from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.keys import EdgeKeys
-
-MAX_MESSAGE_BYTES = 64 * 1024
 
 HANDSHAKE_MS = 6000
 """How long a handshake may take: three and a half round trips, so that lines of 1.5 s are served."""

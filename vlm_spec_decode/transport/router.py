@@ -12,6 +12,7 @@ import zmq
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.types import MAX_MESSAGE_BYTES
 from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.access import (
     ZAP_DOMAIN,
@@ -23,7 +24,6 @@ from vlm_spec_decode.transport.access import (
 from vlm_spec_decode.transport.connection import (
     CLOUD_NEEDS,
     HANDSHAKE_MS,
-    MAX_MESSAGE_BYTES,
     notice_who_is_gone,
     require_descriptors,
 )

@@ -20,11 +20,12 @@ from sensor_msgs.msg import CameraInfo, CompressedImage
 from vlm_spec_decode.core.config import Setting, read_mapping
 from vlm_spec_decode.core.errors import ConfigError, ImageError, RobotError
 from vlm_spec_decode.core.ports import Camera, Clock
-from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.core.types import FUTURE_TOLERANCE_S, Image
 from vlm_spec_decode.ros import diagnostics
 from vlm_spec_decode.ros.convert import to_compressed, to_time
 from vlm_spec_decode.ros.params import Parameters
-from vlm_spec_decode.ros.stamps import FUTURE_S, STEADY, ClockConverter
+from vlm_spec_decode.ros.stamps import STEADY, ClockConverter
+from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S
 
 MODELS = {"plumb_bob": 5, "rational_polynomial": 8, "equidistant": 4}
 """Distortion models of `sensor_msgs/distortion_models` and how many coefficients each has."""
@@ -92,7 +93,6 @@ def _parse(values: Any) -> Intrinsics:
 
 
 SILENCE_S = 2.0
-WARN_EVERY_S = 5.0
 CLOCKS = "if all are, the camera's clock and this machine's differ (chrony or PTP keeps them together)"
 
 PARAMETERS = (
@@ -177,7 +177,7 @@ class CameraNode:
         if age_s > limit_s:
             counts.stale += 1
             self._drop(f"{age_s:.1f} s old when it came, and max_age_s is {limit_s:g}; {CLOCKS}")
-        elif age_s < -FUTURE_S:
+        elif age_s < -FUTURE_TOLERANCE_S:
             counts.future += 1
             self._drop(f"stamped {-age_s:.1f} s in the future; {CLOCKS}")
         elif captured_s < self._published_s:

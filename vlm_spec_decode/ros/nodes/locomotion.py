@@ -41,13 +41,12 @@ from vlm_spec_decode.ros.obstacle_sensors import ObstacleSensors, SensingDriver
 from vlm_spec_decode.ros.params import Parameters
 from vlm_spec_decode.ros.qos import COMMAND, LATCHED
 from vlm_spec_decode.ros.stamps import STEADY, ClockConverter
-from vlm_spec_decode.ros.subscriptions import fault_lines, guarded_timer, listen
+from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, fault_lines, guarded_timer, listen
 from vlm_spec_decode.ros.visualization import FrameNames, Transforms
 
 LOOK_S = 0.025
 """How often the executor's status is looked at; a change is published within it."""
 
-WARN_EVERY_S = 5.0
 
 PARAMETERS = (
     Setting("start_timeout_s", 30.0, "How long to look for the robot before giving up.", 1.0, 600.0),

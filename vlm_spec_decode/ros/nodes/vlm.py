@@ -25,6 +25,7 @@ from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ActionParseError, ImageError, InstructionError, VsdError
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.types import FUTURE_TOLERANCE_S
 from vlm_spec_decode.mission.connection import EngineConnection, EngineSource
 from vlm_spec_decode.mission.events import Frame, MissionEvents
 from vlm_spec_decode.mission.leases import MissionLeases
@@ -46,8 +47,8 @@ from vlm_spec_decode.ros.convert import from_compressed
 from vlm_spec_decode.ros.params import Parameters, parameters
 from vlm_spec_decode.ros.publishers import VlmPublishers
 from vlm_spec_decode.ros.qos import COMMAND
-from vlm_spec_decode.ros.stamps import FUTURE_S, STEADY, ClockConverter
-from vlm_spec_decode.ros.subscriptions import listen
+from vlm_spec_decode.ros.stamps import STEADY, ClockConverter
+from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, listen
 
 OF_MISSION = {
     "frame_s": "frame_timeout_s",
@@ -82,7 +83,6 @@ def runner_config(values: Parameters) -> RunnerConfig:
 
 
 CLOSE_S = 2.0
-WARN_EVERY_S = 5.0
 LEASE_LOOK_S = 0.05
 SUPERSEDED = "superseded by a new instruction"
 
@@ -304,7 +304,7 @@ class VlmNode:
             )
             return self._stamps.ros_now_s()
         ahead_s = self._stamps.ahead_s(stamp_s)
-        if ahead_s > FUTURE_S:
+        if ahead_s > FUTURE_TOLERANCE_S:
             self._why_bad = f"stamped {ahead_s:.1f} s in the future"
             say.warning(
                 f"a frame is {self._why_bad}: the camera's clock and this machine's differ",

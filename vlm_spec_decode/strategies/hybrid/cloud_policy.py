@@ -332,7 +332,7 @@ def _path_to(row: int, tokens: list[int], parents: list[int]) -> tuple[Tokens, T
     return tuple(reversed(path)), tuple(range(len(path)))
 
 
-MAX_NODES = 64
+MAX_VERIFIED_NODES = 64
 
 FIRST_ANSWER_S, FAR = 0.05, 1.5
 """How soon an edge is taken to answer before it has; an answer so many passes later is too late for exits."""
@@ -406,7 +406,7 @@ class Cloud(CloudPolicy):
         heap = [(-_likelihood(tree, n), n) for n in tree.below(0)]
         heapq.heapify(heap)
         chosen = list[int]()
-        while heap and len(chosen) < MAX_NODES:
+        while heap and len(chosen) < MAX_VERIFIED_NODES:
             weight, number = heapq.heappop(heap)
             extra = len(chosen) >= self.own.cost.free
             # The first `free` rows cost a pass nothing, so only hopeless ones are left out.

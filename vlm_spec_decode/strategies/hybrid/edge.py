@@ -30,7 +30,7 @@ MESSAGE_BYTES, NODE_BYTES = 104, 5
 SENDING_S = 0.05
 """No message should occupy the uplink longer, and no longer queue should wait in front of the next."""
 
-MAX_NODES = 200
+MAX_SENT_NODES = 200
 FIRST_PASS_S = 0.5
 PATIENCE = {"latency": 1.5, "balanced": 4.0, "cost": 10.0}
 """Passes that drafting may outlast without a commit: the cloud may be waiting for this thread."""
@@ -152,7 +152,7 @@ class EdgeController:
             return []
         # No message should hold the uplink for longer than SENDING_S: (SENDING_S · rate - head) / bytes per
         # node.
-        fits = min(MAX_NODES, int(max(4.0, (SENDING_S * rate - MESSAGE_BYTES) / NODE_BYTES)))
+        fits = min(MAX_SENT_NODES, int(max(4.0, (SENDING_S * rate - MESSAGE_BYTES) / NODE_BYTES)))
         likely = tree.drawn_chain() if tree.proposals else [p for _, p in tree.ranked(SEND_FLOOR)]
         waiting = [p for p in likely if not p.number and p.parent][:fits]
         num_bytes = MESSAGE_BYTES + NODE_BYTES * len(waiting)
