@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from vlm_spec_decode.bench.run import SilentCodec
 from vlm_spec_decode.bench.synthetic import PairSpec, pair
 from vlm_spec_decode.core.clock import VirtualClock
-from vlm_spec_decode.core.ports import Verifier
-from vlm_spec_decode.core.trace import LinkUsage
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Event, Hint, Observation, SamplingParams
+from vlm_spec_decode.core.ports import Clock, Target
+from vlm_spec_decode.core.types import Commit, Event, Hint, Observation, SamplingParams
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.protocol import codec
@@ -31,45 +30,28 @@ class RoundBytes:
     rounds: int
 
 
-@dataclass(slots=True)
-class WeighingVerifier:
-    """A verifier whose draft messages are encoded and measured, per round (from a verdict to the next)."""
+class WeighingVerifier(LocalVerifier):
+    """A local verifier that measures what its hints take, per round (from a verdict to the next)."""
 
-    inner: Verifier
-    packer: codec.TokenPacker
-    rounds: list[list[int]] = field(default_factory=lambda: [[]])
-
-    def open(self, request: AnswerRequest) -> None:
-        """Pass on."""
-        self.inner.open(request)
+    def __init__(self, target: Target, clock: Clock, packer: codec.TokenPacker) -> None:
+        super().__init__(target, clock)
+        self.packer = packer
+        self.rounds: list[list[int]] = [[]]
 
     def submit(self, hint: Hint) -> None:
-        """Weigh and pass on."""
+        """Weigh the hint's message, and hand the hint to the session."""
         self.rounds[-1].append(len(codec.encode(self.packer.hint_message(hint))))
-        self.inner.submit(hint)
+        super().submit(hint)
 
     def poll(self) -> Event | None:
-        """Pass on."""
-        return self._seen(self.inner.poll())
+        """Return the next event if there is one; a commit begins the next round."""
+        return self._seen(super().poll())
 
     def wait(self, timeout_s: float) -> Event:
-        """Pass on."""
-        event = self.inner.wait(timeout_s)
+        """Run passes until there is an event; a commit begins the next round."""
+        event = super().wait(timeout_s)
         self._seen(event)
         return event
-
-    def cancel(self) -> None:
-        """Pass on."""
-        self.inner.cancel()
-
-    def close(self) -> None:
-        """Pass on."""
-        self.inner.close()
-
-    @property
-    def usage(self) -> LinkUsage:
-        """Pass on."""
-        return self.inner.usage
 
     def _seen(self, event: Event | None) -> Event | None:
         if isinstance(event, Commit):
@@ -88,7 +70,7 @@ def uplink_per_round(rule: str, residual: str = "sparse", draft_length: int = 4)
     for seed in range(SEEDS):
         draft, target = pair(PairSpec(acceptance=0.7, vocab_size=VOCABULARY, seed=seed))
         clock = VirtualClock()
-        weighed = WeighingVerifier(LocalVerifier(target, clock), codec.TokenPacker(VOCABULARY))
+        weighed = WeighingVerifier(target, clock, codec.TokenPacker(VOCABULARY))
         engine = Engine(
             draft,
             SilentCodec(),
