@@ -27,7 +27,6 @@ from tqdm import tqdm
 from vlm_spec_decode.bags.questions import Question
 from vlm_spec_decode.bags.replay import QuestionShare, ReplayConfig, Replayer
 from vlm_spec_decode.bags.source import bag_name
-from vlm_spec_decode.core import extras
 from vlm_spec_decode.core.errors import BagError, ConfigError
 from vlm_spec_decode.edge.local_pair import folders
 
@@ -171,7 +170,7 @@ def _on_ray(units: list[WorkUnit], address: str) -> Iterator[tuple[WorkUnit, Lin
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
-        raise ConfigError(f"--ray-address needs Ray: {extras.command('cluster')}") from error
+        raise ConfigError("--ray-address needs Ray: pip install 'vlm_spec_decode[cluster]'") from error
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:

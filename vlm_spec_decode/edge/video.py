@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
-from vlm_spec_decode.core import extras
 from vlm_spec_decode.core.errors import ConfigError, ImageError
 from vlm_spec_decode.core.images import to_jpeg
 from vlm_spec_decode.core.pixels import message_bytes
@@ -36,7 +35,7 @@ CODECS: Mapping[str, str] = {
 }
 """Part of what a message calls its video to the name of the decoder."""
 
-INSTALL = extras.command("video")
+INSTALL = "pip install 'vlm_spec_decode[video]'"
 
 
 def has_video() -> bool:
