@@ -20,6 +20,7 @@ _EDGES = [
     *("vlm_spec_decode/strategies/pipelined.py", "vlm_spec_decode/strategies/speculative.py"),
 ]
 _WRAPPERS = [
+    "benchmarks/lib/frames.py",
     *("vlm_spec_decode/bench/recorder.py", "vlm_spec_decode/edge/tracing.py"),
     "vlm_spec_decode/strategies/rejection.py",
 ]

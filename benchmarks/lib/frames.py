@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.bench.run import SilentCodec
 from vlm_spec_decode.bench.synthetic import PairSpec, pair
 from vlm_spec_decode.core.clock import VirtualClock
-from vlm_spec_decode.core.ports import Clock, Target
-from vlm_spec_decode.core.types import Commit, Event, Hint, Observation, SamplingParams
+from vlm_spec_decode.core.ports import Verifier
+from vlm_spec_decode.core.trace import LinkUsage
+from vlm_spec_decode.core.types import AnswerRequest, Commit, Event, Hint, Observation, SamplingParams
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.protocol import codec
@@ -30,28 +31,45 @@ class RoundBytes:
     rounds: int
 
 
-class WeighingVerifier(LocalVerifier):
-    """A local verifier that measures what its hints take, per round (from a verdict to the next)."""
+@dataclass(slots=True)
+class WeighingVerifier:
+    """A verifier whose draft messages are encoded and measured, per round (from a verdict to the next)."""
 
-    def __init__(self, target: Target, clock: Clock, packer: codec.TokenPacker) -> None:
-        super().__init__(target, clock)
-        self.packer = packer
-        self.rounds: list[list[int]] = [[]]
+    inner: Verifier
+    packer: codec.TokenPacker
+    rounds: list[list[int]] = field(default_factory=lambda: [[]])
+
+    def open(self, request: AnswerRequest) -> None:
+        """Pass on."""
+        self.inner.open(request)
 
     def submit(self, hint: Hint) -> None:
-        """Weigh the hint's message, and hand the hint to the session."""
+        """Weigh and pass on."""
         self.rounds[-1].append(len(codec.encode(self.packer.hint_message(hint))))
-        super().submit(hint)
+        self.inner.submit(hint)
 
     def poll(self) -> Event | None:
-        """Return the next event if there is one; a commit begins the next round."""
-        return self._seen(super().poll())
+        """Pass on."""
+        return self._seen(self.inner.poll())
 
     def wait(self, timeout_s: float) -> Event:
-        """Run passes until there is an event; a commit begins the next round."""
-        event = super().wait(timeout_s)
+        """Pass on."""
+        event = self.inner.wait(timeout_s)
         self._seen(event)
         return event
+
+    def cancel(self) -> None:
+        """Pass on."""
+        self.inner.cancel()
+
+    def close(self) -> None:
+        """Pass on."""
+        self.inner.close()
+
+    @property
+    def usage(self) -> LinkUsage:
+        """Pass on."""
+        return self.inner.usage
 
     def _seen(self, event: Event | None) -> Event | None:
         if isinstance(event, Commit):
@@ -70,7 +88,7 @@ def uplink_per_round(rule: str, residual: str = "sparse", draft_length: int = 4)
     for seed in range(SEEDS):
         draft, target = pair(PairSpec(acceptance=0.7, vocab_size=VOCABULARY, seed=seed))
         clock = VirtualClock()
-        weighed = WeighingVerifier(target, clock, codec.TokenPacker(VOCABULARY))
+        weighed = WeighingVerifier(LocalVerifier(target, clock), codec.TokenPacker(VOCABULARY))
         engine = Engine(
             draft,
             SilentCodec(),
