@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +115,13 @@ def walls_in_scans() -> Iterator[Case]:
     yield Case("all -inf", scan([-INF] * BEAMS, range_min=5.0))
 
 
+def with_fields(message: Any, fields: Mapping[str, Any]) -> Any:
+    """Return the message with other values in fields of it, or in its header's `frame_id`."""
+    for name, what in fields.items():
+        setattr(message.header if name == "frame_id" else message, name, what)
+    return message
+
+
 def depth(value: float, encoding: str = "32FC1", width: int = 64, height: int = 48, **fields: Any) -> Image:
     """Return a depth image of one value (in the encoding's unit); `fields` override what the header says."""
     order = ">" if fields.pop("swapped", fields.get("is_bigendian", 0)) else "<"
@@ -124,12 +131,7 @@ def depth(value: float, encoding: str = "32FC1", width: int = 64, height: int = 
         table = np.full((height, width), value, kind)
     rows = np.pad(table.view(np.uint8).reshape(height, -1), ((0, 0), (0, pad)))
     message = Image(height=height, width=width, encoding=encoding, step=rows.shape[1], data=rows.tobytes())
-    for name, what in fields.items():
-        if name == "frame_id":
-            message.header.frame_id = what
-        else:
-            setattr(message, name, what)
-    return message
+    return with_fields(message, fields)
 
 
 def bad_depths() -> Iterator[Case]:
@@ -217,12 +219,7 @@ def cloud(points: Any, kind: str = "f4", **fields: Any) -> PointCloud2:
     message.fields = [
         PointField(name=name, offset=i * size, datatype=datatype, count=1) for i, name in enumerate(names)
     ]
-    for name, what in fields.items():
-        if name == "frame_id":
-            message.header.frame_id = what
-        else:
-            setattr(message, name, what)
-    return message
+    return with_fields(message, fields)
 
 
 def far_points(count: int = 120) -> Any:

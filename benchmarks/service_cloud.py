@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm_spec_decode.bench.recorded import paths_of
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
@@ -59,10 +60,7 @@ class HashContext(ModelContext):
 
     def rows(self, prefix: Tokens, tokens: Tokens, parents: Tokens) -> Logits:
         """Return the same at once."""
-        paths = [tuple(prefix)]
-        for token, parent in zip(tokens, parents, strict=True):
-            paths.append((*paths[parent], token))
-        seeds = ([self.seed, len(path), *path[-3:]] for path in paths)
+        seeds = ([self.seed, len(path), *path[-3:]] for path in paths_of(prefix, tokens, parents))
         drawn = [np.random.default_rng(seed).normal(0, 3, VOCAB) for seed in seeds]
         return np.array(drawn, dtype=np.float32)
 

@@ -63,14 +63,10 @@ class StubContext(ModelContext):
         """Do nothing."""
 
     def score(
-        self,
-        prefix: Tokens,
-        tokens: Tokens = (),
-        parents: Tokens = (),
-        *,
-        on_exit: ExitHook | None = None,  # noqa: ARG002
+        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
         """Return logits [1 + n, vocab]."""
+        del on_exit  # it has no exits
         depths = [len(prefix)]
         for _, parent in zip(tokens, parents, strict=True):
             depths.append(depths[parent] + 1)

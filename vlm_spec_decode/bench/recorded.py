@@ -40,6 +40,17 @@ class Memory:
                 self.exits[path] = {layer: rows[index] for layer, rows in early.items()}
 
 
+def paths_of(prefix: Tokens, tokens: Tokens, parents: Tokens) -> list[Tokens]:
+    """Return the tokens on the way to each row of a pass: to `prefix` itself, then to each of `tokens`.
+
+    `parents[i]` is the row before `tokens[i]`; row 0 is the prefix.
+    """
+    paths = [prefix]
+    for token, parent in zip(tokens, parents, strict=True):
+        paths.append((*paths[parent], token))
+    return paths
+
+
 @dataclass(slots=True)
 class RecordedContext(ModelContext):
     """`ModelContext` over a memory; any number may be open on one."""
@@ -53,9 +64,7 @@ class RecordedContext(ModelContext):
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
         """Return logits [1 + n, vocab], computed only if a row is new; exits are told either way."""
-        paths = [prefix]
-        for token, parent in zip(tokens, parents, strict=True):
-            paths.append((*paths[parent], token))
+        paths = paths_of(prefix, tokens, parents)
         memory = self.memory
         if any(path not in memory.rows for path in paths):
             memory.learn(prefix, tokens, parents, paths)

@@ -6,14 +6,14 @@ Decoding is the engine's own, on the virtual verifier; this module connects the 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.bench.recorder import AnswerRecorder, EdgeEvent
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import VsdError
 from vlm_spec_decode.core.ports import Model, TextCodec
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
-from vlm_spec_decode.core.trace import GenerationResult
+from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_virtual import VirtualModel, VirtualVerifier
@@ -61,6 +61,27 @@ class Outcome:
     moments: tuple[EdgeEvent, ...] = field(default=(), repr=False)
     why: tuple[str, ...] = field(default=(), repr=False)
 
+    @classmethod
+    def of(cls, result: GenerationResult, usage: LinkUsage, *, draft_s: float, gpu_s: float) -> Outcome:
+        """Return the figures that every answer has; what only a recording in virtual time tells is 0."""
+        return cls(
+            tokens=result.tokens,
+            total_s=result.total_s,
+            first_token_s=result.time_to_first_token_s,
+            first_action_s=result.time_to_first_action_s,
+            passes=result.target_passes,
+            drafted=result.drafted,
+            accepted=result.accepted,
+            early=result.early_verdicts,
+            lookups=0,
+            hits=0,
+            draft_s=draft_s,
+            gpu_s=gpu_s,
+            up_bytes=usage.uplink_bytes,
+            down_bytes=usage.downlink_bytes,
+            image_bytes=usage.image_bytes,
+        )
+
 
 class SilentCodec:
     """The codec of a pair whose tokens mean nothing."""
@@ -105,27 +126,10 @@ def decode(
         tally.lookups = tally.hits = 0
         tally.draft_s = 0.0
     result = _answer(engine, observation)
-    usage = verifier.usage
     moments = (m._replace(start_s=m.start_s - started_s, end_s=m.end_s - started_s) for m in tally.moments)
-    return Outcome(
-        tokens=result.tokens,
-        total_s=result.total_s,
-        first_token_s=result.time_to_first_token_s,
-        first_action_s=result.time_to_first_action_s,
-        passes=result.target_passes,
-        drafted=result.drafted,
-        accepted=result.accepted,
-        early=result.early_verdicts,
-        lookups=tally.lookups,
-        hits=tally.hits,
-        draft_s=tally.draft_s,
-        gpu_s=verifier.gpu_s - gpu_s,
-        up_bytes=usage.uplink_bytes,
-        down_bytes=usage.downlink_bytes,
-        image_bytes=usage.image_bytes,
-        moments=tuple(moments),
-        why=tuple(r.why for r in result.rounds),
-    )
+    found = Outcome.of(result, verifier.usage, draft_s=tally.draft_s, gpu_s=verifier.gpu_s - gpu_s)
+    why = tuple(r.why for r in result.rounds)
+    return replace(found, lookups=tally.lookups, hits=tally.hits, moments=tuple(moments), why=why)
 
 
 def _answer(engine: Engine, observation: Observation) -> GenerationResult:

@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 
+from vlm_spec_decode.bench.recorded import paths_of
 from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, Tokens
 
@@ -83,10 +84,7 @@ class _Context(ModelContext):
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
         """Return logits [1 + n, vocab] and tell the exits."""
-        paths = [prefix]
-        for token, parent in zip(tokens, parents, strict=True):
-            paths.append((*paths[parent], token))
-        places = [self.world.at(path) for path in paths]
+        places = [self.world.at(path) for path in paths_of(prefix, tokens, parents)]
         spec = self.world.spec
         if on_exit and self.is_target:
             for index, (depth, accuracy) in enumerate(spec.exits):

@@ -108,20 +108,5 @@ def _ask(settings: EdgeSettings, pair: BenchPair) -> list[Outcome]:
 
 def _outcome(result: GenerationResult) -> Outcome:
     """Return a result as virtual time has it; what only a virtual clock can tell is 0."""
-    return Outcome(
-        tokens=result.tokens,
-        total_s=result.total_s,
-        first_token_s=result.time_to_first_token_s,
-        first_action_s=result.time_to_first_action_s,
-        passes=result.target_passes,
-        drafted=result.drafted,
-        accepted=result.accepted,
-        early=result.early_verdicts,
-        lookups=0,
-        hits=0,
-        draft_s=sum(r.draft_s for r in result.rounds),
-        gpu_s=sum(r.verify_s for r in result.rounds),
-        up_bytes=result.usage.uplink_bytes,
-        down_bytes=result.usage.downlink_bytes,
-        image_bytes=result.usage.image_bytes,
-    )
+    draft_s, gpu_s = sum(r.draft_s for r in result.rounds), sum(r.verify_s for r in result.rounds)
+    return Outcome.of(result, result.usage, draft_s=draft_s, gpu_s=gpu_s)

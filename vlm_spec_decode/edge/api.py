@@ -18,7 +18,6 @@ import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from vlm_spec_decode.actions.types import Action
@@ -79,6 +78,14 @@ class EngineOptions(TypedDict, total=False):
     target: str
     threads: int
     grammar: bool
+
+
+class QuestionOptions(TypedDict, total=False):
+    """What may be said of a question beside instruction and image; `Engine.stream` describes it."""
+
+    history: Sequence[str]
+    scene: str
+    free_text: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,9 +181,7 @@ class AnswerStream(Iterator[Update]):
         """Return the stream itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close it."""
         self.close()
 
@@ -268,18 +273,11 @@ class Engine:
         return self.answer(observation, free_text=free_text)
 
     def ask(
-        self,
-        instruction: str,
-        image: ImageSource | None = None,
-        *,
-        history: Sequence[str] = (),
-        scene: str = "",
-        free_text: bool = False,
+        self, instruction: str, image: ImageSource | None = None, **more: Unpack[QuestionOptions]
     ) -> Answer:
         """Return the whole answer; arguments and errors as of `stream`."""
         actions: tuple[Action, ...] = ()
-        stream = self.stream(instruction, image, history=history, scene=scene, free_text=free_text)
-        with stream as updates:
+        with self.stream(instruction, image, **more) as updates:
             for update in updates:
                 actions += update.actions
                 if update.result:
@@ -316,9 +314,7 @@ class Engine:
         """Return the engine itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close it."""
         self.close()
 
