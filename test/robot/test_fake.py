@@ -113,7 +113,7 @@ def test_faults_by_name(robot: FakeRobot, clock: VirtualClock) -> None:
 
 def test_a_fallen_robot_gets_up_only_by_recovery(robot: FakeRobot) -> None:
     robot.fall()
-    assert robot.state().code == 1001
+    assert robot.state().posture == "damp"
     assert robot.state().roll_rad > 1
     with pytest.raises(RobotRefused):
         robot.posture("balance_stand")

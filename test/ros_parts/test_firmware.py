@@ -6,8 +6,8 @@ import pytest
 
 from test.ros_parts.test_unitree_api import RobotTime, make
 from vlm_spec_decode.core.errors import ConfigError, RobotError
+from vlm_spec_decode.robot.go2.codes import StateTable
 from vlm_spec_decode.robot.go2.driver import Go2Driver
-from vlm_spec_decode.robot.go2.states import StateTable
 from vlm_spec_decode.sim.go2.firmware import FIRMWARES, RENUMBERED_BY, find_firmware
 from vlm_spec_decode.sim.go2.state_machine import StateCode, StateRequest
 

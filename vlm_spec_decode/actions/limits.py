@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.robot import WALKING_STATES
 
 Polygon = tuple[tuple[float, float], ...]
 """Corners (x, y) in metres in the odometry frame; the last joins the first."""
@@ -43,7 +42,7 @@ MEANINGS: Mapping[str, str] = {
     "unverified_distance_m": "As max_distance_m, for such plans.",
     "unverified_angle_deg": "As max_angle_deg, for such plans.",
     "unverified_actions": "As max_actions, for such plans.",
-    "modes": "Codes of the robot's state machine in which it may walk: a list, some of the default's.",
+    "modes": "Codes of the robot's state machine in which it may walk, of those in which it can; empty: all.",
     "geofence": "Corners [x, y] in the odometry frame, m, that the robot leaves only inwards; empty: none.",
 }
 """What each limit bounds, with its unit, for docs/parameters.md."""
@@ -58,7 +57,8 @@ class SafetyLimits:
     the default of 0.10 m still lets the base's centre come within 0.45 m of a surface. `max_frame_age_s`
     counts from the frame's capture to the arrival of the action decided on it; how long the actions before
     it took does not count, they are the same plan. At the latest `watchdog_s` after the last heartbeat the
-    stop is commanded. `modes` are the codes of the robot's state machine in which it may walk. `geofence`,
+    stop is commanded. `modes` are the codes of the robot's
+    state machine in which it may walk, of those in which it can; empty allows all. `geofence`,
     if not empty, is left only inwards; odometry drifts, so leave it a margin. `unverified_*` replace their
     namesakes, where those are wider, for plans that no cloud has verified.
     """
@@ -84,7 +84,7 @@ class SafetyLimits:
     unverified_distance_m: float = 0.5
     unverified_angle_deg: float = 90.0
     unverified_actions: int = 4
-    modes: tuple[int, ...] = tuple(sorted(WALKING_STATES))
+    modes: tuple[int, ...] = ()
     geofence: Polygon = ()
 
     def __post_init__(self) -> None:
@@ -99,8 +99,6 @@ class SafetyLimits:
                      "unverified_speed_mps", "unverified_turn_radps"):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}: must be above 0")
-        if not set(self.modes) <= WALKING_STATES:
-            raise ConfigError(f"modes: {sorted(set(self.modes) - WALKING_STATES)} do not walk")
         if 0 < len(self.geofence) < 3:
             raise ConfigError("geofence: a polygon has three corners or more")
 

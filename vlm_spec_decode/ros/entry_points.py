@@ -14,9 +14,10 @@ from rclpy.node import Node
 from vlm_spec_decode.core import environment
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.environment_checks import ros_domain
+from vlm_spec_decode.robot.go2.codes import StateTable
 from vlm_spec_decode.robot.go2.config import Go2Config, check_middleware, check_network
-from vlm_spec_decode.robot.go2.states import StateTable
 from vlm_spec_decode.robot.lease import Board
+from vlm_spec_decode.robot.registry import robot_kind
 from vlm_spec_decode.ros.lifecycle import NodePart, StopRequest
 from vlm_spec_decode.ros.node_parameters import DRIVER_PARAMETERS, ROBOT_PARAMETERS, SOURCE_PARAMETERS
 from vlm_spec_decode.ros.params import Parameters
@@ -57,7 +58,7 @@ def _camera(node: Node, _stop: StopRequest) -> NodePart:
     if source != ROBOT:
         camera = open_source(source, node, clock, config.interface or "")
         return CameraNode(node, lambda: camera, clock)
-    from vlm_spec_decode.robot.go2.camera import Go2Camera
+    from vlm_spec_decode.robot.go2.sdk import Go2Camera
 
     check_network(config.domain, config.interface)
     _check_middleware(config.domain, "sdk")
@@ -67,7 +68,7 @@ def _camera(node: Node, _stop: StopRequest) -> NodePart:
 def _locomotion(node: Node, stop: StopRequest) -> NodePart:
     from vlm_spec_decode.ros.lease_topic import TopicBoard
     from vlm_spec_decode.ros.nodes.locomotion import LocomotionNode
-    from vlm_spec_decode.ros.velocity_robot import VelocityRobot
+    from vlm_spec_decode.ros.velocity_robot import VelocityTopics
 
     settings = Parameters(node, DRIVER_PARAMETERS)
     config, clock = replace(_robot(node), states=StateTable.parse(settings.text("state_codes"))), WallClock()
@@ -76,9 +77,16 @@ def _locomotion(node: Node, stop: StopRequest) -> NodePart:
         node.get_logger().info(refused)
     kind = settings.text("driver")
     if kind == "cmd_vel":
-        robot = VelocityRobot(node, clock)
-        boards = (TopicBoard(node, f"{robot.command_topic}/executor"),)
-        return LocomotionNode(node, robot, clock, stop, says_odometry=False, boards=boards)
+        topics = VelocityTopics(node, clock)
+        return LocomotionNode(
+            node,
+            topics.robot,
+            clock,
+            stop,
+            says_odometry=False,
+            boards=(topics.board,),
+            spec=robot_kind("cmd_vel").spec,
+        )
     _check_middleware(config.domain, kind)
     from vlm_spec_decode.robot.go2.driver import Go2Driver
 
@@ -88,11 +96,11 @@ def _locomotion(node: Node, stop: StopRequest) -> NodePart:
         driver = Go2Driver(config, clock, connect=RosConnector(node))
         board: Board = TopicBoard(node, f"{node.resolve_topic_name(REQUEST_TOPIC)}/executor")
     else:
-        from vlm_spec_decode.robot.go2.lease_dds import DdsBoard
+        from vlm_spec_decode.robot.go2.sdk import DdsBoard
 
         driver = Go2Driver(config, clock)
         board = DdsBoard(config)
-    return LocomotionNode(node, driver, clock, stop, boards=(board,))
+    return LocomotionNode(node, driver, clock, stop, boards=(board,), spec=robot_kind("go2").spec)
 
 
 def _monitor(node: Node, _stop: StopRequest) -> NodePart:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlm_spec_decode.robot.go2.states import POSTURE_CODES
+from vlm_spec_decode.robot.go2.codes import POSTURE_CODES
 from vlm_spec_decode.ros.lifecycle import AUTOSTART
 from vlm_spec_decode.ros.params import Parameter
 

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from vlm_spec_decode.core.errors import ConfigError, DomainBusy, RobotError, RobotUnreachable
-from vlm_spec_decode.robot.go2.states import StateTable
+from vlm_spec_decode.robot.go2.codes import StateTable
 
 
 @dataclass(frozen=True, slots=True)

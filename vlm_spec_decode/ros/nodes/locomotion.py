@@ -31,6 +31,7 @@ from vlm_spec_decode.core.errors import (
 )
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 from vlm_spec_decode.robot.lease import WAIT_S, Board, Lease
+from vlm_spec_decode.robot.spec import RobotSpec
 from vlm_spec_decode.ros import diagnostics
 from vlm_spec_decode.ros import diagnostics as robot_health
 from vlm_spec_decode.ros import operator_inputs as hands
@@ -90,8 +91,9 @@ class LocomotionNode:
         *,
         says_odometry: bool = True,
         boards: Sequence[Board] = (),
+        spec: RobotSpec | None = None,
     ) -> None:
-        """`says_odometry` is false for a robot that publishes odometry and transforms by itself.
+        """`spec` narrows the limits to what the robot can do. `says_odometry` is false for a robot that publishes odometry and transforms by itself.
 
         `boards` are where executors of this very robot meet, beside the topic of this namespace.
         """
@@ -100,6 +102,7 @@ class LocomotionNode:
         self._parameters = parameters = Parameters(node, PARAMETERS)
         path = parameters.path("limits_file")
         limits = SafetyLimits.from_mapping(load_yaml(path)) if path else SafetyLimits()
+        limits = spec.narrowed(limits) if spec is not None else limits
         self._surroundings = ObstacleSensors(node, clock)
         if self._surroundings.is_needed:
             driver = SensingDriver(driver, self._surroundings)
