@@ -78,15 +78,8 @@ def _locomotion(node: Node, stop: StopRequest) -> NodePart:
     kind = settings.text("driver")
     if kind == "cmd_vel":
         topics = VelocityTopics(node, clock)
-        return LocomotionNode(
-            node,
-            topics.robot,
-            clock,
-            stop,
-            says_odometry=False,
-            boards=(topics.board,),
-            spec=robot_kind("cmd_vel").spec,
-        )
+        boards, spec = (topics.board,), robot_kind("cmd_vel").spec
+        return LocomotionNode(node, topics.robot, clock, stop, says_odometry=False, boards=boards, spec=spec)
     _check_middleware(config.domain, kind)
     from vlm_spec_decode.robot.go2.driver import Go2Driver
 

@@ -138,6 +138,8 @@ def posture_of(code: int) -> Posture:
         return _BY_CODE[code]
     if code in WALKING_CODES:
         return "walk"
+    if code in DEFAULT_CODES:
+        return DEFAULT_CODES[code]
     if code in _CROUCHES:
         return "lie"
     return "busy" if code in BUSY else "unknown"

@@ -1,4 +1,4 @@
-"""A Go2 behind `RobotDriver`, through Unitree's SDK or another `RobotLink`, and the registered `go2` and `sim`.
+"""A Go2 behind `RobotDriver`, through Unitree's SDK or another `RobotLink`; registered as `go2` and `sim`.
 
 Its camera is in `robot.go2.sdk`. Motion and posture are read from the robot's state, and liveness from
 the stamp of that state; return codes only show that a call was refused. Independent of simulation: every
@@ -227,7 +227,7 @@ class Go2Driver:
         state = self.state()
         if not state.is_known:
             return RobotError(unknown(state))
-        now = state.label
+        now = codes.state_name(state.code or 0)
         if state.code in BUSY:
             now += ", which only its remote or app ends; nothing was sent"
         return RobotError(f"{call} was taken, but after {within_s:g} s the robot is in state {now}")

@@ -93,9 +93,10 @@ class LocomotionNode:
         boards: Sequence[Board] = (),
         spec: RobotSpec | None = None,
     ) -> None:
-        """`spec` narrows the limits to what the robot can do. `says_odometry` is false for a robot that publishes odometry and transforms by itself.
+        """`says_odometry` is false for a robot that publishes odometry and transforms by itself.
 
-        `boards` are where executors of this very robot meet, beside the topic of this namespace.
+        `boards` are where executors of this very robot meet, beside the topic of this namespace. `spec`
+        narrows the limits to what the robot can do.
         """
         self._node, self._clock, self._says_odometry = node, clock, says_odometry
         self._stamps = ClockConverter(node, clock)
