@@ -98,7 +98,7 @@ def test_faults_by_name(robot: FakeRobot, clock: VirtualClock) -> None:
     assert robot.truth[0] == 0
     robot.faults.stuck = False
     robot.faults.refuse = frozenset({"sit"})
-    with pytest.raises(RobotRefused, match="4206"):
+    with pytest.raises(RobotRefused, match="posture unsuitable"):
         robot.posture("sit")
     robot.move(0.5, 0, 0)
     clock.sleep(0.5)

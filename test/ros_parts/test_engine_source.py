@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-pytest.importorskip("rclpy", reason="the source reads a node's parameters")
-
 from vlm_spec_decode.edge.factory import EdgeSettings
-from vlm_spec_decode.ros import engine_source
+from vlm_spec_decode.mission import engine_source
 
 
 @dataclass

@@ -33,6 +33,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 ELSEWHERE = {
     "bench": ("vlm_spec_decode.bench.cli", "bench"),
     "cloud": ("vlm_spec_decode.cli.service", "cloud"),
+    "edge": ("vlm_spec_decode.cli.edge", "edge"),
     "keys": ("vlm_spec_decode.cli.service", "keys"),
     "load": ("vlm_spec_decode.cli.service", "load"),
     "record": ("vlm_spec_decode.cli.record", "record"),

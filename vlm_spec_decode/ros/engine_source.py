@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 
 from rclpy.node import Node
@@ -12,10 +10,7 @@ from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.profiles import LinkProfile, from_mapping
 from vlm_spec_decode.core.types import OBJECTIVES, RULES
 from vlm_spec_decode.edge.client_protocol import ProtocolTiming
-from vlm_spec_decode.edge.engine import Engine
-from vlm_spec_decode.edge.factory import EdgeRuntime, EdgeSettings, bring_up
-from vlm_spec_decode.edge.fallback import DraftModel
-from vlm_spec_decode.edge.run_manifest import run_facts
+from vlm_spec_decode.edge.factory import EdgeSettings
 from vlm_spec_decode.ros.params import Parameter, Parameters, load_yaml
 from vlm_spec_decode.strategies.registry import STRATEGIES
 
@@ -75,35 +70,3 @@ def _link(path: Path) -> LinkProfile:
         return from_mapping(LinkProfile, {"name": path.stem} | dict(load_yaml(path)), str(path))
     except TypeError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-class EdgeEngineSource:
-    """Brings the engine up as often as asked; the draft is loaded once."""
-
-    def __init__(self, settings: EdgeSettings) -> None:
-        self._settings = settings
-        self._runtime: EdgeRuntime | None = None
-        self._model = DraftModel(settings)
-
-    def connect(self) -> Engine:
-        """Return an engine with a fresh handshake. Raises CloudError or ModelError.
-
-        Of several clouds the one that it spoke with last is asked first.
-        """
-        self.close()
-        self._runtime = bring_up(self._settings, self._model.load())
-        return self._runtime.engine
-
-    def draft(self) -> Engine:
-        """Return the draft alone as an engine. Raises ModelError."""
-        return self._model.alone()
-
-    def facts(self) -> str:
-        """Return the JSON of what decides the tokens of the engine that is up; "" without one."""
-        return json.dumps(run_facts(self._settings, self._runtime)) if self._runtime else ""
-
-    def close(self) -> None:
-        """Leave the cloud. Idempotent."""
-        if self._runtime is not None:
-            self._settings = replace(self._settings, cloud=self._runtime.clouds)
-            self._runtime.close()

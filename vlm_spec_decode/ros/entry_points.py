@@ -103,7 +103,8 @@ def _monitor(node: Node, _stop: StopRequest) -> NodePart:
 
 
 def _vlm(node: Node, stop: StopRequest) -> NodePart:
-    from vlm_spec_decode.ros.engine_source import EdgeEngineSource, read_settings
+    from vlm_spec_decode.mission.engine_source import EdgeEngineSource
+    from vlm_spec_decode.ros.engine_source import read_settings
     from vlm_spec_decode.ros.nodes.vlm import VlmNode
 
     return VlmNode(node, EdgeEngineSource(read_settings(node)), WallClock(), stop)
