@@ -67,7 +67,7 @@ class RobotName(click.ParamType):  # type: ignore[type-arg]
               show_default=True, help="Seconds until a mission is cancelled.")  # fmt: skip
 @click.option("--approve", is_flag=True, help="Show every plan and ask before the robot moves.")
 @click.option("--start-timeout", "start_s", type=click.FloatRange(0, 600, min_open=True), default=30.0,
-              show_default=True, help="Seconds that a robot which does not answer is looked for.")  # fmt: skip
+              show_default=True, help="Seconds that a silent robot is looked for.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
 def edge(as_json: bool, **options: Any) -> int:
     """Carry out instructions on a robot, without ROS: draft here, target in the cloud.
@@ -324,4 +324,4 @@ class _Terminal:
             self._stop()
 
     def _stop(self) -> None:
-        self._mission.cancel("stopped by the operator")
+        self._mission.stop("stopped by the operator")

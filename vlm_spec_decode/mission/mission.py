@@ -201,9 +201,12 @@ class Mission:
         if run is not None:
             run.cancel(reason)
 
-    def stop(self) -> None:
-        """Stop the robot and end the mission, from any thread. Errors as of `Robot.stop`."""
-        self.cancel("stopped")
+    def stop(self, reason: str = "stopped") -> None:
+        """Stop the robot, then end the mission, from any thread: the stop waits for nothing that decodes.
+
+        Raises RobotError as `Robot.stop`.
+        """
+        self.cancel(reason)
         self._robot.stop()
 
 
@@ -290,6 +293,8 @@ class _Run:
 
     def cancel(self, reason: str) -> None:
         """End the mission, from any thread."""
+        # The robot first, without the lock: a stop waits for no other thread.
+        self._service.halt()
         with self._lock:
             self._service.cancel(self._request.mission, reason)
 

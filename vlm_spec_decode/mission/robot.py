@@ -163,12 +163,16 @@ class Robot:
         """Take a plan, or the repetition that is its heartbeat: silence stops the robot. Never blocks."""
         self._supervisor.submit(plan)
 
+    def cancel(self) -> None:
+        """Let the executor drop its plan: it stops within one of its periods. Never blocks."""
+        self._supervisor.cancel()
+
     def stop(self) -> None:
         """End what it does, and return when it stands. Engages the e-stop if it goes on moving.
 
         Raises RobotError if no state confirms that it stands.
         """
-        self._supervisor.cancel()
+        self.cancel()
         until_s = self._clock.now() + REST_S
         while self._clock.now() < until_s:
             if self._rests():
