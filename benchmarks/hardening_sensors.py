@@ -34,13 +34,15 @@ from vlm_spec_decode.control.executor import Executor
 from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.robot import RobotState
+from vlm_spec_decode.robot.cmd_vel import VelocityRobot
 from vlm_spec_decode.robot.fake import FakeRobot
+from vlm_spec_decode.robot.go2.codes import POSTURE_CODES
 from vlm_spec_decode.robot.go2.link import StateMonitor
 from vlm_spec_decode.ros import diagnostics
 from vlm_spec_decode.ros.convert import to_quaternion
 from vlm_spec_decode.ros.obstacle_sensors import ObstacleSensors, SensingDriver
 from vlm_spec_decode.ros.operator_inputs import OperatorInputs
-from vlm_spec_decode.ros.velocity_robot import VelocityRobot
+from vlm_spec_decode.ros.velocity_robot import VelocityTopics
 
 PERIOD_S = 0.025
 MESSAGE_S = 0.1
@@ -272,7 +274,7 @@ def odometry(tally: Tally, context: Any, every: int = 1) -> None:
     def listener() -> VelocityRobot:
         for old in list(node.subscriptions):
             node.destroy_subscription(old)
-        return VelocityRobot(node, rig.clock)
+        return VelocityTopics(node, rig.clock).robot
 
     for name, damage in list(messages.odometry_damages())[::every]:
         _guarded(
@@ -292,7 +294,7 @@ def battery(tally: Tally, context: Any, every: int = 1) -> None:
     def asked(case: Case) -> float:
         for old in list(node.subscriptions):
             node.destroy_subscription(old)
-        rig.fresh(VelocityRobot(node, rig.clock))
+        rig.fresh(VelocityTopics(node, rig.clock).robot)
         rig.hear("battery", case.message)
         return rig.walk(1.5)
 
@@ -343,7 +345,7 @@ def _say_sport(rig: StateRig) -> None:
         unitree_go_msg_dds__LowState_(),
     )
     sport.stamp.sec, sport.stamp.nanosec = int(state.stamp_s), int(1e9 * (state.stamp_s % 1.0))
-    sport.error_code, sport.body_height = state.code, state.body_height_m
+    sport.error_code, sport.body_height = POSTURE_CODES[state.posture], state.body_height_m
     sport.position = [state.x_m, state.y_m, state.body_height_m]
     sport.velocity, sport.yaw_speed = [state.vx_mps, state.vy_mps, 0.0], state.vyaw_radps
     sport.imu_state.rpy, sport.range_obstacle = [0.0, 0.0, state.yaw_rad], [8.0] * 4

@@ -82,7 +82,7 @@ def state(rng: random.Random) -> RobotState:
         vy_mps=0.0,
         vyaw_radps=0.0,
         roll_rad=rng.uniform(-0.8, 0.8),
-        code=rng.choice((100, 1001, 1002, 1004, 1007, 1013, 1015)),
+        posture=rng.choice(("walk", "damp", "lock", "lie", "sit", "stand", "unknown")),
         battery_soc=odd(rng.random()),
         range_obstacle_m=(ranges[0], ranges[1], ranges[2], ranges[3]),
     )
@@ -100,7 +100,7 @@ def exceeds(one: Action, where: RobotState, frame_age_s: float, limits: SafetyLi
         return abs(numbers[0]) > limits.max_look_pitch_deg or abs(numbers[1]) > limits.max_look_yaw_deg
     if not isinstance(one, Forward | Strafe | Turn):
         return False
-    blind = frame_age_s > limits.max_frame_age_s or where.code not in limits.modes
+    blind = frame_age_s > limits.max_frame_age_s or where.posture not in ("walk", "stand")
     weak = not where.battery_soc >= limits.min_battery_soc
     if isinstance(one, Turn):
         return blind or weak or size > limits.max_angle_deg

@@ -7,6 +7,8 @@
     with vsd.Engine.connect("tcp://10.0.0.2:5557", keys="~/keys") as engine:  # or vsd.Engine.local()
         for update in engine.stream("go to the red chair", image="frame.jpg"):
             print(update.text, update.actions)
+        with vsd.Robot.connect("go2", interface="eth0") as robot:  # "sim", "fake", "cmd_vel", your own
+            result = vsd.Mission(engine, robot).run("go to the red chair", on_event=print)
 
 The names below are the public ones. Each is imported when it is first used, so that importing the package
 costs nothing and needs no optional library.
@@ -48,6 +50,13 @@ if TYPE_CHECKING:
     from vlm_spec_decode.edge.api import AnswerStream as AnswerStream
     from vlm_spec_decode.edge.api import Engine as Engine
     from vlm_spec_decode.edge.api import Update as Update
+    from vlm_spec_decode.mission.mission import Mission as Mission
+    from vlm_spec_decode.mission.mission import MissionEvent as MissionEvent
+    from vlm_spec_decode.mission.mission import MissionResult as MissionResult
+    from vlm_spec_decode.mission.robot import Robot as Robot
+    from vlm_spec_decode.models.registry import register_engine as register_engine
+    from vlm_spec_decode.models.registry import register_family as register_family
+    from vlm_spec_decode.robot.registry import register_robot as register_robot
     from vlm_spec_decode.strategies.base import Strategy as Strategy
     from vlm_spec_decode.strategies.registry import register_strategy as register_strategy
 
@@ -62,7 +71,6 @@ _MODULES = {
             "InstructionError",
             "ImageError",
             "BagError",
-            "MissingExtra",
         ),
         *("MissingExtra", "EngineBusy", "EngineClosed", "ModelError", "VocabularyMismatch", "OutOfMemory"),
         *("CloudError", "CloudUnreachable", "CloudRefused", "CloudBusy", "CloudTimeout"),
@@ -71,6 +79,10 @@ _MODULES = {
     ),
     "vlm_spec_decode.core.types": ("Image", "Observation"),
     "vlm_spec_decode.edge.api": ("Answer", "AnswerStream", "Engine", "Update"),
+    "vlm_spec_decode.mission.mission": ("Mission", "MissionEvent", "MissionResult"),
+    "vlm_spec_decode.mission.robot": ("Robot",),
+    "vlm_spec_decode.models.registry": ("register_engine", "register_family"),
+    "vlm_spec_decode.robot.registry": ("register_robot",),
     "vlm_spec_decode.strategies.base": ("Strategy",),
     "vlm_spec_decode.strategies.registry": ("register_strategy",),
 }

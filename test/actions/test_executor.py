@@ -405,7 +405,7 @@ def test_a_refused_posture_is_a_fault_that_names_the_call() -> None:
     rig.robot.faults.refuse = frozenset({"hello"})
     status = rig.run("hello() forward(1)")
     assert (status.state, status.reason) == ("fault", "robot")
-    assert "hello returned 4206" in status.detail
+    assert "hello: posture unsuitable" in status.detail
     assert rig.moves() == []
 
 

@@ -146,7 +146,7 @@ def test_dds_estop_during_a_posture_and_on_the_move(executor: Executor, robot: G
         acting.join()
         assert executor.status().state == "estop"
         end_s = time.monotonic() + 5.0
-        while robot.state().code == 1006 and time.monotonic() < end_s:
+        while robot.state().posture == "act" and time.monotonic() < end_s:
             time.sleep(0.05)
         time.sleep(0.2)
         executor.estop(False)

@@ -48,7 +48,7 @@ def test_nothing_in_the_way_is_touched(gate) -> None:
         (Forward(1.0), {"battery_soc": 0.1}, 0.1),
         (Forward(1.0), {}, 9.0),
         (Turn(200.0), {}, 0.1),
-        (Turn(10.0), {"code": 1001}, 0.1),
+        (Turn(10.0), {"posture": "damp"}, 0.1),
         (Look(30.0, 0.0), {}, 0.1),
         (Wait(-1.0), {}, 0.1),
     ],

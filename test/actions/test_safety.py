@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -29,11 +30,18 @@ from vlm_spec_decode.actions.types import (
 )
 from vlm_spec_decode.control.safety import SafetyGate, contains, crosses, motion_direction, path_stays_inside
 from vlm_spec_decode.core.errors import ActionRefused, ConfigError
-from vlm_spec_decode.core.robot import WALKING_STATES, RobotState
+from vlm_spec_decode.core.robot import RobotState
+from vlm_spec_decode.robot.go2.codes import WALKING_CODES, posture_of
+from vlm_spec_decode.robot.go2.driver import ROBOT as GO2
 
 STANDING = RobotState(10.0, 10.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 SQUARE = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
 INF = math.inf
+
+
+def in_state(code: int) -> RobotState:
+    """What a Go2's driver says of a standing body in this state of its machine."""
+    return replace(STANDING, code=code, posture=posture_of(code))
 
 
 REASONS = {
@@ -171,7 +179,7 @@ def test_a_pose_or_speed_that_is_no_number_moves_nothing_and_ends_what_moves(
     "action", [Forward(1), Turn(9), Look(5, 5), Hello(), Sit(), StandUp(), StandDown(), Rise()]
 )
 def test_a_state_that_nobody_knows_allows_no_posture_and_says_where_to_name_it(action: Action) -> None:
-    state = replace(STANDING, code=2077, is_known=False)
+    state = in_state(2077)
     with pytest.raises(ActionRefused, match=r"state 2077 is not known.*state_codes"):
         SafetyGate().check(action, state, 0.1)
     assert reason(Stop(), state) == ""
@@ -180,16 +188,16 @@ def test_a_state_that_nobody_knows_allows_no_posture_and_says_where_to_name_it(a
 @pytest.mark.parametrize("code", [1001, 1002, 1004, 1006, 1007, 2011, 0])
 @pytest.mark.parametrize("action", [Forward(1), Strafe(1), Turn(9), Look(5, 5), Hello(), Stretch()])
 def test_legs_are_needed(code: int, action: Action) -> None:
-    assert reason(action, replace(STANDING, code=code)) == "mode"
+    assert reason(action, in_state(code)) == "mode"
 
 
 def test_sitting_is_left_only_by_rising() -> None:
-    sitting = replace(STANDING, code=1007, pitch_rad=-0.5)
+    sitting = replace(in_state(1007), pitch_rad=-0.5)
     refused = {name for name, kind in ACTION_TYPES.items() if kind in {StandUp, StandDown, Hello, Stretch}}
     assert {name for name in refused if reason(ACTION_TYPES[name](), sitting) == "mode"} == refused
     assert reason(Rise(), sitting) == ""
     assert reason(Rise(), STANDING) == "mode"
-    assert reason(Sit(), replace(STANDING, code=1001)) == "mode"
+    assert reason(Sit(), in_state(1001)) == "mode"
 
 
 def test_a_fallen_robot_does_not_walk() -> None:
@@ -197,9 +205,9 @@ def test_a_fallen_robot_does_not_walk() -> None:
 
 
 def test_modes_are_configurable_within_what_walks() -> None:
-    assert reason(Forward(1), replace(STANDING, code=1016), modes=[1013]) == "mode"
+    assert reason(Forward(1), in_state(1016), modes=[1013]) == "mode"
     with pytest.raises(ConfigError, match="1001"):
-        SafetyLimits.from_mapping({"modes": [1013, 1001]})
+        GO2.spec.narrowed(SafetyLimits.from_mapping({"modes": [1013, 1001]}))
 
 
 @pytest.mark.parametrize(
@@ -249,8 +257,14 @@ any_action: st.SearchStrategy[Action] = st.one_of(
     st.builds(Wait, anything | finite),
     st.sampled_from([Stop(), Done(), StandUp(), StandDown(), Sit(), Rise(), Hello(), Stretch()]),
 )
+
+
+def said_by_a_go2(code: int, **fields: Any) -> RobotState:
+    return RobotState(code=code, posture=posture_of(code), **fields)
+
+
 any_state = st.builds(
-    RobotState,
+    said_by_a_go2,
     stamp_s=st.just(0.0),
     received_s=st.just(0.0),
     x_m=st.floats(-2, 2) | anything,
@@ -286,7 +300,7 @@ def test_whatever_passes_is_within_every_limit(
     if isinstance(action, (Forward, Strafe, Turn, Look, Hello, Stretch, StandUp, Rise)):
         assert state.battery_soc >= 0.2
     if isinstance(action, (Forward, Strafe, Turn, Look, Hello, Stretch)):
-        assert state.code in WALKING_STATES
+        assert state.code in WALKING_CODES
         assert abs(state.roll_rad) <= math.radians(30)
     if isinstance(action, (Forward, Strafe)):
         assert abs(action.distance_m) <= 3

@@ -1,6 +1,6 @@
 """A mission lives as long as its asker is heard; a moment in which nobody ran is no silence."""
 
-from vlm_spec_decode.mission.leases import MissionLeases
+from vlm_spec_decode.mission.queue import MissionLeases
 
 PERIOD_S = 0.05
 

@@ -159,7 +159,7 @@ class RobotDriverContract:
 
     def test_sitting_is_left_by_rising(self, ready: RobotDriver) -> None:
         ready.posture("sit")
-        assert ready.state().code == 1007
+        assert ready.state().posture == "sit"
         ready.posture("rise")
         assert ready.state().can_walk
 
@@ -207,7 +207,7 @@ class ThreadedRobotDriverContract(RobotDriverContract):
         acting = threading.Thread(target=stretch)
         acting.start()
         try:
-            self.until(ready, clock, lambda state: state.code == 1006)
+            self.until(ready, clock, lambda state: state.posture == "act")
             before_s = time.monotonic()
             ready.stop()
             assert time.monotonic() - before_s < 2.5

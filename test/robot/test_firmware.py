@@ -6,8 +6,8 @@ import pytest
 
 from test.robot.test_unitree_api import RobotTime, make
 from vlm_spec_decode.core.errors import ConfigError, RobotError
+from vlm_spec_decode.robot.go2.codes import StateTable
 from vlm_spec_decode.robot.go2.driver import Go2Driver
-from vlm_spec_decode.robot.go2.states import StateTable
 from vlm_spec_decode.sim.go2.state_machine import (
     FIRMWARES,
     RENUMBERED_BY,

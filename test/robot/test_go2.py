@@ -10,9 +10,9 @@ import pytest
 from test.robot.go2_support import driver
 from test.simulator import dds_domain, simulator
 from vlm_spec_decode.core.errors import DomainBusy, RobotRefused, RobotUnreachable
-from vlm_spec_decode.robot.go2.camera import Go2Camera
 from vlm_spec_decode.robot.go2.config import Go2Config
 from vlm_spec_decode.robot.go2.driver import Go2Driver
+from vlm_spec_decode.robot.go2.sdk import Go2Camera
 
 pytestmark = [pytest.mark.dds, pytest.mark.sim]
 

@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.dds, pytest.mark.sim]
 PROGRAM = """
 import ctypes, gc, json, os, sys, time
 from vlm_spec_decode.robot.go2.driver import Go2Config, Go2Driver
-from vlm_spec_decode.robot.go2.camera import Go2Camera
+from vlm_spec_decode.robot.go2.sdk import Go2Camera
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.robot.go2.sdk import borrow, give_back
 from vlm_spec_decode.robot.go2.sdk import StateFeed, join

@@ -12,6 +12,7 @@ import pytest
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import RobotError, RobotRefused, RobotStale, RobotUnreachable
 from vlm_spec_decode.core.robot import RobotState
+from vlm_spec_decode.robot.go2.codes import posture_of
 from vlm_spec_decode.robot.go2.config import Go2Config
 from vlm_spec_decode.robot.go2.driver import Go2Driver
 
@@ -57,7 +58,9 @@ class Script:
             raise RobotStale("the stamp stands still")
         # States arrive at 20 Hz.
         now = math.floor(self.clock.now() * 20) / 20
-        return RobotState(now, now, 0.0, 0.0, 0.0, self.speed_mps(now), 0.0, 0.0, code=self.code(now))
+        code = self.code(now)
+        posture = posture_of(code)
+        return RobotState(now, now, 0.0, 0.0, 0.0, self.speed_mps(now), 0.0, 0.0, posture=posture, code=code)
 
     def wait(self, done: Callable[[RobotState], bool], deadline_s: float) -> bool:
         while self.silent or not done(self.newest()):

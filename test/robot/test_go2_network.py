@@ -21,15 +21,15 @@ from vlm_spec_decode.core.errors import (
 from vlm_spec_decode.core.robot import POSTURES, RobotState
 from vlm_spec_decode.robot.go2 import codes
 from vlm_spec_decode.robot.go2 import config as network
-from vlm_spec_decode.robot.go2.camera import to_image
+from vlm_spec_decode.robot.go2.codes import PLANS, posture_of, steps_to_walk
 from vlm_spec_decode.robot.go2.config import Go2Config
 from vlm_spec_decode.robot.go2.driver import Go2Driver
 from vlm_spec_decode.robot.go2.link import to_state
-from vlm_spec_decode.robot.go2.postures import PLANS, steps_to_walk
+from vlm_spec_decode.robot.go2.sdk import to_image
 
 
 def in_state(code: int) -> RobotState:
-    return RobotState(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, code=code)
+    return RobotState(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, posture=posture_of(code), code=code)
 
 
 @pytest.mark.parametrize("version", ["11.0.1", "12.3", "0.11.0"])
@@ -102,7 +102,7 @@ def test_return_codes_become_errors_that_say_what_they_mean(code: int, words: st
 
 
 def test_every_posture_has_a_plan_and_every_state_a_way_to_walk() -> None:
-    assert set(PLANS) == set(POSTURES)
+    assert set(PLANS) == {*POSTURES, "recovery_stand", "balance_stand", "damp"}
     calls = {code: [step.call for step in steps_to_walk(in_state(code))] for code in codes.STATE_CODES}
     assert calls[100] == calls[1013] == calls[1015] == []
     assert calls[1002] == ["BalanceStand"]

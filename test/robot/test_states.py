@@ -9,10 +9,18 @@ from types import SimpleNamespace
 import pytest
 
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.robot import WALKING_STATES, RobotState
-from vlm_spec_decode.robot.go2.codes import STATE_CODES
-from vlm_spec_decode.robot.go2.postures import steps_to_walk
-from vlm_spec_decode.robot.go2.states import BUSY, POSTURE_CODES, StateTable, is_down, unknown
+from vlm_spec_decode.core.robot import RobotState
+from vlm_spec_decode.robot.go2.codes import (
+    BUSY,
+    POSTURE_CODES,
+    STATE_CODES,
+    WALKING_CODES,
+    StateTable,
+    is_down,
+    posture_of,
+    steps_to_walk,
+    unknown,
+)
 
 
 def state(
@@ -21,7 +29,8 @@ def state(
     known = (table or StateTable()).canonical(code)
     return RobotState(
         1.0, 1.0, 0.0, 0.0, 0.0, speed_mps, 0.0, 0.0,
-        code=code if known is None else known, reported_code=code, is_known=known is not None, is_down=down,
+        posture="unknown" if known is None else posture_of(known), code=code if known is None else known,
+        reported_code=code, is_down=down,
     )  # fmt: skip
 
 
@@ -36,7 +45,7 @@ def test_a_code_can_be_named_in_the_configuration(word: str) -> None:
     table = StateTable.parse(f"2077 {word}, 9001=walk")
     assert table.canonical(2077) == POSTURE_CODES[word]
     assert state(9001, table=table).can_walk
-    assert (POSTURE_CODES[word] in WALKING_STATES) == (word in ("walk", "stand"))
+    assert (POSTURE_CODES[word] in WALKING_CODES) == (word in ("walk", "stand"))
 
 
 def test_what_the_configuration_says_goes_before_the_table() -> None:

@@ -15,10 +15,10 @@ from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import ConfigError, RobotRefused, RobotStale, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 from vlm_spec_decode.robot.go2 import codes
+from vlm_spec_decode.robot.go2.codes import PLANS
 from vlm_spec_decode.robot.go2.config import Go2Config
 from vlm_spec_decode.robot.go2.driver import Go2Driver
-from vlm_spec_decode.robot.go2.postures import PLANS
-from vlm_spec_decode.robot.go2.sport_api import APIS, ApiCall, PendingReplies, SportCalls
+from vlm_spec_decode.robot.go2.link import APIS, ApiCall, PendingReplies, SportCalls
 from vlm_spec_decode.ros.unitree_topics import RosConnector, find_messages
 from vlm_spec_decode.sim.go2.dds import StateMessages
 from vlm_spec_decode.sim.go2.robot import FaultSchedule, SimulatedRobot

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("rclpy", reason="the source reads a node's parameters")
 
 from vlm_spec_decode.edge.settings import EdgeSettings
-from vlm_spec_decode.ros import engine_source
+from vlm_spec_decode.mission import engine_source
 
 pytest.importorskip("rclpy", reason="the source reads a node's parameters")
 

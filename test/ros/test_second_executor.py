@@ -19,9 +19,8 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import RobotHeld
 from vlm_spec_decode.robot.fake import FakeRobot
 from vlm_spec_decode.robot.lease import Claim
-from vlm_spec_decode.ros.lease_topic import TopicBoard
 from vlm_spec_decode.ros.nodes.locomotion import LocomotionNode
-from vlm_spec_decode.ros.velocity_robot import VelocityRobot
+from vlm_spec_decode.ros.velocity_robot import VelocityTopics
 
 pytestmark = pytest.mark.ros
 
@@ -86,7 +85,7 @@ def test_a_robot_in_a_namespace_of_its_own_is_not_refused(stage, graph, eventual
 
 
 def test_one_base_behind_cmd_vel_has_one_executor_whatever_their_namespaces(graph, eventually, monkeypatch):
-    monkeypatch.setattr("vlm_spec_decode.ros.velocity_robot.STALE_S", 4.0)
+    monkeypatch.setattr("vlm_spec_decode.robot.cmd_vel.STALE_S", 4.0)
     platform = Platform(graph)
     places = f"{NAMESPACE}/odom"
     failures = {"": [], "/other": []}
@@ -94,9 +93,11 @@ def test_one_base_behind_cmd_vel_has_one_executor_whatever_their_namespaces(grap
     for below, failed in failures.items():
         options = {"cmd_vel_topic": f"{NAMESPACE}/cmd_vel", "odometry_topic": places, "lease_wait_s": 1.0}
         node = graph.node("locomotion_node", below, **options)
-        robot = VelocityRobot(node, WallClock())
-        boards = (TopicBoard(node, f"{robot.command_topic}/executor"),)
-        part = LocomotionNode(node, robot, WallClock(), failed.append, says_odometry=False, boards=boards)
+        base = VelocityTopics(node, WallClock())
+        boards = (base.board,)
+        part = LocomotionNode(
+            node, base.robot, WallClock(), failed.append, says_odometry=False, boards=boards
+        )
         parts[below] = graph.start(node, part)
     assert eventually(lambda: all(part.is_settled for part in parts.values()))
     assert [len(failed) for failed in failures.values()] == [0, 1]

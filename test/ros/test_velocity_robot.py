@@ -13,10 +13,11 @@ from sensor_msgs.msg import BatteryState
 from test.ros.test_locomotion_node import Commander
 from vlm_spec_decode.actions.types import Done, Forward, Hello, Turn
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.ros import velocity_robot
+from vlm_spec_decode.robot import cmd_vel
+from vlm_spec_decode.robot.cmd_vel import Charge
 from vlm_spec_decode.ros.convert import to_quaternion
 from vlm_spec_decode.ros.nodes.locomotion import LocomotionNode
-from vlm_spec_decode.ros.velocity_robot import Charge, VelocityRobot, to_angles
+from vlm_spec_decode.ros.velocity_robot import VelocityTopics, to_angles
 
 pytestmark = pytest.mark.ros
 
@@ -66,7 +67,7 @@ class Platform:
 def stage(graph, eventually, tmp_path, monkeypatch):
     # A busy machine starves platform and node for a second now and then.
     for name in ("STALE_S", "START_S", "STOP_S"):
-        monkeypatch.setattr(velocity_robot, name, 4.0)
+        monkeypatch.setattr(cmd_vel, name, 4.0)
     patient = tmp_path / "patient.yaml"
     patient.write_text("watchdog_s: 10.0\nmax_state_age_s: 10.0\n")
 
@@ -74,7 +75,7 @@ def stage(graph, eventually, tmp_path, monkeypatch):
         platform = Platform(graph, parameters.get("cmd_vel_stamped", False))
         commander, failures = Commander(graph, None), []
         node = graph.node("locomotion_node", limits_file=str(patient), **parameters)
-        robot = VelocityRobot(node, WallClock())
+        robot = VelocityTopics(node, WallClock()).robot
         graph.start(node, LocomotionNode(node, robot, WallClock(), failures.append, says_odometry=False))
         assert eventually(commander.statuses)
         return commander, platform, node, failures

@@ -14,7 +14,6 @@ from typing import Any
 
 from vlm_spec_decode.core.config import check_ranges, from_mapping, setting
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.robot import WALKING_STATES
 
 Polygon = tuple[tuple[float, float], ...]
 """Corners (x, y) in metres in the odometry frame; the last joins the first."""
@@ -39,7 +38,8 @@ class SafetyLimits:
     the default of 0.10 m still lets the base's centre come within 0.45 m of a surface. `max_frame_age_s`
     counts from the frame's capture to the arrival of the action decided on it; how long the actions before
     it took does not count, they are the same plan. At the latest `watchdog_s` after the last heartbeat the
-    stop is commanded. `modes` are the codes of the robot's state machine in which it may walk. `geofence`,
+    stop is commanded. `modes` are the codes of the robot's
+    state machine in which it may walk, of those in which it can; empty allows all. `geofence`,
     if not empty, is left only inwards; odometry drifts, so leave it a margin. `unverified_*` replace their
     namesakes, where those are wider, for plans that no cloud has verified.
     """
@@ -76,8 +76,8 @@ class SafetyLimits:
     unverified_angle_deg: float = setting(90.0, "As max_angle_deg, for such plans.", 0)
     unverified_actions: int = setting(4, "As max_actions, for such plans.", 0)
     modes: tuple[int, ...] = setting(
-        tuple(sorted(WALKING_STATES)),
-        "Codes of the robot's state machine in which it may walk: a list, some of the default's.",
+        (),
+        "Codes of the robot's state machine in which it may walk, of those in which it can; empty: all.",
     )
     geofence: Polygon = setting(
         (),
@@ -90,8 +90,6 @@ class SafetyLimits:
         for name in NOT_ZERO:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}: must be above 0")
-        if not set(self.modes) <= WALKING_STATES:
-            raise ConfigError(f"modes: {sorted(set(self.modes) - WALKING_STATES)} do not walk")
         if not all(math.isfinite(number) for corner in self.geofence for number in corner):
             raise ConfigError("geofence: a corner is a pair of finite numbers")
         if 0 < len(self.geofence) < 3:

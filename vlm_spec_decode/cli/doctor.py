@@ -79,7 +79,7 @@ LOOK = """
 import json, sys, time
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ImageError, RobotError
-from vlm_spec_decode.robot.go2.camera import Go2Camera
+from vlm_spec_decode.robot.go2.sdk import Go2Camera
 from vlm_spec_decode.robot.go2.config import Go2Config
 from vlm_spec_decode.robot.go2.sdk import StateFeed, join
 

@@ -175,10 +175,10 @@ class ActionSteps:
         return self._posture(format_action(action).removesuffix("()"))
 
     def _posture(self, name: str) -> list[Stage]:
-        """Getting up ends in balance stand: in the locked stand a Move would be ignored."""
+        """Getting up ends in a state that walks: a robot may stand with locked joints first."""
         self.is_tilted = False
-        names = (name, "balance_stand") if name == "stand_up" else (name,)
-        return [self._call(each, partial(self.driver.posture, each)) for each in names]
+        stages = [self._call(name, partial(self.driver.posture, name))]
+        return [*stages, self._call("start", self.driver.start)] if name == "stand_up" else stages
 
     def _look(self, pitch_deg: float, yaw_deg: float) -> list[Stage]:
         self.is_tilted = bool(pitch_deg or yaw_deg)
@@ -292,7 +292,7 @@ class ActionRunner:
         age_s = moment.now_s - self._stamp_seen_s
         if age_s > self._gate.limits.max_state_age_s:
             raise RobotStale(f"the state's stamp stands still for {age_s:.2f} s")
-        if moment.state.code not in self._gate.limits.modes:
+        if not self._gate.may_walk(moment.state):
             self._slew.reset()
             return
         if not self._has_room(wanted, moment.state):
@@ -350,7 +350,7 @@ class ActionRunner:
         if job.error is not None:
             raise job.error
         if not job.succeeded:
-            raise RobotRefused(job.name, -1, "the call died of an unforeseen error")
+            raise RobotRefused(job.name, "the call died of an unforeseen error")
 
     def _drive(self, motion: Motion, action: Action, moment: MotionInput, age_s: float) -> None:
         state = moment.state
@@ -358,7 +358,7 @@ class ActionRunner:
             self._gate.watch(action, state, age_s)
         except ActionRefused as refusal:
             if refusal.reason == "mode":
-                raise RobotRefused("move", state.code, f"stopped walking: {refusal.detail}") from refusal
+                raise RobotRefused("move", f"stopped walking: {refusal.detail}") from refusal
             raise
         direction = motion_direction(action)
         room_m = math.inf if direction is None else self._gate.room_m(state, *direction)

@@ -52,7 +52,7 @@ class StopReport:
     def check(self) -> None:
         """Raise RobotRefused unless standstill was confirmed."""
         if self.confirmed_s is None:
-            raise RobotRefused("stop", -1, self.error)
+            raise RobotRefused("stop", self.error)
 
 
 class EmergencyStop:

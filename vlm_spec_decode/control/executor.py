@@ -71,8 +71,13 @@ class Executor:
 
     def status(self) -> PlanStatus:
         """Return where the present answer stands; `estop` from the moment of the call on."""
-        status = self._status
-        return replace(status, state="estop", reason="estop") if self._stopper.latched else status
+        status, crash = self._status, self._loop.error
+        if self._stopper.latched:
+            return replace(status, state="estop", reason="estop")
+        if crash is not None:
+            # The thread has stopped the robot and is gone; whoever waits for the plan must know.
+            return replace(status, state="fault", reason="internal", detail=f"the executor ended: {crash!r}")
+        return status
 
     def submit(self, plan: Plan) -> None:
         """Take a plan, or the repetition that is its heartbeat. Never blocks."""

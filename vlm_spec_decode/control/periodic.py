@@ -19,6 +19,8 @@ class PeriodicThread:
         self._clock, self._period_s = clock, period_s
         self._tick, self._at_end = tick, at_end
         self._closing = threading.Event()
+        self.error: Exception | None = None
+        """What ended the thread, if nobody foresaw it."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -39,5 +41,8 @@ class PeriodicThread:
                 began_s = self._clock.now()
                 self._tick()
                 self._clock.sleep(self._period_s - (self._clock.now() - began_s))
+        except Exception as error:
+            self.error = error
+            raise
         finally:
             self._at_end()

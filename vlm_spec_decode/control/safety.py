@@ -78,9 +78,6 @@ def _to_segment(point: Point, a: Point, b: Point) -> float:
     return float((ex * ex + ey * ey) ** 0.5)
 
 
-SIT_STATE = 1007
-LOCK_STATE = 1002
-
 _HARMLESS = (Stop, Done, Wait)
 """Always allowed, whatever is known of the robot: they only ever end motion."""
 
@@ -169,6 +166,11 @@ class SafetyGate:
         """Return how far the body may still go that way before `obstacle_stop_m` is reached."""
         return self.clearance_m(state, vx_mps, vy_mps) - self.limits.obstacle_stop_m
 
+    def may_walk(self, state: RobotState) -> bool:
+        """Whether the robot takes velocities in this state, and `limits.modes` allows them in it."""
+        modes = self.limits.modes
+        return state.can_walk and (not modes or state.code in modes)
+
     def _check_freshness(self, state: RobotState, frame_age_s: float, state_age_s: float) -> None:
         if not -FUTURE_TOLERANCE_S <= frame_age_s <= self.limits.max_frame_age_s:
             raise ActionRefused("stale_frame", f"decided on a frame {frame_age_s:.2f} s old")
@@ -191,19 +193,19 @@ class SafetyGate:
         if not state.is_known:
             raise ActionRefused("mode", f"state {state.code} is not known: name it in `state_codes`")
         if isinstance(action, Rise):
-            if state.code != SIT_STATE:
-                raise ActionRefused("mode", f"rise needs a sitting robot, not state {state.code}")
+            if state.posture != "sit":
+                raise ActionRefused("mode", f"rise needs a sitting robot, not state {state.label}")
             return
-        if state.code == SIT_STATE and not isinstance(action, Sit):
+        if state.posture == "sit" and not isinstance(action, Sit):
             raise ActionRefused("mode", "sitting: only rise() leads out of it")
         if isinstance(action, _NEEDS_LEGS):
             self._check_legs(state)
-        elif isinstance(action, Sit) and state.code not in (*self.limits.modes, LOCK_STATE, SIT_STATE):
-            raise ActionRefused("mode", f"sit needs a standing robot, not state {state.code}")
+        elif isinstance(action, Sit) and not (self.may_walk(state) or state.posture in ("lock", "sit")):
+            raise ActionRefused("mode", f"sit needs a standing robot, not state {state.label}")
 
     def _check_legs(self, state: RobotState) -> None:
-        if state.code not in self.limits.modes:
-            raise ActionRefused("mode", f"state {state.code} does not walk: stand_up() first")
+        if not self.may_walk(state):
+            raise ActionRefused("mode", f"state {state.label} does not walk: stand_up() first")
         tilt_deg = math.degrees(max(abs(state.roll_rad), abs(state.pitch_rad)))
         if tilt_deg > self.limits.max_attitude_deg:
             raise ActionRefused("mode", f"the body is tilted by {tilt_deg:.0f} deg: fallen?")

@@ -28,7 +28,7 @@
     │   └── ProtocolStateError     a call or a step that the client protocol's state does not allow
     ├── RobotError
     │   ├── RobotUnreachable       no service answers on this interface and domain
-    │   ├── RobotRefused           the robot answers with a return code that says no
+    │   ├── RobotRefused           the robot answers no, or does not do what it was asked
     │   ├── RobotStale             the state's stamp stands still
     │   ├── RobotHeld              another executor holds this robot
     │   └── DomainBusy             another robot or other settings hold the DDS domain
@@ -181,10 +181,10 @@ class RobotUnreachable(RobotError):
 
 
 class RobotRefused(RobotError):
-    """The robot answered a call with a return code other than 0."""
+    """The robot did not do what it was asked; `code` is its own return code, None where it has none."""
 
-    def __init__(self, call: str, code: int, meaning: str) -> None:
-        super().__init__(f"{call} returned {code} ({meaning})")
+    def __init__(self, call: str, meaning: str, code: int | None = None) -> None:
+        super().__init__(f"{call}: {meaning}" if code is None else f"{call} returned {code} ({meaning})")
         self.call = call
         self.code = code
 

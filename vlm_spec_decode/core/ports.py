@@ -279,7 +279,7 @@ class RobotDriver(Protocol):
         ...
 
     def posture(self, name: str) -> None:
-        """Carry out one of `core.robot.POSTURES` and return when the state confirms it."""
+        """Carry out a posture (`core.robot.POSTURES` or its own); return when the state confirms it."""
         ...
 
     def look(self, pitch_rad: float, yaw_rad: float) -> None:

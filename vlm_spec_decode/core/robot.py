@@ -1,28 +1,27 @@
-"""What is known of the robot at one moment, and the postures it can be asked for."""
+"""What is known of a robot at one moment, in the terms of no particular robot."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 MAX_PLACE = 1e6
 """No pose or speed is further from 0 (metres, radians, m/s): what is, is a damaged or an empty field."""
 
-POSTURES = (
-    "stand_up",
-    "stand_down",
-    "sit",
-    "rise",
-    "hello",
-    "stretch",
-    "recovery_stand",
-    "balance_stand",
-    "damp",
-)
-"""Names that `RobotDriver.posture` takes; `damp` is for the operator alone, never for a model."""
+POSTURES = ("stand_up", "stand_down", "sit", "rise", "hello", "stretch")
+"""Postures of the action language. A robot has some of them, and may have others for its operator."""
 
-WALKING_STATES = frozenset({100, 1013, 1015, 1016, 1017})
-"""Codes of the Go2's state machine in which Move has an effect (reference: vendor's sport V2.0)."""
+Posture: TypeAlias = Literal["walk", "stand", "lock", "lie", "damp", "sit", "act", "pose", "busy", "unknown"]
+"""What a body does, as far as it matters to whoever moves it.
+
+`walk` and `stand` take velocities. `lock` stands with locked joints and takes none. `damp` has sunk down
+without force. `act` is a greeting or another gesture, `pose` a body that holds a tilt, `busy` something that
+nothing may interrupt. A robot on wheels is always in `stand` or `walk`.
+"""
+
+WALKING: frozenset[Posture] = frozenset({"walk", "stand"})
+"""Postures in which a velocity has an effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +29,13 @@ class RobotState:
     """A state message in plain units.
 
     `stamp_s` is the robot's own stamp, `received_s` this machine's monotonic time of arrival.
-    Position is in the odometry frame and drifts; velocity is in the body frame. `code` is the state
-    machine's code (1013 balance stand, 1002 standing lock, 1007 sit, 1001 damping, …); `reported_code` is
-    what the robot itself said, where its firmware has another number for that. A code that nobody knows is
-    left as it is, with `is_known` false; `is_down` then says that the body surely lies.
-    `range_obstacle_m` is front, left, rear, right; infinity where nothing is seen.
+    Position is in the odometry frame and drifts; velocity is in the body frame. `range_obstacle_m` is front,
+    left, rear, right; infinity where nothing is seen. `body_height_m` is NaN for a robot that says none.
+
+    `posture` is what everything decides on. `code` is the number that the robot's own state machine has for
+    it, None for a robot without numbers; `reported_code` is what the robot itself said, where its firmware
+    has another number for that; `description` names it for people. A state that nobody knows has the posture
+    `unknown`; `is_down` then says that the body surely lies.
     """
 
     stamp_s: float
@@ -47,12 +48,13 @@ class RobotState:
     vyaw_radps: float
     roll_rad: float = 0.0
     pitch_rad: float = 0.0
-    body_height_m: float = 0.31
-    code: int = 1013
+    body_height_m: float = math.nan
+    posture: Posture = "stand"
     battery_soc: float = 1.0
     range_obstacle_m: tuple[float, float, float, float] = (float("inf"),) * 4
+    code: int | None = None
     reported_code: int | None = None
-    is_known: bool = True
+    description: str = ""
     is_down: bool = False
 
     @property
@@ -66,6 +68,18 @@ class RobotState:
         return self.speed_mps < 0.03 and abs(self.vyaw_radps) < 0.05
 
     @property
+    def is_known(self) -> bool:
+        """Whether the posture is known."""
+        return self.posture != "unknown"
+
+    @property
     def can_walk(self) -> bool:
-        """Whether a Move would have an effect."""
-        return self.is_known and self.code in WALKING_STATES
+        """Whether a velocity would have an effect."""
+        return self.posture in WALKING
+
+    @property
+    def label(self) -> str:
+        """Return what the state is called in messages: the robot's own words, its number, or the posture."""
+        if self.description:
+            return self.description
+        return self.posture if self.code is None else f"{self.code} {self.posture}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from vlm_spec_decode.actions.types import Action
-from vlm_spec_decode.core.errors import CloudError, CloudUnreachable, VsdError
+from vlm_spec_decode.core.errors import CloudError, CloudUnreachable, ModelError, VsdError
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.mission.state import MissionStatus
@@ -74,6 +74,28 @@ class EngineSource(Protocol):
     def close(self) -> None:
         """Leave the cloud. Idempotent."""
         ...
+
+
+class OwnedEngine:
+    """An engine that its owner made and closes; it finds its cloud again by itself, or not at all."""
+
+    def __init__(self, engine: Answerer) -> None:
+        self._engine = engine
+
+    def connect(self) -> Answerer:
+        """Return the engine."""
+        return self._engine
+
+    def draft(self) -> Answerer:
+        """Raise ModelError: nobody knows its draft apart from it."""
+        raise ModelError("draft_only needs an engine that the mission makes itself, as `vsd edge` does")
+
+    def facts(self) -> str:
+        """Return "": its owner knows."""
+        return ""
+
+    def close(self) -> None:
+        """Do nothing: its owner closes it."""
 
 
 class Engines(Protocol):

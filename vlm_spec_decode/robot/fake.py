@@ -1,25 +1,43 @@
-"""A robot made of arithmetic: the Go2's behaviour towards the executor, in wall or virtual time.
+"""A robot made of arithmetic: how a walking robot behaves towards the executor, in wall or virtual time.
 
-One Move holds 1 s, postures take seconds, the state machine has the robot's codes, the state is refreshed
-at a fixed rate, faults are switched by name, discs are obstacles. There is no rendering, no DDS and no
-gait. The body catches up with the clock whenever it is called.
+One velocity holds 1 s, postures take seconds, the state is refreshed at a fixed rate, faults are switched by
+name, discs are obstacles. There is no DDS and no gait. The body catches up with the clock whenever it is
+called. `FakeCamera` shows the discs as coloured columns, so that a mission has something to look at.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import threading
 from collections import deque
 from dataclasses import dataclass, field, replace
 
+from PIL import Image as PilImage
+from PIL import ImageDraw
+
 from vlm_spec_decode.core.errors import RobotRefused, RobotStale, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
-from vlm_spec_decode.core.robot import POSTURES, WALKING_STATES, RobotState
+from vlm_spec_decode.core.robot import POSTURES, WALKING, Posture, RobotState
+from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.robot.registry import RobotAddress, RobotKind, RobotParts, check_settings
+from vlm_spec_decode.robot.spec import Hull, RobotSpec
 
 Velocity = tuple[float, float, float]
 """Forward and left in m/s, to the left in rad/s."""
 
-HULL_HALF_M = (0.35, 0.16)
+SPEC = RobotSpec(
+    name="fake",
+    title="a robot made of arithmetic, in this process",
+    hull=Hull(length_m=0.70, width_m=0.32, height_m=0.40),
+    max_speed_mps=1.0,
+    max_turn_radps=2.0,
+    postures=POSTURES,
+    gestures=("hello", "stretch"),
+    tilts=True,
+    sensors=frozenset({"camera", "ranges", "battery"}),
+)
+HULL_HALF_M = SPEC.hull.half_m
 """Half length and half width of the body; ranges are measured from its edges."""
 
 STEP_S = 0.005
@@ -123,22 +141,23 @@ STALE_S = 0.5
 _STOP_TIMEOUT_S = 2.0
 _POLL_S = 0.01
 
-_LOCK, _DAMP, _LYING, _ACT, _SIT, _STAND, _WALK = 1002, 1001, 1004, 1006, 1007, 1013, 1015
-_STANDING = WALKING_STATES | {_LOCK}
-_LOW = frozenset({_DAMP, _LYING})
+_STANDING: frozenset[Posture] = WALKING | {"lock"}
+_LOW: frozenset[Posture] = frozenset({"damp", "lie"})
+_SITTING: frozenset[Posture] = frozenset({"sit"})
+_ALL: frozenset[Posture] = _LOW | _STANDING | _SITTING | {"act"}
 
-_RULES: dict[str, tuple[frozenset[int], int, float]] = {
-    "stand_up": (_LOW | _STANDING, _LOCK, 1.2),
-    "stand_down": (_LOW | _STANDING, _LYING, 1.2),
-    "sit": (_STANDING | {_SIT}, _SIT, 1.0),
-    "rise": (frozenset({_SIT}), _STAND, 1.0),
-    "hello": (WALKING_STATES, _STAND, 3.0),
-    "stretch": (WALKING_STATES, _STAND, 4.0),
-    "recovery_stand": (_LOW | _STANDING, _STAND, 1.5),
-    "balance_stand": (_STANDING, _STAND, 0.3),
-    "damp": (_LOW | _STANDING | {_SIT, _ACT}, _DAMP, 0.6),
+_RULES: dict[str, tuple[frozenset[Posture], Posture, float]] = {
+    "stand_up": (_LOW | _STANDING, "lock", 1.2),
+    "stand_down": (_LOW | _STANDING, "lie", 1.2),
+    "sit": (_STANDING | _SITTING, "sit", 1.0),
+    "rise": (_SITTING, "stand", 1.0),
+    "hello": (WALKING, "stand", 3.0),
+    "stretch": (WALKING, "stand", 4.0),
+    "recovery_stand": (_LOW | _STANDING, "stand", 1.5),
+    "balance_stand": (_STANDING, "stand", 0.3),
+    "damp": (_ALL, "damp", 0.6),
 }
-"""Posture: codes it starts from, code it ends in, seconds it takes."""
+"""Posture: states it starts from, state it ends in, seconds it takes. The last three are an operator's."""
 
 
 @dataclass(slots=True)
@@ -170,23 +189,23 @@ class FakeRobot:
         self._clock = clock
         self._motion = FakeMotion(body or FakeBody(), discs, clock.now())
         self._tilt = (0.0, 0.0)
-        self._code = _DAMP
+        self._posture: Posture = "damp"
         self._act: object | None = None
         self._published: RobotState | None = None
         self._closed = False
         self._lock = threading.RLock()
 
     def start(self) -> None:
-        """Get up into balance stand."""
-        self.posture("recovery_stand")
+        """Get up into a stand that walks; from sitting, too."""
+        self.posture("rise" if self._posture == "sit" else "recovery_stand")
 
     def move(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
         """Command a velocity for 1 s; without effect in states that do not walk."""
         with self._lock:
             self._enter(f"move({vx_mps:.3f},{vy_mps:.3f},{vyaw_radps:.3f})")
             if "move" in self.faults.refuse:
-                raise RobotRefused("move", 3102, "the request could not be sent")
-            if self._code in WALKING_STATES and self._act is None and not self.faults.stuck:
+                raise RobotRefused("move", "the request could not be sent")
+            if self._posture in WALKING and self._act is None and not self.faults.stuck:
                 self._motion.command(self._clock.now(), (vx_mps, vy_mps, vyaw_radps), HOLD_S)
 
     def stop(self) -> None:
@@ -198,7 +217,7 @@ class FakeRobot:
         give_up_s = self._clock.now() + _STOP_TIMEOUT_S
         while not self.state().is_still:
             if self._clock.now() > give_up_s:
-                raise RobotRefused("stop", 4201, "the body still moves")
+                raise RobotRefused("stop", "the body still moves")
             self._clock.sleep(_POLL_S)
 
     def posture(self, name: str) -> None:
@@ -206,11 +225,11 @@ class FakeRobot:
         with self._lock:
             self._enter(name)
             if name not in _RULES:
-                raise RobotRefused(name, 3203, f"unknown; known: {', '.join(POSTURES)}")
+                raise RobotRefused(name, f"unknown; known: {', '.join(_RULES)}")
             sources, target, duration_s = _RULES[name]
             busy = self._act is not None and name != "damp"
-            if name in self.faults.refuse or busy or self._code not in sources:
-                raise RobotRefused(name, 4206, "posture unsuitable for the action")
+            if name in self.faults.refuse or busy or self._posture not in sources:
+                raise RobotRefused(name, "posture unsuitable for the action")
             self._motion.command(self._clock.now(), STILL, math.inf)
             act = self._act = object()
         self._clock.sleep(duration_s)
@@ -218,14 +237,14 @@ class FakeRobot:
             self._motion.advance(self._clock.now())
             if self._act is act:  # not overtaken by damp
                 self._act = None
-                self._code, self._tilt, self._published = target, (0.0, 0.0), None
+                self._posture, self._tilt, self._published = target, (0.0, 0.0), None
 
     def look(self, pitch_rad: float, yaw_rad: float) -> None:
         """Tilt the body at once. Raises RobotRefused if it does not stand."""
         with self._lock:
             self._enter(f"look({pitch_rad:.3f},{yaw_rad:.3f})")
-            if "look" in self.faults.refuse or self._act is not None or self._code not in WALKING_STATES:
-                raise RobotRefused("look", 4206, "posture unsuitable for the action")
+            if "look" in self.faults.refuse or self._act is not None or self._posture not in WALKING:
+                raise RobotRefused("look", "posture unsuitable for the action")
             self._tilt, self._published = (0.0, pitch_rad), None
 
     def state(self) -> RobotState:
@@ -252,20 +271,25 @@ class FakeRobot:
         """Tip over into damping."""
         with self._lock:
             self._enter("")
-            self._code, self._tilt, self._published = _DAMP, (1.2, 0.0), None
+            self._posture, self._tilt, self._published = "damp", (1.2, 0.0), None
             self._motion.command(self._clock.now(), STILL, math.inf)
 
     def place(self, x_m: float, y_m: float, yaw_rad: float) -> None:
         """Put the robot somewhere, standing, without the time that it takes."""
         with self._lock:
             self._enter("")
-            self._motion.pose, self._code, self._published = (x_m, y_m, yaw_rad), _STAND, None
+            self._motion.pose, self._posture, self._published = (x_m, y_m, yaw_rad), "stand", None
 
     def put(self, *discs: Disc) -> None:
         """Replace what stands around."""
         with self._lock:
             self._enter("")
             self._motion.discs, self._published = discs, None
+
+    @property
+    def discs(self) -> tuple[Disc, ...]:
+        """What stands around."""
+        return self._motion.discs
 
     @property
     def truth(self) -> tuple[float, float, float]:
@@ -284,7 +308,8 @@ class FakeRobot:
     def _snapshot(self, now_s: float) -> RobotState:
         x, y, yaw = self._motion.pose
         vx, vy, vyaw = self._motion.velocity
-        walking = self._code in WALKING_STATES and math.hypot(vx, vy) + abs(vyaw) > 0.01
+        walking = self._posture in WALKING and math.hypot(vx, vy) + abs(vyaw) > 0.01
+        posture: Posture = "act" if self._act is not None else "walk" if walking else self._posture
         ranges = [self._motion.range_m(side) for side in range(4)]
         return RobotState(
             stamp_s=now_s,
@@ -297,8 +322,59 @@ class FakeRobot:
             vyaw_radps=vyaw,
             roll_rad=self._tilt[0],
             pitch_rad=self._tilt[1],
-            body_height_m=0.31 if self._code in _STANDING else 0.1,
-            code=_ACT if self._act is not None else _WALK if walking else self._code,
+            body_height_m=0.31 if self._posture in _STANDING else 0.1,
+            posture=posture,
             battery_soc=self.battery_soc,
             range_obstacle_m=(ranges[0], ranges[1], ranges[2], ranges[3]),
         )
+
+
+FRAME_PX = (320, 180)
+HORIZON = 0.45
+"""Where the horizon lies in a frame, as a share of its height."""
+
+FOCAL_PX = 160.0
+COLOURS = ("#c83232", "#3264c8", "#32a03c", "#dcb428")
+
+
+class FakeCamera:
+    """A `Camera` on a `FakeRobot`: floor, wall, and each disc as a column, by a pinhole's geometry."""
+
+    def __init__(self, robot: FakeRobot, clock: Clock) -> None:
+        self._robot, self._clock = robot, clock
+        self._closed = False
+
+    def frame(self) -> tuple[Image, float]:
+        """Return what the robot sees now. Raises RobotUnreachable once closed."""
+        if self._closed:
+            raise RobotUnreachable("the camera has been closed")
+        now_s, (x, y, yaw) = self._clock.now(), self._robot.truth
+        width, height = FRAME_PX
+        picture = PilImage.new("RGB", FRAME_PX, "#d8d4cc")
+        draw = ImageDraw.Draw(picture)
+        draw.rectangle((0, HORIZON * height, width, height), fill="#8c7864")
+        for index, disc in enumerate(self._robot.discs):
+            ahead = (disc.x_m - x) * math.cos(yaw) + (disc.y_m - y) * math.sin(yaw)
+            left = -(disc.x_m - x) * math.sin(yaw) + (disc.y_m - y) * math.cos(yaw)
+            if ahead <= disc.radius_m:
+                continue
+            scale = FOCAL_PX / ahead  # pixels per metre at that distance
+            middle, half = width / 2 - left * scale, disc.radius_m * scale
+            foot = HORIZON * height + 0.3 * scale  # the camera looks level from 0.3 m above the floor
+            draw.rectangle((middle - half, foot - 0.6 * scale, middle + half, foot), fill=COLOURS[index % 4])
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=85)
+        return Image(buffer.getvalue(), width, height), now_s
+
+    def close(self) -> None:
+        """Show nothing any more. Idempotent."""
+        self._closed = True
+
+
+def _connect(address: RobotAddress, clock: Clock) -> RobotParts:
+    check_settings(ROBOT, address)
+    robot = FakeRobot(clock, discs=(Disc(2.5, 0.3),))
+    return RobotParts(driver=robot, open_camera=lambda: FakeCamera(robot, clock))
+
+
+ROBOT = RobotKind(SPEC, _connect)

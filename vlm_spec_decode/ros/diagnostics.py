@@ -13,7 +13,6 @@ from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.control.emergency_stop import StopReport
 from vlm_spec_decode.control.robot_supervisor import RobotSupervisor
 from vlm_spec_decode.core.errors import RobotError
-from vlm_spec_decode.robot.go2.codes import state_name
 from vlm_spec_decode.ros.convert import to_time
 
 OK = DiagnosticStatus.OK
@@ -90,13 +89,13 @@ def robot_lines(name: str, legs: RobotSupervisor, now_s: float) -> list[Health]:
     except RobotError as error:
         return [Health(f"{name}: robot", ERROR, f"{type(error).__name__}: {error}")]
     values = {
-        "state": state_name(state.code if state.reported_code is None else state.reported_code),
+        "state": state.label,
         "state_age_s": f"{now_s - state.received_s:.3f}",
         "speed_mps": f"{state.speed_mps:.2f}",
         "front_m": f"{state.range_obstacle_m[0]:.2f}",
     }
     level = OK if state.can_walk else WARN
-    said = "ready to walk" if state.can_walk else f"does not walk in state {state_name(state.code)}"
+    said = "ready to walk" if state.can_walk else f"does not walk in state {state.label}"
     if not state.is_known:
         said = f"state {state.code} is not known: say what it means in `state_codes` (docs/real_robot.md)"
     return [

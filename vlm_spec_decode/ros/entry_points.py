@@ -14,9 +14,10 @@ from rclpy.node import Node
 from vlm_spec_decode.core import environment
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.environment_checks import ros_domain
+from vlm_spec_decode.robot.go2.codes import StateTable
 from vlm_spec_decode.robot.go2.config import Go2Config, check_middleware, check_network
-from vlm_spec_decode.robot.go2.states import StateTable
 from vlm_spec_decode.robot.lease import Board
+from vlm_spec_decode.robot.registry import robot_kind
 from vlm_spec_decode.ros.lifecycle import NodePart, StopRequest
 from vlm_spec_decode.ros.params import DRIVER_PARAMETERS, ROBOT_PARAMETERS, SOURCE_PARAMETERS, Parameters
 from vlm_spec_decode.ros.process import leave, run_node
@@ -55,7 +56,7 @@ def _camera(node: Node, _stop: StopRequest) -> NodePart:
     if source != ROBOT:
         camera = open_source(source, node, clock, config.interface or "")
         return CameraNode(node, lambda: camera, clock)
-    from vlm_spec_decode.robot.go2.camera import Go2Camera
+    from vlm_spec_decode.robot.go2.sdk import Go2Camera
 
     check_network(config.domain, config.interface)
     _check_middleware(config.domain, "sdk")
@@ -66,7 +67,7 @@ def _locomotion(node: Node, stop: StopRequest) -> NodePart:
     from vlm_spec_decode.ros.lease_topic import TopicBoard
     from vlm_spec_decode.ros.nodes.locomotion import LocomotionNode
     from vlm_spec_decode.ros.process_priority import PARAMETER, hurry
-    from vlm_spec_decode.ros.velocity_robot import VelocityRobot
+    from vlm_spec_decode.ros.velocity_robot import VelocityTopics
 
     settings = Parameters(node, DRIVER_PARAMETERS)
     config, clock = replace(_robot(node), states=StateTable.parse(settings.text("state_codes"))), WallClock()
@@ -75,9 +76,9 @@ def _locomotion(node: Node, stop: StopRequest) -> NodePart:
         node.get_logger().info(refused)
     kind = settings.text("driver")
     if kind == "cmd_vel":
-        robot = VelocityRobot(node, clock)
-        boards = (TopicBoard(node, f"{robot.command_topic}/executor"),)
-        return LocomotionNode(node, robot, clock, stop, says_odometry=False, boards=boards)
+        topics = VelocityTopics(node, clock)
+        boards, spec = (topics.board,), robot_kind("cmd_vel").spec
+        return LocomotionNode(node, topics.robot, clock, stop, says_odometry=False, boards=boards, spec=spec)
     _check_middleware(config.domain, kind)
     from vlm_spec_decode.robot.go2.driver import Go2Driver
 
@@ -87,11 +88,11 @@ def _locomotion(node: Node, stop: StopRequest) -> NodePart:
         driver = Go2Driver(config, clock, connect=RosConnector(node))
         board: Board = TopicBoard(node, f"{node.resolve_topic_name(REQUEST_TOPIC)}/executor")
     else:
-        from vlm_spec_decode.robot.go2.lease_dds import DdsBoard
+        from vlm_spec_decode.robot.go2.sdk import DdsBoard
 
         driver = Go2Driver(config, clock)
         board = DdsBoard(config)
-    return LocomotionNode(node, driver, clock, stop, boards=(board,))
+    return LocomotionNode(node, driver, clock, stop, boards=(board,), spec=robot_kind("go2").spec)
 
 
 def _monitor(node: Node, _stop: StopRequest) -> NodePart:
@@ -101,7 +102,8 @@ def _monitor(node: Node, _stop: StopRequest) -> NodePart:
 
 
 def _vlm(node: Node, stop: StopRequest) -> NodePart:
-    from vlm_spec_decode.ros.engine_source import EdgeEngineSource, read_settings
+    from vlm_spec_decode.mission.engine_source import EdgeEngineSource
+    from vlm_spec_decode.ros.engine_source import read_settings
     from vlm_spec_decode.ros.nodes.vlm import VlmNode
 
     return VlmNode(node, EdgeEngineSource(read_settings(node)), WallClock(), stop)

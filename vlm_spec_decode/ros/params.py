@@ -23,8 +23,8 @@ from rclpy.utilities import remove_ros_args
 from vlm_spec_decode.core.config import Scalar, Setting, settings_of
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.text import text_problem
+from vlm_spec_decode.robot.go2.codes import POSTURE_CODES
 from vlm_spec_decode.robot.go2.config import Go2Config
-from vlm_spec_decode.robot.go2.states import POSTURE_CODES
 from vlm_spec_decode.ros.own_node import named
 
 NODES = ("camera_node", "vlm_node", "locomotion_node", "monitor_node")

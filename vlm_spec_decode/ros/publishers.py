@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from std_msgs.msg import String
 
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.mission.queue import Ack
+from vlm_spec_decode.mission.service import PlanHeartbeat
 from vlm_spec_decode.mission.state import Answer, MissionStatus, PartialAnswer
 from vlm_spec_decode.ros import diagnostics
 from vlm_spec_decode.ros.qos import COMMAND, LATCHED, STREAMED
@@ -23,14 +22,15 @@ class VlmPublishers:
     def __init__(self, node: Node, stamps: ClockConverter) -> None:
         self._node = node
         self._stamps = stamps
-        self._plan: Plan | None = None
-        self._plan_lock = threading.Lock()
         self._last: Answer | None = None
         self.shown = MissionStatus(state="connecting")
         """The newest status of the mission under way, or of the link."""
         self._answers = node.create_publisher(String, "vlm/answer", COMMAND)
         self._partials = node.create_publisher(String, "vlm/answer/partial", STREAMED)
         self._plans = node.create_publisher(String, "vlm/plan", COMMAND)
+        heartbeat = PlanHeartbeat(self._send, stamps.ros_now_s)
+        self.plan, self.beat, self.rest = heartbeat.plan, heartbeat.beat, heartbeat.rest
+        self.halt = heartbeat.halt
         self._traces = node.create_publisher(String, "vlm/trace", LATCHED)
         self._runs = node.create_publisher(String, "vlm/run", LATCHED)
         self._statuses = node.create_publisher(String, "vlm/status", LATCHED)
@@ -41,30 +41,8 @@ class VlmPublishers:
         """Say what became of a request or a heartbeat."""
         self._acks.publish(String(data=ack.to_json()))
 
-    def plan(self, plan: Plan) -> None:
-        """Publish a plan and keep it as the heartbeat."""
-        with self._plan_lock:
-            self._plan = plan
-            self._plans.publish(String(data=plan.to_json()))
-
-    def beat(self) -> None:
-        """Publish the plan under way again."""
-        with self._plan_lock:
-            if self._plan is not None:
-                self._plans.publish(String(data=self._plan.to_json()))
-
-    def rest(self) -> None:
-        """Let the heartbeat end: nothing is under way."""
-        with self._plan_lock:
-            self._plan = None
-
-    def halt(self) -> None:
-        """Publish a plan that supersedes what is under way and holds nothing."""
-        with self._plan_lock:
-            plan, self._plan = self._plan, None
-            if plan is not None:
-                stop = Plan(plan.mission, plan.answer + 1, self._stamps.ros_now_s(), 0, final=True)
-                self._plans.publish(String(data=stop.to_json()))
+    def _send(self, plan: Plan) -> None:
+        self._plans.publish(String(data=plan.to_json()))
 
     def partial(self, report: PartialAnswer) -> None:
         """Publish the committed text so far."""

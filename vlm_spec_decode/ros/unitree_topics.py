@@ -18,8 +18,7 @@ from rclpy.node import Node
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.robot.go2.config import Go2Config
-from vlm_spec_decode.robot.go2.link import RobotLink, StateMonitor
-from vlm_spec_decode.robot.go2.sport_api import ApiCall, PendingReplies, SportCalls
+from vlm_spec_decode.robot.go2.link import ApiCall, PendingReplies, RobotLink, SportCalls, StateMonitor
 from vlm_spec_decode.ros.subscriptions import listen
 
 REQUEST_TOPIC, RESPONSE_TOPIC = "/api/sport/request", "/api/sport/response"
@@ -69,7 +68,7 @@ class SportTopics:
         ]
 
     def send(self, request_id: int, api: ApiCall, parameter: str) -> bool:
-        """See `robot.go2.sport_api.Carrier`."""
+        """See `robot.go2.link.Carrier`."""
         if not self._publisher.get_subscription_count():
             return False
         message = self._request()

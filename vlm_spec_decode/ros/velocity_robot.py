@@ -1,29 +1,36 @@
-"""Any robot that takes `cmd_vel` and publishes odometry, behind `RobotDriver`: no SDK, no postures.
+"""The topics of a robot that takes `cmd_vel` and publishes odometry. The robot itself is `robot.cmd_vel`.
 
-A Go2's firmware stops when commands stay out; here the robot's base has to: a base that repeats its last
-Twist drives on forever if this process dies. Most base controllers stop after 0.5 s.
+`VelocityTopics` serves the locomotion node, on the node's own executor. `ROBOT` is the same for programs
+without a node, such as `vsd edge`: it makes a node of its own and spins it.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import replace
+from types import MappingProxyType
 
 from geometry_msgs.msg import Twist, TwistStamped
 from nav_msgs.msg import Odometry
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
+from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import BatteryState
 
 from vlm_spec_decode.core.config import Setting
-from vlm_spec_decode.core.errors import RobotRefused, RobotStale, RobotUnreachable
-from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.environment_checks import ros_domain
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.ports import Camera, Clock
 from vlm_spec_decode.core.robot import RobotState
+from vlm_spec_decode.robot.cmd_vel import SPEC, Charge, VelocityRobot
+from vlm_spec_decode.robot.registry import RobotAddress, RobotKind, RobotParts, check_settings
 from vlm_spec_decode.ros.convert import to_seconds
+from vlm_spec_decode.ros.lease_topic import TopicBoard
+from vlm_spec_decode.ros.own_node import OwnNode
 from vlm_spec_decode.ros.params import Parameters
 from vlm_spec_decode.ros.subscriptions import listen
 
@@ -35,128 +42,34 @@ PARAMETERS = (
 )
 
 UNIT_TOLERANCE = 0.1
-STALE_S = 0.5
-START_S = 3.0
-STOP_S = 1.2
-AGAIN_S = 0.05
-STANDING = frozenset({"stand_up", "balance_stand", "recovery_stand"})
-"""Postures that a robot on wheels is in anyway."""
 
 
-PERCENT_ABOVE = 1.0
-SURELY_PERCENT = 2.0
-
-
-@dataclass(slots=True)
-class Charge:
-    """Reads `BatteryState.percentage`, which is a share by its definition and a percentage in many drivers.
-
-    Above 1 it can only be percent; from 2 on it certainly is, and then stays so, or the last per cent of a
-    battery would read as a full one. `news` is the message to log about the newest value, once a kind.
-    """
-
-    is_percent: bool = False
-    news: str = ""
-    _told: set[str] = field(default_factory=set)
-
-    def soc(self, said: float) -> float:
-        """Return the state of charge, 0 to 1; NaN for what is none."""
-        self.news = ""
-        if not 0.0 <= said <= 100.0:
-            self._tell("unknown", f"percentage {said:g} is no charge: it counts as unknown")
-            return math.nan
-        self.is_percent = self.is_percent or said >= SURELY_PERCENT
-        if said > PERCENT_ABOVE:
-            self._tell("percent", f"percentage {said:g} is above 1: taken as per cent")
-        return said / 100 if self.is_percent or said > PERCENT_ABOVE else said
-
-    def _tell(self, kind: str, text: str) -> None:
-        self.news = "" if kind in self._told else text
-        self._told.add(kind)
-
-
-class VelocityRobot:
-    """A `RobotDriver`; safe for threads. The odometry carries the velocity in the body frame (REP 105)."""
+class VelocityTopics:
+    """A `robot.cmd_vel.VelocityLink` over a node's topics; `robot` is the driver on top of it."""
 
     def __init__(self, node: Node, clock: Clock) -> None:
-        """Declare the parameters; nothing is spoken or heard before `listen`."""
+        """Declare the parameters, publish and subscribe."""
         values = Parameters(node, PARAMETERS)
-        self._node, self._clock = node, clock
-        self._topic, self._battery_topic = values.text("odometry_topic"), values.text("battery_topic")
-        # Asked for and not heard yet is not full: the gate refuses what is no number.
-        self._battery_soc = math.nan if self._battery_topic else 1.0
-        self._charge = Charge()
-        self._changed = threading.Condition()
-        self._state: RobotState | None = None
-        self._closed = self._commanded = False
+        self._node, self._clock, self._charge = node, clock, Charge()
+        self.odometry, battery = values.text("odometry_topic"), values.text("battery_topic")
+        self._battery_topic = battery
         self._command_topic = values.text("cmd_vel_topic")
         self._send = self._sender(self._command_topic, values.flag("cmd_vel_stamped"))
+        self.robot = VelocityRobot(self, clock, has_battery=bool(battery))
         group = MutuallyExclusiveCallbackGroup()
         sensor = qos_profile_sensor_data
-        listen(node, Odometry, self._topic, self._on_odometry, sensor, callback_group=group)
-        if self._battery_topic:
-            listen(node, BatteryState, self._battery_topic, self._on_battery, sensor, callback_group=group)
+        listen(node, Odometry, self.odometry, self._on_odometry, sensor, callback_group=group)
+        if battery:
+            listen(node, BatteryState, battery, self._on_battery, sensor, callback_group=group)
 
     @property
-    def command_topic(self) -> str:
-        """The topic that velocities go to, as all nodes see it."""
-        return str(self._node.resolve_topic_name(self._command_topic))
+    def board(self) -> TopicBoard:
+        """Return where executors of this robot meet: below the topic that its velocities go to."""
+        return TopicBoard(self._node, f"{self._node.resolve_topic_name(self._command_topic)}/executor")
 
-    def start(self) -> None:
-        """Wait for odometry. Raises RobotUnreachable without any."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._is_live() or self._closed, START_S):
-                raise RobotUnreachable(f"no odometry on {self._topic}")
-        self._commanded = True
-
-    def move(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
+    def send(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
         """Publish a velocity."""
-        if not self._closed:
-            self._send(vx_mps, vy_mps, vyaw_radps)
-
-    def stop(self) -> None:
-        """Publish zeros until the odometry shows standstill. Raises RobotRefused if it does not."""
-        self._commanded = True
-        until_s = self._clock.now() + STOP_S
-        while True:
-            asked_s = self._clock.now()
-            self._send(0.0, 0.0, 0.0)
-            with self._changed:
-                if self._changed.wait_for(partial(self._rests, asked_s), AGAIN_S):
-                    return
-            if self._clock.now() > until_s:
-                raise RobotRefused("stop", -1, f"{self._topic} shows no standstill within {STOP_S:g} s")
-
-    def posture(self, name: str) -> None:
-        """Do nothing for standing up, and refuse everything else by name."""
-        if name not in STANDING:
-            raise RobotRefused(name, -1, "a robot behind cmd_vel has no postures")
-
-    def look(self, pitch_rad: float, yaw_rad: float) -> None:
-        """Refuse to tilt."""
-        if pitch_rad or yaw_rad:
-            raise RobotRefused("look", -1, "a robot behind cmd_vel does not tilt")
-
-    def state(self) -> RobotState:
-        """Return the newest state. Raises RobotUnreachable before the first, RobotStale for an old one."""
-        state = self._state
-        if state is None:
-            raise RobotUnreachable(f"no odometry on {self._topic}")
-        if not self._is_live():
-            raise RobotStale(f"{self._topic} is {self._clock.now() - state.received_s:.2f} s old")
-        return state
-
-    def close(self) -> None:
-        """Stop, if anything was ever commanded: another executor may be. Idempotent."""
-        if self._commanded and not self._closed:
-            self._send(0.0, 0.0, 0.0)
-        self._closed = True
-
-    def _is_live(self) -> bool:
-        return self._state is not None and self._clock.now() - self._state.received_s <= STALE_S
-
-    def _rests(self, since_s: float) -> bool:
-        return self._state is not None and self._state.received_s >= since_s and self._state.is_still
+        self._send(vx_mps, vy_mps, vyaw_radps)
 
     def _sender(self, topic: str, stamped: bool) -> Callable[[float, float, float], None]:
         publisher = self._node.create_publisher(TwistStamped if stamped else Twist, topic, 1)
@@ -175,7 +88,7 @@ class VelocityRobot:
         return send
 
     def _on_battery(self, message: BatteryState) -> None:
-        self._battery_soc = self._charge.soc(float(message.percentage))
+        self.robot.put_charge(self._charge.soc(float(message.percentage)))
         if self._charge.news:
             self._node.get_logger().warning(f"{self._battery_topic}: {self._charge.news}")
 
@@ -183,21 +96,19 @@ class VelocityRobot:
         at, turned = message.pose.pose.position, message.pose.pose.orientation
         twist = message.twist.twist
         roll, pitch, yaw = to_angles(turned.w, turned.x, turned.y, turned.z)
-        with self._changed:
-            self._state = RobotState(
-                stamp_s=to_seconds(message.header.stamp),
-                received_s=self._clock.now(),
-                x_m=at.x,
-                y_m=at.y,
-                yaw_rad=yaw,
-                vx_mps=twist.linear.x,
-                vy_mps=twist.linear.y,
-                vyaw_radps=twist.angular.z,
-                roll_rad=roll,
-                pitch_rad=pitch,
-                battery_soc=self._battery_soc,
-            )
-            self._changed.notify_all()
+        state = RobotState(
+            stamp_s=to_seconds(message.header.stamp),
+            received_s=self._clock.now(),
+            x_m=at.x,
+            y_m=at.y,
+            yaw_rad=yaw,
+            vx_mps=twist.linear.x,
+            vy_mps=twist.linear.y,
+            vyaw_radps=twist.angular.z,
+            roll_rad=roll,
+            pitch_rad=pitch,
+        )
+        self.robot.put_odometry(state)
 
 
 def to_angles(w: float, x: float, y: float, z: float) -> tuple[float, float, float]:
@@ -210,3 +121,78 @@ def to_angles(w: float, x: float, y: float, z: float) -> tuple[float, float, flo
     roll = math.atan2(2 * (w * x + y * z), 1 - 2 * (x * x + y * y))
     pitch = math.asin(max(-1.0, min(1.0, 2 * (w * y - z * x))))
     return roll, pitch, math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+
+
+# Without a node of the caller's ---------------------------------------------------------------------
+
+SPIN_S = 0.1
+
+SETTINGS = {parameter.name: parameter.description for parameter in PARAMETERS} | {
+    "namespace": "Namespace of its topics, such as /base.",
+    "camera": "Where its frames come from: image:TOPIC or compressed:TOPIC; without it there is no camera.",
+}
+
+
+class _SpunNode:
+    """A node of our own on ROS_DOMAIN_ID, and the thread that spins it until `close`."""
+
+    def __init__(self, settings: RobotAddress) -> None:
+        given = {key: value for key, value in settings.settings.items() if key != "camera"}
+        namespace = given.pop("namespace", "")
+        values = {key: _flag(value) if key == "cmd_vel_stamped" else value for key, value in given.items()}
+        overrides = [RosParameter(key, value=value) for key, value in values.items()]
+        self.own = OwnNode("robot", ros_domain(os.environ), namespace, parameter_overrides=overrides)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._spin, name="robot topics", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take messages in."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Leave ROS. Idempotent."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.own.close()
+
+    def _spin(self) -> None:
+        while not self._closing.is_set():
+            self.own.spin_once(SPIN_S)
+
+
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ConfigError(f"cmd_vel_stamped: true or false, not {text!r}")
+    return text == "true"
+
+
+def _connect(address: RobotAddress, clock: Clock) -> RobotParts:
+    check_settings(ROBOT, address)
+    if address.interface or address.domain is not None:
+        raise ConfigError("a cmd_vel robot is found on ROS topics: set ROS_DOMAIN_ID, no interface or domain")
+    source = address.settings.get("camera", "")
+    spun = _SpunNode(address)
+    try:
+        node = spun.own.node
+        topics = VelocityTopics(node, clock)
+        camera = _camera(source, node, clock) if source else None
+    except BaseException:
+        spun.close()
+        raise
+    spun.start()
+    return RobotParts(
+        driver=topics.robot,
+        open_camera=(lambda: camera) if camera is not None else None,
+        boards=(topics.board,),
+        close=spun.close,
+    )
+
+
+def _camera(source: str, node: Node, clock: Clock) -> Camera:
+    from vlm_spec_decode.ros.camera_sources import open_source
+
+    return open_source(source, node, clock)
+
+
+ROBOT = RobotKind(replace(SPEC, settings=MappingProxyType(SETTINGS)), _connect)

@@ -12,7 +12,7 @@ import math
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import RobotRefused, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
-from vlm_spec_decode.core.robot import POSTURES, RobotState
+from vlm_spec_decode.core.robot import Posture, RobotState
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.go2.robot import attend, hold
@@ -32,7 +32,18 @@ _ASKS: dict[str, StateRequest] = {
     "balance_stand": StateRequest.BALANCE_STAND,
     "damp": StateRequest.DAMP,
 }
-_UNSUITABLE = (4206, "posture unsuitable for the action")
+_POSTURES: dict[StateCode, Posture] = {
+    StateCode.DAMPING: "damp",
+    StateCode.STANDING_LOCK: "lock",
+    StateCode.CROUCH: "lie",
+    StateCode.ACTING: "act",
+    StateCode.SIT: "sit",
+    StateCode.BALANCE_STAND: "stand",
+    StateCode.POSE: "pose",
+}
+"""What a state of the machine is to whoever moves the robot; every other one walks."""
+
+_UNSUITABLE = "posture unsuitable for the action"
 _STOP_TIMEOUT_S = 3.0
 _POSTURE_SLACK_S = 4.0
 
@@ -71,7 +82,8 @@ class HeadlessGo2:
     def start(self) -> None:
         """Get up and unlock the joints: RecoveryStand, which ends in balance stand."""
         self._check_open()
-        self.posture("recovery_stand")
+        is_locked = self._machine.code == StateCode.STANDING_LOCK
+        self.posture("balance_stand" if is_locked else "recovery_stand")
 
     def move(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
         """Command a body velocity for at most 1 s. Ignored in states that do not walk."""
@@ -85,23 +97,23 @@ class HeadlessGo2:
         give_up_s = self.clock.now() + _STOP_TIMEOUT_S
         while not self.state().is_still:
             if self.clock.now() > give_up_s:
-                raise RobotRefused("stop", 4201, "the body still moves")
+                raise RobotRefused("stop", "the body still moves")
             self.clock.sleep(TICK_S)
 
     def posture(self, name: str) -> None:
         """Carry out a posture and wait on the clock for it. Raises RobotRefused from an unsuitable state."""
         if name not in _ASKS:
-            raise RobotRefused(name, 3203, f"unknown; known: {', '.join(POSTURES)}")
+            raise RobotRefused(name, f"unknown; known: {', '.join(_ASKS)}")
         self._catch_up()
         ask, rule = _ASKS[name], RULES[_ASKS[name]]
         if not self._machine.ask(ask, self._episode_s):
-            raise RobotRefused(name, *_UNSUITABLE)
+            raise RobotRefused(name, _UNSUITABLE)
         give_up_s = self.clock.now() + rule.duration_s + _POSTURE_SLACK_S
         self.clock.sleep(rule.duration_s)
         self._catch_up()
         while not (self._machine.code == rule.target and self.world.posture_settled):
             if self.clock.now() > give_up_s:
-                raise RobotRefused(name, 4201, "the posture was not reached in time")
+                raise RobotRefused(name, "the posture was not reached in time")
             self.clock.sleep(TICK_S)
             self._catch_up()
 
@@ -109,7 +121,7 @@ class HeadlessGo2:
         """Begin to tilt the body; the state shows when it is done. Raises RobotRefused if not standing."""
         self._catch_up()
         if not self._machine.look(0.0, pitch_rad, yaw_rad, self._episode_s):
-            raise RobotRefused("look", *_UNSUITABLE)
+            raise RobotRefused("look", _UNSUITABLE)
 
     def state(self) -> RobotState:
         """Return the state at the clock's now."""
@@ -131,6 +143,7 @@ class HeadlessGo2:
             roll_rad=roll,
             pitch_rad=pitch,
             body_height_m=world.body_height_m,
+            posture=_POSTURES.get(StateCode(self._machine.code), "walk"),
             code=int(self._machine.code),
             range_obstacle_m=world.range_obstacle(),
         )

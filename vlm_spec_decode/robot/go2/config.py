@@ -15,7 +15,7 @@ from pathlib import Path
 from vlm_spec_decode.core.config import setting
 from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.errors import ConfigError, DomainBusy, RobotError, RobotUnreachable
-from vlm_spec_decode.robot.go2.states import StateTable
+from vlm_spec_decode.robot.go2.codes import StateTable
 
 
 @dataclass(frozen=True, slots=True)

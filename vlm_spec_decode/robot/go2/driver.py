@@ -1,6 +1,6 @@
-"""A Go2 behind `RobotDriver`, through Unitree's SDK or another `RobotLink`.
+"""A Go2 behind `RobotDriver`, through Unitree's SDK or another `RobotLink`; registered as `go2` and `sim`.
 
-Its camera is in `robot.go2.camera`. Motion and posture are read from the robot's state, and liveness from
+Its camera is in `robot.go2.sdk`. Motion and posture are read from the robot's state, and liveness from
 the stamp of that state; return codes only show that a call was refused. Independent of simulation: every
 peer that speaks the robot's DDS API is a robot.
 """
@@ -10,16 +10,26 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from types import MappingProxyType
 
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import RobotError, RobotRefused, RobotUnreachable
-from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.ports import Camera, Clock
 from vlm_spec_decode.core.robot import POSTURES, RobotState
 from vlm_spec_decode.robot.go2 import codes
+from vlm_spec_decode.robot.go2.codes import (
+    BUSY,
+    PLANS,
+    WALKING_CODES,
+    PostureStep,
+    StateTable,
+    steps_to_walk,
+    unknown,
+)
 from vlm_spec_decode.robot.go2.config import Go2Config
 from vlm_spec_decode.robot.go2.link import RobotLink, StateSource
-from vlm_spec_decode.robot.go2.postures import PLANS, PostureStep, steps_to_walk
-from vlm_spec_decode.robot.go2.states import BUSY, unknown
+from vlm_spec_decode.robot.registry import RobotAddress, RobotKind, RobotParts, check_settings
+from vlm_spec_decode.robot.spec import Hull, RobotSpec
 
 SPACING_S = 0.006
 """Between Move and StopMove: in a burst the SDK's own server drops the newest request, which is the stop."""
@@ -114,14 +124,14 @@ class Go2Driver:
             self._stop_until_still(self._link)
 
     def posture(self, name: str) -> None:
-        """Carry out one of `core.robot.POSTURES`; returns when the state confirms it.
+        """Carry out one of `codes.PLANS`; returns when the state confirms it.
 
         `stand_up` ends with locked joints, `rise` and `recovery_stand` in a state that walks. Raises
         RobotRefused (also for an unknown name, and if a stop comes before it is begun), RobotStale or
         RobotError.
         """
-        if name not in POSTURES:
-            raise RobotRefused(name, codes.NOT_IMPLEMENTED, f"unknown; known: {', '.join(POSTURES)}")
+        if name not in PLANS:
+            raise RobotRefused(name, f"unknown; known: {', '.join(PLANS)}", codes.NOT_IMPLEMENTED)
         stops = self._stops
         with self._posture_lock:
             self._carry_out(PLANS[name], stops)
@@ -196,7 +206,7 @@ class Go2Driver:
                 raise self._not_reached(step, code, within_s)
             if now_s >= call_s:
                 if self._stops != stops:
-                    raise RobotRefused(step.call, code, "not called again: there has been a stop")
+                    raise RobotRefused(step.call, "not called again: there has been a stop", code)
                 code = self._started().posture.call(name, *arguments)
                 if code == codes.NOT_IMPLEMENTED and step.instead and name != step.instead:
                     name, arguments = step.instead, ()
@@ -217,7 +227,7 @@ class Go2Driver:
         state = self.state()
         if not state.is_known:
             return RobotError(unknown(state))
-        now = codes.state_name(state.code)
+        now = codes.state_name(state.code or 0)
         if state.code in BUSY:
             now += ", which only its remote or app ends; nothing was sent"
         return RobotError(f"{call} was taken, but after {within_s:g} s the robot is in state {now}")
@@ -252,3 +262,64 @@ class Go2Driver:
         with self._send_lock:
             self._clock.sleep(self._moved_s + SPACING_S - self._clock.now())
             return link.stop.call("StopMove")
+
+
+REAL_DOMAIN = 0
+SIMULATED_INTERFACE, SIMULATED_DOMAIN = "lo", 1
+"""Where `vsd sim` is found unless it is told otherwise."""
+
+STOP_S = 1.2
+"""How long one stop may wait for the state to confirm it: the end of a program makes up to three."""
+
+
+def _spec(name: str, title: str) -> RobotSpec:
+    return RobotSpec(
+        name=name,
+        title=title,
+        hull=Hull(length_m=0.70, width_m=0.32, height_m=0.40),
+        max_speed_mps=3.7,
+        max_turn_radps=4.0,
+        postures=POSTURES,
+        gestures=("hello", "stretch"),
+        tilts=True,
+        sensors=frozenset({"camera", "ranges", "battery"}),
+        walking_codes=WALKING_CODES,
+        settings=MappingProxyType(
+            {"state_codes": "What codes of its state mean on its firmware, such as 2077 walk, 2078 lock."}
+        ),
+    )
+
+
+def _parts(config: Go2Config, clock: Clock) -> RobotParts:
+    def open_camera() -> Camera:
+        # Only now: the SDK takes a second to import, and a robot's facts are read without it.
+        from vlm_spec_decode.robot.go2.sdk import Go2Camera
+
+        return Go2Camera(config, clock)
+
+    from vlm_spec_decode.robot.go2.sdk import DdsBoard
+
+    return RobotParts(driver=Go2Driver(config, clock), open_camera=open_camera, boards=(DdsBoard(config),))
+
+
+def _config(address: RobotAddress, interface: str | None, domain: int) -> Go2Config:
+    return Go2Config(
+        interface=address.interface if address.interface is not None else interface,
+        domain=address.domain if address.domain is not None else domain,
+        stop_s=STOP_S,
+        states=StateTable.parse(address.settings.get("state_codes", "")),
+    )
+
+
+def _connect(address: RobotAddress, clock: Clock) -> RobotParts:
+    check_settings(ROBOT, address)
+    return _parts(_config(address, None, REAL_DOMAIN), clock)
+
+
+def _connect_simulated(address: RobotAddress, clock: Clock) -> RobotParts:
+    check_settings(SIMULATED, address)
+    return _parts(_config(address, SIMULATED_INTERFACE, SIMULATED_DOMAIN), clock)
+
+
+ROBOT = RobotKind(_spec("go2", "a Unitree Go2 on `interface`, through its SDK"), _connect)
+SIMULATED = RobotKind(_spec("sim", "the Go2 of `vsd sim`, through the same SDK"), _connect_simulated)

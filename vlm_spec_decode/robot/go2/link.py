@@ -1,20 +1,25 @@
-"""The ports below a Go2 driver, for any transport: three callers of the sport service and a source of states.
+"""The ports below a Go2 driver, for any transport, and the sport service's calls as messages.
 
-Uses neither SDK nor ROS; `robot.go2.sdk` makes a link over Unitree's SDK, `ros.unitree_topics` one over ROS
-2.
+A link is three callers of the sport service and a source of states. Uses neither SDK nor ROS; `robot.go2.sdk`
+makes a link over Unitree's SDK, `ros.unitree_topics` one over ROS 2 with `SportCalls`: API id and JSON out,
+return code back, as the SDK does it inside.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vlm_spec_decode.core.errors import RobotStale, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.robot import RobotState
-from vlm_spec_decode.robot.go2.states import StateTable, is_down
+from vlm_spec_decode.robot.go2 import codes
+from vlm_spec_decode.robot.go2.codes import StateTable, is_down, posture_of, state_name
 
 
 class SportClient(Protocol):
@@ -70,6 +75,8 @@ def to_state(
     roll, pitch, yaw = (float(angle) for angle in message.imu_state.rpy)
     reported = int(message.error_code)
     code = (states or StateTable()).canonical(reported)
+    # What the firmware says by another number is called by that number, too.
+    name = state_name(reported)
     return RobotState(
         stamp_s=message.stamp.sec + 1e-9 * message.stamp.nanosec,
         received_s=received_s,
@@ -82,9 +89,10 @@ def to_state(
         roll_rad=roll,
         pitch_rad=pitch,
         body_height_m=float(message.body_height),
+        posture="unknown" if code is None else posture_of(code),
         code=reported if code is None else code,
         reported_code=reported,
-        is_known=code is not None,
+        description=name,
         is_down=is_down(message),
         battery_soc=battery_soc,
         range_obstacle_m=(ranges[0], ranges[1], ranges[2], ranges[3]),
@@ -149,3 +157,91 @@ class StateMonitor:
         soc = message.bms_state.soc / 100
         # The field holds up to 255: above 100 it is no charge, and an unknown one passes no gate.
         self._battery_soc = soc if soc <= 1.0 else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class ApiCall:
+    """One call: its id, the JSON keys of its arguments, and whether the robot answers it."""
+
+    id: int
+    keys: tuple[str, ...] = ()
+    is_answered: bool = True
+
+
+APIS: dict[str, ApiCall] = {
+    "Damp": ApiCall(1001),
+    "BalanceStand": ApiCall(1002),
+    "StopMove": ApiCall(1003),
+    "StandUp": ApiCall(1004),
+    "StandDown": ApiCall(1005),
+    "RecoveryStand": ApiCall(1006),
+    "Euler": ApiCall(1007, ("x", "y", "z")),
+    "Move": ApiCall(1008, ("x", "y", "z"), is_answered=False),
+    "Sit": ApiCall(1009),
+    "RiseSit": ApiCall(1010),
+    "Hello": ApiCall(1016),
+    "Stretch": ApiCall(1017),
+    "Pose": ApiCall(1028, ("data",)),
+}
+"""Every call that `go2_postures` and the driver make; nothing acrobatic can be said."""
+
+
+class RequestCarrier(Protocol):
+    """Takes requests to the robot; its answers go to `PendingReplies.put`, from any thread."""
+
+    def send(self, request_id: int, api: ApiCall, parameter: str) -> bool:
+        """Send; False if nobody listens. Never blocks."""
+        ...
+
+
+class PendingReplies:
+    """Which caller waits for which reply. Safe for threads."""
+
+    def __init__(self, clock: Clock) -> None:
+        # As the SDK does: the clock's nanoseconds, so that a restarted client repeats no id.
+        self._ids: Iterator[int] = itertools.count(int(clock.now() * 1e9) + 1)
+        self._changed = threading.Condition()
+        self._codes: dict[int, int | None] = {}
+
+    def expect(self) -> int:
+        """Return a new request's id, whose answer is waited for from now on."""
+        with self._changed:
+            request_id = next(self._ids)
+            self._codes[request_id] = None
+            return request_id
+
+    def put(self, request_id: int, code: int) -> None:
+        """Take an answer; one that nobody waits for (another client's, or too late) is dropped."""
+        with self._changed:
+            if request_id in self._codes:
+                self._codes[request_id] = code
+                self._changed.notify_all()
+
+    def wait(self, request_id: int, timeout_s: float) -> int | None:
+        """Return its code, or None if it has not come in time; either way it is no longer waited for."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._codes[request_id] is not None, timeout_s)
+            return self._codes.pop(request_id)
+
+
+class SportCalls:
+    """`robot.go2.link.Calls` over a carrier. Codes are those of the SDK: 3102 unheard, 3104 unanswered."""
+
+    def __init__(self, carrier: RequestCarrier, replies: PendingReplies, timeout_s: float) -> None:
+        self._carrier = carrier
+        self._replies = replies
+        self._timeout_s = timeout_s
+
+    def call(self, name: str, *arguments: float) -> int:
+        """Make one call and return its code. Raises KeyError for one that is not in `APIS`."""
+        api = APIS[name]
+        parameter = json.dumps(dict(zip(api.keys, arguments, strict=True)))
+        request_id = self._replies.expect()
+        is_heard = self._carrier.send(request_id, api, parameter)
+        wait_s = self._timeout_s if is_heard and api.is_answered else 0.0
+        code = self._replies.wait(request_id, wait_s)
+        if not is_heard:
+            return codes.CLIENT_SEND
+        if not api.is_answered:
+            return codes.OK
+        return codes.TIMEOUT if code is None else code

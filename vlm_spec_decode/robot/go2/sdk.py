@@ -11,7 +11,8 @@ deleted by the callback's own thread, which then waits for the callback, that is
 receives any more. So the callback is removed first, which waits for one under way.
 
 The SDK's conventions are translated here: a network joined once per process, return codes without names,
-messages in place of states. Independent of how the driver uses them.
+messages in place of states. `Go2Camera` is the front camera, `DdsBoard` carries the lease on the robot's own
+domain. Independent of how the driver uses them.
 """
 
 from __future__ import annotations
@@ -20,24 +21,38 @@ import io
 import os
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from cyclonedds.core import DDSException
+from cyclonedds.pub import DataWriter
+from cyclonedds.qos import Policy, Qos
+from cyclonedds.sub import DataReader
+from cyclonedds.topic import Topic
+from cyclonedds.util import duration
+from PIL import Image as PilImage
+from PIL import UnidentifiedImageError
 from unitree_sdk2py.core import channel
 from unitree_sdk2py.core.channel import ChannelFactory, ChannelSubscriber
 from unitree_sdk2py.go2.sport.sport_client import SportClient
+from unitree_sdk2py.go2.video.video_client import VideoClient
+from unitree_sdk2py.idl.std_msgs.msg.dds_ import String_
 from unitree_sdk2py.idl.unitree_go.msg.dds_ import LowState_, SportModeState_
 from unitree_sdk2py.rpc import client_stub
 
 from vlm_spec_decode.core import environment, environment_checks
+from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.dds import MAX_PARTICIPANTS, domain_xml
-from vlm_spec_decode.core.errors import DomainBusy, RobotUnreachable
+from vlm_spec_decode.core.errors import DomainBusy, ImageError, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.robot.go2 import codes
+from vlm_spec_decode.robot.go2.codes import StateTable
 from vlm_spec_decode.robot.go2.config import Go2Config, check_network, middleware_clash
 from vlm_spec_decode.robot.go2.link import RobotLink, StateMonitor
-from vlm_spec_decode.robot.go2.states import StateTable
 
 Client = TypeVar("Client")
 
@@ -244,3 +259,113 @@ def connect(config: Go2Config, clock: Clock) -> RobotLink:
             give_back(client)
 
     return RobotLink(feed, posture, move, stop, leave)
+
+
+def to_image(jpeg: bytes) -> Image:
+    """Read the size of a JPEG. Raises ImageError if these bytes are none."""
+    try:
+        with PilImage.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
+            return Image(jpeg, picture.width, picture.height)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ImageError(f"the camera sent {len(jpeg)} bytes that are no JPEG") from error
+
+
+class Go2Camera:
+    """A `Camera`. Use it from one thread; frames are made when they are asked for."""
+
+    def __init__(self, config: Go2Config, clock: Clock | None = None) -> None:
+        """Join the network, raising as `Go2Driver.start` does; only a frame shows if a camera answers."""
+        self._config = config
+        self._clock = clock or WallClock()
+        join(config.domain, config.interface)
+        self._client: VideoClient | None = borrow(VideoClient, config.call_timeout_s)
+
+    def frame(self) -> tuple[Image, float]:
+        """Return a new frame and its capture time by this machine's clock.
+
+        The robot sends no stamp; the time is that of the request, the earliest at which the frame can have
+        been taken, so that it never looks fresher than it is. Sporadic 3104 are asked again. Raises
+        RobotUnreachable after `frame_s` without an answer, RobotRefused, or ImageError.
+        """
+        if self._client is None:
+            raise RobotUnreachable("the camera has been closed")
+        deadline_s = self._clock.now() + self._config.frame_s
+        while True:
+            asked_s = self._clock.now()
+            code, data = self._client.GetImageSample()
+            if code == codes.OK:
+                # The SDK hands over a list of integers.
+                return to_image(bytes(data)), asked_s
+            if code not in codes.UNCERTAIN:
+                raise codes.refused("GetImageSample", code)
+            if self._clock.now() >= deadline_s:
+                raise RobotUnreachable(f"camera: GetImageSample returned {code} ({codes.meaning(code)})")
+
+    def close(self) -> None:
+        """Leave. Idempotent."""
+        client, self._client = self._client, None
+        give_back(client)
+
+
+TOPIC = "rt/vsd/executor"
+DEPTH = 16
+_ENDS = "vsd_lease_ends"
+"""Attribute of the SDK's singleton: writer and reader live as long as its participant, and are used again."""
+
+
+class DdsBoard:
+    """`robot.lease.Board` over the SDK's participant. Read by polling: no callback of the DDS library."""
+
+    def __init__(self, config: Go2Config) -> None:
+        self._config = config
+        self._hear: Callable[[str], None] | None = None
+        self._writer: Any = None
+        self._reader: Any = None
+
+    def open(self, hear: Callable[[str], None]) -> None:
+        """Join the robot's network. Raises as `go2_sdk.join`, or RobotUnreachable."""
+        join(self._config.domain, self._config.interface)
+        factory = ChannelFactory()
+        ends = getattr(factory, _ENDS, None)
+        if ends is None:
+            ends = _make_ends(factory)
+            setattr(factory, _ENDS, ends)
+        self._writer, self._reader = ends
+        # What came while nobody held this board is of no interest.
+        self._reader.take(N=DEPTH)
+        self._hear = hear
+
+    def write(self, text: str) -> None:
+        """See `robot.lease.Board`."""
+        if self._writer is not None:
+            try:
+                self._writer.write(String_(text))
+            except DDSException:
+                return  # as if it were lost; the next beat says it again
+
+    def poll(self) -> None:
+        """See `robot.lease.Board`."""
+        if self._reader is None or self._hear is None:
+            return
+        try:
+            samples = self._reader.take(N=DEPTH)
+        except DDSException:
+            return
+        # Samples without data say that a writer has left.
+        for sample in samples:
+            if isinstance(sample, String_):
+                self._hear(sample.data)
+
+    def close(self) -> None:
+        """See `robot.lease.Board`."""
+        self._hear = self._writer = self._reader = None
+
+
+def _make_ends(factory: ChannelFactory) -> tuple[Any, Any]:
+    participant = getattr(factory, "_ChannelFactory__participant")  # noqa: B009  # no other way to it
+    qos = Qos(Policy.Reliability.Reliable(duration(milliseconds=50)), Policy.History.KeepLast(DEPTH))
+    try:
+        topic: Topic[Any] = Topic(participant, TOPIC, String_)
+        return DataWriter(participant, topic, qos), DataReader(participant, topic, qos)
+    except DDSException as error:
+        raise RobotUnreachable(f"cannot write or read {TOPIC}: {error.msg}") from error

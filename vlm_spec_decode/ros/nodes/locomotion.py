@@ -32,6 +32,7 @@ from vlm_spec_decode.core.errors import (
 )
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 from vlm_spec_decode.robot.lease import WAIT_S, Board, Lease
+from vlm_spec_decode.robot.spec import RobotSpec
 from vlm_spec_decode.ros import diagnostics
 from vlm_spec_decode.ros import diagnostics as robot_health
 from vlm_spec_decode.ros import operator_inputs as hands
@@ -90,16 +91,19 @@ class LocomotionNode:
         *,
         says_odometry: bool = True,
         boards: Sequence[Board] = (),
+        spec: RobotSpec | None = None,
     ) -> None:
         """`says_odometry` is false for a robot that publishes odometry and transforms by itself.
 
-        `boards` are where executors of this very robot meet, beside the topic of this namespace.
+        `boards` are where executors of this very robot meet, beside the topic of this namespace. `spec`
+        narrows the limits to what the robot can do.
         """
         self._node, self._clock, self._says_odometry = node, clock, says_odometry
         self._stamps = ClockConverter(node, clock)
         self._parameters = parameters = Parameters(node, PARAMETERS)
         path = parameters.path("limits_file")
         limits = SafetyLimits.from_mapping(read_mapping(path)) if path else SafetyLimits()
+        limits = spec.narrowed(limits) if spec is not None else limits
         self._surroundings = ObstacleSensors(node, clock)
         if self._surroundings.is_needed:
             driver = SensingDriver(driver, self._surroundings)

@@ -1,0 +1,313 @@
+"""`vsd edge`: missions on a robot without ROS, from the command line or line by line from standard input."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vlm_spec_decode.cli.console import interrupted_by_signals
+from vlm_spec_decode.core.config import Setting, settings_of
+from vlm_spec_decode.core.dds import MAX_DOMAIN
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.options import FILE, FOLDER, as_json, options, setting_option
+from vlm_spec_decode.edge.settings import EdgeSettings
+from vlm_spec_decode.mission.state import RunnerConfig
+from vlm_spec_decode.robot.registry import ROBOTS, robot_kind
+
+if TYPE_CHECKING:
+    from vlm_spec_decode.mission.mission import Mission, MissionEvent
+    from vlm_spec_decode.mission.progress import MissionProgress
+    from vlm_spec_decode.mission.service import MissionSettings
+
+ROBOT = Setting("robot", "go2", "Which robot.", one_of=ROBOTS)
+
+LINK_SILENCE_S = 0.6
+"""Silence of the link that loses the cloud."""
+
+STOP_KEYS = frozenset(b" \r\n")
+
+
+@click.command()
+@click.option(
+    "--instruction", "instructions", multiple=True, help="What to do; may be repeated. Default: from stdin."
+)
+@setting_option(ROBOT)
+@click.option("--interface", default=None, help="Network interface towards the robot; default: its own.")
+@click.option(
+    "--domain",
+    type=click.IntRange(0, MAX_DOMAIN),
+    default=None,
+    help="DDS domain of the robot; default: its own.",
+)
+@click.option("--set", "pairs", multiple=True, metavar="NAME=VALUE", help="A setting of the robot's own.")
+@click.option("--limits", type=FILE, default=None, help="YAML of the safety gate's limits.")
+@options(EdgeSettings, "cloud", "keys", "draft", "strategy", keys=FOLDER)
+@options(RunnerConfig, "fallback", "max_steps")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), default=180.0,
+              show_default=True, help="Seconds until a mission is cancelled.")  # fmt: skip
+@click.option("--approve", is_flag=True, help="Show every plan and ask before the robot moves.")
+@click.option("--start-timeout", "start_s", type=click.FloatRange(0, 600, min_open=True), default=30.0,
+              show_default=True, help="Seconds that a silent robot is looked for.")  # fmt: skip
+@as_json
+def edge(as_json: bool, **given: Any) -> int:
+    """Carry out instructions on a robot, without ROS: draft here, target in the cloud.
+
+    Space or Enter stops the robot and ends the mission; Ctrl-C and SIGTERM also end the command. From a pipe,
+    an empty line stops; other lines are instructions, one after the other.
+    """
+    given["settings"] = _robot_settings(given.pop("pairs"))
+
+    def tell(text: str) -> None:
+        click.echo(text, nl=False, err=as_json)
+
+    with interrupted_by_signals():
+        ended = run(EdgeOptions(**given), tell)
+    code = next((one["exit_code"] for one in ended if one["exit_code"]), 0)
+    if as_json:
+        click.echo(json.dumps({"missions": ended, "exit_code": code}))
+    return int(code)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeOptions:
+    """The options of `vsd edge`. `settings` are the robot's own, by name."""
+
+    instructions: tuple[str, ...]
+    robot: str
+    interface: str | None
+    domain: int | None
+    settings: Mapping[str, str]
+    limits: Path | None
+    cloud: str
+    keys: Path | None
+    draft: str
+    strategy: str
+    fallback: str
+    max_steps: int
+    timeout_s: float
+    approve: bool
+    start_s: float
+
+
+def _robot_settings(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Return `NAME=VALUE` options as a mapping. Raises ConfigError."""
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (equals and name.isidentifier()):
+            raise ConfigError(f"--set {pair!r}: NAME=VALUE is wanted, such as state_codes='2077 walk'")
+        found[name] = value
+    return found
+
+
+def run(options: EdgeOptions, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Carry out the instructions; return how each ended. What can be wrong is checked before anything moves.
+
+    Raises ConfigError, InstructionError, CloudUnreachable, RobotError.
+    """
+    from vlm_spec_decode.actions.limits import SafetyLimits
+    from vlm_spec_decode.core.clock import WallClock
+    from vlm_spec_decode.core.config import read_mapping
+    from vlm_spec_decode.edge.factory import check_settings
+    from vlm_spec_decode.edge.mission_loop import check_instruction
+    from vlm_spec_decode.transport.address import wait_for_listener
+
+    for instruction in options.instructions:
+        check_instruction(instruction)
+    kind, settings = robot_kind(options.robot), _edge_settings(options)
+    read = read_mapping(options.limits) if options.limits else {}
+    limits = kind.spec.narrowed(SafetyLimits.from_mapping(read))
+    check_settings(settings)
+    if settings.cloud:
+        wait_for_listener(settings.cloud, settings.refused_s, WallClock())
+    # Only now: these load the models' libraries, and with a robot the SDK.
+    from vlm_spec_decode.mission.engine_source import EdgeEngineSource
+    from vlm_spec_decode.mission.mission import Mission
+    from vlm_spec_decode.mission.robot import Robot
+
+    source = EdgeEngineSource(settings)
+    tell(f"looking for {kind.spec.title}\n")
+    with Robot.connect(
+        options.robot,
+        interface=options.interface,
+        domain=options.domain,
+        limits=limits,
+        start_timeout_s=options.start_s,
+        **options.settings,
+    ) as robot:
+        ask = (lambda plan: click.confirm(f"carry out {plan}?", err=True)) if options.approve else None
+        mission = Mission(None, robot, source=source, approve=ask, settings=_mission_settings(options))
+        tell("the robot stands ready\n")
+        return _missions(mission, options, tell)
+
+
+def _edge_settings(options: EdgeOptions) -> EdgeSettings:
+    from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+
+    return EdgeSettings(
+        cloud=options.cloud,
+        keys=options.keys,
+        draft=options.draft,
+        strategy=options.strategy,
+        timing=ProtocolTiming.walking(LINK_SILENCE_S, settings_of(EdgeSettings)["connect_timeout_s"].default),
+    )
+
+
+def _mission_settings(options: EdgeOptions) -> MissionSettings:
+    from vlm_spec_decode.mission.service import MissionSettings
+    from vlm_spec_decode.mission.state import RunnerConfig
+
+    runner = RunnerConfig(max_steps=options.max_steps, fallback=options.fallback)  # type: ignore[arg-type]
+    return MissionSettings(runner=runner, approve=options.approve)
+
+
+def _missions(mission: Mission, options: EdgeOptions, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Run every instruction; one that is given by option and is not done ends the list."""
+    terminal = _Terminal(mission)
+    terminal.start()
+    ended = []
+    for instruction in options.instructions or terminal.lines():
+        with terminal.stop_keys(unless=options.approve):
+            ended.append(_mission(mission, instruction, options.timeout_s, tell))
+        if options.instructions and ended[-1]["exit_code"]:
+            break
+    return ended
+
+
+def _mission(
+    mission: Mission, instruction: str, timeout_s: float, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run one instruction and show it as `vsd say` does; return how it ended."""
+    shown = _Shown(tell)
+    result = mission.run(instruction, shown.show, timeout_s=timeout_s)
+    return {
+        "instruction": instruction,
+        "status": result.status,
+        "reason": result.reason,
+        "detail": result.detail,
+        "steps": result.steps,
+        "actions": list(result.actions),
+        "exit_code": shown.exit_code,
+    }
+
+
+class _Shown:
+    """The events of one mission, in the words of `MissionProgress`."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._progress: MissionProgress | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """What the command returns for this mission."""
+        return 1 if self._progress is None else self._progress.exit_code
+
+    def show(self, event: MissionEvent) -> None:
+        """Print what there is to say of an event."""
+        from vlm_spec_decode.mission.progress import MissionProgress
+        from vlm_spec_decode.mission.state import Answer, MissionStatus, PartialAnswer
+
+        report = event.report
+        if isinstance(report, MissionStatus) and not report.mission:
+            if report.state == "unavailable":
+                self._tell(f"the cloud: {event.text}\n")
+            return
+        if isinstance(report, PartialAnswer):
+            self._hear("vlm/answer/partial", report.text)
+        elif isinstance(report, Answer):
+            self._hear("vlm/answer", report.to_json())
+            self._hear("vlm/trace", report.trace_json())
+        else:
+            self._progress = self._progress or MissionProgress(report.mission)
+            topic = "vlm/status" if isinstance(report, MissionStatus) else "vlm/plan/status"
+            self._hear(topic, report.to_json())
+
+    def _hear(self, topic: str, text: str) -> None:
+        if self._progress is not None and (said := self._progress.on_message(topic, text)):
+            self._tell(said)
+
+
+class _Terminal:
+    """Standard input: instructions between missions, and what stops the robot during one.
+
+    In a terminal a single key is enough for a stop: the terminal is read key by key while a mission runs.
+    """
+
+    def __init__(self, mission: Mission) -> None:
+        self._mission = mission
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self._is_running = False
+        try:
+            self._fd = sys.stdin.fileno()
+            self._is_tty = os.isatty(self._fd)
+        except (AttributeError, OSError, ValueError):
+            self._fd, self._is_tty = -1, False
+        self._thread = threading.Thread(target=self._read, name="stdin", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read, unless there is nothing, or reading would suspend a job in the background."""
+        if self._fd < 0 or (self._is_tty and os.tcgetpgrp(self._fd) != os.getpgrp()):
+            self._lines.put(None)
+            return
+        self._thread.start()
+
+    def lines(self) -> Iterator[str]:
+        """Yield instructions until the end of the input."""
+        while (line := self._lines.get()) is not None:
+            yield line
+
+    @contextmanager
+    def stop_keys(self, *, unless: bool) -> Iterator[None]:
+        """Let a key stop the robot in this block; `unless` plans are approved, which takes lines, too."""
+        if not self._is_tty or unless:
+            self._is_running = not unless
+            try:
+                yield
+            finally:
+                self._is_running = False
+            return
+        import termios
+        import tty
+
+        before = termios.tcgetattr(self._fd)
+        try:
+            tty.setcbreak(self._fd)
+            self._is_running = True
+            yield
+        finally:
+            self._is_running = False
+            termios.tcsetattr(self._fd, termios.TCSADRAIN, before)
+
+    def _read(self) -> None:
+        pending = b""
+        while data := os.read(self._fd, 4096):
+            if self._is_running and self._is_tty:
+                if STOP_KEYS & set(data):
+                    self._stop()
+                continue
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                self._take(line.decode(errors="replace").strip())
+        if pending.strip():
+            self._take(pending.decode(errors="replace").strip())
+        self._lines.put(None)
+
+    def _take(self, line: str) -> None:
+        if line:
+            self._lines.put(line)
+        elif self._is_running:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._mission.stop("stopped by the operator")

@@ -1,0 +1,415 @@
+"""The public mission: an engine and a robot carry out one instruction, without ROS.
+
+::
+
+    mission = vsd.Mission(engine, robot)
+    result = mission.run("go to the red chair", on_event=print)
+
+`run` has the safety of the nodes: the robot obeys only its executor, the plan under way is repeated as a
+heartbeat, and silence stops it. Decoding, camera and heartbeat have threads of their own; `on_event` is
+called on the thread of `run`. Whatever ends `run` (its end, an exception in `on_event`, Ctrl-C, `cancel`
+from another thread, an error inside the engine), the robot stands when it returns or raises.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Literal, TypeAlias
+
+from vlm_spec_decode.actions.plan import PlanStatus
+from vlm_spec_decode.actions.types import format_action
+from vlm_spec_decode.core import errors
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.errors import (
+    ActionRefused,
+    Cancelled,
+    ConfigError,
+    ImageError,
+    RobotError,
+    VsdError,
+)
+from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.mission.connection import Answerer, EngineSource, OwnedEngine
+from vlm_spec_decode.mission.events import Frame
+from vlm_spec_decode.mission.queue import Ack, MissionRequest
+from vlm_spec_decode.mission.robot import Robot, without_interrupts
+from vlm_spec_decode.mission.service import MissionService, MissionSettings, PlanHeartbeat
+from vlm_spec_decode.mission.state import ENDED, Answer, MissionStatus, PartialAnswer
+
+HEARTBEAT_S = 0.05
+LOOK_S = 0.025
+"""How often the executor's status is looked at; a change is known within it."""
+
+STATUS_S = 0.1
+FRAME_S = 0.2
+CALLBACK_S = 5.0
+"""How long `on_event` may take; then nobody seems to follow the mission any more, and it is cancelled."""
+
+FOLLOW_S = 0.7
+"""How long `run` may be away outside a callback: an interrupt at an odd moment has ended it."""
+
+JOIN_S = 1.0
+log = logging.getLogger(__name__)
+
+Report: TypeAlias = MissionStatus | PartialAnswer | Answer | PlanStatus
+Kind: TypeAlias = Literal["state", "text", "answer", "robot"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MissionEvent:
+    """Something that a mission tells: in words, and as the report that the words are made of.
+
+    `state`: what the mission does (MissionStatus); `text`: the committed text of the present answer so far
+    (PartialAnswer); `answer`: a finished answer (Answer); `robot`: what the executor does (PlanStatus).
+    """
+
+    kind: Kind
+    text: str
+    report: Report
+
+    def __str__(self) -> str:
+        """Return the words."""
+        return self.text
+
+
+def event_of(report: Report) -> MissionEvent:
+    """Return the event that a report makes."""
+    if isinstance(report, PartialAnswer):
+        return MissionEvent(kind="text", text=report.text, report=report)
+    if isinstance(report, Answer):
+        actions = " ".join(map(format_action, report.actions))
+        return MissionEvent(kind="answer", text=f"answer {report.number}: {actions}", report=report)
+    if isinstance(report, PlanStatus):
+        doing = (report.state, report.action, report.reason, report.detail)
+        return MissionEvent(kind="robot", text=" ".join(filter(None, doing)), report=report)
+    parts = (report.state.replace("_", " "), report.reason, report.detail)
+    return MissionEvent(kind="state", text=": ".join(filter(None, parts)), report=report)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MissionResult:
+    """How a mission ended.
+
+    `status` is `done`, `step_limit`, `refused`, `cancelled` or `failed`; `reason` a stable name and
+    `detail` a sentence, if it is not `done`. `steps` counts the answers, `actions` holds what was carried
+    out, as text.
+    """
+
+    status: str
+    reason: str = ""
+    detail: str = ""
+    steps: int = 0
+    actions: tuple[str, ...] = ()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the instruction was carried out."""
+        return self.status == "done"
+
+    def check(self) -> MissionResult:
+        """Return the result if it is `done`; else raise what ended it, by its own type where it has one."""
+        if self.is_done:
+            return self
+        said = ": ".join(filter(None, (self.status.replace("_", " "), self.reason, self.detail)))
+        if self.status == "cancelled":
+            raise Cancelled(said)
+        if self.status == "refused":
+            raise ActionRefused(self.reason, self.detail)
+        kind = getattr(errors, self.reason, None)
+        # Only what a text makes whole again: some errors carry more than that.
+        if isinstance(kind, type) and issubclass(kind, VsdError) and kind.__init__ is Exception.__init__:
+            raise kind(self.detail)
+        raise VsdError(said)
+
+
+class Mission:
+    """Carries out instructions on one robot, one at a time. It owns neither engine nor robot.
+
+    `engine` is a `vsd.Engine`, or whatever answers observations. `source` makes engines instead, and another
+    one after a loss, as `vsd edge` does. `camera` replaces the robot's own. `approve` is asked, on the
+    thread of `run`, before each plan moves the robot. `settings` say when a mission gives up, and what it
+    does without its cloud.
+    """
+
+    def __init__(
+        self,
+        engine: Answerer | None,
+        robot: Robot,
+        *,
+        source: EngineSource | None = None,
+        camera: Callable[[], tuple[Image, float]] | None = None,
+        approve: Callable[[str], bool] | None = None,
+        settings: MissionSettings | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if camera is None and not robot.has_camera:
+            raise ConfigError(f"robot {robot.spec.name!r} has no camera: give the mission one")
+        if engine is not None:
+            source = OwnedEngine(engine)
+        if source is None:
+            raise ConfigError("a mission has an engine, or a source that makes one")
+        self._source: EngineSource = source
+        self._robot, self._look = robot, camera or robot.look
+        self._approve, self._settings = approve, settings or MissionSettings()
+        self._clock = clock or WallClock()
+        self._busy = threading.Lock()
+        self._running: _Run | None = None
+
+    def run(
+        self,
+        instruction: str,
+        on_event: Callable[[MissionEvent], object] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> MissionResult:
+        """Carry out one instruction and return how it ended; the robot stands then.
+
+        `on_event` gets every event. After `timeout_s` the mission is cancelled.
+
+        Raises InstructionError for no instruction, UsageError if this mission runs already, and what
+        `on_event`, `approve` or the engine raise that is no error of ours. Errors of ours are in the
+        result: see `MissionResult.check`.
+        """
+        asks = self._approve is not None
+        request = MissionRequest(
+            instruction=instruction, mission=f"run-{uuid.uuid4().hex[:12]}", approve=asks, lease_s=CALLBACK_S
+        )
+        if not self._busy.acquire(blocking=False):
+            raise errors.UsageError("this mission runs already; cancel it, or use another")
+        try:
+            run = _Run(request, self._source, self._robot, self._look, self._settings, self._clock)
+            self._running = run
+            try:
+                run.start()
+                return run.follow(on_event, self._approve, timeout_s)
+            finally:
+                # Not even a second Ctrl-C keeps the robot from being stopped.
+                without_interrupts(run.end)
+        finally:
+            self._running = None
+            self._busy.release()
+
+    def cancel(self, reason: str = "cancelled by the caller") -> None:
+        """End the mission under way, from any thread; the robot stops, and `run` returns."""
+        run = self._running
+        if run is not None:
+            run.cancel(reason)
+
+    def stop(self, reason: str = "stopped") -> None:
+        """Stop the robot, then end the mission, from any thread: the stop waits for nothing that decodes.
+
+        Raises RobotError as `Robot.stop`.
+        """
+        self.cancel(reason)
+        self._robot.stop()
+
+
+class _Run:
+    """One mission under way: the threads, and what goes between them and the thread of `run`."""
+
+    def __init__(
+        self,
+        request: MissionRequest,
+        source: EngineSource,
+        robot: Robot,
+        look: Callable[[], tuple[Image, float]],
+        settings: MissionSettings,
+        clock: Clock,
+    ) -> None:
+        self._request, self._robot, self._look, self._clock = request, robot, look, clock
+        self._reports: SimpleQueue[Report] = SimpleQueue()
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._lock = threading.RLock()
+        self._crash: BaseException | None = None
+        self._status = MissionStatus(state="connecting")
+        self._actions: list[str] = []
+        self._answer, self._executed = -1, 0
+        self._is_asking = self._is_calling = False
+        self._followed_s = clock.now()
+        output = _Output(robot, clock, self._reports.put)
+        self._service = MissionService(
+            source,
+            output,
+            clock,
+            lambda: settings,
+            prefix="run",
+            now_s=clock.now,
+            wake=self._wake.set,
+            on_failure=lambda _: None,
+            on_crash=self._on_crash,
+        )
+        work = (self._serve, self._watch, self._see)
+        self._threads = [
+            threading.Thread(target=self._guard, args=(each,), name=f"mission {each.__name__}", daemon=True)
+            for each in work
+        ]
+
+    def start(self) -> None:
+        """Ask for the mission, and begin."""
+        with self._lock:
+            self._service.start()
+            self._service.instruct(self._request)
+        for thread in self._threads:
+            thread.start()
+
+    def follow(
+        self,
+        on_event: Callable[[MissionEvent], object] | None,
+        approve: Callable[[str], bool] | None,
+        timeout_s: float | None,
+    ) -> MissionResult:
+        """Hand on every event until the mission has ended; return how."""
+        until_s = None if timeout_s is None else self._clock.now() + timeout_s
+        while self._status.state not in ENDED:
+            self._followed_s = self._clock.now()
+            with self._lock:
+                self._service.heartbeat(self._request.mission)
+            if self._crash is not None:
+                raise self._crash
+            if until_s is not None and self._clock.now() > until_s:
+                until_s = None
+                self.cancel(f"no end within {timeout_s:g} s")
+            try:
+                report = self._reports.get(timeout=HEARTBEAT_S)
+            except Empty:
+                continue
+            self._note(report)
+            self._is_calling = True
+            if on_event is not None:
+                on_event(event_of(report))
+            if isinstance(report, MissionStatus) and report.reason == "approve" and approve is not None:
+                # A person may think for long; that is no silence.
+                self._is_asking = True
+                self._service.put_verdict(approve(report.detail))
+                self._is_asking = False
+            self._followed_s, self._is_calling = self._clock.now(), False
+        return self._result()
+
+    def cancel(self, reason: str) -> None:
+        """End the mission, from any thread."""
+        # The robot first, without the lock: a stop waits for no other thread.
+        self._service.halt()
+        with self._lock:
+            self._service.cancel(self._request.mission, reason)
+
+    def end(self) -> None:
+        """Stop the robot if it still moves, and end every thread."""
+        has_ended = self._status.state in ENDED
+        with self._lock:
+            # A plan without actions first: the executor stops, whatever the other threads do.
+            self._service.halt()
+        try:
+            if not (has_ended and self._status.state == "done") and not self._robot.is_stopped:
+                self._robot.stop()
+        finally:
+            self._closing.set()
+            self._wake.set()
+            self._service.close()
+            for thread in self._threads:
+                if thread.is_alive():
+                    thread.join(JOIN_S)
+
+    def _note(self, report: Report) -> None:
+        if isinstance(report, MissionStatus):
+            self._status = report
+        elif isinstance(report, PlanStatus):
+            if report.answer != self._answer:
+                self._answer, self._executed = report.answer, 0
+            self._actions += report.executed[self._executed :]
+            self._executed = len(report.executed)
+
+    def _result(self) -> MissionResult:
+        status = self._status
+        return MissionResult(
+            status=status.state,
+            reason=status.reason,
+            detail=status.detail,
+            steps=status.step,
+            actions=tuple(self._actions),
+        )
+
+    def _on_crash(self, error: BaseException) -> None:
+        self._crash = error
+
+    # Threads ---------------------------------------------------------------------------------------
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Run a thread's work; what nobody foresaw ends `run`, and with it the mission."""
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again on the thread of `run`
+            self._crash = error
+
+    def _serve(self) -> None:
+        """Hand on what the mission says, repeat its plan, and look at its lease."""
+        beaten_s = 0.0
+        while not self._closing.is_set():
+            self._wake.wait(HEARTBEAT_S / 2)
+            self._wake.clear()
+            with self._lock:
+                self._service.drain()
+                if not self._is_calling and self._clock.now() - self._followed_s > FOLLOW_S:
+                    self._service.cancel(self._request.mission, "nobody follows the mission any more")
+                if self._is_asking:
+                    self._service.heartbeat(self._request.mission)
+                self._service.check_leases()
+            if self._clock.now() - beaten_s >= HEARTBEAT_S / 2:
+                beaten_s = self._clock.now()
+                self._service.beat()
+
+    def _watch(self) -> None:
+        """Tell the mission what the executor does: at once when it changes, and again as a sign of life."""
+        told, told_s = None, 0.0
+        while not self._closing.wait(LOOK_S):
+            status, now_s = self._robot.status, self._clock.now()
+            if status == told and now_s - told_s < STATUS_S:
+                continue
+            if status != told and status.mission == self._request.mission:
+                self._reports.put(status)
+            told, told_s = status, now_s
+            self._service.put_status(status)
+
+    def _see(self) -> None:
+        """Bring frames. A camera that fails is asked again; the mission gives up by its own time-out."""
+        while not self._closing.is_set():
+            try:
+                image, captured_s = self._look()
+                self._service.put_frame(Frame(image, captured_s, "camera"))
+            except (RobotError, ImageError) as error:
+                log.debug("no frame: %s", error)
+            self._closing.wait(FRAME_S)
+
+
+class _Output:
+    """`MissionOutput` for one caller: plans go to the robot, everything else to `tell`."""
+
+    def __init__(self, robot: Robot, clock: Clock, tell: Callable[[Report], None]) -> None:
+        heartbeat = PlanHeartbeat(robot.submit, clock.now)
+        self.plan, self.beat = heartbeat.plan, heartbeat.beat
+        self.rest, self.halt = heartbeat.rest, heartbeat.halt
+        self._tell = tell
+
+    def partial(self, report: PartialAnswer) -> None:
+        """Tell it."""
+        self._tell(report)
+
+    def answer(self, report: Answer) -> None:
+        """Tell it."""
+        self._tell(report)
+
+    def status(self, status: MissionStatus, *, aside: bool = False) -> None:
+        """Tell what the mission under way, or the connection, does."""
+        if not aside:
+            self._tell(status)
+
+    def acknowledge(self, ack: Ack) -> None:
+        """Do nothing: the caller is this process."""
+
+    def run(self, facts: str) -> None:
+        """Do nothing: the caller has made the engine."""

@@ -1,0 +1,77 @@
+"""What a robot is: its body, what it can do and sense, and how far its own limits narrow those of the gate.
+
+Everything above the driver that differs between robots is a field here, so that no other module has a number
+of one robot in it. Units are metres, seconds and radians.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.core.errors import ConfigError
+
+Sensor: TypeAlias = Literal["camera", "ranges", "battery"]
+"""What a robot can sense by itself, besides its odometry."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hull:
+    """The standing body's box, centred on the base."""
+
+    length_m: float
+    width_m: float
+    height_m: float
+
+    @property
+    def half_m(self) -> tuple[float, float]:
+        """Half length and half width; free ranges are measured from these edges."""
+        return (self.length_m / 2, self.width_m / 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RobotSpec:
+    """The facts of one kind of robot.
+
+    `max_speed_mps` and `max_turn_radps` are what the body can do; the gate's limits may be narrower, never
+    wider. `postures` are those of the action language (`core.robot.POSTURES`) that it can take, `gestures`
+    those of them that end by themselves. `tilts` tells whether it can look up and down with its body.
+    `walking_codes` are the numbers that its state machine has for states that walk; empty: it has none.
+    `settings` names what `connect` takes besides interface and domain, with a sentence each.
+    """
+
+    name: str
+    title: str
+    hull: Hull
+    max_speed_mps: float
+    max_turn_radps: float
+    postures: tuple[str, ...] = ()
+    gestures: tuple[str, ...] = ()
+    tilts: bool = False
+    sensors: frozenset[Sensor] = frozenset()
+    walking_codes: frozenset[int] = frozenset()
+    settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a gesture that is no posture, or a limit that is none."""
+        if not set(self.gestures) <= set(self.postures):
+            raise ConfigError(f"robot {self.name!r}: every gesture is one of its postures")
+        if not (self.max_speed_mps > 0 and self.max_turn_radps > 0):
+            raise ConfigError(f"robot {self.name!r}: its speeds are above 0")
+
+    def narrowed(self, limits: SafetyLimits) -> SafetyLimits:
+        """Return what the gate allows on this robot: `limits`, nowhere faster than the body.
+
+        Raises ConfigError for `modes` that are no walking states of this robot.
+        """
+        if wrong := sorted(set(limits.modes) - self.walking_codes):
+            known = ", ".join(map(str, sorted(self.walking_codes))) or "it has no such codes"
+            raise ConfigError(f"modes: {wrong} do not walk on {self.name!r}: {known}")
+        return replace(
+            limits,
+            max_speed_mps=min(limits.max_speed_mps, self.max_speed_mps),
+            max_turn_radps=min(limits.max_turn_radps, self.max_turn_radps),
+        )
