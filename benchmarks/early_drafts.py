@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_spec_decode.bench.pairs import PairLibrary, worth_of
-from vlm_spec_decode.core.assets import ASSETS
+from vlm_spec_decode.core.config import ASSETS
 from vlm_spec_decode.models.loader import shipped
 from vlm_spec_decode.train.config import recipe
 from vlm_spec_decode.train.loop import run_train

@@ -23,7 +23,7 @@ from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.mission.queue import MissionRequest
 from vlm_spec_decode.mission.state import ENDED
 from vlm_spec_decode.robot.fake import Disc
-from vlm_spec_decode.ros.qos import REQUEST
+from vlm_spec_decode.ros.middleware import REQUEST
 
 
 class Operator:

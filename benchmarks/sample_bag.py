@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from vlm_spec_decode.core.assets import ASSETS
 from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.config import ASSETS
 from vlm_spec_decode.demo.process_stack import ProcessStack, ProcessStackConfig
 from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.transport.keys import generate

@@ -7,7 +7,7 @@ from launch.actions import OpaqueFunction
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vlm_spec_decode.ros.launch import Values, declare, node, option, recorder, view, vsd
-from vlm_spec_decode.ros.launch_arguments import (
+from vlm_spec_decode.ros.params import (
     BODY,
     CLOUD_PORT,
     DECODING,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from vlm_spec_decode.ros import launch_arguments
-from vlm_spec_decode.ros.launch_arguments import Argument
+from vlm_spec_decode.ros import params
+from vlm_spec_decode.ros.params import Argument
 
 
 def declared_arguments(path: Path) -> dict[str, Argument]:
@@ -14,5 +14,5 @@ def declared_arguments(path: Path) -> dict[str, Argument]:
     for statement in ast.parse(path.read_text()).body:
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "ARGUMENTS":
             expression = compile(ast.Expression(statement.value), path.name, "eval")
-            return {each.name: each for each in eval(expression, vars(launch_arguments).copy())}
+            return {each.name: each for each in eval(expression, vars(params).copy())}
     raise AssertionError(f"{path.name} declares no arguments")

@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from benchmarks.lib.fleet import BatchCost
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
-
-from .fleet import BatchCost
 
 MOST = 65_536
 """Robots that no search goes beyond."""

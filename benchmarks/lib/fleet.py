@@ -16,6 +16,7 @@ from functools import partial
 
 import numpy as np
 
+from benchmarks.lib.robots import VirtualRobot
 from vlm_spec_decode.cloud.config import ServerLimits
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.requests import BatchResult, Jobs
@@ -24,8 +25,6 @@ from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.ports import Target
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.transport.emulation import EmulatedDirection, shapers
-
-from .robots import VirtualRobot
 
 TICK_S = 0.1
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from vlm_spec_decode.actions.grammar import language
-from vlm_spec_decode.bench.load import DraftIdentity, shipped_speech
-from vlm_spec_decode.bench.load_robots import Question
+from vlm_spec_decode.bench.load import DraftIdentity, Question, shipped_speech
 from vlm_spec_decode.bench.run import SilentCodec
 from vlm_spec_decode.bench.synthetic import PairSpec, SyntheticFamily
 from vlm_spec_decode.cloud.config import CloudConfig

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from test.tables import POOR_DRAFT, STOP, TARGET, LetterCodec, TableModel
-from vlm_spec_decode.bench.load import DraftIdentity, load, told
-from vlm_spec_decode.bench.load_robots import LoadFleet, Question
+from vlm_spec_decode.bench.load import DraftIdentity, LoadFleet, Question, load, told
 from vlm_spec_decode.bench.settings import LoadConfig, RobotBehaviour
 from vlm_spec_decode.cloud.config import ServerLimits
 from vlm_spec_decode.cloud.protocol import ServerProtocol

@@ -13,7 +13,7 @@ from vlm_spec_decode.core.config import from_mapping
 from vlm_spec_decode.core.config import read_mapping as load_yaml
 from vlm_spec_decode.core.errors import ConfigError, InstructionError, UsageError
 from vlm_spec_decode.core.profiles import LinkProfile
-from vlm_spec_decode.core.text import text_problem
+from vlm_spec_decode.core.types import text_problem
 from vlm_spec_decode.edge.mission_loop import check_instruction
 from vlm_spec_decode.mission.queue import MissionRequest
 from vlm_spec_decode.sim.scene import read

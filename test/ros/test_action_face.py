@@ -7,7 +7,7 @@ from rclpy.action import ActionClient
 
 from test.ros.test_vlm_node import stage  # noqa: F401
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.ros.action_server import MissionActionServer, action_type
+from vlm_spec_decode.ros.mission_topics import MissionActionServer, action_type
 
 pytestmark = pytest.mark.ros
 

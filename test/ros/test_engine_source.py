@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("rclpy", reason="the source reads a node's parameters")
 
 from vlm_spec_decode.edge.settings import EdgeSettings
-from vlm_spec_decode.mission import engine_source
+from vlm_spec_decode.mission import connection
 
 pytest.importorskip("rclpy", reason="the source reads a node's parameters")
 
@@ -33,9 +33,9 @@ def test_of_two_clouds_the_one_that_answered_last_is_asked_first(monkeypatch: py
         asked.append(settings.cloud)
         return runtime
 
-    monkeypatch.setattr(engine_source, "bring_up", bring_up)
-    monkeypatch.setattr(engine_source.DraftModel, "load", lambda _: None)
-    source = engine_source.EdgeEngineSource(EdgeSettings(cloud="tcp://a:5557,tcp://b:5557"))
+    monkeypatch.setattr(connection, "bring_up", bring_up)
+    monkeypatch.setattr(connection.DraftModel, "load", lambda _: None)
+    source = connection.EdgeEngineSource(EdgeSettings(cloud="tcp://a:5557,tcp://b:5557"))
     source.connect()
     source.connect()
     assert runtime.is_closed

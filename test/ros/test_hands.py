@@ -16,8 +16,8 @@ from test.ros.test_locomotion_node import stage  # noqa: F401
 from vlm_spec_decode.actions.types import Forward
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.robot.fake import FakeRobot
+from vlm_spec_decode.ros.middleware import LATCHED
 from vlm_spec_decode.ros.obstacle_sensors import ObstacleSensors, SensingDriver
-from vlm_spec_decode.ros.qos import LATCHED
 
 pytestmark = pytest.mark.ros
 

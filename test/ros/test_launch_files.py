@@ -11,7 +11,7 @@ import yaml
 from test.launch_files import declared_arguments
 from vlm_spec_decode.cli import main as cli
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.ros import launch_arguments
+from vlm_spec_decode.ros import params
 from vlm_spec_decode.ros.parameter_docs import PARAMETERS as DECLARED
 from vlm_spec_decode.sim.physics.physical_world import BODIES
 
@@ -51,7 +51,7 @@ def test_an_argument_takes_what_its_parameter_takes():
     for path in LAUNCH_FILES:
         for name, argument in declared_arguments(path).items():
             parameter = parameters.get(name)
-            if parameter is not None and argument.choices != launch_arguments.YES_NO:
+            if parameter is not None and argument.choices != params.YES_NO:
                 assert argument.choices == parameter.choices, name
             if parameter is not None and argument.default and name not in {"interface", "domain"}:
                 assert argument.default == str(parameter.default).lower(), name
@@ -159,11 +159,11 @@ def test_what_cannot_be_meant_is_refused_by_name():
     from vlm_spec_decode.ros.launch import Values, declare
 
     context = LaunchContext()
-    for action in declare(launch_arguments.MISSION):
+    for action in declare(params.MISSION):
         action.execute(context)
-    assert not Values.of(context, launch_arguments.MISSION).flag("approve")
+    assert not Values.of(context, params.MISSION).flag("approve")
     context.launch_configurations["aprove"] = "true"
     with pytest.raises(ConfigError, match="approve"):
-        Values.of(context, launch_arguments.MISSION)
+        Values.of(context, params.MISSION)
     with pytest.raises(ConfigError, match="domain:=x"):
         Values({"domain": "x"}).whole("domain")

@@ -15,8 +15,8 @@ from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.demo.live import FakeExecutor, LiveConfig, LivePlayer
+from vlm_spec_decode.ros.middleware import COMMAND
 from vlm_spec_decode.ros.nodes.vlm import VlmNode
-from vlm_spec_decode.ros.qos import COMMAND
 
 pytestmark = pytest.mark.ros
 

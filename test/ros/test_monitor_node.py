@@ -16,8 +16,8 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.ros.convert import from_compressed, to_compressed
+from vlm_spec_decode.ros.middleware import LATCHED
 from vlm_spec_decode.ros.nodes.monitor import FIGURES, MonitorNode
-from vlm_spec_decode.ros.qos import LATCHED
 from vlm_spec_decode.ros.visualization import (
     COLOURS,
     AnswerPiece,

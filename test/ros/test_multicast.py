@@ -10,8 +10,7 @@ from PIL import Image as PilImage
 
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError, RobotUnreachable
-from vlm_spec_decode.ros.camera_sources import open_source
-from vlm_spec_decode.ros.multicast import MulticastCamera, address_of
+from vlm_spec_decode.ros.camera_sources import MulticastCamera, address_of, open_source
 
 GROUP = "230.1.1.1"
 

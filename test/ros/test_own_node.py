@@ -7,7 +7,7 @@ from std_msgs.msg import String
 
 from test.ros import NAMESPACE, ROS_DOMAIN
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.ros.own_node import OwnNode
+from vlm_spec_decode.ros.middleware import OwnNode
 
 pytestmark = pytest.mark.ros
 
@@ -43,7 +43,7 @@ def test_what_is_no_namespace_is_named():
 def test_a_process_that_may_be_killed_shares_no_memory_unless_asked_to(wanted, shares):
     code = (
         "from pathlib import Path\n"
-        "from vlm_spec_decode.ros.own_node import OwnNode\n"
+        "from vlm_spec_decode.ros.middleware import OwnNode\n"
         f"node = OwnNode('alone', {ROS_DOMAIN})\n"
         "print('/dev/shm/fastdds' in Path('/proc/self/maps').read_text())\n"
         "node.close()\n"

@@ -7,7 +7,7 @@ import pytest
 
 CODE = """
 import os, threading
-from vlm_spec_decode.ros.process_priority import hurry
+from vlm_spec_decode.ros.nodes.locomotion import hurry
 os.nice(3)
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 def priorities():

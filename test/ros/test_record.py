@@ -16,7 +16,7 @@ from vlm_spec_decode.bags.settings import OURS, RecordConfig
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.mission.queue import Ack, MissionRequest
 from vlm_spec_decode.ros.convert import to_compressed
-from vlm_spec_decode.ros.qos import COMMAND, LATCHED, REQUEST
+from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, REQUEST
 from vlm_spec_decode.ros.recorder import Arrivals, Recorder, message_type, modes_for
 
 pytestmark = pytest.mark.ros

@@ -10,15 +10,15 @@ import time
 import pytest
 
 from vlm_spec_decode.core.errors import CloudUnreachable, RobotUnreachable
-from vlm_spec_decode.ros import process as spin
+from vlm_spec_decode.ros import entry_points as spin
 
 pytestmark = pytest.mark.ros
 
 PROGRAM = """
 import sys, threading, time
 from pathlib import Path
-from vlm_spec_decode.ros.process import run_node
-from vlm_spec_decode.ros.stamps import STEADY
+from vlm_spec_decode.ros.entry_points import run_node
+from vlm_spec_decode.ros.convert import STEADY
 from vlm_spec_decode.core.errors import CloudUnreachable, RobotUnreachable
 
 log = Path(sys.argv[1])

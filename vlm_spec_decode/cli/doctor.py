@@ -25,8 +25,8 @@ from typing import Any
 import click
 
 from vlm_spec_decode.core import environment, extras
-from vlm_spec_decode.core.assets import ASSETS
-from vlm_spec_decode.core.dds import MAX_DOMAIN
+from vlm_spec_decode.core.config import ASSETS
+from vlm_spec_decode.core.environment import MAX_DOMAIN
 from vlm_spec_decode.core.errors import RobotError, VsdError
 from vlm_spec_decode.core.options import FOLDER, as_json, finish, option
 from vlm_spec_decode.core.types import FUTURE_TOLERANCE_S
@@ -136,7 +136,7 @@ renderer.close()
 
 START_ROS = """
 import os
-from vlm_spec_decode.ros.own_node import OwnNode
+from vlm_spec_decode.ros.middleware import OwnNode
 from vlm_spec_decode.core.environment_checks import ros_domain
 import sensor_msgs.msg, nav_msgs.msg
 OwnNode("vsd_doctor", ros_domain(os.environ)).close()

@@ -17,7 +17,7 @@ import click
 
 from vlm_spec_decode.cli.console import interrupted_by_signals
 from vlm_spec_decode.core.config import Setting, settings_of
-from vlm_spec_decode.core.dds import MAX_DOMAIN
+from vlm_spec_decode.core.environment import MAX_DOMAIN
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.options import FILE, FOLDER, as_json, options, setting_option
 from vlm_spec_decode.edge.settings import EdgeSettings
@@ -131,7 +131,7 @@ def run(options: EdgeOptions, tell: Callable[[str], None]) -> list[dict[str, Any
     if settings.cloud:
         wait_for_listener(settings.cloud, settings.refused_s, WallClock())
     # Only now: these load the models' libraries, and with a robot the SDK.
-    from vlm_spec_decode.mission.engine_source import EdgeEngineSource
+    from vlm_spec_decode.mission.connection import EdgeEngineSource
     from vlm_spec_decode.mission.mission import Mission
     from vlm_spec_decode.mission.robot import Robot
 

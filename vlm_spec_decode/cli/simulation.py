@@ -41,7 +41,7 @@ def sim(as_json: bool, headless: bool, actions: str, **given: Any) -> int:
 
     config = SimConfig(**given)
     if headless:
-        from vlm_spec_decode.demo.headless import carry_out
+        from vlm_spec_decode.demo.main import carry_out
 
         document = carry_out(config, actions)
         finish(as_json, document, f"{document['state']} after {document['time_s']:.1f} s of virtual time")

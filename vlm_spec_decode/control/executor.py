@@ -17,12 +17,52 @@ from vlm_spec_decode.actions.types import Done, format_action
 from vlm_spec_decode.control.action_runner import ActionRunner, ActionSteps, CallRunner, ThreadCallRunner
 from vlm_spec_decode.control.emergency_stop import RESTOP_S, EmergencyStop, StopReport, fault_reason
 from vlm_spec_decode.control.motion_profile import MotionTuning, Velocity
-from vlm_spec_decode.control.periodic import PeriodicThread
 from vlm_spec_decode.control.plan_queue import PlanQueue, PlanReceipt, TimedPlan
 from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.control.teleop import Teleoperation
 from vlm_spec_decode.core.errors import ActionRefused, Cancelled, RobotError
 from vlm_spec_decode.core.ports import Clock, RobotDriver
+
+JOIN_S = 5.0
+
+
+class PeriodicThread:
+    """Runs `tick` every `period_s`; `at_end` is called also after an unexpected error."""
+
+    def __init__(
+        self, name: str, clock: Clock, period_s: float, tick: Callable[[], None], at_end: Callable[[], object]
+    ) -> None:
+        self._clock, self._period_s = clock, period_s
+        self._tick, self._at_end = tick, at_end
+        self._closing = threading.Event()
+        self.error: Exception | None = None
+        """What ended the thread, if nobody foresaw it."""
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Do the last thing now, then wait for the thread. Idempotent."""
+        if not self._closing.is_set():
+            self._closing.set()
+            self._at_end()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout=JOIN_S)
+
+    def _run(self) -> None:
+        try:
+            while not self._closing.is_set():
+                began_s = self._clock.now()
+                self._tick()
+                self._clock.sleep(self._period_s - (self._clock.now() - began_s))
+        except Exception as error:
+            self.error = error
+            raise
+        finally:
+            self._at_end()
+
 
 PERIOD_S = 0.025
 """40 Hz: far below the 1 s that the robot holds a Move, spaced enough for its request queue."""

@@ -2,7 +2,7 @@
 
 A field of a settings dataclass that `setting` makes carries its default, range, choices and description.
 From it follow the option of a command (`core.options`), the ROS parameter (`ros.params`), the launch argument
-(`ros.launch_arguments`), the key of a settings file and the rows of the tables in docs/parameters.md.
+(`ros.params`), the key of a settings file and the rows of the tables in docs/parameters.md.
 
 A settings file is YAML. Unknown keys are refused with the nearest known one, values of another type or out of
 range with the file and the key. `effective` and `digest` say what holds after defaults, file and options.
@@ -20,7 +20,11 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, get_type_hints
 
 from vlm_spec_decode.core.errors import ConfigError, VsdError
-from vlm_spec_decode.core.text import text_problem
+from vlm_spec_decode.core.types import text_problem
+
+ASSETS = Path(__file__).parents[1] / "assets"
+"""Folder of them all."""
+
 
 T = TypeVar("T")
 Scalar: TypeAlias = bool | int | float | str

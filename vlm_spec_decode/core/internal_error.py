@@ -6,12 +6,33 @@ Whatever arrives here is a bug, or an error of a library that needs a named erro
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
 import traceback
 from pathlib import Path
 
-from vlm_spec_decode.core.scratch import scratch_folder
+
+def scratch_folder(name: str) -> Path | None:
+    """Return a folder of this user's own in the temporary folder; None if there is no place to write.
+
+    What another user has put there under this name is passed by.
+    """
+    import tempfile
+
+    try:
+        folder = Path(tempfile.gettempdir(), f"vsd-{name}-{os.getuid()}")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid():
+            return folder
+    except OSError:
+        pass
+    try:
+        return Path(tempfile.mkdtemp(prefix=f"vsd-{name}-"))
+    except OSError:
+        return None
+
 
 SHOW = "VSD_TRACEBACK"
 """Set to 1: tracebacks go to stderr as well."""

@@ -35,8 +35,7 @@ from vlm_spec_decode.bags.recording import Recording
 from vlm_spec_decode.core.errors import ConfigError, ImageError
 from vlm_spec_decode.mission.state import ENDED
 from vlm_spec_decode.ros.convert import to_compressed
-from vlm_spec_decode.ros.own_node import OwnNode
-from vlm_spec_decode.ros.qos import COMMAND, LATCHED
+from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, OwnNode
 
 LONGEST_STEP_S = 1.0
 """A gap longer than this counts as standing."""

@@ -42,8 +42,7 @@ from vlm_spec_decode.core.profiles import load_link
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.demo.report import MissionLog, MissionStep
 from vlm_spec_decode.ros.convert import from_compressed
-from vlm_spec_decode.ros.own_node import OwnNode
-from vlm_spec_decode.ros.qos import COMMAND, LATCHED
+from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, OwnNode
 from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.ground_truth import GroundTruth

@@ -8,8 +8,7 @@ from typing import Literal, TypeAlias
 
 from vlm_spec_decode.actions.types import Action, Done, Stop, format_action
 from vlm_spec_decode.core.errors import InstructionError
-from vlm_spec_decode.core.text import text_problem
-from vlm_spec_decode.core.types import MAX_INSTRUCTION_CHARS, Image, Observation
+from vlm_spec_decode.core.types import MAX_INSTRUCTION_CHARS, Image, Observation, text_problem
 
 REPLACEMENT = "\ufffd"
 """What ROS makes of a byte that is not UTF-8: nobody may guess what was asked of the robot."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from vlm_spec_decode.core.assets import ASSETS
+from vlm_spec_decode.core.config import ASSETS
 from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.models.checkpoint import named

@@ -1,20 +1,27 @@
-"""ROS messages to core types and back. Pure functions: no node, no clock, no state.
+"""ROS messages to core types and back, and the clock that a stamp belongs to.
 
-Units and axes follow REP 103 (metres, radians, x forward, y left), frames REP 105 (odom, base_link).
+The conversions are pure functions: no node, no clock, no state. Control compares ages on the monotonic clock;
+messages carry ROS time, which may jump or be simulated. Both are read at one moment to carry a stamp from one
+to the other.
 """
 
 from __future__ import annotations
 
 import math
 from array import array
+from dataclasses import dataclass
 
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Quaternion, TransformStamped
 from nav_msgs.msg import Odometry
+from rclpy.clock import Clock as RosClock
+from rclpy.clock import ClockType
+from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage
 
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.images import file_image
+from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.core.types import Image
 
@@ -124,3 +131,32 @@ def camera_transforms(
 def _diagonal(matrix: object, variances: tuple[float, ...]) -> None:
     for index, variance in enumerate(variances):
         matrix[index * 7] = variance  # type: ignore[index]
+
+
+STEADY = RosClock(clock_type=ClockType.STEADY_TIME)
+"""Drives every timer, so that a robot under `use_sim_time` with no /clock is still watched over."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClockConverter:
+    """Converts between the node's ROS time and a monotonic clock."""
+
+    node: Node
+    clock: Clock
+
+    def ros_now_s(self) -> float:
+        """Return ROS time now."""
+        return float(self.node.get_clock().now().nanoseconds / 1e9)
+
+    def to_ros_s(self, monotonic_s: float) -> float:
+        """Return the ROS time of a moment of the monotonic clock."""
+        return self.ros_now_s() - (self.clock.now() - monotonic_s)
+
+    def ahead_s(self, stamp_s: float) -> float:
+        """Return how far a ROS stamp lies in the future; 0 while there is no time at all yet (simulated)."""
+        now_s = self.ros_now_s()
+        return stamp_s - now_s if now_s > 0 else 0.0
+
+    def to_monotonic_s(self, ros_s: float) -> float:
+        """Return the monotonic moment of a ROS stamp."""
+        return self.clock.now() - (self.ros_now_s() - ros_s)

@@ -1,26 +1,56 @@
-"""The four node processes: which parts they put together. `nodes/` holds nothing but calls of these.
+"""The four node processes: command line, parts that are put together, life and end.
 
-Each imports its own parts only when it runs: a camera node has no use for a model's libraries.
+`nodes/` holds nothing but calls of these. Each imports its own parts only when it runs: a camera node has no
+use for a model's libraries.
+
+A process builds, spins, and ends quietly on the first signal, whatever its state. Signal handlers run on the
+main thread only, and only between bytecodes. So the main thread does nothing but wait, and the executor spins
+on another: a signal is seen at once even while a callback computes. While the parts are still being put
+together (importing a model's libraries takes seconds) nothing runs yet that would have to be stopped, so a
+signal simply ends that.
+
+Its command line: `--help`, and a named refusal of words that are no ROS arguments.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from types import FrameType
 from typing import NoReturn
 
+import rclpy
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
 
-from vlm_spec_decode.core import environment
+from vlm_spec_decode.core import environment, extras, internal_error
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.environment_checks import ros_domain
+from vlm_spec_decode.core.environment_checks import can_write, log_folder, ros_domain
+from vlm_spec_decode.core.errors import InternalError, VsdError
 from vlm_spec_decode.robot.go2.codes import StateTable
 from vlm_spec_decode.robot.go2.config import Go2Config, check_middleware, check_network
 from vlm_spec_decode.robot.lease import Board
 from vlm_spec_decode.robot.registry import robot_kind
-from vlm_spec_decode.ros.lifecycle import NodePart, StopRequest
-from vlm_spec_decode.ros.params import DRIVER_PARAMETERS, ROBOT_PARAMETERS, SOURCE_PARAMETERS, Parameters
-from vlm_spec_decode.ros.process import leave, run_node
+from vlm_spec_decode.ros.lifecycle import Build, ManagedNode, NodePart, StopRequest
+from vlm_spec_decode.ros.middleware import NO_LOG_FILE, named, prefer_sockets
+from vlm_spec_decode.ros.params import (
+    DRIVER_PARAMETERS,
+    ROBOT_PARAMETERS,
+    SOURCE_PARAMETERS,
+    Parameters,
+    asks_for_help,
+    check_arguments,
+    help_text,
+    settings,
+)
+from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S
 
 STOP_S = 1.2
 """How long one stop may wait for the state to confirm it. The end of a node makes up to three, and whoever
@@ -64,14 +94,12 @@ def _camera(node: Node, _stop: StopRequest) -> NodePart:
 
 
 def _locomotion(node: Node, stop: StopRequest) -> NodePart:
-    from vlm_spec_decode.ros.lease_topic import TopicBoard
-    from vlm_spec_decode.ros.nodes.locomotion import LocomotionNode
-    from vlm_spec_decode.ros.process_priority import PARAMETER, hurry
+    from vlm_spec_decode.ros.nodes.locomotion import PRIORITY, LocomotionNode, TopicBoard, hurry
     from vlm_spec_decode.ros.velocity_robot import VelocityTopics
 
     settings = Parameters(node, DRIVER_PARAMETERS)
     config, clock = replace(_robot(node), states=StateTable.parse(settings.text("state_codes"))), WallClock()
-    refused = hurry(Parameters(node, (PARAMETER,)).integer(PARAMETER.name))
+    refused = hurry(Parameters(node, (PRIORITY,)).integer(PRIORITY.name))
     if refused:
         node.get_logger().info(refused)
     kind = settings.text("driver")
@@ -102,9 +130,8 @@ def _monitor(node: Node, _stop: StopRequest) -> NodePart:
 
 
 def _vlm(node: Node, stop: StopRequest) -> NodePart:
-    from vlm_spec_decode.mission.engine_source import EdgeEngineSource
-    from vlm_spec_decode.ros.engine_source import read_settings
-    from vlm_spec_decode.ros.nodes.vlm import VlmNode
+    from vlm_spec_decode.mission.connection import EdgeEngineSource
+    from vlm_spec_decode.ros.nodes.vlm import VlmNode, read_settings
 
     return VlmNode(node, EdgeEngineSource(read_settings(node)), WallClock(), stop)
 
@@ -118,3 +145,148 @@ def _robot(node: Node) -> Go2Config:
     values = Parameters(node, ROBOT_PARAMETERS)
     interface, domain = values.text("interface") or None, values.integer("domain")
     return Go2Config(interface=interface, domain=domain, stop_s=STOP_S)
+
+
+RCLError = rclpy_implementation.RCLError
+AGAIN_S = 0.05
+
+
+class _EndedEarly(BaseException):
+    """A signal while the parts were being created; no Exception, so that no handler of ours catches it."""
+
+
+class _Ending:
+    """Remembers that, and why, the process ends."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.error: VsdError | None = None
+        self.is_building = False
+
+    def __call__(self, error: VsdError | None = None) -> None:
+        if not self.event.is_set():
+            self.error = error
+        self.event.set()
+
+    def on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.event.set()
+        if self.is_building:
+            self.is_building = False
+            raise _EndedEarly
+
+
+def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads: int = 3) -> int:
+    """Run one node until a signal or `Stop`; return the exit code.
+
+    A fault named by the library is logged in one line and gives that error's exit code; anything else is
+    a bug, named in one line with the way to its traceback after the node has been closed, and gives 1.
+    """
+    given = sys.argv if args is None else args
+    if asks_for_help(given):
+        return _help(name)
+    ending = _Ending()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ending.on_signal)
+    try:
+        node = _join(name, build, ending, given)
+    except VsdError as error:
+        # Not by the logger: it may be what could not be started.
+        sys.stderr.write(f"[FATAL] [{name}]: {type(error).__name__}: {' '.join(str(error).split())}\n")
+        rclpy.try_shutdown()
+        return error.exit_code
+    try:
+        with extras.named():
+            _bring_up(node, ending)
+            _serve(node, ending, threads)
+    except VsdError as error:
+        ending(error)
+    except Exception as error:  # noqa: BLE001 - the net under a node: one line, never a traceback
+        ending.error = InternalError(internal_error.told(error))
+    except _EndedEarly:
+        node.get_logger().info("ended before it had begun")
+    finally:
+        code = _report(node, ending.error)
+        node.destroy_node()
+        rclpy.try_shutdown()
+        # The interpreter gives handlers back while it ends; one more Ctrl-C would then kill it with a code.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    return code
+
+
+def _help(name: str) -> int:
+    sys.stdout.write(help_text(name, settings(name)))
+    return 0
+
+
+def _join(name: str, build: Build, ending: _Ending, args: Sequence[str]) -> ManagedNode:
+    """Start ROS 2 in this process and make the node. Raises ConfigError or MiddlewareError."""
+    environment.refuse(os.environ, environment.ROS)
+    check_arguments(args)
+    prefer_sockets()
+    folder = log_folder(os.environ)
+    if folder is None or not can_write(folder):
+        args = [*args, *NO_LOG_FILE]
+    with named():
+        rclpy.init(args=list(args), signal_handler_options=SignalHandlerOptions.NO)
+        return ManagedNode(name, build, ending)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now, all of it being closed.
+
+    Freeing a model's libraries costs the interpreter more than a second of a core, in which a launch that has
+    been interrupted sees a node that does not end.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
+def _bring_up(node: ManagedNode, ending: _Ending) -> None:
+    if node.autostart:
+        ending.is_building = True
+        node.bring_up()
+        ending.is_building = False
+
+
+def _serve(node: ManagedNode, ending: _Ending, threads: int) -> None:
+    executor = MultiThreadedExecutor(threads)
+    executor.add_node(node)
+    pool = ThreadPoolExecutor(1, thread_name_prefix="spin")
+    spinning = pool.submit(_spin, executor, node, ending.event)
+    spinning.add_done_callback(lambda _: ending())
+    try:
+        ending.event.wait()
+    finally:
+        node.close()
+        executor.wake()
+        pool.shutdown()
+        # No executor.shutdown(): it frees what a callback that is still running uses at its end.
+    _raise_bug(spinning)
+
+
+def _spin(executor: MultiThreadedExecutor, node: ManagedNode, ended: threading.Event) -> None:
+    while not ended.is_set():
+        try:
+            executor.spin_once(timeout_sec=1.0)
+        except RCLError as error:
+            # A message whose bytes are not of its type: some middleware lets the taking of it fail.
+            said = f"a message could not be taken: {error}"
+            node.get_logger().error(said, throttle_duration_sec=WARN_EVERY_S)
+            ended.wait(AGAIN_S)
+        node.sweep()
+
+
+def _raise_bug(spinning: Future[None]) -> None:
+    try:
+        spinning.result()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return
+
+
+def _report(node: ManagedNode, error: VsdError | None) -> int:
+    if error is None:
+        return 0
+    node.get_logger().fatal(f"{type(error).__name__}: {error}")
+    return error.exit_code

@@ -13,8 +13,7 @@ from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
 
 from vlm_spec_decode.core.errors import RobotUnreachable
-from vlm_spec_decode.ros.own_node import OwnNode, first_to_find
-from vlm_spec_decode.ros.qos import COMMAND
+from vlm_spec_decode.ros.middleware import COMMAND, OwnNode, first_to_find
 
 PATIENCE_S = 1.0
 """After this a person is told that nobody has answered yet."""

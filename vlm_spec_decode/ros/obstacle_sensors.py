@@ -24,7 +24,7 @@ from vlm_spec_decode.core.ports import Clock, RobotDriver
 from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.core.types import FUTURE_TOLERANCE_S
 from vlm_spec_decode.ros import diagnostics
-from vlm_spec_decode.ros.convert import to_seconds
+from vlm_spec_decode.ros.convert import ClockConverter, to_seconds
 from vlm_spec_decode.ros.params import Parameters
 from vlm_spec_decode.ros.range_processing import (
     FREE,
@@ -41,7 +41,6 @@ from vlm_spec_decode.ros.range_processing import (
     nearest,
     scan_cells,
 )
-from vlm_spec_decode.ros.stamps import ClockConverter
 from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, listen
 
 ALL_ROUND = (0, 1, 2, 3)

@@ -20,8 +20,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from vlm_spec_decode.core.errors import RobotUnreachable
 from vlm_spec_decode.mission.queue import MissionRequest
-from vlm_spec_decode.ros.own_node import OwnNode, first_to_find
-from vlm_spec_decode.ros.qos import COMMAND, HEARD, REQUEST
+from vlm_spec_decode.ros.middleware import COMMAND, HEARD, REQUEST, OwnNode, first_to_find
 
 TEXTS = ("vlm/answer", "vlm/plan/status", "vlm/ack")
 LATCHED_TEXTS = ("vlm/status", "vlm/trace", "vlm/answer/partial")

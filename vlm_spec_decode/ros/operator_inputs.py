@@ -18,9 +18,9 @@ from vlm_spec_decode.control.motion_profile import STILL
 from vlm_spec_decode.control.robot_supervisor import RobotSupervisor
 from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.ros.convert import STEADY
+from vlm_spec_decode.ros.middleware import COMMAND
 from vlm_spec_decode.ros.params import Parameters
-from vlm_spec_decode.ros.qos import COMMAND
-from vlm_spec_decode.ros.stamps import STEADY
 from vlm_spec_decode.ros.subscriptions import guarded_timer, listen
 
 LOOK_S = 0.02

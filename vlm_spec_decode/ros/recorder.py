@@ -27,7 +27,7 @@ from std_msgs.msg import String
 from vlm_spec_decode.bags.recording import STRING, Recording
 from vlm_spec_decode.bags.settings import Note, RecordConfig
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.ros.own_node import OwnNode
+from vlm_spec_decode.ros.middleware import OwnNode
 
 DEPTH = {True: 1000, False: 100}
 """Messages that may wait while one is written: reliable ones, best-effort ones (images, which are large)."""

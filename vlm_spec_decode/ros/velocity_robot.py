@@ -29,8 +29,8 @@ from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.robot.cmd_vel import SPEC, Charge, VelocityRobot
 from vlm_spec_decode.robot.registry import RobotAddress, RobotKind, RobotParts, check_settings
 from vlm_spec_decode.ros.convert import to_seconds
-from vlm_spec_decode.ros.lease_topic import TopicBoard
-from vlm_spec_decode.ros.own_node import OwnNode
+from vlm_spec_decode.ros.middleware import OwnNode
+from vlm_spec_decode.ros.nodes.locomotion import TopicBoard
 from vlm_spec_decode.ros.params import Parameters
 from vlm_spec_decode.ros.subscriptions import listen
 

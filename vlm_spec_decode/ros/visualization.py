@@ -30,7 +30,7 @@ from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.ros import diagnostics
 from vlm_spec_decode.ros.convert import camera_transforms, to_time, to_transform
-from vlm_spec_decode.ros.qos import LATCHED
+from vlm_spec_decode.ros.middleware import LATCHED
 
 Pose = tuple[float, float, float]
 """x, y in metres and yaw in radians, in the odometry frame."""

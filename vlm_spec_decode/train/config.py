@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from vlm_spec_decode.core.assets import ASSETS
-from vlm_spec_decode.core.config import same_as, setting, settings_of
+from vlm_spec_decode.core.config import ASSETS, same_as, setting, settings_of
 
 Role: TypeAlias = Literal["target", "draft"]
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]

@@ -22,9 +22,8 @@ from vlm_spec_decode.core.errors import ConfigError, ImageError, RobotError
 from vlm_spec_decode.core.ports import Camera, Clock
 from vlm_spec_decode.core.types import FUTURE_TOLERANCE_S, Image
 from vlm_spec_decode.ros import diagnostics
-from vlm_spec_decode.ros.convert import to_compressed, to_time
+from vlm_spec_decode.ros.convert import STEADY, ClockConverter, to_compressed, to_time
 from vlm_spec_decode.ros.params import Parameters
-from vlm_spec_decode.ros.stamps import STEADY, ClockConverter
 from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S
 
 MODELS = {"plumb_bob": 5, "rational_polynomial": 8, "equidistant": 4}

@@ -3,16 +3,29 @@
 `control` decides what is safe; this node carries messages to it, and no stop may wait for this node: e-stop
 and cancel have a callback group of their own, and no callback blocks except for the e-stop's own
 confirmation.
+
+Others must not starve its process: `hurry` raises the priority, and lets threads give way to one another
+soon. Where many processes compute, a stop that comes waits until its process gets a core, which may take
+longer than everything else about it.
+
+`TopicBoard` is the board of the robot's lease as a ROS topic, for executors of one namespace and for robots
+that are reached over ROS.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rclpy.exceptions import InvalidHandle
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
@@ -36,12 +49,10 @@ from vlm_spec_decode.robot.spec import RobotSpec
 from vlm_spec_decode.ros import diagnostics
 from vlm_spec_decode.ros import diagnostics as robot_health
 from vlm_spec_decode.ros import operator_inputs as hands
-from vlm_spec_decode.ros.convert import to_odometry
-from vlm_spec_decode.ros.lease_topic import TopicBoard
+from vlm_spec_decode.ros.convert import STEADY, ClockConverter, to_odometry
+from vlm_spec_decode.ros.middleware import COMMAND, LATCHED
 from vlm_spec_decode.ros.obstacle_sensors import ObstacleSensors, SensingDriver
 from vlm_spec_decode.ros.params import Parameters
-from vlm_spec_decode.ros.qos import COMMAND, LATCHED
-from vlm_spec_decode.ros.stamps import STEADY, ClockConverter
 from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, fault_lines, guarded_timer, listen
 from vlm_spec_decode.ros.visualization import FrameNames, Transforms
 
@@ -277,3 +288,73 @@ class LocomotionNode:
 
 def _groups(count: int) -> list[MutuallyExclusiveCallbackGroup]:
     return [MutuallyExclusiveCallbackGroup() for _ in range(count)]
+
+
+PRIORITY = Setting(
+    "nice",
+    -10,
+    "Priority that the process gives itself where the system lets it, so that no stop waits for a busy "
+    "computer; 0: as it was started.",
+    -20,
+    0,
+)
+
+SWITCH_S = 0.001
+"""After which a thread must give way to another that waits; Python's own 5 ms add up along a stop."""
+
+THREADS = Path("/proc/self/task")
+
+
+def hurry(nice: int) -> str:
+    """Give all threads of this process at least this priority; return "", or why that is not allowed."""
+    sys.setswitchinterval(SWITCH_S)
+    if nice == 0 or not THREADS.is_dir() or os.getpriority(os.PRIO_PROCESS, 0) <= nice:
+        return ""
+    # Linux keeps a priority for each thread; those to come inherit it.
+    for thread in THREADS.iterdir():
+        try:
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
+        except ProcessLookupError:
+            continue  # it has ended meanwhile
+        except PermissionError:
+            return f"not allowed to give itself nice {nice}, so stops wait for a busy computer"
+    return ""
+
+
+TOPIC = "vlm/executor"
+
+
+class TopicBoard:
+    """`robot.lease.Board` over a topic of String."""
+
+    def __init__(self, node: Node, topic: str = TOPIC) -> None:
+        self._node, self._topic = node, topic
+        self._publisher: Any = None
+        self._hear: Callable[[str], None] | None = None
+
+    def open(self, hear: Callable[[str], None]) -> None:
+        """See `robot.lease.Board`; once opened it stays until its node's part is freed."""
+        self._hear = hear
+        if self._publisher is None:
+            self._publisher = self._node.create_publisher(String, self._topic, COMMAND)
+            group = MutuallyExclusiveCallbackGroup()
+            listen(self._node, String, self._topic, self._take, COMMAND, callback_group=group)
+
+    def write(self, text: str) -> None:
+        """See `robot.lease.Board`."""
+        if self._publisher is not None and self._hear is not None:
+            try:
+                self._publisher.publish(String(data=text))
+            except (rclpy_implementation.RCLError, InvalidHandle):
+                return  # the node is being taken down
+
+    def poll(self) -> None:
+        """Do nothing: the node's executor reads."""
+
+    def close(self) -> None:
+        """See `robot.lease.Board`; the node frees the topic."""
+        self._hear = None
+
+    def _take(self, message: String) -> None:
+        if self._hear is not None:
+            self._hear(message.data)

@@ -26,10 +26,9 @@ from vlm_spec_decode.core.errors import ActionParseError, ImageError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.ros import visualization as markers
 from vlm_spec_decode.ros import visualization as overlay
-from vlm_spec_decode.ros.convert import from_compressed, to_compressed, to_seconds
+from vlm_spec_decode.ros.convert import STEADY, ClockConverter, from_compressed, to_compressed, to_seconds
+from vlm_spec_decode.ros.middleware import COMMAND, LATCHED
 from vlm_spec_decode.ros.params import Parameters
-from vlm_spec_decode.ros.qos import COMMAND, LATCHED
-from vlm_spec_decode.ros.stamps import STEADY, ClockConverter
 from vlm_spec_decode.ros.subscriptions import listen
 
 PARAMETERS = (

@@ -23,23 +23,46 @@ from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ActionParseError, ImageError, VsdError
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.profiles import load_link
 from vlm_spec_decode.core.types import FUTURE_TOLERANCE_S
+from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.connection import EngineSource
 from vlm_spec_decode.mission.events import Frame
 from vlm_spec_decode.mission.queue import MissionRequest
 from vlm_spec_decode.mission.service import LEASE_LOOK_S, MissionService, MissionSettings
-from vlm_spec_decode.mission.state import (
-    Fallback,
-    RunnerConfig,
-)
-from vlm_spec_decode.ros import action_server as action_face
-from vlm_spec_decode.ros.action_server import MissionActionServer, action_type
-from vlm_spec_decode.ros.convert import from_compressed
+from vlm_spec_decode.mission.state import Fallback, RunnerConfig
+from vlm_spec_decode.ros import mission_topics as action_face
+from vlm_spec_decode.ros.convert import STEADY, ClockConverter, from_compressed
+from vlm_spec_decode.ros.middleware import COMMAND
+from vlm_spec_decode.ros.mission_topics import MissionActionServer, VlmPublishers, action_type
 from vlm_spec_decode.ros.params import Parameters, parameters
-from vlm_spec_decode.ros.publishers import VlmPublishers
-from vlm_spec_decode.ros.qos import COMMAND
-from vlm_spec_decode.ros.stamps import STEADY, ClockConverter
 from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, listen
+
+OF_ENGINE = (
+    *("cloud", "keys", "draft", "strategy", "rule", "objective", "temperature", "seed", "max_tokens"),
+    *("draft_length", "answer_timeout_s", "connect_timeout_s", "grammar", "threads"),
+)
+"""Fields of `EdgeSettings` that are parameters of the node, by the same names."""
+
+ENGINE_PARAMETERS = (
+    *parameters(EdgeSettings, *OF_ENGINE),
+    Setting("link_silence_s", 0.6, "Silence of the link, heartbeats too, that loses the cloud.", 0.3, 30.0),
+    Setting(
+        "link_file", "", "Link profile to emulate in front of the socket, a name or a YAML file; empty: none."
+    ),
+)
+
+
+def read_settings(node: Node) -> EdgeSettings:
+    """Declare the parameters and return what they say. Raises ConfigError."""
+    values = Parameters(node, ENGINE_PARAMETERS)
+    link = values.path("link_file")
+    timing = ProtocolTiming.walking(values.real("link_silence_s"), values.real("connect_timeout_s"))
+    given: dict[str, Any] = {name: values.value(name) for name in OF_ENGINE}
+    given["keys"] = values.path("keys")
+    return EdgeSettings(**given, link=load_link(str(link)) if link else None, timing=timing)
+
 
 OF_MISSION = {
     "frame_s": "frame_timeout_s",
@@ -58,7 +81,7 @@ PARAMETERS = (
     Setting("approve", False, "Show every plan and wait for a yes on vlm/approve.", live=True),
     Setting("dry_run", False, "Show what would be sent to the robot, and send nothing.", live=True),
     Setting("queue", False, "A new instruction waits for the one under way, not superseding it.", live=True),
-    action_face.PARAMETER,
+    action_face.ACTION_PARAMETER,
 )
 
 

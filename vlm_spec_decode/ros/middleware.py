@@ -1,7 +1,10 @@
-"""A node in a ROS context of its own, and this package's settings of the middleware.
+"""This package's settings of the middleware: a node in a ROS context of its own, and quality of service by
+purpose.
 
-For programs that are no node process: terminals, recorder, player, demo. It takes no signals and no
-arguments of the process, and its callbacks run only while it is spun.
+For programs that are no node process: terminals, recorder, player, demo. It takes no signals and no arguments
+of the process, and its callbacks run only while it is spun.
+
+Quality of service is in one place, so that both ends of a topic agree.
 """
 
 from __future__ import annotations
@@ -15,12 +18,13 @@ from typing import Any, Protocol, TypeVar
 import rclpy
 from rclpy.exceptions import InvalidNamespaceException
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.validate_namespace import validate_namespace
 
 from vlm_spec_decode.core import environment
 from vlm_spec_decode.core.errors import ConfigError, MiddlewareError
-from vlm_spec_decode.core.text import is_text
+from vlm_spec_decode.core.types import is_text
 
 TRANSPORTS = "FASTDDS_BUILTIN_TRANSPORTS"
 NO_LOG_FILE = ("--ros-args", "--disable-external-lib-logs")
@@ -163,3 +167,34 @@ def first_to_find(
         elif seeker is not kept:
             seeker.close()
     return kept, found is not None
+
+
+COMMAND = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST)
+"""Instructions, plans and answers: all arrive, in order."""
+
+LATCHED = QoSProfile(
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    history=HistoryPolicy.KEEP_LAST,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+"""State that a late subscriber needs: the last status."""
+
+HEARD = QoSProfile(
+    depth=50,
+    reliability=ReliabilityPolicy.RELIABLE,
+    history=HistoryPolicy.KEEP_LAST,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+"""Latched state as it is heard by whoever must not miss a change that another one follows at once."""
+
+STREAMED = QoSProfile(
+    depth=10,
+    reliability=ReliabilityPolicy.RELIABLE,
+    history=HistoryPolicy.KEEP_LAST,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+"""Text as it grows: a late subscriber gets the newest of it."""
+
+REQUEST = STREAMED
+"""What a process asks that may live for a moment only: a recorder that meets it late hears it all."""
