@@ -80,13 +80,13 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 def target_config(vocab_size: int) -> LlavaConfig:
     """Return the target's config: deep and narrow, so that exits lie far apart (2.9 M parameters).
 
-    The draft has the same eye, with the same weights: what one of them takes for 2.1 m the other does, too.
+    The draft has the same vision tower, with the same weights: what one takes for 2.1 m, the other does too.
     """
     return _config(vocab_size, width=128, layers=12, intermediate=352)
 
 
 def draft_config(vocab_size: int) -> LlavaConfig:
-    """Return the draft's config: a good eye and a small mouth (under 1 M parameters)."""
+    """Return the draft's config: a good vision tower and a small language model (under 1 M)."""
     return _config(vocab_size, width=128, layers=2, intermediate=288)
 
 
