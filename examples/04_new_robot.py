@@ -3,8 +3,8 @@
     python examples/04_new_robot.py
 
 A base on two wheels that knows velocities and its own odometry. A driver moves the robot and says where it
-is; safety gate, executor, watchdog and e-stop are the package's and the same for every robot. Here two plans
-move it, of which it refuses one.
+is; safety gate, executor, watchdog and e-stop are the package's, the same for every robot. It is moved here
+by two plans, of which it refuses one.
 
 For `vsd edge --robot rover` put such a file into a package and name it as an entry point of that package:
 

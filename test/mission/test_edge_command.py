@@ -146,9 +146,9 @@ def test_a_killed_cloud_stops_the_robot_and_gives_its_exit_code(
 ) -> None:
     others, address = Processes(tmp_path), f"tcp://127.0.0.1:{free_tcp_port}"
     try:
-        others.vsd("cloud", "cloud", "--bind", address)
+        others.vsd("cloud", "cloud", "--bind", address, "--insecure")
         until_s = time.monotonic() + 90
-        while "ready" not in others.output("cloud") and "listen" not in others.output("cloud"):
+        while "serving" not in others.output("cloud"):
             assert time.monotonic() < until_s, others.story()
             time.sleep(0.2)
         process = start("--instruction", GO, "--cloud", address, "--fallback", "stop")
