@@ -109,6 +109,7 @@ def planned(text: str, horizon_s: float, limits: SafetyLimits) -> Executed | Non
         else:
             left_s -= action.duration_s if isinstance(action, Wait) else 0.0
             continue
+        # What does not fit into the horizon any more is carried out in part.
         share = min(1.0, max(0.0, left_s) * speed / max(1e-9, abs(amount)))
         moved[name] += share * amount
         left_s -= abs(amount) / speed
@@ -131,6 +132,7 @@ def rate(flags: Sequence[bool]) -> Interval | None:
     if not flags:
         return None
     n, share = len(flags), sum(flags) / len(flags)
+    # Wilson: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n); it stays within [0, 1] for few answers.
     middle = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
     return Interval(share, max(0.0, middle - half), min(1.0, middle + half), n)
@@ -144,6 +146,7 @@ def resampled(
         return None
     data = np.asarray(values, dtype=np.float64)
     rng, found = np.random.default_rng(0), list[npt.NDArray[np.float64]]()
+    # Percentile bootstrap: the figure of `RESAMPLES` samples drawn with replacement, its middle 95 %.
     block = max(1, min(RESAMPLES, BLOCK // len(data)))
     for begin in range(0, RESAMPLES, block):  # in blocks: many answers must not need much memory
         count = min(block, RESAMPLES - begin)
@@ -210,6 +213,8 @@ def compared(a: Sequence[Row], b: Sequence[Row], name: str) -> dict[str, float] 
     if not pairs:
         return None
     differences = np.array([after - first for first, after in pairs])
+    # Sign-flip test: if both runs were alike, each difference could as well have the other sign. p is the
+    # share of random signs whose mean is at least as large; 1 is added above and below for those observed.
     rng, observed, extreme = np.random.default_rng(0), abs(differences.mean()), 0
     for _ in range(RESAMPLES):
         signs = rng.choice((-1.0, 1.0), len(differences))

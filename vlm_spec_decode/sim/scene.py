@@ -134,6 +134,7 @@ def generate(
         raise SceneError(f"num_objects must be 1 <= low <= high <= 8, not {low}, {high}")
     rng = np.random.default_rng([seed, 0x5CE7E])
     names = _choose_names(rng, int(rng.integers(low, high + 1)), forbid)
+    # A room that turns out too full is drawn anew, as a whole, so that no object is favoured.
     for _ in range(200):
         length, width = (round(float(rng.uniform(5.0, 8.0)), 2) for _ in range(2))
         placed = _place_all(rng, names, length, width)
@@ -154,6 +155,7 @@ def _choose_names(rng: np.random.Generator, count: int, forbid: frozenset[str]) 
     shared = int(rng.integers(2))
     while len(chosen) < count:
         fits = [n for n in pool if n not in chosen]
+        # At most one pair shares a word: a red ball beside a red box needs both words to be told apart.
         if pair and len(chosen) == 1:
             fits = [n for n in fits if n[shared] == chosen[0][shared]] or fits
         else:
@@ -205,6 +207,7 @@ def _place_door(
 
 def _gap_m(a: SceneObject, b: SceneObject) -> float:
     """At most the distance between two footprints: that of the circles around them."""
+    # d - r_a - r_b: the circles contain the footprints, so a gap between circles is one between footprints.
     between = math.hypot(a.x_m - b.x_m, a.y_m - b.y_m)
     return between - footprint_radius_m(a.kind, a.scale) - footprint_radius_m(b.kind, b.scale)
 
@@ -217,6 +220,7 @@ def _choose_start(rng: np.random.Generator, scene: Scene) -> Pose2D | None:
         if scene.clearance_m(x, y) < START_CLEARANCE_M:
             continue
         item = scene.objects[int(rng.integers(len(scene.objects)))]
+        # 0.7 rad to either side keep the object within the camera's 100 degrees.
         yaw = facing(Pose2D(x, y), item.x_m, item.y_m) + float(rng.uniform(-0.7, 0.7))
         return Pose2D(x, y, round(math.atan2(math.sin(yaw), math.cos(yaw)), 3))
     return None

@@ -152,6 +152,7 @@ class World:
         """What an inertial sensor would measure in this attitude: its turning about the vertical, gravity."""
         roll, pitch, _ = self.attitude
         ahead, left = -math.sin(pitch), math.sin(roll) * math.cos(pitch)
+        # A sensor at rest measures the floor's push, g upwards, in axes that tilt with the trunk.
         up = math.cos(roll) * math.cos(pitch)
         felt = (GRAVITY_MPS2 * ahead, GRAVITY_MPS2 * left, GRAVITY_MPS2 * up)
         return Imu((0.0, 0.0, self.velocity[2]), felt)
@@ -192,13 +193,14 @@ class World:
     def step(self, dt_s: float) -> None:
         """Advance by `dt_s`, in steps of 5 ms; a remainder is kept for the next call."""
         self._owed_s += dt_s
+        # The small number keeps a whole step that rounding has put just below.
         count = int(self._owed_s / STEP_S + 1e-6)
         self._owed_s -= count * STEP_S
         for _ in range(count):
             self._step()
 
     def sync(self) -> None:
-        """Bring MuJoCo's data to the present state; called by whoever draws."""
+        """Bring MuJoCo's data to the present state; to be called before drawing."""
         shape = self._shown or self.shape
         self._place(self._pose)
         qpos = self.data.qpos
@@ -249,6 +251,7 @@ class World:
             return
         self._phase = (self._phase + STRIDE_HZ * STEP_S) % 1.0
         old = self._pose
+        # Midpoint rule: x += v cos(yaw + vyaw dt / 2) dt, so that a curve does not widen with the step.
         yaw = old.yaw_rad + 0.5 * vyaw * STEP_S
         cos, sin = math.cos(yaw), math.sin(yaw)
         new = Pose2D(
@@ -263,6 +266,7 @@ class World:
         contacts = self._contacts(new)
         hit = frozenset(name for name, depth in contacts if depth < 0)
         near = frozenset(name for name, depth in contacts if depth < _TOUCH_M)
+        # One touch is one collision: it counts again only after the body has left the margin `_TOUCH_M`.
         self.collisions += len(hit - self.touching)
         self.touching = hit | (self.touching & near)
         if hit:

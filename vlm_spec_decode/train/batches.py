@@ -117,6 +117,7 @@ class Batcher:
         chosen = rng.integers(0, len(self._frames), batch)
         if self._frames.talks:
             return self._walked(rng, chosen)
+        # A mirrored frame is a new frame: left and right change places in image, truth and dialogue.
         flips = rng.random(batch) < 0.5
         views = [scene_description.things(row) for row in self._objects(chosen, flips)]
         talks = [[draw_dialogue(rng, view) for _ in range(self._dialogues)] for view in views]
@@ -174,6 +175,7 @@ def pack_ids(
 
     `stop` is the full stop after which an answer decides; -1 weighs no decision.
     """
+    # Rows of like length share a group, so that little of it is padding.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][1]))
     size = -(-len(rows) // groups)
     packed = tuple(
@@ -193,6 +195,7 @@ def _group(rows: list[tuple[int, int, list[int], int]], telling: npt.NDArray[np.
     for row, (_, _, ids, prompt) in enumerate(rows):
         last = len(ids) - 1
         tokens[row, :last] = ids[:-1]
+        # Position i predicts token i + 1; only tokens of the answer have a label.
         labels[row, prompt - 1 : last] = ids[prompt:]
         if stop in ids[prompt:]:
             decides = prompt + ids[prompt:].index(stop)
@@ -223,6 +226,7 @@ def augment(rng: np.random.Generator, images: npt.NDArray[np.uint8]) -> torch.Te
     gain = rng.uniform(0.85, 1.15, (count, 1, 1, 3)) ** np.array([1, 0.3, 1])
     scaled = images * gain.astype(np.float32)
     scaled += rng.uniform(-8, 8, (count, 1, 1, 1)).astype(np.float32)
+    # Noise of the sensor: per pixel, the same in all three channels.
     scaled += 3 * rng.standard_normal((*scaled.shape[:3], 1), dtype=np.float32)
     return to_pixels(np.clip(scaled, 0, 255, out=scaled))
 
@@ -295,6 +299,7 @@ def group_outputs(
 ) -> Iterator[tuple[Group, Any]]:
     """Yield each group with what the language model returns for it; `options` are that model's own."""
     language = model.model.language_model
+    # Each image's keys and values are computed once ...
     cache = DynamicCache()
     language(
         inputs_embeds=model.model.multi_modal_projector(features),
@@ -303,6 +308,7 @@ def group_outputs(
         use_cache=True,
     )
     for group in batch.groups:
+        # ... and copied to the rows of its dialogues, which attend to them as if they had computed them.
         past = DynamicCache()
         for number, layer in enumerate(cache.layers):
             past.update(layer.keys[group.images], layer.values[group.images], number)
@@ -321,6 +327,7 @@ def group_outputs(
 
 def answer_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Weighted mean cross-entropy of the answers' tokens."""
+    # sum(w ce) / sum(w): the length of an answer does not change its weight per token.
     each = functional.cross_entropy(logits, batch.labels, reduction="none")
     return (each * batch.weights).sum() / batch.weights.sum()
 

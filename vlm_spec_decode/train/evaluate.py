@@ -314,6 +314,7 @@ def free_positions(model: Model, observation: Observation, tokens: Tokens) -> tu
     try:
         free, at = [], 0
         while at < len(tokens):
+            # A run that the grammar forces costs no choice, so it says nothing about the draft.
             forced = context.forced(tokens[:at])
             if forced:
                 at += len(forced)
@@ -336,6 +337,7 @@ def acceptance(
         for at in free_positions(pair.target, observation, tokens):
             group = token_group(pair.codec.decode((tokens[at],)))
             total[group] += 1
+            # Both draw with the noise of the same position, as under the `coupled` rule.
             right[group] += pick(logits[at], at, params) == tokens[at]
     return {
         "all": sum(right.values()) / max(1, sum(total.values())),
@@ -354,6 +356,7 @@ def accepted_lengths(
         found: list[float] = []
         for observation in observations:
             result = decode(pair, observation, pair.params(temperature, seed), length)
+            # Only full drafts: the last round of an answer may have had no room for more.
             found += [r.accepted for r in result.rounds if r.drafted >= length]
         means[length] = float(np.mean(found)) if found else float("nan")
     return means
@@ -386,6 +389,7 @@ def token_group(text: str) -> str:
 
 
 def _top(logits: Logits) -> Iterator[float]:
+    # softmax of the largest: 1 / sum(exp(x - max)); the shift keeps exp from overflowing.
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     return iter((shifted.max(-1) / shifted.sum(-1)).tolist())
 

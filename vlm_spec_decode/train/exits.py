@@ -117,6 +117,7 @@ class LanguageHead:
     def logits(self, states: torch.Tensor, adapter: nn.Linear | None = None) -> torch.Tensor:
         """Return logits [n, vocab] of states [n, width]: of an exit with its adapter, else of the end."""
         if adapter is not None:
+            # norm(h + A h + b): a residual, in float32 so that small corrections are not rounded away.
             states = states.float()
             like = next(self.norm.parameters())
             states = self.norm((states + adapter(states)).to(like.dtype))
@@ -146,9 +147,9 @@ def run_exits(config: ExitsConfig) -> dict[str, Any]:
         raise ModelError(f"exits are written beside the weights, and there is no folder {folder}")
     with named(str(folder)):
         is_ours = family_class(read_config(folder)).sees and (folder / TRAINING_RECORD).is_file()
-    mouth, learned, unseen = _from_frames(config, folder) if is_ours else _from_answers(config)
-    adapters = {layer: _fit(mouth, layer, learned, config) for layer in sorted(learned.by_layer)}
-    figures = {str(layer): _calibrate(mouth, adapter, layer, unseen) for layer, adapter in adapters.items()}
+    head, learned, unseen = _from_frames(config, folder) if is_ours else _from_answers(config)
+    adapters = {layer: _fit(head, layer, learned, config) for layer in sorted(learned.by_layer)}
+    figures = {str(layer): _calibrate(head, adapter, layer, unseen) for layer, adapter in adapters.items()}
     _write(folder, adapters, figures)
     return {f"exit_{layer}_agrees": figures[str(layer)]["agrees"] for layer in adapters}
 
@@ -173,8 +174,8 @@ def _from_answers(config: ExitsConfig) -> tuple[LanguageHead, ExitStates, ExitSt
     )
     learned = config.batches * config.batch
     asked = observations(config, learned + learned // _UNSEEN_SHARE, sees=model.sees)
-    mouth = LanguageHead(model.decoder.stack.norm, model.decoder.head)
-    return mouth, of_answers(model, islice(asked, learned)), of_answers(model, asked)
+    head = LanguageHead(model.decoder.stack.norm, model.decoder.head)
+    return head, of_answers(model, islice(asked, learned)), of_answers(model, asked)
 
 
 def _batches(batcher: Batcher, config: ExitsConfig, first: int, count: int) -> Iterator[Batch]:
@@ -182,12 +183,13 @@ def _batches(batcher: Batcher, config: ExitsConfig, first: int, count: int) -> I
         yield batcher.draw(np.random.default_rng([config.seed, 0xE417, number]), config.batch)
 
 
-def _fit(mouth: LanguageHead, layer: int, states: ExitStates, config: ExitsConfig) -> nn.Linear:
+def _fit(head: LanguageHead, layer: int, states: ExitStates, config: ExitsConfig) -> nn.Linear:
     """Return the adapter whose logits come nearest the final ones: half distribution, half first choice."""
     given, final = states.by_layer[layer].clone(), states.final.clone()
     width = given.shape[1]
     torch.manual_seed(config.seed)
     adapter = nn.Linear(width, width, device=given.device)
+    # At zero the exit is the plain hidden state behind norm and head: training can only improve on that.
     nn.init.zeros_(adapter.weight)
     nn.init.zeros_(adapter.bias)
     rate = _RATE * min(1.0, _RATE_WIDTH / width)
@@ -196,7 +198,8 @@ def _fit(mouth: LanguageHead, layer: int, states: ExitStates, config: ExitsConfi
     rng = torch.Generator().manual_seed(config.seed)
     for _ in tqdm(range(config.steps), desc=f"exit {layer}", mininterval=5):
         rows = torch.randint(len(given), (min(_ROWS, len(given)),), generator=rng).to(given.device)
-        logits, wanted = mouth.logits(given[rows], adapter), mouth.logits(final[rows])
+        logits, wanted = head.logits(given[rows], adapter), head.logits(final[rows])
+        # CE(final distribution, exit) + CE(final first choice, exit).
         soft = functional.cross_entropy(logits, wanted.softmax(-1))
         hard = functional.cross_entropy(logits, wanted.argmax(-1))
         optimizer.zero_grad()
@@ -207,12 +210,13 @@ def _fit(mouth: LanguageHead, layer: int, states: ExitStates, config: ExitsConfi
 
 
 @torch.inference_mode()
-def _calibrate(mouth: LanguageHead, adapter: nn.Linear, layer: int, states: ExitStates) -> dict[str, Any]:
+def _calibrate(head: LanguageHead, adapter: nn.Linear, layer: int, states: ExitStates) -> dict[str, Any]:
     """Say how often the exit's first choice is the final one, and how often the final one is its k-th."""
-    confidence, rank = (torch.cat(part) for part in zip(*_judged(mouth, adapter, layer, states), strict=True))
+    confidence, rank = (torch.cat(part) for part in zip(*_judged(head, adapter, layer, states), strict=True))
     right = rank == 0
     bins = []
     for low, high in pairwise(BINS):
+        # Bins are [low, high), but the last one holds certainty itself.
         inside = (confidence >= low) & ((confidence < high) | (high == BINS[-1]))
         count = int(inside.sum())
         agrees = round(float(right[inside].float().mean()), 4) if count else None
@@ -222,13 +226,14 @@ def _calibrate(mouth: LanguageHead, adapter: nn.Linear, layer: int, states: Exit
 
 
 def _judged(
-    mouth: LanguageHead, adapter: nn.Linear, layer: int, states: ExitStates
+    head: LanguageHead, adapter: nn.Linear, layer: int, states: ExitStates
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield, some rows at a time, how sure the exit is and as its how manieth choice the final one comes."""
     for given, final in zip(
         *(torch.split(part, _ROWS) for part in (states.by_layer[layer], states.final)), strict=True
     ):
-        logits, wanted = mouth.logits(given, adapter), mouth.logits(final).argmax(-1)
+        logits, wanted = head.logits(given, adapter), head.logits(final).argmax(-1)
+        # Rank 0: nothing scores higher than the final choice.
         rank = (logits > logits.gather(1, wanted[:, None])).sum(-1)
         yield logits.softmax(-1).max(-1).values, rank
 

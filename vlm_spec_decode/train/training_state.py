@@ -38,6 +38,7 @@ _NEW_SHARE = 0.02
 
 def updated(means: Mapping[str, float], new: Mapping[str, float]) -> dict[str, float]:
     """Return the means after one more step; what is measured for the first time begins with its value."""
+    # Exponential running mean: m <- (1 - a) m + a x.
     return {k: (1 - _NEW_SHARE) * means.get(k, v) + _NEW_SHARE * v for k, v in new.items()}
 
 
@@ -96,6 +97,7 @@ class TrainingState:
                 _grow(state["model"], rows)
             self.model.load_state_dict(state["model"])
             self.heads.load_state_dict(state["heads"])
+            # Moments of the optimizer have the old vocabulary's shape; they begin anew with a larger one.
             if not grown:
                 self.optimizer.load_state_dict(state["optimizer"])
             self.eye_step, self.step, self.seconds = state["counters"]
@@ -168,12 +170,14 @@ class Muon(torch.optim.Optimizer):
             for weights in group["params"]:
                 if weights.grad is not None:
                     alike[min(weights.shape), max(weights.shape)].append(weights)
+            # Matrices of one shape, lying or standing, are made orthogonal as one batch.
             for (_, longer), matrices in alike.items():
                 means = [_wide(self._momentum(w, group["momentum"])) for w in matrices]
                 steps = orthogonal(torch.stack(means))
                 for weights, step in zip(matrices, steps, strict=True):
                     weights.mul_(1 - group["lr"] * group["weight_decay"])
                     is_tall = weights.shape[0] > weights.shape[1]
+                    # An orthogonal m x n matrix has entries of root mean square 1 / sqrt(max(m, n)).
                     weights.add_(step.T if is_tall else step, alpha=-group["lr"] * RMS * longer**0.5)
 
     def _momentum(self, weights: torch.Tensor, share: float) -> torch.Tensor:
@@ -190,8 +194,10 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     """Return the nearest matrices [N, m, n], m <= n, with singular values of about 1."""
     a, b, c = COEFFICIENTS
+    # The Frobenius norm bounds the largest singular value, so all lie in [0, 1] at the start.
     found: torch.Tensor = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
+        # X <- a X + (b A + c A A) X with A = X Xᵀ: each singular value s becomes a s + b s³ + c s⁵.
         square = found @ found.mT
         found = torch.baddbmm(found, torch.baddbmm(square, square, square, beta=b, alpha=c), found, beta=a)
     return found
@@ -212,6 +218,7 @@ class MuonWithAdamW:
         for part, parameters in parts.items():
             found: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
             for name, weights in parameters:
+                # Embeddings and head are matrices too, but their rows are separate words: AdamW.
                 found[weights.ndim == 2 and "layers." in name].append(weights)
             for is_matrix, weights_of in found.items():
                 about = {"name": part, "of_peak": OF_ADAM if is_matrix else 1.0}
@@ -259,6 +266,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         with partial.open("wb") as file:
             torch.save(state, file)
             file.flush()
+            # On the disk before it takes the old one's name, or a power failure could lose both.
             os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, RuntimeError) as error:

@@ -79,6 +79,7 @@ class VelocityServo:
     def command(self, now_s: float, velocity: Velocity) -> None:
         """Set the target that takes effect one command delay from now."""
         wanted = self._limits.clamp(velocity)
+        # A command that repeats the newest one changes nothing, so the queue stays short.
         newest = self._pending[-1][1] if self._pending else self._target
         if wanted != newest:
             self._pending.append((now_s + self._limits.command_delay_s, wanted))
@@ -94,6 +95,7 @@ class VelocityServo:
         if self.velocity == self._target:
             return self.velocity
         linear, yaw = self._limits.accel_mps2 * dt_s, self._limits.accel_yaw_radps2 * dt_s
+        # First-order lag: dv = (target - v) dt / lag, bounded by the acceleration.
         share = min(1.0, dt_s / self._limits.lag_s)
         (vx, vy, vyaw), (tx, ty, tyaw) = self.velocity, self._target
         self.velocity = (
@@ -124,6 +126,7 @@ class Posture:
         """Advance by `dt_s`; return whether anything moved."""
         if self._now == self._target:
             return False
+        # Each of height, roll, pitch and yaw goes at most its rate per step and ends on the target exactly.
         steps = (self._limits.height_rate_mps * dt_s, *(self._limits.tilt_rate_radps * dt_s,) * 3)
         moved = [
             now + min(max(goal - now, -step), step)
