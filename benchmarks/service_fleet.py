@@ -21,7 +21,7 @@ from vlm_spec_decode.core.profiles import load_hardware, load_link
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sampling import pick
 from vlm_spec_decode.edge.client_protocol import ProtocolTiming
-from vlm_spec_decode.edge.factory import hello_of
+from vlm_spec_decode.edge.factory import make_hello
 from vlm_spec_decode.models.engines.torch_loop import VlmModel
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import load_model, shipped
@@ -44,7 +44,7 @@ class Room:
         draft = load_model(shipped("draft"))
         self.target: Model = constrained(self.plain, self.plain.codec, language())
         self.draft: Model = constrained(draft, draft.codec, language())
-        self.hello = hello_of(draft.card, language())
+        self.hello = make_hello(draft.card, language())
         frames = questions(EvaluateConfig(Path(), None, frames=FRAMES))
         self.asked = [question.observation for question in frames]
         self.cost = BatchCost(load_hardware(PROFILE))

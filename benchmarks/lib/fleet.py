@@ -24,7 +24,7 @@ from vlm_spec_decode.cloud.server import BatchRunner
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.ports import Target
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
-from vlm_spec_decode.transport.emulation import EmulatedDirection, shapers
+from vlm_spec_decode.transport.emulation import EmulatedDirection, emulated_directions
 
 TICK_S = 0.1
 
@@ -82,7 +82,7 @@ class Fleet:
         self.protocol = ServerProtocol(self.target.card, self.grammar_digest, self.limits)
         self._runner = BatchRunner(self.target, None, self.clock, lambda *_: None)
         for index, robot in enumerate(self.robots):
-            self._links[robot.name] = shapers(self.link, index)
+            self._links[robot.name] = emulated_directions(self.link, index)
             self._by_name[robot.name] = robot
 
     def run(

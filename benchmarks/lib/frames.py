@@ -39,7 +39,7 @@ class MessageWeights(Tracer):
 
     def sent(self, hint: Hint) -> None:
         """Weigh a message."""
-        self.rounds[-1].append(len(codec.encode(self.packer.hint_message(hint))))
+        self.rounds[-1].append(len(codec.encode(self.packer.client_message_to_wire(hint))))
 
     def received(self, event: Event) -> None:
         """A commit begins the next round."""

@@ -52,7 +52,7 @@ def valid_messages(hello: Hello) -> tuple[AnyMessage, ...]:
         hello,
         codec.open_message(request, packer, 0, (0, 1)),
         ImageChunk(1, 0, 0, image.jpeg[:256]),
-        packer.draft_message(draft),
+        packer.draft_to_wire(draft),
         WireCorrection(1, 0, 2, 1),
         Ping(1_000_000, 1, 0, 2, True),
         Close(1, 0),

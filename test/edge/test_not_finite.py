@@ -90,10 +90,10 @@ def answer(
     strategy: str,
     target: TableModel | None = None,
     draft: TableModel | None = None,
-    helper: TableModel | None = None,
+    colocated_draft: TableModel | None = None,
 ) -> Tokens:
     clock = VirtualClock()
-    verifier = LocalVerifier(target or TableModel(TARGET), clock, helper or TableModel(POOR_DRAFT))
+    verifier = LocalVerifier(target or TableModel(TARGET), clock, colocated_draft or TableModel(POOR_DRAFT))
     engine = Engine(
         draft or TableModel(POOR_DRAFT),
         LetterCodec(),
@@ -180,7 +180,9 @@ def test_the_other_rule_goes_on_without_drafts_as_well(strategy: str) -> None:
 
 
 def test_a_draft_without_numbers_is_named_once_an_answer(caplog: pytest.LogCaptureFixture) -> None:
-    answer(params_of("warm"), "hybrid", draft=HarmedModel(POOR_DRAFT), helper=HarmedModel(POOR_DRAFT))
+    answer(
+        params_of("warm"), "hybrid", draft=HarmedModel(POOR_DRAFT), colocated_draft=HarmedModel(POOR_DRAFT)
+    )
     assert [message for message in caplog.messages if "the draft model's logits hold NaN" in message]
     assert len(caplog.messages) <= 2
 

@@ -74,7 +74,7 @@ class Pair:
     @property
     def cloud(self) -> ServerProtocol:
         """The one that the edge speaks with."""
-        return self.clouds[self.edge.place]
+        return self.clouds[self.edge.cloud_index]
 
     def draft(self) -> None:
         chain: Tokens = ()

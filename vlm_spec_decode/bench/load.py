@@ -132,7 +132,7 @@ class LoadRobot:
             self.received_bytes += len(data)
             self.protocol.receive(data, now_s)
         self.protocol.tick(now_s)
-        self.protocol.tend(self.connection, now_s)
+        self.protocol.maintain(self.connection, now_s)
         while self.protocol.events:
             event = self.protocol.events.popleft()
             if isinstance(event, Commit):
@@ -357,14 +357,14 @@ def load(
 
 def shipped_speech(draft: str = "", max_tokens: int = 64) -> tuple[DraftIdentity, list[Question]]:
     """Return what robots with this draft, by default the shipped one, say, and the recorded questions."""
-    from vlm_spec_decode.edge.factory import hello_of, load_draft
+    from vlm_spec_decode.edge.factory import load_draft, make_hello
     from vlm_spec_decode.edge.settings import EdgeSettings
 
     settings = EdgeSettings(draft=draft, max_tokens=max_tokens)
     model = load_draft(settings)
     params = SamplingParams(max_tokens=max_tokens, stop_ids=model.codec.stop_ids)
     questions = [Question(observation, params) for observation in recorded_prompts(QUESTIONS)]
-    return DraftIdentity(hello_of(model.card, language()), model.codec), questions
+    return DraftIdentity(make_hello(model.card, language()), model.codec), questions
 
 
 def _fleet(
@@ -375,9 +375,14 @@ def _fleet(
     questions: Sequence[Question],
 ) -> LoadFleet:
     handshake_s = HANDSHAKE_S if config.robots > 1 else config.give_up_s
-    greet_s = 2.0 if config.robots <= WATCHED_ROBOTS else handshake_s  # so many greet slowly on any line
+    welcome_timeout_s = (
+        2.0 if config.robots <= WATCHED_ROBOTS else handshake_s
+    )  # so many greet slowly on any line
     timing = ProtocolTiming(
-        give_up_s=config.give_up_s, handshake_s=handshake_s, busy_s=config.manner.busy_s, greet_s=greet_s
+        give_up_s=config.give_up_s,
+        handshake_s=handshake_s,
+        busy_s=config.manner.busy_s,
+        welcome_timeout_s=welcome_timeout_s,
     )
     robots = []
     for number in range(config.robots):

@@ -42,15 +42,15 @@ class AnswerRecorder(Tracer):
     _drafted: set[int] = field(default_factory=set)
     _position: dict[int, int] = field(default_factory=dict)
 
-    def sent(self, hint: Hint) -> None:
+    def sent(self, message: Hint) -> None:
         """Look whether some of the first chain after a verdict was there already."""
-        if not isinstance(hint, DraftMessage):
+        if not isinstance(message, DraftMessage):
             return
-        self._mark("send", self.clock.now(), len(hint.tokens))
-        for number, parent in enumerate(hint.parents, hint.first_node):
-            self._position[number] = self._position.get(parent, hint.base - 1) + 1
-        if self._is_fresh and hint.tokens:
-            numbers = range(hint.first_node, hint.first_node + len(hint.tokens))
+        self._mark("send", self.clock.now(), len(message.tokens))
+        for number, parent in enumerate(message.parents, message.first_node):
+            self._position[number] = self._position.get(parent, message.base - 1) + 1
+        if self._is_fresh and message.tokens:
+            numbers = range(message.first_node, message.first_node + len(message.tokens))
             self.lookups += 1
             self.hits += any(self._position[number] not in self._drafted for number in numbers)
             self._is_fresh = False

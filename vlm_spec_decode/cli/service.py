@@ -37,7 +37,7 @@ def ask(
     **given: Any,
 ) -> int:
     """Ask once, without robot or ROS; an answer without any action ends with code 1."""
-    from vlm_spec_decode.edge.ask import AskConfig, run, trouble
+    from vlm_spec_decode.edge.ask import AskConfig, run, why_not_actionable
 
     config = AskConfig(
         instruction=instruction,
@@ -49,7 +49,7 @@ def ask(
     found = run(config, None if as_json else lambda piece: click.echo(piece, nl=False))
     drafted = f"{found['accepted']} of {found['drafted']} drafted tokens accepted"
     text = f"\n{len(found['token_ids'])} tokens, {found['target_passes']} target passes, {drafted}"
-    error, code = trouble(found), ActionParseError.exit_code
+    error, code = why_not_actionable(found), ActionParseError.exit_code
     if error:
         found |= {"error": "ActionParseError", "message": error, "exit_code": code}
     finish(as_json, found, text)

@@ -115,7 +115,7 @@ def _gauges(server: CloudServer, link: RouterLink) -> Gauges:
 
 
 def _with_guard(gauges: Gauges, link: RouterLink) -> Gauges:
-    return replace(gauges, dropped={**gauges.dropped, **link.guard.dropped})
+    return replace(gauges, dropped={**gauges.dropped, **link.access.dropped})
 
 
 def _helper(config: CloudConfig, card: ModelCard) -> Model | None:

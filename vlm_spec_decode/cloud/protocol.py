@@ -140,12 +140,12 @@ class Responses:
         self._stats.commits += 1
         self._stats.tokens += len(commit.tokens)
         self._stats.finished += commit.finished
-        self.send(entry.peer, self._packer.commit_message(commit))
+        self.send(entry.peer, self._packer.commit_to_wire(commit))
 
     def early(self, entry: ServerRequest, early: EarlyExitVerdict) -> None:
         """Send an early-exit verdict."""
         self._stats.early += 1
-        self.send(entry.peer, codec.early_message(early))
+        self.send(entry.peer, codec.early_exit_to_wire(early))
 
 
 Trouble = tuple[str, str]
@@ -341,7 +341,7 @@ class ServerProtocol:
     def _on_hint(
         self, entry: ServerRequest, message: wire.WireDraft | wire.WireCorrection, now_s: float
     ) -> None:
-        hint = self._packer.hint(message)
+        hint = self._packer.client_message_from_wire(message)
         if not entry.has_room(hint, self.limits):
             self.dropped["too_many_nodes"] += 1
             return

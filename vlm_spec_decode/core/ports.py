@@ -229,7 +229,7 @@ class Verifier(ABC):
         """
 
     @abstractmethod
-    def submit(self, hint: Hint) -> None:
+    def submit(self, message: Hint) -> None:
         """Send a draft, or a correction, which arrives unless the session ends; never blocks."""
 
     @abstractmethod

@@ -20,7 +20,7 @@ class Tracer:
     def opened(self, request: AnswerRequest) -> None:
         """An answer was opened at the verifier."""
 
-    def sent(self, hint: Hint) -> None:
+    def sent(self, message: Hint) -> None:
         """A draft or a correction was handed to the verifier."""
 
     def waiting(self) -> None:
@@ -57,10 +57,10 @@ class TracerGroup(Tracer):
         for tracer in self._tracers:
             tracer.opened(request)
 
-    def sent(self, hint: Hint) -> None:
+    def sent(self, message: Hint) -> None:
         """Tell all."""
         for tracer in self._tracers:
-            tracer.sent(hint)
+            tracer.sent(message)
 
     def waiting(self) -> None:
         """Tell all."""
@@ -189,13 +189,13 @@ class AnswerTrace(Tracer):
         if request.draft:
             self.sent(request.draft)
 
-    def sent(self, hint: Hint) -> None:
+    def sent(self, message: Hint) -> None:
         """Count a draft's nodes; a correction is a token of the answer that was drawn here."""
-        if isinstance(hint, Correction):
-            self._advance((hint.token,))
-        elif isinstance(hint, DraftMessage):
-            self._drafted += len(hint.tokens)
-            self._add(hint)
+        if isinstance(message, Correction):
+            self._advance((message.token,))
+        elif isinstance(message, DraftMessage):
+            self._drafted += len(message.tokens)
+            self._add(message)
 
     def waiting(self) -> None:
         """Note when the wait began."""

@@ -63,11 +63,11 @@ class Replica:
         """Return the identity of the target; answers once it is loaded."""
         return self._server.protocol.card
 
-    def deliver(self, life: int, number: int, messages: list[Message]) -> None:
+    def deliver(self, incarnation: int, number: int, messages: list[Message]) -> None:
         """Take batch `number` of a life of this replica."""
         with self._lock:
-            self._inbox.put(life, number, messages)
-            self._mail.deliver(self._inbox.take())
+            self._inbox.put(incarnation, number, messages)
+            self._mail.deliver(self._inbox.pop_ready())
 
     def collect(self, timeout_s: float) -> tuple[list[Message], ReplicaFigures]:
         """Return what the server says. Raises CloudError if it has ended."""
@@ -161,11 +161,11 @@ class ReplicaPool:
     def deliver(self, replica: int, messages: list[Message]) -> None:
         """Send messages to a replica without waiting; if it is lost, a notice says so."""
         if actor := self._actors.get(replica):
-            life, number = self._counts[replica]
-            actor.deliver.remote(life, number, messages)
-            self._counts[replica] = (life, number + 1)
+            incarnation, number = self._counts[replica]
+            actor.deliver.remote(incarnation, number, messages)
+            self._counts[replica] = (incarnation, number + 1)
 
-    def begin_life(self, replica: int) -> None:
+    def begin_incarnation(self, replica: int) -> None:
         """Count batches anew: the actor is up, for the first time or again."""
         if replica in self._counts:
             self._counts[replica] = (self._counts[replica][0] + 1, 0)

@@ -174,7 +174,7 @@ class ReplicatedServer:
             case "waiting":
                 self._tell(notice, logging.WARNING)
             case "up":
-                self._pool.begin_life(replica)
+                self._pool.begin_incarnation(replica)
                 self.front.up(replica)
                 self._tell(notice, logging.INFO)
             case "lost":
