@@ -97,9 +97,8 @@ def equal(room: Room, robots: int) -> list[Figure]:
         is_same, tied = _is_own(room.target, *robot.questions[0], said)
         same, ties = same + is_same, ties + tied
     stats = fleet.protocol.stats
-    note = (
-        f"half of them drafting, {stats.shared / stats.passes:.1f} answers a pass; {ties} ended at a near tie"
-    )
+    batch = stats.batched_answers / stats.passes
+    note = f"half of them drafting, {batch:.1f} answers a pass; {ties} ended at a near tie"
     return [Figure("fleet_same_tokens", same / robots, 1.0, "at least", f"{robots} robots, {note}")]
 
 

@@ -51,7 +51,7 @@ class BatchCost:
     def pass_s(self, jobs: Jobs) -> float:
         """Return the time of one pass over these jobs: the longest of theirs, stretched by the batch."""
         alone = [
-            self.hardware.pass_s(len(job.plan.nodes.tokens) if job.plan else 0, not job.entry.filled)
+            self.hardware.pass_s(len(job.plan.nodes.tokens) if job.plan else 0, not job.request.is_cached)
             for job in jobs
         ]
         return max(alone) * self.factor_of(len(jobs))

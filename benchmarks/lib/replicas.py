@@ -94,7 +94,7 @@ def _await_two(cluster: Any, server: ReplicatedServer, what: str) -> None:
     try:
         until(both_live, what)
     except CloudTimeout as error:
-        raise CloudTimeout(f"{error}: {room(ray)}, replicas {server.front.replicas}") from error
+        raise CloudTimeout(f"{error}: {room(ray)}, replicas {server.router.replicas}") from error
 
 
 def live(server: ReplicatedServer) -> int:
@@ -128,12 +128,12 @@ def lose_one_of_two(
     """
     with two_nodes() as cluster, _served(folder, model, 2) as (server, setting):
         _await_two(cluster, server, "the second replica")
-        before = server.front.moved
+        before = server.router.moved
         killer = ReplicaKiller(partial(_kill_second_node, cluster), answers // 3)
         report = _ask(server, setting, folder, answers, robots, killer)
-        report |= {"killed": killer.is_done, "robots_moved": server.front.moved - before}
+        report |= {"killed": killer.is_done, "robots_moved": server.router.moved - before}
         if again:
-            report["lost"] = next(n for n, state in server.front.replicas.items() if state == "starting")
+            report["lost"] = next(n for n, state in server.router.replicas.items() if state == "starting")
             cluster.add_node(**NODE)
             _await_two(cluster, server, "the replica that Ray starts again")
             passes = PassCounter(server)
@@ -169,7 +169,7 @@ def scale_under_load(
         report = _ask(server, setting, folder, answers, robots, rescale)
         wanted = steps[-1][1] if steps else 1
         until(lambda: live(server) == wanted, "the end of the replica that was taken away", 60)
-        return report | {"steps": steps, "passes": passes.total(), "robots_moved": server.front.moved}
+        return report | {"steps": steps, "passes": passes.total(), "robots_moved": server.router.moved}
 
 
 class PassCounter:

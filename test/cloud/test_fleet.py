@@ -79,7 +79,7 @@ def test_64_robots_at_once_say_what_each_says_alone(tiny: VlmModel) -> None:
         assert_own_answers(tiny, robot)
     stats = fleet.protocol.stats
     assert stats.largest_batch == 32
-    assert stats.shared / stats.passes > 12
+    assert stats.batched_answers / stats.passes > 12
     assert stats.evictions == 0
 
 
@@ -110,7 +110,7 @@ class Cramped(TableModel):
     def score_batch(self, queries: Sequence[ScoreRequest]) -> list[Scored]:
         if len(queries) > 3 or any(query.context.is_huge for query in queries):  # type: ignore[attr-defined]
             raise MemoryError
-        return [query.scored() for query in queries]
+        return [query.score_or_error() for query in queries]
 
 
 def test_a_pass_without_memory_runs_in_halves_and_who_fits_in_none_is_refused_by_name() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from vlm_spec_decode.cloud.replicas import pool as replicas
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.transport.in_process import MISSED_LOOKS, OrderedInbox
+from vlm_spec_decode.transport.in_process import MISSED_POLLS, OrderedInbox
 
 
 def test_batches_that_overtake_one_another_are_put_in_order() -> None:
@@ -22,7 +22,7 @@ def test_batches_that_overtake_one_another_are_put_in_order() -> None:
         inbox.put(incarnation, number, [(b"robot", b"%d.%d" % (incarnation, number))])
         said += inbox.pop_ready()
     assert [data for _, data in said] == [b"1.0", b"1.1", b"1.2"]
-    for _ in range(MISSED_LOOKS - 1):
+    for _ in range(MISSED_POLLS - 1):
         assert inbox.skip_gap() == []
     assert inbox.skip_gap() == [(b"robot", b"1.4")], "a batch that never comes stops nothing for ever"
     inbox.put(2, 0, [(b"robot", b"2.0")])
@@ -84,7 +84,7 @@ def test_a_replica_that_has_no_place_says_what_the_cluster_has() -> None:
     ray.pool = pool
     pool.add()
     assert told.wait(5)
-    notice = pool.taken()[0]
+    notice = pool.take_notices()[0]
     assert (notice.kind, notice.detail) == ("waiting", "1 nodes live, 1 dead, 0 CPUs free")
 
 

@@ -209,5 +209,5 @@ def test_a_robot_that_vanishes_leaves_nothing_behind(key_folder: Path) -> None:
             verifier._link.close()  # no Close: as if it had lost its power
         server.protocol.expire(CLOCK.now() + server.protocol.limits.idle_s + 1)
         eventually(lambda: all(context.closed for context in target.contexts))
-        assert not server.protocol.entries
+        assert not server.protocol.requests
     shutil.rmtree(key_folder / "authorized")

@@ -111,7 +111,7 @@ def test_who_is_told_to_come_again_later_does_not_take_the_pause_for_silence() -
     pair = begun(WALKING)
     for cloud in pair.clouds:
         cloud.stats.is_draining = True
-        cloud.entries.clear()
+        cloud.requests.clear()
     until_s = pair.now_s + 5.0
     while pair.now_s < until_s:
         run_kindly(pair, rounds=1)

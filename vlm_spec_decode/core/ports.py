@@ -163,7 +163,7 @@ class ScoreRequest:
         """Score this one by itself. Raises what `ModelContext.score` does."""
         return self.context.score(self.prefix, self.tokens, self.parents, on_exit=self.on_exit)
 
-    def scored(self) -> Scored:
+    def score_or_error(self) -> Scored:
         """Score this one by itself and keep an error as the result."""
         try:
             return self.score()
@@ -189,14 +189,14 @@ class Model(ABC):
     def open(self, observation: Observation) -> ModelContext:
         """Start one answer. Raises ImageError if the image cannot be decoded."""
 
-    def score_batch(self, queries: Seq[ScoreRequest]) -> list[Scored]:
+    def score_batch(self, requests: Seq[ScoreRequest]) -> list[Scored]:
         """Return what `score` would for each request; one that fails leaves the others alone.
 
         No context may occur twice. The default scores one after the other; a model that runs all of them in
         one pass raises OutOfMemory if that pass has no room. Then nothing has been computed, and a part of
         the requests may be tried again.
         """
-        return [query.scored() for query in queries]
+        return [request.score_or_error() for request in requests]
 
 
 Drafter: TypeAlias = ModelContext

@@ -148,7 +148,7 @@ class DealerLink:
             while not self._stopping.is_set():
                 if self._connection.has_changed:
                     poller = self._poller(self._connection)
-                poller.poll(math.ceil(1000 * self._patience_s()))
+                poller.poll(math.ceil(1000 * self._poll_timeout_s()))
                 self._drain_calls()
                 self._drain_connection(on_message)
                 self._deliver_due(on_message)
@@ -198,7 +198,7 @@ class DealerLink:
         assert self._connection is not None
         self._connection.send(data)
 
-    def _patience_s(self) -> float:
+    def _poll_timeout_s(self) -> float:
         if not self._delayed:
             return TICK_S
         return min(TICK_S, max(0.0, self._delayed[0].due_s - self._clock.now()))
