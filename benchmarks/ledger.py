@@ -32,7 +32,7 @@ class Ledger:
             self.rows = [row for row in found if row.get("part") in self._order]
 
     def has(self, part: str) -> bool:
-        """Tell whether a part has been run at this commit and in this size."""
+        """Return whether a part has been run at this commit and in this size."""
         known = [row for row in self.rows if row["part"] == part]
         return any(row["quick"] == self._quick and row["made"]["commit"] == self._commit for row in known)
 

@@ -70,7 +70,7 @@ class Room:
         return Fleet(self.target, robots, self.cost, self.link, language().digest, ServerLimits(**limits))
 
     def has_action(self, tokens: Tokens) -> bool:
-        """Tell whether tokens hold a whole action."""
+        """Return whether tokens hold a whole action."""
         try:
             return bool(ActionParser().feed(self.plain.codec.decode(tokens)))
         except ActionParseError:
@@ -105,7 +105,7 @@ def equal(room: Room, robots: int) -> list[Figure]:
 def _is_own(
     target: Model, observation: Observation, params: SamplingParams, said: RobotAnswer
 ) -> tuple[bool, bool]:
-    """Tell whether an answer is the target's own, and whether the comparison ended at a near tie."""
+    """Return whether an answer is the target's own, and whether the comparison ended at a near tie."""
     context, own = target.open(observation), Tokens()
     while len(own) < params.max_tokens and (not own or own[-1] not in params.stop_ids):
         logits = context.score(own)[0]

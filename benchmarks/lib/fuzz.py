@@ -73,7 +73,7 @@ def malformed(hello: Hello, seed: int, seeds: Sequence[bytes] = ()) -> Iterator[
 
 
 def begins_an_answer(data: bytes) -> bool:
-    """Tell whether a cloud may take these bytes as a robot's Hello or Open."""
+    """Return whether a cloud may take these bytes as a robot's Hello or Open."""
     try:
         return isinstance(codec.decode(data), Hello | Open)
     except ProtocolError:

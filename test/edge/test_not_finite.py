@@ -152,7 +152,7 @@ def test_a_target_without_numbers_ends_the_answer_by_name(strategy: str, rule: s
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("part", ["draft", "helper"])
+@pytest.mark.parametrize("part", ["draft", "colocated_draft"])
 @pytest.mark.parametrize("harm", HARMS)
 def test_an_answer_goes_on_without_a_draft_that_gives_no_numbers(
     strategy: str, part: str, harm: str, caplog: pytest.LogCaptureFixture
@@ -167,13 +167,13 @@ def test_an_answer_goes_on_without_a_draft_that_gives_no_numbers(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_other_rule_goes_on_without_drafts_as_well(strategy: str) -> None:
-    for sampling, residual, part in itertools.product(SAMPLINGS, RESIDUALS, ("draft", "helper")):
+    for sampling, residual, part in itertools.product(SAMPLINGS, RESIDUALS, ("draft", "colocated_draft")):
         params = replace(params_of(sampling, "rejection", seed=3), residual=residual)
         alone = answer(params, "autoregressive")
         drafter = HarmedModel(POOR_DRAFT, from_length=0)
         said = answer(params, strategy, **{part: drafter})  # type: ignore[arg-type]
         drafts = STRATEGIES[strategy].drafts
-        if (part == "draft" and drafts) or (part == "helper" and not drafts):
+        if (part == "draft" and drafts) or (part == "colocated_draft" and not drafts):
             assert said == alone
         late = answer(params, strategy, **{part: HarmedModel(POOR_DRAFT, from_length=3)})  # type: ignore[arg-type]
         assert params.ends(len(late), late[-1])

@@ -180,7 +180,7 @@ def _on_ray(units: list[WorkUnit], address: str) -> Iterator[tuple[WorkUnit, Lin
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
-        raise ConfigError(f"--ray-address needs Ray: {extras.command('cluster')}") from error
+        raise ConfigError(f"--ray-address needs Ray: {extras.install_command('cluster')}") from error
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -153,7 +153,7 @@ def examine(
     """Run every check, those of a robot and a cloud where they are named; none raises."""
     found = _from_outside(os.environ)
     # As every other command does; what is bad has been told.
-    environment.settle(os.environ)
+    environment.replace_bad_values(os.environ)
     from vlm_spec_decode.sim import choose_backend
 
     choose_backend()
@@ -202,7 +202,9 @@ def _package(name: str, extra: str = "") -> Callable[[], Finding]:
 
 def _not_here(name: str, extra: str) -> Finding:
     """Return the finding for what only some machines have."""
-    return Finding(name, True, "not installed", f"if this machine is to have it: {extras.command(extra)}")
+    return Finding(
+        name, True, "not installed", f"if this machine is to have it: {extras.install_command(extra)}"
+    )
 
 
 def _rclpy() -> Finding:
@@ -253,7 +255,7 @@ def _robot_link() -> Finding:
 def _from_outside(environ: Mapping[str, str]) -> list[Finding]:
     """Return a finding for every variable that is not as it should be, one that all is well otherwise."""
     found = []
-    for each in environment.examine(environ):
+    for each in environment.find_problems(environ):
         refused = each.variable.remedy is environment.Remedy.REFUSE
         advice = f"set {each.variable.name} to {each.variable.good}"
         found.append(Finding("environment", not refused, each.problem, advice))

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     environment.prepare(environment.PYTHON)
     try:
-        with extras.named():
+        with extras.translate_missing():
             code = vsd.main(arguments, prog_name="vsd", standalone_mode=False, obj=argv is None)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VsdError as error:
         return _named(arguments, type(error).__name__, str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001 - the net under everything: no traceback reaches a terminal
-        return _named(arguments, InternalError.__name__, internal_error.told(error), 1)
+        return _named(arguments, InternalError.__name__, internal_error.describe_internal_error(error), 1)
 
 
 def _named(arguments: Sequence[str], name: str, text: str, code: int) -> int:

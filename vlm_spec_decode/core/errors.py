@@ -1,4 +1,4 @@
-"""Every failure this package names, in one tree.
+"""All exceptions of this package, in one tree.
 
 ::
 
@@ -51,7 +51,7 @@ class VsdError(Exception):
 
 
 class UsageError(VsdError):
-    """What the caller gave cannot be used."""
+    """The caller's input cannot be used."""
 
     exit_code = 2
 
@@ -61,7 +61,7 @@ class ConfigError(UsageError):
 
 
 class SceneError(UsageError):
-    """A scene file or object name does not hold; the message names the key."""
+    """A scene file or object name is invalid; the message names the key."""
 
 
 class InstructionError(UsageError):
@@ -73,7 +73,7 @@ class ImageError(UsageError):
 
 
 class BagError(UsageError):
-    """A bag is not there, cannot be read, or holds nothing to ask about."""
+    """A bag does not exist, cannot be read, or has nothing to ask about."""
 
 
 class MissingExtra(UsageError):
@@ -97,7 +97,7 @@ class VocabularyMismatch(ModelError):
 
 
 class OutOfMemory(ModelError):
-    """There was no memory for what was asked; less of it at once may work."""
+    """There was no memory for a batch; a smaller one may work."""
 
 
 class NotFinite(ModelError):
@@ -114,7 +114,7 @@ class NotFinite(ModelError):
 
 
 class TargetNotFinite(NotFinite):
-    """The target's logits are NaN or infinite: no draft can stand in for them."""
+    """The target's logits are NaN or infinite, so the answer cannot continue."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what, "target")
@@ -131,11 +131,11 @@ class CloudError(VsdError):
 
 
 class CloudUnreachable(CloudError):
-    """Nobody answers: not started, wrong key, or the link is cut."""
+    """The cloud does not answer: it is not started, the key is wrong, or the link is cut."""
 
 
 class CloudRefused(CloudError):
-    """The cloud answers and says no; `reason` is its name for it."""
+    """The cloud refuses; `reason` is its stable name for the cause."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -144,7 +144,7 @@ class CloudRefused(CloudError):
 
 
 class CloudBusy(CloudRefused):
-    """No cloud has had room for too long; `detail` names of what, and `retry_after_s` when to come again."""
+    """No cloud has had room for too long; `detail` names the resource, `retry_after_s` when to try again."""
 
     def __init__(self, detail: str, retry_after_s: float) -> None:
         super().__init__("busy", detail)
@@ -181,7 +181,7 @@ class RobotUnreachable(RobotError):
 
 
 class RobotRefused(RobotError):
-    """The robot did not do what it was asked; `code` is its own return code, None where it has none."""
+    """The robot did not carry out a call; `code` is its own return code, None where it has none."""
 
     def __init__(self, call: str, meaning: str, code: int | None = None) -> None:
         super().__init__(f"{call}: {meaning}" if code is None else f"{call} returned {code} ({meaning})")
@@ -190,7 +190,7 @@ class RobotRefused(RobotError):
 
 
 class RobotStale(RobotError):
-    """The stamp of the robot's state stands still, whatever its calls return."""
+    """The stamp of the robot's state does not advance, whatever its calls return."""
 
 
 class RobotHeld(RobotError):
@@ -210,7 +210,7 @@ class ActionParseError(ActionError):
 
 
 class ActionRefused(ActionError):
-    """The safety gate says no; `reason` is a stable name such as `obstacle`."""
+    """The safety gate refuses; `reason` is a stable name such as `obstacle`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -219,11 +219,11 @@ class ActionRefused(ActionError):
 
 
 class MiddlewareError(VsdError):
-    """ROS 2 or its middleware cannot be started on this computer; the message has its own words."""
+    """ROS 2 or its middleware cannot be started on this computer; the message is that of ROS."""
 
 
 class ProcessEnded(VsdError):
-    """A process of a run ended too early; its exit code is kept where it has a meaning."""
+    """A process of a run ended too early; `exit_code` is that of the process where it has a meaning."""
 
     def __init__(self, name: str, code: int, last_line: str) -> None:
         super().__init__(f"{name} ended with exit code {code}: {last_line}")
@@ -232,10 +232,10 @@ class ProcessEnded(VsdError):
 
 
 class InternalError(VsdError):
-    """A fault of this program that nobody has named; the message says where its traceback is."""
+    """A fault of this program without an exception class of its own; the message has the traceback's path."""
 
 
 class Cancelled(VsdError):
-    """Somebody asked to stop; not a fault."""
+    """The caller cancelled; not a fault."""
 
     exit_code = 130

@@ -107,7 +107,7 @@ def message_bytes(data: Any) -> bytes:
 
 
 def is_encoded(message: RawMessage) -> bool:
-    """Tell whether a message that should hold pixels holds a JPEG or PNG file."""
+    """Return whether a message that should hold pixels holds a JPEG or PNG file."""
     name = str(message.encoding).strip().lower()
     return name in ENCODED or (
         ALIASES.get(name, name) not in _FORMATS and bytes(message.data[:3]) == b"\xff\xd8\xff"

@@ -1,7 +1,7 @@
-"""The seams: what decoding, engine and executor need from the world.
+"""The ports: abstract classes and protocols of what decoding, engine and executor need.
 
-Implementations differ only in what is plugged in: a table model or a VLM, an in-process verifier or
-a socket, a kinematic robot or the Go2.
+Implementations are, for example, a table model or a VLM, an in-process verifier or one behind a socket,
+a kinematic robot or the Go2.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ExitHook(Protocol):
 
 
 class GrammarState(Protocol):
-    """Where one answer stands in a grammar. States never change, so a tree forks by keeping them."""
+    """The state of a grammar at one position of an answer. Immutable, so the branches of a tree share it."""
 
     def mask(self) -> Mask | None:
         """Return the legal next tokens [vocab], None once the answer has ended.
@@ -83,7 +83,7 @@ class GrammarState(Protocol):
 
 
 class Grammar(Protocol):
-    """What answers look like, compiled for one tokenizer."""
+    """A grammar of answers, compiled for one tokenizer."""
 
     @property
     def digest(self) -> str:
@@ -160,11 +160,11 @@ class ScoreRequest:
     on_exit: ExitHook | None = None
 
     def score(self) -> Logits:
-        """Score this one by itself. Raises what `ModelContext.score` does."""
+        """Score this request by itself. Raises what `ModelContext.score` does."""
         return self.context.score(self.prefix, self.tokens, self.parents, on_exit=self.on_exit)
 
     def score_or_error(self) -> Scored:
-        """Score this one by itself and keep an error as the result."""
+        """Score this request by itself; return a VsdError instead of raising it."""
         try:
             return self.score()
         except VsdError as error:
@@ -172,7 +172,7 @@ class ScoreRequest:
 
 
 Scored: TypeAlias = Logits | VsdError
-"""The logits [1 + n, vocab] of one request, or why it has none."""
+"""The logits [1 + n, vocab] of one request, or the error that it raised."""
 
 
 class Model(ABC):
@@ -200,7 +200,7 @@ class Model(ABC):
 
 
 Drafter: TypeAlias = ModelContext
-"""The edge's proposals are draws from this context's logits; wrong ones cost time, never truth."""
+"""The edge drafts from this context's logits; wrong drafts cost time and change no token."""
 
 Target: TypeAlias = Model
 """The cloud's model; its logits decide."""
@@ -219,18 +219,18 @@ class TextCodec(Protocol):
 
 
 class Verifier(ABC):
-    """The cloud as a strategy sees it: in this process, in virtual time or behind a socket."""
+    """The verifier as strategies use it: in this process, in virtual time or behind a socket."""
 
     @abstractmethod
     def open(self, request: AnswerRequest, tracer: Tracer = NO_TRACER) -> None:
-        """Start one answer, of which `tracer` is told everything that passes here.
+        """Start one answer; `tracer` gets all its events.
 
         Raises CloudUnreachable or CloudRefused.
         """
 
     @abstractmethod
     def submit(self, message: Hint) -> None:
-        """Send a draft, or a correction, which arrives unless the session ends; never blocks."""
+        """Send a draft or a correction without blocking; it arrives unless the session ends."""
 
     @abstractmethod
     def poll(self) -> Event | None:
@@ -259,7 +259,7 @@ class Verifier(ABC):
 
     @property
     def clouds(self) -> str:
-        """The clouds' addresses, with commas, from the one that it spoke with last; "" without any."""
+        """The clouds' addresses, with commas, starting with the one in use; "" without any."""
         return ""
 
 

@@ -1,4 +1,4 @@
-"""How one answer came about: who is told of its steps, and its rounds, bytes and result.
+"""Tracing of one answer: the tracer that gets its events, and its rounds, bytes and result.
 
 All times are seconds on the edge's clock.
 """
@@ -12,9 +12,9 @@ from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, DraftM
 
 
 class Tracer:
-    """Is told of the steps of one answer at the edge, on the thread that decodes; by default does nothing.
+    """Receives the events of one answer at the edge, on the thread that decodes; the default does nothing.
 
-    Measuring is an argument: verifiers and strategies call these methods, and nothing is wrapped.
+    A tracer is an argument of verifiers and strategies, which call these methods.
     """
 
     def opened(self, request: AnswerRequest) -> None:
@@ -47,48 +47,48 @@ NO_TRACER = Tracer()
 
 
 class TracerGroup(Tracer):
-    """Tells several tracers."""
+    """Passes all events to several tracers."""
 
     def __init__(self, *tracers: Tracer) -> None:
         self._tracers = tracers
 
     def opened(self, request: AnswerRequest) -> None:
-        """Tell all."""
+        """Pass on to all tracers."""
         for tracer in self._tracers:
             tracer.opened(request)
 
     def sent(self, message: Hint) -> None:
-        """Tell all."""
+        """Pass on to all tracers."""
         for tracer in self._tracers:
             tracer.sent(message)
 
     def waiting(self) -> None:
-        """Tell all."""
+        """Pass on to all tracers."""
         for tracer in self._tracers:
             tracer.waiting()
 
     def received(self, event: Event) -> None:
-        """Tell all."""
+        """Pass on to all tracers."""
         for tracer in self._tracers:
             tracer.received(event)
 
     def drafting(self) -> None:
-        """Tell all."""
+        """Pass on to all tracers."""
         for tracer in self._tracers:
             tracer.drafting()
 
     def drafted(self, start: int, parents: Tokens) -> None:
-        """Tell all."""
+        """Pass on to all tracers."""
         for tracer in self._tracers:
             tracer.drafted(start, parents)
 
     def forced(self, start: int, length: int) -> None:
-        """Tell all."""
+        """Pass on to all tracers."""
         for tracer in self._tracers:
             tracer.forced(start, length)
 
     def decided(self, why: str) -> None:
-        """Tell all."""
+        """Pass on to all tracers."""
         for tracer in self._tracers:
             tracer.decided(why)
 
@@ -122,7 +122,7 @@ class LinkUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
-    """One finished answer and how it came about."""
+    """One finished answer, with its rounds, times and bytes."""
 
     tokens: Tokens
     text: str
@@ -160,8 +160,8 @@ class GenerationResult:
 class AnswerTrace(Tracer):
     """Counts drafts, commits and waits, from the answer's opening on. `now` reads the edge's clock.
 
-    A drafted token counts as accepted if it was sent before the commit that says it had come, and all tokens
-    above it were right too.
+    A drafted token counts as accepted if it was sent before the commit with that token, and all its
+    ancestors were right too.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:

@@ -239,7 +239,7 @@ class Engine:
         check_settings(settings)
         if settings.cloud:
             wait_for_listener(settings.cloud, settings.refused_s, WallClock())
-        with extras.named():
+        with extras.translate_missing():
             return cls(bring_up(settings))
 
     @property

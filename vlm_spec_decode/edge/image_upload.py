@@ -83,7 +83,7 @@ CODECS: Mapping[str, str] = {
 }
 """Part of a message's format text to the name of the decoder."""
 
-INSTALL = extras.command("video")
+INSTALL = extras.install_command("video")
 
 
 def has_video() -> bool:

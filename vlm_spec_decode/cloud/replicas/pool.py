@@ -112,7 +112,9 @@ def load_ray(*, on_loopback: bool = False) -> Any:
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise ConfigError(f"replicas need Ray, which is optional: {extras.command('cluster')}") from error
+        raise ConfigError(
+            f"replicas need Ray, which is optional: {extras.install_command('cluster')}"
+        ) from error
 
 
 def join_cluster(address: str) -> Any:
