@@ -70,8 +70,8 @@ def home(results: Results, size: Size) -> list[Figure]:
     near, far = (
         results.summary(replace(HOME, link=f"rtt{rtt}_up100"), size.answers)["total_s"] for rtt in (5, 200)
     )
-    worth = results.worth(WEAK)["acceptance"]
-    note = f"Go2, a = {worth:.2f}, {size.answers} answers"
+    acceptance = results.pair_statistics(WEAK)["acceptance"]
+    note = f"Go2, a = {acceptance:.2f}, {size.answers} answers"
     gain = found["hybrid"]["speed_up"]
     return [
         Figure("hybrid_over_autoregressive", gain, 1.9, "at least", note),
@@ -133,8 +133,11 @@ def special(results: Results, size: Size) -> list[Figure]:
         strategy="multi_branch",
         with_image=False,
     )
-    hits, worth = results.summary(ace, size.answers)["hit_rate"], results.worth("early69")["acceptance"]
-    note = f"AGX Orin, 32B, a = {worth:.2f}, greedy"
+    hits, acceptance = (
+        results.summary(ace, size.answers)["hit_rate"],
+        results.pair_statistics("early69")["acceptance"],
+    )
+    note = f"AGX Orin, 32B, a = {acceptance:.2f}, greedy"
     return [*slow_links, *costs, Figure("multi_branch_hit_rate", hits, 0.97, "at least", note)]
 
 
@@ -210,7 +213,7 @@ def main() -> int:
         for pair in (WEAK, GOOD, "oracle")
         for name in ALL
     ]
-    worths = {pair: results.worth(pair) for pair in (WEAK, "early69", GOOD, "oracle")}
+    worths = {pair: results.pair_statistics(pair) for pair in (WEAK, "early69", GOOD, "oracle")}
     extra = {"cells": table, "grid": rows, "pairs": worths, "size": [size.answers, size.grid_answers]}
     return report(figures, options.out / "decoding.json", quick=options.quick, **extra)
 

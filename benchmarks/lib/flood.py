@@ -45,11 +45,11 @@ def flood(frames: int, robots: int = 4, seed: int = 0) -> dict[str, Any]:
     """
     setting = setting_of("synthetic")
     with _cloud() as (pid, address, calls):
-        stranger = Stranger(address, setting.speech.hello, frames, seed, pid)
+        stranger = Stranger(address, setting.identity.hello, frames, seed, pid)
         try:
             config = LoadConfig(cloud=address, robots=robots, seconds=3600, give_up_s=60)
-            config = replace(config, manner=RobotBehaviour(deadline_s=300, busy_s=300), questions=10**6)
-            asked = load(config, setting.questions, setting.speech, WallClock(), stranger)
+            config = replace(config, behaviour=RobotBehaviour(deadline_s=300, busy_s=300), questions=10**6)
+            asked = load(config, setting.questions, setting.identity, WallClock(), stranger)
         finally:
             stranger.close()
         calls.send("dropped")
@@ -86,7 +86,7 @@ class Stranger:
     def __call__(self, fleet: LoadFleet) -> None:
         """Send a burst."""
         if fleet.limit is None or self.sent >= self.frames:
-            fleet.limit = fleet.handed
+            fleet.limit = fleet.assigned
             return
         for data in itertools.islice(self._source(), min(BURST, self.frames - self.sent)):
             if self._socket is None or self.sent >= self.connections * PER_CONNECTION:

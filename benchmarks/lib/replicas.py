@@ -161,7 +161,7 @@ def scale_under_load(
                 server.scale(2)
                 steps.append((done, 2))
             elif len(steps) == 1 and not passes.total().get(1):
-                fleet.limit = max(answers, fleet.handed + robots)
+                fleet.limit = max(answers, fleet.assigned + robots)
             elif len(steps) == 1 and done >= answers // 2:
                 server.scale(1)
                 steps.append((done, 1))
@@ -211,8 +211,8 @@ def _ask(
     on_turn: Callable[[LoadFleet], None],
 ) -> dict[str, Any]:
     config = LoadConfig(cloud=server.address, robots=robots, seconds=3600, keys=folder, questions=answers)
-    config = replace(config, manner=RobotBehaviour(deadline_s=300, busy_s=300), give_up_s=60)
-    return load(config, setting.questions, setting.speech, WallClock(), on_turn).report()
+    config = replace(config, behaviour=RobotBehaviour(deadline_s=300, busy_s=300), give_up_s=60)
+    return load(config, setting.questions, setting.identity, WallClock(), on_turn).report()
 
 
 def _kill_second_node(cluster: Any) -> None:

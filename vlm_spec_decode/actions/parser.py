@@ -41,7 +41,7 @@ class ActionParser:
 
     @property
     def is_done(self) -> bool:
-        """Whether `done()` has been said."""
+        """Whether `done()` was read."""
         return bool(self.actions) and isinstance(self.actions[-1], Done)
 
     def feed(self, text: str) -> tuple[Action, ...]:

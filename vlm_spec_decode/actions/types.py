@@ -117,13 +117,13 @@ ACTION_TYPES = MappingProxyType(
 """The language: name of the call to its type; the type's fields are the call's arguments, in order."""
 
 ACTION_NAMES = MappingProxyType({kind: name for name, kind in ACTION_TYPES.items()})
-"""The way back, for formatting."""
+"""The type of an action to the name of its call, for formatting."""
 
 DECIMALS = 4
 """Digits after the point that a number may have, and that `format_action` writes at most."""
 
 NUMBER_PATTERN = rf"-?[0-9]{{1,4}}(\.[0-9]{{1,{DECIMALS}}})?"
-"""What a number looks like: plain ASCII decimals, no exponent, no NaN, no infinity."""
+"""Form of a number: plain ASCII decimals, no exponent, no NaN, no infinity."""
 
 _NUMBER = re.compile(NUMBER_PATTERN)
 

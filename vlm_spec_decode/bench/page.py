@@ -34,18 +34,18 @@ COLUMNS = {
 
 def write_page(document: dict[str, Any], history: list[dict[str, Any]], path: Path) -> None:
     """Write the page of one run, with the means of the runs before it."""
-    places = _places(document)
+    places = _groups(document)
     parts = [_intro(document), _pairs(document), _history(history)]
     for (pair, profile, clock), cells in places.items():
         parts.append(f"<h2>{html.escape(f'{pair}, {profile}, {clock} time')}</h2>")
         parts += [_plot_by_link(cells, name) for name in ("speed_up", "passes", "up_bytes")]
-        parts += [_plot_shares(cells), _plot_timelines(cells), _reasons(cells), _table(cells)]
+        parts += [_plot_rates(cells), _plot_timelines(cells), _reasons(cells), _table(cells)]
     body = "\n".join(parts)
     head = f"<meta charset='utf-8'><title>vsd bench</title><style>{STYLE}</style>"
     path.write_text(f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n", encoding="utf-8")
 
 
-def _places(document: dict[str, Any]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+def _groups(document: dict[str, Any]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for cell in document["cells"]:
         place = cell["cell"]
@@ -61,10 +61,12 @@ def _intro(document: dict[str, Any]) -> str:
 
 def _pairs(document: dict[str, Any]) -> str:
     rows = [["pair", "acceptance", "target's choice at the draft's rank 1, 2, …", "exits right", "tokens"]]
-    for name, worth in document["pairs"].items():
-        exits = ", ".join(f"{layer}: {share:.2f}" for layer, share in worth["exits"].items())
-        ranks = " ".join(map(str, worth["ranks"]))
-        rows.append([name, f"{worth['acceptance']:.3f}", ranks, exits, f"{worth['mean_tokens']:.1f}"])
+    for name, statistics in document["pairs"].items():
+        exits = ", ".join(f"{layer}: {share:.2f}" for layer, share in statistics["exits"].items())
+        ranks = " ".join(map(str, statistics["ranks"]))
+        rows.append(
+            [name, f"{statistics['acceptance']:.3f}", ranks, exits, f"{statistics['mean_tokens']:.1f}"]
+        )
     return "<h2>Pairs</h2>" + _html_table(rows)
 
 
@@ -124,7 +126,7 @@ def _plot_by_link(cells: list[dict[str, Any]], column: str) -> str:
     return _svg(draw, 10, 4.5)
 
 
-def _plot_shares(cells: list[dict[str, Any]]) -> str:
+def _plot_rates(cells: list[dict[str, Any]]) -> str:
     """Plot acceptance and hits, each strategy's over all links."""
     names = list(dict.fromkeys(c["cell"]["strategy"] for c in cells))
 
