@@ -225,7 +225,7 @@ def truncation(folder: Path, cuts: int) -> list[Figure]:
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
+    """Measure, print, and return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="smaller counts; under 10 minutes on 2 cores")
     parser.add_argument("--public", type=Path, help="folder of bags of other people")

@@ -54,7 +54,7 @@ class Size:
     links: tuple[str, ...]
 
 
-def place(pair: str, profile: str, link: str) -> dict[str, Cell]:
+def cells_of(pair: str, profile: str, link: str) -> dict[str, Cell]:
     """Return the cells of all strategies at one place."""
     names = (name for name in ALL if name != BASELINE)
     return {
@@ -146,7 +146,7 @@ def grid(results: Results, size: Size) -> tuple[list[Figure], list[dict[str, Any
     places = [(pair, p, link) for pair in (WEAK, GOOD) for p in size.profiles for link in size.links]
     rows = []
     for where in tqdm(places, desc="cells", mininterval=2, disable=None):
-        found = {n: results.summary(c, size.grid_answers)["speed_up"] for n, c in place(*where).items()}
+        found = {n: results.summary(c, size.grid_answers)["speed_up"] for n, c in cells_of(*where).items()}
         rows.append({"pair": where[0], "profile": where[1], "link": where[2], "speed_up": found})
     means = {name: geometric_mean(row["speed_up"][name] for row in rows) for name in (*OTHERS, "hybrid+")}
     single = max(OTHERS, key=means.__getitem__)
@@ -179,7 +179,7 @@ def own_costs(answers: int) -> list[Figure]:
     cost = f"{1000 * own.rounds_s[0]:.2f} ms at best, {1000 * own.edge_cpu_s:.2f} ms of the edge's CPU"
     busy = f"two processes, CURVE, p50; {cost}; load average {os.getloadavg()[0]:.1f}"
     wire = "median of {}, at most {}; {:g} B on the wire"
-    said = f"tokens per s of CPU time, {answers} answers, same tokens: {speeds.same_tokens}"
+    note = f"tokens per s of CPU time, {answers} answers, same tokens: {speeds.same_tokens}"
     ratio = speeds.ratio if speeds.same_tokens else 0.0
     return [
         Figure(
@@ -187,12 +187,12 @@ def own_costs(answers: int) -> list[Figure]:
         ),
         Figure("uplink_q", q.frames, 60, "at most", wire.format(q.rounds, q.largest, q.on_the_wire)),
         Figure("overhead_ms", own.p50_ms, 1.0, "at most", busy),
-        Figure("colocated_over_assisted", ratio, 1.1, "at least", said),
+        Figure("colocated_over_assisted", ratio, 1.1, "at least", note),
     ]
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
+    """Measure, print, and return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="fewer answers, 8 cells in the grid")
     parser.add_argument("--answers", type=int, default=None, help="of each figure: 20, quick 4; at most 24")

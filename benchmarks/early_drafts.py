@@ -55,12 +55,12 @@ def main() -> None:
             for name, wanted in WANTED.items():
                 if abs(found - wanted) < nearest[name]:
                     nearest[name] = abs(found - wanted)
-                    keep(Path(folder), options.out / f"draft_{name}", record, found)
+                    store(Path(folder), options.out / f"draft_{name}", record, found)
             if found > max(WANTED.values()) + 0.04:
                 break
 
 
-def keep(folder: Path, out: Path, record: dict[str, Any], acceptance: float) -> None:
+def store(folder: Path, out: Path, record: dict[str, Any], acceptance: float) -> None:
     """Copy a state of the draft, with a record that holds beyond this computer."""
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(folder, out, ignore=LEFT_OUT)

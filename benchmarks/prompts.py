@@ -37,11 +37,11 @@ def main() -> None:
         row = {"file": name, "width": observation.image.width, "height": observation.image.height}
         words = {"instruction": observation.instruction, "history": list(observation.history)}
         rows.append({**row, **words, "seed": options.first_seed + number})
-    told = []
+    described = []
     for seed in range(options.first_seed, options.first_seed + options.count):
         asked = held_out_dialogue(seed).observation
-        told.append({"instruction": asked.instruction, "history": list(asked.history), "seed": seed})
-    for name, found in ((FRAME_PROMPTS, rows), (DESCRIBED_PROMPTS, told)):
+        described.append({"instruction": asked.instruction, "history": list(asked.history), "seed": seed})
+    for name, found in ((FRAME_PROMPTS, rows), (DESCRIBED_PROMPTS, described)):
         (options.out / name).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{len(rows)} questions of both kinds in {options.out}")
 

@@ -79,7 +79,7 @@ def run(case: str, bench: Bench, count: int) -> list[Figure]:
     # JSON knows no infinity.
     found = [replace(figure, value=min(figure.value, 1e9)) for figure in found]
     for figure in found:
-        say(f"  {figure.name} {figure.value:.4g} ({figure.note})")
+        print_line(f"  {figure.name} {figure.value:.4g} ({figure.note})")
     return found
 
 
@@ -104,13 +104,13 @@ def cases(counts: Counts, out: Path, body: str) -> Iterator[dict[str, Part]]:
         yield {name: part(name) for name in CASES} | {"gate": gate}
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Tell how it goes on, beside the table."""
     print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
+    """Measure, print, and return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions; under 10 minutes on 2 cores")
     parser.add_argument("--only", default="", help=f"of: {', '.join(PARTS)}")
@@ -124,7 +124,7 @@ def main() -> int:
         parser.error(f"--only: choose of {', '.join(PARTS)}")
     options.out.mkdir(parents=True, exist_ok=True)
     counts = QUICK if options.quick else FULL
-    say("counts: " + ", ".join(f"{count} {name}" for name, count in asdict(counts).items()))
+    print_line("counts: " + ", ".join(f"{count} {name}" for name, count in asdict(counts).items()))
     # What measures must not wait 5 ms for the interpreter each time that two of its threads want it.
     sys.setswitchinterval(0.0005)
     results = options.results or options.out / f"{options.body}.json"

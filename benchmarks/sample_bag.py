@@ -65,9 +65,9 @@ def main() -> int:
     print(f"{labelled} labelled answers, {size / 2**20:.1f} MB")
     if size > MAX_BYTES:
         return 1
-    place = ASSETS / "sample_bag"
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(out / "bag", place)
+    destination = ASSETS / "sample_bag"
+    shutil.rmtree(destination, ignore_errors=True)
+    shutil.copytree(out / "bag", destination)
     return 0
 
 

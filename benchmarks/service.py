@@ -82,7 +82,7 @@ PARTS = tuple(cases(QUICK, Processes(Path(), WallClock(), {}), Path()))
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
+    """Measure, print, and return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="smaller counts; under 10 minutes on 2 cores")
     parser.add_argument("--only", default="", help=f"of: {', '.join(PARTS)}")

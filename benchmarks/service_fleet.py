@@ -37,7 +37,7 @@ PROFILE = "go2_a100"
 
 
 class Room:
-    """The shipped models held to the action language, and robots that ask them."""
+    """The shipped models constrained to the action language, and robots that ask them."""
 
     def __init__(self) -> None:
         self.plain: VlmModel = load_model(shipped("target"))
@@ -83,17 +83,17 @@ class Room:
 
 @cache
 def room() -> Room:
-    """Return the room that all parts share."""
+    """Return the setting that all parts use."""
     return Room()
 
 
 def equal(room: Room, robots: int) -> list[Figure]:
-    """Share of robots that are told at once with all others what each is told alone."""
+    """Share of robots whose answer in a batch equals the target's own answer."""
     fleet = room.fleet(room.robots(robots, 1, 0.5, temperature=0.7), sessions=robots)
     fleet.run(spread_s=1.0)
     same, ties = 0, 0
     for robot in fleet.robots:
-        (said,) = robot.said_so_far
+        (said,) = robot.ended_answers
         is_same, tied = _is_own(room.target, *robot.questions[0], said)
         same, ties = same + is_same, ties + tied
     stats = fleet.protocol.stats
@@ -179,10 +179,10 @@ def first_action(room: Room, answers: int) -> list[Figure]:
     fleet.run(spread_s=20.0, answers=ROBOTS * answers)
     crowd, alone = list[RobotAnswer](), list[RobotAnswer]()
     for robot, fresh in zip(many, room.robots(ROBOTS, 2 * answers), strict=True):
-        crowd += robot.said_so_far
-        single = replace(fresh, questions=robot.questions[: len(robot.said_so_far)])
+        crowd += robot.ended_answers
+        single = replace(fresh, questions=robot.questions[: len(robot.ended_answers)])
         room.fleet([single]).run()
-        alone += single.said_so_far
+        alone += single.ended_answers
     alone_s, crowd_s = _p99(alone), _p99(crowd)
     note = f"{len(crowd)} answers 2 s apart, {PROFILE}: {crowd_s:.1f} s over {alone_s:.1f} s"
     return [Figure("first_action_p99_ratio", crowd_s / alone_s, 3.5, "at most", note)]
@@ -199,7 +199,7 @@ def overload(room: Room, answers: int) -> list[Figure]:
     capacity = _tokens_per_s(full, 2 * answers)
     crowd = room.fleet(room.robots(4 * places, answers), sessions=places)
     goodput = _tokens_per_s(crowd, answers)
-    lost = sum(answer.error is not None for robot in crowd.robots for answer in robot.said_so_far)
+    lost = sum(answer.error is not None for robot in crowd.robots for answer in robot.ended_answers)
     busy = crowd.protocol.stats.refused["sessions"]
     note = f"{4 * places} robots for {places} places, {busy} times Busy, {lost} answers lost"
     return [Figure("overload_goodput", goodput / capacity, 0.9, "at least", note)]

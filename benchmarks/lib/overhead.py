@@ -71,8 +71,8 @@ class StubContext(ModelContext):
         for _, parent in zip(tokens, parents, strict=True):
             depths.append(depths[parent] + 1)
         rows = np.zeros((len(depths), VOCABULARY), dtype=np.float32)
-        said = [(7 * d + (not self.is_right and d % 4 == 3)) % VOCABULARY for d in depths]
-        rows[np.arange(len(depths)), said] = 5.0
+        target_tokens = [(7 * d + (not self.is_right and d % 4 == 3)) % VOCABULARY for d in depths]
+        rows[np.arange(len(depths)), target_tokens] = 5.0
         return rows
 
     def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002

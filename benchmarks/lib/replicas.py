@@ -69,7 +69,7 @@ def replicated(make: MakeServer, replicas: int, link: ServerLink) -> Iterator[Re
 
 
 def until(condition: Callable[[], bool], what: str, patience_s: float = START_S) -> None:
-    """Wait for a condition. Raises CloudTimeout that says `what` did not come."""
+    """Wait for a condition. Raises CloudTimeout with `what`."""
     clock = WallClock()
     until_s = clock.now() + patience_s
     while not condition():
@@ -120,7 +120,7 @@ class ReplicaKiller:
 def lose_one_of_two(
     folder: Path, answers: int = 100, robots: int = 8, model: str = "shipped", *, again: bool = True
 ) -> dict[str, Any]:
-    """Ask `answers` questions of two replicas, kill one's node on the way, and return what came of it.
+    """Ask `answers` questions of two replicas, kill one's node during that, and return the figures.
 
     `folder` takes the keys. With `again` a node joins in the end, Ray starts the lost replica there, and
     half as many questions follow: `again` in the report says what came of those, and `passes` how much each
@@ -145,7 +145,7 @@ def lose_one_of_two(
 def scale_under_load(
     folder: Path, answers: int = 100, robots: int = 6, model: str = "shipped"
 ) -> dict[str, Any]:
-    """Begin with one replica, add one and take one away while robots ask; return what came of it.
+    """Start with one replica, add one and remove one while robots ask; return the figures.
 
     They ask at least `answers` questions, and on until the added replica has worked.
     `passes` in the report says how much each replica has worked; number 1 is the one that was added.
@@ -177,18 +177,18 @@ class PassCounter:
 
     def __init__(self, server: ReplicatedServer) -> None:
         self._server = server
-        self._before = self._told()
+        self._before = self._reported()
         self._most: dict[int, float] = {}
 
     def __call__(self, fleet: LoadFleet) -> None:  # noqa: ARG002
         """Look at the replicas after a turn of the fleet's loop."""
-        self._most |= self._told()
+        self._most |= self._reported()
 
     def total(self) -> dict[int, int]:
-        """Return passes by replica; of one that is gone those that it told of last."""
+        """Return passes by replica; of a removed one the last that it reported."""
         return {number: int(count - self._before.get(number, 0)) for number, count in self._most.items()}
 
-    def _told(self) -> dict[int, float]:
+    def _reported(self) -> dict[int, float]:
         return {number: found.counted["passes"] for number, found in dict(self._server.figures).items()}
 
 
