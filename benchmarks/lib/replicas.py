@@ -189,7 +189,9 @@ class PassCounter:
         return {number: int(count - self._before.get(number, 0)) for number, count in self._most.items()}
 
     def _reported(self) -> dict[int, float]:
-        return {number: found.counted["passes"] for number, found in dict(self._server.figures).items()}
+        return {
+            number: found.counter_values["passes"] for number, found in dict(self._server.figures).items()
+        }
 
 
 @contextmanager

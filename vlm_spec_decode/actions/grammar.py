@@ -35,7 +35,7 @@ _WORDS = r"([^()]*[ \t\n.,;:!?])?"
 def language(constrained: bool = True) -> Language:
     """Return the action language; if `constrained`, with the pattern that constrains answers.
 
-    The digest says which of both it is: two ends that differ refuse each other by name.
+    The digest depends on `constrained`: two ends that differ refuse each other with `grammar_mismatch`.
     """
     if not constrained:
         return Language(ACTION_LANGUAGE_DIGEST)

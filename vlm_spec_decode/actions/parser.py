@@ -1,4 +1,4 @@
-"""From streamed text to actions, strictly: whatever is not exactly a call moves nothing.
+"""From streamed text to actions, strictly: only an exact call becomes an action.
 
 An answer is description words mixed with calls (`a red box left of the chair . turn ( -10 ) forward(1.6)`).
 A word is a maximal run of characters without white space, parentheses and `.,;:!?`; a word followed by an

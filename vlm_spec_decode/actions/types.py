@@ -145,7 +145,7 @@ def parse_number(text: str) -> float:
 def format_number(value: float) -> str:
     """Return the shortest text of `value` to 4 decimals: 1.6, -10, 0.
 
-    Raises ActionParseError for what the language cannot say (NaN, infinity, ten thousand and more).
+    Raises ActionParseError for numbers outside the language (NaN, infinity, ten thousand and more).
     """
     if not math.isfinite(value) or abs(round(value, DECIMALS)) >= 10_000:
         raise ActionParseError(f"{value!r} cannot be said in the action language")

@@ -97,8 +97,8 @@ def row_of(cell: Cell, outcomes: Seq[Outcome]) -> dict[str, Any]:
     answers = []
     for outcome in outcomes:
         row = {k: v for k, v in asdict(outcome).items() if k not in {"tokens", "events", "why"}}
-        said = hashlib.sha256(repr(outcome.tokens).encode()).hexdigest()[:16]
-        answers.append(row | {"tokens": len(outcome.tokens), "said": said})
+        answer_digest = hashlib.sha256(repr(outcome.tokens).encode()).hexdigest()[:16]
+        answers.append(row | {"tokens": len(outcome.tokens), "said": answer_digest})
     timeline = [[m.what, round(m.start_s, 4), round(m.end_s, 4), m.size] for m in outcomes[0].events]
     return {
         "cell": asdict(cell),

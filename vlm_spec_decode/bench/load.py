@@ -447,9 +447,11 @@ def _poller(fleet: LoadFleet) -> tuple[zmq.Poller, dict[zmq.Socket[bytes], LoadR
 
 def _allow_sockets(robots: int) -> None:
     """Raise this process's limit of open files as far as it may. Raises ConfigError if that is too few."""
-    wanted = 4 * robots + 256
+    needed_files = 4 * robots + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        if hard != resource.RLIM_INFINITY and hard < wanted:
-            raise ConfigError(f"{robots} robots need {wanted} open files; the limit is {hard} (ulimit -n)")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if soft < needed_files:
+        if hard != resource.RLIM_INFINITY and hard < needed_files:
+            raise ConfigError(
+                f"{robots} robots need {needed_files} open files; the limit is {hard} (ulimit -n)"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed_files, hard))

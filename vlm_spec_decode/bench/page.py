@@ -34,9 +34,9 @@ COLUMNS = {
 
 def write_page(document: dict[str, Any], history: list[dict[str, Any]], path: Path) -> None:
     """Write the page of one run, with the means of the runs before it."""
-    places = _groups(document)
+    groups = _groups(document)
     parts = [_intro(document), _pairs(document), _history(history)]
-    for (pair, profile, clock), cells in places.items():
+    for (pair, profile, clock), cells in groups.items():
         parts.append(f"<h2>{html.escape(f'{pair}, {profile}, {clock} time')}</h2>")
         parts += [_plot_by_link(cells, name) for name in ("speed_up", "passes", "up_bytes")]
         parts += [_plot_rates(cells), _plot_timelines(cells), _reasons(cells), _table(cells)]
@@ -48,8 +48,8 @@ def write_page(document: dict[str, Any], history: list[dict[str, Any]], path: Pa
 def _groups(document: dict[str, Any]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for cell in document["cells"]:
-        place = cell["cell"]
-        found.setdefault((place["pair"], place["profile"], place["clock"]), []).append(cell)
+        fields = cell["cell"]
+        found.setdefault((fields["pair"], fields["profile"], fields["clock"]), []).append(cell)
     return found
 
 
@@ -82,8 +82,8 @@ def _history(history: list[dict[str, Any]]) -> str:
 def _table(cells: list[dict[str, Any]]) -> str:
     rows = [["link, strategy", *COLUMNS.values()]]
     for cell in cells:
-        place = cell["cell"]
-        name = f"{place['link']}, {place['strategy']}"
+        fields = cell["cell"]
+        name = f"{fields['link']}, {fields['strategy']}"
         rows.append([name, *(_short(cell["summary"][column]) for column in COLUMNS)])
     return _html_table(rows)
 
@@ -133,8 +133,8 @@ def _plot_rates(cells: list[dict[str, Any]]) -> str:
     def draw(axes: Any) -> None:
         for offset, column in enumerate(("accepted", "hit_rate")):
             mine = [[c["summary"][column] for c in cells if c["cell"]["strategy"] == n] for n in names]
-            places = [i + 0.4 * offset for i in range(len(names))]
-            axes.bar(places, [sum(m) / len(m) for m in mine], 0.38, label=COLUMNS[column])
+            positions = [i + 0.4 * offset for i in range(len(names))]
+            axes.bar(positions, [sum(m) / len(m) for m in mine], 0.38, label=COLUMNS[column])
         axes.set_xticks([i + 0.2 for i in range(len(names))], names)
         axes.set_ylim(0, 1)
         axes.legend(fontsize=8)
@@ -165,10 +165,10 @@ def _plot_timelines(cells: list[dict[str, Any]]) -> str:
     def draw(axes: Any) -> None:
         for row, cell in enumerate(mine):
             for what, start_s, end_s, _ in cell["timeline"]:
-                place = row - 0.4 if what in {"draft", "send"} else row
+                y = row - 0.4 if what in {"draft", "send"} else row
                 width = max(end_s - start_s, 0.004)
                 axes.broken_barh(
-                    [(start_s, width)], (place, 0.36), color=COLOURS[what], edgecolor="w", linewidth=0.3
+                    [(start_s, width)], (y, 0.36), color=COLOURS[what], edgecolor="w", linewidth=0.3
                 )
         axes.set_yticks(range(len(mine)), [c["cell"]["strategy"] for c in mine])
         axes.invert_yaxis()

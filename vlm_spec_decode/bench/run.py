@@ -63,7 +63,7 @@ class Outcome:
 
     @classmethod
     def of(cls, result: GenerationResult, usage: LinkUsage, *, draft_s: float, gpu_s: float) -> Outcome:
-        """Return the figures that every answer has; what only a recording in virtual time tells is 0."""
+        """Return the figures that every answer has; those that only a recorder in virtual time has are 0."""
         return cls(
             tokens=result.tokens,
             total_s=result.total_s,

@@ -1,4 +1,4 @@
-"""A whole comparison: strategies x profiles x links x pairs, gone on with where it stopped.
+"""A whole comparison: strategies x profiles x links x pairs, resumed where it stopped.
 
 Files of the folder `out`: `cells.jsonl` (each finished cell, at once), `bench.json` (all of this run,
 schema `vsd-bench/1`), `history.jsonl` (a line for each run), `index.html` (tables and plots).

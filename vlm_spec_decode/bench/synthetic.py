@@ -83,7 +83,7 @@ class _Context(ModelContext):
     def score(
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
-        """Return logits [1 + n, vocab] and tell the exits."""
+        """Return logits [1 + n, vocab]; call `on_exit` for each exit."""
         nodes = [self.table.at(path) for path in paths_of(prefix, tokens, parents)]
         spec = self.table.spec
         if on_exit and self.is_target:

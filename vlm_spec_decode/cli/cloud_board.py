@@ -39,11 +39,11 @@ class Reading:
         """Return all samples of a name by the value of one label."""
         return {dict(labels)[label]: v for (n, labels), v in self.samples.items() if n == name and v}
 
-    def quantile(self, name: str, share: float) -> float | None:
+    def quantile(self, name: str, fraction: float) -> float | None:
         """Return a quantile of a histogram by its buckets' upper bounds, None while it is empty."""
         bounds = {float(at): n for at, n in self.by_label(f"{name}_bucket", "le").items()}
         total = bounds.get(math.inf, 0.0)
-        reached = [bound for bound, count in sorted(bounds.items()) if total and count >= share * total]
+        reached = [bound for bound, count in sorted(bounds.items()) if total and count >= fraction * total]
         return reached[0] if reached else None
 
 
@@ -126,8 +126,8 @@ def view(url: str, found: Mapping[str, Any]) -> Group:
         table.add_row(name.replace("_per_s", " a second").replace("_", " "), _format_value(found[name]))
     for name in ("first_token", "answer"):
         times = (found[f"{name}_{quantile}_s"] for quantile in ("p50", "p99"))
-        told = ", ".join("none yet" if time is None else f"{1000 * time:.0f} ms" for time in times)
-        table.add_row(f"{name.replace('_', ' ')}, p50 and p99 below", told)
+        times_text = ", ".join("none yet" if time is None else f"{1000 * time:.0f} ms" for time in times)
+        table.add_row(f"{name.replace('_', ' ')}, p50 and p99 below", times_text)
     for name in ("refused", "dropped"):
         table.add_row(name, _format_value(found[name]))
     table.add_row(

@@ -94,11 +94,11 @@ def say(
     def ask(plan: str) -> bool:
         return yes or click.confirm(f"carry out {plan}?", err=True)
 
-    def tell(piece: str) -> None:
+    def write(piece: str) -> None:
         click.echo(piece, nl=False, err=as_json)
 
     with interrupted_by_signals():
-        progress = follow(request, namespace, timeout_s, tell, ask)
+        progress = follow(request, namespace, timeout_s, write, ask)
     is_left = detach and not progress.has_ended
     document = {"instruction": text, "mission": request.mission,
                 "status": "taken" if is_left else progress.state, "reason": progress.reason,
@@ -126,10 +126,10 @@ def stop(is_program: bool | None, release: bool, namespace: str, as_json: bool) 
         click.echo(json.dumps({"ok": done, "message": message}) if as_json else message)
         sys.stdout.flush()
 
-    def tell(text: str) -> None:
+    def write(text: str) -> None:
         click.echo(f"vsd: {text}", err=True)
 
-    return 0 if e_stop(ros_domain(), namespace, not release, FIND_S, tell, answer) else 1
+    return 0 if e_stop(ros_domain(), namespace, not release, FIND_S, write, answer) else 1
 
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
@@ -224,15 +224,15 @@ def interrupted_by_signals() -> Iterator[None]:
     """Let SIGTERM, SIGHUP and SIGQUIT end the block as Ctrl-C does: by click's Abort.
 
     A signal that is ignored, as SIGHUP is under nohup, stays ignored. No KeyboardInterrupt leaves the block:
-    click would print an empty line for it, which fails on a terminal that is gone.
+    click would print an empty line for it, which fails on a closed terminal.
     """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-    wanted = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    old = {number: signal.signal(number, interrupt) for number in wanted}
+    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    old = {number: signal.signal(number, interrupt) for number in handled}
     try:
         yield
     except KeyboardInterrupt:
@@ -258,20 +258,20 @@ def follow(
     request: MissionRequest,
     namespace: str,
     timeout_s: float,
-    tell: Callable[[str], None],
+    write: Callable[[str], None],
     ask: Callable[[str], bool],
 ) -> MissionProgress:
     """Publish a request and return its progress at the end; ending this call early cancels the mission.
 
     A request without a lease is not followed once it is accepted. Raises RobotUnreachable if no node is
-    found, does not acknowledge it or falls silent; KeyboardInterrupt after an interrupt; OSError if `tell`
+    found, does not acknowledge it or falls silent; KeyboardInterrupt after an interrupt; OSError if `write`
     does.
     """
     from vlm_spec_decode.mission.progress import MissionProgress
     from vlm_spec_decode.ros.operator import find_node
 
     progress = MissionProgress(request.mission)
-    printer = _ProgressPrinter(progress, tell)
+    printer = _ProgressPrinter(progress, write)
     operator, is_found = find_node(ros_domain(), namespace, printer.on_message, FIND_S, printer.note)
     if not is_found:
         where = operator.where
@@ -305,9 +305,9 @@ def follow(
 class _ProgressPrinter:
     """Prints the progress of a mission; the error of a closed terminal is raised only once."""
 
-    def __init__(self, progress: MissionProgress, tell: Callable[[str], None]) -> None:
+    def __init__(self, progress: MissionProgress, write: Callable[[str], None]) -> None:
         self.progress = progress
-        self._tell = tell
+        self._write = write
         self._is_gone = False
         self.last_s = time.monotonic()
 
@@ -324,7 +324,7 @@ class _ProgressPrinter:
             return
         self.last_s = time.monotonic()
         try:
-            self._tell(text)
+            self._write(text)
         except (OSError, ValueError):
             self._is_gone = True
             raise

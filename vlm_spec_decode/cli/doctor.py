@@ -235,7 +235,7 @@ def _run_check(name: str, command: list[str], good: str) -> Finding:
         return Finding(name, False, f"no result within {RENDER_TIMEOUT_S:.0f} s")
     if done.returncode == 0:
         return Finding(name, True, good)
-    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
     return Finding(name, False, f"{last.removeprefix(ERRORS)} (exit code {done.returncode})")
 
 
@@ -318,11 +318,13 @@ def _skew(seen: dict[str, object]) -> Finding:
     skew_s = float(str(seen["skew_s"]))
     if abs(skew_s) > DAYS_S:
         return Finding("robot's clock", True, "counts from its own start; this computer stamps the frames")
-    said = f"{abs(skew_s):.2f} s {'behind' if skew_s > 0 else 'ahead of'} this one"
+    difference = f"{abs(skew_s):.2f} s {'behind' if skew_s > 0 else 'ahead of'} this one"
     if abs(skew_s) > FUTURE_TOLERANCE_S:
         advice = "for other nodes' stamps run chrony on both"
-        return Finding("robot's clock", True, f"{said}: harmless here, where this computer stamps", advice)
-    return Finding("robot's clock", True, said)
+        return Finding(
+            "robot's clock", True, f"{difference}: harmless here, where this computer stamps", advice
+        )
+    return Finding("robot's clock", True, difference)
 
 
 def gpu() -> Finding:

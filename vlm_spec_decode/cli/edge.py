@@ -67,11 +67,11 @@ def edge(as_json: bool, **given: Any) -> int:
     """
     given["settings"] = _robot_settings(given.pop("pairs"))
 
-    def tell(text: str) -> None:
+    def write(text: str) -> None:
         click.echo(text, nl=False, err=as_json)
 
     with interrupted_by_signals():
-        ended = run(EdgeOptions(**given), tell)
+        ended = run(EdgeOptions(**given), write)
     code = next((one["exit_code"] for one in ended if one["exit_code"]), 0)
     if as_json:
         click.echo(json.dumps({"missions": ended, "exit_code": code}))
@@ -110,7 +110,7 @@ def _robot_settings(pairs: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def run(options: EdgeOptions, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+def run(options: EdgeOptions, write: Callable[[str], None]) -> list[dict[str, Any]]:
     """Carry out the instructions; return how each ended. All settings are checked before anything moves.
 
     Raises ConfigError, InstructionError, CloudUnreachable, RobotError.
@@ -136,7 +136,7 @@ def run(options: EdgeOptions, tell: Callable[[str], None]) -> list[dict[str, Any
     from vlm_spec_decode.mission.robot import Robot
 
     source = EdgeEngineSource(settings)
-    tell(f"looking for {kind.spec.title}\n")
+    write(f"looking for {kind.spec.title}\n")
     with Robot.connect(
         options.robot,
         interface=options.interface,
@@ -147,8 +147,8 @@ def run(options: EdgeOptions, tell: Callable[[str], None]) -> list[dict[str, Any
     ) as robot:
         ask = (lambda plan: click.confirm(f"carry out {plan}?", err=True)) if options.approve else None
         mission = Mission(None, robot, source=source, approve=ask, settings=_mission_settings(options))
-        tell("the robot stands ready\n")
-        return _missions(mission, options, tell)
+        write("the robot stands ready\n")
+        return _missions(mission, options, write)
 
 
 def _edge_settings(options: EdgeOptions) -> EdgeSettings:
@@ -171,24 +171,24 @@ def _mission_settings(options: EdgeOptions) -> MissionSettings:
     return MissionSettings(runner=runner, approve=options.approve)
 
 
-def _missions(mission: Mission, options: EdgeOptions, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+def _missions(mission: Mission, options: EdgeOptions, write: Callable[[str], None]) -> list[dict[str, Any]]:
     """Run every instruction; with `--instruction`, stop at the first one that is not done."""
     terminal = _Terminal(mission)
     terminal.start()
     ended = []
     for instruction in options.instructions or terminal.lines():
         with terminal.stop_keys(unless=options.approve):
-            ended.append(_mission(mission, instruction, options.timeout_s, tell))
+            ended.append(_mission(mission, instruction, options.timeout_s, write))
         if options.instructions and ended[-1]["exit_code"]:
             break
     return ended
 
 
 def _mission(
-    mission: Mission, instruction: str, timeout_s: float, tell: Callable[[str], None]
+    mission: Mission, instruction: str, timeout_s: float, write: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Run one instruction and show it as `vsd say` does; return how it ended."""
-    printer = _EventPrinter(tell)
+    """Run one instruction and print its events as `vsd say` does; return its result."""
+    printer = _EventPrinter(write)
     result = mission.run(instruction, printer.show, timeout_s=timeout_s)
     return {
         "instruction": instruction,
@@ -204,8 +204,8 @@ def _mission(
 class _EventPrinter:
     """Prints the events of one mission, in the words of `MissionProgress`."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
         self._progress: MissionProgress | None = None
 
     @property
@@ -221,7 +221,7 @@ class _EventPrinter:
         report = event.report
         if isinstance(report, MissionStatus) and not report.mission:
             if report.state == "unavailable":
-                self._tell(f"the cloud: {event.text}\n")
+                self._write(f"the cloud: {event.text}\n")
             return
         if isinstance(report, PartialAnswer):
             self._print_update("vlm/answer/partial", report.text)
@@ -235,7 +235,7 @@ class _EventPrinter:
 
     def _print_update(self, topic: str, text: str) -> None:
         if self._progress is not None and (printed := self._progress.on_message(topic, text)):
-            self._tell(printed)
+            self._write(printed)
 
 
 class _Terminal:

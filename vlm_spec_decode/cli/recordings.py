@@ -37,8 +37,8 @@ def interruptible() -> Iterator[threading.Event]:
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     # Under nohup SIGHUP is ignored, and stays so.
-    wanted = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    old = {number: signal.signal(number, note) for number in wanted}
+    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    old = {number: signal.signal(number, note) for number in handled}
     try:
         yield asked
     finally:
@@ -139,5 +139,5 @@ def _live(rate: float, domain: int | None, namespace: str, options: dict[str, An
         click.echo(json.dumps(document))
     else:
         counts = ", ".join(f"{document[name]} {name}" for name in ("frames", "instructions", "answers"))
-        click.echo(f"{counts}; what was said is in {document['recorded']}")
+        click.echo(f"{counts}; the recording is {document['recorded']}")
     return 0

@@ -1,4 +1,4 @@
-"""The verifier's process: load the target, listen, serve until told to stop."""
+"""The verifier's process: load the target, listen, serve until a signal stops it."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def serve_on(
     colocated_draft = _load_colocated_draft(config, target.card)
     limits = ServerLimits(sessions=config.max_sessions, batch=config.batch, kv_bytes=config.kv_mib << 20)
     protocol = ServerProtocol(target.card, config.language.digest, limits, tracer=tracer or MessageTracer())
-    held = constrained(target, target.codec, config.language)
-    return CloudServer(link, protocol, held, WallClock(), colocated_draft)
+    constrained_target = constrained(target, target.codec, config.language)
+    return CloudServer(link, protocol, constrained_target, WallClock(), colocated_draft)
 
 
 def _target(config: CloudConfig) -> LoadedModel:
@@ -102,15 +102,15 @@ def _target(config: CloudConfig) -> LoadedModel:
 
 def _gauges(server: CloudServer, link: RouterLink) -> Gauges:
     protocol = server.protocol
-    held, counted = gauges_and_counters(protocol.stats)
+    gauge_values, counter_values = gauges_and_counters(protocol.stats)
     return Gauges(
         sessions=len(protocol.requests),
         peers=protocol.peers,
         unroutable=link.unroutable,
         is_ready=not server.is_stopping,
         dropped=dict(protocol.dropped),
-        more=held,
-        counts=counted,
+        more=gauge_values,
+        counts=counter_values,
     )
 
 
@@ -183,9 +183,9 @@ def _scaled_by_signal(
             early.append(signum)
             return
         try:
-            wanted = read_replicas() if read_replicas else 0
+            wanted_replicas = read_replicas() if read_replicas else 0
             if isinstance(servers[0], ReplicatedServer):
-                servers[0].scale(max(1, wanted))
+                servers[0].scale(max(1, wanted_replicas))
         except ConfigError as error:
             log.warning("settings not read again: %s", error)
 

@@ -21,7 +21,7 @@ from vlm_spec_decode.transport import address as addresses
 
 HTTP_AUTO, HTTP_OFF = "auto", "off"
 DEFAULT_HTTP = "127.0.0.1:9464"
-"""Where `auto` listens, unless somebody else does."""
+"""Address that `auto` uses if it is free."""
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 

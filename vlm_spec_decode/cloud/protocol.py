@@ -244,7 +244,7 @@ class ServerProtocol:
 
     @property
     def dropped(self) -> Counter[str]:
-        """Messages that were ignored, by name."""
+        """Counts of ignored messages, by reason."""
         return self.stats.dropped
 
     @property

@@ -45,7 +45,7 @@ def refusal(error: Exception) -> tuple[str, str]:
 
 @dataclass(slots=True, kw_only=True)
 class ServerCounts:
-    """Counters since the start, and below them what holds now; written by the socket's thread alone.
+    """Counters since the start, and below them present values; written by the socket's thread alone.
 
     `passes` are forward passes of the target and `batched_answers` the sum of the answers in them, so their
     ratio is the mean batch. `refused` and `dropped` count by reason. `wait_s` adds up the time that answers
@@ -133,7 +133,7 @@ class ServerRequest:
 
     @property
     def awaits_image(self) -> bool:
-        """Whether bytes of the image are still to come."""
+        """Whether bytes of the image are missing."""
         return self.image is None and self.message.image_bytes > 0
 
     @property

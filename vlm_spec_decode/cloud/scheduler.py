@@ -25,7 +25,7 @@ GROW_AFTER = 64
 
 @dataclass(slots=True)
 class Scheduler:
-    """Picks batches. `session_bytes` is the most that one session's caches have held so far."""
+    """Chooses batches. `session_bytes` is the largest size of one session's caches so far."""
 
     limits: ServerLimits
     stats: ServerCounts
@@ -116,13 +116,13 @@ class Scheduler:
     def _make_room(self, with_session: list[ServerRequest], now_s: float, fills: int) -> bool:
         """Evict idle sessions until one more prompt fits; True also if no other cache is in memory."""
         used = sum(request.kv_bytes for request in with_session)
-        wanted = (fills + 1) * self.session_bytes
+        needed_bytes = (fills + 1) * self.session_bytes
         for request in self._idle(with_session, now_s, self.limits.evict_after_s):
-            if used + wanted <= self.limits.kv_bytes:
+            if used + needed_bytes <= self.limits.kv_bytes:
                 break
             used -= request.kv_bytes
             self._evict(request)
-        return used + wanted <= self.limits.kv_bytes or (used == 0 and fills == 0)
+        return used + needed_bytes <= self.limits.kv_bytes or (used == 0 and fills == 0)
 
     def _idle(self, requests: Iterable[ServerRequest], now_s: float, for_s: float) -> list[ServerRequest]:
         """Return the requests with a cache that is not in use, the longest idle first."""

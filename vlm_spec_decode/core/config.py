@@ -311,7 +311,7 @@ def parse_yaml(data: bytes, where: str, error: type[VsdError] = ConfigError) -> 
         raise error(f"{where}: line {line} is not UTF-8: byte 0x{data[reason.start]:02x}") from reason
     try:
         found = yaml.safe_load(text)
-        problem = next((said for each in _texts(found) if (said := text_problem(each))), "")
+        problem = next((found_problem for each in _texts(found) if (found_problem := text_problem(each))), "")
     # Beside its own errors: a date that does not exist, nesting without end, a key that is a list.
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as reason:
         raise error(

@@ -67,14 +67,14 @@ class Problem:
 
 def find_problems(environ: Environment, *groups: str) -> list[Problem]:
     """Return every variable of these groups (default: all) with a bad value."""
-    wanted = groups or GROUPS
-    found = [Problem(each, each.problem(environ)) for each in VARIABLES if each.group in wanted]
+    chosen_groups = groups or GROUPS
+    found = [Problem(each, each.problem(environ)) for each in VARIABLES if each.group in chosen_groups]
     return [each for each in found if each.problem]
 
 
 def replace_bad_values(environ: MutableMapping[str, str], *groups: str) -> list[str]:
     """Replace the bad values that can be replaced, in the order of the list; return a line for each."""
-    said = []
+    lines = []
     for each in VARIABLES:
         if each.group not in (groups or GROUPS) or each.remedy is not Remedy.REPLACE:
             continue
@@ -86,8 +86,8 @@ def replace_bad_values(environ: MutableMapping[str, str], *groups: str) -> list[
             environ.pop(each.name, None)
         else:
             environ[each.name] = value
-        said.append(f"{problem}; {'ignored' if value is None else f'using {value}'}")
-    return said
+        lines.append(f"{problem}; {'ignored' if value is None else f'using {value}'}")
+    return lines
 
 
 def raise_for_refused(environ: Environment, *groups: str) -> None:

@@ -1,4 +1,4 @@
-"""What can be wrong with a variable of `core.environment`: a check each, and what may stand in its place.
+"""The checks of the variables of `core.environment`, and the values that replace bad ones.
 
 A check takes the environment and returns what is wrong in a few words, "" if nothing is. It reads files and
 names of computers, imports no library that it speaks of, and changes nothing.

@@ -5,7 +5,7 @@
     VsdError
     ├── UsageError                 what the caller gave cannot be used
     │   ├── ConfigError            unknown or invalid setting
-    │   ├── SceneError             a scene file or name that does not hold
+    │   ├── SceneError             an invalid scene file or object name
     │   ├── InstructionError       empty or over-long instruction, or one that is no text
     │   ├── ImageError             no image in these bytes, or one too large
     │   ├── BagError               a bag that is not there or cannot be read
@@ -19,8 +19,8 @@
     │   │   └── TargetNotFinite    those of the target: the answer ends
     │   └── GrammarError           a grammar that does not compile, or tokens that are not of it
     ├── CloudError                 the verifier cannot be used
-    │   ├── CloudUnreachable       nobody answers (not started, wrong key, link cut)
-    │   ├── CloudRefused           the cloud answers, and says no by name
+    │   ├── CloudUnreachable       no answer (not started, wrong key, link cut)
+    │   ├── CloudRefused           the cloud refuses, with a reason
     │   │   └── CloudBusy          the cloud answers, and has no room for too long
     │   ├── CloudTimeout           an answer that ran past its deadline
     │   ├── ProtocolError          bytes that are not a message
@@ -37,8 +37,8 @@
     │   └── ActionRefused
     ├── MiddlewareError            ROS 2 or its middleware cannot be started on this computer
     ├── ProcessEnded               a process of a run that ended too early
-    ├── InternalError              a fault of this program that nobody has named
-    └── Cancelled                  somebody asked to stop; not a fault
+    ├── InternalError              a fault of this program without a class of its own
+    └── Cancelled                  the caller cancelled; not a fault
 
 Third-party errors are translated into these at the boundary where they arise.
 """

@@ -173,12 +173,12 @@ def decode_jpeg(jpeg: bytes) -> PilImage.Image:
 class DecodedImages:
     """The decoded pictures of the newest images, so that no image is decoded twice.
 
-    An image is checked and made small when it comes, and read again for the prompt. May be used from any
-    thread. Nobody changes a picture that comes from here.
+    An image is checked and reduced when it arrives, and read again for the prompt. Thread-safe. Do not change
+    the pictures that it returns.
     """
 
-    def __init__(self, kept: int = 4) -> None:
-        self._kept = kept
+    def __init__(self, capacity: int = 4) -> None:
+        self._capacity = capacity
         self._lock = threading.Lock()
         self._pictures: OrderedDict[bytes, PilImage.Image] = OrderedDict()
 
@@ -187,7 +187,7 @@ class DecodedImages:
         with self._lock:
             self._pictures[image.digest] = picture
             self._pictures.move_to_end(image.digest)
-            while len(self._pictures) > self._kept:
+            while len(self._pictures) > self._capacity:
                 self._pictures.popitem(last=False)
         return image
 

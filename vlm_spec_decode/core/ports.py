@@ -136,7 +136,7 @@ class ModelContext(ABC):
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes that the cache holds now; 0 for a context that cannot say."""
+        """Present size of the cache in bytes; 0 for a context that does not know it."""
         return 0
 
     def forget(self) -> None:  # noqa: B027
@@ -249,7 +249,7 @@ class Verifier(ABC):
         """End the answer and free what it holds. Idempotent."""
 
     def disconnect(self) -> None:
-        """End the answer and whatever connects to the cloud. Idempotent."""
+        """End the answer and the connection to the cloud. Idempotent."""
         self.close()
 
     @property

@@ -27,7 +27,7 @@ class Tracer:
         """The edge begins to wait for the verifier; `received` ends it."""
 
     def received(self, event: Event) -> None:
-        """A commit or an early-exit verdict has come."""
+        """A commit or an early-exit verdict was received."""
 
     def drafting(self) -> None:
         """A step of the draft model begins; `drafted` ends it."""
@@ -182,7 +182,7 @@ class AnswerTrace(Tracer):
         return self._now() - self._opened_s
 
     def opened(self, request: AnswerRequest) -> None:
-        """Count the draft that goes with the question; nodes of an answer that is opened anew are new."""
+        """Count the draft in the request; an answer that is opened again has new nodes."""
         self._sent.clear()
         self._true.clear()
         self._length = len(request.committed)
@@ -237,7 +237,7 @@ class AnswerTrace(Tracer):
         self._why = why
 
     def _add(self, draft: DraftMessage) -> None:
-        """Note the position of each node; one whose place is taken already cannot be accepted any more."""
+        """Record the position of each node; at a committed position a node cannot be accepted any more."""
         for number, (token, parent) in enumerate(
             zip(draft.tokens, draft.parents, strict=True), draft.first_node
         ):

@@ -42,7 +42,7 @@ MAX_INSTRUCTION_CHARS = 2000
 """Of an instruction, at the edge that sends it and in the cloud that reads it."""
 
 FUTURE_TOLERANCE_S = 0.5
-"""A stamp further ahead than this is of another clock, and says nothing of an age."""
+"""A stamp further ahead than this is of another clock, so it gives no age."""
 
 RULES = ("coupled", "rejection")
 """Verification rules that both ends implement."""
@@ -60,7 +60,7 @@ Support: TypeAlias = tuple[tuple[int, int], ...]
 
 
 OBJECTIVES = ("latency", "balanced", "cost")
-"""What decides whether the cloud waits for a hint: time alone, both, or target passes."""
+"""What decides whether the cloud waits for a draft: time alone, both, or target passes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,15 +53,15 @@ class AnswerCache:
         found = self._answers.get(observation.instruction)
         if found is None:
             return None
-        stays = math.log(1 - min(0.9, self.departure_rates[found.prior_index(*_key(observation))].value))
+        log_stay = math.log(1 - min(0.9, self.departure_rates[found.prior_index(*_key(observation))].value))
         length = (
-            min(len(found.tokens), int(math.log(MIN_REACH_PROBABILITY) / stays))
-            if stays
+            min(len(found.tokens), int(math.log(MIN_REACH_PROBABILITY) / log_stay))
+            if log_stay
             else len(found.tokens)
         )
         if not length:
             return None
-        weights = (quantise(stays),) * length
+        weights = (quantise(log_stay),) * length
         return DraftMessage(answer, 0, 0, 1, found.tokens[:length], chain_parents(1, length), weights)
 
     def add(self, observation: Observation, tokens: Tokens) -> None:

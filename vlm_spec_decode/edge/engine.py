@@ -89,7 +89,7 @@ class Engine:
     def answer(self, observation: Observation, config: EngineConfig | None = None) -> Iterator[AnswerUpdate]:
         """Yield an update per commit; the last one carries the result.
 
-        A draft model whose logits cannot be used is named in the log, and the answer goes on without drafts.
+        If the draft model's logits are not finite, the answer continues without drafts, after a warning.
         Raises ActionParseError at the first text that looks like an action and is none, CloudError if
         the verifier fails, NotFinite if the target's logits in this process cannot be used, Cancelled after
         `cancel`.

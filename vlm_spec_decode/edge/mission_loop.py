@@ -50,7 +50,7 @@ def check_instruction(text: str) -> str:
 
 @dataclass(slots=True)
 class MissionLoop:
-    """What has been carried out for one instruction, and whether it goes on."""
+    """State of one mission: the actions carried out for its instruction, and its status."""
 
     instruction: str
     max_steps: int = 24
@@ -65,7 +65,7 @@ class MissionLoop:
 
     @property
     def is_running(self) -> bool:
-        """Whether another answer is wanted."""
+        """Whether another answer is needed."""
         return self.status == "running"
 
     def observation(self, image: Image | None, stamp_s: float, frame_id: str = "") -> Observation:

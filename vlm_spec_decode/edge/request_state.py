@@ -64,11 +64,11 @@ class ImageUpload:
 
 @dataclass(slots=True, kw_only=True)
 class RequestState:
-    """One answer across all epochs. `sequence` is never taken back: the robot may have acted on it.
+    """One answer across all epochs. `sequence` only grows: the robot may have acted on it.
 
     `tree` holds the nodes of the sent drafts that may still be accepted, `unacknowledged` the messages to
     send again, in their order. `patience_ms` is how long the edge waits for a verdict. `is_sent`: its Open
-    has gone out under the present epoch. `progress_s` is when something new last came, `pass_s` how long the
+    was sent under the present epoch. `progress_s` is when something new last arrived, `pass_s` how long the
     last pass took. `busy_since_s` is since when clouds have had no room for it.
     """
 

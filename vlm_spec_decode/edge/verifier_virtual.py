@@ -49,9 +49,9 @@ class CachedRows:
         paths = [prefix]
         for token, parent in zip(tokens, parents, strict=True):
             paths.append((*paths[parent], token))
-        wanted = {*paths, *(prefix[:depth] for depth in range(len(prefix)))} - self.known
-        self.known |= wanted
-        return len(wanted)
+        new_paths = {*paths, *(prefix[:depth] for depth in range(len(prefix)))} - self.known
+        self.known |= new_paths
+        return len(new_paths)
 
 
 @dataclass(slots=True)

@@ -114,7 +114,7 @@ class AuthorizedKeys:
         self._files, self._keys = {}, frozenset()
         if str(error) != self._last_error:
             self._last_error = str(error)
-            log.error("the authorised keys cannot be read, nobody is let in: %s", error)
+            log.error("the authorised keys cannot be read, so every robot is refused: %s", error)
 
     def _file(self, name: str) -> _File:
         """Return a file as it is now, read only if it may have changed."""

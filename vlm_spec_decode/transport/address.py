@@ -18,7 +18,7 @@ FORM = "tcp://HOST:PORT, an IPv6 host in brackets"
 SILENCE = "no answer at all: host off, another network, or a firewall"
 LISTENER_POLL_S = 0.1
 DEFAULT_PORT = 5557
-"""On which a cloud listens unless told otherwise."""
+"""Port of a cloud by default."""
 
 _TCP = re.compile(r"tcp://(?P<host>\[[^\[\]\s/]+\]|\*|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5}|\*)")
 _NUMBERS = re.compile(r"[0-9.]+")

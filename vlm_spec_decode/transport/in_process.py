@@ -13,7 +13,7 @@ from typing import Protocol
 
 
 class ServerLink(Protocol):
-    """Bytes of many peers. Owned by the thread that calls `poll`; only `wake` comes from elsewhere."""
+    """Bytes of many peers. Only the thread that calls `poll` uses it; `wake` may come from another one."""
 
     @property
     def address(self) -> str:
@@ -43,7 +43,7 @@ class ServerLink(Protocol):
 
 
 LIMIT = 65_536
-"""Messages held in one direction."""
+"""Most messages under way in one direction."""
 
 BURST = 256
 """Messages that one `poll` yields at most, as with the socket's link."""

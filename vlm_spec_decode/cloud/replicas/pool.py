@@ -44,8 +44,8 @@ class ReplicaFigures:
 
     sessions: int
     dropped: dict[str, int]
-    held: dict[str, float]
-    counted: dict[str, float]
+    gauge_values: dict[str, float]
+    counter_values: dict[str, float]
 
 
 class Replica:

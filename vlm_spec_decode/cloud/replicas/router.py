@@ -122,8 +122,8 @@ class ReplicaRouter:
         best = self._least_loaded()
         if best is None or best == robot.replica:
             return None
-        stays = robot.replica is not None and self.replicas.get(robot.replica) == "live"
-        if stays and robot.replica is not None and self.load(robot.replica) - self.load(best) < UNEVEN:
+        is_live = robot.replica is not None and self.replicas.get(robot.replica) == "live"
+        if is_live and robot.replica is not None and self.load(robot.replica) - self.load(best) < UNEVEN:
             return None
         robot.replica = best
         self.moved += 1

@@ -46,7 +46,7 @@ class ReplicatedServer:
         self._stopping = threading.Event()
         self._end_s: float | None = None
         self._busy_s = clock.now()
-        self._wanted = 0
+        self._wanted_replicas = 0
         self._drain_until_s: dict[int, float] = {}
 
     @property
@@ -74,8 +74,10 @@ class ReplicatedServer:
             dropped.update(figures.dropped)
         sessions = sum(figures.sessions for figures in figures_of_all)
         ready = bool(states["live"]) and not self.is_stopping
-        held = _sum([figures.held for figures in figures_of_all]) | {"robots_moved": float(self.router.moved)}
-        counted = _sum([self._removed_counts, *(figures.counted for figures in figures_of_all)])
+        gauge_values = _sum([figures.gauge_values for figures in figures_of_all]) | {
+            "robots_moved": float(self.router.moved)
+        }
+        counter_values = _sum([self._removed_counts, *(figures.counter_values for figures in figures_of_all)])
         known = {state: states[state] for state in ("starting", "live", "draining")}
         return Gauges(
             sessions=sessions,
@@ -84,8 +86,8 @@ class ReplicatedServer:
             is_ready=ready,
             dropped=dropped,
             replicas=known,
-            more=held,
-            counts=counted,
+            more=gauge_values,
+            counts=counter_values,
         )
 
     def trace(self, tracer: MessageTracer) -> None:
@@ -94,7 +96,7 @@ class ReplicatedServer:
 
     def scale(self, replicas: int) -> None:
         """Set the number of replicas; surplus ones end their open answers first."""
-        self._wanted = replicas
+        self._wanted_replicas = replicas
 
     def wait_for_first(self, timeout_s: float) -> ModelCard:
         """Return the identity of the target once a replica has loaded it. Before `serve`.
@@ -184,7 +186,7 @@ class ReplicatedServer:
                 self.router.on_lost(replica)
                 self._log_notice(notice, logging.WARNING)
             case "failed" | "removed":
-                self._wanted -= notice.kind == "failed"
+                self._wanted_replicas -= notice.kind == "failed"
                 self._remove_figures(replica)
                 self.router.on_lost(replica, is_removed=True)
                 self._log_notice(notice, logging.ERROR if notice.kind == "failed" else logging.INFO)
@@ -192,14 +194,14 @@ class ReplicatedServer:
     def _remove_figures(self, replica: int) -> None:
         """Add a lost replica's counters to the sums, which otherwise would decrease as after a restart."""
         if figures := self.figures.pop(replica, None):
-            self._removed_counts = _sum([self._removed_counts, figures.counted])
+            self._removed_counts = _sum([self._removed_counts, figures.counter_values])
             self._removed_dropped.update(figures.dropped)
 
     def _rescale(self) -> None:
         staying = [number for number, state in self.router.replicas.items() if state != "draining"]
-        for _ in range(self._wanted - len(staying)):
+        for _ in range(self._wanted_replicas - len(staying)):
             self.router.on_starting(self._pool.add())
-        for number in staying[self._wanted :]:
+        for number in staying[self._wanted_replicas :]:
             self.router.on_draining(number)
             self._drain_until_s[number] = self._clock.now() + DRAIN_S
         for number, until_s in list(self._drain_until_s.items()):
@@ -232,6 +234,6 @@ class ReplicatedServer:
 
 
 def _sum(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the sums by name."""
+    """Return the sum of the values of each name."""
     names = {name for part in parts for name in part}
     return {name: sum(part.get(name, 0.0) for part in parts) for name in names}

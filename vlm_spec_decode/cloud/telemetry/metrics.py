@@ -86,12 +86,12 @@ COUNTER_TEXTS = {
 
 def gauges_and_counters(stats: ServerCounts) -> tuple[dict[str, float], dict[str, float]]:
     """Return the gauges and counters of a server, under the names of `GAUGE_TEXTS` and `COUNTER_TEXTS`."""
-    held = {
+    gauge_values = {
         "waiting": stats.waiting,
         "kv_bytes": stats.kv_bytes,
         "image_cache_bytes": stats.image_bytes,
     }
-    counted = {
+    counter_values = {
         "passes": stats.passes,
         "pass_shares": stats.batched_answers,
         "pass_wait_seconds": stats.wait_s,
@@ -100,7 +100,7 @@ def gauges_and_counters(stats: ServerCounts) -> tuple[dict[str, float], dict[str
         "image_cache_hits": stats.image_hits,
         "image_cache_misses": stats.image_misses,
     }
-    return dict(held), dict(counted)
+    return dict(gauge_values), dict(counter_values)
 
 
 class _GaugeCollector(Collector):
@@ -180,7 +180,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class _ObservedRequest:
-    """An open answer: when it began, how far it has come, and what this cloud added."""
+    """An open answer: when it began, its length, and the tokens and passes of this cloud."""
 
     opened_s: float
     strategy: str
