@@ -152,7 +152,7 @@ def overhead(rounds: int) -> list[Figure]:
 
 
 def large(folder: Path, num_bytes: int) -> list[Figure]:
-    """Peak memory over a large bag, broken off in the middle and gone on with."""
+    """Peak memory over a large bag, interrupted in the middle and resumed."""
     bag, out = folder / "large", folder / "large_out"
     seconds = cases.large_bag(bag, num_bytes)
     command = [sys.executable, *VSD, "replay", str(bag), "--every", f"{seconds / 12:.3f}", "--jobs", "1"]
@@ -207,11 +207,11 @@ def truncation(folder: Path, cuts: int) -> list[Figure]:
             try:
                 found = Counter(cases.events_of(cut))
             except BagError:
-                found = Counter()  # it says so: nothing that can be asked about
+                found = Counter()  # the error says that there is nothing to ask about
             except Exception as error:  # noqa: BLE001  this is what is counted
                 print(f"{storage} cut at {length}: {type(error).__name__}: {error}", file=sys.stderr)
                 crashes, found = crashes + 1, Counter()
-            # Without a frame there is nothing to evaluate, and the bag is refused by name.
+            # Without a frame there is nothing to evaluate, and the bag is refused with a named error.
             if any(kind == "Frame" for kind, _ in wanted):
                 lost += (wanted - found).total()
                 total += wanted.total()

@@ -93,7 +93,7 @@ class Rig:
 
 
 def travelled(one: RobotState, other: RobotState) -> float:
-    """Return the distance between two places."""
+    """Return the distance between two positions."""
     return math.hypot(other.x_m - one.x_m, other.y_m - one.y_m)
 
 

@@ -55,7 +55,7 @@ class Size:
 
 
 def cells_of(pair: str, profile: str, link: str) -> dict[str, Cell]:
-    """Return the cells of all strategies at one place."""
+    """Return the cells of all strategies for one pair, profile and link."""
     names = (name for name in ALL if name != BASELINE)
     return {
         name: Cell(pair=pair, profile=profile, link=link, strategy=name, with_image=False) for name in names

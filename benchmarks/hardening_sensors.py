@@ -1,4 +1,4 @@
-"""Degenerate messages of every sensor that the locomotion node hears: does the robot walk on, the node die?
+"""Degenerate messages of every sensor of the locomotion node: does the robot walk on, does the node die?
 
 Most run in virtual time: the node's own subscriptions, gate and executor on a robot of arithmetic, message by
 message. Some of each kind, and bytes that are no message at all, go to a real node process over ROS.

@@ -42,7 +42,7 @@ LIMITS = "max_state_age_s: 1.0\nwatchdog_s: 1.0\n"
 
 
 class Base:
-    """A base on wheels, its sensors, and whoever gives it plans; `overrides` replaces a topic's message."""
+    """A base on wheels, its sensors, and its source of plans; `overrides` replaces a topic's message."""
 
     def __init__(self) -> None:
         self._context = context = rclpy.Context()

@@ -75,7 +75,7 @@ def served(processes: Processes, folder: Path) -> Iterator[EdgeSettings]:
 
 
 def equal_tokens(settings: EdgeSettings, count: int) -> Figure:
-    """Share of answers in which `speculative` says exactly what `autoregressive` says."""
+    """Share of answers in which `speculative` and `autoregressive` have the same tokens."""
     asked = [question.observation for question in questions(EvaluateConfig(Path(), None, frames=count))]
     plain = answers(settings, "autoregressive", asked)
     fast = answers(settings, "speculative", asked)

@@ -71,7 +71,7 @@ PARTS = (*CASES, "gate")
 
 
 def run(case: str, bench: Bench, count: int) -> list[Figure]:
-    """Return a case's figures; one that could not be measured is a figure that says so."""
+    """Return a case's figures; if it could not be measured, one figure with the reason."""
     try:
         found = CASES[case](bench, count)
     except SystemExit as problem:
@@ -105,7 +105,7 @@ def cases(counts: Counts, out: Path, body: str) -> Iterator[dict[str, Part]]:
 
 
 def print_line(text: str) -> None:
-    """Tell how it goes on, beside the table."""
+    """Print a line of progress on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -125,7 +125,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     counts = QUICK if options.quick else FULL
     print_line("counts: " + ", ".join(f"{count} {name}" for name, count in asdict(counts).items()))
-    # What measures must not wait 5 ms for the interpreter each time that two of its threads want it.
+    # Measuring threads must not wait 5 ms for the interpreter lock each time.
     sys.setswitchinterval(0.0005)
     results = options.results or options.out / f"{options.body}.json"
     ledger = Ledger(results, PARTS, quick=options.quick)

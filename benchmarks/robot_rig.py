@@ -104,7 +104,7 @@ class Tap:
 
 
 class Wire:
-    """A TCP proxy in front of the cloud that can be cut: the sockets stay open, nothing passes any more."""
+    """A TCP proxy in front of the cloud that can be cut: the sockets stay open, but no bytes pass."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)

@@ -50,7 +50,7 @@ QUICK = Counts(64, 2, 2, 2, 10, 40, 40, 100, 50_000, 500, 2000)
 
 
 def cases(counts: Counts, processes: Processes, folder: Path) -> dict[str, Part]:
-    """Return the parts by name, those in virtual time first."""
+    """Return the name of each part and its function, those in virtual time first."""
     return {
         "equal": _in_room("equal", counts.robots),
         "batched": _in_room("batched", counts.batched),

@@ -53,7 +53,7 @@ class Room:
     def robots(
         self, count: int, answers: int, speculative: float = 0.0, temperature: float = 0.0
     ) -> list[VirtualRobot]:
-        """Return robots of which a share drafts."""
+        """Return `count` robots, of which `speculative` (a share) draft."""
         found = []
         for index in range(count):
             asked = [self._question(7 * index + n, temperature) for n in range(answers)]
@@ -193,7 +193,7 @@ def _p99(said: list[RobotAnswer]) -> float:
 
 
 def overload(room: Room, answers: int) -> list[Figure]:
-    """Tokens a second with four times as many robots as there are places, over as many as there are."""
+    """Tokens a second with four times as many robots as sessions, over those with as many as sessions."""
     places = 8
     full = room.fleet(room.robots(places, 2 * answers), sessions=places)
     capacity = _tokens_per_s(full, 2 * answers)

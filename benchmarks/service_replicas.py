@@ -51,7 +51,7 @@ def _added(folder: Path, answers: int) -> Figure:
 
 
 def _right_if(served: bool, name: str, found: Mapping[str, Any], note: str) -> Figure:
-    """Return the share of right answers, 0 if the replica in question has served none of them."""
+    """Return the share of right answers, 0 if the replica under test has served none of them."""
     return Figure(name, found["right"] / found["asked"] if served else 0.0, 1.0, "at least", note)
 
 

@@ -32,7 +32,7 @@ class RoundBytes:
 
 @dataclass(slots=True)
 class MessageWeights(Tracer):
-    """Encodes and weighs what goes up, per round (from a verdict to the next)."""
+    """Measures the encoded size of the uplink messages, per round (from a verdict to the next)."""
 
     packer: codec.TokenPacker
     rounds: list[list[int]] = field(default_factory=lambda: [[]])

@@ -134,7 +134,7 @@ def long_claim(data: bytes, rng: Random) -> bytes:
 
 
 def deep(_data: bytes, rng: Random) -> bytes:
-    """Nest arrays deeper than any reader wants."""
+    """Nest arrays deeper than the decoder allows."""
     return bytes([VERSION]) + b"\x91" * int(rng.integers(100, 30_000)) + b"\x00"
 
 
