@@ -70,9 +70,9 @@ class HarmedVerifier:
         self.last_s = CLOCK.now()
         self._maybe_flip()
 
-    def submit(self, hint: Hint) -> None:
+    def submit(self, message: Hint) -> None:
         """Call `inner`."""
-        self.inner.submit(hint)
+        self.inner.submit(message)
 
     def poll(self) -> Event | None:
         """Call `inner`."""

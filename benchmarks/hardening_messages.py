@@ -316,8 +316,8 @@ def odometry_damages() -> Iterator[tuple[str, Callable[[Odometry], None]]]:
 
 def bad_batteries() -> Iterator[Case]:
     """Yield charges at which walking is not allowed: invalid, or below the 20 % of the gate."""
-    charges = [NAN, INF, -INF, -0.01, -1.0, -9.0, 0.0, 0.05, 0.19, 1.01, 1.5, 2.0, 5.0, 9.0, 12.5, 19.9, 100.5,
-            255.0, 900.0, 3e38, -3e38]  # fmt: skip
+    charges = [NAN, INF, -INF, -0.01, -1.0, -9.0, 0.0, 0.05, 0.19, 1.01, 1.5, 2.0, 5.0, 9.0, 12.5, 19.9,
+            100.5, 255.0, 900.0, 3e38, -3e38]  # fmt: skip
     others: dict[str, dict[str, Any]] = {
         "": {}, "else nan": {"voltage": NAN, "charge": NAN, "current": NAN, "present": False},
         "full by its volts": {"voltage": 29.4, "charge": 8.0, "capacity": 8.0, "present": True},

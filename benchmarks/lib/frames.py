@@ -37,9 +37,9 @@ class MessageWeights(Tracer):
     packer: codec.TokenPacker
     rounds: list[list[int]] = field(default_factory=lambda: [[]])
 
-    def sent(self, hint: Hint) -> None:
+    def sent(self, message: Hint) -> None:
         """Weigh a message."""
-        self.rounds[-1].append(len(codec.encode(self.packer.client_message_to_wire(hint))))
+        self.rounds[-1].append(len(codec.encode(self.packer.client_message_to_wire(message))))
 
     def received(self, event: Event) -> None:
         """A commit begins the next round."""
