@@ -397,7 +397,7 @@ class ServerProtocol:
                 self._finish(job, result, now_s)
             if job.request.closed:
                 job.request.release()
-        self.scheduler.ran(done, self.requests.values(), now_s)
+        self.scheduler.on_batch_done(done, self.requests.values(), now_s)
 
     def _finish(self, job: ServerJob, result: JobResult, now_s: float) -> None:
         request = job.request

@@ -80,7 +80,7 @@ class ServerCounts:
     image_bytes: int = 0
     is_draining: bool = False
 
-    def ran(self, answers: int, duration_s: float) -> None:
+    def count_pass(self, answers: int, duration_s: float) -> None:
         """Count one pass and the answers that shared it."""
         self.passes += 1
         self.batched_answers += answers

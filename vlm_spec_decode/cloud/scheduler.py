@@ -73,12 +73,12 @@ class Scheduler:
         active = sum(now_s - request.touched_s < self.limits.active_s for request in requests)
         return (active + 1) * self.session_bytes <= self.limits.kv_bytes
 
-    def ran(self, done: BatchResult, requests: Iterable[ServerRequest], now_s: float) -> None:
+    def on_batch_done(self, done: BatchResult, requests: Iterable[ServerRequest], now_s: float) -> None:
         """Update counts, cache sizes and batch size after a batch."""
         self.stats.kv_bytes = sum(request.kv_bytes for request in requests)
         if done.jobs[0].kind == "open":
             return
-        self.stats.ran(len(done.jobs), done.pass_s)
+        self.stats.count_pass(len(done.jobs), done.pass_s)
         self.stats.splits += done.splits
         for job, result in zip(done.jobs, done.results, strict=True):
             job.request.ran_s = now_s
