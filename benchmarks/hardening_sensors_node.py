@@ -60,7 +60,7 @@ class Base:
         self._executor.add_node(node)
         self._ended = threading.Event()
         self._threads = [
-            threading.Thread(target=run, daemon=True) for run in (self._spin, self._publish_periodically)
+            threading.Thread(target=run, daemon=True) for run in (self._spin, self._publish_sensors)
         ]
         for thread in self._threads:
             thread.start()
@@ -83,7 +83,7 @@ class Base:
         if any(self._wanted):
             self.moved_s = time.monotonic()
 
-    def _publish_periodically(self) -> None:
+    def _publish_sensors(self) -> None:
         for count in itertools.count():
             if self._ended.wait(0.02):
                 return
