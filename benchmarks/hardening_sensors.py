@@ -108,7 +108,7 @@ class Rig:
         self, seconds: float, say: Callable[[], None], *, asks: bool = True, every_s: float = MESSAGE_S
     ) -> float:
         """Let time pass with a message `every_s`; return how far the body came."""
-        x, y, _ = self.robot.truth
+        x, y, _ = self.robot.true_pose
         self.mission += 1
         plan = Plan(f"m{self.mission}", 1, self.clock.now(), 1, (Forward(3.0),), True)
         for tick in range(round(seconds / PERIOD_S)):
@@ -118,7 +118,7 @@ class Rig:
                 self.executor.submit(plan)
             self.executor.tick()
             self.clock.sleep(PERIOD_S)
-        return math.dist((x, y), self.robot.truth[:2])
+        return math.dist((x, y), self.robot.true_pose[:2])
 
     @property
     def speed_mps(self) -> float:
@@ -353,8 +353,8 @@ def _say_sport(rig: StateRig) -> None:
     if rig.damage is not None:
         rig.damage(sport)
     low.bms_state.soc = sport.soc  # type: ignore[attr-defined]
-    rig.listener.take_low(low)
-    rig.listener.take_sport(sport)
+    rig.listener.on_low_state(low)
+    rig.listener.on_sport_state(sport)
 
 
 def sport_state(tally: Tally, context: Any, every: int = 1) -> None:

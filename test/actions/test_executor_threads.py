@@ -51,7 +51,7 @@ PATIENT = SafetyLimits(watchdog_s=10.0, max_state_age_s=10.0)
 class Stage:
     def __init__(self, limits: SafetyLimits = PATIENT) -> None:
         self.robot = FakeRobot(WallClock())
-        self.robot.place(0, 0, 0)
+        self.robot.set_pose(0, 0, 0)
         self.executor = Executor(self.robot, SafetyGate(limits), WallClock())
         self.commander = Commander(self.executor)
 
@@ -76,7 +76,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
 def test_it_drives_and_arrives(stage: Stage) -> None:
     stage.commander.say("forward(0.4) turn(15) done()")
     stage.wait(lambda: stage.executor.status().state == "done")
-    x, _, yaw = stage.robot.truth
+    x, _, yaw = stage.robot.true_pose
     assert x == pytest.approx(0.4, abs=0.1)
     assert yaw == pytest.approx(0.262, abs=0.05)
 

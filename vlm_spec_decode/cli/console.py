@@ -199,9 +199,9 @@ def top(seconds: float | None, once: bool, cloud: str | None, namespace: str, as
             click.echo(json.dumps(found))
         return 0
     from vlm_spec_decode.ros.operator import find_node
-    from vlm_spec_decode.ros.status_board import ONCE_S, Board, show
+    from vlm_spec_decode.ros.status_board import ONCE_S, StatusBoard, show
 
-    board = Board()
+    board = StatusBoard()
     operator, _ = find_node(ros_domain(), namespace, board.on_message, min(FIND_S, seconds or 2.0))
     try:
         show(operator, board, WallClock(), ONCE_S if once else seconds, quiet=as_json, once=once)
@@ -291,7 +291,7 @@ def follow(
         return progress
     finally:
         with undisturbed():
-            operator.rest()
+            operator.stop_heartbeat()
             if not (progress.has_ended or is_left):
                 _call_off(operator, said)
             with suppress(Exception):
@@ -332,8 +332,8 @@ def _hand_over(operator: Operator, request: MissionRequest, progress: MissionPro
     from vlm_spec_decode.ros.operator import RESEND_S
 
     began_s = asked_s = time.monotonic()
-    operator.ask(request)
-    while not (progress.is_taken or progress.has_ended):
+    operator.send_request(request)
+    while not (progress.is_acknowledged or progress.has_ended):
         now_s = time.monotonic()
         if now_s - began_s > ACK_S:
             raise RobotUnreachable(
@@ -341,7 +341,7 @@ def _hand_over(operator: Operator, request: MissionRequest, progress: MissionPro
             )
         if now_s - asked_s > RESEND_S:
             asked_s = now_s
-            operator.ask(request)
+            operator.send_request(request)
         operator.spin(0.01)
 
 
@@ -353,10 +353,10 @@ def _attend(operator: Operator, said: _Said, ask: Callable[[str], bool], until_s
         operator.spin(min(0.05, until_s - now_s))
         if progress.proposed:
             plan, progress.proposed = progress.proposed, ""
-            operator.answer(ask(plan), FIND_S)
+            operator.send_approval(ask(plan), FIND_S)
             # Nothing was heard while a person thought.
-            operator.heard_s = said.last_s = time.monotonic()
-        if time.monotonic() - operator.heard_s > SILENT_S:
+            operator.received_s = said.last_s = time.monotonic()
+        if time.monotonic() - operator.received_s > SILENT_S:
             raise RobotUnreachable(
                 f"vlm_node {operator.where} has been silent for {SILENT_S:g} s; without it the robot stands"
             )

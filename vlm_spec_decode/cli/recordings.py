@@ -54,7 +54,7 @@ def run(config: RecordConfig, note: Note, should_stop: Callable[[], bool]) -> Re
     until_s = time.monotonic() + config.duration_s if config.duration_s else float("inf")
     try:
         while not should_stop() and time.monotonic() < until_s:
-            recorder.look()
+            recorder.subscribe_new()
             recorder.spin(LOOK_S)
     finally:
         recorder.close()

@@ -46,7 +46,7 @@ class MotionTuning:
 
 @dataclass(slots=True)
 class MotionProfile:
-    """What walking a way and turning an angle share: profile, braking, settling, correcting, stalling.
+    """What walking a distance and turning an angle share: profile, braking, settling, correcting, stalling.
 
     Works on one number, what remains (signed: positive ahead), in metres or radians.
     """
@@ -74,7 +74,7 @@ class MotionProfile:
         return self._settle(remaining, is_still, now_s)
 
     def _arrives(self, remaining: float, rate: float) -> bool:
-        """Whether what the body still coasts brings it there, or beyond."""
+        """Whether coasting alone brings the body to the goal, or past it."""
         coasting = remaining - rate * self.tuning.latency_s
         return abs(remaining) <= self.tolerance or coasting * remaining <= 0
 
@@ -117,7 +117,7 @@ class MotionInput:
 
 
 class Motion(Protocol):
-    """One action under way."""
+    """One motion that is being carried out."""
 
     def step(self, moment: MotionInput) -> Velocity | None:
         """Return the velocity wanted now, or None once the motion has ended.
@@ -136,7 +136,7 @@ class Slew:
     _last_s: float | None = None
 
     def towards(self, wanted: Velocity, now_s: float) -> Velocity:
-        """Return the next command on the way to `wanted`, within speed and acceleration limits."""
+        """Return the next command towards `wanted`, within the limits of speed and acceleration."""
         dt_s = 0.0 if self._last_s is None else min(max(now_s - self._last_s, 0.0), 0.1)
         self._last_s = now_s
         limits = self.limits
@@ -153,13 +153,13 @@ class Slew:
         return self.velocity
 
     def reset(self) -> None:
-        """Begin again from standstill, as after a stop."""
+        """Start again from standstill, as after a stop."""
         self.velocity, self._last_s = STILL, None
 
 
 @dataclass(slots=True)
 class StraightMotion:
-    """Walk `distance_m` along the heading at the start, or sideways; heading is held."""
+    """Walk `distance_m` along the heading at the start, or sideways. The heading is kept."""
 
     distance_m: float
     sideways: bool
@@ -207,7 +207,7 @@ class StraightMotion:
 
 @dataclass(slots=True)
 class TurnMotion:
-    """Turn on the spot by `angle_rad`; the yaw is unwrapped on the way, so half a turn is no trouble."""
+    """Turn on the spot by `angle_rad`. The yaw is unwrapped, so turns of half a circle and more work."""
 
     angle_rad: float
     limits: SafetyLimits

@@ -20,46 +20,46 @@ TELEOP_TIMEOUT_S = 0.5
 
 @dataclass(slots=True)
 class Teleoperation:
-    """The newest velocity, when it came, and its way to the robot.
+    """The newest velocity from a person and when it arrived; passes it to the action runner.
 
-    `put`, `is_live` and `drop` are safe for threads; `follow` and `was_live` belong to the control thread.
+    `put`, `is_live` and `clear` are safe for threads; `follow` and `was_live` belong to the control thread.
     """
 
-    performer: ActionRunner
-    stopper: EmergencyStop
+    action_runner: ActionRunner
+    emergency_stop: EmergencyStop
     timeout_s: float = TELEOP_TIMEOUT_S
     was_live: bool = False
     _velocity: Velocity = STILL
-    _heard_s: float = -math.inf
+    _received_s: float = -math.inf
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def put(self, velocity: Velocity, now_s: float) -> bool:
-        """Take a velocity; False, and nothing taken, if it is not one."""
+        """Store a velocity. False, and nothing stored, if a number of it is not finite."""
         if not all(map(math.isfinite, velocity)):
             return False
         with self._lock:
-            self._velocity, self._heard_s = velocity, now_s
+            self._velocity, self._received_s = velocity, now_s
         return True
 
     def is_live(self, now_s: float) -> bool:
-        """Whether somebody steers."""
+        """Whether a velocity arrived within the timeout."""
         with self._lock:
-            return now_s - self._heard_s <= self.timeout_s
+            return now_s - self._received_s <= self.timeout_s
 
-    def drop(self) -> None:
-        """Forget what was wanted, as after an e-stop."""
+    def clear(self) -> None:
+        """Remove the velocity, as after an e-stop."""
         with self._lock:
-            self._heard_s = -math.inf
+            self._received_s = -math.inf
 
     def follow(self, now_s: float) -> bool:
-        """Follow a person; whether there is one. Where he falls silent, the robot is stopped.
+        """Command the newest velocity; return whether there is one. When it times out, the robot is stopped.
 
         Raises RobotError if it does not stop, or takes no Moves.
         """
         was_live, self.was_live = self.was_live, self.is_live(now_s)
         if self.was_live:
-            self.performer.steer(self._velocity)
+            self.action_runner.steer(self._velocity)
         elif was_live:
-            self.performer.abandon()
-            self.stopper.stop("teleop_silent").check()
+            self.action_runner.abandon()
+            self.emergency_stop.stop("teleop_silent").check()
         return self.was_live

@@ -33,7 +33,7 @@ from vlm_spec_decode.bags.questions import AskPlan
 from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.bags.recording import Recording
 from vlm_spec_decode.core.errors import ConfigError, ImageError
-from vlm_spec_decode.mission.state import ENDED
+from vlm_spec_decode.mission.state import END_STATES
 from vlm_spec_decode.ros.convert import to_compressed
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, OwnNode
 
@@ -257,7 +257,7 @@ class LivePlayer:
 
     def _finish(self, should_stop: Callable[[], bool]) -> None:
         until_s = time.monotonic() + AFTER_S
-        while time.monotonic() < until_s and not should_stop() and self._state not in ENDED | {"ready"}:
+        while time.monotonic() < until_s and not should_stop() and self._state not in END_STATES | {"ready"}:
             self._tick()
             self._own.spin_once(CLOCK_S)
 

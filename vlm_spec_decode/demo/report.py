@@ -28,7 +28,7 @@ from vlm_spec_decode.edge.factory import bring_up
 from vlm_spec_decode.edge.image_upload import for_uplink
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.progress import MissionProgress
-from vlm_spec_decode.mission.state import ENDED
+from vlm_spec_decode.mission.state import END_STATES
 from vlm_spec_decode.sim.ground_truth import GroundTruth, save_view
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.sim.scene import Pose2D, Scene
@@ -106,7 +106,7 @@ class MissionLog:
 
     def _status(self, data: Mapping[str, Any], text: str, now_s: float) -> list[str]:
         state, why = data["state"], ": ".join(p for p in (data["reason"], data["detail"]) if p)
-        if not data["mission"] and state not in ENDED:
+        if not data["mission"] and state not in END_STATES:
             self.link, self.detail = state, why
             return []
         if not self.given_s <= now_s or self.has_ended:
@@ -117,7 +117,7 @@ class MissionLog:
         self.state, self.reason = state, why
         if state == "answering":
             self.steps.append(MissionStep(data["step"]))
-        if state in ENDED:
+        if state in END_STATES:
             self.ended_s = now_s
         return self._progress.on_message("vlm/status", text).splitlines()
 

@@ -53,7 +53,7 @@ def array(lines: list[Health], stamp_s: float, hardware_id: str) -> DiagnosticAr
 
 
 def battery(name: str, soc: float) -> Health:
-    """Judge a state of charge, 0 to 1; no number where nobody says it."""
+    """Return the health of a battery by its state of charge, 0 to 1; NaN: unknown."""
     if not 0.0 <= soc <= 1.0:
         return Health(name, ERROR, "its charge is not known")
     level = ERROR if soc < EMPTY_BATTERY else WARN if soc < LOW_BATTERY else OK
@@ -62,7 +62,7 @@ def battery(name: str, soc: float) -> Health:
 
 
 def rate(name: str, age_s: float | None, limit_s: float, values: Mapping[str, str]) -> Health:
-    """Judge a source by the age of its newest item; None means that nothing has come yet."""
+    """Return the health of a source by the age of its newest item; None: nothing received yet."""
     if age_s is None:
         return Health(name, STALE, "nothing received yet", values)
     if age_s > limit_s:
@@ -78,14 +78,14 @@ EXECUTOR_LEVELS = {
 }
 
 
-def robot_lines(name: str, legs: RobotSupervisor, now_s: float) -> list[Health]:
-    """Judge the robot: whether it is up, what its state says, and its battery."""
-    readiness = legs.readiness
+def robot_lines(name: str, supervisor: RobotSupervisor, now_s: float) -> list[Health]:
+    """Return the health of the robot: whether it is up, its state, and its battery."""
+    readiness = supervisor.readiness
     if not readiness.is_ready:
         level = ERROR if readiness.error else STALE
         return [Health(f"{name}: robot", level, readiness.detail)]
     try:
-        state = legs.state()
+        state = supervisor.state()
     except RobotError as error:
         return [Health(f"{name}: robot", ERROR, f"{type(error).__name__}: {error}")]
     values = {
@@ -105,7 +105,7 @@ def robot_lines(name: str, legs: RobotSupervisor, now_s: float) -> list[Health]:
 
 
 def executor_line(name: str, status: PlanStatus, stop: StopReport | None) -> Health:
-    """Judge what the executor is doing; the last stop's times are its evidence."""
+    """Return the health of the executor: its status, and the times of the last stop."""
     level = EXECUTOR_LEVELS.get(status.state, OK)
     said = ": ".join(part for part in (status.state, status.reason, status.detail) if part)
     values = {"mission": status.mission, "answer": str(status.answer), "action": status.action}

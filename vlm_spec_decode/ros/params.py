@@ -2,11 +2,11 @@
 
 A parameter is a `Setting`: a field of a settings dataclass (`parameters`), or, where no dataclass holds it,
 one of a module's `PARAMETERS`. `ros2 param describe` shows description and range. Parameters marked `live`
-may be changed while the node runs; every change is checked like a first value. All others are read-only:
-changing a limit under a moving robot would be a command, not a setting.
+may be changed while the node runs; every change is checked like a first value. All others are read-only: a
+safety limit must not change while the robot moves.
 
-Does not import `launch`, so that tests can read the arguments. One that is a parameter of a node has its
-description, default and choices from there.
+Does not import `launch`, so that tests can read the arguments. An argument that is a node's parameter takes
+its description, default and choices from it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vlm_spec_decode.core.types import text_problem
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.robot.go2.codes import POSTURE_CODES
 from vlm_spec_decode.robot.go2.config import Go2Config
-from vlm_spec_decode.ros.middleware import named
+from vlm_spec_decode.ros.middleware import named_errors
 from vlm_spec_decode.transport.address import DEFAULT_PORT
 
 NODES = ("camera_node", "vlm_node", "locomotion_node", "monitor_node")
@@ -40,16 +40,16 @@ DRIVERS: Mapping[str, str] = {
     "ros2": "a Go2, unitree_api messages",
     "cmd_vel": "any robot with odometry",
 }
-"""Ways to the robot, and what each is for."""
+"""Drivers of the locomotion node, and the robots of each."""
 
 CAMERA_SOURCES = ("robot", "multicast", "image:TOPIC", "compressed:TOPIC", "file:VIDEO", "bag:FOLDER[#TOPIC]")
-"""Where frames may come from (`ros.camera_sources`); multicast is the robot's own stream."""
+"""Sources of frames (`ros.camera_sources`); multicast is the robot's own stream."""
 
 
 def parameters(kind: type[Any], *names: str, **renamed: str) -> tuple[Setting, ...]:
-    """Return settings of a dataclass as parameters: those called `names`, then `renamed` ones, field to name.
+    """Return settings of a dataclass as parameters: those in `names`, then the `renamed` ones, field to name.
 
-    What may be None is an empty text as a parameter.
+    A value of None is an empty text as a parameter.
     """
     known = settings_of(kind)
     pairs = [*((name, name) for name in names), *renamed.items()]
@@ -121,8 +121,8 @@ def _monitor() -> tuple[Setting, ...]:
 def descriptor(setting: Setting) -> ParameterDescriptor:
     """Return what rclpy enforces and `ros2 param describe` shows."""
     message = ParameterDescriptor(description=setting.description, read_only=not setting.live)
-    # A file that says `rate_hz: 2` gives an integer, which rclpy would not take for a real number: what
-    # type a real number may have is checked here.
+    # A file with `rate_hz: 2` gives an integer, which rclpy would refuse for a real number, so the type of
+    # real numbers is checked here.
     message.dynamic_typing = setting.is_real
     if setting.choices:
         message.additional_constraints = f"one of: {', '.join(setting.choices)}"
@@ -137,7 +137,7 @@ def descriptor(setting: Setting) -> ParameterDescriptor:
 
 
 def problem_of(setting: Setting, value: object) -> str:
-    """Return what is wrong with a parameter's value beyond what rclpy checks; or nothing.
+    """Return the fault of a parameter's value beyond what rclpy checks, or "".
 
     rclpy checks the type of all but real numbers.
     """
@@ -153,7 +153,7 @@ class Parameters:
     """The values of a node's parameters, by type; a live one answers with its newest value."""
 
     def __init__(self, node: Node, declared: tuple[Setting, ...]) -> None:
-        """Declare all; what is declared already, by a part that is put together again, is only read.
+        """Declare all parameters; those that an earlier part of the node has declared are only read.
 
         Raises ConfigError for a value of the wrong type or out of range.
         """
@@ -231,7 +231,7 @@ def asks_for_help(args: Sequence[str]) -> bool:
 
 
 def check_arguments(args: Sequence[str]) -> None:
-    """Raise ConfigError for what ROS cannot read or would pass over, and for what is no text.
+    """Raise ConfigError for arguments that ROS cannot read or would ignore, and for bytes that are no text.
 
     rclpy reads what follows `--ros-args` and ignores the rest, so that `vlm_node cloud:=…` would start
     without any of the given settings.
@@ -239,7 +239,7 @@ def check_arguments(args: Sequence[str]) -> None:
     for each in args:
         if problem := text_problem(each):
             raise ConfigError(f"argument {each!r}: {problem}")
-    with named():
+    with named_errors():
         remove_ros_args(list(args))
     unknown = _beside_ros(args[1:])
     if unknown:
@@ -250,7 +250,7 @@ def check_arguments(args: Sequence[str]) -> None:
 
 
 def _beside_ros(args: Sequence[str]) -> list[str]:
-    """Return what is not between `--ros-args` and `--`. Not rclpy's own: it takes `a:=b` for a remapping."""
+    """Return the arguments outside `--ros-args` … `--`. rclpy's own function takes `a:=b` for a remapping."""
     found, is_for_ros = [], False
     for each in args:
         if each == "--ros-args":
@@ -301,7 +301,7 @@ class Argument:
 
     @classmethod
     def of(cls, setting: Setting, name: str = "", **default: str | None) -> Argument:
-        """Return the argument of a setting; `default` is given where it is another here."""
+        """Return the argument of a setting; `default` replaces the setting's default."""
         is_flag = isinstance(setting.default, bool)
         usual = str(setting.default).lower() if is_flag else setting.text
         choices = YES_NO if is_flag else setting.choices
@@ -309,7 +309,7 @@ class Argument:
 
 
 def parameter(name: str, argument: str = "", **default: str | None) -> Argument:
-    """Return the argument of a node's parameter; `argument` is its name here if that is another."""
+    """Return the argument of a node's parameter; `argument` is the argument's name if it differs."""
     return Argument.of(PARAMETERS[name], argument, **default)
 
 
