@@ -12,7 +12,7 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
 from test.ros import NAMESPACE, ROS_DOMAIN
-from vlm_spec_decode.bags.settings import OURS, RecordConfig
+from vlm_spec_decode.bags.settings import DEFAULT_TOPICS, RecordConfig
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.mission.queue import Ack, MissionRequest
 from vlm_spec_decode.ros.convert import to_compressed
@@ -48,7 +48,7 @@ def test_what_travelled_is_in_the_bag_byte_for_byte(graph, image, tmp_path, stor
     graph.start(node)
     graph.start(ear)
     state.publish(String(data="said before anybody listened"))
-    recorder = Recorder(RecordConfig(tmp_path / "bag", ROS_DOMAIN, OURS, storage), print)
+    recorder = Recorder(RecordConfig(tmp_path / "bag", ROS_DOMAIN, DEFAULT_TOPICS, storage), print)
     frame = to_compressed(image, 12.5, "front_camera_optical")
     deadline = time.monotonic() + 30
     while len(recorder.counts) < 3 and time.monotonic() < deadline:

@@ -100,10 +100,10 @@ class _McapFile(StorageFile):
         self._refused: set[int] = set()
         """Channels whose messages are of a kind that is not read."""
 
-    def _take_schema(self, schema: Schema) -> None:
+    def _add_schema(self, schema: Schema) -> None:
         self._schemas[schema.id] = schema
 
-    def _take_channel(self, channel: Channel) -> None:
+    def _add_channel(self, channel: Channel) -> None:
         schema = self._schemas.get(channel.schema_id)
         encoding = channel.message_encoding.lower()
         if encoding not in ENCODINGS:
@@ -117,7 +117,7 @@ class _McapFile(StorageFile):
             parts = schema.name.replace("::", "/").split("/")
             kind = f"{parts[0]}/msg/{parts[-1]}" if len(parts) > 1 else schema.name
             text = schema.data.decode(errors="replace")
-            self.learn(kind, text, schema.encoding, is_ros1=is_ros1)
+            self.add_definition(kind, text, schema.encoding, is_ros1=is_ros1)
             self._channels[channel.id] = _Topic(channel.topic, kind, is_ros1)
             self.topics[channel.topic] = kind
 
@@ -126,7 +126,7 @@ class _McapFile(StorageFile):
         try:
             record = topic.record(data, at_ns)
         except READ_FAULTS:
-            self.lose({topic.name: 1}, "damaged", (at_ns, data[-16:]))
+            self.count_lost({topic.name: 1}, "damaged", (at_ns, data[-16:]))
         else:
             yield record
 
@@ -149,10 +149,10 @@ class IndexedMcap(_McapFile):
         if counted != said or counted.total() != summary.statistics.message_count:
             raise BagError("an index that does not account for all messages")
         for schema in summary.schemas.values():
-            self._take_schema(schema)
+            self._add_schema(schema)
         for channel in summary.channels.values():
             if counted[channel.id]:
-                self._take_channel(channel)
+                self._add_channel(channel)
         if counted.keys() - self._channels.keys() - self._refused:
             raise BagError("an index without all channels")
         for index, _ in chunks:
@@ -197,7 +197,7 @@ class IndexedMcap(_McapFile):
             for number, messages in counts.items():
                 if number in wanted:
                     lost[wanted[number].name] += messages
-            self.lose(lost, "in a damaged chunk", index.chunk_start_offset)
+            self.count_lost(lost, "in a damaged chunk", index.chunk_start_offset)
             return []
         return found
 
@@ -214,7 +214,7 @@ class TruncatedMcap(_McapFile):
         with path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
                 self.faults[f"{path.name} is no mcap file"] += 1
-            self._take_summary(file)
+            self._add_summary(file)
         for record in self._scan(None):
             self.span.add(record.at_ns)
 
@@ -222,16 +222,16 @@ class TruncatedMcap(_McapFile):
         """Yield the messages of these topics in the order of the file; ends early where it does."""
         return self._scan(topics)
 
-    def _take_summary(self, file: BinaryIO) -> None:
+    def _add_summary(self, file: BinaryIO) -> None:
         """Take over what a summary says of channels: the chunk that says it too may be damaged."""
         try:
             summary = _summary(file)
         except (*READ_FAULTS, BagError):
             return
         for schema in summary.schemas.values() if summary else ():
-            self._take_schema(schema)
+            self._add_schema(schema)
         for channel in summary.channels.values() if summary else ():
-            self._take_channel(channel)
+            self._add_channel(channel)
 
     def _scan(self, topics: Collection[str] | None) -> Iterator[Record]:
         """Yield messages. Without `topics` all, and nothing is counted, because that is only a first look."""
@@ -239,16 +239,16 @@ class TruncatedMcap(_McapFile):
         with self.path.open("rb") as file:
             for number, (kind, data) in enumerate(_front_records(file)):
                 if kind == Opcode.SCHEMA:
-                    self._take_schema(Schema.read(ReadDataStream(io.BytesIO(data))))
+                    self._add_schema(Schema.read(ReadDataStream(io.BytesIO(data))))
                 elif kind == Opcode.CHANNEL:
-                    self._take_channel(Channel.read(ReadDataStream(io.BytesIO(data))))
+                    self._add_channel(Channel.read(ReadDataStream(io.BytesIO(data))))
                 elif kind == Opcode.CHUNK:
                     damaged = True
                 elif kind == Opcode.MESSAGE:
                     channel, _, at_ns, _ = MESSAGE_HEAD.unpack_from(data)
                     topic = self._channels.get(channel)
                     if topic is None:
-                        self._count_nameless(channel, topics, number)
+                        self._count_undescribed(channel, topics, number)
                     elif topics is None or topic.name in topics:
                         yield from self._record(topic, data[MESSAGE_HEAD.size :], at_ns)
                 elif kind == Opcode.MESSAGE_INDEX and topics is not None and damaged:
@@ -256,15 +256,15 @@ class TruncatedMcap(_McapFile):
                 if kind not in (Opcode.CHUNK, Opcode.MESSAGE_INDEX):
                     damaged = False
 
-    def _count_nameless(self, channel: int, topics: Collection[str] | None, number: int) -> None:
+    def _count_undescribed(self, channel: int, topics: Collection[str] | None, number: int) -> None:
         if topics is not None and channel not in self._refused:
-            self.lose({f"of channel {channel}": 1}, "which is described nowhere", number)
+            self.count_lost({f"of channel {channel}": 1}, "which is described nowhere", number)
 
     def _count_lost(self, index: bytes, topics: Collection[str], number: int) -> None:
         channel, num_bytes = INDEX_HEAD.unpack_from(index)
         topic = self._channels.get(channel)
         if topic is not None and topic.name in topics:
-            self.lose({topic.name: num_bytes // INDEX_ENTRY_BYTES}, "in a damaged chunk", number)
+            self.count_lost({topic.name: num_bytes // INDEX_ENTRY_BYTES}, "in a damaged chunk", number)
 
 
 def _summary(file: BinaryIO) -> Summary | None:

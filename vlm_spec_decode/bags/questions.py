@@ -56,7 +56,7 @@ class Question:
     at_s: float
     observation: Observation
     actions: tuple[str, ...] | None = None
-    said: str = ""
+    text: str = ""
     token_ids: tuple[int, ...] = ()
     executed: Executed | None = None
 
@@ -86,7 +86,7 @@ class AskPlan:
             check_instruction(self.instruction)
 
 
-def read_spoken(path: Path) -> tuple[TimedInstruction, ...]:
+def read_instructions(path: Path) -> tuple[TimedInstruction, ...]:
     """Read instructions from CSV (`time_s,instruction[,actions]`) or a YAML list of the same keys.
 
     An entry without actions has no label. Raises BagError naming the line.
@@ -120,16 +120,16 @@ def _actions(text: str) -> tuple[str, ...]:
 
 
 SAME_FRAME_S = 1e-3
-KEPT_FRAMES, KEPT_BYTES = 600, 192 * 2**20
+MAX_FRAMES, MAX_FRAME_BYTES = 600, 192 * 2**20
 """Frames that a later message may be about."""
 
-KEPT_LABELS = 5000
+MAX_LABELS = 5000
 
 Key = tuple[int, str, tuple[str, ...]]
 
 
 @dataclass(slots=True)
-class _Kept:
+class _FrameBuffer:
     """The newest frames, as many as memory allows."""
 
     frames: deque[Frame] = field(default_factory=deque)
@@ -139,7 +139,7 @@ class _Kept:
         """Keep a frame; the oldest go."""
         self.frames.append(frame)
         self.num_bytes += frame.num_bytes
-        while len(self.frames) > KEPT_FRAMES or (self.num_bytes > KEPT_BYTES and len(self.frames) > 1):
+        while len(self.frames) > MAX_FRAMES or (self.num_bytes > MAX_FRAME_BYTES and len(self.frames) > 1):
             self.num_bytes -= self.frames.popleft().num_bytes
 
     def find(self, stamp_s: float) -> Frame | None:
@@ -149,21 +149,21 @@ class _Kept:
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _PendingQuestion:
     """A question whose horizon is not over: motion counts from `since_s` on."""
 
     question: Question
     since_s: float
     moves: list[Moved] = field(default_factory=list)
 
-    def ripe(self) -> Question:
+    def completed(self) -> Question:
         """Return it with the motion seen."""
         moved = summed(self.moves) if len(self.moves) > 1 else None
         return replace(self.question, executed=moved)
 
 
 @dataclass(slots=True)
-class _Asker:
+class _QuestionBuilder:
     """Turns events into questions as they arrive; a question that waits for its horizon is held back.
 
     `roles` are the kinds of message that the bag has.
@@ -176,18 +176,18 @@ class _Asker:
     number: int = 0
     instruction: str = ""
     next_s: float = 0.0
-    kept: _Kept = field(default_factory=_Kept)
+    frames: _FrameBuffer = field(default_factory=_FrameBuffer)
     labels: OrderedDict[Key, Labelled] = field(default_factory=OrderedDict)
-    waiting: deque[_Waiting] = field(default_factory=deque)
+    pending: deque[_PendingQuestion] = field(default_factory=deque)
 
     @property
-    def again(self) -> str:
+    def repeated_role(self) -> str:
         """What is asked again: `answer`, `label`, or nothing."""
         if self.plan.instruction or self.plan.spoken:
             return ""
         return next((role for role in ("answer", "label") if role in self.roles), "")
 
-    def take(self, event: Event) -> Iterator[Question]:
+    def on_event(self, event: Event) -> Iterator[Question]:
         """Yield what this event completes."""
         if self.start_ns < 0:
             self.start_ns, self.instruction = event.at_ns, self.plan.instruction
@@ -195,41 +195,41 @@ class _Asker:
         if isinstance(event, Instructed) and not self.plan.instruction:
             self.instruction = event.text
         elif isinstance(event, Moved):
-            for waiting in self.waiting:
+            for waiting in self.pending:
                 waiting.moves.append(event)
         elif isinstance(event, Frame):
-            self._see(event, at_s)
+            self._on_frame(event, at_s)
         elif isinstance(event, Labelled):
-            self._learn(event, at_s)
-        elif isinstance(event, Answered) and self.again == "answer":
-            self._repeat(event, at_s)
-        while self.waiting and at_s >= self.waiting[0].since_s + self.plan.horizon_s:
-            yield self.waiting.popleft().ripe()
+            self._on_label(event, at_s)
+        elif isinstance(event, Answered) and self.repeated_role == "answer":
+            self._add_repeated(event, at_s)
+        while self.pending and at_s >= self.pending[0].since_s + self.plan.horizon_s:
+            yield self.pending.popleft().completed()
 
-    def rest(self) -> Iterator[Question]:
+    def remaining(self) -> Iterator[Question]:
         """Yield what the end of the bag leaves waiting."""
-        while self.waiting:
-            yield self.waiting.popleft().ripe()
+        while self.pending:
+            yield self.pending.popleft().completed()
 
-    def _see(self, frame: Frame, at_s: float) -> None:
-        if not self.again:
-            return self._ask(frame, at_s) if at_s >= self.next_s else None
-        self.kept.add(frame)
-        if self.again == "label":
+    def _on_frame(self, frame: Frame, at_s: float) -> None:
+        if not self.repeated_role:
+            return self._add_question(frame, at_s) if at_s >= self.next_s else None
+        self.frames.add(frame)
+        if self.repeated_role == "label":
             for label in [
                 lb for lb in self.labels.values() if abs(lb.stamp_s - frame.stamp_s) <= SAME_FRAME_S
             ]:
-                self._repeat(label, at_s)
+                self._add_repeated(label, at_s)
         return None
 
-    def _learn(self, label: Labelled, at_s: float) -> None:
+    def _on_label(self, label: Labelled, at_s: float) -> None:
         self.labels[_key(label)] = label
-        if len(self.labels) > KEPT_LABELS:
+        if len(self.labels) > MAX_LABELS:
             self.labels.popitem(last=False)
-        if self.again == "label" and self.kept.find(label.stamp_s):
-            self._repeat(label, at_s)
+        if self.repeated_role == "label" and self.frames.find(label.stamp_s):
+            self._add_repeated(label, at_s)
 
-    def _ask(self, frame: Frame, at_s: float) -> None:
+    def _add_question(self, frame: Frame, at_s: float) -> None:
         spoken = next((s for s in reversed(self.plan.spoken) if s.at_s <= at_s), None)
         text = spoken.instruction if spoken else self.instruction
         image = self._image(frame) if text else None
@@ -237,11 +237,11 @@ class _Asker:
             return
         self.next_s = at_s + self.plan.every_s
         seen = Observation(image, text, (), frame.stamp_s, frame.frame_id)
-        self._wait(at_s, at_s, seen, spoken.actions if spoken else None)
+        self._append(at_s, at_s, seen, spoken.actions if spoken else None)
 
-    def _repeat(self, said: Answered | Labelled, since_s: float) -> None:
+    def _add_repeated(self, said: Answered | Labelled, since_s: float) -> None:
         """Ask again what was asked then; motion counts from when it was answered."""
-        frame = self.kept.find(said.stamp_s)
+        frame = self.frames.find(said.stamp_s)
         image = self._image(frame) if frame else None
         if frame is None or image is None:
             if frame is None:
@@ -252,9 +252,9 @@ class _Asker:
         tokens = said.token_ids if isinstance(said, Answered) else ()
         right = label or said
         at_s = (frame.at_ns - self.start_ns) / NANOSECONDS
-        self._wait(at_s, since_s, seen, right.actions, label.text if label else "", tokens)
+        self._append(at_s, since_s, seen, right.actions, label.text if label else "", tokens)
 
-    def _wait(
+    def _append(
         self,
         at_s: float,
         since_s: float,
@@ -265,7 +265,7 @@ class _Asker:
     ) -> None:
         self.number += 1
         question = Question(self.number, at_s, seen, actions, said, tokens)
-        self.waiting.append(_Waiting(question, since_s))
+        self.pending.append(_PendingQuestion(question, since_s))
 
     def _image(self, frame: Frame) -> Image | None:
         try:
@@ -288,11 +288,11 @@ def questions(events: Events, plan: AskPlan) -> Iterator[Question]:
 
 
 def _all(events: Events, plan: AskPlan) -> Iterator[Question]:
-    asker = _Asker(plan, frozenset(events.topics.values()), events.faults)
+    asker = _QuestionBuilder(plan, frozenset(events.topics.values()), events.faults)
     for event in events:
-        yield from asker.take(event)
-        events.skips_motion = not asker.waiting
-    yield from asker.rest()
+        yield from asker.on_event(event)
+        events.skips_motion = not asker.pending
+    yield from asker.remaining()
 
 
 def summed(moves: list[Moved]) -> Executed:

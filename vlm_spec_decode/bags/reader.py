@@ -23,7 +23,7 @@ import zstandard
 
 from vlm_spec_decode.bags.mcap_file import MAGIC as MCAP_MAGIC
 from vlm_spec_decode.bags.mcap_file import IndexedMcap, TruncatedMcap
-from vlm_spec_decode.bags.ros1_file import ANY_VERSION, CutRos1, IndexedRos1
+from vlm_spec_decode.bags.ros1_file import ANY_VERSION, IndexedRos1, TruncatedRos1
 from vlm_spec_decode.bags.source import (
     READ_FAULTS,
     UNREAD,
@@ -35,7 +35,7 @@ from vlm_spec_decode.bags.source import (
     StorageFile,
 )
 from vlm_spec_decode.bags.sqlite_file import MAGIC as SQLITE_MAGIC
-from vlm_spec_decode.bags.sqlite_file import SQL_FAULTS, CutSqlite, WholeSqlite
+from vlm_spec_decode.bags.sqlite_file import SQL_FAULTS, IndexedSqlite, TruncatedSqlite
 from vlm_spec_decode.core.errors import BagError
 
 
@@ -45,14 +45,14 @@ class _Storage:
 
     magic: bytes
     suffix: str
-    whole: Callable[[Path, MessageTypes], StorageFile]
-    cut: Callable[[Path, MessageTypes, str], StorageFile]
+    intact: Callable[[Path, MessageTypes], StorageFile]
+    truncated: Callable[[Path, MessageTypes, str], StorageFile]
 
 
 STORAGES = (
     _Storage(MCAP_MAGIC, ".mcap", IndexedMcap, TruncatedMcap),
-    _Storage(SQLITE_MAGIC, ".db3", WholeSqlite, CutSqlite),
-    _Storage(ANY_VERSION, ".bag", IndexedRos1, CutRos1),
+    _Storage(SQLITE_MAGIC, ".db3", IndexedSqlite, TruncatedSqlite),
+    _Storage(ANY_VERSION, ".bag", IndexedRos1, TruncatedRos1),
 )
 
 
@@ -141,7 +141,7 @@ class SplitBag:
             missing = expected - read.get(topic, 0) - lost
             if topic in topics and missing > 0:
                 self.faults[f"{UNREAD}{topic}: counted in metadata.yaml, and in no file"] = missing
-        for path in self._folder.strangers:
+        for path in self._folder.unrelated:
             self.faults[f"{UNREAD}in {path.name}, of another recording"] = self._size_of(path, topics)
 
     def _size_of(self, path: Path, topics: Collection[str]) -> int:
@@ -169,11 +169,11 @@ def _open_file(path: Path, types: MessageTypes) -> StorageFile:
     if storage is None:
         raise BagError("neither mcap nor sqlite3 nor a ROS 1 bag")
     try:
-        return storage.whole(path, types)
+        return storage.intact(path, types)
     except (BagError, *SQL_FAULTS) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     try:
-        return storage.cut(path, types, why)
+        return storage.truncated(path, types, why)
     except SQL_FAULTS as error:
         raise BagError(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
 
@@ -235,7 +235,7 @@ class BagFolder:
         path = path.parent if path.name == METADATA else path
         self.path = path
         self.faults: Counter[str] = Counter()
-        self.strangers: list[Path] = []
+        self.unrelated: list[Path] = []
         """Files beside those of the bag that another recording has left."""
         self._unpacked: tempfile.TemporaryDirectory[str] | None = None
         self.metadata = read_metadata(path / METADATA) if path.is_dir() else Metadata()
@@ -247,7 +247,7 @@ class BagFolder:
     @property
     def is_watched(self) -> bool:
         """Whether somebody must count what is read, or clear up after it."""
-        return bool(self.metadata.counts or self.strangers) or self._unpacked is not None
+        return bool(self.metadata.counts or self.unrelated) or self._unpacked is not None
 
     def close(self) -> None:
         """Remove what was unpacked. Idempotent."""
@@ -269,11 +269,11 @@ class BagFolder:
         chosen = [name for name in chosen if name in filled or not {*_spellings(name)} & filled]
         if not chosen:
             self._explain(there)
-        strangers = self._strangers(chosen)
-        self.strangers = [there[name] for name in sorted(strangers, key=natural)]
+        strangers = self._find_unrelated(chosen)
+        self.unrelated = [there[name] for name in sorted(strangers, key=natural)]
         return [there[name] for name in sorted(chosen, key=natural) if name not in strangers]
 
-    def _strangers(self, names: Iterable[str]) -> set[str]:
+    def _find_unrelated(self, names: Iterable[str]) -> set[str]:
         """Return files that are not of this recording: all of it is there, and they are called otherwise."""
         files = self.metadata.files
         if not files or any(not {*_spellings(name)} & {*names} for name in files):

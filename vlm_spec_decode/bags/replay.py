@@ -21,7 +21,7 @@ from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.bags.events import Events, Topics
 from vlm_spec_decode.bags.questions import AskPlan, Question, questions
 from vlm_spec_decode.bags.reader import open_bag
-from vlm_spec_decode.bags.score import agrees, declines, goes_the_same_way, off
+from vlm_spec_decode.bags.score import agrees, declines, goes_the_same_way, motion_error
 from vlm_spec_decode.bags.source import BagSource, bag_name
 from vlm_spec_decode.core.config import settings_of
 from vlm_spec_decode.core.errors import ActionError, ConfigError, ImageError, VsdError
@@ -81,7 +81,7 @@ def _read(text: str) -> Recorded:
     return Recorded(settings, *models)
 
 
-def settle(chosen: ReplayChoice, found: Recorded) -> dict[str, Any]:
+def resolve_settings(chosen: ReplayChoice, found: Recorded) -> dict[str, Any]:
     """Return the settings that hold: what is asked for, else what was recorded, else the defaults."""
     by_hand = {key: getattr(chosen, key) for key in FALLBACK if getattr(chosen, key, None) is not None}
     return {**FALLBACK, **found.settings, **by_hand}
@@ -151,7 +151,9 @@ class Replayer:
     """
 
     config: ReplayConfig
-    settings: Mapping[str, Any] = field(default_factory=lambda: settle(ReplayChoice(), Recorded({})))
+    settings: Mapping[str, Any] = field(
+        default_factory=lambda: resolve_settings(ReplayChoice(), Recorded({}))
+    )
     _pairs: dict[bool, ModelPair] = field(default_factory=dict)
 
     def rows(
@@ -163,7 +165,7 @@ class Replayer:
         """
         source = open_bag(bag)
         try:
-            self._settle(source, faults)
+            self._resolve_settings(source, faults)
             topics = self.config.topics.choose(source.topics)
             events = Events(source, topics, faults)
             for question in questions(events, self.config.plan):
@@ -179,10 +181,10 @@ class Replayer:
         source.close()
         return source.duration_s
 
-    def _settle(self, source: BagSource, faults: Counter[str]) -> None:
+    def _resolve_settings(self, source: BagSource, faults: Counter[str]) -> None:
         """Take over what the bag says about its run; name models that are not those of then."""
         found = recorded(source)
-        self.settings = settle(self.config.chosen, found)
+        self.settings = resolve_settings(self.config.chosen, found)
         pair = self._pair
         for role, then, now in (
             ("target", found.target, pair.target.card.revision),
@@ -211,22 +213,22 @@ class Replayer:
             "label": None if question.actions is None else list(question.actions),
             "executed": None if question.executed is None else asdict(question.executed),
             "error": "",
-            **self._said(),
+            **self._provenance(),
         }
         try:
             result, gpu_s, usage = self._decode(question, cell)
         except (ActionError, ImageError) as error:
-            return row | _nothing(f"{type(error).__name__}: {error}", question)
+            return row | _failed_row(f"{type(error).__name__}: {error}", question)
         return row | {
             "text": result.text,
             "token_ids": list(result.tokens),
-            "fates": fates(result),
+            "fates": token_origins(result),
             "same_actions": None if question.actions is None else agrees(result.text, question.actions),
             "same_way": None
             if question.executed is None
             else goes_the_same_way(result.text, question.executed),
             "declines": declines(result.text, question.observation.history),
-            **off(result.text, question.executed, self.config.plan.horizon_s, SafetyLimits()),
+            **motion_error(result.text, question.executed, self.config.plan.horizon_s, SafetyLimits()),
             "same_tokens": result.tokens == question.token_ids if question.token_ids else None,
             "drafted": result.drafted,
             "accepted": result.accepted,
@@ -241,7 +243,7 @@ class Replayer:
             "image_bytes": usage.image_bytes,
         }
 
-    def _said(self) -> dict[str, Any]:
+    def _provenance(self) -> dict[str, Any]:
         """Return the models and settings that decide the tokens, so that every row says where it is from."""
         cards = {"target": self._pair.target.card, "draft": self._pair.draft.card}
         models = {role: f"{card.model_id} {card.revision}" for role, card in cards.items()}
@@ -269,7 +271,7 @@ class Replayer:
         return last.result, verifier.gpu_s, verifier.usage
 
 
-def fates(result: GenerationResult) -> str:
+def token_origins(result: GenerationResult) -> str:
     """Return a letter per token: `a` a draft that the target confirmed, `t` the target's own."""
     letters = ["t"] * len(result.tokens)
     for trace in result.rounds:
@@ -278,7 +280,7 @@ def fates(result: GenerationResult) -> str:
     return "".join(letters)
 
 
-def _nothing(error: str, question: Question) -> dict[str, Any]:
+def _failed_row(error: str, question: Question) -> dict[str, Any]:
     empty = dict.fromkeys(("same_tokens", "declines", "off_m", "off_deg", "first_token_s", "first_action_s"))
     counts = ("drafted", "accepted", "target_passes", "early_verdicts", "total_s", "gpu_s")
     zero = dict.fromkeys((*counts, "uplink_bytes", "downlink_bytes", "image_bytes"), 0)

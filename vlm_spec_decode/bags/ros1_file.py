@@ -37,7 +37,7 @@ class IndexedRos1(StorageFile):
         for connection in self._reader.connections:
             if connection.msgcount:
                 self.topics[connection.topic] = connection.msgtype
-                self.learn(connection.msgtype, connection.msgdef.data, "ros1msg", is_ros1=True)
+                self.add_definition(connection.msgtype, connection.msgdef.data, "ros1msg", is_ros1=True)
         if self._reader.message_count:
             self.span = Span(self._reader.start_time, self._reader.end_time)
 
@@ -55,7 +55,7 @@ class IndexedRos1(StorageFile):
                 yield Record(connection.topic, connection.msgtype, bytes(data), at_ns, is_ros1=True)
         except READ_FAULTS as error:
             self.faults[f"the bag breaks off ({type(error).__name__})"] += 1
-            self.lose(+left, "in or after a damaged chunk", "rest")
+            self.count_lost(+left, "in or after a damaged chunk", "rest")
 
     def close(self) -> None:
         """Let go of the file. Idempotent."""
@@ -63,7 +63,7 @@ class IndexedRos1(StorageFile):
             self._reader.close()
 
 
-class CutRos1(StorageFile):
+class TruncatedRos1(StorageFile):
     """A ROS 1 file without its index; also a chunk that broke off gives what it holds."""
 
     def __init__(self, path: Path, types: MessageTypes, why: str) -> None:
@@ -75,10 +75,10 @@ class CutRos1(StorageFile):
                 raise BagError("no bag of version 2.0; `rosbag migrate` converts older ones")
         self._known: dict[int, Connection] = {}
         used: set[int] = set()
-        for heard in self._heard():  # connections may be described behind their first messages
+        for heard in self._items():  # connections may be described behind their first messages
             if isinstance(heard, Connection):
                 self._known[heard.number] = heard
-                self.learn(heard.kind, heard.definition, "ros1msg", is_ros1=True)
+                self.add_definition(heard.kind, heard.definition, "ros1msg", is_ros1=True)
             elif isinstance(heard, Message):
                 used.add(heard.connection)
                 self.span.add(heard.at_ns)
@@ -86,20 +86,20 @@ class CutRos1(StorageFile):
 
     def records(self, topics: Collection[str]) -> Iterator[Record]:
         """Yield the messages of these topics in the order of the file; ends early where it does."""
-        for heard in self._heard():
+        for heard in self._items():
             if isinstance(heard, Connection):
                 continue
             connection = self._known.get(heard.connection)
             if connection is None:
-                self.lose({f"of connection {heard.connection}": 1}, "which is described nowhere", heard)
+                self.count_lost({f"of connection {heard.connection}": 1}, "which is described nowhere", heard)
             elif connection.topic not in topics:
                 continue
             elif isinstance(heard, Lost):
-                self.lose({connection.topic: heard.count}, "in a damaged chunk", heard.place)
+                self.count_lost({connection.topic: heard.count}, "in a damaged chunk", heard.place)
             else:
                 yield Record(connection.topic, connection.kind, heard.data, heard.at_ns, is_ros1=True)
 
-    def _heard(self) -> Iterator[Heard]:
+    def _items(self) -> Iterator[Heard]:
         with self.path.open("rb") as file:
             if self._has_index is None:
                 self._has_index = _has_index(file)

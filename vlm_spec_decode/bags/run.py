@@ -70,11 +70,11 @@ def replay_all(config: ReplayConfig, out: Path, workers: Workers) -> None:
     if workers.jobs == 1 and not workers.ray_address:
         replayer = Replayer(config)
         for bag in config.bags:
-            _alone(replayer, bag, out)
+            _replay_here(replayer, bag, out)
         return
     shares = max(1, SHARES_PER_WORKER * workers.jobs // len(config.bags))
     for bag in config.bags:
-        _tidy(out, bag, config)
+        _drop_incomplete(out, bag, config)
     units = [
         WorkUnit(config, bag, QuestionShare(index, shares), frozenset(_known(out, bag)))
         for bag in config.bags
@@ -137,14 +137,14 @@ def _replayer(config: ReplayConfig) -> Replayer:
     return Replayer(config)
 
 
-def _alone(replayer: Replayer, bag: Path, out: Path) -> None:
+def _replay_here(replayer: Replayer, bag: Path, out: Path) -> None:
     """Replay one bag here, its rows to disk as they come."""
     if _is_finished(out, bag):
         return
     config, path = replayer.config, _file(out, bag)
-    _tidy(out, bag, config)
+    _drop_incomplete(out, bag, config)
     known, faults = _known(out, bag), Counter[str]()
-    with path.open("a", encoding="utf-8") as file, _bar(bag, replayer) as bar:
+    with path.open("a", encoding="utf-8") as file, _progress_bar(bag, replayer) as bar:
         for question, rows in replayer.rows(bag, faults, known):
             file.write("".join(json.dumps(line) + "\n" for line in _with_thumb(question, rows)))
             file.flush()
@@ -153,7 +153,7 @@ def _alone(replayer: Replayer, bag: Path, out: Path) -> None:
     _finish(path, faults)
 
 
-def _bar(bag: Path, replayer: Replayer) -> Any:
+def _progress_bar(bag: Path, replayer: Replayer) -> Any:
     """Return a bar over the seconds of the bag, where its length is known."""
     duration_s = replayer.duration_s(bag)
     form = "{l_bar}{bar}| {n:.0f}/{total_fmt} s of the bag [{elapsed}<{remaining}{postfix}]"
@@ -214,7 +214,7 @@ def _known(out: Path, bag: Path) -> set[int]:
     return {line["question"] for line in lines_of(_file(out, bag))}
 
 
-def _tidy(out: Path, bag: Path, config: ReplayConfig) -> None:
+def _drop_incomplete(out: Path, bag: Path, config: ReplayConfig) -> None:
     """Keep the questions that are there with all cells; a question that broke off is asked again."""
     if _is_finished(out, bag):
         return
@@ -326,7 +326,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     found = load(out, names)
     if not found.rows:
         raise BagError(
-            f"nothing to ask about: no instruction holds for any frame ({_told(found.faults)}); "
+            f"nothing to ask about: no instruction holds for any frame ({_faults_text(found.faults)}); "
             "give one with --instruction or --instructions"
         )
     cells = {cell.name: [r for r in found.rows if r["cell"] == cell.name] for cell in config.replay.cells}
@@ -417,6 +417,6 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _told(faults: Mapping[str, Mapping[str, int]]) -> str:
+def _faults_text(faults: Mapping[str, Mapping[str, int]]) -> str:
     said = [f"{count} x {fault}" for counts in faults.values() for fault, count in counts.items()]
     return "; ".join(said) or "no fault in the bags"

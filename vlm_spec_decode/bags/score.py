@@ -116,7 +116,7 @@ def planned(text: str, horizon_s: float, limits: SafetyLimits) -> Executed | Non
     return Executed(**moved)
 
 
-def off(
+def motion_error(
     text: str, executed: Executed | None, horizon_s: float, limits: SafetyLimits
 ) -> dict[str, float | None]:
     """Return how far the planned motion is from the executed one, in metres and degrees."""

@@ -17,7 +17,7 @@ STRATEGY = settings_of(EdgeSettings)["strategy"]
 SAMPLE = ASSETS / "sample_bag"
 """The bag that ships with the package."""
 
-OURS = (
+DEFAULT_TOPICS = (
     *("*/vlm/*", "*/e_stop/*", "*/camera/*", "*/odom", "*/tf", "*/tf_static", "*/diagnostics"),
     "*/cmd_vel*",
 )
@@ -68,7 +68,7 @@ class RecordConfig:
 
     out: Path = field(metadata=described("Folder of the new bag."))
     domain: int = setting(0, "ROS domain; default: ROS_DOMAIN_ID, else 0.", 0, MAX_DOMAIN)
-    topics: tuple[str, ...] = setting(OURS, "Name or pattern such as '*/image*'; may be repeated.")
+    topics: tuple[str, ...] = setting(DEFAULT_TOPICS, "Name or pattern such as '*/image*'; may be repeated.")
     storage: str = setting("mcap", "Format of the bag.", one_of=STORAGES)
     duration_s: float = setting(0.0, "Seconds; 0: until Ctrl-C.", 0)
 

@@ -150,12 +150,12 @@ class StorageFile:
     def close(self) -> None:
         """Let go of the file. Idempotent."""
 
-    def learn(self, kind: str, definition: str, encoding: str, *, is_ros1: bool = False) -> None:
+    def add_definition(self, kind: str, definition: str, encoding: str, *, is_ros1: bool = False) -> None:
         """Take over a definition; count one that cannot be read."""
-        if not self.types.learn(kind, definition, encoding, is_ros1=is_ros1):
+        if not self.types.add_definition(kind, definition, encoding, is_ros1=is_ros1):
             self.faults[f"{kind}: a definition that cannot be read"] += 1
 
-    def lose(self, counts: Mapping[str, int], why: str, place: Hashable) -> None:
+    def count_lost(self, counts: Mapping[str, int], why: str, place: Hashable) -> None:
         """Count messages, by topic, that are in the file and cannot be read; those of one `place` once."""
         for topic, count in counts.items():
             if (topic, place) not in self._counted:
@@ -254,7 +254,7 @@ class MessageTypes:
         self._default = DISTROS.get(distro.lower(), Stores.ROS2_HUMBLE)
         self._own = {is_ros1: get_typestore(Stores.EMPTY) for is_ros1 in (False, True)}
 
-    def learn(self, kind: str, definition: str, encoding: str, *, is_ros1: bool = False) -> bool:
+    def add_definition(self, kind: str, definition: str, encoding: str, *, is_ros1: bool = False) -> bool:
         """Take over a definition that the bag holds; return False if it cannot be read.
 
         An empty one says nothing. The first of two for one type counts.

@@ -44,7 +44,7 @@ TOPICS = "SELECT id, name, type, serialization_format FROM topics"
 DEFINITIONS = "SELECT topic_type, encoded_message_definition, encoding FROM message_definitions"
 SPAN = "SELECT MIN(timestamp), MAX(timestamp) FROM messages"
 USED = "SELECT DISTINCT topic_id FROM messages"
-NAMELESS = "SELECT COUNT(*) FROM messages WHERE topic_id IN ({})"
+UNDESCRIBED = "SELECT COUNT(*) FROM messages WHERE topic_id IN ({})"
 ROWS = "SELECT id, topic_id, timestamp, data FROM messages WHERE topic_id IN ({}) ORDER BY timestamp, id"
 SQL_FAULTS = (*READ_FAULTS, sqlite3.Error, sqlite3.Warning)
 
@@ -64,7 +64,7 @@ class _SqliteFile(StorageFile):
         try:
             record = Record(topic, kind, unpack_message(data), at_ns)
         except READ_FAULTS:
-            self.lose({topic: 1}, "damaged", (at_ns, data[-16:]))
+            self.count_lost({topic: 1}, "damaged", (at_ns, data[-16:]))
         else:
             yield record
 
@@ -78,7 +78,7 @@ class _SqliteFile(StorageFile):
                     yield from self._record(*wanted[topic], data, at_ns)
 
 
-class WholeSqlite(_SqliteFile):
+class IndexedSqlite(_SqliteFile):
     """A file that sqlite opens. Raises an error with the reason if it does not."""
 
     def __init__(self, path: Path, types: MessageTypes) -> None:
@@ -90,7 +90,7 @@ class WholeSqlite(_SqliteFile):
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         try:
             with contextlib.closing(self._open()) as database:
-                self._look(database)
+                self._read_tables(database)
         except BaseException:
             self.close()
             raise
@@ -125,7 +125,7 @@ class WholeSqlite(_SqliteFile):
             path, how = Path(self._copy.name, path.name), "mode=ro"
         return sqlite3.connect(f"file:{quote(str(path))}?{how}", uri=True, check_same_thread=False)
 
-    def _look(self, database: sqlite3.Connection) -> None:
+    def _read_tables(self, database: sqlite3.Connection) -> None:
         database.text_factory = lambda data: data.decode(errors="replace")
         used, listed = {number for (number,) in database.execute(USED)}, set[int]()
         for number, name, kind, encoding in database.execute(TOPICS):
@@ -135,16 +135,16 @@ class WholeSqlite(_SqliteFile):
             elif number in used:
                 self._numbers[number] = (name, kind)
         if used - listed:
-            (lost,) = database.execute(NAMELESS.format(_list(used - listed))).fetchone()
+            (lost,) = database.execute(UNDESCRIBED.format(_list(used - listed))).fetchone()
             self.faults[f"{UNREAD}of topics that are listed nowhere ({self.path.name})"] += lost
         self.topics = dict(self._numbers.values())
         if database.execute(COLUMNS.format("message_definitions")).fetchall():
             for kind, definition, encoding in database.execute(DEFINITIONS):
-                self.learn(kind, definition, encoding)
+                self.add_definition(kind, definition, encoding)
         self.span = Span(*database.execute(SPAN).fetchone())
 
 
-class CutSqlite(_SqliteFile):
+class TruncatedSqlite(_SqliteFile):
     """An sqlite3 file whose last pages are missing, or that sqlite refuses for another reason (`why`)."""
 
     def __init__(self, path: Path, types: MessageTypes, why: str) -> None:
@@ -153,7 +153,7 @@ class CutSqlite(_SqliteFile):
         try:
             with SqliteFile(path) as file:
                 for kind, definition, encoding in file.definitions():
-                    self.learn(kind, definition, encoding)
+                    self.add_definition(kind, definition, encoding)
                 self._numbers = file.topics()
                 first = next(file.messages(), None)
                 self.span = Span(first[2] if first else None)

@@ -264,24 +264,24 @@ class ActionRunner:
         If it is the motion that was interrupted last, only the rest of it is carried out.
         Raises ActionRefused if the gate refuses it or it is blocked, RobotError if the robot fails.
         """
-        moment = self._input
-        if moment is None or (self._steps is None and self.is_busy):
+        motion_input = self._input
+        if motion_input is None or (self._steps is None and self.is_busy):
             return False
-        age_s = moment.now_s - self._stamp_seen_s
+        age_s = motion_input.now_s - self._stamp_seen_s
         if self._steps is None:
             self._running = None
-            rest = self.resumable.remaining_of(action, moment.state)
-            self._gate.check(rest, moment.state, frame_age_s, age_s)
+            rest = self.resumable.remaining_of(action, motion_input.state)
+            self._gate.check(rest, motion_input.state, frame_age_s, age_s)
             self._requested, self._action = action, rest
             self._steps = deque(self._action_steps.steps(rest))
         elif age_s > self._gate.limits.max_state_age_s:
             raise RobotStale(f"the state's stamp stands still for {age_s:.2f} s")
-        if self._motion is None and self._running is None and not self._next_step(moment):
+        if self._motion is None and self._running is None and not self._next_step(motion_input):
             return True
         if self._running is not None:
             self._poll(self._running)
         elif self._motion is not None and self._action is not None:
-            self._drive(self._motion, self._action, moment, age_s)
+            self._drive(self._motion, self._action, motion_input, age_s)
         return False
 
     def steer(self, wanted: Velocity) -> None:
@@ -289,21 +289,21 @@ class ActionRunner:
 
         Raises RobotStale if the state stands still, RobotRefused if the robot takes no Moves.
         """
-        moment = self._input
-        if moment is None or self.is_busy:
+        motion_input = self._input
+        if motion_input is None or self.is_busy:
             return
-        age_s = moment.now_s - self._stamp_seen_s
+        age_s = motion_input.now_s - self._stamp_seen_s
         if age_s > self._gate.limits.max_state_age_s:
             raise RobotStale(f"the state's stamp stands still for {age_s:.2f} s")
-        if not self._gate.may_walk(moment.state):
+        if not self._gate.may_walk(motion_input.state):
             self._slew.reset()
             return
-        if not self._has_room(wanted, moment.state):
+        if not self._has_room(wanted, motion_input.state):
             if self._slew.velocity[:2] != STILL[:2]:
                 self._slew.reset()
                 self._emergency_stop.stop("obstacle").check()
             wanted = (0.0, 0.0, wanted[2])
-        self._command(wanted, moment.now_s)
+        self._command(wanted, motion_input.now_s)
 
     def abandon(self) -> bool:
         """Abandon the present action; return whether there was one.
@@ -325,11 +325,11 @@ class ActionRunner:
             self._moved = False
             self._emergency_stop.stop("rest").check()
 
-    def _next_step(self, moment: MotionInput) -> bool:
+    def _next_step(self, motion_input: MotionInput) -> bool:
         if not self._steps:
             self._steps = None
             return False
-        begun = self._steps.popleft()(moment)
+        begun = self._steps.popleft()(motion_input)
         if isinstance(begun, PendingCall):
             self._start(begun)
         else:
@@ -358,8 +358,8 @@ class ActionRunner:
         if not job.succeeded:
             raise RobotRefused(job.name, "the call died of an unforeseen error")
 
-    def _drive(self, motion: Motion, action: Action, moment: MotionInput, age_s: float) -> None:
-        state = moment.state
+    def _drive(self, motion: Motion, action: Action, motion_input: MotionInput, age_s: float) -> None:
+        state = motion_input.state
         try:
             self._gate.check_motion(action, state, age_s)
         except ActionRefused as refusal:
@@ -368,11 +368,11 @@ class ActionRunner:
             raise
         direction = motion_direction(action)
         room_m = math.inf if direction is None else self._gate.room_m(state, *direction)
-        wanted = motion.step(MotionInput(state, moment.now_s, room_m))
+        wanted = motion.step(MotionInput(state, motion_input.now_s, room_m))
         if wanted is None:
             self._motion = None
         elif self._has_room(wanted, state):
-            self._command(wanted, moment.now_s)
+            self._command(wanted, motion_input.now_s)
         elif isinstance(motion, StraightMotion) and abs(motion.remaining(state)) <= ARRIVED_M:
             self._halt_before_obstacle()
         else:

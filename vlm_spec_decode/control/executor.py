@@ -121,8 +121,8 @@ class Executor:
 
     def submit(self, plan: Plan) -> None:
         """Queue a plan. Sending the same plan again is its heartbeat. Never blocks."""
-        letter = TimedPlan(plan, self._clock.now(), self._frame_now() - plan.stamp_s)
-        self._queue.put(letter, void=self._emergency_stop.latched)
+        timed_plan = TimedPlan(plan, self._clock.now(), self._frame_now() - plan.stamp_s)
+        self._queue.put(timed_plan, void=self._emergency_stop.latched)
 
     def cancel(self) -> None:
         """End the present mission; the robot is stopped within one period. Never blocks."""
@@ -188,12 +188,12 @@ class Executor:
     def _read_queue(self) -> None:
         self._read_s = self._clock.now()
         steered = self._steering.is_live(self._read_s) and not self._emergency_stop.latched
-        reason, letters = self._queue.drain("teleop" if steered else "")
+        reason, timed_plans = self._queue.drain("teleop" if steered else "")
         if reason and (reason != "teleop" or self._active):
             self._action_runner.set_gate(self._gates[True])
             self._end("stopped", reason, "")
-        for letter in letters:
-            self._receive(letter)
+        for timed_plan in timed_plans:
+            self._receive(timed_plan)
 
     def _receive(self, timed_plan: TimedPlan) -> None:
         plan = timed_plan.plan
@@ -228,12 +228,12 @@ class Executor:
             self._note_unconfirmed(self._emergency_stop.stop("again"))
         latched = self._emergency_stop.latched
         try:
-            moment = self._action_runner.observe(self._driver.state(), now_s)
+            motion_input = self._action_runner.observe(self._driver.state(), now_s)
         except RobotError:
             if (self._active or self._steering.was_live) and not latched:
                 raise
             return
-        if latched and not moment.state.is_still and self._stop_retry_s is None:
+        if latched and not motion_input.state.is_still and self._stop_retry_s is None:
             self._stop_retry_s = now_s
         if latched or self._stop_retry_s is not None:
             return

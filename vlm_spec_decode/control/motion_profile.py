@@ -119,7 +119,7 @@ class MotionInput:
 class Motion(Protocol):
     """One motion that is being carried out."""
 
-    def step(self, moment: MotionInput) -> Velocity | None:
+    def step(self, motion_input: MotionInput) -> Velocity | None:
         """Return the velocity wanted now, or None once the motion has ended.
 
         Raises ActionRefused with `blocked` when nothing moves although it should.
@@ -189,14 +189,14 @@ class StraightMotion:
         )
         return self.distance_m - gone
 
-    def step(self, moment: MotionInput) -> Velocity | None:
+    def step(self, motion_input: MotionInput) -> Velocity | None:
         """See `Motion`. Slows down before an obstacle as before the end."""
-        state = moment.state
+        state = motion_input.state
         rate = state.vy_mps if self.sideways else state.vx_mps
-        speed = self._approach.speed(self.remaining(state), rate, state.is_still, moment.now_s)
+        speed = self._approach.speed(self.remaining(state), rate, state.is_still, motion_input.now_s)
         if speed is None:
             return None
-        room = max(0.0, moment.room_m - abs(rate) * self.tuning.latency_s)
+        room = max(0.0, motion_input.room_m - abs(rate) * self.tuning.latency_s)
         cap = max(math.sqrt(2 * self._approach.brake * room), self._approach.creep)
         speed = math.copysign(min(abs(speed), cap), speed)
         off = math.remainder(self.start.yaw_rad - state.yaw_rad, 2 * math.pi)
@@ -237,11 +237,11 @@ class TurnMotion:
         self._yaw_rad = state.yaw_rad
         return self.angle_rad - self._turned_rad
 
-    def step(self, moment: MotionInput) -> Velocity | None:
+    def step(self, motion_input: MotionInput) -> Velocity | None:
         """See `Motion`; a turn on the spot needs no room."""
-        state = moment.state
+        state = motion_input.state
         remaining = self.remaining(state)
-        speed = self._approach.speed(remaining, state.vyaw_radps, state.is_still, moment.now_s)
+        speed = self._approach.speed(remaining, state.vyaw_radps, state.is_still, motion_input.now_s)
         return None if speed is None else (0.0, 0.0, speed)
 
 
@@ -251,9 +251,9 @@ class Pause:
 
     until_s: float
 
-    def step(self, moment: MotionInput) -> Velocity | None:
+    def step(self, motion_input: MotionInput) -> Velocity | None:
         """See `Motion`."""
-        return STILL if moment.now_s < self.until_s else None
+        return STILL if motion_input.now_s < self.until_s else None
 
 
 def _approach(value: float, target: float, step: float) -> float:

@@ -59,11 +59,11 @@ class PlanBuffer:
     def drain(self) -> QueuedPlans:
         """Return all plans and empty the buffer."""
         with self._lock:
-            orders = QueuedPlans(self._drop_reason, tuple(self._void), tuple(self._plans))
+            queued = QueuedPlans(self._drop_reason, tuple(self._void), tuple(self._plans))
             self._drop_reason = ""
             self._void.clear()
             self._plans.clear()
-        return orders
+        return queued
 
 
 MAX_CLOSED_MISSIONS = 64
@@ -160,10 +160,10 @@ class PlanQueue:
         """Return the reason to drop the present plan ("" if none) and the new plans; `drop_now` drops all."""
         if drop_now:
             self._buffer.drop(drop_now)
-        orders = self._buffer.drain()
-        reason = orders.drop_reason
-        for letter in orders.void:
-            self.tracker.close_mission(letter.plan.mission, reason or "estop")
+        queued = self._buffer.drain()
+        reason = queued.drop_reason
+        for timed_plan in queued.void:
+            self.tracker.close_mission(timed_plan.plan.mission, reason or "estop")
         if reason and self.tracker.plan is not None:
             self.tracker.close_mission(self.tracker.plan.mission, reason)
-        return reason, (*orders.void, *orders.plans)
+        return reason, (*queued.void, *queued.plans)

@@ -73,8 +73,8 @@ def _to_segment(point: Point, a: Point, b: Point) -> float:
     dx, dy = b[0] - a[0], b[1] - a[1]
     px, py = point[0] - a[0], point[1] - a[1]
     length2 = dx * dx + dy * dy
-    share = 0.0 if length2 == 0 else min(1.0, max(0.0, (px * dx + py * dy) / length2))
-    ex, ey = px - share * dx, py - share * dy
+    fraction = 0.0 if length2 == 0 else min(1.0, max(0.0, (px * dx + py * dy) / length2))
+    ex, ey = px - fraction * dx, py - fraction * dy
     return float((ex * ex + ey * ey) ** 0.5)
 
 

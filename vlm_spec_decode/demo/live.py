@@ -50,7 +50,7 @@ class DeadReckoning:
     yaw_rad: float = 0.0
     last_ns: int = 0
 
-    def after(self, moved: Moved) -> Odometry:
+    def advance(self, moved: Moved) -> Odometry:
         """Go on with one velocity; return the message."""
         step_s = (moved.at_ns - self.last_ns) / NANOSECONDS if self.last_ns else 0.0
         step_s = min(LONGEST_STEP_S, max(0.0, step_s))
@@ -97,7 +97,7 @@ class FakeExecutor:
     _executed: int = 0
     _began_s: float = 0.0
 
-    def take(self, plan: Plan, now_s: float) -> None:
+    def set_plan(self, plan: Plan, now_s: float) -> None:
         """Take a plan; another answer supersedes what is under way, older content of this one does not."""
         old = self._plan
         if old is None or (old.mission, old.answer) != (plan.mission, plan.answer):
@@ -126,7 +126,7 @@ class FakeExecutor:
 
 
 CLOCK_S, STATUS_S = 0.01, 0.05
-LOOK_S = 2.0
+DISCOVERY_S = 2.0
 """Discovery: how long another executor gets to show up before the replay begins."""
 
 READY_S = 180.0
@@ -160,11 +160,11 @@ class LivePlayer:
         self.counts: Counter[str] = Counter()
         self._config = config
         self._bag = Recording(config.out / "bag")
-        self._stand_in = FakeExecutor()
+        self._executor = FakeExecutor()
         self._state, self._reason = "", ""
         self._start_ns = self._clock_ns = 0
-        self._began_s = self._clocked_s = self._told_s = 0.0
-        self._reckoning = DeadReckoning()
+        self._began_s = self._clock_sent_s = self._status_sent_s = 0.0
+        self._dead_reckoning = DeadReckoning()
         self._has_words = bool(config.plan.instruction or config.plan.spoken)
         self._spoken = list(config.plan.spoken)
         self._own = OwnNode("vsd_replay", config.domain, config.namespace)
@@ -172,7 +172,7 @@ class LivePlayer:
         self._clock = node.create_publisher(Clock, "/clock", 10)
         self._images = node.create_publisher(CompressedImage, IMAGES, qos_profile_sensor_data)
         self._odometry = node.create_publisher(Odometry, ODOMETRY, 20)
-        self._voice = node.create_publisher(String, INSTRUCTION, COMMAND)
+        self._instructions = node.create_publisher(String, INSTRUCTION, COMMAND)
         self._statuses = node.create_publisher(String, "vlm/plan/status", COMMAND)
         node.create_subscription(String, "vlm/plan", self._on_plan, COMMAND)
         for topic, quality in TEXTS.items():
@@ -191,7 +191,7 @@ class LivePlayer:
                 if should_stop():
                     break
                 self._until(event.at_ns, should_stop)
-                self._give(event)
+                self._publish_event(event)
             self._finish(should_stop)
         finally:
             source.close()
@@ -211,7 +211,7 @@ class LivePlayer:
 
     def _wait_for_nodes(self, should_stop: Callable[[], bool]) -> None:
         until_s = time.monotonic() + READY_S
-        look_s = time.monotonic() + LOOK_S
+        look_s = time.monotonic() + DISCOVERY_S
         while not should_stop():
             self._own.spin_once(CLOCK_S)
             if self._node.count_publishers("vlm/plan/status") > 1:
@@ -219,7 +219,10 @@ class LivePlayer:
             # A recorder listens too: it is the node that must, and only the node acknowledges.
             is_heard = self._node.count_publishers("vlm/ack") and all(
                 0 < self._node.count_subscribers(topic) <= publisher.get_subscription_count()
-                for topic, publisher in ((INSTRUCTION, self._voice), ("vlm/plan/status", self._statuses))
+                for topic, publisher in (
+                    (INSTRUCTION, self._instructions),
+                    ("vlm/plan/status", self._statuses),
+                )
             )
             if self._state == "ready" and is_heard and time.monotonic() > look_s:
                 return
@@ -242,18 +245,18 @@ class LivePlayer:
     def _tick(self) -> None:
         now_s = time.monotonic()
         self._clock_ns = self._start_ns + round((now_s - self._began_s) * self._config.rate * NANOSECONDS)
-        if now_s - self._clocked_s >= CLOCK_S:
-            self._clocked_s = now_s
+        if now_s - self._clock_sent_s >= CLOCK_S:
+            self._clock_sent_s = now_s
             message = Clock()
             message.clock.sec, message.clock.nanosec = divmod(self._clock_ns, NANOSECONDS)
             self._clock.publish(message)
-        status = self._stand_in.status(self._clock_ns / NANOSECONDS)
-        if status is not None and now_s - self._told_s >= STATUS_S:
-            self._told_s = now_s
+        status = self._executor.status(self._clock_ns / NANOSECONDS)
+        if status is not None and now_s - self._status_sent_s >= STATUS_S:
+            self._status_sent_s = now_s
             self._statuses.publish(String(data=status.to_json()))
         at_s = (self._clock_ns - self._start_ns) / NANOSECONDS
         while self._spoken and self._spoken[0].at_s <= at_s:
-            self._say(self._spoken.pop(0).instruction)
+            self._publish_instruction(self._spoken.pop(0).instruction)
 
     def _finish(self, should_stop: Callable[[], bool]) -> None:
         until_s = time.monotonic() + AFTER_S
@@ -263,19 +266,19 @@ class LivePlayer:
 
     # From the bag --------------------------------------------------------------------------------
 
-    def _give(self, event: Event) -> None:
+    def _publish_event(self, event: Event) -> None:
         if isinstance(event, Frame):
-            self._show(event)
+            self._publish_frame(event)
             if self._config.plan.instruction and self.counts["frames"] == 1:
-                self._say(self._config.plan.instruction)
+                self._publish_instruction(self._config.plan.instruction)
         elif isinstance(event, Moved):
-            self._odometry.publish(self._reckoning.after(event))
+            self._odometry.publish(self._dead_reckoning.advance(event))
         elif isinstance(event, Instructed) and not (
             self._config.plan.instruction or self._config.plan.spoken
         ):
-            self._say(event.text)
+            self._publish_instruction(event.text)
 
-    def _show(self, frame: Frame) -> None:
+    def _publish_frame(self, frame: Frame) -> None:
         try:
             image = frame.image
         except ImageError:
@@ -285,30 +288,30 @@ class LivePlayer:
         stamp_s = frame.stamp_s if abs(frame.stamp_s - at_s) < FAR_S else at_s
         message = to_compressed(image, stamp_s, frame.frame_id)
         self._images.publish(message)
-        self._keep(IMAGES, "sensor_msgs/msg/CompressedImage", serialize_message(message))
+        self._record(IMAGES, "sensor_msgs/msg/CompressedImage", serialize_message(message))
         self.counts["frames"] += 1
 
-    def _say(self, text: str) -> None:
+    def _publish_instruction(self, text: str) -> None:
         message = String(data=text)
-        self._voice.publish(message)
-        self._keep(INSTRUCTION, "std_msgs/msg/String", serialize_message(message))
+        self._instructions.publish(message)
+        self._record(INSTRUCTION, "std_msgs/msg/String", serialize_message(message))
         self.counts["instructions"] += 1
 
     # From the nodes ------------------------------------------------------------------------------
 
     def _on_plan(self, message: String) -> None:
-        self._stand_in.take(Plan.from_json(message.data), self._clock_ns / NANOSECONDS)
+        self._executor.set_plan(Plan.from_json(message.data), self._clock_ns / NANOSECONDS)
 
     def _listener(self, topic: str) -> Callable[[String], None]:
         def take(message: String) -> None:
-            self._keep(topic, "std_msgs/msg/String", serialize_message(message))
+            self._record(topic, "std_msgs/msg/String", serialize_message(message))
             if topic == "vlm/status":
                 self._state, self._reason = _state(message.data)
             self.counts["answers"] += topic == "vlm/answer"
 
         return take
 
-    def _keep(self, topic: str, kind: str, data: bytes) -> None:
+    def _record(self, topic: str, kind: str, data: bytes) -> None:
         self._bag.write(f"/{topic}", kind, data, self._clock_ns or 1)
 
 

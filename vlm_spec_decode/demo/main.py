@@ -56,7 +56,7 @@ DEFAULT_SEED = 1_000_004
 Say = Callable[[str], None]
 
 
-def run(config: DemoConfig, say: Say) -> dict[str, Any]:
+def run(config: DemoConfig, on_line: Say) -> dict[str, Any]:
     """Run one mission and return its document; `say` gets each line for people.
 
     Raises UsageError, ProcessEnded or CloudError. Whatever happens, no process stays behind.
@@ -72,19 +72,19 @@ def run(config: DemoConfig, say: Say) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="vsd-demo-") as private:
         keys = Path(private) / "keys"
         generate(keys)
-        stage_config = _stage_config(config, keys, Path(private) / "truth.json", scene)
-        with ProcessStack(stage_config, WallClock(), random.Random(), say) as stage:
+        stage_config = _process_stack_config(config, keys, Path(private) / "truth.json", scene)
+        with ProcessStack(stage_config, WallClock(), random.Random(), on_line) as stage:
             log, truth, again = _mission(stage, config, instruction, scene)
-    say("drawing the pictures")
+    on_line("drawing the pictures")
     target = named_object(instruction, scene)
     artifacts = _artifacts(config.out, instruction, scene, log, truth, target, stage)
     document = _document(config, seed, instruction, target, log, truth, again, artifacts)
     (config.out / "run.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    say(report.table(document))
+    on_line(report.table(document))
     return document
 
 
-def _stage_config(config: DemoConfig, keys: Path, truth: Path, scene: Scene) -> ProcessStackConfig:
+def _process_stack_config(config: DemoConfig, keys: Path, truth: Path, scene: Scene) -> ProcessStackConfig:
     room = ("--scene", str(config.scene)) if config.scene else ("--scene-seed", str(scene.seed))
     decoding = (config.strategy, config.rule, config.objective)
     world = (*room, "--body", config.body)
@@ -95,12 +95,12 @@ def _mission(
     stage: ProcessStack, config: DemoConfig, instruction: str, scene: Scene
 ) -> tuple[MissionLog, GroundTruth, dict[int, dict[str, Any]]]:
     stage.set_up()
-    log = stage.play(instruction, config.timeout_s)
-    stage.say("decoding the same answers again with autoregressive")
+    log = stage.run_mission(instruction, config.timeout_s)
+    stage.log("decoding the same answers again with autoregressive")
     settings = EdgeSettings(cloud=stage.address, keys=stage.config.keys, seed=config.seed, link=stage.link)
     again = decode_again(settings, instruction, log.steps, stage.frames) if log.steps else {}
-    truth = stage.clear()
-    stage.label(scene, instruction, log)
+    truth = stage.stop()
+    stage.add_labels(scene, instruction, log)
     return log, truth, again
 
 
@@ -162,7 +162,7 @@ def _document(
 
 
 @dataclass(slots=True)
-class NotingClock:
+class RecordingClock:
     """A virtual clock that has the path noted as time passes."""
 
     world: World
@@ -176,7 +176,7 @@ class NotingClock:
     def sleep(self, duration_s: float) -> None:
         """Advance at once."""
         self.now_s += max(0.0, duration_s)
-        self.path.note(self.world)
+        self.path.record(self.world)
 
 
 def carry_out(config: SimConfig, actions: str) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def carry_out(config: SimConfig, actions: str) -> dict[str, Any]:
         raise ActionParseError(f"there is no action in {actions!r}; turn(20) forward(1.6) are two")
     scene = load_scene(config.scene) if config.scene else random_scene(config.scene_seed)
     world, path = make_world(scene, body=config.body, seed=config.seed), PathRecorder()
-    clock = NotingClock(world, path)
+    clock = RecordingClock(world, path)
     robot = HeadlessGo2(world, clock)
     robot.start()
     executor = Executor(robot, SafetyGate(SafetyLimits()), clock, runner=InlineCallRunner())

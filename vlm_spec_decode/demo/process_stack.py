@@ -82,7 +82,7 @@ class ProcessStack:
     """A context: leaving it ends every process and completes the bag. `frames` stay readable."""
 
     def __init__(
-        self, config: ProcessStackConfig, clock: WallClock, rng: random.Random, say: Callable[[str], None]
+        self, config: ProcessStackConfig, clock: WallClock, rng: random.Random, on_line: Callable[[str], None]
     ) -> None:
         self.config = config
         self.link = load_link(config.link) if config.link else None
@@ -90,7 +90,7 @@ class ProcessStack:
         self.frames: Mapping[float, Image] = {}
         self._clock = clock
         self._began_s = clock.now()
-        self._say = say
+        self._on_line = on_line
         self._log = MissionLog()
         self._dds_domain = rng.choice(DDS_DOMAINS)
         self._ros_domain = rng.choice(ROS_DOMAINS)
@@ -122,23 +122,23 @@ class ProcessStack:
                 self._listener.close()
             self._bag.close()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line with the time since the start."""
-        self._say(f"[{self._clock.now() - self._began_s:6.1f} s] {text}")
+        self._on_line(f"[{self._clock.now() - self._began_s:6.1f} s] {text}")
 
     def set_up(self) -> None:
         """Start everything and wait until a mission can begin. Raises ProcessEnded or CloudError."""
         config = self.config
-        self.say(
+        self.log(
             f"simulated Go2 ({' '.join(config.room).replace('--', '')}) on DDS domain {self._dds_domain}"
         )
         sim = self._vsd("sim", *config.room, "--seed", str(config.seed), "--domain", str(self._dds_domain),
                         "--interface", "lo", "--ground-truth", str(config.truth))  # fmt: skip
-        self.say("cloud verifier, CURVE keys made for this run")
+        self.log("cloud verifier, CURVE keys made for this run")
         cloud = self._vsd("cloud", "--bind", "tcp://127.0.0.1:*", "--keys", str(config.keys))
         self.address = str(self._processes.wait_ready(cloud, START_S)["address"])
         self._processes.wait_ready(sim, START_S)
-        self.say(f"cloud serves at {self.address}; starting the nodes on ROS domain {self._ros_domain}")
+        self.log(f"cloud serves at {self.address}; starting the nodes on ROS domain {self._ros_domain}")
         self._start_nodes()
         self._listen()
 
@@ -160,7 +160,7 @@ class ProcessStack:
             self._processes.start(f"{name}_node", ["-c", code, "--ros-args", *parameters])
 
     def _listen(self) -> None:
-        self._listener = listener = Listener(self._ros_domain, self._bag.write, self._hear)
+        self._listener = listener = Listener(self._ros_domain, self._bag.write, self._on_text)
         self.frames = listener.frames
         until_s = self._clock.now() + START_S
         while self._clock.now() < until_s:
@@ -169,9 +169,9 @@ class ProcessStack:
                 self._log.link == "ready"
                 and listener.has_odometry
                 and listener.frames
-                and listener.is_heard()
+                and listener.is_connected()
             ):
-                self.say("robot stands, camera sees, cloud has welcomed the draft model")
+                self.log("robot stands, camera sees, cloud has welcomed the draft model")
                 return
             if self._log.link == "unavailable":
                 raise CloudUnreachable(self._log.detail)
@@ -186,15 +186,15 @@ class ProcessStack:
         listener.spin(SPIN_S)
         self._processes.check()
 
-    def _hear(self, topic: str, text: str) -> None:
+    def _on_text(self, topic: str, text: str) -> None:
         for line in self._log.on_message(topic, text, self._clock.now()):
-            self.say(line)
+            self.log(line)
 
-    def play(self, instruction: str, timeout_s: float) -> MissionLog:
+    def run_mission(self, instruction: str, timeout_s: float) -> MissionLog:
         """Give the instruction and return the log when the mission has ended, or the time is up."""
         if self._listener is None:
             raise ProcessEnded("vlm_node", 1, "not started")
-        self.say(f'instruction: "{instruction}"')
+        self.log(f'instruction: "{instruction}"')
         self._log = MissionLog(link=self._log.link)
         self._log.begin(self._clock.now())
         self._listener.instruct(instruction)
@@ -202,11 +202,11 @@ class ProcessStack:
         while not self._log.has_ended and self._clock.now() < until_s:
             self._spin(self._listener)
         if not self._log.has_ended:
-            self.say(f"the mission has not ended within {timeout_s:.0f} s; stopping the robot")
+            self.log(f"the mission has not ended within {timeout_s:.0f} s; stopping the robot")
         self._listener.spin(SETTLE_S)
         return self._log
 
-    def label(self, scene: Scene, instruction: str, log: MissionLog) -> int:
+    def add_labels(self, scene: Scene, instruction: str, log: MissionLog) -> int:
         """Add what the teacher would have answered to the bag; return how many answers have a label."""
         # The teacher comes with training's libraries, which take seconds to import.
 
@@ -217,7 +217,7 @@ class ProcessStack:
             self._bag.write_text("/vlm/label", text, round(stamp_s * 1e9))
         return len(found)
 
-    def clear(self) -> GroundTruth:
+    def stop(self) -> GroundTruth:
         """End the nodes, which stops the robot, then simulator and cloud; return what really happened."""
         self._processes.stop([f"{name}_node" for name in NODES])
         self._processes.stop(["sim", "cloud"])
@@ -370,10 +370,10 @@ Heard = Callable[[str, str, bytes, int], None]
 class Listener:
     """A node of its own context on a ROS domain. `spin` must be called for anything to happen."""
 
-    def __init__(self, domain: int, heard: Heard, said: Callable[[str, str], None]) -> None:
+    def __init__(self, domain: int, on_message: Heard, on_text: Callable[[str, str], None]) -> None:
         """`heard` gets every message as bytes, `said` topic and text of every String."""
-        self._heard = heard
-        self._said = said
+        self._on_message = on_message
+        self._on_text = on_text
         self.frames: OrderedDict[float, Image] = OrderedDict()
         self.poses: dict[float, Pose2D] = {}
         self._own = OwnNode("vsd_demo", domain)
@@ -392,14 +392,14 @@ class Listener:
         name = f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
 
         def take(data: bytes) -> None:
-            self._heard(topic, name, data, time.time_ns())
+            self._on_message(topic, name, data, time.time_ns())
             self._note(kind, topic, data)
 
         self._node.create_subscription(kind, topic, take, qos, raw=True)
 
     def _note(self, kind: Any, topic: str, data: bytes) -> None:
         if kind is String:
-            self._said(topic, deserialize_message(data, String).data)
+            self._on_text(topic, deserialize_message(data, String).data)
         elif kind is CompressedImage:
             try:
                 image, stamp_s = from_compressed(deserialize_message(data, CompressedImage))
@@ -426,7 +426,7 @@ class Listener:
         """Take in what arrives for about `duration_s`."""
         self._own.spin(duration_s)
 
-    def is_heard(self) -> bool:
+    def is_connected(self) -> bool:
         """Whether the VLM node listens to instructions: it alone acknowledges, and this node listens too."""
         listeners = int(self._node.count_subscribers(INSTRUCTION))
         has_node = bool(self._node.count_publishers("/vlm/ack"))
@@ -487,7 +487,7 @@ def teacher_labels(
         if not step.token_ids or abs(stamp_s - step.stamp_s) > MAX_AGE_S:
             continue
         world.teleport(_placed(scene.start, poses[stamp_s]))
-        text = teacher.answer(goal, scene_description.things(observe(camera, world)), step.history[-8:])
+        text = teacher.answer(goal, scene_description.read_objects(observe(camera, world)), step.history[-8:])
         said = {
             "stamp_s": step.stamp_s,
             "instruction": instruction,

@@ -375,7 +375,7 @@ def save_path(scene: Scene, truth: GroundTruth, target: str | None, file: Path) 
     """Write the room from above with the path that the robot took and where it ended."""
     world = World(scene)
     path = [Pose2D(x, y, yaw) for _, x, y, yaw in truth.path]
-    _put(world, Pose2D(truth.x_m, truth.y_m, truth.yaw_rad))
+    _set_pose(world, Pose2D(truth.x_m, truth.y_m, truth.yaw_rad))
     views = WorldViews(world)
     try:
         save_png(views.top_down(world, path, target=target), file)
@@ -388,7 +388,7 @@ def save_gif(scene: Scene, truth: GroundTruth, file: Path) -> None:
     save_view(World(scene), truth, file)
 
 
-def _put(world: World, pose: Pose2D) -> None:
+def _set_pose(world: World, pose: Pose2D) -> None:
     try:
         world.teleport(pose)
     except SceneError:

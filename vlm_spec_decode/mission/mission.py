@@ -116,16 +116,16 @@ class MissionResult:
         """Return the result if it is `done`; else raise what ended it, by its own type where it has one."""
         if self.is_done:
             return self
-        said = ": ".join(filter(None, (self.status.replace("_", " "), self.reason, self.detail)))
+        text = ": ".join(filter(None, (self.status.replace("_", " "), self.reason, self.detail)))
         if self.status == "cancelled":
-            raise Cancelled(said)
+            raise Cancelled(text)
         if self.status == "refused":
             raise ActionRefused(self.reason, self.detail)
         kind = getattr(errors, self.reason, None)
         # Only what a text makes whole again: some errors carry more than that.
         if isinstance(kind, type) and issubclass(kind, VsdError) and kind.__init__ is Exception.__init__:
             raise kind(self.detail)
-        raise VsdError(said)
+        raise VsdError(text)
 
 
 class Mission:
@@ -365,14 +365,14 @@ class _Run:
 
     def _watch_robot(self) -> None:
         """Give the mission the executor's status: at once when it changes, and as a regular sign of life."""
-        told, told_s = None, 0.0
+        reported, reported_s = None, 0.0
         while not self._closing.wait(STATUS_POLL_S):
             status, now_s = self._robot.status, self._clock.now()
-            if status == told and now_s - told_s < STATUS_S:
+            if status == reported and now_s - reported_s < STATUS_S:
                 continue
-            if status != told and status.mission == self._request.mission:
+            if status != reported and status.mission == self._request.mission:
                 self._reports.put(status)
-            told, told_s = status, now_s
+            reported, reported_s = status, now_s
             self._service.put_status(status)
 
     def _read_camera(self) -> None:

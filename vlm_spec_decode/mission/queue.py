@@ -189,10 +189,10 @@ class MissionQueue:
         return dropped
 
 
-def _remember(kept: OrderedDict[str, Value], name: str, value: Value) -> None:
-    kept[name] = value
-    if len(kept) > MAX_REMEMBERED:
-        kept.popitem(last=False)
+def _remember(values: OrderedDict[str, Value], name: str, value: Value) -> None:
+    values[name] = value
+    if len(values) > MAX_REMEMBERED:
+        values.popitem(last=False)
 
 
 LATE_S = 0.15

@@ -250,11 +250,16 @@ class MissionRunner:
         self._report(job, ending.status, steps, ending.reason, ending.detail)
 
     def _report(self, job: MissionJob, state: str, step: int, reason: str = "", detail: str = "") -> None:
-        told = job.instruction[:SHOWN_CHARS]
+        instruction = job.instruction[:SHOWN_CHARS]
         self._emit(
             job,
             MissionStatus(
-                state=state, mission=job.mission, instruction=told, step=step, reason=reason, detail=detail
+                state=state,
+                mission=job.mission,
+                instruction=instruction,
+                step=step,
+                reason=reason,
+                detail=detail,
             ),
         )
 

@@ -346,9 +346,9 @@ class MissionService:
 
     def _report(self, job: MissionJob, state: str, detail: str) -> None:
         """Publish the status of a mission that is not the one in progress."""
-        told = job.instruction[:SHOWN_CHARS]
+        instruction = job.instruction[:SHOWN_CHARS]
         status = MissionStatus(
-            state=state, mission=job.mission, instruction=told, reason="queue", detail=detail
+            state=state, mission=job.mission, instruction=instruction, reason="queue", detail=detail
         )
         self._output.publish_status(status, aside=True)
         if state in END_STATES:

@@ -104,8 +104,8 @@ def are_alike(one: tuple[Action, ...], other: tuple[Action, ...]) -> bool:
 
 def ending_of(status: PlanStatus) -> MissionEnd:
     """Return the end of a mission that an executor's interruption causes."""
-    said = status.detail or REASON_TEXTS.get(status.reason, "")
-    detail = f"{status.action}: {said}" if status.action else said
+    text = status.detail or REASON_TEXTS.get(status.reason, "")
+    detail = f"{status.action}: {text}" if status.action else text
     meaning: dict[str, Status] = {"refused": "refused", "fault": "failed"}
     return MissionEnd(meaning.get(status.state, "cancelled"), status.reason or status.state, detail)
 

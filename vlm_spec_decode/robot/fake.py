@@ -108,10 +108,10 @@ class FakeMotion:
             _, self._target, self._hold_until_s = self._pending.popleft()
         if now_s > self._hold_until_s:
             self._target = STILL
-        share = min(1.0, dt_s / self.body.lag_s)
+        fraction = min(1.0, dt_s / self.body.lag_s)
         limits = (self.body.accel_mps2, self.body.accel_mps2, self.body.turn_accel_radps2)
         moved = [
-            v + min(max((target - v) * share, -limit * dt_s), limit * dt_s)
+            v + min(max((target - v) * fraction, -limit * dt_s), limit * dt_s)
             for v, target, limit in zip(self.velocity, self._target, limits, strict=True)
         ]
         vx, vy, vyaw = (0.0 if abs(v) < 1e-4 else v for v in moved)

@@ -274,8 +274,8 @@ def _spin(executor: MultiThreadedExecutor, node: ManagedNode, ended: threading.E
             executor.spin_once(timeout_sec=1.0)
         except RCLError as error:
             # A message whose bytes are not of its type: some middleware raises when it is received.
-            said = f"a message could not be taken: {error}"
-            node.get_logger().error(said, throttle_duration_sec=WARN_EVERY_S)
+            problem = f"a message could not be taken: {error}"
+            node.get_logger().error(problem, throttle_duration_sec=WARN_EVERY_S)
             ended.wait(AGAIN_S)
         node.destroy_marked()
 

@@ -60,9 +60,9 @@ class Values:
         """Read the values. Raises ConfigError for a name that is nearly an argument's."""
         names = [each.name for each in arguments]
         for given in context.launch_configurations:
-            meant = [] if given in names else get_close_matches(given, names, 1, NAME_SIMILARITY)
-            if meant:
-                raise ConfigError(f"there is no argument {given!r}; {meant[0]!r} is one")
+            similar = [] if given in names else get_close_matches(given, names, 1, NAME_SIMILARITY)
+            if similar:
+                raise ConfigError(f"there is no argument {given!r}; {similar[0]!r} is one")
         return cls({name: LaunchConfiguration(name).perform(context) for name in names})
 
     def __getitem__(self, name: str) -> str:
@@ -100,7 +100,10 @@ def node(name: str, value: Values, parameters: Mapping[str, Setting], config: st
     """Run one of the package's nodes. Its end ends the whole launch, unless `respawn` is set."""
     shared = {"autostart": value.flag("autostart")} if "autostart" in value.values else {}
     # Without a type, launch would read a text such as "turn left: now" as YAML.
-    typed = {k: ParameterValue(said, value_type=type(said)) for k, said in {**parameters, **shared}.items()}
+    typed = {
+        k: ParameterValue(setting, value_type=type(setting))
+        for k, setting in {**parameters, **shared}.items()
+    }
     comes_back = value.flag("respawn")
     return Node(
         package=PACKAGE,

@@ -159,13 +159,13 @@ def first_to_find(
         raise
     if not seekers:
         seekers.append(make())
-    kept = seekers[0] if found is None else found
+    chosen = seekers[0] if found is None else found
     for seeker in seekers:
-        if seeker is not kept and others is not None:
+        if seeker is not chosen and others is not None:
             others.append(seeker)
-        elif seeker is not kept:
+        elif seeker is not chosen:
             seeker.close()
-    return kept, found is not None
+    return chosen, found is not None
 
 
 COMMAND = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST)

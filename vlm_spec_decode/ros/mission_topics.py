@@ -107,8 +107,8 @@ class VlmPublishers:
             }
         name = diagnostics.name_of(self._node)
         level = diagnostics.OK if linked else diagnostics.ERROR
-        said = "connected" if linked else self.shown.detail or "connecting"
-        lines = [diagnostics.Health(f"{name}: cloud", level, said, values)]
+        message = "connected" if linked else self.shown.detail or "connecting"
+        lines = [diagnostics.Health(f"{name}: cloud", level, message, values)]
         if bad_frames or why_bad:
             frames = {"dropped": str(bad_frames), "last": why_bad}
             lines.append(diagnostics.Health(f"{name}: frames", diagnostics.WARN, "bad frames", frames))
@@ -169,9 +169,9 @@ class MissionActionServer:
     def _on_status(self, message: String) -> None:
         status = MissionStatus(**json.loads(message.data))
         with self._lock:
-            heard = self._statuses.get(status.mission)
-        if heard is not None:
-            heard.put(status)
+            statuses = self._statuses.get(status.mission)
+        if statuses is not None:
+            statuses.put(status)
 
     def close(self) -> None:
         """End every goal that still waits. The server is freed with the node's entities. Idempotent."""
@@ -186,16 +186,16 @@ class MissionActionServer:
         return GoalResponse.ACCEPT
 
     def _execute(self, goal: Any) -> Any:
-        heard: SimpleQueue[MissionStatus] = SimpleQueue()
+        statuses: SimpleQueue[MissionStatus] = SimpleQueue()
         with self._lock:
             self._count += 1
             mission = f"goal-{self._node.get_clock().now().nanoseconds:x}-{self._count}"
-            self._statuses[mission] = heard
+            self._statuses[mission] = statuses
         self._requests.publish(
             String(data=MissionRequest(instruction=self._sentence(goal.request), mission=mission).to_json())
         )
         try:
-            status = self._follow(goal, mission, heard)
+            status = self._follow(goal, mission, statuses)
         finally:
             with self._lock:
                 del self._statuses[mission]
@@ -205,29 +205,29 @@ class MissionActionServer:
             goal.canceled()
         else:
             goal.abort()
-        said = ": ".join(part for part in (status.state, status.reason, status.detail) if part)
-        return self._filled(self._kind.Result, said, status.state == "done")
+        text = ": ".join(part for part in (status.state, status.reason, status.detail) if part)
+        return self._filled(self._kind.Result, text, status.state == "done")
 
-    def _follow(self, goal: Any, mission: str, heard: SimpleQueue[MissionStatus]) -> MissionStatus:
+    def _follow(self, goal: Any, mission: str, statuses: SimpleQueue[MissionStatus]) -> MissionStatus:
         is_withdrawn = False
         while not self._closed.is_set():
             if goal.is_cancel_requested and not is_withdrawn:
                 is_withdrawn = True
                 self._withdrawals.publish(String(data=mission))
             try:
-                status = heard.get(timeout=LOOK_S)
+                status = statuses.get(timeout=LOOK_S)
             except Empty:
                 continue
             if status.state in END_STATES:
                 return status
-            said = ": ".join(part for part in (status.state, status.detail) if part)
-            goal.publish_feedback(self._filled(self._kind.Feedback, said, False))
+            text = ": ".join(part for part in (status.state, status.detail) if part)
+            goal.publish_feedback(self._filled(self._kind.Feedback, text, False))
         return MissionStatus(state="cancelled", mission=mission, detail="the node ends")
 
     @staticmethod
-    def _filled(kind: Any, said: str, good: bool) -> Any:
+    def _filled(kind: Any, text: str, good: bool) -> Any:
         message = kind()
-        for field, value in ((field_of(kind, "string"), said), (field_of(kind, "boolean"), good)):
+        for field, value in ((field_of(kind, "string"), text), (field_of(kind, "boolean"), good)):
             if field:
                 setattr(message, field, value)
         return message

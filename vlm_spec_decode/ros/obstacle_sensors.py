@@ -129,19 +129,19 @@ class ObstacleSource:
             values |= {"valid_share": f"{sight.valid_share:.3f}", "cells": str(sight.cells)}
         label, sides = f"{name}: {self.name}", ", ".join(SIDES[side] for side in self.watched)
         if self._problem:
-            said = f"{self._problem}; {sides}: blocked"
-            return diagnostics.Health(label, diagnostics.ERROR, said, values | {"problem": self._problem})
+            message = f"{self._problem}; {sides}: blocked"
+            return diagnostics.Health(label, diagnostics.ERROR, message, values | {"problem": self._problem})
         if sight is None or age_s is None or age_s > timeout_s:
             return diagnostics.rate(label, age_s, timeout_s, values)
         if sight.blind:
-            said = (
+            message = (
                 f"blind: {100 * sight.valid_share:.0f} % of {sight.cells} returns are usable; "
                 f"{', '.join(SIDES[side] for side in sight.blind)}: blocked"
             )
-            return diagnostics.Health(label, diagnostics.ERROR, said, values)
+            return diagnostics.Health(label, diagnostics.ERROR, message, values)
         if sight.is_empty:
-            said = "nothing within reach on any side, which a covered sensor says, too"
-            return diagnostics.Health(label, diagnostics.WARN, said, values)
+            message = "nothing within reach on any side, which a covered sensor says, too"
+            return diagnostics.Health(label, diagnostics.WARN, message, values)
         if self._is_unstamped:
             return diagnostics.Health(label, diagnostics.WARN, "no stamps: its age is not known", values)
         return diagnostics.rate(label, age_s, timeout_s, values)

@@ -161,8 +161,8 @@ class Operator:
         """Warn once per topic about a message that is not of this package."""
         if topic not in self._unreadable:
             self._unreadable.add(topic)
-            said = " ".join(str(error).split())
-            sys.stderr.write(f"vsd: ignored a message on {topic}: {type(error).__name__}: {said}\n")
+            text = " ".join(str(error).split())
+            sys.stderr.write(f"vsd: ignored a message on {topic}: {type(error).__name__}: {text}\n")
 
     def _on_odometry(self, message: Odometry) -> None:
         self.odometry = message

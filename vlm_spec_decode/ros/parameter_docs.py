@@ -32,8 +32,8 @@ class TopicDoc:
 
 def _texts(direction: str, **meanings: str) -> tuple[TopicDoc, ...]:
     return tuple(
-        TopicDoc(direction, name.replace("__", "/"), "std_msgs/msg/String", said)
-        for name, said in meanings.items()
+        TopicDoc(direction, name.replace("__", "/"), "std_msgs/msg/String", meaning)
+        for name, meaning in meanings.items()
     )
 
 

@@ -143,10 +143,10 @@ def problem_of(setting: Setting, value: object) -> str:
     """
     if setting.is_real and (isinstance(value, bool) or not isinstance(value, int | float)):
         return f"parameter {setting.name}: a number is wanted, not {value!r}"
-    said = setting.check(value)
-    if not said and isinstance(value, float) and not math.isfinite(value):
-        said = f"{value} is no finite number"
-    return f"parameter {setting.name}: {said}" if said else ""
+    problem = setting.check(value)
+    if not problem and isinstance(value, float) and not math.isfinite(value):
+        problem = f"{value} is no finite number"
+    return f"parameter {setting.name}: {problem}" if problem else ""
 
 
 class Parameters:

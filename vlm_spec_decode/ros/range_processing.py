@@ -151,18 +151,18 @@ def sight_of(
         points = _pulled_in(mount.to_body(cells.points), cells.is_near, mount)
         # A point is NaN in all three coordinates or in none, so a finite sum means a valid point.
         is_return = np.isfinite(points.sum(axis=1)) & ~_is_own(points)
-        says = is_return | cells.is_clear
-        total, saying = int(says.size), int(says.sum())
-        share = saying / total if total else 0.0
-        blind = set(watched) if saying < count or share < min_share else set()
+        usable = is_return | cells.is_clear
+        total, num_usable = int(usable.size), int(usable.sum())
+        share = num_usable / total if total else 0.0
+        blind = set(watched) if num_usable < count or share < min_share else set()
         if cells.aims is not None and not blind:
             towards = cells.aims @ (AXES[list(watched)] @ mount.rotation).T >= CONE_COS
-            seen, asked = (towards & says[:, None]).sum(axis=0), towards.sum(axis=0)
-            blind = {side for i, side in enumerate(watched) if seen[i] < min_share * asked[i]}
+            seen, total_by_side = (towards & usable[:, None]).sum(axis=0), towards.sum(axis=0)
+            blind = {side for i, side in enumerate(watched) if seen[i] < min_share * total_by_side[i]}
         free = list(free_ranges(points[is_return], count))
     for side in blind:
         free[side] = 0.0
-    is_empty = bool(saying) and not is_return.any()
+    is_empty = bool(num_usable) and not is_return.any()
     return Sight((free[0], free[1], free[2], free[3]), share, total, tuple(sorted(blind)), is_empty)
 
 
@@ -179,11 +179,11 @@ def _pulled_in(points: Points, is_near: Bools, mount: SensorMount) -> Points:
         return points
     origin = np.array([mount.x_m, mount.y_m, mount.z_m], dtype=np.float32)
     parts = np.linspace(0.05, 1.0, 20, dtype=np.float32)
-    ways = origin + parts[:, None, None] * (points[is_near] - origin)
-    outside = ~_is_own(ways.reshape(-1, 3)).reshape(ways.shape[:2])
+    positions = origin + parts[:, None, None] * (points[is_near] - origin)
+    outside = ~_is_own(positions.reshape(-1, 3)).reshape(positions.shape[:2])
     first = np.where(outside.any(axis=0), outside.argmax(axis=0), parts.size - 1)
     pulled: Points = points.copy()
-    pulled[is_near] = ways[first, np.arange(first.size)]
+    pulled[is_near] = positions[first, np.arange(first.size)]
     return pulled
 
 

@@ -218,12 +218,12 @@ class Recorder:
     def _note_mission(self, topic: str, data: bytes) -> None:
         """Record the requested missions, and those that the VLM node has acknowledged."""
         with suppress(ValueError, KeyError, TypeError, AttributeError):
-            said = json.loads(deserialize_message(data, String).data)
-            mission = str(said["mission"])
+            report = json.loads(deserialize_message(data, String).data)
+            mission = str(report["mission"])
             if topic.endswith(REQUESTED):
                 self._requested.setdefault(topic, set()).add(mission)
-            elif mission and said["state"] == "taken":
-                asked_on = f"{topic.removesuffix(ACKNOWLEDGED)}/{said['topic']}"
+            elif mission and report["state"] == "taken":
+                asked_on = f"{topic.removesuffix(ACKNOWLEDGED)}/{report['topic']}"
                 self._acknowledged.setdefault(asked_on, set()).add(mission)
                 if asked_on.endswith(REQUESTED):
                     self._requested.setdefault(asked_on, set())

@@ -100,7 +100,7 @@ class StatusBoard:
             "place_m": self.place_m,
             "missing": self.missing,
             "diagnostics": {
-                name: {"level": level, "message": said} for name, (level, said) in self.health.items()
+                name: {"level": level, "message": message} for name, (level, message) in self.health.items()
             },
         }
 
@@ -138,8 +138,8 @@ def _read_messages(operator: Operator, board: StatusBoard) -> None:
 def _mission(board: StatusBoard) -> Panel:
     status, executor = board.status, board.executor
     table = Table.grid(padding=(0, 2))
-    said = mission_line(status) if status else "nothing received yet"
-    table.add_row("mission", Text(said, style=COLOURS.get(str(status.get("state")), "bold")))
+    text = mission_line(status) if status else "nothing received yet"
+    table.add_row("mission", Text(text, style=COLOURS.get(str(status.get("state")), "bold")))
     table.add_row("instruction", Text(str(status.get("instruction", ""))))
     table.add_row("answer", Text(board.partial, style="cyan"))
     doing = robot_line(executor) if executor else ""
@@ -170,6 +170,6 @@ def _decoding(board: StatusBoard) -> Panel:
 def _health(board: StatusBoard) -> Panel:
     table = Table.grid(padding=(0, 2))
     styles = dict(LEVELS.values())
-    for name, (level, said) in sorted(board.health.items()):
-        table.add_row(name, Text(level, style=styles[level]), Text(said))
+    for name, (level, message) in sorted(board.health.items()):
+        table.add_row(name, Text(level, style=styles[level]), Text(message))
     return Panel(table, title="diagnostics", title_align="left")

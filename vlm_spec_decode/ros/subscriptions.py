@@ -57,10 +57,10 @@ def guarded(
         try:
             callback(message)
         except Exception as error:  # noqa: BLE001  # whatever the error, the node must go on
-            said = f"{type(error).__name__}: {error}"[:300]
-            _note(node, name, said)
+            problem = f"{type(error).__name__}: {error}"[:300]
+            _note(node, name, problem)
             if on_fault is not None:
-                on_fault(said)
+                on_fault(problem)
 
     return handle
 
@@ -88,5 +88,5 @@ def fault_lines(node: Any, name: str) -> list[diagnostics.Health]:
         return []
     values = {topic: f"{count}; last: {last}" for topic, (count, last) in sorted(faults.items())}
     total = sum(count for count, _ in faults.values())
-    said = f"{total} messages could not be used: {', '.join(sorted(faults))}"
-    return [diagnostics.Health(f"{name}: messages", diagnostics.WARN, said, values)]
+    message = f"{total} messages could not be used: {', '.join(sorted(faults))}"
+    return [diagnostics.Health(f"{name}: messages", diagnostics.WARN, message, values)]

@@ -215,9 +215,9 @@ def _wrap(width: int, pieces: tuple[AnswerPiece, ...]) -> list[list[tuple[float,
 
 def _words(text: str) -> list[str]:
     found, word = [], ""
-    for letter in text:
-        word += letter
-        if letter == " ":
+    for character in text:
+        word += character
+        if character == " ":
             found.append(word)
             word = ""
     return [*found, word] if word else found

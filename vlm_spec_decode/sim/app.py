@@ -111,14 +111,16 @@ def _serve(
     avoid = AvoidService(robot)
     hub = VideoHub(lambda: _camera(robot, config))
     services = (SportService(robot), hub, avoid, SwitcherService(robot, reselect_s=config.reselect_s))
-    server = RequestServer(dds, services, lambda: _wanted(robot, services), lambda: _is_deaf(robot))
+    server = RequestServer(
+        dds, services, lambda: _services_on(robot, services), lambda: _drops_requests(robot)
+    )
     publisher = StatePublisher(dds, time.time(), rate_hz=config.state_hz, lf_rate_hz=config.lf_state_hz)
 
     def beat() -> None:
         avoid.drive()
         robot.tick()
         with robot.drawing() as world:
-            path.note(world)
+            path.record(world)
         if not robot.fault("link_loss"):
             sport_on = robot.sport_on and not robot.fault("sport_off")
             publisher.publish(clock.now(), robot.snapshot, sport_on=sport_on)
@@ -170,14 +172,14 @@ def _ended(workers: list[Future[None]]) -> bool:
     return any(worker.done() for worker in workers)
 
 
-def _wanted(robot: SimulatedRobot, services: tuple[Service, ...]) -> frozenset[str]:
+def _services_on(robot: SimulatedRobot, services: tuple[Service, ...]) -> frozenset[str]:
     """Return the services that are on the network now."""
     names = frozenset(service.name for service in services)
     off = not robot.sport_on or robot.fault("sport_off") or robot.fault("burst_3102")
     return names - {SportService.name} if off else names
 
 
-def _is_deaf(robot: SimulatedRobot) -> bool:
+def _drops_requests(robot: SimulatedRobot) -> bool:
     return robot.fault("link_loss") or robot.fault("burst_3104")
 
 

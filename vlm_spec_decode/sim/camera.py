@@ -40,7 +40,7 @@ QUALITIES = ("fast", "nice")
 _MAX_GEOMS = 600
 
 
-NOTHING_DRAWS = "no offscreen OpenGL here (install libosmesa6, and unset MUJOCO_GL and PYOPENGL_PLATFORM): {}"
+NO_RENDERER = "no offscreen OpenGL here (install libosmesa6, and unset MUJOCO_GL and PYOPENGL_PLATFORM): {}"
 
 
 class Canvas:
@@ -67,7 +67,7 @@ class Canvas:
         try:
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         except mujoco.FatalError as error:
-            raise ConfigError(NOTHING_DRAWS.format(error)) from error
+            raise ConfigError(NO_RENDERER.format(error)) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         # Runs at the interpreter's exit at the latest, while the OpenGL bindings still work.
         self._free = weakref.finalize(self, _free, self._gl, self._context)
@@ -162,7 +162,7 @@ def _context(width: int, height: int) -> mujoco.GLContext:
         context.make_current()
     # What MuJoCo and PyOpenGL raise without a display, a library or a device; AttributeError: MUJOCO_GL=off.
     except (mujoco.FatalError, ImportError, RuntimeError, AttributeError, OSError, TypeError) as error:
-        raise ConfigError(NOTHING_DRAWS.format(error)) from error
+        raise ConfigError(NO_RENDERER.format(error)) from error
     return context
 
 

@@ -60,7 +60,7 @@ class PathRecorder:
     _points: list[tuple[float, float, float, float]] = field(default_factory=list)
     _shapes: list[Shape] = field(default_factory=list)
 
-    def note(self, world: World) -> None:
+    def record(self, world: World) -> None:
         """Keep the pose if the last one kept is old enough."""
         if not self._points or world.time_s - self._points[-1][0] >= PERIOD_S:
             pose = world.pose

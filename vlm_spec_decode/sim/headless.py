@@ -15,13 +15,13 @@ from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.robot import Posture, RobotState
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.sim.camera import FrontCamera
-from vlm_spec_decode.sim.go2.robot import attend, hold
+from vlm_spec_decode.sim.go2.robot import apply_attitude, update_machine
 from vlm_spec_decode.sim.go2.state_machine import RULES, SportStateMachine, StateCode, StateRequest
 from vlm_spec_decode.sim.scene import Pose2D
 from vlm_spec_decode.sim.world import World
 
 TICK_S = 0.01
-_ASKS: dict[str, StateRequest] = {
+_REQUESTS: dict[str, StateRequest] = {
     "stand_up": StateRequest.STAND_UP,
     "stand_down": StateRequest.STAND_DOWN,
     "sit": StateRequest.SIT,
@@ -102,11 +102,11 @@ class HeadlessGo2:
 
     def posture(self, name: str) -> None:
         """Carry out a posture and wait on the clock for it. Raises RobotRefused from an unsuitable state."""
-        if name not in _ASKS:
-            raise RobotRefused(name, f"unknown; known: {', '.join(_ASKS)}")
+        if name not in _REQUESTS:
+            raise RobotRefused(name, f"unknown; known: {', '.join(_REQUESTS)}")
         self._catch_up()
-        ask, rule = _ASKS[name], RULES[_ASKS[name]]
-        if not self._machine.ask(ask, self._episode_s):
+        ask, rule = _REQUESTS[name], RULES[_REQUESTS[name]]
+        if not self._machine.request(ask, self._episode_s):
             raise RobotRefused(name, _UNSUITABLE)
         give_up_s = self.clock.now() + rule.duration_s + _POSTURE_SLACK_S
         self.clock.sleep(rule.duration_s)
@@ -182,9 +182,9 @@ class HeadlessGo2:
         self._drive()
 
     def _drive(self) -> None:
-        body = attend(self._machine, self.world, self._episode_s)
+        body = update_machine(self._machine, self.world, self._episode_s)
         self.world.command(body.vx_mps, body.vy_mps, body.vyaw_radps)
-        hold(self.world, body)
+        apply_attitude(self.world, body)
 
 
 def _relative(pose: Pose2D, origin: Pose2D) -> tuple[float, float, float]:

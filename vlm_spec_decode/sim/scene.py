@@ -140,7 +140,7 @@ def generate(
         placed = _place_all(rng, names, length, width)
         start = placed and _choose_start(rng, Scene(seed, length, width, placed, Pose2D(0, 0)))
         if placed and start:
-            floor, wall, light, pattern = _look(rng)
+            floor, wall, light, pattern = _appearance(rng)
             return Scene(seed, length, width, placed, start, floor, wall, light, f"seed {seed}", pattern)
     raise SceneError(f"num_objects: {len(names)} objects do not fit into a room of at most 8 x 8 m")
 
@@ -226,7 +226,7 @@ def _choose_start(rng: np.random.Generator, scene: Scene) -> Pose2D | None:
     return None
 
 
-def _look(rng: np.random.Generator) -> tuple[Rgb, Rgb, Light, str]:
+def _appearance(rng: np.random.Generator) -> tuple[Rgb, Rgb, Light, str]:
     """Draw desaturated floor and wall colours, a lamp and the floor's pattern."""
     floor = _greyish(rng, float(rng.uniform(0.38, 0.70)))
     wall = _greyish(rng, float(rng.uniform(0.68, 0.90)))

@@ -172,7 +172,7 @@ class World:
     ) -> None:
         """Move the trunk over its feet; nose down is positive pitch. `limp` is for bodies with weight."""
         self._set_limp(limp)
-        self._posture.ask(height_m, roll_rad, pitch_rad, yaw_rad)
+        self._posture.set_target(height_m, roll_rad, pitch_rad, yaw_rad)
 
     def _set_limp(self, limp: bool) -> None:
         """Let go of all joints, or hold them again; a kinematic body has none to let go of."""

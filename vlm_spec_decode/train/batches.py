@@ -31,7 +31,7 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 
 BEARING_BINS, BEARING_STEP_DEG = 30, 5.0
 DISTANCE_BINS, DISTANCE_STEP_M = 24, 0.2
-TELLING_WEIGHT = 6.0
+INFORMATIVE_WEIGHT = 6.0
 """Weight of tokens that carry information against 1 for the rest; a mean loss would hide them."""
 
 GROUPS = 3
@@ -41,7 +41,7 @@ DECIDING_WEIGHT = 12.0
 """Weight of the word after an answer's first full stop and of the third one after it: there "the red chair",
 "i do not see", "i do not know", "i looked" and "ok" part."""
 
-TELLING = (
+INFORMATIVE_WORDS = (
     *COLOURS,
     *KINDS,
     *("left", "right", "ahead", "not", "nothing", "know", "looked", "will", "can", "ok", "yes", "no"),
@@ -109,17 +109,17 @@ class Batcher:
         self._frames = frames
         self._tokenizer = tokenizer
         self._dialogues = dialogues
-        self.telling = telling_tokens(tokenizer)
+        self.informative = informative_tokens(tokenizer)
         self._stop = tokenizer.get_vocab()["."]
 
     def draw(self, rng: np.random.Generator, batch: int) -> Batch:
         """Draw a batch of images, half of them mirrored, each with fresh dialogues; or those of a walk."""
         chosen = rng.integers(0, len(self._frames), batch)
-        if self._frames.talks:
-            return self._walked(rng, chosen)
+        if self._frames.dialogues:
+            return self._recorded_batch(rng, chosen)
         # A mirrored frame is a new frame: left and right change places in image, truth and dialogue.
         flips = rng.random(batch) < 0.5
-        views = [scene_description.things(row) for row in self._objects(chosen, flips)]
+        views = [scene_description.read_objects(row) for row in self._objects(chosen, flips)]
         talks = [[draw_dialogue(rng, view) for _ in range(self._dialogues)] for view in views]
         return self.pack(augment(rng, self._images(chosen, flips)), talks)
 
@@ -137,37 +137,37 @@ class Batcher:
         frames = self._frames.frames
         return np.stack([frames[i][:, ::-1] if f else frames[i] for i, f in zip(chosen, flips, strict=True)])
 
-    def _walked(self, rng: np.random.Generator, chosen: Indices) -> Batch:
+    def _recorded_batch(self, rng: np.random.Generator, chosen: Indices) -> Batch:
         """Lay out frames of recorded walks, each with what was said about it."""
-        said = [self._frames.talks[i] for i in chosen]
+        said = [self._frames.dialogues[i] for i in chosen]
         goals = [Goal(t["instruction"], "see") for t in said]
         pasts = [tuple(t["history"][-MAX_HISTORY:]) for t in said]
         talks = [[Dialogue(g, p, t["answer"])] for g, p, t in zip(goals, pasts, said, strict=True)]
         return self.pack(augment(rng, self._frames.frames[chosen]), talks)
 
-    def pack(self, pixels: torch.Tensor, talks: list[list[Dialogue]]) -> Batch:
+    def pack(self, pixels: torch.Tensor, dialogues: list[list[Dialogue]]) -> Batch:
         """Lay out the dialogues of each image."""
-        rows = [(number, *self._ids(d)) for number, talk in enumerate(talks) for d in talk]
-        return pack_ids(pixels, rows, self.telling, self._stop)
+        rows = [(number, *self._ids(d)) for number, talk in enumerate(dialogues) for d in talk]
+        return pack_ids(pixels, rows, self.informative, self._stop)
 
     def _ids(self, dialogue: Dialogue) -> tuple[list[int], int]:
         prompt = self._tokenizer(f"user : {dialogue.prompt} robot :")["input_ids"]
         return [*prompt, *self._tokenizer(dialogue.answer)["input_ids"], EOS_ID], len(prompt)
 
 
-def telling_tokens(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.bool_]:
+def informative_tokens(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.bool_]:
     """Say of each token [vocab] whether it carries information: numbers and `TELLING`."""
     vocab = tokenizer.get_vocab()
     telling = np.zeros(len(tokenizer), dtype=np.bool_)
     numbers = [i for token, i in vocab.items() if token.lstrip("-").replace(".", "").isdigit()]
-    telling[[*numbers, *(vocab[w] for w in TELLING)]] = True
+    telling[[*numbers, *(vocab[w] for w in INFORMATIVE_WORDS)]] = True
     return telling
 
 
 def pack_ids(
     pixels: torch.Tensor,
     rows: list[tuple[int, list[int], int]],
-    telling: npt.NDArray[np.bool_],
+    informative: npt.NDArray[np.bool_],
     stop: int = -1,
     groups: int = GROUPS,
 ) -> Batch:
@@ -179,7 +179,7 @@ def pack_ids(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][1]))
     size = -(-len(rows) // groups)
     packed = tuple(
-        _group([(i, *rows[i]) for i in order[at : at + size]], telling, stop)
+        _group([(i, *rows[i]) for i in order[at : at + size]], informative, stop)
         for at in range(0, len(rows), size)
     )
     answers = [g.labels >= 0 for g in packed]
@@ -188,7 +188,9 @@ def pack_ids(
     return Batch(pixels, packed, labels, weights)
 
 
-def _group(rows: list[tuple[int, int, list[int], int]], telling: npt.NDArray[np.bool_], stop: int) -> Group:
+def _group(
+    rows: list[tuple[int, int, list[int], int]], informative: npt.NDArray[np.bool_], stop: int
+) -> Group:
     shape = (len(rows), max(len(ids) for _, _, ids, _ in rows) - 1)
     tokens, labels = np.zeros(shape, np.int64), np.full(shape, -100, np.int64)
     deciding = np.zeros(shape, dtype=bool)
@@ -200,7 +202,9 @@ def _group(rows: list[tuple[int, int, list[int], int]], telling: npt.NDArray[np.
         if stop in ids[prompt:]:
             decides = prompt + ids[prompt:].index(stop)
             deciding[row, [decides, min(decides + 2, last - 1)]] = True
-    weights = np.where(labels >= 0, np.where(telling[np.maximum(labels, 0)], TELLING_WEIGHT, 1.0), 0.0)
+    weights = np.where(
+        labels >= 0, np.where(informative[np.maximum(labels, 0)], INFORMATIVE_WEIGHT, 1.0), 0.0
+    )
     weights[deciding & (labels >= 0)] = DECIDING_WEIGHT
     return Group(
         torch.tensor([image for _, image, _, _ in rows]),

@@ -65,11 +65,11 @@ def _walks(
     out: Path, bags: tuple[Path, ...], image_topic: str, instructions: Path | None, every_s: float
 ) -> dict[str, Any]:
     from vlm_spec_decode.bags.events import Topics
-    from vlm_spec_decode.bags.questions import AskPlan, read_spoken
-    from vlm_spec_decode.train.recorded_data import RecordedDataConfig, run_walks
+    from vlm_spec_decode.bags.questions import AskPlan, read_instructions
+    from vlm_spec_decode.train.recorded_data import RecordedDataConfig, run_recorded_data
 
-    plan = AskPlan(spoken=read_spoken(instructions) if instructions else (), every_s=every_s)
-    return run_walks(RecordedDataConfig(bags, out, Topics(image=image_topic), plan))
+    plan = AskPlan(spoken=read_instructions(instructions) if instructions else (), every_s=every_s)
+    return run_recorded_data(RecordedDataConfig(bags, out, Topics(image=image_topic), plan))
 
 
 NAMES = {"eye_steps": "--vision-steps", "eye": "--vision-tower"}

@@ -108,19 +108,22 @@ Drawn = tuple[Goal, str]
 
 def _go_to(at: TaskSetting) -> Drawn:
     forms = held_out().wordings if at.rng.random() < 0.3 else instructions.GO_TO
-    return Goal(_one(at.rng, forms).format(x=at.thing), "goto", at.thing), at.thing
+    return Goal(_choice(at.rng, forms).format(x=at.thing), "goto", at.thing), at.thing
 
 
 def _stop_before(at: TaskSetting) -> Drawn:
     stop = round(float(at.rng.integers(8, 21)) / 10, 1)
-    words = _one(at.rng, instructions.STOP_BEFORE).format(x=at.thing, n=f"{stop:.1f}")
+    words = _choice(at.rng, instructions.STOP_BEFORE).format(x=at.thing, n=f"{stop:.1f}")
     return Goal(words, "goto", at.thing, stop_m=stop), at.thing
 
 
 def _go_and_act(at: TaskSetting) -> Drawn:
-    action = _one(at.rng, ("sit ( )", "stand_down ( )", "hello ( )", "stretch ( )"))
-    go, act = _one(at.rng, instructions.GO_TO).format(x=at.thing), _one(at.rng, instructions.GESTURES[action])
-    return Goal(_one(at.rng, instructions.THEN).format(go=go, act=act), "goto", at.thing, action), at.thing
+    action = _choice(at.rng, ("sit ( )", "stand_down ( )", "hello ( )", "stretch ( )"))
+    go, act = (
+        _choice(at.rng, instructions.GO_TO).format(x=at.thing),
+        _choice(at.rng, instructions.GESTURES[action]),
+    )
+    return Goal(_choice(at.rng, instructions.THEN).format(go=go, act=act), "goto", at.thing, action), at.thing
 
 
 def _picked(at: TaskSetting) -> Drawn:
@@ -130,7 +133,7 @@ def _picked(at: TaskSetting) -> Drawn:
         return _go_to(at)
     kinds = [n.split()[1] for n in seen]
     twice = [k for k in kinds if kinds.count(k) > 1]
-    kind = _one(at.rng, tuple(twice)) if twice else ""
+    kind = _choice(at.rng, tuple(twice)) if twice else ""
     goal = instructions.picked(at.rng, kind)
     while goal.verb != "goto":
         goal = instructions.picked(at.rng, kind)
@@ -145,19 +148,19 @@ def _picked(at: TaskSetting) -> Drawn:
 
 def _behind(at: TaskSetting) -> Drawn:
     back = max(at.world.scene.names, key=lambda n: abs(at.world.bearing_to(n)))
-    return Goal(_one(at.rng, instructions.BEHIND).format(x=back), "goto", back, is_behind=True), back
+    return Goal(_choice(at.rng, instructions.BEHIND).format(x=back), "goto", back, is_behind=True), back
 
 
 def _face(at: TaskSetting) -> Drawn:
-    return Goal(_one(at.rng, instructions.FACE).format(x=at.thing), "face", at.thing), at.thing
+    return Goal(_choice(at.rng, instructions.FACE).format(x=at.thing), "face", at.thing), at.thing
 
 
 def _find(at: TaskSetting) -> Drawn:
-    return Goal(_one(at.rng, instructions.FIND).format(x=at.thing), "find", at.thing), at.thing
+    return Goal(_choice(at.rng, instructions.FIND).format(x=at.thing), "find", at.thing), at.thing
 
 
 def _follow(at: TaskSetting) -> Drawn:
-    return Goal(_one(at.rng, instructions.FOLLOW).format(x=at.thing), "follow", at.thing), at.thing
+    return Goal(_choice(at.rng, instructions.FOLLOW).format(x=at.thing), "follow", at.thing), at.thing
 
 
 def _past(at: TaskSetting) -> Drawn:
@@ -187,22 +190,22 @@ def _motion(at: TaskSetting) -> Drawn:
 
 
 def _unsafe(at: TaskSetting) -> Drawn:
-    return Goal(_one(at.rng, instructions.UNSAFE).format(x=at.thing), "unsafe"), ""
+    return Goal(_choice(at.rng, instructions.UNSAFE).format(x=at.thing), "unsafe"), ""
 
 
 def _impossible(at: TaskSetting) -> Drawn:
-    return Goal(_one(at.rng, instructions.IMPOSSIBLE).format(x=at.thing), "impossible"), ""
+    return Goal(_choice(at.rng, instructions.IMPOSSIBLE).format(x=at.thing), "impossible"), ""
 
 
 def _unknown(at: TaskSetting) -> Drawn:
-    word = _one(at.rng, UNKNOWN_WORDS)
-    return Goal(_one(at.rng, instructions.GO_TO).format(x=word), "unknown"), ""
+    word = _choice(at.rng, UNKNOWN_WORDS)
+    return Goal(_choice(at.rng, instructions.GO_TO).format(x=word), "unknown"), ""
 
 
 def _absent(at: TaskSetting) -> Drawn:
     pool = [f"{c} {k}" for c in COLOURS for k in KINDS if f"{c} {k}" not in at.world.scene.names]
-    absent = _one(at.rng, tuple(pool))
-    return Goal(_one(at.rng, instructions.GO_TO).format(x=absent), "goto", absent), ""
+    absent = _choice(at.rng, tuple(pool))
+    return Goal(_choice(at.rng, instructions.GO_TO).format(x=absent), "goto", absent), ""
 
 
 _GOALS: dict[str, Callable[[TaskSetting], Drawn]] = {
@@ -230,7 +233,7 @@ def wanted_motion(action: str) -> tuple[float, float, float]:
     return {"forward": (amount, 0.0, 0.0), "strafe": (0.0, amount, 0.0), "turn": (0.0, 0.0, amount)}[name]
 
 
-def _one(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+def _choice(rng: np.random.Generator, options: tuple[str, ...]) -> str:
     return options[int(rng.integers(len(options)))]
 
 

@@ -117,7 +117,7 @@ _DECLINED_FROM = 500_000
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class HeldOutQuestion:
     """One held-out frame, an instruction about it, and the teacher's answer."""
 
     observation: Observation
@@ -158,7 +158,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return figures
 
 
-def questions(config: EvaluateConfig) -> Iterable[Question]:
+def questions(config: EvaluateConfig) -> Iterable[HeldOutQuestion]:
     """Yield one question for each held-out scene, about frames as the robot's camera sends them."""
     camera: FrontCamera | None = None
     for seed in range(config.first_seed, config.first_seed + config.frames):
@@ -167,15 +167,17 @@ def questions(config: EvaluateConfig) -> Iterable[Question]:
         camera.attach(world)
         rng = np.random.default_rng([seed, 0xE7A1])
         world.teleport(sample_pose(world, rng))
-        dialogue = draw_dialogue(rng, scene_description.things(observe(camera, world)))
+        dialogue = draw_dialogue(rng, scene_description.read_objects(observe(camera, world)))
         image = Image(camera.jpeg(), camera.width_px, camera.height_px)
         said = dialogue.observation
-        yield Question(Observation(image, said.instruction, said.history), dialogue)
+        yield HeldOutQuestion(Observation(image, said.instruction, said.history), dialogue)
     if camera:
         camera.close()
 
 
-def answer_figures(pair: Pair, asked: list[Question], answers: list[GenerationResult]) -> dict[str, Any]:
+def answer_figures(
+    pair: Pair, asked: list[HeldOutQuestion], answers: list[GenerationResult]
+) -> dict[str, Any]:
     """Compare answers with the teacher's, as a whole and by what they are about."""
     exact, actions = Counter[str](), Counter[str]()
     totals = Counter(q.dialogue.goal.verb for q in asked)
@@ -194,7 +196,9 @@ def answer_figures(pair: Pair, asked: list[Question], answers: list[GenerationRe
     }
 
 
-def draft_figures(pair: Pair, asked: list[Question], answers: list[GenerationResult]) -> dict[str, Any]:
+def draft_figures(
+    pair: Pair, asked: list[HeldOutQuestion], answers: list[GenerationResult]
+) -> dict[str, Any]:
     """Agreement of draft and exits with the target's own answers, and accepted lengths."""
     observations = [q.observation for q in asked]
     greedy = [(o, a.tokens) for o, a in zip(observations, answers, strict=True)]

@@ -57,7 +57,7 @@ class ExitStates:
 
 
 @torch.inference_mode()
-def of_batches(network: Any, batches: Iterable[Batch], layers: tuple[int, ...]) -> ExitStates:
+def states_of_batches(network: Any, batches: Iterable[Batch], layers: tuple[int, ...]) -> ExitStates:
     """Return the states of a tiny LLaVA at the teacher's answers."""
     found = []
     for batch in batches:
@@ -67,19 +67,19 @@ def of_batches(network: Any, batches: Iterable[Batch], layers: tuple[int, ...]) 
             rows = group.labels >= 0
             by_layer = {layer: output.hidden_states[layer][rows] for layer in layers}
             found.append(ExitStates(by_layer, output.last_hidden_state[rows]))
-    return _joined(found)
+    return _concatenated(found)
 
 
-def of_answers(model: VlmModel, asked: Iterable[Observation]) -> ExitStates:
+def states_of_answers(model: VlmModel, asked: Iterable[Observation]) -> ExitStates:
     """Return the states of any model, at its exit layers, at the answers that it gives itself."""
     pair, found = Pair.of(model, model), []
     for observation in asked:
         answer = decode(pair, observation, pair.params()).tokens
-        found.append(at_answer(model, observation, answer))
-    return _joined(found)
+        found.append(states_of_answer(model, observation, answer))
+    return _concatenated(found)
 
 
-def at_answer(model: VlmModel, observation: Observation, answer: Tokens) -> ExitStates:
+def states_of_answer(model: VlmModel, observation: Observation, answer: Tokens) -> ExitStates:
     """Return the states from which each token of one answer was chosen."""
     context = model.open(observation)
     try:
@@ -101,7 +101,7 @@ def observations(config: ExitsConfig, count: int, *, sees: bool) -> Iterator[Obs
     yield from tqdm(asked, total=count, desc="answers", mininterval=5)
 
 
-def _joined(found: list[ExitStates]) -> ExitStates:
+def _concatenated(found: list[ExitStates]) -> ExitStates:
     layers = found[0].by_layer
     by_layer = {layer: torch.cat([states.by_layer[layer] for states in found]) for layer in layers}
     return ExitStates(by_layer, torch.cat([states.final for states in found]))
@@ -160,9 +160,9 @@ def _from_frames(config: ExitsConfig, folder: Path) -> tuple[LanguageHead, ExitS
     depth = len(network.model.language_model.layers)
     layers = tuple(sorted({round(share * depth) for share in config.shares}))
     batcher = Batcher(open_frames(config.data), AutoTokenizer.from_pretrained(folder), config.dialogues)
-    learned = of_batches(network, _batches(batcher, config, 0, config.batches), layers)
+    learned = states_of_batches(network, _batches(batcher, config, 0, config.batches), layers)
     count = config.batches // _UNSEEN_SHARE
-    unseen = of_batches(network, _batches(batcher, config, config.batches, count), layers)
+    unseen = states_of_batches(network, _batches(batcher, config, config.batches, count), layers)
     return LanguageHead(network.model.language_model.norm, network.lm_head), learned, unseen
 
 
@@ -175,7 +175,7 @@ def _from_answers(config: ExitsConfig) -> tuple[LanguageHead, ExitStates, ExitSt
     learned = config.batches * config.batch
     asked = observations(config, learned + learned // _UNSEEN_SHARE, sees=model.sees)
     head = LanguageHead(model.decoder.stack.norm, model.decoder.head)
-    return head, of_answers(model, islice(asked, learned)), of_answers(model, asked)
+    return head, states_of_answers(model, islice(asked, learned)), states_of_answers(model, asked)
 
 
 def _batches(batcher: Batcher, config: ExitsConfig, first: int, count: int) -> Iterator[Batch]:
@@ -212,7 +212,9 @@ def _fit(head: LanguageHead, layer: int, states: ExitStates, config: ExitsConfig
 @torch.inference_mode()
 def _calibrate(head: LanguageHead, adapter: nn.Linear, layer: int, states: ExitStates) -> dict[str, Any]:
     """Say how often the exit's first choice is the final one, and how often the final one is its k-th."""
-    confidence, rank = (torch.cat(part) for part in zip(*_judged(head, adapter, layer, states), strict=True))
+    confidence, rank = (
+        torch.cat(part) for part in zip(*_confidences_and_ranks(head, adapter, layer, states), strict=True)
+    )
     right = rank == 0
     bins = []
     for low, high in pairwise(BINS):
@@ -225,7 +227,7 @@ def _calibrate(head: LanguageHead, adapter: nn.Linear, layer: int, states: ExitS
     return {"agrees": round(float(right.float().mean()), 4), "final_is_kth": ranks, "by_confidence": bins}
 
 
-def _judged(
+def _confidences_and_ranks(
     head: LanguageHead, adapter: nn.Linear, layer: int, states: ExitStates
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield, some rows at a time, how sure the exit is and as its how manieth choice the final one comes."""

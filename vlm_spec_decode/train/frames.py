@@ -61,7 +61,7 @@ class FrameSet:
     patches: npt.NDArray[np.int8]
     objects: npt.NDArray[np.float32]
     digest: str
-    talks: tuple[dict[str, Any], ...] = ()
+    dialogues: tuple[dict[str, Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -98,7 +98,7 @@ def run_data(config: DataConfig) -> dict[str, Any]:
         jobs = ((config, first) for first in firsts)
         for first in tqdm(pool.map(_render_chunk, jobs), total=len(firsts), unit="chunk", desc="frames"):
             done.add(first)
-            _note(config, done)
+            _write_progress(config, done)
     return _finish(config, count)
 
 
@@ -113,7 +113,7 @@ def _finished(config: DataConfig) -> set[int]:
     return set(found["chunks"])
 
 
-def _note(config: DataConfig, done: set[int]) -> None:
+def _write_progress(config: DataConfig, done: set[int]) -> None:
     """Write which chunks are finished; a run that is interrupted here leaves the list before."""
     partial = config.out / f"{DONE_FILE}.partial"
     partial.write_text(json.dumps({"settings": _settings(config), "chunks": sorted(done)}))

@@ -142,7 +142,7 @@ class WorkerGroup:
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         """Whether this process is the one that measures, logs and saves."""
         return self.rank == 0
 
@@ -162,11 +162,11 @@ class WorkerGroup:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def agree(self, said: str) -> str:
+    def broadcast(self, value: str) -> str:
         """Return what the leader said."""
         if self.size == 1:
-            return said
-        box = [said]
+            return value
+        box = [value]
         with _named():
             dist.broadcast_object_list(box)
         return box[0]
@@ -180,7 +180,7 @@ def _named() -> Iterator[None]:
         raise ModelError(ENDED) from error
 
 
-def in_step(work: Callable[[WorkerGroup], T], size: int) -> T:
+def run_in_processes(work: Callable[[WorkerGroup], T], size: int) -> T:
     """Run `work` in `size` processes, this one leading, and return what it returns here.
 
     It must be picklable. Raises what `work` raises here, ModelError if another process has ended.
@@ -189,25 +189,25 @@ def in_step(work: Callable[[WorkerGroup], T], size: int) -> T:
         meeting = Path(folder) / "meeting"
         spawn = multiprocessing.get_context("spawn")
         others = [
-            spawn.Process(target=_member, args=(work, rank, size, meeting), daemon=True)
+            spawn.Process(target=_run_worker, args=(work, rank, size, meeting), daemon=True)
             for rank in range(1, size)
         ]
         for process in others:
             process.start()
         try:
-            return _enlisted(work, WorkerGroup(0, size), meeting)
+            return _run_in_group(work, WorkerGroup(0, size), meeting)
         finally:
             for process in others:
                 process.terminate()
                 process.join()
 
 
-def _member(work: Callable[[WorkerGroup], object], rank: int, size: int, meeting: Path) -> None:
+def _run_worker(work: Callable[[WorkerGroup], object], rank: int, size: int, meeting: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader is interrupted, and ends the others
-    _enlisted(work, WorkerGroup(rank, size), meeting)
+    _run_in_group(work, WorkerGroup(rank, size), meeting)
 
 
-def _enlisted(work: Callable[[WorkerGroup], T], crew: WorkerGroup, meeting: Path) -> T:
+def _run_in_group(work: Callable[[WorkerGroup], T], crew: WorkerGroup, meeting: Path) -> T:
     dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=crew.rank, world_size=crew.size)
     try:
         return work(crew)

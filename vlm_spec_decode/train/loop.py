@@ -49,14 +49,14 @@ from vlm_spec_decode.train.batches import (
 )
 from vlm_spec_decode.train.config import Growth, TrainConfig
 from vlm_spec_decode.train.frames import open_frames
-from vlm_spec_decode.train.hardware import Hardware, WorkerGroup, choose, in_step, pick_device
+from vlm_spec_decode.train.hardware import Hardware, WorkerGroup, choose, pick_device, run_in_processes
 from vlm_spec_decode.train.training_state import (
     MEMORY_ADVICE,
     MuonWithAdamW,
     TrainingState,
     exporting,
     load_finished,
-    new_trainee,
+    new_training_state,
     rounded,
     updated,
 )
@@ -81,7 +81,7 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
         return train(config, WorkerGroup())
     if pick_device(config.device).type != "cpu":
         raise ConfigError(f"{config.processes} processes share the cores of a CPU: --device cpu")
-    return in_step(partial(train, config), config.processes)
+    return run_in_processes(partial(train, config), config.processes)
 
 
 def train(config: TrainConfig, crew: WorkerGroup) -> dict[str, Any]:
@@ -91,12 +91,12 @@ def train(config: TrainConfig, crew: WorkerGroup) -> dict[str, Any]:
         config = replace(config, growth=())  # a finished model has all its layers
     tok = tokenizer()
     frames = open_frames(config.data)
-    if frames.talks and config.eye_steps:
+    if frames.dialogues and config.eye_steps:
         raise ConfigError(
             f"{config.data} holds recorded walks, which teach no vision tower: --vision-steps 0"
         )
     batcher = Batcher(frames, tok, config.dialogues)
-    trainee = new_trainee(config, len(tok), pick_device(config.device))
+    trainee = new_training_state(config, len(tok), pick_device(config.device))
     config.out.mkdir(parents=True, exist_ok=True)
     checkpoint = config.out / "checkpoint.pt"
     needs_heads = False
@@ -106,7 +106,7 @@ def train(config: TrainConfig, crew: WorkerGroup) -> dict[str, Any]:
         trainee.load(config.start)
         needs_heads = config.start.is_dir() and config.eye_steps > 0 and config.eye is None
     if config.eye and not trainee.step:
-        trainee.take_eye(config.eye)
+        trainee.load_vision_tower(config.eye)
     depth = LayerStack(trainee.model)
     if config.growth and trainee.step:
         depth.resume()
@@ -118,10 +118,10 @@ def train(config: TrainConfig, crew: WorkerGroup) -> dict[str, Any]:
             fit_heads(trainee, batcher, 4 * config.batch, config.seed, crew)
         _run(config, trainee, batcher, checkpoint, hardware, crew)
     record: dict[str, Any] = {"config": {k: str(v) for k, v in asdict(config).items()}, "data": frames.digest}
-    record |= {"eye_steps": trainee.eye_step, "steps": trainee.step, "seconds": round(trainee.seconds)}
+    record |= {"eye_steps": trainee.vision_step, "steps": trainee.step, "seconds": round(trainee.seconds)}
     record |= hardware.record()
     record["last_running_means"] = rounded(trainee.means)
-    if crew.leads:
+    if crew.is_leader:
         depth.use_all()
         export(config.out, trainee.model, tok, record)
     return record
@@ -149,11 +149,11 @@ def export(
 def _hardware(config: TrainConfig, trainee: TrainingState, batcher: Batcher, crew: WorkerGroup) -> Hardware:
     """Return what the leader has chosen: one run has one number format."""
     device = trainee.device
-    if crew.leads:
+    if crew.is_leader:
         hardware = choose(trainee, config.precision, device, lambda: _probe(config, trainee, batcher))
-        crew.agree(hardware.precision)
+        crew.broadcast(hardware.precision)
         return hardware
-    trainee.precision = "bfloat16" if crew.agree("") == "bfloat16" else "float32"
+    trainee.precision = "bfloat16" if crew.broadcast("") == "bfloat16" else "float32"
     return Hardware(device, trainee.precision)
 
 
@@ -184,23 +184,25 @@ def _run(
     bar = tqdm(
         _steps(config, trainee),
         total=config.eye_steps + config.steps,
-        initial=trainee.eye_step + trainee.step,
+        initial=trainee.vision_step + trainee.step,
         desc=config.role,
         mininterval=5,
-        disable=not crew.leads,
+        disable=not crew.is_leader,
     )
     for is_eye, number in bar:
         rng = crew.rng(config.seed, int(is_eye), number)
         _set_rates(config, trainee.optimizer, is_eye, number)
         if is_eye:
-            new = _eye_step(trainee, batcher.views(rng, 4 * config.batch).to(trainee.device), hardware, crew)
+            new = _vision_step(
+                trainee, batcher.views(rng, 4 * config.batch).to(trainee.device), hardware, crew
+            )
         else:
             depth.grow(layers_at(config.growth, number, config.steps))
             batch = batcher.draw(rng, config.batch).to(trainee.device)
             new = _step(trainee, batch, batcher, guide, hardware, crew)
         trainee.means = updated(trainee.means, new)
         trainee.seconds = before_s + time.monotonic() - started_s
-        if not crew.leads:
+        if not crew.is_leader:
             continue
         if number % config.log_every == 0:
             bar.set_postfix({k: f"{v:.3f}" for k, v in trainee.means.items()}, refresh=False)
@@ -209,15 +211,15 @@ def _run(
             log.flush()
         if number % config.checkpoint_every == 0:
             trainee.save(checkpoint)
-    if crew.leads:
+    if crew.is_leader:
         trainee.save(checkpoint)
     log.close()
 
 
 def _steps(config: TrainConfig, trainee: TrainingState) -> Iterator[tuple[bool, int]]:
-    while trainee.eye_step < config.eye_steps:
-        trainee.eye_step += 1
-        yield True, trainee.eye_step
+    while trainee.vision_step < config.eye_steps:
+        trainee.vision_step += 1
+        yield True, trainee.vision_step
     last = config.steps if config.stop_after is None else config.stop_after
     while trainee.step < last:
         trainee.step += 1
@@ -232,7 +234,7 @@ def _set_rates(config: TrainConfig, optimizer: MuonWithAdamW, is_eye: bool, numb
         group["lr"] = rate * group["of_peak"] * float(is_eye == (group["name"] == "eye"))
 
 
-def _eye_step(
+def _vision_step(
     trainee: TrainingState, views: Views, hardware: Hardware, crew: WorkerGroup
 ) -> dict[str, float]:
     with hardware.autocast():
@@ -268,7 +270,7 @@ def _step(
             labels = wanted.argmax(-1)
     _update(trainee, loss, crew)
     right = (logits.argmax(-1) == labels).cpu().numpy()
-    telling = batcher.telling[labels.cpu().numpy()]
+    telling = batcher.informative[labels.cpu().numpy()]
     return {
         "loss": loss.item(),
         "telling": float(right[telling].mean()),

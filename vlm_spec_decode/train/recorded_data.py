@@ -44,7 +44,7 @@ class RecordedDataConfig:
     plan: AskPlan = field(default_factory=AskPlan)
 
 
-def run_walks(config: RecordedDataConfig) -> dict[str, Any]:
+def run_recorded_data(config: RecordedDataConfig) -> dict[str, Any]:
     """Write the folder; return how many frames it holds. Raises BagError, or ConfigError without a label."""
     frames: list[npt.NDArray[np.uint8]] = []
     talks: list[dict[str, Any]] = []
@@ -72,19 +72,19 @@ def run_walks(config: RecordedDataConfig) -> dict[str, Any]:
 
 def _answer(question: Question, faults: Counter[str]) -> str | None:
     """Return the answer to learn: the label's words, or its actions alone."""
-    if question.said:
-        return question.said
+    if question.text:
+        return question.text
     if question.actions is None:
         faults["a frame without a label"] += 1
         return None
     try:
-        return spoken(parse_answer(" ".join(question.actions)))
+        return spaced_text(parse_answer(" ".join(question.actions)))
     except ActionParseError as error:
         faults[f"a label that is no action: {error}"] += 1
         return None
 
 
-def spoken(actions: Sequence[Action]) -> str:
+def spaced_text(actions: Sequence[Action]) -> str:
     """Return actions in the tiny models' spaced form, numbers on the grid that they know."""
     return " ".join(["ok .", *(_call(action) for action in actions)])
 

@@ -28,9 +28,9 @@ MIN_PIXELS = 24
 GRIDS_M = ((1.2, 0.1), (2.4, 0.2), (math.inf, 0.5))
 """Up to which distance they are told how finely. What is far is read again from nearer."""
 
-MAX_TOLD_M = 5.0
+MAX_DESCRIBED_M = 5.0
 
-MAX_TOLD = 4
+MAX_DESCRIBED = 4
 """Things told of one frame."""
 
 AHEAD_DEG = 12
@@ -54,12 +54,12 @@ class VisibleObject:
         return f"{self.colour} {self.kind}"
 
     @property
-    def seen(self) -> bool:
+    def is_visible(self) -> bool:
         """Whether enough of it is in view."""
         return self.pixels >= MIN_PIXELS
 
 
-def things(rows: npt.NDArray[np.float32]) -> tuple[VisibleObject, ...]:
+def read_objects(rows: npt.NDArray[np.float32]) -> tuple[VisibleObject, ...]:
     """Read the objects of one frame [8, 6] (see `train.frames.Column`)."""
     return tuple(
         VisibleObject(KINDS[int(k)], COLOURS[int(c)], float(b), float(d), float(m), int(p))
@@ -70,28 +70,29 @@ def things(rows: npt.NDArray[np.float32]) -> tuple[VisibleObject, ...]:
 
 def describe(view: tuple[VisibleObject, ...], with_distance: bool = False) -> str:
     """Say what is in view from left to right, at most the largest `MAX_TOLD`."""
-    told = sorted((t for t in view if t.seen), key=lambda t: -t.pixels)[:MAX_TOLD]
+    told = sorted((t for t in view if t.is_visible), key=lambda t: -t.pixels)[:MAX_DESCRIBED]
     parts = [
-        f"a {t.name} {where(t)}" + (f" at {metres(told_m(t.distance_m))} m" if with_distance else "")
+        f"a {t.name} {direction_word(t)}"
+        + (f" at {format_metres(rounded_m(t.distance_m))} m" if with_distance else "")
         for t in sorted(told, key=lambda t: -t.bearing_deg)
     ]
     return "i see " + (" , ".join(parts) or "nothing")
 
 
-def told_m(distance_m: float) -> float:
+def rounded_m(distance_m: float) -> float:
     """Return a distance as it is told: the farther, the rounder."""
     grid_m = next(grid_m for limit_m, grid_m in GRIDS_M if distance_m < limit_m)
-    return min(MAX_TOLD_M, max(0.1, grid_m * round(distance_m / grid_m)))
+    return min(MAX_DESCRIBED_M, max(0.1, grid_m * round(distance_m / grid_m)))
 
 
-def where(thing: VisibleObject) -> str:
+def direction_word(thing: VisibleObject) -> str:
     """Return the direction of a thing in a word."""
     if abs(thing.bearing_deg) <= AHEAD_DEG:
         return "ahead"
     return "left" if thing.bearing_deg > 0 else "right"
 
 
-def metres(distance_m: float) -> str:
+def format_metres(distance_m: float) -> str:
     """Return a distance as a number of the vocabulary."""
     return f"{min(5.0, max(0.1, distance_m)):.1f}"
 

@@ -20,7 +20,14 @@ from vlm_spec_decode.models.prompt import DONE_MARK, MAX_HISTORY
 from vlm_spec_decode.sim.objects import COLOURS, KINDS, footprint_radius_m
 from vlm_spec_decode.train import instructions
 from vlm_spec_decode.train.instructions import Goal
-from vlm_spec_decode.train.scene_description import AHEAD_DEG, VisibleObject, describe, metres, told_m, where
+from vlm_spec_decode.train.scene_description import (
+    AHEAD_DEG,
+    VisibleObject,
+    describe,
+    direction_word,
+    format_metres,
+    rounded_m,
+)
 
 TURN_GRID_DEG = 10
 """How finely turns are told."""
@@ -124,17 +131,17 @@ def _reply(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...]
         return "ok . turn ( 180 )"
     thing = find(goal, view, history)
     if goal.verb == "ask":
-        return f"{_said(goal, thing)} . done ( )"
+        return f"{_answer_question(goal, thing)} . done ( )"
     if thing is None:
         return _search(goal, history)
-    about = f"the {thing.name} is {where(thing)} at {metres(told_m(thing.distance_m))} m"
+    about = f"the {thing.name} is {direction_word(thing)} at {format_metres(rounded_m(thing.distance_m))} m"
     if goal.stops_short:
         # Said first, the difference is easy to act on; never said, a small model does not learn to subtract.
-        about += f" , to {metres(goal.stop_m)} m it is {_way_m(goal, thing):.1f} m"
-    return f"{about} . {_acted(goal, thing, view, history)}"
+        about += f" , to {format_metres(goal.stop_m)} m it is {_way_m(goal, thing):.1f} m"
+    return f"{about} . {_actions(goal, thing, view, history)}"
 
 
-def _acted(
+def _actions(
     goal: Goal, thing: VisibleObject, view: tuple[VisibleObject, ...], history: tuple[str, ...]
 ) -> str:
     if goal.verb == "goto":
@@ -146,12 +153,14 @@ def _acted(
     return f"{_turn(thing.bearing_deg) if goal.verb == 'face' else ''}done ( )"
 
 
-def _said(goal: Goal, thing: VisibleObject | None) -> str:
+def _answer_question(goal: Goal, thing: VisibleObject | None) -> str:
     if thing is None:
         return f"no , i do not see the {goal.thing}"
     if goal.action == "colour":
         return f"the {thing.kind} is {thing.colour}"
-    return f"yes , the {thing.name} is {where(thing)} at {metres(told_m(thing.distance_m))} m"
+    return (
+        f"yes , the {thing.name} is {direction_word(thing)} at {format_metres(rounded_m(thing.distance_m))} m"
+    )
 
 
 def find(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...] = ()) -> VisibleObject | None:
@@ -160,7 +169,7 @@ def find(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...] =
     What was picked as the nearest or leftmost is walked towards, so from then on it is the one ahead: on the
     way another may come nearer, but it was not meant.
     """
-    fits = [t for t in view if t.seen and goal.thing in ("", t.name, t.kind)]
+    fits = [t for t in view if t.is_visible and goal.thing in ("", t.name, t.kind)]
     order: dict[str, Callable[[VisibleObject], float]] = {
         "leftmost": lambda t: -t.bearing_deg,
         "rightmost": lambda t: t.bearing_deg,
@@ -172,7 +181,7 @@ def find(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...] =
 
 def _way_m(goal: Goal, thing: VisibleObject) -> float:
     """How far it still is to where the robot is to stand, as the told distances say; negative: too near."""
-    return round(told_m(thing.distance_m) - goal.stop_m, 1) + 0.0  # never -0.0
+    return round(rounded_m(thing.distance_m) - goal.stop_m, 1) + 0.0  # never -0.0
 
 
 def _has_walked(history: tuple[str, ...]) -> bool:
@@ -227,12 +236,12 @@ def _approach(
         return f"{goal.action + ' ' if goal.action else ''}done ( )"
     careful_m = max(min(left_m, SURE_M), CAUTION * left_m)
     heading, step_m = plan(thing, view, min(careful_m, MAX_STEP_M))
-    return f"{_turn(heading)}forward ( {metres(step_m)} )"
+    return f"{_turn(heading)}forward ( {format_metres(step_m)} )"
 
 
 def _follow(goal: Goal, thing: VisibleObject, view: tuple[VisibleObject, ...]) -> str:
     """Keep the distance; never done, so that it goes on until somebody stops it."""
-    if told_m(thing.distance_m) <= goal.stop_m + FOLLOW_SLACK_M:
+    if rounded_m(thing.distance_m) <= goal.stop_m + FOLLOW_SLACK_M:
         return f"{_turn(thing.bearing_deg)}wait ( 1.0 )"
     return _approach(goal, thing, view)
 
@@ -245,8 +254,9 @@ def _pass(goal: Goal, thing: VisibleObject) -> str:
     heading = min(150.0, max(-150.0, thing.bearing_deg + sign * aside_deg))
     way_m = math.sqrt(max(0.0, thing.centre_m**2 - gap**2)) + BEYOND_M
     if way_m <= LAST_LEG_M:
-        return f"{_turn(heading, PASS_GRID_DEG)}forward ( {metres(way_m)} ) done ( )"
-    return f"{_turn(heading, PASS_GRID_DEG)}forward ( {metres(min(MAX_STEP_M, way_m - LAST_LEG_M + 0.5))} )"
+        return f"{_turn(heading, PASS_GRID_DEG)}forward ( {format_metres(way_m)} ) done ( )"
+    step_m = min(MAX_STEP_M, way_m - LAST_LEG_M + 0.5)
+    return f"{_turn(heading, PASS_GRID_DEG)}forward ( {format_metres(step_m)} )"
 
 
 def _turn(bearing_deg: float, grid_deg: int = TURN_GRID_DEG) -> str:
@@ -311,13 +321,13 @@ def draw_dialogue(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> 
 def _goal(rng: np.random.Generator, what: str, view: tuple[VisibleObject, ...]) -> Goal:
     thing = _choose(rng, view)
     if what == "go to":
-        is_there = any(t.name == thing and t.distance_m < THERE_M for t in view if t.seen)
+        is_there = any(t.name == thing and t.distance_m < THERE_M for t in view if t.is_visible)
         return instructions.go_to(rng, thing, ACT_THERE_SHARE if is_there else instructions.ACT_SHARE)
     if what == "about":
         return instructions.about(rng, thing)
     if what == "other":
         return instructions.other(rng, thing)
-    kinds = [t.kind for t in view if t.seen] or [thing.split()[-1]]
+    kinds = [t.kind for t in view if t.is_visible] or [thing.split()[-1]]
     # Where two of a kind are in view the word decides; then it is worth asking.
     twice = sorted({k for k in kinds if kinds.count(k) > 1})
     kind = str(rng.choice(twice or kinds))
@@ -326,14 +336,14 @@ def _goal(rng: np.random.Generator, what: str, view: tuple[VisibleObject, ...]) 
 
 def _choose(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> str:
     """Name a thing: mostly one in view, sometimes out of view, sometimes absent but nearly there."""
-    seen = [t for t in view if t.seen]
+    seen = [t for t in view if t.is_visible]
     kind = rng.random()
     if seen and kind < 0.68:
         weights = np.array([NEAR_WEIGHT if t.distance_m < NEAR_M else 1.0 for t in seen])
         chosen = seen[int(rng.choice(len(seen), p=weights / weights.sum()))]
         alone = sum(t.kind == chosen.kind for t in view) == 1
         return chosen.kind if alone and rng.random() < 0.12 else chosen.name
-    hidden = [t for t in view if not t.seen]
+    hidden = [t for t in view if not t.is_visible]
     if hidden and kind < 0.84:
         return hidden[int(rng.integers(len(hidden)))].name
     colour, what = (str(rng.choice(COLOURS)), str(rng.choice(KINDS)))

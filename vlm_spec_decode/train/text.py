@@ -56,7 +56,7 @@ WARM_SHARE = 0.05
 
 
 @dataclass(slots=True)
-class TextTrainee:
+class TextTrainingState:
     """A language model in training with everything that a checkpoint holds."""
 
     model: LlamaForCausalLM
@@ -91,7 +91,7 @@ def run_text(config: TextConfig) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     tok = tokenizer()
     device = pick_device(config.device)
-    trainee = new_text_trainee(config, len(tok), device)
+    trainee = new_text_training_state(config, len(tok), device)
     config.out.mkdir(parents=True, exist_ok=True)
     checkpoint = config.out / "checkpoint.pt"
     if checkpoint.exists():
@@ -110,26 +110,30 @@ def run_text(config: TextConfig) -> dict[str, Any]:
     return record
 
 
-def _probe(trainee: TextTrainee, talks: TextDataset, device: torch.device) -> Callable[[], torch.Tensor]:
+def _probe(
+    trainee: TextTrainingState, talks: TextDataset, device: torch.device
+) -> Callable[[], torch.Tensor]:
     """Return the loss of one batch, to be timed."""
     batch = talks.batch(1).to(device)
     return lambda: answer_loss(text_logits(trainee.model, batch), batch)
 
 
-def new_text_trainee(config: TextConfig, vocab_size: int, device: torch.device = CPU) -> TextTrainee:
+def new_text_training_state(
+    config: TextConfig, vocab_size: int, device: torch.device = CPU
+) -> TextTrainingState:
     """Build the model of the config's role on `device`, with random weights drawn from its seed."""
     torch.manual_seed(config.seed)
     make = tiny.text_target_config if config.role == "target" else tiny.text_draft_config
     model = LlamaForCausalLM._from_config(make(vocab_size), attn_implementation="sdpa")
     model.float().train()
     if config.start:
-        take_language(model, config.start)
+        load_language_part(model, config.start)
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), config.peak_rate, (0.9, 0.98), weight_decay=0.05)
-    return TextTrainee(model, optimizer)
+    return TextTrainingState(model, optimizer)
 
 
-def take_language(model: LlamaForCausalLM, folder: Path) -> None:
+def load_language_part(model: LlamaForCausalLM, folder: Path) -> None:
     """Begin from the language part of another model of the same shape and words. Raises ModelError."""
     with named(str(folder)):
         tensors = read_tensors(folder / "model.safetensors")
@@ -150,7 +154,7 @@ def text_logits(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
 
 def _run(
     config: TextConfig,
-    trainee: TextTrainee,
+    trainee: TextTrainingState,
     talks: TextDataset | GuidedTextDataset,
     checkpoint: Path,
     hardware: Hardware,
@@ -178,7 +182,7 @@ def _run(
 
 
 def _step(
-    trainee: TextTrainee, talks: TextDataset | GuidedTextDataset, number: int, hardware: Hardware
+    trainee: TextTrainingState, talks: TextDataset | GuidedTextDataset, number: int, hardware: Hardware
 ) -> dict[str, float]:
     batch = talks.batch(number).to(hardware.device)
     with hardware.autocast():
@@ -193,7 +197,7 @@ def _step(
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), 1.0)
     trainee.optimizer.step()
-    right, told = (logits.argmax(-1) == labels).float().cpu(), talks.telling[labels.cpu()]
+    right, told = (logits.argmax(-1) == labels).float().cpu(), talks.informative[labels.cpu()]
     return {"loss": loss.item(), "telling": right[told].mean().item(), "rest": right[~told].mean().item()}
 
 

@@ -21,10 +21,10 @@ from vlm_spec_decode.sim.objects import footprint_radius_m
 from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.train import scene_description, teacher
-from vlm_spec_decode.train.batches import Batch, pack_ids, telling_tokens
+from vlm_spec_decode.train.batches import Batch, informative_tokens, pack_ids
 from vlm_spec_decode.train.frames import sample_pose
 from vlm_spec_decode.train.instructions import Goal, held_out
-from vlm_spec_decode.train.scene_description import MAX_TOLD, VisibleObject, project_objects
+from vlm_spec_decode.train.scene_description import MAX_DESCRIBED, VisibleObject, project_objects
 from vlm_spec_decode.train.teacher import Dialogue
 
 STEP_DEG = 5
@@ -35,9 +35,9 @@ NEW_WORDING_SHARE = 0.3
 """Of the plain ways to say "go to" in evaluation, those that no training has heard."""
 
 
-def told(view: tuple[VisibleObject, ...]) -> tuple[VisibleObject, ...]:
+def described(view: tuple[VisibleObject, ...]) -> tuple[VisibleObject, ...]:
     """Return what is told of a view, left to right: the largest `MAX_TOLD`, in 5 degrees and 0.1 m."""
-    seen = sorted((t for t in view if t.seen), key=lambda t: -t.pixels)[:MAX_TOLD]
+    seen = sorted((t for t in view if t.is_visible), key=lambda t: -t.pixels)[:MAX_DESCRIBED]
     return tuple(_rounded(t) for t in sorted(seen, key=lambda t: -t.bearing_deg))
 
 
@@ -48,7 +48,7 @@ def scene_text(things: tuple[VisibleObject, ...]) -> str:
 
 def draw(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> Dialogue:
     """Draw one dialogue about a view; the scene's words are part of what the user says."""
-    known = told(view)
+    known = described(view)
     names = {t.name for t in known}
     hidden = tuple(replace(t, pixels=0) for t in view if t.name not in names)
     return _in_words(teacher.draw_dialogue(rng, known + hidden), known)
@@ -60,7 +60,7 @@ def views(seed: int, poses: int, forbid: frozenset[str] = frozenset()) -> Iterat
     rng = np.random.default_rng([seed, 0xF2])
     for _ in range(poses):
         world.teleport(sample_pose(world, rng))
-        yield scene_description.things(project_objects(world))
+        yield scene_description.read_objects(project_objects(world))
 
 
 def training_dialogues(rng: np.random.Generator, rooms: int, poses: int, each: int) -> list[Dialogue]:
@@ -81,7 +81,7 @@ def held_out_dialogue(seed: int) -> Dialogue:
         return dialogue
     forms = held_out().wordings
     text = forms[int(rng.integers(len(forms)))].format(x=goal.thing)
-    return replace(dialogue, goal=replace(goal, text=with_scene(scene_text(told(view)), text)))
+    return replace(dialogue, goal=replace(goal, text=with_scene(scene_text(described(view)), text)))
 
 
 def _in_words(dialogue: Dialogue, known: tuple[VisibleObject, ...]) -> Dialogue:
@@ -124,12 +124,12 @@ class TextDataset:
 
     def __init__(self, tok: PreTrainedTokenizerFast, batch: int, seed: int) -> None:
         self._tok, self._batch, self._seed = tok, batch, seed
-        self._telling, self._stop = telling_tokens(tok), tok.get_vocab()["."]
+        self._informative, self._stop = informative_tokens(tok), tok.get_vocab()["."]
 
     @property
-    def telling(self) -> torch.Tensor:
+    def informative(self) -> torch.Tensor:
         """Which tokens carry information [vocab]."""
-        return torch.from_numpy(self._telling)
+        return torch.from_numpy(self._informative)
 
     @property
     def seed(self) -> int:
@@ -154,7 +154,7 @@ class TextDataset:
     def pack(self, rows: list[Row]) -> Batch:
         """Lay rows out; there is no picture in the batch."""
         numbered = [(0, *row) for row in rows]
-        return pack_ids(_NO_PIXELS, numbered, self._telling, self._stop, LENGTH_GROUPS)
+        return pack_ids(_NO_PIXELS, numbered, self._informative, self._stop, LENGTH_GROUPS)
 
     @property
     def digest(self) -> str:
@@ -170,29 +170,29 @@ class GuidedTextDataset:
     Answers are made for `POOL_STEPS` steps at once; they depend on (seed, step) alone.
     """
 
-    talks: TextDataset
+    dataset: TextDataset
     guide: LlamaForCausalLM
     _number: int = -1
     _pool: list[list[Row]] = field(default_factory=list)
 
     @property
-    def telling(self) -> torch.Tensor:
+    def informative(self) -> torch.Tensor:
         """Which tokens carry information [vocab]."""
-        return self.talks.telling
+        return self.dataset.informative
 
     @property
     def digest(self) -> str:
         """That of the dialogues."""
-        return self.talks.digest
+        return self.dataset.digest
 
     def batch(self, step: int) -> Batch:
         """Return the batch of one step."""
         number = (step - 1) // POOL_STEPS
         if number != self._number:
-            torch.manual_seed(1_000_003 * (self.talks.seed + 1) + number)
-            steps = [self.talks.rows(number * POOL_STEPS + 1 + i) for i in range(POOL_STEPS)]
+            torch.manual_seed(1_000_003 * (self.dataset.seed + 1) + number)
+            steps = [self.dataset.rows(number * POOL_STEPS + 1 + i) for i in range(POOL_STEPS)]
             self._pool, self._number = _answered(self.guide, steps), number
-        return self.talks.pack(self._pool[(step - 1) % POOL_STEPS])
+        return self.dataset.pack(self._pool[(step - 1) % POOL_STEPS])
 
 
 def _answered(guide: LlamaForCausalLM, steps: list[list[Row]]) -> list[list[Row]]:

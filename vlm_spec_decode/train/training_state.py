@@ -61,7 +61,7 @@ class TrainingState:
     model: LlavaForConditionalGeneration
     heads: VisionHeads
     optimizer: MuonWithAdamW
-    eye_step: int = 0
+    vision_step: int = 0
     step: int = 0
     seconds: float = 0.0
     precision: Precision | None = None
@@ -78,7 +78,7 @@ class TrainingState:
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "counters": (self.eye_step, self.step, self.seconds),
+            "counters": (self.vision_step, self.step, self.seconds),
             "precision": self.precision,
             "means": self.means,
         }
@@ -87,7 +87,7 @@ class TrainingState:
     def load(self, path: Path) -> None:
         """Take up a checkpoint, or the weights of a finished model's folder. Raises ModelError."""
         if path.is_dir():
-            self._take(path)
+            self._load_finished(path)
             return
         state = load_checkpoint(path)
         with fitting(path):
@@ -100,17 +100,17 @@ class TrainingState:
             # Moments of the optimizer have the old vocabulary's shape; they begin anew with a larger one.
             if not grown:
                 self.optimizer.load_state_dict(state["optimizer"])
-            self.eye_step, self.step, self.seconds = state["counters"]
+            self.vision_step, self.step, self.seconds = state["counters"]
             self.precision = state.get("precision", "float32")
             self.means = state.get("means", {})
 
-    def _take(self, folder: Path) -> None:
+    def _load_finished(self, folder: Path) -> None:
         """Begin from a finished model, whose steps do not count."""
         found = load_finished(LlavaForConditionalGeneration, folder)
         with fitting(folder):
             self.model.load_state_dict(found.state_dict())
 
-    def take_eye(self, path: Path) -> None:
+    def load_vision_tower(self, path: Path) -> None:
         """Take over the trained vision tower, and what reads it, of another model's checkpoint."""
         state = load_checkpoint(path)
         tower = "model.vision_tower."
@@ -128,7 +128,7 @@ def _grow(weights: dict[str, torch.Tensor], rows: int) -> None:
             weights[name] = torch.cat([tensor, new])
 
 
-def new_trainee(config: TrainConfig, vocab_size: int, device: torch.device = CPU) -> TrainingState:
+def new_training_state(config: TrainConfig, vocab_size: int, device: torch.device = CPU) -> TrainingState:
     """Build the model of the config's role on `device`, with random weights drawn from its seed."""
     torch.manual_seed(config.seed)
     make = tiny.target_config if config.role == "target" else tiny.draft_config

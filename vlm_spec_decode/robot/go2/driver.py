@@ -243,8 +243,8 @@ class Go2Driver:
 
             def is_confirmed(state: RobotState, since_s: float = answered_s, code: int = code) -> bool:
                 # Without an answer, a Move just sent may still begin; then its hold must have ended too.
-                heard = code == codes.OK or state.received_s > self._moved_s + MOVE_HOLD_S
-                return heard and state.received_s > since_s and state.is_still
+                received = code == codes.OK or state.received_s > self._moved_s + MOVE_HOLD_S
+                return received and state.received_s > since_s and state.is_still
 
             if link.feed.wait(is_confirmed, min(deadline_s, answered_s + STOP_RETRY_S)):
                 return

@@ -92,11 +92,11 @@ def acquire_client(kind: type[Client], timeout_s: float) -> Client:
 def release_client(client: Any) -> None:
     """Return a client of `acquire_client` for reuse; one that is not in use is ignored."""
     with _LOCK:
-        kept = _kept_objects()
-        others = [one for one in kept.in_use if one is not client]
-        if len(others) < len(kept.in_use):
-            kept.in_use = others
-            kept.idle.setdefault(type(client), []).append(client)
+        objects = _kept_objects()
+        others = [one for one in objects.in_use if one is not client]
+        if len(others) < len(objects.in_use):
+            objects.in_use = others
+            objects.idle.setdefault(type(client), []).append(client)
 
 
 def hold_subscriber(subscriber: ChannelSubscriber) -> None:
@@ -115,8 +115,8 @@ def close_subscriber(subscriber: ChannelSubscriber) -> None:
     subscriber.Close()
     del reader, listener
     with _LOCK:
-        kept = _kept_objects()
-        kept.subscribers = [one for one in kept.subscribers if one is not subscriber]
+        objects = _kept_objects()
+        objects.subscribers = [one for one in objects.subscribers if one is not subscriber]
 
 
 def _reader(subscriber: ChannelSubscriber) -> Any:
@@ -127,11 +127,11 @@ def _reader(subscriber: ChannelSubscriber) -> Any:
 
 def _kept_objects() -> _KeptObjects:
     factory = ChannelFactory()
-    kept: _KeptObjects | None = getattr(factory, _ATTRIBUTE, None)
-    if kept is None:
-        kept = _KeptObjects()
-        setattr(factory, _ATTRIBUTE, kept)
-    return kept
+    objects: _KeptObjects | None = getattr(factory, _ATTRIBUTE, None)
+    if objects is None:
+        objects = _KeptObjects()
+        setattr(factory, _ATTRIBUTE, objects)
+    return objects
 
 
 # The SDK prints a line of its own for every request that it cannot send. The code that the call returns says
@@ -175,10 +175,10 @@ def _init(factory: ChannelFactory, domain: int, interface: str | None) -> str | 
     only one user can write. What went wrong it prints.
     """
     channel.ChannelConfigHasInterface = channel.ChannelConfigAutoDetermine = domain_xml(interface)
-    said = io.StringIO()
-    with redirect_stdout(said):
+    output = io.StringIO()
+    with redirect_stdout(output):
         joined = factory.Init(domain, interface)
-    return None if joined else said.getvalue()
+    return None if joined else output.getvalue()
 
 
 def _cause(domain: int, reason: str) -> str:

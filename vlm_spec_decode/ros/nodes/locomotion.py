@@ -226,8 +226,8 @@ class LocomotionNode:
         if self._supervisor.source == "estop":
             return
         report = self._supervisor.estop(True)
-        said = robot_health.describe_stop(report) if report else "engaged"
-        self._node.get_logger().warning(f"e-stop by {by}: {said}")
+        outcome = robot_health.describe_stop(report) if report else "engaged"
+        self._node.get_logger().warning(f"e-stop by {by}: {outcome}")
 
     def _on_cancel(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         self._supervisor.cancel()
@@ -283,9 +283,9 @@ class LocomotionNode:
         lines.append(
             robot_health.executor_line(name, self._supervisor.status(), self._supervisor.last_stop())
         )
-        said = "holds the robot" if self._lease.holds else "does not hold the robot"
+        message = "holds the robot" if self._lease.holds else "does not hold the robot"
         level = diagnostics.OK if self._lease.holds else diagnostics.STALE
-        lines.append(diagnostics.Health(f"{name}: lease", level, said))
+        lines.append(diagnostics.Health(f"{name}: lease", level, message))
         lines += self._obstacle_sensors.lines(name) + fault_lines(self._node, name)
         counts = {"plans": self._counts.plans, "unparsable": self._counts.unparsable}
         counts["teleop_dropped"] = self._operator_inputs.dropped if self._operator_inputs else 0

@@ -92,11 +92,11 @@ class MonitorNode:
     def begin(self) -> None:
         """Subscribe to the topics."""
         node = self._node
-        see, hear = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
+        frame_group, state_group = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
         newest = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability)
         topic = "camera/image_raw/compressed"
-        subscribe(node, CompressedImage, topic, self._on_frame, newest, callback_group=see)
-        subscribe(node, Odometry, "odom", self._on_odometry, 5, callback_group=hear)
+        subscribe(node, CompressedImage, topic, self._on_frame, newest, callback_group=frame_group)
+        subscribe(node, Odometry, "odom", self._on_odometry, 5, callback_group=state_group)
         texts = {
             "vlm/status": (self._on_status, LATCHED),
             "vlm/control": (self._on_source, LATCHED),
@@ -106,8 +106,8 @@ class MonitorNode:
             "vlm/plan": (self._on_plan, COMMAND),
         }
         for topic, (take, qos) in texts.items():
-            subscribe(node, String, topic, take, qos, callback_group=hear)
-        node.create_timer(1.0, self._each_second, hear, clock=STEADY)
+            subscribe(node, String, topic, take, qos, callback_group=state_group)
+        node.create_timer(1.0, self._each_second, state_group, clock=STEADY)
 
     def close(self) -> None:
         """Publish nothing more. Idempotent."""
@@ -119,8 +119,8 @@ class MonitorNode:
 
     def _change(self, **fields: Any) -> None:
         caption = self._caption
-        kept = {name: getattr(caption, name) for name in ("pieces", "state", "figures", "source")}
-        self._caption = overlay.Caption(**kept | fields)
+        present = {name: getattr(caption, name) for name in ("pieces", "state", "figures", "source")}
+        self._caption = overlay.Caption(**present | fields)
 
     # Callbacks -----------------------------------------------------------------------------------
 
@@ -161,11 +161,11 @@ class MonitorNode:
         trace: Mapping[str, Any] = json.loads(message.data)
         rounds = trace["rounds"]
         text = "".join(piece.text for piece in self._caption.pieces)
-        said = (
+        figures = (
             f"{trace['strategy']}  {trace['total_s']:.2f} s  {100 * trace['acceptance_rate']:.0f} % accepted"
         )
         pieces = overlay.pieces_of(text, rounds) if self._is_verified else (self._piece(text),)
-        self._change(pieces=pieces, figures=said)
+        self._change(pieces=pieces, figures=figures)
         waits = [each["wait_s"] - each["verify_s"] for each in rounds]
         self._publish_figure("latency_s", trace["total_s"])
         self._publish_figure("first_action_s", trace["time_to_first_action_s"])

@@ -153,8 +153,8 @@ class VlmNode:
 
     def _listen(self) -> None:
         node = self._node
-        talk, see, beat = (MutuallyExclusiveCallbackGroup() for _ in range(3))
-        self._wake = node.create_guard_condition(self._service.drain, talk)
+        topic_group, frame_group, beat_group = (MutuallyExclusiveCallbackGroup() for _ in range(3))
+        self._wake = node.create_guard_condition(self._service.drain, topic_group)
         sensor = qos_profile_sensor_data
         for topic, take in (
             (INSTRUCTION, self._on_text),
@@ -162,15 +162,15 @@ class VlmNode:
             ("vlm/heartbeat", self._on_heartbeat),
             ("vlm/withdraw", self._on_withdraw),
         ):
-            subscribe(node, String, topic, take, COMMAND, callback_group=talk)
-        node.create_timer(LEASE_CHECK_S, self._service.check_leases, talk, clock=STEADY)
-        node.create_service(SetBool, "vlm/approve", self._on_approval, callback_group=beat)
-        subscribe(node, String, "vlm/plan/status", self._on_status, COMMAND, callback_group=beat)
+            subscribe(node, String, topic, take, COMMAND, callback_group=topic_group)
+        node.create_timer(LEASE_CHECK_S, self._service.check_leases, topic_group, clock=STEADY)
+        node.create_service(SetBool, "vlm/approve", self._on_approval, callback_group=beat_group)
+        subscribe(node, String, "vlm/plan/status", self._on_status, COMMAND, callback_group=beat_group)
         topic = "camera/image_raw/compressed"
-        subscribe(node, CompressedImage, topic, self._on_image, sensor, callback_group=see)
+        subscribe(node, CompressedImage, topic, self._on_image, sensor, callback_group=frame_group)
         period_s = 1 / self._parameters.real("heartbeat_hz")
-        node.create_timer(period_s, self._service.repeat_plan, beat, clock=STEADY)
-        node.create_timer(1.0, self._each_second, talk, clock=STEADY)
+        node.create_timer(period_s, self._service.repeat_plan, beat_group, clock=STEADY)
+        node.create_timer(1.0, self._each_second, topic_group, clock=STEADY)
 
     def instruct(self, request: MissionRequest) -> str:
         """Start or queue a request's mission; see `MissionService.instruct`."""
@@ -205,9 +205,9 @@ class VlmNode:
         self._service.cancel(message.data, "withdrawn")
 
     def _on_approval(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        shown = self._publishers.shown
-        response.success = shown.state == "proposed" and shown.reason == "approve"
-        response.message = shown.detail if response.success else "no plan waits for a yes"
+        status = self._publishers.shown
+        response.success = status.state == "proposed" and status.reason == "approve"
+        response.message = status.detail if response.success else "no plan waits for a yes"
         if response.success:
             self._service.put_approval(bool(request.data))
         return response

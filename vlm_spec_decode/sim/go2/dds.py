@@ -80,7 +80,7 @@ class ReaderCount(Listener):  # type: ignore[misc]
         del writer
         self.readers = status.current_count
 
-    def leave(self, writer: DataWriter[Any]) -> None:
+    def detach(self, writer: DataWriter[Any]) -> None:
         """Hear nothing of the writer any more; to be called before it is let go.
 
         A callback holds its writer: one that ran while everybody else lets go would delete it, and deadlock.
@@ -111,7 +111,7 @@ def refuse_second_robot(dds: DdsDomain, clock: Clock, service: str = "sport") ->
     deadline_s = clock.now() + PROBE_S
     while clock.now() < deadline_s and not audience.readers:
         clock.sleep(0.05)
-    audience.leave(writer)
+    audience.detach(writer)
     if audience.readers:
         raise DomainBusy(
             f"a robot already serves {service!r} on DDS domain {dds.participant.get_domain_id()}; "
@@ -144,13 +144,13 @@ class RequestServer:
         dds: DdsDomain,
         services: Iterable[Service],
         wanted: Callable[[], frozenset[str]],
-        deaf: Callable[[], bool],
+        drops_requests: Callable[[], bool],
     ) -> None:
         self._dds = dds
         self._wanted = wanted
-        self._deaf = deaf
+        self._drops_requests = drops_requests
         self._waitset = WaitSet(dds.participant)
-        self._desks = [self._desk(service) for service in services]
+        self._endpoints = [self._endpoint(service) for service in services]
         self._stopped = threading.Event()
         self.is_open = False
         """Whether requests are heard by now."""
@@ -159,62 +159,62 @@ class RequestServer:
         """Serve until `stop` is called from another thread."""
         while not self._stopped.is_set():
             wanted = self._wanted()
-            for desk in self._desks:
+            for desk in self._endpoints:
                 if (desk.service.name in wanted) != (desk.reader is not None):
                     self._close(desk) if desk.reader else self._open(desk)
             self.is_open = True
             self._waitset.wait(duration(seconds=POLL_S))
-            for desk in self._desks:
+            for desk in self._endpoints:
                 if desk.reader is not None:
                     self._serve(desk, desk.reader)
-        for desk in self._desks:
+        for desk in self._endpoints:
             self._close(desk)
 
     def stop(self) -> None:
         """Let `run` return within its polling time."""
         self._stopped.set()
 
-    def _desk(self, service: Service) -> _ServiceEndpoint:
+    def _endpoint(self, service: Service) -> _ServiceEndpoint:
         participant = self._dds.participant
         base = f"rt/api/{service.name}"
         writer: DataWriter[Any] = DataWriter(participant, Topic(participant, f"{base}/response", Response_))
         return _ServiceEndpoint(service, Topic(participant, f"{base}/request", Request_), writer)
 
-    def _open(self, desk: _ServiceEndpoint) -> None:
+    def _open(self, endpoint: _ServiceEndpoint) -> None:
         qos = Qos(Policy.Reliability.Reliable(duration(milliseconds=100)), Policy.History.KeepLast(QUEUE))
-        desk.reader = DataReader(self._dds.participant, desk.requests, qos)
+        endpoint.reader = DataReader(self._dds.participant, endpoint.requests, qos)
         states = ViewState.Any | SampleState.NotRead | InstanceState.Alive
-        desk.condition = ReadCondition(desk.reader, states)
-        self._waitset.attach(desk.condition)
+        endpoint.condition = ReadCondition(endpoint.reader, states)
+        self._waitset.attach(endpoint.condition)
 
-    def _close(self, desk: _ServiceEndpoint) -> None:
-        if desk.condition is not None:
-            self._waitset.detach(desk.condition)
+    def _close(self, endpoint: _ServiceEndpoint) -> None:
+        if endpoint.condition is not None:
+            self._waitset.detach(endpoint.condition)
         # Cyclone's Python entities leave the network when their last reference goes.
-        desk.condition = None
-        desk.reader = None
+        endpoint.condition = None
+        endpoint.reader = None
 
-    def _serve(self, desk: _ServiceEndpoint, reader: DataReader[Any]) -> None:
+    def _serve(self, endpoint: _ServiceEndpoint, reader: DataReader[Any]) -> None:
         for request in reader.take(N=QUEUE):
-            if isinstance(request, Request_) and not self._deaf():
-                self._dispatch(desk, request)
+            if isinstance(request, Request_) and not self._drops_requests():
+                self._dispatch(endpoint, request)
 
-    def _dispatch(self, desk: _ServiceEndpoint, request: Request_) -> None:
+    def _dispatch(self, endpoint: _ServiceEndpoint, request: Request_) -> None:
         header: RequestHeader_ = request.header
 
         def answer(reply: Reply) -> None:
-            if header.policy.noreply or self._deaf():
+            if header.policy.noreply or self._drops_requests():
                 return
             status = ResponseStatus_(reply.code)
             ok = reply.code == 0
             binary = list(reply.binary) if ok else []
             response = Response_(ResponseHeader_(header.identity, status), reply.data if ok else "", binary)
-            desk.writer.write(response)
+            endpoint.writer.write(response)
 
         if header.identity.api_id == API_VERSION_ID:
-            answer(Reply(data=desk.service.version))
+            answer(Reply(data=endpoint.service.version))
         else:
-            desk.service.handle(header.identity.api_id, request.parameter, answer)
+            endpoint.service.handle(header.identity.api_id, request.parameter, answer)
 
 
 CELLS = 8
@@ -291,7 +291,7 @@ class _StateTopic:
     """One topic, its rate and when it is due."""
 
     writer: DataWriter[Any]
-    audience: ReaderCount
+    reader_count: ReaderCount
     fill: Callable[[Snapshot], Any]
     period_s: float
     is_sport: bool
@@ -303,8 +303,8 @@ class StatePublisher:
 
     def __init__(self, dds: DdsDomain, epoch_s: float, *, rate_hz: float, lf_rate_hz: float) -> None:
         messages = StateMessages(epoch_s)
-        self._feeds = [
-            self._feed(dds, f"rt/{prefix}{name}", kind, fill, hz, is_sport)
+        self._topics = [
+            self._state_topic(dds, f"rt/{prefix}{name}", kind, fill, hz, is_sport)
             for prefix, hz in (("", rate_hz), ("lf/", lf_rate_hz))
             if hz > 0
             for name, kind, fill, is_sport in (
@@ -315,8 +315,8 @@ class StatePublisher:
 
     def publish(self, now_s: float, snapshot: Callable[[], Snapshot], *, sport_on: bool) -> None:
         """Write the topics that are due at `now_s`; without the sport service its state is silent."""
-        due = [feed for feed in self._feeds if now_s >= feed.due_s and (sport_on or not feed.is_sport)]
-        heard = [feed for feed in due if feed.audience.readers]
+        due = [feed for feed in self._topics if now_s >= feed.due_s and (sport_on or not feed.is_sport)]
+        heard = [feed for feed in due if feed.reader_count.readers]
         for feed in due:
             # Keep the beat; after a stall begin a new one instead of catching up.
             feed.due_s = max(feed.due_s + feed.period_s, now_s)
@@ -327,12 +327,12 @@ class StatePublisher:
 
     def close(self) -> None:
         """Write nothing more. Idempotent."""
-        while self._feeds:
-            feed = self._feeds.pop()
-            feed.audience.leave(feed.writer)
+        while self._topics:
+            feed = self._topics.pop()
+            feed.reader_count.detach(feed.writer)
 
     @staticmethod
-    def _feed(
+    def _state_topic(
         dds: DdsDomain,
         topic: str,
         kind: type,

@@ -93,15 +93,15 @@ class FaultSchedule:
         return not fault.name.startswith("burst_") or age_s % BURST_PERIOD_S < BURST_LENGTH_S
 
 
-def attend(machine: SportStateMachine, world: World, now_s: float) -> BodyCommand:
+def update_machine(machine: SportStateMachine, world: World, now_s: float) -> BodyCommand:
     """Tell the machine how the body is, and return what the machine wants of it now."""
     if world.has_fallen and not machine.fallen:
         machine.fall(now_s)
-    machine.body_is_there = world.posture_settled
+    machine.body_settled = world.posture_settled
     return machine.advance(now_s)
 
 
-def hold(world: World, wanted: BodyCommand) -> None:
+def apply_attitude(world: World, wanted: BodyCommand) -> None:
     """Let the body take the attitude that is wanted; velocities are the caller's."""
     tilt = wanted.attitude
     world.set_posture(tilt.height_m, tilt.roll_rad, tilt.pitch_rad, tilt.yaw_rad, limp=wanted.limp)
@@ -189,26 +189,26 @@ class SimulatedRobot:
         """Start the faults' clock, if it does not run yet."""
         self._faults.arm(self._clock.now())
 
-    def ask(self, request: StateRequest) -> bool:
+    def request(self, request: StateRequest) -> bool:
         """Begin a posture; whether it is obeyed."""
-        return self._obey(lambda machine, now_s: machine.ask(request, now_s))
+        return self._apply(lambda machine, now_s: machine.request(request, now_s))
 
     def stop(self) -> bool:
         """End the motion."""
-        return self._obey(lambda machine, now_s: machine.stop(now_s))
+        return self._apply(lambda machine, now_s: machine.stop(now_s))
 
     def move(self, vx_mps: float, vy_mps: float, vyaw_radps: float, *, clearance_m: float = 0.0) -> bool:
         """Walk for the next 1 s, not forward within `clearance_m` of something in front."""
         self._clearance_m = clearance_m
-        return self._obey(lambda machine, now_s: machine.move(vx_mps, vy_mps, vyaw_radps, now_s))
+        return self._apply(lambda machine, now_s: machine.move(vx_mps, vy_mps, vyaw_radps, now_s))
 
     def look(self, roll_rad: float, pitch_rad: float, yaw_rad: float) -> bool:
         """Tilt the standing body."""
-        return self._obey(lambda machine, now_s: machine.look(roll_rad, pitch_rad, yaw_rad, now_s))
+        return self._apply(lambda machine, now_s: machine.look(roll_rad, pitch_rad, yaw_rad, now_s))
 
     def set_gait(self, gait: StateCode) -> bool:
         """Choose the gait that walking reports."""
-        return self._obey(lambda machine, now_s: machine.set_gait(gait, now_s))
+        return self._apply(lambda machine, now_s: machine.set_gait(gait, now_s))
 
     def set_speed_level(self, level: int) -> None:
         """Choose the share of the velocity limits; -1, 0 or 1."""
@@ -253,7 +253,7 @@ class SimulatedRobot:
                 self._frozen = self._observe(now_s)
             return self._frozen
 
-    def _obey(self, act: Callable[[SportStateMachine, float], bool]) -> bool:
+    def _apply(self, act: Callable[[SportStateMachine, float], bool]) -> bool:
         with self._lock:
             now_s = self._clock.now()
             if self._faults.active("frozen_stamp", now_s):
@@ -261,14 +261,14 @@ class SimulatedRobot:
             return act(self._machine, now_s)
 
     def _drive(self, now_s: float) -> None:
-        body = attend(self._machine, self._world, now_s)
+        body = update_machine(self._machine, self._world, now_s)
         vx, vy, vyaw = body.vx_mps, body.vy_mps, body.vyaw_radps
         if self._faults.active("frozen_stamp", now_s):
             vx = vy = vyaw = 0.0
         elif vx > 0.0 and self._clearance_m > 0.0 and self._world.range_obstacle()[0] < self._clearance_m:
             vx = 0.0
         self._world.command(vx, vy, vyaw)
-        hold(self._world, body)
+        apply_attitude(self._world, body)
 
     def _integrate(self) -> None:
         """Add the step just made to the odometry, in the body's own frame and with its scale error."""

@@ -218,7 +218,7 @@ class SportStateMachine:
         self._velocity = (0.0, 0.0, 0.0)
         self._hold_until_s = now_s
         self._walk_until_s = now_s
-        self.body_is_there = True
+        self.body_settled = True
         """Whether the body has reached the attitude last asked for; its owner says so before `advance`.
 
         A change of state waits for it, up to `BODY_WAIT_S`.
@@ -255,7 +255,7 @@ class SportStateMachine:
             return 0.0
         return max(0.0, now_s - change.start_s) / (change.end_s - change.start_s)
 
-    def ask(self, request: StateRequest, now_s: float) -> bool:
+    def request(self, request: StateRequest, now_s: float) -> bool:
         """Begin a transition; refused from a wrong state and during another one.
 
         A fallen robot takes RecoveryStand alone; Damp is obeyed always.
@@ -370,7 +370,7 @@ class SportStateMachine:
         share = min(1.0, max(0.0, (now_s - change.start_s) / (change.end_s - change.start_s)))
         self._attitude = change.origin.towards(change.goal, share)
         waited = now_s >= change.end_s + BODY_WAIT_S or change.target in (None, StateCode.DAMPING)
-        if share >= 1.0 and (self.body_is_there or waited):
+        if share >= 1.0 and (self.body_settled or waited):
             self._finish(change)
 
     def _finish(self, change: _Transition) -> None:

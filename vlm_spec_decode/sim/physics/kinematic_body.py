@@ -114,7 +114,7 @@ class Posture:
         self._target = (STAND_HEIGHT_M, 0.0, 0.0, 0.0)
         self._now = self._target
 
-    def ask(self, height_m: float, roll_rad: float, pitch_rad: float, yaw_rad: float) -> None:
+    def set_target(self, height_m: float, roll_rad: float, pitch_rad: float, yaw_rad: float) -> None:
         """Set the posture to move to."""
         self._target = (height_m, roll_rad, pitch_rad, yaw_rad)
 

