@@ -10,7 +10,7 @@ from launch.actions import OpaqueFunction
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.ros.launch import Values, declare, node, recorder, view
-from vlm_spec_decode.ros.params import DECODING, MISSION, PROCESSES, parameter
+from vlm_spec_decode.ros.node_parameters import DECODING, MISSION, PROCESSES, parameter
 
 ARGUMENTS = (
     parameter("interface", default=None),

@@ -9,7 +9,15 @@ from launch.actions import OpaqueFunction
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vlm_spec_decode.ros.launch import Values, declare, node, option, view, vsd
-from vlm_spec_decode.ros.params import CLOUD_PORT, DECODING, NAMESPACE, RVIZ, TARGET, Argument, parameter
+from vlm_spec_decode.ros.node_parameters import (
+    CLOUD_PORT,
+    DECODING,
+    NAMESPACE,
+    RVIZ,
+    TARGET,
+    Argument,
+    parameter,
+)
 
 ARGUMENTS = (
     Argument("bag", "", "Bag to replay; empty: the one that ships with the package."),

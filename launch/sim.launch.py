@@ -7,7 +7,7 @@ from launch.actions import OpaqueFunction
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vlm_spec_decode.ros.launch import Values, declare, node, option, recorder, view, vsd
-from vlm_spec_decode.ros.params import (
+from vlm_spec_decode.ros.node_parameters import (
     BODY,
     CLOUD_PORT,
     DECODING,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from vlm_spec_decode.ros import params
-from vlm_spec_decode.ros.params import Argument
+from vlm_spec_decode.ros import node_parameters as params
+from vlm_spec_decode.ros.node_parameters import Argument
 
 
 def declared_arguments(path: Path) -> dict[str, Argument]:

@@ -10,7 +10,7 @@ import pytest
 
 from vlm_spec_decode.bench import page, sweep
 from vlm_spec_decode.bench.cells import Cell, summary
-from vlm_spec_decode.bench.page import compare_runs, holm, p_value
+from vlm_spec_decode.bench.compare import compare_runs, holm, p_value
 from vlm_spec_decode.bench.sweep import BenchConfig, cells_of, run_sweep
 from vlm_spec_decode.cli import main as cli
 from vlm_spec_decode.core.errors import ConfigError

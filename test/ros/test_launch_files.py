@@ -11,7 +11,7 @@ import yaml
 from test.launch_files import declared_arguments
 from vlm_spec_decode.cli import main as cli
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.ros import params
+from vlm_spec_decode.ros import node_parameters as params
 from vlm_spec_decode.ros.parameter_docs import PARAMETERS as DECLARED
 from vlm_spec_decode.sim.physics.physical_world import BODIES
 

@@ -65,7 +65,7 @@ from vlm_spec_decode.cli import main as cli
 from vlm_spec_decode.core.config import settings_of
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.state import RunnerConfig
-from vlm_spec_decode.ros import launch_arguments, parameter_docs, params
+from vlm_spec_decode.ros import node_parameters, parameter_docs, params
 
 class Node:
     def __init__(self): self.found = {}
@@ -76,15 +76,15 @@ class Node:
         return type("Value", (), {"value": default})
 
 found = {"declared": {}, "table": {}}
-for name in params.NODES:
+for name in node_parameters.NODES:
     node = Node()
-    params.Parameters(node, params.settings(name))
+    params.Parameters(node, node_parameters.settings(name))
     found["declared"][name] = node.found
     text = parameter_docs.page().split(f"## {name}\\n")[1].split("| | topic")[0]
     cells = [row.split("|") for row in text.splitlines() if row.startswith("| `")]
     found["table"][name] = {row[1].strip(" `"): row[2].strip(" `") for row in cells}
-found["launch"] = {name: launch_arguments.Argument.of(each).default
-                   for name, each in launch_arguments.PARAMETERS.items()}
+found["launch"] = {name: node_parameters.Argument.of(each).default
+                   for name, each in node_parameters.PARAMETERS.items()}
 ask = cli.vsd.get_command(None, "ask")
 found["options"] = {each.name: each.default for each in ask.params
                     if each.name in settings_of(EdgeSettings) and each.name != "keys"}

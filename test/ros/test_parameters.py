@@ -8,8 +8,9 @@ from rclpy.parameter import Parameter as RosParameter
 from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.ros import params
+from vlm_spec_decode.ros.node_parameters import NODES, settings
 from vlm_spec_decode.ros.parameter_docs import PARAMETERS
-from vlm_spec_decode.ros.params import NODES, Parameters, settings
+from vlm_spec_decode.ros.params import Parameters
 
 pytestmark = pytest.mark.ros
 

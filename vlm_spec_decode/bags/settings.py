@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlm_spec_decode.core.config import ASSETS, described, same_as, setting, settings_of
-from vlm_spec_decode.core.environment import MAX_DOMAIN
+from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.profiles import hardware_names, link_names
 from vlm_spec_decode.core.types import RULES
 from vlm_spec_decode.edge.settings import EdgeSettings

@@ -46,7 +46,7 @@ def bench(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
 @as_json
 def compare(a: Path, b: Path, as_json: bool) -> None:
     """Compare the results A and B, cell by cell, with significance."""
-    from vlm_spec_decode.bench.page import as_rows, compare_runs, report
+    from vlm_spec_decode.bench.compare import as_rows, compare_runs, report
 
     differences = compare_runs(a, b)
     click.echo(report(differences))

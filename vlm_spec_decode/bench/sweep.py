@@ -32,8 +32,8 @@ from vlm_spec_decode.bench.cells import (
 )
 from vlm_spec_decode.bench.page import write_page
 from vlm_spec_decode.bench.pairs import PairLibrary, worth_of
-from vlm_spec_decode.bench.run import wall_answers
 from vlm_spec_decode.bench.settings import BenchConfig, all_strategies
+from vlm_spec_decode.bench.wall_clock import wall_answers
 from vlm_spec_decode.core.profiles import load_hardware, load_link
 
 SCHEMA = "vsd-bench/1"

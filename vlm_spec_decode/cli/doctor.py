@@ -26,7 +26,7 @@ import click
 
 from vlm_spec_decode.core import environment, extras
 from vlm_spec_decode.core.config import ASSETS
-from vlm_spec_decode.core.environment import MAX_DOMAIN
+from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.errors import RobotError, VsdError
 from vlm_spec_decode.core.options import FOLDER, as_json, finish, option
 from vlm_spec_decode.core.types import FUTURE_TOLERANCE_S

@@ -17,7 +17,7 @@ import click
 
 from vlm_spec_decode.cli.console import interrupted_by_signals
 from vlm_spec_decode.core.config import Setting, settings_of
-from vlm_spec_decode.core.environment import MAX_DOMAIN
+from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.options import FILE, FOLDER, as_json, options, setting_option
 from vlm_spec_decode.edge.settings import EdgeSettings

@@ -20,7 +20,7 @@ import click
 
 from vlm_spec_decode.bags.cli import replay as offline
 from vlm_spec_decode.bags.settings import DEFAULT_TOPICS, SAMPLE, Note, RecordConfig, Recorded
-from vlm_spec_decode.core.environment import MAX_DOMAIN
+from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.errors import BagError
 from vlm_spec_decode.core.options import FOLDER, as_json, option, options
 

@@ -20,6 +20,8 @@ from vlm_spec_decode.models.spec import LoadOptions, parse_spec
 from vlm_spec_decode.transport import address as addresses
 
 HTTP_AUTO, HTTP_OFF = "auto", "off"
+PLACE = "127.0.0.1:9464"
+"""Where `auto` listens, unless somebody else does."""
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -102,7 +104,6 @@ class CloudConfig:
 
 def check(config: CloudConfig) -> None:
     """Find what is wrong with a config before anything is loaded. Raises ConfigError."""
-    from vlm_spec_decode.cloud.telemetry import health
     from vlm_spec_decode.transport.keys import cloud_keys
 
     check_ranges(config)
@@ -114,11 +115,20 @@ def check(config: CloudConfig) -> None:
     else:
         addresses.require_loopback(config.bind)
     if config.http != HTTP_OFF:
-        health.place(config.http)
+        place(config.http)
     if config.ray_address and not config.replicas:
         raise ConfigError("a ray_address without replicas: give --replicas N")
     for text in (config.model, config.draft):
         _check_model(text, config)
+
+
+def place(text: str) -> tuple[str, int]:
+    """Return host and port of `PORT`, `HOST:PORT` or `auto`. Raises ConfigError beyond loopback."""
+    text = PLACE if text == HTTP_AUTO else text
+    host, port = addresses.split(f"tcp://{text if ':' in text else f'127.0.0.1:{text}'}")
+    if not addresses.is_loopback(f"tcp://{host if ':' not in host else f'[{host}]'}:1"):
+        raise ConfigError(f"http {text!r}: figures and health are for this machine only (127.0.0.1:PORT)")
+    return host, 0 if port == "*" else int(port)
 
 
 def _check_model(text: str, config: CloudConfig) -> None:

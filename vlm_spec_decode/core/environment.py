@@ -20,29 +20,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from vlm_spec_decode.core import environment_checks as checks
+from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.environment_checks import Check, Environment, Instead
 from vlm_spec_decode.core.errors import ConfigError
-
-MAX_DOMAIN = 232
-"""Above this the ports that DDS derives from a domain's number do not exist. Holds for ROS_DOMAIN_ID, too."""
-
-MAX_PARTICIPANTS = 120
-"""Participants of one domain on one computer. Without multicast, as on `lo`, Cyclone DDS looks for others by
-trying so many ports; the 0.10 that a Go2 speaks tries 10, and the eleventh process cannot join."""
-
-
-def domain_xml(interface: str | None) -> str:
-    """Return Cyclone DDS's configuration for one network interface; None lets it choose."""
-    from xml.sax.saxutils import quoteattr
-
-    where = "autodetermine='true'" if interface is None else f"name={quoteattr(interface)}"
-    return (
-        f'<CycloneDDS><Domain Id="any"><General><Interfaces><NetworkInterface {where}/></Interfaces>'
-        "</General>"
-        f"<Discovery><MaxAutoParticipantIndex>{MAX_PARTICIPANTS - 1}</MaxAutoParticipantIndex></Discovery>"
-        "</Domain></CycloneDDS>"
-    )
-
 
 PYTHON, ROS, DDS, OPENGL = "python", "ros", "dds", "opengl"
 MODELS, PLOTS, SERVICE = "models", "plots", "service"

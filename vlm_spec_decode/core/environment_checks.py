@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from vlm_spec_decode.core.environment import MAX_DOMAIN
+from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.internal_error import scratch_folder
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -27,8 +27,10 @@ from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.decoding.early_exit import Bins, ExitCalibration
 from vlm_spec_decode.models.hardware import memory_named
 from vlm_spec_decode.models.prompt import CHAT_TEMPLATE, PromptStyle
-from vlm_spec_decode.models.spec import LoadOptions
 from vlm_spec_decode.models.tokenizer import TokenizerCodec, spoken
+
+if TYPE_CHECKING:
+    from vlm_spec_decode.models.spec import LoadOptions
 
 EXITS_FILE = "exits.safetensors"
 """Optional beside the weights: `layers.<n>.weight` [width, width] and `layers.<n>.bias` per exit layer."""

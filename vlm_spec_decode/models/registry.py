@@ -16,8 +16,10 @@ Imports no torch: command lines and settings show these names.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -80,6 +82,14 @@ def register_engine(name: str, source: Engine | str) -> None:
     it is first used. Raises ConfigError if the name is taken or cannot be one.
     """
     ENGINES.add(name, source)
+
+
+def family_class(raw: Mapping[str, Any]) -> type[Family]:
+    """Return the family of a config.json. Raises ModelError that names the families that are known."""
+    model_type = str(raw.get("model_type", ""))
+    if model_type not in FAMILIES:
+        raise ModelError(f"architecture {model_type!r} is not supported (known: {', '.join(FAMILIES)})")
+    return FAMILIES[model_type].variant(raw)
 
 
 register_family("llava", "vlm_spec_decode.models.families.llava:Llava")

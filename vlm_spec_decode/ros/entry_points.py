@@ -39,6 +39,7 @@ from vlm_spec_decode.robot.lease import Board
 from vlm_spec_decode.robot.registry import robot_kind
 from vlm_spec_decode.ros.lifecycle import Build, ManagedNode, NodePart, StopRequest
 from vlm_spec_decode.ros.middleware import NO_LOG_FILE, named_errors, prefer_sockets
+from vlm_spec_decode.ros.node_parameters import settings
 from vlm_spec_decode.ros.params import (
     DRIVER_PARAMETERS,
     ROBOT_PARAMETERS,
@@ -47,7 +48,6 @@ from vlm_spec_decode.ros.params import (
     asks_for_help,
     check_arguments,
     help_text,
-    settings,
 )
 from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S
 

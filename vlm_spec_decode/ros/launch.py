@@ -23,7 +23,7 @@ from launch_ros.substitutions import ExecutableInPackage
 
 from launch import LaunchContext
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.ros.params import Argument
+from vlm_spec_decode.ros.node_parameters import Argument
 
 PACKAGE = "vlm_spec_decode"
 NAME_SIMILARITY = 0.8

@@ -13,8 +13,8 @@ from typing import Any
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.core.config import Setting, settings_of
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
+from vlm_spec_decode.ros.node_parameters import NODES, settings
 from vlm_spec_decode.ros.nodes import monitor as monitor_node
-from vlm_spec_decode.ros.params import NODES, settings
 
 PARAMETERS: Mapping[str, tuple[Setting, ...]] = {name: settings(name) for name in NODES}
 """Every parameter of every node."""

@@ -1,19 +1,16 @@
-"""Settings as ROS 2 parameters, and as the arguments that several launch files share.
+"""Settings as ROS 2 parameters of a node.
 
 A parameter is a `Setting`: a field of a settings dataclass (`parameters`), or, where no dataclass holds it,
 one of a module's `PARAMETERS`. `ros2 param describe` shows description and range. Parameters marked `live`
 may be changed while the node runs; every change is checked like a first value. All others are read-only: a
 safety limit must not change while the robot moves.
-
-Does not import `launch`, so that tests can read the arguments. An argument that is a node's parameter takes
-its description, default and choices from it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +22,10 @@ from rclpy.utilities import remove_ros_args
 
 from vlm_spec_decode.core.config import Scalar, Setting, settings_of
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.profiles import BODIES
 from vlm_spec_decode.core.types import text_problem
-from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.robot.go2.codes import POSTURE_CODES
 from vlm_spec_decode.robot.go2.config import Go2Config
 from vlm_spec_decode.ros.middleware import named_errors
-from vlm_spec_decode.transport.address import DEFAULT_PORT
-
-NODES = ("camera_node", "vlm_node", "locomotion_node", "monitor_node")
 
 DRIVERS: Mapping[str, str] = {
     "sdk": "a Go2, Unitree's SDK",
@@ -76,46 +68,6 @@ DRIVER_PARAMETERS = (
     ),
 )
 SOURCE_PARAMETERS = (Setting("source", CAMERA_SOURCES[0], f"Frames: {', '.join(CAMERA_SOURCES)}."),)
-
-
-def settings(name: str) -> tuple[Setting, ...]:
-    """Return the parameters of one of `NODES`, in the order in which they are documented.
-
-    Imports the node's modules and no other's.
-    """
-    found = {
-        "camera_node": _camera,
-        "vlm_node": _vlm,
-        "locomotion_node": _locomotion,
-        "monitor_node": _monitor,
-    }
-    return (*found[name](), AUTOSTART)
-
-
-def _camera() -> tuple[Setting, ...]:
-    from vlm_spec_decode.ros.nodes import camera
-
-    return SOURCE_PARAMETERS + ROBOT_PARAMETERS + camera.PARAMETERS
-
-
-def _vlm() -> tuple[Setting, ...]:
-    from vlm_spec_decode.ros.nodes import vlm
-
-    return vlm.PARAMETERS + vlm.ENGINE_PARAMETERS
-
-
-def _locomotion() -> tuple[Setting, ...]:
-    from vlm_spec_decode.ros import obstacle_sensors, operator_inputs, velocity_robot
-    from vlm_spec_decode.ros.nodes import locomotion
-
-    own = DRIVER_PARAMETERS + ROBOT_PARAMETERS + (locomotion.PRIORITY,) + velocity_robot.PARAMETERS
-    return own + locomotion.PARAMETERS + operator_inputs.PARAMETERS + obstacle_sensors.PARAMETERS
-
-
-def _monitor() -> tuple[Setting, ...]:
-    from vlm_spec_decode.ros.nodes import monitor
-
-    return monitor.PARAMETERS
 
 
 def descriptor(setting: Setting) -> ParameterDescriptor:
@@ -282,64 +234,3 @@ def help_text(name: str, parameters: Sequence[Setting]) -> str:
         "Topics and services: docs/parameters.md. Exit codes: 0 ended, 1 failed, 2 settings, 4 robot.",
     ]
     return "\n".join(lines) + "\n"
-
-
-YES_NO = ("true", "false", "True", "False")
-
-PARAMETERS: Mapping[str, Setting] = {each.name: each for name in reversed(NODES) for each in settings(name)}
-"""Every parameter of the nodes by name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Argument:
-    """One launch argument. Without a default it is required; `choices` limits its values."""
-
-    name: str
-    default: str | None
-    description: str
-    choices: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, setting: Setting, name: str = "", **default: str | None) -> Argument:
-        """Return the argument of a setting; `default` replaces the setting's default."""
-        is_flag = isinstance(setting.default, bool)
-        usual = str(setting.default).lower() if is_flag else setting.text
-        choices = YES_NO if is_flag else setting.choices
-        return cls(name or setting.name, default.get("default", usual), setting.description, choices)
-
-
-def parameter(name: str, argument: str = "", **default: str | None) -> Argument:
-    """Return the argument of a node's parameter; `argument` is the argument's name if it differs."""
-    return Argument.of(PARAMETERS[name], argument, **default)
-
-
-TARGET = Argument.of(settings_of(EdgeSettings)["target"])
-BODY = Argument("body", BODIES[0], "Body of the simulated robot.", BODIES)
-CLOUD_PORT = Argument("cloud_port", str(DEFAULT_PORT), "TCP port of the cloud on 127.0.0.1.")
-NAMESPACE = Argument("namespace", "", "Namespace of the nodes.")
-RVIZ = Argument("rviz", "false", "Also start rviz2 (of your ROS installation).", YES_NO)
-
-STRATEGY = parameter("strategy")
-DECODING = (STRATEGY, parameter("objective"), parameter("draft"))
-"""How the VLM node decodes."""
-
-MISSION = (
-    parameter("instruction"),
-    parameter("fallback"),
-    parameter("approve"),
-    parameter("limits_file", "limits"),
-    parameter("scan_topic"),
-)
-"""What moves the robot, and how far."""
-
-PROCESSES = (
-    NAMESPACE,
-    Argument("frame_prefix", "", "Put before every frame, such as go2_a/, where several robots share /tf."),
-    parameter("autostart"),
-    Argument(
-        "respawn", "false", "Start a node that ends again after 2 s, instead of ending everything.", YES_NO
-    ),
-    Argument("record", "", "Folder of a new bag that `vsd record` fills; empty: nothing is recorded."),
-    RVIZ,
-)
-"""How the nodes are run, seen and recorded."""

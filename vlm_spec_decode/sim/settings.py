@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_spec_decode.core.config import check_ranges, setting
-from vlm_spec_decode.core.environment import MAX_DOMAIN
+from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.profiles import BODIES
 from vlm_spec_decode.sim.go2.state_machine import DOCUMENTED, FIRMWARES, StateCode
 

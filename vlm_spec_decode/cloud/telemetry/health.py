@@ -16,30 +16,17 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from vlm_spec_decode.cloud.config import HTTP_AUTO
-from vlm_spec_decode.core.errors import CloudError, ConfigError
-from vlm_spec_decode.transport import address as addresses
+from vlm_spec_decode.cloud.config import HTTP_AUTO, place
+from vlm_spec_decode.core.errors import CloudError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse
-
-PLACE = "127.0.0.1:9464"
-"""Where `auto` listens, unless somebody else does."""
 
 PATIENCE_S = 5.0
 """A client that says nothing for so long is hung up on."""
 
 Check = Callable[[], str]
 """Returns what is wrong in a few words, or "" if nothing is."""
-
-
-def place(text: str) -> tuple[str, int]:
-    """Return host and port of `PORT`, `HOST:PORT` or `auto`. Raises ConfigError beyond loopback."""
-    text = PLACE if text == HTTP_AUTO else text
-    host, port = addresses.split(f"tcp://{text if ':' in text else f'127.0.0.1:{text}'}")
-    if not addresses.is_loopback(f"tcp://{host if ':' not in host else f'[{host}]'}:1"):
-        raise ConfigError(f"http {text!r}: figures and health are for this machine only (127.0.0.1:PORT)")
-    return host, 0 if port == "*" else int(port)
 
 
 class HealthServer:

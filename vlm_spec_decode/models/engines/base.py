@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from vlm_spec_decode.core.ports import Model
-from vlm_spec_decode.models.spec import LoadOptions
 
 if TYPE_CHECKING:
+    from vlm_spec_decode.models.spec import LoadOptions
     from vlm_spec_decode.models.tokenizer import TokenizerCodec
 
 

@@ -32,9 +32,10 @@ from vlm_spec_decode.models.context import BatchEntry, VlmContext, run_pass
 from vlm_spec_decode.models.decoder import Decoder
 from vlm_spec_decode.models.encoder import PromptEncoder
 from vlm_spec_decode.models.engines.base import Engine, LoadedModel
-from vlm_spec_decode.models.families.base import Family, family_class
+from vlm_spec_decode.models.families.base import Family
 from vlm_spec_decode.models.hardware import library_config, quantize, require
 from vlm_spec_decode.models.prompt import prompt_digest
+from vlm_spec_decode.models.registry import family_class
 from vlm_spec_decode.models.spec import LoadOptions
 from vlm_spec_decode.models.tokenizer import TokenizerCodec
 

@@ -21,7 +21,6 @@ from transformers import AutoConfig, AutoImageProcessor, DynamicCache
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.models.checkpoint import CheckpointSource, load_tokenizer
-from vlm_spec_decode.models.registry import FAMILIES
 
 NEUTRAL_SETTINGS: Mapping[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (None,),
@@ -231,11 +230,3 @@ class Family(ABC):
     def cache(self) -> AnswerCache:
         """Return the empty cache of one answer."""
         return AnswerCache()
-
-
-def family_class(raw: Mapping[str, Any]) -> type[Family]:
-    """Return the family of a config.json. Raises ModelError that names the families that are known."""
-    model_type = str(raw.get("model_type", ""))
-    if model_type not in FAMILIES:
-        raise ModelError(f"architecture {model_type!r} is not supported (known: {', '.join(FAMILIES)})")
-    return FAMILIES[model_type].variant(raw)

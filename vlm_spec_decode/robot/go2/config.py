@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 from vlm_spec_decode.core.config import setting
-from vlm_spec_decode.core.environment import MAX_DOMAIN
+from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.errors import ConfigError, DomainBusy, RobotError, RobotUnreachable
 from vlm_spec_decode.robot.go2.codes import StateTable
 

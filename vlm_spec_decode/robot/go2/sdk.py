@@ -45,7 +45,7 @@ from unitree_sdk2py.rpc import client_stub
 
 from vlm_spec_decode.core import environment, environment_checks
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.environment import MAX_PARTICIPANTS, domain_xml
+from vlm_spec_decode.core.dds import MAX_PARTICIPANTS, domain_xml
 from vlm_spec_decode.core.errors import DomainBusy, ImageError, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.types import Image

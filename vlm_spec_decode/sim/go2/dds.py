@@ -48,7 +48,7 @@ from unitree_sdk2py.idl.unitree_api.msg.dds_ import (
 )
 from unitree_sdk2py.idl.unitree_go.msg.dds_ import LowState_, SportModeState_
 
-from vlm_spec_decode.core.environment import MAX_DOMAIN, domain_xml
+from vlm_spec_decode.core.dds import MAX_DOMAIN, domain_xml
 from vlm_spec_decode.core.errors import ConfigError, DomainBusy
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.sim.go2.robot import Snapshot
