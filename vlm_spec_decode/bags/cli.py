@@ -89,7 +89,7 @@ def num_workers(bags: int, limit: int) -> int:
 
 def _print_summary(document: dict[str, Any]) -> None:
     for name, figures in document["cells"].items():
-        said = (
+        parts = (
             [f"{figures['answers']} answers", f"median {figures['total_p50_s']['value']:.2f} s"]
             if ("total_p50_s" in figures)
             else [f"{figures['answers']} answers"]
@@ -100,8 +100,8 @@ def _print_summary(document: dict[str, Any]) -> None:
             ("failed", "failed"),
         ):
             if key in figures:
-                said.append(f"{figures[key]['value']:.0%} {words}")
-        click.echo(f"{name}: {', '.join(said)}")
+                parts.append(f"{figures[key]['value']:.0%} {words}")
+        click.echo(f"{name}: {', '.join(parts)}")
     for bag, faults in document["faults"].items():
         for fault, count in faults.items():
             click.echo(f"{bag}: {count} x {fault}")

@@ -250,25 +250,25 @@ def _motion(kind: str, message: Any, at_ns: int) -> Moved | None:
     return Moved(at_ns, *speeds) if all(map(math.isfinite, speeds)) else None
 
 
-def _answer(said: Mapping[str, Any], at_ns: int) -> Answered:
+def _answer(data: Mapping[str, Any], at_ns: int) -> Answered:
     return Answered(
         at_ns,
-        float(said["stamp_s"]),
-        str(said["instruction"]),
-        tuple(map(str, said["history"])),
-        tuple(map(str, said["actions"])),
-        tuple(map(int, said.get("token_ids", ()))),
+        float(data["stamp_s"]),
+        str(data["instruction"]),
+        tuple(map(str, data["history"])),
+        tuple(map(str, data["actions"])),
+        tuple(map(int, data.get("token_ids", ()))),
     )
 
 
-def _label(said: Mapping[str, Any], at_ns: int) -> Labelled:
+def _label(data: Mapping[str, Any], at_ns: int) -> Labelled:
     return Labelled(
         at_ns,
-        float(said["stamp_s"]),
-        str(said["instruction"]),
-        tuple(map(str, said.get("history", ()))),
-        tuple(map(str, said["actions"])),
-        str(said.get("text", "")),
+        float(data["stamp_s"]),
+        str(data["instruction"]),
+        tuple(map(str, data.get("history", ()))),
+        tuple(map(str, data["actions"])),
+        str(data.get("text", "")),
     )
 
 

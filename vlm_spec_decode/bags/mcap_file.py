@@ -145,8 +145,8 @@ class IndexedMcap(_McapFile):
             raise BagError("no index")
         chunks = [(index, _counts(index)) for index in _distinct(summary)]
         counted = sum((Counter(counts) for _, counts in chunks), Counter[int]())
-        said = Counter({k: n for k, n in summary.statistics.channel_message_counts.items() if n})
-        if counted != said or counted.total() != summary.statistics.message_count:
+        expected = Counter({k: n for k, n in summary.statistics.channel_message_counts.items() if n})
+        if counted != expected or counted.total() != summary.statistics.message_count:
             raise BagError("an index that does not account for all messages")
         for schema in summary.schemas.values():
             self._add_schema(schema)

@@ -236,35 +236,37 @@ class _QuestionBuilder:
         if image is None:
             return
         self.next_s = at_s + self.plan.every_s
-        seen = Observation(image, text, (), frame.stamp_s, frame.frame_id)
-        self._append(at_s, at_s, seen, spoken.actions if spoken else None)
+        observation = Observation(image, text, (), frame.stamp_s, frame.frame_id)
+        self._append(at_s, at_s, observation, spoken.actions if spoken else None)
 
-    def _add_repeated(self, said: Answered | Labelled, since_s: float) -> None:
+    def _add_repeated(self, recorded: Answered | Labelled, since_s: float) -> None:
         """Ask again what was asked then; motion counts from when it was answered."""
-        frame = self.frames.find(said.stamp_s)
+        frame = self.frames.find(recorded.stamp_s)
         image = self._image(frame) if frame else None
         if frame is None or image is None:
             if frame is None:
                 self.faults["an answer whose frame is not in the bag"] += 1
             return
-        label = self.labels.pop(_key(said), None)
-        seen = Observation(image, said.instruction, said.history, frame.stamp_s, frame.frame_id)
-        tokens = said.token_ids if isinstance(said, Answered) else ()
-        right = label or said
+        label = self.labels.pop(_key(recorded), None)
+        observation = Observation(
+            image, recorded.instruction, recorded.history, frame.stamp_s, frame.frame_id
+        )
+        tokens = recorded.token_ids if isinstance(recorded, Answered) else ()
+        right = label or recorded
         at_s = (frame.at_ns - self.start_ns) / NANOSECONDS
-        self._append(at_s, since_s, seen, right.actions, label.text if label else "", tokens)
+        self._append(at_s, since_s, observation, right.actions, label.text if label else "", tokens)
 
     def _append(
         self,
         at_s: float,
         since_s: float,
-        seen: Observation,
+        observation: Observation,
         actions: tuple[str, ...] | None,
-        said: str = "",
+        text: str = "",
         tokens: tuple[int, ...] = (),
     ) -> None:
         self.number += 1
-        question = Question(self.number, at_s, seen, actions, said, tokens)
+        question = Question(self.number, at_s, observation, actions, text, tokens)
         self.pending.append(_PendingQuestion(question, since_s))
 
     def _image(self, frame: Frame) -> Image | None:
@@ -275,8 +277,8 @@ class _QuestionBuilder:
             return None
 
 
-def _key(said: Answered | Labelled) -> Key:
-    return round(said.stamp_s / SAME_FRAME_S), said.instruction, said.history
+def _key(recorded: Answered | Labelled) -> Key:
+    return round(recorded.stamp_s / SAME_FRAME_S), recorded.instruction, recorded.history
 
 
 def questions(events: Events, plan: AskPlan) -> Iterator[Question]:

@@ -315,10 +315,10 @@ def read_metadata(path: Path) -> Metadata:
     if not path.exists():
         return Metadata()
     try:
-        said: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-        if not isinstance(said, dict) or not isinstance(said.get(ROOT), dict):
+        content: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        if not isinstance(content, dict) or not isinstance(content.get(ROOT), dict):
             return Metadata(problem=f"{METADATA} is empty or not of a bag")
-        inside = said[ROOT]
+        inside = content[ROOT]
         return Metadata(_files(inside), _topic_counts(inside), str(inside.get("ros_distro") or ""))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         return Metadata(problem=f"{METADATA} that cannot be read ({type(error).__name__})")

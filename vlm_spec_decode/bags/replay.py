@@ -73,9 +73,9 @@ def recorded(source: BagSource) -> Recorded:
 
 def _read(text: str) -> Recorded:
     try:
-        said = json.loads(text)
-        settings = {key: said["settings"][key] for key in FALLBACK if key in said["settings"]}
-        models = [str(said[role]["revision"]) for role in ("target", "draft")]
+        manifest = json.loads(text)
+        settings = {key: manifest["settings"][key] for key in FALLBACK if key in manifest["settings"]}
+        models = [str(manifest[role]["revision"]) for role in ("target", "draft")]
     except (ValueError, KeyError, TypeError):
         return Recorded({})
     return Recorded(settings, *models)
@@ -273,11 +273,11 @@ class Replayer:
 
 def token_origins(result: GenerationResult) -> str:
     """Return a letter per token: `a` a draft that the target confirmed, `t` the target's own."""
-    letters = ["t"] * len(result.tokens)
+    origins = ["t"] * len(result.tokens)
     for trace in result.rounds:
-        last = min(len(letters), trace.start + trace.accepted)
-        letters[trace.start : last] = "a" * max(0, last - trace.start)
-    return "".join(letters)
+        last = min(len(origins), trace.start + trace.accepted)
+        origins[trace.start : last] = "a" * max(0, last - trace.start)
+    return "".join(origins)
 
 
 def _failed_row(error: str, question: Question) -> dict[str, Any]:

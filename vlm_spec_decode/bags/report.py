@@ -76,10 +76,10 @@ def _name(name: str, y: int) -> str:
 
 def _svg(parts: list[str], lines: int, ticks: list[tuple[float, str]]) -> str:
     bottom = LINE_PX * lines
-    for share, said in ticks:
+    for share, label in ticks:
         parts.append(_vertical_line(_x(share), bottom - 2, bottom + 2, f'stroke="{GREY}"'))
         place = f'x="{_x(share)}" y="{bottom + 16}" text-anchor="middle"'
-        parts.append(f'<text {place} fill="{GREY}">{said}</text>')
+        parts.append(f'<text {place} fill="{GREY}">{label}</text>')
     size = f'viewBox="0 0 {LEFT_PX + WIDE_PX + 40} {bottom + 22}" width="{LEFT_PX + WIDE_PX + 40}"'
     return f'<svg {size} font-size="12" role="img">{"".join(parts)}</svg>'
 
@@ -222,15 +222,15 @@ def _headline(document: Mapping[str, Any]) -> str:
     if not timed:
         return "No answer could be decoded."
     best = min(timed, key=lambda name: float(timed[name]["total_p50_s"]["value"]))
-    said = f"Fastest: <b>{escape(best)}</b>, median {timed[best]['total_p50_s']['value']:.2f} s"
+    text = f"Fastest: <b>{escape(best)}</b>, median {timed[best]['total_p50_s']['value']:.2f} s"
     against = (document["compared"].get(best) or {}).get("total_s")
     if against:
         times = against["before"] / max(1e-9, against["after"])
-        said += f", {times:.1f} times as fast as {escape(document['compared_with'])} ({_p(against['p'])})"
+        text += f", {times:.1f} times as fast as {escape(document['compared_with'])} ({_p(against['p'])})"
     for key, words in (("same_actions", "the label's actions"), ("same_way", "the robot's way")):
         if key in timed[best]:
-            said += f"; {timed[best][key]['value']:.0%} {words}"
-    return said + "."
+            text += f"; {timed[best][key]['value']:.0%} {words}"
+    return text + "."
 
 
 def _p(p: float) -> str:
@@ -243,8 +243,8 @@ def _titled(title: str, plot: str) -> str:
 
 def _settings(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Say with what the answers were made, so that somebody else can make them again."""
-    said = ("target", "draft", "rule", "temperature", "seed")
-    lines = [", ".join(f"{key} {row[key]}" for key in said) for row in rows]
+    keys = ("target", "draft", "rule", "temperature", "seed")
+    lines = [", ".join(f"{key} {row[key]}" for key in keys) for row in rows]
     for cell in document["settings"]["cells"]:
         lines += [", ".join(f"{key} {value}" for key, value in cell[part].items()) for part in PROFILES]
     plan = document["settings"]["plan"]
@@ -256,7 +256,7 @@ def _reference_text(row: Mapping[str, Any]) -> str:
     """Say what is known to be right: the label, and how the robot went."""
     label = "" if row["label"] is None else f"label: {' '.join(row['label'])}"
     moved = f"the robot then: {_motion_text(row['executed'])}" if row["executed"] else ""
-    return "; ".join(said for said in (label, moved) if said)
+    return "; ".join(part for part in (label, moved) if part)
 
 
 def _motion_text(executed: Mapping[str, float]) -> str:
@@ -265,12 +265,12 @@ def _motion_text(executed: Mapping[str, float]) -> str:
         ("left_m", 0.05, "{:.1f} m", "to the left", "to the right"),
         ("turn_deg", 2.0, "{:.0f}°", "turned left", "turned right"),
     )
-    said = [
+    parts = [
         f"{form.format(abs(executed[key]))} {more if executed[key] > 0 else less}"
         for key, least, form, more, less in ways
         if abs(executed[key]) >= least
     ]
-    return ", ".join(said) or "stood"
+    return ", ".join(parts) or "stood"
 
 
 def _group_alike(rows: Sequence[Mapping[str, Any]], ranked: Sequence[int]) -> list[list[int]]:
@@ -305,10 +305,10 @@ def _figures(cells: Mapping[str, Mapping[str, Any]]) -> str:
     if any(a is not None for a in accepted):
         shares = "".join("<td>–" if a is None else f"<td>{a:.0%}" for a in accepted)
         lines.append(f"<tr><td>drafted tokens accepted{shares}")
-    for key, (said, form) in FIGURES.items():
+    for key, (title, form) in FIGURES.items():
         if not any(key in cell for cell in cells.values()):
             continue
-        lines.append(f"<tr><td>{said}" + "".join(_value(cell.get(key), form) for cell in cells.values()))
+        lines.append(f"<tr><td>{title}" + "".join(_value(cell.get(key), form) for cell in cells.values()))
     how = "Wilson for shares, bootstrap for the rest"
     note = f'<p class="ci">In brackets: 95 % confidence intervals ({how}).</p>'
     return f'<div class="wide"><table>{"".join(lines)}</table></div>{note}'

@@ -75,31 +75,31 @@ class TruncatedRos1(StorageFile):
                 raise BagError("no bag of version 2.0; `rosbag migrate` converts older ones")
         self._known: dict[int, Connection] = {}
         used: set[int] = set()
-        for heard in self._items():  # connections may be described behind their first messages
-            if isinstance(heard, Connection):
-                self._known[heard.number] = heard
-                self.add_definition(heard.kind, heard.definition, "ros1msg", is_ros1=True)
-            elif isinstance(heard, Message):
-                used.add(heard.connection)
-                self.span.add(heard.at_ns)
+        for item in self._items():  # connections may be described behind their first messages
+            if isinstance(item, Connection):
+                self._known[item.number] = item
+                self.add_definition(item.kind, item.definition, "ros1msg", is_ros1=True)
+            elif isinstance(item, Message):
+                used.add(item.connection)
+                self.span.add(item.at_ns)
         self.topics = {c.topic: c.kind for number, c in self._known.items() if number in used}
 
     def records(self, topics: Collection[str]) -> Iterator[Record]:
         """Yield the messages of these topics in the order of the file; ends early where it does."""
-        for heard in self._items():
-            if isinstance(heard, Connection):
+        for item in self._items():
+            if isinstance(item, Connection):
                 continue
-            connection = self._known.get(heard.connection)
+            connection = self._known.get(item.connection)
             if connection is None:
-                self.count_lost({f"of connection {heard.connection}": 1}, "which is described nowhere", heard)
+                self.count_lost({f"of connection {item.connection}": 1}, "which is described nowhere", item)
             elif connection.topic not in topics:
                 continue
-            elif isinstance(heard, Lost):
-                self.count_lost({connection.topic: heard.count}, "in a damaged chunk", heard.place)
+            elif isinstance(item, Lost):
+                self.count_lost({connection.topic: item.count}, "in a damaged chunk", item.place)
             else:
-                yield Record(connection.topic, connection.kind, heard.data, heard.at_ns, is_ros1=True)
+                yield Record(connection.topic, connection.kind, item.data, item.at_ns, is_ros1=True)
 
-    def _items(self) -> Iterator[Heard]:
+    def _items(self) -> Iterator[Item]:
         with self.path.open("rb") as file:
             if self._has_index is None:
                 self._has_index = _has_index(file)
@@ -157,10 +157,10 @@ class Lost:
     place: int
 
 
-Heard: TypeAlias = Connection | Message | Lost
+Item: TypeAlias = Connection | Message | Lost
 
 
-def ros1_chunks(file: BinaryIO) -> Iterator[Heard]:
+def ros1_chunks(file: BinaryIO) -> Iterator[Item]:
     """Yield connections and messages as the index at the end of the file lists them.
 
     Raises one of FAULTS if there is no index.
@@ -206,7 +206,7 @@ def _index(file: BinaryIO, place: int) -> tuple[list[Connection], list[tuple[int
     return connections, sorted(chunks, key=lambda chunk: chunk[0])
 
 
-def ros1_front(file: BinaryIO) -> Iterator[Heard]:
+def ros1_front(file: BinaryIO) -> Iterator[Item]:
     """Yield connections and messages, those in chunks too, up to where the file ends or makes no sense."""
     if file.read(len(MAGIC)) == MAGIC:
         try:
@@ -215,7 +215,7 @@ def ros1_front(file: BinaryIO) -> Iterator[Heard]:
             return
 
 
-def _records(file: BinaryIO) -> Iterator[Heard]:
+def _records(file: BinaryIO) -> Iterator[Item]:
     found: Counter[int] = Counter()
     while True:
         head, _ = _block(file)
@@ -240,10 +240,10 @@ def _records(file: BinaryIO) -> Iterator[Heard]:
             yield Message(number, seconds * 1_000_000_000 + nanoseconds, data)
 
 
-def _connection(fields: Mapping[str, bytes], said: Mapping[str, bytes]) -> Connection:
+def _connection(fields: Mapping[str, bytes], header: Mapping[str, bytes]) -> Connection:
     (number,) = struct.unpack("<I", fields["conn"])
-    package, _, name = said["type"].decode().partition("/")
-    definition = said["message_definition"].decode(errors="replace")
+    package, _, name = header["type"].decode().partition("/")
+    definition = header["message_definition"].decode(errors="replace")
     return Connection(number, fields["topic"].decode(), f"{package}/msg/{name}", definition)
 
 

@@ -418,5 +418,5 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _faults_text(faults: Mapping[str, Mapping[str, int]]) -> str:
-    said = [f"{count} x {fault}" for counts in faults.values() for fault, count in counts.items()]
-    return "; ".join(said) or "no fault in the bags"
+    parts = [f"{count} x {fault}" for counts in faults.values() for fault, count in counts.items()]
+    return "; ".join(parts) or "no fault in the bags"

@@ -47,10 +47,10 @@ class Interval:
 def agrees(text: str, label: Sequence[str]) -> bool:
     """Whether an answer asks for the same actions as the label, numbers within `NEAR_M` and `NEAR_DEG`."""
     try:
-        said, wanted = parse_answer(text), parse_answer(" ".join(label))
+        actions, wanted = parse_answer(text), parse_answer(" ".join(label))
     except ActionParseError:
         return False
-    return len(said) == len(wanted) and all(map(_same, said, wanted))
+    return len(actions) == len(wanted) and all(map(_same, actions, wanted))
 
 
 def _same(a: object, b: object) -> bool:
@@ -193,9 +193,9 @@ def summary(rows: Sequence[Row], deadline_s: float, price_per_gpu_s: float) -> d
         "uplink_bytes": mean([float(row["uplink_bytes"]) for row in done]),
         "downlink_bytes": mean([float(row["downlink_bytes"]) for row in done]),
     }
-    said = {name: found.as_dict() for name, found in figures.items() if found is not None}
+    values = {name: found.as_dict() for name, found in figures.items() if found is not None}
     acceptance = sum(row["accepted"] for row in done) / drafted if drafted else None
-    return {"answers": len(rows), "acceptance": acceptance} | said
+    return {"answers": len(rows), "acceptance": acceptance} | values
 
 
 def compared(a: Sequence[Row], b: Sequence[Row], name: str) -> dict[str, float] | None:

@@ -316,5 +316,5 @@ class LivePlayer:
 
 
 def _state(text: str) -> tuple[str, str]:
-    said = json.loads(text)
-    return str(said["state"]), f"{said['reason']}: {said['detail']}"
+    status = json.loads(text)
+    return str(status["state"]), f"{status['reason']}: {status['detail']}"

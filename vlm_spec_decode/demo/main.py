@@ -73,11 +73,11 @@ def run(config: DemoConfig, on_line: Say) -> dict[str, Any]:
         keys = Path(private) / "keys"
         generate(keys)
         stage_config = _process_stack_config(config, keys, Path(private) / "truth.json", scene)
-        with ProcessStack(stage_config, WallClock(), random.Random(), on_line) as stage:
-            log, truth, again = _mission(stage, config, instruction, scene)
+        with ProcessStack(stage_config, WallClock(), random.Random(), on_line) as stack:
+            log, truth, again = _mission(stack, config, instruction, scene)
     on_line("drawing the pictures")
     target = named_object(instruction, scene)
-    artifacts = _artifacts(config.out, instruction, scene, log, truth, target, stage)
+    artifacts = _artifacts(config.out, instruction, scene, log, truth, target, stack)
     document = _document(config, seed, instruction, target, log, truth, again, artifacts)
     (config.out / "run.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     on_line(report.table(document))
@@ -92,15 +92,15 @@ def _process_stack_config(config: DemoConfig, keys: Path, truth: Path, scene: Sc
 
 
 def _mission(
-    stage: ProcessStack, config: DemoConfig, instruction: str, scene: Scene
+    stack: ProcessStack, config: DemoConfig, instruction: str, scene: Scene
 ) -> tuple[MissionLog, GroundTruth, dict[int, dict[str, Any]]]:
-    stage.set_up()
-    log = stage.run_mission(instruction, config.timeout_s)
-    stage.log("decoding the same answers again with autoregressive")
-    settings = EdgeSettings(cloud=stage.address, keys=stage.config.keys, seed=config.seed, link=stage.link)
-    again = decode_again(settings, instruction, log.steps, stage.frames) if log.steps else {}
-    truth = stage.stop()
-    stage.add_labels(scene, instruction, log)
+    stack.set_up()
+    log = stack.run_mission(instruction, config.timeout_s)
+    stack.log("decoding the same answers again with autoregressive")
+    settings = EdgeSettings(cloud=stack.address, keys=stack.config.keys, seed=config.seed, link=stack.link)
+    again = decode_again(settings, instruction, log.steps, stack.frames) if log.steps else {}
+    truth = stack.stop()
+    stack.add_labels(scene, instruction, log)
     return log, truth, again
 
 
@@ -111,9 +111,9 @@ def _artifacts(
     log: MissionLog,
     truth: GroundTruth,
     target: str | None,
-    stage: ProcessStack,
+    stack: ProcessStack,
 ) -> dict[str, Any]:
-    frames = save_frames(out / "frames", instruction, log.steps, stage.frames)
+    frames = save_frames(out / "frames", instruction, log.steps, stack.frames)
     save_path(scene, truth, target, out / "path.png")
     save_gif(scene, truth, out / "run.gif")
     return {

@@ -221,8 +221,8 @@ class ProcessStack:
         """End the nodes, which stops the robot, then simulator and cloud; return what really happened."""
         self._processes.stop([f"{name}_node" for name in NODES])
         self._processes.stop(["sim", "cloud"])
-        told = json.loads(self.config.truth.read_text(encoding="utf-8"))
-        return GroundTruth.from_mapping(told)
+        truth = json.loads(self.config.truth.read_text(encoding="utf-8"))
+        return GroundTruth.from_mapping(truth)
 
 
 POLL_S = 0.05
@@ -488,14 +488,14 @@ def teacher_labels(
             continue
         world.teleport(_placed(scene.start, poses[stamp_s]))
         text = teacher.answer(goal, scene_description.read_objects(observe(camera, world)), step.history[-8:])
-        said = {
+        answer = {
             "stamp_s": step.stamp_s,
             "instruction": instruction,
             "history": list(step.history),
             "actions": [format_action(action) for action in parse_answer(text)],
             "text": text,
         }
-        found.append((step.stamp_s, json.dumps(said)))
+        found.append((step.stamp_s, json.dumps(answer)))
     camera.close()
     return found
 

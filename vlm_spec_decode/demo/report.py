@@ -147,17 +147,17 @@ class Figures:
 
 def figures(traces: Iterable[Mapping[str, Any]]) -> Figures:
     """Add up traces as `/vlm/trace` has them."""
-    told = [trace for trace in traces if trace]
+    found = [trace for trace in traces if trace]
 
     def total(key: str) -> int:
-        return sum(int(trace[key]) for trace in told)
+        return sum(int(trace[key]) for trace in found)
 
     return Figures(
         tokens=total("tokens"),
         target_passes=total("target_passes"),
         drafted=total("drafted"),
         accepted=total("accepted"),
-        answer_s=sum(float(trace["total_s"]) for trace in told),
+        answer_s=sum(float(trace["total_s"]) for trace in found),
         uplink_bytes=total("uplink_bytes"),
         downlink_bytes=total("downlink_bytes"),
         image_bytes=total("image_bytes"),

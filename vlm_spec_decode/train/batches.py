@@ -35,11 +35,11 @@ INFORMATIVE_WEIGHT = 6.0
 """Weight of tokens that carry information against 1 for the rest; a mean loss would hide them."""
 
 GROUPS = 3
-"""Dialogues are sorted by length into so many groups, so that little is padded."""
+"""Number of groups into which dialogues are sorted by length, so that little is padded."""
 
 DECIDING_WEIGHT = 12.0
-"""Weight of the word after an answer's first full stop and of the third one after it: there "the red chair",
-"i do not see", "i do not know", "i looked" and "ok" part."""
+"""Weight of the first and the third word after an answer's first full stop, which tell "the red chair",
+"i do not see", "i do not know", "i looked" and "ok" apart."""
 
 INFORMATIVE_WORDS = (
     *COLOURS,
@@ -113,11 +113,11 @@ class Batcher:
         self._stop = tokenizer.get_vocab()["."]
 
     def draw(self, rng: np.random.Generator, batch: int) -> Batch:
-        """Draw a batch of images, half of them mirrored, each with fresh dialogues; or those of a walk."""
+        """Draw a batch of images, half of them mirrored, with new dialogues; or of recorded frames."""
         chosen = rng.integers(0, len(self._frames), batch)
         if self._frames.dialogues:
             return self._recorded_batch(rng, chosen)
-        # A mirrored frame is a new frame: left and right change places in image, truth and dialogue.
+        # A mirrored frame is a new frame: left and right are swapped in image, ground truth and dialogue.
         flips = rng.random(batch) < 0.5
         views = [scene_description.read_objects(row) for row in self._objects(chosen, flips)]
         talks = [[draw_dialogue(rng, view) for _ in range(self._dialogues)] for view in views]
@@ -138,15 +138,15 @@ class Batcher:
         return np.stack([frames[i][:, ::-1] if f else frames[i] for i, f in zip(chosen, flips, strict=True)])
 
     def _recorded_batch(self, rng: np.random.Generator, chosen: Indices) -> Batch:
-        """Lay out frames of recorded walks, each with what was said about it."""
-        said = [self._frames.dialogues[i] for i in chosen]
-        goals = [Goal(t["instruction"], "see") for t in said]
-        pasts = [tuple(t["history"][-MAX_HISTORY:]) for t in said]
-        talks = [[Dialogue(g, p, t["answer"])] for g, p, t in zip(goals, pasts, said, strict=True)]
+        """Return a batch of recorded frames, each with one of its dialogues."""
+        dialogue = [self._frames.dialogues[i] for i in chosen]
+        goals = [Goal(t["instruction"], "see") for t in dialogue]
+        pasts = [tuple(t["history"][-MAX_HISTORY:]) for t in dialogue]
+        talks = [[Dialogue(g, p, t["answer"])] for g, p, t in zip(goals, pasts, dialogue, strict=True)]
         return self.pack(augment(rng, self._frames.frames[chosen]), talks)
 
     def pack(self, pixels: torch.Tensor, dialogues: list[list[Dialogue]]) -> Batch:
-        """Lay out the dialogues of each image."""
+        """Return the batch of the images' dialogues."""
         rows = [(number, *self._ids(d)) for number, talk in enumerate(dialogues) for d in talk]
         return pack_ids(pixels, rows, self.informative, self._stop)
 
@@ -156,7 +156,7 @@ class Batcher:
 
 
 def informative_tokens(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.bool_]:
-    """Say of each token [vocab] whether it carries information: numbers and `TELLING`."""
+    """Return for each token [vocab] whether it carries information: numbers and `INFORMATIVE_WORDS`."""
     vocab = tokenizer.get_vocab()
     telling = np.zeros(len(tokenizer), dtype=np.bool_)
     numbers = [i for token, i in vocab.items() if token.lstrip("-").replace(".", "").isdigit()]
@@ -171,9 +171,9 @@ def pack_ids(
     stop: int = -1,
     groups: int = GROUPS,
 ) -> Batch:
-    """Lay out (image, ids, prompt length) rows in groups of like length. Loss falls on the answers alone.
+    """Return (image, ids, prompt length) rows as groups of similar length. Only answers have a loss.
 
-    `stop` is the full stop after which an answer decides; -1 weighs no decision.
+    `stop` is the full stop after which an answer's decision begins; -1: no decision has extra weight.
     """
     # Rows of like length share a group, so that little of it is padding.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][1]))
@@ -216,7 +216,7 @@ def _group(
 
 
 def flipped(objects: npt.NDArray[np.float32], flip: bool) -> npt.NDArray[np.float32]:
-    """Return the objects' truth of a mirrored frame."""
+    """Return the objects' rows for the mirrored frame if `flip`, else unchanged."""
     if not flip:
         return objects
     mirrored = np.array(objects)
@@ -225,7 +225,7 @@ def flipped(objects: npt.NDArray[np.float32], flip: bool) -> npt.NDArray[np.floa
 
 
 def augment(rng: np.random.Generator, images: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """Normalise [B, 128, 128, 3] uint8 to pixels as the processor does, with other light and some noise."""
+    """Normalise [B, 128, 128, 3] uint8 to pixels as the processor does, with random brightness and noise."""
     count = len(images)
     gain = rng.uniform(0.85, 1.15, (count, 1, 1, 3)) ** np.array([1, 0.3, 1])
     scaled = images * gain.astype(np.float32)
@@ -264,7 +264,7 @@ HEADS = (len(KINDS) + 1, len(COLOURS) + 1, BEARING_BINS, DISTANCE_BINS)
 
 
 class VisionHeads(nn.Module):
-    """What each patch shows, read off the vision tower by one linear layer; thrown away after training."""
+    """Predicts what each patch shows, by one linear layer on the vision tower; not in the final model."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

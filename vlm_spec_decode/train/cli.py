@@ -1,4 +1,4 @@
-"""The commands `vsd train …`: options in, one config out; the work is elsewhere and imported when wanted."""
+"""The commands `vsd train …`: options in, one config out. The modules that train are imported when needed."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def _walks(
 
 
 NAMES = {"eye_steps": "--vision-steps", "eye": "--vision-tower"}
-"""Options that are called otherwise than their fields."""
+"""Options whose names differ from their fields."""
 
 
 def _model_options(role: Role) -> Callable[[Function], Function]:
-    """Return the options of a training as a decorator. What is not given is the recipe's."""
+    """Return the options of a training as a decorator. Missing ones take the recipe's values."""
 
     def decorate(function: Function) -> Function:
         chosen = ("data", "eye_steps", "steps", "eye", "start", "batch", "peak_rate")

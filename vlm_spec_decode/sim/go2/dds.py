@@ -159,16 +159,16 @@ class RequestServer:
         """Serve until `stop` is called from another thread."""
         while not self._stopped.is_set():
             wanted = self._wanted()
-            for desk in self._endpoints:
-                if (desk.service.name in wanted) != (desk.reader is not None):
-                    self._close(desk) if desk.reader else self._open(desk)
+            for endpoint in self._endpoints:
+                if (endpoint.service.name in wanted) != (endpoint.reader is not None):
+                    self._close(endpoint) if endpoint.reader else self._open(endpoint)
             self.is_open = True
             self._waitset.wait(duration(seconds=POLL_S))
-            for desk in self._endpoints:
-                if desk.reader is not None:
-                    self._serve(desk, desk.reader)
-        for desk in self._endpoints:
-            self._close(desk)
+            for endpoint in self._endpoints:
+                if endpoint.reader is not None:
+                    self._serve(endpoint, endpoint.reader)
+        for endpoint in self._endpoints:
+            self._close(endpoint)
 
     def stop(self) -> None:
         """Let `run` return within its polling time."""
