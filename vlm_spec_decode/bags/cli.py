@@ -1,4 +1,4 @@
-"""`vsd replay`: bags in, a report out. What reads bags and asks models is imported when it runs."""
+"""`vsd replay`: bags in, a report out. Readers of bags and models are imported when it runs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def replay(bags: tuple[Path, ...], sample: bool, as_json: bool, **given: Any) ->
 
 
 def run_config(bags: tuple[Path, ...], settings: ReplaySettings) -> RunConfig:
-    """Return what is run: every strategy over every link and hardware profile. Raises ConfigError."""
+    """Return the run: every strategy with every link and hardware profile. Raises ConfigError."""
     from vlm_spec_decode.bags.events import Topics
     from vlm_spec_decode.bags.questions import AskPlan, read_instructions
     from vlm_spec_decode.bags.replay import Cell, ReplayChoice, ReplayConfig
@@ -83,7 +83,7 @@ def run_config(bags: tuple[Path, ...], settings: ReplaySettings) -> RunConfig:
 
 
 def num_workers(bags: int, limit: int) -> int:
-    """Return how many processes are worth starting: one for each core, but one for a few questions."""
+    """Return the number of processes: one for each core, but only one for a few questions."""
     return len(os.sched_getaffinity(0)) if bags > 1 or not limit else 1
 
 

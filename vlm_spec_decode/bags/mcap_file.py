@@ -52,7 +52,7 @@ CHUNK_HEAD = struct.Struct("<QQQII")
 """First and last time, size, checksum, length of the compression's name."""
 
 FOOTER = struct.Struct("<BQQQI")
-"""Opcode, length, places of the summary and its offsets, checksum."""
+"""Opcode, length, positions of the summary and its offsets, checksum."""
 
 CHECKSUM_BYTES = 4
 
@@ -68,10 +68,10 @@ WHOLE: Mapping[str, Callable[[bytes], bytes]] = {
     "lz4": lambda data: bytes(lz4_decompress(data)),
 }
 FRONT: Mapping[str, Callable[[bytes], bytes]] = {"": lambda data: data, "zstd": zstd_front, "lz4": lz4_front}
-"""By a chunk's compression: all of it, and what the beginning of it holds."""
+"""Decompressors by a chunk's compression: of whole data, and of the intact beginning of truncated data."""
 
 ENCODINGS = {"cdr": False, "": False, "ros1": True}
-"""Of messages: whether it is that of ROS 1."""
+"""Message encodings, and whether each is that of ROS 1."""
 
 Stream: TypeAlias = Iterator[tuple[int, bytes]]
 """Opcode and content of records."""
@@ -91,14 +91,14 @@ class _Topic:
 
 
 class _McapFile(StorageFile):
-    """What both have in common: schemas and channels."""
+    """The common part of both readers: schemas and channels."""
 
     def __init__(self, path: Path, types: MessageTypes) -> None:
         super().__init__(path, types)
         self._schemas: dict[int, Schema] = {}
         self._channels: dict[int, _Topic] = {}
         self._refused: set[int] = set()
-        """Channels whose messages are of a kind that is not read."""
+        """Channels with an encoding that is not supported."""
 
     def _add_schema(self, schema: Schema) -> None:
         self._schemas[schema.id] = schema
@@ -219,11 +219,11 @@ class TruncatedMcap(_McapFile):
             self.span.add(record.at_ns)
 
     def records(self, topics: Collection[str]) -> Iterator[Record]:
-        """Yield the messages of these topics in the order of the file; ends early where it does."""
+        """Yield the messages of these topics in file order, up to where the file is truncated."""
         return self._scan(topics)
 
     def _add_summary(self, file: BinaryIO) -> None:
-        """Take over what a summary says of channels: the chunk that says it too may be damaged."""
+        """Add the channels of the summary: the chunk that also describes them may be damaged."""
         try:
             summary = _summary(file)
         except (*READ_FAULTS, BagError):
@@ -234,7 +234,7 @@ class TruncatedMcap(_McapFile):
             self._add_channel(channel)
 
     def _scan(self, topics: Collection[str] | None) -> Iterator[Record]:
-        """Yield messages. Without `topics` all, and nothing is counted, because that is only a first look."""
+        """Yield messages. Without `topics` yield all and count nothing, for a first scan."""
         damaged = False
         with self.path.open("rb") as file:
             for number, (kind, data) in enumerate(_front_records(file)):
@@ -268,7 +268,7 @@ class TruncatedMcap(_McapFile):
 
 
 def _summary(file: BinaryIO) -> Summary | None:
-    """Return what a file says of itself at its end. Raises one of READ_FAULTS, or BagError."""
+    """Return the summary at a file's end. Raises one of READ_FAULTS, or BagError."""
     summary = SeekingReader(file, record_size_limit=MAX_MCAP_RECORD_BYTES).get_summary()
     size = file.seek(0, io.SEEK_END)
     file.seek(size - FOOTER.size - len(MAGIC))
@@ -286,7 +286,7 @@ def _distinct(summary: Summary) -> list[ChunkIndex]:
 
 
 def _counts(index: ChunkIndex) -> dict[int, int]:
-    """Return how many messages of each channel a chunk has, by the places of the records that list them."""
+    """Return how many messages of each channel a chunk has, by the offsets of its index records."""
     places = sorted((offset, channel) for channel, offset in index.message_index_offsets.items())
     ends = [offset for offset, _ in places[1:]]
     ends.append(index.chunk_start_offset + index.chunk_length + index.message_index_length)
@@ -325,9 +325,9 @@ def _stream(data: bytes) -> Stream:
 
 
 def _front_records(file: BinaryIO) -> Stream:
-    """Yield the records of a file, those in chunks too, up to where it ends or makes no sense.
+    """Yield the records of a file, also those in chunks, up to its end or to invalid data.
 
-    A chunk that is damaged gives nothing but itself, empty, so that the index after it can be counted.
+    A damaged chunk is yielded empty, so that the messages in the index after it can be counted.
     """
     size = filled_bytes(file)
     file.seek(0)

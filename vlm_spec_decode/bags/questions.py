@@ -1,9 +1,9 @@
 """From a recorded walk to questions: frame, instruction and the reference answer of each.
 
-A recorded answer is asked again with its own frame, history and settings; a label is asked about if there
-is no answer. For other bags a frame is asked about at fixed intervals, with the instruction active at that
-time. The reference is a label, else the recorded answer; beside it the robot's motion in the seconds after
-the frame. Also reads instructions from files.
+A recorded answer is repeated with its own frame, history and settings; without answers the labels give the
+questions. In other bags a frame becomes a question at fixed intervals, with the instruction active at that
+time. The reference is a label, else the recorded answer, and the robot's motion in the seconds after the
+frame. Also reads instructions from files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vlm_spec_decode.edge.mission_loop import check_instruction
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """Motion after a frame, summed up: metres forward and left, degrees to the left."""
+    """Total motion after a frame: metres forward and left, degrees to the left."""
 
     forward_m: float = 0.0
     left_m: float = 0.0
@@ -49,7 +49,7 @@ class Executed:
 class Question:
     """One (frame, instruction) and its labels, any of which may be missing.
 
-    `actions` is the correct answer; `said` is such an answer in words, if the recording has one.
+    `actions` is the correct answer; `text` is its full text, if the recording has one.
     """
 
     number: int
@@ -72,7 +72,10 @@ class TimedInstruction:
 
 @dataclass(frozen=True, slots=True)
 class AskPlan:
-    """What is asked. `instruction` holds from the start; `every_s` is between two frames."""
+    """How questions are made.
+
+    `instruction` is active from the start; `every_s` is the time between two frames.
+    """
 
     instruction: str = ""
     spoken: tuple[TimedInstruction, ...] = ()
@@ -81,7 +84,7 @@ class AskPlan:
     limit: int = same_as(ReplaySettings, "limit")
 
     def __post_init__(self) -> None:
-        """Raise InstructionError for an instruction that is given and cannot be one."""
+        """Raise InstructionError for an invalid instruction."""
         if self.instruction:
             check_instruction(self.instruction)
 
@@ -89,7 +92,7 @@ class AskPlan:
 def read_instructions(path: Path) -> tuple[TimedInstruction, ...]:
     """Read instructions from CSV (`time_s,instruction[,actions]`) or a YAML list of the same keys.
 
-    An entry without actions has no label. Raises BagError naming the line.
+    An entry without actions has no label. Raises BagError that names the line.
     """
     rows: Any
     if path.suffix in (".yaml", ".yml"):
@@ -121,7 +124,7 @@ def _actions(text: str) -> tuple[str, ...]:
 
 SAME_FRAME_S = 1e-3
 MAX_FRAMES, MAX_FRAME_BYTES = 600, 192 * 2**20
-"""Frames that a later message may be about."""
+"""Limits of the buffer of frames that a later message may refer to."""
 
 MAX_LABELS = 5000
 
@@ -130,13 +133,13 @@ Key = tuple[int, str, tuple[str, ...]]
 
 @dataclass(slots=True)
 class _FrameBuffer:
-    """The newest frames, as many as memory allows."""
+    """The newest frames, within the limits of number and memory."""
 
     frames: deque[Frame] = field(default_factory=deque)
     num_bytes: int = 0
 
     def add(self, frame: Frame) -> None:
-        """Keep a frame; the oldest go."""
+        """Add a frame and drop the oldest ones."""
         self.frames.append(frame)
         self.num_bytes += frame.num_bytes
         while len(self.frames) > MAX_FRAMES or (self.num_bytes > MAX_FRAME_BYTES and len(self.frames) > 1):
@@ -150,21 +153,21 @@ class _FrameBuffer:
 
 @dataclass(slots=True)
 class _PendingQuestion:
-    """A question whose horizon is not over: motion counts from `since_s` on."""
+    """A question that still collects motion, from `since_s` until its horizon."""
 
     question: Question
     since_s: float
     moves: list[Moved] = field(default_factory=list)
 
     def completed(self) -> Question:
-        """Return it with the motion seen."""
+        """Return the question with the collected motion."""
         moved = summed(self.moves) if len(self.moves) > 1 else None
         return replace(self.question, executed=moved)
 
 
 @dataclass(slots=True)
 class _QuestionBuilder:
-    """Turns events into questions as they arrive; a question that waits for its horizon is held back.
+    """Turns events into questions as they arrive; a question is yielded after its horizon.
 
     `roles` are the kinds of message that the bag has.
     """
@@ -182,13 +185,13 @@ class _QuestionBuilder:
 
     @property
     def repeated_role(self) -> str:
-        """What is asked again: `answer`, `label`, or nothing."""
+        """The role whose recorded messages are repeated as questions: `answer`, `label`, or ""."""
         if self.plan.instruction or self.plan.spoken:
             return ""
         return next((role for role in ("answer", "label") if role in self.roles), "")
 
     def on_event(self, event: Event) -> Iterator[Question]:
-        """Yield what this event completes."""
+        """Process an event; yield the questions that it completes."""
         if self.start_ns < 0:
             self.start_ns, self.instruction = event.at_ns, self.plan.instruction
         at_s = (event.at_ns - self.start_ns) / NANOSECONDS
@@ -207,7 +210,7 @@ class _QuestionBuilder:
             yield self.pending.popleft().completed()
 
     def remaining(self) -> Iterator[Question]:
-        """Yield what the end of the bag leaves waiting."""
+        """Yield the questions still pending at the end of the bag."""
         while self.pending:
             yield self.pending.popleft().completed()
 
@@ -240,7 +243,7 @@ class _QuestionBuilder:
         self._append(at_s, at_s, observation, spoken.actions if spoken else None)
 
     def _add_repeated(self, recorded: Answered | Labelled, since_s: float) -> None:
-        """Ask again what was asked then; motion counts from when it was answered."""
+        """Repeat a recorded question; motion counts from the time of its answer."""
         frame = self.frames.find(recorded.stamp_s)
         image = self._image(frame) if frame else None
         if frame is None or image is None:
@@ -284,7 +287,7 @@ def _key(recorded: Answered | Labelled) -> Key:
 def questions(events: Events, plan: AskPlan) -> Iterator[Question]:
     """Yield the questions of a bag, in order, at most `plan.limit` (0: all).
 
-    Recorded answers, else labels, are asked again, unless `plan` brings instructions of its own.
+    Recorded answers, else labels, are repeated, unless `plan` has its own instructions.
     """
     return itertools.islice(_all(events, plan), plan.limit or None)
 
@@ -298,7 +301,7 @@ def _all(events: Events, plan: AskPlan) -> Iterator[Question]:
 
 
 def summed(moves: list[Moved]) -> Executed:
-    """Integrate motion; gaps of more than a second count as standing."""
+    """Integrate motion; gaps longer than a second count as standing."""
     forward = left = turn = 0.0
     for a, b in itertools.pairwise(moves):
         step_s = min(1.0, max(0.0, (b.at_ns - a.at_ns) / NANOSECONDS))

@@ -62,7 +62,7 @@ FALLBACK: Mapping[str, Any] = {
 
 
 def recorded(source: BagSource) -> Recorded:
-    """Return what the bag says, as it was when its first answer was given."""
+    """Return the run that the bag names, as of its first answer."""
     topics = [t for t, k in source.topics.items() if k == STRING and t.endswith(TOPIC)]
     for record in source.records(topics):
         message = source.message(record)
@@ -82,24 +82,24 @@ def _read(text: str) -> Recorded:
 
 
 def resolve_settings(chosen: ReplayChoice, found: Recorded) -> dict[str, Any]:
-    """Return the settings that hold: what is asked for, else what was recorded, else the defaults."""
+    """Return the effective settings: the chosen ones, else the recorded ones, else the defaults."""
     by_hand = {key: getattr(chosen, key) for key in FALLBACK if getattr(chosen, key, None) is not None}
     return {**FALLBACK, **found.settings, **by_hand}
 
 
 def sampling(settings: Mapping[str, Any], stop_ids: tuple[int, ...]) -> SamplingParams:
-    """Return how tokens are chosen. Raises ValueError for settings that do not hold."""
+    """Return the sampling parameters. Raises ValueError for invalid settings."""
     names = ("rule", "temperature", "seed", "max_tokens")
     return SamplingParams(stop_ids=stop_ids, **{name: settings[name] for name in names})
 
 
 PATIENCE_S = 600.0
-"""Of virtual time: a slow cell is measured, not cut off."""
+"""Time limit in virtual seconds, so large that a slow cell is measured, not aborted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One way of decoding."""
+    """One combination of strategy, link and hardware profile."""
 
     strategy: str
     link: LinkProfile
@@ -107,13 +107,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Return what the cell is called in rows and tables."""
+        """Return the cell's name in rows and tables."""
         return f"{self.strategy} / {self.link.name} / {self.profile.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayConfig:
-    """What is replayed, and how."""
+    """The bags of a replay and its settings."""
 
     bags: tuple[Path, ...]
     cells: tuple[Cell, ...]
@@ -126,7 +126,7 @@ class ReplayConfig:
 
     @property
     def digest(self) -> str:
-        """Return a short hash of everything that decides the rows but the bags' contents."""
+        """Return a short hash of everything that decides the rows, except the bags' contents."""
         plain = json.dumps(asdict(self), sort_keys=True, default=str)
         return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
@@ -159,9 +159,9 @@ class Replayer:
     def rows(
         self, bag: Path, faults: Counter[str], known: Collection[int] = (), share: QuestionShare | None = None
     ) -> Iterator[tuple[Question, list[dict[str, Any]]]]:
-        """Yield each question of a bag with a row per cell, but for those whose numbers are `known`.
+        """Yield each question of a bag with a row per cell, except those whose numbers are in `known`.
 
-        `faults` counts what the bag held back.
+        `faults` counts what could not be read.
         """
         source = open_bag(bag)
         try:
@@ -176,13 +176,13 @@ class Replayer:
             source.close()
 
     def duration_s(self, bag: Path) -> float:
-        """Return the length of a bag; 0 where nobody can tell without reading it all."""
+        """Return the length of a bag; 0 if only a full read could tell."""
         source = open_bag(bag)
         source.close()
         return source.duration_s
 
     def _resolve_settings(self, source: BagSource, faults: Counter[str]) -> None:
-        """Take over what the bag says about its run; name models that are not those of then."""
+        """Use the bag's recorded settings; count models that differ from the recorded ones as faults."""
         found = recorded(source)
         self.settings = resolve_settings(self.config.chosen, found)
         pair = self._pair
@@ -202,7 +202,7 @@ class Replayer:
         return self._pairs[grammar]
 
     def row(self, bag: Path, question: Question, cell: Cell) -> dict[str, Any]:
-        """Decode one question in one cell and score it. What fails is a row with its error."""
+        """Decode one question in one cell and score it. A failure gives a row with its error."""
         row = {
             "bag": bag_name(bag),
             "question": question.number,
@@ -244,7 +244,7 @@ class Replayer:
         }
 
     def _provenance(self) -> dict[str, Any]:
-        """Return the models and settings that decide the tokens, so that every row says where it is from."""
+        """Return the models and settings that decide the tokens, as fields of every row."""
         cards = {"target": self._pair.target.card, "draft": self._pair.draft.card}
         models = {role: f"{card.model_id} {card.revision}" for role, card in cards.items()}
         return models | {key: self.settings[key] for key in ("rule", "temperature", "seed")}

@@ -217,7 +217,7 @@ def write_report(
 
 
 def _headline(document: Mapping[str, Any]) -> str:
-    """Say in a sentence which way is fastest, how sure that is, and how often it is right."""
+    """Return a sentence: the fastest cell, its significance, and how often it is right."""
     timed = {name: cell for name, cell in document["cells"].items() if "total_p50_s" in cell}
     if not timed:
         return "No answer could be decoded."
@@ -242,7 +242,7 @@ def _titled(title: str, plot: str) -> str:
 
 
 def _settings(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say with what the answers were made, so that somebody else can make them again."""
+    """Return the settings that are needed to reproduce the answers."""
     keys = ("target", "draft", "rule", "temperature", "seed")
     lines = [", ".join(f"{key} {row[key]}" for key in keys) for row in rows]
     for cell in document["settings"]["cells"]:
@@ -253,7 +253,7 @@ def _settings(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
 
 
 def _reference_text(row: Mapping[str, Any]) -> str:
-    """Say what is known to be right: the label, and how the robot went."""
+    """Return the reference of a row: the label, and the robot's motion."""
     label = "" if row["label"] is None else f"label: {' '.join(row['label'])}"
     moved = f"the robot then: {_motion_text(row['executed'])}" if row["executed"] else ""
     return "; ".join(part for part in (label, moved) if part)
@@ -274,7 +274,7 @@ def _motion_text(executed: Mapping[str, float]) -> str:
 
 
 def _group_alike(rows: Sequence[Mapping[str, Any]], ranked: Sequence[int]) -> list[list[int]]:
-    """Group the same answer to the same question, whichever way it was decoded, in the order of badness."""
+    """Group equal answers to the same question from different cells, in the order of badness."""
     found: dict[tuple[str, str, str], list[int]] = {}
     for i in ranked:
         found.setdefault((_question(rows[i]), rows[i]["text"], rows[i]["error"]), []).append(i)
@@ -282,7 +282,7 @@ def _group_alike(rows: Sequence[Mapping[str, Any]], ranked: Sequence[int]) -> li
 
 
 def badness(row: Mapping[str, Any], deadline_s: float) -> float:
-    """Return how much a row deserves to be looked at: failed, wrong, then slow."""
+    """Return the rank of a row in the list of the worst: failed, wrong, then slow."""
     wrong = 2.0 * (row["same_actions"] is False) + 1.0 * (row["same_way"] is False)
     broken = 8.0 * bool(row["error"]) + 4.0 * (row["same_tokens"] is False)
     return broken + wrong + float(row["total_s"]) / (10 * deadline_s)

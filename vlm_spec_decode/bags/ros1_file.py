@@ -42,7 +42,7 @@ class IndexedRos1(StorageFile):
             self.span = Span(self._reader.start_time, self._reader.end_time)
 
     def records(self, topics: Collection[str]) -> Iterator[Record]:
-        """Yield the messages of these topics in time order; where it breaks off, the rest is counted."""
+        """Yield the messages of these topics in time order; after a fault the rest is counted as lost."""
         wanted = [c for c in self._reader.connections if c.topic in topics]
         if not wanted:
             return
@@ -58,13 +58,13 @@ class IndexedRos1(StorageFile):
             self.count_lost(+left, "in or after a damaged chunk", "rest")
 
     def close(self) -> None:
-        """Let go of the file. Idempotent."""
+        """Close the file. Idempotent."""
         if self._reader.stack:
             self._reader.close()
 
 
 class TruncatedRos1(StorageFile):
-    """A ROS 1 file without its index; also a chunk that broke off gives what it holds."""
+    """A ROS 1 file without its index; the intact part of a truncated chunk is read too."""
 
     def __init__(self, path: Path, types: MessageTypes, why: str) -> None:
         super().__init__(path, types)
@@ -75,7 +75,7 @@ class TruncatedRos1(StorageFile):
                 raise BagError("no bag of version 2.0; `rosbag migrate` converts older ones")
         self._known: dict[int, Connection] = {}
         used: set[int] = set()
-        for item in self._items():  # connections may be described behind their first messages
+        for item in self._items():  # connections may be described after their first messages
             if isinstance(item, Connection):
                 self._known[item.number] = item
                 self.add_definition(item.kind, item.definition, "ros1msg", is_ros1=True)
@@ -85,7 +85,7 @@ class TruncatedRos1(StorageFile):
         self.topics = {c.topic: c.kind for number, c in self._known.items() if number in used}
 
     def records(self, topics: Collection[str]) -> Iterator[Record]:
-        """Yield the messages of these topics in the order of the file; ends early where it does."""
+        """Yield the messages of these topics in file order, up to where the file is truncated."""
         for item in self._items():
             if isinstance(item, Connection):
                 continue
@@ -119,14 +119,14 @@ MAGIC = b"#ROSBAG V2.0\n"
 MESSAGE, BAG_HEAD, INDEX_DATA, CHUNK, CHUNK_INFO, CONNECTION = (bytes([op]) for op in range(2, 8))
 MAX_ROS1_RECORD_BYTES = 256 * 2**20
 FAULTS = (struct.error, KeyError, ValueError, OSError, EOFError, RuntimeError)
-"""What bytes that make no sense lead to."""
+"""Errors that invalid bytes cause."""
 
 DECOMPRESSORS: Mapping[bytes, Callable[[bytes], bytes]] = {
     b"none": lambda data: data,
     b"bz2": lambda data: bz2.BZ2Decompressor().decompress(data),
     b"lz4": lambda data: bytes(LZ4FrameDecompressor().decompress(data)),
 }
-"""Each gives what the beginning of a stream holds."""
+"""Each returns the intact beginning of a stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Messages on a connection that an index counts, and that cannot be read; `place` is where they were."""
+    """Messages of a connection that are in an index and cannot be read; `place` is their position."""
 
     connection: int
     count: int
@@ -190,7 +190,7 @@ def ros1_chunks(file: BinaryIO) -> Iterator[Item]:
 
 
 def _index(file: BinaryIO, place: int) -> tuple[list[Connection], list[tuple[int, dict[int, int]]]]:
-    """Return connections, and of each chunk its place and how many messages of each connection it has."""
+    """Return connections, and for each chunk its position and the number of messages of each connection."""
     connections, chunks = list[Connection](), list[tuple[int, dict[int, int]]]()
     file.seek(place)
     with contextlib.suppress(EOFError):
@@ -207,7 +207,7 @@ def _index(file: BinaryIO, place: int) -> tuple[list[Connection], list[tuple[int
 
 
 def ros1_front(file: BinaryIO) -> Iterator[Item]:
-    """Yield connections and messages, those in chunks too, up to where the file ends or makes no sense."""
+    """Yield connections and messages, also those in chunks, up to the end of the file or to invalid data."""
     if file.read(len(MAGIC)) == MAGIC:
         try:
             yield from _records(file)
@@ -221,7 +221,7 @@ def _records(file: BinaryIO) -> Iterator[Item]:
         head, _ = _block(file)
         fields = _fields(head)
         data, is_whole = _block(file)
-        if fields["op"] == CHUNK:  # half a chunk holds messages too, and one that is damaged costs no other
+        if fields["op"] == CHUNK:  # a truncated chunk holds messages too, and a damaged one affects no other
             found = Counter()
             with contextlib.suppress(*FAULTS):
                 for heard in _records(io.BytesIO(DECOMPRESSORS[fields["compression"]](data))):
@@ -248,7 +248,7 @@ def _connection(fields: Mapping[str, bytes], header: Mapping[str, bytes]) -> Con
 
 
 def _block(file: BinaryIO) -> tuple[bytes, bool]:
-    """Read a length and as many bytes; also say whether they are all there. Raises EOFError at the end."""
+    """Read a length and that many bytes; return also whether all are there. Raises EOFError at the end."""
     size = file.read(4)
     if len(size) < 4:
         raise EOFError

@@ -43,7 +43,7 @@ LONGEST_STEP_S = 1.0
 
 @dataclass(slots=True)
 class DeadReckoning:
-    """Where the body is, from where the bag began."""
+    """The body's pose relative to the start of the bag."""
 
     x_m: float = 0.0
     y_m: float = 0.0
@@ -51,7 +51,7 @@ class DeadReckoning:
     last_ns: int = 0
 
     def advance(self, moved: Moved) -> Odometry:
-        """Go on with one velocity; return the message."""
+        """Integrate one velocity; return the odometry message."""
         step_s = (moved.at_ns - self.last_ns) / NANOSECONDS if self.last_ns else 0.0
         step_s = min(LONGEST_STEP_S, max(0.0, step_s))
         cos, sin = math.cos(self.yaw_rad), math.sin(self.yaw_rad)
@@ -74,7 +74,7 @@ class DeadReckoning:
 
 
 POSTURE_S = 1.5
-"""Nominal time of sitting down, of a greeting, and the like."""
+"""Nominal time of a posture or gesture."""
 
 
 def nominal_s(action: Action, limits: SafetyLimits) -> float:
@@ -90,7 +90,7 @@ def nominal_s(action: Action, limits: SafetyLimits) -> float:
 
 @dataclass(slots=True)
 class FakeExecutor:
-    """The newest plan and how far it would be by now; times are seconds of a clock that never goes back."""
+    """Simulates the progress of the newest plan; times are seconds of a monotonic clock."""
 
     limits: SafetyLimits = field(default_factory=SafetyLimits)
     _plan: Plan | None = None
@@ -98,7 +98,10 @@ class FakeExecutor:
     _began_s: float = 0.0
 
     def set_plan(self, plan: Plan, now_s: float) -> None:
-        """Take a plan; another answer supersedes what is under way, older content of this one does not."""
+        """Set the plan.
+
+        Another answer supersedes the present one; an older version of the same is ignored.
+        """
         old = self._plan
         if old is None or (old.mission, old.answer) != (plan.mission, plan.answer):
             self._plan, self._executed, self._began_s = plan, 0, now_s
@@ -108,7 +111,7 @@ class FakeExecutor:
             self._plan = plan
 
     def status(self, now_s: float) -> PlanStatus | None:
-        """Return where the plan stands; None before the first."""
+        """Return the status of the plan; None before the first."""
         plan = self._plan
         if plan is None:
             return None
@@ -127,14 +130,14 @@ class FakeExecutor:
 
 CLOCK_S, STATUS_S = 0.01, 0.05
 DISCOVERY_S = 2.0
-"""Discovery: how long another executor gets to show up before the replay begins."""
+"""How long to wait for the discovery of another executor before the replay begins."""
 
 READY_S = 180.0
 AFTER_S = 10.0
-"""How long a mission under way may go on after the end of the bag."""
+"""How long a running mission may continue after the end of the bag."""
 
 FAR_S = 5.0
-"""A frame whose stamp is further than this from the bag's time gets the bag's."""
+"""A frame whose stamp differs from the bag's time by more than this gets the bag's time."""
 
 IMAGES, ODOMETRY, INSTRUCTION = "camera/image_raw/compressed", "odom", "vlm/instruction"
 TEXTS = {"vlm/answer": COMMAND, "vlm/trace": COMMAND, "vlm/status": LATCHED, "vlm/run": LATCHED}
@@ -142,7 +145,7 @@ TEXTS = {"vlm/answer": COMMAND, "vlm/trace": COMMAND, "vlm/status": LATCHED, "vl
 
 @dataclass(frozen=True, slots=True)
 class LiveConfig:
-    """What is replayed to whom. `rate` 2.0 is twice as fast as it was recorded."""
+    """Settings of a live replay. `rate` 2.0 is twice as fast as recorded."""
 
     bag: Path
     out: Path
@@ -179,9 +182,9 @@ class LivePlayer:
             node.create_subscription(String, topic, self._listener(topic), quality)
 
     def play(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
-        """Replay to the end; return what was given and heard.
+        """Replay to the end; return the numbers of published and received messages.
 
-        Raises BagError, or ConfigError where a robot is on the domain or no vlm_node is.
+        Raises BagError, or ConfigError if a robot is on the domain or no vlm_node is.
         """
         source = open_bag(self._config.bag)
         try:
@@ -216,7 +219,7 @@ class LivePlayer:
             self._own.spin_once(CLOCK_S)
             if self._node.count_publishers("vlm/plan/status") > 1:
                 raise ConfigError("an executor is on this ROS domain: a bag's plans are not for a robot")
-            # A recorder listens too: it is the node that must, and only the node acknowledges.
+            # A recorder subscribes too. The node is recognised by its acks.
             is_heard = self._node.count_publishers("vlm/ack") and all(
                 0 < self._node.count_subscribers(topic) <= publisher.get_subscription_count()
                 for topic, publisher in (
@@ -232,7 +235,7 @@ class LivePlayer:
                 raise ConfigError(f"no vlm_node that is ready on this ROS domain within {READY_S:.0f} s")
 
     def _until(self, at_ns: int, should_stop: Callable[[], bool]) -> None:
-        """Let time pass until the bag's clock shows `at_ns`; it never goes back."""
+        """Spin until the bag's clock reaches `at_ns`; the clock never goes back."""
         if not self._start_ns:
             self._start_ns, self._began_s = at_ns, time.monotonic()
         while not should_stop():

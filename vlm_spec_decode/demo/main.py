@@ -1,7 +1,7 @@
-"""`vsd demo`: the main job on real parts, from an instruction to a table.
+"""`vsd demo`: a mission with the real processes, from an instruction to a table.
 
-Starts simulator, cloud and ROS nodes as processes of their own, on domains, port and keys of their own, so
-that nothing else on the machine is met. Speaks to them as any user does: over ROS topics and sockets.
+Starts simulator, cloud and ROS nodes as processes on their own domains, port and keys, so that nothing else
+on the machine is affected. Talks to them as any user does: over ROS topics and sockets.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport.keys import generate
 
 DEFAULT_SEED = 1_000_004
-"""A room that training has not seen."""
+"""Seed of a room that training has not used."""
 
 Say = Callable[[str], None]
 
 
 def run(config: DemoConfig, on_line: Say) -> dict[str, Any]:
-    """Run one mission and return its document; `say` gets each line for people.
+    """Run one mission and return its document; `on_line` gets each line of text for the user.
 
-    Raises UsageError, ProcessEnded or CloudError. Whatever happens, no process stays behind.
+    Raises UsageError, ProcessEnded or CloudError. All processes are ended in any case.
     """
     strategy(config.strategy)
     seed = DEFAULT_SEED if config.scene_seed is None else config.scene_seed
@@ -163,7 +163,7 @@ def _document(
 
 @dataclass(slots=True)
 class RecordingClock:
-    """A virtual clock that has the path noted as time passes."""
+    """A virtual clock that records the path while time advances."""
 
     world: World
     path: PathRecorder
@@ -180,10 +180,10 @@ class RecordingClock:
 
 
 def carry_out(config: SimConfig, actions: str) -> dict[str, Any]:
-    """Get up, carry out `actions`, save what `config` asks for; return how it ended.
+    """Get up, carry out `actions`, save the files of `config`; return the result.
 
     Raises ActionParseError for text that is no action, ConfigError for settings of services and topics, which
-    do not exist here, and what a scene can raise.
+    do not exist here, and SceneError.
     """
     if config.faults:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Everything that a mission needs, up and connected: simulator, cloud, three nodes, a listener, a bag.
+"""The processes of a mission: simulator, cloud, three nodes, a listener, a bag.
 
 Every process leads a group of its own, so that Ctrl-C reaches only the run itself, which then ends them in
 order: a signal, patience, SIGKILL for the whole group. Should the run be killed, the kernel ends them
@@ -56,11 +56,11 @@ NODES = ("camera", "locomotion", "vlm")
 START_S = 120.0
 SPIN_S = 0.05
 SETTLE_S = 0.6
-"""After the end of a mission: until the robot stands still and the last messages are in."""
+"""Seconds after the end of a mission until the robot stands still and the last messages have arrived."""
 
 ROS_DOMAINS = range(10, 60)
 DDS_DOMAINS = range(1, 10)
-"""Apart, because ROS and the robot's DDS would see each other's participants on one domain."""
+"""Separate ranges, because ROS and the robot's DDS would discover each other on one domain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class ProcessStackConfig:
 
 
 class ProcessStack:
-    """A context: leaving it ends every process and completes the bag. `frames` stay readable."""
+    """A context manager: its end stops every process and completes the bag. `frames` stay readable."""
 
     def __init__(
         self, config: ProcessStackConfig, clock: WallClock, rng: random.Random, on_line: Callable[[str], None]
@@ -107,14 +107,14 @@ class ProcessStack:
         self._processes = Processes(config.out / "logs", clock, environment)
 
     def __enter__(self) -> ProcessStack:
-        """Be ready to start processes."""
+        """Prepare to start processes."""
         self._processes.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End everything, whatever has happened."""
+        """End everything, also after an error."""
         try:
             self._processes.__exit__(kind, error, trace)
         finally:
@@ -191,7 +191,7 @@ class ProcessStack:
             self.log(line)
 
     def run_mission(self, instruction: str, timeout_s: float) -> MissionLog:
-        """Give the instruction and return the log when the mission has ended, or the time is up."""
+        """Send the instruction and return the log when the mission has ended, or the time is over."""
         if self._listener is None:
             raise ProcessEnded("vlm_node", 1, "not started")
         self.log(f'instruction: "{instruction}"')
@@ -207,7 +207,7 @@ class ProcessStack:
         return self._log
 
     def add_labels(self, scene: Scene, instruction: str, log: MissionLog) -> int:
-        """Add what the teacher would have answered to the bag; return how many answers have a label."""
+        """Add the teacher's answers to the bag as labels; return how many answers have one."""
         # The teacher comes with training's libraries, which take seconds to import.
 
         if self._listener is None:
@@ -218,7 +218,7 @@ class ProcessStack:
         return len(found)
 
     def stop(self) -> GroundTruth:
-        """End the nodes, which stops the robot, then simulator and cloud; return what really happened."""
+        """End the nodes, which stops the robot, then simulator and cloud; return the ground truth."""
         self._processes.stop([f"{name}_node" for name in NODES])
         self._processes.stop(["sim", "cloud"])
         truth = json.loads(self.config.truth.read_text(encoding="utf-8"))
@@ -227,25 +227,25 @@ class ProcessStack:
 
 POLL_S = 0.05
 STOP_S = 6.0
-"""Time that a process gets to end by itself; the locomotion node stops the robot in it."""
+"""Time for a process to end by itself; the locomotion node stops the robot in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChildProcess:
-    """A started process and where its output goes."""
+    """A started process and its log file."""
 
     name: str
     popen: subprocess.Popen[bytes]
     log: Path
 
     def last_line(self) -> str:
-        """Return the last line of output that says something."""
+        """Return the last non-empty line of output."""
         lines = self.log.read_text(errors="replace").splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
 class Processes:
-    """A context in which processes live. Leaving it ends the last started first, groups of nodes together."""
+    """A context manager for processes. Its end stops the last started first, groups of nodes together."""
 
     def __init__(self, logs: Path, clock: Clock, environment: Mapping[str, str]) -> None:
         self._logs = logs
@@ -254,7 +254,7 @@ class Processes:
         self._running: list[ChildProcess] = []
 
     def __enter__(self) -> Processes:
-        """Turn SIGTERM into the way that Ctrl-C takes."""
+        """Handle SIGTERM like Ctrl-C."""
         self._logs.mkdir(parents=True, exist_ok=True)
         self._old_term = signal.signal(signal.SIGTERM, _interrupt)
         return self
@@ -262,7 +262,7 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End everything; a second Ctrl-C meanwhile changes nothing."""
+        """End everything; a second Ctrl-C meanwhile is ignored."""
         old_int = signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
@@ -291,7 +291,7 @@ class Processes:
         return process
 
     def check(self) -> None:
-        """Raise ProcessEnded if one has ended that should run."""
+        """Raise ProcessEnded if a process has ended that should run."""
         for process in self._running:
             code = process.popen.poll()
             if code is not None:
@@ -322,14 +322,14 @@ class Processes:
             while self._clock.now() < until_s and any(process.popen.poll() is None for process in alive):
                 self._clock.sleep(POLL_S)
         for process in leaving:
-            # The group outlives its leader if the leader left children behind.
+            # The group may outlive its leader if the leader had children.
             _signal_group(process, signal.SIGKILL)
 
 
 def run_below() -> None:
     """Become the command `sys.argv[2:]`, which the kernel ends when the process `sys.argv[1]` ends.
 
-    Its source alone runs in a new interpreter: it uses nothing from outside of itself. Exits if the kernel
+    Its source alone runs in a new interpreter, so it uses only its own body. Exits if the kernel
     refuses, or if the parent has ended already.
     """
     import ctypes
@@ -368,10 +368,10 @@ Heard = Callable[[str, str, bytes, int], None]
 
 
 class Listener:
-    """A node of its own context on a ROS domain. `spin` must be called for anything to happen."""
+    """A node in its own context on a ROS domain. It works only while `spin` is called."""
 
     def __init__(self, domain: int, on_message: Heard, on_text: Callable[[str, str], None]) -> None:
-        """`heard` gets every message as bytes, `said` topic and text of every String."""
+        """`on_message` gets every message as bytes, `on_text` topic and text of every String."""
         self._on_message = on_message
         self._on_text = on_text
         self.frames: OrderedDict[float, Image] = OrderedDict()
@@ -413,21 +413,21 @@ class Listener:
         elif kind is Odometry:
             message = deserialize_message(data, Odometry)
             stamp, pose = message.header.stamp, message.pose.pose
-            # The body stands level, so half the yaw is all that its quaternion holds.
+            # The body is level, so its quaternion holds only half the yaw.
             yaw_rad = 2 * math.atan2(pose.orientation.z, pose.orientation.w)
             self.poses[stamp.sec + stamp.nanosec / 1e9] = Pose2D(pose.position.x, pose.position.y, yaw_rad)
 
     @property
     def has_odometry(self) -> bool:
-        """Whether the robot has said where it is."""
+        """Whether odometry has arrived."""
         return bool(self.poses)
 
     def spin(self, duration_s: float) -> None:
-        """Take in what arrives for about `duration_s`."""
+        """Process callbacks for about `duration_s`."""
         self._own.spin(duration_s)
 
     def is_connected(self) -> bool:
-        """Whether the VLM node listens to instructions: it alone acknowledges, and this node listens too."""
+        """Whether the VLM node subscribes to instructions; it is recognised by its acks."""
         listeners = int(self._node.count_subscribers(INSTRUCTION))
         has_node = bool(self._node.count_publishers("/vlm/ack"))
         return has_node and 1 < listeners <= int(self._instructions.get_subscription_count())
@@ -442,11 +442,11 @@ class Listener:
 
 
 MAX_AGE_S = 0.25
-"""A frame further than this from any odometry gets no label."""
+"""A frame without odometry within this time gets no label."""
 
 
 def goal_of(instruction: str, scene: Scene) -> Goal | None:
-    """Return what an instruction means, if it is one of the wordings that the teacher knows."""
+    """Return the goal of an instruction, if it has one of the teacher's wordings."""
     return _known(scene).get(" ".join(instruction.lower().split()))
 
 

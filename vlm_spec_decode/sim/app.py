@@ -1,7 +1,7 @@
 """The simulated Go2 as a process: room, robot, services and topics in real time (`vsd sim`).
 
-Prints nothing; a caller that wants to say something passes `on_ready`. The main thread steps the world at a
-steady rate, one thread serves requests and one draws the camera's frames.
+Prints nothing; `on_ready` is called once it runs. The main thread steps the world at a steady rate, one
+thread serves requests and one draws the camera's frames.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from vlm_spec_decode.sim.scene import load_scene, random_scene
 from vlm_spec_decode.sim.settings import START_STATES, SimConfig
 
 MAX_LAG_S = 0.25
-"""A loop that is later than this begins a new beat instead of hurrying after the old one."""
+"""A loop that is later than this starts a new schedule instead of catching up."""
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def run(
     clock: Clock | None = None,
     on_ready: Callable[[], None] | None = None,
 ) -> GroundTruth:
-    """Serve a simulated Go2 until `should_stop`, then save what was asked for and return the truth.
+    """Serve a simulated Go2 until `should_stop`, then save the requested files and return the ground truth.
 
     Raises ConfigError (settings, interface, domain), SceneError, or DomainBusy if a robot is already there.
     """
@@ -107,7 +107,7 @@ def _serve(
     should_stop: Callable[[], bool],
     on_ready: Callable[[], None],
 ) -> None:
-    """Run the three threads and end all of them, whatever happens."""
+    """Run the three threads; end all of them, also after an error."""
     avoid = AvoidService(robot)
     hub = VideoHub(lambda: _camera(robot, config))
     services = (SportService(robot), hub, avoid, SwitcherService(robot, reselect_s=config.reselect_s))
@@ -156,7 +156,7 @@ def _loop(config: SimConfig, clock: Clock, beat: Callable[[], None], should_stop
 
 
 def lingering(should_stop: Callable[[], bool], clock: Clock, linger_s: float) -> Callable[[], bool]:
-    """Return what comes true `linger_s` after `should_stop` was first seen to be."""
+    """Return a function that becomes true `linger_s` after `should_stop` was first true."""
     asked_s = math.inf
 
     def leaves() -> bool:
@@ -173,7 +173,7 @@ def _ended(workers: list[Future[None]]) -> bool:
 
 
 def _services_on(robot: SimulatedRobot, services: tuple[Service, ...]) -> frozenset[str]:
-    """Return the services that are on the network now."""
+    """Return the names of the services that are on the network now."""
     names = frozenset(service.name for service in services)
     off = not robot.sport_on or robot.fault("sport_off") or robot.fault("burst_3102")
     return names - {SportService.name} if off else names
@@ -185,7 +185,7 @@ def _drops_requests(robot: SimulatedRobot) -> bool:
 
 @contextmanager
 def _camera(robot: SimulatedRobot, config: SimConfig) -> Iterator[Draw]:
-    """Open the front camera in this thread. It draws a copy of the world, so that the world goes on."""
+    """Open the front camera in this thread. It draws a copy of the world, which continues meanwhile."""
     with robot.drawing() as world:
         data = mujoco.MjData(world.model)
     camera = FrontCamera(world, config.width, config.height)
@@ -193,7 +193,7 @@ def _camera(robot: SimulatedRobot, config: SimConfig) -> Iterator[Draw]:
     def draw() -> bytes:
         with robot.drawing() as world:
             twin = copy.copy(world)
-        # The twin shares the model, which nobody changes, and owns the data that drawing fills in.
+        # The copy shares the model, which is constant, and has its own data, which drawing changes.
         twin.data = data
         camera.attach(twin)
         return camera.jpeg(config.quality)

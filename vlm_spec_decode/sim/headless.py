@@ -1,8 +1,8 @@
 """The simulated Go2 without DDS or wall time: driver and camera ports straight on a world.
 
-For training and evaluation. Time is the clock that it is given: with a `VirtualClock` an episode runs as
-fast as the machine computes it, and gives the same states every time. The world catches up with the clock
-whenever the robot is called, so it never runs ahead of that clock's users.
+For training and evaluation. Time is that of the given clock: with a `VirtualClock` an episode runs as fast as
+the machine computes it, and gives the same states every time. The world advances to the clock's time at each
+call, so it never runs ahead of the clock.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _POSTURES: dict[StateCode, Posture] = {
     StateCode.BALANCE_STAND: "stand",
     StateCode.POSE: "pose",
 }
-"""What a state of the machine is to whoever moves the robot; every other one walks."""
+"""Postures of the machine's states; every other state walks."""
 
 _UNSUITABLE = "posture unsuitable for the action"
 _STOP_TIMEOUT_S = 3.0
@@ -71,7 +71,7 @@ class HeadlessGo2:
         self.attach(world)
 
     def attach(self, world: World) -> None:
-        """Begin a new episode in another world, lying down; clock and GL context go on."""
+        """Begin a new episode in another world, lying down. Clock and GL context are kept."""
         self.world = world
         self._machine = SportStateMachine(0.0, StateCode.DAMPING)
         self._began_s = self.clock.now()
@@ -150,7 +150,7 @@ class HeadlessGo2:
         )
 
     def frame(self) -> tuple[Image, float]:
-        """Render what the front camera sees now. Opens a 640 x 360 camera if none was given."""
+        """Render the front camera's view. Opens a 640 x 360 camera if none was given."""
         self._check_open()
         self._catch_up()
         if self._camera is None:
@@ -159,7 +159,7 @@ class HeadlessGo2:
         return Image(jpeg, self._camera.width_px, self._camera.height_px), self.clock.now()
 
     def close(self) -> None:
-        """Free the camera, a given one too. Idempotent."""
+        """Free the camera, also a given one. Idempotent."""
         self._closed = True
         if self._camera is not None:
             self._camera.close()
@@ -170,11 +170,11 @@ class HeadlessGo2:
 
     @property
     def _episode_s(self) -> float:
-        """Whole ticks since the world was attached: the same in every run, however the clock's sums round."""
+        """Time since the world was attached, in whole ticks, so that the clock's rounding has no effect."""
         return self._ticks * TICK_S
 
     def _catch_up(self) -> None:
-        """Advance states and world tick by tick up to the clock's now, less what is not yet a tick."""
+        """Advance states and world tick by tick to the clock's time, without the last incomplete tick."""
         due = int((self.clock.now() - self._began_s) / TICK_S + 1e-6)
         while self._ticks < due:
             self._drive()

@@ -132,7 +132,7 @@ _RATE_WIDTH = 128
 """Beyond this width the rate falls in proportion to it: more weights move each state of a wider adapter."""
 
 _UNSEEN_SHARE = 4
-"""Fraction of the batches that is used for calibration only."""
+"""Number of training batches for each batch that is used for calibration only."""
 
 
 def run_exits(config: ExitsConfig) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The simulator's end of DDS: the domain, request and reply, and the state topics.
 
-The simulator has a participant of its own instead of the SDK's `ChannelFactory`, which hides why it failed,
-writes a trace file into the system's temp folder and cannot take a service off the network again. Topic
-names, types and quality of service are the SDK's.
+The simulator has its own participant instead of the SDK's `ChannelFactory`, which hides why it failed, writes
+a trace file into the system's temp folder and cannot remove a service from the network again. Topic names,
+types and quality of service are the SDK's.
 
 Requests: one thread waits for requests of all services and passes them on; answers may come from any
 thread. Requests are kept in order, up to 64 per service, where the SDK's own Python server drops the newest
@@ -59,16 +59,16 @@ PROBE_S = 0.6
 
 @dataclass(frozen=True, slots=True)
 class DdsDomain:
-    """An open domain; lives as long as its two parts."""
+    """An open domain. It stays open as long as both fields are referenced."""
 
     domain: Domain
     participant: DomainParticipant
 
 
 class ReaderCount(Listener):  # type: ignore[misc]
-    """Counts the readers that a writer has; give it to the writer and keep it as long.
+    """Counts the readers of a writer. Pass it to the writer, and keep a reference as long as the writer's.
 
-    Of the ways to ask, the only one that cyclonedds 0.10 and 11 share.
+    This is the only way that works in both cyclonedds 0.10 and 11.
     """
 
     def __init__(self) -> None:
@@ -76,14 +76,15 @@ class ReaderCount(Listener):  # type: ignore[misc]
         self.readers = 0
 
     def on_publication_matched(self, writer: Any, status: Any) -> None:
-        """Take what the DDS library tells on its own thread."""
+        """Store the reader count; called on the DDS library's thread."""
         del writer
         self.readers = status.current_count
 
     def detach(self, writer: DataWriter[Any]) -> None:
-        """Hear nothing of the writer any more; to be called before it is let go.
+        """Remove the writer's callback. Call it before the last reference to the writer is dropped.
 
-        A callback holds its writer: one that ran while everybody else lets go would delete it, and deadlock.
+        A running callback references its writer: if it held the last reference, it would delete it and
+        deadlock.
         """
         writer.set_listener(None)
 
@@ -127,7 +128,7 @@ POLL_S = 0.05
 
 @dataclass(slots=True)
 class _ServiceEndpoint:
-    """One service's place on the network; `reader` and `condition` are there while it is open."""
+    """One service's writer and reader; `reader` and `condition` are set while it is open."""
 
     service: Service
     requests: Topic[Any]
@@ -137,7 +138,10 @@ class _ServiceEndpoint:
 
 
 class RequestServer:
-    """Serves services until `stop`. `wanted` names the ones on the network now, `deaf` swallows requests."""
+    """Serves services until `stop`.
+
+    `wanted` returns those to be on the network; `drops_requests`: none is answered.
+    """
 
     def __init__(
         self,
@@ -153,7 +157,7 @@ class RequestServer:
         self._endpoints = [self._endpoint(service) for service in services]
         self._stopped = threading.Event()
         self.is_open = False
-        """Whether requests are heard by now."""
+        """Whether requests are received by now."""
 
     def run(self) -> None:
         """Serve until `stop` is called from another thread."""
@@ -190,7 +194,7 @@ class RequestServer:
     def _close(self, endpoint: _ServiceEndpoint) -> None:
         if endpoint.condition is not None:
             self._waitset.detach(endpoint.condition)
-        # Cyclone's Python entities leave the network when their last reference goes.
+        # Cyclone's Python entities leave the network with their last reference.
         endpoint.condition = None
         endpoint.reader = None
 
@@ -219,7 +223,7 @@ class RequestServer:
 
 CELLS = 8
 FAR_M = 8.0
-"""What the range fields say where nothing is seen; the message has no infinity on a real robot."""
+"""Value of the range fields without an obstacle; a real robot's message has no infinity."""
 
 
 def quaternion(roll_rad: float, pitch_rad: float, yaw_rad: float) -> list[float]:
@@ -236,7 +240,7 @@ def quaternion(roll_rad: float, pitch_rad: float, yaw_rad: float) -> list[float]
 
 
 class StateMessages:
-    """The two messages, made once and filled anew; `epoch_s` is the robot's clock at its start."""
+    """The two state messages, made once and refilled; `epoch_s` is the robot's clock at its start."""
 
     def __init__(self, epoch_s: float) -> None:
         self._epoch_s = epoch_s
@@ -299,7 +303,7 @@ class _StateTopic:
 
 
 class StatePublisher:
-    """Writes what is due and listened to. Rates in Hz; 0 switches a pair of topics off."""
+    """Writes the topics that are due and have readers. Rates in Hz; 0 disables a pair of topics."""
 
     def __init__(self, dds: DdsDomain, epoch_s: float, *, rate_hz: float, lf_rate_hz: float) -> None:
         messages = StateMessages(epoch_s)
@@ -314,11 +318,11 @@ class StatePublisher:
         ]
 
     def publish(self, now_s: float, snapshot: Callable[[], Snapshot], *, sport_on: bool) -> None:
-        """Write the topics that are due at `now_s`; without the sport service its state is silent."""
+        """Write the topics that are due at `now_s`; without the sport service its state is not written."""
         due = [feed for feed in self._topics if now_s >= feed.due_s and (sport_on or not feed.is_sport)]
         heard = [feed for feed in due if feed.reader_count.readers]
         for feed in due:
-            # Keep the beat; after a stall begin a new one instead of catching up.
+            # Keep the schedule; after a stall start a new one instead of catching up.
             feed.due_s = max(feed.due_s + feed.period_s, now_s)
         state = snapshot() if heard else None
         for feed in heard:

@@ -91,7 +91,7 @@ Handler: TypeAlias = Callable[[Parameters], Reply]
 
 
 class JsonService:
-    """A service whose handlers take parameters and return a reply at once."""
+    """A service whose handlers return a reply at once."""
 
     name = ""
     version = ""
@@ -185,7 +185,7 @@ class SportService(JsonService):
         return lambda _: _reply_of(self._robot.set_gait(gait))
 
     def _switch_joystick(self, p: Parameters) -> Reply:
-        # There is no hand remote to switch; the parameter is still checked.
+        # There is no remote control to switch; the parameter is still checked.
         flag(p, "data")
         return Reply()
 
@@ -193,7 +193,7 @@ class SportService(JsonService):
         return _reply_of(self._robot.look(number(p, "x"), number(p, "y"), number(p, "z")))
 
     def _move(self, p: Parameters) -> Reply:
-        # Move has no reply; where it is ignored nobody is told, as on the robot.
+        # Move has no reply; the caller does not learn that it is ignored, as on the robot.
         self._robot.move(number(p, "x"), number(p, "y"), number(p, "z"))
         return Reply()
 
@@ -213,7 +213,7 @@ class SportService(JsonService):
 
 
 class SwitcherService(JsonService):
-    """Service `motion_switcher`: Release takes the sport service away, Select brings it back."""
+    """Service `motion_switcher`: Release disables the sport service, Select enables it again."""
 
     name = "motion_switcher"
     version = "1.0.0.1"
@@ -288,7 +288,7 @@ def towards(goal: Goal, pose: Odometry2D) -> tuple[float, float, float]:
 
 
 class AvoidService(JsonService):
-    """The service's switches, and the goal that the robot is driven to."""
+    """Service `obstacles_avoid`: its switches, and the goal that the robot walks to."""
 
     name = "obstacles_avoid"
     version = "1.0.0.2"
@@ -356,7 +356,7 @@ Draw: TypeAlias = Callable[[], bytes]
 
 
 class VideoHub:
-    """Takes requests from any thread; `run` draws in the thread that calls it, until `stop`.
+    """Accepts requests from any thread; `run` draws in the thread that calls it, until `stop`.
 
     `open_camera` is entered in that thread and yields a function that returns one JPEG.
     """
@@ -383,7 +383,7 @@ class VideoHub:
         self._pending.put(None)
 
     def run(self) -> None:
-        """Open the camera and draw what is asked for."""
+        """Open the camera and draw the requested frames."""
         with self._open_camera() as draw:
             self.is_open = True
             while (waiting := self._next()) is not None:
@@ -392,7 +392,7 @@ class VideoHub:
                     answer(Reply(binary=jpeg))
 
     def _next(self) -> list[Answer] | None:
-        """Wait for a request and return all that wait; None to end."""
+        """Wait for a request and return all waiting ones; None at the end."""
         waiting = [self._pending.get()]
         while not self._pending.empty():
             waiting.append(self._pending.get())

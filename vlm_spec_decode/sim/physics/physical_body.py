@@ -138,8 +138,8 @@ def _defaults(found: ET.Element) -> list[ET.Element]:
     top = found.findall("default")
     for nest in top:
         geom = _part(nest, "geom")
-        # Friction in the plane for every part: the description's own trunk and thighs slide like ice, so
-        # that a robot that lies would glide away.
+        # Sliding friction for every part: in the description trunk and thighs have too little, so that a
+        # lying robot would slide away.
         geom.attrib.update(contype="1", conaffinity="0", condim="3", group="3")
     return top
 
@@ -181,10 +181,10 @@ class PhysicalBody:
         self._legs = LegController(policy, go2.model.actuator_ctrlrange[:, 1].copy())
         self._slope = np.zeros((3, go2.model.nv))
         self.righting = False
-        """Whether the hand is at work."""
+        """Whether the righting torque is applied."""
 
     def place(self, pose: Pose2D) -> None:
-        """Stand there at rest."""
+        """Set the pose; the body stands at rest."""
         data, yaw = self._data, pose.yaw_rad
         mujoco.mj_resetData(self._go2.model, data)
         joints = np.array(joint_angles(STAND_HEIGHT_M, _LEVEL, _LEVEL, 0.0))
@@ -197,7 +197,7 @@ class PhysicalBody:
         self.read()
 
     def decide(self, now_s: float, command: LegCommand) -> None:
-        """Let the legs choose what to do for the next 20 ms."""
+        """Let the legs' controller decide for the next 20 ms."""
         self._legs.decide(now_s, self._read_sensors(), command)
         self._apply_righting_torque()
 
@@ -208,7 +208,7 @@ class PhysicalBody:
         mujoco.mj_step(self._go2.model, data)
 
     def read(self) -> None:
-        """Take pose, trunk, joints and velocity from the physics."""
+        """Read pose, trunk, joints and velocity from the physics."""
         qpos, (vx, vy, _) = self._data.qpos, self._data.qvel[:3].tolist()
         w, x, y, z = qpos[3:FREE_QPOS].tolist()
         yaw = math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
@@ -233,7 +233,7 @@ class PhysicalBody:
         self._data.qvel[2] += _TOPPLE_MPS
 
     def get_up(self) -> None:
-        """Let the hand help if the body does not lie on its belly."""
+        """Apply the righting torque if the body does not lie on its belly."""
         self.righting = self.upright < _UPRIGHT
 
     @property
@@ -249,7 +249,7 @@ class PhysicalBody:
 
     @property
     def imu(self) -> Imu:
-        """What gyroscope and accelerometer measure at their place in the trunk."""
+        """The values of gyroscope and accelerometer at their position in the trunk."""
         gx, gy, gz, ax, ay, az = self._data.sensordata.tolist()
         return Imu((gx, gy, gz), (ax, ay, az))
 
@@ -273,7 +273,7 @@ class PhysicalBody:
         )
 
     def _apply_righting_torque(self) -> None:
-        """Turn a lying body upright, by a torque on the trunk, until it is; then let go."""
+        """Turn a lying body upright by an external torque on the trunk, until it is upright."""
         push = self._data.xfrc_applied[self._go2.trunk]
         push[:] = 0.0
         if not self.righting:
@@ -301,10 +301,10 @@ _BOUND = 100.0
 
 
 class WalkingPolicy:
-    """The network with what it remembers: its last action. Joints are FR FL RR RL x hip, thigh, calf."""
+    """The network and its state, the last action. Joints are FR FL RR RL x hip, thigh, calf."""
 
     def __init__(self, file: Path) -> None:
-        """Load it. Raises ConfigError if onnxruntime is missing, or the file is no such network."""
+        """Load the network. Raises ConfigError if onnxruntime is missing, or the file is no such network."""
         try:
             import onnxruntime
         except ModuleNotFoundError as error:
@@ -349,10 +349,10 @@ class WalkingPolicy:
 
 
 class VelocityTrim:
-    """Integral control around the policy: what must be asked so that the body does what was asked.
+    """Integral control around the policy: corrects its command so that the body reaches the velocity.
 
-    Compares the body's velocity with the one asked for, both through the same low pass, so that starting
-    and stopping, which no body does at once, winds nothing up.
+    Compares the measured and the requested velocity, both through the same low pass, so that starting and
+    stopping, which take time, do not wind up the integral.
     """
 
     smoothing_s = 0.3
@@ -368,7 +368,7 @@ class VelocityTrim:
         self._trim: Vector = np.zeros(3)
 
     def correct(self, asked: Vector, measured: Vector) -> Vector:
-        """Return what to ask of the policy; called every 20 ms."""
+        """Return the corrected command to the policy; called every 20 ms."""
         share = PERIOD_S / (self.smoothing_s + PERIOD_S)
         self._behind += share * ((asked - measured) - self._behind)
         self._trim = np.clip(self._trim + self.gain * self._behind * PERIOD_S, -self.limit, self.limit)
@@ -381,9 +381,9 @@ LIMP_DAMPING = 1.5
 """Of joints without a target: the body sinks in about half a second instead of falling."""
 
 ENGAGE_S = 0.5
-"""From limp to a posture."""
+"""Seconds from limp to a posture."""
 PLANT_S = 3.0
-"""From where the feet stood at the end of a walk to the posture; slow enough to count as standing still."""
+"""Seconds from the feet's positions at the end of a walk to the posture; slow enough to count as still."""
 BRAKE_MPS, BRAKE_RADPS, BRAKE_S = 0.25, 0.6, 0.6
 """Below these speeds, or after this time at the latest, the feet stay where they are."""
 
@@ -445,7 +445,7 @@ class LegController:
         self.reset(NEUTRAL_RAD)
 
     def reset(self, joints: Vector) -> None:
-        """Hold from these angles on, as if for ever."""
+        """Hold from these angles on, as if they had always been held."""
         self.mode = Mode.HOLD
         self._from = joints.copy()
         self._since_s, self._blend_s = -math.inf, 1.0
@@ -454,7 +454,7 @@ class LegController:
         self._carry: Vector = np.zeros(12)
 
     def decide(self, now_s: float, sensors: BodySensors, command: LegCommand) -> None:
-        """Choose what to do for the next 20 ms."""
+        """Decide for the next 20 ms."""
         if command.limp:
             self.mode = Mode.LIMP
         elif self.mode is Mode.LIMP:
