@@ -1,5 +1,4 @@
-"""Cameras for the camera node: a topic, a file, a bag, the Go2's multicast stream. A text names each
-(`SOURCES`).
+"""Cameras for the camera node: a topic, a file, a bag, the Go2's multicast stream, each named by a text.
 
 Every one is a `Camera`. Files are played in this machine's time, as if they were live.
 
