@@ -8,6 +8,7 @@ into one queue for the socket's thread, and early verdicts are sent while a pass
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
@@ -134,7 +135,41 @@ DRAIN_S = 30.0
 """How long answers that are under way may go on after `drain`."""
 
 
-class CloudServer:
+class Server(ABC):
+    """What answers robots on one link until it is stopped: with a target of its own, or with replicas."""
+
+    def __init__(self, link: ServerLink, clock: Clock) -> None:
+        self._link = link
+        self._clock = clock
+        self._stopping = threading.Event()
+
+    @property
+    def address(self) -> str:
+        """Where robots reach this server."""
+        return self._link.address
+
+    @property
+    @abstractmethod
+    def is_stopping(self) -> bool:
+        """Whether `stop` or `drain` was called: nothing new is begun."""
+
+    @abstractmethod
+    def serve(self) -> None:
+        """Serve until stopped; frees everything on the way out."""
+
+    def stop(self) -> None:
+        """End `serve` within its poll interval. From any thread or a signal handler."""
+        self._stopping.set()
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Begin nothing new, and end `serve` once no answer is under way or time is up; a second call stops.
+
+        From any thread or a signal handler.
+        """
+
+
+class CloudServer(Server):
     """Serves one target on one link until `stop` is called; `helper` drafts beside it."""
 
     def __init__(
@@ -145,27 +180,20 @@ class CloudServer:
         clock: Clock,
         helper: Model | None = None,
     ) -> None:
+        super().__init__(link, clock)
         self.protocol = protocol
         protocol.has_helper = helper is not None
-        self._link = link
-        self._clock = clock
         self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
         self._waking = threading.Lock()
         runner = BatchRunner(target, helper, clock, lambda job, early: self._tell((job, early)))
         self._opener = ModelWorker("vsd-opener", runner.open, self._tell)
         self._target = ModelWorker("vsd-target", runner.run, self._tell)
-        self._stopping = threading.Event()
         self._draining = threading.Event()
         self._drain_until_s = 0.0
 
     @property
-    def address(self) -> str:
-        """Where robots reach this server."""
-        return self._link.address
-
-    @property
     def is_stopping(self) -> bool:
-        """Whether `stop` or `drain` was called: nothing new is begun."""
+        """See `Server.is_stopping`."""
         return self._stopping.is_set() or self._draining.is_set()
 
     def serve(self) -> None:
@@ -189,15 +217,8 @@ class CloudServer:
             with self._waking:
                 self._link.close()
 
-    def stop(self) -> None:
-        """End `serve` within its poll interval. From any thread or a signal handler."""
-        self._stopping.set()
-
     def drain(self) -> None:
-        """Begin nothing new, and end `serve` once the answers under way are done; a second call stops.
-
-        From any thread or a signal handler.
-        """
+        """End once the answers under way are done; see `Server.drain`."""
         if self._draining.is_set():
             self.stop()
         self._draining.set()
