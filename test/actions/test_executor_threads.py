@@ -11,6 +11,7 @@ import pytest
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.plan import Plan
+from vlm_spec_decode.actions.types import Forward
 from vlm_spec_decode.control.executor import Executor
 from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import WallClock
@@ -157,3 +158,30 @@ def test_a_bug_in_the_control_thread_still_stops_the_robot(stage: Stage) -> None
     stage.wait(lambda: not [t for t in threading.enumerate() if t.name == "executor"])
     assert stage.robot.state().is_still
     assert any(call == "stop" for _, call in stage.robot.calls)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_executor_whose_thread_dies_has_stopped_the_robot_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever waits for the plan must not wait for ever, nor the robot go on."""
+    robot = FakeRobot(WallClock())
+    robot.place(0, 0, 0)
+    executor = Executor(robot, SafetyGate(), WallClock())
+    executor.start()
+    plan = Plan("m", 0, time.monotonic(), 0, (Forward(2.0),))
+    end_s = time.monotonic() + 5
+    while robot.state().speed_mps < 0.2 and time.monotonic() < end_s:
+        executor.submit(plan)
+        time.sleep(0.02)
+    monkeypatch.setattr(executor._performer, "begin_period", lambda: 1 / 0)
+    while executor.status().state != "fault" and time.monotonic() < end_s:
+        time.sleep(0.02)
+    status = executor.status()
+    assert (status.state, status.reason) == ("fault", "internal")
+    assert "ZeroDivisionError" in status.detail
+    while not robot.state().is_still and time.monotonic() < end_s:
+        time.sleep(0.02)
+    assert robot.state().is_still
+    assert "stop" in [call for _, call in robot.calls]
+    executor.close()

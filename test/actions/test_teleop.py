@@ -9,7 +9,7 @@ import pytest
 
 from test.actions.rig import Rig
 from vlm_spec_decode.actions.limits import SafetyLimits
-from vlm_spec_decode.control.teleop import TELEOP_TIMEOUT_S
+from vlm_spec_decode.control.executor import TELEOP_TIMEOUT_S
 from vlm_spec_decode.robot.fake import Disc
 
 

@@ -8,18 +8,18 @@ thread by the e-stop, which latches.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import Done, format_action
 from vlm_spec_decode.control.action_runner import ActionRunner, ActionSteps, CallRunner, ThreadCallRunner
 from vlm_spec_decode.control.emergency_stop import RESTOP_S, EmergencyStop, StopReport, fault_reason
-from vlm_spec_decode.control.motion_profile import MotionTuning, Velocity
+from vlm_spec_decode.control.motion_profile import STILL, MotionTuning, Velocity
 from vlm_spec_decode.control.plan_queue import PlanQueue, PlanReceipt, TimedPlan
 from vlm_spec_decode.control.safety import SafetyGate
-from vlm_spec_decode.control.teleop import Teleoperation
 from vlm_spec_decode.core.errors import ActionRefused, Cancelled, RobotError
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 
@@ -62,6 +62,57 @@ class PeriodicThread:
             raise
         finally:
             self._at_end()
+
+
+TELEOP_TIMEOUT_S = 0.5
+"""What twist_mux usually gives a source."""
+
+
+@dataclass(slots=True)
+class Teleoperation:
+    """The newest velocity, when it came, and its way to the robot.
+
+    `put`, `is_live` and `drop` are safe for threads; `follow` and `was_live` belong to the control thread.
+    """
+
+    performer: ActionRunner
+    stopper: EmergencyStop
+    timeout_s: float = TELEOP_TIMEOUT_S
+    was_live: bool = False
+    _velocity: Velocity = STILL
+    _heard_s: float = -math.inf
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def put(self, velocity: Velocity, now_s: float) -> bool:
+        """Take a velocity; False, and nothing taken, if it is not one."""
+        if not all(map(math.isfinite, velocity)):
+            return False
+        with self._lock:
+            self._velocity, self._heard_s = velocity, now_s
+        return True
+
+    def is_live(self, now_s: float) -> bool:
+        """Whether somebody steers."""
+        with self._lock:
+            return now_s - self._heard_s <= self.timeout_s
+
+    def drop(self) -> None:
+        """Forget what was wanted, as after an e-stop."""
+        with self._lock:
+            self._heard_s = -math.inf
+
+    def follow(self, now_s: float) -> bool:
+        """Follow a person; whether there is one. Where he falls silent, the robot is stopped.
+
+        Raises RobotError if it does not stop, or takes no Moves.
+        """
+        was_live, self.was_live = self.was_live, self.is_live(now_s)
+        if self.was_live:
+            self.performer.steer(self._velocity)
+        elif was_live:
+            self.performer.abandon()
+            self.stopper.stop("teleop_silent").check()
+        return self.was_live
 
 
 PERIOD_S = 0.025

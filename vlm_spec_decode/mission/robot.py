@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -101,7 +102,9 @@ class Robot:
         try:
             robot.start()
         except BaseException:
-            robot.close()
+            # Why it did not start is what matters, not that a robot which is not there confirms no stop.
+            with suppress(RobotError):
+                robot.close()
             raise
         return robot
 
