@@ -52,7 +52,7 @@ def test_what_a_file_may_not_say_is_named(text: str, named: str, tmp_path: Path)
         ({"replica_cpus": float("nan")}, "replica_cpus nan"),
         ({"replica_gpus": float("inf")}, "replica_gpus inf"),
         ({"dtype": "float31"}, "unknown dtype 'float31'"),
-        ({"engine": "steam"}, r"unknown engine 'steam' \(known: torch_loop"),
+        ({"engine": "steam"}, "engine 'steam' is none of torch_loop"),
         ({"model": "someone/some-vlm,engine=steam"}, "unknown engine 'steam'"),
         ({"model": "someone/some-vlm,quantise=int8"}, "unknown model option 'quantise=int8'"),
         ({"draft": "/no/such/folder"}, "no such folder"),
