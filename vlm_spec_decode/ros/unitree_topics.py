@@ -68,7 +68,7 @@ class SportTopics:
         ]
 
     def send(self, request_id: int, api: ApiCall, parameter: str) -> bool:
-        """See `robot.go2.link.Carrier`."""
+        """See `robot.go2.link.RequestCarrier`."""
         if not self._publisher.get_subscription_count():
             return False
         message = self._request()

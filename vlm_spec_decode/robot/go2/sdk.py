@@ -236,7 +236,7 @@ class StateFeed(StateMonitor):
 
 @dataclass(frozen=True, slots=True)
 class SdkCalls:
-    """`robot.go2.link.Calls` through one client of the SDK."""
+    """`robot.go2.link.SportClient` through one client of the SDK."""
 
     client: SportClient
 
