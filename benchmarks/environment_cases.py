@@ -267,6 +267,12 @@ def _values(folder: Path, files: dict[str, Path]) -> Iterator[Case]:
     yield Case("sim: interface", VSD, ("sim", "--interface", "nope0", "--json"), (2,))
     yield Case("sim: fault", VSD, ("sim", "--fault", "meteor", "--json"), (2,))
     yield Case("sim: domain", VSD, ("sim", "--domain", "233", "--json"), (2,))
+    sit, fake = ("--instruction", "sit", "--json"), ("edge", "--robot", "fake")
+    yield Case("edge: interface", VSD, ("edge", "--interface", "nope0", *sit), (4,))
+    yield Case("edge: domain", VSD, ("edge", "--domain", "233", "--json"), (2,))
+    yield Case("edge: robot", VSD, ("edge", "--robot", "spot", *sit), (2,))
+    yield Case("edge: bytes", VSD, (*fake, "--instruction", BYTES, "--json"), (2,))
+    yield Case("edge: limits", VSD, (*fake, "--limits", str(files["latin1.yaml"]), *sit), (2,))
     yield Case("bench: profile", VSD, ("bench", "--profiles", "nonsense", "--json"), (2,))
     yield Case("bench: out", VSD, ("bench", "--out", "/proc/x", "--answers", "1", "--json"), (1, 2))
     yield Case("train: device", VSD, ("train", "target", "--device", "nonsense", "--json"), (1, 2))
@@ -282,6 +288,6 @@ def _values(folder: Path, files: dict[str, Path]) -> Iterator[Case]:
 
 
 def _help() -> Iterator[Case]:
-    names = "ask bench cloud demo doctor keys load record replay say sim stop top train"
+    names = "ask bench cloud demo doctor edge keys load options-page record replay say sim stop top train"
     for name in names.split():
         yield Case(f"{name}: help", VSD, (name, "--help"), (0,), {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})

@@ -32,7 +32,7 @@ from vlm_spec_decode.cli import main as cli
 for command in ("ask", "demo", "replay", "load", "bench"):
     assert cli.main([command, "--help"]) == 0
 assert "numpy" not in sys.modules and "my_strategy" not in sys.modules, "a name imports nothing"
-from vlm_spec_decode.ros.params import STRATEGY
+from vlm_spec_decode.ros.node_parameters import STRATEGY
 print("launch:", *STRATEGY.choices)
 from vlm_spec_decode.ros.parameter_docs import PARAMETERS
 (parameter,) = (p for p in PARAMETERS["vlm_node"] if p.name == "strategy")

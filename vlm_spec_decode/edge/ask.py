@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_spec_decode.actions.types import format_action
+from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError, UsageError
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Observation
@@ -17,6 +18,7 @@ from vlm_spec_decode.edge.image_upload import load_image
 from vlm_spec_decode.edge.mission_loop import check_instruction
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.models.prompt import with_scene
+from vlm_spec_decode.transport.address import wait_for_listener
 
 TEXT_DRAFT, TEXT_TARGET = "shipped:text_draft", "shipped:text_target"
 """The language-only pair that ships."""
@@ -63,6 +65,9 @@ def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict
         instruction = check_instruction(with_scene(config.scene_text, instruction))
     image = load_image(config.image) if config.image else None
     check_settings(settings)
+    if settings.cloud:
+        # Before anything else is missed: a cloud that is not there is the first thing to mend.
+        wait_for_listener(settings.cloud, settings.refused_s, WallClock())
     is_blind = image is None and not config.scene_text
     if is_blind and not (settings.draft or settings.target):
         raise UsageError(NOTHING_SEEN)

@@ -16,6 +16,7 @@ from vlm_spec_decode.core.robot import Posture, RobotState
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.go2.robot import attend, hold
+from vlm_spec_decode.sim.go2.services import NOT_IMPLEMENTED, UNSUITABLE_POSTURE
 from vlm_spec_decode.sim.go2.state_machine import RULES, SportStateMachine, StateCode, StateRequest
 from vlm_spec_decode.sim.scene import Pose2D
 from vlm_spec_decode.sim.world import World
@@ -103,11 +104,11 @@ class HeadlessGo2:
     def posture(self, name: str) -> None:
         """Carry out a posture and wait on the clock for it. Raises RobotRefused from an unsuitable state."""
         if name not in _ASKS:
-            raise RobotRefused(name, f"unknown; known: {', '.join(_ASKS)}")
+            raise RobotRefused(name, f"unknown; known: {', '.join(_ASKS)}", NOT_IMPLEMENTED)
         self._catch_up()
         ask, rule = _ASKS[name], RULES[_ASKS[name]]
         if not self._machine.ask(ask, self._episode_s):
-            raise RobotRefused(name, _UNSUITABLE)
+            raise RobotRefused(name, _UNSUITABLE, UNSUITABLE_POSTURE)
         give_up_s = self.clock.now() + rule.duration_s + _POSTURE_SLACK_S
         self.clock.sleep(rule.duration_s)
         self._catch_up()
@@ -121,7 +122,7 @@ class HeadlessGo2:
         """Begin to tilt the body; the state shows when it is done. Raises RobotRefused if not standing."""
         self._catch_up()
         if not self._machine.look(0.0, pitch_rad, yaw_rad, self._episode_s):
-            raise RobotRefused("look", _UNSUITABLE)
+            raise RobotRefused("look", _UNSUITABLE, UNSUITABLE_POSTURE)
 
     def state(self) -> RobotState:
         """Return the state at the clock's now."""
