@@ -225,7 +225,7 @@ class PendingReplies:
 
 
 class SportCalls:
-    """`robot.go2.link.SportClient` over a carrier. Codes are those of the SDK: 3102 unheard, 3104 unanswered."""
+    """A `SportClient` over a carrier. Codes are those of the SDK: 3102 unheard, 3104 unanswered."""
 
     def __init__(self, carrier: RequestCarrier, replies: PendingReplies, timeout_s: float) -> None:
         self._carrier = carrier
