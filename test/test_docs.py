@@ -159,6 +159,11 @@ def test_the_readme_leads_to_every_page_that_a_user_opens():
         assert f"]({name}" in README
 
 
+def test_the_index_lists_every_page_once():
+    linked = re.findall(r"^- \[[^]]+\]\(([\w.]+)\)", page("README"), re.MULTILINE)
+    assert sorted(linked) == sorted({path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"})
+
+
 @pytest.mark.slow
 @pytest.mark.dds
 @pytest.mark.ros

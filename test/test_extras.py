@@ -75,8 +75,8 @@ EXTRAS_OF = {
     "demo": ("ros",),
     "cli": ("cloud",),
 }
-"""The extras of which a folder may use the libraries, also inside functions: the usual one, then one for a less
-usual use (replicas, other cameras, the physical body)."""
+"""The extras of which a folder may use the libraries, also inside functions: the usual one, then one for a
+less usual use (replicas, other cameras, the physical body)."""
 
 BESIDE = ("cluster", "video", "physical")
 
