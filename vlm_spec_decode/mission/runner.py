@@ -113,8 +113,6 @@ class MissionRunner:
     def _next_plan(
         self, job: MissionJob, mission: MissionLoop, engines: Engines
     ) -> tuple[Action, ...] | None:
-        self, job: MissionJob, mission: MissionLoop, engines: Engines
-    ) -> tuple[Action, ...] | None:
         """Make one step, with the cloud or by the fallback; return its plan, None if there is none."""
         cloud = engines.current
         try:
