@@ -12,7 +12,6 @@ is 1 if a figure misses its bar.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -27,7 +26,7 @@ from typing import Any
 
 import bag_cases as cases
 from figures import Figure
-from ledger import Ledger, measure
+from ledger import Ledger, measure, parse_parts, part_arguments
 from tqdm import tqdm
 
 from vlm_spec_decode.bags.questions import AskPlan
@@ -226,18 +225,10 @@ def truncation(folder: Path, cuts: int) -> list[Figure]:
 
 def main() -> int:
     """Measure, print, and return 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="smaller counts; under 10 minutes on 2 cores")
+    parser = part_arguments(__doc__, PARTS, "bags")
     parser.add_argument("--public", type=Path, help="folder of bags of other people")
-    parser.add_argument("--only", default="", help=f"of: {', '.join(PARTS)}")
-    parser.add_argument("--resume", action="store_true", help="leave out parts that were measured already")
-    parser.add_argument("--out", type=Path, default=Path("out/bags"), help="folder of logs")
     parser.add_argument("--place", type=Path, help="folder for bags on the way; default: the system's /tmp")
-    parser.add_argument("--results", type=Path, help="file that takes the rows; default: OUT/bags.json")
-    options = parser.parse_args()
-    wanted = [name for name in options.only.split(",") if name] or PARTS
-    if not set(wanted) <= set(PARTS):
-        parser.error(f"--only: choose of {', '.join(PARTS)}")
+    options, wanted = parse_parts(parser, PARTS)
     for folder in filter(None, (options.out, options.place)):
         folder.mkdir(parents=True, exist_ok=True)
     quick = options.quick

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import ROOT, Figure
-from ledger import Ledger, Part, measure
+from ledger import Ledger, Part, measure, parse_parts, part_arguments
 
 PARTS = ("environment", "terminal", "sensors", "bags", "line", "skips")
 ENVIRONMENT = {
@@ -116,22 +116,14 @@ def is_of_this_code(commit: str) -> bool:
 
 def main() -> int:
     """Measure, print, and return 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="smaller counts; under 10 minutes on 2 cores")
-    parser.add_argument("--only", default="", help=f"of: {', '.join(PARTS)}")
-    parser.add_argument("--resume", action="store_true", help="leave out parts that were measured already")
-    parser.add_argument("--out", type=Path, default=Path("out/hardening"), help="folder of hardening.json")
-    parser.add_argument("--results", type=Path, help="file that takes the rows; default: OUT/hardening.json")
+    parser = part_arguments(__doc__, PARTS, "hardening")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--figures", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options, wanted = parse_parts(parser, PARTS)
     if options.part:
         found = figures_of(options.part, quick=options.quick)
         options.figures.write_text(json.dumps([asdict(figure) for figure in found]), encoding="utf-8")
         return 0
-    wanted = [name for name in options.only.split(",") if name] or PARTS
-    if not set(wanted) <= set(PARTS):
-        parser.error(f"--only: choose of {', '.join(PARTS)}")
 
     def part(name: str) -> Part:
         return lambda: in_process(name, quick=options.quick)

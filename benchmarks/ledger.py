@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +49,28 @@ class Ledger:
         partial = self._path.with_suffix(".partial")
         partial.write_text(json.dumps({"figures": self.rows}, indent=1) + "\n", encoding="utf-8")
         partial.replace(self._path)
+
+
+def part_arguments(page: str | None, parts: Sequence[str], out: str) -> argparse.ArgumentParser:
+    """Return the options of a benchmark in parts: `page` is its docstring, `out` its folder below out/."""
+    parser = argparse.ArgumentParser(description=page.splitlines()[0] if page else None)
+    parser.add_argument("--quick", action="store_true", help="smaller counts; under 10 minutes on 2 cores")
+    parser.add_argument("--only", default="", help=f"of: {', '.join(parts)}")
+    parser.add_argument("--resume", action="store_true", help="leave out parts that were measured already")
+    parser.add_argument("--out", type=Path, default=Path("out") / out, help="folder of logs and results")
+    parser.add_argument("--results", type=Path, help="file that takes the rows; default: in the folder")
+    return parser
+
+
+def parse_parts(
+    parser: argparse.ArgumentParser, parts: Sequence[str]
+) -> tuple[argparse.Namespace, Sequence[str]]:
+    """Read the command line; return the options and the parts to run. Ends the program on an unknown part."""
+    options = parser.parse_args()
+    wanted = [name for name in options.only.split(",") if name] or parts
+    if not set(wanted) <= set(parts):
+        parser.error(f"--only: choose of {', '.join(parts)}")
+    return options, wanted
 
 
 def measure(parts: Mapping[str, Part], ledger: Ledger, wanted: Sequence[str], *, resume: bool) -> int:

@@ -10,7 +10,6 @@ it is an hour. Every case is written down as it ends; `--only` measures some and
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -25,7 +24,7 @@ os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")
 os.environ.setdefault("ROS_DOMAIN_ID", "57")
 
 from figures import Figure
-from ledger import Ledger, Part, measure
+from ledger import Ledger, Part, measure, parse_parts, part_arguments
 from robot_bench import Bench
 from robot_cases import CASES
 from robot_gate import obstacles, plans
@@ -111,17 +110,9 @@ def print_line(text: str) -> None:
 
 def main() -> int:
     """Measure, print, and return 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions; under 10 minutes on 2 cores")
-    parser.add_argument("--only", default="", help=f"of: {', '.join(PARTS)}")
-    parser.add_argument("--resume", action="store_true", help="leave out parts that were measured already")
+    parser = part_arguments(__doc__, PARTS, "robot")
     parser.add_argument("--body", default="kinematic", choices=list(BODIES), help="of the simulated robot")
-    parser.add_argument("--out", type=Path, default=Path("out/robot"), help="folder of logs")
-    parser.add_argument("--results", type=Path, help="file that takes the rows; default: OUT/BODY.json")
-    options = parser.parse_args()
-    wanted = [name for name in options.only.split(",") if name] or PARTS
-    if not set(wanted) <= set(PARTS):
-        parser.error(f"--only: choose of {', '.join(PARTS)}")
+    options, wanted = parse_parts(parser, PARTS)
     options.out.mkdir(parents=True, exist_ok=True)
     counts = QUICK if options.quick else FULL
     print_line("counts: " + ", ".join(f"{count} {name}" for name, count in asdict(counts).items()))

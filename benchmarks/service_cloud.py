@@ -47,14 +47,10 @@ class HashContext(ModelContext):
         """Nothing is to be filled."""
 
     def score(
-        self,
-        prefix: Tokens,
-        tokens: Tokens = (),
-        parents: Tokens = (),
-        *,
-        on_exit: ExitHook | None = None,  # noqa: ARG002
+        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
         """Return logits [1 + n, vocab] after the time of one pass."""
+        del on_exit  # it has no exits
         time.sleep(self.model.step_s)
         return self.rows(prefix, tokens, parents)
 
@@ -63,13 +59,6 @@ class HashContext(ModelContext):
         seeds = ([self.seed, len(path), *path[-3:]] for path in paths_of(prefix, tokens, parents))
         drawn = [np.random.default_rng(seed).normal(0, 3, VOCAB) for seed in seeds]
         return np.array(drawn, dtype=np.float32)
-
-    def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
-        """Return (): nothing is forced."""
-        return ()
-
-    def close(self) -> None:
-        """Do nothing: there is nothing to free."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ ros2 launch vlm_spec_decode sim.launch.py instruction:="walk to the red ball" rv
 from launch.actions import OpaqueFunction
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from vlm_spec_decode.ros.launch import Values, declare, node, option, recorder, view, vsd
+from vlm_spec_decode.ros.launch import Values, declare, nodes, option, vsd
 from vlm_spec_decode.ros.node_parameters import (
     BODY,
     CLOUD_PORT,
@@ -38,30 +38,32 @@ LINGER = ("--linger", "3")
 def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Turn the arguments' values into processes."""
     value = Values.of(context, ARGUMENTS)
-    address = f"tcp://127.0.0.1:{value.whole('cloud_port')}"
-    robot = {"interface": "lo", "domain": value.whole("dds_domain")}
+    address = f"tcp://127.0.0.1:{value.integer('cloud_port')}"
+    robot = {"interface": "lo", "domain": value.integer("dds_domain")}
     prefix = value["frame_prefix"]
     base = {"odom_frame": f"{prefix}odom", "base_frame": f"{prefix}base_link"}
     lens = f"{prefix}front_camera_optical"
-    legs = value.some("scan_topic") | {"limits_file": value["limits"]}
+    legs = value.subset("scan_topic") | {"limits_file": value["limits"]}
     legs |= {"camera_frame": f"{prefix}front_camera", "optical_frame": lens}
-    vlm = value.some("keys", "strategy", "objective", "draft", "instruction", "fallback")
+    vlm = value.subset("keys", "strategy", "objective", "draft", "instruction", "fallback")
     vlm |= {"cloud": address, "approve": value.flag("approve")}
     return [
         vsd("simulator", "sim", *room(value), *LINGER, "--domain", value["dds_domain"]),
         vsd("cloud", "cloud", "--bind", address, *option("--model", value.path("target")), *security(value)),
-        node("camera_node", value, robot | {"frame_id": lens}, CONFIG),
-        node("locomotion_node", value, robot | base | legs, CONFIG),
-        node("monitor_node", value, base, CONFIG),
-        node("vlm_node", value, vlm, CONFIG),
-        *recorder(value),
-        *view(value),
+        *nodes(
+            value,
+            CONFIG,
+            camera=robot | {"frame_id": lens},
+            locomotion=robot | base | legs,
+            monitor=base,
+            vlm=vlm,
+        ),
     ]
 
 
 def room(value: Values) -> tuple[str, ...]:
     """Return the simulator's options for room and body."""
-    scene = option("--scene", value.path("scene")) or ("--scene-seed", str(value.whole("scene_seed")))
+    scene = option("--scene", value.path("scene")) or ("--scene-seed", str(value.integer("scene_seed")))
     return (*scene, "--body", value["body"])
 
 

@@ -75,13 +75,6 @@ class StubContext(ModelContext):
         rows[np.arange(len(depths)), target_tokens] = 5.0
         return rows
 
-    def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
-        """Return ()."""
-        return ()
-
-    def close(self) -> None:
-        """Do nothing."""
-
 
 @dataclass(frozen=True, slots=True)
 class Overhead:

@@ -16,7 +16,7 @@ from vlm_spec_decode.cloud.config import CloudConfig, ServerLimits, check
 from vlm_spec_decode.cloud.protocol import MessageTracer, ServerProtocol
 from vlm_spec_decode.cloud.replicas.pool import ReplicaPool, join_cluster
 from vlm_spec_decode.cloud.replicas.server import ReplicatedServer
-from vlm_spec_decode.cloud.server import CloudServer
+from vlm_spec_decode.cloud.server import CloudServer, Server
 from vlm_spec_decode.cloud.telemetry.metrics import Gauges, ServiceTelemetry, gauges_and_counters
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError, ConfigError
@@ -35,7 +35,7 @@ FIRST_REPLICA_S = 600.0
 log = logging.getLogger(__name__)
 
 
-def build(config: CloudConfig) -> tuple[CloudServer | ReplicatedServer, ServiceTelemetry]:
+def build(config: CloudConfig) -> tuple[Server, ServiceTelemetry]:
     """Load the target and listen, or have replicas load it. Raises ConfigError, ModelError or CloudError."""
     check(config)
     clock = WallClock()
@@ -149,7 +149,7 @@ def run(
 
 def _serve(
     config: CloudConfig,
-    server: CloudServer | ReplicatedServer,
+    server: Server,
     telemetry: ServiceTelemetry,
     on_ready: Callable[[dict[str, Any]], None],
 ) -> None:
@@ -170,12 +170,12 @@ def _serve(
 @contextmanager
 def _scaled_by_signal(
     read_replicas: Callable[[], int] | None,
-) -> Iterator[Callable[[CloudServer | ReplicatedServer], None]]:
+) -> Iterator[Callable[[Server], None]]:
     """Read the number of replicas again at SIGHUP; a file that is no longer valid changes nothing.
 
     Yields a function that gets the server once it has loaded. An earlier SIGHUP takes effect then.
     """
-    servers: list[CloudServer | ReplicatedServer] = []
+    servers: list[Server] = []
     early: list[int] = []
 
     def handle(signum: int, _frame: FrameType | None) -> None:
@@ -189,7 +189,7 @@ def _scaled_by_signal(
         except ConfigError as error:
             log.warning("settings not read again: %s", error)
 
-    def set_server(server: CloudServer | ReplicatedServer) -> None:
+    def set_server(server: Server) -> None:
         servers.append(server)
         if early:
             handle(early[0], None)

@@ -15,8 +15,9 @@ from typing import Any
 from vlm_spec_decode.core.config import check_ranges, read_mapping, read_values, setting
 from vlm_spec_decode.core.errors import ConfigError, ModelError
 from vlm_spec_decode.core.types import Language
-from vlm_spec_decode.models.registry import DEFAULT_ENGINE, ENGINES
-from vlm_spec_decode.models.spec import LoadOptions, parse_spec
+from vlm_spec_decode.models.engines.base import DEFAULT_ENGINE, LoadOptions
+from vlm_spec_decode.models.registry import ENGINES
+from vlm_spec_decode.models.spec import parse_spec
 from vlm_spec_decode.transport import address as addresses
 
 HTTP_AUTO, HTTP_OFF = "auto", "off"

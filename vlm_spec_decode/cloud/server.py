@@ -8,6 +8,7 @@ into one queue for the socket's thread, and early-exit verdicts are sent while a
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
@@ -138,7 +139,41 @@ DRAIN_S = 30.0
 """How long answers that are under way may go on after `drain`."""
 
 
-class CloudServer:
+class Server(ABC):
+    """What answers robots on one link until it is stopped: with a target of its own, or with replicas."""
+
+    def __init__(self, link: ServerLink, clock: Clock) -> None:
+        self._link = link
+        self._clock = clock
+        self._stopping = threading.Event()
+
+    @property
+    def address(self) -> str:
+        """Address at which robots reach this server."""
+        return self._link.address
+
+    @property
+    @abstractmethod
+    def is_stopping(self) -> bool:
+        """Whether `stop` or `drain` was called: no new answer is accepted."""
+
+    @abstractmethod
+    def serve(self) -> None:
+        """Serve until stopped; frees everything on the way out."""
+
+    def stop(self) -> None:
+        """End `serve` within its poll interval. From any thread or a signal handler."""
+        self._stopping.set()
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Accept no new answers; end `serve` once none is under way, or time is up. A second call stops.
+
+        From any thread or a signal handler.
+        """
+
+
+class CloudServer(Server):
     """Serves one target on one link until `stop` is called; `colocated_draft` drafts beside the target."""
 
     def __init__(
@@ -149,10 +184,9 @@ class CloudServer:
         clock: Clock,
         colocated_draft: Model | None = None,
     ) -> None:
+        super().__init__(link, clock)
         self.protocol = protocol
         protocol.has_colocated_draft = colocated_draft is not None
-        self._link = link
-        self._clock = clock
         self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
         self._waking = threading.Lock()
         runner = BatchRunner(
@@ -160,18 +194,12 @@ class CloudServer:
         )
         self._opener = ModelWorker("vsd-opener", runner.open, self._put_outcome)
         self._target = ModelWorker("vsd-target", runner.run, self._put_outcome)
-        self._stopping = threading.Event()
         self._draining = threading.Event()
         self._drain_until_s = 0.0
 
     @property
-    def address(self) -> str:
-        """Address at which robots reach this server."""
-        return self._link.address
-
-    @property
     def is_stopping(self) -> bool:
-        """Whether `stop` or `drain` was called: no new answer is accepted."""
+        """See `Server.is_stopping`."""
         return self._stopping.is_set() or self._draining.is_set()
 
     def serve(self) -> None:
@@ -195,15 +223,8 @@ class CloudServer:
             with self._waking:
                 self._link.close()
 
-    def stop(self) -> None:
-        """End `serve` within its poll interval. From any thread or a signal handler."""
-        self._stopping.set()
-
     def drain(self) -> None:
-        """Accept no new answers, and end `serve` once those under way are done; a second call stops at once.
-
-        From any thread or a signal handler.
-        """
+        """End once the answers under way are done; see `Server.drain`."""
         if self._draining.is_set():
             self.stop()
         self._draining.set()

@@ -168,7 +168,8 @@ def load_pair(target: str = "", draft: str = "", threads: int = 1, grammar: bool
 
 def checkpoint_folders(target: str = "", draft: str = "") -> tuple[Path, ...]:
     """Return the folders of the pair's checkpoints, if they are on this machine. Raises ModelError."""
-    from vlm_spec_decode.models.spec import LoadOptions, parse_spec
+    from vlm_spec_decode.models.engines.base import LoadOptions
+    from vlm_spec_decode.models.spec import parse_spec
 
     return tuple(Path(parse_spec(spec, LoadOptions()).source) for spec in _sources(target, draft))
 

@@ -32,7 +32,7 @@ _MEMORY_WORDS = (
 def check_device(name: str) -> None:
     """Raise ModelError if there is no such device here, saying what to install or to look at.
 
-    `name` is one that `models.spec` knows; "auto" takes what there is.
+    `name` is one that `LoadOptions` accepts; "auto" takes what there is.
     """
     kind, _, number = name.partition(":")
     if kind in ("cpu", "auto"):

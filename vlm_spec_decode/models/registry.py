@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from vlm_spec_decode.models.engines.base import Engine
     from vlm_spec_decode.models.families.base import Family
 
-DEFAULT_ENGINE = "torch_loop"
-
 
 class FamilyRegistry(Registry["type[Family]"]):
     """Model types to the classes of their families."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from vlm_spec_decode.cloud.protocol import MessageTracer
 from vlm_spec_decode.cloud.replicas.pool import ReplicaFigures, ReplicaNotice, ReplicaPool
 from vlm_spec_decode.cloud.replicas.router import Message, ReplicaRouter
+from vlm_spec_decode.cloud.server import Server
 from vlm_spec_decode.cloud.telemetry.metrics import Gauges
 from vlm_spec_decode.core.errors import CloudError
 from vlm_spec_decode.core.ports import Clock, ModelCard
@@ -25,7 +26,7 @@ QUIET_S = 1.5
 log = logging.getLogger(__name__)
 
 
-class ReplicatedServer:
+class ReplicatedServer(Server):
     """Carries messages between robots and replicas until `stop` is called.
 
     `scale` may be called from any thread or a signal handler; the rest belongs to the thread that serves.
@@ -34,29 +35,22 @@ class ReplicatedServer:
     def __init__(
         self, link: ServerLink, make_pool: Callable[[Callable[[], None]], ReplicaPool], clock: Clock
     ) -> None:
+        super().__init__(link, clock)
         self.router = ReplicaRouter()
         self.figures: dict[int, ReplicaFigures] = {}
         self._removed_counts: dict[str, float] = {}
         self._removed_dropped: Counter[str] = Counter()
-        self._link = link
-        self._clock = clock
         self._wake_lock = threading.Lock()
         self._is_awake = False
         self._pool = make_pool(self._wake)
-        self._stopping = threading.Event()
         self._end_s: float | None = None
         self._busy_s = clock.now()
         self._wanted_replicas = 0
         self._drain_until_s: dict[int, float] = {}
 
     @property
-    def address(self) -> str:
-        """Address at which robots reach this server."""
-        return self._link.address
-
-    @property
     def is_stopping(self) -> bool:
-        """Whether `stop` or `drain` was called: no new answer is accepted."""
+        """See `Server.is_stopping`."""
         return self._stopping.is_set() or self.router.is_draining
 
     @property
@@ -140,17 +134,8 @@ class ReplicatedServer:
                 self._is_awake = True
                 self._link.close()
 
-    def stop(self) -> None:
-        """End `serve` within its poll interval. From any thread or a signal handler."""
-        self._stopping.set()
-
     def drain(self) -> None:
-        """Accept no new answers, and end `serve` once no session is open or after `DRAIN_S`.
-
-        A second call stops at once.
-
-        From any thread or a signal handler.
-        """
+        """End once no replica has an open session; see `Server.drain`."""
         if self.router.is_draining:
             self.stop()
         self.router.is_draining = True
