@@ -1,6 +1,6 @@
 """Bags in, rows out: every question decoded in virtual time by every chosen strategy, link and profile.
 
-Also reads the settings and models that determined a recording's tokens (`edge.factory.run_facts`, published
+Also reads the settings and models that determined a recording's tokens (`edge.factory.run_manifest`, published
 on `vlm/run` and repeated in metadata.yaml) and combines them with the options of the replay.
 
 Uses neither ROS nor this machine's clock: the same bag, models and settings give the same rows, on one core
