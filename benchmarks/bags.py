@@ -12,7 +12,6 @@ is 1 if a figure misses its bar.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -27,7 +26,7 @@ from typing import Any
 
 import bag_cases as cases
 from figures import Figure
-from ledger import Ledger, measure
+from ledger import Ledger, measure, parse_parts, part_arguments
 from tqdm import tqdm
 
 from vlm_spec_decode.bags.questions import AskPlan
@@ -152,7 +151,7 @@ def overhead(rounds: int) -> list[Figure]:
 
 
 def large(folder: Path, num_bytes: int) -> list[Figure]:
-    """Peak memory over a large bag, broken off in the middle and gone on with."""
+    """Peak memory over a large bag, interrupted in the middle and resumed."""
     bag, out = folder / "large", folder / "large_out"
     seconds = cases.large_bag(bag, num_bytes)
     command = [sys.executable, *VSD, "replay", str(bag), "--every", f"{seconds / 12:.3f}", "--jobs", "1"]
@@ -207,11 +206,11 @@ def truncation(folder: Path, cuts: int) -> list[Figure]:
             try:
                 found = Counter(cases.events_of(cut))
             except BagError:
-                found = Counter()  # it says so: nothing that can be asked about
+                found = Counter()  # the error says that there is nothing to ask about
             except Exception as error:  # noqa: BLE001  this is what is counted
                 print(f"{storage} cut at {length}: {type(error).__name__}: {error}", file=sys.stderr)
                 crashes, found = crashes + 1, Counter()
-            # Without a frame there is nothing to evaluate, and the bag is refused by name.
+            # Without a frame there is nothing to evaluate, and the bag is refused with a named error.
             if any(kind == "Frame" for kind, _ in wanted):
                 lost += (wanted - found).total()
                 total += wanted.total()
@@ -225,19 +224,11 @@ def truncation(folder: Path, cuts: int) -> list[Figure]:
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="smaller counts; under 10 minutes on 2 cores")
+    """Measure, print, and return 1 if a bar is missed."""
+    parser = part_arguments(__doc__, PARTS, "bags")
     parser.add_argument("--public", type=Path, help="folder of bags of other people")
-    parser.add_argument("--only", default="", help=f"of: {', '.join(PARTS)}")
-    parser.add_argument("--resume", action="store_true", help="leave out parts that were measured already")
-    parser.add_argument("--out", type=Path, default=Path("out/bags"), help="folder of logs")
     parser.add_argument("--place", type=Path, help="folder for bags on the way; default: the system's /tmp")
-    parser.add_argument("--results", type=Path, help="file that takes the rows; default: OUT/bags.json")
-    options = parser.parse_args()
-    wanted = [name for name in options.only.split(",") if name] or PARTS
-    if not set(wanted) <= set(PARTS):
-        parser.error(f"--only: choose of {', '.join(PARTS)}")
+    options, wanted = parse_parts(parser, PARTS)
     for folder in filter(None, (options.out, options.place)):
         folder.mkdir(parents=True, exist_ok=True)
     quick = options.quick

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import ROOT, Figure
-from ledger import Ledger, Part, measure
+from ledger import Ledger, Part, measure, parse_parts, part_arguments
 
 PARTS = ("environment", "terminal", "sensors", "bags", "line", "skips")
 ENVIRONMENT = {
@@ -36,7 +36,7 @@ ENVIRONMENT = {
     "PYOPENGL_PLATFORM": "osmesa",
     "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
 }
-"""As in the Makefile, where the caller has not said otherwise."""
+"""As in the Makefile, where the caller has not set them."""
 
 REPORTS = ("shared", "alone")
 """The two runs of pytest that `make test` makes."""
@@ -45,12 +45,12 @@ SELF = Path(__file__).resolve()
 
 
 def in_process(name: str, *, quick: bool) -> list[Figure]:
-    """Measure a part in a process of its own. One that ends without figures is a figure that says so."""
+    """Measure a part in a process of its own. If it ends without figures, return a figure with the reason."""
     with tempfile.TemporaryDirectory(prefix="vsd-hardening-") as folder:
         path = Path(folder) / "figures.json"
         size = ["--quick"] if quick else []
         command = [sys.executable, str(SELF), "--part", name, "--figures", str(path), *size]
-        # What a part says on its way is no part of the table.
+        # The output of a part on the way is not part of the table.
         done = subprocess.run(command, env=ENVIRONMENT | os.environ, stdout=sys.stderr, check=False)
         if not path.exists():
             return [unmeasured(name, f"ended with exit code {done.returncode}")]
@@ -115,23 +115,15 @@ def is_of_this_code(commit: str) -> bool:
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="smaller counts; under 10 minutes on 2 cores")
-    parser.add_argument("--only", default="", help=f"of: {', '.join(PARTS)}")
-    parser.add_argument("--resume", action="store_true", help="leave out parts that were measured already")
-    parser.add_argument("--out", type=Path, default=Path("out/hardening"), help="folder of hardening.json")
-    parser.add_argument("--results", type=Path, help="file that takes the rows; default: OUT/hardening.json")
+    """Measure, print, and return 1 if a bar is missed."""
+    parser = part_arguments(__doc__, PARTS, "hardening")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--figures", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options, wanted = parse_parts(parser, PARTS)
     if options.part:
         found = figures_of(options.part, quick=options.quick)
         options.figures.write_text(json.dumps([asdict(figure) for figure in found]), encoding="utf-8")
         return 0
-    wanted = [name for name in options.only.split(",") if name] or PARTS
-    if not set(wanted) <= set(PARTS):
-        parser.error(f"--only: choose of {', '.join(PARTS)}")
 
     def part(name: str) -> Part:
         return lambda: in_process(name, quick=options.quick)

@@ -10,7 +10,6 @@ it is an hour. Every case is written down as it ends; `--only` measures some and
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -25,7 +24,7 @@ os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")
 os.environ.setdefault("ROS_DOMAIN_ID", "57")
 
 from figures import Figure
-from ledger import Ledger, Part, measure
+from ledger import Ledger, Part, measure, parse_parts, part_arguments
 from robot_bench import Bench
 from robot_cases import CASES
 from robot_gate import obstacles, plans
@@ -71,7 +70,7 @@ PARTS = (*CASES, "gate")
 
 
 def run(case: str, bench: Bench, count: int) -> list[Figure]:
-    """Return a case's figures; one that could not be measured is a figure that says so."""
+    """Return a case's figures; if it could not be measured, one figure with the reason."""
     try:
         found = CASES[case](bench, count)
     except SystemExit as problem:
@@ -79,7 +78,7 @@ def run(case: str, bench: Bench, count: int) -> list[Figure]:
     # JSON knows no infinity.
     found = [replace(figure, value=min(figure.value, 1e9)) for figure in found]
     for figure in found:
-        say(f"  {figure.name} {figure.value:.4g} ({figure.note})")
+        print_line(f"  {figure.name} {figure.value:.4g} ({figure.note})")
     return found
 
 
@@ -104,28 +103,20 @@ def cases(counts: Counts, out: Path, body: str) -> Iterator[dict[str, Part]]:
         yield {name: part(name) for name in CASES} | {"gate": gate}
 
 
-def say(text: str) -> None:
-    """Tell how it goes on, beside the table."""
+def print_line(text: str) -> None:
+    """Print a line of progress on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions; under 10 minutes on 2 cores")
-    parser.add_argument("--only", default="", help=f"of: {', '.join(PARTS)}")
-    parser.add_argument("--resume", action="store_true", help="leave out parts that were measured already")
+    """Measure, print, and return 1 if a bar is missed."""
+    parser = part_arguments(__doc__, PARTS, "robot")
     parser.add_argument("--body", default="kinematic", choices=list(BODIES), help="of the simulated robot")
-    parser.add_argument("--out", type=Path, default=Path("out/robot"), help="folder of logs")
-    parser.add_argument("--results", type=Path, help="file that takes the rows; default: OUT/BODY.json")
-    options = parser.parse_args()
-    wanted = [name for name in options.only.split(",") if name] or PARTS
-    if not set(wanted) <= set(PARTS):
-        parser.error(f"--only: choose of {', '.join(PARTS)}")
+    options, wanted = parse_parts(parser, PARTS)
     options.out.mkdir(parents=True, exist_ok=True)
     counts = QUICK if options.quick else FULL
-    say("counts: " + ", ".join(f"{count} {name}" for name, count in asdict(counts).items()))
-    # What measures must not wait 5 ms for the interpreter each time that two of its threads want it.
+    print_line("counts: " + ", ".join(f"{count} {name}" for name, count in asdict(counts).items()))
+    # Measuring threads must not wait 5 ms for the interpreter lock each time.
     sys.setswitchinterval(0.0005)
     results = options.results or options.out / f"{options.body}.json"
     ledger = Ledger(results, PARTS, quick=options.quick)

@@ -11,7 +11,6 @@ this size. Prints a table; the last line is one JSON document. The exit code is 
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ import service_faults
 import service_hostile
 import service_replicas
 from figures import Figure
-from ledger import Ledger, Part, measure
+from ledger import Ledger, Part, measure, parse_parts, part_arguments
 
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.demo.process_stack import Processes
@@ -50,7 +49,7 @@ QUICK = Counts(64, 2, 2, 2, 10, 40, 40, 100, 50_000, 500, 2000)
 
 
 def cases(counts: Counts, processes: Processes, folder: Path) -> dict[str, Part]:
-    """Return the parts by name, those in virtual time first."""
+    """Return the name of each part and its function, those in virtual time first."""
     return {
         "equal": _in_room("equal", counts.robots),
         "batched": _in_room("batched", counts.batched),
@@ -82,17 +81,9 @@ PARTS = tuple(cases(QUICK, Processes(Path(), WallClock(), {}), Path()))
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="smaller counts; under 10 minutes on 2 cores")
-    parser.add_argument("--only", default="", help=f"of: {', '.join(PARTS)}")
-    parser.add_argument("--resume", action="store_true", help="leave out parts that were measured already")
-    parser.add_argument("--out", type=Path, default=Path("out/service"), help="folder of logs")
-    parser.add_argument("--results", type=Path, help="file that takes the rows; default: OUT/service.json")
-    options = parser.parse_args()
-    wanted = [name for name in options.only.split(",") if name] or PARTS
-    if not set(wanted) <= set(PARTS):
-        parser.error(f"--only: choose of {', '.join(PARTS)}")
+    """Measure, print, and return 1 if a bar is missed."""
+    parser = part_arguments(__doc__, PARTS, "service")
+    options, wanted = parse_parts(parser, PARTS)
     ledger = Ledger(options.results or options.out / "service.json", PARTS, quick=options.quick)
     with (
         tempfile.TemporaryDirectory(prefix="vsd-service-") as name,

@@ -47,14 +47,10 @@ class HashContext(ModelContext):
         """Nothing is to be filled."""
 
     def score(
-        self,
-        prefix: Tokens,
-        tokens: Tokens = (),
-        parents: Tokens = (),
-        *,
-        on_exit: ExitHook | None = None,  # noqa: ARG002
+        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
         """Return logits [1 + n, vocab] after the time of one pass."""
+        del on_exit  # it has no exits
         time.sleep(self.model.step_s)
         return self.rows(prefix, tokens, parents)
 
@@ -63,13 +59,6 @@ class HashContext(ModelContext):
         seeds = ([self.seed, len(path), *path[-3:]] for path in paths_of(prefix, tokens, parents))
         drawn = [np.random.default_rng(seed).normal(0, 3, VOCAB) for seed in seeds]
         return np.array(drawn, dtype=np.float32)
-
-    def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
-        """Return (): nothing is forced."""
-        return ()
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +83,16 @@ class HashModel(Model):
 
 
 def answer_of(instruction: str, params: SamplingParams) -> Tokens:
-    """Return what this target says by itself."""
+    """Return the target's own answer."""
     context = HashModel().open(Observation(None, instruction))
-    said: Tokens = ()
-    while len(said) < params.max_tokens and (not said or said[-1] not in params.stop_ids):
-        said += (pick(context.rows(said, (), ())[0], len(said), params),)
-    return said
+    tokens: Tokens = ()
+    while len(tokens) < params.max_tokens and (not tokens or tokens[-1] not in params.stop_ids):
+        tokens += (pick(context.rows(tokens, (), ())[0], len(tokens), params),)
+    return tokens
 
 
 def main() -> int:
-    """Serve until told to stop."""
+    """Serve until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--bind", default="tcp://127.0.0.1:*")
     parser.add_argument("--keys", type=Path, required=True)

@@ -39,10 +39,9 @@ from vlm_spec_decode.models.checkpoint import (
     resolve,
 )
 from vlm_spec_decode.models.encoder import render_prompt, tokenize_prompt
-from vlm_spec_decode.models.engines.base import Engine, LoadedModel
+from vlm_spec_decode.models.engines.base import Engine, LoadedModel, LoadOptions
 from vlm_spec_decode.models.prompt import PromptStyle, prompt_digest
 from vlm_spec_decode.models.registry import register_engine
-from vlm_spec_decode.models.spec import LoadOptions
 from vlm_spec_decode.models.tokenizer import TokenizerCodec
 
 
@@ -58,14 +57,10 @@ class ForwardContext(ModelContext):
         self._held: Tokens = ()
 
     def score(
-        self,
-        prefix: Tokens,
-        tokens: Tokens = (),
-        parents: Tokens = (),
-        *,
-        on_exit: ExitHook | None = None,  # noqa: ARG002
+        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
         """Return logits [1 + n, vocab]; see `ModelContext.score`."""
+        del on_exit  # an engine without early exits never calls it
         if self._closed:
             raise ModelError("this answer's context is closed")
         paths = [tuple(prefix)]
@@ -117,18 +112,8 @@ class ForwardModel(LoadedModel):
     def __init__(
         self, network: Any, tokenizer: Any, codec: TokenizerCodec, card: ModelCard, style: PromptStyle
     ) -> None:
+        super().__init__(card, codec)
         self._network, self._tokenizer, self._style = network, tokenizer, style
-        self._codec, self._card = codec, card
-
-    @property
-    def card(self) -> ModelCard:
-        """Identity, for the handshake."""
-        return self._card
-
-    @property
-    def codec(self) -> TokenizerCodec:
-        """Token ids to text and back."""
-        return self._codec
 
     def open(self, observation: Observation) -> ForwardContext:
         """Start one answer. Raises InstructionError if the prompt is too long."""

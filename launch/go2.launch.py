@@ -9,7 +9,7 @@ from launch.actions import OpaqueFunction
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.ros.launch import Values, declare, node, recorder, view
+from vlm_spec_decode.ros.launch import Values, declare, nodes
 from vlm_spec_decode.ros.node_parameters import DECODING, MISSION, PROCESSES, parameter
 
 ARGUMENTS = (
@@ -41,14 +41,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     legs |= {"camera_frame": f"{prefix}front_camera", "optical_frame": lens}
     told = ("cloud", "keys", "strategy", "objective", "draft", "instruction", "fallback")
     vlm = value.subset(*told) | {"approve": value.flag("approve")}
-    return [
-        node("camera_node", value, robot | eye, CONFIG),
-        node("locomotion_node", value, robot | base | legs, CONFIG),
-        node("monitor_node", value, base, CONFIG),
-        node("vlm_node", value, vlm, CONFIG),
-        *recorder(value),
-        *view(value),
-    ]
+    return nodes(value, CONFIG, camera=robot | eye, locomotion=robot | base | legs, monitor=base, vlm=vlm)
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -6,7 +6,7 @@ ros2 launch vlm_spec_decode sim.launch.py instruction:="walk to the red ball" rv
 from launch.actions import OpaqueFunction
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from vlm_spec_decode.ros.launch import Values, declare, node, option, recorder, view, vsd
+from vlm_spec_decode.ros.launch import Values, declare, nodes, option, vsd
 from vlm_spec_decode.ros.node_parameters import (
     BODY,
     CLOUD_PORT,
@@ -50,12 +50,14 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     return [
         vsd("simulator", "sim", *room(value), *LINGER, "--domain", value["dds_domain"]),
         vsd("cloud", "cloud", "--bind", address, *option("--model", value.path("target")), *security(value)),
-        node("camera_node", value, robot | {"frame_id": lens}, CONFIG),
-        node("locomotion_node", value, robot | base | legs, CONFIG),
-        node("monitor_node", value, base, CONFIG),
-        node("vlm_node", value, vlm, CONFIG),
-        *recorder(value),
-        *view(value),
+        *nodes(
+            value,
+            CONFIG,
+            camera=robot | {"frame_id": lens},
+            locomotion=robot | base | legs,
+            monitor=base,
+            vlm=vlm,
+        ),
     ]
 
 

@@ -114,7 +114,10 @@ def test_commands_run(block, user, tmp_path):
 
 def test_the_page_of_commands_lists_every_one_and_no_other():
     listed = re.findall(r"^\| `vsd (\w+)`", COMMANDS, re.MULTILINE)
-    assert sorted(listed) == vsd.list_commands(click.Context(vsd))
+    known = {
+        name: vsd.get_command(click.Context(vsd), name) for name in vsd.list_commands(click.Context(vsd))
+    }
+    assert sorted(listed) == [name for name, command in known.items() if not command.hidden]
 
 
 def test_options_that_the_page_names_exist():
@@ -154,6 +157,11 @@ def test_the_readme_leads_to_every_page_that_a_user_opens():
         assert f"](docs/{name}.md" in README
     for name in ("CITATION.cff", "CONTRIBUTING.md"):
         assert f"]({name}" in README
+
+
+def test_the_index_lists_every_page_once():
+    linked = re.findall(r"^- \[[^]]+\]\(([\w.]+)\)", page("README"), re.MULTILINE)
+    assert sorted(linked) == sorted({path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"})
 
 
 @pytest.mark.slow
@@ -212,10 +220,12 @@ def test_commands_of_pages_run(name, user):
 
 
 def test_the_python_of_its_page_runs(user):
-    (block,) = blocks(page("python"), "python")
-    said = user(f"python - <<'END'\n{block}END\n")
+    question, mission = blocks(page("python"), "python")
+    said = user(f"python - <<'END'\n{question}END\n")
     assert "Turn(angle_deg=-10.0)" in said
     assert "(Sit()" in said
+    said = user(f"python - <<'END'\n{mission}END\n")
+    assert said.splitlines()[-1] == "done forward(1) done()"
 
 
 def test_every_block_of_commands_is_run_by_one_of_these_tests():
@@ -229,6 +239,8 @@ NOT_RUN = {
     r"(sudo|hf|pip|colcon) ": "changes the computer or downloads; test_deploy, test_packaging check parts",
     r"ros2 ": "needs a ROS 2 installation with its launch system; arguments and parameters are checked",
     r"\.venv/bin/python -m vlm_spec_decode\.ros\.parameter_docs": "is run by test/ros/test_reference.py",
+    r"\.venv/bin/vsd options-page": "is run by test/core/test_config.py",
+    r"vsd edge --interface ": "needs a Go2; test/mission/test_edge_command.py runs it on other robots",
     r"vsd record ": "needs nodes that run; test/ros records",
     r"vsd replay (--live )?(my_walk|walks)": "the reader's own recordings; test/bags replays others",
     r"vsd train ": "trains for hours; test/train runs every step in small",

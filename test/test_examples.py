@@ -95,6 +95,31 @@ def test_the_stream_from_a_cloud_is_the_one_from_here(tmp_path: Path, free_tcp_p
     assert up > 0
 
 
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.net
+def test_the_lines_of_the_readme_run_from_a_cloud_to_a_robot(tmp_path: Path, free_tcp_port: int) -> None:
+    """As they stand there, but for addresses: a cloud and keys of this test, and the robot of arithmetic."""
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "frame.jpg").symlink_to(ROOT / "docs" / "images" / "frame.jpg")
+    with shipped_cloud(tmp_path, free_tcp_port) as address:
+        for theirs, ours in (
+            ('"tcp://10.0.0.2:5557"', f'"{address}"'),
+            ('"~/keys"', '"keys"'),
+            ('"go2", interface="eth0"', '"fake"'),
+            ('"go to the red chair"', '"walk forward 1 metre"'),
+        ):
+            assert block.count(theirs) == 1
+            block = block.replace(theirs, ours)
+        said = run(["-c", f"{block}print(result)"], tmp_path)
+    assert f"{ANSWER}" in said
+    assert "(Turn(angle_deg=-10.0),)" in said
+    assert "status='done'" in said.splitlines()[-1]
+    assert "actions=('forward(1)', 'done()')" in said.splitlines()[-1]
+
+
 def test_every_example_that_a_page_names_is_there() -> None:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
     named = {name for page in pages for name in re.findall(r"examples/(\w+\.\w+)", page.read_text())}

@@ -54,6 +54,33 @@ PARTS = {
 """The folders of which every module can be imported with one extra alone."""
 
 
+EXTRAS_OF = {
+    "core": (),
+    "decoding": (),
+    "strategies": (),
+    "protocol": (),
+    "transport": (),
+    "actions": (),
+    "control": (),
+    "models": ("edge",),
+    "robot": ("edge",),
+    "sim": ("sim", "physical"),
+    "edge": ("edge", "video"),
+    "cloud": ("cloud", "cluster"),
+    "mission": (),
+    "bags": ("bags",),
+    "train": ("train",),
+    "bench": ("bench",),
+    "ros": ("ros", "video"),
+    "demo": ("ros",),
+    "cli": ("cloud",),
+}
+"""The extras of which a folder may use the libraries, also inside functions: the usual one, then one for a
+less usual use (replicas, other cameras, the physical body)."""
+
+BESIDE = ("cluster", "video", "physical")
+
+
 def without(hidden: set[str], code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", HIDE + code, ",".join(sorted(hidden)), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd=ROOT)
@@ -81,6 +108,52 @@ def test_every_library_that_is_imported_is_of_the_base_or_of_an_extra() -> None:
     imported = {name for path in PACKAGE.rglob("*.py") for name in third_party(path)}
     assert imported - base - set(extras.EXTRAS) == of_ros_itself | only_for_types
     assert not base & set(extras.EXTRAS)
+
+
+def optional_libraries(folder: str) -> set[str]:
+    """Return what a folder imports, also inside functions, that the base does not bring."""
+    found = {name for path in (PACKAGE / folder).rglob("*.py") for name in third_party(path)}
+    return found & set(extras.EXTRAS)
+
+
+@pytest.mark.parametrize("folder", EXTRAS_OF)
+def test_every_import_of_a_folder_is_brought_by_the_extra_of_its_machine(folder: str) -> None:
+    libraries = optional_libraries(folder)
+    for library in libraries:
+        bringers = set(extras.EXTRAS[library])
+        usual, beside = {EXTRAS_OF[folder][0]}, set(EXTRAS_OF[folder]) & set(BESIDE)
+        assert bringers & (usual | beside), f"{folder} imports {library}, which {bringers} bring"
+    assert bool(libraries) == bool(EXTRAS_OF[folder])
+
+
+@pytest.mark.parametrize("extra", PARTS)
+def test_an_extra_brings_what_all_folders_of_its_machine_import(extra: str) -> None:
+    for folder in PARTS[extra]:
+        for library in optional_libraries(folder):
+            assert {extra, *BESIDE} & set(extras.EXTRAS[library]), f"{folder} imports {library}"
+
+
+def test_no_folder_is_left_out() -> None:
+    assert set(EXTRAS_OF) == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+
+def test_what_is_for_type_checkers_only_is_not_imported() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+        checked = [block for block in blocks if ast.unparse(block.test) == "TYPE_CHECKING"]
+        inside = {node for block in checked for node in ast.walk(block)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module in ("_typeshed.wsgi", "typing_extensions"):
+                assert node in inside, path
+
+
+def test_the_page_of_the_installation_lists_every_extra() -> None:
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    declared = re.findall(r'^        "(\w+)": [A-Z]+,$', (ROOT / "setup.py").read_text(), re.MULTILINE)
+    assert len(declared) > 10
+    listed = re.findall(r"^\| [^|]+ \| `pip install '\.\[(\w+)\]'`", page, re.MULTILINE)
+    assert set(listed) == set(declared) - {"dev"}
 
 
 def test_an_extra_brings_the_libraries_that_are_said_to_come_with_it() -> None:
@@ -158,7 +231,7 @@ def test_the_public_engine_names_what_is_missing() -> None:
 
 
 def test_other_import_errors_stay_what_they_are() -> None:
-    with pytest.raises(ModuleNotFoundError, match="no_such_library"), extras.named():
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"), extras.translate_missing():
         import no_such_library  # type: ignore[import-not-found]  # noqa: F401
 
 

@@ -7,6 +7,7 @@ derivation.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
@@ -69,7 +70,9 @@ class PaperFigure:
 
 
 _AR = "autoregressive"
-_FSD, _PICO, _ACE = "2505.21594", "2603.19133", "2609.02514"
+_FSD = "2505.21594"
+_pico_figure = partial(PaperFigure, paper="2603.19133")
+_ace_figure = partial(PaperFigure, paper="2609.02514")
 _EXITS = (
     "the simulated exits are right more often than what the paper hides, some 30 % of the drafting, implies"
 )
@@ -120,8 +123,7 @@ REPORTED = (
         value=1.21,
         why=_EXITS,
     ),
-    PaperFigure(
-        paper=_PICO,
+    _pico_figure(
         setting="Qwen3, GSM8K",
         at=QWEN,
         system="vanilla",
@@ -130,8 +132,7 @@ REPORTED = (
         how="reckoned",
         why=_BONUS,
     ),
-    PaperFigure(
-        paper=_PICO,
+    _pico_figure(
         setting="Qwen3, GSM8K",
         at=QWEN,
         system="split",
@@ -140,8 +141,7 @@ REPORTED = (
         how="reckoned",
         why=_SPLIT,
     ),
-    PaperFigure(
-        paper=_PICO,
+    _pico_figure(
         setting="Qwen3, GSM8K",
         at=QWEN,
         system="pipelined",
@@ -149,8 +149,7 @@ REPORTED = (
         value=1.45,
         why=_OWN_MODEL,
     ),
-    PaperFigure(
-        paper=_PICO,
+    _pico_figure(
         setting="Llama, GSM8K",
         at=LLAMA_GSM8K,
         system="vanilla",
@@ -159,8 +158,7 @@ REPORTED = (
         how="reckoned",
         why=_BONUS,
     ),
-    PaperFigure(
-        paper=_PICO,
+    _pico_figure(
         setting="Llama, GSM8K",
         at=LLAMA_GSM8K,
         system="split",
@@ -169,8 +167,7 @@ REPORTED = (
         how="reckoned",
         why=_SPLIT,
     ),
-    PaperFigure(
-        paper=_PICO,
+    _pico_figure(
         setting="Llama, GSM8K",
         at=LLAMA_GSM8K,
         system="pipelined",
@@ -178,8 +175,7 @@ REPORTED = (
         value=2.51,
         why=_BONUS,
     ),
-    PaperFigure(
-        paper=_PICO,
+    _pico_figure(
         setting="Llama, HumanEval",
         at=LLAMA_HUMANEVAL,
         system="vanilla",
@@ -188,8 +184,7 @@ REPORTED = (
         how="reckoned",
         why=_BONUS,
     ),
-    PaperFigure(
-        paper=_PICO,
+    _pico_figure(
         setting="Llama, HumanEval",
         at=LLAMA_HUMANEVAL,
         system="pipelined",
@@ -197,8 +192,7 @@ REPORTED = (
         value=2.90,
         why=_BONUS,
     ),
-    PaperFigure(
-        paper=_ACE,
+    _ace_figure(
         setting="Qwen3, GSM8K",
         at=QWEN,
         system="dssd",
@@ -207,8 +201,7 @@ REPORTED = (
         how="reckoned",
         why=_BONUS,
     ),
-    PaperFigure(
-        paper=_ACE,
+    _ace_figure(
         setting="Qwen3, GSM8K",
         at=QWEN,
         system="multi_branch",
@@ -216,8 +209,7 @@ REPORTED = (
         value=1.75,
         why=_CACHE,
     ),
-    PaperFigure(
-        paper=_ACE,
+    _ace_figure(
         setting="Qwen3, GSM8K: hits",
         at=QWEN,
         system="multi_branch",
@@ -226,8 +218,7 @@ REPORTED = (
         how="hits",
         why=_CACHE,
     ),
-    PaperFigure(
-        paper=_ACE,
+    _ace_figure(
         setting="Llama, HumanEval",
         at=LLAMA_HUMANEVAL,
         system="dssd",
@@ -236,8 +227,7 @@ REPORTED = (
         how="reckoned",
         why=_BONUS,
     ),
-    PaperFigure(
-        paper=_ACE,
+    _ace_figure(
         setting="Llama, HumanEval",
         at=LLAMA_HUMANEVAL,
         system="multi_branch",

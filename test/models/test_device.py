@@ -8,9 +8,10 @@ import torch
 from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.cloud.config import CloudConfig, check, checked
 from vlm_spec_decode.core.errors import ConfigError, ModelError
+from vlm_spec_decode.models.engines.base import LoadOptions
 from vlm_spec_decode.models.hardware import check_device
 from vlm_spec_decode.models.loader import load_model
-from vlm_spec_decode.models.spec import LoadOptions, parse_spec
+from vlm_spec_decode.models.spec import parse_spec
 
 
 @pytest.fixture

@@ -17,10 +17,11 @@ from vlm_spec_decode.core.ports import ScoreRequest
 from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.edge.ask import AskConfig, run
 from vlm_spec_decode.edge.factory import EdgeSettings
+from vlm_spec_decode.models.engines.base import DEFAULT_ENGINE, LoadOptions
 from vlm_spec_decode.models.engines.torch_loop import ENGINE, require_own_loop
 from vlm_spec_decode.models.loader import load_model
-from vlm_spec_decode.models.registry import DEFAULT_ENGINE, ENGINES, EngineRegistry, register_engine
-from vlm_spec_decode.models.spec import LoadOptions, parse_spec
+from vlm_spec_decode.models.registry import ENGINES, EngineRegistry, register_engine
+from vlm_spec_decode.models.spec import parse_spec
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "07_new_engine.py"
 SHIPPED = tuple(ENGINES)

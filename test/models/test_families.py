@@ -31,13 +31,13 @@ from test.models.test_context import assert_plain, ends_of, random_tree
 from vlm_spec_decode.core.errors import ConfigError, ModelError
 from vlm_spec_decode.core.ports import ScoreRequest
 from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.models.engines.base import LoadOptions
 from vlm_spec_decode.models.families.base import AnswerCache, Family, ImageFeatures
 from vlm_spec_decode.models.families.language import Language
 from vlm_spec_decode.models.families.llava import Llava
 from vlm_spec_decode.models.families.qwen_vl import QwenVL
 from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.models.registry import ENGINES, FAMILIES, FamilyRegistry, register_family
-from vlm_spec_decode.models.spec import LoadOptions
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "06_new_family.py"

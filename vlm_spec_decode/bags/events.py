@@ -68,7 +68,7 @@ class Frame:
     def image(self) -> Image:
         """Decode the picture, reduced as for the upload. Raises ImageError."""
         if isinstance(self.message, VideoFrame):
-            return self.message.small()
+            return self.message.to_uplink()
         return compressed_jpeg(self.message) if self.kind == COMPRESSED else raw_jpeg(self.message)
 
 

@@ -23,7 +23,7 @@ from vlm_spec_decode.core.errors import (
     VsdError,
 )
 from vlm_spec_decode.edge.image_upload import for_uplink
-from vlm_spec_decode.edge.mission_loop import LOOK_AGAIN, SILENCES, Mission
+from vlm_spec_decode.edge.mission_loop import LOOK_AGAIN, SILENCES, MissionLoop
 from vlm_spec_decode.mission.connection import Answerer, EngineConnection, Engines
 from vlm_spec_decode.mission.events import Frame, MissionEvents
 from vlm_spec_decode.mission.state import (
@@ -68,7 +68,7 @@ class MissionRunner:
     def run(self, job: MissionJob, engines: Engines) -> MissionEnd:
         """Run a mission to its end and return how it ended."""
         try:
-            mission = Mission(job.instruction, self.config.max_steps)
+            mission = MissionLoop(job.instruction, self.config.max_steps)
         except InstructionError as error:
             return self._refuse(job, error)
         if engines.ensure() is None and self.config.fallback != "draft_only":
@@ -82,7 +82,7 @@ class MissionRunner:
         self._finish(job, ending, 0)
         return ending
 
-    def _loop(self, job: MissionJob, mission: Mission, engines: Engines) -> MissionEnd:
+    def _loop(self, job: MissionJob, mission: MissionLoop, engines: Engines) -> MissionEnd:
         try:
             self._announce(job)
             while mission.is_running:
@@ -110,7 +110,9 @@ class MissionRunner:
 
     # With and without a cloud --------------------------------------------------------------------
 
-    def _next_plan(self, job: MissionJob, mission: Mission, engines: Engines) -> tuple[Action, ...] | None:
+    def _next_plan(
+        self, job: MissionJob, mission: MissionLoop, engines: Engines
+    ) -> tuple[Action, ...] | None:
         """Make one step, with the cloud or by the fallback; return its plan, None if there is none."""
         cloud = engines.current
         try:
@@ -131,14 +133,14 @@ class MissionRunner:
             self._report(job, state, mission.steps, type(error).__name__, str(error))
             return None
 
-    def _stop_robot(self, job: MissionJob, mission: Mission) -> None:
+    def _stop_robot(self, job: MissionJob, mission: MissionLoop) -> None:
         """Supersede the plan of the lost answer: the robot stops."""
         mission.record_interruption(self._events.executed())
         number = mission.steps + 1
         self._events.begin(job.mission, number)
         self._emit(job, Plan(job.mission, number, self._now_s(), 0))
 
-    def _wait_for_cloud(self, job: MissionJob, mission: Mission, engines: Engines) -> None:
+    def _wait_for_cloud(self, job: MissionJob, mission: MissionLoop, engines: Engines) -> None:
         """Wait, standing, until the cloud is back. Raises its error after `hold_s`, or Cancelled."""
         until_s = self._now_s() + self.config.hold_s
         while engines.current is None:
@@ -147,7 +149,7 @@ class MissionRunner:
             self._events.pause(HOLD_POLL_S)
         self._report(job, "looking", mission.steps, detail="the cloud is back")
 
-    def _pause_after_silence(self, job: MissionJob, mission: Mission) -> None:
+    def _pause_after_silence(self, job: MissionJob, mission: MissionLoop) -> None:
         """Wait a moment before the next frame, so that a silent commander or robot can be heard again."""
         self._events.begin(job.mission, mission.steps + 1)
         self._events.pause(self.config.listen_s)
@@ -155,7 +157,7 @@ class MissionRunner:
     # One step ------------------------------------------------------------------------------------
 
     def _step(
-        self, job: MissionJob, mission: Mission, engine: Answerer, *, verified: bool
+        self, job: MissionJob, mission: MissionLoop, engine: Answerer, *, verified: bool
     ) -> tuple[Action, ...] | None:
         number = mission.steps + 1
         frame = self._events.wait_frame(self._now_s(), self.config.frame_s)
@@ -189,7 +191,7 @@ class MissionRunner:
     def _answer(
         self,
         job: MissionJob,
-        mission: Mission,
+        mission: MissionLoop,
         engine: Answerer,
         frame: Frame,
         verified: bool,
@@ -226,7 +228,7 @@ class MissionRunner:
                 )
         return plan
 
-    def _ask_approval(self, job: MissionJob, mission: Mission, engine: Answerer, plan: Plan) -> Plan:
+    def _ask_approval(self, job: MissionJob, mission: MissionLoop, engine: Answerer, plan: Plan) -> Plan:
         """Show the plan, wait for a yes, then send it. Raises Cancelled without a yes.
 
         The scene may change before the yes. So an old plan is decoded again from a new frame, and sent

@@ -30,7 +30,7 @@ from vlm_spec_decode.models.prompt import CHAT_TEMPLATE, PromptStyle
 from vlm_spec_decode.models.tokenizer import TokenizerCodec, spoken
 
 if TYPE_CHECKING:
-    from vlm_spec_decode.models.spec import LoadOptions
+    from vlm_spec_decode.models.engines.base import LoadOptions
 
 EXITS_FILE = "exits.safetensors"
 """Optional beside the weights: `layers.<n>.weight` [width, width] and `layers.<n>.bias` per exit layer."""

@@ -17,10 +17,10 @@ from vlm_spec_decode.core.config import ASSETS
 from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.models.checkpoint import named
-from vlm_spec_decode.models.engines.base import LoadedModel
+from vlm_spec_decode.models.engines.base import DEFAULT_ENGINE, LoadedModel, LoadOptions
 from vlm_spec_decode.models.hardware import check_device
-from vlm_spec_decode.models.registry import DEFAULT_ENGINE, ENGINES
-from vlm_spec_decode.models.spec import LoadOptions, ModelSpec, parse_spec
+from vlm_spec_decode.models.registry import ENGINES
+from vlm_spec_decode.models.spec import ModelSpec, parse_spec
 
 _SHIPPED_MARK = "shipped:"
 

@@ -21,15 +21,22 @@ MAX_WIRE_NODES = 256
 """Nodes of one draft."""
 
 HELLO_FIRST = "hello_first"
-"""Reason of a Refused: the cloud does not know this robot; it says Hello and opens its answer again."""
+"""Reason of a Refused: the cloud does not know this robot, which must send Hello and Open again."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """Base of all messages."""
 
 
+class AnswerMessage(Message, frozen=True, array_like=True):
+    """Base of the messages about one answer: its number, and the epoch of the connection, come first."""
+
+    answer: int
+    epoch: int
+
+
 class Hello(Message, frozen=True, array_like=True, tag=1):
-    """Edge to cloud, first: what the edge's tokens mean. Answered by Welcome or Refused."""
+    """Edge to cloud, first: what the edge's token ids mean. Answered by Welcome or Refused."""
 
     software: str
     tokenizer_digest: str
@@ -50,24 +57,20 @@ class Welcome(Message, frozen=True, array_like=True, tag=2):
     strategies: tuple[str, ...]
 
 
-class Refused(Message, frozen=True, array_like=True, tag=3):
-    """Cloud to edge: no, and why, by name. `answer` 0 refuses the handshake."""
+class Refused(AnswerMessage, frozen=True, array_like=True, tag=3):
+    """Cloud to edge: the request is refused, and why. `answer` 0 refuses the handshake."""
 
-    answer: int
-    epoch: int
     reason: str
     detail: str
 
 
-class WireDraft(Message, frozen=True, array_like=True, tag=7):
+class WireDraft(AnswerMessage, frozen=True, array_like=True, tag=7):
     """Edge to cloud: nodes of the speculation tree; see `core.types.DraftMessage`.
 
-    `tokens` are packed. No `parents` mean a chain that hangs on the committed prefix; else one packed
+    `tokens` are packed. No `parents` mean a chain below the committed prefix; else one packed
     distance `node - parent` per node, 0 for the prefix. No `weights` mean all 0.
     """
 
-    answer: int
-    epoch: int
     base: int
     first_node: int
     tokens: bytes
@@ -76,17 +79,15 @@ class WireDraft(Message, frozen=True, array_like=True, tag=7):
     q: bytes | None = None
 
 
-class Open(Message, frozen=True, array_like=True, tag=4):
+class Open(AnswerMessage, frozen=True, array_like=True, tag=4):
     """Edge to cloud: one answer begins, or begins again under a higher epoch after a loss.
 
-    `committed` are packed tokens that the edge already has; they win over anything the cloud remembers.
-    `patience_ms` is how long the edge waits for a verdict before it gives up, 0 if it does not say.
-    `draft` holds the first nodes, so that they are there when the prompt is read.
+    `committed` are packed tokens that the edge already has; they replace what the cloud has of the answer.
+    `patience_ms` is how long the edge waits for a verdict before it gives up, 0 if that is not known.
+    `draft` holds the first nodes, so that the pass over the prompt verifies them.
     `image_digest` is empty without an image. `params_digest` guards against reading a field differently.
     """
 
-    answer: int
-    epoch: int
     strategy: str
     instruction: str
     history: tuple[str, ...]
@@ -111,28 +112,22 @@ class Open(Message, frozen=True, array_like=True, tag=4):
     draft: WireDraft | None = None
 
 
-class ImageChunk(Message, frozen=True, array_like=True, tag=5):
+class ImageChunk(AnswerMessage, frozen=True, array_like=True, tag=5):
     """Edge to cloud: bytes `offset`… of the image that the open answer named."""
 
-    answer: int
-    epoch: int
     offset: int
     data: bytes
 
 
-class ImageCredit(Message, frozen=True, array_like=True, tag=6):
+class ImageCredit(AnswerMessage, frozen=True, array_like=True, tag=6):
     """Cloud to edge: `received` bytes of the image are here in order; at most a window more may follow."""
 
-    answer: int
-    epoch: int
     received: int
 
 
-class WireEarly(Message, frozen=True, array_like=True, tag=8):
-    """Cloud to edge: an early verdict; `confidence` in 255ths."""
+class WireEarly(AnswerMessage, frozen=True, array_like=True, tag=8):
+    """Cloud to edge: an early-exit verdict; `confidence` in 255ths."""
 
-    answer: int
-    epoch: int
     pass_id: int
     exit_layer: int
     node: int
@@ -140,11 +135,9 @@ class WireEarly(Message, frozen=True, array_like=True, tag=8):
     confidence: int
 
 
-class WireCommit(Message, frozen=True, array_like=True, tag=9):
+class WireCommit(AnswerMessage, frozen=True, array_like=True, tag=9):
     """Cloud to edge: committed tokens; see `core.types.Commit`. `compute_us` in microseconds."""
 
-    answer: int
-    epoch: int
     start: int
     tokens: bytes
     node: int
@@ -154,27 +147,22 @@ class WireCommit(Message, frozen=True, array_like=True, tag=9):
     residual: bytes | None = None
 
 
-class WireCorrection(Message, frozen=True, array_like=True, tag=10):
+class WireCorrection(AnswerMessage, frozen=True, array_like=True, tag=10):
     """Edge to cloud: the token drawn from the residual; rule `rejection` with the residual on the edge.
 
     A negative `token` -n asks for n tail samples instead (`core.types.MoreSamples`).
     """
 
-    answer: int
-    epoch: int
     position: int
     token: int
 
 
-class Close(Message, frozen=True, array_like=True, tag=11):
-    """Edge to cloud: the answer is over or abandoned; its KV cache may go. No reply."""
-
-    answer: int
-    epoch: int
+class Close(AnswerMessage, frozen=True, array_like=True, tag=11):
+    """Edge to cloud: the answer has ended or is abandoned; its KV cache may be freed. No reply."""
 
 
 class Ping(Message, frozen=True, array_like=True, tag=12):
-    """Edge to cloud: alive. `committed` is what the edge has; `recover` asks for what is missing."""
+    """Edge to cloud: a sign of life. The edge has `committed` tokens; `recover` asks for the missing ones."""
 
     stamp_us: int
     answer: int
@@ -192,14 +180,12 @@ class Pong(Message, frozen=True, array_like=True, tag=13):
     known: bool
 
 
-class Busy(Message, frozen=True, array_like=True, tag=14):
-    """Cloud to edge: not now, and why, by name; come again after `retry_after_ms`, or go elsewhere.
+class Busy(AnswerMessage, frozen=True, array_like=True, tag=14):
+    """Cloud to edge: no room now, and why. Try again after `retry_after_ms`, or at another cloud.
 
     `answer` 0 answers a Hello.
     """
 
-    answer: int
-    epoch: int
     reason: str
     retry_after_ms: int
 

@@ -21,7 +21,7 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import ExecutableInPackage
 
-from launch import LaunchContext
+from launch import LaunchContext, LaunchDescriptionEntity
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.ros.node_parameters import Argument
 
@@ -117,6 +117,26 @@ def node(name: str, value: Values, parameters: Mapping[str, Setting], config: st
         respawn_delay=RESPAWN_S,
         on_exit=None if comes_back else [Shutdown(reason=f"{name} ended")],
     )
+
+
+def nodes(
+    value: Values,
+    config: str,
+    *,
+    camera: Mapping[str, Setting],
+    locomotion: Mapping[str, Setting],
+    monitor: Mapping[str, Setting],
+    vlm: Mapping[str, Setting],
+) -> list[LaunchDescriptionEntity]:
+    """Run the four nodes with these parameters, and a recorder and RViz if asked for."""
+    return [
+        node("camera_node", value, camera, config),
+        node("locomotion_node", value, locomotion, config),
+        node("monitor_node", value, monitor, config),
+        node("vlm_node", value, vlm, config),
+        *recorder(value),
+        *view(value),
+    ]
 
 
 def vsd(name: str, *arguments: str) -> ExecuteProcess:

@@ -35,10 +35,11 @@ from vlm_spec_decode.models.checkpoint import (
     named,
     read_config,
 )
+from vlm_spec_decode.models.engines.base import LoadOptions
 from vlm_spec_decode.models.engines.torch_loop import VlmModel, require_own_loop
 from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.models.registry import family_class
-from vlm_spec_decode.models.spec import LoadOptions, parse_spec
+from vlm_spec_decode.models.spec import parse_spec
 from vlm_spec_decode.train.batches import Batch, Batcher, group_outputs, image_features
 from vlm_spec_decode.train.config import EvaluateConfig, ExitsConfig
 from vlm_spec_decode.train.evaluate import Pair, decode, questions

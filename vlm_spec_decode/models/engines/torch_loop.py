@@ -31,12 +31,11 @@ from vlm_spec_decode.models.checkpoint import (
 from vlm_spec_decode.models.context import BatchEntry, VlmContext, run_pass
 from vlm_spec_decode.models.decoder import Decoder
 from vlm_spec_decode.models.encoder import PromptEncoder
-from vlm_spec_decode.models.engines.base import Engine, LoadedModel
+from vlm_spec_decode.models.engines.base import Engine, LoadedModel, LoadOptions
 from vlm_spec_decode.models.families.base import Family
 from vlm_spec_decode.models.hardware import library_config, quantize, require
 from vlm_spec_decode.models.prompt import prompt_digest
 from vlm_spec_decode.models.registry import family_class
-from vlm_spec_decode.models.spec import LoadOptions
 from vlm_spec_decode.models.tokenizer import TokenizerCodec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -48,20 +47,9 @@ class VlmModel(LoadedModel):
     def __init__(
         self, card: ModelCard, codec: TokenizerCodec, decoder: Decoder, encoder: PromptEncoder
     ) -> None:
-        self._card = card
-        self._codec = codec
+        super().__init__(card, codec)
         self.decoder = decoder
         self.encoder = encoder
-
-    @property
-    def card(self) -> ModelCard:
-        """Identity, for the handshake."""
-        return self._card
-
-    @property
-    def codec(self) -> TokenizerCodec:
-        """Token ids to text and back."""
-        return self._codec
 
     @property
     def sees(self) -> bool:
