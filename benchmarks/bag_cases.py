@@ -93,7 +93,7 @@ def _sqlite_ends(file: Path) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What came of the camera and motion messages of one bag."""
+    """Results of the camera and motion messages of one bag."""
 
     read: int
     named: int
@@ -102,7 +102,7 @@ class Survey:
 
 
 def survey(bag: Path) -> Survey | None:
-    """Read every picture and every velocity of a bag; None if it cannot be opened, and says so."""
+    """Read every picture and every velocity of a bag; None if it cannot be opened with a named error."""
     try:
         source = open_bag(bag)
     except BagError:
@@ -128,7 +128,7 @@ def survey(bag: Path) -> Survey | None:
 def _fails(event: object) -> bool:
     try:
         event.image  # type: ignore[attr-defined]  # noqa: B018
-    except Exception:  # noqa: BLE001  a benchmark counts whatever goes wrong
+    except Exception:  # noqa: BLE001  any exception is counted
         return True
     return False
 

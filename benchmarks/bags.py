@@ -151,7 +151,7 @@ def overhead(rounds: int) -> list[Figure]:
 
 
 def large(folder: Path, num_bytes: int) -> list[Figure]:
-    """Peak memory over a large bag, broken off in the middle and gone on with."""
+    """Peak memory over a large bag, interrupted in the middle and resumed."""
     bag, out = folder / "large", folder / "large_out"
     seconds = cases.large_bag(bag, num_bytes)
     command = [sys.executable, *VSD, "replay", str(bag), "--every", f"{seconds / 12:.3f}", "--jobs", "1"]
@@ -206,11 +206,11 @@ def truncation(folder: Path, cuts: int) -> list[Figure]:
             try:
                 found = Counter(cases.events_of(cut))
             except BagError:
-                found = Counter()  # it says so: nothing that can be asked about
+                found = Counter()  # the error says that there is nothing to ask about
             except Exception as error:  # noqa: BLE001  this is what is counted
                 print(f"{storage} cut at {length}: {type(error).__name__}: {error}", file=sys.stderr)
                 crashes, found = crashes + 1, Counter()
-            # Without a frame there is nothing to evaluate, and the bag is refused by name.
+            # Without a frame there is nothing to evaluate, and the bag is refused with a named error.
             if any(kind == "Frame" for kind, _ in wanted):
                 lost += (wanted - found).total()
                 total += wanted.total()
@@ -224,7 +224,7 @@ def truncation(folder: Path, cuts: int) -> list[Figure]:
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
+    """Measure, print, and return 1 if a bar is missed."""
     parser = part_arguments(__doc__, PARTS, "bags")
     parser.add_argument("--public", type=Path, help="folder of bags of other people")
     parser.add_argument("--place", type=Path, help="folder for bags on the way; default: the system's /tmp")

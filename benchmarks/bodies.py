@@ -83,7 +83,7 @@ class Rig:
             if self.clock.now() > from_s + 6.0:
                 return math.inf, math.inf
             self.clock.sleep(0.01)
-        return self.clock.now() - from_s, way(start, self.robot.state())
+        return self.clock.now() - from_s, travelled(start, self.robot.state())
 
     def home(self) -> None:
         """Be put back where the robot has begun, standing."""
@@ -92,8 +92,8 @@ class Rig:
         self.robot.start()
 
 
-def way(one: RobotState, other: RobotState) -> float:
-    """Return the distance between two places."""
+def travelled(one: RobotState, other: RobotState) -> float:
+    """Return the distance between two positions."""
     return math.hypot(other.x_m - one.x_m, other.y_m - one.y_m)
 
 
@@ -150,7 +150,7 @@ def accuracy(body: str, times: int, rng: random.Random) -> list[Figure]:
         before = rig.robot.state()
         ended += run_plan(rig.executor, rig.plan(f"forward({metres})"), rig.clock).state == "done"
         middle = rig.robot.state()
-        distances.append(abs(way(before, middle) - abs(metres)))
+        distances.append(abs(travelled(before, middle) - abs(metres)))
         ended += run_plan(rig.executor, rig.plan(f"turn({degrees})"), rig.clock).state == "done"
         turned = math.degrees(rig.robot.state().yaw_rad - middle.yaw_rad)
         angles.append(abs(math.remainder(turned - degrees, 360.0)))
@@ -184,7 +184,7 @@ def stops(body: str, times: int, rng: random.Random) -> list[Figure]:
         start = rig.robot.state()
         rig.robot.posture("damp")
         rig.clock.sleep(1.0)
-        sunk.append(way(start, rig.robot.state()))
+        sunk.append(travelled(start, rig.robot.state()))
     return [
         Figure(f"{body}_watchdog_reaction_s", max(reaction), 0.3, "at most", f"largest of {times}"),
         Figure(f"{body}_watchdog_standstill_s", max(still), 1.0, "at most", f"largest of {times}"),
@@ -264,7 +264,7 @@ def measure(bodies: list[str], times: int) -> list[Figure]:
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
+    """Measure, print, and return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--body", default=",".join(BODIES), help=f"of: {', '.join(BODIES)}")
     parser.add_argument("--times", type=int, default=50, help="repetitions of each case")

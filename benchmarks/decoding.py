@@ -54,8 +54,8 @@ class Size:
     links: tuple[str, ...]
 
 
-def place(pair: str, profile: str, link: str) -> dict[str, Cell]:
-    """Return the cells of all strategies at one place."""
+def cells_of(pair: str, profile: str, link: str) -> dict[str, Cell]:
+    """Return the cells of all strategies for one pair, profile and link."""
     names = (name for name in ALL if name != BASELINE)
     return {
         name: Cell(pair=pair, profile=profile, link=link, strategy=name, with_image=False) for name in names
@@ -70,8 +70,8 @@ def home(results: Results, size: Size) -> list[Figure]:
     near, far = (
         results.summary(replace(HOME, link=f"rtt{rtt}_up100"), size.answers)["total_s"] for rtt in (5, 200)
     )
-    worth = results.worth(WEAK)["acceptance"]
-    note = f"Go2, a = {worth:.2f}, {size.answers} answers"
+    acceptance = results.pair_statistics(WEAK)["acceptance"]
+    note = f"Go2, a = {acceptance:.2f}, {size.answers} answers"
     gain = found["hybrid"]["speed_up"]
     return [
         Figure("hybrid_over_autoregressive", gain, 1.9, "at least", note),
@@ -133,8 +133,11 @@ def special(results: Results, size: Size) -> list[Figure]:
         strategy="multi_branch",
         with_image=False,
     )
-    hits, worth = results.summary(ace, size.answers)["hit_rate"], results.worth("early69")["acceptance"]
-    note = f"AGX Orin, 32B, a = {worth:.2f}, greedy"
+    hits, acceptance = (
+        results.summary(ace, size.answers)["hit_rate"],
+        results.pair_statistics("early69")["acceptance"],
+    )
+    note = f"AGX Orin, 32B, a = {acceptance:.2f}, greedy"
     return [*slow_links, *costs, Figure("multi_branch_hit_rate", hits, 0.97, "at least", note)]
 
 
@@ -143,7 +146,7 @@ def grid(results: Results, size: Size) -> tuple[list[Figure], list[dict[str, Any
     places = [(pair, p, link) for pair in (WEAK, GOOD) for p in size.profiles for link in size.links]
     rows = []
     for where in tqdm(places, desc="cells", mininterval=2, disable=None):
-        found = {n: results.summary(c, size.grid_answers)["speed_up"] for n, c in place(*where).items()}
+        found = {n: results.summary(c, size.grid_answers)["speed_up"] for n, c in cells_of(*where).items()}
         rows.append({"pair": where[0], "profile": where[1], "link": where[2], "speed_up": found})
     means = {name: geometric_mean(row["speed_up"][name] for row in rows) for name in (*OTHERS, "hybrid+")}
     single = max(OTHERS, key=means.__getitem__)
@@ -176,7 +179,7 @@ def own_costs(answers: int) -> list[Figure]:
     cost = f"{1000 * own.rounds_s[0]:.2f} ms at best, {1000 * own.edge_cpu_s:.2f} ms of the edge's CPU"
     busy = f"two processes, CURVE, p50; {cost}; load average {os.getloadavg()[0]:.1f}"
     wire = "median of {}, at most {}; {:g} B on the wire"
-    said = f"tokens per s of CPU time, {answers} answers, same tokens: {speeds.same_tokens}"
+    note = f"tokens per s of CPU time, {answers} answers, same tokens: {speeds.same_tokens}"
     ratio = speeds.ratio if speeds.same_tokens else 0.0
     return [
         Figure(
@@ -184,12 +187,12 @@ def own_costs(answers: int) -> list[Figure]:
         ),
         Figure("uplink_q", q.frames, 60, "at most", wire.format(q.rounds, q.largest, q.on_the_wire)),
         Figure("overhead_ms", own.p50_ms, 1.0, "at most", busy),
-        Figure("colocated_over_assisted", ratio, 1.1, "at least", said),
+        Figure("colocated_over_assisted", ratio, 1.1, "at least", note),
     ]
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
+    """Measure, print, and return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="fewer answers, 8 cells in the grid")
     parser.add_argument("--answers", type=int, default=None, help="of each figure: 20, quick 4; at most 24")
@@ -210,7 +213,7 @@ def main() -> int:
         for pair in (WEAK, GOOD, "oracle")
         for name in ALL
     ]
-    worths = {pair: results.worth(pair) for pair in (WEAK, "early69", GOOD, "oracle")}
+    worths = {pair: results.pair_statistics(pair) for pair in (WEAK, "early69", GOOD, "oracle")}
     extra = {"cells": table, "grid": rows, "pairs": worths, "size": [size.answers, size.grid_answers]}
     return report(figures, options.out / "decoding.json", quick=options.quick, **extra)
 

@@ -40,8 +40,8 @@ def home_table(document: Mapping[str, Any]) -> str:
     head = ("speed-up", "first action", "passes", "GPU time", "accepted", "hits", "bytes up", "bytes down")
     rows = []
     for pair in dict.fromkeys(row["pair"] for row in document["cells"]):
-        worth = document["pairs"][pair]
-        rows += [f"**{TITLES[pair]}**, acceptance {worth['acceptance']:.2f}", ""]
+        statistics = document["pairs"][pair]
+        rows += [f"**{TITLES[pair]}**, acceptance {statistics['acceptance']:.2f}", ""]
         rows += ["| strategy | " + " | ".join(head) + " |", "| --- " * (len(head) + 1) + "|"]
         for row in document["cells"]:
             if row["pair"] == pair:
@@ -101,10 +101,12 @@ def pairs_table(document: Mapping[str, Any]) -> str:
         "| pair | acceptance | target's choice at the draft's rank 1 … 12, behind | exits right, by layer |"
     ]
     rows.append("| --- | --- | --- | --- |")
-    for name, worth in document["pairs"].items():
-        exits = ", ".join(f"{layer}: {share:.2f}" for layer, share in worth["exits"].items())
-        ranks = " ".join(map(str, worth["ranks"]))
-        rows.append(f"| `{name}` | {worth['acceptance']:.3f} of {worth['tokens']} | {ranks} | {exits} |")
+    for name, statistics in document["pairs"].items():
+        exits = ", ".join(f"{layer}: {share:.2f}" for layer, share in statistics["exits"].items())
+        ranks = " ".join(map(str, statistics["ranks"]))
+        rows.append(
+            f"| `{name}` | {statistics['acceptance']:.3f} of {statistics['tokens']} | {ranks} | {exits} |"
+        )
     return "\n".join(rows)
 
 

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vlm_spec_decode.bench.pairs import PairLibrary, worth_of
+from vlm_spec_decode.bench.pairs import PairLibrary, measure_pair
 from vlm_spec_decode.core.config import ASSETS
 from vlm_spec_decode.models.loader import shipped
 from vlm_spec_decode.train.config import recipe
@@ -50,17 +50,17 @@ def main() -> None:
                     checkpoint_every=EVERY,
                 )
             )
-            found = worth_of(PairLibrary(24).pair(f"{folder}+{shipped('target')}")).acceptance
+            found = measure_pair(PairLibrary(24).pair(f"{folder}+{shipped('target')}")).acceptance
             print(f"{steps} steps: acceptance {found:.3f}", flush=True)
             for name, wanted in WANTED.items():
                 if abs(found - wanted) < nearest[name]:
                     nearest[name] = abs(found - wanted)
-                    keep(Path(folder), options.out / f"draft_{name}", record, found)
+                    store(Path(folder), options.out / f"draft_{name}", record, found)
             if found > max(WANTED.values()) + 0.04:
                 break
 
 
-def keep(folder: Path, out: Path, record: dict[str, Any], acceptance: float) -> None:
+def store(folder: Path, out: Path, record: dict[str, Any], acceptance: float) -> None:
     """Copy a state of the draft, with a record that holds beyond this computer."""
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(folder, out, ignore=LEFT_OUT)

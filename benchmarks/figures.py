@@ -62,7 +62,7 @@ def _git(*arguments: str) -> str:
 
 
 def load() -> float:
-    """Return the mean number of processes that wanted a core over the last five minutes, this one's too."""
+    """Return the load average of the last five minutes, this process included."""
     return round(os.getloadavg()[1], 1)
 
 

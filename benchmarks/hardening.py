@@ -36,7 +36,7 @@ ENVIRONMENT = {
     "PYOPENGL_PLATFORM": "osmesa",
     "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
 }
-"""As in the Makefile, where the caller has not said otherwise."""
+"""As in the Makefile, where the caller has not set them."""
 
 REPORTS = ("shared", "alone")
 """The two runs of pytest that `make test` makes."""
@@ -45,12 +45,12 @@ SELF = Path(__file__).resolve()
 
 
 def in_process(name: str, *, quick: bool) -> list[Figure]:
-    """Measure a part in a process of its own. One that ends without figures is a figure that says so."""
+    """Measure a part in a process of its own. If it ends without figures, return a figure with the reason."""
     with tempfile.TemporaryDirectory(prefix="vsd-hardening-") as folder:
         path = Path(folder) / "figures.json"
         size = ["--quick"] if quick else []
         command = [sys.executable, str(SELF), "--part", name, "--figures", str(path), *size]
-        # What a part says on its way is no part of the table.
+        # The output of a part on the way is not part of the table.
         done = subprocess.run(command, env=ENVIRONMENT | os.environ, stdout=sys.stderr, check=False)
         if not path.exists():
             return [unmeasured(name, f"ended with exit code {done.returncode}")]
@@ -115,7 +115,7 @@ def is_of_this_code(commit: str) -> bool:
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
+    """Measure, print, and return 1 if a bar is missed."""
     parser = part_arguments(__doc__, PARTS, "hardening")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--figures", type=Path, help=argparse.SUPPRESS)

@@ -74,8 +74,8 @@ def _more() -> Iterator[matrix.Case]:
     rng = np.random.default_rng(17)
     for storage in STORAGES:
         for number in range(NUM_CUTS):
-            share, told = float(rng.random()), bool(number % 2)
-            write = partial(states.cut, storage=storage, share=share, has_metadata=told)
+            share, has_metadata = float(rng.random()), bool(number % 2)
+            write = partial(states.cut, storage=storage, share=share, has_metadata=has_metadata)
             yield matrix.Case(f"{storage}, cut at {share:.4f}, {number}", write, is_sorted=False)
         for number in range(NUM_DAMAGES):
             write = partial(states.scratched, storage=storage, seed=int(rng.integers(1 << 30)))
@@ -84,7 +84,7 @@ def _more() -> Iterator[matrix.Case]:
 
 
 def encoding_figure() -> Figure:
-    """Return the share of picture encodings that are read right in every form."""
+    """Return the share of picture encodings that are read correctly in every form."""
     read = {
         encoding
         for encoding in encodings.PICTURES

@@ -30,7 +30,7 @@ from benchmarks.figures import Figure, report  # noqa: E402
 
 TIMEOUT_S = 120.0
 UP_S = 8.0
-"""After which a node that runs is asked to end; it has been up for a while then."""
+"""Time after which a running node is interrupted."""
 
 AT_ONCE = 2
 QUICK_STEP = 4
@@ -49,7 +49,7 @@ node.create_service(SetBool, "e_stop", engage)
 print("ready", flush=True)
 rclpy.spin(node)
 """
-"""Serves the e-stop as the locomotion node does: a stop that arrives is told from one that does not."""
+"""Serves the e-stop as the locomotion node does, which shows whether a stop has arrived."""
 
 
 def figures(quick: bool) -> list[Figure]:
@@ -77,17 +77,17 @@ def run(quick: bool, only: str = "") -> tuple[list[tuple[str, str]], int]:
 def problem(case: Case, folder: Path) -> str:
     """Run a case; return what is wrong with how it ended, "" if nothing is."""
     code, out, err = _process(case, folder)
-    said = out + err
-    if "Traceback (most recent call last)" in said:
-        return f"traceback: {said.strip().splitlines()[-1][:200]}"
+    output = out + err
+    if "Traceback (most recent call last)" in output:
+        return f"traceback: {output.strip().splitlines()[-1][:200]}"
     if code not in case.codes:
-        last = (said.strip().splitlines() or ["nothing"])[-1][:200]
+        last = (output.strip().splitlines() or ["nothing"])[-1][:200]
         return f"exit code {code} instead of {' or '.join(map(str, case.codes))}: {last}"
-    # A node that ran until it was asked to end has nothing to say.
-    if not said.strip() and case.ends_by_itself:
+    # A node that ran until it was interrupted need not print anything.
+    if not output.strip() and case.ends_by_itself:
         return "silence"
-    if "InternalError" in said:
-        return f"no name of its own: {said.strip().splitlines()[-1][:200]}"
+    if "InternalError" in output:
+        return f"no name of its own: {output.strip().splitlines()[-1][:200]}"
     return _json_problem(case, code, out)
 
 

@@ -54,8 +54,8 @@ SEED = 17
 
 
 @dataclass(slots=True)
-class Harmed:
-    """A verifier during one answer: has a bit flipped at its `harm_at`th turn, and measures the pauses."""
+class HarmedVerifier:
+    """A verifier for one answer: flips a bit at its `harm_at`th event, and measures the pauses."""
 
     inner: RemoteVerifier
     line: Line
@@ -66,30 +66,30 @@ class Harmed:
     turns: int = 0
 
     def begin(self) -> None:
-        """The question is about to be sent."""
+        """Start measuring; call it before the question is sent."""
         self.last_s = CLOCK.now()
-        self._turn()
+        self._maybe_flip()
 
-    def submit(self, hint: Hint) -> None:
-        """Pass on."""
-        self.inner.submit(hint)
+    def submit(self, message: Hint) -> None:
+        """Call `inner`."""
+        self.inner.submit(message)
 
     def poll(self) -> Event | None:
-        """Pass on."""
+        """Call `inner`."""
         event = self.inner.poll()
-        return self._came(event) if event else None
+        return self._on_event(event) if event else None
 
     def wait(self, timeout_s: float) -> Event:
-        """Pass on."""
-        return self._came(self.inner.wait(timeout_s))
+        """Call `inner`."""
+        return self._on_event(self.inner.wait(timeout_s))
 
-    def _came(self, event: Event) -> Event:
+    def _on_event(self, event: Event) -> Event:
         now_s = CLOCK.now()
         self.pause_s, self.last_s = max(self.pause_s, now_s - self.last_s), now_s
-        self._turn()
+        self._maybe_flip()
         return event
 
-    def _turn(self) -> None:
+    def _maybe_flip(self) -> None:
         if self.turns == self.harm_at:
             self.line.flip(self.rng.random(), self.rng.randrange(8), is_up=self.rng.random() < 0.5)
         self.turns += 1
@@ -118,21 +118,25 @@ def ask(number: int, verifier: RemoteVerifier, line: Line) -> tuple[str, float]:
     """Ask one question; return "right", "wrong" or the name of the error, and the longest pause."""
     rng = random.Random(SEED + number)
     params = SamplingParams(temperature=1.0, max_tokens=TOKENS, seed=number)
-    seen = Observation(None, f"question {number % 17} " + "and on " * rng.randrange(60))
+    observation = Observation(None, f"question {number % 17} " + "and on " * rng.randrange(60))
     name = STRATEGIES[number % len(STRATEGIES)]
-    harmed = Harmed(verifier, line, rng, rng.randrange(TOKENS // 2 if name == "autoregressive" else 4))
+    harmed = HarmedVerifier(
+        verifier, line, rng, rng.randrange(TOKENS // 2 if name == "autoregressive" else 4)
+    )
     harmed.begin()
-    verifier.open(AnswerRequest(number, seen, params, name))
+    verifier.open(AnswerRequest(number, observation, params, name))
     config = EdgeConfig(answer=number, params=params, draft_length=4)
-    said: list[int] = []
+    tokens_so_far: list[int] = []
     try:
-        for tokens in strategy(name).decode(Sequence(), HashModel().open(seen), harmed, CLOCK, config):  # type: ignore[arg-type]
-            said += tokens
+        for tokens in strategy(name).decode(Sequence(), HashModel().open(observation), harmed, CLOCK, config):  # type: ignore[arg-type]
+            tokens_so_far += tokens
     except VsdError as error:
         return type(error).__name__, CLOCK.now() - harmed.last_s
     finally:
         verifier.close()
-    return "right" if tuple(said) == answer_of(seen.instruction, params) else "wrong", harmed.pause_s
+    return "right" if tuple(tokens_so_far) == answer_of(
+        observation.instruction, params
+    ) else "wrong", harmed.pause_s
 
 
 def robot(keys: Path, line: Line, numbers: range) -> list[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""Messages that nobody should send, of every sensor that the locomotion node hears; built, not collected.
+"""Invalid messages of every sensor to which the locomotion node subscribes; constructed, not recorded.
 
 Each kind is a table of what may be wrong with one field, crossed with what may be wrong with another. Legal
 messages that look odd (nothing within reach, an unknown frame, a padded row) are in tables of their own: what
@@ -42,7 +42,7 @@ class Case:
 
 
 def scan(ranges: list[float], **fields: Any) -> LaserScan:
-    """Return a scan of the front half: 181 beams, a degree apart, unless `fields` say otherwise."""
+    """Return a scan of the front half: 181 beams, a degree apart, with `fields` replaced."""
     step = math.radians(1.0)
     message = LaserScan(
         angle_min=-math.pi / 2, angle_max=math.pi / 2, angle_increment=step, range_min=0.1, range_max=10.0
@@ -78,13 +78,13 @@ _SCAN_HEADERS: dict[str, dict[str, float]] = {
 
 
 def bad_scans() -> Iterator[Case]:
-    """Scans that say nothing usable of what is ahead."""
+    """Yield scans without usable ranges ahead."""
     for (name, value), frame in itertools.product(_BLIND.items(), FRAMES):
         odd = {"intensities": [NAN, -1.0, INF], "time_increment": -1.0, "scan_time": NAN} if frame else {}
         yield Case(f"all {name} in {frame[:12]!r}", scan([value] * BEAMS, frame_id=frame, **odd))
     free = {"inf": INF, "5 m": 5.0, "zero": 0.0}
-    for (name, fields), (said, value) in itertools.product(_SCAN_HEADERS.items(), free.items()):
-        yield Case(f"{name}, all {said}", scan([value] * BEAMS, **fields))
+    for (name, fields), (description, value) in itertools.product(_SCAN_HEADERS.items(), free.items()):
+        yield Case(f"{name}, all {description}", scan([value] * BEAMS, **fields))
     yield Case("no ranges", scan([]))
     yield Case("ranges cut off", scan([5.0] * 20))
     yield Case("ranges twice", scan([5.0] * 2 * BEAMS))
@@ -123,7 +123,7 @@ def with_fields(message: Any, fields: Mapping[str, Any]) -> Any:
 
 
 def depth(value: float, encoding: str = "32FC1", width: int = 64, height: int = 48, **fields: Any) -> Image:
-    """Return a depth image of one value (in the encoding's unit); `fields` override what the header says."""
+    """Return a depth image of one value (in the encoding's unit); `fields` replace those of the message."""
     order = ">" if fields.pop("swapped", fields.get("is_bigendian", 0)) else "<"
     kind = f"{order}f4" if encoding == "32FC1" else f"{order}u2"
     pad = fields.pop("pad", 0)
@@ -135,7 +135,7 @@ def depth(value: float, encoding: str = "32FC1", width: int = 64, height: int = 
 
 
 def bad_depths() -> Iterator[Case]:
-    """Depth images that say nothing usable."""
+    """Yield depth images without usable depths."""
     layouts: dict[str, dict[str, Any]] = {
         "": {}, "padded": {"pad": 24}, "big endian": {"is_bigendian": 1}, "odd": {"frame_id": FRAMES[2]},
     }  # fmt: skip
@@ -200,7 +200,7 @@ FIELDS = ("x", "y", "z")
 
 
 def cloud(points: Any, kind: str = "f4", **fields: Any) -> PointCloud2:
-    """Return a cloud of points [n, 3]; `fields` override what the header says. `rows` splits it into rows."""
+    """Return a cloud of points [n, 3]; `fields` replace those of the message. `rows` splits it into rows."""
     big, swapped = fields.get("is_bigendian", False), fields.pop("swapped", None)
     order = ">" if (big if swapped is None else swapped) else "<"
     size, names, rows = int(kind[1]), fields.pop("names", FIELDS), fields.pop("rows", 1)
@@ -228,7 +228,7 @@ def far_points(count: int = 120) -> Any:
 
 
 def bad_clouds() -> Iterator[Case]:
-    """Clouds that say nothing usable."""
+    """Yield clouds without usable points."""
     values = {"nan": NAN, "inf": INF, "-inf": -INF, "0": 0.0, "huge": 1e30, "denormal": 1e-40}
     layouts: dict[str, dict[str, Any]] = {
         "": {}, "rows": {"rows": 4}, "big endian": {"is_bigendian": True}, "not dense": {"is_dense": False},
@@ -299,7 +299,7 @@ ODOMETRY_FIELDS: dict[str, Set] = {
 
 
 def odometry_damages() -> Iterator[tuple[str, Callable[[Odometry], None]]]:
-    """What may be wrong with an odometry that else says where the body is."""
+    """Yield damages of an odometry message whose pose is else right."""
     for (field, change), (name, value) in itertools.product(ODOMETRY_FIELDS.items(), BAD.items()):
         yield f"{field} {name}", lambda m, change=change, value=value: change(m, value)
     for value in (0.0, 1e-9, 2.0, -3.0):
@@ -315,14 +315,14 @@ def odometry_damages() -> Iterator[tuple[str, Callable[[Odometry], None]]]:
 
 
 def bad_batteries() -> Iterator[Case]:
-    """Charges by which nobody should walk: none, or less than the 20 % of the gate."""
-    said = [NAN, INF, -INF, -0.01, -1.0, -9.0, 0.0, 0.05, 0.19, 1.01, 1.5, 2.0, 5.0, 9.0, 12.5, 19.9, 100.5,
-            255.0, 900.0, 3e38, -3e38]  # fmt: skip
+    """Yield charges at which walking is not allowed: invalid, or below the 20 % of the gate."""
+    charges = [NAN, INF, -INF, -0.01, -1.0, -9.0, 0.0, 0.05, 0.19, 1.01, 1.5, 2.0, 5.0, 9.0, 12.5, 19.9,
+            100.5, 255.0, 900.0, 3e38, -3e38]  # fmt: skip
     others: dict[str, dict[str, Any]] = {
         "": {}, "else nan": {"voltage": NAN, "charge": NAN, "current": NAN, "present": False},
         "full by its volts": {"voltage": 29.4, "charge": 8.0, "capacity": 8.0, "present": True},
     }  # fmt: skip
-    for value, (name, fields) in itertools.product(said, others.items()):
+    for value, (name, fields) in itertools.product(charges, others.items()):
         yield Case(f"percentage {value:g} {name}", BatteryState(percentage=value, **fields))
 
 

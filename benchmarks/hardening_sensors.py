@@ -1,4 +1,4 @@
-"""Degenerate messages of every sensor that the locomotion node hears: does the robot walk on, the node die?
+"""Degenerate messages of every sensor of the locomotion node: does the robot walk on, does the node die?
 
 Most run in virtual time: the node's own subscriptions, gate and executor on a robot of arithmetic, message by
 message. Some of each kind, and bytes that are no message at all, go to a real node process over ROS.
@@ -52,8 +52,8 @@ STILL_MPS = 0.02
 
 
 @dataclass
-class Tally:
-    """What the cases came to, by name of the case."""
+class CaseCounts:
+    """Results of the cases, by name of the case."""
 
     counts: dict[str, int] = field(default_factory=dict)
     walked_on: list[str] = field(default_factory=list)
@@ -78,19 +78,19 @@ def _figure(name: str, found: list[str], note: str) -> Figure:
 
 
 class Rig:
-    """A robot of arithmetic that walks by what the node's own subscriptions hear, in virtual time."""
+    """A simulated robot that walks by the messages of the node's own subscriptions, in virtual time."""
 
     def __init__(self, node: Any, clock: VirtualClock) -> None:
         self.node, self.clock = node, clock
         self.mission = 0
 
     def prepare(self, driver: Any, robot: FakeRobot) -> None:
-        """Take a robot, standing at the origin."""
+        """Use a robot that stands at the origin."""
         self.robot = robot
         self.executor = Executor(driver, SafetyGate(), self.clock, runner=InlineCallRunner())
 
-    def hear(self, topic: str, message: Any) -> None:
-        """Give a message to whoever subscribes, out of its bytes as DDS does."""
+    def publish(self, topic: str, message: Any) -> None:
+        """Pass a message to the subscriptions of a topic, serialized and deserialized as DDS does."""
         bytes_ = serialize_message(message)
         for subscription in self.node.subscriptions:
             if subscription.topic_name.rsplit("/", 1)[1] == topic:
@@ -101,20 +101,25 @@ class Rig:
         return float(self.node.get_clock().now().nanoseconds / 1e9)
 
     def steer(self, velocity: tuple[float, float, float]) -> bool:
-        """Take a person's velocity."""
+        """Apply the velocity of an operator."""
         return self.executor.steer(velocity)
 
     def go(
-        self, seconds: float, say: Callable[[], None], *, asks: bool = True, every_s: float = MESSAGE_S
+        self,
+        seconds: float,
+        publish: Callable[[], None],
+        *,
+        submits_plan: bool = True,
+        every_s: float = MESSAGE_S,
     ) -> float:
-        """Let time pass with a message `every_s`; return how far the body came."""
+        """Advance the time with a message `every_s`; return the distance that the body moved."""
         x, y, _ = self.robot.truth
         self.mission += 1
         plan = Plan(f"m{self.mission}", 1, self.clock.now(), 1, (Forward(3.0),), True)
         for tick in range(round(seconds / PERIOD_S)):
             if tick % round(every_s / PERIOD_S) == 0:
-                say()
-            if asks:
+                publish()
+            if submits_plan:
                 self.executor.submit(plan)
             self.executor.tick()
             self.clock.sleep(PERIOD_S)
@@ -122,13 +127,13 @@ class Rig:
 
     @property
     def speed_mps(self) -> float:
-        """The body's own speed, whatever is said of it."""
+        """The true speed of the body."""
         state = self.robot.state()
         return max(state.speed_mps, abs(state.vyaw_radps))
 
 
 class SensorRig(Rig):
-    """Beside a robot whose own state is fine, one obstacle sensor."""
+    """One obstacle sensor, and a robot whose state is good."""
 
     def __init__(self, node: Any, clock: VirtualClock, topic: str) -> None:
         super().__init__(node, clock)
@@ -136,28 +141,28 @@ class SensorRig(Rig):
         self.surroundings = ObstacleSensors(node, clock)
 
     def fresh(self) -> None:
-        """Begin anew: all that was heard is too old to count."""
+        """Start again, so much later that all former messages are too old."""
         self.clock.sleep(60.0)
         robot = FakeRobot(self.clock)
         robot.start()
         self.prepare(SensingDriver(robot, self.surroundings), robot)
 
-    def sayer(self, case: Case) -> Callable[[], None]:
-        """Return what says a case's message now."""
-        return lambda: self.hear(self.topic, case.stamped(self.now_s()))
+    def publisher(self, case: Case) -> Callable[[], None]:
+        """Return a function that publishes a case's message now."""
+        return lambda: self.publish(self.topic, case.stamped(self.now_s()))
 
     @property
     def line(self) -> diagnostics.Health:
-        """What diagnostics say of the sensor."""
+        """The sensor's line in the diagnostics."""
         return self.surroundings.lines("node")[0]
 
 
-def _guarded(tally: Tally, kind: str, case: str, act: Callable[[], None]) -> None:
+def _guarded(tally: CaseCounts, kind: str, case: str, act: Callable[[], None]) -> None:
     """Run one case; an error that comes out of the node's own code would have ended it."""
     tally.counts[kind] = tally.counts.get(kind, 0) + 1
     try:
         act()
-    except Exception:  # noqa: BLE001  # whatever it is, it is what is counted here
+    except Exception:  # noqa: BLE001  # any exception is counted
         tally.died.append(f"{kind}: {case}: {traceback.format_exc().splitlines()[-1]}")
 
 
@@ -168,15 +173,15 @@ SENSORS = {
 }
 
 
-def obstacle_sensor(tally: Tally, context: Any, kind: str, every: int = 1) -> None:
+def obstacle_sensor(tally: CaseCounts, context: Any, kind: str, every: int = 1) -> None:
     """Run every degenerate message of one obstacle sensor, and the controls."""
     bad, free, walls = SENSORS[kind]
     node = _node(context, kind, **{f"{kind}_topic": kind})
     rig = SensorRig(node, VirtualClock(1000.0), kind)
-    good = rig.sayer(next(iter(free())))
+    good = rig.publisher(next(iter(free())))
     for case in free():
         rig.fresh()
-        if rig.go(2.0, rig.sayer(case)) < 0.3:
+        if rig.go(2.0, rig.publisher(case)) < 0.3:
             tally.refused.append(f"{kind}: {case.name}")
         odd = "no stamp" in case.name or "nothing within" in case.name
         if (rig.line.level == diagnostics.WARN) != odd:
@@ -189,20 +194,20 @@ def obstacle_sensor(tally: Tally, context: Any, kind: str, every: int = 1) -> No
     node.destroy_node()
 
 
-def _bad_sensor(tally: Tally, rig: SensorRig, kind: str, case: Case, good: Callable[[], None]) -> None:
-    say = rig.sayer(case)
+def _bad_sensor(tally: CaseCounts, rig: SensorRig, kind: str, case: Case, good: Callable[[], None]) -> None:
+    publish = rig.publisher(case)
     rig.fresh()
-    began = rig.go(STOP_S, say) > STILL_MPS
+    began = rig.go(STOP_S, publish) > STILL_MPS
     rig.fresh()
     if rig.go(1.5, good) < 0.3:
         tally.refused.append(f"{kind}: good before {case.name}")
-    rig.go(STOP_S, say)
-    if rig.speed_mps > STILL_MPS or rig.go(1.0, say) > STILL_MPS or began:
+    rig.go(STOP_S, publish)
+    if rig.speed_mps > STILL_MPS or rig.go(1.0, publish) > STILL_MPS or began:
         tally.walked_on.append(f"{kind}: {case.name}")
 
 
-class HeardDriver:
-    """A `RobotDriver` whose body is the fake's, and whose state is what a listener made of messages."""
+class ListenerDriver:
+    """A `RobotDriver` with the body of the fake, and the state that a listener made from messages."""
 
     def __init__(self, robot: FakeRobot, state: Callable[[], RobotState]) -> None:
         self.start, self.move, self.stop = robot.start, robot.move, robot.stop
@@ -211,31 +216,31 @@ class HeardDriver:
 
 
 class StateRig(Rig):
-    """A robot that is known by its messages alone; `damage` is done to each of them."""
+    """A robot whose state comes from messages alone; `damage` is applied to each of them."""
 
-    def __init__(self, node: Any, clock: VirtualClock, say: Callable[[StateRig], None]) -> None:
+    def __init__(self, node: Any, clock: VirtualClock, publish: Callable[[StateRig], None]) -> None:
         super().__init__(node, clock)
         self.damage: Callable[[Any], None] | None = None
-        self._say = say
+        self._publish_state = publish
         self.listener: Any = None
 
     def fresh(self, listener: Any) -> None:
-        """Begin anew, with somebody who has heard nothing yet."""
+        """Start again, with a listener that has received nothing yet."""
         self.clock.sleep(60.0)
         robot = FakeRobot(self.clock)
         robot.start()
         self.listener, self.damage = listener, None
         self.prepare(
-            HeardDriver(robot, listener.state if hasattr(listener, "state") else listener.newest), robot
+            ListenerDriver(robot, listener.state if hasattr(listener, "state") else listener.newest), robot
         )
 
     def walk(self, seconds: float) -> float:
-        """As `Rig.go`; the state is said twenty times a second."""
-        return self.go(seconds, lambda: self._say(self), every_s=0.05)
+        """As `Rig.go`; the state is published twenty times a second."""
+        return self.go(seconds, lambda: self._publish_state(self), every_s=0.05)
 
 
 def _judge_state(
-    tally: Tally,
+    tally: CaseCounts,
     rig: StateRig,
     kind: str,
     name: str,
@@ -254,7 +259,7 @@ def _judge_state(
         tally.walked_on.append(f"{kind}: {name}")
 
 
-def _say_odometry(rig: StateRig) -> None:
+def _publish_odometry(rig: StateRig) -> None:
     state, message = rig.robot.state(), Odometry()
     message.header.stamp = messages.to_time(state.stamp_s)
     message.pose.pose.position.x, message.pose.pose.position.y = state.x_m, state.y_m
@@ -263,13 +268,13 @@ def _say_odometry(rig: StateRig) -> None:
     twist.linear.x, twist.linear.y, twist.angular.z = state.vx_mps, state.vy_mps, state.vyaw_radps
     if rig.damage is not None:
         rig.damage(message)
-    rig.hear("odom", message)
+    rig.publish("odom", message)
 
 
-def odometry(tally: Tally, context: Any, every: int = 1) -> None:
+def odometry(tally: CaseCounts, context: Any, every: int = 1) -> None:
     """Run every damaged odometry of a robot behind cmd_vel."""
     node = _node(context, "odometry")
-    rig = StateRig(node, VirtualClock(1000.0), _say_odometry)
+    rig = StateRig(node, VirtualClock(1000.0), _publish_odometry)
 
     def listener() -> VelocityRobot:
         for old in list(node.subscriptions):
@@ -286,16 +291,16 @@ def odometry(tally: Tally, context: Any, every: int = 1) -> None:
     node.destroy_node()
 
 
-def battery(tally: Tally, context: Any, every: int = 1) -> None:
-    """Run every charge by which nobody may walk: the next action is refused."""
+def battery(tally: CaseCounts, context: Any, every: int = 1) -> None:
+    """Run every charge at which walking is not allowed: the next action is refused."""
     node = _node(context, "battery", battery_topic="battery")
-    rig = StateRig(node, VirtualClock(1000.0), _say_odometry)
+    rig = StateRig(node, VirtualClock(1000.0), _publish_odometry)
 
     def asked(case: Case) -> float:
         for old in list(node.subscriptions):
             node.destroy_subscription(old)
         rig.fresh(VelocityTopics(node, rig.clock).robot)
-        rig.hear("battery", case.message)
+        rig.publish("battery", case.message)
         return rig.walk(1.5)
 
     for case in messages.good_batteries():
@@ -338,7 +343,7 @@ def sport_damages() -> Iterator[tuple[str, Callable[[Any], None]]]:
         yield f"charge {soc}", lambda m, soc=soc: setattr(m, "soc", soc)
 
 
-def _say_sport(rig: StateRig) -> None:
+def _publish_sport(rig: StateRig) -> None:
     state, sport, low = (
         rig.robot.state(),
         unitree_go_msg_dds__SportModeState_(),
@@ -357,10 +362,10 @@ def _say_sport(rig: StateRig) -> None:
     rig.listener.take_sport(sport)
 
 
-def sport_state(tally: Tally, context: Any, every: int = 1) -> None:
-    """Run every damaged state of a Go2. A charge is looked at before an action, not while it lasts."""
+def sport_state(tally: CaseCounts, context: Any, every: int = 1) -> None:
+    """Run every damaged state of a Go2. A charge is checked before an action, not during it."""
     node = _node(context, "sport")
-    rig = StateRig(node, VirtualClock(1000.0), _say_sport)
+    rig = StateRig(node, VirtualClock(1000.0), _publish_sport)
 
     def listener() -> StateMonitor:
         return StateMonitor(rig.clock, "rt/sportmodestate", 0.5)
@@ -379,8 +384,8 @@ def sport_state(tally: Tally, context: Any, every: int = 1) -> None:
     node.destroy_node()
 
 
-def teleop(tally: Tally, context: Any, every: int = 1) -> None:
-    """Run every velocity of a person that is none: the robot that he steers comes to rest."""
+def teleop(tally: CaseCounts, context: Any, every: int = 1) -> None:
+    """Run every invalid velocity of an operator: the steered robot comes to rest."""
     node, clock = _node(context, "teleop"), VirtualClock(1000.0)
     rig = Rig(node, clock)
     OperatorInputs(node, SimpleNamespace(steer=rig.steer), clock, lambda _: None)  # type: ignore[arg-type]
@@ -392,12 +397,12 @@ def teleop(tally: Tally, context: Any, every: int = 1) -> None:
         robot = FakeRobot(clock)
         robot.start()
         rig.prepare(robot, robot)
-        if rig.go(1.5, lambda: rig.hear("cmd_vel_teleop", good), asks=False) < 0.3:
+        if rig.go(1.5, lambda: rig.publish("cmd_vel_teleop", good), submits_plan=False) < 0.3:
             tally.refused.append(f"teleop: good before {case.name}")
-        rig.go(STOP_S, lambda: rig.hear("cmd_vel_teleop", case.message), asks=False)
+        rig.go(STOP_S, lambda: rig.publish("cmd_vel_teleop", case.message), submits_plan=False)
         if (
             rig.speed_mps > STILL_MPS
-            or rig.go(1.0, lambda: rig.hear("cmd_vel_teleop", case.message)) > STILL_MPS
+            or rig.go(1.0, lambda: rig.publish("cmd_vel_teleop", case.message)) > STILL_MPS
         ):
             tally.walked_on.append(f"teleop: {case.name}")
 
@@ -411,9 +416,9 @@ def _node(context: Any, name: str, **parameters: Any) -> Any:
     return rclpy.create_node(f"hardening_{name}", context=context, parameter_overrides=overrides)
 
 
-def virtual(every: int = 1) -> Tally:
-    """Run every case that needs no process; `every` takes only each so-manieth."""
-    tally, context = Tally(), rclpy.Context()
+def virtual(every: int = 1) -> CaseCounts:
+    """Run every case that needs no process, or only each `every`th."""
+    tally, context = CaseCounts(), rclpy.Context()
     rclpy.init(context=context)
     try:
         for kind in SENSORS:
@@ -426,7 +431,7 @@ def virtual(every: int = 1) -> Tally:
 
 
 def figures(quick: bool) -> list[Figure]:
-    """Return the bars: in virtual time all cases, over ROS against a real process some of each."""
+    """Return the figures: all cases in virtual time, and some of each over ROS against a real process."""
     from hardening_sensors_node import over_ros
 
     found = virtual().figures()
@@ -441,7 +446,7 @@ def figures(quick: bool) -> list[Figure]:
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
+    """Measure, print, and return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="fewer cases over ROS")
     parser.add_argument("--out", type=Path, default=Path("out/hardening_sensors.json"))

@@ -32,7 +32,7 @@ from vlm_spec_decode.ros.convert import to_quaternion
 
 START_S = 120.0
 STOP_S = 1.8
-"""From the first degenerate message until no velocity may be sent any more; a busy computer is late."""
+"""From the first degenerate message until no velocity may be sent, with a margin for a busy computer."""
 KINDS: dict[str, tuple[Any, Callable[[], Iterator[Case]], Any]] = {
     "scan": (LaserScan, messages.bad_scans, messages.scan([5.0] * messages.BEAMS)),
     "points": (PointCloud2, messages.bad_clouds, messages.cloud(messages.far_points())),
@@ -42,13 +42,13 @@ LIMITS = "max_state_age_s: 1.0\nwatchdog_s: 1.0\n"
 
 
 class Base:
-    """A base on wheels, its sensors, and whoever gives it plans; `said` replaces a topic's message."""
+    """A base on wheels, its sensors, and its source of plans; `overrides` replaces a topic's message."""
 
     def __init__(self) -> None:
         self._context = context = rclpy.Context()
         rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
         self.node = node = rclpy.create_node("base", context=context)
-        self.said: dict[str, Callable[[], Any]] = {}
+        self.overrides: dict[str, Callable[[], Any]] = {}
         self.plan: Plan | None = None
         self._pose, self._wanted, self._at_s = (0.0, 0.0), (0.0, 0.0, 0.0), time.monotonic()
         self.moved_s = -math.inf
@@ -59,7 +59,9 @@ class Base:
         self._executor = MultiThreadedExecutor(2, context=context)
         self._executor.add_node(node)
         self._ended = threading.Event()
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._spin, self._beat)]
+        self._threads = [
+            threading.Thread(target=run, daemon=True) for run in (self._spin, self._publish_periodically)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -69,7 +71,7 @@ class Base:
         return max(map(abs, self._wanted))
 
     def listeners(self) -> int:
-        """How many of its topics are heard."""
+        """Return how many of its topics have a subscriber."""
         return sum(publisher.get_subscription_count() > 0 for publisher in self._publishers.values())
 
     def _spin(self) -> None:
@@ -81,7 +83,7 @@ class Base:
         if any(self._wanted):
             self.moved_s = time.monotonic()
 
-    def _beat(self) -> None:
+    def _publish_periodically(self) -> None:
         for count in itertools.count():
             if self._ended.wait(0.02):
                 return
@@ -89,15 +91,15 @@ class Base:
             x, y = self._pose
             step_s, self._at_s = now_s - self._at_s, now_s
             self._pose = (x + self._wanted[0] * step_s, y + self._wanted[1] * step_s)
-            self._say("odom", self._odometry())
+            self._publish("odom", self._odometry())
             if self.plan is not None and count % 2 == 0:
-                self._say("vlm/plan", String(data=self.plan.to_json()))
+                self._publish("vlm/plan", String(data=self.plan.to_json()))
             if count % 3 == 0:
                 for name, (_, _, good) in KINDS.items():
-                    self._say(name, good)
-                self._say("battery", BatteryState(percentage=80.0))
-                if "cmd_vel_teleop" in self.said:
-                    self._say("cmd_vel_teleop", Twist())
+                    self._publish(name, good)
+                self._publish("battery", BatteryState(percentage=80.0))
+                if "cmd_vel_teleop" in self.overrides:
+                    self._publish("cmd_vel_teleop", Twist())
 
     def _odometry(self) -> Odometry:
         message = Odometry()
@@ -107,13 +109,13 @@ class Base:
         twist.linear.x, twist.linear.y, twist.angular.z = self._wanted
         return message
 
-    def _say(self, name: str, message: Any) -> None:
-        said = self.said.get(name)
-        if said is None:
+    def _publish(self, name: str, message: Any) -> None:
+        override = self.overrides.get(name)
+        if override is None:
             if hasattr(message, "header"):
                 message.header.stamp = self.node.get_clock().now().to_msg()
         else:
-            message = said()
+            message = override()
         self._publishers[name].publish(message)
 
     def now_s(self) -> float:
@@ -125,7 +127,7 @@ class Base:
         self.plan = Plan(mission, 1, self.now_s(), 1, (Forward(3.0),), True)
 
     def close(self) -> None:
-        """Leave."""
+        """Stop the threads and destroy the node."""
         self._ended.set()
         self._executor.wake()
         for thread in self._threads:
@@ -135,18 +137,22 @@ class Base:
 
 
 def spread(cases: list[Any], count: int) -> list[Any]:
-    """Return `count` of them, evenly."""
+    """Return `count` of the cases, evenly spread."""
     return [cases[i * len(cases) // count] for i in range(min(count, len(cases)))]
 
 
 def trials(base: Base, count: int) -> Iterator[tuple[str, str, Callable[[], Any]]]:
-    """Give topic, name and what says it, of some degenerate messages of each sensor."""
+    """Yield topic, name and a function that makes it, of some degenerate messages of each sensor."""
     for name, (_, bad, good) in KINDS.items():
         for case in spread(list(bad()), count):
             yield name, case.name, lambda case=case: case.stamped(base.now_s())
-        whole = serialize_message(good)
-        for size in (0, 12, len(whole) // 2)[:count]:
-            yield name, f"{size} bytes of a message", lambda whole=whole, size=size: whole[:size]
+        full_message = serialize_message(good)
+        for size in (0, 12, len(full_message) // 2)[:count]:
+            yield (
+                name,
+                f"{size} bytes of a message",
+                lambda full_message=full_message, size=size: full_message[:size],
+            )
     for name, damage in spread(list(messages.odometry_damages()), count):
 
         def damaged(damage: Callable[[Odometry], None] = damage) -> Odometry:
@@ -175,9 +181,9 @@ def over_ros(count: int) -> list[Figure]:
         try:
             with Processes(Path(folder, "logs"), WallClock(), settings) as processes:
                 node = _start(processes, limits, base)
-                for index, (topic, name, say) in enumerate(trials(base, count)):
+                for index, (topic, name, publish) in enumerate(trials(base, count)):
                     ran += 1
-                    if _walks_on(base, topic, say, f"t{index}"):
+                    if _walks_on(base, topic, publish, f"t{index}"):
                         walked_on.append(f"{topic}: {name}")
                     if node.poll() is not None:
                         died.append(f"{topic}: {name}")
@@ -209,9 +215,9 @@ def _start(processes: Processes, limits: Path, base: Base) -> Any:
     return process
 
 
-def _walks_on(base: Base, topic: str, say: Callable[[], Any], mission: str) -> bool:
-    """Walk, say something degenerate instead of what is right, and look whether it stands and stays."""
-    base.said.clear()
+def _walks_on(base: Base, topic: str, publish: Callable[[], Any], mission: str) -> bool:
+    """Let it walk, publish degenerate messages in place of good ones; return whether it still moves."""
+    base.overrides.clear()
     tries = itertools.count()
 
     def walks() -> bool:
@@ -222,9 +228,9 @@ def _walks_on(base: Base, topic: str, say: Callable[[], Any], mission: str) -> b
 
     asked = [-math.inf]
     until(walks, 60.0, f"{mission}: it does not walk by good messages")
-    base.said[topic] = say
+    base.overrides[topic] = publish
     if topic == "battery":
-        # A charge is looked at before an action, not while it lasts.
+        # A charge is checked before an action, not during it.
         time.sleep(0.5)
         base.plan = None
         until(lambda: base.speed == 0.0, 10.0, f"{mission}: it does not stop")

@@ -1,4 +1,4 @@
-"""What a person does in a terminal, measured: start-up, the stop, words while recording, ends of `say`.
+"""Use of a terminal, measured: start-up, the stop, instructions while recording, ends of `vsd say`.
 
     python benchmarks/hardening_terminal.py [--quick] [--out FILE]
 
@@ -56,14 +56,14 @@ def cpu_of(command: tuple[str, ...], times: int) -> float:
 
 
 def start_up(times: int) -> Figure:
-    """Take the processor time of `vsd --help` beyond that of an interpreter that does nothing."""
+    """Measure the processor time of `vsd --help` beyond that of an interpreter that does nothing."""
     bare_s, help_s = cpu_of((sys.executable, "-c", "pass"), times), cpu_of((*VSD, "--help"), times)
     note = f"CPU seconds: {help_s:.2f}, `python -c pass` {bare_s:.2f}; median of {times}"
     return Figure("help_cpu_s", help_s - bare_s, 0.3, "at most", note)
 
 
 def stops(bench: Bench, times: int) -> Figure:
-    """Take the time from the start of `vsd stop` to the StopMove at the robot's DDS service."""
+    """Measure the time from the start of `vsd stop` to the StopMove at the robot's DDS service."""
     spent, bad = [], 0
     for _ in range(times):
         until(lambda: bench.tap.is_still, 20, "standstill")
@@ -79,8 +79,8 @@ def stops(bench: Bench, times: int) -> Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """One `vsd say`: its mission, how it ended, and whether it said anything."""
+class SayRun:
+    """One run of `vsd say`: its exit code, mission, final status, and its text for people."""
 
     code: int
     mission: str
@@ -88,33 +88,33 @@ class Said:
     words: str
 
 
-def spoken(bench: Bench, folder: Path, count: int, rng: random.Random) -> list[Figure]:
-    """Say instructions at random moments while `vsd record` runs, and look for each in node and bag."""
+def say_while_recording(bench: Bench, folder: Path, count: int, rng: random.Random) -> list[Figure]:
+    """Run `vsd say` at random times while `vsd record` runs, and look for each request in node and bag."""
     bag = folder / "bag"
     recorder = bench.processes.start("record", ["-m", "vlm_spec_decode.cli", "record", str(bag), "--json"])
     until(lambda: "recording" in recorder.log.read_text(), 30, "vsd record")
     time.sleep(2.0)
-    said = []
+    runs = []
     for _ in range(count):
         time.sleep(rng.uniform(0.0, 0.5))
         command = (*VSD, "say", GOAL, "--dry-run", "--timeout", str(SAY_S), "--json")
         done = subprocess.run(command, capture_output=True, text=True, timeout=SAY_S + 30, check=False)
         lines = done.stdout.strip().splitlines()
-        told = json.loads(lines[-1]) if lines else {}
+        document = json.loads(lines[-1]) if lines else {}
         words = done.stderr
-        said.append(Said(done.returncode, told.get("mission", ""), told.get("status", ""), words))
+        runs.append(SayRun(done.returncode, document.get("mission", ""), document.get("status", ""), words))
     time.sleep(1.0)
     os.kill(recorder.popen.pid, signal.SIGINT)
     recorder.popen.wait(30)
-    told = json.loads(recorder.log.read_text().strip().splitlines()[-1])
+    document = json.loads(recorder.log.read_text().strip().splitlines()[-1])
     bench.processes.stop(["record"])
-    missions = {one.mission for one in said}
-    taken = missions & {data["mission"] for _, data in list(bench.operator.said)}
+    missions = {one.mission for one in runs}
+    taken = missions & {data["mission"] for _, data in list(bench.operator.vlm_statuses)}
     recorded = missions & requests_in(bag)
-    silent = sum(not one.words.strip() or not one.status for one in said)
-    codes = sorted({one.code for one in said})
+    silent = sum(not one.words.strip() or not one.status for one in runs)
+    codes = sorted({one.code for one in runs})
     note = f"of {count}; exit codes {codes}"
-    missed = f"of {count}; the recorder counts {told['missed']} missed messages"
+    missed = f"of {count}; the recorder counts {document['missed']} missed messages"
     return [
         Figure("say_taken", float(len(taken)), float(count), "at least", note),
         Figure("say_recorded", float(len(recorded)), float(count), "at least", missed),
@@ -131,7 +131,7 @@ def requests_in(bag: Path) -> set[str]:
 
 
 class Terminal:
-    """`vsd say` in a terminal of its own, as a window of a desktop or a line of ssh is one."""
+    """`vsd say` in a pseudo-terminal of its own, as in a desktop window or over ssh."""
 
     def __init__(self, *arguments: str) -> None:
         self.pid, self._end = pty.fork()
@@ -143,21 +143,21 @@ class Terminal:
         self._reader.start()
 
     def _read(self) -> None:
-        """Read in short waits: a read under way would hold the terminal open beyond its close."""
+        """Read with short waits: a blocking read would keep the terminal open beyond its close."""
         with contextlib.suppress(OSError):
             while not self._closing.is_set():
                 if select.select([self._end], [], [], 0.01)[0]:
                     self.output += os.read(self._end, 4096)
 
     def close(self) -> None:
-        """Close the window: the kernel sends SIGHUP, and whatever is written from now on fails."""
+        """Close the terminal: the kernel sends SIGHUP, and all writes fail from now on."""
         if not self._closing.is_set():
             self._closing.set()
             self._reader.join()
             os.close(self._end)
 
     def wait(self) -> int:
-        """Wait for the process; return its code as a shell shows it."""
+        """Wait for the process; return its exit code."""
         deadline_s = time.monotonic() + 30
         while time.monotonic() < deadline_s:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -170,7 +170,7 @@ class Terminal:
 
 
 def ended(bench: Bench, times: int) -> list[Figure]:
-    """End `vsd say` in every way while the robot walks; take the time until it stands."""
+    """End `vsd say` in every way while the robot walks; measure the time until it stands."""
     figures = []
     for way in ENDS:
         spent = [end_one(bench, way) for _ in range(times)]
@@ -208,7 +208,7 @@ def end_one(bench: Bench, way: str) -> float:
 
 
 def standing(bench: Bench, from_s: float) -> float:
-    """Return the seconds until the robot stands, and has gone on standing for a second."""
+    """Return the seconds until the robot stands for at least a second."""
     deadline_s = from_s + 20.0
     while time.monotonic() < deadline_s:
         time.sleep(0.05)
@@ -232,7 +232,7 @@ def figures(quick: bool) -> list[Figure]:
         ):
             bench.vlm()
             found.append(stops(bench, 5 if quick else 20))
-            found += spoken(bench, folder, 10 if quick else 100, random.Random(17))
+            found += say_while_recording(bench, folder, 10 if quick else 100, random.Random(17))
             found += ended(bench, 2 if quick else 20)
     return found
 

@@ -33,7 +33,7 @@ class Ledger:
             self.rows = [row for row in found if row.get("part") in self._order]
 
     def has(self, part: str) -> bool:
-        """Tell whether a part has been run at this commit and in this size."""
+        """Return whether a part has been run at this commit and in this size."""
         known = [row for row in self.rows if row["part"] == part]
         return any(row["quick"] == self._quick and row["made"]["commit"] == self._commit for row in known)
 
@@ -43,8 +43,8 @@ class Ledger:
         made |= {"machine": machine(), "load": load(), "seconds": round(seconds, 1)}
         rows = [asdict(figure) | {"holds": figure.holds} for figure in figures]
         rows = [row | {"part": part, "quick": self._quick, "made": made} for row in rows]
-        kept = [row for row in self.rows if row["part"] != part]
-        self.rows = sorted(kept + rows, key=lambda row: self._order.index(row["part"]))
+        others = [row for row in self.rows if row["part"] != part]
+        self.rows = sorted(others + rows, key=lambda row: self._order.index(row["part"]))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(".partial")
         partial.write_text(json.dumps({"figures": self.rows}, indent=1) + "\n", encoding="utf-8")
@@ -88,7 +88,7 @@ def measure(parts: Mapping[str, Part], ledger: Ledger, wanted: Sequence[str], *,
         seen += [row for row in ledger.rows if row["part"] == name]
     for row in seen:
         mark = "holds" if row["holds"] else "MISSES"
-        told = f"{row['sense']} {row['bar']:<6} {mark:7} {row['note']} ({row['made']['seconds']:.0f} s)"
-        print(f"{row['name']:26} {row['value']:8.3f}  {told}")
+        line_end = f"{row['sense']} {row['bar']:<6} {mark:7} {row['note']} ({row['made']['seconds']:.0f} s)"
+        print(f"{row['name']:26} {row['value']:8.3f}  {line_end}")
     print(json.dumps({"figures": seen}))
     return 0 if all(row["holds"] for row in seen) else 1

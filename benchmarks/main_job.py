@@ -50,8 +50,8 @@ def models(episodes: int, frames: int, out: Path) -> list[Figure]:
     target, draft = load_model(shipped("target")), load_model(shipped("draft"))
     pair = Pair.of(target, draft)
     asked = [q.observation for q in questions(EvaluateConfig(Path(), None, frames=frames))]
-    said = [(o, decode_alone(pair, o, pair.params()).tokens) for o in asked]
-    accepted = acceptance(pair, said)["all"]
+    decoded = [(o, decode_alone(pair, o, pair.params()).tokens) for o in asked]
+    accepted = acceptance(pair, decoded)["all"]
     length = f"{accepted_lengths(pair, asked)[8]:.1f} of 8 drafted tokens kept, {frames} held-out frames"
     seeds = range(held_out_seed(), held_out_seed() + episodes)
     found = run_missions(target, seeds, go_to_task, pictures=out)
@@ -75,7 +75,7 @@ def served(processes: Processes, folder: Path) -> Iterator[EdgeSettings]:
 
 
 def equal_tokens(settings: EdgeSettings, count: int) -> Figure:
-    """Share of answers in which `speculative` says exactly what `autoregressive` says."""
+    """Share of answers in which `speculative` and `autoregressive` have the same tokens."""
     asked = [question.observation for question in questions(EvaluateConfig(Path(), None, frames=count))]
     plain = answers(settings, "autoregressive", asked)
     fast = answers(settings, "speculative", asked)
@@ -189,7 +189,7 @@ def measure(quick: bool, out: Path) -> list[Figure]:
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
+    """Measure, print, and return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions; under 10 minutes on 2 cores")
     parser.add_argument(

@@ -88,7 +88,7 @@ def text_figures(found: dict[str, Any]) -> list[Figure]:
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
+    """Measure, print, and return 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="60 episodes, 30 declined, 40 frames")
     parser.add_argument("--models", type=Path, default=None, help="folder of another pair than the shipped")
@@ -98,8 +98,8 @@ def main() -> int:
     episodes, declined, frames = (60, 30, 40) if options.quick else (300, 100, 100)
     if options.text:
         pair = options.text / "text_target", options.text / "text_draft"
-        told = run_text_evaluate(*pair, 100 if options.quick else 400)
-        return report(text_figures(told), options.out / "text.json", text=told, quick=options.quick)
+        found = run_text_evaluate(*pair, 100 if options.quick else 400)
+        return report(text_figures(found), options.out / "text.json", text=found, quick=options.quick)
     folder = options.models
     pair = (folder / "target", folder / "draft") if folder else (shipped("target"), shipped("draft"))
     config = EvaluateConfig(*pair, episodes, frames, declined, out=options.out)

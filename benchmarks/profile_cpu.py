@@ -33,13 +33,13 @@ def spent_ms(run: Callable[[], object]) -> float:
     return 1000 * (time.process_time() - began_s)
 
 
-def heard(exit_layer: int, logits: Logits) -> None:
+def ignore_exit(exit_layer: int, logits: Logits) -> None:
     """Take an early exit and do nothing: the exit itself is what is measured."""
 
 
 def pass_ms(model: VlmModel, nodes: int, is_first: bool = False, with_exits: bool = False) -> float:
     """Return the median time of a pass over `nodes` siblings below a prefix one token longer than before."""
-    question, hook = recorded_prompts(1)[0], heard if with_exits else None
+    question, hook = recorded_prompts(1)[0], ignore_exit if with_exits else None
     taken = []
     for repeat in range(REPEATS + 2):
         context: ModelContext = model.open(question)
@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     target, draft = load_model(shipped("target")), load_model(shipped("draft"))
     step, four, many = (pass_ms(target, n) for n in (0, 4, 24))
-    told = pass_ms(target, 4, with_exits=True)
+    with_exits_ms = pass_ms(target, 4, with_exits=True)
     one, batch = pass_ms(draft, 0), pass_ms(draft, 15)
     values = {
         "draft_ms": one,
@@ -75,7 +75,7 @@ def main() -> None:
         "free_nodes": 4,
         "batch_fraction": max(0.0, (batch / one - 1) / 15),
         "draft_prefill_ms": pass_ms(draft, 0, is_first=True),
-        "exit_fraction": max(0.0, (told / four - 1) / len(target.card.exit_layers)),
+        "exit_fraction": max(0.0, (with_exits_ms / four - 1) / len(target.card.exit_layers)),
     }
     lines = [f"name: {options.name}", *(f"{k}: {v:.4g}" for k, v in values.items())]
     source = f"the shipped pair on {machine()}, one thread, CPU time (benchmarks/profile_cpu.py)"

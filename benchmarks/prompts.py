@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from vlm_spec_decode.bench.pairs import FOLDER, SEEN, TOLD
+from vlm_spec_decode.bench.pairs import DESCRIBED_PROMPTS, FOLDER, FRAME_PROMPTS
 from vlm_spec_decode.train.config import EvaluateConfig
 from vlm_spec_decode.train.evaluate import questions
 from vlm_spec_decode.train.text_dataset import held_out_dialogue
@@ -37,11 +37,11 @@ def main() -> None:
         row = {"file": name, "width": observation.image.width, "height": observation.image.height}
         words = {"instruction": observation.instruction, "history": list(observation.history)}
         rows.append({**row, **words, "seed": options.first_seed + number})
-    told = []
+    described = []
     for seed in range(options.first_seed, options.first_seed + options.count):
         asked = held_out_dialogue(seed).observation
-        told.append({"instruction": asked.instruction, "history": list(asked.history), "seed": seed})
-    for name, found in ((SEEN, rows), (TOLD, told)):
+        described.append({"instruction": asked.instruction, "history": list(asked.history), "seed": seed})
+    for name, found in ((FRAME_PROMPTS, rows), (DESCRIBED_PROMPTS, described)):
         (options.out / name).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{len(rows)} questions of both kinds in {options.out}")
 

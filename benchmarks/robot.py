@@ -70,7 +70,7 @@ PARTS = (*CASES, "gate")
 
 
 def run(case: str, bench: Bench, count: int) -> list[Figure]:
-    """Return a case's figures; one that could not be measured is a figure that says so."""
+    """Return a case's figures; if it could not be measured, one figure with the reason."""
     try:
         found = CASES[case](bench, count)
     except SystemExit as problem:
@@ -78,7 +78,7 @@ def run(case: str, bench: Bench, count: int) -> list[Figure]:
     # JSON knows no infinity.
     found = [replace(figure, value=min(figure.value, 1e9)) for figure in found]
     for figure in found:
-        say(f"  {figure.name} {figure.value:.4g} ({figure.note})")
+        print_line(f"  {figure.name} {figure.value:.4g} ({figure.note})")
     return found
 
 
@@ -103,20 +103,20 @@ def cases(counts: Counts, out: Path, body: str) -> Iterator[dict[str, Part]]:
         yield {name: part(name) for name in CASES} | {"gate": gate}
 
 
-def say(text: str) -> None:
-    """Tell how it goes on, beside the table."""
+def print_line(text: str) -> None:
+    """Print a line of progress on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
+    """Measure, print, and return 1 if a bar is missed."""
     parser = part_arguments(__doc__, PARTS, "robot")
     parser.add_argument("--body", default="kinematic", choices=list(BODIES), help="of the simulated robot")
     options, wanted = parse_parts(parser, PARTS)
     options.out.mkdir(parents=True, exist_ok=True)
     counts = QUICK if options.quick else FULL
-    say("counts: " + ", ".join(f"{count} {name}" for name, count in asdict(counts).items()))
-    # What measures must not wait 5 ms for the interpreter each time that two of its threads want it.
+    print_line("counts: " + ", ".join(f"{count} {name}" for name, count in asdict(counts).items()))
+    # Measuring threads must not wait 5 ms for the interpreter lock each time.
     sys.setswitchinterval(0.0005)
     results = options.results or options.out / f"{options.body}.json"
     ledger = Ledger(results, PARTS, quick=options.quick)

@@ -53,7 +53,7 @@ class Bench:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave; the processes end with their own context."""
+        """Close tap and operator; the processes end with their own context."""
         self.operator.close()
         self.tap.close()
         self.wire.close()
@@ -79,9 +79,13 @@ class Bench:
 
     def vlm(self, **parameters: object) -> None:
         """Start a VLM node that is connected."""
-        before = len(self.operator.said)
+        before = len(self.operator.vlm_statuses)
         self.node("vlm_node", cloud=f"tcp://127.0.0.1:{self.wire.port}", **parameters)
-        until(lambda: any(d["state"] == "ready" for _, d in self.operator.said[before:]), START_S, "vlm_node")
+        until(
+            lambda: any(d["state"] == "ready" for _, d in self.operator.vlm_statuses[before:]),
+            START_S,
+            "vlm_node",
+        )
 
     def kill(self, name: str) -> float:
         """Kill a process at once and return when."""

@@ -39,7 +39,7 @@ while True:
 
 def own_braking(body: str) -> tuple[float, float]:
     """Return time and distance from top speed that the body itself needs, in virtual time: means."""
-    times, ways = [], []
+    times, distances = [], []
     for phase in range(20):
         clock = VirtualClock(10.0)
         world = make_world(Scene(0, 16.0, 16.0, (), Pose2D(-5.0, 0.0, 0.0)), body=body)
@@ -56,14 +56,14 @@ def own_braking(body: str) -> tuple[float, float]:
             clock.sleep(0.02)
             robot.tick()
         times.append(clock.now() - stop_s)
-        ways.append(robot.odometry().x_m - x)
-    return statistics.mean(times), statistics.mean(ways)
+        distances.append(robot.odometry().x_m - x)
+    return statistics.mean(times), statistics.mean(distances)
 
 
 def e_stop(bench: Bench, count: int) -> list[Figure]:
     """E-stop at top speed while another process decodes as fast as it can."""
     bench.running["load"] = bench.processes.start("load", ["-c", LOAD])
-    delays, times, ways = [], [], []
+    delays, times, distances = [], [], []
     for index in range(count):
         bench.rush(TOP_MPS, 2.5 if index % 2 == 0 else -2.5)
         called_s = bench.operator.estop(True)
@@ -74,7 +74,7 @@ def e_stop(bench: Bench, count: int) -> list[Figure]:
         time.sleep(0.2)
         spent_s, way_m = bench.tap.braking(heard_s)
         times.append(spent_s)
-        ways.append(way_m)
+        distances.append(way_m)
         bench.operator.estop(False)
     bench.processes.stop(["load"])
     bench.home()
@@ -84,11 +84,11 @@ def e_stop(bench: Bench, count: int) -> list[Figure]:
         f"{count} stops at top speed beside a process that decodes; median {statistics.median(delays):.4f} s"
     )
     time_note = f"median {statistics.median(times):.3f} s, the body alone {own_s:.3f} s"
-    way_note = f"median {statistics.median(ways):.3f} m, the body alone {own_m:.3f} m"
+    way_note = f"median {statistics.median(distances):.3f} m, the body alone {own_m:.3f} m"
     return [
         Figure("e_stop_p99_s", p99, 0.05, "at most", note),
         Figure("e_stop_time_ratio", statistics.median(times) / own_s, 1.1, "at most", time_note),
-        Figure("e_stop_way_ratio", statistics.median(ways) / own_m, 1.1, "at most", way_note),
+        Figure("e_stop_way_ratio", statistics.median(distances) / own_m, 1.1, "at most", way_note),
     ]
 
 
@@ -109,9 +109,9 @@ def vlm(bench: Bench, count: int) -> list[Figure]:
 
 
 def locomotion(bench: Bench, count: int) -> list[Figure]:
-    """Kill the locomotion node at top speed: nobody stops the robot but its own expiry."""
+    """Kill the locomotion node at top speed: only the robot's own expiry of the last Move stops it."""
     own_s, _ = own_braking(bench.body)
-    kept, spent = 0, []
+    passed, spent = 0, []
     for _ in range(count):
         bench.home()
         bench.rush(TOP_MPS, 2.5)
@@ -120,20 +120,21 @@ def locomotion(bench: Bench, count: int) -> list[Figure]:
         until(lambda: bench.tap.is_still, 10, "standstill")
         time.sleep(0.2)
         spent.append(bench.tap.braking(killed_s)[0])
-        kept += spent[-1] <= EXPIRY_S + 1.1 * own_s
+        passed += spent[-1] <= EXPIRY_S + 1.1 * own_s
         before = len(bench.operator.statuses)
         bench.node("locomotion_node", interface="lo", domain=DDS_DOMAIN, **SCAN)
         until(lambda n=before: len(bench.operator.statuses) > n + 3, START_S, "locomotion_node")
     note = (
-        f"{kept} of {count} at rest in {EXPIRY_S:g} s and the body's own braking; longest {max(spent):.2f} s"
+        f"{passed} of {count} at rest in {EXPIRY_S:g} s and the body's own braking; "
+        f"longest {max(spent):.2f} s"
     )
-    return [Figure("locomotion_killed_kept", kept / count, 1.0, "at least", note)]
+    return [Figure("locomotion_killed_kept", passed / count, 1.0, "at least", note)]
 
 
 def camera(bench: Bench, count: int) -> list[Figure]:
     """Freeze the camera: no action on a frame that is too old, neither by a mission nor by an old plan."""
     bench.vlm(frame_timeout_s=1.5)
-    kept = 0
+    passed = 0
     for _ in range(count):
         freeze(bench.pid("camera_node"), True)
         time.sleep(0.3)
@@ -142,12 +143,12 @@ def camera(bench: Bench, count: int) -> list[Figure]:
         until(lambda m=mission: "failed" in bench.operator.states(m), 20, "the mission's end")
         old = bench.operator.walk(bench.name(), Forward(1.0), age_s=5.2)
         moved = bench.tap.moves(began_s)
-        kept += not moved and old.reason == "stale_frame"
+        passed += not moved and old.reason == "stale_frame"
         freeze(bench.pid("camera_node"), False)
         time.sleep(0.5)
     bench.kill("vlm_node")
-    note = f"{kept} of {count}: no Move, old plans refused by name"
-    return [Figure("camera_frozen_kept", kept / count, 1.0, "at least", note)]
+    note = f"{passed} of {count}: no Move, old plans refused by name"
+    return [Figure("camera_frozen_kept", passed / count, 1.0, "at least", note)]
 
 
 def obstacle(bench: Bench, count: int) -> list[Figure]:

@@ -1,4 +1,4 @@
-"""The case of benchmarks/robot.py in which the cloud goes away in the middle of an answer."""
+"""The case of benchmarks/robot.py in which the cloud is lost in the middle of an answer."""
 
 from __future__ import annotations
 
@@ -26,56 +26,58 @@ IN_FLIGHT_S = 0.15
 
 MIDDLE_CHARS = 4
 UNSAID_S = 0.25
-"""After a question has gone up: nothing has been said yet, the target computes."""
+"""Time after a question was sent in which no token comes yet: the target computes."""
 
 
 def lose_cloud(bench: Bench, count: int, instruction: str) -> list[Figure]:
     """Return how soon the node falls back, and in how many trials nothing moved on unverified tokens."""
     target = load_model(shipped("target"))
     pair = Pair.of(target, load_model(shipped("draft")))
-    slowest_s, kept, trials = 0.0, 0, 0
+    slowest_s, verified, trials = 0.0, 0, 0
     bench.vlm(link_file=str(bench.link), fallback="hold", hold_timeout_s=60.0)
     for fault in FAULTS:
         for number in range(count):
             bench.home()
-            spent_s, is_kept = _trial(bench, fault, instruction, pair, unsaid=number % 2 == 1)
-            slowest_s, kept, trials = max(slowest_s, spent_s), kept + is_kept, trials + 1
+            spent_s, is_verified = _trial(bench, fault, instruction, pair, before_first_token=number % 2 == 1)
+            slowest_s, verified, trials = max(slowest_s, spent_s), verified + is_verified, trials + 1
     bench.kill("vlm_node")
     note = f"{count} each of {', '.join(FAULTS)}; every other one before a word was said"
     return [
         Figure("cloud_lost_fallback_s", slowest_s, 1.0, "at most", f"slowest; {note}"),
-        Figure("cloud_lost_kept", kept / trials, 1.0, "at least", f"{kept} of {trials}; {note}"),
+        Figure("cloud_lost_kept", verified / trials, 1.0, "at least", f"{verified} of {trials}; {note}"),
     ]
 
 
-def _trial(bench: Bench, fault: str, instruction: str, pair: Pair, unsaid: bool) -> tuple[float, bool]:
+def _trial(
+    bench: Bench, fault: str, instruction: str, pair: Pair, before_first_token: bool
+) -> tuple[float, bool]:
     """Lose the cloud once; return the time to the fallback, and whether all that moved was verified.
 
-    What was under way when the cloud went may still end an answer. Then the robot carries that out, as it
-    should, and the loss meets the next answer: time counts from when that one was asked for.
+    Messages under way when the cloud was lost may still end an answer. Then the robot carries that out, as it
+    should, and the loss affects the next answer: time counts from the request of that one.
     """
     operator, mission = bench.operator, bench.name()
     heard, planned = len(operator.partials), len(operator.plans)
     operator.ask(instruction, mission)
-    if unsaid:
+    if before_first_token:
         until(lambda: "answering" in operator.states(mission), 60, "a question")
         time.sleep(UNSAID_S)
     else:
         until(
-            lambda: any(len(said) > MIDDLE_CHARS for _, said in operator.partials[heard:]),
+            lambda: any(len(partial) > MIDDLE_CHARS for _, partial in operator.partials[heard:]),
             60,
             "half an answer",
         )
     lost_s = _break(bench, fault)
     until(lambda: "holding" in operator.states(mission) or _over(bench, mission), 20, "the fallback")
     if "holding" not in operator.states(mission):
-        # The answer had ended before the fault could meet it; the robot stands for want of a new one.
+        # The answer had ended before the fault; the robot stands because there is no new one.
         _mend(bench, fault)
         operator.withdraw(mission) if not _over(bench, mission) else None
         return 0.0, True
-    said = [(at, data["state"]) for at, data in operator.said if data["mission"] == mission]
-    fell_s = next(at for at, state in said if state == "holding")
-    asked_s = max(at for at, state in said if state == "answering" and at < fell_s)
+    states = [(at, data["state"]) for at, data in operator.vlm_statuses if data["mission"] == mission]
+    fell_s = next(at for at, state in states if state == "holding")
+    asked_s = max(at for at, state in states if state == "answering" and at < fell_s)
     time.sleep(0.6)
     plans = [(at, plan) for at, plan in operator.plans[planned:] if plan.mission == mission]
     late = any(plan.actions for at, plan in plans if at > fell_s + IN_FLIGHT_S)
@@ -89,16 +91,16 @@ def _trial(bench: Bench, fault: str, instruction: str, pair: Pair, unsaid: bool)
 
 
 def _is_verified(bench, instruction, text, with_actions, stamps, pair) -> bool:  # type: ignore[no-untyped-def]
-    """Whether what was said, and acted on, is the beginning of the target's own answer to the same frame."""
+    """Return whether text and actions are the beginning of the target's own answer to the same frame."""
     frames = bench.operator.frames
     stamp = min(frames, key=lambda at: abs(at - stamps[0])) if frames and stamps else None
     if stamp is None or abs(stamp - stamps[0]) > 1e-3:
         return not with_actions
     with PilImage.open(io.BytesIO(frames[stamp])) as opened:
         image = Image(frames[stamp], *opened.size)
-    said = decode(pair, Observation(for_uplink(image.jpeg), instruction, (), stamp), pair.params()).text
-    actions = parse_answer(said)
-    return said.startswith(text) and all(p.actions == actions[: len(p.actions)] for p in with_actions)
+    own_text = decode(pair, Observation(for_uplink(image.jpeg), instruction, (), stamp), pair.params()).text
+    actions = parse_answer(own_text)
+    return own_text.startswith(text) and all(p.actions == actions[: len(p.actions)] for p in with_actions)
 
 
 def _over(bench: Bench, mission: str) -> bool:
@@ -116,7 +118,7 @@ def _break(bench: Bench, fault: str) -> float:
 
 
 def _mend(bench: Bench, fault: str) -> None:
-    before = len(bench.operator.said)
+    before = len(bench.operator.vlm_statuses)
     if fault == "killed":
         bench.cloud(bench.address)
     elif fault == "cut":
@@ -124,7 +126,9 @@ def _mend(bench: Bench, fault: str) -> None:
     else:
         freeze(bench.pid("cloud"), False)
     until(
-        lambda: any(data["state"] in {"ready", "looking"} for _, data in bench.operator.said[before:]),
+        lambda: any(
+            data["state"] in {"ready", "looking"} for _, data in bench.operator.vlm_statuses[before:]
+        ),
         60,
         "the cloud again",
     )

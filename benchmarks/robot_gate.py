@@ -89,7 +89,7 @@ def state(rng: random.Random) -> RobotState:
 
 
 def exceeds(one: Action, where: RobotState, frame_age_s: float, limits: SafetyLimits) -> bool:
-    """Say, in other words than the gate's, whether what it let through goes beyond a limit."""
+    """Return whether an accepted action exceeds a limit, computed independently of the gate."""
     numbers = action_numbers(one)
     if not all(map(math.isfinite, numbers)):
         return True
@@ -147,7 +147,7 @@ def plans(count: int, seed: int) -> Figure:
 
 
 def garbled(text: str, rng: random.Random) -> str:
-    """Return the plan as it is, or as somebody who wishes to get through would write it."""
+    """Return the plan's text as it is, or damaged as an attacker might write it."""
     choice = rng.random()
     if choice < 0.8:
         return text
@@ -162,7 +162,7 @@ def garbled(text: str, rng: random.Random) -> str:
 
 
 def moves_beyond(plan: Plan, limits: SafetyLimits) -> int:
-    """Carry a plan out in virtual time and count Moves beyond speed limits, or places outside the fence."""
+    """Carry a plan out in virtual time; count Moves beyond speed limits and positions outside the fence."""
     clock = VirtualClock(100.0)
     robot = FakeRobot(clock)
     robot.start()
@@ -173,12 +173,15 @@ def moves_beyond(plan: Plan, limits: SafetyLimits) -> int:
         executor.submit(sent)
         executor.tick()
         clock.sleep(executor.period_s)
-    held = limits if plan.verified else limits.unverified()
+    limits_in_force = limits if plan.verified else limits.unverified()
     found = 0
     for _, call in robot.calls:
         if call.startswith("move("):
             vx, vy, vyaw = map(float, call[5:-1].split(","))
-            found += math.hypot(vx, vy) > held.max_speed_mps + 1e-3 or abs(vyaw) > held.max_turn_radps + 1e-3
+            found += (
+                math.hypot(vx, vy) > limits_in_force.max_speed_mps + 1e-3
+                or abs(vyaw) > limits_in_force.max_turn_radps + 1e-3
+            )
     x, y, _ = robot.truth
     return found + (max(abs(x), abs(y)) > 2.1)
 

@@ -89,11 +89,11 @@ def idle(bench: Bench, count: int) -> list[Figure]:
     for name in ("vlm_node", "monitor_node"):
         bench.kill(name)
     bench.home()
-    told = [
-        f"{said}: " + ", ".join(f"{name} {share:.2f}" for name, share in used.items())
-        for said, used in (("idle", resting), ("on a mission", working))
+    texts = [
+        f"{activity}: " + ", ".join(f"{name} {share:.2f}" for name, share in used.items())
+        for activity, used in (("idle", resting), ("on a mission", working))
     ]
-    note = f"{'; '.join(told)} of a core, over {seconds:.0f} s"
+    note = f"{'; '.join(texts)} of a core, over {seconds:.0f} s"
     return [Figure("idle_cores", max(resting.values()), 0.5, "at most", note)]
 
 

@@ -1,4 +1,4 @@
-"""The person of benchmarks/robot.py: plans, instructions, e-stop, a scan, and ears for all of it."""
+"""The operator of benchmarks/robot.py: publishes plans, instructions and a scan; records all topics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vlm_spec_decode.ros.middleware import REQUEST
 
 
 class Operator:
-    """Gives plans and instructions, calls the e-stop, shows a scan of a hall in which one disc may stand."""
+    """Publishes plans, instructions and a scan of a hall in which one disc may stand; calls the e-stop."""
 
     def __init__(self) -> None:
         context = self._context = rclpy.Context()
@@ -37,7 +37,7 @@ class Operator:
         self.disc: Disc | None = None
         self.statuses: list[tuple[float, PlanStatus]] = []
         self.plans: list[tuple[float, Plan]] = []
-        self.said: list[tuple[float, dict[str, Any]]] = []
+        self.vlm_statuses: list[tuple[float, dict[str, Any]]] = []
         self.partials: list[tuple[float, str]] = []
         self.frames: dict[float, bytes] = {}
         self.pose = (0.0, 0.0, 0.0)
@@ -51,7 +51,7 @@ class Operator:
         self._stop = node.create_client(SetBool, "e_stop")
         node.create_subscription(String, "vlm/plan/status", self._on_status, 50)
         node.create_subscription(String, "vlm/plan", self._on_plan, 50)
-        node.create_subscription(String, "vlm/status", self._on_said, 50)
+        node.create_subscription(String, "vlm/status", self._on_vlm_status, 50)
         node.create_subscription(String, "vlm/answer/partial", self._on_partial, 50)
         topic = "camera/image_raw/compressed"
         node.create_subscription(CompressedImage, topic, self._on_frame, qos_profile_sensor_data)
@@ -59,7 +59,9 @@ class Operator:
         self._executor = MultiThreadedExecutor(3, context=context)
         self._executor.add_node(node)
         self._ended = threading.Event()
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._spin, self._beat)]
+        self._threads = [
+            threading.Thread(target=run, daemon=True) for run in (self._spin, self._publish_periodically)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -67,7 +69,7 @@ class Operator:
         while not self._ended.is_set():
             self._executor.spin_once(timeout_sec=0.2)
 
-    def _beat(self) -> None:
+    def _publish_periodically(self) -> None:
         count = 0
         while not self._ended.wait(0.03):
             if self.plan is not None:
@@ -77,7 +79,7 @@ class Operator:
                 self._scans.publish(self._scan())
 
     def _scan(self) -> LaserScan:
-        """Return what a laser saw where the robot was last heard of, stamped with that moment."""
+        """Return the scan of a laser at the robot's last known pose, stamped with the time of that pose."""
         beams, (x, y, yaw), disc, stamp = 181, self.pose, self.disc, self._posed
         ranges = [math.inf] * beams
         for i in range(beams) if disc is not None else ():
@@ -105,7 +107,7 @@ class Operator:
         return float(self.node.get_clock().now().nanoseconds / 1e9)
 
     def command(self, mission: str, *actions: Action, age_s: float = 0.0) -> None:
-        """Begin to publish a plan."""
+        """Publish a plan from now on."""
         self.plan = Plan(mission, 1, self.now_s() - age_s, 0, actions, True)
 
     def walk(self, mission: str, *actions: Action, age_s: float = 0.0, timeout_s: float = 60.0) -> PlanStatus:
@@ -116,14 +118,14 @@ class Operator:
         return status
 
     def ended(self, mission: str) -> PlanStatus | None:
-        """Return the status that ends a mission, once it is there."""
+        """Return the status that ends a mission, None before."""
         mine = [
             status for _, status in self.statuses[-200:] if status.mission == mission and status.is_terminal
         ]
         return mine[-1] if mine else None
 
     def estop(self, engaged: bool) -> float:
-        """Call the service; return when it was called. Waits for the reply."""
+        """Call the service and wait for its reply; return the time of the call."""
         until(self._stop.service_is_ready, 20, "the e-stop service")
         called_s = time.monotonic()
         future = self._stop.call_async(SetBool.Request(data=engaged))
@@ -131,7 +133,7 @@ class Operator:
         return called_s
 
     def ask(self, text: str, mission: str) -> None:
-        """Give the VLM node an instruction."""
+        """Publish an instruction for the VLM node."""
         until(self._requests.get_subscription_count, 60, "a vlm_node")
         self._requests.publish(String(data=MissionRequest(instruction=text, mission=mission).to_json()))
 
@@ -141,8 +143,8 @@ class Operator:
         until(lambda: ENDED & set(self.states(mission)), 30, f"the end of {mission}")
 
     def states(self, mission: str) -> list[str]:
-        """Return what the VLM node has said of a mission."""
-        return [data["state"] for _, data in list(self.said) if data["mission"] == mission]
+        """Return the states of a mission that the VLM node has published."""
+        return [data["state"] for _, data in list(self.vlm_statuses) if data["mission"] == mission]
 
     def _on_status(self, message: String) -> None:
         self.statuses.append((time.monotonic(), PlanStatus.from_json(message.data)))
@@ -150,8 +152,8 @@ class Operator:
     def _on_plan(self, message: String) -> None:
         self.plans.append((time.monotonic(), Plan.from_json(message.data)))
 
-    def _on_said(self, message: String) -> None:
-        self.said.append((time.monotonic(), json.loads(message.data)))
+    def _on_vlm_status(self, message: String) -> None:
+        self.vlm_statuses.append((time.monotonic(), json.loads(message.data)))
 
     def _on_partial(self, message: String) -> None:
         self.partials.append((time.monotonic(), message.data))
@@ -167,7 +169,7 @@ class Operator:
         self._posed = message.header.stamp
 
     def close(self) -> None:
-        """Leave."""
+        """Stop the threads and destroy the node."""
         self.plan = None
         self._ended.set()
         for thread in self._threads:

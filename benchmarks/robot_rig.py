@@ -29,7 +29,7 @@ STOP_MOVE, MOVE = 1003, 1008
 
 
 def until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
-    """Return the first true value of `condition`, or end the benchmark saying what did not come."""
+    """Return the first true value of `condition`; after `timeout_s` end the benchmark with `what`."""
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
         if found := condition():
@@ -39,7 +39,7 @@ def until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
 
 
 class Tap:
-    """Hears the requests to the sport service and the robot's states, as the robot's own reader does."""
+    """Records the requests to the sport service and the robot's states, by a DDS reader like the robot's."""
 
     def __init__(self, domain: int) -> None:
         self._dds = open_domain(domain, "lo")
@@ -55,7 +55,7 @@ class Tap:
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            # Samples without data say that a writer has left: a driver was killed.
+            # Samples without data mean that a writer was removed: a driver was killed.
             for request in (r for r in self._requests.take(N=64) if isinstance(r, Request_)):
                 self.requests.append((time.monotonic(), request.header.identity.api_id))
             for state in (s for s in self._states.take(N=8) if isinstance(s, SportModeState_)):
@@ -84,7 +84,7 @@ class Tap:
 
     @property
     def pose(self) -> tuple[float, float, float]:
-        """Newest place."""
+        """Newest pose."""
         return self.states[-1][1:4]
 
     def braking(self, from_s: float) -> tuple[float, float]:
@@ -98,13 +98,13 @@ class Tap:
         return math.inf, math.inf
 
     def close(self) -> None:
-        """Leave."""
+        """Stop the thread."""
         self._ended.set()
         self._thread.join(2)
 
 
 class Wire:
-    """A TCP proxy in front of the cloud that can be cut: the sockets stay open, nothing passes any more."""
+    """A TCP proxy in front of the cloud that can be cut: the sockets stay open, but no bytes pass."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
@@ -139,7 +139,7 @@ class Wire:
             end.close()
 
     def mend(self) -> None:
-        """Let a cut link pass again; what was open breaks, as after an outage."""
+        """Let new connections pass again; the open ones break, as after an outage."""
         self.is_cut.clear()
         for end in self._open:
             end.close()
@@ -158,5 +158,5 @@ def cpu_s(pid: int) -> float:
 
 
 def freeze(pid: int, frozen: bool) -> None:
-    """Stop a process where it is, or let it go on."""
+    """Suspend a process, or let it continue."""
     os.kill(pid, signal.SIGSTOP if frozen else signal.SIGCONT)

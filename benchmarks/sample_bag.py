@@ -27,7 +27,7 @@ MAX_BYTES = 10 * 2**20
 
 
 def instructions() -> list[str]:
-    """Return what the robot is told, one after the other."""
+    """Return the robot's instructions, in order."""
     first, second, *_ = random_scene(SEED).names
     return [
         f"turn to the {first}",
@@ -55,7 +55,7 @@ def record(out: Path) -> int:
 
 
 def main() -> int:
-    """Record and put in place."""
+    """Record the bag and copy it into the assets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("out/sample"), help="folder of logs and the bag")
     out = parser.parse_args().out
@@ -65,9 +65,9 @@ def main() -> int:
     print(f"{labelled} labelled answers, {size / 2**20:.1f} MB")
     if size > MAX_BYTES:
         return 1
-    place = ASSETS / "sample_bag"
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(out / "bag", place)
+    destination = ASSETS / "sample_bag"
+    shutil.rmtree(destination, ignore_errors=True)
+    shutil.copytree(out / "bag", destination)
     return 0
 
 

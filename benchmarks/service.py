@@ -49,7 +49,7 @@ QUICK = Counts(64, 2, 2, 2, 10, 40, 40, 100, 50_000, 500, 2000)
 
 
 def cases(counts: Counts, processes: Processes, folder: Path) -> dict[str, Part]:
-    """Return the parts by name, those in virtual time first."""
+    """Return the name of each part and its function, those in virtual time first."""
     return {
         "equal": _in_room("equal", counts.robots),
         "batched": _in_room("batched", counts.batched),
@@ -81,7 +81,7 @@ PARTS = tuple(cases(QUICK, Processes(Path(), WallClock(), {}), Path()))
 
 
 def main() -> int:
-    """Measure, print, and say whether every bar is held."""
+    """Measure, print, and return 1 if a bar is missed."""
     parser = part_arguments(__doc__, PARTS, "service")
     options, wanted = parse_parts(parser, PARTS)
     ledger = Ledger(options.results or options.out / "service.json", PARTS, quick=options.quick)

@@ -83,16 +83,16 @@ class HashModel(Model):
 
 
 def answer_of(instruction: str, params: SamplingParams) -> Tokens:
-    """Return what this target says by itself."""
+    """Return the target's own answer."""
     context = HashModel().open(Observation(None, instruction))
-    said: Tokens = ()
-    while len(said) < params.max_tokens and (not said or said[-1] not in params.stop_ids):
-        said += (pick(context.rows(said, (), ())[0], len(said), params),)
-    return said
+    tokens: Tokens = ()
+    while len(tokens) < params.max_tokens and (not tokens or tokens[-1] not in params.stop_ids):
+        tokens += (pick(context.rows(tokens, (), ())[0], len(tokens), params),)
+    return tokens
 
 
 def main() -> int:
-    """Serve until told to stop."""
+    """Serve until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--bind", default="tcp://127.0.0.1:*")
     parser.add_argument("--keys", type=Path, required=True)

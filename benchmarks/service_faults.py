@@ -51,8 +51,8 @@ def killed(processes: Processes, folder: Path, answers: int) -> list[Figure]:
             ended.wait()
     processes.stop(["killed"])
     fine = answers - outcomes["wrong"] - outcomes["hang"]
-    told = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))
-    note = f"{answers} answers of 100 tokens, a kill -9 in each; {told}"
+    outcomes_text = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))
+    note = f"{answers} answers of 100 tokens, a kill -9 in each; {outcomes_text}"
     return [Figure("cloud_killed_right_or_named", fine / answers, 1.0, "at least", note)]
 
 
@@ -80,8 +80,8 @@ def two_clouds(processes: Processes, folder: Path, answers: int) -> list[Figure]
     outcomes = sum((asker.stop() for asker in askers), Counter())
     processes.stop(["first", "second"])
     total = sum(outcomes.values())
-    told = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))
-    note = f"{total} answers of 4 robots that know both addresses, {kills} kills; {told}"
+    outcomes_text = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))
+    note = f"{total} answers of 4 robots that know both addresses, {kills} kills; {outcomes_text}"
     return [Figure("one_of_two_killed_right", outcomes["right"] / total, 1.0, "at least", note)]
 
 

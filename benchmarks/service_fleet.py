@@ -21,7 +21,7 @@ from vlm_spec_decode.core.profiles import load_hardware, load_link
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sampling import pick
 from vlm_spec_decode.edge.client_protocol import ProtocolTiming
-from vlm_spec_decode.edge.factory import hello_of
+from vlm_spec_decode.edge.factory import make_hello
 from vlm_spec_decode.models.engines.torch_loop import VlmModel
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import load_model, shipped
@@ -37,14 +37,14 @@ PROFILE = "go2_a100"
 
 
 class Room:
-    """The shipped models held to the action language, and robots that ask them."""
+    """The shipped models constrained to the action language, and robots that ask them."""
 
     def __init__(self) -> None:
         self.plain: VlmModel = load_model(shipped("target"))
         draft = load_model(shipped("draft"))
         self.target: Model = constrained(self.plain, self.plain.codec, language())
         self.draft: Model = constrained(draft, draft.codec, language())
-        self.hello = hello_of(draft.card, language())
+        self.hello = make_hello(draft.card, language())
         frames = questions(EvaluateConfig(Path(), None, frames=FRAMES))
         self.asked = [question.observation for question in frames]
         self.cost = BatchCost(load_hardware(PROFILE))
@@ -53,7 +53,7 @@ class Room:
     def robots(
         self, count: int, answers: int, speculative: float = 0.0, temperature: float = 0.0
     ) -> list[VirtualRobot]:
-        """Return robots of which a share drafts."""
+        """Return `count` robots, of which `speculative` (a share) draft."""
         found = []
         for index in range(count):
             asked = [self._question(7 * index + n, temperature) for n in range(answers)]
@@ -70,7 +70,7 @@ class Room:
         return Fleet(self.target, robots, self.cost, self.link, language().digest, ServerLimits(**limits))
 
     def has_action(self, tokens: Tokens) -> bool:
-        """Tell whether tokens hold a whole action."""
+        """Return whether tokens hold a whole action."""
         try:
             return bool(ActionParser().feed(self.plain.codec.decode(tokens)))
         except ActionParseError:
@@ -83,30 +83,29 @@ class Room:
 
 @cache
 def room() -> Room:
-    """Return the room that all parts share."""
+    """Return the setting that all parts use."""
     return Room()
 
 
 def equal(room: Room, robots: int) -> list[Figure]:
-    """Share of robots that are told at once with all others what each is told alone."""
+    """Share of robots whose answer in a batch equals the target's own answer."""
     fleet = room.fleet(room.robots(robots, 1, 0.5, temperature=0.7), sessions=robots)
     fleet.run(spread_s=1.0)
     same, ties = 0, 0
     for robot in fleet.robots:
-        (said,) = robot.said_so_far
+        (said,) = robot.ended_answers
         is_same, tied = _is_own(room.target, *robot.questions[0], said)
         same, ties = same + is_same, ties + tied
     stats = fleet.protocol.stats
-    note = (
-        f"half of them drafting, {stats.shared / stats.passes:.1f} answers a pass; {ties} ended at a near tie"
-    )
+    batch = stats.batched_answers / stats.passes
+    note = f"half of them drafting, {batch:.1f} answers a pass; {ties} ended at a near tie"
     return [Figure("fleet_same_tokens", same / robots, 1.0, "at least", f"{robots} robots, {note}")]
 
 
 def _is_own(
     target: Model, observation: Observation, params: SamplingParams, said: RobotAnswer
 ) -> tuple[bool, bool]:
-    """Tell whether an answer is the target's own, and whether the comparison ended at a near tie."""
+    """Return whether an answer is the target's own, and whether the comparison ended at a near tie."""
     context, own = target.open(observation), Tokens()
     while len(own) < params.max_tokens and (not own or own[-1] not in params.stop_ids):
         logits = context.score(own)[0]
@@ -180,10 +179,10 @@ def first_action(room: Room, answers: int) -> list[Figure]:
     fleet.run(spread_s=20.0, answers=ROBOTS * answers)
     crowd, alone = list[RobotAnswer](), list[RobotAnswer]()
     for robot, fresh in zip(many, room.robots(ROBOTS, 2 * answers), strict=True):
-        crowd += robot.said_so_far
-        single = replace(fresh, questions=robot.questions[: len(robot.said_so_far)])
+        crowd += robot.ended_answers
+        single = replace(fresh, questions=robot.questions[: len(robot.ended_answers)])
         room.fleet([single]).run()
-        alone += single.said_so_far
+        alone += single.ended_answers
     alone_s, crowd_s = _p99(alone), _p99(crowd)
     note = f"{len(crowd)} answers 2 s apart, {PROFILE}: {crowd_s:.1f} s over {alone_s:.1f} s"
     return [Figure("first_action_p99_ratio", crowd_s / alone_s, 3.5, "at most", note)]
@@ -194,13 +193,13 @@ def _p99(said: list[RobotAnswer]) -> float:
 
 
 def overload(room: Room, answers: int) -> list[Figure]:
-    """Tokens a second with four times as many robots as there are places, over as many as there are."""
+    """Tokens a second with four times as many robots as sessions, over those with as many as sessions."""
     places = 8
     full = room.fleet(room.robots(places, 2 * answers), sessions=places)
     capacity = _tokens_per_s(full, 2 * answers)
     crowd = room.fleet(room.robots(4 * places, answers), sessions=places)
     goodput = _tokens_per_s(crowd, answers)
-    lost = sum(answer.error is not None for robot in crowd.robots for answer in robot.said_so_far)
+    lost = sum(answer.error is not None for robot in crowd.robots for answer in robot.ended_answers)
     busy = crowd.protocol.stats.refused["sessions"]
     note = f"{4 * places} robots for {places} places, {busy} times Busy, {lost} answers lost"
     return [Figure("overload_goodput", goodput / capacity, 0.9, "at least", note)]

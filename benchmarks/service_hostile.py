@@ -1,4 +1,4 @@
-"""Strangers, garbage and a hostile link: the cases of benchmarks/service.py that mean harm."""
+"""Unauthorised clients, malformed frames and a hostile link: the attacks of benchmarks/service.py."""
 
 from __future__ import annotations
 
@@ -30,47 +30,49 @@ from vlm_spec_decode.transport.router import RouterLink
 
 SEED = 11
 AT_ONCE = 50
-SHARE = 200
-"""Runs of the hostile link that share a seed and a process's memory of what was tried."""
+RUNS_PER_BATCH = 200
+"""Runs of the hostile link that share a seed and a process."""
 
 
 def link_runs(runs: int) -> list[Figure]:
     """Runs of the state machine of test/protocol/test_hostile_link.py, on all cores."""
-    shares = [(seed, min(SHARE, runs - start)) for seed, start in enumerate(range(0, runs, SHARE))]
+    batches = [
+        (seed, min(RUNS_PER_BATCH, runs - start)) for seed, start in enumerate(range(0, runs, RUNS_PER_BATCH))
+    ]
     bar = tqdm(total=runs, desc="runs", disable=None, leave=False)
     violations = []
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool, bar:
-        for (_, count), violation in zip(shares, pool.map(_link_share, shares), strict=True):
+        for (_, count), violation in zip(batches, pool.map(_run_batch, batches), strict=True):
             bar.update(count)
             violations += [violation] if violation else []
     for violation in violations:
         print(f"hostile link: {violation}", file=sys.stderr)
-    note = f"{runs} runs of up to 40 steps, {len(shares)} seeds"
+    note = f"{runs} runs of up to 40 steps, {len(batches)} seeds"
     return [Figure("hostile_link_violations", len(violations), 0, "at most", note)]
 
 
-def _link_share(share: tuple[int, int]) -> str:
-    """Run some with a seed; return what was violated, "" if nothing."""
+def _run_batch(batch: tuple[int, int]) -> str:
+    """Run a batch with one seed; return what was violated, "" if nothing."""
     sys.path.insert(0, str(ROOT))
     from hypothesis import HealthCheck, seed, settings
     from hypothesis.stateful import run_state_machine_as_test
 
     from test.protocol.test_hostile_link import HostileLink
 
-    number, runs = share
+    number, runs = batch
     checks = list(HealthCheck)
     count = settings(
         max_examples=runs, stateful_step_count=40, deadline=None, database=None, suppress_health_check=checks
     )
     try:
         run_state_machine_as_test(seed(number)(HostileLink), settings=count)
-    except Exception as error:  # noqa: BLE001  whatever it raises, both ends no longer hold one answer
+    except Exception as error:  # noqa: BLE001  any exception is a violation
         return f"seed {number}: {type(error).__name__}: {error}"
     return ""
 
 
 def malformed(processes: Processes, folder: Path, frames: int) -> list[Figure]:
-    """Frames of an authorised robot that means harm, while another one asks."""
+    """Malformed frames of an authorised robot, while another one asks."""
     keys = folder / "malformed"
     generate(keys)
     add_robot(keys, "harm")
@@ -147,7 +149,7 @@ def _harm(rng: random.Random) -> bytes:
 
 
 def strangers(folder: Path, attempts: int) -> list[Figure]:
-    """Attempts to be served with a key that is not authorised, with none, or with the cloud's own."""
+    """Attempts to get service with a key that is not authorised, with none, or with the cloud's own."""
     keys = folder / "strangers"
     generate(keys)
     server_keys = cloud_keys(keys)
@@ -160,7 +162,7 @@ def strangers(folder: Path, attempts: int) -> list[Figure]:
     groups = range(0, attempts, AT_ONCE)
     try:
         for start in tqdm(groups, desc="strangers", unit=f"{AT_ONCE} ", disable=None, leave=False):
-            served += _knock(server.address, edge_keys(keys), min(AT_ONCE, attempts - start), start)
+            served += _count_served(server.address, edge_keys(keys), min(AT_ONCE, attempts - start), start)
         reached = server.protocol.stats.messages - len(groups)
     finally:
         server.stop()
@@ -170,15 +172,15 @@ def strangers(folder: Path, attempts: int) -> list[Figure]:
     return [Figure("strangers_served", served + reached, 0, "at most", note)]
 
 
-def _knock(address: str, friend: EdgeKeys, count: int, first: int) -> int:
-    """Let strangers greet the cloud at once and a friend after them; return how many strangers got an answer.
+def _count_served(address: str, friend: EdgeKeys, count: int, first: int) -> int:
+    """Send Hello from unauthorised clients, and from a friend after them; return how many got an answer.
 
-    They are given until the friend has been welcomed, and as long again.
+    They have until the friend gets its Welcome, and the same time again.
     """
     context = zmq.Context()
     context.set(zmq.MAX_SOCKETS, 4096)
     started_s = time.monotonic()
-    sockets = [_dealer(context, address, _strange(friend, first + index)) for index in range(count)]
+    sockets = [_dealer(context, address, _unauthorised_keys(friend, first + index)) for index in range(count)]
     known = _dealer(context, address, friend)
     poller = zmq.Poller()
     for socket in (*sockets, known):
@@ -194,8 +196,8 @@ def _knock(address: str, friend: EdgeKeys, count: int, first: int) -> int:
     return len(answered)
 
 
-def _strange(friend: EdgeKeys, index: int) -> EdgeKeys | None:
-    """Return a pair that nobody has authorised; every fourth stranger comes without encryption."""
+def _unauthorised_keys(friend: EdgeKeys, index: int) -> EdgeKeys | None:
+    """Return keys that are not authorised; None, so no encryption, for every fourth client."""
     return EdgeKeys(*zmq.curve_keypair(), friend.cloud_public) if index % 4 else None
 
 

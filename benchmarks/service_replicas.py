@@ -34,7 +34,7 @@ def _killed(folder: Path, answers: int) -> list[Figure]:
     lost = found["asked"] - found["right"] - found["wrong"]
     note = f"{answers} answers of 8 robots by Ray, a node of two killed, {found['resumed']} answers resumed"
     passes, again = found["passes"], found["again"]
-    shared = f"{again['asked']} answers more; passes by replica: {_told(passes)}"
+    shared = f"{again['asked']} answers more; passes by replica: {_passes_text(passes)}"
     is_back = passes.get(found["lost"], 0) > 0
     return [
         Figure("replica_killed_right", found["right"] / answers, 1.0, "at least", note),
@@ -46,14 +46,14 @@ def _killed(folder: Path, answers: int) -> list[Figure]:
 def _added(folder: Path, answers: int) -> Figure:
     found = scale_under_load(folder, answers, model="synthetic")
     passes, moved = found["passes"], found["robots_moved"]
-    note = f"{found['asked']} answers of 6 robots, {moved} moves; passes by replica: {_told(passes)}"
+    note = f"{found['asked']} answers of 6 robots, {moved} moves; passes by replica: {_passes_text(passes)}"
     return _right_if(passes.get(ADDED, 0) > 0, "replica_added_right", found, note)
 
 
 def _right_if(served: bool, name: str, found: Mapping[str, Any], note: str) -> Figure:
-    """Return the share of right answers, 0 if the replica in question has served none of them."""
+    """Return the share of right answers, 0 if the replica under test has served none of them."""
     return Figure(name, found["right"] / found["asked"] if served else 0.0, 1.0, "at least", note)
 
 
-def _told(passes: Mapping[int, int]) -> str:
+def _passes_text(passes: Mapping[int, int]) -> str:
     return ", ".join(str(count) for _, count in sorted(passes.items()))

@@ -1,4 +1,4 @@
-"""A robot of benchmarks/service.py: asks over real sockets, and says of each answer what became of it."""
+"""A robot of benchmarks/service.py: asks over real sockets, and returns the outcome of each answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vlm_spec_decode.transport.keys import edge_keys
 
 CLOCK = WallClock()
 HANG_S = 60.0
-"""An answer that has neither ended nor failed by name for so long hangs."""
+"""An answer that has neither ended nor raised an error for this time counts as hanging."""
 
 
 @contextmanager
@@ -41,16 +41,16 @@ def ask(verifier: RemoteVerifier, answer: int, max_tokens: int) -> str:
     params = SamplingParams(temperature=1.0, max_tokens=max_tokens, seed=answer)
     instruction = f"question {answer % 17}"
     verifier.open(AnswerRequest(answer, Observation(None, instruction), params, "autoregressive"))
-    said: Tokens = ()
+    received: Tokens = ()
     until_s = CLOCK.now() + HANG_S
     try:
         while CLOCK.now() < until_s:
             event = verifier.wait(HANG_S)
             if isinstance(event, Commit):
-                said += event.tokens
+                received += event.tokens
                 if event.finished:
                     verifier.close()
-                    return "right" if said == answer_of(instruction, params) else "wrong"
+                    return "right" if received == answer_of(instruction, params) else "wrong"
     except CloudError as error:
         verifier.close()
         return type(error).__name__
@@ -59,7 +59,7 @@ def ask(verifier: RemoteVerifier, answer: int, max_tokens: int) -> str:
 
 @dataclass(slots=True)
 class Asking:
-    """A robot that asks on and on, on a thread of its own, until `stop`."""
+    """A robot that asks repeatedly, on a thread of its own, until `stop`."""
 
     addresses: str
     keys: Path
@@ -70,13 +70,13 @@ class Asking:
     _thread: threading.Thread | None = None
 
     def start(self) -> Asking:
-        """Begin."""
+        """Start asking."""
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         return self
 
     def stop(self) -> Counter[str]:
-        """End after the present answer; return how many ended how."""
+        """End after the present answer; return the counts of outcomes."""
         self._ending.set()
         if self._thread:
             self._thread.join(timeout=2 * HANG_S)
@@ -93,7 +93,7 @@ class Asking:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What a process holds."""
+    """Resources of a process."""
 
     resident_bytes: int
     descriptors: int
@@ -101,8 +101,8 @@ class Footprint:
 
 
 def footprint(pid: int) -> Footprint:
-    """Return what a process holds now, from /proc."""
-    place = Path(f"/proc/{pid}")
-    lines = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines() if ":" in line)
-    descriptors = len(list((place / "fd").iterdir()))
+    """Return the present resources of a process, from /proc."""
+    process = Path(f"/proc/{pid}")
+    lines = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines() if ":" in line)
+    descriptors = len(list((process / "fd").iterdir()))
     return Footprint(1024 * int(lines["VmRSS"].split()[0]), descriptors, int(lines["Threads"]))

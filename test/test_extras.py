@@ -231,7 +231,7 @@ def test_the_public_engine_names_what_is_missing() -> None:
 
 
 def test_other_import_errors_stay_what_they_are() -> None:
-    with pytest.raises(ModuleNotFoundError, match="no_such_library"), extras.named():
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"), extras.translate_missing():
         import no_such_library  # type: ignore[import-not-found]  # noqa: F401
 
 

@@ -102,7 +102,7 @@ if not TYPE_CHECKING:
 
         if name != "errors" and name not in _PLACES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        with extras.named():
+        with extras.translate_missing():
             if name == "errors":
                 found = importlib.import_module("vlm_spec_decode.core.errors")
             else:

@@ -19,15 +19,15 @@ import numpy as np
 from benchmarks.lib.fleet import BatchCost
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 
-MOST = 65_536
-"""Robots that no search goes beyond."""
+MAX_ROBOTS = 65_536
+"""Upper bound of the search for the number of robots."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerShape:
-    """What an answer asks of the target: `passes`, nodes of each, and tokens drafted between two.
+    """Work of an answer for the target: `passes`, nodes of each, and tokens drafted between two.
 
-    With `drafts` 0 nothing passes between two passes: the cloud goes on by itself.
+    With `drafts` 0 there is no time between two passes: the cloud continues by itself.
     """
 
     strategy: str
@@ -40,7 +40,7 @@ class AnswerShape:
         return link.rtt_ms / 1000 + self.drafts * hardware.draft_ms / 1000 if self.drafts else 0.0
 
     def alone_s(self, hardware: HardwareProfile, link: LinkProfile) -> float:
-        """Return the time of an answer of one robot that has the GPU for itself."""
+        """Return the time of an answer if one robot alone uses the GPU."""
         rest_s = (self.passes - 1) * (hardware.pass_s(self.nodes) + self.gap_s(hardware, link))
         return link.rtt_ms / 1000 + hardware.pass_s(self.nodes, is_first=True) + rest_s
 
@@ -59,7 +59,7 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """What came of it: latencies of whole answers, answers a second, and the share of time that it worked."""
+    """Result: latencies of whole answers, answers a second, and the share of time in which the GPU worked."""
 
     p50_s: float
     p99_s: float
@@ -80,7 +80,7 @@ class _Gpu:
     new: deque[int] = field(default_factory=deque)
 
     def run(self) -> Served:
-        """Serve until enough answers are there; the first fifth of them does not count."""
+        """Serve until there are enough answers; the first fifth of them is not counted."""
         demand, shape = self.demand, self.shape
         cost, rng = BatchCost(self.hardware), np.random.default_rng(demand.seed)
         gap_s, half_rtt_s = shape.gap_s(self.hardware, self.link), self.link.rtt_ms / 2000
@@ -89,7 +89,7 @@ class _Gpu:
         arrivals = [(float(at_s), robot) for robot, at_s in enumerate(first_s)]
         heapq.heapify(arrivals)
         ended: list[tuple[float, float]] = []
-        now_s, work, shares, passes = 0.0, 0.0, 0, 0
+        now_s, work, batched_answers, passes = 0.0, 0.0, 0, 0
         while len(ended) < demand.answers:
             if not self.ready and not self.new:
                 now_s = max(now_s, arrivals[0][0])
@@ -103,7 +103,12 @@ class _Gpu:
             batch, fills = self._batch()
             alone_s = self.hardware.pass_s(shape.nodes, is_first=bool(fills))
             pass_s = alone_s * cost.factor_of(len(batch))
-            now_s, work, shares, passes = now_s + pass_s, work + pass_s, shares + len(batch), passes + 1
+            now_s, work, batched_answers, passes = (
+                now_s + pass_s,
+                work + pass_s,
+                batched_answers + len(batch),
+                passes + 1,
+            )
             for robot in batch:
                 left[robot] -= 1
                 if left[robot]:
@@ -121,11 +126,11 @@ class _Gpu:
             p99_s=float(p99_s),
             answers_per_s=rate,
             busy=work / now_s,
-            mean_batch=shares / passes,
+            mean_batch=batched_answers / passes,
         )
 
     def _batch(self) -> tuple[list[int], int]:
-        """Take those who have waited longest, newcomers up to their share."""
+        """Return the robots that have waited longest, and how many of them are new, at most `fills`."""
         fills = min(len(self.new), self.demand.fills, self.demand.batch)
         batch = [self.new.popleft() for _ in range(fills)]
         batch += [self.ready.popleft() for _ in range(min(len(self.ready), self.demand.batch - fills))]
@@ -133,7 +138,7 @@ class _Gpu:
 
 
 def serve(shape: AnswerShape, hardware: HardwareProfile, link: LinkProfile, demand: Demand) -> Served:
-    """Return what `demand` gets of one GPU."""
+    """Return how one GPU serves `demand`."""
     return _Gpu(shape, hardware, link, demand).run()
 
 
@@ -146,16 +151,16 @@ def most_robots(
     """
     limit_s = stretch * shape.alone_s(hardware, link)
 
-    def holds(robots: int) -> Served | None:
+    def serve_within_limit(robots: int) -> Served | None:
         served = serve(shape, hardware, link, Demand(robots=robots, think_s=think_s))
         return served if served.p99_s <= limit_s else None
 
     low, high, best = 0, 1, serve(shape, hardware, link, Demand(robots=1, think_s=think_s))
-    while (served := holds(high)) and high < MOST:
+    while (served := serve_within_limit(high)) and high < MAX_ROBOTS:
         low, high, best = high, 2 * high, served
     while high - low > max(1, low // 25):
         middle = (low + high) // 2
-        if served := holds(middle):
+        if served := serve_within_limit(middle):
             low, best = middle, served
         else:
             high = middle

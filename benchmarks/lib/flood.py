@@ -1,4 +1,4 @@
-"""A flood of malformed frames on a real cloud while robots ask: is it there afterwards, and as small?"""
+"""A flood of malformed frames on a real cloud while robots ask: does it survive, and does its memory grow?"""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from vlm_spec_decode.transport.access import KeyLimits
 from vlm_spec_decode.transport.router import RouterLink
 
 BURST = 500
-"""Frames sent between two looks at the robots."""
+"""Frames sent in one turn of the robots' loop."""
 
 PER_CONNECTION = 20_000
-"""Frames that one stranger sends before another comes."""
+"""Frames sent over one connection."""
 
 WARM_SHARE = 0.1
 """Share of the frames after which memory is measured for the first time."""
@@ -38,38 +38,38 @@ START_S = 120.0
 
 
 def flood(frames: int, robots: int = 4, seed: int = 0) -> dict[str, Any]:
-    """Send `frames` malformed frames to a cloud in another process while `robots` ask; say what came of it.
+    """Send `frames` malformed frames to a cloud in another process while `robots` ask; return the figures.
 
-    The cloud's limits per key are lifted, so that every frame reaches the codec. Half of the strangers shake
-    hands first, so that what can be read goes further. Bounded and on loopback only.
+    The cloud has no limits per key, so that every frame reaches the codec. Half of the connections send Hello
+    first, so that readable messages get further. Bounded and on loopback only.
     """
     setting = setting_of("synthetic")
     with _cloud() as (pid, address, calls):
-        stranger = Stranger(address, setting.speech.hello, frames, seed, pid)
+        sender = MalformedSender(address, setting.identity.hello, frames, seed, pid)
         try:
             config = LoadConfig(cloud=address, robots=robots, seconds=3600, give_up_s=60)
-            config = replace(config, manner=RobotBehaviour(deadline_s=300, busy_s=300), questions=10**6)
-            asked = load(config, setting.questions, setting.speech, WallClock(), stranger)
+            config = replace(config, behaviour=RobotBehaviour(deadline_s=300, busy_s=300), questions=10**6)
+            asked = load(config, setting.questions, setting.identity, WallClock(), sender)
         finally:
-            stranger.close()
+            sender.close()
         calls.send("dropped")
         dropped = calls.recv() if calls.poll(START_S) else None
         report, after = asked.report(), memory_bytes(pid)
     return {
-        "frames": stranger.sent,
+        "frames": sender.sent,
         "alive": dropped is not None,
         "dropped": dropped,
         "asked": report["asked"],
         "right": report["right"],
         "seconds": report["seconds"],
-        "memory_before_bytes": stranger.warm_bytes,
+        "memory_before_bytes": sender.warm_bytes,
         "memory_after_bytes": after,
-        "memory_growth": after / stranger.warm_bytes - 1,
+        "memory_growth": after / sender.warm_bytes - 1,
     }
 
 
 @dataclass(slots=True)
-class Stranger:
+class MalformedSender:
     """Sends the frames, a burst a turn of the robots' loop, and ends the robots' run when all are sent."""
 
     address: str
@@ -86,12 +86,12 @@ class Stranger:
     def __call__(self, fleet: LoadFleet) -> None:
         """Send a burst."""
         if fleet.limit is None or self.sent >= self.frames:
-            fleet.limit = fleet.handed
+            fleet.limit = fleet.assigned
             return
         for data in itertools.islice(self._source(), min(BURST, self.frames - self.sent)):
             if self._socket is None or self.sent >= self.connections * PER_CONNECTION:
                 self._connect()
-            if not self._put(data):
+            if not self._send(data):
                 break
         if not self.warm_bytes and self.sent >= WARM_SHARE * self.frames:
             self.warm_bytes = memory_bytes(self.pid)
@@ -103,7 +103,7 @@ class Stranger:
     def _source(self) -> Iterator[bytes]:
         return malformed(self.hello, self.seed + self.sent)
 
-    def _put(self, data: bytes) -> bool:
+    def _send(self, data: bytes) -> bool:
         assert self._socket is not None
         while self._socket.poll(0):
             self._socket.recv_multipart()
@@ -132,7 +132,7 @@ def memory_bytes(pid: int) -> int:
 
 @contextmanager
 def _cloud() -> Iterator[tuple[int, str, Any]]:
-    """Run a cloud of the synthetic target in a process of its own; gives its pid and address."""
+    """Run a cloud of the synthetic target in a process of its own; yield its pid and address."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there,), daemon=True)
@@ -147,7 +147,7 @@ def _cloud() -> Iterator[tuple[int, str, Any]]:
 
 
 def _serve(calls: Connection) -> None:
-    """Serve until the process is ended; tells what was dropped when asked."""
+    """Serve until the process is ended; send the counts of dropped messages on request."""
     import threading
 
     no_limit = KeyLimits(messages_per_s=1e9, bytes_per_s=1e12)

@@ -32,14 +32,14 @@ class RoundBytes:
 
 @dataclass(slots=True)
 class MessageWeights(Tracer):
-    """Encodes and weighs what goes up, per round (from a verdict to the next)."""
+    """Measures the encoded size of the uplink messages, per round (from a verdict to the next)."""
 
     packer: codec.TokenPacker
     rounds: list[list[int]] = field(default_factory=lambda: [[]])
 
-    def sent(self, hint: Hint) -> None:
+    def sent(self, message: Hint) -> None:
         """Weigh a message."""
-        self.rounds[-1].append(len(codec.encode(self.packer.hint_message(hint))))
+        self.rounds[-1].append(len(codec.encode(self.packer.client_message_to_wire(message))))
 
     def received(self, event: Event) -> None:
         """A commit begins the next round."""

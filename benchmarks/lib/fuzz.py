@@ -52,7 +52,7 @@ def valid_messages(hello: Hello) -> tuple[AnyMessage, ...]:
         hello,
         codec.open_message(request, packer, 0, (0, 1)),
         ImageChunk(1, 0, 0, image.jpeg[:256]),
-        packer.draft_message(draft),
+        packer.draft_to_wire(draft),
         WireCorrection(1, 0, 2, 1),
         Ping(1_000_000, 1, 0, 2, True),
         Close(1, 0),
@@ -73,7 +73,7 @@ def malformed(hello: Hello, seed: int, seeds: Sequence[bytes] = ()) -> Iterator[
 
 
 def begins_an_answer(data: bytes) -> bool:
-    """Tell whether a cloud may take these bytes as a robot's Hello or Open."""
+    """Return whether a cloud may take these bytes as a robot's Hello or Open."""
     try:
         return isinstance(codec.decode(data), Hello | Open)
     except ProtocolError:
@@ -134,7 +134,7 @@ def long_claim(data: bytes, rng: Random) -> bytes:
 
 
 def deep(_data: bytes, rng: Random) -> bytes:
-    """Nest arrays deeper than any reader wants."""
+    """Nest arrays deeper than the decoder allows."""
     return bytes([VERSION]) + b"\x91" * int(rng.integers(100, 30_000)) + b"\x00"
 
 

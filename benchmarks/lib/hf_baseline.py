@@ -57,16 +57,16 @@ def compare_with_assisted(answers: int) -> DecodingSpeeds:
     questions = recorded_prompts(answers)
     _ours(*ours, questions[0])
     theirs.answer(questions[0], SETTINGS[0])
-    seconds, said = [0.0] * (1 + len(SETTINGS)), list[list[Tokens]]()
+    seconds, decoded = [0.0] * (1 + len(SETTINGS)), list[list[Tokens]]()
     for question in questions:
         row = []
-        for index, ask in enumerate((lambda q: _ours(*ours, q), *theirs.ways())):
+        for index, ask in enumerate((lambda q: _ours(*ours, q), *theirs.answer_functions())):
             began_s = time.process_time()
             row.append(ask(question))
             seconds[index] += time.process_time() - began_s
-        said.append(row)
-    count = sum(len(row[0]) for row in said)
-    same = all(_ended(row[0], codec_stop) == _ended(other, codec_stop) for row in said for other in row)
+        decoded.append(row)
+    count = sum(len(row[0]) for row in decoded)
+    same = all(_ended(row[0], codec_stop) == _ended(other, codec_stop) for row in decoded for other in row)
     return DecodingSpeeds(count / seconds[0], count / min(seconds[1:]), same, count)
 
 
@@ -80,7 +80,7 @@ class AssistedGeneration:
         self._generation = self._draft.generation_config.to_dict()
         self._processor = AutoProcessor.from_pretrained(shipped("target"))
 
-    def ways(self) -> list[Any]:
+    def answer_functions(self) -> list[Any]:
         """Return one function per setting, question to tokens."""
         return [lambda question, s=settings: self.answer(question, s) for settings in SETTINGS]
 
@@ -91,10 +91,10 @@ class AssistedGeneration:
         text = self._processor.apply_chat_template(messages(question), add_generation_prompt=True)
         inputs = self._processor(images=image, text=text, return_tensors="pt")
         self._draft.generation_config = GenerationConfig(**{**self._generation, **settings})
-        said = self._target.generate(
+        decoded = self._target.generate(
             **inputs, assistant_model=self._draft, do_sample=False, max_new_tokens=MAX_ANSWER_TOKENS
         )
-        return tuple(said[0, inputs["input_ids"].shape[1] :].tolist())
+        return tuple(decoded[0, inputs["input_ids"].shape[1] :].tolist())
 
 
 def _engine() -> tuple[Engine, SamplingParams]:

@@ -28,7 +28,7 @@ from vlm_spec_decode.core.errors import CloudUnreachable
 from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
-from vlm_spec_decode.edge.factory import hello_of
+from vlm_spec_decode.edge.factory import make_hello
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.transport import keys
 from vlm_spec_decode.transport.dealer import DealerLink
@@ -71,8 +71,8 @@ class StubContext(ModelContext):
         for _, parent in zip(tokens, parents, strict=True):
             depths.append(depths[parent] + 1)
         rows = np.zeros((len(depths), VOCABULARY), dtype=np.float32)
-        said = [(7 * d + (not self.is_right and d % 4 == 3)) % VOCABULARY for d in depths]
-        rows[np.arange(len(depths)), said] = 5.0
+        target_tokens = [(7 * d + (not self.is_right and d % 4 == 3)) % VOCABULARY for d in depths]
+        rows[np.arange(len(depths)), target_tokens] = 5.0
         return rows
 
 
@@ -97,7 +97,7 @@ def overhead(strategy: str = "speculative") -> Overhead:
         with _served(Path(folder)) as address:
             clock, draft = WallClock(), StubModel(is_right=False)
             link = DealerLink(address, keys.edge_keys(Path(folder)), clock)
-            verifier = RemoteVerifier(link, hello_of(draft.card, language(False)), clock)
+            verifier = RemoteVerifier(link, make_hello(draft.card, language(False)), clock)
             try:
                 verifier.connect(20.0)
                 engine = Engine(draft, SilentCodec(), verifier, clock)

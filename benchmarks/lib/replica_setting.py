@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from vlm_spec_decode.actions.grammar import language
-from vlm_spec_decode.bench.load import DraftIdentity, Question, shipped_speech
+from vlm_spec_decode.bench.load import DraftIdentity, Question, shipped_identity
 from vlm_spec_decode.bench.run import SilentCodec
 from vlm_spec_decode.bench.synthetic import PairSpec, SyntheticFamily
 from vlm_spec_decode.cloud.config import CloudConfig
@@ -31,7 +31,7 @@ class Setting:
     """What the replicas serve and what robots ask of them."""
 
     make: MakeServer
-    speech: DraftIdentity
+    identity: DraftIdentity
     questions: Sequence[Question]
 
 
@@ -41,7 +41,7 @@ def setting_of(model: str) -> Setting:
         from vlm_spec_decode.cloud.app import serve_on
 
         make: MakeServer = partial(serve_on, CloudConfig(language=language(), threads=1))
-        return Setting(make, *shipped_speech())
+        return Setting(make, *shipped_identity())
     if model != "synthetic":
         raise ConfigError(f"model {model!r}; known: shipped, synthetic")
     card = SyntheticFamily.pair(SPEC)[1].card

@@ -69,7 +69,7 @@ def replicated(make: MakeServer, replicas: int, link: ServerLink) -> Iterator[Re
 
 
 def until(condition: Callable[[], bool], what: str, patience_s: float = START_S) -> None:
-    """Wait for a condition. Raises CloudTimeout that says `what` did not come."""
+    """Wait for a condition. Raises CloudTimeout with `what`."""
     clock = WallClock()
     until_s = clock.now() + patience_s
     while not condition():
@@ -94,7 +94,7 @@ def _await_two(cluster: Any, server: ReplicatedServer, what: str) -> None:
     try:
         until(both_live, what)
     except CloudTimeout as error:
-        raise CloudTimeout(f"{error}: {room(ray)}, replicas {server.front.replicas}") from error
+        raise CloudTimeout(f"{error}: {room(ray)}, replicas {server.router.replicas}") from error
 
 
 def live(server: ReplicatedServer) -> int:
@@ -120,7 +120,7 @@ class ReplicaKiller:
 def lose_one_of_two(
     folder: Path, answers: int = 100, robots: int = 8, model: str = "shipped", *, again: bool = True
 ) -> dict[str, Any]:
-    """Ask `answers` questions of two replicas, kill one's node on the way, and return what came of it.
+    """Ask `answers` questions of two replicas, kill one's node during that, and return the figures.
 
     `folder` takes the keys. With `again` a node joins in the end, Ray starts the lost replica there, and
     half as many questions follow: `again` in the report says what came of those, and `passes` how much each
@@ -128,12 +128,12 @@ def lose_one_of_two(
     """
     with two_nodes() as cluster, _served(folder, model, 2) as (server, setting):
         _await_two(cluster, server, "the second replica")
-        before = server.front.moved
+        before = server.router.moved
         killer = ReplicaKiller(partial(_kill_second_node, cluster), answers // 3)
         report = _ask(server, setting, folder, answers, robots, killer)
-        report |= {"killed": killer.is_done, "robots_moved": server.front.moved - before}
+        report |= {"killed": killer.is_done, "robots_moved": server.router.moved - before}
         if again:
-            report["lost"] = next(n for n, state in server.front.replicas.items() if state == "starting")
+            report["lost"] = next(n for n, state in server.router.replicas.items() if state == "starting")
             cluster.add_node(**NODE)
             _await_two(cluster, server, "the replica that Ray starts again")
             passes = PassCounter(server)
@@ -145,7 +145,7 @@ def lose_one_of_two(
 def scale_under_load(
     folder: Path, answers: int = 100, robots: int = 6, model: str = "shipped"
 ) -> dict[str, Any]:
-    """Begin with one replica, add one and take one away while robots ask; return what came of it.
+    """Start with one replica, add one and remove one while robots ask; return the figures.
 
     They ask at least `answers` questions, and on until the added replica has worked.
     `passes` in the report says how much each replica has worked; number 1 is the one that was added.
@@ -161,7 +161,7 @@ def scale_under_load(
                 server.scale(2)
                 steps.append((done, 2))
             elif len(steps) == 1 and not passes.total().get(1):
-                fleet.limit = max(answers, fleet.handed + robots)
+                fleet.limit = max(answers, fleet.assigned + robots)
             elif len(steps) == 1 and done >= answers // 2:
                 server.scale(1)
                 steps.append((done, 1))
@@ -169,7 +169,7 @@ def scale_under_load(
         report = _ask(server, setting, folder, answers, robots, rescale)
         wanted = steps[-1][1] if steps else 1
         until(lambda: live(server) == wanted, "the end of the replica that was taken away", 60)
-        return report | {"steps": steps, "passes": passes.total(), "robots_moved": server.front.moved}
+        return report | {"steps": steps, "passes": passes.total(), "robots_moved": server.router.moved}
 
 
 class PassCounter:
@@ -177,19 +177,21 @@ class PassCounter:
 
     def __init__(self, server: ReplicatedServer) -> None:
         self._server = server
-        self._before = self._told()
+        self._before = self._reported()
         self._most: dict[int, float] = {}
 
     def __call__(self, fleet: LoadFleet) -> None:  # noqa: ARG002
         """Look at the replicas after a turn of the fleet's loop."""
-        self._most |= self._told()
+        self._most |= self._reported()
 
     def total(self) -> dict[int, int]:
-        """Return passes by replica; of one that is gone those that it told of last."""
+        """Return passes by replica; of a removed one the last that it reported."""
         return {number: int(count - self._before.get(number, 0)) for number, count in self._most.items()}
 
-    def _told(self) -> dict[int, float]:
-        return {number: found.counted["passes"] for number, found in dict(self._server.figures).items()}
+    def _reported(self) -> dict[int, float]:
+        return {
+            number: found.counter_values["passes"] for number, found in dict(self._server.figures).items()
+        }
 
 
 @contextmanager
@@ -211,8 +213,8 @@ def _ask(
     on_turn: Callable[[LoadFleet], None],
 ) -> dict[str, Any]:
     config = LoadConfig(cloud=server.address, robots=robots, seconds=3600, keys=folder, questions=answers)
-    config = replace(config, manner=RobotBehaviour(deadline_s=300, busy_s=300), give_up_s=60)
-    return load(config, setting.questions, setting.speech, WallClock(), on_turn).report()
+    config = replace(config, behaviour=RobotBehaviour(deadline_s=300, busy_s=300), give_up_s=60)
+    return load(config, setting.questions, setting.identity, WallClock(), on_turn).report()
 
 
 def _kill_second_node(cluster: Any) -> None:

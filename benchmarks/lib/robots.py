@@ -1,4 +1,4 @@
-"""A robot of a virtual fleet: the protocol's edge, a plain driver, and when what happened."""
+"""A robot of a virtual fleet: the client protocol, a plain decoding loop, and the times of its answers."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.strategies.base import EdgeConfig, draft_chain
 
 IsFirst: TypeAlias = Callable[[Tokens], bool]
-"""Whether tokens hold what a robot waits for before it moves."""
+"""Whether tokens contain the first action, for which a robot waits before it moves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RobotAnswer:
-    """One answer of one robot: its tokens, or why there are none, and when it came."""
+    """One answer of one robot: its tokens, or its error, and its times."""
 
     question: int
     tokens: Tokens
@@ -43,8 +43,7 @@ class RobotAnswer:
 class VirtualRobot:
     """Asks `questions` one after the other, `think_s` apart. `draft_s` is the time of a drafted token.
 
-    `is_first` is true if the tokens so far hold what the robot waits for before it moves. Without a
-    `draft` it only receives.
+    `is_first` is true if the tokens so far contain the first action. Without a `draft` it only receives.
     """
 
     name: bytes
@@ -56,7 +55,7 @@ class VirtualRobot:
     draft_s: float = 0.0
     think_s: float = 0.0
     timing: ProtocolTiming = field(default_factory=ProtocolTiming)
-    said_so_far: list[RobotAnswer] = field(default_factory=list)
+    ended_answers: list[RobotAnswer] = field(default_factory=list)
     wake_s: float | None = None
     edge: ClientProtocol = field(init=False)
     _answer: int = 0
@@ -71,32 +70,32 @@ class VirtualRobot:
 
     @property
     def is_done(self) -> bool:
-        """Whether every question has been answered or given up."""
-        return len(self.said_so_far) == len(self.questions)
+        """Whether every question has ended, by an answer or an error."""
+        return len(self.ended_answers) == len(self.questions)
 
     def start(self, now_s: float) -> None:
-        """Shake hands and ask the first question."""
+        """Start the handshake and ask the first question."""
         self.edge.connect(now_s)
         self._ask(now_s)
 
-    def hear(self, data: bytes, now_s: float) -> None:
-        """Take a message of the cloud."""
+    def receive(self, data: bytes, now_s: float) -> None:
+        """Handle a message of the cloud."""
         self.edge.receive(data, now_s)
-        self._heed(now_s)
+        self._handle_events(now_s)
 
     def tick(self, now_s: float) -> None:
-        """Let the protocol repeat what may be lost."""
+        """Let the protocol send again what may be lost."""
         self.edge.tick(now_s)
-        self._heed(now_s)
+        self._handle_events(now_s)
 
-    def said(self) -> Iterator[bytes]:
-        """Yield what is to be sent."""
+    def outgoing(self) -> Iterator[bytes]:
+        """Yield the messages to send."""
         while self.edge.outbox:
             yield self.edge.outbox.popleft()
 
     def wake(self, now_s: float) -> None:
-        """Go on after a while: with the next question, or with the draft that took so long."""
-        if len(self.said_so_far) == self._answer and not self.is_done:
+        """Ask the next question, or send the draft, whose time is over."""
+        if len(self.ended_answers) == self._answer and not self.is_done:
             self._ask(now_s)
         elif self._drafter:
             self._submit(self._drafter)
@@ -109,9 +108,9 @@ class VirtualRobot:
         self.edge.open(AnswerRequest(self._answer, observation, params, strategy), now_s)
         if self.draft:
             self._drafter = self.draft.open(observation)
-            self._think(now_s)
+            self._schedule_draft(now_s)
 
-    def _heed(self, now_s: float) -> None:
+    def _handle_events(self, now_s: float) -> None:
         while self.edge.events:
             event = self.edge.events.popleft()
             if isinstance(event, CloudError):
@@ -124,10 +123,10 @@ class VirtualRobot:
                 if self._sequence.finished:
                     self._end(now_s, None)
                 elif self._drafter:
-                    self._think(now_s)
+                    self._schedule_draft(now_s)
 
-    def _think(self, now_s: float) -> None:
-        """Draft now, and have it drafted when that would have taken its time."""
+    def _schedule_draft(self, now_s: float) -> None:
+        """Set `wake_s` to when a draft that begins now is done."""
         self.wake_s = now_s + self.draft_s * self.draft_length
 
     def _submit(self, drafter: Drafter) -> None:
@@ -141,7 +140,7 @@ class VirtualRobot:
 
     def _end(self, now_s: float, error: CloudError | None) -> None:
         first_s = now_s if self._first_s is None else self._first_s
-        self.said_so_far.append(
+        self.ended_answers.append(
             RobotAnswer(
                 question=self._answer - 1,
                 tokens=self._sequence.tokens,

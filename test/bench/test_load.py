@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from test.tables import POOR_DRAFT, STOP, TARGET, LetterCodec, TableModel
-from vlm_spec_decode.bench.load import DraftIdentity, LoadFleet, Question, load, told
+from vlm_spec_decode.bench.load import DraftIdentity, LoadFleet, Question, format_report, load
 from vlm_spec_decode.bench.settings import LoadConfig, RobotBehaviour
 from vlm_spec_decode.cloud.config import ServerLimits
 from vlm_spec_decode.cloud.protocol import ServerProtocol
@@ -56,7 +56,7 @@ def test_all_robots_are_told_what_one_alone_is_told() -> None:
     assert report["goodput_answers_per_s"] == pytest.approx(40 / report["seconds"], rel=0.01)
     assert 0 < report["first_token_s"]["p50"] <= report["total_s"]["p99"]
     assert report["uplink_bytes"] > len(IMAGE.jpeg)
-    assert "40 right, 0 wrong, 0 refused, 0 failed of 40" in told(report)
+    assert "40 right, 0 wrong, 0 refused, 0 failed of 40" in format_report(report)
 
 
 def test_a_cloud_that_says_something_else_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_a_cloud_that_says_something_else_is_found_out(monkeypatch: pytest.Monke
 def test_refusals_are_counted_by_name_and_the_rest_is_served() -> None:
     with cloud(TableModel(TARGET), sessions=1) as address:
         config = LoadConfig(
-            cloud=address, robots=4, seconds=60, questions=40, manner=RobotBehaviour(back_off_s=0.01)
+            cloud=address, robots=4, seconds=60, questions=40, behaviour=RobotBehaviour(back_off_s=0.01)
         )
         report = load(config, questions(), SPEECH, WallClock()).report()
     assert report["right"] + report["refused"] == 40

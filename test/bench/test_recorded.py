@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlm_spec_decode.bench.pairs import TOLD, PairLibrary, recorded_prompts, worth_of
+from vlm_spec_decode.bench.pairs import DESCRIBED_PROMPTS, PairLibrary, measure_pair, recorded_prompts
 from vlm_spec_decode.bench.recorded import RecordedModel
 from vlm_spec_decode.bench.run import RunSetup, decode
 from vlm_spec_decode.core.errors import ConfigError
@@ -48,7 +48,7 @@ def test_every_strategy_says_the_same_on_recorded_answers(library: PairLibrary, 
     hardware, road = load_hardware("go2_a100"), load_link(link)
     said = {}
     for name in STRATEGIES:
-        setup = RunSetup(strategy=name, hardware=hardware, link=road, has_helper=name == "colocated")
+        setup = RunSetup(strategy=name, hardware=hardware, link=road, has_colocated_draft=name == "colocated")
         found = [decode(setup, pair.draft, pair.target, q, pair.params, pair.codec) for q in pair.questions]
         said[name] = [o.tokens for o in found]
         assert all(o.first_action_s is not None and 0 < o.first_action_s <= o.total_s for o in found)
@@ -84,7 +84,7 @@ def test_an_answer_that_was_given_before_costs_few_passes() -> None:
 @pytest.mark.slow
 def test_the_drafts_are_worth_what_they_are_called() -> None:
     library = PairLibrary(12)
-    found = {name: worth_of(library.pair(name)) for name in ("early47", "early69", "shipped", "oracle")}
+    found = {name: measure_pair(library.pair(name)) for name in ("early47", "early69", "shipped", "oracle")}
     values = [w.acceptance for w in found.values()]
     assert values == sorted(values)
     assert 0.40 <= found["early47"].acceptance <= 0.56
@@ -95,7 +95,7 @@ def test_the_drafts_are_worth_what_they_are_called() -> None:
 
 
 def test_told_rooms_have_no_image_and_the_room_in_words() -> None:
-    found = recorded_prompts(24, TOLD)
+    found = recorded_prompts(24, DESCRIBED_PROMPTS)
     assert len({o.frame_id for o in (*found, *recorded_prompts(24))}) == 48
     assert all(o.image is None for o in found)
     assert sum("you see" in o.instruction for o in found) > 12

@@ -12,7 +12,7 @@ from test.cloud.test_operations import SETTINGS
 from test.tables import TARGET, TableModel
 from vlm_spec_decode.cli import cloud_board as top_cloud
 from vlm_spec_decode.cli import main as cli
-from vlm_spec_decode.cloud.telemetry.metrics import COUNTED, HELD, Gauges, ServiceTelemetry
+from vlm_spec_decode.cloud.telemetry.metrics import COUNTER_TEXTS, GAUGE_TEXTS, Gauges, ServiceTelemetry
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import CloudUnreachable
 
@@ -29,8 +29,8 @@ def operations() -> ServiceTelemetry:
         is_ready=True,
         dropped={"stale": 2},
         replicas={"live": 2},
-        more=dict.fromkeys(HELD, 5.0),
-        counts=dict.fromkeys(COUNTED, 4.0),
+        more=dict.fromkeys(GAUGE_TEXTS, 5.0),
+        counts=dict.fromkeys(COUNTER_TEXTS, 4.0),
     )
     found.metrics.refused.labels("busy").inc(6)
     for label in ("in", "out"):
@@ -64,7 +64,7 @@ def test_every_figure_of_ours_is_on_the_dashboard_or_told_why_not() -> None:
 
 
 def test_top_shows_a_cloud(capsys: pytest.CaptureFixture[str]) -> None:
-    with operations().around() as url:
+    with operations().running() as url:
         assert cli.main(["top", "--cloud", url, "--once"]) == 0
         shown = capsys.readouterr().out
         assert cli.main(["top", "--cloud", url, "--once", "--json"]) == 0

@@ -58,7 +58,7 @@ def alone(target: Model, observation: Observation, params: SamplingParams) -> tu
 
 
 def assert_own_answers(target: Model, robot: VirtualRobot) -> None:
-    for said, (observation, params) in zip(robot.said_so_far, robot.questions, strict=True):
+    for said, (observation, params) in zip(robot.ended_answers, robot.questions, strict=True):
         assert said.error is None
         expected, ties = alone(target, observation, params)
         end = min(ties, default=len(expected))
@@ -79,7 +79,7 @@ def test_64_robots_at_once_say_what_each_says_alone(tiny: VlmModel) -> None:
         assert_own_answers(tiny, robot)
     stats = fleet.protocol.stats
     assert stats.largest_batch == 32
-    assert stats.shared / stats.passes > 12
+    assert stats.batched_answers / stats.passes > 12
     assert stats.evictions == 0
 
 
@@ -110,7 +110,7 @@ class Cramped(TableModel):
     def score_batch(self, queries: Sequence[ScoreRequest]) -> list[Scored]:
         if len(queries) > 3 or any(query.context.is_huge for query in queries):  # type: ignore[attr-defined]
             raise MemoryError
-        return [query.scored() for query in queries]
+        return [query.score_or_error() for query in queries]
 
 
 def test_a_pass_without_memory_runs_in_halves_and_who_fits_in_none_is_refused_by_name() -> None:
@@ -119,7 +119,7 @@ def test_a_pass_without_memory_runs_in_halves_and_who_fits_in_none_is_refused_by
     fleet.run()
     for index, robot in enumerate(fleet.robots):
         if index % 5 == 3:
-            (said,) = robot.said_so_far
+            (said,) = robot.ended_answers
             assert isinstance(said.error, CloudRefused)
             assert said.error.reason == "out_of_memory"
         else:
@@ -143,7 +143,7 @@ def test_nobody_starves_and_the_impatient_come_first() -> None:
         limits=ServerLimits(batch=1),
     )
     fleet.run()
-    ended_s = [robot.said_so_far[0].ended_s for robot in fleet.robots]
+    ended_s = [robot.ended_answers[0].ended_s for robot in fleet.robots]
     assert max(ended_s[:2]) < min(ended_s[2:])
     for robot in fleet.robots:
         assert_own_answers(target, robot)
@@ -163,7 +163,7 @@ def test_who_finds_no_room_is_told_so_and_comes_again() -> None:
     impatient = [replace(robot, timing=ProtocolTiming(busy_s=0.2)) for robot in robots(target, 12)]
     fleet = Fleet(target, impatient, COST, LINK, limits=limits)
     fleet.run()
-    errors = [robot.said_so_far[0].error for robot in fleet.robots]
+    errors = [robot.ended_answers[0].error for robot in fleet.robots]
     assert any(isinstance(error, CloudBusy) and error.retry_after_s > 0 for error in errors)
     assert any(error is None for error in errors)
 
@@ -177,7 +177,7 @@ def test_a_draining_cloud_ends_what_is_open_and_begins_nothing() -> None:
     assert fleet.protocol.under_way(fleet.clock.now())
     fleet.run_on()
     for robot in fleet.robots:
-        first, second = robot.said_so_far
+        first, second = robot.ended_answers
         assert first.tokens == alone(target, *robot.questions[0])[0]
         assert isinstance(second.error, CloudBusy)
         assert second.error.detail == "draining"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlm_spec_decode.cloud.replicas.router import ABSENT_S, FORGOTTEN, NO_REPLICA, ReplicaRouter
+from vlm_spec_decode.cloud.replicas.router import ABSENT_S, HELLO_FIRST_REPLY, NO_REPLICA, ReplicaRouter
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import Busy, Close, Hello, Ping, Refused
@@ -23,121 +23,121 @@ def peer(number: int) -> bytes:
 
 
 def front_of(replicas: int, robots: int = 0) -> ReplicaRouter:
-    front = ReplicaRouter()
+    router = ReplicaRouter()
     for number in range(replicas):
-        front.starting(number)
-        front.up(number)
+        router.on_starting(number)
+        router.on_up(number)
     for number in range(robots):
-        assert front.route(peer(number), HELLO)
-    return front
+        assert router.route(peer(number), HELLO)
+    return router
 
 
-def place(front: ReplicaRouter, number: int) -> int:
-    routed = front.route(peer(number), codec.encode(Ping(0, 0, 0, 0, False)))
+def place(router: ReplicaRouter, number: int) -> int:
+    routed = router.route(peer(number), codec.encode(Ping(0, 0, 0, 0, False)))
     assert routed
     return routed[0]
 
 
 def test_robots_are_spread_evenly_and_stay_where_they_are() -> None:
-    front = front_of(3, robots=9)
-    assert [front.load(replica) for replica in range(3)] == [3, 3, 3]
-    before = [place(front, number) for number in range(9)]
+    router = front_of(3, robots=9)
+    assert [router.load(replica) for replica in range(3)] == [3, 3, 3]
+    before = [place(router, number) for number in range(9)]
     for answer in (1, 2, 3):
         for number in range(9):
-            routed = front.route(peer(number), opening(answer))
+            routed = router.route(peer(number), opening(answer))
             assert routed == (before[number], [(peer(number), opening(answer))])
-    assert front.moved == 0
+    assert router.moved == 0
 
 
 def test_robots_that_are_gone_are_no_load() -> None:
-    front = front_of(2, robots=8)
-    staying = [number for number in range(8) if place(front, number) == 0]
+    router = front_of(2, robots=8)
+    staying = [number for number in range(8) if place(router, number) == 0]
     for number in staying:
-        front.route(peer(number), HELLO, now_s=ABSENT_S + 1)
-    assert [front.load(replica) for replica in (0, 1)] == [4, 0]
+        router.route(peer(number), HELLO, now_s=ABSENT_S + 1)
+    assert [router.load(replica) for replica in (0, 1)] == [4, 0]
     for number in range(8, 11):
-        routed = front.route(peer(number), HELLO, now_s=ABSENT_S + 2)
+        routed = router.route(peer(number), HELLO, now_s=ABSENT_S + 2)
         assert routed
         assert routed[0] == 1
 
 
 def test_the_robots_of_a_lost_replica_are_called_and_come_to_another() -> None:
-    front = front_of(2, robots=4)
-    mine = [number for number in range(4) if place(front, number) == 0]
-    front.lost(0)
-    assert sorted(front.outbox) == sorted((peer(number), FORGOTTEN) for number in mine)
-    assert front.route(peer(mine[0]), opening(1)) is not None, "a new answer goes where somebody serves"
-    assert front.route(peer(mine[1]), HELLO) == (1, [(peer(mine[1]), HELLO)])
-    assert {place(front, number) for number in range(4)} == {1}
-    assert not front.may_say(0, peer(mine[0])), "what a lost replica still says is not passed on"
-    front.up(0)
-    assert front.replicas == {0: "live", 1: "live"}, "Ray has started it again"
+    router = front_of(2, robots=4)
+    mine = [number for number in range(4) if place(router, number) == 0]
+    router.on_lost(0)
+    assert sorted(router.outbox) == sorted((peer(number), HELLO_FIRST_REPLY) for number in mine)
+    assert router.route(peer(mine[0]), opening(1)) is not None, "a new answer goes where somebody serves"
+    assert router.route(peer(mine[1]), HELLO) == (1, [(peer(mine[1]), HELLO)])
+    assert {place(router, number) for number in range(4)} == {1}
+    assert not router.is_current_replica(0, peer(mine[0])), "what a lost replica still says is not passed on"
+    router.on_up(0)
+    assert router.replicas == {0: "live", 1: "live"}, "Ray has started it again"
 
 
 def test_without_any_replica_robots_wait_and_are_called_when_one_is_up() -> None:
-    front = front_of(1, robots=1)
-    front.lost(0)
-    front.outbox.clear()
-    assert front.route(peer(0), HELLO) is None
-    assert front.outbox == [(peer(0), NO_REPLICA)]
-    front.outbox.clear()
-    front.up(0)
-    assert front.outbox == [(peer(0), FORGOTTEN)]
-    assert front.route(peer(0), HELLO) == (0, [(peer(0), HELLO)])
+    router = front_of(1, robots=1)
+    router.on_lost(0)
+    router.outbox.clear()
+    assert router.route(peer(0), HELLO) is None
+    assert router.outbox == [(peer(0), NO_REPLICA)]
+    router.outbox.clear()
+    router.on_up(0)
+    assert router.outbox == [(peer(0), HELLO_FIRST_REPLY)]
+    assert router.route(peer(0), HELLO) == (0, [(peer(0), HELLO)])
 
 
 def test_a_replica_that_goes_ends_what_is_open_and_gets_nothing_new() -> None:
-    front = front_of(2, robots=2)
-    number = next(n for n in range(2) if place(front, n) == 0)
-    assert front.route(peer(number), opening(5)) == (0, [(peer(number), opening(5))])
-    front.draining(0)
+    router = front_of(2, robots=2)
+    number = next(n for n in range(2) if place(router, n) == 0)
+    assert router.route(peer(number), opening(5)) == (0, [(peer(number), opening(5))])
+    router.on_draining(0)
     again = opening(5, epoch=1)
-    assert front.route(peer(number), again) == (0, [(peer(number), again)]), "the open answer stays"
+    assert router.route(peer(number), again) == (0, [(peer(number), again)]), "the open answer stays"
     close = codec.encode(Close(5, 0))
-    assert front.route(peer(number), close) == (0, [(peer(number), close)])
-    moved = front.route(peer(number), opening(6))
+    assert router.route(peer(number), close) == (0, [(peer(number), close)])
+    moved = router.route(peer(number), opening(6))
     assert moved == (1, [(peer(number), HELLO), (peer(number), opening(6))])
-    front.lost(0)
-    assert front.outbox == []
-    assert front.replicas == {1: "live"}
+    router.on_lost(0)
+    assert router.outbox == []
+    assert router.replicas == {1: "live"}
 
 
 def test_a_new_replica_takes_its_share_at_the_next_answers() -> None:
-    front = front_of(1, robots=6)
-    front.starting(1)
-    front.up(1)
-    assert {place(front, number) for number in range(6)} == {0}
+    router = front_of(1, robots=6)
+    router.on_starting(1)
+    router.on_up(1)
+    assert {place(router, number) for number in range(6)} == {0}
     for number in range(6):
-        front.route(peer(number), opening(1))
-    assert (front.load(0), front.load(1)) == (4, 2) or (front.load(0), front.load(1)) == (3, 3)
+        router.route(peer(number), opening(1))
+    assert (router.load(0), router.load(1)) == (4, 2) or (router.load(0), router.load(1)) == (3, 3)
 
 
 def test_a_front_that_drains_lets_open_answers_end_and_begins_none() -> None:
-    front = front_of(1, robots=1)
-    assert front.route(peer(0), opening(1))
-    front.is_draining = True
-    assert front.route(peer(0), opening(1, epoch=1)), "the open answer goes on"
-    assert front.route(peer(0), opening(2)) is None
-    busy = codec.decode(front.outbox[-1][1])
+    router = front_of(1, robots=1)
+    assert router.route(peer(0), opening(1))
+    router.is_draining = True
+    assert router.route(peer(0), opening(1, epoch=1)), "the open answer goes on"
+    assert router.route(peer(0), opening(2)) is None
+    busy = codec.decode(router.outbox[-1][1])
     assert isinstance(busy, Busy)
     assert (busy.answer, busy.reason) == (2, "draining")
 
 
 def test_strangers_and_garbage_reach_no_replica() -> None:
-    front = front_of(1)
-    assert front.route(b"stranger", opening(1)) is None
-    assert front.outbox == [(b"stranger", FORGOTTEN)]
-    assert front.route(b"stranger", b"\x01garbage") is None
-    assert front.route(b"stranger", b"\x07garbage") is None
-    refusal = codec.decode(front.outbox[-1][1])
+    router = front_of(1)
+    assert router.route(b"stranger", opening(1)) is None
+    assert router.outbox == [(b"stranger", HELLO_FIRST_REPLY)]
+    assert router.route(b"stranger", b"\x01garbage") is None
+    assert router.route(b"stranger", b"\x07garbage") is None
+    refusal = codec.decode(router.outbox[-1][1])
     assert isinstance(refusal, Refused)
     assert refusal.reason == "version"
-    assert front.robots == 0
+    assert router.robots == 0
 
 
 @pytest.mark.parametrize("robots", [8300])
 def test_robots_that_are_long_silent_are_forgotten(robots: int) -> None:
-    front = ReplicaRouter()
+    router = ReplicaRouter()
     for number in range(robots):
-        front.route(peer(number), HELLO)
-    assert front.robots == 8192
+        router.route(peer(number), HELLO)
+    assert router.robots == 8192

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from test.tables import POOR_DRAFT, STOP, TARGET, TableModel
+from vlm_spec_decode.cloud import config as cloud_config
 from vlm_spec_decode.cloud.config import HTTP_AUTO, CloudConfig
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
@@ -54,7 +55,7 @@ def operated(config: CloudConfig = SETTINGS) -> Iterator[tuple[ServiceTelemetry,
     protocol = ServerProtocol(target.card, "grammar", tracer=operations.observer)
     server = CloudServer(mail, protocol, target, WallClock(), TableModel(POOR_DRAFT))
     operations.gauges = lambda: Gauges(
-        sessions=len(protocol.entries), peers=protocol.peers, unroutable=0, is_ready=not server.is_stopping
+        sessions=len(protocol.requests), peers=protocol.peers, unroutable=0, is_ready=not server.is_stopping
     )
     thread = threading.Thread(target=server.serve)
     thread.start()
@@ -148,7 +149,7 @@ def test_the_wall_clock_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     with operated() as (operations, mail, _):
         mail.deliver([(b"robot", HELLO), (b"robot", opening())])
         hear(mail, WireCommit, lambda commit: commit.finished)
-        assert not operations.trouble()
+        assert not operations.unhealthy_reason()
     assert value(operations, "vsd_answers_finished_total") == 1
     assert 0 <= value(operations, "vsd_answer_seconds_sum") < 3600
 
@@ -206,7 +207,7 @@ def test_health_readiness_and_figures_over_http() -> None:
     clock = VirtualClock()
     operations = ServiceTelemetry(SETTINGS, TableModel(TARGET).card, clock)
     operations.gauges = lambda: Gauges(sessions=3, is_ready=True, dropped={"stale": 2})
-    with operations.around() as url:
+    with operations.running() as url:
         assert get(f"{url}/healthz") == (200, "ok\n")
         assert get(f"{url}/readyz") == (200, "ok\n")
         status, text = get(f"{url}/metrics")
@@ -228,21 +229,21 @@ def test_figures_stay_on_this_machine_and_a_port_that_was_asked_for_is_had_or_na
 ) -> None:
     for beyond in ("0.0.0.0:9464", "192.0.2.1:9464", "host.example:1"):
         with pytest.raises(ConfigError, match="this machine only"):
-            health.place(beyond)
+            health.http_address(beyond)
     with pytest.raises(ConfigError, match="HOST:PORT"):
-        health.place("here:there")
-    assert health.place("auto") == ("127.0.0.1", 9464)
-    assert health.place("9000") == ("127.0.0.1", 9000)
-    assert health.place("[::1]:9000") == ("::1", 9000)
+        health.http_address("here:there")
+    assert health.http_address("auto") == ("127.0.0.1", 9464)
+    assert health.http_address("9000") == ("127.0.0.1", 9000)
+    assert health.http_address("[::1]:9000") == ("::1", 9000)
     registry = ServiceTelemetry(SETTINGS, TableModel(TARGET).card, VirtualClock()).metrics.registry
     first = health.HealthServer("127.0.0.1:*", registry, str, str)
     try:
         taken = first.url.removeprefix("http://")
         with pytest.raises(CloudError, match="cannot listen"):
             health.HealthServer(taken, registry, str, str)
-        monkeypatch.setattr(health, "PLACE", taken)
+        monkeypatch.setattr(cloud_config, "DEFAULT_HTTP", taken)
         with pytest.raises(CloudError, match="cannot listen"):
-            health.HealthServer(health.PLACE, registry, str, str)
+            health.HealthServer(cloud_config.DEFAULT_HTTP, registry, str, str)
         moved = health.HealthServer(HTTP_AUTO, registry, str, str)
         moved.close()
         assert moved.url != first.url

@@ -13,22 +13,22 @@ import pytest
 
 from vlm_spec_decode.cloud.replicas import pool as replicas
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.transport.in_process import MISSED_LOOKS, OrderedInbox
+from vlm_spec_decode.transport.in_process import MISSED_POLLS, OrderedInbox
 
 
 def test_batches_that_overtake_one_another_are_put_in_order() -> None:
     inbox, said = OrderedInbox(), []
-    for life, number in ((1, 1), (1, 2), (1, 0), (0, 3), (1, 4)):
-        inbox.put(life, number, [(b"robot", b"%d.%d" % (life, number))])
-        said += inbox.take()
+    for incarnation, number in ((1, 1), (1, 2), (1, 0), (0, 3), (1, 4)):
+        inbox.put(incarnation, number, [(b"robot", b"%d.%d" % (incarnation, number))])
+        said += inbox.pop_ready()
     assert [data for _, data in said] == [b"1.0", b"1.1", b"1.2"]
-    for _ in range(MISSED_LOOKS - 1):
+    for _ in range(MISSED_POLLS - 1):
         assert inbox.skip_gap() == []
     assert inbox.skip_gap() == [(b"robot", b"1.4")], "a batch that never comes stops nothing for ever"
     inbox.put(2, 0, [(b"robot", b"2.0")])
-    assert inbox.take() == [(b"robot", b"2.0")], "a new life counts anew"
+    assert inbox.pop_ready() == [(b"robot", b"2.0")], "a new life counts anew"
     inbox.put(1, 1, [(b"robot", b"late")])
-    assert inbox.take() == []
+    assert inbox.pop_ready() == []
 
 
 def test_without_ray_replicas_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_a_replica_that_has_no_place_says_what_the_cluster_has() -> None:
     ray.pool = pool
     pool.add()
     assert told.wait(5)
-    notice = pool.taken()[0]
+    notice = pool.take_notices()[0]
     assert (notice.kind, notice.detail) == ("waiting", "1 nodes live, 1 dead, 0 CPUs free")
 
 

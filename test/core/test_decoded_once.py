@@ -70,7 +70,7 @@ def test_the_picture_that_is_kept_is_the_one_that_would_be_decoded(monkeypatch) 
 
 
 def test_only_the_newest_are_kept() -> None:
-    kept = DecodedImages(kept=2)
+    kept = DecodedImages(capacity=2)
     shown = [Image(jpeg(16 + 8 * n, 16), 16 + 8 * n, 16) for n in range(4)]
     pictures = [kept.picture(each) for each in shown]
     assert kept.picture(shown[3]) is pictures[3]

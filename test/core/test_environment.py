@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from vlm_spec_decode.core import environment, environment_checks
-from vlm_spec_decode.core.environment import NOTE, REFUSE, REPLACE, VARIABLES, examine, refuse, settle
+from vlm_spec_decode.core.environment import (
+    NOTE,
+    REFUSE,
+    REPLACE,
+    VARIABLES,
+    find_problems,
+    raise_for_refused,
+    replace_bad_values,
+)
 from vlm_spec_decode.core.errors import ConfigError
 
 NOWHERE = "/proc/no/such/folder"
@@ -114,7 +122,9 @@ def shell(name: str, value: str, place: dict[str, str]) -> dict[str, str]:
 
 def found(environ: dict[str, str], name: str, remedy: environment.Remedy) -> list[str]:
     every = [
-        each for each in examine(environ) if (each.variable.name, each.variable.remedy) == (name, remedy)
+        each
+        for each in find_problems(environ)
+        if (each.variable.name, each.variable.remedy) == (name, remedy)
     ]
     return [each.problem for each in every]
 
@@ -133,7 +143,7 @@ def test_good_and_empty_values_are_left_alone(
         environ = shell(name, value, place)
         assert found(environ, name, remedy) == [], value
         settled = dict(environ)
-        settle(settled)
+        replace_bad_values(settled)
         assert settled[name] == environ[name]
 
 
@@ -147,32 +157,32 @@ def test_bad_values_are_named_and_what_stands_in_their_place_is_good(
         assert name in problem
         assert "\n" not in problem
         if remedy is REPLACE:
-            said = settle(environ)
+            said = replace_bad_values(environ)
             assert any(line.startswith(problem) for line in said)
             assert found(environ, name, remedy) == []
-            assert settle(environ) == []
+            assert replace_bad_values(environ) == []
         elif remedy is REFUSE:
             with pytest.raises(ConfigError, match=name):
-                refuse(environ)
+                raise_for_refused(environ)
         else:
             before = dict(environ)
-            settle(environ)
-            refuse(environ)
+            replace_bad_values(environ)
+            raise_for_refused(environ)
             assert environ[name] == before[name]
 
 
 def test_only_what_a_program_uses_is_checked() -> None:
     environ = {"HOME": "/", "ROS_DOMAIN_ID": "nonsense", "MUJOCO_GL": "nonsense"}
-    assert examine(environ, environment.PYTHON, environment.MODELS) == []
-    refuse(environ, environment.OPENGL)
+    assert find_problems(environ, environment.PYTHON, environment.MODELS) == []
+    raise_for_refused(environ, environment.OPENGL)
     with pytest.raises(ConfigError, match="0 to 232"):
-        refuse(environ, environment.ROS)
+        raise_for_refused(environ, environment.ROS)
 
 
 @pytest.mark.parametrize("home", [None, ""])
 def test_a_home_is_found_where_none_is_set(home: str | None) -> None:
     environ = {} if home is None else {"HOME": home}
-    assert settle(environ, environment.PYTHON)
+    assert replace_bad_values(environ, environment.PYTHON)
     assert Path(environ["HOME"]).is_dir()
 
 
@@ -185,7 +195,7 @@ def test_a_user_without_a_home_gets_a_folder(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     environ: dict[str, str] = {}
-    settle(environ, environment.PYTHON)
+    replace_bad_values(environ, environment.PYTHON)
     assert Path(environ["HOME"]).is_dir()
     assert os.access(environ["HOME"], os.W_OK)
 
@@ -241,21 +251,21 @@ def test_both_rendering_variables_are_set_together(
 ) -> None:
     monkeypatch.setattr(environment_checks, "_has_library", lambda _: True)
     environ = {"HOME": "/", "MUJOCO_GL": gl, "PYOPENGL_PLATFORM": platform}
-    settle(environ, environment.OPENGL)
+    replace_bad_values(environ, environment.OPENGL)
     assert (environ["MUJOCO_GL"], environ["PYOPENGL_PLATFORM"]) == (gl, wanted)
 
 
 def test_a_gpu_may_draw_where_osmesa_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment_checks, "_has_library", lambda name: name == "EGL")
     environ = {"HOME": "/", "MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa"}
-    settle(environ, environment.OPENGL)
+    replace_bad_values(environ, environment.OPENGL)
     assert (environ["MUJOCO_GL"], environ["PYOPENGL_PLATFORM"]) == ("egl", "egl")
 
 
 def test_output_that_cannot_say_a_sign_says_an_escape(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
-    environment.tolerate_any_text()
+    environment.escape_unencodable_output()
     stream.write("tür \udcff")
     stream.flush()
     assert stream.buffer.getvalue() == b"t\\xfcr \\udcff"  # type: ignore[attr-defined]
@@ -263,7 +273,7 @@ def test_output_that_cannot_say_a_sign_says_an_escape(monkeypatch: pytest.Monkey
 
 def test_a_ros_of_another_python_is_forgotten(place: dict[str, str]) -> None:
     path = ["", place["tmp"], f"{place['tmp']}/theirs", f"{place['tmp']}/ours"]
-    environment_checks.forget_foreign_ros(path)
+    environment_checks.remove_foreign_ros(path)
     assert path == ["", place["tmp"], f"{place['tmp']}/ours"]
 
 

@@ -97,7 +97,7 @@ def test_a_fault_that_nobody_named_is_one_line_and_keeps_its_traceback(
         try:
             return {}["a\nb"]
         except KeyError as error:
-            return internal_error.told(error)
+            return internal_error.describe_internal_error(error)
 
     line = fail()
     assert line.startswith("KeyError: ")

@@ -257,8 +257,8 @@ def test_a_grammar_in_trouble_ends_one_answer_by_name_and_not_the_cloud() -> Non
     protocol.finish(BatchResult((job,), (JobResult(context=target.open(OBSERVATION)),)))
     (job,) = protocol.next_batch()
     assert job.plan
-    assert job.entry.session
-    protocol.finish(BatchResult((job,), (JobResult(logits=job.entry.session.run(job.plan)),)))
+    assert job.request.session
+    protocol.finish(BatchResult((job,), (JobResult(logits=job.request.session.run(job.plan)),)))
     refused = codec.decode(protocol.outbox.pop()[1])
     assert isinstance(refused, Refused)
     assert (refused.reason, refused.answer) == ("grammar", 1)

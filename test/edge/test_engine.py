@@ -13,7 +13,7 @@ from vlm_spec_decode.core.errors import ActionParseError, Cancelled, Instruction
 from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import AnswerUpdate, Engine, EngineConfig
-from vlm_spec_decode.edge.mission_loop import MAX_OBSTRUCTIONS, OBSTRUCTED, Mission
+from vlm_spec_decode.edge.mission_loop import MAX_OBSTRUCTIONS, OBSTRUCTED, MissionLoop
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.strategies.registry import STRATEGIES
 
@@ -138,17 +138,17 @@ def test_cancel_from_another_thread_ends_the_answer() -> None:
 
 
 def test_a_mission_ends_when_the_plan_says_so_or_when_it_goes_nowhere() -> None:
-    mission = Mission(" go to the red chair ", max_steps=3)
+    mission = MissionLoop(" go to the red chair ", max_steps=3)
     assert mission.instruction == "go to the red chair"
     mission.record(["turn(-10)", "forward(1.6)"], [Turn(-10), Forward(1.6)])
     assert mission.observation(None, 1.0).history == ("turn(-10)", "forward(1.6)")
     assert mission.is_running
     mission.record(["done()"], [Done()])
     assert mission.status == "done"
-    empty = Mission("what do you see")
+    empty = MissionLoop("what do you see")
     empty.record([], [])
     assert empty.status == "done"
-    blocked = Mission("go")
+    blocked = MissionLoop("go")
     blocked.record_obstruction(["turn(10)"])
     assert blocked.is_running
     blocked.record(["turn(60)"], [Turn(60)])
@@ -158,7 +158,7 @@ def test_a_mission_ends_when_the_plan_says_so_or_when_it_goes_nowhere() -> None:
     assert blocked.status == "refused"
     assert [entry for entry in blocked.history if entry != OBSTRUCTED] == ["turn(10)", "turn(60)"]
     assert blocked.history[:2] == ["turn(10)", OBSTRUCTED], "whoever looks again is told"
-    long = Mission("go", max_steps=2)
+    long = MissionLoop("go", max_steps=2)
     long.record(["turn(60)"], [Turn(60)])
     long.record(["turn(60)"], [Turn(60)])
     assert long.status == "step_limit"
@@ -169,4 +169,4 @@ def test_a_mission_ends_when_the_plan_says_so_or_when_it_goes_nowhere() -> None:
 @pytest.mark.parametrize("text", ["", "   \n", "go " * 5000])
 def test_an_instruction_that_cannot_be_one_is_refused(text: str) -> None:
     with pytest.raises(InstructionError):
-        Mission(text)
+        MissionLoop(text)

@@ -90,10 +90,10 @@ def answer(
     strategy: str,
     target: TableModel | None = None,
     draft: TableModel | None = None,
-    helper: TableModel | None = None,
+    colocated_draft: TableModel | None = None,
 ) -> Tokens:
     clock = VirtualClock()
-    verifier = LocalVerifier(target or TableModel(TARGET), clock, helper or TableModel(POOR_DRAFT))
+    verifier = LocalVerifier(target or TableModel(TARGET), clock, colocated_draft or TableModel(POOR_DRAFT))
     engine = Engine(
         draft or TableModel(POOR_DRAFT),
         LetterCodec(),
@@ -152,7 +152,7 @@ def test_a_target_without_numbers_ends_the_answer_by_name(strategy: str, rule: s
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("part", ["draft", "helper"])
+@pytest.mark.parametrize("part", ["draft", "colocated_draft"])
 @pytest.mark.parametrize("harm", HARMS)
 def test_an_answer_goes_on_without_a_draft_that_gives_no_numbers(
     strategy: str, part: str, harm: str, caplog: pytest.LogCaptureFixture
@@ -167,20 +167,22 @@ def test_an_answer_goes_on_without_a_draft_that_gives_no_numbers(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_other_rule_goes_on_without_drafts_as_well(strategy: str) -> None:
-    for sampling, residual, part in itertools.product(SAMPLINGS, RESIDUALS, ("draft", "helper")):
+    for sampling, residual, part in itertools.product(SAMPLINGS, RESIDUALS, ("draft", "colocated_draft")):
         params = replace(params_of(sampling, "rejection", seed=3), residual=residual)
         alone = answer(params, "autoregressive")
         drafter = HarmedModel(POOR_DRAFT, from_length=0)
         said = answer(params, strategy, **{part: drafter})  # type: ignore[arg-type]
         drafts = STRATEGIES[strategy].drafts
-        if (part == "draft" and drafts) or (part == "helper" and not drafts):
+        if (part == "draft" and drafts) or (part == "colocated_draft" and not drafts):
             assert said == alone
         late = answer(params, strategy, **{part: HarmedModel(POOR_DRAFT, from_length=3)})  # type: ignore[arg-type]
         assert params.ends(len(late), late[-1])
 
 
 def test_a_draft_without_numbers_is_named_once_an_answer(caplog: pytest.LogCaptureFixture) -> None:
-    answer(params_of("warm"), "hybrid", draft=HarmedModel(POOR_DRAFT), helper=HarmedModel(POOR_DRAFT))
+    answer(
+        params_of("warm"), "hybrid", draft=HarmedModel(POOR_DRAFT), colocated_draft=HarmedModel(POOR_DRAFT)
+    )
     assert [message for message in caplog.messages if "the draft model's logits hold NaN" in message]
     assert len(caplog.messages) <= 2
 

@@ -28,7 +28,7 @@ def asked(image: Image = HERE, history: tuple[str, ...] = ()) -> Observation:
 def test_the_surer_the_likeness_the_more_is_offered_and_the_likelier() -> None:
     recall = AnswerCache()
     assert recall.draft(asked(), 1) is None
-    recall.learn(asked(), tuple(range(60)))
+    recall.add(asked(), tuple(range(60)))
     drafts = [recall.draft(o, 5) for o in (asked(), asked(THERE), asked(THERE, ("turn(10)",)))]
     lengths = [len(d.tokens) for d in drafts if d]
     assert lengths[0] == 60
@@ -40,7 +40,7 @@ def test_the_surer_the_likeness_the_more_is_offered_and_the_likelier() -> None:
 def test_answers_that_depart_at_once_are_soon_offered_no_more_than_a_few_tokens_of() -> None:
     recall = AnswerCache()
     for turn in range(40):
-        recall.learn(asked(THERE, (f"turn({turn})",)), (turn, *range(50)))
+        recall.add(asked(THERE, (f"turn({turn})",)), (turn, *range(50)))
     draft = recall.draft(asked(THERE, ("forward(1)",)), 1)
     assert draft is not None
     assert len(draft.tokens) < 12
@@ -100,13 +100,13 @@ def test_an_open_carries_what_is_recalled_and_what_is_left_of_it_after_a_loss() 
     request = AnswerRequest(1, asked(), PARAMS, "hybrid", draft=draft)
     packer = codec.TokenPacker(100)
     answer = RequestState(request=request, packer=packer)
-    opened, *more = answer.opening(1)
+    opened, *more = answer.open_messages(1)
     assert isinstance(opened, Open)
     assert not more
     assert codec.answer_request(opened, packer, HERE).draft == draft
     answer.commit(Commit(1, 0, 0, (5, 9), 1, 1, False))
     answer.begin_epoch()
-    opened, *more = answer.opening(1)
+    opened, *more = answer.open_messages(1)
     assert isinstance(opened, Open)
     assert opened.draft is None
     assert not more

@@ -214,13 +214,13 @@ def test_the_virtual_link_carries_the_real_protocols_bytes(tmp_path: Path) -> No
     request = AnswerRequest(1, OBSERVATION, PARAMS, "speculative")
     packer = codec.TokenPacker(virtual.target.card.vocab_size)
     draft = DraftMessage(1, 0, 0, 1, (0, 1), (0, 1))
-    messages = (codec.open_message(request, packer, 0, ()), packer.hint_message(draft))
+    messages = (codec.open_message(request, packer, 0, ()), packer.client_message_to_wire(draft))
     sizes = [len(codec.encode(message)) for message in messages]
     virtual.open(request)
     virtual.submit(draft)
     event = virtual.wait(10)
     assert isinstance(event, Commit)
-    down = len(codec.encode(packer.commit_message(event)))
+    down = len(codec.encode(packer.commit_to_wire(event)))
     assert virtual.usage == LinkUsage(sum(sizes) + 2 * OVERHEAD_BYTES, down + OVERHEAD_BYTES, 0)
     with cloud(tmp_path) as server, edge(server.address, tmp_path, hello=HELLO) as remote:
         remote.connect()

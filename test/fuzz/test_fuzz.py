@@ -54,21 +54,21 @@ def test_codec(seed: int) -> None:
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32), st.booleans())
 def test_handshake_desk_and_front(seed: int, greeted: bool) -> None:
-    target, front = TableModel(TARGET), ReplicaRouter(replicas={0: "live"})
+    target, router = TableModel(TARGET), ReplicaRouter(replicas={0: "live"})
     protocol = ServerProtocol(target.card, "grammar")
     hello, opening = (codec.encode(message) for message in valid_messages(HELLO)[:2])
     for data in [hello, opening] if greeted else []:
         protocol.receive(b"robot", data, 0.0)
-        front.route(b"robot", data)
-    before = len(protocol.entries)
+        router.route(b"robot", data)
+    before = len(protocol.requests)
     for number, data in enumerate(frames(seed)):
         protocol.receive(b"robot", data, 0.01 * number)
-        front.route(b"robot", data)
+        router.route(b"robot", data)
         for job in protocol.next_batch(0.01 * number):
-            job.entry.running = False
+            job.request.running = False
     assert before <= 1
-    assert len(protocol.entries) <= protocol.limits.sessions_per_peer
-    assert all(codec.decode(data) for _, data in [*protocol.outbox, *front.outbox]), "replies are messages"
+    assert len(protocol.requests) <= protocol.limits.sessions_per_peer
+    assert all(codec.decode(data) for _, data in [*protocol.outbox, *router.outbox]), "replies are messages"
 
 
 @settings(max_examples=8, deadline=None)

@@ -74,7 +74,7 @@ def main() -> None:
         log_level="error",
     )
     server, operations = app.build(config)
-    with operations.around():
+    with operations.running():
         thread = threading.Thread(target=server.serve)
         thread.start()
         sys.stdout.write(f"{server.address}\n")

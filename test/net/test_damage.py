@@ -31,7 +31,7 @@ from vlm_spec_decode.transport.router import RouterLink
 pytestmark = pytest.mark.net
 
 PARAMS = SamplingParams(temperature=1.0, max_tokens=12, seed=3)
-TIMING = ProtocolTiming(ping_s=0.1, renew_s=0.5, greet_s=0.8, give_up_s=20.0, hello_retry_s=0.1)
+TIMING = ProtocolTiming(ping_s=0.1, renew_s=0.5, welcome_timeout_s=0.8, give_up_s=20.0, hello_retry_s=0.1)
 GREETING_BYTES = 64
 STEP, FRAMES = 31, 12
 """Of bodies, which CURVE seals as a whole, one byte in so many is tried; of so many frames, all their own."""
@@ -74,7 +74,7 @@ class Robot:
         for data in self.connection.receive():
             self.protocol.receive(data, CLOCK.now())
         self.protocol.tick(CLOCK.now())
-        self.protocol.tend(self.connection, CLOCK.now())
+        self.protocol.maintain(self.connection, CLOCK.now())
         while self.protocol.outbox:
             self.connection.send(self.protocol.outbox.popleft())
         while self.protocol.events and not self.is_done:

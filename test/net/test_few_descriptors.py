@@ -46,7 +46,7 @@ def serve(folder: str) -> None:
     sys.stdin.read()
     server.stop()
     thread.join()
-    sys.stdout.write(json.dumps(dict(link.guard.dropped)) + "\n")
+    sys.stdout.write(json.dumps(dict(link.access.dropped)) + "\n")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
-from vlm_spec_decode.edge.factory import EdgeSettings, hello_of, load_draft, sampling_of
+from vlm_spec_decode.edge.factory import EdgeSettings, load_draft, make_hello, make_sampling_params
 from vlm_spec_decode.edge.image_upload import for_uplink
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.models.grammar import constrained
@@ -58,14 +58,14 @@ def photo() -> bytes:
 
 def test_one_remote_answer_runs_through_few_files(tmp_path: Path) -> None:
     keys.generate(tmp_path)
-    clock, settings, said_in = WallClock(), EdgeSettings(), language(True)
+    clock, settings, answer_language = WallClock(), EdgeSettings(), language(True)
     draft = load_draft(settings)
-    drafter = constrained(draft, draft.codec, said_in)
-    config = EngineConfig(params=sampling_of(settings, draft))
+    drafter = constrained(draft, draft.codec, answer_language)
+    config = EngineConfig(params=make_sampling_params(settings, draft))
     with profiled_cloud(tmp_path) as cloud:
         assert cloud.stdout
         link = DealerLink(cloud.stdout.readline().strip(), keys.edge_keys(tmp_path), clock)
-        verifier = RemoteVerifier(link, hello_of(draft.card, said_in), clock)
+        verifier = RemoteVerifier(link, make_hello(draft.card, answer_language), clock)
         engine = Engine(drafter, draft.codec, verifier, clock, config)
         called_since(cloud)
         called = CalledFiles()

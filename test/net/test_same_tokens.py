@@ -46,9 +46,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EdgeSettings]:
     target = load_model(shipped("target"))
     link = RouterLink("tcp://127.0.0.1:*", keys.cloud_keys(folder))
     draft = load_model(shipped("draft"))
-    helper = constrained(draft, draft.codec, language())
+    colocated_draft = constrained(draft, draft.codec, language())
     held = constrained(target, target.codec, language())
-    server = CloudServer(link, ServerProtocol(target.card, language().digest), held, WallClock(), helper)
+    server = CloudServer(
+        link, ServerProtocol(target.card, language().digest), held, WallClock(), colocated_draft
+    )
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:

@@ -87,7 +87,7 @@ def test_a_key_is_added_and_taken_away_while_the_cloud_serves(key_folder: Path) 
 @pytest.mark.parametrize("end", ["stop", "drain"])
 def test_an_answer_goes_on_at_the_next_address(key_folder: Path, end: str, tmp_path: Path) -> None:
     """Of a cloud that is gone the edge hears nothing; one that drains ends the answer, and no other."""
-    timing = ProtocolTiming(give_up_s=PATIENT_S, elsewhere_s=0.5, busy_s=PATIENT_S)
+    timing = ProtocolTiming(give_up_s=PATIENT_S, switch_cloud_s=0.5, busy_s=PATIENT_S)
     with (
         cloud(key_folder, StepwiseModel(TARGET)) as first,
         cloud(key_folder, StepwiseModel(TARGET)) as second,
@@ -123,7 +123,7 @@ def test_another_model_at_the_next_address_is_refused_by_name(key_folder: Path) 
         def card(self):  # type: ignore[no-untyped-def]
             return replace(super().card, revision="2")
 
-    timing = ProtocolTiming(give_up_s=PATIENT_S, elsewhere_s=0.5)
+    timing = ProtocolTiming(give_up_s=PATIENT_S, switch_cloud_s=0.5)
     other = Other(CERTAIN_DRAFT)
     with cloud(key_folder, StepwiseModel(TARGET)) as first, cloud(key_folder, other) as second:
         link = DealerLink(f"{first.address},{second.address}", keys.edge_keys(key_folder), CLOCK)
@@ -209,5 +209,5 @@ def test_a_robot_that_vanishes_leaves_nothing_behind(key_folder: Path) -> None:
             verifier._link.close()  # no Close: as if it had lost its power
         server.protocol.expire(CLOCK.now() + server.protocol.limits.idle_s + 1)
         eventually(lambda: all(context.closed for context in target.contexts))
-        assert not server.protocol.entries
+        assert not server.protocol.requests
     shutil.rmtree(key_folder / "authorized")

@@ -42,16 +42,19 @@ GOLDEN = {
     "chunk": (m.ImageChunk(3, 0, 4096, b"\xff\xd8"), "0195050300cd1000c402ffd8"),
     "credit": (m.ImageCredit(3, 0, 8192), "0194060300cd2000"),
     "draft": (
-        PACKER.draft_message(DraftMessage(3, 0, 12, 5, (1, 256, 31999, 7), (0, 5, 6, 7))),
+        PACKER.draft_to_wire(DraftMessage(3, 0, 12, 5, (1, 256, 31999, 7), (0, 5, 6, 7))),
         "01990703000c05c40801000001ff7c0700c0c0c0",
     ),
     "tree": (
-        PACKER.draft_message(DraftMessage(3, 0, 12, 5, (1, 2), (0, 3), (16, 255))),
+        PACKER.draft_to_wire(DraftMessage(3, 0, 12, 5, (1, 2), (0, 3), (16, 255))),
         "01990703000c05c40401000200c40400000300c40210ffc0",
     ),
-    "early": (codec.early_message(EarlyExitVerdict(3, 0, 2, 6, 5, 256, 1.0)), "0198080300020605cd0100ccff"),
+    "early": (
+        codec.early_exit_to_wire(EarlyExitVerdict(3, 0, 2, 6, 5, 256, 1.0)),
+        "0198080300020605cd0100ccff",
+    ),
     "commit": (
-        PACKER.commit_message(Commit(3, 0, 12, (1, 9), 5, 2, False, 0.0086)),
+        PACKER.commit_to_wire(Commit(3, 0, 12, (1, 9), 5, 2, False, 0.0086)),
         "019a0903000cc404010009000502c2cd2198c0",
     ),
     "close": (m.Close(3, 1), "01930b0301"),
@@ -72,7 +75,7 @@ def test_golden_bytes(name: str) -> None:
 
 def test_a_round_of_four_ids_fits_in_24_bytes() -> None:
     draft = DraftMessage(900, 0, 120, 500, (31999, 31998, 5, 20000), (0, 500, 501, 502))
-    assert len(codec.encode(PACKER.draft_message(draft))) <= 24
+    assert len(codec.encode(PACKER.draft_to_wire(draft))) <= 24
 
 
 @pytest.mark.parametrize("residual", ["sparse", "cloud"])
@@ -88,32 +91,32 @@ def test_a_round_of_four_ids_with_their_q_fits_in_60_bytes(residual: str) -> Non
         whole = tuple(proposals.q(p, t) for p, t in zip(prefixes, tokens, strict=True))
         q = whole if residual == "cloud" else tuple(support[:1] for support in whole)
         draft = DraftMessage(900, 0, 120, 500, tokens, (0, 500, 501, 502), (), q)
-        data = codec.encode(PACKER.draft_message(draft))
+        data = codec.encode(PACKER.draft_to_wire(draft))
         assert len(data) <= 60
         wire = codec.decode(data)
         assert isinstance(wire, m.WireDraft)
-        assert PACKER.draft(wire) == draft, "what arrives is what was sampled from"
+        assert PACKER.draft_from_wire(wire) == draft, "what arrives is what was sampled from"
 
 
 def test_a_residual_and_a_correction_round_trip() -> None:
     target = SparseTarget((3, 900, 31999), (1 << 39, 1 << 38, 1 << 37), 1 << 37, ((7, 12), (7, 12)))
     for cut in (target, replace(target, tail=(), is_cut=True)):
         commit = Commit(1, 2, 3, (), 4, 5, False, 0.25, cut)
-        wire = codec.decode(codec.encode(PACKER.commit_message(commit)))
+        wire = codec.decode(codec.encode(PACKER.commit_to_wire(commit)))
         assert isinstance(wire, m.WireCommit)
-        assert PACKER.commit(wire) == commit
+        assert PACKER.commit_from_wire(wire) == commit
     correction = Correction(900, 0, 123, 31999)
-    data = codec.encode(PACKER.hint_message(correction))
+    data = codec.encode(PACKER.client_message_to_wire(correction))
     wire_correction = codec.decode(data)
     assert isinstance(wire_correction, m.WireCorrection)
-    assert PACKER.hint(wire_correction) == correction
+    assert PACKER.client_message_from_wire(wire_correction) == correction
     assert len(data) <= 12
     asked = MoreSamples(900, 0, 123, 20)
-    data = codec.encode(PACKER.hint_message(asked))
+    data = codec.encode(PACKER.client_message_to_wire(asked))
     assert data == codec.encode(m.WireCorrection(900, 0, 123, -20)), "on the wire a negative token, as ever"
     wire_asked = codec.decode(data)
     assert isinstance(wire_asked, m.WireCorrection)
-    assert PACKER.hint(wire_asked) == asked
+    assert PACKER.client_message_from_wire(wire_asked) == asked
 
 
 def test_an_open_carries_the_request() -> None:
@@ -136,26 +139,26 @@ def test_drafts_and_commits_round_trip(data: st.DataObject) -> None:
     tokens = tuple(data.draw(st.lists(ids, min_size=size, max_size=size)))
     weights = tuple(data.draw(st.lists(st.integers(0, 255), min_size=size, max_size=size)))
     draft = DraftMessage(1, 2, data.draw(st.integers(0, 4000)), first, tokens, parents, weights)
-    wire = codec.decode(codec.encode(packer.draft_message(draft)))
+    wire = codec.decode(codec.encode(packer.draft_to_wire(draft)))
     assert isinstance(wire, m.WireDraft)
-    back = packer.draft(wire)
+    back = packer.draft_from_wire(wire)
     assert (back.tokens, back.parents, back.base) == (draft.tokens, draft.parents, draft.base)
     assert back.weights == (weights if any(weights) else ())
     commit = Commit(1, 2, 3, tokens, 4, 5, True, 0.25)
-    wire_commit = codec.decode(codec.encode(packer.commit_message(commit)))
+    wire_commit = codec.decode(codec.encode(packer.commit_to_wire(commit)))
     assert isinstance(wire_commit, m.WireCommit)
-    assert packer.commit(wire_commit) == commit
+    assert packer.commit_from_wire(wire_commit) == commit
 
 
 def take(data: bytes) -> object:
     """Decode all the way down, as both ends do."""
     message = codec.decode(data)
     if isinstance(message, m.WireDraft):
-        return PACKER.draft(message)
+        return PACKER.draft_from_wire(message)
     if isinstance(message, m.WireCommit):
-        return PACKER.commit(message)
+        return PACKER.commit_from_wire(message)
     if isinstance(message, m.WireEarly):
-        return codec.early(message)
+        return codec.early_exit_from_wire(message)
     if isinstance(message, m.Open):
         return codec.answer_request(message, PACKER, None)
     return message

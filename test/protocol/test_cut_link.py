@@ -78,9 +78,9 @@ def test_an_edge_that_was_stopped_itself_does_not_blame_the_cloud(stopped_s: flo
 
 def die(pair: Pair) -> None:
     """Kill the cloud that the edge speaks with."""
-    dead = pair.edge.place
+    dead = pair.edge.cloud_index
     pair.down.clear()
-    while pair.edge.place == dead and not pair.edge.events:
+    while pair.edge.cloud_index == dead and not pair.edge.events:
         pair.now_s += TICK_S
         pair.up.clear()
         pair.edge.tick(pair.now_s)
@@ -92,10 +92,10 @@ def test_a_robot_that_walks_goes_on_at_the_next_cloud_before_it_falls_back() -> 
     began_s = pair.now_s
     die(pair)
     assert not pair.edge.events
-    assert pair.now_s - began_s <= WALKING.elsewhere_s + 2 * TICK_S < WALKING.give_up_s
+    assert pair.now_s - began_s <= WALKING.switch_cloud_s + 2 * TICK_S < WALKING.give_up_s
     run_kindly(pair)
     assert pair.sequence.tokens == own_answer(pair.params)
-    assert pair.edge.place == 1
+    assert pair.edge.cloud_index == 1
 
 
 def test_no_cloud_at_any_address_is_named_within_the_patience_that_holds_for_one() -> None:
@@ -111,7 +111,7 @@ def test_who_is_told_to_come_again_later_does_not_take_the_pause_for_silence() -
     pair = begun(WALKING)
     for cloud in pair.clouds:
         cloud.stats.is_draining = True
-        cloud.entries.clear()
+        cloud.requests.clear()
     until_s = pair.now_s + 5.0
     while pair.now_s < until_s:
         run_kindly(pair, rounds=1)
@@ -128,6 +128,6 @@ def test_a_first_greeting_has_its_time_at_each_address() -> None:
     while not edge.events:
         now_s += TICK_S
         edge.tick(now_s)
-        places.add(edge.place)
+        places.add(edge.cloud_index)
     assert places == {0, 1, 2}
-    assert now_s >= 3 * WALKING.stay_s(is_welcome=False, rtt_s=0.0)
+    assert now_s >= 3 * WALKING.per_cloud_timeout_s(is_welcome=False, rtt_s=0.0)

@@ -74,7 +74,7 @@ class Pair:
     @property
     def cloud(self) -> ServerProtocol:
         """The one that the edge speaks with."""
-        return self.clouds[self.edge.place]
+        return self.clouds[self.edge.cloud_index]
 
     def draft(self) -> None:
         chain: Tokens = ()
@@ -115,7 +115,7 @@ class Pair:
         for cloud in self.clouds:
             job = cloud.next_open(self.now_s)
             if job:
-                result = JobResult(context=self.target.open(job.entry.observation))
+                result = JobResult(context=self.target.open(job.request.observation))
                 cloud.finish(BatchResult((job,), (result,)), self.now_s)
             elif jobs := cloud.next_batch(self.now_s):
                 cloud.finish(BatchResult(jobs, tuple(map(self.run, jobs))), self.now_s)
@@ -123,7 +123,7 @@ class Pair:
 
     @staticmethod
     def run(job: ServerJob) -> JobResult:
-        session = job.entry.session
+        session = job.request.session
         return JobResult(logits=session.run(job.plan)) if job.plan and session else JobResult()
 
     def pass_time(self, duration_s: float) -> None:
@@ -207,7 +207,7 @@ class HostileLink(RuleBasedStateMachine):
             return
         said = self.pair.sequence.tokens
         assert said == self.expected[: len(said)]
-        for entry in [e for cloud in self.pair.clouds for e in cloud.entries.values()]:
+        for entry in [e for cloud in self.pair.clouds for e in cloud.requests.values()]:
             if entry.session:
                 held = entry.session.sequence.tokens
                 assert held == self.expected[: len(held)]

@@ -48,7 +48,7 @@ def test_a_node_that_takes_blind_for_free_is_found_out(matrix, monkeypatch):
         return obstacles.Sight(free, 1.0, 1, (), False)
 
     monkeypatch.setattr(surroundings, "look", naive)
-    tally, context = matrix.Tally(), matrix.rclpy.Context()
+    tally, context = matrix.CaseCounts(), matrix.rclpy.Context()
     matrix.rclpy.init(context=context)
     try:
         matrix.obstacle_sensor(tally, context, "scan", 4)
@@ -63,7 +63,7 @@ def test_a_node_that_dies_of_a_message_is_found_out(matrix, monkeypatch):
         surroundings, "listen", lambda node, *args, on_fault, **kw: node.create_subscription(*args, **kw)
     )
     monkeypatch.setattr(surroundings, "look", lambda *_: 1 / 0)
-    tally, context = matrix.Tally(), matrix.rclpy.Context()
+    tally, context = matrix.CaseCounts(), matrix.rclpy.Context()
     matrix.rclpy.init(context=context)
     try:
         with pytest.raises(ZeroDivisionError):

@@ -99,7 +99,7 @@ def lost_and_found() -> None:
                     pair.deliver(False, data)
             assert pair.sequence.tokens == expected[: len(pair.sequence)]
             if turn == 8:
-                pair.clouds[pair.edge.place] = pair.new_cloud()
+                pair.clouds[pair.edge.cloud_index] = pair.new_cloud()
             pair.pass_time(0.3)
         assert pair.sequence.tokens == expected
 

@@ -29,7 +29,11 @@ def answers(
     link = LinkProfile("link", rtt_ms, 100, 100)
     helper = strategy.endswith("+") or strategy == "colocated"
     setup = RunSetup(
-        strategy=strategy.rstrip("+"), hardware=hardware, link=link, objective=objective, has_helper=helper
+        strategy=strategy.rstrip("+"),
+        hardware=hardware,
+        link=link,
+        objective=objective,
+        has_colocated_draft=helper,
     )
     pairs = (pair(PairSpec(acceptance=acceptance, seed=seed)) for seed in range(2))
     return [decode(setup, draft, target, Observation(None, "go"), PARAMS) for draft, target in pairs]

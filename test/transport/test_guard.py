@@ -19,7 +19,7 @@ from vlm_spec_decode.transport import keys
 from vlm_spec_decode.transport.access import (
     ABSENT_S,
     KEPT_S,
-    LOOK_S,
+    SCAN_EVERY_S,
     AccessControl,
     AuthorizedKeys,
     KeyLimits,
@@ -43,10 +43,10 @@ def test_keys_come_and_go_without_a_restart(folder: Path) -> None:
     assert authorized.allows(first)
     keys.add_robot(folder, "rex")
     second = public_of(folder / "robots" / "rex")
-    clock.sleep(LOOK_S)
+    clock.sleep(SCAN_EVERY_S)
     assert authorized.allows(second)
     (folder / "authorized" / "edge.key").unlink()
-    clock.sleep(LOOK_S)
+    clock.sleep(SCAN_EVERY_S)
     assert not authorized.allows(first)
     assert authorized.allows(second)
 
@@ -59,7 +59,7 @@ def test_a_file_that_is_no_key_locks_nobody_out_and_a_missing_folder_lets_nobody
     for file in (folder / "authorized").iterdir():
         file.unlink()
     (folder / "authorized").rmdir()
-    clock.sleep(LOOK_S)
+    clock.sleep(SCAN_EVERY_S)
     assert not authorized.allows(public_of(folder))
 
 
@@ -105,7 +105,7 @@ def test_a_replaced_key_is_revoked_though_its_mtime_is_the_same(
     keys.generate(other)
     time.sleep(0.02)  # the kernel's clock for ctime ticks every few milliseconds
     replace(rex, (other / "edge.key").read_bytes())
-    clock.sleep(LOOK_S)
+    clock.sleep(SCAN_EVERY_S)
     assert not authorized.allows(revoked)
     assert authorized.allows(public_of(other))
     assert authorized.allows(public_of(folder))
@@ -123,7 +123,7 @@ def test_what_was_written_within_a_tick_of_the_clock_is_read_again(
     monkeypatch.setattr(Path, "stat", lambda self: stamp if self == edge else really(self))
     keys.generate(folder / "other")
     edge.write_bytes((folder / "other" / "edge.key").read_bytes())
-    clock.sleep(LOOK_S)
+    clock.sleep(SCAN_EVERY_S)
     assert not authorized.allows(revoked)
 
 
@@ -137,7 +137,7 @@ def test_a_key_that_was_half_copied_is_let_in_once_it_is_whole(folder: Path, sha
     authorized = AuthorizedKeys(folder / "authorized", clock)
     assert not authorized.allows(public_of(folder))
     _in_place(edge, whole)
-    clock.sleep(LOOK_S)
+    clock.sleep(SCAN_EVERY_S)
     assert authorized.allows(public_of(folder))
 
 
@@ -148,7 +148,7 @@ def test_a_failed_read_is_not_remembered(folder: Path, monkeypatch: pytest.Monke
         broken.setattr(keys, "read_public", lambda path: (_ for _ in ()).throw(OSError(errno.EIO, str(path))))
         authorized = AuthorizedKeys(folder / "authorized", clock)
         assert not authorized.allows(public_of(folder))
-    clock.sleep(LOOK_S)
+    clock.sleep(SCAN_EVERY_S)
     assert authorized.allows(public_of(folder))
 
 
@@ -163,9 +163,9 @@ def test_a_lack_of_descriptors_locks_nobody_out_at_once(
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(guards.os, "scandir", none_left)
-    clock.sleep(KEPT_S - LOOK_S)
+    clock.sleep(KEPT_S - SCAN_EVERY_S)
     assert authorized.allows(public_of(folder))
-    clock.sleep(2 * LOOK_S)
+    clock.sleep(2 * SCAN_EVERY_S)
     assert not authorized.allows(public_of(folder)), "a key that cannot be checked is not trusted for long"
 
 
@@ -180,29 +180,29 @@ def test_a_broken_key_of_ones_own_is_named(folder: Path, name: str, content: byt
 
 def test_each_key_has_its_share_of_messages_bytes_and_robots() -> None:
     clock = VirtualClock()
-    guard = AccessControl(None, KeyLimits(robots=2, messages_per_s=10, bytes_per_s=1000, burst_s=1.0), clock)
-    assert sum(guard.admits("one", b"a", 10) for _ in range(30)) == 10
-    assert guard.admits("two", b"b", 10), "another key is not held up"
+    access = AccessControl(None, KeyLimits(robots=2, messages_per_s=10, bytes_per_s=1000, burst_s=1.0), clock)
+    assert sum(access.admits("one", b"a", 10) for _ in range(30)) == 10
+    assert access.admits("two", b"b", 10), "another key is not held up"
     clock.sleep(1.0)
-    assert guard.admits("one", b"a", 900)
-    assert not guard.admits("one", b"a", 200)
+    assert access.admits("one", b"a", 900)
+    assert not access.admits("one", b"a", 200)
     clock.sleep(1.0)
-    assert guard.admits("one", b"c", 1)
-    assert not guard.admits("one", b"d", 1)
-    assert dict(guard.dropped) == {"too_fast": 21, "too_many_robots": 1}
+    assert access.admits("one", b"c", 1)
+    assert not access.admits("one", b"d", 1)
+    assert dict(access.dropped) == {"too_fast": 21, "too_many_robots": 1}
     clock.sleep(ABSENT_S)
-    assert guard.admits("one", b"d", 1), "who is silent for long makes way"
+    assert access.admits("one", b"d", 1), "who is silent for long makes way"
 
 
 def test_a_connection_does_not_outlive_its_key(folder: Path) -> None:
     clock = VirtualClock()
-    guard = AccessControl(AuthorizedKeys(folder / "authorized", clock), KeyLimits(), clock)
+    access = AccessControl(AuthorizedKeys(folder / "authorized", clock), KeyLimits(), clock)
     key = public_of(folder)
-    assert guard.admits(key, b"a", 1)
+    assert access.admits(key, b"a", 1)
     (folder / "authorized" / "edge.key").unlink()
-    clock.sleep(LOOK_S)
-    assert not guard.admits(key, b"a", 1)
-    assert guard.dropped["revoked"] == 1
+    clock.sleep(SCAN_EVERY_S)
+    assert not access.admits(key, b"a", 1)
+    assert access.dropped["revoked"] == 1
 
 
 @pytest.mark.parametrize("name", ["../x", "", "a b", "edge/x"])

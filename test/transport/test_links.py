@@ -10,7 +10,7 @@ import pytest
 from vlm_spec_decode.core.config import from_mapping
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.profiles import LinkProfile, load_link
-from vlm_spec_decode.transport.emulation import OVERHEAD_BYTES, EmulatedDirection, shapers
+from vlm_spec_decode.transport.emulation import OVERHEAD_BYTES, EmulatedDirection, emulated_directions
 
 FOLDER = Path(__file__).parents[2] / "config" / "links"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -39,7 +39,7 @@ def test_unknown_keys_and_impossible_values_are_named() -> None:
 
 
 def test_messages_serialise_and_never_overtake() -> None:
-    up, down = shapers(LinkProfile("x", rtt_ms=100, up_mbps=1.0, jitter_ms=20, loss=0.2), seed=1)
+    up, down = emulated_directions(LinkProfile("x", rtt_ms=100, up_mbps=1.0, jitter_ms=20, loss=0.2), seed=1)
     size = 1000 - OVERHEAD_BYTES
     arrivals = [up.arrival(size, 0.0) for _ in range(200)]
     assert arrivals == sorted(arrivals)
@@ -48,13 +48,13 @@ def test_messages_serialise_and_never_overtake() -> None:
 
 
 def test_a_quiet_link_is_half_the_round_trip_each_way() -> None:
-    up, _ = shapers(LinkProfile("x", rtt_ms=100), seed=1)
+    up, _ = emulated_directions(LinkProfile("x", rtt_ms=100), seed=1)
     assert up.arrival(50, 3.0) == pytest.approx(3.05)
 
 
 def test_the_same_seed_is_the_same_link() -> None:
     profile = LinkProfile("x", rtt_ms=50, up_mbps=5, jitter_ms=10, loss=0.1)
-    first, second = shapers(profile, 7)[0], shapers(profile, 7)[0]
+    first, second = emulated_directions(profile, 7)[0], emulated_directions(profile, 7)[0]
     assert [first.arrival(99, t) for t in range(50)] == [second.arrival(99, t) for t in range(50)]
 
 
@@ -80,7 +80,7 @@ def test_nothing_passes_in_a_gap() -> None:
 
 def test_both_directions_are_gone_at_the_same_time() -> None:
     """What takes longer than the way is the gap: the same sendings wait in both directions."""
-    up, down = shapers(LinkProfile("x", rtt_ms=10, gap_s=0.4, gap_every_s=4.0), seed=3)
+    up, down = emulated_directions(LinkProfile("x", rtt_ms=10, gap_s=0.4, gap_every_s=4.0), seed=3)
     times = [0.1 * step for step in range(100)]
     waits = [[t for t in times if way.arrival(99, t) > t + 0.006] for way in (up, down)]
     assert waits[0] == waits[1]

@@ -29,13 +29,13 @@ _GAP = r"[ \n]?"
 """Between calls."""
 
 _WORDS = r"([^()]*[ \t\n.,;:!?])?"
-"""Whatever comes before the first call; its end separates it from the call's name."""
+"""Words before the first call; their last character separates them from the call's name."""
 
 
 def language(constrained: bool = True) -> Language:
-    """Return the action language, with the pattern that answers are held to unless not `constrained`.
+    """Return the action language; if `constrained`, with the pattern that constrains answers.
 
-    The digest says which of both it is: two ends that differ refuse each other by name.
+    The digest depends on `constrained`: two ends that differ refuse each other with `grammar_mismatch`.
     """
     if not constrained:
         return Language(ACTION_LANGUAGE_DIGEST)

@@ -19,7 +19,7 @@ Polygon = tuple[tuple[float, float], ...]
 """Corners (x, y) in metres in the odometry frame; the last joins the first."""
 
 MAX_SPEED_MPS = 1.0
-"""No configuration goes beyond it: what a dead process would let the robot walk is 1 m then."""
+"""Upper bound of every configuration: after a process dies the robot then walks at most 1 m."""
 
 
 NOT_ZERO = (
@@ -31,7 +31,7 @@ NOT_ZERO = (
 
 @dataclass(frozen=True, slots=True)
 class SafetyLimits:
-    """What may be asked of the robot, and when.
+    """Limits of the commands to the robot.
 
     `obstacle_stop_m` is the gap that is kept between the body's own edge and what the range sensor sees in
     the direction of motion. The range is measured from the nose (0.35 m before the base's centre), so
@@ -85,7 +85,7 @@ class SafetyLimits:
     )
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant. Raises ConfigError naming the setting."""
+        """Check all limits. Raises ConfigError naming the setting."""
         check_ranges(self)
         for name in NOT_ZERO:
             if getattr(self, name) <= 0:
@@ -96,7 +96,7 @@ class SafetyLimits:
             raise ConfigError("geofence: a polygon has three corners or more")
 
     def unverified(self) -> SafetyLimits:
-        """Return what holds for a plan that no cloud has verified: never wider than these limits."""
+        """Return the limits of a plan that no cloud has verified; never wider than these."""
         return replace(
             self,
             max_speed_mps=min(self.max_speed_mps, self.unverified_speed_mps),
@@ -108,7 +108,7 @@ class SafetyLimits:
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> SafetyLimits:
-        """Return limits from what a YAML file says; what it does not say stays the default.
+        """Return limits from the content of a YAML file; missing ones have their defaults.
 
         Raises ConfigError on an unknown key, a wrong type or a value out of range.
         """

@@ -1,4 +1,4 @@
-"""From streamed text to actions, strictly: whatever is not exactly a call moves nothing.
+"""From streamed text to actions, strictly: only an exact call becomes an action.
 
 An answer is description words mixed with calls (`a red box left of the chair . turn ( -10 ) forward(1.6)`).
 A word is a maximal run of characters without white space, parentheses and `.,;:!?`; a word followed by an
@@ -41,7 +41,7 @@ class ActionParser:
 
     @property
     def is_done(self) -> bool:
-        """Whether `done()` has been said."""
+        """Whether `done()` was read."""
         return bool(self.actions) and isinstance(self.actions[-1], Done)
 
     def feed(self, text: str) -> tuple[Action, ...]:

@@ -20,7 +20,7 @@ MAX_JSON_CHARS = 32_768
 MAX_NAME_CHARS = 128
 
 STATES = ("idle", "moving", "done", "refused", "stopped", "fault", "estop")
-"""What an executor can be in.
+"""States of an executor.
 
 `idle`: nothing to do (no plan yet, or all actions so far carried out and the answer still open);
 `moving`: an action is under way; `done`: the answer is final and carried out; `refused`: the gate or the
@@ -29,11 +29,11 @@ world said no; `stopped`: watchdog, cancel or shutdown; `fault`: the robot does 
 """
 
 TERMINAL_STATES = frozenset({"done", "refused", "stopped", "fault", "estop"})
-"""States in which the answer they name will not move the robot any more."""
+"""States after which an answer does not move the robot any more."""
 
 _PLAN_KEYS = ("mission", "answer", "stamp_s", "sequence", "actions", "final")
 _PLAN_OPTIONS = {"verified": True}
-"""What a plan may leave out, and what it means then."""
+"""Fields that a plan may omit, and their defaults."""
 
 _STATUS_KEYS = ("mission", "answer", "actions_done", "state", "reason", "detail", "action", "executed")
 
@@ -97,7 +97,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class PlanStatus:
-    """Where the executor stands with one answer.
+    """Status of one answer at the executor.
 
     `reason` is a stable name (`obstacle`, `watchdog`, `limit_distance`, …; empty while all is well),
     `detail` a sentence for people. `action` is the text of the action under way or last refused;
@@ -115,7 +115,7 @@ class PlanStatus:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether this answer will not move the robot any more."""
+        """Whether this answer does not move the robot any more."""
         return self.state in TERMINAL_STATES
 
     def to_json(self) -> str:

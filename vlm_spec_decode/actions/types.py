@@ -117,13 +117,13 @@ ACTION_TYPES = MappingProxyType(
 """The language: name of the call to its type; the type's fields are the call's arguments, in order."""
 
 ACTION_NAMES = MappingProxyType({kind: name for name, kind in ACTION_TYPES.items()})
-"""The way back, for formatting."""
+"""The type of an action to the name of its call, for formatting."""
 
 DECIMALS = 4
 """Digits after the point that a number may have, and that `format_action` writes at most."""
 
 NUMBER_PATTERN = rf"-?[0-9]{{1,4}}(\.[0-9]{{1,{DECIMALS}}})?"
-"""What a number looks like: plain ASCII decimals, no exponent, no NaN, no infinity."""
+"""Form of a number: plain ASCII decimals, no exponent, no NaN, no infinity."""
 
 _NUMBER = re.compile(NUMBER_PATTERN)
 
@@ -145,7 +145,7 @@ def parse_number(text: str) -> float:
 def format_number(value: float) -> str:
     """Return the shortest text of `value` to 4 decimals: 1.6, -10, 0.
 
-    Raises ActionParseError for what the language cannot say (NaN, infinity, ten thousand and more).
+    Raises ActionParseError for numbers outside the language (NaN, infinity, ten thousand and more).
     """
     if not math.isfinite(value) or abs(round(value, DECIMALS)) >= 10_000:
         raise ActionParseError(f"{value!r} cannot be said in the action language")

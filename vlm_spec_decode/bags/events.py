@@ -68,7 +68,7 @@ class Frame:
     def image(self) -> Image:
         """Decode the picture, as small as it goes up. Raises ImageError."""
         if isinstance(self.message, VideoFrame):
-            return self.message.small()
+            return self.message.to_uplink()
         return compressed_jpeg(self.message) if self.kind == COMPRESSED else raw_jpeg(self.message)
 
 

@@ -38,7 +38,7 @@ from vlm_spec_decode.bags.source import bag_name, num_unread
 from vlm_spec_decode.core import extras
 from vlm_spec_decode.core.config import same_as
 from vlm_spec_decode.core.errors import BagError, ConfigError
-from vlm_spec_decode.edge.factory import folders
+from vlm_spec_decode.edge.factory import checkpoint_folders
 
 THUMB_PX, THUMB_QUALITY = 200, 55
 SHARES_PER_WORKER = 4
@@ -94,7 +94,7 @@ def replay_all(config: ReplayConfig, out: Path, workers: Workers) -> None:
 
 def state_of(config: ReplayConfig) -> str:
     """Return a short hash of what decides the rows: settings, and bags and models as they lie there now."""
-    paths = (*config.bags, *folders(config.target, config.draft))
+    paths = (*config.bags, *checkpoint_folders(config.target, config.draft))
     files = [file for path in paths for file in (path, *sorted(path.rglob("*")))]
     found = [(str(file), file.stat()) for file in files if file.is_file()]
     stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
@@ -180,7 +180,7 @@ def _on_ray(units: list[WorkUnit], address: str) -> Iterator[tuple[WorkUnit, Lin
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
-        raise ConfigError(f"--ray-address needs Ray: {extras.command('cluster')}") from error
+        raise ConfigError(f"--ray-address needs Ray: {extras.install_command('cluster')}") from error
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:

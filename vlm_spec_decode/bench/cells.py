@@ -24,12 +24,12 @@ from vlm_spec_decode.strategies.registry import strategy
 
 BASELINE = "autoregressive"
 MEASURED = "measured"
-"""The profile of a cell in wall-clock time: there durations are what they are."""
+"""The profile of a cell in wall-clock time, in which durations are measured."""
 
 _DECIDING = ("core", "decoding", "strategies", "edge", "protocol", "transport")
 _DECIDING_HERE = ("cells", "pairs", "recorded", "recorder", "run", "synthetic", "wall_clock")
-"""Packages, and modules of this one, whose source decides a cell's figures: results of other sources are not
-gone on with."""
+"""Packages, and modules of this one, whose source decides a cell's figures. Results of another version of
+these sources are not reused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +64,14 @@ class Cell:
 
     def setup(self, seed: int) -> RunSetup:
         """Return what one answer is decoded with."""
-        has_helper = self.strategy.endswith("+") or strategy(self.name).needs_helper
+        has_colocated_draft = self.strategy.endswith("+") or strategy(self.name).needs_helper
         return RunSetup(
             strategy=self.name,
             hardware=load_hardware(self.profile),
             link=load_link(self.link),
             draft_length=self.draft_length,
             objective=self.objective,
-            has_helper=has_helper,
+            has_colocated_draft=has_colocated_draft,
             seed=seed,
             is_repeat=self.is_repeat,
         )
@@ -88,7 +88,7 @@ def answers_of(cell: Cell, pair: BenchPair) -> list[Outcome]:
 
 
 def without_image(question: Observation) -> Observation:
-    """Return the question as a link sees it that is not charged for the image."""
+    """Return the question without its image, for a link that is not charged for it."""
     return replace(question, image=None)
 
 
@@ -96,10 +96,10 @@ def row_of(cell: Cell, outcomes: Seq[Outcome]) -> dict[str, Any]:
     """Return a cell's entry of the results: every answer; of the first, timeline and each round's why."""
     answers = []
     for outcome in outcomes:
-        row = {k: v for k, v in asdict(outcome).items() if k not in {"tokens", "moments", "why"}}
-        said = hashlib.sha256(repr(outcome.tokens).encode()).hexdigest()[:16]
-        answers.append(row | {"tokens": len(outcome.tokens), "said": said})
-    timeline = [[m.what, round(m.start_s, 4), round(m.end_s, 4), m.size] for m in outcomes[0].moments]
+        row = {k: v for k, v in asdict(outcome).items() if k not in {"tokens", "events", "why"}}
+        answer_digest = hashlib.sha256(repr(outcome.tokens).encode()).hexdigest()[:16]
+        answers.append(row | {"tokens": len(outcome.tokens), "said": answer_digest})
+    timeline = [[m.what, round(m.start_s, 4), round(m.end_s, 4), m.size] for m in outcomes[0].events]
     return {
         "cell": asdict(cell),
         "answers": answers,

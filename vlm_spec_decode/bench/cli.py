@@ -1,4 +1,4 @@
-"""The command `vsd bench`: options in, one config out; the work is elsewhere and imported when wanted."""
+"""The command `vsd bench`: options in, one config out; the modules that do the work are imported late."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def bench(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     document = run_sweep(BenchConfig(**given), lambda text: click.echo(text, err=True))
     means = mean_speed_ups(document)
     if as_json:
-        place = {"out": str(given["out"]), "cells": len(document["cells"])}
-        click.echo(json.dumps(place | {"speed_up": means, "made": document["made"]}))
+        document_line = {"out": str(given["out"]), "cells": len(document["cells"])}
+        click.echo(json.dumps(document_line | {"speed_up": means, "made": document["made"]}))
         return
     for name, value in sorted(means.items(), key=lambda item: -item[1]):
         click.echo(f"{name:16} {value:.2f}x of autoregressive (geometric mean over cells)")

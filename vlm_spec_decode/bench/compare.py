@@ -25,7 +25,7 @@ LEVEL = 0.05
 
 
 OF_A_RUN = frozenset({"objective", "temperature", "draft_length"})
-"""What is the same in all cells of one run: two runs that differ in it are what one wants to compare."""
+"""Fields that are equal in all cells of one run; two runs to compare may differ in them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,7 @@ the address must be a loopback one.
 
 A robot is the edge's protocol without camera, draft model or thread. A robot asks one question after the
 other over a socket of its own, as a real one does. It drafts from an earlier answer to the same question,
-each token right with a given probability, so that a draft costs nothing here and the cloud is what is
-measured.
+each token right with a given probability. So a draft costs no time here, and only the cloud is measured.
 """
 
 from __future__ import annotations
@@ -91,13 +90,13 @@ class _Open:
 
 
 class LoadRobot:
-    """One robot on one connection. `step` is called when something has come, and some ten times a second."""
+    """One robot on one connection. Call `update` when messages have arrived, and some ten times a second."""
 
     def __init__(
         self,
         connection: Connection,
         protocol: ClientProtocol,
-        manner: RobotBehaviour,
+        behaviour: RobotBehaviour,
         codec: TextCodec,
         rng: Rng,
     ) -> None:
@@ -105,8 +104,8 @@ class LoadRobot:
         self.protocol = protocol
         self.asked: list[QuestionResult] = []
         self.sent_bytes = self.received_bytes = 0
-        self.may_ask_s = 0.0
-        self._manner = manner
+        self.next_question_s = 0.0
+        self._behaviour = behaviour
         self._codec = codec
         self._rng = rng
         self._open: _Open | None = None
@@ -118,38 +117,40 @@ class LoadRobot:
         return self._open is None
 
     def ask(self, index: int, question: Question, now_s: float) -> None:
-        """Ask; what comes of it is added to `asked`."""
+        """Ask a question; its result is added to `asked`."""
         self._answers += 1
-        request = AnswerRequest(self._answers, question.observation, question.params, self._manner.strategy)
+        request = AnswerRequest(
+            self._answers, question.observation, question.params, self._behaviour.strategy
+        )
         self._open = _Open(index, request, question.answer, now_s)
         self.protocol.open(request, now_s)
         self._draft()
         self._send()
 
-    def step(self, now_s: float) -> None:
-        """Take what has come, and go on."""
+    def update(self, now_s: float) -> None:
+        """Handle the messages that have arrived, and send what is due."""
         for data in self.connection.receive():
             self.received_bytes += len(data)
             self.protocol.receive(data, now_s)
         self.protocol.tick(now_s)
-        self.protocol.tend(self.connection, now_s)
+        self.protocol.maintain(self.connection, now_s)
         while self.protocol.events:
             event = self.protocol.events.popleft()
             if isinstance(event, Commit):
-                self._take(event, now_s)
+                self._on_commit(event, now_s)
             elif isinstance(event, CloudRefused):
-                wait_s = event.retry_after_s if isinstance(event, CloudBusy) else self._manner.back_off_s
-                self.may_ask_s = now_s + wait_s * (0.5 + self._rng.random())
+                wait_s = event.retry_after_s if isinstance(event, CloudBusy) else self._behaviour.back_off_s
+                self.next_question_s = now_s + wait_s * (0.5 + self._rng.random())
                 self._end("refused", event.reason, now_s)
             elif isinstance(event, CloudError):
                 self._end("failed", type(event).__name__, now_s)
         if self._open:
             self._open.epochs = max(self._open.epochs, self.protocol.epoch)
-            if now_s - self._open.asked_s > self._manner.deadline_s:
+            if now_s - self._open.asked_s > self._behaviour.deadline_s:
                 self._end("failed", "deadline", now_s)
         self._send()
 
-    def _take(self, commit: Commit, now_s: float) -> None:
+    def _on_commit(self, commit: Commit, now_s: float) -> None:
         asked = self._open
         if asked is None:
             return
@@ -183,12 +184,12 @@ class LoadRobot:
         )
 
     def _draft(self) -> None:
-        asked, manner = self._open, self._manner
-        if asked is None or not manner.drafts:
+        asked, behaviour = self._open, self._behaviour
+        if asked is None or not behaviour.drafts:
             return
         at = len(asked.tokens)
-        truth = asked.known[at : at + manner.draft_length] or (0,) * manner.draft_length
-        tokens = tuple(t if self._rng.random() < manner.acceptance else max(0, t - 1) for t in truth)
+        reference = asked.known[at : at + behaviour.draft_length] or (0,) * behaviour.draft_length
+        tokens = tuple(t if self._rng.random() < behaviour.acceptance else max(0, t - 1) for t in reference)
         parents = chain_parents(asked.next_node, len(tokens))
         request = asked.request
         self.protocol.submit(
@@ -216,24 +217,24 @@ class LoadFleet:
     robots: Sequence[LoadRobot]
     questions: Sequence[Question]
     limit: int | None = None
-    handed: int = 0
+    assigned: int = 0
     _next: dict[int, int] = field(default_factory=dict)
 
-    def hand_out(self, now_s: float) -> None:
+    def assign_questions(self, now_s: float) -> None:
         """Give every free robot its next question, up to `limit` questions in all."""
         for number, robot in enumerate(self.robots):
-            if self.limit is not None and self.handed >= self.limit:
+            if self.limit is not None and self.assigned >= self.limit:
                 return
-            if robot.is_free and now_s >= robot.may_ask_s:
+            if robot.is_free and now_s >= robot.next_question_s:
                 turn = self._next.get(number, number)
                 self._next[number] = turn + 1
-                self.handed += 1
+                self.assigned += 1
                 index = turn % len(self.questions)
                 robot.ask(index, self.questions[index], now_s)
 
     @property
     def asked(self) -> list[QuestionResult]:
-        """All that came to an end."""
+        """Results of all ended questions."""
         return [asked for robot in self.robots for asked in robot.asked]
 
     @property
@@ -250,15 +251,15 @@ class LoadFleet:
 
 @dataclass(frozen=True, slots=True)
 class LoadRun:
-    """What came of it: all questions, the time that they took, bytes, and the truth they were held to."""
+    """Result of a run: all questions, their time, bytes, and the reference answers."""
 
     asked: Sequence[QuestionResult]
     elapsed_s: float
     traffic: dict[str, int]
-    truth: Sequence[Tokens]
+    reference: Sequence[Tokens]
 
     def report(self) -> dict[str, Any]:
-        """Return the figures: goodput counts right answers only."""
+        """Return the figures; goodput counts right answers only."""
         counts = Counter(asked.outcome for asked in self.asked)
         right = [asked for asked in self.asked if asked.outcome == "right"]
         reasons = Counter(asked.why for asked in self.asked if asked.why)
@@ -279,7 +280,7 @@ class LoadRun:
 
 
 def quantiles(values: Sequence[float | None]) -> dict[str, float] | None:
-    """Return median, 95 % and 99 % quantile of the values that there are, None without any."""
+    """Return median, 95 % and 99 % quantile of the values that are not None, None without any."""
     there = [value for value in values if value is not None]
     if not there:
         return None
@@ -287,7 +288,7 @@ def quantiles(values: Sequence[float | None]) -> dict[str, float] | None:
     return {name: round(float(value), 5) for name, value in zip(("p50", "p95", "p99"), found, strict=True)}
 
 
-def told(report: Mapping[str, Any]) -> str:
+def format_report(report: Mapping[str, Any]) -> str:
     """Return a report in a few lines."""
     reasons = ", ".join(f"{name} {count}" for name, count in sorted(report["reasons"].items()))
     lines = [
@@ -307,15 +308,15 @@ QUESTIONS = 8
 
 TICK_S = 0.05
 WATCHED_ROBOTS = 256
-"""Of more robots a damaged connection is found by its silence alone, which saves two sockets each."""
+"""With more robots a damaged connection is detected by its silence alone, which saves two sockets each."""
 
 HANDSHAKE_S = 60.0
-"""Patience for so many handshakes at once."""
+"""Time-out of many handshakes at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class DraftIdentity:
-    """What the robots' tokens mean: the handshake of their draft, and its tokenizer."""
+    """The robots' draft model as the cloud sees it: its Hello, and its tokenizer."""
 
     hello: Hello
     codec: TextCodec
@@ -324,11 +325,11 @@ class DraftIdentity:
 def load(
     config: LoadConfig,
     questions: Sequence[Question],
-    speech: DraftIdentity,
+    identity: DraftIdentity,
     clock: Clock,
     on_turn: Callable[[LoadFleet], None] | None = None,
 ) -> LoadRun:
-    """Ask alone, then all at once. `on_turn` is called after every turn of the loop: faults go there.
+    """Ask with one robot, then with all at once. `on_turn` is called after every turn of the loop.
 
     Raises CloudUnreachable or CloudRefused if the cloud does not serve even one robot, CloudTimeout.
     """
@@ -338,53 +339,58 @@ def load(
         context = zmq.Context()
         stack.callback(context.destroy, 0)
         context.set(zmq.MAX_SOCKETS, 6 * config.robots + 64)  # one, or for a moment two and their watchers
-        alone = replace(config, robots=1, manner=replace(config.manner, strategy="autoregressive"))
-        first = _fleet(alone, context, keys, speech, [replace(q, answer=()) for q in questions])
+        alone = replace(config, robots=1, behaviour=replace(config.behaviour, strategy="autoregressive"))
+        first = _fleet(alone, context, keys, identity, [replace(q, answer=()) for q in questions])
         first.limit = len(questions)
-        _turn(first, clock, alone.manner.deadline_s * len(questions))
-        truth = [asked.tokens for asked in sorted(first.asked, key=lambda asked: asked.question)]
+        _run_robots(first, clock, alone.behaviour.deadline_s * len(questions))
+        reference = [asked.tokens for asked in sorted(first.asked, key=lambda asked: asked.question)]
         for asked in first.asked:
             if asked.outcome != "right":
                 raise CloudTimeout(f"one robot alone was not answered: {asked.outcome} {asked.why}")
-        known = [replace(q, answer=answer) for q, answer in zip(questions, truth, strict=True)]
-        fleet = _fleet(config, context, keys, speech, known)
+        known = [replace(q, answer=answer) for q, answer in zip(questions, reference, strict=True)]
+        fleet = _fleet(config, context, keys, identity, known)
         _shake_hands(fleet, clock)
         fleet.limit = config.questions
         began_s = clock.now()
-        _turn(fleet, clock, config.seconds, on_turn)
-        return LoadRun(fleet.asked, clock.now() - began_s, dict(fleet.traffic), truth)
+        _run_robots(fleet, clock, config.seconds, on_turn)
+        return LoadRun(fleet.asked, clock.now() - began_s, dict(fleet.traffic), reference)
 
 
-def shipped_speech(draft: str = "", max_tokens: int = 64) -> tuple[DraftIdentity, list[Question]]:
-    """Return what robots with this draft, by default the shipped one, say, and the recorded questions."""
-    from vlm_spec_decode.edge.factory import hello_of, load_draft
+def shipped_identity(draft: str = "", max_tokens: int = 64) -> tuple[DraftIdentity, list[Question]]:
+    """Return the identity of this draft, by default the shipped one, and the recorded questions."""
+    from vlm_spec_decode.edge.factory import load_draft, make_hello
     from vlm_spec_decode.edge.settings import EdgeSettings
 
     settings = EdgeSettings(draft=draft, max_tokens=max_tokens)
     model = load_draft(settings)
     params = SamplingParams(max_tokens=max_tokens, stop_ids=model.codec.stop_ids)
     questions = [Question(observation, params) for observation in recorded_prompts(QUESTIONS)]
-    return DraftIdentity(hello_of(model.card, language()), model.codec), questions
+    return DraftIdentity(make_hello(model.card, language()), model.codec), questions
 
 
 def _fleet(
     config: LoadConfig,
     context: zmq.Context[Any],
     keys: EdgeKeys | None,
-    speech: DraftIdentity,
+    identity: DraftIdentity,
     questions: Sequence[Question],
 ) -> LoadFleet:
     handshake_s = HANDSHAKE_S if config.robots > 1 else config.give_up_s
-    greet_s = 2.0 if config.robots <= WATCHED_ROBOTS else handshake_s  # so many greet slowly on any line
+    welcome_timeout_s = (
+        2.0 if config.robots <= WATCHED_ROBOTS else handshake_s
+    )  # so many greet slowly on any line
     timing = ProtocolTiming(
-        give_up_s=config.give_up_s, handshake_s=handshake_s, busy_s=config.manner.busy_s, greet_s=greet_s
+        give_up_s=config.give_up_s,
+        handshake_s=handshake_s,
+        busy_s=config.behaviour.busy_s,
+        welcome_timeout_s=welcome_timeout_s,
     )
     robots = []
     for number in range(config.robots):
         rng = np.random.default_rng((config.seed, number))
-        protocol = ClientProtocol(speech.hello, timing)
+        protocol = ClientProtocol(identity.hello, timing)
         connection = Connection(context, config.cloud, keys, watched=config.robots <= WATCHED_ROBOTS)
-        robots.append(LoadRobot(connection, protocol, config.manner, speech.codec, rng))
+        robots.append(LoadRobot(connection, protocol, config.behaviour, identity.codec, rng))
     return LoadFleet(robots, questions)
 
 
@@ -394,14 +400,14 @@ def _shake_hands(fleet: LoadFleet, clock: Clock) -> None:
     until_s = clock.now() + HANDSHAKE_S
     while any(robot.protocol.welcome is None for robot in fleet.robots):
         for robot in fleet.robots:
-            robot.step(clock.now())
+            robot.update(clock.now())
         if clock.now() > until_s:
             missing = sum(robot.protocol.welcome is None for robot in fleet.robots)
             raise CloudTimeout(f"{missing} of {len(fleet.robots)} robots were not welcomed")
         clock.sleep(0.005)
 
 
-def _turn(
+def _run_robots(
     fleet: LoadFleet, clock: Clock, seconds: float, on_turn: Callable[[LoadFleet], None] | None = None
 ) -> None:
     """Let the fleet ask until time or questions are used up, then wait for what is under way."""
@@ -411,20 +417,20 @@ def _turn(
     until_s, tick_s = clock.now() + seconds, clock.now()
     while True:
         now_s = clock.now()
-        is_over = now_s > until_s or (fleet.limit is not None and fleet.handed >= fleet.limit)
+        is_over = now_s > until_s or (fleet.limit is not None and fleet.assigned >= fleet.limit)
         if is_over and fleet.is_idle:
             return
         if not is_over:
-            fleet.hand_out(now_s)
+            fleet.assign_questions(now_s)
         # Whatever has stepped a robot, here or in `on_turn`: a connection made anew has other sockets.
         if any(robot.connection.has_changed for robot in fleet.robots):
             poller, by_socket = _poller(fleet)
         for socket, _ in poller.poll(round(1000 * TICK_S)):
-            by_socket[socket].step(clock.now())
+            by_socket[socket].update(clock.now())
         if clock.now() - tick_s >= TICK_S:
             tick_s = clock.now()
             for robot in fleet.robots:
-                robot.step(tick_s)
+                robot.update(tick_s)
         if on_turn:
             on_turn(fleet)
 
@@ -441,9 +447,11 @@ def _poller(fleet: LoadFleet) -> tuple[zmq.Poller, dict[zmq.Socket[bytes], LoadR
 
 def _allow_sockets(robots: int) -> None:
     """Raise this process's limit of open files as far as it may. Raises ConfigError if that is too few."""
-    wanted = 4 * robots + 256
+    needed_files = 4 * robots + 256
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        if hard != resource.RLIM_INFINITY and hard < wanted:
-            raise ConfigError(f"{robots} robots need {wanted} open files; the limit is {hard} (ulimit -n)")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if soft < needed_files:
+        if hard != resource.RLIM_INFINITY and hard < needed_files:
+            raise ConfigError(
+                f"{robots} robots need {needed_files} open files; the limit is {hard} (ulimit -n)"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed_files, hard))

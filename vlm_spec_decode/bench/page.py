@@ -34,22 +34,22 @@ COLUMNS = {
 
 def write_page(document: dict[str, Any], history: list[dict[str, Any]], path: Path) -> None:
     """Write the page of one run, with the means of the runs before it."""
-    places = _places(document)
+    groups = _groups(document)
     parts = [_intro(document), _pairs(document), _history(history)]
-    for (pair, profile, clock), cells in places.items():
+    for (pair, profile, clock), cells in groups.items():
         parts.append(f"<h2>{html.escape(f'{pair}, {profile}, {clock} time')}</h2>")
         parts += [_plot_by_link(cells, name) for name in ("speed_up", "passes", "up_bytes")]
-        parts += [_plot_shares(cells), _plot_timelines(cells), _reasons(cells), _table(cells)]
+        parts += [_plot_rates(cells), _plot_timelines(cells), _reasons(cells), _table(cells)]
     body = "\n".join(parts)
     head = f"<meta charset='utf-8'><title>vsd bench</title><style>{STYLE}</style>"
     path.write_text(f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n", encoding="utf-8")
 
 
-def _places(document: dict[str, Any]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+def _groups(document: dict[str, Any]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for cell in document["cells"]:
-        place = cell["cell"]
-        found.setdefault((place["pair"], place["profile"], place["clock"]), []).append(cell)
+        fields = cell["cell"]
+        found.setdefault((fields["pair"], fields["profile"], fields["clock"]), []).append(cell)
     return found
 
 
@@ -61,10 +61,12 @@ def _intro(document: dict[str, Any]) -> str:
 
 def _pairs(document: dict[str, Any]) -> str:
     rows = [["pair", "acceptance", "target's choice at the draft's rank 1, 2, …", "exits right", "tokens"]]
-    for name, worth in document["pairs"].items():
-        exits = ", ".join(f"{layer}: {share:.2f}" for layer, share in worth["exits"].items())
-        ranks = " ".join(map(str, worth["ranks"]))
-        rows.append([name, f"{worth['acceptance']:.3f}", ranks, exits, f"{worth['mean_tokens']:.1f}"])
+    for name, statistics in document["pairs"].items():
+        exits = ", ".join(f"{layer}: {share:.2f}" for layer, share in statistics["exits"].items())
+        ranks = " ".join(map(str, statistics["ranks"]))
+        rows.append(
+            [name, f"{statistics['acceptance']:.3f}", ranks, exits, f"{statistics['mean_tokens']:.1f}"]
+        )
     return "<h2>Pairs</h2>" + _html_table(rows)
 
 
@@ -80,8 +82,8 @@ def _history(history: list[dict[str, Any]]) -> str:
 def _table(cells: list[dict[str, Any]]) -> str:
     rows = [["link, strategy", *COLUMNS.values()]]
     for cell in cells:
-        place = cell["cell"]
-        name = f"{place['link']}, {place['strategy']}"
+        fields = cell["cell"]
+        name = f"{fields['link']}, {fields['strategy']}"
         rows.append([name, *(_short(cell["summary"][column]) for column in COLUMNS)])
     return _html_table(rows)
 
@@ -124,15 +126,15 @@ def _plot_by_link(cells: list[dict[str, Any]], column: str) -> str:
     return _svg(draw, 10, 4.5)
 
 
-def _plot_shares(cells: list[dict[str, Any]]) -> str:
+def _plot_rates(cells: list[dict[str, Any]]) -> str:
     """Plot acceptance and hits, each strategy's over all links."""
     names = list(dict.fromkeys(c["cell"]["strategy"] for c in cells))
 
     def draw(axes: Any) -> None:
         for offset, column in enumerate(("accepted", "hit_rate")):
             mine = [[c["summary"][column] for c in cells if c["cell"]["strategy"] == n] for n in names]
-            places = [i + 0.4 * offset for i in range(len(names))]
-            axes.bar(places, [sum(m) / len(m) for m in mine], 0.38, label=COLUMNS[column])
+            positions = [i + 0.4 * offset for i in range(len(names))]
+            axes.bar(positions, [sum(m) / len(m) for m in mine], 0.38, label=COLUMNS[column])
         axes.set_xticks([i + 0.2 for i in range(len(names))], names)
         axes.set_ylim(0, 1)
         axes.legend(fontsize=8)
@@ -163,10 +165,10 @@ def _plot_timelines(cells: list[dict[str, Any]]) -> str:
     def draw(axes: Any) -> None:
         for row, cell in enumerate(mine):
             for what, start_s, end_s, _ in cell["timeline"]:
-                place = row - 0.4 if what in {"draft", "send"} else row
+                y = row - 0.4 if what in {"draft", "send"} else row
                 width = max(end_s - start_s, 0.004)
                 axes.broken_barh(
-                    [(start_s, width)], (place, 0.36), color=COLOURS[what], edgecolor="w", linewidth=0.3
+                    [(start_s, width)], (y, 0.36), color=COLOURS[what], edgecolor="w", linewidth=0.3
                 )
         axes.set_yticks(range(len(mine)), [c["cell"]["strategy"] for c in mine])
         axes.invert_yaxis()

@@ -8,9 +8,9 @@ acceptance A; for simulations), or `DRAFT+TARGET` of any two checkpoints.
 Questions are frames from held-out rooms, so that no renderer is needed. An observation's `frame_id` names
 its question; models of a pair are opened by it.
 
-`worth_of` says what a pair is worth without any strategy: acceptance, ranks and early exits. A rank is the
-position of the target's choice in the draft's ranking; for each exit it is counted how often it is already
-right. Measured on the target's own answers; tokens that the grammar forces are not counted.
+`measure_pair` measures a pair without any strategy: acceptance, ranks and early exits. A rank is the position
+of the target's choice in the draft's ranking; for each exit it is counted how often it is already right.
+Measured on the target's own answers; tokens that the grammar forces are not counted.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
 
 FOLDER = ASSETS / "prompts"
-SEEN, TOLD = "prompts.json", "told.json"
-"""Questions about a frame, and about a room told in words."""
+FRAME_PROMPTS, DESCRIBED_PROMPTS = "prompts.json", "told.json"
+"""Questions about a frame, and about a room described in words."""
 
 
-def recorded_prompts(count: int, kind: str = SEEN, folder: Path = FOLDER) -> tuple[Observation, ...]:
-    """Return the first `count` questions of a kind. Raises ConfigError if there are not so many."""
+def recorded_prompts(count: int, kind: str = FRAME_PROMPTS, folder: Path = FOLDER) -> tuple[Observation, ...]:
+    """Return the first `count` questions of a kind. Raises ConfigError if there are fewer."""
     try:
         rows = json.loads((folder / kind).read_text(encoding="utf-8"))
     except OSError as error:
@@ -77,7 +77,7 @@ def early_draft(name: str) -> Path:
 
 
 def folders_of(name: str) -> tuple[str, str]:
-    """Return the folders, or hub ids, of a pair's draft and target. Raises ConfigError for what has none."""
+    """Return the folders, or hub ids, of a pair's draft and target. Raises ConfigError for other pairs."""
     draft, plus, target = name.partition("+")
     if plus:
         return draft, target
@@ -90,7 +90,7 @@ def folders_of(name: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchPair:
-    """Draft and target with the questions that are put to them; `about` says what they are."""
+    """Draft and target with the questions for them; `about` describes them."""
 
     name: str
     draft: Model
@@ -117,7 +117,7 @@ class PairLibrary:
         if name.startswith("synthetic:"):
             return self._synthetic(name)
         draft, target = folders_of(name)
-        questions = recorded_prompts(self.answers, TOLD if name == "text" else SEEN)
+        questions = recorded_prompts(self.answers, DESCRIBED_PROMPTS if name == "text" else FRAME_PROMPTS)
         loaded, drafting = self._recorded(draft, questions)
         model, verifying = self._recorded(target, questions)
         assert_same_vocabulary(loaded.card, model.card)
@@ -137,8 +137,8 @@ class PairLibrary:
         key = str(Path(source).resolve()) if Path(source).is_dir() else source
         if key not in self._models:
             model = load_model(source)
-            spoken = constrained(model, model.codec, language(self.with_grammar))
-            self._models[key] = model, RecordedModel(spoken, {o.frame_id: o for o in questions})
+            constrained_model = constrained(model, model.codec, language(self.with_grammar))
+            self._models[key] = model, RecordedModel(constrained_model, {o.frame_id: o for o in questions})
         return self._models[key]
 
     def _synthetic(self, name: str) -> BenchPair:
@@ -169,7 +169,7 @@ RANKS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairStatistics:
-    """`ranks[r]` counts the tokens that stand at rank r of the draft, the last entry those behind."""
+    """`ranks[r]` counts the tokens at rank r of the draft, the last entry all further ranks."""
 
     acceptance: float
     ranks: tuple[int, ...]
@@ -179,7 +179,7 @@ class PairStatistics:
     exits: dict[int, float]
 
 
-def worth_of(pair: BenchPair) -> PairStatistics:
+def measure_pair(pair: BenchPair) -> PairStatistics:
     """Measure a pair on its own questions, greedily."""
     ranks, forced, total = [0] * (RANKS + 1), 0, 0
     agreed: dict[int, list[bool]] = {}
@@ -204,7 +204,7 @@ def worth_of(pair: BenchPair) -> PairStatistics:
 
 
 def _answer(model: Model, question: Observation, params: SamplingParams) -> tuple[Tokens, tuple[int, ...]]:
-    """Return the target's greedy answer and the positions that nothing forces."""
+    """Return the target's greedy answer and the positions whose tokens the grammar does not force."""
     context, tokens, free = model.open(question), Tokens(), list[int]()
     try:
         while not tokens or not params.ends(len(tokens), tokens[-1]):
@@ -232,12 +232,12 @@ def _exit_rows(model: Model, question: Observation, tokens: Tokens) -> dict[int,
     """Return the exits' logits of every position."""
     found: dict[int, Logits] = {}
 
-    def keep(exit_layer: int, logits: Logits) -> None:
+    def record_exit(exit_layer: int, logits: Logits) -> None:
         found[exit_layer] = logits
 
     context = model.open(question)
     try:
-        context.score((), tokens[:-1], tuple(range(len(tokens) - 1)), on_exit=keep)
+        context.score((), tokens[:-1], tuple(range(len(tokens) - 1)), on_exit=record_exit)
     finally:
         context.close()
     return found

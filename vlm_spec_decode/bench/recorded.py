@@ -1,8 +1,8 @@
-"""A model whose every answer is remembered: what any strategy asks twice is computed once.
+"""A model whose logits are stored: rows that several strategies need are computed once.
 
 A row of logits is a function of the question and the path of tokens, so a sweep over strategies, profiles
-and links runs each model once per path that anybody visits. That also takes the last bits' dependence on
-the shape of a pass out of the comparison: all strategies see the very same rows.
+and links runs each model once per path. The last bits of a row depend on the shape of the pass; here all
+strategies get the same rows, so that has no effect on the comparison.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ class Memory:
     exits: dict[Tokens, dict[int, Row]] = field(default_factory=dict)
     runs: dict[Tokens, Tokens] = field(default_factory=dict)
 
-    def learn(self, prefix: Tokens, tokens: Tokens, parents: Tokens, paths: list[Tokens]) -> None:
-        """Run the model on this tree and keep all of it. Exits are kept whether asked for or not."""
+    def compute(self, prefix: Tokens, tokens: Tokens, parents: Tokens, paths: list[Tokens]) -> None:
+        """Run the model on this tree and store all rows, with those of the exits."""
         early: dict[int, Logits] = {}
 
-        def keep(exit_layer: int, logits: Logits) -> None:
+        def record_exit(exit_layer: int, logits: Logits) -> None:
             early[exit_layer] = logits
 
-        logits = self.context.score(prefix, tokens, parents, on_exit=keep if self.exit_layers else None)
+        logits = self.context.score(
+            prefix, tokens, parents, on_exit=record_exit if self.exit_layers else None
+        )
         for index, path in enumerate(paths):
             if path not in self.rows:
                 self.rows[path] = logits[index]
@@ -63,11 +65,11 @@ class RecordedContext(ModelContext):
     def score(
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
-        """Return logits [1 + n, vocab], computed only if a row is new; exits are told either way."""
+        """Return logits [1 + n, vocab], computed only if a row is new; `on_exit` is called either way."""
         paths = paths_of(prefix, tokens, parents)
         memory = self.memory
         if any(path not in memory.rows for path in paths):
-            memory.learn(prefix, tokens, parents, paths)
+            memory.compute(prefix, tokens, parents, paths)
         if on_exit is not None:
             for layer in memory.exit_layers:
                 known = [memory.exits[path].get(layer) for path in paths]
@@ -84,16 +86,16 @@ class RecordedContext(ModelContext):
         return runs[prefix]
 
     def exit_chance(self, exit_layer: int, confidence: float) -> float:
-        """Return what the recorded model knows of its exits."""
+        """Return the calibration of the recorded model."""
         return self.memory.context.exit_chance(exit_layer, confidence)
 
     def close(self) -> None:
-        """Keep everything: the next answer may ask again."""
+        """Do nothing: the stored rows stay for the next answer."""
 
 
 @dataclass(slots=True)
 class RecordedModel(Model):
-    """`Model` that opens each question of `questions` once, by `frame_id`, and remembers it.
+    """`Model` that opens each question of `questions` once, by `frame_id`, and stores its rows.
 
     An observation without its image (so that a link is not charged for it) still finds its question.
     """

@@ -1,8 +1,7 @@
-"""Records one answer from outside: drafting, messages in both directions, and hits.
+"""A tracer that records one answer: drafting, messages in both directions, and hits.
 
-A hit: after a verdict the next chain is sent with tokens that need no draft step any more. That is the
-purpose of a branch cache or a pre-draft; for a strategy whose tree is in the cloud already it has no
-meaning.
+A hit: the next chain after a verdict has tokens that need no further draft step. That is the purpose of a
+branch cache or a pre-draft. For a strategy whose tree is in the cloud already hits have no meaning.
 """
 
 from __future__ import annotations
@@ -30,59 +29,59 @@ class EdgeEvent(NamedTuple):
 
 @dataclass(slots=True)
 class AnswerRecorder(Tracer):
-    """Counts, and lists what happened; over all answers of an engine."""
+    """Counts and lists the events of all answers of an engine."""
 
     clock: Clock
-    moments: list[EdgeEvent] = field(default_factory=list)
+    events: list[EdgeEvent] = field(default_factory=list)
     lookups: int = 0
     hits: int = 0
     draft_s: float = 0.0
-    _is_fresh: bool = False
+    _awaits_chain: bool = False
     _began_s: float = 0.0
     _drafted: set[int] = field(default_factory=set)
     _position: dict[int, int] = field(default_factory=dict)
 
-    def sent(self, hint: Hint) -> None:
-        """Look whether some of the first chain after a verdict was there already."""
-        if not isinstance(hint, DraftMessage):
+    def sent(self, message: Hint) -> None:
+        """Record a draft; count a hit if the first chain after a verdict was partly drafted before."""
+        if not isinstance(message, DraftMessage):
             return
-        self._mark("send", self.clock.now(), len(hint.tokens))
-        for number, parent in enumerate(hint.parents, hint.first_node):
-            self._position[number] = self._position.get(parent, hint.base - 1) + 1
-        if self._is_fresh and hint.tokens:
-            numbers = range(hint.first_node, hint.first_node + len(hint.tokens))
+        self._add_event("send", self.clock.now(), len(message.tokens))
+        for number, parent in enumerate(message.parents, message.first_node):
+            self._position[number] = self._position.get(parent, message.base - 1) + 1
+        if self._awaits_chain and message.tokens:
+            numbers = range(message.first_node, message.first_node + len(message.tokens))
             self.lookups += 1
             self.hits += any(self._position[number] not in self._drafted for number in numbers)
-            self._is_fresh = False
+            self._awaits_chain = False
 
     def received(self, event: Event) -> None:
-        """Note an early verdict or a commit."""
+        """Record an early-exit verdict or a commit."""
         if not isinstance(event, Commit):
-            self._mark("early", self.clock.now(), 1)
+            self._add_event("early", self.clock.now(), 1)
             return
-        self._mark("commit", self.clock.now() - event.compute_s, len(event.tokens))
-        self._is_fresh = not event.finished
+        self._add_event("commit", self.clock.now() - event.compute_s, len(event.tokens))
+        self._awaits_chain = not event.finished
         self._drafted.clear()
 
     def drafting(self) -> None:
-        """Note when a draft step begins."""
+        """Record when a draft step begins."""
         self._began_s = self.clock.now()
 
     def drafted(self, start: int, parents: Tokens) -> None:
-        """Note a draft step and its positions; a step that takes no time is no step."""
+        """Record a draft step and its positions; a step of no duration is ignored."""
         seconds = self.clock.now() - self._began_s
         if seconds:
             self._drafted.update(range(start, start + 1 + _height(parents)))
             self.draft_s += seconds
-            self._mark("draft", self._began_s, 1 + len(parents))
+            self._add_event("draft", self._began_s, 1 + len(parents))
 
     def forced(self, start: int, length: int) -> None:
-        """Note at which positions tokens were forced since the last verdict."""
+        """Record the positions of forced tokens since the last verdict."""
         self._drafted.update(range(start, start + length))
 
-    def _mark(self, what: str, start_s: float, size: int) -> None:
-        """Add a moment that ends now."""
-        self.moments.append(EdgeEvent(what, start_s, self.clock.now(), size))
+    def _add_event(self, what: str, start_s: float, size: int) -> None:
+        """Add an event that ends now."""
+        self.events.append(EdgeEvent(what, start_s, self.clock.now(), size))
 
 
 def _height(parents: Tokens) -> int:

@@ -34,7 +34,7 @@ class RunSetup:
     link: LinkProfile
     draft_length: int = 4
     objective: str = "latency"
-    has_helper: bool = False
+    has_colocated_draft: bool = False
     seed: int = 0
     is_repeat: bool = False
 
@@ -58,12 +58,12 @@ class Outcome:
     up_bytes: int
     down_bytes: int
     image_bytes: int
-    moments: tuple[EdgeEvent, ...] = field(default=(), repr=False)
+    events: tuple[EdgeEvent, ...] = field(default=(), repr=False)
     why: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(cls, result: GenerationResult, usage: LinkUsage, *, draft_s: float, gpu_s: float) -> Outcome:
-        """Return the figures that every answer has; what only a recording in virtual time tells is 0."""
+        """Return the figures that every answer has; those that only a recorder in virtual time has are 0."""
         return cls(
             tokens=result.tokens,
             total_s=result.total_s,
@@ -105,9 +105,9 @@ def decode(
 ) -> Outcome:
     """Decode one answer and return its figures. Without a codec there are no actions to time."""
     clock = VirtualClock()
-    tally = AnswerRecorder(clock)
-    helper = draft if setup.has_helper else None
-    verifier = VirtualVerifier(target, setup.hardware, setup.link, clock, helper, setup.seed)
+    recorder = AnswerRecorder(clock)
+    colocated_draft = draft if setup.has_colocated_draft else None
+    verifier = VirtualVerifier(target, setup.hardware, setup.link, clock, colocated_draft, setup.seed)
     edge = VirtualModel(draft, setup.hardware, clock)
     config = EngineConfig(
         strategy=setup.strategy,
@@ -117,19 +117,19 @@ def decode(
         objective=setup.objective,
         uplink_bps=min(1e9, setup.link.up_mbps * 1e6),
     )
-    engine = Engine(edge, codec or SilentCodec(), verifier, clock, config, tally)
+    engine = Engine(edge, codec or SilentCodec(), verifier, clock, config, recorder)
     started_s = gpu_s = 0.0
     if setup.is_repeat:
         _answer(engine, observation)
         started_s, gpu_s = clock.now(), verifier.gpu_s
-        tally.moments.clear()
-        tally.lookups = tally.hits = 0
-        tally.draft_s = 0.0
+        recorder.events.clear()
+        recorder.lookups = recorder.hits = 0
+        recorder.draft_s = 0.0
     result = _answer(engine, observation)
-    moments = (m._replace(start_s=m.start_s - started_s, end_s=m.end_s - started_s) for m in tally.moments)
-    found = Outcome.of(result, verifier.usage, draft_s=tally.draft_s, gpu_s=verifier.gpu_s - gpu_s)
+    events = (m._replace(start_s=m.start_s - started_s, end_s=m.end_s - started_s) for m in recorder.events)
+    found = Outcome.of(result, verifier.usage, draft_s=recorder.draft_s, gpu_s=verifier.gpu_s - gpu_s)
     why = tuple(r.why for r in result.rounds)
-    return replace(found, lookups=tally.lookups, hits=tally.hits, moments=tuple(moments), why=why)
+    return replace(found, lookups=recorder.lookups, hits=recorder.hits, events=tuple(events), why=why)
 
 
 def _answer(engine: Engine, observation: Observation) -> GenerationResult:

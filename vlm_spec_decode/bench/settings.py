@@ -47,8 +47,8 @@ class BenchConfig:
 class RobotBehaviour:
     """How synthetic robots behave.
 
-    A question that a cloud has no room for is refused at once and asked again later, unless the robot comes
-    again with it for `busy_s`.
+    A question for which a cloud has no room is refused at once and asked again later, unless the robot
+    retries it for `busy_s`.
     """
 
     strategy: str = setting("speculative", "How edge and cloud decode.", one_of=STRATEGIES)
@@ -73,7 +73,7 @@ class LoadConfig:
     seconds: float = setting(10.0, "Length of the run in seconds.", 0, MAX_SECONDS)
     keys: Path | None = setting(None, "Folder made by `vsd keys`.")
     questions: int | None = setting(None, "End after so many in all.", 1, MAX_QUESTIONS)
-    manner: RobotBehaviour = field(default_factory=RobotBehaviour)
+    behaviour: RobotBehaviour = field(default_factory=RobotBehaviour)
     seed: int = setting(0, "Seed of questions and drafts.")
     give_up_s: float = 10.0
 
@@ -82,6 +82,6 @@ class LoadConfig:
         if not addresses.is_loopback(self.cloud):
             raise ConfigError(f"{self.cloud}: load is made on loopback addresses only")
         check_ranges(self)
-        check_ranges(self.manner)
+        check_ranges(self.behaviour)
         if not self.seconds:
             raise ConfigError("0 seconds: more are needed")

@@ -1,4 +1,4 @@
-"""A whole comparison: strategies x profiles x links x pairs, gone on with where it stopped.
+"""A whole comparison: strategies x profiles x links x pairs, resumed where it stopped.
 
 Files of the folder `out`: `cells.jsonl` (each finished cell, at once), `bench.json` (all of this run,
 schema `vsd-bench/1`), `history.jsonl` (a line for each run), `index.html` (tables and plots).
@@ -31,7 +31,7 @@ from vlm_spec_decode.bench.cells import (
     summary,
 )
 from vlm_spec_decode.bench.page import write_page
-from vlm_spec_decode.bench.pairs import PairLibrary, worth_of
+from vlm_spec_decode.bench.pairs import PairLibrary, measure_pair
 from vlm_spec_decode.bench.settings import BenchConfig, all_strategies
 from vlm_spec_decode.bench.wall_clock import wall_answers
 from vlm_spec_decode.core.profiles import load_hardware, load_link
@@ -101,24 +101,24 @@ class Results:
         """Return a cell's medians, its baseline decoded first."""
         return summary(self.row(cell, answers), self.row(cell.baseline, answers))
 
-    def worth(self, pair: str) -> dict[str, Any]:
+    def pair_statistics(self, pair: str) -> dict[str, Any]:
         """Return what a pair is worth by itself."""
         found = self.library.pair(pair)
-        return asdict(worth_of(found)) | {"about": found.about}
+        return asdict(measure_pair(found)) | {"about": found.about}
 
 
-def run_sweep(config: BenchConfig, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def run_sweep(config: BenchConfig, print_line: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Run all cells that are not done yet and write the results; return them."""
     cells = cells_of(config)
     results = Results(config.out, config.answers)
     for name in config.pairs:
         results.library.pair(name)
     rows = [results.row(cell) for cell in tqdm(cells, desc="cells", mininterval=2, disable=None)]
-    worths = {name: results.worth(name) for name in config.pairs}
-    document = document_of(rows, worths, {k: v for k, v in asdict(config).items() if k != "out"})
+    statistics_by_pair = {name: results.pair_statistics(name) for name in config.pairs}
+    document = document_of(rows, statistics_by_pair, {k: v for k, v in asdict(config).items() if k != "out"})
     document = dict(json.loads(json.dumps(document, allow_nan=False)))
     _write(document, config.out)
-    say(f"{len(rows)} cells in {config.out / 'bench.json'}, page in {config.out / 'index.html'}")
+    print_line(f"{len(rows)} cells in {config.out / 'bench.json'}, page in {config.out / 'index.html'}")
     return document
 
 
@@ -147,7 +147,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 def origin() -> dict[str, str]:
     """Return when, from which commit and on what machine something was measured."""
-    said = subprocess.run(
+    described = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--exclude=*"],
         cwd=Path(__file__).parent,
         capture_output=True,
@@ -160,7 +160,7 @@ def origin() -> dict[str, str]:
     date = time.strftime("%Y-%m-%d")
     return {
         "date": date,
-        "commit": said.stdout.strip() or "no git",
+        "commit": described.stdout.strip() or "no git",
         "machine": machine,
         "version": __version__,
     }

@@ -33,48 +33,48 @@ class PairSpec:
     seed: int = 0
 
     @property
-    def law(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def rank_probabilities(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Probability of each rank, best first [ranks]."""
         tail = self.spread ** np.arange(self.ranks - 1)
         return np.concatenate([[self.acceptance], (1 - self.acceptance) * tail / tail.sum()])
 
 
 @dataclass(slots=True)
-class _Place:
+class _Node:
     ranking: np.ndarray[tuple[int], np.dtype[np.int64]]
     choice: int
     exit_choices: tuple[int, ...]
 
 
 @dataclass(slots=True)
-class _World:
+class _PairTable:
     """What both models of a pair know: at each prefix the draft's ranking and the target's choice."""
 
     spec: PairSpec
-    places: dict[Tokens, _Place] = field(default_factory=dict)
-    law: np.ndarray[tuple[int], np.dtype[np.float64]] = field(init=False)
+    nodes: dict[Tokens, _Node] = field(default_factory=dict)
+    rank_probabilities: np.ndarray[tuple[int], np.dtype[np.float64]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.law = self.spec.law
+        self.rank_probabilities = self.spec.rank_probabilities
 
-    def at(self, prefix: Tokens) -> _Place:
-        if prefix not in self.places:
+    def at(self, prefix: Tokens) -> _Node:
+        if prefix not in self.nodes:
             spec = self.spec
             rng = np.random.default_rng([spec.seed, *prefix, 7])
             ranking = rng.permutation(spec.vocab_size)[: spec.ranks].astype(np.int64)
-            choice = int(ranking[rng.choice(spec.ranks, p=self.law)])
+            choice = int(ranking[rng.choice(spec.ranks, p=self.rank_probabilities)])
             right = rng.random(len(spec.exits))
             guesses = (
-                choice if r < accuracy else int(ranking[rng.choice(spec.ranks, p=self.law)])
+                choice if r < accuracy else int(ranking[rng.choice(spec.ranks, p=self.rank_probabilities)])
                 for r, (_, accuracy) in zip(right, spec.exits, strict=True)
             )
-            self.places[prefix] = _Place(ranking, choice, tuple(guesses))
-        return self.places[prefix]
+            self.nodes[prefix] = _Node(ranking, choice, tuple(guesses))
+        return self.nodes[prefix]
 
 
 @dataclass(slots=True)
 class _Context(ModelContext):
-    world: _World
+    table: _PairTable
     is_target: bool
 
     def prefill(self) -> None:
@@ -83,18 +83,18 @@ class _Context(ModelContext):
     def score(
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
-        """Return logits [1 + n, vocab] and tell the exits."""
-        places = [self.world.at(path) for path in paths_of(prefix, tokens, parents)]
-        spec = self.world.spec
+        """Return logits [1 + n, vocab]; call `on_exit` for each exit."""
+        nodes = [self.table.at(path) for path in paths_of(prefix, tokens, parents)]
+        spec = self.table.spec
         if on_exit and self.is_target:
             for index, (depth, accuracy) in enumerate(spec.exits):
-                on_exit(depth, self._peaked([p.exit_choices[index] for p in places], accuracy))
+                on_exit(depth, self._peaked([p.exit_choices[index] for p in nodes], accuracy))
         if self.is_target:
-            return self._peaked([p.choice for p in places], 0.999)
-        logits = np.full((len(places), spec.vocab_size), -30.0, dtype=np.float32)
-        log_law = np.log(self.world.law)
-        for row, place in zip(logits, places, strict=True):
-            row[place.ranking] = log_law
+            return self._peaked([p.choice for p in nodes], 0.999)
+        logits = np.full((len(nodes), spec.vocab_size), -30.0, dtype=np.float32)
+        log_law = np.log(self.table.rank_probabilities)
+        for row, node in zip(logits, nodes, strict=True):
+            row[node.ranking] = log_law
         return logits
 
     def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
@@ -105,7 +105,7 @@ class _Context(ModelContext):
         """Do nothing."""
 
     def _peaked(self, choices: list[int], confidence: float) -> Logits:
-        size = self.world.spec.vocab_size
+        size = self.table.spec.vocab_size
         logits = np.full((len(choices), size), np.log((1 - confidence) / (size - 1)), dtype=np.float32)
         logits[np.arange(len(choices)), choices] = np.log(confidence)
         return logits
@@ -115,25 +115,25 @@ class _Context(ModelContext):
 class SyntheticModel(Model):
     """One half of a pair."""
 
-    world: _World
+    table: _PairTable
     is_target: bool
 
     @property
     def card(self) -> ModelCard:
         """Identity."""
-        spec = self.world.spec
+        spec = self.table.spec
         name = "target" if self.is_target else "draft"
         exits = tuple(depth for depth, _ in spec.exits)
         return ModelCard(f"synthetic {name}", "1", "synthetic", "none", spec.vocab_size, LAYERS, exits)
 
     def open(self, observation: Observation) -> _Context:  # noqa: ARG002
         """Start one answer."""
-        return _Context(self.world, self.is_target)
+        return _Context(self.table, self.is_target)
 
 
 def pair(spec: PairSpec) -> tuple[SyntheticModel, SyntheticModel]:
     """Return (draft, target)."""
-    make = partial(SyntheticModel, _World(spec))
+    make = partial(SyntheticModel, _PairTable(spec))
     return make(is_target=False), make(is_target=True)
 
 
@@ -143,21 +143,21 @@ class SyntheticFamily(Model):
 
     spec: PairSpec
     is_target: bool
-    worlds: dict[str, _World]
+    worlds: dict[str, _PairTable]
 
     @classmethod
     def pair(cls, spec: PairSpec) -> tuple[SyntheticFamily, SyntheticFamily]:
         """Return (draft, target)."""
-        worlds: dict[str, _World] = {}
+        worlds: dict[str, _PairTable] = {}
         return cls(spec, False, worlds), cls(spec, True, worlds)
 
     @property
     def card(self) -> ModelCard:
         """Identity."""
-        return SyntheticModel(_World(self.spec), self.is_target).card
+        return SyntheticModel(_PairTable(self.spec), self.is_target).card
 
     def open(self, observation: Observation) -> _Context:
         """Start one answer of the pair that the observation names."""
         name = observation.frame_id
-        world = self.worlds.setdefault(name, _World(replace(self.spec, seed=int(name))))
-        return _Context(world, self.is_target)
+        table = self.worlds.setdefault(name, _PairTable(replace(self.spec, seed=int(name))))
+        return _Context(table, self.is_target)

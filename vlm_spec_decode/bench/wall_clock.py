@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 def wall_answers(cell: Cell, pair: BenchPair) -> list[Outcome]:
     """Decode all questions of a pair of checkpoints over sockets. Raises ConfigError for other pairs."""
     draft, target = folders_of(pair.name)
-    has_helper = cell.strategy.endswith("+") or strategy(cell.name).needs_helper
+    has_colocated_draft = cell.strategy.endswith("+") or strategy(cell.name).needs_helper
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder, pinned(cores[0]):
         key_folder = Path(folder)
         keys.generate(key_folder)
-        with cloud(target, draft if has_helper else "", key_folder, cores[-1]) as address:
+        with cloud(target, draft if has_colocated_draft else "", key_folder, cores[-1]) as address:
             settings = EdgeSettings(
                 cloud=address,
                 keys=key_folder,
@@ -55,7 +55,7 @@ def wall_answers(cell: Cell, pair: BenchPair) -> list[Outcome]:
 
 @contextmanager
 def cloud(target: str, draft: str, key_folder: Path, core: int) -> Iterator[str]:
-    """Run `vsd cloud` on one core and give its address; it ends with the block."""
+    """Run `vsd cloud` on one core and yield its address; it ends with the block."""
     command = [sys.executable, "-m", "vlm_spec_decode.cli", "cloud", "--bind", "tcp://127.0.0.1:*"]
     command += [
         "--model",
@@ -67,16 +67,18 @@ def cloud(target: str, draft: str, key_folder: Path, core: int) -> Iterator[str]
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (
-        tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=environment) as process,
+        tempfile.TemporaryFile("w+") as stderr_file,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr_file, text=True, env=environment
+        ) as process,
     ):
         try:
             os.sched_setaffinity(process.pid, {core})
             assert process.stdout is not None
             line = process.stdout.readline()
             if not line:
-                said.seek(0)
-                raise CloudUnreachable(f"the cloud did not start: {said.read()[-300:]}")
+                stderr_file.seek(0)
+                raise CloudUnreachable(f"the cloud did not start: {stderr_file.read()[-300:]}")
             yield json.loads(line)["address"]
         finally:
             process.terminate()
@@ -84,7 +86,7 @@ def cloud(target: str, draft: str, key_folder: Path, core: int) -> Iterator[str]
 
 @contextmanager
 def pinned(core: int) -> Iterator[None]:
-    """Hold this process to one core for the block, and its threads."""
+    """Bind this process and its threads to one core for the block."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -107,6 +109,6 @@ def _ask(settings: EdgeSettings, pair: BenchPair) -> list[Outcome]:
 
 
 def _outcome(result: GenerationResult) -> Outcome:
-    """Return a result as virtual time has it; what only a virtual clock can tell is 0."""
+    """Return a result as an outcome; figures that only virtual time has are 0."""
     draft_s, gpu_s = sum(r.draft_s for r in result.rounds), sum(r.verify_s for r in result.rounds)
     return Outcome.of(result, result.usage, draft_s=draft_s, gpu_s=gpu_s)

@@ -39,11 +39,11 @@ class Reading:
         """Return all samples of a name by the value of one label."""
         return {dict(labels)[label]: v for (n, labels), v in self.samples.items() if n == name and v}
 
-    def quantile(self, name: str, share: float) -> float | None:
+    def quantile(self, name: str, fraction: float) -> float | None:
         """Return a quantile of a histogram by its buckets' upper bounds, None while it is empty."""
         bounds = {float(at): n for at, n in self.by_label(f"{name}_bucket", "le").items()}
         total = bounds.get(math.inf, 0.0)
-        reached = [bound for bound, count in sorted(bounds.items()) if total and count >= share * total]
+        reached = [bound for bound, count in sorted(bounds.items()) if total and count >= fraction * total]
         return reached[0] if reached else None
 
 
@@ -52,7 +52,7 @@ def read(url: str, clock: Clock) -> Reading:
     if not url.startswith("http://"):
         raise ConfigError(f"{url!r}: http://127.0.0.1:PORT is expected (`vsd cloud --http`)")
     try:
-        # A proxy that the environment names is for the world outside; the cloud's page is on this machine.
+        # No proxy of the environment: the cloud's page is on this machine.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"{url.rstrip('/')}/metrics", timeout=PATIENCE_S) as reply:
             text = reply.read().decode("utf-8")
@@ -64,7 +64,7 @@ def read(url: str, clock: Clock) -> Reading:
 
 
 def document(now: Reading, before: Reading | None = None) -> dict[str, Any]:
-    """Return what matters of a reading; rates need one from before."""
+    """Return the figures of a reading; rates need an earlier reading."""
     passes = now.value("vsd_passes_total")
     build = next((dict(labels) for (name, labels) in now.samples if name == "vsd_build"), {})
     return {
@@ -105,7 +105,7 @@ def show(url: str, clock: Clock, seconds: float | None, *, quiet: bool, once: bo
                 try:
                     before, now = now, read(url, clock)
                 except CloudUnreachable as error:
-                    # A cloud that is started again comes back.
+                    # The cloud may be restarted.
                     live.update(Panel(str(error)), refresh=True)
                     continue
                 live.update(view(url, document(now, before)), refresh=True)
@@ -115,35 +115,35 @@ def show(url: str, clock: Clock, seconds: float | None, *, quiet: bool, once: bo
 
 
 def view(url: str, found: Mapping[str, Any]) -> Group:
-    """Return the picture of a document."""
+    """Return the figures as a table for the terminal."""
     table = Table.grid(padding=(0, 2))
     state = "ready" if found["ready"] else "takes no new answers"
     table.add_row("state", state)
     for name in ("model", "robots", "sessions", "waiting", "replicas", "answers", "resumed"):
         if found[name] or name not in {"replicas", "resumed"}:
-            table.add_row(name, _told(found[name]))
+            table.add_row(name, _format_value(found[name]))
     for name in ("answers_per_s", "tokens_per_s", "mean_batch"):
-        table.add_row(name.replace("_per_s", " a second").replace("_", " "), _told(found[name]))
+        table.add_row(name.replace("_per_s", " a second").replace("_", " "), _format_value(found[name]))
     for name in ("first_token", "answer"):
         times = (found[f"{name}_{quantile}_s"] for quantile in ("p50", "p99"))
-        told = ", ".join("none yet" if time is None else f"{1000 * time:.0f} ms" for time in times)
-        table.add_row(f"{name.replace('_', ' ')}, p50 and p99 below", told)
+        times_text = ", ".join("none yet" if time is None else f"{1000 * time:.0f} ms" for time in times)
+        table.add_row(f"{name.replace('_', ' ')}, p50 and p99 below", times_text)
     for name in ("refused", "dropped"):
-        table.add_row(name, _told(found[name]))
+        table.add_row(name, _format_value(found[name]))
     table.add_row(
         "memory", f"{found['memory_bytes'] / 2**20:.0f} MiB, caches {found['kv_bytes'] / 2**20:.0f} MiB"
     )
     return Group(Panel(table, title=f"cloud at {url}", title_align="left"))
 
 
-def _told(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {count}" for name, count in sorted(value.items())) or "none"
     return "none yet" if value is None else str(value)
 
 
 def _rate(now: Reading, before: Reading | None, name: str) -> float | None:
-    """Return what was counted a second, None without a time before or if the cloud has begun anew."""
+    """Return the rate of a counter per second; None without an earlier reading or after a restart."""
     if before is None or now.at_s <= before.at_s or now.value(name) < before.value(name):
         return None
     return round((now.value(name) - before.value(name)) / (now.at_s - before.at_s), 2)

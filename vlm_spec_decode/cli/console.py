@@ -30,14 +30,14 @@ ACK_S = 2.0
 
 LEASE_S = 0.7
 """Silence of `vsd say` after which its mission is cancelled: killed, suspended, its network gone. With the
-node's look (0.05 s) and the robot's way to standstill it is at rest within 1.5 s."""
+node's check (0.05 s) and the robot's braking it is at rest within 1.5 s."""
 
 CANCEL_S = 2.0
 QUIET_S = 5.0
-"""After so long without a line, `vsd say` tells what it waits for."""
+"""After this time without a line, `vsd say` prints what it waits for."""
 
 SILENT_S = 10.0
-"""Silence of the VLM node, which speaks once a second, after which it is taken for gone."""
+"""Silence of the VLM node, which publishes once a second, after which it counts as ended."""
 
 NAMESPACE = click.option(
     "--namespace", default="", help="Namespace of the nodes, such as /go2_a; default: none."
@@ -94,11 +94,11 @@ def say(
     def ask(plan: str) -> bool:
         return yes or click.confirm(f"carry out {plan}?", err=True)
 
-    def tell(piece: str) -> None:
+    def write(piece: str) -> None:
         click.echo(piece, nl=False, err=as_json)
 
     with interrupted_by_signals():
-        progress = follow(request, namespace, timeout_s, tell, ask)
+        progress = follow(request, namespace, timeout_s, write, ask)
     is_left = detach and not progress.has_ended
     document = {"instruction": text, "mission": request.mission,
                 "status": "taken" if is_left else progress.state, "reason": progress.reason,
@@ -117,7 +117,7 @@ def say(
 def stop(is_program: bool | None, release: bool, namespace: str, as_json: bool) -> int:
     """Stop the robot at once and keep it stopped (e-stop), or release it."""
     # Called as a function, by a test say, it must not return twice.
-    code = _in_a_child() if is_program else None
+    code = _in_child_process() if is_program else None
     if code is not None:
         return code
     from vlm_spec_decode.ros.estop_client import e_stop
@@ -126,21 +126,21 @@ def stop(is_program: bool | None, release: bool, namespace: str, as_json: bool) 
         click.echo(json.dumps({"ok": done, "message": message}) if as_json else message)
         sys.stdout.flush()
 
-    def tell(text: str) -> None:
+    def write(text: str) -> None:
         click.echo(f"vsd: {text}", err=True)
 
-    return 0 if e_stop(ros_domain(), namespace, not release, FIND_S, tell, answer) else 1
+    return 0 if e_stop(ros_domain(), namespace, not release, FIND_S, write, answer) else 1
 
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 TRIES = 3
 
 
-def _in_a_child() -> int | None:
-    """Let the rest of the command run in a child, and once more in another if a library crashes there.
+def _in_child_process() -> int | None:
+    """Run the rest of the command in a child process, and in another one if a library crashes there.
 
-    Middleware that ends its process must not keep a stop from the robot. Returns None in the child, and in
-    the parent the child's exit code.
+    Middleware that ends its process must not prevent the stop. Returns None in the child, and the child's
+    exit code in the parent.
     """
     code = 1
     for left in reversed(range(TRIES)):
@@ -148,7 +148,7 @@ def _in_a_child() -> int | None:
         pid = os.fork()
         if pid == 0:
             return None
-        code = _code_of(pid)
+        code = _wait_for(pid)
         if -code not in CRASHES:
             break
         again = "trying again" if left else "giving up: use the remote control"
@@ -156,14 +156,14 @@ def _in_a_child() -> int | None:
     return 128 - code if code < 0 else code
 
 
-def _code_of(pid: int) -> int:
+def _wait_for(pid: int) -> int:
     """Wait for a child and return its exit code; a signal to this process goes to the child as well."""
 
     def forward(number: int, _frame: FrameType | None) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
-    # Ctrl-C reaches the child by itself, which then says so.
+    # Ctrl-C reaches the child by itself, which then reports it.
     old = {signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     for number in (signal.SIGTERM, signal.SIGHUP):
         old[number] = signal.signal(number, forward)
@@ -224,15 +224,15 @@ def interrupted_by_signals() -> Iterator[None]:
     """Let SIGTERM, SIGHUP and SIGQUIT end the block as Ctrl-C does: by click's Abort.
 
     A signal that is ignored, as SIGHUP is under nohup, stays ignored. No KeyboardInterrupt leaves the block:
-    click would print an empty line for it, which fails on a terminal that is gone.
+    click would print an empty line for it, which fails on a closed terminal.
     """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-    wanted = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    old = {number: signal.signal(number, interrupt) for number in wanted}
+    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    old = {number: signal.signal(number, interrupt) for number in handled}
     try:
         yield
     except KeyboardInterrupt:
@@ -243,8 +243,8 @@ def interrupted_by_signals() -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Keep the block from being ended by another signal: it is short, and a robot waits for it."""
+def ignoring_signals() -> Iterator[None]:
+    """Ignore signals during the block: it is short, and a robot waits for it."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     old = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
@@ -258,62 +258,65 @@ def follow(
     request: MissionRequest,
     namespace: str,
     timeout_s: float,
-    tell: Callable[[str], None],
+    write: Callable[[str], None],
     ask: Callable[[str], bool],
 ) -> MissionProgress:
-    """Publish a request and return what became of it; whatever ends this call early cancels the mission.
+    """Publish a request and return its progress at the end; ending this call early cancels the mission.
 
-    A request without a lease is left to itself once it is taken. Raises RobotUnreachable if no node is there,
-    does not acknowledge it or falls silent; KeyboardInterrupt after an interrupt; OSError if `tell` does.
+    A request without a lease is not followed once it is accepted. Raises RobotUnreachable if no node is
+    found, does not acknowledge it or falls silent; KeyboardInterrupt after an interrupt; OSError if `write`
+    does.
     """
     from vlm_spec_decode.mission.progress import MissionProgress
     from vlm_spec_decode.ros.operator import find_node
 
     progress = MissionProgress(request.mission)
-    said = _Said(progress, tell)
-    operator, is_found = find_node(ros_domain(), namespace, said.on_message, FIND_S, said.note)
+    printer = _ProgressPrinter(progress, write)
+    operator, is_found = find_node(ros_domain(), namespace, printer.on_message, FIND_S, printer.note)
     if not is_found:
         where = operator.where
         operator.close()
         raise RobotUnreachable(f"no vlm_node listens {where}")
     is_left = False
     try:
-        _hand_over(operator, request, progress)
+        _submit(operator, request, progress)
         is_left = not request.lease_s
         if is_left:
-            said.note(f"taken as {request.mission}; it goes on by itself, `vsd stop` ends it")
+            printer.note(f"taken as {request.mission}; it goes on by itself, `vsd stop` ends it")
             return progress
         until_s = time.monotonic() + timeout_s
         operator.keep_alive(request.mission, until_s + CANCEL_S)
-        _attend(operator, said, ask, until_s)
+        _follow_mission(operator, printer, ask, until_s)
         if not progress.has_ended:
-            said.note(f"no end within {timeout_s:g} s ({progress.awaited} is what it waits for): cancelling")
+            printer.note(
+                f"no end within {timeout_s:g} s ({progress.awaited} is what it waits for): cancelling"
+            )
         return progress
     finally:
-        with undisturbed():
+        with ignoring_signals():
             operator.rest()
             if not (progress.has_ended or is_left):
-                _call_off(operator, said)
+                _cancel_mission(operator, printer)
             with suppress(Exception):
                 operator.linger(progress.listeners)
             operator.close()
 
 
-class _Said:
-    """The text of a mission for a person; a closed terminal ends the command only once."""
+class _ProgressPrinter:
+    """Prints the progress of a mission; the error of a closed terminal is raised only once."""
 
-    def __init__(self, progress: MissionProgress, tell: Callable[[str], None]) -> None:
+    def __init__(self, progress: MissionProgress, write: Callable[[str], None]) -> None:
         self.progress = progress
-        self._tell = tell
+        self._write = write
         self._is_gone = False
         self.last_s = time.monotonic()
 
     def on_message(self, topic: str, text: str) -> None:
-        """Read one message of a topic and print what it says."""
+        """Handle one message of a topic, and print its text."""
         self._print(self.progress.on_message(topic, text))
 
     def note(self, text: str) -> None:
-        """Print a line of our own."""
+        """Print a line of this command's own."""
         self._print(self.progress.note(text))
 
     def _print(self, text: str) -> None:
@@ -321,14 +324,14 @@ class _Said:
             return
         self.last_s = time.monotonic()
         try:
-            self._tell(text)
+            self._write(text)
         except (OSError, ValueError):
             self._is_gone = True
             raise
 
 
-def _hand_over(operator: Operator, request: MissionRequest, progress: MissionProgress) -> None:
-    """Ask until the node has acknowledged it. Raises RobotUnreachable after `ACK_S`."""
+def _submit(operator: Operator, request: MissionRequest, progress: MissionProgress) -> None:
+    """Publish the request until the node acknowledges it. Raises RobotUnreachable after `ACK_S`."""
     from vlm_spec_decode.ros.operator import RESEND_S
 
     began_s = asked_s = time.monotonic()
@@ -345,32 +348,34 @@ def _hand_over(operator: Operator, request: MissionRequest, progress: MissionPro
         operator.spin(0.01)
 
 
-def _attend(operator: Operator, said: _Said, ask: Callable[[str], bool], until_s: float) -> None:
+def _follow_mission(
+    operator: Operator, printer: _ProgressPrinter, ask: Callable[[str], bool], until_s: float
+) -> None:
     """Follow the mission to its end or to `until_s`."""
-    progress = said.progress
+    progress = printer.progress
     began_s = time.monotonic()
     while not progress.has_ended and (now_s := time.monotonic()) < until_s:
         operator.spin(min(0.05, until_s - now_s))
         if progress.proposed:
             plan, progress.proposed = progress.proposed, ""
             operator.answer(ask(plan), FIND_S)
-            # Nothing was heard while a person thought.
-            operator.heard_s = said.last_s = time.monotonic()
+            # No message was handled while the operator decided.
+            operator.heard_s = printer.last_s = time.monotonic()
         if time.monotonic() - operator.heard_s > SILENT_S:
             raise RobotUnreachable(
                 f"vlm_node {operator.where} has been silent for {SILENT_S:g} s; without it the robot stands"
             )
-        if time.monotonic() - said.last_s > QUIET_S:
-            said.note(f"    … {time.monotonic() - began_s:.0f} s; waiting for {progress.awaited}")
+        if time.monotonic() - printer.last_s > QUIET_S:
+            printer.note(f"    … {time.monotonic() - began_s:.0f} s; waiting for {progress.awaited}")
 
 
-def _call_off(operator: Operator, said: _Said) -> None:
-    """Withdraw the mission and listen until it is over; then let the executor itself drop it."""
-    progress = said.progress
+def _cancel_mission(operator: Operator, printer: _ProgressPrinter) -> None:
+    """Withdraw the mission and wait for its end; if that does not come, cancel it at the executor."""
+    progress = printer.progress
     until_s = time.monotonic() + CANCEL_S
     while not progress.has_ended and time.monotonic() < until_s:
         operator.withdraw(progress.mission)
-        # A terminal that is gone must not keep the mission from being ended.
+        # A closed terminal must not prevent the cancellation.
         with suppress(OSError, ValueError):
             operator.spin(0.1)
     if not progress.has_ended and progress.steps:

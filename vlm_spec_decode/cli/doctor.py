@@ -55,7 +55,7 @@ def doctor(as_json: bool, **where: Any) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at, whether it will do, what there is, and what to do about it.
+    """The result of one check: its name, whether it passed, what was found, and what to do.
 
     `advice` is one thing to do next; with it a finding that will do is a warning.
     """
@@ -105,7 +105,7 @@ except (RobotError, ImageError) as error:
     found["camera"] = str(error)
 print(json.dumps(found), flush=True)
 """
-"""Listens for states and asks for frames; commands nothing."""
+"""Receives states and requests frames; sends no command."""
 
 ASK = """
 import json, sys
@@ -116,7 +116,7 @@ runtime = bring_up(EdgeSettings(cloud=sys.argv[1], keys=Path(sys.argv[2]) if sys
 print(json.dumps({"ok": True}), flush=True)
 runtime.close()
 """
-"""Shakes hands with the cloud, models and grammar compared."""
+"""Does the handshake with the cloud, which compares tokenizer, prompt and grammar."""
 
 RENDER_TIMEOUT_S = 60.0
 SETUP = "`make setup` installs it"
@@ -141,19 +141,19 @@ from vlm_spec_decode.core.environment_checks import ros_domain
 import sensor_msgs.msg, nav_msgs.msg
 OwnNode("vsd_doctor", ros_domain(os.environ)).close()
 """
-"""Makes a node and leaves; in a process of its own, because rcl may end the process."""
+"""Makes a node and ends; in a process of its own, because rcl may end the process."""
 
 ERRORS = "vlm_spec_decode.core.errors."
-"""What a traceback puts before the name of an error of ours."""
+"""Module prefix of our exceptions in a traceback."""
 
 
 def examine(
     interface: str = "", domain: int = 0, address: str = "", keys: Path | None = None
 ) -> tuple[Finding, ...]:
-    """Run every check, those of a robot and a cloud where they are named; none raises."""
-    found = _from_outside(os.environ)
-    # As every other command does; what is bad has been told.
-    environment.settle(os.environ)
+    """Run all checks, those of a robot and a cloud only where they are named; no check raises."""
+    found = _environment_findings(os.environ)
+    # As every other command does; the lines were printed already.
+    environment.replace_bad_values(os.environ)
     from vlm_spec_decode.sim import choose_backend
 
     choose_backend()
@@ -166,7 +166,7 @@ def examine(
 
 
 def report(findings: Sequence[Finding], with_robot: bool = False, with_cloud: bool = False) -> list[str]:
-    """Return a line for each finding, what to do about it, and at the end what to do next."""
+    """Return a line for each finding with its advice, and at the end what to do next."""
     lines = []
     for each in findings:
         lines.append(f"{each.level:4} {each.name}: {each.detail}")
@@ -189,27 +189,29 @@ def _python() -> Finding:
 
 
 def _package(name: str, extra: str = "") -> Callable[[], Finding]:
-    """Return a check for a package; one that only machines with an `extra` need may be missing."""
+    """Return the check of a package; if only some machines need it (`extra`), it may be missing."""
 
     def check() -> Finding:
         try:
             return Finding(name, True, version(name))
         except PackageNotFoundError:
-            return _not_here(name, extra) if extra else Finding(name, False, "not installed", SETUP)
+            return _not_installed(name, extra) if extra else Finding(name, False, "not installed", SETUP)
 
     return check
 
 
-def _not_here(name: str, extra: str) -> Finding:
-    """Return the finding for what only some machines have."""
-    return Finding(name, True, "not installed", f"if this machine is to have it: {extras.command(extra)}")
+def _not_installed(name: str, extra: str) -> Finding:
+    """Return the finding for a missing package that only some machines need."""
+    return Finding(
+        name, True, "not installed", f"if this machine is to have it: {extras.install_command(extra)}"
+    )
 
 
 def _rclpy() -> Finding:
-    """Start ROS 2 really, as a command or node does: importing it says nothing of middleware and logs."""
+    """Start ROS 2 as a command or node does: its import alone checks neither middleware nor log folder."""
     if find_spec("rclpy") is None:
-        return _not_here("rclpy", "ros")
-    found = _tried("rclpy", [sys.executable, "-c", START_ROS], "")
+        return _not_installed("rclpy", "ros")
+    found = _run_check("rclpy", [sys.executable, "-c", START_ROS], "")
     if found.is_ok:
         return Finding("rclpy", True, f"starts with {environment.rmw_in_use() or 'its middleware'}")
     return Finding("rclpy", False, found.detail, "source the ROS that fits this Python, or `make setup`")
@@ -217,14 +219,14 @@ def _rclpy() -> Finding:
 
 def _rendering() -> Finding:
     if find_spec("mujoco") is None:
-        return _not_here("rendering", "sim")
+        return _not_installed("rendering", "sim")
     good = f"MuJoCo draws without a display ({os.environ.get('MUJOCO_GL', 'its own choice')})"
-    found = _tried("rendering", [sys.executable, "-c", RENDER], good)
+    found = _run_check("rendering", [sys.executable, "-c", RENDER], good)
     advice = "sudo apt-get install libosmesa6, and unset MUJOCO_GL and PYOPENGL_PLATFORM"
     return Finding("rendering", found.is_ok, found.detail, "" if found.is_ok else advice)
 
 
-def _tried(name: str, command: list[str], good: str) -> Finding:
+def _run_check(name: str, command: list[str], good: str) -> Finding:
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=RENDER_TIMEOUT_S, check=False
@@ -233,7 +235,7 @@ def _tried(name: str, command: list[str], good: str) -> Finding:
         return Finding(name, False, f"no result within {RENDER_TIMEOUT_S:.0f} s")
     if done.returncode == 0:
         return Finding(name, True, good)
-    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
     return Finding(name, False, f"{last.removeprefix(ERRORS)} (exit code {done.returncode})")
 
 
@@ -241,7 +243,7 @@ def _robot_link() -> Finding:
     try:
         found = version("cyclonedds")
     except PackageNotFoundError:
-        return _not_here("cyclonedds", "edge")
+        return _not_installed("cyclonedds", "edge")
     use = (
         "simulated and real robots"
         if found.startswith("0.10.")
@@ -250,10 +252,10 @@ def _robot_link() -> Finding:
     return Finding("cyclonedds", True, f"{found}, for {use}")
 
 
-def _from_outside(environ: Mapping[str, str]) -> list[Finding]:
-    """Return a finding for every variable that is not as it should be, one that all is well otherwise."""
+def _environment_findings(environ: Mapping[str, str]) -> list[Finding]:
+    """Return a finding for every variable with a bad value, or one that all are good."""
     found = []
-    for each in environment.examine(environ):
+    for each in environment.find_problems(environ):
         refused = each.variable.remedy is environment.Remedy.REFUSE
         advice = f"set {each.variable.name} to {each.variable.good}"
         found.append(Finding("environment", not refused, each.problem, advice))
@@ -268,7 +270,7 @@ def _models() -> Finding:
 
 
 def robot(interface: str, domain: int) -> list[Finding]:
-    """Check the way to a robot: interface, DDS version, states and camera."""
+    """Check the connection to a robot: interface, DDS version, states and camera."""
     found = [_interface(interface)]
     try:
         check_network(domain, interface)
@@ -294,7 +296,7 @@ def cloud(address: str, keys: Path | None) -> Finding:
 
 
 def clock_sync() -> Finding:
-    """Say how well this computer's clock is kept; without it stamps of other computers mislead."""
+    """Report whether this computer's clock is synchronised, which stamps of other computers need."""
     error_s = clock_error_s()
     if error_s is None:
         advice = "sudo apt-get install chrony: frames stamped by other computers are refused otherwise"
@@ -303,7 +305,7 @@ def clock_sync() -> Finding:
 
 
 def clock_error_s() -> float | None:
-    """Return the kernel's bound of this clock's error (adjtimex(2)); None if nobody keeps it."""
+    """Return the kernel's bound of this clock's error (adjtimex(2)); None if it is not synchronised."""
     timex = ctypes.create_string_buffer(256)
     if ctypes.CDLL(None).adjtimex(timex) < 0:
         return None
@@ -316,15 +318,17 @@ def _skew(seen: dict[str, object]) -> Finding:
     skew_s = float(str(seen["skew_s"]))
     if abs(skew_s) > DAYS_S:
         return Finding("robot's clock", True, "counts from its own start; this computer stamps the frames")
-    said = f"{abs(skew_s):.2f} s {'behind' if skew_s > 0 else 'ahead of'} this one"
+    difference = f"{abs(skew_s):.2f} s {'behind' if skew_s > 0 else 'ahead of'} this one"
     if abs(skew_s) > FUTURE_TOLERANCE_S:
         advice = "for other nodes' stamps run chrony on both"
-        return Finding("robot's clock", True, f"{said}: harmless here, where this computer stamps", advice)
-    return Finding("robot's clock", True, said)
+        return Finding(
+            "robot's clock", True, f"{difference}: harmless here, where this computer stamps", advice
+        )
+    return Finding("robot's clock", True, difference)
 
 
 def gpu() -> Finding:
-    """Say which GPU there is; none is needed."""
+    """Report the GPU; none is needed."""
     if shutil.which("nvidia-smi") is None:
         return Finding("gpu", True, "none; the models run on the CPU")
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
@@ -333,7 +337,7 @@ def gpu() -> Finding:
 
 
 def disk() -> Finding:
-    """Check that logs and bags find room."""
+    """Check that there is room for logs and bags."""
     free_gb = shutil.disk_usage(Path.cwd()).free / 1e9
     enough = free_gb >= MIN_DISK_GB
     return Finding("disk", enough, f"{free_gb:.1f} GB free", "" if enough else "make room: bags need more")

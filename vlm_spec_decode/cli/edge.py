@@ -67,11 +67,11 @@ def edge(as_json: bool, **given: Any) -> int:
     """
     given["settings"] = _robot_settings(given.pop("pairs"))
 
-    def tell(text: str) -> None:
+    def write(text: str) -> None:
         click.echo(text, nl=False, err=as_json)
 
     with interrupted_by_signals():
-        ended = run(EdgeOptions(**given), tell)
+        ended = run(EdgeOptions(**given), write)
     code = next((one["exit_code"] for one in ended if one["exit_code"]), 0)
     if as_json:
         click.echo(json.dumps({"missions": ended, "exit_code": code}))
@@ -110,8 +110,8 @@ def _robot_settings(pairs: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def run(options: EdgeOptions, tell: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Carry out the instructions; return how each ended. What can be wrong is checked before anything moves.
+def run(options: EdgeOptions, write: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Carry out the instructions; return how each ended. All settings are checked before anything moves.
 
     Raises ConfigError, InstructionError, CloudUnreachable, RobotError.
     """
@@ -136,7 +136,7 @@ def run(options: EdgeOptions, tell: Callable[[str], None]) -> list[dict[str, Any
     from vlm_spec_decode.mission.robot import Robot
 
     source = EdgeEngineSource(settings)
-    tell(f"looking for {kind.spec.title}\n")
+    write(f"looking for {kind.spec.title}\n")
     with Robot.connect(
         options.robot,
         interface=options.interface,
@@ -147,8 +147,8 @@ def run(options: EdgeOptions, tell: Callable[[str], None]) -> list[dict[str, Any
     ) as robot:
         ask = (lambda plan: click.confirm(f"carry out {plan}?", err=True)) if options.approve else None
         mission = Mission(None, robot, source=source, approve=ask, settings=_mission_settings(options))
-        tell("the robot stands ready\n")
-        return _missions(mission, options, tell)
+        write("the robot stands ready\n")
+        return _missions(mission, options, write)
 
 
 def _edge_settings(options: EdgeOptions) -> EdgeSettings:
@@ -171,25 +171,25 @@ def _mission_settings(options: EdgeOptions) -> MissionSettings:
     return MissionSettings(runner=runner, approve=options.approve)
 
 
-def _missions(mission: Mission, options: EdgeOptions, tell: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Run every instruction; one that is given by option and is not done ends the list."""
+def _missions(mission: Mission, options: EdgeOptions, write: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Run every instruction; with `--instruction`, stop at the first one that is not done."""
     terminal = _Terminal(mission)
     terminal.start()
     ended = []
     for instruction in options.instructions or terminal.lines():
         with terminal.stop_keys(unless=options.approve):
-            ended.append(_mission(mission, instruction, options.timeout_s, tell))
+            ended.append(_mission(mission, instruction, options.timeout_s, write))
         if options.instructions and ended[-1]["exit_code"]:
             break
     return ended
 
 
 def _mission(
-    mission: Mission, instruction: str, timeout_s: float, tell: Callable[[str], None]
+    mission: Mission, instruction: str, timeout_s: float, write: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Run one instruction and show it as `vsd say` does; return how it ended."""
-    shown = _Shown(tell)
-    result = mission.run(instruction, shown.show, timeout_s=timeout_s)
+    """Run one instruction and print its events as `vsd say` does; return its result."""
+    printer = _EventPrinter(write)
+    result = mission.run(instruction, printer.show, timeout_s=timeout_s)
     return {
         "instruction": instruction,
         "status": result.status,
@@ -197,15 +197,15 @@ def _mission(
         "detail": result.detail,
         "steps": result.steps,
         "actions": list(result.actions),
-        "exit_code": shown.exit_code,
+        "exit_code": printer.exit_code,
     }
 
 
-class _Shown:
-    """The events of one mission, in the words of `MissionProgress`."""
+class _EventPrinter:
+    """Prints the events of one mission, in the words of `MissionProgress`."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
         self._progress: MissionProgress | None = None
 
     @property
@@ -214,32 +214,32 @@ class _Shown:
         return 1 if self._progress is None else self._progress.exit_code
 
     def show(self, event: MissionEvent) -> None:
-        """Print what there is to say of an event."""
+        """Print the text of an event, if it has one."""
         from vlm_spec_decode.mission.progress import MissionProgress
         from vlm_spec_decode.mission.state import Answer, MissionStatus, PartialAnswer
 
         report = event.report
         if isinstance(report, MissionStatus) and not report.mission:
             if report.state == "unavailable":
-                self._tell(f"the cloud: {event.text}\n")
+                self._write(f"the cloud: {event.text}\n")
             return
         if isinstance(report, PartialAnswer):
-            self._hear("vlm/answer/partial", report.text)
+            self._print_update("vlm/answer/partial", report.text)
         elif isinstance(report, Answer):
-            self._hear("vlm/answer", report.to_json())
-            self._hear("vlm/trace", report.trace_json())
+            self._print_update("vlm/answer", report.to_json())
+            self._print_update("vlm/trace", report.trace_json())
         else:
             self._progress = self._progress or MissionProgress(report.mission)
             topic = "vlm/status" if isinstance(report, MissionStatus) else "vlm/plan/status"
-            self._hear(topic, report.to_json())
+            self._print_update(topic, report.to_json())
 
-    def _hear(self, topic: str, text: str) -> None:
-        if self._progress is not None and (said := self._progress.on_message(topic, text)):
-            self._tell(said)
+    def _print_update(self, topic: str, text: str) -> None:
+        if self._progress is not None and (printed := self._progress.on_message(topic, text)):
+            self._write(printed)
 
 
 class _Terminal:
-    """Standard input: instructions between missions, and what stops the robot during one.
+    """Standard input: instructions between missions, and stops during one.
 
     In a terminal a single key is enough for a stop: the terminal is read key by key while a mission runs.
     """
@@ -256,7 +256,7 @@ class _Terminal:
         self._thread = threading.Thread(target=self._read, name="stdin", daemon=True)
 
     def start(self) -> None:
-        """Begin to read, unless there is nothing, or reading would suspend a job in the background."""
+        """Start to read, unless stdin is closed, or reading would suspend a background job."""
         if self._fd < 0 or (self._is_tty and os.tcgetpgrp(self._fd) != os.getpgrp()):
             self._lines.put(None)
             return
@@ -269,7 +269,7 @@ class _Terminal:
 
     @contextmanager
     def stop_keys(self, *, unless: bool) -> Iterator[None]:
-        """Let a key stop the robot in this block; `unless` plans are approved, which takes lines, too."""
+        """Let a key stop the robot in this block, `unless` plans are approved, which reads lines, too."""
         if not self._is_tty or unless:
             self._is_running = not unless
             try:
@@ -298,12 +298,12 @@ class _Terminal:
                 continue
             *lines, pending = (pending + data).split(b"\n")
             for line in lines:
-                self._take(line.decode(errors="replace").strip())
+                self._on_line(line.decode(errors="replace").strip())
         if pending.strip():
-            self._take(pending.decode(errors="replace").strip())
+            self._on_line(pending.decode(errors="replace").strip())
         self._lines.put(None)
 
-    def _take(self, line: str) -> None:
+    def _on_line(self, line: str) -> None:
         if line:
             self._lines.put(line)
         elif self._is_running:

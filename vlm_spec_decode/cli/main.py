@@ -37,18 +37,18 @@ COMMANDS = {
     "top": ("cli.console", "Show mission, link, decoding and robot of the running nodes."),
     "train": ("train.cli", "Make the shipped models."),
 }
-"""The commands: the module of each, where it has the name of the command, and what the list of them says."""
+"""The commands: the module with the function of that name, and the line in the list of commands."""
 
 
 class Commands(click.Group):
-    """The commands of `COMMANDS`, each imported when it is named; the list of them imports none."""
+    """The commands of `COMMANDS`, each imported when it is used; the list of them imports none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return all names, sorted."""
         return sorted({*super().list_commands(ctx), *COMMANDS})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command, importing its module if need be."""
+        """Return the command, importing its module if necessary."""
         if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
         module = importlib.import_module(f"vlm_spec_decode.{COMMANDS[cmd_name][0]}")
@@ -58,7 +58,7 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Write the list of commands into the help."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, said) for name, (_, said) in sorted(COMMANDS.items())])
+            formatter.write_dl([(name, help_text) for name, (_, help_text) in sorted(COMMANDS.items())])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,44 +66,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     environment.prepare(environment.PYTHON)
     try:
-        with extras.named():
+        with extras.translate_missing():
             code = vsd.main(arguments, prog_name="vsd", standalone_mode=False, obj=argv is None)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()
-        return _failed(arguments, "UsageError", error.format_message(), error.exit_code)
+        return _print_json_error(arguments, "UsageError", error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted")
-        return _failed(arguments, "Interrupted", "interrupted", INTERRUPTED)
+        _print_error("interrupted")
+        return _print_json_error(arguments, "Interrupted", "interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output has left; there is nobody to tell.
+        # The reader of our output has closed the pipe, so nothing can be printed.
         sys.stdout = None
         return 1
     except OSError as error:
-        # Such as a full disk: nothing of ours is wrong, and it may be standard output that is full.
-        return _named(arguments, type(error).__name__, str(error), 1)
+        # Such as a full disk: no fault of this program; stdout itself may be on that disk.
+        return _report_error(arguments, type(error).__name__, str(error), 1)
     except VsdError as error:
-        return _named(arguments, type(error).__name__, str(error), error.exit_code)
-    except Exception as error:  # noqa: BLE001 - the net under everything: no traceback reaches a terminal
-        return _named(arguments, InternalError.__name__, internal_error.told(error), 1)
+        return _report_error(arguments, type(error).__name__, str(error), error.exit_code)
+    except Exception as error:  # noqa: BLE001 - the last handler: no traceback reaches a terminal
+        return _report_error(
+            arguments, InternalError.__name__, internal_error.describe_internal_error(error), 1
+        )
 
 
-def _named(arguments: Sequence[str], name: str, text: str, code: int) -> int:
-    """Say an error in one line, and once more as JSON; return its code."""
+def _report_error(arguments: Sequence[str], name: str, text: str, code: int) -> int:
+    """Print an error in one line, with `--json` once more as JSON; return its exit code."""
     line = " ".join(text.split())
-    _complain(f"{name}: {line}")
-    return _failed(arguments, name, line, code)
+    _print_error(f"{name}: {line}")
+    return _print_json_error(arguments, name, line, code)
 
 
-def _failed(arguments: Sequence[str], name: str, text: str, code: int) -> int:
+def _print_json_error(arguments: Sequence[str], name: str, text: str, code: int) -> int:
     if "--json" in arguments:
         with suppress(OSError):
             click.echo(json.dumps({"error": name, "message": text, "exit_code": code}))
     return code
 
 
-def _complain(text: str) -> None:
-    """Print a line on stderr; a terminal that is gone changes no exit code."""
+def _print_error(text: str) -> None:
+    """Print a line on stderr; a closed terminal does not change the exit code."""
     with suppress(OSError):
         click.echo(f"vsd: {text}", err=True)
 
@@ -135,7 +137,7 @@ def options_page(ctx: click.Context) -> None:
 
 
 def _leaves(group: click.Group, name: str, ctx: click.Context) -> Iterator[tuple[str, click.Command]]:
-    """Yield the commands that people see, with their full names."""
+    """Yield the commands that are not hidden, with their full names."""
     for each in group.list_commands(ctx):
         command = group.get_command(ctx, each)
         if command is None or command.hidden:

@@ -1,4 +1,4 @@
-"""`vsd record` writes what running nodes say into a bag; `vsd replay` asks a bag again, or plays it to nodes.
+"""`vsd record` writes topics of running nodes into a bag; `vsd replay` asks a bag again, or plays it.
 
 The commands alone: subscriptions and writing are in `ros.recorder`, replaying as fast as possible without ROS
 in `bags`, live to running nodes in `demo.live`. All are imported when a command runs.
@@ -24,7 +24,7 @@ from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.errors import BagError
 from vlm_spec_decode.core.options import FOLDER, as_json, option, options
 
-LOOK_S = 0.2
+SPIN_S = 0.2
 
 
 @contextmanager
@@ -36,9 +36,9 @@ def interruptible() -> Iterator[threading.Event]:
         asked.set()
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # Under nohup a closed terminal is to be ignored, and stays so.
-    wanted = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    old = {number: signal.signal(number, note) for number in wanted}
+    # Under nohup SIGHUP is ignored, and stays so.
+    handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    old = {number: signal.signal(number, note) for number in handled}
     try:
         yield asked
     finally:
@@ -55,7 +55,7 @@ def run(config: RecordConfig, note: Note, should_stop: Callable[[], bool]) -> Re
     try:
         while not should_stop() and time.monotonic() < until_s:
             recorder.look()
-            recorder.spin(LOOK_S)
+            recorder.spin(SPIN_S)
     finally:
         recorder.close()
     return Recorded(dict(recorder.counts), recorder.missed())
@@ -108,7 +108,7 @@ LIVE = (
 
 @click.command(params=[*offline.params, *LIVE], help=offline.help)
 def replay(live: bool, rate: float, domain: int | None, namespace: str, **options: Any) -> int:
-    """Choose between both ways."""
+    """Choose between replay without ROS and to running nodes."""
     if live:
         return _live(rate, domain, namespace, options)
     if offline.callback is None:
@@ -139,5 +139,5 @@ def _live(rate: float, domain: int | None, namespace: str, options: dict[str, An
         click.echo(json.dumps(document))
     else:
         counts = ", ".join(f"{document[name]} {name}" for name in ("frames", "instructions", "answers"))
-        click.echo(f"{counts}; what was said is in {document['recorded']}")
+        click.echo(f"{counts}; the recording is {document['recorded']}")
     return 0

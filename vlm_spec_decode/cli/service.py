@@ -1,4 +1,4 @@
-"""The service and who asks it: `vsd cloud`, `ask`, `load` and `keys`. Options in, one call, lines out."""
+"""The service and its clients: `vsd cloud`, `ask`, `load` and `keys`. Options in, one call, lines out."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ask(
     **given: Any,
 ) -> int:
     """Ask once, without robot or ROS; an answer without any action ends with code 1."""
-    from vlm_spec_decode.edge.ask import AskConfig, run, trouble
+    from vlm_spec_decode.edge.ask import AskConfig, run, why_not_actionable
 
     config = AskConfig(
         instruction=instruction,
@@ -49,7 +49,7 @@ def ask(
     found = run(config, None if as_json else lambda piece: click.echo(piece, nl=False))
     drafted = f"{found['accepted']} of {found['drafted']} drafted tokens accepted"
     text = f"\n{len(found['token_ids'])} tokens, {found['target_passes']} target passes, {drafted}"
-    error, code = trouble(found), ActionParseError.exit_code
+    error, code = why_not_actionable(found), ActionParseError.exit_code
     if error:
         found |= {"error": "ActionParseError", "message": error, "exit_code": code}
     finish(as_json, found, text)
@@ -59,7 +59,7 @@ def ask(
 
 
 class EngineName(click.ParamType):  # type: ignore[type-arg]
-    """Name of an engine. Help shows those that are registered; whoever uses a name checks it."""
+    """Name of an engine. Help shows the registered names; the code that uses a name checks it."""
 
     name = "engine"
 
@@ -81,13 +81,13 @@ def cloud(ctx: click.Context, /, as_json: bool, check_config: bool, file: Path |
     from vlm_spec_decode.actions.grammar import language
     from vlm_spec_decode.cloud.config import check, read_file
 
-    settings = _given(ctx, given)
+    settings = _explicit_options(ctx, given)
     if file:
         settings = read_file(file) | settings
     config = CloudConfig(language=language(settings.get("grammar", True)), **settings)
     check(config)
     if check_config:
-        _show(as_json, config)
+        _show_config(as_json, config)
         return
     from vlm_spec_decode.cloud.app import run
 
@@ -100,7 +100,7 @@ def cloud(ctx: click.Context, /, as_json: bool, check_config: bool, file: Path |
     def read_replicas() -> int:
         return int(read_file(file).get("replicas", config.replicas)) if file else config.replicas
 
-    # All has been freed by then: torch's objects need not be searched for garbage, which takes seconds.
+    # Everything is freed by then, so skip the garbage collection of torch's objects, which takes seconds.
     atexit.register(gc.freeze)
     run(config, ready, read_replicas if file else None)
     finish(as_json, {"event": "ended"}, "ended")
@@ -119,11 +119,11 @@ def load(as_json: bool, draft: str, strategy: str, acceptance: float, max_tokens
     from vlm_spec_decode.bench import load as loads
     from vlm_spec_decode.core.clock import WallClock
 
-    config = LoadConfig(manner=RobotBehaviour(strategy=strategy, acceptance=acceptance), **given)
-    speech, questions = loads.shipped_speech(draft, max_tokens)
-    found = loads.load(config, questions, speech, WallClock()).report()
+    config = LoadConfig(behaviour=RobotBehaviour(strategy=strategy, acceptance=acceptance), **given)
+    identity, questions = loads.shipped_identity(draft, max_tokens)
+    found = loads.load(config, questions, identity, WallClock()).report()
     if not as_json:
-        click.echo(loads.told(found))
+        click.echo(loads.format_report(found))
     click.echo(json.dumps(found))
     return 0 if found["right"] and not found["wrong"] else 1
 
@@ -142,14 +142,14 @@ def keys(as_json: bool, folder: Path, robot: str, overwrite: bool) -> None:
     finish(as_json, {"folder": str(folder), "files": files}, "\n".join(files))
 
 
-def _given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
-    """Return what the command line says, without what it leaves to defaults or a file."""
+def _explicit_options(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options given on the command line, without defaults."""
     left = ParameterSource.DEFAULT
     return {name: value for name, value in options.items() if ctx.get_parameter_source(name) is not left}
 
 
-def _show(as_json: bool, config: CloudConfig) -> None:
-    """Say that the settings hold, and which they are after file, options and defaults."""
+def _show_config(as_json: bool, config: CloudConfig) -> None:
+    """Print the valid settings, after file, options and defaults."""
     found = effective(config)
     lines = [f"{name}: {'' if value is None else value}" for name, value in found.items()]
     document = {"bind": config.bind, "ok": True, "digest": digest(found), "config": found}

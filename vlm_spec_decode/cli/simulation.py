@@ -20,8 +20,8 @@ def demo(as_json: bool, **given: Any) -> int:
     """Run the main job: simulator, cloud and ROS nodes; an instruction moves the robot."""
     from vlm_spec_decode.demo.main import run
 
-    say = (lambda text: click.echo(text, err=True)) if as_json else click.echo
-    outcome = run(DemoConfig(**given), say)
+    print_line = (lambda text: click.echo(text, err=True)) if as_json else click.echo
+    outcome = run(DemoConfig(**given), print_line)
     click.echo(json.dumps(outcome))
     return 0 if outcome["success"] else 1
 
@@ -46,8 +46,8 @@ def sim(as_json: bool, headless: bool, actions: str, **given: Any) -> int:
         document = carry_out(config, actions)
         finish(as_json, document, f"{document['state']} after {document['time_s']:.1f} s of virtual time")
         return 0 if document["state"] == "done" else 1
-    place = {"event": "ready", "interface": config.interface, "domain": config.domain}
-    line = json.dumps(place) if as_json else f"a Go2 on {config.interface}, domain {config.domain}"
+    ready_document = {"event": "ready", "interface": config.interface, "domain": config.domain}
+    line = json.dumps(ready_document) if as_json else f"a Go2 on {config.interface}, domain {config.domain}"
     with stop_signals() as asked:
         truth = run(config, asked, on_ready=lambda: click.echo(line))
     ended = {"event": "ended", "collisions": truth.collisions, "distances_m": truth.distances_m}

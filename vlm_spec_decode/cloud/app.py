@@ -1,4 +1,4 @@
-"""The verifier's process: load the target, listen, serve until told to stop."""
+"""The verifier's process: load the target, listen, serve until a signal stops it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vlm_spec_decode.cloud.protocol import MessageTracer, ServerProtocol
 from vlm_spec_decode.cloud.replicas.pool import ReplicaPool, join_cluster
 from vlm_spec_decode.cloud.replicas.server import ReplicatedServer
 from vlm_spec_decode.cloud.server import CloudServer, Server
-from vlm_spec_decode.cloud.telemetry.metrics import Gauges, ServiceTelemetry, inside_of
+from vlm_spec_decode.cloud.telemetry.metrics import Gauges, ServiceTelemetry, gauges_and_counters
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError, ConfigError
 from vlm_spec_decode.core.ports import Clock, Model, ModelCard
@@ -30,7 +30,7 @@ from vlm_spec_decode.transport.keys import cloud_keys
 from vlm_spec_decode.transport.router import RouterLink
 
 FIRST_REPLICA_S = 600.0
-"""How long the first replica may take: Ray must find room for it, and it must load the target."""
+"""How long the first replica may take to start: Ray must place it, and it must load the target."""
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ def build(config: CloudConfig) -> tuple[Server, ServiceTelemetry]:
     check(config)
     clock = WallClock()
     ray = join_cluster(config.ray_address) if config.replicas else None
-    share = KeyLimits(config.key_robots, config.key_messages_per_s)
-    link = RouterLink(config.bind, cloud_keys(config.keys) if config.keys else None, share)
+    key_limits = KeyLimits(config.key_robots, config.key_messages_per_s)
+    link = RouterLink(config.bind, cloud_keys(config.keys) if config.keys else None, key_limits)
     try:
         return _replicated(config, ray, link, clock) if config.replicas else _single(config, link, clock)
     except BaseException:
@@ -51,10 +51,10 @@ def build(config: CloudConfig) -> tuple[Server, ServiceTelemetry]:
 
 def _single(config: CloudConfig, link: RouterLink, clock: Clock) -> tuple[CloudServer, ServiceTelemetry]:
     target = _target(config)
-    operations = ServiceTelemetry(config, target.card, clock)
-    server = serve_on(config, link, target, operations.observer)
-    operations.gauges = lambda: _gauges(server, link)
-    return server, operations
+    telemetry = ServiceTelemetry(config, target.card, clock)
+    server = serve_on(config, link, target, telemetry.observer)
+    telemetry.gauges = lambda: _gauges(server, link)
+    return server, telemetry
 
 
 def _replicated(
@@ -65,13 +65,13 @@ def _replicated(
     server = ReplicatedServer(link, lambda wake: ReplicaPool(ray, make, cpus, gpus, wake), clock)
     server.scale(config.replicas)
     try:
-        operations = ServiceTelemetry(config, server.wait_for_first(FIRST_REPLICA_S), clock)
+        telemetry = ServiceTelemetry(config, server.wait_for_first(FIRST_REPLICA_S), clock)
     except BaseException:
         server.pool.close()
         raise
-    operations.gauges = lambda: _with_guard(server.gauges(), link)
-    server.trace(operations.observer)
-    return server, operations
+    telemetry.gauges = lambda: _with_access_drops(server.gauges(), link)
+    server.trace(telemetry.observer)
+    return server, telemetry
 
 
 def serve_on(
@@ -80,13 +80,13 @@ def serve_on(
     target: LoadedModel | None = None,
     tracer: MessageTracer | None = None,
 ) -> CloudServer:
-    """Load what the config names and put a server on the link. Raises ModelError."""
+    """Load the models of the config and make a server on the link. Raises ModelError."""
     target = target or _target(config)
-    helper = _helper(config, target.card)
+    colocated_draft = _load_colocated_draft(config, target.card)
     limits = ServerLimits(sessions=config.max_sessions, batch=config.batch, kv_bytes=config.kv_mib << 20)
     protocol = ServerProtocol(target.card, config.language.digest, limits, tracer=tracer or MessageTracer())
-    held = constrained(target, target.codec, config.language)
-    return CloudServer(link, protocol, held, WallClock(), helper)
+    constrained_target = constrained(target, target.codec, config.language)
+    return CloudServer(link, protocol, constrained_target, WallClock(), colocated_draft)
 
 
 def _target(config: CloudConfig) -> LoadedModel:
@@ -102,23 +102,23 @@ def _target(config: CloudConfig) -> LoadedModel:
 
 def _gauges(server: CloudServer, link: RouterLink) -> Gauges:
     protocol = server.protocol
-    held, counted = inside_of(protocol.stats)
+    gauge_values, counter_values = gauges_and_counters(protocol.stats)
     return Gauges(
-        sessions=len(protocol.entries),
+        sessions=len(protocol.requests),
         peers=protocol.peers,
         unroutable=link.unroutable,
         is_ready=not server.is_stopping,
         dropped=dict(protocol.dropped),
-        more=held,
-        counts=counted,
+        more=gauge_values,
+        counts=counter_values,
     )
 
 
-def _with_guard(gauges: Gauges, link: RouterLink) -> Gauges:
-    return replace(gauges, dropped={**gauges.dropped, **link.guard.dropped})
+def _with_access_drops(gauges: Gauges, link: RouterLink) -> Gauges:
+    return replace(gauges, dropped={**gauges.dropped, **link.access.dropped})
 
 
-def _helper(config: CloudConfig, card: ModelCard) -> Model | None:
+def _load_colocated_draft(config: CloudConfig, card: ModelCard) -> Model | None:
     if not config.draft:
         return None
     draft = load_model(
@@ -138,30 +138,30 @@ def run(
 ) -> None:
     """Serve until SIGTERM, which drains, or SIGINT or a second SIGTERM, which end at once.
 
-    `on_ready` gets address and model once robots are welcome.
-    At SIGHUP `read_replicas` says how many replicas there are to be from then on.
+    `on_ready` gets address and model once the server accepts robots.
+    At SIGHUP `read_replicas` returns the new number of replicas.
     """
-    with _scaled_by_signal(read_replicas) as scaled:
-        server, operations = build(config)
-        scaled(server)
-        _serve(config, server, operations, on_ready)
+    with _scaled_by_signal(read_replicas) as set_server:
+        server, telemetry = build(config)
+        set_server(server)
+        _serve(config, server, telemetry, on_ready)
 
 
 def _serve(
     config: CloudConfig,
     server: Server,
-    operations: ServiceTelemetry,
+    telemetry: ServiceTelemetry,
     on_ready: Callable[[dict[str, Any]], None],
 ) -> None:
     with _ended_by_signals(server.drain, server.stop):
         try:
-            with operations.around() as url:
-                found = {"address": server.address, "model": operations.card.model_id}
-                found |= {"revision": operations.card.revision, "http": url}
+            with telemetry.running() as url:
+                found = {"address": server.address, "model": telemetry.card.model_id}
+                found |= {"revision": telemetry.card.revision, "http": url}
                 on_ready({**found, "encrypted": config.keys is not None, "replicas": config.replicas})
                 server.serve()
         except CloudError:
-            # A server that is to stop serves nobody, and frees what it holds.
+            # A stopped server serves no robot; `serve` frees what it holds.
             server.stop()
             server.serve()
             raise
@@ -171,9 +171,9 @@ def _serve(
 def _scaled_by_signal(
     read_replicas: Callable[[], int] | None,
 ) -> Iterator[Callable[[Server], None]]:
-    """Read the number of replicas again at SIGHUP; a file that no longer holds changes nothing.
+    """Read the number of replicas again at SIGHUP; a file that is no longer valid changes nothing.
 
-    Gives what takes the server once it has loaded. A SIGHUP before that ends nothing and counts then.
+    Yields a function that gets the server once it has loaded. An earlier SIGHUP takes effect then.
     """
     servers: list[Server] = []
     early: list[int] = []
@@ -183,23 +183,23 @@ def _scaled_by_signal(
             early.append(signum)
             return
         try:
-            wanted = read_replicas() if read_replicas else 0
+            wanted_replicas = read_replicas() if read_replicas else 0
             if isinstance(servers[0], ReplicatedServer):
-                servers[0].scale(max(1, wanted))
+                servers[0].scale(max(1, wanted_replicas))
         except ConfigError as error:
             log.warning("settings not read again: %s", error)
 
-    def scaled(server: Server) -> None:
+    def set_server(server: Server) -> None:
         servers.append(server)
         if early:
             handle(early[0], None)
 
     if read_replicas is None or threading.current_thread() is not threading.main_thread():
-        yield scaled
+        yield set_server
         return
     before = signal.signal(signal.SIGHUP, handle)
     try:
-        yield scaled
+        yield set_server
     finally:
         signal.signal(signal.SIGHUP, before)
 

@@ -1,7 +1,7 @@
 """The cloud's settings and the limits of one process.
 
 Every list, queue and store that a robot can fill is bounded here. The settings are options of
-`vsd cloud` and keys of its file. What does not hold is refused by name before anything is loaded, so that
+`vsd cloud` and keys of its file. An invalid setting raises ConfigError before anything is loaded, so that
 `--check-config` checks everything that needs no target model. Imports nothing heavy.
 """
 
@@ -21,8 +21,8 @@ from vlm_spec_decode.models.spec import parse_spec
 from vlm_spec_decode.transport import address as addresses
 
 HTTP_AUTO, HTTP_OFF = "auto", "off"
-PLACE = "127.0.0.1:9464"
-"""Where `auto` listens, unless somebody else does."""
+DEFAULT_HTTP = "127.0.0.1:9464"
+"""Address that `auto` uses if it is free."""
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -57,12 +57,12 @@ class ServerLimits:
 _LIMITS = ServerLimits()
 
 MIN_PATIENCE_S, MAX_PATIENCE_S = 0.25, 30.0
-"""Bounds of what an edge may claim for its patience: nobody can push ahead for long, nobody starves."""
+"""Bounds of the patience that an edge sends: no edge can stay ahead of the others, and none starves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloudConfig:
-    """Where to listen, what to serve, and what to tell; the fields say what each setting means.
+    """Where to listen, what to serve, and what to report; the fields describe each setting.
 
     Without `keys` only `insecure` on a loopback address is served. `language` follows from `grammar`: it is
     what answers are held to, and robots must share it.
@@ -104,7 +104,7 @@ class CloudConfig:
 
 
 def check(config: CloudConfig) -> None:
-    """Find what is wrong with a config before anything is loaded. Raises ConfigError."""
+    """Check a config before anything is loaded. Raises ConfigError."""
     from vlm_spec_decode.transport.keys import cloud_keys
 
     check_ranges(config)
@@ -116,16 +116,16 @@ def check(config: CloudConfig) -> None:
     else:
         addresses.require_loopback(config.bind)
     if config.http != HTTP_OFF:
-        place(config.http)
+        http_address(config.http)
     if config.ray_address and not config.replicas:
         raise ConfigError("a ray_address without replicas: give --replicas N")
     for text in (config.model, config.draft):
         _check_model(text, config)
 
 
-def place(text: str) -> tuple[str, int]:
+def http_address(text: str) -> tuple[str, int]:
     """Return host and port of `PORT`, `HOST:PORT` or `auto`. Raises ConfigError beyond loopback."""
-    text = PLACE if text == HTTP_AUTO else text
+    text = DEFAULT_HTTP if text == HTTP_AUTO else text
     host, port = addresses.split(f"tcp://{text if ':' in text else f'127.0.0.1:{text}'}")
     if not addresses.is_loopback(f"tcp://{host if ':' not in host else f'[{host}]'}:1"):
         raise ConfigError(f"http {text!r}: figures and health are for this machine only (127.0.0.1:PORT)")
@@ -133,7 +133,7 @@ def place(text: str) -> tuple[str, int]:
 
 
 def _check_model(text: str, config: CloudConfig) -> None:
-    """Find what is wrong with the name of a model. Raises ConfigError."""
+    """Check the name of a model. Raises ConfigError."""
 
     try:
         options = LoadOptions(config.revision, config.dtype, config.device, engine=config.engine)
@@ -151,7 +151,7 @@ def _check_device(name: str, config: CloudConfig) -> None:
     """Raise ModelError if torch has no such device here; on a cluster the replicas' nodes need it."""
     if name in ("cpu", "auto") or config.ray_address:
         return
-    # Only who asks for another device waits for torch.
+    # Import torch only for another device: it takes seconds.
     from vlm_spec_decode.models.hardware import check_device
 
     check_device(name)

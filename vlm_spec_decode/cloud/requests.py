@@ -1,8 +1,8 @@
 """Open requests at the cloud: the state of each, the table of all, the images they share, and the counts.
 
-A request lives from its Open to its end and creates jobs for the target; a job that fails keeps its
-exception. The table is keyed by robot and answer number. Images are keyed by their digest: a later answer
-about the same frame sends none.
+A request exists from its Open to its end and creates jobs for the target; the result of a failed job holds
+the exception. The table is keyed by robot and answer number. Images are keyed by their digest: a later
+answer about the same frame need not send it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from vlm_spec_decode.protocol.messages import ImageChunk, Open
 log = logging.getLogger(__name__)
 
 FAILURES = (VsdError, RuntimeError, ValueError, MemoryError, ArithmeticError, LookupError)
-"""What a job may raise; one answer's failure must not end the service of the others."""
+"""Exceptions that fail one answer only; the service of the others continues."""
 
 
 def refusal(error: Exception) -> tuple[str, str]:
-    """Return the name and detail by which a robot is told of a job that failed."""
+    """Return reason and detail of the Refused for a job that failed."""
     match error:
         case ImageError():
             return "image", str(error)
@@ -45,11 +45,11 @@ def refusal(error: Exception) -> tuple[str, str]:
 
 @dataclass(slots=True, kw_only=True)
 class ServerCounts:
-    """Counters since the start, and below them what holds now; written by the socket's thread alone.
+    """Counters since the start, and below them present values; written by the socket's thread alone.
 
-    `passes` are forward passes of the target and `shared` the answers' shares of them, so their ratio is the
-    mean batch. `refused` and `dropped` count by name. `wait_s` adds up the time that answers were ready for a
-    pass before it began.
+    `passes` are forward passes of the target and `batched_answers` the sum of the answers in them, so their
+    ratio is the mean batch. `refused` and `dropped` count by reason. `wait_s` adds up the time that answers
+    were ready for a pass before it began.
     """
 
     messages: int = 0
@@ -62,7 +62,7 @@ class ServerCounts:
     drafted: int = 0
     early: int = 0
     passes: int = 0
-    shared: int = 0
+    batched_answers: int = 0
     largest_batch: int = 0
     pass_s: float = 0.0
     wait_s: float = 0.0
@@ -80,16 +80,16 @@ class ServerCounts:
     image_bytes: int = 0
     is_draining: bool = False
 
-    def ran(self, shares: int, duration_s: float) -> None:
+    def count_pass(self, answers: int, duration_s: float) -> None:
         """Count one pass and the answers that shared it."""
         self.passes += 1
-        self.shared += shares
-        self.largest_batch = max(self.largest_batch, shares)
+        self.batched_answers += answers
+        self.largest_batch = max(self.largest_batch, answers)
         self.pass_s += duration_s
 
 
-MAX_EARLY_DRAFTS = 64
-"""Drafts held before a session begins; a peer that sends more loses them, which harms only itself."""
+MAX_EARLY_MESSAGES = 64
+"""Messages stored before a session begins; further ones are dropped, which harms only their sender."""
 
 JobKind: TypeAlias = Literal["open", "prefill", "pass"]
 
@@ -98,8 +98,8 @@ JobKind: TypeAlias = Literal["open", "prefill", "pass"]
 class ServerRequest:
     """State of one (peer, answer). `closed` entries are dropped once no job of theirs runs.
 
-    `prefilled`: the prompt has been asked for; `filled`: its KV is in memory.
-    `ready_s` is since when the target may have something to do for it, None while it waits for the edge.
+    `prefill_started`: a job for the prompt was created; `is_cached`: its KV is in memory.
+    `ready_s` is since when the target may have work for it, None while it waits for the edge.
     """
 
     peer: bytes
@@ -108,10 +108,10 @@ class ServerRequest:
     image: bytes | None = None
     received: bytearray = field(default_factory=bytearray)
     session: Session | None = None
-    hints: list[Hint] = field(default_factory=list)
+    early_messages: list[Hint] = field(default_factory=list)
     running: bool = False
-    prefilled: bool = False
-    filled: bool = False
+    prefill_started: bool = False
+    is_cached: bool = False
     closed: bool = False
     ready_s: float | None = None
     ran_s: float = 0.0
@@ -120,20 +120,20 @@ class ServerRequest:
 
     @property
     def core_image(self) -> Image | None:
-        """The image as the observation holds it."""
+        """The image for the observation, None until it has arrived."""
         if self.image is None:
             return None
         return Image(self.image, self.message.image_width, self.message.image_height)
 
     @property
     def observation(self) -> Observation:
-        """What the answer is about; complete once the image is here."""
+        """The observation; complete once the image has arrived."""
         m = self.message
         return Observation(self.core_image, m.instruction, m.history, m.stamp_s, m.frame_id)
 
     @property
     def awaits_image(self) -> bool:
-        """Whether bytes of the image are still to come."""
+        """Whether bytes of the image are missing."""
         return self.image is None and self.message.image_bytes > 0
 
     @property
@@ -143,57 +143,57 @@ class ServerRequest:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes that the answer's caches hold, the helper's included."""
+        """Bytes of the answer's caches, with that of the co-located draft."""
         if self.session is None:
             return 0
-        helper = self.session.helper
-        return self.session.context.kv_bytes + (helper.context.kv_bytes if helper else 0)
+        colocated_draft = self.session.helper
+        return self.session.context.kv_bytes + (colocated_draft.context.kv_bytes if colocated_draft else 0)
 
     @property
     def due_s(self) -> float:
-        """When a pass is due: those who wait longest come first, sooner if their edge has little patience."""
+        """When a pass is due: `ready_s` plus the patience of the edge, within bounds."""
         patience_s = self.message.patience_ms / 1000 or MAX_PATIENCE_S
         return (self.ready_s or 0.0) + min(MAX_PATIENCE_S, max(MIN_PATIENCE_S, patience_s))
 
     def append(self, chunk: ImageChunk) -> bool:
-        """Take the next bytes in order, ignoring what is out of order; True once all are here."""
+        """Append the next bytes; ignore a chunk out of order. Return whether the image is complete."""
         room = self.message.image_bytes - len(self.received)
         if chunk.offset == len(self.received):
             self.received += chunk.data[:room]
         return len(self.received) == self.message.image_bytes
 
     def digest_of_received(self) -> bytes:
-        """SHA-256 of what arrived; the cloud trusts no name that it has not computed."""
+        """SHA-256 of the received bytes; the cloud does not trust a digest that it has not computed."""
         return hashlib.sha256(self.received).digest()
 
-    def stir(self, now_s: float) -> None:
-        """Note that there may be something to do for the target, since now unless it was so before."""
+    def mark_ready(self, now_s: float) -> None:
+        """Record that the target may have work for it, from now unless it had work already."""
         if self.ready_s is None:
             self.ready_s = now_s
 
-    def has_room(self, hint: Hint, limits: ServerLimits) -> bool:
-        """Tell whether a hint may be taken: what one answer can pile up is bounded."""
-        if not isinstance(hint, DraftMessage):
+    def has_room(self, message: Hint, limits: ServerLimits) -> bool:
+        """Count the nodes of a draft; return whether they are within the limits of one answer."""
+        if not isinstance(message, DraftMessage):
             return True
-        self.nodes += len(hint.tokens)
+        self.nodes += len(message.tokens)
         live = len(self.session.tree.nodes) if self.session else 0
-        return self.nodes <= limits.nodes_per_answer and live + len(hint.tokens) <= limits.live_nodes
+        return self.nodes <= limits.nodes_per_answer and live + len(message.tokens) <= limits.live_nodes
 
-    def receive(self, hint: Hint, now_s: float) -> Commit | None:
-        """Take a hint, also before the session has begun, and return what must be said at once."""
+    def receive(self, message: Hint, now_s: float) -> Commit | None:
+        """Handle a message, or store it until the session begins; return a commit to send, or None."""
         if self.session:
-            self.stir(now_s)
-            return self.session.receive(hint, now_s)
-        if len(self.hints) < MAX_EARLY_DRAFTS:
-            self.hints.append(hint)
+            self.mark_ready(now_s)
+            return self.session.receive(message, now_s)
+        if len(self.early_messages) < MAX_EARLY_MESSAGES:
+            self.early_messages.append(message)
         return None
 
-    def begin(self, session: Session) -> None:
-        """The target has opened its context: hand over the drafts that came first."""
+    def start_session(self, session: Session) -> None:
+        """Start the session, once the target has opened its context, with the messages stored before."""
         self.session = session
-        for hint in self.hints:
-            session.receive(hint)
-        self.hints.clear()
+        for message in self.early_messages:
+            session.receive(message)
+        self.early_messages.clear()
 
     def next_job(self, now_s: float) -> ServerJob | None:
         """Return what the target can do for this answer now, marking it as running, or None."""
@@ -203,8 +203,8 @@ class ServerRequest:
         return job
 
     def forget(self) -> None:
-        """Give up the caches; the next pass computes them again. Not while a job runs."""
-        self.filled = False
+        """Free the caches; the next pass computes them again. Not while a job runs."""
+        self.is_cached = False
         if self.session:
             self.session.context.forget()
             if self.session.helper:
@@ -222,10 +222,10 @@ class ServerRequest:
         ready_s = now_s if self.ready_s is None else self.ready_s
         plan = self.session.plan(now_s)
         if plan:
-            self.prefilled = True
+            self.prefill_started = True
             return ServerJob("pass", self, plan, ready_s)
-        if not self.prefilled:
-            self.prefilled = True
+        if not self.prefill_started:
+            self.prefill_started = True
             return ServerJob("prefill", self, ready_s=ready_s)
         return None
 
@@ -234,22 +234,21 @@ class ServerRequest:
 class ServerJob:
     """Work for the target: open a context, fill a prompt while waiting for a draft, or run a pass.
 
-    `prefilled`: the prompt has been asked for; `filled`: its KV is in memory.
     `ready_s` is since when it could have begun.
     """
 
     kind: JobKind
-    entry: ServerRequest
+    request: ServerRequest
     plan: PassPlan | None = None
     ready_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
-    """What came of a job: `plan` is the pass as it was run. `failure` is why there is nothing."""
+    """Result of a job: `plan` is the pass as it was run. `failure` is the exception if it failed."""
 
     context: ModelContext | None = None
-    helper: ColocatedDraft | None = None
+    colocated_draft: ColocatedDraft | None = None
     plan: PassPlan | None = None
     logits: Logits | None = None
     compute_s: float = 0.0
@@ -261,7 +260,7 @@ Jobs: TypeAlias = tuple[ServerJob, ...]
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """A batch has ended: a result per job, the time of its pass, and how often it had to be split."""
+    """Result of a batch: a result per job, the time of its pass, and how often it was split."""
 
     jobs: Jobs
     results: tuple[JobResult, ...]
@@ -270,54 +269,54 @@ class BatchResult:
 
 
 class RequestTable(OrderedDict[tuple[bytes, int], ServerRequest]):
-    """Entries in the order in which they were opened."""
+    """Requests in the order in which they were opened."""
 
     def current(self, peer: bytes, answer: int, epoch: int) -> ServerRequest | None:
-        """Return the entry that a message is about, None if it is of another epoch or of no open answer."""
-        entry = self.get((peer, answer))
-        return entry if entry and entry.message.epoch == epoch else None
+        """Return the request of a message, None if its epoch is another one or the answer is not open."""
+        request = self.get((peer, answer))
+        return request if request and request.message.epoch == epoch else None
 
-    def of(self, peer: bytes | None) -> list[ServerRequest]:
-        """Return a robot's entries, the oldest first."""
-        return [entry for entry in self.values() if entry.peer == peer]
+    def of_peer(self, peer: bytes | None) -> list[ServerRequest]:
+        """Return a robot's requests, the oldest first."""
+        return [request for request in self.values() if request.peer == peer]
 
     def silent(self, since_s: float) -> list[ServerRequest]:
-        """Return the entries that nobody has asked about since."""
-        return [entry for entry in self.values() if entry.touched_s < since_s]
+        """Return the requests without a message since then."""
+        return [request for request in self.values() if request.touched_s < since_s]
 
     def under_way(self, since_s: float) -> bool:
-        """Tell whether answers are open that have not ended and have been asked about since."""
-        return any(not entry.is_finished and entry.touched_s >= since_s for entry in self.values())
+        """Return whether there are unfinished answers with a message since then."""
+        return any(not request.is_finished and request.touched_s >= since_s for request in self.values())
 
-    def end(self, entry: ServerRequest) -> None:
-        """Close an entry; its context goes once no job of it runs."""
-        self.pop((entry.peer, entry.message.answer), None)
-        entry.closed = True
-        if not entry.running:
-            entry.release()
+    def end(self, request: ServerRequest) -> None:
+        """Close a request; its context is freed once no job of it runs."""
+        self.pop((request.peer, request.message.answer), None)
+        request.closed = True
+        if not request.running:
+            request.release()
 
 
 class ImageStore:
-    """JPEGs by their SHA-256, the least recently used dropped beyond `limit_bytes`."""
+    """JPEGs by their SHA-256; beyond `limit_bytes` the least recently used are dropped."""
 
     def __init__(self, limit_bytes: int, stats: ServerCounts) -> None:
         self._limit_bytes = limit_bytes
         self._stats = stats
-        self._held: OrderedDict[bytes, bytes] = OrderedDict()
+        self._images: OrderedDict[bytes, bytes] = OrderedDict()
 
     def get(self, digest: bytes) -> bytes | None:
-        """Return the image of this digest if it is still held."""
-        if digest in self._held:
-            self._held.move_to_end(digest)
+        """Return the image of this digest if it is still stored."""
+        if digest in self._images:
+            self._images.move_to_end(digest)
             self._stats.image_hits += 1
         else:
             self._stats.image_misses += 1
-        return self._held.get(digest)
+        return self._images.get(digest)
 
     def put(self, digest: bytes, jpeg: bytes) -> None:
-        """Hold an image whose digest the caller has computed."""
-        if digest not in self._held:
-            self._held[digest] = jpeg
+        """Store an image whose digest the caller has computed."""
+        if digest not in self._images:
+            self._images[digest] = jpeg
             self._stats.image_bytes += len(jpeg)
-        while self._stats.image_bytes > self._limit_bytes and len(self._held) > 1:
-            self._stats.image_bytes -= len(self._held.popitem(last=False)[1])
+        while self._stats.image_bytes > self._limit_bytes and len(self._images) > 1:
+            self._stats.image_bytes -= len(self._images.popitem(last=False)[1])

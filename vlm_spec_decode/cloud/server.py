@@ -1,8 +1,8 @@
 """The verifier's process: one thread owns the socket, one runs the target, one opens new contexts.
 
-The socket's thread feeds the server protocol and never computes. Opening (decoding a JPEG, rendering a
+The socket's thread runs the server protocol and never computes. Opening (decoding a JPEG, rendering a
 prompt) has a thread of its own, so that passes do not wait for it. A pass runs a whole batch; results go
-into one queue for the socket's thread, and early verdicts are sent while a pass is running.
+into one queue for the socket's thread, and early-exit verdicts are sent while a pass is running.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from vlm_spec_decode.decoding.policy import ColocatedDraft
 from vlm_spec_decode.transport.in_process import ServerLink
 
 Outcome: TypeAlias = BatchResult | tuple[ServerJob, EarlyExitVerdict]
-"""A batch that has ended, or a verdict of one that runs."""
+"""The result of a batch, or an early-exit verdict of one that runs."""
 
 
 class BatchRunner:
-    """What the two threads do. `helper` drafts beside the target."""
+    """Opens contexts and runs batches, for the two worker threads. `colocated_draft` drafts in the cloud."""
 
     def __init__(
         self,
         target: Target,
-        helper: Model | None,
+        colocated_draft: Model | None,
         clock: Clock,
         on_early: Callable[[ServerJob, EarlyExitVerdict], None],
     ) -> None:
         self._target = target
-        self._helper = helper
+        self._colocated_draft = colocated_draft
         self._clock = clock
         self._on_early = on_early
         self._splits = 0
@@ -50,8 +50,8 @@ class BatchRunner:
         """Run the passes of all jobs in one."""
         started_s, self._splits = self._clock.now(), 0
         prepared = [self._prepare(job) for job in jobs]
-        queries = [self._query(job) for job in prepared if isinstance(job, ServerJob)]
-        scored = iter(self._score(queries))
+        requests = [self._score_request(job) for job in prepared if isinstance(job, ServerJob)]
+        scored = iter(self._score(requests))
         pass_s = self._clock.now() - started_s
         results = tuple(
             job if isinstance(job, JobResult) else self._result(job, next(scored), pass_s) for job in prepared
@@ -60,40 +60,44 @@ class BatchRunner:
 
     def _open(self, job: ServerJob) -> JobResult:
         try:
-            seen = job.entry.observation
-            helper = ColocatedDraft(self._helper.open(seen), self._clock) if self._helper else None
-            return JobResult(context=self._target.open(seen), helper=helper)
+            observation = job.request.observation
+            colocated_draft = (
+                ColocatedDraft(self._colocated_draft.open(observation), self._clock)
+                if self._colocated_draft
+                else None
+            )
+            return JobResult(context=self._target.open(observation), colocated_draft=colocated_draft)
         except FAILURES as error:
             return JobResult(failure=error)
 
     def _prepare(self, job: ServerJob) -> ServerJob | JobResult:
-        """Let the cloud's own draft add to a pass."""
-        session = job.entry.session
+        """Let the co-located draft add nodes to a pass."""
+        session = job.request.session
         assert session is not None
         try:
             return replace(job, plan=session.prepare(job.plan)) if job.plan else job
         except FAILURES as error:
             return JobResult(failure=error)
 
-    def _query(self, job: ServerJob) -> ScoreRequest:
-        session = job.entry.session
+    def _score_request(self, job: ServerJob) -> ScoreRequest:
+        session = job.request.session
         assert session is not None
         if job.plan is None:
             return ScoreRequest(session.context, ())
         return session.query(job.plan, lambda early: self._on_early(job, early))
 
-    def _score(self, queries: Seq[ScoreRequest]) -> list[Scored | Exception]:
-        """Score in one pass, or in halves if that fails, down to the one that it fails for."""
-        if not queries:
+    def _score(self, requests: Seq[ScoreRequest]) -> list[Scored | Exception]:
+        """Score in one pass; if that fails, in halves, down to the single request that fails."""
+        if not requests:
             return []
         try:
-            return [*self._target.score_batch(queries)]
+            return [*self._target.score_batch(requests)]
         except FAILURES as error:
-            if len(queries) == 1:
+            if len(requests) == 1:
                 return [error]
             self._splits += 1
-            middle = len(queries) // 2
-            return self._score(queries[:middle]) + self._score(queries[middle:])
+            middle = len(requests) // 2
+            return self._score(requests[:middle]) + self._score(requests[middle:])
 
     def _result(self, job: ServerJob, scored: Scored | Exception, pass_s: float) -> JobResult:
         if isinstance(scored, Exception):
@@ -102,7 +106,7 @@ class BatchRunner:
 
 
 class ModelWorker:
-    """A thread that does one batch of jobs at a time."""
+    """A thread that runs one batch of jobs at a time."""
 
     def __init__(
         self, name: str, do: Callable[[Jobs], BatchResult], on_done: Callable[[BatchResult], None]
@@ -114,8 +118,8 @@ class ModelWorker:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def give(self, jobs: Jobs) -> None:
-        """Hand over a batch; only when `is_idle`."""
+    def submit(self, jobs: Jobs) -> None:
+        """Queue a batch; only when `is_idle`."""
         self.is_idle = False
         self._batches.put(jobs)
 
@@ -136,7 +140,7 @@ DRAIN_S = 30.0
 
 
 class Server(ABC):
-    """What answers robots on one link until it is stopped: with a target of its own, or with replicas."""
+    """Answers the robots of one link until it is stopped, with a target of its own or with replicas."""
 
     def __init__(self, link: ServerLink, clock: Clock) -> None:
         self._link = link
@@ -145,17 +149,17 @@ class Server(ABC):
 
     @property
     def address(self) -> str:
-        """Where robots reach this server."""
+        """Address at which robots reach this server."""
         return self._link.address
 
     @property
     @abstractmethod
     def is_stopping(self) -> bool:
-        """Whether `stop` or `drain` was called: nothing new is begun."""
+        """Whether `stop` or `drain` was called: no new answer is accepted."""
 
     @abstractmethod
     def serve(self) -> None:
-        """Serve until stopped; frees everything on the way out."""
+        """Serve until stopped, then free everything."""
 
     def stop(self) -> None:
         """End `serve` within its poll interval. From any thread or a signal handler."""
@@ -163,14 +167,16 @@ class Server(ABC):
 
     @abstractmethod
     def drain(self) -> None:
-        """Begin nothing new, and end `serve` once no answer is under way or time is up; a second call stops.
+        """Accept no new answers, and end `serve` once none is under way or after `DRAIN_S`.
+
+        A second call stops at once.
 
         From any thread or a signal handler.
         """
 
 
 class CloudServer(Server):
-    """Serves one target on one link until `stop` is called; `helper` drafts beside it."""
+    """Serves one target on one link until `stop` is called; `colocated_draft` drafts beside the target."""
 
     def __init__(
         self,
@@ -178,16 +184,18 @@ class CloudServer(Server):
         protocol: ServerProtocol,
         target: Target,
         clock: Clock,
-        helper: Model | None = None,
+        colocated_draft: Model | None = None,
     ) -> None:
         super().__init__(link, clock)
         self.protocol = protocol
-        protocol.has_helper = helper is not None
+        protocol.has_colocated_draft = colocated_draft is not None
         self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
         self._waking = threading.Lock()
-        runner = BatchRunner(target, helper, clock, lambda job, early: self._tell((job, early)))
-        self._opener = ModelWorker("vsd-opener", runner.open, self._tell)
-        self._target = ModelWorker("vsd-target", runner.run, self._tell)
+        runner = BatchRunner(
+            target, colocated_draft, clock, lambda job, early: self._put_outcome((job, early))
+        )
+        self._opener = ModelWorker("vsd-opener", runner.open, self._put_outcome)
+        self._target = ModelWorker("vsd-target", runner.run, self._put_outcome)
         self._draining = threading.Event()
         self._drain_until_s = 0.0
 
@@ -197,19 +205,19 @@ class CloudServer(Server):
         return self._stopping.is_set() or self._draining.is_set()
 
     def serve(self) -> None:
-        """Serve until stopped; frees everything on the way out."""
+        """Serve until stopped, then free everything."""
         expire_at_s = self._clock.now()
         try:
             while not self._stopping.is_set():
                 self.protocol.tracer.polled()
-                for peer, data in self._link.poll(self._patience_s()):
+                for peer, data in self._link.poll(self._poll_timeout_s()):
                     self.protocol.receive(peer, data, self._clock.now())
-                self._take_outcomes()
+                self._handle_outcomes()
                 if self._clock.now() >= expire_at_s:
                     self.protocol.expire(self._clock.now())
                     expire_at_s = self._clock.now() + EXPIRE_EVERY_S
                 self._drain()
-                self._give_jobs()
+                self._submit_jobs()
                 self._flush()
         finally:
             self._opener.stop()
@@ -233,11 +241,11 @@ class CloudServer(Server):
             self._flush()
             self.stop()
 
-    def _patience_s(self) -> float:
+    def _poll_timeout_s(self) -> float:
         wake_s = self.protocol.wake_s()
         return POLL_S if wake_s is None else min(POLL_S, max(0.001, wake_s - self._clock.now()))
 
-    def _take_outcomes(self) -> None:
+    def _handle_outcomes(self) -> None:
         while True:
             try:
                 outcome = self._outcomes.get_nowait()
@@ -250,18 +258,18 @@ class CloudServer(Server):
             else:
                 self.protocol.early(*outcome)
 
-    def _give_jobs(self) -> None:
+    def _submit_jobs(self) -> None:
         now_s = self._clock.now()
         if self._opener.is_idle and (job := self.protocol.next_open(now_s)):
-            self._opener.give((job,))
+            self._opener.submit((job,))
         if self._target.is_idle and (jobs := self.protocol.next_batch(now_s)):
-            self._target.give(jobs)
+            self._target.submit(jobs)
 
     def _flush(self) -> None:
         while self.protocol.outbox:
             self._link.send(*self.protocol.outbox.popleft())
 
-    def _tell(self, outcome: Outcome) -> None:
+    def _put_outcome(self, outcome: Outcome) -> None:
         """Pass an outcome to the socket's thread, from a worker's; a link is woken by one at a time."""
         self._outcomes.put(outcome)
         with self._waking:

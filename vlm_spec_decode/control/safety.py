@@ -29,7 +29,7 @@ from vlm_spec_decode.actions.types import (
     Wait,
 )
 from vlm_spec_decode.core.errors import ActionRefused
-from vlm_spec_decode.core.robot import MAX_PLACE, RobotState
+from vlm_spec_decode.core.robot import MAX_ABS_VALUE, RobotState
 from vlm_spec_decode.core.types import FUTURE_TOLERANCE_S
 
 Point = tuple[float, float]
@@ -178,9 +178,9 @@ class SafetyGate:
             raise ActionRefused("stale_state", f"the robot's state is {state_age_s:.2f} s old")
         pose = (state.x_m, state.y_m, state.yaw_rad, state.roll_rad, state.pitch_rad)
         # Written so that NaN fails too.
-        if not all(abs(value) <= MAX_PLACE for value in pose):
+        if not all(abs(value) <= MAX_ABS_VALUE for value in pose):
             raise ActionRefused("stale_state", "the robot's pose is no number")
-        if not all(abs(value) <= MAX_PLACE for value in (state.vx_mps, state.vy_mps, state.vyaw_radps)):
+        if not all(abs(value) <= MAX_ABS_VALUE for value in (state.vx_mps, state.vy_mps, state.vyaw_radps)):
             raise ActionRefused("stale_state", "the robot's speed is no number")
 
     def _check_battery(self, soc: float) -> None:

@@ -5,7 +5,7 @@ From it follow the option of a command (`core.options`), the ROS parameter (`ros
 (`ros.params`), the key of a settings file and the rows of the tables in docs/parameters.md.
 
 A settings file is YAML. Unknown keys are refused with the nearest known one, values of another type or out of
-range with the file and the key. `effective` and `digest` say what holds after defaults, file and options.
+range with the file and the key. `effective` and `digest` show the result of defaults, file and options.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vlm_spec_decode.core.errors import ConfigError, VsdError
 from vlm_spec_decode.core.types import text_problem
 
 ASSETS = Path(__file__).parents[1] / "assets"
-"""Folder of them all."""
+"""Folder of the files that ship with the package."""
 
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ Choices: TypeAlias = Iterable[str] | Callable[[], Iterable[str]]
 """Names, a registry whose iteration gives names, or a function that returns them."""
 
 MAX_FILE_BYTES = 4_000_000
-"""Of a settings file."""
+"""Largest size of a settings file."""
 
 UNITS: Mapping[str, str] = {
     "_mps2": "m/s²",
@@ -60,8 +60,8 @@ class Setting:
     """One setting.
 
     `low` and `high` bound a number; `one_of` are the texts that it may be, or the registry that has them.
-    `live` says that a running node takes a new value. A default of None means that there is none; the value
-    is then a `type_of_none`.
+    `live`: a running node accepts a new value. A default of None means that there is no value; other values
+    then have the type `type_of_none`.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Setting:
 
     @property
     def kind(self) -> type[Any]:
-        """Return the type of its values: that of the default, or, where that is None, what else it may be."""
+        """Return the type of its values: that of the default, `type_of_none` where that is None."""
         if isinstance(self.default, Path):
             return Path
         return self.type_of_none if self.default is None else type(self.default)
@@ -105,7 +105,7 @@ class Setting:
 
     @property
     def bounds(self) -> str:
-        """Return its range or its choices in words, "" if anything of its type will do."""
+        """Return its range or its choices in words, "" if every value of its type is allowed."""
         if self.choices:
             return ", ".join(self.choices)
         if self.low is None:
@@ -174,18 +174,18 @@ def _type_of(annotation: str) -> type[Any]:
 
 
 def check_ranges(config: Any) -> None:
-    """Raise ConfigError for the first setting of a dataclass that is out of its range or no choice."""
+    """Raise ConfigError for the first setting of a dataclass that is out of its range or choices."""
     for name, each in settings_of(type(config)).items():
         each.refuse(getattr(config, name))
 
 
 def effective(config: Any) -> dict[str, Any]:
-    """Return the settings that hold as plain data: paths as text, parts as mappings."""
+    """Return the settings as plain data: paths as text, nested dataclasses as mappings."""
     return {name: _plain(getattr(config, name)) for name in settings_of(type(config))}
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """Return 16 hexadecimal digits that are the same for the same plain settings, as of `effective`."""
+    """Return a hash of plain settings, as `effective` returns them [16 hexadecimal digits]."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -200,7 +200,7 @@ def _plain(value: Any) -> Any:
 def from_mapping(
     kind: type[T], values: Mapping[Any, Any], where: str = "", error: type[VsdError] = ConfigError
 ) -> T:
-    """Build a settings dataclass from what a file says; the rest keeps its defaults.
+    """Build a settings dataclass from the values of a file; the other fields have their defaults.
 
     `where` begins every message. Raises `error` for an unknown or missing key, a wrong type, a range.
     """
@@ -232,15 +232,15 @@ def read_values(
 
 
 def refuse_unknown(values: Mapping[Any, Any], known: Iterable[str]) -> None:
-    """Raise ConfigError for a key that is not known, with the known one that was probably meant."""
+    """Raise ConfigError for an unknown key, with the known one that was probably meant."""
     names = list(known)
     unknown = [key for key in values if key not in names]
     if not unknown:
         return
     near = get_close_matches(str(unknown[0]), names, 1)
     hint = f"do you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-    told = ", ".join(repr(str(key)) for key in unknown)
-    raise ConfigError(f"unknown key {told}; {hint}")
+    names_text = ", ".join(repr(str(key)) for key in unknown)
+    raise ConfigError(f"unknown key {names_text}; {hint}")
 
 
 def _converted(known: Setting, kind: Any, value: object) -> Any:
@@ -260,16 +260,16 @@ def _converted(known: Setting, kind: Any, value: object) -> Any:
 
 
 def _is_number(value: object, *, is_bounded: bool) -> bool:
-    """Whole numbers will do; a number in quotes, a yes or no and a list will not.
+    """Return whether a value is a number: whole numbers are, quoted numbers, booleans and lists are not.
 
-    NaN is left to the range if there is one.
+    NaN is one if the setting has a range, whose check refuses it.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and (is_bounded or not math.isnan(float(str(value))))
 
 
 def _from_text(kind: type[Any], value: Any) -> Any:
-    """Convert what YAML has no type for: a path, whose `~` is somebody's home."""
+    """Convert what YAML has no type for: a path, in which `~` is expanded."""
     if kind is Path and isinstance(value, str):
         return Path(value).expanduser()
     raise ValueError(f"Expected {'a path' if kind is Path else kind.__name__}, got `{type(value).__name__}`")
@@ -289,7 +289,7 @@ def read_mapping(path: Path, error: type[VsdError] = ConfigError) -> Mapping[Any
 
 
 def read_yaml(path: Path, error: type[VsdError] = ConfigError) -> Any:
-    """Return what a YAML file holds. Raises `error` with the file's name and what is wrong, in one line."""
+    """Return the content of a YAML file. Raises `error` with the file's name and the problem, in one line."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise error(f"{path}: larger than {MAX_FILE_BYTES} bytes, which no file of settings is")
@@ -301,17 +301,17 @@ def read_yaml(path: Path, error: type[VsdError] = ConfigError) -> Any:
 
 
 def parse_yaml(data: bytes, where: str, error: type[VsdError] = ConfigError) -> Any:
-    """Return what YAML in UTF-8 holds; `where` begins the message of an `error`."""
+    """Return the content of YAML in UTF-8; `where` begins the message of an `error`."""
     import yaml
 
     try:
-        text = data.decode("utf-8-sig")  # some editors begin with a mark
+        text = data.decode("utf-8-sig")  # some editors write a byte order mark
     except UnicodeDecodeError as reason:
         line = data[: reason.start].count(b"\n") + 1
         raise error(f"{where}: line {line} is not UTF-8: byte 0x{data[reason.start]:02x}") from reason
     try:
         found = yaml.safe_load(text)
-        problem = next((said for each in _texts(found) if (said := text_problem(each))), "")
+        problem = next((found_problem for each in _texts(found) if (found_problem := text_problem(each))), "")
     # Beside its own errors: a date that does not exist, nesting without end, a key that is a list.
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as reason:
         raise error(
@@ -323,7 +323,7 @@ def parse_yaml(data: bytes, where: str, error: type[VsdError] = ConfigError) -> 
 
 
 def _texts(found: Any) -> Iterator[str]:
-    """Yield all texts of what YAML holds; its escapes can name halves of a character."""
+    """Yield all texts in the content of YAML; its escapes can make lone surrogates."""
     if isinstance(found, str):
         yield found
     elif isinstance(found, dict):

@@ -7,8 +7,8 @@ REPLACE  it is set to a value that works, or removed, and one line on stderr say
 REFUSE   a ConfigError with the values to use: a guess could reach other machines, or none;
 NOTE     it works, but not as most people expect; `vsd doctor` reports it.
 
-The checks change nothing; `settle` changes the environment. `groups` are the libraries that a program is
-about to use, so that a bad ROS variable does not keep `vsd keys` from working.
+The checks change nothing; `replace_bad_values` changes the environment. `groups` are the libraries that a
+program is about to use, so that a bad ROS variable does not keep `vsd keys` from working.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from enum import Enum
 
 from vlm_spec_decode.core import environment_checks as checks
 from vlm_spec_decode.core.dds import MAX_DOMAIN
-from vlm_spec_decode.core.environment_checks import Check, Environment, Instead
+from vlm_spec_decode.core.environment_checks import Check, Environment, Replacement
 from vlm_spec_decode.core.errors import ConfigError
 
 PYTHON, ROS, DDS, OPENGL = "python", "ros", "dds", "opengl"
@@ -30,7 +30,7 @@ GROUPS = (PYTHON, ROS, DDS, OPENGL, MODELS, PLOTS, SERVICE)
 
 
 class Remedy(Enum):
-    """What becomes of a bad value; see the module."""
+    """What is done about a bad value; see the module."""
 
     REPLACE = "replaced"
     REFUSE = "refused"
@@ -41,7 +41,7 @@ class Remedy(Enum):
 class Variable:
     """One entry: `problem` returns what is wrong with the variable in an environment, "" if nothing is.
 
-    `instead` returns the value that a REPLACE sets; None takes the variable away.
+    `instead` returns the value that a REPLACE sets; None removes the variable.
     """
 
     name: str
@@ -50,31 +50,31 @@ class Variable:
     good: str
     remedy: Remedy
     problem: Check
-    instead: Instead = lambda _: None
+    instead: Replacement = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A variable that is not as it should be, and what is wrong with it."""
+class Problem:
+    """A variable with a bad value, and what is wrong with it."""
 
     variable: Variable
     problem: str
 
     def line(self) -> str:
-        """Return the problem with what is wanted, in one line."""
+        """Return the problem and what a good value is, in one line."""
         return f"{self.problem}; good: {self.variable.good}"
 
 
-def examine(environ: Environment, *groups: str) -> list[Found]:
-    """Return every variable of these groups (default: all) that is not as it should be."""
-    wanted = groups or GROUPS
-    found = [Found(each, each.problem(environ)) for each in VARIABLES if each.group in wanted]
+def find_problems(environ: Environment, *groups: str) -> list[Problem]:
+    """Return every variable of these groups (default: all) with a bad value."""
+    chosen_groups = groups or GROUPS
+    found = [Problem(each, each.problem(environ)) for each in VARIABLES if each.group in chosen_groups]
     return [each for each in found if each.problem]
 
 
-def settle(environ: MutableMapping[str, str], *groups: str) -> list[str]:
-    """Replace what can be replaced; return a line for each. In the order of the list, one after another."""
-    said = []
+def replace_bad_values(environ: MutableMapping[str, str], *groups: str) -> list[str]:
+    """Replace the bad values that can be replaced, in the order of the list; return a line for each."""
+    lines = []
     for each in VARIABLES:
         if each.group not in (groups or GROUPS) or each.remedy is not Remedy.REPLACE:
             continue
@@ -86,45 +86,45 @@ def settle(environ: MutableMapping[str, str], *groups: str) -> list[str]:
             environ.pop(each.name, None)
         else:
             environ[each.name] = value
-        said.append(f"{problem}; {'ignored' if value is None else f'using {value}'}")
-    return said
+        lines.append(f"{problem}; {'ignored' if value is None else f'using {value}'}")
+    return lines
 
 
-def refuse(environ: Environment, *groups: str) -> None:
-    """Raise ConfigError for the first variable that nobody may guess."""
-    for each in examine(environ, *groups):
+def raise_for_refused(environ: Environment, *groups: str) -> None:
+    """Raise ConfigError for the first bad value that must be refused."""
+    for each in find_problems(environ, *groups):
         if each.variable.remedy is Remedy.REFUSE:
             raise ConfigError(each.line())
 
 
 def prepare(*groups: str) -> None:
-    """Settle this process's own environment, with its lines on stderr; nothing is refused here.
+    """Replace bad values in this process's environment, with a line on stderr for each; refuse nothing.
 
-    Children inherit what was settled, so that each line is said once.
+    Child processes inherit the result, so each line is printed once.
     """
     if PYTHON in groups:
-        tolerate_any_text()
+        escape_unencodable_output()
     if ROS in groups:
-        checks.forget_foreign_ros(sys.path)
+        checks.remove_foreign_ros(sys.path)
     if MODELS in groups:
-        _quieten_torchao()
-    for line in settle(os.environ, *groups):
+        _silence_torchao()
+    for line in replace_bad_values(os.environ, *groups):
         sys.stderr.write(f"vsd: {line}\n")
         if line.startswith("PYTHONWARNINGS"):
             _allow_warnings()
 
 
 def rmw_in_use() -> str:
-    """Return which RMW rclpy uses in this process, its environment being settled; "" if none is known."""
+    """Return which RMW rclpy uses in this process, after `prepare`; "" if none is known."""
     return checks.rmw_in_use(os.environ)
 
 
-def _quieten_torchao() -> None:
-    """Let an error of ours be the only line.
+def _silence_torchao() -> None:
+    """Turn off the warnings of torchao.
 
     Transformers imports torchao wherever it is installed, and torchao then warns of CUDA kernels that a CPU
-    build of torch cannot load and of names that torch knows by itself. A model that cannot do without them
-    says so when it is loaded.
+    build of torch cannot load and of names that torch has already. A model that needs them raises an error
+    when it is loaded.
     """
     import logging
 
@@ -133,7 +133,7 @@ def _quieten_torchao() -> None:
 
 
 def _allow_warnings() -> None:
-    """Undo what Python has read from PYTHONWARNINGS already."""
+    """Undo the filters that Python has made from PYTHONWARNINGS."""
     import warnings
 
     warnings.resetwarnings()
@@ -141,8 +141,8 @@ def _allow_warnings() -> None:
         warnings.simplefilter("ignore", kind)
 
 
-def tolerate_any_text() -> None:
-    """Let standard output and error write what their encoding has no sign for as an escape."""
+def escape_unencodable_output() -> None:
+    """Let stdout and stderr write characters that their encoding lacks as escapes."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None and stream.errors != "backslashreplace":
@@ -157,7 +157,7 @@ _XML = "an XML file with profiles of Fast DDS"
 _Row = tuple[str, str, str, Remedy, Check]
 
 
-def _rows(group: str, *rows: _Row, **instead: Instead) -> Iterable[Variable]:
+def _rows(group: str, *rows: _Row, **instead: Replacement) -> Iterable[Variable]:
     for name, reader, good, remedy, problem in rows:
         yield Variable(
             name=name,
@@ -179,15 +179,15 @@ VARIABLES: tuple[Variable, ...] = (
             "caches of all libraries",
             "a folder that can be written",
             NOTE,
-            checks.home_that_cannot_be_written,
+            checks.unwritable_home,
         ),
         ("PYTHONWARNINGS", "Python", "anything without error", REPLACE, checks.warnings),
         ("TMPDIR", "tempfile, torch, Ray", "a folder that can be written", NOTE, checks.temporary),
-        HOME=checks.a_home,
+        HOME=checks.fallback_home,
     ),
     *_rows(
         ROS,
-        ("PYTHONPATH", "Python", "no ROS of another Python", REPLACE, checks.foreign),
+        ("PYTHONPATH", "Python", "no ROS of another Python", REPLACE, checks.foreign_ros),
         ("AMENT_PREFIX_PATH", "ament_index, rmw_implementation", "folders", NOTE, checks.ament),
         ("RMW_IMPLEMENTATION", "rcl, rmw_implementation", _RMW, REPLACE, checks.rmw),
         ("RCL_ASSERT_RMW_ID_MATCHES", "rcl", "what RMW_IMPLEMENTATION says", REPLACE, checks.asserted_rmw),
@@ -195,7 +195,7 @@ VARIABLES: tuple[Variable, ...] = (
         ("ROS_AUTOMATIC_DISCOVERY_RANGE", "rcl", ", ".join(checks.RANGES), REPLACE, checks.discovery_range),
         ("ROS_AUTOMATIC_DISCOVERY_RANGE", "rcl", "SUBNET or LOCALHOST", NOTE, checks.range_off),
         ("ROS_LOCALHOST_ONLY", "rcl", "nothing: ROS_AUTOMATIC_DISCOVERY_RANGE", NOTE, checks.localhost_only),
-        ("ROS_STATIC_PEERS", "rmw_fastrtps", "addresses with semicolons", REPLACE, checks.lost_peers),
+        ("ROS_STATIC_PEERS", "rmw_fastrtps", "addresses with semicolons", REPLACE, checks.unresolved_peers),
         ("ROS_DISCOVERY_SERVER", "Fast DDS", "HOST:PORT with semicolons", REPLACE, checks.discovery_server),
         ("ROS_LOG_DIR", "rcl_logging", "a folder that can be written", REPLACE, checks.logs),
         ("ROS_SECURITY_STRATEGY", "rcl", "Permissive, or a keystore", REFUSE, checks.security),
@@ -250,11 +250,11 @@ VARIABLES: tuple[Variable, ...] = (
             checks.one_of("RMW_FASTRTPS_PUBLICATION_MODE", "SYNCHRONOUS", "ASYNCHRONOUS", "AUTO"),
         ),
         ("CYCLONEDDS_URI", "rmw_cyclonedds", "XML, or a file that is there", REPLACE, checks.cyclone_uri),
-        PYTHONPATH=checks.without_foreign,
-        RMW_IMPLEMENTATION=checks.an_rmw,
+        PYTHONPATH=checks.pythonpath_without_foreign_ros,
+        RMW_IMPLEMENTATION=checks.first_installed_rmw,
         ROS_AUTOMATIC_DISCOVERY_RANGE=checks.nearest_range,
-        ROS_STATIC_PEERS=checks.found_peers,
-        ROS_LOG_DIR=checks.other_logs,
+        ROS_STATIC_PEERS=checks.resolvable_peers,
+        ROS_LOG_DIR=checks.fallback_log_folder,
     ),
     *_rows(
         DDS,
@@ -270,28 +270,34 @@ VARIABLES: tuple[Variable, ...] = (
             "MuJoCo",
             "the number of a device",
             REPLACE,
-            checks.whole("MUJOCO_EGL_DEVICE_ID"),
+            checks.whole_number("MUJOCO_EGL_DEVICE_ID"),
         ),
         MUJOCO_GL=lambda _: checks.default_gl(),
         PYOPENGL_PLATFORM=checks.gl_in_use,
     ),
     *_rows(
         MODELS,
-        ("OMP_NUM_THREADS", "libgomp, torch", "1 or more", REPLACE, checks.whole("OMP_NUM_THREADS", 1)),
-        ("MKL_NUM_THREADS", "torch", "1 or more", REPLACE, checks.whole("MKL_NUM_THREADS", 1)),
+        (
+            "OMP_NUM_THREADS",
+            "libgomp, torch",
+            "1 or more",
+            REPLACE,
+            checks.whole_number("OMP_NUM_THREADS", 1),
+        ),
+        ("MKL_NUM_THREADS", "torch", "1 or more", REPLACE, checks.whole_number("MKL_NUM_THREADS", 1)),
         (
             "HF_HUB_DOWNLOAD_TIMEOUT",
             "huggingface_hub",
             "whole seconds",
             REPLACE,
-            checks.whole("HF_HUB_DOWNLOAD_TIMEOUT", 1),
+            checks.whole_number("HF_HUB_DOWNLOAD_TIMEOUT", 1),
         ),
         (
             "HF_HUB_ETAG_TIMEOUT",
             "huggingface_hub",
             "whole seconds",
             REPLACE,
-            checks.whole("HF_HUB_ETAG_TIMEOUT", 1),
+            checks.whole_number("HF_HUB_ETAG_TIMEOUT", 1),
         ),
         ("HF_HOME", "huggingface_hub", "a folder that can be written", NOTE, checks.cache("HF_HOME")),
         (
@@ -305,10 +311,10 @@ VARIABLES: tuple[Variable, ...] = (
     ),
     *_rows(
         PLOTS,
-        ("MPLBACKEND", "matplotlib", "agg", REPLACE, checks.plots),
+        ("MPLBACKEND", "matplotlib", "agg", REPLACE, checks.plot_backend),
         ("MPLCONFIGDIR", "matplotlib", "a folder that can be written", REPLACE, checks.plot_cache),
         MPLBACKEND=lambda _: "agg",
-        MPLCONFIGDIR=checks.other_plot_cache,
+        MPLCONFIGDIR=checks.fallback_plot_cache,
     ),
     *_rows(SERVICE, ("RAY_ADDRESS", "Ray", "nothing: use --ray-address", NOTE, checks.ray)),
 )

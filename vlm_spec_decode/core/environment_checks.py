@@ -1,4 +1,4 @@
-"""What can be wrong with a variable of `core.environment`: a check each, and what may stand in its place.
+"""The checks of the variables of `core.environment`, and the values that replace bad ones.
 
 A check takes the environment and returns what is wrong in a few words, "" if nothing is. It reads files and
 names of computers, imports no library that it speaks of, and changes nothing.
@@ -20,11 +20,11 @@ from vlm_spec_decode.core.internal_error import scratch_folder
 
 Environment = Mapping[str, str]
 Check = Callable[[Environment], str]
-Instead = Callable[[Environment], str | None]
+Replacement = Callable[[Environment], str | None]
 
 
 def ros_domain(environ: Environment) -> int:
-    """Return ROS_DOMAIN_ID, 0 if it says nothing. Raises ConfigError if it is no domain."""
+    """Return ROS_DOMAIN_ID, 0 if it is empty. Raises ConfigError if it is no domain."""
     text = environ.get("ROS_DOMAIN_ID", "").strip() or "0"
     if not re.fullmatch(r"0|[1-9][0-9]{0,2}", text) or int(text) > MAX_DOMAIN:
         raise ConfigError(f"ROS_DOMAIN_ID is {text!r}; good: a whole number from 0 to {MAX_DOMAIN}")
@@ -37,7 +37,7 @@ _RMW_LIBRARY = re.compile(r"librmw_(?!.*(_shared_|__|security|_common|implementa
 
 
 def library_folders(environ: Environment) -> Iterator[Path]:
-    """Return where the loader of a ROS installation looks for the library of an RMW."""
+    """Yield the folders in which the loader of a ROS installation looks for the library of an RMW."""
     for text in filter(None, environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)):
         yield Path(text)
     for text in filter(None, environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)):
@@ -47,7 +47,7 @@ def library_folders(environ: Environment) -> Iterator[Path]:
 def installed_rmw(
     environ: Environment, prefix: str = sys.prefix, rclpy: str | None = None
 ) -> tuple[str, ...]:
-    """Return the RMW implementations that rclpy can use here, Fast DDS first; empty if that cannot be told.
+    """Return the RMW implementations that rclpy can use here, Fast DDS first; empty if none is found.
 
     In a ROS installation `librmw_implementation.so` loads any `lib<name>.so` on the library path. The wheels
     have no such library: there rcl is linked to the one RMW beside it, whatever a sourced ROS has as well.
@@ -74,7 +74,7 @@ def _rmw_libraries(folder: Path) -> set[str]:
 
 def _is_installed(name: str, environ: Environment) -> bool:
     known = installed_rmw(environ)
-    # Without any library in sight this is no ROS that we know: the loader itself shall say.
+    # Without any library this is an unknown kind of ROS installation: the loader then reports the error.
     return not known or name in known
 
 
@@ -84,7 +84,7 @@ def rmw(environ: Environment) -> str:
     return "" if not name or _is_installed(name, environ) else f"RMW_IMPLEMENTATION={name} is not installed"
 
 
-def an_rmw(environ: Environment) -> str | None:
+def first_installed_rmw(environ: Environment) -> str | None:
     """Return an RMW that is installed."""
     return next(iter(installed_rmw(environ)), None)
 
@@ -92,13 +92,13 @@ def an_rmw(environ: Environment) -> str | None:
 def asserted_rmw(environ: Environment) -> str:
     """RCL_ASSERT_RMW_ID_MATCHES names the RMW that is used; else rcl ends the process."""
     name, chosen = (environ.get(key, "") for key in ("RCL_ASSERT_RMW_ID_MATCHES", "RMW_IMPLEMENTATION"))
-    used = chosen or an_rmw(environ) or name
+    used = chosen or first_installed_rmw(environ) or name
     return f"RCL_ASSERT_RMW_ID_MATCHES={name} is not what is used, {used}" if name and name != used else ""
 
 
 def rmw_in_use(environ: Environment) -> str:
-    """Return which RMW rclpy will use in a settled environment; "" if none is known."""
-    return environ.get("RMW_IMPLEMENTATION", "") or an_rmw(environ) or ""
+    """Return which RMW rclpy will use in an environment without bad values; "" if none is known."""
+    return environ.get("RMW_IMPLEMENTATION", "") or first_installed_rmw(environ) or ""
 
 
 # ROS: discovery -----------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def nearest_range(environ: Environment) -> str:
 
 
 def range_off(environ: Environment) -> str:
-    """ROS_AUTOMATIC_DISCOVERY_RANGE lets nodes hear each other."""
+    """ROS_AUTOMATIC_DISCOVERY_RANGE lets nodes discover each other."""
     off = environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE") == "OFF"
     return "ROS_AUTOMATIC_DISCOVERY_RANGE=OFF: no node hears another one" if off else ""
 
@@ -155,13 +155,13 @@ def _peers(environ: Environment) -> list[str]:
     return [peer for peer in environ.get("ROS_STATIC_PEERS", "").split(";") if peer.strip()]
 
 
-def lost_peers(environ: Environment) -> str:
-    """ROS_STATIC_PEERS names computers that are known; rmw_fastrtps makes no node without."""
+def unresolved_peers(environ: Environment) -> str:
+    """ROS_STATIC_PEERS names known computers; else rmw_fastrtps makes no node."""
     lost = [peer for peer in _peers(environ) if not _resolves(peer)]
     return f"ROS_STATIC_PEERS: no such computer: {', '.join(lost)}" if lost else ""
 
 
-def found_peers(environ: Environment) -> str | None:
+def resolvable_peers(environ: Environment) -> str | None:
     """Return the static peers that are known."""
     return ";".join(peer for peer in _peers(environ) if _resolves(peer)) or None
 
@@ -216,7 +216,7 @@ def cyclone_uri(environ: Environment) -> str:
 
 
 def log_folder(environ: Environment) -> Path | None:
-    """Return where ROS writes its logs, None if it cannot tell."""
+    """Return where ROS writes its logs, None if the environment does not determine it."""
     if value := environ.get("ROS_LOG_DIR", ""):
         return Path(os.path.expanduser(value))  # noqa: PTH111 - Path.expanduser raises without a home
     if value := environ.get("ROS_HOME", ""):
@@ -226,12 +226,12 @@ def log_folder(environ: Environment) -> Path | None:
 
 
 def can_write(folder: Path) -> bool:
-    """Return whether files can be made in `folder`, or in what would have to be made for it."""
+    """Return whether files can be made in `folder`, or in its nearest parent that exists."""
     try:
         nearest = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     except (OSError, StopIteration):
         return False
-    # /proc and other systems of the kernel's own let root write, and make nothing.
+    # /proc and /sys let root write, but create no files.
     is_kernel = nearest.is_relative_to("/proc") or nearest.is_relative_to("/sys")
     return nearest.is_dir() and not is_kernel and os.access(nearest, os.W_OK | os.X_OK)
 
@@ -244,7 +244,7 @@ def logs(environ: Environment) -> str:
     return f"ROS_LOG_DIR: the log folder {folder or '~/.ros/log'} cannot be written"
 
 
-def other_logs(_: Environment) -> str | None:
+def fallback_log_folder(_: Environment) -> str | None:
     """Return a folder for logs that can be written."""
     folder = scratch_folder("ros-log")
     return str(folder) if folder else os.devnull
@@ -298,8 +298,8 @@ def foreign_rclpy(folder: str) -> str:
     return ".".join(max(built))
 
 
-def foreign(environ: Environment) -> str:
-    """PYTHONPATH brings no rclpy that was built for another Python."""
+def foreign_ros(environ: Environment) -> str:
+    """PYTHONPATH has no rclpy that was built for another Python."""
     for folder in filter(None, environ.get("PYTHONPATH", "").split(os.pathsep)):
         if version := foreign_rclpy(folder):
             ours = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -307,14 +307,14 @@ def foreign(environ: Environment) -> str:
     return ""
 
 
-def without_foreign(environ: Environment) -> str | None:
+def pythonpath_without_foreign_ros(environ: Environment) -> str | None:
     """Return PYTHONPATH without the ROS of another Python."""
     folders = environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join(folder for folder in folders if not foreign_rclpy(folder)) or None
 
 
-def forget_foreign_ros(path: list[str]) -> None:
-    """Take folders with an rclpy for another Python out of `sys.path`."""
+def remove_foreign_ros(path: list[str]) -> None:
+    """Remove folders with an rclpy for another Python from `sys.path`."""
     path[:] = [folder for folder in path if not folder or not foreign_rclpy(folder)]
 
 
@@ -323,7 +323,7 @@ def home(environ: Environment) -> str:
     return "" if environ.get("HOME", "") else "HOME is not set"
 
 
-def a_home(_: Environment) -> str | None:
+def fallback_home(_: Environment) -> str | None:
     """Return the user's home, or a temporary folder for a user without one."""
     try:
         import pwd
@@ -342,7 +342,7 @@ def warnings(environ: Environment) -> str:
 
 
 def temporary(environ: Environment) -> str:
-    """The temporary folder that was asked for can be used."""
+    """The configured temporary folder can be used."""
     for name in ("TMPDIR", "TEMP", "TMP"):
         value = environ.get(name, "")
         if value and not (Path(value).is_dir() and can_write(Path(value))):
@@ -375,10 +375,10 @@ _WINDOW = ("glfw", "enable", "enabled", "on", "true", "1")
 
 
 def default_gl(has_display: bool = False) -> str:
-    """Return the way to draw on this computer: OSMesa (software), else EGL; "" to leave it to MuJoCo.
+    """Return the OpenGL backend for this computer: OSMesa (software), else EGL; "" lets MuJoCo choose.
 
-    OSMesa comes first although EGL may be a GPU: its frames are the same on every machine, and the models
-    are trained and judged on these frames.
+    OSMesa comes first although EGL may use a GPU: its frames are the same on every machine, and the models
+    are trained and evaluated on these frames.
     """
     found = next((name for name, library in LIBRARIES.items() if _has_library(library)), "")
     return found or ("" if has_display else "osmesa")
@@ -414,11 +414,11 @@ def platform(environ: Environment) -> str:
 
 
 def gl_in_use(environ: Environment) -> str:
-    """Return the way to draw that holds."""
+    """Return the OpenGL backend in use."""
     return environ.get("MUJOCO_GL", "").lower() or default_gl()
 
 
-def whole(name: str, low: int = 0) -> Check:
+def whole_number(name: str, low: int = 0) -> Check:
     """Return the check of a variable that is a whole number."""
 
     def problem(environ: Environment) -> str:
@@ -433,7 +433,7 @@ def whole(name: str, low: int = 0) -> Check:
 # Plots and service --------------------------------------------------------------------------------------
 
 
-def plots(environ: Environment) -> str:
+def plot_backend(environ: Environment) -> str:
     """MPLBACKEND asks for no window."""
     value = environ.get("MPLBACKEND", "")
     return f"MPLBACKEND={value}: plots go to files only" if value and value.lower() != "agg" else ""
@@ -445,7 +445,7 @@ def plot_cache(environ: Environment) -> str:
     return f"MPLCONFIGDIR={value} cannot be written" if value and not can_write(Path(value)) else ""
 
 
-def other_plot_cache(_: Environment) -> str | None:
+def fallback_plot_cache(_: Environment) -> str | None:
     """Return a folder for matplotlib's cache."""
     folder = scratch_folder("plots")
     return str(folder) if folder else None
@@ -457,7 +457,7 @@ def ray(environ: Environment) -> str:
     return f"RAY_ADDRESS={value} is not read by vsd" if value else ""
 
 
-def home_that_cannot_be_written(environ: Environment) -> str:
+def unwritable_home(environ: Environment) -> str:
     """HOME can be written."""
     home = environ.get("HOME", "")
     return f"HOME={home} cannot be written: nothing is cached" if home and not can_write(Path(home)) else ""

@@ -1,11 +1,11 @@
-"""Every failure this package names, in one tree.
+"""All exceptions of this package, in one tree.
 
 ::
 
     VsdError
     ├── UsageError                 what the caller gave cannot be used
     │   ├── ConfigError            unknown or invalid setting
-    │   ├── SceneError             a scene file or name that does not hold
+    │   ├── SceneError             an invalid scene file or object name
     │   ├── InstructionError       empty or over-long instruction, or one that is no text
     │   ├── ImageError             no image in these bytes, or one too large
     │   ├── BagError               a bag that is not there or cannot be read
@@ -19,8 +19,8 @@
     │   │   └── TargetNotFinite    those of the target: the answer ends
     │   └── GrammarError           a grammar that does not compile, or tokens that are not of it
     ├── CloudError                 the verifier cannot be used
-    │   ├── CloudUnreachable       nobody answers (not started, wrong key, link cut)
-    │   ├── CloudRefused           the cloud answers, and says no by name
+    │   ├── CloudUnreachable       no answer (not started, wrong key, link cut)
+    │   ├── CloudRefused           the cloud refuses, with a reason
     │   │   └── CloudBusy          the cloud answers, and has no room for too long
     │   ├── CloudTimeout           an answer that ran past its deadline
     │   ├── ProtocolError          bytes that are not a message
@@ -37,8 +37,8 @@
     │   └── ActionRefused
     ├── MiddlewareError            ROS 2 or its middleware cannot be started on this computer
     ├── ProcessEnded               a process of a run that ended too early
-    ├── InternalError              a fault of this program that nobody has named
-    └── Cancelled                  somebody asked to stop; not a fault
+    ├── InternalError              a fault of this program without a class of its own
+    └── Cancelled                  the caller cancelled; not a fault
 
 Third-party errors are translated into these at the boundary where they arise.
 """
@@ -51,7 +51,7 @@ class VsdError(Exception):
 
 
 class UsageError(VsdError):
-    """What the caller gave cannot be used."""
+    """The caller's input cannot be used."""
 
     exit_code = 2
 
@@ -61,7 +61,7 @@ class ConfigError(UsageError):
 
 
 class SceneError(UsageError):
-    """A scene file or object name does not hold; the message names the key."""
+    """A scene file or object name is invalid; the message names the key."""
 
 
 class InstructionError(UsageError):
@@ -73,7 +73,7 @@ class ImageError(UsageError):
 
 
 class BagError(UsageError):
-    """A bag is not there, cannot be read, or holds nothing to ask about."""
+    """A bag does not exist, cannot be read, or has nothing to ask about."""
 
 
 class MissingExtra(UsageError):
@@ -97,7 +97,7 @@ class VocabularyMismatch(ModelError):
 
 
 class OutOfMemory(ModelError):
-    """There was no memory for what was asked; less of it at once may work."""
+    """There was no memory for a batch; a smaller one may work."""
 
 
 class NotFinite(ModelError):
@@ -114,7 +114,7 @@ class NotFinite(ModelError):
 
 
 class TargetNotFinite(NotFinite):
-    """The target's logits are NaN or infinite: no draft can stand in for them."""
+    """The target's logits are NaN or infinite, so the answer cannot continue."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what, "target")
@@ -131,11 +131,11 @@ class CloudError(VsdError):
 
 
 class CloudUnreachable(CloudError):
-    """Nobody answers: not started, wrong key, or the link is cut."""
+    """The cloud does not answer: it is not started, the key is wrong, or the link is cut."""
 
 
 class CloudRefused(CloudError):
-    """The cloud answers and says no; `reason` is its name for it."""
+    """The cloud refuses; `reason` is its stable name for the cause."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -144,7 +144,7 @@ class CloudRefused(CloudError):
 
 
 class CloudBusy(CloudRefused):
-    """No cloud has had room for too long; `detail` names of what, and `retry_after_s` when to come again."""
+    """No cloud has had room for too long; `detail` names the resource, `retry_after_s` when to try again."""
 
     def __init__(self, detail: str, retry_after_s: float) -> None:
         super().__init__("busy", detail)
@@ -181,7 +181,7 @@ class RobotUnreachable(RobotError):
 
 
 class RobotRefused(RobotError):
-    """The robot did not do what it was asked; `code` is its own return code, None where it has none."""
+    """The robot did not carry out a call; `code` is its own return code, None where it has none."""
 
     def __init__(self, call: str, meaning: str, code: int | None = None) -> None:
         super().__init__(f"{call}: {meaning}" if code is None else f"{call} returned {code} ({meaning})")
@@ -190,7 +190,7 @@ class RobotRefused(RobotError):
 
 
 class RobotStale(RobotError):
-    """The stamp of the robot's state stands still, whatever its calls return."""
+    """The stamp of the robot's state does not advance, whatever its calls return."""
 
 
 class RobotHeld(RobotError):
@@ -210,7 +210,7 @@ class ActionParseError(ActionError):
 
 
 class ActionRefused(ActionError):
-    """The safety gate says no; `reason` is a stable name such as `obstacle`."""
+    """The safety gate refuses; `reason` is a stable name such as `obstacle`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -219,11 +219,11 @@ class ActionRefused(ActionError):
 
 
 class MiddlewareError(VsdError):
-    """ROS 2 or its middleware cannot be started on this computer; the message has its own words."""
+    """ROS 2 or its middleware cannot be started on this computer; the message is that of ROS."""
 
 
 class ProcessEnded(VsdError):
-    """A process of a run ended too early; its exit code is kept where it has a meaning."""
+    """A process of a run ended too early; `exit_code` is that of the process where it has a meaning."""
 
     def __init__(self, name: str, code: int, last_line: str) -> None:
         super().__init__(f"{name} ended with exit code {code}: {last_line}")
@@ -232,10 +232,10 @@ class ProcessEnded(VsdError):
 
 
 class InternalError(VsdError):
-    """A fault of this program that nobody has named; the message says where its traceback is."""
+    """A fault of this program without an exception class of its own; the message has the traceback's path."""
 
 
 class Cancelled(VsdError):
-    """Somebody asked to stop; not a fault."""
+    """The caller cancelled; not a fault."""
 
     exit_code = 130

@@ -1,9 +1,9 @@
 """The optional libraries, the extra of this package that brings each, and what to do where one is missing.
 
 A machine installs what its part needs: a robot no MuJoCo, a GPU server no robot SDK (`setup.py` has the
-lists). Libraries are imported where they are used, as any other; the boundaries at which a caller learns of
-failures (command line, public API, node programs) put `named` around the call, which turns Python's
-ModuleNotFoundError for such a library into MissingExtra with the command that installs it.
+lists). Libraries are imported where they are used. The entry points (command line, public API, node programs)
+put `translate_missing` around their calls: it turns Python's ModuleNotFoundError for such a library into
+MissingExtra with the command that installs it.
 """
 
 from __future__ import annotations
@@ -65,26 +65,26 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 """Each optional library by the name that is imported, and the extras that bring it."""
 
 
-def command(extra: str) -> str:
-    """Return what installs an extra."""
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra."""
     return f"pip install '{PACKAGE}[{extra}]'"
 
 
-def missing(library: str) -> MissingExtra:
+def missing_extra(library: str) -> MissingExtra:
     """Return the error for an optional library that is not installed."""
     first, *others = EXTRAS[library]
-    ways = command(first) + (f" (or {', '.join(f'[{extra}]' for extra in others)})" if others else "")
+    ways = install_command(first) + (f" (or {', '.join(f'[{extra}]' for extra in others)})" if others else "")
     more = "; with a ROS 2 installation, source its setup.bash" if first == "ros" else ""
     return MissingExtra(f"{library} is not installed, and this needs it: {ways}{more}")
 
 
 @contextmanager
-def named() -> Iterator[None]:
-    """Turn the missing of an optional library into MissingExtra; other import errors pass."""
+def translate_missing() -> Iterator[None]:
+    """Raise MissingExtra in place of ModuleNotFoundError for an optional library; others stay as they are."""
     try:
         yield
     except ModuleNotFoundError as error:
         library = (error.name or "").partition(".")[0]
         if library not in EXTRAS:
             raise
-        raise missing(library) from error
+        raise missing_extra(library) from error

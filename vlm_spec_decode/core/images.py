@@ -26,7 +26,7 @@ from vlm_spec_decode.core.pixels import MAX_PIXELS, MAX_SIDE, RawMessage, messag
 from vlm_spec_decode.core.types import Image
 
 QUALITY = 90
-"""Of a JPEG that is made here."""
+"""JPEG quality of the images that are made here."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "MPO")
 """What Pillow may read: pictures only, nothing that starts another program."""
@@ -58,26 +58,26 @@ class CompressedMessage(Protocol):
 
 
 def is_video(data: bytes) -> bool:
-    """Tell whether these bytes begin like a piece of H.264 or H.265 video instead of a picture."""
+    """Return whether these bytes begin like a piece of H.264 or H.265 video instead of a picture."""
     return data.startswith(VIDEO_STARTS)
 
 
-def check_file(data: bytes, said: str = "") -> None:
+def check_file(data: bytes, format_text: str = "") -> None:
     """Raise ImageError unless these bytes begin like an encoded picture. Cheap: nothing is decoded.
 
-    `said` is what a message calls it, for the error's text.
+    `format_text` is what a message calls it, for the error's text.
     """
     if not data.startswith((JPEG_MAGIC, PNG_MAGIC)):
-        with opened(data, said):
+        with opened(data, format_text):
             pass
 
 
-def file_image(data: bytes, said: str = "") -> Image:
+def file_image(data: bytes, format_text: str = "") -> Image:
     """Return an encoded picture of any common format as an upright JPEG.
 
     A whole upright JPEG is passed on byte for byte, without being decoded. Raises ImageError.
     """
-    with opened(data, said) as picture:
+    with opened(data, format_text) as picture:
         if picture.format in JPEGS and is_upright(picture) and _has_end(data):
             return Image(data, *picture.size)
         return to_jpeg(upright(picture))
@@ -114,9 +114,9 @@ def message_image(message: Any) -> Image:
 
 
 @contextlib.contextmanager
-def opened(data: bytes, said: str = "") -> Iterator[PilImage.Image]:
+def opened(data: bytes, format_text: str = "") -> Iterator[PilImage.Image]:
     """Open an encoded picture; within the context Pillow's errors become ImageError."""
-    _check_beginning(data, said)
+    _check_beginning(data, format_text)
     try:
         with PilImage.open(io.BytesIO(data), formats=FORMATS) as picture:
             width, height = picture.size
@@ -127,7 +127,8 @@ def opened(data: bytes, said: str = "") -> Iterator[PilImage.Image]:
         raise ImageError(f"an image that is too large ({error})") from error
     except FAULTS as error:
         raise ImageError(
-            f"not an image that can be decoded ({len(data)} bytes{_quoted(said)}; {type(error).__name__})"
+            f"not an image that can be decoded ({len(data)} bytes{_quoted(format_text)}; "
+            f"{type(error).__name__})"
         ) from error
 
 
@@ -145,7 +146,7 @@ def upright(picture: PilImage.Image) -> PilImage.Image:
         values = np.clip(np.asarray(turned), 0, 65_535).astype(np.uint16)
         return PilImage.fromarray(pixels.to_eight_bits(values)).convert("RGB")
     if is_deep:
-        turned = _brightened(turned)
+        turned = _scaled_to_16_bits(turned)
     if turned.mode in WITH_ALPHA or "transparency" in turned.info:
         turned = turned.convert("RGBA")
         turned = PilImage.alpha_composite(PilImage.new("RGBA", turned.size, "white"), turned)
@@ -153,7 +154,7 @@ def upright(picture: PilImage.Image) -> PilImage.Image:
 
 
 def is_upright(picture: PilImage.Image) -> bool:
-    """Tell whether a picture is to be shown as it is stored, by its EXIF data."""
+    """Return whether a picture is to be shown as it is stored, by its EXIF data."""
     return bool(picture.getexif().get(ORIENTATION, 1) in (0, 1))
 
 
@@ -170,28 +171,28 @@ def decode_jpeg(jpeg: bytes) -> PilImage.Image:
 
 
 class DecodedImages:
-    """The pictures of the newest images, so that whoever needs the pixels next does not decode them again.
+    """The decoded pictures of the newest images, so that no image is decoded twice.
 
-    An image is checked and made small when it comes, and read again for the prompt. May be used from any
-    thread. Nobody changes a picture that comes from here.
+    An image is checked and reduced when it arrives, and read again for the prompt. Thread-safe. Do not change
+    the pictures that it returns.
     """
 
-    def __init__(self, kept: int = 4) -> None:
-        self._kept = kept
+    def __init__(self, capacity: int = 4) -> None:
+        self._capacity = capacity
         self._lock = threading.Lock()
         self._pictures: OrderedDict[bytes, PilImage.Image] = OrderedDict()
 
     def add(self, image: Image, picture: PilImage.Image) -> Image:
-        """Keep the RGB picture that `image` decodes to; return the image."""
+        """Store the RGB picture that `image` decodes to; return the image."""
         with self._lock:
             self._pictures[image.digest] = picture
             self._pictures.move_to_end(image.digest)
-            while len(self._pictures) > self._kept:
+            while len(self._pictures) > self._capacity:
                 self._pictures.popitem(last=False)
         return image
 
     def picture(self, image: Image) -> PilImage.Image:
-        """Return the RGB picture of an image, decoding it if nobody has. Raises ImageError."""
+        """Return the RGB picture of an image, decoded if necessary. Raises ImageError."""
         with self._lock:
             known = self._pictures.get(image.digest)
         if known is None:
@@ -216,38 +217,38 @@ def rgb_image(rgb: npt.NDArray[np.uint8]) -> Image:
     return to_jpeg(PilImage.fromarray(np.ascontiguousarray(rgb)))
 
 
-def _check_beginning(data: bytes, said: str) -> None:
-    """Raise ImageError for what is known to be no picture, naming what it is."""
+def _check_beginning(data: bytes, format_text: str) -> None:
+    """Raise ImageError for known kinds of data that are no picture, with their name."""
     if not data:
-        raise ImageError(f"no bytes at all{_quoted(said)}")
-    if data.startswith(PNG_MAGIC, DEPTH_HEADER_BYTES) or "compresseddepth" in said.lower():
+        raise ImageError(f"no bytes at all{_quoted(format_text)}")
+    if data.startswith(PNG_MAGIC, DEPTH_HEADER_BYTES) or "compresseddepth" in format_text.lower():
         raise ImageError("a compressed depth image (compressedDepth), not a picture: name the colour topic")
     if is_video(data):
         raise ImageError(
-            f"a piece of H.264 or H.265 video{_quoted(said)}, not a picture; PyAV reads it "
-            f"({extras.command('video')})"
+            f"a piece of H.264 or H.265 video{_quoted(format_text)}, not a picture; PyAV reads it "
+            f"({extras.install_command('video')})"
         )
 
 
-def _quoted(said: str) -> str:
-    return f", called {said[:60]!r}" if said else ""
+def _quoted(format_text: str) -> str:
+    return f", called {format_text[:60]!r}" if format_text else ""
 
 
 def _has_end(data: bytes) -> bool:
-    """Tell whether a JPEG ends after its last scan; one that broke off has no end, or only a thumbnail's."""
+    """Return whether a JPEG ends after its last scan; a cut-off one has no end, or only a thumbnail's."""
     return data.rfind(END_OF_IMAGE) > data.rfind(START_OF_SCAN)
 
 
 def _has_16_bits(picture: PilImage.Image) -> bool:
-    """Tell whether a colour picture has 16 bits a channel, of which Pillow keeps the upper eight."""
+    """Return whether a colour picture has 16 bits a channel, of which Pillow keeps the upper eight."""
     if picture.format == "PNG":
         return any(";16" in str(tile[3]) for tile in picture.tile)
     bits = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, ())
     return bool(bits) and max(bits) > 8
 
 
-def _brightened(picture: PilImage.Image) -> PilImage.Image:
-    """Return a picture of 10, 12 or 14 bits in 16 as bright as it was meant; alpha counts for itself."""
+def _scaled_to_16_bits(picture: PilImage.Image) -> PilImage.Image:
+    """Return a picture of 10, 12 or 14 bits scaled to 16 bits; alpha is scaled by itself."""
     bands = np.asarray(picture.convert("RGBA")).astype(np.uint16) << 8
     colours, alpha = pixels.to_eight_bits(bands[..., :3]), pixels.to_eight_bits(bands[..., 3:])
     return PilImage.fromarray(np.concatenate([colours, alpha], axis=2))

@@ -16,7 +16,7 @@ from pathlib import Path
 def scratch_folder(name: str) -> Path | None:
     """Return a folder of this user's own in the temporary folder; None if there is no place to write.
 
-    What another user has put there under this name is passed by.
+    A folder of this name that belongs to another user is not used.
     """
     import tempfile
 
@@ -38,16 +38,16 @@ SHOW = "VSD_TRACEBACK"
 """Set to 1: tracebacks go to stderr as well."""
 
 
-def told(error: BaseException) -> str:
+def describe_internal_error(error: BaseException) -> str:
     """Return one line about `error`; its traceback goes to a file, and to stderr if `SHOW` asks for it."""
     text = "".join(traceback.format_exception(error))
     if os.environ.get(SHOW, "") not in ("", "0"):
         sys.stderr.write(text)
     path = _save(text)
     where = f"traceback in {path}" if path else f"{SHOW}=1 shows its traceback"
-    said = " ".join(str(error).split())
+    message = " ".join(str(error).split())
     kind = type(error).__name__
-    return f"{kind}: {said} (a fault of this program; {where})" if said else f"{kind} ({where})"
+    return f"{kind}: {message} (a fault of this program; {where})" if message else f"{kind} ({where})"
 
 
 def _save(text: str) -> Path | None:

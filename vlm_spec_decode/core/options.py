@@ -22,7 +22,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 class RegistryName(click.ParamType):  # type: ignore[type-arg]
-    """A name that a registry has. Help shows those that are registered; who uses a name checks it.
+    """A name in a registry. Help shows the registered names; the code that uses a name checks it.
 
     With `is_list` it takes several, with commas between them.
     """
@@ -125,7 +125,7 @@ def table(command: click.Command, title: str) -> list[str]:
 
 
 def _row(parameter: click.Parameter, context: click.Context) -> str:
-    """Return one row of a table; "" for an argument and for what is the same everywhere."""
+    """Return one row of a table; "" for an argument and for `--json` and `--help`."""
     if not isinstance(parameter, click.Option) or parameter.name in ("as_json", "help"):
         return ""
     names = " ".join(f"`{name}`" for name in parameter.opts)
@@ -145,7 +145,7 @@ def _shown(parameter: click.Option) -> str:
 
 
 def _values(parameter: click.Option, context: click.Context) -> str:
-    """Return what an option takes in words: a range, names, or a type."""
+    """Return the values of an option in words: a range, names, or a type."""
     if isinstance(parameter.type, click.IntRange | click.FloatRange):
         low, high = parameter.type.min, parameter.type.max
         return f"from {low:g}" if high is None else f"{low or 0:.12g} to {high:.12g}"
@@ -153,7 +153,7 @@ def _values(parameter: click.Option, context: click.Context) -> str:
 
 
 def finish(as_json: bool, document: Mapping[str, Any], text: str = "") -> None:
-    """Print the end of a command: one line of JSON if that was asked for, else the text, if any."""
+    """Print the last output of a command: one line of JSON with `as_json`, else the text, if any."""
     if as_json:
         click.echo(json.dumps(document))
     elif text:
@@ -161,5 +161,5 @@ def finish(as_json: bool, document: Mapping[str, Any], text: str = "") -> None:
 
 
 def as_json(function: Function) -> Function:
-    """Give a command `--json`: its last line is then one JSON document."""
+    """Add the option `--json` to a command: its last line is then one JSON document."""
     return click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")(function)

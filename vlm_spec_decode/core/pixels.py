@@ -107,7 +107,7 @@ def message_bytes(data: Any) -> bytes:
 
 
 def is_encoded(message: RawMessage) -> bool:
-    """Tell whether a message that should hold pixels holds a JPEG or PNG file."""
+    """Return whether a message that should hold pixels holds a JPEG or PNG file."""
     name = str(message.encoding).strip().lower()
     return name in ENCODED or (
         ALIASES.get(name, name) not in _FORMATS and bytes(message.data[:3]) == b"\xff\xd8\xff"
@@ -144,8 +144,8 @@ def to_eight_bits(values: Numbers) -> Pixels:
     if values.ndim == 2:
         dark = float(np.quantile(looked, 1 - BRIGHT_SHARE))
         if 0 < bright - dark < top * FLAT_SPAN / 255:
-            share = (np.clip(values, dark, bright) - dark) / (bright - dark)
-            stretched: Pixels = np.rint(255 * share).astype(np.uint8)
+            fraction = (np.clip(values, dark, bright) - dark) / (bright - dark)
+            stretched: Pixels = np.rint(255 * fraction).astype(np.uint8)
             return stretched
     eight: Pixels = np.minimum(values >> (bits - 8), 255).astype(np.uint8)
     return eight
@@ -270,7 +270,7 @@ def _packed_422(luma: int) -> _Format:
             rows = np.concatenate([rows, missing], axis=1)
         pairs = rows.reshape(height, -1, 4)
         y = pairs[..., [luma, luma + 2]].reshape(height, -1)[:, :width]
-        u, v = (np.repeat(pairs[..., place], 2, axis=1)[:, :width] for place in (1 - luma, 3 - luma))
+        u, v = (np.repeat(pairs[..., channel], 2, axis=1)[:, :width] for channel in (1 - luma, 3 - luma))
         return _yuv_to_rgb(y, u, v)
 
     return _Format(lambda width: width * 2, lambda height: height, convert)
@@ -282,7 +282,7 @@ def _semi_planar(u: int) -> _Format:
     def convert(rows: Pixels, width: int, height: int, is_big: bool) -> Pixels:
         del is_big
         pairs = rows[height:].reshape(rows.shape[0] - height, -1, 2)
-        blue, red = (_doubled(pairs[..., place], height, width) for place in (u, 1 - u))
+        blue, red = (_doubled(pairs[..., channel], height, width) for channel in (u, 1 - u))
         return _yuv_to_rgb(rows[:height, :width], blue, red)
 
     return _Format(lambda width: width + width % 2, _rows_420, convert, is_420=True)

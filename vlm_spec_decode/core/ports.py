@@ -1,7 +1,7 @@
-"""The seams: what decoding, engine and executor need from the world.
+"""The ports: abstract classes and protocols of what decoding, engine and executor need.
 
-Implementations differ only in what is plugged in: a table model or a VLM, an in-process verifier or
-a socket, a kinematic robot or the Go2.
+Implementations are, for example, a table model or a VLM, an in-process verifier or one behind a socket,
+a kinematic robot or the Go2.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ExitHook(Protocol):
 
 
 class GrammarState(Protocol):
-    """Where one answer stands in a grammar. States never change, so a tree forks by keeping them."""
+    """The state of a grammar at one position of an answer. Immutable, so the branches of a tree share it."""
 
     def mask(self) -> Mask | None:
         """Return the legal next tokens [vocab], None once the answer has ended.
@@ -83,7 +83,7 @@ class GrammarState(Protocol):
 
 
 class Grammar(Protocol):
-    """What answers look like, compiled for one tokenizer."""
+    """A grammar of answers, compiled for one tokenizer."""
 
     @property
     def digest(self) -> str:
@@ -136,7 +136,7 @@ class ModelContext(ABC):
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes that the cache holds now; 0 for a context that cannot say."""
+        """Present size of the cache in bytes; 0 for a context that does not know it."""
         return 0
 
     def forget(self) -> None:  # noqa: B027
@@ -160,11 +160,11 @@ class ScoreRequest:
     on_exit: ExitHook | None = None
 
     def score(self) -> Logits:
-        """Score this one by itself. Raises what `ModelContext.score` does."""
+        """Score this request by itself. Raises what `ModelContext.score` does."""
         return self.context.score(self.prefix, self.tokens, self.parents, on_exit=self.on_exit)
 
-    def scored(self) -> Scored:
-        """Score this one by itself and keep an error as the result."""
+    def score_or_error(self) -> Scored:
+        """Score this request by itself; return a VsdError instead of raising it."""
         try:
             return self.score()
         except VsdError as error:
@@ -172,7 +172,7 @@ class ScoreRequest:
 
 
 Scored: TypeAlias = Logits | VsdError
-"""The logits [1 + n, vocab] of one request, or why it has none."""
+"""The logits [1 + n, vocab] of one request, or the error that it raised."""
 
 
 class Model(ABC):
@@ -189,18 +189,18 @@ class Model(ABC):
     def open(self, observation: Observation) -> ModelContext:
         """Start one answer. Raises ImageError if the image cannot be decoded."""
 
-    def score_batch(self, queries: Seq[ScoreRequest]) -> list[Scored]:
+    def score_batch(self, requests: Seq[ScoreRequest]) -> list[Scored]:
         """Return what `score` would for each request; one that fails leaves the others alone.
 
         No context may occur twice. The default scores one after the other; a model that runs all of them in
         one pass raises OutOfMemory if that pass has no room. Then nothing has been computed, and a part of
         the requests may be tried again.
         """
-        return [query.scored() for query in queries]
+        return [request.score_or_error() for request in requests]
 
 
 Drafter: TypeAlias = ModelContext
-"""The edge's proposals are draws from this context's logits; wrong ones cost time, never truth."""
+"""The edge drafts from this context's logits; wrong drafts cost time and change no token."""
 
 Target: TypeAlias = Model
 """The cloud's model; its logits decide."""
@@ -219,18 +219,18 @@ class TextCodec(Protocol):
 
 
 class Verifier(ABC):
-    """The cloud as a strategy sees it: in this process, in virtual time or behind a socket."""
+    """The verifier as strategies use it: in this process, in virtual time or behind a socket."""
 
     @abstractmethod
     def open(self, request: AnswerRequest, tracer: Tracer = NO_TRACER) -> None:
-        """Start one answer, of which `tracer` is told everything that passes here.
+        """Start one answer; `tracer` gets all its events.
 
         Raises CloudUnreachable or CloudRefused.
         """
 
     @abstractmethod
-    def submit(self, hint: Hint) -> None:
-        """Send a draft, or a correction, which arrives unless the session ends; never blocks."""
+    def submit(self, message: Hint) -> None:
+        """Send a draft or a correction without blocking; it arrives unless the session ends."""
 
     @abstractmethod
     def poll(self) -> Event | None:
@@ -249,7 +249,7 @@ class Verifier(ABC):
         """End the answer and free what it holds. Idempotent."""
 
     def disconnect(self) -> None:
-        """End the answer and whatever connects to the cloud. Idempotent."""
+        """End the answer and the connection to the cloud. Idempotent."""
         self.close()
 
     @property
@@ -259,7 +259,7 @@ class Verifier(ABC):
 
     @property
     def clouds(self) -> str:
-        """The clouds' addresses, with commas, from the one that it spoke with last; "" without any."""
+        """The clouds' addresses, with commas, starting with the one in use; "" without any."""
         return ""
 
 

@@ -105,11 +105,11 @@ def load_hardware(name: str) -> HardwareProfile:
 def config_folder(name: str) -> Path:
     """Return `config/NAME` of the checkout or of the installation. Raises ConfigError if it is not there."""
     package = Path(__file__).parents[1]
-    places = (package.parent / "config", Path(sys.prefix) / "share" / package.name / "config")
-    for place in places:
-        if (place / name).is_dir():
-            return place / name
-    raise ConfigError(f"no folder config/{name} beside the package nor in {places[1].parent}")
+    folders = (package.parent / "config", Path(sys.prefix) / "share" / package.name / "config")
+    for folder in folders:
+        if (folder / name).is_dir():
+            return folder / name
+    raise ConfigError(f"no folder config/{name} beside the package nor in {folders[1].parent}")
 
 
 def _names(folder: str) -> tuple[str, ...]:
@@ -127,5 +127,5 @@ def _load(kind: type[Profile], folder: str, name: str) -> Profile:
         if not found:
             raise ConfigError(f"no {folder[:-1]} {name!r}; known: {', '.join(_names(folder))}")
         path = found[0]
-    # A file that says no name is called by its own.
+    # A file without a name is called by its file name.
     return from_mapping(kind, {"name": path.stem, **read_mapping(path)}, str(path))

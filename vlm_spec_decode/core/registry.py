@@ -1,8 +1,8 @@
-"""Things by name that this package has and others may add: a registry per kind, filled by `register_*` lines.
+"""Registries: objects by name, of this package and of others; one registry per kind, filled by `register_*`.
 
-A name leads to an object, or says where it is ("MODULE:ATTRIBUTE"). Such a module is imported when the name
+A name stands for an object, or for its location ("MODULE:ATTRIBUTE"). Such a module is imported when the name
 is first used: the names alone, which help texts, parameters and launch arguments show, import nothing heavy.
-Entry points of other packages are read once, at the first look. Knows nothing of what it registers.
+Entry points of other packages are read once, at the first access.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ log = logging.getLogger(__name__)
 
 
 class Registry(Mapping[str, Item], Generic[Item]):
-    """Names to things of one kind, in the order of registration.
+    """Names to objects of one kind, in the order of registration.
 
-    A subclass says what the kind is called (`kind`, `expected`, for messages), which attribute of a module
-    is meant if none is named, and which object may stand under a name (`fits`). `group` is the entry points'.
+    A subclass defines the names of the kind for messages (`kind`, `expected`), the default attribute of a
+    module (`attribute`), and which object is valid for a name (`fits`). `group` is that of the entry points.
     """
 
     kind: ClassVar[str]
     expected: ClassVar[str]
     attribute: ClassVar[str]
     form: ClassVar[re.Pattern[str]] = re.compile(r"[a-z][a-z0-9_]{0,39}")
-    form_in_words: ClassVar[str] = "small letters, digits and _, at most 40, a letter first"
+    form_text: ClassVar[str] = "small letters, digits and _, at most 40, a letter first"
 
     def __init__(self, group: str = "") -> None:
         self._sources: dict[str, Item | str] = {}
@@ -43,15 +43,15 @@ class Registry(Mapping[str, Item], Generic[Item]):
 
     @abstractmethod
     def fits(self, name: str, found: object) -> bool:
-        """Tell whether `found`, just imported, may be registered under `name`."""
+        """Return whether `found`, just imported, may be registered under `name`."""
 
     def add(self, name: str, source: Item | str) -> None:
-        """Register an object, or where it is. To register the same twice does nothing.
+        """Register an object, or its location. Registering the same one again does nothing.
 
         Raises ConfigError if the name is taken or cannot be one.
         """
         if not self.form.fullmatch(name):
-            raise ConfigError(f"{self.kind} name {name!r}: {self.form_in_words}")
+            raise ConfigError(f"{self.kind} name {name!r}: {self.form_text}")
         known = self._sources.get(name, source)
         if not self._is_same(known, source):
             article = "an" if self.kind[0] in "aeiou" else "a"
@@ -61,15 +61,15 @@ class Registry(Mapping[str, Item], Generic[Item]):
         self._sources[name] = source if isinstance(known, str) else known
 
     def find(self, name: str) -> Item:
-        """Return what is called `name`. Raises ConfigError that names the known ones."""
+        """Return the object of this name. Raises ConfigError with the known names."""
         if name not in self:
             raise ConfigError(f"unknown {self.kind} {name!r}; known: {', '.join(self)}")
         return self[name]
 
     def __getitem__(self, name: str) -> Item:
-        """Return the thing, importing its module if need be.
+        """Return the object, importing its module if necessary.
 
-        Raises KeyError for an unknown name, ConfigError if the module has no such thing.
+        Raises KeyError for an unknown name, ConfigError if the module has no such object.
         """
         source = self._found()[name]
         if isinstance(source, str):
@@ -77,7 +77,7 @@ class Registry(Mapping[str, Item], Generic[Item]):
         return source
 
     def __contains__(self, name: object) -> bool:
-        """Tell whether the name is known; imports nothing."""
+        """Return whether the name is known; imports nothing."""
         return name in self._found()
 
     def __iter__(self) -> Iterator[str]:
@@ -85,7 +85,7 @@ class Registry(Mapping[str, Item], Generic[Item]):
         return iter(tuple(self._found()))
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of names."""
         return len(self._found())
 
     def _found(self) -> dict[str, Item | str]:
@@ -102,11 +102,11 @@ class Registry(Mapping[str, Item], Generic[Item]):
             try:
                 self.add(point.name, point.value)
             except ConfigError as error:
-                # Another package's fault must not keep a robot from starting with what is ours.
+                # A faulty package must not keep a robot from starting with the other objects.
                 log.warning("entry point %s of %s is left out: %s", point.value, self._group, error)
 
     def _is_same(self, known: Item | str, new: Item | str) -> bool:
-        """Tell whether both are one thing, also where a module registers what an entry point has named."""
+        """Return whether both are the same object, also where one is its location."""
         if isinstance(known, str) == isinstance(new, str):
             return known == new
         where, found = (known, new) if isinstance(known, str) else (new, known)
@@ -119,11 +119,11 @@ class Registry(Mapping[str, Item], Generic[Item]):
         return module.strip(), attribute.strip() or self.attribute
 
     def _load(self, name: str, source: str) -> Item:
-        """Import `MODULE:ATTRIBUTE`. Raises ConfigError that names both if that is nothing of this kind."""
+        """Import `MODULE:ATTRIBUTE`. Raises ConfigError with both names if that is no object of this kind."""
         module, attribute = self._parts(source)
         try:
             found: Item = getattr(importlib.import_module(module), attribute)
-        except Exception as error:  # a module of somebody else may raise anything
+        except Exception as error:  # a module of another package may raise any exception
             why = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(f"{self.kind} {name!r} cannot be imported from {source}: {why}") from error
         if not self.fits(name, found):

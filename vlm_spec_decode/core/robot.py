@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-MAX_PLACE = 1e6
-"""No pose or speed is further from 0 (metres, radians, m/s): what is, is a damaged or an empty field."""
+MAX_ABS_VALUE = 1e6
+"""Largest valid absolute value of a pose or speed (m, rad, m/s); beyond it a field is damaged or empty."""
 
 POSTURES = ("stand_up", "stand_down", "sit", "rise", "hello", "stretch")
 """Postures of the action language. A robot has some of them, and may have others for its operator."""
 
 Posture: TypeAlias = Literal["walk", "stand", "lock", "lie", "damp", "sit", "act", "pose", "busy", "unknown"]
-"""What a body does, as far as it matters to whoever moves it.
+"""What a body does, as far as it matters for moving it.
 
 `walk` and `stand` take velocities. `lock` stands with locked joints and takes none. `damp` has sunk down
 without force. `act` is a greeting or another gesture, `pose` a body that holds a tilt, `busy` something that
@@ -30,7 +30,7 @@ class RobotState:
 
     `stamp_s` is the robot's own stamp, `received_s` this machine's monotonic time of arrival.
     Position is in the odometry frame and drifts; velocity is in the body frame. `range_obstacle_m` is front,
-    left, rear, right; infinity where nothing is seen. `body_height_m` is NaN for a robot that says none.
+    left, rear, right; infinity where nothing is seen. `body_height_m` is NaN for a robot that reports none.
 
     `posture` is what everything decides on. `code` is the number that the robot's own state machine has for
     it, None for a robot without numbers; `reported_code` is what the robot itself said, where its firmware

@@ -1,4 +1,4 @@
-"""How one answer came about: who is told of its steps, and its rounds, bytes and result.
+"""Tracing of one answer: the tracer that gets its events, and its rounds, bytes and result.
 
 All times are seconds on the edge's clock.
 """
@@ -12,22 +12,22 @@ from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, DraftM
 
 
 class Tracer:
-    """Is told of the steps of one answer at the edge, on the thread that decodes; by default does nothing.
+    """Receives the events of one answer at the edge, on the thread that decodes; the default does nothing.
 
-    Measuring is an argument: verifiers and strategies call these methods, and nothing is wrapped.
+    A tracer is an argument of verifiers and strategies, which call these methods.
     """
 
     def opened(self, request: AnswerRequest) -> None:
         """An answer was opened at the verifier."""
 
-    def sent(self, hint: Hint) -> None:
+    def sent(self, message: Hint) -> None:
         """A draft or a correction was handed to the verifier."""
 
     def waiting(self) -> None:
         """The edge begins to wait for the verifier; `received` ends it."""
 
     def received(self, event: Event) -> None:
-        """A commit or an early-exit verdict has come."""
+        """A commit or an early-exit verdict was received."""
 
     def drafting(self) -> None:
         """A step of the draft model begins; `drafted` ends it."""
@@ -47,48 +47,48 @@ NO_TRACER = Tracer()
 
 
 class TracerGroup(Tracer):
-    """Tells several tracers."""
+    """Passes all events to several tracers."""
 
     def __init__(self, *tracers: Tracer) -> None:
         self._tracers = tracers
 
     def opened(self, request: AnswerRequest) -> None:
-        """Tell all."""
+        """Pass on to all tracers."""
         for tracer in self._tracers:
             tracer.opened(request)
 
-    def sent(self, hint: Hint) -> None:
-        """Tell all."""
+    def sent(self, message: Hint) -> None:
+        """Pass on to all tracers."""
         for tracer in self._tracers:
-            tracer.sent(hint)
+            tracer.sent(message)
 
     def waiting(self) -> None:
-        """Tell all."""
+        """Pass on to all tracers."""
         for tracer in self._tracers:
             tracer.waiting()
 
     def received(self, event: Event) -> None:
-        """Tell all."""
+        """Pass on to all tracers."""
         for tracer in self._tracers:
             tracer.received(event)
 
     def drafting(self) -> None:
-        """Tell all."""
+        """Pass on to all tracers."""
         for tracer in self._tracers:
             tracer.drafting()
 
     def drafted(self, start: int, parents: Tokens) -> None:
-        """Tell all."""
+        """Pass on to all tracers."""
         for tracer in self._tracers:
             tracer.drafted(start, parents)
 
     def forced(self, start: int, length: int) -> None:
-        """Tell all."""
+        """Pass on to all tracers."""
         for tracer in self._tracers:
             tracer.forced(start, length)
 
     def decided(self, why: str) -> None:
-        """Tell all."""
+        """Pass on to all tracers."""
         for tracer in self._tracers:
             tracer.decided(why)
 
@@ -122,7 +122,7 @@ class LinkUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
-    """One finished answer and how it came about."""
+    """One finished answer, with its rounds, times and bytes."""
 
     tokens: Tokens
     text: str
@@ -160,8 +160,8 @@ class GenerationResult:
 class AnswerTrace(Tracer):
     """Counts drafts, commits and waits, from the answer's opening on. `now` reads the edge's clock.
 
-    A drafted token counts as accepted if it was sent before the commit that says it had come, and all tokens
-    above it were right too.
+    A drafted token counts as accepted if it was sent before the commit with that token, and all its
+    ancestors were right too.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -182,20 +182,20 @@ class AnswerTrace(Tracer):
         return self._now() - self._opened_s
 
     def opened(self, request: AnswerRequest) -> None:
-        """Count the draft that goes with the question; nodes of an answer that is opened anew are new."""
+        """Count the draft in the request; an answer that is opened again has new nodes."""
         self._sent.clear()
         self._true.clear()
         self._length = len(request.committed)
         if request.draft:
             self.sent(request.draft)
 
-    def sent(self, hint: Hint) -> None:
+    def sent(self, message: Hint) -> None:
         """Count a draft's nodes; a correction is a token of the answer that was drawn here."""
-        if isinstance(hint, Correction):
-            self._advance((hint.token,))
-        elif isinstance(hint, DraftMessage):
-            self._drafted += len(hint.tokens)
-            self._add(hint)
+        if isinstance(message, Correction):
+            self._advance((message.token,))
+        elif isinstance(message, DraftMessage):
+            self._drafted += len(message.tokens)
+            self._add(message)
 
     def waiting(self) -> None:
         """Note when the wait began."""
@@ -237,7 +237,7 @@ class AnswerTrace(Tracer):
         self._why = why
 
     def _add(self, draft: DraftMessage) -> None:
-        """Note the position of each node; one whose place is taken already cannot be accepted any more."""
+        """Record the position of each node; at a committed position a node cannot be accepted any more."""
         for number, (token, parent) in enumerate(
             zip(draft.tokens, draft.parents, strict=True), draft.first_node
         ):

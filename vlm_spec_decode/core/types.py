@@ -42,7 +42,7 @@ MAX_INSTRUCTION_CHARS = 2000
 """Of an instruction, at the edge that sends it and in the cloud that reads it."""
 
 FUTURE_TOLERANCE_S = 0.5
-"""A stamp further ahead than this is of another clock, and says nothing of an age."""
+"""A stamp further ahead than this is of another clock, so it gives no age."""
 
 RULES = ("coupled", "rejection")
 """Verification rules that both ends implement."""
@@ -60,7 +60,7 @@ Support: TypeAlias = tuple[tuple[int, int], ...]
 
 
 OBJECTIVES = ("latency", "balanced", "cost")
-"""What decides whether the cloud waits for a hint: time alone, both, or target passes."""
+"""What decides whether the cloud waits for a draft: time alone, both, or target passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class SamplingParams:
         return self.rule != "rejection" or self.residual != "top_k" or self.temperature == 0
 
     def ends(self, length: int, token: int) -> bool:
-        """Tell whether an answer of `length` tokens, `token` the last, is complete."""
+        """Return whether an answer of `length` tokens, `token` the last, is complete."""
         return token in self.stop_ids or length >= self.max_tokens
 
     @property
@@ -140,9 +140,9 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """What answers are written in: `digest` names it in the handshake.
+    """The language of answers: `digest` identifies it in the handshake.
 
-    `pattern` is the regular expression that answers are held to on both ends; empty: they are not.
+    `pattern` is the regular expression that constrains answers at both ends; empty: no constraint.
     """
 
     digest: str
@@ -171,7 +171,7 @@ class DraftMessage:
 
 @dataclass(frozen=True, slots=True)
 class EarlyExitVerdict:
-    """A hypothesis of the verdict, sent while the pass runs through the layers (2505.21594, eq. 5).
+    """A prediction of the verdict, sent while the pass runs through the layers (2505.21594, eq. 5).
 
     `node` is the deepest node that this exit accepts, `next_token` the token after it and
     `confidence` the exit's probability of that token, 0 to 1.
@@ -237,7 +237,7 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class MoreSamples:
-    """Instead of the token at `position` the edge asks for `count` tail samples: the last were used up."""
+    """A request for `count` more tail samples for the token at `position`: the last ones were used up."""
 
     answer: int
     epoch: int

@@ -1,8 +1,8 @@
-"""Earlier answers, and how far each may be trusted when the same instruction is given again.
+"""Earlier answers, as drafts for the same instruction given again, and how often they were wrong.
 
-An earlier answer is sent to the cloud whole, with the question: as far as it is right the first pass
-verifies all of it. Uses observations and tokens, no strategies and no models. One per engine; the answers
-whose question was asked least recently are dropped first.
+An earlier answer is sent to the cloud with the question, as a draft: the first pass verifies it. Uses
+observations and tokens, no strategies and no models. One per engine; the least recently asked answers are
+dropped first.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from vlm_spec_decode.core.types import DraftMessage, Observation, Tokens
 from vlm_spec_decode.decoding.tree import chain_parents, quantise
 from vlm_spec_decode.strategies.estimators import RunningMean
 
-LIMIT = 64
-LEAST = 0.02
-"""What is less likely than this to be reached is not offered."""
+MAX_ANSWERS = 64
+MIN_REACH_PROBABILITY = 0.02
+"""A position of the draft that is less likely than this to be reached is left out."""
 
 PRIORS = (0.01, 0.06, 0.15)
-"""Probability per token that an answer departs from the remembered one: the same frame, instruction and
-history; another frame; another history too."""
+"""Probability per token that an answer departs from the cached one: with the same frame and history; with
+another frame; with another history."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class _CachedAnswer:
     history: tuple[str, ...]
     tokens: Tokens
 
-    def kind(self, frame: bytes, history: tuple[str, ...]) -> int:
+    def prior_index(self, frame: bytes, history: tuple[str, ...]) -> int:
         return 2 if history != self.history else int(frame != self.frame)
 
 
@@ -38,7 +38,7 @@ class _CachedAnswer:
 class AnswerCache:
     """Answers by instruction, the last one to each, and how often they were wrong."""
 
-    departs: tuple[RunningMean, ...] = field(
+    departure_rates: tuple[RunningMean, ...] = field(
         default_factory=lambda: tuple(RunningMean(prior, rate=0.02, trust=20) for prior in PRIORS)
     )
     _answers: OrderedDict[str, _CachedAnswer] = field(default_factory=OrderedDict)
@@ -53,25 +53,29 @@ class AnswerCache:
         found = self._answers.get(observation.instruction)
         if found is None:
             return None
-        stays = math.log(1 - min(0.9, self.departs[found.kind(*_key(observation))].value))
-        length = min(len(found.tokens), int(math.log(LEAST) / stays)) if stays else len(found.tokens)
+        log_stay = math.log(1 - min(0.9, self.departure_rates[found.prior_index(*_key(observation))].value))
+        length = (
+            min(len(found.tokens), int(math.log(MIN_REACH_PROBABILITY) / log_stay))
+            if log_stay
+            else len(found.tokens)
+        )
         if not length:
             return None
-        weights = (quantise(stays),) * length
+        weights = (quantise(log_stay),) * length
         return DraftMessage(answer, 0, 0, 1, found.tokens[:length], chain_parents(1, length), weights)
 
-    def learn(self, observation: Observation, tokens: Tokens) -> None:
-        """Remember a finished answer; learn where it has departed from the one before."""
+    def add(self, observation: Observation, tokens: Tokens) -> None:
+        """Store a finished answer; update the departure rate from where it departed from the one before."""
         frame, history = _key(observation)
         before = self._answers.pop(observation.instruction, None)
         if before:
-            departs = self.departs[before.kind(frame, history)]
-            for said, expected in zip(tokens, before.tokens, strict=False):
-                departs.learn(float(said != expected))
-                if said != expected:
+            rate = self.departure_rates[before.prior_index(frame, history)]
+            for actual, expected in zip(tokens, before.tokens, strict=False):
+                rate.learn(float(actual != expected))
+                if actual != expected:
                     break
         self._answers[observation.instruction] = _CachedAnswer(frame, history, tokens)
-        while len(self._answers) > LIMIT:
+        while len(self._answers) > MAX_ANSWERS:
             self._answers.popitem(last=False)
 
 

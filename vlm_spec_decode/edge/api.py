@@ -58,11 +58,11 @@ CLOSE_S = 5.0
 class EngineOptions(TypedDict, total=False):
     """How answers are decoded, by keyword; what is left out has the default of `EdgeSettings`.
 
-    `strategy` and `rule` say how edge and cloud decode, `temperature` 0 is greedy, `seed` keys the sampling,
-    `max_tokens` bounds an answer. `draft_length` is the tokens drafted per round. `objective` says what the
+    `strategy` and `rule` set how edge and cloud decode, `temperature` 0 is greedy, `seed` keys the sampling,
+    `max_tokens` bounds an answer. `draft_length` is the tokens drafted per round. `objective` is what the
     cloud saves: "latency", "balanced" or "cost". `answer_timeout_s` is the silence of the cloud that fails
     an answer. `draft` and `target` name checkpoints, DIR or ID[@REV][,dtype=…]; `threads` is for computing.
-    `grammar` holds answers to the action language; the cloud must be started with the same choice
+    `grammar` constrains answers to the action language; the cloud must be started with the same choice
     (`vsd cloud --no-grammar`).
     """
 
@@ -81,7 +81,7 @@ class EngineOptions(TypedDict, total=False):
 
 
 class QuestionOptions(TypedDict, total=False):
-    """What may be said of a question beside instruction and image; `Engine.stream` describes it."""
+    """Optional parts of a question; `Engine.stream` describes them."""
 
     history: Sequence[str]
     scene: str
@@ -90,7 +90,7 @@ class QuestionOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What one commit of the target added to an answer. Nothing that is told here is taken back.
+    """What one commit of the target added to an answer. It is final: no later update changes it.
 
     `text` is the whole answer so far and `new_text` what is new of it; `tokens` and `actions` are the new
     ones. `usage` counts the bytes of the answer so far. `result` comes with the last update.
@@ -111,7 +111,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A whole answer: its text, its actions in order, and how it came about (`result`)."""
+    """A whole answer: its text, its actions in order, and its rounds, times and bytes (`result`)."""
 
     text: str
     actions: tuple[Action, ...]
@@ -213,9 +213,9 @@ class Engine:
     ) -> Self:
         """Load the draft model, connect to a cloud (`vsd cloud`) and shake hands.
 
-        `cloud` is tcp://HOST:PORT, or several with commas, of which the first that answers is taken. `keys`
+        `cloud` is tcp://HOST:PORT, or several with commas, of which the first that answers is used. `keys`
         is a folder made by `vsd keys`; without it only a cloud on this machine is reached, in plaintext.
-        `patience_s` is how long to wait for a cloud where nobody listens yet; None: as long as `vsd ask`.
+        `patience_s` is how long to wait for a cloud that does not listen yet; None: as long as `vsd ask`.
 
         Raises ConfigError, ModelError, VocabularyMismatch, CloudUnreachable, CloudRefused, MissingExtra.
         """
@@ -235,11 +235,11 @@ class Engine:
 
     @classmethod
     def from_settings(cls, settings: EdgeSettings) -> Self:
-        """Bring up what the settings say, whichever it is. Errors as of `connect` and `local`."""
+        """Make an engine from settings, with a cloud if they name one. Errors as of `connect` and `local`."""
         check_settings(settings)
         if settings.cloud:
             wait_for_listener(settings.cloud, settings.refused_s, WallClock())
-        with extras.named():
+        with extras.translate_missing():
             return cls(bring_up(settings))
 
     @property
@@ -261,10 +261,10 @@ class Engine:
         """Return an iterator over the answer's updates; the question is sent when the first is asked for.
 
         `image` is what the robot sees: a path, the bytes of a file, RGB pixels [height, width, 3] of uint8,
-        a Pillow image, or an `Image`. A language-only pair is told instead what there is to see: `scene`,
-        such as "a red chair 25 degrees left at 2.0 m". `history` holds the actions already carried out for
-        the instruction, as text. With `free_text` no actions are read from the answer, whatever it says; an
-        engine with `grammar=False` is what may say anything.
+        a Pillow image, or an `Image`. A language-only pair gets a description instead: `scene`, such as "a
+        red chair 25 degrees left at 2.0 m". `history` has the actions already carried out for the
+        instruction, as text. With `free_text` no actions are read from the answer; only an engine with
+        `grammar=False` gives answers outside the action language.
 
         Raises InstructionError or ImageError at once, UsageError if a pair that sees has nothing to see; and
         what `AnswerStream.__next__` does.
@@ -327,7 +327,7 @@ class Engine:
     def _observation(
         self, instruction: str, image: ImageSource | None, history: tuple[str, ...], scene: str
     ) -> Observation:
-        """Return the question. What is wrong with it is told before anything is sent."""
+        """Return the question. Raises its errors before anything is sent."""
         self._check_open()
         asked = check_instruction(instruction)
         for action in history:
@@ -399,7 +399,7 @@ class _OpenAnswer:
         self._stream = stream
 
     def end(self) -> None:
-        """End it if it is between two updates, else wait for the thread that has been told to."""
+        """End it if it is between two updates, else wait for the thread whose answer was cancelled."""
         stream = self._stream()
         if stream is not None:
             stream.close()

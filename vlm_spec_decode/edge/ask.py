@@ -24,7 +24,7 @@ TEXT_DRAFT, TEXT_TARGET = "shipped:text_draft", "shipped:text_target"
 """The language-only pair that ships."""
 
 NOTHING_SEEN = (
-    "the models have a vision tower and nothing to see: name an --image, or tell the scene in words with "
+    "the models have a vision tower and nothing to see: name an --image, or describe the scene in words with "
     "--scene-text, which asks the language-only pair"
 )
 
@@ -44,7 +44,7 @@ class AskConfig:
 
 
 NOT_UNDERSTOOD = "i do not know what that means"
-"""What the shipped models say to words that they do not know, with `done()` and no motion."""
+"""What the shipped models answer to words that they do not know, with `done()` and no motion."""
 
 
 def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict[str, Any]:
@@ -80,12 +80,12 @@ def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict
             if on_text:
                 on_text(update.new_text)
             if update.result:
-                return {**figures(update.result), "actions": actions}
+                return {**result_fields(update.result), "actions": actions}
     raise RuntimeError("the answer ended without a result")
 
 
-def trouble(found: Mapping[str, Any]) -> str:
-    """Return why the answer in the figures is none that a robot could act on; nothing if it is one."""
+def why_not_actionable(found: Mapping[str, Any]) -> str:
+    """Return why a robot could not act on the answer; "" if it could."""
     if not found["actions"]:
         return "the answer holds no action that a robot could carry out"
     if NOT_UNDERSTOOD in str(found["answer"]).lower() and found["actions"] == ["done()"]:
@@ -93,8 +93,8 @@ def trouble(found: Mapping[str, Any]) -> str:
     return ""
 
 
-def figures(result: GenerationResult) -> dict[str, Any]:
-    """Return one answer's figures under the names of the command line's JSON."""
+def result_fields(result: GenerationResult) -> dict[str, Any]:
+    """Return one answer's figures under the field names of `vsd ask --json`."""
     return {
         "answer": result.text,
         "token_ids": list(result.tokens),

@@ -38,25 +38,26 @@ from vlm_spec_decode.edge.request_state import ImageUpload, RequestState
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as wire
 
-ASLEEP_S = 2.0
+SUSPENDED_AFTER_S = 2.0
 """Ticks come some ten times a second; a longer gap means that this process was stopped or starved."""
 
-LONGEST_RTT_S = 1.5
-"""A round trip that took longer was a stall, which says nothing of the next."""
+MAX_RTT_S = 1.5
+"""A longer round trip is taken for a stall: it does not predict the next one."""
 
-FORGET = 0.7
-"""What an echo leaves of the longest round trip before it."""
+RTT_DECAY = 0.7
+"""Factor by which each new echo reduces the longest round trip before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProtocolTiming:
     """Time-outs, all in seconds.
 
-    `handshake_s` is the patience with each cloud until the first Welcome, since encryption costs several
-    round trips; without it, `give_up_s` applies there too. An edge with several clouds tries the next after
-    `elsewhere_s` of silence (less than `give_up_s`, or it never does); after the first Welcome the patience
-    counts over all of them. `busy_s` is how long it retries busy ones. A connection without an echo for
-    `renew_s` and two round trips is replaced, and so is one without a Welcome for `greet_s`.
+    `handshake_s` is how long each cloud may be silent before the first Welcome, since encryption costs
+    several round trips; without it, `give_up_s` applies there too. An edge with several clouds tries the next
+    one after `switch_cloud_s` of silence. This must be less than `give_up_s`, or the edge never switches.
+    After the first Welcome `give_up_s` counts over all clouds. `busy_s` is how long busy clouds are tried
+    again. A connection without an echo for `renew_s` and two round trips is replaced, and so is one without a
+    Welcome for `welcome_timeout_s`.
     """
 
     hello_retry_s: float = 0.5
@@ -64,37 +65,40 @@ class ProtocolTiming:
     recover_s: float = 0.5
     give_up_s: float = 10.0
     handshake_s: float | None = None
-    elsewhere_s: float = 2.0
+    switch_cloud_s: float = 2.0
     busy_s: float = 10.0
     renew_s: float = 1.0
-    greet_s: float = 2.0
+    welcome_timeout_s: float = 2.0
 
     @classmethod
     def walking(cls, silence_s: float, connect_s: float) -> ProtocolTiming:
-        """Return the patience of a robot that walks: half for one cloud, half for the next to greet."""
+        """Return the time-outs of a walking robot: half of `silence_s` for one cloud, half for the next.
+
+        `connect_s` is the time-out of the first handshake.
+        """
         ping_s, half_s = min(0.3, silence_s / 4), silence_s / 2
         return cls(
             ping_s=ping_s,
             give_up_s=silence_s,
             handshake_s=connect_s,
-            elsewhere_s=half_s,
+            switch_cloud_s=half_s,
             renew_s=min(1.0, half_s),
         )
 
-    def patience_s(self, *, is_met: bool, clouds: int) -> float:
-        """Return how long silence is tolerated at all; `is_met`: one of the clouds has greeted."""
-        if is_met or self.handshake_s is None:
+    def total_timeout_s(self, *, was_welcomed: bool, clouds: int) -> float:
+        """Return the longest tolerated silence in seconds. `was_welcomed`: a cloud has sent a Welcome."""
+        if was_welcomed or self.handshake_s is None:
             return self.give_up_s
         return self.handshake_s * clouds
 
-    def stay_s(self, *, is_welcome: bool, rtt_s: float) -> float:
-        """Return how long silence is tolerated at one of several clouds.
+    def per_cloud_timeout_s(self, *, is_welcome: bool, rtt_s: float) -> float:
+        """Return the longest tolerated silence of one of several clouds, in seconds.
 
-        Before its welcome that is long enough to connect and be greeted.
+        Before its Welcome this is long enough to connect and to receive one.
         """
         if is_welcome:
-            return self.elsewhere_s + rtt_s
-        return max(self.elsewhere_s, 4 * self.hello_retry_s)
+            return self.switch_cloud_s + rtt_s
+        return max(self.switch_cloud_s, 4 * self.hello_retry_s)
 
 
 @dataclass(slots=True)
@@ -103,74 +107,77 @@ class SuspensionDetector:
 
     _at_s: float = 0.0
 
-    def excuse(self, now_s: float, *since_s: float) -> tuple[float, ...]:
-        """Return when silences began, later by as long as this process was stopped. Call at every tick."""
+    def shift_starts(self, now_s: float, *since_s: float) -> tuple[float, ...]:
+        """Return the start times `since_s`, shifted by the time for which this process was suspended.
+
+        Call it at every tick.
+        """
         stopped_s, self._at_s = now_s - self._at_s, now_s
-        if stopped_s < ASLEEP_S:
+        if stopped_s < SUSPENDED_AFTER_S:
             return since_s
         return tuple(min(now_s, start_s + stopped_s) for start_s in since_s)
 
 
 @dataclass(slots=True, kw_only=True)
-class Echo:
-    """Notices that a connection no longer carries both ways: pings, or greetings, are not answered.
+class EchoMonitor:
+    """Detects that a connection no longer works in both directions: pings, or Hellos, are not answered.
 
-    Messages that come by themselves do not count: a connection that is damaged upwards still brings commits.
-    `since_s` is when the last answer came or the connection was last to be made anew, `missed` how often that
-    was since. `is_here`: the last thing that happened is that an answer came.
+    Unrequested messages do not count: a connection whose uplink is damaged still delivers commits.
+    `last_echo_s` is when the last answer came, or when the connection was last found dead. `missed` counts
+    how often it was found dead since an answer came. `is_alive`: the newest event is an answer.
     """
 
     timing: ProtocolTiming
-    since_s: float = 0.0
-    greeted_s: float = 0.0
+    last_echo_s: float = 0.0
+    hello_s: float = 0.0
     rtt_s: float = 0.0
     missed: int = 0
-    is_here: bool = False
+    is_alive: bool = False
 
-    def begin(self, now_s: float) -> None:
-        """A cloud is greeted for the first time, or after it was given up."""
-        self.since_s = self.greeted_s = now_s
-        self.rtt_s, self.missed, self.is_here = 0.0, 0, False
+    def restart(self, now_s: float) -> None:
+        """Start anew: Hello goes to a cloud for the first time, or to another one."""
+        self.last_echo_s = self.hello_s = now_s
+        self.rtt_s, self.missed, self.is_alive = 0.0, 0, False
 
-    def answered(self, now_s: float, rtt_s: float | None = None) -> None:
-        """Note that a ping or a greeting was answered; the time of the latter includes the handshake."""
-        self.since_s, self.missed, self.is_here = now_s, 0, True
+    def record_echo(self, now_s: float, rtt_s: float | None = None) -> None:
+        """Record an answer to a ping or a Hello after `rtt_s`; that of a Hello includes the handshake."""
+        self.last_echo_s, self.missed, self.is_alive = now_s, 0, True
         if rtt_s is not None:
-            self.rtt_s = min(LONGEST_RTT_S, max(rtt_s, FORGET * self.rtt_s))
+            self.rtt_s = min(MAX_RTT_S, max(rtt_s, RTT_DECAY * self.rtt_s))
 
-    def is_missed(self, now_s: float, *, is_welcome: bool) -> bool:
-        """Tell, once, that the connection is to be made anew; each time its successor has twice as long."""
-        patience_s = self.timing.renew_s + 2 * self.rtt_s if is_welcome else self.timing.greet_s
-        if now_s - self.since_s <= patience_s * 2**self.missed:
+    def check_missed(self, now_s: float, *, is_welcome: bool) -> bool:
+        """Return True once for each connection that must be replaced; each successor gets twice the time."""
+        patience_s = self.timing.renew_s + 2 * self.rtt_s if is_welcome else self.timing.welcome_timeout_s
+        if now_s - self.last_echo_s <= patience_s * 2**self.missed:
             return False
-        self.since_s, self.missed, self.is_here = now_s, min(self.missed + 1, 4), False
+        self.last_echo_s, self.missed, self.is_alive = now_s, min(self.missed + 1, 4), False
         return True
 
 
-class Renewable(Protocol):
-    """A connection that may be damaged, or only slow."""
+class RenewableConnection(Protocol):
+    """A connection that can be replaced if it is damaged, or only slow."""
 
     def renew(self) -> None:
-        """Begin a new connection beside it, which takes over once its handshake is done."""
+        """Start a second connection, which takes over once its handshake is done."""
         ...
 
-    def settle(self) -> None:
-        """Give up a new connection that was begun: the old one works."""
+    def cancel_renewal(self) -> None:
+        """Close the second connection if there is one: the first one works."""
         ...
 
-    def came_up(self) -> bool:
-        """Tell, once, that a connection was made."""
+    def was_connected(self) -> bool:
+        """Return True once for each connection that was established."""
         ...
 
 
 class ClientState(Enum):
-    """Where an edge stands towards its clouds."""
+    """State of the edge's half of the protocol."""
 
     NEW = "new"
-    """Nothing has been said; `connect` begins."""
+    """Nothing has been sent; `connect` starts the handshake."""
 
     GREETING = "greeting"
-    """Hello has been said and no Welcome has come; an open answer waits."""
+    """Hello was sent and no Welcome has come; an open answer waits."""
 
     READY = "ready"
     """A cloud has welcomed this edge, and no answer is open."""
@@ -179,10 +186,10 @@ class ClientState(Enum):
     """The cloud has the Open of the answer."""
 
     BACKING_OFF = "backing_off"
-    """A cloud was busy; at `retry_s` the next one is greeted, and an open answer waits."""
+    """A cloud was busy. At `_retry_s` the next one gets a Hello; an open answer waits."""
 
     FAILED = "failed"
-    """The last error is among the events; `connect` or `open` begins anew."""
+    """The error is the last of the events; `connect` or `open` starts again."""
 
 
 _S = ClientState
@@ -194,17 +201,17 @@ TRANSITIONS: Mapping[ClientState, frozenset[ClientState]] = {
     _S.BACKING_OFF: frozenset({_S.GREETING, _S.ANSWERING, _S.BACKING_OFF, _S.FAILED}),
     _S.FAILED: frozenset({_S.GREETING}),
 }
-"""Every state and those that may follow it."""
+"""Every state and the states that may follow it."""
 
-UNDER_WAY = frozenset({_S.GREETING, _S.READY, _S.ANSWERING, _S.BACKING_OFF})
-"""States in which a cloud is spoken with."""
+CONNECTED_STATES = frozenset({_S.GREETING, _S.READY, _S.ANSWERING, _S.BACKING_OFF})
+"""States in which messages of a cloud are handled."""
 
 
 class ClientProtocol:
     """State machine of one edge towards its clouds. All times are seconds of the caller's clock.
 
-    `place` is the index in `clouds` of the cloud to use: the owner of the connection connects there
-    before it sends the content of `outbox`, and passes its connection to `tend`.
+    `cloud_index` is the number of the cloud to use, below `clouds`: the owner of the connection connects to
+    it before it sends the content of `outbox`, and passes its connection to `maintain`.
     """
 
     def __init__(self, hello: wire.Hello, timing: ProtocolTiming | None = None, clouds: int = 1) -> None:
@@ -215,16 +222,18 @@ class ClientProtocol:
         self.outbox: deque[bytes] = deque()
         self.events: deque[Event | CloudError] = deque()
         self.dropped: Counter[str] = Counter()
-        self.place, self.rtt_s, self.image_bytes = 0, 0.0, 0
-        self._wants_renewal = False
+        self.cloud_index, self.rtt_s, self.image_bytes = 0, 0.0, 0
+        self._needs_renewal = False
         self._clouds, self._hello = clouds, hello
         self._packer = codec.TokenPacker(hello.vocab_size)
         self._model: tuple[str, str] | None = None
         self._delivered_images: deque[bytes] = deque(maxlen=64)
-        self._heard_s = self._moved_s = self._ping_s = self._hello_s = self._retry_s = 0.0
-        self._busies, self._is_met = 0, False
+        self._last_received_s = self._last_progress_s = self._last_ping_s = self._last_hello_s = (
+            self._retry_s
+        ) = 0.0
+        self._busy_count, self._was_welcomed = 0, False
         self._suspension = SuspensionDetector()
-        self._echo = Echo(timing=self.timing)
+        self._echo_monitor = EchoMonitor(timing=self.timing)
 
     @property
     def epoch(self) -> int:
@@ -233,24 +242,24 @@ class ClientProtocol:
 
     @property
     def is_welcome(self) -> bool:
-        """Whether the present cloud has greeted this edge and takes answers."""
+        """Whether the present cloud has sent a Welcome and takes answers."""
         return self.state in {ClientState.READY, ClientState.ANSWERING}
 
     # Calls of the owner ---------------------------------------------------------------------------
 
     def connect(self, now_s: float) -> None:
-        """Start the handshake; its end is `welcome`, or an error among the events.
+        """Start the handshake; it ends with `welcome` set, or with an error among the events.
 
-        An edge that a cloud has welcomed already only says Hello once more.
+        An edge that already has a Welcome only sends Hello once more.
         """
-        self._wants_renewal |= self.state is ClientState.FAILED  # another connection may carry more
-        self._heard_s = self._moved_s = now_s
-        self._is_met = False
-        self._echo.begin(now_s)
+        self._needs_renewal |= self.state is ClientState.FAILED  # another connection may carry more
+        self._last_received_s = self._last_progress_s = now_s
+        self._was_welcomed = False
+        self._echo_monitor.restart(now_s)
         if self.state in {ClientState.NEW, ClientState.FAILED}:
             self.welcome = None
             self._enter(ClientState.GREETING)
-        self._say_hello(now_s)
+        self._send_hello(now_s)
 
     def open(self, request: AnswerRequest, now_s: float) -> None:
         """Open an answer; it is sent as soon as the handshake is done.
@@ -269,8 +278,8 @@ class ClientProtocol:
             patience_ms=round(1000 * self.timing.give_up_s),
             progress_s=now_s,
         )
-        self._heard_s = self._moved_s = now_s
-        self._busies = self.image_bytes = 0
+        self._last_received_s = self._last_progress_s = now_s
+        self._busy_count = self.image_bytes = 0
         if self.state is ClientState.FAILED:
             self.connect(now_s)
         elif self.welcome:
@@ -278,26 +287,26 @@ class ClientProtocol:
         elif self.state is ClientState.BACKING_OFF:
             self._enter(ClientState.GREETING)
 
-    def submit(self, hint: Hint) -> None:
-        """Send a hint, and keep it until a commit overtakes it in case the link loses it."""
+    def submit(self, message: Hint) -> None:
+        """Send a draft or correction, and store it until a commit acknowledges it: the link may lose it."""
         answer = self.request
-        if answer and answer.request.answer == hint.answer:
-            answer.add(hint)
+        if answer and answer.request.answer == message.answer:
+            answer.add(message)
             if answer.is_sent:
-                self._send(answer.message(hint))
+                self._send(answer.to_wire(message))
 
     def close(self, now_s: float) -> None:  # noqa: ARG002
-        """Tell the cloud that the open answer is over."""
+        """Send Close for the open answer, if there is one."""
         if self.request and self.request.is_sent:
-            self._send(wire.Close(*self.request.names))
+            self._send(wire.Close(*self.request.key))
         self._end_request()
 
     def receive(self, data: bytes, now_s: float) -> None:
-        """Take one message; what cannot be read or belongs to the past is counted and dropped."""
+        """Handle one message; an unreadable or outdated one is counted and dropped."""
         try:
             message = codec.decode(data)
-            self._heard_s = self._moved_s = now_s
-            if self.state in UNDER_WAY:
+            self._last_received_s = self._last_progress_s = now_s
+            if self.state in CONNECTED_STATES:
                 self._dispatch(message, now_s)
             else:
                 self.dropped["stale"] += 1
@@ -305,36 +314,38 @@ class ClientProtocol:
             self.dropped["malformed"] += 1
 
     def tick(self, now_s: float) -> None:
-        """Repeat what may have been lost. Call some ten times a second."""
-        excused = self._suspension.excuse(now_s, self._heard_s, self._moved_s, self._echo.since_s)
-        self._heard_s, self._moved_s, self._echo.since_s = excused
+        """Send again what may have been lost. Call it some ten times a second."""
+        excused = self._suspension.shift_starts(
+            now_s, self._last_received_s, self._last_progress_s, self._echo_monitor.last_echo_s
+        )
+        self._last_received_s, self._last_progress_s, self._echo_monitor.last_echo_s = excused
         match self.state:
             case ClientState.BACKING_OFF:
                 if now_s >= self._retry_s:
-                    self._heard_s = now_s  # nobody had anything to say until now
-                    self._move(now_s)
+                    self._last_received_s = now_s  # no message was due until now
+                    self._switch_cloud(now_s)
             case ClientState.GREETING:
-                if not self._gave_up(now_s) and now_s - self._hello_s >= self.timing.hello_retry_s:
-                    self._say_hello(now_s)
+                if not self._check_silence(now_s) and now_s - self._last_hello_s >= self.timing.hello_retry_s:
+                    self._send_hello(now_s)
             case ClientState.READY | ClientState.ANSWERING:
-                if not self._gave_up(now_s) and now_s - self._ping_s >= self.timing.ping_s:
+                if not self._check_silence(now_s) and now_s - self._last_ping_s >= self.timing.ping_s:
                     self._ping(now_s)
 
-    def tend(self, connection: Renewable, now_s: float) -> None:
-        """Have the connection made anew if nothing is echoed over it, and left alone if something is.
+    def maintain(self, connection: RenewableConnection, now_s: float) -> None:
+        """Renew the connection if pings go unanswered on it; cancel the renewal if they are answered.
 
-        Over one that has just been made, what was said before is said again: it is lost.
+        On a connection that was just established, Hello or Ping is sent again: the former one is lost.
         """
-        if connection.came_up():
+        if connection.was_connected():
             if self.state is ClientState.GREETING:
-                self._say_hello(now_s)
+                self._send_hello(now_s)
             elif self.is_welcome:
                 self._ping(now_s, recover=True)
-        if self._wants_renewal:
-            self._wants_renewal = False
+        if self._needs_renewal:
+            self._needs_renewal = False
             connection.renew()
-        elif self._echo.is_here:
-            connection.settle()
+        elif self._echo_monitor.is_alive:
+            connection.cancel_renewal()
 
     # Messages of the cloud ------------------------------------------------------------------------
 
@@ -351,20 +362,20 @@ class ClientProtocol:
             case wire.ImageCredit() if answer := self._current(message.answer, message.epoch):
                 self._on_credit(answer, message, now_s)
             case wire.WireCommit() if answer := self._current(message.answer, message.epoch):
-                self._on_commit(answer, self._packer.commit(message), now_s)
+                self._on_commit(answer, self._packer.commit_from_wire(message), now_s)
             case wire.WireEarly() if answer := self._current(message.answer, message.epoch):
-                self.events.append(replace(codec.early(message), epoch=answer.request.epoch))
+                self.events.append(replace(codec.early_exit_from_wire(message), epoch=answer.request.epoch))
             case _:
                 self.dropped["stale"] += 1
 
     def _on_welcome(self, message: wire.Welcome, now_s: float) -> None:
-        self._echo.answered(now_s, now_s - self._echo.greeted_s)
+        self._echo_monitor.record_echo(now_s, now_s - self._echo_monitor.hello_s)
         model, answer = (message.model_id, message.revision), self.request
         if answer and len(answer.sequence) and self._model not in {None, model}:
             self._fail(CloudRefused("model_changed", f"an answer of {self._model} cannot go on with {model}"))
             return
-        self.welcome, self._model, self._is_met = message, model, True
-        # In another state this Welcome answers a Hello that was said twice.
+        self.welcome, self._model, self._was_welcomed = message, model, True
+        # In another state this Welcome answers a Hello that was sent twice.
         if self.state is ClientState.GREETING and answer:
             self._send_open(now_s)
         elif self.state is ClientState.GREETING:
@@ -372,7 +383,7 @@ class ClientProtocol:
 
     def _on_refused(self, message: wire.Refused, now_s: float) -> None:
         if message.reason == wire.HELLO_FIRST:
-            self._begin_anew(now_s)
+            self._restart_handshake(now_s)
         elif message.answer == 0:
             self._fail(CloudRefused(message.reason, message.detail))
         elif self._current(message.answer, message.epoch):
@@ -380,8 +391,8 @@ class ClientProtocol:
             self.events.append(CloudRefused(message.reason, message.detail))
 
     def _on_busy(self, message: wire.Busy, now_s: float) -> None:
-        """Come again later, elsewhere if there is an elsewhere, until patience ends."""
-        self._echo.answered(now_s)
+        """Try again later, at the next cloud if there are several, for at most `busy_s`."""
+        self._echo_monitor.record_echo(now_s)
         answer = self.request
         if message.answer and not self._current(message.answer, message.epoch):
             self.dropped["stale"] += 1
@@ -393,14 +404,14 @@ class ClientProtocol:
                 self._end_request()
                 self.events.append(CloudBusy(message.reason, message.retry_after_ms / 1000))
                 return
-        self._busies += 1
-        asked_all = self._busies % self._clouds == 0
+        self._busy_count += 1
+        asked_all = self._busy_count % self._clouds == 0
         self._retry_s = now_s + (min(message.retry_after_ms / 1000, self.timing.busy_s) if asked_all else 0.0)
         self._enter(ClientState.BACKING_OFF)
 
     def _on_pong(self, message: wire.Pong, now_s: float) -> None:
         self.rtt_s = max(0.0, now_s - message.stamp_us / 1e6)
-        self._echo.answered(now_s, self.rtt_s)
+        self._echo_monitor.record_echo(now_s, self.rtt_s)
         answer = self._current(message.answer, message.epoch)
         if answer and self.state is ClientState.ANSWERING and not message.known:
             answer.begin_epoch()
@@ -408,7 +419,7 @@ class ClientProtocol:
 
     def _on_credit(self, answer: RequestState, message: wire.ImageCredit, now_s: float) -> None:
         if answer.upload:
-            answer.upload.credit(message.received)
+            answer.upload.acknowledge(message.received)
             answer.progress_s = now_s
             if answer.upload.is_done:
                 self._delivered_images.append(answer.upload.image.digest)
@@ -426,63 +437,63 @@ class ClientProtocol:
 
     def _current(self, answer: int, epoch: int) -> RequestState | None:
         mine = self.request
-        return mine if mine and mine.names == (answer, epoch) else None
+        return mine if mine and mine.key == (answer, epoch) else None
 
     # Steps ----------------------------------------------------------------------------------------
 
     def _enter(self, state: ClientState) -> None:
-        """Take a step of `TRANSITIONS`. Raises ProtocolStateError for any other."""
+        """Go to a state that `TRANSITIONS` allows. Raises ProtocolStateError for any other."""
         if state not in TRANSITIONS[self.state]:
             raise ProtocolStateError(f"no step leads from {self.state.value} to {state.value}")
         self.state = state
 
-    def _gave_up(self, now_s: float) -> bool:
-        """Look how long the cloud has been silent: leave it for another, or fail, if that is too long."""
-        if self._echo.is_missed(now_s, is_welcome=self.is_welcome):
-            self._wants_renewal = True
+    def _check_silence(self, now_s: float) -> bool:
+        """Switch to another cloud, or fail, if this one is silent for too long; return True if so."""
+        if self._echo_monitor.check_missed(now_s, is_welcome=self.is_welcome):
+            self._needs_renewal = True
         if self.state is ClientState.READY:
-            return False  # nobody waits for anything
-        silent_s = now_s - self._heard_s
-        if silent_s > self.timing.patience_s(is_met=self._is_met, clouds=self._clouds):
+            return False  # no answer is expected
+        silent_s = now_s - self._last_received_s
+        if silent_s > self.timing.total_timeout_s(was_welcomed=self._was_welcomed, clouds=self._clouds):
             self._fail(CloudUnreachable(f"nothing heard from the cloud for {silent_s:.1f} s"))
             return True
-        stay_s = self.timing.stay_s(is_welcome=self.is_welcome, rtt_s=self.rtt_s)
-        if self._clouds > 1 and now_s - self._moved_s > stay_s:
-            self._move(now_s)
+        per_cloud_timeout_s = self.timing.per_cloud_timeout_s(is_welcome=self.is_welcome, rtt_s=self.rtt_s)
+        if self._clouds > 1 and now_s - self._last_progress_s > per_cloud_timeout_s:
+            self._switch_cloud(now_s)
             return True
         return False
 
-    def _move(self, now_s: float) -> None:
-        """Go to the next cloud, which may be the same, and begin anew there."""
-        self.place = (self.place + 1) % self._clouds
-        self._moved_s = now_s
-        self._echo.begin(now_s)
-        self._begin_anew(now_s)
+    def _switch_cloud(self, now_s: float) -> None:
+        """Go to the next cloud, which may be the same one, and start the handshake there."""
+        self.cloud_index = (self.cloud_index + 1) % self._clouds
+        self._last_progress_s = now_s
+        self._echo_monitor.restart(now_s)
+        self._restart_handshake(now_s)
 
-    def _begin_anew(self, now_s: float) -> None:
-        """Greet a cloud that knows nothing of this edge."""
+    def _restart_handshake(self, now_s: float) -> None:
+        """Send Hello to a cloud that has no state of this edge."""
         self.welcome = None
         self._delivered_images.clear()
         if self.request:
             self.request.begin_epoch()
         self._enter(ClientState.GREETING)
-        self._say_hello(now_s)
+        self._send_hello(now_s)
 
     def _send_open(self, now_s: float) -> None:
         assert self.request is not None
         assert self.welcome is not None
         self._enter(ClientState.ANSWERING)
-        self.request.progress_s = self._ping_s = now_s
-        self._send(*self.request.opening(self.welcome.image_window_bytes))
+        self.request.progress_s = self._last_ping_s = now_s
+        self._send(*self.request.open_messages(self.welcome.image_window_bytes))
 
     def _end_request(self) -> None:
-        """Forget the open answer; what else is under way goes on."""
+        """Drop the open answer; the connection stays as it is."""
         self.request = None
         if self.state is ClientState.ANSWERING:
             self._enter(ClientState.READY)
 
     def _ping(self, now_s: float, recover: bool = False) -> None:
-        self._ping_s = now_s
+        self._last_ping_s = now_s
         answer, stamp_us = self.request, round(now_s * 1e6)
         if answer is None or not answer.is_sent:
             self._send(wire.Ping(stamp_us, 0, 0, 0, False))
@@ -492,10 +503,10 @@ class ClientProtocol:
         self._send(answer.ping(stamp_us, recover))
         if recover:
             answer.progress_s = now_s
-            self._send(*answer.recovery())
+            self._send(*answer.messages_to_resend())
 
-    def _say_hello(self, now_s: float) -> None:
-        self._hello_s = now_s
+    def _send_hello(self, now_s: float) -> None:
+        self._last_hello_s = now_s
         self._send(self._hello)
 
     def _send(self, *messages: wire.AnyMessage) -> None:

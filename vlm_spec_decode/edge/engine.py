@@ -1,7 +1,7 @@
 """One instruction and one frame become committed tokens, text and actions.
 
-The engine plugs a drafter and a verifier into a strategy. Strategy and verifier tell a tracer what they do,
-so every strategy is measured by the same clock.
+The engine runs a strategy with a drafter and a verifier. Strategy and verifier report to a tracer, so every
+strategy is measured by the same clock.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How answers are decoded. `uplink_bps` is what drafts may take of the uplink.
+    """How answers are decoded. `uplink_bps` is the rate of the uplink that drafts may use (bits per second).
 
     With `free_text` no actions are read from an answer, so no text of it is an error.
     """
@@ -82,14 +82,14 @@ class Engine:
         self._tracer = tracer
         self._numbers = itertools.count(1)
         self._previous: Tokens = ()
-        self._recall = AnswerCache()
+        self._answer_cache = AnswerCache()
         self._cancels = self._cancels_before = 0
         self.config = config or EngineConfig()
 
     def answer(self, observation: Observation, config: EngineConfig | None = None) -> Iterator[AnswerUpdate]:
         """Yield an update per commit; the last one carries the result.
 
-        A draft model whose logits cannot be used is named in the log, and the answer goes on without drafts.
+        If the draft model's logits are not finite, the answer continues without drafts, after a warning.
         Raises ActionParseError at the first text that looks like an action and is none, CloudError if
         the verifier fails, NotFinite if the target's logits in this process cannot be used, Cancelled after
         `cancel`.
@@ -97,7 +97,7 @@ class Engine:
         config = config or self.config
         number, self._cancels_before = next(self._numbers), self._cancels
         trace = AnswerTrace(self._clock.now)
-        # Under `rejection` what is drafted must be drawn: a remembered answer is not.
+        # Under `rejection` drafted tokens must be draws from q; those of a cached answer are not.
         recalls = strategy(config.strategy).recalls and config.params.rule == "coupled"
         request = AnswerRequest(
             number,
@@ -105,7 +105,7 @@ class Engine:
             config.params,
             config.strategy,
             objective=config.objective,
-            draft=self._recall.draft(observation, number) if recalls else None,
+            draft=self._answer_cache.draft(observation, number) if recalls else None,
         )
         tracer = TracerGroup(trace, self._tracer) if self._tracer else trace
         self._verifier.open(request, tracer)
@@ -139,7 +139,7 @@ class Engine:
         sequence = Sequence()
         parser = NoActions() if config.free_text else ActionParser()
         instruction = self._codec.encode(request.observation.instruction)
-        recalled = self._recall.tokens(request.observation)
+        recalled = self._answer_cache.tokens(request.observation)
         edge_config = EdgeConfig(
             answer=request.answer,
             params=config.params,
@@ -154,20 +154,20 @@ class Engine:
         text, actions_at_s, first_token_s = "", None, 0.0
         for tokens in self._tokens(request, sequence, drafter, edge_config):
             first_token_s = first_token_s or trace.elapsed_s
-            spoken = self._codec.decode(sequence.tokens)
-            stable = spoken if spoken.startswith(text) else text
+            decoded = self._codec.decode(sequence.tokens)
+            stable = decoded if decoded.startswith(text) else text
             actions = parser.feed(stable[len(text) :])
             text = stable
             if sequence.finished:
-                actions += parser.feed(spoken[len(text) :])
+                actions += parser.feed(decoded[len(text) :])
                 parser.finish()
-                text = spoken
+                text = decoded
             if actions and actions_at_s is None:
                 actions_at_s = trace.elapsed_s
             result = None
             if sequence.finished:
                 self._previous = sequence.tokens
-                self._recall.learn(request.observation, sequence.tokens)
+                self._answer_cache.add(request.observation, sequence.tokens)
                 result = self._result(sequence, text, config, trace, first_token_s, actions_at_s)
             yield AnswerUpdate(
                 answer=request.answer, tokens=tokens, text=text, actions=actions, result=result
@@ -176,7 +176,7 @@ class Engine:
     def _tokens(
         self, request: AnswerRequest, sequence: Sequence, drafter: Drafter, config: EdgeConfig
     ) -> Iterator[Tokens]:
-        """Yield what is committed; with a draft that gives no numbers, what the target says alone."""
+        """Yield committed tokens. If the draft's logits are not finite, go on without drafts."""
         verifier, clock = self._verifier, self._clock
         try:
             yield from strategy(request.strategy).decode(sequence, drafter, verifier, clock, config)
@@ -188,13 +188,13 @@ class Engine:
             yield from strategy(WITHOUT_DRAFTS).decode(sequence, drafter, verifier, clock, config)
 
     def _reopen(self, request: AnswerRequest, sequence: Sequence, tracer: Tracer) -> None:
-        """Let the target go on alone from what is committed, which stands: drafts are hints."""
+        """Open the answer again without drafts, after its committed tokens, which stay as they are."""
         number = next(self._numbers)
         self._verifier.close()
-        alone = replace(request, answer=number, strategy=WITHOUT_DRAFTS, draft=None)
-        self._verifier.open(replace(alone, committed=sequence.tokens), tracer)
+        without_drafts = replace(request, answer=number, strategy=WITHOUT_DRAFTS, draft=None)
+        self._verifier.open(replace(without_drafts, committed=sequence.tokens), tracer)
         if self._cancels != self._cancels_before:
-            raise Cancelled("the answer was cancelled")  # while nothing was open that could have heard of it
+            raise Cancelled("the answer was cancelled")  # while no answer was open at the verifier
 
     def _result(
         self,
@@ -234,11 +234,11 @@ class NoDrafter(ModelContext):
         *,
         on_exit: ExitHook | None = None,  # noqa: ARG002
     ) -> Logits:
-        """Refuse: asking for a draft is a mistake in the strategy's registration."""
+        """Raise RuntimeError: a strategy that drafts must be registered as one."""
         raise RuntimeError("this strategy does not draft")
 
     def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
-        """Return (): what is forced comes with the commits."""
+        """Return (): forced tokens come with the commits."""
         return ()
 
     def close(self) -> None:

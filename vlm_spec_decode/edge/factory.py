@@ -1,7 +1,7 @@
 """Builds engines from settings: with the target in a cloud, with both models here, or in virtual time.
 
 The only module that combines the parts of the robot's side; `vsd ask`, the ROS node, the benchmark and
-replays call it. Models, and torch with them, are imported when one is loaded: an error that needs none,
+replays call it. Models, and torch with them, are imported when one is loaded: an error that needs no model,
 such as a wrong setting, is reported at once.
 """
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class EdgeRuntime:
-    """An engine that is up, and what must be closed with it. `target` is its model's name and digest."""
+    """A running engine, and what must be closed with it. `target` is its model's name and revision."""
 
     engine: Engine
     verifier: Verifier
@@ -47,7 +47,7 @@ class EdgeRuntime:
 
     @property
     def clouds(self) -> str:
-        """The clouds' addresses, from the one that it spoke with last; "" with both models here."""
+        """The clouds' addresses, starting with the one in use; "" with both models in this process."""
         return self.verifier.clouds
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ class EdgeRuntime:
 
 
 def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRuntime:
-    """Load, connect and shake hands. A `draft` loaded before is used as it is.
+    """Load the models, and connect to the cloud if one is named. A `draft` that is loaded is used as it is.
 
     Raises ConfigError, ModelError, VocabularyMismatch, CloudUnreachable or CloudRefused.
     """
@@ -67,23 +67,25 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
     draft = draft or load_draft(settings)
     config = EngineConfig(
         strategy=settings.strategy,
-        params=sampling_of(settings, draft),
+        params=make_sampling_params(settings, draft),
         draft_length=settings.draft_length,
         timeout_s=settings.answer_timeout_s,
         objective=settings.objective,
         uplink_bps=settings.link.up_mbps * 1e6 if settings.link else 1e9,
     )
-    clock, said_in = WallClock(), language(settings.grammar)
-    drafter = constrained(draft, draft.codec, said_in)
+    clock, answer_language = WallClock(), language(settings.grammar)
+    drafter = constrained(draft, draft.codec, answer_language)
     if not settings.cloud:
         target = load_model(settings.target or shipped("target"), threads=settings.threads)
         assert_same_vocabulary(draft.card, target.card)
-        local = LocalVerifier(constrained(target, target.codec, said_in), clock, drafter)
+        local = LocalVerifier(constrained(target, target.codec, answer_language), clock, drafter)
         return EdgeRuntime(
-            Engine(drafter, draft.codec, local, clock, config), local, draft, _named(target.card)
+            Engine(drafter, draft.codec, local, clock, config), local, draft, _identity(target.card)
         )
     link = DealerLink(settings.cloud, keys, clock, settings.link, settings.seed)
-    verifier = RemoteVerifier(link, hello_of(draft.card, said_in), clock, settings.timing or ProtocolTiming())
+    verifier = RemoteVerifier(
+        link, make_hello(draft.card, answer_language), clock, settings.timing or ProtocolTiming()
+    )
     try:
         welcome = verifier.connect(settings.connect_timeout_s * len(link.addresses), settings.refused_s)
     except BaseException:
@@ -94,7 +96,7 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
 
 
 def check_settings(settings: EdgeSettings) -> EdgeKeys | None:
-    """Check what can be checked without a model; return the keys that are named.
+    """Check the settings as far as that needs no model; return the keys that they name.
 
     Raises ConfigError.
     """
@@ -107,7 +109,7 @@ def check_settings(settings: EdgeSettings) -> EdgeKeys | None:
     return keys
 
 
-def _named(card: ModelCard) -> tuple[str, str]:
+def _identity(card: ModelCard) -> tuple[str, str]:
     return card.model_id, card.revision
 
 
@@ -118,14 +120,14 @@ def load_draft(settings: EdgeSettings) -> LoadedModel:
     return load_model(settings.draft or shipped("draft"), threads=settings.threads)
 
 
-def hello_of(card: ModelCard, said_in: Language) -> Hello:
-    """Return what this edge's token ids mean, for the handshake."""
-    digests = (card.tokenizer_digest, card.prompt_digest, said_in.digest)
+def make_hello(card: ModelCard, answer_language: Language) -> Hello:
+    """Return the Hello of this edge: digests of tokenizer, prompt and grammar, and the vocabulary size."""
+    digests = (card.tokenizer_digest, card.prompt_digest, answer_language.digest)
     return Hello(f"vlm_spec_decode {__version__}", *digests, card.vocab_size)
 
 
-def sampling_of(settings: EdgeSettings, draft: LoadedModel) -> SamplingParams:
-    """Return how tokens are chosen. Raises ConfigError."""
+def make_sampling_params(settings: EdgeSettings, draft: LoadedModel) -> SamplingParams:
+    """Return the sampling parameters of the settings. Raises ConfigError."""
     try:
         return SamplingParams(
             temperature=settings.temperature,
@@ -140,7 +142,7 @@ def sampling_of(settings: EdgeSettings, draft: LoadedModel) -> SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class ModelPair:
-    """Both models, held to the action language, and the codec of their tokenizer."""
+    """Both models, constrained to the action language, and the codec of their tokenizer."""
 
     target: Target
     draft: Model
@@ -153,19 +155,19 @@ def load_pair(target: str = "", draft: str = "", threads: int = 1, grammar: bool
     from vlm_spec_decode.models.grammar import constrained
     from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model
 
-    verifies, drafts = (load_model(spec, threads=threads) for spec in _sources(target, draft))
-    assert_same_vocabulary(drafts.card, verifies.card)
-    said_in = language(grammar)
+    target_model, draft_model = (load_model(spec, threads=threads) for spec in _sources(target, draft))
+    assert_same_vocabulary(draft_model.card, target_model.card)
+    answer_language = language(grammar)
     return ModelPair(
-        constrained(verifies, verifies.codec, said_in),
-        constrained(drafts, drafts.codec, said_in),
-        verifies.codec,
-        verifies.codec.stop_ids,
+        constrained(target_model, target_model.codec, answer_language),
+        constrained(draft_model, draft_model.codec, answer_language),
+        target_model.codec,
+        target_model.codec.stop_ids,
     )
 
 
-def folders(target: str = "", draft: str = "") -> tuple[Path, ...]:
-    """Return where the pair's files lie, if they lie on this machine. Raises ModelError."""
+def checkpoint_folders(target: str = "", draft: str = "") -> tuple[Path, ...]:
+    """Return the folders of the pair's checkpoints, if they are on this machine. Raises ModelError."""
     from vlm_spec_decode.models.engines.base import LoadOptions
     from vlm_spec_decode.models.spec import parse_spec
 
@@ -186,7 +188,7 @@ def check_strategy(name: str) -> None:
 def virtual_engine(
     pair: ModelPair, link: LinkProfile, hardware: HardwareProfile, config: EngineConfig, seed: int = 0
 ) -> tuple[Engine, VirtualVerifier]:
-    """Return an engine whose edge, cloud and network take the profiles' time, on a clock of its own."""
+    """Return an engine in virtual time: edge, cloud and network take as long as the profiles say."""
     clock = VirtualClock()
     verifier = VirtualVerifier(pair.target, hardware, link, clock, pair.draft, seed)
     engine = Engine(VirtualModel(pair.draft, hardware, clock), pair.codec, verifier, clock, config)
@@ -194,7 +196,7 @@ def virtual_engine(
 
 
 SCHEMA = "vsd.run/1"
-"""Of the document that says what decided the tokens of a run, so that they can be made again from its bag.
+"""Schema of the run manifest, which holds all that decides the tokens of a run, to repeat it from its bag.
 
 Under the `coupled` rule an answer's tokens follow from the two models, the decisive settings, and what was
 asked; neither strategy nor link nor timing changes them.
@@ -203,7 +205,7 @@ asked; neither strategy nor link nor timing changes them.
 DECISIVE = ("strategy", "rule", "objective", "temperature", "seed", "max_tokens", "draft_length", "grammar")
 
 
-def run_facts(settings: EdgeSettings, runtime: EdgeRuntime) -> dict[str, Any]:
+def run_manifest(settings: EdgeSettings, runtime: EdgeRuntime) -> dict[str, Any]:
     """Return settings with their digest, and names and digests of both models."""
     decisive = {name: getattr(settings, name) for name in DECISIVE}
     target_id, target_revision = runtime.target
@@ -219,7 +221,7 @@ def run_facts(settings: EdgeSettings, runtime: EdgeRuntime) -> dict[str, Any]:
 
 
 class DraftModel:
-    """The draft model of some settings, loaded at its first use and kept whatever becomes of the cloud.
+    """The draft model of some settings, loaded at its first use and kept when the cloud is lost.
 
     It can also answer alone, for a robot that has lost its cloud. Such answers are not verified: the caller
     must mark every plan made from them as unverified, and reduced limits then apply.
@@ -236,13 +238,15 @@ class DraftModel:
             self._model = self._model or load_draft(self._settings)
             return self._model
 
-    def alone(self) -> Engine:
+    def standalone_engine(self) -> Engine:
         """Return an engine in which the draft is its own target. Raises ModelError."""
         from vlm_spec_decode.models.grammar import constrained
 
         draft, settings, clock = self.load(), self._settings, WallClock()
         alone = constrained(draft, draft.codec, language(settings.grammar))
         config = EngineConfig(
-            strategy=WITHOUT_DRAFTS, params=sampling_of(settings, draft), timeout_s=settings.answer_timeout_s
+            strategy=WITHOUT_DRAFTS,
+            params=make_sampling_params(settings, draft),
+            timeout_s=settings.answer_timeout_s,
         )
         return Engine(None, draft.codec, LocalVerifier(alone, clock), clock, config)

@@ -1,4 +1,4 @@
-"""What a camera gives, made into what goes to the cloud: reduced images, and pictures out of video.
+"""Camera frames, reduced for the uplink, and pictures decoded from video.
 
 A piece of a video stream (H.264, H.265, decoded with PyAV) cannot be decoded alone: each stream has one
 decoder, which must get all pieces in order. Message types and fields are known for the Go2's own front
@@ -81,18 +81,18 @@ CODECS: Mapping[str, str] = {
     "av1": "av1",
     "vp9": "vp9",
 }
-"""Part of what a message calls its video to the name of the decoder."""
+"""Part of a message's format text to the name of the decoder."""
 
-INSTALL = extras.command("video")
+INSTALL = extras.install_command("video")
 
 
 def has_video() -> bool:
-    """Tell whether PyAV is installed."""
+    """Return whether PyAV is installed."""
     return find_spec("av") is not None
 
 
 def check_video(what: str) -> None:
-    """Raise ConfigError that says how to get PyAV, if it is not installed."""
+    """Raise ConfigError with the command that installs PyAV, if it is not installed."""
     if not has_video():
         raise ConfigError(f"{what} is H.264 video, which needs PyAV: {INSTALL}")
 
@@ -105,35 +105,35 @@ class VideoFrame:
 
     @property
     def num_bytes(self) -> int:
-        """How much memory it holds."""
+        """Memory that the picture takes."""
         return int(self.frame.width * self.frame.height * 3 // 2)
 
-    def small(self) -> Image:
-        """Return it as it goes up."""
+    def to_uplink(self) -> Image:
+        """Return the picture reduced for the uplink."""
         return small_jpeg(self.frame.to_image())
 
-    def whole(self) -> Image:
-        """Return it in its own size."""
+    def to_full_size(self) -> Image:
+        """Return the picture in full size."""
         return to_jpeg(self.frame.to_image())
 
 
 class VideoStream:
-    """The decoder of one stream. Raises ConfigError without PyAV, or for a video that it does not know."""
+    """The decoder of one stream. Raises ConfigError without PyAV, or for an unknown video format."""
 
-    def __init__(self, said: str = "") -> None:
-        check_video(said or "a camera's stream")
+    def __init__(self, codec_name: str = "") -> None:
+        check_video(codec_name or "a camera's stream")
         import av
 
-        name = next((codec for part, codec in CODECS.items() if part in said.lower()), "h264")
+        name = next((codec for part, codec in CODECS.items() if part in codec_name.lower()), "h264")
         try:
             self._context: Any = av.CodecContext.create(name, "r")
         except (av.FFmpegError, ValueError) as error:
-            raise ConfigError(f"video called {said!r} has no decoder here: {error}") from error
+            raise ConfigError(f"video called {codec_name!r} has no decoder here: {error}") from error
         self._context.thread_count = 1  # more would hold pictures back
         self._fault: type[Exception] = av.FFmpegError
 
     def decode(self, piece: bytes) -> VideoFrame | None:
-        """Take the next piece; return the newest picture it completes, or None.
+        """Decode the next piece; return the newest picture that it completes, or None.
 
         Raises ImageError for a piece that is damaged, or comes before the first whole picture.
         """
@@ -160,31 +160,31 @@ class VideoTopic:
 
     def decode(self, message: Any) -> VideoFrame | None:
         """Return the picture that a message completes, or None. Raises ImageError."""
-        shown: VideoFrame | None = None
+        newest: VideoFrame | None = None
         empty = True
-        for rank, name, said, piece in _pieces(self._kind, message):
+        for rank, name, codec_name, piece in _pieces(self._kind, message):
             empty = False
             if self._best is not None and rank < self._best:
                 continue
             if name not in self._streams:
-                self._streams[name] = VideoStream(said)
+                self._streams[name] = VideoStream(codec_name)
             frame = self._streams[name].decode(piece)
             if frame is not None:
-                shown, self._best = frame, rank
+                newest, self._best = frame, rank
                 break
         if empty:
             raise ImageError("a video message of no bytes")
-        return shown
+        return newest
 
 
 def _pieces(kind: str, message: Any) -> Iterator[tuple[int, str, str, bytes]]:
     """Yield rank (more is better), name, codec and bytes of the streams of a message, the best first."""
     if kind != GO2_VIDEO or hasattr(message, "data"):
-        said = str(getattr(message, "format", "") or getattr(message, "encoding", "") or "h264")
+        codec_name = str(getattr(message, "format", "") or getattr(message, "encoding", "") or "h264")
         rank = int(getattr(message, "resolution", 0))  # of a Go2 whose messages hold one size each
         if piece := message_bytes(message.data):
-            yield rank, f"{rank}", said, piece
+            yield rank, f"{rank}", codec_name, piece
         return
-    for place, name in enumerate(GO2_STREAMS):
+    for index, name in enumerate(GO2_STREAMS):
         if piece := message_bytes(getattr(message, name)):
-            yield -place, name, "h264", piece
+            yield -index, name, "h264", piece

@@ -1,4 +1,4 @@
-"""One instruction as a closed loop of look, answer, act. Knows neither models nor robots."""
+"""One instruction as a closed loop of look, answer, act. Uses neither models nor robots."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from vlm_spec_decode.core.errors import InstructionError
 from vlm_spec_decode.core.types import MAX_INSTRUCTION_CHARS, Image, Observation, text_problem
 
 REPLACEMENT = "\ufffd"
-"""What ROS makes of a byte that is not UTF-8: nobody may guess what was asked of the robot."""
+"""What ROS puts in place of a byte that is not UTF-8. Such an instruction is refused, not guessed."""
 
 LOOK_AGAIN = frozenset({"obstacle", "blocked"})
-"""Reasons of a broken-off action after which another look may help: something was in the way."""
+"""Reasons of an aborted action after which another look may help: something was in the way."""
 
 OBSTRUCTED = format_action(Stop())
-"""How a history tells that something in the way stopped the robot: the next look should know it."""
+"""Entry of the history that says that an obstacle stopped the robot."""
 
 MAX_OBSTRUCTIONS = 3
-"""In a row; then the way is closed and the mission refused."""
+"""Obstructions in a row after which the mission is refused."""
 
 SILENCES = frozenset({"watchdog", "stale_state"})
-"""Reasons of a broken-off action after which somebody may be heard again: the plan's heartbeat came late, or
-the robot's state did. A busy computer or network does that; the robot stands meanwhile."""
+"""Reasons of an aborted action that may pass: the plan's heartbeat, or the robot's state, came late because
+a computer or network was busy. The robot stands meanwhile."""
 
 MAX_SILENCES = 8
-"""In one mission; then commander and robot hear too little of each other, and the mission ends."""
+"""Silences in one mission after which it ends: messages arrive too late too often."""
 
 Status: TypeAlias = Literal["running", "done", "step_limit", "refused", "cancelled", "failed"]
 
@@ -49,8 +49,8 @@ def check_instruction(text: str) -> str:
 
 
 @dataclass(slots=True)
-class Mission:
-    """What has been carried out for one instruction, and whether it goes on."""
+class MissionLoop:
+    """State of one mission: the actions carried out for its instruction, and its status."""
 
     instruction: str
     max_steps: int = 24
@@ -65,47 +65,47 @@ class Mission:
 
     @property
     def is_running(self) -> bool:
-        """Whether another answer is wanted."""
+        """Whether another answer is needed."""
         return self.status == "running"
 
     def observation(self, image: Image | None, stamp_s: float, frame_id: str = "") -> Observation:
-        """Return what the next answer is about."""
+        """Return the observation for the next answer."""
         return Observation(image, self.instruction, tuple(self.history), stamp_s, frame_id)
 
     def record(self, executed: Iterable[str], planned: Iterable[Action]) -> None:
-        """Take note of a finished step: actions carried out (as text) and the plan of the answer.
+        """Record a finished step: the actions carried out (as text) and the plan of the answer.
 
-        The mission is done when the plan says so. A plan without any action asks for nothing, and asking
-        again would bring the same answer, so it ends the mission too.
+        The mission is done when the plan holds `done()`. A plan without any action ends it too, since the
+        same question would get the same answer.
         """
-        self._take(executed)
+        self._add_step(executed)
         self.obstructions = 0
         plan = tuple(planned)
         if not plan or any(isinstance(action, Done) for action in plan):
             self.status = "done"
 
     def record_obstruction(self, executed: Iterable[str]) -> None:
-        """Take note of a step that something in the way broke off: look again, but not forever."""
-        self._take((*executed, OBSTRUCTED))
+        """Record a step that an obstacle aborted; after `MAX_OBSTRUCTIONS` the mission is refused."""
+        self._add_step((*executed, OBSTRUCTED))
         self.obstructions += 1
         if self.obstructions >= MAX_OBSTRUCTIONS:
             self.status = "refused"
 
     def record_silence(self, executed: Iterable[str]) -> None:
-        """Take note of a step that a silence broke off, the commander's or the robot's: the robot stands.
+        """Record a step that was aborted because heartbeat or robot state came late.
 
-        Another look begins anew from where it stands, but not forever.
+        The next step starts where the robot stands. After `MAX_SILENCES` the mission is cancelled.
         """
-        self._take(executed)
+        self._add_step(executed)
         self.silences += 1
         if self.silences >= MAX_SILENCES:
             self.status = "cancelled"
 
     def record_interruption(self, executed: Iterable[str]) -> None:
-        """Take note of a step that lost its cloud in the middle; what was carried out counts."""
-        self._take(executed)
+        """Record a step in which the cloud was lost; the actions carried out count."""
+        self._add_step(executed)
 
-    def _take(self, executed: Iterable[str]) -> None:
+    def _add_step(self, executed: Iterable[str]) -> None:
         self.steps += 1
         done = format_action(Done())
         self.history += [text for text in executed if text != done]

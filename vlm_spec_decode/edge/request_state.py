@@ -1,8 +1,8 @@
 """All state of one open answer at the edge, across connections and clouds. `ClientProtocol` owns one.
 
 It holds the committed sequence, the tree of the sent drafts, the messages that no commit has acknowledged,
-and how far the image has arrived. Resending reads it. It belongs to the link's thread; the strategy, on its
-own thread, gets the commits that come out of here.
+and how far the image has arrived. Messages are sent again from it. Only the link's thread uses it; the
+strategy, on its own thread, gets the commits that `commit` returns.
 
 Lost draft messages must not stop an answer whose cloud waits for one. So drafts are kept while one of their
 nodes may still be accepted, and corrections until a commit shows that they have arrived; both are sent again.
@@ -38,8 +38,8 @@ class ImageUpload:
         """Whether the cloud holds all bytes."""
         return self.acknowledged >= len(self.image.jpeg)
 
-    def credit(self, received: int) -> None:
-        """Take the cloud's word for the bytes that it holds in order."""
+    def acknowledge(self, received: int) -> None:
+        """Record that the cloud has the first `received` bytes."""
         self.wait_for_credit = False
         self.acknowledged = max(self.acknowledged, min(received, len(self.image.jpeg)))
         self.sent = max(self.sent, self.acknowledged)
@@ -50,7 +50,7 @@ class ImageUpload:
         self.wait_for_credit = False
 
     def restart(self) -> None:
-        """Start over with a cloud that may have forgotten everything."""
+        """Start from the first byte, for a cloud that may have none."""
         self.acknowledged = self.sent = 0
 
     def chunks(self, answer: int, epoch: int, window_bytes: int) -> Iterator[ImageChunk]:
@@ -64,11 +64,11 @@ class ImageUpload:
 
 @dataclass(slots=True, kw_only=True)
 class RequestState:
-    """One answer across all epochs. `sequence` is never taken back: the robot may have acted on it.
+    """One answer across all epochs. `sequence` only grows: the robot may have acted on it.
 
     `tree` holds the nodes of the sent drafts that may still be accepted, `unacknowledged` the messages to
     send again, in their order. `patience_ms` is how long the edge waits for a verdict. `is_sent`: its Open
-    has gone out under the present epoch. `progress_s` is when something new last came, `pass_s` how long the
+    was sent under the present epoch. `progress_s` is when something new last arrived, `pass_s` how long the
     last pass took. `busy_since_s` is since when clouds have had no room for it.
     """
 
@@ -94,70 +94,70 @@ class RequestState:
             self.add(request.draft)
 
     @property
-    def names(self) -> tuple[int, int]:
-        """What messages about it carry: answer and epoch."""
+    def key(self) -> tuple[int, int]:
+        """Answer and epoch, which all messages about it carry."""
         return self.request.answer, self.sequence.epoch
 
     # What the edge sends --------------------------------------------------------------------------
 
-    def add(self, hint: Hint) -> None:
-        """Keep a hint that is being sent until a commit overtakes it. A correction is a commit made here."""
-        if isinstance(hint, DraftMessage):
-            self.tree.add(hint)
+    def add(self, message: Hint) -> None:
+        """Store a message until a commit acknowledges it. A correction also commits its token here."""
+        if isinstance(message, DraftMessage):
+            self.tree.add(message)
         else:
             # One correction or request for samples is open at a time; a new one answers the one before.
             self._forget_corrections()
-        if isinstance(hint, Correction):
-            finished = self.request.params.ends(hint.position + 1, hint.token)
-            made = (hint.answer, self.sequence.epoch, hint.position, (hint.token,), 0, 0, finished)
+        if isinstance(message, Correction):
+            finished = self.request.params.ends(message.position + 1, message.token)
+            made = (message.answer, self.sequence.epoch, message.position, (message.token,), 0, 0, finished)
             self._advance(self.sequence.commit(Commit(*made)))
-        self.unacknowledged.append(hint)
+        self.unacknowledged.append(message)
 
     def begin_epoch(self) -> None:
-        """The cloud that had it has forgotten it: it is to be opened again with what is committed."""
+        """Start the next epoch: the cloud has lost the session, so the answer must be opened again."""
         self.sequence.epoch += 1
         self._forget_corrections()  # their tokens travel among the committed ones of the next Open
         self.is_sent = False
         if self.upload:
             self.upload.restart()
 
-    def opening(self, window_bytes: int) -> Iterator[AnyMessage]:
-        """Yield what opens it: the request, the image's first window, and the hints that still matter."""
+    def open_messages(self, window_bytes: int) -> Iterator[AnyMessage]:
+        """Yield Open, the first window of the image, and the messages that no commit has acknowledged."""
         self.window_bytes = window_bytes
         committed, epoch = self.sequence.tokens, self.sequence.epoch
-        hints, draft = deque(self._hints()), None
-        if hints and isinstance(first := hints[0], DraftMessage):
-            hints.popleft()
+        messages, draft = deque(self._live_messages()), None
+        if messages and isinstance(first := messages[0], DraftMessage):
+            messages.popleft()
             draft = replace(first, epoch=epoch)
         yield codec.open_message(self.request, self.packer, epoch, committed, self.patience_ms, draft)
         self.is_sent = True
         yield from self.chunks()
-        yield from map(self.message, hints)
+        yield from map(self.to_wire, messages)
 
-    def message(self, hint: Hint) -> AnyMessage:
-        """Return the message of one hint under the present epoch."""
-        return self.packer.hint_message(replace(hint, epoch=self.sequence.epoch))
+    def to_wire(self, message: Hint) -> AnyMessage:
+        """Return the wire form of one message, under the present epoch."""
+        return self.packer.client_message_to_wire(replace(message, epoch=self.sequence.epoch))
 
     def chunks(self) -> Iterator[AnyMessage]:
         """Yield the chunks of the image that may be sent now."""
         if self.upload:
-            yield from self.upload.chunks(*self.names, self.window_bytes)
+            yield from self.upload.chunks(*self.key, self.window_bytes)
 
     def ping(self, stamp_us: int, recover: bool) -> Ping:
-        """Return a sign of life; `recover` asks for what is missing here."""
-        return Ping(stamp_us, *self.names, len(self.sequence), recover)
+        """Return a Ping; with `recover` it asks the cloud to send missing commits again."""
+        return Ping(stamp_us, *self.key, len(self.sequence), recover)
 
-    def recovery(self) -> Iterator[AnyMessage]:
-        """Yield what the cloud may be missing."""
-        yield from map(self.message, self._hints())
+    def messages_to_resend(self) -> Iterator[AnyMessage]:
+        """Yield the messages and the chunks of the image that the cloud may not have."""
+        yield from map(self.to_wire, self._live_messages())
         if self.upload and not self.upload.is_done:
             self.upload.go_back()
             yield from self.chunks()
 
-    # What the cloud has said ----------------------------------------------------------------------
+    # What the cloud sends -------------------------------------------------------------------------
 
     def commit(self, commit: Commit) -> Commit | None:
-        """Apply a commit that leaves no gap; return what is new in it, in the request's own epoch."""
+        """Apply a commit that leaves no gap; return its new part, in the epoch of the request."""
         start = len(self.sequence)
         new = self.sequence.commit(commit)
         is_open = commit.residual is not None and commit.start + len(commit.tokens) == len(self.sequence)
@@ -172,10 +172,12 @@ class RequestState:
         return replace(commit, start=start, tokens=new, epoch=self.request.epoch, residual=residual)
 
     def _advance(self, tokens: Tokens) -> None:
-        """Re-root the tree at what is committed, and forget the drafts of which nothing is alive."""
+        """Re-root the tree at the committed tokens; drop the drafts none of whose nodes can be accepted."""
         self.tree.advance(tokens)
         self.unacknowledged = deque(
-            hint for hint in self.unacknowledged if not isinstance(hint, DraftMessage) or self._is_live(hint)
+            message
+            for message in self.unacknowledged
+            if not isinstance(message, DraftMessage) or self._is_live(message)
         )
 
     def _is_live(self, draft: DraftMessage) -> bool:
@@ -183,15 +185,17 @@ class RequestState:
         return any(self.tree.resolve(number) in self.tree.nodes for number in numbers)
 
     def _forget_corrections(self) -> None:
-        self.unacknowledged = deque(hint for hint in self.unacknowledged if isinstance(hint, DraftMessage))
+        self.unacknowledged = deque(
+            message for message in self.unacknowledged if isinstance(message, DraftMessage)
+        )
 
-    def _hints(self) -> Iterator[Hint]:
-        """Return what to send again, drafts re-rooted at what is committed now."""
-        for hint in self.unacknowledged:
-            yield self._rerooted(hint) if isinstance(hint, DraftMessage) else hint
+    def _live_messages(self) -> Iterator[Hint]:
+        """Yield the messages to send again, drafts re-rooted at the committed tokens."""
+        for message in self.unacknowledged:
+            yield self._rerooted(message) if isinstance(message, DraftMessage) else message
 
     def _rerooted(self, draft: DraftMessage) -> DraftMessage:
-        """Cut the committed head off a chain: a cloud that has forgotten cannot place what hangs below it."""
+        """Cut the committed head off a chain: a cloud without the session does not know these nodes."""
         first, size = draft.first_node, len(draft.tokens)
         if draft.parents != chain_parents(first, size, draft.parents[0]):
             return draft

@@ -1,4 +1,4 @@
-"""The settings of an engine, as `vsd ask`, the VLM node, the demo and the API take them.
+"""The settings of an engine, for `vsd ask`, the VLM node, the demo and the API.
 
 Imports nothing heavy: options and help texts are made from these fields before anything is loaded.
 """

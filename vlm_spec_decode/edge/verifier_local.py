@@ -19,11 +19,11 @@ from vlm_spec_decode.strategies.registry import strategy
 
 
 class LocalVerifier(Verifier):
-    """Implements `Verifier` on a target model in this process; `helper` is the draft beside it."""
+    """Implements `Verifier` on a target model in this process; `colocated_draft` drafts beside it."""
 
-    def __init__(self, target: Target, clock: Clock, helper: Model | None = None) -> None:
+    def __init__(self, target: Target, clock: Clock, colocated_draft: Model | None = None) -> None:
         self._target = target
-        self._helper = helper
+        self._colocated_draft = colocated_draft
         self._clock = clock
         self._session: Session | None = None
         self._events: deque[Event] = deque()
@@ -36,22 +36,22 @@ class LocalVerifier(Verifier):
         self._tracer = tracer
         tracer.opened(request)
         self._cancelled.clear()
-        chosen, helper = strategy(request.strategy), None
-        if self._helper and chosen.needs_helper:
-            helper = ColocatedDraft(self._helper.open(request.observation), self._clock)
+        chosen, colocated_draft = strategy(request.strategy), None
+        if self._colocated_draft and chosen.needs_helper:
+            colocated_draft = ColocatedDraft(self._colocated_draft.open(request.observation), self._clock)
         context = self._target.open(request.observation)
-        self._session = Session(request, context, chosen.cloud(), helper)
+        self._session = Session(request, context, chosen.cloud(), colocated_draft)
 
-    def submit(self, hint: Hint) -> None:
-        """Hand the hint to the session."""
-        self._tracer.sent(hint)
-        reply = self._open_session().receive(hint, self._clock.now())
+    def submit(self, message: Hint) -> None:
+        """Pass the message to the session."""
+        self._tracer.sent(message)
+        reply = self._open_session().receive(message, self._clock.now())
         if reply:
             self._events.append(reply)
 
     def poll(self) -> Event | None:
         """Return the next event if a pass has already produced one."""
-        return self._next() if self._events else None
+        return self._pop_event() if self._events else None
 
     def wait(self, timeout_s: float) -> Event:
         """Run passes until there is an event. Raises CloudTimeout if nothing can come."""
@@ -59,7 +59,7 @@ class LocalVerifier(Verifier):
         self._tracer.waiting()
         while not self._events:
             self._check_cancelled()
-            # Nobody can send a hint while this thread waits for one, so a wait ends at once.
+            # No draft can come while this thread waits for one, so a wait ends at once.
             plan = session.plan(self._clock.now()) or session.plan(session.wake_s or self._clock.now())
             if plan is None:
                 raise CloudTimeout(f"the verifier waits for a draft; {timeout_s:.1f} s would not help")
@@ -68,7 +68,7 @@ class LocalVerifier(Verifier):
             logits = session.run(plan, self._events.append)
             self._events.append(session.complete(plan, logits, self._clock.now() - started))
         self._check_cancelled()
-        return self._next()
+        return self._pop_event()
 
     def cancel(self) -> None:
         """Abandon the answer; the next `wait` raises Cancelled."""
@@ -81,7 +81,7 @@ class LocalVerifier(Verifier):
         self._session = None
         self._events.clear()
 
-    def _next(self) -> Event:
+    def _pop_event(self) -> Event:
         event = self._events.popleft()
         self._tracer.received(event)
         return event

@@ -30,15 +30,15 @@ _HANDSHAKE_FAILED = {
     HandshakeFailure.PROTOCOL: "one end encrypts, the other does not",
     HandshakeFailure.BROKEN: "the handshake broke off: the network, or the cloud's key is another",
 }
-"""What failed handshakes mean, those that say more first."""
+"""What failed handshakes mean, the most specific reasons first."""
 
-_KEYS_WERE_RIGHT = frozenset({HandshakeFailure.PROTOCOL, HandshakeFailure.BROKEN})
-"""Of these an edge that was welcomed before knows that it was the network."""
+_NETWORK_FAILURES = frozenset({HandshakeFailure.PROTOCOL, HandshakeFailure.BROKEN})
+"""With these reasons an edge that had a Welcome before knows that the network failed, not the keys."""
 
 _BROKE_OFF = "a new handshake broke off"
 
 PROBE_EVERY_S = 1.0
-"""How often to look whether anybody listens at all, once patience with that is over."""
+"""How often to probe whether anything listens at the addresses, once `refused_s` is over."""
 
 
 class RemoteVerifier(Verifier):
@@ -54,33 +54,33 @@ class RemoteVerifier(Verifier):
         self._answer = 0
         self._usage_before = (0, 0)
         self._welcomed = threading.Event()
-        self._was_welcome = False
+        self._was_welcomed = False
         self._started = False
         self._tracer = NO_TRACER
 
     def connect(self, timeout_s: float = 5.0, refused_s: float = math.inf) -> Welcome:
         """Do the handshake. Raises CloudUnreachable, CloudRefused.
 
-        `refused_s` is the patience with clouds at none of which anybody listens: they may just be starting.
+        `refused_s` is how long to wait while nothing listens at any address: the clouds may be starting.
         """
         if not self._started:
             self._started = True
             self._link.start(self._on_message, self._flush)
         self._welcomed.clear()
-        self._post(lambda: self._protocol.connect(self._clock.now()))
+        self._run_on_link_thread(lambda: self._protocol.connect(self._clock.now()))
         deadline_s, probe_s = self._clock.now() + timeout_s, self._clock.now() + refused_s
         while not self._welcomed.wait(0.02):
-            self._raise_refusal()
+            self._raise_if_refused()
             if self._clock.now() > deadline_s:
                 raise self._unreachable(f"no answer within {timeout_s:.0f} s")
             if self._clock.now() > probe_s:
-                self._raise_nobody()
+                self._raise_if_no_listener()
                 probe_s = self._clock.now() + PROBE_EVERY_S
         assert self._protocol.welcome is not None
         return self._protocol.welcome
 
     def open(self, request: AnswerRequest, tracer: Tracer = NO_TRACER) -> None:
-        """Start one answer; it travels at once, refusals come through `wait`.
+        """Start one answer. It is sent at once; `wait` raises a refusal.
 
         Raises ProtocolStateError before `connect`.
         """
@@ -92,12 +92,12 @@ class RemoteVerifier(Verifier):
         self._usage_before = (self._link.sent_bytes, self._link.received_bytes)
         while not self._events.empty():
             self._events.get_nowait()
-        self._post(lambda: self._protocol.open(request, self._clock.now()))
+        self._run_on_link_thread(lambda: self._protocol.open(request, self._clock.now()))
 
-    def submit(self, hint: Hint) -> None:
-        """Send a hint."""
-        self._tracer.sent(hint)
-        self._post(lambda: self._protocol.submit(hint))
+    def submit(self, message: Hint) -> None:
+        """Send a draft or a correction."""
+        self._tracer.sent(message)
+        self._run_on_link_thread(lambda: self._protocol.submit(message))
 
     def poll(self) -> Event | None:
         """Return the next event if one is there. Raises what the cloud or a cancel reported."""
@@ -107,7 +107,7 @@ class RemoteVerifier(Verifier):
             except Empty:
                 return None
             if self._is_mine(event):
-                return self._event(event)
+                return self._return_or_raise(event)
 
     def wait(self, timeout_s: float) -> Event:
         """Block for the next event. Raises CloudTimeout, CloudUnreachable, CloudRefused, Cancelled."""
@@ -119,16 +119,16 @@ class RemoteVerifier(Verifier):
             except Empty:
                 raise CloudTimeout(f"no verdict within {timeout_s:.1f} s") from None
             if self._is_mine(event):
-                return self._event(event)
+                return self._return_or_raise(event)
 
     def cancel(self) -> None:
         """Abandon the answer from any thread; a blocked `wait` raises Cancelled at once."""
         self._events.put(Cancelled("the answer was cancelled"))
-        self._post(lambda: self._protocol.close(self._clock.now()))
+        self._run_on_link_thread(lambda: self._protocol.close(self._clock.now()))
 
     def close(self) -> None:
         """End the open answer; the connection stays for the next one."""
-        self._post(lambda: self._protocol.close(self._clock.now()))
+        self._run_on_link_thread(lambda: self._protocol.close(self._clock.now()))
 
     def disconnect(self) -> None:
         """End the answer and the connection. Idempotent."""
@@ -145,7 +145,7 @@ class RemoteVerifier(Verifier):
 
     @property
     def clouds(self) -> str:
-        """The clouds' addresses, with commas, from the one that it spoke with last."""
+        """The clouds' addresses, with commas, starting with the one that is in use."""
         known, last = self._link.addresses, self._link.addresses.index(self._link.address)
         return ",".join((*known[last:], *known[:last]))
 
@@ -162,19 +162,19 @@ class RemoteVerifier(Verifier):
 
     def _flush(self) -> None:
         self._protocol.tick(self._clock.now())
-        self._link.go_to(self._protocol.place)
-        self._protocol.tend(self._link, self._clock.now())
+        self._link.switch_to(self._protocol.cloud_index)
+        self._protocol.maintain(self._link, self._clock.now())
         while self._protocol.outbox:
             self._link.send(self._protocol.outbox.popleft())
         while self._protocol.events:
             self._events.put(self._protocol.events.popleft())
         if self._protocol.is_welcome:
-            self._was_welcome = True
+            self._was_welcomed = True
             self._welcomed.set()
 
     # On the caller's thread ----------------------------------------------------------------------
 
-    def _post(self, call: Callable[[], None]) -> None:
+    def _run_on_link_thread(self, call: Callable[[], None]) -> None:
         def run() -> None:
             call()
             self._flush()
@@ -184,7 +184,7 @@ class RemoteVerifier(Verifier):
     def _is_mine(self, event: Event | CloudError | Cancelled) -> bool:
         return isinstance(event, CloudError | Cancelled) or event.answer == self._answer
 
-    def _event(self, event: Event | CloudError | Cancelled) -> Event:
+    def _return_or_raise(self, event: Event | CloudError | Cancelled) -> Event:
         if isinstance(event, CloudUnreachable):
             raise self._unreachable(str(event))
         if isinstance(event, CloudError | Cancelled):
@@ -192,7 +192,7 @@ class RemoteVerifier(Verifier):
         self._tracer.received(event)
         return event
 
-    def _raise_refusal(self) -> None:
+    def _raise_if_refused(self) -> None:
         try:
             event = self._events.get_nowait()
         except Empty:
@@ -200,17 +200,17 @@ class RemoteVerifier(Verifier):
         if isinstance(event, CloudRefused):
             raise event
 
-    def _raise_nobody(self) -> None:
-        """Raise CloudUnreachable if every cloud's machine says that nobody listens there."""
+    def _raise_if_no_listener(self) -> None:
+        """Raise CloudUnreachable if every cloud's machine refuses the TCP connection."""
         refusals = [addresses.refusal(address) for address in self._link.addresses]
         if all(refusals) and not self._welcomed.is_set():
             raise CloudUnreachable("; ".join(refusals) + ": is the cloud (`vsd cloud`) started there?")
 
     def _unreachable(self, detail: str) -> CloudUnreachable:
-        told, failures = [f"cloud {self._link.address}: {detail}"], self._link.failures
+        details, failures = [f"cloud {self._link.address}: {detail}"], self._link.failures
         first = next((failure for failure in _HANDSHAKE_FAILED if failure in failures), None)
-        if first in _KEYS_WERE_RIGHT and self._was_welcome:
-            told.append(_BROKE_OFF)
+        if first in _NETWORK_FAILURES and self._was_welcomed:
+            details.append(_BROKE_OFF)
         elif first:
-            told.append(_HANDSHAKE_FAILED[first])
-        return CloudUnreachable("; ".join(told))
+            details.append(_HANDSHAKE_FAILED[first])
+        return CloudUnreachable("; ".join(details))

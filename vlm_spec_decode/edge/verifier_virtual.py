@@ -1,9 +1,9 @@
 """A verifier in virtual time: uplink, cloud and downlink as an event queue on the edge's virtual clock.
 
 Tokens come from real models (or tables), durations from a hardware and a link profile, bytes from the real
-codec. `poll` runs what has happened up to the edge's now and `wait` on to the next event, so what overlaps
-in reality overlaps here, deterministically. A draft model charges the same clock for the rows that it has
-not computed before.
+codec. `poll` runs all events up to the edge's present time, and `wait` runs on to the next one, so work that
+overlaps in reality overlaps here, deterministically. A draft model advances the same clock for the rows that
+it has not computed before.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vlm_spec_decode.edge.request_state import CHUNK_BYTES
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import ImageChunk
 from vlm_spec_decode.strategies.registry import strategy
-from vlm_spec_decode.transport.emulation import OVERHEAD_BYTES, EmulatedDirection, shapers
+from vlm_spec_decode.transport.emulation import OVERHEAD_BYTES, EmulatedDirection, emulated_directions
 
 
 @dataclass(slots=True)
@@ -44,19 +44,19 @@ class CachedRows:
 
     known: set[Tokens] = field(default_factory=set)
 
-    def new(self, prefix: Tokens, tokens: Tokens, parents: Tokens) -> int:
-        """Return how many rows a `score` of this would compute now, and take them as computed."""
+    def add_new(self, prefix: Tokens, tokens: Tokens, parents: Tokens) -> int:
+        """Return how many rows a `score` of this would compute, and count them as computed."""
         paths = [prefix]
         for token, parent in zip(tokens, parents, strict=True):
             paths.append((*paths[parent], token))
-        wanted = {*paths, *(prefix[:depth] for depth in range(len(prefix)))} - self.known
-        self.known |= wanted
-        return len(wanted)
+        new_paths = {*paths, *(prefix[:depth] for depth in range(len(prefix)))} - self.known
+        self.known |= new_paths
+        return len(new_paths)
 
 
 @dataclass(slots=True)
 class ChargedContext(ModelContext):
-    """`inner`, each step of which takes `duration_s(new rows, whether it is the first)` of `clock`."""
+    """A context each step of which advances `clock` by `duration_s(new rows, whether it is the first)`."""
 
     inner: ModelContext
     clock: VirtualClock
@@ -70,17 +70,17 @@ class ChargedContext(ModelContext):
     def score(
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
-        """Charge the step and pass on."""
+        """Advance the clock by the step, then score with `inner`."""
         is_first = not self.rows.known
-        self.clock.sleep(self.duration_s(self.rows.new(prefix, tokens, parents), is_first))
+        self.clock.sleep(self.duration_s(self.rows.add_new(prefix, tokens, parents), is_first))
         return self.inner.score(prefix, tokens, parents, on_exit=on_exit)
 
     def forced(self, prefix: Tokens) -> Tokens:
-        """Pass on: the grammar's tokens cost no step."""
+        """Return what `inner` does: the grammar's tokens cost no step."""
         return self.inner.forced(prefix)
 
     def close(self) -> None:
-        """Pass on."""
+        """Close `inner`."""
         self.inner.close()
 
 
@@ -113,17 +113,17 @@ class _VirtualRequest:
 
 @dataclass(slots=True)
 class VirtualVerifier(Verifier):
-    """Implements `Verifier`. `helper` is the draft's copy in the cloud; its steps take time of the GPU.
+    """Implements `Verifier`. `colocated_draft` is the draft model in the cloud; its steps take GPU time.
 
-    `gpu_s` adds up the GPU's time. `sent_bytes` and friends count what is on the wire, framing,
-    encryption and TCP/IP headers included.
+    `gpu_s` adds up the GPU's time. `up_bytes`, `down_bytes` and `image_bytes` count the bytes on the wire,
+    with framing, encryption and TCP/IP headers.
     """
 
     target: Target
     hardware: HardwareProfile
     link: LinkProfile
     clock: VirtualClock
-    helper: Model | None = None
+    colocated_draft: Model | None = None
     seed: int = 0
     gpu_s: float = 0.0
     up_bytes: int = 0
@@ -142,7 +142,7 @@ class VirtualVerifier(Verifier):
     _packer: codec.TokenPacker = field(init=False)
 
     def __post_init__(self) -> None:
-        self._up, self._down = shapers(self.link, self.seed)
+        self._up, self._down = emulated_directions(self.link, self.seed)
         self._packer = codec.TokenPacker(self.target.card.vocab_size)
 
     # The port ------------------------------------------------------------------------------------
@@ -170,39 +170,39 @@ class VirtualVerifier(Verifier):
 
         def begin() -> None:
             context = self.target.open(request.observation)
-            helper = self._helper(request.observation)
-            self._answer = _VirtualRequest(Session(request, context, policy, helper))
-            self._work()
+            colocated_draft = self._open_colocated_draft(request.observation)
+            self._answer = _VirtualRequest(Session(request, context, policy, colocated_draft))
+            self._start_next_pass()
 
-        self._at(arrival_s, self._while_open(request, begin))
+        self._schedule(arrival_s, self._while_open(request, begin))
 
-    def submit(self, hint: Hint) -> None:
-        """Send a hint; it arrives after what was sent before it."""
-        request = self._request()
-        self._tracer.sent(hint)
-        if isinstance(hint, DraftMessage) and not hint.tokens:
+    def submit(self, message: Hint) -> None:
+        """Send a draft or a correction; it arrives after what was sent before it."""
+        request = self._open_request()
+        self._tracer.sent(message)
+        if isinstance(message, DraftMessage) and not message.tokens:
             return
-        arrival_s = self._send_up(len(codec.encode(self._packer.hint_message(hint))))
+        arrival_s = self._send_up(len(codec.encode(self._packer.client_message_to_wire(message))))
 
         def receive() -> None:
             if self._answer:
-                reply = self._answer.session.receive(hint, self._now_s)
+                reply = self._answer.session.receive(message, self._now_s)
                 if reply:
-                    self._deliver(reply, len(codec.encode(self._packer.commit_message(reply))))
-                self._work()
+                    self._deliver(reply, len(codec.encode(self._packer.commit_to_wire(reply))))
+                self._start_next_pass()
 
-        self._at(arrival_s, self._while_open(request, receive))
+        self._schedule(arrival_s, self._while_open(request, receive))
 
     def poll(self) -> Event | None:
-        """Return the next event that has arrived by the edge's now."""
-        self._request()
+        """Return the next event that has arrived by the edge's present time."""
+        self._open_request()
         self._check_cancelled()
         self._run_until(self.clock.now())
-        return self._next() if self._inbox else None
+        return self._pop_event() if self._inbox else None
 
     def wait(self, timeout_s: float) -> Event:
-        """Let time pass until the next event. Raises CloudTimeout or Cancelled."""
-        self._request()
+        """Advance the clock to the next event. Raises CloudTimeout or Cancelled."""
+        self._open_request()
         self._tracer.waiting()
         deadline_s = self.clock.now() + timeout_s
         self._run_until(self.clock.now())
@@ -214,7 +214,7 @@ class VirtualVerifier(Verifier):
             self.clock.sleep(self._queue[0][0] - self.clock.now())
             self._run_until(self.clock.now())
         self._check_cancelled()
-        return self._next()
+        return self._pop_event()
 
     def cancel(self) -> None:
         """Abandon the answer; the next `wait` or `poll` raises Cancelled."""
@@ -235,8 +235,8 @@ class VirtualVerifier(Verifier):
 
     # The cloud -----------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        """Start the next pass if the GPU is free: what the server does, in virtual time."""
+    def _start_next_pass(self) -> None:
+        """Start the next pass if the GPU is free, as the server does, in virtual time."""
         answer = self._answer
         if answer is None or answer.is_running:
             return
@@ -246,10 +246,10 @@ class VirtualVerifier(Verifier):
         elif not answer.is_prefilled:
             answer.is_prefilled = answer.is_running = True
             answer.session.context.prefill()
-            self._busy(self.hardware.prefill_ms / 1000, answer, lambda: None)
+            self._occupy_gpu(self.hardware.prefill_ms / 1000, answer, lambda: None)
         elif answer.session.wake_s is not None:
             wake_s = max(self._now_s, answer.session.wake_s)
-            self._at(wake_s, self._while_open(answer.session.request, self._work))
+            self._schedule(wake_s, self._while_open(answer.session.request, self._start_next_pass))
 
     def _start_pass(self, answer: _VirtualRequest, plan: PassPlan) -> None:
         session, early = answer.session, list[tuple[EarlyExitVerdict, float]]()
@@ -261,36 +261,40 @@ class VirtualVerifier(Verifier):
         pass_s = self.hardware.pass_s(len(plan.nodes.tokens), not answer.is_prefilled, len(early))
         answer.is_prefilled = answer.is_running = True
         for verdict, depth in early:
-            self._at(self._now_s + drafted_s + depth * pass_s, self._sender(session.request, verdict))
+            self._schedule(
+                self._now_s + drafted_s + depth * pass_s, self._early_delivery(session.request, verdict)
+            )
         duration_s = drafted_s + pass_s
-        self._busy(duration_s, answer, lambda: self._finish(session, plan, logits, duration_s))
+        self._occupy_gpu(duration_s, answer, lambda: self._complete_pass(session, plan, logits, duration_s))
 
-    def _finish(self, session: Session, plan: PassPlan, logits: Logits, duration_s: float) -> None:
+    def _complete_pass(self, session: Session, plan: PassPlan, logits: Logits, duration_s: float) -> None:
         commit = session.complete(plan, logits, duration_s)
-        self._deliver(commit, len(codec.encode(self._packer.commit_message(commit))))
+        self._deliver(commit, len(codec.encode(self._packer.commit_to_wire(commit))))
 
-    def _sender(self, request: AnswerRequest, early: EarlyExitVerdict) -> Callable[[], None]:
-        num_bytes = len(codec.encode(codec.early_message(early)))
+    def _early_delivery(self, request: AnswerRequest, early: EarlyExitVerdict) -> Callable[[], None]:
+        num_bytes = len(codec.encode(codec.early_exit_to_wire(early)))
         return self._while_open(request, lambda: self._deliver(early, num_bytes))
 
-    def _busy(self, duration_s: float, answer: _VirtualRequest, done: Callable[[], None]) -> None:
+    def _occupy_gpu(self, duration_s: float, answer: _VirtualRequest, done: Callable[[], None]) -> None:
         def end() -> None:
             answer.is_running = False
             self.gpu_s += duration_s
             done()
-            self._work()
+            self._start_next_pass()
 
-        self._at(self._now_s + duration_s, self._while_open(answer.session.request, end))
+        self._schedule(self._now_s + duration_s, self._while_open(answer.session.request, end))
 
-    def _helper(self, observation: Observation) -> ColocatedDraft | None:
-        if self.helper is None:
+    def _open_colocated_draft(self, observation: Observation) -> ColocatedDraft | None:
+        if self.colocated_draft is None:
             return None
         clock = VirtualClock()
 
         def duration_s(rows: int, is_first: bool) -> float:  # noqa: ARG001
             return self.hardware.cloud_draft_s(rows)
 
-        return ColocatedDraft(ChargedContext(self.helper.open(observation), clock, duration_s), clock)
+        return ColocatedDraft(
+            ChargedContext(self.colocated_draft.open(observation), clock, duration_s), clock
+        )
 
     # The queue -----------------------------------------------------------------------------------
 
@@ -301,9 +305,9 @@ class VirtualVerifier(Verifier):
     def _deliver(self, event: Event, num_bytes: int) -> None:
         self.down_bytes += num_bytes + OVERHEAD_BYTES
         arrival_s = self._down.arrival(num_bytes, self._now_s)
-        self._at(arrival_s, lambda: self._inbox.append(event))
+        self._schedule(arrival_s, lambda: self._inbox.append(event))
 
-    def _at(self, time_s: float, action: Callable[[], None]) -> None:
+    def _schedule(self, time_s: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (time_s, next(self._order), action))
 
     def _run_until(self, now_s: float) -> None:
@@ -315,12 +319,12 @@ class VirtualVerifier(Verifier):
     def _while_open(self, request: AnswerRequest, action: Callable[[], None]) -> Callable[[], None]:
         return lambda: action() if self._open is request else None
 
-    def _next(self) -> Event:
+    def _pop_event(self) -> Event:
         event = self._inbox.popleft()
         self._tracer.received(event)
         return event
 
-    def _request(self) -> AnswerRequest:
+    def _open_request(self) -> AnswerRequest:
         if self._open is None:
             raise RuntimeError("no answer is open")
         return self._open

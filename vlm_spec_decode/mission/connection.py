@@ -17,7 +17,7 @@ from vlm_spec_decode.core.errors import CloudError, CloudUnreachable, ModelError
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.edge.engine import Engine
-from vlm_spec_decode.edge.factory import DraftModel, EdgeRuntime, bring_up, run_facts
+from vlm_spec_decode.edge.factory import DraftModel, EdgeRuntime, bring_up, run_manifest
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.state import MissionStatus
 
@@ -41,11 +41,11 @@ class EdgeEngineSource:
 
     def draft(self) -> Engine:
         """Return the draft alone as an engine. Raises ModelError."""
-        return self._model.alone()
+        return self._model.standalone_engine()
 
     def facts(self) -> str:
         """Return the JSON of what decides the tokens of the engine that is up; "" without one."""
-        return json.dumps(run_facts(self._settings, self._runtime)) if self._runtime else ""
+        return json.dumps(run_manifest(self._settings, self._runtime)) if self._runtime else ""
 
     def close(self) -> None:
         """Leave the cloud. Idempotent."""

@@ -23,7 +23,7 @@ from vlm_spec_decode.core.errors import (
     VsdError,
 )
 from vlm_spec_decode.edge.image_upload import for_uplink
-from vlm_spec_decode.edge.mission_loop import LOOK_AGAIN, SILENCES, Mission
+from vlm_spec_decode.edge.mission_loop import LOOK_AGAIN, SILENCES, MissionLoop
 from vlm_spec_decode.mission.connection import Answerer, EngineConnection, Engines
 from vlm_spec_decode.mission.events import Frame, MissionEvents
 from vlm_spec_decode.mission.state import (
@@ -68,7 +68,7 @@ class MissionRunner:
     def run(self, job: MissionJob, engines: Engines) -> MissionEnd:
         """Run a mission to its end and say how it ended."""
         try:
-            mission = Mission(job.instruction, self.config.max_steps)
+            mission = MissionLoop(job.instruction, self.config.max_steps)
         except InstructionError as error:
             return self._refuse(job, error)
         if engines.ensure() is None and self.config.fallback != "draft_only":
@@ -82,7 +82,7 @@ class MissionRunner:
         self._finish(job, ending, 0)
         return ending
 
-    def _loop(self, job: MissionJob, mission: Mission, engines: Engines) -> MissionEnd:
+    def _loop(self, job: MissionJob, mission: MissionLoop, engines: Engines) -> MissionEnd:
         try:
             self._announce(job)
             while mission.is_running:
@@ -110,7 +110,7 @@ class MissionRunner:
 
     # With and without a cloud --------------------------------------------------------------------
 
-    def _turn(self, job: MissionJob, mission: Mission, engines: Engines) -> tuple[Action, ...] | None:
+    def _turn(self, job: MissionJob, mission: MissionLoop, engines: Engines) -> tuple[Action, ...] | None:
         """Make one step with whoever can answer; return what it planned, None if it came to no plan."""
         cloud = engines.current
         try:
@@ -131,14 +131,14 @@ class MissionRunner:
             self._say(job, state, mission.steps, type(error).__name__, str(error))
             return None
 
-    def _stand(self, job: MissionJob, mission: Mission) -> None:
+    def _stand(self, job: MissionJob, mission: MissionLoop) -> None:
         """Supersede what the lost answer had planned: the robot stops."""
         mission.record_interruption(self._feed.executed())
         number = mission.steps + 1
         self._feed.begin(job.mission, number)
         self._emit(job, Plan(job.mission, number, self._now_s(), 0))
 
-    def _hold(self, job: MissionJob, mission: Mission, engines: Engines) -> None:
+    def _hold(self, job: MissionJob, mission: MissionLoop, engines: Engines) -> None:
         """Stand until the cloud is back. Raises what it failed with once `hold_s` is over, or Cancelled."""
         until_s = self._now_s() + self.config.hold_s
         while engines.current is None:
@@ -147,7 +147,7 @@ class MissionRunner:
             self._feed.pause(HOLD_LOOK_S)
         self._say(job, "looking", mission.steps, detail="the cloud is back")
 
-    def _listen(self, job: MissionJob, mission: Mission) -> None:
+    def _listen(self, job: MissionJob, mission: MissionLoop) -> None:
         """Stand a moment before the next look: whoever was silent may need one to be heard again."""
         self._feed.begin(job.mission, mission.steps + 1)
         self._feed.pause(self.config.listen_s)
@@ -155,7 +155,7 @@ class MissionRunner:
     # One step ------------------------------------------------------------------------------------
 
     def _step(
-        self, job: MissionJob, mission: Mission, engine: Answerer, *, verified: bool
+        self, job: MissionJob, mission: MissionLoop, engine: Answerer, *, verified: bool
     ) -> tuple[Action, ...] | None:
         number = mission.steps + 1
         frame = self._feed.wait_frame(self._now_s(), self.config.frame_s)
@@ -189,7 +189,7 @@ class MissionRunner:
     def _answer(
         self,
         job: MissionJob,
-        mission: Mission,
+        mission: MissionLoop,
         engine: Answerer,
         frame: Frame,
         verified: bool,
@@ -226,7 +226,7 @@ class MissionRunner:
                 )
         return plan
 
-    def _approved(self, job: MissionJob, mission: Mission, engine: Answerer, plan: Plan) -> Plan:
+    def _approved(self, job: MissionJob, mission: MissionLoop, engine: Answerer, plan: Plan) -> Plan:
         """Show the plan, wait for a yes, send it. Raises Cancelled without one.
 
         A yes takes its time; meanwhile the world moves on. So an old plan is made anew and sent without

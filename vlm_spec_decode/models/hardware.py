@@ -125,7 +125,7 @@ def require(module: str, why: str) -> ModuleType:
     """Return an optional module. Raises ModelError that says what needs it and how to install it."""
     package = module.partition(".")[0]
     if importlib.util.find_spec(package) is None:
-        raise ModelError(f"{why} needs {package}, which is not installed: {extras.command('large')}")
+        raise ModelError(f"{why} needs {package}, which is not installed: {extras.install_command('large')}")
     try:
         return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:

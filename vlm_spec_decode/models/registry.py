@@ -34,7 +34,7 @@ class FamilyRegistry(Registry["type[Family]"]):
     expected = "subclass of Family"
     attribute = "FAMILY"
     form = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-    form_in_words = "letters, digits and _.-, at most 64, as in a config's model_type"
+    form_text = "letters, digits and _.-, at most 64, as in a config's model_type"
 
     def fits(self, name: str, found: object) -> bool:  # noqa: ARG002
         """Tell whether `found` is a family's class; one class may cover several model types."""

@@ -25,7 +25,7 @@ from vlm_spec_decode.core.types import (
     Tokens,
 )
 from vlm_spec_decode.decoding.tree import chain_parents
-from vlm_spec_decode.protocol import distributions as shares
+from vlm_spec_decode.protocol import distributions
 from vlm_spec_decode.protocol.messages import (
     MAX_SENT_IMAGE_BYTES,
     MAX_WIRE_NODES,
@@ -73,7 +73,7 @@ class TokenPacker:
         return b"".join(token.to_bytes(self.width, "little") for token in tokens)
 
     def unpack(self, data: bytes) -> Tokens:
-        """Return the ids in `data`. Raises ProtocolError for a torn id or one outside the vocabulary."""
+        """Return the ids in `data`. Raises ProtocolError for a cut-off id or one outside the vocabulary."""
         if len(data) % self.width or len(data) > MAX_WIRE_TOKENS * self.width:
             raise ProtocolError(f"{len(data)} bytes of tokens at {self.width} bytes each")
         starts = range(0, len(data), self.width)
@@ -82,7 +82,7 @@ class TokenPacker:
             raise ProtocolError(f"token {max(tokens)} of a vocabulary of {self.vocab_size}")
         return tokens
 
-    def draft_message(self, draft: DraftMessage) -> WireDraft:
+    def draft_to_wire(self, draft: DraftMessage) -> WireDraft:
         """Return the wire form of a draft; a chain on the prefix carries no parents."""
         parents = None
         if draft.parents != chain_parents(draft.first_node, len(draft.tokens)):
@@ -92,10 +92,10 @@ class TokenPacker:
         weights = bytes(draft.weights) if any(draft.weights) else None
         tokens = self.pack(draft.tokens)
         head = (draft.answer, draft.epoch, draft.base, draft.first_node)
-        q = shares.pack_q(draft.q, self.width) if draft.q else None
+        q = distributions.pack_q(draft.q, self.width) if draft.q else None
         return WireDraft(*head, tokens, parents, weights, q)
 
-    def draft(self, message: WireDraft) -> DraftMessage:
+    def draft_from_wire(self, message: WireDraft) -> DraftMessage:
         """Return the draft in `message`. Raises ProtocolError if its parts do not fit together."""
         tokens = self.unpack(message.tokens)
         first, count = message.first_node, len(tokens)
@@ -107,21 +107,21 @@ class TokenPacker:
         parents = chain_parents(first, count)
         if packed:
             parents = tuple(_parent(packed, i, first + i) for i in range(count))
-        q = shares.unpack_q(message.q, tokens, self.width, self.vocab_size) if message.q else ()
+        q = distributions.unpack_q(message.q, tokens, self.width, self.vocab_size) if message.q else ()
         return DraftMessage(message.answer, message.epoch, message.base, first, tokens, parents, weights, q)
 
-    def hint_message(self, hint: Hint) -> WireDraft | WireCorrection:
-        """Return the wire form of a hint; a request for n more samples travels as the token -n."""
-        if isinstance(hint, DraftMessage):
-            return self.draft_message(hint)
-        if isinstance(hint, MoreSamples):
-            return WireCorrection(hint.answer, hint.epoch, hint.position, -hint.count)
-        return WireCorrection(hint.answer, hint.epoch, hint.position, hint.token)
+    def client_message_to_wire(self, message: Hint) -> WireDraft | WireCorrection:
+        """Return the wire form of a message of the edge; a request for n more samples is sent as token -n."""
+        if isinstance(message, DraftMessage):
+            return self.draft_to_wire(message)
+        if isinstance(message, MoreSamples):
+            return WireCorrection(message.answer, message.epoch, message.position, -message.count)
+        return WireCorrection(message.answer, message.epoch, message.position, message.token)
 
-    def hint(self, message: WireDraft | WireCorrection) -> Hint:
-        """Return the hint in `message`. Raises ProtocolError."""
+    def client_message_from_wire(self, message: WireDraft | WireCorrection) -> Hint:
+        """Return the draft, correction or request for samples in `message`. Raises ProtocolError."""
         if isinstance(message, WireDraft):
-            return self.draft(message)
+            return self.draft_from_wire(message)
         if (
             not 0 <= message.position <= MAX_WIRE_TOKENS
             or not -MAX_WIRE_TOKENS <= message.token < self.vocab_size
@@ -131,7 +131,7 @@ class TokenPacker:
             return MoreSamples(message.answer, message.epoch, message.position, -message.token)
         return Correction(message.answer, message.epoch, message.position, message.token)
 
-    def commit_message(self, commit: Commit) -> WireCommit:
+    def commit_to_wire(self, commit: Commit) -> WireCommit:
         """Return the wire form of a commit."""
         return WireCommit(
             commit.answer,
@@ -142,10 +142,10 @@ class TokenPacker:
             commit.pass_id,
             commit.finished,
             round(commit.compute_s * 1e6),
-            shares.pack_residual(commit.residual, self.width) if commit.residual else None,
+            distributions.pack_residual(commit.residual, self.width) if commit.residual else None,
         )
 
-    def commit(self, message: WireCommit) -> Commit:
+    def commit_from_wire(self, message: WireCommit) -> Commit:
         """Return the commit in `message`. Raises ProtocolError."""
         if message.start < 0 or message.node < 0:
             raise ProtocolError(f"a commit at {message.start} of node {message.node}")
@@ -159,18 +159,18 @@ class TokenPacker:
             message.pass_id,
             message.finished,
             message.compute_us / 1e6,
-            shares.unpack_residual(packed, self.width, self.vocab_size) if packed else None,
+            distributions.unpack_residual(packed, self.width, self.vocab_size) if packed else None,
         )
 
 
-def early_message(early: EarlyExitVerdict) -> WireEarly:
-    """Return the wire form of an early verdict."""
+def early_exit_to_wire(early: EarlyExitVerdict) -> WireEarly:
+    """Return the wire form of an early-exit verdict."""
     name = (early.answer, early.epoch, early.pass_id, early.exit_layer)
     return WireEarly(*name, early.node, early.next_token, round(255 * early.confidence))
 
 
-def early(message: WireEarly) -> EarlyExitVerdict:
-    """Return the early verdict in `message`. Raises ProtocolError."""
+def early_exit_from_wire(message: WireEarly) -> EarlyExitVerdict:
+    """Return the early-exit verdict in `message`. Raises ProtocolError."""
     if not 0 <= message.confidence <= 255 or message.node < 0 or message.next_token < 0:
         raise ProtocolError("an early verdict out of range")
     head = (message.answer, message.epoch, message.pass_id, message.exit_layer)
@@ -211,7 +211,7 @@ def open_message(
         residual=params.residual,
         objective=request.objective,
         patience_ms=patience_ms,
-        draft=packer.draft_message(draft) if draft else None,
+        draft=packer.draft_to_wire(draft) if draft else None,
     )
 
 
@@ -244,7 +244,7 @@ def answer_request(message: Open, packer: TokenPacker, image: Image | None) -> A
     committed = packer.unpack(message.committed)
     if message.objective not in OBJECTIVES:
         raise ProtocolError(f"objective {message.objective[:40]!r}; known: {', '.join(OBJECTIVES)}")
-    draft = packer.draft(message.draft) if message.draft else None
+    draft = packer.draft_from_wire(message.draft) if message.draft else None
     head = (message.answer, observation, params, message.strategy, committed, message.epoch)
     return AnswerRequest(*head, message.objective, draft)
 

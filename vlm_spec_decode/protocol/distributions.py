@@ -1,6 +1,6 @@
-"""Bytes of the rejection rule's distributions: a draft's q going up, the target's sparse p coming down.
+"""Bytes of the rejection rule's distributions: a draft's q, and the target's sparse p.
 
-Whole numbers in, the same whole numbers out: what was sampled from is what arrives (docs/protocol.md).
+Probabilities are integers, so both ends have exactly the same ones (docs/protocol.md).
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ from vlm_spec_decode.core.errors import ProtocolError
 from vlm_spec_decode.core.types import SparseTarget, Support, Tokens
 from vlm_spec_decode.decoding.verify import P_UNIT, Q_GRAIN, Q_UNIT, is_complete
 
-OWN_WEIGHTS, WHOLE = 0, 1
+Q_OWN_WEIGHTS, Q_WHOLE = 0, 1
 """First byte of a packed q: two bytes per node, or all of each node's short q."""
 
-MAX_SHARES = 4096
+MAX_RESIDUAL_ENTRIES = 4096
 _PART_BYTES = 5
 
 
 def pack_q(q: tuple[Support, ...], width: int) -> bytes:
     """Return the bytes of one q per node; token ids take `width` bytes, the nodes' own are not repeated."""
     if all(is_complete(s) and all(w % Q_GRAIN == 0 for _, w in s) and len(s) <= 255 for s in q):
-        return bytes([WHOLE]) + b"".join(_pack_whole(support, width) for support in q)
-    return bytes([OWN_WEIGHTS]) + b"".join((s[0][1] - 1).to_bytes(2, "little") for s in q)
+        return bytes([Q_WHOLE]) + b"".join(_pack_whole(support, width) for support in q)
+    return bytes([Q_OWN_WEIGHTS]) + b"".join((s[0][1] - 1).to_bytes(2, "little") for s in q)
 
 
 def unpack_q(data: bytes, tokens: Tokens, width: int, vocab_size: int) -> tuple[Support, ...]:
-    """Return one q per token. Raises ProtocolError for anything that is no distribution."""
+    """Return one q per token. Raises ProtocolError for data that is no distribution."""
     reader = _Reader(data)
     kind = reader.integer(1)
     q: tuple[Support, ...]
-    if kind == OWN_WEIGHTS:
+    if kind == Q_OWN_WEIGHTS:
         q = tuple(((token, reader.integer(2) + 1),) for token in tokens)
-    elif kind == WHOLE:
-        q = tuple(_whole(reader, token, width, vocab_size) for token in tokens)
+    elif kind == Q_WHOLE:
+        q = tuple(_unpack_whole(reader, token, width, vocab_size) for token in tokens)
     else:
         raise ProtocolError(f"a q of kind {kind}")
-    reader.end()
+    reader.check_end()
     return q
 
 
@@ -52,15 +52,15 @@ def pack_residual(target: SparseTarget, width: int) -> bytes:
 
 
 def unpack_residual(data: bytes, width: int, vocab_size: int) -> SparseTarget:
-    """Return the sparse target in `data`. Raises ProtocolError for anything that is none."""
+    """Return the sparse target in `data`. Raises ProtocolError for data that is none."""
     reader = _Reader(data)
     head, samples = reader.integer(2), reader.integer(2)
     outside = reader.integer(_PART_BYTES)
     count, is_cut = head & 0x7FFF, bool(head >> 15)
-    if not 0 < count <= MAX_SHARES or samples > MAX_SHARES:
+    if not 0 < count <= MAX_RESIDUAL_ENTRIES or samples > MAX_RESIDUAL_ENTRIES:
         raise ProtocolError(f"a residual of {count} ids and {samples} samples")
     entries = tuple((reader.integer(width), reader.integer(_PART_BYTES) + 1) for _ in range(count + samples))
-    reader.end()
+    reader.check_end()
     ids, parts = tuple(e[0] for e in entries[:count]), tuple(e[1] for e in entries[:count])
     tail = entries[count:]
     in_order = all(a < b for a, b in itertools.pairwise(ids))
@@ -77,7 +77,7 @@ def _pack_whole(support: Support, width: int) -> bytes:
     return bytes([len(others), own // Q_GRAIN - 1]) + body
 
 
-def _whole(reader: _Reader, token: int, width: int, vocab_size: int) -> Support:
+def _unpack_whole(reader: _Reader, token: int, width: int, vocab_size: int) -> Support:
     count = reader.integer(1)
     support = [(token, (reader.integer(1) + 1) * Q_GRAIN)]
     support += [(reader.integer(width), (reader.integer(1) + 1) * Q_GRAIN) for _ in range(count)]
@@ -88,21 +88,21 @@ def _whole(reader: _Reader, token: int, width: int, vocab_size: int) -> Support:
 
 
 class _Reader:
-    """Takes little-endian integers off a byte string, and no more than there are."""
+    """Reads little-endian integers from a byte string."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._at = 0
+        self._offset = 0
 
     def integer(self, size: int) -> int:
         """Return the next `size` bytes as an integer. Raises ProtocolError at the end."""
-        piece = self._data[self._at : self._at + size]
+        piece = self._data[self._offset : self._offset + size]
         if len(piece) < size:
-            raise ProtocolError("a distribution that breaks off")
-        self._at += size
+            raise ProtocolError("a distribution that is cut off")
+        self._offset += size
         return int.from_bytes(piece, "little")
 
-    def end(self) -> None:
-        """Check that nothing is left. Raises ProtocolError."""
-        if self._at != len(self._data):
-            raise ProtocolError("a distribution with something behind it")
+    def check_end(self) -> None:
+        """Check that all bytes were read. Raises ProtocolError."""
+        if self._offset != len(self._data):
+            raise ProtocolError("a distribution followed by more bytes")

@@ -21,7 +21,7 @@ MAX_WIRE_NODES = 256
 """Nodes of one draft."""
 
 HELLO_FIRST = "hello_first"
-"""Reason of a Refused: the cloud does not know this robot; it says Hello and opens its answer again."""
+"""Reason of a Refused: the cloud does not know this robot, which must send Hello and Open again."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -36,7 +36,7 @@ class AnswerMessage(Message, frozen=True, array_like=True):
 
 
 class Hello(Message, frozen=True, array_like=True, tag=1):
-    """Edge to cloud, first: what the edge's tokens mean. Answered by Welcome or Refused."""
+    """Edge to cloud, first: what the edge's token ids mean. Answered by Welcome or Refused."""
 
     software: str
     tokenizer_digest: str
@@ -58,7 +58,7 @@ class Welcome(Message, frozen=True, array_like=True, tag=2):
 
 
 class Refused(AnswerMessage, frozen=True, array_like=True, tag=3):
-    """Cloud to edge: no, and why, by name. `answer` 0 refuses the handshake."""
+    """Cloud to edge: the request is refused, and why. `answer` 0 refuses the handshake."""
 
     reason: str
     detail: str
@@ -67,7 +67,7 @@ class Refused(AnswerMessage, frozen=True, array_like=True, tag=3):
 class WireDraft(AnswerMessage, frozen=True, array_like=True, tag=7):
     """Edge to cloud: nodes of the speculation tree; see `core.types.DraftMessage`.
 
-    `tokens` are packed. No `parents` mean a chain that hangs on the committed prefix; else one packed
+    `tokens` are packed. No `parents` mean a chain below the committed prefix; else one packed
     distance `node - parent` per node, 0 for the prefix. No `weights` mean all 0.
     """
 
@@ -82,9 +82,9 @@ class WireDraft(AnswerMessage, frozen=True, array_like=True, tag=7):
 class Open(AnswerMessage, frozen=True, array_like=True, tag=4):
     """Edge to cloud: one answer begins, or begins again under a higher epoch after a loss.
 
-    `committed` are packed tokens that the edge already has; they win over anything the cloud remembers.
-    `patience_ms` is how long the edge waits for a verdict before it gives up, 0 if it does not say.
-    `draft` holds the first nodes, so that they are there when the prompt is read.
+    `committed` are packed tokens that the edge already has; they replace what the cloud has of the answer.
+    `patience_ms` is how long the edge waits for a verdict before it gives up, 0 if that is not known.
+    `draft` holds the first nodes, so that the pass over the prompt verifies them.
     `image_digest` is empty without an image. `params_digest` guards against reading a field differently.
     """
 
@@ -126,7 +126,7 @@ class ImageCredit(AnswerMessage, frozen=True, array_like=True, tag=6):
 
 
 class WireEarly(AnswerMessage, frozen=True, array_like=True, tag=8):
-    """Cloud to edge: an early verdict; `confidence` in 255ths."""
+    """Cloud to edge: an early-exit verdict; `confidence` in 255ths."""
 
     pass_id: int
     exit_layer: int
@@ -158,11 +158,11 @@ class WireCorrection(AnswerMessage, frozen=True, array_like=True, tag=10):
 
 
 class Close(AnswerMessage, frozen=True, array_like=True, tag=11):
-    """Edge to cloud: the answer is over or abandoned; its KV cache may go. No reply."""
+    """Edge to cloud: the answer has ended or is abandoned; its KV cache may be freed. No reply."""
 
 
 class Ping(Message, frozen=True, array_like=True, tag=12):
-    """Edge to cloud: alive. `committed` is what the edge has; `recover` asks for what is missing."""
+    """Edge to cloud: a sign of life. The edge has `committed` tokens; `recover` asks for the missing ones."""
 
     stamp_us: int
     answer: int
@@ -181,7 +181,7 @@ class Pong(Message, frozen=True, array_like=True, tag=13):
 
 
 class Busy(AnswerMessage, frozen=True, array_like=True, tag=14):
-    """Cloud to edge: not now, and why, by name; come again after `retry_after_ms`, or go elsewhere.
+    """Cloud to edge: no room now, and why. Try again after `retry_after_ms`, or at another cloud.
 
     `answer` 0 answers a Hello.
     """

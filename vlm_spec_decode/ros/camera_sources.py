@@ -119,7 +119,7 @@ class TopicCamera:
         if not isinstance(message, _Piece):
             return message_image(message)
         if isinstance(message.shown, VideoFrame):
-            return message.shown.whole()
+            return message.shown.to_full_size()
         raise message.shown or ImageError("a piece of video that completes no picture")
 
     def _tell_once(self) -> None:
@@ -253,7 +253,7 @@ def _frames(source: BagSource, topic: str) -> Iterator[Item]:
                 yield at_s, ImageError(f"frames of the bag are skipped: {'; '.join(events.faults)[:300]}")
             try:
                 shown = event.message
-                yield at_s, shown.whole() if isinstance(shown, VideoFrame) else message_image(shown)
+                yield at_s, shown.to_full_size() if isinstance(shown, VideoFrame) else message_image(shown)
             except ImageError as error:
                 yield at_s, error
         if first_ns is None and events.faults:

@@ -195,13 +195,13 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
         rclpy.try_shutdown()
         return error.exit_code
     try:
-        with extras.named():
+        with extras.translate_missing():
             _bring_up(node, ending)
             _serve(node, ending, threads)
     except VsdError as error:
         ending(error)
     except Exception as error:  # noqa: BLE001 - the net under a node: one line, never a traceback
-        ending.error = InternalError(internal_error.told(error))
+        ending.error = InternalError(internal_error.describe_internal_error(error))
     except _EndedEarly:
         node.get_logger().info("ended before it had begun")
     finally:
@@ -221,7 +221,7 @@ def _help(name: str) -> int:
 
 def _join(name: str, build: Build, ending: _Ending, args: Sequence[str]) -> ManagedNode:
     """Start ROS 2 in this process and make the node. Raises ConfigError or MiddlewareError."""
-    environment.refuse(os.environ, environment.ROS)
+    environment.raise_for_refused(os.environ, environment.ROS)
     check_arguments(args)
     prefer_sockets()
     folder = log_folder(os.environ)

@@ -87,7 +87,7 @@ class OwnNode:
                 validate_namespace("/" + namespace.lstrip("/"))
             except InvalidNamespaceException as error:
                 raise ConfigError(f"{namespace!r} is no ROS namespace; /go2_a is one") from error
-        environment.refuse(os.environ, environment.ROS)
+        environment.raise_for_refused(os.environ, environment.ROS)
         prefer_sockets()
         context = self._context = rclpy.Context()
         signals = SignalHandlerOptions.NO

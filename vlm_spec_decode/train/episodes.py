@@ -28,7 +28,7 @@ from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ActionParseError
 from vlm_spec_decode.core.types import SamplingParams
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
-from vlm_spec_decode.edge.mission_loop import LOOK_AGAIN, Mission
+from vlm_spec_decode.edge.mission_loop import LOOK_AGAIN, MissionLoop
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.models.engines.base import LoadedModel
 from vlm_spec_decode.models.grammar import constrained
@@ -426,7 +426,7 @@ class EpisodeRunner:
         self.robot.start()
         executor = Executor(self.robot, SafetyGate(SafetyLimits()), self.clock, runner=InlineCallRunner())
         steps = FOLLOW_STEPS if task.kind == "follow" else max_answers
-        mission = Mission(task.goal.text, steps)
+        mission = MissionLoop(task.goal.text, steps)
         episode = Episode(task, path=[world.pose])
         if task.thing:
             episode.first_distance_m = world.distance_to(task.thing)
@@ -445,7 +445,7 @@ class EpisodeRunner:
         episode.success = judge(episode)
         return episode
 
-    def _step(self, episode: Episode, mission: Mission, executor: Executor) -> None:
+    def _step(self, episode: Episode, mission: MissionLoop, executor: Executor) -> None:
         image, stamp_s = self.robot.frame()
         try:
             *_, last = self.engine.answer(mission.observation(image, stamp_s))

@@ -1,8 +1,8 @@
-"""Which clients may use the cloud, and how much: keys from a folder read while serving, limits, and room.
+"""Which clients may use the cloud, and how much: authorised keys from a folder, and limits per key.
 
-ZeroMQ asks at every handshake (ZAP). A robot without an authorised key is refused, and one for which there
-is no file descriptor with a status of its own; connected robots keep theirs. Every message is then charged
-to its key. Uses keys, routing ids and sizes, not the content of messages.
+ZeroMQ asks at every handshake (ZAP). A robot without an authorised key is refused, and so is one for which
+no file descriptor is left, with another status; robots that are connected stay so. Every message counts
+against the limits of its key. Uses keys, routing ids and sizes, not the content of messages.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from vlm_spec_decode.transport.connection import (
     free_descriptors,
 )
 
-LOOK_S = 0.5
-"""How old the list of keys may be: a key that is added or taken away counts after so long."""
+SCAN_EVERY_S = 0.5
+"""How old the list of keys may be: an added or removed key takes effect after at most this time."""
 
 SETTLED_S = 2.0
-"""A file that changed less than this ago is read at every look: the clocks of file systems tick coarsely."""
+"""A file that changed less than this ago is read at every scan: file times have a coarse resolution."""
 
 KEPT_S = 10.0
-"""How long keys count that cannot be read again because this process has no descriptor left."""
+"""How long known keys stay valid while they cannot be read because this process has no descriptor left."""
 
 ABSENT_S = 60.0
 """A robot that has been silent for so long no longer counts against its key."""
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class KeyLimits:
-    """What one key may do: robots at a time, messages and bytes a second, and for how long more than that."""
+    """Limits of one key: robots at a time, messages and bytes a second, and seconds of a burst above that."""
 
     robots: int = 1024
     messages_per_s: float = 5000.0
@@ -58,18 +58,18 @@ class KeyLimits:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A key file as it was last read. `state` None: to be read again, whatever it looks like then."""
+    """A key file as it was last read. `state` None: it must be read again at the next scan."""
 
     state: tuple[int, ...] | None
     key: str | None
-    trouble: str = ""
+    problem: str = ""
 
 
 class AuthorizedKeys:
-    """The public keys in a folder's `*.key` files. Any thread may ask.
+    """The public keys in a folder's `*.key` files. Thread-safe.
 
-    A file is read again when its size, inode, mtime or ctime has changed. What was being written while it was
-    read, or could not be read, is not remembered.
+    A file is read again when its size, inode, mtime or ctime has changed, and at every scan if it changed
+    while it was read or could not be read.
     """
 
     def __init__(self, folder: Path, clock: Clock) -> None:
@@ -78,43 +78,43 @@ class AuthorizedKeys:
         self._lock = threading.Lock()
         self._files: dict[str, _File] = {}
         self._keys: frozenset[str] = frozenset()
-        self._trouble = ""
+        self._last_error = ""
         self._spare = SpareDescriptor()
-        self._looked_s = self._read_s = float("-inf")
+        self._scanned_s = self._read_s = float("-inf")
 
     def allows(self, key: str) -> bool:
-        """Tell whether a key (Z85) is authorised now."""
+        """Return whether a key (Z85) is authorised now."""
         with self._lock:
-            if self._clock.now() - self._looked_s >= LOOK_S:
-                self._look()
-                self._looked_s = self._clock.now()
+            if self._clock.now() - self._scanned_s >= SCAN_EVERY_S:
+                self._scan_folder()
+                self._scanned_s = self._clock.now()
             return key in self._keys
 
     def callback(self, domain: str, key: bytes) -> bool:  # noqa: ARG002
         """Answer ZeroMQ's authenticator, at the handshake."""
         return self.allows(key.decode("ascii"))
 
-    def _look(self) -> None:
+    def _scan_folder(self) -> None:
         try:
-            with self._spare.lent():
+            with self._spare.released():
                 with os.scandir(self._folder) as found:
                     names = sorted(path.name for path in found if path.name.endswith(".key"))
                 self._files = {name: self._file(name) for name in names}
         except OSError as error:
-            self._on_trouble(error)
+            self._on_read_error(error)
             return
         self._keys = frozenset(file.key for file in self._files.values() if file.key)
-        self._read_s, self._trouble = self._clock.now(), ""
+        self._read_s, self._last_error = self._clock.now(), ""
 
-    def _on_trouble(self, error: OSError) -> None:
-        """Let nobody in; but a lack of descriptors is this process's own, and for a while changes nothing."""
+    def _on_read_error(self, error: OSError) -> None:
+        """Authorise no key; but if this process lacks descriptors, leave the keys valid for `KEPT_S`."""
         is_ours = error.errno in {errno.EMFILE, errno.ENFILE}
         if is_ours and self._clock.now() - self._read_s < KEPT_S:
             return
         self._files, self._keys = {}, frozenset()
-        if str(error) != self._trouble:
-            self._trouble = str(error)
-            log.error("the authorised keys cannot be read, nobody is let in: %s", error)
+        if str(error) != self._last_error:
+            self._last_error = str(error)
+            log.error("the authorised keys cannot be read, so every robot is refused: %s", error)
 
     def _file(self, name: str) -> _File:
         """Return a file as it is now, read only if it may have changed."""
@@ -128,13 +128,13 @@ class AuthorizedKeys:
         except (OSError, ConfigError) as error:
             if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
                 raise
-            if known is None or known.trouble != str(error):
+            if known is None or known.problem != str(error):
                 log.warning("%s holds no public key: %s", path, error)
             return _File(None, None, str(error))
 
 
 def _state(path: Path) -> tuple[int, ...] | None:
-    """Return what changes with a file's content; None if it changed too lately for its times to tell."""
+    """Return what changes with a file's content; None if it changed so recently that times cannot show it."""
     found = path.stat()
     if found.st_ctime > time.time() - SETTLED_S:
         return None
@@ -166,15 +166,15 @@ class AccessControl:
         self._accounts: dict[str, _Account] = {}
 
     def admits(self, key: str, robot: bytes, num_bytes: int) -> bool:
-        """Tell whether a message may pass, and charge it to its key."""
-        why = self._why_not(key, robot, num_bytes)
+        """Return whether a message may pass, and count it against its key's limits."""
+        why = self._refusal(key, robot, num_bytes)
         if why:
             self.dropped[why] += 1
         return not why
 
-    def _why_not(self, key: str, robot: bytes, num_bytes: int) -> str:
+    def _refusal(self, key: str, robot: bytes, num_bytes: int) -> str:
         if self._authorized and not self._authorized.allows(key):
-            # Its connection was made before the key was taken away.
+            # Its connection was made before the key was removed.
             self._accounts.pop(key, None)
             return "revoked"
         now_s, limits = self._clock.now(), self._limits
@@ -187,9 +187,9 @@ class AccessControl:
             return "too_fast"
         account.messages -= 1
         account.num_bytes -= num_bytes
-        return "" if self._has_place(account.robots, robot, now_s) else "too_many_robots"
+        return "" if self._has_room(account.robots, robot, now_s) else "too_many_robots"
 
-    def _has_place(self, robots: OrderedDict[bytes, float], robot: bytes, now_s: float) -> bool:
+    def _has_room(self, robots: OrderedDict[bytes, float], robot: bytes, now_s: float) -> bool:
         if robot not in robots and len(robots) >= self._limits.robots:
             silent, heard_s = next(iter(robots.items()))
             if now_s - heard_s < ABSENT_S:
@@ -202,19 +202,19 @@ class AccessControl:
 
 ZAP_DOMAIN = "vsd"
 
-TELL_EVERY_S = 10.0
-"""How often the log says that robots are turned away."""
+WARN_EVERY_S = 10.0
+"""How often the log warns that robots are refused."""
 
-FEW = 256
-"""A cloud that has room for fewer robots says so when it starts."""
+FEW_ROBOTS = 256
+"""A cloud that has room for fewer robots logs a warning when it starts."""
 
 log = logging.getLogger(__name__)
 
 
 class Authenticator(ThreadAuthenticator):  # type: ignore[misc]  # pyzmq's has no types
-    """Answers ZeroMQ's questions on a thread of its own, from `start` to `stop`.
+    """Answers ZeroMQ's authentication requests on a thread of its own, from `start` to `stop`.
 
-    Clients refused for want of descriptors are counted in `dropped` as `no_descriptors`. Without
+    Clients refused for lack of descriptors are counted in `dropped` as `no_descriptors`. Without
     `authorized` (plaintext on loopback) every other client may connect.
     """
 
@@ -228,14 +228,14 @@ class Authenticator(ThreadAuthenticator):  # type: ignore[misc]  # pyzmq's has n
         super().__init__(context)
         self._dropped = dropped
         self._clock = clock
-        self._told_s = float("-inf")
+        self._warned_s = float("-inf")
         if authorized:
             self.configure_curve_callback(domain=ZAP_DOMAIN, credentials_provider=authorized)
 
-    def tell_room(self) -> None:
-        """Say for how many robots there are descriptors, if they are few."""
+    def warn_if_few_descriptors(self) -> None:
+        """Log a warning if there are descriptors for only a few robots."""
         room = max(0, free_descriptors() - RESERVE)
-        if room < FEW:
+        if room < FEW_ROBOTS:
             log.warning(
                 "the limit of %d file descriptors leaves room for %d robots: raise `ulimit -n`",
                 descriptor_limit(),
@@ -245,15 +245,15 @@ class Authenticator(ThreadAuthenticator):  # type: ignore[misc]  # pyzmq's has n
     async def handle_zap_message(self, msg: list[bytes]) -> None:
         """Answer one handshake."""
         if len(msg) >= 2 and free_descriptors() < RESERVE:
-            self._turn_away(msg[1])
+            self._refuse_connection(msg[1])
         else:
             await super().handle_zap_message(msg)
 
-    def _turn_away(self, request_id: bytes) -> None:
+    def _refuse_connection(self, request_id: bytes) -> None:
         self._dropped["no_descriptors"] += 1
         self._send_zap_reply(request_id, str(NO_ROOM_CODE).encode(), b"No file descriptors left")
-        if self._clock.now() - self._told_s >= TELL_EVERY_S:
-            self._told_s = self._clock.now()
+        if self._clock.now() - self._warned_s >= WARN_EVERY_S:
+            self._warned_s = self._clock.now()
             log.warning(
                 "robots are turned away, %d so far: the limit of %d file descriptors is reached; "
                 "raise `ulimit -n`",

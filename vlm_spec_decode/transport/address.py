@@ -18,7 +18,7 @@ FORM = "tcp://HOST:PORT, an IPv6 host in brackets"
 SILENCE = "no answer at all: host off, another network, or a firewall"
 LISTENER_POLL_S = 0.1
 DEFAULT_PORT = 5557
-"""On which a cloud listens unless told otherwise."""
+"""Port of a cloud by default."""
 
 _TCP = re.compile(r"tcp://(?P<host>\[[^\[\]\s/]+\]|\*|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5}|\*)")
 _NUMBERS = re.compile(r"[0-9.]+")
@@ -67,7 +67,7 @@ def check_cloud(text: str, *, encrypted: bool) -> tuple[str, ...]:
 
 
 def is_loopback(address: str) -> bool:
-    """Tell whether an address can only be reached from this machine."""
+    """Return whether an address can only be reached from this machine."""
     host, _ = split(address)
     if host == "localhost":
         return True
@@ -100,7 +100,7 @@ def to_bind(address: str) -> tuple[str, bool]:
 
 @cache
 def needs_ipv6(address: str) -> bool:
-    """Tell whether ZeroMQ must speak IPv6 to connect: to such an address, or a name that has no other."""
+    """Return whether ZeroMQ must use IPv6 to connect: an IPv6 address, or a name that has no other."""
     host, port = split(address)
     if _is_ip(host):
         return ":" in host
@@ -112,9 +112,9 @@ def needs_ipv6(address: str) -> bool:
 
 
 def refusal(address: str, timeout_s: float = 0.5, silence: str = "") -> str:
-    """Return why no connection to an address can be made now; "" if one can, `silence` if nothing is heard.
+    """Return why no TCP connection to an address can be made; "" if one can, `silence` if none is answered.
 
-    Opens one and closes it again.
+    Opens a connection and closes it again.
     """
     host, port = split(address)
     family = socket.AF_INET6 if needs_ipv6(address) else socket.AF_INET
@@ -133,19 +133,20 @@ def refusal(address: str, timeout_s: float = 0.5, silence: str = "") -> str:
 
 
 def wait_for_listener(clouds: str, patience_s: float, clock: Clock) -> None:
-    """Return when one of the clouds, a list with commas, takes a TCP connection; before models are loaded.
+    """Return when one of the clouds, a list with commas, accepts a TCP connection.
 
-    One that refuses it, or whose name is not known, is asked again until `patience_s` is over; a host that
-    does not answer at all is given as long. Raises CloudUnreachable that says what each of them did.
+    It is called before models are loaded. A cloud that refuses, or whose name is not known, is tried again
+    until `patience_s` is over; a host that does not answer at all gets the same time. Raises
+    CloudUnreachable with the reason of each.
     """
     until_s = clock.now() + patience_s
     found = split_list(clouds)
     while True:
-        said = {one: refusal(one, max(0.2, until_s - clock.now()), SILENCE) for one in found}
-        if not all(said.values()):
+        problems = {one: refusal(one, max(0.2, until_s - clock.now()), SILENCE) for one in found}
+        if not all(problems.values()):
             return
         if clock.now() >= until_s:
-            each = "; ".join(f"cloud {one}: {why}" for one, why in said.items())
+            each = "; ".join(f"cloud {one}: {why}" for one, why in problems.items())
             raise CloudUnreachable(
                 f"{each}; refused or silent for {patience_s:g} s; is `vsd cloud` running there?"
             )

@@ -1,10 +1,10 @@
 """One robot's connection to its cloud, and a second one beside it while the first may be damaged.
 
-ZeroMQ makes a lost TCP connection again, but not one over which it could not read: a client that met a
-damaged frame connects no more, and a damaged length makes either end wait for bytes that never come. The
-caller that notices the silence calls `renew`. The new connection takes the same routing id, so that the
-cloud continues with the same robot, and takes over once its handshake is done; until then the old one may
-recover. Below: TCP options of both ends, and the file descriptors that a link needs.
+ZeroMQ reconnects a lost TCP connection, but not one with unreadable data: after a damaged frame a client
+does not connect again, and after a damaged length either end waits for bytes that never come. The caller
+that notices the silence calls `renew`. The new connection has the same routing id, so that the cloud
+continues with the same robot, and takes over once its handshake is done; until then the old one may
+recover. This module also has the TCP options of both ends, and counts the file descriptors of a link.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.keys import EdgeKeys
 
 HANDSHAKE_MS = 6000
-"""How long a handshake may take: three and a half round trips, so that lines of 1.5 s are served."""
+"""How long a handshake may take. It has 3.5 round trips, so links with a round trip of 1.5 s work."""
 
 NO_ROOM_CODE = 500
-"""The status by which a cloud's authenticator says that it has no room, of the three that ZeroMQ knows."""
+"""ZAP status with which a cloud's authenticator refuses a client for lack of file descriptors."""
 
 
 class HandshakeFailure(Enum):
@@ -48,45 +48,45 @@ class HandshakeFailure(Enum):
     """One end encrypts and the other does not."""
 
     BROKEN = "broken"
-    """It broke off without a reason: the network, or the cloud's key is another."""
+    """It ended without a reason: the network failed, or the cloud has another key."""
 
 
 KEEPALIVE_S, KEEPALIVE_EVERY_S, KEEPALIVE_COUNT = 5, 2, 3
 UNACKNOWLEDGED_MS = 10_000
-"""TCP finds out who is gone for good within some ten seconds; what is only silent the edge's pings find."""
+"""TCP detects a dead peer within some ten seconds; the edge's pings detect one that is only silent."""
 
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-"""Not HANDSHAKE_FAILED_PROTOCOL: libzmq 4.3.5 tells of it before it looks at errno, which telling changes,
-and then holds the connection instead of closing it. It shows as a disconnection without another reason."""
+"""Without HANDSHAKE_FAILED_PROTOCOL: libzmq 4.3.5 reports that event before it reads errno. Reporting changes
+errno, and libzmq then keeps the connection open. This failure shows as a disconnection without a reason."""
 
 _WATCHED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _FAILED
 
 
 @dataclass(eq=False, slots=True)
-class _Wire:
+class _MonitoredSocket:
     """A socket with one connection, its monitor, and whether its handshake is done.
 
-    `is_explained`: the reason of a failed handshake was reported; its disconnection adds nothing.
+    `is_explained`: the reason of a failed handshake was reported, so the disconnection after it is ignored.
     """
 
     socket: zmq.Socket[bytes]
-    watch: zmq.Socket[bytes] | None
+    monitor_socket: zmq.Socket[bytes] | None
     is_up: bool = False
     is_explained: bool = False
 
     def events(self) -> Iterator[tuple[int, int]]:
         """Yield (event, its value) since the last call."""
-        while self.watch is not None and self.watch.poll(0):
-            told = monitor.recv_monitor_message(self.watch)
-            yield int(told["event"]), int(told["value"])
+        while self.monitor_socket is not None and self.monitor_socket.poll(0):
+            report = monitor.recv_monitor_message(self.monitor_socket)
+            yield int(report["event"]), int(report["value"])
 
-    def unwatch(self) -> None:
-        if self.watch is not None:
+    def stop_monitoring(self) -> None:
+        if self.monitor_socket is not None:
             self.socket.disable_monitor()
-        self.watch = None
+        self.monitor_socket = None
 
     def close(self, linger_ms: int = 0) -> None:
-        self.unwatch()
+        self.stop_monitoring()
         self.socket.close(linger_ms)
 
 
@@ -94,7 +94,8 @@ class Connection:
     """Owned by one thread. `keys` None means plaintext.
 
     `watched`: report failed handshakes, and replace a broken connection before its silence is noticed;
-    without it a connection needs two sockets less. `failures` says why handshakes failed since one succeeded.
+    without it a connection needs two sockets less. `failures` has the reasons of the failed handshakes since
+    the last one that succeeded.
     """
 
     def __init__(
@@ -102,118 +103,118 @@ class Connection:
     ) -> None:
         self.failures: set[HandshakeFailure] = set()
         self.has_changed = False
-        self._came_up = False
+        self._was_connected = False
         self._context = context
         self._address = address
         self._keys = keys
         self._is_watched = watched
         self._routing_id = b"\x01" + os.urandom(12)
         self._unread: deque[bytes] = deque()
-        self._spare: _Wire | None = None
-        self._wire = self._connect(watched=watched)
+        self._spare: _MonitoredSocket | None = None
+        self._current = self._connect(watched=watched)
 
     def sockets(self) -> list[zmq.Socket[bytes]]:
-        """Return what to poll for `receive`, until `has_changed` says that there are others."""
+        """Return the sockets to poll before `receive`; they are valid until `has_changed` is set."""
         self.has_changed = False
-        found: list[zmq.Socket[bytes]] = [self._wire.socket]
-        for wire in (self._wire, self._spare):
-            if wire is not None and wire.watch is not None:
-                found.append(wire.watch)
+        found: list[zmq.Socket[bytes]] = [self._current.socket]
+        for monitored in (self._current, self._spare):
+            if monitored is not None and monitored.monitor_socket is not None:
+                found.append(monitored.monitor_socket)
         return found
 
     def send(self, data: bytes) -> None:
-        """Hand a message to ZeroMQ; with no connection it is lost, as on any link."""
+        """Pass a message to ZeroMQ; without a connection it is lost, as on any link."""
         try:
-            self._wire.socket.send(data, zmq.NOBLOCK)
+            self._current.socket.send(data, zmq.NOBLOCK)
         except zmq.Again:
             return
 
     def receive(self) -> Iterator[bytes]:
-        """Yield what has come; the receiver may call anything here meanwhile."""
-        self._take_events()
-        while self._unread or self._wire.socket.poll(0):
-            yield self._unread.popleft() if self._unread else self._read(self._wire)
+        """Yield the messages that have arrived; the caller may call any method of this object meanwhile."""
+        self._process_events()
+        while self._unread or self._current.socket.poll(0):
+            yield self._unread.popleft() if self._unread else self._read(self._current)
 
     def renew(self) -> None:
-        """Begin a new connection beside the present one, instead of any that was begun before."""
-        self.settle()
+        """Start a second connection beside the present one, in place of an earlier second one."""
+        self.cancel_renewal()
         self._spare = self._connect(watched=True)
         self.has_changed = True
 
-    def settle(self) -> None:
-        """The present connection is well: begin no other."""
+    def cancel_renewal(self) -> None:
+        """Close the second connection if there is one: the present one works."""
         if self._spare is not None:
             self._spare.close()
             self.has_changed = True
         self._spare = None
 
-    def came_up(self) -> bool:
-        """Tell, once, that a connection was made."""
-        came_up, self._came_up = self._came_up, False
-        return came_up
+    def was_connected(self) -> bool:
+        """Return True once for each connection that was established."""
+        was_connected, self._was_connected = self._was_connected, False
+        return was_connected
 
-    def go_to(self, address: str) -> None:
-        """Leave the cloud for another."""
-        self.settle()
+    def switch_to(self, address: str) -> None:
+        """Disconnect, and connect to another cloud."""
+        self.cancel_renewal()
         self._address = address
-        self._wire.close()
-        self._wire = self._connect(watched=self._is_watched)
+        self._current.close()
+        self._current = self._connect(watched=self._is_watched)
         self.has_changed = True
 
     def close(self, linger_ms: int) -> None:
-        """Free the sockets once what was sent has gone, or after `linger_ms`."""
-        self.settle()
-        self._wire.close(linger_ms)
+        """Free the sockets once all messages are sent, or after `linger_ms`."""
+        self.cancel_renewal()
+        self._current.close(linger_ms)
 
-    def _take_events(self) -> None:
-        present, spare = self._wire, self._spare
+    def _process_events(self) -> None:
+        present, spare = self._current, self._spare
         for event, value in present.events():
-            self._note(present, event, value)
+            self._on_event(present, event, value)
             if event & (zmq.EVENT_DISCONNECTED | _FAILED) and present.is_up:
                 self._replace(self._spare or self._connect(watched=self._is_watched))
                 break
         if spare is None:
             return
         for event, value in spare.events():
-            self._note(spare, event, value)
+            self._on_event(spare, event, value)
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED and spare is self._spare:
                 self._replace(spare)
 
-    def _note(self, wire: _Wire, event: int, value: int) -> None:
+    def _on_event(self, monitored: _MonitoredSocket, event: int, value: int) -> None:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            wire.is_up = self._came_up = True
+            monitored.is_up = self._was_connected = True
             self.failures.clear()
-        elif event & _FAILED and not wire.is_up:
-            wire.is_explained = True
-            self._note_failure(event, value)
-        elif event == zmq.EVENT_DISCONNECTED and not wire.is_up:
-            if not wire.is_explained:
+        elif event & _FAILED and not monitored.is_up:
+            monitored.is_explained = True
+            self._on_failure(event, value)
+        elif event == zmq.EVENT_DISCONNECTED and not monitored.is_up:
+            if not monitored.is_explained:
                 self.failures.add(HandshakeFailure.PROTOCOL)
-            wire.is_explained = False
+            monitored.is_explained = False
 
-    def _note_failure(self, event: int, value: int) -> None:
+    def _on_failure(self, event: int, value: int) -> None:
         if event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self.failures.add(HandshakeFailure.BROKEN)
             return
-        # The authenticator's last answer counts: it may have found room, or the key, since.
+        # Only the authenticator's last answer counts: room or key may have changed.
         self.failures -= {HandshakeFailure.NO_ROOM, HandshakeFailure.KEY}
         self.failures.add(HandshakeFailure.NO_ROOM if value == NO_ROOM_CODE else HandshakeFailure.KEY)
 
-    def _replace(self, wire: _Wire) -> None:
-        """Go on with another connection; what the old one has brought is kept."""
-        old, self._wire, self._spare = self._wire, wire, None
+    def _replace(self, monitored: _MonitoredSocket) -> None:
+        """Use another connection; store the messages that the old one has received."""
+        old, self._current, self._spare = self._current, monitored, None
         while old.socket.poll(0):
             self._unread.append(self._read(old))
         old.close()
         if not self._is_watched:
-            wire.unwatch()
+            monitored.stop_monitoring()
         self.has_changed = True
 
     @staticmethod
-    def _read(wire: _Wire) -> bytes:
-        return b"".join(wire.socket.recv_multipart())
+    def _read(monitored: _MonitoredSocket) -> bytes:
+        return b"".join(monitored.socket.recv_multipart())
 
-    def _connect(self, *, watched: bool) -> _Wire:
+    def _connect(self, *, watched: bool) -> _MonitoredSocket:
         socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.IDENTITY, self._routing_id)
         socket.setsockopt(zmq.LINGER, 0)
@@ -222,22 +223,23 @@ class Connection:
         socket.setsockopt(zmq.RECONNECT_IVL, 100)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        notice_who_is_gone(socket)
+        detect_dead_peers(socket)
         socket.setsockopt(zmq.IPV6, addresses.needs_ipv6(self._address))
         if self._keys:
             socket.curve_publickey = self._keys.public
             socket.curve_secretkey = self._keys.secret
             socket.curve_serverkey = self._keys.cloud_public
-        watch = socket.get_monitor_socket(_WATCHED) if watched else None
+        monitor_socket = socket.get_monitor_socket(_WATCHED) if watched else None
         socket.connect(self._address)
-        return _Wire(socket, watch)
+        return _MonitoredSocket(socket, monitor_socket)
 
 
-def notice_who_is_gone(socket: zmq.Socket[bytes]) -> None:
-    """Let TCP find out that the other end is gone, at either end.
+def detect_dead_peers(socket: zmq.Socket[bytes]) -> None:
+    """Set TCP keep-alive, with which either end detects that its peer is gone.
 
-    Not ZeroMQ's heartbeat: its timer ends the process (`Assertion failed: !_io_error`, libzmq 4.3.5) where a
-    peer hangs up whose messages are held back, because a queue is full or one of them could not be read.
+    ZeroMQ's heartbeat is not used: its timer aborts the process (`Assertion failed: !_io_error`, libzmq
+    4.3.5) if a peer disconnects while its messages are held back, because a queue is full or one of them
+    could not be read.
     """
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_S)
@@ -247,7 +249,7 @@ def notice_who_is_gone(socket: zmq.Socket[bytes]) -> None:
 
 
 RESERVE = 12
-"""Descriptors that a cloud keeps for itself: key files, HTTP, the log, and connections that shake hands."""
+"""Descriptors that a cloud reserves: key files, HTTP, the log, and connections during their handshake."""
 
 CLOUD_NEEDS = 24 + RESERVE
 """Descriptors of a cloud's link before the first robot, its authenticator's among them."""
@@ -255,9 +257,9 @@ CLOUD_NEEDS = 24 + RESERVE
 EDGE_NEEDS = 24
 """Descriptors of one robot's link: ZeroMQ's own, its sockets and their watchers, two connections."""
 
-# The process has a limit of open files, which every socket and connection counts against. libzmq ends the
-# process if it finds no descriptor for a socket's own signals, and a cloud that has none left can read no key
-# file. So what is needed is asked for before, and a few are kept back.
+# Every socket and connection counts against the process's limit of open files. libzmq aborts the process if
+# it gets no descriptor for a socket's own signals, and a cloud that has none left can read no key file. So
+# the number needed is checked in advance, and a few are reserved.
 
 _OPEN_FILES = Path("/proc/self/fd")
 
@@ -275,7 +277,7 @@ def descriptor_limit() -> int:
 
 
 def free_descriptors() -> int:
-    """Return how many descriptors may still be opened; 0 if there is none left to look with."""
+    """Return how many descriptors may still be opened; 0 if none is left to count them with."""
     try:
         # One of the files found is the folder itself, opened for this count.
         return max(0, descriptor_limit() - len(list(_OPEN_FILES.iterdir())) + 1)
@@ -284,7 +286,7 @@ def free_descriptors() -> int:
 
 
 def require_descriptors(count: int, purpose: str) -> None:
-    """Make sure that `count` descriptors are free. Raises ConfigError that names limit and remedy."""
+    """Check that `count` descriptors are free. Raises ConfigError with the limit and how to raise it."""
     left = free_descriptors()
     if left < count:
         raise ConfigError(
@@ -294,29 +296,29 @@ def require_descriptors(count: int, purpose: str) -> None:
 
 
 class SpareDescriptor:
-    """A descriptor that is held so that there is one when all others are used up."""
+    """Holds a descriptor open, so that one can be freed when all others are used up."""
 
     def __init__(self) -> None:
-        self._held: int | None = None
-        self._hold()
+        self._descriptor: int | None = None
+        self._reserve()
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
-        """Let the block have it."""
+    def released(self) -> Iterator[None]:
+        """Free the descriptor for the block."""
         self.close()
         try:
             yield
         finally:
-            self._hold()
+            self._reserve()
 
     def close(self) -> None:
-        """Give it back. Idempotent."""
-        if self._held is not None:
-            os.close(self._held)
-        self._held = None
+        """Free the descriptor. Idempotent."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._descriptor = None
 
-    def _hold(self) -> None:
+    def _reserve(self) -> None:
         try:
-            self._held = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            self._held = None
+            self._descriptor = None

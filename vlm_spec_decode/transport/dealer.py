@@ -25,7 +25,7 @@ from vlm_spec_decode.transport.connection import (
     HandshakeFailure,
     require_descriptors,
 )
-from vlm_spec_decode.transport.emulation import EmulatedDirection, shapers
+from vlm_spec_decode.transport.emulation import EmulatedDirection, emulated_directions
 from vlm_spec_decode.transport.keys import EdgeKeys
 
 TICK_S = 0.05
@@ -33,7 +33,7 @@ TICK_S = 0.05
 
 @dataclass(order=True)
 class _DelayedMessage:
-    """A message under way on the emulated link; an empty `seq` tie keeps the order of sending."""
+    """A message under way on the emulated link; `seq` keeps the order of sending at equal times."""
 
     due_s: float
     seq: int
@@ -45,7 +45,7 @@ class DealerLink:
     """Sends and receives messages on a thread of its own; callbacks run on that thread.
 
     `keys` None means plaintext, which `transport.address` allows on loopback only. `address` may name several
-    clouds that share one key, with commas between them; it connects to the first and `go_to` another.
+    clouds that share one key, with commas between them; it connects to the first and `switch_to` another.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class DealerLink:
         self.received_bytes = 0
         self._keys = keys
         self._clock = clock
-        self._shapers: tuple[EmulatedDirection, EmulatedDirection] | None = (
-            shapers(profile, seed) if profile else None
+        self._emulation: tuple[EmulatedDirection, EmulatedDirection] | None = (
+            emulated_directions(profile, seed) if profile else None
         )
-        self._flights: list[_DelayedMessage] = []
+        self._delayed: list[_DelayedMessage] = []
         self._seq = itertools.count()
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         require_descriptors(EDGE_NEEDS, "a connection to a cloud")
@@ -88,7 +88,7 @@ class DealerLink:
         return set(self._connection.failures) if self._connection else set()
 
     def start(self, on_message: Callable[[bytes], None], on_tick: Callable[[], None]) -> None:
-        """Connect and begin to call back. `on_tick` comes after every message and every 50 ms."""
+        """Connect and start the link's thread. `on_tick` is called after every message and every 50 ms."""
         run = (on_message, on_tick)
         self._thread = threading.Thread(target=self._run, args=run, name="vsd-link", daemon=True)
         self._thread.start()
@@ -103,33 +103,33 @@ class DealerLink:
     def send(self, data: bytes) -> None:
         """Send one message. Only from the link's thread, that is from a callback."""
         self.sent_bytes += len(data)
-        if self._shapers:
-            self._fly(self._shapers[0], data, is_up=True)
+        if self._emulation:
+            self._delay(self._emulation[0], data, is_up=True)
         else:
             self._transmit(data)
 
-    def go_to(self, place: int) -> None:
-        """Leave the cloud for that at `addresses[place]`. Only from the link's thread."""
-        if self._connection and self.address != self.addresses[place]:
-            self.address = self.addresses[place]
-            self._connection.go_to(self.address)
+    def switch_to(self, index: int) -> None:
+        """Connect to the cloud at `addresses[index]` instead. Only from the link's thread."""
+        if self._connection and self.address != self.addresses[index]:
+            self.address = self.addresses[index]
+            self._connection.switch_to(self.address)
 
     def renew(self) -> None:
-        """Make the connection anew (see `Connection`). Only from the link's thread."""
+        """Start a second connection (see `Connection`). Only from the link's thread."""
         if self._connection:
             self._connection.renew()
 
-    def settle(self) -> None:
-        """The connection is well: make no other. Only from the link's thread."""
+    def cancel_renewal(self) -> None:
+        """Close the second connection if there is one. Only from the link's thread."""
         if self._connection:
-            self._connection.settle()
+            self._connection.cancel_renewal()
 
-    def came_up(self) -> bool:
-        """Tell, once, that a connection was made. Only from the link's thread."""
-        return self._connection is not None and self._connection.came_up()
+    def was_connected(self) -> bool:
+        """Return True once for each connection that was established. Only from the link's thread."""
+        return self._connection is not None and self._connection.was_connected()
 
     def close(self) -> None:
-        """Send what is due, stop the thread and free the sockets. Idempotent."""
+        """Send what was posted, stop the thread and free the sockets. Idempotent."""
         with self._wake_lock:
             if self._stopping.is_set():
                 return
@@ -148,14 +148,14 @@ class DealerLink:
             while not self._stopping.is_set():
                 if self._connection.has_changed:
                     poller = self._poller(self._connection)
-                poller.poll(math.ceil(1000 * self._patience_s()))
+                poller.poll(math.ceil(1000 * self._poll_timeout_s()))
                 self._drain_calls()
                 self._drain_connection(on_message)
-                self._land(on_message)
+                self._deliver_due(on_message)
                 on_tick()
             self._drain_calls()
         finally:
-            self._connection.close(200 if not self._shapers else 0)
+            self._connection.close(200 if not self._emulation else 0)
 
     def _poller(self, connection: Connection) -> zmq.Poller:
         poller = zmq.Poller()
@@ -177,28 +177,28 @@ class DealerLink:
         assert self._connection is not None
         for data in self._connection.receive():
             self.received_bytes += len(data)
-            if self._shapers:
-                self._fly(self._shapers[1], data, is_up=False)
+            if self._emulation:
+                self._delay(self._emulation[1], data, is_up=False)
             else:
                 on_message(data)
 
-    def _fly(self, shaper: EmulatedDirection, data: bytes, is_up: bool) -> None:
-        due_s = shaper.arrival(len(data), self._clock.now())
-        heapq.heappush(self._flights, _DelayedMessage(due_s, next(self._seq), data, is_up))
+    def _delay(self, direction: EmulatedDirection, data: bytes, is_up: bool) -> None:
+        due_s = direction.arrival(len(data), self._clock.now())
+        heapq.heappush(self._delayed, _DelayedMessage(due_s, next(self._seq), data, is_up))
 
-    def _land(self, on_message: Callable[[bytes], None]) -> None:
-        while self._flights and self._flights[0].due_s <= self._clock.now():
-            flight = heapq.heappop(self._flights)
-            if flight.is_up:
-                self._transmit(flight.data)
+    def _deliver_due(self, on_message: Callable[[bytes], None]) -> None:
+        while self._delayed and self._delayed[0].due_s <= self._clock.now():
+            delayed = heapq.heappop(self._delayed)
+            if delayed.is_up:
+                self._transmit(delayed.data)
             else:
-                on_message(flight.data)
+                on_message(delayed.data)
 
     def _transmit(self, data: bytes) -> None:
         assert self._connection is not None
         self._connection.send(data)
 
-    def _patience_s(self) -> float:
-        if not self._flights:
+    def _poll_timeout_s(self) -> float:
+        if not self._delayed:
             return TICK_S
-        return min(TICK_S, max(0.0, self._flights[0].due_s - self._clock.now()))
+        return min(TICK_S, max(0.0, self._delayed[0].due_s - self._clock.now()))

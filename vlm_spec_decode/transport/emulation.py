@@ -21,7 +21,7 @@ OVERHEAD_BYTES = 90
 class EmulatedDirection:
     """One direction. `arrival` must be called in the order of sending.
 
-    What is sent into a gap waits for its end; the first begins at `phase_s`.
+    A message sent during a gap waits for its end; the first gap begins at `phase_s`.
     """
 
     rate_bps: float
@@ -53,8 +53,8 @@ class EmulatedDirection:
         return start_s + self.gap_s - into_s if is_gap else start_s
 
 
-def shapers(profile: LinkProfile, seed: int) -> tuple[EmulatedDirection, EmulatedDirection]:
-    """Return the uplink's and the downlink's shaper of a profile; both have their gaps at the same times."""
+def emulated_directions(profile: LinkProfile, seed: int) -> tuple[EmulatedDirection, EmulatedDirection]:
+    """Return the uplink and the downlink of a profile; both have their gaps at the same times."""
     delay_s, jitter_s = profile.rtt_ms / 2000, profile.jitter_ms / 1000
     retransmit_s = max(0.2, profile.rtt_ms / 1000)
     up, down, phase = (np.random.default_rng([seed, stream]) for stream in (0, 1, 2))

@@ -13,7 +13,7 @@ from typing import Protocol
 
 
 class ServerLink(Protocol):
-    """Bytes of many peers. Owned by the thread that calls `poll`; only `wake` comes from elsewhere."""
+    """Bytes of many peers. Only the thread that calls `poll` uses it; `wake` may come from another one."""
 
     @property
     def address(self) -> str:
@@ -22,43 +22,43 @@ class ServerLink(Protocol):
 
     @property
     def unroutable(self) -> int:
-        """Messages that no peer was there to take."""
+        """Messages whose peer was not connected."""
         ...
 
     def poll(self, timeout_s: float) -> Iterator[tuple[bytes, bytes]]:
-        """Yield (peer, bytes) of what has come, waiting for at most `timeout_s` or until `wake`."""
+        """Yield (peer, bytes) of each message received, after waiting at most `timeout_s` or until `wake`."""
         ...
 
     def send(self, peer: bytes, data: bytes) -> None:
-        """Send without waiting; what cannot be sent is counted."""
+        """Send without waiting; a message that cannot be sent is counted in `unroutable`."""
         ...
 
     def wake(self) -> None:
-        """End a `poll` early. From one other thread."""
+        """End a `poll` early. May be called from one other thread."""
         ...
 
     def close(self) -> None:
-        """Free everything. Idempotent enough to be called once by `serve`."""
+        """Free everything. `serve` calls it once."""
         ...
 
 
 LIMIT = 65_536
-"""Messages held in one direction."""
+"""Most messages under way in one direction."""
 
 BURST = 256
-"""Messages given to the server between two looks at its own work, as the socket's link does."""
+"""Messages that one `poll` yields at most, as with the socket's link."""
 
-MISSED_LOOKS = 4
-"""Quiet looks after which a batch that has not come is given up."""
+MISSED_POLLS = 4
+"""Polls without a message after which a missing batch is skipped."""
 
 Message = tuple[bytes, bytes]
-"""A peer and what it said, or what it is told."""
+"""A peer, and the bytes from it or for it."""
 
 
 class InProcessLink:
     """`deliver` and `collect` may be called from any thread; the rest is the server's."""
 
-    address = "mailbox"
+    address = "in-process"
 
     def __init__(self) -> None:
         self.unroutable = 0
@@ -66,7 +66,7 @@ class InProcessLink:
         self._out: Queue[Message] = Queue(LIMIT)
 
     def deliver(self, messages: Iterable[Message]) -> None:
-        """Put in messages of peers."""
+        """Add messages of peers."""
         for message in messages:
             try:
                 self._in.put_nowait(message)
@@ -97,7 +97,7 @@ class InProcessLink:
             return
 
     def send(self, peer: bytes, data: bytes) -> None:
-        """Put a message out."""
+        """Queue a message for a peer."""
         try:
             self._out.put_nowait((peer, data))
         except Full:
@@ -108,45 +108,46 @@ class InProcessLink:
         try:
             self._in.put_nowait(None)
         except Full:
-            return  # What it waits for is there.
+            return  # `poll` has messages and does not wait.
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to free."""
 
 
 class OrderedInbox:
-    """Puts batches back into the order in which they were sent: calls of an actor may overtake another.
+    """Restores the order in which batches were sent: calls of a Ray actor may overtake one another.
 
-    A batch of a newer `life` than any before begins a new count; those of older lives are dropped.
+    An `incarnation` is one start of the actor. A batch of a newer one restarts the count; batches of older
+    ones are dropped.
     """
 
     def __init__(self) -> None:
-        self._life = -1
+        self._incarnation = -1
         self._next = 0
         self._early: dict[int, list[Message]] = {}
-        self._gap_looks = 0
+        self._gap_polls = 0
 
-    def put(self, life: int, number: int, messages: list[Message]) -> None:
-        """Hold a batch."""
-        if life > self._life:
-            self._life, self._next = life, 0
+    def put(self, incarnation: int, number: int, messages: list[Message]) -> None:
+        """Store batch `number` of an incarnation."""
+        if incarnation > self._incarnation:
+            self._incarnation, self._next = incarnation, 0
             self._early.clear()
-        if life == self._life:
+        if incarnation == self._incarnation:
             self._early[number] = messages
 
-    def take(self) -> list[Message]:
-        """Return the messages whose turn it is."""
+    def pop_ready(self) -> list[Message]:
+        """Return the messages that are next in order."""
         found: list[Message] = []
         while (batch := self._early.pop(self._next, None)) is not None:
             self._next += 1
-            self._gap_looks = 0
+            self._gap_polls = 0
             found += batch
         return found
 
     def skip_gap(self) -> list[Message]:
-        """Give a missing batch up the second time that it is missed: a robot repeats what was lost."""
-        self._gap_looks += bool(self._early)
-        if self._gap_looks < MISSED_LOOKS:
+        """Skip a batch that is missing for `MISSED_POLLS` polls; the robot sends its messages again."""
+        self._gap_polls += bool(self._early)
+        if self._gap_polls < MISSED_POLLS:
             return []
         self._next = min(self._early, default=self._next)
-        return self.take()
+        return self.pop_ready()

@@ -66,7 +66,7 @@ def generate(folder: Path, overwrite: bool = False) -> tuple[Path, ...]:
 def add_robot(folder: Path, name: str) -> tuple[Path, ...]:
     """Make a pair for one more robot, in a folder of its own to take there, and authorise it.
 
-    A cloud that runs lets it in at once, until `authorized/NAME.key` is taken away. Raises ConfigError.
+    A running cloud accepts it at once, until `authorized/NAME.key` is removed. Raises ConfigError.
     """
     if not name.isidentifier() or not (folder / "authorized").is_dir():
         raise ConfigError(
@@ -92,7 +92,7 @@ def _make_pair(folder: Path, name: str) -> tuple[Path, Path]:
 
 @contextmanager
 def _all_or_none(*made: Path) -> Iterator[None]:
-    """Take files and folders away again if one cannot be written. Raises ConfigError."""
+    """Remove the files and folders again if one cannot be written. Raises ConfigError."""
     try:
         yield
     except OSError as error:
@@ -124,7 +124,7 @@ def cloud_keys(folder: Path) -> CloudKeys:
 
 
 def read_public(path: Path) -> str:
-    """Return the public key in a file. Raises ConfigError for half a key or none, OSError as `open` does."""
+    """Return the public key in a file. Raises ConfigError for a cut-off key or none, OSError as `open`."""
     public, _ = _parse(path)
     return public.decode("ascii")
 
@@ -138,7 +138,7 @@ def _load(path: Path) -> tuple[bytes, bytes | None]:
 
 def _parse(path: Path) -> tuple[bytes, bytes | None]:
     with path.open("rb"):
-        pass  # or ZeroMQ would turn every cause into one
+        pass  # pyzmq would raise the same error for every cause
     try:
         public, secret = zmq.auth.load_certificate(path)
     except (ValueError, IndexError) as error:
@@ -150,7 +150,7 @@ def _parse(path: Path) -> tuple[bytes, bytes | None]:
 
 
 def _is_key(key: bytes) -> bool:
-    """Tell whether bytes are 32 bytes in Z85; a copy that was cut off is not."""
+    """Return whether these are 32 bytes in Z85; a copy that was cut off is not."""
     try:
         return len(key) == KEY_CHARACTERS and len(z85.decode(key)) == KEY_BYTES
     except (ValueError, KeyError, struct.error):

@@ -24,7 +24,7 @@ from vlm_spec_decode.transport.access import (
 from vlm_spec_decode.transport.connection import (
     CLOUD_NEEDS,
     HANDSHAKE_MS,
-    notice_who_is_gone,
+    detect_dead_peers,
     require_descriptors,
 )
 from vlm_spec_decode.transport.keys import CloudKeys
@@ -48,10 +48,10 @@ class RouterLink:
         self._context = zmq.Context()
         clock = clock or WallClock()
         authorized = AuthorizedKeys(keys.authorized, clock) if keys else None
-        self.guard = AccessControl(authorized, limits or KeyLimits(), clock)
-        # It runs before the bind, or the first peers would be let in unchecked.
-        self._doorman = Authenticator(self._context, authorized, self.guard.dropped, clock)
-        self._doorman.start()
+        self.access = AccessControl(authorized, limits or KeyLimits(), clock)
+        # It runs before the bind, or the first peers would be accepted unchecked.
+        self._authenticator = Authenticator(self._context, authorized, self.access.dropped, clock)
+        self._authenticator.start()
         self._socket = self._make_socket(keys)
         self._wake_send = self._context.socket(zmq.PAIR)
         self._wake_receive = self._context.socket(zmq.PAIR)
@@ -63,11 +63,11 @@ class RouterLink:
         except zmq.ZMQError as error:
             self.close()
             raise CloudError(f"cannot listen on {bind}: {error.strerror}") from error
-        self._doorman.tell_room()
+        self._authenticator.warn_if_few_descriptors()
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def poll(self, timeout_s: float) -> Iterator[tuple[bytes, bytes]]:
-        """Yield what has arrived, waiting for at most `timeout_s` or until `wake`."""
+        """Yield (peer, bytes) of each message received, after waiting at most `timeout_s` or until `wake`."""
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake_receive, zmq.POLLIN)
@@ -79,11 +79,11 @@ class RouterLink:
             burst -= 1
             peer, *parts = self._socket.recv_multipart(copy=False)
             data = b"".join(part.bytes for part in parts)
-            if self.guard.admits(_key_of(parts), peer.bytes, len(data)):
+            if self.access.admits(_key_of(parts), peer.bytes, len(data)):
                 yield peer.bytes, data
 
     def send(self, peer: bytes, data: bytes) -> None:
-        """Send one message; a peer that is gone or does not read is counted, never waited for."""
+        """Send one message without waiting; if the peer is gone or does not read, count it as unroutable."""
         try:
             self._socket.send_multipart([peer, data], zmq.NOBLOCK)
         except zmq.ZMQError:
@@ -97,7 +97,7 @@ class RouterLink:
         """Free sockets and the authenticator's thread."""
         for socket in (self._socket, self._wake_send, self._wake_receive):
             socket.close(200)
-        self._doorman.stop()
+        self._authenticator.stop()
         self._context.term()
 
     def _make_socket(self, keys: CloudKeys | None) -> zmq.Socket[bytes]:
@@ -107,9 +107,9 @@ class RouterLink:
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         socket.setsockopt(zmq.SNDHWM, 256)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        notice_who_is_gone(socket)
+        detect_dead_peers(socket)
         socket.setsockopt(zmq.LINGER, 200)
-        socket.setsockopt_string(zmq.ZAP_DOMAIN, ZAP_DOMAIN)  # or who comes in plaintext is asked nothing
+        socket.setsockopt_string(zmq.ZAP_DOMAIN, ZAP_DOMAIN)  # else plaintext clients are not authenticated
         if keys:
             socket.curve_publickey = keys.public
             socket.curve_secretkey = keys.secret
@@ -118,7 +118,7 @@ class RouterLink:
 
 
 def _key_of(parts: list[zmq.Frame]) -> str:
-    """Return the public key of the connection that a message came by; without CURVE all have one name."""
+    """Return the public key of the connection that delivered a message; without CURVE the same for all."""
     try:
         return str(parts[0].get("User-Id")) if parts else ""
     except zmq.ZMQError:

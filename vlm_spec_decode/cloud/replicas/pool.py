@@ -1,8 +1,8 @@
 """Copies of the target as Ray actors: one actor is one whole server with an in-process link.
 
-Ray places the actors, monitors them and starts lost ones again, on this machine or on a cluster; this
-module only carries messages. Ray is optional: it is imported only if replicas are configured. The cluster
-is one trust domain: its nodes speak Ray's own protocol with one another, which robots never reach.
+Ray places the actors, monitors them and restarts lost ones, on this machine or on a cluster; this module
+only carries messages. Ray is optional: it is imported only if replicas are configured. The cluster is one
+trust domain: its nodes use Ray's own protocol, to which robots have no access.
 """
 
 from __future__ import annotations
@@ -16,72 +16,74 @@ from queue import Empty, SimpleQueue
 from typing import Any, Literal, TypeAlias, cast
 
 from vlm_spec_decode.cloud.server import CloudServer
-from vlm_spec_decode.cloud.telemetry.metrics import inside_of
+from vlm_spec_decode.cloud.telemetry.metrics import gauges_and_counters
 from vlm_spec_decode.core import extras
 from vlm_spec_decode.core.errors import CloudError, ConfigError
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.transport.in_process import InProcessLink, Message, OrderedInbox, ServerLink
 
 COLLECT_S = 0.5
-"""How long a replica is asked for messages before it is asked again."""
+"""How long one call for a replica's messages waits."""
 
 STALL_S = 15.0
-"""A replica that has not answered for so long counts as lost until it answers again."""
+"""A replica that has not answered for this time counts as lost until it answers again."""
 
 RETRY_S = 0.2
 PLACED_S = 30.0
-"""How long a replica may take to come up before a warning says what room the cluster has for it."""
+"""How long a replica may take to start before a warning names the free resources of the cluster."""
 DEATHS = 5
-"""Times that a replica may be found dead in a row before it counts as failed."""
+"""How many times in a row a replica may be found dead before it counts as failed."""
 
 MakeServer: TypeAlias = Callable[[ServerLink], CloudServer]
-"""Loads a target and puts a server on the link. Runs on the replica's node, so it must pickle."""
+"""Loads a target and makes its server on the link. Runs on the replica's node, so it must pickle."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaFigures:
-    """A replica's report with every message: open sessions, and whether its loop runs."""
+    """Figures that a replica sends with its messages: open sessions, dropped messages, gauges, counters."""
 
     sessions: int
     dropped: dict[str, int]
-    held: dict[str, float]
-    counted: dict[str, float]
+    gauge_values: dict[str, float]
+    counter_values: dict[str, float]
 
 
 class Replica:
     """The actor: a server, its thread and its in-process link. Methods run on several of its threads."""
 
     def __init__(self, make: MakeServer) -> None:
-        self._mail = InProcessLink()
-        self._server = make(self._mail)
+        self._link = InProcessLink()
+        self._server = make(self._link)
         self._inbox = OrderedInbox()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._server.serve, name="vsd-replica", daemon=True)
         self._thread.start()
 
     def card(self) -> ModelCard:
-        """Return the identity of the target; answers once it is loaded."""
+        """Return the identity of the target, once it is loaded."""
         return self._server.protocol.card
 
-    def deliver(self, life: int, number: int, messages: list[Message]) -> None:
-        """Take batch `number` of a life of this replica."""
+    def deliver(self, incarnation: int, number: int, messages: list[Message]) -> None:
+        """Receive batch `number` for one incarnation of this replica."""
         with self._lock:
-            self._inbox.put(life, number, messages)
-            self._mail.deliver(self._inbox.take())
+            self._inbox.put(incarnation, number, messages)
+            self._link.deliver(self._inbox.pop_ready())
 
     def collect(self, timeout_s: float) -> tuple[list[Message], ReplicaFigures]:
-        """Return what the server says. Raises CloudError if it has ended."""
-        said = self._mail.collect(timeout_s)
-        if not said:
+        """Return the server's outgoing messages and its figures. Raises CloudError if it has ended."""
+        messages = self._link.collect(timeout_s)
+        if not messages:
             if not self._thread.is_alive():
                 raise CloudError("the replica's server has ended")
             with self._lock:
-                self._mail.deliver(self._inbox.skip_gap())
+                self._link.deliver(self._inbox.skip_gap())
         protocol = self._server.protocol
-        return said, ReplicaFigures(len(protocol.entries), dict(protocol.dropped), *inside_of(protocol.stats))
+        return messages, ReplicaFigures(
+            len(protocol.requests), dict(protocol.dropped), *gauges_and_counters(protocol.stats)
+        )
 
 
-Kind: TypeAlias = Literal["waiting", "up", "said", "lost", "gone", "failed"]
+Kind: TypeAlias = Literal["waiting", "up", "messages", "lost", "removed", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,20 +99,22 @@ class ReplicaNotice:
 
 
 def load_ray(*, on_loopback: bool = False) -> Any:
-    """Return the module, told to send no usage statistics anywhere. Raises ConfigError without it.
+    """Import Ray with its usage statistics turned off. Raises ConfigError if it is not installed.
 
-    `on_loopback` keeps what this process starts off the network: Ray else listens on the machine's address.
+    With `on_loopback` a cluster that this process starts listens on loopback, not on the machine's address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    # Ray else gives its workers a low priority: a replica would starve beside anything that computes.
+    # Ray's default gives its workers a low priority: a replica would get no CPU beside other work.
     os.environ.setdefault("RAY_worker_niceness", "0")
     if on_loopback:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise ConfigError(f"replicas need Ray, which is optional: {extras.command('cluster')}") from error
+        raise ConfigError(
+            f"replicas need Ray, which is optional: {extras.install_command('cluster')}"
+        ) from error
 
 
 def join_cluster(address: str) -> Any:
@@ -150,7 +154,7 @@ class ReplicaPool:
         self._closed = threading.Event()
 
     def add(self) -> int:
-        """Ask Ray for one more replica and return its number; a notice says when it is up."""
+        """Start one more replica and return its number; a notice follows when it is up."""
         number, self._made = self._made, self._made + 1
         actor = self._actors[number] = self._actor.remote(self._make)
         self._counts[number] = (0, 0)
@@ -159,19 +163,19 @@ class ReplicaPool:
         return number
 
     def deliver(self, replica: int, messages: list[Message]) -> None:
-        """Send messages to a replica without waiting; if it is lost, a notice says so."""
+        """Send messages to a replica without waiting; if it is lost, a notice follows."""
         if actor := self._actors.get(replica):
-            life, number = self._counts[replica]
-            actor.deliver.remote(life, number, messages)
-            self._counts[replica] = (life, number + 1)
+            incarnation, number = self._counts[replica]
+            actor.deliver.remote(incarnation, number, messages)
+            self._counts[replica] = (incarnation, number + 1)
 
-    def begin_life(self, replica: int) -> None:
-        """Count batches anew: the actor is up, for the first time or again."""
+    def begin_incarnation(self, replica: int) -> None:
+        """Restart the count of batches: the actor has started, for the first time or again."""
         if replica in self._counts:
             self._counts[replica] = (self._counts[replica][0] + 1, 0)
 
     def remove(self, replica: int) -> None:
-        """End a replica at once. Its listener says that it is gone."""
+        """End a replica at once. A notice of kind `removed` follows."""
         if actor := self._actors.pop(replica, None):
             self._ray.kill(actor)
 
@@ -189,44 +193,48 @@ class ReplicaPool:
         return str(getattr(found, "node_id", "") or "")
 
     def _listen(self, number: int, actor: Any) -> None:
-        """Wait for a replica, listen to it, and when it is lost wait for it again, until it is removed."""
+        """Wait for a replica and receive its messages, until it is removed; if it is lost, wait again."""
         is_up, deaths, errors = False, 0, self._ray.exceptions
         while number in self._actors and not self._closed.is_set():
             try:
                 if not is_up:
-                    self._tell(ReplicaNotice(replica=number, kind="up", card=self._await_card(number, actor)))
+                    self._notify(
+                        ReplicaNotice(replica=number, kind="up", card=self._await_card(number, actor))
+                    )
                     is_up, deaths = True, 0
-                said, figures = self._ray.get(actor.collect.remote(COLLECT_S), timeout=STALL_S)
+                messages, figures = self._ray.get(actor.collect.remote(COLLECT_S), timeout=STALL_S)
             except errors.RayError as error:
                 if is_up:
-                    self._tell(ReplicaNotice(replica=number, kind="lost", detail=_cause(error)))
+                    self._notify(ReplicaNotice(replica=number, kind="lost", detail=_cause(error)))
                 is_up, deaths = False, deaths + isinstance(error, errors.ActorDiedError)
                 if deaths >= DEATHS:
-                    self._tell(ReplicaNotice(replica=number, kind="failed", detail=_cause(error)))
+                    self._notify(ReplicaNotice(replica=number, kind="failed", detail=_cause(error)))
                     return
                 self._closed.wait(RETRY_S)
             else:
-                self._tell(ReplicaNotice(replica=number, kind="said", messages=tuple(said), figures=figures))
-        self._tell(ReplicaNotice(replica=number, kind="gone"))
+                self._notify(
+                    ReplicaNotice(replica=number, kind="messages", messages=tuple(messages), figures=figures)
+                )
+        self._notify(ReplicaNotice(replica=number, kind="removed"))
 
     def _await_card(self, number: int, actor: Any) -> ModelCard:
-        """Wait for a replica's first answer, and say what the cluster has while it does not come."""
+        """Wait for a replica's first answer; report the cluster's free resources while it does not come."""
         card = actor.card.remote()
         while True:
             try:
                 return cast("ModelCard", self._ray.get(card, timeout=PLACED_S))
             except self._ray.exceptions.GetTimeoutError:
-                self._tell(ReplicaNotice(replica=number, kind="waiting", detail=room(self._ray)))
+                self._notify(ReplicaNotice(replica=number, kind="waiting", detail=room(self._ray)))
                 if number not in self._actors or self._closed.is_set():
                     raise
 
-    def _tell(self, notice: ReplicaNotice) -> None:
+    def _notify(self, notice: ReplicaNotice) -> None:
         if not self._closed.is_set():
             self.notices.put(notice)
             self._on_notice()
 
-    def taken(self) -> list[ReplicaNotice]:
-        """Return the notices since."""
+    def take_notices(self) -> list[ReplicaNotice]:
+        """Return the notices since the last call."""
         found: list[ReplicaNotice] = []
         while True:
             try:
@@ -243,6 +251,6 @@ def room(ray: Any) -> str:
 
 
 def _cause(error: Exception) -> str:
-    """Return an error of Ray's in one line: the last is the one that says why."""
+    """Return one line about an error of Ray: its last line, which has the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"

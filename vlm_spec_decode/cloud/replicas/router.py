@@ -3,7 +3,7 @@
 A robot stays with its replica, which has its images and its open answer. It moves for three reasons: its
 replica is lost, its replica is being removed, or a new answer begins and another replica has less load.
 Nothing is copied between replicas: a replica without the robot's session answers `hello_first`, as the
-protocol defines, and the robot opens the answer again elsewhere with prompt and committed tokens.
+protocol defines, and the robot opens the answer again on another replica with prompt and committed tokens.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import HELLO_FIRST, Busy, Hello, Open, Refused
 
 Message: TypeAlias = tuple[bytes, bytes]
-"""A peer and what it says or is told."""
+"""A peer, and the bytes from it or for it."""
 
 State: TypeAlias = Literal["starting", "live", "draining"]
 
-FORGOTTEN = codec.encode(Refused(0, 0, HELLO_FIRST, ""))
+HELLO_FIRST_REPLY = codec.encode(Refused(0, 0, HELLO_FIRST, ""))
 NO_REPLICA = codec.encode(Busy(0, 0, "no_replica", 1000))
 MAX_PEERS = 8192
 ABSENT_S = 10.0
-"""A robot that has said nothing for so long (it pings three times a second) is no load on its replica."""
+"""A robot that has sent nothing for this time (it pings three times a second) is no load on its replica."""
 
 UNEVEN = 2
-"""A robot moves at its next answer if its replica has at least so many more robots than another."""
+"""A robot moves at its next answer if its replica has at least this many more robots than another."""
 
 
 @dataclass(slots=True)
 class _RoutedClient:
-    """What is kept of a robot: how it introduced itself, where it is served, which answer is open."""
+    """State of one robot: its Hello, its replica, and the answer that is open."""
 
     hello: bytes
     replica: int | None
     answer: int = 0
-    heard_s: float = 0.0
+    last_message_s: float = 0.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,18 +57,18 @@ class ReplicaRouter:
 
     @property
     def robots(self) -> int:
-        """Robots that are known."""
+        """Number of known robots."""
         return len(self._robots)
 
     def load(self, replica: int) -> int:
-        """Return how many robots a replica serves; those that are gone do not count."""
+        """Return how many robots a replica serves; those silent for `ABSENT_S` do not count."""
         since_s = self._now_s - ABSENT_S
-        return sum(r.replica == replica and r.heard_s >= since_s for r in self._robots.values())
+        return sum(r.replica == replica and r.last_message_s >= since_s for r in self._robots.values())
 
     # Robots --------------------------------------------------------------------------------------
 
     def route(self, peer: bytes, data: bytes, now_s: float = 0.0) -> tuple[int, list[Message]] | None:
-        """Return the replica of a message and what to deliver there, or None if it goes nowhere."""
+        """Return the replica of a message and the messages to deliver there, or None if it has none."""
         self._now_s = now_s
         try:
             message = read_message(peer, data, self.tracer, self.dropped)
@@ -79,34 +79,34 @@ class ReplicaRouter:
             return None
         robot = self._robots.get(peer)
         if isinstance(message, Hello):
-            robot = self._greet(peer, data)
+            robot = self._register(peer, data)
         elif robot is None:
             self.dropped["before_hello"] += 1
-            self.outbox.append((peer, FORGOTTEN))
+            self.outbox.append((peer, HELLO_FIRST_REPLY))
             return None
-        robot.heard_s = now_s
-        ahead: list[Message] = []
+        robot.last_message_s = now_s
+        messages_before: list[Message] = []
         if isinstance(message, Open) and message.answer != robot.answer:
             if self.is_draining:
                 self.outbox.append((peer, codec.encode(Busy(message.answer, message.epoch, "draining", 500))))
                 return None
             robot.answer = message.answer
-            if self._better_place(robot) is not None:
-                ahead = [(peer, robot.hello)]
+            if self._rebalance(robot) is not None:
+                messages_before = [(peer, robot.hello)]
         if robot.replica is None:
             self.dropped["no_replica"] += 1
-            # With a replica there, it was told to come again, and the link has lost that.
-            self.outbox.append((peer, NO_REPLICA if self._least_loaded() is None else FORGOTTEN))
+            # If a replica is live, the robot was asked for Hello already, and the link lost that.
+            self.outbox.append((peer, NO_REPLICA if self._least_loaded() is None else HELLO_FIRST_REPLY))
             return None
         self._robots.move_to_end(peer)
-        return robot.replica, [*ahead, (peer, data)]
+        return robot.replica, [*messages_before, (peer, data)]
 
-    def may_say(self, replica: int, peer: bytes) -> bool:
-        """Tell whether a message comes from the replica that serves its robot now."""
+    def is_current_replica(self, replica: int, peer: bytes) -> bool:
+        """Return whether this replica is the one that serves the robot now."""
         robot = self._robots.get(peer)
         return robot is not None and robot.replica == replica
 
-    def _greet(self, peer: bytes, hello: bytes) -> _RoutedClient:
+    def _register(self, peer: bytes, hello: bytes) -> _RoutedClient:
         robot = self._robots.get(peer)
         if robot is None:
             robot = self._robots[peer] = _RoutedClient(hello, None)
@@ -117,13 +117,13 @@ class ReplicaRouter:
             robot.replica = self._least_loaded()
         return robot
 
-    def _better_place(self, robot: _RoutedClient) -> int | None:
-        """Move a robot at the beginning of an answer if that helps, and return where to."""
+    def _rebalance(self, robot: _RoutedClient) -> int | None:
+        """Move a robot that begins an answer to the least loaded replica; return it, None if it stays."""
         best = self._least_loaded()
         if best is None or best == robot.replica:
             return None
-        stays = robot.replica is not None and self.replicas.get(robot.replica) == "live"
-        if stays and robot.replica is not None and self.load(robot.replica) - self.load(best) < UNEVEN:
+        is_live = robot.replica is not None and self.replicas.get(robot.replica) == "live"
+        if is_live and robot.replica is not None and self.load(robot.replica) - self.load(best) < UNEVEN:
             return None
         robot.replica = best
         self.moved += 1
@@ -135,32 +135,32 @@ class ReplicaRouter:
 
     # Replicas ------------------------------------------------------------------------------------
 
-    def starting(self, replica: int) -> None:
-        """A replica was asked for; it serves nobody yet."""
+    def on_starting(self, replica: int) -> None:
+        """A replica was requested; it serves no robot yet."""
         self.replicas[replica] = "starting"
 
-    def up(self, replica: int) -> None:
-        """A replica has loaded its target. Robots that had nowhere to go are told to come again."""
+    def on_up(self, replica: int) -> None:
+        """A replica has loaded its target. Robots without a replica are asked for Hello again."""
         if self.replicas.get(replica) == "starting":
             self.replicas[replica] = "live"
-            self._call_again(None)
+            self._request_hello(None)
 
-    def draining(self, replica: int) -> None:
-        """A replica is to go: what is open there ends there, new answers begin elsewhere."""
+    def on_draining(self, replica: int) -> None:
+        """A replica is to be removed: its open answers end there, new ones begin on other replicas."""
         if replica in self.replicas:
             self.replicas[replica] = "draining"
 
-    def lost(self, replica: int, *, gone: bool = False) -> None:
-        """A replica does not answer, or is `gone` for good: its robots open again elsewhere at once."""
-        if gone or self.replicas.get(replica) == "draining":
+    def on_lost(self, replica: int, *, is_removed: bool = False) -> None:
+        """A replica does not answer, or `is_removed`: its robots are asked for Hello and open again."""
+        if is_removed or self.replicas.get(replica) == "draining":
             self.replicas.pop(replica, None)
         elif replica in self.replicas:
             self.replicas[replica] = "starting"
-        self._call_again(replica)
+        self._request_hello(replica)
 
-    def _call_again(self, replica: int | None) -> None:
+    def _request_hello(self, replica: int | None) -> None:
         for peer, robot in self._robots.items():
             if robot.replica == replica:
                 self.moved += replica is not None
                 robot.replica = None
-                self.outbox.append((peer, FORGOTTEN))
+                self.outbox.append((peer, HELLO_FIRST_REPLY))

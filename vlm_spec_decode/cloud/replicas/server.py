@@ -19,9 +19,9 @@ from vlm_spec_decode.transport.in_process import ServerLink
 
 POLL_S = 0.1
 DRAIN_S = 30.0
-"""How long a replica that is taken away may go on with the answers that are open there."""
+"""How long a replica that is to be removed may continue the answers that are open there."""
 QUIET_S = 1.5
-"""How long no replica may have a session before a front that drains has done so."""
+"""A draining server ends once no replica has had a session for this time."""
 
 log = logging.getLogger(__name__)
 
@@ -36,22 +36,22 @@ class ReplicatedServer(Server):
         self, link: ServerLink, make_pool: Callable[[Callable[[], None]], ReplicaPool], clock: Clock
     ) -> None:
         super().__init__(link, clock)
-        self.front = ReplicaRouter()
+        self.router = ReplicaRouter()
         self.figures: dict[int, ReplicaFigures] = {}
-        self._past: dict[str, float] = {}
-        self._past_dropped: Counter[str] = Counter()
+        self._removed_counts: dict[str, float] = {}
+        self._removed_dropped: Counter[str] = Counter()
         self._wake_lock = threading.Lock()
         self._is_awake = False
         self._pool = make_pool(self._wake)
         self._end_s: float | None = None
         self._busy_s = clock.now()
-        self._wanted = 0
+        self._wanted_replicas = 0
         self._drain_until_s: dict[int, float] = {}
 
     @property
     def is_stopping(self) -> bool:
         """See `Server.is_stopping`."""
-        return self._stopping.is_set() or self.front.is_draining
+        return self._stopping.is_set() or self.router.is_draining
 
     @property
     def pool(self) -> ReplicaPool:
@@ -59,36 +59,38 @@ class ReplicatedServer(Server):
         return self._pool
 
     def gauges(self) -> Gauges:
-        """Return the figures of now, over all replicas. From any thread."""
-        dropped = Counter(self._past_dropped)
-        dropped.update(dict(self.front.dropped))
-        states = Counter(dict(self.front.replicas).values())
-        told = list(self.figures.values())
-        for figures in told:
+        """Return the present figures over all replicas. From any thread."""
+        dropped = Counter(self._removed_dropped)
+        dropped.update(dict(self.router.dropped))
+        states = Counter(dict(self.router.replicas).values())
+        figures_of_all = list(self.figures.values())
+        for figures in figures_of_all:
             dropped.update(figures.dropped)
-        sessions = sum(figures.sessions for figures in told)
+        sessions = sum(figures.sessions for figures in figures_of_all)
         ready = bool(states["live"]) and not self.is_stopping
-        held = _sum([figures.held for figures in told]) | {"robots_moved": float(self.front.moved)}
-        counted = _sum([self._past, *(figures.counted for figures in told)])
+        gauge_values = _sum([figures.gauge_values for figures in figures_of_all]) | {
+            "robots_moved": float(self.router.moved)
+        }
+        counter_values = _sum([self._removed_counts, *(figures.counter_values for figures in figures_of_all)])
         known = {state: states[state] for state in ("starting", "live", "draining")}
         return Gauges(
             sessions=sessions,
-            peers=self.front.robots,
+            peers=self.router.robots,
             unroutable=self._link.unroutable,
             is_ready=ready,
             dropped=dropped,
             replicas=known,
-            more=held,
-            counts=counted,
+            more=gauge_values,
+            counts=counter_values,
         )
 
     def trace(self, tracer: MessageTracer) -> None:
-        """Tell a tracer of all messages. Before `serve`."""
-        self.front.tracer = tracer
+        """Pass all messages to a tracer from now on. Before `serve`."""
+        self.router.tracer = tracer
 
     def scale(self, replicas: int) -> None:
-        """Serve with so many replicas from now on; those too many end what is open there first."""
-        self._wanted = replicas
+        """Set the number of replicas; surplus ones end their open answers first."""
+        self._wanted_replicas = replicas
 
     def wait_for_first(self, timeout_s: float) -> ModelCard:
         """Return the identity of the target once a replica has loaded it. Before `serve`.
@@ -98,8 +100,8 @@ class ReplicatedServer(Server):
         self._rescale()
         until_s = self._clock.now() + timeout_s
         while self._clock.now() < until_s:
-            for notice in self._pool.taken():
-                self._heed(notice)
+            for notice in self._pool.take_notices():
+                self._on_notice(notice)
                 if notice.card:
                     return notice.card
                 if notice.kind == "failed":
@@ -108,21 +110,21 @@ class ReplicatedServer(Server):
         raise CloudError(f"no replica was up within {timeout_s:.0f} s: the cluster has no room, or is slow")
 
     def serve(self) -> None:
-        """Serve until stopped; frees everything on the way out."""
+        """Serve until stopped, then free everything."""
         try:
             while not self._stopping.is_set():
-                self.front.tracer.polled()
+                self.router.tracer.polled()
                 with self._wake_lock:
                     self._is_awake = False
                 batches: defaultdict[int, list[Message]] = defaultdict(list)
                 for peer, data in self._link.poll(POLL_S):
-                    if routed := self.front.route(peer, data, self._clock.now()):
+                    if routed := self.router.route(peer, data, self._clock.now()):
                         batches[routed[0]] += routed[1]
                 for replica, messages in batches.items():
                     self._busy_s = self._clock.now()
                     self._pool.deliver(replica, messages)
-                for notice in self._pool.taken():
-                    self._heed(notice)
+                for notice in self._pool.take_notices():
+                    self._on_notice(notice)
                 self._rescale()
                 self._drain()
                 self._flush()
@@ -134,89 +136,89 @@ class ReplicatedServer(Server):
 
     def drain(self) -> None:
         """End once no replica has an open session; see `Server.drain`."""
-        if self.front.is_draining:
+        if self.router.is_draining:
             self.stop()
-        self.front.is_draining = True
+        self.router.is_draining = True
 
     def _drain(self) -> None:
-        if not self.front.is_draining:
+        if not self.router.is_draining:
             return
         now_s = self._clock.now()
         self._end_s = now_s + DRAIN_S if self._end_s is None else self._end_s
         if self.gauges().sessions:
             self._busy_s = now_s
-        # A replica says how many sessions it has twice a second.
+        # A replica reports how many sessions it has twice a second.
         if now_s > self._end_s or now_s - self._busy_s > QUIET_S:
             self.stop()
 
-    def _heed(self, notice: ReplicaNotice) -> None:
+    def _on_notice(self, notice: ReplicaNotice) -> None:
         replica = notice.replica
         match notice.kind:
-            case "said":
+            case "messages":
                 for peer, data in notice.messages:
-                    if self.front.may_say(replica, peer):
+                    if self.router.is_current_replica(replica, peer):
                         self._send(peer, data)
                 if notice.figures:
                     self.figures[replica] = notice.figures
             case "waiting":
-                self._tell(notice, logging.WARNING)
+                self._log_notice(notice, logging.WARNING)
             case "up":
-                self._pool.begin_life(replica)
-                self.front.up(replica)
-                self._tell(notice, logging.INFO)
+                self._pool.begin_incarnation(replica)
+                self.router.on_up(replica)
+                self._log_notice(notice, logging.INFO)
             case "lost":
-                self._forget(replica)
-                self.front.lost(replica)
-                self._tell(notice, logging.WARNING)
-            case "failed" | "gone":
-                self._wanted -= notice.kind == "failed"
-                self._forget(replica)
-                self.front.lost(replica, gone=True)
-                self._tell(notice, logging.ERROR if notice.kind == "failed" else logging.INFO)
+                self._remove_figures(replica)
+                self.router.on_lost(replica)
+                self._log_notice(notice, logging.WARNING)
+            case "failed" | "removed":
+                self._wanted_replicas -= notice.kind == "failed"
+                self._remove_figures(replica)
+                self.router.on_lost(replica, is_removed=True)
+                self._log_notice(notice, logging.ERROR if notice.kind == "failed" else logging.INFO)
 
-    def _forget(self, replica: int) -> None:
-        """Keep what a replica has counted, or the sums would fall and look like a restart of all."""
+    def _remove_figures(self, replica: int) -> None:
+        """Add a lost replica's counters to the sums, which otherwise would decrease as after a restart."""
         if figures := self.figures.pop(replica, None):
-            self._past = _sum([self._past, figures.counted])
-            self._past_dropped.update(figures.dropped)
+            self._removed_counts = _sum([self._removed_counts, figures.counter_values])
+            self._removed_dropped.update(figures.dropped)
 
     def _rescale(self) -> None:
-        staying = [number for number, state in self.front.replicas.items() if state != "draining"]
-        for _ in range(self._wanted - len(staying)):
-            self.front.starting(self._pool.add())
-        for number in staying[self._wanted :]:
-            self.front.draining(number)
+        staying = [number for number, state in self.router.replicas.items() if state != "draining"]
+        for _ in range(self._wanted_replicas - len(staying)):
+            self.router.on_starting(self._pool.add())
+        for number in staying[self._wanted_replicas :]:
+            self.router.on_draining(number)
             self._drain_until_s[number] = self._clock.now() + DRAIN_S
         for number, until_s in list(self._drain_until_s.items()):
             figures = self.figures.get(number)
             if figures is None or not figures.sessions or self._clock.now() > until_s:
                 del self._drain_until_s[number]
-                self.front.lost(number, gone=True)
+                self.router.on_lost(number, is_removed=True)
                 self._pool.remove(number)
 
     def _flush(self) -> None:
-        said, self.front.outbox = self.front.outbox, []
-        for peer, data in said:
+        outgoing, self.router.outbox = self.router.outbox, []
+        for peer, data in outgoing:
             self._send(peer, data)
 
     def _send(self, peer: bytes, data: bytes) -> None:
-        # A replica hands over bytes; this process decodes them here and nowhere else.
-        self.front.tracer.sent(peer, len(data), codec.decode(data))
+        # A replica delivers bytes; this process decodes them here and nowhere else.
+        self.router.tracer.sent(peer, len(data), codec.decode(data))
         self._link.send(peer, data)
 
     def _wake(self) -> None:
-        # Several listeners call this; a link takes it from one thread at a time, and once a turn is enough.
+        # Several threads call this; the link allows one at a time, and one call per poll is enough.
         with self._wake_lock:
             if not self._is_awake:
                 self._is_awake = True
                 self._link.wake()
 
-    def _tell(self, notice: ReplicaNotice, level: int) -> None:
+    def _log_notice(self, notice: ReplicaNotice, level: int) -> None:
         fields = {"replica": notice.replica, "detail": notice.detail}
         log.log(level, f"replica {notice.kind}", extra={"fields": fields})
 
 
 def _sum(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the sums by name."""
+    """Return the sum of the values of each name."""
     names = {name for part in parts for name in part}
     return {name: sum(part.get(name, 0.0) for part in parts) for name in names}

@@ -1,7 +1,7 @@
-"""What the cloud writes about itself: one line a record, for people or as JSON for programs.
+"""The cloud's log: one line a record, for people or as JSON for programs.
 
-A record may carry `fields`, a mapping of plain values; session and round are named there. Images and
-instructions are in no record unless the owner of the service has asked for instructions; images never are.
+A record may have `fields`, a mapping of plain values, such as session and round. Instructions are in a
+record only if the owner of the service has configured that; images never are.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, and a traceback below it if there is one."""
-        told = " ".join(f"{key}={value}" for key, value in fields_of(record).items())
-        line = f"{record.levelname.lower()} {record.getMessage()} {told}".rstrip()
+        text = " ".join(f"{key}={value}" for key, value in fields_of(record).items())
+        line = f"{record.levelname.lower()} {record.getMessage()} {text}".rstrip()
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 def fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
-    """Return what the record carries beside its message."""
+    """Return the fields of a record."""
     fields: Mapping[str, Any] = getattr(record, "fields", {})
     return fields
 

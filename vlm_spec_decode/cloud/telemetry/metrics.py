@@ -1,6 +1,6 @@
 """The cloud's metrics for Prometheus and its log records, derived from the messages of the service.
 
-`MessageObserver` is told of every message that the service has decoded or sent; the service does not depend
+`MessageObserver` receives every message that the service has decoded or sent; the service does not depend
 on it. `ServiceTelemetry` connects metrics, log and health of one service. Labels are closed sets: content
 from a peer never becomes a label, because clients could then fill the memory of the metrics store. No
 metric contains an image, an instruction or a key, and memory is bounded for any input.
@@ -66,13 +66,13 @@ class Gauges:
     counts: Mapping[str, float] = field(default_factory=dict)
 
 
-HELD = {
+GAUGE_TEXTS = {
     "waiting": "Answers that are ready for a pass and wait.",
     "kv_bytes": "Memory of all answers' caches.",
     "image_cache_bytes": "Memory of held images.",
     "robots_moved": "Moves of robots between replicas.",
 }
-COUNTED = {
+COUNTER_TEXTS = {
     "passes": "Forward passes of the target.",
     "pass_shares": "Shares of answers in passes; by passes it is the mean batch.",
     "pass_wait_seconds": "Time that answers waited for a pass.",
@@ -81,26 +81,26 @@ COUNTED = {
     "image_cache_hits": "Images that were there.",
     "image_cache_misses": "Images that had to come.",
 }
-"""Figures of the inside, without the prefix `vsd_`: what holds now, and what was counted."""
+"""Gauges and counters of the server protocol and the scheduler, without the prefix `vsd_`."""
 
 
-def inside_of(stats: ServerCounts) -> tuple[dict[str, float], dict[str, float]]:
-    """Return what a protocol's numbers come to, as `HELD` and as `COUNTED` name them."""
-    held = {
+def gauges_and_counters(stats: ServerCounts) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the gauges and counters of a server, under the names of `GAUGE_TEXTS` and `COUNTER_TEXTS`."""
+    gauge_values = {
         "waiting": stats.waiting,
         "kv_bytes": stats.kv_bytes,
         "image_cache_bytes": stats.image_bytes,
     }
-    counted = {
+    counter_values = {
         "passes": stats.passes,
-        "pass_shares": stats.shared,
+        "pass_shares": stats.batched_answers,
         "pass_wait_seconds": stats.wait_s,
         "batch_splits": stats.splits,
         "evictions": stats.evictions,
         "image_cache_hits": stats.image_hits,
         "image_cache_misses": stats.image_misses,
     }
-    return dict(held), dict(counted)
+    return dict(gauge_values), dict(counter_values)
 
 
 class _GaugeCollector(Collector):
@@ -126,9 +126,9 @@ class _GaugeCollector(Collector):
         for state, count in sorted(now.replicas.items()):
             replicas.add_metric([state], count)
         yield replicas
-        for name, text in HELD.items():
+        for name, text in GAUGE_TEXTS.items():
             yield GaugeMetricFamily(f"vsd_{name}", text, value=now.more.get(name, 0))
-        for name, text in COUNTED.items():
+        for name, text in COUNTER_TEXTS.items():
             yield CounterMetricFamily(f"vsd_{name}", text, value=now.counts.get(name, 0))
 
 
@@ -167,7 +167,7 @@ class CloudMetrics:
 
 
 MAX_FOLLOWED = 4096
-"""Answers whose times are kept; beyond it the longest silent is forgotten, which costs a figure."""
+"""Answers whose times are measured at once; beyond it the longest silent one is not measured further."""
 
 LONGEST_TEXT = 300
 """Characters of a text in a record."""
@@ -180,7 +180,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class _ObservedRequest:
-    """An open answer: when it began, how far it has come, and what this cloud added."""
+    """An open answer: when it began, its length, and the tokens and passes of this cloud."""
 
     opened_s: float
     strategy: str
@@ -190,37 +190,37 @@ class _ObservedRequest:
 
 
 def session_id(peer: bytes, answer: int) -> str:
-    """Return a short name of one answer of one robot, the same in all records and not to be turned back."""
+    """Return a short name of one answer of one robot: the same in all records, and not reversible."""
     return f"{sha256(peer).hexdigest()[:10]}-{answer}"
 
 
 class MessageObserver(MessageTracer):
-    """Follows the conversations. `token_bytes` is the packed width of a token id.
+    """Makes metrics and log records from the messages. `token_bytes` is the packed width of a token id.
 
-    `polled_s` is when the serving loop last turned. `tells_content` puts instructions into the records;
+    `polled_s` is when the serving loop last polled its link. `logs_content` puts instructions into records;
     images never are.
     """
 
     def __init__(
-        self, metrics: CloudMetrics, clock: Clock, token_bytes: int, tells_content: bool = False
+        self, metrics: CloudMetrics, clock: Clock, token_bytes: int, logs_content: bool = False
     ) -> None:
         self.metrics = metrics
         self.polled_s = clock.now()
         self._clock = clock
         self._token_bytes = token_bytes
-        self._tells_content = tells_content
+        self._logs_content = logs_content
         self._followed: OrderedDict[tuple[bytes, int], _ObservedRequest] = OrderedDict()
 
     def polled(self) -> None:
-        """The server polls all the time: this is its pulse."""
+        """Record that the serving loop has polled its link."""
         self.polled_s = self._clock.now()
 
     def received(self, peer: bytes, num_bytes: int, message: AnyMessage | None) -> None:
-        """See a message of a robot."""
+        """Count a message of a robot, and log what it means."""
         self._count("in", num_bytes, message)
         match message:
             case Hello():
-                self._tell("hello", peer, 0, software=message.software[:LONGEST_TEXT])
+                self._log("hello", peer, 0, software=message.software[:LONGEST_TEXT])
             case Open():
                 self._on_open(peer, message)
             case WireDraft():
@@ -229,10 +229,10 @@ class MessageObserver(MessageTracer):
                 self.metrics.image_bytes.inc(len(message.data))
             case Close():
                 if followed := self._followed.pop((peer, message.answer), None):
-                    self._tell("closed", peer, message.answer, tokens=followed.tokens)
+                    self._log("closed", peer, message.answer, tokens=followed.tokens)
 
     def sent(self, peer: bytes, num_bytes: int, message: AnyMessage) -> None:
-        """See a message to a robot."""
+        """Count a message to a robot, and log what it means."""
         self._count("out", num_bytes, message)
         match message:
             case WireCommit():
@@ -242,12 +242,12 @@ class MessageObserver(MessageTracer):
             case Refused():
                 self.metrics.refused.labels(message.reason).inc()
                 reason = {"reason": message.reason, "detail": message.detail[:LONGEST_TEXT]}
-                self._tell("refused", peer, message.answer, **reason)
+                self._log("refused", peer, message.answer, **reason)
                 self._followed.pop((peer, message.answer), None)
             case Busy():
                 self.metrics.refused.labels("busy").inc()
                 reason = {"reason": "busy", "detail": message.reason[:LONGEST_TEXT]}
-                self._tell("refused", peer, message.answer, **reason)
+                self._log("refused", peer, message.answer, **reason)
                 self._followed.pop((peer, message.answer), None)
 
     def _count(self, direction: str, num_bytes: int, message: AnyMessage | None) -> None:
@@ -267,9 +267,9 @@ class MessageObserver(MessageTracer):
             self._followed[key] = _ObservedRequest(opened_s=now_s, strategy=strategy, length=known)
             while len(self._followed) > MAX_FOLLOWED:
                 self._followed.popitem(last=False)
-        said = {"instruction": message.instruction[:LONGEST_TEXT]} if self._tells_content else {}
+        content = {"instruction": message.instruction[:LONGEST_TEXT]} if self._logs_content else {}
         fields = {"strategy": strategy, "epoch": message.epoch, "image_bytes": message.image_bytes}
-        self._tell("opened", peer, message.answer, **fields, **said)
+        self._log("opened", peer, message.answer, **fields, **content)
 
     def _on_commit(self, peer: bytes, message: WireCommit) -> None:
         key, pass_s = (peer, message.answer), message.compute_us / 1e6
@@ -278,7 +278,7 @@ class MessageObserver(MessageTracer):
         end = message.start + len(message.tokens) // self._token_bytes
         tokens = end - followed.length
         if tokens <= 0 and not message.finished:
-            return  # Said before: the link had lost it.
+            return  # This commit was sent before, and the link lost it.
         elapsed_s = self._clock.now() - followed.opened_s
         if not followed.passes:
             self.metrics.first_s.observe(elapsed_s)
@@ -289,17 +289,17 @@ class MessageObserver(MessageTracer):
         self.metrics.commit_tokens.observe(max(0, tokens))
         self.metrics.pass_s.observe(pass_s)
         fields = {"round": message.pass_id, "start": message.start, "tokens": tokens, "pass_s": pass_s}
-        self._tell("committed", peer, message.answer, **fields)
+        self._log("committed", peer, message.answer, **fields)
         if message.finished:
             del self._followed[key]
             self.metrics.finished.inc()
             self.metrics.answer_s.observe(elapsed_s)
             ended = {"tokens": followed.tokens, "rounds": followed.passes, "seconds": round(elapsed_s, 4)}
-            self._tell("finished", peer, message.answer, **ended, strategy=followed.strategy)
+            self._log("finished", peer, message.answer, **ended, strategy=followed.strategy)
 
-    def _tell(self, event: str, peer: bytes, answer: int, **fields: Any) -> None:
-        told: Mapping[str, Any] = {"session": session_id(peer, answer), **fields}
-        log.log(LEVELS.get(event, logging.INFO), event, extra={"fields": told})
+    def _log(self, event: str, peer: bytes, answer: int, **fields: Any) -> None:
+        record_fields: Mapping[str, Any] = {"session": session_id(peer, answer), **fields}
+        log.log(LEVELS.get(event, logging.INFO), event, extra={"fields": record_fields})
 
 
 STALL_S = 10.0
@@ -323,15 +323,17 @@ class ServiceTelemetry:
         self.observer = MessageObserver(self.metrics, clock, width, config.log_content)
 
     @contextmanager
-    def around(self) -> Iterator[str]:
-        """Log and answer over HTTP for the block; gives the URL, "" if HTTP is off. Raises CloudError."""
+    def running(self) -> Iterator[str]:
+        """Log and serve HTTP for the block; yield the URL, "" if HTTP is off. Raises CloudError."""
         handler = set_up_logging(self._config.log_format, self._config.log_level)
         try:
             if self._config.http == HTTP_OFF:
                 yield ""
                 return
             registry = self.metrics.registry
-            server = health.HealthServer(self._config.http, registry, self.trouble, self.unready)
+            server = health.HealthServer(
+                self._config.http, registry, self.unhealthy_reason, self.unready_reason
+            )
             server.start()
             try:
                 yield server.url
@@ -343,11 +345,11 @@ class ServiceTelemetry:
     def _read(self) -> Gauges:
         return self.gauges()
 
-    def trouble(self) -> str:
+    def unhealthy_reason(self) -> str:
         """Return why the service is not healthy, or ""."""
         silent_s = self._clock.now() - self.observer.polled_s
-        return f"the serving loop has not turned for {silent_s:.0f} s" if silent_s > STALL_S else ""
+        return f"the serving loop has not polled for {silent_s:.0f} s" if silent_s > STALL_S else ""
 
-    def unready(self) -> str:
-        """Return why no new answer is taken, or ""."""
-        return self.trouble() or ("" if self.gauges().is_ready else "no new answers are taken")
+    def unready_reason(self) -> str:
+        """Return why no new answer is accepted, or ""."""
+        return self.unhealthy_reason() or ("" if self.gauges().is_ready else "no new answers are taken")
