@@ -113,7 +113,7 @@ class Rig:
         every_s: float = MESSAGE_S,
     ) -> float:
         """Advance the time with a message `every_s`; return the distance that the body moved."""
-        x, y, _ = self.robot.truth
+        x, y, _ = self.robot.true_pose
         self.mission += 1
         plan = Plan(f"m{self.mission}", 1, self.clock.now(), 1, (Forward(3.0),), True)
         for tick in range(round(seconds / PERIOD_S)):
@@ -123,7 +123,7 @@ class Rig:
                 self.executor.submit(plan)
             self.executor.tick()
             self.clock.sleep(PERIOD_S)
-        return math.dist((x, y), self.robot.truth[:2])
+        return math.dist((x, y), self.robot.true_pose[:2])
 
     @property
     def speed_mps(self) -> float:
@@ -358,8 +358,8 @@ def _publish_sport(rig: StateRig) -> None:
     if rig.damage is not None:
         rig.damage(sport)
     low.bms_state.soc = sport.soc  # type: ignore[attr-defined]
-    rig.listener.take_low(low)
-    rig.listener.take_sport(sport)
+    rig.listener.on_low_state(low)
+    rig.listener.on_sport_state(sport)
 
 
 def sport_state(tally: CaseCounts, context: Any, every: int = 1) -> None:

@@ -13,7 +13,7 @@ from robot_rig import freeze, until
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.edge.image_upload import for_uplink
-from vlm_spec_decode.mission.state import ENDED
+from vlm_spec_decode.mission.state import END_STATES
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.train.evaluate import Pair, decode
 
@@ -104,7 +104,7 @@ def _is_verified(bench, instruction, text, with_actions, stamps, pair) -> bool: 
 
 
 def _over(bench: Bench, mission: str) -> bool:
-    return bool(ENDED & set(bench.operator.states(mission)))
+    return bool(END_STATES & set(bench.operator.states(mission)))
 
 
 def _break(bench: Bench, fault: str) -> float:

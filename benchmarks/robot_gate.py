@@ -182,7 +182,7 @@ def moves_beyond(plan: Plan, limits: SafetyLimits) -> int:
                 math.hypot(vx, vy) > limits_in_force.max_speed_mps + 1e-3
                 or abs(vyaw) > limits_in_force.max_turn_radps + 1e-3
             )
-    x, y, _ = robot.truth
+    x, y, _ = robot.true_pose
     return found + (max(abs(x), abs(y)) > 2.1)
 
 
@@ -202,13 +202,13 @@ def obstacles(count: int, seed: int) -> Figure:
             executor.submit(plan)
             executor.tick()
             clock.sleep(executor.period_s)
-            x, y, yaw = robot.truth
+            x, y, yaw = robot.true_pose
             if put is None and clock.now() >= at_s:
                 reach_m = HULL_HALF_M[0] + gap_m + radius_m
                 put = Disc(x + reach_m * math.cos(yaw), y + reach_m * math.sin(yaw) + off_m, radius_m)
-                robot.put(put)
+                robot.set_discs(put)
             if put is not None:
-                gap = gap_to_disc(robot.truth, put)
+                gap = gap_to_disc(robot.true_pose, put)
                 nearest_m = min(nearest_m, gap)
                 if gap <= 0.0:
                     contacts += 1

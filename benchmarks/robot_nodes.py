@@ -16,7 +16,7 @@ from robot_rig import cpu_s, until
 from sensor_msgs.msg import CompressedImage
 
 from vlm_spec_decode.core.types import Image
-from vlm_spec_decode.mission.state import ENDED
+from vlm_spec_decode.mission.state import END_STATES
 from vlm_spec_decode.ros.visualization import AnswerPiece, Caption, draw
 
 INSTRUCTION = "walk to the red box"
@@ -85,7 +85,7 @@ def idle(bench: Bench, count: int) -> list[Figure]:
     bench.operator.ask(INSTRUCTION, mission)
     until(lambda: "answering" in bench.operator.states(mission), 60, "an answer")
     working = _shares(bench, names, min(10.0, seconds))
-    bench.operator.withdraw(mission) if not ENDED & set(bench.operator.states(mission)) else None
+    bench.operator.withdraw(mission) if not END_STATES & set(bench.operator.states(mission)) else None
     for name in ("vlm_node", "monitor_node"):
         bench.kill(name)
     bench.home()

@@ -18,7 +18,7 @@ from std_srvs.srv import SetBool
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.mission.queue import MissionRequest
-from vlm_spec_decode.mission.state import ENDED
+from vlm_spec_decode.mission.state import END_STATES
 from vlm_spec_decode.robot.fake import Disc
 from vlm_spec_decode.ros.middleware import REQUEST
 
@@ -121,7 +121,7 @@ class Operator(BenchmarkNode):
     def withdraw(self, mission: str) -> None:
         """End a mission and wait for it."""
         self._withdrawals.publish(String(data=mission))
-        until(lambda: ENDED & set(self.states(mission)), 30, f"the end of {mission}")
+        until(lambda: END_STATES & set(self.states(mission)), 30, f"the end of {mission}")
 
     def states(self, mission: str) -> list[str]:
         """Return the states of a mission that the VLM node has published."""

@@ -47,10 +47,10 @@ def record(out: Path) -> int:
         config = ProcessStackConfig(room, 0, keys, truth, "hybrid", "coupled", "latency", None, out)
         with ProcessStack(config, WallClock(), random.Random(), print) as stage:
             stage.set_up()
-            stories = [(text, stage.play(text, TIMEOUT_S)) for text in instructions()]
-            print(f"collisions: {stage.clear().collisions}")
+            stories = [(text, stage.run_mission(text, TIMEOUT_S)) for text in instructions()]
+            print(f"collisions: {stage.stop().collisions}")
             for text, story in stories:
-                labelled += stage.label(scene, text, story)
+                labelled += stage.add_labels(scene, text, story)
     return labelled
 
 

@@ -32,15 +32,15 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     value = Values.of(context, ARGUMENTS)
     if value["driver"] == "cmd_vel" and value["source"] == "robot":
         raise ConfigError("driver:=cmd_vel has no Go2's camera: say source:=image:TOPIC")
-    robot = {"interface": value["interface"], "domain": value.whole("domain")}
+    robot = {"interface": value["interface"], "domain": value.integer("domain")}
     prefix = value["frame_prefix"]
     base = {"odom_frame": f"{prefix}odom", "base_frame": f"{prefix}base_link"}
     lens = f"{prefix}front_camera_optical"
     eye = {"calibration_file": value["calibration"], "source": value["source"], "frame_id": lens}
-    legs = value.some("driver", "scan_topic") | {"limits_file": value["limits"]}
+    legs = value.subset("driver", "scan_topic") | {"limits_file": value["limits"]}
     legs |= {"camera_frame": f"{prefix}front_camera", "optical_frame": lens}
     told = ("cloud", "keys", "strategy", "objective", "draft", "instruction", "fallback")
-    vlm = value.some(*told) | {"approve": value.flag("approve")}
+    vlm = value.subset(*told) | {"approve": value.flag("approve")}
     return nodes(value, CONFIG, camera=robot | eye, locomotion=robot | base | legs, monitor=base, vlm=vlm)
 
 

@@ -39,9 +39,9 @@ CONFIG = "sim.yaml"
 def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Turn the arguments' values into processes."""
     value = Values.of(context, ARGUMENTS)
-    address = f"tcp://127.0.0.1:{value.whole('cloud_port')}"
-    vlm = value.some("strategy", "objective", "draft") | {"cloud": address, "use_sim_time": True}
-    vlm |= {"temperature": value.number("temperature"), "seed": value.whole("seed")}
+    address = f"tcp://127.0.0.1:{value.integer('cloud_port')}"
+    vlm = value.subset("strategy", "objective", "draft") | {"cloud": address, "use_sim_time": True}
+    vlm |= {"temperature": value.number("temperature"), "seed": value.integer("seed")}
     return [
         vsd("cloud", "cloud", "--bind", address, "--insecure", *option("--model", value.path("target"))),
         node("monitor_node", value, {"use_sim_time": True}, CONFIG),

@@ -38,14 +38,14 @@ LINGER = ("--linger", "3")
 def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Turn the arguments' values into processes."""
     value = Values.of(context, ARGUMENTS)
-    address = f"tcp://127.0.0.1:{value.whole('cloud_port')}"
-    robot = {"interface": "lo", "domain": value.whole("dds_domain")}
+    address = f"tcp://127.0.0.1:{value.integer('cloud_port')}"
+    robot = {"interface": "lo", "domain": value.integer("dds_domain")}
     prefix = value["frame_prefix"]
     base = {"odom_frame": f"{prefix}odom", "base_frame": f"{prefix}base_link"}
     lens = f"{prefix}front_camera_optical"
-    legs = value.some("scan_topic") | {"limits_file": value["limits"]}
+    legs = value.subset("scan_topic") | {"limits_file": value["limits"]}
     legs |= {"camera_frame": f"{prefix}front_camera", "optical_frame": lens}
-    vlm = value.some("keys", "strategy", "objective", "draft", "instruction", "fallback")
+    vlm = value.subset("keys", "strategy", "objective", "draft", "instruction", "fallback")
     vlm |= {"cloud": address, "approve": value.flag("approve")}
     return [
         vsd("simulator", "sim", *room(value), *LINGER, "--domain", value["dds_domain"]),
@@ -63,7 +63,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 
 def room(value: Values) -> tuple[str, ...]:
     """Return the simulator's options for room and body."""
-    scene = option("--scene", value.path("scene")) or ("--scene-seed", str(value.whole("scene_seed")))
+    scene = option("--scene", value.path("scene")) or ("--scene-seed", str(value.integer("scene_seed")))
     return (*scene, "--body", value["body"])
 
 

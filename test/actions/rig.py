@@ -57,15 +57,15 @@ class Rig:
 
     @property
     def x_m(self) -> float:
-        return self.robot.truth[0]
+        return self.robot.true_pose[0]
 
     @property
     def y_m(self) -> float:
-        return self.robot.truth[1]
+        return self.robot.true_pose[1]
 
     @property
     def yaw_deg(self) -> float:
-        return math.degrees(self.robot.truth[2])
+        return math.degrees(self.robot.true_pose[2])
 
     @property
     def is_still(self) -> bool:

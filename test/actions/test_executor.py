@@ -67,8 +67,8 @@ def test_heading_is_held_while_driving() -> None:
     rig = Rig()
     rig.send("forward(2)")
     rig.go(1.0)
-    x, y, _ = rig.robot.truth
-    rig.robot.place(x, y, math.radians(8))
+    x, y, _ = rig.robot.true_pose
+    rig.robot.set_pose(x, y, math.radians(8))
     rig.go(6.0)
     assert rig.yaw_deg == pytest.approx(0, abs=1.0)
 
@@ -293,7 +293,7 @@ def test_what_steps_in_the_way_stops_the_robot_before_contact() -> None:
     rig = Rig()
     rig.send("forward(3)")
     rig.go(2.0)
-    rig.robot.put(Disc(rig.x_m + 0.35 + 0.30 + 0.2, 0.0, 0.2))
+    rig.robot.set_discs(Disc(rig.x_m + 0.35 + 0.30 + 0.2, 0.0, 0.2))
     status = rig.go(1.0)
     assert (status.state, status.reason) == ("refused", "obstacle")
     assert rig.robot.state().range_obstacle_m[0] > 0.02
@@ -335,7 +335,7 @@ def test_geofence_is_watched_on_the_way() -> None:
     assert rig.run("forward(3)").reason == "geofence"
     rig.send("forward(2.5)", answer=1)
     rig.go(1.0)
-    rig.robot.place(rig.x_m, 0.98, math.radians(30))
+    rig.robot.set_pose(rig.x_m, 0.98, math.radians(30))
     status = rig.go(3.0)
     assert (status.state, status.reason) == ("refused", "geofence")
     assert rig.y_m < 1.1

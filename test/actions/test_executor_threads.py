@@ -52,7 +52,7 @@ PATIENT = SafetyLimits(watchdog_s=10.0, max_state_age_s=10.0)
 class Stage:
     def __init__(self, limits: SafetyLimits = PATIENT) -> None:
         self.robot = FakeRobot(WallClock())
-        self.robot.place(0, 0, 0)
+        self.robot.set_pose(0, 0, 0)
         self.executor = Executor(self.robot, SafetyGate(limits), WallClock())
         self.commander = Commander(self.executor)
 
@@ -77,7 +77,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
 def test_it_drives_and_arrives(stage: Stage) -> None:
     stage.commander.say("forward(0.4) turn(15) done()")
     stage.wait(lambda: stage.executor.status().state == "done")
-    x, _, yaw = stage.robot.truth
+    x, _, yaw = stage.robot.true_pose
     assert x == pytest.approx(0.4, abs=0.1)
     assert yaw == pytest.approx(0.262, abs=0.05)
 
@@ -166,7 +166,7 @@ def test_an_executor_whose_thread_dies_has_stopped_the_robot_and_says_so(
 ) -> None:
     """Whoever waits for the plan must not wait for ever, nor the robot go on."""
     robot = FakeRobot(WallClock())
-    robot.place(0, 0, 0)
+    robot.set_pose(0, 0, 0)
     executor = Executor(robot, SafetyGate(), WallClock())
     executor.start()
     plan = Plan("m", 0, time.monotonic(), 0, (Forward(2.0),))
@@ -174,7 +174,7 @@ def test_an_executor_whose_thread_dies_has_stopped_the_robot_and_says_so(
     while robot.state().speed_mps < 0.2 and time.monotonic() < end_s:
         executor.submit(plan)
         time.sleep(0.02)
-    monkeypatch.setattr(executor._performer, "begin_period", lambda: 1 / 0)
+    monkeypatch.setattr(executor._action_runner, "begin_period", lambda: 1 / 0)
     while executor.status().state != "fault" and time.monotonic() < end_s:
         time.sleep(0.02)
     status = executor.status()

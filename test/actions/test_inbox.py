@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.types import Action, Done, Forward, Turn
-from vlm_spec_decode.control.plan_queue import BARRED_MISSIONS, PlanReceipt, PlanTracker
+from vlm_spec_decode.control.plan_queue import MAX_CLOSED_MISSIONS, PlanReceipt, PlanTracker
 from vlm_spec_decode.core.errors import ActionRefused
 
 ACTIONS: tuple[Action, ...] = (Turn(10), Forward(1), Turn(-5), Forward(2), Done())
@@ -29,7 +29,7 @@ def test_receipts() -> None:
     assert inbox.receive(plan(3), 6.0, 0.7) is PlanReceipt.DROPPED
     assert inbox.receive(plan(1, mission="n"), 7.0, 0.8) is PlanReceipt.NEW
     assert inbox.receive(plan(5, answer=9), 8.0, 0.9) is PlanReceipt.DROPPED
-    assert inbox.heard_s == 7.0
+    assert inbox.received_s == 7.0
     assert inbox.dropped == 3
 
 
@@ -65,11 +65,11 @@ def test_any_order_of_messages_ends_with_the_longest_plan(counts: list[int]) -> 
 
 def test_barred_missions_are_forgotten_only_after_many_others() -> None:
     inbox = PlanTracker()
-    inbox.bar("old", "cancelled")
-    inbox.bar("old", "estop")
-    for number in range(BARRED_MISSIONS - 1):
-        inbox.bar(str(number), "superseded")
-    assert inbox.barred("old") == "cancelled"
+    inbox.close_mission("old", "cancelled")
+    inbox.close_mission("old", "estop")
+    for number in range(MAX_CLOSED_MISSIONS - 1):
+        inbox.close_mission(str(number), "superseded")
+    assert inbox.closed_reason("old") == "cancelled"
     assert inbox.receive(plan(1, mission="old"), 0.0, 0.0) is PlanReceipt.DROPPED
-    inbox.bar("one more", "superseded")
-    assert inbox.barred("old") is None
+    inbox.close_mission("one more", "superseded")
+    assert inbox.closed_reason("old") is None

@@ -172,7 +172,7 @@ def test_a_pose_or_speed_that_is_no_number_moves_nothing_and_ends_what_moves(
     state = replace(STANDING, **{field: value})
     assert reason(Forward(1), state) == "stale_state"
     with pytest.raises(ActionRefused, match="no number"):
-        SafetyGate().watch(Forward(1), state, 0.0)
+        SafetyGate().check_motion(Forward(1), state, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,9 @@ def test_what_stood_in_the_way_and_left_again_costs_nothing() -> None:
     rig = Rig()
     rig.send("forward(2.5)")
     rig.go(1.0)
-    rig.robot.put(Disc(1.5, 0.0, 0.2))
+    rig.robot.set_discs(Disc(1.5, 0.0, 0.2))
     assert rig.go(4.0).reason == "obstacle"
-    rig.robot.put()
+    rig.robot.set_discs()
     go_on(rig, "forward(2.5)", answer=1)
     assert rig.x_m == pytest.approx(2.5, abs=0.1)
 
@@ -102,4 +102,4 @@ def test_an_answer_that_supersedes_a_walking_robot_means_what_it_says() -> None:
 
 @pytest.mark.parametrize("action", [Forward(1.0), Strafe(-1.0), Turn(90.0)])
 def test_nothing_unfinished_changes_nothing(action: Forward | Strafe | Turn) -> None:
-    assert ResumableMotion().rest_of(action, Rig().robot.state()) is action
+    assert ResumableMotion().remaining_of(action, Rig().robot.state()) is action

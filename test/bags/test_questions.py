@@ -7,7 +7,7 @@ import pytest
 from test.bags.walks import Walk, jpeg, picture, plain_walk
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.bags.events import Events, Topics
-from vlm_spec_decode.bags.questions import AskPlan, Executed, TimedInstruction, questions, read_spoken
+from vlm_spec_decode.bags.questions import AskPlan, Executed, TimedInstruction, questions, read_instructions
 from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.bags.score import (
     agrees,
@@ -15,7 +15,7 @@ from vlm_spec_decode.bags.score import (
     declines,
     goes_the_same_way,
     mean,
-    off,
+    motion_error,
     planned,
     rate,
 )
@@ -76,14 +76,14 @@ def test_a_label_counts_more_than_what_was_answered_and_motion_from_the_answer_o
     walk.answer(3.0, 2.5, "go to the box", ("turn(20)",))
     walk.close()
     first, second = asked(tmp_path / "walk")
-    assert (first.at_s, first.actions, first.said) == (
+    assert (first.at_s, first.actions, first.text) == (
         pytest.approx(1.0),
         ("forward(1)",),
         "ok . forward ( 1.0 )",
     )
     assert first.token_ids == (5,)
     assert first.executed.forward_m == pytest.approx(1.0, abs=0.11)
-    assert (second.actions, second.said) == (("done()",), "")
+    assert (second.actions, second.text) == (("done()",), "")
 
 
 @pytest.mark.parametrize("label_at_s", [0.5, 3.0])
@@ -117,28 +117,28 @@ def test_the_page_turns_a_data_set_into_a_bag_with_labels(tmp_path, monkeypatch,
 def test_instruction_files_say_where_they_are_wrong(tmp_path):
     path = tmp_path / "said.csv"
     path.write_text("time_s,instruction,actions\n3,sit,sit()\n1.5,go left,turn(90) forward(1.0)\n")
-    assert read_spoken(path) == (
+    assert read_instructions(path) == (
         TimedInstruction(1.5, "go left", ("turn(90)", "forward(1)")),
         TimedInstruction(3.0, "sit", ("sit()",)),
     )
     (tmp_path / "said.yaml").write_text("- {time_s: 0, instruction: hello}\n")
-    assert read_spoken(tmp_path / "said.yaml") == (TimedInstruction(0.0, "hello"),)
+    assert read_instructions(tmp_path / "said.yaml") == (TimedInstruction(0.0, "hello"),)
     (tmp_path / "said.yaml").write_text("- {time_s: 0, instruction: hi, actions: ['turn(20)', 'done()']}\n")
-    assert read_spoken(tmp_path / "said.yaml") == (TimedInstruction(0.0, "hi", ("turn(20)", "done()")),)
+    assert read_instructions(tmp_path / "said.yaml") == (TimedInstruction(0.0, "hi", ("turn(20)", "done()")),)
     for wrong in ("time_s: 0\n", "5\n", ""):
         (tmp_path / "said.yaml").write_text(wrong)
         with pytest.raises(BagError, match="not a list"):
-            read_spoken(tmp_path / "said.yaml")
+            read_instructions(tmp_path / "said.yaml")
     path.write_text("\ufefftime_s,instruction,actions\n1,sit,\n", encoding="utf-8")  # as a spreadsheet does
-    assert read_spoken(path) == (TimedInstruction(1.0, "sit"),)
+    assert read_instructions(path) == (TimedInstruction(1.0, "sit"),)
     path.write_text("time_s,instruction\nsoon,sit\n")
     with pytest.raises(BagError, match="entry 1"):
-        read_spoken(path)
+        read_instructions(path)
     path.write_text("time_s,instruction,actions\n1,sit,fly(2)\n")
     with pytest.raises(BagError, match="fly"):
-        read_spoken(path)
+        read_instructions(path)
     with pytest.raises(BagError, match="nowhere"):
-        read_spoken(tmp_path / "nowhere.csv")
+        read_instructions(tmp_path / "nowhere.csv")
 
 
 def test_agreement_allows_for_small_differences_in_numbers_only():
@@ -173,11 +173,11 @@ def test_planned_motion_is_cut_off_at_the_horizon_and_held_against_the_executed_
     assert (cut.forward_m, cut.turn_deg) == (pytest.approx(0.5, abs=0.01), pytest.approx(20.0))
     assert planned("turn(-90)", 1.0, limits).turn_deg == pytest.approx(-45.84, abs=0.01)
     assert planned("fly(1)", 1.0, limits) is None
-    assert off("forward(1) done()", Executed(0.7, 0.4, 3.0), 5.0, limits) == {
+    assert motion_error("forward(1) done()", Executed(0.7, 0.4, 3.0), 5.0, limits) == {
         "off_m": pytest.approx(0.5),
         "off_deg": pytest.approx(3.0),
     }
-    assert off("forward(1)", None, 5.0, limits) == {"off_m": None, "off_deg": None}
+    assert motion_error("forward(1)", None, 5.0, limits) == {"off_m": None, "off_deg": None}
 
 
 def test_to_decline_is_to_do_nothing_at_the_first_look():

@@ -11,9 +11,9 @@ from test.bags.walks import Walk, plain_walk
 from vlm_spec_decode.bags.events import Events, Frame, Instructed, Moved, Topics
 from vlm_spec_decode.bags.mcap_file import TruncatedMcap
 from vlm_spec_decode.bags.reader import open_bag
-from vlm_spec_decode.bags.ros1_file import CutRos1
+from vlm_spec_decode.bags.ros1_file import TruncatedRos1
 from vlm_spec_decode.bags.source import bag_name
-from vlm_spec_decode.bags.sqlite_file import CutSqlite
+from vlm_spec_decode.bags.sqlite_file import TruncatedSqlite
 from vlm_spec_decode.core.errors import BagError
 
 
@@ -56,7 +56,7 @@ def test_a_bag_that_is_not_there_or_none_is_named(tmp_path):
         open_bag(tmp_path / "empty")
 
 
-@pytest.mark.parametrize(("storage", "cut_type"), [("mcap", TruncatedMcap), ("sqlite3", CutSqlite)])
+@pytest.mark.parametrize(("storage", "cut_type"), [("mcap", TruncatedMcap), ("sqlite3", TruncatedSqlite)])
 def test_without_its_end_a_bag_is_read_from_the_front(tmp_path, storage, cut_type):
     folder = plain_walk(tmp_path / "walk", storage, seconds=60.0)
     file = next(p for p in folder.iterdir() if p.suffix in (".mcap", ".db3"))
@@ -111,7 +111,7 @@ def test_a_ros1_bag_without_its_index_is_read_from_the_front(tmp_path, compressi
             before = {frame for frame in frames if data.index(frame.data) + len(frame.data) <= length}
             assert set(events) >= before
     cut.write_bytes(data[:-10])
-    assert isinstance(open_bag(cut), CutRos1)
+    assert isinstance(open_bag(cut), TruncatedRos1)
     assert set(events_of(cut)[0]) == set(whole)
     path.rename(tmp_path / "walk.bag.active")
     assert set(events_of(tmp_path / "walk.bag.active")[0]) == set(whole)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_spec_decode.bags.questions import read_spoken
+from vlm_spec_decode.bags.questions import read_instructions
 from vlm_spec_decode.cloud.config import read_file
 from vlm_spec_decode.core import internal_error
 from vlm_spec_decode.core.config import from_mapping
@@ -59,7 +59,7 @@ def test_text_of_any_language_is_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-@pytest.mark.parametrize("reader", [load_yaml, read, read_file, read_spoken])
+@pytest.mark.parametrize("reader", [load_yaml, read, read_file, read_instructions])
 def test_a_file_that_holds_no_settings_is_one_line_with_its_name(name: str, reader, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / f"{name}.yaml"
     path.write_bytes(BAD[name])
@@ -68,7 +68,7 @@ def test_a_file_that_holds_no_settings_is_one_line_with_its_name(name: str, read
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("reader", [load_yaml, read, read_file, read_spoken])
+@pytest.mark.parametrize("reader", [load_yaml, read, read_file, read_instructions])
 def test_what_is_no_file_is_named(reader, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for path in (tmp_path, tmp_path / "none.yaml", tmp_path / "a\0b.yaml"):
         with pytest.raises(UsageError):

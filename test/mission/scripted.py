@@ -95,7 +95,7 @@ class ScriptedEngines:
     def ensure(self):
         return self.current
 
-    def lost(self):
+    def reconnect(self):
         self.losses += 1
         self.away = self.returns_after
 
@@ -104,7 +104,7 @@ class ScriptedEngines:
     def draft(self):
         return self.alone
 
-    def use(self, engine):
+    def set_active(self, engine):
         self.used.append(engine)
 
 

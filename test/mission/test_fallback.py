@@ -103,7 +103,7 @@ class Person:
     def __init__(self, world, *answers, wait_s=0.0):
         self.world, self.answers, self.shown = world, list(answers), []
         self.wait_s, self.emit = wait_s, world.runner._emit
-        wait = world.feed.wait_verdict
+        wait = world.feed.wait_approval
 
         def wait_verdict(timeout_s):
             if self.answers and (yes := self.answers.pop(0)) is not None:
@@ -111,7 +111,7 @@ class Person:
                 return yes
             return wait(0.05)
 
-        world.feed.wait_verdict = wait_verdict
+        world.feed.wait_approval = wait_verdict
         world.runner._emit = self.hear
 
     def hear(self, job, report):

@@ -41,7 +41,7 @@ class Stage:
     def __init__(self) -> None:
         clock = WallClock()
         self.fake = FakeRobot(clock)
-        self.fake.place(0, 0, 0)
+        self.fake.set_pose(0, 0, 0)
         self.fake.start = lambda: None  # type: ignore[method-assign]  # it stands already
         parts = RobotParts(driver=self.fake, open_camera=lambda: FakeCamera(self.fake, clock))
         self.robot = Robot(SPEC, parts, clock=clock)
@@ -62,9 +62,9 @@ class Stage:
 
     def assert_it_stays(self) -> None:
         assert self.stands
-        there = self.fake.truth
+        there = self.fake.true_pose
         time.sleep(0.4)
-        assert math.dist(there[:2], self.fake.truth[:2]) < 0.01
+        assert math.dist(there[:2], self.fake.true_pose[:2]) < 0.01
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_mission_looks_answers_acts_and_says_so(stage: Stage) -> None:
     result = mission.run("walk to the red ball", heard.append)
     assert result == MissionResult(status="done", steps=2, actions=("forward(0.3)", "done()"))
     assert result.check() is result
-    assert stage.fake.truth[0] == pytest.approx(0.3, abs=0.08)
+    assert stage.fake.true_pose[0] == pytest.approx(0.3, abs=0.08)
     stage.assert_it_stays()
     kinds = [event.kind for event in heard]
     assert {"state", "text", "answer", "robot"} == set(kinds)
@@ -92,7 +92,7 @@ def test_a_mission_can_be_run_again(stage: Stage) -> None:
     mission = stage.mission([["forward(0.1) done()"], ["forward(0.1) done()"]])
     for _ in range(2):
         assert mission.run("go").is_done
-    assert stage.fake.truth[0] == pytest.approx(0.2, abs=0.1)
+    assert stage.fake.true_pose[0] == pytest.approx(0.2, abs=0.1)
 
 
 class Walks:
@@ -112,7 +112,7 @@ def test_what_on_event_raises_comes_out_and_the_robot_stands(stage: Stage, error
     with pytest.raises(type(error)):
         stage.mission(FAR).run("go", Walks(stage, error))
     stage.assert_it_stays()
-    assert 0.05 < stage.fake.truth[0] < 1.5, "it had begun and was ended"
+    assert 0.05 < stage.fake.true_pose[0] < 1.5, "it had begun and was ended"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("of the engine"), SystemExit(1)])
@@ -128,7 +128,7 @@ def test_what_the_engine_raises_inside_decoding_comes_out_too(stage: Stage, erro
     with pytest.raises(type(error)):
         mission.run("go")
     stage.assert_it_stays()
-    assert stage.fake.truth[0] < 1.5
+    assert stage.fake.true_pose[0] < 1.5
 
 
 def test_ctrl_c_while_walking_stops_it_and_a_second_one_does_not_prevent_that(stage: Stage) -> None:
@@ -259,7 +259,7 @@ def test_a_plan_waits_for_a_yes_and_a_no_moves_nothing(stage: Stage) -> None:
     mission = Mission(ScriptedEngine([["forward(1)"]]), stage.robot, approve=no)
     assert mission.run("go").detail == "the plan was not approved"
     assert asked == ["forward(1)"]
-    assert stage.fake.truth[0] == 0
+    assert stage.fake.true_pose[0] == 0
 
 
 @pytest.mark.parametrize("text", ["", "   ", "x" * 5000])
@@ -283,7 +283,7 @@ def test_a_robot_is_stopped_at_the_end_of_its_block() -> None:
 def test_no_heartbeat_no_motion(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the thread that repeats the plan dies, the watchdog stops the robot, and `run` raises."""
     beats: list[float] = []
-    beat = MissionService.beat
+    beat = MissionService.repeat_plan
 
     def die(self: MissionService) -> None:
         beats.append(time.monotonic())
@@ -291,7 +291,7 @@ def test_no_heartbeat_no_motion(stage: Stage, monkeypatch: pytest.MonkeyPatch) -
             raise MemoryError("of the heartbeat")
         beat(self)
 
-    monkeypatch.setattr("vlm_spec_decode.mission.service.MissionService.beat", die)
+    monkeypatch.setattr("vlm_spec_decode.mission.service.MissionService.repeat_plan", die)
     with pytest.raises(MemoryError):
         stage.mission(FAR).run("go")
     assert beats

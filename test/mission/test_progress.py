@@ -144,9 +144,9 @@ def test_a_note_in_the_middle_of_an_answer_lets_it_begin_anew():
 def test_the_node_acknowledges_refuses_or_says_how_it_ended():
     progress = MissionProgress("m")
     tell(progress, ("vlm/ack", Ack(state="taken", mission="other", listeners=3).to_json()))
-    assert not progress.is_taken
+    assert not progress.is_acknowledged
     tell(progress, ("vlm/ack", Ack(state="taken", mission="m", listeners=3).to_json()))
-    assert (progress.is_taken, progress.listeners, progress.has_ended) == (True, 3, False)
+    assert (progress.is_acknowledged, progress.listeners, progress.has_ended) == (True, 3, False)
     said = tell(
         progress,
         ("vlm/ack", Ack(state="over", mission="m", status="cancelled", detail="withdrawn").to_json()),

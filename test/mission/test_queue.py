@@ -50,18 +50,18 @@ def test_what_is_no_request_is_refused_by_name(text, complaint):
 
 def test_a_name_is_used_once_and_the_node_makes_its_own():
     orders = MissionQueue("n")
-    assert orders.job(MissionRequest(instruction="go", mission="mine")).mission == "mine"
+    assert orders.new_job(MissionRequest(instruction="go", mission="mine")).mission == "mine"
     with pytest.raises(InstructionError, match="mine"):
-        orders.job(MissionRequest(instruction="go", mission="mine"))
+        orders.new_job(MissionRequest(instruction="go", mission="mine"))
     assert (
-        orders.job(MissionRequest(instruction="go")).mission
-        != orders.job(MissionRequest(instruction="go")).mission
+        orders.new_job(MissionRequest(instruction="go")).mission
+        != orders.new_job(MissionRequest(instruction="go")).mission
     )
 
 
 def test_the_queue_is_bounded_in_order_and_can_be_left():
     orders = MissionQueue("n")
-    jobs = [orders.job(MissionRequest(instruction="go")) for _ in range(MAX_WAITING + 1)]
+    jobs = [orders.new_job(MissionRequest(instruction="go")) for _ in range(MAX_WAITING + 1)]
     for job in jobs[:-1]:
         orders.enqueue(job)
     with pytest.raises(InstructionError, match="wait"):
@@ -75,39 +75,39 @@ def test_the_queue_is_bounded_in_order_and_can_be_left():
 def test_the_same_request_again_is_no_other_mission():
     orders = MissionQueue("n")
     request = MissionRequest(instruction="go", mission="mine", lease_s=1.0)
-    assert not orders.repeats(request)
-    orders.job(request)
-    assert orders.repeats(request)
-    assert not orders.repeats(MissionRequest(instruction="go elsewhere", mission="mine", lease_s=1.0))
-    orders.job(MissionRequest(instruction="go"))
-    assert not orders.repeats(MissionRequest(instruction="go")), "without a name every request is a new one"
+    assert not orders.is_repeat(request)
+    orders.new_job(request)
+    assert orders.is_repeat(request)
+    assert not orders.is_repeat(MissionRequest(instruction="go elsewhere", mission="mine", lease_s=1.0))
+    orders.new_job(MissionRequest(instruction="go"))
+    assert not orders.is_repeat(MissionRequest(instruction="go")), "without a name every request is a new one"
 
 
 def test_a_request_that_was_refused_is_not_taken_when_it_comes_again():
     orders = MissionQueue("n")
     for _ in range(MAX_WAITING):
-        orders.enqueue(orders.job(MissionRequest(instruction="go")))
+        orders.enqueue(orders.new_job(MissionRequest(instruction="go")))
     request = MissionRequest(instruction="go", mission="mine")
     with pytest.raises(InstructionError):
-        orders.enqueue(orders.job(request))
-    assert not orders.repeats(request)
+        orders.enqueue(orders.new_job(request))
+    assert not orders.is_repeat(request)
 
 
 def test_a_withdrawal_that_overtakes_its_request_holds():
     orders = MissionQueue("n")
     assert orders.withdraw("mine") is None
     with pytest.raises(InstructionError, match="mine"):
-        orders.job(MissionRequest(instruction="go", mission="mine"))
+        orders.new_job(MissionRequest(instruction="go", mission="mine"))
     orders.withdraw("no name at all")
 
 
 def test_how_a_mission_ended_is_remembered():
     orders = MissionQueue("n")
-    job = orders.job(MissionRequest(instruction="go", mission="mine"))
+    job = orders.new_job(MissionRequest(instruction="go", mission="mine"))
     orders.current = job
     assert orders.is_alive("mine")
-    assert orders.ending("mine") is None
+    assert orders.end_status("mine") is None
     orders.current = None
     orders.end(MissionStatus(state="cancelled", mission="mine", detail="withdrawn"))
     assert not orders.is_alive("mine")
-    assert orders.ending("mine").detail == "withdrawn"
+    assert orders.end_status("mine").detail == "withdrawn"

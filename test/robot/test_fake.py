@@ -38,7 +38,7 @@ class TestFakeRobotInWallTime:
     @pytest.fixture
     def ready(self, clock: Clock) -> FakeRobot:
         robot = FakeRobot(clock)
-        robot.place(0, 0, 0)
+        robot.set_pose(0, 0, 0)
         return robot
 
 
@@ -50,14 +50,14 @@ def clock() -> VirtualClock:
 @pytest.fixture
 def robot(clock: VirtualClock) -> FakeRobot:
     made = FakeRobot(clock)
-    made.place(0, 0, 0)
+    made.set_pose(0, 0, 0)
     return made
 
 
 def test_velocity_follows_late_and_slowly(robot: FakeRobot, clock: VirtualClock) -> None:
     robot.move(0.5, 0, 0)
     clock.sleep(0.02)
-    assert robot.truth[0] == 0
+    assert robot.true_pose[0] == 0
     clock.sleep(0.15)
     assert 0.2 < robot.state().vx_mps < 0.45
     clock.sleep(0.6)
@@ -66,7 +66,7 @@ def test_velocity_follows_late_and_slowly(robot: FakeRobot, clock: VirtualClock)
 
 def test_a_disc_stops_the_body_and_is_seen_on_its_side(clock: VirtualClock) -> None:
     robot = FakeRobot(clock, discs=(Disc(1.0, 0.0, 0.25), Disc(0.0, 0.6, 0.2)))
-    robot.place(0, 0, 0)
+    robot.set_pose(0, 0, 0)
     front, left, rear, right = robot.state().range_obstacle_m
     assert front == pytest.approx(0.4)
     assert left == pytest.approx(0.24)
@@ -74,7 +74,7 @@ def test_a_disc_stops_the_body_and_is_seen_on_its_side(clock: VirtualClock) -> N
     for _ in range(8):
         robot.move(0.5, 0, 0)
         clock.sleep(0.5)
-    assert robot.truth[0] == pytest.approx(0.4, abs=0.01)
+    assert robot.true_pose[0] == pytest.approx(0.4, abs=0.01)
 
 
 def test_a_frozen_stamp_is_stale_and_the_body_goes_on(robot: FakeRobot, clock: VirtualClock) -> None:
@@ -83,7 +83,7 @@ def test_a_frozen_stamp_is_stale_and_the_body_goes_on(robot: FakeRobot, clock: V
     robot.faults.frozen_stamp = True
     clock.sleep(0.4)
     assert robot.state().stamp_s == stamp_s
-    assert robot.truth[0] > 0.05
+    assert robot.true_pose[0] > 0.05
     clock.sleep(0.2)
     with pytest.raises(RobotStale):
         robot.state()
@@ -95,7 +95,7 @@ def test_faults_by_name(robot: FakeRobot, clock: VirtualClock) -> None:
     robot.faults.stuck = True
     robot.move(0.5, 0, 0)
     clock.sleep(0.5)
-    assert robot.truth[0] == 0
+    assert robot.true_pose[0] == 0
     robot.faults.stuck = False
     robot.faults.refuse = frozenset({"sit"})
     with pytest.raises(RobotRefused, match="posture unsuitable"):

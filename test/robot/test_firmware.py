@@ -28,7 +28,7 @@ class Firmware(RobotTime):
         self.robot.firmware = find_firmware(name)
         self.walks = False
         for posture in postures:
-            assert self.robot.ask(posture)
+            assert self.robot.request(posture)
             self.sleep(2.5)
         self.walks = walks
         self.sleep(0.5)

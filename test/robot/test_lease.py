@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test.robot.rooms import Rooms
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import RobotHeld
-from vlm_spec_decode.robot.lease import BEAT_S, LEASE_S, WAIT_S, Arbiter, Claim, Lease, new_claim
+from vlm_spec_decode.robot.lease import CLAIM_PERIOD_S, LEASE_S, WAIT_S, Arbiter, Claim, Lease, new_claim
 
 STEP_S = 0.05
 
@@ -61,9 +61,9 @@ def simulate(nodes, until_s=8.0, delay_s=0.01, deaf_until_s=0.0, loss=0.0, seed=
                 node.arbiter = Arbiter(own, now_s)
             due = [claim for at_s, claim in node.letters if at_s <= now_s]
             node.letters = [letter for letter in node.letters if letter[0] > now_s]
-            answers = [node.arbiter.hear(claim, now_s, wall_s) for claim in due]
+            answers = [node.arbiter.on_claim(claim, now_s, wall_s) for claim in due]
             node.arbiter.tick(now_s, wall_s)
-            if not node.arbiter.is_over and (any(answers) or now_s - node.said_s >= BEAT_S - 1e-9):
+            if not node.arbiter.is_over and (any(answers) or now_s - node.said_s >= CLAIM_PERIOD_S - 1e-9):
                 say(node)
         history.append((now_s, [node.name for node in nodes if node.holds and node.is_awake(now_s)]))
         now_s += STEP_S
@@ -102,7 +102,7 @@ def test_two_that_hear_each_other_too_late_agree_within_one_beat():
     for deaf_s, skew_s in itertools.product((1.5, 3.0, 5.0), (-10.0, 0.0, 10.0)):
         history = simulate([Node("a", 0.0), Node("b", 0.0, skew_s)], deaf_until_s=deaf_s)
         assert len(history[-1][1]) == 1
-        assert all(len(names) <= 1 for at_s, names in history if at_s > deaf_s + BEAT_S + 2 * STEP_S)
+        assert all(len(names) <= 1 for at_s, names in history if at_s > deaf_s + CLAIM_PERIOD_S + 2 * STEP_S)
 
 
 def test_a_dead_ones_place_is_free_after_a_second():
@@ -117,7 +117,7 @@ def test_a_holder_that_slept_yields_to_whoever_came_and_stays_if_nobody_did():
         nodes = [Node("a", 0.0, sleeps=(2.0, 5.0)), Node("b", 2.5, skew_s)]
         history = simulate(nodes)
         assert len(history[-1][1]) == 1, skew_s
-        assert overlap_s(history) <= BEAT_S
+        assert overlap_s(history) <= CLAIM_PERIOD_S
     assert simulate([Node("a", 0.0, sleeps=(2.0, 5.0))])[-1][1] == ["a"]
     nodes = [Node("a", 0.0, sleeps=(2.0, 2.5)), Node("b", 2.2)]
     assert simulate(nodes)[-1][1] == ["a"], "a short sleep costs nothing"

@@ -58,7 +58,7 @@ class Graph:
             self.executor.spin_once(timeout_sec=0.2)
             for node in self.nodes:
                 if isinstance(node, ManagedNode):
-                    node.sweep()
+                    node.destroy_marked()
 
     def close(self):
         for part in self.parts:

@@ -13,7 +13,7 @@ from sensor_msgs.msg import Image, LaserScan, PointCloud2, PointField
 from test.ros.test_range_processing import cloud_of, scan_of
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.ros import diagnostics
-from vlm_spec_decode.ros.obstacle_sensors import ALL_ROUND, Source
+from vlm_spec_decode.ros.obstacle_sensors import ALL_ROUND, ObstacleSource
 from vlm_spec_decode.ros.range_processing import (
     FREE,
     HULL_HALF_M,
@@ -22,8 +22,8 @@ from vlm_spec_decode.ros.range_processing import (
     SensorMount,
     cloud_cells,
     depth_cells,
-    look,
     scan_cells,
+    sight_of,
 )
 
 ANY = st.floats(width=32, allow_nan=True, allow_infinity=True)
@@ -34,8 +34,8 @@ NUMBERS = ANY | NASTY
 FUZZ = settings(max_examples=150, deadline=None)
 
 
-def sight_of(message, mount=None, count=1, watched=ALL_ROUND, share=0.05):
-    return look(scan_cells(message), mount or SensorMount(), watched, count, share)
+def sight_in(message, mount=None, count=1, watched=ALL_ROUND, share=0.05):
+    return sight_of(scan_cells(message), mount or SensorMount(), watched, count, share)
 
 
 # Whatever comes ------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ def test_no_scan_raises_or_shows_more_than_its_nearest_return(ranges, header):
         angle_min=first, angle_max=last, angle_increment=step, range_min=least, range_max=most, ranges=ranges
     )
     try:
-        sight = sight_of(message)
+        sight = sight_in(message)
     except ImageError:
         return
     assert all(free >= 0.0 for free in sight.ranges)
@@ -76,7 +76,7 @@ def test_no_scan_raises_or_shows_more_than_its_nearest_return(ranges, header):
 def test_no_cloud_raises_or_shows_more_than_its_nearest_returns(points, count):
     message = cloud_of([tuple(map(float, point)) for point in points])
     try:
-        sight = look(cloud_cells(message), SensorMount(), ALL_ROUND, count)
+        sight = sight_of(cloud_cells(message), SensorMount(), ALL_ROUND, count)
     except ImageError:
         assert not len(points)
         return
@@ -100,7 +100,7 @@ def test_no_depth_image_raises(values, pad):
     rows = np.pad(values.astype("<f4").view(np.uint8), ((0, 0), (0, pad)))
     height, width = values.shape
     message = Image(height=height, width=width, encoding="32FC1", step=rows.shape[1], data=rows.tobytes())
-    sight = look(depth_cells(message, 1.5), SensorMount(0.4), (0,), 1)
+    sight = sight_of(depth_cells(message, 1.5), SensorMount(0.4), (0,), 1)
     assert all(free >= 0.0 for free in sight.ranges)
     seen = values[::4, ::4]
     if not (np.isposinf(seen) | np.isneginf(seen) | ((seen > 0) & (seen <= 50.0))).any():
@@ -126,7 +126,7 @@ def test_no_header_of_a_cloud_raises_anything_but_by_name(size, data, fields, bi
     )
     message.fields = [PointField(name=n, offset=o, datatype=d, count=1) for n, o, d in fields]
     with contextlib.suppress(ImageError):
-        look(cloud_cells(message), SensorMount(), ALL_ROUND, 3)
+        sight_of(cloud_cells(message), SensorMount(), ALL_ROUND, 3)
 
 
 @given(
@@ -140,7 +140,7 @@ def test_no_header_of_a_depth_image_raises_anything_but_by_name(size, data, enco
     height, width, step = size
     message = Image(height=height, width=width, step=step, encoding=encoding, is_bigendian=big, data=data)
     with contextlib.suppress(ImageError):
-        look(depth_cells(message, 1.5), SensorMount(), (0,), 5)
+        sight_of(depth_cells(message, 1.5), SensorMount(), (0,), 5)
 
 
 # What is blind, and what is free -------------------------------------------------------------------
@@ -150,32 +150,32 @@ def test_no_header_of_a_depth_image_raises_anything_but_by_name(size, data, enco
 def test_a_scan_of_one_useless_value_is_blind_all_round(value):
     scan = scan_of((math.inf,) * 4)
     scan.ranges = [value] * len(scan.ranges)
-    sight = sight_of(scan)
+    sight = sight_in(scan)
     assert (sight.blind, sight.ranges, sight.valid_share) == ((0, 1, 2, 3), (0.0,) * 4, 0.0)
 
 
 def test_nothing_within_reach_is_legal_and_told():
-    sight = sight_of(scan_of((math.inf,) * 4))
+    sight = sight_in(scan_of((math.inf,) * 4))
     assert (sight.blind, sight.ranges, sight.is_empty) == ((), FREE, True)
 
 
 def test_a_scanner_that_is_blind_ahead_alone_blocks_that_side_alone():
     scan = scan_of((2.0, 2.0, 2.0, 2.0))
     scan.ranges = [0.0 if 300 <= i < 420 else r for i, r in enumerate(scan.ranges)]
-    sight = sight_of(scan)
+    sight = sight_in(scan)
     assert sight.blind == (0,)
     assert sight.ranges[0] == 0.0
     assert min(sight.ranges[1:]) > 1.5
-    assert sight_of(scan, SensorMount(yaw_rad=math.pi / 2)).blind == (1,)
+    assert sight_in(scan, SensorMount(yaw_rad=math.pi / 2)).blind == (1,)
 
 
 def test_what_is_nearer_than_the_scanner_can_measure_stands_at_the_body():
     scan = scan_of((math.inf,) * 4)
     scan.range_min = 5.0
     scan.ranges = [-math.inf if i == 360 else math.inf for i in range(len(scan.ranges))]
-    assert sight_of(scan).ranges[0] < 0.25
+    assert sight_in(scan).ranges[0] < 0.25
     scan.ranges = [0.6 if i == 360 else math.inf for i in range(len(scan.ranges))]
-    assert sight_of(scan).ranges[0] == pytest.approx(0.25, abs=0.01)
+    assert sight_in(scan).ranges[0] == pytest.approx(0.25, abs=0.01)
 
 
 def test_the_side_that_a_depth_camera_watches_is_where_it_looks():
@@ -191,7 +191,7 @@ def test_the_side_that_a_depth_camera_watches_is_where_it_looks():
 
 
 def source():
-    return Source("scan", scan_cells, SensorMount(), ALL_ROUND, 1, 0.05)
+    return ObstacleSource("scan", scan_cells, SensorMount(), ALL_ROUND, 1, 0.05)
 
 
 def test_a_glitch_costs_nothing_and_blindness_blocks_after_the_time_out():
@@ -199,16 +199,16 @@ def test_a_glitch_costs_nothing_and_blindness_blocks_after_the_time_out():
     blind.ranges = [0.0] * len(blind.ranges)
     found = source()
     assert found.ranges(10.0, 0.0, 0.5) == (0.0,) * 4
-    found.take(seeing, 10.0, 0.0)
-    found.take(blind, 10.1, 0.1)
+    found.on_message(seeing, 10.0, 0.0)
+    found.on_message(blind, 10.1, 0.1)
     assert found.ranges(10.2, 0.5, 0.5)[0] == pytest.approx(2.0 - 0.1, abs=0.02)
     line = found.line("node", 10.2, 0.5)
     assert line.level == diagnostics.ERROR
     assert "blind: 0 % of 720 returns are usable; front, left, rear, right: blocked" in line.message
     assert line.values["valid_share"] == "0.000"
-    found.take(blind, 10.6, 0.6)
+    found.on_message(blind, 10.6, 0.6)
     assert found.ranges(10.6, 0.0, 0.5) == (0.0,) * 4
-    found.take(seeing, 10.7, 0.7)
+    found.on_message(seeing, 10.7, 0.7)
     assert min(found.ranges(10.7, 0.0, 0.5)) > 1.9
     assert found.line("node", 10.7, 0.5).level == diagnostics.WARN  # it is not stamped
 
@@ -226,12 +226,12 @@ def test_a_stamp_of_another_clock_is_named():
     scan = scan_of((2.0,) * 4)
     scan.header.stamp.sec = 100
     with pytest.raises(ImageError, match="ahead of this clock: synchronise"):
-        source().take(scan, 10.0, 98.0)
-    source().take(scan, 10.0, 99.7)
+        source().on_message(scan, 10.0, 98.0)
+    source().on_message(scan, 10.0, 99.7)
 
 
 def test_a_speed_that_is_no_number_leaves_nothing_free():
     found = source()
-    found.take(scan_of((2.0,) * 4), 10.0, 0.0)
+    found.on_message(scan_of((2.0,) * 4), 10.0, 0.0)
     assert found.ranges(10.1, math.nan, 0.5) == (0.0,) * 4
     assert found.ranges(10.1, math.inf, 0.5) == (0.0,) * 4

@@ -168,7 +168,7 @@ def test_a_frame_has_one_time_however_often_it_is_looked_at(graph, image):
     for stamp_s in (0.0, node.get_clock().now().nanoseconds / 1e9):
         message = CompressedImage(data=image.jpeg)
         message.header.stamp = to_time(stamp_s)
-        camera._take(message)
+        camera._on_message(message)
         assert len({camera.frame()[1] for _ in range(50)}) == 1
     camera.close()
 
@@ -197,7 +197,7 @@ def test_a_topic_may_carry_video(graph):
     camera = TopicCamera(node, CompressedImage, "their/camera", WallClock())
     shown, failed = [], 0
     for piece in [b"\0\0\0\1\x41", *encoded()]:
-        camera._take(CompressedImage(format="h264", data=piece))
+        camera._on_message(CompressedImage(format="h264", data=piece))
         try:
             shown.append(edge_px(camera.frame()[0]))
         except ImageError:

@@ -86,7 +86,7 @@ def test_a_velocity_that_is_no_number_holds_the_robot(stage, eventually, hand, v
     commander.command(Forward(1.0))
     assert eventually(lambda: any(status.reason == "teleop" for status in commander.statuses()))
     assert robot.state().is_still
-    assert part._hands.unusable > 0
+    assert part._operator_inputs.unusable > 0
 
 
 def test_a_cloud_that_cannot_be_read_ends_nothing_and_is_named(stage, eventually, hand, graph):  # noqa: F811
@@ -108,7 +108,7 @@ def test_a_cloud_that_cannot_be_read_ends_nothing_and_is_named(stage, eventually
     assert any("blind: 0 % of 100 returns are usable" in text for text in texts)
     commander.command(Forward(1.0))
     assert eventually(lambda: any(status.reason == "obstacle" for status in commander.statuses()))
-    assert abs(robot.truth[0]) < 0.01
+    assert abs(robot.true_pose[0]) < 0.01
     assert commander.estop(True).success
     assert not failures
 
@@ -168,7 +168,7 @@ def test_a_scan_stops_the_robot_and_its_silence_keeps_it_standing(stage, eventua
     commander, _, robot, _ = stage(scan_topic="scan", obstacle_timeout_s=4.0)
     commander.command(Forward(1.0), mission="blind")
     assert eventually(lambda: any(status.reason == "obstacle" for status in commander.statuses()))
-    assert abs(robot.truth[0]) < 0.01
+    assert abs(robot.true_pose[0]) < 0.01
     scan = hand(commander.node, LaserScan, "scan")
     free = LaserScan(
         angle_min=-0.5, angle_increment=0.01, range_min=0.1, range_max=8.0, ranges=[math.inf] * 100
@@ -188,7 +188,7 @@ def test_a_scan_stops_the_robot_and_its_silence_keeps_it_standing(stage, eventua
     assert eventually(lambda: commander.statuses()[-1].state in ("refused", "stopped"))
     assert commander.statuses()[-1].reason in ("obstacle", "watchdog")
     assert robot.state().is_still
-    assert robot.truth[0] < 2.0
+    assert robot.true_pose[0] < 2.0
 
 
 def test_a_scan_that_has_waited_too_long_is_no_scan(stage, eventually, hand):  # noqa: F811
@@ -202,7 +202,7 @@ def test_a_scan_that_has_waited_too_long_is_no_scan(stage, eventually, hand):  #
     time.sleep(0.3)
     commander.command(Forward(1.0))
     assert eventually(lambda: any(status.reason == "obstacle" for status in commander.statuses()))
-    assert abs(robot.truth[0]) < 0.01
+    assert abs(robot.true_pose[0]) < 0.01
 
 
 def test_a_walking_robot_counts_what_it_has_gone_since_the_scan(graph):
@@ -212,7 +212,7 @@ def test_a_walking_robot_counts_what_it_has_gone_since_the_scan(graph):
     robot = FakeRobot(clock)
     robot.start()
     scan = LaserScan(angle_min=-0.5, angle_increment=0.01, range_min=0.1, range_max=8.0, ranges=[1.35] * 100)
-    surroundings.take(surroundings.sources[0], scan)
+    surroundings.on_message(surroundings.sources[0], scan)
     driver = SensingDriver(robot, surroundings)
     standing_m = driver.state().range_obstacle_m[0]
     driver.move(0.4, 0.0, 0.0)

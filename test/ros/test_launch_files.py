@@ -166,4 +166,4 @@ def test_what_cannot_be_meant_is_refused_by_name():
     with pytest.raises(ConfigError, match="approve"):
         Values.of(context, params.MISSION)
     with pytest.raises(ConfigError, match="domain:=x"):
-        Values({"domain": "x"}).whole("domain")
+        Values({"domain": "x"}).integer("domain")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlm_spec_decode.ros import diagnostics
-from vlm_spec_decode.ros.subscriptions import fault_lines, guarded, guarded_timer, listen
+from vlm_spec_decode.ros.subscriptions import fault_lines, guarded, guarded_timer, subscribe
 
 ROS = Path(__file__).parents[2] / "vlm_spec_decode" / "ros"
 ELSEWHERE = {"subscriptions.py": 1, "camera_sources.py": 1, "operator.py": 4, "recorder.py": 1}
@@ -40,7 +40,7 @@ def fail(message):
 )
 def test_what_a_callback_raises_is_counted_named_and_told(error):
     node, told = Node(), []
-    listen(node, str, "points", fail, 5, on_fault=told.append, callback_group="g")
+    subscribe(node, str, "points", fail, 5, on_fault=told.append, callback_group="g")
     kind, topic, take, qos, options = node.made[0]
     assert (kind, topic, qos, options) == (str, "points", 5, {"callback_group": "g"})
     take(error)

@@ -61,12 +61,12 @@ def test_the_stand_in_takes_its_time_and_takes_up_what_is_added():
     robot = FakeExecutor()
     assert robot.status(0.0) is None
     walk = Plan("m", 1, 0.0, 1, (Forward(0.5),))
-    robot.take(walk, 10.0)
+    robot.set_plan(walk, 10.0)
     assert (robot.status(10.5).state, robot.status(10.5).executed) == ("moving", ())
     assert (robot.status(11.1).state, robot.status(11.1).executed) == ("idle", ("forward(0.5)",))
-    robot.take(Plan("m", 1, 0.0, 2, (Forward(0.5), Forward(1.0), Done()), final=True), 12.0)
+    robot.set_plan(Plan("m", 1, 0.0, 2, (Forward(0.5), Forward(1.0), Done()), final=True), 12.0)
     assert robot.status(13.0).action == "forward(1)"
     assert robot.status(14.1).executed == ("forward(0.5)", "forward(1)", "done()")
     assert robot.status(14.1).state == "done"
-    robot.take(Plan("m", 2, 0.0, 0), 15.0)
+    robot.set_plan(Plan("m", 2, 0.0, 0), 15.0)
     assert (robot.status(15.0).answer, robot.status(15.0).state) == (2, "idle")

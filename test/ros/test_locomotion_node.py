@@ -91,7 +91,7 @@ def test_a_plan_moves_the_robot_and_odometry_tells(stage, eventually):
     commander.command(Turn(20.0), Forward(0.4), Done())
     assert eventually(lambda: "done" in commander.states())
     assert commander.statuses()[-1].executed == ("turn(20)", "forward(0.4)", "done()")
-    x_m, y_m, _ = robot.truth
+    x_m, y_m, _ = robot.true_pose
     assert (x_m**2 + y_m**2) ** 0.5 == pytest.approx(0.4, abs=0.1)
     pose = commander.odometry[-1].pose.pose.position
     assert (pose.x, pose.y) == pytest.approx((x_m, y_m), abs=0.05)
@@ -181,7 +181,7 @@ def test_what_the_gate_refuses_is_named_and_moves_nothing(stage, eventually, act
     assert eventually(lambda: "refused" in commander.states())
     refused = next(status for status in commander.statuses() if status.state == "refused")
     assert refused.reason.startswith(reason)
-    assert robot.truth[0] == pytest.approx(0.0, abs=0.01)
+    assert robot.true_pose[0] == pytest.approx(0.0, abs=0.01)
 
 
 @pytest.mark.parametrize("text", ["{", '{"mission": "m1"}', "[]", "forward(1)"])

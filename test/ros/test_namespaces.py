@@ -26,7 +26,7 @@ def test_two_robots_are_commanded_stopped_and_told_apart(graph, eventually, tmp_
     one, other = commanders
     one.command(Forward(2.0))
     assert eventually(lambda: robots[0].state().speed_mps > 0.2)
-    assert robots[1].truth == (0.0, 0.0, 0.0)
+    assert robots[1].true_pose == (0.0, 0.0, 0.0)
     other.command(Forward(0.2), mission="mine")
     assert eventually(lambda: other.statuses()[-1].state == "done")
     assert {status.mission for status in other.statuses()} <= {"", "mine"}

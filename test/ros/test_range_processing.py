@@ -10,10 +10,10 @@ from vlm_spec_decode.core.errors import ConfigError, ImageError
 from vlm_spec_decode.ros.range_processing import (
     FREE,
     SensorMount,
-    after,
     cloud_points,
     depth_points,
     free_ranges,
+    less_travel,
     nearest,
     scan_points,
 )
@@ -73,10 +73,10 @@ def test_one_speck_is_not_enough_where_more_points_must_agree():
 
 def test_a_mount_turns_and_shifts():
     ahead = np.array([[1.0, 0.0, 0.0]], np.float32)
-    assert SensorMount.parse("0.1 0 0 0 0 1.5707963").place(ahead)[0] == pytest.approx(
+    assert SensorMount.parse("0.1 0 0 0 0 1.5707963").to_body(ahead)[0] == pytest.approx(
         [0.1, 1.0, 0.0], abs=1e-6
     )
-    assert SensorMount.parse("0 0 0.2 0 1.5707963").place(ahead)[0] == pytest.approx(
+    assert SensorMount.parse("0 0 0.2 0 1.5707963").to_body(ahead)[0] == pytest.approx(
         [0.0, 0.0, -0.8], abs=1e-6
     )
     for wrong in ("x", "1 2 3 4 5 6 7", "nan"):
@@ -117,7 +117,7 @@ def test_a_cloud_that_cannot_be_read_is_named():
 def test_a_wall_in_a_depth_image_is_as_far_as_it_is(encoding, unit):
     depth = np.full((120, 160), 2.0 * unit, "<u2" if unit == 1000 else "<f4")
     message = Image(height=120, width=160, encoding=encoding, step=depth.strides[0], data=depth.tobytes())
-    points = SensorMount.parse("0.327 0 0.043").place(depth_points(message, math.radians(87)))
+    points = SensorMount.parse("0.327 0 0.043").to_body(depth_points(message, math.radians(87)))
     assert free_ranges(points, 5) == pytest.approx((2.327 - 0.35, *FREE[1:]), abs=0.01)
     message.data = depth.tobytes()[:100]
     with pytest.raises(ImageError):
@@ -133,6 +133,6 @@ def test_the_nearest_of_several_counts():
 
 def test_what_was_seen_a_while_ago_is_nearer_by_now():
     ranges = (1.0, 0.05, math.inf, 2.0)
-    assert tuple(after(free, 0.2) for free in ranges) == pytest.approx((0.8, 0.0, math.inf, 1.8))
-    assert tuple(after(free, 0.5) for free in FREE) == FREE
-    assert after(1.0, math.nan) == after(math.inf, math.inf) == 0.0
+    assert tuple(less_travel(free, 0.2) for free in ranges) == pytest.approx((0.8, 0.0, math.inf, 1.8))
+    assert tuple(less_travel(free, 0.5) for free in FREE) == FREE
+    assert less_travel(1.0, math.nan) == less_travel(math.inf, math.inf) == 0.0

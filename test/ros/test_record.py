@@ -12,7 +12,7 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
 from test.ros import NAMESPACE, ROS_DOMAIN
-from vlm_spec_decode.bags.settings import OURS, RecordConfig
+from vlm_spec_decode.bags.settings import DEFAULT_TOPICS, RecordConfig
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.mission.queue import Ack, MissionRequest
 from vlm_spec_decode.ros.convert import to_compressed
@@ -48,11 +48,11 @@ def test_what_travelled_is_in_the_bag_byte_for_byte(graph, image, tmp_path, stor
     graph.start(node)
     graph.start(ear)
     state.publish(String(data="said before anybody listened"))
-    recorder = Recorder(RecordConfig(tmp_path / "bag", ROS_DOMAIN, OURS, storage), print)
+    recorder = Recorder(RecordConfig(tmp_path / "bag", ROS_DOMAIN, DEFAULT_TOPICS, storage), print)
     frame = to_compressed(image, 12.5, "front_camera_optical")
     deadline = time.monotonic() + 30
     while len(recorder.counts) < 3 and time.monotonic() < deadline:
-        recorder.look()
+        recorder.subscribe_new()
         voice.publish(String(data="go"))
         camera.publish(frame)
         other.publish(String(data="not asked for"))
@@ -86,7 +86,7 @@ def test_a_recorder_that_is_there_before_the_camera_hears_it(graph, image, tmp_p
     recorder = Recorder(RecordConfig(tmp_path / "bag", ROS_DOMAIN), print)
 
     def is_there():
-        recorder.look()
+        recorder.subscribe_new()
         recorder.spin(0.1)
         return len(node.get_subscriptions_info_by_topic(topic)) == 2
 
@@ -197,14 +197,14 @@ def test_late_latched_publishers_beside_others_are_heard_whole_and_once(graph, t
 
     def heard(topic, count):
         def is_heard():
-            recorder.look()
+            recorder.subscribe_new()
             recorder.spin(0.1)
             return sum(n for name, n in recorder.counts.items() if name.endswith(topic)) >= count
 
         return eventually(is_heard, 30.0)
 
     def there():
-        recorder.look()
+        recorder.subscribe_new()
         recorder.spin(0.1)
         return plain.get_subscription_count()
 
@@ -233,7 +233,7 @@ def test_a_request_of_a_process_that_lives_for_a_moment_is_recorded(graph, tmp_p
 
     def spin(until):
         def look():
-            recorder.look()
+            recorder.subscribe_new()
             recorder.spin(0.1)
             return until()
 

@@ -53,4 +53,4 @@ def test_the_tables_of_topics_are_what_the_nodes_do(name, graph, image):
     resolved = {(way, full(topic)) for way, topic in found} - {
         (w, t) for t in OF_EVERY_NODE for w in ("in", "out")
     }
-    assert resolved == {(c.way, full(c.name)) for c in reference.CHANNELS[name]}
+    assert resolved == {(c.direction, full(c.name)) for c in reference.CHANNELS[name]}

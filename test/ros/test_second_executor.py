@@ -52,9 +52,9 @@ def test_the_e_stop_of_a_second_never_waits_for_the_lease(stage, graph, eventual
     stage()
     other = FakeRobot(WallClock())
     second, refused = add(graph, other)
-    assert second._legs.estop(True) is not None
+    assert second._supervisor.estop(True) is not None
     assert [call for _, call in other.calls if call] == ["stop"]
-    second._legs.estop(False)
+    second._supervisor.estop(False)
     assert eventually(lambda: refused)
 
 
@@ -71,7 +71,7 @@ def test_one_that_holds_and_hears_of_an_earlier_holder_brings_the_robot_to_rest(
     assert "'/earlier/locomotion_node' (pid 7 on host 'other'" in str(failures[0])
     assert robot.state().is_still
     commander.command(Forward(2.5), mission="again")
-    assert part._legs.estop(True) is not None
+    assert part._supervisor.estop(True) is not None
     time.sleep(0.5)
     assert robot.state().is_still
 
@@ -96,7 +96,7 @@ def test_one_base_behind_cmd_vel_has_one_executor_whatever_their_namespaces(grap
         base = VelocityTopics(node, WallClock())
         boards = (base.board,)
         part = LocomotionNode(
-            node, base.robot, WallClock(), failed.append, says_odometry=False, boards=boards
+            node, base.robot, WallClock(), failed.append, publishes_odometry=False, boards=boards
         )
         parts[below] = graph.start(node, part)
     assert eventually(lambda: all(part.is_settled for part in parts.values()))

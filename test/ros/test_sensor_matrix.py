@@ -44,10 +44,10 @@ def test_there_are_enough_of_each_sensor(matrix):
 
 def test_a_node_that_takes_blind_for_free_is_found_out(matrix, monkeypatch):
     def naive(cells, mount, *_):
-        free = obstacles.free_ranges(mount.place(cells.returns))
+        free = obstacles.free_ranges(mount.to_body(cells.returns))
         return obstacles.Sight(free, 1.0, 1, (), False)
 
-    monkeypatch.setattr(surroundings, "look", naive)
+    monkeypatch.setattr(surroundings, "sight_of", naive)
     tally, context = matrix.CaseCounts(), matrix.rclpy.Context()
     matrix.rclpy.init(context=context)
     try:
@@ -60,9 +60,9 @@ def test_a_node_that_takes_blind_for_free_is_found_out(matrix, monkeypatch):
 
 def test_a_node_that_dies_of_a_message_is_found_out(matrix, monkeypatch):
     monkeypatch.setattr(
-        surroundings, "listen", lambda node, *args, on_fault, **kw: node.create_subscription(*args, **kw)
+        surroundings, "subscribe", lambda node, *args, on_fault, **kw: node.create_subscription(*args, **kw)
     )
-    monkeypatch.setattr(surroundings, "look", lambda *_: 1 / 0)
+    monkeypatch.setattr(surroundings, "sight_of", lambda *_: 1 / 0)
     tally, context = matrix.CaseCounts(), matrix.rclpy.Context()
     matrix.rclpy.init(context=context)
     try:

@@ -76,7 +76,7 @@ def stage(graph, eventually, tmp_path, monkeypatch):
         commander, failures = Commander(graph, None), []
         node = graph.node("locomotion_node", limits_file=str(patient), **parameters)
         robot = VelocityTopics(node, WallClock()).robot
-        graph.start(node, LocomotionNode(node, robot, WallClock(), failures.append, says_odometry=False))
+        graph.start(node, LocomotionNode(node, robot, WallClock(), failures.append, publishes_odometry=False))
         assert eventually(commander.statuses)
         return commander, platform, node, failures
 
@@ -145,9 +145,9 @@ def test_a_charge_above_one_is_per_cent(said, soc):
 def test_what_is_no_charge_is_unknown_and_said_once(said):
     charge = Charge()
     assert math.isnan(charge.soc(said))
-    assert "counts as unknown" in charge.news
+    assert "counts as unknown" in charge.message
     assert math.isnan(charge.soc(said))
-    assert charge.news == ""
+    assert charge.message == ""
 
 
 def test_per_cent_is_said_once_and_remembered_down_to_the_last():
@@ -156,7 +156,7 @@ def test_per_cent_is_said_once_and_remembered_down_to_the_last():
     socs = []
     for said in (12.0, 2.0, 0.9):
         socs.append(charge.soc(said))
-        news.append(charge.news)
+        news.append(charge.message)
     assert socs == pytest.approx([0.12, 0.02, 0.009])
     assert news == ["percentage 12 is above 1: taken as per cent", "", ""]
     overshoot = Charge()

@@ -186,7 +186,7 @@ class TestPostures:
             codes.append(robot.snapshot().code)
         assert codes[-1] == StateCode.DAMPING
         assert world.has_fallen
-        assert robot.ask(StateRequest.RECOVERY_STAND)
+        assert robot.request(StateRequest.RECOVERY_STAND)
         while robot.snapshot().code != StateCode.BALANCE_STAND:
             assert clock.now() < 10.0
             clock.sleep(0.02)

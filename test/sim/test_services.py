@@ -224,9 +224,9 @@ def test_bursts_come_and_go() -> None:
 def test_the_view_shows_the_run(name: str, frames: int, tmp_path: Path) -> None:
     bench, path = Bench(box=True), PathRecorder()
     for _ in range(10):
-        path.note(bench.world)
+        path.record(bench.world)
         bench.walk(0.2, x=0.3, z=0.5)
-    path.note(bench.world)
+    path.record(bench.world)
     truth = path.finish(bench.world)
     assert truth.distances_m.keys() == {"red box"}
     save_view(bench.world, truth, tmp_path / name)

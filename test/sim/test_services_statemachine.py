@@ -21,13 +21,13 @@ def walking() -> SportStateMachine:
 def test_stand_up_locks_the_joints_until_balance_stand() -> None:
     machine = SportStateMachine()
     assert machine.code is StateCode.DAMPING
-    assert machine.ask(StateRequest.STAND_UP, 0.0)
+    assert machine.request(StateRequest.STAND_UP, 0.0)
     assert not machine.move(0.5, 0.0, 0.0, 0.5)
     assert machine.advance(2.0).attitude.height_m == pytest.approx(0.33)
     assert machine.code is StateCode.STANDING_LOCK
     assert not machine.move(0.5, 0.0, 0.0, 2.0)
     assert machine.advance(2.1).vx_mps == 0.0
-    assert machine.ask(StateRequest.BALANCE_STAND, 2.2)
+    assert machine.request(StateRequest.BALANCE_STAND, 2.2)
     machine.advance(3.0)
     assert machine.code is StateCode.BALANCE_STAND
     assert machine.move(0.5, 0.0, 0.0, 3.0)
@@ -68,7 +68,7 @@ def test_velocities_out_of_range_are_clamped_to_the_vendors_limits() -> None:
 
 def test_sit_is_left_only_through_rise_sit() -> None:
     machine = walking()
-    assert machine.ask(StateRequest.SIT, 0.0)
+    assert machine.request(StateRequest.SIT, 0.0)
     assert not machine.move(0.5, 0.0, 0.0, 0.5)
     machine.advance(1.1)
     assert machine.code is StateCode.SIT
@@ -79,8 +79,8 @@ def test_sit_is_left_only_through_rise_sit() -> None:
         StateRequest.STAND_DOWN,
         StateRequest.HELLO,
     )
-    assert not any(machine.ask(ask, 1.2) for ask in refused)
-    assert machine.ask(StateRequest.RISE_SIT, 1.3)
+    assert not any(machine.request(ask, 1.2) for ask in refused)
+    assert machine.request(StateRequest.RISE_SIT, 1.3)
     machine.advance(2.4)
     assert machine.code is StateCode.BALANCE_STAND
 
@@ -88,13 +88,13 @@ def test_sit_is_left_only_through_rise_sit() -> None:
 @pytest.mark.parametrize("act", [StateRequest.HELLO, StateRequest.STRETCH, StateRequest.DANCE1])
 def test_an_act_reports_1006_to_its_end_and_takes_nothing_meanwhile(act: StateRequest) -> None:
     machine = walking()
-    assert machine.ask(act, 0.0)
+    assert machine.request(act, 0.0)
     end_s = RULES[act].duration_s
     machine.advance(end_s - 0.1)
     assert machine.code is StateCode.ACTING
     assert 0.9 < machine.progress(end_s - 0.1) < 1.0
     assert not machine.move(0.5, 0.0, 0.0, end_s - 0.1)
-    assert not machine.ask(StateRequest.SIT, end_s - 0.1)
+    assert not machine.request(StateRequest.SIT, end_s - 0.1)
     assert machine.stop(end_s - 0.1)
     machine.advance(end_s + 0.01)
     assert machine.code is StateCode.BALANCE_STAND
@@ -104,7 +104,7 @@ def test_damp_goes_from_anywhere_and_the_robot_sinks() -> None:
     for code in StateCode:
         machine = SportStateMachine(0.0, code)
         machine.move(1.0, 0.0, 0.0, 0.0)
-        assert machine.ask(StateRequest.DAMP, 0.1)
+        assert machine.request(StateRequest.DAMP, 0.1)
         assert machine.code is StateCode.DAMPING
         command = machine.advance(1.0)
         assert command.vx_mps == 0.0
@@ -117,10 +117,10 @@ def test_only_recovery_stand_helps_after_a_fall() -> None:
     machine.fall(0.1)
     assert machine.advance(1.0).attitude == FALLEN
     assert machine.code is StateCode.DAMPING
-    assert machine.ask(StateRequest.DAMP, 1.1)
+    assert machine.request(StateRequest.DAMP, 1.1)
     assert machine.advance(2.0).attitude == FALLEN
-    assert not machine.ask(StateRequest.STAND_UP, 2.0)
-    assert machine.ask(StateRequest.RECOVERY_STAND, 2.1)
+    assert not machine.request(StateRequest.STAND_UP, 2.0)
+    assert machine.request(StateRequest.RECOVERY_STAND, 2.1)
     assert machine.advance(3.7).attitude.roll_rad == 0.0
     assert machine.code is StateCode.BALANCE_STAND
     assert not machine.fallen
@@ -133,9 +133,9 @@ def test_look_tilts_the_body_and_balance_stand_levels_it() -> None:
     assert (attitude.pitch_rad, attitude.yaw_rad) == (0.3, 0.6)
     machine.move(0.5, 0.0, 0.0, 0.6)
     assert machine.advance(0.7).attitude.pitch_rad == 0.3
-    assert machine.ask(StateRequest.BALANCE_STAND, 2.0)
+    assert machine.request(StateRequest.BALANCE_STAND, 2.0)
     assert machine.advance(3.0).attitude.pitch_rad == 0.0
-    assert machine.ask(StateRequest.STAND_UP, 3.0)
+    assert machine.request(StateRequest.STAND_UP, 3.0)
     machine.advance(5.0)
     assert not machine.look(0.0, 0.3, 0.0, 5.0)
 

@@ -26,7 +26,7 @@ from vlm_spec_decode.train.batches import (
 from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.frames import squash
 from vlm_spec_decode.train.loop import export, tokenizer
-from vlm_spec_decode.train.training_state import new_trainee
+from vlm_spec_decode.train.training_state import new_training_state
 
 INSTRUCTIONS = ("go to the red chair", "what do you see", "turn left 90 degrees")
 ANSWER = "i see the red chair ahead at 2.2 m and nothing else . turn ( -10 ) forward ( 1.6 )"
@@ -36,7 +36,7 @@ ANSWER = "i see the red chair ahead at 2.2 m and nothing else . turn ( -10 ) for
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("draft")
     tok = tokenizer()
-    export(folder, new_trainee(TrainConfig("draft"), len(tok)).model.eval(), tok, {"steps": 0})
+    export(folder, new_training_state(TrainConfig("draft"), len(tok)).model.eval(), tok, {"steps": 0})
     return folder
 
 

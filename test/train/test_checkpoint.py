@@ -20,8 +20,13 @@ from vlm_spec_decode.models.loader import shipped
 from vlm_spec_decode.train.config import DataConfig, TextConfig, TrainConfig
 from vlm_spec_decode.train.frames import run_data
 from vlm_spec_decode.train.loop import load_guide
-from vlm_spec_decode.train.text import new_text_trainee, run_text
-from vlm_spec_decode.train.training_state import exporting, load_checkpoint, new_trainee, save_checkpoint
+from vlm_spec_decode.train.text import new_text_training_state, run_text
+from vlm_spec_decode.train.training_state import (
+    exporting,
+    load_checkpoint,
+    new_training_state,
+    save_checkpoint,
+)
 
 SMALL = TextConfig("draft", steps=6, batch=4, checkpoint_every=1, precision="float32")
 
@@ -83,16 +88,16 @@ def test_a_truncated_checkpoint_is_named_and_left_as_it_is(tmp_path: Path, share
 
 def test_a_checkpoint_of_another_model_is_named(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    new_text_trainee(replace(SMALL, role="target"), 30).save(path)
+    new_text_training_state(replace(SMALL, role="target"), 30).save(path)
     with pytest.raises(ModelError, match="checkpoint of another model"):
-        new_text_trainee(SMALL, 40).load(path)
+        new_text_training_state(SMALL, 40).load(path)
     with pytest.raises(ModelError, match="checkpoint of another model"):
-        new_trainee(TrainConfig("draft"), 30).load(path)
+        new_training_state(TrainConfig("draft"), 30).load(path)
     torch.save([1, 2], path)
     with pytest.raises(ModelError, match="holds no training"):
-        new_text_trainee(SMALL, 40).load(path)
+        new_text_training_state(SMALL, 40).load(path)
     with pytest.raises(ModelError, match="there is no checkpoint"):
-        new_trainee(TrainConfig("draft"), 30).take_eye(tmp_path / "none.pt")
+        new_training_state(TrainConfig("draft"), 30).load_vision_tower(tmp_path / "none.pt")
 
 
 def test_a_model_to_learn_from_or_to_begin_from_must_be_there_and_of_the_same_kind(tmp_path: Path) -> None:
@@ -103,7 +108,7 @@ def test_a_model_to_learn_from_or_to_begin_from_must_be_there_and_of_the_same_ki
     with pytest.raises(ModelError, match="its architecture is 'llama', where 'llava' is needed"):
         load_guide(shipped("text_draft"), torch.device("cpu"))
     with pytest.raises(ModelError, match="its architecture is 'llama', where 'llava' is needed"):
-        new_trainee(TrainConfig("draft"), 30).load(shipped("text_draft"))
+        new_training_state(TrainConfig("draft"), 30).load(shipped("text_draft"))
 
 
 def test_no_room_that_is_held_out_is_rendered_for_training(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vlm_spec_decode.core.errors import ModelError
-from vlm_spec_decode.train.hardware import WorkerGroup, in_step
+from vlm_spec_decode.train.hardware import WorkerGroup, run_in_processes
 
 
 def test_alone_the_crew_draws_what_was_always_drawn() -> None:
@@ -17,12 +17,12 @@ def test_alone_the_crew_draws_what_was_always_drawn() -> None:
 
 def test_a_crew_that_loses_a_member_says_so() -> None:
     with pytest.raises(ModelError, match="goes on from its last checkpoint"):
-        in_step(_half_a_step, 2)
+        run_in_processes(_half_a_step, 2)
 
 
 def _half_a_step(crew: WorkerGroup) -> None:
     """The other process ends before the gradients are averaged."""
-    if crew.leads:
+    if crew.is_leader:
         weights = torch.nn.Parameter(torch.zeros(3))
         weights.grad = torch.ones(3)
         crew.average([weights])

@@ -15,7 +15,7 @@ from vlm_spec_decode.train.batches import Batcher, image_features, logits_of
 from vlm_spec_decode.train.config import TrainConfig, recipe
 from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.loop import LayerStack, layers_at, run_train, tokenizer
-from vlm_spec_decode.train.training_state import new_trainee
+from vlm_spec_decode.train.training_state import new_training_state
 
 GROWTH = ((0.0, 4), (0.5, 12))
 LAYER = "language_model.model.layers.{}."
@@ -29,7 +29,7 @@ def test_the_share_of_steps_says_how_many_layers_are_trained() -> None:
 
 
 def test_growth_leaves_what_the_model_says_as_it_is(frames: Path) -> None:  # noqa: F811
-    trainee = new_trainee(TrainConfig("target"), len(tokenizer()))
+    trainee = new_training_state(TrainConfig("target"), len(tokenizer()))
     batch = Batcher(open_frames(frames), tokenizer(), 2).draw(np.random.default_rng(1), 2)
     depth = LayerStack(trainee.model)
 

@@ -19,7 +19,7 @@ from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.frames import MAX_OBJECTS, Column, open_frames
 from vlm_spec_decode.train.hardware import WorkerGroup
 from vlm_spec_decode.train.loop import _set_rates, _update, fit_heads, run_train, tokenizer
-from vlm_spec_decode.train.training_state import _grow, load_checkpoint, new_trainee
+from vlm_spec_decode.train.training_state import _grow, load_checkpoint, new_training_state
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_two_processes_take_one_step_along_the_mean_of_their_gradients(frames: P
     config = replace(config, precision="float32", seed=4)
     record = run_train(replace(config, processes=2))
     assert record["steps"] == 3
-    expected = new_trainee(config, len(tokenizer()))
+    expected = new_training_state(config, len(tokenizer()))
     batcher = Batcher(open_frames(frames), tokenizer(), config.dialogues)
     for number in (1, 2, 3):
         losses = []
@@ -98,7 +98,7 @@ def test_two_processes_take_one_step_along_the_mean_of_their_gradients(frames: P
 def test_new_heads_learn_to_read_an_eye_that_stays_as_it_is(frames: Path, tmp_path: Path) -> None:
     config = TrainConfig("draft", frames, tmp_path, batch=2)
     tok, crew = tokenizer(), WorkerGroup()
-    batcher, trainee = Batcher(open_frames(frames), tok, 2), new_trainee(config, len(tok))
+    batcher, trainee = Batcher(open_frames(frames), tok, 2), new_training_state(config, len(tok))
     eye = {name: weights.clone() for name, weights in trainee.model.state_dict().items()}
     first = fit_heads(trainee, batcher, 8, 0, crew, steps=1)
     assert fit_heads(trainee, batcher, 8, 0, crew, steps=40) < 0.9 * first

@@ -15,7 +15,7 @@ from vlm_spec_decode.train.training_state import (
     MuonWithAdamW,
     TrainingState,
     load_checkpoint,
-    new_trainee,
+    new_training_state,
     orthogonal,
     save_checkpoint,
 )
@@ -55,7 +55,7 @@ def test_a_step_goes_against_the_gradient_and_is_as_large_as_adams() -> None:
 
 
 def test_only_matrices_of_layers_are_made_orthogonal_and_what_has_no_gradient_stays() -> None:
-    trainee = new_trainee(TrainConfig("draft"), 30)
+    trainee = new_training_state(TrainConfig("draft"), 30)
     groups = {(g["name"], g["of_peak"]): g["params"] for g in trainee.optimizer.param_groups}
     assert {name for name, _ in groups} == {"eye", "mouth"}
     layers = trainee.model.model.language_model.layers
@@ -74,7 +74,7 @@ def stepped(trainee: TrainingState, seed: int) -> None:
 
 
 def test_a_checkpoint_brings_back_the_momentum_of_both(tmp_path: Path) -> None:
-    one, two = (new_trainee(TrainConfig("draft"), 30) for _ in range(2))
+    one, two = (new_training_state(TrainConfig("draft"), 30) for _ in range(2))
     stepped(one, 1)
     one.save(tmp_path / "checkpoint.pt")
     two.load(tmp_path / "checkpoint.pt")
@@ -85,7 +85,7 @@ def test_a_checkpoint_brings_back_the_momentum_of_both(tmp_path: Path) -> None:
 
 
 def test_the_state_of_another_optimizer_is_named(tmp_path: Path) -> None:
-    trainee = new_trainee(TrainConfig("draft"), 30)
+    trainee = new_training_state(TrainConfig("draft"), 30)
     path = tmp_path / "checkpoint.pt"
     trainee.save(path)
     other = torch.optim.AdamW(trainee.model.parameters())

@@ -165,7 +165,7 @@ def test_what_was_picked_as_the_nearest_is_walked_to_also_when_another_comes_nea
 
 
 def test_what_is_far_is_told_roughly() -> None:
-    assert [round(scene_description.told_m(d), 2) for d in (0.04, 0.87, 1.47, 2.35, 3.3, 9.0)] == [
+    assert [round(scene_description.rounded_m(d), 2) for d in (0.04, 0.87, 1.47, 2.35, 3.3, 9.0)] == [
         0.1,
         0.9,
         1.4,

@@ -25,14 +25,14 @@ from vlm_spec_decode.train.frames import Column, observe, sample_pose
 from vlm_spec_decode.train.instructions import held_out
 from vlm_spec_decode.train.loop import tokenizer
 from vlm_spec_decode.train.scene_description import MIN_PIXELS, VisibleObject, project_objects
-from vlm_spec_decode.train.text import near, new_text_trainee, plan_figures, run_text
+from vlm_spec_decode.train.text import near, new_text_training_state, plan_figures, run_text
 from vlm_spec_decode.train.text_dataset import (
     GuidedTextDataset,
     TextDataset,
+    described,
     draw,
     held_out_dialogue,
     scene_text,
-    told,
     training_dialogues,
 )
 
@@ -53,10 +53,10 @@ def camera() -> Iterator[FrontCamera]:
 
 
 def test_what_is_told_is_what_is_in_view_rounded_as_it_is_said() -> None:
-    known = told(VIEW)
+    known = described(VIEW)
     assert scene_text(known) == "a red chair 25 degrees left at 2.0 m , a blue box ahead at 5.0 m"
     assert [(t.bearing_deg, t.distance_m) for t in known] == [(25.0, 2.0), (0.0, 5.0)]
-    assert scene_text(told(VIEW[2:])) == "nothing"
+    assert scene_text(described(VIEW[2:])) == "nothing"
 
 
 def test_an_answer_follows_from_the_words_alone() -> None:
@@ -123,7 +123,7 @@ def test_a_run_in_two_parts_equals_a_run_in_one_also_of_a_draft_that_learns_answ
 @pytest.mark.sim
 def test_a_draft_hears_half_of_the_answers_from_its_target() -> None:
     tok = tokenizer()
-    guide = new_text_trainee(replace(SMALL, role="target"), len(tok)).model.eval()
+    guide = new_text_training_state(replace(SMALL, role="target"), len(tok)).model.eval()
     talks = TextDataset(tok, 8, 0)
     rows, guided = talks.rows(1), GuidedTextDataset(talks, guide)
     guided.batch(1)
@@ -138,15 +138,15 @@ def test_a_draft_hears_half_of_the_answers_from_its_target() -> None:
 
 
 def test_training_begins_from_the_language_part_of_a_model_that_sees(tmp_path: Path) -> None:
-    other = new_text_trainee(replace(SMALL, seed=5), 40).model
+    other = new_text_training_state(replace(SMALL, seed=5), 40).model
     tensors = {f"language_model.{n}": t for n, t in other.state_dict().items() if n != "lm_head.weight"}
     save_file(tensors, tmp_path / "model.safetensors")
-    begun = new_text_trainee(replace(SMALL, start=tmp_path), 40).model
+    begun = new_text_training_state(replace(SMALL, start=tmp_path), 40).model
     assert all(torch.equal(t, other.state_dict()[name]) for name, t in begun.state_dict().items())
     with pytest.raises(ModelError, match="cannot load"):
-        new_text_trainee(replace(SMALL, role="target", start=tmp_path), 40)
+        new_text_training_state(replace(SMALL, role="target", start=tmp_path), 40)
     with pytest.raises(ModelError, match="cannot load"):
-        new_text_trainee(replace(SMALL, start=tmp_path / "none"), 40)
+        new_text_training_state(replace(SMALL, start=tmp_path / "none"), 40)
 
 
 def test_options_of_the_eye_are_refused_with_text(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.train.config import recipe
 from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.loop import run_train, tokenizer
-from vlm_spec_decode.train.recorded_data import RecordedDataConfig, run_walks, spoken
+from vlm_spec_decode.train.recorded_data import RecordedDataConfig, run_recorded_data, spaced_text
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -27,25 +27,25 @@ LABELLED = int(re.findall(r"(\d+) labelled answers", DOCS.read_text())[0])
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("walks") / "data"
-    assert run_walks(RecordedDataConfig((SAMPLE,), out))["frames"] == LABELLED
+    assert run_recorded_data(RecordedDataConfig((SAMPLE,), out))["frames"] == LABELLED
     return out
 
 
 def test_a_labelled_walk_becomes_frames_with_what_was_right(folder):
     data = open_frames(folder)
     assert data.frames.shape == (LABELLED, 128, 128, 3)
-    assert len(data.talks) == LABELLED
+    assert len(data.dialogues) == LABELLED
     assert np.asarray(data.frames).std() > 10
-    first = data.talks[0]
+    first = data.dialogues[0]
     assert first["instruction"] == "turn to the yellow table"
     assert parse_answer(first["answer"])
     tok = tokenizer()
-    assert all(tok.unk_token_id not in tok(talk["answer"])["input_ids"] for talk in data.talks)
+    assert all(tok.unk_token_id not in tok(talk["answer"])["input_ids"] for talk in data.dialogues)
 
 
 def test_labels_without_words_are_told_on_the_grid_that_the_models_know():
     actions = parse_answer("strafe(-0.26) turn(23) look(4,-17) wait(2) stand_up() done()")
-    said = spoken(actions)
+    said = spaced_text(actions)
     assert said == ("ok . strafe ( -0.3 ) turn ( 25 ) look ( 5 , -15 ) wait ( 2.0 ) stand_up ( ) done ( )")
     assert len(parse_answer(said)) == len(actions)
 
@@ -70,4 +70,4 @@ def test_walks_teach_no_eye_and_without_labels_nothing(folder, tmp_path):
     walk.compressed(0.5)
     walk.close()
     with pytest.raises(ConfigError, match="no frame with a label"):
-        run_walks(RecordedDataConfig((tmp_path / "walk",), tmp_path / "none"))
+        run_recorded_data(RecordedDataConfig((tmp_path / "walk",), tmp_path / "none"))

@@ -1,4 +1,4 @@
-"""`vsd replay`: bags in, a report out. What reads bags and asks models is imported when it runs."""
+"""`vsd replay`: bags in, a report out. Readers of bags and models are imported when it runs."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def replay(bags: tuple[Path, ...], sample: bool, as_json: bool, **given: Any) ->
     if as_json:
         click.echo(json.dumps(document))
     else:
-        _tell(document)
+        _print_summary(document)
     return 0
 
 
 def run_config(bags: tuple[Path, ...], settings: ReplaySettings) -> RunConfig:
-    """Return what is run: every strategy over every link and hardware profile. Raises ConfigError."""
+    """Return the run: every strategy with every link and hardware profile. Raises ConfigError."""
     from vlm_spec_decode.bags.events import Topics
-    from vlm_spec_decode.bags.questions import AskPlan, read_spoken
+    from vlm_spec_decode.bags.questions import AskPlan, read_instructions
     from vlm_spec_decode.bags.replay import Cell, ReplayChoice, ReplayConfig
     from vlm_spec_decode.bags.run import RunConfig, Workers
     from vlm_spec_decode.edge.factory import check_strategy
@@ -68,28 +68,28 @@ def run_config(bags: tuple[Path, ...], settings: ReplaySettings) -> RunConfig:
         for link in settings.links
         for profile in settings.profiles
     )
-    spoken = read_spoken(settings.instructions) if settings.instructions else ()
+    spoken = read_instructions(settings.instructions) if settings.instructions else ()
     plan = AskPlan(settings.instruction, spoken, settings.every_s, settings.horizon_s, settings.limit)
     topics = Topics(settings.image_topic, settings.instruction_topic, settings.motion_topic)
     chosen = ReplayChoice(rule=settings.rule, temperature=settings.temperature, seed=settings.seed)
     return RunConfig(
         ReplayConfig(bags, cells, topics, plan, settings.target, settings.draft, chosen),
         out=settings.out,
-        workers=Workers(settings.jobs or cores(len(bags), settings.limit), settings.ray_address),
+        workers=Workers(settings.jobs or num_workers(len(bags), settings.limit), settings.ray_address),
         deadline_s=settings.deadline_s,
         price_per_gpu_s=settings.price_per_gpu_s,
         compare=settings.compare,
     )
 
 
-def cores(bags: int, limit: int) -> int:
-    """Return how many processes are worth starting: one for each core, but one for a few questions."""
+def num_workers(bags: int, limit: int) -> int:
+    """Return the number of processes: one for each core, but only one for a few questions."""
     return len(os.sched_getaffinity(0)) if bags > 1 or not limit else 1
 
 
-def _tell(document: dict[str, Any]) -> None:
+def _print_summary(document: dict[str, Any]) -> None:
     for name, figures in document["cells"].items():
-        said = (
+        parts = (
             [f"{figures['answers']} answers", f"median {figures['total_p50_s']['value']:.2f} s"]
             if ("total_p50_s" in figures)
             else [f"{figures['answers']} answers"]
@@ -100,8 +100,8 @@ def _tell(document: dict[str, Any]) -> None:
             ("failed", "failed"),
         ):
             if key in figures:
-                said.append(f"{figures[key]['value']:.0%} {words}")
-        click.echo(f"{name}: {', '.join(said)}")
+                parts.append(f"{figures[key]['value']:.0%} {words}")
+        click.echo(f"{name}: {', '.join(parts)}")
     for bag, faults in document["faults"].items():
         for fault, count in faults.items():
             click.echo(f"{bag}: {count} x {fault}")

@@ -1,8 +1,8 @@
-"""What the messages of a bag mean: frames, instructions, answers, motion.
+"""Turns the messages of a bag into events: frames, instructions, answers, motion.
 
-Topics are found by type, or named. Camera messages of any robot take the form in which they are uploaded:
-small upright JPEGs. `core.images` recognises the bytes of a message; here pictures are made small, and
-checked without being decoded before they are needed.
+Topics are found by type, or named. Camera messages of any robot are converted to the form that is uploaded:
+small upright JPEGs. `core.images` recognises the bytes of a message; here pictures are reduced, and checked
+without decoding until they are needed.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ STRING, ODOMETRY = "std_msgs/msg/String", "nav_msgs/msg/Odometry"
 TWIST, STAMPED_TWIST = "geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStamped"
 PICTURES = (COMPRESSED, RAW, *VIDEO_KINDS)
 MOTION = (ODOMETRY, STAMPED_TWIST, TWIST)
-"""Measured motion before commanded motion."""
+"""Types of motion topics, measured before commanded."""
 
 INSTRUCTIONS, ANSWERS, LABELS = "vlm/instruction", "vlm/answer", "vlm/label"
-"""Last parts of our own topics' names; a namespace may stand before them."""
+"""Suffixes of this package's topics; a namespace may precede them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A camera image; `stamp_s` is its capture time, or the recorder's where the camera did not say.
+    """A camera image; `stamp_s` is its capture time, or the recorder's time if the camera set none.
 
-    `data` is the message as it was written; only frames that are asked about are worth decoding. Those of a
-    video are decoded already, because each needs those before it: `message` is then the picture.
+    `data` is the serialised message; only frames with a question are decoded. Video frames are decoded
+    already, because each needs the earlier ones: `message` is then the picture.
     """
 
     at_ns: int
@@ -61,12 +61,12 @@ class Frame:
 
     @property
     def num_bytes(self) -> int:
-        """How much memory it holds."""
+        """Its memory in bytes."""
         return self.message.num_bytes if isinstance(self.message, VideoFrame) else len(self.data)
 
     @property
     def image(self) -> Image:
-        """Decode the picture, as small as it goes up. Raises ImageError."""
+        """Decode the picture, reduced as for the upload. Raises ImageError."""
         if isinstance(self.message, VideoFrame):
             return self.message.to_uplink()
         return compressed_jpeg(self.message) if self.kind == COMPRESSED else raw_jpeg(self.message)
@@ -92,7 +92,7 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer of this package that was recorded; see `mission.state.Answer.to_json`."""
+    """A recorded answer of this package; see `mission.state.Answer.to_json`."""
 
     at_ns: int
     stamp_s: float
@@ -104,9 +104,9 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """What would have been right about the frame of this stamp, by a person or a simulator.
+    """The correct answer to the frame of this stamp, by a person or a simulator.
 
-    `text` is a whole answer where there is one, else "".
+    `text` is a whole answer if there is one, else "".
     """
 
     at_ns: int
@@ -122,14 +122,14 @@ Event: TypeAlias = Frame | Instructed | Moved | Answered | Labelled
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """Which topics are read; empty: found by type."""
+    """The topics to read; empty: found by type."""
 
     image: str = ""
     instruction: str = ""
     motion: str = ""
 
     def choose(self, found: Mapping[str, str]) -> Mapping[str, str]:
-        """Return topic to role. Raises BagError if a named topic is not there, or nothing shows a picture."""
+        """Return topic to role. Raises BagError if a named topic is missing, or there is no image topic."""
         chosen = {
             self._one("image", self.image, found, PICTURES): "frame",
             self._one("instruction", self.instruction, found, (STRING,), INSTRUCTIONS): "instruction",
@@ -157,7 +157,7 @@ class Topics:
         for kind in kinds:
             fits = sorted(t for t, k in found.items() if k == kind and t.endswith(ending))
             if kind in PICTURES:
-                # Depth and disparity pictures are no use here; a front or colour camera is what is meant.
+                # Depth and disparity pictures cannot be used; a front or colour camera is preferred.
                 fits = [t for t in fits if "depth" not in t.lower() and "disparity" not in t.lower()]
                 fits.sort(key=lambda t: not any(word in t.lower() for word in ("front", "color", "rgb")))
             if fits:
@@ -239,7 +239,7 @@ def _event(role: str, record: Record, message: Any) -> Event | None:
 
 
 def _stamp_s(header: Any) -> float:
-    """Return the time in a header, or in a message that is its own; 0 where there is none."""
+    """Return the time in a header, or in a message that is a header itself; 0 without one."""
     stamp = getattr(header, "stamp", None) or getattr(header, "timestamp", None)
     return 0.0 if stamp is None else float(stamp.sec + stamp.nanosec / NANOSECONDS)
 
@@ -250,25 +250,25 @@ def _motion(kind: str, message: Any, at_ns: int) -> Moved | None:
     return Moved(at_ns, *speeds) if all(map(math.isfinite, speeds)) else None
 
 
-def _answer(said: Mapping[str, Any], at_ns: int) -> Answered:
+def _answer(data: Mapping[str, Any], at_ns: int) -> Answered:
     return Answered(
         at_ns,
-        float(said["stamp_s"]),
-        str(said["instruction"]),
-        tuple(map(str, said["history"])),
-        tuple(map(str, said["actions"])),
-        tuple(map(int, said.get("token_ids", ()))),
+        float(data["stamp_s"]),
+        str(data["instruction"]),
+        tuple(map(str, data["history"])),
+        tuple(map(str, data["actions"])),
+        tuple(map(int, data.get("token_ids", ()))),
     )
 
 
-def _label(said: Mapping[str, Any], at_ns: int) -> Labelled:
+def _label(data: Mapping[str, Any], at_ns: int) -> Labelled:
     return Labelled(
         at_ns,
-        float(said["stamp_s"]),
-        str(said["instruction"]),
-        tuple(map(str, said.get("history", ()))),
-        tuple(map(str, said["actions"])),
-        str(said.get("text", "")),
+        float(data["stamp_s"]),
+        str(data["instruction"]),
+        tuple(map(str, data.get("history", ()))),
+        tuple(map(str, data["actions"])),
+        str(data.get("text", "")),
     )
 
 
@@ -279,7 +279,7 @@ def compressed_jpeg(message: Any) -> Image:
 
 
 def raw_jpeg(message: Any) -> Image:
-    """Return the frame of a sensor_msgs/Image. Raises ImageError naming an encoding that is no picture."""
+    """Return the frame of a sensor_msgs/Image. Raises ImageError for an encoding that is no picture."""
     if pixels.is_encoded(message):
         check_raw(message)
         return for_uplink(message_bytes(message.data))

@@ -52,7 +52,7 @@ CHUNK_HEAD = struct.Struct("<QQQII")
 """First and last time, size, checksum, length of the compression's name."""
 
 FOOTER = struct.Struct("<BQQQI")
-"""Opcode, length, places of the summary and its offsets, checksum."""
+"""Opcode, length, positions of the summary and its offsets, checksum."""
 
 CHECKSUM_BYTES = 4
 
@@ -68,10 +68,10 @@ WHOLE: Mapping[str, Callable[[bytes], bytes]] = {
     "lz4": lambda data: bytes(lz4_decompress(data)),
 }
 FRONT: Mapping[str, Callable[[bytes], bytes]] = {"": lambda data: data, "zstd": zstd_front, "lz4": lz4_front}
-"""By a chunk's compression: all of it, and what the beginning of it holds."""
+"""Decompressors by a chunk's compression: of whole data, and of the intact beginning of truncated data."""
 
 ENCODINGS = {"cdr": False, "": False, "ros1": True}
-"""Of messages: whether it is that of ROS 1."""
+"""Message encodings, and whether each is that of ROS 1."""
 
 Stream: TypeAlias = Iterator[tuple[int, bytes]]
 """Opcode and content of records."""
@@ -91,19 +91,19 @@ class _Topic:
 
 
 class _McapFile(StorageFile):
-    """What both have in common: schemas and channels."""
+    """The common part of both readers: schemas and channels."""
 
     def __init__(self, path: Path, types: MessageTypes) -> None:
         super().__init__(path, types)
         self._schemas: dict[int, Schema] = {}
         self._channels: dict[int, _Topic] = {}
         self._refused: set[int] = set()
-        """Channels whose messages are of a kind that is not read."""
+        """Channels with an encoding that is not supported."""
 
-    def _take_schema(self, schema: Schema) -> None:
+    def _add_schema(self, schema: Schema) -> None:
         self._schemas[schema.id] = schema
 
-    def _take_channel(self, channel: Channel) -> None:
+    def _add_channel(self, channel: Channel) -> None:
         schema = self._schemas.get(channel.schema_id)
         encoding = channel.message_encoding.lower()
         if encoding not in ENCODINGS:
@@ -117,7 +117,7 @@ class _McapFile(StorageFile):
             parts = schema.name.replace("::", "/").split("/")
             kind = f"{parts[0]}/msg/{parts[-1]}" if len(parts) > 1 else schema.name
             text = schema.data.decode(errors="replace")
-            self.learn(kind, text, schema.encoding, is_ros1=is_ros1)
+            self.add_definition(kind, text, schema.encoding, is_ros1=is_ros1)
             self._channels[channel.id] = _Topic(channel.topic, kind, is_ros1)
             self.topics[channel.topic] = kind
 
@@ -126,7 +126,7 @@ class _McapFile(StorageFile):
         try:
             record = topic.record(data, at_ns)
         except READ_FAULTS:
-            self.lose({topic.name: 1}, "damaged", (at_ns, data[-16:]))
+            self.count_lost({topic.name: 1}, "damaged", (at_ns, data[-16:]))
         else:
             yield record
 
@@ -145,14 +145,14 @@ class IndexedMcap(_McapFile):
             raise BagError("no index")
         chunks = [(index, _counts(index)) for index in _distinct(summary)]
         counted = sum((Counter(counts) for _, counts in chunks), Counter[int]())
-        said = Counter({k: n for k, n in summary.statistics.channel_message_counts.items() if n})
-        if counted != said or counted.total() != summary.statistics.message_count:
+        expected = Counter({k: n for k, n in summary.statistics.channel_message_counts.items() if n})
+        if counted != expected or counted.total() != summary.statistics.message_count:
             raise BagError("an index that does not account for all messages")
         for schema in summary.schemas.values():
-            self._take_schema(schema)
+            self._add_schema(schema)
         for channel in summary.channels.values():
             if counted[channel.id]:
-                self._take_channel(channel)
+                self._add_channel(channel)
         if counted.keys() - self._channels.keys() - self._refused:
             raise BagError("an index without all channels")
         for index, _ in chunks:
@@ -197,7 +197,7 @@ class IndexedMcap(_McapFile):
             for number, messages in counts.items():
                 if number in wanted:
                     lost[wanted[number].name] += messages
-            self.lose(lost, "in a damaged chunk", index.chunk_start_offset)
+            self.count_lost(lost, "in a damaged chunk", index.chunk_start_offset)
             return []
         return found
 
@@ -214,41 +214,41 @@ class TruncatedMcap(_McapFile):
         with path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
                 self.faults[f"{path.name} is no mcap file"] += 1
-            self._take_summary(file)
+            self._add_summary(file)
         for record in self._scan(None):
             self.span.add(record.at_ns)
 
     def records(self, topics: Collection[str]) -> Iterator[Record]:
-        """Yield the messages of these topics in the order of the file; ends early where it does."""
+        """Yield the messages of these topics in file order, up to where the file is truncated."""
         return self._scan(topics)
 
-    def _take_summary(self, file: BinaryIO) -> None:
-        """Take over what a summary says of channels: the chunk that says it too may be damaged."""
+    def _add_summary(self, file: BinaryIO) -> None:
+        """Add the channels of the summary: the chunk that also describes them may be damaged."""
         try:
             summary = _summary(file)
         except (*READ_FAULTS, BagError):
             return
         for schema in summary.schemas.values() if summary else ():
-            self._take_schema(schema)
+            self._add_schema(schema)
         for channel in summary.channels.values() if summary else ():
-            self._take_channel(channel)
+            self._add_channel(channel)
 
     def _scan(self, topics: Collection[str] | None) -> Iterator[Record]:
-        """Yield messages. Without `topics` all, and nothing is counted, because that is only a first look."""
+        """Yield messages. Without `topics` yield all and count nothing, for a first scan."""
         damaged = False
         with self.path.open("rb") as file:
             for number, (kind, data) in enumerate(_front_records(file)):
                 if kind == Opcode.SCHEMA:
-                    self._take_schema(Schema.read(ReadDataStream(io.BytesIO(data))))
+                    self._add_schema(Schema.read(ReadDataStream(io.BytesIO(data))))
                 elif kind == Opcode.CHANNEL:
-                    self._take_channel(Channel.read(ReadDataStream(io.BytesIO(data))))
+                    self._add_channel(Channel.read(ReadDataStream(io.BytesIO(data))))
                 elif kind == Opcode.CHUNK:
                     damaged = True
                 elif kind == Opcode.MESSAGE:
                     channel, _, at_ns, _ = MESSAGE_HEAD.unpack_from(data)
                     topic = self._channels.get(channel)
                     if topic is None:
-                        self._count_nameless(channel, topics, number)
+                        self._count_undescribed(channel, topics, number)
                     elif topics is None or topic.name in topics:
                         yield from self._record(topic, data[MESSAGE_HEAD.size :], at_ns)
                 elif kind == Opcode.MESSAGE_INDEX and topics is not None and damaged:
@@ -256,19 +256,19 @@ class TruncatedMcap(_McapFile):
                 if kind not in (Opcode.CHUNK, Opcode.MESSAGE_INDEX):
                     damaged = False
 
-    def _count_nameless(self, channel: int, topics: Collection[str] | None, number: int) -> None:
+    def _count_undescribed(self, channel: int, topics: Collection[str] | None, number: int) -> None:
         if topics is not None and channel not in self._refused:
-            self.lose({f"of channel {channel}": 1}, "which is described nowhere", number)
+            self.count_lost({f"of channel {channel}": 1}, "which is described nowhere", number)
 
     def _count_lost(self, index: bytes, topics: Collection[str], number: int) -> None:
         channel, num_bytes = INDEX_HEAD.unpack_from(index)
         topic = self._channels.get(channel)
         if topic is not None and topic.name in topics:
-            self.lose({topic.name: num_bytes // INDEX_ENTRY_BYTES}, "in a damaged chunk", number)
+            self.count_lost({topic.name: num_bytes // INDEX_ENTRY_BYTES}, "in a damaged chunk", number)
 
 
 def _summary(file: BinaryIO) -> Summary | None:
-    """Return what a file says of itself at its end. Raises one of READ_FAULTS, or BagError."""
+    """Return the summary at a file's end. Raises one of READ_FAULTS, or BagError."""
     summary = SeekingReader(file, record_size_limit=MAX_MCAP_RECORD_BYTES).get_summary()
     size = file.seek(0, io.SEEK_END)
     file.seek(size - FOOTER.size - len(MAGIC))
@@ -286,7 +286,7 @@ def _distinct(summary: Summary) -> list[ChunkIndex]:
 
 
 def _counts(index: ChunkIndex) -> dict[int, int]:
-    """Return how many messages of each channel a chunk has, by the places of the records that list them."""
+    """Return how many messages of each channel a chunk has, by the offsets of its index records."""
     places = sorted((offset, channel) for channel, offset in index.message_index_offsets.items())
     ends = [offset for offset, _ in places[1:]]
     ends.append(index.chunk_start_offset + index.chunk_length + index.message_index_length)
@@ -325,9 +325,9 @@ def _stream(data: bytes) -> Stream:
 
 
 def _front_records(file: BinaryIO) -> Stream:
-    """Yield the records of a file, those in chunks too, up to where it ends or makes no sense.
+    """Yield the records of a file, also those in chunks, up to its end or to invalid data.
 
-    A chunk that is damaged gives nothing but itself, empty, so that the index after it can be counted.
+    A damaged chunk is yielded empty, so that the messages in the index after it can be counted.
     """
     size = filled_bytes(file)
     file.seek(0)

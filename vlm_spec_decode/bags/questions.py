@@ -1,9 +1,9 @@
 """From a recorded walk to questions: frame, instruction and the reference answer of each.
 
-A recorded answer is asked again with its own frame, history and settings; a label is asked about if there
-is no answer. For other bags a frame is asked about at fixed intervals, with the instruction active at that
-time. The reference is a label, else the recorded answer; beside it the robot's motion in the seconds after
-the frame. Also reads instructions from files.
+A recorded answer is repeated with its own frame, history and settings; without answers the labels give the
+questions. In other bags a frame becomes a question at fixed intervals, with the instruction active at that
+time. The reference is a label, else the recorded answer, and the robot's motion in the seconds after the
+frame. Also reads instructions from files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vlm_spec_decode.edge.mission_loop import check_instruction
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """Motion after a frame, summed up: metres forward and left, degrees to the left."""
+    """Total motion after a frame: metres forward and left, degrees to the left."""
 
     forward_m: float = 0.0
     left_m: float = 0.0
@@ -49,14 +49,14 @@ class Executed:
 class Question:
     """One (frame, instruction) and its labels, any of which may be missing.
 
-    `actions` is the correct answer; `said` is such an answer in words, if the recording has one.
+    `actions` is the correct answer; `text` is its full text, if the recording has one.
     """
 
     number: int
     at_s: float
     observation: Observation
     actions: tuple[str, ...] | None = None
-    said: str = ""
+    text: str = ""
     token_ids: tuple[int, ...] = ()
     executed: Executed | None = None
 
@@ -72,7 +72,10 @@ class TimedInstruction:
 
 @dataclass(frozen=True, slots=True)
 class AskPlan:
-    """What is asked. `instruction` holds from the start; `every_s` is between two frames."""
+    """How questions are made.
+
+    `instruction` is active from the start; `every_s` is the time between two frames.
+    """
 
     instruction: str = ""
     spoken: tuple[TimedInstruction, ...] = ()
@@ -81,15 +84,15 @@ class AskPlan:
     limit: int = same_as(ReplaySettings, "limit")
 
     def __post_init__(self) -> None:
-        """Raise InstructionError for an instruction that is given and cannot be one."""
+        """Raise InstructionError for an invalid instruction."""
         if self.instruction:
             check_instruction(self.instruction)
 
 
-def read_spoken(path: Path) -> tuple[TimedInstruction, ...]:
+def read_instructions(path: Path) -> tuple[TimedInstruction, ...]:
     """Read instructions from CSV (`time_s,instruction[,actions]`) or a YAML list of the same keys.
 
-    An entry without actions has no label. Raises BagError naming the line.
+    An entry without actions has no label. Raises BagError that names the line.
     """
     rows: Any
     if path.suffix in (".yaml", ".yml"):
@@ -120,26 +123,26 @@ def _actions(text: str) -> tuple[str, ...]:
 
 
 SAME_FRAME_S = 1e-3
-KEPT_FRAMES, KEPT_BYTES = 600, 192 * 2**20
-"""Frames that a later message may be about."""
+MAX_FRAMES, MAX_FRAME_BYTES = 600, 192 * 2**20
+"""Limits of the buffer of frames that a later message may refer to."""
 
-KEPT_LABELS = 5000
+MAX_LABELS = 5000
 
 Key = tuple[int, str, tuple[str, ...]]
 
 
 @dataclass(slots=True)
-class _Kept:
-    """The newest frames, as many as memory allows."""
+class _FrameBuffer:
+    """The newest frames, within the limits of number and memory."""
 
     frames: deque[Frame] = field(default_factory=deque)
     num_bytes: int = 0
 
     def add(self, frame: Frame) -> None:
-        """Keep a frame; the oldest go."""
+        """Add a frame and drop the oldest ones."""
         self.frames.append(frame)
         self.num_bytes += frame.num_bytes
-        while len(self.frames) > KEPT_FRAMES or (self.num_bytes > KEPT_BYTES and len(self.frames) > 1):
+        while len(self.frames) > MAX_FRAMES or (self.num_bytes > MAX_FRAME_BYTES and len(self.frames) > 1):
             self.num_bytes -= self.frames.popleft().num_bytes
 
     def find(self, stamp_s: float) -> Frame | None:
@@ -149,22 +152,22 @@ class _Kept:
 
 
 @dataclass(slots=True)
-class _Waiting:
-    """A question whose horizon is not over: motion counts from `since_s` on."""
+class _PendingQuestion:
+    """A question that still collects motion, from `since_s` until its horizon."""
 
     question: Question
     since_s: float
     moves: list[Moved] = field(default_factory=list)
 
-    def ripe(self) -> Question:
-        """Return it with the motion seen."""
+    def completed(self) -> Question:
+        """Return the question with the collected motion."""
         moved = summed(self.moves) if len(self.moves) > 1 else None
         return replace(self.question, executed=moved)
 
 
 @dataclass(slots=True)
-class _Asker:
-    """Turns events into questions as they arrive; a question that waits for its horizon is held back.
+class _QuestionBuilder:
+    """Turns events into questions as they arrive; a question is yielded after its horizon.
 
     `roles` are the kinds of message that the bag has.
     """
@@ -176,96 +179,98 @@ class _Asker:
     number: int = 0
     instruction: str = ""
     next_s: float = 0.0
-    kept: _Kept = field(default_factory=_Kept)
+    frames: _FrameBuffer = field(default_factory=_FrameBuffer)
     labels: OrderedDict[Key, Labelled] = field(default_factory=OrderedDict)
-    waiting: deque[_Waiting] = field(default_factory=deque)
+    pending: deque[_PendingQuestion] = field(default_factory=deque)
 
     @property
-    def again(self) -> str:
-        """What is asked again: `answer`, `label`, or nothing."""
+    def repeated_role(self) -> str:
+        """The role whose recorded messages are repeated as questions: `answer`, `label`, or ""."""
         if self.plan.instruction or self.plan.spoken:
             return ""
         return next((role for role in ("answer", "label") if role in self.roles), "")
 
-    def take(self, event: Event) -> Iterator[Question]:
-        """Yield what this event completes."""
+    def on_event(self, event: Event) -> Iterator[Question]:
+        """Process an event; yield the questions that it completes."""
         if self.start_ns < 0:
             self.start_ns, self.instruction = event.at_ns, self.plan.instruction
         at_s = (event.at_ns - self.start_ns) / NANOSECONDS
         if isinstance(event, Instructed) and not self.plan.instruction:
             self.instruction = event.text
         elif isinstance(event, Moved):
-            for waiting in self.waiting:
+            for waiting in self.pending:
                 waiting.moves.append(event)
         elif isinstance(event, Frame):
-            self._see(event, at_s)
+            self._on_frame(event, at_s)
         elif isinstance(event, Labelled):
-            self._learn(event, at_s)
-        elif isinstance(event, Answered) and self.again == "answer":
-            self._repeat(event, at_s)
-        while self.waiting and at_s >= self.waiting[0].since_s + self.plan.horizon_s:
-            yield self.waiting.popleft().ripe()
+            self._on_label(event, at_s)
+        elif isinstance(event, Answered) and self.repeated_role == "answer":
+            self._add_repeated(event, at_s)
+        while self.pending and at_s >= self.pending[0].since_s + self.plan.horizon_s:
+            yield self.pending.popleft().completed()
 
-    def rest(self) -> Iterator[Question]:
-        """Yield what the end of the bag leaves waiting."""
-        while self.waiting:
-            yield self.waiting.popleft().ripe()
+    def remaining(self) -> Iterator[Question]:
+        """Yield the questions still pending at the end of the bag."""
+        while self.pending:
+            yield self.pending.popleft().completed()
 
-    def _see(self, frame: Frame, at_s: float) -> None:
-        if not self.again:
-            return self._ask(frame, at_s) if at_s >= self.next_s else None
-        self.kept.add(frame)
-        if self.again == "label":
+    def _on_frame(self, frame: Frame, at_s: float) -> None:
+        if not self.repeated_role:
+            return self._add_question(frame, at_s) if at_s >= self.next_s else None
+        self.frames.add(frame)
+        if self.repeated_role == "label":
             for label in [
                 lb for lb in self.labels.values() if abs(lb.stamp_s - frame.stamp_s) <= SAME_FRAME_S
             ]:
-                self._repeat(label, at_s)
+                self._add_repeated(label, at_s)
         return None
 
-    def _learn(self, label: Labelled, at_s: float) -> None:
+    def _on_label(self, label: Labelled, at_s: float) -> None:
         self.labels[_key(label)] = label
-        if len(self.labels) > KEPT_LABELS:
+        if len(self.labels) > MAX_LABELS:
             self.labels.popitem(last=False)
-        if self.again == "label" and self.kept.find(label.stamp_s):
-            self._repeat(label, at_s)
+        if self.repeated_role == "label" and self.frames.find(label.stamp_s):
+            self._add_repeated(label, at_s)
 
-    def _ask(self, frame: Frame, at_s: float) -> None:
+    def _add_question(self, frame: Frame, at_s: float) -> None:
         spoken = next((s for s in reversed(self.plan.spoken) if s.at_s <= at_s), None)
         text = spoken.instruction if spoken else self.instruction
         image = self._image(frame) if text else None
         if image is None:
             return
         self.next_s = at_s + self.plan.every_s
-        seen = Observation(image, text, (), frame.stamp_s, frame.frame_id)
-        self._wait(at_s, at_s, seen, spoken.actions if spoken else None)
+        observation = Observation(image, text, (), frame.stamp_s, frame.frame_id)
+        self._append(at_s, at_s, observation, spoken.actions if spoken else None)
 
-    def _repeat(self, said: Answered | Labelled, since_s: float) -> None:
-        """Ask again what was asked then; motion counts from when it was answered."""
-        frame = self.kept.find(said.stamp_s)
+    def _add_repeated(self, recorded: Answered | Labelled, since_s: float) -> None:
+        """Repeat a recorded question; motion counts from the time of its answer."""
+        frame = self.frames.find(recorded.stamp_s)
         image = self._image(frame) if frame else None
         if frame is None or image is None:
             if frame is None:
                 self.faults["an answer whose frame is not in the bag"] += 1
             return
-        label = self.labels.pop(_key(said), None)
-        seen = Observation(image, said.instruction, said.history, frame.stamp_s, frame.frame_id)
-        tokens = said.token_ids if isinstance(said, Answered) else ()
-        right = label or said
+        label = self.labels.pop(_key(recorded), None)
+        observation = Observation(
+            image, recorded.instruction, recorded.history, frame.stamp_s, frame.frame_id
+        )
+        tokens = recorded.token_ids if isinstance(recorded, Answered) else ()
+        right = label or recorded
         at_s = (frame.at_ns - self.start_ns) / NANOSECONDS
-        self._wait(at_s, since_s, seen, right.actions, label.text if label else "", tokens)
+        self._append(at_s, since_s, observation, right.actions, label.text if label else "", tokens)
 
-    def _wait(
+    def _append(
         self,
         at_s: float,
         since_s: float,
-        seen: Observation,
+        observation: Observation,
         actions: tuple[str, ...] | None,
-        said: str = "",
+        text: str = "",
         tokens: tuple[int, ...] = (),
     ) -> None:
         self.number += 1
-        question = Question(self.number, at_s, seen, actions, said, tokens)
-        self.waiting.append(_Waiting(question, since_s))
+        question = Question(self.number, at_s, observation, actions, text, tokens)
+        self.pending.append(_PendingQuestion(question, since_s))
 
     def _image(self, frame: Frame) -> Image | None:
         try:
@@ -275,28 +280,28 @@ class _Asker:
             return None
 
 
-def _key(said: Answered | Labelled) -> Key:
-    return round(said.stamp_s / SAME_FRAME_S), said.instruction, said.history
+def _key(recorded: Answered | Labelled) -> Key:
+    return round(recorded.stamp_s / SAME_FRAME_S), recorded.instruction, recorded.history
 
 
 def questions(events: Events, plan: AskPlan) -> Iterator[Question]:
     """Yield the questions of a bag, in order, at most `plan.limit` (0: all).
 
-    Recorded answers, else labels, are asked again, unless `plan` brings instructions of its own.
+    Recorded answers, else labels, are repeated, unless `plan` has its own instructions.
     """
     return itertools.islice(_all(events, plan), plan.limit or None)
 
 
 def _all(events: Events, plan: AskPlan) -> Iterator[Question]:
-    asker = _Asker(plan, frozenset(events.topics.values()), events.faults)
+    asker = _QuestionBuilder(plan, frozenset(events.topics.values()), events.faults)
     for event in events:
-        yield from asker.take(event)
-        events.skips_motion = not asker.waiting
-    yield from asker.rest()
+        yield from asker.on_event(event)
+        events.skips_motion = not asker.pending
+    yield from asker.remaining()
 
 
 def summed(moves: list[Moved]) -> Executed:
-    """Integrate motion; gaps of more than a second count as standing."""
+    """Integrate motion; gaps longer than a second count as standing."""
     forward = left = turn = 0.0
     for a, b in itertools.pairwise(moves):
         step_s = min(1.0, max(0.0, (b.at_ns - a.at_ns) / NANOSECONDS))

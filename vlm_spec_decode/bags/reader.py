@@ -23,7 +23,7 @@ import zstandard
 
 from vlm_spec_decode.bags.mcap_file import MAGIC as MCAP_MAGIC
 from vlm_spec_decode.bags.mcap_file import IndexedMcap, TruncatedMcap
-from vlm_spec_decode.bags.ros1_file import ANY_VERSION, CutRos1, IndexedRos1
+from vlm_spec_decode.bags.ros1_file import ANY_VERSION, IndexedRos1, TruncatedRos1
 from vlm_spec_decode.bags.source import (
     READ_FAULTS,
     UNREAD,
@@ -35,29 +35,29 @@ from vlm_spec_decode.bags.source import (
     StorageFile,
 )
 from vlm_spec_decode.bags.sqlite_file import MAGIC as SQLITE_MAGIC
-from vlm_spec_decode.bags.sqlite_file import SQL_FAULTS, CutSqlite, WholeSqlite
+from vlm_spec_decode.bags.sqlite_file import SQL_FAULTS, IndexedSqlite, TruncatedSqlite
 from vlm_spec_decode.core.errors import BagError
 
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
-    """One kind of file: how it begins, and its two readers."""
+    """One kind of file: its first bytes, and its readers for intact and truncated files."""
 
     magic: bytes
     suffix: str
-    whole: Callable[[Path, MessageTypes], StorageFile]
-    cut: Callable[[Path, MessageTypes, str], StorageFile]
+    intact: Callable[[Path, MessageTypes], StorageFile]
+    truncated: Callable[[Path, MessageTypes, str], StorageFile]
 
 
 STORAGES = (
     _Storage(MCAP_MAGIC, ".mcap", IndexedMcap, TruncatedMcap),
-    _Storage(SQLITE_MAGIC, ".db3", WholeSqlite, CutSqlite),
-    _Storage(ANY_VERSION, ".bag", IndexedRos1, CutRos1),
+    _Storage(SQLITE_MAGIC, ".db3", IndexedSqlite, TruncatedSqlite),
+    _Storage(ANY_VERSION, ".bag", IndexedRos1, TruncatedRos1),
 )
 
 
 def open_bag(path: Path) -> BagSource:
-    """Open a bag: a folder with metadata.yaml, a folder of files without, or one .mcap, .db3 or .bag file.
+    """Open a bag: a folder of files, with or without metadata.yaml, or one .mcap, .db3 or .bag file.
 
     Raises BagError if there is none, or none that can be read at all.
     """
@@ -91,8 +91,8 @@ def _open(folder: BagFolder) -> BagSource:
 class SplitBag:
     """The files of one bag as one source, in the order of their times.
 
-    Messages that metadata.yaml counts and no file gives are counted as not read, those of files that were
-    left out too.
+    Messages that are counted in metadata.yaml but are in no file, or in an excluded file, are counted as not
+    read.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class SplitBag:
         self.duration_s = span.duration_s
 
     def records(self, topics: Collection[str]) -> Iterator[Record]:
-        """Yield the messages of these topics in time order; ends early where the bag does."""
+        """Yield the messages of these topics in time order, up to where the bag is truncated."""
         read: Counter[str] = Counter()
         for group in _groups(self._files):
             streams = [file.records(topics) for file in group]
@@ -130,7 +130,7 @@ class SplitBag:
         return self._files[0].message(record)
 
     def close(self) -> None:
-        """Let go of the files. Idempotent."""
+        """Close the files. Idempotent."""
         for file in self._files:
             file.close()
         self._folder.close()
@@ -141,11 +141,11 @@ class SplitBag:
             missing = expected - read.get(topic, 0) - lost
             if topic in topics and missing > 0:
                 self.faults[f"{UNREAD}{topic}: counted in metadata.yaml, and in no file"] = missing
-        for path in self._folder.strangers:
+        for path in self._folder.unrelated:
             self.faults[f"{UNREAD}in {path.name}, of another recording"] = self._size_of(path, topics)
 
     def _size_of(self, path: Path, topics: Collection[str]) -> int:
-        """Return how many messages of these topics a file has that is not of this recording."""
+        """Return how many messages of these topics an unrelated file has."""
         try:
             file = _open_file(path, self._types)
         except BagError:
@@ -156,7 +156,7 @@ class SplitBag:
 
 
 def _open_file(path: Path, types: MessageTypes) -> StorageFile:
-    """Open one file of a bag with the reader that takes it. Raises BagError."""
+    """Open one file of a bag with the reader for its kind. Raises BagError."""
     try:
         with path.open("rb") as file:
             begin = file.read(max(len(storage.magic) for storage in STORAGES))
@@ -169,23 +169,23 @@ def _open_file(path: Path, types: MessageTypes) -> StorageFile:
     if storage is None:
         raise BagError("neither mcap nor sqlite3 nor a ROS 1 bag")
     try:
-        return storage.whole(path, types)
+        return storage.intact(path, types)
     except (BagError, *SQL_FAULTS) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     try:
-        return storage.cut(path, types, why)
+        return storage.truncated(path, types, why)
     except SQL_FAULTS as error:
         raise BagError(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
 
 
 def _begin(file: StorageFile) -> tuple[float, Any]:
-    """Return what files are sorted by: the time of their first message, then their number."""
+    """Return the sort key of a file: the time of its first message, then its number."""
     first_ns = file.span.first_ns
     return (float("inf") if first_ns is None else first_ns), natural(file.path.name)
 
 
 def _groups(files: Sequence[StorageFile]) -> Iterator[list[StorageFile]]:
-    """Yield files that overlap in time together; one after the other the rest."""
+    """Yield files that overlap in time as one group, all others separately."""
     group, last_ns = list[StorageFile](), 0
     for file in files:
         first_ns = file.span.first_ns
@@ -225,8 +225,7 @@ class Metadata:
 class BagFolder:
     """The files of the bag at `path`, unpacked, in the order of their names.
 
-    `faults` counts what was found wrong. Raises BagError if nothing is there, OSError if it cannot be
-    looked at.
+    `faults` counts the faults found. Raises BagError if there is no bag, OSError if it cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -235,8 +234,8 @@ class BagFolder:
         path = path.parent if path.name == METADATA else path
         self.path = path
         self.faults: Counter[str] = Counter()
-        self.strangers: list[Path] = []
-        """Files beside those of the bag that another recording has left."""
+        self.unrelated: list[Path] = []
+        """Files in the folder that belong to another recording."""
         self._unpacked: tempfile.TemporaryDirectory[str] | None = None
         self.metadata = read_metadata(path / METADATA) if path.is_dir() else Metadata()
         if self.metadata.problem:
@@ -246,17 +245,17 @@ class BagFolder:
 
     @property
     def is_watched(self) -> bool:
-        """Whether somebody must count what is read, or clear up after it."""
-        return bool(self.metadata.counts or self.strangers) or self._unpacked is not None
+        """Whether messages must be counted, or unpacked files removed afterwards."""
+        return bool(self.metadata.counts or self.unrelated) or self._unpacked is not None
 
     def close(self) -> None:
-        """Remove what was unpacked. Idempotent."""
+        """Remove the unpacked files. Idempotent."""
         if self._unpacked is not None:
             self._unpacked.cleanup()
             self._unpacked = None
 
     def _find(self) -> list[Path]:
-        """Return the files of the bag: those that metadata.yaml names, and those that lie beside them."""
+        """Return the files of the bag: those named in metadata.yaml, and others in the folder."""
         there = {file.name: file for file in self.path.iterdir() if file.is_file()}
         named = [name for name in self.metadata.files if name in there]
         for name in self.metadata.files:
@@ -269,12 +268,12 @@ class BagFolder:
         chosen = [name for name in chosen if name in filled or not {*_spellings(name)} & filled]
         if not chosen:
             self._explain(there)
-        strangers = self._strangers(chosen)
-        self.strangers = [there[name] for name in sorted(strangers, key=natural)]
+        strangers = self._find_unrelated(chosen)
+        self.unrelated = [there[name] for name in sorted(strangers, key=natural)]
         return [there[name] for name in sorted(chosen, key=natural) if name not in strangers]
 
-    def _strangers(self, names: Iterable[str]) -> set[str]:
-        """Return files that are not of this recording: all of it is there, and they are called otherwise."""
+    def _find_unrelated(self, names: Iterable[str]) -> set[str]:
+        """Return files of another recording: if all named files exist, those with a different stem."""
         files = self.metadata.files
         if not files or any(not {*_spellings(name)} & {*names} for name in files):
             return set()
@@ -282,7 +281,7 @@ class BagFolder:
         return {name for name in names if _stem(name) not in stems}
 
     def _explain(self, there: Mapping[str, Path]) -> None:
-        """Raise BagError that says what lies here instead of a bag."""
+        """Raise BagError that describes what is in the folder instead of a bag."""
         inside = sorted(file.name for file in self.path.iterdir() if _is_bag(file))
         if inside:
             raise BagError(f"{self.path}: a folder of bags ({', '.join(inside[:5])}); name one of them")
@@ -291,7 +290,7 @@ class BagFolder:
         raise BagError(f"{self.path}: not a bag: {len(there)} files, none of them .mcap, .db3 or .bag")
 
     def _unpack(self, file: Path) -> Path | None:
-        """Return a file as the recorder wrote it before it was compressed; None if there is nothing in it."""
+        """Return the uncompressed file; None if it is empty."""
         with file.open("rb") as packed:
             if packed.read(len(ZSTD_MAGIC)) != ZSTD_MAGIC:
                 return file
@@ -311,14 +310,14 @@ class BagFolder:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Read metadata.yaml of any version; say in `problem` why it is of no use."""
+    """Read metadata.yaml of any version; `problem` is why it cannot be used."""
     if not path.exists():
         return Metadata()
     try:
-        said: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-        if not isinstance(said, dict) or not isinstance(said.get(ROOT), dict):
+        content: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        if not isinstance(content, dict) or not isinstance(content.get(ROOT), dict):
             return Metadata(problem=f"{METADATA} is empty or not of a bag")
-        inside = said[ROOT]
+        inside = content[ROOT]
         return Metadata(_files(inside), _topic_counts(inside), str(inside.get("ros_distro") or ""))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         return Metadata(problem=f"{METADATA} that cannot be read ({type(error).__name__})")
@@ -344,7 +343,7 @@ def _topic_counts(inside: Mapping[str, Any]) -> dict[str, int]:
 
 
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return what sorts walk_2 before walk_10."""
+    """Return a sort key that puts walk_2 before walk_10."""
     parts = re.split(r"(\d+)", name)
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts)
 
@@ -357,12 +356,12 @@ def _plain(name: str) -> str:
 
 
 def _spellings(name: str) -> tuple[str, ...]:
-    """Return the names that a file may have after somebody has unpacked or packed it."""
+    """Return the names that a file may have after packing or unpacking."""
     return (name, _plain(name), *(_plain(name) + suffix for suffix in PACKED_SUFFIXES))
 
 
 def _stem(name: str) -> str:
-    """Return what all files of one recording have in common: walk of walk_3.db3.zstd."""
+    """Return the common name of a recording's files: walk of walk_3.db3.zstd."""
     return re.sub(r"_\d+$", "", _plain(name).rsplit(".", 1)[0])
 
 

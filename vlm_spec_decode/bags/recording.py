@@ -15,11 +15,11 @@ from vlm_spec_decode.core.errors import ConfigError
 BAG_VERSION = 9
 STRING = "std_msgs/msg/String"
 FACTS = "/vlm/run"
-"""End of the topic on which a run says what decides its tokens; metadata.yaml repeats it."""
+"""Suffix of the topic with the settings and models of a run; metadata.yaml repeats its message."""
 
 DEPTH = 10
 FOREVER = QosTime(9223372036, 854775807)
-"""As `ros2 bag record` writes what is not bounded."""
+"""The value that `ros2 bag record` writes for an unlimited duration."""
 
 
 class Recording:
@@ -46,7 +46,7 @@ class Recording:
     def announce(self, topic: str, kind: str, is_reliable: bool = True, is_latched: bool = False) -> None:
         """Add a topic. Raises ConfigError for a type whose definition is not known, which a bag must hold.
 
-        `ros2 bag play` offers it as is said here: nobody would hear a `/tf_static` that is not latched.
+        `ros2 bag play` publishes with this QoS: a `/tf_static` that is not latched would reach no subscriber.
         """
         if topic in self._connections:
             return
@@ -65,7 +65,7 @@ class Recording:
             self.note("vlm_run", self._types.deserialize_cdr(data, STRING).data)
 
     def write_text(self, topic: str, text: str, at_ns: int) -> None:
-        """Add a String of our own."""
+        """Add a std_msgs/String message."""
         message = self._types.types[STRING](text)
         self.write(topic, STRING, bytes(self._types.serialize_cdr(message, STRING)), at_ns)
 

@@ -21,7 +21,7 @@ from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.bags.events import Events, Topics
 from vlm_spec_decode.bags.questions import AskPlan, Question, questions
 from vlm_spec_decode.bags.reader import open_bag
-from vlm_spec_decode.bags.score import agrees, declines, goes_the_same_way, off
+from vlm_spec_decode.bags.score import agrees, declines, goes_the_same_way, motion_error
 from vlm_spec_decode.bags.source import BagSource, bag_name
 from vlm_spec_decode.core.config import settings_of
 from vlm_spec_decode.core.errors import ActionError, ConfigError, ImageError, VsdError
@@ -62,7 +62,7 @@ FALLBACK: Mapping[str, Any] = {
 
 
 def recorded(source: BagSource) -> Recorded:
-    """Return what the bag says, as it was when its first answer was given."""
+    """Return the run that the bag names, as of its first answer."""
     topics = [t for t, k in source.topics.items() if k == STRING and t.endswith(TOPIC)]
     for record in source.records(topics):
         message = source.message(record)
@@ -73,33 +73,33 @@ def recorded(source: BagSource) -> Recorded:
 
 def _read(text: str) -> Recorded:
     try:
-        said = json.loads(text)
-        settings = {key: said["settings"][key] for key in FALLBACK if key in said["settings"]}
-        models = [str(said[role]["revision"]) for role in ("target", "draft")]
+        manifest = json.loads(text)
+        settings = {key: manifest["settings"][key] for key in FALLBACK if key in manifest["settings"]}
+        models = [str(manifest[role]["revision"]) for role in ("target", "draft")]
     except (ValueError, KeyError, TypeError):
         return Recorded({})
     return Recorded(settings, *models)
 
 
-def settle(chosen: ReplayChoice, found: Recorded) -> dict[str, Any]:
-    """Return the settings that hold: what is asked for, else what was recorded, else the defaults."""
+def resolve_settings(chosen: ReplayChoice, found: Recorded) -> dict[str, Any]:
+    """Return the effective settings: the chosen ones, else the recorded ones, else the defaults."""
     by_hand = {key: getattr(chosen, key) for key in FALLBACK if getattr(chosen, key, None) is not None}
     return {**FALLBACK, **found.settings, **by_hand}
 
 
 def sampling(settings: Mapping[str, Any], stop_ids: tuple[int, ...]) -> SamplingParams:
-    """Return how tokens are chosen. Raises ValueError for settings that do not hold."""
+    """Return the sampling parameters. Raises ValueError for invalid settings."""
     names = ("rule", "temperature", "seed", "max_tokens")
     return SamplingParams(stop_ids=stop_ids, **{name: settings[name] for name in names})
 
 
 PATIENCE_S = 600.0
-"""Of virtual time: a slow cell is measured, not cut off."""
+"""Time limit in virtual seconds, so large that a slow cell is measured, not aborted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One way of decoding."""
+    """One combination of strategy, link and hardware profile."""
 
     strategy: str
     link: LinkProfile
@@ -107,13 +107,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Return what the cell is called in rows and tables."""
+        """Return the cell's name in rows and tables."""
         return f"{self.strategy} / {self.link.name} / {self.profile.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayConfig:
-    """What is replayed, and how."""
+    """The bags of a replay and its settings."""
 
     bags: tuple[Path, ...]
     cells: tuple[Cell, ...]
@@ -126,7 +126,7 @@ class ReplayConfig:
 
     @property
     def digest(self) -> str:
-        """Return a short hash of everything that decides the rows but the bags' contents."""
+        """Return a short hash of everything that decides the rows, except the bags' contents."""
         plain = json.dumps(asdict(self), sort_keys=True, default=str)
         return hashlib.sha256(plain.encode()).hexdigest()[:16]
 
@@ -151,19 +151,21 @@ class Replayer:
     """
 
     config: ReplayConfig
-    settings: Mapping[str, Any] = field(default_factory=lambda: settle(ReplayChoice(), Recorded({})))
+    settings: Mapping[str, Any] = field(
+        default_factory=lambda: resolve_settings(ReplayChoice(), Recorded({}))
+    )
     _pairs: dict[bool, ModelPair] = field(default_factory=dict)
 
     def rows(
         self, bag: Path, faults: Counter[str], known: Collection[int] = (), share: QuestionShare | None = None
     ) -> Iterator[tuple[Question, list[dict[str, Any]]]]:
-        """Yield each question of a bag with a row per cell, but for those whose numbers are `known`.
+        """Yield each question of a bag with a row per cell, except those whose numbers are in `known`.
 
-        `faults` counts what the bag held back.
+        `faults` counts what could not be read.
         """
         source = open_bag(bag)
         try:
-            self._settle(source, faults)
+            self._resolve_settings(source, faults)
             topics = self.config.topics.choose(source.topics)
             events = Events(source, topics, faults)
             for question in questions(events, self.config.plan):
@@ -174,15 +176,15 @@ class Replayer:
             source.close()
 
     def duration_s(self, bag: Path) -> float:
-        """Return the length of a bag; 0 where nobody can tell without reading it all."""
+        """Return the length of a bag; 0 if only a full read could tell."""
         source = open_bag(bag)
         source.close()
         return source.duration_s
 
-    def _settle(self, source: BagSource, faults: Counter[str]) -> None:
-        """Take over what the bag says about its run; name models that are not those of then."""
+    def _resolve_settings(self, source: BagSource, faults: Counter[str]) -> None:
+        """Use the bag's recorded settings; count models that differ from the recorded ones as faults."""
         found = recorded(source)
-        self.settings = settle(self.config.chosen, found)
+        self.settings = resolve_settings(self.config.chosen, found)
         pair = self._pair
         for role, then, now in (
             ("target", found.target, pair.target.card.revision),
@@ -200,7 +202,7 @@ class Replayer:
         return self._pairs[grammar]
 
     def row(self, bag: Path, question: Question, cell: Cell) -> dict[str, Any]:
-        """Decode one question in one cell and score it. What fails is a row with its error."""
+        """Decode one question in one cell and score it. A failure gives a row with its error."""
         row = {
             "bag": bag_name(bag),
             "question": question.number,
@@ -211,22 +213,22 @@ class Replayer:
             "label": None if question.actions is None else list(question.actions),
             "executed": None if question.executed is None else asdict(question.executed),
             "error": "",
-            **self._said(),
+            **self._provenance(),
         }
         try:
             result, gpu_s, usage = self._decode(question, cell)
         except (ActionError, ImageError) as error:
-            return row | _nothing(f"{type(error).__name__}: {error}", question)
+            return row | _failed_row(f"{type(error).__name__}: {error}", question)
         return row | {
             "text": result.text,
             "token_ids": list(result.tokens),
-            "fates": fates(result),
+            "fates": token_origins(result),
             "same_actions": None if question.actions is None else agrees(result.text, question.actions),
             "same_way": None
             if question.executed is None
             else goes_the_same_way(result.text, question.executed),
             "declines": declines(result.text, question.observation.history),
-            **off(result.text, question.executed, self.config.plan.horizon_s, SafetyLimits()),
+            **motion_error(result.text, question.executed, self.config.plan.horizon_s, SafetyLimits()),
             "same_tokens": result.tokens == question.token_ids if question.token_ids else None,
             "drafted": result.drafted,
             "accepted": result.accepted,
@@ -241,8 +243,8 @@ class Replayer:
             "image_bytes": usage.image_bytes,
         }
 
-    def _said(self) -> dict[str, Any]:
-        """Return the models and settings that decide the tokens, so that every row says where it is from."""
+    def _provenance(self) -> dict[str, Any]:
+        """Return the models and settings that decide the tokens, as fields of every row."""
         cards = {"target": self._pair.target.card, "draft": self._pair.draft.card}
         models = {role: f"{card.model_id} {card.revision}" for role, card in cards.items()}
         return models | {key: self.settings[key] for key in ("rule", "temperature", "seed")}
@@ -269,16 +271,16 @@ class Replayer:
         return last.result, verifier.gpu_s, verifier.usage
 
 
-def fates(result: GenerationResult) -> str:
+def token_origins(result: GenerationResult) -> str:
     """Return a letter per token: `a` a draft that the target confirmed, `t` the target's own."""
-    letters = ["t"] * len(result.tokens)
+    origins = ["t"] * len(result.tokens)
     for trace in result.rounds:
-        last = min(len(letters), trace.start + trace.accepted)
-        letters[trace.start : last] = "a" * max(0, last - trace.start)
-    return "".join(letters)
+        last = min(len(origins), trace.start + trace.accepted)
+        origins[trace.start : last] = "a" * max(0, last - trace.start)
+    return "".join(origins)
 
 
-def _nothing(error: str, question: Question) -> dict[str, Any]:
+def _failed_row(error: str, question: Question) -> dict[str, Any]:
     empty = dict.fromkeys(("same_tokens", "declines", "off_m", "off_deg", "first_token_s", "first_action_s"))
     counts = ("drafted", "accepted", "target_passes", "early_verdicts", "total_s", "gpu_s")
     zero = dict.fromkeys((*counts, "uplink_bytes", "downlink_bytes", "image_bytes"), 0)

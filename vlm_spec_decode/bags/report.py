@@ -23,7 +23,7 @@ def times(rows: Sequence[Mapping[str, Any]], deadline_s: float) -> str:
     names = list(dict.fromkeys(row["cell"] for row in rows))
     longest_s = max([deadline_s, *(row["total_s"] for row in rows)]) * 1.05
     parts = [
-        _upright(
+        _vertical_line(
             _x(deadline_s / longest_s), 0, LINE_PX * len(names), f'stroke="{RED}" stroke-dasharray="3 3"'
         )
     ]
@@ -36,10 +36,10 @@ def times(rows: Sequence[Mapping[str, Any]], deadline_s: float) -> str:
         parts += [f'<circle cx="{_x(t / longest_s)}" {dot}/>' for t in shown]
         if found:
             middle = _x(statistics.median(found) / longest_s)
-            parts.append(_upright(middle, y - 9, y + 9, 'stroke="#222" stroke-width="2"'))
+            parts.append(_vertical_line(middle, y - 9, y + 9, 'stroke="#222" stroke-width="2"'))
     step_s = _step(longest_s)
     ticks = [(k * step_s / longest_s, f"{k * step_s:g} s") for k in range(int(longest_s / step_s) + 1)]
-    return _drawn(parts, len(names), ticks)
+    return _svg(parts, len(names), ticks)
 
 
 def shares(cells: Mapping[str, Mapping[str, Any]], figure: str) -> str:
@@ -56,7 +56,7 @@ def shares(cells: Mapping[str, Mapping[str, Any]], figure: str) -> str:
             parts.append(f'<line x1="{low}" x2="{high}" y1="{y}" y2="{y}" stroke="#222" stroke-width="2"/>')
     if not any(figure in figures for figures in cells.values()):
         return ""
-    return _drawn(parts, len(cells), [(k / 4, f"{25 * k} %") for k in range(5)])
+    return _svg(parts, len(cells), [(k / 4, f"{25 * k} %") for k in range(5)])
 
 
 def _x(share: float) -> str:
@@ -74,17 +74,17 @@ def _name(name: str, y: int) -> str:
     return f'<text x="{LEFT_PX - 10}" y="{y + 4}" text-anchor="end">{escape(name)}</text>'
 
 
-def _drawn(parts: list[str], lines: int, ticks: list[tuple[float, str]]) -> str:
+def _svg(parts: list[str], lines: int, ticks: list[tuple[float, str]]) -> str:
     bottom = LINE_PX * lines
-    for share, said in ticks:
-        parts.append(_upright(_x(share), bottom - 2, bottom + 2, f'stroke="{GREY}"'))
+    for share, label in ticks:
+        parts.append(_vertical_line(_x(share), bottom - 2, bottom + 2, f'stroke="{GREY}"'))
         place = f'x="{_x(share)}" y="{bottom + 16}" text-anchor="middle"'
-        parts.append(f'<text {place} fill="{GREY}">{said}</text>')
+        parts.append(f'<text {place} fill="{GREY}">{label}</text>')
     size = f'viewBox="0 0 {LEFT_PX + WIDE_PX + 40} {bottom + 22}" width="{LEFT_PX + WIDE_PX + 40}"'
     return f'<svg {size} font-size="12" role="img">{"".join(parts)}</svg>'
 
 
-def _upright(x: str, top: int, bottom: int, style: str) -> str:
+def _vertical_line(x: str, top: int, bottom: int, style: str) -> str:
     return f'<line x1="{x}" x2="{x}" y1="{top}" y2="{bottom}" {style}/>'
 
 
@@ -176,6 +176,7 @@ def write_report(
     ranked = sorted(range(len(rows)), key=lambda i: -badness(rows[i], document["deadline_s"]))[:SHOWN]
     kept = [rows[i] for i in sorted(ranked)]
     place = {old: new for new, old in enumerate(sorted(ranked))}
+    worst = "".join(_worst(rows, same, place) for same in _group_alike(rows, ranked)[:WORST])
     shown = {_question(row) for row in kept}
     order = sorted(range(len(kept)), key=lambda i: (kept[i]["bag"], kept[i]["question"], kept[i]["cell"]))
     data = {
@@ -195,7 +196,7 @@ def write_report(
         "<!doctype html><html lang=en><meta charset=utf-8><title>Replay</title>",
         '<meta name=viewport content="width=device-width, initial-scale=1">',
         f"<link rel=icon href='data:,'><style>{STYLE}</style><h1>Replay</h1>",
-        f'<p class="sub">{answers}, {made}</p><p class="lead">{_lead(document)}</p>',
+        f'<p class="sub">{answers}, {made}</p><p class="lead">{_headline(document)}</p>',
         _figures(document["cells"]),
         _compared(document["compared_with"], document["compared"]),
         _compared(earlier["folder"], earlier["cells"]) if earlier else "",
@@ -206,7 +207,7 @@ def write_report(
         "<h2>Timeline</h2>",
         KEY,
         _timeline(kept, order, document["deadline_s"]),
-        f"<h2>Worst first</h2>{''.join(_worst(rows, same, place) for same in _alike(rows, ranked)[:WORST])}",
+        f"<h2>Worst first</h2>{worst}",
         "<h2>What the bags held back</h2>",
         f"<ul>{''.join(f'<li>{escape(fault)}' for fault in faults)}</ul>" if faults else "<p>Nothing.</p>",
         f"<h2>Settings</h2><ul>{''.join(f'<li>{escape(line)}' for line in _settings(document, rows))}</ul>",
@@ -215,21 +216,21 @@ def write_report(
     path.write_text("\n".join(part for part in parts if part) + "\n", encoding="utf-8")
 
 
-def _lead(document: Mapping[str, Any]) -> str:
-    """Say in a sentence which way is fastest, how sure that is, and how often it is right."""
+def _headline(document: Mapping[str, Any]) -> str:
+    """Return a sentence: the fastest cell, its significance, and how often it is right."""
     timed = {name: cell for name, cell in document["cells"].items() if "total_p50_s" in cell}
     if not timed:
         return "No answer could be decoded."
     best = min(timed, key=lambda name: float(timed[name]["total_p50_s"]["value"]))
-    said = f"Fastest: <b>{escape(best)}</b>, median {timed[best]['total_p50_s']['value']:.2f} s"
+    text = f"Fastest: <b>{escape(best)}</b>, median {timed[best]['total_p50_s']['value']:.2f} s"
     against = (document["compared"].get(best) or {}).get("total_s")
     if against:
         times = against["before"] / max(1e-9, against["after"])
-        said += f", {times:.1f} times as fast as {escape(document['compared_with'])} ({_p(against['p'])})"
+        text += f", {times:.1f} times as fast as {escape(document['compared_with'])} ({_p(against['p'])})"
     for key, words in (("same_actions", "the label's actions"), ("same_way", "the robot's way")):
         if key in timed[best]:
-            said += f"; {timed[best][key]['value']:.0%} {words}"
-    return said + "."
+            text += f"; {timed[best][key]['value']:.0%} {words}"
+    return text + "."
 
 
 def _p(p: float) -> str:
@@ -241,9 +242,9 @@ def _titled(title: str, plot: str) -> str:
 
 
 def _settings(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say with what the answers were made, so that somebody else can make them again."""
-    said = ("target", "draft", "rule", "temperature", "seed")
-    lines = [", ".join(f"{key} {row[key]}" for key in said) for row in rows]
+    """Return the settings that are needed to reproduce the answers."""
+    keys = ("target", "draft", "rule", "temperature", "seed")
+    lines = [", ".join(f"{key} {row[key]}" for key in keys) for row in rows]
     for cell in document["settings"]["cells"]:
         lines += [", ".join(f"{key} {value}" for key, value in cell[part].items()) for part in PROFILES]
     plan = document["settings"]["plan"]
@@ -251,29 +252,29 @@ def _settings(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
     return [*dict.fromkeys(lines), asked, f"{document['price_per_gpu_s']:g} per GPU-second"]
 
 
-def _known(row: Mapping[str, Any]) -> str:
-    """Say what is known to be right: the label, and how the robot went."""
+def _reference_text(row: Mapping[str, Any]) -> str:
+    """Return the reference of a row: the label, and the robot's motion."""
     label = "" if row["label"] is None else f"label: {' '.join(row['label'])}"
-    moved = f"the robot then: {_moved(row['executed'])}" if row["executed"] else ""
-    return "; ".join(said for said in (label, moved) if said)
+    moved = f"the robot then: {_motion_text(row['executed'])}" if row["executed"] else ""
+    return "; ".join(part for part in (label, moved) if part)
 
 
-def _moved(executed: Mapping[str, float]) -> str:
+def _motion_text(executed: Mapping[str, float]) -> str:
     ways = (
         ("forward_m", 0.05, "{:.1f} m", "ahead", "back"),
         ("left_m", 0.05, "{:.1f} m", "to the left", "to the right"),
         ("turn_deg", 2.0, "{:.0f}°", "turned left", "turned right"),
     )
-    said = [
+    parts = [
         f"{form.format(abs(executed[key]))} {more if executed[key] > 0 else less}"
         for key, least, form, more, less in ways
         if abs(executed[key]) >= least
     ]
-    return ", ".join(said) or "stood"
+    return ", ".join(parts) or "stood"
 
 
-def _alike(rows: Sequence[Mapping[str, Any]], ranked: Sequence[int]) -> list[list[int]]:
-    """Group the same answer to the same question, whichever way it was decoded, in the order of badness."""
+def _group_alike(rows: Sequence[Mapping[str, Any]], ranked: Sequence[int]) -> list[list[int]]:
+    """Group equal answers to the same question from different cells, in the order of badness."""
     found: dict[tuple[str, str, str], list[int]] = {}
     for i in ranked:
         found.setdefault((_question(rows[i]), rows[i]["text"], rows[i]["error"]), []).append(i)
@@ -281,7 +282,7 @@ def _alike(rows: Sequence[Mapping[str, Any]], ranked: Sequence[int]) -> list[lis
 
 
 def badness(row: Mapping[str, Any], deadline_s: float) -> float:
-    """Return how much a row deserves to be looked at: failed, wrong, then slow."""
+    """Return the rank of a row in the list of the worst: failed, wrong, then slow."""
     wrong = 2.0 * (row["same_actions"] is False) + 1.0 * (row["same_way"] is False)
     broken = 8.0 * bool(row["error"]) + 4.0 * (row["same_tokens"] is False)
     return broken + wrong + float(row["total_s"]) / (10 * deadline_s)
@@ -294,7 +295,7 @@ def _question(row: Mapping[str, Any]) -> str:
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     same = ("bag", "cell", "instruction", "history", "text", "fates", "drafted", "accepted", "error")
     timed = {"at": round(row["at_s"], 1), "total": round(row["total_s"], 2), "passes": row["target_passes"]}
-    return {key: row[key] for key in same} | timed | {"known": _known(row), "q": _question(row)}
+    return {key: row[key] for key in same} | timed | {"known": _reference_text(row), "q": _question(row)}
 
 
 def _figures(cells: Mapping[str, Mapping[str, Any]]) -> str:
@@ -304,10 +305,10 @@ def _figures(cells: Mapping[str, Mapping[str, Any]]) -> str:
     if any(a is not None for a in accepted):
         shares = "".join("<td>–" if a is None else f"<td>{a:.0%}" for a in accepted)
         lines.append(f"<tr><td>drafted tokens accepted{shares}")
-    for key, (said, form) in FIGURES.items():
+    for key, (title, form) in FIGURES.items():
         if not any(key in cell for cell in cells.values()):
             continue
-        lines.append(f"<tr><td>{said}" + "".join(_value(cell.get(key), form) for cell in cells.values()))
+        lines.append(f"<tr><td>{title}" + "".join(_value(cell.get(key), form) for cell in cells.values()))
     how = "Wilson for shares, bootstrap for the rest"
     note = f'<p class="ci">In brackets: 95 % confidence intervals ({how}).</p>'
     return f'<div class="wide"><table>{"".join(lines)}</table></div>{note}'
@@ -365,5 +366,5 @@ def _worst(rows: Sequence[Mapping[str, Any]], same: Sequence[int], place: Mappin
         f'<div class="worst"><img data-q="{escape(_question(row))}" alt="frame"><div><b>'
         f'{escape(row["instruction"])}</b> <span class="ci">{escape(_question(row))}; {ways}</span><br>'
         f'<span class="tokens" data-row="{place[same[0]]}">{escape(row["text"])}</span>'
-        f"<br>{escape(_known(row))}{why}</div></div>"
+        f"<br>{escape(_reference_text(row))}{why}</div></div>"
     )

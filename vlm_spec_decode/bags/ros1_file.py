@@ -37,12 +37,12 @@ class IndexedRos1(StorageFile):
         for connection in self._reader.connections:
             if connection.msgcount:
                 self.topics[connection.topic] = connection.msgtype
-                self.learn(connection.msgtype, connection.msgdef.data, "ros1msg", is_ros1=True)
+                self.add_definition(connection.msgtype, connection.msgdef.data, "ros1msg", is_ros1=True)
         if self._reader.message_count:
             self.span = Span(self._reader.start_time, self._reader.end_time)
 
     def records(self, topics: Collection[str]) -> Iterator[Record]:
-        """Yield the messages of these topics in time order; where it breaks off, the rest is counted."""
+        """Yield the messages of these topics in time order; after a fault the rest is counted as lost."""
         wanted = [c for c in self._reader.connections if c.topic in topics]
         if not wanted:
             return
@@ -55,16 +55,16 @@ class IndexedRos1(StorageFile):
                 yield Record(connection.topic, connection.msgtype, bytes(data), at_ns, is_ros1=True)
         except READ_FAULTS as error:
             self.faults[f"the bag breaks off ({type(error).__name__})"] += 1
-            self.lose(+left, "in or after a damaged chunk", "rest")
+            self.count_lost(+left, "in or after a damaged chunk", "rest")
 
     def close(self) -> None:
-        """Let go of the file. Idempotent."""
+        """Close the file. Idempotent."""
         if self._reader.stack:
             self._reader.close()
 
 
-class CutRos1(StorageFile):
-    """A ROS 1 file without its index; also a chunk that broke off gives what it holds."""
+class TruncatedRos1(StorageFile):
+    """A ROS 1 file without its index; the intact part of a truncated chunk is read too."""
 
     def __init__(self, path: Path, types: MessageTypes, why: str) -> None:
         super().__init__(path, types)
@@ -75,31 +75,31 @@ class CutRos1(StorageFile):
                 raise BagError("no bag of version 2.0; `rosbag migrate` converts older ones")
         self._known: dict[int, Connection] = {}
         used: set[int] = set()
-        for heard in self._heard():  # connections may be described behind their first messages
-            if isinstance(heard, Connection):
-                self._known[heard.number] = heard
-                self.learn(heard.kind, heard.definition, "ros1msg", is_ros1=True)
-            elif isinstance(heard, Message):
-                used.add(heard.connection)
-                self.span.add(heard.at_ns)
+        for item in self._items():  # connections may be described after their first messages
+            if isinstance(item, Connection):
+                self._known[item.number] = item
+                self.add_definition(item.kind, item.definition, "ros1msg", is_ros1=True)
+            elif isinstance(item, Message):
+                used.add(item.connection)
+                self.span.add(item.at_ns)
         self.topics = {c.topic: c.kind for number, c in self._known.items() if number in used}
 
     def records(self, topics: Collection[str]) -> Iterator[Record]:
-        """Yield the messages of these topics in the order of the file; ends early where it does."""
-        for heard in self._heard():
-            if isinstance(heard, Connection):
+        """Yield the messages of these topics in file order, up to where the file is truncated."""
+        for item in self._items():
+            if isinstance(item, Connection):
                 continue
-            connection = self._known.get(heard.connection)
+            connection = self._known.get(item.connection)
             if connection is None:
-                self.lose({f"of connection {heard.connection}": 1}, "which is described nowhere", heard)
+                self.count_lost({f"of connection {item.connection}": 1}, "which is described nowhere", item)
             elif connection.topic not in topics:
                 continue
-            elif isinstance(heard, Lost):
-                self.lose({connection.topic: heard.count}, "in a damaged chunk", heard.place)
+            elif isinstance(item, Lost):
+                self.count_lost({connection.topic: item.count}, "in a damaged chunk", item.place)
             else:
-                yield Record(connection.topic, connection.kind, heard.data, heard.at_ns, is_ros1=True)
+                yield Record(connection.topic, connection.kind, item.data, item.at_ns, is_ros1=True)
 
-    def _heard(self) -> Iterator[Heard]:
+    def _items(self) -> Iterator[Item]:
         with self.path.open("rb") as file:
             if self._has_index is None:
                 self._has_index = _has_index(file)
@@ -119,14 +119,14 @@ MAGIC = b"#ROSBAG V2.0\n"
 MESSAGE, BAG_HEAD, INDEX_DATA, CHUNK, CHUNK_INFO, CONNECTION = (bytes([op]) for op in range(2, 8))
 MAX_ROS1_RECORD_BYTES = 256 * 2**20
 FAULTS = (struct.error, KeyError, ValueError, OSError, EOFError, RuntimeError)
-"""What bytes that make no sense lead to."""
+"""Errors that invalid bytes cause."""
 
 DECOMPRESSORS: Mapping[bytes, Callable[[bytes], bytes]] = {
     b"none": lambda data: data,
     b"bz2": lambda data: bz2.BZ2Decompressor().decompress(data),
     b"lz4": lambda data: bytes(LZ4FrameDecompressor().decompress(data)),
 }
-"""Each gives what the beginning of a stream holds."""
+"""Each returns the intact beginning of a stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,17 +150,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Messages on a connection that an index counts, and that cannot be read; `place` is where they were."""
+    """Messages of a connection that are in an index and cannot be read; `place` is their position."""
 
     connection: int
     count: int
     place: int
 
 
-Heard: TypeAlias = Connection | Message | Lost
+Item: TypeAlias = Connection | Message | Lost
 
 
-def ros1_chunks(file: BinaryIO) -> Iterator[Heard]:
+def ros1_chunks(file: BinaryIO) -> Iterator[Item]:
     """Yield connections and messages as the index at the end of the file lists them.
 
     Raises one of FAULTS if there is no index.
@@ -190,7 +190,7 @@ def ros1_chunks(file: BinaryIO) -> Iterator[Heard]:
 
 
 def _index(file: BinaryIO, place: int) -> tuple[list[Connection], list[tuple[int, dict[int, int]]]]:
-    """Return connections, and of each chunk its place and how many messages of each connection it has."""
+    """Return connections, and for each chunk its position and the number of messages of each connection."""
     connections, chunks = list[Connection](), list[tuple[int, dict[int, int]]]()
     file.seek(place)
     with contextlib.suppress(EOFError):
@@ -206,8 +206,8 @@ def _index(file: BinaryIO, place: int) -> tuple[list[Connection], list[tuple[int
     return connections, sorted(chunks, key=lambda chunk: chunk[0])
 
 
-def ros1_front(file: BinaryIO) -> Iterator[Heard]:
-    """Yield connections and messages, those in chunks too, up to where the file ends or makes no sense."""
+def ros1_front(file: BinaryIO) -> Iterator[Item]:
+    """Yield connections and messages, also those in chunks, up to the end of the file or to invalid data."""
     if file.read(len(MAGIC)) == MAGIC:
         try:
             yield from _records(file)
@@ -215,13 +215,13 @@ def ros1_front(file: BinaryIO) -> Iterator[Heard]:
             return
 
 
-def _records(file: BinaryIO) -> Iterator[Heard]:
+def _records(file: BinaryIO) -> Iterator[Item]:
     found: Counter[int] = Counter()
     while True:
         head, _ = _block(file)
         fields = _fields(head)
         data, is_whole = _block(file)
-        if fields["op"] == CHUNK:  # half a chunk holds messages too, and one that is damaged costs no other
+        if fields["op"] == CHUNK:  # a truncated chunk holds messages too, and a damaged one affects no other
             found = Counter()
             with contextlib.suppress(*FAULTS):
                 for heard in _records(io.BytesIO(DECOMPRESSORS[fields["compression"]](data))):
@@ -240,15 +240,15 @@ def _records(file: BinaryIO) -> Iterator[Heard]:
             yield Message(number, seconds * 1_000_000_000 + nanoseconds, data)
 
 
-def _connection(fields: Mapping[str, bytes], said: Mapping[str, bytes]) -> Connection:
+def _connection(fields: Mapping[str, bytes], header: Mapping[str, bytes]) -> Connection:
     (number,) = struct.unpack("<I", fields["conn"])
-    package, _, name = said["type"].decode().partition("/")
-    definition = said["message_definition"].decode(errors="replace")
+    package, _, name = header["type"].decode().partition("/")
+    definition = header["message_definition"].decode(errors="replace")
     return Connection(number, fields["topic"].decode(), f"{package}/msg/{name}", definition)
 
 
 def _block(file: BinaryIO) -> tuple[bytes, bool]:
-    """Read a length and as many bytes; also say whether they are all there. Raises EOFError at the end."""
+    """Read a length and that many bytes; return also whether all are there. Raises EOFError at the end."""
     size = file.read(4)
     if len(size) < 4:
         raise EOFError

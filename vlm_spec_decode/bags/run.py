@@ -42,14 +42,14 @@ from vlm_spec_decode.edge.factory import checkpoint_folders
 
 THUMB_PX, THUMB_QUALITY = 200, 55
 SHARES_PER_WORKER = 4
-"""More shares than workers: who is done first takes another, and less is lost when a run breaks off."""
+"""More shares than workers: a worker that finishes takes another, and an interrupted run loses less."""
 
 Lines = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """`jobs` processes on this machine, or a Ray cluster ("auto": the one that is running here)."""
+    """`jobs` processes on this machine, or a Ray cluster ("auto": the one running here)."""
 
     jobs: int = 1
     ray_address: str = ""
@@ -57,7 +57,7 @@ class Workers:
 
 @dataclass(frozen=True, slots=True)
 class WorkUnit:
-    """What one worker does at a time. `known` are questions that are answered already."""
+    """The work of one worker at a time. `known` are questions that are answered already."""
 
     config: ReplayConfig
     bag: Path
@@ -70,11 +70,11 @@ def replay_all(config: ReplayConfig, out: Path, workers: Workers) -> None:
     if workers.jobs == 1 and not workers.ray_address:
         replayer = Replayer(config)
         for bag in config.bags:
-            _alone(replayer, bag, out)
+            _replay_here(replayer, bag, out)
         return
     shares = max(1, SHARES_PER_WORKER * workers.jobs // len(config.bags))
     for bag in config.bags:
-        _tidy(out, bag, config)
+        _drop_incomplete(out, bag, config)
     units = [
         WorkUnit(config, bag, QuestionShare(index, shares), frozenset(_known(out, bag)))
         for bag in config.bags
@@ -84,7 +84,7 @@ def replay_all(config: ReplayConfig, out: Path, workers: Workers) -> None:
     faults: dict[Path, Counter[str]] = {unit.bag: Counter() for unit in units}
     spread = _on_ray(units, workers.ray_address) if workers.ray_address else _on_cores(units, workers.jobs)
     for unit, lines, found in tqdm(spread, total=len(units), desc="shares"):
-        # Every share has read the whole bag, so each knows all that is wrong with it.
+        # Every share has read the whole bag, so each has all of its faults.
         faults[unit.bag] |= found
         with _file(out, unit.bag).open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
@@ -93,7 +93,7 @@ def replay_all(config: ReplayConfig, out: Path, workers: Workers) -> None:
 
 
 def state_of(config: ReplayConfig) -> str:
-    """Return a short hash of what decides the rows: settings, and bags and models as they lie there now."""
+    """Return a short hash of what decides the rows: settings, and the present bags and models."""
     paths = (*config.bags, *checkpoint_folders(config.target, config.draft))
     files = [file for path in paths for file in (path, *sorted(path.rglob("*")))]
     found = [(str(file), file.stat()) for file in files if file.is_file()]
@@ -102,7 +102,7 @@ def state_of(config: ReplayConfig) -> str:
 
 
 def check_folder(out: Path, digest: str) -> None:
-    """Drop rows that other settings, or another bag of the same name, have left."""
+    """Remove rows of other settings, or of another bag with the same name."""
     mark = out / "config.digest"
     if mark.exists() and mark.read_text().strip() != digest:
         for path in out.glob("*.rows.jsonl"):
@@ -111,7 +111,7 @@ def check_folder(out: Path, digest: str) -> None:
 
 
 def lines_of(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a file of rows; a last one that broke off is left out."""
+    """Yield the lines of a file of rows, without an incomplete last one."""
     if not path.exists():
         return
     with path.open(encoding="utf-8") as file:
@@ -123,7 +123,7 @@ def lines_of(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def work(unit: WorkUnit) -> tuple[Lines, Counter[str]]:
-    """Replay one share; return its lines and what the bag held back."""
+    """Replay one share; return its lines and the bag's faults."""
     faults: Counter[str] = Counter()
     lines: Lines = []
     for question, rows in _replayer(unit.config).rows(unit.bag, faults, unit.known, unit.share):
@@ -133,18 +133,18 @@ def work(unit: WorkUnit) -> tuple[Lines, Counter[str]]:
 
 @lru_cache(maxsize=1)
 def _replayer(config: ReplayConfig) -> Replayer:
-    """Keep the models of a worker from share to share."""
+    """Return a replayer that is cached, so that a worker loads its models once."""
     return Replayer(config)
 
 
-def _alone(replayer: Replayer, bag: Path, out: Path) -> None:
-    """Replay one bag here, its rows to disk as they come."""
+def _replay_here(replayer: Replayer, bag: Path, out: Path) -> None:
+    """Replay one bag in this process, and write its rows as they are made."""
     if _is_finished(out, bag):
         return
     config, path = replayer.config, _file(out, bag)
-    _tidy(out, bag, config)
+    _drop_incomplete(out, bag, config)
     known, faults = _known(out, bag), Counter[str]()
-    with path.open("a", encoding="utf-8") as file, _bar(bag, replayer) as bar:
+    with path.open("a", encoding="utf-8") as file, _progress_bar(bag, replayer) as bar:
         for question, rows in replayer.rows(bag, faults, known):
             file.write("".join(json.dumps(line) + "\n" for line in _with_thumb(question, rows)))
             file.flush()
@@ -153,8 +153,8 @@ def _alone(replayer: Replayer, bag: Path, out: Path) -> None:
     _finish(path, faults)
 
 
-def _bar(bag: Path, replayer: Replayer) -> Any:
-    """Return a bar over the seconds of the bag, where its length is known."""
+def _progress_bar(bag: Path, replayer: Replayer) -> Any:
+    """Return a progress bar over the seconds of the bag, if its length is known."""
     duration_s = replayer.duration_s(bag)
     form = "{l_bar}{bar}| {n:.0f}/{total_fmt} s of the bag [{elapsed}<{remaining}{postfix}]"
     known = {"total": round(duration_s, 1), "bar_format": form} if duration_s else {}
@@ -171,12 +171,12 @@ def _on_cores(units: list[WorkUnit], jobs: int) -> Iterator[tuple[WorkUnit, Line
         except BrokenProcessPool as error:
             raise BagError("a worker ended early, for want of memory perhaps; use fewer --jobs") from error
         finally:
-            # What one share cannot do no other can: nobody waits for those that have not begun.
+            # If one share fails, all do: those that have not begun are cancelled.
             pool.shutdown(cancel_futures=True)
 
 
 def _on_ray(units: list[WorkUnit], address: str) -> Iterator[tuple[WorkUnit, Lines, Counter[str]]]:
-    """Spread units over a cluster; the bags must lie at the same paths on all of its machines."""
+    """Distribute units over a cluster; the bags must be at the same paths on all of its machines."""
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
@@ -214,8 +214,8 @@ def _known(out: Path, bag: Path) -> set[int]:
     return {line["question"] for line in lines_of(_file(out, bag))}
 
 
-def _tidy(out: Path, bag: Path, config: ReplayConfig) -> None:
-    """Keep the questions that are there with all cells; a question that broke off is asked again."""
+def _drop_incomplete(out: Path, bag: Path, config: ReplayConfig) -> None:
+    """Keep the questions that have rows for all cells; an incomplete question is decoded again."""
     if _is_finished(out, bag):
         return
     kept = list(lines_of(_file(out, bag)))
@@ -225,7 +225,7 @@ def _tidy(out: Path, bag: Path, config: ReplayConfig) -> None:
 
 
 def _finish(path: Path, faults: Counter[str]) -> None:
-    """Bring the lines into the order of the questions, and close the list."""
+    """Sort the lines by question, and mark the file as finished."""
     lines = sorted(lines_of(path), key=lambda line: line["question"])
     _replace(path, [*lines, {"question": 0, "faults": dict(sorted(faults.items()))}])
 
@@ -304,7 +304,7 @@ class RunConfig:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a folder of results holds."""
+    """The contents of a folder of results."""
 
     rows: list[dict[str, Any]]
     faults: dict[str, dict[str, int]]
@@ -326,7 +326,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     found = load(out, names)
     if not found.rows:
         raise BagError(
-            f"nothing to ask about: no instruction holds for any frame ({_told(found.faults)}); "
+            f"nothing to ask about: no instruction holds for any frame ({_faults_text(found.faults)}); "
             "give one with --instruction or --instructions"
         )
     cells = {cell.name: [r for r in found.rows if r["cell"] == cell.name] for cell in config.replay.cells}
@@ -371,7 +371,7 @@ def _check_bag(bag: Path, topics: Topics) -> None:
 
 
 def _check_compared(config: RunConfig) -> None:
-    """Raise BagError before hours of work if there is nothing to compare them with."""
+    """Raise BagError before the work begins if there are no results to compare with."""
     earlier, names = config.compare, {cell.name for cell in config.replay.cells}
     if earlier and earlier.resolve() == config.out.resolve():
         raise BagError(f"{earlier} takes these results too; write them elsewhere with --out")
@@ -396,7 +396,7 @@ def _compared(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> dict[str, Any
 
 
 def load(out: Path, bags: list[str]) -> Results:
-    """Read the parts that `run` wrote, bag by bag; a last line that broke off is left out."""
+    """Read the files that `run` wrote, bag by bag, without an incomplete last line."""
     rows: list[dict[str, Any]] = []
     faults, thumbs = {}, {}
     for name in bags:
@@ -417,6 +417,6 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _told(faults: Mapping[str, Mapping[str, int]]) -> str:
-    said = [f"{count} x {fault}" for counts in faults.values() for fault, count in counts.items()]
-    return "; ".join(said) or "no fault in the bags"
+def _faults_text(faults: Mapping[str, Mapping[str, int]]) -> str:
+    parts = [f"{count} x {fault}" for counts in faults.values() for fault, count in counts.items()]
+    return "; ".join(parts) or "no fault in the bags"

@@ -1,4 +1,4 @@
-"""How good answers are, in numbers with their uncertainty. Pure: rows in, figures out."""
+"""Figures of the quality of answers, with their uncertainty. Pure: rows in, figures out."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from vlm_spec_decode.bags.questions import Executed
 from vlm_spec_decode.core.errors import ActionParseError
 
 NEAR_M, NEAR_DEG = 0.25, 10.0
-"""Within this of the label's numbers an action counts as the same."""
+"""Largest differences from the label's numbers at which an action counts as the same."""
 
 STILL_M, STILL_DEG = 0.1, 8.0
-"""Less motion than this is standing."""
+"""Smaller motion than this counts as standing."""
 
 Z95 = 1.96
 RESAMPLES = 2000
 BLOCK = 2_000_000
-"""Numbers that a resampling holds at a time."""
+"""Number of values that resampling holds in memory at a time."""
 
 Row = Mapping[str, Any]
 
@@ -45,12 +45,12 @@ class Interval:
 
 
 def agrees(text: str, label: Sequence[str]) -> bool:
-    """Whether an answer asks for the same actions as the label, numbers within `NEAR_M` and `NEAR_DEG`."""
+    """Whether an answer has the same actions as the label, numbers within `NEAR_M` and `NEAR_DEG`."""
     try:
-        said, wanted = parse_answer(text), parse_answer(" ".join(label))
+        actions, wanted = parse_answer(text), parse_answer(" ".join(label))
     except ActionParseError:
         return False
-    return len(said) == len(wanted) and all(map(_same, said, wanted))
+    return len(actions) == len(wanted) and all(map(_same, actions, wanted))
 
 
 def _same(a: object, b: object) -> bool:
@@ -64,7 +64,7 @@ def _same(a: object, b: object) -> bool:
 
 
 def goes_the_same_way(text: str, executed: Executed) -> bool:
-    """Whether the first thing that an answer does is what the robot then did: turn, walk, step or stand."""
+    """Whether the first action of an answer is what the robot then did: turn, walk, step or stand."""
     try:
         actions = parse_answer(text)
     except ActionParseError:
@@ -80,7 +80,7 @@ def goes_the_same_way(text: str, executed: Executed) -> bool:
 
 
 def declines(text: str, history: Sequence[str]) -> bool | None:
-    """Whether an answer does nothing at the first look, which refuses; None if unreadable, or later."""
+    """Whether a first answer has no actions, which is a refusal; None if unreadable, or not the first."""
     if history:
         return None
     try:
@@ -90,7 +90,7 @@ def declines(text: str, history: Sequence[str]) -> bool | None:
 
 
 def planned(text: str, horizon_s: float, limits: SafetyLimits) -> Executed | None:
-    """Return the motion that an answer leads to within the horizon, at the highest speed; None if unreadable.
+    """Return the motion of an answer within the horizon, at the highest speed; None if unreadable.
 
     Metres count along the body as it turns, as `Executed` does.
     """
@@ -109,14 +109,14 @@ def planned(text: str, horizon_s: float, limits: SafetyLimits) -> Executed | Non
         else:
             left_s -= action.duration_s if isinstance(action, Wait) else 0.0
             continue
-        # What does not fit into the horizon any more is carried out in part.
+        # The action that exceeds the horizon is counted in part.
         share = min(1.0, max(0.0, left_s) * speed / max(1e-9, abs(amount)))
         moved[name] += share * amount
         left_s -= abs(amount) / speed
     return Executed(**moved)
 
 
-def off(
+def motion_error(
     text: str, executed: Executed | None, horizon_s: float, limits: SafetyLimits
 ) -> dict[str, float | None]:
     """Return how far the planned motion is from the executed one, in metres and degrees."""
@@ -193,13 +193,13 @@ def summary(rows: Sequence[Row], deadline_s: float, price_per_gpu_s: float) -> d
         "uplink_bytes": mean([float(row["uplink_bytes"]) for row in done]),
         "downlink_bytes": mean([float(row["downlink_bytes"]) for row in done]),
     }
-    said = {name: found.as_dict() for name, found in figures.items() if found is not None}
+    values = {name: found.as_dict() for name, found in figures.items() if found is not None}
     acceptance = sum(row["accepted"] for row in done) / drafted if drafted else None
-    return {"answers": len(rows), "acceptance": acceptance} | said
+    return {"answers": len(rows), "acceptance": acceptance} | values
 
 
 def compared(a: Sequence[Row], b: Sequence[Row], name: str) -> dict[str, float] | None:
-    """Compare a figure of two runs over the questions that both asked: b minus a, with p of a sign-flip test.
+    """Compare a figure of two runs over their common questions: b minus a, with p of a sign-flip test.
 
     None if they share no question with that figure.
     """

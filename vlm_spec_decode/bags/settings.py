@@ -17,11 +17,11 @@ STRATEGY = settings_of(EdgeSettings)["strategy"]
 SAMPLE = ASSETS / "sample_bag"
 """The bag that ships with the package."""
 
-OURS = (
+DEFAULT_TOPICS = (
     *("*/vlm/*", "*/e_stop/*", "*/camera/*", "*/odom", "*/tf", "*/tf_static", "*/diagnostics"),
     "*/cmd_vel*",
 )
-"""What is recorded unless `--topic` says otherwise: patterns of whole names, in any namespace."""
+"""Topics recorded by default: patterns of whole names, in any namespace."""
 
 STORAGES = ("mcap", "sqlite3")
 
@@ -30,7 +30,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplaySettings:
-    """All settings of `vsd replay`. `rule`, `temperature` and `seed` of None are those of the recording."""
+    """All settings of `vsd replay`. None for `rule`, `temperature` and `seed` means the recorded value."""
 
     instruction: str = setting("", "Ask this about every frame, whatever was said in the bag.")
     instructions: Path | None = setting(None, "CSV (time_s,instruction[,actions]) or YAML list of the same.")
@@ -64,18 +64,18 @@ class ReplaySettings:
 
 @dataclass(frozen=True, slots=True)
 class RecordConfig:
-    """Where to, what, and for how long."""
+    """Settings of `vsd record`: folder, topics and duration."""
 
     out: Path = field(metadata=described("Folder of the new bag."))
     domain: int = setting(0, "ROS domain; default: ROS_DOMAIN_ID, else 0.", 0, MAX_DOMAIN)
-    topics: tuple[str, ...] = setting(OURS, "Name or pattern such as '*/image*'; may be repeated.")
+    topics: tuple[str, ...] = setting(DEFAULT_TOPICS, "Name or pattern such as '*/image*'; may be repeated.")
     storage: str = setting("mcap", "Format of the bag.", one_of=STORAGES)
     duration_s: float = setting(0.0, "Seconds; 0: until Ctrl-C.", 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """Messages per topic that are in the bag, and those that are known to have been missed."""
+    """Messages per topic in the bag, and those known to be missing."""
 
     counts: dict[str, int]
     missed: dict[str, int] = field(default_factory=dict)

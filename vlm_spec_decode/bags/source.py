@@ -31,7 +31,7 @@ from vlm_spec_decode.edge.image_upload import FFMPEG_PACKET, FOXGLOVE_VIDEO, GO2
 
 NANOSECONDS = 1_000_000_000
 UNREAD = "messages not read: "
-"""How the name of a fault begins whose number is one of messages."""
+"""Prefix of faults that count messages."""
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 FEED_BYTES = 1 << 16
@@ -40,7 +40,7 @@ ZERO_BYTES = 512
 
 
 def _zstd_errors() -> tuple[type[Exception], ...]:
-    """Return what the zstd libraries raise: each has a class of its own, and rosbags chooses among them."""
+    """Return the exceptions of the zstd libraries: each has its own class, and rosbags chooses one."""
     found: list[type[Exception]] = [zstandard.ZstdError]
     for name in ("compression.zstd", "backports.zstd"):
         try:
@@ -56,12 +56,12 @@ READ_FAULTS = (
     *(apsw.Error, *_zstd_errors(), struct.error, EOFError, OSError, MemoryError, RecursionError),
     *(ValueError, KeyError, TypeError, AssertionError, IndexError, AttributeError, RuntimeError, SyntaxError),
 )
-"""What the libraries raise where bytes are broken, which they meet in many places."""
+"""Exceptions of the libraries for damaged bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One message as it was written; `at_ns` is the recorder's time, `is_ros1` how it is serialised."""
+    """One serialised message; `at_ns` is the recorder's time, `is_ros1` tells the serialisation."""
 
     topic: str
     kind: str
@@ -71,7 +71,7 @@ class Record:
 
 
 class BagSource(Protocol):
-    """An open bag. `faults` counts by name what could not be read; it grows while records are read."""
+    """An open bag. `faults` counts, by name, what could not be read, while records are read."""
 
     faults: Counter[str]
 
@@ -81,26 +81,26 @@ class BagSource(Protocol):
 
     @property
     def duration_s(self) -> float:
-        """Length of the recording; 0 where nobody can tell without reading it all."""
+        """Length of the recording; 0 if only a full read could tell."""
 
     def records(self, topics: Collection[str]) -> Iterator[Record]:
-        """Yield the messages of these topics in time order; ends early where the bag does."""
+        """Yield the messages of these topics in time order, up to where the bag is truncated."""
 
     def message(self, record: Record) -> Any:
         """Return the message in a record, or None, counted, if it cannot be read."""
 
     def close(self) -> None:
-        """Let go of the files. Idempotent."""
+        """Close the files. Idempotent."""
 
 
 class Span:
-    """First and last time of what was seen, in nanoseconds; both None before that."""
+    """First and last time of the messages, in nanoseconds; None without any."""
 
     def __init__(self, first_ns: int | None = None, last_ns: int | None = None) -> None:
         self.first_ns, self.last_ns = first_ns, last_ns
 
     def add(self, at_ns: int) -> None:
-        """Widen the span."""
+        """Extend the span to this time."""
         self.first_ns = at_ns if self.first_ns is None else min(self.first_ns, at_ns)
         self.last_ns = at_ns if self.last_ns is None else max(self.last_ns, at_ns)
 
@@ -136,7 +136,7 @@ class StorageFile:
         return self.span.duration_s
 
     def records(self, topics: Collection[str]) -> Iterator[Record]:
-        """Yield the messages of these topics in time order; ends early where the bag does."""
+        """Yield the messages of these topics in time order, up to where the bag is truncated."""
         raise NotImplementedError
 
     def message(self, record: Record) -> Any:
@@ -148,15 +148,15 @@ class StorageFile:
             return None
 
     def close(self) -> None:
-        """Let go of the file. Idempotent."""
+        """Close the file. Idempotent."""
 
-    def learn(self, kind: str, definition: str, encoding: str, *, is_ros1: bool = False) -> None:
-        """Take over a definition; count one that cannot be read."""
-        if not self.types.learn(kind, definition, encoding, is_ros1=is_ros1):
+    def add_definition(self, kind: str, definition: str, encoding: str, *, is_ros1: bool = False) -> None:
+        """Add a type's definition; count one that cannot be read."""
+        if not self.types.add_definition(kind, definition, encoding, is_ros1=is_ros1):
             self.faults[f"{kind}: a definition that cannot be read"] += 1
 
-    def lose(self, counts: Mapping[str, int], why: str, place: Hashable) -> None:
-        """Count messages, by topic, that are in the file and cannot be read; those of one `place` once."""
+    def count_lost(self, counts: Mapping[str, int], why: str, place: Hashable) -> None:
+        """Count messages, by topic, that are in the file and cannot be read; each `place` counts once."""
         for topic, count in counts.items():
             if (topic, place) not in self._counted:
                 self._counted.add((topic, place))
@@ -170,7 +170,7 @@ def num_unread(faults: Mapping[str, int]) -> int:
 
 
 def bag_name(path: Path) -> str:
-    """Return what a bag is called in results: its own name, after its folder's if that alone says nothing."""
+    """Return a bag's name in results; with its folder's name if its own is not specific."""
     path = path.resolve()
     return f"{path.parent.name}_{path.stem}" if path.stem in ("bag", "rosbag2") else path.stem
 
@@ -186,9 +186,9 @@ def unpack_message(data: bytes) -> bytes:
 
 
 def filled_bytes(file: BinaryIO) -> int:
-    """Return the length of a file without the zeros that a file system leaves where the power was cut.
+    """Return the length of a file without the zeros that a file system leaves after a power failure.
 
-    Fewer than `ZERO_BYTES` of them are taken for data.
+    Fewer than `ZERO_BYTES` zeros count as data.
     """
     size = end = file.seek(0, io.SEEK_END)
     while end:
@@ -203,12 +203,12 @@ def filled_bytes(file: BinaryIO) -> int:
 
 
 def zstd_front(data: bytes) -> bytes:
-    """Return what the beginning of a zstd stream holds, up to where it is damaged."""
+    """Return the content of a zstd stream up to where it is damaged."""
     return _front(zstandard.ZstdDecompressor().decompressobj(), data)
 
 
 def lz4_front(data: bytes) -> bytes:
-    """Return what the beginning of an lz4 stream holds, up to where it is damaged."""
+    """Return the content of an lz4 stream up to where it is damaged."""
     return _front(LZ4FrameDecompressor(), data)
 
 
@@ -228,7 +228,7 @@ OTHERS: Mapping[str, str] = {
     FFMPEG_PACKET: "std_msgs/Header header\nint32 width\nint32 height\nstring encoding\nuint64 pts\n"
     "uint8 flags\nbool is_bigendian\nuint8[] data\n",
 }
-"""Types of cameras that ROS does not ship, for bags without definitions."""
+"""Camera message types that ROS does not have, for bags without definitions."""
 
 DISTROS: Mapping[str, Stores] = {
     name.removeprefix("ros2_"): store for store in Stores if (name := store.value).startswith("ros2_")
@@ -254,10 +254,10 @@ class MessageTypes:
         self._default = DISTROS.get(distro.lower(), Stores.ROS2_HUMBLE)
         self._own = {is_ros1: get_typestore(Stores.EMPTY) for is_ros1 in (False, True)}
 
-    def learn(self, kind: str, definition: str, encoding: str, *, is_ros1: bool = False) -> bool:
-        """Take over a definition that the bag holds; return False if it cannot be read.
+    def add_definition(self, kind: str, definition: str, encoding: str, *, is_ros1: bool = False) -> bool:
+        """Add a definition from the bag; return False if it cannot be read.
 
-        An empty one says nothing. The first of two for one type counts.
+        An empty one is ignored. The first of two for one type is used.
         """
         own, read = self._own[is_ros1], READERS.get(encoding)
         if not definition.strip() or kind in own.fielddefs:
@@ -279,7 +279,7 @@ class MessageTypes:
         try:
             return _decode(own, data, kind, is_ros1)
         except Exception:
-            # A definition may lack parts of it, or have been cut; the type may be known all the same.
+            # A definition may be incomplete, but the type may be known from ROS.
             if kind not in default.fielddefs:
                 raise
             return _decode(default, data, kind, is_ros1)

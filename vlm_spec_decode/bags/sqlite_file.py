@@ -1,4 +1,4 @@
-"""sqlite3 files of a bag: asked for their rows by SQL, or read page by page where sqlite refuses.
+"""sqlite3 files of a bag: read by SQL, or page by page where sqlite fails.
 
 A recorder that was killed may leave rows in a write-ahead log (`-wal`) or half a change beside a rollback
 journal (`-journal`). The first is read by sqlite from a copy, so that nothing in the user's folder changes;
@@ -7,7 +7,7 @@ the second by pages, which hold the rows whether or not their change was finishe
 sqlite itself refuses a file that is too short, and its tree may lead to early rows over a page that is
 missing. But rows lie in leaf pages that are complete in themselves, in the order of recording
 (sqlite.org/fileformat2.html, sections 1.6 and 2.1). Knows the tables of rosbag2 by the kinds of their
-columns. Rows that only a write-ahead log holds are not seen.
+columns. Rows that are only in a write-ahead log are not read.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ TOPICS = "SELECT id, name, type, serialization_format FROM topics"
 DEFINITIONS = "SELECT topic_type, encoded_message_definition, encoding FROM message_definitions"
 SPAN = "SELECT MIN(timestamp), MAX(timestamp) FROM messages"
 USED = "SELECT DISTINCT topic_id FROM messages"
-NAMELESS = "SELECT COUNT(*) FROM messages WHERE topic_id IN ({})"
+UNDESCRIBED = "SELECT COUNT(*) FROM messages WHERE topic_id IN ({})"
 ROWS = "SELECT id, topic_id, timestamp, data FROM messages WHERE topic_id IN ({}) ORDER BY timestamp, id"
 SQL_FAULTS = (*READ_FAULTS, sqlite3.Error, sqlite3.Warning)
 
 
 class _SqliteFile(StorageFile):
-    """What both have in common: topics by their numbers."""
+    """The common part of both readers: topics by their numbers."""
 
     def __init__(self, path: Path, types: MessageTypes) -> None:
         super().__init__(path, types)
@@ -64,21 +64,21 @@ class _SqliteFile(StorageFile):
         try:
             record = Record(topic, kind, unpack_message(data), at_ns)
         except READ_FAULTS:
-            self.lose({topic: 1}, "damaged", (at_ns, data[-16:]))
+            self.count_lost({topic: 1}, "damaged", (at_ns, data[-16:]))
         else:
             yield record
 
     def _by_pages(
         self, wanted: Mapping[int, tuple[str, str]], seen: Collection[int] = ()
     ) -> Iterator[Record]:
-        """Yield the messages that the file's pages hold in full, but for those that were `seen`."""
+        """Yield the complete messages in the file's pages, except those in `seen`."""
         with SqliteFile(self.path) as file:
             for number, topic, at_ns, data in file.messages():
                 if topic in wanted and number not in seen:
                     yield from self._record(*wanted[topic], data, at_ns)
 
 
-class WholeSqlite(_SqliteFile):
+class IndexedSqlite(_SqliteFile):
     """A file that sqlite opens. Raises an error with the reason if it does not."""
 
     def __init__(self, path: Path, types: MessageTypes) -> None:
@@ -90,7 +90,7 @@ class WholeSqlite(_SqliteFile):
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         try:
             with contextlib.closing(self._open()) as database:
-                self._look(database)
+                self._read_tables(database)
         except BaseException:
             self.close()
             raise
@@ -125,7 +125,7 @@ class WholeSqlite(_SqliteFile):
             path, how = Path(self._copy.name, path.name), "mode=ro"
         return sqlite3.connect(f"file:{quote(str(path))}?{how}", uri=True, check_same_thread=False)
 
-    def _look(self, database: sqlite3.Connection) -> None:
+    def _read_tables(self, database: sqlite3.Connection) -> None:
         database.text_factory = lambda data: data.decode(errors="replace")
         used, listed = {number for (number,) in database.execute(USED)}, set[int]()
         for number, name, kind, encoding in database.execute(TOPICS):
@@ -135,16 +135,16 @@ class WholeSqlite(_SqliteFile):
             elif number in used:
                 self._numbers[number] = (name, kind)
         if used - listed:
-            (lost,) = database.execute(NAMELESS.format(_list(used - listed))).fetchone()
+            (lost,) = database.execute(UNDESCRIBED.format(_list(used - listed))).fetchone()
             self.faults[f"{UNREAD}of topics that are listed nowhere ({self.path.name})"] += lost
         self.topics = dict(self._numbers.values())
         if database.execute(COLUMNS.format("message_definitions")).fetchall():
             for kind, definition, encoding in database.execute(DEFINITIONS):
-                self.learn(kind, definition, encoding)
+                self.add_definition(kind, definition, encoding)
         self.span = Span(*database.execute(SPAN).fetchone())
 
 
-class CutSqlite(_SqliteFile):
+class TruncatedSqlite(_SqliteFile):
     """An sqlite3 file whose last pages are missing, or that sqlite refuses for another reason (`why`)."""
 
     def __init__(self, path: Path, types: MessageTypes, why: str) -> None:
@@ -153,7 +153,7 @@ class CutSqlite(_SqliteFile):
         try:
             with SqliteFile(path) as file:
                 for kind, definition, encoding in file.definitions():
-                    self.learn(kind, definition, encoding)
+                    self.add_definition(kind, definition, encoding)
                 self._numbers = file.topics()
                 first = next(file.messages(), None)
                 self.span = Span(first[2] if first else None)
@@ -162,12 +162,12 @@ class CutSqlite(_SqliteFile):
         self.topics = dict(self._numbers.values())
 
     def records(self, topics: Collection[str]) -> Iterator[Record]:
-        """Yield the messages of these topics in the order of the file; ends early where it does."""
+        """Yield the messages of these topics in file order, up to where the file is truncated."""
         yield from self._by_pages(self._wanted(topics))
 
 
 def _num_missing_pages(path: Path) -> int:
-    """Return how many pages a file lacks that its head counts (sqlite.org/fileformat2.html, 1.3.8)."""
+    """Return how many pages are missing, by the file's header (sqlite.org/fileformat2.html, 1.3.8)."""
     with path.open("rb") as file:
         head, length = file.read(100), filled_bytes(file)
     page_bytes, changes, pages, valid_for = struct.unpack_from(">16xH6xII60xI", head)
@@ -177,14 +177,14 @@ def _num_missing_pages(path: Path) -> int:
 
 
 def _size(path: Path, ending: str) -> int:
-    """Return the size of the file that sqlite keeps beside another; 0 if there is none."""
+    """Return the size of sqlite's additional file with this suffix; 0 if there is none."""
     with contextlib.suppress(OSError):
         return Path(f"{path}{ending}").stat().st_size
     return 0
 
 
 def _copy(path: Path, folder: Path) -> None:
-    """Put a file and its log into another folder; the file is linked there, not copied, if it can be."""
+    """Put a file and its log into another folder; the file is linked instead of copied if possible."""
     target = folder / path.name
     try:
         os.link(path, target)
@@ -201,7 +201,7 @@ MAGIC = b"SQLite format 3\0"
 HEAD_BYTES = 100
 LEAF = 0x0D
 INTEGER_BYTES = (0, 1, 2, 3, 4, 6, 8)
-"""By serial type 0 (NULL) to 6; 7 is a float, 8 and 9 are the numbers 0 and 1."""
+"""Sizes by serial type 0 (NULL) to 6; 7 is a float, 8 and 9 are the numbers 0 and 1."""
 
 MAX_VALUE_BYTES = 2**30
 Value: TypeAlias = int | bytes | str | None
@@ -223,7 +223,7 @@ class _TableLayout:
 
 
 class SqliteFile:
-    """A context: an sqlite file, whole or cut off. Raises BagError if it is none."""
+    """A context manager: an sqlite file, intact or truncated. Raises BagError if it is none."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
@@ -239,7 +239,7 @@ class SqliteFile:
         self._layout = _TableLayout(page_bytes, page_bytes - head[20])
         self._data = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         filled, size = filled_bytes(self._file), len(self._data)
-        # A page that ends in zeros is there in full; pages of nothing but zeros are not.
+        # A page that ends in zeros is complete; pages of zeros only are missing.
         self._end = size if filled == size else min(size, -(-filled // page_bytes) * page_bytes)
 
     def __enter__(self) -> SqliteFile:
@@ -248,7 +248,7 @@ class SqliteFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._data.close()
         self._file.close()
 
@@ -269,14 +269,14 @@ class SqliteFile:
                     yield kind, definition, encoding
 
     def messages(self) -> Iterator[tuple[int, int, int, bytes]]:
-        """Yield number, topic, time in nanoseconds, and data of every message that is there in full."""
+        """Yield number, topic, time in nanoseconds, and data of every complete message."""
         for number, columns in self._rows():
             match columns:
                 case [None | int(), int(topic), int(at_ns), bytes(data)]:
                     yield number, topic, at_ns, data
 
     def _small_rows(self) -> Iterator[tuple[int, list[Value]]]:
-        """Yield the rows that are no messages; those come before most messages, but not only there."""
+        """Yield the rows that are no messages; most, but not all, precede the messages."""
         yield from self._rows(texts_only=True)
 
     def _rows(self, texts_only: bool = False) -> Iterator[tuple[int, list[Value]]]:
@@ -310,7 +310,7 @@ class SqliteFile:
                 yield row, _columns(payload, kinds, head_bytes)
 
     def _overflow(self, number: int, missing: int) -> bytes:
-        """Return what lies in a chain of overflow pages; less than `missing` where a page is not there."""
+        """Return the content of a chain of overflow pages; less than `missing` bytes if a page is missing."""
         parts, room = [], self._layout.usable_bytes - 4
         while missing > 0 and number:
             begin = (number - 1) * self._layout.page_bytes

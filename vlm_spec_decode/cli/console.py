@@ -199,9 +199,9 @@ def top(seconds: float | None, once: bool, cloud: str | None, namespace: str, as
             click.echo(json.dumps(found))
         return 0
     from vlm_spec_decode.ros.operator import find_node
-    from vlm_spec_decode.ros.status_board import ONCE_S, Board, show
+    from vlm_spec_decode.ros.status_board import ONCE_S, StatusBoard, show
 
-    board = Board()
+    board = StatusBoard()
     operator, _ = find_node(ros_domain(), namespace, board.on_message, min(FIND_S, seconds or 2.0))
     try:
         show(operator, board, WallClock(), ONCE_S if once else seconds, quiet=as_json, once=once)
@@ -294,7 +294,7 @@ def follow(
         return progress
     finally:
         with ignoring_signals():
-            operator.rest()
+            operator.stop_heartbeat()
             if not (progress.has_ended or is_left):
                 _cancel_mission(operator, printer)
             with suppress(Exception):
@@ -335,8 +335,8 @@ def _submit(operator: Operator, request: MissionRequest, progress: MissionProgre
     from vlm_spec_decode.ros.operator import RESEND_S
 
     began_s = asked_s = time.monotonic()
-    operator.ask(request)
-    while not (progress.is_taken or progress.has_ended):
+    operator.send_request(request)
+    while not (progress.is_acknowledged or progress.has_ended):
         now_s = time.monotonic()
         if now_s - began_s > ACK_S:
             raise RobotUnreachable(
@@ -344,7 +344,7 @@ def _submit(operator: Operator, request: MissionRequest, progress: MissionProgre
             )
         if now_s - asked_s > RESEND_S:
             asked_s = now_s
-            operator.ask(request)
+            operator.send_request(request)
         operator.spin(0.01)
 
 
@@ -358,10 +358,10 @@ def _follow_mission(
         operator.spin(min(0.05, until_s - now_s))
         if progress.proposed:
             plan, progress.proposed = progress.proposed, ""
-            operator.answer(ask(plan), FIND_S)
-            # No message was handled while the operator decided.
-            operator.heard_s = printer.last_s = time.monotonic()
-        if time.monotonic() - operator.heard_s > SILENT_S:
+            operator.send_approval(ask(plan), FIND_S)
+            # Nothing was heard while a person thought.
+            operator.received_s = printer.last_s = time.monotonic()
+        if time.monotonic() - operator.received_s > SILENT_S:
             raise RobotUnreachable(
                 f"vlm_node {operator.where} has been silent for {SILENT_S:g} s; without it the robot stands"
             )

@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from vlm_spec_decode.bags.cli import replay as offline
-from vlm_spec_decode.bags.settings import OURS, SAMPLE, Note, RecordConfig, Recorded
+from vlm_spec_decode.bags.settings import DEFAULT_TOPICS, SAMPLE, Note, RecordConfig, Recorded
 from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.errors import BagError
 from vlm_spec_decode.core.options import FOLDER, as_json, option, options
@@ -54,7 +54,7 @@ def run(config: RecordConfig, note: Note, should_stop: Callable[[], bool]) -> Re
     until_s = time.monotonic() + config.duration_s if config.duration_s else float("inf")
     try:
         while not should_stop() and time.monotonic() < until_s:
-            recorder.look()
+            recorder.subscribe_new()
             recorder.spin(SPIN_S)
     finally:
         recorder.close()
@@ -75,7 +75,7 @@ def record(
     """Record camera, instructions, answers, plans and motion of running nodes into the new bag OUT."""
     from vlm_spec_decode.cli.console import ros_domain
 
-    chosen = ("*",) if everything else topics or OURS
+    chosen = ("*",) if everything else topics or DEFAULT_TOPICS
     config = RecordConfig(out, ros_domain() if domain is None else domain, chosen, **given)
     with interruptible() as asked:
         click.echo(f"recording into {out}; Ctrl-C ends", err=True)
@@ -118,7 +118,7 @@ def replay(live: bool, rate: float, domain: int | None, namespace: str, **option
 
 def _live(rate: float, domain: int | None, namespace: str, options: dict[str, Any]) -> int:
     from vlm_spec_decode.bags.events import Topics
-    from vlm_spec_decode.bags.questions import AskPlan, read_spoken
+    from vlm_spec_decode.bags.questions import AskPlan, read_instructions
     from vlm_spec_decode.cli.console import ros_domain
     from vlm_spec_decode.demo.live import LiveConfig, LivePlayer
 
@@ -127,7 +127,7 @@ def _live(rate: float, domain: int | None, namespace: str, options: dict[str, An
         raise BagError("--live replays one bag at a time")
     topics = Topics(*(options[f"{role}_topic"] for role in ("image", "instruction", "motion")))
     file: Path | None = options["instructions"]
-    plan = AskPlan(options["instruction"], read_spoken(file) if file else ())
+    plan = AskPlan(options["instruction"], read_instructions(file) if file else ())
     on = ros_domain() if domain is None else domain
     player = LivePlayer(LiveConfig(bags[0], options["out"], topics, plan, rate, on, namespace))
     try:

@@ -167,9 +167,7 @@ class Server(ABC):
 
     @abstractmethod
     def drain(self) -> None:
-        """Accept no new answers, and end `serve` once none is under way or after `DRAIN_S`.
-
-        A second call stops at once.
+        """Accept no new answers; end `serve` once none is under way, or time is up. A second call stops.
 
         From any thread or a signal handler.
         """

@@ -45,7 +45,7 @@ from vlm_spec_decode.core.robot import RobotState
 
 @dataclass(slots=True)
 class DriverCall:
-    """A call under way or ended: `ended` and then either `succeeded` or an `error`."""
+    """A driver call that runs or has ended. Once `ended` is true, either `succeeded` or `error` is set."""
 
     name: str
     ended: bool = False
@@ -53,7 +53,7 @@ class DriverCall:
     error: RobotError | Cancelled | None = None
 
     def run(self, call: Callable[[], None]) -> None:
-        """Carry out `call` on this thread; whatever happens, the job has ended afterwards."""
+        """Run `call` on this thread. `ended` is true afterwards, also after an error."""
         try:
             call()
             self.succeeded = True
@@ -72,15 +72,18 @@ class PendingCall:
 
 
 class CallRunner(Protocol):
-    """Runs one call; reports at once, or when the call has ended."""
+    """Runs one driver call, on the caller's thread or on another."""
 
     @property
     def concurrent(self) -> bool:
-        """Whether others go on while a call runs."""
+        """Whether the caller continues while a call runs."""
         ...
 
     def run(self, job: DriverCall, call: PendingCall) -> None:
-        """Carry out `call` as `job`, which its owner has registered before: it counts as running already."""
+        """Run `call` and record its end in `job`.
+
+        The caller has stored `job` before, so it counts as running.
+        """
         ...
 
 
@@ -90,7 +93,7 @@ class ThreadCallRunner:
     concurrent = True
 
     def run(self, job: DriverCall, call: PendingCall) -> None:
-        """Start `call` on a thread of its own."""
+        """Run `call` on a new thread."""
         threading.Thread(target=job.run, args=(call.run,), name=f"robot-{call.name}", daemon=True).start()
 
 
@@ -100,28 +103,28 @@ class InlineCallRunner:
     concurrent = False
 
     def run(self, job: DriverCall, call: PendingCall) -> None:
-        """Carry out `call` now."""
+        """Run `call` now."""
         job.run(call.run)
 
 
 @dataclass(slots=True)
 class ResumableMotion:
-    """Stores at most one interrupted motion, measured late, so that coasting after the stop counts."""
+    """Stores at most one interrupted motion. What is left of it is measured late, so coasting counts."""
 
     _action: Action | None = None
     _motion: StraightMotion | TurnMotion | None = None
 
-    def keep(self, action: Action | None, motion: Motion | None) -> None:
-        """Remember a motion that was under way for `action`; anything but a motion changes nothing."""
+    def store(self, action: Action | None, motion: Motion | None) -> None:
+        """Store the motion that was running for `action`. Does nothing if `motion` is a pause or None."""
         if isinstance(motion, (StraightMotion, TurnMotion)):
             self._action, self._motion = action, motion
 
-    def forget(self) -> None:
-        """Let whatever comes next be carried out in full."""
+    def clear(self) -> None:
+        """Remove the stored motion: the next action is carried out in full."""
         self._action = self._motion = None
 
-    def rest_of(self, action: Action, state: RobotState) -> Action:
-        """Return what is left of `action` if it is the one broken off, else `action`; never more than it."""
+    def remaining_of(self, action: Action, state: RobotState) -> Action:
+        """Return what is left of `action` if it is the interrupted one, else `action` itself."""
         if self._motion is None or action != self._action:
             return action
         left = self._motion.remaining(state)
@@ -137,23 +140,23 @@ def _between(left: float, whole: float) -> float:
 
 
 LOOK_SETTLE_S = 0.6
-"""From the request to tilt until the body holds still enough for a picture."""
+"""Seconds from the request to tilt until the body is still enough for a picture."""
 
-Stage = Callable[[MotionInput], Motion | PendingCall]
+ActionStep = Callable[[MotionInput], Motion | PendingCall]
 
 
 @dataclass(slots=True)
 class ActionSteps:
-    """Turns actions into stages for one robot; remembers whether its body is tilted."""
+    """Turns actions into steps for one robot. `is_tilted`: the body is tilted by an earlier look."""
 
     driver: RobotDriver
-    stopper: EmergencyStop
+    emergency_stop: EmergencyStop
     limits: SafetyLimits
     tuning: MotionTuning
     is_tilted: bool = False
 
-    def stages(self, action: Action) -> list[Stage]:
-        """Return what `action` consists of, in order."""
+    def steps(self, action: Action) -> list[ActionStep]:
+        """Return the steps of `action`, in order."""
         if isinstance(action, (Forward, Strafe)):
             sideways = isinstance(action, Strafe)
             distance_m = action.distance_m
@@ -174,13 +177,13 @@ class ActionSteps:
             return [self._call("stop", self._stop)]
         return self._posture(format_action(action).removesuffix("()"))
 
-    def _posture(self, name: str) -> list[Stage]:
-        """Getting up ends in a state that walks: a robot may stand with locked joints first."""
+    def _posture(self, name: str) -> list[ActionStep]:
+        """Standing up is followed by `start`: a robot may stand with locked joints, which do not walk."""
         self.is_tilted = False
         stages = [self._call(name, partial(self.driver.posture, name))]
         return [*stages, self._call("start", self.driver.start)] if name == "stand_up" else stages
 
-    def _look(self, pitch_deg: float, yaw_deg: float) -> list[Stage]:
+    def _look(self, pitch_deg: float, yaw_deg: float) -> list[ActionStep]:
         self.is_tilted = bool(pitch_deg or yaw_deg)
         pitch_rad, yaw_rad = math.radians(pitch_deg), math.radians(yaw_deg)
         return [
@@ -188,185 +191,188 @@ class ActionSteps:
             self._pause(LOOK_SETTLE_S),
         ]
 
-    def _level(self) -> list[Stage]:
-        """Walk with a level body: a tilted one walks badly, and its yaw is not where it heads."""
+    def _level(self) -> list[ActionStep]:
+        """Level a tilted body before walking: tilted, it walks badly and its yaw is not its heading."""
         return self._look(0.0, 0.0) if self.is_tilted else []
 
-    def _call(self, name: str, call: Callable[[], None]) -> Stage:
+    def _call(self, name: str, call: Callable[[], None]) -> ActionStep:
         return lambda _: PendingCall(name, call)
 
     @staticmethod
-    def _pause(duration_s: float) -> Stage:
+    def _pause(duration_s: float) -> ActionStep:
         return lambda at: Pause(at.now_s + duration_s)
 
     def _stop(self) -> None:
-        self.stopper.stop("action").check()
+        self.emergency_stop.stop("action").check()
 
 
 ARRIVED_M = 0.10
-"""An obstacle this little before a motion's end has not kept it from being carried out."""
+"""A motion that an obstacle ends this near to its goal counts as carried out."""
 
 MOVE_FAILING_S = 0.3
-"""A Move may be lost now and then: the robot holds the one before for 1 s. This long is a fault."""
+"""Moves that fail for this long are a fault. A single lost Move is not: the robot holds the last for 1 s."""
 
 
 class ActionRunner:
     """Carries out one action at a time."""
 
     def __init__(
-        self, gate: SafetyGate, stopper: EmergencyStop, stages: ActionSteps, runner: CallRunner
+        self, gate: SafetyGate, emergency_stop: EmergencyStop, steps: ActionSteps, runner: CallRunner
     ) -> None:
         self._gate = gate
-        self._stopper = stopper
-        self._maker = stages
+        self._emergency_stop = emergency_stop
+        self._action_steps = steps
         self._runner = runner
-        self._permit = stopper.permit
+        self._permit = emergency_stop.permit
         self._slew = Slew(gate.limits)
-        self._stages: deque[Stage] | None = None
-        self._said: Action | None = None
+        self._steps: deque[ActionStep] | None = None
+        self._requested: Action | None = None
         self._action: Action | None = None
         self._motion: Motion | None = None
-        self.unfinished = ResumableMotion()
-        self._job: DriverCall | None = None
+        self.resumable = ResumableMotion()
+        self._running: DriverCall | None = None
         self._moved = False
         self._failing_since_s: float | None = None
-        self._moment: MotionInput | None = None
+        self._input: MotionInput | None = None
         self._stamp_s = -math.inf
         self._stamp_seen_s = -math.inf
 
     @property
     def is_busy(self) -> bool:
-        """Whether a driver's call is still running, be it for an action that was abandoned."""
-        return self._job is not None and not self._job.ended
+        """Whether a driver call is still running, also one of an abandoned action."""
+        return self._running is not None and not self._running.ended
 
-    def obey(self, gate: SafetyGate) -> None:
-        """Let the limits of `gate` hold from here on; to be called between actions only."""
+    def set_gate(self, gate: SafetyGate) -> None:
+        """Use the limits of `gate` from now on. Call it between actions only."""
         self._gate = gate
-        self._slew.limits = self._maker.limits = gate.limits
+        self._slew.limits = self._action_steps.limits = gate.limits
 
     def begin_period(self) -> None:
-        """Take the permit for what this period will decide; to be called before its orders are read."""
-        self._permit = self._stopper.permit
+        """Get the permit for this control period. Call it before the queue of plans is read."""
+        self._permit = self._emergency_stop.permit
 
     def observe(self, state: RobotState, now_s: float) -> MotionInput:
-        """Take in the newest state."""
+        """Store the newest state, and return it with its time."""
         if state.stamp_s != self._stamp_s:
             self._stamp_s, self._stamp_seen_s = state.stamp_s, now_s
-        self._moment = MotionInput(state, now_s)
-        return self._moment
+        self._input = MotionInput(state, now_s)
+        return self._input
 
     def perform(self, action: Action, frame_age_s: float) -> bool:
-        """Do the next bit of `action`; return whether it is carried out.
+        """Advance `action` by one control period; return whether it is complete.
 
-        If it is the motion that was broken off last, only what is left of it.
-        Raises ActionRefused when gate or world say no, RobotError when the robot is at fault.
+        If it is the motion that was interrupted last, only the rest of it is carried out.
+        Raises ActionRefused if the gate refuses it or it is blocked, RobotError if the robot fails.
         """
-        moment = self._moment
-        if moment is None or (self._stages is None and self.is_busy):
+        motion_input = self._input
+        if motion_input is None or (self._steps is None and self.is_busy):
             return False
-        age_s = moment.now_s - self._stamp_seen_s
-        if self._stages is None:
-            self._job = None
-            rest = self.unfinished.rest_of(action, moment.state)
-            self._gate.check(rest, moment.state, frame_age_s, age_s)
-            self._said, self._action = action, rest
-            self._stages = deque(self._maker.stages(rest))
+        age_s = motion_input.now_s - self._stamp_seen_s
+        if self._steps is None:
+            self._running = None
+            rest = self.resumable.remaining_of(action, motion_input.state)
+            self._gate.check(rest, motion_input.state, frame_age_s, age_s)
+            self._requested, self._action = action, rest
+            self._steps = deque(self._action_steps.steps(rest))
         elif age_s > self._gate.limits.max_state_age_s:
             raise RobotStale(f"the state's stamp stands still for {age_s:.2f} s")
-        if self._motion is None and self._job is None and not self._next_stage(moment):
+        if self._motion is None and self._running is None and not self._next_step(motion_input):
             return True
-        if self._job is not None:
-            self._poll(self._job)
+        if self._running is not None:
+            self._poll(self._running)
         elif self._motion is not None and self._action is not None:
-            self._drive(self._motion, self._action, moment, age_s)
+            self._drive(self._motion, self._action, motion_input, age_s)
         return False
 
     def steer(self, wanted: Velocity) -> None:
-        """Follow a person's velocity: within the limits of speed and slew, and not into an obstacle.
+        """Command a person's velocity, within the limits of speed and slew, and not into an obstacle.
 
         Raises RobotStale if the state stands still, RobotRefused if the robot takes no Moves.
         """
-        moment = self._moment
-        if moment is None or self.is_busy:
+        motion_input = self._input
+        if motion_input is None or self.is_busy:
             return
-        age_s = moment.now_s - self._stamp_seen_s
+        age_s = motion_input.now_s - self._stamp_seen_s
         if age_s > self._gate.limits.max_state_age_s:
             raise RobotStale(f"the state's stamp stands still for {age_s:.2f} s")
-        if not self._gate.may_walk(moment.state):
+        if not self._gate.may_walk(motion_input.state):
             self._slew.reset()
             return
-        if not self._has_room(wanted, moment.state):
+        if not self._has_room(wanted, motion_input.state):
             if self._slew.velocity[:2] != STILL[:2]:
                 self._slew.reset()
-                self._stopper.stop("obstacle").check()
+                self._emergency_stop.stop("obstacle").check()
             wanted = (0.0, 0.0, wanted[2])
-        self._command(wanted, moment.now_s)
+        self._command(wanted, motion_input.now_s)
 
     def abandon(self) -> bool:
-        """Forget the present action; return whether there was one. A running call stays known as busy."""
-        was_active = self._stages is not None
-        self.unfinished.keep(self._said, self._motion)
-        self._stages, self._motion = None, None
-        if self._job is not None and self._job.ended:
-            self._job = None
+        """Abandon the present action; return whether there was one.
+
+        A running driver call still counts as busy.
+        """
+        was_active = self._steps is not None
+        self.resumable.store(self._requested, self._motion)
+        self._steps, self._motion = None, None
+        if self._running is not None and self._running.ended:
+            self._running = None
         self._failing_since_s = None
         self._slew.reset()
         return was_active
 
     def come_to_rest(self) -> None:
-        """After the last action known: end the gait, if anything moved. Raises RobotRefused."""
+        """Stop the gait after the last known action, if anything moved. Raises RobotRefused."""
         if self._moved:
             self._moved = False
-            self._stopper.stop("rest").check()
+            self._emergency_stop.stop("rest").check()
 
-    def _next_stage(self, moment: MotionInput) -> bool:
-        if not self._stages:
-            self._stages = None
+    def _next_step(self, motion_input: MotionInput) -> bool:
+        if not self._steps:
+            self._steps = None
             return False
-        begun = self._stages.popleft()(moment)
+        begun = self._steps.popleft()(motion_input)
         if isinstance(begun, PendingCall):
             self._start(begun)
         else:
             self._motion = begun
-            self.unfinished.forget()
+            self.resumable.clear()
         return True
 
     def _start(self, call: PendingCall) -> None:
-        """Register the job before anything runs: an e-stop must not be released in between."""
+        """Store the call before it runs: no e-stop may be released in between."""
         permit = self._permit
 
         def guarded() -> None:
-            if not self._stopper.allows(permit):
+            if not self._emergency_stop.allows(permit):
                 raise Cancelled(f"{call.name} was not begun: there has been an e-stop")
             call.run()
 
-        self._job = DriverCall(call.name)
-        self._runner.run(self._job, PendingCall(call.name, guarded))
+        self._running = DriverCall(call.name)
+        self._runner.run(self._running, PendingCall(call.name, guarded))
 
     def _poll(self, job: DriverCall) -> None:
         if not job.ended:
             return
-        self._job = None
+        self._running = None
         if job.error is not None:
             raise job.error
         if not job.succeeded:
             raise RobotRefused(job.name, "the call died of an unforeseen error")
 
-    def _drive(self, motion: Motion, action: Action, moment: MotionInput, age_s: float) -> None:
-        state = moment.state
+    def _drive(self, motion: Motion, action: Action, motion_input: MotionInput, age_s: float) -> None:
+        state = motion_input.state
         try:
-            self._gate.watch(action, state, age_s)
+            self._gate.check_motion(action, state, age_s)
         except ActionRefused as refusal:
             if refusal.reason == "mode":
                 raise RobotRefused("move", f"stopped walking: {refusal.detail}") from refusal
             raise
         direction = motion_direction(action)
         room_m = math.inf if direction is None else self._gate.room_m(state, *direction)
-        wanted = motion.step(MotionInput(state, moment.now_s, room_m))
+        wanted = motion.step(MotionInput(state, motion_input.now_s, room_m))
         if wanted is None:
             self._motion = None
         elif self._has_room(wanted, state):
-            self._command(wanted, moment.now_s)
+            self._command(wanted, motion_input.now_s)
         elif isinstance(motion, StraightMotion) and abs(motion.remaining(state)) <= ARRIVED_M:
             self._halt_before_obstacle()
         else:
@@ -374,10 +380,10 @@ class ActionRunner:
             raise ActionRefused("obstacle", f"{clearance_m:.2f} m ahead of the body")
 
     def _has_room(self, wanted: Velocity, state: RobotState) -> bool:
-        """Whether the body may go on that way, counting what it still coasts after a stop."""
+        """Whether there is room to continue in that direction, including the way that the body coasts."""
         if not wanted[0] and not wanted[1]:
             return True
-        coasting_m = state.speed_mps * self._maker.tuning.latency_s
+        coasting_m = state.speed_mps * self._action_steps.tuning.latency_s
         return self._gate.room_m(state, wanted[0], wanted[1]) - coasting_m > OBSTACLE_MARGIN_M
 
     def _command(self, wanted: Velocity, now_s: float) -> None:
@@ -387,7 +393,7 @@ class ActionRunner:
         if not self._moved:
             return
         try:
-            self._stopper.move(velocity, self._permit)
+            self._emergency_stop.move(velocity, self._permit)
             self._failing_since_s = None
         except RobotRefused:
             if self._failing_since_s is None:

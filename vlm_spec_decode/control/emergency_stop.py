@@ -1,4 +1,4 @@
-"""Stopping: the only path of velocities to the driver, and the latch that closes it.
+"""Stopping the robot: every velocity passes here on its way to the driver, and the e-stop latch blocks it.
 
 Stop and e-stop never wait for decoding, network, the control thread or a posture under way: they run the
 driver's stop on the caller's thread.
@@ -20,7 +20,7 @@ RESTOP_S = 0.2
 """How often a stop that was not confirmed is tried again."""
 
 ROUTINE = frozenset({"rest", "again", "close"})
-"""Causes of stops that only make sure."""
+"""Causes of routine stops, which are not reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class StopReport:
 
 
 class EmergencyStop:
-    """Guards a driver's move and stop. Safe for threads."""
+    """Controls a driver's move and stop, and latches the e-stop. Safe for threads."""
 
     def __init__(self, driver: RobotDriver, clock: Clock) -> None:
         self._driver = driver
@@ -78,27 +78,27 @@ class EmergencyStop:
 
     @property
     def permit(self) -> int:
-        """Return what `allows` takes: worth nothing as soon as the e-stop is engaged, also after its release.
+        """A number for `allows`. It is void once the e-stop was engaged, also after its release.
 
-        Taken before orders are read, so that what was ordered before an e-stop cannot begin after it, however
+        Get it before reading plans: what was ordered before an e-stop then cannot begin after it, however
         soon it was released.
         """
         return self._engaged
 
     def allows(self, permit: int) -> bool:
-        """Whether what was decided under `permit` may still begin."""
+        """Whether `permit` is still valid: no e-stop has been engaged since."""
         return not self.latched and permit == self._engaged
 
     def move(self, velocity: tuple[float, float, float], permit: int) -> None:
-        """Pass a velocity on, if `permit` still holds. Raises RobotError."""
+        """Send a velocity to the driver, if `permit` is still valid. Raises RobotError."""
         with self._moving:
             if self.allows(permit):
                 self._driver.move(*velocity)
 
     def stop(self, cause: str, trigger_s: float | None = None) -> StopReport:
-        """Stop the robot and wait for its state to confirm it; never raises for a robot that does not.
+        """Stop the robot and wait until its state confirms it. An unconfirmed stop is reported, not raised.
 
-        Causes of `ROUTINE` are not kept as `last`: nobody asks how fast a standing robot stopped.
+        Stops whose cause is in `ROUTINE` are not stored in `last`.
         """
         before = self._position()
         commanded_s = self._clock.now()
@@ -124,12 +124,12 @@ class EmergencyStop:
         return report
 
     def engage(self) -> None:
-        """Latch; nothing begins from here on. The caller then stops with `stop_now`."""
+        """Latch the e-stop: nothing begins from now on. The caller then calls `stop_now`."""
         self._engaged += 1
         self._latched.set()
 
     def stop_now(self, trigger_s: float) -> StopReport:
-        """Stop on this thread, behind a Move that had passed the latch's check before it closed."""
+        """Stop on this thread, after any Move that passed the latch's check before the e-stop was engaged."""
         if self._moving.acquire(timeout=MOVE_IN_FLIGHT_S):
             self._moving.release()
         return self.stop("estop", trigger_s)

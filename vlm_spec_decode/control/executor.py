@@ -27,27 +27,27 @@ JOIN_S = 5.0
 
 
 class PeriodicThread:
-    """Runs `tick` every `period_s`; `at_end` is called also after an unexpected error."""
+    """Runs `tick` every `period_s`. `on_end` is called at the end, also after an unexpected error."""
 
     def __init__(
-        self, name: str, clock: Clock, period_s: float, tick: Callable[[], None], at_end: Callable[[], object]
+        self, name: str, clock: Clock, period_s: float, tick: Callable[[], None], on_end: Callable[[], object]
     ) -> None:
         self._clock, self._period_s = clock, period_s
-        self._tick, self._at_end = tick, at_end
+        self._tick, self._on_end = tick, on_end
         self._closing = threading.Event()
         self.error: Exception | None = None
-        """What ended the thread, if nobody foresaw it."""
+        """The unexpected error that ended the thread, if there was one."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """Do the last thing now, then wait for the thread. Idempotent."""
+        """Call `on_end` now, then wait for the thread. Idempotent."""
         if not self._closing.is_set():
             self._closing.set()
-            self._at_end()
+            self._on_end()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(timeout=JOIN_S)
 
@@ -61,7 +61,7 @@ class PeriodicThread:
             self.error = error
             raise
         finally:
-            self._at_end()
+            self._on_end()
 
 
 TELEOP_TIMEOUT_S = 0.5
@@ -70,48 +70,48 @@ TELEOP_TIMEOUT_S = 0.5
 
 @dataclass(slots=True)
 class Teleoperation:
-    """The newest velocity, when it came, and its way to the robot.
+    """The newest velocity from a person and when it arrived; passes it to the action runner.
 
-    `put`, `is_live` and `drop` are safe for threads; `follow` and `was_live` belong to the control thread.
+    `put`, `is_live` and `clear` are safe for threads; `follow` and `was_live` belong to the control thread.
     """
 
-    performer: ActionRunner
-    stopper: EmergencyStop
+    action_runner: ActionRunner
+    emergency_stop: EmergencyStop
     timeout_s: float = TELEOP_TIMEOUT_S
     was_live: bool = False
     _velocity: Velocity = STILL
-    _heard_s: float = -math.inf
+    _received_s: float = -math.inf
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def put(self, velocity: Velocity, now_s: float) -> bool:
-        """Take a velocity; False, and nothing taken, if it is not one."""
+        """Store a velocity. False, and nothing stored, if a number of it is not finite."""
         if not all(map(math.isfinite, velocity)):
             return False
         with self._lock:
-            self._velocity, self._heard_s = velocity, now_s
+            self._velocity, self._received_s = velocity, now_s
         return True
 
     def is_live(self, now_s: float) -> bool:
-        """Whether somebody steers."""
+        """Whether a velocity arrived within the timeout."""
         with self._lock:
-            return now_s - self._heard_s <= self.timeout_s
+            return now_s - self._received_s <= self.timeout_s
 
-    def drop(self) -> None:
-        """Forget what was wanted, as after an e-stop."""
+    def clear(self) -> None:
+        """Remove the velocity, as after an e-stop."""
         with self._lock:
-            self._heard_s = -math.inf
+            self._received_s = -math.inf
 
     def follow(self, now_s: float) -> bool:
-        """Follow a person; whether there is one. Where he falls silent, the robot is stopped.
+        """Command the newest velocity; return whether there is one. When it times out, the robot is stopped.
 
         Raises RobotError if it does not stop, or takes no Moves.
         """
         was_live, self.was_live = self.was_live, self.is_live(now_s)
         if self.was_live:
-            self.performer.steer(self._velocity)
+            self.action_runner.steer(self._velocity)
         elif was_live:
-            self.performer.abandon()
-            self.stopper.stop("teleop_silent").check()
+            self.action_runner.abandon()
+            self.emergency_stop.stop("teleop_silent").check()
         return self.was_live
 
 
@@ -141,43 +141,43 @@ class Executor:
         self._gates = {True: gate, False: SafetyGate(gate.limits.unverified())}
         self._frame_now = frame_now or clock.now
         self._runner = runner or ThreadCallRunner()
-        self._stopper = EmergencyStop(driver, clock)
-        stages = ActionSteps(driver, self._stopper, gate.limits, tuning or MotionTuning())
-        self._performer = ActionRunner(gate, self._stopper, stages, self._runner)
-        self._steering = Teleoperation(self._performer, self._stopper)
-        self._reception = PlanQueue()
-        self._inbox = self._reception.inbox
+        self._emergency_stop = EmergencyStop(driver, clock)
+        stages = ActionSteps(driver, self._emergency_stop, gate.limits, tuning or MotionTuning())
+        self._action_runner = ActionRunner(gate, self._emergency_stop, stages, self._runner)
+        self._steering = Teleoperation(self._action_runner, self._emergency_stop)
+        self._queue = PlanQueue()
+        self._tracker = self._queue.tracker
         self._estop_lock = threading.Lock()
         self._status, self._active = PlanStatus(), False
         self._read_s = 0.0
-        self._stop_owed_s: float | None = None
+        self._stop_retry_s: float | None = None
         self._loop = PeriodicThread(
-            "executor", clock, period_s, self.tick, lambda: self._stopper.stop("close")
+            "executor", clock, period_s, self.tick, lambda: self._emergency_stop.stop("close")
         )
 
     @property
     def last_stop(self) -> StopReport | None:
         """The newest stop that had a reason, with its times."""
-        return self._stopper.last
+        return self._emergency_stop.last
 
     def status(self) -> PlanStatus:
-        """Return where the present answer stands; `estop` from the moment of the call on."""
+        """Return the status of the present answer; `estop` as soon as `estop(True)` is called."""
         status, crash = self._status, self._loop.error
-        if self._stopper.latched:
+        if self._emergency_stop.latched:
             return replace(status, state="estop", reason="estop")
         if crash is not None:
-            # The thread has stopped the robot and is gone; whoever waits for the plan must know.
+            # The thread has stopped the robot and ended. Callers that wait for the plan must see that.
             return replace(status, state="fault", reason="internal", detail=f"the executor ended: {crash!r}")
         return status
 
     def submit(self, plan: Plan) -> None:
-        """Take a plan, or the repetition that is its heartbeat. Never blocks."""
-        letter = TimedPlan(plan, self._clock.now(), self._frame_now() - plan.stamp_s)
-        self._reception.post(letter, void=self._stopper.latched)
+        """Queue a plan. Sending the same plan again is its heartbeat. Never blocks."""
+        timed_plan = TimedPlan(plan, self._clock.now(), self._frame_now() - plan.stamp_s)
+        self._queue.put(timed_plan, void=self._emergency_stop.latched)
 
     def cancel(self) -> None:
         """End the present mission; the robot is stopped within one period. Never blocks."""
-        self._reception.drop("cancelled")
+        self._queue.drop("cancelled")
 
     def estop(self, engaged: bool) -> StopReport | None:
         """Engage: stop at once on this thread and latch; whatever was commanded until then is void.
@@ -188,24 +188,24 @@ class Executor:
         if engaged:
             trigger_s = self._clock.now()
             with self._estop_lock:  # no release between latch and drop
-                self._stopper.engage()
-                self._steering.drop()
-                self._reception.drop("estop")
-            return self._stopper.stop_now(trigger_s)
+                self._emergency_stop.engage()
+                self._steering.clear()
+                self._queue.drop("estop")
+            return self._emergency_stop.stop_now(trigger_s)
         with self._estop_lock:
-            if self._performer.is_busy:
+            if self._action_runner.is_busy:
                 raise ActionRefused("estop", "a posture is still under way")
-            self._stopper.release()
+            self._emergency_stop.release()
         return None
 
     def steer(self, velocity: Velocity) -> bool:
-        """Take a person's velocity, which goes before language; whether it is one. Never blocks."""
+        """Set a person's velocity, which overrides plans. False if it is not finite. Never blocks."""
         return self._steering.put(velocity, self._clock.now())
 
     @property
     def source(self) -> str:
-        """Who commands now: `estop`, `teleop`, `language` or `none`."""
-        if self._stopper.latched:
+        """What commands the robot now: `estop`, `teleop`, `language` or `none`."""
+        if self._emergency_stop.latched:
             return "estop"
         if self._steering.is_live(self._clock.now()):
             return "teleop"
@@ -220,12 +220,12 @@ class Executor:
         self._loop.close()
 
     def tick(self) -> None:
-        """Do what is due now: one control period."""
+        """Run one control period."""
         began_s = self._clock.now()
-        self._performer.begin_period()
+        self._action_runner.begin_period()
         try:
-            self._take_orders()
-            self._act(self._clock.now())
+            self._read_queue()
+            self._control(self._clock.now())
         except ActionRefused as refusal:
             self._end("refused", refusal.reason, refusal.detail)
         except Cancelled as problem:
@@ -233,119 +233,122 @@ class Executor:
         except RobotError as problem:
             self._end("fault", fault_reason(problem), str(problem))
         if not self._runner.concurrent:
-            # Nobody could send a heartbeat while this thread let the seconds pass.
-            self._inbox.heard_s += self._clock.now() - began_s
+            # The call ran on this thread, so no heartbeat could arrive meanwhile.
+            self._tracker.received_s += self._clock.now() - began_s
 
-    def _take_orders(self) -> None:
+    def _read_queue(self) -> None:
         self._read_s = self._clock.now()
-        steered = self._steering.is_live(self._read_s) and not self._stopper.latched
-        reason, letters = self._reception.take("teleop" if steered else "")
+        steered = self._steering.is_live(self._read_s) and not self._emergency_stop.latched
+        reason, timed_plans = self._queue.drain("teleop" if steered else "")
         if reason and (reason != "teleop" or self._active):
-            self._performer.obey(self._gates[True])
+            self._action_runner.set_gate(self._gates[True])
             self._end("stopped", reason, "")
-        for letter in letters:
-            self._receive(letter)
+        for timed_plan in timed_plans:
+            self._receive(timed_plan)
 
-    def _receive(self, letter: TimedPlan) -> None:
-        plan = letter.plan
-        receipt = self._inbox.receive(plan, letter.arrived_s, letter.frame_age_s)
+    def _receive(self, timed_plan: TimedPlan) -> None:
+        plan = timed_plan.plan
+        receipt = self._tracker.receive(plan, timed_plan.arrived_s, timed_plan.frame_age_s)
         if receipt is PlanReceipt.DROPPED:
-            self._answer_barred(plan)
+            self._reject_closed(plan)
         elif receipt is PlanReceipt.NEW:
             self._supersede(plan)
         if self._active and receipt in (PlanReceipt.NEW, PlanReceipt.MORE):
             self._gate.check_plan(plan.actions)
 
-    def _answer_barred(self, plan: Plan) -> None:
-        """Tell a commander who goes on after a cancel or an e-stop that nobody listens."""
-        why = self._inbox.barred(plan.mission)
+    def _reject_closed(self, plan: Plan) -> None:
+        """Report a closed mission's plan as stopped, for commanders that continue after a stop."""
+        why = self._tracker.closed_reason(plan.mission)
         known = (self._status.mission, self._status.answer) == (plan.mission, plan.answer)
         if why in ("cancelled", "estop", "teleop") and not self._active and not known:
             self._status = PlanStatus(plan.mission, plan.answer, state="stopped", reason=why)
 
     def _supersede(self, plan: Plan) -> None:
-        was_moving = self._performer.abandon()
+        was_moving = self._action_runner.abandon()
         if plan.mission != self._status.mission or (was_moving and plan.actions):
-            self._performer.unfinished.forget()
+            self._action_runner.resumable.clear()
         self._gate = self._gates[plan.verified]
-        self._performer.obey(self._gate)
+        self._action_runner.set_gate(self._gate)
         self._active = True
         self._status = PlanStatus(plan.mission, plan.answer)
         if was_moving:
-            self._stopper.stop("superseded").check()
+            self._emergency_stop.stop("superseded").check()
 
-    def _act(self, now_s: float) -> None:
-        if self._stop_owed_s is not None and now_s >= self._stop_owed_s:
-            self._owe(self._stopper.stop("again"))
-        latched = self._stopper.latched
+    def _control(self, now_s: float) -> None:
+        if self._stop_retry_s is not None and now_s >= self._stop_retry_s:
+            self._note_unconfirmed(self._emergency_stop.stop("again"))
+        latched = self._emergency_stop.latched
         try:
-            moment = self._performer.observe(self._driver.state(), now_s)
+            motion_input = self._action_runner.observe(self._driver.state(), now_s)
         except RobotError:
             if (self._active or self._steering.was_live) and not latched:
                 raise
             return
-        if latched and not moment.state.is_still and self._stop_owed_s is None:
-            self._stop_owed_s = now_s
-        if latched or self._stop_owed_s is not None:
+        if latched and not motion_input.state.is_still and self._stop_retry_s is None:
+            self._stop_retry_s = now_s
+        if latched or self._stop_retry_s is not None:
             return
         if not self._steering.follow(now_s) and self._active:
-            self._carry_out()
+            self._execute()
 
-    def _carry_out(self) -> None:
-        """Go on with the present action, or begin the next one, or end the answer."""
+    def _execute(self) -> None:
+        """Continue the present action, begin the next one, or end the answer."""
         done = self._status.actions_done
-        upcoming = self._inbox.action(done)
+        upcoming = self._tracker.action(done)
         if upcoming is None:
-            self._rest()
+            self._finish_or_wait()
             return
-        # Silence up to the last look into the mailbox: a stop that took long since then is not silence.
-        # One period early, because at the next look it would be too late.
-        if self._read_s - self._inbox.heard_s > self._gate.limits.watchdog_s - self.period_s:
-            self._end("stopped", "watchdog", "the commander fell silent", self._inbox.heard_s)
+        # Silence is measured up to the last read of the queue, so the time of a slow stop does not count.
+        # The watchdog acts one period early, because at the next read it would be late.
+        if self._read_s - self._tracker.received_s > self._gate.limits.watchdog_s - self.period_s:
+            self._end("stopped", "watchdog", "the commander fell silent", self._tracker.received_s)
             return
         action, frame_age_s = upcoming
         text = format_action(action)
         self._status = replace(self._status, state="moving", action=text)
-        if self._performer.perform(action, frame_age_s):
+        if self._action_runner.perform(action, frame_age_s):
             executed = (*self._status.executed, text)
             self._status = replace(self._status, actions_done=done + 1, executed=executed)
             if isinstance(action, Done):
                 self._finish()
-            elif self._inbox.action(done + 1) is None:
-                self._rest()
+            elif self._tracker.action(done + 1) is None:
+                self._finish_or_wait()
 
-    def _rest(self) -> None:
-        """All that is known is carried out: the answer is over, or more is still to come."""
-        if self._inbox.plan is not None and self._inbox.plan.final:
+    def _finish_or_wait(self) -> None:
+        """After the last known action: end the answer if the plan is final, else wait for more actions."""
+        if self._tracker.plan is not None and self._tracker.plan.final:
             self._finish()
         elif self._status.state != "idle":
-            self._performer.come_to_rest()
+            self._action_runner.come_to_rest()
             self._status = replace(self._status, state="idle", action="")
 
     def _finish(self) -> None:
-        self._performer.come_to_rest()
+        self._action_runner.come_to_rest()
         self._active = False
         self._status = replace(self._status, state="done", action="")
 
     def _end(self, state: str, reason: str, detail: str, trigger_s: float | None = None) -> None:
-        """Stop the robot, then say so. A stop that is not confirmed is a fault, and is tried again."""
-        self._performer.abandon()
+        """Stop the robot, then set the status. An unconfirmed stop is a fault and is tried again."""
+        self._action_runner.abandon()
         self._active = False
-        # An e-stop has stopped and been reported on its caller's thread; here it is only made sure.
-        self._owe(report := self._stopper.stop("again" if reason == "estop" else reason, trigger_s))
+        # An e-stop stopped the robot on its caller's thread and is reported there; this stop is only a
+        # repeat.
+        self._note_unconfirmed(
+            report := self._emergency_stop.stop("again" if reason == "estop" else reason, trigger_s)
+        )
         if report.confirmed_s is None and state != "fault":
             state, detail = "fault", f"{detail} (stop not confirmed: {report.error})"
-        plan, status = self._inbox.plan, self._status
+        plan, status = self._tracker.plan, self._status
         if plan is not None and (plan.mission, plan.answer) != (status.mission, status.answer):
             status = PlanStatus(plan.mission, plan.answer)
         self._status = replace(status, state=state, reason=reason, detail=detail)
 
-    def _owe(self, report: StopReport) -> None:
-        self._stop_owed_s = None if report.confirmed_s is not None else self._clock.now() + RESTOP_S
+    def _note_unconfirmed(self, report: StopReport) -> None:
+        self._stop_retry_s = None if report.confirmed_s is not None else self._clock.now() + RESTOP_S
 
 
 def run_plan(executor: Executor, plan: Plan, clock: Clock, timeout_s: float = 120.0) -> PlanStatus:
-    """Tick until `plan` has ended, being its heartbeat too; return where it stands then.
+    """Submit `plan` and tick until it has ended; return its status. Each tick is also its heartbeat.
 
     Returns early when all known actions of a plan that is not final are carried out, and after `timeout_s` of
     the clock whatever the state.

@@ -46,7 +46,7 @@ class MotionTuning:
 
 @dataclass(slots=True)
 class MotionProfile:
-    """What walking a way and turning an angle share: profile, braking, settling, correcting, stalling.
+    """What walking a distance and turning an angle share: profile, braking, settling, correcting, stalling.
 
     Works on one number, what remains (signed: positive ahead), in metres or radians.
     """
@@ -74,7 +74,7 @@ class MotionProfile:
         return self._settle(remaining, is_still, now_s)
 
     def _arrives(self, remaining: float, rate: float) -> bool:
-        """Whether what the body still coasts brings it there, or beyond."""
+        """Whether coasting alone brings the body to the goal, or past it."""
         coasting = remaining - rate * self.tuning.latency_s
         return abs(remaining) <= self.tolerance or coasting * remaining <= 0
 
@@ -117,9 +117,9 @@ class MotionInput:
 
 
 class Motion(Protocol):
-    """One action under way."""
+    """One motion that is being carried out."""
 
-    def step(self, moment: MotionInput) -> Velocity | None:
+    def step(self, motion_input: MotionInput) -> Velocity | None:
         """Return the velocity wanted now, or None once the motion has ended.
 
         Raises ActionRefused with `blocked` when nothing moves although it should.
@@ -136,7 +136,7 @@ class Slew:
     _last_s: float | None = None
 
     def towards(self, wanted: Velocity, now_s: float) -> Velocity:
-        """Return the next command on the way to `wanted`, within speed and acceleration limits."""
+        """Return the next command towards `wanted`, within the limits of speed and acceleration."""
         dt_s = 0.0 if self._last_s is None else min(max(now_s - self._last_s, 0.0), 0.1)
         self._last_s = now_s
         limits = self.limits
@@ -153,13 +153,13 @@ class Slew:
         return self.velocity
 
     def reset(self) -> None:
-        """Begin again from standstill, as after a stop."""
+        """Start again from standstill, as after a stop."""
         self.velocity, self._last_s = STILL, None
 
 
 @dataclass(slots=True)
 class StraightMotion:
-    """Walk `distance_m` along the heading at the start, or sideways; heading is held."""
+    """Walk `distance_m` along the heading at the start, or sideways. The heading is kept."""
 
     distance_m: float
     sideways: bool
@@ -189,14 +189,14 @@ class StraightMotion:
         )
         return self.distance_m - gone
 
-    def step(self, moment: MotionInput) -> Velocity | None:
+    def step(self, motion_input: MotionInput) -> Velocity | None:
         """See `Motion`. Slows down before an obstacle as before the end."""
-        state = moment.state
+        state = motion_input.state
         rate = state.vy_mps if self.sideways else state.vx_mps
-        speed = self._approach.speed(self.remaining(state), rate, state.is_still, moment.now_s)
+        speed = self._approach.speed(self.remaining(state), rate, state.is_still, motion_input.now_s)
         if speed is None:
             return None
-        room = max(0.0, moment.room_m - abs(rate) * self.tuning.latency_s)
+        room = max(0.0, motion_input.room_m - abs(rate) * self.tuning.latency_s)
         cap = max(math.sqrt(2 * self._approach.brake * room), self._approach.creep)
         speed = math.copysign(min(abs(speed), cap), speed)
         off = math.remainder(self.start.yaw_rad - state.yaw_rad, 2 * math.pi)
@@ -207,7 +207,7 @@ class StraightMotion:
 
 @dataclass(slots=True)
 class TurnMotion:
-    """Turn on the spot by `angle_rad`; the yaw is unwrapped on the way, so half a turn is no trouble."""
+    """Turn on the spot by `angle_rad`. The yaw is unwrapped, so turns of half a circle and more work."""
 
     angle_rad: float
     limits: SafetyLimits
@@ -237,11 +237,11 @@ class TurnMotion:
         self._yaw_rad = state.yaw_rad
         return self.angle_rad - self._turned_rad
 
-    def step(self, moment: MotionInput) -> Velocity | None:
+    def step(self, motion_input: MotionInput) -> Velocity | None:
         """See `Motion`; a turn on the spot needs no room."""
-        state = moment.state
+        state = motion_input.state
         remaining = self.remaining(state)
-        speed = self._approach.speed(remaining, state.vyaw_radps, state.is_still, moment.now_s)
+        speed = self._approach.speed(remaining, state.vyaw_radps, state.is_still, motion_input.now_s)
         return None if speed is None else (0.0, 0.0, speed)
 
 
@@ -251,9 +251,9 @@ class Pause:
 
     until_s: float
 
-    def step(self, moment: MotionInput) -> Velocity | None:
+    def step(self, motion_input: MotionInput) -> Velocity | None:
         """See `Motion`."""
-        return STILL if moment.now_s < self.until_s else None
+        return STILL if motion_input.now_s < self.until_s else None
 
 
 def _approach(value: float, target: float, step: float) -> float:

@@ -27,51 +27,51 @@ class TimedPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class QueuedOrders:
-    """All that came since the last tick. `void` came before a cancel or during an e-stop."""
+class QueuedPlans:
+    """All plans since the last tick. Those in `void` arrived before a cancel or during an e-stop."""
 
     drop_reason: str
     void: tuple[TimedPlan, ...]
-    letters: tuple[TimedPlan, ...]
+    plans: tuple[TimedPlan, ...]
 
 
-class PlanMailbox:
-    """Plans and the order to drop everything, in the order in which they came."""
+class PlanBuffer:
+    """Plans in the order of their arrival, and the reason if all of them are to be dropped."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._drop_reason = ""
         self._void: list[TimedPlan] = []
-        self._letters: list[TimedPlan] = []
+        self._plans: list[TimedPlan] = []
 
-    def post(self, letter: TimedPlan, *, void: bool) -> None:
-        """Leave a plan; a void one is only answered, never carried out."""
+    def put(self, timed_plan: TimedPlan, *, void: bool) -> None:
+        """Add a plan. A void one gets a status, but is never carried out."""
         with self._lock:
-            (self._void if void else self._letters).append(letter)
+            (self._void if void else self._plans).append(timed_plan)
 
     def drop(self, reason: str) -> None:
-        """Void what was posted so far, and tell the control thread to drop what it does."""
+        """Make all queued plans void, and have the control thread drop what it does."""
         with self._lock:
             self._drop_reason = reason
-            self._void += self._letters
-            self._letters.clear()
+            self._void += self._plans
+            self._plans.clear()
 
-    def take(self) -> QueuedOrders:
-        """Return everything and empty the box."""
+    def drain(self) -> QueuedPlans:
+        """Return all plans and empty the buffer."""
         with self._lock:
-            orders = QueuedOrders(self._drop_reason, tuple(self._void), tuple(self._letters))
+            queued = QueuedPlans(self._drop_reason, tuple(self._void), tuple(self._plans))
             self._drop_reason = ""
             self._void.clear()
-            self._letters.clear()
-        return orders
+            self._plans.clear()
+        return queued
 
 
-BARRED_MISSIONS = 64
+MAX_CLOSED_MISSIONS = 64
 """How many closed missions are remembered."""
 
 
 class PlanReceipt(Enum):
-    """What became of a plan message."""
+    """How a plan message was classified."""
 
     NEW = "new"
     MORE = "more"
@@ -84,13 +84,13 @@ class PlanTracker:
     """The newest plan, when its source last sent one, and how old the frame of each action was."""
 
     plan: Plan | None = None
-    heard_s: float = 0.0
+    received_s: float = 0.0
     dropped: int = 0
     _frame_ages_s: tuple[float, ...] = ()
-    _barred: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    _closed: OrderedDict[str, str] = field(default_factory=OrderedDict)
 
     def receive(self, plan: Plan, now_s: float, frame_age_s: float) -> PlanReceipt:
-        """Take a plan that arrived at `now_s`.
+        """Store a plan that arrived at `now_s`.
 
         Raises ActionRefused with `plan_changed` if an action that was already announced reads otherwise now:
         drafts may be wrong, plans hold committed actions only.
@@ -99,10 +99,10 @@ class PlanTracker:
         if self._is_outdated(plan):
             self.dropped += 1
             return PlanReceipt.DROPPED
-        self.plan, self.heard_s = plan, now_s
+        self.plan, self.received_s = plan, now_s
         if known is None or (plan.mission, plan.answer) != (known.mission, known.answer):
             if known is not None and plan.mission != known.mission:
-                self.bar(known.mission, "superseded")
+                self.close_mission(known.mission, "superseded")
             self._frame_ages_s = (frame_age_s,) * len(plan.actions)
             return PlanReceipt.NEW
         takes_back = known.final and not plan.final
@@ -122,19 +122,19 @@ class PlanTracker:
             return None
         return self.plan.actions[index], self._frame_ages_s[index]
 
-    def bar(self, mission: str, reason: str) -> None:
-        """Never listen to `mission` again; the first reason stays."""
-        self._barred.setdefault(mission, reason)
-        if len(self._barred) > BARRED_MISSIONS:
-            self._barred.popitem(last=False)
+    def close_mission(self, mission: str, reason: str) -> None:
+        """Drop all further plans of `mission`. The first reason is kept."""
+        self._closed.setdefault(mission, reason)
+        if len(self._closed) > MAX_CLOSED_MISSIONS:
+            self._closed.popitem(last=False)
 
-    def barred(self, mission: str) -> str | None:
+    def closed_reason(self, mission: str) -> str | None:
         """Return why `mission` is closed, or None if it is not."""
-        return self._barred.get(mission)
+        return self._closed.get(mission)
 
     def _is_outdated(self, plan: Plan) -> bool:
         known = self.plan
-        if plan.mission in self._barred:
+        if plan.mission in self._closed:
             return True
         if known is None or plan.mission != known.mission:
             return False
@@ -143,27 +143,27 @@ class PlanTracker:
 
 @dataclass(slots=True)
 class PlanQueue:
-    """`post` and `drop` may be called from any thread; `take` and `inbox` belong to the control thread."""
+    """`put` and `drop` may be called from any thread; `drain` and `tracker` belong to the control thread."""
 
-    inbox: PlanTracker = field(default_factory=PlanTracker)
-    _mailbox: PlanMailbox = field(default_factory=PlanMailbox)
+    tracker: PlanTracker = field(default_factory=PlanTracker)
+    _buffer: PlanBuffer = field(default_factory=PlanBuffer)
 
-    def post(self, letter: TimedPlan, *, void: bool) -> None:
-        """Leave a plan; a void one is only answered, never carried out."""
-        self._mailbox.post(letter, void=void)
+    def put(self, timed_plan: TimedPlan, *, void: bool) -> None:
+        """Add a plan. A void one gets a status, but is never carried out."""
+        self._buffer.put(timed_plan, void=void)
 
     def drop(self, reason: str) -> None:
-        """Void what was posted so far, and tell the control thread to drop what it does."""
-        self._mailbox.drop(reason)
+        """Make all queued plans void, and have the control thread drop what it does."""
+        self._buffer.drop(reason)
 
-    def take(self, drop_now: str) -> tuple[str, tuple[TimedPlan, ...]]:
-        """Return why to drop what is under way, if so, and the letters to answer; `drop_now` drops all."""
+    def drain(self, drop_now: str) -> tuple[str, tuple[TimedPlan, ...]]:
+        """Return the reason to drop the present plan ("" if none) and the new plans; `drop_now` drops all."""
         if drop_now:
-            self._mailbox.drop(drop_now)
-        orders = self._mailbox.take()
-        reason = orders.drop_reason
-        for letter in orders.void:
-            self.inbox.bar(letter.plan.mission, reason or "estop")
-        if reason and self.inbox.plan is not None:
-            self.inbox.bar(self.inbox.plan.mission, reason)
-        return reason, (*orders.void, *orders.letters)
+            self._buffer.drop(drop_now)
+        queued = self._buffer.drain()
+        reason = queued.drop_reason
+        for timed_plan in queued.void:
+            self.tracker.close_mission(timed_plan.plan.mission, reason or "estop")
+        if reason and self.tracker.plan is not None:
+            self.tracker.close_mission(self.tracker.plan.mission, reason)
+        return reason, (*queued.void, *queued.plans)

@@ -23,7 +23,7 @@ RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """How far the start-up has come; `error` is why it failed for good."""
+    """The state of the start-up. `error` is why it failed for good."""
 
     is_ready: bool = False
     detail: str = "starting"
@@ -56,13 +56,13 @@ class RobotSupervisor:
         self._closing = threading.Event()
         self._close_lock = threading.Lock()
         self._estop_lock = threading.Lock()
-        self._held = threading.Event()
+        self._estop_latched = threading.Event()
         self._readiness = Readiness()
         self._thread = threading.Thread(target=self._run, name="robot start", daemon=True)
 
     @property
     def readiness(self) -> Readiness:
-        """How far the start-up has come."""
+        """The state of the start-up."""
         return self._readiness
 
     def begin(self) -> None:
@@ -81,11 +81,15 @@ class RobotSupervisor:
 
     @property
     def source(self) -> str:
-        """Who commands now: `estop`, `teleop`, `language` or `none`."""
-        return "estop" if self._held.is_set() and not self._readiness.is_ready else self._executor.source
+        """What commands the robot now: `estop`, `teleop`, `language` or `none`."""
+        return (
+            "estop"
+            if self._estop_latched.is_set() and not self._readiness.is_ready
+            else self._executor.source
+        )
 
     def status(self) -> PlanStatus:
-        """Return where the executor stands with the present answer."""
+        """Return the executor's status of the present answer."""
         return self._executor.status()
 
     def last_stop(self) -> StopReport | None:
@@ -110,9 +114,9 @@ class RobotSupervisor:
             if self._readiness.is_ready:
                 return self._executor.estop(engaged)
             if not engaged:
-                self._held.clear()
+                self._estop_latched.clear()
                 return None
-            self._held.set()
+            self._estop_latched.set()
         return self._stop_starting()
 
     def _stop_starting(self) -> StopReport:
@@ -145,7 +149,7 @@ class RobotSupervisor:
         try:
             if self._lease is None or self._lease.was_held:
                 self._executor.close()
-            # Else another executor moves this robot: nothing of ours is to be said to it.
+            # Without the lease another executor moves this robot, and we must send it nothing.
             self._driver.close()
         except RobotError as error:
             return error
@@ -154,15 +158,15 @@ class RobotSupervisor:
                 self._lease.close()
         return None
 
-    def lose(self, error: RobotError) -> None:
-        """Bring the robot to rest, for it is another executor's now, and give up for good."""
+    def on_lease_lost(self, error: RobotError) -> None:
+        """Stop the robot, which belongs to another executor now, and give up for good."""
         if not self._closing.is_set():
             self._readiness = Readiness(detail=str(error))
             self._executor.close()
             self._fail(error)
 
     def _run(self) -> None:
-        """Start, and fail aloud also on an error that nobody foresaw: waiting for ever helps nobody."""
+        """Start the robot. An unexpected error also counts as a failure, so that no caller waits forever."""
         try:
             self._start()
         finally:
@@ -192,7 +196,7 @@ class RobotSupervisor:
     def _try_start(self) -> RobotError | None:
         """Start once. A stop in the middle (the e-stop) is waited out and does not count as failure."""
         while not self._closing.is_set():
-            if self._held.is_set():
+            if self._estop_latched.is_set():
                 self._readiness = Readiness(detail="the e-stop is latched")
                 self._closing.wait(RETRY_S / 10)
                 continue
@@ -204,14 +208,14 @@ class RobotSupervisor:
                 continue
             except RobotError as error:
                 return error
-            self._hand_over()
+            self._start_executor()
             return None
         return None
 
-    def _hand_over(self) -> None:
-        """Let the executor take the robot, and with it an e-stop that came during the start-up."""
+    def _start_executor(self) -> None:
+        """Start the executor, and engage in it an e-stop that came during the start-up."""
         with self._estop_lock:
             self._executor.start()
-            if self._held.is_set():
+            if self._estop_latched.is_set():
                 self._executor.estop(True)
             self._readiness = Readiness(True, "ready")

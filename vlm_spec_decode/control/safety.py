@@ -73,17 +73,17 @@ def _to_segment(point: Point, a: Point, b: Point) -> float:
     dx, dy = b[0] - a[0], b[1] - a[1]
     px, py = point[0] - a[0], point[1] - a[1]
     length2 = dx * dx + dy * dy
-    share = 0.0 if length2 == 0 else min(1.0, max(0.0, (px * dx + py * dy) / length2))
-    ex, ey = px - share * dx, py - share * dy
+    fraction = 0.0 if length2 == 0 else min(1.0, max(0.0, (px * dx + py * dy) / length2))
+    ex, ey = px - fraction * dx, py - fraction * dy
     return float((ex * ex + ey * ey) ** 0.5)
 
 
 _HARMLESS = (Stop, Done, Wait)
-"""Always allowed, whatever is known of the robot: they only ever end motion."""
+"""Always allowed, whatever the robot's state: they only end motion."""
 
 _SAVES_POWER = (*_HARMLESS, StandDown, Sit)
 _LOCOMOTION = (Forward, Strafe, Turn)
-_NEEDS_LEGS = (*_LOCOMOTION, Look, Hello, Stretch)
+_NEEDS_STANDING = (*_LOCOMOTION, Look, Hello, Stretch)
 
 OBSTACLE_MARGIN_M = 0.02
 """Below this much room over `obstacle_stop_m` a motion does not begin: it would stop again at once."""
@@ -105,7 +105,7 @@ class SafetyGate:
             self.check_limits(action)
 
     def check(self, action: Action, state: RobotState, frame_age_s: float, state_age_s: float = 0.0) -> None:
-        """Let `action` begin now, or raise ActionRefused.
+        """Check whether `action` may begin now. Raises ActionRefused if not.
 
         `frame_age_s` is the age that the frame had when the action decided on it arrived, `state_age_s` the
         time since the robot's own stamp last moved.
@@ -137,8 +137,11 @@ class SafetyGate:
             if action.duration_s < 0:
                 raise ActionRefused("limit_duration", f"{action.duration_s} s is negative")
 
-    def watch(self, action: Action, state: RobotState, state_age_s: float) -> None:
-        """Look again while `action` is under way. Raises ActionRefused; the executor then stops at once."""
+    def check_motion(self, action: Action, state: RobotState, state_age_s: float) -> None:
+        """Check `action` again while it is carried out.
+
+        Raises ActionRefused; the executor then stops at once.
+        """
         if not isinstance(action, _LOCOMOTION):
             return
         self._check_freshness(state, 0.0, state_age_s)
@@ -198,12 +201,12 @@ class SafetyGate:
             return
         if state.posture == "sit" and not isinstance(action, Sit):
             raise ActionRefused("mode", "sitting: only rise() leads out of it")
-        if isinstance(action, _NEEDS_LEGS):
-            self._check_legs(state)
+        if isinstance(action, _NEEDS_STANDING):
+            self._check_can_walk(state)
         elif isinstance(action, Sit) and not (self.may_walk(state) or state.posture in ("lock", "sit")):
             raise ActionRefused("mode", f"sit needs a standing robot, not state {state.label}")
 
-    def _check_legs(self, state: RobotState) -> None:
+    def _check_can_walk(self, state: RobotState) -> None:
         if not self.may_walk(state):
             raise ActionRefused("mode", f"state {state.label} does not walk: stand_up() first")
         tilt_deg = math.degrees(max(abs(state.roll_rad), abs(state.pitch_rad)))

@@ -1,1 +1,1 @@
-"""The main job as one command: starts every process, watches the mission, measures and shows it."""
+"""A whole mission as one command: starts every process, follows the mission, measures and shows it."""

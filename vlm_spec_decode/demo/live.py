@@ -33,7 +33,7 @@ from vlm_spec_decode.bags.questions import AskPlan
 from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.bags.recording import Recording
 from vlm_spec_decode.core.errors import ConfigError, ImageError
-from vlm_spec_decode.mission.state import ENDED
+from vlm_spec_decode.mission.state import END_STATES
 from vlm_spec_decode.ros.convert import to_compressed
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, OwnNode
 
@@ -43,15 +43,15 @@ LONGEST_STEP_S = 1.0
 
 @dataclass(slots=True)
 class DeadReckoning:
-    """Where the body is, from where the bag began."""
+    """The body's pose relative to the start of the bag."""
 
     x_m: float = 0.0
     y_m: float = 0.0
     yaw_rad: float = 0.0
     last_ns: int = 0
 
-    def after(self, moved: Moved) -> Odometry:
-        """Go on with one velocity; return the message."""
+    def advance(self, moved: Moved) -> Odometry:
+        """Integrate one velocity; return the odometry message."""
         step_s = (moved.at_ns - self.last_ns) / NANOSECONDS if self.last_ns else 0.0
         step_s = min(LONGEST_STEP_S, max(0.0, step_s))
         cos, sin = math.cos(self.yaw_rad), math.sin(self.yaw_rad)
@@ -74,7 +74,7 @@ class DeadReckoning:
 
 
 POSTURE_S = 1.5
-"""Nominal time of sitting down, of a greeting, and the like."""
+"""Nominal time of a posture or gesture."""
 
 
 def nominal_s(action: Action, limits: SafetyLimits) -> float:
@@ -90,15 +90,18 @@ def nominal_s(action: Action, limits: SafetyLimits) -> float:
 
 @dataclass(slots=True)
 class FakeExecutor:
-    """The newest plan and how far it would be by now; times are seconds of a clock that never goes back."""
+    """Simulates the progress of the newest plan; times are seconds of a monotonic clock."""
 
     limits: SafetyLimits = field(default_factory=SafetyLimits)
     _plan: Plan | None = None
     _executed: int = 0
     _began_s: float = 0.0
 
-    def take(self, plan: Plan, now_s: float) -> None:
-        """Take a plan; another answer supersedes what is under way, older content of this one does not."""
+    def set_plan(self, plan: Plan, now_s: float) -> None:
+        """Set the plan.
+
+        Another answer supersedes the present one; an older version of the same is ignored.
+        """
         old = self._plan
         if old is None or (old.mission, old.answer) != (plan.mission, plan.answer):
             self._plan, self._executed, self._began_s = plan, 0, now_s
@@ -108,7 +111,7 @@ class FakeExecutor:
             self._plan = plan
 
     def status(self, now_s: float) -> PlanStatus | None:
-        """Return where the plan stands; None before the first."""
+        """Return the status of the plan; None before the first."""
         plan = self._plan
         if plan is None:
             return None
@@ -126,15 +129,15 @@ class FakeExecutor:
 
 
 CLOCK_S, STATUS_S = 0.01, 0.05
-LOOK_S = 2.0
-"""Discovery: how long another executor gets to show up before the replay begins."""
+DISCOVERY_S = 2.0
+"""How long to wait for the discovery of another executor before the replay begins."""
 
 READY_S = 180.0
 AFTER_S = 10.0
-"""How long a mission under way may go on after the end of the bag."""
+"""How long a running mission may continue after the end of the bag."""
 
 FAR_S = 5.0
-"""A frame whose stamp is further than this from the bag's time gets the bag's."""
+"""A frame whose stamp differs from the bag's time by more than this gets the bag's time."""
 
 IMAGES, ODOMETRY, INSTRUCTION = "camera/image_raw/compressed", "odom", "vlm/instruction"
 TEXTS = {"vlm/answer": COMMAND, "vlm/trace": COMMAND, "vlm/status": LATCHED, "vlm/run": LATCHED}
@@ -142,7 +145,7 @@ TEXTS = {"vlm/answer": COMMAND, "vlm/trace": COMMAND, "vlm/status": LATCHED, "vl
 
 @dataclass(frozen=True, slots=True)
 class LiveConfig:
-    """What is replayed to whom. `rate` 2.0 is twice as fast as it was recorded."""
+    """Settings of a live replay. `rate` 2.0 is twice as fast as recorded."""
 
     bag: Path
     out: Path
@@ -160,11 +163,11 @@ class LivePlayer:
         self.counts: Counter[str] = Counter()
         self._config = config
         self._bag = Recording(config.out / "bag")
-        self._stand_in = FakeExecutor()
+        self._executor = FakeExecutor()
         self._state, self._reason = "", ""
         self._start_ns = self._clock_ns = 0
-        self._began_s = self._clocked_s = self._told_s = 0.0
-        self._reckoning = DeadReckoning()
+        self._began_s = self._clock_sent_s = self._status_sent_s = 0.0
+        self._dead_reckoning = DeadReckoning()
         self._has_words = bool(config.plan.instruction or config.plan.spoken)
         self._spoken = list(config.plan.spoken)
         self._own = OwnNode("vsd_replay", config.domain, config.namespace)
@@ -172,16 +175,16 @@ class LivePlayer:
         self._clock = node.create_publisher(Clock, "/clock", 10)
         self._images = node.create_publisher(CompressedImage, IMAGES, qos_profile_sensor_data)
         self._odometry = node.create_publisher(Odometry, ODOMETRY, 20)
-        self._voice = node.create_publisher(String, INSTRUCTION, COMMAND)
+        self._instructions = node.create_publisher(String, INSTRUCTION, COMMAND)
         self._statuses = node.create_publisher(String, "vlm/plan/status", COMMAND)
         node.create_subscription(String, "vlm/plan", self._on_plan, COMMAND)
         for topic, quality in TEXTS.items():
             node.create_subscription(String, topic, self._listener(topic), quality)
 
     def play(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
-        """Replay to the end; return what was given and heard.
+        """Replay to the end; return the numbers of published and received messages.
 
-        Raises BagError, or ConfigError where a robot is on the domain or no vlm_node is.
+        Raises BagError, or ConfigError if a robot is on the domain or no vlm_node is.
         """
         source = open_bag(self._config.bag)
         try:
@@ -191,7 +194,7 @@ class LivePlayer:
                 if should_stop():
                     break
                 self._until(event.at_ns, should_stop)
-                self._give(event)
+                self._publish_event(event)
             self._finish(should_stop)
         finally:
             source.close()
@@ -211,15 +214,18 @@ class LivePlayer:
 
     def _wait_for_nodes(self, should_stop: Callable[[], bool]) -> None:
         until_s = time.monotonic() + READY_S
-        look_s = time.monotonic() + LOOK_S
+        look_s = time.monotonic() + DISCOVERY_S
         while not should_stop():
             self._own.spin_once(CLOCK_S)
             if self._node.count_publishers("vlm/plan/status") > 1:
                 raise ConfigError("an executor is on this ROS domain: a bag's plans are not for a robot")
-            # A recorder listens too: it is the node that must, and only the node acknowledges.
+            # A recorder subscribes too. The node is recognised by its acks.
             is_heard = self._node.count_publishers("vlm/ack") and all(
                 0 < self._node.count_subscribers(topic) <= publisher.get_subscription_count()
-                for topic, publisher in ((INSTRUCTION, self._voice), ("vlm/plan/status", self._statuses))
+                for topic, publisher in (
+                    (INSTRUCTION, self._instructions),
+                    ("vlm/plan/status", self._statuses),
+                )
             )
             if self._state == "ready" and is_heard and time.monotonic() > look_s:
                 return
@@ -229,7 +235,7 @@ class LivePlayer:
                 raise ConfigError(f"no vlm_node that is ready on this ROS domain within {READY_S:.0f} s")
 
     def _until(self, at_ns: int, should_stop: Callable[[], bool]) -> None:
-        """Let time pass until the bag's clock shows `at_ns`; it never goes back."""
+        """Spin until the bag's clock reaches `at_ns`; the clock never goes back."""
         if not self._start_ns:
             self._start_ns, self._began_s = at_ns, time.monotonic()
         while not should_stop():
@@ -242,40 +248,40 @@ class LivePlayer:
     def _tick(self) -> None:
         now_s = time.monotonic()
         self._clock_ns = self._start_ns + round((now_s - self._began_s) * self._config.rate * NANOSECONDS)
-        if now_s - self._clocked_s >= CLOCK_S:
-            self._clocked_s = now_s
+        if now_s - self._clock_sent_s >= CLOCK_S:
+            self._clock_sent_s = now_s
             message = Clock()
             message.clock.sec, message.clock.nanosec = divmod(self._clock_ns, NANOSECONDS)
             self._clock.publish(message)
-        status = self._stand_in.status(self._clock_ns / NANOSECONDS)
-        if status is not None and now_s - self._told_s >= STATUS_S:
-            self._told_s = now_s
+        status = self._executor.status(self._clock_ns / NANOSECONDS)
+        if status is not None and now_s - self._status_sent_s >= STATUS_S:
+            self._status_sent_s = now_s
             self._statuses.publish(String(data=status.to_json()))
         at_s = (self._clock_ns - self._start_ns) / NANOSECONDS
         while self._spoken and self._spoken[0].at_s <= at_s:
-            self._say(self._spoken.pop(0).instruction)
+            self._publish_instruction(self._spoken.pop(0).instruction)
 
     def _finish(self, should_stop: Callable[[], bool]) -> None:
         until_s = time.monotonic() + AFTER_S
-        while time.monotonic() < until_s and not should_stop() and self._state not in ENDED | {"ready"}:
+        while time.monotonic() < until_s and not should_stop() and self._state not in END_STATES | {"ready"}:
             self._tick()
             self._own.spin_once(CLOCK_S)
 
     # From the bag --------------------------------------------------------------------------------
 
-    def _give(self, event: Event) -> None:
+    def _publish_event(self, event: Event) -> None:
         if isinstance(event, Frame):
-            self._show(event)
+            self._publish_frame(event)
             if self._config.plan.instruction and self.counts["frames"] == 1:
-                self._say(self._config.plan.instruction)
+                self._publish_instruction(self._config.plan.instruction)
         elif isinstance(event, Moved):
-            self._odometry.publish(self._reckoning.after(event))
+            self._odometry.publish(self._dead_reckoning.advance(event))
         elif isinstance(event, Instructed) and not (
             self._config.plan.instruction or self._config.plan.spoken
         ):
-            self._say(event.text)
+            self._publish_instruction(event.text)
 
-    def _show(self, frame: Frame) -> None:
+    def _publish_frame(self, frame: Frame) -> None:
         try:
             image = frame.image
         except ImageError:
@@ -285,33 +291,33 @@ class LivePlayer:
         stamp_s = frame.stamp_s if abs(frame.stamp_s - at_s) < FAR_S else at_s
         message = to_compressed(image, stamp_s, frame.frame_id)
         self._images.publish(message)
-        self._keep(IMAGES, "sensor_msgs/msg/CompressedImage", serialize_message(message))
+        self._record(IMAGES, "sensor_msgs/msg/CompressedImage", serialize_message(message))
         self.counts["frames"] += 1
 
-    def _say(self, text: str) -> None:
+    def _publish_instruction(self, text: str) -> None:
         message = String(data=text)
-        self._voice.publish(message)
-        self._keep(INSTRUCTION, "std_msgs/msg/String", serialize_message(message))
+        self._instructions.publish(message)
+        self._record(INSTRUCTION, "std_msgs/msg/String", serialize_message(message))
         self.counts["instructions"] += 1
 
     # From the nodes ------------------------------------------------------------------------------
 
     def _on_plan(self, message: String) -> None:
-        self._stand_in.take(Plan.from_json(message.data), self._clock_ns / NANOSECONDS)
+        self._executor.set_plan(Plan.from_json(message.data), self._clock_ns / NANOSECONDS)
 
     def _listener(self, topic: str) -> Callable[[String], None]:
         def take(message: String) -> None:
-            self._keep(topic, "std_msgs/msg/String", serialize_message(message))
+            self._record(topic, "std_msgs/msg/String", serialize_message(message))
             if topic == "vlm/status":
                 self._state, self._reason = _state(message.data)
             self.counts["answers"] += topic == "vlm/answer"
 
         return take
 
-    def _keep(self, topic: str, kind: str, data: bytes) -> None:
+    def _record(self, topic: str, kind: str, data: bytes) -> None:
         self._bag.write(f"/{topic}", kind, data, self._clock_ns or 1)
 
 
 def _state(text: str) -> tuple[str, str]:
-    said = json.loads(text)
-    return str(said["state"]), f"{said['reason']}: {said['detail']}"
+    status = json.loads(text)
+    return str(status["state"]), f"{status['reason']}: {status['detail']}"

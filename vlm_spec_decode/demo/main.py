@@ -1,7 +1,7 @@
-"""`vsd demo`: the main job on real parts, from an instruction to a table.
+"""`vsd demo`: a mission with the real processes, from an instruction to a table.
 
-Starts simulator, cloud and ROS nodes as processes of their own, on domains, port and keys of their own, so
-that nothing else on the machine is met. Speaks to them as any user does: over ROS topics and sockets.
+Starts simulator, cloud and ROS nodes as processes on their own domains, port and keys, so that nothing else
+on the machine is affected. Talks to them as any user does: over ROS topics and sockets.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport.keys import generate
 
 DEFAULT_SEED = 1_000_004
-"""A room that training has not seen."""
+"""Seed of a room that training has not used."""
 
 Say = Callable[[str], None]
 
 
-def run(config: DemoConfig, say: Say) -> dict[str, Any]:
-    """Run one mission and return its document; `say` gets each line for people.
+def run(config: DemoConfig, on_line: Say) -> dict[str, Any]:
+    """Run one mission and return its document; `on_line` gets each line of text for the user.
 
-    Raises UsageError, ProcessEnded or CloudError. Whatever happens, no process stays behind.
+    Raises UsageError, ProcessEnded or CloudError. All processes are ended in any case.
     """
     strategy(config.strategy)
     seed = DEFAULT_SEED if config.scene_seed is None else config.scene_seed
@@ -72,19 +72,19 @@ def run(config: DemoConfig, say: Say) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="vsd-demo-") as private:
         keys = Path(private) / "keys"
         generate(keys)
-        stage_config = _stage_config(config, keys, Path(private) / "truth.json", scene)
-        with ProcessStack(stage_config, WallClock(), random.Random(), say) as stage:
-            log, truth, again = _mission(stage, config, instruction, scene)
-    say("drawing the pictures")
+        stage_config = _process_stack_config(config, keys, Path(private) / "truth.json", scene)
+        with ProcessStack(stage_config, WallClock(), random.Random(), on_line) as stack:
+            log, truth, again = _mission(stack, config, instruction, scene)
+    on_line("drawing the pictures")
     target = named_object(instruction, scene)
-    artifacts = _artifacts(config.out, instruction, scene, log, truth, target, stage)
+    artifacts = _artifacts(config.out, instruction, scene, log, truth, target, stack)
     document = _document(config, seed, instruction, target, log, truth, again, artifacts)
     (config.out / "run.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    say(report.table(document))
+    on_line(report.table(document))
     return document
 
 
-def _stage_config(config: DemoConfig, keys: Path, truth: Path, scene: Scene) -> ProcessStackConfig:
+def _process_stack_config(config: DemoConfig, keys: Path, truth: Path, scene: Scene) -> ProcessStackConfig:
     room = ("--scene", str(config.scene)) if config.scene else ("--scene-seed", str(scene.seed))
     decoding = (config.strategy, config.rule, config.objective)
     world = (*room, "--body", config.body)
@@ -92,15 +92,15 @@ def _stage_config(config: DemoConfig, keys: Path, truth: Path, scene: Scene) -> 
 
 
 def _mission(
-    stage: ProcessStack, config: DemoConfig, instruction: str, scene: Scene
+    stack: ProcessStack, config: DemoConfig, instruction: str, scene: Scene
 ) -> tuple[MissionLog, GroundTruth, dict[int, dict[str, Any]]]:
-    stage.set_up()
-    log = stage.play(instruction, config.timeout_s)
-    stage.say("decoding the same answers again with autoregressive")
-    settings = EdgeSettings(cloud=stage.address, keys=stage.config.keys, seed=config.seed, link=stage.link)
-    again = decode_again(settings, instruction, log.steps, stage.frames) if log.steps else {}
-    truth = stage.clear()
-    stage.label(scene, instruction, log)
+    stack.set_up()
+    log = stack.run_mission(instruction, config.timeout_s)
+    stack.log("decoding the same answers again with autoregressive")
+    settings = EdgeSettings(cloud=stack.address, keys=stack.config.keys, seed=config.seed, link=stack.link)
+    again = decode_again(settings, instruction, log.steps, stack.frames) if log.steps else {}
+    truth = stack.stop()
+    stack.add_labels(scene, instruction, log)
     return log, truth, again
 
 
@@ -111,9 +111,9 @@ def _artifacts(
     log: MissionLog,
     truth: GroundTruth,
     target: str | None,
-    stage: ProcessStack,
+    stack: ProcessStack,
 ) -> dict[str, Any]:
-    frames = save_frames(out / "frames", instruction, log.steps, stage.frames)
+    frames = save_frames(out / "frames", instruction, log.steps, stack.frames)
     save_path(scene, truth, target, out / "path.png")
     save_gif(scene, truth, out / "run.gif")
     return {
@@ -162,8 +162,8 @@ def _document(
 
 
 @dataclass(slots=True)
-class NotingClock:
-    """A virtual clock that has the path noted as time passes."""
+class RecordingClock:
+    """A virtual clock that records the path while time advances."""
 
     world: World
     path: PathRecorder
@@ -176,14 +176,14 @@ class NotingClock:
     def sleep(self, duration_s: float) -> None:
         """Advance at once."""
         self.now_s += max(0.0, duration_s)
-        self.path.note(self.world)
+        self.path.record(self.world)
 
 
 def carry_out(config: SimConfig, actions: str) -> dict[str, Any]:
-    """Get up, carry out `actions`, save what `config` asks for; return how it ended.
+    """Get up, carry out `actions`, save the files of `config`; return the result.
 
     Raises ActionParseError for text that is no action, ConfigError for settings of services and topics, which
-    do not exist here, and what a scene can raise.
+    do not exist here, and SceneError.
     """
     if config.faults:
         raise ConfigError(
@@ -200,7 +200,7 @@ def carry_out(config: SimConfig, actions: str) -> dict[str, Any]:
         raise ActionParseError(f"there is no action in {actions!r}; turn(20) forward(1.6) are two")
     scene = load_scene(config.scene) if config.scene else random_scene(config.scene_seed)
     world, path = make_world(scene, body=config.body, seed=config.seed), PathRecorder()
-    clock = NotingClock(world, path)
+    clock = RecordingClock(world, path)
     robot = HeadlessGo2(world, clock)
     robot.start()
     executor = Executor(robot, SafetyGate(SafetyLimits()), clock, runner=InlineCallRunner())

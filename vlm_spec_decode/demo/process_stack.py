@@ -1,4 +1,4 @@
-"""Everything that a mission needs, up and connected: simulator, cloud, three nodes, a listener, a bag.
+"""The processes of a mission: simulator, cloud, three nodes, a listener, a bag.
 
 Every process leads a group of its own, so that Ctrl-C reaches only the run itself, which then ends them in
 order: a signal, patience, SIGKILL for the whole group. Should the run be killed, the kernel ends them
@@ -56,11 +56,11 @@ NODES = ("camera", "locomotion", "vlm")
 START_S = 120.0
 SPIN_S = 0.05
 SETTLE_S = 0.6
-"""After the end of a mission: until the robot stands still and the last messages are in."""
+"""Seconds after the end of a mission until the robot stands still and the last messages have arrived."""
 
 ROS_DOMAINS = range(10, 60)
 DDS_DOMAINS = range(1, 10)
-"""Apart, because ROS and the robot's DDS would see each other's participants on one domain."""
+"""Separate ranges, because ROS and the robot's DDS would discover each other on one domain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +79,10 @@ class ProcessStackConfig:
 
 
 class ProcessStack:
-    """A context: leaving it ends every process and completes the bag. `frames` stay readable."""
+    """A context manager: its end stops every process and completes the bag. `frames` stay readable."""
 
     def __init__(
-        self, config: ProcessStackConfig, clock: WallClock, rng: random.Random, say: Callable[[str], None]
+        self, config: ProcessStackConfig, clock: WallClock, rng: random.Random, on_line: Callable[[str], None]
     ) -> None:
         self.config = config
         self.link = load_link(config.link) if config.link else None
@@ -90,7 +90,7 @@ class ProcessStack:
         self.frames: Mapping[float, Image] = {}
         self._clock = clock
         self._began_s = clock.now()
-        self._say = say
+        self._on_line = on_line
         self._log = MissionLog()
         self._dds_domain = rng.choice(DDS_DOMAINS)
         self._ros_domain = rng.choice(ROS_DOMAINS)
@@ -107,14 +107,14 @@ class ProcessStack:
         self._processes = Processes(config.out / "logs", clock, environment)
 
     def __enter__(self) -> ProcessStack:
-        """Be ready to start processes."""
+        """Prepare to start processes."""
         self._processes.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End everything, whatever has happened."""
+        """End everything, also after an error."""
         try:
             self._processes.__exit__(kind, error, trace)
         finally:
@@ -122,23 +122,23 @@ class ProcessStack:
                 self._listener.close()
             self._bag.close()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line with the time since the start."""
-        self._say(f"[{self._clock.now() - self._began_s:6.1f} s] {text}")
+        self._on_line(f"[{self._clock.now() - self._began_s:6.1f} s] {text}")
 
     def set_up(self) -> None:
         """Start everything and wait until a mission can begin. Raises ProcessEnded or CloudError."""
         config = self.config
-        self.say(
+        self.log(
             f"simulated Go2 ({' '.join(config.room).replace('--', '')}) on DDS domain {self._dds_domain}"
         )
         sim = self._vsd("sim", *config.room, "--seed", str(config.seed), "--domain", str(self._dds_domain),
                         "--interface", "lo", "--ground-truth", str(config.truth))  # fmt: skip
-        self.say("cloud verifier, CURVE keys made for this run")
+        self.log("cloud verifier, CURVE keys made for this run")
         cloud = self._vsd("cloud", "--bind", "tcp://127.0.0.1:*", "--keys", str(config.keys))
         self.address = str(self._processes.wait_ready(cloud, START_S)["address"])
         self._processes.wait_ready(sim, START_S)
-        self.say(f"cloud serves at {self.address}; starting the nodes on ROS domain {self._ros_domain}")
+        self.log(f"cloud serves at {self.address}; starting the nodes on ROS domain {self._ros_domain}")
         self._start_nodes()
         self._listen()
 
@@ -160,7 +160,7 @@ class ProcessStack:
             self._processes.start(f"{name}_node", ["-c", code, "--ros-args", *parameters])
 
     def _listen(self) -> None:
-        self._listener = listener = Listener(self._ros_domain, self._bag.write, self._hear)
+        self._listener = listener = Listener(self._ros_domain, self._bag.write, self._on_text)
         self.frames = listener.frames
         until_s = self._clock.now() + START_S
         while self._clock.now() < until_s:
@@ -169,9 +169,9 @@ class ProcessStack:
                 self._log.link == "ready"
                 and listener.has_odometry
                 and listener.frames
-                and listener.is_heard()
+                and listener.is_connected()
             ):
-                self.say("robot stands, camera sees, cloud has welcomed the draft model")
+                self.log("robot stands, camera sees, cloud has welcomed the draft model")
                 return
             if self._log.link == "unavailable":
                 raise CloudUnreachable(self._log.detail)
@@ -186,15 +186,15 @@ class ProcessStack:
         listener.spin(SPIN_S)
         self._processes.check()
 
-    def _hear(self, topic: str, text: str) -> None:
+    def _on_text(self, topic: str, text: str) -> None:
         for line in self._log.on_message(topic, text, self._clock.now()):
-            self.say(line)
+            self.log(line)
 
-    def play(self, instruction: str, timeout_s: float) -> MissionLog:
-        """Give the instruction and return the log when the mission has ended, or the time is up."""
+    def run_mission(self, instruction: str, timeout_s: float) -> MissionLog:
+        """Send the instruction and return the log when the mission has ended, or the time is over."""
         if self._listener is None:
             raise ProcessEnded("vlm_node", 1, "not started")
-        self.say(f'instruction: "{instruction}"')
+        self.log(f'instruction: "{instruction}"')
         self._log = MissionLog(link=self._log.link)
         self._log.begin(self._clock.now())
         self._listener.instruct(instruction)
@@ -202,12 +202,12 @@ class ProcessStack:
         while not self._log.has_ended and self._clock.now() < until_s:
             self._spin(self._listener)
         if not self._log.has_ended:
-            self.say(f"the mission has not ended within {timeout_s:.0f} s; stopping the robot")
+            self.log(f"the mission has not ended within {timeout_s:.0f} s; stopping the robot")
         self._listener.spin(SETTLE_S)
         return self._log
 
-    def label(self, scene: Scene, instruction: str, log: MissionLog) -> int:
-        """Add what the teacher would have answered to the bag; return how many answers have a label."""
+    def add_labels(self, scene: Scene, instruction: str, log: MissionLog) -> int:
+        """Add the teacher's answers to the bag as labels; return how many answers have one."""
         # The teacher comes with training's libraries, which take seconds to import.
 
         if self._listener is None:
@@ -217,35 +217,35 @@ class ProcessStack:
             self._bag.write_text("/vlm/label", text, round(stamp_s * 1e9))
         return len(found)
 
-    def clear(self) -> GroundTruth:
-        """End the nodes, which stops the robot, then simulator and cloud; return what really happened."""
+    def stop(self) -> GroundTruth:
+        """End the nodes, which stops the robot, then simulator and cloud; return the ground truth."""
         self._processes.stop([f"{name}_node" for name in NODES])
         self._processes.stop(["sim", "cloud"])
-        told = json.loads(self.config.truth.read_text(encoding="utf-8"))
-        return GroundTruth.from_mapping(told)
+        truth = json.loads(self.config.truth.read_text(encoding="utf-8"))
+        return GroundTruth.from_mapping(truth)
 
 
 POLL_S = 0.05
 STOP_S = 6.0
-"""Time that a process gets to end by itself; the locomotion node stops the robot in it."""
+"""Time for a process to end by itself; the locomotion node stops the robot in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChildProcess:
-    """A started process and where its output goes."""
+    """A started process and its log file."""
 
     name: str
     popen: subprocess.Popen[bytes]
     log: Path
 
     def last_line(self) -> str:
-        """Return the last line of output that says something."""
+        """Return the last non-empty line of output."""
         lines = self.log.read_text(errors="replace").splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
 class Processes:
-    """A context in which processes live. Leaving it ends the last started first, groups of nodes together."""
+    """A context manager for processes. Its end stops the last started first, groups of nodes together."""
 
     def __init__(self, logs: Path, clock: Clock, environment: Mapping[str, str]) -> None:
         self._logs = logs
@@ -254,7 +254,7 @@ class Processes:
         self._running: list[ChildProcess] = []
 
     def __enter__(self) -> Processes:
-        """Turn SIGTERM into the way that Ctrl-C takes."""
+        """Handle SIGTERM like Ctrl-C."""
         self._logs.mkdir(parents=True, exist_ok=True)
         self._old_term = signal.signal(signal.SIGTERM, _interrupt)
         return self
@@ -262,7 +262,7 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End everything; a second Ctrl-C meanwhile changes nothing."""
+        """End everything; a second Ctrl-C meanwhile is ignored."""
         old_int = signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
@@ -291,7 +291,7 @@ class Processes:
         return process
 
     def check(self) -> None:
-        """Raise ProcessEnded if one has ended that should run."""
+        """Raise ProcessEnded if a process has ended that should run."""
         for process in self._running:
             code = process.popen.poll()
             if code is not None:
@@ -322,14 +322,14 @@ class Processes:
             while self._clock.now() < until_s and any(process.popen.poll() is None for process in alive):
                 self._clock.sleep(POLL_S)
         for process in leaving:
-            # The group outlives its leader if the leader left children behind.
+            # The group may outlive its leader if the leader had children.
             _signal_group(process, signal.SIGKILL)
 
 
 def run_below() -> None:
     """Become the command `sys.argv[2:]`, which the kernel ends when the process `sys.argv[1]` ends.
 
-    Its source alone runs in a new interpreter: it uses nothing from outside of itself. Exits if the kernel
+    Its source alone runs in a new interpreter, so it uses only its own body. Exits if the kernel
     refuses, or if the parent has ended already.
     """
     import ctypes
@@ -368,12 +368,12 @@ Heard = Callable[[str, str, bytes, int], None]
 
 
 class Listener:
-    """A node of its own context on a ROS domain. `spin` must be called for anything to happen."""
+    """A node in its own context on a ROS domain. It works only while `spin` is called."""
 
-    def __init__(self, domain: int, heard: Heard, said: Callable[[str, str], None]) -> None:
-        """`heard` gets every message as bytes, `said` topic and text of every String."""
-        self._heard = heard
-        self._said = said
+    def __init__(self, domain: int, on_message: Heard, on_text: Callable[[str, str], None]) -> None:
+        """`on_message` gets every message as bytes, `on_text` topic and text of every String."""
+        self._on_message = on_message
+        self._on_text = on_text
         self.frames: OrderedDict[float, Image] = OrderedDict()
         self.poses: dict[float, Pose2D] = {}
         self._own = OwnNode("vsd_demo", domain)
@@ -392,14 +392,14 @@ class Listener:
         name = f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
 
         def take(data: bytes) -> None:
-            self._heard(topic, name, data, time.time_ns())
+            self._on_message(topic, name, data, time.time_ns())
             self._note(kind, topic, data)
 
         self._node.create_subscription(kind, topic, take, qos, raw=True)
 
     def _note(self, kind: Any, topic: str, data: bytes) -> None:
         if kind is String:
-            self._said(topic, deserialize_message(data, String).data)
+            self._on_text(topic, deserialize_message(data, String).data)
         elif kind is CompressedImage:
             try:
                 image, stamp_s = from_compressed(deserialize_message(data, CompressedImage))
@@ -413,21 +413,21 @@ class Listener:
         elif kind is Odometry:
             message = deserialize_message(data, Odometry)
             stamp, pose = message.header.stamp, message.pose.pose
-            # The body stands level, so half the yaw is all that its quaternion holds.
+            # The body is level, so its quaternion holds only half the yaw.
             yaw_rad = 2 * math.atan2(pose.orientation.z, pose.orientation.w)
             self.poses[stamp.sec + stamp.nanosec / 1e9] = Pose2D(pose.position.x, pose.position.y, yaw_rad)
 
     @property
     def has_odometry(self) -> bool:
-        """Whether the robot has said where it is."""
+        """Whether odometry has arrived."""
         return bool(self.poses)
 
     def spin(self, duration_s: float) -> None:
-        """Take in what arrives for about `duration_s`."""
+        """Process callbacks for about `duration_s`."""
         self._own.spin(duration_s)
 
-    def is_heard(self) -> bool:
-        """Whether the VLM node listens to instructions: it alone acknowledges, and this node listens too."""
+    def is_connected(self) -> bool:
+        """Whether the VLM node subscribes to instructions; it is recognised by its acks."""
         listeners = int(self._node.count_subscribers(INSTRUCTION))
         has_node = bool(self._node.count_publishers("/vlm/ack"))
         return has_node and 1 < listeners <= int(self._instructions.get_subscription_count())
@@ -442,11 +442,11 @@ class Listener:
 
 
 MAX_AGE_S = 0.25
-"""A frame further than this from any odometry gets no label."""
+"""A frame without odometry within this time gets no label."""
 
 
 def goal_of(instruction: str, scene: Scene) -> Goal | None:
-    """Return what an instruction means, if it is one of the wordings that the teacher knows."""
+    """Return the goal of an instruction, if it has one of the teacher's wordings."""
     return _known(scene).get(" ".join(instruction.lower().split()))
 
 
@@ -487,15 +487,15 @@ def teacher_labels(
         if not step.token_ids or abs(stamp_s - step.stamp_s) > MAX_AGE_S:
             continue
         world.teleport(_placed(scene.start, poses[stamp_s]))
-        text = teacher.answer(goal, scene_description.things(observe(camera, world)), step.history[-8:])
-        said = {
+        text = teacher.answer(goal, scene_description.read_objects(observe(camera, world)), step.history[-8:])
+        answer = {
             "stamp_s": step.stamp_s,
             "instruction": instruction,
             "history": list(step.history),
             "actions": [format_action(action) for action in parse_answer(text)],
             "text": text,
         }
-        found.append((step.stamp_s, json.dumps(said)))
+        found.append((step.stamp_s, json.dumps(answer)))
     camera.close()
     return found
 

@@ -28,7 +28,7 @@ from vlm_spec_decode.edge.factory import bring_up
 from vlm_spec_decode.edge.image_upload import for_uplink
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.progress import MissionProgress
-from vlm_spec_decode.mission.state import ENDED
+from vlm_spec_decode.mission.state import END_STATES
 from vlm_spec_decode.sim.ground_truth import GroundTruth, save_view
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.sim.scene import Pose2D, Scene
@@ -38,7 +38,7 @@ from vlm_spec_decode.sim.world import World
 
 @dataclass(slots=True)
 class MissionStep:
-    """One look, answer and act."""
+    """One step of a mission: frame, answer, actions."""
 
     number: int
     text: str = ""
@@ -63,7 +63,7 @@ class MissionStep:
 
 @dataclass(slots=True)
 class MissionLog:
-    """A mission in progress; times are seconds of the clock whose readings `on_message` gets."""
+    """The log of a mission; times are seconds of the clock that `on_message` gets."""
 
     given_s: float = float("nan")
     link: str = "connecting"
@@ -81,11 +81,11 @@ class MissionLog:
         return self.ended_s is not None
 
     def begin(self, now_s: float) -> None:
-        """Note that the instruction goes out now; what older missions said does not count."""
+        """Record that the instruction is sent now; messages of older missions are ignored."""
         self.given_s = now_s
 
     def on_message(self, topic: str, text: str, now_s: float) -> list[str]:
-        """Store a message, each once and in order of arrival; return lines for people."""
+        """Store a message, each once and in order of arrival; return lines of text for the user."""
         topic = topic.removeprefix("/")
         if topic not in {"vlm/status", "vlm/answer", "vlm/trace", "vlm/plan", "vlm/plan/status"}:
             return []
@@ -106,24 +106,24 @@ class MissionLog:
 
     def _status(self, data: Mapping[str, Any], text: str, now_s: float) -> list[str]:
         state, why = data["state"], ": ".join(p for p in (data["reason"], data["detail"]) if p)
-        if not data["mission"] and state not in ENDED:
+        if not data["mission"] and state not in END_STATES:
             self.link, self.detail = state, why
             return []
         if not self.given_s <= now_s or self.has_ended:
             return []
         if self._progress is None or self._progress.mission != data["mission"]:
-            # A refused instruction has no mission's name: its end is told under the empty one.
+            # A refused instruction has no mission: its end has an empty name.
             self._progress = MissionProgress(data["mission"])
         self.state, self.reason = state, why
         if state == "answering":
             self.steps.append(MissionStep(data["step"]))
-        if state in ENDED:
+        if state in END_STATES:
             self.ended_s = now_s
         return self._progress.on_message("vlm/status", text).splitlines()
 
 
 REACHED_M = 0.7
-"""A go-to mission ends well at most this far from the object's nearest surface."""
+"""Largest distance to the object's surface at which a go-to mission is a success."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,17 +147,17 @@ class Figures:
 
 def figures(traces: Iterable[Mapping[str, Any]]) -> Figures:
     """Add up traces as `/vlm/trace` has them."""
-    told = [trace for trace in traces if trace]
+    found = [trace for trace in traces if trace]
 
     def total(key: str) -> int:
-        return sum(int(trace[key]) for trace in told)
+        return sum(int(trace[key]) for trace in found)
 
     return Figures(
         tokens=total("tokens"),
         target_passes=total("target_passes"),
         drafted=total("drafted"),
         accepted=total("accepted"),
-        answer_s=sum(float(trace["total_s"]) for trace in told),
+        answer_s=sum(float(trace["total_s"]) for trace in found),
         uplink_bytes=total("uplink_bytes"),
         downlink_bytes=total("downlink_bytes"),
         image_bytes=total("image_bytes"),
@@ -165,7 +165,7 @@ def figures(traces: Iterable[Mapping[str, Any]]) -> Figures:
 
 
 def named_object(instruction: str, scene: Scene) -> str | None:
-    """Return the object that is named by colour and kind, or by a kind that is there only once."""
+    """Return the object that is named by colour and kind, or by a kind that is unique in the scene."""
     words = re.sub(r"[^a-z]+", " ", instruction.lower())
     for colour, kind in re.findall(rf"\b(?:({'|'.join(COLOURS)}) )?({'|'.join(KINDS)})\b", words):
         fits = [item.name for item in scene.objects if item.kind == kind and colour in ("", item.colour)]
@@ -175,7 +175,7 @@ def named_object(instruction: str, scene: Scene) -> str | None:
 
 
 def object_ahead(scene: Scene) -> str:
-    """Return the object that stands nearest to where the robot looks at the start."""
+    """Return the object nearest to the robot's heading at the start."""
     start = scene.start
 
     def off_axis_rad(x_m: float, y_m: float) -> float:
@@ -186,7 +186,7 @@ def object_ahead(scene: Scene) -> str:
 
 
 def is_success(log: MissionLog, target: str | None, distance_m: float | None, collisions: int) -> bool:
-    """Whether the models said `done()`, nothing was touched, and a named object was reached."""
+    """Whether the models ended with `done()`, nothing was touched, and a named object was reached."""
     reached = target is None or (distance_m is not None and distance_m <= REACHED_M)
     return log.state == "done" and collisions == 0 and reached
 
@@ -304,7 +304,7 @@ def decode_again(
 
 
 def _observation(step: MissionStep, instruction: str, image: Image) -> Observation:
-    # The node makes frames small in the same way before they go up, so the cloud knows this image already.
+    # The node reduces frames in the same way before the upload, so the cloud has this image already.
     return Observation(for_uplink(image.jpeg), instruction, step.history, step.stamp_s)
 
 
@@ -337,7 +337,7 @@ CHARS = 74
 def save_frames(
     folder: Path, instruction: str, steps: Iterable[MissionStep], frames: Mapping[float, Image]
 ) -> list[Path]:
-    """Write each step's frame as it was seen (.jpg) and annotated (.png); return the paths of the latter."""
+    """Write each step's frame (.jpg) and an annotated copy (.png); return the paths of the copies."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("step_*.*"):
         old.unlink()
@@ -375,7 +375,7 @@ def save_path(scene: Scene, truth: GroundTruth, target: str | None, file: Path) 
     """Write the room from above with the path that the robot took and where it ended."""
     world = World(scene)
     path = [Pose2D(x, y, yaw) for _, x, y, yaw in truth.path]
-    _put(world, Pose2D(truth.x_m, truth.y_m, truth.yaw_rad))
+    _set_pose(world, Pose2D(truth.x_m, truth.y_m, truth.yaw_rad))
     views = WorldViews(world)
     try:
         save_png(views.top_down(world, path, target=target), file)
@@ -388,9 +388,9 @@ def save_gif(scene: Scene, truth: GroundTruth, file: Path) -> None:
     save_view(World(scene), truth, file)
 
 
-def _put(world: World, pose: Pose2D) -> None:
+def _set_pose(world: World, pose: Pose2D) -> None:
     try:
         world.teleport(pose)
     except SceneError:
-        # It leans on something, where no robot can be put down; the path still ends there.
+        # The robot touches an object, where no pose can be set; the path still ends there.
         return

@@ -23,7 +23,7 @@ from vlm_spec_decode.mission.state import MissionStatus
 
 
 class EdgeEngineSource:
-    """Brings the engine up as often as asked; the draft is loaded once."""
+    """Connects an edge engine, as often as `connect` is called. The draft model is loaded once."""
 
     def __init__(self, settings: EdgeSettings) -> None:
         self._settings = settings
@@ -33,7 +33,7 @@ class EdgeEngineSource:
     def connect(self) -> Engine:
         """Return an engine with a fresh handshake. Raises CloudError or ModelError.
 
-        Of several clouds the one that it spoke with last is asked first.
+        With several clouds, the one that it was connected to last is tried first.
         """
         self.close()
         self._runtime = bring_up(self._settings, self._model.load())
@@ -44,11 +44,11 @@ class EdgeEngineSource:
         return self._model.standalone_engine()
 
     def facts(self) -> str:
-        """Return the JSON of what decides the tokens of the engine that is up; "" without one."""
+        """Return the settings and models that decide the engine's tokens, as JSON; "" without an engine."""
         return json.dumps(run_manifest(self._settings, self._runtime)) if self._runtime else ""
 
     def close(self) -> None:
-        """Leave the cloud. Idempotent."""
+        """Disconnect from the cloud. Idempotent."""
         if self._runtime is not None:
             self._settings = replace(self._settings, cloud=self._runtime.clouds)
             self._runtime.close()
@@ -91,7 +91,7 @@ class Answerer(Protocol):
 
 
 class EngineSource(Protocol):
-    """Brings up the engine, or says in one error why not."""
+    """Connects an engine, or raises one error that says why it cannot."""
 
     def connect(self) -> Answerer:
         """Return an engine whose cloud has welcomed it; may be called again after a loss.
@@ -105,16 +105,16 @@ class EngineSource(Protocol):
         ...
 
     def facts(self) -> str:
-        """Return the JSON of what decides the tokens of the engine that is up; "" without one."""
+        """Return the settings and models that decide the engine's tokens, as JSON; "" without an engine."""
         ...
 
     def close(self) -> None:
-        """Leave the cloud. Idempotent."""
+        """Disconnect from the cloud. Idempotent."""
         ...
 
 
 class OwnedEngine:
-    """An engine that its owner made and closes; it finds its cloud again by itself, or not at all."""
+    """An engine that the caller made and closes. It reconnects to its cloud by itself, or not at all."""
 
     def __init__(self, engine: Answerer) -> None:
         self._engine = engine
@@ -124,15 +124,15 @@ class OwnedEngine:
         return self._engine
 
     def draft(self) -> Answerer:
-        """Raise ModelError: nobody knows its draft apart from it."""
+        """Raise ModelError: its draft model cannot be reached separately."""
         raise ModelError("draft_only needs an engine that the mission makes itself, as `vsd edge` does")
 
     def facts(self) -> str:
-        """Return "": its owner knows."""
+        """Return "": the owner knows the settings."""
         return ""
 
     def close(self) -> None:
-        """Do nothing: its owner closes it."""
+        """Do nothing: the owner closes the engine."""
 
 
 class Engines(Protocol):
@@ -143,16 +143,16 @@ class Engines(Protocol):
         """The engine that the cloud has welcomed, or None while there is no cloud."""
         ...
 
-    def use(self, engine: Answerer | None) -> None:
-        """Name the engine whose answer a cancel is to end."""
+    def set_active(self, engine: Answerer | None) -> None:
+        """Set the engine whose answer `cancel` ends."""
         ...
 
     def ensure(self) -> Answerer | None:
         """Return the engine, after one more attempt to reach the cloud if there is none."""
         ...
 
-    def lost(self) -> None:
-        """Give the engine up, since its cloud has failed it, and begin to look for it again."""
+    def reconnect(self) -> None:
+        """Drop the engine, whose cloud has failed, and start to connect again."""
         ...
 
     def draft(self) -> Answerer:
@@ -169,38 +169,41 @@ RETRY_S = 3.0
 
 
 class EngineConnection:
-    """Owns the engine; implements `Engines`. All may be called from any thread; only `ensure` waits."""
+    """Owns the engine; implements `Engines`.
+
+    All methods may be called from any thread; only `ensure` waits.
+    """
 
     def __init__(
         self,
         source: EngineSource,
-        say: Callable[[MissionStatus], None],
+        report: Callable[[MissionStatus], None],
         on_failure: Callable[[VsdError], None],
         retry_s: float = RETRY_S,
     ) -> None:
-        """`on_failure` is told of what waiting cannot mend: settings or a model that do not hold."""
+        """`on_failure` gets errors that waiting does not fix: invalid settings, a model that cannot load."""
         self._source = source
-        self._say = say
+        self._report = report
         self._on_failure = on_failure
         self._retry_s = retry_s
         self._changed = threading.Condition()
         self._engine: Answerer | None = None
-        self._used: Answerer | None = None
+        self._active: Answerer | None = None
         self._error: VsdError = CloudUnreachable("no connection")
         self._started = self._finished = 0
-        self._hurry = False
+        self._connect_now = False
         self._closed = False
-        self._said = MissionStatus(state="connecting")
-        self._thread = threading.Thread(target=self._keep, name="connection", daemon=True)
+        self._reported = MissionStatus(state="connecting")
+        self._thread = threading.Thread(target=self._maintain, name="connection", daemon=True)
 
     @property
     def current(self) -> Answerer | None:
-        """The engine that the cloud has welcomed and not failed since."""
+        """The connected engine, or None while there is no cloud."""
         return self._engine
 
     @property
     def has_tried(self) -> bool:
-        """Whether a first attempt has ended, well or not."""
+        """Whether a first attempt to connect has ended, with or without success."""
         return self._finished > 0
 
     @property
@@ -210,40 +213,40 @@ class EngineConnection:
 
     def start(self) -> None:
         """Start connecting."""
-        self._say(self._said)
+        self._report(self._reported)
         self._thread.start()
 
     def ensure(self) -> Answerer | None:
         """Return the engine; without one, wait for an attempt that begins after this call."""
         with self._changed:
             wanted = self._started + 1
-            self._hurry = True
+            self._connect_now = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._engine or self._closed or self._finished >= wanted)
             return self._engine
 
-    def lost(self) -> None:
-        """Give the engine up and look for it again at once."""
+    def reconnect(self) -> None:
+        """Drop the engine and connect again at once."""
         with self._changed:
-            self._engine, self._hurry = None, True
+            self._engine, self._connect_now = None, True
             self._changed.notify_all()
 
     def draft(self) -> Answerer:
         """Return the draft model alone as an engine. Raises ModelError."""
         return self._source.draft()
 
-    def use(self, engine: Answerer | None) -> None:
-        """Name the engine that `cancel` is to reach."""
-        self._used = engine
+    def set_active(self, engine: Answerer | None) -> None:
+        """Set the engine whose answer `cancel` ends."""
+        self._active = engine
 
     def cancel(self) -> None:
-        """Let the engine in use drop its answer."""
-        engine = self._used
+        """Cancel the answer of the engine that is in use."""
+        engine = self._active
         if engine is not None:
             engine.cancel()
 
     def close(self, timeout_s: float) -> None:
-        """Leave the cloud; wait for the thread at most `timeout_s`. Idempotent."""
+        """Disconnect from the cloud; wait for the thread at most `timeout_s`. Idempotent."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -251,36 +254,38 @@ class EngineConnection:
             self._thread.join(timeout_s)
         self._source.close()
 
-    def _keep(self) -> None:
+    def _maintain(self) -> None:
         while not self._closed:
             if self._engine is None:
                 self._connect()
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._closed or (self._engine is None and self._hurry),
+                    lambda: self._closed or (self._engine is None and self._connect_now),
                     None if self._engine else self._retry_s,
                 )
 
     def _connect(self) -> None:
         with self._changed:
             self._started += 1
-            self._hurry = False
+            self._connect_now = False
         engine: Answerer | None = None
         try:
             engine = self._source.connect()
         except VsdError as error:
             self._error = error
-            self._say_once(MissionStatus(state="unavailable", reason=type(error).__name__, detail=str(error)))
+            self._report_once(
+                MissionStatus(state="unavailable", reason=type(error).__name__, detail=str(error))
+            )
             if not isinstance(error, CloudError):
                 self._on_failure(error)
         else:
-            self._say_once(MissionStatus(state="ready"))
+            self._report_once(MissionStatus(state="ready"))
         with self._changed:
             self._engine = engine
             self._finished = self._started
             self._changed.notify_all()
 
-    def _say_once(self, status: MissionStatus) -> None:
-        if status != self._said:
-            self._said = status
-            self._say(status)
+    def _report_once(self, status: MissionStatus) -> None:
+        if status != self._reported:
+            self._reported = status
+            self._report(status)

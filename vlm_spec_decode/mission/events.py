@@ -33,45 +33,45 @@ Found = TypeVar("Found", Frame, PlanStatus)
 
 
 class MissionEvents:
-    """Newest frame and newest status, and which answer of which mission is under way."""
+    """The newest frame and status, and which answer of which mission is in progress."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._changed = threading.Condition()
         self._frame: Frame | None = None
         self._status: PlanStatus | None = None
-        self._heard_s = float("-inf")
+        self._status_received_s = float("-inf")
         self._mission = ""
         self._answer = 0
         self._cancelled = ("", "")
-        self._verdict: bool | None = None
+        self._approval: bool | None = None
 
     # Filled by callbacks -------------------------------------------------------------------------
 
     def put_frame(self, frame: Frame) -> None:
-        """Take the newest frame."""
+        """Store the newest frame."""
         with self._changed:
             self._frame = frame
             self._changed.notify_all()
 
     def put_status(self, status: PlanStatus) -> bool:
-        """Take the executor's newest status; tell whether it ends the answer under way."""
+        """Store the executor's newest status; return whether it ends the answer in progress."""
         with self._changed:
             self._status = status
-            self._heard_s = self._clock.now()
+            self._status_received_s = self._clock.now()
             self._changed.notify_all()
             return self.broken_off() is not None
 
     def cancel(self, mission: str, reason: str) -> None:
-        """End every wait of this mission, also of one that has not begun yet."""
+        """End every wait of this mission, also if it has not begun yet."""
         with self._changed:
             self._cancelled = (mission, reason)
             self._changed.notify_all()
 
-    def put_verdict(self, yes: bool) -> None:
-        """Take a person's yes or no to the plan that is shown."""
+    def put_approval(self, yes: bool) -> None:
+        """Store a person's yes or no to the plan that is shown."""
         with self._changed:
-            self._verdict = yes
+            self._approval = yes
             self._changed.notify_all()
 
     @property
@@ -79,10 +79,10 @@ class MissionEvents:
         """Whether a frame and a status have ever arrived."""
         return self._frame is not None and self._status is not None
 
-    # Asked by the mission ------------------------------------------------------------------------
+    # Called by the mission -----------------------------------------------------------------------
 
     def begin(self, mission: str, answer: int) -> None:
-        """Name the answer that is under way from now on. Raises Cancelled."""
+        """Set the answer that is in progress from now on. Raises Cancelled."""
         with self._changed:
             self._mission, self._answer = mission, answer
             self._raise_cancelled()
@@ -95,26 +95,26 @@ class MissionEvents:
                 raise Cancelled("the executor broke the plan off")
 
     def executed(self) -> tuple[str, ...]:
-        """Return what is known to be carried out of the answer under way."""
+        """Return the actions of the answer in progress that are known to be carried out."""
         status = self._status
-        return status.executed if status is not None and self._is_mine(status) else ()
+        return status.executed if status is not None and self._is_current(status) else ()
 
     def broken_off(self) -> PlanStatus | None:
-        """Return the status that ends the answer under way before it is carried out, if there is one."""
+        """Return the status that interrupts the answer in progress, if there is one."""
         status = self._status
         if status is None or status.state not in BROKEN_OFF:
             return None
-        return status if self._is_mine(status) or status.state == "estop" else None
+        return status if self._is_current(status) or status.state == "estop" else None
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Wait until the executor knows this answer and the robot stands.
+        """Wait until the executor has received this answer and the robot stands.
 
         Raises Cancelled (also with a latched e-stop), or RobotUnreachable if it does not answer.
         """
 
         def ready() -> PlanStatus | None:
             status = self._status
-            if status is None or not (self._is_mine(status) or status.state == "estop"):
+            if status is None or not (self._is_current(status) or status.state == "estop"):
                 return None
             return status if status.state != "moving" else None
 
@@ -133,22 +133,22 @@ class MissionEvents:
             raise RobotUnreachable(f"no new camera frame within {timeout_s:.1f} s: camera gone")
         return frame
 
-    def wait_verdict(self, timeout_s: float) -> bool:
+    def wait_approval(self, timeout_s: float) -> bool:
         """Wait for a yes or no that comes from now on; silence is a no.
 
         Raises Cancelled as `check` does.
         """
         with self._changed:
-            self._verdict = None
+            self._approval = None
             self._changed.wait_for(
-                lambda: self._is_cancelled or self._verdict is not None or self.broken_off() is not None,
+                lambda: self._is_cancelled or self._approval is not None or self.broken_off() is not None,
                 timeout_s,
             )
             self.check()
-            return bool(self._verdict)
+            return bool(self._approval)
 
     def pause(self, timeout_s: float) -> None:
-        """Let time pass, less if the mission ends meanwhile. Raises Cancelled as `check` does."""
+        """Wait `timeout_s`, or less if the mission ends meanwhile. Raises Cancelled as `check` does."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_cancelled or self.broken_off() is not None, timeout_s)
             self.check()
@@ -165,30 +165,30 @@ class MissionEvents:
             self.check()
             if status is not None:
                 return status
-            if self._clock.now() - max(self._heard_s, started_s) > silence_s:
+            if self._clock.now() - max(self._status_received_s, started_s) > silence_s:
                 raise RobotUnreachable(f"locomotion_node has been silent for {silence_s:.1f} s")
         raise RobotUnreachable(f"the plan was not carried out within {limit_s:.0f} s")
 
     def _ended(self) -> PlanStatus | None:
         status = self._status
-        return status if status and self._is_mine(status) and status.is_terminal else self.broken_off()
+        return status if status and self._is_current(status) and status.is_terminal else self.broken_off()
 
-    def _is_mine(self, status: PlanStatus) -> bool:
+    def _is_current(self, status: PlanStatus) -> bool:
         return (status.mission, status.answer) == (self._mission, self._answer)
 
-    def _wait(self, look: Callable[[], Found | None], timeout_s: float) -> Found | None:
+    def _wait(self, read: Callable[[], Found | None], timeout_s: float) -> Found | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._is_cancelled or look() is not None, timeout_s)
+            self._changed.wait_for(lambda: self._is_cancelled or read() is not None, timeout_s)
             self._raise_cancelled()
-            return look()
+            return read()
 
     @property
     def _is_cancelled(self) -> bool:
         return bool(self._mission) and self._cancelled[0] == self._mission
 
     @property
-    def why_cancelled(self) -> str:
-        """Why the mission under way was cancelled, as `cancel` was told; nothing if it was not."""
+    def cancel_reason(self) -> str:
+        """The reason that `cancel` was given for the mission in progress; "" if it was not cancelled."""
         with self._changed:
             return self._cancelled[1] if self._is_cancelled else ""
 

@@ -40,19 +40,19 @@ from vlm_spec_decode.mission.events import Frame
 from vlm_spec_decode.mission.queue import Ack, MissionRequest
 from vlm_spec_decode.mission.robot import Robot, without_interrupts
 from vlm_spec_decode.mission.service import MissionService, MissionSettings, PlanHeartbeat
-from vlm_spec_decode.mission.state import ENDED, Answer, MissionStatus, PartialAnswer
+from vlm_spec_decode.mission.state import END_STATES, Answer, MissionStatus, PartialAnswer
 
 HEARTBEAT_S = 0.05
-LOOK_S = 0.025
-"""How often the executor's status is looked at; a change is known within it."""
+STATUS_POLL_S = 0.025
+"""Period of reading the executor's status; a change is seen within it."""
 
 STATUS_S = 0.1
 FRAME_S = 0.2
 CALLBACK_S = 5.0
-"""How long `on_event` may take; then nobody seems to follow the mission any more, and it is cancelled."""
+"""How long `on_event` may take. After that the caller seems to be gone, and the mission is cancelled."""
 
 FOLLOW_S = 0.7
-"""How long `run` may be away outside a callback: an interrupt at an odd moment has ended it."""
+"""How long the thread of `run` may be silent outside a callback before it counts as interrupted."""
 
 JOIN_S = 1.0
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ Kind: TypeAlias = Literal["state", "text", "answer", "robot"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MissionEvent:
-    """Something that a mission tells: in words, and as the report that the words are made of.
+    """One event of a mission: as text, and as the report that the text was made from.
 
     `state`: what the mission does (MissionStatus); `text`: the committed text of the present answer so far
     (PartialAnswer); `answer`: a finished answer (Answer); `robot`: what the executor does (PlanStatus).
@@ -74,12 +74,12 @@ class MissionEvent:
     report: Report
 
     def __str__(self) -> str:
-        """Return the words."""
+        """Return the text."""
         return self.text
 
 
 def event_of(report: Report) -> MissionEvent:
-    """Return the event that a report makes."""
+    """Return the event of a report."""
     if isinstance(report, PartialAnswer):
         return MissionEvent(kind="text", text=report.text, report=report)
     if isinstance(report, Answer):
@@ -116,24 +116,24 @@ class MissionResult:
         """Return the result if it is `done`; else raise what ended it, by its own type where it has one."""
         if self.is_done:
             return self
-        said = ": ".join(filter(None, (self.status.replace("_", " "), self.reason, self.detail)))
+        text = ": ".join(filter(None, (self.status.replace("_", " "), self.reason, self.detail)))
         if self.status == "cancelled":
-            raise Cancelled(said)
+            raise Cancelled(text)
         if self.status == "refused":
             raise ActionRefused(self.reason, self.detail)
         kind = getattr(errors, self.reason, None)
         # Only what a text makes whole again: some errors carry more than that.
         if isinstance(kind, type) and issubclass(kind, VsdError) and kind.__init__ is Exception.__init__:
             raise kind(self.detail)
-        raise VsdError(said)
+        raise VsdError(text)
 
 
 class Mission:
     """Carries out instructions on one robot, one at a time. It owns neither engine nor robot.
 
-    `engine` is a `vsd.Engine`, or whatever answers observations. `source` makes engines instead, and another
-    one after a loss, as `vsd edge` does. `camera` replaces the robot's own. `approve` is asked, on the
-    thread of `run`, before each plan moves the robot. `settings` say when a mission gives up, and what it
+    `engine` is a `vsd.Engine`, or any object that answers observations. `source` makes engines instead, and
+    another one after a loss, as `vsd edge` does. `camera` replaces the robot's own. `approve` is asked, on
+    the thread of `run`, before each plan moves the robot. `settings` say when a mission gives up, and what it
     does without its cloud.
     """
 
@@ -155,7 +155,7 @@ class Mission:
         if source is None:
             raise ConfigError("a mission has an engine, or a source that makes one")
         self._source: EngineSource = source
-        self._robot, self._look = robot, camera or robot.look
+        self._robot, self._capture = robot, camera or robot.capture
         self._approve, self._settings = approve, settings or MissionSettings()
         self._clock = clock or WallClock()
         self._busy = threading.Lock()
@@ -183,7 +183,7 @@ class Mission:
         if not self._busy.acquire(blocking=False):
             raise errors.UsageError("this mission runs already; cancel it, or use another")
         try:
-            run = _Run(request, self._source, self._robot, self._look, self._settings, self._clock)
+            run = _Run(request, self._source, self._robot, self._capture, self._settings, self._clock)
             self._running = run
             try:
                 run.start()
@@ -211,18 +211,18 @@ class Mission:
 
 
 class _Run:
-    """One mission under way: the threads, and what goes between them and the thread of `run`."""
+    """One running mission: its threads, and what they share with the thread of `run`."""
 
     def __init__(
         self,
         request: MissionRequest,
         source: EngineSource,
         robot: Robot,
-        look: Callable[[], tuple[Image, float]],
+        capture: Callable[[], tuple[Image, float]],
         settings: MissionSettings,
         clock: Clock,
     ) -> None:
-        self._request, self._robot, self._look, self._clock = request, robot, look, clock
+        self._request, self._robot, self._capture, self._clock = request, robot, capture, clock
         self._reports: SimpleQueue[Report] = SimpleQueue()
         self._wake, self._closing = threading.Event(), threading.Event()
         self._lock = threading.RLock()
@@ -244,14 +244,14 @@ class _Run:
             on_failure=lambda _: None,
             on_crash=self._on_crash,
         )
-        work = (self._serve, self._watch, self._see)
+        work = (self._serve, self._watch_robot, self._read_camera)
         self._threads = [
             threading.Thread(target=self._guard, args=(each,), name=f"mission {each.__name__}", daemon=True)
             for each in work
         ]
 
     def start(self) -> None:
-        """Ask for the mission, and begin."""
+        """Request the mission and start its threads."""
         with self._lock:
             self._service.start()
             self._service.instruct(self._request)
@@ -264,12 +264,12 @@ class _Run:
         approve: Callable[[str], bool] | None,
         timeout_s: float | None,
     ) -> MissionResult:
-        """Hand on every event until the mission has ended; return how."""
+        """Pass every event to `on_event` until the mission has ended; return its result."""
         until_s = None if timeout_s is None else self._clock.now() + timeout_s
-        while self._status.state not in ENDED:
+        while self._status.state not in END_STATES:
             self._followed_s = self._clock.now()
             with self._lock:
-                self._service.heartbeat(self._request.mission)
+                self._service.on_heartbeat(self._request.mission)
             if self._crash is not None:
                 raise self._crash
             if until_s is not None and self._clock.now() > until_s:
@@ -279,14 +279,14 @@ class _Run:
                 report = self._reports.get(timeout=HEARTBEAT_S)
             except Empty:
                 continue
-            self._note(report)
+            self._on_report(report)
             self._is_calling = True
             if on_event is not None:
                 on_event(event_of(report))
             if isinstance(report, MissionStatus) and report.reason == "approve" and approve is not None:
-                # A person may think for long; that is no silence.
+                # A person may think for a long time; that does not count as silence.
                 self._is_asking = True
-                self._service.put_verdict(approve(report.detail))
+                self._service.put_approval(approve(report.detail))
                 self._is_asking = False
             self._followed_s, self._is_calling = self._clock.now(), False
         return self._result()
@@ -294,16 +294,16 @@ class _Run:
     def cancel(self, reason: str) -> None:
         """End the mission, from any thread."""
         # The robot first, without the lock: a stop waits for no other thread.
-        self._service.halt()
+        self._service.send_empty_plan()
         with self._lock:
             self._service.cancel(self._request.mission, reason)
 
     def end(self) -> None:
         """Stop the robot if it still moves, and end every thread."""
-        has_ended = self._status.state in ENDED
+        has_ended = self._status.state in END_STATES
         with self._lock:
             # A plan without actions first: the executor stops, whatever the other threads do.
-            self._service.halt()
+            self._service.send_empty_plan()
         try:
             if not (has_ended and self._status.state == "done") and not self._robot.is_stopped:
                 self._robot.stop()
@@ -315,7 +315,7 @@ class _Run:
                 if thread.is_alive():
                     thread.join(JOIN_S)
 
-    def _note(self, report: Report) -> None:
+    def _on_report(self, report: Report) -> None:
         if isinstance(report, MissionStatus):
             self._status = report
         elif isinstance(report, PlanStatus):
@@ -340,14 +340,14 @@ class _Run:
     # Threads ---------------------------------------------------------------------------------------
 
     def _guard(self, work: Callable[[], None]) -> None:
-        """Run a thread's work; what nobody foresaw ends `run`, and with it the mission."""
+        """Run a thread's work; an unexpected error ends `run`, and with it the mission."""
         try:
             work()
         except BaseException as error:  # noqa: BLE001 - raised again on the thread of `run`
             self._crash = error
 
     def _serve(self) -> None:
-        """Hand on what the mission says, repeat its plan, and look at its lease."""
+        """Pass on the mission's reports, repeat its plan, and check its lease."""
         beaten_s = 0.0
         while not self._closing.is_set():
             self._wake.wait(HEARTBEAT_S / 2)
@@ -357,29 +357,29 @@ class _Run:
                 if not self._is_calling and self._clock.now() - self._followed_s > FOLLOW_S:
                     self._service.cancel(self._request.mission, "nobody follows the mission any more")
                 if self._is_asking:
-                    self._service.heartbeat(self._request.mission)
+                    self._service.on_heartbeat(self._request.mission)
                 self._service.check_leases()
             if self._clock.now() - beaten_s >= HEARTBEAT_S / 2:
                 beaten_s = self._clock.now()
-                self._service.beat()
+                self._service.repeat_plan()
 
-    def _watch(self) -> None:
-        """Tell the mission what the executor does: at once when it changes, and again as a sign of life."""
-        told, told_s = None, 0.0
-        while not self._closing.wait(LOOK_S):
+    def _watch_robot(self) -> None:
+        """Give the mission the executor's status: at once when it changes, and as a regular sign of life."""
+        reported, reported_s = None, 0.0
+        while not self._closing.wait(STATUS_POLL_S):
             status, now_s = self._robot.status, self._clock.now()
-            if status == told and now_s - told_s < STATUS_S:
+            if status == reported and now_s - reported_s < STATUS_S:
                 continue
-            if status != told and status.mission == self._request.mission:
+            if status != reported and status.mission == self._request.mission:
                 self._reports.put(status)
-            told, told_s = status, now_s
+            reported, reported_s = status, now_s
             self._service.put_status(status)
 
-    def _see(self) -> None:
-        """Bring frames. A camera that fails is asked again; the mission gives up by its own time-out."""
+    def _read_camera(self) -> None:
+        """Read frames. A failing camera is tried again; the mission ends by its own time-out."""
         while not self._closing.is_set():
             try:
-                image, captured_s = self._look()
+                image, captured_s = self._capture()
                 self._service.put_frame(Frame(image, captured_s, "camera"))
             except (RobotError, ImageError) as error:
                 log.debug("no frame: %s", error)
@@ -387,29 +387,29 @@ class _Run:
 
 
 class _Output:
-    """`MissionOutput` for one caller: plans go to the robot, everything else to `tell`."""
+    """`MissionOutput` for one caller: plans go to the robot, everything else to `on_report`."""
 
-    def __init__(self, robot: Robot, clock: Clock, tell: Callable[[Report], None]) -> None:
+    def __init__(self, robot: Robot, clock: Clock, on_report: Callable[[Report], None]) -> None:
         heartbeat = PlanHeartbeat(robot.submit, clock.now)
-        self.plan, self.beat = heartbeat.plan, heartbeat.beat
-        self.rest, self.halt = heartbeat.rest, heartbeat.halt
-        self._tell = tell
+        self.send_plan, self.repeat_plan = heartbeat.send_plan, heartbeat.repeat_plan
+        self.end_plan, self.send_empty_plan = heartbeat.end_plan, heartbeat.send_empty_plan
+        self._on_report = on_report
 
-    def partial(self, report: PartialAnswer) -> None:
-        """Tell it."""
-        self._tell(report)
+    def publish_partial(self, report: PartialAnswer) -> None:
+        """Report the committed text so far."""
+        self._on_report(report)
 
-    def answer(self, report: Answer) -> None:
-        """Tell it."""
-        self._tell(report)
+    def publish_answer(self, report: Answer) -> None:
+        """Report a finished answer."""
+        self._on_report(report)
 
-    def status(self, status: MissionStatus, *, aside: bool = False) -> None:
-        """Tell what the mission under way, or the connection, does."""
+    def publish_status(self, status: MissionStatus, *, aside: bool = False) -> None:
+        """Report the state of the mission in progress, or of the connection."""
         if not aside:
-            self._tell(status)
+            self._on_report(status)
 
     def acknowledge(self, ack: Ack) -> None:
         """Do nothing: the caller is this process."""
 
-    def run(self, facts: str) -> None:
+    def publish_run(self, facts: str) -> None:
         """Do nothing: the caller has made the engine."""

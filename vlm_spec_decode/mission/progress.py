@@ -13,7 +13,7 @@ from typing import Any
 
 from vlm_spec_decode.core.errors import CloudError, InstructionError, RobotError, VsdError
 from vlm_spec_decode.mission.events import BROKEN_OFF
-from vlm_spec_decode.mission.state import ENDED
+from vlm_spec_decode.mission.state import END_STATES
 
 AWAITED = {
     "queued": "the missions before it",
@@ -63,22 +63,22 @@ class MissionProgress:
     steps: int = 0
     actions: list[str] = field(default_factory=list)
     proposed: str = ""
-    is_taken: bool = False
+    is_acknowledged: bool = False
     """Whether the VLM node has acknowledged the mission."""
     listeners: int = 0
-    """How many listened to the request, as the VLM node knows it."""
+    """Number of subscribers of the request's topic, as the VLM node knows it."""
     _shown: str = ""
     _has_streamed: bool = False
-    """Whether some of the present answer was printed as it came."""
+    """Whether part of the present answer was printed before its end."""
     _acting: str = ""
     _is_open_line: bool = False
-    _held: list[str] = field(default_factory=list)
-    """Lines that came while an answer was being printed; they follow it."""
+    _deferred_lines: list[str] = field(default_factory=list)
+    """Lines that arrived while an answer was being printed; they follow it."""
 
     @property
     def has_ended(self) -> bool:
         """Whether the mission is over."""
-        return self.state in ENDED
+        return self.state in END_STATES
 
     @property
     def exit_code(self) -> int:
@@ -111,19 +111,19 @@ class MissionProgress:
         return handlers[topic](data)
 
     def _line(self, text: str) -> str:
-        """Return a line of its own, after an answer that is still being printed."""
+        """Return `text` as a separate line; an answer that is still being printed is ended first."""
         start = "\n" if self._is_open_line else ""
         self._is_open_line = False
-        held, self._held = self._held, []
+        held, self._deferred_lines = self._deferred_lines, []
         return f"{start}{''.join(held)}{text}\n"
 
     def note(self, text: str) -> str:
-        """Return a line that does not come from a message; an answer being printed begins anew after it."""
+        """Return a line that is not from a message. An answer being printed starts again after it."""
         self._shown = ""
         return self._line(text)
 
     def _ack(self, data: Mapping[str, Any]) -> str:
-        self.is_taken = self.is_taken or data["state"] == "taken"
+        self.is_acknowledged = self.is_acknowledged or data["state"] == "taken"
         self.listeners = max(self.listeners, int(data["listeners"]))
         if data["state"] == "taken" or self.has_ended:
             return ""
@@ -134,8 +134,8 @@ class MissionProgress:
         return mission_line({"state": self.state, "reason": self.reason, "detail": self.detail})
 
     def _refusal(self, data: Mapping[str, Any]) -> str:
-        """A request that cannot be read or used gets no mission; the answer is for anyone who has asked."""
-        is_mine = not (data["mission"] or self.state or self.is_taken)
+        """Handle a refused request. It has no mission, so every client that has sent one reads it."""
+        is_mine = not (data["mission"] or self.state or self.is_acknowledged)
         if not is_mine or data["reason"] != InstructionError.__name__:
             return ""
         self.state, self.reason, self.detail = "failed", data["reason"], data["detail"]
@@ -144,7 +144,7 @@ class MissionProgress:
     def _status(self, data: Mapping[str, Any]) -> str:
         if self.has_ended:
             return ""
-        self.is_taken = True
+        self.is_acknowledged = True
         self.state, self.reason, self.detail = data["state"], data["reason"], data["detail"]
         self.proposed = self.detail if (self.state, self.reason) == ("proposed", "approve") else ""
         if self.state == "answering":
@@ -170,11 +170,11 @@ class MissionProgress:
     def _answer(self, data: Mapping[str, Any]) -> str:
         self.actions += data["actions"]
         if not self._has_streamed and data["text"]:
-            # Of an answer that came before its parts, the parts are not printed any more.
+            # If the answer arrives before its partial texts, those are not printed any more.
             self._shown = " ".join(data["text"].splitlines())
             return self._line(f"    {self._shown}")
         end, self._is_open_line = "\n" if self._is_open_line else "", False
-        held, self._held = self._held, []
+        held, self._deferred_lines = self._deferred_lines, []
         return end + "".join(held)
 
     def _trace(self, data: Mapping[str, Any]) -> str:
@@ -186,16 +186,16 @@ class MissionProgress:
             return ""
         self._acting = doing
         if data["state"] == "moving":
-            return self._after_the_answer(f"    > {data['action']}")
+            return self._after_answer(f"    > {data['action']}")
         if data["state"] in BROKEN_OFF:
-            return self._after_the_answer(f"    ! {robot_line(data)}")
+            return self._after_answer(f"    ! {robot_line(data)}")
         return ""
 
-    def _after_the_answer(self, text: str) -> str:
-        """Return a line, or keep it until the answer that is being printed has its end."""
+    def _after_answer(self, text: str) -> str:
+        """Return a line, or defer it until the answer that is being printed has ended."""
         if not self._is_open_line:
             return self._line(text)
-        self._held.append(f"{text}\n")
+        self._deferred_lines.append(f"{text}\n")
         return ""
 
 

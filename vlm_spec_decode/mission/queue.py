@@ -21,10 +21,10 @@ from vlm_spec_decode.edge.mission_loop import check_instruction
 from vlm_spec_decode.mission.state import MissionJob, MissionStatus
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-"""What a mission may be called by whoever asks for it."""
+"""Names that a client may give a mission."""
 
 MIN_LEASE_S, MAX_LEASE_S = 0.2, 60.0
-"""Shorter than the first, and a moment in which the computer is busy would end a mission."""
+"""Bounds of a lease. With a shorter one, a short load of the computer would end a mission."""
 
 MAX_REQUEST_CHARS = 6 * MAX_INSTRUCTION_CHARS + 1000
 """Every character may be escaped."""
@@ -36,7 +36,7 @@ class MissionRequest:
 
     `mission` names it, so that its sender knows it again; empty: the node names it. `approve` shows each plan
     and waits for a yes, `dry_run` shows what would be sent and sends nothing, `queue` waits for the mission
-    under way instead of superseding it. `lease_s` is the silence of the asker's heartbeat that cancels the
+    under way instead of superseding it. `lease_s` is the silence of the client's heartbeat that cancels the
     mission; 0: the mission goes on without one. The same request under the same name may come again: it is
     acknowledged again and carried out once.
     """
@@ -120,14 +120,14 @@ class Ack:
 
 
 MAX_WAITING = 16
-REMEMBERED = 256
+MAX_REMEMBERED = 256
 
-Kept = TypeVar("Kept")
+Value = TypeVar("Value")
 
 
 @dataclass(slots=True)
 class MissionQueue:
-    """The present job and the ones behind it. `prefix` makes names of this process's own."""
+    """The present job and the waiting ones. `prefix` begins the names that this process makes."""
 
     prefix: str
     current: MissionJob | None = None
@@ -136,8 +136,8 @@ class MissionQueue:
     _used: OrderedDict[str, MissionRequest | None] = field(default_factory=OrderedDict)
     _endings: OrderedDict[str, MissionStatus] = field(default_factory=OrderedDict)
 
-    def job(self, request: MissionRequest) -> MissionJob:
-        """Return the job of a request. Raises InstructionError for a name that was used before."""
+    def new_job(self, request: MissionRequest) -> MissionJob:
+        """Return a new job for a request. Raises InstructionError for a name that was used before."""
         self.missions += 1
         name = request.mission or f"{self.prefix}-{self.missions}"
         if name in self._used:
@@ -145,34 +145,34 @@ class MissionQueue:
         _remember(self._used, name, request)
         return MissionJob(name, check_instruction(request.instruction), request.approve, request.dry_run)
 
-    def repeats(self, request: MissionRequest) -> bool:
-        """Whether this very request was taken before, under its own name."""
+    def is_repeat(self, request: MissionRequest) -> bool:
+        """Whether the same request, with the same name, was accepted before."""
         return bool(request.mission) and self._used.get(request.mission) == request
 
     def is_alive(self, mission: str) -> bool:
-        """Whether a mission is under way or waits."""
+        """Whether a mission is in progress or waits."""
         return any(job.mission == mission for job in (self.current, *self.waiting) if job is not None)
 
     def end(self, status: MissionStatus) -> None:
-        """Remember how a mission ended."""
+        """Store the last status of a mission."""
         if status.mission:
             _remember(self._endings, status.mission, status)
 
-    def ending(self, mission: str) -> MissionStatus | None:
-        """Return how a mission ended; None if it has not, or was not here, or long ago."""
+    def end_status(self, mission: str) -> MissionStatus | None:
+        """Return the last status of an ended mission; None if it has not ended, or ended long ago."""
         return self._endings.get(mission)
 
     def enqueue(self, job: MissionJob) -> None:
-        """Put a job behind the others. Raises InstructionError if too many wait."""
+        """Append a job to the queue. Raises InstructionError if too many wait."""
         if len(self.waiting) >= MAX_WAITING:
             self._used[job.mission] = None
             raise InstructionError(f"{MAX_WAITING} missions wait already")
         self.waiting.append(job)
 
     def withdraw(self, mission: str) -> MissionJob | None:
-        """Take a waiting job out of the queue; None if it does not wait.
+        """Remove a waiting job from the queue and return it; None if it does not wait.
 
-        A name that was never here is used from now on: its request was overtaken, and comes too late.
+        An unknown name counts as used from now on: its request may still arrive, after its withdrawal.
         """
         for job in self.waiting:
             if job.mission == mission:
@@ -189,15 +189,15 @@ class MissionQueue:
         return dropped
 
 
-def _remember(kept: OrderedDict[str, Kept], name: str, value: Kept) -> None:
-    kept[name] = value
-    if len(kept) > REMEMBERED:
-        kept.popitem(last=False)
+def _remember(values: OrderedDict[str, Value], name: str, value: Value) -> None:
+    values[name] = value
+    if len(values) > MAX_REMEMBERED:
+        values.popitem(last=False)
 
 
 LATE_S = 0.15
-"""How late a look may come and still count as one. Beyond that this process was not running: what its askers
-said meanwhile has yet to be read, so the time is not counted as their silence."""
+"""How late a check may be. If it is later, this process was not running and has yet to read the heartbeats
+that arrived meanwhile, so the time does not count as silence."""
 
 
 @dataclass(slots=True)
@@ -207,31 +207,34 @@ class MissionLeases:
     period_s: float
     """How often `expired` is called."""
     _silence_s: dict[str, float] = field(default_factory=dict)
-    _heard_s: dict[str, float] = field(default_factory=dict)
-    _looked_s: float | None = None
+    _received_s: dict[str, float] = field(default_factory=dict)
+    _checked_s: float | None = None
 
     def begin(self, mission: str, silence_s: float, now_s: float) -> None:
-        """Let a mission live as long as no silence is longer than `silence_s`; 0: it needs no heartbeat."""
+        """Start a lease: it expires after `silence_s` without a heartbeat.
+
+        0: the mission needs no heartbeat.
+        """
         if silence_s > 0:
-            self._silence_s[mission], self._heard_s[mission] = silence_s, now_s
+            self._silence_s[mission], self._received_s[mission] = silence_s, now_s
 
     def beat(self, mission: str, now_s: float) -> None:
-        """Take a heartbeat; one for a mission without a lease is ignored."""
-        if mission in self._heard_s:
-            self._heard_s[mission] = now_s
+        """Record a heartbeat; one for a mission without a lease is ignored."""
+        if mission in self._received_s:
+            self._received_s[mission] = now_s
 
     def end(self, mission: str) -> None:
-        """Forget a mission that is over."""
+        """Remove the lease of a mission that has ended."""
         self._silence_s.pop(mission, None)
-        self._heard_s.pop(mission, None)
+        self._received_s.pop(mission, None)
 
     def expired(self, now_s: float) -> list[str]:
-        """Return the missions whose askers have fallen silent, and forget them."""
-        late_s = 0.0 if self._looked_s is None else now_s - self._looked_s - self.period_s
-        self._looked_s = now_s
+        """Return the missions whose clients have fallen silent, and remove their leases."""
+        late_s = 0.0 if self._checked_s is None else now_s - self._checked_s - self.period_s
+        self._checked_s = now_s
         if late_s > LATE_S:
-            self._heard_s = {mission: heard_s + late_s for mission, heard_s in self._heard_s.items()}
-        found = [m for m, heard_s in self._heard_s.items() if now_s - heard_s > self._silence_s[m]]
+            self._received_s = {mission: heard_s + late_s for mission, heard_s in self._received_s.items()}
+        found = [m for m, heard_s in self._received_s.items() if now_s - heard_s > self._silence_s[m]]
         for mission in found:
             self.end(mission)
         return found

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 START_S = 30.0
-"""How long a robot that does not answer is looked for."""
+"""How long to wait for a robot that does not answer."""
 
 REST_S = 1.0
 """How long a stop may take to show in the robot's state before the e-stop is engaged."""
@@ -65,7 +65,11 @@ class Robot:
         self.limits = spec.narrowed(limits or SafetyLimits())
         self._parts, self._clock = parts, clock or WallClock()
         executor = Executor(parts.driver, SafetyGate(self.limits), self._clock)
-        lease = Lease(parts.boards, f"vsd {spec.name}", self._clock, self._lose) if parts.boards else None
+        lease = (
+            Lease(parts.boards, f"vsd {spec.name}", self._clock, self._on_lease_lost)
+            if parts.boards
+            else None
+        )
         self._failed = threading.Event()
         self._supervisor = RobotSupervisor(
             parts.driver, executor, self._clock, start_timeout_s, lambda _: self._failed.set(), lease
@@ -116,7 +120,7 @@ class Robot:
         if error := self._supervisor.readiness.error:
             raise error
 
-    # What it says --------------------------------------------------------------------------------------
+    # State and camera ----------------------------------------------------------------------------------
 
     @property
     def state(self) -> RobotState:
@@ -143,7 +147,7 @@ class Robot:
         """Whether it has a camera of its own."""
         return self._parts.open_camera is not None
 
-    def look(self) -> tuple[Image, float]:
+    def capture(self) -> tuple[Image, float]:
         """Return a new frame and its capture time in seconds of the monotonic clock.
 
         Raises ConfigError without a camera, RobotUnreachable or ImageError if no frame comes.
@@ -157,13 +161,13 @@ class Robot:
             return self._camera.frame()
 
     def frame(self) -> Image:
-        """Return what its camera sees now. Errors as of `look`."""
-        return self.look()[0]
+        """Return a new camera frame. Raises as `capture` does."""
+        return self.capture()[0]
 
-    # What it is told -----------------------------------------------------------------------------------
+    # Commands ------------------------------------------------------------------------------------------
 
     def submit(self, plan: Plan) -> None:
-        """Take a plan, or the repetition that is its heartbeat: silence stops the robot. Never blocks."""
+        """Send a plan to the executor. Repeat it as its heartbeat: silence stops the robot. Never blocks."""
         self._supervisor.submit(plan)
 
     def cancel(self) -> None:
@@ -171,14 +175,14 @@ class Robot:
         self._supervisor.cancel()
 
     def stop(self) -> None:
-        """End what it does, and return when it stands. Engages the e-stop if it goes on moving.
+        """Cancel the plan and return when the robot stands. Engages the e-stop if it continues to move.
 
         Raises RobotError if no state confirms that it stands.
         """
         self.cancel()
         until_s = self._clock.now() + REST_S
         while self._clock.now() < until_s:
-            if self._rests():
+            if self._is_at_rest():
                 return
             self._clock.sleep(POLL_S)
         if (report := self.emergency_stop()) is not None:
@@ -189,11 +193,11 @@ class Robot:
         return self._supervisor.estop(True)
 
     def release(self) -> None:
-        """Release the e-stop; by that alone nothing moves. Raises ActionRefused while the robot moves."""
+        """Release the e-stop. Releasing alone moves nothing. Raises ActionRefused while the robot moves."""
         self._supervisor.estop(False)
 
     def close(self) -> None:
-        """Stop the robot, wait until it stands, and leave it, also if an interrupt comes. Idempotent.
+        """Stop the robot, wait until it stands, and disconnect, also during an interrupt. Idempotent.
 
         Raises RobotError if the stop was not confirmed.
         """
@@ -209,7 +213,7 @@ class Robot:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop and leave it. What ended the block goes before a stop that was not confirmed."""
+        """Stop and disconnect. An exception of the block takes precedence over an unconfirmed stop."""
         try:
             self.close()
         except RobotError:
@@ -226,10 +230,10 @@ class Robot:
         self._parts.close()
         return error
 
-    def _lose(self, error: RobotError) -> None:
-        self._supervisor.lose(error)
+    def _on_lease_lost(self, error: RobotError) -> None:
+        self._supervisor.on_lease_lost(error)
 
-    def _rests(self) -> bool:
+    def _is_at_rest(self) -> bool:
         status = self._supervisor.status()
         try:
             return status.state != "moving" and self.state.is_still
@@ -238,7 +242,7 @@ class Robot:
 
 
 def without_interrupts(call: Callable[[], object]) -> None:
-    """Carry out `call` to its end on a thread of its own; a Ctrl-C meanwhile is raised only afterwards.
+    """Run `call` to its end on another thread; a Ctrl-C meanwhile is raised only afterwards.
 
     What `call` raises is raised here.
     """

@@ -33,18 +33,18 @@ from vlm_spec_decode.mission.state import (
     MissionStatus,
     PartialAnswer,
     RunnerConfig,
-    alike,
+    are_alike,
     ending_of,
     failure,
-    said,
+    format_actions,
 )
 
 SHOWN_CHARS = 200
-"""How much of an instruction a status repeats."""
+"""How many characters of an instruction a status repeats."""
 
 Report: TypeAlias = Plan | PartialAnswer | Answer | MissionStatus
 
-HOLD_LOOK_S = 0.05
+HOLD_POLL_S = 0.05
 
 
 class MissionRunner:
@@ -55,18 +55,18 @@ class MissionRunner:
 
     def __init__(
         self,
-        feed: MissionEvents,
+        events: MissionEvents,
         emit: Callable[[MissionJob, Report], None],
         now_s: Callable[[], float],
         config: RunnerConfig,
     ) -> None:
         self.config = config
-        self._feed = feed
+        self._events = events
         self._emit = emit
         self._now_s = now_s
 
     def run(self, job: MissionJob, engines: Engines) -> MissionEnd:
-        """Run a mission to its end and say how it ended."""
+        """Run a mission to its end and return how it ended."""
         try:
             mission = MissionLoop(job.instruction, self.config.max_steps)
         except InstructionError as error:
@@ -86,71 +86,73 @@ class MissionRunner:
         try:
             self._announce(job)
             while mission.is_running:
-                planned = self._turn(job, mission, engines)
+                planned = self._next_plan(job, mission, engines)
                 if job.dry_run and planned is not None:
-                    return MissionEnd("done", "dry_run", f"nothing was sent: {said(planned)}")
+                    return MissionEnd("done", "dry_run", f"nothing was sent: {format_actions(planned)}")
         except Cancelled as error:
-            status = self._feed.broken_off()
+            status = self._events.broken_off()
             if status is not None:
                 return ending_of(status)
-            # Whoever notices first, engine or feed: the reason is the one that was given.
-            return MissionEnd("cancelled", "cancel", self._feed.why_cancelled or str(error))
+            # The engine or the events may notice a cancel first; the reason is the one given to `cancel`.
+            return MissionEnd("cancelled", "cancel", self._events.cancel_reason or str(error))
         except VsdError as error:
             return failure(error)
         finally:
-            engines.use(None)
+            engines.set_active(None)
         return MissionEnd(mission.status)
 
     def _announce(self, job: MissionJob) -> None:
-        """Let the executor drop what it has and stand, before the first look."""
-        self._feed.begin(job.mission, 0)
-        self._say(job, "looking", 0)
+        """Have the executor drop its plan, and wait until the robot stands, before the first frame."""
+        self._events.begin(job.mission, 0)
+        self._report(job, "looking", 0)
         self._emit(job, Plan(job.mission, 0, self._now_s(), 0))
-        self._feed.wait_ready(self.config.ready_s)
+        self._events.wait_ready(self.config.ready_s)
 
     # With and without a cloud --------------------------------------------------------------------
 
-    def _turn(self, job: MissionJob, mission: MissionLoop, engines: Engines) -> tuple[Action, ...] | None:
-        """Make one step with whoever can answer; return what it planned, None if it came to no plan."""
+    def _next_plan(
+        self, job: MissionJob, mission: MissionLoop, engines: Engines
+    ) -> tuple[Action, ...] | None:
+        """Make one step, with the cloud or by the fallback; return its plan, None if there is none."""
         cloud = engines.current
         try:
             if cloud is None and self.config.fallback != "draft_only":
-                self._hold(job, mission, engines)
+                self._wait_for_cloud(job, mission, engines)
                 return None
             engine = cloud or engines.draft()
-            engines.use(engine)
+            engines.set_active(engine)
             return self._step(job, mission, engine, verified=cloud is not None)
         except CloudError as error:
             if cloud is None:
                 raise
-            engines.lost()
-            self._stand(job, mission)
+            engines.reconnect()
+            self._stop_robot(job, mission)
             if self.config.fallback == "stop" or not isinstance(error, (CloudUnreachable, CloudTimeout)):
                 raise
             state = "holding" if self.config.fallback == "hold" else "drafting"
-            self._say(job, state, mission.steps, type(error).__name__, str(error))
+            self._report(job, state, mission.steps, type(error).__name__, str(error))
             return None
 
-    def _stand(self, job: MissionJob, mission: MissionLoop) -> None:
-        """Supersede what the lost answer had planned: the robot stops."""
-        mission.record_interruption(self._feed.executed())
+    def _stop_robot(self, job: MissionJob, mission: MissionLoop) -> None:
+        """Supersede the plan of the lost answer: the robot stops."""
+        mission.record_interruption(self._events.executed())
         number = mission.steps + 1
-        self._feed.begin(job.mission, number)
+        self._events.begin(job.mission, number)
         self._emit(job, Plan(job.mission, number, self._now_s(), 0))
 
-    def _hold(self, job: MissionJob, mission: MissionLoop, engines: Engines) -> None:
-        """Stand until the cloud is back. Raises what it failed with once `hold_s` is over, or Cancelled."""
+    def _wait_for_cloud(self, job: MissionJob, mission: MissionLoop, engines: Engines) -> None:
+        """Wait, standing, until the cloud is back. Raises its error after `hold_s`, or Cancelled."""
         until_s = self._now_s() + self.config.hold_s
         while engines.current is None:
             if self._now_s() > until_s:
                 raise engines.error
-            self._feed.pause(HOLD_LOOK_S)
-        self._say(job, "looking", mission.steps, detail="the cloud is back")
+            self._events.pause(HOLD_POLL_S)
+        self._report(job, "looking", mission.steps, detail="the cloud is back")
 
-    def _listen(self, job: MissionJob, mission: MissionLoop) -> None:
-        """Stand a moment before the next look: whoever was silent may need one to be heard again."""
-        self._feed.begin(job.mission, mission.steps + 1)
-        self._feed.pause(self.config.listen_s)
+    def _pause_after_silence(self, job: MissionJob, mission: MissionLoop) -> None:
+        """Wait a moment before the next frame, so that a silent commander or robot can be heard again."""
+        self._events.begin(job.mission, mission.steps + 1)
+        self._events.pause(self.config.listen_s)
 
     # One step ------------------------------------------------------------------------------------
 
@@ -158,20 +160,20 @@ class MissionRunner:
         self, job: MissionJob, mission: MissionLoop, engine: Answerer, *, verified: bool
     ) -> tuple[Action, ...] | None:
         number = mission.steps + 1
-        frame = self._feed.wait_frame(self._now_s(), self.config.frame_s)
-        self._feed.begin(job.mission, number)
-        self._say(job, "answering", number, "" if verified else "unverified")
+        frame = self._events.wait_frame(self._now_s(), self.config.frame_s)
+        self._events.begin(job.mission, number)
+        self._report(job, "answering", number, "" if verified else "unverified")
         try:
             plan = self._answer(job, mission, engine, frame, verified)
             if job.dry_run:
-                self._say(job, "proposed", number, "dry_run", said(plan.actions))
+                self._report(job, "proposed", number, "dry_run", format_actions(plan.actions))
                 return plan.actions
             if job.approve:
-                plan = self._approved(job, mission, engine, plan)
-            self._say(job, "acting", number)
-            status = self._feed.wait_end(self.config.silence_s, self.config.act_s)
+                plan = self._ask_approval(job, mission, engine, plan)
+            self._report(job, "acting", number)
+            status = self._events.wait_end(self.config.silence_s, self.config.act_s)
         except Cancelled:
-            broken_off = self._feed.broken_off()
+            broken_off = self._events.broken_off()
             if broken_off is None or broken_off.reason not in LOOK_AGAIN | SILENCES:
                 raise
             if broken_off.reason in LOOK_AGAIN:
@@ -181,7 +183,7 @@ class MissionRunner:
             if not mission.is_running:
                 raise
             if broken_off.reason in SILENCES:
-                self._listen(job, mission)
+                self._pause_after_silence(job, mission)
             return None
         mission.record(status.executed, plan.actions)
         return plan.actions
@@ -195,9 +197,9 @@ class MissionRunner:
         verified: bool,
         sequence: int = 0,
     ) -> Plan:
-        """Decode one answer; the plan grows, and is acted on, while it is being said.
+        """Decode one answer. The plan grows, and is carried out, while the answer is decoded.
 
-        Where a person must see it first, the plan that is sent stays empty.
+        If a person must approve it first, the plan that is sent stays empty.
         """
         number = mission.steps + 1
         image = for_uplink(frame.image.jpeg)
@@ -205,7 +207,7 @@ class MissionRunner:
         plan = Plan(job.mission, number, frame.stamp_s, sequence, verified=verified)
         self._emit(job, plan)
         for update in engine.answer(observation):
-            self._feed.check()
+            self._events.check()
             self._emit(job, PartialAnswer(update.text))
             is_last = update.result is not None
             if update.actions or is_last:
@@ -226,35 +228,40 @@ class MissionRunner:
                 )
         return plan
 
-    def _approved(self, job: MissionJob, mission: MissionLoop, engine: Answerer, plan: Plan) -> Plan:
-        """Show the plan, wait for a yes, send it. Raises Cancelled without one.
+    def _ask_approval(self, job: MissionJob, mission: MissionLoop, engine: Answerer, plan: Plan) -> Plan:
+        """Show the plan, wait for a yes, then send it. Raises Cancelled without a yes.
 
-        A yes takes its time; meanwhile the world moves on. So an old plan is made anew and sent without
-        another question only if it is like the one that was approved.
+        The scene may change before the yes. So an old plan is decoded again from a new frame, and sent
+        without another question only if it is like the approved one.
         """
         number = mission.steps + 1
         while True:
-            self._say(job, "proposed", number, "approve", said(plan.actions))
-            if not self._feed.wait_verdict(self.config.approve_s):
+            self._report(job, "proposed", number, "approve", format_actions(plan.actions))
+            if not self._events.wait_approval(self.config.approve_s):
                 raise Cancelled("the plan was not approved")
             approved = plan
             if self._now_s() - plan.stamp_s > self.config.fresh_s:
-                frame = self._feed.wait_frame(self._now_s(), self.config.frame_s)
+                frame = self._events.wait_frame(self._now_s(), self.config.frame_s)
                 plan = self._answer(job, mission, engine, frame, plan.verified, plan.sequence + 1)
-            if alike(approved.actions, plan.actions):
+            if are_alike(approved.actions, plan.actions):
                 self._emit(job, plan)
                 return plan
 
     def _finish(self, job: MissionJob, ending: MissionEnd, steps: int) -> None:
         self._emit(job, Plan(job.mission, steps + 2, self._now_s(), 0, final=True))
-        self._say(job, ending.status, steps, ending.reason, ending.detail)
+        self._report(job, ending.status, steps, ending.reason, ending.detail)
 
-    def _say(self, job: MissionJob, state: str, step: int, reason: str = "", detail: str = "") -> None:
-        told = job.instruction[:SHOWN_CHARS]
+    def _report(self, job: MissionJob, state: str, step: int, reason: str = "", detail: str = "") -> None:
+        instruction = job.instruction[:SHOWN_CHARS]
         self._emit(
             job,
             MissionStatus(
-                state=state, mission=job.mission, instruction=told, step=step, reason=reason, detail=detail
+                state=state,
+                mission=job.mission,
+                instruction=instruction,
+                step=step,
+                reason=reason,
+                detail=detail,
             ),
         )
 
@@ -264,16 +271,16 @@ class VlmWorker:
 
     def __init__(
         self,
-        keeper: EngineConnection,
+        connection: EngineConnection,
         runner: MissionRunner,
-        feed: MissionEvents,
+        events: MissionEvents,
         on_crash: Callable[[BaseException], None] | None = None,
     ) -> None:
-        """`on_crash` is given what nobody foresaw and ended the thread; without it the error is raised."""
+        """`on_crash` gets an unexpected error that ended the thread; without it the error is raised."""
         self._on_crash = on_crash
-        self._keeper = keeper
+        self._connection = connection
         self._runner = runner
-        self._feed = feed
+        self._events = events
         self._changed = threading.Condition()
         self._waiting: MissionJob | None = None
         self._running: MissionJob | None = None
@@ -282,58 +289,58 @@ class VlmWorker:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the cloud has welcomed the engine and not failed it since."""
-        return self._keeper.current is not None
+        """Whether the engine is connected to the cloud."""
+        return self._connection.current is not None
 
     @property
     def has_tried(self) -> bool:
-        """Whether a first attempt to reach the cloud has ended, well or not."""
-        return self._keeper.has_tried
+        """Whether a first attempt to reach the cloud has ended, with or without success."""
+        return self._connection.has_tried
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs; a plan may only be kept alive while it does."""
+        """Whether the thread runs. A plan may be repeated only while it does."""
         return self._thread.is_alive()
 
     def start(self) -> None:
         """Start connecting and working."""
-        self._keeper.start()
+        self._connection.start()
         self._thread.start()
 
     def submit(self, job: MissionJob) -> None:
-        """Run this job next, and at once: the one that runs is cancelled."""
+        """Run this job at once: the running one is cancelled."""
         self.cancel("superseded by a new instruction")
         with self._changed:
             self._waiting = job
             self._changed.notify_all()
 
     def cancel(self, reason: str) -> None:
-        """End the job that runs and drop the one that waits."""
+        """Cancel the running job and drop the waiting one."""
         with self._changed:
             running, self._waiting = self._running, None
         if running is not None:
-            self._feed.cancel(running.mission, reason)
-        self.break_off()
+            self._events.cancel(running.mission, reason)
+        self.cancel_answer()
 
-    def break_off(self) -> None:
-        """Let the engine drop the answer in progress; what that means is for the mission to find out."""
+    def cancel_answer(self) -> None:
+        """Cancel the answer in progress; the mission then sees why it ended."""
         if self._running is not None:
-            self._keeper.cancel()
+            self._connection.cancel()
 
     def close(self, timeout_s: float) -> None:
-        """End what runs and wait for the threads, at most `timeout_s` for each. Idempotent."""
+        """Cancel the running job and wait for the threads, at most `timeout_s` for each. Idempotent."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self.cancel("the node ends")
         if self._thread.is_alive():
             self._thread.join(timeout_s)
-        self._keeper.close(timeout_s)
+        self._connection.close(timeout_s)
 
     def _work(self) -> None:
         try:
             while (job := self._next()) is not None:
-                self._runner.run(job, self._keeper)
+                self._runner.run(job, self._connection)
                 with self._changed:
                     self._running = None
         except BaseException as error:

@@ -1,9 +1,9 @@
-"""Takes requests, runs one mission at a time, and hands on what it says. Independent of ROS and of robots.
+"""Receives requests, runs one mission at a time, and publishes its reports. Independent of ROS and robots.
 
-`MissionService` is what the VLM node and `mission.mission.Mission` have in common: names and supersession,
-the queue, leases, the plan under way as a heartbeat, the thread of the engine. What it says goes to a
+`MissionService` is the common part of the VLM node and `mission.mission.Mission`: names and supersession,
+the queue, leases, the plan in progress as a heartbeat, the thread of the engine. Its reports go to a
 `MissionOutput`: topics there, the robot and a caller here. Its methods are called from one thread at a time,
-but for `beat`, `put_frame`, `put_status` and `close`, which any thread may call.
+except `repeat_plan`, `put_frame`, `put_status` and `close`, which any thread may call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vlm_spec_decode.mission.events import Frame, MissionEvents
 from vlm_spec_decode.mission.queue import Ack, MissionLeases, MissionQueue, MissionRequest
 from vlm_spec_decode.mission.runner import MissionRunner, Report, VlmWorker
 from vlm_spec_decode.mission.state import (
-    ENDED,
+    END_STATES,
     Answer,
     MissionJob,
     MissionStatus,
@@ -32,7 +32,7 @@ from vlm_spec_decode.mission.state import (
 )
 
 CLOSE_S = 2.0
-LEASE_LOOK_S = 0.05
+LEASE_CHECK_S = 0.05
 """How often `check_leases` is to be called."""
 
 SHOWN_CHARS = 200
@@ -40,7 +40,7 @@ SUPERSEDED = "superseded by a new instruction"
 
 
 class PlanHeartbeat:
-    """Sends plans, and the one under way again and again, so that silence means that nobody commands.
+    """Sends plans, and repeats the one in progress, so that silence means that nobody commands.
 
     Safe for threads. `now_s` is the clock of the plans' stamps.
     """
@@ -50,25 +50,25 @@ class PlanHeartbeat:
         self._plan: Plan | None = None
         self._lock = threading.Lock()
 
-    def plan(self, plan: Plan) -> None:
-        """Send a plan and keep it as the heartbeat."""
+    def send_plan(self, plan: Plan) -> None:
+        """Send a plan and store it as the heartbeat."""
         with self._lock:
             self._plan = plan
             self._send(plan)
 
-    def beat(self) -> None:
-        """Send the plan under way again."""
+    def repeat_plan(self) -> None:
+        """Send the plan in progress again."""
         with self._lock:
             if self._plan is not None:
                 self._send(self._plan)
 
-    def rest(self) -> None:
-        """Let the heartbeat end: nothing is under way."""
+    def end_plan(self) -> None:
+        """End the heartbeat: no plan is in progress."""
         with self._lock:
             self._plan = None
 
-    def halt(self) -> None:
-        """Send a plan that supersedes what is under way and holds nothing."""
+    def send_empty_plan(self) -> None:
+        """Send an empty plan that supersedes the one in progress: the robot stops."""
         with self._lock:
             plan, self._plan = self._plan, None
             if plan is not None:
@@ -76,48 +76,48 @@ class PlanHeartbeat:
 
 
 class MissionOutput(Protocol):
-    """Where everything goes that a mission says."""
+    """Receives all output of a mission: plans, texts, statuses."""
 
-    def plan(self, plan: Plan) -> None:
-        """Send a plan and keep it as the heartbeat."""
+    def send_plan(self, plan: Plan) -> None:
+        """Send a plan and store it as the heartbeat."""
         ...
 
-    def beat(self) -> None:
-        """Send the plan under way again."""
+    def repeat_plan(self) -> None:
+        """Send the plan in progress again."""
         ...
 
-    def rest(self) -> None:
-        """Let the heartbeat end."""
+    def end_plan(self) -> None:
+        """End the heartbeat."""
         ...
 
-    def halt(self) -> None:
-        """Send a plan that supersedes what is under way and holds nothing."""
+    def send_empty_plan(self) -> None:
+        """Send an empty plan that supersedes the one in progress: the robot stops."""
         ...
 
-    def partial(self, report: PartialAnswer) -> None:
-        """Take the committed text so far."""
+    def publish_partial(self, report: PartialAnswer) -> None:
+        """Publish the committed text so far."""
         ...
 
-    def answer(self, report: Answer) -> None:
-        """Take a finished answer and its figures."""
+    def publish_answer(self, report: Answer) -> None:
+        """Publish a finished answer and its figures."""
         ...
 
-    def status(self, status: MissionStatus, *, aside: bool = False) -> None:
-        """Take a status; `aside` for one that is not about the mission under way."""
+    def publish_status(self, status: MissionStatus, *, aside: bool = False) -> None:
+        """Publish a status; `aside` for one that is not about the mission in progress."""
         ...
 
     def acknowledge(self, ack: Ack) -> None:
-        """Take what became of a request or a heartbeat."""
+        """Publish the reply to a request or a heartbeat."""
         ...
 
-    def run(self, facts: str) -> None:
-        """Take what decides the tokens from now on, as JSON."""
+    def publish_run(self, facts: str) -> None:
+        """Publish the settings and models that decide the tokens from now on, as JSON."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MissionSettings:
-    """What holds for the next mission, whatever its request says."""
+    """Settings of the next mission, whatever its request says."""
 
     runner: RunnerConfig = field(default_factory=RunnerConfig)
     approve: bool = False
@@ -128,9 +128,9 @@ class MissionSettings:
 class MissionService:
     """Runs missions.
 
-    `settings` is read for every mission, `now_s` is the clock of the frames' stamps. `prefix` makes names of
-    this process's own. `wake` is called, on any thread, when `drain` has something to do. `on_failure` is
-    told what waiting cannot mend, `on_crash` what nobody foresaw.
+    `settings` is read for every mission, `now_s` is the clock of the frames' stamps. `prefix` begins the
+    names that this process makes. `wake` is called, on any thread, when `drain` has something to do.
+    `on_failure` gets errors that waiting does not fix, `on_crash` unexpected ones.
     """
 
     def __init__(
@@ -152,19 +152,19 @@ class MissionService:
         self._events = MissionEvents(clock)
         self._reports: SimpleQueue[tuple[MissionJob | None, Report]] = SimpleQueue()
         self._queue = MissionQueue(prefix)
-        self._leases = MissionLeases(LEASE_LOOK_S)
+        self._leases = MissionLeases(LEASE_CHECK_S)
         self._runner = MissionRunner(self._events, self._post, now_s, settings().runner)
         connection = EngineConnection(source, partial(self._post, None), on_failure)
         self._worker = VlmWorker(connection, self._runner, self._events, on_crash)
 
     @property
     def has_tried(self) -> bool:
-        """Whether the cloud has been asked for the first time; one that is not there is asked again."""
+        """Whether a first attempt to reach the cloud has ended; further attempts follow by themselves."""
         return self._worker.has_tried
 
     @property
     def is_connected(self) -> bool:
-        """Whether the cloud has welcomed the engine and not failed it since."""
+        """Whether the engine is connected to the cloud."""
         return self._worker.is_connected
 
     @property
@@ -174,39 +174,41 @@ class MissionService:
 
     @property
     def missions(self) -> int:
-        """How many have been asked for."""
+        """Number of requested missions."""
         return self._queue.missions
 
     def start(self) -> None:
-        """Look for the cloud, and begin to work."""
+        """Start to connect, and to run missions."""
         self._worker.start()
 
-    def halt(self) -> None:
-        """Send a plan that holds nothing, in place of the one under way: the robot stops."""
-        self._output.halt()
+    def send_empty_plan(self) -> None:
+        """Send an empty plan in place of the one in progress: the robot stops."""
+        self._output.send_empty_plan()
 
     def close(self) -> None:
-        """Stop the robot, end the mission and leave the cloud. Idempotent."""
-        self._output.halt()
+        """Stop the robot, end the mission and disconnect from the cloud. Idempotent."""
+        self._output.send_empty_plan()
         self._queue.current = None
         self._queue.drop_waiting()
         self._worker.close(CLOSE_S)
 
-    # What others ask for ---------------------------------------------------------------------------
+    # Requests and inputs ---------------------------------------------------------------------------
 
-    def take(self, topic: str, read: Callable[[], MissionRequest], listeners: Callable[[], int]) -> None:
-        """Take a request and acknowledge it; one that comes again is acknowledged again, no more."""
+    def on_request(
+        self, topic: str, read: Callable[[], MissionRequest], listeners: Callable[[], int]
+    ) -> None:
+        """Handle a request and acknowledge it; a repeated one is only acknowledged again."""
         asked = ""
         try:
             request = read()
             asked = request.mission
-            if self._queue.repeats(request):
+            if self._queue.is_repeat(request):
                 self._leases.beat(asked, self._clock.now())
             else:
                 asked = self.instruct(request)
         except InstructionError as error:
             name, detail = type(error).__name__, str(error)
-            self._output.status(MissionStatus(state="failed", reason=name, detail=detail), aside=True)
+            self._output.publish_status(MissionStatus(state="failed", reason=name, detail=detail), aside=True)
             self._output.acknowledge(
                 Ack(state="refused", mission=asked, topic=topic, reason=name, detail=detail)
             )
@@ -214,23 +216,26 @@ class MissionService:
             self._output.acknowledge(Ack(state="taken", mission=asked, topic=topic, listeners=listeners()))
 
     def instruct(self, request: MissionRequest) -> str:
-        """Take a request: at once, superseding what is under way, or into the queue; return its name.
+        """Start a request's mission at once, superseding the present one, or queue it; return its name.
 
         The settings `approve`, `dry_run` and `queue` hold for every request. Raises InstructionError.
         """
         settings = self._settings()
-        job = self._queue.job(request)
+        job = self._queue.new_job(request)
         job = replace(job, approve=job.approve or settings.approve, dry_run=job.dry_run or settings.dry_run)
-        self._order(job, waits=request.queue or settings.queue)
+        self._schedule(job, waits=request.queue or settings.queue)
         self._leases.begin(job.mission, request.lease_s, self._clock.now())
         return job.mission
 
-    def heartbeat(self, mission: str) -> None:
-        """Take note that a mission's asker lives; tell one whose mission has ended how it did."""
+    def on_heartbeat(self, mission: str) -> None:
+        """Record the heartbeat of a mission's client.
+
+        If the mission has ended, reply with its last status.
+        """
         self._leases.beat(mission, self._clock.now())
         if self._queue.is_alive(mission):
             return
-        ended = self._queue.ending(mission) or MissionStatus(
+        ended = self._queue.end_status(mission) or MissionStatus(
             state="failed",
             reason="Unknown",
             detail="vlm_node does not know this mission; it was started anew",
@@ -246,42 +251,42 @@ class MissionService:
         )
 
     def check_leases(self) -> None:
-        """Cancel the missions whose askers have fallen silent."""
+        """Cancel the missions whose clients have fallen silent."""
         for mission in self._leases.expired(self._clock.now()):
             self._log(f"mission {mission}: its asker fell silent")
             self.cancel(mission, "its asker fell silent")
 
     def cancel(self, mission: str, why: str) -> None:
-        """End one mission by its name, whether it waits or is under way; others go on."""
+        """End the mission of this name, whether it waits or is in progress; others continue."""
         current, waiting = self._queue.current, self._queue.withdraw(mission)
         if waiting is not None:
-            self._tell(waiting, "cancelled", why)
+            self._report(waiting, "cancelled", why)
         elif current is not None and current.mission == mission:
-            self._output.halt()
+            self._output.send_empty_plan()
             self._worker.cancel(why)
 
-    def put_verdict(self, yes: bool) -> None:
-        """Take a person's yes or no to the plan that is shown."""
-        self._events.put_verdict(yes)
+    def put_approval(self, yes: bool) -> None:
+        """Store a person's yes or no to the plan that is shown."""
+        self._events.put_approval(yes)
 
     def put_frame(self, frame: Frame) -> None:
-        """Take the newest frame."""
+        """Store the newest frame."""
         self._events.put_frame(frame)
 
     def put_status(self, status: PlanStatus) -> None:
-        """Take the executor's newest status; one that ends the answer under way ends its decoding, too."""
+        """Store the executor's newest status; if it ends the answer in progress, decoding is cancelled."""
         if self._events.put_status(status):
-            self._worker.break_off()
+            self._worker.cancel_answer()
 
-    def beat(self) -> None:
-        """Send the plan under way again, as long as the thread lives that answers for it."""
+    def repeat_plan(self) -> None:
+        """Send the plan in progress again, as long as the thread that decodes is alive."""
         if self._worker.is_alive:
-            self._output.beat()
+            self._output.repeat_plan()
 
-    # What the mission says -------------------------------------------------------------------------
+    # Reports of the mission------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Hand on everything that the mission has said."""
+        """Publish all waiting reports of the mission."""
         while True:
             try:
                 job, report = self._reports.get_nowait()
@@ -296,37 +301,37 @@ class MissionService:
 
     def _publish(self, report: Report) -> None:
         if isinstance(report, Plan):
-            self._output.plan(report)
+            self._output.send_plan(report)
         elif isinstance(report, PartialAnswer):
-            self._output.partial(report)
+            self._output.publish_partial(report)
         elif isinstance(report, Answer):
-            self._output.answer(report)
+            self._output.publish_answer(report)
         else:
-            self._output.status(report)
+            self._output.publish_status(report)
             if report.state == "ready":
-                self._output.run(self._source.facts())
-            if report.state in ENDED:
-                self._ended(report)
+                self._output.publish_run(self._source.facts())
+            if report.state in END_STATES:
+                self._start_next(report)
 
-    def _ended(self, status: MissionStatus) -> None:
-        """Go on with the queue after a success; whatever else ends a mission empties it."""
+    def _start_next(self, status: MissionStatus) -> None:
+        """Start the next waiting mission after a success; any other end empties the queue."""
         self._queue.current = None
-        self._over(status)
-        self._output.rest()
+        self._record_end(status)
+        self._output.end_plan()
         if status.state == "done" and self._queue.waiting:
             self._begin(self._queue.waiting.popleft())
         else:
             self._drop_waiting(f"the mission before it ended as {status.state}")
 
-    def _order(self, job: MissionJob, *, waits: bool) -> None:
+    def _schedule(self, job: MissionJob, *, waits: bool) -> None:
         if waits and self._queue.current is not None:
             self._queue.enqueue(job)
-            self._tell(job, "queued", f"{len(self._queue.waiting)} in the queue")
+            self._report(job, "queued", f"{len(self._queue.waiting)} in the queue")
             return
         self._drop_waiting(SUPERSEDED)
         if self._queue.current is not None:
-            self._tell(self._queue.current, "cancelled", SUPERSEDED)
-        self._output.halt()
+            self._report(self._queue.current, "cancelled", SUPERSEDED)
+        self._output.send_empty_plan()
         self._begin(job)
 
     def _begin(self, job: MissionJob) -> None:
@@ -337,19 +342,19 @@ class MissionService:
 
     def _drop_waiting(self, why: str) -> None:
         for job in self._queue.drop_waiting():
-            self._tell(job, "cancelled", why)
+            self._report(job, "cancelled", why)
 
-    def _tell(self, job: MissionJob, state: str, detail: str) -> None:
-        """Say the status of a mission that is not the one under way."""
-        told = job.instruction[:SHOWN_CHARS]
+    def _report(self, job: MissionJob, state: str, detail: str) -> None:
+        """Publish the status of a mission that is not the one in progress."""
+        instruction = job.instruction[:SHOWN_CHARS]
         status = MissionStatus(
-            state=state, mission=job.mission, instruction=told, reason="queue", detail=detail
+            state=state, mission=job.mission, instruction=instruction, reason="queue", detail=detail
         )
-        self._output.status(status, aside=True)
-        if state in ENDED:
-            self._over(status)
+        self._output.publish_status(status, aside=True)
+        if state in END_STATES:
+            self._record_end(status)
 
-    def _over(self, status: MissionStatus) -> None:
-        """Remember how a mission ended; nobody needs to be heard for it any more."""
+    def _record_end(self, status: MissionStatus) -> None:
+        """Store how a mission ended, and end its lease."""
         self._queue.end(status)
         self._leases.end(status.mission)

@@ -14,28 +14,28 @@ from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.mission_loop import Status
 
-WHY = {
+REASON_TEXTS = {
     "estop": "the e-stop is engaged; the e_stop service releases it",
     "cancelled": "somebody asked for it",
     "teleop": "a person has taken the controls",
     "watchdog": "the plan's heartbeat was lost",
 }
-"""What a reason means for a person, where the executor has not said more."""
+"""Texts for people of the executor's reasons, used if its status has no detail."""
 
 Fallback: TypeAlias = Literal["hold", "stop", "draft_only"]
 FALLBACKS: tuple[Fallback, ...] = ("hold", "stop", "draft_only")
 
 ALIKE_M, ALIKE_DEG = 0.2, 10.0
-"""How little an answer to a newer frame may differ from the plan that a person has approved."""
+"""How much an answer to a newer frame may differ from the plan that a person has approved."""
 
 
-ENDED = frozenset({"done", "step_limit", "refused", "cancelled", "failed"})
+END_STATES = frozenset({"done", "step_limit", "refused", "cancelled", "failed"})
 """States of `vlm/status` after which the mission will not move the robot any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class MissionJob:
-    """An instruction, the name of its mission, and what stands between its plans and the robot."""
+    """An instruction, the name of its mission, and whether its plans need approval or are only shown."""
 
     mission: str
     instruction: str
@@ -49,8 +49,8 @@ class RunnerConfig:
 
     `fallback`: `stop` ends the mission; `hold` keeps the robot standing and goes on with a new look when the
     cloud is back, for at most `hold_s`; `draft_only` goes on with the draft alone, at reduced limits, until
-    then. A plan that was approved on a frame older than `fresh_s` is looked at anew before it is sent. After
-    a silence of commander or robot the robot stands for `listen_s` before the next look.
+    then. If the frame of an approved plan is older than `fresh_s`, it is decoded again before it is sent.
+    After a silence of commander or robot the robot stands for `listen_s` before the next look.
     """
 
     max_steps: int = setting(24, "Answers after which a mission ends without done().", 1, 200, live=True)
@@ -82,16 +82,16 @@ class MissionEnd:
 
 
 def failure(error: VsdError) -> MissionEnd:
-    """Return the ending that an error makes."""
+    """Return the end of a mission that an error causes."""
     return MissionEnd("failed", type(error).__name__, str(error))
 
 
-def said(actions: tuple[Action, ...]) -> str:
+def format_actions(actions: tuple[Action, ...]) -> str:
     """Return actions as text."""
     return " ".join(format_action(action) for action in actions) or "no action"
 
 
-def alike(one: tuple[Action, ...], other: tuple[Action, ...]) -> bool:
+def are_alike(one: tuple[Action, ...], other: tuple[Action, ...]) -> bool:
     """Whether two plans are the same actions with nearly the same numbers."""
     if [type(action) for action in one] != [type(action) for action in other]:
         return False
@@ -103,9 +103,9 @@ def alike(one: tuple[Action, ...], other: tuple[Action, ...]) -> bool:
 
 
 def ending_of(status: PlanStatus) -> MissionEnd:
-    """Return what an executor's breaking off means for the mission."""
-    said = status.detail or WHY.get(status.reason, "")
-    detail = f"{status.action}: {said}" if status.action else said
+    """Return the end of a mission that an executor's interruption causes."""
+    text = status.detail or REASON_TEXTS.get(status.reason, "")
+    detail = f"{status.action}: {text}" if status.action else text
     meaning: dict[str, Status] = {"refused": "refused", "fault": "failed"}
     return MissionEnd(meaning.get(status.state, "cancelled"), status.reason or status.state, detail)
 

@@ -1,6 +1,6 @@
 """Drivers behind the `RobotDriver` port.
 
-Importing the package settles what the SDK's DDS library reads from the environment while it is imported.
+Importing the package sets the environment variables that the SDK's DDS library reads at its import.
 """
 
 from vlm_spec_decode.core import environment

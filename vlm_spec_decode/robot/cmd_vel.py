@@ -1,8 +1,8 @@
-"""Any robot that takes velocities and says where it is, behind `RobotDriver`: no SDK, no postures, no codes.
+"""Any robot that takes velocities and publishes odometry, behind `RobotDriver`: no SDK, postures or codes.
 
 What carries velocities and odometry is a `VelocityLink`; `ros.velocity_robot` makes one of ROS 2 topics. A
-Go2's firmware stops when commands stay out; here the robot's base has to: a base that repeats its last
-velocity drives on forever if this process dies. Most base controllers stop after 0.5 s.
+Go2's firmware stops when no commands arrive; here the robot's base has to do that. A base that repeats its
+last velocity drives on forever if this process dies. Most base controllers stop after 0.5 s.
 """
 
 from __future__ import annotations
@@ -37,37 +37,38 @@ SURELY_PERCENT = 2.0
 
 @dataclass(slots=True)
 class Charge:
-    """Reads `BatteryState.percentage`, which is a share by its definition and a percentage in many drivers.
+    """Reads `BatteryState.percentage`: a fraction by its definition, but a percentage in many drivers.
 
-    Above 1 it can only be percent; from 2 on it certainly is, and then stays so, or the last per cent of a
-    battery would read as a full one. `news` is the message to log about the newest value, once a kind.
+    A value above 1 can only be a percentage. From 2 on all later values count as percentages too, or the
+    last per cent of a battery would read as a full one. `message` is what to log about the newest value,
+    once for each kind.
     """
 
     is_percent: bool = False
-    news: str = ""
-    _told: set[str] = field(default_factory=set)
+    message: str = ""
+    _reported: set[str] = field(default_factory=set)
 
-    def soc(self, said: float) -> float:
-        """Return the state of charge, 0 to 1; NaN for what is none."""
-        self.news = ""
-        if not 0.0 <= said <= 100.0:
-            self._tell("unknown", f"percentage {said:g} is no charge: it counts as unknown")
+    def soc(self, percentage: float) -> float:
+        """Return the state of charge, 0 to 1; NaN for an invalid value."""
+        self.message = ""
+        if not 0.0 <= percentage <= 100.0:
+            self._report("unknown", f"percentage {percentage:g} is no charge: it counts as unknown")
             return math.nan
-        self.is_percent = self.is_percent or said >= SURELY_PERCENT
-        if said > PERCENT_ABOVE:
-            self._tell("percent", f"percentage {said:g} is above 1: taken as per cent")
-        return said / 100 if self.is_percent or said > PERCENT_ABOVE else said
+        self.is_percent = self.is_percent or percentage >= SURELY_PERCENT
+        if percentage > PERCENT_ABOVE:
+            self._report("percent", f"percentage {percentage:g} is above 1: taken as per cent")
+        return percentage / 100 if self.is_percent or percentage > PERCENT_ABOVE else percentage
 
-    def _tell(self, kind: str, text: str) -> None:
-        self.news = "" if kind in self._told else text
-        self._told.add(kind)
+    def _report(self, kind: str, text: str) -> None:
+        self.message = "" if kind in self._reported else text
+        self._reported.add(kind)
 
 
 class VelocityLink(Protocol):
-    """Takes velocities to the robot. What comes back is given to `VelocityRobot.put_odometry`."""
+    """Sends velocities to the robot. Odometry that it receives goes to `VelocityRobot.put_odometry`."""
 
     odometry: str
-    """What the odometry is called in messages."""
+    """Name of the odometry in error messages."""
 
     def send(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
         """Send a velocity. Never blocks."""
@@ -78,22 +79,22 @@ class VelocityRobot:
     """A `RobotDriver`; safe for threads. The odometry carries the velocity in the body frame (REP 105)."""
 
     def __init__(self, link: VelocityLink, clock: Clock, *, has_battery: bool = False) -> None:
-        """Send nothing yet. With `has_battery` the charge is unknown until `put_charge` says it."""
+        """Send nothing yet. With `has_battery` the charge is unknown until `put_charge` is called."""
         self._link, self._clock = link, clock
-        # Asked for and not heard yet is not full: the gate refuses what is no number.
+        # A charge that has not arrived yet is NaN, not full: the gate refuses NaN.
         self._battery_soc = math.nan if has_battery else 1.0
         self._changed = threading.Condition()
         self._state: RobotState | None = None
         self._closed = self._commanded = False
 
     def put_odometry(self, state: RobotState) -> None:
-        """Take where the robot is, and how fast it moves; the charge is added here."""
+        """Store the robot's pose and velocity; the charge is added here."""
         with self._changed:
             self._state = replace(state, battery_soc=self._battery_soc)
             self._changed.notify_all()
 
     def put_charge(self, soc: float) -> None:
-        """Take the state of charge, 0 to 1; NaN: unknown."""
+        """Store the state of charge, 0 to 1; NaN: unknown."""
         self._battery_soc = soc
 
     def start(self) -> None:
@@ -116,18 +117,18 @@ class VelocityRobot:
             asked_s = self._clock.now()
             self._link.send(0.0, 0.0, 0.0)
             with self._changed:
-                if self._changed.wait_for(partial(self._rests, asked_s), AGAIN_S):
+                if self._changed.wait_for(partial(self._is_at_rest, asked_s), AGAIN_S):
                     return
             if self._clock.now() > until_s:
                 raise RobotRefused("stop", f"{self._link.odometry} shows no standstill within {STOP_S:g} s")
 
     def posture(self, name: str) -> None:
-        """Do nothing for standing up, and refuse everything else by name."""
+        """Do nothing for `stand_up`. Raises RobotRefused for every other posture."""
         if name != "stand_up":
             raise RobotRefused(name, "a robot behind cmd_vel has no postures")
 
     def look(self, pitch_rad: float, yaw_rad: float) -> None:
-        """Refuse to tilt."""
+        """Raise RobotRefused: the body does not tilt."""
         if pitch_rad or yaw_rad:
             raise RobotRefused("look", "a robot behind cmd_vel does not tilt")
 
@@ -142,7 +143,7 @@ class VelocityRobot:
         return state
 
     def close(self) -> None:
-        """Stop, if anything was ever commanded: another executor may be. Idempotent."""
+        """Stop, but only if this driver has ever commanded anything. Idempotent."""
         if self._commanded and not self._closed:
             self._link.send(0.0, 0.0, 0.0)
         self._closed = True
@@ -150,5 +151,5 @@ class VelocityRobot:
     def _is_live(self) -> bool:
         return self._state is not None and self._clock.now() - self._state.received_s <= STALE_S
 
-    def _rests(self, since_s: float) -> bool:
+    def _is_at_rest(self, since_s: float) -> bool:
         return self._state is not None and self._state.received_s >= since_s and self._state.is_still

@@ -1,8 +1,8 @@
-"""A robot made of arithmetic: how a walking robot behaves towards the executor, in wall or virtual time.
+"""A computed robot: it behaves to the executor as a walking robot does, in wall or virtual time.
 
-One velocity holds 1 s, postures take seconds, the state is refreshed at a fixed rate, faults are switched by
-name, discs are obstacles. There is no DDS and no gait. The body catches up with the clock whenever it is
-called. `FakeCamera` shows the discs as coloured columns, so that a mission has something to look at.
+A velocity lasts 1 s, postures take seconds, the state is refreshed at a fixed rate, faults are switched by
+name, discs are obstacles. There is no DDS and no gait. The body advances to the clock's time at each call.
+`FakeCamera` shows the discs as coloured columns, so that a mission has something to look at.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STILL: Velocity = (0.0, 0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class FakeBody:
-    """How the body answers a velocity command."""
+    """How the body responds to a velocity command."""
 
     delay_s: float = 0.03
     lag_s: float = 0.12
@@ -78,11 +78,11 @@ class FakeMotion:
     _pending: deque[tuple[float, Velocity, float]] = field(default_factory=deque)
 
     def command(self, now_s: float, velocity: Velocity, hold_s: float) -> None:
-        """Take a velocity that begins after the delay and ends by itself `hold_s` from now."""
+        """Set a velocity that begins after the delay and ends by itself `hold_s` from now."""
         self._pending.append((now_s + self.body.delay_s, velocity, now_s + hold_s))
 
     def advance(self, now_s: float) -> None:
-        """Let the time until `now_s` pass."""
+        """Advance to the time `now_s`."""
         while now_s - self.done_s > 1e-9:
             dt_s = min(STEP_S, now_s - self.done_s)
             self.done_s += dt_s
@@ -108,10 +108,10 @@ class FakeMotion:
             _, self._target, self._hold_until_s = self._pending.popleft()
         if now_s > self._hold_until_s:
             self._target = STILL
-        share = min(1.0, dt_s / self.body.lag_s)
+        fraction = min(1.0, dt_s / self.body.lag_s)
         limits = (self.body.accel_mps2, self.body.accel_mps2, self.body.turn_accel_radps2)
         moved = [
-            v + min(max((target - v) * share, -limit * dt_s), limit * dt_s)
+            v + min(max((target - v) * fraction, -limit * dt_s), limit * dt_s)
             for v, target, limit in zip(self.velocity, self._target, limits, strict=True)
         ]
         vx, vy, vyaw = (0.0 if abs(v) < 1e-4 else v for v in moved)
@@ -136,7 +136,7 @@ HOLD_S = 1.0
 """How long one Move lasts on the robot."""
 
 STALE_S = 0.5
-"""After this long without a new stamp `state` raises instead of answering with old news."""
+"""After this long without a new stamp `state` raises instead of returning an old state."""
 
 _STOP_TIMEOUT_S = 2.0
 _POLL_S = 0.01
@@ -157,7 +157,8 @@ _RULES: dict[str, tuple[frozenset[Posture], Posture, float]] = {
     "balance_stand": (_STANDING, "stand", 0.3),
     "damp": (_ALL, "damp", 0.6),
 }
-"""Posture: states it starts from, state it ends in, seconds it takes. The last three are an operator's."""
+"""Posture: states it starts from, state it ends in, its duration in seconds. The last three are for
+operators."""
 
 
 @dataclass(slots=True)
@@ -177,9 +178,9 @@ class FakeFaults:
 
 
 class FakeRobot:
-    """`RobotDriver` on arithmetic; safe for threads. `calls` records what was asked, with its time.
+    """A computed `RobotDriver`; safe for threads. `calls` records each call with its time.
 
-    It begins lying in damping at the origin, as a real one does before `start`.
+    It begins lying in damping at the origin, as a real robot does before `start`.
     """
 
     def __init__(self, clock: Clock, body: FakeBody | None = None, discs: tuple[Disc, ...] = ()) -> None:
@@ -196,13 +197,13 @@ class FakeRobot:
         self._lock = threading.RLock()
 
     def start(self) -> None:
-        """Get up into a stand that walks; from sitting, too."""
+        """Get up into a state that walks, also from sitting."""
         self.posture("rise" if self._posture == "sit" else "recovery_stand")
 
     def move(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
         """Command a velocity for 1 s; without effect in states that do not walk."""
         with self._lock:
-            self._enter(f"move({vx_mps:.3f},{vy_mps:.3f},{vyaw_radps:.3f})")
+            self._begin_call(f"move({vx_mps:.3f},{vy_mps:.3f},{vyaw_radps:.3f})")
             if "move" in self.faults.refuse:
                 raise RobotRefused("move", "the request could not be sent")
             if self._posture in WALKING and self._act is None and not self.faults.stuck:
@@ -211,7 +212,7 @@ class FakeRobot:
     def stop(self) -> None:
         """End all motion and wait for standstill. Raises RobotRefused if it does not come."""
         with self._lock:
-            self._enter("stop")
+            self._begin_call("stop")
             wanted = self._motion.velocity if self.faults.deaf else STILL
             self._motion.command(self._clock.now(), wanted, math.inf)
         give_up_s = self._clock.now() + _STOP_TIMEOUT_S
@@ -221,9 +222,9 @@ class FakeRobot:
             self._clock.sleep(_POLL_S)
 
     def posture(self, name: str) -> None:
-        """Carry out a posture, taking its time. Raises RobotRefused from an unsuitable state."""
+        """Carry out a posture, in its duration. Raises RobotRefused from an unsuitable state."""
         with self._lock:
-            self._enter(name)
+            self._begin_call(name)
             if name not in _RULES:
                 raise RobotRefused(name, f"unknown; known: {', '.join(_RULES)}")
             sources, target, duration_s = _RULES[name]
@@ -242,7 +243,7 @@ class FakeRobot:
     def look(self, pitch_rad: float, yaw_rad: float) -> None:
         """Tilt the body at once. Raises RobotRefused if it does not stand."""
         with self._lock:
-            self._enter(f"look({pitch_rad:.3f},{yaw_rad:.3f})")
+            self._begin_call(f"look({pitch_rad:.3f},{yaw_rad:.3f})")
             if "look" in self.faults.refuse or self._act is not None or self._posture not in WALKING:
                 raise RobotRefused("look", "posture unsuitable for the action")
             self._tilt, self._published = (0.0, pitch_rad), None
@@ -250,7 +251,7 @@ class FakeRobot:
     def state(self) -> RobotState:
         """Return the state of the last refresh. Raises RobotStale once the stamp stands still for 0.5 s."""
         with self._lock:
-            self._enter("")
+            self._begin_call("")
             now_s, old = self._clock.now(), self._published
             age_s = math.inf if old is None else now_s - old.stamp_s
             if old is not None and self.faults.frozen_stamp:
@@ -270,35 +271,35 @@ class FakeRobot:
     def fall(self) -> None:
         """Tip over into damping."""
         with self._lock:
-            self._enter("")
+            self._begin_call("")
             self._posture, self._tilt, self._published = "damp", (1.2, 0.0), None
             self._motion.command(self._clock.now(), STILL, math.inf)
 
-    def place(self, x_m: float, y_m: float, yaw_rad: float) -> None:
-        """Put the robot somewhere, standing, without the time that it takes."""
+    def set_pose(self, x_m: float, y_m: float, yaw_rad: float) -> None:
+        """Set the robot's pose at once; it stands."""
         with self._lock:
-            self._enter("")
+            self._begin_call("")
             self._motion.pose, self._posture, self._published = (x_m, y_m, yaw_rad), "stand", None
 
-    def put(self, *discs: Disc) -> None:
-        """Replace what stands around."""
+    def set_discs(self, *discs: Disc) -> None:
+        """Replace the obstacles."""
         with self._lock:
-            self._enter("")
+            self._begin_call("")
             self._motion.discs, self._published = discs, None
 
     @property
     def discs(self) -> tuple[Disc, ...]:
-        """What stands around."""
+        """The obstacles."""
         return self._motion.discs
 
     @property
-    def truth(self) -> tuple[float, float, float]:
+    def true_pose(self) -> tuple[float, float, float]:
         """x, y and unwrapped yaw at the clock's now, whatever the state message says."""
         with self._lock:
             self._motion.advance(self._clock.now())
             return self._motion.pose
 
-    def _enter(self, call: str) -> None:
+    def _begin_call(self, call: str) -> None:
         if self._closed or self.faults.unreachable:
             raise RobotUnreachable("the fake robot does not answer")
         self._motion.advance(self._clock.now())
@@ -331,7 +332,7 @@ class FakeRobot:
 
 FRAME_PX = (320, 180)
 HORIZON = 0.45
-"""Where the horizon lies in a frame, as a share of its height."""
+"""Row of the horizon in a frame, as a fraction of its height."""
 
 FOCAL_PX = 160.0
 COLOURS = ("#c83232", "#3264c8", "#32a03c", "#dcb428")
@@ -348,7 +349,7 @@ class FakeCamera:
         """Return what the robot sees now. Raises RobotUnreachable once closed."""
         if self._closed:
             raise RobotUnreachable("the camera has been closed")
-        now_s, (x, y, yaw) = self._clock.now(), self._robot.truth
+        now_s, (x, y, yaw) = self._clock.now(), self._robot.true_pose
         width, height = FRAME_PX
         picture = PilImage.new("RGB", FRAME_PX, "#d8d4cc")
         draw = ImageDraw.Draw(picture)
@@ -367,7 +368,7 @@ class FakeCamera:
         return Image(buffer.getvalue(), width, height), now_s
 
     def close(self) -> None:
-        """Show nothing any more. Idempotent."""
+        """Close the camera: `frame` raises from now on. Idempotent."""
         self._closed = True
 
 

@@ -26,13 +26,13 @@ from typing import Any, Protocol
 from vlm_spec_decode.core.errors import RobotHeld
 from vlm_spec_decode.core.ports import Clock
 
-BEAT_S = 0.2
-"""How often a claim is repeated."""
+CLAIM_PERIOD_S = 0.2
+"""Period of repeating a claim."""
 POLL_S = 0.05
 LEASE_S = 1.0
-"""Silence after which a holder is dead, and the longest sleep after which it may believe that it holds."""
+"""Silence after which a holder counts as dead, and the longest pause after which it still holds."""
 WAIT_S = 1.0
-"""How long an executor that asks listens before it holds; less than `LEASE_S` misses a busy holder."""
+"""How long a new executor listens before it holds; less than `LEASE_S` would miss a busy holder."""
 ANSWER_S = 0.02
 MAX_TEXT = 2000
 
@@ -51,7 +51,7 @@ class Claim:
 
     @property
     def order(self) -> tuple[float, str]:
-        """Who asked first goes first; the same for whoever reads the claim."""
+        """Sort key: the earliest request wins. It is the same for every reader of the claim."""
         return (self.since_s, self.id)
 
     def to_json(self) -> str:
@@ -60,7 +60,7 @@ class Claim:
 
     @classmethod
     def from_json(cls, text: str) -> Claim | None:
-        """Return the claim in a line; None if there is none, for anybody can write on a board."""
+        """Return the claim in a line; None if it is invalid, since anyone can write on a board."""
         try:
             data: Any = json.loads(text) if len(text) <= MAX_TEXT else None
             kinds = {"id": str, "node": str, "host": str, "pid": int, "holds": bool, "left": bool}
@@ -90,18 +90,18 @@ class Arbiter:
     def __init__(self, own: Claim, now_s: float, wait_s: float = WAIT_S) -> None:
         self.own = own
         self.winner: Claim | None = None
-        """Who holds or will hold the robot instead; set once, and then this one has lost for good."""
+        """The executor that holds or will hold the robot instead. Once set, this one has lost for good."""
         self._holds_at_s = now_s + wait_s
         self._ticked_s = now_s
 
     @property
     def is_over(self) -> bool:
-        """Whether it has lost, or left."""
+        """Whether it has lost or released the lease."""
         return self.winner is not None or self.own.left
 
-    def hear(self, claim: Claim, now_s: float, wall_s: float) -> bool:
-        """Take another's claim; whether that one should be answered at once."""
-        # First what has become of its own: after a long sleep it is not what it says.
+    def on_claim(self, claim: Claim, now_s: float, wall_s: float) -> bool:
+        """Process another executor's claim; return whether to publish our own at once."""
+        # First update our own state: after a long pause our claim may have expired.
         self.tick(now_s, wall_s)
         if claim.id == self.own.id or claim.left or self.is_over:
             return False
@@ -111,10 +111,10 @@ class Arbiter:
         return not yields
 
     def tick(self, now_s: float, wall_s: float) -> None:
-        """Hold, once nobody has objected for long enough.
+        """Hold the lease once no other claim has arrived for long enough.
 
-        After a sleep of this process longer than a lease somebody else may have come: then it holds only as
-        the latest, so that whoever has, keeps it.
+        If this process paused for longer than a lease, another executor may hold it now. Then our request
+        counts as the latest, so that the other one keeps the lease.
         """
         slept, self._ticked_s = now_s - self._ticked_s > LEASE_S, now_s
         if self.is_over:
@@ -122,33 +122,33 @@ class Arbiter:
         if slept:
             self.own = replace(self.own, since_s=max(wall_s, self.own.since_s))
             if not self.own.holds:
-                # It has not listened either.
+                # It did not listen meanwhile either.
                 self._holds_at_s = now_s + LEASE_S
         if now_s >= self._holds_at_s and not self.own.holds:
             self.own = replace(self.own, holds=True)
 
-    def leave(self) -> None:
-        """Give the robot back."""
+    def release(self) -> None:
+        """Release the lease."""
         self.own = replace(self.own, holds=False, left=True)
 
 
 class Board(Protocol):
-    """Where executors of one robot leave their claims; a topic, whatever carries it."""
+    """Where executors of one robot publish their claims: a topic, over any transport."""
 
-    def open(self, hear: Callable[[str], None]) -> None:
-        """Begin; `hear` gets what others write, on any thread. Raises RobotError. Idempotent."""
+    def open(self, on_text: Callable[[str], None]) -> None:
+        """Open the board; `on_text` gets what others write, on any thread. Raises RobotError. Idempotent."""
         ...
 
     def write(self, text: str) -> None:
-        """Tell everybody. Never blocks and never raises."""
+        """Publish a text. Never blocks and never raises."""
         ...
 
     def poll(self) -> None:
-        """Read what has come, where nobody else does."""
+        """Read new texts, on boards that have no thread of their own."""
         ...
 
     def close(self) -> None:
-        """Leave. Idempotent."""
+        """Close the board. Idempotent."""
         ...
 
 
@@ -180,18 +180,18 @@ class Lease:
 
     @property
     def holds(self) -> bool:
-        """Whether it holds the robot now."""
+        """Whether this process holds the robot now."""
         with self._lock:
             return self._arbiter is not None and self._arbiter.own.holds and not self._arbiter.is_over
 
     def acquire(self) -> bool:
-        """Ask, listen, and hold; False if `close` came first.
+        """Request the lease, listen, and hold it; False if `close` was called first.
 
-        Raises RobotHeld naming who holds the robot, or RobotError if a board cannot be reached.
+        Raises RobotHeld that names the holder, or RobotError if a board cannot be reached.
         """
         if self._thread is None:
             for board in self._boards:
-                board.open(self._hear)
+                board.open(self._on_text)
             self._arbiter = Arbiter(new_claim(self._node), self._clock.now(), self._wait_s)
             self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
             self._thread.start()
@@ -204,12 +204,12 @@ class Lease:
                     self._decided.set()
                     return True
             if winner is not None:
-                raise RobotHeld(self._why(winner))
+                raise RobotHeld(self._refusal(winner))
             pause.wait(POLL_S / 2)
         return False
 
     def close(self) -> None:
-        """Give the robot back and leave the boards. Idempotent."""
+        """Release the lease and close the boards. Idempotent."""
         was_open = not self._closing.is_set()
         self._closing.set()
         thread = self._thread
@@ -217,7 +217,7 @@ class Lease:
             thread.join(timeout=5.0)
         if was_open and self._arbiter is not None:
             with self._lock:
-                self._arbiter.leave()
+                self._arbiter.release()
                 text = self._arbiter.own.to_json()
             for board in self._boards:
                 board.write(text)
@@ -233,12 +233,12 @@ class Lease:
                 now_s = self._clock.now()
                 self._arbiter.tick(now_s, time.time())
                 winner = self._arbiter.winner
-                due = winner is None and now_s - self._written_s >= BEAT_S
+                due = winner is None and now_s - self._written_s >= CLAIM_PERIOD_S
             if due:
                 self._write()
             if winner is not None:
                 if self._decided.is_set():
-                    self._on_lost(RobotHeld(self._why(winner)))
+                    self._on_lost(RobotHeld(self._refusal(winner)))
                 return
 
     def _write(self) -> None:
@@ -248,18 +248,18 @@ class Lease:
         for board in self._boards:
             board.write(text)
 
-    def _hear(self, text: str) -> None:
+    def _on_text(self, text: str) -> None:
         claim = Claim.from_json(text)
         with self._lock:
             if claim is None or self._arbiter is None:
                 self.unreadable += claim is None
                 return
-            answers = self._arbiter.hear(claim, self._clock.now(), time.time())
+            answers = self._arbiter.on_claim(claim, self._clock.now(), time.time())
             answers = answers and self._clock.now() - self._written_s >= ANSWER_S
         if answers and not self._closing.is_set():
             self._write()
 
-    def _why(self, winner: Claim) -> str:
+    def _refusal(self, winner: Claim) -> str:
         what = "holds this robot already" if winner.holds else "asked for this robot first"
         return (
             f"{winner} {what}; end that one, or give this one a namespace and a robot (DDS domain) of its own"

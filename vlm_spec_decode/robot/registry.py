@@ -2,7 +2,7 @@
 
 A robot's module is imported when the robot is first used: the names alone, which help texts show, import
 nothing heavy. Others add theirs without touching this package: by a call of `register_robot`, or by an entry
-point, which every program of ours finds:
+point, which all programs of this package find:
 
     [project.entry-points."vlm_spec_decode.robots"]
     my_robot = "my_package.my_robot:ROBOT"
@@ -28,7 +28,7 @@ ENTRY_POINTS = "vlm_spec_decode.robots"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RobotAddress:
-    """Where a robot is: what whoever connects says. None means the robot's own default.
+    """Where a robot is, as the caller of `connect` gives it. None means the robot's own default.
 
     `settings` are the robot's own, by the names of `RobotSpec.settings`.
     """
@@ -40,10 +40,10 @@ class RobotAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RobotParts:
-    """A robot that can be started: its driver, its own camera, and where its executors meet.
+    """A robot that can be started: its driver, its camera, and the boards of its lease.
 
     `open_camera` joins the camera's network and may be called again after a loss; None: it has no camera.
-    `boards` carry the lease that keeps two executors from moving one robot. `close` frees what they share.
+    `boards` carry the lease that keeps two executors from moving one robot. `close` frees shared resources.
     """
 
     driver: RobotDriver
@@ -80,7 +80,7 @@ ROBOTS = RobotRegistry(ENTRY_POINTS)
 
 
 def register_robot(name: str, source: RobotKind | str) -> None:
-    """Make a robot known under `name` to this process: Python API, command line and nodes.
+    """Register a robot under `name` in this process, for Python API, command line and nodes.
 
     `source` is the `RobotKind`, or where it is, "MODULE" or "MODULE:ATTRIBUTE" (default ROBOT), imported when
     it is first used. To register the same twice does nothing.

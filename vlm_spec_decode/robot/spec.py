@@ -1,7 +1,7 @@
-"""What a robot is: its body, what it can do and sense, and how far its own limits narrow those of the gate.
+"""The facts about a kind of robot: its body, postures, sensors, and limits.
 
-Everything above the driver that differs between robots is a field here, so that no other module has a number
-of one robot in it. Units are metres, seconds and radians.
+Everything above the driver that differs between robots is a field here, so no other module contains numbers
+of one robot. Units are metres, seconds and radians.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.core.errors import ConfigError
 
 Sensor: TypeAlias = Literal["camera", "ranges", "battery"]
-"""What a robot can sense by itself, besides its odometry."""
+"""Sensors that a robot may have, besides its odometry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +38,9 @@ class RobotSpec:
 
     `max_speed_mps` and `max_turn_radps` are what the body can do; the gate's limits may be narrower, never
     wider. `postures` are those of the action language (`core.robot.POSTURES`) that it can take, `gestures`
-    those of them that end by themselves. `tilts` tells whether it can look up and down with its body.
-    `walking_codes` are the numbers that its state machine has for states that walk; empty: it has none.
-    `settings` names what `connect` takes besides interface and domain, with a sentence each.
+    those of them that end by themselves. `tilts`: whether the body can look up and down.
+    `walking_codes` are the codes of its state machine's walking states; empty: it has none.
+    `settings` are the names of what `connect` takes besides interface and domain, with a description each.
     """
 
     name: str
@@ -56,14 +56,14 @@ class RobotSpec:
     settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a gesture that is no posture, or a limit that is none."""
+        """Raise ConfigError for a gesture that is no posture, or a limit that is not positive."""
         if not set(self.gestures) <= set(self.postures):
             raise ConfigError(f"robot {self.name!r}: every gesture is one of its postures")
         if not (self.max_speed_mps > 0 and self.max_turn_radps > 0):
             raise ConfigError(f"robot {self.name!r}: its speeds are above 0")
 
     def narrowed(self, limits: SafetyLimits) -> SafetyLimits:
-        """Return what the gate allows on this robot: `limits`, nowhere faster than the body.
+        """Return the gate's limits on this robot: `limits`, with speeds at most the body's.
 
         Raises ConfigError for `modes` that are no walking states of this robot.
         """

@@ -1,12 +1,11 @@
-"""Cameras for the camera node: a topic, a file, a bag, the Go2's multicast stream. A text names each
-(`SOURCES`).
+"""Cameras for the camera node: a topic, a file, a bag, the Go2's multicast stream, each named by a text.
 
-Every one is a `Camera`; what reads files runs in the time of this machine, as if it were happening now.
+Every one is a `Camera`. Files are played in this machine's time, as if they were live.
 
 The Go2's own video stream is H.264 over RTP, multicast on the robot's Ethernet (15 frames a second, 720p).
-Costs the robot nothing for another listener and comes faster than the VideoClient's requests; needs PyAV, and
-a cable, because Wi-Fi carries no multicast. The stream says nothing of its capture time: a frame counts from
-when it came out of the decoder, so that it is some 0.1 s older than its stamp.
+Another listener costs the robot nothing, and frames arrive faster than with VideoClient requests. It needs
+PyAV and a cable, because Wi-Fi carries no multicast. The stream has no capture times: a frame is stamped when
+it leaves the decoder, so that it is some 0.1 s older than its stamp.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ OVER_S = 1.0
 ROBOT = "robot"
 KINDS = {"image": RawImage, "compressed": CompressedImage}
 NAMES = {"sensor_msgs/msg/Image": "image", "sensor_msgs/msg/CompressedImage": "compressed"}
-"""Types of topics that are read, and how a source names them."""
+"""Message types that are read, and the word of a source for each."""
 
 Item: TypeAlias = tuple[float, "Image | ImageError"]
 """Seconds from the first frame, and a frame or why there is none."""
@@ -78,60 +77,60 @@ class TopicCamera:
         """The newest message, and when it was captured by the monotonic clock."""
         self._read: tuple[Any, Image] | None = None
         self._video: VideoTopic | None = None
-        self._has_told = False
+        self._has_warned = False
         group = MutuallyExclusiveCallbackGroup()
         self._subscription = node.create_subscription(
-            kind, topic, self._take, qos_profile_sensor_data, callback_group=group
+            kind, topic, self._on_message, qos_profile_sensor_data, callback_group=group
         )
 
-    def _take(self, message: Any) -> None:
-        # Once: both clocks are read for it, and a frame must have the same time whenever it is looked at.
+    def _on_message(self, message: Any) -> None:
+        # Converted once: both clocks are read for it, and a frame must have the same time at every read.
         self._newest = self._decoded(message), self._captured_s(message)
 
     def _captured_s(self, message: Any) -> float:
         stamp_s = to_seconds(message.header.stamp)
         if stamp_s:
             return self._stamps.to_monotonic_s(stamp_s)
-        self._tell_once()
+        self._warn_no_stamp()
         return self._clock.now()
 
     def _decoded(self, message: Any) -> Any:
-        """Return a message as it is; a piece of video, which needs all those before it, with its picture."""
+        """Return a message unchanged, but decode a video packet at once: it needs all packets before it."""
         if self._kind is RawImage or not is_video(bytes(message.data[:4])) or not has_video():
             return message
         self._video = self._video or VideoTopic("sensor_msgs/msg/CompressedImage")
         try:
-            return _Piece(message.header, self._video.decode(message))
+            return _VideoPacket(message.header, self._video.decode(message))
         except ImageError as error:
-            return _Piece(message.header, error)
+            return _VideoPacket(message.header, error)
 
     def frame(self) -> tuple[Image, float]:
         """Return the newest frame. Raises RobotUnreachable before the first, ImageError for no image."""
         newest = self._newest
         if newest is None:
-            raise RobotUnreachable(self._silence())
+            raise RobotUnreachable(self._silence_reason())
         message, captured_s = newest
         if self._read is None or self._read[0] is not message:
             self._read = message, self._image(message)  # once: a raw picture has to be compressed
         return self._read[1], captured_s
 
     def _image(self, message: Any) -> Image:
-        if not isinstance(message, _Piece):
+        if not isinstance(message, _VideoPacket):
             return message_image(message)
         if isinstance(message.shown, VideoFrame):
             return message.shown.to_full_size()
         raise message.shown or ImageError("a piece of video that completes no picture")
 
-    def _tell_once(self) -> None:
-        if not self._has_told:
-            self._has_told = True
+    def _warn_no_stamp(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
             self._node.get_logger().warning(
                 f"the frames of {self._topic} have no stamp (0): the time of their receipt is taken for it, "
                 "so that they are a little older than it says"
             )
 
-    def _silence(self) -> str:
-        """Say what else is on a topic from which nothing has come."""
+    def _silence_reason(self) -> str:
+        """Return why a topic has given nothing: which other type it carries, if any."""
         name = self._node.resolve_topic_name(self._topic)
         kinds = dict(self._node.get_topic_names_and_types()).get(name, [])
         other = next((kind for kind in kinds if kind in NAMES and NAMES[kind] != self._source), None)
@@ -151,15 +150,15 @@ class TopicCamera:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """A piece of video: the picture that it completes, why there is none, or None if it completes none."""
+class _VideoPacket:
+    """A video packet with the picture that it completes, an error, or None if it completes none."""
 
     header: Any
     shown: VideoFrame | ImageError | None
 
 
 class TimedCamera:
-    """Frames with their times in seconds from the first, shown when their time has come."""
+    """Plays frames at their times, in seconds from the first one."""
 
     def __init__(self, frames: Iterator[Item], clock: Clock) -> None:
         self._frames, self._clock = frames, clock
@@ -171,7 +170,7 @@ class TimedCamera:
         self._shown: tuple[Image, float] | None = None
 
     def frame(self) -> tuple[Image, float]:
-        """Return the frame whose time has come last.
+        """Return the newest frame whose time has been reached.
 
         Raises ImageError, once, for one that cannot be shown, and RobotUnreachable after the last one.
         """
@@ -276,7 +275,7 @@ t=0 0
 m=video {port} RTP/AVP 96
 a=rtpmap:96 H264/90000
 """
-"""What a sender would announce; the robot announces nothing."""
+"""Session description of the stream; the robot does not announce one."""
 
 
 def address_of(interface: str) -> str:
@@ -290,7 +289,7 @@ def address_of(interface: str) -> str:
 
 
 class MulticastCamera:
-    """The newest frame of the stream, decoded on a thread of its own that looks again after every loss."""
+    """The newest frame of the stream. A thread decodes it and reopens the stream after every loss."""
 
     def __init__(self, interface: str, clock: Clock, group: str = GROUP, port: int = PORT) -> None:
         """Raises ConfigError without PyAV or without an address on `interface`."""
@@ -305,7 +304,7 @@ class MulticastCamera:
         self._thread.start()
 
     def frame(self) -> tuple[Image, float]:
-        """Return the newest frame as JPEG. Raises RobotUnreachable while nothing comes."""
+        """Return the newest frame as JPEG. Raises RobotUnreachable while none arrives."""
         newest = self._newest
         if newest is None or self._clock.now() - newest[1] > SILENCE_S:
             raise RobotUnreachable(f"no video from {self._where}: {self._problem}")

@@ -1,8 +1,8 @@
 """ROS messages to core types and back, and the clock that a stamp belongs to.
 
 The conversions are pure functions: no node, no clock, no state. Control compares ages on the monotonic clock;
-messages carry ROS time, which may jump or be simulated. Both are read at one moment to carry a stamp from one
-to the other.
+messages have ROS time, which may jump or be simulated. Both clocks are read at one moment to convert a stamp
+from one to the other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ POSITION_VARIANCE_M2 = 0.01
 HEADING_VARIANCE_RAD2 = 0.01
 VELOCITY_VARIANCE = 0.0025
 UNMEASURED_VARIANCE = 1e6
-"""Leg odometry drifts and the robot publishes no covariance: these say "about 10 cm, 6 deg, 5 cm/s"."""
+"""Leg odometry drifts and the robot publishes no covariance: these mean about 10 cm, 6 deg, 5 cm/s."""
 
 
 def to_time(stamp_s: float) -> Time:
@@ -48,7 +48,7 @@ def to_seconds(stamp: Time) -> float:
 
 def to_compressed(image: Image, stamp_s: float, frame_id: str) -> CompressedImage:
     """Return a JPEG as message, stamped with its capture time."""
-    # An array, not bytes: those some rclpy check one by one, 20 ms for a frame.
+    # An array, not bytes: some versions of rclpy check bytes one by one, which takes 20 ms for a frame.
     message = CompressedImage(format="jpeg", data=array("B", image.jpeg))
     message.header.stamp = to_time(stamp_s)
     message.header.frame_id = frame_id
@@ -56,21 +56,22 @@ def to_compressed(image: Image, stamp_s: float, frame_id: str) -> CompressedImag
 
 
 def from_compressed(message: CompressedImage) -> tuple[Image, float]:
-    """Return the frame as an upright JPEG, and its capture time: 0 if the camera does not say it.
+    """Return the frame as an upright JPEG, and its capture time, which is 0 if the camera sets none.
 
-    Its bytes decide what it is, not its `format`. Raises ImageError for what is no picture within limits.
+    The type is read from the bytes, not from `format`. Raises ImageError if they are no picture within
+    limits.
     """
     return jpeg_image(bytes(message.data), message.format), to_seconds(message.header.stamp)
 
 
-def jpeg_image(data: bytes, said: str = "") -> Image:
-    """Return an encoded picture as an upright JPEG; one that is that already is not decoded.
+def jpeg_image(data: bytes, format_name: str = "") -> Image:
+    """Return an encoded picture as an upright JPEG; one that already is one is not decoded.
 
-    `said` is what its message calls it, for the error's text. Raises ImageError.
+    `format_name` is the message's name of the format, for the error's text. Raises ImageError.
     """
     if len(data) > MAX_CAMERA_FRAME_BYTES:
         raise ImageError(f"an image of {len(data)} bytes; {MAX_CAMERA_FRAME_BYTES} are allowed")
-    return file_image(data, said)
+    return file_image(data, format_name)
 
 
 def to_quaternion(roll_rad: float, pitch_rad: float, yaw_rad: float) -> Quaternion:
@@ -134,7 +135,7 @@ def _diagonal(matrix: object, variances: tuple[float, ...]) -> None:
 
 
 STEADY = RosClock(clock_type=ClockType.STEADY_TIME)
-"""Drives every timer, so that a robot under `use_sim_time` with no /clock is still watched over."""
+"""Clock of every timer, so that the watchdogs also run under `use_sim_time` without a /clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +150,14 @@ class ClockConverter:
         return float(self.node.get_clock().now().nanoseconds / 1e9)
 
     def to_ros_s(self, monotonic_s: float) -> float:
-        """Return the ROS time of a moment of the monotonic clock."""
+        """Return the ROS time of a monotonic time."""
         return self.ros_now_s() - (self.clock.now() - monotonic_s)
 
     def ahead_s(self, stamp_s: float) -> float:
-        """Return how far a ROS stamp lies in the future; 0 while there is no time at all yet (simulated)."""
+        """Return how far a ROS stamp lies in the future; 0 while simulated time has not started."""
         now_s = self.ros_now_s()
         return stamp_s - now_s if now_s > 0 else 0.0
 
     def to_monotonic_s(self, ros_s: float) -> float:
-        """Return the monotonic moment of a ROS stamp."""
+        """Return the monotonic time of a ROS stamp."""
         return self.clock.now() - (self.ros_now_s() - ros_s)

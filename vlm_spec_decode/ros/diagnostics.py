@@ -53,16 +53,16 @@ def array(lines: list[Health], stamp_s: float, hardware_id: str) -> DiagnosticAr
 
 
 def battery(name: str, soc: float) -> Health:
-    """Judge a state of charge, 0 to 1; no number where nobody says it."""
+    """Return the health of a battery by its state of charge, 0 to 1; NaN: unknown."""
     if not 0.0 <= soc <= 1.0:
         return Health(name, ERROR, "its charge is not known")
     level = ERROR if soc < EMPTY_BATTERY else WARN if soc < LOW_BATTERY else OK
-    said = {OK: "charged", WARN: "low", ERROR: "nearly empty"}[level]
-    return Health(name, level, said, {"soc_percent": f"{100 * soc:.0f}"})
+    message = {OK: "charged", WARN: "low", ERROR: "nearly empty"}[level]
+    return Health(name, level, message, {"soc_percent": f"{100 * soc:.0f}"})
 
 
 def rate(name: str, age_s: float | None, limit_s: float, values: Mapping[str, str]) -> Health:
-    """Judge a source by the age of its newest item; None means that nothing has come yet."""
+    """Return the health of a source by the age of its newest item; None: nothing received yet."""
     if age_s is None:
         return Health(name, STALE, "nothing received yet", values)
     if age_s > limit_s:
@@ -78,14 +78,14 @@ EXECUTOR_LEVELS = {
 }
 
 
-def robot_lines(name: str, legs: RobotSupervisor, now_s: float) -> list[Health]:
-    """Judge the robot: whether it is up, what its state says, and its battery."""
-    readiness = legs.readiness
+def robot_lines(name: str, supervisor: RobotSupervisor, now_s: float) -> list[Health]:
+    """Return the health of the robot: whether it is up, its state, and its battery."""
+    readiness = supervisor.readiness
     if not readiness.is_ready:
         level = ERROR if readiness.error else STALE
         return [Health(f"{name}: robot", level, readiness.detail)]
     try:
-        state = legs.state()
+        state = supervisor.state()
     except RobotError as error:
         return [Health(f"{name}: robot", ERROR, f"{type(error).__name__}: {error}")]
     values = {
@@ -95,28 +95,30 @@ def robot_lines(name: str, legs: RobotSupervisor, now_s: float) -> list[Health]:
         "front_m": f"{state.range_obstacle_m[0]:.2f}",
     }
     level = OK if state.can_walk else WARN
-    said = "ready to walk" if state.can_walk else f"does not walk in state {state.label}"
+    message = "ready to walk" if state.can_walk else f"does not walk in state {state.label}"
     if not state.is_known:
-        said = f"state {state.code} is not known: say what it means in `state_codes` (docs/real_robot.md)"
+        message = f"state {state.code} is not known: say what it means in `state_codes` (docs/real_robot.md)"
     return [
-        Health(f"{name}: robot", level, said, values),
+        Health(f"{name}: robot", level, message, values),
         battery(f"{name}: battery", state.battery_soc),
     ]
 
 
 def executor_line(name: str, status: PlanStatus, stop: StopReport | None) -> Health:
-    """Judge what the executor is doing; the last stop's times are its evidence."""
+    """Return the health of the executor: its status, and the times of the last stop."""
     level = EXECUTOR_LEVELS.get(status.state, OK)
-    said = ": ".join(part for part in (status.state, status.reason, status.detail) if part)
+    message = ": ".join(part for part in (status.state, status.reason, status.detail) if part)
     values = {"mission": status.mission, "answer": str(status.answer), "action": status.action}
     if stop is not None:
         values["last_stop"] = describe_stop(stop)
-    return Health(f"{name}: executor", level, said, values)
+    return Health(f"{name}: executor", level, message, values)
 
 
 def describe_stop(stop: StopReport) -> str:
     """Return a stop's cause and times in words."""
     if not math.isfinite(stop.standstill_s):
         return f"{stop.cause}: NOT CONFIRMED ({stop.error})"
-    way = "" if stop.distance_m is None else f" after {stop.distance_m:.2f} m"
-    return f"{stop.cause}: commanded in {stop.reaction_s:.3f} s, still {stop.standstill_s:.2f} s later{way}"
+    distance = "" if stop.distance_m is None else f" after {stop.distance_m:.2f} m"
+    return (
+        f"{stop.cause}: commanded in {stop.reaction_s:.3f} s, still {stop.standstill_s:.2f} s later{distance}"
+    )

@@ -1,15 +1,14 @@
-"""The four node processes: command line, parts that are put together, life and end.
+"""The four node processes: command line, construction of the parts, running, and shutdown.
 
-`nodes/` holds nothing but calls of these. Each imports its own parts only when it runs: a camera node has no
-use for a model's libraries.
+`nodes/` only calls these. Each imports its own parts only when it runs: a camera node does not need a model's
+libraries.
 
-A process builds, spins, and ends quietly on the first signal, whatever its state. Signal handlers run on the
-main thread only, and only between bytecodes. So the main thread does nothing but wait, and the executor spins
-on another: a signal is seen at once even while a callback computes. While the parts are still being put
-together (importing a model's libraries takes seconds) nothing runs yet that would have to be stopped, so a
-signal simply ends that.
+A process builds, spins, and ends on the first signal, whatever its state. Signal handlers run on the main
+thread only, and only between bytecodes. So the main thread only waits, and the executor spins on another: a
+signal is handled at once even while a callback computes. During construction (importing a model's libraries
+takes seconds) nothing runs yet that must be stopped, so a signal ends it directly.
 
-Its command line: `--help`, and a named refusal of words that are no ROS arguments.
+Command line: `--help`, and an error for words that are no ROS arguments.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from vlm_spec_decode.robot.go2.config import Go2Config, check_middleware, check_
 from vlm_spec_decode.robot.lease import Board
 from vlm_spec_decode.robot.registry import robot_kind
 from vlm_spec_decode.ros.lifecycle import Build, ManagedNode, NodePart, StopRequest
-from vlm_spec_decode.ros.middleware import NO_LOG_FILE, named, prefer_sockets
+from vlm_spec_decode.ros.middleware import NO_LOG_FILE, named_errors, prefer_sockets
 from vlm_spec_decode.ros.node_parameters import settings
 from vlm_spec_decode.ros.params import (
     DRIVER_PARAMETERS,
@@ -53,8 +52,8 @@ from vlm_spec_decode.ros.params import (
 from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S
 
 STOP_S = 1.2
-"""How long one stop may wait for the state to confirm it. The end of a node makes up to three, and whoever
-started it kills it after some 5 s."""
+"""How long one stop may wait for the state to confirm it. The end of a node makes up to three stops, and a
+launcher kills it after some 5 s."""
 
 
 def camera_main() -> int:
@@ -94,19 +93,21 @@ def _camera(node: Node, _stop: StopRequest) -> NodePart:
 
 
 def _locomotion(node: Node, stop: StopRequest) -> NodePart:
-    from vlm_spec_decode.ros.nodes.locomotion import PRIORITY, LocomotionNode, TopicBoard, hurry
+    from vlm_spec_decode.ros.nodes.locomotion import PRIORITY, LocomotionNode, TopicBoard, raise_priority
     from vlm_spec_decode.ros.velocity_robot import VelocityTopics
 
     settings = Parameters(node, DRIVER_PARAMETERS)
     config, clock = replace(_robot(node), states=StateTable.parse(settings.text("state_codes"))), WallClock()
-    refused = hurry(Parameters(node, (PRIORITY,)).integer(PRIORITY.name))
+    refused = raise_priority(Parameters(node, (PRIORITY,)).integer(PRIORITY.name))
     if refused:
         node.get_logger().info(refused)
     kind = settings.text("driver")
     if kind == "cmd_vel":
         topics = VelocityTopics(node, clock)
         boards, spec = (topics.board,), robot_kind("cmd_vel").spec
-        return LocomotionNode(node, topics.robot, clock, stop, says_odometry=False, boards=boards, spec=spec)
+        return LocomotionNode(
+            node, topics.robot, clock, stop, publishes_odometry=False, boards=boards, spec=spec
+        )
     _check_middleware(config.domain, kind)
     from vlm_spec_decode.robot.go2.driver import Go2Driver
 
@@ -156,7 +157,7 @@ class _EndedEarly(BaseException):
 
 
 class _Ending:
-    """Remembers that, and why, the process ends."""
+    """Whether, and why, the process is to end."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -190,7 +191,7 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
     try:
         node = _join(name, build, ending, given)
     except VsdError as error:
-        # Not by the logger: it may be what could not be started.
+        # Not through the logger: it may be the part that could not start.
         sys.stderr.write(f"[FATAL] [{name}]: {type(error).__name__}: {' '.join(str(error).split())}\n")
         rclpy.try_shutdown()
         return error.exit_code
@@ -208,7 +209,8 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
         code = _report(node, ending.error)
         node.destroy_node()
         rclpy.try_shutdown()
-        # The interpreter gives handlers back while it ends; one more Ctrl-C would then kill it with a code.
+        # The interpreter restores handlers while it ends; another Ctrl-C would then end it with an error
+        # code.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     return code
@@ -227,13 +229,13 @@ def _join(name: str, build: Build, ending: _Ending, args: Sequence[str]) -> Mana
     folder = log_folder(os.environ)
     if folder is None or not can_write(folder):
         args = [*args, *NO_LOG_FILE]
-    with named():
+    with named_errors():
         rclpy.init(args=list(args), signal_handler_options=SignalHandlerOptions.NO)
         return ManagedNode(name, build, ending)
 
 
 def leave(code: int) -> NoReturn:
-    """End this process now, all of it being closed.
+    """End this process now. Everything must be closed before.
 
     Freeing a model's libraries costs the interpreter more than a second of a core, in which a launch that has
     been interrupted sees a node that does not end.
@@ -262,7 +264,7 @@ def _serve(node: ManagedNode, ending: _Ending, threads: int) -> None:
         node.close()
         executor.wake()
         pool.shutdown()
-        # No executor.shutdown(): it frees what a callback that is still running uses at its end.
+        # No executor.shutdown(): it frees objects that a running callback uses at its end.
     _raise_bug(spinning)
 
 
@@ -271,11 +273,11 @@ def _spin(executor: MultiThreadedExecutor, node: ManagedNode, ended: threading.E
         try:
             executor.spin_once(timeout_sec=1.0)
         except RCLError as error:
-            # A message whose bytes are not of its type: some middleware lets the taking of it fail.
-            said = f"a message could not be taken: {error}"
-            node.get_logger().error(said, throttle_duration_sec=WARN_EVERY_S)
+            # A message whose bytes are not of its type: some middleware raises when it is received.
+            problem = f"a message could not be taken: {error}"
+            node.get_logger().error(problem, throttle_duration_sec=WARN_EVERY_S)
             ended.wait(AGAIN_S)
-        node.sweep()
+        node.destroy_marked()
 
 
 def _raise_bug(spinning: Future[None]) -> None:

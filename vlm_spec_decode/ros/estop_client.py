@@ -1,4 +1,4 @@
-"""The fastest way from a terminal to the e-stop. Imports and creates nothing that a stop does not need.
+"""The fastest path from a terminal to the e-stop. Imports and creates only what a stop needs.
 
 The stop is published on `e_stop/request`, which needs no reply, as soon as it has a subscriber, and is then
 requested from the service `e_stop`, whose reply confirms standstill.
@@ -15,16 +15,16 @@ from std_srvs.srv import SetBool
 from vlm_spec_decode.core.errors import RobotUnreachable
 from vlm_spec_decode.ros.middleware import COMMAND, OwnNode, first_to_find
 
-PATIENCE_S = 1.0
-"""After this a person is told that nobody has answered yet."""
+NOTICE_S = 1.0
+"""Seconds without a reply after which the user is informed."""
 
 
 class EStopClient:
-    """A node that engages or releases. Close it."""
+    """A node that engages or releases the e-stop. Close it after use."""
 
-    def __init__(self, domain: int, namespace: str = "", *, urge: bool = True) -> None:
-        """`urge` publishes the stop as soon as somebody listens, before the service is there."""
-        self._urge = urge
+    def __init__(self, domain: int, namespace: str = "", *, publish_request: bool = True) -> None:
+        """`publish_request`: publish the stop to the first subscriber, before the service is found."""
+        self._publish_request = publish_request
         self._own = OwnNode(
             "vsd_stop", domain, namespace, start_parameter_services=False, enable_rosout=False
         )
@@ -34,13 +34,13 @@ class EStopClient:
         self.name = str(node.resolve_service_name("e_stop"))
 
     def is_ready(self) -> bool:
-        """Whether the service is there; the stop goes out meanwhile."""
-        if self._urge and self._stops.get_subscription_count():
+        """Whether the service was found; meanwhile the stop is published."""
+        if self._publish_request and self._stops.get_subscription_count():
             self._stops.publish(Bool(data=True))
         return bool(self._service.service_is_ready())
 
     def call(self, engaged: bool, timeout_s: float) -> tuple[bool, str] | None:
-        """Ask the service; return whether it did as asked and what it said, None without a reply."""
+        """Call the service; return its success and message, None without a reply."""
         until_s = time.monotonic() + timeout_s
         future = self._service.call_async(SetBool.Request(data=engaged))
         while not future.done():
@@ -60,13 +60,13 @@ def e_stop(
     namespace: str,
     engaged: bool,
     timeout_s: float,
-    tell: Callable[[str], None],
-    answer: Callable[[bool, str], None],
+    on_progress: Callable[[str], None],
+    on_reply: Callable[[bool, str], None],
 ) -> bool:
-    """Engage or release the e-stop; return whether it did as asked.
+    """Engage or release the e-stop; return whether that succeeded.
 
-    `tell` gets a sentence if that takes its time. `answer` gets whether it did as asked and what it said,
-    before this end leaves ROS: what happens while libraries are taken down changes nothing that was said.
+    `on_progress` gets a sentence if that takes long. `on_reply` gets the service's success and message before
+    this node shuts down, so that an error during the shutdown cannot hide them.
     Raises RobotUnreachable without an answer.
     """
     began_s = time.monotonic()
@@ -74,13 +74,15 @@ def e_stop(
     is_told = False
 
     def make() -> EStopClient:
-        return EStopClient(domain, namespace, urge=engaged)
+        return EStopClient(domain, namespace, publish_request=engaged)
 
     def is_ready(client: EStopClient) -> bool:
         nonlocal is_told
-        if not is_told and time.monotonic() - began_s > PATIENCE_S:
+        if not is_told and time.monotonic() - began_s > NOTICE_S:
             is_told = True
-            tell(f"nobody answers to {client.name} on ROS domain {domain} yet; trying for {timeout_s:g} s")
+            on_progress(
+                f"nobody answers to {client.name} on ROS domain {domain} yet; trying for {timeout_s:g} s"
+            )
         return client.is_ready()
 
     client, is_found = first_to_find(make, is_ready, timeout_s, clients)
@@ -88,7 +90,7 @@ def e_stop(
         left_s = max(1.0, timeout_s - (time.monotonic() - began_s))
         reply = client.call(engaged, left_s) if is_found else None
         if reply is not None:
-            answer(*reply)
+            on_reply(*reply)
     finally:
         for each in (client, *clients):
             each.close()

@@ -1,4 +1,4 @@
-"""What the launch files do alike: arguments, nodes, commands, RViz.
+"""What the launch files have in common: arguments, nodes, commands, RViz.
 
 Needs `launch` and `launch_ros`, that is a ROS installation; nothing but the launch files imports it.
 """
@@ -26,21 +26,21 @@ from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.ros.node_parameters import Argument
 
 PACKAGE = "vlm_spec_decode"
-ALIKE = 0.8
-"""How near an unknown argument's name is to a known one's if that was meant: `aprove` must not be ignored."""
+NAME_SIMILARITY = 0.8
+"""Similarity from which an unknown argument counts as a misspelt one: `aprove` must not be ignored."""
 
 RESPAWN_S = 2.0
 PATIENCE_S = "10"
-"""From Ctrl-C to a harsher signal: a stop may take a second or two, a busy computer some more."""
+"""Time from Ctrl-C to SIGTERM: a stop may take a second or two, on a busy computer more."""
 
-SEEN = ("odom", "vlm/overlay/compressed", "vlm/markers", "vlm/path")
+RVIZ_TOPICS = ("odom", "vlm/overlay/compressed", "vlm/markers", "vlm/path")
 """Topics that rviz/vlm.rviz shows."""
 
 Setting = bool | int | float | str
 
 
 def declare(arguments: Sequence[Argument]) -> list[DeclareLaunchArgument]:
-    """Return the actions that declare the arguments; `launch` refuses a value that is no choice."""
+    """Return the actions that declare the arguments; `launch` refuses a value that is not in `choices`."""
     return [
         DeclareLaunchArgument(
             each.name, default_value=each.default, description=each.description, choices=each.choices or None
@@ -51,56 +51,59 @@ def declare(arguments: Sequence[Argument]) -> list[DeclareLaunchArgument]:
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """What the arguments were given. Raises ConfigError for what cannot be read."""
+    """The values of the launch arguments. Raises ConfigError for values that cannot be read."""
 
-    said: Mapping[str, str]
+    values: Mapping[str, str]
 
     @classmethod
     def of(cls, context: LaunchContext, arguments: Sequence[Argument]) -> Values:
-        """Read them. Raises ConfigError for a name that is nearly one of them."""
+        """Read the values. Raises ConfigError for a name that is nearly an argument's."""
         names = [each.name for each in arguments]
         for given in context.launch_configurations:
-            meant = [] if given in names else get_close_matches(given, names, 1, ALIKE)
-            if meant:
-                raise ConfigError(f"there is no argument {given!r}; {meant[0]!r} is one")
+            similar = [] if given in names else get_close_matches(given, names, 1, NAME_SIMILARITY)
+            if similar:
+                raise ConfigError(f"there is no argument {given!r}; {similar[0]!r} is one")
         return cls({name: LaunchConfiguration(name).perform(context) for name in names})
 
     def __getitem__(self, name: str) -> str:
-        """Return it as it was said."""
-        return self.said[name]
+        """Return a value as the given text."""
+        return self.values[name]
 
     def flag(self, name: str) -> bool:
-        """Return a yes or no; what is not an argument of this launch file is a no."""
-        return self.said.get(name, "").lower() == "true"
+        """Return a boolean; False for a name that is no argument of this launch file."""
+        return self.values.get(name, "").lower() == "true"
 
     def path(self, name: str) -> str:
         """Return a file or folder with its ~ resolved, which no shell does behind `:=`."""
-        return str(Path(self.said[name]).expanduser()) if self.said[name] else ""
+        return str(Path(self.values[name]).expanduser()) if self.values[name] else ""
 
-    def whole(self, name: str) -> int:
+    def integer(self, name: str) -> int:
         """Return a whole number."""
         try:
-            return int(self.said[name])
+            return int(self.values[name])
         except ValueError as error:
-            raise ConfigError(f"{name}:={self.said[name]} is no whole number") from error
+            raise ConfigError(f"{name}:={self.values[name]} is no whole number") from error
 
     def number(self, name: str) -> float:
         """Return a number."""
         try:
-            return float(self.said[name])
+            return float(self.values[name])
         except ValueError as error:
-            raise ConfigError(f"{name}:={self.said[name]} is no number") from error
+            raise ConfigError(f"{name}:={self.values[name]} is no number") from error
 
-    def some(self, *names: str) -> dict[str, Setting]:
+    def subset(self, *names: str) -> dict[str, Setting]:
         """Return several as parameters of the same names."""
-        return {name: self.said[name] for name in names}
+        return {name: self.values[name] for name in names}
 
 
 def node(name: str, value: Values, parameters: Mapping[str, Setting], config: str) -> Node:
-    """Run one of the package's nodes; its end ends everything, unless it is to come back."""
-    shared = {"autostart": value.flag("autostart")} if "autostart" in value.said else {}
+    """Run one of the package's nodes. Its end ends the whole launch, unless `respawn` is set."""
+    shared = {"autostart": value.flag("autostart")} if "autostart" in value.values else {}
     # Without a type, launch would read a text such as "turn left: now" as YAML.
-    typed = {k: ParameterValue(said, value_type=type(said)) for k, said in {**parameters, **shared}.items()}
+    typed = {
+        k: ParameterValue(setting, value_type=type(setting))
+        for k, setting in {**parameters, **shared}.items()
+    }
     comes_back = value.flag("respawn")
     return Node(
         package=PACKAGE,
@@ -137,7 +140,7 @@ def nodes(
 
 
 def vsd(name: str, *arguments: str) -> ExecuteProcess:
-    """Run one of the package's own commands; its end ends everything."""
+    """Run one of the package's commands. Its end ends the whole launch."""
     program = ExecutableInPackage("vsd", PACKAGE)
     ending = Shutdown(reason=f"{name} ended")
     command = [program, *arguments]
@@ -147,19 +150,19 @@ def vsd(name: str, *arguments: str) -> ExecuteProcess:
 
 
 def option(name: str, value: str) -> tuple[str, ...]:
-    """Return a command's option, or nothing where nothing was said."""
+    """Return a command's option, or nothing for an empty value."""
     return (name, value) if value else ()
 
 
 def recorder(value: Values) -> list[ExecuteProcess]:
-    """Record the walk, if asked for."""
+    """Record a bag, if `record` is set."""
     return [vsd("record", "record", value.path("record"))] if value["record"] else []
 
 
 def view(value: Values, *, use_sim_time: bool = False) -> list[Node]:
-    """Open RViz on this robot's topics and frames, if asked for. Raises ConfigError if it is not there.
+    """Open RViz on this robot's topics and frames, if `rviz` is set. Raises ConfigError if it is missing.
 
-    Call it before anything is started: what `launch` itself finds missing leaves the others running alone.
+    Call it before anything is started: if `launch` itself finds a program missing, the others keep running.
     """
     if not value.flag("rviz"):
         return []
@@ -173,8 +176,8 @@ def view(value: Values, *, use_sim_time: bool = False) -> list[Node]:
         Node(
             package="rviz2",
             executable="rviz2",
-            arguments=["-d", file, "-f", f"{value.said.get('frame_prefix', '')}odom"],
+            arguments=["-d", file, "-f", f"{value.values.get('frame_prefix', '')}odom"],
             parameters=[{"use_sim_time": use_sim_time}],
-            remappings=[(f"/{topic}", f"{below}/{topic}") for topic in SEEN] if below else [],
+            remappings=[(f"/{topic}", f"{below}/{topic}") for topic in RVIZ_TOPICS] if below else [],
         )
     ]

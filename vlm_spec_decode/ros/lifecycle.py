@@ -26,32 +26,32 @@ from rclpy.node import Node
 from vlm_spec_decode.core.errors import VsdError
 from vlm_spec_decode.ros.params import AUTOSTART, Parameters
 
-LOOK_S = 0.02
+POLL_S = 0.02
 SWEEP_S = 5.0
 
 
 class NodePart(Protocol):
-    """What a node class offers to the process that runs it."""
+    """The interface of a node class to the process that runs it."""
 
     @property
     def is_settled(self) -> bool:
-        """Whether what began has come up, or is known to take longer than anybody should wait."""
+        """Whether the start has succeeded or failed, or may take arbitrarily long."""
         ...
 
     def begin(self) -> None:
-        """Listen, speak and act from now on. Returns at once."""
+        """Start to subscribe, publish and act. Returns at once."""
         ...
 
     def close(self) -> None:
-        """Bring everything to rest (the robot first) and free it. Idempotent, bounded in time."""
+        """Stop everything (the robot first) and free it. Idempotent, bounded in time."""
         ...
 
 
 class StopRequest(Protocol):
-    """Ends the process, or the activity, from inside; `error` says why."""
+    """Ends the process, or the node's activity, from inside; `error` is the reason."""
 
     def __call__(self, error: VsdError | None = None) -> None:
-        """Ask for the end; the first call decides the exit code."""
+        """Request the end; the first call decides the exit code."""
         ...
 
 
@@ -61,7 +61,7 @@ Build = Callable[[Node, StopRequest], NodePart]
 class Entities:
     """The entities that a part creates on a node, so that they can be removed again.
 
-    An executor fails while it builds its wait set if another thread destroys an entity, so `doom` only
+    An executor fails while it builds its wait set if another thread destroys an entity, so `mark` only
     marks them, and the spinning thread destroys them between two spins.
     """
 
@@ -76,33 +76,33 @@ class Entities:
     SERVER = "action server"
 
     def __init__(self, node: Node) -> None:
-        """Take what is there now as the node's own."""
+        """All entities that exist now are the node's own."""
         self._node = node
         self._own = {id(entity) for _, entity in self._all()}
-        self._doomed: list[tuple[str, Any]] = []
+        self._marked: list[tuple[str, Any]] = []
         self._swept = threading.Condition()
 
-    def doom(self) -> None:
-        """Name everything that came later for the next sweep."""
+    def mark(self) -> None:
+        """Mark all entities that were created later for destruction."""
         with self._swept:
-            doomed = {id(entity) for _, entity in self._doomed}
-            self._doomed += [e for e in self._all() if id(e[1]) not in self._own | doomed]
+            doomed = {id(entity) for _, entity in self._marked}
+            self._marked += [e for e in self._all() if id(e[1]) not in self._own | doomed]
 
-    def sweep(self) -> None:
-        """Destroy what is doomed; on the thread that spins, between two spins."""
+    def destroy_marked(self) -> None:
+        """Destroy the marked entities. Call it on the spinning thread, between two spins."""
         with self._swept:
-            for name, entity in self._doomed:
+            for name, entity in self._marked:
                 if name == self.SERVER:
                     entity.destroy()
                 else:
                     getattr(self._node, f"destroy_{name}")(entity)
-            self._doomed = []
+            self._marked = []
             self._swept.notify_all()
 
     def wait(self) -> None:
-        """Wait until nothing is doomed any more, or nobody spins."""
+        """Wait until no entity is marked any more, or nothing spins."""
         with self._swept:
-            self._swept.wait_for(lambda: not self._doomed, SWEEP_S)
+            self._swept.wait_for(lambda: not self._marked, SWEEP_S)
 
     def _all(self) -> list[tuple[str, Any]]:
         found = [(name, entity) for kind, name in self.KINDS.items() for entity in getattr(self._node, kind)]
@@ -112,7 +112,7 @@ class Entities:
 
 
 class ManagedNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types here
-    """See the module. `stop` ends the process; with `autostart` the part's own failures do."""
+    """A managed node. `stop` ends the process; with `autostart` the part's own failures do so too."""
 
     def __init__(self, name: str, build: Build, stop: StopRequest, **options: Any) -> None:
         """Create the node and declare `autostart`; nothing else happens yet."""
@@ -126,35 +126,38 @@ class ManagedNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types he
         self._entities = Entities(self)
 
     def bring_up(self) -> None:
-        """Configure and activate on this thread without waiting for the robot. Raises what goes wrong."""
+        """Configure and activate on this thread, without waiting for the robot.
+
+        Raises the errors of the part.
+        """
         self._part = self._build(self, self._failed)
         self.trigger_configure()
         self._begin()
         self.trigger_activate()
 
-    def sweep(self) -> None:
-        """Destroy what a part that was freed had created; to be called between two spins."""
-        self._entities.sweep()
+    def destroy_marked(self) -> None:
+        """Destroy the entities of a freed part. Call it between two spins."""
+        self._entities.destroy_marked()
 
     def close(self) -> None:
-        """Bring the part to rest, in whatever state. Idempotent."""
+        """Close the part, in any state. Idempotent."""
         self._is_closed = True
         part = self._part
         if part is not None:
             part.close()
 
-    # Transitions; a refused one leaves the state that was --------------------------------------------
+    # Transitions; a refused one leaves the state unchanged -------------------------------------------
 
     def on_configure(self, _state: LifecycleState) -> TransitionCallbackReturn:
-        """Put the part together."""
+        """Create the part."""
         return self._attempt(self._make)
 
     def on_activate(self, _state: LifecycleState) -> TransitionCallbackReturn:
-        """Begin, and wait until it is known how that goes."""
+        """Start the part, and wait until it is ready or has failed."""
         return TransitionCallbackReturn.SUCCESS if self._is_acting else self._attempt(self._begin_and_wait)
 
     def on_deactivate(self, _state: LifecycleState) -> TransitionCallbackReturn:
-        """Come to rest."""
+        """Stop and free the part."""
         return self._attempt(self._free)
 
     def on_cleanup(self, _state: LifecycleState) -> TransitionCallbackReturn:
@@ -168,11 +171,11 @@ class ManagedNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types he
         return done
 
     def on_error(self, _state: LifecycleState) -> TransitionCallbackReturn:
-        """After a bug, which is in the log: back to unconfigured."""
+        """Return to unconfigured after an unexpected error, which is in the log."""
         return self._attempt(self._free)
 
     def _attempt(self, step: Callable[[], None]) -> TransitionCallbackReturn:
-        """Run a step; a named error refuses the transition, anything else is a bug that must be seen."""
+        """Run a step. A named error refuses the transition; any other error is logged as a bug."""
         is_through = False
         try:
             with self._changing:
@@ -204,7 +207,7 @@ class ManagedNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types he
         self._begin()
         pause = threading.Event()
         while not (self._is_closed or self._failure or (self._part is None or self._part.is_settled)):
-            pause.wait(LOOK_S)
+            pause.wait(POLL_S)
         if self._failure is not None:
             raise self._failure
 
@@ -213,17 +216,17 @@ class ManagedNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types he
             part, self._part, self._is_acting = self._part, None, False
             if part is not None:
                 part.close()
-            self._entities.doom()
+            self._entities.mark()
         if self.executor is not None:
             self.executor.wake()
 
     def _failed(self, error: VsdError | None = None) -> None:
-        """Take a part's failure: the end of the process, or only of what it does."""
+        """Handle a part's failure: end the process, or only deactivate the node."""
         if self.autostart:
             self._stop(error)
             return
         self._failure = error
-        # Not on the part's own thread, which its close may wait for.
+        # On another thread: `close` may wait for the part's own thread.
         threading.Thread(target=partial(self._give_up, error), daemon=True).start()
 
     def _give_up(self, error: VsdError | None) -> None:

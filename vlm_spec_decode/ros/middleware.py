@@ -1,10 +1,10 @@
 """This package's settings of the middleware: a node in a ROS context of its own, and quality of service by
 purpose.
 
-For programs that are no node process: terminals, recorder, player, demo. It takes no signals and no arguments
-of the process, and its callbacks run only while it is spun.
+For programs that are no node process: terminals, recorder, player, demo. `OwnNode` uses no signals and no
+arguments of the process, and its callbacks run only while it is spun.
 
-Quality of service is in one place, so that both ends of a topic agree.
+The QoS profiles are in one place, so that both ends of a topic agree.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ NO_LOG_FILE = ("--ros-args", "--disable-external-lib-logs")
 
 
 def prefer_sockets() -> None:
-    """Keep Fast DDS from shared memory, unless the environment says otherwise; call it before `rclpy.init`.
+    """Disable Fast DDS's shared memory, unless the environment sets it; call it before `rclpy.init`.
 
-    Processes that are killed leave shared memory behind in a state that can silence whoever publishes to
-    them: after some forty kills of a VLM node the camera node's frames reached nobody, and a new VLM node
-    could not mend that. Frames of some 50 kB lose nothing on the loopback interface. It has no effect with
+    A killed process leaves shared memory in a state that can block its publishers: after some forty kills of
+    a VLM node the camera node's frames reached no subscriber, and a new VLM node did not help. Frames of
+    some 50 kB are as fast on the loopback interface. It has no effect with
     ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST, where rmw_fastrtps chooses by itself, and for other middleware.
     """
     os.environ.setdefault(TRANSPORTS, "UDPv4")
 
 
 @contextmanager
-def named() -> Iterator[None]:
-    """Turn what starting ROS 2 can raise into one line. Raises MiddlewareError, ConfigError for arguments."""
+def named_errors() -> Iterator[None]:
+    """Turn errors of starting ROS 2 into one line. Raises MiddlewareError, or ConfigError for arguments."""
     from rclpy.exceptions import ROSInterruptException
     from rclpy.impl.implementation_singleton import rclpy_implementation
 
@@ -62,12 +62,12 @@ def named() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Return what rcl says without the place in its source."""
+    """Return rcl's message without its source location."""
     return " ".join(str(error).split()).split(", at /")[0]
 
 
 ATTEMPTS, GAP_S = 6, 0.15
-"""How many nodes look for another one, and how long after each other they begin."""
+"""How many nodes search for a peer, and the time between their starts."""
 
 POLL_S = 0.005
 
@@ -78,7 +78,7 @@ class OwnNode:
     def __init__(self, name: str, domain: int, namespace: str = "", **options: Any) -> None:
         """Join a ROS domain; `options` go to the node.
 
-        Raises ConfigError for what is no namespace, or a variable that nobody may guess, and MiddlewareError.
+        Raises ConfigError for an invalid namespace or environment variable, and MiddlewareError.
         """
         if namespace:
             try:
@@ -91,9 +91,9 @@ class OwnNode:
         prefer_sockets()
         context = self._context = rclpy.Context()
         signals = SignalHandlerOptions.NO
-        with named():
-            # No log file, and no argument of the process: neither a full or missing log folder nor a byte
-            # that is no text may keep the e-stop from running.
+        with named_errors():
+            # No log file and no process arguments: neither a full or missing log folder nor an argument
+            # that is no text may prevent the e-stop.
             args = list(NO_LOG_FILE)
             rclpy.init(args=args, context=context, domain_id=domain, signal_handler_options=signals)
             options.setdefault("use_global_arguments", False)
@@ -102,13 +102,13 @@ class OwnNode:
         self._executor.add_node(self.node)
 
     def spin(self, duration_s: float) -> None:
-        """Take in what arrives for about `duration_s`."""
+        """Process callbacks for about `duration_s`."""
         until_s = time.monotonic() + duration_s
         while (left_s := until_s - time.monotonic()) > 0:
             self._executor.spin_once(timeout_sec=left_s)
 
     def spin_once(self, timeout_s: float) -> None:
-        """Take in one thing, waiting for it at most `timeout_s`."""
+        """Process one callback, waiting for it at most `timeout_s`."""
         self._executor.spin_once(timeout_sec=timeout_s)
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ class OwnNode:
 
 
 class Closable(Protocol):
-    """What `first_to_find` makes; an `OwnNode` or what holds one."""
+    """An `OwnNode`, or an object that owns one."""
 
     def close(self) -> None:
         """Leave ROS."""
@@ -136,14 +136,13 @@ def first_to_find(
     timeout_s: float,
     others: list[Seeker] | None = None,
 ) -> tuple[Seeker, bool]:
-    """Let several nodes look for somebody, and return the first that has found him.
+    """Let several nodes search for a peer, and return the first one that has found it.
 
-    The others leave, or are put into `others`, for whoever has something more urgent to do first.
+    The others are closed, or appended to `others` if the caller wants to close them later.
 
-    Two participants of Fast DDS see each other within 0.12 s, or, in about a quarter of all cases, miss the
-    beginning of each other's talk and only come to it after 1 to 3 s. Which of the two happens is chance, for
-    each participant anew, so whoever is in a hurry sends another one after a moment. After `timeout_s` the
-    first node is returned, with False.
+    Two participants of Fast DDS discover each other within 0.12 s or, in about a quarter of all cases, only
+    after 1 to 3 s. Which of the two happens is random for each participant, so a further participant is
+    started after a moment. After `timeout_s` the first node is returned, with False.
     """
     began_s = time.monotonic()
     seekers: list[Seeker] = []
@@ -160,13 +159,13 @@ def first_to_find(
         raise
     if not seekers:
         seekers.append(make())
-    kept = seekers[0] if found is None else found
+    chosen = seekers[0] if found is None else found
     for seeker in seekers:
-        if seeker is not kept and others is not None:
+        if seeker is not chosen and others is not None:
             others.append(seeker)
-        elif seeker is not kept:
+        elif seeker is not chosen:
             seeker.close()
-    return kept, found is not None
+    return chosen, found is not None
 
 
 COMMAND = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE, history=HistoryPolicy.KEEP_LAST)
@@ -180,13 +179,13 @@ LATCHED = QoSProfile(
 )
 """State that a late subscriber needs: the last status."""
 
-HEARD = QoSProfile(
+LATCHED_QUEUE = QoSProfile(
     depth=50,
     reliability=ReliabilityPolicy.RELIABLE,
     history=HistoryPolicy.KEEP_LAST,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
-"""Latched state as it is heard by whoever must not miss a change that another one follows at once."""
+"""Latched state for subscribers that must not miss a change when another follows at once."""
 
 STREAMED = QoSProfile(
     depth=10,
@@ -194,7 +193,7 @@ STREAMED = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
-"""Text as it grows: a late subscriber gets the newest of it."""
+"""Growing text: a late subscriber gets the newest version."""
 
 REQUEST = STREAMED
-"""What a process asks that may live for a moment only: a recorder that meets it late hears it all."""
+"""Requests of short-lived processes: a recorder that discovers one late still gets all of them."""

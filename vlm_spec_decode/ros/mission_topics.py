@@ -1,11 +1,11 @@
-"""A mission as other nodes see it: the VLM node's topics, and a ROS 2 action.
+"""The ROS interface of a mission: the VLM node's topics, and a ROS 2 action.
 
-`VlmPublishers` has the publishers, the plan that is its own heartbeat, and the last status.
+`VlmPublishers` has the publishers, the plan and its heartbeat, and the last status.
 
-Of the action, the goal is the instruction, feedback the answer, and cancel withdraws it. No action type with
-a sentence comes with ROS 2, and a Python package cannot make one, so a parameter names the type: any whose
-goal has a string field. Further fields are filled if their kind fits: a string of feedback with each new
-state, a bool and a string of the result. Uses the VLM node's topics like any other client: a new goal
+In the action, the goal is the instruction, the feedback is the state, and cancel withdraws the mission. ROS 2
+has no action type with a text, and a Python package cannot define one, so a parameter names the type: any
+whose goal has a string field. Further fields are filled if their type fits: a string of feedback with each
+new state, a bool and a string of the result. Uses the VLM node's topics like any other client: a new goal
 supersedes the mission under way, and the e-stop ends it.
 """
 
@@ -29,28 +29,35 @@ from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ConfigError, InstructionError
 from vlm_spec_decode.mission.queue import Ack, MissionRequest
 from vlm_spec_decode.mission.service import PlanHeartbeat
-from vlm_spec_decode.mission.state import ENDED, Answer, MissionStatus, PartialAnswer
+from vlm_spec_decode.mission.state import END_STATES, Answer, MissionStatus, PartialAnswer
 from vlm_spec_decode.ros import diagnostics
 from vlm_spec_decode.ros.convert import ClockConverter
-from vlm_spec_decode.ros.middleware import COMMAND, HEARD, LATCHED, REQUEST, STREAMED
-from vlm_spec_decode.ros.subscriptions import fault_lines, listen
+from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, LATCHED_QUEUE, REQUEST, STREAMED
+from vlm_spec_decode.ros.subscriptions import fault_lines, subscribe
 
 
 class VlmPublishers:
-    """Publishes. `beat` and `halt` may be called from any thread, the rest from one callback group."""
+    """Publishes.
+
+    `repeat_plan` and `send_empty_plan` are safe for any thread, the rest is for one callback group.
+    """
 
     def __init__(self, node: Node, stamps: ClockConverter) -> None:
         self._node = node
         self._stamps = stamps
         self._last: Answer | None = None
         self.shown = MissionStatus(state="connecting")
-        """The newest status of the mission under way, or of the link."""
+        """The newest status of the mission in progress, or of the link."""
         self._answers = node.create_publisher(String, "vlm/answer", COMMAND)
         self._partials = node.create_publisher(String, "vlm/answer/partial", STREAMED)
         self._plans = node.create_publisher(String, "vlm/plan", COMMAND)
         heartbeat = PlanHeartbeat(self._send, stamps.ros_now_s)
-        self.plan, self.beat, self.rest = heartbeat.plan, heartbeat.beat, heartbeat.rest
-        self.halt = heartbeat.halt
+        self.send_plan, self.repeat_plan, self.end_plan = (
+            heartbeat.send_plan,
+            heartbeat.repeat_plan,
+            heartbeat.end_plan,
+        )
+        self.send_empty_plan = heartbeat.send_empty_plan
         self._traces = node.create_publisher(String, "vlm/trace", LATCHED)
         self._runs = node.create_publisher(String, "vlm/run", LATCHED)
         self._statuses = node.create_publisher(String, "vlm/status", LATCHED)
@@ -58,28 +65,28 @@ class VlmPublishers:
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
 
     def acknowledge(self, ack: Ack) -> None:
-        """Say what became of a request or a heartbeat."""
+        """Publish the reply to a request or a heartbeat."""
         self._acks.publish(String(data=ack.to_json()))
 
     def _send(self, plan: Plan) -> None:
         self._plans.publish(String(data=plan.to_json()))
 
-    def partial(self, report: PartialAnswer) -> None:
+    def publish_partial(self, report: PartialAnswer) -> None:
         """Publish the committed text so far."""
         self._partials.publish(String(data=report.text))
 
-    def answer(self, report: Answer) -> None:
+    def publish_answer(self, report: Answer) -> None:
         """Publish a finished answer and its figures."""
         self._last = report
         self._answers.publish(String(data=report.to_json()))
         self._traces.publish(String(data=report.trace_json()))
 
-    def run(self, facts: str) -> None:
-        """Publish what decides the tokens from now on."""
+    def publish_run(self, facts: str) -> None:
+        """Publish the settings and models that decide the tokens from now on."""
         self._runs.publish(String(data=facts))
 
-    def status(self, status: MissionStatus, *, aside: bool = False) -> None:
-        """Publish a status; `aside` for one that is not about the mission under way."""
+    def publish_status(self, status: MissionStatus, *, aside: bool = False) -> None:
+        """Publish a status; `aside` for one that is not about the mission in progress."""
         if not aside:
             self.shown = status
         self._statuses.publish(String(data=status.to_json()))
@@ -88,7 +95,7 @@ class VlmPublishers:
         say.warning(text) if status.reason else say.info(text)
 
     def diagnose(self, *, linked: bool, missions: int, bad_frames: int, why_bad: str = "") -> None:
-        """Publish diagnostics; `why_bad` is what was wrong with the last bad frame."""
+        """Publish diagnostics; `why_bad` is the fault of the last bad frame."""
         values = {"state": self.shown.state, "missions": str(missions)}
         if self._last is not None:
             result = self._last.result
@@ -100,8 +107,8 @@ class VlmPublishers:
             }
         name = diagnostics.name_of(self._node)
         level = diagnostics.OK if linked else diagnostics.ERROR
-        said = "connected" if linked else self.shown.detail or "connecting"
-        lines = [diagnostics.Health(f"{name}: cloud", level, said, values)]
+        message = "connected" if linked else self.shown.detail or "connecting"
+        lines = [diagnostics.Health(f"{name}: cloud", level, message, values)]
         if bad_frames or why_bad:
             frames = {"dropped": str(bad_frames), "last": why_bad}
             lines.append(diagnostics.Health(f"{name}: frames", diagnostics.WARN, "bad frames", frames))
@@ -117,7 +124,7 @@ LOOK_S = 0.05
 
 
 def action_type(text: str) -> Any:
-    """Return the class of `package/action/Type`. Raises ConfigError if it is not there or has no sentence."""
+    """Return the class of `package/action/Type`. Raises ConfigError if it is missing or has no text field."""
     package, _, name = text.partition("/action/")
     try:
         kind = getattr(import_module(f"{package}.action"), name)
@@ -129,7 +136,7 @@ def action_type(text: str) -> Any:
 
 
 def field_of(message: Any, kind: str) -> str:
-    """Return the first field of a type, or nothing."""
+    """Return the name of the first field of a type, or ""."""
     fields = message.get_fields_and_field_types()
     return next((name for name, found in fields.items() if found == kind), "")
 
@@ -138,14 +145,14 @@ class MissionActionServer:
     """Serves `vlm/execute`."""
 
     def __init__(self, node: Node, kind: Any, sentence: Callable[[Any], str] | None = None) -> None:
-        """`sentence` reads the instruction out of a goal; by default its first string."""
+        """`sentence` reads the instruction from a goal; by default its first string."""
         self._node, self._kind = node, kind
         group = ReentrantCallbackGroup()
         self._requests = node.create_publisher(String, "vlm/request", REQUEST)
         self._withdrawals = node.create_publisher(String, "vlm/withdraw", COMMAND)
-        listen(node, String, "vlm/status", self._hear, HEARD, callback_group=group)
+        subscribe(node, String, "vlm/status", self._on_status, LATCHED_QUEUE, callback_group=group)
         self._sentence = sentence or (lambda goal: str(getattr(goal, field_of(kind.Goal, "string"))))
-        self._heard: dict[str, SimpleQueue[MissionStatus]] = {}
+        self._statuses: dict[str, SimpleQueue[MissionStatus]] = {}
         self._lock = threading.Lock()
         self._count = 0
         self._closed = threading.Event()
@@ -155,22 +162,22 @@ class MissionActionServer:
             ACTION_NAME,
             self._execute,
             callback_group=group,
-            goal_callback=self._judge,
+            goal_callback=self._check_goal,
             cancel_callback=lambda _: CancelResponse.ACCEPT,
         )
 
-    def _hear(self, message: String) -> None:
+    def _on_status(self, message: String) -> None:
         status = MissionStatus(**json.loads(message.data))
         with self._lock:
-            heard = self._heard.get(status.mission)
-        if heard is not None:
-            heard.put(status)
+            statuses = self._statuses.get(status.mission)
+        if statuses is not None:
+            statuses.put(status)
 
     def close(self) -> None:
-        """End every goal that still waits; the server goes with the node's other entities. Idempotent."""
+        """End every goal that still waits. The server is freed with the node's entities. Idempotent."""
         self._closed.set()
 
-    def _judge(self, goal: Any) -> Any:
+    def _check_goal(self, goal: Any) -> Any:
         try:
             MissionRequest(instruction=self._sentence(goal))
         except InstructionError as error:
@@ -179,48 +186,48 @@ class MissionActionServer:
         return GoalResponse.ACCEPT
 
     def _execute(self, goal: Any) -> Any:
-        heard: SimpleQueue[MissionStatus] = SimpleQueue()
+        statuses: SimpleQueue[MissionStatus] = SimpleQueue()
         with self._lock:
             self._count += 1
             mission = f"goal-{self._node.get_clock().now().nanoseconds:x}-{self._count}"
-            self._heard[mission] = heard
+            self._statuses[mission] = statuses
         self._requests.publish(
             String(data=MissionRequest(instruction=self._sentence(goal.request), mission=mission).to_json())
         )
         try:
-            status = self._follow(goal, mission, heard)
+            status = self._follow(goal, mission, statuses)
         finally:
             with self._lock:
-                del self._heard[mission]
+                del self._statuses[mission]
         if status.state == "done":
             goal.succeed()
         elif goal.is_cancel_requested:
             goal.canceled()
         else:
             goal.abort()
-        said = ": ".join(part for part in (status.state, status.reason, status.detail) if part)
-        return self._filled(self._kind.Result, said, status.state == "done")
+        text = ": ".join(part for part in (status.state, status.reason, status.detail) if part)
+        return self._filled(self._kind.Result, text, status.state == "done")
 
-    def _follow(self, goal: Any, mission: str, heard: SimpleQueue[MissionStatus]) -> MissionStatus:
+    def _follow(self, goal: Any, mission: str, statuses: SimpleQueue[MissionStatus]) -> MissionStatus:
         is_withdrawn = False
         while not self._closed.is_set():
             if goal.is_cancel_requested and not is_withdrawn:
                 is_withdrawn = True
                 self._withdrawals.publish(String(data=mission))
             try:
-                status = heard.get(timeout=LOOK_S)
+                status = statuses.get(timeout=LOOK_S)
             except Empty:
                 continue
-            if status.state in ENDED:
+            if status.state in END_STATES:
                 return status
-            said = ": ".join(part for part in (status.state, status.detail) if part)
-            goal.publish_feedback(self._filled(self._kind.Feedback, said, False))
+            text = ": ".join(part for part in (status.state, status.detail) if part)
+            goal.publish_feedback(self._filled(self._kind.Feedback, text, False))
         return MissionStatus(state="cancelled", mission=mission, detail="the node ends")
 
     @staticmethod
-    def _filled(kind: Any, said: str, good: bool) -> Any:
+    def _filled(kind: Any, text: str, good: bool) -> Any:
         message = kind()
-        for field, value in ((field_of(kind, "string"), said), (field_of(kind, "boolean"), good)):
+        for field, value in ((field_of(kind, "string"), text), (field_of(kind, "boolean"), good)):
             if field:
                 setattr(message, field, value)
         return message

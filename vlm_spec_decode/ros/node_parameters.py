@@ -75,7 +75,7 @@ class Argument:
 
     @classmethod
     def of(cls, setting: Setting, name: str = "", **default: str | None) -> Argument:
-        """Return the argument of a setting; `default` is given where it is another here."""
+        """Return the argument of a setting; `default` replaces the setting's default."""
         is_flag = isinstance(setting.default, bool)
         usual = str(setting.default).lower() if is_flag else setting.text
         choices = YES_NO if is_flag else setting.choices
@@ -83,7 +83,7 @@ class Argument:
 
 
 def parameter(name: str, argument: str = "", **default: str | None) -> Argument:
-    """Return the argument of a node's parameter; `argument` is its name here if that is another."""
+    """Return the argument of a node's parameter; `argument` is the argument's name if it differs."""
     return Argument.of(PARAMETERS[name], argument, **default)
 
 

@@ -34,17 +34,17 @@ from vlm_spec_decode.ros.range_processing import (
     Ranges,
     SensorMount,
     Sight,
-    after,
     cloud_cells,
     depth_cells,
-    look,
+    less_travel,
     nearest,
     scan_cells,
+    sight_of,
 )
-from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, listen
+from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, subscribe
 
 ALL_ROUND = (0, 1, 2, 3)
-"""Sides that a scan or a cloud watches; a depth image watches those that its mount faces."""
+"""Sides that a scan or a point cloud covers; a depth image covers those that its mount faces."""
 
 
 PARAMETERS = (
@@ -66,8 +66,8 @@ PARAMETERS = (
 )
 
 
-class Source:
-    """One sensor: what it last showed of each side, and when. One callback writes, any thread reads."""
+class ObstacleSource:
+    """One sensor: its last range on each side, with the time. One callback writes, any thread reads."""
 
     def __init__(
         self,
@@ -78,50 +78,50 @@ class Source:
         count: int,
         min_share: float,
     ) -> None:
-        """`read` turns a message into cells; `count` of them must agree on what is in the way."""
+        """`read` turns a message into cells; an obstacle counts if at least `count` of them show it."""
         self.name, self.watched = name, watched
         self._read, self._mount, self._count, self._min_share = read, mount, count, min_share
         self._sides = [(math.inf, -math.inf)] * 4
         self._sight: Sight | None = None
         self._problem = ""
-        self._heard_s = -math.inf
+        self._received_s = -math.inf
         self._is_unstamped = False
         self._unreadable = 0
 
-    def take(self, message: Any, now_s: float, ros_now_s: float) -> None:
-        """Take a message that came now. Raises ImageError if nothing can be read out of it."""
+    def on_message(self, message: Any, now_s: float, ros_now_s: float) -> None:
+        """Process a message that arrived now. Raises ImageError if it cannot be read."""
         stamp_s = to_seconds(message.header.stamp)
         self._is_unstamped = not stamp_s
         if stamp_s > ros_now_s + FUTURE_TOLERANCE_S:
             raise ImageError(f"stamped {stamp_s - ros_now_s:.1f} s ahead of this clock: synchronise them")
-        sight = look(self._read(message), self._mount, self.watched, self._count, self._min_share)
-        # What has waited in a queue is as old as its stamp says; without a stamp it counts from here.
+        sight = sight_of(self._read(message), self._mount, self.watched, self._count, self._min_share)
+        # A message that waited in a queue is as old as its stamp; without a stamp its age counts from here.
         seen_s = min(now_s, now_s - (ros_now_s - stamp_s)) if stamp_s else now_s
         for side in range(4):
             if side not in sight.blind:
                 self._sides[side] = (sight.ranges[side], seen_s)
-        self._sight, self._heard_s, self._problem = sight, seen_s, ""
+        self._sight, self._received_s, self._problem = sight, seen_s, ""
 
     def drop(self, problem: str) -> None:
-        """Note that a message could not be used; a sensor that nobody understands is a silent one."""
+        """Record that a message could not be used; such a sensor counts as silent."""
         self._problem = problem
         self._unreadable += 1
 
     def ranges(self, now_s: float, speed_mps: float, timeout_s: float) -> Ranges:
-        """Return what is free: of each side what was seen last, less the way since; 0 if that is too old."""
+        """Return the free distance on each side: the last range less the travel since; 0 if it is too old."""
         free = [math.inf] * 4
         for side in range(4):
             free_m, seen_s = self._sides[side]
             if now_s - seen_s <= timeout_s:
-                free[side] = after(free_m, speed_mps * (now_s - seen_s))
+                free[side] = less_travel(free_m, speed_mps * (now_s - seen_s))
             elif side in self.watched:
                 free[side] = 0.0
         return (free[0], free[1], free[2], free[3])
 
     def line(self, name: str, now_s: float, timeout_s: float) -> diagnostics.Health:
-        """Judge the sensor: silent, unreadable, blind, or seeing."""
+        """Return the sensor's health: silent, unreadable, blind, or working."""
         sight = self._sight
-        age_s = None if math.isinf(self._heard_s) else now_s - self._heard_s
+        age_s = None if math.isinf(self._received_s) else now_s - self._received_s
         free = self.ranges(now_s, 0.0, timeout_s)
         values = {side + "_m": f"{free[index]:.2f}" for index, side in enumerate(SIDES)}
         values |= {"unreadable": str(self._unreadable)}
@@ -129,19 +129,19 @@ class Source:
             values |= {"valid_share": f"{sight.valid_share:.3f}", "cells": str(sight.cells)}
         label, sides = f"{name}: {self.name}", ", ".join(SIDES[side] for side in self.watched)
         if self._problem:
-            said = f"{self._problem}; {sides}: blocked"
-            return diagnostics.Health(label, diagnostics.ERROR, said, values | {"problem": self._problem})
+            message = f"{self._problem}; {sides}: blocked"
+            return diagnostics.Health(label, diagnostics.ERROR, message, values | {"problem": self._problem})
         if sight is None or age_s is None or age_s > timeout_s:
             return diagnostics.rate(label, age_s, timeout_s, values)
         if sight.blind:
-            said = (
+            message = (
                 f"blind: {100 * sight.valid_share:.0f} % of {sight.cells} returns are usable; "
                 f"{', '.join(SIDES[side] for side in sight.blind)}: blocked"
             )
-            return diagnostics.Health(label, diagnostics.ERROR, said, values)
+            return diagnostics.Health(label, diagnostics.ERROR, message, values)
         if sight.is_empty:
-            said = "nothing within reach on any side, which a covered sensor says, too"
-            return diagnostics.Health(label, diagnostics.WARN, said, values)
+            message = "nothing within reach on any side, which a covered sensor says, too"
+            return diagnostics.Health(label, diagnostics.WARN, message, values)
         if self._is_unstamped:
             return diagnostics.Health(label, diagnostics.WARN, "no stamps: its age is not known", values)
         return diagnostics.rate(label, age_s, timeout_s, values)
@@ -154,7 +154,7 @@ class ObstacleSensors:
         values = Parameters(node, PARAMETERS)
         self._node, self._clock, self._stamps = node, clock, ClockConverter(node, clock)
         self._timeout_s = values.real("obstacle_timeout_s")
-        self._sources: list[Source] = []
+        self._sources: list[ObstacleSource] = []
         hfov_rad, share = math.radians(values.real("depth_hfov_deg")), values.real("obstacle_valid_share")
         kinds: tuple[tuple[str, Any, Callable[[Any], Cells], int], ...] = (
             ("scan", LaserScan, scan_cells, 1),
@@ -165,13 +165,13 @@ class ObstacleSensors:
             topic, mount = values.text(f"{name}_topic"), SensorMount.parse(values.text(f"{name}_mount"))
             if topic:
                 watched = mount.faces if name == "depth" else ALL_ROUND
-                source = Source(name, read, mount, watched, count, share)
+                source = ObstacleSource(name, read, mount, watched, count, share)
                 self._sources.append(source)
-                listen(
+                subscribe(
                     node,
                     kind,
                     topic,
-                    partial(self.take, source),
+                    partial(self.on_message, source),
                     qos_profile_sensor_data,
                     on_fault=source.drop,
                     callback_group=MutuallyExclusiveCallbackGroup(),
@@ -179,18 +179,18 @@ class ObstacleSensors:
 
     @property
     def is_needed(self) -> bool:
-        """Whether any sensor is to be heard."""
+        """Whether any sensor is configured."""
         return bool(self._sources)
 
     @property
-    def sources(self) -> tuple[Source, ...]:
-        """The sensors that are heard."""
+    def sources(self) -> tuple[ObstacleSource, ...]:
+        """The configured sensors."""
         return tuple(self._sources)
 
-    def take(self, source: Source, message: Any) -> None:
-        """Take one message of a sensor; what cannot be read counts as not heard."""
+    def on_message(self, source: ObstacleSource, message: Any) -> None:
+        """Process one message of a sensor; one that cannot be read counts as not received."""
         try:
-            source.take(message, self._clock.now(), self._stamps.ros_now_s())
+            source.on_message(message, self._clock.now(), self._stamps.ros_now_s())
         except ImageError as error:
             source.drop(str(error))
             self._node.get_logger().warning(
@@ -198,28 +198,28 @@ class ObstacleSensors:
             )
 
     def ranges(self, speed_mps: float = 0.0) -> Ranges:
-        """Return what is free by all sensors, less what a body of this speed has gone since each looked."""
+        """Return the free distances by all sensors, less the travel at this speed since each measurement."""
         now_s = self._clock.now()
         seen = (source.ranges(now_s, speed_mps, self._timeout_s) for source in self._sources)
         return nearest(FREE, *seen)
 
     def lines(self, name: str) -> list[diagnostics.Health]:
-        """Judge each sensor."""
+        """Return the health of each sensor."""
         now_s = self._clock.now()
         return [source.line(name, now_s, self._timeout_s) for source in self._sources]
 
 
 class SensingDriver:
-    """A `RobotDriver` whose state includes other sensors' free distances; all else is the robot's own."""
+    """A `RobotDriver` whose state includes other sensors' free distances; the rest is the robot's own."""
 
-    def __init__(self, driver: RobotDriver, surroundings: ObstacleSensors) -> None:
+    def __init__(self, driver: RobotDriver, sensors: ObstacleSensors) -> None:
         self._driver = driver
-        self._surroundings = surroundings
+        self._sensors = sensors
         self.start, self.move, self.stop = driver.start, driver.move, driver.stop
         self.posture, self.look, self.close = driver.posture, driver.look, driver.close
 
     def state(self) -> RobotState:
-        """Return the robot's state, its ranges narrowed."""
+        """Return the robot's state, with ranges reduced by the sensors."""
         state = self._driver.state()
-        seen = self._surroundings.ranges(state.speed_mps)
+        seen = self._sensors.ranges(state.speed_mps)
         return replace(state, range_obstacle_m=nearest(state.range_obstacle_m, seen))

@@ -1,4 +1,4 @@
-"""The operator's end of the topics, for terminals: receives the nodes' output, requests, answers and cancels.
+"""The operator's side of the topics, for terminals: receives the nodes' output; requests, approves, cancels.
 
 Has a ROS context of its own; it acts only while `spin` is called, except for the heartbeat of a mission,
 which has a thread. Independent of terminals. The e-stop is in `estop_client`.
@@ -20,101 +20,101 @@ from std_srvs.srv import SetBool, Trigger
 
 from vlm_spec_decode.core.errors import RobotUnreachable
 from vlm_spec_decode.mission.queue import MissionRequest
-from vlm_spec_decode.ros.middleware import COMMAND, HEARD, REQUEST, OwnNode, first_to_find
+from vlm_spec_decode.ros.middleware import COMMAND, LATCHED_QUEUE, REQUEST, OwnNode, first_to_find
 
 TEXTS = ("vlm/answer", "vlm/plan/status", "vlm/ack")
 LATCHED_TEXTS = ("vlm/status", "vlm/trace", "vlm/answer/partial")
 SPIN_S = 0.05
-BEAT_S = 0.1
-PATIENCE_S = 1.5
-"""After this a person is told what is looked for."""
+HEARTBEAT_S = 0.1
+NOTICE_S = 1.5
+"""Seconds of searching after which the user is informed."""
 
 RESEND_S = 0.25
 LINGER_S = 4.0
-"""How long a node that leaves waits for all who listen to have heard it; discovery takes up to 3 s."""
+"""How long a closing node waits until all subscribers have its messages; discovery takes up to 3 s."""
 
-Hear = Callable[[str, str], None]
+OnText = Callable[[str, str], None]
 """Called with the topic's name below the namespace and the text."""
 
 
 class Operator:
-    """A node beside the running ones, in the same namespace. Close it."""
+    """A node in the namespace of the running ones. Close it after use."""
 
-    def __init__(self, domain: int, namespace: str = "", hear: Hear | None = None) -> None:
+    def __init__(self, domain: int, namespace: str = "", on_text: OnText | None = None) -> None:
         self.odometry: Odometry | None = None
         self.diagnostics: dict[str, Any] = {}
-        self.heard_s = time.monotonic()
-        """When the VLM node was heard last."""
-        self._hear = hear or (lambda _topic, _text: None)
+        self.received_s = time.monotonic()
+        """When the VLM node's last message arrived."""
+        self._on_text = on_text or (lambda _topic, _text: None)
         self._unreadable: set[str] = set()
         self._own = OwnNode(
             "vsd_operator", domain, namespace, start_parameter_services=False, enable_rosout=False
         )
         self._node = node = self._own.node
         self.where = f"on ROS domain {domain} in namespace {node.get_namespace()}"
-        """Where this node looks, for a message."""
+        """Domain and namespace of this node, for messages."""
         self._requests = node.create_publisher(String, "vlm/request", REQUEST)
         self._withdrawals = node.create_publisher(String, "vlm/withdraw", COMMAND)
         self._beats = node.create_publisher(String, "vlm/heartbeat", COMMAND)
-        self._verdict = node.create_client(SetBool, "vlm/approve")
+        self._approval = node.create_client(SetBool, "vlm/approve")
         self._cancel = node.create_client(Trigger, "vlm/cancel")
         self._ended = threading.Event()
         self._beating: threading.Thread | None = None
 
     def listen(self) -> None:
-        """Subscribe to everything that is said; `hear` then gets it."""
+        """Subscribe to all topics of the nodes; `on_text` gets their messages."""
         node = self._node
         for topic in TEXTS:
-            node.create_subscription(String, topic, self._hearer(topic), COMMAND)
+            node.create_subscription(String, topic, self._callback(topic), COMMAND)
         for topic in LATCHED_TEXTS:
-            node.create_subscription(String, topic, self._hearer(topic), HEARD)
+            node.create_subscription(String, topic, self._callback(topic), LATCHED_QUEUE)
         node.create_subscription(Odometry, "odom", self._on_odometry, 5)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 
     def spin(self, duration_s: float = SPIN_S) -> None:
-        """Take in what arrives for about `duration_s`."""
+        """Process callbacks for about `duration_s`."""
         self._own.spin(duration_s)
 
     def finds_node(self) -> bool:
-        """Whether a VLM node is there: it acknowledges and listens. A recorder only listens."""
+        """Whether there is a VLM node: it publishes acks and subscribes. A recorder only subscribes."""
         return bool(
             self._node.count_publishers("vlm/ack")
             and self._requests.get_subscription_count()
             and self._withdrawals.get_subscription_count()
         )
 
-    def ask(self, request: MissionRequest) -> None:
-        """Publish a request; the same one may go out again until it is acknowledged."""
+    def send_request(self, request: MissionRequest) -> None:
+        """Publish a request; repeat it until it is acknowledged."""
         self._requests.publish(String(data=request.to_json()))
 
     def keep_alive(self, mission: str, until_s: float) -> None:
-        """Send a mission's heartbeat from now on, on a thread, until `close`, or a moment of the clock."""
+        """Send a mission's heartbeat on a thread from now on, until `close` or until `until_s`."""
 
         def beat() -> None:
             while not self._ended.is_set() and time.monotonic() < until_s:
                 self._beats.publish(String(data=mission))
-                self._ended.wait(BEAT_S)
+                self._ended.wait(HEARTBEAT_S)
 
         self._beating = threading.Thread(target=beat, name="heartbeat", daemon=True)
         self._beating.start()
 
     def withdraw(self, mission: str) -> None:
-        """Ask for the end of one mission."""
+        """Request the end of one mission."""
         self._withdrawals.publish(String(data=mission))
 
     def cancel(self, timeout_s: float) -> bool:
-        """Let the locomotion node drop what it does; whether it has answered."""
+        """Have the locomotion node drop its plan; return whether it has answered."""
         return self._call(self._cancel, Trigger.Request(), timeout_s) is not None
 
-    def answer(self, yes: bool, timeout_s: float) -> str:
-        """Say yes or no to the plan that is shown; return what the node says if it wanted no answer."""
-        response = self._call(self._verdict, SetBool.Request(data=yes), timeout_s)
+    def send_approval(self, yes: bool, timeout_s: float) -> str:
+        """Approve or reject the plan that is shown; return the node's message if no plan waits for that."""
+        response = self._call(self._approval, SetBool.Request(data=yes), timeout_s)
         if response is None:
             raise RobotUnreachable("vlm_node does not take the answer")
         return "" if response.success else str(response.message)
 
     def linger(self, listeners: int) -> None:
-        """Wait a moment until as many as listen to requests have them: a recorder, above all."""
+        """Wait a moment until the request has reached `listeners` subscribers, such as a recorder."""
         until_s = time.monotonic() + LINGER_S
         while self._requests.get_subscription_count() < listeners:
             if time.monotonic() > until_s:
@@ -122,7 +122,7 @@ class Operator:
             self.spin(0.02)
         self._requests.wait_for_all_acked(Duration(seconds=max(0.05, until_s - time.monotonic())))
 
-    def rest(self) -> None:
+    def stop_heartbeat(self) -> None:
         """End the heartbeat. Idempotent."""
         self._ended.set()
         if self._beating is not None:
@@ -130,7 +130,7 @@ class Operator:
 
     def close(self) -> None:
         """Leave ROS. Idempotent."""
-        self.rest()
+        self.stop_heartbeat()
         self._own.close()
 
     def _call(self, client: Any, request: Any, timeout_s: float) -> Any | None:
@@ -146,23 +146,23 @@ class Operator:
             self.spin(0.01)
         return future.result()
 
-    def _hearer(self, topic: str) -> Callable[[String], None]:
+    def _callback(self, topic: str) -> Callable[[String], None]:
         def take(message: String) -> None:
             if topic != "vlm/plan/status":
-                self.heard_s = time.monotonic()
+                self.received_s = time.monotonic()
             try:
-                self._hear(topic, message.data)
+                self._on_text(topic, message.data)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                self._complain(topic, error)
+                self._warn_unreadable(topic, error)
 
         return take
 
-    def _complain(self, topic: str, error: Exception) -> None:
-        """Say once per topic that somebody publishes there what is none of our messages."""
+    def _warn_unreadable(self, topic: str, error: Exception) -> None:
+        """Warn once per topic about a message that is not of this package."""
         if topic not in self._unreadable:
             self._unreadable.add(topic)
-            said = " ".join(str(error).split())
-            sys.stderr.write(f"vsd: ignored a message on {topic}: {type(error).__name__}: {said}\n")
+            text = " ".join(str(error).split())
+            sys.stderr.write(f"vsd: ignored a message on {topic}: {type(error).__name__}: {text}\n")
 
     def _on_odometry(self, message: Odometry) -> None:
         self.odometry = message
@@ -174,30 +174,30 @@ class Operator:
                 name = status.name.removeprefix(f"{below}/")
                 self.diagnostics[name] = status
                 if name.endswith(": cloud"):
-                    self.heard_s = time.monotonic()
+                    self.received_s = time.monotonic()
 
 
 def find_node(
     domain: int,
     namespace: str,
-    hear: Hear,
+    on_text: OnText,
     timeout_s: float,
-    tell: Callable[[str], None] = lambda _text: None,
+    on_progress: Callable[[str], None] = lambda _text: None,
 ) -> tuple[Operator, bool]:
-    """Return an operator that listens, and whether a VLM node was found within `timeout_s`.
+    """Return a subscribed operator, and whether a VLM node was found within `timeout_s`.
 
-    `tell` gets a sentence if that takes its time.
+    `on_progress` gets a sentence if that takes long.
     """
-    patient_s = time.monotonic() + PATIENCE_S
+    patient_s = time.monotonic() + NOTICE_S
 
     def has_found(operator: Operator) -> bool:
         nonlocal patient_s
         if time.monotonic() > patient_s:
             patient_s = float("inf")
-            tell(f"looking for a vlm_node {operator.where}, for {timeout_s:g} s at most")
+            on_progress(f"looking for a vlm_node {operator.where}, for {timeout_s:g} s at most")
         return operator.finds_node()
 
-    operator, is_found = first_to_find(lambda: Operator(domain, namespace, hear), has_found, timeout_s)
-    operator.heard_s = time.monotonic()
+    operator, is_found = first_to_find(lambda: Operator(domain, namespace, on_text), has_found, timeout_s)
+    operator.received_s = time.monotonic()
     operator.listen()
     return operator, is_found

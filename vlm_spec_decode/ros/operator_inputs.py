@@ -21,9 +21,9 @@ from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.ros.convert import STEADY
 from vlm_spec_decode.ros.middleware import COMMAND
 from vlm_spec_decode.ros.params import Parameters
-from vlm_spec_decode.ros.subscriptions import guarded_timer, listen
+from vlm_spec_decode.ros.subscriptions import guarded_timer, subscribe
 
-LOOK_S = 0.02
+CHECK_S = 0.02
 
 PARAMETERS = (
     Setting("teleop_topic", "cmd_vel_teleop", "Velocities of a person, which go before language."),
@@ -41,30 +41,30 @@ PARAMETERS = (
 
 
 class OperatorInputs:
-    """Subscriptions of one node. `engage` is called from any of them and must bring the robot to rest."""
+    """Subscriptions of one node. `engage` is called from any of them and must stop the robot."""
 
     def __init__(
-        self, node: Node, legs: RobotSupervisor, clock: Clock, engage: Callable[[str], None]
+        self, node: Node, supervisor: RobotSupervisor, clock: Clock, engage: Callable[[str], None]
     ) -> None:
         values = Parameters(node, PARAMETERS)
-        self._legs, self._clock, self._engage = legs, clock, engage
+        self._supervisor, self._clock, self._engage = supervisor, clock, engage
         self._button = values.integer("estop_button")
         self._deadman_s = values.real("deadman_timeout_s")
         self._alive_s: float | None = None
         self.dropped = self.unusable = 0
         stops, steers = ReentrantCallbackGroup(), MutuallyExclusiveCallbackGroup()
-        listen(node, Bool, "e_stop/request", self._on_request, COMMAND, callback_group=stops)
+        subscribe(node, Bool, "e_stop/request", self._on_request, COMMAND, callback_group=stops)
         if self._button >= 0:
             topic = values.text("joy_topic")
-            listen(node, Joy, topic, self._on_joy, 5, callback_group=stops)
+            subscribe(node, Joy, topic, self._on_joy, 5, callback_group=stops)
         topic = values.text("teleop_topic")
         if values.flag("teleop_stamped"):
-            listen(node, TwistStamped, topic, self._on_stamped, 1, callback_group=steers)
+            subscribe(node, TwistStamped, topic, self._on_stamped, 1, callback_group=steers)
         else:
-            listen(node, Twist, topic, self._on_twist, 1, callback_group=steers)
+            subscribe(node, Twist, topic, self._on_twist, 1, callback_group=steers)
         if self._deadman_s > 0:
             node.create_timer(
-                LOOK_S, guarded_timer(node, "dead man's switch", self._look), stops, clock=STEADY
+                CHECK_S, guarded_timer(node, "dead man's switch", self._check_deadman), stops, clock=STEADY
             )
 
     def _on_request(self, message: Bool) -> None:
@@ -82,14 +82,14 @@ class OperatorInputs:
     def _on_twist(self, message: Twist) -> None:
         velocity = (message.linear.x, message.linear.y, message.angular.z)
         if not all(map(math.isfinite, velocity)):
-            # Somebody holds the robot and says nothing usable: it stands, as it does for a zero.
+            # A person steers, but the message is unusable: the robot stands, as for a zero velocity.
             self.unusable += 1
             velocity = STILL
-        if not self._legs.steer(velocity):
+        if not self._supervisor.steer(velocity):
             self.dropped += 1
 
-    def _look(self) -> None:
-        """Engage when whoever had been holding the switch has let go, or died."""
+    def _check_deadman(self) -> None:
+        """Engage the e-stop when the messages of the dead man's switch stop."""
         if self._alive_s is not None and self._clock.now() - self._alive_s > self._deadman_s:
             self._alive_s = None
             self._engage(f"dead man's switch: {self._deadman_s:g} s of silence")

@@ -1,4 +1,4 @@
-"""Writes docs/parameters.md from what the nodes declare. A test holds the tables against the running nodes.
+"""Writes docs/parameters.md from what the nodes declare. A test compares the tables with the running nodes.
 
 python -m vlm_spec_decode.ros.parameter_docs          prints the page
 """
@@ -24,15 +24,16 @@ PARAMETERS: Mapping[str, tuple[Setting, ...]] = {name: settings(name) for name i
 class TopicDoc:
     """A topic or service of a node: `in`, `out` or `serves`."""
 
-    way: str
+    direction: str
     name: str
     kind: str
     meaning: str
 
 
-def _texts(way: str, **meanings: str) -> tuple[TopicDoc, ...]:
+def _texts(direction: str, **meanings: str) -> tuple[TopicDoc, ...]:
     return tuple(
-        TopicDoc(way, name.replace("__", "/"), "std_msgs/msg/String", said) for name, said in meanings.items()
+        TopicDoc(direction, name.replace("__", "/"), "std_msgs/msg/String", meaning)
+        for name, meaning in meanings.items()
     )
 
 
@@ -119,7 +120,7 @@ CHANNELS: Mapping[str, tuple[TopicDoc, ...]] = {
         ),
     ),
 }
-"""Every topic and service of every node at its default parameters; `/tf` comes along where tf2_msgs is."""
+"""Every topic and service of every node at its default parameters; `/tf` too if tf2_msgs is installed."""
 
 
 def page() -> str:
@@ -146,7 +147,7 @@ def page() -> str:
         ]
         lines += [_row(parameter) for parameter in parameters]
         lines += ["", "| | topic or service | type | meaning |", "| --- | --- | --- | --- |"]
-        lines += [f"| {c.way} | `{c.name}` | `{c.kind}` | {c.meaning} |" for c in CHANNELS[node]]
+        lines += [f"| {c.direction} | `{c.name}` | `{c.kind}` | {c.meaning} |" for c in CHANNELS[node]]
     for title, text, kind in FILES:
         lines += _file(title, text, kind)
     return "\n".join(lines) + "\n"

@@ -2,8 +2,8 @@
 
 A parameter is a `Setting`: a field of a settings dataclass (`parameters`), or, where no dataclass holds it,
 one of a module's `PARAMETERS`. `ros2 param describe` shows description and range. Parameters marked `live`
-may be changed while the node runs; every change is checked like a first value. All others are read-only:
-changing a limit under a moving robot would be a command, not a setting.
+may be changed while the node runs; every change is checked like a first value. All others are read-only: a
+safety limit must not change while the robot moves.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.types import text_problem
 from vlm_spec_decode.robot.go2.codes import POSTURE_CODES
 from vlm_spec_decode.robot.go2.config import Go2Config
-from vlm_spec_decode.ros.middleware import named
+from vlm_spec_decode.ros.middleware import named_errors
 
 DRIVERS: Mapping[str, str] = {
     "sdk": "a Go2, Unitree's SDK",
     "ros2": "a Go2, unitree_api messages",
     "cmd_vel": "any robot with odometry",
 }
-"""Ways to the robot, and what each is for."""
+"""Drivers of the locomotion node, and the robots of each."""
 
 CAMERA_SOURCES = ("robot", "multicast", "image:TOPIC", "compressed:TOPIC", "file:VIDEO", "bag:FOLDER[#TOPIC]")
-"""Where frames may come from (`ros.camera_sources`); multicast is the robot's own stream."""
+"""Sources of frames (`ros.camera_sources`); multicast is the robot's own stream."""
 
 
 def parameters(kind: type[Any], *names: str, **renamed: str) -> tuple[Setting, ...]:
-    """Return settings of a dataclass as parameters: those called `names`, then `renamed` ones, field to name.
+    """Return settings of a dataclass as parameters: those in `names`, then the `renamed` ones, field to name.
 
-    What may be None is an empty text as a parameter.
+    A value of None is an empty text as a parameter.
     """
     known = settings_of(kind)
     pairs = [*((name, name) for name in names), *renamed.items()]
@@ -73,8 +73,8 @@ SOURCE_PARAMETERS = (Setting("source", CAMERA_SOURCES[0], f"Frames: {', '.join(C
 def descriptor(setting: Setting) -> ParameterDescriptor:
     """Return what rclpy enforces and `ros2 param describe` shows."""
     message = ParameterDescriptor(description=setting.description, read_only=not setting.live)
-    # A file that says `rate_hz: 2` gives an integer, which rclpy would not take for a real number: what
-    # type a real number may have is checked here.
+    # A file with `rate_hz: 2` gives an integer, which rclpy would refuse for a real number, so the type of
+    # real numbers is checked here.
     message.dynamic_typing = setting.is_real
     if setting.choices:
         message.additional_constraints = f"one of: {', '.join(setting.choices)}"
@@ -89,23 +89,23 @@ def descriptor(setting: Setting) -> ParameterDescriptor:
 
 
 def problem_of(setting: Setting, value: object) -> str:
-    """Return what is wrong with a parameter's value beyond what rclpy checks; or nothing.
+    """Return the fault of a parameter's value beyond what rclpy checks, or "".
 
     rclpy checks the type of all but real numbers.
     """
     if setting.is_real and (isinstance(value, bool) or not isinstance(value, int | float)):
         return f"parameter {setting.name}: a number is wanted, not {value!r}"
-    said = setting.check(value)
-    if not said and isinstance(value, float) and not math.isfinite(value):
-        said = f"{value} is no finite number"
-    return f"parameter {setting.name}: {said}" if said else ""
+    problem = setting.check(value)
+    if not problem and isinstance(value, float) and not math.isfinite(value):
+        problem = f"{value} is no finite number"
+    return f"parameter {setting.name}: {problem}" if problem else ""
 
 
 class Parameters:
     """The values of a node's parameters, by type; a live one answers with its newest value."""
 
     def __init__(self, node: Node, declared: tuple[Setting, ...]) -> None:
-        """Declare all; what is declared already, by a part that is put together again, is only read.
+        """Declare all parameters; those that an earlier part of the node has declared are only read.
 
         Raises ConfigError for a value of the wrong type or out of range.
         """
@@ -183,7 +183,7 @@ def asks_for_help(args: Sequence[str]) -> bool:
 
 
 def check_arguments(args: Sequence[str]) -> None:
-    """Raise ConfigError for what ROS cannot read or would pass over, and for what is no text.
+    """Raise ConfigError for arguments that ROS cannot read or would ignore, and for bytes that are no text.
 
     rclpy reads what follows `--ros-args` and ignores the rest, so that `vlm_node cloud:=…` would start
     without any of the given settings.
@@ -191,7 +191,7 @@ def check_arguments(args: Sequence[str]) -> None:
     for each in args:
         if problem := text_problem(each):
             raise ConfigError(f"argument {each!r}: {problem}")
-    with named():
+    with named_errors():
         remove_ros_args(list(args))
     unknown = _beside_ros(args[1:])
     if unknown:
@@ -202,7 +202,7 @@ def check_arguments(args: Sequence[str]) -> None:
 
 
 def _beside_ros(args: Sequence[str]) -> list[str]:
-    """Return what is not between `--ros-args` and `--`. Not rclpy's own: it takes `a:=b` for a remapping."""
+    """Return the arguments outside `--ros-args` … `--`. rclpy's own function takes `a:=b` for a remapping."""
     found, is_for_ros = [], False
     for each in args:
         if each == "--ros-args":

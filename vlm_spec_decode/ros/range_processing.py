@@ -36,14 +36,14 @@ FLOOR_M, BACK_M = -0.24, 0.16
 
 DEPTH_STRIDE = 4
 DEPTH_NEAR_M = 0.3
-"""What a depth camera calls too near is nearer than this."""
+"""A point that a depth camera reports as too near is nearer than this."""
 
 RETURN_MAX_M = 300.0
-"""Beyond it a point is no point but damaged bytes, or a field that is none."""
+"""A point farther away is not valid: damaged bytes, or a field without data."""
 
 MIN_SHARE = 0.05
 CONE_COS = math.cos(math.radians(25.0))
-"""A cell looks at a side if it points within 25 degrees of it."""
+"""A cell belongs to a side if it points within 25 degrees of it."""
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
@@ -53,7 +53,7 @@ AXES = np.array([[1, 0, 0], [0, 1, 0], [-1, 0, 0], [0, -1, 0]], dtype=np.float32
 
 @dataclass(frozen=True, slots=True)
 class SensorMount:
-    """Where a sensor sits on the body: metres, and z-y-x angles in radians."""
+    """Pose of a sensor on the body: metres, and z-y-x angles in radians."""
 
     x_m: float = 0.0
     y_m: float = 0.0
@@ -64,7 +64,7 @@ class SensorMount:
 
     @classmethod
     def parse(cls, text: str) -> SensorMount:
-        """Read `x y z roll pitch yaw`; fewer numbers leave the rest 0. Raises ConfigError."""
+        """Read `x y z roll pitch yaw`; missing numbers are 0. Raises ConfigError."""
         try:
             numbers = [float(part) for part in text.replace(",", " ").split()]
         except ValueError:
@@ -73,14 +73,14 @@ class SensorMount:
             raise ConfigError(f"mount {text!r}: expected `x y z roll pitch yaw` in metres and radians")
         return cls(*numbers)
 
-    def place(self, points: Points) -> Points:
-        """Return points of the sensor's frame in the body's."""
+    def to_body(self, points: Points) -> Points:
+        """Transform points from the sensor's frame into the body's."""
         shift = np.array([self.x_m, self.y_m, self.z_m], dtype=np.float32)
-        placed: Points = points @ self.turn.T + shift
+        placed: Points = points @ self.rotation.T + shift
         return placed
 
     @property
-    def turn(self) -> Points:
+    def rotation(self) -> Points:
         """The rotation [3, 3] from the sensor's frame to the body's."""
         cr, sr = math.cos(self.roll_rad), math.sin(self.roll_rad)
         cp, sp = math.cos(self.pitch_rad), math.sin(self.pitch_rad)
@@ -97,8 +97,8 @@ class SensorMount:
 
     @property
     def faces(self) -> tuple[int, ...]:
-        """The sides (0 front, 1 left, 2 rear, 3 right) that a sensor which looks along its x watches."""
-        towards = AXES @ self.turn[:, 0]
+        """The sides (0 front, 1 left, 2 rear, 3 right) that a sensor pointing along its x axis covers."""
+        towards = AXES @ self.rotation[:, 0]
         least = min(float(towards.max()), math.cos(math.radians(50.0)))
         return tuple(side for side in range(4) if towards[side] >= least - 1e-6)
 
@@ -107,9 +107,9 @@ class SensorMount:
 class Cells:
     """One message of a sensor, cell by cell, in the sensor's own frame.
 
-    `points` [n, 3] is NaN where nothing came back; `is_clear` [n] where the cell says that nothing is within
-    reach; `is_near` [n] where something is nearer than the point given; `aims` [n, 3] are unit vectors of
-    where each cell looks, None where that is not known of a cell that returns nothing.
+    `points` [n, 3] is NaN where there was no return; `is_clear` [n]: the cell reports nothing within reach;
+    `is_near` [n]: something is nearer than the given point; `aims` [n, 3] are unit vectors of the cells'
+    directions, None if cells without a return have no known direction.
     """
 
     points: Points
@@ -119,7 +119,7 @@ class Cells:
 
     @property
     def returns(self) -> Points:
-        """The points alone."""
+        """The points of the cells that returned something."""
         found: Points = self.points[np.isfinite(self.points.sum(axis=1))]
         return found
 
@@ -129,7 +129,7 @@ class Sight:
     """The free distances of a sensor on the four sides, and how much of its message is usable.
 
     `blind` are the covered sides without usable data; their range is 0. `is_empty`: not one cell returned
-    anything; legal, but a covered sensor reports the same.
+    anything; that is valid, but a covered sensor reports the same.
     """
 
     ranges: Ranges
@@ -139,30 +139,30 @@ class Sight:
     is_empty: bool
 
 
-def look(
+def sight_of(
     cells: Cells, mount: SensorMount, watched: tuple[int, ...], count: int = 1, min_share: float = MIN_SHARE
 ) -> Sight:
-    """Return what a message shows; never more free than its nearest `count` returns in the way.
+    """Return the free distances that a message shows, at most the `count`-th nearest return of each side.
 
-    A watched side is blind if fewer than `min_share` of the cells that look at it say anything; all are if
-    that holds for the message as a whole, or fewer than `count` cells say anything.
+    A covered side is blind if fewer than `min_share` of its cells are usable. All sides are blind if this is
+    so for the whole message, or if fewer than `count` cells are usable.
     """
     with np.errstate(all="ignore"):
-        points = _pulled_in(mount.place(cells.points), cells.is_near, mount)
-        # A point is all NaN or none of it: a sum that is finite says so of all three.
+        points = _pulled_in(mount.to_body(cells.points), cells.is_near, mount)
+        # A point is NaN in all three coordinates or in none, so a finite sum means a valid point.
         is_return = np.isfinite(points.sum(axis=1)) & ~_is_own(points)
-        says = is_return | cells.is_clear
-        total, saying = int(says.size), int(says.sum())
-        share = saying / total if total else 0.0
-        blind = set(watched) if saying < count or share < min_share else set()
+        usable = is_return | cells.is_clear
+        total, num_usable = int(usable.size), int(usable.sum())
+        share = num_usable / total if total else 0.0
+        blind = set(watched) if num_usable < count or share < min_share else set()
         if cells.aims is not None and not blind:
-            towards = cells.aims @ (AXES[list(watched)] @ mount.turn).T >= CONE_COS
-            seen, asked = (towards & says[:, None]).sum(axis=0), towards.sum(axis=0)
-            blind = {side for i, side in enumerate(watched) if seen[i] < min_share * asked[i]}
+            towards = cells.aims @ (AXES[list(watched)] @ mount.rotation).T >= CONE_COS
+            seen, total_by_side = (towards & usable[:, None]).sum(axis=0), towards.sum(axis=0)
+            blind = {side for i, side in enumerate(watched) if seen[i] < min_share * total_by_side[i]}
         free = list(free_ranges(points[is_return], count))
     for side in blind:
         free[side] = 0.0
-    is_empty = bool(saying) and not is_return.any()
+    is_empty = bool(num_usable) and not is_return.any()
     return Sight((free[0], free[1], free[2], free[3]), share, total, tuple(sorted(blind)), is_empty)
 
 
@@ -174,21 +174,21 @@ def _is_own(points: Points) -> Bools:
 
 
 def _pulled_in(points: Points, is_near: Bools, mount: SensorMount) -> Points:
-    """Return points where those that only bound what is nearer lie at the body's edge, on their way there."""
+    """Move points that are only upper bounds (`is_near`) to the body's edge, on the line to the sensor."""
     if not is_near.any():
         return points
     origin = np.array([mount.x_m, mount.y_m, mount.z_m], dtype=np.float32)
     parts = np.linspace(0.05, 1.0, 20, dtype=np.float32)
-    ways = origin + parts[:, None, None] * (points[is_near] - origin)
-    outside = ~_is_own(ways.reshape(-1, 3)).reshape(ways.shape[:2])
+    positions = origin + parts[:, None, None] * (points[is_near] - origin)
+    outside = ~_is_own(positions.reshape(-1, 3)).reshape(positions.shape[:2])
     first = np.where(outside.any(axis=0), outside.argmax(axis=0), parts.size - 1)
     pulled: Points = points.copy()
-    pulled[is_near] = ways[first, np.arange(first.size)]
+    pulled[is_near] = positions[first, np.arange(first.size)]
     return pulled
 
 
 def free_ranges(points: Points, count: int = 1) -> Ranges:
-    """Return what is free on each side; `count` points must agree on it, so that one speck is not enough."""
+    """Return the free distance on each side, by the `count`-th nearest point: a single speck is ignored."""
     inside = (np.abs(points[:, 0]) < HULL_HALF_M[0]) & (np.abs(points[:, 1]) < HULL_HALF_M[1])
     tall = (points[:, 2] > FLOOR_M) & (points[:, 2] < BACK_M)
     seen = points[tall & ~inside]
@@ -213,9 +213,9 @@ def nearest(*all_ranges: Ranges) -> Ranges:
     return (front, left, rear, right)
 
 
-def after(free_m: float, way_m: float) -> float:
-    """Return a range as it may be now, if the body has gone up to `way_m` since; 0 if that is no number."""
-    return max(0.0, free_m - way_m) if math.isfinite(way_m) else 0.0
+def less_travel(free_m: float, travelled_m: float) -> float:
+    """Return a range reduced by the distance travelled since (`travelled_m`); 0 if it is not a number."""
+    return max(0.0, free_m - travelled_m) if math.isfinite(travelled_m) else 0.0
 
 
 def scan_points(message: Any) -> Points:
@@ -234,10 +234,10 @@ def depth_points(message: Any, hfov_rad: float) -> Points:
 
 
 def scan_cells(message: Any) -> Cells:
-    """Read a LaserScan. Raises ImageError for one that does not say where its beams look, or how far.
+    """Read a LaserScan. Raises ImageError if its angles or ranges are inconsistent.
 
-    By REP 117 +inf is nothing within reach and -inf something nearer than `range_min`; a value below that
-    counts as what it says. 0 is how many drivers say that nothing came back, and then nothing is known.
+    By REP 117 +inf means nothing within reach and -inf something nearer than `range_min`; a value below
+    `range_min` is used as it is. Many drivers report 0 for no return; such a beam is unusable.
     """
     ranges = np.asarray(message.ranges, dtype=np.float32)
     least_m = _check_scan(message, ranges.size)
@@ -253,7 +253,7 @@ def scan_cells(message: Any) -> Cells:
 
 
 def _check_scan(message: Any, count: int) -> float:
-    """Return `range_min`, 0 or more. Raises ImageError for a header that cannot be meant."""
+    """Return `range_min`, 0 or more. Raises ImageError for an inconsistent header."""
     first, step, last = message.angle_min, message.angle_increment, message.angle_max
     least_m, most_m = max(0.0, message.range_min), message.range_max
     if not count:
@@ -265,7 +265,7 @@ def _check_scan(message: Any, count: int) -> float:
     span, slack = (count - 1) * abs(step), 2 * abs(step)
     if span > 2 * math.pi + slack:
         raise ImageError(f"a scan of {count} ranges {step:g} rad apart goes round more than once")
-    # An angle_max that was never set is 0; what else disagrees leaves open where the beams look.
+    # An unset angle_max is 0. Any other mismatch leaves the beams' directions unknown.
     if last != 0 and not abs(first + (count - 1) * step - last) <= slack + 0.02 * span:
         raise ImageError(f"a scan of {count} ranges {step:g} rad apart does not end at angle_max {last:g}")
     return float(least_m)
@@ -311,14 +311,14 @@ def cloud_cells(message: Any) -> Cells:
 
 
 _DEPTHS = {"16UC1": ("u2", 0.001, 20.0), "mono16": ("u2", 0.001, 20.0), "32FC1": ("f4", 1.0, 50.0)}
-"""Of each encoding the type, metres a unit, and the metres beyond which a depth is none: 65535 often means
-nothing, and numbers whose bytes are swapped are mostly far."""
+"""For each encoding: the type, metres per unit, and the largest valid depth in metres. 65535 often means no
+return, and numbers with swapped bytes are mostly large."""
 
 
 def depth_cells(message: Any, hfov_rad: float) -> Cells:
     """Read a depth image (16UC1 in mm or 32FC1 in m). Raises ImageError for another, or too few bytes.
 
-    By REP 118 0 and NaN are nothing usable, +inf is nothing within reach and -inf something too near.
+    By REP 118 0 and NaN are unusable, +inf means nothing within reach and -inf something too near.
     """
     if message.encoding not in _DEPTHS:
         raise ImageError(f"a depth image of encoding {message.encoding[:40]!r}; 16UC1 or 32FC1 are read")
@@ -342,7 +342,7 @@ def depth_cells(message: Any, hfov_rad: float) -> Cells:
 
 @lru_cache(maxsize=4)
 def _rays(width: int, height: int, hfov_rad: float) -> tuple[Points, Points]:
-    """Return for each pixel that is read the ray [n, 3] of unit depth, and the same of unit length."""
+    """Return the rays [n, 3] of the sampled pixels, with unit depth and with unit length."""
     focal = width / 2 / math.tan(hfov_rad / 2)
     across = (np.arange(0, width, DEPTH_STRIDE) + 0.5 - width / 2) / focal
     down = (np.arange(0, height, DEPTH_STRIDE) + 0.5 - height / 2) / focal

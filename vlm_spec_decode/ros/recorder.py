@@ -33,26 +33,26 @@ DEPTH = {True: 1000, False: 100}
 """Messages that may wait while one is written: reliable ones, best-effort ones (images, which are large)."""
 
 SETTLE_S = 3.0
-"""After the start: until everybody who was there before has been discovered."""
+"""Seconds after the start until all earlier publishers have been discovered."""
 
 WORDS = ("/vlm/request", "/vlm/instruction", "/vlm/withdraw", "/vlm/answer")
-"""Ends of the names of topics of which every message counts, also the first of a publisher."""
+"""Suffixes of the topics of which every message counts, also the first of a publisher."""
 
-REMEMBERED = 4096
-"""Messages of one topic that are known again when another subscription brings them too."""
+MAX_REMEMBERED = 4096
+"""How many messages of a topic are remembered, to drop duplicates from another subscription."""
 
 ACKNOWLEDGED, REQUESTED = "/vlm/ack", "/vlm/request"
-"""Ends of the names of topics that are read as well as written: what was taken, and what was asked."""
+"""Suffixes of the topics that are also read: acknowledgements and requests."""
 
 Mode: TypeAlias = tuple[bool, bool]
-"""Reliable, latched: what a subscription asks of a publisher, or a publisher offers."""
+"""(reliable, latched), as a subscription requests or a publisher offers."""
 
 LIKELY: set[Mode] = {(True, True), (True, False)}
-"""For requests, before anybody has asked: whoever does lives only for a moment, and latches what he asks."""
+"""Used for requests before a publisher exists: clients are short-lived and latch their requests."""
 
 
 def mode_of(quality: QoSProfile) -> Mode:
-    """Return what an end offers or asks for."""
+    """Return the mode of an endpoint's QoS."""
     return (
         quality.reliability == ReliabilityPolicy.RELIABLE,
         quality.durability == DurabilityPolicy.TRANSIENT_LOCAL,
@@ -70,9 +70,9 @@ def profile(mode: Mode) -> QoSProfile:
 
 
 def modes_for(publishers: list[Mode], subscribers: list[Mode]) -> set[Mode]:
-    """Return the subscriptions that hear all of these publishers, and those that are likely to come.
+    """Return the subscriptions that receive from all of these publishers and from likely later ones.
 
-    Without any publisher yet they are as those who listen want them.
+    Without a publisher they follow the other subscribers.
     """
     return set(publishers or subscribers or [(True, False)])
 
@@ -87,22 +87,22 @@ class Arrivals:
 
     from_one: bool
     known: set[bytes] = field(default_factory=set)
-    """Publishers that were there before: where they begin is not known."""
+    """Publishers that existed before the recorder: their first number is unknown."""
     gaps: int = 0
     _newest: dict[bytes, int] = field(default_factory=dict)
-    _holes: set[tuple[bytes, int]] = field(default_factory=set)
+    _missing: set[tuple[bytes, int]] = field(default_factory=set)
     _seen: OrderedDict[tuple[Any, ...], None] = field(default_factory=OrderedDict)
 
     def is_new(self, info: dict[str, Any], data: bytes) -> bool:
-        """Whether a message is heard for the first time; takes note of its number."""
+        """Record a message's number; return whether the message is new."""
         publisher = bytes((info.get("publisher_gid") or {}).get("data") or b"")
         number = info.get("publication_sequence_number")
-        # A middleware that does not number (rmw_cyclonedds) has the moment of sending at least.
+        # A middleware without sequence numbers (rmw_cyclonedds) still gives the time of sending.
         key = (publisher, number or info.get("source_timestamp"), 0 if number else hash(data))
         if key in self._seen:
             return False
         self._seen[key] = None
-        if len(self._seen) > REMEMBERED:
+        if len(self._seen) > MAX_REMEMBERED:
             self._seen.popitem(last=False)
         if number and publisher:
             self._count(publisher, number)
@@ -113,18 +113,20 @@ class Arrivals:
         if newest is None:
             newest = 0 if self.from_one and publisher not in self.known else number - 1
         if number > newest:
-            new = {(publisher, missing) for missing in range(max(newest + 1, number - REMEMBERED), number)}
-            self._holes |= new
+            new = {
+                (publisher, missing) for missing in range(max(newest + 1, number - MAX_REMEMBERED), number)
+            }
+            self._missing |= new
             self.gaps += number - newest - 1
             self._newest[publisher] = number
-        elif (publisher, number) in self._holes:
-            # Late, by another subscription or sent again: not missed after all.
-            self._holes.discard((publisher, number))
+        elif (publisher, number) in self._missing:
+            # Late, by another subscription or sent again: not missed.
+            self._missing.discard((publisher, number))
             self.gaps -= 1
 
 
 class Recorder:
-    """Subscribes to what it finds on a ROS domain and writes it, while `spin` runs."""
+    """Subscribes to the topics of a ROS domain and writes their messages, while `spin` runs."""
 
     def __init__(self, config: RecordConfig, note: Note) -> None:
         self.counts: Counter[str] = Counter()
@@ -135,14 +137,14 @@ class Recorder:
         self._refused: set[str] = set()
         self._modes: dict[str, set[Mode]] = {}
         self._arrivals: dict[str, Arrivals] = {}
-        self._taken: dict[str, set[str]] = {}
+        self._acknowledged: dict[str, set[str]] = {}
         self._requested: dict[str, set[str]] = {}
         self._own = OwnNode("vsd_record", config.domain)
         self._node = self._own.node
         self._began_s = time.monotonic()
 
-    def look(self) -> None:
-        """Subscribe to topics, and to kinds of publishers, that have appeared."""
+    def subscribe_new(self) -> None:
+        """Subscribe to new topics, and to new kinds of publishers."""
         for topic, kinds in self._node.get_topic_names_and_types():
             if topic in self._refused or not any(fnmatch(topic, pattern) for pattern in self._config.topics):
                 continue
@@ -161,17 +163,17 @@ class Recorder:
                 self._subscribe(topic, kinds[0], mode)
 
     def spin(self, duration_s: float) -> None:
-        """Take in what arrives for about `duration_s`."""
+        """Process callbacks for about `duration_s`."""
         self._own.spin(duration_s)
 
     def missed(self) -> dict[str, int]:
         """Return how many messages are known to be missing, by topic.
 
-        A gap in a publisher's numbers is one; so is an instruction that the VLM node has acknowledged and
+        A gap in a publisher's numbers counts; so does an instruction that the VLM node has acknowledged and
         that is not in the bag.
         """
         found = Counter({topic: arrivals.gaps for topic, arrivals in self._arrivals.items()})
-        for topic, taken in self._taken.items():
+        for topic, taken in self._acknowledged.items():
             asked = self._requested.get(topic)
             lost = len(taken) - self.counts[topic] if asked is None else len(taken - asked)
             found[topic] = max(found[topic], lost)
@@ -191,9 +193,9 @@ class Recorder:
             self._refused.add(topic)
             self._note(f"{topic} is not recorded: {error}")
             return
-        self._node.create_subscription(message, topic, self._taker(topic, kind), profile(mode), raw=True)
+        self._node.create_subscription(message, topic, self._callback(topic, kind), profile(mode), raw=True)
 
-    def _taker(self, topic: str, kind: str) -> Callable[[bytes, dict[str, Any]], None]:
+    def _callback(self, topic: str, kind: str) -> Callable[[bytes, dict[str, Any]], None]:
         def take(data: bytes, info: dict[str, Any]) -> None:
             if not self._arrivals[topic].is_new(info, data):
                 return
@@ -207,22 +209,22 @@ class Recorder:
         return take
 
     def _announce(self, topic: str, kind: str) -> None:
-        """Offer the topic in the bag as those publish it who are there when it is first heard."""
+        """Add the topic to the bag, with the QoS of its publishers at the first message."""
         offered = [mode_of(end.qos_profile) for end in self._node.get_publishers_info_by_topic(topic)]
         offered = offered or sorted(self._modes[topic])
         reliable, latched = (all(mode[i] for mode in offered) for i in (0, 1))
         self._bag.announce(topic, kind, reliable, latched)
 
     def _note_mission(self, topic: str, data: bytes) -> None:
-        """Take note of the missions that were asked for, and of those that the VLM node has taken."""
+        """Record the requested missions, and those that the VLM node has acknowledged."""
         with suppress(ValueError, KeyError, TypeError, AttributeError):
-            said = json.loads(deserialize_message(data, String).data)
-            mission = str(said["mission"])
+            report = json.loads(deserialize_message(data, String).data)
+            mission = str(report["mission"])
             if topic.endswith(REQUESTED):
                 self._requested.setdefault(topic, set()).add(mission)
-            elif mission and said["state"] == "taken":
-                asked_on = f"{topic.removesuffix(ACKNOWLEDGED)}/{said['topic']}"
-                self._taken.setdefault(asked_on, set()).add(mission)
+            elif mission and report["state"] == "taken":
+                asked_on = f"{topic.removesuffix(ACKNOWLEDGED)}/{report['topic']}"
+                self._acknowledged.setdefault(asked_on, set()).add(mission)
                 if asked_on.endswith(REQUESTED):
                     self._requested.setdefault(asked_on, set())
 

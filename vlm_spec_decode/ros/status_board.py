@@ -19,13 +19,13 @@ from vlm_spec_decode.ros.operator import Operator
 
 REFRESH_S = 0.1
 ONCE_S = 5.0
-"""How long one view waits for everybody; what is said once a second may come late on a busy computer."""
+"""How long `once` waits for all messages; those sent once a second may be late on a busy computer."""
 WORDS = {
     "vlm/status": ("status", mission_line),
     "vlm/plan/status": ("executor", robot_line),
     "vlm/trace": ("trace", decoding_line),
 }
-"""For each topic of JSON: the field of `Board` that keeps its newest message, and what makes words of it."""
+"""For each JSON topic: the field of `StatusBoard` with its newest message, and the function for its text."""
 
 LEVELS = {
     b"\x00": ("OK", "green"),
@@ -40,7 +40,7 @@ COLOURS = {"done": "green", "moving": "cyan", "idle": "dim", "acting": "cyan", "
 
 
 @dataclass(slots=True)
-class Board:
+class StatusBoard:
     """The newest message of each kind."""
 
     status: Mapping[str, Any] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Board:
 
     @property
     def missing(self) -> list[str]:
-        """Who of those that always speak has not been heard yet."""
+        """Expected messages that have not arrived yet."""
         missing = {
             "vlm_node (vlm/status)": not self.status,
             "locomotion_node (vlm/plan/status)": not self.executor,
@@ -70,7 +70,7 @@ class Board:
         return [name for name, is_missing in missing.items() if is_missing]
 
     def on_message(self, topic: str, text: str) -> None:
-        """Store one message. Raises ValueError, KeyError or TypeError for what is no message of ours."""
+        """Store one message. Raises ValueError, KeyError or TypeError for a message not of this package."""
         if topic == "vlm/answer/partial":
             self.partial = text
         elif topic in WORDS:
@@ -90,7 +90,7 @@ class Board:
             self.health[name] = (LEVELS[bytes(status.level)][0], str(status.message))
 
     def document(self) -> dict[str, Any]:
-        """Return all of it for JSON."""
+        """Return all fields, for JSON."""
         return {
             "status": dict(self.status),
             "executor": dict(self.executor),
@@ -100,46 +100,46 @@ class Board:
             "place_m": self.place_m,
             "missing": self.missing,
             "diagnostics": {
-                name: {"level": level, "message": said} for name, (level, said) in self.health.items()
+                name: {"level": level, "message": message} for name, (level, message) in self.health.items()
             },
         }
 
 
-def view(board: Board) -> Group:
-    """Return the picture of a board."""
+def view(board: StatusBoard) -> Group:
+    """Return the board as rich renderables."""
     return Group(_mission(board), _decoding(board), _health(board))
 
 
 def show(
-    operator: Operator, board: Board, clock: Clock, seconds: float | None, *, quiet: bool, once: bool
+    operator: Operator, board: StatusBoard, clock: Clock, seconds: float | None, *, quiet: bool, once: bool
 ) -> None:
-    """Draw until the time is up or an interrupt; `quiet` draws nothing, `once` only at the end."""
+    """Draw until the time is over or an interrupt; `quiet` draws nothing, `once` only at the end."""
     until_s = None if seconds is None else clock.now() + seconds
     console = Console(quiet=quiet)
     try:
         if once or quiet:
             while (until_s is None or clock.now() < until_s) and not (once and not board.missing):
-                _take(operator, board)
+                _read_messages(operator, board)
             console.print(view(board))
             return
         with Live(view(board), console=console, auto_refresh=False, screen=console.is_terminal) as live:
             while until_s is None or clock.now() < until_s:
-                _take(operator, board)
+                _read_messages(operator, board)
                 live.update(view(board), refresh=True)
     except KeyboardInterrupt:
         return
 
 
-def _take(operator: Operator, board: Board) -> None:
+def _read_messages(operator: Operator, board: StatusBoard) -> None:
     operator.spin(REFRESH_S)
     board.read(operator)
 
 
-def _mission(board: Board) -> Panel:
+def _mission(board: StatusBoard) -> Panel:
     status, executor = board.status, board.executor
     table = Table.grid(padding=(0, 2))
-    said = mission_line(status) if status else "nothing received yet"
-    table.add_row("mission", Text(said, style=COLOURS.get(str(status.get("state")), "bold")))
+    text = mission_line(status) if status else "nothing received yet"
+    table.add_row("mission", Text(text, style=COLOURS.get(str(status.get("state")), "bold")))
     table.add_row("instruction", Text(str(status.get("instruction", ""))))
     table.add_row("answer", Text(board.partial, style="cyan"))
     doing = robot_line(executor) if executor else ""
@@ -150,7 +150,7 @@ def _mission(board: Board) -> Panel:
     return Panel(table, title="vlm_spec_decode", title_align="left")
 
 
-def _decoding(board: Board) -> Panel:
+def _decoding(board: StatusBoard) -> Panel:
     trace, table = board.trace, Table.grid(padding=(0, 2))
     if trace:
         first_s = trace["time_to_first_action_s"]
@@ -167,9 +167,9 @@ def _decoding(board: Board) -> Panel:
     return Panel(table, title="last answer", title_align="left")
 
 
-def _health(board: Board) -> Panel:
+def _health(board: StatusBoard) -> Panel:
     table = Table.grid(padding=(0, 2))
     styles = dict(LEVELS.values())
-    for name, (level, said) in sorted(board.health.items()):
-        table.add_row(name, Text(level, style=styles[level]), Text(said))
+    for name, (level, message) in sorted(board.health.items()):
+        table.add_row(name, Text(level, style=styles[level]), Text(message))
     return Panel(table, title="diagnostics", title_align="left")

@@ -1,8 +1,8 @@
 """A guard around every callback of a node: no message may end the node.
 
-rclpy lets an exception of a callback end the executor, and with it the process. A message of another node
-must not do that to the node that carries every stop. So nodes subscribe with `listen`: an error is counted
-and logged with its topic, reported to the parts that depend on the topic, and shown in `/diagnostics`.
+In rclpy an exception of a callback ends the executor, and with it the process. A message of another node must
+not end the node that handles every stop. So nodes subscribe with `subscribe`: an error is counted and logged
+with its topic, reported to the parts that depend on the topic, and shown in `/diagnostics`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WARN_EVERY_S = 5.0
 
 @dataclass(slots=True)
 class _Fault:
-    """How often one callback has failed, and how the last time."""
+    """How often one callback has failed, and its last error."""
 
     count: int = 0
     last: str = ""
@@ -31,36 +31,36 @@ _LOCK = threading.Lock()
 _FAULTS: WeakKeyDictionary[Any, dict[str, _Fault]] = WeakKeyDictionary()
 
 
-def listen(
+def subscribe(
     node: Any,
     kind: Any,
     topic: str,
-    take: Callable[[Any], None],
+    callback: Callable[[Any], None],
     qos: Any,
     *,
     on_fault: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Any:
-    """Subscribe to `topic` behind the guard and return the subscription.
+    """Subscribe to `topic` with a guarded callback and return the subscription.
 
-    `on_fault` hears in one line what `take` raised, so that what depends on the topic can count it as silent.
+    `on_fault` gets the error of `callback` in one line, so that dependants can count the topic as silent.
     """
-    return node.create_subscription(kind, topic, guarded(node, topic, take, on_fault), qos, **options)
+    return node.create_subscription(kind, topic, guarded(node, topic, callback, on_fault), qos, **options)
 
 
 def guarded(
-    node: Any, name: str, take: Callable[[Any], None], on_fault: Callable[[str], None] | None = None
+    node: Any, name: str, callback: Callable[[Any], None], on_fault: Callable[[str], None] | None = None
 ) -> Callable[[Any], None]:
-    """Return `take` with every Exception caught, counted under `name` and logged."""
+    """Return `callback` with every Exception caught, counted under `name` and logged."""
 
     def handle(message: Any) -> None:
         try:
-            take(message)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the node must live
-            said = f"{type(error).__name__}: {error}"[:300]
-            _note(node, name, said)
+            callback(message)
+        except Exception as error:  # noqa: BLE001  # whatever the error, the node must go on
+            problem = f"{type(error).__name__}: {error}"[:300]
+            _note(node, name, problem)
             if on_fault is not None:
-                on_fault(said)
+                on_fault(problem)
 
     return handle
 
@@ -71,12 +71,12 @@ def guarded_timer(node: Any, name: str, act: Callable[[], None]) -> Callable[[],
     return lambda: handle(None)
 
 
-def _note(node: Any, name: str, said: str) -> None:
+def _note(node: Any, name: str, problem: str) -> None:
     with _LOCK:
         fault = _FAULTS.setdefault(node, {}).setdefault(name, _Fault())
-        fault.count, fault.last = fault.count + 1, said
+        fault.count, fault.last = fault.count + 1, problem
     logger = node.get_logger()
-    logger.error(f"{name}: dropped, it cannot be used: {said}", throttle_duration_sec=WARN_EVERY_S)
+    logger.error(f"{name}: dropped, it cannot be used: {problem}", throttle_duration_sec=WARN_EVERY_S)
     logger.debug(traceback.format_exc())
 
 
@@ -88,5 +88,5 @@ def fault_lines(node: Any, name: str) -> list[diagnostics.Health]:
         return []
     values = {topic: f"{count}; last: {last}" for topic, (count, last) in sorted(faults.items())}
     total = sum(count for count, _ in faults.values())
-    said = f"{total} messages could not be used: {', '.join(sorted(faults))}"
-    return [diagnostics.Health(f"{name}: messages", diagnostics.WARN, said, values)]
+    message = f"{total} messages could not be used: {', '.join(sorted(faults))}"
+    return [diagnostics.Health(f"{name}: messages", diagnostics.WARN, message, values)]

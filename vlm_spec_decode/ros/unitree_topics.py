@@ -19,7 +19,7 @@ from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.robot.go2.config import Go2Config
 from vlm_spec_decode.robot.go2.link import ApiCall, PendingReplies, RobotLink, SportCalls, StateMonitor
-from vlm_spec_decode.ros.subscriptions import listen
+from vlm_spec_decode.ros.subscriptions import subscribe
 
 REQUEST_TOPIC, RESPONSE_TOPIC = "/api/sport/request", "/api/sport/response"
 DEPTH = 10
@@ -48,7 +48,10 @@ def find_messages() -> UnitreeMessages:
 
 
 class SportTopics:
-    """Requests out, answers and states in. The node's executor must have a thread to spare for answers."""
+    """Publishes requests, receives replies and states.
+
+    The node's executor needs a free thread for replies.
+    """
 
     def __init__(self, node: Node, messages: UnitreeMessages, config: Go2Config, clock: Clock) -> None:
         self._node = node
@@ -56,14 +59,14 @@ class SportTopics:
         self.replies = PendingReplies(clock)
         self.feed = StateMonitor(clock, _ros_name(config.state_topic), config.stale_after_s, config.states)
         self._publisher = node.create_publisher(messages.request, REQUEST_TOPIC, DEPTH)
-        # Answers come in while another callback waits for them, so never in that one's group.
+        # Replies arrive while another callback waits for them, so they need another callback group.
         group = ReentrantCallbackGroup()
         self._subscriptions = [
-            listen(node, kind, topic, take, DEPTH, callback_group=group)
+            subscribe(node, kind, topic, take, DEPTH, callback_group=group)
             for kind, topic, take in (
                 (messages.response, RESPONSE_TOPIC, self._on_response),
-                (messages.sport_state, _ros_name(config.state_topic), self.feed.take_sport),
-                (messages.low_state, _ros_name(config.low_topic), self.feed.take_low),
+                (messages.sport_state, _ros_name(config.state_topic), self.feed.on_sport_state),
+                (messages.low_state, _ros_name(config.low_topic), self.feed.on_low_state),
             )
         ]
 
@@ -91,7 +94,7 @@ class SportTopics:
 
 
 class RosConnector:
-    """What `Go2Driver` connects with: a link over this node's topics."""
+    """The `connect` argument of `Go2Driver`: makes a link over this node's topics."""
 
     def __init__(self, node: Node, messages: UnitreeMessages | None = None) -> None:
         """Raise ConfigError at once if the messages are not installed."""
@@ -99,7 +102,7 @@ class RosConnector:
         self._messages = messages or find_messages()
 
     def __call__(self, config: Go2Config, clock: Clock) -> RobotLink:
-        """Return a link; a missing robot shows later. Interface and domain are the middleware's matter."""
+        """Return a link. A missing robot is noticed later. The middleware sets interface and domain."""
         topics = SportTopics(self._node, self._messages, config, clock)
         posture = SportCalls(topics, topics.replies, config.call_timeout_s)
         urgent = SportCalls(topics, topics.replies, config.stop_timeout_s)

@@ -32,7 +32,7 @@ from vlm_spec_decode.ros.convert import to_seconds
 from vlm_spec_decode.ros.middleware import OwnNode
 from vlm_spec_decode.ros.nodes.locomotion import TopicBoard
 from vlm_spec_decode.ros.params import Parameters
-from vlm_spec_decode.ros.subscriptions import listen
+from vlm_spec_decode.ros.subscriptions import subscribe
 
 PARAMETERS = (
     Setting("cmd_vel_topic", "cmd_vel", "With driver cmd_vel: where velocities go."),
@@ -58,13 +58,13 @@ class VelocityTopics:
         self.robot = VelocityRobot(self, clock, has_battery=bool(battery))
         group = MutuallyExclusiveCallbackGroup()
         sensor = qos_profile_sensor_data
-        listen(node, Odometry, self.odometry, self._on_odometry, sensor, callback_group=group)
+        subscribe(node, Odometry, self.odometry, self._on_odometry, sensor, callback_group=group)
         if battery:
-            listen(node, BatteryState, battery, self._on_battery, sensor, callback_group=group)
+            subscribe(node, BatteryState, battery, self._on_battery, sensor, callback_group=group)
 
     @property
     def board(self) -> TopicBoard:
-        """Return where executors of this robot meet: below the topic that its velocities go to."""
+        """Return the board of this robot's lease: a topic below its velocity topic."""
         return TopicBoard(self._node, f"{self._node.resolve_topic_name(self._command_topic)}/executor")
 
     def send(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
@@ -89,8 +89,8 @@ class VelocityTopics:
 
     def _on_battery(self, message: BatteryState) -> None:
         self.robot.put_charge(self._charge.soc(float(message.percentage)))
-        if self._charge.news:
-            self._node.get_logger().warning(f"{self._battery_topic}: {self._charge.news}")
+        if self._charge.message:
+            self._node.get_logger().warning(f"{self._battery_topic}: {self._charge.message}")
 
     def _on_odometry(self, message: Odometry) -> None:
         at, turned = message.pose.pose.position, message.pose.pose.orientation
@@ -112,9 +112,9 @@ class VelocityTopics:
 
 
 def to_angles(w: float, x: float, y: float, z: float) -> tuple[float, float, float]:
-    """Return roll, pitch and yaw (applied yaw first) of a unit quaternion; NaN of what is none.
+    """Return roll, pitch and yaw (applied yaw first) of a unit quaternion; NaN if it is not one.
 
-    Four zeros, what a publisher leaves that never fills them in, are no heading of 0.
+    Four zeros, from a publisher that does not set them, also give NaN, not a heading of 0.
     """
     if not abs(math.hypot(w, x, y, z) - 1.0) <= UNIT_TOLERANCE:
         return (math.nan,) * 3
@@ -134,7 +134,7 @@ SETTINGS = {parameter.name: parameter.description for parameter in PARAMETERS} |
 
 
 class _SpunNode:
-    """A node of our own on ROS_DOMAIN_ID, and the thread that spins it until `close`."""
+    """A separate node on ROS_DOMAIN_ID, and the thread that spins it until `close`."""
 
     def __init__(self, settings: RobotAddress) -> None:
         given = {key: value for key, value in settings.settings.items() if key != "camera"}
@@ -146,7 +146,7 @@ class _SpunNode:
         self._thread = threading.Thread(target=self._spin, name="robot topics", daemon=True)
 
     def start(self) -> None:
-        """Begin to take messages in."""
+        """Start to process messages."""
         self._thread.start()
 
     def close(self) -> None:

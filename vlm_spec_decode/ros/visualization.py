@@ -2,7 +2,7 @@
 
 Markers (RViz, Foxglove) show where a plan leads, its parts, and the reach of the body. The overlay is pure:
 JPEG and text in, JPEG out; no ROS, no clock. Transforms on `/tf` and `/tf_static` need `tf2_msgs`, which
-every ROS installation has and the wheels that CI uses have not; a named notice says so.
+every ROS installation has and the wheels that CI uses do not have; without it diagnostics say so.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LIFETIME_S = 30
 
 
 def waypoints(start: Pose, actions: Iterable[Action]) -> list[tuple[Pose, Action]]:
-    """Return where the body would be after each action, from `start`."""
+    """Return the body's pose after each action, beginning at `start`."""
     x, y, yaw = start
     found = []
     for action in actions:
@@ -58,7 +58,7 @@ def waypoints(start: Pose, actions: Iterable[Action]) -> list[tuple[Pose, Action
 def plan_markers(plan: Plan, start: Pose, stamp_s: float, frame: str) -> MarkerArray:
     """Return the plan's path, a label for each action and the body where it ends.
 
-    Green is verified, orange is the draft alone. The first marker wipes those of the plan before.
+    Green is verified, orange is the draft alone. The first marker deletes those of the previous plan.
     """
     wipe = Marker(action=Marker.DELETEALL, ns="plan")
     wipe.header.frame_id = frame
@@ -88,7 +88,7 @@ def plan_markers(plan: Plan, start: Pose, stamp_s: float, frame: str) -> MarkerA
 
 
 def body_marker(stamp_s: float, frame: str, stop_m: float) -> MarkerArray:
-    """Return the body as a box and the zone before it in which it stops for obstacles."""
+    """Return the body as a box, and the zone in front of it in which it stops for obstacles."""
     box = Marker(type=Marker.CUBE, ns="body", id=0, color=ColorRGBA(r=0.6, g=0.6, b=0.65, a=0.6))
     box.scale.x, box.scale.y, box.scale.z = HULL_M
     zone = Marker(type=Marker.CUBE, ns="body", id=1, color=ColorRGBA(r=1.0, g=0.2, b=0.2, a=0.35))
@@ -100,7 +100,7 @@ def body_marker(stamp_s: float, frame: str, stop_m: float) -> MarkerArray:
 
 
 WIDTH = 640
-"""Frames are halved as long as they stay this wide: the overlay is to be looked at, and soon."""
+"""Frames are halved while they stay at least this wide, so that the overlay is drawn quickly."""
 
 QUALITY = 70
 SIZE = 15
@@ -119,7 +119,7 @@ MODES = {"estop": RED, "teleop": ORANGE, "language": GREEN, "none": WHITE}
 
 @dataclass(frozen=True, slots=True)
 class AnswerPiece:
-    """Part of an answer and how it came about, one of `COLOURS`."""
+    """Part of an answer and how it was decoded, one of `COLOURS`."""
 
     text: str
     kind: str = "committed"
@@ -138,8 +138,8 @@ class Caption:
 def draw(image: Image, caption: Caption) -> Image:
     """Return the frame with its caption, less than twice `WIDTH` wide. Raises ImageError.
 
-    Made for every frame, so the JPEG is decoded at the size that is shown, which its own scaling gives for
-    less than the full one costs, and what is written is drawn once and laid over each frame until it changes.
+    Called for every frame, so the JPEG is decoded at the size that is shown, which its own scaling makes
+    cheap, and the text is drawn once and pasted on each frame until it changes.
     """
     try:
         with PilImage.open(io.BytesIO(image.jpeg), formats=("JPEG",)) as opened:
@@ -157,7 +157,7 @@ def draw(image: Image, caption: Caption) -> Image:
 
 @lru_cache(maxsize=2)
 def _bands(caption: Caption, width: int) -> tuple[PilImage.Image, PilImage.Image]:
-    """Return what is laid over a frame: the answer at its top, state and figures at its bottom."""
+    """Return the images pasted on a frame: the answer at its top, state and figures at its bottom."""
     lines = _wrap(width, caption.pieces)
     above = PilImage.new("RGBA", (width, LINE * len(lines) + 6 if lines else 1), SHADE if lines else CLEAR)
     pen = ImageDraw.Draw(above)
@@ -175,9 +175,9 @@ def _bands(caption: Caption, width: int) -> tuple[PilImage.Image, PilImage.Image
 
 
 def pieces_of(text: str, rounds: list[dict[str, int]]) -> tuple[AnswerPiece, ...]:
-    """Return the answer in pieces: in each round what the drafts had right, then what the target added.
+    """Return the answer in pieces: for each round the accepted draft, then the target's own token.
 
-    Tokens are not letters, so the share of a round's letters follows its share of tokens.
+    The boundaries are estimated: a round's share of the letters is its share of the tokens.
     """
     total = sum(each["committed"] for each in rounds)
     found: list[AnswerPiece] = []
@@ -199,7 +199,7 @@ def pieces_of(text: str, rounds: list[dict[str, int]]) -> tuple[AnswerPiece, ...
 
 
 def _wrap(width: int, pieces: tuple[AnswerPiece, ...]) -> list[list[tuple[float, str, str]]]:
-    """Return lines of words, each with its place and kind, broken at the frame's edge."""
+    """Return lines of words, each with its position and kind, wrapped at the frame's edge."""
     lines: list[list[tuple[float, str, str]]] = []
     x = math.inf
     words = ((word, piece.kind) for piece in pieces for word in _words(piece.text.replace("\n", " ")))
@@ -215,9 +215,9 @@ def _wrap(width: int, pieces: tuple[AnswerPiece, ...]) -> list[list[tuple[float,
 
 def _words(text: str) -> list[str]:
     found, word = [], ""
-    for letter in text:
-        word += letter
-        if letter == " ":
+    for character in text:
+        word += character
+        if character == " ":
             found.append(word)
             word = ""
     return [*found, word] if word else found
@@ -256,18 +256,18 @@ class Transforms:
         self._fixed = node.create_publisher(self._message, "/tf_static", LATCHED)
 
     def publish(self, odometry: Odometry) -> None:
-        """Publish the body's place."""
+        """Publish the body's pose."""
         self._send("_moving", [to_transform(odometry)])
 
     def publish_mount(self, stamp_s: float, pitch_rad: float) -> None:
-        """Publish the camera's place on the body, once for all who come later."""
+        """Publish the camera's pose on the body, latched for late subscribers."""
         frames = self._frames
         self._send(
             "_fixed", camera_transforms(stamp_s, frames.base, frames.camera, frames.optical, pitch_rad)
         )
 
     def health(self, name: str) -> diagnostics.Health:
-        """Say whether transforms go out."""
+        """Return the health of the transforms: whether they are published."""
         if self._message is None:
             return diagnostics.Health(f"{name}: tf", diagnostics.WARN, MISSING)
         return diagnostics.Health(f"{name}: tf", diagnostics.OK, "published")

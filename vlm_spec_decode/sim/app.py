@@ -1,7 +1,7 @@
 """The simulated Go2 as a process: room, robot, services and topics in real time (`vsd sim`).
 
-Prints nothing; a caller that wants to say something passes `on_ready`. The main thread steps the world at a
-steady rate, one thread serves requests and one draws the camera's frames.
+Prints nothing; `on_ready` is called once it runs. The main thread steps the world at a steady rate, one
+thread serves requests and one draws the camera's frames.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from vlm_spec_decode.sim.scene import load_scene, random_scene
 from vlm_spec_decode.sim.settings import START_STATES, SimConfig
 
 MAX_LAG_S = 0.25
-"""A loop that is later than this begins a new beat instead of hurrying after the old one."""
+"""A loop that is later than this starts a new schedule instead of catching up."""
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def run(
     clock: Clock | None = None,
     on_ready: Callable[[], None] | None = None,
 ) -> GroundTruth:
-    """Serve a simulated Go2 until `should_stop`, then save what was asked for and return the truth.
+    """Serve a simulated Go2 until `should_stop`, then save the requested files and return the ground truth.
 
     Raises ConfigError (settings, interface, domain), SceneError, or DomainBusy if a robot is already there.
     """
@@ -107,18 +107,20 @@ def _serve(
     should_stop: Callable[[], bool],
     on_ready: Callable[[], None],
 ) -> None:
-    """Run the three threads and end all of them, whatever happens."""
+    """Run the three threads; end all of them, also after an error."""
     avoid = AvoidService(robot)
     hub = VideoHub(lambda: _camera(robot, config))
     services = (SportService(robot), hub, avoid, SwitcherService(robot, reselect_s=config.reselect_s))
-    server = RequestServer(dds, services, lambda: _wanted(robot, services), lambda: _is_deaf(robot))
+    server = RequestServer(
+        dds, services, lambda: _services_on(robot, services), lambda: _drops_requests(robot)
+    )
     publisher = StatePublisher(dds, time.time(), rate_hz=config.state_hz, lf_rate_hz=config.lf_state_hz)
 
     def beat() -> None:
         avoid.drive()
         robot.tick()
         with robot.drawing() as world:
-            path.note(world)
+            path.record(world)
         if not robot.fault("link_loss"):
             sport_on = robot.sport_on and not robot.fault("sport_off")
             publisher.publish(clock.now(), robot.snapshot, sport_on=sport_on)
@@ -154,7 +156,7 @@ def _loop(config: SimConfig, clock: Clock, beat: Callable[[], None], should_stop
 
 
 def lingering(should_stop: Callable[[], bool], clock: Clock, linger_s: float) -> Callable[[], bool]:
-    """Return what comes true `linger_s` after `should_stop` was first seen to be."""
+    """Return a function that becomes true `linger_s` after `should_stop` was first true."""
     asked_s = math.inf
 
     def leaves() -> bool:
@@ -170,20 +172,20 @@ def _ended(workers: list[Future[None]]) -> bool:
     return any(worker.done() for worker in workers)
 
 
-def _wanted(robot: SimulatedRobot, services: tuple[Service, ...]) -> frozenset[str]:
-    """Return the services that are on the network now."""
+def _services_on(robot: SimulatedRobot, services: tuple[Service, ...]) -> frozenset[str]:
+    """Return the names of the services that are on the network now."""
     names = frozenset(service.name for service in services)
     off = not robot.sport_on or robot.fault("sport_off") or robot.fault("burst_3102")
     return names - {SportService.name} if off else names
 
 
-def _is_deaf(robot: SimulatedRobot) -> bool:
+def _drops_requests(robot: SimulatedRobot) -> bool:
     return robot.fault("link_loss") or robot.fault("burst_3104")
 
 
 @contextmanager
 def _camera(robot: SimulatedRobot, config: SimConfig) -> Iterator[Draw]:
-    """Open the front camera in this thread. It draws a copy of the world, so that the world goes on."""
+    """Open the front camera in this thread. It draws a copy of the world, which continues meanwhile."""
     with robot.drawing() as world:
         data = mujoco.MjData(world.model)
     camera = FrontCamera(world, config.width, config.height)
@@ -191,7 +193,7 @@ def _camera(robot: SimulatedRobot, config: SimConfig) -> Iterator[Draw]:
     def draw() -> bytes:
         with robot.drawing() as world:
             twin = copy.copy(world)
-        # The twin shares the model, which nobody changes, and owns the data that drawing fills in.
+        # The copy shares the model, which is constant, and has its own data, which drawing changes.
         twin.data = data
         camera.attach(twin)
         return camera.jpeg(config.quality)

@@ -40,7 +40,7 @@ QUALITIES = ("fast", "nice")
 _MAX_GEOMS = 600
 
 
-NOTHING_DRAWS = "no offscreen OpenGL here (install libosmesa6, and unset MUJOCO_GL and PYOPENGL_PLATFORM): {}"
+NO_RENDERER = "no offscreen OpenGL here (install libosmesa6, and unset MUJOCO_GL and PYOPENGL_PLATFORM): {}"
 
 
 class Canvas:
@@ -53,7 +53,7 @@ class Canvas:
     def __init__(
         self, model: mujoco.MjModel, max_width_px: int, max_height_px: int, quality: str = "fast"
     ) -> None:
-        """Make the context. Raises ValueError for an unknown quality, ConfigError where nothing draws."""
+        """Make the context. Raises ValueError for an unknown quality, ConfigError without a renderer."""
         if quality not in QUALITIES:
             raise ValueError(f"quality must be one of {', '.join(QUALITIES)}, not {quality!r}")
         self._factor = 2 if quality == "nice" else 1
@@ -67,7 +67,7 @@ class Canvas:
         try:
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         except mujoco.FatalError as error:
-            raise ConfigError(NOTHING_DRAWS.format(error)) from error
+            raise ConfigError(NO_RENDERER.format(error)) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         # Runs at the interpreter's exit at the latest, while the OpenGL bindings still work.
         self._free = weakref.finalize(self, _free, self._gl, self._context)
@@ -137,7 +137,7 @@ class Canvas:
         if self._nice:
             for geom in self._scene.geoms[: self._scene.ngeom]:
                 if geom.objid in built.shadowless:
-                    # Decoration casts no shadow: walls, doors and ceiling must not keep the lamp out.
+                    # Walls, doors and ceiling cast no shadow: they must not block the lamp.
                     geom.category = mujoco.mjtCatBit.mjCAT_DECOR.value
         return self._scene
 
@@ -156,13 +156,13 @@ class Canvas:
 
 
 def _context(width: int, height: int) -> mujoco.GLContext:
-    """Make an OpenGL context the current one. Raises ConfigError where nothing draws."""
+    """Make an OpenGL context the current one. Raises ConfigError without a renderer."""
     try:
         context = mujoco.GLContext(width, height)
         context.make_current()
     # What MuJoCo and PyOpenGL raise without a display, a library or a device; AttributeError: MUJOCO_GL=off.
     except (mujoco.FatalError, ImportError, RuntimeError, AttributeError, OSError, TypeError) as error:
-        raise ConfigError(NOTHING_DRAWS.format(error)) from error
+        raise ConfigError(NO_RENDERER.format(error)) from error
     return context
 
 
@@ -187,7 +187,7 @@ class Segment:
 
 
 class FrontCamera:
-    """Renders what the robot sees. One GL context for its life; `attach` moves it to another world.
+    """Renders the front camera's view. It has one GL context; `attach` moves it to another world.
 
     `fx`, `fy`, `cx`, `cy` are the intrinsics in pixels of a `width_px` x `height_px` frame; pixel centres
     lie at whole numbers plus a half.
@@ -216,7 +216,7 @@ class FrontCamera:
         return math.degrees(2 * math.atan(self.height_px / 2 / self.fy))
 
     def attach(self, world: World) -> None:
-        """Look at another world from now on; cheap, the GL context stays."""
+        """Render another world from now on. Cheap: the GL context is kept."""
         self._world = world
         self._camera.fixedcamid = int(world.model.camera(FRONT_CAMERA).id)
 

@@ -37,17 +37,17 @@ class GroundTruth:
     distances_m: dict[str, float]
     path: tuple[tuple[float, float, float, float], ...]
     shapes: tuple[Shape, ...] = ()
-    """How the body held itself at each point of the path."""
+    """The body's shape at each point of the path."""
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> GroundTruth:
-        """Return what `save` has written."""
+        """Return the ground truth that `save` has written."""
         path = tuple(tuple(point) for point in data["path"])
         shapes = tuple(Shape(**{**s, "joints_rad": tuple(s["joints_rad"])}) for s in data["shapes"])
         return cls(**{**data, "touching": tuple(data["touching"]), "path": path, "shapes": shapes})
 
     def save(self, file: Path) -> None:
-        """Write as JSON, complete or not at all."""
+        """Write as JSON, atomically."""
         part = file.with_name(file.name + ".part")
         part.write_text(json.dumps(asdict(self)), encoding="utf-8")
         part.replace(file)
@@ -55,20 +55,20 @@ class GroundTruth:
 
 @dataclass(slots=True)
 class PathRecorder:
-    """Notes where the robot is; `note` as often as you like."""
+    """Records the robot's path. `record` may be called at any rate."""
 
     _points: list[tuple[float, float, float, float]] = field(default_factory=list)
     _shapes: list[Shape] = field(default_factory=list)
 
-    def note(self, world: World) -> None:
-        """Keep the pose if the last one kept is old enough."""
+    def record(self, world: World) -> None:
+        """Store the pose if the last stored one is old enough."""
         if not self._points or world.time_s - self._points[-1][0] >= PERIOD_S:
             pose = world.pose
             self._points.append((world.time_s, pose.x_m, pose.y_m, pose.yaw_rad))
             self._shapes.append(world.shape)
 
     def finish(self, world: World) -> GroundTruth:
-        """Return the truth of the run that ends now."""
+        """Return the ground truth of the run that ends now."""
         pose = world.pose
         return GroundTruth(
             scene_seed=world.scene.seed,
@@ -90,7 +90,7 @@ GIF_FPS = 6.0
 
 
 def check_view(file: Path) -> None:
-    """Refuse what cannot be written, before the run. Raises ConfigError."""
+    """Check before the run that the file can be written. Raises ConfigError."""
     if file.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"view: {file.name!r} ends in neither of {', '.join(SUFFIXES)}")
     if not file.parent.is_dir():

@@ -1,8 +1,8 @@
 """The simulated Go2 without DDS or wall time: driver and camera ports straight on a world.
 
-For training and evaluation. Time is the clock that it is given: with a `VirtualClock` an episode runs as
-fast as the machine computes it, and gives the same states every time. The world catches up with the clock
-whenever the robot is called, so it never runs ahead of that clock's users.
+For training and evaluation. Time is that of the given clock: with a `VirtualClock` an episode runs as fast as
+the machine computes it, and gives the same states every time. The world advances to the clock's time at each
+call, so it never runs ahead of the clock.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.robot import Posture, RobotState
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.sim.camera import FrontCamera
-from vlm_spec_decode.sim.go2.robot import attend, hold
+from vlm_spec_decode.sim.go2.robot import apply_attitude, update_machine
 from vlm_spec_decode.sim.go2.services import NOT_IMPLEMENTED, UNSUITABLE_POSTURE
 from vlm_spec_decode.sim.go2.state_machine import RULES, SportStateMachine, StateCode, StateRequest
 from vlm_spec_decode.sim.scene import Pose2D
 from vlm_spec_decode.sim.world import World
 
 TICK_S = 0.01
-_ASKS: dict[str, StateRequest] = {
+_REQUESTS: dict[str, StateRequest] = {
     "stand_up": StateRequest.STAND_UP,
     "stand_down": StateRequest.STAND_DOWN,
     "sit": StateRequest.SIT,
@@ -42,7 +42,7 @@ _POSTURES: dict[StateCode, Posture] = {
     StateCode.BALANCE_STAND: "stand",
     StateCode.POSE: "pose",
 }
-"""What a state of the machine is to whoever moves the robot; every other one walks."""
+"""Postures of the machine's states; every other state walks."""
 
 _UNSUITABLE = "posture unsuitable for the action"
 _STOP_TIMEOUT_S = 3.0
@@ -71,7 +71,7 @@ class HeadlessGo2:
         self.attach(world)
 
     def attach(self, world: World) -> None:
-        """Begin a new episode in another world, lying down; clock and GL context go on."""
+        """Begin a new episode in another world, lying down. Clock and GL context are kept."""
         self.world = world
         self._machine = SportStateMachine(0.0, StateCode.DAMPING)
         self._began_s = self.clock.now()
@@ -103,11 +103,11 @@ class HeadlessGo2:
 
     def posture(self, name: str) -> None:
         """Carry out a posture and wait on the clock for it. Raises RobotRefused from an unsuitable state."""
-        if name not in _ASKS:
-            raise RobotRefused(name, f"unknown; known: {', '.join(_ASKS)}", NOT_IMPLEMENTED)
+        if name not in _REQUESTS:
+            raise RobotRefused(name, f"unknown; known: {', '.join(_REQUESTS)}", NOT_IMPLEMENTED)
         self._catch_up()
-        ask, rule = _ASKS[name], RULES[_ASKS[name]]
-        if not self._machine.ask(ask, self._episode_s):
+        ask, rule = _REQUESTS[name], RULES[_REQUESTS[name]]
+        if not self._machine.request(ask, self._episode_s):
             raise RobotRefused(name, _UNSUITABLE, UNSUITABLE_POSTURE)
         give_up_s = self.clock.now() + rule.duration_s + _POSTURE_SLACK_S
         self.clock.sleep(rule.duration_s)
@@ -150,7 +150,7 @@ class HeadlessGo2:
         )
 
     def frame(self) -> tuple[Image, float]:
-        """Render what the front camera sees now. Opens a 640 x 360 camera if none was given."""
+        """Render the front camera's view. Opens a 640 x 360 camera if none was given."""
         self._check_open()
         self._catch_up()
         if self._camera is None:
@@ -159,7 +159,7 @@ class HeadlessGo2:
         return Image(jpeg, self._camera.width_px, self._camera.height_px), self.clock.now()
 
     def close(self) -> None:
-        """Free the camera, a given one too. Idempotent."""
+        """Free the camera, also a given one. Idempotent."""
         self._closed = True
         if self._camera is not None:
             self._camera.close()
@@ -170,11 +170,11 @@ class HeadlessGo2:
 
     @property
     def _episode_s(self) -> float:
-        """Whole ticks since the world was attached: the same in every run, however the clock's sums round."""
+        """Time since the world was attached, in whole ticks, so that the clock's rounding has no effect."""
         return self._ticks * TICK_S
 
     def _catch_up(self) -> None:
-        """Advance states and world tick by tick up to the clock's now, less what is not yet a tick."""
+        """Advance states and world tick by tick to the clock's time, without the last incomplete tick."""
         due = int((self.clock.now() - self._began_s) / TICK_S + 1e-6)
         while self._ticks < due:
             self._drive()
@@ -183,9 +183,9 @@ class HeadlessGo2:
         self._drive()
 
     def _drive(self) -> None:
-        body = attend(self._machine, self.world, self._episode_s)
+        body = update_machine(self._machine, self.world, self._episode_s)
         self.world.command(body.vx_mps, body.vy_mps, body.vyaw_radps)
-        hold(self.world, body)
+        apply_attitude(self.world, body)
 
 
 def _relative(pose: Pose2D, origin: Pose2D) -> tuple[float, float, float]:

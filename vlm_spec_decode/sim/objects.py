@@ -1,6 +1,6 @@
-"""The things that stand in a room: their kinds, colours, shapes and footprints.
+"""The objects in a room: their kinds, colours, shapes and footprints.
 
-Knows geometry only, nothing of MuJoCo or of rooms. Every kind is a few primitives in the object's own
+Geometry only, independent of MuJoCo and rooms. Every kind is a few primitives in the object's own
 frame: origin on the floor, x towards the object's front, z up, metres at scale 1.
 """
 
@@ -24,7 +24,7 @@ PALETTE: dict[str, Rgb] = {
     "cyan": (0.08, 0.72, 0.76),
 }
 COLOURS = tuple(PALETTE)
-"""Eight hues far apart; rooms are desaturated, so a saturated hue is always an object's."""
+"""Eight distinct hues. Rooms are desaturated, so a saturated hue always belongs to an object."""
 
 MATERIALS: dict[str, Rgb] = {
     "white": (0.92, 0.92, 0.90),
@@ -43,8 +43,8 @@ MATERIALS: dict[str, Rgb] = {
 class Primitive:
     """One geom: `size` are MuJoCo's half sizes; `paint` a material's name, or "own" for the object's colour.
 
-    What is not `solid` is seen but neither bumped into nor part of the footprint (leaves, arms); solids
-    are boxes, spheres and upright cylinders and capsules.
+    Primitives that are not `solid` (leaves, arms) are visible, but do not collide and are not part of the
+    footprint; solids are boxes, spheres and upright cylinders and capsules.
     `turn_deg` are roll, pitch and yaw about the fixed axes; only what is not solid may be turned.
     """
 
@@ -178,12 +178,12 @@ SHAPES: dict[str, tuple[Primitive, ...]] = {
 KINDS = tuple(SHAPES)
 
 DOOR_DEPTH_M = 0.06
-"""Depth of a door with its frame: its back lies in the wall's surface."""
+"""Depth of a door with its frame; its back is in the wall's surface."""
 
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One named thing in a room; `yaw_rad` turns its front (x) from the room's x axis, left positive."""
+    """One named object in a room; `yaw_rad` turns its front (x) from the room's x axis, left positive."""
 
     name: str
     kind: str

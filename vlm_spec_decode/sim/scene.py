@@ -37,7 +37,7 @@ from vlm_spec_decode.sim.objects import (
 
 @dataclass(frozen=True, slots=True)
 class Pose2D:
-    """Where something stands on the floor and where it faces."""
+    """A position and heading on the floor."""
 
     x_m: float
     y_m: float
@@ -59,7 +59,7 @@ class Light:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A room, what stands in it, and where the robot starts."""
+    """A room, its objects, and the robot's start."""
 
     seed: int
     length_m: float
@@ -93,7 +93,7 @@ class Scene:
 def random_scene(
     seed: int, *, num_objects: tuple[int, int] = (2, 5), forbid: frozenset[str] = frozenset()
 ) -> Scene:
-    """Return the scene of a seed; see `sim.scene` for what it promises."""
+    """Return the scene of a seed; the module's docstring lists its guarantees."""
     return generate(seed, num_objects=num_objects, forbid=forbid)
 
 
@@ -134,13 +134,13 @@ def generate(
         raise SceneError(f"num_objects must be 1 <= low <= high <= 8, not {low}, {high}")
     rng = np.random.default_rng([seed, 0x5CE7E])
     names = _choose_names(rng, int(rng.integers(low, high + 1)), forbid)
-    # A room that turns out too full is drawn anew, as a whole, so that no object is favoured.
+    # A room that is too full is drawn again as a whole, so that no object is favoured.
     for _ in range(200):
         length, width = (round(float(rng.uniform(5.0, 8.0)), 2) for _ in range(2))
         placed = _place_all(rng, names, length, width)
         start = placed and _choose_start(rng, Scene(seed, length, width, placed, Pose2D(0, 0)))
         if placed and start:
-            floor, wall, light, pattern = _look(rng)
+            floor, wall, light, pattern = _appearance(rng)
             return Scene(seed, length, width, placed, start, floor, wall, light, f"seed {seed}", pattern)
     raise SceneError(f"num_objects: {len(names)} objects do not fit into a room of at most 8 x 8 m")
 
@@ -168,7 +168,7 @@ def _choose_names(rng: np.random.Generator, count: int, forbid: frozenset[str]) 
 def _place_all(
     rng: np.random.Generator, names: list[Name], length: float, width: float
 ) -> tuple[SceneObject, ...]:
-    """Place every object, or return () where the room is too full."""
+    """Place every object, or return () if the room is too full."""
     placed: list[SceneObject] = []
     for colour, kind in names:
         for _ in range(_TRIES):
@@ -213,7 +213,7 @@ def _gap_m(a: SceneObject, b: SceneObject) -> float:
 
 
 def _choose_start(rng: np.random.Generator, scene: Scene) -> Pose2D | None:
-    """Draw a free place from which one of the objects is ahead within 40 degrees."""
+    """Draw a free pose from which one of the objects is ahead within 40 degrees."""
     for _ in range(_TRIES):
         x = round(float(rng.uniform(-0.5, 0.5)) * scene.length_m, 3)
         y = round(float(rng.uniform(-0.5, 0.5)) * scene.width_m, 3)
@@ -226,7 +226,7 @@ def _choose_start(rng: np.random.Generator, scene: Scene) -> Pose2D | None:
     return None
 
 
-def _look(rng: np.random.Generator) -> tuple[Rgb, Rgb, Light, str]:
+def _appearance(rng: np.random.Generator) -> tuple[Rgb, Rgb, Light, str]:
     """Draw desaturated floor and wall colours, a lamp and the floor's pattern."""
     floor = _greyish(rng, float(rng.uniform(0.38, 0.70)))
     wall = _greyish(rng, float(rng.uniform(0.68, 0.90)))
@@ -383,7 +383,7 @@ def _number(
 
 
 def _yaw(data: Mapping[str, object], where: str) -> float:
-    # Nine decimals undo what degrees and back cost, so that a written scene reads back equal.
+    # Rounding to nine decimals undoes the conversion to degrees, so that a written scene reads back equal.
     return round(math.radians(_number(data, "yaw_deg", where, default=0.0)), 9)
 
 

@@ -20,7 +20,7 @@ START_STATES = {
 
 @dataclass(frozen=True, slots=True)
 class SimConfig:
-    """All settings of `vsd sim`. `faults` are texts as `sim.go2.robot` reads them."""
+    """All settings of `vsd sim`. `faults` are texts that `sim.go2.robot.parse_fault` reads."""
 
     scene_seed: int = setting(0, "Seed of a random room.")
     scene: Path | None = setting(None, "YAML file of a room.")

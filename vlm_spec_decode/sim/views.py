@@ -72,7 +72,7 @@ def draw_doors(draw: ImageDraw.ImageDraw, plan: FloorPlan) -> None:
 
 
 def draw_path(draw: ImageDraw.ImageDraw, plan: FloorPlan, path: Sequence[Pose2D]) -> None:
-    """Draw where the robot went, and where it began."""
+    """Draw the robot's path and its start."""
     if len(path) < 2:
         return
     points = [plan.at(p.x_m, p.y_m) for p in path]
@@ -251,7 +251,7 @@ def third_person(world: World, *, width_px: int = 800, height_px: int = 500) -> 
 
 
 def save_gif(frames: Sequence[Rgb8], path: str | Path, *, fps: float = 10.0) -> None:
-    """Write frames of one size as an endless GIF."""
+    """Write frames of one size as a looping GIF."""
     iio.imwrite(path, np.stack(frames), extension=".gif", duration=1000.0 / fps, loop=0)
 
 
@@ -262,7 +262,7 @@ def save_png(picture: Rgb8, path: str | Path) -> None:
 
 @contextmanager
 def _without_walls_before(world: World, camera: mujoco.MjvCamera) -> Iterator[None]:
-    """Make the walls that the camera stands behind invisible meanwhile."""
+    """Hide the walls between camera and room within the block."""
     flat = camera.distance * math.cos(math.radians(camera.elevation))
     x = camera.lookat[0] - flat * math.cos(math.radians(camera.azimuth))
     y = camera.lookat[1] - flat * math.sin(math.radians(camera.azimuth))

@@ -70,7 +70,7 @@ def _side(built: WorldModel, data: mujoco.MjData, pose: Pose2D, side: int) -> fl
 STEP_S = 0.005
 GRAVITY_MPS2 = 9.81
 _TOUCH_M = 0.02
-"""What was bumped into counts as touched until the body is this far from it."""
+"""A touched object counts as touched until the body is this far from it."""
 
 Vec3 = tuple[float, float, float]
 
@@ -85,7 +85,7 @@ class World:
     def __init__(
         self, scene: Scene, *, seed: int = 0, limits: BodyLimits = GO2_LIMITS, pose: Pose2D | None = None
     ) -> None:
-        """Build the room. Raises SceneError if the robot does not fit where it is put."""
+        """Build the room. Raises SceneError if the robot does not fit at its pose."""
         self.scene = scene
         self.limits = limits
         self.rng = np.random.default_rng([seed, 0x60])
@@ -112,7 +112,7 @@ class World:
 
     @property
     def pose(self) -> Pose2D:
-        """Where the base stands; its yaw is in (-pi, pi]."""
+        """Pose of the base; its yaw is in (-pi, pi]."""
         return self._pose
 
     @property
@@ -149,7 +149,7 @@ class World:
 
     @property
     def imu(self) -> Imu:
-        """What an inertial sensor would measure in this attitude: its turning about the vertical, gravity."""
+        """The values of an inertial sensor in this attitude: yaw rate and gravity."""
         roll, pitch, _ = self.attitude
         ahead, left = -math.sin(pitch), math.sin(roll) * math.cos(pitch)
         # A sensor at rest measures the floor's push, g upwards, in axes that tilt with the trunk.
@@ -172,16 +172,16 @@ class World:
     ) -> None:
         """Move the trunk over its feet; nose down is positive pitch. `limp` is for bodies with weight."""
         self._set_limp(limp)
-        self._posture.ask(height_m, roll_rad, pitch_rad, yaw_rad)
+        self._posture.set_target(height_m, roll_rad, pitch_rad, yaw_rad)
 
     def _set_limp(self, limp: bool) -> None:
-        """Let go of all joints, or hold them again; a kinematic body has none to let go of."""
+        """Release all joints, or hold them again; does nothing for a kinematic body."""
 
     def topple(self) -> None:
-        """Knock the body over; a kinematic one falls by its posture alone."""
+        """Make the body fall; a kinematic one falls by its posture alone."""
 
     def teleport(self, pose: Pose2D) -> None:
-        """Put the robot somewhere, standing and at rest. Raises SceneError if it does not fit there."""
+        """Set the robot's pose, standing and at rest. Raises SceneError if it does not fit there."""
         if not self.is_free(pose):
             raise SceneError(f"the robot does not fit at x {pose.x_m:.2f}, y {pose.y_m:.2f} m")
         self._pose = Pose2D(pose.x_m, pose.y_m, _wrap(pose.yaw_rad))
@@ -193,14 +193,14 @@ class World:
     def step(self, dt_s: float) -> None:
         """Advance by `dt_s`, in steps of 5 ms; a remainder is kept for the next call."""
         self._owed_s += dt_s
-        # The small number keeps a whole step that rounding has put just below.
+        # The small number keeps a step that rounding has made slightly too short.
         count = int(self._owed_s / STEP_S + 1e-6)
         self._owed_s -= count * STEP_S
         for _ in range(count):
             self._step()
 
     def sync(self) -> None:
-        """Bring MuJoCo's data to the present state; to be called before drawing."""
+        """Update MuJoCo's data to the present state. Call it before drawing."""
         shape = self._shown or self.shape
         self._place(self._pose)
         qpos = self.data.qpos
@@ -212,7 +212,7 @@ class World:
 
     @property
     def shape(self) -> Shape:
-        """How the body holds itself, as it is drawn."""
+        """The body's shape, for drawing."""
         return trotting(self._posture.height_m, self._posture.tilt_rad, self.velocity, self._phase)
 
     def show(self, pose: Pose2D, shape: Shape) -> None:
@@ -262,7 +262,7 @@ class World:
         self._move_to(new)
 
     def _move_to(self, new: Pose2D) -> None:
-        """Go to `new`, or stay and lose all speed if something is in the way."""
+        """Move to `new`, or stay with zero velocity if an obstacle is in the way."""
         contacts = self._contacts(new)
         hit = frozenset(name for name, depth in contacts if depth < 0)
         near = frozenset(name for name, depth in contacts if depth < _TOUCH_M)

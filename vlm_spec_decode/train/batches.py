@@ -31,17 +31,17 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 
 BEARING_BINS, BEARING_STEP_DEG = 30, 5.0
 DISTANCE_BINS, DISTANCE_STEP_M = 24, 0.2
-TELLING_WEIGHT = 6.0
+INFORMATIVE_WEIGHT = 6.0
 """Weight of tokens that carry information against 1 for the rest; a mean loss would hide them."""
 
 GROUPS = 3
-"""Dialogues are sorted by length into so many groups, so that little is padded."""
+"""Number of groups into which dialogues are sorted by length, so that little is padded."""
 
 DECIDING_WEIGHT = 12.0
-"""Weight of the word after an answer's first full stop and of the third one after it: there "the red chair",
-"i do not see", "i do not know", "i looked" and "ok" part."""
+"""Weight of the first and the third word after an answer's first full stop, which tell "the red chair",
+"i do not see", "i do not know", "i looked" and "ok" apart."""
 
-TELLING = (
+INFORMATIVE_WORDS = (
     *COLOURS,
     *KINDS,
     *("left", "right", "ahead", "not", "nothing", "know", "looked", "will", "can", "ok", "yes", "no"),
@@ -109,17 +109,17 @@ class Batcher:
         self._frames = frames
         self._tokenizer = tokenizer
         self._dialogues = dialogues
-        self.telling = telling_tokens(tokenizer)
+        self.informative = informative_tokens(tokenizer)
         self._stop = tokenizer.get_vocab()["."]
 
     def draw(self, rng: np.random.Generator, batch: int) -> Batch:
-        """Draw a batch of images, half of them mirrored, each with fresh dialogues; or those of a walk."""
+        """Draw a batch of images, half of them mirrored, with new dialogues; or of recorded frames."""
         chosen = rng.integers(0, len(self._frames), batch)
-        if self._frames.talks:
-            return self._walked(rng, chosen)
-        # A mirrored frame is a new frame: left and right change places in image, truth and dialogue.
+        if self._frames.dialogues:
+            return self._recorded_batch(rng, chosen)
+        # A mirrored frame is a new frame: left and right are swapped in image, ground truth and dialogue.
         flips = rng.random(batch) < 0.5
-        views = [scene_description.things(row) for row in self._objects(chosen, flips)]
+        views = [scene_description.read_objects(row) for row in self._objects(chosen, flips)]
         talks = [[draw_dialogue(rng, view) for _ in range(self._dialogues)] for view in views]
         return self.pack(augment(rng, self._images(chosen, flips)), talks)
 
@@ -137,49 +137,49 @@ class Batcher:
         frames = self._frames.frames
         return np.stack([frames[i][:, ::-1] if f else frames[i] for i, f in zip(chosen, flips, strict=True)])
 
-    def _walked(self, rng: np.random.Generator, chosen: Indices) -> Batch:
-        """Lay out frames of recorded walks, each with what was said about it."""
-        said = [self._frames.talks[i] for i in chosen]
-        goals = [Goal(t["instruction"], "see") for t in said]
-        pasts = [tuple(t["history"][-MAX_HISTORY:]) for t in said]
-        talks = [[Dialogue(g, p, t["answer"])] for g, p, t in zip(goals, pasts, said, strict=True)]
+    def _recorded_batch(self, rng: np.random.Generator, chosen: Indices) -> Batch:
+        """Return a batch of recorded frames, each with one of its dialogues."""
+        dialogue = [self._frames.dialogues[i] for i in chosen]
+        goals = [Goal(t["instruction"], "see") for t in dialogue]
+        pasts = [tuple(t["history"][-MAX_HISTORY:]) for t in dialogue]
+        talks = [[Dialogue(g, p, t["answer"])] for g, p, t in zip(goals, pasts, dialogue, strict=True)]
         return self.pack(augment(rng, self._frames.frames[chosen]), talks)
 
-    def pack(self, pixels: torch.Tensor, talks: list[list[Dialogue]]) -> Batch:
-        """Lay out the dialogues of each image."""
-        rows = [(number, *self._ids(d)) for number, talk in enumerate(talks) for d in talk]
-        return pack_ids(pixels, rows, self.telling, self._stop)
+    def pack(self, pixels: torch.Tensor, dialogues: list[list[Dialogue]]) -> Batch:
+        """Return the batch of the images' dialogues."""
+        rows = [(number, *self._ids(d)) for number, talk in enumerate(dialogues) for d in talk]
+        return pack_ids(pixels, rows, self.informative, self._stop)
 
     def _ids(self, dialogue: Dialogue) -> tuple[list[int], int]:
         prompt = self._tokenizer(f"user : {dialogue.prompt} robot :")["input_ids"]
         return [*prompt, *self._tokenizer(dialogue.answer)["input_ids"], EOS_ID], len(prompt)
 
 
-def telling_tokens(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.bool_]:
-    """Say of each token [vocab] whether it carries information: numbers and `TELLING`."""
+def informative_tokens(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.bool_]:
+    """Return for each token [vocab] whether it carries information: numbers and `INFORMATIVE_WORDS`."""
     vocab = tokenizer.get_vocab()
     telling = np.zeros(len(tokenizer), dtype=np.bool_)
     numbers = [i for token, i in vocab.items() if token.lstrip("-").replace(".", "").isdigit()]
-    telling[[*numbers, *(vocab[w] for w in TELLING)]] = True
+    telling[[*numbers, *(vocab[w] for w in INFORMATIVE_WORDS)]] = True
     return telling
 
 
 def pack_ids(
     pixels: torch.Tensor,
     rows: list[tuple[int, list[int], int]],
-    telling: npt.NDArray[np.bool_],
+    informative: npt.NDArray[np.bool_],
     stop: int = -1,
     groups: int = GROUPS,
 ) -> Batch:
-    """Lay out (image, ids, prompt length) rows in groups of like length. Loss falls on the answers alone.
+    """Return (image, ids, prompt length) rows as groups of similar length. Only answers have a loss.
 
-    `stop` is the full stop after which an answer decides; -1 weighs no decision.
+    `stop` is the full stop after which an answer's decision begins; -1: no decision has extra weight.
     """
     # Rows of like length share a group, so that little of it is padding.
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][1]))
     size = -(-len(rows) // groups)
     packed = tuple(
-        _group([(i, *rows[i]) for i in order[at : at + size]], telling, stop)
+        _group([(i, *rows[i]) for i in order[at : at + size]], informative, stop)
         for at in range(0, len(rows), size)
     )
     answers = [g.labels >= 0 for g in packed]
@@ -188,7 +188,9 @@ def pack_ids(
     return Batch(pixels, packed, labels, weights)
 
 
-def _group(rows: list[tuple[int, int, list[int], int]], telling: npt.NDArray[np.bool_], stop: int) -> Group:
+def _group(
+    rows: list[tuple[int, int, list[int], int]], informative: npt.NDArray[np.bool_], stop: int
+) -> Group:
     shape = (len(rows), max(len(ids) for _, _, ids, _ in rows) - 1)
     tokens, labels = np.zeros(shape, np.int64), np.full(shape, -100, np.int64)
     deciding = np.zeros(shape, dtype=bool)
@@ -200,7 +202,9 @@ def _group(rows: list[tuple[int, int, list[int], int]], telling: npt.NDArray[np.
         if stop in ids[prompt:]:
             decides = prompt + ids[prompt:].index(stop)
             deciding[row, [decides, min(decides + 2, last - 1)]] = True
-    weights = np.where(labels >= 0, np.where(telling[np.maximum(labels, 0)], TELLING_WEIGHT, 1.0), 0.0)
+    weights = np.where(
+        labels >= 0, np.where(informative[np.maximum(labels, 0)], INFORMATIVE_WEIGHT, 1.0), 0.0
+    )
     weights[deciding & (labels >= 0)] = DECIDING_WEIGHT
     return Group(
         torch.tensor([image for _, image, _, _ in rows]),
@@ -212,7 +216,7 @@ def _group(rows: list[tuple[int, int, list[int], int]], telling: npt.NDArray[np.
 
 
 def flipped(objects: npt.NDArray[np.float32], flip: bool) -> npt.NDArray[np.float32]:
-    """Return the objects' truth of a mirrored frame."""
+    """Return the objects' rows for the mirrored frame if `flip`, else unchanged."""
     if not flip:
         return objects
     mirrored = np.array(objects)
@@ -221,7 +225,7 @@ def flipped(objects: npt.NDArray[np.float32], flip: bool) -> npt.NDArray[np.floa
 
 
 def augment(rng: np.random.Generator, images: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """Normalise [B, 128, 128, 3] uint8 to pixels as the processor does, with other light and some noise."""
+    """Normalise [B, 128, 128, 3] uint8 to pixels as the processor does, with random brightness and noise."""
     count = len(images)
     gain = rng.uniform(0.85, 1.15, (count, 1, 1, 3)) ** np.array([1, 0.3, 1])
     scaled = images * gain.astype(np.float32)
@@ -260,7 +264,7 @@ HEADS = (len(KINDS) + 1, len(COLOURS) + 1, BEARING_BINS, DISTANCE_BINS)
 
 
 class VisionHeads(nn.Module):
-    """What each patch shows, read off the vision tower by one linear layer; thrown away after training."""
+    """Predicts what each patch shows, by one linear layer on the vision tower; not in the final model."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The commands `vsd train …`: options in, one config out; the work is elsewhere and imported when wanted."""
+"""The commands `vsd train …`: options in, one config out. The modules that train are imported when needed."""
 
 from __future__ import annotations
 
@@ -65,19 +65,19 @@ def _walks(
     out: Path, bags: tuple[Path, ...], image_topic: str, instructions: Path | None, every_s: float
 ) -> dict[str, Any]:
     from vlm_spec_decode.bags.events import Topics
-    from vlm_spec_decode.bags.questions import AskPlan, read_spoken
-    from vlm_spec_decode.train.recorded_data import RecordedDataConfig, run_walks
+    from vlm_spec_decode.bags.questions import AskPlan, read_instructions
+    from vlm_spec_decode.train.recorded_data import RecordedDataConfig, run_recorded_data
 
-    plan = AskPlan(spoken=read_spoken(instructions) if instructions else (), every_s=every_s)
-    return run_walks(RecordedDataConfig(bags, out, Topics(image=image_topic), plan))
+    plan = AskPlan(spoken=read_instructions(instructions) if instructions else (), every_s=every_s)
+    return run_recorded_data(RecordedDataConfig(bags, out, Topics(image=image_topic), plan))
 
 
 NAMES = {"eye_steps": "--vision-steps", "eye": "--vision-tower"}
-"""Options that are called otherwise than their fields."""
+"""Options whose names differ from their fields."""
 
 
 def _model_options(role: Role) -> Callable[[Function], Function]:
-    """Return the options of a training as a decorator. What is not given is the recipe's."""
+    """Return the options of a training as a decorator. Missing ones take the recipe's values."""
 
     def decorate(function: Function) -> Function:
         chosen = ("data", "eye_steps", "steps", "eye", "start", "batch", "peak_rate")

@@ -13,11 +13,11 @@ Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16")
 
 Growth: TypeAlias = tuple[tuple[float, int], ...]
-"""Shares of a training's steps, and how many layers are trained from there on; in rising order, from 0."""
+"""(fraction of the steps, number of layers trained from there on), in rising order, beginning at 0."""
 
 
 def held_out_seed() -> int:
-    """Return the first scene seed that is for evaluation; from there on nothing is trained on."""
+    """Return the first scene seed reserved for evaluation; no training uses it or a higher one."""
     from vlm_spec_decode.train.instructions import held_out
 
     return held_out().first_scene_seed
@@ -42,7 +42,7 @@ class TrainConfig:
     `dialogues` share one image in one sequence. The learning rate falls over the last `decay_share` of
     all `steps`. `eye` is the checkpoint of another model whose trained vision tower is taken over; the draft
     shares the target's. `start` is a checkpoint to begin from, whose steps count, or a finished model's
-    folder, whose steps do not. `stop_after` ends a run at that step, to be gone on with later. `distil` names
+    folder, whose steps do not. `stop_after` ends a run at that step; it can be resumed. `distil` names
     the folder of the target whose distribution a draft learns instead of the teacher's answers. `device` auto
     is a GPU if there is one; `precision` auto is what is faster there, measured once and kept in the
     checkpoint. With several `processes` each draws `batch` images a step, and their gradients are averaged.
@@ -84,7 +84,7 @@ class TextConfig:
     """The training of one model of the language-only pair.
 
     A step has `batch` dialogues about rooms drawn for it. `start` names a folder whose language part is
-    where to begin, such as that of the pair that sees. `distil` names the folder of the
+    where to begin, such as that of the vision pair. `distil` names the folder of the
     target whose own answers a draft learns. The rest is as in `TrainConfig`.
     """
 
@@ -149,7 +149,7 @@ RECIPES: dict[Role, dict[str, Any]] = {
     },
     "draft": {"out": Path("runs/draft"), "eye_steps": 0, "steps": 1700, "dialogues": 6},
 }
-"""Settings with which two cores make a model of a role in two hours."""
+"""Settings that train a model of a role in two hours on two cores."""
 
 TEXT_RECIPES: dict[Role, dict[str, Any]] = {
     "target": {"out": Path("runs/text_target")},
@@ -159,17 +159,17 @@ TEXT_RECIPES: dict[Role, dict[str, Any]] = {
 
 
 def recipe(role: Role, **given: Any) -> TrainConfig:
-    """Return the settings of a model that sees, `given` ones changed."""
+    """Return the settings of a model of the vision pair, with `given` ones replaced."""
     return TrainConfig(role, **{**RECIPES[role], **given})
 
 
 def text_recipe(role: Role, **given: Any) -> TextConfig:
-    """Return the settings of a model of the language-only pair, `given` ones changed."""
+    """Return the settings of a model of the language-only pair, with `given` ones replaced."""
     return TextConfig(role, **{**TEXT_RECIPES[role], **given})
 
 
 def shown_default(role: Role, name: str) -> str:
-    """Return the default of a training's setting in words; beside it that of the language-only pair."""
+    """Return the default of a training's setting as text, with that of the language-only pair."""
     of_text = settings_of(TextConfig)
     seeing = RECIPES[role].get(name, settings_of(TrainConfig)[name].default)
     told = TEXT_RECIPES[role].get(name, of_text[name].default if name in of_text else None)

@@ -71,12 +71,12 @@ class Task:
 
     @property
     def is_held_out_pair(self) -> bool:
-        """Whether no training room has ever held such a thing."""
+        """Whether no training room has ever held such an object."""
         return self.thing in held_out().pairs
 
 
 def draw_task(seed: int, world: World, camera: FrontCamera, kinds: dict[str, float] | None = None) -> Task:
-    """Draw the task of a seed: any thing of its room, in view or not, in any wording, held out or not."""
+    """Draw the task of a seed: any object of its room, in view or not, in any wording, held out or not."""
     rng = np.random.default_rng([seed, 0x7A5C])
     shares = kinds or MOTION_KINDS
     kind = str(rng.choice(list(shares), p=np.array(list(shares.values())) / sum(shares.values())))
@@ -95,7 +95,7 @@ def go_to_task(seed: int, world: World, camera: FrontCamera) -> Task:
 
 @dataclass(frozen=True, slots=True)
 class TaskSetting:
-    """What a task is drawn from: a source of chance, some thing of the room, the room, and its camera."""
+    """The inputs of a task: a random generator, an object of the room, the room, and its camera."""
 
     rng: np.random.Generator
     thing: str
@@ -108,29 +108,32 @@ Drawn = tuple[Goal, str]
 
 def _go_to(at: TaskSetting) -> Drawn:
     forms = held_out().wordings if at.rng.random() < 0.3 else instructions.GO_TO
-    return Goal(_one(at.rng, forms).format(x=at.thing), "goto", at.thing), at.thing
+    return Goal(_choice(at.rng, forms).format(x=at.thing), "goto", at.thing), at.thing
 
 
 def _stop_before(at: TaskSetting) -> Drawn:
     stop = round(float(at.rng.integers(8, 21)) / 10, 1)
-    words = _one(at.rng, instructions.STOP_BEFORE).format(x=at.thing, n=f"{stop:.1f}")
+    words = _choice(at.rng, instructions.STOP_BEFORE).format(x=at.thing, n=f"{stop:.1f}")
     return Goal(words, "goto", at.thing, stop_m=stop), at.thing
 
 
 def _go_and_act(at: TaskSetting) -> Drawn:
-    action = _one(at.rng, ("sit ( )", "stand_down ( )", "hello ( )", "stretch ( )"))
-    go, act = _one(at.rng, instructions.GO_TO).format(x=at.thing), _one(at.rng, instructions.GESTURES[action])
-    return Goal(_one(at.rng, instructions.THEN).format(go=go, act=act), "goto", at.thing, action), at.thing
+    action = _choice(at.rng, ("sit ( )", "stand_down ( )", "hello ( )", "stretch ( )"))
+    go, act = (
+        _choice(at.rng, instructions.GO_TO).format(x=at.thing),
+        _choice(at.rng, instructions.GESTURES[action]),
+    )
+    return Goal(_choice(at.rng, instructions.THEN).format(go=go, act=act), "goto", at.thing, action), at.thing
 
 
 def _picked(at: TaskSetting) -> Drawn:
-    """Ask for the nearest or outermost of a kind, or of all, among what is in view at the start."""
+    """Request the nearest or outermost of a kind, or of all, among the objects in view at the start."""
     seen = [n for n in at.world.scene.names if at.camera.visible(n)]
     if not seen:
         return _go_to(at)
     kinds = [n.split()[1] for n in seen]
     twice = [k for k in kinds if kinds.count(k) > 1]
-    kind = _one(at.rng, tuple(twice)) if twice else ""
+    kind = _choice(at.rng, tuple(twice)) if twice else ""
     goal = instructions.picked(at.rng, kind)
     while goal.verb != "goto":
         goal = instructions.picked(at.rng, kind)
@@ -145,19 +148,19 @@ def _picked(at: TaskSetting) -> Drawn:
 
 def _behind(at: TaskSetting) -> Drawn:
     back = max(at.world.scene.names, key=lambda n: abs(at.world.bearing_to(n)))
-    return Goal(_one(at.rng, instructions.BEHIND).format(x=back), "goto", back, is_behind=True), back
+    return Goal(_choice(at.rng, instructions.BEHIND).format(x=back), "goto", back, is_behind=True), back
 
 
 def _face(at: TaskSetting) -> Drawn:
-    return Goal(_one(at.rng, instructions.FACE).format(x=at.thing), "face", at.thing), at.thing
+    return Goal(_choice(at.rng, instructions.FACE).format(x=at.thing), "face", at.thing), at.thing
 
 
 def _find(at: TaskSetting) -> Drawn:
-    return Goal(_one(at.rng, instructions.FIND).format(x=at.thing), "find", at.thing), at.thing
+    return Goal(_choice(at.rng, instructions.FIND).format(x=at.thing), "find", at.thing), at.thing
 
 
 def _follow(at: TaskSetting) -> Drawn:
-    return Goal(_one(at.rng, instructions.FOLLOW).format(x=at.thing), "follow", at.thing), at.thing
+    return Goal(_choice(at.rng, instructions.FOLLOW).format(x=at.thing), "follow", at.thing), at.thing
 
 
 def _past(at: TaskSetting) -> Drawn:
@@ -165,7 +168,7 @@ def _past(at: TaskSetting) -> Drawn:
 
 
 def _motion(at: TaskSetting) -> Drawn:
-    """A plain motion that there is room for."""
+    """A plain motion that the room has space for."""
     pose = at.world.pose
     for _ in range(100):
         goal = instructions.motion(at.rng)
@@ -187,22 +190,22 @@ def _motion(at: TaskSetting) -> Drawn:
 
 
 def _unsafe(at: TaskSetting) -> Drawn:
-    return Goal(_one(at.rng, instructions.UNSAFE).format(x=at.thing), "unsafe"), ""
+    return Goal(_choice(at.rng, instructions.UNSAFE).format(x=at.thing), "unsafe"), ""
 
 
 def _impossible(at: TaskSetting) -> Drawn:
-    return Goal(_one(at.rng, instructions.IMPOSSIBLE).format(x=at.thing), "impossible"), ""
+    return Goal(_choice(at.rng, instructions.IMPOSSIBLE).format(x=at.thing), "impossible"), ""
 
 
 def _unknown(at: TaskSetting) -> Drawn:
-    word = _one(at.rng, UNKNOWN_WORDS)
-    return Goal(_one(at.rng, instructions.GO_TO).format(x=word), "unknown"), ""
+    word = _choice(at.rng, UNKNOWN_WORDS)
+    return Goal(_choice(at.rng, instructions.GO_TO).format(x=word), "unknown"), ""
 
 
 def _absent(at: TaskSetting) -> Drawn:
     pool = [f"{c} {k}" for c in COLOURS for k in KINDS if f"{c} {k}" not in at.world.scene.names]
-    absent = _one(at.rng, tuple(pool))
-    return Goal(_one(at.rng, instructions.GO_TO).format(x=absent), "goto", absent), ""
+    absent = _choice(at.rng, tuple(pool))
+    return Goal(_choice(at.rng, instructions.GO_TO).format(x=absent), "goto", absent), ""
 
 
 _GOALS: dict[str, Callable[[TaskSetting], Drawn]] = {
@@ -230,13 +233,13 @@ def wanted_motion(action: str) -> tuple[float, float, float]:
     return {"forward": (amount, 0.0, 0.0), "strafe": (0.0, amount, 0.0), "turn": (0.0, 0.0, amount)}[name]
 
 
-def _one(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+def _choice(rng: np.random.Generator, options: tuple[str, ...]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
 REACHED_M = 0.7
 STOPPED_M = 0.25
-"""Allowed error of "stop N metres before"."""
+"""Allowed error of "stop N metres before", in metres."""
 
 FACED_DEG = 15.0
 STAYED_M = 0.3
@@ -244,14 +247,14 @@ MOVED_M, MOVED_DEG = 0.15, 5.0
 """Allowed errors of a plain motion."""
 
 MIN_WAY_M = 0.5
-"""Of shorter ways the ratio says nothing."""
+"""Shortest path for which the ratio is computed."""
 
 APPROACHES = ("go to", "stop before", "go and act", "nearest or outermost", "behind")
 
 
 @dataclass(slots=True)
 class Episode:
-    """What happened: answers, actions carried out, the path at each step's end, and how it stopped."""
+    """The record of an episode: answers, actions carried out, the pose after each step, and its end."""
 
     task: Task
     answers: list[str] = field(default_factory=list)
@@ -274,10 +277,10 @@ class Episode:
 
     @property
     def way_over_straight(self) -> float | None:
-        """Length of the path over the straight line to where the robot stopped before the thing.
+        """Length of the path over the straight distance to where the robot stopped at the object.
 
-        None for another kind of instruction or a way that is too short. The straight line goes through
-        whatever stands on it, so 1 is a bound, not always a way.
+        None for another kind of instruction or a path that is too short. The straight line ignores
+        obstacles, so 1 is a lower bound that cannot always be reached.
         """
         straight_m = self.first_distance_m - self.distance_m
         if self.task.kind not in APPROACHES or not straight_m >= MIN_WAY_M:
@@ -287,8 +290,8 @@ class Episode:
     @property
     def declined(self) -> bool:
         """Whether the first or last answer refuses in words."""
-        said = " ".join((*self.answers[:1], *self.answers[-1:]))
-        return any(text in said for text in ("no ,", "i do not know", "there is no"))
+        answers = " ".join((*self.answers[:1], *self.answers[-1:]))
+        return any(text in answers for text in ("no ,", "i do not know", "there is no"))
 
     def summary(self) -> dict[str, Any]:
         """Plain data for a report, without the path."""
@@ -308,7 +311,7 @@ class Episode:
 
 
 def judge(episode: Episode) -> bool:
-    """Whether the robot did what it was told, by the truth about the room at the end."""
+    """Whether the robot carried out its instruction, by the ground truth at the end."""
     if episode.collisions:
         return False
     if episode.task.kind == "follow":
@@ -345,7 +348,7 @@ def _stayed(episode: Episode) -> bool:
 
 
 def _passed(episode: Episode) -> bool:
-    """The thing lies behind now, and was on the other side of the body when it was nearest."""
+    """The object is behind the robot now, and was on the correct side of the body when it was nearest."""
     item = episode.item
     if item is None:
         return False
@@ -403,7 +406,7 @@ _RULES: dict[str, Callable[[Episode], bool]] = {
 
 
 _ANSWER_S = 0.4
-"""Virtual time that one answer takes; the robot stands meanwhile."""
+"""Virtual time of one answer; the robot stands meanwhile."""
 
 Draw = Callable[[int, World, FrontCamera], Task]
 
@@ -421,7 +424,7 @@ class EpisodeRunner:
         self.engine = Engine(None, target.codec, LocalVerifier(held, self.clock), self.clock, config)
 
     def run(self, task: Task, world: World, max_answers: int) -> Episode:
-        """Carry out one task to its end, and judge it."""
+        """Run one task to its end, and set its success."""
         self.robot.attach(world)
         self.robot.start()
         executor = Executor(self.robot, SafetyGate(SafetyLimits()), self.clock, runner=InlineCallRunner())

@@ -63,9 +63,9 @@ def write_page(figures: Mapping[str, Any], episodes: Sequence[Episode], folder: 
     for title, key in (("Success by kind", "success_by_kind"), ("Declined, by kind", "declined_by_kind")):
         if key in figures:
             parts += [f"<h2>{title}</h2>", _bars({k: _share(v) for k, v in figures[key].items()})]
-    for mark, said in (("t0", "greedy"), ("t1", "temperature 1")):
+    for mark, label in (("t0", "greedy"), ("t1", "temperature 1")):
         if rows := figures.get(f"acceptance_by_token_{mark}"):
-            parts += [f"<h2>Draft acceptance by token, {said}</h2>", _bars(rows)]
+            parts += [f"<h2>Draft acceptance by token, {label}</h2>", _bars(rows)]
     if exits := figures.get("exits"):
         agrees = {f"layer {layer}": row["agrees"] for layer, row in exits.items()}
         parts += ["<h2>Exits: first choice is the final one</h2>", _bars(agrees)]
@@ -113,11 +113,11 @@ def _failure(episode: Episode, folder: Path) -> str:
 
 
 _DECLINED_FROM = 500_000
-"""Rooms in which the robot is asked what it must decline lie so far from the others."""
+"""Offset of the seeds of the rooms for instructions that must be refused."""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class HeldOutQuestion:
     """One held-out frame, an instruction about it, and the teacher's answer."""
 
     observation: Observation
@@ -158,8 +158,8 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return figures
 
 
-def questions(config: EvaluateConfig) -> Iterable[Question]:
-    """Yield one question for each held-out scene, about frames as the robot's camera sends them."""
+def questions(config: EvaluateConfig) -> Iterable[HeldOutQuestion]:
+    """Yield one question for each held-out scene, with a frame as the robot's camera sends it."""
     camera: FrontCamera | None = None
     for seed in range(config.first_seed, config.first_seed + config.frames):
         world = World(random_scene(seed), seed=seed)
@@ -167,23 +167,25 @@ def questions(config: EvaluateConfig) -> Iterable[Question]:
         camera.attach(world)
         rng = np.random.default_rng([seed, 0xE7A1])
         world.teleport(sample_pose(world, rng))
-        dialogue = draw_dialogue(rng, scene_description.things(observe(camera, world)))
+        dialogue = draw_dialogue(rng, scene_description.read_objects(observe(camera, world)))
         image = Image(camera.jpeg(), camera.width_px, camera.height_px)
-        said = dialogue.observation
-        yield Question(Observation(image, said.instruction, said.history), dialogue)
+        observation = dialogue.observation
+        yield HeldOutQuestion(Observation(image, observation.instruction, observation.history), dialogue)
     if camera:
         camera.close()
 
 
-def answer_figures(pair: Pair, asked: list[Question], answers: list[GenerationResult]) -> dict[str, Any]:
-    """Compare answers with the teacher's, as a whole and by what they are about."""
+def answer_figures(
+    pair: Pair, asked: list[HeldOutQuestion], answers: list[GenerationResult]
+) -> dict[str, Any]:
+    """Compare answers with the teacher's, in total and by verb."""
     exact, actions = Counter[str](), Counter[str]()
     totals = Counter(q.dialogue.goal.verb for q in asked)
     for question, answer in zip(asked, answers, strict=True):
         wanted = pair.codec.encode(question.dialogue.answer)
-        said = tuple(t for t in answer.tokens if t not in pair.stop_ids)
+        tokens = tuple(t for t in answer.tokens if t not in pair.stop_ids)
         verb = question.dialogue.goal.verb
-        exact[verb] += said == wanted
+        exact[verb] += tokens == wanted
         actions[verb] += _calls(answer.text) == _calls(question.dialogue.answer)
     return {
         "answers": len(asked),
@@ -194,17 +196,19 @@ def answer_figures(pair: Pair, asked: list[Question], answers: list[GenerationRe
     }
 
 
-def draft_figures(pair: Pair, asked: list[Question], answers: list[GenerationResult]) -> dict[str, Any]:
+def draft_figures(
+    pair: Pair, asked: list[HeldOutQuestion], answers: list[GenerationResult]
+) -> dict[str, Any]:
     """Agreement of draft and exits with the target's own answers, and accepted lengths."""
     observations = [q.observation for q in asked]
     greedy = [(o, a.tokens) for o, a in zip(observations, answers, strict=True)]
     figures: dict[str, Any] = {}
     for temperature in TEMPERATURES:
-        said = greedy
+        answered = greedy
         if temperature:
             params = pair.params(temperature)
-            said = [(o, decode(pair, o, params).tokens) for o in observations]
-        found = acceptance(pair, said, temperature)
+            answered = [(o, decode(pair, o, params).tokens) for o in observations]
+        found = acceptance(pair, answered, temperature)
         lengths = accepted_lengths(pair, observations, temperature)
         mark = f"t{temperature:.0f}"
         figures |= {f"acceptance_{mark}": found["all"], f"acceptance_by_token_{mark}": found["by_token"]}
@@ -214,7 +218,7 @@ def draft_figures(pair: Pair, asked: list[Question], answers: list[GenerationRes
 
 
 def episode_figures(episodes: list[Episode]) -> dict[str, Any]:
-    """Share of episodes in which the robot did what it was told, in all and by kind of instruction."""
+    """Share of successful episodes, in total and by kind of instruction."""
     count = len(episodes)
     new = [e.success for e in episodes if e.task.is_held_out_pair]
     ways = [ratio for e in episodes if e.success and (ratio := e.way_over_straight) is not None]
@@ -267,7 +271,7 @@ class Pair:
 
     @classmethod
     def of(cls, target: LoadedModel, draft: LoadedModel) -> Pair:
-        """Hold both to the action language, as edge and cloud do."""
+        """Restrict both to the action language, as edge and cloud do."""
         spoken = language()
         return cls(
             constrained(target, target.codec, spoken),
@@ -309,12 +313,12 @@ def chain_logits(
 
 
 def free_positions(model: Model, observation: Observation, tokens: Tokens) -> tuple[int, ...]:
-    """Return the positions of an answer that no grammar forces."""
+    """Return the positions of an answer at which the grammar allows more than one token."""
     context = model.open(observation)
     try:
         free, at = [], 0
         while at < len(tokens):
-            # A run that the grammar forces costs no choice, so it says nothing about the draft.
+            # Tokens that the grammar forces are no choice, so they do not measure the draft.
             forced = context.forced(tokens[:at])
             if forced:
                 at += len(forced)
@@ -329,7 +333,7 @@ def free_positions(model: Model, observation: Observation, tokens: Tokens) -> tu
 def acceptance(
     pair: Pair, answers: Iterable[tuple[Observation, Tokens]], temperature: float = 0.0, seed: int = 0
 ) -> dict[str, Any]:
-    """Share of the target's free tokens that the draft would have said, in all and by kind of token."""
+    """Share of the target's free tokens that the draft would have chosen, in total and by kind of token."""
     right, total = Counter[str](), Counter[str]()
     for observation, tokens in answers:
         params = pair.params(temperature, seed)
@@ -349,7 +353,7 @@ def acceptance(
 def accepted_lengths(
     pair: Pair, asked: Iterable[Observation], temperature: float = 0.0, seed: int = 0
 ) -> dict[int, float]:
-    """Mean number of tokens accepted of a full draft, by draft length."""
+    """Mean number of accepted tokens of a full draft, by draft length."""
     observations = tuple(asked)
     means = {}
     for length in DRAFT_LENGTHS:
@@ -378,7 +382,7 @@ def exit_agreement(pair: Pair, answers: Iterable[tuple[Observation, Tokens]]) ->
 
 
 def token_group(text: str) -> str:
-    """Name what a token tells: colour, kind, side, number, or text."""
+    """Return the kind of a token: colour, kind, side, number, or text."""
     if text in COLOURS:
         return "colour"
     if text in KINDS:

@@ -5,8 +5,8 @@ from the layers' states at answers, and are calibrated on other answers: how oft
 confidence is right. Follows 2505.21594, section 4.1, with Kangaroo's adapters (2404.18911).
 
 States come from the teacher's answers, many dialogues of a frame at once, for a VLM that `vsd train` made;
-for every other model from its own answers, restricted to the action language, in rooms that it is shown or
-described.
+for every other model from its own answers, restricted to the action language, about rooms given as frames or
+as text.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ from vlm_spec_decode.train.training_state import exporting, load_finished
 
 @dataclass(frozen=True, slots=True)
 class ExitStates:
-    """What layers hold at places in answers: [M, width] per exit layer, `final` of the last one, normed."""
+    """Hidden states at positions of answers: [M, width] per exit layer; `final` of the last layer, normed."""
 
     by_layer: Mapping[int, torch.Tensor]
     final: torch.Tensor
 
 
 @torch.inference_mode()
-def of_batches(network: Any, batches: Iterable[Batch], layers: tuple[int, ...]) -> ExitStates:
+def states_of_batches(network: Any, batches: Iterable[Batch], layers: tuple[int, ...]) -> ExitStates:
     """Return the states of a tiny LLaVA at the teacher's answers."""
     found = []
     for batch in batches:
@@ -68,20 +68,20 @@ def of_batches(network: Any, batches: Iterable[Batch], layers: tuple[int, ...]) 
             rows = group.labels >= 0
             by_layer = {layer: output.hidden_states[layer][rows] for layer in layers}
             found.append(ExitStates(by_layer, output.last_hidden_state[rows]))
-    return _joined(found)
+    return _concatenated(found)
 
 
-def of_answers(model: VlmModel, asked: Iterable[Observation]) -> ExitStates:
-    """Return the states of any model, at its exit layers, at the answers that it gives itself."""
+def states_of_answers(model: VlmModel, asked: Iterable[Observation]) -> ExitStates:
+    """Return the states of any model, at its exit layers, for its own answers."""
     pair, found = Pair.of(model, model), []
     for observation in asked:
         answer = decode(pair, observation, pair.params()).tokens
-        found.append(at_answer(model, observation, answer))
-    return _joined(found)
+        found.append(states_of_answer(model, observation, answer))
+    return _concatenated(found)
 
 
-def at_answer(model: VlmModel, observation: Observation, answer: Tokens) -> ExitStates:
-    """Return the states from which each token of one answer was chosen."""
+def states_of_answer(model: VlmModel, observation: Observation, answer: Tokens) -> ExitStates:
+    """Return the states that predict each token of one answer."""
     context = model.open(observation)
     try:
         context.score((), answer[:-1], tuple(range(len(answer) - 1)))
@@ -92,7 +92,7 @@ def at_answer(model: VlmModel, observation: Observation, answer: Tokens) -> Exit
 
 
 def observations(config: ExitsConfig, count: int, *, sees: bool) -> Iterator[Observation]:
-    """Yield what a model is asked, in rooms that may be trained on."""
+    """Yield observations of training rooms for a model."""
     if sees:
         seen = questions(EvaluateConfig(config.target, None, frames=count, first_seed=config.seed))
         asked = (question.observation for question in seen)
@@ -102,7 +102,7 @@ def observations(config: ExitsConfig, count: int, *, sees: bool) -> Iterator[Obs
     yield from tqdm(asked, total=count, desc="answers", mininterval=5)
 
 
-def _joined(found: list[ExitStates]) -> ExitStates:
+def _concatenated(found: list[ExitStates]) -> ExitStates:
     layers = found[0].by_layer
     by_layer = {layer: torch.cat([states.by_layer[layer] for states in found]) for layer in layers}
     return ExitStates(by_layer, torch.cat([states.final for states in found]))
@@ -133,7 +133,7 @@ _RATE_WIDTH = 128
 """Beyond this width the rate falls in proportion to it: more weights move each state of a wider adapter."""
 
 _UNSEEN_SHARE = 4
-"""To so many batches that are learned from comes one to calibrate on."""
+"""Number of training batches for each batch that is used for calibration only."""
 
 
 def run_exits(config: ExitsConfig) -> dict[str, Any]:
@@ -161,9 +161,9 @@ def _from_frames(config: ExitsConfig, folder: Path) -> tuple[LanguageHead, ExitS
     depth = len(network.model.language_model.layers)
     layers = tuple(sorted({round(share * depth) for share in config.shares}))
     batcher = Batcher(open_frames(config.data), AutoTokenizer.from_pretrained(folder), config.dialogues)
-    learned = of_batches(network, _batches(batcher, config, 0, config.batches), layers)
+    learned = states_of_batches(network, _batches(batcher, config, 0, config.batches), layers)
     count = config.batches // _UNSEEN_SHARE
-    unseen = of_batches(network, _batches(batcher, config, config.batches, count), layers)
+    unseen = states_of_batches(network, _batches(batcher, config, config.batches, count), layers)
     return LanguageHead(network.model.language_model.norm, network.lm_head), learned, unseen
 
 
@@ -176,7 +176,7 @@ def _from_answers(config: ExitsConfig) -> tuple[LanguageHead, ExitStates, ExitSt
     learned = config.batches * config.batch
     asked = observations(config, learned + learned // _UNSEEN_SHARE, sees=model.sees)
     head = LanguageHead(model.decoder.stack.norm, model.decoder.head)
-    return head, of_answers(model, islice(asked, learned)), of_answers(model, asked)
+    return head, states_of_answers(model, islice(asked, learned)), states_of_answers(model, asked)
 
 
 def _batches(batcher: Batcher, config: ExitsConfig, first: int, count: int) -> Iterator[Batch]:
@@ -185,12 +185,12 @@ def _batches(batcher: Batcher, config: ExitsConfig, first: int, count: int) -> I
 
 
 def _fit(head: LanguageHead, layer: int, states: ExitStates, config: ExitsConfig) -> nn.Linear:
-    """Return the adapter whose logits come nearest the final ones: half distribution, half first choice."""
+    """Return the adapter trained on the final logits: half on the distribution, half on the first choice."""
     given, final = states.by_layer[layer].clone(), states.final.clone()
     width = given.shape[1]
     torch.manual_seed(config.seed)
     adapter = nn.Linear(width, width, device=given.device)
-    # At zero the exit is the plain hidden state behind norm and head: training can only improve on that.
+    # With a zero adapter the exit is the hidden state through norm and head; training starts from that.
     nn.init.zeros_(adapter.weight)
     nn.init.zeros_(adapter.bias)
     rate = _RATE * min(1.0, _RATE_WIDTH / width)
@@ -212,8 +212,10 @@ def _fit(head: LanguageHead, layer: int, states: ExitStates, config: ExitsConfig
 
 @torch.inference_mode()
 def _calibrate(head: LanguageHead, adapter: nn.Linear, layer: int, states: ExitStates) -> dict[str, Any]:
-    """Say how often the exit's first choice is the final one, and how often the final one is its k-th."""
-    confidence, rank = (torch.cat(part) for part in zip(*_judged(head, adapter, layer, states), strict=True))
+    """Return how often the exit's first choice is the final one, and how often the final one is its k-th."""
+    confidence, rank = (
+        torch.cat(part) for part in zip(*_confidences_and_ranks(head, adapter, layer, states), strict=True)
+    )
     right = rank == 0
     bins = []
     for low, high in pairwise(BINS):
@@ -226,10 +228,10 @@ def _calibrate(head: LanguageHead, adapter: nn.Linear, layer: int, states: ExitS
     return {"agrees": round(float(right.float().mean()), 4), "final_is_kth": ranks, "by_confidence": bins}
 
 
-def _judged(
+def _confidences_and_ranks(
     head: LanguageHead, adapter: nn.Linear, layer: int, states: ExitStates
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield, some rows at a time, how sure the exit is and as its how manieth choice the final one comes."""
+    """Yield, some rows at a time, the exit's confidence and the rank of the final choice in its logits."""
     for given, final in zip(
         *(torch.split(part, _ROWS) for part in (states.by_layer[layer], states.final)), strict=True
     ):

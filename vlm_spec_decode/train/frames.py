@@ -1,4 +1,4 @@
-"""Frames from the simulator with what is in them: written once, memory-mapped, trained on many times.
+"""Frames from the simulator with their objects: written once, then memory-mapped for training.
 
 A data folder holds `frames.npy` [n, 128, 128, 3] uint8, `patches.npy` [n, 64] int8 (object that a patch
 of 16 pixels shows, -1 none), `objects.npy` [n, 8, 6] float32 (see `Column`) and `meta.json`.
@@ -55,13 +55,13 @@ class Column(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class FrameSet:
-    """A data folder, opened. `talks` are the dialogues about each frame of a recorded walk, else empty."""
+    """An open data folder. `dialogues` are those about each frame of a recorded walk, else empty."""
 
     frames: npt.NDArray[np.uint8]
     patches: npt.NDArray[np.int8]
     objects: npt.NDArray[np.float32]
     digest: str
-    talks: tuple[dict[str, Any], ...] = ()
+    dialogues: tuple[dict[str, Any], ...] = ()
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -76,9 +76,9 @@ def open_frames(folder: Path) -> FrameSet:
         raise ConfigError(
             f"{folder} holds no finished frames ({error}); `vsd train data` makes them"
         ) from error
-    talks = folder / "talks.json"
-    said = json.loads(talks.read_text(encoding="utf-8")) if talks.exists() else ()
-    return FrameSet(arrays[0], arrays[1], arrays[2], meta["digest"], tuple(said))
+    file = folder / "talks.json"
+    loaded = json.loads(file.read_text(encoding="utf-8")) if file.exists() else ()
+    return FrameSet(arrays[0], arrays[1], arrays[2], meta["digest"], tuple(loaded))
 
 
 def run_data(config: DataConfig) -> dict[str, Any]:
@@ -98,12 +98,12 @@ def run_data(config: DataConfig) -> dict[str, Any]:
         jobs = ((config, first) for first in firsts)
         for first in tqdm(pool.map(_render_chunk, jobs), total=len(firsts), unit="chunk", desc="frames"):
             done.add(first)
-            _note(config, done)
+            _write_progress(config, done)
     return _finish(config, count)
 
 
 def _finished(config: DataConfig) -> set[int]:
-    """Return which chunks are there. Raises ConfigError if they were rendered with other settings."""
+    """Return the finished chunks. Raises ConfigError if they were rendered with other settings."""
     file = config.out / DONE_FILE
     if not file.exists():
         return set()
@@ -113,21 +113,21 @@ def _finished(config: DataConfig) -> set[int]:
     return set(found["chunks"])
 
 
-def _note(config: DataConfig, done: set[int]) -> None:
-    """Write which chunks are finished; a run that is interrupted here leaves the list before."""
+def _write_progress(config: DataConfig, done: set[int]) -> None:
+    """Write which chunks are finished; if this is interrupted, the old list remains."""
     partial = config.out / f"{DONE_FILE}.partial"
     partial.write_text(json.dumps({"settings": _settings(config), "chunks": sorted(done)}))
     partial.replace(config.out / DONE_FILE)
 
 
 def _settings(config: DataConfig) -> dict[str, str]:
-    """Return what decides the frames."""
+    """Return the settings that decide the frames."""
     settings = {k: str(v) for k, v in asdict(config).items() if k not in {"out", "workers"}}
     return settings | {"never_shown": ", ".join(sorted(held_out().pairs))}
 
 
 def observe(camera: FrontCamera, world: World) -> npt.NDArray[np.float32]:
-    """Return what is true of every object from here [8, 6]."""
+    """Return the ground truth of every object from the camera's pose [8, 6]."""
     labels = camera.label_map(IMAGE_PX, IMAGE_PX)
     return object_rows(world, [int((labels == i).sum()) for i in range(len(world.scene.objects))])
 
@@ -191,7 +191,7 @@ def _render_chunk(job: tuple[DataConfig, int]) -> int:
 
 
 def sample_pose(world: World, rng: np.random.Generator) -> Pose2D:
-    """A place to look from: near an object (all stages of an approach) or anywhere."""
+    """Draw a camera pose: near an object (at any distance of an approach) or anywhere."""
     scene = world.scene
     for _ in range(100):
         if rng.random() < 0.65:
@@ -216,7 +216,7 @@ def _approach(scene: Scene, rng: np.random.Generator) -> Pose2D:
 
 
 def _allocate(folder: Path, count: int) -> None:
-    """Make room for all frames at once: a disk that fills up under a mapped file would kill the process."""
+    """Reserve the space of all frames at once: a full disk under a mapped file would kill the process."""
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "frames": ((count, IMAGE_PX, IMAGE_PX, 3), np.uint8),
         "patches": ((count, PATCHES_ACROSS**2), np.int8),
@@ -241,8 +241,8 @@ def _allocate(folder: Path, count: int) -> None:
 def _finish(config: DataConfig, count: int) -> dict[str, Any]:
     objects = np.load(config.out / "objects.npy", mmap_mode="r")
     settings = _settings(config)
-    said = json.dumps(settings, sort_keys=True).encode()
-    digest = hashlib.sha256(said + objects.tobytes()).hexdigest()[:16]
+    content = json.dumps(settings, sort_keys=True).encode()
+    digest = hashlib.sha256(content + objects.tobytes()).hexdigest()[:16]
     meta = {"digest": digest, "frames": count, **settings}
     (config.out / "meta.json").write_text(json.dumps(meta, indent=1))
     return meta

@@ -1,4 +1,4 @@
-"""Where a training runs: device, number format, and several processes in step.
+"""Where a training runs: device, number format, and synchronised processes.
 
 A GPU is used if there is one. Weights, optimizer and loss stay in float32; only the forward pass may run in
 bfloat16. bfloat16 is native on some CPUs and emulated, several times slower, on others, which no processor
@@ -31,7 +31,7 @@ Precision: TypeAlias = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 MIN_GAIN = 1.15
-"""bfloat16 rounds to three digits: it has to be so many times faster to be chosen."""
+"""bfloat16 rounds to three digits, so it is chosen only if it is this many times faster."""
 
 _TIMED = 2
 
@@ -49,7 +49,7 @@ class Hardware:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def record(self) -> dict[str, object]:
-        """Return what belongs beside the weights."""
+        """Return the fields of the training record."""
         return {"device": self.device.type, "precision": self.precision, "step_ms": dict(self.step_ms)}
 
 
@@ -69,18 +69,18 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 class GradientHolder(Protocol):
-    """What holds gradients."""
+    """An object that holds gradients."""
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget them."""
+        """Clear the gradients."""
 
 
 class Trained(Protocol):
-    """What trains, as far as this module goes; `precision` is that of its steps so far, None before any."""
+    """The part of a training state used here. `precision` is that of its steps so far, None before any."""
 
     @property
     def optimizer(self) -> GradientHolder:
-        """What its steps are taken with."""
+        """The optimizer of its steps."""
 
     precision: Precision | None
 
@@ -91,9 +91,9 @@ def choose(
     device: torch.device,
     probe: Callable[[], Callable[[], torch.Tensor]],
 ) -> Hardware:
-    """Return where and how to train: as it is wanted, as the run began, or as one step's timing says.
+    """Return device and precision: as requested, else as the run began, else by timing one step.
 
-    `probe` makes the loss to be timed, only where it is needed. What was chosen is kept in `trained`.
+    `probe` makes the loss to be timed, and is called only then. The choice is stored in `trained`.
     """
     chosen = trained.precision if wanted == "auto" else wanted
     if chosen:
@@ -108,7 +108,7 @@ def choose(
 def measured(device: torch.device, forward: Callable[[], torch.Tensor]) -> Hardware:
     """Time forward and backward pass of one batch in both formats; return the faster hardware setting.
 
-    `forward` returns the loss. Gradients are left behind, weights are not touched.
+    `forward` returns the loss. Gradients are set, weights are not changed.
     """
     step_ms: dict[str, float] = {p: _step_ms(Hardware(device, p), forward) for p in PRECISIONS}
     gain = step_ms["float32"] / step_ms["bfloat16"]
@@ -136,22 +136,22 @@ ENDED = "one of the training's processes has ended; run it again, it goes on fro
 
 @dataclass(frozen=True, slots=True)
 class WorkerGroup:
-    """This process's place among those that train together; alone by default."""
+    """This process's rank in a group that trains together; by default a group of one."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this process is the one that measures, logs and saves."""
+    def is_leader(self) -> bool:
+        """Whether this process is the leader, which measures, logs and saves."""
         return self.rank == 0
 
     def rng(self, *key: int) -> np.random.Generator:
-        """Return the generator of one draw. The leader draws what it would draw alone."""
+        """Return the generator of one draw. The leader's draws are those of a single process."""
         return np.random.default_rng([*key, self.rank] if self.rank else key)
 
     def average(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace each gradient by its mean over the crew. Raises ModelError if one of it has ended."""
+        """Replace each gradient by its mean over the group. Raises ModelError if a process has ended."""
         if self.size == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -162,11 +162,11 @@ class WorkerGroup:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def agree(self, said: str) -> str:
-        """Return what the leader said."""
+    def broadcast(self, value: str) -> str:
+        """Return the leader's value."""
         if self.size == 1:
-            return said
-        box = [said]
+            return value
+        box = [value]
         with _named():
             dist.broadcast_object_list(box)
         return box[0]
@@ -176,40 +176,40 @@ class WorkerGroup:
 def _named() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # how gloo says that the other end is gone
+    except RuntimeError as error:  # gloo's error for a lost peer
         raise ModelError(ENDED) from error
 
 
-def in_step(work: Callable[[WorkerGroup], T], size: int) -> T:
-    """Run `work` in `size` processes, this one leading, and return what it returns here.
+def run_in_processes(work: Callable[[WorkerGroup], T], size: int) -> T:
+    """Run `work` in `size` processes, with this one as the leader, and return its result in this process.
 
-    It must be picklable. Raises what `work` raises here, ModelError if another process has ended.
+    It must be picklable. Raises the errors of `work` in this process, ModelError if another one has ended.
     """
     with tempfile.TemporaryDirectory() as folder:
         meeting = Path(folder) / "meeting"
         spawn = multiprocessing.get_context("spawn")
         others = [
-            spawn.Process(target=_member, args=(work, rank, size, meeting), daemon=True)
+            spawn.Process(target=_run_worker, args=(work, rank, size, meeting), daemon=True)
             for rank in range(1, size)
         ]
         for process in others:
             process.start()
         try:
-            return _enlisted(work, WorkerGroup(0, size), meeting)
+            return _run_in_group(work, WorkerGroup(0, size), meeting)
         finally:
             for process in others:
                 process.terminate()
                 process.join()
 
 
-def _member(work: Callable[[WorkerGroup], object], rank: int, size: int, meeting: Path) -> None:
+def _run_worker(work: Callable[[WorkerGroup], object], rank: int, size: int, meeting: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader is interrupted, and ends the others
-    _enlisted(work, WorkerGroup(rank, size), meeting)
+    _run_in_group(work, WorkerGroup(rank, size), meeting)
 
 
-def _enlisted(work: Callable[[WorkerGroup], T], crew: WorkerGroup, meeting: Path) -> T:
-    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=crew.rank, world_size=crew.size)
+def _run_in_group(work: Callable[[WorkerGroup], T], workers: WorkerGroup, meeting: Path) -> T:
+    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=workers.rank, world_size=workers.size)
     try:
-        return work(crew)
+        return work(workers)
     finally:
         dist.destroy_process_group()

@@ -1,7 +1,7 @@
 """Random instructions of people to the robot: an intent, its object, and a wording.
 
-Language only. `{x}` is an object, `{n}` a number of metres, `{k}` a kind alone, `{u}` an unknown word. What
-evaluation alone may use is in `held_out.yaml`.
+Language only. `{x}` is an object, `{n}` a number of metres, `{k}` a kind alone, `{u}` an unknown word.
+Scenes, pairs and wordings reserved for evaluation are in `held_out.yaml`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class HeldOut:
 
 @cache
 def held_out() -> HeldOut:
-    """Return what no training may see."""
+    """Return the scenes, pairs and wordings that no training may use."""
     text = resources.files("vlm_spec_decode.train").joinpath("held_out.yaml").read_text(encoding="utf-8")
     data = yaml.safe_load(text)
     return HeldOut(int(data["first_scene_seed"]), frozenset(data["pairs"]), tuple(data["wordings"]))
@@ -67,8 +67,8 @@ GO_TO = (
     "i would like you to go to the {x}",
 )
 OVER_TO = ("run over to the {x}", "come over to the {x}", "drive over to the {x}")
-"""Ways to go somewhere that are one word off "run over the {x}", which is refused. Evaluation draws its tasks
-from `GO_TO` alone, so that they stay those of earlier figures."""
+"""Wordings that differ in one word from "run over the {x}", which is refused. Evaluation uses `GO_TO` alone,
+so that its tasks stay those of earlier figures."""
 
 STOP_BEFORE = (
     "stop {n} metres before the {x}",
@@ -186,7 +186,7 @@ SINGLE = (
     "turn left right rotate around turn around half a metre one meter an m meters and it now here user robot",
     "nearest closest leftmost rightmost thing",
 )
-"""Words that are put into the wordings above."""
+"""Words that are inserted into the wordings above."""
 
 ALL: tuple[tuple[str, ...], ...] = (
     *(GO_TO, OVER_TO, STOP_BEFORE, BEHIND, THEN, FACE, FIND, FOLLOW, PASS),
@@ -200,13 +200,13 @@ STOP_M = 0.5
 """Wanted distance from the base's centre to the footprint; the gate lets the robot come within 0.45 m."""
 
 STOP_SHARE = 0.22
-"""Of all "go to": those that say how far from the thing to stop, which takes the most examples to learn."""
+"""Share of "go to" with a stop distance, which takes the most examples to learn."""
 
 BEHIND_SHARE, ACT_SHARE = 0.05, 0.11
-"""Of all "go to": those to what is behind the robot, and those that go on with a gesture."""
+"""Shares of "go to" for objects behind the robot, and of those followed by a gesture."""
 
 FOLLOW_M = 1.0
-"""Distance kept to what is followed."""
+"""Distance kept to a followed object."""
 
 Verb: TypeAlias = Literal[
     "goto", "face", "find", "follow", "pass", "see", "ask", "act", "unknown", "unsafe", "impossible"
@@ -227,7 +227,7 @@ class Goal:
 
     `thing` is "colour kind", a kind alone, or empty for any; `pick` chooses among those that fit. `stop_m` is
     the wanted distance to its footprint, `side` that on which it is passed. `is_behind` says that the robot
-    is to turn around first. An `ask` is answered in words, by `action`: "there", "far" or "colour".
+    is to turn around first. The verb `ask` is answered in words, by `action`: "there", "far" or "colour".
     """
 
     text: str
@@ -241,17 +241,17 @@ class Goal:
 
     @property
     def stops_short(self) -> bool:
-        """Whether the instruction itself says how far from the thing the robot is to stand."""
+        """Whether the instruction itself gives the distance at which to stop."""
         return self.verb == "goto" and self.stop_m != STOP_M
 
     @property
     def called(self) -> str:
-        """What the robot calls the thing while it does not see it."""
+        """The robot's name for the object while it does not see it."""
         return self.thing or "thing"
 
 
 def go_to(rng: np.random.Generator, thing: str, act_share: float) -> Goal:
-    """Some wording of going to `thing`, perhaps stopping short of it or, `act_share` of all, doing more."""
+    """Draw a wording of going to `thing`, perhaps with a stop distance or, with `act_share`, a gesture."""
     kind = rng.random()
     if kind < STOP_SHARE:
         stop = round(float(rng.integers(8, 21)) / 10, 1)
@@ -262,13 +262,13 @@ def go_to(rng: np.random.Generator, thing: str, act_share: float) -> Goal:
     words = _pick(rng, GO_TO + OVER_TO).format(x=thing)
     if kind < STOP_SHARE + BEHIND_SHARE + act_share:
         action = _pick(rng, tuple(GESTURES)[:6])
-        said = _pick(rng, GESTURES[action])
-        return Goal(_pick(rng, THEN).format(go=words, act=said), "goto", thing, action)
+        gesture = _pick(rng, GESTURES[action])
+        return Goal(_pick(rng, THEN).format(go=words, act=gesture), "goto", thing, action)
     return Goal(words, "goto", thing)
 
 
 def picked(rng: np.random.Generator, kind: str) -> Goal:
-    """Going to, or facing, the nearest, leftmost or rightmost of a kind, or of all things if it is empty."""
+    """Draw going to, or facing, the nearest, leftmost or rightmost of a kind, or of all objects if empty."""
     word = _pick(rng, tuple(PICKS))
     forms, verb = (GO_TO, "goto") if rng.random() < 0.75 else (FACE, "face")
     words = _pick(rng, forms).format(x=f"{word} {kind or 'thing'}")
@@ -276,7 +276,7 @@ def picked(rng: np.random.Generator, kind: str) -> Goal:
 
 
 def about(rng: np.random.Generator, thing: str) -> Goal:
-    """Some instruction about a thing that is not about going to it."""
+    """Draw an instruction about an object other than going to it."""
     kind = rng.random()
     if kind < 0.24:
         return Goal(_pick(rng, FACE).format(x=thing), "face", thing)
@@ -291,13 +291,13 @@ def about(rng: np.random.Generator, thing: str) -> Goal:
 
 
 def past(rng: np.random.Generator, thing: str) -> Goal:
-    """Walking past a thing on one side of it, as the robot sees it."""
+    """Draw walking past an object on one side of it, as the robot sees it."""
     side: Literal["left", "right"] = "left" if rng.random() < 0.5 else "right"
     return Goal(_pick(rng, PASS).format(x=thing, s=side), "pass", thing, side=side)
 
 
 def question(rng: np.random.Generator, thing: str) -> Goal:
-    """A question about a thing, answered from this view."""
+    """Draw a question about an object, answered from this view."""
     kind = rng.random()
     if kind < 0.4:
         return Goal(_pick(rng, IS_THERE).format(x=thing), "ask", thing, "there")
@@ -308,7 +308,7 @@ def question(rng: np.random.Generator, thing: str) -> Goal:
 
 
 def other(rng: np.random.Generator, thing: str) -> Goal:
-    """Some instruction that needs no thing, or cannot or must not be carried out."""
+    """Draw an instruction without an object, or one that cannot or must not be carried out."""
     kind = rng.random()
     if kind < 0.12:
         return Goal(_pick(rng, SEE), "see")
@@ -326,7 +326,7 @@ def other(rng: np.random.Generator, thing: str) -> Goal:
 
 
 def motion(rng: np.random.Generator) -> Goal:
-    """A plain motion with a number, some of them in words."""
+    """Draw a plain motion with a number, sometimes in words."""
     kind = rng.random()
     side, sign = ("left", 1) if rng.random() < 0.5 else ("right", -1)
     if kind < 0.45:

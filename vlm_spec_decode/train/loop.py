@@ -7,10 +7,9 @@ The learning rate is constant and falls linearly over the last part, so that a r
 resuming it with fewer steps. Every draw comes from (seed, step), so a resumed run is the
 same run.
 
-A deep language part begins shallow (`LayerStack`). What a model has to learn about its language it learns in
-four layers as well as in twelve, in a third of the time. Layers that join are copies of those below, whose
-outputs are nothing at first, so the model goes on from where it was (stacking: arXiv 2405.15319; growth that
-preserves what is computed: arXiv 2305.02869).
+A deep language part begins shallow (`LayerStack`): four layers learn the language as well as twelve, in a
+third of the time. Added layers are copies of those below with zero output, so the model computes the same
+function (stacking: arXiv 2405.15319; growth that preserves the function: arXiv 2305.02869).
 
 A finished model's folder has the vision tower and not its auxiliary heads. Random heads would send their
 first gradients into the tower and destroy its features. So the heads are trained first, while the tower is
@@ -49,21 +48,21 @@ from vlm_spec_decode.train.batches import (
 )
 from vlm_spec_decode.train.config import Growth, TrainConfig
 from vlm_spec_decode.train.frames import open_frames
-from vlm_spec_decode.train.hardware import Hardware, WorkerGroup, choose, in_step, pick_device
+from vlm_spec_decode.train.hardware import Hardware, WorkerGroup, choose, pick_device, run_in_processes
 from vlm_spec_decode.train.training_state import (
     MEMORY_ADVICE,
     MuonWithAdamW,
     TrainingState,
     exporting,
     load_finished,
-    new_trainee,
+    new_training_state,
     rounded,
     updated,
 )
 
 WARM_UP = 200
 WHOLE_METRES = ("1", "2", "3", "4")
-"""As actions carried out are told; 0 and 5 are angles, too."""
+"""Whole metres, as executed actions are written; 0 and 5 also occur as angles."""
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -81,49 +80,49 @@ def run_train(config: TrainConfig) -> dict[str, Any]:
         return train(config, WorkerGroup())
     if pick_device(config.device).type != "cpu":
         raise ConfigError(f"{config.processes} processes share the cores of a CPU: --device cpu")
-    return in_step(partial(train, config), config.processes)
+    return run_in_processes(partial(train, config), config.processes)
 
 
-def train(config: TrainConfig, crew: WorkerGroup) -> dict[str, Any]:
-    """Train as one of a crew (see `run_train`); the leader alone measures, logs, saves and exports."""
+def train(config: TrainConfig, workers: WorkerGroup) -> dict[str, Any]:
+    """Train as one process of a group (see `run_train`); only the leader logs, saves and exports."""
     torch.set_num_threads(config.threads)
     if config.start and config.start.is_dir():
         config = replace(config, growth=())  # a finished model has all its layers
     tok = tokenizer()
     frames = open_frames(config.data)
-    if frames.talks and config.eye_steps:
+    if frames.dialogues and config.eye_steps:
         raise ConfigError(
             f"{config.data} holds recorded walks, which teach no vision tower: --vision-steps 0"
         )
     batcher = Batcher(frames, tok, config.dialogues)
-    trainee = new_trainee(config, len(tok), pick_device(config.device))
+    state = new_training_state(config, len(tok), pick_device(config.device))
     config.out.mkdir(parents=True, exist_ok=True)
     checkpoint = config.out / "checkpoint.pt"
     needs_heads = False
     if checkpoint.exists():
-        trainee.load(checkpoint)
+        state.load(checkpoint)
     elif config.start:
-        trainee.load(config.start)
+        state.load(config.start)
         needs_heads = config.start.is_dir() and config.eye_steps > 0 and config.eye is None
-    if config.eye and not trainee.step:
-        trainee.take_eye(config.eye)
-    depth = LayerStack(trainee.model)
-    if config.growth and trainee.step:
+    if config.eye and not state.step:
+        state.load_vision_tower(config.eye)
+    depth = LayerStack(state.model)
+    if config.growth and state.step:
         depth.resume()
     elif config.growth:
         depth.begin(config.growth[0][1])
     with memory_named(MEMORY_ADVICE):
-        hardware = _hardware(config, trainee, batcher, crew)
+        hardware = _hardware(config, state, batcher, workers)
         if needs_heads:
-            fit_heads(trainee, batcher, 4 * config.batch, config.seed, crew)
-        _run(config, trainee, batcher, checkpoint, hardware, crew)
+            fit_heads(state, batcher, 4 * config.batch, config.seed, workers)
+        _run(config, state, batcher, checkpoint, hardware, workers)
     record: dict[str, Any] = {"config": {k: str(v) for k, v in asdict(config).items()}, "data": frames.digest}
-    record |= {"eye_steps": trainee.eye_step, "steps": trainee.step, "seconds": round(trainee.seconds)}
+    record |= {"eye_steps": state.vision_step, "steps": state.step, "seconds": round(state.seconds)}
     record |= hardware.record()
-    record["last_running_means"] = rounded(trainee.means)
-    if crew.leads:
+    record["last_running_means"] = rounded(state.means)
+    if workers.is_leader:
         depth.use_all()
-        export(config.out, trainee.model, tok, record)
+        export(config.out, state.model, tok, record)
     return record
 
 
@@ -146,98 +145,100 @@ def export(
         (made / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _hardware(config: TrainConfig, trainee: TrainingState, batcher: Batcher, crew: WorkerGroup) -> Hardware:
-    """Return what the leader has chosen: one run has one number format."""
-    device = trainee.device
-    if crew.leads:
-        hardware = choose(trainee, config.precision, device, lambda: _probe(config, trainee, batcher))
-        crew.agree(hardware.precision)
+def _hardware(config: TrainConfig, state: TrainingState, batcher: Batcher, workers: WorkerGroup) -> Hardware:
+    """Return the leader's choice, so that one run has one number format."""
+    device = state.device
+    if workers.is_leader:
+        hardware = choose(state, config.precision, device, lambda: _probe(config, state, batcher))
+        workers.broadcast(hardware.precision)
         return hardware
-    trainee.precision = "bfloat16" if crew.agree("") == "bfloat16" else "float32"
-    return Hardware(device, trainee.precision)
+    state.precision = "bfloat16" if workers.broadcast("") == "bfloat16" else "float32"
+    return Hardware(device, state.precision)
 
 
-def _probe(config: TrainConfig, trainee: TrainingState, batcher: Batcher) -> Callable[[], torch.Tensor]:
+def _probe(config: TrainConfig, state: TrainingState, batcher: Batcher) -> Callable[[], torch.Tensor]:
     """Return the loss of one batch, to be timed."""
-    batch = batcher.draw(WorkerGroup().rng(config.seed, 0x9EC), config.batch).to(trainee.device)
+    batch = batcher.draw(WorkerGroup().rng(config.seed, 0x9EC), config.batch).to(state.device)
 
     def forward() -> torch.Tensor:
         with torch.no_grad():
-            features = image_features(trainee.model, batch.pixels)
-        return answer_loss(logits_of(trainee.model, features, batch), batch)
+            features = image_features(state.model, batch.pixels)
+        return answer_loss(logits_of(state.model, features, batch), batch)
 
     return forward
 
 
 def _run(
     config: TrainConfig,
-    trainee: TrainingState,
+    state: TrainingState,
     batcher: Batcher,
     checkpoint: Path,
     hardware: Hardware,
-    crew: WorkerGroup,
+    workers: WorkerGroup,
 ) -> None:
-    depth = LayerStack(trainee.model)
-    guide = load_guide(config.distil, trainee.device) if config.distil else None
+    depth = LayerStack(state.model)
+    guide = load_guide(config.distil, state.device) if config.distil else None
     log = (config.out / "log.jsonl").open("a")
-    started_s, before_s = time.monotonic(), trainee.seconds
+    started_s, before_s = time.monotonic(), state.seconds
     bar = tqdm(
-        _steps(config, trainee),
+        _steps(config, state),
         total=config.eye_steps + config.steps,
-        initial=trainee.eye_step + trainee.step,
+        initial=state.vision_step + state.step,
         desc=config.role,
         mininterval=5,
-        disable=not crew.leads,
+        disable=not workers.is_leader,
     )
-    for is_eye, number in bar:
-        rng = crew.rng(config.seed, int(is_eye), number)
-        _set_rates(config, trainee.optimizer, is_eye, number)
-        if is_eye:
-            new = _eye_step(trainee, batcher.views(rng, 4 * config.batch).to(trainee.device), hardware, crew)
+    for is_vision, number in bar:
+        rng = workers.rng(config.seed, int(is_vision), number)
+        _set_rates(config, state.optimizer, is_vision, number)
+        if is_vision:
+            new = _vision_step(
+                state, batcher.views(rng, 4 * config.batch).to(state.device), hardware, workers
+            )
         else:
             depth.grow(layers_at(config.growth, number, config.steps))
-            batch = batcher.draw(rng, config.batch).to(trainee.device)
-            new = _step(trainee, batch, batcher, guide, hardware, crew)
-        trainee.means = updated(trainee.means, new)
-        trainee.seconds = before_s + time.monotonic() - started_s
-        if not crew.leads:
+            batch = batcher.draw(rng, config.batch).to(state.device)
+            new = _step(state, batch, batcher, guide, hardware, workers)
+        state.means = updated(state.means, new)
+        state.seconds = before_s + time.monotonic() - started_s
+        if not workers.is_leader:
             continue
         if number % config.log_every == 0:
-            bar.set_postfix({k: f"{v:.3f}" for k, v in trainee.means.items()}, refresh=False)
-            row = {"eye": is_eye, "step": number, "s": round(trainee.seconds)}
-            log.write(json.dumps(row | rounded(trainee.means)) + "\n")
+            bar.set_postfix({k: f"{v:.3f}" for k, v in state.means.items()}, refresh=False)
+            row = {"eye": is_vision, "step": number, "s": round(state.seconds)}
+            log.write(json.dumps(row | rounded(state.means)) + "\n")
             log.flush()
         if number % config.checkpoint_every == 0:
-            trainee.save(checkpoint)
-    if crew.leads:
-        trainee.save(checkpoint)
+            state.save(checkpoint)
+    if workers.is_leader:
+        state.save(checkpoint)
     log.close()
 
 
-def _steps(config: TrainConfig, trainee: TrainingState) -> Iterator[tuple[bool, int]]:
-    while trainee.eye_step < config.eye_steps:
-        trainee.eye_step += 1
-        yield True, trainee.eye_step
+def _steps(config: TrainConfig, state: TrainingState) -> Iterator[tuple[bool, int]]:
+    while state.vision_step < config.eye_steps:
+        state.vision_step += 1
+        yield True, state.vision_step
     last = config.steps if config.stop_after is None else config.stop_after
-    while trainee.step < last:
-        trainee.step += 1
-        yield False, trainee.step
+    while state.step < last:
+        state.step += 1
+        yield False, state.step
 
 
-def _set_rates(config: TrainConfig, optimizer: MuonWithAdamW, is_eye: bool, number: int) -> None:
-    total = config.eye_steps if is_eye else config.steps
+def _set_rates(config: TrainConfig, optimizer: MuonWithAdamW, is_vision: bool, number: int) -> None:
+    total = config.eye_steps if is_vision else config.steps
     left = (total - number) / (config.decay_share * total)
     rate = config.peak_rate * min(1.0, number / WARM_UP, max(0.02, left))
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["of_peak"] * float(is_eye == (group["name"] == "eye"))
+        group["lr"] = rate * group["of_peak"] * float(is_vision == (group["name"] == "eye"))
 
 
-def _eye_step(
-    trainee: TrainingState, views: Views, hardware: Hardware, crew: WorkerGroup
+def _vision_step(
+    state: TrainingState, views: Views, hardware: Hardware, workers: WorkerGroup
 ) -> dict[str, float]:
     with hardware.autocast():
-        loss = trainee.heads.loss(image_features(trainee.model, views.pixels), views.patch_labels)
-    _update(trainee, loss, crew)
+        loss = state.heads.loss(image_features(state.model, views.pixels), views.patch_labels)
+    _update(state, loss, workers)
     return {"eye_loss": loss.item()}
 
 
@@ -248,17 +249,17 @@ def load_guide(folder: Path, device: torch.device) -> LlavaForConditionalGenerat
 
 
 def _step(
-    trainee: TrainingState,
+    state: TrainingState,
     batch: Batch,
     batcher: Batcher,
     guide: LlavaForConditionalGeneration | None,
     hardware: Hardware,
-    crew: WorkerGroup,
+    workers: WorkerGroup,
 ) -> dict[str, float]:
     with hardware.autocast():
         with torch.no_grad():
-            features = image_features(trainee.model, batch.pixels)
-        logits = logits_of(trainee.model, features, batch)
+            features = image_features(state.model, batch.pixels)
+        logits = logits_of(state.model, features, batch)
         if guide is None:
             loss, labels = answer_loss(logits, batch), batch.labels
         else:
@@ -266,22 +267,22 @@ def _step(
                 wanted = logits_of(guide, image_features(guide, batch.pixels), batch)
             loss = distil_loss(logits, wanted.clone(), batch)
             labels = wanted.argmax(-1)
-    _update(trainee, loss, crew)
+    _update(state, loss, workers)
     right = (logits.argmax(-1) == labels).cpu().numpy()
-    telling = batcher.telling[labels.cpu().numpy()]
+    informative = batcher.informative[labels.cpu().numpy()]
     return {
         "loss": loss.item(),
-        "telling": float(right[telling].mean()),
-        "rest": float(right[~telling].mean()),
+        "telling": float(right[informative].mean()),
+        "rest": float(right[~informative].mean()),
     }
 
 
-def _update(trainee: TrainingState, loss: torch.Tensor, crew: WorkerGroup) -> None:
-    trainee.optimizer.zero_grad(set_to_none=True)
+def _update(state: TrainingState, loss: torch.Tensor, workers: WorkerGroup) -> None:
+    state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    crew.average((*trainee.model.parameters(), *trainee.heads.parameters()))
-    torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), 1.0)
-    trainee.optimizer.step()
+    workers.average((*state.model.parameters(), *state.heads.parameters()))
+    torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
+    state.optimizer.step()
 
 
 def layers_at(growth: Growth, step: int, steps: int) -> int | None:
@@ -292,7 +293,7 @@ def layers_at(growth: Growth, step: int, steps: int) -> int | None:
 
 
 class LayerStack:
-    """How many layers of a model are in use. The others lie idle: they pass everything on."""
+    """Controls how many layers of a model are used. The others are identities: their output is zero."""
 
     def __init__(self, model: LlavaForConditionalGeneration) -> None:
         self._language = model.model.language_model
@@ -300,25 +301,25 @@ class LayerStack:
 
     @property
     def used(self) -> int:
-        """Layers in use, from below."""
+        """Number of used layers, from below."""
         return int(self._language.config.num_hidden_layers)
 
     def begin(self, count: int) -> None:
-        """Use the first `count` layers of a new model, and silence the rest."""
+        """Use the first `count` layers of a new model, and zero the outputs of the rest."""
         for layer in self._layers[count:]:
             _silence(layer)
         self._use(count)
 
     def resume(self) -> None:
-        """Use the layers that say something: whatever the plan says now, what was trained is kept."""
+        """Use the layers with a non-zero output: trained layers stay in use, whatever `growth` is."""
         self._use(sum(bool(layer.mlp.down_proj.weight.any()) for layer in self._layers))  # type: ignore[union-attr, operator]
 
     def use_all(self) -> None:
-        """Have idle layers count as layers again; what the model says stays the same."""
+        """Count unused layers as layers again; the model's output stays the same."""
         self._use(len(self._layers))
 
     def grow(self, count: int | None) -> None:
-        """Add layers until there are `count`, each of them a silent copy of one below. None adds none."""
+        """Add layers until there are `count`, each a copy of one below with zero output. None adds none."""
         if count is None or count <= self.used:
             return
         below = self._layers[: self.used]
@@ -333,31 +334,34 @@ class LayerStack:
 
 @torch.no_grad()
 def _silence(layer: nn.Module) -> None:
-    """Let a layer of a transformer add nothing to what it is given."""
+    """Zero the output of a transformer layer, so that it adds nothing to its input."""
     layer.self_attn.o_proj.weight.zero_()  # type: ignore[union-attr, operator]
     layer.mlp.down_proj.weight.zero_()  # type: ignore[union-attr, operator]
 
 
 STEPS = 300
 RATE = 1e-2
-"""Constant, and falling linearly to nothing over the second half."""
+"""Constant, then falling linearly to zero over the second half."""
 
 
 def fit_heads(
-    trainee: TrainingState, batcher: Batcher, images: int, seed: int, crew: WorkerGroup, steps: int = STEPS
+    state: TrainingState, batcher: Batcher, images: int, seed: int, workers: WorkerGroup, steps: int = STEPS
 ) -> float:
-    """Train the heads alone for `steps` of `images` each, and return the last loss. The eye stays."""
-    optimizer = torch.optim.AdamW(trainee.heads.parameters(), RATE)
+    """Train the heads alone for `steps` of `images` each, and return the last loss.
+
+    The tower is unchanged.
+    """
+    optimizer = torch.optim.AdamW(state.heads.parameters(), RATE)
     loss = torch.zeros(())
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, 2 * (steps - step) / steps)
-        views = batcher.views(crew.rng(seed, 0x4EAD, step), images).to(trainee.device)
+        views = batcher.views(workers.rng(seed, 0x4EAD, step), images).to(state.device)
         with torch.no_grad():
-            features = image_features(trainee.model, views.pixels)
-        loss = trainee.heads.loss(features, views.patch_labels)
+            features = image_features(state.model, views.pixels)
+        loss = state.heads.loss(features, views.patch_labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        crew.average(trainee.heads.parameters())
+        workers.average(state.heads.parameters())
         optimizer.step()
     return loss.item()

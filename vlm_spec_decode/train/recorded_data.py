@@ -29,14 +29,14 @@ from vlm_spec_decode.models.tiny import PATCHES_ACROSS
 from vlm_spec_decode.train.frames import MAX_OBJECTS, Column, squash
 
 ANGLE_GRID_DEG = 5
-"""Angles are told in such steps, metres in tenths, up to these."""
+"""Grid of angles in degrees (metres are in tenths), and the largest values."""
 
 MAX_ANGLE_DEG, MAX_DISTANCE_M = 180, 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedDataConfig:
-    """Bags and what is read from them; instructions with labels may come from a file (`plan`)."""
+    """Bags and their topics; instructions with labels may come from a file (`plan`)."""
 
     bags: tuple[Path, ...]
     out: Path = Path("data/walks")
@@ -44,10 +44,10 @@ class RecordedDataConfig:
     plan: AskPlan = field(default_factory=AskPlan)
 
 
-def run_walks(config: RecordedDataConfig) -> dict[str, Any]:
+def run_recorded_data(config: RecordedDataConfig) -> dict[str, Any]:
     """Write the folder; return how many frames it holds. Raises BagError, or ConfigError without a label."""
     frames: list[npt.NDArray[np.uint8]] = []
-    talks: list[dict[str, Any]] = []
+    dialogues: list[dict[str, Any]] = []
     faults: Counter[str] = Counter()
     for bag in config.bags:
         source = open_bag(bag)
@@ -56,9 +56,13 @@ def run_walks(config: RecordedDataConfig) -> dict[str, Any]:
             for question in questions(events, config.plan):
                 if (answer := _answer(question, faults)) is not None:
                     frames.append(_pixels(question))
-                    said = question.observation
-                    talks.append(
-                        {"instruction": said.instruction, "history": list(said.history), "answer": answer}
+                    observation = question.observation
+                    dialogues.append(
+                        {
+                            "instruction": observation.instruction,
+                            "history": list(observation.history),
+                            "answer": answer,
+                        }
                     )
         finally:
             source.close()
@@ -66,26 +70,26 @@ def run_walks(config: RecordedDataConfig) -> dict[str, Any]:
         raise ConfigError(
             f"no frame with a label in these bags ({dict(faults) or 'nothing wrong with them'})"
         )
-    meta = _write(config.out, np.stack(frames), talks)
+    meta = _write(config.out, np.stack(frames), dialogues)
     return meta | {"faults": dict(faults)}
 
 
 def _answer(question: Question, faults: Counter[str]) -> str | None:
-    """Return the answer to learn: the label's words, or its actions alone."""
-    if question.said:
-        return question.said
+    """Return the answer to learn: the label's text, or its actions alone."""
+    if question.text:
+        return question.text
     if question.actions is None:
         faults["a frame without a label"] += 1
         return None
     try:
-        return spoken(parse_answer(" ".join(question.actions)))
+        return spaced_text(parse_answer(" ".join(question.actions)))
     except ActionParseError as error:
         faults[f"a label that is no action: {error}"] += 1
         return None
 
 
-def spoken(actions: Sequence[Action]) -> str:
-    """Return actions in the tiny models' spaced form, numbers on the grid that they know."""
+def spaced_text(actions: Sequence[Action]) -> str:
+    """Return actions in the tiny models' spaced form, with numbers on their grid."""
     return " ".join(["ok .", *(_call(action) for action in actions)])
 
 
@@ -108,13 +112,13 @@ def _pixels(question: Question) -> npt.NDArray[np.uint8]:
     return squash(np.asarray(DECODED.picture(image)))
 
 
-def _write(folder: Path, frames: npt.NDArray[np.uint8], talks: list[dict[str, Any]]) -> dict[str, Any]:
+def _write(folder: Path, frames: npt.NDArray[np.uint8], dialogues: list[dict[str, Any]]) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     count = len(frames)
     np.save(folder / "frames.npy", frames)
     np.save(folder / "patches.npy", np.full((count, PATCHES_ACROSS**2), -1, np.int8))
     np.save(folder / "objects.npy", np.full((count, MAX_OBJECTS, len(Column)), -1, np.float32))
-    text = json.dumps(talks, indent=0)
+    text = json.dumps(dialogues, indent=0)
     (folder / "talks.json").write_text(text + "\n", encoding="utf-8")
     digest = hashlib.sha256(frames.tobytes() + text.encode()).hexdigest()[:16]
     meta = {"digest": digest, "frames": count}

@@ -2,9 +2,9 @@
 
 Uses the ground truth of a frame; no instructions and no actions.
 
-`project_objects` says from geometry alone what the robot's camera would show: no picture is drawn. Objects
+`project_objects` computes by geometry alone what the robot's camera would show: no picture is drawn. Objects
 are upright plates as wide as their footprint and as high as their shape, seen by the pinhole of
-`sim.camera`. Knows the room and the pose; nothing of words or models.
+`sim.camera`. It depends on the room and the pose only, not on words or models.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.train.frames import object_rows
 
 MIN_PIXELS = 24
-"""Of 16,384: less than this of an object does not count as seen."""
+"""An object with fewer pixels than this, of 16,384, does not count as visible."""
 
 GRIDS_M = ((1.2, 0.1), (2.4, 0.2), (math.inf, 0.5))
-"""Up to which distance they are told how finely. What is far is read again from nearer."""
+"""(distance, grid): distances up to the first are rounded to the second. Far objects are seen again later."""
 
-MAX_TOLD_M = 5.0
+MAX_DESCRIBED_M = 5.0
 
-MAX_TOLD = 4
-"""Things told of one frame."""
+MAX_DESCRIBED = 4
+"""Largest number of objects in a description."""
 
 AHEAD_DEG = 12
-"""Less off the heading than this is called ahead."""
+"""Bearings smaller than this are called ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,12 @@ class VisibleObject:
         return f"{self.colour} {self.kind}"
 
     @property
-    def seen(self) -> bool:
-        """Whether enough of it is in view."""
+    def is_visible(self) -> bool:
+        """Whether enough pixels of it are in view."""
         return self.pixels >= MIN_PIXELS
 
 
-def things(rows: npt.NDArray[np.float32]) -> tuple[VisibleObject, ...]:
+def read_objects(rows: npt.NDArray[np.float32]) -> tuple[VisibleObject, ...]:
     """Read the objects of one frame [8, 6] (see `train.frames.Column`)."""
     return tuple(
         VisibleObject(KINDS[int(k)], COLOURS[int(c)], float(b), float(d), float(m), int(p))
@@ -69,30 +69,31 @@ def things(rows: npt.NDArray[np.float32]) -> tuple[VisibleObject, ...]:
 
 
 def describe(view: tuple[VisibleObject, ...], with_distance: bool = False) -> str:
-    """Say what is in view from left to right, at most the largest `MAX_TOLD`."""
-    told = sorted((t for t in view if t.seen), key=lambda t: -t.pixels)[:MAX_TOLD]
+    """Return the objects in view as text, left to right: at most the `MAX_DESCRIBED` largest."""
+    described = sorted((t for t in view if t.is_visible), key=lambda t: -t.pixels)[:MAX_DESCRIBED]
     parts = [
-        f"a {t.name} {where(t)}" + (f" at {metres(told_m(t.distance_m))} m" if with_distance else "")
-        for t in sorted(told, key=lambda t: -t.bearing_deg)
+        f"a {t.name} {direction_word(t)}"
+        + (f" at {format_metres(rounded_m(t.distance_m))} m" if with_distance else "")
+        for t in sorted(described, key=lambda t: -t.bearing_deg)
     ]
     return "i see " + (" , ".join(parts) or "nothing")
 
 
-def told_m(distance_m: float) -> float:
-    """Return a distance as it is told: the farther, the rounder."""
+def rounded_m(distance_m: float) -> float:
+    """Return a rounded distance: the farther, the coarser."""
     grid_m = next(grid_m for limit_m, grid_m in GRIDS_M if distance_m < limit_m)
-    return min(MAX_TOLD_M, max(0.1, grid_m * round(distance_m / grid_m)))
+    return min(MAX_DESCRIBED_M, max(0.1, grid_m * round(distance_m / grid_m)))
 
 
-def where(thing: VisibleObject) -> str:
-    """Return the direction of a thing in a word."""
+def direction_word(thing: VisibleObject) -> str:
+    """Return the direction of an object as a word."""
     if abs(thing.bearing_deg) <= AHEAD_DEG:
         return "ahead"
     return "left" if thing.bearing_deg > 0 else "right"
 
 
-def metres(distance_m: float) -> str:
-    """Return a distance as a number of the vocabulary."""
+def format_metres(distance_m: float) -> str:
+    """Return a distance as a number word of the vocabulary."""
     return f"{min(5.0, max(0.1, distance_m)):.1f}"
 
 
@@ -115,8 +116,8 @@ def height_m(kind: str) -> float:
 def project_objects(world: World) -> npt.NDArray[np.float32]:
     """Return what `train.frames.observe` returns [8, 6], with the pixels of each object estimated.
 
-    The nearer hides what is behind it, column by column, up to its own height. Held against the renderer,
-    97 of 100 objects are in view, or not, as estimated.
+    Nearer objects hide farther ones, column by column, up to their own height. Compared with the renderer,
+    the visibility of 97 of 100 objects is estimated correctly.
     """
     return object_rows(world, _pixels(world))
 

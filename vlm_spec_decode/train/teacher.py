@@ -1,4 +1,4 @@
-"""The teacher: what a robot with ground truth answers to a frame, and dialogues with its answers.
+"""The teacher: the correct answer to a frame, from the ground truth, and dialogues with its answers.
 
 The answer is what the target learns: a short description of the relevant objects in view, then actions. The
 loop is closed, so a first angle may be slightly off. A path past obstacles is one heading and one distance.
@@ -20,17 +20,24 @@ from vlm_spec_decode.models.prompt import DONE_MARK, MAX_HISTORY
 from vlm_spec_decode.sim.objects import COLOURS, KINDS, footprint_radius_m
 from vlm_spec_decode.train import instructions
 from vlm_spec_decode.train.instructions import Goal
-from vlm_spec_decode.train.scene_description import AHEAD_DEG, VisibleObject, describe, metres, told_m, where
+from vlm_spec_decode.train.scene_description import (
+    AHEAD_DEG,
+    VisibleObject,
+    describe,
+    direction_word,
+    format_metres,
+    rounded_m,
+)
 
 TURN_GRID_DEG = 10
-"""How finely turns are told."""
+"""Grid of turns in degrees."""
 
 BODY_HALF_WIDTH_M = 0.27
 """Half the body's width and a margin."""
 
 
 def plan(thing: VisibleObject, view: tuple[VisibleObject, ...], step_m: float) -> tuple[float, float]:
-    """Return heading in degrees and distance: straight at the thing, or past whatever is in the way."""
+    """Return heading in degrees and distance: straight to the object, or past an obstacle."""
     others = [t for t in view if t is not thing and abs(t.bearing_deg) < 75]
     straight_deg = TURN_GRID_DEG * round(thing.bearing_deg / TURN_GRID_DEG)
     best = (float(straight_deg), 0.2)
@@ -45,14 +52,14 @@ def plan(thing: VisibleObject, view: tuple[VisibleObject, ...], step_m: float) -
 
 
 def _detours(thing: VisibleObject, others: list[VisibleObject]) -> list[int]:
-    """Angles off the straight way, small ones first, at each size the side away from what blocks it."""
+    """Return angles off the straight way: small ones first, of each size first away from the obstacle."""
     blocking = min(others, key=lambda t: _free_m(t, thing.bearing_deg), default=thing)
     side = -1 if blocking.bearing_deg > thing.bearing_deg else 1
     return [sign * side * off for off in range(10, 61, 10) for sign in (1, -1)]
 
 
 def _free_m(other: VisibleObject, heading_deg: float) -> float:
-    """How far one may walk along `heading_deg` before the body comes near `other`."""
+    """Return how far the robot may walk along `heading_deg` before the body comes near `other`."""
     angle = math.radians(other.bearing_deg - heading_deg)
     along, across = other.centre_m * math.cos(angle), abs(other.centre_m * math.sin(angle))
     radius = footprint_radius_m(other.kind)
@@ -62,48 +69,48 @@ def _free_m(other: VisibleObject, heading_deg: float) -> float:
 
 
 ARRIVED_M, STOPPED_M = 0.05, 0.12
-"""Nearer than this to a thing, or to the distance before it at which to stop, is there."""
+"""Distances to an object, and to a stop distance, that count as arrived."""
 
 NO_FURTHER_M = 0.25
-"""So near is there, too, once something in the way has stopped the robot: it is the thing itself."""
+"""Also counts as arrived once an obstacle has stopped the robot: it is the object itself."""
 
 CAUTION = 0.75
-"""Share of the way that is walked at once: a distance read from afar may be wrong by a fifth."""
+"""Share of a distance that is walked at once: an estimate from afar may be wrong by a fifth."""
 
 SURE_M = 0.35
-"""A way no longer than this is walked in one go."""
+"""A distance no longer than this is walked in one action."""
 
 MAX_STEP_M = 1.5
 SEARCH_DEG = 60
 TRAVELS = frozenset({"goto", "follow", "pass"})
-"""Verbs for which the robot may search from a second place, too."""
+"""Verbs for which the robot may also search from a second place."""
 
 FULL_TURN = 6
 """Turns of SEARCH_DEG after which everything has been seen."""
 
 SECOND_PLACE = (f"turn({SEARCH_DEG})", f"forward({MAX_STEP_M})")
-"""What led to the place of the second search, as a history tells it."""
+"""The actions that lead to the place of the second search, as in a history."""
 
 OTHER_WAY = ("turn(180)", f"forward({MAX_STEP_M})")
-"""What leads there where something stops the robot on the first way."""
+"""The actions that lead there if an obstacle stops the robot on the first way."""
 
 FOLLOW_SLACK_M = 0.25
 PASS_GAP_M = 0.42
-"""Between footprint and the body's middle while it is passed: half the body, the gate's margin, some air."""
+"""Distance between an object's footprint and the body's centre while passing: half the body and margins."""
 
 PASS_GRID_DEG = 5
-"""How finely turns to a tangent are told, which must be right at once."""
+"""Grid of turns to a tangent in degrees; these turns are not corrected later."""
 
 BEYOND_M = 0.5
 LAST_LEG_M = 2.4
-"""The rest of a way past something that is walked in one go; nearer, the thing may leave the view."""
+"""Last distance past an object, walked in one action; nearer, the object may leave the view."""
 
 
 def answer(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...]) -> str:
-    """Return what to say and do, in the tiny models' spaced form.
+    """Return the teacher's answer, in the tiny models' spaced form.
 
-    First what is in view, whatever was asked; then what that means for the instruction. A small model
-    decides far better whether the named thing is there once it has said what is.
+    First it describes the objects in view, then it answers the instruction. A small model decides far better
+    whether the named object is in view after describing the view.
     """
     history = tuple(entry.replace(" ", "") for entry in history)
     compares = goal.pick == "nearest" and not _has_walked(history)
@@ -124,17 +131,18 @@ def _reply(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...]
         return "ok . turn ( 180 )"
     thing = find(goal, view, history)
     if goal.verb == "ask":
-        return f"{_said(goal, thing)} . done ( )"
+        return f"{_answer_question(goal, thing)} . done ( )"
     if thing is None:
         return _search(goal, history)
-    about = f"the {thing.name} is {where(thing)} at {metres(told_m(thing.distance_m))} m"
+    about = f"the {thing.name} is {direction_word(thing)} at {format_metres(rounded_m(thing.distance_m))} m"
     if goal.stops_short:
-        # Said first, the difference is easy to act on; never said, a small model does not learn to subtract.
-        about += f" , to {metres(goal.stop_m)} m it is {_way_m(goal, thing):.1f} m"
-    return f"{about} . {_acted(goal, thing, view, history)}"
+        # With the difference in the text the action is easy; without it a small model does not learn to
+        # subtract.
+        about += f" , to {format_metres(goal.stop_m)} m it is {_way_m(goal, thing):.1f} m"
+    return f"{about} . {_actions(goal, thing, view, history)}"
 
 
-def _acted(
+def _actions(
     goal: Goal, thing: VisibleObject, view: tuple[VisibleObject, ...], history: tuple[str, ...]
 ) -> str:
     if goal.verb == "goto":
@@ -146,21 +154,23 @@ def _acted(
     return f"{_turn(thing.bearing_deg) if goal.verb == 'face' else ''}done ( )"
 
 
-def _said(goal: Goal, thing: VisibleObject | None) -> str:
+def _answer_question(goal: Goal, thing: VisibleObject | None) -> str:
     if thing is None:
         return f"no , i do not see the {goal.thing}"
     if goal.action == "colour":
         return f"the {thing.kind} is {thing.colour}"
-    return f"yes , the {thing.name} is {where(thing)} at {metres(told_m(thing.distance_m))} m"
+    return (
+        f"yes , the {thing.name} is {direction_word(thing)} at {format_metres(rounded_m(thing.distance_m))} m"
+    )
 
 
 def find(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...] = ()) -> VisibleObject | None:
-    """Return the seen thing that is meant: of that name or kind, and the nearest if nothing else is said.
+    """Return the visible object that the goal names: by name or kind, and by default the nearest.
 
-    What was picked as the nearest or leftmost is walked towards, so from then on it is the one ahead: on the
-    way another may come nearer, but it was not meant.
+    The robot walks towards an object that was picked as nearest or leftmost, so later it is the one ahead:
+    another may come nearer on the way, but it was not picked.
     """
-    fits = [t for t in view if t.seen and goal.thing in ("", t.name, t.kind)]
+    fits = [t for t in view if t.is_visible and goal.thing in ("", t.name, t.kind)]
     order: dict[str, Callable[[VisibleObject], float]] = {
         "leftmost": lambda t: -t.bearing_deg,
         "rightmost": lambda t: t.bearing_deg,
@@ -171,8 +181,8 @@ def find(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...] =
 
 
 def _way_m(goal: Goal, thing: VisibleObject) -> float:
-    """How far it still is to where the robot is to stand, as the told distances say; negative: too near."""
-    return round(told_m(thing.distance_m) - goal.stop_m, 1) + 0.0  # never -0.0
+    """Return the distance left to the stop position, by the rounded distances; negative: too near."""
+    return round(rounded_m(thing.distance_m) - goal.stop_m, 1) + 0.0  # never -0.0
 
 
 def _has_walked(history: tuple[str, ...]) -> bool:
@@ -180,14 +190,14 @@ def _has_walked(history: tuple[str, ...]) -> bool:
 
 
 def _is_glance(entry: str) -> bool:
-    """Whether a history's entry is a turn towards something that was in view, not one of a search."""
+    """Whether a history's entry is a turn towards an object in view, not one of a search."""
     return entry.startswith("turn(") and abs(float(entry[5:-1])) != SEARCH_DEG
 
 
 def _search(goal: Goal, history: tuple[str, ...]) -> str:
-    """Turn on, the way that was begun; after a detour towards where the thing was left.
+    """Continue to turn in the same direction; after a detour, towards where the object was.
 
-    `history` is what a prompt tells, the last `MAX_HISTORY` actions.
+    `history` is that of the prompt, the last `MAX_HISTORY` actions.
     """
     stopped = history[-1:] == (OBSTRUCTED,)
     is_dead_end = history[-3:] == (OBSTRUCTED, OTHER_WAY[0], OBSTRUCTED)
@@ -200,7 +210,7 @@ def _search(goal: Goal, history: tuple[str, ...]) -> str:
         turned += 1
     is_second_place = history[: len(history) - turned][-2:] in (SECOND_PLACE, OTHER_WAY)
     if goal.verb in TRAVELS and not is_second_place:
-        # From somewhere else more may be seen.
+        # From another place more may be visible.
         if turned == FULL_TURN:
             return f"i do not see the {goal.called} . turn ( {SEARCH_DEG} ) forward ( {MAX_STEP_M} )"
         if turned == FULL_TURN + 1 and stopped:
@@ -222,31 +232,32 @@ def _approach(
     near_m = STOPPED_M if goal.stops_short else NO_FURTHER_M if last == OBSTRUCTED else ARRIVED_M
     if left_m <= near_m:
         if abs(thing.bearing_deg) > AHEAD_DEG and not _is_glance(last):
-            # What the picture's edge cuts off looks nearer than it is, so it is looked at before it counts.
+            # An object cut off by the picture's edge looks nearer than it is, so the robot turns to it first.
             return _turn(thing.bearing_deg).strip()
         return f"{goal.action + ' ' if goal.action else ''}done ( )"
     careful_m = max(min(left_m, SURE_M), CAUTION * left_m)
     heading, step_m = plan(thing, view, min(careful_m, MAX_STEP_M))
-    return f"{_turn(heading)}forward ( {metres(step_m)} )"
+    return f"{_turn(heading)}forward ( {format_metres(step_m)} )"
 
 
 def _follow(goal: Goal, thing: VisibleObject, view: tuple[VisibleObject, ...]) -> str:
-    """Keep the distance; never done, so that it goes on until somebody stops it."""
-    if told_m(thing.distance_m) <= goal.stop_m + FOLLOW_SLACK_M:
+    """Keep the distance. Never done: it continues until it is stopped."""
+    if rounded_m(thing.distance_m) <= goal.stop_m + FOLLOW_SLACK_M:
         return f"{_turn(thing.bearing_deg)}wait ( 1.0 )"
     return _approach(goal, thing, view)
 
 
 def _pass(goal: Goal, thing: VisibleObject) -> str:
-    """Walk along a tangent that leaves `PASS_GAP_M` to the thing, to `BEYOND_M` past it."""
+    """Walk along a tangent at `PASS_GAP_M` from the object, to `BEYOND_M` past it."""
     gap = footprint_radius_m(thing.kind) + PASS_GAP_M
     sign = 1 if goal.side == "left" else -1
     aside_deg = math.degrees(math.asin(min(1.0, gap / max(thing.centre_m, gap))))
     heading = min(150.0, max(-150.0, thing.bearing_deg + sign * aside_deg))
     way_m = math.sqrt(max(0.0, thing.centre_m**2 - gap**2)) + BEYOND_M
     if way_m <= LAST_LEG_M:
-        return f"{_turn(heading, PASS_GRID_DEG)}forward ( {metres(way_m)} ) done ( )"
-    return f"{_turn(heading, PASS_GRID_DEG)}forward ( {metres(min(MAX_STEP_M, way_m - LAST_LEG_M + 0.5))} )"
+        return f"{_turn(heading, PASS_GRID_DEG)}forward ( {format_metres(way_m)} ) done ( )"
+    step_m = min(MAX_STEP_M, way_m - LAST_LEG_M + 0.5)
+    return f"{_turn(heading, PASS_GRID_DEG)}forward ( {format_metres(step_m)} )"
 
 
 def _turn(bearing_deg: float, grid_deg: int = TURN_GRID_DEG) -> str:
@@ -266,19 +277,19 @@ def words() -> tuple[str, ...]:
 
 
 SHARES = {"go to": 0.46, "picked": 0.20, "about": 0.18, "other": 0.16}
-"""How often what is said."""
+"""Shares of the kinds of instruction."""
 
 NEAR_M = 1.0
-"""Nearer than this, what a robot does last is mostly to turn to the thing, or to be stopped by it."""
+"""Nearer than this, the last action is mostly a turn to the object, or a stop by it."""
 
 NEAR_WEIGHT = 5.0
-"""How much more often what is near is asked for: a few pictures of an episode, and where it ends."""
+"""Weight of near objects in drawing: they are few in an episode, but decide its end."""
 
 THERE_M, ACT_THERE_SHARE = 0.8, 0.5
-"""What is so near has mostly been reached; only there is it learned what "then sit" asks for."""
+"""Objects this near have mostly been reached; only there can the meaning of "then sit" be learned."""
 
 SEARCHED = frozenset({"goto", "find", "face", "follow", "pass"})
-"""What is searched for when it is not in view."""
+"""Verbs whose object is searched for if it is not in view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,12 +307,12 @@ class Dialogue:
 
     @property
     def observation(self) -> Observation:
-        """The prompt's side as the engine would hold it, without the image."""
+        """The observation that an engine would get, without the image."""
         return Observation(None, self.goal.text.replace("<unk>", "dragon"), self.history)
 
 
 def draw_dialogue(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> Dialogue:
-    """Draw one dialogue about a frame with these things in or out of view."""
+    """Draw one dialogue about a frame with these objects, in or out of view."""
     what = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     goal = _goal(rng, what, view)
     history = _arriving(rng, _history(rng, goal, view), find(goal, view))[-MAX_HISTORY:]
@@ -311,29 +322,29 @@ def draw_dialogue(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> 
 def _goal(rng: np.random.Generator, what: str, view: tuple[VisibleObject, ...]) -> Goal:
     thing = _choose(rng, view)
     if what == "go to":
-        is_there = any(t.name == thing and t.distance_m < THERE_M for t in view if t.seen)
+        is_there = any(t.name == thing and t.distance_m < THERE_M for t in view if t.is_visible)
         return instructions.go_to(rng, thing, ACT_THERE_SHARE if is_there else instructions.ACT_SHARE)
     if what == "about":
         return instructions.about(rng, thing)
     if what == "other":
         return instructions.other(rng, thing)
-    kinds = [t.kind for t in view if t.seen] or [thing.split()[-1]]
-    # Where two of a kind are in view the word decides; then it is worth asking.
+    kinds = [t.kind for t in view if t.is_visible] or [thing.split()[-1]]
+    # With two of a kind in view the word matters, so such instructions are worth drawing.
     twice = sorted({k for k in kinds if kinds.count(k) > 1})
     kind = str(rng.choice(twice or kinds))
     return instructions.picked(rng, "" if rng.random() < 0.4 else kind)
 
 
 def _choose(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> str:
-    """Name a thing: mostly one in view, sometimes out of view, sometimes absent but nearly there."""
-    seen = [t for t in view if t.seen]
+    """Draw an object: mostly one in view, sometimes out of view, sometimes absent but similar to one."""
+    seen = [t for t in view if t.is_visible]
     kind = rng.random()
     if seen and kind < 0.68:
         weights = np.array([NEAR_WEIGHT if t.distance_m < NEAR_M else 1.0 for t in seen])
         chosen = seen[int(rng.choice(len(seen), p=weights / weights.sum()))]
         alone = sum(t.kind == chosen.kind for t in view) == 1
         return chosen.kind if alone and rng.random() < 0.12 else chosen.name
-    hidden = [t for t in view if not t.seen]
+    hidden = [t for t in view if not t.is_visible]
     if hidden and kind < 0.84:
         return hidden[int(rng.integers(len(hidden)))].name
     colour, what = (str(rng.choice(COLOURS)), str(rng.choice(KINDS)))
@@ -344,9 +355,9 @@ def _choose(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> str:
 
 
 def _history(rng: np.random.Generator, goal: Goal, view: tuple[VisibleObject, ...]) -> tuple[str, ...]:
-    """Actions that may have led here, written as the executor reports them: "forward(1)", not "forward(1.0)".
+    """Draw earlier actions, as the executor writes them: "forward(1)", not "forward(1.0)".
 
-    After a full turn in vain the search is over.
+    After a full turn without success the search ends.
     """
     turn = f"turn({SEARCH_DEG if rng.random() < 0.7 else -SEARCH_DEG})"
     if goal.verb in TRAVELS and rng.random() < 0.06:
@@ -364,7 +375,7 @@ def _history(rng: np.random.Generator, goal: Goal, view: tuple[VisibleObject, ..
         return ()
     if goal.verb == "follow" and rng.random() < 0.6:
         return (*_moves(rng, int(rng.integers(0, 3))), *["wait(1)"] * int(rng.integers(1, 7)))
-    # A search ends by seeing the thing, wherever it began: no history may tell that it is not there.
+    # A search ends when the object is seen, wherever it began: no history may imply that it is absent.
     turns = int(rng.integers(1, 7)) if rng.random() < 0.6 else 0
     if turns and rng.random() < 0.6:
         return (*_before_search(rng, turn), *[turn] * turns)
@@ -375,7 +386,7 @@ def _history(rng: np.random.Generator, goal: Goal, view: tuple[VisibleObject, ..
 def _arriving(
     rng: np.random.Generator, history: tuple[str, ...], thing: VisibleObject | None
 ) -> tuple[str, ...]:
-    """End a history, now and then, as ways do that lead to something near: turned to it, or stopped by it."""
+    """Sometimes end a history like a path to a near object: with a turn to it, or with a stop by it."""
     is_near = thing is not None and thing.distance_m < NEAR_M
     if rng.random() >= (0.5 if is_near else 0.06):
         return history
@@ -384,7 +395,7 @@ def _arriving(
 
 
 def _before_search(rng: np.random.Generator, turn: str) -> tuple[str, ...]:
-    """Return what may stand before the turns of a search: a way that was walked, or the first search."""
+    """Return actions that may precede the turns of a search: a walked path, or the first search."""
     kind = rng.random()
     if kind < 0.3:
         return (*[turn] * int(rng.integers(0, 7)), *SECOND_PLACE)
@@ -394,7 +405,7 @@ def _before_search(rng: np.random.Generator, turn: str) -> tuple[str, ...]:
 
 
 def _closed_search(turn: str) -> tuple[str, ...]:
-    """Return a full turn in vain whose way to another place is closed."""
+    """Return a full turn without success, whose way to another place is blocked."""
     return (*[turn] * FULL_TURN, SECOND_PLACE[0], OBSTRUCTED)
 
 

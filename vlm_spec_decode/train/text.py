@@ -52,11 +52,11 @@ from vlm_spec_decode.train.training_state import (
 )
 
 WARM_SHARE = 0.05
-"""Of all steps, so many bring the learning rate up."""
+"""Fraction of the steps in which the learning rate rises."""
 
 
 @dataclass(slots=True)
-class TextTrainee:
+class TextTrainingState:
     """A language model in training with everything that a checkpoint holds."""
 
     model: LlamaForCausalLM
@@ -73,7 +73,7 @@ class TextTrainee:
         save_checkpoint(state, path)
 
     def load(self, path: Path) -> None:
-        """Take up a checkpoint. Raises ModelError."""
+        """Load a checkpoint. Raises ModelError."""
         state = load_checkpoint(path)
         with fitting(path):
             self.model.load_state_dict(state["model"])
@@ -84,53 +84,57 @@ class TextTrainee:
 
 
 def run_text(config: TextConfig) -> dict[str, Any]:
-    """Train one model and export it to `config.out`; goes on from its checkpoint. Returns the record.
+    """Train one model and export it to `config.out`; resumes from its checkpoint. Returns the record.
 
     Raises ModelError if a checkpoint cannot be written or read, or the memory is too small.
     """
     torch.set_num_threads(config.threads)
     tok = tokenizer()
     device = pick_device(config.device)
-    trainee = new_text_trainee(config, len(tok), device)
+    training = new_text_training_state(config, len(tok), device)
     config.out.mkdir(parents=True, exist_ok=True)
     checkpoint = config.out / "checkpoint.pt"
     if checkpoint.exists():
-        trainee.load(checkpoint)
+        training.load(checkpoint)
     guide = _load_guide(config.distil, device) if config.distil else None
     drawn = TextDataset(tok, config.batch, config.seed)
-    talks = GuidedTextDataset(drawn, guide) if guide else drawn
+    dataset = GuidedTextDataset(drawn, guide) if guide else drawn
     with memory_named(MEMORY_ADVICE):
-        hardware = choose(trainee, config.precision, device, lambda: _probe(trainee, drawn, device))
-        _run(config, trainee, talks, checkpoint, hardware)
+        hardware = choose(training, config.precision, device, lambda: _probe(training, drawn, device))
+        _run(config, training, dataset, checkpoint, hardware)
     settings = {k: str(v) for k, v in asdict(config).items() if k not in {"out", "start", "distil"}}
-    record = {"config": settings, "data": talks.digest, "steps": trainee.step} | hardware.record()
-    record |= {"seconds": round(trainee.seconds), "last_running_means": rounded(trainee.means)}
+    record = {"config": settings, "data": dataset.digest, "steps": training.step} | hardware.record()
+    record |= {"seconds": round(training.seconds), "last_running_means": rounded(training.means)}
     record |= {name: path.name for name in ("start", "distil") if (path := getattr(config, name))}
-    _export(config.out, trainee.model, tok, record)
+    _export(config.out, training.model, tok, record)
     return record
 
 
-def _probe(trainee: TextTrainee, talks: TextDataset, device: torch.device) -> Callable[[], torch.Tensor]:
+def _probe(
+    training: TextTrainingState, dataset: TextDataset, device: torch.device
+) -> Callable[[], torch.Tensor]:
     """Return the loss of one batch, to be timed."""
-    batch = talks.batch(1).to(device)
-    return lambda: answer_loss(text_logits(trainee.model, batch), batch)
+    batch = dataset.batch(1).to(device)
+    return lambda: answer_loss(text_logits(training.model, batch), batch)
 
 
-def new_text_trainee(config: TextConfig, vocab_size: int, device: torch.device = CPU) -> TextTrainee:
+def new_text_training_state(
+    config: TextConfig, vocab_size: int, device: torch.device = CPU
+) -> TextTrainingState:
     """Build the model of the config's role on `device`, with random weights drawn from its seed."""
     torch.manual_seed(config.seed)
     make = tiny.text_target_config if config.role == "target" else tiny.text_draft_config
     model = LlamaForCausalLM._from_config(make(vocab_size), attn_implementation="sdpa")
     model.float().train()
     if config.start:
-        take_language(model, config.start)
+        load_language_part(model, config.start)
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), config.peak_rate, (0.9, 0.98), weight_decay=0.05)
-    return TextTrainee(model, optimizer)
+    return TextTrainingState(model, optimizer)
 
 
-def take_language(model: LlamaForCausalLM, folder: Path) -> None:
-    """Begin from the language part of another model of the same shape and words. Raises ModelError."""
+def load_language_part(model: LlamaForCausalLM, folder: Path) -> None:
+    """Load the language part of another model of the same shape and vocabulary. Raises ModelError."""
     with named(str(folder)):
         tensors = read_tensors(folder / "model.safetensors")
         found = {name.removeprefix("language_model."): tensor for name, tensor in tensors.items()}
@@ -150,50 +154,50 @@ def text_logits(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
 
 def _run(
     config: TextConfig,
-    trainee: TextTrainee,
-    talks: TextDataset | GuidedTextDataset,
+    training: TextTrainingState,
+    dataset: TextDataset | GuidedTextDataset,
     checkpoint: Path,
     hardware: Hardware,
 ) -> None:
-    started_s, before_s = time.monotonic(), trainee.seconds
+    started_s, before_s = time.monotonic(), training.seconds
     last = config.steps if config.stop_after is None else config.stop_after
     with (config.out / "log.jsonl").open("a") as log:
         for number in tqdm(
-            range(trainee.step + 1, last + 1),
-            initial=trainee.step,
+            range(training.step + 1, last + 1),
+            initial=training.step,
             total=last,
             desc=f"text {config.role}",
             mininterval=5,
         ):
-            _set_rate(config, trainee.optimizer, number)
-            new = _step(trainee, talks, number, hardware)
-            trainee.means = updated(trainee.means, new)
-            trainee.step, trainee.seconds = number, before_s + time.monotonic() - started_s
+            _set_rate(config, training.optimizer, number)
+            new = _step(training, dataset, number, hardware)
+            training.means = updated(training.means, new)
+            training.step, training.seconds = number, before_s + time.monotonic() - started_s
             if number % config.log_every == 0:
-                row = {"step": number, "s": round(trainee.seconds), **rounded(trainee.means)}
+                row = {"step": number, "s": round(training.seconds), **rounded(training.means)}
                 log.write(json.dumps(row) + "\n")
                 log.flush()
             if number % config.checkpoint_every == 0 or number == last:
-                trainee.save(checkpoint)
+                training.save(checkpoint)
 
 
 def _step(
-    trainee: TextTrainee, talks: TextDataset | GuidedTextDataset, number: int, hardware: Hardware
+    training: TextTrainingState, dataset: TextDataset | GuidedTextDataset, number: int, hardware: Hardware
 ) -> dict[str, float]:
-    batch = talks.batch(number).to(hardware.device)
+    batch = dataset.batch(number).to(hardware.device)
     with hardware.autocast():
-        logits = text_logits(trainee.model, batch)
-        if isinstance(talks, TextDataset):
+        logits = text_logits(training.model, batch)
+        if isinstance(dataset, TextDataset):
             loss, labels = answer_loss(logits, batch), batch.labels
         else:
             with torch.no_grad():
-                wanted = text_logits(talks.guide, batch)
+                wanted = text_logits(dataset.guide, batch)
             loss, labels = distil_loss(logits, wanted, batch), wanted.argmax(-1)
-    trainee.optimizer.zero_grad(set_to_none=True)
+    training.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(trainee.model.parameters(), 1.0)
-    trainee.optimizer.step()
-    right, told = (logits.argmax(-1) == labels).float().cpu(), talks.telling[labels.cpu()]
+    torch.nn.utils.clip_grad_norm_(training.model.parameters(), 1.0)
+    training.optimizer.step()
+    right, told = (logits.argmax(-1) == labels).float().cpu(), dataset.informative[labels.cpu()]
     return {"loss": loss.item(), "telling": right[told].mean().item(), "rest": right[~told].mean().item()}
 
 
@@ -222,7 +226,7 @@ def _export(
 
 
 NEAR_DEG, NEAR_M = 10.0, 0.2
-"""A plan whose numbers lie no farther from the teacher's is near it."""
+"""Largest differences of a plan's numbers from the teacher's that count as near."""
 
 
 def run_text_evaluate(
@@ -232,12 +236,12 @@ def run_text_evaluate(
     first_seed = held_out_seed() if first_seed is None else first_seed
     pair = Pair.of(load_model(target, threads=threads), load_model(draft, threads=threads))
     asked = [held_out_dialogue(seed) for seed in range(first_seed, first_seed + count)]
-    said = [
+    results = [
         evaluate.decode(pair, d.observation, pair.params())
         for d in tqdm(asked, desc="told rooms", mininterval=5)
     ]
-    figures = plan_figures(asked, [answer.text for answer in said])
-    greedy = [(d.observation, answer.tokens) for d, answer in zip(asked, said, strict=True)]
+    figures = plan_figures(asked, [answer.text for answer in results])
+    greedy = [(d.observation, answer.tokens) for d, answer in zip(asked, results, strict=True)]
     for temperature in TEMPERATURES:
         answers = greedy
         if temperature:
@@ -250,10 +254,10 @@ def run_text_evaluate(
     return figures | {f"mean_accepted_of_{g}_t0": value for g, value in lengths.items()}
 
 
-def plan_figures(asked: list[Dialogue], said: list[str]) -> dict[str, Any]:
-    """Compare what was said with the teacher: the whole answer, its actions exactly, its actions nearly."""
+def plan_figures(asked: list[Dialogue], answers: list[str]) -> dict[str, Any]:
+    """Compare answers with the teacher's: the whole text, the exact actions, and the near actions."""
     rows = []
-    for dialogue, text in zip(asked, said, strict=True):
+    for dialogue, text in zip(asked, answers, strict=True):
         wanted, plan = parse_answer(dialogue.answer), parse_answer(text)
         is_new = any(_fits(form, dialogue.goal.text) for form in held_out().wordings)
         is_new_pair = dialogue.goal.thing in held_out().pairs
@@ -275,7 +279,7 @@ def plan_figures(asked: list[Dialogue], said: list[str]) -> dict[str, Any]:
 
 
 def near(plan: tuple[Action, ...], wanted: tuple[Action, ...]) -> bool:
-    """Tell whether two plans have the same kinds of action and numbers within 10 degrees and 0.2 m."""
+    """Return whether two plans have the same kinds of action and numbers within 10 degrees and 0.2 m."""
     if [type(action) for action in plan] != [type(action) for action in wanted]:
         return False
     for one, other in zip(plan, wanted, strict=True):
@@ -287,7 +291,7 @@ def near(plan: tuple[Action, ...], wanted: tuple[Action, ...]) -> bool:
 
 
 def _fits(form: str, text: str) -> bool:
-    """Tell whether the instruction at the end of `text` has this wording."""
+    """Return whether the instruction at the end of `text` has this wording."""
     before, after = form.split("{x}")
     instruction = text.rsplit(" . ", 1)[-1]
     return instruction.startswith(before) and instruction.endswith(after)

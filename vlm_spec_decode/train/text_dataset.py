@@ -21,46 +21,46 @@ from vlm_spec_decode.sim.objects import footprint_radius_m
 from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.train import scene_description, teacher
-from vlm_spec_decode.train.batches import Batch, pack_ids, telling_tokens
+from vlm_spec_decode.train.batches import Batch, informative_tokens, pack_ids
 from vlm_spec_decode.train.frames import sample_pose
 from vlm_spec_decode.train.instructions import Goal, held_out
-from vlm_spec_decode.train.scene_description import MAX_TOLD, VisibleObject, project_objects
+from vlm_spec_decode.train.scene_description import MAX_DESCRIBED, VisibleObject, project_objects
 from vlm_spec_decode.train.teacher import Dialogue
 
 STEP_DEG = 5
 FARTHEST_M = 5.0
-"""As far as the vocabulary of numbers goes; what is farther is told as this far."""
+"""Largest distance in the vocabulary; farther objects get this distance."""
 
 NEW_WORDING_SHARE = 0.3
-"""Of the plain ways to say "go to" in evaluation, those that no training has heard."""
+"""Share of "go to" in evaluation with wordings that no training has used."""
 
 
-def told(view: tuple[VisibleObject, ...]) -> tuple[VisibleObject, ...]:
-    """Return what is told of a view, left to right: the largest `MAX_TOLD`, in 5 degrees and 0.1 m."""
-    seen = sorted((t for t in view if t.seen), key=lambda t: -t.pixels)[:MAX_TOLD]
+def described(view: tuple[VisibleObject, ...]) -> tuple[VisibleObject, ...]:
+    """Return the described objects of a view, left to right: the `MAX_DESCRIBED` largest, rounded."""
+    seen = sorted((t for t in view if t.is_visible), key=lambda t: -t.pixels)[:MAX_DESCRIBED]
     return tuple(_rounded(t) for t in sorted(seen, key=lambda t: -t.bearing_deg))
 
 
 def scene_text(things: tuple[VisibleObject, ...]) -> str:
-    """Say where things are, such as "a red chair 25 degrees left at 2.0 m , a blue box ahead at 1.4 m"."""
+    """Return a text such as "a red chair 25 degrees left at 2.0 m , a blue box ahead at 1.4 m"."""
     return " , ".join(f"a {t.name} {_direction(t)} at {t.distance_m:.1f} m" for t in things) or "nothing"
 
 
 def draw(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> Dialogue:
-    """Draw one dialogue about a view; the scene's words are part of what the user says."""
-    known = told(view)
+    """Draw one dialogue about a view; the scene's description is part of the user's text."""
+    known = described(view)
     names = {t.name for t in known}
     hidden = tuple(replace(t, pixels=0) for t in view if t.name not in names)
     return _in_words(teacher.draw_dialogue(rng, known + hidden), known)
 
 
 def views(seed: int, poses: int, forbid: frozenset[str] = frozenset()) -> Iterator[tuple[VisibleObject, ...]]:
-    """Yield what is true of every object of the room of `seed`, seen from `poses` places."""
+    """Yield the objects of the room of `seed`, seen from `poses` places."""
     world = World(random_scene(seed, num_objects=(2, 6), forbid=forbid), seed=seed)
     rng = np.random.default_rng([seed, 0xF2])
     for _ in range(poses):
         world.teleport(sample_pose(world, rng))
-        yield scene_description.things(project_objects(world))
+        yield scene_description.read_objects(project_objects(world))
 
 
 def training_dialogues(rng: np.random.Generator, rooms: int, poses: int, each: int) -> list[Dialogue]:
@@ -71,7 +71,7 @@ def training_dialogues(rng: np.random.Generator, rooms: int, poses: int, each: i
 
 
 def held_out_dialogue(seed: int) -> Dialogue:
-    """Draw the dialogue of a room that no training has seen, partly in wordings that none has heard."""
+    """Draw the dialogue of a held-out room, sometimes in a held-out wording."""
     rng = np.random.default_rng([seed, 0x7E57])
     view = next(views(seed, 1))
     dialogue = draw(rng, view)
@@ -81,11 +81,11 @@ def held_out_dialogue(seed: int) -> Dialogue:
         return dialogue
     forms = held_out().wordings
     text = forms[int(rng.integers(len(forms)))].format(x=goal.thing)
-    return replace(dialogue, goal=replace(goal, text=with_scene(scene_text(told(view)), text)))
+    return replace(dialogue, goal=replace(goal, text=with_scene(scene_text(described(view)), text)))
 
 
 def _in_words(dialogue: Dialogue, known: tuple[VisibleObject, ...]) -> Dialogue:
-    """Put the scene in front of the instruction, and answer from what was told."""
+    """Put the scene's description before the instruction, and answer from the rounded numbers."""
     goal = dialogue.goal
     answer = teacher.answer(goal, known, dialogue.history)
     text = with_scene(scene_text(known), goal.text)
@@ -112,7 +112,7 @@ Row: TypeAlias = tuple[list[int], int]
 DIALOGUES_PER_VIEW = 4
 VIEWS_PER_ROOM = 2
 POOL_STEPS = 4
-"""So many steps' worth of the target's own answers are made at once, which costs less for each."""
+"""Number of steps for which the target's own answers are made at once, which is cheaper per step."""
 
 MAX_ANSWER = 56
 LENGTH_GROUPS = 4
@@ -124,16 +124,16 @@ class TextDataset:
 
     def __init__(self, tok: PreTrainedTokenizerFast, batch: int, seed: int) -> None:
         self._tok, self._batch, self._seed = tok, batch, seed
-        self._telling, self._stop = telling_tokens(tok), tok.get_vocab()["."]
+        self._informative, self._stop = informative_tokens(tok), tok.get_vocab()["."]
 
     @property
-    def telling(self) -> torch.Tensor:
+    def informative(self) -> torch.Tensor:
         """Which tokens carry information [vocab]."""
-        return torch.from_numpy(self._telling)
+        return torch.from_numpy(self._informative)
 
     @property
     def seed(self) -> int:
-        """What every draw depends on, besides the step."""
+        """The seed of every draw, besides the step."""
         return self._seed
 
     def batch(self, step: int) -> Batch:
@@ -152,15 +152,17 @@ class TextDataset:
         return rows
 
     def pack(self, rows: list[Row]) -> Batch:
-        """Lay rows out; there is no picture in the batch."""
+        """Return rows as a batch without pixels."""
         numbered = [(0, *row) for row in rows]
-        return pack_ids(_NO_PIXELS, numbered, self._telling, self._stop, LENGTH_GROUPS)
+        return pack_ids(_NO_PIXELS, numbered, self._informative, self._stop, LENGTH_GROUPS)
 
     @property
     def digest(self) -> str:
         """Hash of the first steps' dialogues: it changes with rooms, wordings, teacher and vocabulary."""
-        said = repr([self.rows(step) for step in range(1, 5)]) + repr(sorted(self._tok.get_vocab().items()))
-        return hashlib.sha256(said.encode()).hexdigest()[:16]
+        content = repr([self.rows(step) for step in range(1, 5)]) + repr(
+            sorted(self._tok.get_vocab().items())
+        )
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 @dataclass(slots=True)
@@ -170,29 +172,29 @@ class GuidedTextDataset:
     Answers are made for `POOL_STEPS` steps at once; they depend on (seed, step) alone.
     """
 
-    talks: TextDataset
+    dataset: TextDataset
     guide: LlamaForCausalLM
     _number: int = -1
     _pool: list[list[Row]] = field(default_factory=list)
 
     @property
-    def telling(self) -> torch.Tensor:
+    def informative(self) -> torch.Tensor:
         """Which tokens carry information [vocab]."""
-        return self.talks.telling
+        return self.dataset.informative
 
     @property
     def digest(self) -> str:
-        """That of the dialogues."""
-        return self.talks.digest
+        """Hash of the dialogues."""
+        return self.dataset.digest
 
     def batch(self, step: int) -> Batch:
         """Return the batch of one step."""
         number = (step - 1) // POOL_STEPS
         if number != self._number:
-            torch.manual_seed(1_000_003 * (self.talks.seed + 1) + number)
-            steps = [self.talks.rows(number * POOL_STEPS + 1 + i) for i in range(POOL_STEPS)]
+            torch.manual_seed(1_000_003 * (self.dataset.seed + 1) + number)
+            steps = [self.dataset.rows(number * POOL_STEPS + 1 + i) for i in range(POOL_STEPS)]
             self._pool, self._number = _answered(self.guide, steps), number
-        return self.talks.pack(self._pool[(step - 1) % POOL_STEPS])
+        return self.dataset.pack(self._pool[(step - 1) % POOL_STEPS])
 
 
 def _answered(guide: LlamaForCausalLM, steps: list[list[Row]]) -> list[list[Row]]:
@@ -201,14 +203,16 @@ def _answered(guide: LlamaForCausalLM, steps: list[list[Row]]) -> list[list[Row]
     for is_sample in (False, True):
         places = [(i, j) for i, rows in enumerate(steps) for j in range(1 + 2 * is_sample, len(rows), 4)]
         prompts = [steps[i][j][0][: steps[i][j][1]] for i, j in places]
-        for (i, j), prompt, said in zip(places, prompts, own_answers(guide, prompts, is_sample), strict=True):
-            answered[i][j] = ([*prompt, *said], len(prompt))
+        for (i, j), prompt, answer in zip(
+            places, prompts, own_answers(guide, prompts, is_sample), strict=True
+        ):
+            answered[i][j] = ([*prompt, *answer], len(prompt))
     return answered
 
 
 @torch.no_grad()
 def own_answers(guide: LlamaForCausalLM, prompts: list[list[int]], is_sample: bool) -> list[list[int]]:
-    """Return what the guide answers, its end included; samples are drawn from torch's own generator."""
+    """Return the guide's answers, with their end tokens; samples are drawn from torch's global generator."""
     if not prompts:
         return []
     width = max(len(p) for p in prompts)
@@ -217,5 +221,7 @@ def own_answers(guide: LlamaForCausalLM, prompts: list[list[int]], is_sample: bo
     chosen = {"do_sample": True, "temperature": 1.0, "top_k": 0} if is_sample else {"do_sample": False}
     mask = (torch.arange(width) >= torch.tensor([[width - len(p)] for p in prompts])).long()
     ids, mask = ids.to(device), mask.to(device)
-    said = guide.generate(ids, attention_mask=mask, max_new_tokens=MAX_ANSWER, **chosen)[:, width:].tolist()
-    return [row[: row.index(tiny.EOS_ID) + 1] if tiny.EOS_ID in row else row for row in said]
+    answers = guide.generate(ids, attention_mask=mask, max_new_tokens=MAX_ANSWER, **chosen)[
+        :, width:
+    ].tolist()
+    return [row[: row.index(tiny.EOS_ID) + 1] if tiny.EOS_ID in row else row for row in answers]

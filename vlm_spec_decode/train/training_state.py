@@ -37,13 +37,13 @@ _NEW_SHARE = 0.02
 
 
 def updated(means: Mapping[str, float], new: Mapping[str, float]) -> dict[str, float]:
-    """Return the means after one more step; what is measured for the first time begins with its value."""
+    """Return the means after one more step; a new key begins with its value."""
     # Exponential running mean: m <- (1 - a) m + a x.
     return {k: (1 - _NEW_SHARE) * means.get(k, v) + _NEW_SHARE * v for k, v in new.items()}
 
 
 def rounded(means: Mapping[str, float]) -> dict[str, float]:
-    """Return them as records and logs show them."""
+    """Return rounded means, for records and logs."""
     return {name: round(value, 4) for name, value in means.items()}
 
 
@@ -61,7 +61,7 @@ class TrainingState:
     model: LlavaForConditionalGeneration
     heads: VisionHeads
     optimizer: MuonWithAdamW
-    eye_step: int = 0
+    vision_step: int = 0
     step: int = 0
     seconds: float = 0.0
     precision: Precision | None = None
@@ -69,7 +69,7 @@ class TrainingState:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device of the weights."""
         return self.heads.linear.weight.device
 
     def save(self, path: Path) -> None:
@@ -78,16 +78,16 @@ class TrainingState:
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "counters": (self.eye_step, self.step, self.seconds),
+            "counters": (self.vision_step, self.step, self.seconds),
             "precision": self.precision,
             "means": self.means,
         }
         save_checkpoint(state, path)
 
     def load(self, path: Path) -> None:
-        """Take up a checkpoint, or the weights of a finished model's folder. Raises ModelError."""
+        """Load a checkpoint, or the weights of a finished model's folder. Raises ModelError."""
         if path.is_dir():
-            self._take(path)
+            self._load_finished(path)
             return
         state = load_checkpoint(path)
         with fitting(path):
@@ -100,18 +100,18 @@ class TrainingState:
             # Moments of the optimizer have the old vocabulary's shape; they begin anew with a larger one.
             if not grown:
                 self.optimizer.load_state_dict(state["optimizer"])
-            self.eye_step, self.step, self.seconds = state["counters"]
+            self.vision_step, self.step, self.seconds = state["counters"]
             self.precision = state.get("precision", "float32")
             self.means = state.get("means", {})
 
-    def _take(self, folder: Path) -> None:
-        """Begin from a finished model, whose steps do not count."""
+    def _load_finished(self, folder: Path) -> None:
+        """Load a finished model's weights; its steps do not count."""
         found = load_finished(LlavaForConditionalGeneration, folder)
         with fitting(folder):
             self.model.load_state_dict(found.state_dict())
 
-    def take_eye(self, path: Path) -> None:
-        """Take over the trained vision tower, and what reads it, of another model's checkpoint."""
+    def load_vision_tower(self, path: Path) -> None:
+        """Load the trained vision tower and its heads from another model's checkpoint."""
         state = load_checkpoint(path)
         tower = "model.vision_tower."
         with fitting(path):
@@ -121,14 +121,14 @@ class TrainingState:
 
 
 def _grow(weights: dict[str, torch.Tensor], rows: int) -> None:
-    """Give words that joined the vocabulary's end since a checkpoint the embedding of unknown words."""
+    """Give words added to the vocabulary since a checkpoint the embedding of unknown words."""
     for name, tensor in weights.items():
         if name.endswith(("embed_tokens.weight", "lm_head.weight")):
             new = tensor[tiny.UNK_ID].expand(rows - len(tensor), -1)
             weights[name] = torch.cat([tensor, new])
 
 
-def new_trainee(config: TrainConfig, vocab_size: int, device: torch.device = CPU) -> TrainingState:
+def new_training_state(config: TrainConfig, vocab_size: int, device: torch.device = CPU) -> TrainingState:
     """Build the model of the config's role on `device`, with random weights drawn from its seed."""
     torch.manual_seed(config.seed)
     make = tiny.target_config if config.role == "target" else tiny.draft_config
@@ -153,7 +153,7 @@ RMS = 0.2
 WEIGHT_DECAY = 0.05
 
 OF_ADAM = 2.5
-"""A matrix's rate over that of the rest, measured on the eye's first 600 steps."""
+"""A matrix's rate over that of the rest, measured on the vision tower's first 600 steps."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -164,7 +164,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # no closure: nothing here looks for a step's length
-        """Take one step along the gradients that there are."""
+        """Make one step for all parameters with gradients."""
         for group in self.param_groups:
             alike: dict[tuple[int, int], list[torch.Tensor]] = defaultdict(list)
             for weights in group["params"]:
@@ -234,21 +234,21 @@ class MuonWithAdamW:
         return [group for optimizer in self._both.values() for group in optimizer.param_groups]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         for optimizer in self._both.values():
             optimizer.zero_grad(set_to_none=set_to_none)
 
     def step(self) -> None:
-        """Take one step along the gradients that there are."""
+        """Make one step for all parameters with gradients."""
         for optimizer in self._both.values():
             optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of it."""
+        """Return the optimizer's part of a checkpoint."""
         return {name: optimizer.state_dict() for name, optimizer in self._both.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a checkpoint's state. Raises KeyError for that of another kind of optimizer."""
+        """Load a checkpoint's state. Raises KeyError for that of another kind of optimizer."""
         for name, optimizer in self._both.items():
             optimizer.load_state_dict(state[name])
 
@@ -266,7 +266,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         with partial.open("wb") as file:
             torch.save(state, file)
             file.flush()
-            # On the disk before it takes the old one's name, or a power failure could lose both.
+            # Flushed to the disk before it replaces the old one, or a power failure could lose both.
             os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, RuntimeError) as error:
@@ -304,7 +304,7 @@ def load_finished(family: Any, folder: Path) -> Any:
 
 @contextmanager
 def fitting(path: Path) -> Iterator[None]:
-    """Turn what taking up a checkpoint of another model raises into a ModelError that names the file."""
+    """Turn errors of loading another model's checkpoint into a ModelError that names the file."""
     try:
         yield
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -312,7 +312,7 @@ def fitting(path: Path) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the first line of what went wrong, that of the system if it lies behind it."""
+    """Return the first line of an error, or of the system's error behind it."""
     inner = error.__context__
     if isinstance(inner, OSError) and not isinstance(error, OSError):
         error = inner
@@ -323,7 +323,7 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def exporting(folder: Path) -> Iterator[Path]:
-    """Give a folder to write a model to; its files join `folder` when all of them are complete.
+    """Yield a folder to write a model to; its files are moved to `folder` when all are complete.
 
     Raises ModelError if they cannot be written; `folder` is then as it was.
     """

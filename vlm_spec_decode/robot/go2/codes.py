@@ -1,9 +1,9 @@
 """The Go2's numbers and what they mean: return codes, state codes, and the calls that lead to each posture.
 
-Vendor's documentation and the public SDK's constants. Everything else works with the state codes of the
-vendor's published table; a code that another firmware uses for the same thing is translated here, also by a
-table that a user can add to. What is in no table is not guessed at: a robot in an unknown state may walk, and
-a call that gets a lying robot up would make a walking one fall. Pure; knows neither SDK nor ROS.
+From the vendor's documentation and the public SDK's constants. All other modules use the state codes of the
+vendor's published table. Codes that other firmware uses for the same states are translated here; a user can
+add to that table. A code that is in no table is not guessed: a robot in an unknown state may walk, and a
+call that gets a lying robot up would make a walking one fall. Pure; independent of SDK and ROS.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NOT_IMPLEMENTED = 3203
 BAD_PARAMETER = 3204
 
 UNCERTAIN = frozenset({CLIENT_SEND, TIMEOUT})
-"""Codes after which the robot may or may not have heard the call; the state tells."""
+"""Codes after which it is unknown whether the robot received the call; its state shows it."""
 
 RETURN_CODES: dict[int, str] = {
     OK: "ok",
@@ -80,24 +80,24 @@ STATE_CODES: dict[int, str] = {
 
 
 def meaning(code: int) -> str:
-    """Return what a return code says."""
+    """Return the meaning of a return code."""
     return RETURN_CODES.get(code, "code unknown to this package")
 
 
 def state_name(code: int) -> str:
-    """Return what a state code says, for messages: `1002 standing lock`."""
+    """Return a state code and its meaning, for messages: `1002 standing lock`."""
     return f"{code} {STATE_CODES.get(code, 'unknown state')}"
 
 
-def refused(call: str, code: int) -> RobotRefused:
-    """Return the error for a call that came back with `code`."""
+def refusal(call: str, code: int) -> RobotRefused:
+    """Return the error for a call that returned `code`."""
     return RobotRefused(call, meaning(code), code)
 
 
 def check(call: str, code: int) -> None:
     """Raise RobotRefused unless `code` is 0."""
     if code != OK:
-        raise refused(call, code)
+        raise refusal(call, code)
 
 
 POSTURE_CODES: Mapping[Posture, int] = MappingProxyType(
@@ -113,16 +113,16 @@ POSTURE_CODES: Mapping[Posture, int] = MappingProxyType(
         "busy": 1008,
     }
 )
-"""Words of `state_codes` and the published code each stands for; `busy` is an act that ends by itself."""
+"""Words of `state_codes` and the published code of each; `busy` is an act that ends by itself."""
 
 PUBLISHED = frozenset({100, 1001, 1002, 1004, 1006, 1007, 1013, 1015, 1016, 1017, 1091, 2006})
-"""Codes that are what they say."""
+"""Codes that keep their published meaning."""
 
 WALKING_CODES = frozenset({100, 1013, 1015, 1016, 1017})
 """Codes of the Go2's state machine in which Move has an effect (reference: vendor's sport V2.0)."""
 
 BUSY = frozenset({1008, 1009, 2007, 2008, 2009, 2011, 2012, 2013, 2014, 2016, 2017, 2019})
-"""Published acts and gaits in which nothing is sent to the robot: it must leave them by its remote or app."""
+"""Published acts and gaits in which the robot is sent nothing; only its remote or app ends them."""
 
 _CLASSIC: Posture = "walk"
 DEFAULT_CODES: Mapping[int, Posture] = MappingProxyType({2010: _CLASSIC})
@@ -146,7 +146,7 @@ def posture_of(code: int) -> Posture:
 
 
 LOW_M, HIGH_M = 0.05, 0.14
-"""A body between these heights lies (the lowest stance is 0.15 m); below is a field that nobody fills in."""
+"""A body between these heights lies (the lowest stance is 0.15 m). A lower value means an unset field."""
 MOVING_MPS = 0.1
 LOADED = 100
 """Sum of the feet's forces above which the legs carry the body."""
@@ -159,13 +159,13 @@ _ENTRY = re.compile(r"(\d{1,9})\s*[ :=]\s*(\w+)")
 
 @dataclass(frozen=True, slots=True)
 class StateTable:
-    """Which published code a reported one stands for. `extra` comes from the user, and goes first."""
+    """Translates reported codes to published ones. `extra` comes from the user and takes precedence."""
 
     extra: Mapping[int, Posture] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> StateTable:
-        """Read `2077 walk, 2078 lock`. Raises ConfigError naming what is known."""
+        """Read `2077 walk, 2078 lock`. Raises ConfigError that names the known words."""
         extra: dict[int, Posture] = {}
         for entry in filter(None, (part.strip() for part in text.split(","))):
             match = _ENTRY.fullmatch(entry)
@@ -178,7 +178,7 @@ class StateTable:
         return cls(extra)
 
     def canonical(self, reported: int) -> int | None:
-        """Return the published code that `reported` stands for; None if nobody knows it."""
+        """Return the published code of `reported`; None if it is unknown."""
         word = self.extra.get(reported) or DEFAULT_CODES.get(reported)
         if word is not None:
             return POSTURE_CODES[word]
@@ -189,7 +189,7 @@ def is_down(message: Any) -> bool:
     """Whether a SportModeState surely shows a body that lies and does not move; False in any doubt.
 
     Height, speed, gait and the older mode must agree. The feet's forces are zero since firmware 1.1.7, so
-    they can only speak against it.
+    they can only be evidence against it.
     """
     height_m, velocity = float(message.body_height), [float(value) for value in message.velocity]
     speed = math.hypot(velocity[0], velocity[1]) + abs(float(message.yaw_speed))
@@ -204,7 +204,7 @@ def is_down(message: Any) -> bool:
 
 
 def unknown(state: RobotState) -> str:
-    """Return what to tell of a robot to which nothing is sent, as its state leaves open what it would do."""
+    """Return the message about a robot that is sent nothing, because its state is unknown."""
     reported = state.code if state.reported_code is None else state.reported_code
     if state.is_known and reported is not None:
         why = f"says state {state_name(reported)} and moves at {state.speed_mps:.2f} m/s"
@@ -275,10 +275,10 @@ PLANS: dict[str, tuple[PostureStep, ...]] = {
 
 
 def steps_to_walk(state: RobotState) -> tuple[PostureStep, ...] | None:
-    """Return the steps that make a robot walk from whatever state it is found in.
+    """Return the steps that bring a robot from its present state into one that walks.
 
-    None if nothing may be sent to it: it moves in a state that does not walk, or nobody knows its state and
-    it does not surely lie.
+    None if it may be sent nothing: it moves in a state that does not walk, or its state is unknown and it
+    does not certainly lie.
     """
     if state.can_walk:
         return ()

@@ -43,7 +43,7 @@ class Go2Config:
     states: StateTable = field(default_factory=StateTable)
 
     def __post_init__(self) -> None:
-        """Check what safety depends on. Raises ConfigError."""
+        """Check the deadlines that safety depends on. Raises ConfigError."""
         if not 0.0 < self.stop_timeout_s <= 0.1:
             raise ConfigError("stop_timeout_s: above 0 and at most 0.1; a stop that waits is no stop")
         if not 0.1 <= self.stale_after_s <= 0.5:
@@ -88,7 +88,10 @@ def check_dds_version(*, allow_simulator: bool) -> None:
 
 
 def check_network(domain: int, interface: str | None) -> None:
-    """Check what can be known before joining. Raises RobotUnreachable, or RobotError for the DDS version."""
+    """Check domain, interface and DDS version before joining.
+
+    Raises RobotUnreachable, RobotError (version).
+    """
     if not 0 <= domain <= MAX_DOMAIN:
         raise RobotUnreachable(f"DDS domain {domain} does not exist; use 0 to {MAX_DOMAIN}")
     names = [name for _, name in socket.if_nameindex()]
@@ -98,7 +101,7 @@ def check_network(domain: int, interface: str | None) -> None:
 
 
 def middleware_clash(rmw: str, ros_domain: int, sdk_domain: int, driver: str) -> str:
-    """Return why ROS and the robot's SDK cannot share a process, with the ways out; "" if they can.
+    """Return why ROS and the robot's SDK cannot share a process, and what to do; "" if they can.
 
     `rmw` is ROS's middleware in this process, "" without ROS. Both on Cyclone DDS open their domain with a
     configuration of their own, and a process can open a domain once only. `driver` ros2 has no SDK in it.

@@ -1,4 +1,4 @@
-"""A Go2 behind `RobotDriver`, through Unitree's SDK or another `RobotLink`; registered as `go2` and `sim`.
+"""A `RobotDriver` for a Go2, through Unitree's SDK or another `RobotLink`; registered as `go2` and `sim`.
 
 Its camera is in `robot.go2.sdk`. Motion and posture are read from the robot's state, and liveness from
 the stamp of that state; return codes only show that a call was refused. Independent of simulation: every
@@ -32,21 +32,21 @@ from vlm_spec_decode.robot.registry import RobotAddress, RobotKind, RobotParts, 
 from vlm_spec_decode.robot.spec import Hull, RobotSpec
 
 SPACING_S = 0.006
-"""Between Move and StopMove: in a burst the SDK's own server drops the newest request, which is the stop."""
+"""Time between Move and StopMove: in a burst the SDK's own server drops the newest request, the stop."""
 RETRY_S = 0.5
 """How long the state may take to show an unanswered call before the call is made again."""
 STOP_RETRY_S = 0.2
 MOVE_HOLD_S = 1.2
-"""A Move is over after this even if no stop was heard (the robot holds it for 1 s)."""
+"""A Move has ended after this time even if no stop was received (the robot holds it for 1 s)."""
 LOOK_TOLERANCE_RAD = 0.06
 SENT_ALWAYS = ("", "Damp")
-"""What a robot in a state that nobody knows may be sent: nothing, or what an operator alone can ask for."""
+"""Calls that a robot in an unknown state may be sent: those that only an operator can request."""
 
 POLL_S = 0.01
 
 
 def _through_sdk(config: Go2Config, clock: Clock) -> RobotLink:
-    # Only now: the SDK need not be installed where the robot is reached in another way.
+    # Imported late: the SDK need not be installed where the robot is reached in another way.
     from vlm_spec_decode.robot.go2.sdk import connect
 
     return connect(config, clock)
@@ -65,7 +65,7 @@ class Go2Driver:
         *,
         connect: Callable[[Go2Config, Clock], RobotLink] | None = None,
     ) -> None:
-        """Touch nothing yet; `start` does, with `connect` (default: through the SDK)."""
+        """Store the settings. `start` connects, by `connect` (default: through the SDK)."""
         self._connect = connect or _through_sdk
         self._config = config
         self._clock = clock or WallClock()
@@ -96,13 +96,13 @@ class Go2Driver:
     def move(self, vx_mps: float, vy_mps: float, vyaw_radps: float) -> None:
         """Command a body velocity for at most 1 s; dropped while a stop is under way.
 
-        The robot ignores it without a word in states that do not walk. Raises RobotRefused if it cannot be
+        The robot silently ignores it in states that do not walk. Raises RobotRefused if it cannot be
         sent, or RobotUnreachable before `start`.
         """
         # Floats always: some firmware takes an integer 0 for something else.
         velocity = (float(vx_mps), float(vy_mps), float(vyaw_radps))
         if not all(math.isfinite(value) for value in velocity):
-            raise codes.refused("Move", codes.BAD_PARAMETER)
+            raise codes.refusal("Move", codes.BAD_PARAMETER)
         link = self._started()
         with self._send_lock:
             if self._stop_lock.locked():
@@ -137,7 +137,7 @@ class Go2Driver:
             self._carry_out(PLANS[name], stops)
 
     def look(self, pitch_rad: float, yaw_rad: float) -> None:
-        """Tilt the standing body; returns when its pitch is there. Raises as `posture` does."""
+        """Tilt the standing body; returns when its pitch is reached. Raises as `posture` does."""
         stops = self._stops
         pitch, yaw = float(pitch_rad), float(yaw_rad)
 
@@ -145,7 +145,7 @@ class Go2Driver:
             return abs(state.pitch_rad - pitch) < LOOK_TOLERANCE_RAD
 
         with self._posture_lock:
-            # The pitch may be right already and the yaw, which no state tells apart, not: call in any case.
+            # The pitch may be reached already while the yaw, which no state shows, is not: always call.
             self._reach(PostureStep("Euler", is_there, (0.0, pitch, yaw)), stops, self._config.look_s)
 
     def state(self) -> RobotState:
@@ -153,7 +153,7 @@ class Go2Driver:
         return self._started().feed.newest()
 
     def close(self) -> None:
-        """Stop the robot and leave. Raises RobotError if the stop was not confirmed. Idempotent."""
+        """Stop the robot and disconnect. Raises RobotError if the stop was not confirmed. Idempotent."""
         try:
             self.stop()
         finally:
@@ -167,7 +167,7 @@ class Go2Driver:
         return self._link
 
     def _find(self, feed: StateSource) -> None:
-        """Wait for state and battery. Raises RobotUnreachable naming what is missing."""
+        """Wait for state and battery. Raises RobotUnreachable that names what is missing."""
         config = self._config
         if feed.wait(lambda _: feed.is_live(), self._clock.now() + config.first_state_s):
             return
@@ -178,7 +178,7 @@ class Go2Driver:
         )
 
     def _settled(self) -> RobotState:
-        """Return the state, once its code is one that is known, or has been none for long enough to stay."""
+        """Return the state once its code is known, or has been unknown for `settle_s`."""
         until_s = self._clock.now() + self._config.settle_s
         while True:
             state = self.state()
@@ -195,7 +195,7 @@ class Go2Driver:
                 self._reach(step, stops, self._config.posture_s)
 
     def _reach(self, step: PostureStep, stops: int, within_s: float) -> None:
-        """Call, then wait for the state to say that it is done. Only an unanswered call is made again."""
+        """Call, then wait until the state shows the result. Only an unanswered call is repeated."""
         deadline_s = self._clock.now() + within_s
         call_s = self._clock.now() if step.call else math.inf
         code, unsure, called = codes.OK, False, not step.call
@@ -213,7 +213,7 @@ class Go2Driver:
                     continue
                 if code not in codes.UNCERTAIN and not unsure:
                     codes.check(step.call, code)
-                # A refusal after an unanswered call: the first one was heard and is being carried out.
+                # A refusal after an unanswered call: the first one was received and is being carried out.
                 called, unsure = True, code in codes.UNCERTAIN
                 call_s = self._clock.now() + RETRY_S if unsure else math.inf
             self._clock.sleep(POLL_S)
@@ -223,7 +223,7 @@ class Go2Driver:
         if code == codes.CLIENT_SEND:
             return RobotUnreachable(f"{call}: {codes.meaning(code)}")
         if code != codes.OK:
-            return codes.refused(call, code)
+            return codes.refusal(call, code)
         state = self.state()
         if not state.is_known:
             return RobotError(unknown(state))
@@ -233,8 +233,8 @@ class Go2Driver:
         return RobotError(f"{call} was taken, but after {within_s:g} s the robot is in state {now}")
 
     def _stop_until_still(self, link: RobotLink) -> None:
-        # Nothing can confirm a stop while the robot says nothing. One stop waits for it to speak again; the
-        # next ones are sent all the same, and wait only for a moment.
+        # While the robot sends no state, nothing can confirm a stop. One stop waits for the state to return;
+        # further ones are sent as well, but wait only for a moment.
         self._is_silent = self._is_silent and not link.feed.is_moving()
         deadline_s = self._clock.now() + (STOP_RETRY_S if self._is_silent else self._config.stop_s)
         while True:
@@ -242,9 +242,9 @@ class Go2Driver:
             answered_s = self._clock.now()
 
             def is_confirmed(state: RobotState, since_s: float = answered_s, code: int = code) -> bool:
-                # Unanswered, a Move just sent may still be about to begin; then its hold must be over, too.
-                heard = code == codes.OK or state.received_s > self._moved_s + MOVE_HOLD_S
-                return heard and state.received_s > since_s and state.is_still
+                # Without an answer, a Move just sent may still begin; then its hold must have ended too.
+                received = code == codes.OK or state.received_s > self._moved_s + MOVE_HOLD_S
+                return received and state.received_s > since_s and state.is_still
 
             if link.feed.wait(is_confirmed, min(deadline_s, answered_s + STOP_RETRY_S)):
                 return
@@ -266,7 +266,7 @@ class Go2Driver:
 
 REAL_DOMAIN = 0
 SIMULATED_INTERFACE, SIMULATED_DOMAIN = "lo", 1
-"""Where `vsd sim` is found unless it is told otherwise."""
+"""Interface and domain of `vsd sim` by default."""
 
 STOP_S = 1.2
 """How long one stop may wait for the state to confirm it: the end of a program makes up to three."""
@@ -292,7 +292,7 @@ def _spec(name: str, title: str) -> RobotSpec:
 
 def _parts(config: Go2Config, clock: Clock) -> RobotParts:
     def open_camera() -> Camera:
-        # Only now: the SDK takes a second to import, and a robot's facts are read without it.
+        # Imported late: the SDK takes a second to import, and `RobotSpec` is read without it.
         from vlm_spec_decode.robot.go2.sdk import Go2Camera
 
         return Go2Camera(config, clock)

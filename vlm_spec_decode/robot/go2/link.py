@@ -46,20 +46,20 @@ class StateSource(Protocol):
         ...
 
     def wait(self, done: Callable[[RobotState], bool], deadline_s: float) -> bool:
-        """Wait until `done` holds for the newest state; whether it did in time."""
+        """Wait until `done` is true for the newest state; False if the deadline passes first."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RobotLink:
-    """What a started driver holds. Three callers, so that no call waits behind another's timeout."""
+    """A started driver's connection: three callers, so that no call waits for another's timeout."""
 
     feed: StateSource
     posture: SportClient
     move: SportClient
     stop: SportClient
     close: Callable[[], None]
-    """Leave; nothing is called afterwards."""
+    """Disconnect; nothing may be called afterwards."""
 
 
 def to_state(
@@ -75,7 +75,7 @@ def to_state(
     roll, pitch, yaw = (float(angle) for angle in message.imu_state.rpy)
     reported = int(message.error_code)
     code = (states or StateTable()).canonical(reported)
-    # What the firmware says by another number is called by that number, too.
+    # A translated code is also named by the firmware's own number.
     name = state_name(reported)
     return RobotState(
         stamp_s=message.stamp.sec + 1e-9 * message.stamp.nanosec,
@@ -105,7 +105,7 @@ class StateMonitor:
     def __init__(
         self, clock: Clock, topic: str, stale_after_s: float, states: StateTable | None = None
     ) -> None:
-        """Know nothing yet; whoever hears the topics calls `take_sport` and `take_low`."""
+        """Begin without a state. The subscriber of the topics calls `on_sport_state` and `on_low_state`."""
         self._states = states or StateTable()
         self._clock = clock
         self._topic = topic
@@ -120,7 +120,7 @@ class StateMonitor:
         return self._clock.now() - self._progress_s <= self._stale_after_s
 
     def is_live(self) -> bool:
-        """Return whether there is such a state that holds the battery, too, which has its own topic."""
+        """Return whether there is such a state and the battery, which has its own topic, is known too."""
         return self.is_moving() and self._is_complete
 
     def newest(self) -> RobotState:
@@ -134,7 +134,7 @@ class StateMonitor:
         return state
 
     def wait(self, done: Callable[[RobotState], bool], deadline_s: float) -> bool:
-        """Wait until `done` holds for the newest state; whether it did before `deadline_s` of the clock."""
+        """Wait until `done` is true for the newest state; False if `deadline_s` of the clock passes first."""
         while True:
             state = self._state
             if state is not None and done(state):
@@ -143,8 +143,8 @@ class StateMonitor:
                 return False
             self._clock.sleep(0.01)
 
-    def take_sport(self, message: Any) -> None:
-        """Take a SportModeState."""
+    def on_sport_state(self, message: Any) -> None:
+        """Store a SportModeState."""
         now_s = self._clock.now()
         soc = 0.0 if self._battery_soc is None else self._battery_soc
         old, self._state = self._state, to_state(message, now_s, soc, self._states)
@@ -152,10 +152,10 @@ class StateMonitor:
         if old is None or old.stamp_s != self._state.stamp_s:
             self._progress_s = now_s
 
-    def take_low(self, message: Any) -> None:
-        """Take a LowState, for its battery."""
+    def on_low_state(self, message: Any) -> None:
+        """Store the battery's charge from a LowState."""
         soc = message.bms_state.soc / 100
-        # The field holds up to 255: above 100 it is no charge, and an unknown one passes no gate.
+        # The field holds up to 255. Above 100 it is invalid, and the gate refuses an unknown charge.
         self._battery_soc = soc if soc <= 1.0 else math.nan
 
 
@@ -183,19 +183,19 @@ APIS: dict[str, ApiCall] = {
     "Stretch": ApiCall(1017),
     "Pose": ApiCall(1028, ("data",)),
 }
-"""Every call that `go2_postures` and the driver make; nothing acrobatic can be said."""
+"""Every call that the postures and the driver make. Acrobatics are not among them."""
 
 
 class RequestCarrier(Protocol):
-    """Takes requests to the robot; its answers go to `PendingReplies.put`, from any thread."""
+    """Sends requests to the robot; its replies go to `PendingReplies.put`, from any thread."""
 
     def send(self, request_id: int, api: ApiCall, parameter: str) -> bool:
-        """Send; False if nobody listens. Never blocks."""
+        """Send a request; False if it has no subscriber. Never blocks."""
         ...
 
 
 class PendingReplies:
-    """Which caller waits for which reply. Safe for threads."""
+    """Matches replies to the callers that wait for them. Safe for threads."""
 
     def __init__(self, clock: Clock) -> None:
         # As the SDK does: the clock's nanoseconds, so that a restarted client repeats no id.
@@ -204,28 +204,28 @@ class PendingReplies:
         self._codes: dict[int, int | None] = {}
 
     def expect(self) -> int:
-        """Return a new request's id, whose answer is waited for from now on."""
+        """Return the id of a new request, whose reply is accepted from now on."""
         with self._changed:
             request_id = next(self._ids)
             self._codes[request_id] = None
             return request_id
 
     def put(self, request_id: int, code: int) -> None:
-        """Take an answer; one that nobody waits for (another client's, or too late) is dropped."""
+        """Store a reply; one that nobody waits for (another client's, or late) is dropped."""
         with self._changed:
             if request_id in self._codes:
                 self._codes[request_id] = code
                 self._changed.notify_all()
 
     def wait(self, request_id: int, timeout_s: float) -> int | None:
-        """Return its code, or None if it has not come in time; either way it is no longer waited for."""
+        """Return the code of a reply, or None if it is late. Its id is not accepted afterwards."""
         with self._changed:
             self._changed.wait_for(lambda: self._codes[request_id] is not None, timeout_s)
             return self._codes.pop(request_id)
 
 
 class SportCalls:
-    """A `SportClient` over a carrier. Codes are those of the SDK: 3102 unheard, 3104 unanswered."""
+    """A `SportClient` over a carrier. Codes are the SDK's: 3102 not received, 3104 not answered."""
 
     def __init__(self, carrier: RequestCarrier, replies: PendingReplies, timeout_s: float) -> None:
         self._carrier = carrier

@@ -60,22 +60,22 @@ _ATTRIBUTE = "vsd_kept"
 _LOCK = threading.Lock()
 
 
-class _KeptAlive:
-    """All of it, hung on the SDK's own singleton, whose participant it belongs to."""
+class _KeptObjects:
+    """The objects that must stay alive, stored on the SDK's singleton, which owns their participant."""
 
     def __init__(self) -> None:
         self.idle: dict[type, list[Any]] = {}
-        self.lent: list[Any] = []
+        self.in_use: list[Any] = []
         self.subscribers: list[ChannelSubscriber] = []
 
 
-def borrow(kind: type[Client], timeout_s: float) -> Client:
-    """Return a client of the SDK that nobody uses; a new one takes 0.7 s, nearly all of it sleep.
+def acquire_client(kind: type[Client], timeout_s: float) -> Client:
+    """Return an unused client of the SDK; a new one takes 0.7 s, nearly all of it sleep.
 
     `ChannelFactory` must have joined a network.
     """
     with _LOCK:
-        idle = _kept().idle.get(kind)
+        idle = _kept_objects().idle.get(kind)
         client: Any = idle.pop() if idle else None
     is_new = client is None
     if is_new:
@@ -84,39 +84,39 @@ def borrow(kind: type[Client], timeout_s: float) -> Client:
     if is_new:
         client.Init()
     with _LOCK:
-        _kept().lent.append(client)
+        _kept_objects().in_use.append(client)
     lent: Client = client
     return lent
 
 
-def give_back(client: Any) -> None:
-    """Let others use a client of `borrow`; one that is not lent is ignored."""
+def release_client(client: Any) -> None:
+    """Return a client of `acquire_client` for reuse; one that is not in use is ignored."""
     with _LOCK:
-        kept = _kept()
-        others = [one for one in kept.lent if one is not client]
-        if len(others) < len(kept.lent):
-            kept.lent = others
-            kept.idle.setdefault(type(client), []).append(client)
+        objects = _kept_objects()
+        others = [one for one in objects.in_use if one is not client]
+        if len(others) < len(objects.in_use):
+            objects.in_use = others
+            objects.idle.setdefault(type(client), []).append(client)
 
 
-def keep(subscriber: ChannelSubscriber) -> None:
-    """Hold a subscriber until `close`."""
+def hold_subscriber(subscriber: ChannelSubscriber) -> None:
+    """Keep a subscriber alive until `close_subscriber`."""
     with _LOCK:
-        _kept().subscribers.append(subscriber)
+        _kept_objects().subscribers.append(subscriber)
 
 
-def close(subscriber: ChannelSubscriber) -> None:
-    """Close a subscriber of `keep`, which frees reader and callbacks in the right order."""
+def close_subscriber(subscriber: ChannelSubscriber) -> None:
+    """Close a subscriber of `hold_subscriber`, which frees reader and callbacks in the right order."""
     reader = _reader(subscriber)
-    # Held until no callback runs any more: `set_listener` lets go of it first.
+    # The reference keeps it until no callback runs: `set_listener` releases its own first.
     listener = getattr(reader, "_listener", None)
     if reader is not None and listener is not None:
         reader.set_listener(None)
     subscriber.Close()
     del reader, listener
     with _LOCK:
-        kept = _kept()
-        kept.subscribers = [one for one in kept.subscribers if one is not subscriber]
+        objects = _kept_objects()
+        objects.subscribers = [one for one in objects.subscribers if one is not subscriber]
 
 
 def _reader(subscriber: ChannelSubscriber) -> Any:
@@ -125,25 +125,25 @@ def _reader(subscriber: ChannelSubscriber) -> Any:
     return getattr(getattr(channel, "_Channel__reader", None), "_Reader__reader", None)
 
 
-def _kept() -> _KeptAlive:
+def _kept_objects() -> _KeptObjects:
     factory = ChannelFactory()
-    kept: _KeptAlive | None = getattr(factory, _ATTRIBUTE, None)
-    if kept is None:
-        kept = _KeptAlive()
-        setattr(factory, _ATTRIBUTE, kept)
-    return kept
+    objects: _KeptObjects | None = getattr(factory, _ATTRIBUTE, None)
+    if objects is None:
+        objects = _KeptObjects()
+        setattr(factory, _ATTRIBUTE, objects)
+    return objects
 
 
 # The SDK prints a line of its own for every request that it cannot send. The code that the call returns says
-# the same, and what follows from it is said in our words.
+# the same, and our own messages explain it.
 setattr(client_stub, "print", lambda *_values, **_options: None)  # noqa: B010
 
 _JOINED = "vsd_joined"
-"""Attribute of the SDK's singleton that remembers what it was joined with; the SDK itself forgets."""
+"""Attribute of the SDK's singleton that stores the domain and interface; the SDK itself does not."""
 
 
 def join(domain: int, interface: str | None) -> None:
-    """Join the robot's network, once per process; again with the same values is fine.
+    """Join the robot's network, once per process. Joining again with the same values does nothing.
 
     The SDK silently ignores a second call with other values; here that is DomainBusy. Raises RobotUnreachable
     if interface or domain cannot be used, RobotError if this DDS must not meet a real robot.
@@ -169,16 +169,16 @@ def join(domain: int, interface: str | None) -> None:
 
 
 def _init(factory: ChannelFactory, domain: int, interface: str | None) -> str | None:
-    """Join by the SDK, with our configuration; return what it says if it fails.
+    """Join through the SDK, with our configuration; return its message if it fails.
 
     The SDK's own lets ten processes join where there is no multicast, and traces into a file in /tmp that
     only one user can write. What went wrong it prints.
     """
     channel.ChannelConfigHasInterface = channel.ChannelConfigAutoDetermine = domain_xml(interface)
-    said = io.StringIO()
-    with redirect_stdout(said):
+    output = io.StringIO()
+    with redirect_stdout(output):
         joined = factory.Init(domain, interface)
-    return None if joined else said.getvalue()
+    return None if joined else output.getvalue()
 
 
 def _cause(domain: int, reason: str) -> str:
@@ -194,15 +194,15 @@ def _cause(domain: int, reason: str) -> str:
 
 
 def make_sport_clients(*timeouts_s: float) -> list[SportClient]:
-    """Return one SportClient per timeout, idle ones first; `go2_keep.give_back` each.
+    """Return one SportClient per timeout, unused ones first; give each back with `release_client`.
 
     The first is made alone, because the DDS library describes message types at their first use and fails
     when threads do that together; the others side by side.
     """
     first, *others = timeouts_s
-    clients = [borrow(SportClient, first)]
+    clients = [acquire_client(SportClient, first)]
     with ThreadPoolExecutor(max(1, len(others))) as pool:
-        return clients + list(pool.map(lambda timeout_s: borrow(SportClient, timeout_s), others))
+        return clients + list(pool.map(lambda timeout_s: acquire_client(SportClient, timeout_s), others))
 
 
 class StateFeed(StateMonitor):
@@ -223,20 +223,20 @@ class StateFeed(StateMonitor):
             ChannelSubscriber(low_topic, LowState_),
         ]
         for subscriber in self._subscribers:
-            keep(subscriber)
+            hold_subscriber(subscriber)
         # Queue length 0: the handlers run in the listener and only keep the newest sample.
-        self._subscribers[0].Init(self.take_sport, 0)
-        self._subscribers[1].Init(self.take_low, 0)
+        self._subscribers[0].Init(self.on_sport_state, 0)
+        self._subscribers[1].Init(self.on_low_state, 0)
 
     def close(self) -> None:
         """Unsubscribe. Idempotent."""
         while self._subscribers:
-            close(self._subscribers.pop())
+            close_subscriber(self._subscribers.pop())
 
 
 @dataclass(frozen=True, slots=True)
 class SdkCalls:
-    """`robot.go2.link.SportClient` through one client of the SDK."""
+    """Calls of the sport service through one client of the SDK."""
 
     client: SportClient
 
@@ -246,7 +246,7 @@ class SdkCalls:
 
 
 def connect(config: Go2Config, clock: Clock) -> RobotLink:
-    """Join the network and make what a driver needs. Raises as `join`; a missing robot shows later."""
+    """Join the network and make a driver's link. Raises as `join`. A missing robot is noticed later."""
     join(config.domain, config.interface)
     feed = StateFeed(clock, config.state_topic, config.low_topic, config.stale_after_s, config.states)
     # A Move has no reply; its timeout only bounds the wait for a service that is not there.
@@ -256,7 +256,7 @@ def connect(config: Go2Config, clock: Clock) -> RobotLink:
     def leave() -> None:
         feed.close()
         for client in clients:
-            give_back(client)
+            release_client(client)
 
     return RobotLink(feed, posture, move, stop, leave)
 
@@ -274,18 +274,18 @@ class Go2Camera:
     """A `Camera`. Use it from one thread; frames are made when they are asked for."""
 
     def __init__(self, config: Go2Config, clock: Clock | None = None) -> None:
-        """Join the network, raising as `Go2Driver.start` does; only a frame shows if a camera answers."""
+        """Join the network; raises as `Go2Driver.start` does. Only `frame` shows whether a camera answers."""
         self._config = config
         self._clock = clock or WallClock()
         join(config.domain, config.interface)
-        self._client: VideoClient | None = borrow(VideoClient, config.call_timeout_s)
+        self._client: VideoClient | None = acquire_client(VideoClient, config.call_timeout_s)
 
     def frame(self) -> tuple[Image, float]:
         """Return a new frame and its capture time by this machine's clock.
 
         The robot sends no stamp; the time is that of the request, the earliest at which the frame can have
-        been taken, so that it never looks fresher than it is. Sporadic 3104 are asked again. Raises
-        RobotUnreachable after `frame_s` without an answer, RobotRefused, or ImageError.
+        been taken, so that it never seems newer than it is. After a sporadic 3104 the request is repeated.
+        Raises RobotUnreachable after `frame_s` without an answer, RobotRefused, or ImageError.
         """
         if self._client is None:
             raise RobotUnreachable("the camera has been closed")
@@ -297,20 +297,20 @@ class Go2Camera:
                 # The SDK hands over a list of integers.
                 return to_image(bytes(data)), asked_s
             if code not in codes.UNCERTAIN:
-                raise codes.refused("GetImageSample", code)
+                raise codes.refusal("GetImageSample", code)
             if self._clock.now() >= deadline_s:
                 raise RobotUnreachable(f"camera: GetImageSample returned {code} ({codes.meaning(code)})")
 
     def close(self) -> None:
-        """Leave. Idempotent."""
+        """Disconnect. Idempotent."""
         client, self._client = self._client, None
-        give_back(client)
+        release_client(client)
 
 
 TOPIC = "rt/vsd/executor"
 DEPTH = 16
-_ENDS = "vsd_lease_ends"
-"""Attribute of the SDK's singleton: writer and reader live as long as its participant, and are used again."""
+_ENDPOINTS = "vsd_lease_ends"
+"""Attribute of the SDK's singleton: writer and reader live as long as its participant and are reused."""
 
 
 class DdsBoard:
@@ -318,22 +318,22 @@ class DdsBoard:
 
     def __init__(self, config: Go2Config) -> None:
         self._config = config
-        self._hear: Callable[[str], None] | None = None
+        self._on_text: Callable[[str], None] | None = None
         self._writer: Any = None
         self._reader: Any = None
 
-    def open(self, hear: Callable[[str], None]) -> None:
-        """Join the robot's network. Raises as `go2_sdk.join`, or RobotUnreachable."""
+    def open(self, on_text: Callable[[str], None]) -> None:
+        """Join the robot's network. Raises as `join`, or RobotUnreachable."""
         join(self._config.domain, self._config.interface)
         factory = ChannelFactory()
-        ends = getattr(factory, _ENDS, None)
+        ends = getattr(factory, _ENDPOINTS, None)
         if ends is None:
-            ends = _make_ends(factory)
-            setattr(factory, _ENDS, ends)
+            ends = _make_endpoints(factory)
+            setattr(factory, _ENDPOINTS, ends)
         self._writer, self._reader = ends
-        # What came while nobody held this board is of no interest.
+        # Claims that arrived before this board was opened are dropped.
         self._reader.take(N=DEPTH)
-        self._hear = hear
+        self._on_text = on_text
 
     def write(self, text: str) -> None:
         """See `robot.lease.Board`."""
@@ -341,27 +341,27 @@ class DdsBoard:
             try:
                 self._writer.write(String_(text))
             except DDSException:
-                return  # as if it were lost; the next beat says it again
+                return  # as if the message were lost; the next period repeats it
 
     def poll(self) -> None:
         """See `robot.lease.Board`."""
-        if self._reader is None or self._hear is None:
+        if self._reader is None or self._on_text is None:
             return
         try:
             samples = self._reader.take(N=DEPTH)
         except DDSException:
             return
-        # Samples without data say that a writer has left.
+        # Samples without data mean that a writer has left.
         for sample in samples:
             if isinstance(sample, String_):
-                self._hear(sample.data)
+                self._on_text(sample.data)
 
     def close(self) -> None:
         """See `robot.lease.Board`."""
-        self._hear = self._writer = self._reader = None
+        self._on_text = self._writer = self._reader = None
 
 
-def _make_ends(factory: ChannelFactory) -> tuple[Any, Any]:
+def _make_endpoints(factory: ChannelFactory) -> tuple[Any, Any]:
     participant = getattr(factory, "_ChannelFactory__participant")  # noqa: B009  # no other way to it
     qos = Qos(Policy.Reliability.Reliable(duration(milliseconds=50)), Policy.History.KeepLast(DEPTH))
     try:

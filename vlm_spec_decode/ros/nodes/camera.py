@@ -72,7 +72,7 @@ def pinhole(width: int, height: int, hfov_deg: float) -> Intrinsics:
 
 
 def load(path: Path) -> Intrinsics:
-    """Read a file as `camera_calibration` writes it. Raises ConfigError naming what does not hold."""
+    """Read a file as `camera_calibration` writes it. Raises ConfigError that names the fault."""
     try:
         return _parse(read_mapping(path))
     except (KeyError, TypeError, ValueError) as error:
@@ -121,7 +121,7 @@ class CameraNode:
     """Polls a `Camera` at a fixed rate; a frame seen before is not published again.
 
     `open_camera` is called from the polling callback and again after a failure, so a robot that is
-    switched on later, or comes back, is picked up without a restart.
+    switched on later, or returns, is used without a restart.
     """
 
     def __init__(self, node: Node, open_camera: Callable[[], Camera], clock: Clock) -> None:
@@ -143,17 +143,17 @@ class CameraNode:
 
     @property
     def is_settled(self) -> bool:
-        """Always: a camera that is not there yet is looked for as long as it takes."""
+        """Always true: a missing camera is tried again without limit."""
         return True
 
     def begin(self) -> None:
-        """Look for frames from now on."""
+        """Start to poll the camera."""
         node, polling = self._node, MutuallyExclusiveCallbackGroup()
         node.create_timer(1 / self._parameters.real("rate_hz"), self.poll, polling, clock=STEADY)
         node.create_timer(1.0, self._diagnose, MutuallyExclusiveCallbackGroup(), clock=STEADY)
 
     def poll(self) -> None:
-        """Take one frame and publish it with its calibration."""
+        """Read one frame and publish it with its calibration."""
         if self._closed:
             return
         try:
@@ -170,7 +170,7 @@ class CameraNode:
             self._publish(image, self._stamps.to_ros_s(captured_s))
 
     def _is_in_time(self, captured_s: float) -> bool:
-        """Tell whether a frame is of now; one that is not is dropped, counted, and said to be."""
+        """Return whether a frame's age is within limits; if not, it is counted and logged as dropped."""
         counts, age_s = self._counts, self._clock.now() - captured_s
         limit_s = self._parameters.real("max_age_s")
         if age_s > limit_s:

@@ -4,11 +4,11 @@
 and cancel have a callback group of their own, and no callback blocks except for the e-stop's own
 confirmation.
 
-Others must not starve its process: `hurry` raises the priority, and lets threads give way to one another
-soon. Where many processes compute, a stop that comes waits until its process gets a core, which may take
-longer than everything else about it.
+Other processes must not starve this one: `raise_priority` raises its priority and shortens the thread switch
+interval. On a busy computer a stop waits until its process gets a core, which may take longer than all other
+parts of the stop.
 
-`TopicBoard` is the board of the robot's lease as a ROS topic, for executors of one namespace and for robots
+`TopicBoard` is a board of the robot's lease on a ROS topic, for executors of one namespace and for robots
 that are reached over ROS.
 """
 
@@ -53,11 +53,11 @@ from vlm_spec_decode.ros.convert import STEADY, ClockConverter, to_odometry
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED
 from vlm_spec_decode.ros.obstacle_sensors import ObstacleSensors, SensingDriver
 from vlm_spec_decode.ros.params import Parameters
-from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, fault_lines, guarded_timer, listen
+from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, fault_lines, guarded_timer, subscribe
 from vlm_spec_decode.ros.visualization import FrameNames, Transforms
 
-LOOK_S = 0.025
-"""How often the executor's status is looked at; a change is published within it."""
+STATUS_POLL_S = 0.025
+"""Period of reading the executor's status; a change is published within it."""
 
 
 PARAMETERS = (
@@ -100,91 +100,97 @@ class LocomotionNode:
         clock: Clock,
         on_failure: Callable[[RobotError], None],
         *,
-        says_odometry: bool = True,
+        publishes_odometry: bool = True,
         boards: Sequence[Board] = (),
         spec: RobotSpec | None = None,
     ) -> None:
-        """`says_odometry` is false for a robot that publishes odometry and transforms by itself.
+        """`publishes_odometry` is false for a robot that publishes odometry and transforms itself.
 
-        `boards` are where executors of this very robot meet, beside the topic of this namespace. `spec`
-        narrows the limits to what the robot can do.
+        `boards` carry the lease of this robot, besides the topic of this namespace. `spec` narrows the limits
+        to what the robot can do.
         """
-        self._node, self._clock, self._says_odometry = node, clock, says_odometry
+        self._node, self._clock, self._publishes_odometry = node, clock, publishes_odometry
         self._stamps = ClockConverter(node, clock)
         self._parameters = parameters = Parameters(node, PARAMETERS)
         path = parameters.path("limits_file")
         limits = SafetyLimits.from_mapping(read_mapping(path)) if path else SafetyLimits()
         limits = spec.narrowed(limits) if spec is not None else limits
-        self._surroundings = ObstacleSensors(node, clock)
-        if self._surroundings.is_needed:
-            driver = SensingDriver(driver, self._surroundings)
+        self._obstacle_sensors = ObstacleSensors(node, clock)
+        if self._obstacle_sensors.is_needed:
+            driver = SensingDriver(driver, self._obstacle_sensors)
         executor = Executor(driver, SafetyGate(limits), clock, frame_now=self._stamps.ros_now_s)
         self._lease = Lease(
             (TopicBoard(node), *boards),
             str(node.get_fully_qualified_name()),
             clock,
-            self._lost,
+            self._on_lease_lost,
             parameters.real("lease_wait_s"),
         )
         timeout_s = parameters.real("start_timeout_s")
-        self._legs = RobotSupervisor(driver, executor, clock, timeout_s, on_failure, self._lease)
+        self._supervisor = RobotSupervisor(driver, executor, clock, timeout_s, on_failure, self._lease)
         self._counts = _Counts()
-        self._said: PlanStatus | None = None
+        self._published: PlanStatus | None = None
         self._source = ""
-        self._said_s = self._odom_s = float("-inf")
+        self._published_s = self._odom_s = float("-inf")
         self._frames = FrameNames(*(parameters.text(f"{name}_frame") for name in FrameNames.NAMES))
-        has_tf = says_odometry and parameters.flag("publish_tf")
+        has_tf = publishes_odometry and parameters.flag("publish_tf")
         self._transforms = Transforms(node, self._frames) if has_tf else None
         Parameters(node, hands.PARAMETERS)
-        self._hands: hands.OperatorInputs | None = None
+        self._operator_inputs: hands.OperatorInputs | None = None
 
     @property
     def is_settled(self) -> bool:
-        """Whether the robot stands ready, or has been given up."""
-        return self._legs.readiness.is_ready or self._legs.readiness.error is not None
+        """Whether the robot stands ready, or could not be started."""
+        return self._supervisor.readiness.is_ready or self._supervisor.readiness.error is not None
 
     def begin(self) -> None:
-        """Bring the robot up, and listen."""
+        """Start the robot, and subscribe."""
         self._connect()
-        self._hands = hands.OperatorInputs(self._node, self._legs, self._clock, self._engage)
+        self._operator_inputs = hands.OperatorInputs(self._node, self._supervisor, self._clock, self._engage)
         if self._transforms is not None:
             pitch_rad = self._parameters.real("camera_pitch_rad")
             self._transforms.publish_mount(self._stamps.ros_now_s(), pitch_rad)
-        self._legs.begin()
+        self._supervisor.begin()
 
     def _connect(self) -> None:
         node = self._node
         self._statuses = node.create_publisher(String, "vlm/plan/status", COMMAND)
         self._sources = node.create_publisher(String, "vlm/control", LATCHED)
-        if self._says_odometry:
+        if self._publishes_odometry:
             self._odometry = node.create_publisher(Odometry, "odom", 20)
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         stops, plans, looks, odom, slow = ReentrantCallbackGroup(), *_groups(4)
         node.create_service(SetBool, "e_stop", self._on_estop, callback_group=stops)
         node.create_service(Trigger, "vlm/cancel", self._on_cancel, callback_group=stops)
-        listen(node, String, "vlm/plan", self._on_plan, COMMAND, on_fault=self._refuse, callback_group=plans)
-        node.create_timer(LOOK_S, guarded_timer(node, "status", self._look), looks, clock=STEADY)
-        if self._says_odometry:
+        subscribe(
+            node, String, "vlm/plan", self._on_plan, COMMAND, on_fault=self._refuse, callback_group=plans
+        )
+        node.create_timer(
+            STATUS_POLL_S, guarded_timer(node, "status", self._check_status), looks, clock=STEADY
+        )
+        if self._publishes_odometry:
             period_s = 1 / self._parameters.real("odom_hz")
-            node.create_timer(period_s, guarded_timer(node, "odometry", self._odom), odom, clock=STEADY)
+            node.create_timer(
+                period_s, guarded_timer(node, "odometry", self._publish_odometry), odom, clock=STEADY
+            )
         node.create_timer(1.0, guarded_timer(node, "diagnostics", self._diagnose), slow, clock=STEADY)
 
     def close(self) -> None:
         """Stop the robot and free it. Idempotent."""
-        was_ready, was_moved_by = self._legs.readiness.is_ready, self._legs.source
-        error = self._legs.close()
+        was_ready, was_moved_by = self._supervisor.readiness.is_ready, self._supervisor.source
+        error = self._supervisor.close()
         if isinstance(error, (RobotStale, RobotUnreachable)) and was_moved_by in ("none", "estop"):
-            # A simulator that was interrupted together with this node, a robot that was switched off.
+            # For example a simulator interrupted together with this node, or a robot that was switched off.
             self._node.get_logger().info(f"left: the robot had gone, and nobody moved it ({error})")
         elif error is not None:
             self._node.get_logger().error(f"the stop was not confirmed: {error}")
         elif was_ready:
             self._node.get_logger().info("left: the robot stands")
 
-    def _lost(self, error: RobotError) -> None:
-        self._legs.lose(error)
+    def _on_lease_lost(self, error: RobotError) -> None:
+        self._supervisor.on_lease_lost(error)
 
-    # What others ask for -------------------------------------------------------------------------
+    # Requests ------------------------------------------------------------------------------------
 
     def _on_plan(self, message: String) -> None:
         try:
@@ -193,68 +199,73 @@ class LocomotionNode:
             self._refuse(str(error))
             return
         self._counts.plans += 1
-        if not self._legs.submit(plan):
+        if not self._supervisor.submit(plan):
             self._counts.early += 1
 
     def _refuse(self, detail: str) -> None:
-        """Stop for a plan that cannot be read: whoever sent it has lost its way."""
+        """Stop after a plan that cannot be read, because its sender is faulty."""
         self._counts.unparsable += 1
-        self._legs.cancel()
-        self._say(PlanStatus(state="refused", reason="unparsable", detail=detail))
+        self._supervisor.cancel()
+        self._publish_status(PlanStatus(state="refused", reason="unparsable", detail=detail))
         self._node.get_logger().warning(f"plan refused: {detail}", throttle_duration_sec=WARN_EVERY_S)
 
     def _on_estop(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         try:
-            report = self._legs.estop(bool(request.data))
+            report = self._supervisor.estop(bool(request.data))
         except ActionRefused as error:
             response.success, response.message = False, str(error)
             return response
-        self._look_at_source()
+        self._check_source()
         response.success = report is None or report.confirmed_s is not None
         response.message = "released" if report is None else robot_health.describe_stop(report)
         self._node.get_logger().warning(f"e-stop: {response.message}")
         return response
 
     def _engage(self, by: str) -> None:
-        """Engage for somebody who waits for no reply; once is enough."""
-        if self._legs.source == "estop":
+        """Engage the e-stop on a request without a reply; does nothing if it is engaged."""
+        if self._supervisor.source == "estop":
             return
-        report = self._legs.estop(True)
-        said = robot_health.describe_stop(report) if report else "engaged"
-        self._node.get_logger().warning(f"e-stop by {by}: {said}")
+        report = self._supervisor.estop(True)
+        outcome = robot_health.describe_stop(report) if report else "engaged"
+        self._node.get_logger().warning(f"e-stop by {by}: {outcome}")
 
     def _on_cancel(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        self._legs.cancel()
+        self._supervisor.cancel()
         response.success, response.message = True, "cancelled; the robot stops"
         return response
 
-    # What this node says -------------------------------------------------------------------------
+    # Publishing ----------------------------------------------------------------------------------
 
-    def _look(self) -> None:
-        """Publish the status when it has changed or is due; a robot that is not ready says nothing."""
-        self._look_at_source()
-        if not self._legs.readiness.is_ready:
+    def _check_status(self) -> None:
+        """Publish the status if it has changed or is due; nothing while the robot is not ready."""
+        self._check_source()
+        if not self._supervisor.readiness.is_ready:
             return
-        status = self._legs.status()
-        if status != self._said or self._clock.now() - self._said_s >= 1 / self._parameters.real("status_hz"):
-            self._say(status)
+        status = self._supervisor.status()
+        if status != self._published or self._clock.now() - self._published_s >= 1 / self._parameters.real(
+            "status_hz"
+        ):
+            self._publish_status(status)
 
-    def _look_at_source(self) -> None:
-        source = self._legs.source
+    def _check_source(self) -> None:
+        source = self._supervisor.source
         if source != self._source:
             self._source = source
             self._sources.publish(String(data=source))
 
-    def _say(self, status: PlanStatus) -> None:
-        if self._said is None or (status.state, status.reason) != (self._said.state, self._said.reason):
+    def _publish_status(self, status: PlanStatus) -> None:
+        if self._published is None or (status.state, status.reason) != (
+            self._published.state,
+            self._published.reason,
+        ):
             text = ": ".join(part for part in (status.state, status.reason, status.detail) if part)
             self._node.get_logger().info(f"{text} {status.action}".strip())
-        self._said, self._said_s = status, self._clock.now()
+        self._published, self._published_s = status, self._clock.now()
         self._statuses.publish(String(data=status.to_json()))
 
-    def _odom(self) -> None:
+    def _publish_odometry(self) -> None:
         try:
-            state = self._legs.state()
+            state = self._supervisor.state()
         except RobotError:
             return
         if state.received_s <= self._odom_s:
@@ -268,15 +279,17 @@ class LocomotionNode:
 
     def _diagnose(self) -> None:
         name = diagnostics.name_of(self._node)
-        lines = robot_health.robot_lines(name, self._legs, self._clock.now())
-        lines.append(robot_health.executor_line(name, self._legs.status(), self._legs.last_stop()))
-        said = "holds the robot" if self._lease.holds else "does not hold the robot"
+        lines = robot_health.robot_lines(name, self._supervisor, self._clock.now())
+        lines.append(
+            robot_health.executor_line(name, self._supervisor.status(), self._supervisor.last_stop())
+        )
+        message = "holds the robot" if self._lease.holds else "does not hold the robot"
         level = diagnostics.OK if self._lease.holds else diagnostics.STALE
-        lines.append(diagnostics.Health(f"{name}: lease", level, said))
-        lines += self._surroundings.lines(name) + fault_lines(self._node, name)
+        lines.append(diagnostics.Health(f"{name}: lease", level, message))
+        lines += self._obstacle_sensors.lines(name) + fault_lines(self._node, name)
         counts = {"plans": self._counts.plans, "unparsable": self._counts.unparsable}
-        counts["teleop_dropped"] = self._hands.dropped if self._hands else 0
-        counts["teleop_unusable"] = self._hands.unusable if self._hands else 0
+        counts["teleop_dropped"] = self._operator_inputs.dropped if self._operator_inputs else 0
+        counts["teleop_unusable"] = self._operator_inputs.unusable if self._operator_inputs else 0
         values = {key: str(value) for key, value in (counts | {"before_ready": self._counts.early}).items()}
         counts["claims_unreadable"] = self._lease.unreadable
         level = diagnostics.WARN if self._counts.unparsable else diagnostics.OK
@@ -300,17 +313,17 @@ PRIORITY = Setting(
 )
 
 SWITCH_S = 0.001
-"""After which a thread must give way to another that waits; Python's own 5 ms add up along a stop."""
+"""Thread switch interval in seconds; Python's own 5 ms add up along a stop."""
 
 THREADS = Path("/proc/self/task")
 
 
-def hurry(nice: int) -> str:
-    """Give all threads of this process at least this priority; return "", or why that is not allowed."""
+def raise_priority(nice: int) -> str:
+    """Give all threads of this process at least this priority; return "", or why it was refused."""
     sys.setswitchinterval(SWITCH_S)
     if nice == 0 or not THREADS.is_dir() or os.getpriority(os.PRIO_PROCESS, 0) <= nice:
         return ""
-    # Linux keeps a priority for each thread; those to come inherit it.
+    # Linux has a priority for each thread; new threads inherit it.
     for thread in THREADS.iterdir():
         try:
             os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
@@ -330,19 +343,19 @@ class TopicBoard:
     def __init__(self, node: Node, topic: str = TOPIC) -> None:
         self._node, self._topic = node, topic
         self._publisher: Any = None
-        self._hear: Callable[[str], None] | None = None
+        self._on_text: Callable[[str], None] | None = None
 
-    def open(self, hear: Callable[[str], None]) -> None:
-        """See `robot.lease.Board`; once opened it stays until its node's part is freed."""
-        self._hear = hear
+    def open(self, on_text: Callable[[str], None]) -> None:
+        """See `robot.lease.Board`. It stays open until the node's part is freed."""
+        self._on_text = on_text
         if self._publisher is None:
             self._publisher = self._node.create_publisher(String, self._topic, COMMAND)
             group = MutuallyExclusiveCallbackGroup()
-            listen(self._node, String, self._topic, self._take, COMMAND, callback_group=group)
+            subscribe(self._node, String, self._topic, self._on_message, COMMAND, callback_group=group)
 
     def write(self, text: str) -> None:
         """See `robot.lease.Board`."""
-        if self._publisher is not None and self._hear is not None:
+        if self._publisher is not None and self._on_text is not None:
             try:
                 self._publisher.publish(String(data=text))
             except (rclpy_implementation.RCLError, InvalidHandle):
@@ -353,8 +366,8 @@ class TopicBoard:
 
     def close(self) -> None:
         """See `robot.lease.Board`; the node frees the topic."""
-        self._hear = None
+        self._on_text = None
 
-    def _take(self, message: String) -> None:
-        if self._hear is not None:
-            self._hear(message.data)
+    def _on_message(self, message: String) -> None:
+        if self._on_text is not None:
+            self._on_text(message.data)

@@ -29,7 +29,7 @@ from vlm_spec_decode.ros import visualization as overlay
 from vlm_spec_decode.ros.convert import STEADY, ClockConverter, from_compressed, to_compressed, to_seconds
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED
 from vlm_spec_decode.ros.params import Parameters
-from vlm_spec_decode.ros.subscriptions import listen
+from vlm_spec_decode.ros.subscriptions import subscribe
 
 PARAMETERS = (
     Setting("odom_frame", "odom", "Frame of the markers and the path."),
@@ -51,7 +51,7 @@ FIGURES = {
     "speed_mps": "Horizontal speed by odometry.",
     "frame_age_s": "Age of the newest frame at its arrival.",
 }
-"""Numeric topics below `vlm/figures/`, and what each says."""
+"""Numeric topics below `vlm/figures/`, and the meaning of each."""
 
 STEP_M = 0.03
 NEWEST = QoSProfile(depth=1)
@@ -81,22 +81,22 @@ class MonitorNode:
 
     @property
     def is_settled(self) -> bool:
-        """Always: there is nothing to wait for."""
+        """Always true: there is nothing to wait for."""
         return True
 
     @property
     def caption(self) -> overlay.Caption:
-        """What is written over the next frame."""
+        """The caption of the next frame."""
         return self._caption
 
     def begin(self) -> None:
-        """Listen."""
+        """Subscribe to the topics."""
         node = self._node
-        see, hear = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
+        frame_group, state_group = MutuallyExclusiveCallbackGroup(), MutuallyExclusiveCallbackGroup()
         newest = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability)
         topic = "camera/image_raw/compressed"
-        listen(node, CompressedImage, topic, self._on_frame, newest, callback_group=see)
-        listen(node, Odometry, "odom", self._on_odometry, 5, callback_group=hear)
+        subscribe(node, CompressedImage, topic, self._on_frame, newest, callback_group=frame_group)
+        subscribe(node, Odometry, "odom", self._on_odometry, 5, callback_group=state_group)
         texts = {
             "vlm/status": (self._on_status, LATCHED),
             "vlm/control": (self._on_source, LATCHED),
@@ -106,27 +106,27 @@ class MonitorNode:
             "vlm/plan": (self._on_plan, COMMAND),
         }
         for topic, (take, qos) in texts.items():
-            listen(node, String, topic, take, qos, callback_group=hear)
-        node.create_timer(1.0, self._each_second, hear, clock=STEADY)
+            subscribe(node, String, topic, take, qos, callback_group=state_group)
+        node.create_timer(1.0, self._each_second, state_group, clock=STEADY)
 
     def close(self) -> None:
-        """Say nothing more. Idempotent."""
+        """Publish nothing more. Idempotent."""
         self._closed = True
 
-    def _say(self, name: str, value: float | None) -> None:
+    def _publish_figure(self, name: str, value: float | None) -> None:
         if value is not None and math.isfinite(value) and not self._closed:
             self._figures[name].publish(Float64(data=float(value)))
 
     def _change(self, **fields: Any) -> None:
         caption = self._caption
-        kept = {name: getattr(caption, name) for name in ("pieces", "state", "figures", "source")}
-        self._caption = overlay.Caption(**kept | fields)
+        present = {name: getattr(caption, name) for name in ("pieces", "state", "figures", "source")}
+        self._caption = overlay.Caption(**present | fields)
 
-    # What is heard -------------------------------------------------------------------------------
+    # Callbacks -----------------------------------------------------------------------------------
 
     def _on_frame(self, message: CompressedImage) -> None:
         stamp_s = to_seconds(message.header.stamp)
-        self._say("frame_age_s", self._stamps.ros_now_s() - stamp_s)
+        self._publish_figure("frame_age_s", self._stamps.ros_now_s() - stamp_s)
         if self._closed or not self._overlays.get_subscription_count():
             return
         try:
@@ -154,26 +154,26 @@ class MonitorNode:
         self._change(pieces=(self._piece(json.loads(message.data)["text"]),))
 
     def _piece(self, text: str) -> overlay.AnswerPiece:
-        """Return words whose tokens are not told apart yet; without the cloud they are the draft's alone."""
+        """Return text whose tokens are not classified yet; without the cloud all are the draft's."""
         return overlay.AnswerPiece(text, "committed" if self._is_verified else "drafted")
 
     def _on_trace(self, message: String) -> None:
         trace: Mapping[str, Any] = json.loads(message.data)
         rounds = trace["rounds"]
         text = "".join(piece.text for piece in self._caption.pieces)
-        said = (
+        figures = (
             f"{trace['strategy']}  {trace['total_s']:.2f} s  {100 * trace['acceptance_rate']:.0f} % accepted"
         )
         pieces = overlay.pieces_of(text, rounds) if self._is_verified else (self._piece(text),)
-        self._change(pieces=pieces, figures=said)
+        self._change(pieces=pieces, figures=figures)
         waits = [each["wait_s"] - each["verify_s"] for each in rounds]
-        self._say("latency_s", trace["total_s"])
-        self._say("first_action_s", trace["time_to_first_action_s"])
-        self._say("acceptance", trace["acceptance_rate"] if trace["drafted"] else None)
-        self._say("tokens_per_pass", trace["tokens"] / len(rounds) if rounds else None)
-        self._say("link_s", max(0.0, sum(waits) / len(waits)) if waits else None)
-        self._say("uplink_bytes", trace["uplink_bytes"])
-        self._say("downlink_bytes", trace["downlink_bytes"])
+        self._publish_figure("latency_s", trace["total_s"])
+        self._publish_figure("first_action_s", trace["time_to_first_action_s"])
+        self._publish_figure("acceptance", trace["acceptance_rate"] if trace["drafted"] else None)
+        self._publish_figure("tokens_per_pass", trace["tokens"] / len(rounds) if rounds else None)
+        self._publish_figure("link_s", max(0.0, sum(waits) / len(waits)) if waits else None)
+        self._publish_figure("uplink_bytes", trace["uplink_bytes"])
+        self._publish_figure("downlink_bytes", trace["downlink_bytes"])
 
     def _on_plan(self, message: String) -> None:
         """Draw a plan when it changes; it starts where the body stood when its answer began."""
@@ -195,7 +195,7 @@ class MonitorNode:
         yaw = math.atan2(2 * (turned.w * turned.z + turned.x * turned.y), 1 - 2 * (turned.y**2 + turned.z**2))
         self._pose = (at.x, at.y, yaw)
         twist = message.twist.twist.linear
-        self._say("speed_mps", math.hypot(twist.x, twist.y))
+        self._publish_figure("speed_mps", math.hypot(twist.x, twist.y))
         poses = self._path.poses
         if (
             not poses

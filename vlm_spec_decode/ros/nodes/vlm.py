@@ -1,7 +1,7 @@
 """The VLM node: instructions in; answers, plans and figures out.
 
 Decoding runs on a worker thread, never in a callback. Reports come back through a queue and a guard
-condition, so only executor threads touch publishers. The plan of the mission under way is republished as
+condition, so only executor threads use publishers. The plan of the mission in progress is republished as
 the heartbeat for the executor's watchdog.
 """
 
@@ -30,14 +30,14 @@ from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.connection import EngineSource
 from vlm_spec_decode.mission.events import Frame
 from vlm_spec_decode.mission.queue import MissionRequest
-from vlm_spec_decode.mission.service import LEASE_LOOK_S, MissionService, MissionSettings
+from vlm_spec_decode.mission.service import LEASE_CHECK_S, MissionService, MissionSettings
 from vlm_spec_decode.mission.state import Fallback, RunnerConfig
 from vlm_spec_decode.ros import mission_topics as action_face
 from vlm_spec_decode.ros.convert import STEADY, ClockConverter, from_compressed
 from vlm_spec_decode.ros.middleware import COMMAND
 from vlm_spec_decode.ros.mission_topics import MissionActionServer, VlmPublishers, action_type
 from vlm_spec_decode.ros.params import Parameters, parameters
-from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, listen
+from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, subscribe
 
 OF_ENGINE = (
     *("cloud", "keys", "draft", "strategy", "rule", "objective", "temperature", "seed", "max_tokens"),
@@ -55,7 +55,7 @@ ENGINE_PARAMETERS = (
 
 
 def read_settings(node: Node) -> EdgeSettings:
-    """Declare the parameters and return what they say. Raises ConfigError."""
+    """Declare the parameters and return their values. Raises ConfigError."""
     values = Parameters(node, ENGINE_PARAMETERS)
     link = values.path("link_file")
     timing = ProtocolTiming.walking(values.real("link_silence_s"), values.real("connect_timeout_s"))
@@ -86,7 +86,7 @@ PARAMETERS = (
 
 
 def mission_settings(values: Parameters) -> MissionSettings:
-    """Return what holds for the next mission."""
+    """Return the settings of the next mission."""
     return MissionSettings(
         runner=runner_config(values),
         approve=values.flag("approve"),
@@ -96,7 +96,7 @@ def mission_settings(values: Parameters) -> MissionSettings:
 
 
 def runner_config(values: Parameters) -> RunnerConfig:
-    """Return when the next mission gives up, and what it does without its cloud."""
+    """Return the time-outs and the fallback of the next mission."""
     numbers: dict[str, Any] = {field: values.real(name) for field, name in OF_MISSION.items()}
     return RunnerConfig(
         max_steps=values.integer("max_steps"),
@@ -123,12 +123,12 @@ class VlmNode:
         self._node, self._clock = node, clock
         self._stamps = ClockConverter(node, clock)
         self._parameters = Parameters(node, PARAMETERS)
-        self._voice = VlmPublishers(node, self._stamps)
+        self._publishers = VlmPublishers(node, self._stamps)
         self._bad_frames, self._why_bad = 0, ""
         self._auto = self._parameters.text("instruction")
         self._service = MissionService(
             source,
-            self._voice,
+            self._publishers,
             clock,
             partial(mission_settings, self._parameters),
             prefix=f"{node.get_clock().now().nanoseconds:x}",
@@ -143,18 +143,18 @@ class VlmNode:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the cloud has been asked for the first time; one that is not there is asked again."""
+        """Whether a first attempt to reach the cloud has ended; further attempts follow by themselves."""
         return self._service.has_tried
 
     def begin(self) -> None:
-        """Listen, and look for the cloud."""
+        """Subscribe, and start to connect to the cloud."""
         self._listen()
         self._service.start()
 
     def _listen(self) -> None:
         node = self._node
-        talk, see, beat = (MutuallyExclusiveCallbackGroup() for _ in range(3))
-        self._wake = node.create_guard_condition(self._service.drain, talk)
+        topic_group, frame_group, beat_group = (MutuallyExclusiveCallbackGroup() for _ in range(3))
+        self._wake = node.create_guard_condition(self._service.drain, topic_group)
         sensor = qos_profile_sensor_data
         for topic, take in (
             (INSTRUCTION, self._on_text),
@@ -162,23 +162,23 @@ class VlmNode:
             ("vlm/heartbeat", self._on_heartbeat),
             ("vlm/withdraw", self._on_withdraw),
         ):
-            listen(node, String, topic, take, COMMAND, callback_group=talk)
-        node.create_timer(LEASE_LOOK_S, self._service.check_leases, talk, clock=STEADY)
-        node.create_service(SetBool, "vlm/approve", self._on_verdict, callback_group=beat)
-        listen(node, String, "vlm/plan/status", self._on_status, COMMAND, callback_group=beat)
+            subscribe(node, String, topic, take, COMMAND, callback_group=topic_group)
+        node.create_timer(LEASE_CHECK_S, self._service.check_leases, topic_group, clock=STEADY)
+        node.create_service(SetBool, "vlm/approve", self._on_approval, callback_group=beat_group)
+        subscribe(node, String, "vlm/plan/status", self._on_status, COMMAND, callback_group=beat_group)
         topic = "camera/image_raw/compressed"
-        listen(node, CompressedImage, topic, self._on_image, sensor, callback_group=see)
+        subscribe(node, CompressedImage, topic, self._on_image, sensor, callback_group=frame_group)
         period_s = 1 / self._parameters.real("heartbeat_hz")
-        node.create_timer(period_s, self._service.beat, beat, clock=STEADY)
-        node.create_timer(1.0, self._each_second, talk, clock=STEADY)
+        node.create_timer(period_s, self._service.repeat_plan, beat_group, clock=STEADY)
+        node.create_timer(1.0, self._each_second, topic_group, clock=STEADY)
 
     def instruct(self, request: MissionRequest) -> str:
-        """Take a request, as `MissionService.instruct`."""
+        """Start or queue a request's mission; see `MissionService.instruct`."""
         return self._service.instruct(request)
 
     def close(self) -> None:
-        """Stop the robot, end the mission and leave the cloud. Idempotent."""
-        self._voice.halt()
+        """Stop the robot, end the mission and disconnect from the cloud. Idempotent."""
+        self._publishers.send_empty_plan()
         if self._action is not None:
             self._action.close()
         self._service.close()
@@ -190,26 +190,26 @@ class VlmNode:
     # Callbacks -----------------------------------------------------------------------------------
 
     def _on_text(self, message: String) -> None:
-        self._take(INSTRUCTION, lambda: MissionRequest(instruction=message.data))
+        self._on_mission_request(INSTRUCTION, lambda: MissionRequest(instruction=message.data))
 
     def _on_request(self, message: String) -> None:
-        self._take(REQUEST, lambda: MissionRequest.from_json(message.data))
+        self._on_mission_request(REQUEST, lambda: MissionRequest.from_json(message.data))
 
-    def _take(self, topic: str, read: Callable[[], MissionRequest]) -> None:
-        self._service.take(topic, read, lambda: self._node.count_subscribers(topic))
+    def _on_mission_request(self, topic: str, read: Callable[[], MissionRequest]) -> None:
+        self._service.on_request(topic, read, lambda: self._node.count_subscribers(topic))
 
     def _on_heartbeat(self, message: String) -> None:
-        self._service.heartbeat(message.data)
+        self._service.on_heartbeat(message.data)
 
     def _on_withdraw(self, message: String) -> None:
         self._service.cancel(message.data, "withdrawn")
 
-    def _on_verdict(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        shown = self._voice.shown
-        response.success = shown.state == "proposed" and shown.reason == "approve"
-        response.message = shown.detail if response.success else "no plan waits for a yes"
+    def _on_approval(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        status = self._publishers.shown
+        response.success = status.state == "proposed" and status.reason == "approve"
+        response.message = status.detail if response.success else "no plan waits for a yes"
         if response.success:
-            self._service.put_verdict(bool(request.data))
+            self._service.put_approval(bool(request.data))
         return response
 
     def _on_image(self, message: CompressedImage) -> None:
@@ -223,7 +223,7 @@ class VlmNode:
         self._service.put_frame(Frame(image, self._captured_s(stamp_s), message.header.frame_id))
 
     def _captured_s(self, stamp_s: float) -> float:
-        """Return the capture time of a frame; that of its receipt where the camera says none."""
+        """Return the capture time of a frame, or that of its receipt if the camera sets none."""
         say = self._node.get_logger()
         if stamp_s == 0:
             say.warning(
@@ -253,7 +253,7 @@ class VlmNode:
         if self._auto and self._service.is_connected and self._service.is_live:
             text, self._auto = self._auto, ""
             self._on_text(String(data=text))
-        self._voice.diagnose(
+        self._publishers.diagnose(
             linked=self._service.is_connected,
             missions=self._service.missions,
             bad_frames=self._bad_frames,

@@ -1,8 +1,8 @@
 """The simulator's end of DDS: the domain, request and reply, and the state topics.
 
-The simulator has a participant of its own instead of the SDK's `ChannelFactory`, which hides why it failed,
-writes a trace file into the system's temp folder and cannot take a service off the network again. Topic
-names, types and quality of service are the SDK's.
+The simulator has its own participant instead of the SDK's `ChannelFactory`, which hides why it failed, writes
+a trace file into the system's temp folder and cannot remove a service from the network again. Topic names,
+types and quality of service are the SDK's.
 
 Requests: one thread waits for requests of all services and passes them on; answers may come from any
 thread. Requests are kept in order, up to 64 per service, where the SDK's own Python server drops the newest
@@ -59,16 +59,16 @@ PROBE_S = 0.6
 
 @dataclass(frozen=True, slots=True)
 class DdsDomain:
-    """An open domain; lives as long as its two parts."""
+    """An open domain. It stays open as long as both fields are referenced."""
 
     domain: Domain
     participant: DomainParticipant
 
 
 class ReaderCount(Listener):  # type: ignore[misc]
-    """Counts the readers that a writer has; give it to the writer and keep it as long.
+    """Counts the readers of a writer. Pass it to the writer, and keep a reference as long as the writer's.
 
-    Of the ways to ask, the only one that cyclonedds 0.10 and 11 share.
+    This is the only way that works in both cyclonedds 0.10 and 11.
     """
 
     def __init__(self) -> None:
@@ -76,14 +76,15 @@ class ReaderCount(Listener):  # type: ignore[misc]
         self.readers = 0
 
     def on_publication_matched(self, writer: Any, status: Any) -> None:
-        """Take what the DDS library tells on its own thread."""
+        """Store the reader count; called on the DDS library's thread."""
         del writer
         self.readers = status.current_count
 
-    def leave(self, writer: DataWriter[Any]) -> None:
-        """Hear nothing of the writer any more; to be called before it is let go.
+    def detach(self, writer: DataWriter[Any]) -> None:
+        """Remove the writer's callback. Call it before the last reference to the writer is dropped.
 
-        A callback holds its writer: one that ran while everybody else lets go would delete it, and deadlock.
+        A running callback references its writer: if it held the last reference, it would delete it and
+        deadlock.
         """
         writer.set_listener(None)
 
@@ -111,7 +112,7 @@ def refuse_second_robot(dds: DdsDomain, clock: Clock, service: str = "sport") ->
     deadline_s = clock.now() + PROBE_S
     while clock.now() < deadline_s and not audience.readers:
         clock.sleep(0.05)
-    audience.leave(writer)
+    audience.detach(writer)
     if audience.readers:
         raise DomainBusy(
             f"a robot already serves {service!r} on DDS domain {dds.participant.get_domain_id()}; "
@@ -127,7 +128,7 @@ POLL_S = 0.05
 
 @dataclass(slots=True)
 class _ServiceEndpoint:
-    """One service's place on the network; `reader` and `condition` are there while it is open."""
+    """One service's writer and reader; `reader` and `condition` are set while it is open."""
 
     service: Service
     requests: Topic[Any]
@@ -137,89 +138,92 @@ class _ServiceEndpoint:
 
 
 class RequestServer:
-    """Serves services until `stop`. `wanted` names the ones on the network now, `deaf` swallows requests."""
+    """Serves services until `stop`.
+
+    `wanted` returns those to be on the network; `drops_requests`: none is answered.
+    """
 
     def __init__(
         self,
         dds: DdsDomain,
         services: Iterable[Service],
         wanted: Callable[[], frozenset[str]],
-        deaf: Callable[[], bool],
+        drops_requests: Callable[[], bool],
     ) -> None:
         self._dds = dds
         self._wanted = wanted
-        self._deaf = deaf
+        self._drops_requests = drops_requests
         self._waitset = WaitSet(dds.participant)
-        self._desks = [self._desk(service) for service in services]
+        self._endpoints = [self._endpoint(service) for service in services]
         self._stopped = threading.Event()
         self.is_open = False
-        """Whether requests are heard by now."""
+        """Whether requests are received by now."""
 
     def run(self) -> None:
         """Serve until `stop` is called from another thread."""
         while not self._stopped.is_set():
             wanted = self._wanted()
-            for desk in self._desks:
-                if (desk.service.name in wanted) != (desk.reader is not None):
-                    self._close(desk) if desk.reader else self._open(desk)
+            for endpoint in self._endpoints:
+                if (endpoint.service.name in wanted) != (endpoint.reader is not None):
+                    self._close(endpoint) if endpoint.reader else self._open(endpoint)
             self.is_open = True
             self._waitset.wait(duration(seconds=POLL_S))
-            for desk in self._desks:
-                if desk.reader is not None:
-                    self._serve(desk, desk.reader)
-        for desk in self._desks:
-            self._close(desk)
+            for endpoint in self._endpoints:
+                if endpoint.reader is not None:
+                    self._serve(endpoint, endpoint.reader)
+        for endpoint in self._endpoints:
+            self._close(endpoint)
 
     def stop(self) -> None:
         """Let `run` return within its polling time."""
         self._stopped.set()
 
-    def _desk(self, service: Service) -> _ServiceEndpoint:
+    def _endpoint(self, service: Service) -> _ServiceEndpoint:
         participant = self._dds.participant
         base = f"rt/api/{service.name}"
         writer: DataWriter[Any] = DataWriter(participant, Topic(participant, f"{base}/response", Response_))
         return _ServiceEndpoint(service, Topic(participant, f"{base}/request", Request_), writer)
 
-    def _open(self, desk: _ServiceEndpoint) -> None:
+    def _open(self, endpoint: _ServiceEndpoint) -> None:
         qos = Qos(Policy.Reliability.Reliable(duration(milliseconds=100)), Policy.History.KeepLast(QUEUE))
-        desk.reader = DataReader(self._dds.participant, desk.requests, qos)
+        endpoint.reader = DataReader(self._dds.participant, endpoint.requests, qos)
         states = ViewState.Any | SampleState.NotRead | InstanceState.Alive
-        desk.condition = ReadCondition(desk.reader, states)
-        self._waitset.attach(desk.condition)
+        endpoint.condition = ReadCondition(endpoint.reader, states)
+        self._waitset.attach(endpoint.condition)
 
-    def _close(self, desk: _ServiceEndpoint) -> None:
-        if desk.condition is not None:
-            self._waitset.detach(desk.condition)
-        # Cyclone's Python entities leave the network when their last reference goes.
-        desk.condition = None
-        desk.reader = None
+    def _close(self, endpoint: _ServiceEndpoint) -> None:
+        if endpoint.condition is not None:
+            self._waitset.detach(endpoint.condition)
+        # Cyclone's Python entities leave the network with their last reference.
+        endpoint.condition = None
+        endpoint.reader = None
 
-    def _serve(self, desk: _ServiceEndpoint, reader: DataReader[Any]) -> None:
+    def _serve(self, endpoint: _ServiceEndpoint, reader: DataReader[Any]) -> None:
         for request in reader.take(N=QUEUE):
-            if isinstance(request, Request_) and not self._deaf():
-                self._dispatch(desk, request)
+            if isinstance(request, Request_) and not self._drops_requests():
+                self._dispatch(endpoint, request)
 
-    def _dispatch(self, desk: _ServiceEndpoint, request: Request_) -> None:
+    def _dispatch(self, endpoint: _ServiceEndpoint, request: Request_) -> None:
         header: RequestHeader_ = request.header
 
         def answer(reply: Reply) -> None:
-            if header.policy.noreply or self._deaf():
+            if header.policy.noreply or self._drops_requests():
                 return
             status = ResponseStatus_(reply.code)
             ok = reply.code == 0
             binary = list(reply.binary) if ok else []
             response = Response_(ResponseHeader_(header.identity, status), reply.data if ok else "", binary)
-            desk.writer.write(response)
+            endpoint.writer.write(response)
 
         if header.identity.api_id == API_VERSION_ID:
-            answer(Reply(data=desk.service.version))
+            answer(Reply(data=endpoint.service.version))
         else:
-            desk.service.handle(header.identity.api_id, request.parameter, answer)
+            endpoint.service.handle(header.identity.api_id, request.parameter, answer)
 
 
 CELLS = 8
 FAR_M = 8.0
-"""What the range fields say where nothing is seen; the message has no infinity on a real robot."""
+"""Value of the range fields without an obstacle; a real robot's message has no infinity."""
 
 
 def quaternion(roll_rad: float, pitch_rad: float, yaw_rad: float) -> list[float]:
@@ -236,7 +240,7 @@ def quaternion(roll_rad: float, pitch_rad: float, yaw_rad: float) -> list[float]
 
 
 class StateMessages:
-    """The two messages, made once and filled anew; `epoch_s` is the robot's clock at its start."""
+    """The two state messages, made once and refilled; `epoch_s` is the robot's clock at its start."""
 
     def __init__(self, epoch_s: float) -> None:
         self._epoch_s = epoch_s
@@ -291,7 +295,7 @@ class _StateTopic:
     """One topic, its rate and when it is due."""
 
     writer: DataWriter[Any]
-    audience: ReaderCount
+    reader_count: ReaderCount
     fill: Callable[[Snapshot], Any]
     period_s: float
     is_sport: bool
@@ -299,12 +303,12 @@ class _StateTopic:
 
 
 class StatePublisher:
-    """Writes what is due and listened to. Rates in Hz; 0 switches a pair of topics off."""
+    """Writes the topics that are due and have readers. Rates in Hz; 0 disables a pair of topics."""
 
     def __init__(self, dds: DdsDomain, epoch_s: float, *, rate_hz: float, lf_rate_hz: float) -> None:
         messages = StateMessages(epoch_s)
-        self._feeds = [
-            self._feed(dds, f"rt/{prefix}{name}", kind, fill, hz, is_sport)
+        self._topics = [
+            self._state_topic(dds, f"rt/{prefix}{name}", kind, fill, hz, is_sport)
             for prefix, hz in (("", rate_hz), ("lf/", lf_rate_hz))
             if hz > 0
             for name, kind, fill, is_sport in (
@@ -314,11 +318,11 @@ class StatePublisher:
         ]
 
     def publish(self, now_s: float, snapshot: Callable[[], Snapshot], *, sport_on: bool) -> None:
-        """Write the topics that are due at `now_s`; without the sport service its state is silent."""
-        due = [feed for feed in self._feeds if now_s >= feed.due_s and (sport_on or not feed.is_sport)]
-        heard = [feed for feed in due if feed.audience.readers]
+        """Write the topics that are due at `now_s`; without the sport service its state is not written."""
+        due = [feed for feed in self._topics if now_s >= feed.due_s and (sport_on or not feed.is_sport)]
+        heard = [feed for feed in due if feed.reader_count.readers]
         for feed in due:
-            # Keep the beat; after a stall begin a new one instead of catching up.
+            # Keep the schedule; after a stall start a new one instead of catching up.
             feed.due_s = max(feed.due_s + feed.period_s, now_s)
         state = snapshot() if heard else None
         for feed in heard:
@@ -327,12 +331,12 @@ class StatePublisher:
 
     def close(self) -> None:
         """Write nothing more. Idempotent."""
-        while self._feeds:
-            feed = self._feeds.pop()
-            feed.audience.leave(feed.writer)
+        while self._topics:
+            feed = self._topics.pop()
+            feed.reader_count.detach(feed.writer)
 
     @staticmethod
-    def _feed(
+    def _state_topic(
         dds: DdsDomain,
         topic: str,
         kind: type,

@@ -4,8 +4,8 @@ Passes the body's state to the state machine and the machine's commands to the b
 for the request thread, the control loop and the render thread. Independent of DDS.
 
 Faults are written `NAME`, `NAME@START` or `NAME@START+DURATION` in seconds. Times count from the first
-request on the sport service, so that a fault meets a robot at work however long its user took to start;
-`sport_off` alone counts from the simulator's start.
+request on the sport service, so that a fault occurs while the robot works, however late its user starts. Only
+`sport_off` counts from the simulator's start.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _PATTERN = re.compile(r"(?P<name>\w+)(@(?P<start>\d+(\.\d+)?)(\+(?P<duration>\d+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault and when it is there."""
+    """One fault and when it is active."""
 
     name: str
     start_s: float
@@ -57,7 +57,7 @@ class Fault:
 
 
 def parse_fault(text: str) -> Fault:
-    """Read `NAME[@START[+DURATION]]`. Raises ConfigError naming what is known."""
+    """Read `NAME[@START[+DURATION]]`. Raises ConfigError that names the known faults."""
     match = _PATTERN.fullmatch(text)
     if match is None or match["name"] not in FAULTS:
         known = ", ".join(sorted(FAULTS))
@@ -67,7 +67,7 @@ def parse_fault(text: str) -> Fault:
 
 
 class FaultSchedule:
-    """Which faults are there at a given time."""
+    """Tells which faults are active at a given time."""
 
     def __init__(self, faults: Iterable[Fault], now_s: float) -> None:
         self._faults = tuple(faults)
@@ -75,12 +75,12 @@ class FaultSchedule:
         self._armed_s: float | None = None
 
     def arm(self, now_s: float) -> None:
-        """Note the first sport request; later ones change nothing."""
+        """Record the first sport request; later ones change nothing."""
         if self._armed_s is None:
             self._armed_s = now_s
 
     def active(self, name: str, now_s: float) -> bool:
-        """Return whether a fault of that name is there now."""
+        """Return whether a fault of that name is active now."""
         return any(self._is_active(fault, now_s) for fault in self._faults if fault.name == name)
 
     def _is_active(self, fault: Fault, now_s: float) -> bool:
@@ -93,16 +93,16 @@ class FaultSchedule:
         return not fault.name.startswith("burst_") or age_s % BURST_PERIOD_S < BURST_LENGTH_S
 
 
-def attend(machine: SportStateMachine, world: World, now_s: float) -> BodyCommand:
-    """Tell the machine how the body is, and return what the machine wants of it now."""
+def update_machine(machine: SportStateMachine, world: World, now_s: float) -> BodyCommand:
+    """Give the state machine the body's state, and return its command to the body."""
     if world.has_fallen and not machine.fallen:
         machine.fall(now_s)
-    machine.body_is_there = world.posture_settled
+    machine.body_settled = world.posture_settled
     return machine.advance(now_s)
 
 
-def hold(world: World, wanted: BodyCommand) -> None:
-    """Let the body take the attitude that is wanted; velocities are the caller's."""
+def apply_attitude(world: World, wanted: BodyCommand) -> None:
+    """Apply the command's attitude to the body; the caller applies the velocity."""
     tilt = wanted.attitude
     world.set_posture(tilt.height_m, tilt.roll_rad, tilt.pitch_rad, tilt.yaw_rad, limp=wanted.limp)
 
@@ -182,33 +182,33 @@ class SimulatedRobot:
         return self._clock.now()
 
     def fault(self, name: str) -> bool:
-        """Return whether that fault is there now."""
+        """Return whether that fault is active now."""
         return self._faults.active(name, self._clock.now())
 
     def arm_faults(self) -> None:
-        """Start the faults' clock, if it does not run yet."""
+        """Start the clock of the faults, if it does not run yet."""
         self._faults.arm(self._clock.now())
 
-    def ask(self, request: StateRequest) -> bool:
-        """Begin a posture; whether it is obeyed."""
-        return self._obey(lambda machine, now_s: machine.ask(request, now_s))
+    def request(self, request: StateRequest) -> bool:
+        """Begin a posture; return whether it is accepted."""
+        return self._apply(lambda machine, now_s: machine.request(request, now_s))
 
     def stop(self) -> bool:
         """End the motion."""
-        return self._obey(lambda machine, now_s: machine.stop(now_s))
+        return self._apply(lambda machine, now_s: machine.stop(now_s))
 
     def move(self, vx_mps: float, vy_mps: float, vyaw_radps: float, *, clearance_m: float = 0.0) -> bool:
         """Walk for the next 1 s, not forward within `clearance_m` of something in front."""
         self._clearance_m = clearance_m
-        return self._obey(lambda machine, now_s: machine.move(vx_mps, vy_mps, vyaw_radps, now_s))
+        return self._apply(lambda machine, now_s: machine.move(vx_mps, vy_mps, vyaw_radps, now_s))
 
     def look(self, roll_rad: float, pitch_rad: float, yaw_rad: float) -> bool:
         """Tilt the standing body."""
-        return self._obey(lambda machine, now_s: machine.look(roll_rad, pitch_rad, yaw_rad, now_s))
+        return self._apply(lambda machine, now_s: machine.look(roll_rad, pitch_rad, yaw_rad, now_s))
 
     def set_gait(self, gait: StateCode) -> bool:
         """Choose the gait that walking reports."""
-        return self._obey(lambda machine, now_s: machine.set_gait(gait, now_s))
+        return self._apply(lambda machine, now_s: machine.set_gait(gait, now_s))
 
     def set_speed_level(self, level: int) -> None:
         """Choose the share of the velocity limits; -1, 0 or 1."""
@@ -222,7 +222,7 @@ class SimulatedRobot:
 
     @contextmanager
     def drawing(self) -> Iterator[World]:
-        """Lend the world to whoever draws it; the control loop waits meanwhile, so be brief."""
+        """Yield the world for drawing. The control loop waits meanwhile, so keep it short."""
         with self._lock:
             yield self._world
 
@@ -243,7 +243,7 @@ class SimulatedRobot:
             self._soc = max(0.0, self._soc - dt_s / (LOW_BATTERY_DRAIN_S if low else FULL_DRAIN_S))
 
     def snapshot(self) -> Snapshot:
-        """Return the state to publish; the same one over and over while the stamp is frozen."""
+        """Return the state to publish; always the same one while the stamp is frozen."""
         with self._lock:
             now_s = self._clock.now()
             if not self._faults.active("frozen_stamp", now_s):
@@ -253,7 +253,7 @@ class SimulatedRobot:
                 self._frozen = self._observe(now_s)
             return self._frozen
 
-    def _obey(self, act: Callable[[SportStateMachine, float], bool]) -> bool:
+    def _apply(self, act: Callable[[SportStateMachine, float], bool]) -> bool:
         with self._lock:
             now_s = self._clock.now()
             if self._faults.active("frozen_stamp", now_s):
@@ -261,14 +261,14 @@ class SimulatedRobot:
             return act(self._machine, now_s)
 
     def _drive(self, now_s: float) -> None:
-        body = attend(self._machine, self._world, now_s)
+        body = update_machine(self._machine, self._world, now_s)
         vx, vy, vyaw = body.vx_mps, body.vy_mps, body.vyaw_radps
         if self._faults.active("frozen_stamp", now_s):
             vx = vy = vyaw = 0.0
         elif vx > 0.0 and self._clearance_m > 0.0 and self._world.range_obstacle()[0] < self._clearance_m:
             vx = 0.0
         self._world.command(vx, vy, vyaw)
-        hold(self._world, body)
+        apply_attitude(self._world, body)
 
     def _integrate(self) -> None:
         """Add the step just made to the odometry, in the body's own frame and with its scale error."""

@@ -91,7 +91,7 @@ Handler: TypeAlias = Callable[[Parameters], Reply]
 
 
 class JsonService:
-    """A service whose handlers take parameters and return a reply at once."""
+    """A service whose handlers return a reply at once."""
 
     name = ""
     version = ""
@@ -114,7 +114,7 @@ class JsonService:
         answer(self.call(api_id, parameter))
 
 
-_ASKS: dict[int, StateRequest] = {
+_REQUESTS: dict[int, StateRequest] = {
     1001: StateRequest.DAMP,
     1002: StateRequest.BALANCE_STAND,
     1004: StateRequest.STAND_UP,
@@ -140,7 +140,7 @@ _GAITS: dict[int, StateCode] = {
 """Gait requests only change the code that walking reports. Acrobatics are not simulated: 3203."""
 
 
-def _obeyed(accepted: bool) -> Reply:
+def _reply_of(accepted: bool) -> Reply:
     return Reply(OK if accepted else UNSUITABLE_POSTURE)
 
 
@@ -153,20 +153,20 @@ class SportService(JsonService):
     def __init__(self, robot: SimulatedRobot) -> None:
         self._robot = robot
         handlers: dict[int, Handler] = {
-            1003: lambda _: _obeyed(robot.stop()),
+            1003: lambda _: _reply_of(robot.stop()),
             1007: self._euler,
             1008: self._move,
             1015: self._speed_level,
             1027: self._switch_joystick,
-            1028: lambda p: _obeyed(
-                robot.ask(StateRequest.POSE_ON if flag(p, "data") else StateRequest.POSE_OFF)
+            1028: lambda p: _reply_of(
+                robot.request(StateRequest.POSE_ON if flag(p, "data") else StateRequest.POSE_OFF)
             ),
             2049: self._classic_walk,
             2054: self._set_auto_recovery,
             2055: lambda _: Reply(data=json.dumps({"data": robot.auto_recovery})),
         }
-        for api_id, request in _ASKS.items():
-            handlers[api_id] = self._asker(request)
+        for api_id, request in _REQUESTS.items():
+            handlers[api_id] = self._request_handler(request)
         for api_id, gait in _GAITS.items():
             handlers[api_id] = self._gait_setter(gait)
         super().__init__(handlers)
@@ -178,22 +178,22 @@ class SportService(JsonService):
             return Reply(NOT_IMPLEMENTED)
         return super().call(api_id, parameter)
 
-    def _asker(self, request: StateRequest) -> Handler:
-        return lambda _: _obeyed(self._robot.ask(request))
+    def _request_handler(self, request: StateRequest) -> Handler:
+        return lambda _: _reply_of(self._robot.request(request))
 
     def _gait_setter(self, gait: StateCode) -> Handler:
-        return lambda _: _obeyed(self._robot.set_gait(gait))
+        return lambda _: _reply_of(self._robot.set_gait(gait))
 
     def _switch_joystick(self, p: Parameters) -> Reply:
-        # There is no hand remote to switch; the parameter is still checked.
+        # There is no remote control to switch; the parameter is still checked.
         flag(p, "data")
         return Reply()
 
     def _euler(self, p: Parameters) -> Reply:
-        return _obeyed(self._robot.look(number(p, "x"), number(p, "y"), number(p, "z")))
+        return _reply_of(self._robot.look(number(p, "x"), number(p, "y"), number(p, "z")))
 
     def _move(self, p: Parameters) -> Reply:
-        # Move has no reply; where it is ignored nobody is told, as on the robot.
+        # Move has no reply; the caller does not learn that it is ignored, as on the robot.
         self._robot.move(number(p, "x"), number(p, "y"), number(p, "z"))
         return Reply()
 
@@ -205,7 +205,7 @@ class SportService(JsonService):
         return Reply()
 
     def _classic_walk(self, p: Parameters) -> Reply:
-        return _obeyed(self._robot.set_gait(StateCode.CLASSIC if flag(p, "data") else StateCode.WALK))
+        return _reply_of(self._robot.set_gait(StateCode.CLASSIC if flag(p, "data") else StateCode.WALK))
 
     def _set_auto_recovery(self, p: Parameters) -> Reply:
         self._robot.auto_recovery = flag(p, "data")
@@ -213,7 +213,7 @@ class SportService(JsonService):
 
 
 class SwitcherService(JsonService):
-    """Service `motion_switcher`: Release takes the sport service away, Select brings it back."""
+    """Service `motion_switcher`: Release disables the sport service, Select enables it again."""
 
     name = "motion_switcher"
     version = "1.0.0.1"
@@ -288,7 +288,7 @@ def towards(goal: Goal, pose: Odometry2D) -> tuple[float, float, float]:
 
 
 class AvoidService(JsonService):
-    """The service's switches, and the goal that the robot is driven to."""
+    """Service `obstacles_avoid`: its switches, and the goal that the robot walks to."""
 
     name = "obstacles_avoid"
     version = "1.0.0.2"
@@ -356,7 +356,7 @@ Draw: TypeAlias = Callable[[], bytes]
 
 
 class VideoHub:
-    """Takes requests from any thread; `run` draws in the thread that calls it, until `stop`.
+    """Accepts requests from any thread; `run` draws in the thread that calls it, until `stop`.
 
     `open_camera` is entered in that thread and yields a function that returns one JPEG.
     """
@@ -366,7 +366,7 @@ class VideoHub:
 
     def __init__(self, open_camera: Callable[[], AbstractContextManager[Draw]]) -> None:
         self._open_camera = open_camera
-        self._asked: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        self._pending: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
         self.is_open = False
         """Whether the camera has been opened."""
 
@@ -376,14 +376,14 @@ class VideoHub:
         if api_id != GET_IMAGE_SAMPLE:
             answer(Reply(NOT_IMPLEMENTED))
         else:
-            self._asked.put(answer)
+            self._pending.put(answer)
 
     def stop(self) -> None:
         """Let `run` return."""
-        self._asked.put(None)
+        self._pending.put(None)
 
     def run(self) -> None:
-        """Open the camera and draw what is asked for."""
+        """Open the camera and draw the requested frames."""
         with self._open_camera() as draw:
             self.is_open = True
             while (waiting := self._next()) is not None:
@@ -392,9 +392,9 @@ class VideoHub:
                     answer(Reply(binary=jpeg))
 
     def _next(self) -> list[Answer] | None:
-        """Wait for a request and return all that wait; None to end."""
-        waiting = [self._asked.get()]
-        while not self._asked.empty():
-            waiting.append(self._asked.get())
+        """Wait for a request and return all waiting ones; None at the end."""
+        waiting = [self._pending.get()]
+        while not self._pending.empty():
+            waiting.append(self._pending.get())
         answers = [answer for answer in waiting if answer is not None]
         return answers if len(answers) == len(waiting) else None

@@ -179,7 +179,7 @@ SPEED_SHARE = {-1: 0.4, 0: 1.0, 1: 1.0}
 
 @dataclass(frozen=True, slots=True)
 class BodyCommand:
-    """What the world's body shall do now: a body-frame velocity and an attitude, or nothing if `limp`."""
+    """The command to the body: a body-frame velocity and an attitude; `limp`: the joints are released."""
 
     vx_mps: float
     vy_mps: float
@@ -190,7 +190,7 @@ class BodyCommand:
 
 @dataclass(frozen=True, slots=True)
 class _Transition:
-    """A change of state under way, or of attitude alone if `target` is None."""
+    """A running change of state, or of attitude alone if `target` is None."""
 
     target: StateCode | None
     start_s: float
@@ -204,7 +204,7 @@ def _clamp(value: float, limits: tuple[float, float], share: float = 1.0) -> flo
 
 
 class SportStateMachine:
-    """One robot's state. Every method takes the present time and returns whether the request is obeyed.
+    """One robot's state. The request methods take the present time and return whether they are accepted.
 
     Calls must come with non-decreasing times. Not safe for threads: the owner locks.
     """
@@ -218,8 +218,8 @@ class SportStateMachine:
         self._velocity = (0.0, 0.0, 0.0)
         self._hold_until_s = now_s
         self._walk_until_s = now_s
-        self.body_is_there = True
-        """Whether the body has reached the attitude last asked for; its owner says so before `advance`.
+        self.body_settled = True
+        """Whether the body has reached the last attitude; the owner sets it before `advance`.
 
         A change of state waits for it, up to `BODY_WAIT_S`.
         """
@@ -249,13 +249,13 @@ class SportStateMachine:
         return self._fallen
 
     def progress(self, now_s: float) -> float:
-        """Return how far the transition under way has come, 0 to 1; 0 when there is none."""
+        """Return the progress of the running transition, 0 to 1; 0 without one."""
         change = self._change
         if change is None or now_s >= change.end_s:
             return 0.0
         return max(0.0, now_s - change.start_s) / (change.end_s - change.start_s)
 
-    def ask(self, request: StateRequest, now_s: float) -> bool:
+    def request(self, request: StateRequest, now_s: float) -> bool:
         """Begin a transition; refused from a wrong state and during another one.
 
         A fallen robot takes RecoveryStand alone; Damp is obeyed always.
@@ -274,7 +274,7 @@ class SportStateMachine:
         return True
 
     def move(self, vx_mps: float, vy_mps: float, vyaw_radps: float, now_s: float) -> bool:
-        """Take a velocity for the next 1 s; a zero one ends the motion. Ignored in states that do not walk.
+        """Set the velocity for the next 1 s; zero ends the motion. Ignored in states that do not walk.
 
         Out-of-range values are clamped to the vendor's limits (its own behaviour is not documented).
         """
@@ -330,7 +330,7 @@ class SportStateMachine:
         self._change = _Transition(StateCode.DAMPING, now_s, now_s + 0.5, self._attitude, FALLEN)
 
     def advance(self, now_s: float) -> BodyCommand:
-        """Let what is due by `now_s` happen and return what the body shall do."""
+        """Advance to `now_s` and return the command to the body."""
         self._settle(now_s)
         vx, vy, vyaw = self._velocity
         limp = self._code is StateCode.DAMPING and not self._busy
@@ -370,7 +370,7 @@ class SportStateMachine:
         share = min(1.0, max(0.0, (now_s - change.start_s) / (change.end_s - change.start_s)))
         self._attitude = change.origin.towards(change.goal, share)
         waited = now_s >= change.end_s + BODY_WAIT_S or change.target in (None, StateCode.DAMPING)
-        if share >= 1.0 and (self.body_is_there or waited):
+        if share >= 1.0 and (self.body_settled or waited):
             self._finish(change)
 
     def _finish(self, change: _Transition) -> None:
@@ -399,7 +399,7 @@ class Firmware:
     fills_mode: bool = True
 
     def code(self, code: StateCode) -> int:
-        """Return what this firmware says for a state."""
+        """Return this firmware's code of a state."""
         return self.codes.get(code, int(code))
 
 
@@ -427,7 +427,7 @@ FIRMWARES = {
 
 
 def find_firmware(name: str) -> Firmware:
-    """Return the firmware of that name. Raises ConfigError naming what is known."""
+    """Return the firmware of that name. Raises ConfigError that names the known ones."""
     if name not in FIRMWARES:
         known = "; ".join(f"{firmware.name} ({firmware.meaning})" for firmware in FIRMWARES.values())
         raise ConfigError(f"unknown firmware {name!r}; known: {known}")

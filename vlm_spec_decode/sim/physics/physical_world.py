@@ -28,7 +28,7 @@ from vlm_spec_decode.sim.world import STEP_S, Vec3, World
 PHYSICAL_LIMITS = BodyLimits(
     vx_min_mps=-1.0, vx_max_mps=1.0, vy_max_mps=0.5, vyaw_max_radps=1.5, lag_s=0.02, command_delay_s=0.02
 )
-"""What the policy walks reliably, within the vendor's limits; commands beyond are clamped."""
+"""Velocities that the policy walks reliably, within the vendor's limits; others are clamped."""
 
 VELOCITY_LAG_S = 0.1
 APART_S = 0.3
@@ -56,7 +56,7 @@ class PhysicalWorld(World):
 
     @property
     def velocity(self) -> Vec3:
-        """Body velocity vx, vy (m/s) and vyaw (rad/s), as an estimator would tell it."""
+        """Body velocity vx, vy (m/s) and vyaw (rad/s), as an estimator would measure it."""
         return self._velocity
 
     @property
@@ -85,7 +85,7 @@ class PhysicalWorld(World):
 
     @property
     def shape(self) -> Shape:
-        """How the body held itself at the end of the last step; replaced whole, so that a copy keeps it."""
+        """The body's shape after the last step. It is replaced as a whole, so a copy stays valid."""
         return self._shape
 
     @property
@@ -95,11 +95,11 @@ class PhysicalWorld(World):
 
     @property
     def imu(self) -> Imu:
-        """What gyroscope and accelerometer measure."""
+        """The values of gyroscope and accelerometer."""
         return self._body.imu
 
     def _set_limp(self, limp: bool) -> None:
-        """Let go of all joints, or hold them again; a body that lay begins at the height at which it lies."""
+        """Release all joints, or hold them again; a lying body begins at its present height."""
         if self._limp and not limp:
             self._posture.begin_at(min(max(self.body_height_m, LYING_M), STAND_HEIGHT_M))
             self._body.get_up()
@@ -110,7 +110,7 @@ class PhysicalWorld(World):
         self._body.topple()
 
     def teleport(self, pose: Pose2D) -> None:
-        """Put the robot somewhere, standing and at rest. Raises SceneError if it does not fit there."""
+        """Set the robot's pose, standing and at rest. Raises SceneError if it does not fit there."""
         super().teleport(pose)
         self._body.place(self._pose)
         self._limp = False
@@ -143,7 +143,7 @@ class PhysicalWorld(World):
         return Shape(height, roll, pitch, 0.0, self._body.joints)
 
     def _note_contacts(self) -> None:
-        """Count what the robot begins to touch, but for the floor."""
+        """Count new contacts of the robot, except with the floor."""
         now_s, seen = self.time_s, self._last_touch_s
         for name in self._body.touched():
             if now_s - seen.get(name, -math.inf) > APART_S:
@@ -156,7 +156,7 @@ BODIES: dict[str, type[World]] = dict(zip(profiles.BODIES, (World, PhysicalWorld
 
 
 def check_body(body: str) -> None:
-    """Raise ConfigError for a body that there is not."""
+    """Raise ConfigError for an unknown body."""
     if body not in BODIES:
         raise ConfigError(f"body: {body!r} is none of {', '.join(BODIES)}")
 

@@ -107,7 +107,7 @@ GROUP_ROOM, GROUP_ROBOT, GROUP_CEILING, GROUP_HULL = range(4)
 WALL_HEIGHT_M = 2.5
 _WALL_HALF_M = 0.05
 _NEAR_M = 0.02
-"""Nothing comes nearer to the lens than this: it lies 2.3 cm behind the body's front."""
+"""Nearest distance to the lens, which is 2.3 cm behind the body's front."""
 WALL_NAMES = ("east wall", "north wall", "west wall", "south wall")
 
 _HEAD = """
@@ -145,7 +145,7 @@ _HEAD = """
 
 @dataclass(frozen=True, slots=True)
 class WorldModel:
-    """A compiled model and what its geoms mean.
+    """A compiled model and the meaning of its geoms.
 
     `geom_object` [ngeom]: index into `Scene.objects`, or -1 for room and robot. `solids[g]` is the
     name of the object or wall that geom g belongs to; `shell` are walls, skirting and ceiling;
@@ -233,7 +233,7 @@ def _light(scene: Scene) -> str:
         -math.sin(light.elevation_rad),
     )
     main, fill = _num(0.48 * light.brightness), _num(0.16 * light.brightness)
-    # The lamp itself stands outside the room, so that all of the room lies in its shadow map.
+    # The lamp is outside the room, so that its shadow map covers the whole room.
     away = max(scene.length_m, scene.width_m, 6.0)
     pos = _nums(*(-away * t for t in towards))
     back = _nums(-towards[0], -towards[1], towards[2])
