@@ -5,21 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hardening_messages as messages
-import rclpy
 from figures import Figure
 from geometry_msgs.msg import Twist
 from hardening_messages import Case
+from lib.ros_node import BenchmarkNode
 from nav_msgs.msg import Odometry
-from rclpy.executors import MultiThreadedExecutor
 from rclpy.serialization import serialize_message
-from rclpy.signals import SignalHandlerOptions
 from robot_rig import until
 from sensor_msgs.msg import BatteryState, Image, LaserScan, PointCloud2
 from std_msgs.msg import String
@@ -41,13 +38,12 @@ KINDS: dict[str, tuple[Any, Callable[[], Iterator[Case]], Any]] = {
 LIMITS = "max_state_age_s: 1.0\nwatchdog_s: 1.0\n"
 
 
-class Base:
+class Base(BenchmarkNode):
     """A base on wheels, its sensors, and its source of plans; `overrides` replaces a topic's message."""
 
     def __init__(self) -> None:
-        self._context = context = rclpy.Context()
-        rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
-        self.node = node = rclpy.create_node("base", context=context)
+        super().__init__("base", threads=2)
+        node = self.node
         self.overrides: dict[str, Callable[[], Any]] = {}
         self.plan: Plan | None = None
         self._pose, self._wanted, self._at_s = (0.0, 0.0), (0.0, 0.0, 0.0), time.monotonic()
@@ -56,14 +52,7 @@ class Base:
         kinds |= {"odom": Odometry, "battery": BatteryState, "cmd_vel_teleop": Twist, "vlm/plan": String}
         self._publishers = {name: node.create_publisher(kind, name, 5) for name, kind in kinds.items()}
         node.create_subscription(Twist, "cmd_vel", self._drive, 10)
-        self._executor = MultiThreadedExecutor(2, context=context)
-        self._executor.add_node(node)
-        self._ended = threading.Event()
-        self._threads = [
-            threading.Thread(target=run, daemon=True) for run in (self._spin, self._publish_sensors)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self.start(self._publish_sensors)
 
     @property
     def speed(self) -> float:
@@ -73,10 +62,6 @@ class Base:
     def listeners(self) -> int:
         """Return how many of its topics have a subscriber."""
         return sum(publisher.get_subscription_count() > 0 for publisher in self._publishers.values())
-
-    def _spin(self) -> None:
-        while not self._ended.is_set():
-            self._executor.spin_once(timeout_sec=0.2)
 
     def _drive(self, message: Twist) -> None:
         self._wanted = (message.linear.x, message.linear.y, message.angular.z)
@@ -118,22 +103,9 @@ class Base:
             message = override()
         self._publishers[name].publish(message)
 
-    def now_s(self) -> float:
-        """Return ROS time."""
-        return float(self.node.get_clock().now().nanoseconds / 1e9)
-
     def command(self, mission: str) -> None:
         """Begin to publish a plan."""
         self.plan = Plan(mission, 1, self.now_s(), 1, (Forward(3.0),), True)
-
-    def close(self) -> None:
-        """Stop the threads and destroy the node."""
-        self._ended.set()
-        self._executor.wake()
-        for thread in self._threads:
-            thread.join(2)
-        self.node.destroy_node()
-        rclpy.shutdown(context=self._context)
 
 
 def spread(cases: list[Any], count: int) -> list[Any]:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 import time
 from typing import Any
 
-import rclpy
+from lib.ros_node import BenchmarkNode
 from nav_msgs.msg import Odometry
-from rclpy.executors import MultiThreadedExecutor
 from rclpy.qos import qos_profile_sensor_data
-from rclpy.signals import SignalHandlerOptions
 from robot_rig import until
 from sensor_msgs.msg import CompressedImage, LaserScan
 from std_msgs.msg import Header, String
@@ -26,13 +23,12 @@ from vlm_spec_decode.robot.fake import Disc
 from vlm_spec_decode.ros.middleware import REQUEST
 
 
-class Operator:
+class Operator(BenchmarkNode):
     """Publishes plans, instructions and a scan of a hall in which one disc may stand; calls the e-stop."""
 
     def __init__(self) -> None:
-        context = self._context = rclpy.Context()
-        rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
-        self.node = node = rclpy.create_node("benchmark", context=context)
+        super().__init__("benchmark", threads=3)
+        node = self.node
         self.plan: Plan | None = None
         self.disc: Disc | None = None
         self.statuses: list[tuple[float, PlanStatus]] = []
@@ -56,18 +52,7 @@ class Operator:
         topic = "camera/image_raw/compressed"
         node.create_subscription(CompressedImage, topic, self._on_frame, qos_profile_sensor_data)
         node.create_subscription(Odometry, "odom", self._on_odometry, 20)
-        self._executor = MultiThreadedExecutor(3, context=context)
-        self._executor.add_node(node)
-        self._ended = threading.Event()
-        self._threads = [
-            threading.Thread(target=run, daemon=True) for run in (self._spin, self._publish_periodically)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _spin(self) -> None:
-        while not self._ended.is_set():
-            self._executor.spin_once(timeout_sec=0.2)
+        self.start(self._publish_periodically)
 
     def _publish_periodically(self) -> None:
         count = 0
@@ -101,10 +86,6 @@ class Operator:
             range_max=20.0,
             ranges=ranges,
         )
-
-    def now_s(self) -> float:
-        """Return ROS time."""
-        return float(self.node.get_clock().now().nanoseconds / 1e9)
 
     def command(self, mission: str, *actions: Action, age_s: float = 0.0) -> None:
         """Publish a plan from now on."""
@@ -171,8 +152,4 @@ class Operator:
     def close(self) -> None:
         """Stop the threads and destroy the node."""
         self.plan = None
-        self._ended.set()
-        for thread in self._threads:
-            thread.join(3)
-        self.node.destroy_node()
-        rclpy.shutdown(context=self._context)
+        super().close()

@@ -140,7 +140,7 @@ DRAIN_S = 30.0
 
 
 class Server(ABC):
-    """What answers robots on one link until it is stopped: with a target of its own, or with replicas."""
+    """Answers the robots of one link until it is stopped, with a target of its own or with replicas."""
 
     def __init__(self, link: ServerLink, clock: Clock) -> None:
         self._link = link
@@ -159,7 +159,7 @@ class Server(ABC):
 
     @abstractmethod
     def serve(self) -> None:
-        """Serve until stopped; frees everything on the way out."""
+        """Serve until stopped, then free everything."""
 
     def stop(self) -> None:
         """End `serve` within its poll interval. From any thread or a signal handler."""
