@@ -13,7 +13,7 @@ import ctypes, gc, json, os, sys, time
 from vlm_spec_decode.robot.go2.driver import Go2Config, Go2Driver
 from vlm_spec_decode.robot.go2.sdk import Go2Camera
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.robot.go2.sdk import borrow, give_back
+from vlm_spec_decode.robot.go2.sdk import acquire_client, release_client
 from vlm_spec_decode.robot.go2.sdk import StateFeed, join
 from unitree_sdk2py.go2.sport.sport_client import SportClient
 
@@ -39,9 +39,9 @@ for _ in range(4):
         again.frame()
         frames += 1
     again.close()
-one, other = borrow(SportClient, 1.0), borrow(SportClient, 1.0)
-give_back(one)
-print(json.dumps({"frames": frames, "apart": one is not other, "again": borrow(SportClient, 2.0) is one}))
+one, other = acquire_client(SportClient, 1.0), acquire_client(SportClient, 1.0)
+release_client(one)
+print(json.dumps({"frames": frames, "apart": one is not other, "again": acquire_client(SportClient, 2.0) is one}))
 """
 
 

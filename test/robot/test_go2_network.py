@@ -187,7 +187,7 @@ def test_more_than_ten_processes_join_one_domain(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from cyclonedds.domain import Domain, DomainParticipant\n"
-        "from vlm_spec_decode.core.environment import domain_xml\n"
+        "from vlm_spec_decode.core.dds import domain_xml\n"
         "made = Domain(9, domain_xml('lo')), DomainParticipant(9)\n"
         "print('joined', flush=True)\n"
         "sys.stdin.read()\n"

@@ -7,13 +7,13 @@ import pytest
 
 CODE = """
 import os, threading
-from vlm_spec_decode.ros.nodes.locomotion import hurry
+from vlm_spec_decode.ros.nodes.locomotion import raise_priority
 os.nice(3)
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 def priorities():
     return sorted({os.getpriority(os.PRIO_PROCESS, int(name)) for name in os.listdir("/proc/self/task")})
-print(hurry(0), priorities())
-said = hurry(-10)
+print(raise_priority(0), priorities())
+said = raise_priority(-10)
 print(said, priorities(), flush=True)
 os._exit(0)
 """

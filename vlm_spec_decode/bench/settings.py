@@ -39,7 +39,7 @@ class BenchConfig:
     answers: int = setting(8, "Answers in each cell.", 1)
     objective: str = same_as(EdgeSettings, "objective")
     temperature: float = same_as(EdgeSettings, "temperature")
-    draft_length: int = setting(4, "Tokens drafted per round.", 1, 64)
+    draft_length: int = setting(4, "Tokens drafted per round, by every strategy compared.", 1, 64)
     out: Path = setting(Path("out/bench"), "Folder; resumed.")
 
 
