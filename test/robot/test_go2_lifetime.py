@@ -41,7 +41,8 @@ for _ in range(4):
     again.close()
 one, other = acquire_client(SportClient, 1.0), acquire_client(SportClient, 1.0)
 release_client(one)
-print(json.dumps({"frames": frames, "apart": one is not other, "again": acquire_client(SportClient, 2.0) is one}))
+again = acquire_client(SportClient, 2.0) is one
+print(json.dumps({"frames": frames, "apart": one is not other, "again": again}))
 """
 
 
