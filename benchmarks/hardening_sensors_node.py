@@ -52,7 +52,7 @@ class Base(BenchmarkNode):
         kinds |= {"odom": Odometry, "battery": BatteryState, "cmd_vel_teleop": Twist, "vlm/plan": String}
         self._publishers = {name: node.create_publisher(kind, name, 5) for name, kind in kinds.items()}
         node.create_subscription(Twist, "cmd_vel", self._drive, 10)
-        self.start(self._publish_periodically)
+        self.start(self._publish_sensors)
 
     @property
     def speed(self) -> float:
@@ -68,7 +68,7 @@ class Base(BenchmarkNode):
         if any(self._wanted):
             self.moved_s = time.monotonic()
 
-    def _publish_periodically(self) -> None:
+    def _publish_sensors(self) -> None:
         for count in itertools.count():
             if self._ended.wait(0.02):
                 return

@@ -57,11 +57,11 @@ def test_the_robot_of_topics_is_registered_and_has_no_postures_or_codes() -> Non
 @pytest.mark.parametrize("name", ["", "Rover", "9lives", "a" * 41])
 def test_a_name_that_cannot_be_one_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="robot name"):
-        RobotRegistry("robot", "ROBOT").add(name, FAKE)
+        RobotRegistry().add(name, FAKE)
 
 
 def test_a_name_is_taken_once_and_the_same_again_is_fine() -> None:
-    registry = RobotRegistry("robot", "ROBOT")
+    registry = RobotRegistry()
     registry.add("fake", FAKE)
     registry.add("fake", "vlm_spec_decode.robot.fake")
     with pytest.raises(ConfigError, match="already a robot 'fake'"):
@@ -70,7 +70,7 @@ def test_a_name_is_taken_once_and_the_same_again_is_fine() -> None:
 
 @pytest.mark.parametrize("source", ["no.such.module", "json", "vlm_spec_decode.robot.go2.driver"])
 def test_what_is_no_robot_of_this_name_says_so(source: str) -> None:
-    registry = RobotRegistry("robot", "ROBOT")
+    registry = RobotRegistry()
     registry.add("rover", source)
     with pytest.raises(ConfigError, match="rover.*" + re.escape(source)):
         registry["rover"]

@@ -34,7 +34,7 @@ def changed(default, description, low=None, high=None, one_of=()):
     if isinstance(default, bool):
         new = not default
     elif one_of and isinstance(default, str) and not callable(one_of):
-        new = [name for name in one_of if name != default][-1]
+        new = [default, *(name for name in one_of if name != default)][-1]
     elif isinstance(default, int):
         new = default + 1 if high is None or default < high else default - 1
     elif isinstance(default, float):

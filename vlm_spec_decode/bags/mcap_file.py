@@ -287,12 +287,12 @@ def _distinct(summary: Summary) -> list[ChunkIndex]:
 
 def _counts(index: ChunkIndex) -> dict[int, int]:
     """Return how many messages of each channel a chunk has, by the offsets of its index records."""
-    places = sorted((offset, channel) for channel, offset in index.message_index_offsets.items())
-    ends = [offset for offset, _ in places[1:]]
+    offsets = sorted((offset, channel) for channel, offset in index.message_index_offsets.items())
+    ends = [offset for offset, _ in offsets[1:]]
     ends.append(index.chunk_start_offset + index.chunk_length + index.message_index_length)
     return {
         channel: (end - offset - INDEX_RECORD_BYTES) // INDEX_ENTRY_BYTES
-        for (offset, channel), end in zip(places, ends, strict=True)
+        for (offset, channel), end in zip(offsets, ends, strict=True)
         if end - offset > INDEX_RECORD_BYTES
     }
 

@@ -293,11 +293,11 @@ def questions(events: Events, plan: AskPlan) -> Iterator[Question]:
 
 
 def _all(events: Events, plan: AskPlan) -> Iterator[Question]:
-    asker = _QuestionBuilder(plan, frozenset(events.topics.values()), events.faults)
+    builder = _QuestionBuilder(plan, frozenset(events.topics.values()), events.faults)
     for event in events:
-        yield from asker.on_event(event)
-        events.skips_motion = not asker.pending
-    yield from asker.remaining()
+        yield from builder.on_event(event)
+        events.skips_motion = not builder.pending
+    yield from builder.remaining()
 
 
 def summed(moves: list[Moved]) -> Executed:

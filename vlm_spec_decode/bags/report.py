@@ -174,13 +174,16 @@ def write_report(
 ) -> None:
     """Write the page."""
     ranked = sorted(range(len(rows)), key=lambda i: -badness(rows[i], document["deadline_s"]))[:SHOWN]
-    kept = [rows[i] for i in sorted(ranked)]
+    shown_rows = [rows[i] for i in sorted(ranked)]
     place = {old: new for new, old in enumerate(sorted(ranked))}
     worst = "".join(_worst(rows, same, place) for same in _group_alike(rows, ranked)[:WORST])
-    shown = {_question(row) for row in kept}
-    order = sorted(range(len(kept)), key=lambda i: (kept[i]["bag"], kept[i]["question"], kept[i]["cell"]))
+    shown = {_question(row) for row in shown_rows}
+    order = sorted(
+        range(len(shown_rows)),
+        key=lambda i: (shown_rows[i]["bag"], shown_rows[i]["question"], shown_rows[i]["cell"]),
+    )
     data = {
-        "rows": [_plain(row) for row in kept],
+        "rows": [_plain(row) for row in shown_rows],
         "order": order,
         "first": order.index(place[ranked[0]]) if ranked else 0,
         "thumbs": {name: picture for name, picture in thumbs.items() if name in shown},
@@ -206,7 +209,7 @@ def write_report(
         f'<p class="ci">Upright: median; dashed: the deadline of {document["deadline_s"]:g} s.</p>',
         "<h2>Timeline</h2>",
         KEY,
-        _timeline(kept, order, document["deadline_s"]),
+        _timeline(shown_rows, order, document["deadline_s"]),
         f"<h2>Worst first</h2>{worst}",
         "<h2>What the bags held back</h2>",
         f"<ul>{''.join(f'<li>{escape(fault)}' for fault in faults)}</ul>" if faults else "<p>Nothing.</p>",
@@ -341,10 +344,10 @@ def _compared(what: str, cells: Mapping[str, Mapping[str, Any]]) -> str:
     return f'{head}<div class="wide"><table>{"".join(lines)}</table></div>{note}'
 
 
-def _timeline(kept: Sequence[Mapping[str, Any]], order: Sequence[int], deadline_s: float) -> str:
+def _timeline(shown_rows: Sequence[Mapping[str, Any]], order: Sequence[int], deadline_s: float) -> str:
     colours = []
     for place in order:
-        bad = badness(kept[place], deadline_s)
+        bad = badness(shown_rows[place], deadline_s)
         colours.append(FAILED if bad >= 4 else WRONG if bad >= 1 else RIGHT)
     strip = "".join(f'<i style="background:{colour}"></i>' for colour in colours)
     return (

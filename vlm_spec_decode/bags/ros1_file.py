@@ -180,10 +180,10 @@ def ros1_chunks(file: BinaryIO) -> Iterator[Item]:
         file.seek(at)
         with contextlib.suppress(*FAULTS):
             head, data = _fields(_block(file)[0]), _block(file)[0]
-            for heard in _records(io.BytesIO(DECOMPRESSORS[head["compression"]](data))):
-                if isinstance(heard, Message):
-                    found[heard.connection] += 1
-                yield heard
+            for items in _records(io.BytesIO(DECOMPRESSORS[head["compression"]](data))):
+                if isinstance(items, Message):
+                    found[items.connection] += 1
+                yield items
         for number, count in counts.items():
             if count > found[number]:
                 yield Lost(number, count - found[number], at)
@@ -224,10 +224,10 @@ def _records(file: BinaryIO) -> Iterator[Item]:
         if fields["op"] == CHUNK:  # a truncated chunk holds messages too, and a damaged one affects no other
             found = Counter()
             with contextlib.suppress(*FAULTS):
-                for heard in _records(io.BytesIO(DECOMPRESSORS[fields["compression"]](data))):
-                    if isinstance(heard, Message):
-                        found[heard.connection] += 1
-                    yield heard
+                for items in _records(io.BytesIO(DECOMPRESSORS[fields["compression"]](data))):
+                    if isinstance(items, Message):
+                        found[items.connection] += 1
+                    yield items
         elif is_whole and fields["op"] == CONNECTION:
             yield _connection(fields, _fields(data))
         elif is_whole and fields["op"] == INDEX_DATA:

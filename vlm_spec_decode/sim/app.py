@@ -142,11 +142,11 @@ def _serve(
         worker.result()
 
 
-def _loop(config: SimConfig, clock: Clock, beat: Callable[[], None], should_stop: Callable[[], bool]) -> None:
+def _loop(config: SimConfig, clock: Clock, tick: Callable[[], None], should_stop: Callable[[], bool]) -> None:
     period_s = 1.0 / max(config.loop_hz, config.state_hz)
     due_s = clock.now()
     while not should_stop():
-        beat()
+        tick()
         due_s += period_s
         late_s = clock.now() - due_s
         if late_s > MAX_LAG_S:

@@ -120,8 +120,8 @@ class Batcher:
         # A mirrored frame is a new frame: left and right are swapped in image, ground truth and dialogue.
         flips = rng.random(batch) < 0.5
         views = [scene_description.read_objects(row) for row in self._objects(chosen, flips)]
-        talks = [[draw_dialogue(rng, view) for _ in range(self._dialogues)] for view in views]
-        return self.pack(augment(rng, self._images(chosen, flips)), talks)
+        dialogues = [[draw_dialogue(rng, view) for _ in range(self._dialogues)] for view in views]
+        return self.pack(augment(rng, self._images(chosen, flips)), dialogues)
 
     def views(self, rng: np.random.Generator, batch: int) -> Views:
         """Draw a batch of images, half of them mirrored, with what each patch shows."""
@@ -142,12 +142,12 @@ class Batcher:
         dialogue = [self._frames.dialogues[i] for i in chosen]
         goals = [Goal(t["instruction"], "see") for t in dialogue]
         pasts = [tuple(t["history"][-MAX_HISTORY:]) for t in dialogue]
-        talks = [[Dialogue(g, p, t["answer"])] for g, p, t in zip(goals, pasts, dialogue, strict=True)]
-        return self.pack(augment(rng, self._frames.frames[chosen]), talks)
+        dialogues = [[Dialogue(g, p, t["answer"])] for g, p, t in zip(goals, pasts, dialogue, strict=True)]
+        return self.pack(augment(rng, self._frames.frames[chosen]), dialogues)
 
     def pack(self, pixels: torch.Tensor, dialogues: list[list[Dialogue]]) -> Batch:
         """Return the batch of the images' dialogues."""
-        rows = [(number, *self._ids(d)) for number, talk in enumerate(dialogues) for d in talk]
+        rows = [(number, *self._ids(d)) for number, dialogue in enumerate(dialogues) for d in dialogue]
         return pack_ids(pixels, rows, self.informative, self._stop)
 
     def _ids(self, dialogue: Dialogue) -> tuple[list[int], int]:
@@ -158,10 +158,10 @@ class Batcher:
 def informative_tokens(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.bool_]:
     """Return for each token [vocab] whether it carries information: numbers and `INFORMATIVE_WORDS`."""
     vocab = tokenizer.get_vocab()
-    telling = np.zeros(len(tokenizer), dtype=np.bool_)
+    informative = np.zeros(len(tokenizer), dtype=np.bool_)
     numbers = [i for token, i in vocab.items() if token.lstrip("-").replace(".", "").isdigit()]
-    telling[[*numbers, *(vocab[w] for w in INFORMATIVE_WORDS)]] = True
-    return telling
+    informative[[*numbers, *(vocab[w] for w in INFORMATIVE_WORDS)]] = True
+    return informative
 
 
 def pack_ids(

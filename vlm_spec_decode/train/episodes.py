@@ -475,13 +475,13 @@ def run_missions(
     target: LoadedModel, seeds: range, draw: Draw, max_answers: int = 24, pictures: Path | None = None
 ) -> list[Episode]:
     """Run the task of each seed in its room; pictures of those that fail go to `pictures`."""
-    stage: EpisodeRunner | None = None
+    runner: EpisodeRunner | None = None
     episodes = []
     for seed in (bar := tqdm(seeds, desc="episodes", mininterval=5)):
         world = World(random_scene(seed), seed=seed)
-        stage = stage or EpisodeRunner(target, world)
-        stage.camera.attach(world)
-        episode = stage.run(draw(seed, world, stage.camera), world, max_answers)
+        runner = runner or EpisodeRunner(target, world)
+        runner.camera.attach(world)
+        episode = runner.run(draw(seed, world, runner.camera), world, max_answers)
         episodes.append(episode)
         bar.set_postfix(success=f"{sum(e.success for e in episodes)}/{len(episodes)}")
         if pictures and not episode.success:

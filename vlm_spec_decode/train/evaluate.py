@@ -88,13 +88,13 @@ def _table(figures: Mapping[str, float]) -> str:
 def _bars(shares: Mapping[str, float]) -> str:
     """Return a bar for each share in [0, 1]."""
     lines = []
-    for row, (name, share) in enumerate(shares.items()):
+    for row, (name, fraction) in enumerate(shares.items()):
         y = 24 * row
         lines.append(
             f'<text x="160" y="{y + 15}" text-anchor="end">{escape(name)}</text>'
             f'<rect x="170" y="{y + 3}" width="400" height="16" fill="#eee"/>'
-            f'<rect x="170" y="{y + 3}" width="{400 * share:.0f}" height="16" fill="#3572b0"/>'
-            f'<text x="580" y="{y + 15}">{share:.0%}</text>'
+            f'<rect x="170" y="{y + 3}" width="{400 * fraction:.0f}" height="16" fill="#3572b0"/>'
+            f'<text x="580" y="{y + 15}">{fraction:.0%}</text>'
         )
     return f'<svg width="640" height="{24 * len(shares)}" font-size="13">{"".join(lines)}</svg>'
 

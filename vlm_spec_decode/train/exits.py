@@ -97,8 +97,8 @@ def observations(config: ExitsConfig, count: int, *, sees: bool) -> Iterator[Obs
         seen = questions(EvaluateConfig(config.target, None, frames=count, first_seed=config.seed))
         asked = (question.observation for question in seen)
     else:
-        told = training_dialogues(np.random.default_rng([config.seed, 0xE417]), count, poses=1, each=1)
-        asked = (dialogue.observation for dialogue in told)
+        described = training_dialogues(np.random.default_rng([config.seed, 0xE417]), count, poses=1, each=1)
+        asked = (dialogue.observation for dialogue in described)
     yield from tqdm(asked, total=count, desc="answers", mininterval=5)
 
 

@@ -201,10 +201,10 @@ def _answered(guide: LlamaForCausalLM, steps: list[list[Row]]) -> list[list[Row]
     """Replace the answers of every second row by the guide's: in turn its first choice and a sample."""
     answered = [list(rows) for rows in steps]
     for is_sample in (False, True):
-        places = [(i, j) for i, rows in enumerate(steps) for j in range(1 + 2 * is_sample, len(rows), 4)]
-        prompts = [steps[i][j][0][: steps[i][j][1]] for i, j in places]
+        positions = [(i, j) for i, rows in enumerate(steps) for j in range(1 + 2 * is_sample, len(rows), 4)]
+        prompts = [steps[i][j][0][: steps[i][j][1]] for i, j in positions]
         for (i, j), prompt, answer in zip(
-            places, prompts, own_answers(guide, prompts, is_sample), strict=True
+            positions, prompts, own_answers(guide, prompts, is_sample), strict=True
         ):
             answered[i][j] = ([*prompt, *answer], len(prompt))
     return answered

@@ -166,12 +166,12 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:  # type: ignore[override]  # no closure: nothing here looks for a step's length
         """Make one step for all parameters with gradients."""
         for group in self.param_groups:
-            alike: dict[tuple[int, int], list[torch.Tensor]] = defaultdict(list)
+            by_shape: dict[tuple[int, int], list[torch.Tensor]] = defaultdict(list)
             for weights in group["params"]:
                 if weights.grad is not None:
-                    alike[min(weights.shape), max(weights.shape)].append(weights)
+                    by_shape[min(weights.shape), max(weights.shape)].append(weights)
             # Matrices of one shape, lying or standing, are made orthogonal as one batch.
-            for (_, longer), matrices in alike.items():
+            for (_, longer), matrices in by_shape.items():
                 means = [_wide(self._momentum(w, group["momentum"])) for w in matrices]
                 steps = orthogonal(torch.stack(means))
                 for weights, step in zip(matrices, steps, strict=True):

@@ -319,21 +319,21 @@ class StatePublisher:
 
     def publish(self, now_s: float, snapshot: Callable[[], Snapshot], *, sport_on: bool) -> None:
         """Write the topics that are due at `now_s`; without the sport service its state is not written."""
-        due = [feed for feed in self._topics if now_s >= feed.due_s and (sport_on or not feed.is_sport)]
-        heard = [feed for feed in due if feed.reader_count.readers]
-        for feed in due:
+        due = [topic for topic in self._topics if now_s >= topic.due_s and (sport_on or not topic.is_sport)]
+        listened = [topic for topic in due if topic.reader_count.readers]
+        for topic in due:
             # Keep the schedule; after a stall start a new one instead of catching up.
-            feed.due_s = max(feed.due_s + feed.period_s, now_s)
-        state = snapshot() if heard else None
-        for feed in heard:
+            topic.due_s = max(topic.due_s + topic.period_s, now_s)
+        state = snapshot() if listened else None
+        for topic in listened:
             if state is not None:
-                feed.writer.write(feed.fill(state))
+                topic.writer.write(topic.fill(state))
 
     def close(self) -> None:
         """Write nothing more. Idempotent."""
         while self._topics:
-            feed = self._topics.pop()
-            feed.reader_count.detach(feed.writer)
+            topic = self._topics.pop()
+            topic.reader_count.detach(topic.writer)
 
     @staticmethod
     def _state_topic(

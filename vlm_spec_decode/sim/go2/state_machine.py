@@ -121,11 +121,11 @@ class Attitude:
     pitch_rad: float = 0.0
     yaw_rad: float = 0.0
 
-    def towards(self, other: Attitude, share: float) -> Attitude:
+    def towards(self, other: Attitude, fraction: float) -> Attitude:
         """Return the attitude at `share` (0 to 1) of the way to `other`."""
         return Attitude(
             *(
-                a + (b - a) * share
+                a + (b - a) * fraction
                 for a, b in (
                     (self.height_m, other.height_m),
                     (self.roll_rad, other.roll_rad),
@@ -199,8 +199,8 @@ class _Transition:
     goal: Attitude
 
 
-def _clamp(value: float, limits: tuple[float, float], share: float = 1.0) -> float:
-    return min(max(value, limits[0] * share), limits[1] * share)
+def _clamp(value: float, limits: tuple[float, float], fraction: float = 1.0) -> float:
+    return min(max(value, limits[0] * fraction), limits[1] * fraction)
 
 
 class SportStateMachine:
@@ -281,11 +281,11 @@ class SportStateMachine:
         self._settle(now_s)
         if self._code not in WALKING or self._busy:
             return False
-        share = SPEED_SHARE[self.speed_level]
+        fraction = SPEED_SHARE[self.speed_level]
         velocity = (
-            _clamp(vx_mps, VX_LIMITS_MPS, share),
-            _clamp(vy_mps, VY_LIMITS_MPS, share),
-            _clamp(vyaw_radps, VYAW_LIMITS_RADPS, share),
+            _clamp(vx_mps, VX_LIMITS_MPS, fraction),
+            _clamp(vy_mps, VY_LIMITS_MPS, fraction),
+            _clamp(vyaw_radps, VYAW_LIMITS_RADPS, fraction),
         )
         if velocity == (0.0, 0.0, 0.0):
             self._halt(now_s)
@@ -367,10 +367,10 @@ class SportStateMachine:
         change = self._change
         if change is None:
             return
-        share = min(1.0, max(0.0, (now_s - change.start_s) / (change.end_s - change.start_s)))
-        self._attitude = change.origin.towards(change.goal, share)
+        fraction = min(1.0, max(0.0, (now_s - change.start_s) / (change.end_s - change.start_s)))
+        self._attitude = change.origin.towards(change.goal, fraction)
         waited = now_s >= change.end_s + BODY_WAIT_S or change.target in (None, StateCode.DAMPING)
-        if share >= 1.0 and (self.body_settled or waited):
+        if fraction >= 1.0 and (self.body_settled or waited):
             self._finish(change)
 
     def _finish(self, change: _Transition) -> None:

@@ -96,12 +96,12 @@ class VelocityServo:
             return self.velocity
         linear, yaw = self._limits.accel_mps2 * dt_s, self._limits.accel_yaw_radps2 * dt_s
         # First-order lag: dv = (target - v) dt / lag, bounded by the acceleration.
-        share = min(1.0, dt_s / self._limits.lag_s)
+        fraction = min(1.0, dt_s / self._limits.lag_s)
         (vx, vy, vyaw), (tx, ty, tyaw) = self.velocity, self._target
         self.velocity = (
-            _approach(vx, tx, share, linear),
-            _approach(vy, ty, share, linear),
-            _approach(vyaw, tyaw, share, yaw),
+            _approach(vx, tx, fraction, linear),
+            _approach(vy, ty, fraction, linear),
+            _approach(vyaw, tyaw, fraction, yaw),
         )
         return self.velocity
 
@@ -163,8 +163,8 @@ class Shape:
     joints_rad: tuple[float, ...]
 
 
-def _approach(now: float, target: float, share: float, step_max: float) -> float:
-    step = (target - now) * share
+def _approach(now: float, target: float, fraction: float, step_max: float) -> float:
+    step = (target - now) * fraction
     moved = now + min(max(step, -step_max), step_max)
     return target if abs(target - moved) < 1e-4 else moved
 

@@ -325,7 +325,9 @@ class WalkingPolicy:
         """Forget the last action."""
         self._last: Vector = np.zeros(12)
 
-    def targets(self, turning: Vector, down: Vector, joints: Vector, speeds: Vector, asked: Vector) -> Vector:
+    def targets(
+        self, turning: Vector, down: Vector, joints: Vector, speeds: Vector, velocity: Vector
+    ) -> Vector:
         """Return joint angles to hold for the next 20 ms [12].
 
         `turning` is the trunk's angular velocity and `down` the direction of gravity, both in its own frame
@@ -335,7 +337,7 @@ class WalkingPolicy:
             [
                 turning * _TURN_SCALE,
                 down,
-                asked,
+                velocity,
                 joints - NEUTRAL_RAD,
                 speeds * _JOINT_SPEED_SCALE,
                 self._last,
@@ -367,12 +369,12 @@ class VelocityTrim:
         self._behind: Vector = np.zeros(3)
         self._trim: Vector = np.zeros(3)
 
-    def correct(self, asked: Vector, measured: Vector) -> Vector:
+    def correct(self, requested: Vector, measured: Vector) -> Vector:
         """Return the corrected command to the policy; called every 20 ms."""
-        share = PERIOD_S / (self.smoothing_s + PERIOD_S)
-        self._behind += share * ((asked - measured) - self._behind)
+        fraction = PERIOD_S / (self.smoothing_s + PERIOD_S)
+        self._behind += fraction * ((requested - measured) - self._behind)
         self._trim = np.clip(self._trim + self.gain * self._behind * PERIOD_S, -self.limit, self.limit)
-        corrected: Vector = asked + self._trim
+        corrected: Vector = requested + self._trim
         return corrected
 
 
@@ -430,8 +432,8 @@ class LegCommand:
 def stance(height_m: float, tilt_rad: tuple[float, float, float]) -> Vector:
     """Return the joint angles [12] of a standing body; one near the floor folds its legs under it."""
     standing = np.array(joint_angles(max(height_m, LOW_M), tilt_rad, (0.0, 0.0, 0.0), 0.0))
-    share = min(1.0, max(0.0, (LOW_M - height_m) / (LOW_M - LYING_M)))
-    folded: Vector = standing + share * (FOLDED_RAD - standing)
+    fraction = min(1.0, max(0.0, (LOW_M - height_m) / (LOW_M - LYING_M)))
+    folded: Vector = standing + fraction * (FOLDED_RAD - standing)
     return folded
 
 
@@ -480,10 +482,10 @@ class LegController:
         limited: Vector = np.clip(torque, -self._torque_max, self._torque_max)
         return limited
 
-    def _walk(self, now_s: float, sensors: BodySensors, asked: Vector, moving: bool) -> None:
+    def _walk(self, now_s: float, sensors: BodySensors, requested: Vector, moving: bool) -> None:
         if moving:
             self._still_s = now_s
-            asked = self._trim.correct(asked, sensors.velocity)
+            requested = self._trim.correct(requested, sensors.velocity)
         else:
             self._trim.reset()
             slow = math.hypot(*sensors.velocity[:2]) < BRAKE_MPS and abs(sensors.velocity[2]) < BRAKE_RADPS
@@ -491,7 +493,7 @@ class LegController:
                 self._hold(now_s, sensors.joints, PLANT_S)
                 return
         self._target = self._policy.targets(
-            sensors.turning, sensors.down, sensors.joints, sensors.speeds, asked
+            sensors.turning, sensors.down, sensors.joints, sensors.speeds, requested
         )
 
     def _hold(self, now_s: float, joints: Vector, blend_s: float) -> None:
@@ -499,8 +501,8 @@ class LegController:
         self._from, self._since_s, self._blend_s = joints.copy(), now_s, blend_s
 
     def _stand(self, now_s: float, sensors: BodySensors, command: LegCommand) -> None:
-        share = min(1.0, max(0.0, (now_s - self._since_s) / self._blend_s))
-        share *= share * (3.0 - 2.0 * share)
+        fraction = min(1.0, max(0.0, (now_s - self._since_s) / self._blend_s))
+        fraction *= fraction * (3.0 - 2.0 * fraction)
         goal = stance(command.height_m, command.tilt_rad)
-        self._target = self._from + share * (goal - self._from)
+        self._target = self._from + fraction * (goal - self._from)
         self._carry = sensors.carry
