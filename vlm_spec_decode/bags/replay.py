@@ -1,7 +1,7 @@
 """Bags in, rows out: every question decoded in virtual time by every chosen strategy, link and profile.
 
-Also reads the settings and models that determined a recording's tokens (`edge.factory.run_manifest`, published
-on `vlm/run` and repeated in metadata.yaml) and combines them with the options of the replay.
+Also reads the settings and models that determined a recording's tokens (`edge.factory.run_manifest`,
+published on `vlm/run` and repeated in metadata.yaml) and combines them with the options of the replay.
 
 Uses neither ROS nor this machine's clock: the same bag, models and settings give the same rows, on one core
 or many. Decoding is the engine's own.
