@@ -9,20 +9,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from vlm_spec_decode.core.errors import VsdError
 from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
 from vlm_spec_decode.core.types import AnswerRequest, Event, Hint, Image, Observation, Tokens
 
-Logits: TypeAlias = npt.NDArray[np.float32]
+if TYPE_CHECKING:  # help texts show names of models, and need no numpy for it
+    import numpy as np
+    import numpy.typing as npt
+
+Logits: TypeAlias = "npt.NDArray[np.float32]"
 """Logits [rows, vocab]."""
 
-Mask: TypeAlias = npt.NDArray[np.bool_]
+Mask: TypeAlias = "npt.NDArray[np.bool_]"
 """Which token ids are legal [vocab]."""
 
 
@@ -171,7 +172,7 @@ class ScoreRequest:
             return error
 
 
-Scored: TypeAlias = Logits | VsdError
+Scored: TypeAlias = "Logits | VsdError"
 """The logits [1 + n, vocab] of one request, or the error that it raised."""
 
 
