@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.lib.fleet import BatchCost
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
+
+from .fleet import BatchCost
 
 MAX_ROBOTS = 65_536
 """Upper bound of the search for the number of robots."""

@@ -16,7 +16,6 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.lib.robots import VirtualRobot
 from vlm_spec_decode.cloud.config import ServerLimits
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.requests import BatchResult, Jobs
@@ -25,6 +24,8 @@ from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.ports import Target
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.transport.emulation import EmulatedDirection, emulated_directions
+
+from .robots import VirtualRobot
 
 TICK_S = 0.1
 

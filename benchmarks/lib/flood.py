@@ -14,8 +14,6 @@ from typing import Any
 
 import zmq
 
-from benchmarks.lib.fuzz import malformed
-from benchmarks.lib.replica_setting import setting_of, synthetic_server
 from vlm_spec_decode.bench.load import LoadFleet, load
 from vlm_spec_decode.bench.settings import LoadConfig, RobotBehaviour
 from vlm_spec_decode.core.clock import WallClock
@@ -24,6 +22,9 @@ from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.transport.access import KeyLimits
 from vlm_spec_decode.transport.router import RouterLink
+
+from .fuzz import malformed
+from .replica_setting import setting_of, synthetic_server
 
 BURST = 500
 """Frames sent in one turn of the robots' loop."""

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lib.replica_setting import Setting, setting_of
 from vlm_spec_decode.bench.load import LoadFleet, load
 from vlm_spec_decode.bench.settings import LoadConfig, RobotBehaviour
 from vlm_spec_decode.cloud.replicas.pool import MakeServer, ReplicaPool, load_ray, room
@@ -25,6 +24,8 @@ from vlm_spec_decode.core.errors import CloudTimeout
 from vlm_spec_decode.transport import keys
 from vlm_spec_decode.transport.in_process import ServerLink
 from vlm_spec_decode.transport.router import RouterLink
+
+from .replica_setting import Setting, setting_of
 
 START_S = 300.0
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024, "node_ip_address": "127.0.0.1"}
