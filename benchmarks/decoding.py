@@ -24,11 +24,12 @@ from lib.overhead import overhead
 from tqdm import tqdm
 
 from vlm_spec_decode.bench.cells import BASELINE, Cell
+from vlm_spec_decode.bench.settings import all_strategies
 from vlm_spec_decode.bench.sweep import Results, geometric_mean
 from vlm_spec_decode.core.profiles import load_hardware, load_link
-from vlm_spec_decode.train.instructions import ALL
 
 WEAK, GOOD = "early47", "shipped"
+ALL = all_strategies()
 OTHERS = tuple(name for name in ALL if name != BASELINE and not name.startswith("hybrid"))
 HOME = Cell(pair=WEAK, profile="go2_a100", link="go2_paper", strategy="hybrid")
 PROFILES = ("go2_a100", "jetson_nano_a100", "rtx2080ti_a100", "agx_orin_qwen32b", "agx_orin_llama70b", "cpu")
