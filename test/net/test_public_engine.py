@@ -280,7 +280,7 @@ def test_a_cloud_that_is_lost_is_named_and_the_next_question_finds_it_again(key_
     with (
         cloud(key_folder, StepwiseModel(TARGET)) as server,
         line_to(server.address) as line,
-        engine_at(line.address, key_folder, give_up_s=1.0) as engine,
+        engine_at(line.address, key_folder, give_up_s=3.0) as engine,
     ):
         stream = engine.stream("go")
         next(stream)
