@@ -150,7 +150,7 @@ def parameters_of(node):
 def test_what_rviz_shows_is_what_launch_files_carry_into_a_namespace():
     shown = set(re.findall(r"Value: /(\S+)", (ROOT / "rviz" / "vlm.rviz").read_text()))
     text = (ROOT / "vlm_spec_decode" / "ros" / "launch.py").read_text()
-    assert set(ast.literal_eval(re.search(r"^SEEN = (\(.*\))$", text, re.MULTILINE).group(1))) == shown
+    assert set(ast.literal_eval(re.search(r"^RVIZ_TOPICS = (\(.*\))$", text, re.MULTILINE).group(1))) == shown
 
 
 @needs_launch
