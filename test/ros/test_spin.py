@@ -169,7 +169,7 @@ def test_a_message_that_cannot_be_taken_does_not_end_the_spinning():
             raise spin.RCLError("deserialization failed")
 
     class Node:
-        def sweep(self):
+        def destroy_marked(self):
             pass
 
         def get_logger(self):
