@@ -109,7 +109,7 @@ def cloud(empty: Path) -> Iterator[str]:
 
 
 def test_the_ten_lines_of_the_readme_lead_to_tokens(empty: Path, cloud: str) -> None:
-    """As they stand there, but for the address and the frame, which is the one of the documentation."""
+    """As they stand there, but for address, frame, robot and what it is told."""
     (lines,) = re.findall(
         r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
     )
@@ -117,8 +117,16 @@ def test_the_ten_lines_of_the_readme_lead_to_tokens(empty: Path, cloud: str) -> 
     assert 'keys="~/keys"' in lines
     shutil.copy(ROOT / "docs" / "images" / "frame.jpg", empty / "home")
     (found,) = re.findall(r'"(tcp://[^"]+)"', lines)
-    said = run(["python", "-c", lines.replace(found, cloud)], empty)
+    for there, here in (
+        (found, cloud),
+        ('"go2", interface="eth0"', '"fake"'),
+        ("go to the red chair", "walk forward 1 metre"),
+    ):
+        assert lines.count(there) == 1
+        lines = lines.replace(there, here)
+    said = run(["python", "-c", lines], empty)
     assert "Turn(angle_deg=-10.0)" in said, said
+    assert "moving forward(1)" in said
     assert "i see a blue box right" in said
 
 
