@@ -17,7 +17,7 @@ from vlm_spec_decode.actions.types import Forward
 from vlm_spec_decode.control.action_runner import DriverCall, PendingCall
 from vlm_spec_decode.control.executor import Executor
 from vlm_spec_decode.control.safety import SafetyGate
-from vlm_spec_decode.core.errors import ActionRefused
+from vlm_spec_decode.core.errors import ActionRefused, RobotStale
 from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.robot.fake import Disc, FakeBody
 
@@ -242,6 +242,26 @@ def test_estop_that_is_released_between_two_ticks_still_ends_the_mission() -> No
     status = rig.go(2.0)
     assert (status.state, status.reason) == ("stopped", "estop")
     assert rig.x_m == pytest.approx(there, abs=0.01)
+
+
+@pytest.mark.parametrize("fault", [ValueError("a bug of the driver"), RobotStale("3 s old")])
+def test_a_driver_that_cannot_tell_its_state_is_still_stopped(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig()
+    rig.send("forward(3)")
+    rig.go(2.0)
+    stopped: list[bool] = []
+
+    def state() -> RobotState:
+        raise fault
+
+    monkeypatch.setattr(rig.robot, "state", state)
+    monkeypatch.setattr(rig.robot, "stop", lambda: stopped.append(True))
+    report = rig.executor.estop(True)
+    assert stopped
+    assert report is not None
+    assert report.distance_m is None
 
 
 def test_estop_is_not_released_while_the_robot_moves() -> None:
