@@ -18,6 +18,7 @@ import pytest
 
 from test.ros.processes import Processes
 from test.simulator import ROOT, dds_domain, environment, simulator
+from test.terminal import Terminal
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.robot.go2.config import Go2Config
 from vlm_spec_decode.robot.go2.sdk import StateFeed, join
@@ -139,6 +140,30 @@ def test_an_empty_line_stops_it_and_the_next_instruction_is_carried_out(feed: St
     assert "cancelled: cancel: stopped by the operator" in said, complaint
     assert said.endswith("done\n"), "the second went to its end"
     assert process.returncode == 1, "the first was not done"
+
+
+@pytest.mark.parametrize("key", [" ", "\n"])
+def test_one_key_in_a_terminal_stops_it_and_the_terminal_is_left_as_it_was(
+    feed: StateFeed, tmp_path: Path, key: str
+) -> None:
+    terminal = Terminal(tmp_path)
+    try:
+        command = f"{sys.executable} -m vlm_spec_decode.cli edge --robot sim --domain {dds_domain()}"
+        terminal.type(f"MUJOCO_GL=osmesa PYOPENGL_PLATFORM=osmesa {command}\n")
+        terminal.wait_for("the robot stands ready")
+        terminal.type(f"{GO}\n")
+        end_s = time.monotonic() + 90
+        while not feed.wait(lambda state: state.speed_mps > 0.2, WallClock().now() + 0.2):
+            assert time.monotonic() < end_s, terminal.screen
+        began_s = time.monotonic()
+        terminal.type(key)
+        assert seconds_until_it_stands(feed, began_s) <= 1.5
+        terminal.wait_for("cancelled: cancel: stopped by the operator")
+        assert_it_stays(feed)
+        terminal.interrupt()
+        assert terminal.run("stty -a | grep -q ' icanon'") == 0, "lines are read as before"
+    finally:
+        terminal.close()
 
 
 def test_a_killed_cloud_stops_the_robot_and_gives_its_exit_code(
