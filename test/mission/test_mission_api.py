@@ -177,11 +177,17 @@ def test_a_run_that_ends_without_its_own_end_is_cancelled(
     stage.assert_it_stays()
 
 
-def test_another_thread_cancels(stage: Stage) -> None:
-    mission = stage.mission(FAR)
+def run_in_a_thread(mission: Mission) -> tuple[threading.Thread, list[MissionResult]]:
+    """Start a mission in another thread; its result is in the list once the thread has ended."""
     found: list[MissionResult] = []
     running = threading.Thread(target=lambda: found.append(mission.run("go")))
     running.start()
+    return running, found
+
+
+def test_another_thread_cancels(stage: Stage) -> None:
+    mission = stage.mission(FAR)
+    running, found = run_in_a_thread(mission)
     stage.wait_until_it_walks()
     with pytest.raises(UsageError, match="runs already"):
         mission.run("something else")
@@ -196,9 +202,7 @@ def test_another_thread_cancels(stage: Stage) -> None:
 
 def test_an_emergency_stop_latches_and_ends_the_mission(stage: Stage) -> None:
     mission = stage.mission(FAR)
-    found: list[MissionResult] = []
-    running = threading.Thread(target=lambda: found.append(mission.run("go")))
-    running.start()
+    running, found = run_in_a_thread(mission)
     stage.wait_until_it_walks()
     report = stage.robot.emergency_stop()
     assert report is not None
