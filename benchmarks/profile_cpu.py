@@ -18,7 +18,8 @@ from pathlib import Path
 from figures import ROOT, machine
 
 from vlm_spec_decode.bench.pairs import recorded_prompts
-from vlm_spec_decode.core.ports import Logits, ModelContext
+from vlm_spec_decode.core.choices import Logits
+from vlm_spec_decode.core.ports import ModelContext
 from vlm_spec_decode.models.engines.torch_loop import VlmModel
 from vlm_spec_decode.models.loader import load_model, shipped
 

@@ -23,8 +23,9 @@ import numpy as np
 from vlm_spec_decode.bench.recorded import paths_of
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
+from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext, Scored, ScoreRequest
+from vlm_spec_decode.core.ports import ExitHook, Model, ModelCard, ModelContext, Scored, ScoreRequest
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sampling import pick
 from vlm_spec_decode.protocol.messages import Hello

@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.errors import InstructionError, ModelError
-from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard, ModelContext
+from vlm_spec_decode.core.ports import ExitHook, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.models.checkpoint import (
     CheckpointSource,

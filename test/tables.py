@@ -8,7 +8,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext
+from vlm_spec_decode.core.choices import Logits
+from vlm_spec_decode.core.ports import ExitHook, Model, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, Tokens
 
 Table = Callable[[Tokens], tuple[Fraction, ...]]

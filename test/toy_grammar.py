@@ -9,7 +9,7 @@ import numpy as np
 
 from test.tables import STOP
 from vlm_spec_decode.core.errors import GrammarError
-from vlm_spec_decode.core.ports import Mask
+from vlm_spec_decode.core.ports import GrammarState, Mask
 from vlm_spec_decode.core.types import Tokens
 
 LEGAL: dict[Tokens, frozenset[int]] = {
@@ -33,7 +33,7 @@ def is_forced(prefix: Tokens) -> bool:
 
 
 @dataclass(frozen=True)
-class ToyState:
+class ToyState(GrammarState):
     grammar: ToyGrammar
     prefix: Tokens = ()
 

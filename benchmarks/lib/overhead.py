@@ -23,9 +23,10 @@ from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.bench.run import SilentCodec
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
+from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudUnreachable
-from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext
+from vlm_spec_decode.core.ports import ExitHook, Model, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.factory import make_hello

@@ -14,9 +14,10 @@ from vlm_spec_decode.cloud.config import CloudConfig
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.replicas.pool import MakeServer
 from vlm_spec_decode.cloud.server import CloudServer
+from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext
+from vlm_spec_decode.core.ports import ExitHook, Model, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.transport.in_process import ServerLink

@@ -34,9 +34,9 @@ def test_a_bin_includes_its_upper_end(confidence, chance):
 
 def test_the_table_is_about_first_choices():
     context = CalibratedContext(TARGET, num_exits=1)
-    assert verdict_chance(context, 0, ROW, 1) == 0.6
-    assert verdict_chance(context, 0, ROW, 0) == softmax_at(ROW, 0)
-    assert verdict_chance(TableContext(TARGET), 0, ROW, 1) == SURE
+    assert verdict_chance(context, 0, ROW, 0, 1) == 0.6
+    assert verdict_chance(context, 0, ROW, 0, 0) == softmax_at(ROW, 0)
+    assert verdict_chance(TableContext(TARGET), 0, ROW, 0, 1) == SURE
 
 
 def test_a_grammar_hides_no_calibration():

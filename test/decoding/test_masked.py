@@ -9,9 +9,9 @@ from test.tables import STOP, TABLES, TARGET, Table, TableModel
 from test.toy_grammar import ToyGrammar, is_forced, legal
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.requests import BatchResult, JobResult
+from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import GrammarError
-from vlm_spec_decode.core.ports import Logits
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
@@ -258,7 +258,7 @@ def test_a_grammar_in_trouble_ends_one_answer_by_name_and_not_the_cloud() -> Non
     (job,) = protocol.next_batch()
     assert job.plan
     assert job.request.session
-    protocol.finish(BatchResult((job,), (JobResult(logits=job.request.session.run(job.plan)),)))
+    protocol.finish(BatchResult((job,), (JobResult(scores=job.request.session.run(job.plan)),)))
     refused = codec.decode(protocol.outbox.pop()[1])
     assert isinstance(refused, Refused)
     assert (refused.reason, refused.answer) == ("grammar", 1)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
 from test.decoding import test_masked as masked_tests
 from vlm_spec_decode.core.errors import GrammarError
 from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.decoding import grammar_mask as masked
+from vlm_spec_decode.decoding.choices import as_choices
 from vlm_spec_decode.decoding.grammar_mask import GrammarWalk, MaskedContext
 from vlm_spec_decode.decoding.session import Session
 
@@ -21,22 +21,24 @@ def one_mask_for_a_whole_tree(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         GrammarWalk,
         "below",
-        lambda self, prefix, tokens, parents: [self.at(prefix).mask()] * (1 + len(tokens)),
+        lambda self, prefix, tokens, parents, rows=None: [self.at(prefix).legal()] * (1 + len(tokens)),
     )
 
 
 def early_exits_not_masked(patch: pytest.MonkeyPatch) -> None:
-    def score(self, prefix, tokens=(), parents=(), *, on_exit=None):  # type: ignore[no-untyped-def]
-        masks = self.walk.below(prefix, tokens, parents)
-        return masked._apply(masks, self.inner.score(prefix, tokens, parents, on_exit=on_exit))
-
-    patch.setattr(MaskedContext, "score", score)
+    patch.setattr(
+        MaskedContext,
+        "_masked_hook",
+        lambda self, prefix, tokens, parents, on_exit: (
+            on_exit and (lambda layer, scores: on_exit(layer, as_choices(scores)))
+        ),
+    )
 
 
 def first_of_two_forced(patch: pytest.MonkeyPatch) -> None:
     def forced(self: GrammarWalk, prefix: Tokens) -> Tokens:
-        mask = self.at(prefix).mask()
-        return () if mask is None or np.count_nonzero(mask) > 2 else (int(mask.argmax()),)
+        legal = self.at(prefix).legal()
+        return () if legal is None or len(legal.ids) > 2 else (int(legal.ids[0]),)
 
     patch.setattr(GrammarWalk, "forced", forced)
 

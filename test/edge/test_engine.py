@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from vlm_spec_decode.actions.types import Done, Forward, Turn
+from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ActionParseError, Cancelled, InstructionError
-from vlm_spec_decode.core.ports import ExitHook, Logits, ModelCard
+from vlm_spec_decode.core.ports import ExitHook, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import AnswerUpdate, Engine, EngineConfig
 from vlm_spec_decode.edge.mission_loop import MAX_OBSTRUCTIONS, OBSTRUCTED, MissionLoop
@@ -30,7 +31,7 @@ class Codec:
         return "".join(ALPHABET[t] for t in tokens if t)
 
 
-class Script:
+class Script(ModelContext):
     """A model that always goes on with one text; `wrong_at` makes it err every so many letters."""
 
     def __init__(self, text: str, clock: VirtualClock, step_s: float, wrong_at: int = 0) -> None:

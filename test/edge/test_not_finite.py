@@ -10,13 +10,15 @@ import pytest
 
 from test.tables import POOR_DRAFT, STOP, TARGET, LetterCodec, TableContext, TableModel
 from test.toy_grammar import ToyGrammar
+from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import Cancelled, NotFinite
-from vlm_spec_decode.core.ports import ExitHook, Logits
+from vlm_spec_decode.core.ports import ExitHook
 from vlm_spec_decode.core.types import RESIDUALS, RULES, Observation, SamplingParams, Tokens
+from vlm_spec_decode.decoding.choices import weights
 from vlm_spec_decode.decoding.grammar_mask import MaskedModel
 from vlm_spec_decode.decoding.sampling import log_probs, pick, softmax_at
-from vlm_spec_decode.decoding.verify import P_UNIT, weights
+from vlm_spec_decode.decoding.verify import P_UNIT
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.strategies.registry import STRATEGIES

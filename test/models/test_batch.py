@@ -25,8 +25,8 @@ def test_every_context_says_in_a_batch_what_it_says_alone(pair):
             ScoreRequest(contexts[i], prefixes[i], *tree) for i, tree in zip(present, trees, strict=True)
         ]
         passes = [contexts[i].stats.passes for i in present]
-        for i, tree, logits in zip(present, trees, pair.model.score_batch(queries), strict=True):
-            assert_plain(pair, logits, prefixes[i], *tree)
+        for i, tree, found in zip(present, trees, pair.model.score_batch(queries), strict=True):
+            assert_plain(pair, found.logits, prefixes[i], *tree)
             ends = ends_of(prefixes[i], *tree)
             prefixes[i] = ends[int(rng.integers(0, len(ends)))]
         assert all(contexts[i].stats.passes <= n + 1 for i, n in zip(present, passes, strict=True))
@@ -41,8 +41,8 @@ def test_one_that_fails_leaves_the_others_alone(exits_pair):
     def cancel(layer, logits):
         raise Cancelled("enough")
 
-    def listen(layer, logits):
-        heard.append((layer, logits.shape))
+    def listen(layer, choices):
+        heard.append((layer, choices.logits.shape))
 
     queries = [
         ScoreRequest(contexts[0], (7,), (8, 9), (0, 1), on_exit=listen),
@@ -51,7 +51,7 @@ def test_one_that_fails_leaves_the_others_alone(exits_pair):
         ScoreRequest(contexts[3], (7,)),
     ]
     fine, cancelled, unknown, closed = exits_pair.model.score_batch(queries)
-    assert_plain(exits_pair, fine, (7,), (8, 9), (0, 1))
+    assert_plain(exits_pair, fine.logits, (7,), (8, 9), (0, 1))
     assert heard == [(layer, (3, 60)) for layer in (1, 2, 3)]
     assert isinstance(cancelled, Cancelled)
     assert isinstance(unknown, ModelError)
@@ -72,8 +72,8 @@ def test_a_batch_without_memory_has_computed_nothing(llava_pair, monkeypatch):
         patched.setattr(layer, "forward", full)
         with pytest.raises(OutOfMemory):
             llava_pair.model.score_batch(queries)
-    for logits in llava_pair.model.score_batch(queries):
-        assert_plain(llava_pair, logits, (5,), (6,), (0,))
+    for found in llava_pair.model.score_batch(queries):
+        assert_plain(llava_pair, found.logits, (5,), (6,), (0,))
 
 
 def test_what_was_forgotten_is_computed_again(llava_pair):

@@ -15,6 +15,7 @@ from test.models.test_context import assert_plain, ends_of, random_tree
 from vlm_spec_decode.core.errors import ConfigError, ModelError
 from vlm_spec_decode.core.ports import ScoreRequest
 from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.decoding.choices import as_choices
 from vlm_spec_decode.edge.ask import AskConfig, run
 from vlm_spec_decode.edge.factory import EdgeSettings
 from vlm_spec_decode.models.engines.base import DEFAULT_ENGINE, LoadOptions
@@ -65,8 +66,8 @@ def test_every_engine_scores_batches_and_keeps_errors_apart(engine_pair: Pair) -
     asked = [ScoreRequest(context, (7,), (8, 9), (0, 0)) for context in contexts]
     first, closed, third = engine_pair.model.score_batch(asked)
     assert isinstance(closed, ModelError)
-    for logits in (first, third):
-        assert_plain(engine_pair, logits, (7,), (8, 9), (0, 0))
+    for found in (first, third):
+        assert_plain(engine_pair, as_choices(found).logits, (7,), (8, 9), (0, 0))
 
 
 def test_every_engine_frees_its_cache_and_computes_it_again(engine_pair: Pair) -> None:

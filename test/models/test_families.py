@@ -31,6 +31,7 @@ from test.models.test_context import assert_plain, ends_of, random_tree
 from vlm_spec_decode.core.errors import ConfigError, ModelError
 from vlm_spec_decode.core.ports import ScoreRequest
 from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.decoding.choices import as_choices
 from vlm_spec_decode.models.engines.base import LoadOptions
 from vlm_spec_decode.models.families.base import AnswerCache, Family, ImageFeatures
 from vlm_spec_decode.models.families.language import Language
@@ -85,8 +86,8 @@ def test_trees_of_the_examples_family_are_exact_alone_and_in_batches(tmp_path: P
     for _ in range(3):
         trees = [random_tree(rng, 5) for _ in contexts]
         asked = [ScoreRequest(c, p, *t) for c, p, t in zip(contexts, prefixes, trees, strict=True)]
-        for i, logits in enumerate(pair.model.score_batch(asked)):
-            assert_plain(pair, logits, prefixes[i], *trees[i])
+        for i, found in enumerate(pair.model.score_batch(asked)):
+            assert_plain(pair, as_choices(found).logits, prefixes[i], *trees[i])
             prefixes[i] = ends_of(prefixes[i], *trees[i])[int(rng.integers(0, 6))]
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from test.net.test_sockets import CLOCK, cloud, edge, own_answer
 from test.tables import POOR_DRAFT, STOP, TARGET, TableContext, TableModel
-from vlm_spec_decode.core.ports import ExitHook, Logits, Verifier
+from vlm_spec_decode.core.choices import Logits
+from vlm_spec_decode.core.ports import ExitHook, Verifier
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,

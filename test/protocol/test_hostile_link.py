@@ -124,7 +124,7 @@ class Pair:
     @staticmethod
     def run(job: ServerJob) -> JobResult:
         session = job.request.session
-        return JobResult(logits=session.run(job.plan)) if job.plan and session else JobResult()
+        return JobResult(scores=session.run(job.plan)) if job.plan and session else JobResult()
 
     def pass_time(self, duration_s: float) -> None:
         self.now_s += duration_s

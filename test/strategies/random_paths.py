@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 
+from test.tables import TARGET
 from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.decoding.choices import Remainder
 from vlm_spec_decode.decoding.counter_rng import KeyedCounterRng
 
 Law = dict[Tokens, Fraction]
@@ -63,6 +66,11 @@ def law_of(patch: pytest.MonkeyPatch, answer: Callable[[], Tokens]) -> Law:
         chances = [(i, Fraction(int(w), whole)) for i, w in enumerate(weights.tolist())]
         return paths.fork((role, prefix, attempt), chances)
 
+    def draw(self: KeyedCounterRng, weights: Remainder, role: str, prefix: Tokens, attempt: int = 0) -> int:
+        parts = np.array([weights.weight(token) for token in range(len(TARGET(())))], dtype=object)
+        assert weights.whole == sum(parts), "no other id has a weight"
+        return index(self, parts, role, prefix, attempt)
+
     def happens(self: Any, part: int, whole: int, role: str, prefix: Tokens, attempt: int = 0) -> bool:
         p = max(Fraction(0), min(Fraction(1), Fraction(part, whole)))
         return bool(paths.fork((role, prefix, attempt), [(1, p), (0, 1 - p)]))
@@ -70,6 +78,7 @@ def law_of(patch: pytest.MonkeyPatch, answer: Callable[[], Tokens]) -> Law:
     law: Law = defaultdict(Fraction)
     with patch.context() as scoped:
         scoped.setattr(KeyedCounterRng, "index", index)
+        scoped.setattr(KeyedCounterRng, "draw", draw)
         scoped.setattr(KeyedCounterRng, "happens", happens)
         while True:
             tokens = answer()

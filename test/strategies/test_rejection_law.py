@@ -28,10 +28,11 @@ from vlm_spec_decode.core.types import (
     Tokens,
 )
 from vlm_spec_decode.decoding import verify as rejection
+from vlm_spec_decode.decoding.choices import weights
 from vlm_spec_decode.decoding.policy import ColocatedDraft
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.session import Session
-from vlm_spec_decode.decoding.verify import P_UNIT, cut_bias_bound, weights
+from vlm_spec_decode.decoding.verify import P_UNIT, cut_bias_bound
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import STRATEGIES, strategy
 

@@ -43,13 +43,13 @@ def accept_ignores_q(patch: pytest.MonkeyPatch) -> None:
 
 
 def correction_drawn_from_p(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(rejection, "residual", lambda p, whole, q: p)
+    patch.setattr(rejection, "residual", lambda p, q: p)
     original = proposals.draw_correction
     patch.setattr(proposals, "draw_correction", lambda target, q, *rest: original(target, (), *rest))
 
 
 def siblings_not_removed_from_p(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(rejection, "residual", lambda p, whole, q: p)
+    patch.setattr(rejection, "residual", lambda p, q: p)
 
 
 def bonus_mid_pipeline(patch: pytest.MonkeyPatch) -> None:
@@ -95,13 +95,13 @@ def redraw_after_a_drop(patch: pytest.MonkeyPatch) -> None:
     """Draws anew whenever a prefix is drafted again."""
     turns = itertools.count()
 
-    def draw(self: ProposalLog, prefix: Any, logits: Any) -> int:
+    def draw(self: ProposalLog, prefix: Any, scores: Any, row: int = 0) -> int:
         self._drawn.pop(prefix, None)
-        original = self.chance.index
+        original = self.chance.draw
         turn = next(turns)
-        weights = proposals.weights(logits, self.params, proposals.Q_UNIT)
-        token = original(weights, "draft", prefix, turn)
-        self._drawn[prefix] = ((token, int(weights[token])),)
+        q = proposals.as_choices(scores).distribution(row, self.params, proposals.Q_UNIT)
+        token = original(proposals.Remainder(q), "draft", prefix, turn)
+        self._drawn[prefix] = (token, q)
         return token
 
     patch.setattr(ProposalLog, "draw", draw)

@@ -25,9 +25,10 @@ from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.bench.recorded import RecordedModel
 from vlm_spec_decode.bench.run import SilentCodec
 from vlm_spec_decode.bench.synthetic import PairSpec, SyntheticFamily
+from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.config import ASSETS
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.ports import Logits, Model, TextCodec
+from vlm_spec_decode.core.ports import Model, TextCodec
 from vlm_spec_decode.core.types import Image, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sampling import pick
 from vlm_spec_decode.models.engines.base import LoadedModel

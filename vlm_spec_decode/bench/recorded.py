@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext
+from vlm_spec_decode.core.choices import Logits
+from vlm_spec_decode.core.ports import ExitHook, Model, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.decoding.sampling import Row
 

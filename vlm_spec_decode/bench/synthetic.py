@@ -14,7 +14,8 @@ from functools import partial
 import numpy as np
 
 from vlm_spec_decode.bench.recorded import paths_of
-from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext
+from vlm_spec_decode.core.choices import Logits
+from vlm_spec_decode.core.ports import ExitHook, Model, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, Tokens
 
 LAYERS = 100

@@ -409,9 +409,9 @@ class ServerProtocol:
             answer_request = codec.answer_request(request.message, self._packer, request.core_image)
             policy = strategy(answer_request.strategy).cloud()
             request.start_session(Session(answer_request, result.context, policy, result.colocated_draft))
-        elif (plan := result.plan or job.plan) and result.logits is not None and request.session:
+        elif (plan := result.plan or job.plan) and result.scores is not None and request.session:
             try:
-                commit = request.session.complete(plan, result.logits, result.compute_s)
+                commit = request.session.complete(plan, result.scores, result.compute_s)
             except FAILURES as error:
                 self._fail(request, *refusal(error))
             else:

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 
 from vlm_spec_decode.cloud.config import MAX_PATIENCE_S, MIN_PATIENCE_S, ServerLimits
 from vlm_spec_decode.core.errors import GrammarError, ImageError, NotFinite, OutOfMemory, VsdError
-from vlm_spec_decode.core.ports import Logits, ModelContext
+from vlm_spec_decode.core.ports import ModelContext, Scores
 from vlm_spec_decode.core.types import Commit, DraftMessage, Hint, Image, Observation
 from vlm_spec_decode.decoding.policy import ColocatedDraft, PassPlan
 from vlm_spec_decode.decoding.session import Session
@@ -250,7 +250,7 @@ class JobResult:
     context: ModelContext | None = None
     colocated_draft: ColocatedDraft | None = None
     plan: PassPlan | None = None
-    logits: Logits | None = None
+    scores: Scores | None = None
     compute_s: float = 0.0
     failure: Exception | None = None
 

@@ -102,7 +102,7 @@ class BatchRunner:
     def _result(self, job: ServerJob, scored: Scored | Exception, pass_s: float) -> JobResult:
         if isinstance(scored, Exception):
             return JobResult(failure=scored)
-        return JobResult(plan=job.plan, logits=scored if job.plan else None, compute_s=pass_s)
+        return JobResult(plan=job.plan, scores=scored if job.plan else None, compute_s=pass_s)
 
 
 class ModelWorker:

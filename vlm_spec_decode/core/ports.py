@@ -7,9 +7,10 @@ a kinematic robot or the Go2.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from vlm_spec_decode.core.errors import VsdError
 from vlm_spec_decode.core.robot import RobotState
@@ -20,8 +21,10 @@ if TYPE_CHECKING:  # help texts show names of models, and need no numpy for it
     import numpy as np
     import numpy.typing as npt
 
-Logits: TypeAlias = "npt.NDArray[np.float32]"
-"""Logits [rows, vocab]."""
+    from vlm_spec_decode.core.choices import Choices, LegalTokens, Logits
+
+Scores: TypeAlias = "Logits | Choices"
+"""What a model says after each row of a pass: logits [rows, vocab] on the host, or what answers for them."""
 
 Mask: TypeAlias = "npt.NDArray[np.bool_]"
 """Which token ids are legal [vocab]."""
@@ -60,27 +63,35 @@ class ModelCard:
     exit_layers: Tokens = ()
 
 
-class ExitHook(Protocol):
-    """Called while a pass runs through the layers, with the exit's layer and its logits [1 + n, vocab]."""
+ExitHook: TypeAlias = Callable[[int, Any], None]
+"""Called while a pass runs through the layers, with the exit's layer and its rows [1 + n].
 
-    def __call__(self, exit_layer: int, logits: Logits) -> None:
-        """Receive one early exit."""
-        ...
+They are logits from `ModelContext.score`, and `Scores` from `choose`.
+"""
 
 
-class GrammarState(Protocol):
+class GrammarState(ABC):
     """The state of a grammar at one position of an answer. Immutable, so the branches of a tree share it."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def mask(self) -> Mask | None:
         """Return the legal next tokens [vocab], None once the answer has ended.
 
         Raises GrammarError if nothing is legal although the answer has not ended.
         """
-        ...
 
+    def legal(self) -> LegalTokens | None:
+        """Return the same, packed: a grammar that has packed bits does not unpack them for it."""
+        from vlm_spec_decode.core.choices import LegalTokens
+
+        mask = self.mask()
+        return None if mask is None else LegalTokens.of(mask)
+
+    @abstractmethod
     def after(self, token: int) -> GrammarState:
         """Return the state after `token`. Raises GrammarError if it is not legal here."""
-        ...
 
 
 class Grammar(Protocol):
@@ -117,9 +128,26 @@ class ModelContext(ABC):
         with the logits of each early exit while the pass runs; a model without exits never calls it.
         """
 
+    def choose(
+        self,
+        prefix: Tokens,
+        tokens: Tokens = (),
+        parents: Tokens = (),
+        *,
+        on_exit: ExitHook | None = None,
+        rows: Tokens | None = None,
+    ) -> Scores:
+        """Return what `score` would, but leave the logits where they are: decoding asks for choices only.
+
+        With `rows` only those rows, in this order; the others need no product with the head. The default is
+        for a model whose logits are in host memory.
+        """
+        logits = self.score(prefix, tokens, parents, on_exit=on_exit)
+        return logits if rows is None else logits[list(rows)]
+
     def prefill(self) -> None:
         """Fill the prompt's KV now. Idempotent; `score` does it when it has not been done."""
-        self.score(())
+        self.choose(())
 
     def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
         """Return the run of tokens that can only follow `prefix`, one legal token each, at no pass.
@@ -160,9 +188,9 @@ class ScoreRequest:
     parents: Tokens = ()
     on_exit: ExitHook | None = None
 
-    def score(self) -> Logits:
+    def score(self) -> Scores:
         """Score this request by itself. Raises what `ModelContext.score` does."""
-        return self.context.score(self.prefix, self.tokens, self.parents, on_exit=self.on_exit)
+        return self.context.choose(self.prefix, self.tokens, self.parents, on_exit=self.on_exit)
 
     def score_or_error(self) -> Scored:
         """Score this request by itself; return a VsdError instead of raising it."""
@@ -172,8 +200,8 @@ class ScoreRequest:
             return error
 
 
-Scored: TypeAlias = "Logits | VsdError"
-"""The logits [1 + n, vocab] of one request, or the error that it raised."""
+Scored: TypeAlias = "Scores | VsdError"
+"""The rows [1 + n] of one request, or the error that it raised."""
 
 
 class Model(ABC):

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.decoding.choices import Remainder
 
 Role: TypeAlias = Literal["draft", "accept", "target", "residual", "place", "keep", "tail"]
 """What a draw decides. Draws of different roles are independent."""
@@ -28,6 +29,10 @@ class CounterRng(Protocol):
 
     def index(self, weights: Weights, role: Role, prefix: Tokens, attempt: int = 0) -> int:
         """Return an index with probability proportional to its weight."""
+        ...
+
+    def draw(self, weights: Remainder, role: Role, prefix: Tokens, attempt: int = 0) -> int:
+        """Return an id with probability proportional to its weight."""
         ...
 
     def happens(self, part: int, whole: int, role: Role, prefix: Tokens, attempt: int = 0) -> bool:
@@ -47,6 +52,10 @@ class KeyedCounterRng:
         # A ticket t in [0, sum w) falls into the interval of index i with probability w_i / sum w, exactly.
         ticket = self._below(int(steps[-1]), role, prefix, attempt)
         return int(np.searchsorted(steps, ticket, side="right"))
+
+    def draw(self, weights: Remainder, role: Role, prefix: Tokens, attempt: int = 0) -> int:
+        """Return an id with probability proportional to its weight."""
+        return weights.at(self._below(weights.whole, role, prefix, attempt))
 
     def happens(self, part: int, whole: int, role: Role, prefix: Tokens, attempt: int = 0) -> bool:
         """Return True with probability min(1, part / whole)."""

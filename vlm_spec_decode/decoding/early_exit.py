@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from vlm_spec_decode.core.ports import ModelContext
-from vlm_spec_decode.decoding.sampling import Row, softmax_at
+from vlm_spec_decode.core.ports import ModelContext, Scores
+from vlm_spec_decode.decoding.choices import as_choices
 
 Bins: TypeAlias = tuple[tuple[float, float], ...]
 """(highest confidence, share that was right) of each bin, ascending."""
@@ -32,12 +32,12 @@ class ExitCalibration:
         return bins[min(bisect_left(bins, (confidence,)), len(bins) - 1)][1]
 
 
-def verdict_chance(context: ModelContext, exit_layer: int, row: Row, token: int) -> float:
-    """Return how likely `token` is what the target will say, by an exit's `row` [vocab] of logits.
+def verdict_chance(context: ModelContext, exit_layer: int, scores: Scores, row: int, token: int) -> float:
+    """Return how likely `token` is what the target will say, by a row of what an exit says.
 
     The table is about first choices; of another token, drawn with the answer's noise, the exit's own
     probability is all that is known. Under a grammar both are of the legal tokens alone.
     """
     # P(final choice = x | exit says x with confidence c) is tabulated for first choices only.
-    confidence = softmax_at(row, token)
-    return context.exit_chance(exit_layer, confidence) if row[token] == row.max() else confidence
+    confidence, is_first = as_choices(scores).confidence(row, token)
+    return context.exit_chance(exit_layer, confidence) if is_first else confidence

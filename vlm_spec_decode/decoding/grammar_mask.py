@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
+from vlm_spec_decode.core.choices import Choices, LegalTokens, Logits
 from vlm_spec_decode.core.errors import GrammarError, VsdError
 from vlm_spec_decode.core.ports import (
     ExitHook,
     Grammar,
     GrammarState,
-    Logits,
     Mask,
     Model,
     ModelCard,
     ModelContext,
     Scored,
     ScoreRequest,
+    Scores,
 )
 from vlm_spec_decode.core.types import Observation, Tokens
+from vlm_spec_decode.decoding.choices import as_choices
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,26 +60,31 @@ class _GrammarNode:
 
     state: GrammarState
     children: dict[int, _GrammarNode | None] = field(default_factory=dict)
-    _mask: Mask | None = None
+    _legal: LegalTokens | None = None
     _ended: bool = False
 
-    def mask(self) -> Mask | None:
+    def legal(self) -> LegalTokens | None:
         """Return the legal next tokens, computed once; None at the answer's end."""
-        if self._mask is None and not self._ended:
-            self._mask = self.state.mask()
-            self._ended = self._mask is None
+        if self._legal is None and not self._ended:
+            self._legal = self.state.legal()
+            self._ended = self._legal is None
             # None means that the answer has ended; no legal token before that is a grammar that cannot go on.
-            if self._mask is not None and not self._mask.any():
+            if self._legal is not None and not self._legal.bits.any():
                 raise GrammarError("the grammar leaves no token legal although the answer has not ended")
-        return self._mask
+        return self._legal
+
+    def mask(self) -> Mask | None:
+        """Return the same as a mask [vocab]."""
+        legal = self.legal()
+        return None if legal is None else legal.mask
 
     def child(self, token: int) -> _GrammarNode | None:
-        """Return the place after `token`, None if the token is not legal here."""
+        """Return the node after `token`, None if the token is not legal here."""
         if token not in self.children:
-            mask = self.mask()
-            legal = mask is not None and 0 <= token < len(mask) and bool(mask[token])
+            legal = self.legal()
+            is_legal = legal is not None and legal.has(token)
             # An illegal token is kept as None: the same wrong draft is then judged without the grammar.
-            self.children[token] = _GrammarNode(self.state.after(token)) if legal else None
+            self.children[token] = _GrammarNode(self.state.after(token)) if is_legal else None
         return self.children[token]
 
 
@@ -102,21 +107,24 @@ class GrammarWalk:
             place = following
         return place
 
-    def below(self, prefix: Tokens, tokens: Tokens, parents: Tokens) -> list[Mask | None]:
-        """Return the mask of every row that `ModelContext.score` returns for the same tree.
+    def below(
+        self, prefix: Tokens, tokens: Tokens, parents: Tokens, rows: Tokens | None = None
+    ) -> list[LegalTokens | None]:
+        """Return the legal tokens of every row that `ModelContext.choose` returns for the same tree.
 
         None where nothing is masked: after the answer's end, and at or below a node that the grammar does
         not allow. Such rows decide nothing, for no walk from the prefix reaches them.
         """
         root = self.at(prefix)
-        if root.mask() is None:
+        if root.legal() is None:
             raise GrammarError("the grammar's end token is not one of the tokens that end this answer")
         places: list[_GrammarNode | None] = [root]
         for token, parent in zip(tokens, parents, strict=True):
             above = places[parent]
             # Below an illegal token everything is illegal; its rows keep their logits, which nobody reads.
             places.append(above.child(token) if above is not None else None)
-        return [place.mask() if place is not None else None for place in places]
+        asked = places if rows is None else [places[row] for row in rows]
+        return [place.legal() if place is not None else None for place in asked]
 
     def forced(self, prefix: Tokens) -> Tokens:
         """Return the run of single legal tokens after `prefix`; () after one that is not of the grammar.
@@ -128,8 +136,8 @@ class GrammarWalk:
         for token in prefix:
             place = place.child(token) if place is not None else None
         # One legal token has probability 1 under the mask, for every p and q: no pass can say another.
-        while place is not None and (mask := place.mask()) is not None and np.count_nonzero(mask) == 1:
-            run.append(int(mask.argmax()))
+        while place is not None and (legal := place.legal()) is not None and len(legal.ids) == 1:
+            run.append(int(legal.ids[0]))
             place = place.child(run[-1])
         return tuple(run)
 
@@ -148,27 +156,44 @@ class MaskedContext(ModelContext):
     def score(
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
-        """Return masked logits [1 + n, vocab].
+        """Return masked logits [1 + n, vocab]. Raises GrammarError as `choose`."""
+        hook = None if on_exit is None else lambda layer, choices: on_exit(layer, choices.logits)
+        return self.choose(prefix, tokens, parents, on_exit=hook).logits
+
+    def choose(
+        self,
+        prefix: Tokens,
+        tokens: Tokens = (),
+        parents: Tokens = (),
+        *,
+        on_exit: ExitHook | None = None,
+        rows: Tokens | None = None,
+    ) -> Choices:
+        """Return the rows with only legal tokens.
 
         Raises GrammarError if `prefix` is not of the grammar or goes beyond its end.
         """
-        inner, masks = self.unmasked(ScoreRequest(self, prefix, tokens, parents, on_exit))
-        return _apply(masks, self.inner.score(prefix, tokens, parents, on_exit=inner.on_exit))
+        allowed = self.walk.below(prefix, tokens, parents, rows)
+        hook = self._masked_hook(prefix, tokens, parents, on_exit)
+        return _masked(self.inner.choose(prefix, tokens, parents, on_exit=hook, rows=rows), allowed)
 
-    def unmasked(self, query: ScoreRequest) -> tuple[ScoreRequest, list[Mask | None]]:
-        """Return a query of this context as the inner one takes it, and the masks of its rows.
+    def unmasked(self, query: ScoreRequest) -> tuple[ScoreRequest, list[LegalTokens | None]]:
+        """Return a query of this context as the inner one takes it, and the legal tokens of its rows.
 
-        Raises GrammarError as `score` does.
+        Raises GrammarError as `choose` does.
         """
-        masks = self.walk.below(query.prefix, query.tokens, query.parents)
-        on_exit = query.on_exit
+        allowed = self.walk.below(query.prefix, query.tokens, query.parents)
+        hook = self._masked_hook(query.prefix, query.tokens, query.parents, query.on_exit)
+        return replace(query, context=self.inner, on_exit=hook), allowed
 
-        def masked_exit(exit_layer: int, logits: Logits) -> None:
-            if on_exit is not None:
-                on_exit(exit_layer, _apply(masks, logits))
-
-        hook = None if on_exit is None else masked_exit
-        return replace(query, context=self.inner, on_exit=hook), masks
+    def _masked_hook(
+        self, prefix: Tokens, tokens: Tokens, parents: Tokens, on_exit: ExitHook | None
+    ) -> ExitHook | None:
+        """Return a listener to the inner model's exits that passes on what is legal of each."""
+        if on_exit is None:
+            return None
+        allowed = self.walk.below(prefix, tokens, parents)
+        return lambda exit_layer, scores: on_exit(exit_layer, _masked(scores, allowed))
 
     @property
     def kv_bytes(self) -> int:
@@ -192,7 +217,7 @@ class MaskedContext(ModelContext):
         self.inner.close()
 
 
-def _unmask(query: ScoreRequest) -> tuple[ScoreRequest, list[Mask | None]] | GrammarError:
+def _unmask(query: ScoreRequest) -> tuple[ScoreRequest, list[LegalTokens | None]] | GrammarError:
     assert isinstance(query.context, MaskedContext)
     try:
         return query.context.unmasked(query)
@@ -200,21 +225,14 @@ def _unmask(query: ScoreRequest) -> tuple[ScoreRequest, list[Mask | None]] | Gra
         return error
 
 
-def _mask(masks: list[Mask | None], scored: Scored) -> Scored:
-    return scored if isinstance(scored, VsdError) else _apply(masks, scored)
+def _mask(allowed: list[LegalTokens | None], scored: Scored) -> Scored:
+    return scored if isinstance(scored, VsdError) else _masked(scored, allowed)
 
 
-def _apply(masks: list[Mask | None], logits: Logits) -> Logits:
-    """Return a copy of `logits` [rows, vocab] with the illegal ones at -inf.
+def _masked(scores: Scores, allowed: list[LegalTokens | None]) -> Choices:
+    """Return the rows with the probability of illegal tokens at 0.
 
-    Raises GrammarError if a mask is not as wide as the vocabulary.
+    What is left is p(x | x legal), before temperature and cuts, at both ends alike. Raises GrammarError if a
+    mask is not as wide as the vocabulary.
     """
-    masked: Logits = logits.copy()
-    for row, mask in zip(masked, masks, strict=True):
-        if mask is None:
-            continue
-        if mask.shape != row.shape:
-            raise GrammarError(f"a mask of {mask.size} tokens for a model that has {row.size}")
-        # exp(-inf) = 0: what is left is p(x | x legal), before temperature and cuts, at both ends alike.
-        row[~mask] = -np.inf
-    return masked
+    return as_choices(scores).legal(allowed)

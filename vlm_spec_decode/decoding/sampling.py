@@ -32,16 +32,59 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return np.asarray(x ^ (x >> np.uint64(31)), dtype=np.uint64)
 
 
-def gumbel_noise(seed: int, position: int, vocab_size: int) -> Floats:
-    """Return standard Gumbel noise [vocab] for one position of one answer."""
+def noise_counter(seed: int, position: int) -> int:
+    """Return where the counter of one position's noise begins: a 64-bit key of (seed, position)."""
     with np.errstate(over="ignore"):
         key = _mix(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(position + 1) * _GOLDEN
-        counter = _mix(key) + np.arange(1, vocab_size + 1, dtype=np.uint64) * _GOLDEN
+        return int(_mix(key)[0])
+
+
+def gumbel_noise_at(seed: int, position: int, ids: npt.NDArray[np.int64]) -> Floats:
+    """Return standard Gumbel noise [n] of the token ids `ids` [n] at one position of one answer."""
+    with np.errstate(over="ignore"):
+        counter = np.uint64(noise_counter(seed, position)) + (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN
         bits = _mix(counter) >> np.uint64(11)
     # 53 bits in the middle of their cells: u is in (0, 1), never 0 or 1, so both logarithms are finite.
     uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
     # g = -log(-log u) has the standard Gumbel law.
     return np.asarray(-np.log(-np.log(uniform)), dtype=np.float64)
+
+
+def gumbel_noise(seed: int, position: int, vocab_size: int) -> Floats:
+    """Return standard Gumbel noise [vocab] for one position of one answer."""
+    return gumbel_noise_at(seed, position, np.arange(vocab_size, dtype=np.int64))
+
+
+def noise_parts(
+    key: int, ids: npt.NDArray[np.int64] | None, size: int, piece: int
+) -> npt.NDArray[np.float32]:
+    """Return 1 - u in float32, u the uniform numbers behind the noise of `ids` [n], or of 0 to size - 1.
+
+    `key` is `noise_counter`'s. For ranking candidates only: `piece` ids at a time, in buffers that stay in
+    the processor's cache.
+    """
+    parts = np.empty(size, dtype=np.float32)
+    shifted = np.empty(min(piece, size), dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for start in range(0, size, piece):
+            end = min(size, start + piece)
+            x = np.arange(start, end, dtype=np.uint64) if ids is None else ids[start:end].astype(np.uint64)
+            spare = shifted[: end - start]
+            x += np.uint64(1)
+            x *= _GOLDEN
+            x += np.uint64(key)
+            for by, factor in ((30, _MIX1), (27, _MIX2)):
+                np.right_shift(x, np.uint64(by), out=spare)
+                x ^= spare
+                x *= factor
+            np.right_shift(x, np.uint64(31), out=spare)
+            x ^= spare
+            np.right_shift(x, np.uint64(11), out=spare)
+            np.subtract(np.uint64(2**53), spare, out=spare)
+            parts[start:end] = spare.view(np.int64)
+    parts -= np.float32(0.5)
+    parts *= np.float32(2.0**-53)
+    return parts
 
 
 TINY_TEMPERATURE = 1e-100
@@ -120,12 +163,16 @@ def _only(scores: Floats, kept: npt.NDArray[np.intp]) -> Floats:
     return cut
 
 
+MASS_TOLERANCE = 1e-9
+"""A mass this close below top_p reaches it: ten equal ids and top_p 0.9 leave nine, however sums round."""
+
+
 def _nucleus(scores: Floats, top_p: float) -> npt.NDArray[np.intp]:
     """Indices of the smallest set whose mass reaches `top_p`; always at least one."""
     order = np.argsort(-scores, kind="stable")
     mass = np.cumsum(np.exp(scores[order] - _logsumexp(scores)))
     # The token that crosses `top_p` belongs to the nucleus, or one with p > top_p would leave it empty.
-    return order[: int(np.searchsorted(mass, top_p)) + 1]
+    return order[: int(np.searchsorted(mass, top_p - MASS_TOLERANCE)) + 1]
 
 
 def softmax_at(row: Row, token: int) -> float:

@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.core.errors import NotFinite, TargetNotFinite
-from vlm_spec_decode.core.ports import ExitHook, Logits, ModelContext, ScoreRequest
+from vlm_spec_decode.core.ports import ExitHook, ModelContext, ScoreRequest, Scores
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
@@ -112,18 +112,18 @@ class Session:
         hook = self._exit_hook(plan, on_early) if on_early and self.policy.wants_exits else None
         return ScoreRequest(self.context, plan.prefix, plan.nodes.tokens, plan.nodes.parents, hook)
 
-    def run(self, plan: PassPlan, on_early: EarlyExitHook | None = None) -> Logits:
-        """Run `plan` on the target by itself and return its logits [1 + n, vocab]."""
+    def run(self, plan: PassPlan, on_early: EarlyExitHook | None = None) -> Scores:
+        """Run `plan` on the target by itself and return what it says after each row [1 + n]."""
         return self.query(plan, on_early).score()
 
-    def complete(self, plan: PassPlan, logits: Logits, compute_s: float = 0.0) -> Commit:
+    def complete(self, plan: PassPlan, scores: Scores, compute_s: float = 0.0) -> Commit:
         """Verify the pass and commit what is true; drafts that came meanwhile are re-rooted.
 
         Raises TargetNotFinite if a row that decides something cannot be used; nothing is committed then.
         """
         start = len(plan.prefix)
         try:
-            verdict = self._verify(plan, logits)
+            verdict = self._verify(plan, scores)
         except NotFinite as error:
             raise TargetNotFinite(error.what) from error
         # The cloud's own nodes mean nothing to the edge: it re-roots at the deepest node that it knows.
@@ -132,7 +132,7 @@ class Session:
         commit = self._commit_of(start, said, node, plan.pass_id, finished, compute_s)
         if self.rejection and verdict.is_open:
             path = plan.prefix + verdict.tokens
-            commit = replace(commit, residual=self.rejection.wait_for_edge(path, logits[verdict.row]))
+            commit = replace(commit, residual=self.rejection.wait_for_edge(path, scores, verdict.row))
         # Drafts that came while the pass ran are in the tree already; re-rooting keeps what the commit
         # confirms.
         self.tree.advance(self.sequence.commit(commit))
@@ -156,15 +156,15 @@ class Session:
         commit = self._commit_of(start, tokens, 0, self.passes, self.sequence.finished, 0.0)
         return replace(commit, residual=residual)
 
-    def _verify(self, plan: PassPlan, logits: Logits, is_final: bool = True) -> Verdict:
-        """Apply the answer's rule; of an exit's logits (not final) guess the outcome."""
+    def _verify(self, plan: PassPlan, scores: Scores, is_final: bool = True) -> Verdict:
+        """Apply the answer's rule; of what an exit says (not final) guess the outcome."""
         nodes, params = plan.nodes, self.request.params
         if self.rejection is None:
-            return verify_coupled(logits, nodes.tokens, nodes.parents, len(plan.prefix), params)
+            return verify_coupled(scores, nodes.tokens, nodes.parents, len(plan.prefix), params)
         own_q = dict(zip(nodes.numbers[::-1], plan.own_q[::-1], strict=False))
         if not is_final:
-            return self.rejection.guess(nodes, logits, plan.prefix, own_q)
-        return self.rejection.verify(nodes, logits, plan.prefix, not self.policy.is_pipeline, own_q)
+            return self.rejection.guess(nodes, scores, plan.prefix, own_q)
+        return self.rejection.verify(nodes, scores, plan.prefix, not self.policy.is_pipeline, own_q)
 
     def _correct(self, correction: Correction) -> None:
         """Commit what the edge has drawn, if it is awaited."""
@@ -204,13 +204,13 @@ class Session:
             log.warning("this answer goes on without hints of the %s: %s", source, error)
 
     def _exit_hook(self, plan: PassPlan, on_early: EarlyExitHook) -> ExitHook:
-        """Run VERIFY with each exit's own logits (2505.21594, eq. 5) and report its hypothesis."""
+        """Run VERIFY with what each exit says (2505.21594, eq. 5) and report its hypothesis."""
 
-        def hook(exit_layer: int, logits: Logits) -> None:
+        def hook(exit_layer: int, scores: Scores) -> None:
             try:
-                verdict = self._verify(plan, logits, is_final=False)
+                verdict = self._verify(plan, scores, is_final=False)
                 said = verdict.tokens[-1]
-                confidence = verdict_chance(self.context, exit_layer, logits[verdict.row], said)
+                confidence = verdict_chance(self.context, exit_layer, scores, verdict.row, said)
             except NotFinite as error:
                 self._drop_hints(f"exit {exit_layer}", error)
                 return

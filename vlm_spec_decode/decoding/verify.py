@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vlm_spec_decode.core.ports import Logits
+from vlm_spec_decode.core.choices import Distribution
+from vlm_spec_decode.core.ports import Scores
 from vlm_spec_decode.core.types import DraftMessage, SamplingParams, SparseTarget, Support, Tokens
-from vlm_spec_decode.decoding.counter_rng import CounterRng, KeyedCounterRng, Weights
-from vlm_spec_decode.decoding.sampling import Row, log_probs, pick, require_finite
+from vlm_spec_decode.decoding.choices import Q_UNIT, Remainder, as_choices
+from vlm_spec_decode.decoding.counter_rng import CounterRng, KeyedCounterRng
 from vlm_spec_decode.decoding.tree import Subtree
 
 
@@ -42,19 +43,20 @@ class Verdict:
 
 
 def verify_coupled(
-    logits: Logits, tokens: Tokens, parents: Tokens, start: int, params: SamplingParams
+    scores: Scores, tokens: Tokens, parents: Tokens, start: int, params: SamplingParams
 ) -> Verdict:
     """Walk down the verified tree as long as the target agrees, then add its own next token.
 
-    `logits` [1 + n, vocab] are those of `ModelContext.score` for the same `tokens` and `parents`;
+    `scores` [1 + n rows] are those of `ModelContext.score` for the same `tokens` and `parents`;
     `start` is the number of answer tokens already committed.
     """
     # (parent row, token) names a node: siblings differ in their tokens.
+    choices = as_choices(scores)
     child = {(parent, token): row for row, (token, parent) in enumerate(zip(tokens, parents, strict=True), 1)}
     said: list[int] = []
     row = 0
     while True:
-        token = pick(logits[row], start + len(said), params)
+        token = choices.pick((row,), (start + len(said),), params)[0]
         said.append(token)
         finished = token in params.stop_ids or start + len(said) >= params.max_tokens
         # The node is accepted exactly if the target would have said its token here; else this token corrects
@@ -66,7 +68,6 @@ def verify_coupled(
 
 
 P_UNIT = 1 << 40
-Q_UNIT = 1 << 16
 Q_GRAIN = 1 << 8
 """Weights of a q that travels whole are multiples of this: one byte each."""
 
@@ -81,46 +82,28 @@ def is_complete(support: Support) -> bool:
     return sum(weight for _, weight in support) == Q_UNIT
 
 
-def weights(logits: Row, params: SamplingParams, unit: int) -> Weights:
-    """Return `unit` whole parts [vocab] shared out by probability; greedy puts all on the best token.
-
-    Raises NotFinite.
-    """
-    best = int(np.argmax(logits))
-    require_finite(float(logits[best]))
-    parts = np.zeros(logits.size, dtype=np.int64)
-    if params.temperature > 0:
-        parts = np.floor(np.exp(log_probs(logits, params)) * unit).astype(np.int64)
-    # Flooring leaves some parts over; all go to the best token, so the sum is `unit` exactly.
-    parts[best] += unit - int(parts.sum())
-    return parts
-
-
-def truncated(parts: Weights, most: int) -> Weights:
-    """Return q cut to its `most` likeliest ids, in coarse parts: small enough to travel whole."""
-    kept = np.argsort(-parts, kind="stable")[:most]
-    coarse = np.zeros_like(parts)
+def truncated(q: Distribution, most: int) -> Support:
+    """Return q cut to its `most` likeliest ids, ascending, in coarse parts: small enough to travel whole."""
+    kept = q.top(most)
+    whole = sum(part for _, part in kept)
     # Shares of Q_UNIT in steps of Q_GRAIN; the likeliest id takes what flooring leaves.
-    coarse[kept] = parts[kept] * (Q_UNIT // Q_GRAIN) // int(parts[kept].sum()) * Q_GRAIN
-    coarse[kept[0]] += Q_UNIT - int(coarse.sum())
-    return coarse
+    coarse = {token: part * (Q_UNIT // Q_GRAIN) // whole * Q_GRAIN for token, part in kept}
+    coarse[kept[0][0]] += Q_UNIT - sum(coarse.values())
+    return tuple(sorted((token, part) for token, part in coarse.items() if part))
 
 
 def sparse_target(
-    p: Weights, most: int, samples: int, chance: CounterRng, prefix: Tokens, *, is_cut: bool = False
+    p: Distribution, most: int, samples: int, chance: CounterRng, prefix: Tokens, *, is_cut: bool = False
 ) -> SparseTarget:
     """Return p with its `most` likeliest ids and, if it has mass outside them, `samples` tail samples.
 
     Sample i is named by (prefix, i): asking for more of them repeats the first ones.
     """
-    kept = np.sort(np.argsort(-p, kind="stable")[:most])
-    kept = kept[p[kept] > 0]
-    rest = p.copy()
-    rest[kept] = 0
-    outside = int(rest.sum())
-    drawn = [chance.index(rest, "tail", prefix, i) for i in range(0 if is_cut or not outside else samples)]
-    tail = tuple((y, int(p[y])) for y in drawn)
-    return SparseTarget(tuple(map(int, kept)), tuple(map(int, p[kept])), outside, tail, is_cut)
+    kept = sorted(p.top(most))
+    ids, parts = tuple(token for token, _ in kept), tuple(part for _, part in kept)
+    rest = Remainder(p).without(ids)
+    drawn = [chance.draw(rest, "tail", prefix, i) for i in range(0 if is_cut or not rest.whole else samples)]
+    return SparseTarget(ids, parts, rest.whole, tuple((y, p.part(y)) for y in drawn), is_cut)
 
 
 def draw_correction(target: SparseTarget, q: Support, chance: CounterRng, prefix: Tokens) -> int | None:
@@ -174,14 +157,9 @@ TAIL_SENT = 4
 """Tail samples that go with the first residual, one if there is hardly a tail."""
 
 
-def residual(p: Weights, whole: int, q: Support) -> Weights:
-    """Return max(0, p - q) in whole parts; `p` sums to `whole`, a complete `q` to 2**16."""
-    # p / whole - q / Q_UNIT over a common denominator; Python integers where int64 would overflow.
-    wide = p if whole * Q_UNIT < 1 << 62 else p.astype(object)
-    rest = wide * Q_UNIT
-    for token, weight in q:
-        rest[token] = max(0, rest[token] - whole * weight)
-    return np.asarray(rest)
+def residual(p: Remainder, q: Support) -> Remainder:
+    """Return max(0, p - q): what p has left after a draft that was drawn from a complete `q` is rejected."""
+    return p.minus(q)
 
 
 @dataclass(slots=True)
@@ -191,7 +169,7 @@ class RejectionRule:
     params: SamplingParams
     chance: CounterRng = field(init=False)
     _q: dict[int, Support] = field(default_factory=dict)
-    _awaited: tuple[Tokens, Weights] | None = None
+    _awaited: tuple[Tokens, Distribution] | None = None
 
     def __post_init__(self) -> None:
         self.chance = KeyedCounterRng(self.params.seed)
@@ -210,7 +188,7 @@ class RejectionRule:
     def verify(
         self,
         nodes: Subtree,
-        logits: Logits,
+        scores: Scores,
         prefix: Tokens,
         has_bonus: bool,
         own_q: Mapping[int, Support] | None = None,
@@ -221,7 +199,7 @@ class RejectionRule:
         may already have drawn one for that position (mid-pipeline). A plain step always draws. `own_q` is
         what nodes of the cloud's own were drawn from.
         """
-        known = self._q | dict(own_q or {})
+        choices, known = as_choices(scores), self._q | dict(own_q or {})
         said: Tokens = ()
         row = 0
         while True:
@@ -229,7 +207,7 @@ class RejectionRule:
             drafts = [i for i, parent in enumerate(nodes.parents, start=1) if parent == row]
             if not drafts and nodes.tokens and not has_bonus:
                 return Verdict(said, row, False)
-            p = weights(logits[row], self.params, P_UNIT)
+            p = Remainder(choices.distribution(row, self.params, P_UNIT))
             found = self._settle(p, drafts, nodes, path, known)
             if found is None:
                 return Verdict(said, row, False, is_open=True)
@@ -240,33 +218,33 @@ class RejectionRule:
             if finished or not accepted:
                 return Verdict(said, row, finished)
 
-    def guess(self, nodes: Subtree, logits: Logits, prefix: Tokens, own_q: Mapping[int, Support]) -> Verdict:
+    def guess(self, nodes: Subtree, scores: Scores, prefix: Tokens, own_q: Mapping[int, Support]) -> Verdict:
         """Return the likeliest outcome by an exit's logits, without a throw of the dice.
 
         An exit that used the answer's own draws would tell the edge of them before they are used.
         """
-        known = self._q | dict(own_q)
+        choices, known = as_choices(scores), self._q | dict(own_q)
         said: Tokens = ()
         row = 0
         while True:
-            p = weights(logits[row], self.params, P_UNIT)
+            p = choices.distribution(row, self.params, P_UNIT)
             draft = next((i for i, parent in enumerate(nodes.parents, start=1) if parent == row), 0)
-            token = nodes.tokens[draft - 1] if draft else int(np.argmax(p))
+            token = nodes.tokens[draft - 1] if draft else p.best
             q = (known.get(nodes.numbers[draft - 1]) or certain(token)) if draft else ()
             # P(accepted) = min(1, p(x) / q(x)), so it is likely from 1/2 on.
-            accepted = draft and 2 * int(p[token]) * Q_UNIT >= P_UNIT * q[0][1]
+            accepted = draft and 2 * p.part(token) * Q_UNIT >= P_UNIT * q[0][1]
             if draft and not accepted:
-                rest = residual(p, P_UNIT, q)
-                token = int(np.argmax(rest if rest.any() else p))
+                rest = residual(Remainder(p), q)
+                token = rest.best if rest.whole else p.best
             said += (token,)
             row = draft if accepted else row
             finished = self.params.ends(len(prefix) + len(said), token)
             if finished or not accepted:
                 return Verdict(said, row, finished)
 
-    def wait_for_edge(self, prefix: Tokens, logits: Row) -> SparseTarget | None:
-        """Begin to wait for the correction after `prefix`, where the target says `logits` [vocab]."""
-        self._awaited = (prefix, weights(logits, self.params, P_UNIT))
+    def wait_for_edge(self, prefix: Tokens, scores: Scores, row: int) -> SparseTarget | None:
+        """Begin to wait for the correction after `prefix`, after which the target says row `row`."""
+        self._awaited = (prefix, as_choices(scores).distribution(row, self.params, P_UNIT))
         return self.sparse()
 
     def corrected(self) -> None:
@@ -283,17 +261,17 @@ class RejectionRule:
             return None
         prefix, p = self._awaited
         how = self.params.residual
-        samples = samples or (TAIL_SENT if int(np.sort(p)[: -IDS_SENT[how]].sum()) > P_UNIT >> 8 else 1)
+        outside = p.unit - sum(part for _, part in p.top(IDS_SENT[how]))
+        samples = samples or (TAIL_SENT if outside > P_UNIT >> 8 else 1)
         return sparse_target(p, IDS_SENT[how], samples, self.chance, prefix, is_cut=how == "top_k")
 
     def _settle(
-        self, p: Weights, drafts: list[int], nodes: Subtree, path: Tokens, known: Mapping[int, Support]
+        self, p: Remainder, drafts: list[int], nodes: Subtree, path: Tokens, known: Mapping[int, Support]
     ) -> tuple[int, int] | None:
         """Return the token after `path` and the row that drafted it (0: none); None if the edge must draw it.
 
         Siblings are tried one after the other, each against what its elders have left of p.
         """
-        whole = P_UNIT
         for attempt, row in enumerate(drafts):
             token = nodes.tokens[row - 1]
             q = known.get(nodes.numbers[row - 1]) or certain(token)
@@ -301,11 +279,10 @@ class RejectionRule:
             if attempt and not is_complete(q):
                 break
             # Accept x ~ q with probability min(1, p(x) / q(x)) (2211.17192, section 2.3).
-            if self.chance.happens(int(p[token]) * Q_UNIT, whole * q[0][1], "accept", path, attempt):
+            if self.chance.happens(p.weight(token) * Q_UNIT, p.whole * q[0][1], "accept", path, attempt):
                 return token, row
             if not is_complete(q):
                 return None
             # Rejected: go on with norm(max(0, p - q)), which makes the two cases add up to p (appendix A.1).
-            p = residual(p, whole, q)
-            whole = int(p.sum())
-        return self.chance.index(p, "residual" if drafts else "target", path), 0
+            p = residual(p, q)
+        return self.chance.draw(p, "residual" if drafts else "target", path), 0

@@ -13,17 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.actions.parser import ActionParser, NoActions
 from vlm_spec_decode.actions.types import Action
+from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.errors import Cancelled, NotFinite, TargetNotFinite
-from vlm_spec_decode.core.ports import (
-    Clock,
-    Drafter,
-    ExitHook,
-    Logits,
-    Model,
-    ModelContext,
-    TextCodec,
-    Verifier,
-)
+from vlm_spec_decode.core.ports import Clock, Drafter, ExitHook, Model, ModelContext, TextCodec, Verifier
 from vlm_spec_decode.core.trace import AnswerTrace, GenerationResult, Tracer, TracerGroup
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sequence import Sequence

@@ -65,8 +65,8 @@ class LocalVerifier(Verifier):
                 raise CloudTimeout(f"the verifier waits for a draft; {timeout_s:.1f} s would not help")
             started = self._clock.now()
             plan = session.prepare(plan)
-            logits = session.run(plan, self._events.append)
-            self._events.append(session.complete(plan, logits, self._clock.now() - started))
+            scores = session.run(plan, self._events.append)
+            self._events.append(session.complete(plan, scores, self._clock.now() - started))
         self._check_cancelled()
         return self._pop_event()
 

@@ -15,9 +15,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
-from vlm_spec_decode.core.ports import ExitHook, Logits, Model, ModelCard, ModelContext, Target, Verifier
+from vlm_spec_decode.core.ports import ExitHook, Model, ModelCard, ModelContext, Scores, Target, Verifier
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
 from vlm_spec_decode.core.types import (
@@ -74,6 +75,20 @@ class ChargedContext(ModelContext):
         is_first = not self.rows.known
         self.clock.sleep(self.duration_s(self.rows.add_new(prefix, tokens, parents), is_first))
         return self.inner.score(prefix, tokens, parents, on_exit=on_exit)
+
+    def choose(
+        self,
+        prefix: Tokens,
+        tokens: Tokens = (),
+        parents: Tokens = (),
+        *,
+        on_exit: ExitHook | None = None,
+        rows: Tokens | None = None,
+    ) -> Scores:
+        """Advance the clock by the step, then choose with `inner`."""
+        is_first = not self.rows.known
+        self.clock.sleep(self.duration_s(self.rows.add_new(prefix, tokens, parents), is_first))
+        return self.inner.choose(prefix, tokens, parents, on_exit=on_exit, rows=rows)
 
     def forced(self, prefix: Tokens) -> Tokens:
         """Return what `inner` does: the grammar's tokens cost no step."""
@@ -257,7 +272,7 @@ class VirtualVerifier(Verifier):
         plan = session.prepare(plan)
         drafted_s = session.helper.clock.now() - drafted_s if session.helper else 0.0
         layers = self.target.card.num_layers
-        logits = session.run(plan, lambda e: early.append((e, e.exit_layer / layers)))
+        scores = session.run(plan, lambda e: early.append((e, e.exit_layer / layers)))
         pass_s = self.hardware.pass_s(len(plan.nodes.tokens), not answer.is_prefilled, len(early))
         answer.is_prefilled = answer.is_running = True
         for verdict, depth in early:
@@ -265,10 +280,10 @@ class VirtualVerifier(Verifier):
                 self._now_s + drafted_s + depth * pass_s, self._early_delivery(session.request, verdict)
             )
         duration_s = drafted_s + pass_s
-        self._occupy_gpu(duration_s, answer, lambda: self._complete_pass(session, plan, logits, duration_s))
+        self._occupy_gpu(duration_s, answer, lambda: self._complete_pass(session, plan, scores, duration_s))
 
-    def _complete_pass(self, session: Session, plan: PassPlan, logits: Logits, duration_s: float) -> None:
-        commit = session.complete(plan, logits, duration_s)
+    def _complete_pass(self, session: Session, plan: PassPlan, scores: Scores, duration_s: float) -> None:
+        commit = session.complete(plan, scores, duration_s)
         self._deliver(commit, len(codec.encode(self._packer.commit_to_wire(commit))))
 
     def _early_delivery(self, request: AnswerRequest, early: EarlyExitVerdict) -> Callable[[], None]:

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlm_spec_decode.core.choices import Choices, Logits
 from vlm_spec_decode.core.errors import ModelError, VsdError
-from vlm_spec_decode.core.ports import ExitHook, Logits, ModelContext, Scored
+from vlm_spec_decode.core.ports import ExitHook, ModelContext
 from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.models.decoder import Decoder, VarlenEntry
 from vlm_spec_decode.models.families.base import AnswerCache, EmbeddedPrompt
@@ -41,7 +42,7 @@ class ContextStats:
 
 @dataclass(slots=True)
 class BatchEntry:
-    """One context's part of a pass: logits of the slots `rows`, and the rows to compute for them.
+    """One context's part of a pass: the slots `rows` of its tree, those `asked` for, and what to compute.
 
     `varlen` None asks for nothing new. `states` are the context's by exit layer, [slots, width] each; they
     grow by `fresh` slots during the pass. `before` is how many slots there were.
@@ -49,6 +50,7 @@ class BatchEntry:
 
     context: VlmContext
     rows: Tensor
+    asked: Tensor
     before: int
     on_exit: ExitHook | None
     varlen: VarlenEntry | None
@@ -67,14 +69,14 @@ class BatchEntry:
         if self.on_exit is None or self.failure:
             return
         try:
-            self.on_exit(layer, decoder.logits(layer, self.states[layer][self.rows]))
+            self.on_exit(layer, decoder.choices(layer, self.states[layer][self.rows]))
         except VsdError as error:
             self.failure = error
 
 
 @torch.inference_mode()
-def run_pass(decoder: Decoder, entries: Seq[BatchEntry | VsdError]) -> list[Scored]:
-    """Complete the entries in one pass and return each one's logits, or why it has none.
+def run_pass(decoder: Decoder, entries: Seq[BatchEntry | VsdError]) -> list[Choices | VsdError]:
+    """Complete the entries in one pass and return each one's rows, or why it has none.
 
     Raises OutOfMemory if the pass has no room. Whatever it raises, every entry is undone first.
     """
@@ -84,12 +86,12 @@ def run_pass(decoder: Decoder, entries: Seq[BatchEntry | VsdError]) -> list[Scor
         if due:
             _run_layers(decoder, due)
         sound = [entry for entry in asked if entry.failure is None]
-        states = [entry.states[decoder.depth][entry.rows] for entry in sound]
+        states = [entry.states[decoder.depth][entry.asked] for entry in sound]
         # One product with the head for the rows of all entries: it reads the head's matrix only once.
-        logits = _split(decoder.logits(decoder.depth, torch.cat(states)), states) if sound else iter(())
+        choices = _split(decoder.choices(decoder.depth, torch.cat(states)), states) if sound else iter(())
     for entry in due:
         entry.context.undo_pass(entry) if entry.failure else entry.context.keep_pass(entry)
-    return [_scored(entry, logits) for entry in entries]
+    return [_scored(entry, choices) for entry in entries]
 
 
 def _run_layers(decoder: Decoder, due: Seq[BatchEntry]) -> None:
@@ -103,17 +105,17 @@ def _run_layers(decoder: Decoder, due: Seq[BatchEntry]) -> None:
             return
 
 
-def _split(logits: Logits, states: Seq[Tensor]) -> Iterator[Logits]:
+def _split(choices: Choices, states: Seq[Tensor]) -> Iterator[Choices]:
     start = 0
     for rows in states:
-        yield logits[start : start + len(rows)]
+        yield choices.part(start, start + len(rows))
         start += len(rows)
 
 
-def _scored(entry: BatchEntry | VsdError, logits: Iterator[Logits]) -> Scored:
+def _scored(entry: BatchEntry | VsdError, choices: Iterator[Choices]) -> Choices | VsdError:
     if isinstance(entry, VsdError):
         return entry
-    return entry.failure or next(logits)
+    return entry.failure or next(choices)
 
 
 @contextmanager
@@ -153,18 +155,38 @@ class VlmContext(ModelContext):
     def prefill(self) -> None:
         """Fill the prompt's KV now. Idempotent. Raises InstructionError if the prompt is too long."""
         if not self._filled:
-            self.score(())
+            self.choose(())
 
     def score(
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
-        """Return logits [1 + n, vocab]: row 0 after `prefix`, row i after the i-th node.
+        """Return logits [1 + n, vocab] on the host: row 0 after `prefix`, row i after the i-th node.
+
+        For tests and training; `choose` leaves them on the device. Raises as `choose`.
+        """
+        hook = None if on_exit is None else lambda layer, choices: on_exit(layer, choices.logits)
+        return self.choose(prefix, tokens, parents, on_exit=hook).logits
+
+    def choose(
+        self,
+        prefix: Tokens,
+        tokens: Tokens = (),
+        parents: Tokens = (),
+        *,
+        on_exit: ExitHook | None = None,
+        rows: Tokens | None = None,
+    ) -> Choices:
+        """Return the rows: row 0 after `prefix`, row i after the i-th node; with `rows` those alone.
 
         `on_exit` is called while a pass runs; a call that needs no pass has nothing to report.
         If it raises, the pass is undone and the context stays usable. Raises ModelError after
         `close` or for a token outside the vocabulary, ValueError for parents that are no tree.
         """
-        (scored,) = run_pass(self._decoder, (self.batch_entry(prefix, tokens, parents, on_exit),))
+        entry = self.batch_entry(prefix, tokens, parents, on_exit)
+        if rows is not None:
+            # What nobody asks for needs no product with the head, which is the most expensive matrix.
+            entry.asked = entry.rows[list(rows)]
+        (scored,) = run_pass(self._decoder, (entry,))
         if isinstance(scored, VsdError):
             raise scored
         return scored
@@ -173,7 +195,7 @@ class VlmContext(ModelContext):
     def batch_entry(
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), on_exit: ExitHook | None = None
     ) -> BatchEntry:
-        """Return what `score` asks of a pass; `run_pass` completes it. Raises as `score` does."""
+        """Return what `choose` asks of a pass; `run_pass` completes it. Raises as `choose` does."""
         cache = self._open_cache((*prefix, *tokens))
         self._evict(prefix, cache)
         before = len(self._slots)
@@ -183,7 +205,7 @@ class VlmContext(ModelContext):
         fresh = len(self._slots) - self._filled
         with memory_named(PASS_ADVICE):
             varlen = self._varlen(cache) if fresh else None
-        return BatchEntry(self, rows, before, on_exit, varlen, dict(self._states), fresh)
+        return BatchEntry(self, rows, rows, before, on_exit, varlen, dict(self._states), fresh)
 
     def states(self, layer: int) -> Tensor:
         """Return what an exit layer, or the last one, holds [1 + n, width]: after the prompt and each token.

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
@@ -24,8 +23,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from vlm_spec_decode.core.ports import Logits
+from vlm_spec_decode.core.choices import Choices
 from vlm_spec_decode.decoding.early_exit import ExitCalibration
+from vlm_spec_decode.models.choose import choices_of
 from vlm_spec_decode.models.families.base import AnswerCache, EmbeddedPrompt, Family, PlacedPrompt
 
 Cosines: TypeAlias = tuple[Tensor, Tensor]
@@ -190,13 +190,11 @@ class Decoder:
                 yield layer, list(hidden[0].to(self.device).split(sizes))
         yield self.depth, list(self.stack.norm(hidden[0]).to(self.device).split(sizes))
 
-    def logits(self, layer: int, states: Tensor) -> Logits:
-        """Return logits [n, vocab] of states [n, width] that `run_layers` yielded at `layer`."""
+    def choices(self, layer: int, states: Tensor) -> Choices:
+        """Return what states [n, width] that `run_layers` yielded at `layer` say next, on this device."""
         if layer != self.depth:
             # An exit borrows what follows the last layer: head(norm(h + A h)). Norm and head are shared as
             # in LayerSkip (2404.16710); the adapter A is what `vsd train exits` has trained.
             adapter = self.exits[layer]
             states = self.stack.norm(states if adapter is None else states + adapter(states)).to(self.device)
-        scores: Tensor = self.head(states)[:, : self.vocab_size]
-        array: Logits = scores.float().cpu().numpy().astype(np.float32, copy=False)
-        return array
+        return choices_of(self.head(states)[:, : self.vocab_size])

@@ -13,6 +13,7 @@ import llguidance
 import llguidance.hf
 import numpy as np
 
+from vlm_spec_decode.core.choices import LegalTokens
 from vlm_spec_decode.core.errors import GrammarError
 from vlm_spec_decode.core.ports import GrammarState, Mask, Model
 from vlm_spec_decode.core.types import Language
@@ -33,7 +34,7 @@ class CompiledGrammar:
 
 
 @dataclass(frozen=True, slots=True)
-class MatcherState:
+class MatcherState(GrammarState):
     """`GrammarState` over a matcher that is copied before it moves on.
 
     Of several ids that end an answer only `end_id` is legal, so that an end can be forced.
@@ -46,17 +47,24 @@ class MatcherState:
 
     def mask(self) -> Mask | None:
         """Return the legal next tokens [vocab], None after the end. Raises GrammarError."""
+        legal = self.legal()
+        return None if legal is None else legal.mask
+
+    def legal(self) -> LegalTokens | None:
+        """Return the legal next tokens, None after the end. Raises GrammarError."""
         if self.ended:
             return None
-        # llguidance gives one bit per token id, the lowest bit of each byte first.
-        bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
+        bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)[
+            : -(-self.vocab_size // 8)
+        ].copy()
         _check(self.matcher)  # only now: a matcher in trouble answers with the end token
-        mask: Mask = np.unpackbits(bits, count=self.vocab_size, bitorder="little").astype(np.bool_)
-        # The end is legal where the text so far is a whole word of the language, and nowhere else.
-        mask[self.end_id] &= self.matcher.is_accepting()
-        if not mask.any():
+        # Of the last byte only the bits of the vocabulary count.
+        bits[-1] &= (1 << ((self.vocab_size - 1) % 8 + 1)) - 1
+        if not self.matcher.is_accepting():
+            bits[self.end_id >> 3] &= ~np.uint8(1 << (self.end_id & 7))
+        if not bits.any():
             raise GrammarError("the grammar leaves no token legal although the answer has not ended")
-        return mask
+        return LegalTokens(bits, self.vocab_size)
 
     def after(self, token: int) -> MatcherState:
         """Return the state after `token`. Raises GrammarError if it is not legal here."""

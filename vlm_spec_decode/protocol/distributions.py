@@ -9,7 +9,8 @@ import itertools
 
 from vlm_spec_decode.core.errors import ProtocolError
 from vlm_spec_decode.core.types import SparseTarget, Support, Tokens
-from vlm_spec_decode.decoding.verify import P_UNIT, Q_GRAIN, Q_UNIT, is_complete
+from vlm_spec_decode.decoding.choices import Q_UNIT
+from vlm_spec_decode.decoding.verify import P_UNIT, Q_GRAIN, is_complete
 
 Q_OWN_WEIGHTS, Q_WHOLE = 0, 1
 """First byte of a packed q: two bytes per node, or all of each node's short q."""

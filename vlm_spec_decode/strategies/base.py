@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from vlm_spec_decode.core.choices import Choices
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.ports import Clock, Drafter, Logits, Verifier
+from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.trace import NO_TRACER, Tracer
 from vlm_spec_decode.core.types import Commit, DraftMessage, SamplingParams, Tokens
+from vlm_spec_decode.decoding.choices import as_choices
 from vlm_spec_decode.decoding.policy import CloudPolicy
-from vlm_spec_decode.decoding.sampling import Row, pick
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.tree import chain_parents
 from vlm_spec_decode.strategies.rejection import ProposalLog, ResidualCorrector
@@ -85,13 +86,18 @@ class Strategy:
 
 
 def draft_step(
-    drafter: Drafter, tracer: Tracer, prefix: Tokens, tokens: Tokens = (), parents: Tokens = ()
-) -> Logits:
-    """Score a tree below `prefix` with the draft model (see `ModelContext.score`), and tell the tracer."""
+    drafter: Drafter,
+    tracer: Tracer,
+    prefix: Tokens,
+    tokens: Tokens = (),
+    parents: Tokens = (),
+    rows: Tokens | None = None,
+) -> Choices:
+    """Run a tree below `prefix` through the draft model (see `ModelContext.choose`), and tell the tracer."""
     tracer.drafting()
-    logits = drafter.score(prefix, tokens, parents)
+    scores = drafter.choose(prefix, tokens, parents, rows=rows)
     tracer.drafted(len(prefix), parents)
-    return logits
+    return as_choices(scores)
 
 
 def forced_run(drafter: Drafter, tracer: Tracer, prefix: Tokens) -> Tokens:
@@ -103,16 +109,14 @@ def forced_run(drafter: Drafter, tracer: Tracer, prefix: Tokens) -> Tokens:
 
 def draft_token(drafter: Drafter, prefix: Tokens, config: EdgeConfig) -> int:
     """Draft the token after `prefix`: one step, chosen as the answer's rule says."""
-    return choose(draft_step(drafter, config.tracer, prefix)[0], prefix, config)
+    return choose(draft_step(drafter, config.tracer, prefix), 0, prefix, config)
 
 
-def choose(logits: Row, prefix: Tokens, config: EdgeConfig) -> int:
-    """Choose the draft's token after `prefix` as the answer's rule says."""
-    return (
-        config.proposals.draw(prefix, logits)
-        if config.proposals
-        else pick(logits, len(prefix), config.params)
-    )
+def choose(choices: Choices, row: int, prefix: Tokens, config: EdgeConfig) -> int:
+    """Choose the draft's token after `prefix`, whose row is `row`, as the answer's rule says."""
+    if config.proposals:
+        return config.proposals.draw(prefix, choices, row)
+    return choices.pick((row,), (len(prefix),), config.params)[0]
 
 
 def draft_chain(drafter: Drafter, prefix: Tokens, config: EdgeConfig, chain: Tokens = ()) -> Tokens:

@@ -16,11 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-import numpy as np
-
-from vlm_spec_decode.core.ports import Clock, Drafter, Logits, Verifier
+from vlm_spec_decode.core.choices import Choices
+from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.types import RULES, Commit, Tokens
-from vlm_spec_decode.decoding.sampling import Row, ranking_scores
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.strategies.base import (
     EdgeConfig,
@@ -62,10 +60,10 @@ class BranchTree:
 
         The chain is accepted up to k with probability `eta` each; a forced token has no alternative.
         """
-        rows = draft_step(
+        choices = draft_step(
             self.drafter, self.config.tracer, self.prefix, chain[:-1], tuple(range(len(chain) - 1))
         )
-        ranked = [self._ranked(chain[:k], rows[k], token) for k, token in enumerate(chain)]
+        ranked = [self._ranked(chain[:k], choices, k, token) for k, token in enumerate(chain)]
         # P(chain accepted up to k) = η^k, where forced tokens are always accepted (2609.02514, section 3).
         reached = [1.0]
         for others in ranked:
@@ -81,11 +79,11 @@ class BranchTree:
         if is_open:
             self.open_end, self._end = chain, (1 + counts[-1], reached[-1])
 
-    def _ranked(self, path: Tokens, row: Row, own: int = -1) -> list[tuple[int, float]]:
+    def _ranked(self, path: Tokens, choices: Choices, row: int, own: int = -1) -> list[tuple[int, float]]:
         """Return the legal tokens after `path` but `own`, best first, with their scores."""
-        scores = ranking_scores(row, len(self.prefix) + len(path), self.config.params)
-        best = np.argsort(-scores, kind="stable")[: MAX_BRANCHES + 1]
-        return [(int(t), float(scores[t])) for t in best if scores[t] > -1e8 and t != own]
+        position, params = len(self.prefix) + len(path), self.config.params
+        ranking = choices.ranked((row,), (position,), params, MAX_BRANCHES + 1)[0]
+        return [(t, score) for t, score in zip(ranking.tokens, ranking.scores, strict=True) if t != own]
 
     def _start(self, path: Tokens, others: list[tuple[int, float]], chance: float) -> None:
         """Start a branch for each of these tokens after `path`, likelier the better the draft's score."""
@@ -123,19 +121,19 @@ class BranchTree:
 
     def step(self, growing: list[Tokens]) -> None:
         """Draft one token more after these paths, in one batch."""
-        rows = self.score([path + self.chains.get(path, ()) for path in growing])
-        for path, row in zip(growing, rows, strict=True):
+        choices = self.score([path + self.chains.get(path, ()) for path in growing])
+        for row, path in enumerate(growing):
             if path == self.open_end:
-                self._start(path, self._ranked(path, row)[: self._end[0]], self._end[1])
+                self._start(path, self._ranked(path, choices, row)[: self._end[0]], self._end[1])
             else:
                 so_far = path + self.chains[path]
-                token = choose(row, self.prefix + so_far, self.config)
+                token = choose(choices, row, self.prefix + so_far, self.config)
                 self.chains[path] += (token, *self._forced((*self.prefix, *so_far, token)))
                 self._bare.discard(path)
         self.open_end = ()
 
-    def score(self, paths: list[Tokens]) -> Logits:
-        """Return the draft's logits [len(paths), vocab] after each path below the prefix."""
+    def score(self, paths: list[Tokens]) -> Choices:
+        """Return what the draft says after each path below the prefix, one row each."""
         index: dict[Tokens, int] = {(): 0}
         tokens, parents = list[int](), list[int]()
         for path in paths:
@@ -145,10 +143,12 @@ class BranchTree:
                     parents.append(index[path[: depth - 1]])
                     index[path[:depth]] = len(tokens)
         started_s = self.clock.now()
-        logits = draft_step(self.drafter, self.config.tracer, self.prefix, tuple(tokens), tuple(parents))
+        rows = tuple(index[path] for path in paths)
+        choices = draft_step(
+            self.drafter, self.config.tracer, self.prefix, tuple(tokens), tuple(parents), rows
+        )
         self.cost.learn(len(paths), self.clock.now() - started_s)
-        chosen: Logits = logits[[index[path] for path in paths]]
-        return chosen
+        return choices
 
     def after(self, committed: Tokens) -> Tokens:
         """Return the draft that is ready after these tokens, () on a miss."""

@@ -7,11 +7,11 @@ section 3).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
-from vlm_spec_decode.core.ports import Verifier
+from vlm_spec_decode.core.choices import Distribution
+from vlm_spec_decode.core.ports import Scores, Verifier
 from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
 from vlm_spec_decode.core.types import (
     AnswerRequest,
@@ -25,10 +25,10 @@ from vlm_spec_decode.core.types import (
     Support,
     Tokens,
 )
+from vlm_spec_decode.decoding.choices import Q_UNIT, Remainder, SparseDistribution, as_choices
 from vlm_spec_decode.decoding.counter_rng import CounterRng, KeyedCounterRng
-from vlm_spec_decode.decoding.sampling import Row, pick
 from vlm_spec_decode.decoding.sequence import Sequence
-from vlm_spec_decode.decoding.verify import Q_UNIT, certain, draw_correction, truncated, weights
+from vlm_spec_decode.decoding.verify import certain, draw_correction, truncated
 
 IDS_OF_SHORT_Q = 3
 """Ids to which a q that travels whole is cut before it is sampled (`residual="cloud"`)."""
@@ -40,39 +40,46 @@ class ProposalLog:
 
     params: SamplingParams
     chance: CounterRng = field(init=False)
-    _drawn: dict[Tokens, Support] = field(default_factory=dict)
+    _drawn: dict[Tokens, tuple[int, Distribution]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.chance = KeyedCounterRng(self.params.seed)
 
-    def draw(self, prefix: Tokens, logits: Row) -> int:
-        """Return the draft's token after `prefix`, whose logits [vocab] are `logits`."""
+    def draw(self, prefix: Tokens, scores: Scores, row: int = 0) -> int:
+        """Return the draft's token after `prefix`, of which row `row` is what the draft says."""
+        choices = as_choices(scores)
         if self.params.rule == "coupled":
-            return pick(logits, len(prefix), self.params)
+            return choices.pick((row,), (len(prefix),), self.params)[0]
         # One draw per prefix: a second one would be a second throw of the dice for the same position.
         if prefix not in self._drawn:
-            parts = weights(logits, self.params, Q_UNIT)
+            q = choices.distribution(row, self.params, Q_UNIT)
             if self.params.residual == "cloud":
-                parts = truncated(parts, IDS_OF_SHORT_Q)
-            token = self.chance.index(parts, "draft", prefix)
-            ids = np.flatnonzero(parts)
-            others = zip(ids.tolist(), parts[ids].tolist(), strict=True)
-            mine = (token, int(parts[token]))
-            self._drawn[prefix] = (mine, *(other for other in others if other[0] != token))
-        return self._drawn[prefix][0][0]
+                q = SparseDistribution(truncated(q, IDS_OF_SHORT_Q))
+            self._drawn[prefix] = (self.chance.draw(Remainder(q), "draft", prefix), q)
+        return self._drawn[prefix][0]
 
     def q(self, prefix: Tokens, token: int) -> Support:
         """Return what `token` was drawn from; one that was not drawn here was certain to be proposed."""
-        support = self.drawn_from(prefix)
-        return support if support and support[0][0] == token else certain(token)
+        drawn, q = self._drawn.get(prefix, (None, None))
+        if drawn != token or q is None:
+            return certain(token)
+        return ((token, q.part(token)), *(other for other in q.support() if other[0] != token))
+
+    def sent_q(self, prefix: Tokens, token: int) -> Support:
+        """Return what of it travels: all of a short q where the cloud corrects, else the own weight alone."""
+        if self.params.residual == "cloud":
+            return self.q(prefix, token)
+        drawn, q = self._drawn.get(prefix, (None, None))
+        return certain(token) if drawn != token or q is None else ((token, q.part(token)),)
 
     def along(self, prefix: Tokens, chain: Tokens) -> tuple[Support, ...]:
         """Return what each token of a chain below `prefix` was drawn from."""
         return tuple(self.q(prefix + chain[:depth], token) for depth, token in enumerate(chain))
 
-    def drawn_from(self, prefix: Tokens) -> Support:
-        """Return the q from which the token after `prefix` was drawn, () if none was."""
-        return self._drawn.get(prefix, ())
+    def weights_of(self, prefix: Tokens, tokens: Iterable[int]) -> Support:
+        """Return the weights that `tokens` had in the q drawn from after `prefix`; () if none was drawn."""
+        _, q = self._drawn.get(prefix, (None, None))
+        return () if q is None else tuple((token, q.part(token)) for token in tokens)
 
 
 @dataclass(slots=True)
@@ -142,8 +149,7 @@ class ResidualCorrector(Verifier):
         for number, (token, parent) in numbered:
             prefix = self._paths.get(parent, self.tokens[: draft.base])
             self._paths[number] = (*prefix, token)
-            support = self.proposals.q(prefix, token)
-            found.append(support if self.proposals.params.residual == "cloud" else support[:1])
+            found.append(self.proposals.sent_q(prefix, token))
         # Where all was certain to be proposed there is no q to send: that is what its absence means.
         return tuple(found) if any(s[0][1] < Q_UNIT for s in found) else ()
 
@@ -163,7 +169,8 @@ class ResidualCorrector(Verifier):
         target = commit.residual
         if target is None:
             return None
-        drawn = self.proposals.drawn_from(path)
+        # The law of the correction needs q only of the ids that have come down.
+        drawn = self.proposals.weights_of(path, {*target.ids, *(token for token, _ in target.tail)})
         # Draw from norm(max(0, p - q)) here, where q is (separate rejection sampling, 2603.19133 section 3).
         token = draw_correction(target, drawn, self.proposals.chance, path)
         if token is None:

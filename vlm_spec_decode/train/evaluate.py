@@ -23,9 +23,10 @@ import numpy as np
 from tqdm import tqdm
 
 from vlm_spec_decode.actions.grammar import language
+from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import VsdError
-from vlm_spec_decode.core.ports import ExitHook, Logits, Model, TextCodec
+from vlm_spec_decode.core.ports import ExitHook, Model, TextCodec
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Image, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sampling import pick

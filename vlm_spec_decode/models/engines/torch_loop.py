@@ -65,7 +65,7 @@ class VlmModel(LoadedModel):
 
     def score_batch(self, queries: Seq[ScoreRequest]) -> list[Scored]:
         """Score many contexts of this model in one pass (see `core.ports.Model`)."""
-        return run_pass(self.decoder, [_entry(query) for query in queries])
+        return [*run_pass(self.decoder, [_entry(query) for query in queries])]
 
 
 def _entry(query: ScoreRequest) -> BatchEntry | VsdError:

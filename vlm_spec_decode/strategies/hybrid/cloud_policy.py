@@ -12,11 +12,9 @@ import heapq
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, SamplingParams, Support, Tokens
+from vlm_spec_decode.decoding.choices import as_choices
 from vlm_spec_decode.decoding.policy import CloudPolicy, ColocatedDraft, PassPlan
-from vlm_spec_decode.decoding.sampling import perturbed_scores
 from vlm_spec_decode.decoding.tree import WEIGHT_STEP, SpeculationTree
 from vlm_spec_decode.strategies.estimators import RunningMean, RunningRatio, StepCost
 from vlm_spec_decode.strategies.rejection import ProposalLog
@@ -280,20 +278,19 @@ class SelfDraft:
     ) -> list[tuple[int, float]]:
         """Return the helper's likeliest (token, probability) after `row`."""
         started_s = helper.clock.now()
-        logits = helper.context.score(prefix, *_path_to(row, tokens, parents))[-1]
+        path, above = _path_to(row, tokens, parents)
+        choices = as_choices(helper.context.choose(prefix, path, above, rows=(len(path),)))
         seconds = helper.clock.now() - started_s
         self.pace.step_s.learn(seconds)
         self.drafted_s += seconds
         if self._proposals:
-            path = prefix + _path_to(row, tokens, parents)[0]
-            return [(self._proposals.draw(path, logits), self.pace.agreement.value)]
-        scores = perturbed_scores(logits, position, self._params)
-        best = np.argsort(-scores, kind="stable")[:CHOICES]
-        # softmax over the perturbed scores, shifted by the best one.
-        log_sum = math.log(float(np.exp(scores - scores[best[0]]).sum()))
-        chances = np.exp(scores[best] - scores[best[0]] - log_sum)
-        first = (int(best[0]), self._chance(float(chances[0])))
-        return [first, *((int(t), float(p)) for t, p in zip(best[1:], chances[1:], strict=True) if p > 0.05)]
+            return [(self._proposals.draw(prefix + path, choices), self.pace.agreement.value)]
+        ranking = choices.ranked((0,), (position,), self._params, CHOICES)[0]
+        # softmax over the perturbed scores of the whole vocabulary.
+        shares = [math.exp(score - ranking.log_sum) for score in ranking.scores]
+        first = (ranking.tokens[0], self._chance(shares[0]))
+        others = zip(ranking.tokens[1:], shares[1:], strict=True)
+        return [first, *((token, share) for token, share in others if share > 0.05)]
 
     def _chance(self, own: float) -> float:
         """Return how likely the copy's first choice is right: what it says itself counts once it is known."""

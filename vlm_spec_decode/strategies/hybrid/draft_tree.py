@@ -18,7 +18,6 @@ import numpy as np
 from vlm_spec_decode.core.ports import Drafter
 from vlm_spec_decode.core.trace import NO_TRACER, Tracer
 from vlm_spec_decode.core.types import DraftMessage, SamplingParams, Tokens
-from vlm_spec_decode.decoding.sampling import ranking_scores
 from vlm_spec_decode.decoding.tree import WEIGHT_STEP, quantise
 from vlm_spec_decode.strategies.base import draft_step
 from vlm_spec_decode.strategies.estimators import RunningMean
@@ -135,19 +134,18 @@ class DraftTree:
         tokens, parents = list[int](), list[int]()
         for node in nodes:
             self._add_rows(node, rows, tokens, parents)
-        logits = draft_step(self.drafter, self.tracer, self.prefix, tuple(tokens), tuple(parents))
-        for node in nodes:
-            row = logits[rows[id(node)]]
-            scores = ranking_scores(row, len(self.prefix) + node.depth, self.params)
-            best = np.argsort(-scores, kind="stable")[:CHILDREN]
-            best = best[scores[best] > -1e8]
-            log_probs = self.calibration.log_probs(scores[best]) if len(best) else []
-            for token, log_prob in zip(best, log_probs, strict=True):
-                self.offer(node, int(token), log_prob)
+        asked = tuple(rows[id(node)] for node in nodes)
+        choices = draft_step(self.drafter, self.tracer, self.prefix, tuple(tokens), tuple(parents), asked)
+        positions = [len(self.prefix) + node.depth for node in nodes]
+        rankings = choices.ranked(range(len(nodes)), positions, self.params, CHILDREN)
+        for row, (node, ranking) in enumerate(zip(nodes, rankings, strict=True)):
+            log_probs = self.calibration.log_probs(np.array(ranking.scores))
+            for token, log_prob in zip(ranking.tokens, log_probs, strict=True):
+                self.offer(node, token, log_prob)
             # Under `rejection` only a draw from q may be sent; the other children are outcomes to prepare
             # for.
             if self.proposals:
-                self._draw(node, self.proposals.draw(self.prefix + node.path(), row))
+                self._draw(node, self.proposals.draw(self.prefix + node.path(), choices, row))
             node.expanded = True
 
     def offer(self, node: TreeNode, token: int, log_prob: float) -> TreeNode:
