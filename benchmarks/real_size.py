@@ -145,7 +145,7 @@ def target_pass(decoder: Decoder, params: SamplingParams, nodes: int, grammar: b
     if grammar:
         context = MaskedContext(context, GrammarWalk(cast(Any, AllLegal(decoder.vocab_size))))
     tokens, parents = tuple(range(10, 10 + nodes)), (0,) * nodes
-    return lambda: verify_coupled(context.choose((), tokens, parents), tokens, parents, 0, params)
+    return lambda: verify_coupled(context.choose((), (tokens, parents)), tokens, parents, 0, params)
 
 
 def figures(turns: int) -> list[Figure]:

@@ -26,6 +26,11 @@ if TYPE_CHECKING:  # help texts show names of models, and need no numpy for it
 Scores: TypeAlias = "Logits | Choices"
 """What a model says after each row of a pass: logits [rows, vocab] on the host, or what answers for them."""
 
+Tree: TypeAlias = tuple[Tokens, Tokens]
+"""Nodes below a prefix: their tokens, and their parents: 0 for the prefix or the 1-based index of a node."""
+
+NO_NODES: Tree = ((), ())
+
 Mask: TypeAlias = "npt.NDArray[np.bool_]"
 """Which token ids are legal [vocab]."""
 
@@ -68,6 +73,12 @@ ExitHook: TypeAlias = Callable[[int, Any], None]
 
 They are logits from `ModelContext.score`, and `Scores` from `choose`.
 """
+
+
+OnExit: TypeAlias = ExitHook | None
+
+Rows: TypeAlias = "Tokens | None"
+"""Rows of a pass that are asked for; None: all."""
 
 
 class GrammarState(ABC):
@@ -129,20 +140,14 @@ class ModelContext(ABC):
         """
 
     def choose(
-        self,
-        prefix: Tokens,
-        tokens: Tokens = (),
-        parents: Tokens = (),
-        *,
-        on_exit: ExitHook | None = None,
-        rows: Tokens | None = None,
+        self, prefix: Tokens, tree: Tree = NO_NODES, on_exit: OnExit = None, rows: Rows = None
     ) -> Scores:
         """Return what `score` would, but leave the logits where they are: decoding asks for choices only.
 
-        With `rows` only those rows, in this order; the others need no product with the head. The default is
-        for a model whose logits are in host memory.
+        `tree` is the `tokens` and `parents` of `score`. With `rows` only those rows, in this order: the
+        others need no product with the head. The default is for a model whose logits are in host memory.
         """
-        logits = self.score(prefix, tokens, parents, on_exit=on_exit)
+        logits = self.score(prefix, *tree, on_exit=on_exit)
         return logits if rows is None else logits[list(rows)]
 
     def prefill(self) -> None:
@@ -190,7 +195,7 @@ class ScoreRequest:
 
     def score(self) -> Scores:
         """Score this request by itself. Raises what `ModelContext.score` does."""
-        return self.context.choose(self.prefix, self.tokens, self.parents, on_exit=self.on_exit)
+        return self.context.choose(self.prefix, (self.tokens, self.parents), self.on_exit)
 
     def score_or_error(self) -> Scored:
         """Score this request by itself; return a VsdError instead of raising it."""

@@ -13,7 +13,8 @@ from functools import cached_property
 import numpy as np
 
 from vlm_spec_decode.core.choices import IMPOSSIBLE, Choices, Distribution, Ids, LegalTokens, Logits, Ranking
-from vlm_spec_decode.core.types import SamplingParams, Support
+from vlm_spec_decode.core.ports import ModelContext, OnExit, Tree
+from vlm_spec_decode.core.types import SamplingParams, Support, Tokens
 from vlm_spec_decode.decoding.sampling import (
     Row,
     log_probs,
@@ -250,3 +251,9 @@ def as_choices(scored: Choices | Logits) -> Choices:
     Logits of one row may be [vocab].
     """
     return DenseChoices(np.atleast_2d(scored)) if isinstance(scored, np.ndarray) else scored
+
+
+def as_logits(context: ModelContext, prefix: Tokens, tree: Tree, on_exit: OnExit) -> Logits:
+    """Return what a context chooses from, as logits [1 + n, vocab] on the host; its exits likewise."""
+    hook = None if on_exit is None else lambda layer, scores: on_exit(layer, as_choices(scores).logits)
+    return as_choices(context.choose(prefix, tree, hook)).logits

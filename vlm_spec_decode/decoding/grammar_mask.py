@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from vlm_spec_decode.core.choices import Choices, LegalTokens, Logits
 from vlm_spec_decode.core.errors import GrammarError, VsdError
 from vlm_spec_decode.core.ports import (
+    NO_NODES,
     ExitHook,
     Grammar,
     GrammarState,
@@ -19,12 +20,15 @@ from vlm_spec_decode.core.ports import (
     Model,
     ModelCard,
     ModelContext,
+    OnExit,
+    Rows,
     Scored,
     ScoreRequest,
     Scores,
+    Tree,
 )
 from vlm_spec_decode.core.types import Observation, Tokens
-from vlm_spec_decode.decoding.choices import as_choices
+from vlm_spec_decode.decoding.choices import as_choices, as_logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,29 +157,22 @@ class MaskedContext(ModelContext):
         """Pass on."""
         self.inner.prefill()
 
-    def score(
-        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
-    ) -> Logits:
-        """Return masked logits [1 + n, vocab]. Raises GrammarError as `choose`."""
-        hook = None if on_exit is None else lambda layer, choices: on_exit(layer, choices.logits)
-        return self.choose(prefix, tokens, parents, on_exit=hook).logits
-
     def choose(
-        self,
-        prefix: Tokens,
-        tokens: Tokens = (),
-        parents: Tokens = (),
-        *,
-        on_exit: ExitHook | None = None,
-        rows: Tokens | None = None,
+        self, prefix: Tokens, tree: Tree = NO_NODES, on_exit: OnExit = None, rows: Rows = None
     ) -> Choices:
         """Return the rows with only legal tokens.
 
         Raises GrammarError if `prefix` is not of the grammar or goes beyond its end.
         """
-        allowed = self.walk.below(prefix, tokens, parents, rows)
-        hook = self._masked_hook(prefix, tokens, parents, on_exit)
-        return _masked(self.inner.choose(prefix, tokens, parents, on_exit=hook, rows=rows), allowed)
+        allowed = self.walk.below(prefix, *tree, rows)
+        hook = self._masked_hook(prefix, *tree, on_exit)
+        return _masked(self.inner.choose(prefix, tree, hook, rows), allowed)
+
+    def score(
+        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
+    ) -> Logits:
+        """Return masked logits [1 + n, vocab]. Raises GrammarError as `choose`."""
+        return as_logits(self, prefix, (tokens, parents), on_exit)
 
     def unmasked(self, query: ScoreRequest) -> tuple[ScoreRequest, list[LegalTokens | None]]:
         """Return a query of this context as the inner one takes it, and the legal tokens of its rows.

@@ -18,7 +18,19 @@ from dataclasses import dataclass, field
 from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
-from vlm_spec_decode.core.ports import ExitHook, Model, ModelCard, ModelContext, Scores, Target, Verifier
+from vlm_spec_decode.core.ports import (
+    NO_NODES,
+    ExitHook,
+    Model,
+    ModelCard,
+    ModelContext,
+    OnExit,
+    Rows,
+    Scores,
+    Target,
+    Tree,
+    Verifier,
+)
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
 from vlm_spec_decode.core.types import (
@@ -77,18 +89,12 @@ class ChargedContext(ModelContext):
         return self.inner.score(prefix, tokens, parents, on_exit=on_exit)
 
     def choose(
-        self,
-        prefix: Tokens,
-        tokens: Tokens = (),
-        parents: Tokens = (),
-        *,
-        on_exit: ExitHook | None = None,
-        rows: Tokens | None = None,
+        self, prefix: Tokens, tree: Tree = NO_NODES, on_exit: OnExit = None, rows: Rows = None
     ) -> Scores:
         """Advance the clock by the step, then choose with `inner`."""
         is_first = not self.rows.known
-        self.clock.sleep(self.duration_s(self.rows.add_new(prefix, tokens, parents), is_first))
-        return self.inner.choose(prefix, tokens, parents, on_exit=on_exit, rows=rows)
+        self.clock.sleep(self.duration_s(self.rows.add_new(prefix, *tree), is_first))
+        return self.inner.choose(prefix, tree, on_exit, rows)
 
     def forced(self, prefix: Tokens) -> Tokens:
         """Return what `inner` does: the grammar's tokens cost no step."""

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from vlm_spec_decode.core.choices import Choices, Logits
 from vlm_spec_decode.core.errors import ModelError, VsdError
-from vlm_spec_decode.core.ports import ExitHook, ModelContext
+from vlm_spec_decode.core.ports import NO_NODES, ExitHook, ModelContext, OnExit, Rows, Tree
 from vlm_spec_decode.core.types import Tokens
+from vlm_spec_decode.decoding.choices import as_logits
 from vlm_spec_decode.models.decoder import Decoder, VarlenEntry
 from vlm_spec_decode.models.families.base import AnswerCache, EmbeddedPrompt
 from vlm_spec_decode.models.hardware import memory_named
@@ -164,17 +165,10 @@ class VlmContext(ModelContext):
 
         For tests and training; `choose` leaves them on the device. Raises as `choose`.
         """
-        hook = None if on_exit is None else lambda layer, choices: on_exit(layer, choices.logits)
-        return self.choose(prefix, tokens, parents, on_exit=hook).logits
+        return as_logits(self, prefix, (tokens, parents), on_exit)
 
     def choose(
-        self,
-        prefix: Tokens,
-        tokens: Tokens = (),
-        parents: Tokens = (),
-        *,
-        on_exit: ExitHook | None = None,
-        rows: Tokens | None = None,
+        self, prefix: Tokens, tree: Tree = NO_NODES, on_exit: OnExit = None, rows: Rows = None
     ) -> Choices:
         """Return the rows: row 0 after `prefix`, row i after the i-th node; with `rows` those alone.
 
@@ -182,7 +176,7 @@ class VlmContext(ModelContext):
         If it raises, the pass is undone and the context stays usable. Raises ModelError after
         `close` or for a token outside the vocabulary, ValueError for parents that are no tree.
         """
-        entry = self.batch_entry(prefix, tokens, parents, on_exit)
+        entry = self.batch_entry(prefix, *tree, on_exit)
         if rows is not None:
             # What nobody asks for needs no product with the head, which is the most expensive matrix.
             entry.asked = entry.rows[list(rows)]

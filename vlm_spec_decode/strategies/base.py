@@ -95,7 +95,7 @@ def draft_step(
 ) -> Choices:
     """Run a tree below `prefix` through the draft model (see `ModelContext.choose`), and tell the tracer."""
     tracer.drafting()
-    scores = drafter.choose(prefix, tokens, parents, rows=rows)
+    scores = drafter.choose(prefix, (tokens, parents), rows=rows)
     tracer.drafted(len(prefix), parents)
     return as_choices(scores)
 

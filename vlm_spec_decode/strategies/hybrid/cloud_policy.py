@@ -279,7 +279,7 @@ class SelfDraft:
         """Return the helper's likeliest (token, probability) after `row`."""
         started_s = helper.clock.now()
         path, above = _path_to(row, tokens, parents)
-        choices = as_choices(helper.context.choose(prefix, path, above, rows=(len(path),)))
+        choices = as_choices(helper.context.choose(prefix, (path, above), rows=(len(path),)))
         seconds = helper.clock.now() - started_s
         self.pace.step_s.learn(seconds)
         self.drafted_s += seconds
