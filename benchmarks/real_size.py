@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -29,7 +28,8 @@ from vlm_spec_decode.decoding.grammar_mask import GrammarWalk, MaskedContext
 from vlm_spec_decode.decoding.verify import verify_coupled
 from vlm_spec_decode.models.context import VlmContext
 from vlm_spec_decode.models.decoder import Decoder
-from vlm_spec_decode.models.families.base import AnswerCache, EmbeddedPrompt
+from vlm_spec_decode.models.families.base import EmbeddedPrompt
+from vlm_spec_decode.models.families.language import Language
 from vlm_spec_decode.strategies.hybrid.draft_tree import DraftTree, TreeNode
 
 VOCABULARY, WIDTH, LAYERS, PROMPT = 151_936, 1536, 4, 64
@@ -40,11 +40,6 @@ SETTINGS = {
 }
 DRAFT_BARS = {"greedy": 1.08, "sampled": 1.15, "grammar": 1.12}
 TARGET_BARS = {"greedy": 1.08, "sampled": 1.12, "grammar": 1.12}
-
-
-def _unchanged(_layer: int, hidden: object, _prompts: object) -> object:
-    """Do what most families do between two layers: nothing."""
-    return hidden
 
 
 def decoder_of(vocabulary: int, width: int) -> Decoder:
@@ -61,14 +56,15 @@ def decoder_of(vocabulary: int, width: int) -> Decoder:
     )
     torch.manual_seed(0)
     network = Qwen2ForCausalLM(config).eval().requires_grad_(False)
-    family = SimpleNamespace(cache=AnswerCache, layer_hook=_unchanged)
-    return Decoder(network.model, network.lm_head, {}, vocabulary, cast(Any, family))
+    family = object.__new__(Language)  # no checkpoint is read: the network is made here
+    family.config = config
+    return Decoder(network.model, network.lm_head, {}, vocabulary, family)
 
 
 def context_of(decoder: Decoder) -> VlmContext:
     """Return an answer's context whose prompt has been read."""
     ids = torch.arange(PROMPT) % decoder.vocab_size
-    context = VlmContext(decoder, lambda: EmbeddedPrompt(decoder.embed(ids), torch.arange(PROMPT)[None]))
+    context = VlmContext(decoder, lambda: EmbeddedPrompt(decoder.embed(ids), torch.arange(PROMPT)[None], ids))
     context.prefill()
     return context
 

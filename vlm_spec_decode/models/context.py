@@ -26,6 +26,7 @@ from vlm_spec_decode.models.decoder import Decoder, VarlenEntry
 from vlm_spec_decode.models.families.base import AnswerCache, EmbeddedPrompt
 from vlm_spec_decode.models.hardware import memory_named
 from vlm_spec_decode.models.kv_slots import Index, SlotTable
+from vlm_spec_decode.models.tree_mask import NO_ROWS, additive, sees_by_type
 
 MAX_DEAD_SLOTS = 64
 PASS_ADVICE = "a smaller --batch or --kv-mib, or a smaller model"
@@ -239,10 +240,9 @@ class VlmContext(ModelContext):
     def _varlen(self, cache: AnswerCache) -> VarlenEntry:
         """Return the rows of every slot that has no KV yet, together with the prompt if it is due."""
         prompt = None if self._filled else self._embed_prompt()
-        embedded, positions = self._inputs(self._filled, prompt)
+        embedded, positions, ids = self._inputs(self._filled, prompt)
         end = self._last_position + max(self._slots.positions[self._filled :]) + 1
-        mask = self._mask(self._filled, len(embedded))
-        return VarlenEntry(embedded, positions, end, mask, cache, prompt)
+        return VarlenEntry(embedded, positions, ids, end, self._masks(prompt), cache, prompt)
 
     def keep_pass(self, entry: BatchEntry) -> None:
         """A pass has ended: its states are this context's."""
@@ -255,24 +255,27 @@ class VlmContext(ModelContext):
         if self._cache is not None:
             self._undo(self._cache, entry.before)
 
-    def _inputs(self, first: int, prompt: EmbeddedPrompt | None) -> tuple[Tensor, Tensor]:
-        """Return embeddings [n, width] and positions [1, n] or [3, 1, n] of the slots from `first` on.
+    def _inputs(self, first: int, prompt: EmbeddedPrompt | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return embeddings [n, width], positions [1, n] or [3, 1, n], ids [n] of the slots from `first` on.
 
         The first pass has the prompt's rows before them: slot 0 is the prompt and has no row of its own.
         """
         device = self._decoder.device
         start = max(first, 1)
-        embedded = self._decoder.embed(
-            torch.tensor(self._slots.tokens[start:], dtype=torch.long, device=device)
-        )
+        ids = torch.tensor(self._slots.tokens[start:], dtype=torch.long, device=device)
+        embedded = self._decoder.embed(ids)
         if prompt is None:
-            return embedded, self._positions(start)
+            return embedded, self._positions(start), ids
         self._prompt_len = self.stats.prompt_tokens = len(prompt.embedded)
         self._rope_rows, self._last_position = prompt.positions.shape[:-1], int(prompt.positions.max())
         positions = self._positions(start)
         # With layers spread over devices, the vision tower may lie on another one than the head.
         before = prompt.positions.to(device)
-        return torch.cat([prompt.embedded.to(embedded), embedded]), torch.cat([before, positions], dim=-1)
+        return (
+            torch.cat([prompt.embedded.to(embedded), embedded]),
+            torch.cat([before, positions], dim=-1),
+            torch.cat([prompt.ids.to(device), ids]),
+        )
 
     def _positions(self, start: int) -> Tensor:
         """Return the rotary positions [1, n] or [3, 1, n] of the slots from `start` on."""
@@ -284,23 +287,16 @@ class VlmContext(ModelContext):
             *self._rope_rows, -1
         )
 
-    def _mask(self, first: int, rows: int) -> Tensor | None:
-        """Return the additive mask [1, 1, rows, past + rows]; None when all of it would be zero."""
-        # Columns are the prompt's, of which slot 0 is the last one, then the slots in the order of the cache.
-        # Row i sees column j if j is i or one of its ancestors: this is all that makes a tree of a sequence
-        # (tree attention, SpecInfer 2305.09781).
-        before_root = self._prompt_len - 1
-        nodes = self._slots.visible(max(first, 1))
-        if nodes.all() and (first or rows == 1):  # one more token of a chain, most of the time
-            return None
-        sees = np.ones((rows, before_root + len(self._slots)), dtype=np.bool_)
-        if not first:
-            # The prompt itself is causal: row i sees columns 0 to i.
-            sees[: self._prompt_len] = np.tri(self._prompt_len, sees.shape[1], dtype=np.bool_)
-        sees[rows - len(nodes) :, before_root:] = nodes
-        mask = torch.zeros(sees.shape, dtype=self._decoder.dtype)
-        mask.masked_fill_(torch.from_numpy(~sees), torch.finfo(mask.dtype).min)
-        return mask[None, None].to(self._decoder.device)
+    def _masks(self, prompt: EmbeddedPrompt | None) -> dict[str, Tensor | None]:
+        """Return by type of layer the additive mask [1, 1, rows, past + rows] of what has no KV yet."""
+        rows = NO_ROWS
+        if prompt is not None and prompt.image_rows is not None:
+            rows = prompt.image_rows.cpu().numpy()
+        spans = self._decoder.attention
+        sees = sees_by_type(self._slots, self._filled, self._prompt_len, rows, spans)
+        # Types of layers that see the same share one mask: it is copied to the device once.
+        masks = {id(array): additive(array, self._decoder.head.weight) for array in sees.values()}
+        return {name: masks[id(array)] for name, array in sees.items()}
 
     def _evict(self, prefix: Tokens, cache: AnswerCache) -> None:
         """Gather away what is neither above nor below `prefix`, if it has become too much."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from typing import Any, TypeAlias
 
@@ -26,12 +27,18 @@ from transformers.masking_utils import sdpa_mask
 from vlm_spec_decode.core.choices import Choices
 from vlm_spec_decode.decoding.early_exit import ExitCalibration
 from vlm_spec_decode.models.choose import choices_of
-from vlm_spec_decode.models.families.base import AnswerCache, EmbeddedPrompt, Family, PlacedPrompt
+from vlm_spec_decode.models.families.base import (
+    AnswerCache,
+    AttentionSpan,
+    EmbeddedPrompt,
+    Family,
+    PlacedPrompt,
+)
 
 Cosines: TypeAlias = tuple[Tensor, Tensor]
 Compute: TypeAlias = Callable[[Tensor, Tensor], Cosines]
 
-FIXED_TYPES = frozenset({"default", "linear", "llama3", "yarn"})
+FIXED_TYPES = frozenset({"default", "linear", "llama3", "yarn", "proportional"})
 """Kinds whose angles depend on the position alone; others look at how long the sequence is."""
 
 FIRST_SIZE = 512
@@ -46,15 +53,17 @@ STACK_PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 class VarlenEntry:
     """One context's rows of a pass: `embedded` [n, width], `positions` [1, n] or [3, 1, n] with M-RoPE.
 
-    All positions are below `end`. `mask` is additive [1, 1, n, past + n], None when every row may see every
-    column. `cache` holds the past and takes the rows' keys and values. `prompt` is set in the pass that
-    computes the context's prompt, whose rows are then the first ones.
+    `ids` [n] are the rows' tokens, the image's placeholder in its rows. All positions are below `end`.
+    `masks` are by type of layer: additive [1, 1, n, past + n], None when every row may see every column.
+    `cache` holds the past and takes the rows' keys and values. `prompt` is set in the pass that computes the
+    context's prompt, whose rows are then the first ones.
     """
 
     embedded: Tensor
     positions: Tensor
+    ids: Tensor
     end: int
-    mask: Tensor | None
+    masks: Mapping[str, Tensor | None]
     cache: AnswerCache
     prompt: EmbeddedPrompt | None = None
 
@@ -63,11 +72,12 @@ class RotaryTable:
     """Cosines and sines of every position so far, from `compute` (a model's `rotary_emb`), grown by doubling.
 
     What is looked up is what `compute` says, bit by bit: of any positions it treats each by itself.
+    `rope_type` is the kind of angles, by default what `compute` says of itself.
     """
 
-    def __init__(self, compute: Compute) -> None:
+    def __init__(self, compute: Compute, rope_type: str = "") -> None:
         self._compute = compute
-        self._is_fixed = getattr(compute, "rope_type", "") in FIXED_TYPES
+        self._is_fixed = (rope_type or getattr(compute, "rope_type", "")) in FIXED_TYPES
         self._table: Cosines | None = None
 
     def __call__(self, hidden: Tensor, positions: Tensor, end: int) -> Cosines:
@@ -85,6 +95,18 @@ class RotaryTable:
         return self._table
 
 
+def rotary_tables(rotary: Any, layer_types: Seq[str]) -> dict[str, RotaryTable]:
+    """Return the table of each type of layers, from a stack's `rotary_emb`.
+
+    Where angles differ between types, Transformers keeps them in one module that takes the type; else all
+    types share one table.
+    """
+    kinds = getattr(rotary, "rope_type", "")
+    if isinstance(kinds, Mapping):
+        return {name: RotaryTable(partial(rotary, layer_type=name), kind) for name, kind in kinds.items()}
+    return dict.fromkeys(layer_types, RotaryTable(rotary))
+
+
 def use_varlen_attention(stack: Any) -> None:
     """Let a Transformers text model attend entry by entry; its own `forward` does what it did before."""
     AttentionInterface.register(ATTENTION, _attend)
@@ -99,6 +121,7 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor | None,
     entries: Seq[VarlenEntry] = (),
+    layer_type: str = "",
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Return attention [1, rows, heads, width] of queries [1, heads, rows, width]."""
@@ -109,17 +132,24 @@ def _attend(
     sizes = [len(entry.embedded) for entry in entries]
     queries, keys, values = (torch.split(part, sizes, dim=2) for part in (query, key, value))
     rows = zip(entries, queries, keys, values, strict=True)
-    return torch.cat([_attend_one(module, *row, options) for row in rows], dim=1), None
+    return torch.cat([_attend_one(module, layer_type, *row, options) for row in rows], dim=1), None
 
 
 def _attend_one(
-    module: Any, entry: VarlenEntry, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
+    module: Any,
+    layer_type: str,
+    entry: VarlenEntry,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    options: dict[str, Any],
 ) -> Tensor:
     # softmax(q k^T / sqrt(width) + mask) v over the entry's own past and its new rows. The keys are stored
     # already rotated, each by its own position, so that gathering columns leaves them valid.
     keys, values = entry.cache.update(key, value, module.layer_idx)
     # With layers spread over devices, the mask follows the layer.
-    mask = None if entry.mask is None else entry.mask.to(query.device)
+    mask = entry.masks[layer_type]
+    mask = None if mask is None else mask.to(query.device)
     seen: Tensor = sdpa_attention_forward(module, query, keys, values, mask, is_causal=False, **options)[0]
     return seen
 
@@ -131,7 +161,8 @@ class Decoder:
     `stack` is a Transformers text model, untyped here, of the Llama shape (`embed_tokens`, `layers`, `norm`,
     `rotary_emb`). `exits` maps an exit layer to its adapter, a residual linear map in front of the shared
     final norm and head, or None. `vocab_size` is the tokenizer's; rows that only pad the head are cut off.
-    `family` builds caches and may change what a layer hands to the next. `calibration` is how reliable the
+    `family` builds caches and may change what a layer gets and hands to the next. `rotary` and `attention`
+    are by type of layer: the angles, and what rows see. `calibration` is how reliable the
     exits are. Raises ModelError for a stack of another shape.
     """
 
@@ -141,13 +172,16 @@ class Decoder:
     vocab_size: int
     family: Family
     calibration: ExitCalibration = field(default_factory=ExitCalibration)
-    rotary: RotaryTable = field(init=False)
+    rotary: Mapping[str, RotaryTable] = field(init=False)
+    attention: Mapping[str, AttentionSpan] = field(init=False)
 
     def __post_init__(self) -> None:
         for part in STACK_PARTS:
             if not hasattr(self.stack, part):
                 raise self.family.refusal(f"its decoder has no {part}, as the decoder loop needs it")
-        object.__setattr__(self, "rotary", RotaryTable(self.stack.rotary_emb))
+        rotary = rotary_tables(self.stack.rotary_emb, self.family.layer_types)
+        object.__setattr__(self, "rotary", rotary)
+        object.__setattr__(self, "attention", self.family.attention())
         use_varlen_attention(self.stack)
 
     @property
@@ -181,10 +215,20 @@ class Decoder:
         prompts = [PlacedPrompt(at, e.prompt) for at, e in zip(starts, entries, strict=False) if e.prompt]
         hidden: Any = torch.cat([entry.embedded for entry in entries])[None]
         positions = torch.cat([entry.positions for entry in entries], dim=-1).to(hidden.device)
-        # Every layer turns queries and keys by the same angles, so that they are looked up once a pass.
-        rotary = self.rotary(hidden, positions, max(entry.end for entry in entries))
-        for layer, block in enumerate(self.stack.layers, start=1):
-            hidden = block(hidden, position_embeddings=rotary, entries=entries)
+        # Layers of one type turn queries and keys by the same angles, so that they are looked up once a pass.
+        end = max(entry.end for entry in entries)
+        angles = {table: table(hidden, positions, end) for table in set(self.rotary.values())}
+        context = self.family.pass_context(self.stack, hidden, [entry.ids for entry in entries])
+        for layer, (block, kind) in enumerate(
+            zip(self.stack.layers, self.family.layer_types, strict=True), start=1
+        ):
+            hidden = block(
+                hidden,
+                position_embeddings=angles[self.rotary[kind]],
+                entries=entries,
+                layer_type=kind,
+                **self.family.layer_arguments(layer, context),
+            )
             hidden = self.family.layer_hook(layer, hidden, prompts)
             if layer in self.exits:
                 yield layer, list(hidden[0].to(self.device).split(sizes))
@@ -197,4 +241,4 @@ class Decoder:
             # in LayerSkip (2404.16710); the adapter A is what `vsd train exits` has trained.
             adapter = self.exits[layer]
             states = self.stack.norm(states if adapter is None else states + adapter(states)).to(self.device)
-        return choices_of(self.head(states)[:, : self.vocab_size])
+        return choices_of(self.family.scores(self.head(states)[:, : self.vocab_size]))

@@ -118,8 +118,9 @@ class PromptEncoder:
     def render(self, observation: Observation) -> str:
         """Return the prompt's text (see `render_prompt`)."""
         sees = self.image_processor is not None
-        image_token = self.tokenizer.convert_ids_to_tokens(self.image_token_id) if sees else None
-        return render_prompt(observation, self.tokenizer, self.style, image_token)
+        return render_prompt(
+            observation, self.tokenizer, self.style, self.family.image_mark if sees else None
+        )
 
     def encode(self, observation: Observation) -> EncodedPrompt:
         """Decode, render and tokenize. Raises ImageError or InstructionError."""
@@ -128,8 +129,14 @@ class PromptEncoder:
         if self.image_processor is not None and observation.image is not None:
             digest = observation.image.digest
             image = self._preprocess(DECODED.picture(observation.image))
-        ids = tokenize_prompt(self.tokenizer, self.render(observation))
-        if self.image_token_id is not None and ids.count(self.image_token_id) != bool(image):
+        text, placeholders = self.render(observation), 0
+        if image:
+            written = self.family.image_text(image)
+            # Before it is tokenized: a mark's own line breaks may merge with those around it.
+            text = text.replace(self.family.image_mark, written)
+            placeholders = tokenize_prompt(self.tokenizer, written).count(self.image_token_id or 0)
+        ids = tokenize_prompt(self.tokenizer, text)
+        if self.image_token_id is not None and ids.count(self.image_token_id) != placeholders:
             raise InstructionError("the instruction contains the checkpoint's image token")
         self._check_length(len(ids))
         return EncodedPrompt(tuple(ids), image, digest)
@@ -140,7 +147,7 @@ class PromptEncoder:
         device = next(self.body.parameters()).device
         if not prompt.image:
             ids = torch.tensor(prompt.ids, dtype=torch.long, device=device)
-            return EmbeddedPrompt(self._lookup(ids), self.family.positions(self.body, ids, {}))
+            return EmbeddedPrompt(self._lookup(ids), self.family.positions(self.body, ids, {}), ids)
         image = {name: tensor.to(device) for name, tensor in prompt.image.items()}
         features = self.features.get(prompt.digest, lambda: self.family.encode_image(self.body, image))
         expanded = self.family.expand_prompt(prompt.ids, image, features)
@@ -149,7 +156,7 @@ class PromptEncoder:
         rows = ids.eq(self.image_token_id or 0).nonzero()[:, 0]
         embedded = self._lookup(ids)
         embedded[rows] = features.rows.to(embedded)
-        return EmbeddedPrompt(embedded, self.family.positions(self.body, ids, image), features, rows)
+        return EmbeddedPrompt(embedded, self.family.positions(self.body, ids, image), ids, features, rows)
 
     def _preprocess(self, picture: PilImage.Image) -> Mapping[str, Tensor]:
         """Return the image processor's tensors. Raises ImageError for a shape that it cannot take."""

@@ -82,10 +82,20 @@ def register_engine(name: str, source: Engine | str) -> None:
     ENGINES.add(name, source)
 
 
+UNCOVERED: Mapping[str, str] = {
+    "gemma2": "the softcap within its attention is not applied",
+    "gemma3n": "its layers hand on several streams (AltUp), and the decoder loop has one",
+    "gemma4_unified": "Transformers has no image processor for it that works without torchvision",
+}
+"""Model types near those that are covered, and why they are not."""
+
+
 def family_class(raw: Mapping[str, Any]) -> type[Family]:
-    """Return the family of a config.json. Raises ModelError that names the families that are known."""
+    """Return the family of a config.json. Raises ModelError with the reason or the families there are."""
     model_type = str(raw.get("model_type", ""))
     if model_type not in FAMILIES:
+        if reason := UNCOVERED.get(model_type.removesuffix("_text")):
+            raise ModelError(f"architecture {model_type!r} is not supported: {reason}")
         raise ModelError(f"architecture {model_type!r} is not supported (known: {', '.join(FAMILIES)})")
     return FAMILIES[model_type].variant(raw)
 
@@ -96,7 +106,13 @@ register_family("llava_llama", "vlm_spec_decode.models.families.llava:OriginalLl
 register_family("qwen2_vl", "vlm_spec_decode.models.families.qwen_vl:QwenVL")
 register_family("qwen2_5_vl", "vlm_spec_decode.models.families.qwen_vl:QwenVL")
 register_family("llama", "vlm_spec_decode.models.families.language:Language")
-register_family("qwen2", "vlm_spec_decode.models.families.language:Language")
-register_family("qwen3", "vlm_spec_decode.models.families.language:Language")
+register_family("qwen2", "vlm_spec_decode.models.families.language:WindowedLanguage")
+register_family("qwen3", "vlm_spec_decode.models.families.language:WindowedLanguage")
+register_family("gemma", "vlm_spec_decode.models.families.gemma:GemmaLanguage")
+register_family("gemma3", "vlm_spec_decode.models.families.gemma:Gemma3")
+register_family("gemma3_text", "vlm_spec_decode.models.families.gemma:GemmaLanguage")
+register_family("gemma4", "vlm_spec_decode.models.families.gemma:Gemma4")
+register_family("gemma4_text", "vlm_spec_decode.models.families.gemma:Gemma4Language")
+register_family("mistral", "vlm_spec_decode.models.families.language:WindowedLanguage")
 
 register_engine("torch_loop", "vlm_spec_decode.models.engines.torch_loop")

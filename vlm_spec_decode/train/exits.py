@@ -12,7 +12,7 @@ as text.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -110,10 +110,11 @@ def _concatenated(found: list[ExitStates]) -> ExitStates:
 
 @dataclass(frozen=True, slots=True)
 class LanguageHead:
-    """A model's final norm and head, which its exits share."""
+    """A model's final norm, its head and what follows it, such as a softcap: its exits share all three."""
 
     norm: nn.Module
     head: nn.Module
+    scores: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def logits(self, states: torch.Tensor, adapter: nn.Linear | None = None) -> torch.Tensor:
         """Return logits [n, vocab] of states [n, width]: of an exit with its adapter, else of the end."""
@@ -122,8 +123,8 @@ class LanguageHead:
             states = states.float()
             like = next(self.norm.parameters())
             states = self.norm((states + adapter(states)).to(like.dtype))
-        logits: torch.Tensor = self.head(states).float()
-        return logits
+        logits: torch.Tensor = self.head(states)
+        return (self.scores(logits) if self.scores else logits).float()
 
 
 BINS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
@@ -175,7 +176,7 @@ def _from_answers(config: ExitsConfig) -> tuple[LanguageHead, ExitStates, ExitSt
     )
     learned = config.batches * config.batch
     asked = observations(config, learned + learned // _UNSEEN_SHARE, sees=model.sees)
-    head = LanguageHead(model.decoder.stack.norm, model.decoder.head)
+    head = LanguageHead(model.decoder.stack.norm, model.decoder.head, model.decoder.family.scores)
     return head, states_of_answers(model, islice(asked, learned)), states_of_answers(model, asked)
 
 

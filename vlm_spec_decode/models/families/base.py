@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -32,7 +34,24 @@ NEUTRAL_SETTINGS: Mapping[str, tuple[Any, ...]] = {
     "num_kv_shared_layers": (None, 0),
     "hidden_size_per_layer_input": (None, 0),
 }
-"""Settings of text models that their own `forward` applies and the decoder loop does not, unless neutral."""
+"""Settings of text models that their own `forward` applies and the decoder loop does not, unless neutral.
+
+A family that applies one of them names it in `applied`."""
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Types of layers as Transformers' configs name them: all of the past, and a sliding window of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpan:
+    """How much of what lies before it a row sees in the layers of one type.
+
+    `window` None is all of it, W only what stands less than W positions before. With `image_blocks` the rows
+    of one picture also see those of the same picture behind them.
+    """
+
+    window: int | None = None
+    image_blocks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +75,13 @@ class ImageFeatures:
 class EmbeddedPrompt:
     """A prompt with its image features in place: `embedded` [p, width], `positions` [1, p] or [3, 1, p].
 
-    `image` are the features, None without a picture; `image_rows` [n] are the rows in which they stand.
+    `ids` [p] are the tokens, the image's placeholder in all of its rows. `image` are the features, None
+    without a picture; `image_rows` [n] are the rows in which they stand, ascending.
     """
 
     embedded: Tensor
     positions: Tensor
+    ids: Tensor
     image: ImageFeatures | None = None
     image_rows: Tensor | None = None
 
@@ -114,12 +135,15 @@ class Family(ABC):
     """One loaded checkpoint's family: an object per checkpoint, with its tokenizer and its config.
 
     A subclass names the class of Transformers that builds the network and overrides what it does differently.
-    `sees` says whether it has a vision tower, `reads_pickles` whether its weights may be pickles even beside
-    safetensors, `exact_modules` which modules are never quantized. Raises ModelError, when it is made, for a
-    checkpoint that it does not cover.
+    `sees` says whether it has a vision tower, `layer_kinds` which `layer_types` of a config it runs,
+    `applied` which of `NEUTRAL_SETTINGS` it applies, `reads_pickles` whether its weights may be pickles even
+    beside safetensors, `exact_modules` which modules are never quantized. Raises ModelError, when it is made,
+    for a checkpoint that it does not cover.
     """
 
     sees: ClassVar[bool] = True
+    layer_kinds: ClassVar[frozenset[str]] = frozenset({FULL})
+    applied: ClassVar[frozenset[str]] = frozenset()
     reads_pickles: ClassVar[bool] = False
     exact_modules: ClassVar[tuple[str, ...]] = ("lm_head", "vision_tower", "visual", "multi_modal_projector")
 
@@ -152,15 +176,15 @@ class Family(ABC):
     def check_config(self) -> None:
         """Raise ModelError, with the family's name and the reason, for what the loop does not cover."""
         text = self.config.get_text_config()
-        named = getattr(text, "layer_types", None) or ()
-        kinds = set(named) - {"full_attention"}
-        # Configs without kinds of layers, such as Mistral's, mean all layers by a window's width.
-        if "sliding_attention" in kinds or (not named and getattr(text, "sliding_window", None)):
-            raise self.refusal("sliding-window attention is not supported: a tree needs all of its past")
+        kinds = set(self.layer_types) - self.layer_kinds
+        if SLIDING in kinds:
+            raise self.refusal("sliding-window attention is not supported: Transformers applies none here")
         if kinds:
             raise self.refusal(f"layers of the kind {', '.join(sorted(kinds))} are not supported")
+        if SLIDING in self.layer_types and not getattr(text, "sliding_window", None):
+            raise self.refusal("sliding-window attention needs a width, and sliding_window gives none")
         for name, neutral in NEUTRAL_SETTINGS.items():
-            if (value := getattr(text, name, None)) not in neutral:
+            if name not in self.applied and (value := getattr(text, name, None)) not in neutral:
                 raise self.refusal(f"{name} {value} is not supported: the decoder loop does not apply it")
 
     def refusal(self, reason: str) -> ModelError:
@@ -191,6 +215,19 @@ class Family(ABC):
         """Id of the image's placeholder in the prompt, None for a family that does not see."""
         return int(self.config.image_token_id) if self.sees else None
 
+    @cached_property
+    def image_mark(self) -> str:
+        """What stands for the image in a rendered prompt, written by the chat template."""
+        mark: str = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        return mark
+
+    def image_text(self, image: Mapping[str, Tensor]) -> str:  # noqa: ARG002
+        """Return what replaces the mark before the text is tokenized, with the placeholder at least once.
+
+        `image` are the image processor's tensors.
+        """
+        return self.image_mark
+
     def encode_image(self, body: Any, image: Mapping[str, Tensor]) -> ImageFeatures:
         """Run the vision tower on the image processor's tensors; return its features, kept by the frame."""
         found = body.get_image_features(**image, return_dict=True)
@@ -205,10 +242,12 @@ class Family(ABC):
         """Return the prompt's ids with as many placeholders as there are image rows, in the place of one.
 
         The number is whatever the vision tower returned, so no family needs a count of its own. A family
-        that sets marks between tiles adds them here; `image` are the image processor's tensors.
+        that sets marks between tiles adds them here; `image` are the image processor's tensors. Of several
+        placeholders, as `image_text` may write them, each stands for as many rows.
         """
-        at = ids.index(self.image_token_id or 0)
-        return (*ids[:at], *ids[at : at + 1] * len(features.rows), *ids[at + 1 :])
+        token = self.image_token_id
+        each = len(features.rows) // ids.count(token or 0)
+        return tuple(chain.from_iterable((one,) * each if one == token else (one,) for one in ids))
 
     def positions(self, body: Any, ids: Tensor, image: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
         """Return the rotary positions of expanded prompt ids [p]: [1, p], or [3, 1, p] with M-RoPE.
@@ -220,12 +259,43 @@ class Family(ABC):
 
     # The pass.
 
+    @cached_property
+    def layer_types(self) -> tuple[str, ...]:
+        """The type of each layer, which says what its rows see and by which angles it turns them."""
+        text = self.config.get_text_config()
+        if named := getattr(text, "layer_types", None):
+            return tuple(named)
+        # Configs without types of layers, such as Mistral's, mean all layers by a window's width.
+        windowed = getattr(text, "sliding_window", None)
+        return (SLIDING if windowed else FULL,) * int(text.num_hidden_layers)
+
+    def attention(self) -> Mapping[str, AttentionSpan]:
+        """Return what rows see in each type of layers that has attention."""
+        window = getattr(self.config.get_text_config(), "sliding_window", None)
+        spans = {FULL: AttentionSpan(), SLIDING: AttentionSpan(window)}
+        return {name: span for name, span in spans.items() if name in self.layer_types}
+
+    def pass_context(self, stack: Any, hidden: Tensor, ids: Seq[Tensor]) -> Any:  # noqa: ARG002
+        """Return what `layer_arguments` needs of one pass, computed once for all of its layers.
+
+        `hidden` [1, rows, width] are the embeddings, `ids` the tokens of every entry's rows, [n] each.
+        """
+        return None
+
+    def layer_arguments(self, layer: int, context: Any) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return further arguments of layer `layer` (from 1) in a pass with this `pass_context`."""
+        return {}
+
     def layer_hook(self, layer: int, hidden: Tensor, prompts: Seq[PlacedPrompt]) -> Tensor:  # noqa: ARG002
         """Return what follows layer `layer` (from 1) of a pass in place of `hidden` [1, rows, width].
 
         `prompts` are those that this pass computes. Called for every layer, before its exit is read.
         """
         return hidden
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return what follows the head's product [n, vocab], of the last layer and of early exits alike."""
+        return logits
 
     def cache(self) -> AnswerCache:
         """Return the empty cache of one answer."""

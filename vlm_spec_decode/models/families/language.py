@@ -1,12 +1,12 @@
-"""Language-only checkpoints of Llama's shape: Llama (Vicuna), Qwen2, Qwen3. They draft for VLMs, unseeing."""
+"""Language-only checkpoints of Llama's shape: Llama (Vicuna), Qwen2, Qwen3, Mistral. They draft, unseeing."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoModelForCausalLM
 
-from vlm_spec_decode.models.families.base import Family
+from vlm_spec_decode.models.families.base import FULL, SLIDING, Family
 
 
 class Language(Family):
@@ -24,3 +24,9 @@ class Language(Family):
         super().check_config()
         if "mm_vision_tower" in self.source.raw:
             raise self.refusal("the original LLaVA layout is not supported under this name: llava_llama only")
+
+
+class WindowedLanguage(Language):
+    """A language model whose config may give some or all layers a sliding window: Qwen2, Qwen3, Mistral."""
+
+    layer_kinds: ClassVar[frozenset[str]] = frozenset({FULL, SLIDING})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from vlm_spec_decode.models.families.base import Family
+from vlm_spec_decode.models.families.base import FULL, SLIDING, Family
 
 
 class QwenVL(Family):
@@ -16,8 +16,11 @@ class QwenVL(Family):
 
     Text stands at (t, t, t). An image that begins at position s has (s, s + row, s + column), and the text
     behind it goes on at s + max(rows, columns) (Qwen2-VL, 2409.12191, section 2.1). The prompt's highest
-    position is thus below its number of tokens, and so are the answer's.
+    position is thus below its number of tokens, and so are the answer's. A sliding window, which a config may
+    ask for, counts tokens and not these positions.
     """
+
+    layer_kinds: ClassVar[frozenset[str]] = frozenset({FULL, SLIDING})
 
     @property
     def network_class(self) -> Any:
