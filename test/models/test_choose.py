@@ -19,6 +19,7 @@ from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.edge.verifier_virtual import VirtualClock
 from vlm_spec_decode.models import choose
 from vlm_spec_decode.models.choose import DeviceChoices, device_noise_parts
+from vlm_spec_decode.models.choose_batch import BatchChoices
 
 SIZES = (5, 379, 32_000, 151_936)
 TEMPERATURES = (0.0, 1e-120, 1e-6, 0.3, 0.7, 1.0, 5.0, 1e5)
@@ -57,22 +58,31 @@ def masks_of(size: int, seed: int) -> list[LegalTokens | None]:
     return [LegalTokens.of(wide), LegalTokens.of(narrow), None]
 
 
-def both(logits: np.ndarray, masks: list[LegalTokens | None] | None) -> tuple[Choices, Choices]:
-    plain, device = DenseChoices(logits), DeviceChoices(torch.from_numpy(logits))
+KINDS = [DeviceChoices, BatchChoices]
+"""What a CPU chooses with, and what a GPU chooses with; both run anywhere."""
+
+
+def both(
+    logits: np.ndarray, masks: list[LegalTokens | None] | None, chooser: type[DeviceChoices] = DeviceChoices
+) -> tuple[Choices, Choices]:
+    plain, device = DenseChoices(logits), chooser(torch.from_numpy(logits))
     return (plain, device) if masks is None else (plain.legal(masks), device.legal(masks))
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["free", "grammar"])
 @pytest.mark.parametrize("kind", ["flat", "sharp", "tied", "cut", "large", "equal"])
 @pytest.mark.parametrize("size", SIZES)
-def test_the_device_chooses_what_the_formulas_choose(size: int, kind: str, masked: bool) -> None:
+@pytest.mark.parametrize("chooser", KINDS)
+def test_the_device_chooses_what_the_formulas_choose(
+    chooser: type[DeviceChoices], size: int, kind: str, masked: bool
+) -> None:
     grid = list(itertools.product(TEMPERATURES, CUTS, ("coupled", "rejection")))
     if size > 1000:  # each setting of the grid at one size or another, each size with some forty
-        grid = grid[(size + len(kind)) % 5 :: 5]
+        grid = grid[(size + len(kind)) % 5 :: 5 if chooser is DeviceChoices else 15]
     for seed, (temperature, (top_k, top_p), rule) in enumerate(grid):
         params = SamplingParams(temperature, top_k, top_p, seed=seed, rule=rule)
         logits = rows_of(kind, size, seed)
-        plain, device = both(logits, masks_of(size, seed) if masked else None)
+        plain, device = both(logits, masks_of(size, seed) if masked else None, chooser)
         if rule == "coupled":
             assert device.pick(range(3), (0, 7, 95), params) == plain.pick(range(3), (0, 7, 95), params), (
                 params
@@ -90,10 +100,11 @@ def test_the_device_chooses_what_the_formulas_choose(size: int, kind: str, maske
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_confidence_is_the_probability_of_the_legal_ids(size: int) -> None:
+@pytest.mark.parametrize("chooser", KINDS)
+def test_confidence_is_the_probability_of_the_legal_ids(chooser: type[DeviceChoices], size: int) -> None:
     logits = rows_of("sharp", size, 3)
     for masks in (None, masks_of(size, 3)):
-        plain, device = both(logits, masks)
+        plain, device = both(logits, masks, chooser)
         for row, token in itertools.product(range(3), (0, size // 2, int(logits[0].argmax()))):
             mine, wanted = device.confidence(row, token), plain.confidence(row, token)
             assert mine[0] == pytest.approx(wanted[0], rel=1e-6)
@@ -103,10 +114,13 @@ def test_confidence_is_the_probability_of_the_legal_ids(size: int) -> None:
 @pytest.mark.parametrize("unit", [1 << 16, 1 << 40])
 @pytest.mark.parametrize("kind", ["flat", "sharp", "tied", "cut"])
 @pytest.mark.parametrize("size", SIZES)
-def test_distributions_have_the_same_parts(size: int, kind: str, unit: int) -> None:
+@pytest.mark.parametrize("chooser", KINDS)
+def test_distributions_have_the_same_parts(
+    chooser: type[DeviceChoices], size: int, kind: str, unit: int
+) -> None:
     for masked, temperature, (top_k, top_p) in itertools.product((False, True), (0.0, 0.7), CUTS):
         params = SamplingParams(temperature, top_k, top_p, rule="rejection")
-        plain, device = both(rows_of(kind, size, 5), masks_of(size, 5) if masked else None)
+        plain, device = both(rows_of(kind, size, 5), masks_of(size, 5) if masked else None, chooser)
         for row in range(3):
             mine, wanted = (choices.distribution(row, params, unit) for choices in (device, plain))
             assert mine.unit == wanted.unit == unit
@@ -139,12 +153,13 @@ def test_noise_has_the_same_bits_everywhere() -> None:
         assert np.abs(rough - exact)[exact > -2].max() < 1e-3
 
 
-def test_bad_rows_are_refused() -> None:
+@pytest.mark.parametrize("chooser", KINDS)
+def test_bad_rows_are_refused(chooser: type[DeviceChoices]) -> None:
     logits = rows_of("flat", 379, 0)
     for bad in (np.nan, np.inf):
         broken = logits.copy()
         broken[1, 5] = bad
-        for choices in both(broken, None):
+        for choices in both(broken, None, chooser):
             for call in (
                 lambda c: c.pick((0, 1, 2), (0, 1, 2), SamplingParams()),
                 lambda c: c.ranked((0, 1, 2), (0, 1, 2), SamplingParams(temperature=0.7), 3),
@@ -153,13 +168,14 @@ def test_bad_rows_are_refused() -> None:
             ):
                 with pytest.raises(NotFinite):
                     call(choices)
-    for choices in both(logits, None):
+    for choices in both(logits, None, chooser):
         with pytest.raises(GrammarError, match="a mask of 8 tokens for a model that has 379"):
             choices.legal([None, LegalTokens.of(np.ones(8, dtype=np.bool_)), None])
 
 
-def test_any_rows_in_any_order() -> None:
-    plain, device = both(rows_of("flat", 379, 1), masks_of(379, 1))
+@pytest.mark.parametrize("chooser", KINDS)
+def test_any_rows_in_any_order(chooser: type[DeviceChoices]) -> None:
+    plain, device = both(rows_of("flat", 379, 1), masks_of(379, 1), chooser)
     params = SamplingParams(temperature=0.7, seed=3)
     assert device.pick((2, 0), (4, 5), params) == plain.pick((2, 0), (4, 5), params)
     assert np.array_equal(device.logits, plain.logits)

@@ -10,6 +10,7 @@ the one on the model's device.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,9 +99,25 @@ class Choices(ABC):
 
     @abstractmethod
     def ranked(
-        self, rows: Seq[int], positions: Seq[int], params: SamplingParams, count: int
+        self,
+        rows: Seq[int],
+        positions: Seq[int],
+        params: SamplingParams,
+        count: int,
+        *,
+        with_sum: bool = True,
     ) -> list[Ranking]:
-        """Return the `count` best ids after each of `rows`, with the noise only under `coupled`."""
+        """Return the `count` best ids after each of `rows`, with the noise only under `coupled`.
+
+        Without `with_sum` their `log_sum` may be NaN: it takes the noise of every id.
+        """
+
+    def pick_each(self, positions: Seq[int], params: SamplingParams) -> Callable[[int], int]:
+        """Return what tells the token after a row; row i is at `positions[i]` of the answer.
+
+        For a walk down a tree, whose next row depends on what the last one says.
+        """
+        return lambda row: self.pick((row,), (positions[row],), params)[0]
 
     @abstractmethod
     def confidence(self, row: int, token: int) -> tuple[float, bool]:

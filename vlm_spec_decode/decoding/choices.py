@@ -120,7 +120,13 @@ class DenseChoices(Choices):
         return [pick(self.rows[row], at, params) for row, at in zip(rows, positions, strict=True)]
 
     def ranked(
-        self, rows: Seq[int], positions: Seq[int], params: SamplingParams, count: int
+        self,
+        rows: Seq[int],
+        positions: Seq[int],
+        params: SamplingParams,
+        count: int,
+        *,
+        with_sum: bool = True,  # noqa: ARG002
     ) -> list[Ranking]:
         """Return the best ids after each row."""
         asked = zip(rows, positions, strict=True)

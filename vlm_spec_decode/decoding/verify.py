@@ -53,10 +53,15 @@ def verify_coupled(
     # (parent row, token) names a node: siblings differ in their tokens.
     choices = as_choices(scores)
     child = {(parent, token): row for row, (token, parent) in enumerate(zip(tokens, parents, strict=True), 1)}
+    # A node at depth d says what comes at position start + d.
+    positions = [start]
+    for parent in parents:
+        positions.append(positions[parent] + 1)
+    pick = choices.pick_each(positions, params)
     said: list[int] = []
     row = 0
     while True:
-        token = choices.pick((row,), (start + len(said),), params)[0]
+        token = pick(row)
         said.append(token)
         finished = token in params.stop_ids or start + len(said) >= params.max_tokens
         # The node is accepted exactly if the target would have said its token here; else this token corrects

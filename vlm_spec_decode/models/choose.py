@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -102,7 +102,7 @@ class DeviceChoices(Choices):
     def part(self, start: int, end: int) -> DeviceChoices:
         """Return some of the rows."""
         allowed = None if self.allowed is None else self.allowed[start:end]
-        return DeviceChoices(self.scores[start:end], allowed)
+        return replace(self, scores=self.scores[start:end], allowed=allowed)
 
     @property
     def logits(self) -> Logits:
@@ -118,7 +118,7 @@ class DeviceChoices(Choices):
         for tokens in allowed:
             if tokens is not None:
                 tokens.check(self.scores.shape[1])
-        return DeviceChoices(self.scores, tuple(allowed))
+        return replace(self, allowed=tuple(allowed))
 
     @torch.inference_mode()
     def pick(self, rows: Seq[int], positions: Seq[int], params: SamplingParams) -> list[int]:
@@ -128,13 +128,19 @@ class DeviceChoices(Choices):
 
     @torch.inference_mode()
     def ranked(
-        self, rows: Seq[int], positions: Seq[int], params: SamplingParams, count: int
+        self,
+        rows: Seq[int],
+        positions: Seq[int],
+        params: SamplingParams,
+        count: int,
+        *,
+        with_sum: bool = True,
     ) -> list[Ranking]:
         """Return the best ids after each row."""
         if params.rule != "coupled":
             positions = [NO_NOISE] * len(rows)
         asked = zip(rows, positions, strict=True)
-        return [_best(self._row(row), at, params, count, with_sum=True) for row, at in asked]
+        return [_best(self._row(row), at, params, count, with_sum=with_sum) for row, at in asked]
 
     @torch.inference_mode()
     def confidence(self, row: int, token: int) -> tuple[float, bool]:
@@ -147,7 +153,7 @@ class DeviceChoices(Choices):
         return math.exp(own - best) / float((read.logits.double() - best).exp().sum()), own == best
 
     @torch.inference_mode()
-    def distribution(self, row: int, params: SamplingParams, unit: int) -> DeviceDistribution:
+    def distribution(self, row: int, params: SamplingParams, unit: int) -> Distribution:
         """Return whole parts of a row."""
         read = self._row(row)
         best = _best_score(read.logits)
@@ -230,7 +236,11 @@ def _best(row: _Row, position: int, params: SamplingParams, count: int, *, with_
 
 def choices_of(scores: Tensor) -> Choices:
     """Return the choices of logits [n, vocab], where they lie."""
-    if scores.device.type == "cpu" and scores.shape[1] <= SMALL_VOCABULARY:
+    if scores.device.type != "cpu":
+        from vlm_spec_decode.models.choose_batch import BatchChoices  # which is built upon this module
+
+        return BatchChoices(scores)
+    if scores.shape[1] <= SMALL_VOCABULARY:
         return DenseChoices(scores.float().numpy())
     return DeviceChoices(scores)
 
@@ -393,23 +403,29 @@ def _rough_noise(seed: int, position: int, ids: Tensor | None, size: int, device
     return torch.log1p(v.neg_()).neg_().log_().neg_().clamp_(min=LEAST_NOISE)
 
 
-def device_noise_parts(key: int, ids: Tensor) -> Tensor:
-    """Return 1 - u of the noise of `ids` [n] in float32: `decoding.sampling.noise_parts` in torch."""
-    x = (ids + 1) * _signed(0x9E3779B97F4A7C15) + _signed(key)
-    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
-    bits = _shifted(x ^ _shifted(x, 31), 11)
-    return ((2**53 - bits).to(torch.float32) - 0.5) * 2.0**-53
+def device_noise_parts(key: int | Tensor, ids: Tensor) -> Tensor:
+    """Return 1 - u of the noise of `ids` [n] in float32: `decoding.sampling.noise_parts` in torch.
+
+    `key` as a signed integer, or a column [rows, 1] of such keys: then [rows, n].
+    """
+    x = (ids + 1) * signed(0x9E3779B97F4A7C15)
+    x = x + (signed(key) if isinstance(key, int) else key)
+    # In place: whole rows of a large vocabulary would otherwise take a dozen times their room.
+    x.bitwise_xor_(_shifted(x, 30)).mul_(signed(0xBF58476D1CE4E5B9))
+    x.bitwise_xor_(_shifted(x, 27)).mul_(signed(0x94D049BB133111EB))
+    x.bitwise_xor_(_shifted(x, 31))
+    bits = _shifted(x, 11)
+    return bits.neg_().add_(2**53).to(torch.float32).sub_(0.5).mul_(2.0**-53)
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     """Return the int64 with the same bits: torch has signed integers, whose products have the same bits."""
     return value - 2**64 if value >= 2**63 else value
 
 
 def _shifted(x: Tensor, by: int) -> Tensor:
     """Shift right and fill with zeros, which torch does not do for signed numbers."""
-    return (x >> by) & ((1 << (64 - by)) - 1)
+    return (x >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlm_spec_decode.core import extras
 from vlm_spec_decode.core.errors import ModelError, OutOfMemory
@@ -67,6 +69,20 @@ def _check_other(name: str, kind: str, number: int) -> None:
         raise ModelError(
             f"device {name}: this torch ({torch.__version__}) sees no such device; use cpu or cuda"
         )
+
+
+def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Copy an array to a device; a GPU's copy is queued behind its work, and the host does not wait for it.
+
+    Only pinned memory allows that. torch keeps a pinned block until the copies from it have been made.
+    """
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def to_host(values: Tensor) -> npt.NDArray[Any]:
+    """Copy a tensor to the host, which waits for all the work that the device has: ask seldom, for all."""
+    return np.asarray(values.cpu().numpy())
 
 
 @contextmanager

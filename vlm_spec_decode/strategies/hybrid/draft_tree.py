@@ -137,7 +137,7 @@ class DraftTree:
         asked = tuple(rows[id(node)] for node in nodes)
         choices = draft_step(self.drafter, self.tracer, self.prefix, tuple(tokens), tuple(parents), asked)
         positions = [len(self.prefix) + node.depth for node in nodes]
-        rankings = choices.ranked(range(len(nodes)), positions, self.params, CHILDREN)
+        rankings = choices.ranked(range(len(nodes)), positions, self.params, CHILDREN, with_sum=False)
         for row, (node, ranking) in enumerate(zip(nodes, rankings, strict=True)):
             log_probs = self.calibration.log_probs(np.array(ranking.scores))
             for token, log_prob in zip(ranking.tokens, log_probs, strict=True):
