@@ -24,7 +24,7 @@ from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.decoding.choices import as_logits
 from vlm_spec_decode.models.decoder import Decoder, VarlenEntry
 from vlm_spec_decode.models.families.base import AnswerCache, EmbeddedPrompt
-from vlm_spec_decode.models.hardware import memory_named
+from vlm_spec_decode.models.hardware import memory_named, to_device
 from vlm_spec_decode.models.kv_slots import Index, SlotTable
 from vlm_spec_decode.models.tree_mask import NO_ROWS, additive, sees_by_type
 
@@ -177,10 +177,7 @@ class VlmContext(ModelContext):
         If it raises, the pass is undone and the context stays usable. Raises ModelError after
         `close` or for a token outside the vocabulary, ValueError for parents that are no tree.
         """
-        entry = self.batch_entry(prefix, *tree, on_exit)
-        if rows is not None:
-            # What nobody asks for needs no product with the head, which is the most expensive matrix.
-            entry.asked = entry.rows[list(rows)]
+        entry = self.batch_entry(prefix, *tree, on_exit, rows)
         (scored,) = run_pass(self._decoder, (entry,))
         if isinstance(scored, VsdError):
             raise scored
@@ -188,19 +185,27 @@ class VlmContext(ModelContext):
 
     @torch.inference_mode()
     def batch_entry(
-        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), on_exit: ExitHook | None = None
+        self,
+        prefix: Tokens,
+        tokens: Tokens = (),
+        parents: Tokens = (),
+        on_exit: ExitHook | None = None,
+        asked: Rows = None,
     ) -> BatchEntry:
         """Return what `choose` asks of a pass; `run_pass` completes it. Raises as `choose` does."""
         cache = self._open_cache((*prefix, *tokens))
         self._evict(prefix, cache)
         before = len(self._slots)
-        rows = torch.tensor(self._slots.place(prefix, tokens, parents), device=self._decoder.device)
+        placed = self._slots.place(prefix, tokens, parents)
+        rows = self._on_device(placed)
+        # What nobody asks for needs no product with the head, which is the most expensive matrix.
+        wanted = rows if asked is None else self._on_device([placed[row] for row in asked])
         # Rows are missing for new nodes, and for tokens of the prefix that no pass has had yet: those that
         # the target chose itself at the end of a pass. Without any, known states need only the head.
         fresh = len(self._slots) - self._filled
         with memory_named(PASS_ADVICE):
             varlen = self._varlen(cache) if fresh else None
-        return BatchEntry(self, rows, rows, before, on_exit, varlen, dict(self._states), fresh)
+        return BatchEntry(self, rows, wanted, before, on_exit, varlen, dict(self._states), fresh)
 
     def states(self, layer: int) -> Tensor:
         """Return what an exit layer, or the last one, holds [1 + n, width]: after the prompt and each token.
@@ -262,7 +267,7 @@ class VlmContext(ModelContext):
         """
         device = self._decoder.device
         start = max(first, 1)
-        ids = torch.tensor(self._slots.tokens[start:], dtype=torch.long, device=device)
+        ids = self._on_device(self._slots.tokens[start:])
         embedded = self._decoder.embed(ids)
         if prompt is None:
             return embedded, self._positions(start), ids
@@ -283,9 +288,11 @@ class VlmContext(ModelContext):
         # alternatives that they are. Every row of M-RoPE has the same one behind the prompt.
         last = self._last_position
         places = [last + depth for depth in self._slots.positions[start:]]
-        return torch.tensor(places, dtype=torch.long, device=self._decoder.device).expand(
-            *self._rope_rows, -1
-        )
+        return self._on_device(places).expand(*self._rope_rows, -1)
+
+    def _on_device(self, numbers: Seq[int]) -> Tensor:
+        """Return whole numbers [n] where the weights lie."""
+        return to_device(np.array(numbers, dtype=np.int64), self._decoder.device)
 
     def _masks(self, prompt: EmbeddedPrompt | None) -> dict[str, Tensor | None]:
         """Return by type of layer the additive mask [1, 1, rows, past + rows] of what has no KV yet."""
@@ -310,7 +317,7 @@ class VlmContext(ModelContext):
     def _gather(self, cache: AnswerCache, keep: Index) -> None:
         """Keep the slots `keep` and their KV and states."""
         # The prompt's columns before its last one stay as they are; slot s lies in column prompt_len - 1 + s.
-        index = torch.from_numpy(keep).to(self._decoder.device)
+        index = to_device(keep, self._decoder.device)
         columns = torch.arange(self._prompt_len - 1, device=index.device)
         cache.gather(torch.cat([columns, index + self._prompt_len - 1]))
         self._states = {depth: states[index] for depth, states in self._states.items()}

@@ -12,6 +12,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image as PilImage
 from torch import Tensor
@@ -20,6 +21,7 @@ from vlm_spec_decode.core.errors import ImageError, InstructionError
 from vlm_spec_decode.core.images import DECODED
 from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.models.families.base import EmbeddedPrompt, Family, ImageFeatures
+from vlm_spec_decode.models.hardware import to_device
 from vlm_spec_decode.models.prompt import PromptStyle, messages
 
 LIMIT_BYTES = 256 * 1024 * 1024
@@ -146,14 +148,15 @@ class PromptEncoder:
         """Run the vision tower and put its features in the placeholder's place. Raises InstructionError."""
         device = next(self.body.parameters()).device
         if not prompt.image:
-            ids = torch.tensor(prompt.ids, dtype=torch.long, device=device)
+            ids = to_device(np.array(prompt.ids, dtype=np.int64), device)
             return EmbeddedPrompt(self._lookup(ids), self.family.positions(self.body, ids, {}), ids)
-        image = {name: tensor.to(device) for name, tensor in prompt.image.items()}
+        image = {name: to_device(tensor, device) for name, tensor in prompt.image.items()}
         features = self.features.get(prompt.digest, lambda: self.family.encode_image(self.body, image))
         expanded = self.family.expand_prompt(prompt.ids, image, features)
         self._check_length(len(expanded))
-        ids = torch.tensor(expanded, dtype=torch.long, device=device)
-        rows = ids.eq(self.image_token_id or 0).nonzero()[:, 0]
+        tokens = np.array(expanded, dtype=np.int64)
+        ids = to_device(tokens, device)
+        rows = to_device(np.flatnonzero(tokens == (self.image_token_id or 0)), device)
         embedded = self._lookup(ids)
         embedded[rows] = features.rows.to(embedded)
         return EmbeddedPrompt(embedded, self.family.positions(self.body, ids, image), ids, features, rows)

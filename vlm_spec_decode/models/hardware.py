@@ -71,12 +71,12 @@ def _check_other(name: str, kind: str, number: int) -> None:
         )
 
 
-def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """Copy an array to a device; a GPU's copy is queued behind its work, and the host does not wait for it.
+def to_device(values: npt.NDArray[Any] | Tensor, device: torch.device) -> Tensor:
+    """Copy from the host to a device; a GPU's copy is queued behind its work, and the host does not wait.
 
     Only pinned memory allows that. torch keeps a pinned block until the copies from it have been made.
     """
-    tensor = torch.from_numpy(values)
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vlm_spec_decode.models.families.base import AttentionSpan
+from vlm_spec_decode.models.hardware import to_device
 from vlm_spec_decode.models.kv_slots import SlotTable, Visibility
 
 Rows: TypeAlias = npt.NDArray[np.intp]
@@ -54,7 +55,7 @@ def additive(sees: Visibility | None, like: Tensor) -> Tensor | None:
         return None
     mask = torch.zeros(sees.shape, dtype=like.dtype)
     mask.masked_fill_(torch.from_numpy(~sees), torch.finfo(mask.dtype).min)
-    return mask[None, None].to(like.device)
+    return to_device(mask[None, None], like.device)
 
 
 def _ancestors(slots: SlotTable, first: int, prompt_len: int) -> Visibility | None:

@@ -18,11 +18,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor, DynamicCache
+from transformers import AutoConfig, AutoImageProcessor
 
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.models.checkpoint import CheckpointSource, load_tokenizer
+from vlm_spec_decode.models.kv_storage import KvLayer
 
 NEUTRAL_SETTINGS: Mapping[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (None,),
@@ -97,38 +98,36 @@ class AnswerCache:
     """Keys and values of one answer, layer by layer; a column is a token. Filled by attention."""
 
     def __init__(self) -> None:
-        self._cache: Any = DynamicCache()
-
-    @property
-    def layers(self) -> Seq[Any]:
-        """The layers that a pass has reached so far."""
-        layers: Seq[Any] = self._cache.layers
-        return layers
+        self.layers: list[KvLayer] = []
 
     @property
     def nbytes(self) -> int:
-        """Bytes held now."""
-        return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in self._filled())
+        """Bytes held now, room for coming columns included."""
+        return sum(layer.nbytes for layer in self.layers)
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Add columns to a layer; return all of its keys and values [1, heads, columns, width]."""
-        both: tuple[Tensor, Tensor] = self._cache.update(keys, values, layer)
-        return both
+        return self.layer(layer).update(keys, values)
+
+    def layer(self, layer: int) -> KvLayer:
+        """Return a layer, counted from 0; empty if no pass has reached it."""
+        while len(self.layers) <= layer:
+            self.layers.append(KvLayer())
+        return self.layers[layer]
 
     def gather(self, columns: Tensor) -> None:
         """Keep these columns, in this order, in every layer."""
         for layer in self._filled():
-            kept = columns.to(layer.keys.device)
-            layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
+            layer.gather(columns)
 
     def cut(self, columns: int) -> None:
         """Keep the first `columns` of every layer."""
         # After a broken pass only some layers have more, so each is cut by itself.
         for layer in self._filled():
-            layer.keys, layer.values = layer.keys[:, :, :columns], layer.values[:, :, :columns]
+            layer.cut(columns)
 
-    def _filled(self) -> list[Any]:
-        return [layer for layer in self._cache.layers if layer.is_initialized]
+    def _filled(self) -> list[KvLayer]:
+        return [layer for layer in self.layers if layer.columns]
 
 
 class Family(ABC):
