@@ -5,7 +5,7 @@ is what runs a checkpoint. Others add theirs without touching this package: by a
 `register_engine`, or by an entry point, which every program of ours finds:
 
     [project.entry-points."vlm_spec_decode.families"]
-    qwen3_vl = "my_package.qwen3_vl:FAMILY"
+    mistral3 = "my_package.mistral3:FAMILY"
 
     [project.entry-points."vlm_spec_decode.engines"]
     my_engine = "my_package.my_engine:ENGINE"
@@ -105,6 +105,8 @@ register_family("llava_next", "vlm_spec_decode.models.families.llava:Llava")
 register_family("llava_llama", "vlm_spec_decode.models.families.llava:OriginalLlava")
 register_family("qwen2_vl", "vlm_spec_decode.models.families.qwen_vl:QwenVL")
 register_family("qwen2_5_vl", "vlm_spec_decode.models.families.qwen_vl:QwenVL")
+register_family("qwen3_vl", "vlm_spec_decode.models.families.qwen3_vl:Qwen3VL")
+register_family("qwen3_vl_moe", "vlm_spec_decode.models.families.qwen3_vl:Qwen3VL")
 register_family("llama", "vlm_spec_decode.models.families.language:Language")
 register_family("qwen2", "vlm_spec_decode.models.families.language:WindowedLanguage")
 register_family("qwen3", "vlm_spec_decode.models.families.language:WindowedLanguage")

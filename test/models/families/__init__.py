@@ -1,0 +1,1 @@
+"""One contract for every family, on tiny checkpoints with the real vocabularies."""
