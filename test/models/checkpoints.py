@@ -13,6 +13,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessorPil,
+    Gemma3TextConfig,
+    Gemma4Config,
+    Gemma4ForCausalLM,
+    Gemma4ForConditionalGeneration,
+    Gemma4ImageProcessorPil,
+    Gemma4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
@@ -20,6 +30,8 @@ from transformers import (
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextImageProcessorPil,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -137,6 +149,67 @@ def qwen2(folder: Path) -> Path:
     return _save(folder, Qwen2ForCausalLM, Qwen2Config(**TEXT), None)
 
 
+WINDOW = 6
+"""Shorter than any prompt here, and than most paths of a tree."""
+ALTERNATING: dict[str, Any] = {
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+IMAGE_BEGINS, IMAGE_ENDS = 58, 59
+
+
+GEMMA3 = TEXT | ALTERNATING | {"head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 5.0}
+GEMMA4 = (
+    TEXT
+    | ALTERNATING
+    | {"num_hidden_layers": 6, "layer_types": TYPES * 3, "num_kv_shared_layers": 2}
+    | {"head_dim": 8, "global_head_dim": 16, "final_logit_softcapping": 5.0}
+    | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": PADDED_VOCAB}
+)
+
+
+def mistral(folder: Path) -> Path:
+    return _save(folder, MistralForCausalLM, MistralConfig(**TEXT, sliding_window=WINDOW), None)
+
+
+def gemma3_text(folder: Path, **changes: Any) -> Path:
+    return _save(folder, Gemma3ForCausalLM, Gemma3TextConfig(**GEMMA3 | changes), None)
+
+
+def gemma3(folder: Path, **images: Any) -> Path:
+    siglip = {**CLIP, "model_type": "siglip_vision_model", "patch_size": 4}
+    config = Gemma3Config(
+        text_config=GEMMA3 | {"final_logit_softcapping": None},
+        vision_config=siglip,
+        mm_tokens_per_image=16,
+        image_token_index=IMAGE_ID,
+        boi_token_index=IMAGE_BEGINS,
+        eoi_token_index=IMAGE_ENDS,
+    )
+    processor = Gemma3ImageProcessorPil(size={"height": 32, "width": 32}, **images)
+    return _save(folder, Gemma3ForConditionalGeneration, config, processor)
+
+
+def gemma4_text(folder: Path, **changes: Any) -> Path:
+    return _save(folder, Gemma4ForCausalLM, Gemma4TextConfig(**GEMMA4 | changes), None)
+
+
+def gemma4(folder: Path, **changes: Any) -> Path:
+    vision = {**CLIP, "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4}
+    config = Gemma4Config(
+        text_config=GEMMA4 | {"use_bidirectional_attention": "vision"} | changes,
+        vision_config=vision,
+        audio_config=None,
+        image_token_id=IMAGE_ID,
+        boi_token_id=IMAGE_BEGINS,
+        eoi_token_id=IMAGE_ENDS,
+        video_token_id=61,
+        audio_token_id=62,
+    )
+    processor = Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70)
+    return _save(folder, Gemma4ForConditionalGeneration, config, processor)
+
+
 def qwen2_vl(folder: Path) -> Path:
     vision = {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
     return _qwen_vl(folder, Qwen2VLConfig, Qwen2VLForConditionalGeneration, vision)
@@ -166,7 +239,11 @@ def _qwen_vl(folder: Path, config: Any, network: Any, vision: dict[str, Any]) ->
 
 def _save(folder: Path, network: Any, config: Any, processor: Any, words: list[str] = WORDS) -> Path:
     torch.manual_seed(0)
-    network(config).save_pretrained(folder)
+    built = network(config)
+    for name, weight in built.named_parameters():
+        if name.endswith("mm_input_projection_weight"):  # Gemma 3's; left at zero, no picture would count
+            torch.nn.init.normal_(weight, std=0.3)
+    built.save_pretrained(folder)
     tokenizer(words).save_pretrained(folder)
     if processor is not None:
         processor.save_pretrained(folder)

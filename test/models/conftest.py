@@ -24,8 +24,8 @@ from vlm_spec_decode.models.checkpoint import EXITS_FILE
 from vlm_spec_decode.models.engines.torch_loop import VlmModel
 from vlm_spec_decode.models.loader import load_model
 
-LANGUAGE = ["llama", "qwen2", "qwen3"]
-VISION = ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl"]
+LANGUAGE = ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "gemma4_text"]
+VISION = ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "gemma3", "gemma4"]
 ORIGINAL = ["original_llava", "original_llava_next"]
 
 
@@ -52,8 +52,8 @@ class Pair:
         inputs = dict(self.inputs)
         answer = torch.tensor([path], dtype=torch.long)
         inputs["input_ids"] = torch.cat([inputs["input_ids"], answer], dim=1)
-        if "mm_token_type_ids" in inputs:
-            inputs["mm_token_type_ids"] = (inputs["input_ids"] == checkpoints.IMAGE_ID).int()
+        for kinds in {"token_type_ids", "mm_token_type_ids"} & set(inputs):
+            inputs[kinds] = (inputs["input_ids"] == checkpoints.IMAGE_ID).int()
         return inputs
 
 
@@ -64,6 +64,8 @@ def family_inputs(family: str, model: VlmModel, observation: Observation) -> dic
         return {"input_ids": tokenizer(text, return_tensors="pt")["input_ids"]}
     image = decode_jpeg(observation.image.jpeg)
     images = model.encoder.image_processor
+    if family.startswith("gemma"):
+        return gemma_inputs(family, text, tokenizer, dict(images(images=image, return_tensors="pt")))
     if family.startswith("qwen"):  # its processor class needs torchvision for videos
         inputs = dict(images(images=image, return_tensors="pt"))
         count = int(inputs["image_grid_thw"].prod()) // images.merge_size**2
@@ -79,6 +81,20 @@ def family_inputs(family: str, model: VlmModel, observation: Observation) -> dic
     inputs = dict(processor(images=image, text=text, return_tensors="pt"))
     wanted = ("input_ids", "pixel_values", "image_sizes")
     return {name: inputs[name] for name in wanted if name in inputs}
+
+
+def gemma_inputs(
+    family: str, text: str, tokenizer: Any, tensors: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """A picture between its marks; Gemma 3's processor wants names for them, Gemma 4's needs torchvision."""
+    begins, ends = (checkpoints.WORDS[i] for i in (checkpoints.IMAGE_BEGINS, checkpoints.IMAGE_ENDS))
+    rows = int(tensors["num_soft_tokens_per_image"]) if family == "gemma4" else 16
+    mark = "<image>" if family == "gemma4" else begins
+    text = text.replace(mark, f" {begins} {'<image>' * rows} {ends} ")
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    kinds = "mm_token_type_ids" if family == "gemma4" else "token_type_ids"
+    known = {name: tensors[name] for name in ("pixel_values", "image_position_ids") if name in tensors}
+    return {"input_ids": ids, kinds: (ids == checkpoints.IMAGE_ID).int(), **known}
 
 
 def load_pair(family: str, folder: Path) -> Pair:

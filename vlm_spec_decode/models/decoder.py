@@ -201,8 +201,7 @@ class Decoder:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return embeddings [n, width] of token ids [n]."""
-        embedded: Tensor = self.stack.embed_tokens(ids)
-        return embedded
+        return self.family.embed(self.stack, ids)
 
     def run_layers(self, entries: Seq[VarlenEntry]) -> Iterator[tuple[int, list[Tensor]]]:
         """Run the layers over all entries in one pass, extend their caches, yield (layer, states).

@@ -274,6 +274,11 @@ class Family(ABC):
         spans = {FULL: AttentionSpan(), SLIDING: AttentionSpan(window)}
         return {name: span for name, span in spans.items() if name in self.layer_types}
 
+    def embed(self, stack: Any, ids: Tensor) -> Tensor:
+        """Return the embeddings [n, width] of an answer's tokens [n]."""
+        embedded: Tensor = stack.embed_tokens(ids)
+        return embedded
+
     def pass_context(self, stack: Any, hidden: Tensor, ids: Seq[Tensor]) -> Any:  # noqa: ARG002
         """Return what `layer_arguments` needs of one pass, computed once for all of its layers.
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 from transformers.cache_utils import KVSharingDict
+from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 
 from vlm_spec_decode.models.families.base import (
     FULL,
@@ -99,6 +100,14 @@ class Gemma3(_Seeing):
     crops, each with its own rows. Transformers applies no softcap here.
     """
 
+    def image_processor(self) -> Any:
+        """Return the image processor; what its file leaves open is as in Transformers' Gemma3Processor."""
+        found = super().image_processor()
+        for name, value in Gemma3Processor.images_kwargs.items():
+            if getattr(found, name, None) is None:
+                setattr(found, name, value)
+        return found
+
     @cached_property
     def image_mark(self) -> str:
         """What the chat template writes for an image: the mark of its beginning."""
@@ -146,7 +155,7 @@ class _Gemma4(_Softcap):
 
     @property
     def placeholders(self) -> tuple[int, ...]:
-        """The ids that stand for something else than text, and have no embedding per layer."""
+        """The ids that stand for something else than text, and are read as padding."""
         return ()
 
     @cached_property
@@ -162,13 +171,15 @@ class _Gemma4(_Softcap):
         """Return the empty cache of one answer."""
         return SharingCache(self.kv_sources)
 
+    def embed(self, stack: Any, ids: Tensor) -> Tensor:
+        """Return the embeddings [n, width] of an answer's tokens [n]; a placeholder in it means nothing."""
+        return super().embed(stack, self._text(stack, ids))
+
     def pass_context(self, stack: Any, hidden: Tensor, ids: Seq[Tensor]) -> tuple[Tensor | None, Any]:
         """Return the layers' own inputs [1, rows, layers, n], None if they have none, and room for keys."""
         if not stack.hidden_size_per_layer_input:
             return None, KVSharingDict()
-        tokens = torch.cat(list(ids)).to(hidden.device)
-        for placeholder in self.placeholders:
-            tokens = tokens.masked_fill(tokens == placeholder, stack.padding_idx)
+        tokens = self._text(stack, torch.cat(list(ids)).to(hidden.device))
         own = stack.get_per_layer_inputs(tokens[None], None)
         return stack.project_per_layer_inputs(hidden, own), KVSharingDict()
 
@@ -177,6 +188,12 @@ class _Gemma4(_Softcap):
         inputs, shared = context
         own = None if inputs is None else inputs[:, :, layer - 1]
         return {"per_layer_input": own, "shared_kv_states": shared}
+
+    def _text(self, stack: Any, ids: Tensor) -> Tensor:
+        """Return `ids` with padding for placeholders, as Transformers' model reads them."""
+        for placeholder in self.placeholders:
+            ids = ids.masked_fill(ids == placeholder, stack.padding_idx)
+        return ids
 
 
 class Gemma4Language(_Gemma4, Language):
