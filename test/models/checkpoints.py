@@ -151,10 +151,8 @@ def qwen2(folder: Path) -> Path:
 
 WINDOW = 6
 """Shorter than any prompt here, and than most paths of a tree."""
-ALTERNATING: dict[str, Any] = {
-    "sliding_window": WINDOW,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
-}
+TYPES = ["sliding_attention", "full_attention"]
+ALTERNATING: dict[str, Any] = {"sliding_window": WINDOW, "layer_types": TYPES * 2}
 IMAGE_BEGINS, IMAGE_ENDS = 58, 59
 
 
