@@ -116,5 +116,6 @@ register_family("gemma3_text", "vlm_spec_decode.models.families.gemma:GemmaLangu
 register_family("gemma4", "vlm_spec_decode.models.families.gemma:Gemma4")
 register_family("gemma4_text", "vlm_spec_decode.models.families.gemma:Gemma4Language")
 register_family("mistral", "vlm_spec_decode.models.families.language:WindowedLanguage")
+register_family("ministral", "vlm_spec_decode.models.families.language:WindowedLanguage")
 
 register_engine("torch_loop", "vlm_spec_decode.models.engines.torch_loop")
