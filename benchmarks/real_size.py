@@ -130,7 +130,7 @@ def draft_step(decoder: Decoder, params: SamplingParams, rows: int, grammar: boo
     context: Any = context_of(decoder)
     if grammar:
         context = MaskedContext(context, GrammarWalk(cast(Any, AllLegal(decoder.vocab_size))))
-    tree = DraftTree(context, params)
+    tree = DraftTree(drafter=context, params=params)
     nodes = [tree.offer(tree.root, token, -1.0) for token in range(10, 10 + rows)]
     return lambda: tree.expand(cast("list[TreeNode]", nodes))
 

@@ -37,7 +37,7 @@ class Script(ModelContext):
     def __init__(self, text: str, clock: VirtualClock, step_s: float, wrong_at: int = 0) -> None:
         self.text, self.clock, self.step_s, self.wrong_at = text + "\0", clock, step_s, wrong_at
         self.card = ModelCard("script", "1", "t", "p", len(ALPHABET), 1)
-        self.closed = 0
+        self.closed, self.step_bytes = 0, 0
 
     def open(self, observation: Observation) -> Script:
         return self

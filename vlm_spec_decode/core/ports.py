@@ -219,6 +219,11 @@ class Model(ABC):
     def card(self) -> ModelCard:
         """Identity, for the handshake."""
 
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of weights that a step of one row reads, which is what it takes time for; 0: not known."""
+        return 0
+
     @abstractmethod
     def open(self, observation: Observation) -> ModelContext:
         """Start one answer. Raises ImageError if the image cannot be decoded."""
@@ -285,6 +290,16 @@ class Verifier(ABC):
     def disconnect(self) -> None:
         """End the answer and the connection to the cloud. Idempotent."""
         self.close()
+
+    @property
+    def shares_processor(self) -> bool:
+        """Whether the target runs on the processor that drafts run on: each then waits for the other."""
+        return False
+
+    @property
+    def target_bytes(self) -> int:
+        """`Model.step_bytes` of the target; 0: not known."""
+        return 0
 
     @property
     def usage(self) -> LinkUsage:

@@ -43,6 +43,11 @@ class MaskedModel(Model):
         """Identity of the inner model; the grammar has a digest of its own."""
         return self.inner.card
 
+    @property
+    def step_bytes(self) -> int:
+        """Pass on."""
+        return self.inner.step_bytes
+
     def open(self, observation: Observation) -> ModelContext:
         """Start one answer. Raises ImageError if the image cannot be decoded."""
         context = self.inner.open(observation)

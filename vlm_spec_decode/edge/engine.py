@@ -21,6 +21,7 @@ from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParam
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.edge.answer_cache import AnswerCache
 from vlm_spec_decode.strategies.base import EdgeConfig
+from vlm_spec_decode.strategies.draft_record import DraftRecord
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy
 
 WITHOUT_DRAFTS = "autoregressive"
@@ -75,6 +76,7 @@ class Engine:
         self._numbers = itertools.count(1)
         self._previous: Tokens = ()
         self._answer_cache = AnswerCache()
+        self._record = DraftRecord(step_ratio=_step_ratio(drafter, verifier))
         self._cancels = self._cancels_before = 0
         self.config = config or EngineConfig()
 
@@ -142,6 +144,7 @@ class Engine:
             objective=config.objective,
             sent=request.draft,
             tracer=tracer,
+            record=self._record,
         )
         text, actions_at_s, first_token_s = "", None, 0.0
         for tokens in self._tokens(request, sequence, drafter, edge_config):
@@ -210,6 +213,13 @@ class Engine:
             usage=self._verifier.usage,
             lossless=config.params.lossless,
         )
+
+
+def _step_ratio(drafter: Model | None, verifier: Verifier) -> float:
+    """Return what a draft step takes over a step of the target, by the bytes that both read; 0: not known."""
+    if drafter is None or not verifier.target_bytes:
+        return 0.0
+    return drafter.step_bytes / verifier.target_bytes
 
 
 class NoDrafter(ModelContext):

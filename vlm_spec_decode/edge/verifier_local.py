@@ -70,6 +70,16 @@ class LocalVerifier(Verifier):
         self._check_cancelled()
         return self._pop_event()
 
+    @property
+    def shares_processor(self) -> bool:
+        """Whoever drafts here delays the next pass."""
+        return True
+
+    @property
+    def target_bytes(self) -> int:
+        """Bytes of weights that a step of the target reads."""
+        return self._target.step_bytes
+
     def cancel(self) -> None:
         """Abandon the answer; the next `wait` raises Cancelled."""
         self._cancelled.set()

@@ -118,6 +118,11 @@ class VirtualModel(Model):
         """What the inner model is."""
         return self.inner.card
 
+    @property
+    def step_bytes(self) -> int:
+        """Pass on."""
+        return self.inner.step_bytes
+
     def open(self, observation: Observation) -> ModelContext:
         """Start one answer."""
         return ChargedContext(self.inner.open(observation), self.clock, self.hardware.draft_s)

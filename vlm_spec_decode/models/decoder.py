@@ -199,6 +199,12 @@ class Decoder:
         """The weights' number format."""
         return self.head.weight.dtype
 
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of weights that a pass of one row reads: layers and head, one row of the embedding."""
+        parts = (*self.stack.layers.parameters(), *self.head.parameters())
+        return sum(weights.numel() * weights.element_size() for weights in parts)
+
     def embed(self, ids: Tensor) -> Tensor:
         """Return embeddings [n, width] of token ids [n]."""
         return self.family.embed(self.stack, ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from vlm_spec_decode.core.choices import Choices
@@ -15,6 +15,7 @@ from vlm_spec_decode.decoding.choices import as_choices
 from vlm_spec_decode.decoding.policy import CloudPolicy
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.tree import chain_parents
+from vlm_spec_decode.strategies.draft_record import DraftRecord
 from vlm_spec_decode.strategies.rejection import ProposalLog, ResidualCorrector
 
 
@@ -25,7 +26,8 @@ class EdgeConfig:
     `draft_length` is γ, the tokens drafted per round; `timeout_s` bounds every wait for the cloud. `hints`
     are token runs that the answer may repeat (instruction, previous answer), `sent` is the draft that was
     sent with the question. `uplink_bps` is the share of the uplink for drafts. `tracer` is told of draft
-    steps and of the reason of each decision of a controller.
+    steps and of the reason of each decision of a controller. `record` is what earlier answers have shown of
+    the draft; an algorithm that learns from answer to answer learns there.
     """
 
     answer: int
@@ -39,6 +41,7 @@ class EdgeConfig:
     objective: str = "latency"
     sent: DraftMessage | None = None
     tracer: Tracer = NO_TRACER
+    record: DraftRecord = field(default_factory=DraftRecord)
 
 
 EdgePolicy: TypeAlias = Callable[[Sequence, Drafter, Verifier, Clock, EdgeConfig], Iterator[Tokens]]

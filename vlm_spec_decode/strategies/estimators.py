@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 FORGET = 0.93
+
+MOST_ROUNDS = 256
+"""Rounds from one probe of a switch to the next, at most."""
 
 
 @dataclass(slots=True)
@@ -29,13 +34,13 @@ class RunningRatio:
 
     keep: float = 0.7
     value: float = 0.0
-    _above: float = 0.0
-    _below: float = 0.0
+    above: float = 0.0
+    below: float = 0.0
 
     def learn(self, above: float, below: float) -> None:
         """Take one observation of both."""
-        self._above, self._below = self.keep * self._above + above, self.keep * self._below + below
-        self.value = self._above / self._below if self._below else 0.0
+        self.above, self.below = self.keep * self.above + above, self.keep * self.below + below
+        self.value = self.above / self.below if self.below else 0.0
 
 
 @dataclass(slots=True)
@@ -104,6 +109,57 @@ class VerdictTime:
         self.pass_s.learn(compute_s)
 
 
+TOLERANCE = 1.1
+"""A draft that is right this many times less often than it says is still taken at its word."""
+
+
+@dataclass(slots=True)
+class Calibration:
+    """How far a draft's own probabilities can be trusted, learned from every verdict: P(x) = f · q(x)^s.
+
+    The exponent `sharpness` s mends a draft that is too sure or not sure enough. It cannot mend one that is
+    sure and wrong: `trust` f is how often its first choices were right, over how often they should have been.
+    `agreement` is how often they were right at all.
+    """
+
+    sharpness: float = 1.0
+    agreement: RunningMean = field(default_factory=lambda: RunningMean(0.7, rate=0.05, trust=4))
+    _ratio: RunningRatio = field(
+        default_factory=lambda: RunningRatio(keep=0.95, value=1.0, above=3.0, below=3.0)
+    )
+
+    @property
+    def trust(self) -> float:
+        """Return f, at most 1."""
+        return min(1.0, TOLERANCE * self._ratio.value)
+
+    def log_probs(self, scores: Sequence[float]) -> list[float]:
+        """Return the log-probabilities of `scores` (best first)."""
+        # log f + log softmax(s · scores): s > 1 trusts the draft's ranking more than the draft does itself.
+        scaled = [self.sharpness * (score - scores[0]) for score in scores]
+        log_share = math.log(max(1e-6, self.trust)) - math.log(sum(map(math.exp, scaled)))
+        return [score + log_share for score in scaled]
+
+    def learn(self, hit: bool, said: float) -> None:
+        """Take one verdict on a first choice that the draft itself gave the probability `said`."""
+        self.agreement.learn(float(hit))
+        # d log s = 0.1 ([first choice was right] - P(first choice)): a gradient step.
+        surprise = float(hit) - self.trust * said
+        self.sharpness = min(3.0, max(0.3, self.sharpness * math.exp(0.1 * surprise)))
+        self._ratio.learn(float(hit), said)
+
+
+def best_token_s(pass_s: float, step_s: float, agreement: float, most: int) -> float:
+    """Return the seconds per token with the best number of draft steps, none to `most`, before each pass."""
+    best_s, tokens, power = pass_s, 1.0, 1.0
+    for steps in range(1, most + 1):
+        power *= agreement
+        tokens += power
+        # (T + n c) / (1 + α + … + α^n) (2211.17192, section 3.5).
+        best_s = min(best_s, (pass_s + steps * step_s) / tokens)
+    return best_s
+
+
 @dataclass(slots=True, kw_only=True)
 class HysteresisSwitch:
     """Whether to do what is doubtful: it must help in `high` of the rounds to come on, in `low` to stay on.
@@ -129,6 +185,6 @@ class HysteresisSwitch:
         self.is_on = not is_doubtful or self._trusted
         self.is_probe = not self.is_on and self._off_for >= self.probe_after
         if self.is_probe:
-            self.is_on, self.probe_after = True, 2 * self.probe_after
+            self.is_on, self.probe_after = True, min(MOST_ROUNDS, 2 * self.probe_after)
         if self.is_on:
             self._off_for = 0

@@ -134,6 +134,16 @@ class ResidualCorrector(Verifier):
         self.inner.disconnect()
 
     @property
+    def shares_processor(self) -> bool:
+        """Pass on."""
+        return self.inner.shares_processor
+
+    @property
+    def target_bytes(self) -> int:
+        """Pass on."""
+        return self.inner.target_bytes
+
+    @property
     def usage(self) -> LinkUsage:
         """Pass on."""
         return self.inner.usage

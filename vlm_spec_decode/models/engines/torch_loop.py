@@ -56,6 +56,11 @@ class VlmModel(LoadedModel):
         """Whether it has a vision tower; without one an observation's image is left out."""
         return self.encoder.family.sees
 
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of the layers and the head."""
+        return self.decoder.step_bytes
+
     def open(self, observation: Observation) -> VlmContext:
         """Start one answer; the vision tower and the prompt wait for the first pass.
 

@@ -16,7 +16,7 @@ from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, Samp
 from vlm_spec_decode.decoding.choices import as_choices
 from vlm_spec_decode.decoding.policy import CloudPolicy, ColocatedDraft, PassPlan
 from vlm_spec_decode.decoding.tree import WEIGHT_STEP, SpeculationTree
-from vlm_spec_decode.strategies.estimators import RunningMean, RunningRatio, StepCost
+from vlm_spec_decode.strategies.estimators import RunningMean, RunningRatio, StepCost, best_token_s
 from vlm_spec_decode.strategies.rejection import ProposalLog
 
 WEIGHT = {"latency": 1.0, "balanced": 0.4, "cost": 0.1}
@@ -184,14 +184,7 @@ class TokenCost:
 
     def _alone_s(self, step_s: float, pass_s: float) -> float:
         """Return (T + n c) / (1 + α + … + α^n) for the best n."""
-        best_s, tokens, power = pass_s, 1.0, 1.0
-        for steps in range(1, MAX_STEPS + 1):
-            power *= self.agreement.value
-            tokens += power
-            # (T + n c) / (1 + α + … + α^n): time per token with n steps of the copy (2211.17192, section
-            # 3.5).
-            best_s = min(best_s, (pass_s + steps * step_s) / tokens)
-        return best_s
+        return best_token_s(pass_s, step_s, self.agreement.value, MAX_STEPS)
 
 
 CHOICES = 3
@@ -211,7 +204,7 @@ class SelfDraft:
 
     weights: dict[int, float] = field(default_factory=lambda: {0: 1.0})
     pace: TokenCost = field(default_factory=TokenCost)
-    cost: StepCost = field(default_factory=lambda: StepCost(slope=0.01, free=4))
+    cost: StepCost = field(default_factory=lambda: StepCost(slope=0.01, free=0))
     drafted_s: float = 0.0
     has_helper: bool = False
     _params: SamplingParams = field(default_factory=SamplingParams)

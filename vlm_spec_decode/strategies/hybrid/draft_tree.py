@@ -13,14 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-import numpy as np
-
 from vlm_spec_decode.core.ports import Drafter
 from vlm_spec_decode.core.trace import NO_TRACER, Tracer
 from vlm_spec_decode.core.types import DraftMessage, SamplingParams, Tokens
 from vlm_spec_decode.decoding.tree import WEIGHT_STEP, quantise
 from vlm_spec_decode.strategies.base import draft_step
-from vlm_spec_decode.strategies.estimators import RunningMean
+from vlm_spec_decode.strategies.estimators import Calibration, RunningMean
 from vlm_spec_decode.strategies.rejection import ProposalLog
 
 
@@ -30,6 +28,7 @@ class TreeNode:
 
     `verdicts` are the exits' guesses of the next token, shallow ones first, each with its trust.
     `is_drawn`: the draft's one draw after its parent (rule `rejection`), the only child that may be sent.
+    `sureness` is what the draft itself says of its first choice after this node, once it is expanded.
     """
 
     token: int
@@ -41,6 +40,7 @@ class TreeNode:
     children: dict[int, TreeNode] = field(default_factory=dict)
     verdicts: list[tuple[int, float]] = field(default_factory=list)
     is_drawn: bool = False
+    sureness: float = 0.0
 
     def path(self) -> Tokens:
         """Return the tokens from the root's child down to this node."""
@@ -60,19 +60,6 @@ class TreeNode:
             # P(x | e) = t [x = e] + (1 - t) P(x)
             prior = (1 - trust) * prior + (trust if said == token else 0.0)
         return prior
-
-
-@dataclass(slots=True)
-class Calibration:
-    """How far the draft's own probabilities can be trusted: one exponent, learned from every verdict."""
-
-    sharpness: float = 1.0
-
-    def log_probs(self, scores: np.ndarray[tuple[int], np.dtype[np.float64]]) -> list[float]:
-        """Return the log-probabilities of `scores` (best first), sharpened."""
-        # log softmax(s · scores): s > 1 trusts the draft's ranking more than the draft does itself.
-        scaled = self.sharpness * (scores - scores[0])
-        return list(scaled - math.log(float(np.exp(scaled).sum())))
 
 
 CHILDREN = 6
@@ -100,6 +87,11 @@ class DraftTree:
     _next_number: int = 1
     _ranking: list[tuple[float, TreeNode]] | None = None
     _sent: dict[int, TreeNode] = field(default_factory=dict)
+
+    @property
+    def sent_nodes(self) -> int:
+        """How many nodes below the root have been sent."""
+        return len(self._sent)
 
     def ranked(self, floor: float) -> list[tuple[float, TreeNode]]:
         """Return (weight, node) of all nodes likelier than `floor`, likeliest first, root included.
@@ -139,7 +131,8 @@ class DraftTree:
         positions = [len(self.prefix) + node.depth for node in nodes]
         rankings = choices.ranked(range(len(nodes)), positions, self.params, CHILDREN, with_sum=False)
         for row, (node, ranking) in enumerate(zip(nodes, rankings, strict=True)):
-            log_probs = self.calibration.log_probs(np.array(ranking.scores))
+            log_probs = self.calibration.log_probs(ranking.scores)
+            node.sureness = min(1.0, math.exp(log_probs[0]) / self.calibration.trust)
             for token, log_prob in zip(ranking.tokens, log_probs, strict=True):
                 self.offer(node, token, log_prob)
             # Under `rejection` only a draw from q may be sent; the other children are outcomes to prepare
@@ -261,12 +254,8 @@ class DraftTree:
             first = next((c for c in ranked if c.is_drawn), None) or next(iter(ranked), None)
             hit = first is not None and first.token == token
             self.agreement.learn(float(hit))
-            if ranked:
-                # d log s = 0.1 ([first choice was right] - P(first choice)): a gradient step on the
-                # calibration.
-                surprise = float(hit) - math.exp(ranked[0].log_prob)
-                sharper = self.calibration.sharpness * math.exp(0.1 * surprise)
-                self.calibration.sharpness = min(3.0, max(0.3, sharper))
+            if ranked and node.sureness:
+                self.calibration.learn(hit, node.sureness)
             node = node.children.get(token)
 
     def _walk(self) -> Iterable[TreeNode]:

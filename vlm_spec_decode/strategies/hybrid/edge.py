@@ -21,6 +21,7 @@ from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, forced_run
 from vlm_spec_decode.strategies.estimators import HysteresisSwitch, RunningMean, RunningRatio, StepCost
 from vlm_spec_decode.strategies.hybrid.cloud_policy import Cloud
 from vlm_spec_decode.strategies.hybrid.draft_tree import FLOOR, DraftTree, TreeNode
+from vlm_spec_decode.strategies.hybrid.shared_processor import SharedProcessor
 
 MAX_BATCH = 24
 SEND_FLOOR = 0.004
@@ -35,6 +36,9 @@ FIRST_PASS_S = 0.5
 PATIENCE = {"latency": 1.5, "balanced": 4.0, "cost": 10.0}
 """Passes that drafting may outlast without a commit: the cloud may be waiting for this thread."""
 
+HOPELESS = 0.1
+"""A draft that agrees with the target less often is in doubt."""
+
 AGREED, MOST_TRUST = 0.7, 0.98
 """Trust in an exit that agrees with a draft, before it is known; more than the second is never had."""
 
@@ -43,11 +47,20 @@ def edge(
     sequence: Sequence, drafter: Drafter, verifier: Verifier, clock: Clock, config: EdgeConfig
 ) -> Iterator[Tokens]:
     """Look for an event; without one, draft a step, or wait; then send what has become likely."""
-    tree = DraftTree(drafter=drafter, params=config.params, proposals=config.proposals, tracer=config.tracer)
+    record = config.record
+    tree = DraftTree(
+        drafter=drafter,
+        params=config.params,
+        proposals=config.proposals,
+        tracer=config.tracer,
+        calibration=record.calibration,
+    )
     if config.sent:
         tree.adopt(config.sent)
     control = EdgeController(config=config, clock=clock)
-    free = PromptLookup(config.hints)
+    if verifier.shares_processor:
+        control.shared = SharedProcessor(record=record, draft_length=config.draft_length)
+    free = PromptLookup(config.hints, record.lookup)
     free.offer(tree, drafter)
     while not sequence.finished:
         event = verifier.poll()
@@ -60,7 +73,7 @@ def edge(
         if isinstance(event, EarlyExitVerdict):
             control.on_early_verdict(event, tree)
         elif event is not None:
-            control.on_commit(event)
+            control.on_commit(event, tree.sent_nodes)
             new = sequence.commit(event)
             tree.advance(new)
             free.offer(tree, drafter)
@@ -71,26 +84,41 @@ def edge(
 
 @dataclass(slots=True, kw_only=True)
 class EdgeController:
-    """Decides for one answer. All estimates start from cautious priors."""
+    """Decides for one answer. Estimates start from cautious priors, or from what earlier answers have shown.
+
+    `shared` decides where drafting and verifying take turns on one processor.
+    """
 
     config: EdgeConfig
     clock: Clock
-    step: StepCost = field(default_factory=lambda: StepCost(slope=0.03, free=1))
+    shared: SharedProcessor | None = None
     pass_s: RunningMean = field(default_factory=lambda: RunningMean(FIRST_PASS_S, trust=0))
     token_s: RunningRatio = field(default_factory=RunningRatio)
-    drafting: HysteresisSwitch = field(default_factory=HysteresisSwitch)
     exits: dict[tuple[int, int], RunningMean] = field(default_factory=dict)
     heard: list[list[tuple[RunningMean, int, float]]] = field(default_factory=list)
     _drafted_s: float = 0.0
     _steps: int = 0
     _paid_until_s: float = 0.0
 
+    @property
+    def step(self) -> StepCost:
+        """What a draft step takes."""
+        return self.config.record.step
+
+    @property
+    def drafting(self) -> HysteresisSwitch:
+        """Whether to draft at all beside a target elsewhere."""
+        return self.config.record.switch
+
     def worth_expanding(self, tree: DraftTree) -> list[TreeNode]:
         """Return the nodes of the next draft step: as many as are worth their share of its time.
 
         A row of weight w pays if it adds more than the time it takes would add elsewhere. Drafting stops
-        once it has outlasted a pass: then the cloud may be waiting for this thread, as in one process.
+        once it has outlasted a pass: then the cloud may be waiting for this thread.
         """
+        if self.shared:
+            self.config.tracer.decided(self.shared.why())
+            return self.shared.rows(tree)
         patience_s = PATIENCE[self.config.objective] * self.pass_s.value
         is_enough = self._steps >= (1 if self.drafting.is_probe else self.config.draft_length)
         if not self.drafting.is_on or (is_enough and self._drafted_s >= patience_s):
@@ -141,6 +169,9 @@ class EdgeController:
         started_s = self.clock.now()
         yield
         seconds = self.clock.now() - started_s
+        if self.shared:
+            self.shared.drafted(rows, seconds)
+            return
         self.step.learn(rows, seconds)
         self._drafted_s += seconds
         self._steps += 1
@@ -148,12 +179,13 @@ class EdgeController:
     def worth_sending(self, tree: DraftTree) -> list[TreeNode]:
         """Return what has not been sent, is likely enough, and fits the uplink; parents first."""
         now_s, rate = self.clock.now(), self.config.uplink_bps / 8
-        if not self.drafting.is_on or self._paid_until_s > now_s + SENDING_S:
+        if not (self.shared or self.drafting.is_on) or self._paid_until_s > now_s + SENDING_S:
             return []
         # No message should hold the uplink for longer than SENDING_S: (SENDING_S · rate - head) / bytes per
         # node.
         fits = min(MAX_SENT_NODES, int(max(4.0, (SENDING_S * rate - MESSAGE_BYTES) / NODE_BYTES)))
-        likely = tree.drawn_chain() if tree.proposals else [p for _, p in tree.ranked(SEND_FLOOR)]
+        floor = max(SEND_FLOOR, self.shared.floor(tree)) if self.shared else SEND_FLOOR
+        likely = tree.drawn_chain() if tree.proposals else [p for _, p in tree.ranked(floor)]
         waiting = [p for p in likely if not p.number and p.parent][:fits]
         num_bytes = MESSAGE_BYTES + NODE_BYTES * len(waiting)
         if waiting:
@@ -172,8 +204,8 @@ class EdgeController:
         priors = tree.suppose(path, [min(MOST_TRUST, mean.value) for mean in table])
         self.heard.append([*zip(table, path, priors, strict=True)])
 
-    def on_commit(self, event: Commit) -> None:
-        """Take a commit: were the exits right, and how long did it take?"""
+    def on_commit(self, event: Commit, sent: int) -> None:
+        """Take a commit: were the exits right, and how long did it take? `sent` nodes were on their way."""
         for verdict in self.heard:
             for (trust, token, prior), said in zip(verdict, event.tokens, strict=False):
                 # Bayes: P(the exit knew | it was right) = t / (t + (1 - t) P(x)); a guess may be right by
@@ -183,11 +215,16 @@ class EdgeController:
                 if token != said:
                     break
         self.heard.clear()
+        if self.shared:
+            self.shared.committed(event, sent)
+            return
         self.pass_s.learn(event.compute_s)
         self.token_s.learn(event.compute_s, len(event.tokens))
-        # Where a draft step takes longer than the cloud takes per token, drafting helps only if hits show it.
-        is_slow = self.step.base_s > self.token_s.value and self.config.objective == "latency"
-        self.drafting.learn(event.node > 0, is_slow)
+        # Where a draft step takes longer than the cloud takes per token, or the draft's choices are hardly
+        # ever right, drafting helps only if hits show it.
+        is_slow = self.step.base_s > self.token_s.value
+        is_wrong = self.config.record.calibration.agreement.value < HOPELESS
+        self.drafting.learn(event.node > 0, (is_slow or is_wrong) and self.config.objective == "latency")
         self._drafted_s, self._steps = 0.0, 0
 
 
