@@ -9,6 +9,7 @@ often.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -55,6 +56,13 @@ def gumbel_noise(seed: int, position: int, vocab_size: int) -> Floats:
     return gumbel_noise_at(seed, position, np.arange(vocab_size, dtype=np.int64))
 
 
+@lru_cache(maxsize=2)
+def _counter_steps(size: int) -> npt.NDArray[np.uint64]:
+    """Return where the counter of each id lies behind a position's first [size]."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.arange(1, size + 1, dtype=np.uint64) * _GOLDEN)
+
+
 def noise_parts(
     key: int, ids: npt.NDArray[np.int64] | None, size: int, piece: int
 ) -> npt.NDArray[np.float32]:
@@ -64,15 +72,14 @@ def noise_parts(
     the processor's cache.
     """
     parts = np.empty(size, dtype=np.float32)
+    steps = _counter_steps(size) if ids is None else (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN
+    counted = np.empty(min(piece, size), dtype=np.uint64)
     shifted = np.empty(min(piece, size), dtype=np.uint64)
     with np.errstate(over="ignore"):
         for start in range(0, size, piece):
             end = min(size, start + piece)
-            x = np.arange(start, end, dtype=np.uint64) if ids is None else ids[start:end].astype(np.uint64)
-            spare = shifted[: end - start]
-            x += np.uint64(1)
-            x *= _GOLDEN
-            x += np.uint64(key)
+            x, spare = counted[: end - start], shifted[: end - start]
+            np.add(steps[start:end], np.uint64(key), out=x)
             for by, factor in ((30, _MIX1), (27, _MIX2)):
                 np.right_shift(x, np.uint64(by), out=spare)
                 x ^= spare

@@ -45,6 +45,9 @@ SLACK = 1.1
 """How far a float32 score may be off. Noise below -2.63 is taken as -2.63, which is off by 1 at most."""
 LEAST_NOISE = -2.63
 
+ROUNDING = 1e-4
+"""How far a sum of float32 masses may be off."""
+
 NEAR = 8.0
 """Ids within a factor of e**-8 of the likeliest: of a usual row they are few, and hold nearly all of it."""
 
@@ -148,7 +151,7 @@ class DeviceChoices(Choices):
         if self.allowed and (tokens := self.allowed[row]) and not tokens.has(token):
             return 0.0, False
         read = self._row(row)
-        best = _best_score(read.logits)
+        best = _finite(_block_maxima(read.logits))
         own = float(self.scores[row, token])
         return math.exp(own - best) / float((read.logits.double() - best).exp().sum()), own == best
 
@@ -156,13 +159,17 @@ class DeviceChoices(Choices):
     def distribution(self, row: int, params: SamplingParams, unit: int) -> Distribution:
         """Return whole parts of a row."""
         read = self._row(row)
-        best = _best_score(read.logits)
+        maxima = _block_maxima(read.logits)
+        best = _finite(maxima)
         if params.temperature == 0:
             only = read.only(torch.tensor([_first(read.logits)], device=read.logits.device))
             return DeviceDistribution(torch.tensor([unit], device=read.logits.device), only.ids)
-        read = _top_k(read, params)
+        if 0 < params.top_k < len(read.logits):
+            read = _top_k(read, params, maxima)
+            maxima = _block_maxima(read.logits)
         if params.top_p < 1:
-            read = read.where(_Nucleus.of(read.logits, best, params).mask())
+            mass = _scaled(read.logits, best, params).exp_()
+            read = read.where(_Nucleus.of(read.logits, mass, best, params, maxima).mask())
         scores = _scores(read.logits, best, params)
         parts = ((scores - torch.logsumexp(scores, 0)).exp() * unit).floor().to(torch.int64)
         parts[_first(read.logits)] += unit - int(parts.sum())
@@ -188,36 +195,21 @@ def _best(row: _Row, position: int, params: SamplingParams, count: int, *, with_
 
     At temperature 0, and at position NO_NOISE, g is 0. `with_sum` also finds the ranking's `log_sum`.
     """
-    best = _best_score(row.logits)
+    maxima = _block_maxima(row.logits)
+    best = _finite(maxima)
     if params.temperature == 0:
         params, position = GREEDY, NO_NOISE
-        if count == 1:
-            first = torch.tensor([_first(row.logits)], device=row.logits.device)
-            return Ranking(tuple(row.names(first).tolist()), (best,), math.nan)
-    row = _top_k(row, params)
-    nucleus = _Nucleus.of(row.logits, best, params) if params.top_p < 1 else None
-    if nucleus and nucleus.few is not None and not with_sum:
-        row, nucleus = row.only(nucleus.few), None
-    scaled = _scaled(row.logits, best, params)
-    if position == NO_NOISE:
-        rough = scaled
-    else:
-        # An id whose z / T is the noise's whole span below the count-th greatest cannot win.
-        live = scaled >= _nth(scaled, count, _block_maxima(scaled)) - NOISE_SPAN - SLACK
-        if nucleus is None and int(torch.count_nonzero(live)) * FEW < len(scaled):
-            kept = live.nonzero()[:, 0]
-            row, scaled = row.only(kept), scaled[kept]
-        rough = scaled + _rough_noise(params.seed, position, row.ids, len(scaled), scaled.device)
-    offset = _offset(best, params)
-    # From float32: a share that a strategy weighs a token by, never one that decides about it.
-    log_sum = float(torch.logsumexp(rough, 0)) + offset if with_sum else math.nan
-    maxima, wanted = _block_maxima(rough), count
+    if 0 < params.top_k < len(row.logits):
+        row = _top_k(row, params, maxima)
+        maxima = _block_maxima(row.logits)
+    if position != NO_NOISE:
+        row, maxima = _able(row, maxima, params, count)
+    race = _Race(row, position, best, params, maxima)
+    nucleus = _Nucleus.of(row.logits, race.mass, best, params, maxima) if params.top_p < 1 else None
+    wanted = count
     while True:
-        # Whatever is not among `entries` scores less than bound - 1, so the others need no second look.
-        bound = _nth(rough, wanted, maxima)
-        entries = _at_least(rough, bound - SLACK, maxima)
-        if nucleus and nucleus.few is not None:
-            entries = nucleus.few
+        # What is not among `entries` scores less than `least`, so the others need no second look.
+        entries, least = race.front(wanted) if nucleus is None or nucleus.few is None else (nucleus.few, None)
         names = row.names(entries)
         scores = _scores(row.logits[entries], best, params).cpu().numpy()
         if position != NO_NOISE:
@@ -226,12 +218,78 @@ def _best(row: _Row, position: int, params: SamplingParams, count: int, *, with_
         order = order[scores[order] > scores[order[0]] - IMPOSSIBLE]
         if nucleus and nucleus.few is None:
             order = nucleus.first(order, entries, count)
-            is_sure = len(order) == count and scores[order[-1]] - offset >= bound - 1
-            if not is_sure and len(entries) < len(rough):
+            is_sure = len(order) == count and scores[order[-1]] - race.offset >= (least or 0.0)
+            if not is_sure and len(entries) < len(row.logits):
                 wanted *= 8
                 continue
-        order = order[:count]
+        order, log_sum = order[:count], race.log_sum() if with_sum else math.nan
         return Ranking(tuple(names[order].tolist()), tuple(scores[order].tolist()), log_sum)
+
+
+def _able(row: _Row, maxima: Tensor, params: SamplingParams, count: int) -> tuple[_Row, Tensor]:
+    """Return the entries that can still be among the best `count`, if they are few, and their maxima."""
+    # An id whose z / T is the noise's whole span below the count-th greatest cannot win; top-p counts it.
+    least = _nth(row.logits, count, maxima) - (NOISE_SPAN + SLACK) * params.temperature
+    if params.top_p < 1 or int(torch.count_nonzero(maxima >= least)) * FEW >= len(maxima):
+        return row, maxima
+    row = row.only(_at_least(row.logits, least, maxima))
+    return row, _block_maxima(row.logits)
+
+
+@dataclass
+class _Race:
+    """A row's scores z / T + g in float32, near enough to say which few ids must be looked at exactly.
+
+    Without noise the logits themselves are in order. With it, e**-(z / T + g) = -log(u) / e**(z / T) is
+    compared instead: the id whose exponential clock rings first has the greatest score, and one logarithm
+    per id is saved.
+    """
+
+    row: _Row
+    position: int
+    best: float
+    params: SamplingParams
+    maxima: Tensor
+
+    @cached_property
+    def mass(self) -> Tensor:
+        """e**(z / T), the likeliest id's being 1."""
+        return _scaled(self.row.logits, self.best, self.params).exp_()
+
+    @property
+    def offset(self) -> float:
+        """What is subtracted from z / T in `mass`."""
+        return 0.0 if self.params.temperature < TINY_TEMPERATURE else self.best / self.params.temperature
+
+    @cached_property
+    def _clocks(self) -> Tensor:
+        """Minus -log(u) / mass [n]: the greatest rings first."""
+        rings = _exponential(self.params.seed, self.position, self.row.ids, len(self.mass), self.mass.device)
+        return rings.div_(self.mass).neg_()
+
+    @cached_property
+    def _clock_maxima(self) -> Tensor:
+        return _block_maxima(self._clocks)
+
+    def front(self, count: int) -> tuple[Tensor, float]:
+        """Return entries that hold the best `count`, and what all others score less than, less `offset`."""
+        if self.position == NO_NOISE:
+            bound = _nth(self.row.logits, count, self.maxima)
+            return _at_least(self.row.logits, bound, self.maxima), self._scaled_of(bound)
+        bound = _nth(self._clocks, count, self._clock_maxima)
+        entries = _at_least(self._clocks, bound * math.exp(SLACK), self._clock_maxima)
+        return entries, -math.log(-bound) - 1 if math.isfinite(bound) else -math.inf
+
+    def log_sum(self) -> float:
+        """Return the log of the sum of e**(z / T + g) over the row.
+
+        From float32: a share that a strategy weighs a token by, never one that decides about it.
+        """
+        shares = self.mass if self.position == NO_NOISE else self._clocks.neg().reciprocal_()
+        return math.log(float(shares.double().sum())) + self.offset
+
+    def _scaled_of(self, logit: float) -> float:
+        return (logit - self.best) / max(self.params.temperature, 1e-37)
 
 
 def choices_of(scores: Tensor) -> Choices:
@@ -251,27 +309,50 @@ class _Nucleus:
 
     An entry is of the set if the mass of all likelier ones is less than top_p. Of a usual row the likeliest
     few have that mass, and then `few` [k] is the whole set, ascending. Only a flat row has to be tested.
+    `mass` is e**(z / T) in float32; where its rounding could decide, float64 does.
     """
 
     logits: Tensor
     mass: Tensor
-    wanted: float
-    few: Tensor | None
+    best: float
+    params: SamplingParams
+    few: Tensor | None = None
 
     @staticmethod
-    def of(logits: Tensor, best: float, params: SamplingParams) -> _Nucleus:
+    def of(logits: Tensor, mass: Tensor, best: float, params: SamplingParams, maxima: Tensor) -> _Nucleus:
         """Weigh a row whose greatest logit is `best`."""
-        scores = _scores(logits, best, params)
-        mass = (scores - scores.max()).exp()
-        wanted = (params.top_p - MASS_TOLERANCE) * float(mass.sum())
-        maxima, least = _block_maxima(logits), best - NEAR * params.temperature
+        found, least = _Nucleus(logits, mass, best, params), best - NEAR * params.temperature
         if int(torch.count_nonzero(maxima >= least)) > MOST_NEAR:
-            return _Nucleus(logits, mass, wanted, None)
-        near, few = _at_least(logits, least, maxima), None
-        if float(mass[near].sum()) >= wanted:
-            order = near[torch.sort(logits[near], descending=True, stable=True).indices]
-            few = order[: int(torch.searchsorted(mass[order].cumsum(0), wanted)) + 1].sort().values
-        return _Nucleus(logits, mass, wanted, few)
+            return found
+        near = _at_least(logits, least, maxima)
+        order = near[torch.sort(logits[near], descending=True, stable=True).indices]
+        sums = found.exact(logits[order]).cumsum(0)
+        if float(sums[-1]) >= found.about * (1 + ROUNDING):
+            ends = [int(torch.searchsorted(sums, found.about * (1 + off))) for off in (-ROUNDING, ROUNDING)]
+            end = ends[0] if ends[0] == ends[1] else int(torch.searchsorted(sums, found.wanted))
+            found.few = order[: end + 1].sort().values
+        return found
+
+    @cached_property
+    def about(self) -> float:
+        """The mass that makes the set, up to `ROUNDING`."""
+        return self.params.top_p * float(self.mass.sum())
+
+    @cached_property
+    def exact_mass(self) -> Tensor:
+        """The mass of every entry in float64."""
+        return self.exact(self.logits)
+
+    @cached_property
+    def wanted(self) -> float:
+        """The mass that makes the set."""
+        return (self.params.top_p - MASS_TOLERANCE) * float(self.exact_mass.sum())
+
+    def exact(self, logits: Tensor) -> Tensor:
+        """Return the mass of some logits in float64."""
+        best = torch.tensor([self.best], device=logits.device)
+        scores, top = (_scores(z, self.best, self.params) for z in (logits, best))
+        return (scores - top).exp()
 
     def first(self, order: npt.NDArray[np.intp], entries: Tensor, count: int) -> npt.NDArray[np.intp]:
         """Return the first `count` of `order`, indices of `entries`, that are of the set."""
@@ -293,10 +374,19 @@ class _Nucleus:
 
     def _has(self, entry: int, value: float) -> bool:
         """Tell whether the mass above an entry, and of equal ones with lower ids, is less than wanted."""
-        likelier = (self.logits > value).double()
-        equal = int(torch.count_nonzero(self.logits[:entry] == value))
-        above = float(torch.dot(likelier, self.mass)) + equal * float(self.mass[entry])
-        return above < self.wanted
+        mass = float(self.mass[entry])
+        # What float32 takes for equal may be or not: only where that decides, the logits themselves are read.
+        if self._above(mass) > self.about * (1 + ROUNDING):
+            return False
+        if self._above(float(np.nextafter(np.float32(mass), np.float32(-1)))) < self.about * (1 - ROUNDING):
+            return True
+        likelier, equal = self.logits > value, self.logits[:entry] == value
+        above = float(torch.dot(likelier.double(), self.exact_mass))
+        return above + int(torch.count_nonzero(equal)) * float(self.exact_mass[entry]) < self.wanted
+
+    def _above(self, mass: float) -> float:
+        """Return the mass of all entries that have more than `mass`."""
+        return float(torch.threshold(self.mass, mass, 0.0).sum())
 
     def mask(self) -> Tensor:
         """Return the set as a mask [n].
@@ -308,27 +398,22 @@ class _Nucleus:
         if self.few is not None:
             kept[self.few] = True
             return kept
-        bins = (self.mass.log() * -BINS_PER_UNIT).clamp_(max=BINS - 1).to(torch.int64)
-        by_bin = torch.bincount(bins, weights=self.mass, minlength=BINS).cumsum(0)
+        bins = (self.exact_mass.log() * -BINS_PER_UNIT).clamp_(max=BINS - 1).to(torch.int64)
+        by_bin = torch.bincount(bins, weights=self.exact_mass, minlength=BINS).cumsum(0)
         crossing = min(int(torch.searchsorted(by_bin, self.wanted)), BINS - 1)
         before = float(by_bin[crossing - 1]) if crossing else 0.0
         members = (bins == crossing).nonzero()[:, 0]
         members = members[torch.sort(self.logits[members], descending=True, stable=True).indices]
-        sums = before + self.mass[members].cumsum(0)
+        sums = before + self.exact_mass[members].cumsum(0)
         kept[members[: int(torch.searchsorted(sums, self.wanted)) + 1]] = True
         return kept | (bins < crossing)
 
 
-def _best_score(logits: Tensor) -> float:
+def _finite(maxima: Tensor) -> float:
     """Return the greatest logit. Raises NotFinite."""
-    best = float(logits.max())
+    best = float(maxima.max())
     require_finite(best)
     return best
-
-
-def _offset(best: float, params: SamplingParams) -> float:
-    """Return what `_scaled` has subtracted from z / T."""
-    return 0.0 if params.temperature < TINY_TEMPERATURE else best / params.temperature
 
 
 def _scaled(logits: Tensor, best: float, params: SamplingParams) -> Tensor:
@@ -378,29 +463,26 @@ def _first(logits: Tensor) -> int:
     return int(logits.argmax())
 
 
-def _top_k(row: _Row, params: SamplingParams) -> _Row:
+def _top_k(row: _Row, params: SamplingParams, maxima: Tensor) -> _Row:
     """Return what top-k leaves of a row."""
-    if not 0 < params.top_k < len(row.logits):
-        return row
-    maxima = _block_maxima(row.logits)
     entries = _at_least(row.logits, _nth(row.logits, params.top_k, maxima), maxima)
     # Of several ids with equal logits the lowest stay: `entries` ascend, and the sort is stable.
     order = torch.sort(row.logits[entries], descending=True, stable=True).indices[: params.top_k]
     return row.only(entries[order].sort().values)
 
 
-def _rough_noise(seed: int, position: int, ids: Tensor | None, size: int, device: torch.device) -> Tensor:
-    """Return the Gumbel noise of `ids`, or of 0 to size - 1, in float32: never below the exact one by 1e-3.
+def _exponential(seed: int, position: int, ids: Tensor | None, size: int, device: torch.device) -> Tensor:
+    """Return -log(u) = e**-g of `ids`, or of 0 to size - 1, in float32: at most 1e-3 of it too great.
 
-    With u = 1 - v: g = -log(-log1p(-v)). v is a whole number of 2**-53, so float32 keeps it exact to 24 bits
-    also where u rounds to 1; where v rounds to 1 the noise is low, and `LEAST_NOISE` stands for it.
+    With u = 1 - v it is -log1p(-v). v is a whole number of 2**-53, so float32 keeps it exact to 24 bits also
+    where u rounds to 1; where v rounds to 1 it is too great, and that of `LEAST_NOISE` stands for it.
     """
     key = noise_counter(seed, position)
     if device.type == "cpu":
         v = torch.from_numpy(noise_parts(key, None if ids is None else ids.numpy(), size, PIECE))
     else:
         v = device_noise_parts(key, torch.arange(size, device=device) if ids is None else ids)
-    return torch.log1p(v.neg_()).neg_().log_().neg_().clamp_(min=LEAST_NOISE)
+    return v.neg_().log1p_().neg_().clamp_(max=math.exp(-LEAST_NOISE))
 
 
 def device_noise_parts(key: int | Tensor, ids: Tensor) -> Tensor:
