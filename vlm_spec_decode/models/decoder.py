@@ -4,7 +4,7 @@ The layers are Transformers' own, called one after another here rather than thro
 that saves its overhead per pass (about a fifth at these sizes) and lets early exits be read while the pass is
 still under way. A pass holds the rows of all its contexts one after the other, without padding: row-wise
 operations (projections, norms, feed-forward) run for all rows at once, and that is where a batch saves time.
-Only attention runs per context, so prefixes and trees may be of any size and no context sees another.
+Only attention is the contexts' own (`models.varlen_attention`), so prefixes and trees may be of any size.
 Knows nothing of images, sessions or tokens' meaning.
 """
 
@@ -20,20 +20,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from vlm_spec_decode.core.choices import Choices
 from vlm_spec_decode.decoding.early_exit import ExitCalibration
 from vlm_spec_decode.models.choose import choices_of
-from vlm_spec_decode.models.families.base import (
-    AnswerCache,
-    AttentionSpan,
-    EmbeddedPrompt,
-    Family,
-    PlacedPrompt,
-)
+from vlm_spec_decode.models.families.base import AnswerCache, AttentionSpan, Family, PlacedPrompt
+from vlm_spec_decode.models.kv_pool import KvPool
+from vlm_spec_decode.models.varlen_attention import PooledBatch, VarlenEntry, use_varlen_attention
 
 Cosines: TypeAlias = tuple[Tensor, Tensor]
 Compute: TypeAlias = Callable[[Tensor, Tensor], Cosines]
@@ -43,29 +36,7 @@ FIXED_TYPES = frozenset({"default", "linear", "llama3", "yarn", "proportional"})
 
 FIRST_SIZE = 512
 
-ATTENTION = "vsd_varlen"
-"""Under this name Transformers knows our attention over ragged rows."""
-
 STACK_PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
-
-
-@dataclass(frozen=True, slots=True)
-class VarlenEntry:
-    """One context's rows of a pass: `embedded` [n, width], `positions` [1, n] or [3, 1, n] with M-RoPE.
-
-    `ids` [n] are the rows' tokens, the image's placeholder in its rows. All positions are below `end`.
-    `masks` are by type of layer: additive [1, 1, n, past + n], None when every row may see every column.
-    `cache` holds the past and takes the rows' keys and values. `prompt` is set in the pass that computes the
-    context's prompt, whose rows are then the first ones.
-    """
-
-    embedded: Tensor
-    positions: Tensor
-    ids: Tensor
-    end: int
-    masks: Mapping[str, Tensor | None]
-    cache: AnswerCache
-    prompt: EmbeddedPrompt | None = None
 
 
 class RotaryTable:
@@ -107,53 +78,6 @@ def rotary_tables(rotary: Any, layer_types: Seq[str]) -> dict[str, RotaryTable]:
     return dict.fromkeys(layer_types, RotaryTable(rotary))
 
 
-def use_varlen_attention(stack: Any) -> None:
-    """Let a Transformers text model attend entry by entry; its own `forward` does what it did before."""
-    AttentionInterface.register(ATTENTION, _attend)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    stack.config._attn_implementation = ATTENTION
-
-
-def _attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    entries: Seq[VarlenEntry] = (),
-    layer_type: str = "",
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """Return attention [1, rows, heads, width] of queries [1, heads, rows, width]."""
-    if not entries:
-        # The model was called as a whole, by training or as a reference: Transformers' own way.
-        seen, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        return seen, None
-    sizes = [len(entry.embedded) for entry in entries]
-    queries, keys, values = (torch.split(part, sizes, dim=2) for part in (query, key, value))
-    rows = zip(entries, queries, keys, values, strict=True)
-    return torch.cat([_attend_one(module, layer_type, *row, options) for row in rows], dim=1), None
-
-
-def _attend_one(
-    module: Any,
-    layer_type: str,
-    entry: VarlenEntry,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    options: dict[str, Any],
-) -> Tensor:
-    # softmax(q k^T / sqrt(width) + mask) v over the entry's own past and its new rows. The keys are stored
-    # already rotated, each by its own position, so that gathering columns leaves them valid.
-    keys, values = entry.cache.update(key, value, module.layer_idx)
-    # With layers spread over devices, the mask follows the layer.
-    mask = entry.masks[layer_type]
-    mask = None if mask is None else mask.to(query.device)
-    seen: Tensor = sdpa_attention_forward(module, query, keys, values, mask, is_causal=False, **options)[0]
-    return seen
-
-
 @dataclass(frozen=True, slots=True)
 class Decoder:
     """A decoder stack that can be run layer by layer.
@@ -163,7 +87,8 @@ class Decoder:
     final norm and head, or None. `vocab_size` is the tokenizer's; rows that only pad the head are cut off.
     `family` builds caches and may change what a layer gets and hands to the next. `rotary` and `attention`
     are by type of layer: the angles, and what rows see. `calibration` is how reliable the
-    exits are. Raises ModelError for a stack of another shape.
+    exits are. Where it `is_pooled`, by default on a GPU, all answers keep their keys and values in `pool`
+    and attend together. Raises ModelError for a stack of another shape.
     """
 
     stack: Any
@@ -172,6 +97,8 @@ class Decoder:
     vocab_size: int
     family: Family
     calibration: ExitCalibration = field(default_factory=ExitCalibration)
+    is_pooled: bool | None = None
+    pool: KvPool | None = field(init=False)
     rotary: Mapping[str, RotaryTable] = field(init=False)
     attention: Mapping[str, AttentionSpan] = field(init=False)
 
@@ -182,6 +109,8 @@ class Decoder:
         rotary = rotary_tables(self.stack.rotary_emb, self.family.layer_types)
         object.__setattr__(self, "rotary", rotary)
         object.__setattr__(self, "attention", self.family.attention())
+        is_pooled = self._is_on_one_gpu() if self.is_pooled is None else self.is_pooled
+        object.__setattr__(self, "pool", KvPool() if is_pooled else None)
         use_varlen_attention(self.stack)
 
     @property
@@ -205,6 +134,17 @@ class Decoder:
         parts = (*self.stack.layers.parameters(), *self.head.parameters())
         return sum(weights.numel() * weights.element_size() for weights in parts)
 
+    def _is_on_one_gpu(self) -> bool:
+        devices = {weights.device for weights in self.stack.parameters()}
+        return len(devices) == 1 and next(iter(devices)).type == "cuda"
+
+    def cache(self) -> AnswerCache:
+        """Return the empty cache of one answer."""
+        cache = self.family.cache()
+        if self.pool is not None:
+            cache.join(self.pool)
+        return cache
+
     def embed(self, ids: Tensor) -> Tensor:
         """Return embeddings [n, width] of token ids [n]."""
         return self.family.embed(self.stack, ids)
@@ -224,6 +164,7 @@ class Decoder:
         end = max(entry.end for entry in entries)
         angles = {table: table(hidden, positions, end) for table in set(self.rotary.values())}
         context = self.family.pass_context(self.stack, hidden, [entry.ids for entry in entries])
+        batch = None if self.pool is None else PooledBatch.of(self.pool, entries)
         for layer, (block, kind) in enumerate(
             zip(self.stack.layers, self.family.layer_types, strict=True), start=1
         ):
@@ -232,6 +173,7 @@ class Decoder:
                 position_embeddings=angles[self.rotary[kind]],
                 entries=entries,
                 layer_type=kind,
+                batch=batch,
                 **self.family.layer_arguments(layer, context),
             )
             hidden = self.family.layer_hook(layer, hidden, prompts)

@@ -2,8 +2,7 @@
 
 A cache that grows by concatenation copies all of itself with every token, and its tensors move. Here columns
 are written behind each other into a tensor that has more of them than are in use; when they run out, a tensor
-half as large again takes over. What lies behind the used columns is finite, so that it may be read under a
-mask. Knows no model.
+half as large again takes over. Knows no model.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 64
-"""Columns come in multiples of this: attention kernels want masks whose rows are aligned."""
+"""Columns come in multiples of this: kernels for attention want masks whose rows are aligned."""
 
 SPARE = 64
 """Columns beyond the first ones, which are a prompt's: room for an answer and its drafts."""
@@ -54,12 +53,10 @@ class KvLayer:
         self.columns = end
         return self.keys, self.values
 
-    def padded(self, columns: int) -> tuple[Tensor, Tensor]:
-        """Return the first `columns` keys and values, in use or not. There must be room for so many."""
-        return self._keys[:, :, :columns], self._values[:, :, :columns]
-
     def gather(self, columns: Tensor) -> None:
         """Keep these columns, in this order."""
+        if not self.columns:
+            return
         kept = columns.to(self._keys.device)
         for storage in (self._keys, self._values):
             storage[:, :, : len(kept)] = storage[:, :, kept]
@@ -76,7 +73,7 @@ class KvLayer:
         wanted = max(columns + SPARE, self.capacity * 3 // 2)
         wanted = -(-wanted // ALIGNMENT) * ALIGNMENT
         # Both are there before either is replaced: without memory for the second, nothing has changed.
-        larger = [part.new_zeros(1, part.shape[1], wanted, part.shape[3]) for part in (keys, values)]
+        larger = [part.new_empty(1, part.shape[1], wanted, part.shape[3]) for part in (keys, values)]
         if self.columns:
             larger[0][:, :, : self.columns] = self.keys
             larger[1][:, :, : self.columns] = self.values

@@ -7,6 +7,7 @@ prompt has, what happens between two layers, and what the cache holds. Knows no 
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
@@ -23,6 +24,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.models.checkpoint import CheckpointSource, load_tokenizer
+from vlm_spec_decode.models.kv_pool import KvPool
 from vlm_spec_decode.models.kv_storage import KvLayer
 
 NEUTRAL_SETTINGS: Mapping[str, tuple[Any, ...]] = {
@@ -95,39 +97,72 @@ class PlacedPrompt(NamedTuple):
 
 
 class AnswerCache:
-    """Keys and values of one answer, layer by layer; a column is a token. Filled by attention."""
+    """Keys and values of one answer, layer by layer; a column is a token. Filled by attention.
+
+    They are the answer's own, in `layers`, or lie in a pool of all answers' that it has joined, in `columns`.
+    """
 
     def __init__(self) -> None:
         self.layers: list[KvLayer] = []
+        self.columns: list[int] = []
+        self._pool: KvPool | None = None
+
+    def join(self, pool: KvPool) -> None:
+        """Keep the columns in a pool, until nobody holds this cache any more."""
+        self._pool = pool
+        weakref.finalize(self, pool.release, self.columns)
+
+    @property
+    def sources(self) -> Mapping[int, int]:
+        """Layers, from 0, that have no keys and values of their own, and the one whose they see."""
+        return {}
 
     @property
     def nbytes(self) -> int:
         """Bytes held now, room for coming columns included."""
-        return sum(layer.nbytes for layer in self.layers)
+        pooled = len(self.columns) * self._pool.column_bytes if self._pool else 0
+        return pooled + sum(layer.nbytes for layer in self.layers)
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Add columns to a layer; return all of its keys and values [1, heads, columns, width]."""
-        return self.layer(layer).update(keys, values)
+        """Add columns to a layer that has its own; return all keys and values that the layer sees.
 
-    def layer(self, layer: int) -> KvLayer:
-        """Return a layer, counted from 0; empty if no pass has reached it."""
-        while len(self.layers) <= layer:
-            self.layers.append(KvLayer())
-        return self.layers[layer]
+        They are [1, heads, columns, width].
+        """
+        if layer not in self.sources:
+            return self._layer(layer).update(keys, values)
+        seen = self.layers[self.sources[layer]]
+        # With layers spread over devices, what is shared follows the layer.
+        return seen.keys.to(keys.device), seen.values.to(keys.device)
+
+    def take(self, count: int) -> list[int]:
+        """Add `count` columns of the pool, and return their numbers."""
+        assert self._pool is not None
+        taken = self._pool.take(count)
+        self.columns.extend(taken)
+        return taken
 
     def gather(self, columns: Tensor) -> None:
-        """Keep these columns, in this order, in every layer."""
-        for layer in self._filled():
+        """Keep these columns, indices in host memory, in this order, in every layer."""
+        for layer in self.layers:
             layer.gather(columns)
+        if self._pool is not None:
+            kept = [self.columns[column] for column in columns.tolist()]
+            self._pool.release(sorted(set(self.columns).difference(kept)))
+            self.columns[:] = kept
 
     def cut(self, columns: int) -> None:
         """Keep the first `columns` of every layer."""
         # After a broken pass only some layers have more, so each is cut by itself.
-        for layer in self._filled():
+        for layer in self.layers:
             layer.cut(columns)
+        if self._pool is not None:
+            self._pool.release(self.columns[columns:])
+            del self.columns[columns:]
 
-    def _filled(self) -> list[KvLayer]:
-        return [layer for layer in self.layers if layer.columns]
+    def _layer(self, layer: int) -> KvLayer:
+        while len(self.layers) <= layer:
+            self.layers.append(KvLayer())
+        return self.layers[layer]
 
 
 class Family(ABC):

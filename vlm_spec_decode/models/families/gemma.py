@@ -137,13 +137,10 @@ class SharingCache(AnswerCache):
         super().__init__()
         self._sources = sources
 
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Add columns to a layer that has its own; return all that the layer sees."""
-        if layer not in self._sources:
-            return super().update(keys, values, layer)
-        seen = self.layers[self._sources[layer]]
-        # With layers spread over devices, what is shared follows the layer.
-        return seen.keys.to(keys.device), seen.values.to(keys.device)
+    @property
+    def sources(self) -> Mapping[int, int]:
+        """Layers that have no keys and values of their own, and the one whose they see."""
+        return self._sources
 
 
 class _Gemma4(_Softcap):
