@@ -15,7 +15,7 @@ from service_robot import Asking, ask, footprint, robot
 from tqdm import tqdm
 
 from vlm_spec_decode.demo.process_stack import ChildProcess, Processes
-from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.transport.keys import generate
 
 CLOUD = Path(__file__).with_name("service_cloud.py")

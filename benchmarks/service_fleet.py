@@ -20,8 +20,8 @@ from vlm_spec_decode.core.ports import Model, ScoreRequest
 from vlm_spec_decode.core.profiles import load_hardware, load_link
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sampling import pick
-from vlm_spec_decode.edge.client_protocol import ProtocolTiming
 from vlm_spec_decode.edge.factory import make_hello
+from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.models.engines.torch_loop import VlmModel
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import load_model, shipped

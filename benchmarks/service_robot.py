@@ -15,7 +15,7 @@ from service_cloud import HELLO, answer_of
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Observation, SamplingParams, Tokens
-from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.transport.dealer import DealerLink
 from vlm_spec_decode.transport.keys import edge_keys

@@ -17,7 +17,7 @@ from vlm_spec_decode.core.ports import Model, Scored, ScoreRequest
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sampling import pick
-from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.models.engines.torch_loop import VlmModel
 from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.protocol.messages import Hello

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from vlm_spec_decode.core.errors import CloudBusy, CloudRefused, CloudUnreachable, ProtocolStateError
 from vlm_spec_decode.core.types import AnswerRequest, DraftMessage, Observation, SamplingParams
-from vlm_spec_decode.edge.client_protocol import TRANSITIONS, ClientProtocol, ClientState, ProtocolTiming
+from vlm_spec_decode.edge.client_protocol import TRANSITIONS, ClientProtocol, ClientState
+from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as wire
 

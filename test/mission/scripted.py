@@ -13,6 +13,7 @@ from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.core.errors import Cancelled, CloudUnreachable
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.edge.engine import AnswerUpdate
+from vlm_spec_decode.edge.image_upload import for_uplink
 
 
 def plain_jpeg(width=32, height=24) -> bytes:
@@ -45,6 +46,9 @@ class ScriptedEngine:
     script: list
     seen: list = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def picture(self, data):
+        return for_uplink(data)
 
     def answer(self, observation):
         self.seen.append(observation)

@@ -20,7 +20,8 @@ from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.errors import CloudError
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Observation, SamplingParams, Tokens
-from vlm_spec_decode.edge.client_protocol import ClientProtocol, ProtocolTiming
+from vlm_spec_decode.edge.client_protocol import ClientProtocol
+from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.transport import keys
 from vlm_spec_decode.transport.access import KeyLimits

@@ -19,7 +19,7 @@ from test.tables import TARGET
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.errors import CloudUnreachable
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams
-from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.transport import keys
 from vlm_spec_decode.transport.dealer import DealerLink

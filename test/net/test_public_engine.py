@@ -18,10 +18,10 @@ from test.net.test_service import StepwiseModel, eventually
 from test.net.test_sockets import CLOCK, HELLO, cloud
 from test.tables import POOR_DRAFT, TARGET, TableModel
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
-from vlm_spec_decode.edge.client_protocol import ProtocolTiming
 from vlm_spec_decode.edge.engine import Engine as Decoder
 from vlm_spec_decode.edge.engine import EngineConfig
 from vlm_spec_decode.edge.factory import EdgeRuntime
+from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.transport import keys
 from vlm_spec_decode.transport.dealer import DealerLink

@@ -17,7 +17,7 @@ from test.tables import CERTAIN_DRAFT, TARGET, TableContext, TableModel
 from vlm_spec_decode.core.errors import CloudRefused, CloudUnreachable
 from vlm_spec_decode.core.types import RULES, AnswerRequest, Commit, Observation, SamplingParams
 from vlm_spec_decode.decoding.sequence import Sequence
-from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import STRATEGIES, strategy

@@ -29,7 +29,7 @@ from vlm_spec_decode.core.types import (
 )
 from vlm_spec_decode.decoding.sampling import pick
 from vlm_spec_decode.decoding.sequence import Sequence
-from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.strategies.base import EdgeConfig

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_spec_decode.core.errors import ProtocolError
+from vlm_spec_decode.core.image_limits import ImageLimits
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
@@ -69,8 +70,34 @@ GOLDEN = {
 def test_golden_bytes(name: str) -> None:
     """The bytes of version 1. A change here is a new protocol version, not a new golden file."""
     message, expected = GOLDEN[name]
-    assert codec.encode(message).hex() == expected
+    assert codec.encode(message, 1).hex() == expected
     assert codec.decode(bytes.fromhex(expected)) == message
+
+
+LIMITS = ImageLimits(max_pixels=1_003_520, inside=((672, 672), (1008, 336)), cover=(336, 336))
+
+GOLDEN_2 = {
+    **{name: (message, "02" + data[2:]) for name, (message, data) in GOLDEN.items()},
+    "welcome": (
+        m.Welcome("m", "1", 12, (6,), 4096, 65536, ("hybrid",), codec.limits_to_wire(LIMITS)),
+        "029902a16da1310c9106cd1000ce0001000091a6687962726964"
+        "93ce000f500092" "92cd02a0cd02a0" "92cd03f0cd0150" "92cd0150cd0150",
+    ),
+    "welcome without limits": (
+        m.Welcome("m", "1", 12, (), 4096, 65536, ()),
+        "029902a16da1310c90cd1000ce0001000090c0",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOLDEN_2)
+def test_golden_bytes_of_version_2(name: str) -> None:
+    message, expected = GOLDEN_2[name]
+    assert codec.encode(message).hex() == expected
+    decoded = codec.decode(bytes.fromhex(expected))
+    if isinstance(decoded, m.Welcome) and decoded.image_limits is not None:
+        assert codec.read_welcome(decoded) == (decoded, LIMITS, ())
+    assert codec.encode(decoded).hex() == expected
 
 
 def test_a_round_of_four_ids_fits_in_24_bytes() -> None:
@@ -190,7 +217,7 @@ def test_a_damaged_message_is_a_protocol_error_or_another_message(name: str, dat
     ("data", "what"),
     [
         (b"", "0 bytes"),
-        (b"\x02" + codec.encode(m.Close(1, 1))[1:], "version 2"),
+        (b"\x03" + codec.encode(m.Close(1, 1))[1:], "version 3"),
         (b"\x01" * 70_000, "70000 bytes"),
         (b"\x01\xc1\xc1", "not a message"),
     ],

@@ -8,7 +8,8 @@ from test.protocol.test_hostile_link import HELLO, Pair, own_answer, run_kindly
 from vlm_spec_decode.core.errors import CloudUnreachable
 from vlm_spec_decode.core.types import AnswerRequest
 from vlm_spec_decode.decoding.sequence import Sequence
-from vlm_spec_decode.edge.client_protocol import ClientProtocol, ProtocolTiming
+from vlm_spec_decode.edge.client_protocol import ClientProtocol
+from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 
 TICK_S = 0.05
 WALKING = ProtocolTiming.walking(0.6, 4.0)

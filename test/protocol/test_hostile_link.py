@@ -29,7 +29,8 @@ from vlm_spec_decode.core.types import (
 from vlm_spec_decode.decoding.sampling import pick
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.tree import chain_parents
-from vlm_spec_decode.edge.client_protocol import ClientProtocol, ProtocolTiming
+from vlm_spec_decode.edge.client_protocol import ClientProtocol
+from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.protocol.messages import Hello
 
 PEER = b"robot"

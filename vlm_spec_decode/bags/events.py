@@ -19,15 +19,19 @@ from PIL import Image as PilImage
 from vlm_spec_decode.bags.source import BagSource, Record
 from vlm_spec_decode.core import pixels
 from vlm_spec_decode.core.errors import BagError, ImageError
+from vlm_spec_decode.core.image_limits import UNKNOWN_LIMITS, ImageLimits
 from vlm_spec_decode.core.images import check_compressed, check_raw, is_video
 from vlm_spec_decode.core.pixels import message_bytes
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.edge.image_upload import (
     INSTALL,
+    UPLINK_WIDTH_PX,
     VIDEO_KINDS,
     VideoFrame,
     VideoTopic,
-    for_uplink,
+    WidthOf,
+    for_target,
+    for_uplink_again,
     has_video,
     small_jpeg,
 )
@@ -42,6 +46,18 @@ MOTION = (ODOMETRY, STAMPED_TWIST, TWIST)
 
 INSTRUCTIONS, ANSWERS, LABELS = "vlm/instruction", "vlm/answer", "vlm/label"
 """Suffixes of this package's topics; a namespace may precede them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SentImage:
+    """The image of an answer: its width in pixels, and the SHA-256 of its JPEG, b"" if unknown."""
+
+    width: int
+    digest: bytes = b""
+
+    def width_of(self, width: int, height: int) -> int:  # noqa: ARG002
+        """Return the width of the image, whatever the frame's was."""
+        return self.width
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +82,20 @@ class Frame:
 
     @property
     def image(self) -> Image:
-        """Decode the picture, reduced as for the upload. Raises ImageError."""
+        """Decode the picture, reduced as for a target of which nothing is known. Raises ImageError."""
+        return self.image_for(UNKNOWN_LIMITS)
+
+    def image_for(self, limits: ImageLimits, sent: SentImage | None = None) -> Image:
+        """Decode the picture, reduced as it was sent; without that, to what a target can use.
+
+        Raises ImageError.
+        """
+        width_of = limits.useful_width if sent is None else sent.width_of
         if isinstance(self.message, VideoFrame):
-            return self.message.to_uplink()
-        return compressed_jpeg(self.message) if self.kind == COMPRESSED else raw_jpeg(self.message)
+            return self.message.to_uplink(width_of)
+        if self.kind != COMPRESSED:
+            return raw_jpeg(self.message, width_of)
+        return compressed_jpeg(self.message, width_of, sent.digest if sent else b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +118,10 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A recorded answer of this package; see `mission.state.Answer.to_json`."""
+    """A recorded answer of this package; see `mission.state.Answer.to_json`.
+
+    `sent` is None in recordings that do not tell; images were `UPLINK_WIDTH_PX` wide then.
+    """
 
     at_ns: int
     stamp_s: float
@@ -100,6 +129,7 @@ class Answered:
     history: tuple[str, ...]
     actions: tuple[str, ...]
     token_ids: tuple[int, ...]
+    sent: SentImage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +288,9 @@ def _answer(data: Mapping[str, Any], at_ns: int) -> Answered:
         tuple(map(str, data["history"])),
         tuple(map(str, data["actions"])),
         tuple(map(int, data.get("token_ids", ()))),
+        SentImage(
+            int(data.get("image_width", 0)) or UPLINK_WIDTH_PX, bytes.fromhex(data.get("image_digest", ""))
+        ),
     )
 
 
@@ -272,15 +305,18 @@ def _label(data: Mapping[str, Any], at_ns: int) -> Labelled:
     )
 
 
-def compressed_jpeg(message: Any) -> Image:
-    """Return the frame of a sensor_msgs/CompressedImage. Raises ImageError."""
+def compressed_jpeg(message: Any, width_of: WidthOf, digest: bytes = b"") -> Image:
+    """Return the frame of a sensor_msgs/CompressedImage, as the JPEG with this digest. Raises ImageError."""
     check_compressed(message)
-    return for_uplink(message_bytes(message.data))
+    data = message_bytes(message.data)
+    image = for_target(data, width_of)
+    return for_uplink_again(data, image.width, digest) if digest else image
 
 
-def raw_jpeg(message: Any) -> Image:
+def raw_jpeg(message: Any, width_of: WidthOf) -> Image:
     """Return the frame of a sensor_msgs/Image. Raises ImageError for an encoding that is no picture."""
     if pixels.is_encoded(message):
         check_raw(message)
-        return for_uplink(message_bytes(message.data))
-    return small_jpeg(PilImage.fromarray(pixels.to_rgb(message)))
+        return for_target(message_bytes(message.data), width_of)
+    picture = PilImage.fromarray(pixels.to_rgb(message))
+    return small_jpeg(picture, width_of(*picture.size))

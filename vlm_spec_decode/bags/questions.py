@@ -28,10 +28,12 @@ from vlm_spec_decode.bags.events import (
     Instructed,
     Labelled,
     Moved,
+    SentImage,
 )
 from vlm_spec_decode.bags.settings import ReplaySettings
 from vlm_spec_decode.core.config import read_yaml, same_as
 from vlm_spec_decode.core.errors import ActionParseError, BagError, ImageError
+from vlm_spec_decode.core.image_limits import UNKNOWN_LIMITS, ImageLimits
 from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.edge.mission_loop import check_instruction
 
@@ -169,10 +171,12 @@ class _PendingQuestion:
 class _QuestionBuilder:
     """Turns events into questions as they arrive; a question is yielded after its horizon.
 
+    `limits` are those of the target: frames without a recorded answer are made as large as it can use.
     `roles` are the kinds of message that the bag has.
     """
 
     plan: AskPlan
+    limits: ImageLimits
     roles: frozenset[str]
     faults: Counter[str]
     start_ns: int = -1
@@ -245,7 +249,8 @@ class _QuestionBuilder:
     def _add_repeated(self, recorded: Answered | Labelled, since_s: float) -> None:
         """Repeat a recorded question; motion counts from the time of its answer."""
         frame = self.frames.find(recorded.stamp_s)
-        image = self._image(frame) if frame else None
+        sent, tokens = (recorded.sent, recorded.token_ids) if isinstance(recorded, Answered) else (None, ())
+        image = self._image(frame, sent) if frame else None
         if frame is None or image is None:
             if frame is None:
                 self.faults["an answer whose frame is not in the bag"] += 1
@@ -254,7 +259,6 @@ class _QuestionBuilder:
         observation = Observation(
             image, recorded.instruction, recorded.history, frame.stamp_s, frame.frame_id
         )
-        tokens = recorded.token_ids if isinstance(recorded, Answered) else ()
         right = label or recorded
         at_s = (frame.at_ns - self.start_ns) / NANOSECONDS
         self._append(at_s, since_s, observation, right.actions, label.text if label else "", tokens)
@@ -272,9 +276,9 @@ class _QuestionBuilder:
         question = Question(self.number, at_s, observation, actions, text, tokens)
         self.pending.append(_PendingQuestion(question, since_s))
 
-    def _image(self, frame: Frame) -> Image | None:
+    def _image(self, frame: Frame, sent: SentImage | None = None) -> Image | None:
         try:
-            return frame.image
+            return frame.image_for(self.limits, sent)
         except ImageError as error:
             self.faults[f"a frame that cannot be asked about: {error}"] += 1
             return None
@@ -284,16 +288,17 @@ def _key(recorded: Answered | Labelled) -> Key:
     return round(recorded.stamp_s / SAME_FRAME_S), recorded.instruction, recorded.history
 
 
-def questions(events: Events, plan: AskPlan) -> Iterator[Question]:
+def questions(events: Events, plan: AskPlan, limits: ImageLimits = UNKNOWN_LIMITS) -> Iterator[Question]:
     """Yield the questions of a bag, in order, at most `plan.limit` (0: all).
 
-    Recorded answers, else labels, are repeated, unless `plan` has its own instructions.
+    Recorded answers, else labels, are repeated, unless `plan` has its own instructions. The images are those
+    that were sent, where the bag tells, else as large as a target with these `limits` can use.
     """
-    return itertools.islice(_all(events, plan), plan.limit or None)
+    return itertools.islice(_all(events, plan, limits), plan.limit or None)
 
 
-def _all(events: Events, plan: AskPlan) -> Iterator[Question]:
-    builder = _QuestionBuilder(plan, frozenset(events.topics.values()), events.faults)
+def _all(events: Events, plan: AskPlan, limits: ImageLimits) -> Iterator[Question]:
+    builder = _QuestionBuilder(plan, limits, frozenset(events.topics.values()), events.faults)
     for event in events:
         yield from builder.on_event(event)
         events.skips_motion = not builder.pending

@@ -168,7 +168,7 @@ class Replayer:
             self._resolve_settings(source, faults)
             topics = self.config.topics.choose(source.topics)
             events = Events(source, topics, faults)
-            for question in questions(events, self.config.plan):
+            for question in questions(events, self.config.plan, self._pair.target.card.image_limits):
                 if question.number in known or (share and not share.has(question.number)):
                     continue
                 yield question, [self.row(bag, question, cell) for cell in self.config.cells]

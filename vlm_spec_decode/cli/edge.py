@@ -51,7 +51,7 @@ STOP_KEYS = frozenset(b" \r\n")
 )
 @click.option("--set", "pairs", multiple=True, metavar="NAME=VALUE", help="A setting of the robot's own.")
 @click.option("--limits", type=FILE, default=None, help="YAML of the safety gate's limits.")
-@options(EdgeSettings, "cloud", "keys", "draft", "strategy", keys=FOLDER)
+@options(EdgeSettings, "cloud", "keys", "draft", "strategy", "image_budget_s", keys=FOLDER)
 @options(RunnerConfig, "fallback", "max_steps")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), default=180.0,
               show_default=True, help="Seconds until a mission is cancelled.")  # fmt: skip
@@ -92,6 +92,7 @@ class EdgeOptions:
     keys: Path | None
     draft: str
     strategy: str
+    image_budget_s: float
     fallback: str
     max_steps: int
     timeout_s: float
@@ -152,13 +153,14 @@ def run(options: EdgeOptions, write: Callable[[str], None]) -> list[dict[str, An
 
 
 def _edge_settings(options: EdgeOptions) -> EdgeSettings:
-    from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+    from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 
     return EdgeSettings(
         cloud=options.cloud,
         keys=options.keys,
         draft=options.draft,
         strategy=options.strategy,
+        image_budget_s=options.image_budget_s,
         timing=ProtocolTiming.walking(LINK_SILENCE_S, settings_of(EdgeSettings)["connect_timeout_s"].default),
     )
 

@@ -26,6 +26,7 @@ from vlm_spec_decode.edge.settings import EdgeSettings
 @click.option("--history", multiple=True, help="An action already carried out; may be repeated.")
 @options(EdgeSettings, "cloud", "draft", "target", "keys", "strategy", "rule", "objective", keys=FOLDER)
 @options(EdgeSettings, "temperature", "seed", "max_tokens", "draft_length", "threads", "grammar")
+@options(EdgeSettings, "image_budget_s")
 @option(EdgeSettings, "refused_s", "--patience")
 @as_json
 def ask(

@@ -41,7 +41,7 @@ class ServerLimits:
     sessions: int = 64
     peers: int = 1024
     image_cache_bytes: int = 64 * 1024 * 1024
-    image_window_bytes: int = 32 * 1024
+    image_window_bytes: int = 256 * 1024
     image_inbox_bytes: int = 128 * 1024 * 1024
     idle_s: float = 120.0
     batch: int = 32

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter, OrderedDict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.cloud.config import ServerLimits
@@ -74,9 +75,13 @@ def read_message(peer: bytes, data: bytes, tracer: MessageTracer, dropped: Count
 
 @dataclass(slots=True)
 class ClientTable:
-    """Robots ordered by the time of their last message, at most `limit` of them."""
+    """Robots ordered by the time of their last message, at most `limit` of them.
+
+    `versions` are those of the protocol in which they speak.
+    """
 
     limit: int
+    versions: dict[bytes, int] = field(default_factory=dict)
     _last_message_s: OrderedDict[bytes, float] = field(default_factory=OrderedDict)
 
     def __len__(self) -> int:
@@ -91,20 +96,35 @@ class ClientTable:
             self._last_message_s[peer] = now_s
             self._last_message_s.move_to_end(peer)
 
-    def welcome(self, peer: bytes, now_s: float) -> bytes | None:
+    def welcome(self, peer: bytes, version: int, now_s: float) -> bytes | None:
         """Add a robot; return the longest silent one if it was removed to make room."""
         self._last_message_s[peer] = now_s
         self._last_message_s.move_to_end(peer)
-        return self._last_message_s.popitem(last=False)[0] if len(self._last_message_s) > self.limit else None
+        self.versions[peer] = version
+        if len(self._last_message_s) <= self.limit:
+            return None
+        silent, _ = self._last_message_s.popitem(last=False)
+        del self.versions[silent]
+        return silent
 
 
 class Responses:
-    """Encodes and counts outgoing messages; collects (peer, bytes) in `outbox` for the owner of the link."""
+    """Encodes and counts outgoing messages; collects (peer, bytes) in `outbox` for the owner of the link.
+
+    A robot is answered in its own version of the protocol, one that is not in `versions` in the oldest,
+    which all understand.
+    """
 
     def __init__(
-        self, packer: codec.TokenPacker, stats: ServerCounts, retry_s: float, tracer: MessageTracer
+        self,
+        packer: codec.TokenPacker,
+        stats: ServerCounts,
+        retry_s: float,
+        tracer: MessageTracer,
+        versions: Mapping[bytes, int],
     ) -> None:
         self._tracer = tracer
+        self._versions = versions
         self.outbox: deque[tuple[bytes, bytes]] = deque()
         self._packer = packer
         self._stats = stats
@@ -112,7 +132,7 @@ class Responses:
 
     def send(self, peer: bytes, message: AnyMessage) -> None:
         """Encode, count and queue one message."""
-        data = codec.encode(message)
+        data = codec.encode(message, self._versions.get(peer, wire.OLDEST_VERSION))
         self._stats.sent_bytes += len(data)
         self._tracer.sent(peer, len(data), message)
         self.outbox.append((peer, data))
@@ -184,7 +204,9 @@ class Admission:
         """Return the Welcome of an admitted robot."""
         card = self.card
         identity = (card.model_id, card.revision, card.num_layers, card.exit_layers)
-        return Welcome(*identity, self.limits.image_window_bytes, MAX_SENT_IMAGE_BYTES, tuple(STRATEGIES))
+        window_bytes = self.limits.image_window_bytes
+        images = codec.limits_to_wire(card.image_limits)
+        return Welcome(*identity, window_bytes, MAX_SENT_IMAGE_BYTES, tuple(STRATEGIES), images)
 
     def why_unsupported(self, message: Open, has_colocated_draft: bool) -> RefusalReason | None:
         """Return why an answer can never be served here, or None."""
@@ -235,7 +257,9 @@ class ServerProtocol:
         self._peers = ClientTable(self.limits.peers)
         self._images = ImageStore(self.limits.image_cache_bytes, self.stats)
         self._packer = codec.TokenPacker(self.card.vocab_size)
-        self._responses = Responses(self._packer, self.stats, self.limits.retry_s, self.tracer)
+        self._responses = Responses(
+            self._packer, self.stats, self.limits.retry_s, self.tracer, self._peers.versions
+        )
 
     @property
     def peers(self) -> int:
@@ -259,7 +283,7 @@ class ServerProtocol:
         try:
             message = read_message(peer, data, self.tracer, self.dropped)
         except VersionMismatch as error:
-            self._responses.send_refused(peer, 0, 0, "version", str(error))
+            self._responses.send_refused(peer, 0, 0, wire.OTHER_VERSION, str(error))
             return
         except ProtocolError:
             return
@@ -268,17 +292,17 @@ class ServerProtocol:
             self._responses.send_refused(peer, 0, 0, wire.HELLO_FIRST)
             return
         try:
-            self._dispatch(peer, message, now_s)
+            self._dispatch(peer, message, data[0], now_s)
         except ProtocolError as error:
             self.dropped["invalid"] += 1
             if isinstance(message, wire.Open):
                 self._responses.send_refused(peer, message.answer, message.epoch, "invalid", str(error))
 
-    def _dispatch(self, peer: bytes, message: wire.AnyMessage, now_s: float) -> None:
+    def _dispatch(self, peer: bytes, message: wire.AnyMessage, version: int, now_s: float) -> None:
         self._peers.refresh(peer, now_s)
         match message:
             case wire.Hello():
-                self._on_hello(peer, message, now_s)
+                self._on_hello(peer, message, version, now_s)
             case wire.Open():
                 self._on_open(peer, message, now_s)
             case wire.Ping():
@@ -299,14 +323,14 @@ class ServerProtocol:
             case _:
                 self.dropped["unexpected"] += 1
 
-    def _on_hello(self, peer: bytes, hello: wire.Hello, now_s: float) -> None:
+    def _on_hello(self, peer: bytes, hello: wire.Hello, version: int, now_s: float) -> None:
         if reason := self._admission.mismatch(hello):
             self._responses.send_refused(peer, 0, 0, *reason)
             return
         if self.stats.is_draining and peer not in self._peers:
             self._responses.send_busy(peer, 0, 0, "draining")
             return
-        forgotten = self._peers.welcome(peer, now_s)
+        forgotten = self._peers.welcome(peer, version, now_s)
         for request in self.requests.of_peer(forgotten):
             self.requests.end(request)
         self._responses.send(peer, self._admission.welcome())

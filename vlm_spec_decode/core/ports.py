@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from vlm_spec_decode.core.errors import VsdError
+from vlm_spec_decode.core.image_limits import NO_LINK, UNKNOWN_LIMITS, ImageLimits, Uplink
 from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
 from vlm_spec_decode.core.types import AnswerRequest, Event, Hint, Image, Observation, Tokens
@@ -57,7 +58,10 @@ class Rng(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What two ends must agree on before token ids mean the same to both."""
+    """What two ends must agree on before token ids mean the same to both.
+
+    `image_limits` is the largest picture that the model can use; the ends need not agree on it.
+    """
 
     model_id: str
     revision: str
@@ -66,6 +70,7 @@ class ModelCard:
     vocab_size: int
     num_layers: int
     exit_layers: Tokens = ()
+    image_limits: ImageLimits = UNKNOWN_LIMITS
 
 
 ExitHook: TypeAlias = Callable[[int, Any], None]
@@ -310,6 +315,16 @@ class Verifier(ABC):
     def clouds(self) -> str:
         """The clouds' addresses, with commas, starting with the one in use; "" without any."""
         return ""
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """The largest picture that the target can use; without bounds if it is not known."""
+        return UNKNOWN_LIMITS
+
+    @property
+    def uplink(self) -> Uplink:
+        """What is known of the link that carries pictures; by default there is none."""
+        return NO_LINK
 
 
 class RobotDriver(Protocol):

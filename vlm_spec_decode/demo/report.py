@@ -25,7 +25,7 @@ from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.factory import bring_up
-from vlm_spec_decode.edge.image_upload import for_uplink
+from vlm_spec_decode.edge.image_upload import UPLINK_WIDTH_PX, for_uplink_again
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.progress import MissionProgress
 from vlm_spec_decode.mission.state import END_STATES
@@ -47,6 +47,8 @@ class MissionStep:
     executed: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
     stamp_s: float = 0.0
+    image_width: int = UPLINK_WIDTH_PX
+    image_digest: bytes = b""
     trace: Mapping[str, Any] = field(default_factory=dict)
 
     def store(self, topic: str, data: Mapping[str, Any]) -> None:
@@ -55,6 +57,8 @@ class MissionStep:
             self.text, self.token_ids = data["text"], tuple(data["token_ids"])
             self.actions, self.history = tuple(data["actions"]), tuple(data["history"])
             self.stamp_s = data["stamp_s"]
+            self.image_width = data.get("image_width") or UPLINK_WIDTH_PX
+            self.image_digest = bytes.fromhex(data.get("image_digest", ""))
         elif topic == "vlm/trace":
             self.trace = data
         elif topic == "vlm/plan/status":
@@ -305,7 +309,8 @@ def decode_again(
 
 def _observation(step: MissionStep, instruction: str, image: Image) -> Observation:
     # The node reduces frames in the same way before the upload, so the cloud has this image already.
-    return Observation(for_uplink(image.jpeg), instruction, step.history, step.stamp_s)
+    sent = for_uplink_again(image.jpeg, step.image_width, step.image_digest)
+    return Observation(sent, instruction, step.history, step.stamp_s)
 
 
 def _decode(engine: Engine, observation: Observation) -> GenerationResult:

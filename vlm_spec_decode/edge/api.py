@@ -36,8 +36,9 @@ from vlm_spec_decode.core.pixels import MAX_PIXELS, MAX_SIDE
 from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
 from vlm_spec_decode.core.types import Image, Observation, Tokens
 from vlm_spec_decode.edge.factory import EdgeRuntime, bring_up, check_settings
-from vlm_spec_decode.edge.image_upload import for_uplink, load_image, small_jpeg
+from vlm_spec_decode.edge.image_upload import read_image
 from vlm_spec_decode.edge.mission_loop import check_instruction
+from vlm_spec_decode.edge.picture_size import FixedDestination, PictureSizer
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.transport.address import wait_for_listener
 
@@ -60,7 +61,8 @@ class EngineOptions(TypedDict, total=False):
 
     `strategy` and `rule` set how edge and cloud decode, `temperature` 0 is greedy, `seed` keys the sampling,
     `max_tokens` bounds an answer. `draft_length` is the tokens drafted per round. `objective` is what the
-    cloud saves: "latency", "balanced" or "cost". `answer_timeout_s` is the silence of the cloud that fails
+    cloud saves: "latency", "balanced" or "cost". `image_budget_s` is how long a picture may take on the
+    uplink, which decides its size. `answer_timeout_s` is the silence of the cloud that fails
     an answer. `draft` and `target` name checkpoints, DIR or ID[@REV][,dtype=…]; `threads` is for computing.
     `grammar` constrains answers to the action language; the cloud must be started with the same choice
     (`vsd cloud --no-grammar`).
@@ -73,6 +75,7 @@ class EngineOptions(TypedDict, total=False):
     max_tokens: int
     draft_length: int
     objective: str
+    image_budget_s: float
     answer_timeout_s: float
     draft: str
     target: str
@@ -284,6 +287,13 @@ class Engine:
                     return Answer(text=update.text, actions=actions, result=update.result)
         raise Cancelled(f"the answer to {instruction!r} was closed before its end")
 
+    def picture(self, image: ImageSource) -> Image:
+        """Return a picture as both models see it: as large as the target can use and the uplink carries.
+
+        `image` is as of `stream`; an `Image` is returned as it is. Raises ImageError.
+        """
+        return as_image(image, self._runtime.engine.pictures)
+
     def answer(self, observation: Observation, *, free_text: bool = False) -> AnswerStream:
         """Return an iterator over the answer's updates, for an observation that is ready. See `stream`."""
         self._check_open()
@@ -340,7 +350,7 @@ class Engine:
             return Observation(None, check_instruction(with_scene(scene, asked)), history)
         if image is None and self.sees:
             raise UsageError("the models have a vision tower and nothing to see: give them an image")
-        return Observation(None if image is None else as_image(image), asked, history)
+        return Observation(None if image is None else self.picture(image), asked, history)
 
     def _decode(
         self, observation: Observation, free_text: bool, stream: weakref.ref[AnswerStream]
@@ -407,28 +417,31 @@ class _OpenAnswer:
             self.ended.wait(CLOSE_S)
 
 
-def as_image(source: ImageSource) -> Image:
-    """Return a picture as both models see it: an upright JPEG, not wider than they use.
+def as_image(source: ImageSource, pictures: PictureSizer | None = None) -> Image:
+    """Return a picture as both models see it: an upright JPEG of the size that `pictures` chooses.
+
+    Without `pictures` its size is that for a target of which nothing is known.
 
     `source` is a path, the bytes of an image file of any common format, RGB or grey pixels of uint8
     [height, width, 3] or [height, width], a Pillow image, or an `Image`. Raises ImageError.
     """
+    pictures = pictures or PictureSizer(FixedDestination(), EdgeSettings().image_budget_s)
     if isinstance(source, Image):
         return source
     if isinstance(source, str | Path):
-        return load_image(Path(source).expanduser())
+        return read_image(Path(source).expanduser(), pictures.reduce)
     if isinstance(source, bytes | bytearray | memoryview):
-        return for_uplink(bytes(source))
+        return pictures.reduce(bytes(source))
     from PIL import Image as PilImage
 
     if isinstance(source, PilImage.Image):
         try:
-            return small_jpeg(upright(source))
+            return pictures.reduce_pixels(upright(source))
         except FAULTS as error:
             raise ImageError(
                 f"a Pillow image that cannot be read ({type(error).__name__}: {error})"
             ) from error
-    return small_jpeg(PilImage.fromarray(_pixels(source)).convert("RGB"))
+    return pictures.reduce_pixels(PilImage.fromarray(_pixels(source)).convert("RGB"))
 
 
 def _pixels(source: object) -> npt.NDArray[np.uint8]:

@@ -63,17 +63,19 @@ def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict
             settings, draft=settings.draft or TEXT_DRAFT, target=settings.target or TEXT_TARGET
         )
         instruction = check_instruction(with_scene(config.scene_text, instruction))
-    image = load_image(config.image) if config.image else None
+    if config.image:
+        load_image(config.image)  # what is no picture is named before a model is loaded
     check_settings(settings)
     if settings.cloud:
         # Before anything else is missed: a cloud that is not there is the first thing to mend.
         wait_for_listener(settings.cloud, settings.refused_s, WallClock())
-    is_blind = image is None and not config.scene_text
+    is_blind = config.image is None and not config.scene_text
     if is_blind and not (settings.draft or settings.target):
         raise UsageError(NOTHING_SEEN)
     with Engine.from_settings(settings) as engine:
         if is_blind and engine.sees:
             raise UsageError(NOTHING_SEEN)
+        image = engine.picture(config.image) if config.image else None
         actions: list[str] = []
         for update in engine.answer(Observation(image, instruction, config.history)):
             actions += [format_action(action) for action in update.actions]

@@ -19,9 +19,11 @@ draft tree, unacknowledged messages. Committed tokens are never taken back: the 
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from typing import Protocol
 
@@ -33,125 +35,18 @@ from vlm_spec_decode.core.errors import (
     ProtocolError,
     ProtocolStateError,
 )
+from vlm_spec_decode.core.image_limits import UNKNOWN_LIMITS, Uplink
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Event, Hint
+from vlm_spec_decode.edge.protocol_timing import EchoMonitor, ProtocolTiming, SuspensionDetector
 from vlm_spec_decode.edge.request_state import ImageUpload, RequestState
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as wire
+from vlm_spec_decode.strategies.estimators import UplinkRate
 
-SUSPENDED_AFTER_S = 2.0
-"""Ticks come some ten times a second; a longer gap means that this process was stopped or starved."""
+log = logging.getLogger(__name__)
 
-MAX_RTT_S = 1.5
-"""A longer round trip is taken for a stall: it does not predict the next one."""
-
-RTT_DECAY = 0.7
-"""Factor by which each new echo reduces the longest round trip before it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProtocolTiming:
-    """Time-outs, all in seconds.
-
-    `handshake_s` is how long each cloud may be silent before the first Welcome, since encryption costs
-    several round trips; without it, `give_up_s` applies there too. An edge with several clouds tries the next
-    one after `switch_cloud_s` of silence. This must be less than `give_up_s`, or the edge never switches.
-    After the first Welcome `give_up_s` counts over all clouds. `busy_s` is how long busy clouds are tried
-    again. A connection without an echo for `renew_s` and two round trips is replaced, and so is one without a
-    Welcome for `welcome_timeout_s`.
-    """
-
-    hello_retry_s: float = 0.5
-    ping_s: float = 0.3
-    recover_s: float = 0.5
-    give_up_s: float = 10.0
-    handshake_s: float | None = None
-    switch_cloud_s: float = 2.0
-    busy_s: float = 10.0
-    renew_s: float = 1.0
-    welcome_timeout_s: float = 2.0
-
-    @classmethod
-    def walking(cls, silence_s: float, connect_s: float) -> ProtocolTiming:
-        """Return the time-outs of a walking robot: half of `silence_s` for one cloud, half for the next.
-
-        `connect_s` is the time-out of the first handshake.
-        """
-        ping_s, half_s = min(0.3, silence_s / 4), silence_s / 2
-        return cls(
-            ping_s=ping_s,
-            give_up_s=silence_s,
-            handshake_s=connect_s,
-            switch_cloud_s=half_s,
-            renew_s=min(1.0, half_s),
-        )
-
-    def total_timeout_s(self, *, was_welcomed: bool, clouds: int) -> float:
-        """Return the longest tolerated silence in seconds. `was_welcomed`: a cloud has sent a Welcome."""
-        if was_welcomed or self.handshake_s is None:
-            return self.give_up_s
-        return self.handshake_s * clouds
-
-    def per_cloud_timeout_s(self, *, is_welcome: bool, rtt_s: float) -> float:
-        """Return the longest tolerated silence of one of several clouds, in seconds.
-
-        Before its Welcome this is long enough to connect and to receive one.
-        """
-        if is_welcome:
-            return self.switch_cloud_s + rtt_s
-        return max(self.switch_cloud_s, 4 * self.hello_retry_s)
-
-
-@dataclass(slots=True)
-class SuspensionDetector:
-    """Detects that this process was suspended, during which it could not receive anything."""
-
-    _at_s: float = 0.0
-
-    def shift_starts(self, now_s: float, *since_s: float) -> tuple[float, ...]:
-        """Return the start times `since_s`, shifted by the time for which this process was suspended.
-
-        Call it at every tick.
-        """
-        stopped_s, self._at_s = now_s - self._at_s, now_s
-        if stopped_s < SUSPENDED_AFTER_S:
-            return since_s
-        return tuple(min(now_s, start_s + stopped_s) for start_s in since_s)
-
-
-@dataclass(slots=True, kw_only=True)
-class EchoMonitor:
-    """Detects that a connection no longer works in both directions: pings, or Hellos, are not answered.
-
-    Unrequested messages do not count: a connection whose uplink is damaged still delivers commits.
-    `last_echo_s` is when the last answer came, or when the connection was last found dead. `missed` counts
-    how often it was found dead since an answer came. `is_alive`: the newest event is an answer.
-    """
-
-    timing: ProtocolTiming
-    last_echo_s: float = 0.0
-    hello_s: float = 0.0
-    rtt_s: float = 0.0
-    missed: int = 0
-    is_alive: bool = False
-
-    def restart(self, now_s: float) -> None:
-        """Start anew: Hello goes to a cloud for the first time, or to another one."""
-        self.last_echo_s = self.hello_s = now_s
-        self.rtt_s, self.missed, self.is_alive = 0.0, 0, False
-
-    def record_echo(self, now_s: float, rtt_s: float | None = None) -> None:
-        """Record an answer to a ping or a Hello after `rtt_s`; that of a Hello includes the handshake."""
-        self.last_echo_s, self.missed, self.is_alive = now_s, 0, True
-        if rtt_s is not None:
-            self.rtt_s = min(MAX_RTT_S, max(rtt_s, RTT_DECAY * self.rtt_s))
-
-    def check_missed(self, now_s: float, *, is_welcome: bool) -> bool:
-        """Return True once for each connection that must be replaced; each successor gets twice the time."""
-        patience_s = self.timing.renew_s + 2 * self.rtt_s if is_welcome else self.timing.welcome_timeout_s
-        if now_s - self.last_echo_s <= patience_s * 2**self.missed:
-            return False
-        self.last_echo_s, self.missed, self.is_alive = now_s, min(self.missed + 1, 4), False
-        return True
+QUEUED_IMAGE_BYTES = 32 * 1024
+"""Bytes of an image that may queue before the link, with a draft behind them."""
 
 
 class RenewableConnection(Protocol):
@@ -223,6 +118,9 @@ class ClientProtocol:
         self.events: deque[Event | CloudError] = deque()
         self.dropped: Counter[str] = Counter()
         self.cloud_index, self.rtt_s, self.image_bytes = 0, 0.0, 0
+        self.image_limits = UNKNOWN_LIMITS
+        self._uplink_rate = UplinkRate()
+        self._version, self._lowered_s = wire.VERSION, -math.inf
         self._needs_renewal = False
         self._clouds, self._hello = clouds, hello
         self._packer = codec.TokenPacker(hello.vocab_size)
@@ -245,6 +143,18 @@ class ClientProtocol:
         """Whether the present cloud has sent a Welcome and takes answers."""
         return self.state in {ClientState.READY, ClientState.ANSWERING}
 
+    @property
+    def uplink(self) -> Uplink:
+        """The link as the images so far have found it."""
+        most = self.welcome.max_image_bytes if self.welcome else wire.MAX_SENT_IMAGE_BYTES
+        return Uplink(
+            bps=self._uplink_rate.bps,
+            measured_bytes=self._uplink_rate.most_bytes,
+            window_bytes=self._window_bytes(),
+            rtt_s=self._echo_monitor.rtt_s,
+            max_bytes=most,
+        )
+
     # Calls of the owner ---------------------------------------------------------------------------
 
     def connect(self, now_s: float) -> None:
@@ -257,7 +167,7 @@ class ClientProtocol:
         self._was_welcomed = False
         self._echo_monitor.restart(now_s)
         if self.state in {ClientState.NEW, ClientState.FAILED}:
-            self.welcome = None
+            self.welcome, self._version = None, wire.VERSION
             self._enter(ClientState.GREETING)
         self._send_hello(now_s)
 
@@ -374,7 +284,11 @@ class ClientProtocol:
         if answer and len(answer.sequence) and self._model not in {None, model}:
             self._fail(CloudRefused("model_changed", f"an answer of {self._model} cannot go on with {model}"))
             return
-        self.welcome, self._model, self._was_welcomed = message, model, True
+        self.welcome, self.image_limits, wrong = codec.read_welcome(message)
+        if wrong:
+            self.dropped["welcome"] += 1
+            log.warning("the cloud's Welcome is out of bounds: %s", "; ".join(wrong))
+        self._model, self._was_welcomed = model, True
         # In another state this Welcome answers a Hello that was sent twice.
         if self.state is ClientState.GREETING and answer:
             self._send_open(now_s)
@@ -384,11 +298,23 @@ class ClientProtocol:
     def _on_refused(self, message: wire.Refused, now_s: float) -> None:
         if message.reason == wire.HELLO_FIRST:
             self._restart_handshake(now_s)
+        elif message.reason == wire.OTHER_VERSION:
+            self._on_version_refused(message, now_s)
         elif message.answer == 0:
             self._fail(CloudRefused(message.reason, message.detail))
         elif self._current(message.answer, message.epoch):
             self._end_request()
             self.events.append(CloudRefused(message.reason, message.detail))
+
+    def _on_version_refused(self, message: wire.Refused, now_s: float) -> None:
+        """Say Hello in the version before; fail if the oldest one is refused as well."""
+        if self._version > wire.OLDEST_VERSION:
+            self._version, self._lowered_s = self._version - 1, now_s
+            self._restart_handshake(now_s)
+        elif self.is_welcome or now_s - self._lowered_s < self.timing.welcome_timeout_s:
+            self.dropped["stale"] += 1  # the refusal of something sent in the newer version
+        else:
+            self._fail(CloudRefused(message.reason, message.detail))
 
     def _on_busy(self, message: wire.Busy, now_s: float) -> None:
         """Try again later, at the next cloud if there are several, for at most `busy_s`."""
@@ -419,10 +345,11 @@ class ClientProtocol:
 
     def _on_credit(self, answer: RequestState, message: wire.ImageCredit, now_s: float) -> None:
         if answer.upload:
-            answer.upload.acknowledge(message.received)
+            answer.upload.acknowledge(message.received, now_s)
             answer.progress_s = now_s
             if answer.upload.is_done:
                 self._delivered_images.append(answer.upload.image.digest)
+                self._uplink_rate.learn(*answer.upload.take_transmission())
             self._send(*answer.chunks())
 
     def _on_commit(self, answer: RequestState, commit: Commit, now_s: float) -> None:
@@ -465,7 +392,7 @@ class ClientProtocol:
 
     def _switch_cloud(self, now_s: float) -> None:
         """Go to the next cloud, which may be the same one, and start the handshake there."""
-        self.cloud_index = (self.cloud_index + 1) % self._clouds
+        self.cloud_index, self._version = (self.cloud_index + 1) % self._clouds, wire.VERSION
         self._last_progress_s = now_s
         self._echo_monitor.restart(now_s)
         self._restart_handshake(now_s)
@@ -479,18 +406,30 @@ class ClientProtocol:
         self._enter(ClientState.GREETING)
         self._send_hello(now_s)
 
+    def _window_bytes(self) -> int:
+        """Return how many bytes of an image may be under way: a queue, and what fills the round trip."""
+        in_flight = (self._uplink_rate.bps or 0.0) / 8 * self._echo_monitor.rtt_s
+        most = self.welcome.image_window_bytes if self.welcome else QUEUED_IMAGE_BYTES
+        return int(min(most, QUEUED_IMAGE_BYTES + in_flight))
+
     def _send_open(self, now_s: float) -> None:
         assert self.request is not None
         assert self.welcome is not None
         self._enter(ClientState.ANSWERING)
         self.request.progress_s = self._last_ping_s = now_s
-        self._send(*self.request.open_messages(self.welcome.image_window_bytes))
+        self._send(*self.request.open_messages(self._window_bytes()))
 
     def _end_request(self) -> None:
         """Drop the open answer; the connection stays as it is."""
-        self.request = None
+        self._forget_request()
         if self.state is ClientState.ANSWERING:
             self._enter(ClientState.READY)
+
+    def _forget_request(self) -> None:
+        if self.request and self.request.upload:
+            # Also what arrived of an image that was given up tells how fast the link is.
+            self._uplink_rate.learn(*self.request.upload.take_transmission())
+        self.request = None
 
     def _ping(self, now_s: float, recover: bool = False) -> None:
         self._last_ping_s = now_s
@@ -513,9 +452,9 @@ class ClientProtocol:
         for message in messages:
             if isinstance(message, wire.ImageChunk):
                 self.image_bytes += len(message.data)
-            self.outbox.append(codec.encode(message))
+            self.outbox.append(codec.encode(message, self._version))
 
     def _fail(self, error: CloudError) -> None:
-        self.request = None
+        self._forget_request()
         self._enter(ClientState.FAILED)
         self.events.append(error)

@@ -14,12 +14,15 @@ from dataclasses import dataclass, field, replace
 from vlm_spec_decode.actions.parser import ActionParser, NoActions
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.core.choices import Logits
+from vlm_spec_decode.core.config import settings_of
 from vlm_spec_decode.core.errors import Cancelled, NotFinite, TargetNotFinite
 from vlm_spec_decode.core.ports import Clock, Drafter, ExitHook, Model, ModelContext, TextCodec, Verifier
 from vlm_spec_decode.core.trace import AnswerTrace, GenerationResult, Tracer, TracerGroup
-from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams, Tokens
+from vlm_spec_decode.core.types import AnswerRequest, Image, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.edge.answer_cache import AnswerCache
+from vlm_spec_decode.edge.picture_size import PictureSizer
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.draft_record import DraftRecord
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy
@@ -33,6 +36,7 @@ log = logging.getLogger(__name__)
 class EngineConfig:
     """How answers are decoded. `uplink_bps` is the rate of the uplink that drafts may use (bits per second).
 
+    `image_budget_s` is how long a picture may take on the uplink, of those that `Engine.pictures` makes.
     With `free_text` no actions are read from an answer, so no text of it is an error.
     """
 
@@ -42,6 +46,7 @@ class EngineConfig:
     timeout_s: float = 30.0
     objective: str = "latency"
     uplink_bps: float = 1e9
+    image_budget_s: float = settings_of(EdgeSettings)["image_budget_s"].default
     free_text: bool = False
 
 
@@ -57,7 +62,11 @@ class AnswerUpdate:
 
 
 class Engine:
-    """Decodes one answer at a time; `cancel` may be called from any thread."""
+    """Decodes one answer at a time; `cancel` may be called from any thread.
+
+    `pictures` makes an observation's image from a camera frame: of a size that the target can use and the
+    uplink carries.
+    """
 
     def __init__(
         self,
@@ -79,6 +88,7 @@ class Engine:
         self._record = DraftRecord(step_ratio=_step_ratio(drafter, verifier))
         self._cancels = self._cancels_before = 0
         self.config = config or EngineConfig()
+        self.pictures = PictureSizer(verifier, self.config.image_budget_s)
 
     def answer(self, observation: Observation, config: EngineConfig | None = None) -> Iterator[AnswerUpdate]:
         """Yield an update per commit; the last one carries the result.
@@ -111,6 +121,10 @@ class Engine:
             self._verifier.close()
             if drafter:
                 drafter.close()
+
+    def picture(self, data: bytes) -> Image:
+        """Return a frame, an image file's bytes, as the image of an observation. Raises ImageError."""
+        return self.pictures.reduce(data)
 
     def cancel(self) -> None:
         """Abandon the answer in progress."""

@@ -20,8 +20,8 @@ from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Model, ModelCard, Target, TextCodec, Verifier
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import OBJECTIVES, Language, SamplingParams, Tokens
-from vlm_spec_decode.edge.client_protocol import ProtocolTiming
 from vlm_spec_decode.edge.engine import WITHOUT_DRAFTS, Engine, EngineConfig
+from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
@@ -72,6 +72,7 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
         timeout_s=settings.answer_timeout_s,
         objective=settings.objective,
         uplink_bps=settings.link.up_mbps * 1e6 if settings.link else 1e9,
+        image_budget_s=settings.image_budget_s,
     )
     clock, answer_language = WallClock(), language(settings.grammar)
     drafter = constrained(draft, draft.codec, answer_language)

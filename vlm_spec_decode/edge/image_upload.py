@@ -7,24 +7,28 @@ camera, Foxglove and the FFmpeg image transport. `request_state` sends the image
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from PIL import Image as PilImage
 
 from vlm_spec_decode.core import extras
 from vlm_spec_decode.core.errors import ConfigError, ImageError
+from vlm_spec_decode.core.image_limits import UNKNOWN_LIMITS, USUAL_WIDTH_PX
 from vlm_spec_decode.core.images import DECODED, JPEGS, is_upright, opened, to_jpeg, upright
 from vlm_spec_decode.core.pixels import message_bytes
 from vlm_spec_decode.core.types import Image
 
-UPLINK_WIDTH_PX = 448
-"""Wide enough for the vision towers in use; a 1080p JPEG of 150 kB becomes one of some 15 kB."""
+UPLINK_WIDTH_PX = USUAL_WIDTH_PX
+"""Width without a `picture_size.PictureSizer`, which knows target and link."""
 
 UPLINK_QUALITY = 85
+
+WidthOf: TypeAlias = Callable[[int, int], int]
+"""Width at which a picture of this width and height is sent, such as `ImageLimits.useful_width`."""
 
 
 def load_image(path: Path) -> Image:
@@ -32,12 +36,17 @@ def load_image(path: Path) -> Image:
 
     Raises ImageError naming the file.
     """
+    return read_image(path, for_uplink)
+
+
+def read_image(path: Path, to_image: Callable[[bytes], Image]) -> Image:
+    """Return what `to_image` makes of the bytes of a file. Raises ImageError naming the file."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror}") from error
     try:
-        return for_uplink(data)
+        return to_image(data)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
 
@@ -47,12 +56,39 @@ def for_uplink(data: bytes, width_px: int = UPLINK_WIDTH_PX, quality: int = UPLI
 
     An upright JPEG that is small enough already is passed on byte for byte. Raises ImageError.
     """
-    with opened(data) as picture:
-        is_as_sent = picture.format in JPEGS and is_upright(picture) and picture.width <= width_px
-        rgb = upright(picture)  # also finds a file that breaks off
-    if not is_as_sent:
+    return for_target(data, lambda _width, _height: width_px, quality)
+
+
+def for_target(data: bytes, width_of: WidthOf, quality: int = UPLINK_QUALITY) -> Image:
+    """Return the frame likewise, at most as wide as `width_of` its own size. Raises ImageError."""
+    rgb, is_upright_jpeg = decode_frame(data)
+    width_px = width_of(*rgb.size)
+    if rgb.width > width_px or not is_upright_jpeg:
         return small_jpeg(rgb, width_px, quality)
     return DECODED.add(Image(data, rgb.width, rgb.height), rgb)
+
+
+def for_uplink_again(data: bytes, width_px: int, digest: bytes) -> Image:
+    """Return the image that was made of a frame before, `width_px` wide, whose JPEG has this SHA-256.
+
+    A frame of just that width was passed on, or encoded anew for fewer bytes: the digest tells. If neither
+    has it, as after another version of the JPEG library, the first is returned. Raises ImageError.
+    """
+    found = for_uplink(data, width_px)
+    if digest and found.digest != digest:
+        encoded = small_jpeg(DECODED.picture(found), width_px)
+        return encoded if encoded.digest == digest else found
+    return found
+
+
+def decode_frame(data: bytes) -> tuple[PilImage.Image, bool]:
+    """Return the RGB picture in a file's bytes, upright, and whether they are an upright JPEG as they are.
+
+    Raises ImageError.
+    """
+    with opened(data) as picture:
+        is_upright_jpeg = picture.format in JPEGS and is_upright(picture)
+        return upright(picture), is_upright_jpeg  # also finds a file that breaks off
 
 
 def small_jpeg(
@@ -108,9 +144,10 @@ class VideoFrame:
         """Memory that the picture takes."""
         return int(self.frame.width * self.frame.height * 3 // 2)
 
-    def to_uplink(self) -> Image:
-        """Return the picture reduced for the uplink."""
-        return small_jpeg(self.frame.to_image())
+    def to_uplink(self, width_of: WidthOf = UNKNOWN_LIMITS.useful_width) -> Image:
+        """Return the picture reduced for the uplink, to at most the width that `width_of` gives."""
+        picture = self.frame.to_image()
+        return small_jpeg(picture, width_of(*picture.size))
 
     def to_full_size(self) -> Image:
         """Return the picture in full size."""

@@ -26,23 +26,41 @@ CHUNK_BYTES = 4096
 
 @dataclass(slots=True)
 class ImageUpload:
-    """Go-back-N over one image. `wait_for_credit`: the cloud probably has it, so let it ask."""
+    """Go-back-N over one image. `wait_for_credit`: the cloud probably has it, so let it ask.
+
+    `first` and `last` are when the first and the last credit came (seconds), with the bytes that the cloud
+    had.
+    """
 
     image: Image
     wait_for_credit: bool = False
     acknowledged: int = 0
     sent: int = 0
+    first: tuple[float, int] | None = None
+    last: tuple[float, int] | None = None
 
     @property
     def is_done(self) -> bool:
         """Whether the cloud holds all bytes."""
         return self.acknowledged >= len(self.image.jpeg)
 
-    def acknowledge(self, received: int) -> None:
+    def acknowledge(self, received: int, now_s: float) -> None:
         """Record that the cloud has the first `received` bytes."""
         self.wait_for_credit = False
         self.acknowledged = max(self.acknowledged, min(received, len(self.image.jpeg)))
         self.sent = max(self.sent, self.acknowledged)
+        self.last = now_s, self.acknowledged
+        self.first = self.first or self.last
+
+    def take_transmission(self) -> tuple[int, float]:
+        """Return the bytes that arrived since the first credit and the seconds of that, once: (0, 0.0) then.
+
+        The first credit answers the Open, before any byte of the image, or is all if the cloud has it.
+        """
+        first, last, self.first = self.first, self.last, self.last
+        if first is None or last is None:
+            return 0, 0.0
+        return last[1] - first[1], last[0] - first[0]
 
     def go_back(self) -> None:
         """Send again what is not acknowledged."""
@@ -52,6 +70,7 @@ class ImageUpload:
     def restart(self) -> None:
         """Start from the first byte, for a cloud that may have none."""
         self.acknowledged = self.sent = 0
+        self.first = self.last = None
 
     def chunks(self, answer: int, epoch: int, window_bytes: int) -> Iterator[ImageChunk]:
         """Yield the chunks that the window allows now."""

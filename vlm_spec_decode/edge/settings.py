@@ -15,7 +15,7 @@ from vlm_spec_decode.core.types import OBJECTIVES, RULES
 from vlm_spec_decode.strategies.registry import DEFAULT, STRATEGIES
 
 if TYPE_CHECKING:
-    from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+    from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,9 @@ class EdgeSettings:
     max_tokens: int = setting(96, "Longest answer.", 1, 1024)
     draft_length: int = setting(6, "Tokens drafted per round.", 1, 64)
     objective: str = setting("latency", "What the cloud saves.", one_of=OBJECTIVES)
+    image_budget_s: float = setting(
+        0.25, "Longest time that a picture may take on the measured uplink; it is made as small.", 0.02, 10.0
+    )
     answer_timeout_s: float = setting(30.0, "Silence of the cloud that fails an answer.", 0.5, 300.0)
     connect_timeout_s: float = setting(4.0, "How long a handshake may take, at each address.", 0.5, 60.0)
     refused_s: float = setting(2.0, "How long a cloud where nobody listens is waited for.", 0, 600)

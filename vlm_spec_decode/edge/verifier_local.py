@@ -10,6 +10,7 @@ import threading
 from collections import deque
 
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
+from vlm_spec_decode.core.image_limits import ImageLimits
 from vlm_spec_decode.core.ports import Clock, Model, Target, Verifier
 from vlm_spec_decode.core.trace import NO_TRACER, Tracer
 from vlm_spec_decode.core.types import AnswerRequest, Event, Hint
@@ -90,6 +91,11 @@ class LocalVerifier(Verifier):
             self._session.close()
         self._session = None
         self._events.clear()
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """The largest picture that the target can use."""
+        return self._target.card.image_limits
 
     def _pop_event(self) -> Event:
         event = self._events.popleft()

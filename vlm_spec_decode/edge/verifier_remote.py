@@ -15,10 +15,12 @@ from vlm_spec_decode.core.errors import (
     CloudUnreachable,
     ProtocolStateError,
 )
+from vlm_spec_decode.core.image_limits import ImageLimits, Uplink
 from vlm_spec_decode.core.ports import Clock, Verifier
 from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
 from vlm_spec_decode.core.types import AnswerRequest, Event, Hint
-from vlm_spec_decode.edge.client_protocol import ClientProtocol, ProtocolTiming
+from vlm_spec_decode.edge.client_protocol import ClientProtocol
+from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.protocol.messages import Hello, Welcome
 from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.connection import HandshakeFailure
@@ -148,6 +150,16 @@ class RemoteVerifier(Verifier):
         """The clouds' addresses, with commas, starting with the one that is in use."""
         known, last = self._link.addresses, self._link.addresses.index(self._link.address)
         return ",".join((*known[last:], *known[:last]))
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """The largest picture that the cloud's target can use, by its Welcome."""
+        return self._protocol.image_limits
+
+    @property
+    def uplink(self) -> Uplink:
+        """The link as the pictures so far have found it."""
+        return self._protocol.uplink
 
     @property
     def rtt_s(self) -> float:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
+from vlm_spec_decode.core.image_limits import ImageLimits
 from vlm_spec_decode.core.ports import (
     NO_NODES,
     ExitHook,
@@ -253,6 +254,11 @@ class VirtualVerifier(Verifier):
         self._answer = self._open = None
         self._queue.clear()
         self._inbox.clear()
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """The largest picture that the target can use."""
+        return self.target.card.image_limits
 
     @property
     def usage(self) -> LinkUsage:

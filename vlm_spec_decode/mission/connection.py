@@ -15,7 +15,7 @@ from typing import Protocol
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.core.errors import CloudError, CloudUnreachable, ModelError, VsdError
 from vlm_spec_decode.core.trace import GenerationResult
-from vlm_spec_decode.core.types import Observation, Tokens
+from vlm_spec_decode.core.types import Image, Observation, Tokens
 from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.factory import DraftModel, EdgeRuntime, bring_up, run_manifest
 from vlm_spec_decode.edge.settings import EdgeSettings
@@ -80,6 +80,10 @@ class TextUpdate(Protocol):
 
 class Answerer(Protocol):
     """Decodes one answer at a time; `edge.engine.Engine` is one."""
+
+    def picture(self, data: bytes) -> Image:
+        """Return a frame, an image file's bytes, as large as target and uplink allow. Raises ImageError."""
+        ...
 
     def answer(self, observation: Observation) -> Iterator[TextUpdate]:
         """Yield an update per commit. Raises CloudError, ActionParseError, ImageError or Cancelled."""

@@ -22,7 +22,6 @@ from vlm_spec_decode.core.errors import (
     InstructionError,
     VsdError,
 )
-from vlm_spec_decode.edge.image_upload import for_uplink
 from vlm_spec_decode.edge.mission_loop import LOOK_AGAIN, SILENCES, MissionLoop
 from vlm_spec_decode.mission.connection import Answerer, EngineConnection, Engines
 from vlm_spec_decode.mission.events import Frame, MissionEvents
@@ -202,7 +201,7 @@ class MissionRunner:
         If a person must approve it first, the plan that is sent stays empty.
         """
         number = mission.steps + 1
-        image = for_uplink(frame.image.jpeg)
+        image = engine.picture(frame.image.jpeg)
         observation = mission.observation(image, frame.stamp_s, frame.frame_id)
         plan = Plan(job.mission, number, frame.stamp_s, sequence, verified=verified)
         self._emit(job, plan)

@@ -150,7 +150,12 @@ class Answer:
     result: GenerationResult
 
     def to_json(self) -> str:
-        """Return the JSON of `/vlm/answer`; with the frame of the same stamp it can be decoded again."""
+        """Return the JSON of `/vlm/answer`; with the frame of the same stamp it can be decoded again.
+
+        `image_width` is the width in pixels to which that frame was reduced, `image_digest` the SHA-256 of
+        the JPEG that both models saw.
+        """
+        image = self.observation.image
         fields = {
             "mission": self.mission,
             "answer": self.number,
@@ -158,6 +163,8 @@ class Answer:
             "history": list(self.observation.history),
             "stamp_s": self.observation.stamp_s,
             "frame_id": self.observation.frame_id,
+            "image_width": image.width if image else 0,
+            "image_digest": image.digest.hex() if image else "",
             "text": self.result.text,
             "token_ids": list(self.result.tokens),
             "actions": [format_action(action) for action in self.actions],

@@ -18,6 +18,7 @@ from PIL import Image as PilImage
 from torch import Tensor
 
 from vlm_spec_decode.core.errors import ImageError, InstructionError
+from vlm_spec_decode.core.image_limits import UNKNOWN_LIMITS, ImageLimits
 from vlm_spec_decode.core.images import DECODED
 from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.models.families.base import EmbeddedPrompt, Family, ImageFeatures
@@ -116,6 +117,13 @@ class PromptEncoder:
     def image_token_id(self) -> int | None:
         """Id of the image's placeholder, None for a checkpoint that does not see."""
         return self.family.image_token_id
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """The largest picture that the checkpoint can use; unknown for one that does not see."""
+        if self.image_processor is None:
+            return UNKNOWN_LIMITS
+        return self.family.image_limits(self.image_processor)
 
     def render(self, observation: Observation) -> str:
         """Return the prompt's text (see `render_prompt`)."""

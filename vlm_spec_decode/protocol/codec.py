@@ -5,9 +5,12 @@ Whatever arrives, decoding returns a message or raises ProtocolError, nothing el
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from vlm_spec_decode.core.errors import ProtocolError, VersionMismatch
+from vlm_spec_decode.core.image_limits import MAX_BOXES, MAX_SIDE_PX, UNKNOWN_LIMITS, ImageLimits, Size
 from vlm_spec_decode.core.types import (
     MAX_INSTRUCTION_CHARS,
     MAX_MESSAGE_BYTES,
@@ -30,30 +33,38 @@ from vlm_spec_decode.protocol.messages import (
     MAX_SENT_IMAGE_BYTES,
     MAX_WIRE_NODES,
     MAX_WIRE_TOKENS,
+    OLDEST_VERSION,
     VERSION,
     AnyMessage,
     Open,
+    Welcome,
     WireCommit,
     WireCorrection,
     WireDraft,
     WireEarly,
 )
 
+MIN_WINDOW_BYTES = 4096
+"""The smallest window for an image: one chunk."""
+
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
-_VERSION_BYTE = bytes([VERSION])
+_VERSION_BYTES = {version: bytes([version]) for version in range(OLDEST_VERSION, VERSION + 1)}
 
 
-def encode(message: AnyMessage) -> bytes:
-    """Return the bytes of one message."""
-    return _VERSION_BYTE + _ENCODER.encode(message)
+def encode(message: AnyMessage, version: int = VERSION) -> bytes:
+    """Return the bytes of one message. Who reads an earlier version ignores the fields that it lacks."""
+    return _VERSION_BYTES[version] + _ENCODER.encode(message)
 
 
 def decode(data: bytes) -> AnyMessage:
-    """Return the message in `data`. Raises ProtocolError, or VersionMismatch."""
+    """Return the message in `data`, of any version that is understood.
+
+    Raises ProtocolError, or VersionMismatch.
+    """
     if not 2 <= len(data) <= MAX_MESSAGE_BYTES:
         raise ProtocolError(f"a message of {len(data)} bytes")
-    if data[0] != VERSION:
+    if data[0] not in _VERSION_BYTES:
         raise VersionMismatch(data[0], VERSION)
     try:
         return _DECODER.decode(memoryview(data)[1:])
@@ -247,6 +258,68 @@ def answer_request(message: Open, packer: TokenPacker, image: Image | None) -> A
     draft = packer.draft_from_wire(message.draft) if message.draft else None
     head = (message.answer, observation, params, message.strategy, committed, message.epoch)
     return AnswerRequest(*head, message.objective, draft)
+
+
+def limits_to_wire(limits: ImageLimits) -> list[Any] | None:
+    """Return the wire form of what a target can use: [max_pixels, inside, cover]; None if that is unknown."""
+    return [limits.max_pixels, limits.inside, limits.cover] if limits.is_known else None
+
+
+def read_welcome(message: Welcome) -> tuple[Welcome, ImageLimits, tuple[str, ...]]:
+    """Return a Welcome whose numbers are within bounds, what its target can use, and what was out of bounds.
+
+    A number that is too large counts as the largest; what is no size at all is left out.
+    """
+    window = min(max(message.image_window_bytes, MIN_WINDOW_BYTES), MAX_SENT_IMAGE_BYTES)
+    most = min(max(message.max_image_bytes, 1), MAX_SENT_IMAGE_BYTES)
+    wrong = [
+        f"{name} {found}"
+        for name, found, bounded in (
+            ("image_window_bytes", message.image_window_bytes, window),
+            ("max_image_bytes", message.max_image_bytes, most),
+        )
+        if found != bounded
+    ]
+    limits = _limits_from_wire(message.image_limits, wrong)
+    bounded_welcome = msgspec.structs.replace(message, image_window_bytes=window, max_image_bytes=most)
+    return bounded_welcome, limits, tuple(wrong)
+
+
+def _limits_from_wire(found: Any, wrong: list[str]) -> ImageLimits:
+    """Return the limits in a Welcome; the names of parts that make no sense are added to `wrong`."""
+    if found is None:
+        return UNKNOWN_LIMITS
+    if not isinstance(found, list) or len(found) < 3:
+        wrong.append(f"image_limits {_shown(found)}")
+        return UNKNOWN_LIMITS
+    pixels = _bounded(found[0], 0, MAX_SIDE_PX**2, "image_limits.max_pixels", wrong) or 0
+    boxes = found[1] if isinstance(found[1], list) else [found[1]]
+    if len(boxes) > MAX_BOXES:
+        wrong.append(f"image_limits.inside of {len(boxes)} boxes")
+    inside = [_box(box, "image_limits.inside", wrong) for box in boxes[:MAX_BOXES]]
+    cover = None if found[2] is None else _box(found[2], "image_limits.cover", wrong)
+    return ImageLimits(max_pixels=pixels, inside=tuple(box for box in inside if box), cover=cover)
+
+
+def _box(found: Any, name: str, wrong: list[str]) -> Size | None:
+    if not isinstance(found, list) or len(found) != 2:
+        wrong.append(f"{name} {_shown(found)}")
+        return None
+    width, height = (_bounded(side, 1, MAX_SIDE_PX, name, wrong) for side in found)
+    return (width, height) if width and height else None
+
+
+def _bounded(found: Any, low: int, high: int, name: str, wrong: list[str]) -> int | None:
+    """Return a whole number, at most `high`; None, with its name in `wrong`, for what is none from `low`."""
+    is_number = isinstance(found, int) and not isinstance(found, bool)
+    if is_number and low <= found <= high:
+        return int(found)
+    wrong.append(f"{name} {_shown(found)}")
+    return high if is_number and found > high else None
+
+
+def _shown(found: Any) -> str:
+    return repr(found)[:40]
 
 
 def _parent(parents: bytes, index: int, number: int) -> int:

@@ -1,4 +1,4 @@
-"""The wire messages, version 1 (docs/protocol.md): what is sent, not how or when.
+"""The wire messages, version 2 (docs/protocol.md): what is sent, not how or when.
 
 A message on the wire is one version byte and one msgpack array whose first element is the tag. Fields
 may be added at the end with a default; a receiver ignores fields that it does not know. Token ids
@@ -8,11 +8,15 @@ nearly all of the traffic. `answer` and `epoch` in a reply name what caused it.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
-VERSION = 1
+VERSION = 2
+"""The version byte of this package's own messages."""
+
+OLDEST_VERSION = 1
+"""Versions from this one on are understood, and answered in kind. Version 2 added `Welcome.image_limits`."""
 
 
 MAX_SENT_IMAGE_BYTES = 4 * 1024 * 1024
@@ -22,6 +26,9 @@ MAX_WIRE_NODES = 256
 
 HELLO_FIRST = "hello_first"
 """Reason of a Refused: the cloud does not know this robot, which must send Hello and Open again."""
+
+OTHER_VERSION = "version"
+"""Reason of a Refused: the cloud does not understand messages of this version."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -46,7 +53,12 @@ class Hello(Message, frozen=True, array_like=True, tag=1):
 
 
 class Welcome(Message, frozen=True, array_like=True, tag=2):
-    """Cloud to edge: the models agree; identity of the target and the cloud's limits."""
+    """Cloud to edge: the models agree; identity of the target and the cloud's limits.
+
+    `image_limits` is the largest picture that the target can use, as `codec.limits_to_wire` has it; None if
+    the cloud does not say, as one of version 1. It is of any type here, so that nonsense in it is named, not
+    a Welcome that never comes.
+    """
 
     model_id: str
     revision: str
@@ -55,6 +67,7 @@ class Welcome(Message, frozen=True, array_like=True, tag=2):
     image_window_bytes: int
     max_image_bytes: int
     strategies: tuple[str, ...]
+    image_limits: Any = None
 
 
 class Refused(AnswerMessage, frozen=True, array_like=True, tag=3):

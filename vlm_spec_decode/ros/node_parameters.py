@@ -94,7 +94,7 @@ NAMESPACE = Argument("namespace", "", "Namespace of the nodes.")
 RVIZ = Argument("rviz", "false", "Also start rviz2 (of your ROS installation).", YES_NO)
 
 STRATEGY = parameter("strategy")
-DECODING = (STRATEGY, parameter("objective"), parameter("draft"))
+DECODING = (STRATEGY, parameter("objective"), parameter("draft"), parameter("image_budget_s"))
 """How the VLM node decodes."""
 
 MISSION = (

@@ -188,3 +188,27 @@ class HysteresisSwitch:
             self.is_on, self.probe_after = True, min(MOST_ROUNDS, 2 * self.probe_after)
         if self.is_on:
             self._off_for = 0
+
+
+@dataclass(slots=True)
+class UplinkRate:
+    """The rate at which pictures go up, from the times at which the cloud acknowledged their bytes.
+
+    Between the first acknowledgement and the last lies the transmission alone, without the round trip.
+    """
+
+    most_bytes: int = 0
+    _seconds_per_bit: RunningRatio = field(default_factory=lambda: RunningRatio(keep=0.5))
+
+    @property
+    def bps(self) -> float | None:
+        """Rate in bit/s; None before anything was measured."""
+        return 1 / self._seconds_per_bit.value if self.most_bytes else None
+
+    def learn(self, num_bytes: int, seconds: float) -> None:
+        """Take the transmission of `num_bytes` of one picture."""
+        if num_bytes <= 0:
+            return
+        # A clock that has not moved would divide by zero; 1 us is faster than any link.
+        self._seconds_per_bit.learn(max(1e-6, seconds), 8 * num_bytes)
+        self.most_bytes = max(num_bytes, self.most_bytes // 2)

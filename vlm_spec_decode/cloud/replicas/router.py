@@ -15,15 +15,29 @@ from typing import Literal, TypeAlias
 from vlm_spec_decode.cloud.protocol import MessageTracer, read_message
 from vlm_spec_decode.core.errors import ProtocolError, VersionMismatch
 from vlm_spec_decode.protocol import codec
-from vlm_spec_decode.protocol.messages import HELLO_FIRST, Busy, Hello, Open, Refused
+from vlm_spec_decode.protocol.messages import (
+    HELLO_FIRST,
+    OLDEST_VERSION,
+    OTHER_VERSION,
+    Busy,
+    Hello,
+    Open,
+    Refused,
+)
 
 Message: TypeAlias = tuple[bytes, bytes]
 """A peer, and the bytes from it or for it."""
 
 State: TypeAlias = Literal["starting", "live", "draining"]
 
-HELLO_FIRST_REPLY = codec.encode(Refused(0, 0, HELLO_FIRST, ""))
-NO_REPLICA = codec.encode(Busy(0, 0, "no_replica", 1000))
+
+def _encode(message: Refused | Busy) -> bytes:
+    """Return a reply of the router, in the oldest version, which every robot understands."""
+    return codec.encode(message, OLDEST_VERSION)
+
+
+HELLO_FIRST_REPLY = _encode(Refused(0, 0, HELLO_FIRST, ""))
+NO_REPLICA = _encode(Busy(0, 0, "no_replica", 1000))
 MAX_PEERS = 8192
 ABSENT_S = 10.0
 """A robot that has sent nothing for this time (it pings three times a second) is no load on its replica."""
@@ -73,7 +87,7 @@ class ReplicaRouter:
         try:
             message = read_message(peer, data, self.tracer, self.dropped)
         except VersionMismatch as error:
-            self.outbox.append((peer, codec.encode(Refused(0, 0, "version", str(error)))))
+            self.outbox.append((peer, _encode(Refused(0, 0, OTHER_VERSION, str(error)))))
             return None
         except ProtocolError:
             return None
@@ -88,7 +102,7 @@ class ReplicaRouter:
         messages_before: list[Message] = []
         if isinstance(message, Open) and message.answer != robot.answer:
             if self.is_draining:
-                self.outbox.append((peer, codec.encode(Busy(message.answer, message.epoch, "draining", 500))))
+                self.outbox.append((peer, _encode(Busy(message.answer, message.epoch, "draining", 500))))
                 return None
             robot.answer = message.answer
             if self._rebalance(robot) is not None:

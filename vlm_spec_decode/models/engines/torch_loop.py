@@ -116,6 +116,7 @@ class TorchLoop(Engine):
             vocab_size=codec.vocab_size,
             num_layers=decoder.depth,
             exit_layers=tuple(decoder.exits),
+            image_limits=encoder.image_limits,
         )
         return VlmModel(card, codec, decoder, encoder)
 

@@ -22,8 +22,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor
 
 from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.core.image_limits import ImageLimits
 from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.models.checkpoint import CheckpointSource, load_tokenizer
+from vlm_spec_decode.models.families.image_limits import processor_limits
 from vlm_spec_decode.models.kv_pool import KvPool
 from vlm_spec_decode.models.kv_storage import KvLayer
 
@@ -236,6 +238,15 @@ class Family(ABC):
     def image_processor(self) -> Any:
         """Return the image processor. Always the PIL back end: robot and cloud must see the same pixels."""
         return AutoImageProcessor.from_pretrained(self.source.folder, backend="pil")
+
+    def image_limits(self, processor: Any) -> ImageLimits:
+        """Return the largest picture of which this image processor keeps the detail.
+
+        The default reads it from the processor's settings, and leaves half of the context to the text. Of a
+        processor with settings of another meaning nothing is known, unless a family says it here.
+        """
+        text = self.config.get_text_config()
+        return processor_limits(processor, int(getattr(text, "max_position_embeddings", 0) or 0) // 2)
 
     @property
     def folders(self) -> list[Path]:

@@ -25,7 +25,7 @@ from vlm_spec_decode.core.errors import ActionParseError, ImageError, VsdError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.profiles import load_link
 from vlm_spec_decode.core.types import FUTURE_TOLERANCE_S
-from vlm_spec_decode.edge.client_protocol import ProtocolTiming
+from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.connection import EngineSource
 from vlm_spec_decode.mission.events import Frame
@@ -41,7 +41,7 @@ from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, subscribe
 
 OF_ENGINE = (
     *("cloud", "keys", "draft", "strategy", "rule", "objective", "temperature", "seed", "max_tokens"),
-    *("draft_length", "answer_timeout_s", "connect_timeout_s", "grammar", "threads"),
+    *("draft_length", "image_budget_s", "answer_timeout_s", "connect_timeout_s", "grammar", "threads"),
 )
 """Fields of `EdgeSettings` that are parameters of the node, by the same names."""
 

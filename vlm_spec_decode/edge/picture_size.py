@@ -1,0 +1,141 @@
+"""The size at which a picture is sent: what the target can use, as far as the uplink carries it in time.
+
+Widths are steps of a ladder, so that the size does not change with every frame: one step more must fit with
+room to spare before it is taken. What was chosen is checked on the JPEG itself. The draft model sees the same
+JPEG as the target, whose name is its digest.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image as PilImage
+
+from vlm_spec_decode.core.image_limits import (
+    MIN_WIDTH_PX,
+    NO_LINK,
+    UNKNOWN_LIMITS,
+    USUAL_WIDTH_PX,
+    ImageLimits,
+    Size,
+    Uplink,
+)
+from vlm_spec_decode.core.images import DECODED
+from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.edge.image_upload import decode_frame, small_jpeg
+from vlm_spec_decode.strategies.estimators import RunningMean
+
+LADDER = tuple(round(USUAL_WIDTH_PX * 2 ** (step / 4)) for step in range(-4, 30))
+"""Widths in pixels, each 19 % above the one before: 224, 266, …, 448, 533, …, 68184."""
+
+HEADROOM = 0.85
+"""A larger picture must fit this share of the bytes: noise between frames does not make sizes alternate."""
+
+EXPONENT = 0.8
+"""The bytes of a JPEG grow with its number of pixels to this power, at the same quality."""
+
+USUAL_BYTES = 15_000
+"""Of a picture 448 pixels wide, before the first was made."""
+
+
+class Destination(Protocol):
+    """Where pictures go; `core.ports.Verifier` is one."""
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """The largest picture that the target can use."""
+        ...
+
+    @property
+    def uplink(self) -> Uplink:
+        """What is known of the link to it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedDestination:
+    """A target and a link that do not change; by default an unknown target, and no link."""
+
+    image_limits: ImageLimits = UNKNOWN_LIMITS
+    uplink: Uplink = NO_LINK
+
+
+class PictureSizer:
+    """Reduces pictures for one destination. `budget_s`: how long one may take on the uplink (seconds)."""
+
+    def __init__(self, destination: Destination, budget_s: float) -> None:
+        self._destination = destination
+        self._budget_s = budget_s
+        self._step = LADDER.index(USUAL_WIDTH_PX)
+        # c in bytes = c * pixels ** EXPONENT, of the newest pictures.
+        usual = USUAL_BYTES / (USUAL_WIDTH_PX * USUAL_WIDTH_PX * 9 / 16) ** EXPONENT
+        self._density = RunningMean(usual, rate=0.5, trust=0)
+
+    def reduce(self, data: bytes) -> Image:
+        """Return the picture in a file's bytes as both models will see it: an upright JPEG.
+
+        An upright JPEG that is small enough already is passed on byte for byte. Raises ImageError.
+        """
+        rgb, is_upright_jpeg = decode_frame(data)
+        useful, allowed = self._bounds(rgb.size)
+        is_larger = rgb.width > min(LADDER[self._step], useful)
+        fits = len(data) <= allowed * (HEADROOM if is_larger else 1.0)
+        if is_upright_jpeg and rgb.width <= useful and fits:
+            if math.isfinite(allowed):
+                self._step = max(self._step, _step_above(rgb.width))
+            return DECODED.add(Image(data, rgb.width, rgb.height), rgb)
+        return self._encode(rgb, useful, allowed)
+
+    def reduce_pixels(self, rgb: PilImage.Image) -> Image:
+        """Return an RGB picture likewise."""
+        return self._encode(rgb, *self._bounds(rgb.size))
+
+    def _bounds(self, size: Size) -> tuple[int, float]:
+        """Return the width that is of use, in pixels, and the bytes that arrive in time."""
+        useful = self._destination.image_limits.useful_width(*size)
+        allowed = self._destination.uplink.bytes_within(self._budget_s)
+        if allowed is None:
+            # Nothing was measured: the first picture measures it.
+            return min(useful, USUAL_WIDTH_PX), math.inf
+        return useful, allowed
+
+    def _encode(self, rgb: PilImage.Image, useful: int, allowed: float) -> Image:
+        if math.isinf(allowed):
+            return self._jpeg(rgb, useful)
+        self._choose(rgb.size, useful, allowed)
+        image = self._jpeg(rgb, min(LADDER[self._step], useful))
+        # The estimate was too low: each turn is at least a step narrower, so this ends at the lowest.
+        while len(image.jpeg) > allowed and image.width > MIN_WIDTH_PX:
+            self._step = max(0, _step_above(image.width) - 1)
+            self._go_down(rgb.size, useful, allowed)
+            image = self._jpeg(rgb, min(LADDER[self._step], useful))
+        return image
+
+    def _choose(self, size: Size, useful: int, allowed: float) -> None:
+        """Set the step for a picture: down as far as necessary, or up as far as there is room to spare."""
+        self._go_down(size, useful, allowed)
+        while LADDER[self._step] < useful:
+            if self._expected_bytes(self._step + 1, size, useful) > HEADROOM * allowed:
+                return
+            self._step += 1
+
+    def _go_down(self, size: Size, useful: int, allowed: float) -> None:
+        while self._step and self._expected_bytes(self._step, size, useful) > allowed:
+            self._step -= 1
+
+    def _expected_bytes(self, step: int, size: Size, useful: int) -> float:
+        width = min(LADDER[step], useful)
+        pixels = width * width * size[1] / size[0]
+        return float(self._density.value * pixels**EXPONENT)
+
+    def _jpeg(self, rgb: PilImage.Image, width: int) -> Image:
+        image = small_jpeg(rgb, width)
+        self._density.learn(len(image.jpeg) / (image.width * image.height) ** EXPONENT)
+        return image
+
+
+def _step_above(width: int) -> int:
+    """Return the lowest step that is not narrower than `width`."""
+    return next((step for step, each in enumerate(LADDER) if each >= width), len(LADDER) - 1)
