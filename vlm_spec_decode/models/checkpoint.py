@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,11 +24,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 
+from vlm_spec_decode.core.disk_cache import cache_key, user_cache
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.decoding.early_exit import Bins, ExitCalibration
 from vlm_spec_decode.models.hardware import memory_named
 from vlm_spec_decode.models.prompt import CHAT_TEMPLATE, PromptStyle
-from vlm_spec_decode.models.tokenizer import TokenizerCodec, spoken
+from vlm_spec_decode.models.tokenizer import TokenizerCodec, count_hidden
 
 if TYPE_CHECKING:
     from vlm_spec_decode.models.engines.base import LoadOptions
@@ -40,6 +42,12 @@ CALIBRATION_FILE = "exits.json"
 
 TRAINING_RECORD = "training.json"
 """What `vsd train` leaves beside the weights: the mark of a model that knows the action language."""
+
+_FINGERPRINT_VERSION = 1
+_FINGERPRINT_CHARACTERS = 16
+
+_SETTLED_S = 2.0
+"""The coarsest clock of a file system in use (FAT) ticks every 2 s."""
 
 _HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
@@ -131,16 +139,44 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def fingerprint(folders: list[Path]) -> str:
-    """Return a hash of configuration and weights: what was loaded, wherever it came from."""
-    digest = hashlib.sha256()
+    """Return a hash of configuration and weights: what was loaded, wherever it came from.
+
+    Hashing gigabytes takes long, so the hash is kept on disk by the files' identity: path, device, inode,
+    size, and the times of the last change of content and inode. Any program that writes a file moves the
+    latter, which no program can set, so that a file with the same identity has the same bytes.
+    """
+    files: list[Path] = []
     for folder in folders:
         weights = {*folder.glob("*.safetensors"), *weight_files(folder), *folder.glob("mm_projector.bin")}
-        for path in sorted({folder / "config.json", *weights}):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()[:16]
+        files += sorted({folder / "config.json", *weights})
+    cache, before = user_cache(), _identities(files)
+    key = cache_key("fingerprint", _FINGERPRINT_VERSION, json.dumps(before))
+    kept = cache.read(key)
+    if kept is not None and len(kept) == _FINGERPRINT_CHARACTERS:
+        return kept.decode("ascii")
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    found = digest.hexdigest()[:_FINGERPRINT_CHARACTERS]
+    # A file system's clock ticks: a write within the same tick as the last one would move no time. So what
+    # has changed while it was read, or just before, is not kept.
+    newest_s = max(max(times) for *_, times in before) / 1e9
+    if before == _identities(files) and time.time() - newest_s > _SETTLED_S:
+        cache.write(key, found.encode("ascii"))
+    return found
+
+
+def _identities(files: list[Path]) -> list[tuple[str, str, int, int, int, tuple[int, int]]]:
+    """Return for each file what changes if its content does."""
+    found = []
+    for path in files:
+        facts = path.stat()
+        times = (facts.st_mtime_ns, facts.st_ctime_ns)
+        found.append((path.name, str(path.resolve()), facts.st_dev, facts.st_ino, facts.st_size, times))
+    return found
 
 
 def _is_zip(path: Path) -> bool:
@@ -228,4 +264,4 @@ def load_codec(folder: Path, tokenizer: Any) -> TokenizerCodec:
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
     stop_ids = tuple(sorted(ids))
-    return TokenizerCodec(spoken(tokenizer, stop_ids), stop_ids)
+    return TokenizerCodec(tokenizer, stop_ids, count_hidden(tokenizer, stop_ids))

@@ -5,20 +5,35 @@ Knows tokens and automata, not what the expression describes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import pairwise
 
 import llguidance
-import llguidance.hf
 import numpy as np
+from tokenizers import decoders
 
 from vlm_spec_decode.core.choices import LegalTokens
+from vlm_spec_decode.core.disk_cache import cache_key, user_cache
 from vlm_spec_decode.core.errors import GrammarError
 from vlm_spec_decode.core.ports import GrammarState, Mask, Model
-from vlm_spec_decode.core.types import Language
+from vlm_spec_decode.core.types import Language, Tokens
 from vlm_spec_decode.decoding.grammar_mask import MaskedModel
 from vlm_spec_decode.models.tokenizer import TokenizerCodec
+
+_TABLE_VERSION = 1
+"""Of the table of bytes on disk."""
+
+_FRONT = "\x02"
+
+_MAX_TOKENIZERS = 4
+_TOKENIZERS: dict[tuple[str, int], llguidance.LLTokenizer] = {}
+_TOKENIZERS_LOCK = threading.Lock()
+"""Two models may be loaded at once; the second then waits for what the first one builds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +124,40 @@ def word_bytes(codec: TokenizerCodec) -> list[bytes]:
     numbers for one.
     """
     words = codec.tokenizer.convert_ids_to_tokens(list(range(codec.vocab_size)))
-    special = set(codec.tokenizer.all_special_ids)
-    return [(word if i in special else f"{word} ").encode() for i, word in enumerate(words)]
+    return [(word if i in codec.special_ids else f"{word} ").encode() for i, word in enumerate(words)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _TokenTable:
-    """What llguidance asks of a tokenizer that is not one of its own."""
+    """What llguidance asks of a tokenizer: the bytes of each id, which ids are marks, and text to ids."""
 
     tokens: list[bytes]
     special_token_ids: list[int]
     eos_token_id: int
     bos_token_id: int | None
+    encode: Callable[[str], Tokens]
 
-    def __call__(self, text: bytes | str) -> list[int]:  # noqa: ARG002
-        """Return []: never asked, for forcing is off."""
-        return []
+    def __call__(self, text: bytes | str) -> list[int]:
+        """Return the ids of a forced text: where only one can follow, only its usual ids are legal."""
+        return list(self.encode(text.decode() if isinstance(text, bytes) else text))
+
+
+def _encode_inside(codec: TokenizerCodec, text: str) -> Tokens:
+    """Return the ids of a text in the middle of an answer.
+
+    A SentencePiece tokenizer puts a space before whatever it is given. A control character in front takes
+    that space, and its own ids are then taken away again.
+    """
+    if isinstance(codec.tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
+        return codec.encode(text)
+    front = codec.encode(_FRONT)
+    ids = codec.encode(_FRONT + text)
+    return ids[len(front) :] if ids[: len(front)] == front else codec.encode(text)
+
+
+def _no_tokens(_text: str) -> Tokens:
+    """Return no ids: of a tokenizer that joins words, which is never asked, for forcing is off."""
+    return ()
 
 
 def _grammar_text(pattern: str, codec: TokenizerCodec) -> str:
@@ -142,13 +175,57 @@ def _grammar_text(pattern: str, codec: TokenizerCodec) -> str:
 
 
 def _tokenizer(codec: TokenizerCodec, end_id: int) -> llguidance.LLTokenizer:
-    """Return llguidance's view of the tokenizer: its own for byte-level and SentencePiece ones."""
-    tokenizer = codec.tokenizer
-    if not joins_words(codec):
-        return llguidance.hf.from_tokenizer(tokenizer, n_vocab=codec.vocab_size, eos_token=end_id)
-    special = sorted(tokenizer.all_special_ids)
-    words = _TokenTable(word_bytes(codec), special, end_id, tokenizer.bos_token_id)
-    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(words), n_vocab=codec.vocab_size)
+    """Return llguidance's view of the tokenizer; draft and target of one vocabulary share it.
+
+    Slices, which spare strings in JSON a walk over the vocabulary, do not suit our language: building them
+    takes longer than all the masks of an answer.
+    """
+    key = (codec.content, end_id)
+    with _TOKENIZERS_LOCK:
+        if key not in _TOKENIZERS:
+            while len(_TOKENIZERS) >= _MAX_TOKENIZERS:
+                del _TOKENIZERS[next(iter(_TOKENIZERS))]
+            wrapped = llguidance.TokenizerWrapper(_token_table(codec, end_id))
+            _TOKENIZERS[key] = llguidance.LLTokenizer(wrapped, n_vocab=codec.vocab_size, slices=[])
+        return _TOKENIZERS[key]
+
+
+def _token_table(codec: TokenizerCodec, end_id: int) -> _TokenTable:
+    """Return the bytes of all ids; those of byte-level and SentencePiece tokenizers are kept on disk."""
+    if joins_words(codec):
+        return _TokenTable(word_bytes(codec), sorted(codec.special_ids), end_id, codec.bos_id, _no_tokens)
+    cache, key = user_cache(), cache_key("token-bytes", _TABLE_VERSION, version("llguidance"), codec.content)
+    found = _unpacked(cache.read(key), codec.vocab_size)
+    if found is None:
+        # llguidance knows how each kind of tokenizer writes bytes, but takes seconds to read one.
+        own = llguidance.LLTokenizer(codec.document, eos_token=end_id, slices=[])
+        known = min(own.vocab_size, codec.vocab_size)
+        tokens = [own.decode_bytes([i]) for i in range(known)] + [b""] * (codec.vocab_size - known)
+        found = tokens, [i for i in range(known) if own.is_special_token(i)]
+        cache.write(key, _packed(*found))
+    return _TokenTable(*found, end_id, codec.bos_id, partial(_encode_inside, codec))
+
+
+def _packed(tokens: list[bytes], special: list[int]) -> bytes:
+    """Write a table: both counts, the special ids, the lengths of all tokens, their bytes, one by one."""
+    numbers = [len(tokens), len(special), *special, *(len(token) for token in tokens)]
+    return np.array(numbers, dtype="<u4").tobytes() + b"".join(tokens)
+
+
+def _unpacked(data: bytes | None, vocab_size: int) -> tuple[list[bytes], list[int]] | None:
+    """Read a table, None if it is none of so many ids."""
+    if data is None or len(data) < 8:
+        return None
+    count, marks = (int(number) for number in np.frombuffer(data, "<u4", 2))
+    start = 4 * (2 + marks + count)
+    if count != vocab_size or len(data) < start:
+        return None
+    special = np.frombuffer(data, "<u4", marks, 8)
+    ends = start + np.cumsum(np.frombuffer(data, "<u4", count, 8 + 4 * marks), dtype=np.int64)
+    if len(data) != (ends[-1] if count else start) or not (special < count).all():
+        return None
+    bounds = [start, *ends.tolist()]
+    return [data[a:b] for a, b in pairwise(bounds)], special.tolist()
 
 
 def _end_id(codec: TokenizerCodec) -> int:
