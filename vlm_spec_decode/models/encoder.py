@@ -172,9 +172,10 @@ class PromptEncoder:
     def _preprocess(self, picture: PilImage.Image) -> Mapping[str, Tensor]:
         """Return the image processor's tensors. Raises ImageError for a shape that it cannot take."""
         try:
-            tensors = self.image_processor(images=picture, return_tensors="pt")
+            found = self.image_processor(images=picture, return_tensors="pt")
         except ValueError as error:
             raise ImageError(str(error).splitlines()[0]) from error
+        tensors = {name: torch.as_tensor(value) for name, value in found.items()}
         dtype = next(self.body.parameters()).dtype
         return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
 

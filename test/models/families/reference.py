@@ -152,6 +152,8 @@ class Reference:
         with torch.inference_mode():
             said = self.network.generate(
                 **inputs,
+                # As tokenizers return it; without it, tokens that also pad would be masked in the prompt.
+                attention_mask=torch.ones_like(inputs["input_ids"]),
                 max_new_tokens=params.max_tokens,
                 do_sample=False,
                 eos_token_id=list(params.stop_ids) or None,

@@ -102,7 +102,7 @@ class TorchLoop(Engine):
         codec = load_codec(family.source.folder, family.tokenizer)
         stack = _stack_of(family, network)
         if network.lm_head.weight.shape[0] < codec.vocab_size:
-            raise ModelError(f"its tokenizer knows {codec.vocab_size} tokens, more than its head has rows")
+            raise family.refusal(f"its tokenizer knows {codec.vocab_size} tokens, more than its head has rows")
         exits = load_exits(family.source, family.config, len(stack.layers), network.lm_head.weight)
         quantize(stack, options.quantize)
         calibration = load_calibration(family.source.folder)

@@ -7,6 +7,7 @@ prompt has, what happens between two layers, and what the cache holds. Knows no 
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -223,6 +224,17 @@ class Family(ABC):
             if name not in self.applied and (value := getattr(text, name, None)) not in neutral:
                 raise self.refusal(f"{name} {value} is not supported: the decoder loop does not apply it")
 
+        if self.sees and not 0 <= int(self.image_token_id or 0) < len(self.tokenizer):
+            raise self.refusal(f"its tokenizer has no token {self.image_token_id}, the image's placeholder")
+
+    def check_room(self, tiles: int, each: int) -> None:
+        """Raise ModelError if a picture of so many tiles with `each` tokens may take all of the context."""
+        room = self.config.get_text_config().max_position_embeddings
+        if tiles * each >= room:
+            raise self.refusal(
+                f"a picture may take {tiles} tiles of {each} tokens, more than its context of {room} holds"
+            )
+
     def refusal(self, reason: str) -> ModelError:
         """Return the error of a checkpoint that this family does not cover."""
         return ModelError(f"architecture {self.config.model_type!r}: {reason}")
@@ -275,7 +287,10 @@ class Family(ABC):
 
     def encode_image(self, body: Any, image: Mapping[str, Tensor]) -> ImageFeatures:
         """Run the vision tower on the image processor's tensors; return its features, kept by the frame."""
-        found = body.get_image_features(**image, return_dict=True)
+        # An image processor returns more than the tower takes, such as how it has cut.
+        known = inspect.signature(body.get_image_features).parameters
+        own = {name: tensor for name, tensor in image.items() if name in known}
+        found = body.get_image_features(**own, return_dict=True)
         return ImageFeatures(torch.cat(list(found.pooler_output)))
 
     def expand_prompt(
@@ -291,7 +306,9 @@ class Family(ABC):
         placeholders, as `image_text` may write them, each stands for as many rows.
         """
         token = self.image_token_id
-        each = len(features.rows) // ids.count(token or 0)
+        each, rest = divmod(len(features.rows), max(1, count := ids.count(token or 0)))
+        if not count or rest:
+            raise self.refusal(f"{len(features.rows)} image rows do not fit {count} placeholders of its prompt")
         return tuple(chain.from_iterable((one,) * each if one == token else (one,) for one in ids))
 
     def positions(self, body: Any, ids: Tensor, image: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
