@@ -2,125 +2,120 @@
 
     python examples/06_new_family.py
 
-The family is Qwen3-VL, which the package does not have. Its vision tower returns, besides the rows that stand
-for the picture, further features that are added behind the first text layers (DeepStack, 2406.04334). Its
-positions are those of Qwen2-VL, so that two methods are all there is to write. The rest of the file makes a
-tiny checkpoint with random weights, lets a draft and a target of this family answer about a picture, and
-compares the answer with that of Transformers' own `generate`.
+The family is Mistral Small 3 with Pixtral's tower, which the package does not have. A picture keeps its
+shape: it becomes rows of image tokens, with a mark at the end of each row and another one at the end of the
+picture. That is what the family says; the rest of its prompt, and its decoder, are as in most families. The
+rest of the file makes a tiny checkpoint with random weights, lets a draft and a target of this family answer
+about a picture, and compares the answer with that of Transformers' own `generate`.
 
 For a cloud or a robot that others start, put such a file into a package and name it as an entry point of that
 package:
 
     [project.entry-points."vlm_spec_decode.families"]
-    qwen3_vl = "my_package.qwen3_vl:FAMILY"
+    mistral3 = "my_package.mistral3:FAMILY"
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForImageTextToText
 
-from vlm_spec_decode.models.families.base import ImageFeatures, PlacedPrompt
-from vlm_spec_decode.models.families.qwen_vl import QwenVL
+from vlm_spec_decode.models.families.base import Family
 from vlm_spec_decode.models.registry import register_family
 
-
-class Qwen3VL(QwenVL):
-    """Qwen2-VL's prompt and positions, and deep features of the vision tower."""
-
-    def encode_image(self, body: Any, image: Mapping[str, Tensor]) -> ImageFeatures:
-        """Return the rows of the picture and, for each of the first text layers, what is added behind it."""
-        found = body.get_image_features(**image, return_dict=True)
-        deep = tuple(torch.cat(list(features)) for features in found.deepstack_features)
-        return ImageFeatures(torch.cat(list(found.pooler_output)), deep)
-
-    def layer_hook(self, layer: int, hidden: Tensor, prompts: Seq[PlacedPrompt]) -> Tensor:
-        """Add the deep features of this layer to the rows of the picture, in the pass that has the prompt."""
-        for start, prompt in prompts:
-            if prompt.image is not None and prompt.image_rows is not None and layer <= len(prompt.image.deep):
-                rows = (start + prompt.image_rows).to(hidden.device)
-                hidden = hidden.index_add(1, rows, prompt.image.deep[layer - 1].to(hidden)[None])
-        return hidden
+ROW_END, PICTURE_END = "[IMG_BREAK]", "[IMG_END]"
 
 
-FAMILY = Qwen3VL
+class Mistral3(Family):
+    """A Pixtral tower whose patches are merged, and a Mistral."""
 
-register_family("qwen3_vl", FAMILY)
+    network_class = AutoModelForImageTextToText
+
+    @property
+    def edge(self) -> int:
+        """Pixels on each side of what one image token stands for."""
+        return int(self.config.vision_config.patch_size * self.config.spatial_merge_size)
+
+    def image_processor(self) -> Any:
+        """Return the image processor, told to round a picture to whole tokens instead of patches."""
+        images = super().image_processor()
+        images.patch_size = {"height": self.edge, "width": self.edge}
+        return images
+
+    def image_text(self, image: Mapping[str, Tensor]) -> str:
+        """Return the picture's rows of placeholders with the marks at their ends."""
+        rows, columns = (image["image_sizes"][0] // self.edge).tolist()
+        return ROW_END.join([self.image_mark * columns] * rows) + PICTURE_END
+
+
+FAMILY = Mistral3
+
+register_family("mistral3", FAMILY)
 
 WORDS = ("user", "robot", "go", "to", "the", "red", "chair", *(f"w{i}" for i in range(40)))
 
 
 def make_checkpoint(folder: Path, seed: int = 0) -> Path:
-    """Write a tiny Qwen3-VL with random weights, as a user would find a large one."""
-    from transformers import Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    """Write a tiny Mistral 3 with random weights, as a user would find a large one."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, PixtralImageProcessorPil
 
     from vlm_spec_decode.models import tiny
     from vlm_spec_decode.models.prompt import CHAT_TEMPLATE
 
     tokenizer = tiny.build_tokenizer(WORDS)
+    tokenizer.add_tokens([ROW_END, PICTURE_END], special_tokens=True)
     tokenizer.chat_template = CHAT_TEMPLATE
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "initializer_range": 0.3}
     text = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 48,
         "num_hidden_layers": 4,
-        "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 8,
-        "initializer_range": 0.3,
         "max_position_embeddings": 1024,
+        "sliding_window": None,
         "bos_token_id": tiny.BOS_ID,
         "eos_token_id": tiny.EOS_ID,
         "pad_token_id": tiny.PAD_ID,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0},
     }
-    vision = {
-        "depth": 3,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "patch_size": 4,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "out_hidden_size": 32,
-        "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0, 1],
-        "initializer_range": 0.3,
-    }
-    specials = {"image_token_id": tiny.IMAGE_ID, "video_token_id": len(tokenizer) - 1}
-    specials |= {"vision_start_token_id": len(tokenizer) - 2, "vision_end_token_id": len(tokenizer) - 3}
+    vision = {"num_hidden_layers": 2, "patch_size": 4, "image_size": 64}
     torch.manual_seed(seed)
-    network = Qwen3VLForConditionalGeneration(
-        Qwen3VLConfig(text_config=text, vision_config=vision, **specials)
+    network = Mistral3ForConditionalGeneration(
+        Mistral3Config(
+            text_config={"model_type": "mistral", **sizes, **text},
+            vision_config={"model_type": "pixtral", **sizes, **vision},
+            image_token_index=tiny.IMAGE_ID,
+        )
     )
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=256, max_pixels=1024).save_pretrained(
-        folder
-    )
+    PixtralImageProcessorPil(size={"longest_edge": 64}, patch_size=4).save_pretrained(folder)
     return folder
 
 
 def generated(folder: Path, picture: Any, text: str, count: int) -> tuple[int, ...]:
     """Return what Transformers alone says: its own model, its own loop, nothing of this package's."""
-    from transformers import AutoImageProcessor, AutoTokenizer, Qwen3VLForConditionalGeneration
+    from transformers import AutoImageProcessor, AutoTokenizer
 
     images = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    tensors = images(images=picture, return_tensors="pt")
-    rows = int(tensors["image_grid_thw"].prod()) // images.merge_size**2
-    expanded = text.replace("<image>", "<image>" * rows)
-    ids = AutoTokenizer.from_pretrained(folder)(expanded, return_tensors="pt")["input_ids"]
-    network = Qwen3VLForConditionalGeneration.from_pretrained(folder).eval()
-    kinds = ids.eq(network.config.image_token_id).int()
+    tensors = images(images=picture, patch_size=8, return_tensors="pt")
+    height, width = tensors["image_sizes"][0].tolist()
+    grid = "[IMG_BREAK]".join(["<image>" * (width // 8)] * (height // 8)) + "[IMG_END]"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(text.replace("<image>", grid), return_tensors="pt")["input_ids"]
+    network = AutoModelForImageTextToText.from_pretrained(folder).eval()
     with torch.inference_mode():
         said = network.generate(
-            input_ids=ids, mm_token_type_ids=kinds, max_new_tokens=count, do_sample=False, **tensors
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=count,
+            do_sample=False,
+            **tensors,
         )
     return tuple(said[0, ids.shape[1] :].tolist())
 

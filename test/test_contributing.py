@@ -23,7 +23,7 @@ from vlm_spec_decode.ros.nodes.monitor import PARAMETERS
 from vlm_spec_decode.strategies.registry import STRATEGIES
 import vlm_spec_decode
 print(vlm_spec_decode.__file__)
-for kind, name in ((STRATEGIES, "adaptive_length"), (ROBOTS, "rover"), (FAMILIES, "qwen3_vl"),
+for kind, name in ((STRATEGIES, "adaptive_length"), (ROBOTS, "rover"), (FAMILIES, "mistral3"),
                    (ENGINES, "transformers")):
     found = kind.find(name)
     print(name, (found if isinstance(found, type) else type(found)).__name__)
@@ -95,7 +95,7 @@ def test_the_examples_diffs_add_what_they_say(tmp_path: Path) -> None:
     assert kinds == [
         "adaptive_length Strategy",
         "rover RobotKind",
-        "qwen3_vl Qwen3VL",
+        "mistral3 Mistral3",
         "transformers ForwardEngine",
     ]
     assert "path_step_m" in parameters

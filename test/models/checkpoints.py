@@ -42,6 +42,8 @@ from transformers import (
     Qwen2VLImageProcessorPil,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 from vlm_spec_decode.core.types import Image, Observation
@@ -220,12 +222,18 @@ def qwen2_5_vl(folder: Path) -> Path:
     )
 
 
+def qwen3_vl(folder: Path) -> Path:
+    vision = {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "depth": 3}
+    vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    return _qwen_vl(folder, Qwen3VLConfig, Qwen3VLForConditionalGeneration, vision)
+
+
 def _qwen_vl(folder: Path, config: Any, network: Any, vision: dict[str, Any]) -> Path:
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
-    vision |= {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    shared = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
     built = config(
         text_config=TEXT | {"rope_parameters": rope},
-        vision_config=vision | {"initializer_range": 0.3},
+        vision_config=shared | vision | {"initializer_range": 0.3},
         image_token_id=IMAGE_ID,
         video_token_id=61,
         vision_start_token_id=62,

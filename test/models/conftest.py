@@ -25,7 +25,7 @@ from vlm_spec_decode.models.engines.torch_loop import VlmModel
 from vlm_spec_decode.models.loader import load_model
 
 LANGUAGE = ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "gemma4_text"]
-VISION = ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "gemma3", "gemma4"]
+VISION = ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "gemma4"]
 ORIGINAL = ["original_llava", "original_llava_next"]
 
 

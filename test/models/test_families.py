@@ -20,13 +20,13 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LlavaForConditionalGeneration,
+    Mistral3ForConditionalGeneration,
     OPTConfig,
     OPTForCausalLM,
-    Qwen3VLForConditionalGeneration,
 )
 
 from test.models import checkpoints
-from test.models.conftest import Pair
+from test.models.conftest import Pair, load_pair
 from test.models.test_context import assert_plain, ends_of, random_tree
 from vlm_spec_decode.core.errors import ConfigError, ModelError
 from vlm_spec_decode.core.ports import ScoreRequest
@@ -56,18 +56,13 @@ def known_as(monkeypatch: pytest.MonkeyPatch, model_type: str, family: type[Fami
     monkeypatch.setitem(FAMILIES._found(), model_type, family)
 
 
-def qwen3_vl(folder: Path) -> Pair:
+def mistral3(folder: Path) -> Pair:
     """The example's checkpoint, beside Transformers' own model as the reference."""
-    example = runpy.run_path(str(EXAMPLE))
-    folder = example["make_checkpoint"](folder)
+    folder = runpy.run_path(str(EXAMPLE))["make_checkpoint"](folder)
     model, observation = load_model(folder), checkpoints.observation()
     prompt = model.encoder.encode(observation)
-    rows = int(prompt.image["image_grid_thw"].prod()) // 4
-    at = prompt.ids.index(checkpoints.IMAGE_ID)
-    ids = torch.tensor([[*prompt.ids[:at], *[checkpoints.IMAGE_ID] * rows, *prompt.ids[at + 1 :]]])
-    kinds = (ids == checkpoints.IMAGE_ID).int()
-    inputs = {"input_ids": ids, "mm_token_type_ids": kinds, **prompt.image}
-    network = Qwen3VLForConditionalGeneration.from_pretrained(folder).eval()
+    inputs = {"input_ids": torch.tensor([prompt.ids]), **prompt.image}
+    network = Mistral3ForConditionalGeneration.from_pretrained(folder).eval()
     return Pair(folder, model, network, inputs, observation)
 
 
@@ -79,8 +74,7 @@ def test_the_example_says_what_generate_says(capsys: pytest.CaptureFixture[str])
 
 
 def test_trees_of_the_examples_family_are_exact_alone_and_in_batches(tmp_path: Path) -> None:
-    """Prompts lie at other rows of a batch than of a pass alone: deep features must follow them."""
-    pair, rng = qwen3_vl(tmp_path / "m"), np.random.default_rng(0)
+    pair, rng = mistral3(tmp_path / "m"), np.random.default_rng(0)
     contexts = [pair.model.open(pair.observation) for _ in range(3)]
     prefixes: list[Tokens] = [()] * 3
     for _ in range(3):
@@ -92,7 +86,7 @@ def test_trees_of_the_examples_family_are_exact_alone_and_in_batches(tmp_path: P
 
 
 def test_deep_features_count_and_are_kept_with_the_frame(tmp_path: Path) -> None:
-    pair = qwen3_vl(tmp_path / "m")
+    pair = load_pair("qwen3_vl", checkpoints.qwen3_vl(tmp_path / "m"))
     seen = pair.model.encoder.features
     deep = pair.model.open(pair.observation).score((7,))
     assert (seen.misses, seen.hits) == (1, 0)
@@ -260,7 +254,7 @@ def test_an_entry_point_is_enough(tmp_path: Path) -> None:
     package.mkdir()
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
     (package / "entry_points.txt").write_text(
-        "[vlm_spec_decode.families]\nqwen3_vl = my_family\ngpt2 = not_there:FAMILY\nllama = my_family\n"
+        "[vlm_spec_decode.families]\nmistral3 = my_family\ngpt2 = not_there:FAMILY\nllama = my_family\n"
         "[vlm_spec_decode.engines]\ntransformers = my_engine\n"
     )
     seeing = runpy.run_path(str(EXAMPLE))["make_checkpoint"](tmp_path / "seeing")
@@ -275,7 +269,7 @@ def test_an_entry_point_is_enough(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
-    assert lines["families"] == " ".join((*SHIPPED, "qwen3_vl", "gpt2"))
+    assert lines["families"] == " ".join((*SHIPPED, "mistral3", "gpt2"))
     assert lines["engines"] == "torch_loop transformers"
     assert "[torch_loop|transformers]" in done.stdout
     assert lines["loaded"] == "seeing told"

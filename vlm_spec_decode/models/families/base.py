@@ -308,7 +308,7 @@ class Family(ABC):
         token = self.image_token_id
         each, rest = divmod(len(features.rows), max(1, count := ids.count(token or 0)))
         if not count or rest:
-            raise self.refusal(f"{len(features.rows)} image rows do not fit {count} placeholders of its prompt")
+            raise self.refusal(f"{len(features.rows)} image rows do not fit {count} placeholders")
         return tuple(chain.from_iterable((one,) * each if one == token else (one,) for one in ids))
 
     def positions(self, body: Any, ids: Tensor, image: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002

@@ -1,7 +1,7 @@
-"""SmolVLM, SmolVLM2 and Idefics3: a picture is cut into tiles, each a run of image tokens behind its own mark.
+"""SmolVLM, SmolVLM2 and Idefics3: a picture is cut into tiles, each a run of image tokens behind its mark.
 
-A picture of 640x480 is 12 tiles in rows of four, then the whole picture once more, small: 13 runs (SmolVLM,
-2504.05299, section 2.2). Each tile gives the same number of rows, after pixel shuffle.
+A picture of 640x480 is 12 tiles in rows of four, then the whole picture once more, small: 13 runs. Each tile
+gives the same number of rows, after pixel shuffle (SmolVLM, 2504.05299).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Idefics3(Family):
         return images
 
     def image_text(self, image: Mapping[str, Tensor]) -> str:
-        """Return the marks of all tiles, each with one placeholder, as Transformers' processor writes them."""
+        """Return the marks of all tiles, each with one placeholder, as Transformers writes them."""
         marks = self.marks
         text: str = get_image_prompt_string(
             int(image["rows"]),

@@ -1,8 +1,8 @@
-"""InternVL 2.5, 3 and 3.5 in Transformers' layout: tiles in one run of image tokens, `<img>…</img>` around it.
+"""InternVL 2.5, 3 and 3.5 in Transformers' layout: tiles in one run of image tokens, between `<img>` marks.
 
-The picture is cut into up to 12 tiles of one size, in the grid that is nearest to its shape; behind them comes
-the whole picture in one more tile (InternVL 1.5, 2404.16821, section 3.2). Transformers' processor cuts, but
-its image processor alone does not: here it is told to.
+The picture is cut into up to 12 tiles of one size, in the grid that is nearest to its shape; behind them
+comes the whole picture in one more tile (InternVL 1.5, 2404.16821). Transformers' processor cuts, but its
+image processor alone does not: here it is told to.
 """
 
 from __future__ import annotations
