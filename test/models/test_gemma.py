@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import Gemma3ForConditionalGeneration, Gemma3Processor, PreTrainedTokenizerFast
+from transformers import (
+    Gemma3ForConditionalGeneration,
+    Gemma3Processor,
+    GemmaConfig,
+    GemmaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from test.models import checkpoints
 from test.models.conftest import Pair, load_pair
@@ -75,8 +81,9 @@ def test_layers_without_keys_of_their_own_store_none(tmp_path: Path) -> None:
     assert isinstance(family, Gemma4Language)
     assert family.kv_sources == {4: 2, 5: 3}
     columns = pair.prompt_tokens + len(PREFIX) + len(NODES[0])
-    widths = [8, 16, 8, 16]  # of layers with a window and without
-    assert context.kv_bytes == sum(2 * 2 * width * 4 * columns for width in widths)
+    held = [tuple(layer.keys.shape) for layer in context._cache.layers]
+    assert held == [(1, 2, columns, width) for width in (8, 16, 8, 16)]  # with a window and without
+    assert context.kv_bytes == sum(layer.nbytes for layer in context._cache.layers)
 
 
 def test_each_layers_own_input_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,16 +114,16 @@ def test_a_placeholder_in_an_answer_is_read_as_padding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        # E2B and E4B: a picture is causal in all layers.
+        # The smaller ones: a picture is causal in all layers.
         {"use_bidirectional_attention": None},
-        # 31B: keys are values in the layers without a window; nothing of its own in a layer, nothing shared.
+        # Keys are values in the layers without a window; nothing of its own in a layer, nothing shared.
         {
             "attention_k_eq_v": True,
             "num_global_key_value_heads": 1,
             "hidden_size_per_layer_input": 0,
             "num_kv_shared_layers": 0,
         },
-        # 26B-A4B: experts beside the feed-forward network.
+        # Experts beside the feed-forward network.
         {
             "enable_moe_block": True,
             "num_experts": 4,
@@ -138,8 +145,6 @@ def test_other_sizes_of_gemma4(tmp_path: Path, changes: dict[str, Any]) -> None:
 
 
 def test_gemma_1_is_of_llamas_shape(tmp_path: Path) -> None:
-    from transformers import GemmaConfig, GemmaForCausalLM
-
     text = checkpoints.TEXT | {"head_dim": 8}
     folder = checkpoints._save(tmp_path / "m", GemmaForCausalLM, GemmaConfig(**text), None)
     pair = load_pair("gemma3_text", folder)

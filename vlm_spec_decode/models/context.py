@@ -297,10 +297,10 @@ class VlmContext(ModelContext):
 
     def _masks(self, prompt: EmbeddedPrompt | None) -> dict[str, Tensor | None]:
         """Return by type of layer the additive mask [1, 1, rows, past + rows] of what has no KV yet."""
-        rows = NO_ROWS
-        if prompt is not None and prompt.image_rows is not None:
+        rows, spans = NO_ROWS, self._decoder.attention
+        # Read from the device, which then is waited for, only where a picture's rows look ahead.
+        if prompt and prompt.image_rows is not None and any(span.image_blocks for span in spans.values()):
             rows = prompt.image_rows.cpu().numpy()
-        spans = self._decoder.attention
         sees = sees_by_type(self._slots, self._filled, self._prompt_len, rows, spans)
         # Types of layers that see the same share one mask: it is copied to the device once.
         masks = {id(array): additive(array, self._decoder.head.weight) for array in sees.values()}

@@ -17,6 +17,18 @@ import torch
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
+    Gemma3TextConfig,
+    Gemma4Config,
+    Gemma4ForCausalLM,
+    Gemma4ForConditionalGeneration,
+    Gemma4ImageProcessorPil,
+    Gemma4Processor,
+    Gemma4TextConfig,
     GotOcr2ImageProcessorPil,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -89,7 +101,8 @@ class FamilyCase:
 
     `make` writes the checkpoint. `processor` is Transformers' processor, whose `replace_image_token` says
     what stands for a picture; None for a language-only family. `attributes` returns, of a `Reference`, what
-    the processor would have read from its own files. `image_kinds` names the argument that tells the
+    the processor would have read from its own files. `mark` is what the chat template writes for a picture,
+    if that is not the placeholder of the rows. `image_kinds` names the argument that tells the
     reference which tokens are a picture's, if its forward wants one.
     """
 
@@ -97,6 +110,7 @@ class FamilyCase:
     make: Callable[[Path], None]
     processor: Any = None
     attributes: Callable[[Any], dict[str, Any]] | None = None
+    mark: str = ""
     image_kinds: str = ""
 
     @property
@@ -109,6 +123,9 @@ def save(folder: Path, network: Any, config: Any, tokenizer: Any, images: Any = 
     """Write a checkpoint with random weights of this config."""
     torch.manual_seed(seed)
     built = network(config)
+    for name, weight in built.named_parameters():
+        if name.endswith("mm_input_projection_weight"):  # Gemma 3's, which Transformers leaves at zero
+            torch.nn.init.normal_(weight, std=0.3)
     built.generation_config.eos_token_id = tokenizer.eos_token_id
     built.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -376,6 +393,78 @@ def _llava_attributes(reference: Any) -> dict[str, Any]:
     return {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
 
 
+# Gemma: windows shorter than any prompt, in every other layer.
+
+GEMMA = TEXT | {
+    "vocab_size": tokenizers.GEMMA_SIZE,
+    "sliding_window": 12,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+GEMMA3_MARKS = {255_999: "<start_of_image>", 256_000: "<end_of_image>"}
+GEMMA4_MARKS = {
+    255_999: "<|image>",
+    256_000: "<|audio>",
+    258_880: "<|image|>",
+    258_881: "<|audio|>",
+    258_882: "<image|>",
+    258_883: "<audio|>",
+    258_884: "<|video|>",
+}
+GEMMA4 = GEMMA | {
+    "global_head_dim": 16,
+    "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 8,
+    "final_logit_softcapping": 30.0,
+    "use_bidirectional_attention": "vision",
+}
+
+
+def mistral_windows(folder: Path) -> None:
+    config = MistralConfig(**TEXT, vocab_size=32_000, sliding_window=12)
+    save(folder, MistralForCausalLM, config, tokenizers.sentencepiece())
+
+
+def gemma3_text(folder: Path) -> None:
+    config = Gemma3TextConfig(**GEMMA, query_pre_attn_scalar=8)
+    tokenizer = tokenizers.gemma(GEMMA3_MARKS, more=["<image_soft_token>"])
+    save(folder, Gemma3ForCausalLM, config, tokenizer)
+
+
+def gemma3(folder: Path) -> None:
+    siglip = SIGLIP | {"model_type": "siglip_vision_model", "patch_size": 4}
+    # 64 rows more than the tokenizer has ids, so that the placeholder is one of them.
+    text = GEMMA | {"vocab_size": 262_208, "query_pre_attn_scalar": 8}
+    config = Gemma3Config(text_config=text, vision_config=siglip, mm_tokens_per_image=16)
+    tokenizer = tokenizers.gemma(GEMMA3_MARKS, "<start_of_image>", ["<image_soft_token>"])
+    images = Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
+    save(folder, Gemma3ForConditionalGeneration, config, tokenizer, images)
+
+
+def gemma3_processor(_reference: Any) -> dict[str, Any]:
+    rows = "<image_soft_token>" * 16
+    return {"full_image_sequence": f"\n\n<start_of_image>{rows}<end_of_image>\n\n"}
+
+
+def gemma4_text(folder: Path) -> None:
+    text = GEMMA4 | {"use_bidirectional_attention": None}
+    save(folder, Gemma4ForCausalLM, Gemma4TextConfig(**text), tokenizers.gemma(GEMMA4_MARKS))
+
+
+def gemma4(folder: Path) -> None:
+    vision = SIGLIP | {"num_key_value_heads": 2, "head_dim": 16, "patch_size": 4}
+    config = Gemma4Config(text_config=GEMMA4, vision_config=vision, audio_config=None)
+    images = Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70)
+    tokenizer = tokenizers.gemma(GEMMA4_MARKS, "<|image|>")
+    save(folder, Gemma4ForConditionalGeneration, config, tokenizer, images)
+
+
+def gemma4_processor(_reference: Any) -> dict[str, Any]:
+    return {"boi_token": "<|image>", "eoi_token": "<image|>"}
+
+
 CASES = {
     case.name: case
     for case in (
@@ -394,6 +483,11 @@ CASES = {
         FamilyCase("llava_onevision", llava_onevision, LlavaOnevisionProcessor, _onevision_attributes),
         FamilyCase("llava", llava, LlavaProcessor, _llava_attributes),
         FamilyCase("llava_next", llava_next, LlavaNextProcessor, _llava_attributes),
+        FamilyCase("mistral_windows", mistral_windows),
+        FamilyCase("gemma3_text", gemma3_text),
+        FamilyCase("gemma4_text", gemma4_text),
+        FamilyCase("gemma3", gemma3, Gemma3Processor, gemma3_processor, "<start_of_image>", "token_type_ids"),
+        FamilyCase("gemma4", gemma4, Gemma4Processor, gemma4_processor, image_kinds="mm_token_type_ids"),
     )
 }
 """By name. A new family is one line here."""

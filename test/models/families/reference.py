@@ -107,8 +107,8 @@ class Reference:
 
     def inputs(self, observation: Observation) -> Inputs:
         """Return what `generate` is given: the processor's ids and tensors, the processor's own expansion."""
-        token = self.image_token if self.case.sees else None
-        text = render_prompt(observation, self.tokenizer, PromptStyle.BARE, token)
+        mark = self.case.mark or (self.image_token if self.case.sees else None)
+        text = render_prompt(observation, self.tokenizer, PromptStyle.BARE, mark)
         tensors: Inputs = {}
         if self.case.sees and observation.image is not None:
             # Most processors cannot be made without torchvision, for their videos; their code for pictures
@@ -119,7 +119,7 @@ class Reference:
                 own.__dict__ |= self.case.attributes(self)
             settings = getattr(self.case.processor, "images_kwargs", {})
             made = self.images(decode_jpeg(observation.image.jpeg), return_tensors="pt", **settings)
-            text = text.replace(self.image_token, own.replace_image_token(made, 0))
+            text = text.replace(str(mark), own.replace_image_token(made, 0))
             known = inspect.signature(type(self.network).forward).parameters
             tensors = {name: tensor for name, tensor in made.items() if name in known}
         bos = self.tokenizer.bos_token
@@ -175,7 +175,6 @@ class Reference:
         cut.model = copy.deepcopy(self.network.model)
         stack = cut.model.get_decoder()
         stack.layers = stack.layers[:layers]
-        stack.config.num_hidden_layers = layers
         return cut
 
 

@@ -1,7 +1,8 @@
 """Tokenizers of the size and shape that the families' checkpoints have, from the vocabularies in two wheels.
 
 `dashscope` carries Qwen's ranks (151,643), `mistral-common` a SentencePiece model (32,000) and Tekken's ranks
-(131,072 with its special tokens). SmolLM2's vocabulary is in no wheel: its place is taken by the first ranks
+(131,072 with its special tokens). Gemma's 262,144 ids are Qwen's ranks behind Gemma's own special tokens, and
+ids that stand for nothing. SmolLM2's vocabulary is in no wheel: its place is taken by the first ranks
 of Qwen's, as many as SmolLM2 has, behind SmolLM2's own special tokens.
 """
 
@@ -67,6 +68,13 @@ CHATML = (
 
 INSTRUCTION = "{{ bos_token }}{%% for m in messages %%}[INST]" + CONTENT + "[/INST]{%% endfor %%}"
 """The form of Mistral's."""
+
+GEMMA_TURNS = (
+    "{{ bos_token }}{%% for m in messages %%}<start_of_turn>user\n"
+    + CONTENT
+    + "<end_of_turn>\n{%% endfor %%}{%% if add_generation_prompt %%}<start_of_turn>model\n{%% endif %%}"
+)
+"""The form of Gemma's."""
 
 
 def _file(package: str, name: str) -> Path:
@@ -174,4 +182,34 @@ def tekken(image: str = "[IMG]") -> PreTrainedTokenizerFast:
     marks = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     found = _fast(_tekken(), TEKKEN, **marks)
     found.chat_template = INSTRUCTION % image
+    return found
+
+
+GEMMA = (
+    *("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"),
+    *(f"<unused{i}>" for i in range(100)),
+    *("<start_of_turn>", "<end_of_turn>"),
+)
+GEMMA_SIZE = 262_144
+
+
+@cache
+def _gemma() -> str:
+    document = json.loads(_byte_level(_qwen_ranks(), GEMMA))
+    vocabulary = document["model"]["vocab"]
+    used = set(vocabulary.values())
+    vocabulary |= {f"<unused{i}>": i for i in range(GEMMA_SIZE) if i not in used}
+    return json.dumps(document)
+
+
+def gemma(marks: Mapping[int, str], image: str = "", more: Seq[str] = ()) -> PreTrainedTokenizerFast:
+    """Return a tokenizer in Gemma's shape: 262,144 ids with `marks` in their places, then `more`."""
+    document = json.loads(_gemma())
+    vocabulary = document["model"]["vocab"]
+    for i, mark in marks.items():
+        del vocabulary[f"<unused{i}>"]
+        vocabulary[mark] = i
+    ends = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    found = _fast(json.dumps(document), [*GEMMA, *marks.values(), *more], **ends)
+    found.chat_template = GEMMA_TURNS % image
     return found
