@@ -40,6 +40,12 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
+    Qwen3_5Config,
+    Qwen3_5ForCausalLM,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3VLConfig,
@@ -239,8 +245,79 @@ def _qwen_vl(folder: Path, config: Any, network: Any, vision: dict[str, Any]) ->
         vision_start_token_id=62,
         vision_end_token_id=63,
     )
-    processor = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=256, max_pixels=1024)
-    return _save(folder, network, built, processor)
+    return _save(folder, network, built, _qwen_images())
+
+
+RECURRENT = {
+    "head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "rope_parameters": {
+        "rope_type": "default",
+        "mrope_section": [1, 1, 0],
+        "mrope_interleaved": True,
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+    },
+}
+"""Three delta nets below one layer that attends; fewer key heads than value heads, of another width."""
+
+
+def remembering(network: Any) -> Any:
+    """Let the states of a random network last: as made it forgets within a token, and tests are blind."""
+    for name, tensor in network.named_parameters():
+        if name.endswith("A_log"):
+            tensor.data.copy_(torch.empty_like(tensor).uniform_(0.002, 0.2).log())
+    return network
+
+
+def qwen3_5_text(folder: Path, **changes: Any) -> Path:
+    config = Qwen3_5TextConfig(**TEXT | RECURRENT | changes)
+    return _save(folder, lambda built: remembering(Qwen3_5ForCausalLM(built)), config, None)
+
+
+def qwen3_5(folder: Path, **changes: Any) -> Path:
+    config = Qwen3_5Config(**qwen3_5_parts(changes))
+    return _save(
+        folder, lambda built: remembering(Qwen3_5ForConditionalGeneration(built)), config, _qwen_images()
+    )
+
+
+def qwen3_5_moe(folder: Path, **changes: Any) -> Path:
+    experts = {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    }
+    config = Qwen3_5MoeConfig(**qwen3_5_parts(experts | changes))
+    return _save(
+        folder, lambda built: remembering(Qwen3_5MoeForConditionalGeneration(built)), config, _qwen_images()
+    )
+
+
+def qwen3_5_parts(changes: dict[str, Any]) -> dict[str, Any]:
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 64,
+    }
+    vision |= {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    return {
+        "text_config": TEXT | RECURRENT | changes,
+        "vision_config": vision | {"initializer_range": 0.3},
+        "image_token_id": IMAGE_ID,
+        "video_token_id": 61,
+        "vision_start_token_id": 62,
+        "vision_end_token_id": 63,
+    }
+
+
+def _qwen_images() -> Qwen2VLImageProcessorPil:
+    return Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=256, max_pixels=1024)
 
 
 def _save(folder: Path, network: Any, config: Any, processor: Any, words: list[str] = WORDS) -> Path:

@@ -24,8 +24,11 @@ from vlm_spec_decode.models.checkpoint import EXITS_FILE
 from vlm_spec_decode.models.engines.torch_loop import VlmModel
 from vlm_spec_decode.models.loader import load_model
 
-LANGUAGE = ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "gemma4_text"]
-VISION = ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "gemma4"]
+LANGUAGE = ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "gemma4_text", "qwen3_5_text"]
+VISION = [
+    *("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "gemma4"),
+    *("qwen3_5", "qwen3_5_moe"),
+]
 ORIGINAL = ["original_llava", "original_llava_next"]
 
 

@@ -77,7 +77,8 @@ def test_random_life_of_an_answer(pair, max_dead):
 def test_each_slot_is_computed_once(pair):
     """While nothing is evicted, the tokens computed are the distinct paths asked for; known rows are free"""
     rng = np.random.default_rng(1)
-    context, asked = pair.model.open(pair.observation), SlotTable()
+    opened, asked = pair.model.open(pair.observation), SlotTable()
+    context = VlmContext(opened._decoder, opened._embed_prompt, max_dead=64)
     prefix = ()
     for _ in range(6):
         tokens, parents = random_tree(rng, 6)

@@ -29,7 +29,6 @@ from vlm_spec_decode.models.kv_slots import Index, SlotTable
 from vlm_spec_decode.models.tree_mask import NO_ROWS, additive, sees_by_type
 from vlm_spec_decode.models.varlen_attention import VarlenEntry
 
-MAX_DEAD_SLOTS = 64
 PASS_ADVICE = "a smaller --batch or --kv-mib, or a smaller model"
 
 
@@ -137,18 +136,19 @@ class VlmContext(ModelContext):
     The first pass takes prompt, prefix and nodes together. Final states stay with their slots, so a
     row that is known needs only the LM head. Slots that are neither above nor below the current
     prefix are dead: masked by construction, revived if the prefix returns to them, and gathered
-    away once there are more than `max_dead`.
+    away once there are more than `max_dead`, by default the family's cache's own number.
     """
 
     def __init__(
-        self, decoder: Decoder, prompt: Callable[[], EmbeddedPrompt], *, max_dead: int = MAX_DEAD_SLOTS
+        self, decoder: Decoder, prompt: Callable[[], EmbeddedPrompt], *, max_dead: int | None = None
     ) -> None:
         self.stats = ContextStats()
         self._decoder = decoder
         self._embed_prompt = prompt
-        self._max_dead = max_dead
         self._slots = SlotTable()
-        self._cache: AnswerCache | None = decoder.cache()
+        cache = decoder.cache()
+        self._max_dead = cache.max_dead if max_dead is None else max_dead
+        self._cache: AnswerCache | None = cache
         self._states: dict[int, Tensor] = {}  # by exit layer and depth: [slots, width]
         self._filled = 0  # slots whose KV is in the cache; slot 0 counts for the whole prompt
         self._prompt_len = 0
@@ -247,6 +247,7 @@ class VlmContext(ModelContext):
         """Return the rows of every slot that has no KV yet, together with the prompt if it is due."""
         prompt = None if self._filled else self._embed_prompt()
         embedded, positions, ids = self._inputs(self._filled, prompt)
+        cache.begin_pass(self._slots, self._filled, self._prompt_len, self._decoder.device)
         end = self._last_position + max(self._slots.positions[self._filled :]) + 1
         return VarlenEntry(embedded, positions, ids, end, self._masks(prompt), cache, prompt)
 
@@ -310,7 +311,8 @@ class VlmContext(ModelContext):
         """Gather away what is neither above nor below `prefix`, if it has become too much."""
         if len(self._slots) <= self._max_dead:
             return
-        keep = self._slots.alive(self._slots.descend(prefix)[0])
+        slot, matched = self._slots.descend(prefix)
+        keep = self._slots.alive(slot, with_below=matched == len(prefix))
         # Dead slots are only masked at first: a gather copies the whole cache, and a prefix may come back.
         if len(self._slots) - len(keep) > self._max_dead:
             self._gather(cache, keep)

@@ -112,6 +112,7 @@ class Decoder:
         is_pooled = self._is_on_one_gpu() if self.is_pooled is None else self.is_pooled
         object.__setattr__(self, "pool", KvPool() if is_pooled else None)
         use_varlen_attention(self.stack)
+        self.family.prepare(self.stack)
 
     @property
     def depth(self) -> int:

@@ -95,12 +95,17 @@ class SlotTable:
         """Return [len - first, len]: what each slot from `first` on attends to, itself included."""
         return self._sees[first : len(self), : len(self)]
 
-    def alive(self, slot: int) -> Index:
-        """Return, in order, the slots that matter when `slot` is the prefix: ancestors, itself, all below."""
+    def alive(self, slot: int, with_below: bool = True) -> Index:
+        """Return, in order, the slots that matter when `slot` is the prefix: ancestors, itself, all below.
+
+        Without `with_below` the prefix goes on from `slot` to tokens that have no slot yet, so that none of
+        those below it matter.
+        """
         size = len(self)
         # Row `slot` holds its ancestors and itself, column `slot` itself and its descendants. A slot that is
         # in neither lies on a branch that the committed prefix has left.
-        return np.flatnonzero(self._sees[slot, :size] | self._sees[:size, slot])
+        above = self._sees[slot, :size]
+        return np.flatnonzero(above | self._sees[:size, slot] if with_below else above)
 
     def gather(self, keep: Index) -> None:
         """Keep the slots `keep` (ascending, each with its parent) and renumber them 0, 1, …"""

@@ -85,6 +85,7 @@ def register_engine(name: str, source: Engine | str) -> None:
 UNCOVERED: Mapping[str, str] = {
     "gemma2": "the softcap within its attention is not applied",
     "gemma3n": "its layers hand on several streams (AltUp), and the decoder loop has one",
+    "qwen3_next": "its delta nets lay their projections out in another way than Qwen3.5's",
     "gemma4_unified": "Transformers has no image processor for it that works without torchvision",
 }
 """Model types near those that are covered, and why they are not."""
@@ -111,6 +112,10 @@ register_family("idefics3", "vlm_spec_decode.models.families.idefics3:Idefics3")
 register_family("smolvlm", "vlm_spec_decode.models.families.idefics3:Idefics3")
 register_family("internvl", "vlm_spec_decode.models.families.internvl:InternVL")
 register_family("llava_onevision", "vlm_spec_decode.models.families.llava:Llava")
+register_family("qwen3_5", "vlm_spec_decode.models.families.qwen3_5:Qwen35")
+register_family("qwen3_5_moe", "vlm_spec_decode.models.families.qwen3_5:Qwen35")
+register_family("qwen3_5_text", "vlm_spec_decode.models.families.qwen3_5:Qwen35Language")
+register_family("qwen3_5_moe_text", "vlm_spec_decode.models.families.qwen3_5:Qwen35Language")
 register_family("llama", "vlm_spec_decode.models.families.language:Language")
 register_family("qwen2", "vlm_spec_decode.models.families.language:WindowedLanguage")
 register_family("qwen3", "vlm_spec_decode.models.families.language:WindowedLanguage")

@@ -28,6 +28,7 @@ from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.models.checkpoint import CheckpointSource, load_tokenizer
 from vlm_spec_decode.models.families.image_limits import processor_limits
 from vlm_spec_decode.models.kv_pool import KvPool
+from vlm_spec_decode.models.kv_slots import SlotTable
 from vlm_spec_decode.models.kv_storage import KvLayer
 
 NEUTRAL_SETTINGS: Mapping[str, tuple[Any, ...]] = {
@@ -44,8 +45,8 @@ NEUTRAL_SETTINGS: Mapping[str, tuple[Any, ...]] = {
 
 A family that applies one of them names it in `applied`."""
 
-FULL, SLIDING = "full_attention", "sliding_attention"
-"""Types of layers as Transformers' configs name them: all of the past, and a sliding window of it."""
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
+"""Types of layers as Transformers' configs name them: all of the past, a sliding window of it, a state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,12 @@ class AnswerCache:
     """Keys and values of one answer, layer by layer; a column is a token. Filled by attention.
 
     They are the answer's own, in `layers`, or lie in a pool of all answers' that it has joined, in `columns`.
+
+    `max_dead` is how many columns may lie on branches that the prefix has left before they are gathered
+    away: a gather copies the cache, and a prefix may come back.
     """
+
+    max_dead: ClassVar[int] = 64
 
     def __init__(self) -> None:
         self.layers: list[KvLayer] = []
@@ -161,6 +167,13 @@ class AnswerCache:
         if self._pool is not None:
             self._pool.release(self.columns[columns:])
             del self.columns[columns:]
+
+    def begin_pass(self, slots: SlotTable, first: int, prompt_len: int, device: torch.device) -> None:
+        """Hear which slots the coming pass adds: those from `first` on, at 0 the prompt of `prompt_len` too.
+
+        Attention is told by a mask which slots a row sees. Layers that look at their past in another way
+        read here how the slots hang together; `device` is that of the pass.
+        """
 
     def _layer(self, layer: int) -> KvLayer:
         while len(self.layers) <= layer:
@@ -320,6 +333,9 @@ class Family(ABC):
         return torch.arange(len(ids), device=ids.device)[None]
 
     # The pass.
+
+    def prepare(self, stack: Any) -> None:  # noqa: B027
+        """Change the layers of a loaded decoder stack that cannot take the entries of a pass as they are."""
 
     @cached_property
     def layer_types(self) -> tuple[str, ...]:
