@@ -126,6 +126,8 @@ class DeviceChoices(Choices):
     @torch.inference_mode()
     def pick(self, rows: Seq[int], positions: Seq[int], params: SamplingParams) -> list[int]:
         """Choose the token after each row."""
+        if params.temperature == 0:
+            return [_likeliest(self._row(row)) for row in rows]
         asked = zip(rows, positions, strict=True)
         return [_best(self._row(row), at, params, 1).tokens[0] for row, at in asked]
 
@@ -188,6 +190,13 @@ class DeviceChoices(Choices):
             ids = torch.from_numpy(tokens.ids).to(logits.device)
             return _Row(logits[ids], ids)
         return _Row(logits, None).where(torch.from_numpy(tokens.mask).to(logits.device))
+
+
+def _likeliest(row: _Row) -> int:
+    """Return the id with the greatest logit, the lowest of several. Raises NotFinite."""
+    entry = _first(row.logits)
+    require_finite(float(row.logits[entry]))
+    return entry if row.ids is None else int(row.ids[entry])
 
 
 def _best(row: _Row, position: int, params: SamplingParams, count: int, *, with_sum: bool = False) -> Ranking:
