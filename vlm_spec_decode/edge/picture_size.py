@@ -33,11 +33,8 @@ LADDER = tuple(round(USUAL_WIDTH_PX * 2 ** (step / 4)) for step in range(-4, 30)
 HEADROOM = 0.85
 """A larger picture must fit this share of the bytes: noise between frames does not make sizes alternate."""
 
-EXPONENT = 0.8
-"""The bytes of a JPEG grow with its number of pixels to this power, at the same quality."""
-
-USUAL_BYTES = 15_000
-"""Of a picture 448 pixels wide, before the first was made."""
+USUAL_BYTES_PER_PIXEL = 0.13
+"""Of JPEGs of a camera, before the first was made: 15 kB for 448 x 252."""
 
 
 class Destination(Protocol):
@@ -69,9 +66,7 @@ class PictureSizer:
         self._destination = destination
         self._budget_s = budget_s
         self._step = LADDER.index(USUAL_WIDTH_PX)
-        # c in bytes = c * pixels ** EXPONENT, of the newest pictures.
-        usual = USUAL_BYTES / (USUAL_WIDTH_PX * USUAL_WIDTH_PX * 9 / 16) ** EXPONENT
-        self._density = RunningMean(usual, rate=0.5, trust=0)
+        self._bytes_per_pixel = RunningMean(USUAL_BYTES_PER_PIXEL, rate=0.5, trust=0)
 
     def reduce(self, data: bytes) -> Image:
         """Return the picture in a file's bytes as both models will see it: an upright JPEG.
@@ -127,12 +122,12 @@ class PictureSizer:
 
     def _expected_bytes(self, step: int, size: Size, useful: int) -> float:
         width = min(LADDER[step], useful)
-        pixels = width * width * size[1] / size[0]
-        return float(self._density.value * pixels**EXPONENT)
+        # Larger JPEGs of one scene have fewer bytes per pixel, so a step up rarely costs more than this.
+        return self._bytes_per_pixel.value * width * width * size[1] / size[0]
 
     def _jpeg(self, rgb: PilImage.Image, width: int) -> Image:
         image = small_jpeg(rgb, width)
-        self._density.learn(len(image.jpeg) / (image.width * image.height) ** EXPONENT)
+        self._bytes_per_pixel.learn(len(image.jpeg) / (image.width * image.height))
         return image
 
 
