@@ -16,6 +16,7 @@ from contextlib import suppress
 import click
 
 from vlm_spec_decode import __version__
+from vlm_spec_decode.cli.load_line import load_lines
 from vlm_spec_decode.core import environment, extras, internal_error
 from vlm_spec_decode.core.errors import InternalError, VsdError
 
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     environment.prepare(environment.PYTHON)
     try:
-        with extras.translate_missing():
+        with load_lines(), extras.translate_missing():
             code = vsd.main(arguments, prog_name="vsd", standalone_mode=False, obj=argv is None)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:

@@ -62,8 +62,12 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
     """
     keys = check_settings(settings)
     from vlm_spec_decode.models.grammar import constrained
-    from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
+    from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, load_models
 
+    target: LoadedModel | None = None
+    target_source, draft_source = _sources(settings.target, settings.draft)
+    if draft is None and not settings.cloud:
+        draft, target = load_models([draft_source, target_source], threads=settings.threads)
     draft = draft or load_draft(settings)
     config = EngineConfig(
         strategy=settings.strategy,
@@ -77,7 +81,7 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
     clock, answer_language = WallClock(), language(settings.grammar)
     drafter = constrained(draft, draft.codec, answer_language)
     if not settings.cloud:
-        target = load_model(settings.target or shipped("target"), threads=settings.threads)
+        target = target or load_model(target_source, threads=settings.threads)
         assert_same_vocabulary(draft.card, target.card)
         local = LocalVerifier(constrained(target, target.codec, answer_language), clock, drafter)
         return EdgeRuntime(
@@ -154,9 +158,9 @@ class ModelPair:
 def load_pair(target: str = "", draft: str = "", threads: int = 1, grammar: bool = True) -> ModelPair:
     """Load both, by default the shipped ones. Raises ModelError or VocabularyMismatch."""
     from vlm_spec_decode.models.grammar import constrained
-    from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model
+    from vlm_spec_decode.models.loader import assert_same_vocabulary, load_models
 
-    target_model, draft_model = (load_model(spec, threads=threads) for spec in _sources(target, draft))
+    target_model, draft_model = load_models(_sources(target, draft), threads=threads)
     assert_same_vocabulary(draft_model.card, target_model.card)
     answer_language = language(grammar)
     return ModelPair(

@@ -26,6 +26,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from vlm_spec_decode.core.disk_cache import cache_key, user_cache
 from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.core.load_progress import current_load
 from vlm_spec_decode.decoding.early_exit import Bins, ExitCalibration
 from vlm_spec_decode.models.hardware import memory_named
 from vlm_spec_decode.models.prompt import CHAT_TEMPLATE, PromptStyle
@@ -42,6 +43,9 @@ CALIBRATION_FILE = "exits.json"
 
 TRAINING_RECORD = "training.json"
 """What `vsd train` leaves beside the weights: the mark of a model that knows the action language."""
+
+TENSORS, HASH = "tensors", "hash"
+"""The parts of a load that take long, as `core.load_progress` counts them."""
 
 _FINGERPRINT_VERSION = 1
 _FINGERPRINT_CHARACTERS = 16
@@ -149,17 +153,19 @@ def fingerprint(folders: list[Path]) -> str:
     for folder in folders:
         weights = {*folder.glob("*.safetensors"), *weight_files(folder), *folder.glob("mm_projector.bin")}
         files += sorted({folder / "config.json", *weights})
-    cache, before = user_cache(), _identities(files)
+    load, cache, before = current_load(), user_cache(), _identities(files)
     key = cache_key("fingerprint", _FINGERPRINT_VERSION, json.dumps(before))
     kept = cache.read(key)
     if kept is not None and len(kept) == _FINGERPRINT_CHARACTERS:
         return kept.decode("ascii")
-    digest = hashlib.sha256()
+    digest, hashed, total = hashlib.sha256(), 0, sum(path.stat().st_size for path in files)
     for path in files:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
+                hashed += len(block)
+                load.shares[HASH] = hashed / total
     found = digest.hexdigest()[:_FINGERPRINT_CHARACTERS]
     # A file system's clock ticks: a write within the same tick as the last one would move no time. So what
     # has changed while it was read, or just before, is not kept.

@@ -6,17 +6,22 @@ ModelError of one line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Collection, Iterator
+from collections.abc import Sequence as Seq
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from vlm_spec_decode.core.config import ASSETS
 from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
+from vlm_spec_decode.core.load_progress import Load, current_load, in_background, reported
 from vlm_spec_decode.core.ports import ModelCard
-from vlm_spec_decode.models.checkpoint import named
+from vlm_spec_decode.models.checkpoint import TENSORS, named
 from vlm_spec_decode.models.engines.base import DEFAULT_ENGINE, LoadedModel, LoadOptions
 from vlm_spec_decode.models.hardware import check_device
 from vlm_spec_decode.models.registry import ENGINES
@@ -69,17 +74,69 @@ def load_model(
     is_folder = Path(spec.source).is_dir()
     name = model_id or (Path(spec.source).resolve().name if is_folder else spec.source)
     place = Path(spec.source) if isinstance(path_or_id, Path) else spec.source
-    with named(name), _no_progress_bars():
+    with named(name), reported(name), _bars_replaced():
         return ENGINES.find(spec.options.engine).load(name, place, spec.options)
 
 
+def load_models(sources: Seq[str | Path], threads: int = 1) -> list[LoadedModel]:
+    """Load several checkpoints at once, each as `load_model` does; the last of them in this thread.
+
+    What reads, hashes and converts numbers runs beside the rest; what Transformers can do only once at a time
+    waits (`engines.torch_loop.load_network`). Raises the error of the last one at once, of the others when it
+    has been loaded.
+    """
+    # Two threads that import the libraries at once would see them half made.
+    ENGINES.find(DEFAULT_ENGINE)
+    *beside, last = sources
+    others = [in_background(partial(load_model, source, threads=threads)) for source in beside]
+    final = load_model(last, threads=threads)
+    return [*(other.result() for other in others), final]
+
+
+class _Counted:
+    """A progress bar of Transformers' that counts what it iterates over as part of a load."""
+
+    def __init__(self, bar: Any, items: Collection[Any], load: Load) -> None:
+        self._bar, self._items, self._load = bar, items, load
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, item in enumerate(self._items, start=1):
+            yield item
+            self._load.shares[TENSORS] = number / len(self._items)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bar, name)
+
+
+def _counted(factory: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Return a bar in place of `factory`'s: the one over a checkpoint's tensors counts for the load."""
+    bar, load = factory(*args, **options), current_load()
+    if TENSORS not in load.shares or not args or not isinstance(args[0], Collection):
+        return bar
+    return _Counted(bar, args[0], load)
+
+
+_BARS_LOCK = threading.Lock()
+_bars_before: list[tuple[bool, Any]] = []
+
+
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep Transformers' bars out of a robot's log; its setting is put back afterwards."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+def _bars_replaced() -> Iterator[None]:
+    """Keep Transformers' bars out of a robot's log and count what they count.
+
+    Both settings are the whole process's: the first load sets them and the last one puts them back.
+    """
+    with _BARS_LOCK:
+        was_shown = transformers_logging.is_progress_bar_enabled()
+        _bars_before.append((was_shown, transformers_logging.set_tqdm_hook(_counted)))
+        transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
+        with _BARS_LOCK:
+            # Loads may end in any order: whatever was set before the first of them comes back at the last.
+            was_shown, hook = _bars_before.pop() if len(_bars_before) > 1 else _bars_before.pop(0)
+            if not _bars_before:
+                transformers_logging.set_tqdm_hook(hook)
+                if was_shown:
+                    transformers_logging.enable_progress_bar()

@@ -6,6 +6,7 @@ slots. A family of `models.families` says how a checkpoint is read and what its 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence as Seq
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,11 @@ import torch
 from torch import nn
 
 from vlm_spec_decode.core.errors import ModelError, OutOfMemory, VsdError
+from vlm_spec_decode.core.load_progress import current_load, in_background
 from vlm_spec_decode.core.ports import ModelCard, Scored, ScoreRequest
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.models.checkpoint import (
+    TENSORS,
     CheckpointSource,
     fingerprint,
     load_calibration,
@@ -98,6 +101,8 @@ class TorchLoop(Engine):
     def load(self, model_id: str, source: str | Path, options: LoadOptions) -> VlmModel:
         """Load network, exits, tokenizer and prompt encoder. Raises ModelError."""
         family = _family(source, options)
+        # Hashed while the network is loaded: both read the same bytes.
+        revision = in_background(partial(fingerprint, family.folders))
         network = load_network(family)
         codec = load_codec(family.source.folder, family.tokenizer)
         stack = _stack_of(family, network)
@@ -110,7 +115,7 @@ class TorchLoop(Engine):
         encoder = _encoder(family, network)
         card = ModelCard(
             model_id=model_id,
-            revision=fingerprint(family.folders),
+            revision=revision.result(),
             tokenizer_digest=codec.digest,
             prompt_digest=prompt_digest(encoder.style),
             vocab_size=codec.vocab_size,
@@ -134,6 +139,10 @@ def _family(place: str | Path, options: LoadOptions) -> Family:
     return found(CheckpointSource(folder, options, raw))
 
 
+_TRANSFORMERS_LOCK = threading.Lock()
+"""Transformers sets torch's default number format and replaces functions of it while it builds a network."""
+
+
 def load_network(family: Family) -> Any:
     """Return the network in evaluation mode. Raises ModelError if a tensor is missing or misshapen."""
     folder, options = family.source.folder, family.source.options
@@ -151,7 +160,11 @@ def load_network(family: Family) -> Any:
         settings["device_map"] = "auto"
     elif bits:
         settings["device_map"] = {"": options.device}
-    network, report = family.load_network(settings)
+    load = current_load()
+    load.total_bytes = sum(path.stat().st_size for path in weight_files(folder))
+    load.shares[TENSORS] = 0.0
+    with _TRANSFORMERS_LOCK:
+        network, report = family.load_network(settings)
     # Transformers would fill the gaps with random numbers and only warn.
     gaps = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if gaps:

@@ -1,0 +1,114 @@
+"""Word of a load that takes long: one line after two seconds, and one at its end; none for a short load.
+
+The lines are records of the logger `LOGGER`, so that each program shows them in its own way: as lines of a
+log, through a ROS node's logger, or as one line of a terminal that is drawn anew (`cli.load_line`). A record
+carries the load itself as `record.load`, for those who show how far it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+LOGGER = "vlm_spec_decode.loading"
+log = logging.getLogger(LOGGER)
+
+SHOWN_AFTER_S = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class Load:
+    """One load that goes on: what is loaded, and how much there is to read.
+
+    `shares` is how much of each part of the work has been done, from 0 to 1; the parts count alike.
+    """
+
+    name: str
+    total_bytes: int = 0
+    shares: dict[str, float] = field(default_factory=dict)
+    began_s: float = field(default_factory=time.monotonic)
+    ended_s: float | None = None
+    has_failed: bool = False
+
+    @property
+    def done_bytes(self) -> float:
+        """About how much has been read."""
+        shares = tuple(self.shares.values())
+        return self.total_bytes * sum(shares) / len(shares) if shares else 0.0
+
+    def __str__(self) -> str:
+        """Return the line: `loading NAME … 3.1 of 15.2 GB`, at the end `loaded NAME (15.2 GB) in 41 s`."""
+        unit, name = (1e9, "GB") if self.total_bytes >= 1e9 else (1e6, "MB")
+        total = f"{self.total_bytes / unit:.1f} {name}"
+        if self.ended_s is None:
+            read = f"{self.done_bytes / unit:.1f} of {total}" if self.total_bytes else ""
+            return f"loading {self.name} … {read}".rstrip()
+        size = f" ({total})" if self.total_bytes else ""
+        verb = "gave up loading" if self.has_failed else "loaded"
+        return f"{verb} {self.name}{size} {'after' if self.has_failed else 'in'} {self._taken_s:.0f} s"
+
+    @property
+    def _taken_s(self) -> float:
+        return (self.ended_s or self.began_s) - self.began_s
+
+
+_CURRENT: ContextVar[Load | None] = ContextVar("load", default=None)
+
+
+def current_load() -> Load:
+    """Return the load that this code is part of; outside of one a load that nobody looks at."""
+    return _CURRENT.get() or Load("")
+
+
+@contextmanager
+def reported(name: str, after_s: float = SHOWN_AFTER_S) -> Iterator[Load]:
+    """Report what happens inside as a load, once it has taken `after_s`."""
+    load, lock, is_shown = Load(name), threading.Lock(), False
+
+    def show() -> None:
+        nonlocal is_shown
+        with lock:
+            if load.ended_s is None:
+                is_shown = True
+                log.info("%s", load, extra={"load": load})
+
+    timer = threading.Timer(after_s, show)
+    timer.daemon = True
+    timer.start()
+    token = _CURRENT.set(load)
+    try:
+        yield load
+    except BaseException:
+        load.has_failed = True
+        raise
+    finally:
+        _CURRENT.reset(token)
+        with lock:
+            timer.cancel()
+            load.ended_s = time.monotonic()
+        if is_shown:
+            log.info("%s", load, extra={"load": load})
+
+
+def in_background(work: Callable[[], Result]) -> Future[Result]:
+    """Start a part of a load in a thread of its own; a program that ends does not wait for it."""
+    future: Future[Result] = Future()
+    context = copy_context()
+
+    def run() -> None:
+        try:
+            future.set_result(context.run(work))
+        except BaseException as error:  # noqa: BLE001 - it belongs to who waits for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return future
