@@ -1,8 +1,11 @@
 """One environment for every test, set before any test module imports ROS or MuJoCo."""
 
+import atexit
 import os
 import re
+import shutil
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,9 @@ WORKER = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "0")) or 0)
 os.environ.setdefault("MUJOCO_GL", "osmesa")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+# What one run keeps must decide nothing in the next one, nor fill the cache of who runs the tests.
+os.environ["VSD_CACHE"] = tempfile.mkdtemp(prefix="vsd-test-cache-")
+atexit.register(shutil.rmtree, os.environ["VSD_CACHE"], ignore_errors=True)
 os.environ["ROS_DOMAIN_ID"] = str(60 + WORKER)
 
 # How long one example takes says more about the machine than about the code.

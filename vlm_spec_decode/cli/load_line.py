@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from vlm_spec_decode.core.load_progress import LOGGER, Load
+from vlm_spec_decode.core.load_progress import Load, shown_by
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -47,10 +47,11 @@ class LoadLines(logging.Handler):
     def _drawn(self) -> Live:
         from rich.console import Console
         from rich.live import Live
+        from rich.text import Text
 
         live = Live(
             console=Console(file=self._stream),
-            get_renderable=lambda: "\n".join(map(str, self._loads)),
+            get_renderable=lambda: Text("\n".join(map(str, self._loads))),
             refresh_per_second=REFRESHES_PER_S,
             redirect_stdout=False,
             redirect_stderr=False,
@@ -72,13 +73,5 @@ def load_lines(stream: TextIO | None = None) -> Iterator[None]:
     if shown is None or not shown.isatty():
         yield
         return
-    handler, logger = LoadLines(shown), logging.getLogger(LOGGER)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
+    with shown_by(LoadLines(shown)):
         yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.close()

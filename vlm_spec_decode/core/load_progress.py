@@ -99,6 +99,32 @@ def reported(name: str, after_s: float = SHOWN_AFTER_S) -> Iterator[Load]:
             log.info("%s", load, extra={"load": load})
 
 
+class LoadLog(logging.Handler):
+    """Hands the lines to a function, such as a ROS logger's `info`."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        super().__init__(logging.INFO)
+        self._write = write
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand on."""
+        self._write(record.getMessage())
+
+
+@contextmanager
+def shown_by(handler: logging.Handler) -> Iterator[None]:
+    """Let a handler show the lines meanwhile, whatever else is set up for logging."""
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        handler.close()
+
+
 def in_background(work: Callable[[], Result]) -> Future[Result]:
     """Start a part of a load in a thread of its own; a program that ends does not wait for it."""
     future: Future[Result] = Future()

@@ -33,6 +33,7 @@ from vlm_spec_decode.core import environment, extras, internal_error
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.environment_checks import can_write, log_folder, ros_domain
 from vlm_spec_decode.core.errors import InternalError, VsdError
+from vlm_spec_decode.core.load_progress import LoadLog, shown_by
 from vlm_spec_decode.robot.go2.codes import StateTable
 from vlm_spec_decode.robot.go2.config import Go2Config, check_middleware, check_network
 from vlm_spec_decode.robot.lease import Board
@@ -196,7 +197,7 @@ def run_node(name: str, build: Build, args: Sequence[str] | None = None, threads
         rclpy.try_shutdown()
         return error.exit_code
     try:
-        with extras.translate_missing():
+        with shown_by(LoadLog(node.get_logger().info)), extras.translate_missing():
             _bring_up(node, ending)
             _serve(node, ending, threads)
     except VsdError as error:

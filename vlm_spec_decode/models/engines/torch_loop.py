@@ -185,6 +185,8 @@ def _stack_of(family: Family, network: Any) -> Any:
 def _encoder(family: Family, network: Any) -> PromptEncoder:
     """Return the prompt's encoder; a language-only checkpoint gets one without an image processor."""
     body: nn.Module = network.model
+    if family.sees:
+        _check_image_token(family)
     return PromptEncoder(
         family=family,
         body=body,
@@ -193,3 +195,14 @@ def _encoder(family: Family, network: Any) -> PromptEncoder:
         max_tokens=family.config.get_text_config().max_position_embeddings,
         style=prompt_style(family.source, family.tokenizer),
     )
+
+
+def _check_image_token(family: Family) -> None:
+    """Raise ModelError unless the tokenizer reads the token that stands for the image as the config's id."""
+    wanted = family.image_token_id
+    token = family.tokenizer.convert_ids_to_tokens(wanted)
+    if token is None:
+        raise family.refusal(f"its tokenizer has no token {wanted}, which its config names as the image's")
+    found = family.tokenizer(token, add_special_tokens=False)["input_ids"]
+    if found.count(wanted) != 1:
+        raise family.refusal(f"its tokenizer reads the image's token {token!r} as {found}, not as {wanted}")
