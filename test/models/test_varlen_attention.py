@@ -12,8 +12,13 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from test.models.test_context import assert_plain, ends_of, random_tree
+from test.models.test_waits import context_of, decoder_on
 from vlm_spec_decode.core.errors import Cancelled, OutOfMemory, VsdError
+from vlm_spec_decode.core.types import SamplingParams
+from vlm_spec_decode.decoding.choices import DenseChoices
 from vlm_spec_decode.models import varlen_attention
+from vlm_spec_decode.models.choose import DeviceChoices
+from vlm_spec_decode.models.choose_batch import BatchChoices
 from vlm_spec_decode.models.context import VlmContext, run_pass
 from vlm_spec_decode.models.kv_pool import SPARE_COLUMN, KvPool
 from vlm_spec_decode.models.varlen_attention import attention
@@ -174,3 +179,37 @@ def test_a_pool_that_cannot_grow_takes_nothing(monkeypatch: pytest.MonkeyPatch) 
     assert pool.generation > generation
     for layer in range(3):
         assert torch.equal(pool.read(layer, torch.arange(1, 6))[0], torch.ones(2, 5, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_the_bits_give_the_same_pass_up_to_their_rounding(dtype: torch.dtype) -> None:
+    """Trees and several answers in 16 bits, in both forms, beside 32 bits; and choosing from such logits."""
+    whole, rng = decoder_on("cpu"), np.random.default_rng(2)
+    for part in (whole.stack, whole.head):
+        for weights in part.parameters():
+            weights.copy_(weights.to(dtype))  # the same numbers in both
+    half = decoder_on("cpu")
+    half.stack.load_state_dict(whole.stack.state_dict())
+    half.stack.to(dtype)
+    half.head.to(dtype)
+    forms = [whole, half, replace(half, is_pooled=True)]
+    contexts = [[context_of(decoder, 30 + 9 * i) for i in range(3)] for decoder in forms]
+    for turn in range(4):
+        trees = [random_tree(rng, int(rng.integers(1, 20))) for _ in range(3)]
+        said = []
+        for decoder, own in zip(forms, contexts, strict=True):
+            asked = zip(own, trees, strict=True)
+            entries = [context.batch_entry((40, 41, 42, 43)[:turn], *tree) for context, tree in asked]
+            said.append(run_pass(decoder, entries))
+        for exact, alone, pooled in zip(*said, strict=True):
+            scale = np.abs(exact.logits).max()
+            for found in (alone, pooled):
+                assert found.scores.dtype == dtype
+                np.testing.assert_allclose(found.logits, exact.logits, atol=0.03 * scale)
+            params = SamplingParams(temperature=0.7, top_p=0.9, seed=turn)
+            rows = range(len(pooled))
+            plain = DenseChoices(pooled.logits)
+            for chooser in (DeviceChoices, BatchChoices):
+                choices = chooser(pooled.scores)
+                assert choices.pick(rows, rows, params) == plain.pick(rows, rows, params)
+                assert choices.pick(rows, rows, SamplingParams()) == plain.pick(rows, rows, SamplingParams())

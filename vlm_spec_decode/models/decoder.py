@@ -26,6 +26,7 @@ from vlm_spec_decode.decoding.early_exit import ExitCalibration
 from vlm_spec_decode.models.choose import choices_of
 from vlm_spec_decode.models.families.base import AnswerCache, AttentionSpan, Family, PlacedPrompt
 from vlm_spec_decode.models.kv_pool import KvPool
+from vlm_spec_decode.models.pass_graphs import PassGraphs
 from vlm_spec_decode.models.varlen_attention import PooledBatch, VarlenEntry, use_varlen_attention
 
 Cosines: TypeAlias = tuple[Tensor, Tensor]
@@ -86,9 +87,9 @@ class Decoder:
     `rotary_emb`). `exits` maps an exit layer to its adapter, a residual linear map in front of the shared
     final norm and head, or None. `vocab_size` is the tokenizer's; rows that only pad the head are cut off.
     `family` builds caches and may change what a layer gets and hands to the next. `rotary` and `attention`
-    are by type of layer: the angles, and what rows see. `calibration` is how reliable the
-    exits are. Where it `is_pooled`, by default on a GPU, all answers keep their keys and values in `pool`
-    and attend together. Raises ModelError for a stack of another shape.
+    are by type of layer: the angles, and what rows see. `calibration` is how reliable the exits are. Where it
+    `is_pooled`, by default on a GPU, all answers keep their keys and values in `pool` and attend together,
+    and `graphs` has recordings of small passes. Raises ModelError for a stack of another shape.
     """
 
     stack: Any
@@ -99,6 +100,7 @@ class Decoder:
     calibration: ExitCalibration = field(default_factory=ExitCalibration)
     is_pooled: bool | None = None
     pool: KvPool | None = field(init=False)
+    graphs: PassGraphs | None = field(init=False)
     rotary: Mapping[str, RotaryTable] = field(init=False)
     attention: Mapping[str, AttentionSpan] = field(init=False)
 
@@ -111,6 +113,7 @@ class Decoder:
         object.__setattr__(self, "attention", self.family.attention())
         is_pooled = self._is_on_one_gpu() if self.is_pooled is None else self.is_pooled
         object.__setattr__(self, "pool", KvPool() if is_pooled else None)
+        object.__setattr__(self, "graphs", PassGraphs() if is_pooled and self.device.type == "cuda" else None)
         use_varlen_attention(self.stack)
         self.family.prepare(self.stack)
 
@@ -159,28 +162,38 @@ class Decoder:
         sizes = [len(entry.embedded) for entry in entries]
         starts = accumulate(sizes, initial=0)
         prompts = [PlacedPrompt(at, e.prompt) for at, e in zip(starts, entries, strict=False) if e.prompt]
-        hidden: Any = torch.cat([entry.embedded for entry in entries])[None]
+        hidden = torch.cat([entry.embedded for entry in entries])[None]
         positions = torch.cat([entry.positions for entry in entries], dim=-1).to(hidden.device)
         # Layers of one type turn queries and keys by the same angles, so that they are looked up once a pass.
         end = max(entry.end for entry in entries)
         angles = {table: table(hidden, positions, end) for table in set(self.rotary.values())}
+        if self.graphs is not None and self.graphs.fits(self.family, entries):
+            yield from (
+                (layer, [states]) for layer, states in self.graphs.run(self, entries[0], hidden, angles)
+            )
+            return
         context = self.family.pass_context(self.stack, hidden, [entry.ids for entry in entries])
         batch = None if self.pool is None else PooledBatch.of(self.pool, entries)
-        for layer, (block, kind) in enumerate(
-            zip(self.stack.layers, self.family.layer_types, strict=True), start=1
-        ):
-            hidden = block(
-                hidden,
-                position_embeddings=angles[self.rotary[kind]],
-                entries=entries,
-                layer_type=kind,
-                batch=batch,
-                **self.family.layer_arguments(layer, context),
-            )
-            hidden = self.family.layer_hook(layer, hidden, prompts)
+        for layer in range(1, self.depth + 1):
+            more = self.family.layer_arguments(layer, context)
+            hidden = self.run_layer(layer, hidden, angles, prompts, entries=entries, batch=batch, **more)
             if layer in self.exits:
-                yield layer, list(hidden[0].to(self.device).split(sizes))
-        yield self.depth, list(self.stack.norm(hidden[0]).to(self.device).split(sizes))
+                yield layer, list(torch.split(hidden[0].to(self.device), sizes))
+        yield self.depth, list(torch.split(self.stack.norm(hidden[0]).to(self.device), sizes))
+
+    def run_layer(
+        self,
+        layer: int,
+        hidden: Tensor,
+        angles: Mapping[RotaryTable, Cosines],
+        prompts: Seq[PlacedPrompt] = (),
+        **options: Any,
+    ) -> Tensor:
+        """Run layer `layer` (from 1) over rows [1, n, width]; `options` are what attention and layer get."""
+        kind = self.family.layer_types[layer - 1]
+        block = self.stack.layers[layer - 1]
+        hidden = block(hidden, position_embeddings=angles[self.rotary[kind]], layer_type=kind, **options)
+        return self.family.layer_hook(layer, hidden, prompts)
 
     def choices(self, layer: int, states: Tensor) -> Choices:
         """Return what states [n, width] that `run_layers` yielded at `layer` say next, on this device."""

@@ -149,23 +149,23 @@ class PooledBatch:
     groups: tuple[BatchGroup, ...]
 
     @staticmethod
-    def of(pool: KvPool, entries: Seq[VarlenEntry], *, fewest_rows: int = 1, rows: int = 0) -> PooledBatch:
+    def of(pool: KvPool, entries: Seq[VarlenEntry], fewest: tuple[int, int] = (1, 1)) -> PooledBatch:
         """Take columns for every entry's rows, and lay out the pass.
 
-        Groups have at least `fewest_rows` rows an answer, and the pass at least `rows`, for passes that must
-        have one of few shapes. Raises torch.OutOfMemoryError; what was taken until then lies in the caches,
-        which are to be cut.
+        The pass and every answer of a group have at least so many rows and columns, for passes that must have
+        one of few shapes. Raises torch.OutOfMemoryError; what was taken until then lies in the caches, which
+        are to be cut.
         """
         device = entries[0].embedded.device
         sizes = [len(entry.embedded) for entry in entries]
         taken = [entry.cache.take(size) for entry, size in zip(entries, sizes, strict=True)]
         starts = list(accumulate(sizes, initial=0))
-        total = max(starts[-1], rows)
+        total = max(starts[-1], fewest[0])
         back = np.zeros(total, dtype=np.int64)
         groups, laid = [], 0
         for members in _groups(entries):
-            height = max(fewest_rows, *(sizes[i] for i in members))
-            width = max(len(entries[i].cache.columns) for i in members)
+            height = max(fewest[0], *(sizes[i] for i in members))
+            width = max(fewest[1], *(len(entries[i].cache.columns) for i in members))
             width = -(-width // ALIGNMENT) * ALIGNMENT
             chosen = np.zeros((len(members), height), dtype=np.int64)
             for line, i in enumerate(members):
@@ -188,6 +188,22 @@ class PooledBatch:
             to_device(back, device),
             tuple(groups),
         )
+
+    @property
+    def shared_masks(self) -> tuple[int, ...]:
+        """For each type of layers the number of the first one with the same mask."""
+        masks = list(map(id, self.groups[0].masks.values()))
+        return tuple(map(masks.index, masks))
+
+    def copy_(self, other: PooledBatch) -> None:
+        """Take over the numbers of a pass with the same shapes, in the tensors of this one."""
+        self.written.copy_(other.written)
+        self.back.copy_(other.back)
+        for mine, group in zip(self.groups, other.groups, strict=True):
+            mine.columns.copy_(group.columns)
+            mine.rows.copy_(group.rows)
+            for kind, mask in mine.masks.items():
+                mask.copy_(group.masks[kind])
 
     def attend(
         self,
