@@ -25,16 +25,19 @@ from transformers import (
 
 from test.models.checkpoints import jpeg
 from test.models.families.cases import FamilyCase
+from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.images import decode_jpeg
-from vlm_spec_decode.core.ports import GrammarState
+from vlm_spec_decode.core.ports import GrammarState, Model
 from vlm_spec_decode.core.types import AnswerRequest, Image, Observation, SamplingParams, Tokens
+from vlm_spec_decode.decoding.grammar_mask import MaskedModel
 from vlm_spec_decode.decoding.sampling import perturbed_scores
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.models.decoder import Decoder
 from vlm_spec_decode.models.encoder import render_prompt
 from vlm_spec_decode.models.engines.torch_loop import VlmModel
+from vlm_spec_decode.models.grammar import CompiledGrammar, compile_grammar
 from vlm_spec_decode.models.loader import load_model
 from vlm_spec_decode.models.prompt import PromptStyle
 from vlm_spec_decode.strategies.base import EdgeConfig
@@ -42,6 +45,18 @@ from vlm_spec_decode.strategies.registry import strategy
 
 SIZES = ((40, 30), (64, 64), (320, 180), (900, 16), (16, 900))
 """Width and height of the pictures: small, square, wide, and extreme in both directions."""
+
+GREEDY = SamplingParams(max_tokens=10)
+SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, top_k=4000, max_tokens=10, seed=11)
+SETTINGS = {
+    "greedy": (GREEDY, False),
+    "sampled": (SAMPLED, False),
+    "greedy, grammar": (replace(GREEDY, max_tokens=20), True),
+    "sampled, grammar": (replace(SAMPLED, max_tokens=20), True),
+}
+"""How answers are chosen, and whether they are held to the grammar of actions."""
+
+STRATEGIES = ("speculative", "autoregressive", "hybrid")
 
 Inputs = dict[str, Tensor]
 
@@ -192,9 +207,33 @@ class Loaded:
     def vocab_size(self) -> int:
         return self.model.card.vocab_size
 
+    @property
     def sizes(self) -> Seq[tuple[int, int] | None]:
-        """Return the pictures' sizes, None for a prompt without one."""
+        """The pictures' sizes, None for a prompt without one."""
         return (None, *SIZES) if self.case.sees else (None,)
+
+    @cached_property
+    def grammar(self) -> CompiledGrammar:
+        """The grammar of actions over this family's vocabulary."""
+        return compile_grammar(language(), self.model.codec)
+
+    def wanted(self, observation: Observation, setting: str) -> tuple[Tokens, Tensor]:
+        """Return the tokens of Transformers' own loop in a setting, and the logits it chose them from."""
+        inputs, params, grammar = self.reference.inputs(observation), *self._setting(setting)
+        start = None if grammar is None else grammar.start()
+        return self.reference.generate(inputs, params, self.vocab_size, start)
+
+    def said(self, name: str, observation: Observation, setting: str, draft: Model | None = None) -> Tokens:
+        """Return what a strategy says in a setting, in one process, with this draft or the family's own."""
+        params, grammar = self._setting(setting)
+        target, drafter = MaskedModel(self.model, grammar), MaskedModel(draft or self.draft, grammar)
+        return answer(name, target, drafter, observation, params)
+
+    def _setting(self, name: str) -> tuple[SamplingParams, CompiledGrammar | None]:
+        params, is_held = SETTINGS[name]
+        if not is_held:
+            return params, None
+        return replace(params, stop_ids=self.model.codec.stop_ids), self.grammar
 
 
 def load_case(case: FamilyCase, folder: Path) -> Loaded:
@@ -219,7 +258,9 @@ def noisy(model: VlmModel, by: float = 0.03) -> VlmModel:
     return VlmModel(model.card, model.codec, decoder, model.encoder)
 
 
-def answer(name: str, target: Any, draft: Any, observation: Observation, params: SamplingParams) -> Tokens:
+def answer(
+    name: str, target: Model, draft: Model, observation: Observation, params: SamplingParams
+) -> Tokens:
     """Return what a strategy says, in one process."""
     verifier, drafter = LocalVerifier(target, WallClock()), draft.open(observation)
     verifier.open(AnswerRequest(1, observation, params, name))

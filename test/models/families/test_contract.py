@@ -5,32 +5,23 @@ Checkpoints are tiny, vocabularies real (`cases.py`, which says how a family is 
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
-
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from test.models.families.cases import CASES
-from test.models.families.reference import SIZES, Inputs, Loaded, answer, load_case, seen
+from test.models.families.reference import SIZES, STRATEGIES, Inputs, Loaded, load_case, seen
 from test.models.test_context import ends_of
-from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.core.errors import Cancelled
 from vlm_spec_decode.core.ports import ScoreRequest
-from vlm_spec_decode.core.types import SamplingParams, Tokens
+from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.decoding.choices import as_choices
-from vlm_spec_decode.decoding.grammar_mask import MaskedModel
 from vlm_spec_decode.models.context import VlmContext
-from vlm_spec_decode.models.grammar import CompiledGrammar, compile_grammar
 
 ATOL = 1e-4
 WORDS = 20_000
 """Ids from 1,000 up to this one are pieces of text to every tokenizer here."""
-
-GREEDY = SamplingParams(max_tokens=10)
-SAMPLED = SamplingParams(temperature=0.8, top_p=0.9, top_k=4000, max_tokens=10, seed=11)
 
 Tree = tuple[Tokens, Tokens]
 
@@ -38,11 +29,6 @@ Tree = tuple[Tokens, Tokens]
 @pytest.fixture(scope="module", params=CASES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     return load_case(CASES[request.param], tmp_path_factory.mktemp(request.param) / "model")
-
-
-@pytest.fixture(scope="module")
-def grammar(family: Loaded) -> CompiledGrammar:
-    return compile_grammar(language(), family.model.codec)
 
 
 def tree(rng: np.random.Generator, size: int) -> Tree:
@@ -63,7 +49,7 @@ def assert_rows(
 
 def test_the_prompt_is_the_processors_own(family: Loaded) -> None:
     """The same ids, and so the same number of image tokens, for pictures of every shape."""
-    for size in family.sizes():
+    for size in family.sizes:
         observation = seen(size)
         wanted = family.reference.inputs(observation)
         context = family.model.open(observation)
@@ -93,7 +79,7 @@ def test_a_picture_changes_what_is_said(family: Loaded) -> None:
 def test_the_life_of_an_answer(family: Loaded, max_dead: int) -> None:
     """Prefill with a tree, chains, re-rooting into a branch, rollback, a foreign token; with evictions."""
     rng = np.random.default_rng(max_dead)
-    observation = seen(family.sizes()[-1])
+    observation = seen(family.sizes[-1])
     inputs, opened = family.reference.inputs(observation), family.model.open(observation)
     context = VlmContext(opened._decoder, opened._embed_prompt, max_dead=max_dead)
     chain: Tree = ((5001, 5002, 5003), (0, 1, 2))
@@ -113,7 +99,7 @@ def test_the_life_of_an_answer(family: Loaded, max_dead: int) -> None:
 def test_batches_of_other_prompts_trees_and_pictures(family: Loaded) -> None:
     """One pass over a prompt without a picture, others with pictures of other sizes, and a running answer."""
     rng = np.random.default_rng(1)
-    observations = [seen(size) for size in family.sizes()[:4]] + [seen(None, "wave at me, then stop")]
+    observations = [seen(size) for size in family.sizes[:4]] + [seen(None, "wave at me, then stop")]
     contexts = [family.model.open(observation) for observation in observations]
     contexts[0].score((), *tree(rng, 3))
     prefixes: list[Tokens] = [()] * len(contexts)
@@ -127,7 +113,7 @@ def test_batches_of_other_prompts_trees_and_pictures(family: Loaded) -> None:
 
 
 def test_early_exits_are_the_first_layers_alone(family: Loaded) -> None:
-    observation = seen(family.sizes()[-1])
+    observation = seen(family.sizes[-1])
     inputs, context, heard = family.reference.inputs(observation), family.model.open(observation), []
     prefix, nodes = (5001,), ((5002, 5003), (0, 0))
     for _ in range(2):  # in the pass that has the prompt, and in one that has not
@@ -145,7 +131,7 @@ def test_a_pass_that_breaks_off_leaves_nothing(family: Loaded) -> None:
     def cancel(layer: int, rows: object) -> None:
         raise Cancelled("enough")
 
-    observation = seen(family.sizes()[-1])
+    observation = seen(family.sizes[-1])
     inputs, context = family.reference.inputs(observation), family.model.open(observation)
     for prefix in ((), (5001,)):
         with pytest.raises(Cancelled):
@@ -154,42 +140,34 @@ def test_a_pass_that_breaks_off_leaves_nothing(family: Loaded) -> None:
         assert_rows(family, inputs, context.score(prefix, *nodes), prefix, nodes)
 
 
-@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_answers_are_those_of_generate(family: Loaded, params: SamplingParams) -> None:
+@pytest.mark.parametrize("setting", ["greedy", "sampled"])
+def test_answers_are_those_of_generate(family: Loaded, setting: str) -> None:
     """Transformers' own loop, given only the rule that chooses; every size of picture, and no picture."""
-    for size in family.sizes():
+    for size in family.sizes:
         observation = seen(size)
-        inputs = family.reference.inputs(observation)
-        wanted, logits = family.reference.generate(inputs, params, family.vocab_size)
+        wanted, logits = family.wanted(observation, setting)
         # The other strategies, and each of them for every prompt, are in benchmarks/families.py.
-        names = (
-            ("speculative", "autoregressive", "hybrid") if size == family.sizes()[-1] else ("speculative",)
-        )
+        names = STRATEGIES if size == family.sizes[-1] else ("speculative",)
         for name in names:
-            assert answer(name, family.model, family.draft, observation, params) == wanted, (name, size)
+            assert family.said(name, observation, setting) == wanted, (name, size)
         context = family.model.open(observation)
         for count in (0, len(wanted) - 1):
             found = context.score(wanted[:count])[0]
             np.testing.assert_allclose(found, logits[count, : family.vocab_size].numpy(), atol=ATOL)
 
 
-@pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_answers_under_the_grammar_are_those_of_generate(
-    family: Loaded, grammar: CompiledGrammar, params: SamplingParams
-) -> None:
-    masked = partial(MaskedModel, grammar=grammar)
-    params = replace(params, max_tokens=20, stop_ids=family.model.codec.stop_ids)
-    observation = seen(family.sizes()[-1])
-    inputs = family.reference.inputs(observation)
-    wanted, _ = family.reference.generate(inputs, params, family.vocab_size, grammar.start())
-    said = answer("speculative", masked(family.model), masked(family.draft), observation, params)
+@pytest.mark.parametrize("setting", ["greedy, grammar", "sampled, grammar"])
+def test_answers_under_the_grammar_are_those_of_generate(family: Loaded, setting: str) -> None:
+    observation = seen(family.sizes[-1])
+    wanted, _ = family.wanted(observation, setting)
+    said = family.said("speculative", observation, setting)
     assert said == wanted
-    if said[-1] in params.stop_ids:
+    if said[-1] in family.model.codec.stop_ids:
         assert parse_answer(family.model.codec.decode(said))
 
 
 def test_nothing_is_computed_twice(family: Loaded) -> None:
-    context, rng = family.model.open(seen(family.sizes()[-1])), np.random.default_rng(2)
+    context, rng = family.model.open(seen(family.sizes[-1])), np.random.default_rng(2)
     nodes = tree(rng, 6)
     first = context.score((), *nodes)
     assert (context.stats.passes, context.stats.tokens) == (1, 6)
