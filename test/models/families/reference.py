@@ -18,7 +18,6 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoTokenizer,
     LogitsProcessor,
     LogitsProcessorList,
 )
@@ -100,6 +99,7 @@ class Reference:
 
     case: FamilyCase
     folder: Path
+    tokenizer: Any
 
     @cached_property
     def network(self) -> Any:
@@ -107,10 +107,6 @@ class Reference:
         network = auto.from_pretrained(self.folder, attn_implementation="sdpa").eval()
         network.generation_config.eos_token_id = None  # each call says by itself what ends its answer
         return network
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(self.folder)
 
     @cached_property
     def images(self) -> Any:
@@ -241,7 +237,7 @@ def load_case(case: FamilyCase, folder: Path) -> Loaded:
     case.make(folder)
     model = load_model(f"{folder},prompt=bare,exits=25/50")
     assert isinstance(model, VlmModel)
-    return Loaded(case, folder, model, noisy(model), Reference(case, folder))
+    return Loaded(case, folder, model, noisy(model), Reference(case, folder, model.encoder.tokenizer))
 
 
 def noisy(model: VlmModel, by: float = 0.03) -> VlmModel:

@@ -143,7 +143,8 @@ def test_a_pass_that_breaks_off_leaves_nothing(family: Loaded) -> None:
 @pytest.mark.parametrize("setting", ["greedy", "sampled"])
 def test_answers_are_those_of_generate(family: Loaded, setting: str) -> None:
     """Transformers' own loop, given only the rule that chooses; every size of picture, and no picture."""
-    for size in family.sizes:
+    sizes = family.sizes if setting == "greedy" else (*family.sizes[:2], family.sizes[-1])
+    for size in dict.fromkeys(sizes):
         observation = seen(size)
         wanted, logits = family.wanted(observation, setting)
         # The other strategies, and each of them for every prompt, are in benchmarks/families.py.
