@@ -101,6 +101,9 @@ DEV = [
     *CLUSTER,
     *COLCON,
     "ros-test-msgs==2.3.0",
+    # For the vocabularies that they carry. Later ones of the second ask for an older numpy than is locked.
+    "dashscope>=1.20",
+    "mistral-common>=1.8,<1.10",
     "torchao>=0.15",
     "hypothesis>=6.100",
     "import-linter>=2.0",

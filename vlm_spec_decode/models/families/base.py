@@ -237,9 +237,6 @@ class Family(ABC):
             if name not in self.applied and (value := getattr(text, name, None)) not in neutral:
                 raise self.refusal(f"{name} {value} is not supported: the decoder loop does not apply it")
 
-        if self.sees and not 0 <= int(self.image_token_id or 0) < len(self.tokenizer):
-            raise self.refusal(f"its tokenizer has no token {self.image_token_id}, the image's placeholder")
-
     def check_room(self, tiles: int, each: int) -> None:
         """Raise ModelError if a picture of so many tiles with `each` tokens may take all of the context."""
         room = self.config.get_text_config().max_position_embeddings
