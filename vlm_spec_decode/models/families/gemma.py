@@ -73,7 +73,7 @@ class _Seeing(_Gemma):
         super().check_config()
         if self.config.vision_config is None:
             raise self.refusal("it has no vision tower")
-        for name in ("image_token_id", "boi_token_id", "eoi_token_id"):
+        for name in ("boi_token_id", "eoi_token_id"):
             if not self.mark(name):
                 raise self.refusal(f"its tokenizer has no token {getattr(self.config, name)}, the {name}")
 
