@@ -111,6 +111,23 @@ def test_a_placeholder_in_an_answer_is_read_as_padding(tmp_path: Path) -> None:
     assert_plain(blind, pair.model.open(blind.observation).score(prefix), prefix)
 
 
+@pytest.mark.parametrize("family", ["gemma3", "gemma4"])
+def test_half_the_bits_say_the_same_up_to_their_rounding(tmp_path: Path, family: str) -> None:
+    """Masks, angles, pictures and inputs per layer are all of the weights' format; as in Transformers."""
+    pair = pair_of(tmp_path / "m", family)
+    model = load_model(f"{pair.folder},prompt=bare,dtype=bfloat16")
+    network = type(pair.network).from_pretrained(pair.folder, dtype=torch.bfloat16).eval()
+    found = model.open(pair.observation).score(PREFIX, *NODES)
+    for row, path in zip(found, ends_of(PREFIX, *NODES), strict=True):
+        inputs = pair.extended(path)
+        inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+        with torch.inference_mode():
+            theirs = network(**inputs).logits[0, -1, : model.card.vocab_size].float().numpy()
+        exact = pair.plain(path)
+        noise = max(float(np.abs(theirs - exact).max()), 0.02)
+        assert np.abs(row - exact).max() < 3 * noise
+
+
 @pytest.mark.parametrize(
     "changes",
     [
