@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -265,55 +266,54 @@ RECURRENT = {
 """Three delta nets below one layer that attends; fewer key heads than value heads, of another width."""
 
 
-def remembering(network: Any) -> Any:
-    """Let the states of a random network last: as made it forgets within a token, and tests are blind."""
-    for name, tensor in network.named_parameters():
-        if name.endswith("A_log"):
-            tensor.data.copy_(torch.empty_like(tensor).uniform_(0.002, 0.2).log())
-    return network
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
 
 
-def qwen3_5_text(folder: Path, **changes: Any) -> Path:
-    config = Qwen3_5TextConfig(**TEXT | RECURRENT | changes)
-    return _save(folder, lambda built: remembering(Qwen3_5ForCausalLM(built)), config, None)
+def remembering(network: Any) -> Callable[[Any], Any]:
+    """Return what builds a random network whose states last.
+
+    As Transformers makes them they forget within a token, and tests would be blind to them.
+    """
+
+    def build(config: Any) -> Any:
+        built = network(config)
+        for name, tensor in built.named_parameters():
+            if name.endswith("A_log"):
+                tensor.data.copy_(torch.empty_like(tensor).uniform_(0.002, 0.2).log())
+        return built
+
+    return build
 
 
-def qwen3_5(folder: Path, **changes: Any) -> Path:
-    config = Qwen3_5Config(**qwen3_5_parts(changes))
-    return _save(
-        folder, lambda built: remembering(Qwen3_5ForConditionalGeneration(built)), config, _qwen_images()
-    )
+def qwen3_5_text(folder: Path) -> Path:
+    return _save(folder, remembering(Qwen3_5ForCausalLM), Qwen3_5TextConfig(**TEXT | RECURRENT), None)
 
 
-def qwen3_5_moe(folder: Path, **changes: Any) -> Path:
-    experts = {
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-        "shared_expert_intermediate_size": 16,
-    }
-    config = Qwen3_5MoeConfig(**qwen3_5_parts(experts | changes))
-    return _save(
-        folder, lambda built: remembering(Qwen3_5MoeForConditionalGeneration(built)), config, _qwen_images()
-    )
+def qwen3_5(folder: Path) -> Path:
+    return _qwen3_5(folder, Qwen3_5Config, Qwen3_5ForConditionalGeneration, {})
 
 
-def qwen3_5_parts(changes: dict[str, Any]) -> dict[str, Any]:
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "out_hidden_size": 32,
-        "num_position_embeddings": 64,
-    }
+def qwen3_5_moe(folder: Path) -> Path:
+    return _qwen3_5(folder, Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration, EXPERTS)
+
+
+def _qwen3_5(folder: Path, config: Any, network: Any, changes: dict[str, Any]) -> Path:
+    vision = {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "num_position_embeddings": 64}
     vision |= {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
-    return {
-        "text_config": TEXT | RECURRENT | changes,
-        "vision_config": vision | {"initializer_range": 0.3},
-        "image_token_id": IMAGE_ID,
-        "video_token_id": 61,
-        "vision_start_token_id": 62,
-        "vision_end_token_id": 63,
-    }
+    built = config(
+        text_config=TEXT | RECURRENT | changes,
+        vision_config=vision | {"initializer_range": 0.3},
+        image_token_id=IMAGE_ID,
+        video_token_id=61,
+        vision_start_token_id=62,
+        vision_end_token_id=63,
+    )
+    return _save(folder, remembering(network), built, _qwen_images())
 
 
 def _qwen_images() -> Qwen2VLImageProcessorPil:

@@ -60,6 +60,12 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
     Qwen2VLProcessor,
+    Qwen3_5Config,
+    Qwen3_5ForCausalLM,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3VLConfig,
@@ -76,6 +82,7 @@ from transformers import (
 )
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
+from test.models import checkpoints
 from test.models.families import tokenizers
 
 TEXT = {
@@ -465,6 +472,41 @@ def gemma4_processor(_reference: Any) -> dict[str, Any]:
     return {"boi_token": "<|image>", "eoi_token": "<image|>"}
 
 
+# Qwen3.5: three of four layers have a recurrent state.
+
+QWEN3_5 = TEXT | checkpoints.RECURRENT | {"vocab_size": 248_320, "initializer_range": 0.2}
+"""With the others' weights, its own noise between a path at once and token by token is above 1e-4."""
+
+
+def qwen3_5_text(folder: Path) -> None:
+    config = Qwen3_5TextConfig(**QWEN3_5)
+    network = checkpoints.remembering(Qwen3_5ForCausalLM)
+    save(folder, network, config, tokenizers.qwen3_5())
+
+
+def qwen3_5(folder: Path) -> None:
+    _qwen3_5(folder, Qwen3_5ForConditionalGeneration, Qwen3_5Config)
+
+
+def qwen3_5_moe(folder: Path) -> None:
+    _qwen3_5(folder, Qwen3_5MoeForConditionalGeneration, Qwen3_5MoeConfig, **checkpoints.EXPERTS)
+
+
+def _qwen3_5(folder: Path, network: Any, config: Any, **text: Any) -> None:
+    vision = {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "num_position_embeddings": 64}
+    built = config(
+        text_config=QWEN3_5 | text,
+        vision_config=TOWER | vision,
+        tie_word_embeddings=True,
+        image_token_id=248_056,
+        video_token_id=248_057,
+        vision_start_token_id=248_053,
+        vision_end_token_id=248_054,
+    )
+    tokenizer = tokenizers.qwen3_5(image="<|vision_start|><|image_pad|><|vision_end|>")
+    save(folder, checkpoints.remembering(network), built, tokenizer, _qwen_images())
+
+
 CASES = {
     case.name: case
     for case in (
@@ -488,6 +530,9 @@ CASES = {
         FamilyCase("gemma4_text", gemma4_text),
         FamilyCase("gemma3", gemma3, Gemma3Processor, gemma3_processor, "<start_of_image>", "token_type_ids"),
         FamilyCase("gemma4", gemma4, Gemma4Processor, gemma4_processor, image_kinds="mm_token_type_ids"),
+        FamilyCase("qwen3_5_text", qwen3_5_text),
+        FamilyCase("qwen3_5", qwen3_5, Qwen3VLProcessor, image_kinds="mm_token_type_ids"),
+        FamilyCase("qwen3_5_moe", qwen3_5_moe, Qwen3VLProcessor, image_kinds="mm_token_type_ids"),
     )
 }
 """By name. A new family is one line here."""

@@ -145,8 +145,10 @@ class Reference:
         """
         ids = torch.cat([inputs["input_ids"], torch.tensor([path], dtype=torch.long)], dim=1)
         network = self._cut(layers) if layers else self.network
+        # Without a cache: the first layers of a network may all be recurrent, and a cache of such has no length.
+        options = {"logits_to_keep": 1, "use_cache": False}
         with torch.inference_mode():
-            said = network(**self._with_kinds({**inputs, "input_ids": ids}), logits_to_keep=1).logits
+            said = network(**self._with_kinds({**inputs, "input_ids": ids}), **options).logits
         found: npt.NDArray[np.float32] = said[0, -1].float().numpy()
         return found
 

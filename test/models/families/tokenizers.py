@@ -2,7 +2,8 @@
 
 `dashscope` carries Qwen's ranks (151,643), `mistral-common` a SentencePiece model (32,000) and Tekken's ranks
 (131,072 with its special tokens). Gemma's 262,144 ids are Qwen's ranks behind Gemma's own special tokens, and
-ids that stand for nothing. SmolLM2's vocabulary is in no wheel: its place is taken by the first ranks
+ids that stand for nothing; Qwen3.5's are Qwen's ranks, and names that no text yields. SmolLM2's vocabulary is
+in no wheel: its place is taken by the first ranks
 of Qwen's, as many as SmolLM2 has, behind SmolLM2's own special tokens.
 """
 
@@ -39,6 +40,8 @@ SMOL = (
     *("<jupyter_output>", "<jupyter_script>", "<empty_output>"),
 )
 SMOL_SIZE = 49_152
+QWEN3_5_SIZE = 248_044
+"""Ids before the special ones."""
 SMOLVLM = (
     "<global-img>",
     *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
@@ -112,6 +115,14 @@ def _qwen() -> str:
 
 
 @cache
+def _qwen3_5() -> str:
+    found = json.loads(_qwen())
+    vocabulary = found["model"]["vocab"]
+    vocabulary |= {f"unused{i}": i for i in range(len(vocabulary), QWEN3_5_SIZE)}
+    return json.dumps(found)
+
+
+@cache
 def _smol() -> str:
     return _byte_level(_qwen_ranks(), SMOL, SMOL_SIZE)
 
@@ -137,6 +148,14 @@ def qwen(
     found = _fast(_qwen(), special, plain, **ends | settings)
     if more:
         found.add_tokens([AddedToken(token, normalized=False, special=True) for token in more])
+    found.chat_template = CHATML % image
+    return found
+
+
+def qwen3_5(image: str = "") -> PreTrainedTokenizerFast:
+    """Return a tokenizer in Qwen3.5's shape: special tokens from 248,044 on, `<|image_pad|>` is 248,056."""
+    ends: dict[str, Any] = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    found = _fast(_qwen3_5(), QWEN2_VL, (*TOOLS, *CODE, *THOUGHTS), **ends)
     found.chat_template = CHATML % image
     return found
 
