@@ -303,7 +303,12 @@ def qwen3_5_moe(folder: Path) -> Path:
 
 
 def _qwen3_5(folder: Path, config: Any, network: Any, changes: dict[str, Any]) -> Path:
-    vision = {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "num_position_embeddings": 64}
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 64,
+    }
     vision |= {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
     built = config(
         text_config=TEXT | RECURRENT | changes,

@@ -493,7 +493,12 @@ def qwen3_5_moe(folder: Path) -> None:
 
 
 def _qwen3_5(folder: Path, network: Any, config: Any, **text: Any) -> None:
-    vision = {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "num_position_embeddings": 64}
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 64,
+    }
     built = config(
         text_config=QWEN3_5 | text,
         vision_config=TOWER | vision,

@@ -3,8 +3,8 @@
 `dashscope` carries Qwen's ranks (151,643), `mistral-common` a SentencePiece model (32,000) and Tekken's ranks
 (131,072 with its special tokens). Gemma's 262,144 ids are Qwen's ranks behind Gemma's own special tokens, and
 ids that stand for nothing; Qwen3.5's are Qwen's ranks, and names that no text yields. SmolLM2's vocabulary is
-in no wheel: its place is taken by the first ranks
-of Qwen's, as many as SmolLM2 has, behind SmolLM2's own special tokens.
+in no wheel: its place is taken by the first ranks of Qwen's, as many as SmolLM2 has, behind SmolLM2's own
+special tokens.
 """
 
 from __future__ import annotations
