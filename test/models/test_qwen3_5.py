@@ -1,4 +1,4 @@
-"""What only recurrent layers may get wrong: states, traces of rejected drafts, memory. Qwen3.5 at 248,320 ids.
+"""What only recurrent layers may get wrong: states, traces of rejected drafts, memory; Qwen3.5, 248,320 ids.
 
 What holds for every family is in `families/test_contract.py`, the rule itself in `test_delta_net.py`.
 """

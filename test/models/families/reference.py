@@ -145,7 +145,7 @@ class Reference:
         """
         ids = torch.cat([inputs["input_ids"], torch.tensor([path], dtype=torch.long)], dim=1)
         network = self._cut(layers) if layers else self.network
-        # Without a cache: the first layers of a network may all be recurrent, and a cache of such has no length.
+        # No cache: the first layers of a network may all be recurrent, and a cache of those has no length.
         options = {"logits_to_keep": 1, "use_cache": False}
         with torch.inference_mode():
             said = network(**self._with_kinds({**inputs, "input_ids": ids}), **options).logits
