@@ -6,18 +6,24 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import llguidance
+import llguidance.hf
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from test.models.families import tokenizers
 from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import Done
+from vlm_spec_decode.core.disk_cache import DiskCache
 from vlm_spec_decode.core.errors import GrammarError
 from vlm_spec_decode.core.types import Language, Tokens
 from vlm_spec_decode.decoding.grammar_mask import GrammarWalk
+from vlm_spec_decode.models import grammar as grammar_module
 from vlm_spec_decode.models.grammar import CompiledGrammar, compile_grammar, word_bytes
 from vlm_spec_decode.models.loader import shipped
 from vlm_spec_decode.models.tokenizer import TokenizerCodec
@@ -269,3 +275,105 @@ def test_a_tokenizer_that_cannot_be_read_is_a_named_error() -> None:
     codec.tokenizer.backend_tokenizer.decoder = decoders.WordPiece()
     with pytest.raises(GrammarError, match="this tokenizer cannot be used with a grammar: can't determine"):
         compile_grammar(language(), codec)
+
+
+def native_masks(codec: TokenizerCodec) -> llguidance.LLMatcher:
+    """The matcher over llguidance's own reading of a tokenizer, slices and all."""
+    end_id = next(i for i in codec.stop_ids if i == codec.tokenizer.eos_token_id)
+    own = llguidance.hf.from_tokenizer(codec.tokenizer, n_vocab=codec.vocab_size, eos_token=end_id)
+    pattern = llguidance.LLMatcher.grammar_from_regex(language().pattern)
+    return llguidance.LLMatcher(own, pattern, log_level=0)
+
+
+@pytest.mark.parametrize("kind", ["byte level", "sentencepiece", "Qwen's own"])
+def test_masks_from_the_table_of_bytes_are_llguidances_own(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First from the table as it was built, then from the one on disk."""
+    monkeypatch.setenv("VSD_CACHE", str(tmp_path))
+    codec = CODECS[kind]() if kind in CODECS else qwen_codec()
+    native, walks = native_masks(codec), 2 if kind == "Qwen's own" else 60
+    names = "turn forward strafe look wait sit stop done turn( forward( look( wait( stop( done( ( ) () 1"
+    liked = set(codec.encode(names))
+    for start in range(2):
+        grammar_module._TOKENIZERS.clear()
+        compiled = compile_grammar(language(), codec)
+        assert len(list(tmp_path.glob("token-bytes*.entry"))) == 1
+        for seed in range(walks):
+            rng, state, other = random.Random(seed + 1000 * start), compiled.first, native.deep_copy()
+            for step in range(60):
+                mask = state.mask()
+                bits = np.frombuffer(other.compute_bitmask(), np.uint8)
+                wanted = np.unpackbits(bits, count=codec.vocab_size, bitorder="little").astype(np.bool_)
+                assert mask is not None
+                if not other.is_accepting():
+                    wanted[codec.tokenizer.eos_token_id] = False
+                assert np.array_equal(mask, wanted), (seed, step)
+                legal = np.flatnonzero(mask)
+                good = [t for t in liked if mask[t]]
+                token = int(
+                    rng.choice(good) if good and step > 4 and rng.random() < 0.8 else rng.choice(legal)
+                )
+                if token == codec.tokenizer.eos_token_id:
+                    break
+                state = state.after(token)
+                assert other.consume_token(token)
+
+
+def qwen_codec() -> TokenizerCodec:
+    """151,646 ids; the marks of pictures behind them are hidden from answers, not from `native_masks`."""
+    return _with_ends(tokenizers.qwen(tokenizers.QWEN2))
+
+
+def _with_ends(tokenizer: PreTrainedTokenizerFast) -> TokenizerCodec:
+    return TokenizerCodec(tokenizer, (tokenizer.eos_token_id,))
+
+
+def test_hidden_tokens_change_no_mask() -> None:
+    whole = tokenizers.qwen(tokenizers.QWEN2_VL)
+    hidden = len(tokenizers.QWEN2_VL) - len(tokenizers.QWEN2)
+    seeing, plain = TokenizerCodec(whole, (whole.eos_token_id,), hidden), qwen_codec()
+    assert seeing.digest == plain.digest
+    walks = [GrammarWalk(compile_grammar(language(), codec)) for codec in (seeing, plain)]
+    for text in ("", "i see", "turn(", "turn(1", "done()", "no, i can not do that: sit()"):
+        ids = plain.encode(text)
+        assert ids == seeing.encode(text)
+        one, other = (walk.at(ids).mask() for walk in walks)
+        assert one is not None
+        assert other is not None
+        assert np.array_equal(one, other), text
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "of other ids", "of too many marks", "text"])
+def test_a_damaged_table_is_built_again(harm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage with a right checksum, as only another program could make it, is found as well."""
+    monkeypatch.setenv("VSD_CACHE", str(tmp_path))
+    codec = byte_level_codec()
+    grammar_module._TOKENIZERS.clear()
+    right = compile_grammar(language(), codec).first.mask()
+    tokens, special = [b"a"] * codec.vocab_size, [0]
+    packed = grammar_module._packed(tokens, special)
+    harmed = {
+        "cut": packed[:-1],
+        "flipped": packed[:4] + b"\xff\xff\xff\x7f" + packed[8:],
+        "of other ids": grammar_module._packed(tokens[:-1], special),
+        "of too many marks": grammar_module._packed(tokens, [codec.vocab_size]),
+        "text": b"nonsense",
+    }[harm]
+    assert grammar_module._unpacked(packed, codec.vocab_size) == (tokens, special)
+    assert grammar_module._unpacked(harmed, codec.vocab_size) is None
+    (path,) = tmp_path.glob("token-bytes*.entry")
+    DiskCache(tmp_path).write(path.stem, harmed)
+    grammar_module._TOKENIZERS.clear()
+    again = compile_grammar(language(), codec).first.mask()
+    assert right is not None
+    assert again is not None
+    assert np.array_equal(again, right)
+    assert grammar_module._unpacked(DiskCache(tmp_path).read(path.stem), codec.vocab_size) is not None
+
+
+def test_draft_and_target_of_one_vocabulary_share_what_is_built_once() -> None:
+    one, other = byte_level_codec(), byte_level_codec()
+    first, second = (grammar_module._tokenizer(codec, 1) for codec in (one, other))
+    assert first is second
+    assert grammar_module._tokenizer(sentencepiece_codec(), 2) is not first
