@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from test.models.test_choose import masks_of
+from vlm_spec_decode.core.errors import NotFinite, OutOfMemory
 from vlm_spec_decode.core.types import SamplingParams
 from vlm_spec_decode.decoding.choices import DenseChoices
 from vlm_spec_decode.decoding.sampling import gumbel_noise_at, noise_counter, noise_parts
@@ -71,6 +73,7 @@ def transfers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     with monkeypatch.context() as patched:
         patched.setattr(choose_batch, "to_host", counted)
+        patched.setattr(choose_batch, "queue_to_host", lambda values: partial(counted, values))
         yield sizes
 
 
@@ -123,8 +126,10 @@ def test_nothing_is_read_before_the_one_transfer(setting: str, monkeypatch: pyte
         raise Reached
 
     monkeypatch.setattr(choose_batch, "to_host", reached)
+    monkeypatch.setattr(choose_batch, "queue_to_host", reached)
     calls: list[Callable[[], object]] = [
         lambda: choices.pick(range(24), range(24), params),
+        lambda: choices.prefetch(range(24), params),
         lambda: choices.ranked((0, 5, 3), (1, 2, 3), params, 6),
         lambda: choices.confidence(3, 2),
     ]
@@ -148,6 +153,47 @@ def test_a_verdict_takes_one_transfer_for_the_whole_tree(monkeypatch: pytest.Mon
     )
     assert verdict.row == 8
     assert (len(sizes), waits.count) == (1, 0)
+
+
+def test_only_a_row_that_is_asked_for_has_to_be_usable() -> None:
+    """Row 3 holds NaN; a walk that never comes to it is not disturbed, and one that does is told."""
+    logits = logits_of("flat", 5)
+    logits[3, 7] = torch.nan
+    for params in (SamplingParams(), SETTINGS["sampled"], SETTINGS["uncut"]):
+        choices = BatchChoices(logits)
+        pick = choices.pick_each(range(5), params)
+        plain = DenseChoices(logits[[0, 1, 2, 4]].numpy())
+        assert [pick(row) for row in (0, 1, 2, 4)] == plain.pick(range(4), (0, 1, 2, 4), params)
+        with pytest.raises(NotFinite):
+            pick(3)
+        with pytest.raises(NotFinite):
+            choices.ranked((3,), (3,), params, 2)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_is_chosen_ahead_is_not_asked_again(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, choices = SETTINGS[setting], BatchChoices(logits_of("flat", 9))
+    wanted = BatchChoices(choices.scores).pick(range(9), range(9), params)
+    finish = choices.prefetch(range(9), params)
+    finish()
+    with transfers(monkeypatch) as sizes, Waits() as waits:
+        pick = choices.pick_each(range(9), params)
+        assert [pick(row) for row in range(9)] == wanted
+    assert (sizes, waits.count) == ([], 0)
+    # Other rows, other masks and other positions are other questions.
+    assert choices.part(2, 4).pick_each((2, 3), params)(0) == wanted[2]
+    other = choices.part(0, 3).legal([masks_of(32_000, 1)[1]] * 3)
+    assert other.pick_each((0, 1, 2), params)(0) in other.allowed[0].ids  # type: ignore[index,union-attr]
+
+
+def test_without_memory_for_choosing_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(choose_batch, "_greatest", full)
+    choices = BatchChoices(logits_of("flat", 3))
+    with pytest.raises(OutOfMemory, match="choosing"):
+        choices.prefetch(range(3), SETTINGS["sampled"])
 
 
 @pytest.mark.parametrize("top_p", [1e-12, 0.01, 0.5, 0.9, 0.999999])

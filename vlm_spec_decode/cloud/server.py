@@ -13,7 +13,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from queue import Empty, SimpleQueue
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.requests import FAILURES, BatchResult, JobResult, Jobs, ServerJob
@@ -24,6 +24,9 @@ from vlm_spec_decode.transport.in_process import ServerLink
 
 Outcome: TypeAlias = BatchResult | tuple[ServerJob, EarlyExitVerdict]
 """The result of a batch, or an early-exit verdict of one that runs."""
+
+
+Result = TypeVar("Result")
 
 
 class BatchRunner:
@@ -51,7 +54,8 @@ class BatchRunner:
         started_s, self._splits = self._clock.now(), 0
         prepared = [self._prepare(job) for job in jobs]
         requests = [self._score_request(job) for job in prepared if isinstance(job, ServerJob)]
-        scored = iter(self._score(requests))
+        due = [job for job in prepared if isinstance(job, ServerJob)]
+        scored = iter(self._choose(due, self._score(requests)))
         pass_s = self._clock.now() - started_s
         results = tuple(
             job if isinstance(job, JobResult) else self._result(job, next(scored), pass_s) for job in prepared
@@ -98,6 +102,32 @@ class BatchRunner:
             self._splits += 1
             middle = len(requests) // 2
             return self._score(requests[:middle]) + self._score(requests[middle:])
+
+    def _choose(self, jobs: Seq[ServerJob], scored: Seq[Scored | Exception]) -> list[Scored | Exception]:
+        """Choose what the verdicts need while the model's thread has the device; the rest is for the host.
+
+        All answers' questions are queued before the first of them is waited for.
+        """
+        begun = [self._guarded(self._begin, *pair) for pair in zip(jobs, scored, strict=True)]
+        ended = [wait if isinstance(wait, Exception) else self._guarded(wait) for wait in begun]
+        return [
+            error if isinstance(error, Exception) else found
+            for found, error in zip(scored, ended, strict=True)
+        ]
+
+    @staticmethod
+    def _guarded(do: Callable[..., Result], *args: Any) -> Result | Exception:
+        try:
+            return do(*args)
+        except FAILURES as error:
+            return error
+
+    @staticmethod
+    def _begin(job: ServerJob, scored: Scored | Exception) -> Callable[[], None]:
+        session = job.request.session
+        if job.plan is None or session is None or isinstance(scored, Exception):
+            return lambda: None
+        return session.prefetch(job.plan, scored)
 
     def _result(self, job: ServerJob, scored: Scored | Exception, pass_s: float) -> JobResult:
         if isinstance(scored, Exception):

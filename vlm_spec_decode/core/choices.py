@@ -119,6 +119,14 @@ class Choices(ABC):
         """
         return lambda row: self.pick((row,), (positions[row],), params)[0]
 
+    def prefetch(self, positions: Seq[int], params: SamplingParams) -> Callable[[], None]:  # noqa: ARG002
+        """Begin to choose what `pick_each` will be asked; return what waits until it is known.
+
+        For choices on another device: on the thread that runs the model, so that a pass is over when it is
+        said to be, and so that no other thread waits behind the next one. By default there is nothing to do.
+        """
+        return lambda: None
+
     @abstractmethod
     def confidence(self, row: int, token: int) -> tuple[float, bool]:
         """Return the probability of `token` at temperature 1, uncut, and whether it is the row's best id."""

@@ -7,6 +7,7 @@ pass, runs that on the target and returns the logits. Nothing here blocks or use
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.core.errors import NotFinite, TargetNotFinite
@@ -21,11 +22,12 @@ from vlm_spec_decode.core.types import (
     MoreSamples,
     Tokens,
 )
+from vlm_spec_decode.decoding.choices import as_choices
 from vlm_spec_decode.decoding.early_exit import verdict_chance
 from vlm_spec_decode.decoding.policy import CloudPolicy, ColocatedDraft, EarlyExitHook, PassPlan
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.tree import SpeculationTree
-from vlm_spec_decode.decoding.verify import RejectionRule, Verdict, verify_coupled
+from vlm_spec_decode.decoding.verify import RejectionRule, Verdict, positions_of, verify_coupled
 
 HELPER = "draft beside the target"
 
@@ -115,6 +117,11 @@ class Session:
     def run(self, plan: PassPlan, on_early: EarlyExitHook | None = None) -> Scores:
         """Run `plan` on the target by itself and return what it says after each row [1 + n]."""
         return self.query(plan, on_early).score()
+
+    def prefetch(self, plan: PassPlan, scores: Scores) -> Callable[[], None]:
+        """Begin to choose what `complete` needs; return what waits for it. On the pass's thread."""
+        positions = positions_of(plan.nodes.parents, len(plan.prefix))
+        return as_choices(scores).prefetch(positions, self.request.params)
 
     def complete(self, plan: PassPlan, scores: Scores, compute_s: float = 0.0) -> Commit:
         """Verify the pass and commit what is true; drafts that came meanwhile are re-rooted.

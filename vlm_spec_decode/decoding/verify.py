@@ -53,11 +53,7 @@ def verify_coupled(
     # (parent row, token) names a node: siblings differ in their tokens.
     choices = as_choices(scores)
     child = {(parent, token): row for row, (token, parent) in enumerate(zip(tokens, parents, strict=True), 1)}
-    # A node at depth d says what comes at position start + d.
-    positions = [start]
-    for parent in parents:
-        positions.append(positions[parent] + 1)
-    pick = choices.pick_each(positions, params)
+    pick = choices.pick_each(positions_of(parents, start), params)
     said: list[int] = []
     row = 0
     while True:
@@ -70,6 +66,14 @@ def verify_coupled(
         row = row if accepted is None else accepted
         if finished or accepted is None:
             return Verdict(tuple(said), row, finished)
+
+
+def positions_of(parents: Tokens, start: int) -> list[int]:
+    """Return the position in the answer of what follows each row [1 + n]: a node at depth d has start + d."""
+    positions = [start]
+    for parent in parents:
+        positions.append(positions[parent] + 1)
+    return positions
 
 
 P_UNIT = 1 << 40

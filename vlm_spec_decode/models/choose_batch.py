@@ -12,10 +12,11 @@ knows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from functools import cached_property
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from vlm_spec_decode.core.choices import IMPOSSIBLE, Distribution, Ids, Ranking
+from vlm_spec_decode.core.errors import NotFinite
 from vlm_spec_decode.core.types import SamplingParams
 from vlm_spec_decode.decoding.choices import DenseDistribution
 from vlm_spec_decode.decoding.sampling import (
@@ -41,7 +43,7 @@ from vlm_spec_decode.models.choose import (
     device_noise_parts,
     signed,
 )
-from vlm_spec_decode.models.hardware import to_device, to_host
+from vlm_spec_decode.models.hardware import memory_named, queue_to_host, to_device, to_host
 
 SPARE = 24
 """Candidates beyond the asked ones, so that equal logits and the noise's rounding rarely reach past them."""
@@ -57,6 +59,8 @@ RELATIVE = 1e-6
 
 UNSURE_MASS = 1e-5
 """A mass this close to top_p is reckoned again in float64: it was summed from float32's exponentials."""
+
+CHOOSING_ADVICE = "a smaller --batch or --kv-mib: choosing needs a few times the room of its logits"
 
 LEVELS = ((21, 11), (10, 11), (0, 10))
 """Shift and bits of the three steps in which a 32-bit key is found."""
@@ -79,34 +83,53 @@ class _Candidates(NamedTuple):
     least: float
 
 
+Chosen: TypeAlias = "list[int | NotFinite]"
+"""The token after each row, or why the row has none: only a row that somebody asks for has to be usable."""
+
+Result = TypeVar("Result")
+Steps: TypeAlias = Generator[Tensor, Floats, Result]
+"""Work in steps: each queues what the device is to do, yields a result, and goes on with it on the host."""
+
+
 @dataclass(frozen=True)
 class BatchChoices(DeviceChoices):
     """`DeviceChoices` that asks the device about all rows at once."""
 
-    @torch.inference_mode()
+    @cached_property
+    def _ahead(self) -> dict[tuple[tuple[int, ...], SamplingParams], Chosen]:
+        """What has been chosen for all rows, by positions and parameters."""
+        return {}
+
     def pick(self, rows: Seq[int], positions: Seq[int], params: SamplingParams) -> list[int]:
         """Choose the token after each row."""
-        if params.temperature > 0:
-            return [ranking.tokens[0] for ranking in self._ranked(rows, positions, params, 1, False)]
-        logits = self._rows(rows)
-        best, ids = logits.max(dim=1)
-        packed = to_host(torch.stack((best.double(), ids.double()), dim=1))
-        for value in packed[:, 0]:
-            require_finite(float(value))
-        return [int(token) for token in packed[:, 1]]
+        return [_sound(token) for token in _done(self._pick(rows, positions, params))]
 
     def pick_each(self, positions: Seq[int], params: SamplingParams) -> Callable[[int], int]:
-        """Return what tells the token after a row: all are chosen at the first question."""
-        found = list[int]()
+        """Return what tells the token after a row: all are chosen at the first question, or were ahead."""
 
         def pick(row: int) -> int:
-            if not found:
-                found.extend(self.pick(range(len(self)), positions, params))
-            return found[row]
+            key = tuple(positions), params
+            if key not in self._ahead:
+                self.prefetch(positions, params)()
+            return _sound(self._ahead[key][row])
 
         return pick
 
-    @torch.inference_mode()
+    def prefetch(self, positions: Seq[int], params: SamplingParams) -> Callable[[], None]:
+        """Begin to choose the tokens after all rows; return what waits until they are there.
+
+        Raises OutOfMemory, and so does what it returns.
+        """
+        steps = self._pick(range(len(self)), positions, params)
+        with torch.inference_mode(), memory_named(CHOOSING_ADVICE):
+            queued = queue_to_host(next(steps))
+
+        def finish() -> None:
+            with memory_named(CHOOSING_ADVICE):
+                self._ahead[tuple(positions), params] = _done(steps, queued())
+
+        return finish
+
     def ranked(
         self,
         rows: Seq[int],
@@ -117,7 +140,33 @@ class BatchChoices(DeviceChoices):
         with_sum: bool = True,
     ) -> list[Ranking]:
         """Return the best ids after each row."""
-        return self._ranked(rows, positions, params, count, with_sum)
+        return [_sound(found) for found in _done(self._ranked(rows, positions, params, count, with_sum))]
+
+    def _pick(self, rows: Seq[int], positions: Seq[int], params: SamplingParams) -> Steps[Chosen]:
+        if params.temperature > 0:
+            rankings = yield from self._ranked(rows, positions, params, 1, False)
+            return [found if isinstance(found, NotFinite) else found.tokens[0] for found in rankings]
+        best, ids = self._rows(rows).max(dim=1)
+        packed = yield torch.stack((best.double(), ids.double()), dim=1)
+        return [_unusable(value) or int(token) for value, token in packed.tolist()]
+
+    def _ranked(
+        self, rows: Seq[int], positions: Seq[int], params: SamplingParams, count: int, with_sum: bool
+    ) -> Steps[list[Ranking | NotFinite]]:
+        plain = params
+        if params.temperature == 0:
+            params, positions = GREEDY, [NO_NOISE] * len(rows)
+        elif params.rule != "coupled":
+            positions = [NO_NOISE] * len(rows)
+        asked = [_Asked(position, params, count, with_sum) for position in positions]
+        rankings = yield from _rank(self._rows(rows), asked)
+        return [
+            # A whole row by itself, for what the candidates have left open.
+            super(BatchChoices, self).ranked((row,), (at,), plain, count, with_sum=with_sum)[0]
+            if found is None
+            else found
+            for row, at, found in zip(rows, positions, rankings, strict=True)
+        ]
 
     @torch.inference_mode()
     def confidence(self, row: int, token: int) -> tuple[float, bool]:
@@ -161,22 +210,33 @@ class BatchChoices(DeviceChoices):
         legal = (to_device(bits, device)[:, :, None] >> shifts & 1).bool()
         return logits.masked_fill(~legal.view(len(rows), -1)[:, : logits.shape[1]], -torch.inf)
 
-    def _ranked(
-        self, rows: Seq[int], positions: Seq[int], params: SamplingParams, count: int, with_sum: bool
-    ) -> list[Ranking]:
-        if not rows:
-            return []
-        plain = params
-        if params.temperature == 0:
-            params, positions = GREEDY, [NO_NOISE] * len(rows)
-        elif params.rule != "coupled":
-            positions = [NO_NOISE] * len(rows)
-        asked = [_Asked(position, params, count, with_sum) for position in positions]
-        rankings = list[Ranking]()
-        for row, one, found in zip(rows, asked, _rank(self._rows(rows), asked), strict=True):
-            alone = () if found else super().ranked((row,), (one.position,), plain, count, with_sum=with_sum)
-            rankings.extend([found] if found else alone)
-        return rankings
+
+@torch.inference_mode()
+def _done(steps: Steps[Result], first: Floats | None = None) -> Result:
+    """Carry out steps that have not begun, or go on with what the step under way has yielded."""
+    try:
+        values = to_host(next(steps)) if first is None else first
+        while True:
+            values = to_host(steps.send(values))
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+
+
+def _sound(found: Result | NotFinite) -> Result:
+    """Return what was found. Raises NotFinite if it is that."""
+    if isinstance(found, NotFinite):
+        raise found
+    return found
+
+
+def _unusable(best: float) -> NotFinite | None:
+    """Return why a row with this greatest logit cannot be used, None if it can."""
+    try:
+        require_finite(best)
+    except NotFinite as error:
+        return error
+    return None
 
 
 class _Asked(NamedTuple):
@@ -212,31 +272,38 @@ class _Asked(NamedTuple):
         return Ranking(tuple(ids[order].tolist()), tuple(scores[order].tolist()), log_sum)
 
 
-def _rank(logits: Tensor, asked: list[_Asked]) -> list[Ranking | None]:
-    """Return each row's ranking, None where candidates and bound do not settle it.
+Found: TypeAlias = "list[Ranking | NotFinite | None]"
+"""Each row's ranking, or why it has none; None where candidates and bound do not settle it."""
 
-    One transfer; one more if top-p leaves more ids of some row than there are candidates.
+
+def _rank(logits: Tensor, asked: list[_Asked]) -> Steps[Found]:
+    """Rank rows [n, vocab].
+
+    One step; one more if top-p leaves more ids of some row than there are candidates.
     """
+    if not asked:
+        return []
     first, size = asked[0], logits.shape[1]
     has_top_k = 0 < first.params.top_k < size
-    if has_top_k and first.params.top_k > NUCLEUS:
-        return [None] * len(asked)
     if first.has_noise and not has_top_k and first.params.top_p == 1:
-        return _rank_by_noise(logits, logits, asked)
-    few = first.params.top_k if has_top_k else 0 if first.params.top_p < 1 else first.wanted
-    found = _by_logit(logits, asked, few + SPARE if few else NUCLEUS, has_top_k)
-    rankings = [_settled(one, row, size, has_top_k) for one, row in zip(asked, found, strict=True)]
+        return (yield from _rank_by_noise(logits, logits, asked))
+    few = min(first.params.top_k, NUCLEUS) if has_top_k else 0 if first.params.top_p < 1 else first.wanted
+    packed = yield _by_logit(logits, asked, few + SPARE if few else NUCLEUS, has_top_k)
+    rankings = [
+        _settled(one, row, size, has_top_k) for one, row in zip(asked, _unpacked(packed), strict=True)
+    ]
     left = [i for i, ranking in enumerate(rankings) if ranking is None]
     if left and first.params.top_p < 1 and not has_top_k:
         again = logits if len(left) == len(asked) else logits[to_device(np.array(left), logits.device)]
         kept = again.masked_fill(~nucleus_mask(again, first.params), -torch.inf)
-        for i, ranking in zip(left, _rank_by_noise(kept, again, [asked[i] for i in left]), strict=True):
+        found = yield from _rank_by_noise(kept, again, [asked[i] for i in left])
+        for i, ranking in zip(left, found, strict=True):
             rankings[i] = ranking
     return rankings
 
 
-def _by_logit(logits: Tensor, asked: list[_Asked], few: int, has_top_k: bool) -> list[_Candidates]:
-    """Return the `few` likeliest ids of each row."""
+def _by_logit(logits: Tensor, asked: list[_Asked], few: int, has_top_k: bool) -> Tensor:
+    """Return the `few` likeliest ids of each row, packed."""
     first = asked[0]
     best = logits.amax(1, keepdim=True)
     scaled = _scaled(logits, best, first.params)
@@ -246,12 +313,13 @@ def _by_logit(logits: Tensor, asked: list[_Asked], few: int, has_top_k: bool) ->
     else:
         log_sum = torch.full_like(mass, torch.nan)
     values, ids = _greatest(logits, few)
-    return _fetched(ids, values, best[:, 0], mass, log_sum, values[:, -1])
+    return _packed(ids, values, best[:, 0], mass, log_sum, values[:, -1])
 
 
-def _settled(one: _Asked, row: _Candidates, size: int, has_top_k: bool) -> Ranking | None:
+def _settled(one: _Asked, row: _Candidates, size: int, has_top_k: bool) -> Ranking | NotFinite | None:
     """Return the ranking of a row whose cuts leave only candidates, None if they may leave more."""
-    require_finite(row.best)
+    if (error := _unusable(row.best)) or (one.params.top_k > NUCLEUS and has_top_k):
+        return error
     # Likeliest first, of equal logits the lowest ids: the order in which top-k and top-p cut. An id that is
     # no candidate may come before one whose logit is the least, so only those above it are settled.
     likeliest = np.lexsort((row.ids, -row.logits))
@@ -278,7 +346,7 @@ def _settled(one: _Asked, row: _Candidates, size: int, has_top_k: bool) -> Ranki
     return one.ranking(ids[:kept], logits[:kept], row.best, log_sum)
 
 
-def _rank_by_noise(kept: Tensor, every: Tensor, asked: list[_Asked]) -> list[Ranking | None]:
+def _rank_by_noise(kept: Tensor, every: Tensor, asked: list[_Asked]) -> Steps[Found]:
     """Rank rows by z / T + g, of ids whose logit in `kept` is not -inf; `every` has those before top-p."""
     first, size = asked[0], kept.shape[1]
     best = kept.amax(1, keepdim=True)
@@ -288,10 +356,12 @@ def _rank_by_noise(kept: Tensor, every: Tensor, asked: list[_Asked]) -> list[Ran
     if first.with_sum:
         log_sum = torch.logsumexp(_scaled(every, best, first.params).add_(noise), 1)
     values, ids = _greatest(rough, first.wanted + SPARE)
-    found = _fetched(ids, kept.gather(1, ids), best[:, 0], log_sum, log_sum, values[:, -1])
-    rankings = list[Ranking | None]()
-    for one, row in zip(asked, found, strict=True):
-        require_finite(row.best)
+    packed = yield _packed(ids, kept.gather(1, ids), best[:, 0], log_sum, log_sum, values[:, -1])
+    rankings: Found = []
+    for one, row in zip(asked, _unpacked(packed), strict=True):
+        if error := _unusable(row.best):
+            rankings.append(error)
+            continue
         offset = one.offset(row.best)
         ranking = one.ranking(row.ids, row.logits, row.best, row.log_sum + offset)
         # The device gives every other id at most `least`, and the exact formula hardly more.
@@ -339,13 +409,16 @@ def _greatest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return found.values, places.gather(1, found.indices)
 
 
-def _fetched(
+def _packed(
     ids: Tensor, logits: Tensor, best: Tensor, mass: Tensor, log_sum: Tensor, least: Tensor
-) -> list[_Candidates]:
-    """Bring all of it to the host in one transfer: float64 holds ids and float32 exactly."""
-    few = ids.shape[1]
+) -> Tensor:
+    """Return all of it as one tensor, for one transfer: float64 holds ids and float32 exactly."""
     numbers = torch.stack([part.double() for part in (best, mass, log_sum, least)], dim=1)
-    packed = to_host(torch.cat((ids.double(), logits.double(), numbers), dim=1))
+    return torch.cat((ids.double(), logits.double(), numbers), dim=1)
+
+
+def _unpacked(packed: Floats) -> list[_Candidates]:
+    few = (packed.shape[1] - 4) // 2
     return [
         _Candidates(row[:few].astype(np.int64), row[few : 2 * few], *row[2 * few :].tolist())
         for row in packed

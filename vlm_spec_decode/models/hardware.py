@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -83,6 +84,22 @@ def to_device(values: npt.NDArray[Any] | Tensor, device: torch.device) -> Tensor
 def to_host(values: Tensor) -> npt.NDArray[Any]:
     """Copy a tensor to the host, which waits for all the work that the device has: ask seldom, for all."""
     return np.asarray(values.cpu().numpy())
+
+
+def queue_to_host(values: Tensor) -> Callable[[], npt.NDArray[Any]]:
+    """Begin to copy a tensor to the host; return what waits for it and gives it."""
+    if values.device.type != "cuda":
+        return partial(to_host, values)
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+
+    def wait() -> npt.NDArray[Any]:
+        copied.synchronize()
+        return np.asarray(host.numpy())
+
+    return wait
 
 
 @contextmanager
