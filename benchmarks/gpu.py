@@ -186,7 +186,7 @@ class Bench:
 
         def run(_turn: int) -> object:
             if is_draft:
-                return choices.ranked(range(rows), range(rows), params, CHILDREN, with_sum=False)
+                return choices.ranked(range(rows), range(rows), params, CHILDREN, summed=False)
             return choices.pick_each(range(rows), params)(0)
 
         return {"ms": self.median_ms(run), "bare_ms": bare, "vocabulary": self.decoder.vocab_size}
@@ -198,7 +198,7 @@ class Bench:
         def run(turn: int) -> object:
             asked = tuple(range(1, rows + 1))
             choices = batch(context.choose((), self.tree(rows, turn), rows=asked))
-            return choices.ranked(range(rows), [1] * rows, SETTINGS["greedy"], CHILDREN, with_sum=False)
+            return choices.ranked(range(rows), [1] * rows, SETTINGS["greedy"], CHILDREN, summed=False)
 
         return {"ms": self.median_ms(run)}
 

@@ -247,6 +247,7 @@ NOT_RUN = {
     r"python benchmarks/models\.py --": "plays thousands of episodes with models that were just trained",
     r"vsd (demo|sim) --body physical$": "test/demo and test/sim run it; the page's headless one is run here",
     r"vsd (cloud|ask) .*(llava|vicuna)": "downloads 14 GB, and needs a GPU",
+    r"python benchmarks/gpu\.py$": "needs a GPU; test/bench/test_gpu_benchmark.py runs all of it in small",
     r"vsd keys keys$": "is run by the page of commands",
 }
 """Commands of `console` blocks, and why nothing here runs them. Their options are checked all the same."""

@@ -18,8 +18,9 @@ from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.edge.verifier_virtual import VirtualClock
 from vlm_spec_decode.models import choose
-from vlm_spec_decode.models.choose import DeviceChoices, device_noise_parts
+from vlm_spec_decode.models.choose import DeviceChoices
 from vlm_spec_decode.models.choose_batch import BatchChoices
+from vlm_spec_decode.models.device_noise import device_noise_parts
 
 SIZES = (5, 379, 32_000, 151_936)
 TEMPERATURES = (0.0, 1e-120, 1e-6, 0.3, 0.7, 1.0, 5.0, 1e5)

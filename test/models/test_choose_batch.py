@@ -23,8 +23,9 @@ from vlm_spec_decode.decoding.choices import DenseChoices
 from vlm_spec_decode.decoding.sampling import gumbel_noise_at, noise_counter, noise_parts
 from vlm_spec_decode.decoding.verify import verify_coupled
 from vlm_spec_decode.models import choose_batch
-from vlm_spec_decode.models.choose import LEAST_NOISE, DeviceChoices, device_noise_parts, signed
+from vlm_spec_decode.models.choose import LEAST_NOISE, DeviceChoices
 from vlm_spec_decode.models.choose_batch import ROUGH, BatchChoices
+from vlm_spec_decode.models.device_noise import device_noise_parts, signed
 
 WAITING = (
     "_local_scalar_dense",
@@ -96,7 +97,7 @@ def test_the_host_waits_as_often_for_many_rows_as_for_one(
         positions = range(rows)
         with transfers(monkeypatch) as sizes, Waits() as waits:
             choices = BatchChoices(logits).legal([masks_of(32_000, 1)[0]] * rows)
-            rankings = choices.ranked(range(rows), positions, params, 6, with_sum=False)
+            rankings = choices.ranked(range(rows), positions, params, 6, summed=False)
         assert len(sizes) <= 2
         assert max(sizes) < 1000 * rows
         assert waits.count == 0
@@ -243,7 +244,7 @@ def test_noise_is_the_same_on_every_device() -> None:
 def test_a_logarithm_that_is_off_changes_no_choice(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A device whose logarithm is wrong in its tenth bit chooses the same ids."""
     logits, params = logits_of("flat", 12), SETTINGS[setting]
-    exact = BatchChoices(logits).ranked(range(12), range(12), params, 6, with_sum=False)
+    exact = BatchChoices(logits).ranked(range(12), range(12), params, 6, summed=False)
     noise = choose_batch._noise
 
     def off(*args: Any) -> torch.Tensor:
@@ -253,5 +254,5 @@ def test_a_logarithm_that_is_off_changes_no_choice(setting: str, monkeypatch: py
         )
 
     monkeypatch.setattr(choose_batch, "_noise", off)
-    found = BatchChoices(logits).ranked(range(12), range(12), params, 6, with_sum=False)
+    found = BatchChoices(logits).ranked(range(12), range(12), params, 6, summed=False)
     assert [ranking[:2] for ranking in found] == [ranking[:2] for ranking in exact]

@@ -80,7 +80,7 @@ def test_the_waits_of_a_pass_do_not_grow_with_its_rows(
             choices = context.choose((7,), tree_of(nodes))
             assert hasattr(choices, "scores")
             chosen = BatchChoices(choices.scores)
-            chosen.ranked(range(nodes + 1), range(nodes + 1), params, 6, with_sum=False)
+            chosen.ranked(range(nodes + 1), range(nodes + 1), params, 6, summed=False)
         found.add((waits.count, len(sizes)))
     # Random weights have flat rows, whose nucleus takes a second question.
     assert found == {(0, 2 if sampled else 1)}

@@ -99,17 +99,11 @@ class Choices(ABC):
 
     @abstractmethod
     def ranked(
-        self,
-        rows: Seq[int],
-        positions: Seq[int],
-        params: SamplingParams,
-        count: int,
-        *,
-        with_sum: bool = True,
+        self, rows: Seq[int], positions: Seq[int], params: SamplingParams, count: int, *, summed: bool = True
     ) -> list[Ranking]:
         """Return the `count` best ids after each of `rows`, with the noise only under `coupled`.
 
-        Without `with_sum` their `log_sum` may be NaN: it takes the noise of every id.
+        Without `summed` their `log_sum` may be NaN: it takes the noise of every id.
         """
 
     def pick_each(self, positions: Seq[int], params: SamplingParams) -> Callable[[int], int]:

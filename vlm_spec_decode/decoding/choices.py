@@ -126,7 +126,7 @@ class DenseChoices(Choices):
         params: SamplingParams,
         count: int,
         *,
-        with_sum: bool = True,  # noqa: ARG002
+        summed: bool = True,  # noqa: ARG002
     ) -> list[Ranking]:
         """Return the best ids after each row."""
         asked = zip(rows, positions, strict=True)

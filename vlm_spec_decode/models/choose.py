@@ -22,7 +22,6 @@ from torch import Tensor
 
 from vlm_spec_decode.core.choices import IMPOSSIBLE, Choices, Distribution, LegalTokens, Logits, Ranking
 from vlm_spec_decode.core.types import SamplingParams, Support
-from vlm_spec_decode.decoding.choices import DenseChoices
 from vlm_spec_decode.decoding.sampling import (
     MASS_TOLERANCE,
     TINY_TEMPERATURE,
@@ -31,6 +30,7 @@ from vlm_spec_decode.decoding.sampling import (
     noise_parts,
     require_finite,
 )
+from vlm_spec_decode.models.device_noise import device_noise_parts
 
 SMALL_VOCABULARY = 4096
 """Up to here, on a CPU, the plain formulas over whole rows are quicker than a search for what counts."""
@@ -133,19 +133,13 @@ class DeviceChoices(Choices):
 
     @torch.inference_mode()
     def ranked(
-        self,
-        rows: Seq[int],
-        positions: Seq[int],
-        params: SamplingParams,
-        count: int,
-        *,
-        with_sum: bool = True,
+        self, rows: Seq[int], positions: Seq[int], params: SamplingParams, count: int, *, summed: bool = True
     ) -> list[Ranking]:
         """Return the best ids after each row."""
         if params.rule != "coupled":
             positions = [NO_NOISE] * len(rows)
         asked = zip(rows, positions, strict=True)
-        return [_best(self._row(row), at, params, count, with_sum=with_sum) for row, at in asked]
+        return [_best(self._row(row), at, params, count, summed=summed) for row, at in asked]
 
     @torch.inference_mode()
     def confidence(self, row: int, token: int) -> tuple[float, bool]:
@@ -199,10 +193,10 @@ def _likeliest(row: _Row) -> int:
     return entry if row.ids is None else int(row.ids[entry])
 
 
-def _best(row: _Row, position: int, params: SamplingParams, count: int, *, with_sum: bool = False) -> Ranking:
+def _best(row: _Row, position: int, params: SamplingParams, count: int, *, summed: bool = False) -> Ranking:
     """Return the `count` ids with the greatest z / T + g that the cuts leave, g the noise of (position, id).
 
-    At temperature 0, and at position NO_NOISE, g is 0. `with_sum` also finds the ranking's `log_sum`.
+    At temperature 0, and at position NO_NOISE, g is 0. `summed` also finds the ranking's `log_sum`.
     """
     maxima = _block_maxima(row.logits)
     best = _finite(maxima)
@@ -231,7 +225,7 @@ def _best(row: _Row, position: int, params: SamplingParams, count: int, *, with_
             if not is_sure and len(entries) < len(row.logits):
                 wanted *= 8
                 continue
-        order, log_sum = order[:count], race.log_sum() if with_sum else math.nan
+        order, log_sum = order[:count], race.log_sum() if summed else math.nan
         return Ranking(tuple(names[order].tolist()), tuple(scores[order].tolist()), log_sum)
 
 
@@ -299,17 +293,6 @@ class _Race:
 
     def _scaled_of(self, logit: float) -> float:
         return (logit - self.best) / max(self.params.temperature, 1e-37)
-
-
-def choices_of(scores: Tensor) -> Choices:
-    """Return the choices of logits [n, vocab], where they lie."""
-    if scores.device.type != "cpu":
-        from vlm_spec_decode.models.choose_batch import BatchChoices  # which is built upon this module
-
-        return BatchChoices(scores)
-    if scores.shape[1] <= SMALL_VOCABULARY:
-        return DenseChoices(scores.float().numpy())
-    return DeviceChoices(scores)
 
 
 @dataclass
@@ -492,31 +475,6 @@ def _exponential(seed: int, position: int, ids: Tensor | None, size: int, device
     else:
         v = device_noise_parts(key, torch.arange(size, device=device) if ids is None else ids)
     return v.neg_().log1p_().neg_().clamp_(max=math.exp(-LEAST_NOISE))
-
-
-def device_noise_parts(key: int | Tensor, ids: Tensor) -> Tensor:
-    """Return 1 - u of the noise of `ids` [n] in float32: `decoding.sampling.noise_parts` in torch.
-
-    `key` as a signed integer, or a column [rows, 1] of such keys: then [rows, n].
-    """
-    x = (ids + 1) * signed(0x9E3779B97F4A7C15)
-    x = x + (signed(key) if isinstance(key, int) else key)
-    # In place: whole rows of a large vocabulary would otherwise take a dozen times their room.
-    x.bitwise_xor_(_shifted(x, 30)).mul_(signed(0xBF58476D1CE4E5B9))
-    x.bitwise_xor_(_shifted(x, 27)).mul_(signed(0x94D049BB133111EB))
-    x.bitwise_xor_(_shifted(x, 31))
-    bits = _shifted(x, 11)
-    return bits.neg_().add_(2**53).to(torch.float32).sub_(0.5).mul_(2.0**-53)
-
-
-def signed(value: int) -> int:
-    """Return the int64 with the same bits: torch has signed integers, whose products have the same bits."""
-    return value - 2**64 if value >= 2**63 else value
-
-
-def _shifted(x: Tensor, by: int) -> Tensor:
-    """Shift right and fill with zeros, which torch does not do for signed numbers."""
-    return (x >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 @dataclass(frozen=True)

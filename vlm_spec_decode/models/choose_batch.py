@@ -23,10 +23,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vlm_spec_decode.core.choices import IMPOSSIBLE, Distribution, Ids, Ranking
+from vlm_spec_decode.core.choices import IMPOSSIBLE, Choices, Distribution, Ids, Ranking
 from vlm_spec_decode.core.errors import NotFinite
 from vlm_spec_decode.core.types import SamplingParams
-from vlm_spec_decode.decoding.choices import DenseDistribution
+from vlm_spec_decode.decoding.choices import DenseChoices, DenseDistribution
 from vlm_spec_decode.decoding.sampling import (
     MASS_TOLERANCE,
     TINY_TEMPERATURE,
@@ -34,15 +34,15 @@ from vlm_spec_decode.decoding.sampling import (
     noise_counter,
     require_finite,
 )
+from vlm_spec_decode.models import choose
 from vlm_spec_decode.models.choose import (
     BLOCK,
     GREEDY,
     LEAST_NOISE,
     NO_NOISE,
     DeviceChoices,
-    device_noise_parts,
-    signed,
 )
+from vlm_spec_decode.models.device_noise import device_noise_parts, signed
 from vlm_spec_decode.models.hardware import memory_named, queue_to_host, to_device, to_host
 
 SPARE = 24
@@ -131,16 +131,10 @@ class BatchChoices(DeviceChoices):
         return finish
 
     def ranked(
-        self,
-        rows: Seq[int],
-        positions: Seq[int],
-        params: SamplingParams,
-        count: int,
-        *,
-        with_sum: bool = True,
+        self, rows: Seq[int], positions: Seq[int], params: SamplingParams, count: int, *, summed: bool = True
     ) -> list[Ranking]:
         """Return the best ids after each row."""
-        return [_sound(found) for found in _done(self._ranked(rows, positions, params, count, with_sum))]
+        return [_sound(found) for found in _done(self._ranked(rows, positions, params, count, summed))]
 
     def _pick(self, rows: Seq[int], positions: Seq[int], params: SamplingParams) -> Steps[Chosen]:
         if params.temperature > 0:
@@ -151,18 +145,18 @@ class BatchChoices(DeviceChoices):
         return [_unusable(value) or int(token) for value, token in packed.tolist()]
 
     def _ranked(
-        self, rows: Seq[int], positions: Seq[int], params: SamplingParams, count: int, with_sum: bool
+        self, rows: Seq[int], positions: Seq[int], params: SamplingParams, count: int, summed: bool
     ) -> Steps[list[Ranking | NotFinite]]:
         plain = params
         if params.temperature == 0:
             params, positions = GREEDY, [NO_NOISE] * len(rows)
         elif params.rule != "coupled":
             positions = [NO_NOISE] * len(rows)
-        asked = [_Asked(position, params, count, with_sum) for position in positions]
+        asked = [_Asked(position, params, count, summed) for position in positions]
         rankings = yield from _rank(self._rows(rows), asked)
         return [
             # A whole row by itself, for what the candidates have left open.
-            super(BatchChoices, self).ranked((row,), (at,), plain, count, with_sum=with_sum)[0]
+            super(BatchChoices, self).ranked((row,), (at,), plain, count, summed=summed)[0]
             if found is None
             else found
             for row, at, found in zip(rows, positions, rankings, strict=True)
@@ -211,6 +205,15 @@ class BatchChoices(DeviceChoices):
         return logits.masked_fill(~legal.view(len(rows), -1)[:, : logits.shape[1]], -torch.inf)
 
 
+def choices_of(scores: Tensor) -> Choices:
+    """Return the choices of logits [n, vocab], where they lie."""
+    if scores.device.type != "cpu":
+        return BatchChoices(scores)
+    if scores.shape[1] <= choose.SMALL_VOCABULARY:
+        return DenseChoices(scores.float().numpy())
+    return DeviceChoices(scores)
+
+
 @torch.inference_mode()
 def _done(steps: Steps[Result], first: Floats | None = None) -> Result:
     """Carry out steps that have not begun, or go on with what the step under way has yielded."""
@@ -245,7 +248,7 @@ class _Asked(NamedTuple):
     position: int
     params: SamplingParams
     wanted: int
-    with_sum: bool
+    summed: bool
 
     @property
     def has_noise(self) -> bool:
@@ -308,7 +311,7 @@ def _by_logit(logits: Tensor, asked: list[_Asked], few: int, has_top_k: bool) ->
     best = logits.amax(1, keepdim=True)
     scaled = _scaled(logits, best, first.params)
     mass = scaled.exp().sum(1, dtype=torch.float64)
-    if first.with_sum and not has_top_k:
+    if first.summed and not has_top_k:
         log_sum = torch.logsumexp(scaled + _noise(asked, logits), 1) if first.has_noise else mass.log()
     else:
         log_sum = torch.full_like(mass, torch.nan)
@@ -339,7 +342,7 @@ def _settled(one: _Asked, row: _Candidates, size: int, has_top_k: bool) -> Ranki
     # Where the least candidate is at -inf, all other ids are as well, and have no chance.
     if (one.params.top_k if has_top_k else kept) > settled and not math.isinf(row.least):
         return None
-    if has_top_k and one.with_sum:
+    if has_top_k and one.summed:
         of_k = slice(one.params.top_k)
         scores = one.scores(ids[of_k], logits[of_k], row.best, has_noise=one.has_noise)
         log_sum = float(scores.max() + np.log(np.exp(scores - scores.max()).sum()))
@@ -353,7 +356,7 @@ def _rank_by_noise(kept: Tensor, every: Tensor, asked: list[_Asked]) -> Steps[Fo
     noise = _noise(asked, kept) if first.has_noise else torch.zeros((), device=kept.device)
     rough = _scaled(kept, best, first.params).add_(noise)
     log_sum = torch.full_like(best[:, 0], torch.nan)
-    if first.with_sum:
+    if first.summed:
         log_sum = torch.logsumexp(_scaled(every, best, first.params).add_(noise), 1)
     values, ids = _greatest(rough, first.wanted + SPARE)
     packed = yield _packed(ids, kept.gather(1, ids), best[:, 0], log_sum, log_sum, values[:, -1])

@@ -23,7 +23,7 @@ from torch.nn.functional import embedding
 
 from vlm_spec_decode.core.choices import Choices
 from vlm_spec_decode.decoding.early_exit import ExitCalibration
-from vlm_spec_decode.models.choose import choices_of
+from vlm_spec_decode.models.choose_batch import choices_of
 from vlm_spec_decode.models.families.base import AnswerCache, AttentionSpan, Family, PlacedPrompt
 from vlm_spec_decode.models.kv_pool import KvPool
 from vlm_spec_decode.models.pass_graphs import PassGraphs

@@ -15,19 +15,18 @@ from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from vlm_spec_decode.models.families.base import AnswerCache, Family
+from vlm_spec_decode.models.kv_pool import KvPool
 from vlm_spec_decode.models.varlen_attention import PooledBatch, VarlenEntry
 
-if TYPE_CHECKING:
-    from vlm_spec_decode.models.decoder import Decoder, RotaryTable
-
 Run: TypeAlias = Callable[[], None]
-Angles: TypeAlias = "Mapping[RotaryTable, tuple[Tensor, Tensor]]"
+Angles: TypeAlias = Mapping[Any, tuple[Tensor, Tensor]]
+"""Cosines and sines of a pass's rows, by the table that they are from."""
 Key: TypeAlias = tuple[int, int, int, tuple[int, ...]]
 """Rows, columns, the pool's generation (a recording is of tensors that have not moved since), and which types
 of layers share a mask."""
@@ -75,6 +74,29 @@ def padded_columns(columns: int) -> int:
     return size * 3 // 4 if size > FEWEST_COLUMNS and columns <= size * 3 // 4 else size
 
 
+class Layers(Protocol):
+    """What is recorded: `models.decoder.Decoder`."""
+
+    @property
+    def stack(self) -> Any:
+        """The layers' Transformers model."""
+
+    @property
+    def pool(self) -> KvPool | None:
+        """Where keys and values lie."""
+
+    @property
+    def exits(self) -> Mapping[int, Any]:
+        """The layers after which a pass is read early."""
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+
+    def run_layer(self, layer: int, hidden: Tensor, angles: Angles, *, batch: PooledBatch) -> Tensor:
+        """Run layer `layer` (from 1) over rows [1, n, width]."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recording:
     """A pass in fixed places: its inputs, its parts up to each exit, and the states that they leave."""
@@ -111,7 +133,7 @@ class PassGraphs:
         return is_small and is_plain and not self._is_off
 
     def run(
-        self, decoder: Decoder, entry: VarlenEntry, hidden: Tensor, angles: Angles
+        self, decoder: Layers, entry: VarlenEntry, hidden: Tensor, angles: Angles
     ) -> Iterator[tuple[int, Tensor]]:
         """Run a pass that fits; yield what each exit and the last layer leave, [rows, width] each."""
         assert decoder.pool is not None
@@ -131,7 +153,7 @@ class PassGraphs:
             yield layer, recording.states[layer][0, :count].clone()
 
     def _made(
-        self, key: Key, decoder: Decoder, hidden: Tensor, angles: Angles, batch: PooledBatch
+        self, key: Key, decoder: Layers, hidden: Tensor, angles: Angles, batch: PooledBatch
     ) -> Recording:
         """Return the pass in places of its own, recorded if its shape has come often enough."""
         held = {
@@ -170,7 +192,7 @@ class PassGraphs:
             self._recordings[key] = recording
 
 
-def _run_part(decoder: Decoder, recording: Recording, first: int, last: int) -> None:
+def _run_part(decoder: Layers, recording: Recording, first: int, last: int) -> None:
     """Run the layers `first` + 1 to `last`; leave the states, normed at the end."""
     hidden = recording.states[first] if first else recording.hidden
     for layer in range(first + 1, last + 1):

@@ -82,7 +82,7 @@ class BranchTree:
     def _ranked(self, path: Tokens, choices: Choices, row: int, own: int = -1) -> list[tuple[int, float]]:
         """Return the legal tokens after `path` but `own`, best first, with their scores."""
         position, params = len(self.prefix) + len(path), self.config.params
-        ranking = choices.ranked((row,), (position,), params, MAX_BRANCHES + 1, with_sum=False)[0]
+        ranking = choices.ranked((row,), (position,), params, MAX_BRANCHES + 1, summed=False)[0]
         return [(t, score) for t, score in zip(ranking.tokens, ranking.scores, strict=True) if t != own]
 
     def _start(self, path: Tokens, others: list[tuple[int, float]], chance: float) -> None:

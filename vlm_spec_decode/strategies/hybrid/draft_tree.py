@@ -129,7 +129,7 @@ class DraftTree:
         asked = tuple(rows[id(node)] for node in nodes)
         choices = draft_step(self.drafter, self.tracer, self.prefix, tuple(tokens), tuple(parents), asked)
         positions = [len(self.prefix) + node.depth for node in nodes]
-        rankings = choices.ranked(range(len(nodes)), positions, self.params, CHILDREN, with_sum=False)
+        rankings = choices.ranked(range(len(nodes)), positions, self.params, CHILDREN, summed=False)
         for row, (node, ranking) in enumerate(zip(nodes, rankings, strict=True)):
             log_probs = self.calibration.log_probs(ranking.scores)
             node.sureness = min(1.0, math.exp(log_probs[0]) / self.calibration.trust)
