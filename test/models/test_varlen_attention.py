@@ -162,7 +162,7 @@ def test_a_pool_that_cannot_grow_takes_nothing(monkeypatch: pytest.MonkeyPatch) 
 
     def full(*args: Any) -> torch.Tensor:
         calls.append(args)
-        if len(calls) == 4:  # in the middle of the second layer
+        if len(calls) >= 4:  # from the middle of the second layer on
             raise torch.OutOfMemoryError("no room")
         return allocate(*args)
 
@@ -173,12 +173,33 @@ def test_a_pool_that_cannot_grow_takes_nothing(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(torch.OutOfMemoryError):
             pool.take(5000)
     assert (pool._free, pool._columns) == (free, 11)
+    # One layer has grown, and is used as it is.
+    assert torch.equal(pool.read(0, torch.arange(1, 6))[0], torch.ones(2, 5, 4))
     generation = pool.generation
     again = pool.take(5000)
     assert len(set(again)) == 5000
     assert pool.generation > generation
     for layer in range(3):
         assert torch.equal(pool.read(layer, torch.arange(1, 6))[0], torch.ones(2, 5, 4))
+
+
+def test_a_pool_without_memory_for_twice_its_size_grows_by_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = KvPool()
+    pool.write(0, *torch.ones(2, 2, 4000, 4), torch.tensor(pool.take(4000)))
+    allocate = torch.Tensor.new_zeros
+
+    def short(self: torch.Tensor, heads: int, size: int, width: int) -> torch.Tensor:
+        if size > 5000:
+            raise torch.OutOfMemoryError("no room")
+        return allocate(self, heads, size, width)
+
+    monkeypatch.setattr(torch.Tensor, "new_zeros", short)
+    pool.take(200)
+    assert pool._layers[0][0].shape == (2, 4224, 4)
+    with pytest.raises(torch.OutOfMemoryError):
+        pool.take(2000)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

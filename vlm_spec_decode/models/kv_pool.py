@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from vlm_spec_decode.models.kv_storage import ALIGNMENT
@@ -69,16 +70,29 @@ class KvPool:
         held = self._layers.get(layer)
         if held is not None and held[0].shape[1] >= columns:
             return held
-        size = FIRST_COLUMNS if held is None else 2 * held[0].shape[1]
-        size = max(size, -(-columns // ALIGNMENT) * ALIGNMENT)
-        larger = keys.new_zeros(keys.shape[0], size, keys.shape[2])
-        both = larger, values.new_zeros(values.shape[0], size, values.shape[2])
+        least = -(-columns // ALIGNMENT) * ALIGNMENT
+        sizes = max(FIRST_COLUMNS if held is None else 2 * held[0].shape[1], least), least
+        both = _room(keys, values, sizes)
         if held is not None:
             for new, old in zip(both, held, strict=True):
                 new[:, : old.shape[1]] = old
         self._layers[layer] = both
         self.generation += 1
         return both
+
+
+def _room(keys: Tensor, values: Tensor, sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return zeros for as many columns as the first of `sizes` says, or the second if memory is short."""
+    for size in sizes:
+        try:
+            return (
+                keys.new_zeros(keys.shape[0], size, keys.shape[2]),
+                values.new_zeros(values.shape[0], size, values.shape[2]),
+            )
+        except torch.OutOfMemoryError:
+            if size == sizes[1]:
+                raise
+    raise AssertionError
 
 
 def numbers(columns: list[int], size: int) -> npt.NDArray[np.int64]:

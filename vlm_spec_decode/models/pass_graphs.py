@@ -9,6 +9,7 @@ runs, and is tested, without a GPU.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -44,6 +45,10 @@ USES_BEFORE = 2
 """A shape is recorded when it comes for the third time: recording takes as long as some ten passes."""
 
 
+_RECORDING = threading.Lock()
+"""A process records one CUDA graph at a time."""
+
+
 def record_cuda(run: Run) -> Run:
     """Return what repeats the kernels that `run` starts.
 
@@ -57,8 +62,8 @@ def record_cuda(run: Run) -> Run:
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # Other threads may use the GPU meanwhile, such as a draft copy's.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    # Other threads may use the GPU meanwhile, to open an answer say, but not record.
+    with _RECORDING, torch.cuda.graph(graph, capture_error_mode="thread_local"):
         run()
     return graph.replay
 
