@@ -113,7 +113,7 @@ def test_a_picture_is_never_enlarged_and_never_reduced_below_the_usual_width(
     ],
 )
 def test_limits_that_no_picture_has_are_refused(wrong: dict) -> None:  # type: ignore[type-arg]
-    with pytest.raises(ValueError, match="box|pixels"):
+    with pytest.raises(ValueError, match=r"box|pixels"):
         ImageLimits(**wrong)
 
 

@@ -44,7 +44,7 @@ class EdgeSettings:
     draft_length: int = setting(6, "Tokens drafted per round.", 1, 64)
     objective: str = setting("latency", "What the cloud saves.", one_of=OBJECTIVES)
     image_budget_s: float = setting(
-        0.25, "Longest time that a picture may take on the measured uplink; it is made as small.", 0.02, 10.0
+        0.25, "Longest time that a picture may take on the measured uplink; its size follows.", 0.02, 10.0
     )
     answer_timeout_s: float = setting(30.0, "Silence of the cloud that fails an answer.", 0.5, 300.0)
     connect_timeout_s: float = setting(4.0, "How long a handshake may take, at each address.", 0.5, 60.0)

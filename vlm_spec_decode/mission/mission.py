@@ -131,7 +131,7 @@ class MissionResult:
 class Mission:
     """Carries out instructions on one robot, one at a time. It owns neither engine nor robot.
 
-    `engine` is a `vsd.Engine`, or any object that answers observations. `source` makes engines instead, and
+    `engine` is a `vsd.Engine`, or any object that reduces frames and answers observations. `source` makes engines instead, and
     another one after a loss, as `vsd edge` does. `camera` replaces the robot's own. `approve` is asked, on
     the thread of `run`, before each plan moves the robot. `settings` say when a mission gives up, and what it
     does without its cloud.
