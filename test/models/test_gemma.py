@@ -25,6 +25,7 @@ from vlm_spec_decode.core.images import decode_jpeg
 from vlm_spec_decode.core.types import Image, Observation, Tokens
 from vlm_spec_decode.models.families.gemma import Gemma4Language, SharingCache
 from vlm_spec_decode.models.loader import load_model
+from vlm_spec_decode.train.exits import LanguageHead
 
 PREFIX: Tokens = (7, 8, 9)
 NODES: tuple[Tokens, Tokens] = ((12, 13, 14, 15, 16), (0, 1, 0, 3, 4))
@@ -70,6 +71,24 @@ def test_exits_and_choices_are_capped_too(tmp_path: Path) -> None:
         assert choices.confidence(0, best) == (pytest.approx(sure, rel=1e-4), True)
         assert sure < 0.9 / np.exp(plain[0] - plain[0, best]).sum()
     assert [layer for layer, _ in heard] == [1, 2]
+
+
+def test_exits_are_trained_under_the_softcap(tmp_path: Path) -> None:
+    """What `vsd train exits` optimises is what an exit says, and its gradient goes through the cap."""
+    folder = checkpoints.gemma3_text(tmp_path / "m", final_logit_softcapping=CAP)
+    model = load_model(f"{folder},prompt=bare,exits=50")
+    decoder = model.decoder
+    head = LanguageHead(decoder.stack.norm, decoder.head, decoder.family.scores)
+    adapter = torch.nn.Linear(32, 32)
+    states = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    logits = head.logits(states, adapter)
+    logits.square().sum().backward()  # type: ignore[no-untyped-call]
+    assert adapter.weight.grad is not None
+    assert float(adapter.weight.grad.abs().max()) > 0
+    object.__setattr__(decoder, "exits", {2: adapter})
+    with torch.inference_mode():
+        said = decoder.choices(2, states).logits
+    np.testing.assert_allclose(said, logits.detach().numpy()[:, : model.card.vocab_size], atol=1e-5)
 
 
 def test_layers_without_keys_of_their_own_store_none(tmp_path: Path) -> None:

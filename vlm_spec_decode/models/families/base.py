@@ -374,7 +374,10 @@ class Family(ABC):
         return hidden
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Return what follows the head's product [n, vocab], of the last layer and of early exits alike."""
+        """Return what follows the head's product [n, vocab], of the last layer and of early exits alike.
+
+        The product may be overwritten; nobody else has it.
+        """
         return logits
 
     def cache(self) -> AnswerCache:
