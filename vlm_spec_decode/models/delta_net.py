@@ -72,6 +72,14 @@ class TreeRows:
         return TreeRows(self.prompt, *moved)
 
 
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """What tokens do to a state: `decay` g [heads, n], at most 0; `strength` beta [heads, n] of a write."""
+
+    decay: Tensor
+    strength: Tensor
+
+
 class DeltaPast:
     """What one recurrent layer remembers of one answer: the state behind the prompt, and its nodes.
 
@@ -160,11 +168,3 @@ class DeltaPast:
         self.inputs = self.inputs[: self._lead + nodes]
         self.keys, self.updates = self.keys[:, :nodes], self.updates[:, :nodes]
         self.decays = self.decays[:, : 1 + nodes]
-
-
-@dataclass(frozen=True, slots=True)
-class Gates:
-    """What tokens do to a state: `decay` g [heads, n], at most 0; `strength` beta [heads, n] of a write."""
-
-    decay: Tensor
-    strength: Tensor
