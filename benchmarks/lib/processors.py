@@ -61,7 +61,7 @@ def _per_tile(count: int) -> Tokens:
 
     def tokens(_processor: Any, tensors: Tensors, _picture: PilImage.Image) -> int:
         shape = tensors["pixel_values"].shape  # [tiles, 3, h, w], or [1, tiles, 3, h, w]
-        return count * math.prod(shape[:-3])
+        return count * int(math.prod(shape[:-3]))
 
     return tokens
 
