@@ -12,7 +12,9 @@ import pytest
 from PIL import Image as PilImage
 
 from benchmarks.lib.processors import PROCESSORS, ProcessorEntry
+from test.models import checkpoints
 from vlm_spec_decode.core.image_limits import UNKNOWN_LIMITS, ImageLimits
+from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.models.families.image_limits import processor_limits
 from vlm_spec_decode.models.loader import load_model, shipped
 
@@ -43,10 +45,13 @@ GROWING = [entry for entry in PROCESSORS if entry.grows]
 
 @pytest.mark.parametrize("entry", GROWING, ids=lambda entry: entry.name)
 def test_a_smaller_picture_would_lose_something(entry: ProcessorEntry) -> None:
-    processor = entry.make()
-    width = min(2048, processor_limits(processor).useful_width(6000, 4500))
-    useful, smaller = (PilImage.new("RGB", (w, w * 3 // 4)) for w in (width, width // 2))
-    assert resized_pixels(processor, smaller) < 0.8 * resized_pixels(processor, useful)
+    """In one of two shapes: where only one grid of tiles fits a shape, small pictures are enlarged to it."""
+    processor, kept = entry.make(), []
+    for long, short in ((4, 3), (2, 1)):
+        width = min(2048, processor_limits(processor).useful_width(1500 * long, 1500 * short))
+        useful, smaller = (PilImage.new("RGB", (w, w * short // long)) for w in (width, width // 2))
+        kept.append(resized_pixels(processor, smaller) / resized_pixels(processor, useful))
+    assert min(kept) < 0.8
 
 
 def test_the_context_bounds_pictures_whose_tokens_grow() -> None:
@@ -78,6 +83,27 @@ def test_the_shipped_models_get_what_they_got_before() -> None:
 )
 def test_settings_that_make_no_sense_say_nothing(wrong: dict[str, Any]) -> None:
     assert processor_limits(SimpleNamespace(**wrong)) == UNKNOWN_LIMITS
+
+
+def test_crops_of_a_long_picture_are_worth_more_pixels() -> None:
+    made = SimpleNamespace(
+        size={"height": 896, "width": 896}, do_pan_and_scan=True, pan_and_scan_max_num_crops=4
+    )
+    assert processor_limits(made) == ImageLimits(max_pixels=4 * 896 * 896)
+
+
+@pytest.mark.parametrize("make", [checkpoints.qwen2_vl, checkpoints.qwen3_vl, checkpoints.gemma3])
+def test_a_checkpoint_says_what_it_can_use_and_a_picture_of_that_size_fits_its_context(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    model = load_model(make(tmp_path))
+    limits = model.card.image_limits
+    assert limits.is_known
+    width = limits.useful_width(1280, 720)
+    frame = Image(checkpoints.jpeg(width, round(width * 9 / 16)), width, round(width * 9 / 16))
+    context = model.open(Observation(frame, "go"))
+    assert context.score(()).shape[0] == 1
+    context.close()
 
 
 def test_the_widest_canvases_are_kept() -> None:

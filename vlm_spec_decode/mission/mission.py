@@ -131,10 +131,10 @@ class MissionResult:
 class Mission:
     """Carries out instructions on one robot, one at a time. It owns neither engine nor robot.
 
-    `engine` is a `vsd.Engine`, or any object that reduces frames and answers observations. `source` makes engines instead, and
-    another one after a loss, as `vsd edge` does. `camera` replaces the robot's own. `approve` is asked, on
-    the thread of `run`, before each plan moves the robot. `settings` say when a mission gives up, and what it
-    does without its cloud.
+    `engine` is a `vsd.Engine`, or any object that reduces frames and answers observations. `source` makes
+    engines instead, and another one after a loss, as `vsd edge` does. `camera` replaces the robot's own.
+    `approve` is asked, on the thread of `run`, before each plan moves the robot. `settings` say when a
+    mission gives up, and what it does without its cloud.
     """
 
     def __init__(

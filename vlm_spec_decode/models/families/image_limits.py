@@ -49,6 +49,10 @@ def _square(processor: Any, size: dict[str, int]) -> ImageLimits:
             return _limits(inside=((edge, edge),))  # LLaVA-1.5 with bars: the longest edge fills the square
         # CLIP: the shortest edge is brought to this, then the middle is cut out.
         return _limits(cover=(max(edge, crop.get("width", 0)), max(edge, crop.get("height", 0))))
+    if getattr(processor, "do_pan_and_scan", False):
+        # Gemma 3 with crops: each of at most so many becomes a square of its own.
+        crops = max(1, _number(processor, "pan_and_scan_max_num_crops"))
+        return _limits(max_pixels=crops * size.get("height", 0) * size.get("width", 0))
     if {"height", "width"} <= size.keys():
         return _limits(cover=(size["width"], size["height"]))  # SigLIP, Gemma 3: squashed
     return UNKNOWN_LIMITS
