@@ -266,6 +266,30 @@ def test_an_error_of_either_names_its_checkpoint(tmp_path, broken):
         load_pair(settings.target, settings.draft, grammar=False)
 
 
+def test_a_load_beside_one_that_fails_is_stopped_and_waited_for(tmp_path, monkeypatch):
+    sources = [checkpoints.llama(tmp_path / "slow"), checkpoints.llama(tmp_path / "broken")]
+    (sources[1] / "config.json").unlink()
+    going, ended, family = threading.Event(), threading.Event(), torch_loop._family
+
+    def slow(source, options):
+        if source == sources[1]:
+            assert going.wait(60)
+            return family(source, options)
+        load = torch_loop.current_load()
+        going.set()
+        try:
+            while True:
+                load.advance("tensors", 0.5)
+                time.sleep(0.005)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(torch_loop, "_family", slow)
+    with pytest.raises(ModelError, match=r"^cannot load broken: no readable config"):
+        load_models(sources)
+    assert ended.is_set()
+
+
 # What a load says -------------------------------------------------------------------------------------
 
 
@@ -300,7 +324,7 @@ def edit_config(folder, **changes):
 def test_a_tokenizer_without_the_images_token_is_refused(tmp_path):
     folder = checkpoints.llava(tmp_path / "beyond")
     edit_config(folder, image_token_id=63, image_token_index=63)
-    with pytest.raises(ModelError, match=r"cannot load beyond: .*no token 63, which its config names"):
+    with pytest.raises(ModelError, match=r"cannot load beyond: .*no token 63, the image's placeholder"):
         load_model(folder)
     folder = checkpoints.llava(tmp_path / "cut")
     checkpoints.tokenizer(image=False).save_pretrained(folder)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from typing import TypeVar
+
+from vlm_spec_decode.core.errors import ModelError
 
 Result = TypeVar("Result")
 
@@ -38,6 +40,13 @@ class Load:
     began_s: float = field(default_factory=time.monotonic)
     ended_s: float | None = None
     has_failed: bool = False
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def advance(self, part: str, share: float) -> None:
+        """Note how much of a part has been done. Raises ModelError if the load is to stop."""
+        self.shares[part] = share
+        if self.stop.is_set():
+            raise ModelError("stopped, because a load beside it has ended")
 
     @property
     def done_bytes(self) -> float:
@@ -62,6 +71,7 @@ class Load:
 
 
 _CURRENT: ContextVar[Load | None] = ContextVar("load", default=None)
+_STOP: ContextVar[threading.Event | None] = ContextVar("stop", default=None)
 
 
 def current_load() -> Load:
@@ -72,7 +82,7 @@ def current_load() -> Load:
 @contextmanager
 def reported(name: str, after_s: float = SHOWN_AFTER_S) -> Iterator[Load]:
     """Report what happens inside as a load, once it has taken `after_s`."""
-    load, lock, is_shown = Load(name), threading.Lock(), False
+    load, lock, is_shown = Load(name, stop=_STOP.get() or threading.Event()), threading.Lock(), False
 
     def show() -> None:
         nonlocal is_shown
@@ -123,6 +133,24 @@ def shown_by(handler: logging.Handler) -> Iterator[None]:
         log.removeHandler(handler)
         log.setLevel(level)
         handler.close()
+
+
+@contextmanager
+def beside(parts: Sequence[Callable[[], Result]]) -> Iterator[Sequence[Future[Result]]]:
+    """Run loads in the background; if what happens meanwhile fails, stop them and wait for their end.
+
+    A program must not end while a thread of it is in the middle of a library.
+    """
+    stop = threading.Event()
+    token = _STOP.set(stop)
+    futures = [in_background(part) for part in parts]
+    _STOP.reset(token)
+    try:
+        yield futures
+    except BaseException:
+        stop.set()
+        wait(futures)
+        raise
 
 
 def in_background(work: Callable[[], Result]) -> Future[Result]:

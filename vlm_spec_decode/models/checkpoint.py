@@ -165,7 +165,7 @@ def fingerprint(folders: list[Path]) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
                 hashed += len(block)
-                load.shares[HASH] = hashed / total
+                load.advance(HASH, hashed / total)
     found = digest.hexdigest()[:_FINGERPRINT_CHARACTERS]
     # A file system's clock ticks: a write within the same tick as the last one would move no time. So what
     # has changed while it was read, or just before, is not kept.

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from vlm_spec_decode.core.config import ASSETS
 from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
-from vlm_spec_decode.core.load_progress import Load, current_load, in_background, reported
+from vlm_spec_decode.core.load_progress import Load, beside, current_load, reported
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.models.checkpoint import TENSORS, named
 from vlm_spec_decode.models.engines.base import DEFAULT_ENGINE, LoadedModel, LoadOptions
@@ -82,15 +82,14 @@ def load_models(sources: Seq[str | Path], threads: int = 1) -> list[LoadedModel]
     """Load several checkpoints at once, each as `load_model` does; the last of them in this thread.
 
     What reads, hashes and converts numbers runs beside the rest; what Transformers can do only once at a time
-    waits (`engines.torch_loop.load_network`). Raises the error of the last one at once, of the others when it
-    has been loaded.
+    waits (`engines.torch_loop.load_network`). Raises the error of one of them; the others have ended then.
     """
     # Two threads that import the libraries at once would see them half made.
     ENGINES.find(DEFAULT_ENGINE)
-    *beside, last = sources
-    others = [in_background(partial(load_model, source, threads=threads)) for source in beside]
-    final = load_model(last, threads=threads)
-    return [*(other.result() for other in others), final]
+    *others, last = sources
+    with beside([partial(load_model, source, threads=threads) for source in others]) as loads:
+        final = load_model(last, threads=threads)
+        return [*(load.result() for load in loads), final]
 
 
 class _Counted:
@@ -102,7 +101,7 @@ class _Counted:
     def __iter__(self) -> Iterator[Any]:
         for number, item in enumerate(self._items, start=1):
             yield item
-            self._load.shares[TENSORS] = number / len(self._items)
+            self._load.advance(TENSORS, number / len(self._items))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._bar, name)
