@@ -136,6 +136,8 @@ def run(work: Path, quick: bool, before: Path | None) -> int:
         for part in ("load", "grammar")
     }
 
+    print(json.dumps({"transformers": base, "ours": parts}), file=sys.stderr, flush=True)
+
     def over(name: str, grammar: str = "") -> float:
         ours = parts[name]["cpu_s"] + (parts[grammar]["cpu_s"] if grammar else 0.0)
         return ours / base["cpu_s"]

@@ -1,7 +1,7 @@
 """A checkpoint with Qwen2-VL's real tokenizer and 151,936 ids, random weights and a small width.
 
-The ranks are those that the wheel `dashscope` carries (`requirements-test.lock`); merges are found from them as
-byte-pair encoding would have joined them, so that `tokenizer.json` is as large as the published one.
+The ranks are those that the wheel `dashscope` carries (`requirements-test.lock`); merges are found from them
+as byte-pair encoding would have joined them, so that `tokenizer.json` is as large as the published one.
 """
 
 from __future__ import annotations
