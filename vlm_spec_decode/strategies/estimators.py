@@ -109,44 +109,50 @@ class VerdictTime:
         self.pass_s.learn(compute_s)
 
 
-TOLERANCE = 1.1
-"""A draft that is right this many times less often than it says is still taken at its word."""
+SUREST, MOST_BIAS = 0.995, 10.0
+"""No first choice is taken to be likelier, nor its opposite; and no bias is greater."""
 
 
 @dataclass(slots=True)
 class Calibration:
-    """How far a draft's own probabilities can be trusted, learned from every verdict: P(x) = f · q(x)^s.
+    """How far a draft's own probabilities q can be trusted, learned from every verdict on a first choice.
 
-    The exponent `sharpness` s mends a draft that is too sure or not sure enough. It cannot mend one that is
-    sure and wrong: `trust` f is how often its first choices were right, over how often they should have been.
-    `agreement` is how often they were right at all.
+    The exponent `sharpness` s mends, slowly, a draft that is too sure or not sure enough. It cannot mend one
+    that is sure and wrong, nor one that is never sure and always right: `bias` β, which is added to the
+    log-odds of first choices, mends both. `agreement` is how often first choices were right at all.
     """
 
     sharpness: float = 1.0
-    agreement: RunningMean = field(default_factory=lambda: RunningMean(0.7, rate=0.05, trust=4))
-    _ratio: RunningRatio = field(
-        default_factory=lambda: RunningRatio(keep=0.95, value=1.0, above=3.0, below=3.0)
-    )
-
-    @property
-    def trust(self) -> float:
-        """Return f, at most 1."""
-        return min(1.0, TOLERANCE * self._ratio.value)
+    bias: float = 0.0
+    agreement: RunningMean = field(default_factory=lambda: RunningMean(0.7, rate=0.05, trust=3))
 
     def log_probs(self, scores: Sequence[float]) -> list[float]:
         """Return the log-probabilities of `scores` (best first)."""
-        # log f + log softmax(s · scores): s > 1 trusts the draft's ranking more than the draft does itself.
-        scaled = [self.sharpness * (score - scores[0]) for score in scores]
-        log_share = math.log(max(1e-6, self.trust)) - math.log(sum(map(math.exp, scaled)))
-        return [score + log_share for score in scaled]
+        said = self.said(scores)
+        first = self._right(said[0])
+        # The others share what a likelier first choice leaves. One that is less likely than it says takes the
+        # others with it: such a draft knows nothing.
+        others = first / said[0] if self.bias < 0 else (1 - first) / max(1 - said[0], 1 - SUREST)
+        return [math.log(first), *(math.log(max(1e-30, others * share)) for share in said[1:])]
+
+    def said(self, scores: Sequence[float]) -> list[float]:
+        """Return the draft's own probabilities of `scores` (best first), sharpened: softmax(s · scores)."""
+        powers = [math.exp(self.sharpness * (score - scores[0])) for score in scores]
+        whole = sum(powers)
+        return [power / whole for power in powers]
 
     def learn(self, hit: bool, said: float) -> None:
         """Take one verdict on a first choice that the draft itself gave the probability `said`."""
         self.agreement.learn(float(hit))
-        # d log s = 0.1 ([first choice was right] - P(first choice)): a gradient step.
-        surprise = float(hit) - self.trust * said
+        # Gradient steps of the log-likelihood: d β = 0.5 ([first choice was right] - P), d log s = 0.1 of it.
+        surprise = float(hit) - self._right(said)
         self.sharpness = min(3.0, max(0.3, self.sharpness * math.exp(0.1 * surprise)))
-        self._ratio.learn(float(hit), said)
+        self.bias = min(MOST_BIAS, max(-MOST_BIAS, self.bias + 0.5 * surprise))
+
+    def _right(self, said: float) -> float:
+        """Return P of a first choice: its log-odds are those of `said`, plus the bias."""
+        sure = min(SUREST, max(1 - SUREST, said))
+        return 1 / (1 + math.exp(-math.log(sure / (1 - sure)) - self.bias))
 
 
 def best_token_s(pass_s: float, step_s: float, agreement: float, most: int) -> float:

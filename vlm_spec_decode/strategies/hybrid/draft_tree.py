@@ -132,7 +132,7 @@ class DraftTree:
         rankings = choices.ranked(range(len(nodes)), positions, self.params, CHILDREN, summed=False)
         for row, (node, ranking) in enumerate(zip(nodes, rankings, strict=True)):
             log_probs = self.calibration.log_probs(ranking.scores)
-            node.sureness = min(1.0, math.exp(log_probs[0]) / self.calibration.trust)
+            node.sureness = self.calibration.said(ranking.scores)[0]
             for token, log_prob in zip(ranking.tokens, log_probs, strict=True):
                 self.offer(node, token, log_prob)
             # Under `rejection` only a draw from q may be sent; the other children are outcomes to prepare

@@ -3,7 +3,9 @@
 Drafting and verifying take turns. A pass of T seconds over a tree that is expected to bring E drafted tokens,
 after C seconds of drafting, brings (1 + E) / (T + C) tokens per second. A draft step is taken if it raises
 that, and so is a row of the pass; a prompt is read by the draft only if the answer is expected to pay for it.
-Where nothing pays, nobody drafts, except for probes that take at most `PROBE_SHARE` of the time.
+A pass over two rows may cost twice what one over a single row does (a matrix times a matrix, no more times a
+vector): so drafting must first of all be expected to beat plain passes, over several steps. Where nothing
+pays, nobody drafts, except for probes that take at most `PROBE_SHARE` of the time.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ WORTH_OPENING = 0.9
 """Of the time per token without drafts: what it must come to before a prompt is read for the first time."""
 
 MOST_STEPS, MOST_ROWS = 24, 24
+
+NEVER = 2.0
+"""No node is that likely."""
 
 BLIND_STEPS = 2
 """Draft steps before a pass whose time nobody can tell yet: one reads the prompt, one is measured."""
@@ -67,6 +72,9 @@ class SharedProcessor:
     def floor(self, tree: DraftTree) -> float:
         """Return the probability from which on a node pays for its row in the next pass."""
         expected, seconds = self._in_hand(tree)
+        # A pass with drafts must bring more per second than one without; what they took has been paid.
+        if (1 + expected) / (seconds - self._drafted_s) <= 1 / self._plain_s():
+            return NEVER
         # One row more pays if P(node) / (slope · T) exceeds (1 + E) / (T + C).
         return self._row_s() * (1 + expected) / seconds
 
@@ -89,8 +97,10 @@ class SharedProcessor:
         record = self.record
         if event.pass_id == 1:
             record.first_pass_s.learn(event.compute_s)
-        else:
+        elif rows:
             record.passes.learn(rows, event.compute_s)
+        else:
+            record.plain_s.learn(event.compute_s)
         record.total_s += event.compute_s
         self._committed = event.start + len(event.tokens)
         if event.finished:
@@ -107,6 +117,8 @@ class SharedProcessor:
         expected, seconds = self._in_hand(tree)
         _, step_s = self._times()
         agreement, row_s, slope = self._agreement, self._row_s(), self.record.step.slope
+        if not expected and self._best_token_s() * MARGIN > self._plain_s():
+            return []
         best, count, gain, nodes = MARGIN * (1 + expected) / seconds, 0, 0.0, list[TreeNode]()
         for rows, (weight, node) in enumerate(islice(tree.leaves(FLOOR), MOST_ROWS), 1):
             nodes.append(node)
@@ -130,13 +142,12 @@ class SharedProcessor:
 
     def _opening_pays(self) -> bool:
         """Tell whether reading the prompt with the draft is expected to pay within this answer."""
-        pass_s, step_s = self._times()
-        token_s = best_token_s(pass_s, step_s + self._row_s(), self._agreement, MOST_STEPS)
+        plain_s, token_s = self._plain_s(), self._best_token_s()
         if not (self.record.opening_s.count and self.record.tokens.count):
-            return token_s < WORTH_OPENING * pass_s
-        # (N - n) (T - t) seconds are saved by n tokens before the end; the prompt costs what it did before.
+            return token_s < WORTH_OPENING * plain_s
+        # N - n tokens are left, each of which takes t instead of T seconds; the prompt costs what it did.
         left = max(0.0, self.record.tokens.value - self._committed)
-        return left * (pass_s - token_s) > self.record.opening_s.value
+        return left * (plain_s - token_s) > self.record.opening_s.value
 
     def _probe(self, tree: DraftTree) -> list[TreeNode]:
         """Return the root alone if a probe is due: where nothing pays, that must be seen now and then."""
@@ -158,7 +169,22 @@ class SharedProcessor:
     @property
     def _is_blind(self) -> bool:
         """Whether a pass's time is neither measured nor known from the bytes that are read."""
-        return not (self.record.passes.base_s or self.record.step_ratio)
+        record = self.record
+        return not (record.passes.base_s or record.plain_s.value or record.step_ratio)
+
+    def _best_token_s(self) -> float:
+        """Return the seconds per token with as many draft steps before each pass as are best."""
+        pass_s, step_s = self._times()
+        row_s, agreement = self._row_s(), self._agreement
+        # The first step turns a plain pass into one with drafts: this does not start from a plain pass.
+        first = (pass_s + step_s + row_s) / (1 + agreement)
+        return min(first, best_token_s(pass_s, step_s + row_s, agreement, MOST_STEPS))
+
+    def _plain_s(self) -> float:
+        """Return what a pass without drafts takes."""
+        pass_s, step_s = self._times()
+        ratio = self.record.step_ratio
+        return self.record.plain_s.value or (min(pass_s, step_s / ratio) if ratio else pass_s)
 
     def _row_s(self) -> float:
         """Return what one row adds to a pass."""
@@ -166,7 +192,8 @@ class SharedProcessor:
 
     def _times(self) -> tuple[float, float]:
         """Return T and c, what is unknown taken from the other; 1 and their ratio if both are."""
-        pass_s, step_s = self.record.passes.base_s, self.record.step.base_s
+        pass_s = self.record.passes.base_s or self.record.plain_s.value
+        step_s = self.record.step.base_s
         ratio = self.record.step_ratio or USUAL_RATIO
         if not pass_s:
             bound_s = self.record.first_pass_s.value or step_s / ratio
