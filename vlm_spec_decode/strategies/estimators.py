@@ -109,6 +109,9 @@ class VerdictTime:
         self.pass_s.learn(compute_s)
 
 
+WRONG, RIGHT = 0.2, 0.9
+"""A draft is biased whose first choices are right less often than the first, or more often than the second."""
+
 SUREST, MOST_BIAS = 0.995, 10.0
 """No first choice is taken to be likelier, nor its opposite; and no bias is greater."""
 
@@ -144,10 +147,13 @@ class Calibration:
     def learn(self, hit: bool, said: float) -> None:
         """Take one verdict on a first choice that the draft itself gave the probability `said`."""
         self.agreement.learn(float(hit))
-        # Gradient steps of the log-likelihood: d β = 0.5 ([first choice was right] - P), d log s = 0.1 of it.
+        # Gradient steps of the log-likelihood: d β = [first choice was right] - P, d log s = 0.1 of it.
+        # Between the extremes such steps are noise, and the bias is forgotten.
         surprise = float(hit) - self._right(said)
         self.sharpness = min(3.0, max(0.3, self.sharpness * math.exp(0.1 * surprise)))
-        self.bias = min(MOST_BIAS, max(-MOST_BIAS, self.bias + 0.5 * surprise))
+        is_extreme = not WRONG < self.agreement.value < RIGHT
+        bias = self.bias + surprise if is_extreme else 0.8 * self.bias
+        self.bias = min(MOST_BIAS, max(-MOST_BIAS, bias))
 
     def _right(self, said: float) -> float:
         """Return P of a first choice: its log-odds are those of `said`, plus the bias."""
