@@ -37,7 +37,7 @@ def step_s(model: VlmModel, observation: Observation) -> float:
     took = []
     for length in range(1, STEPS + 1):
         begin_s = time.perf_counter()
-        context.score((token,) * length)
+        context.choose((token,) * length)
         took.append(time.perf_counter() - begin_s)
     context.close()
     return statistics.median(took)

@@ -18,7 +18,6 @@ from pathlib import Path
 from figures import ROOT, machine
 
 from vlm_spec_decode.bench.pairs import recorded_prompts
-from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.ports import ModelContext
 from vlm_spec_decode.models.engines.torch_loop import VlmModel
 from vlm_spec_decode.models.loader import load_model, shipped
@@ -34,7 +33,7 @@ def spent_ms(run: Callable[[], object]) -> float:
     return 1000 * (time.process_time() - began_s)
 
 
-def ignore_exit(exit_layer: int, logits: Logits) -> None:
+def ignore_exit(exit_layer: int, scores: object) -> None:
     """Take an early exit and do nothing: the exit itself is what is measured."""
 
 
@@ -49,9 +48,9 @@ def pass_ms(model: VlmModel, nodes: int, is_first: bool = False, with_exits: boo
             context.close()
             continue
         start = (10 + repeat,) * PREFIX
-        context.score(start)
+        context.choose(start)
         tree = tuple(range(20, 20 + nodes)), (0,) * nodes
-        taken.append(spent_ms(lambda c=context, p=(*start, 11), t=tree: c.score(p, *t, on_exit=hook)))
+        taken.append(spent_ms(lambda c=context, p=(*start, 11), t=tree: c.choose(p, t, hook)))
         context.close()
     return statistics.median(taken[2:])
 

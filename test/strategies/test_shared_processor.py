@@ -7,11 +7,15 @@ speed, and the answer is the same; without the charge the first does not hold.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from vlm_spec_decode.actions.grammar import language
+from vlm_spec_decode.bench.run import SilentCodec
 from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.ports import (
@@ -25,11 +29,14 @@ from vlm_spec_decode.core.ports import (
     Scores,
     Tree,
 )
+from vlm_spec_decode.core.profiles import load_hardware, load_link
 from vlm_spec_decode.core.types import RULES, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.choices import as_logits
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
+from vlm_spec_decode.edge.factory import make_hello
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
-from vlm_spec_decode.edge.verifier_virtual import ChargedContext
+from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
+from vlm_spec_decode.edge.verifier_virtual import ChargedContext, VirtualModel, VirtualVerifier
 from vlm_spec_decode.models.choose import choices_of
 from vlm_spec_decode.strategies.draft_record import DraftRecord
 from vlm_spec_decode.strategies.estimators import Calibration, best_token_s
@@ -95,14 +102,6 @@ class TimedModel(Model):
         return ChargedContext(Chain(self.right, self.answers), self.clock, duration_s)
 
 
-class Codec:
-    def encode(self, text: str) -> Tokens:
-        return ()
-
-    def decode(self, tokens: Tokens) -> str:
-        return ""
-
-
 @dataclass
 class Outcome:
     """Seconds of each answer, all tokens, and the draft's steps."""
@@ -133,7 +132,7 @@ def decode(
     verifier = LocalVerifier(target, clock, copy if strategy == "colocated" else None)
     params = SamplingParams(max_tokens=TOKENS, rule=rule)
     config = EngineConfig(strategy=strategy, params=params, draft_length=6, free_text=True)
-    engine = Engine(draft, Codec(), verifier, clock, config)
+    engine = Engine(draft, SilentCodec(), verifier, clock, config)
     outcome = Outcome([], [], draft.steps)
     for number in range(answers):
         began_s = clock.now()
@@ -211,7 +210,7 @@ def test_probes_find_out_that_a_draft_has_become_right(monkeypatch: pytest.Monke
     clock = VirtualClock()
     target, draft = TimedModel(clock, 1.0), TimedModel(clock, FIFTH, 0.0)
     config = EngineConfig(strategy="hybrid", params=SamplingParams(max_tokens=200), free_text=True)
-    engine = Engine(draft, Codec(), LocalVerifier(target, clock), clock, config)
+    engine = Engine(draft, SilentCodec(), LocalVerifier(target, clock), clock, config)
     seconds = []
     for number in range(60):
         draft.right = float(number >= 3)
@@ -292,7 +291,7 @@ def test_draft_steps_are_few_at_a_real_vocabulary(shift: int, step_s: float, mos
     clock = VirtualClock()
     target, draft = WideModel(clock, 1.0), WideModel(clock, step_s, shift)
     config = EngineConfig(strategy="hybrid", params=SamplingParams(max_tokens=TOKENS), free_text=True)
-    engine = Engine(draft, Codec(), LocalVerifier(target, clock), clock, config)
+    engine = Engine(draft, SilentCodec(), LocalVerifier(target, clock), clock, config)
     result = [update.result for update in engine.answer(Observation(None, "go"))][-1]
     assert result
     assert result.tokens == tuple(3001 * (depth + 1) for depth in range(TOKENS))
@@ -300,3 +299,41 @@ def test_draft_steps_are_few_at_a_real_vocabulary(shift: int, step_s: float, mos
     assert sum(draft.asked) <= 2 * most
     if not shift:
         assert len(target.asked) <= 8
+
+
+@pytest.mark.parametrize(
+    ("address", "cores", "shared"),
+    [
+        ("tcp://127.0.0.1:5599", {0}, True),
+        ("tcp://[::1]:5599", {3}, True),
+        ("tcp://127.0.0.1:5599", {0, 1}, False),
+        ("tcp://192.0.2.7:5599", {0}, False),
+    ],
+)
+def test_a_cloud_on_a_machine_of_one_core_shares_it(
+    address: str, cores: set[int], shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: cores)
+    link: Any = SimpleNamespace(address=address, addresses=(address,))
+    hello = make_hello(TimedModel(VirtualClock(), 1.0).card, language(False))
+    assert RemoteVerifier(link, hello, VirtualClock()).shares_processor is shared
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_behind_a_link_that_shares_the_processor_the_answer_is_the_same(
+    rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = set()
+    for shared in (False, True):
+        monkeypatch.setattr(VirtualVerifier, "shares_processor", shared)
+        clock, hardware = VirtualClock(), load_hardware("cpu")
+        target, draft = TimedModel(VirtualClock(), 1.0), TimedModel(VirtualClock(), FIFTH, 0.5)
+        verifier = VirtualVerifier(target, hardware, load_link("rtt5_up100"), clock)
+        config = EngineConfig(
+            strategy="hybrid", params=SamplingParams(max_tokens=TOKENS, rule=rule), free_text=True
+        )
+        engine = Engine(VirtualModel(draft, hardware, clock), SilentCodec(), verifier, clock, config)
+        result = [update.result for update in engine.answer(Observation(None, "go"))][-1]
+        assert result
+        said.add(result.tokens)
+    assert len(said) == 1

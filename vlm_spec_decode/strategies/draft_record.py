@@ -27,7 +27,7 @@ class DraftRecord:
     plain_s: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
     first_pass_s: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
     tokens: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
-    lookup: RunningMean = field(default_factory=lambda: RunningMean(0.6, trust=3))
+    lookup: RunningMean = field(default_factory=lambda: RunningMean(0.6, trust=1))
     switch: HysteresisSwitch = field(default_factory=HysteresisSwitch)
     total_s: float = 0.0
     probed_s: float = 0.0

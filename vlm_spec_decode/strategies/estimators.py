@@ -110,7 +110,7 @@ class VerdictTime:
 
 
 WRONG, RIGHT = 0.2, 0.9
-"""A draft is biased whose first choices are right less often than the first, or more often than the second."""
+"""A draft is biased whose first choices are right less often than the first, or more than the second."""
 
 SUREST, MOST_BIAS = 0.995, 10.0
 """No first choice is taken to be likelier, nor its opposite; and no bias is greater."""
