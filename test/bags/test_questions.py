@@ -66,6 +66,20 @@ def test_recorded_answers_are_asked_again_as_they_were(tmp_path):
     assert second.observation.history == ("turn(20)", "forward(1)")
 
 
+@pytest.mark.parametrize(("width", "found"), [(40, 40), (None, 448), (0, 448), (-7, 448), (10**9, 448)])
+def test_a_recorded_answer_is_asked_again_about_the_picture_that_was_sent(tmp_path, width, found):
+    walk = Walk(tmp_path / "again")
+    for tick in range(20):
+        walk.compressed(tick / 10)
+    more = {} if width is None else {"image_width": width, "image_digest": "ab" * 32}
+    walk.answer(5.0, 1.2, "go to the box", **more)
+    walk.close()
+    (question,) = asked(tmp_path / "again")
+    image = question.observation.image
+    assert image.width == min(found, 64)
+    assert image.height == round(48 * image.width / 64)
+
+
 def test_a_label_counts_more_than_what_was_answered_and_motion_from_the_answer_on(tmp_path):
     walk = Walk(tmp_path / "walk")
     for tick in range(60):

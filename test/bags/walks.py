@@ -81,13 +81,14 @@ class Walk:
         message = self.types.types["geometry_msgs/msg/Twist"](vector(vx, 0.0, 0.0), vector(0.0, 0.0, vyaw))
         self.write(topic, message, at_s)
 
-    def answer(self, at_s, stamp_s, instruction, history=(), actions=("done()",), token_ids=()):
+    def answer(self, at_s, stamp_s, instruction, history=(), actions=("done()",), token_ids=(), **more):
         said = {
             "stamp_s": START_NS / SECOND + stamp_s,
             "instruction": instruction,
             "history": list(history),
             "actions": list(actions),
             "token_ids": list(token_ids),
+            **more,
         }
         self.text(at_s, json.dumps(said), "/vlm/answer")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image as PilImage
 from PIL import ImageFilter
 
+from test.mission.scripted import result_of
 from vlm_spec_decode.core.image_limits import (
     MAX_SIDE_PX,
     MIN_WIDTH_PX,
@@ -26,9 +28,10 @@ from vlm_spec_decode.core.image_limits import (
     Uplink,
 )
 from vlm_spec_decode.core.images import decode_jpeg
-from vlm_spec_decode.core.types import Image
-from vlm_spec_decode.edge.image_upload import for_uplink
+from vlm_spec_decode.core.types import Image, Observation
+from vlm_spec_decode.edge.image_upload import for_uplink, for_uplink_again, small_jpeg
 from vlm_spec_decode.edge.picture_size import LADDER, FixedDestination, PictureSizer
+from vlm_spec_decode.mission.state import Answer
 
 TINY = ImageLimits(cover=(128, 128))
 """The shipped models': every frame is squashed to this."""
@@ -263,3 +266,26 @@ def test_a_picture_as_wide_as_no_ladder_step_ends_too() -> None:
     assert PictureSizer(link, 0.25).reduce_pixels(strip).width <= 60_000
     link.uplink = Uplink(bps=1.0)
     assert PictureSizer(link, 0.25).reduce_pixels(strip).width == MIN_WIDTH_PX
+
+
+def test_an_answer_names_the_picture_that_both_models_saw_so_that_it_can_be_made_again() -> None:
+    data = frame(800, 450)
+    for image in (for_uplink(data, 640), for_uplink(data, 800), small_jpeg(picture(800, 450), 800)):
+        answer = Answer(
+            mission="m",
+            number=1,
+            observation=Observation(image, "go"),
+            actions=(),
+            result=result_of("done()"),
+        )
+        told = json.loads(answer.to_json())
+        assert told["image_width"] == image.width
+        assert bytes.fromhex(told["image_digest"]) == image.digest
+    encoded = small_jpeg(decode_jpeg(data), 800)
+    assert for_uplink_again(data, 800, encoded.digest) == encoded, "encoded anew, though it was small enough"
+    assert for_uplink_again(data, 800, for_uplink(data, 800).digest).jpeg is data
+    assert for_uplink_again(data, 800, b"of another library").jpeg is data
+    blind = Answer(
+        mission="m", number=1, observation=Observation(None, "go"), actions=(), result=result_of("x")
+    )
+    assert json.loads(blind.to_json())["image_digest"] == ""

@@ -19,7 +19,7 @@ from PIL import Image as PilImage
 from vlm_spec_decode.bags.source import BagSource, Record
 from vlm_spec_decode.core import pixels
 from vlm_spec_decode.core.errors import BagError, ImageError
-from vlm_spec_decode.core.image_limits import UNKNOWN_LIMITS, ImageLimits
+from vlm_spec_decode.core.image_limits import MAX_SIDE_PX, UNKNOWN_LIMITS, ImageLimits
 from vlm_spec_decode.core.images import check_compressed, check_raw, is_video
 from vlm_spec_decode.core.pixels import message_bytes
 from vlm_spec_decode.core.types import Image
@@ -288,10 +288,16 @@ def _answer(data: Mapping[str, Any], at_ns: int) -> Answered:
         tuple(map(str, data["history"])),
         tuple(map(str, data["actions"])),
         tuple(map(int, data.get("token_ids", ()))),
-        SentImage(
-            int(data.get("image_width", 0)) or UPLINK_WIDTH_PX, bytes.fromhex(data.get("image_digest", ""))
-        ),
+        _sent_image(data),
     )
+
+
+def _sent_image(data: Mapping[str, Any]) -> SentImage:
+    """Return which picture an answer was about; one of a size that no picture has was of the usual width."""
+    width = int(data.get("image_width", 0))
+    is_width = 0 < width <= MAX_SIDE_PX
+    digest = bytes.fromhex(data.get("image_digest", ""))
+    return SentImage(width if is_width else UPLINK_WIDTH_PX, digest)
 
 
 def _label(data: Mapping[str, Any], at_ns: int) -> Labelled:
