@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vlm_spec_decode.core.choices import Logits
-from vlm_spec_decode.core.ports import ExitHook, Model, ModelCard, ModelContext
+from vlm_spec_decode.core.ports import ExitHook, ModelContext, WrappedModel
 from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.decoding.sampling import Row
 
@@ -94,21 +94,15 @@ class RecordedContext(ModelContext):
         """Do nothing: the stored rows stay for the next answer."""
 
 
-@dataclass(slots=True)
-class RecordedModel(Model):
+@dataclass(frozen=True, slots=True)
+class RecordedModel(WrappedModel):
     """`Model` that opens each question of `questions` once, by `frame_id`, and stores its rows.
 
     An observation without its image (so that a link is not charged for it) still finds its question.
     """
 
-    inner: Model
     questions: dict[str, Observation]
     memories: dict[str, Memory] = field(default_factory=dict)
-
-    @property
-    def card(self) -> ModelCard:
-        """Identity of the inner model."""
-        return self.inner.card
 
     def open(self, observation: Observation) -> ModelContext:
         """Start one answer to a known question."""

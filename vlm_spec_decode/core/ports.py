@@ -243,6 +243,23 @@ class Model(ABC):
         return [request.score_or_error() for request in requests]
 
 
+@dataclass(frozen=True, slots=True)
+class WrappedModel(Model):
+    """A model that does something about `inner`, and is that model to everybody else."""
+
+    inner: Model
+
+    @property
+    def card(self) -> ModelCard:
+        """Identity of the inner model."""
+        return self.inner.card
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes that a step of the inner model reads."""
+        return self.inner.step_bytes
+
+
 Drafter: TypeAlias = ModelContext
 """The edge drafts from this context's logits; wrong drafts cost time and change no token."""
 

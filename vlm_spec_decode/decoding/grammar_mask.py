@@ -17,8 +17,6 @@ from vlm_spec_decode.core.ports import (
     Grammar,
     GrammarState,
     Mask,
-    Model,
-    ModelCard,
     ModelContext,
     OnExit,
     Rows,
@@ -26,27 +24,17 @@ from vlm_spec_decode.core.ports import (
     ScoreRequest,
     Scores,
     Tree,
+    WrappedModel,
 )
 from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.decoding.choices import as_choices, as_logits
 
 
 @dataclass(frozen=True, slots=True)
-class MaskedModel(Model):
-    """`inner` with every answer held to `grammar`, or as it is if there is none."""
+class MaskedModel(WrappedModel):
+    """`inner` with every answer held to `grammar`, which has a digest of its own; None: as it is."""
 
-    inner: Model
     grammar: Grammar | None
-
-    @property
-    def card(self) -> ModelCard:
-        """Identity of the inner model; the grammar has a digest of its own."""
-        return self.inner.card
-
-    @property
-    def step_bytes(self) -> int:
-        """Pass on."""
-        return self.inner.step_bytes
 
     def open(self, observation: Observation) -> ModelContext:
         """Start one answer. Raises ImageError if the image cannot be decoded."""

@@ -23,7 +23,6 @@ from vlm_spec_decode.core.ports import (
     NO_NODES,
     ExitHook,
     Model,
-    ModelCard,
     ModelContext,
     OnExit,
     Rows,
@@ -31,6 +30,7 @@ from vlm_spec_decode.core.ports import (
     Target,
     Tree,
     Verifier,
+    WrappedModel,
 )
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
@@ -107,22 +107,11 @@ class ChargedContext(ModelContext):
 
 
 @dataclass(frozen=True, slots=True)
-class VirtualModel(Model):
+class VirtualModel(WrappedModel):
     """A draft model whose contexts charge the edge's clock: each step, and each further row of a batch."""
 
-    inner: Model
     hardware: HardwareProfile
     clock: VirtualClock
-
-    @property
-    def card(self) -> ModelCard:
-        """What the inner model is."""
-        return self.inner.card
-
-    @property
-    def step_bytes(self) -> int:
-        """Pass on."""
-        return self.inner.step_bytes
 
     def open(self, observation: Observation) -> ModelContext:
         """Start one answer."""
