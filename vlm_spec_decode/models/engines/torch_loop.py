@@ -106,8 +106,8 @@ class TorchLoop(Engine):
         network = load_network(family)
         codec = load_codec(family.source.folder, family.tokenizer)
         stack = _stack_of(family, network)
-        if (rows := network.lm_head.weight.shape[0]) < codec.vocab_size:
-            raise family.refusal(f"its tokenizer knows {codec.vocab_size} tokens, its head has {rows} rows")
+        if network.lm_head.weight.shape[0] < (known := codec.vocab_size):
+            raise family.refusal(f"its tokenizer knows {known} tokens, more than its head has rows")
         exits = load_exits(family.source, family.config, len(stack.layers), network.lm_head.weight)
         quantize(stack, options.quantize)
         calibration = load_calibration(family.source.folder)
