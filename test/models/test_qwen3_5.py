@@ -109,7 +109,7 @@ def test_trees_are_as_exact_as_the_model_itself(family: Loaded, size: tuple[int,
 
 def test_bfloat16_is_as_exact_as_the_model_itself(family: Loaded) -> None:
     model = load_model(f"{family.folder},prompt=bare,dtype=bfloat16")
-    reference = Reference(family.case, family.folder)
+    reference = replace(family.reference)
     network = AutoModelForImageTextToText.from_pretrained(family.folder, dtype=torch.bfloat16).eval()
     reference.__dict__["network"] = network
     observation, rng = seen(SIZE), np.random.default_rng(1)
