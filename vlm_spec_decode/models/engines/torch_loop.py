@@ -201,6 +201,8 @@ def _check_image_token(family: Family) -> None:
     """Raise ModelError unless the tokenizer reads the token that stands for the image as the config's id."""
     wanted = family.image_token_id
     token = family.tokenizer.convert_ids_to_tokens(wanted)
+    if token is None:
+        raise family.refusal(f"its tokenizer has no token {wanted}, the image's placeholder")
     found = family.tokenizer(token, add_special_tokens=False)["input_ids"]
     if found.count(wanted) != 1:
         raise family.refusal(f"its tokenizer reads the image's token {token!r} as {found}, not as {wanted}")
