@@ -24,7 +24,7 @@ from vlm_spec_decode.edge.answer_cache import AnswerCache
 from vlm_spec_decode.edge.picture_size import PictureSizer
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.strategies.base import EdgeConfig
-from vlm_spec_decode.strategies.draft_record import DraftRecord
+from vlm_spec_decode.strategies.estimators import DraftRecord
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy
 
 WITHOUT_DRAFTS = "autoregressive"

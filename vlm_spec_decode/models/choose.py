@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vlm_spec_decode.core.choices import IMPOSSIBLE, Choices, Distribution, LegalTokens, Logits, Ranking
-from vlm_spec_decode.core.types import SamplingParams, Support
+from vlm_spec_decode.core.types import SamplingParams
 from vlm_spec_decode.decoding.sampling import (
     MASS_TOLERANCE,
     TINY_TEMPERATURE,
@@ -30,6 +30,7 @@ from vlm_spec_decode.decoding.sampling import (
     noise_parts,
     require_finite,
 )
+from vlm_spec_decode.models.device_distribution import DeviceDistribution
 from vlm_spec_decode.models.device_noise import device_noise_parts
 
 SMALL_VOCABULARY = 4096
@@ -475,61 +476,3 @@ def _exponential(seed: int, position: int, ids: Tensor | None, size: int, device
     else:
         v = device_noise_parts(key, torch.arange(size, device=device) if ids is None else ids)
     return v.neg_().log1p_().neg_().clamp_(max=math.exp(-LEAST_NOISE))
-
-
-@dataclass(frozen=True)
-class DeviceDistribution(Distribution):
-    """`Distribution` over the parts [n] of the ids `ids` [n], ascending; None: of all ids in order."""
-
-    parts: Tensor
-    ids: Tensor | None
-
-    @cached_property
-    def _sums(self) -> Tensor:
-        return self.parts.cumsum(0)
-
-    @cached_property
-    def unit(self) -> int:  # type: ignore[override]
-        """What the parts sum to."""
-        return int(self._sums[-1])
-
-    @property
-    def best(self) -> int:
-        """The id with the most parts."""
-        return self.top(1)[0][0]
-
-    def part(self, token: int) -> int:
-        """Return the parts of one id."""
-        entry = self._entry(token)
-        found = entry < len(self.parts) and (self.ids is None or int(self.ids[entry]) == token)
-        return int(self.parts[entry]) if found else 0
-
-    def below(self, token: int) -> int:
-        """Return the parts of all ids below one."""
-        entry = self._entry(token)
-        return int(self._sums[entry - 1]) if entry else 0
-
-    def at(self, ticket: int) -> int:
-        """Return the id that a ticket falls on."""
-        entry = int(torch.searchsorted(self._sums, ticket, right=True))
-        return entry if self.ids is None else int(self.ids[entry])
-
-    def support(self) -> Support:
-        """Return all parts that are not 0."""
-        entries = self.parts.nonzero()[:, 0]
-        ids = entries if self.ids is None else self.ids[entries]
-        return tuple(zip(ids.tolist(), self.parts[entries].tolist(), strict=True))
-
-    @torch.inference_mode()
-    def top(self, count: int) -> list[tuple[int, int]]:
-        """Return the greatest parts."""
-        least = int(torch.topk(self.parts, min(count, len(self.parts))).values[-1])
-        entries = (self.parts >= max(1, least)).nonzero()[:, 0]
-        parts = self.parts[entries].cpu().numpy()
-        names = (entries if self.ids is None else self.ids[entries]).cpu().numpy()
-        order = np.argsort(-parts, kind="stable")[:count]
-        return [(int(names[i]), int(parts[i])) for i in order]
-
-    def _entry(self, token: int) -> int:
-        """Return where `token` stands, or would stand, among the ids."""
-        return token if self.ids is None else int(torch.searchsorted(self.ids, token))

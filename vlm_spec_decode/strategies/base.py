@@ -15,7 +15,7 @@ from vlm_spec_decode.decoding.choices import as_choices
 from vlm_spec_decode.decoding.policy import CloudPolicy
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.tree import chain_parents
-from vlm_spec_decode.strategies.draft_record import DraftRecord
+from vlm_spec_decode.strategies.estimators import DraftRecord
 from vlm_spec_decode.strategies.rejection import ProposalLog, ResidualCorrector
 
 

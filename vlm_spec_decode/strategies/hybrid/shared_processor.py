@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from vlm_spec_decode.core.types import Commit
-from vlm_spec_decode.strategies.draft_record import DraftRecord
-from vlm_spec_decode.strategies.estimators import best_token_s
+from vlm_spec_decode.strategies.estimators import DraftRecord, best_token_s
 from vlm_spec_decode.strategies.hybrid.draft_tree import FLOOR, DraftTree, TreeNode
 
 PROBE_SHARE = 0.02
