@@ -20,7 +20,7 @@ from real_size_steps import ROWS, SETTINGS, decoder_of, draft_step, seconds
 from torch import Tensor
 
 from vlm_spec_decode.core.choices import Choices
-from vlm_spec_decode.models.choose import choices_of
+from vlm_spec_decode.models.choose_batch import choices_of
 from vlm_spec_decode.models.decoder import Decoder, VarlenEntry
 
 SMALL, LARGE = 379, 151_936
