@@ -32,11 +32,25 @@ class PassPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftCosts:
+    """What one step takes in the cloud, in seconds: of the draft, of the target, and of the target over a few
+    drafted tokens. Measured before the first answer (`cloud.own_draft`)."""
+
+    step_s: float
+    plain_s: float
+    verify_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class ColocatedDraft:
-    """A copy of the draft model beside the target, for one answer. `clock` is that of its steps."""
+    """A copy of the draft model beside the target, for one answer. `clock` is that of its steps.
+
+    `costs` is None where they have not been measured.
+    """
 
     context: ModelContext
     clock: Clock
+    costs: DraftCosts | None = None
 
 
 class EarlyExitHook(Protocol):

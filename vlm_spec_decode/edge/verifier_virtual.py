@@ -43,7 +43,7 @@ from vlm_spec_decode.core.types import (
     Observation,
     Tokens,
 )
-from vlm_spec_decode.decoding.policy import ColocatedDraft, PassPlan
+from vlm_spec_decode.decoding.policy import ColocatedDraft, DraftCosts, PassPlan
 from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.edge.request_state import CHUNK_BYTES
 from vlm_spec_decode.protocol import codec
@@ -313,9 +313,9 @@ class VirtualVerifier(Verifier):
         def duration_s(rows: int, is_first: bool) -> float:  # noqa: ARG001
             return self.hardware.cloud_draft_s(rows)
 
-        return ColocatedDraft(
-            ChargedContext(self.colocated_draft.open(observation), clock, duration_s), clock
-        )
+        context = ChargedContext(self.colocated_draft.open(observation), clock, duration_s)
+        times = (self.hardware.cloud_draft_s(1), self.hardware.pass_s(0), self.hardware.pass_s(1))
+        return ColocatedDraft(context, clock, DraftCosts(*times))
 
     # The queue -----------------------------------------------------------------------------------
 

@@ -12,12 +12,11 @@ import heapq
 import math
 from dataclasses import dataclass, field
 
-from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, SamplingParams, Support, Tokens
-from vlm_spec_decode.decoding.choices import as_choices
+from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, Tokens
 from vlm_spec_decode.decoding.policy import CloudPolicy, ColocatedDraft, PassPlan
 from vlm_spec_decode.decoding.tree import WEIGHT_STEP, SpeculationTree
-from vlm_spec_decode.strategies.estimators import RunningMean, RunningRatio, StepCost, best_token_s
-from vlm_spec_decode.strategies.rejection import ProposalLog
+from vlm_spec_decode.strategies.estimators import RunningMean
+from vlm_spec_decode.strategies.hybrid.self_draft import SelfDraft
 
 WEIGHT = {"latency": 1.0, "balanced": 0.4, "cost": 0.1}
 """What a second of waiting counts against a second of the target."""
@@ -33,12 +32,17 @@ LATE, GRACE_S = 1.3, 0.005
 
 MARGIN = 1.08
 
+KEPT = 0.5
+"""Part of a hint's tokens that are not lost if the pass starts without it: they serve the next one. Where
+passes are what is saved, that is no comfort."""
+
 
 @dataclass(slots=True, kw_only=True)
 class WaitPolicy:
     """One answer's estimates. Times are seconds of the session owner's clock."""
 
     weight: float = 1.0
+    rate: float = 0.0
     first_s: RunningMean = field(default_factory=lambda: RunningMean(math.inf, trust=0))
     interval_s: RunningMean = field(default_factory=lambda: RunningMean(math.inf, trust=0))
     comes: RunningMean = field(default_factory=lambda: RunningMean(1.0, rate=0.3, trust=1))
@@ -102,14 +106,15 @@ class WaitPolicy:
         return min(self.interval_s.value, self.first_s.value) if self._hints else self.first_s.value
 
     def _is_worth(self, gain: float, pass_s: float, now_s: float) -> bool:
-        """(1 + g + Δg) / (T + w d) against (1 + g) / T, for the best number of further hints."""
-        # Tokens per second if the pass starts now: the target's own token and the drafted ones it accepts.
-        rate_now = (1 + gain) / pass_s
-        wait_s = max(0.0, self._heard_s + self._next_s() - now_s)
+        """Δg (1 - k w) against ρ w d for the best number of further hints; ρ is in tokens per second."""
+        # Tokens per second if the pass starts now: the target's own token and the drafted ones it accepts. A
+        # poor tree is no reason to wait for less than what time usually brings (Charnov's marginal value).
+        rate_now = max((1 + gain) / pass_s, self.rate)
+        start, wait_s = gain, max(0.0, self._heard_s + self._next_s() - now_s)
         for _ in range(self._hints, HORIZON):
             gain += self.comes.value * self._adds(gain).value
-            # Wait if (1 + g + Δg) / (T + w d) exceeds it by a margin: the estimates are not that good.
-            if (1 + gain) / (pass_s + self.weight * wait_s) > MARGIN * rate_now:
+            # Wait if what is gained exceeds what the time is worth by a margin: estimates are not that good.
+            if (1 - KEPT * self.weight) * (gain - start) > MARGIN * self.weight * wait_s * rate_now:
                 return True
             wait_s += min(self.interval_s.value, self.first_s.value)
         return False
@@ -132,194 +137,6 @@ def _learned(mean: RunningMean, observed: float) -> RunningMean:
         return RunningMean(observed, trust=1)
     mean.learn(observed)
     return mean
-
-
-MAX_STEPS = 16
-STEP_RATIO = 0.1
-"""Of a draft step beside the target to a pass, before both are known."""
-
-
-@dataclass(slots=True, kw_only=True)
-class TokenCost:
-    """Estimates of one answer, in seconds. `agreement` is how often the copy's choice is right."""
-
-    agreement: RunningMean = field(default_factory=lambda: RunningMean(0.7, rate=0.05, trust=4))
-    step_s: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
-    pass_s: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
-    tokens: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
-    in_hand: float = 0.0
-    token_s: RunningRatio = field(default_factory=RunningRatio)
-    _first_s: float = 0.0
-
-    def passed(self, tokens: int, verify_s: float, drafted_s: float, *, is_first: bool) -> None:
-        """Take a pass: `tokens` were committed after so long a verification and so much own drafting.
-
-        The first one reads the prompt: it only bounds what others take.
-        """
-        if is_first:
-            self._first_s = verify_s
-        else:
-            self.pass_s.learn(verify_s)
-        self.tokens.learn(tokens)
-        self.token_s.learn(verify_s + drafted_s, tokens)
-
-    @property
-    def is_carried(self) -> bool:
-        """Whether the hints in hand bring half of what a pass usually does: the edge is worth talking to."""
-        return self.tokens.count > 0 and 2 * (1 + self.in_hand) >= self.tokens.value
-
-    def step_floor(self) -> float:
-        """Return from which probability of its place on a step of the copy is worth its time."""
-        if not self.step_s.value:
-            return STEP_RATIO / (self.agreement.value * self._alone_s(STEP_RATIO, 1.0))
-        alone_s = self._alone_s(self.step_s.value, self._usual_pass_s())
-        token_s = min(alone_s, self.token_s.value or alone_s)
-        # t sqrt(1 + h) / (r c): see `SelfDraft`.
-        return self.step_s.value * math.sqrt(1 + self.in_hand) / (self.agreement.value * token_s)
-
-    def _usual_pass_s(self) -> float:
-        """Return what a pass takes: as measured, or so many steps as usual, at most as the first one took."""
-        guess_s = self.step_s.value / STEP_RATIO
-        return self.pass_s.value or min(guess_s, self._first_s or guess_s)
-
-    def _alone_s(self, step_s: float, pass_s: float) -> float:
-        """Return (T + n c) / (1 + α + … + α^n) for the best n."""
-        return best_token_s(pass_s, step_s, self.agreement.value, MAX_STEPS)
-
-
-CHOICES = 3
-USUAL_GAIN = 1.5
-"""Tokens per pass, before a pass has been measured."""
-
-
-@dataclass(slots=True, kw_only=True)
-class SelfDraft:
-    """The cloud's own drafting: a copy of the draft model adds tokens where the edge's drafts are few.
-
-    A step of t seconds is taken if P(node) · r · c > t · sqrt(1 + h), where r is how often the copy was
-    right, c the seconds that a token takes now (`TokenCost`), and h the expected tokens of the drafts that
-    have arrived. An edge whose drafts fill the passes makes tokens cheap, and the copy is then not used.
-    `weights` are the probabilities of the edge's nodes that the pass holds, by number.
-    """
-
-    weights: dict[int, float] = field(default_factory=lambda: {0: 1.0})
-    pace: TokenCost = field(default_factory=TokenCost)
-    cost: StepCost = field(default_factory=lambda: StepCost(slope=0.01, free=0))
-    drafted_s: float = 0.0
-    has_helper: bool = False
-    _params: SamplingParams = field(default_factory=SamplingParams)
-    _guesses: dict[int, int] = field(default_factory=dict)
-    _proposals: ProposalLog | None = None
-
-    def begin(self, request: AnswerRequest, has_helper: bool) -> None:
-        """Learn the answer's rule, and whether there is a copy of the draft model."""
-        self._params, self.has_helper = request.params, has_helper
-        self._proposals = ProposalLog(request.params) if request.params.rule == "rejection" else None
-
-    def node_floor(self) -> float:
-        """Return the probability from which on a further node is worth its time in a pass."""
-        token_s = self.pace.token_s.value
-        # A row adds slope · base seconds to a pass and P(node) tokens of c seconds: P = slope · base / c.
-        return self.cost.slope * (self.cost.base_s / token_s if self.cost.base_s else USUAL_GAIN)
-
-    def extend(self, plan: PassPlan, helper: ColocatedDraft) -> PassPlan:
-        """Draft below the likeliest rows that have nothing below them, one step each."""
-        self.drafted_s, self._guesses = 0.0, {}
-        guesses: dict[int, int] = {}
-        tokens, parents = list(plan.nodes.tokens), list(plan.nodes.parents)
-        weights = [1.0, *(self.weights[n] for n in plan.nodes.numbers)]
-        open_rows = [(-w, row) for row, w in enumerate(weights) if row not in parents]
-        heapq.heapify(open_rows)
-        known, floor = len(tokens), self.node_floor()
-        for _ in range(MAX_STEPS):
-            if not open_rows or -open_rows[0][0] < self.pace.step_floor():
-                break
-            weight, row = heapq.heappop(open_rows)
-            position = len(plan.prefix) + _depth(row, parents)
-            ended = row and tokens[row - 1] in self._params.stop_ids
-            if ended or position + 1 >= self._params.max_tokens:
-                continue
-            for token, chance in self._step(plan.prefix, tokens, parents, row, position, helper):
-                if row in guesses and weight * chance > -floor:
-                    continue
-                tokens.append(token)
-                parents.append(row)
-                guesses.setdefault(row, len(tokens))
-                heapq.heappush(open_rows, (weight * chance, len(tokens)))
-        self._guesses = guesses
-        grown = plan.nodes.grown(tuple(tokens[known:]), tuple(parents[known:]))
-        return PassPlan(plan.pass_id, plan.prefix, grown, self._own_q(plan.prefix, tokens, parents, known))
-
-    def _own_q(
-        self, prefix: Tokens, tokens: list[int], parents: list[int], known: int
-    ) -> tuple[Support, ...]:
-        """Return what the nodes after the first `known` were drawn from, under the rule that asks for it."""
-        if self._proposals is None:
-            return ()
-        rows = range(known + 1, len(tokens) + 1)
-        paths = [_path_to(row, tokens, parents)[0] for row in rows]
-        return tuple(self._proposals.q(prefix + path[:-1], path[-1]) for path in paths)
-
-    def _step(
-        self,
-        prefix: Tokens,
-        tokens: list[int],
-        parents: list[int],
-        row: int,
-        position: int,
-        helper: ColocatedDraft,
-    ) -> list[tuple[int, float]]:
-        """Return the helper's likeliest (token, probability) after `row`."""
-        started_s = helper.clock.now()
-        path, above = _path_to(row, tokens, parents)
-        choices = as_choices(helper.context.choose(prefix, (path, above), rows=(len(path),)))
-        seconds = helper.clock.now() - started_s
-        self.pace.step_s.learn(seconds)
-        self.drafted_s += seconds
-        if self._proposals:
-            return [(self._proposals.draw(prefix + path, choices), self.pace.agreement.value)]
-        ranking = choices.ranked((0,), (position,), self._params, CHOICES)[0]
-        # softmax over the perturbed scores of the whole vocabulary.
-        shares = [math.exp(score - ranking.log_sum) for score in ranking.scores]
-        first = (ranking.tokens[0], self._chance(shares[0]))
-        others = zip(ranking.tokens[1:], shares[1:], strict=True)
-        return [first, *((token, share) for token, share in others if share > 0.05)]
-
-    def _chance(self, own: float) -> float:
-        """Return how likely the copy's first choice is right: what it says itself counts once it is known."""
-        agreement = self.pace.agreement
-        # Geometric mean of what the copy says of this token and how often it was right at all.
-        return math.sqrt(own * agreement.value) if agreement.count else min(own, agreement.value)
-
-    def learn(self, plan: PassPlan, said: Tokens) -> None:
-        """Learn from each guess that the truth came to: was the copy's first choice right?"""
-        row, nodes = 0, plan.nodes
-        child = {(p, t): r for r, (t, p) in enumerate(zip(nodes.tokens, nodes.parents, strict=True), 1)}
-        for token in said:
-            guess = self._guesses.get(row)
-            if guess is not None:
-                self.pace.agreement.learn(float(nodes.tokens[guess - 1] == token))
-            following = child.get((row, token))
-            if following is None:
-                break
-            row = following
-        self.drafted_s, self._guesses = 0.0, {}
-
-
-def _depth(row: int, parents: list[int]) -> int:
-    depth = 0
-    while row:
-        row, depth = parents[row - 1], depth + 1
-    return depth
-
-
-def _path_to(row: int, tokens: list[int], parents: list[int]) -> tuple[Tokens, Tokens]:
-    """Return the chain of nodes from the prefix down to `row`, as `score` takes it."""
-    path = list[int]()
-    while row:
-        path.append(tokens[row - 1])
-        row = parents[row - 1]
-    return tuple(reversed(path)), tuple(range(len(path)))
 
 
 MAX_VERIFIED_NODES = 64
@@ -364,7 +181,12 @@ class Cloud(CloudPolicy):
         chosen = self._choose(tree)
         # The expected number of drafted tokens that a pass over them accepts: the sum of P(path) over nodes.
         self.own.pace.in_hand = gain = sum(self.own.weights[n] for n in chosen)
-        self.wants_exits = self._edge_is_near and (not self.own.has_helper or self.own.pace.is_carried)
+        pace, interval_s = self.own.pace, self.waiting.interval_s.value
+        is_known = not math.isinf(interval_s)
+        pace.edge_step_s = interval_s if is_known and self._edge_is_near else 0.0
+        # Exits decide what an edge has in hand: one that does not know where a pass ends has nothing then.
+        is_heard = not (self.own.has_helper and is_known) or pace.is_carried or pace.is_edge_better
+        self.wants_exits = self._edge_is_near and is_heard
         self.wake_s = self._wait_until_s(gain)
         return chosen if self.wake_s is None else None
 
@@ -378,7 +200,8 @@ class Cloud(CloudPolicy):
         verify_s = commit.compute_s - own.drafted_s
         if not is_first:  # the first pass also reads the prompt: its time says nothing of a row's cost
             own.cost.learn(len(plan.nodes.numbers), verify_s)
-        own.pace.passed(len(commit.tokens), verify_s, own.drafted_s, is_first=is_first)
+        is_plain = not plan.nodes.numbers
+        own.pace.passed(len(commit.tokens), verify_s, own.drafted_s, is_first=is_first, is_plain=is_plain)
         own.learn(plan, commit.tokens)
         self._edge_is_near = self._answers_in_time(commit.compute_s)
         self._has_completed = True
@@ -395,14 +218,15 @@ class Cloud(CloudPolicy):
         self.own.weights = {0: 1.0}
         heap = [(-_likelihood(tree, n), n) for n in tree.below(0)]
         heapq.heapify(heap)
-        chosen = list[int]()
+        chosen, gain = list[int](), 0.0
         while heap and len(chosen) < MAX_VERIFIED_NODES:
             weight, number = heapq.heappop(heap)
             extra = len(chosen) >= self.own.cost.free
             # The first `free` rows cost a pass nothing, so only hopeless ones are left out.
-            if -weight < (self.own.node_floor() if extra else 0.001):
+            if -weight < (self.own.node_floor(gain) if extra else 0.001):
                 break
             chosen.append(number)
+            gain -= weight
             self.own.weights[number] = -weight
             for child in tree.below(number):
                 heapq.heappush(heap, (weight * _likelihood(tree, child), child))
@@ -412,6 +236,8 @@ class Cloud(CloudPolicy):
         """A copy of the draft here drafts instead of waiting, unless its time is what must be saved."""
         if not self.own.cost.base_s or (self.own.has_helper and self.waiting.weight == 1):
             return None
+        token_s = self.own.pace.token_s.value
+        self.waiting.rate = 1 / token_s if token_s else 0.0
         return self.waiting.until_s(gain, self.own.cost.base_s, self._now_s)
 
 
