@@ -32,7 +32,7 @@ WIDTHS = (1, 2, 4, 8, *range(10, 51, 10))
 """Candidates of a level's width and of the number of sent nodes. The package's begin at 10, for targets that
 take hundreds of milliseconds; the narrow ones are given to it here. More than 50 never paid."""
 
-MAX_DEPTH = 15
+MAX_DEPTH, FIRST_WIDTH = 15, 8
 MARGIN = 0.05
 """Part of the expected tokens that is not counted on."""
 
@@ -53,6 +53,11 @@ class RoundCost:
     round_s: RunningMean = field(default_factory=lambda: RunningMean(1.0, trust=0))
     pass_s: RunningMean = field(default_factory=lambda: RunningMean(1.0, trust=0))
     cost_weight: float = 0.0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a round has been measured; before that γ levels are grown and all nodes sent."""
+        return self.step.base_s > 0 and self.verify.base_s > 0
 
     def step_s(self, width: int) -> float:
         """Return T_d(w)."""
@@ -115,7 +120,8 @@ class LevelTree:
         before = self.best
         self._choose(cost)
         # A level more pays as long as the objective falls; the second is always tried.
-        self.is_done = self.best >= before and self.depth > 2
+        has_ended = self.best >= before and self.depth > 2
+        self.is_done = has_ended if cost.is_known else self.depth >= config.draft_length
 
     def _goes_on(self, path: Tokens, params: SamplingParams) -> bool:
         length = len(self.prefix) + len(path)
@@ -160,6 +166,8 @@ class LevelTree:
 
     def _width(self, found: list[tuple[float, Tokens]], cost: RoundCost) -> int:
         """Return how many of these the next level goes on from: w."""
+        if not cost.is_known:
+            return FIRST_WIDTH
         expected = self.expected(self.chosen)
         known = [w for w in WIDTHS if w <= len(found)] or [len(found)]
         sums, total = list[float](), 0.0
@@ -176,8 +184,8 @@ class LevelTree:
     def _choose(self, cost: RoundCost) -> None:
         """Choose n and the n likeliest nodes; parents are likelier than their children."""
         ranked = sorted(self.weights, key=lambda path: (-self.weights[path], len(path)))
-        self.best, self.chosen = math.inf, []
-        for count in [n for n in WIDTHS if n <= len(ranked)] or [len(ranked)]:
+        self.best, self.chosen = math.inf, ranked if not cost.is_known else []
+        for count in [n for n in WIDTHS if n <= len(ranked)] if cost.is_known else ():
             nodes = ranked[:count]
             value = cost.objective(self.drafted_s, count, self.expected(nodes))
             if value < self.best:
