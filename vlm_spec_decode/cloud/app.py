@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from vlm_spec_decode.cloud.config import CloudConfig, ServerLimits, check
+from vlm_spec_decode.cloud.own_draft import own_draft
 from vlm_spec_decode.cloud.protocol import MessageTracer, ServerProtocol
 from vlm_spec_decode.cloud.replicas.pool import ReplicaPool, join_cluster
 from vlm_spec_decode.cloud.replicas.server import ReplicatedServer
@@ -20,10 +21,10 @@ from vlm_spec_decode.cloud.server import CloudServer, Server
 from vlm_spec_decode.cloud.telemetry.metrics import Gauges, ServiceTelemetry, gauges_and_counters
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError, ConfigError
-from vlm_spec_decode.core.ports import Clock, Model, ModelCard
+from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.models.engines.base import LoadedModel
 from vlm_spec_decode.models.grammar import constrained
-from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
+from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.transport.access import KeyLimits
 from vlm_spec_decode.transport.in_process import ServerLink
 from vlm_spec_decode.transport.keys import cloud_keys
@@ -82,11 +83,11 @@ def serve_on(
 ) -> CloudServer:
     """Load the models of the config and make a server on the link. Raises ModelError."""
     target = target or _target(config)
-    colocated_draft = _load_colocated_draft(config, target.card)
+    own = own_draft(config, target)
     limits = ServerLimits(sessions=config.max_sessions, batch=config.batch, kv_bytes=config.kv_mib << 20)
     protocol = ServerProtocol(target.card, config.language.digest, limits, tracer=tracer or MessageTracer())
     constrained_target = constrained(target, target.codec, config.language)
-    return CloudServer(link, protocol, constrained_target, WallClock(), colocated_draft)
+    return CloudServer(link, protocol, constrained_target, WallClock(), own.model, own.costs)
 
 
 def _target(config: CloudConfig) -> LoadedModel:
@@ -116,19 +117,6 @@ def _gauges(server: CloudServer, link: RouterLink) -> Gauges:
 
 def _with_access_drops(gauges: Gauges, link: RouterLink) -> Gauges:
     return replace(gauges, dropped={**gauges.dropped, **link.access.dropped})
-
-
-def _load_colocated_draft(config: CloudConfig, card: ModelCard) -> Model | None:
-    if not config.draft:
-        return None
-    draft = load_model(
-        shipped("draft") if config.draft == "shipped" else config.draft,
-        dtype=config.dtype,
-        device=config.device,
-        threads=config.threads,
-    )
-    assert_same_vocabulary(draft.card, card)
-    return constrained(draft, draft.codec, config.language)
 
 
 def run(

@@ -23,6 +23,7 @@ from vlm_spec_decode.transport import address as addresses
 HTTP_AUTO, HTTP_OFF = "auto", "off"
 DEFAULT_HTTP = "127.0.0.1:9464"
 """Address that `auto` uses if it is free."""
+DRAFT_AUTO, DRAFT_NONE = "auto", "none"
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -75,7 +76,9 @@ class CloudConfig:
         "Target: DIR or ID[@REV][,dtype=…,device=…,quantize=…,exits=25/50/75]; empty: the one that ships.",
     )
     draft: str = setting(
-        "", "Copy of the draft beside the target: a folder, a hub id or `shipped`; empty: none."
+        DRAFT_AUTO,
+        "Copy of the draft beside the target: a folder, a hub id, shipped, none, or auto: the one that "
+        "ships, where it fits and helps.",
     )
     keys: Path | None = setting(None, "Folder made by `vsd keys`.")
     insecure: bool = setting(False, "Plaintext, on a loopback address only.")
@@ -119,7 +122,7 @@ def check(config: CloudConfig) -> None:
         http_address(config.http)
     if config.ray_address and not config.replicas:
         raise ConfigError("a ray_address without replicas: give --replicas N")
-    for text in (config.model, config.draft):
+    for text in (config.model, "" if config.draft in (DRAFT_AUTO, DRAFT_NONE) else config.draft):
         _check_model(text, config)
 
 

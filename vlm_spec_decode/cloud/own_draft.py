@@ -1,9 +1,10 @@
 """Whether the cloud keeps a copy of the draft beside its target: `vsd cloud --draft auto`, the default.
 
-A copy is kept if it fits, its weights into the memory that is free beside the answers' caches, and helps: with
-drafts of the acceptance of a good pair a token must cost less than a step of the target, by what one step of
-either takes, measured here (`DraftCosts.gain`). Whether it is used is decided pass by pass from the
-acceptance of each answer (`strategies.hybrid.self_draft`), so that a weak draft costs its memory and no time.
+A copy is kept if it fits, its weights and as much again for its caches into the memory that is free beside
+the answers' caches, and if it helps: with drafts as good as those of a good pair a token must cost less than
+a step of the target, by what one step of either takes, measured here (`DraftCosts.gain`). How much it is used
+is decided pass by pass from what each answer accepts (`strategies.hybrid.self_draft`), so that a weak draft
+costs its memory and hardly any time.
 """
 
 from __future__ import annotations
@@ -14,16 +15,117 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm_spec_decode.cloud.config import DRAFT_AUTO, CloudConfig
+from vlm_spec_decode.cloud.config import DRAFT_AUTO, DRAFT_NONE, CloudConfig
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import VocabularyMismatch, VsdError
-from vlm_spec_decode.core.images import encode_jpeg
+from vlm_spec_decode.core.errors import VocabularyMismatch
+from vlm_spec_decode.core.images import rgb_image
 from vlm_spec_decode.core.ports import Clock, Model
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.decoding.policy import DraftCosts
 from vlm_spec_decode.models.engines.base import LoadedModel
 from vlm_spec_decode.models.grammar import constrained
+from vlm_spec_decode.models.hardware import free_bytes
 from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
-from vlm_spec_decode.models.spec import parse_spec
+
+GOOD_ACCEPTANCE, LEAST_GAIN = 0.9, 1.1
+"""A copy helps if drafts of this acceptance make a token this much cheaper."""
+
+ROOM = 2.0
+"""Bytes that a copy needs for each byte of its weights: its caches and its pass."""
+
+TOKENS = 4
+TIMES = 3
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnDraft:
+    """The copy, if one is kept, what steps take here, and why it is kept or not."""
+
+    model: Model | None
+    costs: DraftCosts | None
+    reason: str
+
+
+def own_draft(config: CloudConfig, target: LoadedModel) -> OwnDraft:
+    """Load the copy that the config names, or decide. Raises ModelError for one that is named."""
+    if config.draft in ("", DRAFT_NONE):
+        return OwnDraft(None, None, "none is wanted")
+    found = _decide(config, target) if config.draft == DRAFT_AUTO else _load(config, target, config.draft)
+    log.info("a draft beside the target: %s", found.reason)
+    return found
+
+
+def _decide(config: CloudConfig, target: LoadedModel) -> OwnDraft:
+    folder = shipped("draft")
+    free = free_bytes(config.device)
+    needed = int(ROOM * weights_bytes(folder))
+    if not fits(needed, free, config.kv_mib << 20):
+        return OwnDraft(None, None, _no_room(needed, free))
+    try:
+        found = _load(config, target, "shipped")
+    except VocabularyMismatch:
+        return OwnDraft(
+            None, None, "no: the one that ships has another vocabulary; --draft names another one"
+        )
+    assert found.costs is not None
+    gain = found.costs.gain(GOOD_ACCEPTANCE)
+    if not helps(found.costs):
+        return OwnDraft(None, found.costs, f"no: at best {gain:.2f} times the target's own speed")
+    return OwnDraft(found.model, found.costs, f"yes: up to {gain:.2f} times the target's own speed")
+
+
+def _no_room(needed: int, free: int | None) -> str:
+    return f"no: {needed >> 20} MiB beside the answers' caches do not fit into {(free or 0) >> 20} MiB"
+
+
+def _load(config: CloudConfig, target: LoadedModel, name: str) -> OwnDraft:
+    draft = load_model(
+        shipped("draft") if name == "shipped" else name,
+        dtype=config.dtype,
+        device=config.device,
+        threads=config.threads,
+    )
+    assert_same_vocabulary(draft.card, target.card)
+    model = constrained(draft, draft.codec, config.language)
+    return OwnDraft(model, measured(draft, target, WallClock()), "yes: it is named")
+
+
+def fits(needed: int, free: int | None, caches: int) -> bool:
+    """Tell whether `needed` bytes are free beside the answers' caches; unknown memory is taken to do."""
+    return free is None or needed + caches <= free
+
+
+def helps(costs: DraftCosts) -> bool:
+    """Tell whether good drafts would make a token cheaper than the target's own step by enough."""
+    return costs.gain(GOOD_ACCEPTANCE) >= LEAST_GAIN
+
+
+def weights_bytes(folder: Path) -> int:
+    """Return the bytes of a checkpoint's weights on the disk."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def measured(draft: Model, target: Model, clock: Clock) -> DraftCosts:
+    """Time a step of the draft, one of the target, and a pass over four tokens: the shortest of three."""
+    pixels = np.full((64, 64, 3), 128, dtype=np.uint8)
+    observation = Observation(rgb_image(pixels), "go")
+    step_s, _ = _timed(draft, observation, clock)
+    plain_s, verify_s = _timed(target, observation, clock)
+    return DraftCosts(step_s, plain_s, verify_s)
+
+
+def _timed(model: Model, observation: Observation, clock: Clock) -> tuple[float, float]:
+    """Return the seconds of a step after a prompt, and of a pass over `TOKENS` drafted tokens."""
+    context = model.open(observation)
+    context.prefill()
+    steps, passes, prefix = list[float](), list[float](), ()
+    for _ in range(TIMES):
+        for drafted, times in (((), steps), (tuple(range(TOKENS)), passes)):
+            prefix += (0,)
+            started_s = clock.now()
+            context.choose(prefix, (drafted, tuple(range(len(drafted)))))
+            times.append(clock.now() - started_s)
+    context.close()
+    return min(steps), min(passes)

@@ -19,7 +19,7 @@ from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.requests import FAILURES, BatchResult, JobResult, Jobs, ServerJob
 from vlm_spec_decode.core.ports import Clock, Model, Scored, ScoreRequest, Target
 from vlm_spec_decode.core.types import EarlyExitVerdict
-from vlm_spec_decode.decoding.policy import ColocatedDraft
+from vlm_spec_decode.decoding.policy import ColocatedDraft, DraftCosts
 from vlm_spec_decode.transport.in_process import ServerLink
 
 Outcome: TypeAlias = BatchResult | tuple[ServerJob, EarlyExitVerdict]
@@ -38,8 +38,10 @@ class BatchRunner:
         colocated_draft: Model | None,
         clock: Clock,
         on_early: Callable[[ServerJob, EarlyExitVerdict], None],
+        draft_costs: DraftCosts | None = None,
     ) -> None:
         self._target = target
+        self._draft_costs = draft_costs
         self._colocated_draft = colocated_draft
         self._clock = clock
         self._on_early = on_early
@@ -66,7 +68,7 @@ class BatchRunner:
         try:
             observation = job.request.observation
             colocated_draft = (
-                ColocatedDraft(self._colocated_draft.open(observation), self._clock)
+                ColocatedDraft(self._colocated_draft.open(observation), self._clock, self._draft_costs)
                 if self._colocated_draft
                 else None
             )
@@ -213,6 +215,7 @@ class CloudServer(Server):
         target: Target,
         clock: Clock,
         colocated_draft: Model | None = None,
+        draft_costs: DraftCosts | None = None,
     ) -> None:
         super().__init__(link, clock)
         self.protocol = protocol
@@ -220,7 +223,7 @@ class CloudServer(Server):
         self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
         self._waking = threading.Lock()
         runner = BatchRunner(
-            target, colocated_draft, clock, lambda job, early: self._put_outcome((job, early))
+            target, colocated_draft, clock, lambda job, early: self._put_outcome((job, early)), draft_costs
         )
         self._opener = ModelWorker("vsd-opener", runner.open, self._put_outcome)
         self._target = ModelWorker("vsd-target", runner.run, self._put_outcome)

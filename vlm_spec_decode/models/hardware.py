@@ -11,6 +11,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -47,6 +48,22 @@ def check_device(name: str) -> None:
             raise ModelError("device mps: there is no Apple GPU here; use cpu or cuda")
     else:
         _check_other(name, kind, int(number or 0))
+
+
+def free_bytes(name: str) -> int | None:
+    """Return the free memory of a device in bytes; None where it is not known."""
+    kind, _, number = name.partition(":")
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda":
+        free, _ = torch.cuda.mem_get_info(int(number or 0))
+        return int(free)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines() if kind == "cpu" else []
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None
 
 
 def _check_cuda(name: str, number: int) -> None:

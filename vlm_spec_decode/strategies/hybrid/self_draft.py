@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.types import AnswerRequest, SamplingParams, Support, Tokens
 from vlm_spec_decode.decoding.choices import as_choices
-from vlm_spec_decode.decoding.policy import ColocatedDraft, DraftCosts, PassPlan
+from vlm_spec_decode.decoding.policy import MAX_STEPS, ColocatedDraft, DraftCosts, PassPlan
 from vlm_spec_decode.strategies.estimators import Calibration, RunningMean, RunningRatio, StepCost
 from vlm_spec_decode.strategies.rejection import ProposalLog
 
-MAX_STEPS = 16
 STEP_RATIO = 0.1
 """Of a draft step beside the target to a pass, before both are known."""
 
@@ -258,9 +257,7 @@ class SelfDraft:
             return
         positions = [len(grown.prefix) + grown.depth(row) for _, row in chosen]
         is_greedy = self._params.temperature == 0
-        rankings = choices.ranked(
-            range(len(chosen)), positions, self._params, CHOICES, with_sum=is_greedy
-        )
+        rankings = choices.ranked(range(len(chosen)), positions, self._params, CHOICES, with_sum=is_greedy)
         for (weight, row), ranking in zip(chosen, rankings, strict=True):
             shares = [math.exp(share) for share in self.calibration.log_probs(ranking)]
             self._guesses[row] = dict(zip(ranking.tokens, shares, strict=True))
