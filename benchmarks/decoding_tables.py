@@ -8,6 +8,8 @@ from typing import Any
 
 MEANINGS = {
     "hybrid_over_autoregressive": "`hybrid` over `autoregressive`",
+    "default_over_autoregressive": "the default, `hybrid` with a copy in the cloud, over `autoregressive`",
+    "default_over_autoregressive_simulated": "the same with a pair whose acceptance is exactly 0.47",
     "hybrid_over_best_other": "`hybrid` over the best other strategy",
     "speed_at_200_ms_over_5_ms": "`hybrid`: speed at a round trip of 200 ms over that at 5 ms",
     "gpu_over_autoregressive": "`hybrid`: GPU time per answer over `autoregressive`",
@@ -108,6 +110,49 @@ def pairs_table(document: Mapping[str, Any]) -> str:
             f"| `{name}` | {statistics['acceptance']:.3f} of {statistics['tokens']} | {ranks} | {exits} |"
         )
     return "\n".join(rows)
+
+
+WHO = {"nobody": "nobody", "edge": "edge", "cloud": "copy"}
+"""Names of the drafters in docs/regimes.md."""
+
+LEVEL = 0.03
+"""Drafters within this share of the best one are named beside it."""
+
+
+def regimes_table(document: Mapping[str, Any]) -> str:
+    """Return who should draft in each cell, its speed-up, and that of the default."""
+    rows = document["rows"]
+    columns = list(dict.fromkeys((row["rtt_ms"], row["acceptance"]) for row in rows))
+    head = " | ".join(f"RTT {rtt:g} ms, a = {acceptance:g}" for rtt, acceptance in columns)
+    lines = [f"| target's token, edge's step | {head} |", "| --- " * (len(columns) + 1) + "|"]
+    for place in dict.fromkeys((row["token_ms"], row["draft_ms"]) for row in rows):
+        here = [row for row in rows if (row["token_ms"], row["draft_ms"]) == place]
+        found = {(row["rtt_ms"], row["acceptance"]): _drafters(row["speed_up"]) for row in here}
+        cells = " | ".join(found[column] for column in columns)
+        lines.append(f"| {place[0]:g} ms, {place[1]:g} ms | {cells} |")
+    worst = min(row["speed_up"]["default"] / max(row["speed_up"].values()) for row in rows)
+    told = (
+        f"{len(rows)} cells, medians of {document['answers']} answers. Worst cell of the default: {worst:.2f}"
+    )
+    return "\n".join(lines) + f"\n\n{told} of the best drafter's speed."
+
+
+def _drafters(speed_up: Mapping[str, float]) -> str:
+    best = max(speed_up[who] for who in WHO)
+    level = [name for who, name in WHO.items() if speed_up[who] >= (1 - LEVEL) * best]
+    return f"{', '.join(level)} {best:.2f} (**{speed_up['default']:.2f}**)"
+
+
+def places_table(document: Mapping[str, Any], profile: str = "") -> str:
+    """Return the speed-ups of real pairs on every profile, or on one."""
+    places = [row for row in document["places"] if profile in ("", row["profile"])]
+    names = list(places[0]["speed_up"])
+    lines = ["| pair, profile | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
+    for row in places:
+        values = " | ".join(f"{row['speed_up'][name]:.2f}" for name in names)
+        lines.append(f"| {row['pair']}, {row['profile']} | {values} |")
+    told = f"Link {document['link']}, {document['place_answers']} answers each, without the image."
+    return "\n".join(lines) + f"\n\n{told}"
 
 
 def reproduction_table(document: Mapping[str, Any]) -> str:

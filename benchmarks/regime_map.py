@@ -5,8 +5,9 @@
 Virtual time on simulated pairs, whose acceptance is met exactly. Each cell is a target's token time, a draft
 step on the edge, a round trip and an acceptance; a draft step in the cloud takes a quarter of a token of
 the target, at most the edge's step. `edge` is `hybrid` without a copy, `cloud` is `colocated`, `nobody` is
-`autoregressive`, `default` is `hybrid` with a copy, as `vsd cloud` keeps one. Writes docs/results/regimes.json,
-from which benchmarks/tables.py writes docs/regimes.md; the last line is one JSON document.
+`autoregressive`, `default` is `hybrid` with a copy, as `vsd cloud` keeps one. Beside them every profile of
+config/profiles with real pairs at one link. Writes docs/results/regimes.json, from which benchmarks/tables.py
+writes docs/regimes.md; the last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vlm_spec_decode.bench.cells import Cell, answers_of
+from vlm_spec_decode.bench.pairs import PairLibrary
 from vlm_spec_decode.bench.run import RunSetup, decode
 from vlm_spec_decode.bench.sweep import origin
 from vlm_spec_decode.bench.synthetic import PairSpec, pair
-from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
+from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile, hardware_names
 from vlm_spec_decode.core.types import Observation, SamplingParams
 
 TOKEN_MS, DRAFT_MS, RTT_MS, ACCEPTANCE = (
@@ -35,6 +38,8 @@ TOKEN_MS, DRAFT_MS, RTT_MS, ACCEPTANCE = (
 )
 WHO = {"nobody": "autoregressive", "edge": "hybrid", "cloud": "colocated", "default": "hybrid+"}
 TOKENS = 40
+PAIRS, LINK, PLACE_ANSWERS = ("early47", "early69", "shipped"), "rtt20_up20", 4
+COMPARED = ("colocated", "early_exit", "multi_branch", "autodraft", "hybrid+")
 OUT = Path(__file__).resolve().parents[1] / "docs" / "results" / "regimes.json"
 
 
@@ -75,17 +80,33 @@ def cell(token_ms: float, draft_ms: float, rtt_ms: float, acceptance: float, ans
     return where | {"speed_up": speed_up}
 
 
+def place(library: PairLibrary, name: str, profile: str) -> dict[str, Any]:
+    """Return the speed-ups of a pair on a profile, without the image."""
+    found, models = dict[str, list[float]](), library.pair(name)
+    for strategy in ("autoregressive", *COMPARED):
+        asked = Cell(pair=name, profile=profile, link=LINK, strategy=strategy, with_image=False)
+        found[strategy] = [outcome.total_s for outcome in answers_of(asked, models)]
+    plain = found.pop("autoregressive")
+    speed_up = {
+        strategy: statistics.median(before / after for before, after in zip(plain, times, strict=True))
+        for strategy, times in found.items()
+    }
+    return {"pair": name, "profile": profile, "speed_up": speed_up}
+
+
 def main() -> int:
     """Measure all cells and write them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--answers", type=int, default=2, help="of each cell")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    places = list(itertools.product(TOKEN_MS, DRAFT_MS, RTT_MS, ACCEPTANCE))
-    rows = [
-        cell(*place, options.answers) for place in tqdm(places, desc="cells", mininterval=2, disable=None)
-    ]
-    document = {"made": origin(), "answers": options.answers, "rows": rows}
+    cells = list(itertools.product(TOKEN_MS, DRAFT_MS, RTT_MS, ACCEPTANCE))
+    rows = [cell(*where, options.answers) for where in tqdm(cells, desc="cells", mininterval=2, disable=None)]
+    library = PairLibrary(PLACE_ANSWERS)
+    asked = list(itertools.product(PAIRS, hardware_names()))
+    places = [place(library, *where) for where in tqdm(asked, desc="places", mininterval=2, disable=None)]
+    sizes = {"answers": options.answers, "place_answers": PLACE_ANSWERS, "link": LINK}
+    document = {"made": origin(), **sizes, "rows": rows, "places": places}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     worst = min(row["speed_up"]["default"] / max(row["speed_up"].values()) for row in rows)

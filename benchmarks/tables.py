@@ -7,7 +7,8 @@
 `docs/results/text.json` is what benchmarks/models.py --text leaves, for the same page;
 `docs/results/main_job.json` is what benchmarks/main_job.py leaves in its folder, with the machine it ran on;
 `docs/results/demo.json` is the run.json of a `vsd demo`; `decoding.json` and `reproduction.json` are what
-benchmarks/decoding.py and benchmarks/reproduction.py leave, `robot.json` what benchmarks/robot.py does,
+benchmarks/decoding.py and benchmarks/reproduction.py leave, `regimes.json` what
+benchmarks/regime_map.py does, `robot.json` what benchmarks/robot.py does,
 `bodies.json` what benchmarks/bodies.py does, `bags.json` what benchmarks/bags.py does, `service.json` what
 benchmarks/service.py does, `hardening.json` what benchmarks/hardening.py does; robot, bags,
 service and hardening take the name of the file as `--results`.
@@ -19,6 +20,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,13 @@ import service_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
-SOURCES = {"kinds": "models"} | {
+SOURCES = {"kinds": "models", "regimes_places": "regimes", "regimes_2026": "regimes"} | {
     f"decoding_{part}": "decoding" for part in ("bars", "grid", "headline", "pairs")
 }
 """Files of tables that are not named after theirs."""
+
+HEADLINE_2026 = "orin_nano_sparkx4_32b"
+"""The profile of today's hardware that the README shows."""
 
 MEANINGS = {
     **decoding_tables.MEANINGS,
@@ -151,6 +156,10 @@ def render(text: str) -> str:
         document = load("decoding")
         return f"{table(document)}\n\n{document['size'][0]} answers. {made(document)}"
 
+    def regimes(table: Callable[[Mapping[str, Any]], str]) -> str:
+        document = load("regimes")
+        return f"{table(document)}\n\n{made(document)}"
+
     tables = {
         "main_job": lambda: f"{figures_table(load('main_job'))}\n\n{made(load('main_job'))}",
         "bags": lambda: apart(load("bags")),
@@ -166,6 +175,9 @@ def render(text: str) -> str:
         "decoding_grid": lambda: decoding(decoding_tables.grid_table),
         "decoding_pairs": lambda: decoding(decoding_tables.pairs_table),
         "reproduction": lambda: reproduction(load("reproduction")),
+        "regimes": lambda: regimes(decoding_tables.regimes_table),
+        "regimes_places": lambda: regimes(decoding_tables.places_table),
+        "regimes_2026": lambda: regimes(partial(decoding_tables.places_table, profile=HEADLINE_2026)),
         "text": lambda: f"{figures_table(load('text'))}\n\n{made(load('text'))}",
         "kinds": lambda: kinds_table(load("models")["found"]),
     }

@@ -25,6 +25,13 @@ def test_every_profile_loads_and_names_its_source(name: str) -> None:
     assert len(profile.source) > 20
 
 
+def test_there_are_profiles_of_todays_hardware_beside_the_papers() -> None:
+    today = [load_hardware(name) for name in PROFILES if name.startswith("orin_nano")]
+    assert len(today) >= 4
+    assert all(profile.source.startswith("2026: ") and "assumed" in profile.source for profile in today)
+    assert all(profile.draft_ms < 20 for profile in today), "a 2B draft of 60 tokens/s"
+
+
 def test_the_grid_is_whole() -> None:
     wanted = {f"rtt{r}_up{u}" for r in (5, 20, 50, 100, 200) for u in ("0.05", "1", "20", "100")}
     assert wanted <= set(LINKS)

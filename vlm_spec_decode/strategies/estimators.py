@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-from vlm_spec_decode.core.choices import Ranking
 
 FORGET = 0.93
 
@@ -130,25 +129,25 @@ class Calibration:
     bias: float = 0.0
     agreement: RunningMean = field(default_factory=lambda: RunningMean(0.7, rate=0.05, trust=3))
 
-    def log_probs(self, ranking: Ranking) -> list[float]:
-        """Return the log-probabilities of a ranking's ids (best first)."""
-        said = self.said(ranking)
+    def log_probs(self, scores: Sequence[float], log_sum: float = math.nan) -> list[float]:
+        """Return the log-probabilities of `scores` (best first); `log_sum` is as in `Ranking`."""
+        said = self.said(scores, log_sum)
         first = self._right(said[0])
         # The others share what a likelier first choice leaves. One that is less likely than it says takes the
         # others with it: such a draft knows nothing.
         others = first / said[0] if self.bias < 0 else (1 - first) / max(1 - said[0], 1 - SUREST)
         return [math.log(first), *(math.log(max(1e-30, others * share)) for share in said[1:])]
 
-    def said(self, ranking: Ranking) -> list[float]:
-        """Return the draft's own probabilities of a ranking's ids (best first), sharpened: softmax(s · scores).
+    def said(self, scores: Sequence[float], log_sum: float = math.nan) -> list[float]:
+        """Return the draft's own probabilities of `scores` (best first), sharpened: softmax(s · scores).
 
-        Where `log_sum` is known, ids that are not kept have their share, as one: what is kept of an unsure row
-        is not certain to hold the next token.
+        Where `log_sum` is known, ids that are not kept have their share, as one: what is kept of an unsure
+        row is not certain to hold the next token.
         """
-        powers = [math.exp(self.sharpness * (score - ranking.scores[0])) for score in ranking.scores]
+        powers = [math.exp(self.sharpness * (score - scores[0])) for score in scores]
         whole = sum(powers)
-        if math.isfinite(ranking.log_sum):
-            shares = [math.exp(score - ranking.log_sum) for score in ranking.scores]
+        if math.isfinite(log_sum):
+            shares = [math.exp(score - log_sum) for score in scores]
             whole += (max(0.0, 1.0 - sum(shares)) / shares[0]) ** self.sharpness
         return [power / whole for power in powers]
 

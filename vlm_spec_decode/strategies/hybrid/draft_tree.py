@@ -133,8 +133,8 @@ class DraftTree:
         is_greedy = self.params.temperature == 0
         rankings = choices.ranked(range(len(nodes)), positions, self.params, CHILDREN, summed=is_greedy)
         for row, (node, ranking) in enumerate(zip(nodes, rankings, strict=True)):
-            log_probs = self.calibration.log_probs(ranking)
-            node.sureness = self.calibration.said(ranking)[0]
+            log_probs = self.calibration.log_probs(ranking.scores, ranking.log_sum)
+            node.sureness = self.calibration.said(ranking.scores, ranking.log_sum)[0]
             for token, log_prob in zip(ranking.tokens, log_probs, strict=True):
                 self.offer(node, token, log_prob)
             # Under `rejection` only a draw from q may be sent; the other children are outcomes to prepare

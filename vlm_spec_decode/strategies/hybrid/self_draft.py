@@ -257,9 +257,9 @@ class SelfDraft:
             return
         positions = [len(grown.prefix) + grown.depth(row) for _, row in chosen]
         is_greedy = self._params.temperature == 0
-        rankings = choices.ranked(range(len(chosen)), positions, self._params, CHOICES, with_sum=is_greedy)
+        rankings = choices.ranked(range(len(chosen)), positions, self._params, CHOICES, summed=is_greedy)
         for (weight, row), ranking in zip(chosen, rankings, strict=True):
-            shares = [math.exp(share) for share in self.calibration.log_probs(ranking)]
+            shares = self.calibration.said(ranking.scores, ranking.log_sum)
             self._guesses[row] = dict(zip(ranking.tokens, shares, strict=True))
             for place, (token, share) in enumerate(self._guesses[row].items()):
                 # The first rows of a pass cost nothing; a further node must be worth its time there.
@@ -283,7 +283,7 @@ class SelfDraft:
             if guess:
                 self.pace.agreement.learn(float(following is not None))
                 first, share = next(iter(guess.items()))
-                self.calibration.learn(first == token, min(1.0, share / self.calibration.trust))
+                self.calibration.learn(first == token, share)
             if following is None:
                 break
             row = following
