@@ -1,4 +1,4 @@
-"""AutoDraft's method: the tree's size follows the hardware, the objective and the draft, and it drafts ahead."""
+"""AutoDraft's method: the tree follows the hardware, the objective and the draft, and it drafts ahead."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
 from vlm_spec_decode.core.types import Commit, DraftMessage, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sequence import Sequence
-from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_step, forced_run
+from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_step, forced_run, tree_of
 from vlm_spec_decode.strategies.estimators import RunningMean, StepCost, VerdictTime
 from vlm_spec_decode.strategies.speculative import Cloud
 
@@ -145,16 +145,8 @@ class LevelTree:
         self, drafter: Drafter, paths: list[Tokens], config: EdgeConfig
     ) -> list[tuple[float, Tokens]]:
         """Score all paths in one step; return (probability, path) of their continuations, likeliest first."""
-        index: dict[Tokens, int] = {(): 0}
-        tokens, parents = list[int](), list[int]()
-        for path in paths:
-            for depth in range(1, len(path) + 1):
-                if path[:depth] not in index:
-                    tokens.append(path[depth - 1])
-                    parents.append(index[path[: depth - 1]])
-                    index[path[:depth]] = len(tokens)
-        rows = tuple(index[path] for path in paths)
-        scored = draft_step(drafter, config.tracer, self.prefix, tuple(tokens), tuple(parents), rows)
+        tokens, parents, rows = tree_of(paths)
+        scored = draft_step(drafter, config.tracer, self.prefix, tokens, parents, rows)
         positions = [len(self.prefix) + len(path) for path in paths]
         rankings = scored.ranked(range(len(paths)), positions, config.params, WIDTHS[-1])
         found = list[tuple[float, Tokens]]()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -101,6 +101,20 @@ def draft_step(
     scores = drafter.choose(prefix, (tokens, parents), rows=rows)
     tracer.drafted(len(prefix), parents)
     return as_choices(scores)
+
+
+def tree_of(paths: Iterable[Tokens]) -> tuple[Tokens, Tokens, Tokens]:
+    """Return (tokens, parents, rows) of the smallest tree with all paths; rows are those of their ends."""
+    index: dict[Tokens, int] = {(): 0}
+    tokens, parents, ends = list[int](), list[int](), list[int]()
+    for path in paths:
+        for depth in range(1, len(path) + 1):
+            if path[:depth] not in index:
+                tokens.append(path[depth - 1])
+                parents.append(index[path[: depth - 1]])
+                index[path[:depth]] = len(tokens)
+        ends.append(index[path])
+    return tuple(tokens), tuple(parents), tuple(ends)
 
 
 def forced_run(drafter: Drafter, tracer: Tracer, prefix: Tokens) -> Tokens:

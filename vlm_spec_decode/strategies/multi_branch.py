@@ -28,6 +28,7 @@ from vlm_spec_decode.strategies.base import (
     draft_step,
     forced_run,
     send_chain,
+    tree_of,
 )
 from vlm_spec_decode.strategies.estimators import RunningMean, StepCost, VerdictTime
 from vlm_spec_decode.strategies.speculative import Cloud
@@ -134,19 +135,9 @@ class BranchTree:
 
     def score(self, paths: list[Tokens]) -> Choices:
         """Return what the draft says after each path below the prefix, one row each."""
-        index: dict[Tokens, int] = {(): 0}
-        tokens, parents = list[int](), list[int]()
-        for path in paths:
-            for depth in range(1, len(path) + 1):
-                if path[:depth] not in index:
-                    tokens.append(path[depth - 1])
-                    parents.append(index[path[: depth - 1]])
-                    index[path[:depth]] = len(tokens)
+        tokens, parents, rows = tree_of(paths)
         started_s = self.clock.now()
-        rows = tuple(index[path] for path in paths)
-        choices = draft_step(
-            self.drafter, self.config.tracer, self.prefix, tuple(tokens), tuple(parents), rows
-        )
+        choices = draft_step(self.drafter, self.config.tracer, self.prefix, tokens, parents, rows)
         self.cost.learn(len(paths), self.clock.now() - started_s)
         return choices
 
