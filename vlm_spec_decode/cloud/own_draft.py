@@ -20,7 +20,7 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import VocabularyMismatch
 from vlm_spec_decode.core.images import rgb_image
 from vlm_spec_decode.core.ports import Clock, Model
-from vlm_spec_decode.core.types import Observation
+from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.decoding.policy import DraftCosts
 from vlm_spec_decode.models.engines.base import LoadedModel
 from vlm_spec_decode.models.grammar import constrained
@@ -120,7 +120,7 @@ def _timed(model: Model, observation: Observation, clock: Clock) -> tuple[float,
     """Return the seconds of a step after a prompt, and of a pass over `TOKENS` drafted tokens."""
     context = model.open(observation)
     context.prefill()
-    steps, passes, prefix = list[float](), list[float](), ()
+    steps, passes, prefix = list[float](), list[float](), Tokens()
     for _ in range(TIMES):
         for drafted, times in (((), steps), (tuple(range(TOKENS)), passes)):
             prefix += (0,)

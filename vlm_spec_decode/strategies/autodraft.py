@@ -28,7 +28,7 @@ from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_step, fo
 from vlm_spec_decode.strategies.estimators import RunningMean, StepCost, VerdictTime
 from vlm_spec_decode.strategies.speculative import Cloud
 
-WIDTHS = (1, 2, 4, 8, *range(10, 51, 10))
+WIDTHS: tuple[int, ...] = (1, 2, 4, 8, *range(10, 51, 10))
 """Candidates of a level's width and of the number of sent nodes. The package's begin at 10, for targets that
 take hundreds of milliseconds; the narrow ones are given to it here. More than 50 never paid."""
 
@@ -161,7 +161,7 @@ class LevelTree:
         if not cost.is_known:
             return FIRST_WIDTH
         expected = self.expected(self.chosen)
-        known = [w for w in WIDTHS if w <= len(found)] or [len(found)]
+        known: list[int] = [w for w in WIDTHS if w <= len(found)] or [len(found)]
         sums, total = list[float](), 0.0
         for weight, _ in found[: known[-1]]:
             total += weight
