@@ -70,8 +70,8 @@ class SharedProcessor:
 
     def floor(self, tree: DraftTree) -> float:
         """Return the probability from which on a node pays for its row in the next pass."""
-        if not (self.record.passes.base_s or self.record.plain_s.value):
-            return 0.0  # no pass has been measured, so nobody knows what a row costs
+        if self._is_open and not self.record.opening_s.value:
+            return 0.0  # by this clock nothing takes time
         expected, seconds = self._in_hand(tree)
         # A pass with drafts must bring more per second than one without; what they took has been paid.
         if (1 + expected) / (seconds - self._drafted_s) <= 1 / self._plain_s():
