@@ -91,7 +91,7 @@ def sized_model(name: str, steps: float, *, agrees: bool = True) -> SizedModel:
     for layer in cast(Any, network.model.layers):
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
-    network.model.embed_tokens = torch.nn.Embedding.from_pretrained(embedding)
+    network.model.embed_tokens = cast(Any, torch.nn.Embedding).from_pretrained(embedding)
     output = torch.nn.Linear(WIDTH, VOCABULARY, bias=False, device="meta")
     output.weight = torch.nn.Parameter(head if agrees else head.roll(1, 0), requires_grad=False)
     family = object.__new__(Language)  # no checkpoint is read: the network is made here
