@@ -233,8 +233,10 @@ class Cloud(CloudPolicy):
         return tuple(chosen)
 
     def _wait_until_s(self, gain: float) -> float | None:
-        """A copy of the draft here drafts instead of waiting, unless its time is what must be saved."""
-        if not self.own.cost.base_s or (self.own.has_helper and self.waiting.weight == 1):
+        """A copy of the draft drafts instead of waiting, where a token costs less with it than with the edge's
+        drafts, unless its time is what must be saved."""
+        has_copy = self.own.has_helper and not self.own.pace.is_edge_better
+        if not self.own.cost.base_s or (has_copy and self.waiting.weight == 1):
             return None
         token_s = self.own.pace.token_s.value
         self.waiting.rate = 1 / token_s if token_s else 0.0
