@@ -198,7 +198,7 @@ def test_windows_and_blocks_count(gemma: Pair, monkeypatch: pytest.MonkeyPatch) 
         ("gemma3_text", {"use_bidirectional_attention": True}, "'gemma3_text': all of its tokens see each"),
         ("gemma4_text", {"use_bidirectional_attention": "all"}, "'gemma4_text': all of its tokens see each"),
         ("gemma3", {"boi_token_index": 77}, "'gemma3': its tokenizer has no token 77, the boi_token_id"),
-        ("gemma4", {"image_token_id": 60}, "'gemma4': its tokenizer has no token 60, which its config names"),
+        ("gemma4", {"image_token_id": 60}, "'gemma4': its tokenizer has no token 60, the image's placeholder"),
         ("gemma4", {"vision_config": None}, "'gemma4': it has no vision tower"),
         ("llama", {"model_type": "gemma4_unified"}, "'gemma4_unified' is not supported: .*torchvision"),
         ("llama", {"model_type": "gemma3n_text"}, "'gemma3n_text' is not supported: its layers hand on"),

@@ -14,6 +14,8 @@ from test.strategies.random_paths import Law, law_of
 from test.tables import STOP, TABLES, TARGET, Table, TableModel, table_of
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import CloudTimeout
+from vlm_spec_decode.core.ports import Verifier
+from vlm_spec_decode.core.trace import NO_TRACER, Tracer
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
@@ -60,7 +62,7 @@ def target_law(params: SamplingParams, table: Table = TARGET, prefix: Tokens = (
     return law
 
 
-class Scheduled:
+class Scheduled(Verifier):
     """A verifier whose messages travel when a schedule says so; `wait` presses on until something comes.
 
     Each poll plays one entry: 0 lets nothing happen, 1 brings one hint up and runs a pass, 2 runs a pass
@@ -73,7 +75,7 @@ class Scheduled:
         self.up: deque[Hint] = deque()
         self.down: deque[Event] = deque()
 
-    def open(self, request: AnswerRequest) -> None:
+    def open(self, request: AnswerRequest, tracer: Tracer = NO_TRACER) -> None:
         policy = strategy(request.strategy).cloud()
         target = TableModel(self.table, num_exits=2).open(OBSERVATION)
         helper = (

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.ports import Clock, Drafter, Verifier
-from vlm_spec_decode.core.types import Commit, DraftMessage, SamplingParams, Tokens
+from vlm_spec_decode.core.types import RULES, Commit, DraftMessage, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy, draft_step, forced_run, tree_of
 from vlm_spec_decode.strategies.estimators import RunningMean, StepCost, VerdictTime
@@ -144,14 +144,22 @@ class LevelTree:
     def _children(
         self, drafter: Drafter, paths: list[Tokens], config: EdgeConfig
     ) -> list[tuple[float, Tokens]]:
-        """Score all paths in one step; return (probability, path) of their continuations, likeliest first."""
+        """Score all paths in one step; return (probability, path) of their continuations, likeliest first.
+
+        Under `rejection` a path has one continuation, the draft's draw: nothing else may be sent.
+        """
         tokens, parents, rows = tree_of(paths)
         scored = draft_step(drafter, config.tracer, self.prefix, tokens, parents, rows)
         positions = [len(self.prefix) + len(path) for path in paths]
         rankings = scored.ranked(range(len(paths)), positions, config.params, WIDTHS[-1])
         found = list[tuple[float, Tokens]]()
-        for path, ranking in zip(paths, rankings, strict=True):
+        for row, (path, ranking) in enumerate(zip(paths, rankings, strict=True)):
             above = self.weights.get(path, 1.0)
+            if config.proposals:
+                drawn = config.proposals.draw(self.prefix + path, scored, row)
+                # How sure the draft is stands for how likely its draw is kept; r corrects it.
+                found.append((above * math.exp(ranking.scores[0] - ranking.log_sum), (*path, drawn)))
+                continue
             for token, score in zip(ranking.tokens, ranking.scores, strict=True):
                 found.append((above * math.exp(score - ranking.log_sum), (*path, token)))
         return sorted(found, key=lambda entry: -entry[0])[: WIDTHS[-1]]
@@ -244,7 +252,7 @@ def _draft_ahead(
             if not supposed:
                 # The verdict is supposed to accept the path; its own token, to be the draft's first choice.
                 choices = draft_step(drafter, config.tracer, path)
-                supposed = (choices.pick((0,), (len(path),), config.params)[0],)
+                supposed = choices.ranked((0,), (len(path),), config.params, 1, summed=False)[0].tokens
                 if not config.params.ends(len(path) + 1, supposed[0]):
                     supposed += forced_run(drafter, config.tracer, path + supposed)
                 has_ended = config.params.ends(len(path) + len(supposed), supposed[-1])
@@ -264,4 +272,5 @@ STRATEGY = Strategy(
     cloud=Cloud,
     drafts=True,
     source="PyPI autodraft-sd 1.1.1; docs/reproduction.md",
+    rules=RULES,
 )

@@ -129,9 +129,9 @@ class Calibration:
     bias: float = 0.0
     agreement: RunningMean = field(default_factory=lambda: RunningMean(0.7, rate=0.05, trust=3))
 
-    def log_probs(self, scores: Sequence[float], log_sum: float = math.nan) -> list[float]:
-        """Return the log-probabilities of `scores` (best first); `log_sum` is as in `Ranking`."""
-        said = self.said(scores, log_sum)
+    def log_probs(self, scores: Sequence[float]) -> list[float]:
+        """Return the log-probabilities of `scores` (best first)."""
+        said = self.said(scores)
         first = self._right(said[0])
         # The others share what a likelier first choice leaves. One that is less likely than it says takes the
         # others with it: such a draft knows nothing.
@@ -141,7 +141,7 @@ class Calibration:
     def said(self, scores: Sequence[float], log_sum: float = math.nan) -> list[float]:
         """Return the draft's own probabilities of `scores` (best first), sharpened: softmax(s · scores).
 
-        Where `log_sum` is known, ids that are not kept have their share, as one: what is kept of an unsure
+        Where `log_sum` (see `Ranking`) is known, ids that are not kept have their share, as one: what is kept of an unsure
         row is not certain to hold the next token.
         """
         powers = [math.exp(self.sharpness * (score - scores[0])) for score in scores]

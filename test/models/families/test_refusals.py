@@ -90,7 +90,7 @@ def test_a_picture_that_is_not_split_needs_room_for_one_tile(made: Made) -> None
 def test_a_tokenizer_without_the_image_token(tmp_path: Path) -> None:
     folder = checkpoints.llava(tmp_path / "m")
     change(folder / "config.json", lambda found: found.update(image_token_id=63, image_token_index=63))
-    assert_refused(folder, "'llava': its tokenizer has no token 63, which its config names as the image's")
+    assert_refused(folder, "'llava': its tokenizer has no token 63, the image's placeholder")
 
 
 def test_a_head_with_fewer_rows_than_the_tokenizer_has_tokens(tmp_path: Path) -> None:

@@ -233,8 +233,11 @@ class Cloud(CloudPolicy):
         return tuple(chosen)
 
     def _wait_until_s(self, gain: float) -> float | None:
-        """A copy of the draft drafts instead of waiting, where a token costs less with it than with the edge's
-        drafts, unless its time is what must be saved."""
+        """Return until when to wait for the edge's next hint, None to begin at once.
+
+        A copy of the draft drafts instead of waiting, where a token costs less with it than with the edge's
+        drafts, unless its time is what must be saved.
+        """
         has_copy = self.own.has_helper and not self.own.pace.is_edge_better
         if not self.own.cost.base_s or (has_copy and self.waiting.weight == 1):
             return None

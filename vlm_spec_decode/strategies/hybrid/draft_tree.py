@@ -129,12 +129,10 @@ class DraftTree:
         asked = tuple(rows[id(node)] for node in nodes)
         choices = draft_step(self.drafter, self.tracer, self.prefix, tuple(tokens), tuple(parents), asked)
         positions = [len(self.prefix) + node.depth for node in nodes]
-        # The share of what is not kept is one reduction of a row, without noise: with it, it costs too much.
-        is_greedy = self.params.temperature == 0
-        rankings = choices.ranked(range(len(nodes)), positions, self.params, CHILDREN, summed=is_greedy)
+        rankings = choices.ranked(range(len(nodes)), positions, self.params, CHILDREN, summed=False)
         for row, (node, ranking) in enumerate(zip(nodes, rankings, strict=True)):
-            log_probs = self.calibration.log_probs(ranking.scores, ranking.log_sum)
-            node.sureness = self.calibration.said(ranking.scores, ranking.log_sum)[0]
+            log_probs = self.calibration.log_probs(ranking.scores)
+            node.sureness = self.calibration.said(ranking.scores)[0]
             for token, log_prob in zip(ranking.tokens, log_probs, strict=True):
                 self.offer(node, token, log_prob)
             # Under `rejection` only a draw from q may be sent; the other children are outcomes to prepare
