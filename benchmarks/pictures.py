@@ -24,8 +24,7 @@ os.environ.setdefault("PYOPENGL_PLATFORM", "osmesa")
 from lib.processors import PROCESSORS, ProcessorEntry
 from PIL import Image as PilImage
 
-from vlm_spec_decode.core.image_limits import NO_LINK, ImageLimits, Uplink
-from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.core.types import NO_LINK, Image, ImageLimits, Uplink
 from vlm_spec_decode.edge.picture_size import FixedDestination, PictureSizer
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.models.families.image_limits import processor_limits

@@ -20,8 +20,7 @@ from real_size_steps import ROWS, SETTINGS, decoder_of, draft_step, seconds
 from torch import Tensor
 
 from vlm_spec_decode.core.choices import Choices
-from vlm_spec_decode.models.choose_batch import choices_of
-from vlm_spec_decode.models.decoder import Decoder, VarlenEntry
+from vlm_spec_decode.models.decoder import Decoder, VarlenEntry, choices_of
 
 SMALL, LARGE = 379, 151_936
 GROWTH = 1.5

@@ -33,7 +33,7 @@ from vlm_spec_decode.decoding.choices import as_logits
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.factory import make_hello
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
-from vlm_spec_decode.models.choose_batch import choices_of
+from vlm_spec_decode.models.decoder import choices_of
 from vlm_spec_decode.transport import keys
 from vlm_spec_decode.transport.dealer import DealerLink
 from vlm_spec_decode.transport.router import RouterLink

@@ -17,18 +17,19 @@ from PIL import Image as PilImage
 from PIL import ImageFilter
 
 from test.mission.scripted import result_of
-from vlm_spec_decode.core.image_limits import (
+from vlm_spec_decode.core.images import decode_jpeg
+from vlm_spec_decode.core.types import (
     MAX_SIDE_PX,
     MIN_WIDTH_PX,
     NO_LINK,
     UNKNOWN_LIMITS,
     USUAL_WIDTH_PX,
     WHOLE,
+    Image,
     ImageLimits,
+    Observation,
     Uplink,
 )
-from vlm_spec_decode.core.images import decode_jpeg
-from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.edge.image_upload import for_uplink, for_uplink_again, small_jpeg
 from vlm_spec_decode.edge.picture_size import LADDER, FixedDestination, PictureSizer
 from vlm_spec_decode.mission.state import Answer

@@ -13,8 +13,7 @@ from PIL import Image as PilImage
 
 from benchmarks.lib.processors import PROCESSORS, ProcessorEntry
 from test.models import checkpoints
-from vlm_spec_decode.core.image_limits import UNKNOWN_LIMITS, ImageLimits
-from vlm_spec_decode.core.types import Image, Observation
+from vlm_spec_decode.core.types import UNKNOWN_LIMITS, Image, ImageLimits, Observation
 from vlm_spec_decode.models.families.image_limits import processor_limits
 from vlm_spec_decode.models.loader import load_model, shipped
 

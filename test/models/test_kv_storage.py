@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vlm_spec_decode.models.families.base import AnswerCache
-from vlm_spec_decode.models.kv_storage import ALIGNMENT, KvLayer
+from vlm_spec_decode.models.families.base import AnswerCache, KvLayer
+from vlm_spec_decode.models.kv_pool import ALIGNMENT
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

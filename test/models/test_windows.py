@@ -18,10 +18,9 @@ from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.models import context as context_module
 from vlm_spec_decode.models.context import VlmContext
-from vlm_spec_decode.models.families.base import FULL, SLIDING, AttentionSpan
-from vlm_spec_decode.models.kv_slots import SlotTable, Visibility
+from vlm_spec_decode.models.families.base import FULL, SLIDING
+from vlm_spec_decode.models.kv_slots import NO_ROWS, AttentionSpan, SlotTable, Visibility, sees_by_type
 from vlm_spec_decode.models.loader import load_model
-from vlm_spec_decode.models.tree_mask import NO_ROWS, sees_by_type
 
 PROMPT = 7
 IMAGE_ROWS = np.array([1, 2, 4, 5])
@@ -198,7 +197,7 @@ def test_windows_and_blocks_count(gemma: Pair, monkeypatch: pytest.MonkeyPatch) 
         ("gemma3_text", {"use_bidirectional_attention": True}, "'gemma3_text': all of its tokens see each"),
         ("gemma4_text", {"use_bidirectional_attention": "all"}, "'gemma4_text': all of its tokens see each"),
         ("gemma3", {"boi_token_index": 77}, "'gemma3': its tokenizer has no token 77, the boi_token_id"),
-        ("gemma4", {"image_token_id": 60}, "'gemma4': its tokenizer has no token 60, the image's placeholder"),
+        ("gemma4", {"image_token_id": 60}, "'gemma4': its tokenizer has no token 60, the image's place"),
         ("gemma4", {"vision_config": None}, "'gemma4': it has no vision tower"),
         ("llama", {"model_type": "gemma4_unified"}, "'gemma4_unified' is not supported: .*torchvision"),
         ("llama", {"model_type": "gemma3n_text"}, "'gemma3n_text' is not supported: its layers hand on"),

@@ -14,9 +14,8 @@ from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.image_limits import UNKNOWN_LIMITS, ImageLimits
 from vlm_spec_decode.core.profiles import LinkProfile
-from vlm_spec_decode.core.types import Image, Observation
+from vlm_spec_decode.core.types import UNKNOWN_LIMITS, Image, ImageLimits, Observation
 from vlm_spec_decode.edge.factory import EdgeRuntime, bring_up
 from vlm_spec_decode.edge.image_upload import for_uplink, for_uplink_again
 from vlm_spec_decode.edge.settings import EdgeSettings

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_spec_decode.core.errors import ProtocolError
-from vlm_spec_decode.core.image_limits import ImageLimits
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
@@ -16,6 +15,7 @@ from vlm_spec_decode.core.types import (
     DraftMessage,
     EarlyExitVerdict,
     Image,
+    ImageLimits,
     MoreSamples,
     Observation,
     SamplingParams,

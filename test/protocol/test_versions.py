@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from test.protocol.test_hostile_link import HELLO, PEER, Pair, own_answer
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.core.errors import CloudRefused, ProtocolError
-from vlm_spec_decode.core.image_limits import MAX_SIDE_PX, UNKNOWN_LIMITS, ImageLimits
 from vlm_spec_decode.core.ports import ModelCard
+from vlm_spec_decode.core.types import MAX_SIDE_PX, UNKNOWN_LIMITS, ImageLimits
 from vlm_spec_decode.edge.client_protocol import ClientProtocol, ClientState
 from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.protocol import codec

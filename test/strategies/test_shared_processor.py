@@ -37,7 +37,7 @@ from vlm_spec_decode.edge.factory import make_hello
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.edge.verifier_virtual import ChargedContext, VirtualModel, VirtualVerifier
-from vlm_spec_decode.models.choose_batch import choices_of
+from vlm_spec_decode.models.decoder import choices_of
 from vlm_spec_decode.strategies.estimators import Calibration, DraftRecord, best_token_s
 from vlm_spec_decode.strategies.hybrid import shared_processor
 

@@ -19,10 +19,9 @@ from PIL import Image as PilImage
 from vlm_spec_decode.bags.source import BagSource, Record
 from vlm_spec_decode.core import pixels
 from vlm_spec_decode.core.errors import BagError, ImageError
-from vlm_spec_decode.core.image_limits import MAX_SIDE_PX, UNKNOWN_LIMITS, ImageLimits
 from vlm_spec_decode.core.images import check_compressed, check_raw, is_video
 from vlm_spec_decode.core.pixels import message_bytes
-from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.core.types import MAX_SIDE_PX, UNKNOWN_LIMITS, Image, ImageLimits
 from vlm_spec_decode.edge.image_upload import (
     INSTALL,
     UPLINK_WIDTH_PX,

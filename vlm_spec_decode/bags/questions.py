@@ -33,8 +33,7 @@ from vlm_spec_decode.bags.events import (
 from vlm_spec_decode.bags.settings import ReplaySettings
 from vlm_spec_decode.core.config import read_yaml, same_as
 from vlm_spec_decode.core.errors import ActionParseError, BagError, ImageError
-from vlm_spec_decode.core.image_limits import UNKNOWN_LIMITS, ImageLimits
-from vlm_spec_decode.core.types import Image, Observation
+from vlm_spec_decode.core.types import UNKNOWN_LIMITS, Image, ImageLimits, Observation
 from vlm_spec_decode.edge.mission_loop import check_instruction
 
 

@@ -13,10 +13,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from vlm_spec_decode.core.errors import VsdError
-from vlm_spec_decode.core.image_limits import NO_LINK, UNKNOWN_LIMITS, ImageLimits, Uplink
 from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
-from vlm_spec_decode.core.types import AnswerRequest, Event, Hint, Image, Observation, Tokens
+from vlm_spec_decode.core.types import (
+    NO_LINK,
+    UNKNOWN_LIMITS,
+    AnswerRequest,
+    Event,
+    Hint,
+    Image,
+    ImageLimits,
+    Observation,
+    Tokens,
+    Uplink,
+)
 
 if TYPE_CHECKING:  # help texts show names of models, and need no numpy for it
     import numpy as np

@@ -33,7 +33,7 @@ from vlm_spec_decode.bags.questions import AskPlan
 from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.bags.recording import Recording
 from vlm_spec_decode.core.errors import ConfigError, ImageError
-from vlm_spec_decode.core.image_limits import WHOLE
+from vlm_spec_decode.core.types import WHOLE
 from vlm_spec_decode.mission.state import END_STATES
 from vlm_spec_decode.ros.convert import to_compressed
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, OwnNode

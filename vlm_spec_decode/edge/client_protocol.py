@@ -35,8 +35,7 @@ from vlm_spec_decode.core.errors import (
     ProtocolError,
     ProtocolStateError,
 )
-from vlm_spec_decode.core.image_limits import UNKNOWN_LIMITS, Uplink
-from vlm_spec_decode.core.types import AnswerRequest, Commit, Event, Hint
+from vlm_spec_decode.core.types import UNKNOWN_LIMITS, AnswerRequest, Commit, Event, Hint, Uplink
 from vlm_spec_decode.edge.protocol_timing import EchoMonitor, ProtocolTiming, SuspensionDetector
 from vlm_spec_decode.edge.request_state import ImageUpload, RequestState
 from vlm_spec_decode.protocol import codec

@@ -17,10 +17,9 @@ from PIL import Image as PilImage
 
 from vlm_spec_decode.core import extras
 from vlm_spec_decode.core.errors import ConfigError, ImageError
-from vlm_spec_decode.core.image_limits import UNKNOWN_LIMITS, USUAL_WIDTH_PX
 from vlm_spec_decode.core.images import DECODED, JPEGS, is_upright, opened, to_jpeg, upright
 from vlm_spec_decode.core.pixels import message_bytes
-from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.core.types import UNKNOWN_LIMITS, USUAL_WIDTH_PX, Image
 
 UPLINK_WIDTH_PX = USUAL_WIDTH_PX
 """Width without a `picture_size.PictureSizer`, which knows target and link."""

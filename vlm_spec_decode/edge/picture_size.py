@@ -13,17 +13,17 @@ from typing import Protocol
 
 from PIL import Image as PilImage
 
-from vlm_spec_decode.core.image_limits import (
+from vlm_spec_decode.core.images import DECODED
+from vlm_spec_decode.core.types import (
     MIN_WIDTH_PX,
     NO_LINK,
     UNKNOWN_LIMITS,
     USUAL_WIDTH_PX,
+    Image,
     ImageLimits,
     Size,
     Uplink,
 )
-from vlm_spec_decode.core.images import DECODED
-from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.edge.image_upload import decode_frame, small_jpeg
 from vlm_spec_decode.strategies.estimators import RunningMean
 

@@ -10,10 +10,9 @@ import threading
 from collections import deque
 
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
-from vlm_spec_decode.core.image_limits import ImageLimits
 from vlm_spec_decode.core.ports import Clock, Model, Target, Verifier
 from vlm_spec_decode.core.trace import NO_TRACER, Tracer
-from vlm_spec_decode.core.types import AnswerRequest, Event, Hint
+from vlm_spec_decode.core.types import AnswerRequest, Event, Hint, ImageLimits
 from vlm_spec_decode.decoding.policy import ColocatedDraft
 from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.strategies.registry import strategy

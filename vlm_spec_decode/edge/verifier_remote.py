@@ -16,10 +16,9 @@ from vlm_spec_decode.core.errors import (
     CloudUnreachable,
     ProtocolStateError,
 )
-from vlm_spec_decode.core.image_limits import ImageLimits, Uplink
 from vlm_spec_decode.core.ports import Clock, Verifier
 from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
-from vlm_spec_decode.core.types import AnswerRequest, Event, Hint
+from vlm_spec_decode.core.types import AnswerRequest, Event, Hint, ImageLimits, Uplink
 from vlm_spec_decode.edge.client_protocol import ClientProtocol
 from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.protocol.messages import Hello, Welcome

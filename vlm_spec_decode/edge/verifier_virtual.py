@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
-from vlm_spec_decode.core.image_limits import ImageLimits
 from vlm_spec_decode.core.ports import (
     NO_NODES,
     ExitHook,
@@ -40,6 +39,7 @@ from vlm_spec_decode.core.types import (
     EarlyExitVerdict,
     Event,
     Hint,
+    ImageLimits,
     Observation,
     Tokens,
 )

@@ -23,10 +23,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vlm_spec_decode.core.choices import IMPOSSIBLE, Choices, Distribution, Ids, Ranking
+from vlm_spec_decode.core.choices import IMPOSSIBLE, Distribution, Ids, Ranking
 from vlm_spec_decode.core.errors import NotFinite
 from vlm_spec_decode.core.types import SamplingParams
-from vlm_spec_decode.decoding.choices import DenseChoices, DenseDistribution
+from vlm_spec_decode.decoding.choices import DenseDistribution
 from vlm_spec_decode.decoding.sampling import (
     MASS_TOLERANCE,
     TINY_TEMPERATURE,
@@ -34,7 +34,6 @@ from vlm_spec_decode.decoding.sampling import (
     noise_counter,
     require_finite,
 )
-from vlm_spec_decode.models import choose
 from vlm_spec_decode.models.choose import (
     BLOCK,
     GREEDY,
@@ -203,15 +202,6 @@ class BatchChoices(DeviceChoices):
         shifts = torch.arange(8, dtype=torch.uint8, device=device)
         legal = (to_device(bits, device)[:, :, None] >> shifts & 1).bool()
         return logits.masked_fill(~legal.view(len(rows), -1)[:, : logits.shape[1]], -torch.inf)
-
-
-def choices_of(scores: Tensor) -> Choices:
-    """Return the choices of logits [n, vocab], where they lie."""
-    if scores.device.type != "cpu":
-        return BatchChoices(scores)
-    if scores.shape[1] <= choose.SMALL_VOCABULARY:
-        return DenseChoices(scores.float().numpy())
-    return DeviceChoices(scores)
 
 
 @torch.inference_mode()

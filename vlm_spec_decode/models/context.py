@@ -25,8 +25,7 @@ from vlm_spec_decode.decoding.choices import as_logits
 from vlm_spec_decode.models.decoder import Decoder
 from vlm_spec_decode.models.families.base import AnswerCache, EmbeddedPrompt
 from vlm_spec_decode.models.hardware import memory_named, to_device
-from vlm_spec_decode.models.kv_slots import Index, SlotTable
-from vlm_spec_decode.models.tree_mask import NO_ROWS, additive, sees_by_type
+from vlm_spec_decode.models.kv_slots import NO_ROWS, Index, SlotTable, Visibility, sees_by_type
 from vlm_spec_decode.models.varlen_attention import VarlenEntry
 
 PASS_ADVICE = "a smaller --batch or --kv-mib, or a smaller model"
@@ -335,3 +334,12 @@ class VlmContext(ModelContext):
             self._cache = self._decoder.cache()
             return
         cache.cut(self._prompt_len - 1 + self._filled)
+
+
+def additive(sees: Visibility | None, like: Tensor) -> Tensor | None:
+    """Return the mask [1, 1, rows, columns] to be added to attention's scores, in the format of `like`."""
+    if sees is None:
+        return None
+    mask = torch.zeros(sees.shape, dtype=like.dtype)
+    mask.masked_fill_(torch.from_numpy(~sees), torch.finfo(mask.dtype).min)
+    return to_device(mask[None, None], like.device)

@@ -22,10 +22,13 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from vlm_spec_decode.core.choices import Choices
+from vlm_spec_decode.decoding.choices import DenseChoices
 from vlm_spec_decode.decoding.early_exit import ExitCalibration
-from vlm_spec_decode.models.choose_batch import choices_of
-from vlm_spec_decode.models.families.base import AnswerCache, AttentionSpan, Family, PlacedPrompt
+from vlm_spec_decode.models.choose import SMALL_VOCABULARY, DeviceChoices
+from vlm_spec_decode.models.choose_batch import BatchChoices
+from vlm_spec_decode.models.families.base import AnswerCache, Family, PlacedPrompt
 from vlm_spec_decode.models.kv_pool import KvPool
+from vlm_spec_decode.models.kv_slots import AttentionSpan
 from vlm_spec_decode.models.pass_graphs import PassGraphs
 from vlm_spec_decode.models.varlen_attention import PooledBatch, VarlenEntry, use_varlen_attention
 
@@ -77,6 +80,15 @@ def rotary_tables(rotary: Any, layer_types: Seq[str]) -> dict[str, RotaryTable]:
     if isinstance(kinds, Mapping):
         return {name: RotaryTable(partial(rotary, layer_type=name), kind) for name, kind in kinds.items()}
     return dict.fromkeys(layer_types, RotaryTable(rotary))
+
+
+def choices_of(scores: Tensor) -> Choices:
+    """Return the choices of logits [n, vocab], where they lie."""
+    if scores.device.type != "cpu":
+        return BatchChoices(scores)
+    if scores.shape[1] <= SMALL_VOCABULARY:
+        return DenseChoices(scores.float().numpy())
+    return DeviceChoices(scores)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,8 @@ from PIL import Image as PilImage
 from torch import Tensor
 
 from vlm_spec_decode.core.errors import ImageError, InstructionError
-from vlm_spec_decode.core.image_limits import UNKNOWN_LIMITS, ImageLimits
 from vlm_spec_decode.core.images import DECODED
-from vlm_spec_decode.core.types import Observation, Tokens
+from vlm_spec_decode.core.types import UNKNOWN_LIMITS, ImageLimits, Observation, Tokens
 from vlm_spec_decode.models.families.base import EmbeddedPrompt, Family, ImageFeatures
 from vlm_spec_decode.models.hardware import to_device
 from vlm_spec_decode.models.prompt import PromptStyle, messages

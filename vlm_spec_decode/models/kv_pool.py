@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vlm_spec_decode.models.kv_storage import ALIGNMENT
+ALIGNMENT = 64
+"""Columns come in multiples of this: kernels for attention want masks whose rows are aligned."""
 
 FIRST_COLUMNS = 4096
 """Columns of a new store."""

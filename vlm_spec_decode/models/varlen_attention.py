@@ -25,8 +25,7 @@ from transformers.masking_utils import sdpa_mask
 
 from vlm_spec_decode.models.families.base import AnswerCache, EmbeddedPrompt
 from vlm_spec_decode.models.hardware import to_device
-from vlm_spec_decode.models.kv_pool import KvPool, numbers
-from vlm_spec_decode.models.kv_storage import ALIGNMENT
+from vlm_spec_decode.models.kv_pool import ALIGNMENT, KvPool, numbers
 
 ATTENTION = "vsd_varlen"
 """Under this name Transformers knows our attention over ragged rows."""

@@ -10,11 +10,13 @@ from typing import Any
 import msgspec
 
 from vlm_spec_decode.core.errors import ProtocolError, VersionMismatch
-from vlm_spec_decode.core.image_limits import MAX_BOXES, MAX_SIDE_PX, UNKNOWN_LIMITS, ImageLimits, Size
 from vlm_spec_decode.core.types import (
+    MAX_BOXES,
     MAX_INSTRUCTION_CHARS,
     MAX_MESSAGE_BYTES,
+    MAX_SIDE_PX,
     OBJECTIVES,
+    UNKNOWN_LIMITS,
     AnswerRequest,
     Commit,
     Correction,
@@ -22,9 +24,11 @@ from vlm_spec_decode.core.types import (
     EarlyExitVerdict,
     Hint,
     Image,
+    ImageLimits,
     MoreSamples,
     Observation,
     SamplingParams,
+    Size,
     Tokens,
 )
 from vlm_spec_decode.decoding.tree import chain_parents

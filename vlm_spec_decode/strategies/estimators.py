@@ -141,8 +141,8 @@ class Calibration:
     def said(self, scores: Sequence[float], log_sum: float = math.nan) -> list[float]:
         """Return the draft's own probabilities of `scores` (best first), sharpened: softmax(s · scores).
 
-        Where `log_sum` (see `Ranking`) is known, ids that are not kept have their share, as one: what is kept of an unsure
-        row is not certain to hold the next token.
+        Where `log_sum` is known (see `Ranking`), ids that are not kept have their share, as one: what is kept
+        of an unsure row is not certain to hold the next token.
         """
         powers = [math.exp(self.sharpness * (score - scores[0])) for score in scores]
         whole = sum(powers)

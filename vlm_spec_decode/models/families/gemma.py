@@ -24,11 +24,11 @@ from vlm_spec_decode.models.families.base import (
     FULL,
     SLIDING,
     AnswerCache,
-    AttentionSpan,
     Family,
     ImageFeatures,
 )
 from vlm_spec_decode.models.families.language import Language
+from vlm_spec_decode.models.kv_slots import AttentionSpan
 
 
 class _Gemma(Family):

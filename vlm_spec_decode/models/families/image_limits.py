@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from vlm_spec_decode.core.image_limits import MAX_BOXES, MAX_SIDE_PX, UNKNOWN_LIMITS, ImageLimits, Size
+from vlm_spec_decode.core.types import MAX_BOXES, MAX_SIDE_PX, UNKNOWN_LIMITS, ImageLimits, Size
 
 
 def processor_limits(processor: Any, max_image_tokens: int = 0) -> ImageLimits:
