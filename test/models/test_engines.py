@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.decoding.choices import as_choices
 from vlm_spec_decode.edge.ask import AskConfig, run
 from vlm_spec_decode.edge.factory import EdgeSettings
+from vlm_spec_decode.models import loader
 from vlm_spec_decode.models.engines.base import DEFAULT_ENGINE, LoadOptions
 from vlm_spec_decode.models.engines.torch_loop import ENGINE, require_own_loop
-from vlm_spec_decode.models.loader import load_model
+from vlm_spec_decode.models.loader import load_model, load_models
 from vlm_spec_decode.models.registry import ENGINES, EngineRegistry, register_engine
 from vlm_spec_decode.models.spec import parse_spec
 
@@ -142,3 +144,12 @@ def test_a_source_that_is_no_engine_of_this_name_is_told(source: str) -> None:
     mine.add("mine", source)
     with pytest.raises(ConfigError, match="engine 'mine'"):
         mine["mine"]
+
+
+@pytest.mark.parametrize(("engine", "threads"), [(DEFAULT_ENGINE, 2), ("transformers", 1)])
+def test_only_our_own_engine_loads_beside_itself(
+    engine: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two calls of Transformers' `from_pretrained` at once leave its classes changed; ours wait."""
+    monkeypatch.setattr(loader, "load_model", lambda *_, **__: threading.current_thread())
+    assert len({*load_models(["first", f"second,engine={engine}"])}) == threads

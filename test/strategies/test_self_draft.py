@@ -79,7 +79,5 @@ def test_the_edge_is_better_where_its_steps_fill_half_a_pass() -> None:
 
 def test_choices_that_are_not_kept_have_their_share() -> None:
     scores = (math.log(0.4), math.log(0.2))
-    kept = Calibration().log_probs(scores, 0.0)
-    assert [math.exp(value) for value in kept] == pytest.approx([0.4, 0.2])
-    unknown = Calibration().log_probs(scores)
-    assert sum(map(math.exp, unknown)) == pytest.approx(1.0)
+    assert Calibration().said(scores, 0.0) == pytest.approx([0.4, 0.2])
+    assert sum(Calibration().said(scores)) == pytest.approx(1.0)

@@ -82,8 +82,12 @@ def load_models(sources: Seq[str | Path], threads: int = 1) -> list[LoadedModel]
     """Load several checkpoints at once, each as `load_model` does; the last of them in this thread.
 
     What reads, hashes and converts numbers runs beside the rest; what Transformers can do only once at a time
-    waits (`engines.torch_loop.load_network`). Raises the error of one of them; the others have ended then.
+    waits (`engines.torch_loop.load_network`). An engine of others may call Transformers without waiting,
+    which leaves its classes changed for good: beside such an engine loads follow each other. Raises the
+    error of one of them; the others have ended then.
     """
+    if any(parse_spec(source, LoadOptions()).options.engine != DEFAULT_ENGINE for source in sources):
+        return [load_model(source, threads=threads) for source in sources]
     # Two threads that import the libraries at once would see them half made.
     ENGINES.find(DEFAULT_ENGINE)
     *others, last = sources
