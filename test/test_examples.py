@@ -20,7 +20,12 @@ NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 ANSWER = "the blue box is right at 3.0 m . turn ( -10 ) forward ( 1.5 )"
 SAID = {
     "01_ask.py": rf"{re.escape(ANSWER)}\nactions: Turn\(angle_deg=-10.0\) Forward\(distance_m=1.5\)\n",
-    "02_stream.py": r"turn \( -10 \)\n  -> Turn\(angle_deg=-10.0\)\n forward \( 1.5 \)\n  -> Forward",
+    "02_stream.py": (
+        # Where one pass ends and the next begins goes with the speed of this computer; that the first action
+        # is told before the second is complete does not.
+        r"turn \( -10 \)(?: forward(?: \()?)?\n  -> Turn\(angle_deg=-10.0\)\n"
+        r"(?: forward)?(?: \()? ?1.5 \)\n  -> Forward"
+    ),
     "05_new_strategy.py": r"same tokens: True\n$",
 }
 """What the output must hold; of an example that is not named here, that it says something."""
