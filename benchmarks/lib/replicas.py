@@ -28,6 +28,8 @@ from vlm_spec_decode.transport.router import RouterLink
 from .replica_setting import Setting, setting_of
 
 START_S = 300.0
+LOADED_S = 60.0
+"""These targets are small: one that has not loaded by then hangs."""
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 1024 * 1024, "node_ip_address": "127.0.0.1"}
 """Each node: one core, so that a replica fills it, and the smallest object store that Ray takes."""
 
@@ -52,7 +54,7 @@ def two_nodes() -> Iterator[Any]:
 def replicated(make: MakeServer, replicas: int, link: ServerLink) -> Iterator[ReplicatedServer]:
     """Serve with replicas on a thread of this process until the block ends."""
     clock = WallClock()
-    server = ReplicatedServer(link, lambda wake: ReplicaPool(load_ray(), make, 1, 0, wake), clock)
+    server = ReplicatedServer(link, lambda wake: ReplicaPool(load_ray(), make, 1, 0, wake, LOADED_S), clock)
     server.scale(replicas)
     thread = threading.Thread(target=server.serve)
     try:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from benchmarks.lib.replicas import until
 from vlm_spec_decode.cloud.replicas import pool as replicas
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.transport.in_process import MISSED_POLLS, OrderedInbox
@@ -49,6 +50,7 @@ class _SlowRay:
 
     def __init__(self) -> None:
         self.looks = 0
+        self.kills: list[dict[str, object]] = []
         self.pool: replicas.ReplicaPool | None = None
 
     def remote(self, **_options: object) -> Callable[[type], Any]:
@@ -70,7 +72,8 @@ class _SlowRay:
     def available_resources(self) -> dict[str, float]:
         return {"CPU": 0.0}
 
-    def kill(self, _actor: object) -> None: ...
+    def kill(self, _actor: object, **how: object) -> None:
+        self.kills.append(how)
 
 
 class _Actor:
@@ -86,6 +89,16 @@ def test_a_replica_that_has_no_place_says_what_the_cluster_has() -> None:
     assert told.wait(5)
     notice = pool.take_notices()[0]
     assert (notice.kind, notice.detail) == ("waiting", "1 nodes live, 1 dead, 0 CPUs free")
+
+
+def test_a_replica_that_hangs_while_it_starts_is_started_again() -> None:
+    ray, told = _SlowRay(), threading.Event()
+    pool = replicas.ReplicaPool(ray, cast(Any, None), 1, 0, told.set, 2 * replicas.PLACED_S)
+    ray.pool = pool
+    pool.add()
+    until(pool._closed.is_set, "the third look", 5)
+    assert ray.kills[0] == {"no_restart": False}, "the process ends, and Ray starts another one"
+    assert [notice.kind for notice in pool.take_notices()] == ["waiting", "waiting", "up"]
 
 
 @pytest.mark.slow

@@ -31,6 +31,9 @@ STALL_S = 15.0
 RETRY_S = 0.2
 PLACED_S = 30.0
 """How long a replica may take to start before a warning names the free resources of the cluster."""
+LOADED_S = 300.0
+"""How long a replica may take to answer first before its process is ended and Ray starts another one. Doubles
+with every try, since a large target on a slow disk may need longer."""
 DEATHS = 5
 """How many times in a row a replica may be found dead before it counts as failed."""
 
@@ -135,16 +138,23 @@ def join_cluster(address: str) -> Any:
 class ReplicaPool:
     """Actors and the threads that receive from them. `notices` are the actors' events.
 
-    `on_notice` is called after each; it may come from any thread.
+    `on_notice` is called after each; it may come from any thread. `loaded_s`: see `LOADED_S`.
     """
 
     def __init__(
-        self, ray: Any, make: MakeServer, cpus: float, gpus: float, on_notice: Callable[[], None]
+        self,
+        ray: Any,
+        make: MakeServer,
+        cpus: float,
+        gpus: float,
+        on_notice: Callable[[], None],
+        loaded_s: float = LOADED_S,
     ) -> None:
         self.notices: SimpleQueue[ReplicaNotice] = SimpleQueue()
         self._ray = ray
         self._make = make
         self._on_notice = on_notice
+        self._loaded_s = loaded_s
         # SPREAD: a node's death should take few replicas with it. -1: Ray starts them again, forever.
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_concurrency": 4, "max_restarts": -1}
         self._actor = ray.remote(scheduling_strategy="SPREAD", **options)(Replica)
@@ -195,17 +205,21 @@ class ReplicaPool:
     def _listen(self, number: int, actor: Any) -> None:
         """Wait for a replica and receive its messages, until it is removed; if it is lost, wait again."""
         is_up, deaths, errors = False, 0, self._ray.exceptions
+        patience_s = self._loaded_s
         while number in self._actors and not self._closed.is_set():
             try:
                 if not is_up:
-                    self._notify(
-                        ReplicaNotice(replica=number, kind="up", card=self._await_card(number, actor))
-                    )
-                    is_up, deaths = True, 0
+                    card = self._await_card(number, actor, patience_s)
+                    self._notify(ReplicaNotice(replica=number, kind="up", card=card))
+                    is_up, deaths, patience_s = True, 0, self._loaded_s
                 messages, figures = self._ray.get(actor.collect.remote(COLLECT_S), timeout=STALL_S)
             except errors.RayError as error:
                 if is_up:
                     self._notify(ReplicaNotice(replica=number, kind="lost", detail=_cause(error)))
+                elif isinstance(error, errors.GetTimeoutError) and number in self._actors:
+                    # A process that hangs while it starts is no death, so Ray does not start another one.
+                    self._ray.kill(actor, no_restart=False)
+                    patience_s *= 2
                 is_up, deaths = False, deaths + isinstance(error, errors.ActorDiedError)
                 if deaths >= DEATHS:
                     self._notify(ReplicaNotice(replica=number, kind="failed", detail=_cause(error)))
@@ -217,15 +231,19 @@ class ReplicaPool:
                 )
         self._notify(ReplicaNotice(replica=number, kind="removed"))
 
-    def _await_card(self, number: int, actor: Any) -> ModelCard:
-        """Wait for a replica's first answer; report the cluster's free resources while it does not come."""
+    def _await_card(self, number: int, actor: Any, patience_s: float) -> ModelCard:
+        """Return a replica's first answer; report the cluster's free resources while it does not come.
+
+        Raises Ray's GetTimeoutError after `patience_s` seconds, and if the replica was removed meanwhile.
+        """
         card = actor.card.remote()
         while True:
             try:
-                return cast("ModelCard", self._ray.get(card, timeout=PLACED_S))
+                return cast("ModelCard", self._ray.get(card, timeout=min(PLACED_S, patience_s)))
             except self._ray.exceptions.GetTimeoutError:
                 self._notify(ReplicaNotice(replica=number, kind="waiting", detail=room(self._ray)))
-                if number not in self._actors or self._closed.is_set():
+                patience_s -= PLACED_S
+                if patience_s <= 0 or number not in self._actors or self._closed.is_set():
                     raise
 
     def _notify(self, notice: ReplicaNotice) -> None:
