@@ -129,8 +129,7 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype, *, is_pooled: 
         head.weight = stack.embed_tokens.weight
     for part in (stack, head):
         part.eval().requires_grad_(False)
-    family = object.__new__(Language)  # no checkpoint is read
-    family.config = config
+    family = Language.of_config(config)
     exits = dict.fromkeys(shape.exits)
     return Decoder(stack, head, exits, config.vocab_size, family, is_pooled=is_pooled)
 

@@ -139,8 +139,7 @@ class Small:
         torch.manual_seed(0)
         self.network = remembering(Qwen3_5ForCausalLM(config))
         self.prompt = torch.randint(0, VOCABULARY, (96,))
-        family = object.__new__(Qwen35Language)  # no checkpoint is read: the network is made here
-        family.config = config
+        family = Qwen35Language.of_config(config)
         self.decoder = Decoder(self.network.model, self.network.lm_head, {}, VOCABULARY, family)
 
     def open(self) -> VlmContext:

@@ -50,8 +50,7 @@ def decoder_of(vocabulary: int, width: int) -> Decoder:
     )
     torch.manual_seed(0)
     network = Qwen2ForCausalLM(config).eval().requires_grad_(False)
-    family = object.__new__(Language)  # no checkpoint is read: the network is made here
-    family.config = config
+    family = Language.of_config(config)
     return Decoder(network.model, network.lm_head, {}, vocabulary, family)
 
 

@@ -27,6 +27,8 @@ from typing import Any
 
 from figures import ROOT, Figure, report
 
+sys.path.insert(0, str(ROOT))
+
 BAR = 1.2
 SETTLED_S = 3.0
 """Younger files are hashed at every start (`models.checkpoint.fingerprint`)."""

@@ -30,6 +30,7 @@ from vlm_spec_decode.core.errors import CloudUnreachable
 from vlm_spec_decode.core.ports import NO_NODES, ExitHook, Model, ModelCard, ModelContext, OnExit, Rows, Tree
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.choices import as_logits
+from vlm_spec_decode.decoding.verify import positions_of
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.factory import make_hello
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
@@ -91,9 +92,7 @@ class StubContext(ModelContext):
     ) -> Choices:
         """Return the rows that are asked for, as a model returns them."""
         del on_exit  # it has no exits
-        depths = [len(prefix)]
-        for parent in tree[1]:
-            depths.append(depths[parent] + 1)
+        depths = positions_of(tree[1], len(prefix))
         asked = depths if rows is None else [depths[row] for row in rows]
         starts = [STRIDE * d + (not self.model.is_right and d % 4 == 3) for d in asked]
         numbers, size = self.model.numbers, self.model.vocabulary

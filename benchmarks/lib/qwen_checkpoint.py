@@ -6,8 +6,6 @@ as byte-pair encoding would have joined them, so that `tokenizer.json` is as lar
 
 from __future__ import annotations
 
-import base64
-import importlib.util
 from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
@@ -23,18 +21,9 @@ from transformers import (
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from test.models.families.tokenizers import CHATML, QWEN2_VL, qwen_ranks
+
 HEAD_ROWS = 151_936
-SPECIAL = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-    *(f"<|{name}_{end}|>" for name in ("object_ref", "box", "quad", "vision") for end in ("start", "end")),
-    *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
-)
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['content'] is string %}{{ m['content'] }}"
-    "{% else %}{% for part in m['content'] %}{% if part['type'] == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def write_checkpoint(folder: Path, width: int, layers: int, seed: int = 0) -> Path:
@@ -69,25 +58,15 @@ def write_checkpoint(folder: Path, width: int, layers: int, seed: int = 0) -> Pa
 
 @cache
 def _tokenizer() -> Qwen2Tokenizer:
-    ranks = _ranks()
+    ranks = qwen_ranks()
     letters = bytes_to_unicode()
     spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
     merges = [tuple(spelled[part] for part in _parts(token, ranks)) for token in ranks if len(token) > 1]
     tokenizer = Qwen2Tokenizer(vocab={spelled[token]: rank for token, rank in ranks.items()}, merges=merges)
-    tokenizer.add_tokens([AddedToken(token, special=True) for token in SPECIAL], special_tokens=True)
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in QWEN2_VL], special_tokens=True)
     tokenizer.eos_token = "<|im_end|>"
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = CHATML % "<|vision_start|><|image_pad|><|vision_end|>"
     return tokenizer
-
-
-def _ranks() -> dict[bytes, int]:
-    """Return the tokens' bytes with their ids, in the order of the ids."""
-    found = importlib.util.find_spec("dashscope")
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit("the vocabulary is in the wheel dashscope: pip install --no-deps dashscope")
-    path = Path(found.submodule_search_locations[0], "resources", "qwen.tiktoken")
-    lines = (line.split() for line in path.read_bytes().splitlines())
-    return {base64.b64decode(token): int(rank) for token, rank in lines}
 
 
 def _parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:

@@ -94,8 +94,7 @@ def sized_model(name: str, steps: float, *, agrees: bool = True) -> SizedModel:
     network.model.embed_tokens = cast(Any, torch.nn.Embedding).from_pretrained(embedding)
     output = torch.nn.Linear(WIDTH, VOCABULARY, bias=False, device="meta")
     output.weight = torch.nn.Parameter(head if agrees else head.roll(1, 0), requires_grad=False)
-    family = object.__new__(Language)  # no checkpoint is read: the network is made here
-    family.config = config
+    family = Language.of_config(config)
     return SizedModel(Decoder(network.model, output, {}, VOCABULARY, family), name)
 
 

@@ -17,7 +17,7 @@ from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.ports import ExitHook, Model, ModelCard, ModelContext
+from vlm_spec_decode.core.ports import ExitHook, ModelContext, WrappedModel
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.transport.in_process import ServerLink
@@ -59,15 +59,8 @@ def synthetic_server(link: ServerLink) -> CloudServer:
 
 
 @dataclass(frozen=True, slots=True)
-class SlowTarget(Model):
+class SlowTarget(WrappedModel):
     """A target whose contexts take their time, so that answers are open when a fault comes."""
-
-    inner: SyntheticFamily
-
-    @property
-    def card(self) -> ModelCard:
-        """Identity."""
-        return self.inner.card
 
     def open(self, observation: Observation) -> ModelContext:
         """Start one answer."""

@@ -13,6 +13,7 @@ from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ActionParseError, Cancelled, InstructionError
 from vlm_spec_decode.core.ports import ExitHook, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
+from vlm_spec_decode.decoding.verify import positions_of
 from vlm_spec_decode.edge.engine import AnswerUpdate, Engine, EngineConfig
 from vlm_spec_decode.edge.mission_loop import MAX_OBSTRUCTIONS, OBSTRUCTED, MissionLoop
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
@@ -48,9 +49,7 @@ class Script(ModelContext):
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
         self.clock.sleep(self.step_s)
-        depths = [len(prefix)]
-        for parent in parents:
-            depths.append(depths[parent] + 1)
+        depths = positions_of(parents, len(prefix))
         logits = np.zeros((len(depths), len(ALPHABET)), dtype=np.float32)
         for row, depth in enumerate(depths):
             shift = 1 if self.wrong_at and depth % self.wrong_at == self.wrong_at - 1 else 0

@@ -18,7 +18,7 @@ from vlm_spec_decode.core.types import RESIDUALS, RULES, Observation, SamplingPa
 from vlm_spec_decode.decoding.choices import weights
 from vlm_spec_decode.decoding.grammar_mask import MaskedModel
 from vlm_spec_decode.decoding.sampling import log_probs, pick, softmax_at
-from vlm_spec_decode.decoding.verify import P_UNIT
+from vlm_spec_decode.decoding.verify import P_UNIT, positions_of
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.strategies.registry import STRATEGIES
@@ -50,9 +50,7 @@ class HarmedContext(TableContext):
     def score(
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
-        depths = [len(prefix)]
-        for parent in parents:
-            depths.append(depths[parent] + 1)
+        depths = positions_of(parents, len(prefix))
         harmed = np.array(depths) >= self.from_length
 
         def harmed_exit(exit_layer: int, logits: Logits) -> None:

@@ -31,8 +31,7 @@ def decoder_on(device: str, exits: tuple[int, ...] = ()) -> Decoder:
     torch.manual_seed(0)
     with torch.device(device):
         network = Qwen2ForCausalLM(CONFIG).eval().requires_grad_(False)
-    family = object.__new__(Language)  # no checkpoint is read: the network is made here
-    family.config = CONFIG
+    family = Language.of_config(CONFIG)
     return Decoder(network.model, network.lm_head, dict.fromkeys(exits), 5000, family)
 
 

@@ -32,6 +32,7 @@ from vlm_spec_decode.core.ports import (
 from vlm_spec_decode.core.profiles import load_hardware, load_link
 from vlm_spec_decode.core.types import RULES, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.choices import as_logits
+from vlm_spec_decode.decoding.verify import positions_of
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.factory import make_hello
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
@@ -59,9 +60,7 @@ class Chain(ModelContext):
     def score(
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
-        depths = [len(prefix)]
-        for parent in parents:
-            depths.append(depths[parent] + 1)
+        depths = positions_of(parents, len(prefix))
         self.rows += len(depths)
         logits = np.zeros((len(depths), VOCABULARY), dtype=np.float32)
         for row, depth in enumerate(depths):
@@ -248,9 +247,7 @@ class WideContext(ModelContext):
     def choose(
         self, prefix: Tokens, tree: Tree = NO_NODES, on_exit: OnExit = None, rows: Rows = None
     ) -> Scores:
-        depths = [len(prefix)]
-        for parent in tree[1]:
-            depths.append(depths[parent] + 1)
+        depths = positions_of(tree[1], len(prefix))
         wanted = depths if rows is None else [depths[row] for row in rows]
         self.asked.append(len(wanted))
         logits = torch.zeros(len(wanted), 151_936)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.trace import Tracer
 from vlm_spec_decode.core.types import Commit, DraftMessage, Event, Hint, Tokens
+from vlm_spec_decode.decoding.verify import positions_of
 
 
 class EdgeEvent(NamedTuple):
@@ -86,7 +87,4 @@ class AnswerRecorder(Tracer):
 
 def _height(parents: Tokens) -> int:
     """Return the length of the longest path of a tree."""
-    depths = [0]
-    for parent in parents:
-        depths.append(depths[parent] + 1)
-    return max(depths)
+    return max(positions_of(parents, 0))

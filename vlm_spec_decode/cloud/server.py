@@ -55,9 +55,8 @@ class BatchRunner:
         """Run the passes of all jobs in one."""
         started_s, self._splits = self._clock.now(), 0
         prepared = [self._prepare(job) for job in jobs]
-        requests = [self._score_request(job) for job in prepared if isinstance(job, ServerJob)]
         due = [job for job in prepared if isinstance(job, ServerJob)]
-        scored = iter(self._choose(due, self._score(requests)))
+        scored = iter(self._choose(due, self._score([self._score_request(job) for job in due])))
         pass_s = self._clock.now() - started_s
         results = tuple(
             job if isinstance(job, JobResult) else self._result(job, next(scored), pass_s) for job in prepared

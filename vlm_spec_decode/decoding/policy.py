@@ -8,6 +8,7 @@ that neither waits, nor drafts, nor uses early exits.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
@@ -35,6 +36,17 @@ MAX_STEPS = 16
 """Draft steps of the cloud in front of one pass, at most."""
 
 
+def drafted_token_s(pass_s: float, step_s: float, acceptance: float, most: int = MAX_STEPS) -> float:
+    """Return the seconds per token with the best number of draft steps, 1 to `most`, before each pass."""
+    best_s, tokens, power = math.inf, 1.0, 1.0
+    for steps in range(1, most + 1):
+        power *= acceptance
+        tokens += power
+        # (T + n t) / (1 + α + … + α^n) (2211.17192, section 3.5).
+        best_s = min(best_s, (pass_s + steps * step_s) / tokens)
+    return best_s
+
+
 @dataclass(frozen=True, slots=True)
 class DraftCosts:
     """What one step takes in the cloud, in seconds: of the draft, of the target, and of the target over a few
@@ -47,15 +59,9 @@ class DraftCosts:
     def gain(self, acceptance: float) -> float:
         """Return how often a token of drafting here goes into one of the target alone, for the best length.
 
-        T_1 (1 + α + … + α^n) / (T_v + n t) for the best n > 0 (2211.17192, theorem 3.8, with a pass over
-        drafts that may take longer than a step).
+        As theorem 3.8 of 2211.17192, with a pass over drafts that may take longer than a step.
         """
-        best, tokens, power = 0.0, 1.0, 1.0
-        for steps in range(1, MAX_STEPS + 1):
-            power *= acceptance
-            tokens += power
-            best = max(best, self.plain_s * tokens / (self.verify_s + steps * self.step_s))
-        return best
+        return self.plain_s / drafted_token_s(self.verify_s, self.step_s, acceptance)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,18 +59,10 @@ class RoundCost:
         """Whether a round has been measured; before that γ levels are grown and all nodes sent."""
         return self.step.base_s > 0 and self.verify.base_s > 0
 
-    def step_s(self, width: int) -> float:
-        """Return T_d(w)."""
-        return self.step.base_s * (1 + self.step.slope * (width - 1))
-
-    def verify_s(self, nodes: int) -> float:
-        """Return T_v(n)."""
-        return self.verify.base_s * (1 + self.verify.slope * max(0, nodes - self.verify.free))
-
     def objective(self, drafted_s: float, nodes: int, expected: float) -> float:
         """Return the objective of a round: lower is better. The target's seconds are what costs."""
         tokens = 1 + (1 - MARGIN) * self.scale.value * expected
-        verify_s = self.verify_s(nodes)
+        verify_s = self.verify.seconds(nodes)
         seconds = (drafted_s + self.wait.rtt_s.value + verify_s) / tokens
         weight = self.cost_weight
         return (1 - weight) * seconds / self.round_s.value + weight * (verify_s / tokens) / self.pass_s.value
@@ -176,7 +168,7 @@ class LevelTree:
             sums.append(total)
 
         def objective(width: int) -> float:
-            drafted_s = self.drafted_s + cost.step_s(width)
+            drafted_s = self.drafted_s + cost.step.seconds(width)
             return cost.objective(drafted_s, len(self.chosen) or width, expected + min(1.0, sums[width - 1]))
 
         return min(known, key=objective)
@@ -248,7 +240,7 @@ def _draft_ahead(
         # No step begins that would probably outlast the verdict: RTT + T_v as measured.
         left_s = asked_s + cost.wait.seconds - clock.now() if cost.wait.seconds else math.inf
         is_open = not config.params.ends(len(path), path[-1]) if path else False
-        if event is None and is_open and cost.step_s(1) <= left_s and not (ahead and ahead.is_done):
+        if event is None and is_open and cost.step.seconds(1) <= left_s and not (ahead and ahead.is_done):
             if not supposed:
                 # The verdict is supposed to accept the path; its own token, to be the draft's first choice.
                 choices = draft_step(drafter, config.tracer, path)

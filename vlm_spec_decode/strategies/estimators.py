@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vlm_spec_decode.decoding.policy import drafted_token_s
+
 FORGET = 0.93
 
 MOST_ROUNDS = 256
@@ -73,6 +75,10 @@ class StepCost:
         per_row_s = max(0.0, (n * xy - x * y) / spread) if spread > 1e-9 else 0.0
         self.base_s = max(1e-9, (y - per_row_s * x) / n)
         self.slope = per_row_s / self.base_s
+
+    def seconds(self, rows: int) -> float:
+        """Return what a pass of so many rows takes, 0 before one was measured."""
+        return self.base_s * (1 + self.slope * max(0, rows - self.free))
 
     def rows_within(self, seconds: float) -> int:
         """Return how many rows a pass of `seconds` may have; 0 if there is not time for one."""
@@ -170,13 +176,7 @@ class Calibration:
 
 def best_token_s(pass_s: float, step_s: float, agreement: float, most: int) -> float:
     """Return the seconds per token with the best number of draft steps, none to `most`, before each pass."""
-    best_s, tokens, power = pass_s, 1.0, 1.0
-    for steps in range(1, most + 1):
-        power *= agreement
-        tokens += power
-        # (T + n c) / (1 + α + … + α^n) (2211.17192, section 3.5).
-        best_s = min(best_s, (pass_s + steps * step_s) / tokens)
-    return best_s
+    return min(pass_s, drafted_token_s(pass_s, step_s, agreement, most))
 
 
 @dataclass(slots=True, kw_only=True)

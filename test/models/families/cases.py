@@ -260,15 +260,7 @@ def qwen3_vl_moe(folder: Path) -> None:
 
 # Tiles.
 
-SIGLIP = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 8,
-    "initializer_range": 0.3,
-}
+SIGLIP = dict(checkpoints.CLIP)
 SMOL_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
     "{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"

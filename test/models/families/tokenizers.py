@@ -93,7 +93,7 @@ def _byte_level(ranks: Mapping[bytes, int], first: Seq[str], size: int = 0, **se
     # A rank is only ever merged from lower ones, so that the first of them are a BPE of their own.
     shifted = {t: rank + len(first) for t, rank in ranks.items() if not size or rank < size - len(first)}
 
-    class Converter(TikTokenConverter):
+    class Converter(TikTokenConverter):  # type: ignore[misc]
         @staticmethod
         def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:
             return shifted
@@ -103,7 +103,8 @@ def _byte_level(ranks: Mapping[bytes, int], first: Seq[str], size: int = 0, **se
     return json.dumps(found)
 
 
-def _qwen_ranks() -> dict[bytes, int]:
+def qwen_ranks() -> dict[bytes, int]:
+    """Return the bytes of Qwen's 151,643 tokens with their ids."""
     path = str(_file("dashscope", "resources/qwen.tiktoken"))
     ranks: dict[bytes, int] = TikTokenConverter.load_tiktoken_bpe(path)
     return ranks
@@ -111,7 +112,7 @@ def _qwen_ranks() -> dict[bytes, int]:
 
 @cache
 def _qwen() -> str:
-    return _byte_level(_qwen_ranks(), ())
+    return _byte_level(qwen_ranks(), ())
 
 
 @cache
@@ -124,7 +125,7 @@ def _qwen3_5() -> str:
 
 @cache
 def _smol() -> str:
-    return _byte_level(_qwen_ranks(), SMOL, SMOL_SIZE)
+    return _byte_level(qwen_ranks(), SMOL, SMOL_SIZE)
 
 
 def _fast(document: str, special: Seq[str], plain: Seq[str] = (), **settings: Any) -> PreTrainedTokenizerFast:
@@ -214,7 +215,7 @@ GEMMA_SIZE = 262_144
 
 @cache
 def _gemma() -> str:
-    document = json.loads(_byte_level(_qwen_ranks(), GEMMA))
+    document = json.loads(_byte_level(qwen_ranks(), GEMMA))
     vocabulary = document["model"]["vocab"]
     used = set(vocabulary.values())
     vocabulary |= {f"<unused{i}>": i for i in range(GEMMA_SIZE) if i not in used}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
 
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.core.types import ImageLimits, Tokens
@@ -238,10 +237,10 @@ class AnswerCache:
         return self.layers[layer]
 
 
-class Family(ABC):
+class Family:
     """One loaded checkpoint's family: an object per checkpoint, with its tokenizer and its config.
 
-    A subclass names the class of Transformers that builds the network and overrides what it does differently.
+    A subclass overrides what it does differently.
     `sees` says whether it has a vision tower, `layer_kinds` which `layer_types` of a config it runs,
     `applied` which of `NEUTRAL_SETTINGS` it applies, `reads_pickles` whether its weights may be pickles even
     beside safetensors, `exact_modules` which modules are never quantized. Raises ModelError, when it is made,
@@ -265,10 +264,17 @@ class Family(ABC):
         """Return the class for this config.json: another one where a model type has several layouts."""
         return cls
 
+    @classmethod
+    def of_config(cls, config: Any) -> Family:
+        """Return the family of a network that is made in memory: there is no checkpoint to read."""
+        family = object.__new__(cls)
+        family.config = config
+        return family
+
     @property
-    @abstractmethod
     def network_class(self) -> Any:
         """The class of Transformers, or the Auto class, whose `from_pretrained` builds the network."""
+        return AutoModelForImageTextToText
 
     # Reading the checkpoint.
 
@@ -388,7 +394,7 @@ class Family(ABC):
 
     # The pass.
 
-    def prepare(self, stack: Any) -> None:  # noqa: B027
+    def prepare(self, stack: Any) -> None:
         """Change the layers of a loaded decoder stack that cannot take the entries of a pass as they are."""
 
     @cached_property

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
 from transformers.cache_utils import KVSharingDict
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 
@@ -25,7 +24,6 @@ from vlm_spec_decode.models.families.base import (
     SLIDING,
     AnswerCache,
     Family,
-    ImageFeatures,
 )
 from vlm_spec_decode.models.families.language import Language
 from vlm_spec_decode.models.kv_slots import AttentionSpan
@@ -71,8 +69,6 @@ class GemmaLanguage(_Softcap, Language):
 class _Seeing(_Gemma):
     """What the VLMs share: marks around a picture's rows, in the prompt's text."""
 
-    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_position_ids")
-
     def check_config(self) -> None:
         """Raise ModelError also for a checkpoint without a vision tower, or a tokenizer without a mark."""
         super().check_config()
@@ -82,20 +78,11 @@ class _Seeing(_Gemma):
             if not self.mark(name):
                 raise self.refusal(f"its tokenizer has no token {getattr(self.config, name)}, the {name}")
 
-    @property
-    def network_class(self) -> Any:
-        """Return Transformers' class for VLMs."""
-        return AutoModelForImageTextToText
-
     def mark(self, name: str) -> str:
         """Return the token whose id the config has under this name, "" if the tokenizer does not know it."""
         token = getattr(self.config, name)
         known = token is not None and 0 <= token < len(self.tokenizer)
         return str(self.tokenizer.convert_ids_to_tokens(token)) if known else ""
-
-    def encode_image(self, body: Any, image: Mapping[str, Tensor]) -> ImageFeatures:
-        """Run the vision tower on those of the image processor's tensors that are its own arguments."""
-        return super().encode_image(body, {name: image[name] for name in self.image_inputs if name in image})
 
 
 class Gemma3(_Seeing):

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 from vlm_spec_decode.models.families.base import Family
@@ -24,11 +23,6 @@ class Idefics3(Family):
     """A SigLIP tower, a pixel shuffle with one linear map, and a Llama."""
 
     exact_modules: ClassVar[tuple[str, ...]] = ("lm_head", "vision_model", "connector")
-
-    @property
-    def network_class(self) -> Any:
-        """Return Transformers' class for VLMs."""
-        return AutoModelForImageTextToText
 
     @property
     def marks(self) -> Mapping[str, str]:

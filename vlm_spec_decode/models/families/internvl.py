@@ -11,18 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
 
 from vlm_spec_decode.models.families.base import Family
 
 
 class InternVL(Family):
     """An InternViT tower, a pixel shuffle with a projector, and a Qwen2 or Qwen3."""
-
-    @property
-    def network_class(self) -> Any:
-        """Return Transformers' class for VLMs."""
-        return AutoModelForImageTextToText
 
     @property
     def marks(self) -> tuple[str, str]:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    AutoModelForImageTextToText,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
@@ -48,11 +47,6 @@ _PROJECTOR_LAYERS = {"0": "linear_1", "2": "linear_2"}
 
 class Llava(Family):
     """A CLIP tower, a projector and a Llama. LLaVA 1.6 cuts a picture into tiles; the tower does both."""
-
-    @property
-    def network_class(self) -> Any:
-        """Return Transformers' class for VLMs."""
-        return AutoModelForImageTextToText
 
     @classmethod
     def variant(cls, raw: Mapping[str, Any]) -> type[Family]:

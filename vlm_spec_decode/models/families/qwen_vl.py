@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
 
 from vlm_spec_decode.models.families.base import FULL, SLIDING, Family
 
@@ -21,11 +20,6 @@ class QwenVL(Family):
     """
 
     layer_kinds: ClassVar[frozenset[str]] = frozenset({FULL, SLIDING})
-
-    @property
-    def network_class(self) -> Any:
-        """Return Transformers' class for VLMs."""
-        return AutoModelForImageTextToText
 
     def positions(self, body: Any, ids: Tensor, image: Mapping[str, Tensor]) -> Tensor:
         """Return [3, 1, p]: Transformers' own computation from the image's grid of patches."""

@@ -8,12 +8,18 @@ time (`SelfDraft`). Where no number of steps beats a plain step of the target, n
 from __future__ import annotations
 
 import heapq
-import math
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.types import AnswerRequest, SamplingParams, Support, Tokens
 from vlm_spec_decode.decoding.choices import as_choices
-from vlm_spec_decode.decoding.policy import MAX_STEPS, ColocatedDraft, DraftCosts, PassPlan
+from vlm_spec_decode.decoding.policy import (
+    MAX_STEPS,
+    ColocatedDraft,
+    DraftCosts,
+    PassPlan,
+    drafted_token_s,
+)
+from vlm_spec_decode.strategies.base import tree_of
 from vlm_spec_decode.strategies.estimators import Calibration, RunningMean, RunningRatio, StepCost
 from vlm_spec_decode.strategies.rejection import ProposalLog
 
@@ -95,16 +101,10 @@ class TokenCost:
         return not self.plain_s.value or self.alone_s() < self.plain_s.value
 
     def alone_s(self) -> float:
-        """Return what a token takes if the copy drafts: (T + n t) / (1 + α + … + α^n) for the best n > 0."""
+        """Return what a token takes if the copy drafts."""
         step_s = self.step.base_s or STEP_RATIO
         pass_s = self._usual_pass_s() if self.step.base_s else 1.0
-        best_s, tokens, power = math.inf, 1.0, 1.0
-        for steps in range(1, MAX_STEPS + 1):
-            power *= self.agreement.value
-            tokens += power
-            # Time per token with n steps of the copy (2211.17192, section 3.5).
-            best_s = min(best_s, (pass_s + steps * step_s) / tokens)
-        return best_s
+        return drafted_token_s(pass_s, step_s, self.agreement.value)
 
     def _usual_pass_s(self) -> float:
         """Return what a pass takes: as measured, or so many steps as usual, at most as the first one took."""
@@ -149,20 +149,6 @@ class _Growth:
             path.append(self.tokens[row - 1])
             row = self.parents[row - 1]
         return tuple(reversed(path))
-
-    def with_ancestors(self, rows: list[int]) -> tuple[Tokens, Tokens, Tokens]:
-        """Return (tokens, parents, asked rows) of the smallest tree that holds `rows`."""
-        kept = set(rows)
-        for row in rows:
-            above = row
-            while above:
-                above = self.parents[above - 1]
-                kept.add(above)
-        kept.discard(0)
-        index = {0: 0} | {row: number for number, row in enumerate(sorted(kept), 1)}
-        tokens = tuple(self.tokens[row - 1] for row in sorted(kept))
-        parents = tuple(index[self.parents[row - 1]] for row in sorted(kept))
-        return tokens, parents, tuple(index[row] for row in rows)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -241,7 +227,7 @@ class SelfDraft:
     def _step(self, grown: _Growth, chosen: list[tuple[float, int]], helper: ColocatedDraft) -> None:
         """Let the copy score these rows in one step, and add what is likely after each."""
         started_s = helper.clock.now()
-        tokens, parents, asked = grown.with_ancestors([row for _, row in chosen])
+        tokens, parents, asked = tree_of(grown.path(row) for _, row in chosen)
         choices = as_choices(helper.context.choose(grown.prefix, (tokens, parents), rows=asked))
         seconds = helper.clock.now() - started_s
         self.pace.step.learn(len(chosen), seconds)

@@ -174,12 +174,9 @@ class SharedProcessor:
         return not (record.passes.base_s or record.plain_s.value or record.step_ratio)
 
     def _best_token_s(self) -> float:
-        """Return the seconds per token with as many draft steps before each pass as are best."""
+        """Return the seconds per token with as many draft steps before each pass as are best, or none."""
         pass_s, step_s = self._times()
-        row_s, agreement = self._row_s(), self._agreement
-        # The first step turns a plain pass into one with drafts: this does not start from a plain pass.
-        first = (pass_s + step_s + row_s) / (1 + agreement)
-        return min(first, best_token_s(pass_s, step_s + row_s, agreement, MOST_STEPS))
+        return best_token_s(pass_s, step_s + self._row_s(), self._agreement, MOST_STEPS)
 
     def _plain_s(self) -> float:
         """Return what a pass without drafts takes."""
