@@ -33,6 +33,7 @@ REQUEST = AnswerRequest(
     (4, 5, 6),
     2,
     draft=DraftMessage(7, 2, 3, 1, (8, 9), (0, 1), (4, 4)),
+    draft_step_s=0.02475,
 )
 PACKER = codec.TokenPacker(32000)
 

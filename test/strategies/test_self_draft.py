@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -12,7 +14,9 @@ from vlm_spec_decode.bench.synthetic import PairSpec, pair
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import Observation, SamplingParams
 from vlm_spec_decode.decoding.policy import DraftCosts
+from vlm_spec_decode.strategies import estimators
 from vlm_spec_decode.strategies.estimators import Calibration, RunningMean
+from vlm_spec_decode.strategies.hybrid.cloud_policy import Cloud
 from vlm_spec_decode.strategies.hybrid.self_draft import TokenCost
 
 FAST_TARGET = HardwareProfile("fast target", 17, 7, 7, 21, 1.7)
@@ -54,6 +58,32 @@ def test_an_edge_that_leads_is_not_overtaken_by_the_copy() -> None:
     used = answers("hybrid+", SLOW_TARGET, 0.47)
     verified_s = [o.passes * 0.62 for o in used]
     assert fmean(o.gpu_s - v for o, v in zip(used, verified_s, strict=True)) < 0.25 * fmean(verified_s)
+
+
+FAST_EDGE = HardwareProfile("slow target, fast edge", 17, 620, 620, 1860, 17)
+
+
+def test_before_a_fast_edge_was_heard_the_copy_leaves_the_drafting_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alone, both = (total_s(name, FAST_EDGE, 0.9) for name in ("hybrid", "hybrid+"))
+    assert both <= alone / 0.97
+    with monkeypatch.context() as mutant:  # the edge does not say how fast it drafts
+        mutant.setattr(Cloud, "begin", _without_the_edges_word(Cloud.begin))
+        assert total_s("hybrid+", FAST_EDGE, 0.9) > 1.1 * alone
+
+
+def _without_the_edges_word(begin: Callable[..., None]) -> Callable[..., None]:
+    return lambda cloud, request, has_helper: begin(cloud, replace(request, draft_step_s=0.0), has_helper)
+
+
+def test_a_slow_edge_does_not_hold_up_the_end_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that comes during a draft step is read after it."""
+    slow_edge = replace(FAST_TARGET, draft_ms=72)
+    usual = total_s("hybrid+", slow_edge, 0.7)
+    assert usual <= 1.02 * total_s("hybrid+", FAST_TARGET, 0.7)
+    monkeypatch.setattr(estimators, "PROBE_SHARE", 1.0)  # probes without bound
+    assert total_s("hybrid+", slow_edge, 0.7) > 1.05 * usual
 
 
 def test_a_token_of_the_copy_is_reckoned_from_what_steps_take() -> None:

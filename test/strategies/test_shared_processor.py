@@ -39,8 +39,8 @@ from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.edge.verifier_virtual import ChargedContext, VirtualModel, VirtualVerifier
 from vlm_spec_decode.models.decoder import choices_of
+from vlm_spec_decode.strategies import estimators
 from vlm_spec_decode.strategies.estimators import Calibration, DraftRecord, best_token_s
-from vlm_spec_decode.strategies.hybrid import shared_processor
 
 VOCABULARY, TOKENS, PROMPT_S, ROW = 64, 40, 10.0, 0.1
 """A pass of the target takes 1 s, a tenth of it more for each further row, its prompt ten times as long."""
@@ -194,7 +194,7 @@ def test_control_without_the_charge_it_is_slow(monkeypatch: pytest.MonkeyPatch) 
 
 def test_mutants_of_the_charge_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as mutant:  # probes without bound
-        mutant.setattr(shared_processor, "PROBE_SHARE", 1.0)
+        mutant.setattr(estimators, "PROBE_SHARE", 1.0)
         assert over_plain(0.0, SAME, weighed=False)[1] > 1.15
     with monkeypatch.context() as mutant:  # nothing is learned of a draft that is wrong
         mutant.setattr(Calibration, "learn", lambda *_: None)

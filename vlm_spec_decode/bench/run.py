@@ -117,7 +117,9 @@ def decode(
         objective=setup.objective,
         uplink_bps=min(1e9, setup.link.up_mbps * 1e6),
     )
-    engine = Engine(edge, codec or SilentCodec(), verifier, clock, config, recorder)
+    # An edge times a draft step before its first answer.
+    step_s = setup.hardware.draft_s(1)
+    engine = Engine(edge, codec or SilentCodec(), verifier, clock, config, recorder, step_s)
     started_s = gpu_s = 0.0
     if setup.is_repeat:
         _answer(engine, observation)

@@ -13,15 +13,12 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from vlm_spec_decode.cloud.config import DRAFT_AUTO, DRAFT_NONE, CloudConfig
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import VocabularyMismatch
-from vlm_spec_decode.core.images import rgb_image
 from vlm_spec_decode.core.ports import Clock, Model
-from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.decoding.policy import DraftCosts
+from vlm_spec_decode.decoding.step_time import step_and_pass_s
 from vlm_spec_decode.models.engines.base import LoadedModel
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.hardware import free_bytes
@@ -32,9 +29,6 @@ GOOD_ACCEPTANCE, LEAST_GAIN = 0.9, 1.1
 
 ROOM = 2.0
 """Bytes that a copy needs for each byte of its weights: its caches and its pass."""
-
-TOKENS = 4
-TIMES = 3
 
 log = logging.getLogger(__name__)
 
@@ -108,24 +102,6 @@ def weights_bytes(folder: Path) -> int:
 
 
 def measured(draft: Model, target: Model, clock: Clock) -> DraftCosts:
-    """Time a step of the draft, one of the target, and a pass over four tokens: the shortest of three."""
-    pixels = np.full((64, 64, 3), 128, dtype=np.uint8)
-    observation = Observation(rgb_image(pixels), "go")
-    step_s, _ = _timed(draft, observation, clock)
-    plain_s, verify_s = _timed(target, observation, clock)
-    return DraftCosts(step_s, plain_s, verify_s)
-
-
-def _timed(model: Model, observation: Observation, clock: Clock) -> tuple[float, float]:
-    """Return the seconds of a step after a prompt, and of a pass over `TOKENS` drafted tokens."""
-    context = model.open(observation)
-    context.prefill()
-    steps, passes, prefix = list[float](), list[float](), Tokens()
-    for _ in range(TIMES):
-        for drafted, times in (((), steps), (tuple(range(TOKENS)), passes)):
-            prefix += (0,)
-            started_s = clock.now()
-            context.choose(prefix, (drafted, tuple(range(len(drafted)))))
-            times.append(clock.now() - started_s)
-    context.close()
-    return min(steps), min(passes)
+    """Time a step of the draft, one of the target, and a pass of the target over a few drafted tokens."""
+    step_s, _ = step_and_pass_s(draft, clock)
+    return DraftCosts(step_s, *step_and_pass_s(target, clock))

@@ -257,7 +257,8 @@ class AnswerRequest:
     """Everything that opens one answer at a verifier. `committed` resumes a session after a loss.
 
     `objective` is one of `OBJECTIVES`: what the cloud may spend on being fast. `draft` comes with the
-    question, so that the pass that reads the prompt verifies it.
+    question, so that the pass that reads the prompt verifies it. `draft_step_s` is what a draft
+    step takes at the edge, in seconds, 0 if that is not known: the cloud weighs its own drafting against it.
     """
 
     answer: int
@@ -268,6 +269,7 @@ class AnswerRequest:
     epoch: int = 0
     objective: str = "latency"
     draft: DraftMessage | None = None
+    draft_step_s: float = 0.0
 
 
 Size: TypeAlias = tuple[int, int]

@@ -65,7 +65,8 @@ class Engine:
     """Decodes one answer at a time; `cancel` may be called from any thread.
 
     `pictures` makes an observation's image from a camera frame: of a size that the target can use and the
-    uplink carries.
+    uplink carries. `draft_step_s` is what a step of the draft takes, as measured before the first answer; 0:
+    not known.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Engine:
         clock: Clock,
         config: EngineConfig | None = None,
         tracer: Tracer | None = None,
+        draft_step_s: float = 0.0,
     ) -> None:
         self._drafter = drafter
         self._codec = codec
@@ -86,6 +88,7 @@ class Engine:
         self._previous: Tokens = ()
         self._answer_cache = AnswerCache()
         self._record = DraftRecord(step_ratio=_step_ratio(drafter, verifier))
+        self._record.step.learn(1, draft_step_s)
         self._cancels = self._cancels_before = 0
         self.config = config or EngineConfig()
         self.pictures = PictureSizer(verifier, self.config.image_budget_s)
@@ -110,6 +113,7 @@ class Engine:
             config.strategy,
             objective=config.objective,
             draft=self._answer_cache.draft(observation, number) if recalls else None,
+            draft_step_s=self._record.step.base_s,
         )
         tracer = TracerGroup(trace, self._tracer) if self._tracer else trace
         self._verifier.open(request, tracer)

@@ -20,6 +20,7 @@ from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Model, ModelCard, Target, TextCodec, Verifier
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import OBJECTIVES, Language, SamplingParams, Tokens
+from vlm_spec_decode.decoding.step_time import step_and_pass_s
 from vlm_spec_decode.edge.engine import WITHOUT_DRAFTS, Engine, EngineConfig
 from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.edge.settings import EdgeSettings
@@ -96,7 +97,9 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
     except BaseException:
         verifier.disconnect()
         raise
-    engine = Engine(drafter, draft.codec, verifier, clock, config)
+    drafts = strategy(settings.strategy).drafts
+    step_s = step_and_pass_s(draft, clock)[0] if drafts else 0.0
+    engine = Engine(drafter, draft.codec, verifier, clock, config, draft_step_s=step_s)
     return EdgeRuntime(engine, verifier, draft, (welcome.model_id, welcome.revision))
 
 
@@ -196,7 +199,8 @@ def virtual_engine(
     """Return an engine in virtual time: edge, cloud and network take as long as the profiles say."""
     clock = VirtualClock()
     verifier = VirtualVerifier(pair.target, hardware, link, clock, pair.draft, seed)
-    engine = Engine(VirtualModel(pair.draft, hardware, clock), pair.codec, verifier, clock, config)
+    draft, step_s = VirtualModel(pair.draft, hardware, clock), hardware.draft_s(1)
+    engine = Engine(draft, pair.codec, verifier, clock, config, draft_step_s=step_s)
     return engine, verifier
 
 

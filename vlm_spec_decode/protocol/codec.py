@@ -227,6 +227,7 @@ def open_message(
         objective=request.objective,
         patience_ms=patience_ms,
         draft=packer.draft_to_wire(draft) if draft else None,
+        draft_step_us=round(1e6 * request.draft_step_s),
     )
 
 
@@ -234,7 +235,7 @@ def answer_request(message: Open, packer: TokenPacker, image: Image | None) -> A
     """Return the request in an Open whose image has arrived. Raises ProtocolError."""
     if (
         message.answer < 1
-        or min(message.epoch, message.patience_ms) < 0
+        or min(message.epoch, message.patience_ms, message.draft_step_us) < 0
         or len(message.instruction) > MAX_INSTRUCTION_CHARS
     ):
         raise ProtocolError("an answer out of range")
@@ -261,7 +262,7 @@ def answer_request(message: Open, packer: TokenPacker, image: Image | None) -> A
         raise ProtocolError(f"objective {message.objective[:40]!r}; known: {', '.join(OBJECTIVES)}")
     draft = packer.draft_from_wire(message.draft) if message.draft else None
     head = (message.answer, observation, params, message.strategy, committed, message.epoch)
-    return AnswerRequest(*head, message.objective, draft)
+    return AnswerRequest(*head, message.objective, draft, message.draft_step_us / 1e6)
 
 
 def limits_to_wire(limits: ImageLimits) -> list[Any] | None:

@@ -16,7 +16,8 @@ VERSION = 2
 """The version byte of this package's own messages."""
 
 OLDEST_VERSION = 1
-"""Versions from this one on are understood, and answered in kind. Version 2 added `Welcome.image_limits`."""
+"""Versions from this one on are understood, and answered in kind. Version 2 added `Welcome.image_limits` and
+`Open.draft_step_us`."""
 
 
 MAX_SENT_IMAGE_BYTES = 4 * 1024 * 1024
@@ -97,7 +98,8 @@ class Open(AnswerMessage, frozen=True, array_like=True, tag=4):
 
     `committed` are packed tokens that the edge already has; they replace what the cloud has of the answer.
     `patience_ms` is how long the edge waits for a verdict before it gives up, 0 if that is not known.
-    `draft` holds the first nodes, so that the pass over the prompt verifies them.
+    `draft` holds the first nodes, so that the pass over the prompt verifies them. `draft_step_us` is what a
+    draft step takes at the edge, in microseconds, 0 if that is not known or nobody drafts.
     `image_digest` is empty without an image. `params_digest` guards against reading a field differently.
     """
 
@@ -123,6 +125,7 @@ class Open(AnswerMessage, frozen=True, array_like=True, tag=4):
     objective: str = "latency"
     patience_ms: int = 0
     draft: WireDraft | None = None
+    draft_step_us: int = 0
 
 
 class ImageChunk(AnswerMessage, frozen=True, array_like=True, tag=5):

@@ -13,6 +13,9 @@ FORGET = 0.93
 MOST_ROUNDS = 256
 """Rounds from one probe of a switch to the next, at most."""
 
+PROBE_SHARE = 0.02
+"""Of all time, for draft steps from which nothing is expected: without any, nothing would be learned."""
+
 
 @dataclass(slots=True)
 class RunningMean:
@@ -195,14 +198,14 @@ class HysteresisSwitch:
     _trusted: bool = False
     _off_for: int = 0
 
-    def learn(self, helped: bool, is_doubtful: bool) -> None:
-        """Take one round and decide about the next."""
+    def learn(self, helped: bool, is_doubtful: bool, *, may_probe: bool = True) -> None:
+        """Take one round and decide about the next; `may_probe`: there is time for a probe."""
         if self.is_on:
             self.help.learn(float(helped))
             self._trusted = self.help.value >= (self.low if self._trusted else self.high)
         self._off_for += 1
         self.is_on = not is_doubtful or self._trusted
-        self.is_probe = not self.is_on and self._off_for >= self.probe_after
+        self.is_probe = may_probe and not self.is_on and self._off_for >= self.probe_after
         if self.is_probe:
             self.is_on, self.probe_after = True, min(MOST_ROUNDS, 2 * self.probe_after)
         if self.is_on:
@@ -257,3 +260,7 @@ class DraftRecord:
     switch: HysteresisSwitch = field(default_factory=HysteresisSwitch)
     total_s: float = 0.0
     probed_s: float = 0.0
+
+    def may_probe(self, seconds: float) -> bool:
+        """Tell whether there is time for a probe that takes so long."""
+        return self.probed_s + seconds <= PROBE_SHARE * self.total_s

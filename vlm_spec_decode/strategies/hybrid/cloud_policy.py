@@ -157,11 +157,13 @@ class Cloud(CloudPolicy):
     _edge_is_near: bool = True
     _has_completed: bool = False
     _committed: int = 0
+    _told_step_s: float = 0.0
 
     def begin(self, request: AnswerRequest, has_helper: bool) -> None:
         """Take the objective; a helper is welcome and not needed."""
         self.waiting.weight = WEIGHT[request.objective]
         self._committed = len(request.committed)
+        self._told_step_s = request.draft_step_s
         self.own.begin(request, has_helper)
 
     def at(self, now_s: float) -> None:
@@ -183,7 +185,9 @@ class Cloud(CloudPolicy):
         self.own.pace.in_hand = gain = sum(self.own.weights[n] for n in chosen)
         pace, interval_s = self.own.pace, self.waiting.interval_s.value
         is_known = not math.isinf(interval_s)
-        pace.edge_step_s = interval_s if is_known and self._edge_is_near else 0.0
+        # Before messages have shown it, the edge's own word tells how fast it drafts.
+        step_s = interval_s if is_known else self._told_step_s
+        pace.edge_step_s = step_s if self._edge_is_near else 0.0
         # Exits decide what an edge has in hand: one that does not know where a pass ends has nothing then.
         is_heard = not (self.own.has_helper and is_known) or pace.is_carried or pace.is_edge_better
         self.wants_exits = self._edge_is_near and is_heard

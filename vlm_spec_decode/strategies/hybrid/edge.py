@@ -99,6 +99,10 @@ class EdgeController:
     _drafted_s: float = 0.0
     _steps: int = 0
     _paid_until_s: float = 0.0
+    _heard_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._heard_s = self.clock.now()
 
     @property
     def step(self) -> StepCost:
@@ -173,6 +177,8 @@ class EdgeController:
             self.shared.drafted(rows, seconds)
             return
         self.step.learn(rows, seconds)
+        if self.drafting.is_probe:
+            self.config.record.probed_s += seconds
         self._drafted_s += seconds
         self._steps += 1
 
@@ -224,7 +230,11 @@ class EdgeController:
         # ever right, drafting helps only if hits show it.
         is_slow = self.step.base_s > self.token_s.value
         is_wrong = self.config.record.calibration.agreement.value < HOPELESS
-        self.drafting.learn(event.node > 0, (is_slow or is_wrong) and self.config.objective == "latency")
+        is_doubtful = (is_slow or is_wrong) and self.config.objective == "latency"
+        # A commit that comes during a probe is read after it: that delays an answer, its end most of all.
+        record, now_s = self.config.record, self.clock.now()
+        record.total_s, self._heard_s = record.total_s + now_s - self._heard_s, now_s
+        self.drafting.learn(event.node > 0, is_doubtful, may_probe=record.may_probe(self.step.base_s))
         self._drafted_s, self._steps = 0.0, 0
 
 

@@ -197,6 +197,10 @@ class SelfDraft:
         known = len(grown.tokens)
         if not known and not self.pace.is_drafting_worth_it():
             return plan
+        # An edge that is said to draft fast is left to it until its first drafts have shown what they bring:
+        # they are made while this pass runs, and would be drafted here a second time.
+        if not self.pace.tokens.count and self.pace.is_edge_better:
+            return plan
         for _ in range(MAX_STEPS):
             rows = self._worth_expanding(grown)
             if not rows:

@@ -18,9 +18,6 @@ from vlm_spec_decode.core.types import Commit
 from vlm_spec_decode.strategies.estimators import DraftRecord, best_token_s
 from vlm_spec_decode.strategies.hybrid.draft_tree import FLOOR, DraftTree, TreeNode
 
-PROBE_SHARE = 0.02
-"""Of all time, for draft steps from which nothing is expected: without any, nothing would be learned."""
-
 USUAL_RATIO = 0.2
 """Of a draft step to a step of the target, before either has been measured or weighed."""
 
@@ -158,7 +155,7 @@ class SharedProcessor:
         is_known = self._is_open or record.opening_s.count
         if not is_known or self._steps or root.expanded or root not in (n for _, n in tree.leaves(FLOOR)):
             return []
-        if record.probed_s + cost_s > PROBE_SHARE * record.total_s:
+        if not record.may_probe(cost_s):
             return []
         self.is_probe = True
         return [root]
