@@ -19,6 +19,7 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
+from vlm_spec_decode.models.checkpoint import TRANSFORMERS_LOCK
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.models.prompt import messages
 
@@ -75,8 +76,9 @@ class AssistedGeneration:
 
     def __init__(self) -> None:
         load = LlavaForConditionalGeneration.from_pretrained
-        self._target = load(shipped("target"), attn_implementation="sdpa").eval()
-        self._draft = load(shipped("draft"), attn_implementation="sdpa").eval()
+        with TRANSFORMERS_LOCK:
+            self._target = load(shipped("target"), attn_implementation="sdpa").eval()
+            self._draft = load(shipped("draft"), attn_implementation="sdpa").eval()
         self._generation = self._draft.generation_config.to_dict()
         self._processor = AutoProcessor.from_pretrained(shipped("target"))
 

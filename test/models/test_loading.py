@@ -1,5 +1,6 @@
 """What a start costs: results kept on disk, weights that are mapped and not copied, two loads at once."""
 
+import gc
 import json
 import os
 import re
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from test.models import checkpoints
+from vlm_spec_decode.core import disk_cache
 from vlm_spec_decode.core.errors import ModelError, NotFinite
 from vlm_spec_decode.core.load_progress import LoadLog, reported, shown_by
 from vlm_spec_decode.edge.factory import bring_up, load_pair
@@ -23,7 +25,7 @@ from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.models import checkpoint
 from vlm_spec_decode.models.engines import torch_loop
 from vlm_spec_decode.models.loader import load_model, load_models
-from vlm_spec_decode.models.tokenizer import TokenizerCodec, count_hidden
+from vlm_spec_decode.models.tokenizer import TokenizerCodec, collector_paused, count_hidden
 
 SETTLED_S = 10.0
 
@@ -101,6 +103,116 @@ def test_the_digest_is_kept_by_content_and_a_wrong_one_is_not_believed(cache):
     assert len(entries(cache, "tokenizer-digest")) == 2
 
 
+# The tokenizer's content, kept by the identity of its files ---------------------------------------------
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Write a tokenizer's files, and let them be old."""
+    clock = time.time
+    monkeypatch.setattr(disk_cache.time, "time", lambda: clock() + SETTLED_S)
+
+    def write(words=None, name="tokenizer"):
+        checkpoints.tokenizer(*[words] if words else []).save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """Count how often a tokenizer is hashed whole."""
+    found, whole = [], TokenizerCodec._hash
+    monkeypatch.setattr(TokenizerCodec, "_hash", lambda codec: found.append(codec) or whole(codec))
+    return found
+
+
+def read(folder):
+    return checkpoint.load_codec(folder, checkpoint.load_tokenizer(folder))
+
+
+def test_a_tokenizer_is_hashed_whole_once(written, hashed):
+    folder = written()
+    first, second = read(folder), read(folder)
+    assert first.content == TokenizerCodec(checkpoints.tokenizer(), (2,)).content
+    assert second.content == first.content
+    assert second.digest == first.digest
+    assert [codec.files is None for codec in hashed] == [False, True]
+
+
+def test_a_tokenizer_that_was_written_anew_is_hashed_anew(written, hashed):
+    folder = written()
+    before, times = read(folder), (folder / "tokenizer.json").stat()
+    content, digest, size = before.content, before.digest, times.st_size
+    words = [*checkpoints.WORDS[:-1], checkpoints.WORDS[-1][::-1]]
+    written(words)
+    os.utime(folder / "tokenizer.json", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (folder / "tokenizer.json").stat().st_size == size
+    after = read(folder)
+    assert after.content != content
+    assert after.digest != digest
+    assert len(hashed) == 2
+
+
+def test_files_that_changed_after_they_were_read_say_nothing_of_what_was_read(written, hashed, cache):
+    """Neither is the first content kept for the new files, nor the new files' content believed."""
+    folder, words = written(), [*checkpoints.WORDS[:-1], checkpoints.WORDS[-1][::-1]]
+    early = read(folder)
+    written(words)
+    assert entries(cache, "tokenizer-content") == []
+    content = early.content
+    assert entries(cache, "tokenizer-content") == []
+    late = read(folder)
+    assert late.content != content
+    written()
+    assert read(folder).content == content
+    written(words)
+    assert read(folder).content == late.content
+    assert len(hashed) == 4
+
+
+def test_what_a_program_changes_in_a_tokenizer_changes_its_content(written, hashed):
+    folder = written()
+    plain = read(folder)
+    tokenizer = checkpoint.load_tokenizer(folder)
+    tokenizer.add_tokens(["<new>"])
+    more = checkpoint.load_codec(folder, tokenizer)
+    tokenizer = checkpoint.load_tokenizer(folder)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    lower = checkpoint.load_codec(folder, tokenizer)
+    assert len({plain.content, more.content, lower.content}) == len(hashed) == 3
+
+
+def test_a_tokenizer_just_written_is_hashed_at_every_start(tmp_path, hashed, cache):
+    checkpoints.tokenizer().save_pretrained(tmp_path / "m")
+    assert read(tmp_path / "m").content == read(tmp_path / "m").content
+    assert len(hashed) == 2
+    assert entries(cache, "tokenizer-content") == []
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_pauses_of_the_collector_overlap_and_leave_it_as_it_was(was_enabled):
+    first, second = collector_paused(), collector_paused()
+    try:
+        if not was_enabled:
+            gc.disable()
+        first.__enter__()
+        second.__enter__()
+        assert not gc.isenabled()
+        first.__exit__(None, None, None)
+        assert not gc.isenabled(), "the second pause goes on"
+        second.__exit__(None, None, None)
+        assert gc.isenabled() == was_enabled
+    finally:
+        gc.enable()
+
+
+def test_the_collector_goes_on_after_a_tokenizer_that_is_none(tmp_path):
+    with pytest.raises((OSError, ValueError)):
+        checkpoint.load_tokenizer(tmp_path)
+    assert gc.isenabled()
+
+
 # The fingerprint --------------------------------------------------------------------------------------
 
 
@@ -109,7 +221,7 @@ def settled(tmp_path, monkeypatch):
     """A checkpoint whose files were written long ago, as far as the fingerprint can tell."""
     folder = checkpoints.llama(tmp_path / "m")
     clock = time.time
-    monkeypatch.setattr(checkpoint.time, "time", lambda: clock() + SETTLED_S)
+    monkeypatch.setattr(disk_cache.time, "time", lambda: clock() + SETTLED_S)
     return folder
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,8 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 from vlm_spec_decode.core.errors import ConfigError, ModelError
+from vlm_spec_decode.models.checkpoint import TRANSFORMERS_LOCK
 from vlm_spec_decode.models.loader import shipped
 from vlm_spec_decode.train.config import DataConfig, TextConfig, TrainConfig
 from vlm_spec_decode.train.frames import run_data
@@ -24,6 +27,7 @@ from vlm_spec_decode.train.text import new_text_training_state, run_text
 from vlm_spec_decode.train.training_state import (
     exporting,
     load_checkpoint,
+    load_finished,
     new_training_state,
     save_checkpoint,
 )
@@ -188,3 +192,19 @@ def wait_for(holds: Callable[[], bool], timeout_s: float = 300.0) -> None:
 def assert_same_weights(one: Path, other: Path) -> None:
     a, b = (load_file(folder / "model.safetensors") for folder in (one, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_finished_model_waits_for_another_network_that_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two calls of Transformers' `from_pretrained` at once leave its classes changed for good."""
+    waited = []
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", lambda *_, **__: TRANSFORMERS_LOCK.locked())
+    assert load_finished(LlamaForCausalLM, shipped("text_draft")) is True
+    with TRANSFORMERS_LOCK:
+        beside = threading.Thread(
+            target=lambda: waited.append(load_finished(LlamaForCausalLM, shipped("text_draft")))
+        )
+        beside.start()
+        beside.join(0.2)
+        assert waited == []
+    beside.join(60)
+    assert waited == [True]

@@ -5,6 +5,9 @@ that it never becomes wrong, only unused. An entry carries a checksum: what is c
 counts as absent and is computed again. A folder that cannot be written, or none at all, costs only time. Any
 number of processes may share a folder: entries appear whole, by a rename.
 
+Where even the hash of the content takes too long to compute at every start, it is kept by what the file
+system says of the files (`FileIdentities`), as build tools do.
+
 The folder is $VSD_CACHE if set ("off": nothing is kept), else $XDG_CACHE_HOME/vlm_spec_decode, else
 ~/.cache/vlm_spec_decode. It may be removed at any time.
 """
@@ -12,12 +15,14 @@ The folder is $VSD_CACHE if set ("off": nothing is kept), else $XDG_CACHE_HOME/v
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -30,6 +35,9 @@ LIMIT_BYTES = 256 * 1024 * 1024
 
 ABANDONED_S = 3600.0
 """Age of a temporary file whose writer has died."""
+
+SETTLED_S = 2.0
+"""The coarsest clock of a file system in use (FAT) ticks every 2 s."""
 
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 _SUFFIX, _TEMPORARY = ".entry", ".part"
@@ -123,6 +131,64 @@ class DiskCache:
 def user_cache() -> DiskCache:
     """Return the cache in the folder that the environment names now."""
     return DiskCache(cache_folder())
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentities:
+    """What some files are told apart by without reading them: name, place, device, inode, size and times.
+
+    The times are those of the last change of content and of the inode. Any program that writes a file moves
+    the latter, which no program can set, so that a file with the same identity has the same bytes.
+    """
+
+    paths: tuple[Path, ...]
+    facts: str
+    newest_s: float
+
+    @classmethod
+    def of(cls, paths: Iterable[Path]) -> FileIdentities:
+        """Look at files. Raises OSError if one is not there."""
+        seen, facts = tuple(paths), []
+        for path in seen:
+            found = path.stat()
+            times = (found.st_mtime_ns, found.st_ctime_ns)
+            facts.append((path.name, str(path.resolve()), found.st_dev, found.st_ino, found.st_size, times))
+        newest = max((max(times) for *_, times in facts), default=0)
+        return cls(seen, json.dumps(facts), newest / 1e9)
+
+    @property
+    def has_changed(self) -> bool:
+        """Tell whether a file is another one by now."""
+        try:
+            return FileIdentities.of(self.paths) != self
+        except OSError:
+            return True
+
+    @property
+    def is_settled(self) -> bool:
+        """Tell whether a change from now on would be seen.
+
+        A file system's clock ticks: a write within the same tick as the last one would move no time.
+        """
+        return time.time() - self.newest_s > SETTLED_S
+
+
+def kept_by_files(
+    kind: str, version: int, files: FileIdentities, facts: str, compute: Callable[[], str], length: int
+) -> str:
+    """Return a text of `length` ASCII characters that follows from files and `facts`, computed at most once.
+
+    `files` were looked at before they were read. What has changed while it was read, or just before, is
+    neither kept nor taken from what is kept.
+    """
+    cache, key = user_cache(), cache_key(kind, version, files.facts, facts)
+    kept = None if files.has_changed else cache.read(key)
+    if kept is not None and len(kept) == length:
+        return kept.decode("ascii")
+    found = compute()
+    if files.is_settled and not files.has_changed:
+        cache.write(key, found.encode("ascii"))
+    return found
 
 
 def _checksum(key: str, value: bytes) -> bytes:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from huggingface_hub import snapshot_download
@@ -24,13 +26,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 
-from vlm_spec_decode.core.disk_cache import cache_key, user_cache
+from vlm_spec_decode.core.disk_cache import FileIdentities, kept_by_files
 from vlm_spec_decode.core.errors import ModelError
-from vlm_spec_decode.core.load_progress import current_load
+from vlm_spec_decode.core.load_progress import Load, current_load
 from vlm_spec_decode.decoding.early_exit import Bins, ExitCalibration
 from vlm_spec_decode.models.hardware import memory_named
 from vlm_spec_decode.models.prompt import CHAT_TEMPLATE, PromptStyle
-from vlm_spec_decode.models.tokenizer import TokenizerCodec, count_hidden
+from vlm_spec_decode.models.tokenizer import TokenizerCodec, collector_paused, count_hidden
 
 if TYPE_CHECKING:
     from vlm_spec_decode.models.engines.base import LoadOptions
@@ -50,10 +52,17 @@ TENSORS, HASH = "tensors", "hash"
 _FINGERPRINT_VERSION = 1
 _FINGERPRINT_CHARACTERS = 16
 
-_SETTLED_S = 2.0
-"""The coarsest clock of a file system in use (FAT) ticks every 2 s."""
+_TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+_HUB_FILES = (*_TOKENIZER_FILES, "*.safetensors")
 
-_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+TRANSFORMERS_LOCK = threading.Lock()
+"""Held while Transformers builds a network, in whatever part of the program.
+
+It sets torch's default number format and replaces functions of it meanwhile; two that do so at once leave
+its classes changed for good."""
+
+_READ_FROM: WeakKeyDictionary[Any, FileIdentities] = WeakKeyDictionary()
+"""The files that tokenizers were read from, as they were before that."""
 
 
 @contextmanager
@@ -145,19 +154,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def fingerprint(folders: list[Path]) -> str:
     """Return a hash of configuration and weights: what was loaded, wherever it came from.
 
-    Hashing gigabytes takes long, so the hash is kept on disk by the files' identity: path, device, inode,
-    size, and the times of the last change of content and inode. Any program that writes a file moves the
-    latter, which no program can set, so that a file with the same identity has the same bytes.
+    Hashing gigabytes takes long, so the hash is kept on disk by the files' identity.
     """
     files: list[Path] = []
     for folder in folders:
         weights = {*folder.glob("*.safetensors"), *weight_files(folder), *folder.glob("mm_projector.bin")}
         files += sorted({folder / "config.json", *weights})
-    load, cache, before = current_load(), user_cache(), _identities(files)
-    key = cache_key("fingerprint", _FINGERPRINT_VERSION, json.dumps(before))
-    kept = cache.read(key)
-    if kept is not None and len(kept) == _FINGERPRINT_CHARACTERS:
-        return kept.decode("ascii")
+    hashed = partial(_hashed, files, current_load())
+    seen = FileIdentities.of(files)
+    return kept_by_files("fingerprint", _FINGERPRINT_VERSION, seen, "", hashed, _FINGERPRINT_CHARACTERS)
+
+
+def _hashed(files: list[Path], load: Load) -> str:
+    """Read files and return the hash of their names and bytes."""
     digest, hashed, total = hashlib.sha256(), 0, sum(path.stat().st_size for path in files)
     for path in files:
         digest.update(path.name.encode())
@@ -166,23 +175,7 @@ def fingerprint(folders: list[Path]) -> str:
                 digest.update(block)
                 hashed += len(block)
                 load.advance(HASH, hashed / total)
-    found = digest.hexdigest()[:_FINGERPRINT_CHARACTERS]
-    # A file system's clock ticks: a write within the same tick as the last one would move no time. So what
-    # has changed while it was read, or just before, is not kept.
-    newest_s = max(max(times) for *_, times in before) / 1e9
-    if before == _identities(files) and time.time() - newest_s > _SETTLED_S:
-        cache.write(key, found.encode("ascii"))
-    return found
-
-
-def _identities(files: list[Path]) -> list[tuple[str, str, int, int, int, tuple[int, int]]]:
-    """Return for each file what changes if its content does."""
-    found = []
-    for path in files:
-        facts = path.stat()
-        times = (facts.st_mtime_ns, facts.st_ctime_ns)
-        found.append((path.name, str(path.resolve()), facts.st_dev, facts.st_ino, facts.st_size, times))
-    return found
+    return digest.hexdigest()[:_FINGERPRINT_CHARACTERS]
 
 
 def _is_zip(path: Path) -> bool:
@@ -202,7 +195,11 @@ class CheckpointSource:
 
 def load_tokenizer(folder: Path, **settings: Any) -> Any:
     """Return the tokenizer of a folder with its chat template; `settings` go to Transformers."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
+    found = {path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
+    files = FileIdentities.of(sorted(found))
+    with collector_paused():
+        tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
+    _READ_FROM[tokenizer] = files
     template = folder / "chat_template.json"
     if not tokenizer.chat_template and template.is_file():  # where older processors keep it
         tokenizer.chat_template = json.loads(template.read_text())["chat_template"]
@@ -270,4 +267,5 @@ def load_codec(folder: Path, tokenizer: Any) -> TokenizerCodec:
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
     stop_ids = tuple(sorted(ids))
-    return TokenizerCodec(tokenizer, stop_ids, count_hidden(tokenizer, stop_ids))
+    hidden = count_hidden(tokenizer, stop_ids)
+    return TokenizerCodec(tokenizer, stop_ids, hidden, _READ_FROM.get(tokenizer))

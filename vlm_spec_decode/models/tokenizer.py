@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
+import threading
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from vlm_spec_decode.core.disk_cache import cache_key, user_cache
+from vlm_spec_decode.core.disk_cache import FileIdentities, cache_key, kept_by_files, user_cache
 from vlm_spec_decode.core.types import Tokens
 
 _DIGEST_VERSION = 1
@@ -20,17 +25,21 @@ _DIGEST_VERSION = 1
 
 _DIGEST_CHARACTERS = 16
 
+_CONTENT_VERSION, _CONTENT_CHARACTERS = 1, 64
+
 
 @dataclass(frozen=True)
 class TokenizerCodec:
     """`TextCodec` over a Transformers tokenizer. `stop_ids` end an answer.
 
-    The last `hidden` ids of the tokenizer do not exist here (`count_hidden`).
+    The last `hidden` ids of the tokenizer do not exist here (`count_hidden`). `files` are those that it was
+    read from, None if it does not come from files.
     """
 
     tokenizer: Any
     stop_ids: Tokens
     hidden: int = 0
+    files: FileIdentities | None = field(default=None, compare=False)
 
     def encode(self, text: str) -> Tokens:
         """Return token ids of `text` without special tokens."""
@@ -63,15 +72,40 @@ class TokenizerCodec:
         kept = cache.read(key)
         if kept is not None and len(kept) == _DIGEST_CHARACTERS:
             return kept.decode("ascii")
-        vocabulary = json.dumps(sorted(self._vocabulary().items(), key=lambda entry: entry[1]))
+        with collector_paused():
+            vocabulary = json.dumps(sorted(self._vocabulary().items(), key=lambda entry: entry[1]))
         found = hashlib.sha256(vocabulary.encode()).hexdigest()[:_DIGEST_CHARACTERS]
         cache.write(key, found.encode("ascii"))
         return found
 
     @cached_property
     def content(self) -> str:
-        """Hash of all that the tokenizer consists of, for keys of what is computed from it."""
+        """Hash of all that the tokenizer consists of, for keys of what is computed from it.
+
+        Writing and hashing megabytes takes as long as a small network's load, so the hash is kept on disk by
+        the identity of the tokenizer's files, and by what a program can have changed since it read them.
+        """
+        if self.files is None:
+            return self._hash()
+        return kept_by_files(
+            "tokenizer-content", _CONTENT_VERSION, self.files, self._settings, self._hash, _CONTENT_CHARACTERS
+        )
+
+    def _hash(self) -> str:
         return hashlib.sha256(f"{self.hidden} {self.document}".encode()).hexdigest()
+
+    @property
+    def _settings(self) -> str:
+        """All of the tokenizer but the vocabulary that its files hold, and who read it from them."""
+        backend, kind = self.tokenizer.backend_tokenizer, type(self.tokenizer)
+        parts = (backend.normalizer, backend.pre_tokenizer, backend.decoder, backend.post_processor)
+        known = [
+            *(version("transformers"), version("tokenizers"), kind.__module__, kind.__qualname__),
+            *(self.hidden, len(self.tokenizer), backend.truncation, backend.padding),
+            *(part and part.__getstate__().decode() for part in parts),
+            *(f"{i} {token!r}" for i, token in sorted(self._added().items())),
+        ]
+        return json.dumps(known)
 
     @property
     def document(self) -> str:
@@ -122,6 +156,30 @@ class TokenizerCodec:
         ]
         backend = Tokenizer.from_str(json.dumps(document))
         return PreTrainedTokenizerFast(tokenizer_object=backend, **self._marks())
+
+
+_PAUSES_LOCK = threading.Lock()
+_pauses: list[bool] = []
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Keep Python's garbage collector from running meanwhile, in this process.
+
+    Reading a vocabulary makes hundreds of thousands of objects that all live; the collector would look
+    through everything there is again and again, for nothing. Pauses may overlap: it goes on after the last.
+    """
+    with _PAUSES_LOCK:
+        _pauses.append(gc.isenabled())
+        gc.disable()
+    try:
+        yield
+    finally:
+        with _PAUSES_LOCK:
+            # The first one alone has seen how it was before.
+            was_enabled = _pauses.pop() if len(_pauses) > 1 else _pauses.pop(0)
+            if not _pauses and was_enabled:
+                gc.enable()
 
 
 def count_hidden(tokenizer: Any, stop_ids: Tokens) -> int:

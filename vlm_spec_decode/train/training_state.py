@@ -28,7 +28,7 @@ from transformers import LlavaForConditionalGeneration
 
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.models import tiny
-from vlm_spec_decode.models.checkpoint import named, read_config
+from vlm_spec_decode.models.checkpoint import TRANSFORMERS_LOCK, named, read_config
 from vlm_spec_decode.train.batches import VisionHeads
 from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.hardware import Precision
@@ -299,7 +299,8 @@ def load_finished(family: Any, folder: Path) -> Any:
         found, wanted = read_config(folder).get("model_type"), family.config_class.model_type
         if found != wanted:
             raise ModelError(f"its architecture is {found!r}, where {wanted!r} is needed")
-        return family.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
+        with TRANSFORMERS_LOCK:
+            return family.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ slots. A family of `models.families` says how a checkpoint is read and what its 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence as Seq
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from vlm_spec_decode.core.ports import ModelCard, Scored, ScoreRequest
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.models.checkpoint import (
     TENSORS,
+    TRANSFORMERS_LOCK,
     CheckpointSource,
     fingerprint,
     load_calibration,
@@ -139,10 +139,6 @@ def _family(place: str | Path, options: LoadOptions) -> Family:
     return found(CheckpointSource(folder, options, raw))
 
 
-_TRANSFORMERS_LOCK = threading.Lock()
-"""Transformers sets torch's default number format and replaces functions of it while it builds a network."""
-
-
 def load_network(family: Family) -> Any:
     """Return the network in evaluation mode. Raises ModelError if a tensor is missing or misshapen."""
     folder, options = family.source.folder, family.source.options
@@ -163,7 +159,7 @@ def load_network(family: Family) -> Any:
     load = current_load()
     load.total_bytes = sum(path.stat().st_size for path in weight_files(folder))
     load.shares[TENSORS] = 0.0
-    with _TRANSFORMERS_LOCK:
+    with TRANSFORMERS_LOCK:
         network, report = family.load_network(settings)
     # Transformers would fill the gaps with random numbers and only warn.
     gaps = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
