@@ -80,7 +80,8 @@ class BatchRunner:
         session = job.request.session
         assert session is not None
         try:
-            return replace(job, plan=session.prepare(job.plan)) if job.plan else job
+            plan = session.prepare(job.plan) if job.plan else None
+            return job if plan is job.plan else replace(job, plan=plan)
         except FAILURES as error:
             return JobResult(failure=error)
 

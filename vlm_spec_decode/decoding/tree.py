@@ -90,7 +90,12 @@ class SpeculationTree:
 
     def knows(self, number: int) -> bool:
         """Tell whether this node has been seen, alive or not."""
-        return any(number in seen for seen in (self.nodes, self._anchors, self._aliases, self._dead))
+        return (
+            number in self.nodes
+            or number in self._anchors
+            or number in self._aliases
+            or number in self._dead
+        )
 
     @property
     def confirmed(self) -> frozenset[int]:

@@ -140,7 +140,7 @@ class ClientProtocol:
     @property
     def is_welcome(self) -> bool:
         """Whether the present cloud has sent a Welcome and takes answers."""
-        return self.state in {ClientState.READY, ClientState.ANSWERING}
+        return self.state is ClientState.ANSWERING or self.state is ClientState.READY
 
     @property
     def uplink(self) -> Uplink:

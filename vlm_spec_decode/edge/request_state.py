@@ -155,7 +155,9 @@ class RequestState:
 
     def to_wire(self, message: Hint) -> AnyMessage:
         """Return the wire form of one message, under the present epoch."""
-        return self.packer.client_message_to_wire(replace(message, epoch=self.sequence.epoch))
+        if message.epoch != self.sequence.epoch:
+            message = replace(message, epoch=self.sequence.epoch)
+        return self.packer.client_message_to_wire(message)
 
     def chunks(self) -> Iterator[AnyMessage]:
         """Yield the chunks of the image that may be sent now."""

@@ -175,28 +175,29 @@ class RemoteVerifier(Verifier):
 
     def _on_message(self, data: bytes) -> None:
         self._protocol.receive(data, self._clock.now())
-        self._flush()
 
     def _flush(self) -> None:
+        # Somebody waits for these; the time-outs after them take as long as a thread takes to wake up.
+        self._hand_over()
         self._protocol.tick(self._clock.now())
         self._link.switch_to(self._protocol.cloud_index)
         self._protocol.maintain(self._link, self._clock.now())
+        self._hand_over()
+        if self._protocol.is_welcome and not self._welcomed.is_set():
+            self._was_welcomed = True
+            self._welcomed.set()
+
+    def _hand_over(self) -> None:
         while self._protocol.outbox:
             self._link.send(self._protocol.outbox.popleft())
         while self._protocol.events:
             self._events.put(self._protocol.events.popleft())
-        if self._protocol.is_welcome:
-            self._was_welcomed = True
-            self._welcomed.set()
 
     # On the caller's thread ----------------------------------------------------------------------
 
     def _run_on_link_thread(self, call: Callable[[], None]) -> None:
-        def run() -> None:
-            call()
-            self._flush()
-
-        self._link.post(run)
+        """Do this soon; the link flushes after it (`DealerLink.start`)."""
+        self._link.post(call)
 
     def _is_mine(self, event: Event | CloudError | Cancelled) -> bool:
         return isinstance(event, CloudError | Cancelled) or event.answer == self._answer

@@ -23,6 +23,7 @@ from vlm_spec_decode.transport.connection import (
     EDGE_NEEDS,
     Connection,
     HandshakeFailure,
+    has_message,
     require_descriptors,
 )
 from vlm_spec_decode.transport.emulation import EmulatedDirection, emulated_directions
@@ -88,7 +89,10 @@ class DealerLink:
         return set(self._connection.failures) if self._connection else set()
 
     def start(self, on_message: Callable[[bytes], None], on_tick: Callable[[], None]) -> None:
-        """Connect and start the link's thread. `on_tick` is called after every message and every 50 ms."""
+        """Connect and start the link's thread.
+
+        `on_tick` is called every 50 ms and after what came together, messages and posted calls.
+        """
         run = (on_message, on_tick)
         self._thread = threading.Thread(target=self._run, args=run, name="vsd-link", daemon=True)
         self._thread.start()
@@ -154,6 +158,7 @@ class DealerLink:
                 self._deliver_due(on_message)
                 on_tick()
             self._drain_calls()
+            on_tick()
         finally:
             self._connection.close(200 if not self._emulation else 0)
 
@@ -164,7 +169,7 @@ class DealerLink:
         return poller
 
     def _drain_calls(self) -> None:
-        while self._wake_receive.poll(0):
+        while has_message(self._wake_receive):
             self._wake_receive.recv()
         while True:
             try:

@@ -25,6 +25,7 @@ from vlm_spec_decode.transport.connection import (
     CLOUD_NEEDS,
     HANDSHAKE_MS,
     detect_dead_peers,
+    has_message,
     require_descriptors,
 )
 from vlm_spec_decode.transport.keys import CloudKeys
@@ -57,6 +58,9 @@ class RouterLink:
         self._wake_receive = self._context.socket(zmq.PAIR)
         self._wake_receive.bind("inproc://wake")
         self._wake_send.connect("inproc://wake")
+        self._poller = zmq.Poller()
+        for socket in (self._socket, self._wake_receive):
+            self._poller.register(socket, zmq.POLLIN)
         try:
             self._socket.setsockopt(zmq.IPV6, is_v6)
             self._socket.bind(endpoint)
@@ -68,14 +72,11 @@ class RouterLink:
 
     def poll(self, timeout_s: float) -> Iterator[tuple[bytes, bytes]]:
         """Yield (peer, bytes) of each message received, after waiting at most `timeout_s` or until `wake`."""
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._wake_receive, zmq.POLLIN)
-        ready = dict(poller.poll(round(1000 * timeout_s)))
-        while self._wake_receive in ready and self._wake_receive.poll(0):
+        self._poller.poll(round(1000 * timeout_s))
+        while has_message(self._wake_receive):
             self._wake_receive.recv()
         burst = 256
-        while self._socket in ready and burst and self._socket.poll(0):
+        while burst and has_message(self._socket):
             burst -= 1
             peer, *parts = self._socket.recv_multipart(copy=False)
             data = b"".join(part.bytes for part in parts)
