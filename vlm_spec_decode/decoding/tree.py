@@ -91,10 +91,7 @@ class SpeculationTree:
     def knows(self, number: int) -> bool:
         """Tell whether this node has been seen, alive or not."""
         return (
-            number in self.nodes
-            or number in self._anchors
-            or number in self._aliases
-            or number in self._dead
+            number in self.nodes or number in self._anchors or number in self._aliases or number in self._dead
         )
 
     @property
