@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from test.models import checkpoints
 from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.cloud import own_draft as module
 from vlm_spec_decode.cloud.config import CloudConfig, check
-from vlm_spec_decode.cloud.own_draft import fits, helps, measured, own_draft
+from vlm_spec_decode.cloud.own_draft import fits, helps, load_target, measured, own_draft
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import VocabularyMismatch
 from vlm_spec_decode.decoding.policy import DraftCosts
+from vlm_spec_decode.models.engines import torch_loop
 from vlm_spec_decode.models.engines.base import LoadedModel
+from vlm_spec_decode.models.engines.torch_loop import require_own_loop
 from vlm_spec_decode.models.loader import load_model, shipped
 
 CONFIG = CloudConfig(language=language(True), insecure=True, kv_mib=1)
@@ -63,16 +70,44 @@ def test_auto_keeps_none_that_does_not_fit(target: LoadedModel, monkeypatch: pyt
 
 
 def test_auto_serves_a_target_of_another_vocabulary_without_a_copy(
-    target: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise VocabularyMismatch("draft and target differ in vocabulary")
+    """Neither is a weight of the draft read for it, nor of a target beside which a draft is named."""
+    networks, load = list[str](), torch_loop.load_network
 
-    monkeypatch.setattr(module, "assert_same_vocabulary", refuse)
+    def counted(family: Any) -> Any:
+        networks.append(family.source.folder.name)
+        return load(family)
+
+    monkeypatch.setattr(torch_loop, "load_network", counted)
     monkeypatch.setattr(module, "free_bytes", lambda _: None)
-    assert own_draft(CONFIG, target).model is None
-    with pytest.raises(VocabularyMismatch):
-        own_draft(replace(CONFIG, draft="shipped"), target)
+    config = replace(CONFIG, model=str(checkpoints.llava(tmp_path / "other")))
+    target, named = load_target(config)
+    assert named is None
+    assert own_draft(config, target).model is None
+    for draft in ("shipped", "shipped:draft", str(shipped("draft"))):
+        with pytest.raises(VocabularyMismatch, match=r"draft draft .* and target other .* differ"):
+            own_draft(replace(config, draft=draft), target)
+        with pytest.raises(VocabularyMismatch, match=r"draft draft .* and target other .* differ"):
+            load_target(replace(config, draft=draft))
+    assert networks == ["other"]
+
+
+def test_a_named_draft_is_loaded_beside_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    both, family = threading.Barrier(2, timeout=60), torch_loop._family
+
+    def meet(*given: Any) -> Any:
+        both.wait()  # neither goes on before the other has begun
+        return family(*given)
+
+    monkeypatch.setattr(torch_loop, "_family", meet)
+    config = replace(CONFIG, draft="shipped", dtype="bfloat16")
+    target, draft = load_target(config)
+    assert draft is not None
+    assert (target.card.model_id, draft.card.model_id) == ("target", "draft")
+    assert {require_own_loop(model).decoder.dtype for model in (target, draft)} == {torch.bfloat16}
+    monkeypatch.setattr(module, "load_draft_for", None)  # it is not loaded again
+    assert own_draft(config, target, draft).model is not None
 
 
 @pytest.mark.parametrize("name", ["", "none"])

@@ -13,7 +13,8 @@ from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.models.context import VlmContext
 from vlm_spec_decode.models.engines.torch_loop import VlmModel
-from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model
+from vlm_spec_decode.models.loader import load_model
+from vlm_spec_decode.models.vocabulary import assert_same_vocabulary
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.registry import strategy
 

@@ -12,7 +12,8 @@ from vlm_spec_decode.core.errors import ImageError, InstructionError, ModelError
 from vlm_spec_decode.core.images import decode_jpeg
 from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.models.checkpoint import EXITS_FILE
-from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
+from vlm_spec_decode.models.loader import load_model, shipped
+from vlm_spec_decode.models.vocabulary import assert_same_vocabulary
 
 
 def refuse(folder, match):

@@ -13,9 +13,10 @@ from vlm_spec_decode.edge.ask import AskConfig, run
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.models.engines import torch_loop
 from vlm_spec_decode.models.engines.base import LoadOptions
-from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
+from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.models.prompt import PromptStyle, system_text
 from vlm_spec_decode.models.spec import parse_spec
+from vlm_spec_decode.models.vocabulary import assert_same_vocabulary
 
 
 def test_spec_says_where_and_how():

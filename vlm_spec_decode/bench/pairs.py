@@ -33,7 +33,8 @@ from vlm_spec_decode.core.types import Image, Observation, SamplingParams, Token
 from vlm_spec_decode.decoding.sampling import pick
 from vlm_spec_decode.models.engines.base import LoadedModel
 from vlm_spec_decode.models.grammar import constrained
-from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
+from vlm_spec_decode.models.loader import load_model, shipped
+from vlm_spec_decode.models.vocabulary import assert_same_vocabulary
 
 FOLDER = ASSETS / "prompts"
 FRAME_PROMPTS, DESCRIBED_PROMPTS = "prompts.json", "told.json"

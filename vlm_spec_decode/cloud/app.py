@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from vlm_spec_decode.cloud.config import CloudConfig, ServerLimits, check
-from vlm_spec_decode.cloud.own_draft import own_draft
+from vlm_spec_decode.cloud.own_draft import load_target, own_draft
 from vlm_spec_decode.cloud.protocol import MessageTracer, ServerProtocol
 from vlm_spec_decode.cloud.replicas.pool import ReplicaPool, join_cluster
 from vlm_spec_decode.cloud.replicas.server import ReplicatedServer
@@ -24,7 +24,6 @@ from vlm_spec_decode.core.errors import CloudError, ConfigError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.models.engines.base import LoadedModel
 from vlm_spec_decode.models.grammar import constrained
-from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.transport.access import KeyLimits
 from vlm_spec_decode.transport.in_process import ServerLink
 from vlm_spec_decode.transport.keys import cloud_keys
@@ -51,9 +50,9 @@ def build(config: CloudConfig) -> tuple[Server, ServiceTelemetry]:
 
 
 def _single(config: CloudConfig, link: RouterLink, clock: Clock) -> tuple[CloudServer, ServiceTelemetry]:
-    target = _target(config)
-    telemetry = ServiceTelemetry(config, target.card, clock)
-    server = serve_on(config, link, target, telemetry.observer)
+    models = load_target(config)
+    telemetry = ServiceTelemetry(config, models[0].card, clock)
+    server = serve_on(config, link, models, telemetry.observer)
     telemetry.gauges = lambda: _gauges(server, link)
     return server, telemetry
 
@@ -78,27 +77,16 @@ def _replicated(
 def serve_on(
     config: CloudConfig,
     link: ServerLink,
-    target: LoadedModel | None = None,
+    models: tuple[LoadedModel, LoadedModel | None] | None = None,
     tracer: MessageTracer | None = None,
 ) -> CloudServer:
-    """Load the models of the config and make a server on the link. Raises ModelError."""
-    target = target or _target(config)
-    own = own_draft(config, target)
+    """Make a server on the link of the config's models, which are loaded unless given. Raises ModelError."""
+    target, named = models or load_target(config)
+    own = own_draft(config, target, named)
     limits = ServerLimits(sessions=config.max_sessions, batch=config.batch, kv_bytes=config.kv_mib << 20)
     protocol = ServerProtocol(target.card, config.language.digest, limits, tracer=tracer or MessageTracer())
     constrained_target = constrained(target, target.codec, config.language)
     return CloudServer(link, protocol, constrained_target, WallClock(), own.model, own.costs)
-
-
-def _target(config: CloudConfig) -> LoadedModel:
-    return load_model(
-        config.model or shipped("target"),
-        revision=config.revision,
-        dtype=config.dtype,
-        device=config.device,
-        threads=config.threads,
-        engine=config.engine,
-    )
 
 
 def _gauges(server: CloudServer, link: RouterLink) -> Gauges:

@@ -19,10 +19,11 @@ from vlm_spec_decode.core.errors import VocabularyMismatch
 from vlm_spec_decode.core.ports import Clock, Model
 from vlm_spec_decode.decoding.policy import DraftCosts
 from vlm_spec_decode.decoding.step_time import step_and_pass_s
-from vlm_spec_decode.models.engines.base import LoadedModel
+from vlm_spec_decode.models.engines.base import LoadedModel, LoadOptions
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.hardware import free_bytes
-from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, shipped
+from vlm_spec_decode.models.loader import load_draft_and_target, load_draft_for, load_model, shipped
+from vlm_spec_decode.models.spec import ModelSpec, parse_spec
 
 GOOD_ACCEPTANCE, LEAST_GAIN = 0.9, 1.1
 """A copy helps if drafts of this acceptance make a token this much cheaper."""
@@ -42,11 +43,27 @@ class OwnDraft:
     reason: str
 
 
-def own_draft(config: CloudConfig, target: LoadedModel) -> OwnDraft:
-    """Load the copy that the config names, or decide. Raises ModelError for one that is named."""
+def load_target(config: CloudConfig) -> tuple[LoadedModel, LoadedModel | None]:
+    """Load the target, and beside it the copy of the draft if the config names one. Raises ModelError."""
+    options = LoadOptions(config.revision, config.dtype, config.device, engine=config.engine)
+    target = parse_spec(config.model or shipped("target"), options)
+    if config.draft in ("", DRAFT_NONE, DRAFT_AUTO):
+        return load_model(target, threads=config.threads), None
+    draft, found = load_draft_and_target(_source(config, config.draft), target, threads=config.threads)
+    return found, draft
+
+
+def own_draft(config: CloudConfig, target: LoadedModel, named: LoadedModel | None = None) -> OwnDraft:
+    """Take the copy that the config names, `named` if it is loaded already, or decide.
+
+    Raises ModelError for one that is named.
+    """
     if config.draft in ("", DRAFT_NONE):
         return OwnDraft(None, None, "none is wanted")
-    found = _decide(config, target) if config.draft == DRAFT_AUTO else _load(config, target, config.draft)
+    if config.draft == DRAFT_AUTO:
+        found = _decide(config, target)
+    else:
+        found = _measured(config, target, named or _load(config, target, config.draft))
     log.info("a draft beside the target: %s", found.reason)
     return found
 
@@ -58,7 +75,7 @@ def _decide(config: CloudConfig, target: LoadedModel) -> OwnDraft:
     if not fits(needed, free, config.kv_mib << 20):
         return OwnDraft(None, None, _no_room(needed, free))
     try:
-        found = _load(config, target, "shipped")
+        found = _measured(config, target, _load(config, target, "shipped"))
     except VocabularyMismatch:
         return OwnDraft(
             None, None, "no: the one that ships has another vocabulary; --draft names another one"
@@ -74,14 +91,16 @@ def _no_room(needed: int, free: int | None) -> str:
     return f"no: {needed >> 20} MiB beside the answers' caches do not fit into {(free or 0) >> 20} MiB"
 
 
-def _load(config: CloudConfig, target: LoadedModel, name: str) -> OwnDraft:
-    draft = load_model(
-        shipped("draft") if name == "shipped" else name,
-        dtype=config.dtype,
-        device=config.device,
-        threads=config.threads,
-    )
-    assert_same_vocabulary(draft.card, target.card)
+def _source(config: CloudConfig, name: str) -> ModelSpec:
+    options = LoadOptions(dtype=config.dtype, device=config.device)
+    return parse_spec(shipped("draft") if name == "shipped" else name, options)
+
+
+def _load(config: CloudConfig, target: LoadedModel, name: str) -> LoadedModel:
+    return load_draft_for(target.card, _source(config, name), threads=config.threads)
+
+
+def _measured(config: CloudConfig, target: LoadedModel, draft: LoadedModel) -> OwnDraft:
     model = constrained(draft, draft.codec, config.language)
     return OwnDraft(model, measured(draft, target, WallClock()), "yes: it is named")
 

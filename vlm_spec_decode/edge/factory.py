@@ -63,12 +63,13 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
     """
     keys = check_settings(settings)
     from vlm_spec_decode.models.grammar import constrained
-    from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model, load_models
+    from vlm_spec_decode.models.loader import load_draft_and_target, load_model
+    from vlm_spec_decode.models.vocabulary import assert_same_vocabulary
 
     target: LoadedModel | None = None
     target_source, draft_source = _sources(settings.target, settings.draft)
     if draft is None and not settings.cloud:
-        draft, target = load_models([draft_source, target_source], threads=settings.threads)
+        draft, target = load_draft_and_target(draft_source, target_source, threads=settings.threads)
     draft = draft or load_draft(settings)
     config = EngineConfig(
         strategy=settings.strategy,
@@ -161,10 +162,10 @@ class ModelPair:
 def load_pair(target: str = "", draft: str = "", threads: int = 1, grammar: bool = True) -> ModelPair:
     """Load both, by default the shipped ones. Raises ModelError or VocabularyMismatch."""
     from vlm_spec_decode.models.grammar import constrained
-    from vlm_spec_decode.models.loader import assert_same_vocabulary, load_models
+    from vlm_spec_decode.models.loader import load_draft_and_target
 
-    target_model, draft_model = load_models(_sources(target, draft), threads=threads)
-    assert_same_vocabulary(draft_model.card, target_model.card)
+    target_source, draft_source = _sources(target, draft)
+    draft_model, target_model = load_draft_and_target(draft_source, target_source, threads=threads)
     answer_language = language(grammar)
     return ModelPair(
         constrained(target_model, target_model.codec, answer_language),

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 
 from vlm_spec_decode.core.disk_cache import FileIdentities, kept_by_files
-from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
 from vlm_spec_decode.core.load_progress import Load, current_load
 from vlm_spec_decode.decoding.early_exit import Bins, ExitCalibration
 from vlm_spec_decode.models.hardware import memory_named
@@ -71,6 +71,8 @@ def named(name: str) -> Iterator[None]:
     try:
         with memory_named():
             yield
+    except VocabularyMismatch:
+        raise  # it names both checkpoints
     except ModelError as error:
         raise ModelError(f"cannot load {name}: {error}") from error
     except (

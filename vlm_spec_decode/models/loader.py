@@ -12,13 +12,13 @@ from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from vlm_spec_decode.core.config import ASSETS
-from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
+from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.core.load_progress import Load, beside, current_load, reported
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.models.checkpoint import TENSORS, named
@@ -26,6 +26,10 @@ from vlm_spec_decode.models.engines.base import DEFAULT_ENGINE, LoadedModel, Loa
 from vlm_spec_decode.models.hardware import check_device
 from vlm_spec_decode.models.registry import ENGINES
 from vlm_spec_decode.models.spec import ModelSpec, parse_spec
+from vlm_spec_decode.models.vocabulary import Agreement
+
+Source: TypeAlias = str | Path | ModelSpec
+"""What names a checkpoint, with or without the options that it is loaded with."""
 
 _SHIPPED_MARK = "shipped:"
 
@@ -38,18 +42,8 @@ def shipped(name: str) -> Path:
     return ASSETS / name
 
 
-def assert_same_vocabulary(draft: ModelCard, target: ModelCard) -> None:
-    """Raise VocabularyMismatch unless token ids mean the same to both models."""
-    ours, theirs = (draft.tokenizer_digest, draft.vocab_size), (target.tokenizer_digest, target.vocab_size)
-    if ours != theirs:
-        raise VocabularyMismatch(
-            f"draft {draft.model_id} ({draft.vocab_size} tokens, {draft.tokenizer_digest}) and target "
-            f"{target.model_id} ({target.vocab_size} tokens, {target.tokenizer_digest}) differ in vocabulary"
-        )
-
-
 def load_model(
-    path_or_id: str | Path,
+    path_or_id: Source,
     *,
     revision: str | None = None,
     dtype: str = "float32",
@@ -60,12 +54,13 @@ def load_model(
 ) -> LoadedModel:
     """Load a checkpoint from a folder or, if there is no such folder, by its Hub id.
 
-    A string may carry options (`models.spec`), which win over the arguments, and `shipped:NAME` names a
-    checkpoint that comes with the package. `threads` sets torch's threads for the whole process. Raises
-    ModelError in one line if the checkpoint is missing, truncated, incomplete, of an architecture that is not
-    supported, or too large for the memory; ConfigError if a family or an engine of another package is broken.
+    A string may carry options (`models.spec`), which win over the arguments, as those of a `ModelSpec` do,
+    and `shipped:NAME` names a checkpoint that comes with the package. `threads` sets torch's threads for the
+    whole process. Raises ModelError in one line if the checkpoint is missing, truncated, incomplete, of an
+    architecture that is not supported, or too large for the memory; ConfigError if a family or an engine of
+    another package is broken.
     """
-    spec = parse_spec(path_or_id, LoadOptions(revision=revision, dtype=dtype, device=device, engine=engine))
+    spec = _spec(path_or_id, LoadOptions(revision=revision, dtype=dtype, device=device, engine=engine))
     if spec.source.startswith(_SHIPPED_MARK):
         path_or_id = shipped(spec.source.removeprefix(_SHIPPED_MARK))
         spec = ModelSpec(str(path_or_id), spec.options)
@@ -78,7 +73,7 @@ def load_model(
         return ENGINES.find(spec.options.engine).load(name, place, spec.options)
 
 
-def load_models(sources: Seq[str | Path], threads: int = 1) -> list[LoadedModel]:
+def load_models(sources: Seq[Source], threads: int = 1) -> list[LoadedModel]:
     """Load several checkpoints at once, each as `load_model` does; the last of them in this thread.
 
     What reads, hashes and converts numbers runs beside the rest; what Transformers can do only once at a time
@@ -86,14 +81,49 @@ def load_models(sources: Seq[str | Path], threads: int = 1) -> list[LoadedModel]
     which leaves its classes changed for good: beside such an engine loads follow each other. Raises the
     error of one of them; the others have ended then.
     """
-    if any(parse_spec(source, LoadOptions()).options.engine != DEFAULT_ENGINE for source in sources):
-        return [load_model(source, threads=threads) for source in sources]
+    loads = [partial(load_model, source, threads=threads) for source in sources]
+    return _at_once(loads) if _wait_for_each_other(sources) else [load() for load in loads]
+
+
+def load_draft_and_target(draft: Source, target: Source, threads: int = 1) -> tuple[LoadedModel, LoadedModel]:
+    """Load a pair as `load_models` does. Raises VocabularyMismatch, before our engine reads any weights."""
+    at_once = _wait_for_each_other((draft, target))
+    agreement = Agreement(beside=at_once)
+    loads = [
+        partial(agreement.load, "draft", partial(load_model, draft, threads=threads)),
+        partial(agreement.load, "target", partial(load_model, target, threads=threads)),
+    ]
+    try:
+        models = _at_once(loads) if at_once else [load() for load in loads]
+    except ModelError as error:
+        # The one that has failed says why; the one that was stopped for it does not.
+        raise agreement.error or error from None
+    return models[0], models[1]
+
+
+def load_draft_for(target: ModelCard, draft: Source, threads: int = 1) -> LoadedModel:
+    """Load a draft for a target that is loaded. Raises VocabularyMismatch, likewise before the weights."""
+    agreement = Agreement()
+    agreement.tell("target", target)
+    return agreement.load("draft", partial(load_model, draft, threads=threads))
+
+
+def _spec(source: Source, defaults: LoadOptions) -> ModelSpec:
+    return source if isinstance(source, ModelSpec) else parse_spec(source, defaults)
+
+
+def _wait_for_each_other(sources: Seq[Source]) -> bool:
+    """Tell whether all are loaded by our own engine."""
+    return all(_spec(source, LoadOptions()).options.engine == DEFAULT_ENGINE for source in sources)
+
+
+def _at_once(loads: Seq[Callable[[], LoadedModel]]) -> list[LoadedModel]:
     # Two threads that import the libraries at once would see them half made.
     ENGINES.find(DEFAULT_ENGINE)
-    *others, last = sources
-    with beside([partial(load_model, source, threads=threads) for source in others]) as loads:
-        final = load_model(last, threads=threads)
-        return [*(load.result() for load in loads), final]
+    *others, last = loads
+    with beside(others) as running:
+        final = last()
+        return [*(load.result() for load in running), final]
 
 
 class _Counted:

@@ -10,7 +10,8 @@ from test.models.families.cases import CASES
 from test.models.families.reference import SIZES, Loaded, load_case, seen
 from vlm_spec_decode.core.errors import VocabularyMismatch
 from vlm_spec_decode.models.engines.base import LoadedModel
-from vlm_spec_decode.models.loader import assert_same_vocabulary, load_model
+from vlm_spec_decode.models.loader import load_model
+from vlm_spec_decode.models.vocabulary import assert_same_vocabulary
 
 PAIRS = {
     "qwen3_vl": ("qwen3", "internvl"),  # a language model that does not see, and one that sees in tiles

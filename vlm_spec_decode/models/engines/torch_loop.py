@@ -40,6 +40,7 @@ from vlm_spec_decode.models.hardware import library_config, quantize, require
 from vlm_spec_decode.models.prompt import prompt_digest
 from vlm_spec_decode.models.registry import family_class
 from vlm_spec_decode.models.tokenizer import TokenizerCodec
+from vlm_spec_decode.models.vocabulary import Vocabulary, tell_vocabulary
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -101,10 +102,11 @@ class TorchLoop(Engine):
     def load(self, model_id: str, source: str | Path, options: LoadOptions) -> VlmModel:
         """Load network, exits, tokenizer and prompt encoder. Raises ModelError."""
         family = _family(source, options)
+        codec = load_codec(family.source.folder, family.tokenizer)
+        tell_vocabulary(Vocabulary(model_id, codec.digest, codec.vocab_size))
         # Hashed while the network is loaded: both read the same bytes.
         revision = in_background(partial(fingerprint, family.folders))
         network = load_network(family)
-        codec = load_codec(family.source.folder, family.tokenizer)
         stack = _stack_of(family, network)
         if network.lm_head.weight.shape[0] < (known := codec.vocab_size):
             raise family.refusal(f"its tokenizer knows {known} tokens, more than its head has rows")
