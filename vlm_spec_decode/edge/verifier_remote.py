@@ -39,6 +39,9 @@ _NETWORK_FAILURES = frozenset({HandshakeFailure.PROTOCOL, HandshakeFailure.BROKE
 
 _BROKE_OFF = "a new handshake broke off"
 
+UPKEEP_S = 0.05
+"""How long time-outs and the connection may be left alone while messages are on their way."""
+
 PROBE_EVERY_S = 1.0
 """How often to probe whether anything listens at the addresses, once `refused_s` is over."""
 
@@ -55,6 +58,7 @@ class RemoteVerifier(Verifier):
         self._events: SimpleQueue[Event | CloudError | Cancelled] = SimpleQueue()
         self._answer = 0
         self._usage_before = (0, 0)
+        self._upkeep_s = -math.inf
         self._welcomed = threading.Event()
         self._was_welcomed = False
         self._started = False
@@ -177,21 +181,26 @@ class RemoteVerifier(Verifier):
         self._protocol.receive(data, self._clock.now())
 
     def _flush(self) -> None:
-        # Somebody waits for these; the time-outs after them take as long as a thread takes to wake up.
-        self._hand_over()
-        self._protocol.tick(self._clock.now())
-        self._link.switch_to(self._protocol.cloud_index)
-        self._protocol.maintain(self._link, self._clock.now())
-        self._hand_over()
+        has_handed_over, now_s = self._hand_over(), self._clock.now()
+        # Whoever waits for what was handed over cannot go on before this thread sleeps.
+        if not has_handed_over or now_s - self._upkeep_s >= UPKEEP_S:
+            self._upkeep_s = now_s
+            self._protocol.tick(now_s)
+            self._link.switch_to(self._protocol.cloud_index)
+            self._protocol.maintain(self._link, now_s)
+            self._hand_over()
         if self._protocol.is_welcome and not self._welcomed.is_set():
             self._was_welcomed = True
             self._welcomed.set()
 
-    def _hand_over(self) -> None:
+    def _hand_over(self) -> bool:
+        """Send and deliver what the protocol has; return whether there was anything."""
+        has_any = bool(self._protocol.outbox or self._protocol.events)
         while self._protocol.outbox:
             self._link.send(self._protocol.outbox.popleft())
         while self._protocol.events:
             self._events.put(self._protocol.events.popleft())
+        return has_any
 
     # On the caller's thread ----------------------------------------------------------------------
 

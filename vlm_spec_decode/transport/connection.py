@@ -4,7 +4,8 @@ ZeroMQ reconnects a lost TCP connection, but not one with unreadable data: after
 does not connect again, and after a damaged length either end waits for bytes that never come. The caller
 that notices the silence calls `renew`. The new connection has the same routing id, so that the cloud
 continues with the same robot, and takes over once its handshake is done; until then the old one may
-recover. This module also has the TCP options of both ends, and counts the file descriptors of a link.
+recover. This module also has what both ends share: the TCP options, the pipe that wakes a link's thread, and
+the count of the file descriptors of a link.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -33,6 +35,10 @@ HANDSHAKE_MS = 6000
 
 NO_ROOM_CODE = 500
 """ZAP status with which a cloud's authenticator refuses a client for lack of file descriptors."""
+
+
+_READABLE = int(zmq.POLLIN)
+_PIPE_BYTES = 4096
 
 
 class HandshakeFailure(Enum):
@@ -235,8 +241,8 @@ class Connection:
 
 
 def has_message(socket: zmq.Socket[bytes]) -> bool:
-    """Tell whether a message can be received at once; a tenth of the time that `Socket.poll` takes."""
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+    """Tell whether a message can be received at once; in half of the time that `Socket.poll` takes."""
+    return bool(zmq.zmq_poll([(socket, _READABLE)], 0))
 
 
 def detect_dead_peers(socket: zmq.Socket[bytes]) -> None:
@@ -251,6 +257,45 @@ def detect_dead_peers(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_EVERY_S)
     socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT)
     socket.setsockopt(zmq.TCP_MAXRT, UNACKNOWLEDGED_MS)
+
+
+class Waker:
+    """A pipe to be polled beside sockets: `wake` makes it readable, `clear` takes that back.
+
+    It ends a poll early, from another thread, for less than a pair of ZeroMQ's sockets costs.
+    """
+
+    def __init__(self) -> None:
+        self._receive, self._send = os.pipe()
+        os.set_blocking(self._receive, False)
+        os.set_blocking(self._send, False)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def fileno(self) -> int:
+        """Return the descriptor to poll."""
+        return self._receive
+
+    def wake(self) -> None:
+        """End the poll that goes on, or the next one. From any thread; after `close` nothing happens."""
+        # The lock keeps the byte out of another file that has been given the number of a closed one.
+        with self._lock, suppress(BlockingIOError):  # a full pipe wakes as well
+            if not self._closed:
+                os.write(self._send, b"\0")
+
+    def clear(self) -> None:
+        """Forget all wake-ups so far. Only from the thread that polls."""
+        with suppress(BlockingIOError):
+            while len(os.read(self._receive, _PIPE_BYTES)) == _PIPE_BYTES:
+                pass
+
+    def close(self) -> None:
+        """Free the pipe. Idempotent."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self._receive)
+                os.close(self._send)
 
 
 RESERVE = 12

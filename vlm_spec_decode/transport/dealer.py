@@ -8,7 +8,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from vlm_spec_decode.transport.connection import (
     EDGE_NEEDS,
     Connection,
     HandshakeFailure,
-    has_message,
+    Waker,
     require_descriptors,
 )
 from vlm_spec_decode.transport.emulation import EmulatedDirection, emulated_directions
@@ -73,12 +72,8 @@ class DealerLink:
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         require_descriptors(EDGE_NEEDS, "a connection to a cloud")
         self._context = zmq.Context()
-        self._wake_send = self._context.socket(zmq.PAIR)
-        self._wake_receive = self._context.socket(zmq.PAIR)
-        endpoint = f"inproc://wake-{os.urandom(8).hex()}"
-        self._wake_receive.bind(endpoint)
-        self._wake_send.connect(endpoint)
-        self._wake_lock = threading.Lock()
+        self._waker = Waker()
+        self._closing = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._connection: Connection | None = None
@@ -100,9 +95,7 @@ class DealerLink:
     def post(self, call: Callable[[], None]) -> None:
         """Run `call` on the link's thread soon. May be called from any thread."""
         self._calls.put(call)
-        with self._wake_lock:
-            if not self._stopping.is_set():
-                self._wake_send.send(b"", zmq.NOBLOCK)
+        self._waker.wake()
 
     def send(self, data: bytes) -> None:
         """Send one message. Only from the link's thread, that is from a callback."""
@@ -134,15 +127,14 @@ class DealerLink:
 
     def close(self) -> None:
         """Send what was posted, stop the thread and free the sockets. Idempotent."""
-        with self._wake_lock:
+        with self._closing:
             if self._stopping.is_set():
                 return
-            self._wake_send.send(b"", zmq.NOBLOCK)
             self._stopping.set()
+        self._waker.wake()
         if self._thread:
             self._thread.join(timeout=5)
-        self._wake_send.close(0)
-        self._wake_receive.close(0)
+        self._waker.close()
         self._context.term()
 
     def _run(self, on_message: Callable[[bytes], None], on_tick: Callable[[], None]) -> None:
@@ -152,9 +144,12 @@ class DealerLink:
             while not self._stopping.is_set():
                 if self._connection.has_changed:
                     poller = self._poller(self._connection)
-                poller.poll(math.ceil(1000 * self._poll_timeout_s()))
+                ready = [source for source, _ in poller.poll(math.ceil(1000 * self._poll_timeout_s()))]
+                if is_woken := self._waker.fileno() in ready:
+                    self._waker.clear()
                 self._drain_calls()
-                self._drain_connection(on_message)
+                if len(ready) > is_woken:
+                    self._drain_connection(on_message)
                 self._deliver_due(on_message)
                 on_tick()
             self._drain_calls()
@@ -164,13 +159,12 @@ class DealerLink:
 
     def _poller(self, connection: Connection) -> zmq.Poller:
         poller = zmq.Poller()
-        for socket in (self._wake_receive, *connection.sockets()):
+        poller.register(self._waker.fileno(), zmq.POLLIN)
+        for socket in connection.sockets():
             poller.register(socket, zmq.POLLIN)
         return poller
 
     def _drain_calls(self) -> None:
-        while has_message(self._wake_receive):
-            self._wake_receive.recv()
         while True:
             try:
                 call = self._calls.get_nowait()

@@ -24,6 +24,7 @@ from vlm_spec_decode.transport.access import (
 from vlm_spec_decode.transport.connection import (
     CLOUD_NEEDS,
     HANDSHAKE_MS,
+    Waker,
     detect_dead_peers,
     has_message,
     require_descriptors,
@@ -54,13 +55,10 @@ class RouterLink:
         self._authenticator = Authenticator(self._context, authorized, self.access.dropped, clock)
         self._authenticator.start()
         self._socket = self._make_socket(keys)
-        self._wake_send = self._context.socket(zmq.PAIR)
-        self._wake_receive = self._context.socket(zmq.PAIR)
-        self._wake_receive.bind("inproc://wake")
-        self._wake_send.connect("inproc://wake")
+        self._waker = Waker()
         self._poller = zmq.Poller()
-        for socket in (self._socket, self._wake_receive):
-            self._poller.register(socket, zmq.POLLIN)
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._waker.fileno(), zmq.POLLIN)
         try:
             self._socket.setsockopt(zmq.IPV6, is_v6)
             self._socket.bind(endpoint)
@@ -72,10 +70,10 @@ class RouterLink:
 
     def poll(self, timeout_s: float) -> Iterator[tuple[bytes, bytes]]:
         """Yield (peer, bytes) of each message received, after waiting at most `timeout_s` or until `wake`."""
-        self._poller.poll(round(1000 * timeout_s))
-        while has_message(self._wake_receive):
-            self._wake_receive.recv()
-        burst = 256
+        ready = [source for source, _ in self._poller.poll(round(1000 * timeout_s))]
+        if self._waker.fileno() in ready:
+            self._waker.clear()
+        burst = 256 if self._socket in ready else 0
         while burst and has_message(self._socket):
             burst -= 1
             peer, *parts = self._socket.recv_multipart(copy=False)
@@ -91,13 +89,13 @@ class RouterLink:
             self.unroutable += 1
 
     def wake(self) -> None:
-        """End a `poll` early. From one other thread."""
-        self._wake_send.send(b"", zmq.NOBLOCK)
+        """End a `poll` early. From any thread."""
+        self._waker.wake()
 
     def close(self) -> None:
         """Free sockets and the authenticator's thread."""
-        for socket in (self._socket, self._wake_send, self._wake_receive):
-            socket.close(200)
+        self._socket.close(200)
+        self._waker.close()
         self._authenticator.stop()
         self._context.term()
 
