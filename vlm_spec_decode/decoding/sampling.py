@@ -9,6 +9,7 @@ often.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -68,30 +69,41 @@ def noise_parts(
 ) -> npt.NDArray[np.float32]:
     """Return 1 - u in float32, u the uniform numbers behind the noise of `ids` [n], or of 0 to size - 1.
 
-    `key` is `noise_counter`'s. For ranking candidates only: `piece` ids at a time, in buffers that stay in
+    `key` is `noise_counter`'s. For sums and candidates only: `piece` ids at a time, in buffers that stay in
     the processor's cache.
     """
     parts = np.empty(size, dtype=np.float32)
-    steps = _counter_steps(size) if ids is None else (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN
-    counted = np.empty(min(piece, size), dtype=np.uint64)
-    shifted = np.empty(min(piece, size), dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for start in range(0, size, piece):
-            end = min(size, start + piece)
-            x, spare = counted[: end - start], shifted[: end - start]
-            np.add(steps[start:end], np.uint64(key), out=x)
-            for by, factor in ((30, _MIX1), (27, _MIX2)):
-                np.right_shift(x, np.uint64(by), out=spare)
-                x ^= spare
-                x *= factor
-            np.right_shift(x, np.uint64(31), out=spare)
-            x ^= spare
-            np.right_shift(x, np.uint64(11), out=spare)
-            np.subtract(np.uint64(2**53), spare, out=spare)
-            parts[start:end] = spare.view(np.int64)
+    for start, x, spare in noise_pieces(key, ids, size, piece):
+        np.right_shift(x, np.uint64(31), out=spare)
+        x ^= spare
+        np.right_shift(x, np.uint64(11), out=spare)
+        np.subtract(np.uint64(2**53), spare, out=spare)
+        parts[start : start + len(x)] = spare.view(np.int64)
     parts -= np.float32(0.5)
     parts *= np.float32(2.0**-53)
     return parts
+
+
+def noise_pieces(
+    key: int, ids: npt.NDArray[np.int64] | None, size: int, piece: int
+) -> Iterator[tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.uint64]]]:
+    """Yield (start, x, spare): the bits of `ids`, or of 0 to size - 1, before `_mix`'s last step.
+
+    That step is x ^ (x >> 31), which leaves the highest 31 bits as they are. At most `piece` ids at a time;
+    `x` and `spare`, which is room for as many, are used again for the next ones.
+    """
+    steps = _counter_steps(size) if ids is None else (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN
+    counted = np.empty(min(piece, size), dtype=np.uint64)
+    shifted = np.empty(min(piece, size), dtype=np.uint64)
+    for start in range(0, size, piece):
+        end = min(size, start + piece)
+        x, spare = counted[: end - start], shifted[: end - start]
+        np.add(steps[start:end], np.uint64(key), out=x)
+        for by, factor in ((30, _MIX1), (27, _MIX2)):
+            np.right_shift(x, np.uint64(by), out=spare)
+            x ^= spare
+            x *= factor
+        yield start, x, spare
 
 
 TINY_TEMPERATURE = 1e-100
@@ -122,7 +134,7 @@ def log_probs(logits: Row, params: SamplingParams) -> Floats:
             kept = np.argsort(-scores, kind="stable")[: params.top_k]
             scores = _only(scores, kept)
         if params.top_p < 1:
-            scores = _only(scores, _nucleus(scores, params.top_p))
+            scores = _only(scores, nucleus(scores, params.top_p))
     return scores - _logsumexp(scores)
 
 
@@ -174,8 +186,11 @@ MASS_TOLERANCE = 1e-9
 """A mass this close below top_p reaches it: ten equal ids and top_p 0.9 leave nine, however sums round."""
 
 
-def _nucleus(scores: Floats, top_p: float) -> npt.NDArray[np.intp]:
-    """Indices of the smallest set whose mass reaches `top_p`; always at least one."""
+def nucleus(scores: Floats, top_p: float) -> npt.NDArray[np.intp]:
+    """Return the indices of the smallest set whose mass reaches `top_p`, likeliest first; at least one.
+
+    `scores` [n] are log-probabilities up to a constant.
+    """
     order = np.argsort(-scores, kind="stable")
     mass = np.cumsum(np.exp(scores[order] - _logsumexp(scores)))
     # The token that crosses `top_p` belongs to the nucleus, or one with p > top_p would leave it empty.

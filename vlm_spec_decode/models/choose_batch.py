@@ -34,15 +34,11 @@ from vlm_spec_decode.decoding.sampling import (
     noise_counter,
     require_finite,
 )
-from vlm_spec_decode.models.choose import (
-    BLOCK,
-    GREEDY,
-    LEAST_NOISE,
-    NO_NOISE,
-    DeviceChoices,
-)
+from vlm_spec_decode.models.choose import DeviceChoices
 from vlm_spec_decode.models.device_noise import device_noise_parts, signed
 from vlm_spec_decode.models.hardware import memory_named, queue_to_host, to_device, to_host
+from vlm_spec_decode.models.row_blocks import BLOCK, whole_blocks
+from vlm_spec_decode.models.row_search import GREEDY, LEAST_NOISE, NO_NOISE
 
 SPARE = 24
 """Candidates beyond the asked ones, so that equal logits and the noise's rounding rarely reach past them."""
@@ -392,8 +388,7 @@ def _greatest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if blocks <= 2 * count:
         found = torch.topk(scores, min(count, size), dim=1)
         return found.values, found.indices
-    whole = scores[:, : blocks * BLOCK].view(rows, blocks, BLOCK)
-    chosen = torch.topk(whole.amax(2), count, dim=1, sorted=False).indices
+    chosen = torch.topk(whole_blocks(scores).amax(2), count, dim=1, sorted=False).indices
     places = (chosen[:, :, None] * BLOCK + torch.arange(BLOCK, device=scores.device)).flatten(1)
     # What does not fill a block takes part entry by entry.
     rest = torch.arange(blocks * BLOCK, size, device=scores.device).expand(rows, -1)

@@ -1,0 +1,458 @@
+"""The best ids of one row in host memory, exactly, and without a score for every id.
+
+What is returned is what the plain formulas of `decoding.sampling` say: blocks' maxima, the order of the noise
+and float32 masses only decide which few ids are looked at, and those are scored in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vlm_spec_decode.core.choices import IMPOSSIBLE, Ids, LegalTokens, Ranking
+from vlm_spec_decode.core.types import SamplingParams
+from vlm_spec_decode.decoding.noise_order import PIECE, NoiseOrder, noise_order
+from vlm_spec_decode.decoding.sampling import (
+    MASS_TOLERANCE,
+    TINY_TEMPERATURE,
+    Floats,
+    gumbel_noise_at,
+    noise_counter,
+    noise_parts,
+    nucleus,
+    require_finite,
+)
+from vlm_spec_decode.models.row_blocks import BLOCK, BlockedRows, Values
+
+FEW_IDS = 4096
+"""So many ids that a mask or cut leaves are taken by themselves; of more, the others are put at -inf."""
+
+PROBED = 64
+"""Ids with the greatest noise of a position that are scored first."""
+
+DEEPER = 6
+"""If the first ids of the order do not settle it, so many times as many are scored."""
+
+ENTRIES_A_BLOCK = 32
+"""To look into a block costs as much as to score so many ids of the order."""
+
+PROBED_BLOCKS = 8
+"""Blocks whose likeliest ids are scored if the order alone says little: in sharp rows they win."""
+
+ROUNDING = 1e-4
+"""How far a sum of float32 masses may be off."""
+
+NEAR = 8.0
+"""Ids within a factor of e**-8 of the likeliest: of a usual row they are few, and hold nearly all of it."""
+
+MOST_NEAR = 96
+"""Blocks with such an id from which on a row counts as flat: sorting them would cost more than tests."""
+
+BINS, BINS_PER_UNIT = 4096, 128
+"""Histogram of a flat row: steps of 1/128 in log-probability, down to e**-32 of the likeliest."""
+
+SMALL_OFFSET = 100.0
+"""A z / T up to here is off by less than 1e-5 in float32, so one pass may scale and shift."""
+
+LEAST_NOISE = -2.63
+"""Noise below is taken as this: 1 - u rounds to 1 there."""
+
+LOWEST_SCORE = float(np.finfo(np.float64).min)
+
+NO_NOISE = -1
+"""Instead of a position: rank by probability alone."""
+
+GREEDY = SamplingParams(temperature=1.0)
+"""What ids are ranked by at temperature 0: their logits, uncut."""
+
+
+def exact_scores(logits: Values, best: float, params: SamplingParams) -> Floats:
+    """Return z / T in float64, as `decoding.sampling.log_probs` has it before the cuts."""
+    scores = logits.astype(np.float64)
+    if params.temperature < TINY_TEMPERATURE:
+        with np.errstate(over="ignore"):  # to -inf, which is what such a difference comes to
+            return np.asarray((scores - best) / params.temperature)
+    scores /= params.temperature
+    return scores
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row's ids that may still be chosen, ascending, and their logits; `ids` None: all of them."""
+
+    logits: Values
+    ids: Ids | None
+    blocks: BlockedRows | None
+
+    @staticmethod
+    def of(blocks: BlockedRows, legal: LegalTokens | None = None) -> Row:
+        """Return the legal part of one row."""
+        row = Row(blocks.values[0], None, blocks)
+        if legal is None:
+            return row
+        is_few = int(np.bitwise_count(legal.bits).sum()) <= FEW_IDS
+        return row.only(legal.ids) if is_few else row.masked(legal.mask)
+
+    def __len__(self) -> int:
+        """Return the number of entries, ids at -inf among them."""
+        return len(self.logits)
+
+    @cached_property
+    def best(self) -> float:
+        """The greatest logit. Raises NotFinite."""
+        best = float((self.logits if self.blocks is None else self.blocks.maxima).max(initial=-math.inf))
+        require_finite(best)
+        return best
+
+    @property
+    def first(self) -> int:
+        """The entry of the greatest logit, the lowest of several."""
+        return int(self.logits.argmax())
+
+    def only(self, entries: Ids) -> Row:
+        """Return some entries, ascending."""
+        return Row(self.logits[entries], entries if self.ids is None else self.ids[entries], None)
+
+    def masked(self, kept: npt.NDArray[np.bool_]) -> Row:
+        """Return the whole row with all others at -inf."""
+        logits = np.where(kept, self.logits, np.float32(-np.inf))
+        return Row(logits, None, BlockedRows.of(torch.from_numpy(logits)[None]))
+
+    def where(self, kept: npt.NDArray[np.bool_]) -> Row:
+        """Return the entries of a mask: by themselves if they are few."""
+        is_few = self.ids is not None or np.count_nonzero(kept) <= FEW_IDS
+        return self.only(np.flatnonzero(kept)) if is_few else self.masked(kept)
+
+    def top_k(self, count: int) -> Row:
+        """Return the `count` likeliest entries, of equal ones the lowest."""
+        if not 0 < count < len(self):
+            return self
+        if self.blocks is None:
+            return self.only(np.sort(np.argsort(-self.logits, kind="stable")[:count]))
+        _, ids, values = self.blocks.at_least(self.blocks.nth(count))
+        kept = ids[np.argsort(-values, kind="stable")[:count]]
+        if count <= FEW_IDS:
+            return self.only(np.sort(kept))
+        mask = np.zeros(len(self), dtype=np.bool_)
+        mask[kept] = True
+        return self.masked(mask)
+
+
+def rank(row: Row, position: int, params: SamplingParams, count: int, *, summed: bool) -> Ranking:
+    """Return the `count` ids with the greatest z / T + g that the cuts leave, g the noise of (position, id).
+
+    At temperature 0, and at position NO_NOISE, g is 0. `summed` also finds the ranking's `log_sum`. Raises
+    NotFinite.
+    """
+    if params.temperature == 0:
+        params, position = GREEDY, NO_NOISE
+    contest = Contest(row.top_k(params.top_k), row.best, position, params)
+    log_sum = contest.log_sum() if summed else math.nan
+    cut: Nucleus | None = None
+    if params.top_p < 1:
+        cut = Nucleus(contest.row, row.best, params)
+        if (members := cut.members()) is not None:
+            contest, cut = replace(contest, row=contest.row.only(members)), None
+    wanted = count if cut is None else 2 * count
+    while True:
+        found = contest.leaders(wanted)
+        order = np.argsort(-found.scores, kind="stable")
+        order = order[found.scores[order] > found.scores[order[0]] - IMPOSSIBLE]
+        if cut is not None:
+            order = cut.first(order, found.ids, found.values, count)
+            if len(order) < count and wanted < len(row):
+                wanted *= 8
+                continue
+        order = order[:count]
+        return Ranking(tuple(found.ids[order].tolist()), tuple(found.scores[order].tolist()), log_sum)
+
+
+class Leaders(NamedTuple):
+    """Ids [m], ascending, with their logits and scores: all whose score reaches a bound, perhaps others."""
+
+    ids: Ids
+    values: Values
+    scores: Floats
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A row's scores z / T + g; `best` is the greatest logit before the cuts."""
+
+    row: Row
+    best: float
+    position: int
+    params: SamplingParams
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether the score has noise."""
+        return self.position != NO_NOISE
+
+    def scored(self, ids: Ids, values: Values) -> Floats:
+        """Return the exact scores of ids with these logits."""
+        scores = exact_scores(values, self.best, self.params)
+        return scores + gumbel_noise_at(self.params.seed, self.position, ids) if self.has_noise else scores
+
+    def leaders(self, count: int) -> Leaders:
+        """Return ids that hold the best `count`, with all that score as much as the last of these."""
+        blocks = self.row.blocks
+        if blocks is None:
+            assert self.row.ids is not None
+            return Leaders(self.row.ids, self.row.logits, self.scored(self.row.ids, self.row.logits))
+        if self.has_noise:
+            return self._by_noise(blocks, count)
+        _, ids, values = blocks.at_least(blocks.nth(count))
+        return Leaders(ids, values, self.scored(ids, values))
+
+    def _by_noise(self, blocks: BlockedRows, count: int) -> Leaders:
+        """Return the leaders of a row in which every id may win.
+
+        Let `least` be a score that `count` ids reach. An id that reaches it as well either is one of the
+        first `end` of the noise's order, or has z / T + t >= least, t being the noise beyond `end`; and then
+        its block's maximum has. (As in Fagin's threshold algorithm.) Ids of the second kind have a
+        probability of about e**-t / count at least, so they are at most e**t times a few, whatever the row,
+        and the order holds vocab · e**-t: with t near log(vocab) / 2 both are about the vocabulary's root.
+        Divisions and sums round monotonically, so an id below the bound by its block is below by its score.
+        """
+        order = noise_order(self.params.seed, self.position, len(self.row))
+        tops = exact_scores(blocks.maxima[0], self.best, self.params)
+        probe = order.ids[: max(PROBED, 4 * count)]
+        least = _nth_of(self._of_order(order, len(probe)), count)
+        end, is_open = _reach(order, len(probe), tops, least)
+        if is_open.sum() > PROBED_BLOCKS + end // ENTRIES_A_BLOCK:
+            ids, values = self._likeliest(blocks, max(PROBED, 2 * count))
+            least = max(least, _nth_of(self.scored(ids, values), count))
+            end, is_open = _reach(order, len(probe), tops, least)
+        scores = self._of_order(order, end)
+        kept = scores >= least
+        ids, scores = order.ids[:end][kept], scores[kept]
+        if is_open.any():
+            opened = np.flatnonzero(is_open)
+            inside = blocks.block_values(np.zeros_like(opened), opened)
+            near = exact_scores(inside, self.best, self.params) + order.beyond(end) >= least
+            which, places = np.nonzero(near)
+            others = opened[which] * BLOCK + places
+            more = self.scored(others, inside[near])
+            kept = more >= least
+            ids, scores = np.concatenate([ids, others[kept]]), np.concatenate([scores, more[kept]])
+        ids, first = np.unique(ids, return_index=True)
+        return Leaders(ids, self.row.logits[ids], scores[first])
+
+    def _of_order(self, order: NoiseOrder, end: int) -> Floats:
+        """Return the scores of the first ids of the order."""
+        return exact_scores(self.row.logits[order.ids[:end]], self.best, self.params) + order.noise[:end]
+
+    def _likeliest(self, blocks: BlockedRows, count: int) -> tuple[Ids, Values]:
+        """Return the likeliest ids of the few blocks with the greatest maxima."""
+        _, ids, values = blocks.at_least(blocks.nth(min(PROBED_BLOCKS, blocks.maxima.shape[1])))
+        kept = np.argsort(-values)[:count]
+        return ids[kept], values[kept]
+
+    def log_sum(self) -> float:
+        """Return the log of the sum of e**(z / T + g) over the row.
+
+        A share that a strategy weighs a token by, never one that decides about it: from float32.
+        """
+        offset = 0.0 if self.params.temperature < TINY_TEMPERATURE else self.best / self.params.temperature
+        shares = masses(self.row.logits, self.best, self.params)
+        if self.has_noise:
+            # e**g = 1 / -log u, and with u = 1 - v that is -log1p(-v). v is a whole number of 2**-53, so
+            # float32 keeps it exact to 24 bits also where u rounds to 1; where v rounds to 1 it is too great.
+            key = noise_counter(self.params.seed, self.position)
+            parts = torch.from_numpy(noise_parts(key, self.row.ids, len(self.row), PIECE))
+            shares.div_(parts.neg_().log1p_().neg_().clamp_(max=math.exp(-LEAST_NOISE)))
+        return math.log(float(shares.double().sum())) + offset
+
+
+def _nth_of(scores: Floats, count: int) -> float:
+    """Return the `count`-th greatest score; if there are fewer, the least that is not -inf, which has no chance."""
+    nth = float(np.partition(scores, -count)[-count]) if len(scores) >= count else -math.inf
+    return max(nth, LOWEST_SCORE)
+
+
+def _reach(
+    order: NoiseOrder, end: int, tops: Floats, least: float
+) -> tuple[int, npt.NDArray[np.bool_]]:
+    """Return how many ids of the order to score, and which blocks may hold others that reach `least`."""
+    while True:
+        is_open = tops + order.beyond(end) >= least
+        if end >= len(order.ids) or np.count_nonzero(is_open) * ENTRIES_A_BLOCK <= end:
+            return end, is_open
+        end = min(DEEPER * end, len(order.ids))
+
+
+def masses(logits: Values, best: float, params: SamplingParams) -> Tensor:
+    """Return e**(z / T) [n] in float32, that of the logit `best` being 1."""
+    scale, scores = 1 / max(params.temperature, 1e-37), torch.from_numpy(logits)
+    if abs(best) * scale < SMALL_OFFSET:
+        return torch.add(torch.tensor(-best * scale), scores, alpha=scale).exp_()
+    return torch.sub(scores, best).mul_(scale).exp_()
+
+
+@dataclass(frozen=True)
+class Nucleus:
+    """The smallest set of entries whose mass reaches top_p; an entry's mass is e**(z / T).
+
+    An entry is of the set if the mass of all likelier ones, and of equal ones with lower ids, is less than
+    top_p. Of a usual row the likeliest few are the set, and are found without a mass for every entry. Only
+    entries of a flat row are tested. Where float32's rounding could decide, float64 does.
+    """
+
+    row: Row
+    best: float
+    params: SamplingParams
+
+    def members(self) -> Ids | None:
+        """Return the set, ascending; None if it is not to be had without a sort of most of the row."""
+        blocks = self.row.blocks
+        if blocks is None:
+            scores = exact_scores(self.row.logits, self.best, self.params)
+            return np.sort(nucleus(scores, self.params.top_p))
+        is_near = blocks.maxima[0] >= self.best - NEAR * self.params.temperature
+        if np.count_nonzero(is_near) > MOST_NEAR:
+            return None
+        near = np.flatnonzero(is_near)
+        values = blocks.block_values(np.zeros_like(near), near)
+        which, places = np.nonzero(values >= self.best - NEAR * self.params.temperature)
+        logits = values[which, places]
+        order = np.argsort(-logits, kind="stable")
+        sums = np.cumsum(self._exact(logits[order]))
+        # All of the mass is at least that of what is near, and at most that of the near blocks and, of each
+        # other one, 128 times that of its greatest entry. If both end the set at one entry, so does the truth.
+        tops = np.concatenate([values.ravel(), blocks.maxima[0, ~is_near]])
+        weights = np.exp((tops.astype(np.float64) - self.best) / max(self.params.temperature, 1e-37))
+        most = float(weights[: values.size].sum() + BLOCK * weights[values.size :].sum())
+        end = self._end(sums, float(sums[-1]), most)
+        if end is None:
+            end = self._end(sums, self._about, self._about)
+        if end is None:
+            end = int(np.searchsorted(sums, self._wanted)) if sums[-1] >= self._wanted else None
+        if end is None:
+            return None
+        kept = order[: end + 1]
+        return np.sort(near[which[kept]] * BLOCK + places[kept])
+
+    def _end(self, sums: Floats, least: float, most: float) -> int | None:
+        """Return where running sums reach top_p of a mass between two; None if that may be at two entries."""
+        low = self.params.top_p * least * (1 - ROUNDING)
+        ends = np.searchsorted(sums, (low, self.params.top_p * most * (1 + ROUNDING)))
+        return int(ends[0]) if ends[0] == ends[1] < len(sums) else None
+
+    def first(self, order: npt.NDArray[np.intp], ids: Ids, values: Values, count: int) -> npt.NDArray[np.intp]:
+        """Return the first `count` of `order`, indices of `ids` and their logits, that are of the set."""
+        while len(taken := order[:count]):
+            # If the least likely of them is of the set, all are; if not, then none that is as unlikely.
+            last = taken[np.lexsort((-ids[taken], values[taken]))[0]]
+            if self._has(int(ids[last]), float(values[last])):
+                break
+            is_likelier = (values > values[last]) | ((values == values[last]) & (ids < ids[last]))
+            order = order[is_likelier[order]]
+        return taken
+
+    def _has(self, entry: int, value: float) -> bool:
+        """Tell whether the mass above an entry, and of equal ones with lower ids, is less than wanted."""
+        mass, about = np.float32(self._masses[entry]), self.params.top_p * self._about
+        # What float32 takes for equal may be or not: only where that decides, the logits themselves are read.
+        if self._above(float(np.nextafter(mass, np.float32(-1)))) < about * (1 - ROUNDING):
+            return True
+        if self._above(float(mass)) > about * (1 + ROUNDING):
+            return False
+        above = float(self._exact_masses[self.row.logits > value].sum())
+        equal = int(np.count_nonzero(self.row.logits[:entry] == value))
+        return above + equal * float(self._exact_masses[entry]) < self._wanted
+
+    def _above(self, mass: float) -> float:
+        """Return the mass of all entries that have more than `mass`."""
+        return float(torch.threshold(self._masses, mass, 0.0).sum())
+
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Return the set as a mask [n].
+
+        A sort of the whole row would do (`decoding.sampling`). Instead the mass goes into bins of log-mass,
+        the bin in which it reaches top_p is found, and only that bin's few entries are sorted.
+        """
+        kept = np.zeros(len(self.row), dtype=np.bool_)
+        if (members := self.members()) is not None:
+            kept[members] = True
+            return kept
+        depth = (self._top - exact_scores(self.row.logits, self.best, self.params)) * BINS_PER_UNIT
+        bins = np.minimum(depth, BINS - 1).astype(np.int64)
+        by_bin = np.bincount(bins, weights=self._exact_masses, minlength=BINS).cumsum()
+        crossing = min(int(np.searchsorted(by_bin, self._wanted)), BINS - 1)
+        before = float(by_bin[crossing - 1]) if crossing else 0.0
+        members = np.flatnonzero(bins == crossing)
+        members = members[np.argsort(-self.row.logits[members], kind="stable")]
+        sums = before + self._exact_masses[members].cumsum()
+        kept[members[: int(np.searchsorted(sums, self._wanted)) + 1]] = True
+        return kept | (bins < crossing)
+
+    @cached_property
+    def _masses(self) -> Tensor:
+        return masses(self.row.logits, self.best, self.params)
+
+    @cached_property
+    def _about(self) -> float:
+        """The mass of all entries up to `ROUNDING`."""
+        return float(self._masses.sum())
+
+    @cached_property
+    def _exact_masses(self) -> Floats:
+        return self._exact(self.row.logits)
+
+    @cached_property
+    def _wanted(self) -> float:
+        """The mass that makes the set."""
+        return (self.params.top_p - MASS_TOLERANCE) * float(self._exact_masses.sum())
+
+    @cached_property
+    def _top(self) -> float:
+        return float(exact_scores(np.array([self.best], dtype=np.float32), self.best, self.params)[0])
+
+    def _exact(self, logits: Values) -> Floats:
+        return np.asarray(np.exp(exact_scores(logits, self.best, self.params) - self._top))
+
+
+def likeliest(
+    blocks: BlockedRows, allowed: Seq[LegalTokens | None] | None, params: SamplingParams, count: int
+) -> list[Ranking | None]:
+    """Return the ids with the greatest z / T of each row, uncut, all rows at once; None where one needs more.
+
+    Without their `log_sum`.
+    """
+    # Where a tenth of the ids is not legal, twice as many nearly always hold enough that are.
+    rows, ids, values = blocks.at_least(blocks.nth(count if allowed is None else 2 * count))
+    if allowed is not None:
+        is_legal = legal_at(allowed, rows, ids)
+        rows, ids, values = rows[is_legal], ids[is_legal], values[is_legal]
+    scores = values.astype(np.float64) / params.temperature
+    # By row; in it the greatest first, of equal ones the lowest id, which comes first as it is.
+    order = np.lexsort((-scores, rows))
+    ids, scores = ids[order], scores[order]
+    starts = np.searchsorted(rows, np.arange(len(blocks.values) + 1)).tolist()
+    is_usable = np.isfinite(blocks.maxima.max(axis=1)).tolist()
+    found = list[Ranking | None]()
+    for row, start in enumerate(starts[:-1]):
+        few = slice(start, min(start + count, starts[row + 1]))
+        names, sums = ids[few].tolist(), scores[few].tolist()
+        is_found = is_usable[row] and len(names) == count and sums[-1] > sums[0] - IMPOSSIBLE
+        found.append(Ranking(tuple(names), tuple(sums), math.nan) if is_found else None)
+    return found
+
+
+def legal_at(allowed: Seq[LegalTokens | None], rows: Ids, ids: Ids) -> npt.NDArray[np.bool_]:
+    """Return whether ids [m] of rows [m] are legal, from the packed bits."""
+    found = np.ones(len(ids), dtype=np.bool_)
+    for row, tokens in enumerate(allowed):
+        if tokens is not None:
+            few = slice(*np.searchsorted(rows, (row, row + 1)))
+            found[few] = tokens.bits[ids[few] >> 3] >> (ids[few] & 7) & 1
+    return found
