@@ -34,18 +34,17 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return np.asarray(x ^ (x >> np.uint64(31)), dtype=np.uint64)
 
 
+@lru_cache(maxsize=1024)
 def noise_counter(seed: int, position: int) -> int:
     """Return where the counter of one position's noise begins: a 64-bit key of (seed, position)."""
-    with np.errstate(over="ignore"):
-        key = _mix(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(position + 1) * _GOLDEN
-        return int(_mix(key)[0])
+    steps = np.array([position + 1], dtype=np.uint64) * _GOLDEN
+    return int(_mix(_mix(np.array([seed % 2**64], dtype=np.uint64)) + steps)[0])
 
 
 def gumbel_noise_at(seed: int, position: int, ids: npt.NDArray[np.int64]) -> Floats:
     """Return standard Gumbel noise [n] of the token ids `ids` [n] at one position of one answer."""
-    with np.errstate(over="ignore"):
-        counter = np.uint64(noise_counter(seed, position)) + (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN
-        bits = _mix(counter) >> np.uint64(11)
+    steps = (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN
+    bits = _mix(steps + np.uint64(noise_counter(seed, position))) >> np.uint64(11)
     # 53 bits in the middle of their cells: u is in (0, 1), never 0 or 1, so both logarithms are finite.
     uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
     # g = -log(-log u) has the standard Gumbel law.

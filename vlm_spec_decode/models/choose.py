@@ -79,15 +79,14 @@ class DeviceChoices(Choices):
             positions = [NO_NOISE] * len(rows)
         elif params.rule != "coupled":
             positions = [NO_NOISE] * len(rows)
-        allowed = None if self.allowed is None else [self.allowed[row] for row in rows]
-        blocks = BlockedRows.of(self._some(rows))
-        found: list[Ranking | None] = [None] * len(rows)
+        blocks, found = BlockedRows.of(self._some(rows)), list[Ranking | None]([None] * len(rows))
+        allowed = [self.allowed[row] if self.allowed else None for row in rows]
         is_cut = 0 < params.top_k < self.scores.shape[1] or params.top_p < 1
         if NO_NOISE in positions and not (is_cut or summed or params.temperature < TINY_TEMPERATURE):
             found = likeliest(blocks, allowed, params, count)
         return [
-            known or rank(Row.of(blocks[i], allowed and allowed[i]), at, params, count, summed=summed)
-            for i, (known, at) in enumerate(zip(found, positions, strict=True))
+            known or rank(Row.of(blocks[i], legal), position, params, count, summed=summed)
+            for i, (known, legal, position) in enumerate(zip(found, allowed, positions, strict=True))
         ]
 
     @torch.inference_mode()

@@ -7,6 +7,7 @@ and float32 masses only decide which few ids are looked at, and those are scored
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -161,6 +162,8 @@ def rank(row: Row, position: int, params: SamplingParams, count: int, *, summed:
         cut = Nucleus(contest.row, row.best, params)
         if (members := cut.members()) is not None:
             contest, cut = replace(contest, row=contest.row.only(members)), None
+        else:
+            cut.weigh()
     wanted = count if cut is None else 2 * count
     while True:
         found = contest.leaders(wanted)
@@ -290,26 +293,47 @@ def _reach(
         end = min(DEEPER * end, len(order.ids))
 
 
-def masses(logits: Values, best: float, params: SamplingParams) -> Tensor:
+def masses(logits: Values, best: float, params: SamplingParams, out: Tensor | None = None) -> Tensor:
     """Return e**(z / T) [n] in float32, that of the logit `best` being 1."""
     scale, scores = 1 / max(params.temperature, 1e-37), torch.from_numpy(logits)
     if abs(best) * scale < SMALL_OFFSET:
-        return torch.add(torch.tensor(-best * scale), scores, alpha=scale).exp_()
-    return torch.sub(scores, best).mul_(scale).exp_()
+        return torch.add(torch.tensor(-best * scale), scores, alpha=scale, out=out).exp_()
+    return torch.sub(scores, best, out=out).mul_(scale).exp_()
 
 
-@dataclass(frozen=True)
+class _Room(threading.local):
+    """A buffer of one thread: to take fresh memory for a row costs as much as to fill it."""
+
+    def __init__(self) -> None:
+        self._room = np.empty(0, dtype=np.float32)
+
+    def __call__(self, size: int) -> Tensor:
+        """Return the buffer [size], which belongs to the caller until the next call."""
+        if len(self._room) < size:
+            self._room = np.empty(size, dtype=np.float32)
+        return torch.from_numpy(self._room[:size])
+
+
+_room = _Room()
+
+
+@dataclass
 class Nucleus:
     """The smallest set of entries whose mass reaches top_p; an entry's mass is e**(z / T).
 
     An entry is of the set if the mass of all likelier ones, and of equal ones with lower ids, is less than
-    top_p. Of a usual row the likeliest few are the set, and are found without a mass for every entry. Only
+    top_p. One of a thread is asked at a time. Of a usual row the likeliest few are the set, and are found without a mass for every entry. Only
     entries of a flat row are tested. Where float32's rounding could decide, float64 does.
     """
 
     row: Row
     best: float
     params: SamplingParams
+    _least: float = -math.inf
+
+    def weigh(self) -> None:
+        """Read the row: what looks at it next finds it in the processor's cache."""
+        self._about  # noqa: B018
 
     def members(self) -> Ids | None:
         """Return the set, ascending; None if it is not to be had without a sort of most of the row."""
@@ -360,19 +384,29 @@ class Nucleus:
 
     def _has(self, entry: int, value: float) -> bool:
         """Tell whether the mass above an entry, and of equal ones with lower ids, is less than wanted."""
-        mass, about = np.float32(self._masses[entry]), self.params.top_p * self._about
+        about = self.params.top_p * self._about
+        mass, reaching = self._reaching(entry, value)
         # What float32 takes for equal may be or not: only where that decides, the logits themselves are read.
-        if self._above(float(np.nextafter(mass, np.float32(-1)))) < about * (1 - ROUNDING):
+        if reaching < about * (1 - ROUNDING):
             return True
-        if self._above(float(mass)) > about * (1 + ROUNDING):
+        if reaching - np.count_nonzero(self._masses.numpy() == mass) * mass > about * (1 + ROUNDING):
             return False
         above = float(self._exact_masses[self.row.logits > value].sum())
         equal = int(np.count_nonzero(self.row.logits[:entry] == value))
         return above + equal * float(self._exact_masses[entry]) < self._wanted
 
-    def _above(self, mass: float) -> float:
-        """Return the mass of all entries that have more than `mass`."""
-        return float(torch.threshold(self._masses, mass, 0.0).sum())
+    def _reaching(self, entry: int, value: float) -> tuple[float, float]:
+        """Return the mass of an entry, and that of all entries that have as much.
+
+        Those that have less are dropped, for who asks goes on with a likelier entry. In place: of a real
+        vocabulary, a second buffer would drive the row out of the processor's cache.
+        """
+        if value < self._least:
+            del self._masses
+        self._least = value
+        mass = self._masses.numpy()[entry]
+        least = float(np.nextafter(mass, np.float32(-1)))
+        return float(mass), float(torch.threshold_(self._masses, least, 0.0).sum())
 
     def mask(self) -> npt.NDArray[np.bool_]:
         """Return the set as a mask [n].
@@ -397,11 +431,12 @@ class Nucleus:
 
     @cached_property
     def _masses(self) -> Tensor:
-        return masses(self.row.logits, self.best, self.params)
+        """The mass of every entry that is at least `_least`; belongs to the thread's next nucleus, too."""
+        return masses(self.row.logits, self.best, self.params, _room(len(self.row)))
 
     @cached_property
     def _about(self) -> float:
-        """The mass of all entries up to `ROUNDING`."""
+        """The mass of all entries up to `ROUNDING`. Asked for before any are dropped."""
         return float(self._masses.sum())
 
     @cached_property
@@ -422,15 +457,15 @@ class Nucleus:
 
 
 def likeliest(
-    blocks: BlockedRows, allowed: Seq[LegalTokens | None] | None, params: SamplingParams, count: int
+    blocks: BlockedRows, allowed: Seq[LegalTokens | None], params: SamplingParams, count: int
 ) -> list[Ranking | None]:
     """Return the ids with the greatest z / T of each row, uncut, all rows at once; None where one needs more.
 
     Without their `log_sum`.
     """
     # Where a tenth of the ids is not legal, twice as many nearly always hold enough that are.
-    rows, ids, values = blocks.at_least(blocks.nth(count if allowed is None else 2 * count))
-    if allowed is not None:
+    rows, ids, values = blocks.at_least(blocks.nth(2 * count if any(allowed) else count))
+    if any(allowed):
         is_legal = legal_at(allowed, rows, ids)
         rows, ids, values = rows[is_legal], ids[is_legal], values[is_legal]
     scores = values.astype(np.float64) / params.temperature
