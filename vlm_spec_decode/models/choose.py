@@ -79,20 +79,20 @@ class DeviceChoices(Choices):
             positions = [NO_NOISE] * len(rows)
         elif params.rule != "coupled":
             positions = [NO_NOISE] * len(rows)
-        blocks, found = BlockedRows.of(self._some(rows)), list[Ranking | None]([None] * len(rows))
-        allowed = [self.allowed[row] if self.allowed else None for row in rows]
+        blocks, allowed = BlockedRows.of(self._some(rows)), [self._legal(row) for row in rows]
+        found: list[Ranking | None] = [None] * len(rows)
         is_cut = 0 < params.top_k < self.scores.shape[1] or params.top_p < 1
         if NO_NOISE in positions and not (is_cut or summed or params.temperature < TINY_TEMPERATURE):
             found = likeliest(blocks, allowed, params, count)
-        return [
-            known or rank(Row.of(blocks[i], legal), position, params, count, summed=summed)
-            for i, (known, legal, position) in enumerate(zip(found, allowed, positions, strict=True))
-        ]
+        left = [i for i, known in enumerate(found) if known is None]
+        read = [Row.of(blocks, i, allowed[i]) for i in left]
+        more = iter(rank(read, [positions[i] for i in left], params, count, summed=summed))
+        return [known or next(more) for known in found]
 
     @torch.inference_mode()
     def confidence(self, row: int, token: int) -> tuple[float, bool]:
         """Return how sure a row is of `token`."""
-        if self.allowed and (tokens := self.allowed[row]) and not tokens.has(token):
+        if (tokens := self._legal(row)) and not tokens.has(token):
             return 0.0, False
         read = self._row(row)
         own = float(self.scores[row, token])
@@ -123,7 +123,7 @@ class DeviceChoices(Choices):
         """Return the legal id with the greatest logit, the lowest of several. Raises NotFinite."""
         logits = self.scores[row].float().cpu().numpy()
         best = int(logits.argmax())
-        if self.allowed and (tokens := self.allowed[row]) and not tokens.has(best):
+        if (tokens := self._legal(row)) and not tokens.has(best):
             read = self._row(row)
             require_finite(read.best)
             return read.first if read.ids is None else int(read.ids[read.first])
@@ -132,7 +132,10 @@ class DeviceChoices(Choices):
 
     def _row(self, row: int) -> Row:
         """Return a row's legal ids."""
-        return Row.of(BlockedRows.of(self.scores[row : row + 1]), self.allowed[row] if self.allowed else None)
+        return Row.of(BlockedRows.of(self.scores[row : row + 1]), 0, self._legal(row))
+
+    def _legal(self, row: int) -> LegalTokens | None:
+        return self.allowed[row] if self.allowed else None
 
     def _some(self, rows: Seq[int]) -> Tensor:
         """Return rows, without a copy if they follow each other."""

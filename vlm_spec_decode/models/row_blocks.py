@@ -52,10 +52,6 @@ class BlockedRows:
             maxima = torch.cat([maxima, rest.amax(1, keepdim=True)], dim=1)
         return BlockedRows(scores.numpy(), maxima.numpy())
 
-    def __getitem__(self, row: int) -> BlockedRows:
-        """Return one row."""
-        return BlockedRows(self.values[row : row + 1], self.maxima[row : row + 1])
-
     def nth(self, count: int) -> Values:
         """Return of each row a bound [n] that at least `count` entries reach: close below the count-th best.
 
@@ -76,6 +72,11 @@ class BlockedRows:
         values = self.block_values(rows, blocks)
         found, places = np.nonzero(values >= bounds[rows, None])
         return rows[found], blocks[found] * BLOCK + places, values[found, places]
+
+    def greatest(self, row: int, count: int) -> tuple[Ids, Values]:
+        """Return ids and values [m] of one row's `count` greatest entries, and perhaps of others; by id."""
+        one = BlockedRows(self.values[row : row + 1], self.maxima[row : row + 1])
+        return one.at_least(one.nth(count))[1:]
 
     def block_values(self, rows: Ids, blocks: Ids) -> Values:
         """Return the entries of blocks of rows [m, BLOCK], -inf beyond a row's end."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -87,16 +87,20 @@ def exact_scores(logits: Values, best: float, params: SamplingParams) -> Floats:
 
 @dataclass(frozen=True)
 class Row:
-    """One row's ids that may still be chosen, ascending, and their logits; `ids` None: all of them."""
+    """One row's ids that may still be chosen, ascending, and their logits; `ids` None: all of them.
+
+    A row of all ids is row `number` of `blocks`.
+    """
 
     logits: Values
     ids: Ids | None
-    blocks: BlockedRows | None
+    blocks: BlockedRows | None = None
+    number: int = 0
 
     @staticmethod
-    def of(blocks: BlockedRows, legal: LegalTokens | None = None) -> Row:
-        """Return the legal part of one row."""
-        row = Row(blocks.values[0], None, blocks)
+    def of(blocks: BlockedRows, number: int = 0, legal: LegalTokens | None = None) -> Row:
+        """Return the legal part of one of some rows."""
+        row = Row(blocks.values[number], None, blocks, number)
         if legal is None:
             return row
         is_few = int(np.bitwise_count(legal.bits).sum()) <= FEW_IDS
@@ -109,9 +113,15 @@ class Row:
     @cached_property
     def best(self) -> float:
         """The greatest logit. Raises NotFinite."""
-        best = float((self.logits if self.blocks is None else self.blocks.maxima).max(initial=-math.inf))
+        best = float((self.logits if self.ids is not None else self.maxima).max(initial=-math.inf))
         require_finite(best)
         return best
+
+    @property
+    def maxima(self) -> Values:
+        """The greatest logit of each block of a row of all ids [blocks]."""
+        assert self.blocks is not None
+        return self.blocks.maxima[self.number]
 
     @property
     def first(self) -> int:
@@ -120,7 +130,7 @@ class Row:
 
     def only(self, entries: Ids) -> Row:
         """Return some entries, ascending."""
-        return Row(self.logits[entries], entries if self.ids is None else self.ids[entries], None)
+        return Row(self.logits[entries], entries if self.ids is None else self.ids[entries])
 
     def masked(self, kept: npt.NDArray[np.bool_]) -> Row:
         """Return the whole row with all others at -inf."""
@@ -138,7 +148,7 @@ class Row:
             return self
         if self.blocks is None:
             return self.only(np.sort(np.argsort(-self.logits, kind="stable")[:count]))
-        _, ids, values = self.blocks.at_least(self.blocks.nth(count))
+        ids, values = self.blocks.greatest(self.number, count)
         kept = ids[np.argsort(-values, kind="stable")[:count]]
         if count <= FEW_IDS:
             return self.only(np.sort(kept))
@@ -147,120 +157,116 @@ class Row:
         return self.masked(mask)
 
 
-def rank(row: Row, position: int, params: SamplingParams, count: int, *, summed: bool) -> Ranking:
-    """Return the `count` ids with the greatest z / T + g that the cuts leave, g the noise of (position, id).
-
-    At temperature 0, and at position NO_NOISE, g is 0. `summed` also finds the ranking's `log_sum`. Raises
-    NotFinite.
-    """
-    if params.temperature == 0:
-        params, position = GREEDY, NO_NOISE
-    contest = Contest(row.top_k(params.top_k), row.best, position, params)
-    log_sum = contest.log_sum() if summed else math.nan
-    cut: Nucleus | None = None
-    if params.top_p < 1:
-        cut = Nucleus(contest.row, row.best, params)
-        if (members := cut.members()) is not None:
-            contest, cut = replace(contest, row=contest.row.only(members)), None
-        else:
-            cut.weigh()
-    wanted = count if cut is None else 2 * count
-    while True:
-        found = contest.leaders(wanted)
-        order = np.argsort(-found.scores, kind="stable")
-        order = order[found.scores[order] > found.scores[order[0]] - IMPOSSIBLE]
-        if cut is not None:
-            order = cut.first(order, found.ids, found.values, count)
-            if len(order) < count and wanted < len(row):
-                wanted *= 8
-                continue
-        order = order[:count]
-        return Ranking(tuple(found.ids[order].tolist()), tuple(found.scores[order].tolist()), log_sum)
-
-
 class Leaders(NamedTuple):
-    """Ids [m], ascending, with their logits and scores: all whose score reaches a bound, perhaps others."""
+    """Ids [m] of a row with their logits and scores: all whose score reaches a bound, perhaps others.
+
+    Ascending.
+    """
 
     ids: Ids
     values: Values
     scores: Floats
 
 
-@dataclass(frozen=True)
+def rank(
+    rows: Seq[Row], positions: Seq[int], params: SamplingParams, count: int, *, summed: bool
+) -> list[Ranking]:
+    """Return of each row the `count` ids with the greatest z / T + g that the cuts leave.
+
+    g is the noise of (position, id), and 0 at temperature 0 and at position NO_NOISE. `summed` also finds the
+    rankings' `log_sum`. Raises NotFinite.
+    """
+    if params.temperature == 0:
+        params, positions = GREEDY, [NO_NOISE] * len(rows)
+    contests = [Contest.of(row, at, params, summed) for row, at in zip(rows, positions, strict=True)]
+    # Rows at one position have the same noise: one look at its order is for all of them.
+    alike = dict[tuple[int, int], list[Contest]]()
+    for contest in contests:
+        if contest.has_noise and contest.row.ids is None:
+            alike.setdefault((id(contest.row.blocks), contest.position), []).append(contest)
+    for group in alike.values():
+        blocks, numbers = group[0].row.blocks, np.array([contest.row.number for contest in group])
+        assert blocks is not None
+        wanted = group[0].wanted(count)
+        for contest, found in zip(
+            group, by_noise(blocks, numbers, group[0].position, params, wanted), strict=True
+        ):
+            contest.leaders = found
+    return [contest.ranking(count) for contest in contests]
+
+
+@dataclass
 class Contest:
-    """A row's scores z / T + g; `best` is the greatest logit before the cuts."""
+    """A row's scores z / T + g; `best` is the greatest logit before the cuts.
+
+    `cut` tells which ids top-p leaves, if these are too many to be in `row` alone.
+    """
 
     row: Row
     best: float
     position: int
     params: SamplingParams
+    cut: Nucleus | None = None
+    log_sum: float = math.nan
+    leaders: Leaders | None = None
+
+    @staticmethod
+    def of(row: Row, position: int, params: SamplingParams, summed: bool) -> Contest:
+        """Cut a row. Raises NotFinite."""
+        contest = Contest(row.top_k(params.top_k), row.best, position, params)
+        if summed:
+            contest.log_sum = contest._log_sum()
+        if params.top_p < 1:
+            cut = Nucleus(contest.row, row.best, params)
+            members = cut.members()
+            if members is None:
+                contest.cut = cut
+            else:
+                contest.row = contest.row.only(members)
+        return contest
 
     @property
     def has_noise(self) -> bool:
         """Whether the score has noise."""
         return self.position != NO_NOISE
 
-    def scored(self, ids: Ids, values: Values) -> Floats:
-        """Return the exact scores of ids with these logits."""
-        scores = exact_scores(values, self.best, self.params)
-        return scores + gumbel_noise_at(self.params.seed, self.position, ids) if self.has_noise else scores
+    def wanted(self, count: int) -> int:
+        """Return how many leaders to look for: top-p cuts some of them."""
+        return count if self.cut is None else 2 * count
 
-    def leaders(self, count: int) -> Leaders:
-        """Return ids that hold the best `count`, with all that score as much as the last of these."""
-        blocks = self.row.blocks
-        if blocks is None:
-            assert self.row.ids is not None
-            return Leaders(self.row.ids, self.row.logits, self.scored(self.row.ids, self.row.logits))
+    def ranking(self, count: int) -> Ranking:
+        """Return the best ids."""
+        wanted = self.wanted(count)
+        found = self.leaders or self._found(wanted)
+        while True:
+            order = np.argsort(-found.scores, kind="stable")
+            order = order[found.scores[order] > found.scores[order[0]] - IMPOSSIBLE]
+            if self.cut is not None:
+                order = self.cut.first(order, found.ids, found.values, count)
+                if len(order) < count and wanted < len(self.row):
+                    wanted *= 8
+                    found = self._found(wanted)
+                    continue
+            order = order[:count]
+            return Ranking(
+                tuple(found.ids[order].tolist()), tuple(found.scores[order].tolist()), self.log_sum
+            )
+
+    def _found(self, count: int) -> Leaders:
+        """Return ids that hold the best `count`, and all that score as much as the last of these."""
+        row, params = self.row, self.params
+        if row.blocks is None:
+            assert row.ids is not None
+            scores = exact_scores(row.logits, self.best, params)
+            if self.has_noise:
+                scores += gumbel_noise_at(params.seed, self.position, row.ids)
+            return Leaders(row.ids, row.logits, scores)
         if self.has_noise:
-            return self._by_noise(blocks, count)
-        _, ids, values = blocks.at_least(blocks.nth(count))
-        return Leaders(ids, values, self.scored(ids, values))
+            return by_noise(row.blocks, np.array([row.number]), self.position, params, count)[0]
+        ids, values = row.blocks.greatest(row.number, count)
+        return Leaders(ids, values, exact_scores(values, self.best, params))
 
-    def _by_noise(self, blocks: BlockedRows, count: int) -> Leaders:
-        """Return the leaders of a row in which every id may win.
-
-        Let `least` be a score that `count` ids reach. An id that reaches it as well either is one of the
-        first `end` of the noise's order, or has z / T + t >= least, t being the noise beyond `end`; and then
-        its block's maximum has. (As in Fagin's threshold algorithm.) Ids of the second kind have a
-        probability of about e**-t / count at least, so they are at most e**t times a few, whatever the row,
-        and the order holds vocab · e**-t: with t near log(vocab) / 2 both are about the vocabulary's root.
-        Divisions and sums round monotonically, so an id below the bound by its block is below by its score.
-        """
-        order = noise_order(self.params.seed, self.position, len(self.row))
-        tops = exact_scores(blocks.maxima[0], self.best, self.params)
-        probe = order.ids[: max(PROBED, 4 * count)]
-        least = _nth_of(self._of_order(order, len(probe)), count)
-        end, is_open = _reach(order, len(probe), tops, least)
-        if is_open.sum() > PROBED_BLOCKS + end // ENTRIES_A_BLOCK:
-            ids, values = self._likeliest(blocks, max(PROBED, 2 * count))
-            least = max(least, _nth_of(self.scored(ids, values), count))
-            end, is_open = _reach(order, len(probe), tops, least)
-        scores = self._of_order(order, end)
-        kept = scores >= least
-        ids, scores = order.ids[:end][kept], scores[kept]
-        if is_open.any():
-            opened = np.flatnonzero(is_open)
-            inside = blocks.block_values(np.zeros_like(opened), opened)
-            near = exact_scores(inside, self.best, self.params) + order.beyond(end) >= least
-            which, places = np.nonzero(near)
-            others = opened[which] * BLOCK + places
-            more = self.scored(others, inside[near])
-            kept = more >= least
-            ids, scores = np.concatenate([ids, others[kept]]), np.concatenate([scores, more[kept]])
-        ids, first = np.unique(ids, return_index=True)
-        return Leaders(ids, self.row.logits[ids], scores[first])
-
-    def _of_order(self, order: NoiseOrder, end: int) -> Floats:
-        """Return the scores of the first ids of the order."""
-        return exact_scores(self.row.logits[order.ids[:end]], self.best, self.params) + order.noise[:end]
-
-    def _likeliest(self, blocks: BlockedRows, count: int) -> tuple[Ids, Values]:
-        """Return the likeliest ids of the few blocks with the greatest maxima."""
-        _, ids, values = blocks.at_least(blocks.nth(min(PROBED_BLOCKS, blocks.maxima.shape[1])))
-        kept = np.argsort(-values)[:count]
-        return ids[kept], values[kept]
-
-    def log_sum(self) -> float:
+    def _log_sum(self) -> float:
         """Return the log of the sum of e**(z / T + g) over the row.
 
         A share that a strategy weighs a token by, never one that decides about it: from float32.
@@ -276,19 +282,78 @@ class Contest:
         return math.log(float(shares.double().sum())) + offset
 
 
-def _nth_of(scores: Floats, count: int) -> float:
-    """Return the `count`-th greatest score; if there are fewer, the least that is not -inf, which has no chance."""
-    nth = float(np.partition(scores, -count)[-count]) if len(scores) >= count else -math.inf
-    return max(nth, LOWEST_SCORE)
+def by_noise(
+    blocks: BlockedRows, numbers: Ids, position: int, params: SamplingParams, count: int
+) -> list[Leaders]:
+    """Return the leaders of some rows at one position, in which every id may win.
+
+    Let `least` be a score that `count` ids of a row reach. An id that reaches it as well either is one of the
+    first `end` of the noise's order, or has z / T + t >= least, t being the most noise beyond `end`; and then
+    its block's maximum has. (As in Fagin's threshold algorithm.) Ids of the second kind have a probability of
+    about e**-t / count at least, so they are at most e**t times a few, whatever the row, and the order holds
+    vocab · e**-t: with t near log(vocab) / 2 both are about the vocabulary's root. Divisions and sums round
+    monotonically, so an id whose block is below the bound is below it.
+    """
+    order = noise_order(params.seed, position, blocks.values.shape[1])
+    bests = blocks.maxima[numbers].max(axis=1)[:, None]
+    tops = exact_scores(blocks.maxima[numbers], bests, params)
+
+    def of_order(end: int) -> Floats:
+        logits = blocks.values[numbers[:, None], order.ids[:end]]
+        return exact_scores(logits, bests, params) + order.noise[:end]
+
+    probed = min(max(PROBED, 4 * count), len(order.ids))
+    least = _nth(of_order(probed), count)
+    end, is_open = _reach(order, probed, tops, least)
+    for i in np.flatnonzero(is_open.sum(axis=1) > PROBED_BLOCKS + end // ENTRIES_A_BLOCK):
+        # Of a sharp row the noise says little: what is likeliest wins.
+        ids, values = blocks.greatest(int(numbers[i]), PROBED_BLOCKS)
+        kept = np.argsort(-values)[: max(PROBED, 2 * count)]
+        scores = exact_scores(values[kept], bests[i], params) + gumbel_noise_at(
+            params.seed, position, ids[kept]
+        )
+        least[i] = max(least[i], _nth(scores[None], count)[0])
+    end, is_open = _reach(order, probed, tops, least)
+    scores = of_order(end)
+    rows, places = np.nonzero(scores >= least[:, None])
+    ids, scores = order.ids[places], scores[rows, places]
+    which, opened = np.nonzero(is_open)
+    if len(which):
+        inside = blocks.block_values(numbers[which], opened)
+        near = exact_scores(inside, bests[which], params) + order.beyond(end) >= least[which, None]
+        found, places = np.nonzero(near)
+        which, others = which[found], opened[found] * BLOCK + places
+        more = exact_scores(inside[near], bests[which, 0], params) + gumbel_noise_at(
+            params.seed, position, others
+        )
+        kept = more >= least[which]
+        rows, ids = np.concatenate([rows, which[kept]]), np.concatenate([ids, others[kept]])
+        scores = np.concatenate([scores, more[kept]])
+    # By row and id; one that both ways have led to is there once.
+    by_id = np.lexsort((ids, rows))
+    is_new = np.ones(len(by_id), dtype=np.bool_)
+    is_new[1:] = (np.diff(rows[by_id]) != 0) | (np.diff(ids[by_id]) != 0)
+    by_id = by_id[is_new]
+    rows, ids, scores = rows[by_id], ids[by_id], scores[by_id]
+    values = blocks.values[numbers[rows], ids]
+    starts = np.searchsorted(rows, np.arange(len(numbers) + 1)).tolist()
+    parts = [slice(*ends) for ends in zip(starts, starts[1:], strict=False)]
+    return [Leaders(ids[part], values[part], scores[part]) for part in parts]
 
 
-def _reach(
-    order: NoiseOrder, end: int, tops: Floats, least: float
-) -> tuple[int, npt.NDArray[np.bool_]]:
-    """Return how many ids of the order to score, and which blocks may hold others that reach `least`."""
+def _nth(scores: Floats, count: int) -> Floats:
+    """Return the `count`-th greatest score of each row; of fewer, the least that has a chance: not -inf."""
+    size = scores.shape[1]
+    if size < count:
+        return np.full(len(scores), LOWEST_SCORE)
+    return np.maximum(np.partition(scores, size - count, axis=1)[:, size - count], LOWEST_SCORE)
+
+
+def _reach(order: NoiseOrder, end: int, tops: Floats, least: Floats) -> tuple[int, npt.NDArray[np.bool_]]:
+    """Return how many ids of the order to score, and which blocks of rows may hold others that reach `least`."""
     while True:
-        is_open = tops + order.beyond(end) >= least
-        if end >= len(order.ids) or np.count_nonzero(is_open) * ENTRIES_A_BLOCK <= end:
+        is_open = tops + order.beyond(end) >= least[:, None]
+        if end >= len(order.ids) or np.count_nonzero(is_open) * ENTRIES_A_BLOCK <= end * len(least):
             return end, is_open
         end = min(DEEPER * end, len(order.ids))
 
@@ -331,28 +396,24 @@ class Nucleus:
     params: SamplingParams
     _least: float = -math.inf
 
-    def weigh(self) -> None:
-        """Read the row: what looks at it next finds it in the processor's cache."""
-        self._about  # noqa: B018
-
     def members(self) -> Ids | None:
         """Return the set, ascending; None if it is not to be had without a sort of most of the row."""
         blocks = self.row.blocks
         if blocks is None:
             scores = exact_scores(self.row.logits, self.best, self.params)
             return np.sort(nucleus(scores, self.params.top_p))
-        is_near = blocks.maxima[0] >= self.best - NEAR * self.params.temperature
+        is_near = self.row.maxima >= self.best - NEAR * self.params.temperature
         if np.count_nonzero(is_near) > MOST_NEAR:
             return None
         near = np.flatnonzero(is_near)
-        values = blocks.block_values(np.zeros_like(near), near)
+        values = blocks.block_values(np.full_like(near, self.row.number), near)
         which, places = np.nonzero(values >= self.best - NEAR * self.params.temperature)
         logits = values[which, places]
         order = np.argsort(-logits, kind="stable")
         sums = np.cumsum(self._exact(logits[order]))
         # All of the mass is at least that of what is near, and at most that of the near blocks and, of each
         # other one, 128 times that of its greatest entry. If both end the set at one entry, so does the truth.
-        tops = np.concatenate([values.ravel(), blocks.maxima[0, ~is_near]])
+        tops = np.concatenate([values.ravel(), self.row.maxima[~is_near]])
         weights = np.exp((tops.astype(np.float64) - self.best) / max(self.params.temperature, 1e-37))
         most = float(weights[: values.size].sum() + BLOCK * weights[values.size :].sum())
         end = self._end(sums, float(sums[-1]), most)
@@ -360,6 +421,8 @@ class Nucleus:
             end = self._end(sums, self._about, self._about)
         if end is None:
             end = int(np.searchsorted(sums, self._wanted)) if sums[-1] >= self._wanted else None
+        if "_masses" in self.__dict__:
+            del self._masses  # their room is for the next row
         if end is None:
             return None
         kept = order[: end + 1]
@@ -371,7 +434,9 @@ class Nucleus:
         ends = np.searchsorted(sums, (low, self.params.top_p * most * (1 + ROUNDING)))
         return int(ends[0]) if ends[0] == ends[1] < len(sums) else None
 
-    def first(self, order: npt.NDArray[np.intp], ids: Ids, values: Values, count: int) -> npt.NDArray[np.intp]:
+    def first(
+        self, order: npt.NDArray[np.intp], ids: Ids, values: Values, count: int
+    ) -> npt.NDArray[np.intp]:
         """Return the first `count` of `order`, indices of `ids` and their logits, that are of the set."""
         while len(taken := order[:count]):
             # If the least likely of them is of the set, all are; if not, then none that is as unlikely.
@@ -401,7 +466,7 @@ class Nucleus:
         Those that have less are dropped, for who asks goes on with a likelier entry. In place: of a real
         vocabulary, a second buffer would drive the row out of the processor's cache.
         """
-        if value < self._least:
+        if value < self._least and "_masses" in self.__dict__:
             del self._masses
         self._least = value
         mass = self._masses.numpy()[entry]
