@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import Any, cast
 
 import numpy as np
@@ -32,6 +34,9 @@ SETTINGS = {
     "greedy": SamplingParams(stop_ids=(1,), max_tokens=1000),
     "sampled": SamplingParams(temperature=0.7, top_p=0.9, stop_ids=(1,), max_tokens=1000),
 }
+SEEDS = count(1)
+"""Each step draws from noise that nobody has made before, as each position of an answer does."""
+
 DRAFT_BARS = {"greedy": 1.08, "sampled": 1.15, "grammar": 1.12}
 TARGET_BARS = {"greedy": 1.08, "sampled": 1.12, "grammar": 1.12}
 
@@ -123,7 +128,7 @@ def draft_step(decoder: Decoder, params: SamplingParams, rows: int, grammar: boo
     context: Any = context_of(decoder)
     if grammar:
         context = MaskedContext(context, GrammarWalk(cast(Any, AllLegal(decoder.vocab_size))))
-    tree = DraftTree(drafter=context, params=params)
+    tree = DraftTree(drafter=context, params=replace(params, seed=next(SEEDS)))
     nodes = [tree.offer(tree.root, token, -1.0) for token in range(10, 10 + rows)]
     return lambda: tree.expand(cast("list[TreeNode]", nodes))
 
@@ -134,6 +139,7 @@ def target_pass(decoder: Decoder, params: SamplingParams, nodes: int, grammar: b
     if grammar:
         context = MaskedContext(context, GrammarWalk(cast(Any, AllLegal(decoder.vocab_size))))
     tokens, parents = tuple(range(10, 10 + nodes)), (0,) * nodes
+    params = replace(params, seed=next(SEEDS))
     return lambda: verify_coupled(context.choose((), (tokens, parents)), tokens, parents, 0, params)
 
 

@@ -74,8 +74,8 @@ def noise_parts(
     parts = np.empty(size, dtype=np.float32)
     for start, x, spare in noise_pieces(key, ids, size, piece):
         np.right_shift(x, np.uint64(31), out=spare)
-        x ^= spare
-        np.right_shift(x, np.uint64(11), out=spare)
+        np.bitwise_xor(x, spare, out=spare)
+        np.right_shift(spare, np.uint64(11), out=spare)
         np.subtract(np.uint64(2**53), spare, out=spare)
         parts[start : start + len(x)] = spare.view(np.int64)
     parts -= np.float32(0.5)

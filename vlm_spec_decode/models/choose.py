@@ -19,9 +19,10 @@ from torch import Tensor
 from vlm_spec_decode.core.choices import Choices, Distribution, LegalTokens, Logits, Ranking
 from vlm_spec_decode.core.types import SamplingParams
 from vlm_spec_decode.decoding.sampling import TINY_TEMPERATURE, require_finite
-from vlm_spec_decode.models.row_blocks import BlockedRows
+from vlm_spec_decode.models.nucleus import Nucleus
+from vlm_spec_decode.models.row_blocks import BlockedRows, Row, exact_scores
 from vlm_spec_decode.models.row_distribution import RowDistribution
-from vlm_spec_decode.models.row_search import GREEDY, NO_NOISE, Nucleus, Row, exact_scores, likeliest, rank
+from vlm_spec_decode.models.row_search import GREEDY, NO_NOISE, likeliest, rank
 
 SMALL_VOCABULARY = 4096
 """Up to here, on a CPU, the plain formulas over whole rows are quicker than a search for what counts."""
