@@ -59,8 +59,7 @@ def gumbel_noise(seed: int, position: int, vocab_size: int) -> Floats:
 @lru_cache(maxsize=2)
 def _counter_steps(size: int) -> npt.NDArray[np.uint64]:
     """Return where the counter of each id lies behind a position's first [size]."""
-    with np.errstate(over="ignore"):
-        return np.asarray(np.arange(1, size + 1, dtype=np.uint64) * _GOLDEN)
+    return np.asarray(np.arange(1, size + 1, dtype=np.uint64) * _GOLDEN)
 
 
 def noise_parts(
@@ -91,18 +90,20 @@ def noise_pieces(
     That step is x ^ (x >> 31), which leaves the highest 31 bits as they are. At most `piece` ids at a time;
     `x` and `spare`, which is room for as many, are used again for the next ones.
     """
-    steps = _counter_steps(size) if ids is None else (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN
-    counted = np.empty(min(piece, size), dtype=np.uint64)
-    shifted = np.empty(min(piece, size), dtype=np.uint64)
+    room, spare = np.empty((2, min(piece, size)), dtype=np.uint64)
     for start in range(0, size, piece):
         end = min(size, start + piece)
-        x, spare = counted[: end - start], shifted[: end - start]
-        np.add(steps[start:end], np.uint64(key), out=x)
+        x, other = room[: end - start], spare[: end - start]
+        if ids is None:
+            # The same steps in each piece, behind where the piece's counter begins: they stay in the cache.
+            np.add(_counter_steps(piece)[: len(x)], np.uint64((key + start * int(_GOLDEN)) % 2**64), out=x)
+        else:
+            np.add((ids[start:end].astype(np.uint64) + np.uint64(1)) * _GOLDEN, np.uint64(key), out=x)
         for by, factor in ((30, _MIX1), (27, _MIX2)):
-            np.right_shift(x, np.uint64(by), out=spare)
-            x ^= spare
+            np.right_shift(x, np.uint64(by), out=other)
+            x ^= other
             x *= factor
-        yield start, x, spare
+        yield start, x, other
 
 
 TINY_TEMPERATURE = 1e-100

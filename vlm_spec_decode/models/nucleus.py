@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -110,18 +111,16 @@ class Nucleus:
         ends = np.searchsorted(sums, (low, self.params.top_p * most * (1 + ROUNDING)))
         return int(ends[0]) if ends[0] == ends[1] < len(sums) else None
 
-    def first(
-        self, order: npt.NDArray[np.intp], ids: Ids, values: Values, count: int
-    ) -> npt.NDArray[np.intp]:
+    def first(self, order: Seq[int], ids: Ids, values: Values, count: int) -> list[int]:
         """Return the first `count` of `order`, indices of `ids` and their logits, that are of the set."""
-        while len(taken := order[:count]):
+        likelihood = list(zip(values.tolist(), (-ids).tolist(), strict=True))
+        while taken := order[:count]:
             # If the least likely of them is of the set, all are; if not, then none that is as unlikely.
-            last = taken[np.lexsort((-ids[taken], values[taken]))[0]]
-            if self._has(int(ids[last]), float(values[last])):
-                break
-            is_likelier = (values > values[last]) | ((values == values[last]) & (ids < ids[last]))
-            order = order[is_likelier[order]]
-        return taken
+            least = min(likelihood[i] for i in taken)
+            if self._has(-least[1], least[0]):
+                return [*taken]
+            order = [i for i in order if likelihood[i] > least]
+        return []
 
     def _has(self, entry: int, value: float) -> bool:
         """Tell whether the mass above an entry, and of equal ones with lower ids, is less than wanted."""

@@ -33,10 +33,10 @@ from vlm_spec_decode.models.row_blocks import BLOCK, BlockedRows, Row, Values, e
 PROBED = 64
 """Ids with the greatest noise of a position that are scored first."""
 
-DEEPER = 6
+DEEPER = 3
 """If the first ids of the order do not settle it, so many times as many are scored."""
 
-ENTRIES_A_BLOCK = 32
+ENTRIES_A_BLOCK = 16
 """To look into a block costs as much as to score so many ids of the order."""
 
 PROBED_BLOCKS = 8
@@ -136,18 +136,16 @@ class Contest:
         wanted = self.wanted(count)
         found = self.leaders or self._found(wanted)
         while True:
-            order = np.argsort(-found.scores, kind="stable")
-            order = order[found.scores[order] > found.scores[order[0]] - IMPOSSIBLE]
+            best = np.argsort(-found.scores, kind="stable")
+            order = best[found.scores[best] > found.scores[best[0]] - IMPOSSIBLE].tolist()
             if self.cut is not None:
                 order = self.cut.first(order, found.ids, found.values, count)
-                if len(order) < count and wanted < len(self.row):
-                    wanted *= 8
-                    found = self._found(wanted)
-                    continue
-            order = order[:count]
-            return Ranking(
-                tuple(found.ids[order].tolist()), tuple(found.scores[order].tolist()), self.log_sum
-            )
+            if len(order) >= count or self.cut is None or wanted >= len(self.row):
+                break
+            wanted *= 8
+            found = self._found(wanted)
+        order = order[:count]
+        return Ranking(tuple(found.ids[order].tolist()), tuple(found.scores[order].tolist()), self.log_sum)
 
     def _found(self, count: int) -> Leaders:
         """Return ids that hold the best `count`, and all that score as much as the last of these."""
