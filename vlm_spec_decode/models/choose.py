@@ -18,10 +18,10 @@ from torch import Tensor
 
 from vlm_spec_decode.core.choices import Choices, Distribution, LegalTokens, Logits, Ranking
 from vlm_spec_decode.core.types import SamplingParams
+from vlm_spec_decode.decoding.choices import DenseDistribution
 from vlm_spec_decode.decoding.sampling import TINY_TEMPERATURE, require_finite
 from vlm_spec_decode.models.nucleus import Nucleus
 from vlm_spec_decode.models.row_blocks import BlockedRows, Row, exact_scores
-from vlm_spec_decode.models.row_distribution import RowDistribution
 from vlm_spec_decode.models.row_search import GREEDY, NO_NOISE, likeliest, rank
 
 SMALL_VOCABULARY = 4096
@@ -107,7 +107,7 @@ class DeviceChoices(Choices):
         best = read.best
         if params.temperature == 0:
             only = read.only(np.array([read.first]))
-            return RowDistribution(np.array([unit]), only.ids)
+            return DenseDistribution(np.array([unit]), only.ids)
         read = read.top_k(params.top_k)
         if params.top_p < 1:
             read = read.where(Nucleus(read, best, params).mask())
@@ -118,7 +118,7 @@ class DeviceChoices(Choices):
         # Flooring leaves some parts over; all go to the best token, so the sum is `unit` exactly.
         parts[read.first] += unit - int(parts.sum())
         kept = np.flatnonzero(parts)
-        return RowDistribution(parts[kept], read.only(kept).ids)
+        return DenseDistribution(parts[kept], read.only(kept).ids)
 
     def _likeliest(self, row: int) -> int:
         """Return the legal id with the greatest logit, the lowest of several. Raises NotFinite."""
