@@ -154,7 +154,7 @@ def _ranking(logits: Row, position: int, params: SamplingParams, count: int) -> 
 
 @dataclass(frozen=True)
 class DenseDistribution(Distribution):
-    """`Distribution` over parts [n] of the ids `ids` [n], ascending, in host memory; None: of all in order."""
+    """`Distribution` over parts [n] of `ids` [n], ascending, in host memory; None: of all ids in order."""
 
     parts: Ids
     ids: Ids | None = None
