@@ -15,7 +15,7 @@ from vlm_spec_decode.decoding.choices import DenseChoices
 from vlm_spec_decode.models import nucleus, row_search
 from vlm_spec_decode.models.choose import DeviceChoices
 from vlm_spec_decode.models.row_blocks import BLOCK, BlockedRows
-from vlm_spec_decode.models.row_search import NO_NOISE
+from vlm_spec_decode.models.row_search import ENTRIES_A_BLOCK, NO_NOISE
 
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.7, top_p=0.9, seed=5)
@@ -73,7 +73,7 @@ def test_the_likeliest_ids_may_all_be_illegal(params: SamplingParams) -> None:
 def test_few_ids_are_scored_whatever_the_row(sureness: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """About the vocabulary's root: of 25 times as many ids, not 25 times as many are looked at."""
     looked: dict[int, int] = {}
-    exact = row_search.exact_scores
+    exact, inside = row_search.exact_scores, BlockedRows.block_values
     for size in (6_078, 151_936):
         seen = list[int]()
 
@@ -81,7 +81,12 @@ def test_few_ids_are_scored_whatever_the_row(sureness: float, monkeypatch: pytes
             seen.append(logits.size)
             return exact(logits, *args)
 
+        def read(self: BlockedRows, *args: Any, seen: list[int] = seen) -> Any:
+            seen.append(inside(self, *args).size // ENTRIES_A_BLOCK)
+            return inside(self, *args)
+
         monkeypatch.setattr(row_search, "exact_scores", counted)
+        monkeypatch.setattr(BlockedRows, "block_values", read)
         choices = DeviceChoices(torch.from_numpy(rows_of(size, sureness=sureness)))
         choices.ranked(range(6), [3] * 6, UNCUT, 6, summed=False)
         looked[size] = sum(seen) // 6

@@ -31,7 +31,7 @@ from vlm_spec_decode.models.nucleus import Nucleus, masses
 from vlm_spec_decode.models.row_blocks import BLOCK, BlockedRows, Row, Values, exact_scores
 
 PROBED = 64
-"""Ids with the greatest noise of a position that are scored first."""
+"""Ids with the greatest noise of a position that are scored first; in sharp rows also as many likely ones."""
 
 DEEPER = 3
 """If the first ids of the order do not settle it, so many times as many are scored."""
@@ -39,11 +39,11 @@ DEEPER = 3
 ENTRIES_A_BLOCK = 16
 """To look into a block costs as much as to score so many ids of the order."""
 
-PROBED_BLOCKS = 8
-"""Blocks whose likeliest ids are scored if the order alone says little: in sharp rows they win."""
-
 LEAST_NOISE = -2.63
 """Noise below is taken as this: 1 - u rounds to 1 there."""
+
+SLACK = 1e-6
+"""How far a bound of logits in float32 may be off, relative to the size of what it is made of."""
 
 LOWEST_SCORE = float(np.finfo(np.float64).min)
 
@@ -193,9 +193,9 @@ def by_noise(
     probed = min(max(PROBED, 4 * count), len(field.order.ids))
     least = _nth(field.of_order(probed), count)
     end, is_open = field.reach(probed, least)
-    for i in np.flatnonzero(is_open.sum(axis=1) > PROBED_BLOCKS + end // ENTRIES_A_BLOCK):
+    for i in np.flatnonzero(is_open.sum(axis=1) * ENTRIES_A_BLOCK > end):
         # Of a sharp row the noise says little: what is likeliest wins.
-        least[i] = max(least[i], _nth(field.of_likeliest(int(i), max(PROBED, 2 * count))[None], count)[0])
+        least[i] = max(least[i], _nth(field.of_likeliest(int(i), probed)[None], count)[0])
     end, is_open = field.reach(probed, least)
     scores = field.of_order(end)
     rows, places = np.nonzero(scores >= least[:, None])
@@ -245,10 +245,9 @@ class _Field:
         return exact_scores(logits, self._bests, self.params) + self.order.noise[:end]
 
     def of_likeliest(self, i: int, count: int) -> Floats:
-        """Return the scores of one row's likeliest ids [count], or of fewer."""
-        ids, values = self.blocks.greatest(int(self.numbers[i]), PROBED_BLOCKS)
-        kept = np.argsort(-values)[:count]
-        return exact_scores(values[kept], self._bests[i], self.params) + self._noise(ids[kept])
+        """Return the scores of one row's `count` likeliest ids, and perhaps of others."""
+        ids, values = self.blocks.greatest(int(self.numbers[i]), count)
+        return exact_scores(values, self._bests[i], self.params) + self._noise(ids)
 
     def reach(self, end: int, least: Floats) -> tuple[int, npt.NDArray[np.bool_]]:
         """Return how many ids of the order to score, and which blocks may hold others [n, blocks]."""
@@ -264,13 +263,25 @@ class _Field:
     ) -> tuple[Ids, Ids, Floats]:
         """Return (row, id, score) [m] of what reaches `least` in open blocks, if noise is `most` at most."""
         rows, blocks = np.nonzero(is_open)
+        if not len(rows):
+            return rows, rows, np.empty(0)
         inside = self.blocks.block_values(self.numbers[rows], blocks)
-        is_near = exact_scores(inside, self._bests[rows], self.params) + most >= least[rows, None]
+        is_near = inside >= self._near(most, least)[rows]
         found, places = np.nonzero(is_near)
         rows, ids = rows[found], blocks[found] * BLOCK + places
         scores = exact_scores(inside[is_near], self._bests[rows, 0], self.params) + self._noise(ids)
         kept = scores >= least[rows]
         return rows[kept], ids[kept], scores[kept]
+
+    def _near(self, most: float, least: Floats) -> Values:
+        """Return the logits [n, 1], or a little less, that reach `least` with the noise `most`."""
+        temperature = self.params.temperature
+        with np.errstate(over="ignore"):  # to -inf: all logits do
+            logits = (least[:, None] - most) * temperature
+            if temperature < TINY_TEMPERATURE:
+                logits += self._bests
+            size = (np.abs(least[:, None]) + abs(most)) * temperature + np.abs(self._bests)
+            return np.asarray((logits - SLACK * size).astype(np.float32))
 
     def _noise(self, ids: Ids) -> Floats:
         return gumbel_noise_at(self.params.seed, self.position, ids)
