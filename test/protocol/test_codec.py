@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -145,6 +147,15 @@ def test_a_residual_and_a_correction_round_trip() -> None:
     wire_asked = codec.decode(data)
     assert isinstance(wire_asked, m.WireCorrection)
     assert PACKER.client_message_from_wire(wire_asked) == asked
+
+
+@pytest.mark.parametrize("changed", [{"image_bytes": 0}, {"image_digest": b""}, {"draft_step_us": -1}])
+def test_an_open_that_contradicts_itself_is_refused(changed: dict[str, Any]) -> None:
+    """The cloud would wait for ever for bytes of an image that nobody sends."""
+    message = codec.open_message(REQUEST, PACKER, 0, ())
+    codec.answer_request(message, PACKER, None)
+    with pytest.raises(ProtocolError):
+        codec.answer_request(msgspec.structs.replace(message, **changed), PACKER, None)
 
 
 def test_an_open_carries_the_request() -> None:

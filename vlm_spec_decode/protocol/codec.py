@@ -241,6 +241,11 @@ def answer_request(message: Open, packer: TokenPacker, image: Image | None) -> A
         raise ProtocolError("an answer out of range")
     if not 0 <= message.image_bytes <= MAX_SENT_IMAGE_BYTES or message.max_tokens > MAX_WIRE_TOKENS:
         raise ProtocolError(f"an image of {message.image_bytes} bytes, {message.max_tokens} tokens")
+    if bool(message.image_bytes) != bool(message.image_digest):
+        # Nobody sends an image without a name: the cloud would wait for it for ever.
+        raise ProtocolError(
+            f"an image of {message.image_bytes} bytes, a digest of {len(message.image_digest)}"
+        )
     try:
         params = SamplingParams(
             message.temperature,
