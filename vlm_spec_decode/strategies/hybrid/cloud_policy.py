@@ -188,8 +188,8 @@ class Cloud(CloudPolicy):
         # Before messages have shown it, the edge's own word tells how fast it drafts.
         step_s = interval_s if is_known else self._told_step_s
         pace.edge_step_s = step_s if self._edge_is_near else 0.0
-        # Exits decide what an edge has in hand: one that does not know where a pass ends has nothing then. For
-        # another edge they are messages in front of the commit, each of which may be lost first.
+        # Exits decide what an edge has in hand: one that does not know where a pass ends has nothing then.
+        # For another edge they are messages in front of the commit, each of which may be lost first.
         is_heard = not (self.own.has_helper and step_s) or pace.is_carried or pace.is_edge_better
         self.wants_exits = self._edge_is_near and is_heard
         self.wake_s = self._wait_until_s(gain)
