@@ -27,6 +27,10 @@ STEP_RATIO = 0.1
 """Of a draft step beside the target to a pass, before both are known."""
 
 
+CLEARLY = 0.8
+"""Of the cost of a token: what counts while neither drafter has been seen at work."""
+
+
 @dataclass(slots=True, kw_only=True)
 class TokenCost:
     """Estimates of one answer, in seconds. `agreement` is how often a step of the copy holds the next token.
@@ -79,9 +83,14 @@ class TokenCost:
         return sum(self.agreement.value**depth for depth in range(1, steps + 1))
 
     @property
+    def edge_ratio(self) -> float:
+        """What a token costs with the edge's drafts, T / (1 + h), over its cost with those of the copy."""
+        return self._usual_pass_s() / (1 + self.edge_gain()) / self.alone_s()
+
+    @property
     def is_edge_better(self) -> bool:
-        """Whether a token costs less with the edge's drafts, T / (1 + h), than with those of the copy."""
-        return self._usual_pass_s() / (1 + self.edge_gain()) < self.alone_s()
+        """Whether a token costs less with the edge's drafts than with those of the copy."""
+        return self.edge_ratio < 1
 
     @property
     def lead(self) -> float:
@@ -197,9 +206,10 @@ class SelfDraft:
         known = len(grown.tokens)
         if not known and not self.pace.is_drafting_worth_it():
             return plan
-        # An edge that is said to draft fast is left to it until its first drafts have shown what they bring:
-        # they are made while this pass runs, and would be drafted here a second time.
-        if not self.pace.tokens.count and self.pace.is_edge_better:
+        # To an edge that says it drafts fast the drafting is left until its first drafts have shown what they
+        # bring: they are made while this pass runs, and would be drafted here a second time.
+        is_promising = self.pace.edge_gain() > 0 and self.pace.edge_ratio < CLEARLY
+        if is_promising and not self.pace.tokens.count:
             return plan
         for _ in range(MAX_STEPS):
             rows = self._worth_expanding(grown)
