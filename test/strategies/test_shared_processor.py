@@ -37,8 +37,9 @@ from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.factory import make_hello
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
-from vlm_spec_decode.edge.verifier_virtual import ChargedContext, VirtualModel, VirtualVerifier
+from vlm_spec_decode.edge.verifier_virtual import VirtualVerifier
 from vlm_spec_decode.models.decoder import choices_of
+from vlm_spec_decode.models.paced import ChargedContext, paced_draft
 from vlm_spec_decode.strategies import estimators
 from vlm_spec_decode.strategies.estimators import Calibration, DraftRecord, best_token_s
 
@@ -328,7 +329,7 @@ def test_behind_a_link_that_shares_the_processor_the_answer_is_the_same(
         config = EngineConfig(
             strategy="hybrid", params=SamplingParams(max_tokens=TOKENS, rule=rule), free_text=True
         )
-        engine = Engine(VirtualModel(draft, hardware, clock), SilentCodec(), verifier, clock, config)
+        engine = Engine(paced_draft(draft, hardware, clock), SilentCodec(), verifier, clock, config)
         result = [update.result for update in engine.answer(Observation(None, "go"))][-1]
         assert result
         said.add(result.tokens)

@@ -16,7 +16,8 @@ from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
-from vlm_spec_decode.edge.verifier_virtual import VirtualModel, VirtualVerifier
+from vlm_spec_decode.edge.verifier_virtual import VirtualVerifier
+from vlm_spec_decode.models.paced import paced_draft
 
 TIMEOUT_S = 3600.0
 """Of virtual time: no cell of a comparison comes near it."""
@@ -108,7 +109,7 @@ def decode(
     recorder = AnswerRecorder(clock)
     colocated_draft = draft if setup.has_colocated_draft else None
     verifier = VirtualVerifier(target, setup.hardware, setup.link, clock, colocated_draft, setup.seed)
-    edge = VirtualModel(draft, setup.hardware, clock)
+    edge = paced_draft(draft, setup.hardware, clock)
     config = EngineConfig(
         strategy=setup.strategy,
         params=params,

@@ -20,6 +20,7 @@ from vlm_spec_decode.core.config import Setting, settings_of
 from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.options import FILE, FOLDER, as_json, options, setting_option
+from vlm_spec_decode.core.profiles import hardware_names, load_hardware
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.state import RunnerConfig
 from vlm_spec_decode.robot.registry import ROBOTS, robot_kind
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
     from vlm_spec_decode.mission.service import MissionSettings
 
 ROBOT = Setting("robot", "go2", "Which robot.", one_of=ROBOTS)
+
+PROFILE = Setting(
+    "profile",
+    "",
+    "Hardware profile, a name or a YAML file, that says how long draft steps take.",
+    one_of=hardware_names,
+)
 
 LINK_SILENCE_S = 0.6
 """Silence of the link that loses the cloud."""
@@ -52,6 +60,7 @@ STOP_KEYS = frozenset(b" \r\n")
 @click.option("--set", "pairs", multiple=True, metavar="NAME=VALUE", help="A setting of the robot's own.")
 @click.option("--limits", type=FILE, default=None, help="YAML of the safety gate's limits.")
 @options(EdgeSettings, "cloud", "keys", "draft", "strategy", "image_budget_s", keys=FOLDER)
+@setting_option(PROFILE)
 @options(RunnerConfig, "fallback", "max_steps")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), default=180.0,
               show_default=True, help="Seconds until a mission is cancelled.")  # fmt: skip
@@ -93,6 +102,7 @@ class EdgeOptions:
     draft: str
     strategy: str
     image_budget_s: float
+    profile: str
     fallback: str
     max_steps: int
     timeout_s: float
@@ -161,6 +171,7 @@ def _edge_settings(options: EdgeOptions) -> EdgeSettings:
         draft=options.draft,
         strategy=options.strategy,
         image_budget_s=options.image_budget_s,
+        hardware=load_hardware(options.profile) if options.profile else None,
         timing=ProtocolTiming.walking(LINK_SILENCE_S, settings_of(EdgeSettings)["connect_timeout_s"].default),
     )
 

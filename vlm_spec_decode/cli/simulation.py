@@ -14,7 +14,7 @@ from vlm_spec_decode.sim.settings import SimConfig
 
 @click.command()
 @options(DemoConfig, "instruction", "scene_seed", "scene", "body", "strategy", "rule")
-@options(DemoConfig, "objective", "link", "seed", "out", out=FOLDER)
+@options(DemoConfig, "objective", "link", "profile", "compare", "seed", "out", out=FOLDER)
 @as_json
 def demo(as_json: bool, **given: Any) -> int:
     """Run the main job: simulator, cloud and ROS nodes; an instruction moves the robot."""

@@ -22,8 +22,10 @@ from vlm_spec_decode.cloud.telemetry.metrics import Gauges, ServiceTelemetry, ga
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError, ConfigError
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.profiles import load_hardware
 from vlm_spec_decode.models.engines.base import LoadedModel
 from vlm_spec_decode.models.grammar import constrained
+from vlm_spec_decode.models.paced import paced_copy, paced_target
 from vlm_spec_decode.transport.access import KeyLimits
 from vlm_spec_decode.transport.in_process import ServerLink
 from vlm_spec_decode.transport.keys import cloud_keys
@@ -85,8 +87,13 @@ def serve_on(
     own = own_draft(config, target, named)
     limits = ServerLimits(sessions=config.max_sessions, batch=config.batch, kv_bytes=config.kv_mib << 20)
     protocol = ServerProtocol(target.card, config.language.digest, limits, tracer=tracer or MessageTracer())
-    constrained_target = constrained(target, target.codec, config.language)
-    return CloudServer(link, protocol, constrained_target, WallClock(), own.model, own.costs)
+    clock, copy = WallClock(), own.model
+    served = constrained(target, target.codec, config.language)
+    if config.profile:
+        hardware = load_hardware(config.profile)
+        served = paced_target(served, hardware, clock)
+        copy = paced_copy(copy, hardware, clock) if copy else None
+    return CloudServer(link, protocol, served, clock, copy, own.costs)
 
 
 def _gauges(server: CloudServer, link: RouterLink) -> Gauges:

@@ -14,6 +14,7 @@ from typing import Any
 
 from vlm_spec_decode.core.config import check_ranges, read_mapping, read_values, setting
 from vlm_spec_decode.core.errors import ConfigError, ModelError
+from vlm_spec_decode.core.profiles import load_hardware
 from vlm_spec_decode.core.types import Language
 from vlm_spec_decode.models.engines.base import DEFAULT_ENGINE, LoadOptions
 from vlm_spec_decode.models.registry import ENGINES
@@ -93,6 +94,10 @@ class CloudConfig:
     key_robots: int = setting(1024, "Robots that one key may stand for at a time.", 1)
     key_messages_per_s: int = setting(5000, "Messages that the robots of one key may send.", 1)
     grammar: bool = setting(True, "Hold answers to the action language.")
+    profile: str = setting(
+        "",
+        "Hardware profile, a name or a YAML file, that says how long passes take; empty: this machine.",
+    )
     http: str = setting(
         HTTP_AUTO,
         "Health and metrics: loopback HOST:PORT, `off`, or `auto`: 127.0.0.1:9464, else a free port.",
@@ -118,6 +123,8 @@ def check(config: CloudConfig) -> None:
         raise ConfigError("no keys: give --keys DIR (`vsd keys DIR` makes them), or --insecure on loopback")
     else:
         addresses.require_loopback(config.bind)
+    if config.profile:
+        load_hardware(config.profile)
     if config.http != HTTP_OFF:
         http_address(config.http)
     if config.ray_address and not config.replicas:

@@ -17,12 +17,14 @@ from vlm_spec_decode.cloud.config import DRAFT_AUTO, DRAFT_NONE, CloudConfig
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import VocabularyMismatch
 from vlm_spec_decode.core.ports import Clock, Model
+from vlm_spec_decode.core.profiles import load_hardware
 from vlm_spec_decode.decoding.policy import DraftCosts
 from vlm_spec_decode.decoding.step_time import step_and_pass_s
 from vlm_spec_decode.models.engines.base import LoadedModel, LoadOptions
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.hardware import free_bytes
 from vlm_spec_decode.models.loader import load_draft_and_target, load_draft_for, load_model, shipped
+from vlm_spec_decode.models.paced import profile_costs
 from vlm_spec_decode.models.spec import ModelSpec, parse_spec
 
 GOOD_ACCEPTANCE, LEAST_GAIN = 0.9, 1.1
@@ -102,7 +104,13 @@ def _load(config: CloudConfig, target: LoadedModel, name: str) -> LoadedModel:
 
 def _measured(config: CloudConfig, target: LoadedModel, draft: LoadedModel) -> OwnDraft:
     model = constrained(draft, draft.codec, config.language)
-    return OwnDraft(model, measured(draft, target, WallClock()), "yes: it is named")
+    # What the profile says and not what this machine takes: it decides on the copy and paces it.
+    costs = (
+        profile_costs(load_hardware(config.profile))
+        if config.profile
+        else measured(draft, target, WallClock())
+    )
+    return OwnDraft(model, costs, "yes: it is named")
 
 
 def fits(needed: int, free: int | None, caches: int) -> bool:

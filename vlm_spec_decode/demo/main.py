@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from vlm_spec_decode.control.action_runner import InlineCallRunner
 from vlm_spec_decode.control.executor import Executor, run_plan
 from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.config import settings_of
 from vlm_spec_decode.core.errors import ActionParseError, ConfigError
+from vlm_spec_decode.core.profiles import load_hardware
 from vlm_spec_decode.core.types import text_problem
 from vlm_spec_decode.demo import report
 from vlm_spec_decode.demo.process_stack import ProcessStack, ProcessStackConfig
@@ -38,6 +40,8 @@ from vlm_spec_decode.demo.report import (
     save_path,
 )
 from vlm_spec_decode.demo.settings import DemoConfig
+from vlm_spec_decode.demo.timeline import Timeline, save_timelines
+from vlm_spec_decode.edge.engine import WITHOUT_DRAFTS
 from vlm_spec_decode.edge.mission_loop import check_instruction
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.sim.go2.state_machine import DOCUMENTED
@@ -53,6 +57,9 @@ from vlm_spec_decode.transport.keys import generate
 DEFAULT_SEED = 1_000_004
 """Seed of a room that training has not used."""
 
+SLOW = 5.0
+"""How many times as long a mission may take on a hardware profile."""
+
 Say = Callable[[str], None]
 
 
@@ -61,7 +68,7 @@ def run(config: DemoConfig, on_line: Say) -> dict[str, Any]:
 
     Raises UsageError, ProcessEnded or CloudError. All processes are ended in any case.
     """
-    strategy(config.strategy)
+    _check(config)
     seed = DEFAULT_SEED if config.scene_seed is None else config.scene_seed
     scene = load_scene(config.scene) if config.scene else random_scene(seed)
     instruction = config.instruction
@@ -69,39 +76,168 @@ def run(config: DemoConfig, on_line: Say) -> dict[str, Any]:
         f"walk to the {object_ahead(scene)}" if instruction is None else instruction
     )
     config.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="vsd-demo-") as private:
-        keys = Path(private) / "keys"
-        generate(keys)
-        stage_config = _process_stack_config(config, keys, Path(private) / "truth.json", scene)
-        with ProcessStack(stage_config, WallClock(), random.Random(), on_line) as stack:
+    with tempfile.TemporaryDirectory(prefix="vsd-demo-") as folder:
+        private = Path(folder)
+        generate(private / "keys")
+        stack_config = _process_stack_config(config, private, scene)
+        with ProcessStack(stack_config, WallClock(), random.Random(), on_line) as stack:
             log, truth, again = _mission(stack, config, instruction, scene)
+        runs = {config.strategy: _Run(log, _timeline(stack, log), stack.slower())}
+        for name in config.compare:
+            runs[name] = _compared(
+                replace(stack_config, strategy=name), config, private, instruction, on_line
+            )
     on_line("drawing the pictures")
     target = named_object(instruction, scene)
     artifacts = _artifacts(config.out, instruction, scene, log, truth, target, stack)
     document = _document(config, seed, instruction, target, log, truth, again, artifacts)
+    document |= _timing(config, instruction, runs, artifacts["timeline"])
     (config.out / "run.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     on_line(report.table(document))
+    if config.profile or config.compare:
+        for line in _timing_lines(document, runs):
+            on_line(line)
     return document
 
 
-def _process_stack_config(config: DemoConfig, keys: Path, truth: Path, scene: Scene) -> ProcessStackConfig:
+def _check(config: DemoConfig) -> None:
+    """Check strategies and profile before anything is started. Raises ConfigError."""
+    for name in (config.strategy, *config.compare):
+        strategy(name)
+    if len({config.strategy, *config.compare}) <= len(config.compare):
+        raise ConfigError(
+            f"compare {', '.join(config.compare)}: each strategy once, and not the mission's own"
+        )
+    if config.profile:
+        load_hardware(config.profile)
+
+
+def _process_stack_config(config: DemoConfig, private: Path, scene: Scene) -> ProcessStackConfig:
     room = ("--scene", str(config.scene)) if config.scene else ("--scene-seed", str(scene.seed))
     decoding = (config.strategy, config.rule, config.objective)
     world = (*room, "--body", config.body)
-    return ProcessStackConfig(world, config.seed, keys, truth, *decoding, config.link, config.out)
+    truth, limits = private / "truth.json", _limits_file(config, config.strategy, private)
+    return ProcessStackConfig(
+        world,
+        config.seed,
+        private / "keys",
+        truth,
+        *decoding,
+        config.link,
+        config.out,
+        config.profile,
+        limits,
+    )
+
+
+MAX_TOKENS = settings_of(EdgeSettings)["max_tokens"].default
+
+
+def _limits_file(config: DemoConfig, name: str, private: Path) -> Path | None:
+    """Return a file of limits under which the robot moves at all, None for the defaults.
+
+    Without drafts a token takes a step, and on a slow profile no answer comes before the gate calls its frame
+    too old: every plan would be refused.
+    """
+    limit_s = needed_frame_age_s(config.profile, name)
+    if limit_s is None:
+        return None
+    file = private / f"limits_{name}.yaml"
+    file.write_text(f"max_frame_age_s: {limit_s}\n", encoding="utf-8")
+    return file
+
+
+def needed_frame_age_s(profile: str, name: str) -> float | None:
+    """Return the limit of a frame's age that a strategy without drafts needs for its longest answer on this
+    profile, in seconds; None if the default is enough."""
+    if not profile or name != WITHOUT_DRAFTS:
+        return None
+    hardware = load_hardware(profile)
+    longest_s = hardware.pass_s(0, is_first=True) + int(MAX_TOKENS) * hardware.pass_s(0)
+    return round(longest_s, 1) if longest_s > SafetyLimits().max_frame_age_s else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A mission that was carried out, its times, and what was said of a machine that is too slow."""
+
+    log: MissionLog
+    timeline: Timeline
+    slower: list[str]
 
 
 def _mission(
     stack: ProcessStack, config: DemoConfig, instruction: str, scene: Scene
 ) -> tuple[MissionLog, GroundTruth, dict[int, dict[str, Any]]]:
-    stack.set_up()
-    log = stack.run_mission(instruction, config.timeout_s)
+    log = _carried_out(stack, config, instruction)
     stack.log("decoding the same answers again with autoregressive")
     settings = EdgeSettings(cloud=stack.address, keys=stack.config.keys, seed=config.seed, link=stack.link)
     again = decode_again(settings, instruction, log.steps, stack.frames) if log.steps else {}
     truth = stack.stop()
     stack.add_labels(scene, instruction, log)
     return log, truth, again
+
+
+def _carried_out(stack: ProcessStack, config: DemoConfig, instruction: str) -> MissionLog:
+    stack.set_up()
+    return stack.run_mission(instruction, config.timeout_s * (SLOW if config.profile else 1))
+
+
+def _compared(
+    base: ProcessStackConfig, config: DemoConfig, private: Path, instruction: str, on_line: Say
+) -> _Run:
+    """Carry out the same mission with the strategy of `base`, with processes and a bag of its own."""
+    name = base.strategy
+    limits, out = _limits_file(config, name, private), config.out / f"with_{name}"
+    on_line(f"the same mission with {name}")
+    with ProcessStack(replace(base, limits=limits, out=out), WallClock(), random.Random(), on_line) as stack:
+        log = _carried_out(stack, config, instruction)
+        stack.stop()
+    return _Run(log, _timeline(stack, log), stack.slower())
+
+
+def _timeline(stack: ProcessStack, log: MissionLog) -> Timeline:
+    ended_s = log.given_s + stack.waited_s if log.ended_s is None else log.ended_s
+    return log.times.timeline(log.given_s, ended_s, stack.link)
+
+
+def _timing(config: DemoConfig, instruction: str, runs: Mapping[str, _Run], picture: str) -> dict[str, Any]:
+    """Write the picture of all runs' times; return what the document says of them."""
+    said = [
+        f'"{instruction}"',
+        config.profile and f"profile {config.profile}",
+        config.link and f"link {config.link}",
+    ]
+    save_timelines(
+        ", ".join(filter(None, said)), {name: run.timeline for name, run in runs.items()}, Path(picture)
+    )
+    return {
+        "profile": config.profile or None,
+        "link": config.link or None,
+        "slower_than_profile": sorted({line for run in runs.values() for line in run.slower}),
+        "runs": {
+            name: {
+                "status": run.log.state or "timeout",
+                "max_frame_age_s": needed_frame_age_s(config.profile, name) or SafetyLimits().max_frame_age_s,
+                **run.timeline.document(),
+            }
+            for name, run in runs.items()
+        },
+    }
+
+
+def _timing_lines(document: Mapping[str, Any], runs: Mapping[str, _Run]) -> Iterator[str]:
+    """Yield what a person is told of the runs' times."""
+    for name, run in runs.items():
+        told = document["runs"][name]
+        yield f"{name} (mission {told['status']}): {run.timeline.summary()}"
+        if told["max_frame_age_s"] > SafetyLimits().max_frame_age_s:
+            yield (
+                f"  the gate took frames up to {told['max_frame_age_s']:.0f} s old for it: by default, "
+                f"{SafetyLimits().max_frame_age_s:.0f} s, it would have refused such late plans"
+            )
+    yield from (f"! {line}" for line in document["slower_than_profile"])
+    yield f"timeline: {document['artifacts']['timeline']}"
 
 
 def _artifacts(
@@ -120,6 +256,7 @@ def _artifacts(
         "frames": [str(path) for path in frames],
         "path": str(out / "path.png"),
         "gif": str(out / "run.gif"),
+        "timeline": str(out / "timeline.png"),
         "bag": str(out / "bag"),
         "run": str(out / "run.json"),
         "logs": str(out / "logs"),

@@ -41,6 +41,7 @@ from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.profiles import load_link
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.demo.report import MissionLog, MissionStep
+from vlm_spec_decode.models.paced import SLOWER
 from vlm_spec_decode.ros.convert import from_compressed
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, OwnNode
 from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S
@@ -65,7 +66,11 @@ DDS_DOMAINS = range(1, 10)
 
 @dataclass(frozen=True, slots=True)
 class ProcessStackConfig:
-    """Settings of the processes. `room` holds the simulator's options for the scene."""
+    """Settings of the processes.
+
+    `room` holds the simulator's options for the scene. `limits` is a file of the safety gate's limits, None
+    for its defaults.
+    """
 
     room: tuple[str, ...]
     seed: int
@@ -76,6 +81,8 @@ class ProcessStackConfig:
     objective: str
     link: str
     out: Path
+    profile: str = ""
+    limits: Path | None = None
 
 
 class ProcessStack:
@@ -87,6 +94,7 @@ class ProcessStack:
         self.config = config
         self.link = load_link(config.link) if config.link else None
         self.address = ""
+        self.waited_s = 0.0
         self.frames: Mapping[float, Image] = {}
         self._clock = clock
         self._began_s = clock.now()
@@ -135,7 +143,8 @@ class ProcessStack:
         sim = self._vsd("sim", *config.room, "--seed", str(config.seed), "--domain", str(self._dds_domain),
                         "--interface", "lo", "--ground-truth", str(config.truth))  # fmt: skip
         self.log("cloud verifier, CURVE keys made for this run")
-        cloud = self._vsd("cloud", "--bind", "tcp://127.0.0.1:*", "--keys", str(config.keys))
+        pace = ("--profile", config.profile) if config.profile else ()
+        cloud = self._vsd("cloud", "--bind", "tcp://127.0.0.1:*", "--keys", str(config.keys), *pace)
         self.address = str(self._processes.wait_ready(cloud, START_S)["address"])
         self._processes.wait_ready(sim, START_S)
         self.log(f"cloud serves at {self.address}; starting the nodes on ROS domain {self._ros_domain}")
@@ -152,8 +161,12 @@ class ProcessStack:
                "seed": str(self.config.seed)}  # fmt: skip
         if self.config.link:
             vlm["link_file"] = self.config.link
+        if self.config.profile:
+            vlm["hardware_profile"] = self.config.profile
+        limits = {"limits_file": str(self.config.limits)} if self.config.limits else {}
+        given = {"camera": robot, "locomotion": robot | limits, "vlm": vlm}
         for name in NODES:
-            values = vlm if name == "vlm" else robot
+            values = given[name]
             parameters = [part for key, value in values.items() for part in ("-p", f"{key}:={value}")]
             run = f"sys.exit(entry_points.{name}_main())"
             code = f"import sys; from vlm_spec_decode.ros import entry_points; {run}"
@@ -203,8 +216,18 @@ class ProcessStack:
             self._spin(self._listener)
         if not self._log.has_ended:
             self.log(f"the mission has not ended within {timeout_s:.0f} s; stopping the robot")
+        self.waited_s = self._clock.now() - self._log.given_s
         self._listener.spin(SETTLE_S)
         return self._log
+
+    def slower(self) -> list[str]:
+        """Return what cloud and VLM node have said of a machine that cannot keep the profile's pace."""
+        return [
+            line[line.index(SLOWER) :]
+            for name in ("cloud", "vlm_node")
+            for line in (self.config.out / "logs" / f"{name}.log").read_text(errors="replace").splitlines()
+            if SLOWER in line
+        ]
 
     def add_labels(self, scene: Scene, instruction: str, log: MissionLog) -> int:
         """Add the teacher's answers to the bag as labels; return how many answers have one."""

@@ -23,6 +23,7 @@ from rich.table import Table
 from vlm_spec_decode.core.errors import SceneError
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Image, Observation
+from vlm_spec_decode.demo.timeline import TimelineRecorder
 from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.factory import bring_up
 from vlm_spec_decode.edge.image_upload import UPLINK_WIDTH_PX, for_uplink_again
@@ -77,6 +78,7 @@ class MissionLog:
     first_action_s: float | None = None
     ended_s: float | None = None
     steps: list[MissionStep] = field(default_factory=list)
+    times: TimelineRecorder = field(default_factory=TimelineRecorder)
     _progress: MissionProgress | None = None
 
     @property
@@ -106,6 +108,12 @@ class MissionLog:
         if step is None:
             return []
         step.store(topic, data)
+        if topic == "vlm/answer":
+            self.times.answered(step.number, now_s)
+        elif topic == "vlm/trace":
+            self.times.sent(step.number, data["image_bytes"])
+        elif topic == "vlm/plan/status":
+            self.times.robot(data["state"] == "moving", now_s)
         return self._progress.on_message(topic, text).splitlines()
 
     def _status(self, data: Mapping[str, Any], text: str, now_s: float) -> list[str]:
@@ -121,6 +129,7 @@ class MissionLog:
         self.state, self.reason = state, why
         if state == "answering":
             self.steps.append(MissionStep(data["step"]))
+            self.times.look(data["step"], now_s)
         if state in END_STATES:
             self.ended_s = now_s
         return self._progress.on_message("vlm/status", text).splitlines()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_spec_decode.core.config import same_as, setting
-from vlm_spec_decode.core.profiles import BODIES, link_names
+from vlm_spec_decode.core.profiles import BODIES, hardware_names, link_names
 from vlm_spec_decode.edge.settings import EdgeSettings
 
 
@@ -24,6 +24,14 @@ class DemoConfig:
     link: str = setting(
         "", "Link profile to emulate between robot and cloud: a name or a YAML file.", one_of=link_names
     )
+    profile: str = setting(
+        "",
+        "Hardware profile that edge and cloud keep to in wall-clock time: a name or a YAML file.",
+        one_of=hardware_names,
+    )
+    compare: tuple[str, ...] = setting(
+        (), "Strategy that carries out the same mission again, to be shown beside it; may be repeated."
+    )
     seed: int = setting(0, "Seed of sampling and of the robot's noise.")
     out: Path = setting(Path("out/demo"), "Folder of pictures and bag.")
-    timeout_s: float = setting(120.0, "Time that the mission may take.")
+    timeout_s: float = setting(120.0, "Time that the mission may take; five times as long with a profile.")

@@ -26,7 +26,8 @@ from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
-from vlm_spec_decode.edge.verifier_virtual import VirtualModel, VirtualVerifier
+from vlm_spec_decode.edge.verifier_virtual import VirtualVerifier
+from vlm_spec_decode.models.paced import paced_draft, paced_target
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport.address import check_cloud
@@ -80,12 +81,17 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
         uplink_bps=settings.link.up_mbps * 1e6 if settings.link else 1e9,
         image_budget_s=settings.image_budget_s,
     )
-    clock, answer_language = WallClock(), language(settings.grammar)
+    clock, answer_language, hardware = WallClock(), language(settings.grammar), settings.hardware
     drafter = constrained(draft, draft.codec, answer_language)
+    if hardware:
+        drafter = paced_draft(drafter, hardware, clock)
     if not settings.cloud:
         target = target or load_model(target_source, threads=settings.threads)
         assert_same_vocabulary(draft.card, target.card)
-        local = LocalVerifier(constrained(target, target.codec, answer_language), clock, drafter)
+        verified = constrained(target, target.codec, answer_language)
+        local = LocalVerifier(
+            paced_target(verified, hardware, clock) if hardware else verified, clock, drafter
+        )
         return EdgeRuntime(
             Engine(drafter, draft.codec, local, clock, config), local, draft, _identity(target.card)
         )
@@ -100,6 +106,8 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
         raise
     drafts = strategy(settings.strategy).drafts
     step_s = step_and_pass_s(draft, clock)[0] if drafts else 0.0
+    if drafts and hardware:
+        step_s = max(step_s, hardware.draft_s(1))
     engine = Engine(drafter, draft.codec, verifier, clock, config, draft_step_s=step_s)
     return EdgeRuntime(engine, verifier, draft, (welcome.model_id, welcome.revision))
 
@@ -200,7 +208,7 @@ def virtual_engine(
     """Return an engine in virtual time: edge, cloud and network take as long as the profiles say."""
     clock = VirtualClock()
     verifier = VirtualVerifier(pair.target, hardware, link, clock, pair.draft, seed)
-    draft, step_s = VirtualModel(pair.draft, hardware, clock), hardware.draft_s(1)
+    draft, step_s = paced_draft(pair.draft, hardware, clock), hardware.draft_s(1)
     engine = Engine(draft, pair.codec, verifier, clock, config, draft_step_s=step_s)
     return engine, verifier
 
@@ -254,6 +262,8 @@ class DraftModel:
 
         draft, settings, clock = self.load(), self._settings, WallClock()
         alone = constrained(draft, draft.codec, language(settings.grammar))
+        if settings.hardware:
+            alone = paced_draft(alone, settings.hardware, clock)
         config = EngineConfig(
             strategy=WITHOUT_DRAFTS,
             params=make_sampling_params(settings, draft),

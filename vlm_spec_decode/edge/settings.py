@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlm_spec_decode.core.config import setting
-from vlm_spec_decode.core.profiles import LinkProfile
+from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import OBJECTIVES, RULES
 from vlm_spec_decode.strategies.registry import DEFAULT, STRATEGIES
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 class EdgeSettings:
     """All settings of an engine; `core.config.settings_of` has what each means.
 
-    `link` emulates a network in front of the socket. `timing` None is the protocol's own.
+    `link` emulates a network in front of the socket. With `hardware` the draft's steps take as long as that
+    profile says, and so do the target's passes where both models are in this process. `timing` None is the
+    protocol's own.
     """
 
     cloud: str = setting(
@@ -52,4 +54,5 @@ class EdgeSettings:
     threads: int = setting(1, "Threads of the models in this process.", 1, 64)
     grammar: bool = setting(True, "Hold answers to the action language; the cloud must do the same.")
     link: LinkProfile | None = None
+    hardware: HardwareProfile | None = None
     timing: ProtocolTiming | None = None

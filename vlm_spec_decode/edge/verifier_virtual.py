@@ -15,21 +15,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
 from vlm_spec_decode.core.ports import (
-    NO_NODES,
-    ExitHook,
     Model,
-    ModelContext,
-    OnExit,
-    Rows,
     Scores,
     Target,
-    Tree,
     Verifier,
-    WrappedModel,
 )
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
@@ -41,81 +33,15 @@ from vlm_spec_decode.core.types import (
     Hint,
     ImageLimits,
     Observation,
-    Tokens,
 )
-from vlm_spec_decode.decoding.policy import ColocatedDraft, DraftCosts, PassPlan
+from vlm_spec_decode.decoding.policy import ColocatedDraft, PassPlan
 from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.edge.request_state import CHUNK_BYTES
+from vlm_spec_decode.models.paced import paced_copy, profile_costs
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import ImageChunk
 from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport.emulation import OVERHEAD_BYTES, EmulatedDirection, emulated_directions
-
-
-@dataclass(slots=True)
-class CachedRows:
-    """The rows of one answer that are in a KV cache, as the paths that lead to them."""
-
-    known: set[Tokens] = field(default_factory=set)
-
-    def add_new(self, prefix: Tokens, tokens: Tokens, parents: Tokens) -> int:
-        """Return how many rows a `score` of this would compute, and count them as computed."""
-        paths = [prefix]
-        for token, parent in zip(tokens, parents, strict=True):
-            paths.append((*paths[parent], token))
-        new_paths = {*paths, *(prefix[:depth] for depth in range(len(prefix)))} - self.known
-        self.known |= new_paths
-        return len(new_paths)
-
-
-@dataclass(slots=True)
-class ChargedContext(ModelContext):
-    """A context each step of which advances `clock` by `duration_s(new rows, whether it is the first)`."""
-
-    inner: ModelContext
-    clock: VirtualClock
-    duration_s: Callable[[int, bool], float]
-    rows: CachedRows = field(default_factory=CachedRows)
-
-    def prefill(self) -> None:
-        """Fill the prompt; charged with the first step."""
-        self.inner.prefill()
-
-    def score(
-        self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
-    ) -> Logits:
-        """Advance the clock by the step, then score with `inner`."""
-        is_first = not self.rows.known
-        self.clock.sleep(self.duration_s(self.rows.add_new(prefix, tokens, parents), is_first))
-        return self.inner.score(prefix, tokens, parents, on_exit=on_exit)
-
-    def choose(
-        self, prefix: Tokens, tree: Tree = NO_NODES, on_exit: OnExit = None, rows: Rows = None
-    ) -> Scores:
-        """Advance the clock by the step, then choose with `inner`."""
-        is_first = not self.rows.known
-        self.clock.sleep(self.duration_s(self.rows.add_new(prefix, *tree), is_first))
-        return self.inner.choose(prefix, tree, on_exit, rows)
-
-    def forced(self, prefix: Tokens) -> Tokens:
-        """Return what `inner` does: the grammar's tokens cost no step."""
-        return self.inner.forced(prefix)
-
-    def close(self) -> None:
-        """Close `inner`."""
-        self.inner.close()
-
-
-@dataclass(frozen=True, slots=True)
-class VirtualModel(WrappedModel):
-    """A draft model whose contexts charge the edge's clock: each step, and each further row of a batch."""
-
-    hardware: HardwareProfile
-    clock: VirtualClock
-
-    def open(self, observation: Observation) -> ModelContext:
-        """Start one answer."""
-        return ChargedContext(self.inner.open(observation), self.clock, self.hardware.draft_s)
 
 
 @dataclass(slots=True)
@@ -309,13 +235,8 @@ class VirtualVerifier(Verifier):
         if self.colocated_draft is None:
             return None
         clock = VirtualClock()
-
-        def duration_s(rows: int, is_first: bool) -> float:  # noqa: ARG001
-            return self.hardware.cloud_draft_s(rows)
-
-        context = ChargedContext(self.colocated_draft.open(observation), clock, duration_s)
-        times = (self.hardware.cloud_draft_s(1), self.hardware.pass_s(0), self.hardware.pass_s(1))
-        return ColocatedDraft(context, clock, DraftCosts(*times))
+        context = paced_copy(self.colocated_draft, self.hardware, clock).open(observation)
+        return ColocatedDraft(context, clock, profile_costs(self.hardware))
 
     # The queue -----------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ActionParseError, ImageError, VsdError
 from vlm_spec_decode.core.ports import Clock
-from vlm_spec_decode.core.profiles import load_link
+from vlm_spec_decode.core.profiles import load_hardware, load_link
 from vlm_spec_decode.core.types import FUTURE_TOLERANCE_S
 from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.edge.settings import EdgeSettings
@@ -51,17 +51,27 @@ ENGINE_PARAMETERS = (
     Setting(
         "link_file", "", "Link profile to emulate in front of the socket, a name or a YAML file; empty: none."
     ),
+    Setting(
+        "hardware_profile",
+        "",
+        "Hardware profile, a name or a YAML file, that says how long draft steps take; empty: this machine.",
+    ),
 )
 
 
 def read_settings(node: Node) -> EdgeSettings:
     """Declare the parameters and return their values. Raises ConfigError."""
     values = Parameters(node, ENGINE_PARAMETERS)
-    link = values.path("link_file")
+    link, hardware = values.path("link_file"), values.path("hardware_profile")
     timing = ProtocolTiming.walking(values.real("link_silence_s"), values.real("connect_timeout_s"))
     given: dict[str, Any] = {name: values.value(name) for name in OF_ENGINE}
     given["keys"] = values.path("keys")
-    return EdgeSettings(**given, link=load_link(str(link)) if link else None, timing=timing)
+    return EdgeSettings(
+        **given,
+        link=load_link(str(link)) if link else None,
+        hardware=load_hardware(str(hardware)) if hardware else None,
+        timing=timing,
+    )
 
 
 OF_MISSION = {
