@@ -45,6 +45,7 @@ def test_what_a_file_may_not_say_is_named(text: str, named: str, tmp_path: Path)
         ({"insecure": False}, "no keys"),
         ({"http": "0.0.0.0:9464"}, "this machine only"),
         ({"log_format": "xml"}, "log_format 'xml'"),
+        ({"profile": "warp"}, "no profile 'warp'"),
         ({"log_level": "loud"}, "log_level 'loud'"),
         ({"threads": 0}, "threads 0"),
         ({"replicas": -1}, "replicas -1"),

@@ -117,6 +117,19 @@ def test_a_cloud_without_a_draft_loads_none(target: LoadedModel, name: str) -> N
     assert own_draft(config, target).model is None
 
 
+@pytest.mark.parametrize(("draft_ms", "is_kept"), [(62, True), (620, False)])
+def test_under_a_profile_its_costs_decide_and_not_this_machines(
+    target: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, draft_ms: int, is_kept: bool
+) -> None:
+    monkeypatch.setattr(module, "free_bytes", lambda _: 1 << 33)
+    file = tmp_path / "slow.yaml"
+    times = {"draft_ms": 72, "step_ms": 620, "verify_ms": 620, "prefill_ms": 620, "cloud_draft_ms": draft_ms}
+    file.write_text("\n".join(f"{name}: {value}" for name, value in times.items()))
+    found = own_draft(replace(CONFIG, profile=str(file)), target)
+    assert found.costs == DraftCosts(draft_ms / 1000, 0.62, 0.62)
+    assert (found.model is not None) is is_kept
+
+
 def test_steps_are_measured_on_both_models(target: LoadedModel) -> None:
     costs = measured(load_model(shipped("draft")), target, WallClock())
     assert 0 < costs.step_s < costs.verify_s

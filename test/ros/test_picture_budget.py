@@ -1,4 +1,4 @@
-"""The parameter `image_budget_s` of the VLM node."""
+"""The parameters `image_budget_s` and `hardware_profile` of the VLM node."""
 
 from __future__ import annotations
 
@@ -39,3 +39,15 @@ def test_the_node_gives_its_engine_the_budget_of_its_parameter() -> None:
     for wrong in (0.0, -1.0, 11.0, float("nan")):
         with pytest.raises(ConfigError, match="image_budget_s"):
             read_settings(Node(image_budget_s=wrong))  # type: ignore[arg-type]
+
+
+def test_the_node_paces_its_draft_by_the_profile_of_its_parameter() -> None:
+    from vlm_spec_decode.core.errors import ConfigError
+    from vlm_spec_decode.ros.nodes.vlm import read_settings
+
+    assert read_settings(Node()).hardware is None  # type: ignore[arg-type]
+    hardware = read_settings(Node(hardware_profile="go2_a100")).hardware  # type: ignore[arg-type]
+    assert hardware is not None
+    assert hardware.draft_ms == 72
+    with pytest.raises(ConfigError, match="no profile 'warp'"):
+        read_settings(Node(hardware_profile="warp"))  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from pathlib import Path
 from vlm_spec_decode.core.config import same_as, setting
 from vlm_spec_decode.core.profiles import BODIES, hardware_names, link_names
 from vlm_spec_decode.edge.settings import EdgeSettings
+from vlm_spec_decode.strategies.registry import STRATEGIES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,9 @@ class DemoConfig:
         one_of=hardware_names,
     )
     compare: tuple[str, ...] = setting(
-        (), "Strategy that carries out the same mission again, to be shown beside it; may be repeated."
+        (),
+        "Strategy that carries out the same mission again, to be shown beside it; may be repeated.",
+        one_of=STRATEGIES,
     )
     seed: int = setting(0, "Seed of sampling and of the robot's noise.")
     out: Path = setting(Path("out/demo"), "Folder of pictures and bag.")

@@ -171,6 +171,9 @@ class TimelineRecorder:
 WIDTH_PX, LEFT_PX, RIGHT_PX = 1200, 90, 30
 LANE_PX, GAP_PX, TITLE_PX, LINE_PX = 34, 8, 52, 24
 PANEL_PX = TITLE_PX + 2 * (LANE_PX + GAP_PX) + 14
+LEAST_PX = 2
+"""Width beyond its left edge at which the shortest span, an upload say, can still be seen."""
+
 TICKS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 MOST_TICKS = 14
 INK, PALE = "#222222", "#cccccc"
@@ -207,14 +210,15 @@ def _panel(draw: ImageDraw.ImageDraw, name: str, line: Timeline, top: int, longe
     for row, (lane, kinds) in enumerate(LANES.items()):
         y = top + TITLE_PX + row * (LANE_PX + GAP_PX)
         draw.text((10, y + LANE_PX // 2), lane, fill=INK, font=font, anchor="lm")
-        for span in line.spans:
-            if span.kind in kinds:
+        # The first kind of a lane last: a short upload lies over the answer that follows it.
+        for kind in reversed(kinds):
+            for span in (each for each in line.spans if each.kind == kind):
                 left, right = _x(span.start_s, longest_s), _x(span.end_s, longest_s)
-                draw.rectangle((left, y, max(left, right), y + LANE_PX), fill=COLOURS[span.kind])
+                draw.rectangle((left, y, max(left + LEAST_PX, right), y + LANE_PX), fill=COLOURS[kind])
     for number, start_s in _first_starts(line).items():
         x = _x(start_s, longest_s)
-        draw.line((x, top + TITLE_PX - 4, x, top + TITLE_PX + 2 * LANE_PX + GAP_PX), fill=INK)
-        draw.text((x + 2, top + TITLE_PX - 16), str(number), fill=INK, font=small)
+        draw.line((x, top + TITLE_PX - 14, x, top + TITLE_PX - 2), fill=INK)
+        draw.text((x + 3, top + TITLE_PX - 16), str(number), fill=INK, font=small)
 
 
 def _first_starts(line: Timeline) -> dict[int, float]:

@@ -163,7 +163,8 @@ LINK_FILE = """\
 What `--link` and the parameter `link_file` take: the name of a file in `config/links`, or a path."""
 
 HARDWARE_FILE = """\
-What `--profile` and `vsd bench --profiles` take: the name of a file in `config/profiles`, or a path."""
+What `--profile`, `vsd bench --profiles` and the parameter `hardware_profile` take: the name of a file in
+`config/profiles`, or a path. [timing.md](timing.md) shows what a robot with such hardware does."""
 
 
 FILES: tuple[tuple[str, str, type[Any]], ...] = (
