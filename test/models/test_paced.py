@@ -175,9 +175,23 @@ def test_a_slower_machine_says_so_once_with_the_ratio(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         for length in range(12):
             context.choose((0,) * length, ((1,), (0,)))
-    # By the fourth pass 0.4 s of a prompt, in time, and three of 0.2 s that take 0.3 s each.
-    assert told(caplog) == [f"{SLOWER} bench: passes take 1.30 times as long"]
+    # The pass that fills the prompt, 0.4 s, is in time; the others of 0.2 s take 0.3 s each.
+    assert told(caplog) == [f"{SLOWER} bench: passes take 1.50 times as long"]
     assert clock.now() == pytest.approx(0.4 + 11 * 0.3), "and nothing is slept away"
+
+
+def test_a_slow_start_alone_is_no_slow_machine(caplog: pytest.LogCaptureFixture) -> None:
+    model, clock = working(5.0)
+    context = paced_target(model, PROFILE, clock).open(QUESTION)
+    with caplog.at_level(logging.WARNING):
+        context.prefill()
+        context.inner.work_s = 0.1  # type: ignore[attr-defined]
+        for length in range(12):
+            context.choose((0,) * length, ((1,), (0,)))
+        assert told(caplog) == []
+        context.inner.work_s = 1.0  # type: ignore[attr-defined]
+        context.choose((0,) * 12, ((1,), (0,)))
+    assert len(told(caplog)) == 1, "one that becomes slow later is told"
 
 
 def test_a_machine_that_keeps_the_pace_says_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -35,22 +35,26 @@ from vlm_spec_decode.decoding.policy import DraftCosts
 SLOWER = "this machine is slower than the hardware profile"
 """How the warning of a machine that cannot keep the pace begins."""
 
-JUDGED_STEPS = 4
+JUDGED_STEPS = 8
 LATE_SHARE = 0.05
-"""After so many steps, a machine is slower if its late seconds are this share of the profile's."""
+"""After so many steps, a machine is slower if its late seconds are more than this share of the profile's."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Lateness:
-    """What steps took here beyond the profile. `what` names them, such as "draft steps"; seconds."""
+    """What steps took here beyond the profile, in seconds. `what` names them, such as "draft steps".
+
+    The first one is left out: it loads what the others find loaded.
+    """
 
     what: str
     profile: str
     steps: int = 0
     due_s: float = 0.0
     late_s: float = 0.0
+    _is_warm: bool = False
     _is_told: bool = False
 
     @property
@@ -60,6 +64,9 @@ class Lateness:
 
     def note(self, took_s: float, due_s: float) -> None:
         """Count a step; warn the first time that this machine turns out to be slower."""
+        if not self._is_warm:
+            self._is_warm = True
+            return
         self.steps += 1
         self.due_s += due_s
         self.late_s += max(0.0, took_s - due_s)
