@@ -16,7 +16,7 @@ from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.factory import bring_up
 from vlm_spec_decode.edge.settings import EdgeSettings
 
-pytestmark = pytest.mark.net
+pytestmark = [pytest.mark.net, pytest.mark.alone]
 
 FRAME = Path(__file__).parents[2] / "docs" / "images" / "frame.jpg"
 PROFILE = """
