@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,3 +50,19 @@ def test_a_reload_while_the_target_loads_ends_nothing_and_counts_once_it_is_ther
     app.run(SETTINGS, print, read_replicas)
     assert server.wanted == [3, 5]
     assert signal.getsignal(signal.SIGHUP) == before
+
+
+def test_the_log_begins_before_the_models_are_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else nobody reads how far a load is, and which draft is kept beside the target and why."""
+
+    def build(_config: object) -> tuple[Scaled, None]:
+        logging.getLogger("vlm_spec_decode.cloud.own_draft").info("a draft beside the target: yes")
+        return Scaled(), None
+
+    monkeypatch.setattr(app, "build", build)
+    monkeypatch.setattr(app, "_serve", lambda *_: None)
+    app.run(replace(SETTINGS, log_level="info"), print)
+    assert "a draft beside the target: yes" in capsys.readouterr().err
+    assert logging.getLogger("vlm_spec_decode").handlers == []

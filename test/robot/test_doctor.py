@@ -8,6 +8,7 @@ from test.ros.processes import ROOT, Processes
 from test.simulator import dds_domain
 from vlm_spec_decode.cli import doctor as doctor_robot
 from vlm_spec_decode.cli.doctor import examine
+from vlm_spec_decode.core.errors import CloudRefused
 from vlm_spec_decode.robot.go2 import config as network
 
 pytestmark = [pytest.mark.dds, pytest.mark.slow]
@@ -62,6 +63,20 @@ def test_a_dds_that_must_not_meet_a_robot_is_refused_before_anything_is_joined(m
     assert f"cyclonedds {version} must not join" in bad[0].detail
     assert "0.10" in bad[0].detail
     assert "crash" in bad[0].detail
+
+
+def test_a_cloud_of_another_vocabulary_asks_for_another_draft(monkeypatch):
+    given = []
+
+    def refused(command):
+        given.append(command[-1])
+        raise CloudRefused("vocabulary_mismatch", "the robot's draft has 379 tokens, the target 151936")
+
+    monkeypatch.setattr(doctor_robot, "_run", refused)
+    finding = doctor_robot.cloud("tcp://127.0.0.1:5557", None, "checkpoints/draft")
+    assert given == ["checkpoints/draft"]
+    assert "--draft" in finding.advice
+    assert "keys" not in finding.detail + finding.advice
 
 
 def test_a_cloud_that_is_not_there_is_named(free_tcp_port):

@@ -41,6 +41,7 @@ from vlm_spec_decode.robot.go2.config import check_network
 )
 @click.option("--cloud", "address", default="", help="Also shake hands with the cloud at tcp://HOST:PORT.")
 @option(EdgeSettings, "keys", type=FOLDER)
+@option(EdgeSettings, "draft")
 @as_json
 def doctor(as_json: bool, **where: Any) -> int:
     """Check that this computer has what the other commands need, and say what to do where it has not."""
@@ -112,7 +113,8 @@ import json, sys
 from pathlib import Path
 from vlm_spec_decode.edge.factory import bring_up
 from vlm_spec_decode.edge.settings import EdgeSettings
-runtime = bring_up(EdgeSettings(cloud=sys.argv[1], keys=Path(sys.argv[2]) if sys.argv[2] else None))
+keys = Path(sys.argv[2]) if sys.argv[2] else None
+runtime = bring_up(EdgeSettings(cloud=sys.argv[1], keys=keys, draft=sys.argv[3]))
 print(json.dumps({"ok": True}), flush=True)
 runtime.close()
 """
@@ -148,7 +150,7 @@ ERRORS = "vlm_spec_decode.core.errors."
 
 
 def examine(
-    interface: str = "", domain: int = 0, address: str = "", keys: Path | None = None
+    interface: str = "", domain: int = 0, address: str = "", keys: Path | None = None, draft: str = ""
 ) -> tuple[Finding, ...]:
     """Run all checks, those of a robot and a cloud only where they are named; no check raises."""
     found = _environment_findings(os.environ)
@@ -161,7 +163,7 @@ def examine(
     if interface:
         found += robot(interface, domain)
     if address:
-        found.append(cloud(address, keys))
+        found.append(cloud(address, keys, draft))
     return tuple(found)
 
 
@@ -285,11 +287,14 @@ def robot(interface: str, domain: int) -> list[Finding]:
     return [*found, _state(seen, domain, interface), *clocks, _camera(seen)]
 
 
-def cloud(address: str, keys: Path | None) -> Finding:
-    """Check that the cloud welcomes the shipped draft with these keys."""
+def cloud(address: str, keys: Path | None, draft: str = "") -> Finding:
+    """Check that the cloud welcomes a draft, by default the shipped one, with these keys."""
     try:
-        _run([sys.executable, "-c", ASK, address, str(keys or "")])
+        _run([sys.executable, "-c", ASK, address, str(keys or ""), draft])
     except VsdError as error:
+        if "vocabulary_mismatch" in str(error) or "tokenizer_mismatch" in str(error):
+            advice = "name a draft of the cloud's vocabulary with --draft"
+            return Finding("cloud", False, str(error), advice)
         detail = f"{error}; is `vsd cloud` up there, and are the keys a pair?"
         return Finding("cloud", False, detail, "start the cloud; copy both ends of one set of keys")
     return Finding("cloud", True, f"{address} welcomes the draft")

@@ -18,6 +18,7 @@ from vlm_spec_decode.cloud.protocol import MessageTracer, ServerProtocol
 from vlm_spec_decode.cloud.replicas.pool import ReplicaPool, join_cluster
 from vlm_spec_decode.cloud.replicas.server import ReplicatedServer
 from vlm_spec_decode.cloud.server import CloudServer, Server
+from vlm_spec_decode.cloud.telemetry.logs import logging_to_stderr
 from vlm_spec_decode.cloud.telemetry.metrics import Gauges, ServiceTelemetry, gauges_and_counters
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudError, ConfigError
@@ -124,7 +125,11 @@ def run(
     `on_ready` gets address and model once the server accepts robots.
     At SIGHUP `read_replicas` returns the new number of replicas.
     """
-    with _scaled_by_signal(read_replicas) as set_server:
+    # The log begins before the models are loaded: it says how far that is, and which draft is kept and why.
+    with (
+        logging_to_stderr(config.log_format, config.log_level),
+        _scaled_by_signal(read_replicas) as set_server,
+    ):
         server, telemetry = build(config)
         set_server(server)
         _serve(config, server, telemetry, on_ready)

@@ -10,7 +10,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from vlm_spec_decode.cloud.config import LOG_FORMATS, LOG_LEVELS
@@ -70,6 +71,16 @@ def set_up_logging(style: str, level: str, stream: TextIO | None = None) -> logg
     package.addHandler(handler)
     package.setLevel(level.upper())
     return handler
+
+
+@contextmanager
+def logging_to_stderr(style: str, level: str) -> Iterator[None]:
+    """Send the package's records to stderr for the block."""
+    handler = set_up_logging(style, level)
+    try:
+        yield
+    finally:
+        take_down_logging(handler)
 
 
 def take_down_logging(handler: logging.Handler) -> None:

@@ -25,7 +25,6 @@ from vlm_spec_decode.cloud.config import HTTP_OFF, CloudConfig
 from vlm_spec_decode.cloud.protocol import MessageTracer
 from vlm_spec_decode.cloud.requests import ServerCounts
 from vlm_spec_decode.cloud.telemetry import health
-from vlm_spec_decode.cloud.telemetry.logs import set_up_logging, take_down_logging
 from vlm_spec_decode.core.ports import Clock, ModelCard
 from vlm_spec_decode.protocol.codec import TokenPacker
 from vlm_spec_decode.protocol.messages import (
@@ -324,23 +323,17 @@ class ServiceTelemetry:
 
     @contextmanager
     def running(self) -> Iterator[str]:
-        """Log and serve HTTP for the block; yield the URL, "" if HTTP is off. Raises CloudError."""
-        handler = set_up_logging(self._config.log_format, self._config.log_level)
+        """Serve HTTP for the block; yield the URL, "" if HTTP is off. Raises CloudError."""
+        if self._config.http == HTTP_OFF:
+            yield ""
+            return
+        registry = self.metrics.registry
+        server = health.HealthServer(self._config.http, registry, self.unhealthy_reason, self.unready_reason)
+        server.start()
         try:
-            if self._config.http == HTTP_OFF:
-                yield ""
-                return
-            registry = self.metrics.registry
-            server = health.HealthServer(
-                self._config.http, registry, self.unhealthy_reason, self.unready_reason
-            )
-            server.start()
-            try:
-                yield server.url
-            finally:
-                server.close()
+            yield server.url
         finally:
-            take_down_logging(handler)
+            server.close()
 
     def _read(self) -> Gauges:
         return self.gauges()
