@@ -133,7 +133,8 @@ class VirtualEvents(MissionEvents):
 
     def wait_frame(self, after_s: float, timeout_s: float) -> Frame:
         """Let time pass until the camera's next frame, and return it."""
-        due_s = (math.floor(after_s / CAMERA_S + 1e-9) + 1) * CAMERA_S
+        # More than rounding after `after_s`: a frame of that very moment is none that the mission may use.
+        due_s = (math.floor(after_s / CAMERA_S + 1e-6) + 1) * CAMERA_S
         self._robot.run_until(due_s)
         image, stamp_s = self._robot.driver.frame()
         self.put_frame(Frame(image, stamp_s, "front_camera"))
