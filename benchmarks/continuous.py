@@ -5,8 +5,11 @@
 Real engine, mission runner, gate and executor on the headless simulator; durations are those of a hardware
 and a link profile. Every profile, strategy and way gets the same missions (paired). Prints each one's figures
 and what each way changes against `present`, with 95 % bootstrap intervals; the last line is one JSON
-document. The exit code is 1 if a bar is missed. Bars hold for the last way named; each mission is written to
-FOLDER/missions.jsonl at once, and a run with the same folder goes on where it stopped.
+document. The exit code is 1 if a bar is missed; bars are for the way `--held`. Each mission is written to
+FOLDER/missions.jsonl at once, and a run of the same commit with the same folder goes on where it stopped.
+
+Time in which the robot carries out no action counts as waiting, so a planned `wait` does not. "go-to" are
+missions to a thing in view at the start, "search first" all whose thing is not; looks are those of both kinds.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any
 import numpy as np
 from continuous_rig import PacedEngine, VirtualRobot
 from continuous_ways import WAYS, Way
-from figures import Figure, report
+from figures import Figure, commit, report
 
 from vlm_spec_decode.actions.grammar import answer_pattern
 from vlm_spec_decode.actions.limits import SafetyLimits
@@ -295,17 +298,18 @@ def show(found: Found, compared: list[Row]) -> None:
 def measure(cells: list[Cell], seeds: range, file: Path) -> Found:
     """Run what `file` does not hold yet; return every cell's missions in the order of the seeds."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    known = {}
+    known, code = {}, commit()
     if file.exists():
         for line in file.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            known[row["cell"], row["seed"]] = row
+            if row["commit"] == code:
+                known[row["cell"], row["seed"]] = row
     bench = Bench()
     with file.open("a", encoding="utf-8") as out:
         for seed, cell in product(seeds, cells):
             if (cell.name, seed) in known:
                 continue
-            row = bench.run(cell, seed) | {"cell": cell.name}
+            row = bench.run(cell, seed) | {"cell": cell.name, "commit": code}
             known[cell.name, seed] = json.loads(json.dumps(row))
             out.write(json.dumps(row) + "\n")
             out.flush()
@@ -318,6 +322,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="few missions: under 10 minutes on one core")
     parser.add_argument("--way", default="present,whole", help=f"of: {', '.join(WAYS)}")
+    parser.add_argument("--held", default="present", help="the way that the bars are for")
     parser.add_argument("--strategy", default=f"{WITHOUT_DRAFTS},{DEFAULT}", help="how answers are decoded")
     parser.add_argument("--profile", default=",".join(PROFILES), help=f"of: {', '.join(PROFILES)}")
     parser.add_argument("--body", default="kinematic", help=f"of: {', '.join(BODIES)}")
@@ -335,6 +340,8 @@ def main() -> int:
     ):
         if not set(chosen) <= set(known):
             parser.error(f"--{name}: choose of {', '.join(known)}")
+    if not {options.held, "present"} <= set(ways) or DEFAULT not in options.strategy.split(","):
+        parser.error(f"present, the way held and the strategy {DEFAULT} must be among those measured")
     cells = [Cell(*each) for each in product(profiles, options.strategy.split(","), ways, bodies)]
     # Without drafts only `present` is compared: the ways differ in what they do with the default strategy.
     cells = [cell for cell in cells if cell.strategy == DEFAULT or cell.way == "present"]
@@ -344,7 +351,7 @@ def main() -> int:
     compared = compare(found)
     show(found, compared)
     more = {"cells": {cell.name: columns(rows) for cell, rows in found.items()}, "compared": compared}
-    return report(figures(found, compared, ways[-1]), options.out / "continuous.json", **more)
+    return report(figures(found, compared, options.held), options.out / "continuous.json", **more)
 
 
 if __name__ == "__main__":

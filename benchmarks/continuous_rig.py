@@ -285,7 +285,7 @@ _MISSIONS = itertools.count(1)
 def run_mission(
     robot: VirtualRobot, answerer: Answerer, instruction: str, config: RunnerConfig
 ) -> MissionEnd:
-    """Run one instruction to its end; what happened is in `robot.timeline`."""
+    """Run one instruction to its end; the robot's timeline holds what happened."""
     timeline, began_s = robot.timeline, robot.clock.now()
 
     def emit(job: MissionJob, report: Report) -> None:  # noqa: ARG001

@@ -1,4 +1,4 @@
-"""benchmarks/continuous.py in small: times add up, actions run while the rest is decoded, pairs are compared."""
+"""benchmarks/continuous.py in small: times add up, actions overlap decoding, pairs are compared."""
 
 from __future__ import annotations
 
