@@ -9,7 +9,7 @@ document. The exit code is 1 if a bar is missed; bars are for the way `--held`. 
 FOLDER/missions.jsonl at once, and a run of the same commit with the same folder goes on where it stopped.
 
 Time in which the robot carries out no action counts as waiting, so a planned `wait` does not. "go-to" are
-missions to a thing in view at the start, "search first" all whose thing is not; looks are those of both kinds.
+missions to a thing in view at the start, "search first" all whose thing is not; looks are those of both.
 """
 
 from __future__ import annotations
@@ -89,8 +89,12 @@ class Bench:
                 draft, target = load_draft_and_target(shipped("draft"), shipped("target"), threads=1)
                 pattern = answer_pattern(way.words)
                 form = Language(hashlib.sha256(pattern.encode()).hexdigest(), pattern)
-                held = (constrained(model, model.codec, form) for model in (target, draft))
-                self._pairs[way.words] = ModelPair(*held, target.codec, target.codec.stop_ids)
+                self._pairs[way.words] = ModelPair(
+                    constrained(target, target.codec, form),
+                    constrained(draft, draft.codec, form),
+                    target.codec,
+                    target.codec.stop_ids,
+                )
         return self._pairs[way.words]
 
     def run(self, cell: Cell, seed: int) -> Row:
