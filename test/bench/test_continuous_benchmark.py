@@ -18,6 +18,7 @@ from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.edge.engine import AnswerUpdate
 from vlm_spec_decode.mission.state import RunnerConfig
 from vlm_spec_decode.sim.headless import HeadlessGo2
+from vlm_spec_decode.sim.objects import SceneObject
 from vlm_spec_decode.sim.scene import Pose2D, Scene
 from vlm_spec_decode.sim.world import World
 
@@ -65,12 +66,17 @@ class ScriptedEngine:
         raise AssertionError("nothing is cancelled here")
 
 
-def play(way: str, answers: tuple[str, ...], limits: SafetyLimits | None = None) -> tuple[Any, Any, Any]:
-    """Return the end, the timeline and the engine of a mission in an empty hall."""
+def play(
+    way: str,
+    answers: tuple[str, ...],
+    limits: SafetyLimits | None = None,
+    items: tuple[SceneObject, ...] = (),
+) -> tuple[Any, Any, Any]:
+    """Return the end, the timeline and the engine of a mission in a hall with these things."""
     from continuous_rig import PacedEngine, VirtualRobot
     from continuous_ways import WAYS
 
-    world = World(Scene(0, 12.0, 12.0, (), Pose2D(0.0, 0.0, 0.0)))
+    world = World(Scene(0, 12.0, 12.0, items, Pose2D(0.0, 0.0, 0.0)))
     robot = VirtualRobot(HeadlessGo2(world), limits or SafetyLimits())
     engine = ScriptedEngine(answers)
     ending = WAYS[way].run(robot, PacedEngine(engine, engine.clock, robot), "walk", RunnerConfig())
@@ -125,6 +131,15 @@ def test_an_answer_that_is_too_late_for_the_gate_ends_the_mission() -> None:
     # The first action is in time, and is carried out; the second is not.
     ending, line, _ = play("present", ANSWERS, SafetyLimits(max_frame_age_s=2.0))
     assert (ending.reason, line.executed) == ("stale_frame", ["forward(1)"])
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_mission_looks_again_after_an_obstacle() -> None:
+    box = SceneObject("red box", "box", "red", 1.5, 0.0, 0.0)
+    ending, line, engine = play("present", ("forward(3.0)", "turn(90) done()"), items=(box,))
+    assert ending.status == "done"
+    assert line.executed == ["turn(90)", "done()"]
+    assert engine.asked[1].history == ("stop()",)
 
 
 @pytest.mark.usefixtures("benchmarks")
