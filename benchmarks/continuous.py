@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -254,32 +255,31 @@ def _numbers(interval: Interval | None) -> list[float]:
 def figures(found: Found, compared: list[Row], held: str) -> list[Figure]:
     """Return the figures that have a bar, of the way `held`, with the default strategy."""
     out = []
-    for profile in dict.fromkeys(cell.profile for cell in found):
-        cell = Cell(profile, DEFAULT, held)
-        if cell not in found:
-            continue
-        now, note = columns(found[cell]), f"{len(found[cell])} missions, {held}"
+    for profile, body in dict.fromkeys((cell.profile, cell.body) for cell in found):
+        cell = Cell(profile, DEFAULT, held, body)
+        mark = profile if body == "kinematic" else f"{profile}_{body}"
+        now, note = columns(found[cell]), f"{len(found[cell])} missions, {held}, {body}"
         for name, bar in (("looks_go_to", 4.5), ("collisions_per_100", 0.7), ("stops", 1.0),
                           ("uncommitted", 0.0), ("too_old", 0.0)):  # fmt: skip
-            out.append(Figure(f"{profile}_{name}", now[name], bar, "at most", note))
+            out.append(Figure(f"{mark}_{name}", now[name], bar, "at most", note))
         bars = {"go2": {"go-to": (0.75, 0.55), "search first": (0.55, 0.40)}, "2026": {"all": (0.85, 0.5)}}
         for row in compared:
             if row["cell"] != cell.name or not row["pairs"]:
                 continue
             if held == "present" and row["group"] == "all" and profile == "go2":
-                out.append(_held(f"{profile}_time_over_autoregressive", row["mission_s"], 0.25))
+                out.append(_held(f"{mark}_time_over_autoregressive", row["mission_s"], 0.25))
             elif held != "present" and row["group"] in bars[profile]:
                 time_bar, wait_bar = bars[profile][row["group"]]
-                name = f"{profile}_{row['group'].replace(' ', '_')}"
+                name = f"{mark}_{row['group'].replace(' ', '_')}"
                 out.append(_held(f"{name}_time", row["mission_s"], time_bar))
                 out.append(_held(f"{name}_waiting", row["waiting_s"], wait_bar))
             if held != "present" and row["group"] == "all":
                 value, low, high = row["success"]
                 note = f"95 % of {row['pairs']} pairs: {low:+.3f} to {high:+.3f}"
-                out.append(Figure(f"{profile}_success_change", value, -0.01, "at least", note))
+                out.append(Figure(f"{mark}_success_change", value, -0.01, "at least", note))
                 path = now["way_over_straight_p90"]
-                before = columns(found[Cell(profile, DEFAULT, "present")])["way_over_straight_p90"]
-                out.append(Figure(f"{profile}_path_p90_ratio", path / before, 1.05, "at most", note))
+                before = columns(found[Cell(profile, DEFAULT, "present", body)])["way_over_straight_p90"]
+                out.append(Figure(f"{mark}_path_p90_ratio", path / before, 1.05, "at most", note))
     return out
 
 
@@ -354,7 +354,12 @@ def main() -> int:
     found = measure(cells, seeds, options.out / "missions.jsonl")
     compared = compare(found)
     show(found, compared)
-    more = {"cells": {cell.name: columns(rows) for cell, rows in found.items()}, "compared": compared}
+    # A figure without missions is none: JSON has no NaN.
+    numbers = {
+        cell.name: {name: value for name, value in columns(rows).items() if not math.isnan(value)}
+        for cell, rows in found.items()
+    }
+    more = {"cells": numbers, "compared": compared}
     return report(figures(found, compared, options.held), options.out / "continuous.json", **more)
 
 
