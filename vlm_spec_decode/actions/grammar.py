@@ -44,8 +44,11 @@ def language(constrained: bool = True) -> Language:
     return Language(digest, pattern)
 
 
-def answer_pattern() -> str:
-    """Return the regular expression of a whole answer, in the syntax that Python's and Rust's share."""
+def answer_pattern(words: str = _WORDS) -> str:
+    """Return the regular expression of a whole answer, in the syntax that Python's and Rust's share.
+
+    `words` is the expression of what may precede the first call.
+    """
     limits = SafetyLimits()
     bounds = {
         "distance_m": number_pattern(limits.max_distance_m, signed=True),
@@ -57,7 +60,7 @@ def answer_pattern() -> str:
     moves = "|".join(_call(name, kind, bounds) for name, kind in ACTION_TYPES.items() if kind is not Done)
     done = next(_call(name, kind, bounds) for name, kind in ACTION_TYPES.items() if kind is Done)
     more = f"({_GAP}({moves})){{0,{limits.max_actions - 2}}}({_GAP}{done})?"
-    return f"{_WORDS}(({moves}){more}|{done})"
+    return f"{words}(({moves}){more}|{done})"
 
 
 def number_pattern(limit: float, signed: bool) -> str:

@@ -33,11 +33,15 @@ Found = TypeVar("Found", Frame, PlanStatus)
 
 
 class MissionEvents:
-    """The newest frame and status, and which answer of which mission is in progress."""
+    """The newest frame and status, and which answer of which mission is in progress.
 
-    def __init__(self, clock: Clock) -> None:
+    `changed` is what a mission waits on; one whose `wait_for` advances `clock` makes missions run in virtual
+    time, on one thread.
+    """
+
+    def __init__(self, clock: Clock, changed: threading.Condition | None = None) -> None:
         self._clock = clock
-        self._changed = threading.Condition()
+        self._changed = changed or threading.Condition()
         self._frame: Frame | None = None
         self._status: PlanStatus | None = None
         self._status_received_s = float("-inf")

@@ -405,6 +405,16 @@ _RULES: dict[str, Callable[[Episode], bool]] = {
 }
 
 
+def close_episode(episode: Episode, world: World, status: str) -> None:
+    """Record how a mission ended and where the robot stands then, and judge it."""
+    episode.status, episode.collisions = status, world.collisions
+    if thing := episode.task.thing:
+        episode.item = world.object(thing)
+        episode.distance_m = world.distance_to(thing)
+        episode.bearing_deg = math.degrees(world.bearing_to(thing))
+    episode.success = judge(episode)
+
+
 _ANSWER_S = 0.4
 """Virtual time of one answer; the robot stands meanwhile."""
 
@@ -439,13 +449,7 @@ class EpisodeRunner:
         executor.close()
         self.clock.sleep(1.0)
         self.robot.state()
-        episode.status = mission.status
-        episode.collisions = world.collisions
-        if task.thing:
-            episode.item = world.object(task.thing)
-            episode.distance_m = world.distance_to(task.thing)
-            episode.bearing_deg = math.degrees(world.bearing_to(task.thing))
-        episode.success = judge(episode)
+        close_episode(episode, world, mission.status)
         return episode
 
     def _step(self, episode: Episode, mission: MissionLoop, executor: Executor) -> None:

@@ -1,0 +1,310 @@
+"""A mission in virtual time: the real mission runner, engine, executor and gate on the headless simulator.
+
+Two clocks: the robot's, in which the executor ticks, and the engine's, in which an answer is decoded. At the
+start of an answer the engine's clock is set to the robot's; before each commit is handed to the mission, the
+robot's time runs up to the commit's. So the robot moves while the rest of an answer is decoded, as it does
+with two computers, and a slow posture delays no decoding.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.actions.types import Action, format_action
+from vlm_spec_decode.control.action_runner import InlineCallRunner
+from vlm_spec_decode.control.executor import Executor
+from vlm_spec_decode.control.safety import SafetyGate
+from vlm_spec_decode.core.clock import VirtualClock
+from vlm_spec_decode.core.errors import CloudUnreachable, ModelError, VsdError
+from vlm_spec_decode.core.types import Image, Observation
+from vlm_spec_decode.mission.connection import Answerer, TextUpdate
+from vlm_spec_decode.mission.events import Frame, MissionEvents
+from vlm_spec_decode.mission.runner import MissionRunner, Report
+from vlm_spec_decode.mission.state import Answer, MissionEnd, MissionJob, RunnerConfig
+from vlm_spec_decode.sim.headless import HeadlessGo2
+from vlm_spec_decode.sim.scene import Pose2D
+
+CAMERA_S = 0.2
+"""Period of the camera node's frames, by default."""
+
+PATH_S = 0.5
+"""How often the path is sampled, for every way alike."""
+
+REST_S = 1.0
+"""How long the world goes on after a mission before it is judged, as in an evaluation."""
+
+HARMLESS = ("stop", "done", "wait")
+LOCOMOTION = ("forward", "strafe", "turn")
+
+
+@dataclass(slots=True)
+class Look:
+    """One look: its frame's time, and when the first action and the end of its answer were committed."""
+
+    frame_s: float
+    first_action_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(slots=True)
+class Timeline:
+    """What one mission spent its time on; seconds of the robot's clock.
+
+    `overlap_s`: moved while an answer was decoded. `stops`: how often the body stood between two actions that
+    walk or turn. `uncommitted`: periods with an action that no commit had said; `too_old`: actions carried
+    out on a frame older than the gate allows.
+    """
+
+    mission_s: float = 0.0
+    moving_s: float = 0.0
+    overlap_s: float = 0.0
+    stops: int = 0
+    uncommitted: int = 0
+    too_old: int = 0
+    oldest_frame_s: float = 0.0
+    looks: list[Look] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    executed: list[str] = field(default_factory=list)
+    path: list[Pose2D] = field(default_factory=list)
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+
+    @property
+    def waiting_s(self) -> float:
+        """How long the robot stood."""
+        return self.mission_s - self.moving_s
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data for a report, without the path."""
+        left_out = ("path", "spans", "answers", "executed")
+        found = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return found | {"waiting_s": self.waiting_s}
+
+
+@dataclass(slots=True)
+class Standstills:
+    """Counts how often the body stands between two actions that walk or turn.
+
+    Within one action it does not count: a correction of the last centimetres begins at rest.
+    """
+
+    count: int = 0
+    _last: tuple[int, int] | None = None
+    _stood: bool = False
+
+    def see(self, status: PlanStatus, is_still: bool) -> None:
+        """Take in the executor's status and whether the body stands, once a control period."""
+        walks = status.state == "moving" and status.action.startswith(LOCOMOTION)
+        number = (status.answer, status.actions_done)
+        if is_still:
+            self._stood = self._last is not None
+        elif walks:
+            self.count += self._stood and number != self._last
+            self._last, self._stood = number, False
+
+
+class VirtualCondition(threading.Condition):
+    """A condition on which waiting lets virtual time pass, on the caller's thread."""
+
+    def __init__(self, clock: VirtualClock, advance: Callable[[], None]) -> None:
+        super().__init__()
+        self._clock, self._advance = clock, advance
+
+    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
+        """Advance until the predicate holds or the time is over; return its value."""
+        until_s = math.inf if timeout is None else self._clock.now() + timeout
+        while not (found := predicate()) and self._clock.now() < until_s:
+            self._advance()
+        return found
+
+
+class VirtualEvents(MissionEvents):
+    """Takes a frame when the mission waits for one: the next of a camera with a fixed period."""
+
+    def __init__(self, robot: VirtualRobot) -> None:
+        super().__init__(robot.clock, VirtualCondition(robot.clock, robot.tick))
+        self._robot = robot
+
+    def wait_frame(self, after_s: float, timeout_s: float) -> Frame:
+        """Let time pass until the camera's next frame, and return it."""
+        # More than rounding after `after_s`: a frame of that very moment is none that the mission may use.
+        due_s = (math.floor(after_s / CAMERA_S + 1e-6) + 1) * CAMERA_S
+        # The step before may have ended at an obstacle; time passes all the same.
+        while self._robot.clock.now() < due_s:
+            self._robot.tick()
+        image, stamp_s = self._robot.driver.frame()
+        self.put_frame(Frame(image, stamp_s, "front_camera"))
+        self._robot.timeline.looks.append(Look(stamp_s))
+        return super().wait_frame(after_s, timeout_s)
+
+
+class VirtualRobot:
+    """One simulated robot with its executor. `tick` lets one control period pass and records it."""
+
+    def __init__(self, driver: HeadlessGo2, limits: SafetyLimits) -> None:
+        clock = driver.clock
+        assert isinstance(clock, VirtualClock)
+        self.driver, self.clock, self.limits = driver, clock, limits
+        driver.start()
+        self.executor = Executor(driver, SafetyGate(limits), clock, runner=InlineCallRunner())
+        self.events = VirtualEvents(self)
+        self.timeline = Timeline(path=[driver.world.pose])
+        self.committed: tuple[Action, ...] = ()
+        self.is_answering = False
+        self._standstills = Standstills()
+        self._plan: Plan | None = None
+        self._frame_ages_s: dict[int, list[float]] = {}
+        self._sampled_s = clock.now()
+
+    def submit(self, plan: Plan) -> None:
+        """Send a plan to the executor now; it is repeated in every period, as the real node does."""
+        self._plan = plan
+        ages = self._frame_ages_s.setdefault(plan.answer, [])
+        ages += [self.clock.now() - plan.stamp_s] * (len(plan.actions) - len(ages))
+        self.executor.submit(plan)
+
+    def run_until(self, time_s: float) -> None:
+        """Let time pass up to a moment, or to the end of the answer in progress by the executor."""
+        while self.clock.now() < time_s and self.events.broken_off() is None:
+            self.tick()
+
+    def tick(self) -> None:
+        """Let one control period pass."""
+        began_s, before = self.clock.now(), self.executor.status()
+        if self._plan is not None:
+            self.executor.submit(self._plan)
+        self.executor.tick()
+        self.clock.sleep(self.executor.period_s)
+        after = self.executor.status()
+        self._record(before, after, began_s)
+        self.events.put_status(after)
+
+    def _record(self, before: PlanStatus, after: PlanStatus, began_s: float) -> None:
+        timeline, now_s = self.timeline, self.clock.now()
+        moves = "moving" in (before.state, after.state)
+        if moves:
+            timeline.moving_s += now_s - began_s
+            timeline.overlap_s += (now_s - began_s) * self.is_answering
+        self._span("moving" if moves else "answering" if self.is_answering else "standing", began_s, now_s)
+        self._standstills.see(after, self.driver.state().is_still)
+        timeline.stops = self._standstills.count
+        if after.state == "moving":
+            said = [format_action(action) for action in self.committed]
+            # A finished action is named until the next period begins another.
+            begun = (*after.executed, after.action)[: max(len(after.executed), after.actions_done + 1)]
+            known = begun[: len(said)] == tuple(said[: len(begun)])
+            timeline.uncommitted += not (known or after.action == "".join(after.executed[-1:]))
+        done = len(before.executed) if before.answer == after.answer else 0
+        for index in range(done, len(after.executed)):
+            age_s = self._frame_ages_s[after.answer][index]
+            timeline.executed.append(after.executed[index])
+            timeline.oldest_frame_s = max(timeline.oldest_frame_s, age_s)
+            # What only ends motion is allowed at any age.
+            moves_body = not after.executed[index].startswith(HARMLESS)
+            timeline.too_old += moves_body and age_s > self.limits.max_frame_age_s
+        if now_s - self._sampled_s >= PATH_S:
+            self._sampled_s = now_s
+            timeline.path.append(self.driver.world.pose)
+
+    def _span(self, what: str, began_s: float, now_s: float) -> None:
+        spans = self.timeline.spans
+        if spans and spans[-1][0] == what:
+            began_s = spans.pop()[1]
+        spans.append((what, began_s, now_s))
+
+
+@dataclass(slots=True)
+class PacedEngine:
+    """An `Answerer` whose commits reach the mission at their virtual times, while the robot goes on."""
+
+    engine: Answerer
+    clock: VirtualClock
+    robot: VirtualRobot
+
+    def picture(self, data: bytes) -> Image:
+        """Return the frame as the engine sends it."""
+        return self.engine.picture(data)
+
+    def answer(self, observation: Observation) -> Iterator[TextUpdate]:
+        """Yield each commit when it has arrived at the robot."""
+        robot, look = self.robot, self.robot.timeline.looks[-1]
+        # Also back: the answer before may have been broken off ahead of its next commit.
+        self.clock.now_s = robot.clock.now()
+        robot.committed, robot.is_answering = (), True
+        try:
+            with closing(self.engine.answer(observation)) as updates:  # type: ignore[type-var]
+                for update in updates:
+                    robot.run_until(self.clock.now())
+                    robot.committed += update.actions
+                    if update.actions and look.first_action_s is None:
+                        look.first_action_s = self.clock.now()
+                    if update.result is not None:
+                        look.end_s = self.clock.now()
+                        robot.is_answering = False
+                    yield update
+        finally:
+            robot.is_answering = False
+
+    def cancel(self) -> None:
+        """Abandon the answer."""
+        self.engine.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class OneEngine:
+    """`Engines` with one engine that is always there: the virtual cloud does not fail."""
+
+    current: Answerer
+
+    @property
+    def error(self) -> VsdError:
+        """What nobody should see."""
+        return CloudUnreachable("the virtual cloud does not fail")
+
+    def set_active(self, engine: Answerer | None) -> None:
+        """Do nothing: a broken-off answer is noticed at its next commit, at the time it was broken off."""
+
+    def ensure(self) -> Answerer:
+        """Return the engine."""
+        return self.current
+
+    def reconnect(self) -> None:
+        """Raise: nothing can be lost here."""
+        raise self.error
+
+    def draft(self) -> Answerer:
+        """Raise ModelError: a mission here never answers by the draft alone."""
+        raise ModelError("no draft alone in virtual time")
+
+
+_MISSIONS = itertools.count(1)
+
+
+def run_mission(
+    robot: VirtualRobot, answerer: Answerer, instruction: str, config: RunnerConfig
+) -> MissionEnd:
+    """Run one instruction to its end; the robot's timeline holds what happened."""
+    timeline, began_s = robot.timeline, robot.clock.now()
+
+    def emit(job: MissionJob, report: Report) -> None:  # noqa: ARG001
+        if isinstance(report, Plan):
+            robot.submit(report)
+        elif isinstance(report, Answer):
+            timeline.answers.append(report.result.text)
+
+    runner = MissionRunner(robot.events, emit, robot.clock.now, config)
+    ending = runner.run(MissionJob(f"m{next(_MISSIONS)}", instruction), OneEngine(answerer))
+    timeline.mission_s = robot.clock.now() - began_s
+    # What is counted ends with the mission; the world goes on until the body stands.
+    robot.executor.close()
+    robot.clock.sleep(REST_S)
+    robot.driver.state()
+    timeline.path.append(robot.driver.world.pose)
+    return ending

@@ -1,0 +1,91 @@
+"""The ways of running a mission that benchmarks/continuous.py compares, by name.
+
+`present` is what the nodes do today. Each other way changes one thing, and is measured against `present` on
+the same missions. A new one is a function with the signature of `Run`, and a line in `WAYS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from continuous_rig import PacedEngine, VirtualRobot, run_mission
+
+from vlm_spec_decode.actions.types import Action
+from vlm_spec_decode.core.trace import GenerationResult
+from vlm_spec_decode.core.types import Image, Observation
+from vlm_spec_decode.mission.connection import Answerer, TextUpdate
+from vlm_spec_decode.mission.state import MissionEnd, RunnerConfig
+
+Run: TypeAlias = Callable[[VirtualRobot, PacedEngine, str, RunnerConfig], MissionEnd]
+"""Runs one instruction on a robot with an engine, to the mission's end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way of running a mission, and what it changes.
+
+    `words`: the expression of what an answer may say before its first action, if it is not the usual one.
+    """
+
+    about: str
+    run: Run = run_mission
+    words: str | None = None
+
+
+@dataclass(slots=True)
+class WholeAnswers:
+    """An `Answerer` that keeps an answer's actions back until its end."""
+
+    inner: Answerer
+
+    def picture(self, data: bytes) -> Image:
+        """Return the frame as the engine sends it."""
+        return self.inner.picture(data)
+
+    def answer(self, observation: Observation) -> Iterator[TextUpdate]:
+        """Yield each commit's text, and all actions with the last."""
+        kept: tuple[Action, ...] = ()
+        for update in self.inner.answer(observation):
+            kept += update.actions
+            yield _Update(update, () if update.result is None else kept)
+
+    def cancel(self) -> None:
+        """Abandon the answer."""
+        self.inner.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    update: TextUpdate
+    actions: tuple[Action, ...]
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.update.tokens
+
+    @property
+    def text(self) -> str:
+        return self.update.text
+
+    @property
+    def result(self) -> GenerationResult | None:
+        return self.update.result
+
+
+def _whole(robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig) -> MissionEnd:
+    return run_mission(robot, WholeAnswers(engine), instruction, config)
+
+
+BRIEF = r"((the|no|there|i (do|have|can)) [^()]*[ \t\n.,;:!?])?"
+"""Words about the thing asked for, and refusals, but no list of what else is in view ("i see ...")."""
+
+WAYS = {
+    "present": Way("an action begins as soon as it is committed, the rest is decoded meanwhile"),
+    "whole": Way("no action begins before the end of its answer", _whole),
+    "brief": Way(
+        "an answer says nothing of what else is in view, so its first action comes sooner", words=BRIEF
+    ),
+    "silent": Way("an answer begins with its first action", words=""),
+}
