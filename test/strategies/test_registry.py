@@ -170,7 +170,7 @@ def test_an_entry_point_is_known_to_commands_nodes_and_launch_files(tmp_path: Pa
     names = " ".join((*SHIPPED, "adaptive_length", "broken_one"))
     assert (lines["launch"], lines["node"], lines["rules"]) == (names, names, "coupled rejection")
     assert lines["broken"].startswith("ConfigError strategy 'broken_one' cannot be imported from not_there:")
-    assert "".join(done.stdout.split()).count(names.replace(" ", "|")) == 5
+    assert "".join(done.stdout.split()).count(names.replace(" ", "|")) == 6
     assert "already a strategy 'hybrid'" in done.stderr
 
 
