@@ -80,7 +80,7 @@ def simulator(**settings: object) -> Iterator[subprocess.Popen[str]]:
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line == "ready\n", process.communicate(timeout=10)[1]
+        assert line == "ready\n", (line, process.communicate(timeout=10)[1], process.returncode)
         yield process
         if process.poll() is None:
             status, errors = end(process)
