@@ -34,13 +34,11 @@ from vlm_spec_decode.actions.grammar import answer_pattern
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.bags.score import Interval, mean, resampled
 from vlm_spec_decode.core.profiles import BODIES, load_hardware, load_link
-from vlm_spec_decode.core.types import Language, SamplingParams
-from vlm_spec_decode.edge.engine import WITHOUT_DRAFTS, EngineConfig
-from vlm_spec_decode.edge.factory import ModelPair, load_pair, virtual_engine
+from vlm_spec_decode.core.types import Language
+from vlm_spec_decode.edge.engine import WITHOUT_DRAFTS
+from vlm_spec_decode.edge.factory import ModelPair, engine_config, load_pair, virtual_engine
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.state import RunnerConfig
-from vlm_spec_decode.models.grammar import constrained
-from vlm_spec_decode.models.loader import load_draft_and_target, shipped
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.headless import HeadlessGo2
 from vlm_spec_decode.sim.physics.physical_world import make_world
@@ -84,18 +82,11 @@ class Bench:
     def pair(self, way: Way) -> ModelPair:
         """Return the shipped pair, held to the way's form of an answer."""
         if way.words not in self._pairs:
-            if way.words is None:
-                self._pairs[way.words] = load_pair()
-            else:
-                draft, target = load_draft_and_target(shipped("draft"), shipped("target"), threads=1)
+            form = None
+            if way.words is not None:
                 pattern = answer_pattern(way.words)
                 form = Language(hashlib.sha256(pattern.encode()).hexdigest(), pattern)
-                self._pairs[way.words] = ModelPair(
-                    constrained(target, target.codec, form),
-                    constrained(draft, draft.codec, form),
-                    target.codec,
-                    target.codec.stop_ids,
-                )
+            self._pairs[way.words] = load_pair(form=form)
         return self._pairs[way.words]
 
     def run(self, cell: Cell, seed: int) -> Row:
@@ -111,7 +102,7 @@ class Bench:
             pair,
             load_link(LINK),
             load_hardware(PROFILES[cell.profile]),
-            engine_config(cell.strategy, pair),
+            engine_config(EdgeSettings(strategy=cell.strategy, link=load_link(LINK)), pair.stop_ids),
             seed,
         )
         robot = VirtualRobot(
@@ -130,27 +121,6 @@ class Bench:
         )
         close_episode(episode, world, ending.status)
         return timeline.summary() | episode.summary() | {"begins": begins(task.thing, task.seen_at_start)}
-
-
-def engine_config(strategy: str, pair: ModelPair) -> EngineConfig:
-    """Return the engine's configuration as `vsd edge` has it by default, with another strategy."""
-    defaults = EdgeSettings()
-    params = SamplingParams(
-        temperature=defaults.temperature,
-        max_tokens=defaults.max_tokens,
-        stop_ids=pair.stop_ids,
-        seed=defaults.seed,
-        rule=defaults.rule,
-    )
-    return EngineConfig(
-        strategy=strategy,
-        params=params,
-        draft_length=defaults.draft_length,
-        timeout_s=defaults.answer_timeout_s,
-        objective=defaults.objective,
-        uplink_bps=load_link(LINK).up_mbps * 1e6,
-        image_budget_s=defaults.image_budget_s,
-    )
 
 
 def begins(thing: str, seen_at_start: bool) -> str:

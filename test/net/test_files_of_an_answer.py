@@ -61,7 +61,7 @@ def test_one_remote_answer_runs_through_few_files(tmp_path: Path) -> None:
     clock, settings, answer_language = WallClock(), EdgeSettings(), language(True)
     draft = load_draft(settings)
     drafter = constrained(draft, draft.codec, answer_language)
-    config = EngineConfig(params=make_sampling_params(settings, draft))
+    config = EngineConfig(params=make_sampling_params(settings, draft.codec.stop_ids))
     with profiled_cloud(tmp_path) as cloud:
         assert cloud.stdout
         link = DealerLink(cloud.stdout.readline().strip(), keys.edge_keys(tmp_path), clock)

@@ -19,7 +19,7 @@ from vlm_spec_decode.core.errors import VocabularyMismatch
 from vlm_spec_decode.core.ports import Clock, Model
 from vlm_spec_decode.core.profiles import load_hardware
 from vlm_spec_decode.decoding.policy import DraftCosts
-from vlm_spec_decode.decoding.step_time import step_and_pass_s
+from vlm_spec_decode.decoding.step_time import pass_seconds
 from vlm_spec_decode.models.engines.base import LoadedModel, LoadOptions
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.hardware import free_bytes
@@ -32,6 +32,9 @@ GOOD_ACCEPTANCE, LEAST_GAIN = 0.9, 1.1
 
 ROOM = 2.0
 """Bytes that a copy needs for each byte of its weights: its caches and its pass."""
+
+TOKENS = 4
+"""Drafted tokens of the pass that is timed."""
 
 log = logging.getLogger(__name__)
 
@@ -130,5 +133,4 @@ def weights_bytes(folder: Path) -> int:
 
 def measured(draft: Model, target: Model, clock: Clock) -> DraftCosts:
     """Time a step of the draft, one of the target, and a pass of the target over a few drafted tokens."""
-    step_s, _ = step_and_pass_s(draft, clock)
-    return DraftCosts(step_s, *step_and_pass_s(target, clock))
+    return DraftCosts(*pass_seconds(draft, clock, 0), *pass_seconds(target, clock, 0, TOKENS))

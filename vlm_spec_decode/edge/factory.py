@@ -20,7 +20,7 @@ from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.ports import Model, ModelCard, Target, TextCodec, Verifier
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import OBJECTIVES, Language, SamplingParams, Tokens
-from vlm_spec_decode.decoding.step_time import step_and_pass_s
+from vlm_spec_decode.decoding.step_time import pass_seconds
 from vlm_spec_decode.edge.engine import WITHOUT_DRAFTS, Engine, EngineConfig
 from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.edge.settings import EdgeSettings
@@ -72,15 +72,7 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
     if draft is None and not settings.cloud:
         draft, target = load_draft_and_target(draft_source, target_source, threads=settings.threads)
     draft = draft or load_draft(settings)
-    config = EngineConfig(
-        strategy=settings.strategy,
-        params=make_sampling_params(settings, draft),
-        draft_length=settings.draft_length,
-        timeout_s=settings.answer_timeout_s,
-        objective=settings.objective,
-        uplink_bps=settings.link.up_mbps * 1e6 if settings.link else 1e9,
-        image_budget_s=settings.image_budget_s,
-    )
+    config = engine_config(settings, draft.codec.stop_ids)
     clock, answer_language, hardware = WallClock(), language(settings.grammar), settings.hardware
     drafter = constrained(draft, draft.codec, answer_language)
     if hardware:
@@ -105,7 +97,7 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
         verifier.disconnect()
         raise
     drafts = strategy(settings.strategy).drafts
-    step_s = step_and_pass_s(draft, clock)[0] if drafts else 0.0
+    step_s = pass_seconds(draft, clock, 0)[0] if drafts else 0.0
     if drafts and hardware:
         step_s = max(step_s, hardware.draft_s(1))
     engine = Engine(drafter, draft.codec, verifier, clock, config, draft_step_s=step_s)
@@ -143,13 +135,26 @@ def make_hello(card: ModelCard, answer_language: Language) -> Hello:
     return Hello(f"vlm_spec_decode {__version__}", *digests, card.vocab_size)
 
 
-def make_sampling_params(settings: EdgeSettings, draft: LoadedModel) -> SamplingParams:
+def engine_config(settings: EdgeSettings, stop_ids: Tokens) -> EngineConfig:
+    """Return the engine's part of the settings. Raises ConfigError."""
+    return EngineConfig(
+        strategy=settings.strategy,
+        params=make_sampling_params(settings, stop_ids),
+        draft_length=settings.draft_length,
+        timeout_s=settings.answer_timeout_s,
+        objective=settings.objective,
+        uplink_bps=settings.link.up_mbps * 1e6 if settings.link else 1e9,
+        image_budget_s=settings.image_budget_s,
+    )
+
+
+def make_sampling_params(settings: EdgeSettings, stop_ids: Tokens) -> SamplingParams:
     """Return the sampling parameters of the settings. Raises ConfigError."""
     try:
         return SamplingParams(
             temperature=settings.temperature,
             max_tokens=settings.max_tokens,
-            stop_ids=draft.codec.stop_ids,
+            stop_ids=stop_ids,
             seed=settings.seed,
             rule=settings.rule,
         )
@@ -167,14 +172,19 @@ class ModelPair:
     stop_ids: Tokens
 
 
-def load_pair(target: str = "", draft: str = "", threads: int = 1, grammar: bool = True) -> ModelPair:
-    """Load both, by default the shipped ones. Raises ModelError or VocabularyMismatch."""
+def load_pair(
+    target: str = "", draft: str = "", threads: int = 1, grammar: bool = True, form: Language | None = None
+) -> ModelPair:
+    """Load both, by default the shipped ones. Raises ModelError or VocabularyMismatch.
+
+    `form` is what answers are held to; None: the action language, or nothing without `grammar`.
+    """
     from vlm_spec_decode.models.grammar import constrained
     from vlm_spec_decode.models.loader import load_draft_and_target
 
     target_source, draft_source = _sources(target, draft)
     draft_model, target_model = load_draft_and_target(draft_source, target_source, threads=threads)
-    answer_language = language(grammar)
+    answer_language = form or language(grammar)
     return ModelPair(
         constrained(target_model, target_model.codec, answer_language),
         constrained(draft_model, draft_model.codec, answer_language),
@@ -266,7 +276,7 @@ class DraftModel:
             alone = paced_draft(alone, settings.hardware, clock)
         config = EngineConfig(
             strategy=WITHOUT_DRAFTS,
-            params=make_sampling_params(settings, draft),
+            params=make_sampling_params(settings, draft.codec.stop_ids),
             timeout_s=settings.answer_timeout_s,
         )
         return Engine(None, draft.codec, LocalVerifier(alone, clock), clock, config)

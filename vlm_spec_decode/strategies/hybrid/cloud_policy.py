@@ -184,9 +184,8 @@ class Cloud(CloudPolicy):
         # The expected number of drafted tokens that a pass over them accepts: the sum of P(path) over nodes.
         self.own.pace.in_hand = gain = sum(self.own.weights[n] for n in chosen)
         pace, interval_s = self.own.pace, self.waiting.interval_s.value
-        is_known = not math.isinf(interval_s)
         # Before messages have shown it, the edge's own word tells how fast it drafts.
-        step_s = interval_s if is_known else self._told_step_s
+        step_s = self._told_step_s if math.isinf(interval_s) else interval_s
         pace.edge_step_s = step_s if self._edge_is_near else 0.0
         # Exits decide what an edge has in hand: one that does not know where a pass ends has nothing then.
         # For another edge they are messages in front of the commit, each of which may be lost first.
