@@ -1,6 +1,8 @@
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from std_msgs.msg import String
@@ -30,6 +32,50 @@ def test_two_in_one_process_hear_each_other_and_leave_alone(eventually):
         ear.spin_once(0.01)
     finally:
         ear.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_raised_after_a_callback_and_never_within_one(number, eventually):
+    """Within one, rclpy's C++ may be on the stack, which makes TypeError of KeyboardInterrupt."""
+    ear, mouth = (OwnNode(name, ROS_DOMAIN, NAMESPACE) for name in ("ear", "mouth"))
+    begun, finished = [], []
+
+    def take(message):
+        begun.append(message.data)
+        os.kill(os.getpid(), number)
+        finished.append(message.data)
+
+    def interrupt(_number, _frame):
+        raise KeyboardInterrupt
+
+    ear.node.create_subscription(String, "word", take, 10)
+    words = mouth.node.create_publisher(String, "word", 10)
+    before = signal.signal(number, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            for _ in range(200):
+                words.publish(String(data="hello"))
+                ear.spin(0.05)
+        assert begun == finished == ["hello"]
+        assert signal.getsignal(number) is interrupt
+    finally:
+        signal.signal(number, before)
+        mouth.close()
+        ear.close()
+
+
+def test_an_interrupt_ends_a_long_spin_early():
+    ear = OwnNode("ear", ROS_DOMAIN, NAMESPACE)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    before = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    began_s = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ear.spin(20)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        ear.close()
+    assert time.monotonic() - began_s < 5
 
 
 def test_what_is_no_namespace_is_named():

@@ -1,8 +1,8 @@
 """This package's settings of the middleware: a node in a ROS context of its own, and quality of service by
 purpose.
 
-For programs that are no node process: terminals, recorder, player, demo. `OwnNode` uses no signals and no
-arguments of the process, and its callbacks run only while it is spun.
+For programs that are no node process: terminals, recorder, player, demo. `OwnNode` uses no arguments of the
+process, holds Ctrl-C while rclpy works, and its callbacks run only while it is spun.
 
 The QoS profiles are in one place, so that both ends of a topic agree.
 """
@@ -24,6 +24,7 @@ from rclpy.validate_namespace import validate_namespace
 
 from vlm_spec_decode.core import environment
 from vlm_spec_decode.core.errors import ConfigError, MiddlewareError
+from vlm_spec_decode.core.interrupts import hold_interrupts
 from vlm_spec_decode.core.types import is_text
 
 TRANSPORTS = "FASTDDS_BUILTIN_TRANSPORTS"
@@ -66,6 +67,9 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()).split(", at /")[0]
 
 
+INTERRUPT_S = 0.1
+"""The longest wait of `OwnNode.spin` within which Ctrl-C is not seen."""
+
 ATTEMPTS, GAP_S = 6, 0.15
 """How many nodes search for a peer, and the time between their starts."""
 
@@ -89,34 +93,36 @@ class OwnNode:
                 raise ConfigError(f"{namespace!r} is no ROS namespace; /go2_a is one") from error
         environment.raise_for_refused(os.environ, environment.ROS)
         prefer_sockets()
-        context = self._context = rclpy.Context()
         signals = SignalHandlerOptions.NO
-        with named_errors():
+        with hold_interrupts(), named_errors():
+            context = self._context = rclpy.Context()
             # No log file and no process arguments: neither a full or missing log folder nor an argument
             # that is no text may prevent the e-stop.
             args = list(NO_LOG_FILE)
             rclpy.init(args=args, context=context, domain_id=domain, signal_handler_options=signals)
             options.setdefault("use_global_arguments", False)
             self.node = rclpy.create_node(name, context=context, namespace=namespace or None, **options)
-        self._executor = SingleThreadedExecutor(context=context)
-        self._executor.add_node(self.node)
+            self._executor = SingleThreadedExecutor(context=context)
+            self._executor.add_node(self.node)
 
     def spin(self, duration_s: float) -> None:
-        """Process callbacks for about `duration_s`."""
+        """Process callbacks for about `duration_s`; Ctrl-C is raised between two of them."""
         until_s = time.monotonic() + duration_s
         while (left_s := until_s - time.monotonic()) > 0:
-            self._executor.spin_once(timeout_sec=left_s)
+            self.spin_once(min(left_s, INTERRUPT_S))
 
     def spin_once(self, timeout_s: float) -> None:
-        """Process one callback, waiting for it at most `timeout_s`."""
-        self._executor.spin_once(timeout_sec=timeout_s)
+        """Process one callback, waiting for it at most `timeout_s`; Ctrl-C is raised after it."""
+        with hold_interrupts():
+            self._executor.spin_once(timeout_sec=timeout_s)
 
     def close(self) -> None:
         """Leave ROS. Idempotent."""
-        if self._context.ok():
-            self._executor.shutdown(timeout_sec=1)
-            self.node.destroy_node()
-            rclpy.shutdown(context=self._context)
+        with hold_interrupts():
+            if self._context.ok():
+                self._executor.shutdown(timeout_sec=1)
+                self.node.destroy_node()
+                rclpy.shutdown(context=self._context)
 
 
 class Closable(Protocol):
