@@ -9,7 +9,7 @@ from vlm_spec_decode.core.interrupts import hold_interrupts
 
 def test_ctrl_c_waits_for_the_end_of_the_block():
     done = []
-    with pytest.raises(KeyboardInterrupt), hold_interrupts() as held:
+    with pytest.raises(KeyboardInterrupt), hold_interrupts() as held:  # noqa: PT012
         assert not held
         os.kill(os.getpid(), signal.SIGINT)
         assert held
