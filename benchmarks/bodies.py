@@ -27,11 +27,12 @@ from vlm_spec_decode.control.action_runner import InlineCallRunner
 from vlm_spec_decode.control.executor import Executor, run_plan
 from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import VirtualClock
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.sim.headless import HeadlessGo2
 from vlm_spec_decode.sim.objects import SceneObject
 from vlm_spec_decode.sim.physics.physical_world import BODIES, make_world
-from vlm_spec_decode.sim.scene import Pose2D, Scene, random_scene
+from vlm_spec_decode.sim.scene import Scene, random_scene
 from vlm_spec_decode.sim.views import WorldViews, save_png
 
 HALL = Scene(0, 24.0, 24.0, (), Pose2D(0.0, 0.0, 0.0))

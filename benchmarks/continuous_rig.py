@@ -24,13 +24,13 @@ from vlm_spec_decode.control.executor import Executor
 from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import CloudUnreachable, ModelError, VsdError
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.mission.connection import Answerer, TextUpdate
 from vlm_spec_decode.mission.events import Frame, MissionEvents
 from vlm_spec_decode.mission.runner import MissionRunner, Report
 from vlm_spec_decode.mission.state import Answer, MissionEnd, MissionJob, RunnerConfig
 from vlm_spec_decode.sim.headless import HeadlessGo2
-from vlm_spec_decode.sim.scene import Pose2D
 
 CAMERA_S = 0.2
 """Period of the camera node's frames, by default."""

@@ -25,6 +25,7 @@ from vlm_spec_decode.actions.plan import TERMINAL_STATES, Plan, PlanStatus
 from vlm_spec_decode.control.executor import Executor
 from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.types import Observation, Tokens
 from vlm_spec_decode.demo.process_stack import Processes
 from vlm_spec_decode.edge.engine import Engine
@@ -33,7 +34,7 @@ from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.robot.go2.config import Go2Config
 from vlm_spec_decode.robot.go2.driver import Go2Driver
-from vlm_spec_decode.sim.scene import Pose2D, Scene, dump_scene
+from vlm_spec_decode.sim.scene import Scene, dump_scene
 from vlm_spec_decode.train.config import EvaluateConfig, held_out_seed
 from vlm_spec_decode.train.episodes import go_to_task, run_missions
 from vlm_spec_decode.train.evaluate import Pair, acceptance, accepted_lengths, questions

@@ -16,11 +16,12 @@ from robot_rig import freeze, until
 
 from vlm_spec_decode.actions.types import Forward
 from vlm_spec_decode.core.clock import VirtualClock
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.robot.fake import HULL_HALF_M, Disc
 from vlm_spec_decode.sim.go2.robot import FaultSchedule, SimulatedRobot
 from vlm_spec_decode.sim.go2.state_machine import StateCode
 from vlm_spec_decode.sim.physics.physical_world import make_world
-from vlm_spec_decode.sim.scene import Pose2D, Scene
+from vlm_spec_decode.sim.scene import Scene
 
 TOP_MPS = 0.45
 EXPIRY_S = 1.0

@@ -19,11 +19,12 @@ from vlm_spec_decode.control.executor import Executor, run_plan
 from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import RobotError
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.robot.go2.config import Go2Config
 from vlm_spec_decode.robot.go2.driver import Go2Driver
 from vlm_spec_decode.sim.headless import HeadlessGo2
 from vlm_spec_decode.sim.objects import SceneObject
-from vlm_spec_decode.sim.scene import Pose2D, Scene, write
+from vlm_spec_decode.sim.scene import Scene, write
 from vlm_spec_decode.sim.world import World
 
 pytestmark = pytest.mark.sim

@@ -13,13 +13,14 @@ from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.core.clock import VirtualClock
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
 from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.edge.engine import AnswerUpdate
 from vlm_spec_decode.mission.state import RunnerConfig
 from vlm_spec_decode.sim.headless import HeadlessGo2
 from vlm_spec_decode.sim.objects import SceneObject
-from vlm_spec_decode.sim.scene import Pose2D, Scene
+from vlm_spec_decode.sim.scene import Scene
 from vlm_spec_decode.sim.world import World
 
 ROOT = Path(__file__).parents[2]

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.demo import report
 from vlm_spec_decode.demo.report import (
     MissionLog,
@@ -16,7 +17,7 @@ from vlm_spec_decode.demo.report import (
     same_tokens,
 )
 from vlm_spec_decode.sim.objects import SceneObject
-from vlm_spec_decode.sim.scene import Pose2D, random_scene
+from vlm_spec_decode.sim.scene import random_scene
 
 TRACE = {
     "tokens": 10, "target_passes": 3, "drafted": 8, "accepted": 6, "total_s": 0.5,

@@ -14,11 +14,12 @@ from test.simulator import dds_domain, simulator
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import RobotError
 from vlm_spec_decode.core.ports import Clock, RobotDriver
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.robot.go2.config import Go2Config
 from vlm_spec_decode.robot.go2.driver import Go2Driver
 from vlm_spec_decode.sim.headless import HeadlessGo2
 from vlm_spec_decode.sim.physics.physical_world import PhysicalWorld
-from vlm_spec_decode.sim.scene import Pose2D, Scene, write
+from vlm_spec_decode.sim.scene import Scene, write
 from vlm_spec_decode.sim.world import World
 
 EMPTY_ROOM = Scene(0, 8.0, 8.0, (), Pose2D(0.0, 0.0, 0.5))

@@ -16,8 +16,9 @@ from vlm_spec_decode.actions.plan import TERMINAL_STATES, Plan, PlanStatus
 from vlm_spec_decode.control.executor import Executor
 from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.robot.go2.driver import Go2Driver
-from vlm_spec_decode.sim.scene import Pose2D, Scene, dump_scene
+from vlm_spec_decode.sim.scene import Scene, dump_scene
 
 pytestmark = [pytest.mark.dds, pytest.mark.sim]
 

@@ -14,6 +14,7 @@ from test.unitree_messages import MESSAGES, Topics
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.errors import ConfigError, RobotRefused, RobotStale, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock, RobotDriver
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.robot.go2 import codes
 from vlm_spec_decode.robot.go2.codes import PLANS
 from vlm_spec_decode.robot.go2.config import Go2Config
@@ -23,7 +24,7 @@ from vlm_spec_decode.ros.unitree_topics import RosConnector, find_messages
 from vlm_spec_decode.sim.go2.dds import StateMessages
 from vlm_spec_decode.sim.go2.robot import FaultSchedule, SimulatedRobot
 from vlm_spec_decode.sim.go2.services import Reply, SportService
-from vlm_spec_decode.sim.scene import Pose2D, Scene
+from vlm_spec_decode.sim.scene import Scene
 from vlm_spec_decode.sim.world import World
 
 STATE_S = 0.05

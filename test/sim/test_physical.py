@@ -15,6 +15,7 @@ import pytest
 from test.physical_body import needs_physical_body
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ConfigError, SceneError
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.sim.go2.robot import FaultSchedule, SimulatedRobot, parse_fault
 from vlm_spec_decode.sim.go2.state_machine import StateCode, StateRequest
 from vlm_spec_decode.sim.headless import HeadlessGo2
@@ -28,7 +29,7 @@ from vlm_spec_decode.sim.physics.physical_body import (
     find_assets,
 )
 from vlm_spec_decode.sim.physics.physical_world import PHYSICAL_LIMITS, PhysicalWorld, check_body, make_world
-from vlm_spec_decode.sim.scene import Pose2D, Scene
+from vlm_spec_decode.sim.scene import Scene
 
 ORIGIN = Pose2D(0.0, 0.0, 0.0)
 HALL = Scene(0, 12.0, 12.0, (), ORIGIN)

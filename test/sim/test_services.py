@@ -12,12 +12,13 @@ from PIL import Image
 
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.sim.go2.robot import FaultSchedule, SimulatedRobot, parse_fault
 from vlm_spec_decode.sim.go2.services import AvoidService, SportService, SwitcherService
 from vlm_spec_decode.sim.go2.state_machine import StateCode
 from vlm_spec_decode.sim.ground_truth import PathRecorder, save_view
 from vlm_spec_decode.sim.objects import SceneObject
-from vlm_spec_decode.sim.scene import Pose2D, Scene
+from vlm_spec_decode.sim.scene import Scene
 from vlm_spec_decode.sim.world import World
 
 pytestmark = pytest.mark.sim

@@ -15,9 +15,10 @@ from PIL import Image
 
 from test.simulator import complaints, dds_domain, end, launch, run_client, simulator
 from vlm_spec_decode.core.errors import ConfigError, SceneError
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.sim.app import run
 from vlm_spec_decode.sim.objects import SceneObject
-from vlm_spec_decode.sim.scene import Pose2D, Scene, dump_scene
+from vlm_spec_decode.sim.scene import Scene, dump_scene
 from vlm_spec_decode.sim.settings import SimConfig
 
 pytestmark = [pytest.mark.dds, pytest.mark.sim]

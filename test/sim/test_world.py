@@ -6,10 +6,11 @@ from itertools import pairwise
 import pytest
 
 from vlm_spec_decode.core.errors import SceneError
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.sim.objects import KINDS, SceneObject
 from vlm_spec_decode.sim.physics.kinematic_body import BodyLimits, foot_position, joint_angles, leg_angles
 from vlm_spec_decode.sim.physics.room_model import FOOT_RADIUS_M, HIP_X_M, HIP_Y_M, HULL_HALF_M, LEGS
-from vlm_spec_decode.sim.scene import Pose2D, Scene, random_scene
+from vlm_spec_decode.sim.scene import Scene, random_scene
 from vlm_spec_decode.sim.world import World
 
 pytestmark = pytest.mark.sim

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image as PilImage
 
 from vlm_spec_decode.core.errors import SceneError
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.objects import COLOURS, KINDS, PALETTE, SceneObject
-from vlm_spec_decode.sim.scene import Pose2D, Scene, random_scene
+from vlm_spec_decode.sim.scene import Scene, random_scene
 from vlm_spec_decode.sim.world import World
 
 pytestmark = pytest.mark.sim

@@ -10,10 +10,11 @@ from PIL import Image as PilImage
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import RobotRefused, RobotUnreachable
 from vlm_spec_decode.core.ports import Camera, RobotDriver
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.headless import HeadlessGo2
 from vlm_spec_decode.sim.objects import SceneObject
-from vlm_spec_decode.sim.scene import Pose2D, Scene, random_scene
+from vlm_spec_decode.sim.scene import Scene, random_scene
 from vlm_spec_decode.sim.world import World
 
 pytestmark = pytest.mark.sim

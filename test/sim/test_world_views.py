@@ -8,8 +8,9 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.sim.objects import SceneObject
-from vlm_spec_decode.sim.scene import Pose2D, Scene
+from vlm_spec_decode.sim.scene import Scene
 from vlm_spec_decode.sim.views import WorldViews, save_gif, save_png, third_person, top_down
 from vlm_spec_decode.sim.world import World
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_spec_decode.sim.scene import Pose2D
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.train.episodes import Episode, Task
 from vlm_spec_decode.train.evaluate import write_page
 from vlm_spec_decode.train.instructions import Goal

@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.objects import SceneObject
-from vlm_spec_decode.sim.scene import Pose2D, random_scene
+from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.train import instructions
 from vlm_spec_decode.train.episodes import (

@@ -38,6 +38,7 @@ from vlm_spec_decode.bags.recording import Recording
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudUnreachable, ImageError, ProcessEnded, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.profiles import load_link
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.demo.report import MissionLog, MissionStep
@@ -47,7 +48,7 @@ from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, OwnNode
 from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.ground_truth import GroundTruth
-from vlm_spec_decode.sim.scene import Pose2D, Scene
+from vlm_spec_decode.sim.scene import Scene
 from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.train import instructions, scene_description, teacher
 from vlm_spec_decode.train.frames import observe

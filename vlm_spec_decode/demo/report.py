@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlm_spec_decode.core.errors import SceneError
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.demo.timeline import TimelineRecorder
@@ -32,7 +33,7 @@ from vlm_spec_decode.mission.progress import MissionProgress
 from vlm_spec_decode.mission.state import END_STATES
 from vlm_spec_decode.sim.ground_truth import GroundTruth, save_view
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
-from vlm_spec_decode.sim.scene import Pose2D, Scene
+from vlm_spec_decode.sim.scene import Scene
 from vlm_spec_decode.sim.views import WorldViews, save_png
 from vlm_spec_decode.sim.world import World
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.sim.camera import Rgb8
 from vlm_spec_decode.sim.physics.kinematic_body import Shape
-from vlm_spec_decode.sim.scene import Pose2D
 from vlm_spec_decode.sim.views import WorldViews, save_gif, save_png
 from vlm_spec_decode.sim.world import World
 

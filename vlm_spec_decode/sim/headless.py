@@ -12,13 +12,13 @@ import math
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import RobotRefused, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.robot import Posture, RobotState
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.go2.robot import apply_attitude, update_machine
 from vlm_spec_decode.sim.go2.services import NOT_IMPLEMENTED, UNSUITABLE_POSTURE
 from vlm_spec_decode.sim.go2.state_machine import RULES, SportStateMachine, StateCode, StateRequest
-from vlm_spec_decode.sim.scene import Pose2D
 from vlm_spec_decode.sim.world import World
 
 TICK_S = 0.01

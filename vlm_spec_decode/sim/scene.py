@@ -24,6 +24,7 @@ import yaml
 
 from vlm_spec_decode.core.config import read_yaml
 from vlm_spec_decode.core.errors import SceneError
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.sim.objects import (
     COLOURS,
     DOOR_DEPTH_M,
@@ -33,16 +34,6 @@ from vlm_spec_decode.sim.objects import (
     distance_to_footprint,
     footprint_radius_m,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Pose2D:
-    """A position and heading on the floor."""
-
-    x_m: float
-    y_m: float
-    yaw_rad: float = 0.0
-
 
 FLOORS = ("tiles", "plain", "chequered", "speckled", "planks")
 """Patterns of a floor; its colour is the scene's."""

@@ -18,10 +18,11 @@ import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFont
 
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.sim.camera import Canvas, Rgb8
 from vlm_spec_decode.sim.objects import PALETTE, SceneObject, footprint_radius_m
 from vlm_spec_decode.sim.physics.room_model import HULL_HALF_M, WALL_NAMES
-from vlm_spec_decode.sim.scene import Pose2D, Scene
+from vlm_spec_decode.sim.scene import Scene
 from vlm_spec_decode.sim.world import World
 
 _INK, _PAPER, _PATH = (32, 34, 40), (246, 246, 244), (226, 40, 120)

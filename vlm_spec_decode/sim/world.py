@@ -14,6 +14,7 @@ import mujoco
 import numpy as np
 
 from vlm_spec_decode.core.errors import SceneError
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.sim.objects import SceneObject, distance_to_footprint
 from vlm_spec_decode.sim.physics import room_model
 from vlm_spec_decode.sim.physics.kinematic_body import (
@@ -29,7 +30,7 @@ from vlm_spec_decode.sim.physics.kinematic_body import (
     trotting,
 )
 from vlm_spec_decode.sim.physics.room_model import GROUP_ROOM, HULL_HALF_M, WorldModel
-from vlm_spec_decode.sim.scene import Pose2D, Scene, facing
+from vlm_spec_decode.sim.scene import Scene, facing
 
 RANGE_MAX_M = 8.0
 _HEIGHTS_M = (0.07, 0.20, 0.36, 0.39)

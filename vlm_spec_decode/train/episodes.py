@@ -26,6 +26,7 @@ from vlm_spec_decode.control.executor import Executor, run_plan
 from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ActionParseError
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.types import SamplingParams
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.mission_loop import LOOK_AGAIN, MissionLoop
@@ -35,7 +36,7 @@ from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.headless import HeadlessGo2
 from vlm_spec_decode.sim.objects import COLOURS, KINDS, SceneObject, footprint_radius_m
-from vlm_spec_decode.sim.scene import Pose2D, random_scene
+from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.sim.views import WorldViews
 from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.train import instructions

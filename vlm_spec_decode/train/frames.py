@@ -24,10 +24,11 @@ from PIL import Image as PilImage
 from tqdm import tqdm
 
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.models.tiny import IMAGE_PX, PATCHES_ACROSS
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.objects import COLOURS, KINDS, footprint_radius_m
-from vlm_spec_decode.sim.scene import Pose2D, Scene, random_scene
+from vlm_spec_decode.sim.scene import Scene, random_scene
 from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.train.config import DataConfig
 from vlm_spec_decode.train.instructions import held_out

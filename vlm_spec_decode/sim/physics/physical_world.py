@@ -9,6 +9,7 @@ import math
 
 from vlm_spec_decode.core import profiles
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.sim.physics.kinematic_body import STAND_HEIGHT_M, BodyLimits, Imu, Shape
 from vlm_spec_decode.sim.physics.physical_body import (
     FALLEN_UPRIGHT,
@@ -22,7 +23,7 @@ from vlm_spec_decode.sim.physics.physical_body import (
     build_physical_model,
     find_assets,
 )
-from vlm_spec_decode.sim.scene import Pose2D, Scene
+from vlm_spec_decode.sim.scene import Scene
 from vlm_spec_decode.sim.world import STEP_S, Vec3, World
 
 PHYSICAL_LIMITS = BodyLimits(
