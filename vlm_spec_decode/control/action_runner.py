@@ -305,10 +305,11 @@ class ActionRunner:
             wanted = (0.0, 0.0, wanted[2])
         self._command(wanted, motion_input.now_s)
 
-    def abandon(self) -> bool:
+    def abandon(self, *, keep_velocity: bool = False) -> bool:
         """Abandon the present action; return whether there was one.
 
-        A running driver call still counts as busy.
+        A running driver call still counts as busy. With `keep_velocity` the next motion goes on from the
+        velocity that was commanded last; without it the caller stops the robot.
         """
         was_active = self._steps is not None
         self.resumable.store(self._requested, self._motion)
@@ -316,7 +317,8 @@ class ActionRunner:
         if self._running is not None and self._running.ended:
             self._running = None
         self._failing_since_s = None
-        self._slew.reset()
+        if not keep_velocity:
+            self._slew.reset()
         return was_active
 
     def come_to_rest(self) -> None:

@@ -264,14 +264,17 @@ class Executor:
             self._status = PlanStatus(plan.mission, plan.answer, state="stopped", reason=why)
 
     def _supersede(self, plan: Plan) -> None:
-        was_moving = self._action_runner.abandon()
+        # A newer answer of the same mission that walks or turns on replaces the rest of the older plan while
+        # the body moves: its first motion starts from the velocity commanded now, and the gate sees it first.
+        goes_on = self._active and plan.mission == self._status.mission and plan.begins_with_motion
+        was_moving = self._action_runner.abandon(keep_velocity=goes_on)
         if plan.mission != self._status.mission or (was_moving and plan.actions):
             self._action_runner.resumable.clear()
         self._gate = self._gates[plan.verified]
         self._action_runner.set_gate(self._gate)
         self._active = True
         self._status = PlanStatus(plan.mission, plan.answer)
-        if was_moving:
+        if was_moving and not goes_on:
             self._emergency_stop.stop("superseded").check()
 
     def _control(self, now_s: float) -> None:
