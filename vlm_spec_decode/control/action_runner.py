@@ -262,8 +262,8 @@ class ActionRunner:
     def perform(self, action: Action, frame_age_s: float, then: Action | None = None) -> bool:
         """Advance `action` by one control period; return whether it is complete.
 
-        If `then`, the action after it, walks or turns too, it ends without coming to rest. If it is the motion
-        that was interrupted last, only the rest of it is carried out.
+        If `then`, the action after it, walks or turns too, it ends without coming to rest.
+        If it is the motion that was interrupted last, only the rest of it is carried out.
         Raises ActionRefused if the gate refuses it or it is blocked, RobotError if the robot fails.
         """
         motion_input = self._input
