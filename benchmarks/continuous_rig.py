@@ -18,7 +18,7 @@ from typing import Any
 
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
-from vlm_spec_decode.actions.types import Action, format_action
+from vlm_spec_decode.actions.types import Action, Turn, format_action
 from vlm_spec_decode.control.action_runner import InlineCallRunner
 from vlm_spec_decode.control.executor import Executor
 from vlm_spec_decode.control.safety import SafetyGate
@@ -218,11 +218,15 @@ class VirtualRobot:
         committed = [] if plan is None else self.committed.get(plan.stamp_s, [])
         if plan is not None and plan.origin != "answer":
             # Told anew, or a search's turn gone on with: it needs the commit that it was made of.
-            return bool(committed)
+            if plan.origin == "reprojected":
+                return bool(committed)
+            first = plan.actions[0] if plan.actions else None
+            ways = {action.angle_deg > 0 for action in committed if isinstance(action, Turn)}
+            return isinstance(first, Turn) and (first.angle_deg > 0) in ways
         said = [format_action(action) for action in committed]
         # A finished action is named until the next period begins another.
         begun = (*status.executed, status.action)[: max(len(status.executed), status.actions_done + 1)]
-        known = begun[: len(said)] == tuple(said[: len(begun)])
+        known = begun == tuple(said[: len(begun)])
         return known or status.action == "".join(status.executed[-1:])
 
     def _span(self, what: str, began_s: float, now_s: float) -> None:
