@@ -18,7 +18,7 @@ from typing import Any
 
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
-from vlm_spec_decode.actions.types import Action, format_action
+from vlm_spec_decode.actions.types import Action, Turn, format_action
 from vlm_spec_decode.control.action_runner import InlineCallRunner
 from vlm_spec_decode.control.executor import Executor
 from vlm_spec_decode.control.safety import SafetyGate
@@ -156,7 +156,8 @@ class VirtualRobot:
         self.executor = Executor(driver, SafetyGate(limits), clock, runner=InlineCallRunner())
         self.events = VirtualEvents(self)
         self.timeline = Timeline(path=[driver.world.pose])
-        self.committed: tuple[Action, ...] = ()
+        self.committed: dict[float, list[Action]] = {}
+        """What was committed about each frame, by its stamp."""
         self.is_answering = False
         self._standstills = Standstills()
         self._plan: Plan | None = None
@@ -184,6 +185,8 @@ class VirtualRobot:
         self.clock.sleep(self.executor.period_s)
         after = self.executor.status()
         self._record(before, after, began_s)
+        pose = self.driver.world.pose
+        self.events.put_pose(self.clock.now(), pose)
         self.events.put_status(after)
 
     def _record(self, before: PlanStatus, after: PlanStatus, began_s: float) -> None:
@@ -196,11 +199,7 @@ class VirtualRobot:
         self._standstills.see(after, self.driver.state().is_still)
         timeline.stops = self._standstills.count
         if after.state == "moving":
-            said = [format_action(action) for action in self.committed]
-            # A finished action is named until the next period begins another.
-            begun = (*after.executed, after.action)[: max(len(after.executed), after.actions_done + 1)]
-            known = begun[: len(said)] == tuple(said[: len(begun)])
-            timeline.uncommitted += not (known or after.action == "".join(after.executed[-1:]))
+            timeline.uncommitted += not self._is_committed(after)
         done = len(before.executed) if before.answer == after.answer else 0
         for index in range(done, len(after.executed)):
             age_s = self._frame_ages_s[after.answer][index]
@@ -212,6 +211,23 @@ class VirtualRobot:
         if now_s - self._sampled_s >= PATH_S:
             self._sampled_s = now_s
             timeline.path.append(self.driver.world.pose)
+
+    def _is_committed(self, status: PlanStatus) -> bool:
+        """Whether the action under way was committed about the frame of its plan, or is made of what was."""
+        plan = self._plan
+        committed = [] if plan is None else self.committed.get(plan.stamp_s, [])
+        if plan is not None and plan.origin != "answer":
+            # Told anew, or a search's turn gone on with: it needs the commit that it was made of.
+            if plan.origin == "reprojected":
+                return bool(committed)
+            first = plan.actions[0] if plan.actions else None
+            ways = {action.angle_deg > 0 for action in committed if isinstance(action, Turn)}
+            return isinstance(first, Turn) and (first.angle_deg > 0) in ways
+        said = [format_action(action) for action in committed]
+        # A finished action is named until the next period begins another.
+        begun = (*status.executed, status.action)[: max(len(status.executed), status.actions_done + 1)]
+        known = begun == tuple(said[: len(begun)])
+        return known or status.action == "".join(status.executed[-1:])
 
     def _span(self, what: str, began_s: float, now_s: float) -> None:
         spans = self.timeline.spans
@@ -237,12 +253,13 @@ class PacedEngine:
         robot, look = self.robot, self.robot.timeline.looks[-1]
         # Also back: the answer before may have been broken off ahead of its next commit.
         self.clock.now_s = robot.clock.now()
-        robot.committed, robot.is_answering = (), True
+        committed = robot.committed.setdefault(observation.stamp_s, [])
+        robot.is_answering = True
         try:
             with closing(self.engine.answer(observation)) as updates:  # type: ignore[type-var]
                 for update in updates:
                     robot.run_until(self.clock.now())
-                    robot.committed += update.actions
+                    committed += update.actions
                     if update.actions and look.first_action_s is None:
                         look.first_action_s = self.clock.now()
                     if update.result is not None:

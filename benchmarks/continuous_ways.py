@@ -7,7 +7,7 @@ the same missions. A new one is a function with the signature of `Run`, and a li
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from continuous_rig import PacedEngine, VirtualRobot, run_mission
@@ -75,17 +75,27 @@ class _Update:
 
 
 def _whole(robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig) -> MissionEnd:
-    return run_mission(robot, WholeAnswers(engine), instruction, config)
+    return run_mission(robot, WholeAnswers(engine), instruction, replace(config, search="stepwise"))
+
+
+def _stepwise(robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig) -> MissionEnd:
+    return run_mission(robot, engine, instruction, replace(config, search="stepwise"))
 
 
 BRIEF = r"((the|no|there|i (do|have|can)) [^()]*[ \t\n.,;:!?])?"
 """Words about the thing asked for, and refusals, but no list of what else is in view ("i see ...")."""
 
 WAYS = {
-    "present": Way("an action begins as soon as it is committed, the rest is decoded meanwhile"),
+    "present": Way(
+        "an action begins as soon as it is committed, the rest is decoded meanwhile; stop for every look",
+        _stepwise,
+    ),
+    "turning": Way("a search turns on while it asks, one answer open at a time"),
     "whole": Way("no action begins before the end of its answer", _whole),
     "brief": Way(
-        "an answer says nothing of what else is in view, so its first action comes sooner", words=BRIEF
+        "an answer says nothing of what else is in view, so its first action comes sooner",
+        _stepwise,
+        words=BRIEF,
     ),
-    "silent": Way("an answer begins with its first action", words=""),
+    "silent": Way("an answer begins with its first action", _stepwise, words=""),
 }

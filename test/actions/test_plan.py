@@ -57,6 +57,7 @@ def test_plan_json_is_readable() -> None:
         "actions": ["turn(-10)", "forward(1.6)", "done()"],
         "final": True,
         "verified": True,
+        "origin": "answer",
     }
 
 

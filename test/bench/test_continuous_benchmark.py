@@ -11,7 +11,7 @@ import pytest
 
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.parser import parse_answer
-from vlm_spec_decode.actions.plan import PlanStatus
+from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
@@ -148,13 +148,25 @@ def test_an_action_that_nobody_committed_is_counted() -> None:
     from continuous_rig import VirtualRobot
 
     robot = VirtualRobot(HeadlessGo2(World(Scene(0, 12.0, 12.0, (), Pose2D(0.0, 0.0, 0.0)))), SafetyLimits())
-    robot.committed = parse_answer("forward(1.0)")
+    forward, on = parse_answer("forward(1.0)"), parse_answer("turn(100)")
+    robot.submit(Plan("m", 1, 0.0, 0, forward))
     moving = PlanStatus("m", 1, state="moving", action="forward(1)")
+    robot._record(moving, moving, robot.clock.now())
+    assert robot.timeline.uncommitted == 1
+    robot.timeline.uncommitted = 0
+    robot.committed[0.0] = list(forward)
     robot._record(moving, moving, robot.clock.now())
     assert robot.timeline.uncommitted == 0
     other = PlanStatus("m", 1, state="moving", action="forward(2)")
     robot._record(other, other, robot.clock.now())
     assert robot.timeline.uncommitted == 1
+    robot.submit(Plan("m", 2, 0.0, 0, on, origin="search"))
+    turning = PlanStatus("m", 2, state="moving", action="turn(100)")
+    robot._record(turning, turning, robot.clock.now())
+    assert robot.timeline.uncommitted == 2
+    robot.committed[0.0] = list(parse_answer("turn(60)"))
+    robot._record(turning, turning, robot.clock.now())
+    assert robot.timeline.uncommitted == 2
 
 
 @pytest.mark.usefixtures("benchmarks")

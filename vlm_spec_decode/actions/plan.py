@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from vlm_spec_decode.actions.parser import parse_action
 from vlm_spec_decode.actions.types import Action, Done, Forward, Strafe, Turn, format_action
@@ -32,10 +32,14 @@ TERMINAL_STATES = frozenset({"done", "refused", "stopped", "fault", "estop"})
 """States after which an answer does not move the robot any more."""
 
 _PLAN_KEYS = ("mission", "answer", "stamp_s", "sequence", "actions", "final")
-_PLAN_OPTIONS = {"verified": True}
+_PLAN_OPTIONS = {"verified": True, "origin": "answer"}
 """Fields that a plan may omit, and their defaults."""
 
 _STATUS_KEYS = ("mission", "answer", "actions_done", "state", "reason", "detail", "action", "executed")
+
+
+Origin: TypeAlias = Literal["answer", "search", "reprojected"]
+ORIGINS: tuple[Origin, ...] = ("answer", "search", "reprojected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,9 @@ class Plan:
     is under way the newest plan is republished at 10 Hz or more: silence of 0.25 s stops the robot. A new
     answer, or a new mission, supersedes the present one. An answer that begins with the same motion in
     which the mission's last answer was interrupted resumes it: the distance already moved counts.
-    `verified` is False for a plan of the draft alone, without its cloud: reduced limits apply.
+    `verified` is False for a plan of the draft alone, without its cloud: reduced limits apply. `origin` says
+    where the actions are from: `answer`, as they were committed; `search`, the committed turn of a search,
+    gone on with (`mission.search`); `reprojected`, told anew from where the body was by then.
     """
 
     mission: str
@@ -58,6 +64,7 @@ class Plan:
     actions: tuple[Action, ...] = ()
     final: bool = False
     verified: bool = True
+    origin: Origin = "answer"
 
     @property
     def begins_with_motion(self) -> bool:
@@ -75,6 +82,7 @@ class Plan:
                 "actions": [format_action(action) for action in self.actions],
                 "final": self.final,
                 "verified": self.verified,
+                "origin": self.origin,
             }
         )
 
@@ -82,8 +90,9 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         """Return the plan in `text`.
 
-        Raises ActionParseError on anything but exactly these keys with these types (`verified` may be left
-        out), on a number that is negative or not finite where it may not be, and on an action after `done()`.
+        Raises ActionParseError on anything but exactly these keys with these types (`verified` and `origin`
+        may be left out), on a number that is negative or not finite where it may not be, and on an action
+        after `done()`.
         """
         data = _load(text, _PLAN_KEYS, _PLAN_OPTIONS)
         actions = tuple(parse_action(item) for item in _texts(data, "actions"))
@@ -97,6 +106,7 @@ class Plan:
             actions=actions,
             final=_flag(data, "final"),
             verified=_flag(data, "verified"),
+            origin=_origin(data),
         )
 
 
@@ -144,6 +154,13 @@ class PlanStatus:
             action=_text(data, "action"),
             executed=_texts(data, "executed"),
         )
+
+
+def _origin(data: Mapping[str, Any]) -> Origin:
+    for origin in ORIGINS:
+        if data["origin"] == origin:
+            return origin
+    raise ActionParseError(f"origin: {str(data['origin'])[:40]!r} is none of {', '.join(ORIGINS)}")
 
 
 def _load(text: str, keys: tuple[str, ...], options: Mapping[str, Any] | None = None) -> Mapping[str, Any]:

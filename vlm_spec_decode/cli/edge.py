@@ -61,7 +61,7 @@ STOP_KEYS = frozenset(b" \r\n")
 @click.option("--limits", type=FILE, default=None, help="YAML of the safety gate's limits.")
 @options(EdgeSettings, "cloud", "keys", "draft", "strategy", "image_budget_s", keys=FOLDER)
 @setting_option(PROFILE)
-@options(RunnerConfig, "fallback", "max_steps")
+@options(RunnerConfig, "fallback", "max_steps", "search")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), default=180.0,
               show_default=True, help="Seconds until a mission is cancelled.")  # fmt: skip
 @click.option("--approve", is_flag=True, help="Show every plan and ask before the robot moves.")
@@ -104,6 +104,7 @@ class EdgeOptions:
     image_budget_s: float
     profile: str
     fallback: str
+    search: str
     max_steps: int
     timeout_s: float
     approve: bool
@@ -180,7 +181,11 @@ def _mission_settings(options: EdgeOptions) -> MissionSettings:
     from vlm_spec_decode.mission.service import MissionSettings
     from vlm_spec_decode.mission.state import RunnerConfig
 
-    runner = RunnerConfig(max_steps=options.max_steps, fallback=options.fallback)  # type: ignore[arg-type]
+    runner = RunnerConfig(
+        max_steps=options.max_steps,
+        fallback=options.fallback,  # type: ignore[arg-type]
+        search=options.search,  # type: ignore[arg-type]
+    )
     return MissionSettings(runner=runner, approve=options.approve)
 
 

@@ -229,6 +229,7 @@ class ActionRunner:
         self._requested: Action | None = None
         self._action: Action | None = None
         self._motion: Motion | None = None
+        self._heading_rad = math.nan
         self.resumable = ResumableMotion()
         self._running: DriverCall | None = None
         self._moved = False
@@ -258,9 +259,10 @@ class ActionRunner:
         self._input = MotionInput(state, now_s)
         return self._input
 
-    def perform(self, action: Action, frame_age_s: float) -> bool:
+    def perform(self, action: Action, frame_age_s: float, then: Action | None = None) -> bool:
         """Advance `action` by one control period; return whether it is complete.
 
+        If `then`, the action after it, walks or turns too, it ends without coming to rest.
         If it is the motion that was interrupted last, only the rest of it is carried out.
         Raises ActionRefused if the gate refuses it or it is blocked, RobotError if the robot fails.
         """
@@ -281,6 +283,8 @@ class ActionRunner:
         if self._running is not None:
             self._poll(self._running)
         elif self._motion is not None and self._action is not None:
+            if isinstance(self._motion, (StraightMotion, TurnMotion)):
+                self._motion.flow(isinstance(then, (Forward, Strafe, Turn)))
             self._drive(self._motion, self._action, motion_input, age_s)
         return False
 
@@ -313,7 +317,7 @@ class ActionRunner:
         """
         was_active = self._steps is not None
         self.resumable.store(self._requested, self._motion)
-        self._steps, self._motion = None, None
+        self._steps, self._motion, self._heading_rad = None, None, math.nan
         if self._running is not None and self._running.ended:
             self._running = None
         self._failing_since_s = None
@@ -335,7 +339,9 @@ class ActionRunner:
         if isinstance(begun, PendingCall):
             self._start(begun)
         else:
-            self._motion = begun
+            if isinstance(begun, StraightMotion) and not math.isnan(self._heading_rad):
+                begun.heading_rad = self._heading_rad
+            self._motion, self._heading_rad = begun, math.nan
             self.resumable.clear()
         return True
 
@@ -372,7 +378,11 @@ class ActionRunner:
         room_m = math.inf if direction is None else self._gate.room_m(state, *direction)
         wanted = motion.step(MotionInput(state, motion_input.now_s, room_m))
         if wanted is None:
+            # A turn that flows into a way ends while the body still turns a little: the way's heading is the
+            # one that was to be turned to.
+            self._heading_rad = motion.heading_rad if isinstance(motion, TurnMotion) else math.nan
             self._motion = None
+            self._command(STILL, motion_input.now_s)
         elif self._has_room(wanted, state):
             self._command(wanted, motion_input.now_s)
         elif isinstance(motion, StraightMotion) and abs(motion.remaining(state)) <= ARRIVED_M:

@@ -309,7 +309,8 @@ class Executor:
         action, frame_age_s = upcoming
         text = format_action(action)
         self._status = replace(self._status, state="moving", action=text)
-        if self._action_runner.perform(action, frame_age_s):
+        following = self._tracker.action(done + 1)
+        if self._action_runner.perform(action, frame_age_s, following and following[0]):
             executed = (*self._status.executed, text)
             self._status = replace(self._status, actions_done=done + 1, executed=executed)
             if isinstance(action, Done):

@@ -58,6 +58,8 @@ class MotionProfile:
     accepted: float
     stall: float
     tuning: MotionTuning
+    flows: bool = False
+    """Whether another motion follows at once: this one then ends where it arrives, without coming to rest."""
     _corrections: int = 0
     _settling_s: float | None = None
     _still_since_s: float | None = None
@@ -71,6 +73,8 @@ class MotionProfile:
             ahead = remaining - rate * self.tuning.latency_s
             size = min(self.speed_max, math.sqrt(2 * self.brake * abs(ahead)))
             return math.copysign(max(size, self.creep), remaining)
+        if self.flows and (self._settling_s is None or abs(remaining) <= self.accepted):
+            return None
         return self._settle(remaining, is_still, now_s)
 
     def _arrives(self, remaining: float, rate: float) -> bool:
@@ -159,18 +163,24 @@ class Slew:
 
 @dataclass(slots=True)
 class StraightMotion:
-    """Walk `distance_m` along the heading at the start, or sideways. The heading is kept."""
+    """Walk `distance_m` along the heading at the start, or sideways. The heading is kept.
+
+    `heading_rad` is the heading to keep where the body still turns at the start, by an earlier motion.
+    """
 
     distance_m: float
     sideways: bool
     limits: SafetyLimits
     tuning: MotionTuning
     start: RobotState
+    heading_rad: float = math.nan
     _approach: MotionProfile = field(init=False)
 
     def __post_init__(self) -> None:
         """Prepare the profile."""
         tuning = self.tuning
+        if math.isnan(self.heading_rad):
+            self.heading_rad = self.start.yaw_rad
         self._approach = MotionProfile(
             self.limits.max_speed_mps,
             tuning.brake_share * self.limits.max_accel_mps2,
@@ -183,11 +193,15 @@ class StraightMotion:
 
     def remaining(self, state: RobotState) -> float:
         """Return the way left along the line in metres, signed as `distance_m` is."""
-        heading = self.start.yaw_rad + (math.pi / 2 if self.sideways else 0.0)
+        heading = self.heading_rad + (math.pi / 2 if self.sideways else 0.0)
         gone = (state.x_m - self.start.x_m) * math.cos(heading) + (state.y_m - self.start.y_m) * math.sin(
             heading
         )
         return self.distance_m - gone
+
+    def flow(self, onward: bool) -> None:
+        """Say whether another motion follows at once."""
+        self._approach.flows = onward
 
     def step(self, motion_input: MotionInput) -> Velocity | None:
         """See `Motion`. Slows down before an obstacle as before the end."""
@@ -199,7 +213,7 @@ class StraightMotion:
         room = max(0.0, motion_input.room_m - abs(rate) * self.tuning.latency_s)
         cap = max(math.sqrt(2 * self._approach.brake * room), self._approach.creep)
         speed = math.copysign(min(abs(speed), cap), speed)
-        off = math.remainder(self.start.yaw_rad - state.yaw_rad, 2 * math.pi)
+        off = math.remainder(self.heading_rad - state.yaw_rad, 2 * math.pi)
         bound = self.tuning.heading_radps_max
         turn = min(max(self.tuning.heading_gain * off, -bound), bound) if speed else 0.0
         return (0.0, speed, turn) if self.sideways else (speed, 0.0, turn)
@@ -236,6 +250,15 @@ class TurnMotion:
         self._turned_rad += math.remainder(state.yaw_rad - self._yaw_rad, 2 * math.pi)
         self._yaw_rad = state.yaw_rad
         return self.angle_rad - self._turned_rad
+
+    @property
+    def heading_rad(self) -> float:
+        """The heading that it turns to."""
+        return self.start.yaw_rad + self.angle_rad
+
+    def flow(self, onward: bool) -> None:
+        """Say whether another motion follows at once."""
+        self._approach.flows = onward
 
     def step(self, motion_input: MotionInput) -> Velocity | None:
         """See `Motion`; a turn on the spot needs no room."""

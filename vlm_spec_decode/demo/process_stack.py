@@ -43,7 +43,7 @@ from vlm_spec_decode.core.profiles import load_link
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.demo.report import MissionLog, MissionStep
 from vlm_spec_decode.models.paced import SLOWER
-from vlm_spec_decode.ros.convert import from_compressed
+from vlm_spec_decode.ros.convert import from_compressed, from_odometry
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, OwnNode
 from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S
 from vlm_spec_decode.sim.camera import FrontCamera
@@ -435,11 +435,8 @@ class Listener:
             if len(self.frames) > KEPT_FRAMES:
                 self.frames.popitem(last=False)
         elif kind is Odometry:
-            message = deserialize_message(data, Odometry)
-            stamp, pose = message.header.stamp, message.pose.pose
-            # The body is level, so its quaternion holds only half the yaw.
-            yaw_rad = 2 * math.atan2(pose.orientation.z, pose.orientation.w)
-            self.poses[stamp.sec + stamp.nanosec / 1e9] = Pose2D(pose.position.x, pose.position.y, yaw_rad)
+            stamp_s, pose = from_odometry(deserialize_message(data, Odometry))
+            self.poses[stamp_s] = pose
 
     @property
     def has_odometry(self) -> bool:

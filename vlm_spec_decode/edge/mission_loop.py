@@ -59,6 +59,8 @@ class MissionLoop:
     status: Status = "running"
     obstructions: int = 0
     silences: int = 0
+    answer: int = 0
+    """The number of the last answer: at least one for each step; a search takes more."""
 
     def __post_init__(self) -> None:
         self.instruction = check_instruction(self.instruction)
@@ -67,6 +69,11 @@ class MissionLoop:
     def is_running(self) -> bool:
         """Whether another answer is needed."""
         return self.status == "running"
+
+    @property
+    def next_answer(self) -> int:
+        """The number of the next answer: those of a mission are numbered upwards."""
+        return self.answer + 1
 
     def observation(self, image: Image | None, stamp_s: float, frame_id: str = "") -> Observation:
         """Return the observation for the next answer."""
@@ -107,6 +114,7 @@ class MissionLoop:
 
     def _add_step(self, executed: Iterable[str]) -> None:
         self.steps += 1
+        self.answer += 1
         done = format_action(Done())
         self.history += [text for text in executed if text != done]
         if self.steps >= self.max_steps:

@@ -1,4 +1,4 @@
-"""What a mission waits for: frames, the executor's status, and a cancel; filled by ROS callbacks.
+"""What a mission waits for: frames, odometry, the executor's status, and a cancel; filled by ROS callbacks.
 
 The one place where the mission's thread and the callbacks' threads meet. Every wait ends by a deadline
 or by a cancel.
@@ -14,6 +14,7 @@ from typing import TypeVar
 from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.core.errors import Cancelled, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.pose import Pose2D, PoseHistory
 from vlm_spec_decode.core.types import Image
 
 BROKEN_OFF = frozenset({"refused", "stopped", "fault", "estop"})
@@ -49,6 +50,8 @@ class MissionEvents:
         self._answer = 0
         self._cancelled = ("", "")
         self._approval: bool | None = None
+        self.poses = PoseHistory()
+        """Where the body was, by odometry; empty on a robot that publishes none."""
 
     # Filled by callbacks -------------------------------------------------------------------------
 
@@ -56,6 +59,12 @@ class MissionEvents:
         """Store the newest frame."""
         with self._changed:
             self._frame = frame
+            self._changed.notify_all()
+
+    def put_pose(self, stamp_s: float, pose: Pose2D) -> None:
+        """Store the body's newest pose; its stamp is in the time of the frames' stamps."""
+        self.poses.put(stamp_s, pose)
+        with self._changed:
             self._changed.notify_all()
 
     def put_status(self, status: PlanStatus) -> bool:
@@ -136,6 +145,31 @@ class MissionEvents:
         if frame is None:
             raise RobotUnreachable(f"no new camera frame within {timeout_s:.1f} s: camera gone")
         return frame
+
+    def wait_until(self, reached: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait for `reached`, which is asked at every event; return whether it came true.
+
+        Also true when the executor has carried out all that it knows of the answer in progress, so that a
+        motion which ended a little short is not waited for. Raises Cancelled as `check` does.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self._is_cancelled or self.broken_off() is not None or self._has_rested() or reached()
+                ),
+                timeout_s,
+            )
+            self.check()
+            return reached() or self._has_rested()
+
+    def _has_rested(self) -> bool:
+        status = self._status
+        return (
+            status is not None
+            and self._is_current(status)
+            and status.state in ("idle", "done")
+            and status.actions_done > 0
+        )
 
     def wait_approval(self, timeout_s: float) -> bool:
         """Wait for a yes or no that comes from now on; silence is a no.

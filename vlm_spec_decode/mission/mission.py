@@ -17,6 +17,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Literal, TypeAlias
@@ -34,6 +35,7 @@ from vlm_spec_decode.core.errors import (
     VsdError,
 )
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.mission.connection import Answerer, EngineSource, OwnedEngine
 from vlm_spec_decode.mission.events import Frame
@@ -368,6 +370,9 @@ class _Run:
         reported, reported_s = None, 0.0
         while not self._closing.wait(STATUS_POLL_S):
             status, now_s = self._robot.status, self._clock.now()
+            with suppress(RobotError):
+                state = self._robot.state
+                self._service.put_pose(now_s, Pose2D(state.x_m, state.y_m, state.yaw_rad))
             if status == reported and now_s - reported_s < STATUS_S:
                 continue
             if status != reported and status.mission == self._request.mission:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from vlm_spec_decode.actions.plan import Plan
-from vlm_spec_decode.actions.types import Action
+from vlm_spec_decode.actions.types import Action, Turn
 from vlm_spec_decode.core.errors import (
     Cancelled,
     CloudError,
@@ -22,9 +22,11 @@ from vlm_spec_decode.core.errors import (
     InstructionError,
     VsdError,
 )
+from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.mission_loop import LOOK_AGAIN, SILENCES, MissionLoop
-from vlm_spec_decode.mission.connection import Answerer, EngineConnection, Engines
+from vlm_spec_decode.mission.connection import Answerer, EngineConnection, Engines, TextUpdate
 from vlm_spec_decode.mission.events import Frame, MissionEvents
+from vlm_spec_decode.mission.search import OneLook, Search, View, search_turn
 from vlm_spec_decode.mission.state import (
     Answer,
     MissionEnd,
@@ -63,6 +65,7 @@ class MissionRunner:
         self._events = events
         self._emit = emit
         self._now_s = now_s
+        self._said = ""
 
     def run(self, job: MissionJob, engines: Engines) -> MissionEnd:
         """Run a mission to its end and return how it ended."""
@@ -73,12 +76,12 @@ class MissionRunner:
         if engines.ensure() is None and self.config.fallback != "draft_only":
             return self._refuse(job, engines.error)
         ending = self._loop(job, mission, engines)
-        self._finish(job, ending, mission.steps)
+        self._finish(job, ending, mission)
         return ending
 
     def _refuse(self, job: MissionJob, error: VsdError) -> MissionEnd:
         ending = failure(error)
-        self._finish(job, ending, 0)
+        self._finish(job, ending)
         return ending
 
     def _loop(self, job: MissionJob, mission: MissionLoop, engines: Engines) -> MissionEnd:
@@ -135,7 +138,7 @@ class MissionRunner:
     def _stop_robot(self, job: MissionJob, mission: MissionLoop) -> None:
         """Supersede the plan of the lost answer: the robot stops."""
         mission.record_interruption(self._events.executed())
-        number = mission.steps + 1
+        number = mission.next_answer
         self._events.begin(job.mission, number)
         self._emit(job, Plan(job.mission, number, self._now_s(), 0))
 
@@ -150,7 +153,7 @@ class MissionRunner:
 
     def _pause_after_silence(self, job: MissionJob, mission: MissionLoop) -> None:
         """Wait a moment before the next frame, so that a silent commander or robot can be heard again."""
-        self._events.begin(job.mission, mission.steps + 1)
+        self._events.begin(job.mission, mission.next_answer)
         self._events.pause(self.config.listen_s)
 
     # One step ------------------------------------------------------------------------------------
@@ -158,7 +161,8 @@ class MissionRunner:
     def _step(
         self, job: MissionJob, mission: MissionLoop, engine: Answerer, *, verified: bool
     ) -> tuple[Action, ...] | None:
-        number = mission.steps + 1
+        number = mission.next_answer
+        search: Search | None = None
         frame = self._events.wait_frame(self._now_s(), self.config.frame_s)
         self._events.begin(job.mission, number)
         self._report(job, "answering", number, "" if verified else "unverified")
@@ -170,22 +174,72 @@ class MissionRunner:
             if job.approve:
                 plan = self._ask_approval(job, mission, engine, plan)
             self._report(job, "acting", number)
+            if (turn := self._search_turn(job, plan, frame)) is not None:
+                search = self._search(job, mission, engine, plan, turn)
+                if (winner := search.run()) is None:
+                    return None
+                plan = replace(plan, actions=winner.actions)
+                self._report(job, "acting", mission.steps + 1)
             status = self._events.wait_end(self.config.silence_s, self.config.act_s)
         except Cancelled:
             broken_off = self._events.broken_off()
             if broken_off is None or broken_off.reason not in LOOK_AGAIN | SILENCES:
                 raise
+            executed = broken_off.executed if search is None else search.told(broken_off.executed)
             if broken_off.reason in LOOK_AGAIN:
-                mission.record_obstruction(broken_off.executed)
+                mission.record_obstruction(executed)
             else:
-                mission.record_silence(broken_off.executed)
+                mission.record_silence(executed)
             if not mission.is_running:
                 raise
             if broken_off.reason in SILENCES:
                 self._pause_after_silence(job, mission)
             return None
-        mission.record(status.executed, plan.actions)
+        mission.record(status.executed if search is None else search.told(status.executed), plan.actions)
         return plan.actions
+
+    def _search_turn(self, job: MissionJob, plan: Plan, frame: Frame) -> Turn | None:
+        """Return the turn of an answer with which a search begins, if the mission searches while turning."""
+        is_known = self._events.poses.at(frame.stamp_s) is not None
+        if self.config.search != "turning" or job.approve or not plan.verified or not is_known:
+            return None
+        return search_turn(self._said, plan.actions)
+
+    def _search(
+        self, job: MissionJob, mission: MissionLoop, engine: Answerer, plan: Plan, turn: Turn
+    ) -> Search:
+        """Return a search that goes on from the turn of an answer."""
+
+        def ask(history: tuple[str, ...]) -> tuple[Frame, Observation]:
+            frame = self._events.wait_frame(self._now_s(), self.config.frame_s)
+            observation = mission.observation(engine.picture(frame.image.jpeg), frame.stamp_s, frame.frame_id)
+            self._report(job, "answering", mission.steps + 1, detail="searching while it turns")
+            return frame, replace(observation, history=history)
+
+        def report(view: View, update: TextUpdate) -> None:
+            self._emit(job, PartialAnswer(update.text))
+            if update.result is not None:
+                self._emit(
+                    job,
+                    Answer(
+                        mission=job.mission,
+                        number=view.number,
+                        observation=view.observation,
+                        actions=view.actions,
+                        result=update.result,
+                    ),
+                )
+
+        return Search(
+            mission=mission,
+            events=self._events,
+            looks=OneLook(engine),
+            turn=turn,
+            plan=plan,
+            emit=lambda plan: self._emit(job, plan),
+            ask=ask,
+            report=report,
+        )
 
     def _answer(
         self,
@@ -200,7 +254,7 @@ class MissionRunner:
 
         If a person must approve it first, the plan that is sent stays empty.
         """
-        number = mission.steps + 1
+        number = mission.next_answer
         image = engine.picture(frame.image.jpeg)
         observation = mission.observation(image, frame.stamp_s, frame.frame_id)
         plan = Plan(job.mission, number, frame.stamp_s, sequence, verified=verified)
@@ -215,6 +269,7 @@ class MissionRunner:
                 if not (job.approve or job.dry_run):
                     self._emit(job, plan)
             if update.result is not None:
+                self._said = update.text
                 self._emit(
                     job,
                     Answer(
@@ -233,7 +288,7 @@ class MissionRunner:
         The scene may change before the yes. So an old plan is decoded again from a new frame, and sent
         without another question only if it is like the approved one.
         """
-        number = mission.steps + 1
+        number = mission.next_answer
         while True:
             self._report(job, "proposed", number, "approve", format_actions(plan.actions))
             if not self._events.wait_approval(self.config.approve_s):
@@ -246,8 +301,10 @@ class MissionRunner:
                 self._emit(job, plan)
                 return plan
 
-    def _finish(self, job: MissionJob, ending: MissionEnd, steps: int) -> None:
-        self._emit(job, Plan(job.mission, steps + 2, self._now_s(), 0, final=True))
+    def _finish(self, job: MissionJob, ending: MissionEnd, mission: MissionLoop | None = None) -> None:
+        # The number after the next: a lost answer may have sent an empty plan under the next one.
+        number, steps = (mission.next_answer + 1, mission.steps) if mission is not None else (2, 0)
+        self._emit(job, Plan(job.mission, number, self._now_s(), 0, final=True))
         self._report(job, ending.status, steps, ending.reason, ending.detail)
 
     def _report(self, job: MissionJob, state: str, step: int, reason: str = "", detail: str = "") -> None:

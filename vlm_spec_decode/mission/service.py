@@ -3,7 +3,7 @@
 `MissionService` is the common part of the VLM node and `mission.mission.Mission`: names and supersession,
 the queue, leases, the plan in progress as a heartbeat, the thread of the engine. Its reports go to a
 `MissionOutput`: topics there, the robot and a caller here. Its methods are called from one thread at a time,
-except `repeat_plan`, `put_frame`, `put_status` and `close`, which any thread may call.
+except `repeat_plan`, `put_frame`, `put_pose`, `put_status` and `close`, which any thread may call.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Protocol
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.core.errors import InstructionError, VsdError
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.mission.connection import EngineConnection, EngineSource
 from vlm_spec_decode.mission.events import Frame, MissionEvents
 from vlm_spec_decode.mission.queue import Ack, MissionLeases, MissionQueue, MissionRequest
@@ -272,6 +273,10 @@ class MissionService:
     def put_frame(self, frame: Frame) -> None:
         """Store the newest frame."""
         self._events.put_frame(frame)
+
+    def put_pose(self, stamp_s: float, pose: Pose2D) -> None:
+        """Store the body's newest pose by odometry, stamped in the time of the frames."""
+        self._events.put_pose(stamp_s, pose)
 
     def put_status(self, status: PlanStatus) -> None:
         """Store the executor's newest status; if it ends the answer in progress, decoding is cancelled."""

@@ -23,6 +23,8 @@ REASON_TEXTS = {
 """Texts for people of the executor's reasons, used if its status has no detail."""
 
 Fallback: TypeAlias = Literal["hold", "stop", "draft_only"]
+SearchMode: TypeAlias = Literal["turning", "stepwise"]
+SEARCH_MODES: tuple[SearchMode, ...] = ("turning", "stepwise")
 FALLBACKS: tuple[Fallback, ...] = ("hold", "stop", "draft_only")
 
 ALIKE_M, ALIKE_DEG = 0.2, 10.0
@@ -65,6 +67,12 @@ class RunnerConfig:
         live=True,
     )
     hold_s: float = setting(30.0, "How long a mission waits for a lost cloud.", 1.0, 600.0, live=True)
+    search: SearchMode = setting(
+        "turning",
+        "How to look for what is not in view: ask while turning on, or stand still for every look.",
+        one_of=SEARCH_MODES,
+        live=True,
+    )
     approve_s: float = setting(120.0, "Silence after a plan is shown that means no.", 1.0, 3600.0, live=True)
     fresh_s: float = setting(
         3.0, "Age of a plan's frame at the yes that asks for a new look.", 0.5, 5.0, live=True

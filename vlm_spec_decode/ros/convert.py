@@ -22,6 +22,7 @@ from sensor_msgs.msg import CompressedImage
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.images import file_image
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.core.types import Image
 
@@ -101,6 +102,14 @@ def to_odometry(state: RobotState, stamp_s: float, odom: str, base: str) -> Odom
     blind = (UNMEASURED_VARIANCE,) * 3
     _diagonal(message.twist.covariance, measured + blind + (VELOCITY_VARIANCE,))
     return message
+
+
+def from_odometry(message: Odometry) -> tuple[float, Pose2D]:
+    """Return the stamp in seconds, and the pose on the floor; its yaw is that of the horizontal heading."""
+    stamp, pose = message.header.stamp, message.pose.pose
+    turned = pose.orientation
+    yaw_rad = math.atan2(2 * (turned.w * turned.z + turned.x * turned.y), 1 - 2 * (turned.y**2 + turned.z**2))
+    return stamp.sec + stamp.nanosec / 1e9, Pose2D(pose.position.x, pose.position.y, yaw_rad)
 
 
 def to_transform(odometry: Odometry) -> TransformStamped:

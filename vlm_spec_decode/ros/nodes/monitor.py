@@ -26,7 +26,14 @@ from vlm_spec_decode.core.errors import ActionParseError, ImageError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.ros import visualization as markers
 from vlm_spec_decode.ros import visualization as overlay
-from vlm_spec_decode.ros.convert import STEADY, ClockConverter, from_compressed, to_compressed, to_seconds
+from vlm_spec_decode.ros.convert import (
+    STEADY,
+    ClockConverter,
+    from_compressed,
+    from_odometry,
+    to_compressed,
+    to_seconds,
+)
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED
 from vlm_spec_decode.ros.params import Parameters
 from vlm_spec_decode.ros.subscriptions import subscribe
@@ -191,15 +198,15 @@ class MonitorNode:
         self._markers.publish(markers.plan_markers(plan, self._start[1], stamp_s, frame))
 
     def _on_odometry(self, message: Odometry) -> None:
-        at, turned = message.pose.pose.position, message.pose.pose.orientation
-        yaw = math.atan2(2 * (turned.w * turned.z + turned.x * turned.y), 1 - 2 * (turned.y**2 + turned.z**2))
-        self._pose = (at.x, at.y, yaw)
+        pose = from_odometry(message)[1]
+        self._pose = (pose.x_m, pose.y_m, pose.yaw_rad)
         twist = message.twist.twist.linear
         self._publish_figure("speed_mps", math.hypot(twist.x, twist.y))
         poses = self._path.poses
         if (
             not poses
-            or math.dist((at.x, at.y), (poses[-1].pose.position.x, poses[-1].pose.position.y)) > STEP_M
+            or math.dist((pose.x_m, pose.y_m), (poses[-1].pose.position.x, poses[-1].pose.position.y))
+            > STEP_M
         ):
             self._path.poses = [*poses, PoseStamped(header=message.header, pose=message.pose.pose)][
                 -self._values.integer("path_length") :

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
+from nav_msgs.msg import Odometry
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.guard_condition import GuardCondition
 from rclpy.node import Node
@@ -31,9 +32,9 @@ from vlm_spec_decode.mission.connection import EngineSource
 from vlm_spec_decode.mission.events import Frame
 from vlm_spec_decode.mission.queue import MissionRequest
 from vlm_spec_decode.mission.service import LEASE_CHECK_S, MissionService, MissionSettings
-from vlm_spec_decode.mission.state import Fallback, RunnerConfig
+from vlm_spec_decode.mission.state import Fallback, RunnerConfig, SearchMode
 from vlm_spec_decode.ros import mission_topics as action_face
-from vlm_spec_decode.ros.convert import STEADY, ClockConverter, from_compressed
+from vlm_spec_decode.ros.convert import STEADY, ClockConverter, from_compressed, from_odometry
 from vlm_spec_decode.ros.middleware import COMMAND
 from vlm_spec_decode.ros.mission_topics import MissionActionServer, VlmPublishers, action_type
 from vlm_spec_decode.ros.params import Parameters, parameters
@@ -87,7 +88,7 @@ OF_MISSION = {
 PARAMETERS = (
     Setting("instruction", "", "Given once, as soon as camera, robot and cloud are there; empty: none."),
     Setting("heartbeat_hz", 20.0, "Rate at which the plan under way is republished.", 10.0, 100.0),
-    *parameters(RunnerConfig, "max_steps", "fallback", **OF_MISSION),
+    *parameters(RunnerConfig, "max_steps", "fallback", "search", **OF_MISSION),
     Setting("approve", False, "Show every plan and wait for a yes on vlm/approve.", live=True),
     Setting("dry_run", False, "Show what would be sent to the robot, and send nothing.", live=True),
     Setting("queue", False, "A new instruction waits for the one under way, not superseding it.", live=True),
@@ -111,6 +112,7 @@ def runner_config(values: Parameters) -> RunnerConfig:
     return RunnerConfig(
         max_steps=values.integer("max_steps"),
         fallback=cast(Fallback, values.text("fallback")),
+        search=cast(SearchMode, values.text("search")),
         ready_s=numbers["silence_s"],
         **numbers,
     )
@@ -178,6 +180,7 @@ class VlmNode:
         subscribe(node, String, "vlm/plan/status", self._on_status, COMMAND, callback_group=beat_group)
         topic = "camera/image_raw/compressed"
         subscribe(node, CompressedImage, topic, self._on_image, sensor, callback_group=frame_group)
+        subscribe(node, Odometry, "odom", self._on_odometry, sensor, callback_group=beat_group)
         period_s = 1 / self._parameters.real("heartbeat_hz")
         node.create_timer(period_s, self._service.repeat_plan, beat_group, clock=STEADY)
         node.create_timer(1.0, self._each_second, topic_group, clock=STEADY)
@@ -250,6 +253,9 @@ class VlmNode:
                 throttle_duration_sec=WARN_EVERY_S,
             )
         return stamp_s
+
+    def _on_odometry(self, message: Odometry) -> None:
+        self._service.put_pose(*from_odometry(message))
 
     def _on_status(self, message: String) -> None:
         try:
