@@ -80,6 +80,10 @@ def _whole(robot: VirtualRobot, engine: PacedEngine, instruction: str, config: R
     )
 
 
+def _together(robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig) -> MissionEnd:
+    return run_mission(robot, engine, instruction, replace(config, replan="walking"))
+
+
 def _stepwise(robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig) -> MissionEnd:
     return run_mission(robot, engine, instruction, replace(config, search="stepwise", replan="standing"))
 
@@ -91,7 +95,7 @@ def _turning(robot: VirtualRobot, engine: PacedEngine, instruction: str, config:
 def _replanning(
     robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig
 ) -> MissionEnd:
-    return run_mission(robot, engine, instruction, replace(config, search="stepwise"))
+    return run_mission(robot, engine, instruction, replace(config, search="stepwise", replan="walking"))
 
 
 BRIEF = r"((the|no|there|i (do|have|can)) [^()]*[ \t\n.,;:!?])?"
@@ -107,6 +111,7 @@ WAYS = {
         "looks again while it walks; the newer answer replaces the rest of the plan", _replanning
     ),
     "default": Way("all that is on by default"),
+    "together": Way("turning and replanning", _together),
     "whole": Way("no action begins before the end of its answer", _whole),
     "brief": Way(
         "an answer says nothing of what else is in view, so its first action comes sooner",

@@ -9,9 +9,11 @@ answer reaches only as far as its own plan, H: of a frame taken d before the end
 the time between two such looks is (H - 2 d) / v + L. So it pays where L is below H / 2 v, by running
 estimates of L and v; elsewhere the robot looks at rest.
 
-What does not walk (`done()`, a gesture, a refusal) is not believed on a frame that the body has walked on
-from; nor is a plan that cannot be told anew. The older plan is then carried out to its end, and the mission
-looks at rest, as it does without this. So a thing that is reached is always reached on a frame at rest.
+A late answer that turns by more than `MAX_TURN_DEG` goes around something, and where to depends on where it
+was decided: it is not carried out from elsewhere. What does not walk (`done()`, a gesture, a refusal) is not
+believed on a frame that the body has walked on from; nor is a plan that cannot be told anew. The older plan
+is then carried out to its end, and the mission looks at rest, as it does without this. So a thing that is
+reached is always reached on a frame at rest.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.reprojection import end_of
-from vlm_spec_decode.actions.types import Action, Forward, format_action
+from vlm_spec_decode.actions.types import Action, Forward, Turn, format_action
 from vlm_spec_decode.core.errors import ActionRefused
 from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.types import Observation
@@ -34,7 +36,10 @@ from vlm_spec_decode.mission.late_answer import LateAnswer
 MIN_LEFT_M = 0.1
 """With less way left a frame at rest comes as soon."""
 
-MIN_SPEED_MPS = 0.3
+MAX_TURN_DEG = 30.0
+"""A larger turn in an answer is a detour or a search: for a frame at rest."""
+
+MIN_SPEED_MPS = 0.4
 """Speed that is reckoned with at least: the body may just have begun."""
 
 BRAKING_S = 0.4
@@ -164,12 +169,14 @@ class Replanning:
                 if acts_s is None and late.actions:
                     acts_s = self.now_s() - frame.stamp_s
                     self.latency.learn(acts_s)
+                if any(isinstance(a, Turn) and abs(a.angle_deg) > MAX_TURN_DEG for a in late.actions):
+                    raise ActionRefused("reprojection", "a turn that large is for a frame at rest")
                 actions = late.retold(self.events.poses)
                 if not actions:
                     continue
                 if not has_begun:
                     has_begun = True
-                    self._replace(late, actions, self._history())
+                    self._replace(late, actions, history)
                 elif (actions, late.is_whole) != (self.plan.actions, self.plan.final):
                     sequence = self.plan.sequence + 1
                     self.plan = replace(self.plan, actions=actions, sequence=sequence, final=late.is_whole)
@@ -187,7 +194,7 @@ class Replanning:
         return has_begun
 
     def _replace(self, late: LateAnswer, actions: tuple[Action, ...], walked: tuple[str, ...]) -> None:
-        """Carry out a later answer from here on; the older one's actions count as far as they were walked."""
+        """Carry out a later answer from here on; the older one counts up to the later one's frame."""
         self.mission.record(walked, self.said)
         self.late, self._start = late, late.start
         self.plan = Plan(

@@ -76,8 +76,8 @@ class RunnerConfig:
         live=True,
     )
     replan: ReplanMode = setting(
-        "walking",
-        "When to look for the next plan: while walking where that pays, or only when the robot stands.",
+        "standing",
+        "When to look for the next plan: only when the robot stands, or while walking where that pays.",
         one_of=REPLAN_MODES,
         live=True,
     )
