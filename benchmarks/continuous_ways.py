@@ -75,11 +75,27 @@ class _Update:
 
 
 def _whole(robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig) -> MissionEnd:
-    return run_mission(robot, WholeAnswers(engine), instruction, replace(config, search="stepwise"))
+    return run_mission(
+        robot, WholeAnswers(engine), instruction, replace(config, search="stepwise", replan="standing")
+    )
+
+
+def _together(robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig) -> MissionEnd:
+    return run_mission(robot, engine, instruction, replace(config, replan="walking"))
 
 
 def _stepwise(robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig) -> MissionEnd:
-    return run_mission(robot, engine, instruction, replace(config, search="stepwise"))
+    return run_mission(robot, engine, instruction, replace(config, search="stepwise", replan="standing"))
+
+
+def _turning(robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig) -> MissionEnd:
+    return run_mission(robot, engine, instruction, replace(config, replan="standing"))
+
+
+def _replanning(
+    robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig
+) -> MissionEnd:
+    return run_mission(robot, engine, instruction, replace(config, search="stepwise", replan="walking"))
 
 
 BRIEF = r"((the|no|there|i (do|have|can)) [^()]*[ \t\n.,;:!?])?"
@@ -90,7 +106,12 @@ WAYS = {
         "an action begins as soon as it is committed, the rest is decoded meanwhile; stop for every look",
         _stepwise,
     ),
-    "turning": Way("a search turns on while it asks, one answer open at a time"),
+    "turning": Way("a search turns on while it asks, one answer open at a time", _turning),
+    "replanning": Way(
+        "looks again while it walks; the newer answer replaces the rest of the plan", _replanning
+    ),
+    "default": Way("all that is on by default"),
+    "together": Way("turning and replanning", _together),
     "whole": Way("no action begins before the end of its answer", _whole),
     "brief": Way(
         "an answer says nothing of what else is in view, so its first action comes sooner",

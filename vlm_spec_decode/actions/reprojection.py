@@ -104,3 +104,16 @@ def _turn_by(angle_deg: float, rest: tuple[Action, ...]) -> tuple[Action, ...]:
 def _half_turn(angle_deg: float) -> float:
     """Return the same heading as an angle within half a turn."""
     return math.remainder(angle_deg, 360.0)
+
+
+def end_of(actions: tuple[Action, ...], start: Pose2D) -> Pose2D:
+    """Return where a body at `start` is when it has carried out the motions of `actions` exactly."""
+    x_m, y_m, yaw_rad = start.x_m, start.y_m, start.yaw_rad
+    for action in actions:
+        if isinstance(action, Turn):
+            yaw_rad += math.radians(action.angle_deg)
+        elif isinstance(action, (Forward, Strafe)):
+            way_rad = yaw_rad + (math.pi / 2 if isinstance(action, Strafe) else 0.0)
+            x_m += action.distance_m * math.cos(way_rad)
+            y_m += action.distance_m * math.sin(way_rad)
+    return Pose2D(x_m, y_m, yaw_rad)

@@ -112,6 +112,11 @@ class MissionEvents:
         status = self._status
         return status.executed if status is not None and self._is_current(status) else ()
 
+    def actions_done(self) -> int:
+        """Return how many actions of the answer in progress are known to be carried out."""
+        status = self._status
+        return status.actions_done if status is not None and self._is_current(status) else 0
+
     def broken_off(self) -> PlanStatus | None:
         """Return the status that interrupts the answer in progress, if there is one."""
         status = self._status

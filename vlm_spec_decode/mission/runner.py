@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TypeAlias
 
 from vlm_spec_decode.actions.plan import Plan
@@ -26,7 +27,9 @@ from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.mission_loop import LOOK_AGAIN, SILENCES, MissionLoop
 from vlm_spec_decode.mission.connection import Answerer, EngineConnection, Engines, TextUpdate
 from vlm_spec_decode.mission.events import Frame, MissionEvents
-from vlm_spec_decode.mission.search import OneLook, Search, View, search_turn
+from vlm_spec_decode.mission.late_answer import LateAnswer
+from vlm_spec_decode.mission.replanning import Latency, Replanning
+from vlm_spec_decode.mission.search import OneLook, Search, search_turn
 from vlm_spec_decode.mission.state import (
     Answer,
     MissionEnd,
@@ -66,6 +69,7 @@ class MissionRunner:
         self._emit = emit
         self._now_s = now_s
         self._said = ""
+        self._latency = Latency()
 
     def run(self, job: MissionJob, engines: Engines) -> MissionEnd:
         """Run a mission to its end and return how it ended."""
@@ -162,7 +166,7 @@ class MissionRunner:
         self, job: MissionJob, mission: MissionLoop, engine: Answerer, *, verified: bool
     ) -> tuple[Action, ...] | None:
         number = mission.next_answer
-        search: Search | None = None
+        late: Search | Replanning | None = None
         frame = self._events.wait_frame(self._now_s(), self.config.frame_s)
         self._events.begin(job.mission, number)
         self._report(job, "answering", number, "" if verified else "unverified")
@@ -175,17 +179,25 @@ class MissionRunner:
                 plan = self._ask_approval(job, mission, engine, plan)
             self._report(job, "acting", number)
             if (turn := self._search_turn(job, plan, frame)) is not None:
-                search = self._search(job, mission, engine, plan, turn)
+                late = search = self._search(job, mission, engine, plan, turn)
                 if (winner := search.run()) is None:
                     return None
-                plan = replace(plan, actions=winner.actions)
+                plan, said = search.plan, winner.believed
                 self._report(job, "acting", mission.steps + 1)
-            status = self._events.wait_end(self.config.silence_s, self.config.act_s)
+            else:
+                said = plan.actions
+            if self.config.replan == "walking" and not job.approve and verified:
+                found = late.winner if isinstance(late, Search) else None
+                late = self._replanning(job, mission, engine, plan, said, found)
+                status = late.run(self.config.silence_s, self.config.act_s)
+                said = late.said
+            else:
+                status = self._events.wait_end(self.config.silence_s, self.config.act_s)
         except Cancelled:
             broken_off = self._events.broken_off()
             if broken_off is None or broken_off.reason not in LOOK_AGAIN | SILENCES:
                 raise
-            executed = broken_off.executed if search is None else search.told(broken_off.executed)
+            executed = broken_off.executed if late is None else late.told(broken_off.executed)
             if broken_off.reason in LOOK_AGAIN:
                 mission.record_obstruction(executed)
             else:
@@ -195,8 +207,8 @@ class MissionRunner:
             if broken_off.reason in SILENCES:
                 self._pause_after_silence(job, mission)
             return None
-        mission.record(status.executed if search is None else search.told(status.executed), plan.actions)
-        return plan.actions
+        mission.record(status.executed if late is None else late.told(status.executed), said)
+        return said
 
     def _search_turn(self, job: MissionJob, plan: Plan, frame: Frame) -> Turn | None:
         """Return the turn of an answer with which a search begins, if the mission searches while turning."""
@@ -209,14 +221,58 @@ class MissionRunner:
         self, job: MissionJob, mission: MissionLoop, engine: Answerer, plan: Plan, turn: Turn
     ) -> Search:
         """Return a search that goes on from the turn of an answer."""
+        return Search(
+            mission=mission,
+            events=self._events,
+            looks=OneLook(engine),
+            turn=turn,
+            plan=plan,
+            emit=partial(self._emit, job),
+            ask=self._asks(job, mission, engine, "searching while it turns"),
+            report=self._reports(job),
+        )
+
+    def _replanning(
+        self,
+        job: MissionJob,
+        mission: MissionLoop,
+        engine: Answerer,
+        plan: Plan,
+        said: tuple[Action, ...],
+        late: LateAnswer | None,
+    ) -> Replanning:
+        """Return what looks again while `plan` is walked; `said` is the plan in its answer's words."""
+        return Replanning(
+            mission=mission,
+            events=self._events,
+            plan=plan,
+            said=said,
+            latency=self._latency,
+            now_s=self._now_s,
+            answer=engine.answer,
+            emit=partial(self._emit, job),
+            ask=self._asks(job, mission, engine, "looking while it walks"),
+            report=self._reports(job),
+            late=late,
+        )
+
+    def _asks(
+        self, job: MissionJob, mission: MissionLoop, engine: Answerer, detail: str
+    ) -> Callable[[tuple[str, ...]], tuple[Frame, Observation]]:
+        """Return what takes a new frame and makes its observation, with a history, while the robot moves."""
 
         def ask(history: tuple[str, ...]) -> tuple[Frame, Observation]:
             frame = self._events.wait_frame(self._now_s(), self.config.frame_s)
             observation = mission.observation(engine.picture(frame.image.jpeg), frame.stamp_s, frame.frame_id)
-            self._report(job, "answering", mission.steps + 1, detail="searching while it turns")
+            self._report(job, "answering", mission.steps + 1, detail=detail)
             return frame, replace(observation, history=history)
 
-        def report(view: View, update: TextUpdate) -> None:
+        return ask
+
+    def _reports(self, job: MissionJob) -> Callable[[LateAnswer, TextUpdate], None]:
+        """Return what reports each commit of an answer about a frame taken in motion."""
+
+        def report(view: LateAnswer, update: TextUpdate) -> None:
             self._emit(job, PartialAnswer(update.text))
             if update.result is not None:
                 self._emit(
@@ -230,16 +286,7 @@ class MissionRunner:
                     ),
                 )
 
-        return Search(
-            mission=mission,
-            events=self._events,
-            looks=OneLook(engine),
-            turn=turn,
-            plan=plan,
-            emit=lambda plan: self._emit(job, plan),
-            ask=ask,
-            report=report,
-        )
+        return report
 
     def _answer(
         self,
@@ -263,6 +310,8 @@ class MissionRunner:
             self._events.check()
             self._emit(job, PartialAnswer(update.text))
             is_last = update.result is not None
+            if update.actions and not plan.actions:
+                self._latency.learn(self._now_s() - frame.stamp_s)
             if update.actions or is_last:
                 actions = plan.actions + update.actions
                 plan = replace(plan, actions=actions, sequence=plan.sequence + 1, final=is_last)

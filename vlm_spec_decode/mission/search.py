@@ -25,13 +25,13 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from vlm_spec_decode.actions.plan import Origin, Plan
-from vlm_spec_decode.actions.reprojection import PURE_TURN_M, reproject
 from vlm_spec_decode.actions.types import Action, Forward, Strafe, Turn, format_action
 from vlm_spec_decode.core.errors import ActionRefused
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.mission_loop import MissionLoop
 from vlm_spec_decode.mission.connection import Answerer, TextUpdate
 from vlm_spec_decode.mission.events import Frame, MissionEvents
+from vlm_spec_decode.mission.late_answer import TURNED_M, LateAnswer
 
 MIN_TURN_DEG = 40.0
 """A smaller turn is one towards a thing, not on to the next view."""
@@ -109,25 +109,13 @@ class OneLook:
             close()
 
 
-@dataclass(slots=True)
-class View:
-    """One frame of a search, and what has been committed about it; `number` is that of its answer."""
-
-    number: int
-    frame: Frame
-    observation: Observation
-    text: str = ""
-    actions: tuple[Action, ...] = ()
-    is_whole: bool = False
-
-
 @dataclass(slots=True, kw_only=True)
 class Search:
     """One search, from the committed turn of its first answer to the answer that wins.
 
-    Views are numbered by the turns between the first frame and theirs. `first` is that frame's answer, whose
-    plan is under way; `emit` sends a plan, `ask` takes a new frame and makes its observation with a history,
-    `report` is told of every commit.
+    Views are numbered by the turns between the first frame and theirs. `plan` is that of the first frame's
+    answer, which is under way; `emit` sends a plan, `ask` takes a new frame and makes its observation with a
+    history, `report` is told of every commit.
     """
 
     mission: MissionLoop
@@ -137,17 +125,17 @@ class Search:
     plan: Plan
     emit: Callable[[Plan], None]
     ask: Callable[[tuple[str, ...]], tuple[Frame, Observation]]
-    report: Callable[[View, TextUpdate], None]
-    views: dict[int, View] = field(default_factory=dict)
+    report: Callable[[LateAnswer, TextUpdate], None]
+    views: dict[int, LateAnswer] = field(default_factory=dict)
     answered: int = 0
-    winner: View | None = None
+    winner: LateAnswer | None = None
     _history: tuple[str, ...] = ()
     _answered_s: float = 0.0
     _turned_rad: float = 0.0
     _yaw_rad: float | None = None
     _goal_deg: float = 0.0
 
-    def run(self) -> View | None:
+    def run(self) -> LateAnswer | None:
         """Turn on until an answer wins, and return it, its plan under way.
 
         None if none does, or if its plan cannot be told anew: the robot then stops, and the mission looks
@@ -167,7 +155,7 @@ class Search:
         finally:
             self.looks.cancel()
 
-    def _run(self) -> View | None:
+    def _run(self) -> LateAnswer | None:
         while self.mission.is_running:
             self._turn_on()
             if not self._open:
@@ -185,14 +173,9 @@ class Search:
     def told(self, executed: tuple[str, ...]) -> tuple[str, ...]:
         """Return what has been carried out of the winner's plan, in the words of its answer.
 
-        The plan was told anew: it has a turn more at its front, or one fewer, or another one. Before an
-        answer wins nothing is told: the search's own turns are recorded as their answers come.
+        Before an answer wins nothing is told: the search's own turns are recorded as their answers come.
         """
-        if self.winner is None:
-            return ()
-        said = self.winner.actions
-        more = len(self.plan.actions) - len(said)
-        return tuple(format_action(action) for action in said[: max(0, len(executed) - more)])
+        return () if self.winner is None else self.winner.told(executed, self.plan.actions)
 
     # Turning -------------------------------------------------------------------------------------
 
@@ -254,17 +237,16 @@ class Search:
         number = len(self.views) + 1
         frame, observation = self.ask((*self._history, *[format_action(self.turn)] * number))
         self.mission.answer = self.mission.next_answer
-        self.views[number] = View(self.mission.answer, frame, observation)
+        self.views[number] = LateAnswer(self.mission.answer, frame, observation, believed_m=TURNED_M)
         self.looks.open(number, observation)
 
     # Answers -------------------------------------------------------------------------------------
 
-    def _take(self, number: int, update: TextUpdate) -> tuple[int, View] | None:
+    def _take(self, number: int, update: TextUpdate) -> tuple[int, LateAnswer] | None:
         """Take in a commit; return the view that wins by it, if one does."""
         self.events.check()
         view = self.views[number]
-        view.text, view.actions = update.text, view.actions + update.actions
-        view.is_whole = update.result is not None
+        view.take(update)
         self.report(view, update)
         if self._moves_on(view):
             return number, view
@@ -281,11 +263,11 @@ class Search:
                 break
         return None
 
-    def _goes_on(self, view: View) -> bool:
+    def _goes_on(self, view: LateAnswer) -> bool:
         """Whether an answer so far is the search's turn once more."""
         return search_turn(view.text, view.actions) == self.turn
 
-    def _moves_on(self, view: View) -> bool:
+    def _moves_on(self, view: LateAnswer) -> bool:
         """Whether an answer sees the thing: it moves the robot, and not by the search's turn."""
         moves = any(isinstance(action, (Forward, Strafe, Turn)) for action in view.actions)
         return moves and not self._goes_on(view)
@@ -293,7 +275,7 @@ class Search:
     def _record(self) -> None:
         self.mission.record((format_action(self.turn),), (self.turn,))
 
-    def _win(self, number: int, view: View) -> View:
+    def _win(self, number: int, view: LateAnswer) -> LateAnswer:
         """Carry out the answer about a view that lies behind by now; return it when it is whole."""
         self.looks.cancel(keep=number)
         self.winner = view
@@ -301,31 +283,21 @@ class Search:
         while self.answered < number - 1 and self.mission.is_running:
             self.answered += 1
             self._record()
-        taken = self.events.poses.at(view.frame.stamp_s)
-        newest = self.events.poses.newest
-        moved = newest.seen_from(taken) if newest is not None and taken is not None else None
-        if moved is None:
-            raise ActionRefused("reprojection", "it is not known how far the body has moved since the frame")
         begun = False
         while True:
-            # A turn alone may be followed by the way that it leads to: after a motion they are told together.
-            waits = len(view.actions) < 2 and math.hypot(moved.x_m, moved.y_m) > PURE_TURN_M
-            if view.is_whole or (view.actions and not waits):
-                actions = reproject(view.actions, moved)
-                if not begun:
-                    self._send(actions, view.frame.stamp_s, origin="reprojected", final=view.is_whole)
-                    view.number = self.plan.answer
-                elif (actions, view.is_whole) != (self.plan.actions, self.plan.final):
-                    sequence = self.plan.sequence + 1
-                    self.plan = replace(self.plan, actions=actions, sequence=sequence, final=view.is_whole)
-                    self.emit(self.plan)
+            actions = view.retold(self.events.poses)
+            if actions is not None and not begun:
                 begun = True
+                self._send(actions, view.frame.stamp_s, origin="reprojected", final=view.is_whole)
+                view.number = self.plan.answer
+            elif actions is not None and (actions, view.is_whole) != (self.plan.actions, self.plan.final):
+                sequence = self.plan.sequence + 1
+                self.plan = replace(self.plan, actions=actions, sequence=sequence, final=view.is_whole)
+                self.emit(self.plan)
             if view.is_whole:
                 return view
             commit = self.looks.next(lambda: False)
             if commit is not None and commit[0] == number:
                 self.events.check()
-                update = commit[1]
-                view.text, view.actions = update.text, view.actions + update.actions
-                view.is_whole = update.result is not None
-                self.report(view, update)
+                view.take(commit[1])
+                self.report(view, commit[1])

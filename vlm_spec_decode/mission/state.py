@@ -24,6 +24,8 @@ REASON_TEXTS = {
 
 Fallback: TypeAlias = Literal["hold", "stop", "draft_only"]
 SearchMode: TypeAlias = Literal["turning", "stepwise"]
+ReplanMode: TypeAlias = Literal["walking", "standing"]
+REPLAN_MODES: tuple[ReplanMode, ...] = ("walking", "standing")
 SEARCH_MODES: tuple[SearchMode, ...] = ("turning", "stepwise")
 FALLBACKS: tuple[Fallback, ...] = ("hold", "stop", "draft_only")
 
@@ -71,6 +73,12 @@ class RunnerConfig:
         "turning",
         "How to look for what is not in view: ask while turning on, or stand still for every look.",
         one_of=SEARCH_MODES,
+        live=True,
+    )
+    replan: ReplanMode = setting(
+        "standing",
+        "When to look for the next plan: only when the robot stands, or while walking where that pays.",
+        one_of=REPLAN_MODES,
         live=True,
     )
     approve_s: float = setting(120.0, "Silence after a plan is shown that means no.", 1.0, 3600.0, live=True)
