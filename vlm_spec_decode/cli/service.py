@@ -48,8 +48,9 @@ def ask(
         settings=EdgeSettings(**given),
     )
     found = run(config, None if as_json else lambda piece: click.echo(piece, nl=False))
-    drafted = f"{found['accepted']} of {found['drafted']} drafted tokens accepted"
-    text = f"\n{len(found['token_ids'])} tokens, {found['target_passes']} target passes, {drafted}"
+    text = f"\n{len(found['token_ids'])} tokens, {found['target_passes']} target passes"
+    if found["drafted"]:  # a copy's drafts in the cloud are not counted here
+        text += f", {found['accepted']} of {found['drafted']} drafted tokens accepted"
     error, code = why_not_actionable(found), ActionParseError.exit_code
     if error:
         found |= {"error": "ActionParseError", "message": error, "exit_code": code}

@@ -27,7 +27,9 @@ from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.edge.verifier_virtual import VirtualVerifier
+from vlm_spec_decode.models.engines.base import LoadOptions
 from vlm_spec_decode.models.paced import paced_draft, paced_target
+from vlm_spec_decode.models.spec import folder_of, parse_spec
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport.address import check_cloud
@@ -69,7 +71,10 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
 
     target: LoadedModel | None = None
     target_source, draft_source = _sources(settings.target, settings.draft)
-    if draft is None and not settings.cloud:
+    if draft is None and not settings.cloud and _is_target_alone(settings):
+        # Its tokenizer is all that a strategy without drafts wants of a draft.
+        draft = target = load_model(target_source, threads=settings.threads)
+    elif draft is None and not settings.cloud:
         draft, target = load_draft_and_target(draft_source, target_source, threads=settings.threads)
     draft = draft or load_draft(settings)
     config = engine_config(settings, draft.codec.stop_ids)
@@ -107,15 +112,24 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
 def check_settings(settings: EdgeSettings) -> EdgeKeys | None:
     """Check the settings as far as that needs no model; return the keys that they name.
 
-    Raises ConfigError.
+    Raises ConfigError, or ModelError for a checkpoint's folder that is not there.
     """
     strategy(settings.strategy)
+    for source in ("" if settings.cloud else settings.target, settings.draft):
+        if source and not source.startswith("shipped:"):
+            folder_of(parse_spec(source, LoadOptions()).source)
     if settings.objective not in OBJECTIVES:
         raise ConfigError(f"unknown objective {settings.objective!r}; known: {', '.join(OBJECTIVES)}")
     keys = edge_keys(settings.keys) if settings.keys else None
     if settings.cloud:
         check_cloud(settings.cloud, encrypted=keys is not None)
     return keys
+
+
+def _is_target_alone(settings: EdgeSettings) -> bool:
+    """Tell whether nobody drafts and no draft is named."""
+    chosen = strategy(settings.strategy)
+    return not (settings.draft or chosen.drafts or chosen.needs_helper)
 
 
 def _identity(card: ModelCard) -> tuple[str, str]:

@@ -32,6 +32,7 @@ from vlm_spec_decode.core.load_progress import Load, current_load
 from vlm_spec_decode.decoding.early_exit import Bins, ExitCalibration
 from vlm_spec_decode.models.hardware import memory_named
 from vlm_spec_decode.models.prompt import CHAT_TEMPLATE, PromptStyle
+from vlm_spec_decode.models.spec import folder_of
 from vlm_spec_decode.models.tokenizer import TokenizerCodec, collector_paused, count_hidden
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ _FINGERPRINT_VERSION = 1
 _FINGERPRINT_CHARACTERS = 16
 
 _TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+_VOCABULARY_FILES = frozenset({"tokenizer.json", "vocab.json", "vocab.txt"})
+_VOCABULARY_SUFFIXES = frozenset({".model", ".tiktoken"})
 _HUB_FILES = (*_TOKENIZER_FILES, "*.safetensors")
 
 TRANSFORMERS_LOCK = threading.Lock()
@@ -93,12 +96,9 @@ def named(name: str) -> Iterator[None]:
 
 def resolve(path_or_id: str | Path, revision: str | None, pickles: bool = False) -> Path:
     """Return the checkpoint's folder, downloaded first if it is a Hub id; `pickles` asks for *.bin too."""
-    folder = Path(path_or_id).expanduser()
-    if folder.is_dir():
+    if (folder := folder_of(path_or_id)) is not None:
         return folder
     name = str(path_or_id)
-    if isinstance(path_or_id, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"there is no folder {path_or_id}")
     files = [*_HUB_FILES, *(["*.bin"] if pickles else [])]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
@@ -124,8 +124,37 @@ def read_config(folder: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> list[Path]:
     """Return the files with the weights: safetensors if there are any, else pickles; shards by the index.
 
-    Raises ModelError if a shard that the index names is not there.
+    Raises ModelError if a shard that the index names is not there, or a file is cut off.
     """
+    files = _weight_files(folder)
+    for path in files:
+        if path.suffix == ".safetensors":
+            _check_whole(path)
+    return files
+
+
+def _check_whole(path: Path) -> None:
+    """Raise ModelError if a file of safetensors is shorter than its header says, as a broken download is."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        # The format: the header's length in 8 bytes, the header as JSON, the tensors at its offsets.
+        start = 8 + int.from_bytes(file.read(8), "little")
+        whole = start
+        if start <= size:
+            try:
+                header = json.loads(file.read(start - 8))
+                whole += max((each["data_offsets"][1] for each in _tensors_of(header)), default=0)
+            except (ValueError, KeyError, TypeError, IndexError):
+                return  # no header at all: the library that reads the file says what it is
+    if whole > size or size < 8:
+        raise ModelError(f"{path.name} is cut off: {size} bytes of {max(8, whole)}; download it again")
+
+
+def _tensors_of(header: dict[str, Any]) -> list[dict[str, Any]]:
+    return [entry for name, entry in header.items() if name != "__metadata__"]
+
+
+def _weight_files(folder: Path) -> list[Path]:
     for index, loose in (
         ("model.safetensors.index.json", "model*.safetensors"),
         ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
@@ -198,6 +227,8 @@ class CheckpointSource:
 def load_tokenizer(folder: Path, **settings: Any) -> Any:
     """Return the tokenizer of a folder with its chat template; `settings` go to Transformers."""
     found = {path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
+    if not any(p.name in _VOCABULARY_FILES or p.suffix in _VOCABULARY_SUFFIXES for p in folder.iterdir()):
+        raise ModelError(f"its folder holds no tokenizer, such as {', '.join(sorted(_VOCABULARY_FILES))}")
     files = FileIdentities.of(sorted(found))
     with collector_paused():
         tokenizer = AutoTokenizer.from_pretrained(folder, **settings)

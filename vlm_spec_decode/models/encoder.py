@@ -173,7 +173,8 @@ class PromptEncoder:
         try:
             found = self.image_processor(images=picture, return_tensors="pt")
         except ValueError as error:
-            raise ImageError(str(error).splitlines()[0]) from error
+            said, size = str(error).splitlines()[0], f"{picture.width} x {picture.height}"
+            raise ImageError(f"the model cannot take a picture of {size} pixels: {said}") from error
         tensors = {name: torch.as_tensor(value) for name, value in found.items()}
         dtype = next(self.body.parameters()).dtype
         return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}

@@ -48,6 +48,16 @@ def parse_spec(text: str | Path, defaults: LoadOptions) -> ModelSpec:
     return ModelSpec(source, _with(defaults, settings))
 
 
+def folder_of(path_or_id: str | Path) -> Path | None:
+    """Return a checkpoint's folder, None for a Hub id. Raises ModelError for a folder that is not there."""
+    folder, name = Path(path_or_id).expanduser(), str(path_or_id)
+    if folder.is_dir():
+        return folder
+    if isinstance(path_or_id, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"there is no folder {path_or_id}")
+    return None
+
+
 def _with(options: LoadOptions, settings: list[str]) -> LoadOptions:
     known = [field.name for field in fields(LoadOptions)]
     for setting in settings:
