@@ -24,7 +24,7 @@ from vlm_spec_decode.edge.factory import bring_up, load_pair
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.models import checkpoint
 from vlm_spec_decode.models.engines import torch_loop
-from vlm_spec_decode.models.loader import load_model, load_models
+from vlm_spec_decode.models.loader import load_draft_and_target, load_model, load_models
 from vlm_spec_decode.models.tokenizer import TokenizerCodec, collector_paused, count_hidden
 
 SETTLED_S = 10.0
@@ -208,6 +208,7 @@ def test_pauses_of_the_collector_overlap_and_leave_it_as_it_was(was_enabled):
 
 
 def test_the_collector_goes_on_after_a_tokenizer_that_is_none(tmp_path):
+    (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises((OSError, ValueError)):
         checkpoint.load_tokenizer(tmp_path)
     assert gc.isenabled()
@@ -423,6 +424,23 @@ def test_a_load_counts_its_tensors_and_its_hashed_bytes(tmp_path, monkeypatch):
     assert loads[0].total_bytes == (folder / "model.safetensors").stat().st_size
     assert lines[0] == "loading m …"
     assert re.fullmatch(r"loaded m \(0.\d MB\) in \d+ s", lines[1])
+
+
+def test_the_lines_of_a_pair_of_one_name_tell_draft_from_target(tmp_path, monkeypatch):
+    pair = [checkpoints.llama(tmp_path / role / "m") for role in ("a", "b")]
+    lines = []
+    family = torch_loop._family
+
+    def slow(*given):
+        while len(lines) < 2:
+            time.sleep(0.005)
+        return family(*given)
+
+    monkeypatch.setattr(torch_loop, "_family", slow)
+    with shown_by(LoadLog(lines.append)):
+        load_draft_and_target(*pair)
+    assert sorted(lines[:2]) == ["loading draft m …", "loading target m …"]
+    assert {re.sub(r" \(.*", "", line) for line in lines[2:]} == {"loaded draft m", "loaded target m"}
 
 
 # Bad input --------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from vlm_spec_decode.bench.settings import LoadConfig, RobotBehaviour
 from vlm_spec_decode.cloud.config import CloudConfig
 from vlm_spec_decode.core.config import digest, effective
 from vlm_spec_decode.core.errors import ActionParseError
+from vlm_spec_decode.core.load_progress import importing
 from vlm_spec_decode.core.options import FILE, FOLDER, as_json, finish, option, options
 from vlm_spec_decode.edge.settings import EdgeSettings
 
@@ -38,7 +39,8 @@ def ask(
     **given: Any,
 ) -> int:
     """Ask once, without robot or ROS; an answer without any action ends with code 1."""
-    from vlm_spec_decode.edge.ask import AskConfig, run, why_not_actionable
+    with importing():
+        from vlm_spec_decode.edge.ask import AskConfig, run, why_not_actionable
 
     config = AskConfig(
         instruction=instruction,
@@ -91,7 +93,14 @@ def cloud(ctx: click.Context, /, as_json: bool, check_config: bool, file: Path |
     if check_config:
         _show_config(as_json, config)
         return
-    from vlm_spec_decode.cloud.app import run
+    from vlm_spec_decode.cloud.telemetry.logs import logging_to_stderr
+
+    with logging_to_stderr(config.log_format, config.log_level), importing():
+        from vlm_spec_decode.cloud.app import run
+        from vlm_spec_decode.models.registry import ENGINES
+
+        if not config.replicas and config.engine in ENGINES:
+            ENGINES.find(config.engine)
 
     def ready(found: dict[str, Any]) -> None:
         lock = "CURVE" if found["encrypted"] else "plaintext"

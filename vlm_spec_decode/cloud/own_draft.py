@@ -53,7 +53,7 @@ def load_target(config: CloudConfig) -> tuple[LoadedModel, LoadedModel | None]:
     options = LoadOptions(config.revision, config.dtype, config.device, engine=config.engine)
     target = parse_spec(config.model or shipped("target"), options)
     if config.draft in ("", DRAFT_NONE, DRAFT_AUTO):
-        return load_model(target, threads=config.threads), None
+        return load_model(target, threads=config.threads, role="target"), None
     draft, found = load_draft_and_target(_source(config, config.draft), target, threads=config.threads)
     return found, draft
 

@@ -54,7 +54,7 @@ _FINGERPRINT_VERSION = 1
 _FINGERPRINT_CHARACTERS = 16
 
 _TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
-_VOCABULARY_FILES = frozenset({"tokenizer.json", "vocab.json", "vocab.txt"})
+_VOCABULARY_FILES = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "tekken.json"})
 _VOCABULARY_SUFFIXES = frozenset({".model", ".tiktoken"})
 _HUB_FILES = (*_TOKENIZER_FILES, "*.safetensors")
 
@@ -228,7 +228,7 @@ def load_tokenizer(folder: Path, **settings: Any) -> Any:
     """Return the tokenizer of a folder with its chat template; `settings` go to Transformers."""
     found = {path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
     if not any(p.name in _VOCABULARY_FILES or p.suffix in _VOCABULARY_SUFFIXES for p in folder.iterdir()):
-        raise ModelError(f"its folder holds no tokenizer, such as {', '.join(sorted(_VOCABULARY_FILES))}")
+        raise ModelError(f"its folder holds no tokenizer, such as tokenizer.json or tokenizer.model")
     files = FileIdentities.of(sorted(found))
     with collector_paused():
         tokenizer = AutoTokenizer.from_pretrained(folder, **settings)

@@ -51,12 +51,15 @@ def load_model(
     threads: int = 1,
     model_id: str | None = None,
     engine: str = DEFAULT_ENGINE,
+    role: str = "",
 ) -> LoadedModel:
     """Load a checkpoint from a folder or, if there is no such folder, by its Hub id.
 
     A string may carry options (`models.spec`), which win over the arguments, as those of a `ModelSpec` do,
     and `shipped:NAME` names a checkpoint that comes with the package. `threads` sets torch's threads for the
-    whole process. Raises ModelError in one line if the checkpoint is missing, truncated, incomplete, of an
+    whole process. `role` is "draft" or "target" in the lines that say how far the load is.
+
+    Raises ModelError in one line if the checkpoint is missing, truncated, incomplete, of an
     architecture that is not supported, or too large for the memory; ConfigError if a family or an engine of
     another package is broken.
     """
@@ -69,8 +72,14 @@ def load_model(
     is_folder = Path(spec.source).is_dir()
     name = model_id or (Path(spec.source).resolve().name if is_folder else spec.source)
     place = Path(spec.source) if isinstance(path_or_id, Path) else spec.source
-    with named(name), reported(name), _bars_replaced():
+    with named(name), reported(name, role=role), _bars_replaced():
         return ENGINES.find(spec.options.engine).load(name, place, spec.options)
+
+
+def import_engines(*sources: Source) -> None:
+    """Import what will load these checkpoints: seconds, the first time. Raises as `load_model` does."""
+    for source in sources:
+        ENGINES.find(_spec(source, LoadOptions()).options.engine)
 
 
 def load_models(sources: Seq[Source], threads: int = 1) -> list[LoadedModel]:
@@ -90,8 +99,8 @@ def load_draft_and_target(draft: Source, target: Source, threads: int = 1) -> tu
     at_once = _wait_for_each_other((draft, target))
     agreement = Agreement(beside=at_once)
     loads = [
-        partial(agreement.load, "draft", partial(load_model, draft, threads=threads)),
-        partial(agreement.load, "target", partial(load_model, target, threads=threads)),
+        partial(agreement.load, "draft", partial(load_model, draft, threads=threads, role="draft")),
+        partial(agreement.load, "target", partial(load_model, target, threads=threads, role="target")),
     ]
     try:
         models = _at_once(loads) if at_once else [load() for load in loads]
@@ -105,7 +114,7 @@ def load_draft_for(target: ModelCard, draft: Source, threads: int = 1) -> Loaded
     """Load a draft for a target that is loaded. Raises VocabularyMismatch, likewise before the weights."""
     agreement = Agreement()
     agreement.tell("target", target)
-    return agreement.load("draft", partial(load_model, draft, threads=threads))
+    return agreement.load("draft", partial(load_model, draft, threads=threads, role="draft"))
 
 
 def _spec(source: Source, defaults: LoadOptions) -> ModelSpec:
