@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from test.models import checkpoints
+from test.models.families import cases as family_cases
 from vlm_spec_decode.core import disk_cache
 from vlm_spec_decode.core.errors import ModelError, NotFinite
 from vlm_spec_decode.core.load_progress import LoadLog, reported, shown_by
@@ -459,6 +460,42 @@ def test_a_tokenizer_without_the_images_token_is_refused(tmp_path):
     folder = checkpoints.llava(tmp_path / "cut")
     checkpoints.tokenizer(image=False).save_pretrained(folder)
     with pytest.raises(ModelError, match=r"cannot load cut: .*image's token '<image>' as \[.*\], not as 4"):
+        load_model(folder)
+
+
+def shift(folder, at):
+    """Put one more special token at id `at`: every one from there on is found one id higher."""
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text())
+    vocabulary = document["model"]["vocab"]
+    for token in [*vocabulary]:
+        vocabulary[token] += vocabulary[token] >= at
+    for token in document["added_tokens"]:
+        token["id"] += token["id"] >= at
+    vocabulary["<one_more>"] = at
+    path.write_text(json.dumps(document))
+
+
+def test_a_tokenizer_with_one_token_more_is_refused(tmp_path):
+    folder = checkpoints.llava(tmp_path / "m")
+    assert load_model(folder)
+    shift(folder, 4)
+    with pytest.raises(
+        ModelError, match=r"image_token_id is 4, .* reads as '<one_more>'; it has '<image>' as 5"
+    ):
+        load_model(folder)
+
+
+def test_an_end_that_is_another_token_is_refused(tmp_path):
+    folder = family_cases.CASES["qwen3_vl"].make(tmp_path / "m") or tmp_path / "m"
+    path = folder / "generation_config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {"eos_token_id": [151_645, 151_643]}))
+    assert load_model(folder).codec.stop_ids == (151_643, 151_645)
+    path.write_text(json.dumps(said | {"eos_token_id": [151_644, 151_643]}))
+    with pytest.raises(
+        ModelError, match=r"eos_token_id is 151644, .* reads as '<\|im_start\|>'; .*'<\|im_end\|>' as 151645"
+    ):
         load_model(folder)
 
 

@@ -228,7 +228,7 @@ def load_tokenizer(folder: Path, **settings: Any) -> Any:
     """Return the tokenizer of a folder with its chat template; `settings` go to Transformers."""
     found = {path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
     if not any(p.name in _VOCABULARY_FILES or p.suffix in _VOCABULARY_SUFFIXES for p in folder.iterdir()):
-        raise ModelError(f"its folder holds no tokenizer, such as tokenizer.json or tokenizer.model")
+        raise ModelError("its folder holds no tokenizer, such as tokenizer.json or tokenizer.model")
     files = FileIdentities.of(sorted(found))
     with collector_paused():
         tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
@@ -291,12 +291,17 @@ def prompt_style(source: CheckpointSource, tokenizer: Any) -> PromptStyle:
     return PromptStyle.BARE if ours else PromptStyle.ACTIONS
 
 
+def generation_ends(folder: Path) -> list[int]:
+    """Return the ids that end an answer by generation_config.json, none without that file."""
+    if not (folder / "generation_config.json").is_file():
+        return []
+    stop = GenerationConfig.from_pretrained(folder).eos_token_id
+    return stop if isinstance(stop, list) else [stop] if stop is not None else []
+
+
 def load_codec(folder: Path, tokenizer: Any) -> TokenizerCodec:
     """Return the codec of what is spoken; generation config and tokenizer name the ids that end it."""
-    ids: set[int] = set()
-    if (folder / "generation_config.json").is_file():
-        stop = GenerationConfig.from_pretrained(folder).eos_token_id
-        ids.update(stop if isinstance(stop, list) else [stop] if stop is not None else [])
+    ids = set(generation_ends(folder))
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
     stop_ids = tuple(sorted(ids))
