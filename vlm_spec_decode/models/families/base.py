@@ -245,7 +245,8 @@ class Family:
     `applied` which of `NEUTRAL_SETTINGS` it applies, `reads_pickles` whether its weights may be pickles even
     beside safetensors, `exact_modules` which modules are never quantized. `token_texts` has the special
     tokens by their names in the config, `end_texts` those that end an answer, none if these differ between
-    checkpoints. Raises ModelError, when it is made, for a checkpoint that it does not cover.
+    checkpoints. `max_aspect_ratio` is how many times as long as the short side of a picture the long
+    one may be, 0 for any shape. Raises ModelError, when it is made, for a checkpoint that it does not cover.
     """
 
     sees: ClassVar[bool] = True
@@ -255,6 +256,7 @@ class Family:
     exact_modules: ClassVar[tuple[str, ...]] = ("lm_head", "vision_tower", "visual", "multi_modal_projector")
     token_texts: ClassVar[Mapping[str, str]] = {}
     end_texts: ClassVar[frozenset[str]] = frozenset()
+    max_aspect_ratio: ClassVar[int] = 0
 
     def __init__(self, source: CheckpointSource) -> None:
         self.source = source

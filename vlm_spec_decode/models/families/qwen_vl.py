@@ -27,6 +27,7 @@ class QwenVL(Family):
         "vision_end_token_id": "<|vision_end|>",
     }
     end_texts: ClassVar[frozenset[str]] = frozenset({"<|im_end|>", "<|endoftext|>"})
+    max_aspect_ratio: ClassVar[int] = 200  # that of Transformers' `smart_resize`
 
     def positions(self, body: Any, ids: Tensor, image: Mapping[str, Tensor]) -> Tensor:
         """Return [3, 1, p]: Transformers' own computation from the image's grid of patches."""
