@@ -77,13 +77,15 @@ class EngineName(click.ParamType):  # type: ignore[type-arg]
 @click.command()
 @click.option("--config", "file", type=FILE, default=None, help="YAML of settings; options here win over it.")
 @options(CloudConfig, keys=FOLDER)
-@click.option("--check-config", is_flag=True, help="Say whether the settings hold, then end.")
+@click.option(
+    "--check-config", is_flag=True, help="Say whether the settings hold, and a named draft fits, then end."
+)
 @as_json
 @click.pass_context
 def cloud(ctx: click.Context, /, as_json: bool, check_config: bool, file: Path | None, **given: Any) -> None:
     """Serve the target model to robots until interrupted."""
     from vlm_spec_decode.actions.grammar import language
-    from vlm_spec_decode.cloud.config import check, read_file
+    from vlm_spec_decode.cloud.config import DRAFT_AUTO, DRAFT_NONE, check, read_file
 
     settings = _explicit_options(ctx, given)
     if file:
@@ -91,6 +93,10 @@ def cloud(ctx: click.Context, /, as_json: bool, check_config: bool, file: Path |
     config = CloudConfig(language=language(settings.get("grammar", True)), **settings)
     check(config)
     if check_config:
+        if config.draft not in (DRAFT_AUTO, DRAFT_NONE):
+            with importing():
+                from vlm_spec_decode.cloud.own_draft import check_draft
+            check_draft(config)
         _show_config(as_json, config)
         return
     from vlm_spec_decode.cloud.telemetry.logs import logging_to_stderr

@@ -28,9 +28,8 @@ from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.edge.verifier_virtual import VirtualVerifier
-from vlm_spec_decode.models.engines.base import LoadOptions
 from vlm_spec_decode.models.paced import paced_draft, paced_target
-from vlm_spec_decode.models.spec import folder_of, parse_spec
+from vlm_spec_decode.models.spec import check_place
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport.address import check_cloud
@@ -116,12 +115,12 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
 def check_settings(settings: EdgeSettings) -> EdgeKeys | None:
     """Check the settings as far as that needs no model; return the keys that they name.
 
-    Raises ConfigError, or ModelError for a checkpoint's folder that is not there.
+    Raises ConfigError, ModelNotFound among them, or ModelError for an unknown option of a model.
     """
     strategy(settings.strategy)
     for source in ("" if settings.cloud else settings.target, settings.draft):
-        if source and not source.startswith("shipped:"):
-            folder_of(parse_spec(source, LoadOptions()).source)
+        if source:
+            check_place(source)
     if settings.objective not in OBJECTIVES:
         raise ConfigError(f"unknown objective {settings.objective!r}; known: {', '.join(OBJECTIVES)}")
     keys = edge_keys(settings.keys) if settings.keys else None

@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 
 from vlm_spec_decode.core.disk_cache import FileIdentities, kept_by_files
-from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
+from vlm_spec_decode.core.errors import ModelError, ModelNotFound, VocabularyMismatch
 from vlm_spec_decode.core.load_progress import Load, current_load
 from vlm_spec_decode.decoding.early_exit import Bins, ExitCalibration
 from vlm_spec_decode.models.hardware import memory_named
+from vlm_spec_decode.models.places import folder_of
 from vlm_spec_decode.models.prompt import CHAT_TEMPLATE, PromptStyle
-from vlm_spec_decode.models.spec import folder_of
 from vlm_spec_decode.models.tokenizer import TokenizerCodec, collector_paused, count_hidden
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def named(name: str) -> Iterator[None]:
     except VocabularyMismatch:
         raise  # it names both checkpoints
     except ModelError as error:
-        raise ModelError(f"cannot load {name}: {error}") from error
+        kind = ModelNotFound if isinstance(error, ModelNotFound) else ModelError
+        raise kind(f"cannot load {name}: {error}") from error
     except (
         OSError,
         ValueError,
@@ -103,17 +104,17 @@ def resolve(path_or_id: str | Path, revision: str | None, pickles: bool = False)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ModelError(
+        raise ModelNotFound(
             f"there is no folder {name}, and the Hub does not give it: {type(error).__name__}"
         ) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json. Raises ModelError if there is none or it is no JSON object."""
+    """Return config.json. Raises ModelNotFound if there is none, ModelError if it is no JSON object."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError(f"no readable config.json: {error.strerror}") from error
+        raise ModelNotFound(f"no readable config.json: {error.strerror}") from error
     except ValueError as error:
         raise ModelError(f"config.json is no JSON: {error}") from error
     if not isinstance(config, dict):
