@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.core.interrupts import keep_interrupts
 
 Result = TypeVar("Result")
 
@@ -135,7 +136,7 @@ def importing() -> Iterator[None]:
     if LIBRARY in sys.modules:
         yield
         return
-    with reported("libraries", 0.0, is_minor=True):
+    with keep_interrupts(), reported("libraries", 0.0, is_minor=True):
         yield
 
 
