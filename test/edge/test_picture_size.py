@@ -308,7 +308,7 @@ def test_tiny_pictures_do_not_spoil_the_estimate_of_the_uplink() -> None:
 
 
 def test_a_slow_link_is_measured_on_the_small_pictures_that_it_gets() -> None:
-    """At 60 kbit/s a picture of 0.25 s has 1,875 bytes, and nothing larger comes to tell of a quicker link."""
+    """At 60 kbit/s a picture of 0.25 s has 1,875 bytes; nothing larger comes to tell of a quicker link."""
     rate = UplinkRate()
     rate.learn(15_000, 8 * 15_000 / 60e3)
     for _ in range(20):
