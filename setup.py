@@ -151,7 +151,7 @@ setup(
         *tree("rviz"),
     ],
     # Not `scripts=nodes/*`: setuptools 75 and later installs those as "#!python", which nothing can start.
-    entry_points={"console_scripts": [f"vsd = {NAME}.cli.main:main", *NODES]},
+    entry_points={"console_scripts": [f"vsd = {NAME}.cli.__main__:run", *NODES]},
     install_requires=BASE,
     extras_require={
         "edge": EDGE,

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from test.models import checkpoints
 from vlm_spec_decode import __version__
 from vlm_spec_decode.cli import main as cli
 
@@ -54,8 +55,8 @@ def test_help_imports_no_heavy_library():
         (["cloud", "--insecure", "--bind", "tcp://0.0.0.0:5557"], 2, "ConfigError"),
         (
             ["cloud", "--insecure", "--bind", "tcp://127.0.0.1:9", "--model", "no/such/folder"],
-            1,
-            "ModelError",
+            2,
+            "ModelNotFound",
         ),
         (["ask", "--instruction", "   "], 2, "InstructionError"),
         (["ask", "--instruction", "a" * 10_000], 2, "InstructionError"),
@@ -84,6 +85,40 @@ def test_errors_are_one_line_with_a_code(arguments, code, name, capsys, tmp_path
     assert "Traceback" not in said.err
     if name != "UsageError":
         assert len(said.err.strip().splitlines()) == 1
+
+
+OF_A_MODEL = {
+    "ask --draft": ["ask", "--instruction", "go", "--scene-text", "a chair", "--draft"],
+    "ask --target": ["ask", "--instruction", "go", "--scene-text", "a chair", "--target"],
+    "edge": ["edge", "--instruction", "go", "--cloud", "tcp://127.0.0.1:1", "--draft"],
+    "cloud --model": ["cloud", "--insecure", "--http", "off", "--model"],
+    "cloud --draft": ["cloud", "--insecure", "--http", "off", "--draft"],
+    "check --model": ["cloud", "--insecure", "--check-config", "--model"],
+    "check --draft": ["cloud", "--insecure", "--check-config", "--draft"],
+    "doctor": ["doctor", "--draft"],
+}
+
+
+@pytest.mark.parametrize("command", OF_A_MODEL)
+@pytest.mark.parametrize("model", ["none", "empty", "shipped:none"])
+def test_a_model_that_is_not_there_ends_every_command_alike(command, model, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    where = model if ":" in model else str(tmp_path / model)
+    assert cli.main([*OF_A_MODEL[command], where, "--json"]) == 2
+    captured = capsys.readouterr()
+    found = json.loads(captured.out.splitlines()[-1])
+    assert (found["error"], found["exit_code"]) == ("ModelNotFound", 2)
+    assert model.removeprefix("shipped:") in found["message"]
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_a_draft_of_another_vocabulary_does_not_pass_the_check_of_the_settings(tmp_path, capsys):
+    other = checkpoints.llama(tmp_path / "other")
+    draft = ["cloud", "--insecure", "--check-config", "--draft"]
+    assert cli.main([*draft, "shipped"]) == 0
+    assert "the settings hold" in capsys.readouterr().out
+    assert cli.main([*draft, str(other)]) == 1
+    assert "vsd: VocabularyMismatch: draft other (" in capsys.readouterr().err
 
 
 def test_a_broken_jpeg_is_named(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import signal
 import subprocess
 import sys
 
@@ -20,6 +21,7 @@ HEAVY = (
     "rich",
     "yaml",
 )
+INTERRUPTED = json.dumps({"error": "Interrupted", "message": "interrupted", "exit_code": 130}) + "\n"
 EACH_HELP = """
 import contextlib, io, json, sys
 import click
@@ -107,3 +109,55 @@ def test_the_defaults_of_the_commands_are_those_of_the_registry():
 
     assert {p.name: p.default for p in replay.params}["strategies"] == (DEFAULT,)
     assert {p.name: p.default for p in ask.params}["strategy"] == DEFAULT
+
+
+SLOW_IMPORT = """
+import importlib.abc, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Slow(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "click":
+            print("importing", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Slow())
+from vlm_spec_decode.cli.__main__ import run
+sys.exit(run())
+"""
+SLOW_END = """
+import signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from vlm_spec_decode.cli import main
+from vlm_spec_decode.cli.__main__ import run
+def ended():
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    print("said")
+    return 7
+main.main = ended
+code = run()
+print("over", file=sys.stderr, flush=True)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "seen", "wanted"),
+    [
+        (SLOW_IMPORT, ["ask"], "stdout", (130, "", "\nvsd: interrupted\n")),
+        (SLOW_IMPORT, ["ask", "--json"], "stdout", (130, INTERRUPTED, "\nvsd: interrupted\n")),
+        (SLOW_END, [], "stderr", (7, "said\n", "")),
+    ],
+    ids=["before", "before, as JSON", "after"],
+)
+def test_ctrl_c_before_and_after_a_command_is_told_or_changes_nothing(code, arguments, seen, wanted):
+    """Before it: 130 and one line, no traceback and no death by signal. After it: the command's own code."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert getattr(process, seen).readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert (process.returncode, out, err) == wanted

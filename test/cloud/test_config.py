@@ -56,7 +56,7 @@ def test_what_a_file_may_not_say_is_named(text: str, named: str, tmp_path: Path)
         ({"engine": "steam"}, "engine 'steam' is none of torch_loop"),
         ({"model": "someone/some-vlm,engine=steam"}, "unknown engine 'steam'"),
         ({"model": "someone/some-vlm,quantise=int8"}, "unknown model option 'quantise=int8'"),
-        ({"draft": "/no/such/folder"}, "no such folder"),
+        ({"draft": "/no/such/folder"}, "there is no folder /no/such/folder"),
     ],
 )
 def test_what_does_not_hold_is_named(settings: dict[str, object], named: str) -> None:

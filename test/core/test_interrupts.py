@@ -1,10 +1,11 @@
 import os
 import signal
 import threading
+import weakref
 
 import pytest
 
-from vlm_spec_decode.core.interrupts import hold_interrupts
+from vlm_spec_decode.core.interrupts import hold_interrupts, keep_interrupts
 
 
 def test_ctrl_c_waits_for_the_end_of_the_block():
@@ -43,3 +44,20 @@ def test_what_is_ignored_stays_ignored_and_other_threads_change_nothing():
     thread.start()
     thread.join()
     assert handlers == [before]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_a_callback_swallows_comes_at_the_end_of_the_block():
+    """As in an import: Python prints what a weak reference's callback raises, and goes on."""
+
+    class Thing:
+        pass
+
+    reached = []
+    with pytest.raises(KeyboardInterrupt), keep_interrupts():  # noqa: PT012
+        thing = Thing()
+        gone = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+        del thing
+        reached.append(gone())
+    assert reached == [None]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

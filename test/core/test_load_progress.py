@@ -2,13 +2,25 @@
 
 import io
 import logging
+import os
+import pty
 import re
+import subprocess
+import sys
 import time
 
 import pytest
 
 from vlm_spec_decode.cli.load_line import LoadLines, load_lines
-from vlm_spec_decode.core.load_progress import LoadLog, current_load, in_background, reported, shown_by
+from vlm_spec_decode.core import load_progress
+from vlm_spec_decode.core.load_progress import (
+    LoadLog,
+    current_load,
+    importing,
+    in_background,
+    reported,
+    shown_by,
+)
 
 WAIT_S = 30.0
 
@@ -59,6 +71,71 @@ def test_a_long_load_that_fails_says_that_too():
     with shown_by(LoadLog(lines.append)), pytest.raises(OSError, match="gone"):
         fail()
     assert lines == ["loading m … 0.0 of 2.0 MB", "gave up loading m (2.0 MB) after 0 s"]
+
+
+def test_a_line_tells_draft_from_target_of_one_name():
+    lines = []
+    with shown_by(LoadLog(lines.append)):
+        for role, name in (("draft", "Qwen3-VL"), ("target", "Qwen3-VL"), ("target", "target")):
+            with reported(name, 0.0, role=role):
+                pass
+    assert lines[::2] == ["loading draft Qwen3-VL …", "loading target Qwen3-VL …", "loading target …"]
+    assert lines[1::2] == [
+        "loaded draft Qwen3-VL in 0 s",
+        "loaded target Qwen3-VL in 0 s",
+        "loaded target in 0 s",
+    ]
+
+
+def test_the_import_of_the_libraries_is_told_at_once_and_only_once(monkeypatch):
+    lines = []
+    monkeypatch.setattr(load_progress, "LIBRARY", "a library that nobody has imported")
+    with shown_by(LoadLog(lines.append)), importing():
+        assert lines == ["loading libraries …"]
+    assert lines[1:] == ["loaded libraries in 0 s"]
+    monkeypatch.setattr(load_progress, "LIBRARY", "pytest")
+    with shown_by(LoadLog(lines.append)), importing():
+        pass
+    assert len(lines) == 2
+
+
+def test_a_terminal_is_as_it_was_after_the_libraries(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(load_progress, "LIBRARY", "a library that nobody has imported")
+    terminal = Terminal()
+    with load_lines(terminal):
+        with importing():
+            assert terminal.getvalue().startswith("loading libraries …\r")
+        assert "loaded libraries" not in terminal.getvalue()
+        assert terminal.getvalue().endswith("\x1b[2K"), "the line is taken away"
+
+
+def test_the_first_line_of_a_command_comes_before_torch(tmp_path):
+    """Seen as a user sees it, in a terminal; rich and torch have not been imported by then."""
+    seen = (
+        "import sys; from vlm_spec_decode.cli import load_line, main; "
+        "write = load_line.LoadLines._write; "
+        "heavy = {'torch', 'rich', 'transformers'}; "
+        "load_line.LoadLines._write = lambda *given: "
+        "(write(*given), print(*heavy & set(sys.modules), 'before it'), sys.exit(0)); "
+        "sys.exit(main.main(sys.argv[1:]))"
+    )
+    words = ["ask", "--instruction", "go", "--scene-text", "a chair"]
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm"}
+    done = subprocess.run(
+        [sys.executable, "-c", seen, *words],
+        stdout=slave,
+        stderr=slave,
+        cwd=tmp_path,
+        env=environment,
+        timeout=60,
+    )
+    os.close(slave)
+    shown = os.read(master, 65536).decode()
+    os.close(master)
+    assert shown == "loading libraries …\rbefore it\r\n"
+    assert done.returncode == 0
 
 
 def test_parts_in_the_background_belong_to_their_load():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
@@ -9,9 +12,10 @@ from test.tables import STOP, TABLES, TARGET, Table, TableModel
 from test.toy_grammar import ToyGrammar, is_forced, legal
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.requests import BatchResult, JobResult
-from vlm_spec_decode.core.choices import Logits
+from vlm_spec_decode.core.choices import LegalTokens, Logits
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import GrammarError
+from vlm_spec_decode.core.ports import GrammarState, Mask
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Commit,
@@ -21,7 +25,7 @@ from vlm_spec_decode.core.types import (
     Tokens,
 )
 from vlm_spec_decode.decoding import sampling
-from vlm_spec_decode.decoding.grammar_mask import MaskedContext, MaskedModel
+from vlm_spec_decode.decoding.grammar_mask import GrammarWalk, MaskedContext, MaskedModel
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
@@ -168,6 +172,63 @@ def test_no_state_is_walked_twice() -> None:
         context.forced(prefix)
     assert set(grammar.steps.values()) == {1}
     assert set(grammar.masks.values()) == {1}
+
+
+REAL_SIZE = 151_936
+
+
+@dataclass(frozen=True)
+class WideState(GrammarState):
+    """A state of a real vocabulary, with one of two masks: nearly all is legal, or a third."""
+
+    depth: int = 0
+
+    def mask(self) -> Mask:
+        """Return the legal tokens."""
+        return np.arange(REAL_SIZE) % 3 == 0 if self.depth % 2 else np.arange(REAL_SIZE) > 5
+
+    def after(self, token: int) -> WideState:
+        """Go on."""
+        return WideState(self.depth + 1)
+
+
+@dataclass(frozen=True)
+class WideGrammar:
+    """A grammar with such states."""
+
+    digest: str = "wide"
+
+    def start(self) -> WideState:
+        """Return the first of them."""
+        return WideState()
+
+
+def test_the_places_of_many_branches_hold_no_row_each() -> None:
+    """What `multi_branch` visits in one answer: thousands of places, each asked for what is forced there."""
+    walk = GrammarWalk(WideGrammar())
+    paths = [(6 * branch + 6, 3 * branch, 6) for branch in range(300)]
+    tracemalloc.start()
+    try:
+        for path in paths:
+            assert walk.forced(path) == ()
+            assert walk.below(path, (), ())[0] is not None
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    # A mask for each of the 900 places were 17 MB of bits, and 10^9 bytes of ids.
+    assert held < 2e6
+    assert walk.at(paths[0]).legal() is walk.at(paths[7]).legal()
+
+
+def test_legal_tokens_keep_nothing_wider_than_their_bits() -> None:
+    legal_tokens = LegalTokens.of(np.arange(REAL_SIZE) > 5)
+    tracemalloc.start()
+    try:
+        assert legal_tokens.count == len(legal_tokens.ids) == int(legal_tokens.mask.sum()) == REAL_SIZE - 6
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held < REAL_SIZE / 8
 
 
 def test_early_exits_are_masked_like_the_pass() -> None:

@@ -33,6 +33,7 @@ from vlm_spec_decode.core.types import (
 from vlm_spec_decode.edge.image_upload import for_uplink, for_uplink_again, small_jpeg
 from vlm_spec_decode.edge.picture_size import LADDER, FixedDestination, PictureSizer
 from vlm_spec_decode.mission.state import Answer
+from vlm_spec_decode.strategies.estimators import UplinkRate
 
 TINY = ImageLimits(cover=(128, 128))
 """The shipped models': every frame is squashed to this."""
@@ -290,3 +291,28 @@ def test_an_answer_names_the_picture_that_both_models_saw_so_that_it_can_be_made
         mission="m", number=1, observation=Observation(None, "go"), actions=(), result=result_of("x")
     )
     assert json.loads(blind.to_json())["image_digest"] == ""
+
+
+def test_tiny_pictures_do_not_spoil_the_estimate_of_the_uplink() -> None:
+    """Acknowledgements of a few hundred bytes are apart by what the network varies, not by its rate."""
+    rate, random = UplinkRate(), np.random.default_rng(0)
+    for _ in range(3):
+        rate.learn(300, float(random.uniform(0, 0.015)))
+    assert rate.bps is None
+    for _ in range(3):
+        rate.learn(15_000, 8 * 15_000 / 20e6)
+    for _ in range(40):
+        rate.learn(300, float(random.uniform(0, 0.015)))
+    assert rate.bps == pytest.approx(20e6)
+    assert rate.most_bytes == 15_000
+
+
+def test_a_slow_link_is_measured_on_the_small_pictures_that_it_gets() -> None:
+    """At 60 kbit/s a picture of 0.25 s has 1,875 bytes; nothing larger comes to tell of a quicker link."""
+    rate = UplinkRate()
+    rate.learn(15_000, 8 * 15_000 / 60e3)
+    for _ in range(20):
+        allowed = int(0.25 * (rate.bps or 0.0) / 8)
+        rate.learn(allowed, 8 * allowed / 8e6 + 0.005)
+    assert rate.bps is not None
+    assert rate.bps > 4e6

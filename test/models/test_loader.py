@@ -105,6 +105,22 @@ def test_truncated_weights(tmp_path, keep):
     refuse(tmp_path / "m", "cannot load m")
 
 
+@pytest.mark.parametrize("keep", [0.5, 0.99])
+def test_truncated_weights_are_named_with_their_size(tmp_path, keep):
+    folder = checkpoints.llama(tmp_path / "m")
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data))])
+    refuse(folder, rf"model\.safetensors is cut off: \d+ bytes of {len(data)}")
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    folder = checkpoints.llama(tmp_path / "m")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    refuse(folder, "holds no tokenizer")
+
+
 def test_missing_tensor_is_not_made_up(tmp_path):
     path = checkpoints.llama(tmp_path / "m") / "model.safetensors"
     weights = load_file(path)

@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from test.models import checkpoints
+from test.models.families import cases as family_cases
 from vlm_spec_decode.core import disk_cache
 from vlm_spec_decode.core.errors import ModelError, NotFinite
 from vlm_spec_decode.core.load_progress import LoadLog, reported, shown_by
@@ -24,7 +25,7 @@ from vlm_spec_decode.edge.factory import bring_up, load_pair
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.models import checkpoint
 from vlm_spec_decode.models.engines import torch_loop
-from vlm_spec_decode.models.loader import load_model, load_models
+from vlm_spec_decode.models.loader import load_draft_and_target, load_model, load_models
 from vlm_spec_decode.models.tokenizer import TokenizerCodec, collector_paused, count_hidden
 
 SETTLED_S = 10.0
@@ -208,6 +209,7 @@ def test_pauses_of_the_collector_overlap_and_leave_it_as_it_was(was_enabled):
 
 
 def test_the_collector_goes_on_after_a_tokenizer_that_is_none(tmp_path):
+    (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises((OSError, ValueError)):
         checkpoint.load_tokenizer(tmp_path)
     assert gc.isenabled()
@@ -425,6 +427,23 @@ def test_a_load_counts_its_tensors_and_its_hashed_bytes(tmp_path, monkeypatch):
     assert re.fullmatch(r"loaded m \(0.\d MB\) in \d+ s", lines[1])
 
 
+def test_the_lines_of_a_pair_of_one_name_tell_draft_from_target(tmp_path, monkeypatch):
+    pair = [checkpoints.llama(tmp_path / role / "m") for role in ("a", "b")]
+    lines = []
+    family = torch_loop._family
+
+    def slow(*given):
+        while len(lines) < 2:
+            time.sleep(0.005)
+        return family(*given)
+
+    monkeypatch.setattr(torch_loop, "_family", slow)
+    with shown_by(LoadLog(lines.append)):
+        load_draft_and_target(*pair)
+    assert sorted(lines[:2]) == ["loading draft m …", "loading target m …"]
+    assert {re.sub(r" \(.*", "", line) for line in lines[2:]} == {"loaded draft m", "loaded target m"}
+
+
 # Bad input --------------------------------------------------------------------------------------------
 
 
@@ -441,6 +460,42 @@ def test_a_tokenizer_without_the_images_token_is_refused(tmp_path):
     folder = checkpoints.llava(tmp_path / "cut")
     checkpoints.tokenizer(image=False).save_pretrained(folder)
     with pytest.raises(ModelError, match=r"cannot load cut: .*image's token '<image>' as \[.*\], not as 4"):
+        load_model(folder)
+
+
+def shift(folder, at):
+    """Put one more special token at id `at`: every one from there on is found one id higher."""
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text())
+    vocabulary = document["model"]["vocab"]
+    for token in [*vocabulary]:
+        vocabulary[token] += vocabulary[token] >= at
+    for token in document["added_tokens"]:
+        token["id"] += token["id"] >= at
+    vocabulary["<one_more>"] = at
+    path.write_text(json.dumps(document))
+
+
+def test_a_tokenizer_with_one_token_more_is_refused(tmp_path):
+    folder = checkpoints.llava(tmp_path / "m")
+    assert load_model(folder)
+    shift(folder, 4)
+    with pytest.raises(
+        ModelError, match=r"image_token_id is 4, .* reads as '<one_more>'; it has '<image>' as 5"
+    ):
+        load_model(folder)
+
+
+def test_an_end_that_is_another_token_is_refused(tmp_path):
+    folder = family_cases.CASES["qwen3_vl"].make(tmp_path / "m") or tmp_path / "m"
+    path = folder / "generation_config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {"eos_token_id": [151_645, 151_643]}))
+    assert load_model(folder).codec.stop_ids == (151_643, 151_645)
+    path.write_text(json.dumps(said | {"eos_token_id": [151_644, 151_643]}))
+    with pytest.raises(
+        ModelError, match=r"eos_token_id is 151644, .* reads as '<\|im_start\|>'; .*'<\|im_end\|>' as 151645"
+    ):
         load_model(folder)
 
 

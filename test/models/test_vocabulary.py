@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 
 from test.models import checkpoints
 from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
+from vlm_spec_decode.core.types import Observation
+from vlm_spec_decode.edge.factory import bring_up
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.models import loader
 from vlm_spec_decode.models.engines import torch_loop
 from vlm_spec_decode.models.loader import load_draft_and_target, load_draft_for, load_model
@@ -117,3 +121,25 @@ def test_the_first_of_two_waits_for_the_other_ones_vocabulary() -> None:
     agreement.tell("target", ONE)
     waits.join(10)
     assert seen == ["went on"]
+
+
+def test_a_strategy_without_drafts_needs_no_draft(tmp_path: Path) -> None:
+    """The draft that ships has another vocabulary; nobody asks it."""
+    target = str(checkpoints.llama(tmp_path / "target"))
+    settings = EdgeSettings(target=target, strategy="autoregressive", grammar=False, max_tokens=3)
+    runtime = bring_up(settings)
+    *_, last = runtime.engine.answer(Observation(None, "go to the red chair"))
+    assert last.result is not None
+    assert len(last.result.tokens) == 3
+    assert runtime.target[0] == "target"
+    with pytest.raises(VocabularyMismatch):
+        bring_up(replace(settings, strategy="hybrid"))
+
+
+def test_a_folder_that_is_not_there_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "load_model", lambda *_, **__: pytest.fail("loaded"))
+    for given in ({"target": str(tmp_path / "none")}, {"draft": f"{tmp_path}/none,dtype=bfloat16"}):
+        with pytest.raises(ModelError, match=r"there is no folder .*none"):
+            bring_up(EdgeSettings(**given))

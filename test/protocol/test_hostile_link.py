@@ -7,7 +7,9 @@ shrinks to the few events that cause it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -31,6 +33,8 @@ from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.tree import chain_parents
 from vlm_spec_decode.edge.client_protocol import ClientProtocol
 from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
+from vlm_spec_decode.protocol import codec
+from vlm_spec_decode.protocol import messages as wire
 from vlm_spec_decode.protocol.messages import Hello
 
 PEER = b"robot"
@@ -60,6 +64,7 @@ class Pair:
         self.up: deque[bytes] = deque()
         self.down: deque[bytes] = deque()
         self.sequence = Sequence()
+        self.drop_chunks = 0
         self.node = 1
         self.drafter = TableModel(POOR_DRAFT).open(Observation(None, "go"))
         image = Image(bytes(range(256)) * (image_bytes // 256), 640, 360) if image_bytes else None
@@ -276,8 +281,6 @@ def test_a_follow_up_on_the_same_frame_sends_no_image() -> None:
     ],
 )
 def test_another_model_is_refused_by_name(field: str, value: object, reason: str) -> None:
-    import msgspec
-
     cloud = ServerProtocol(TableModel(TARGET).card, "grammar")
     edge = ClientProtocol(msgspec.structs.replace(HELLO, **{field: value}))
     edge.connect(0.0)
@@ -302,3 +305,74 @@ def test_an_image_that_is_not_the_one_named_is_refused() -> None:
     for data in replies:
         pair.edge.receive(data, 0.0)
     assert [e.reason for e in pair.edge.events if isinstance(e, CloudRefused)] == ["image_digest"]
+
+
+def changed_once(pair: Pair, kind: type[wire.AnyMessage], field: str, value: int) -> Callable[[], bool]:
+    """Change a number in the first message of a kind that crosses the link; return what tells if it came."""
+    changed: list[bytes] = []
+    deliver = pair.deliver
+
+    def altered(is_up: bool, data: bytes) -> None:
+        message = codec.decode(data)
+        if isinstance(message, kind) and not changed and getattr(message, field) != value:
+            changed.append(data)
+            data = codec.encode(msgspec.structs.replace(message, **{field: value}))
+        deliver(is_up, data)
+
+    pair.deliver = altered  # type: ignore[method-assign]
+    return lambda: bool(changed)
+
+
+@pytest.mark.parametrize("size", [20_481, 20_480 + 4096, 24_000, 1 << 20])
+def test_an_image_whose_size_the_line_has_made_larger_is_told_by_its_digest(size: int) -> None:
+    """The edge has sent all that it has, and the cloud waits for more: the digest says that it is whole."""
+    pair = Pair(image_bytes=20_480)
+    is_changed = changed_once(pair, wire.Open, "image_bytes", size)
+    run_patiently(pair)
+    assert is_changed()
+    assert pair.sequence.tokens == own_answer(pair.params)
+
+
+@pytest.mark.parametrize("size", [1, 256, 4096, 20_479])
+def test_an_image_whose_size_the_line_has_made_smaller_ends_the_answer_by_name(size: int) -> None:
+    pair = Pair(image_bytes=20_480)
+    is_changed = changed_once(pair, wire.Open, "image_bytes", size)
+    refused: list[str] = []
+    settle = pair.settle
+
+    def settled() -> None:
+        while pair.edge.events and isinstance(pair.edge.events[0], CloudRefused):
+            refused.append(pair.edge.events.popleft().reason)  # type: ignore[union-attr]
+        settle()
+
+    pair.settle = settled  # type: ignore[method-assign]
+    run_patiently(pair, lambda: bool(refused))
+    assert is_changed()
+    assert refused == ["image_digest"]
+
+
+@pytest.mark.parametrize("received", [5000, 20_480, 1 << 24])
+def test_an_acknowledgement_that_the_line_has_made_larger_is_taken_back(received: int) -> None:
+    """Else the edge takes for arrived what is not, and both wait."""
+    pair = Pair(image_bytes=20_480)
+    is_changed = changed_once(pair, wire.ImageCredit, "received", received)
+    pair.drop_chunks = 3
+    run_patiently(pair)
+    assert is_changed()
+    assert pair.sequence.tokens == own_answer(pair.params)
+
+
+def run_patiently(pair: Pair, is_over: Callable[[], bool] = lambda: False) -> None:
+    """Run until the answer is there, or something else is, for at most ten seconds of the pair's clock."""
+    while not (pair.sequence.finished or is_over()):
+        assert pair.now_s < 10.0, "both ends wait"
+        while pair.up:
+            data = pair.up.popleft()
+            if pair.drop_chunks and isinstance(codec.decode(data), wire.ImageChunk):
+                pair.drop_chunks -= 1
+                continue
+            pair.deliver(True, data)
+        pair.work()
+        while pair.down:
+            pair.deliver(False, pair.down.popleft())
+        pair.pass_time(0.01)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vlm_spec_decode.bench.settings import BenchConfig
+from vlm_spec_decode.core.load_progress import importing
 from vlm_spec_decode.core.options import FOLDER, as_json, names, options
 
 
@@ -28,7 +29,8 @@ def bench(ctx: click.Context, /, as_json: bool, **given: Any) -> None:
     """Compare strategies over profiles, links and pairs; writes JSON, a history and a page."""
     if ctx.invoked_subcommand:
         return
-    from vlm_spec_decode.bench.sweep import mean_speed_ups, run_sweep
+    with importing():
+        from vlm_spec_decode.bench.sweep import mean_speed_ups, run_sweep
 
     document = run_sweep(BenchConfig(**given), lambda text: click.echo(text, err=True))
     means = mean_speed_ups(document)

@@ -31,6 +31,7 @@ from vlm_spec_decode.core.errors import RobotError, VsdError
 from vlm_spec_decode.core.options import FOLDER, as_json, finish, option
 from vlm_spec_decode.core.types import FUTURE_TOLERANCE_S
 from vlm_spec_decode.edge.settings import EdgeSettings
+from vlm_spec_decode.models.spec import check_place
 from vlm_spec_decode.robot.go2.config import check_network
 
 
@@ -45,6 +46,8 @@ from vlm_spec_decode.robot.go2.config import check_network
 @as_json
 def doctor(as_json: bool, **where: Any) -> int:
     """Check that this computer has what the other commands need, and say what to do where it has not."""
+    if where["draft"]:
+        check_place(where["draft"])
     findings = examine(**where)
     lines = report(findings, bool(where["interface"]), bool(where["address"]))
     good = all(f.is_ok for f in findings)

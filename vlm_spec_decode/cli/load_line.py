@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,7 +20,10 @@ REFRESHES_PER_S = 4
 
 
 class LoadLines(logging.Handler):
-    """Draws one line for each load under way, and leaves it there with its time when the load has ended."""
+    """Draws one line for each load under way, and leaves it there with its time when the load has ended.
+
+    That of a load whose end is of no interest is taken away.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(logging.INFO)
@@ -34,7 +39,10 @@ class LoadLines(logging.Handler):
             if load not in self._loads:
                 self._loads.append(load)
             if self._live is None:
+                self._write(load)
                 self._live = self._drawn()
+            if load.is_minor and load.ended_s is not None:
+                self._loads.remove(load)
             if all(each.ended_s is not None for each in self._loads):
                 self._stop()
 
@@ -43,6 +51,12 @@ class LoadLines(logging.Handler):
         with self._lines:
             self._stop()
         super().close()
+
+    def _write(self, load: Load) -> None:
+        """Write the first line as it is, for rich to draw over: its import takes a while by itself."""
+        if os.environ.get("TERM", "dumb") != "dumb":
+            self._stream.write(str(load)[: shutil.get_terminal_size().columns - 1] + "\r")
+            self._stream.flush()
 
     def _drawn(self) -> Live:
         from rich.console import Console
@@ -61,6 +75,7 @@ class LoadLines(logging.Handler):
 
     def _stop(self) -> None:
         if self._live is not None:
+            self._live.transient = not self._loads
             self._live.stop()
         self._live = None
         self._loads = []

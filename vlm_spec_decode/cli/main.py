@@ -17,7 +17,7 @@ import click
 
 from vlm_spec_decode import __version__
 from vlm_spec_decode.cli.load_line import load_lines
-from vlm_spec_decode.core import environment, extras, internal_error
+from vlm_spec_decode.core import environment, extras, internal_error, interrupts
 from vlm_spec_decode.core.errors import InternalError, VsdError
 
 INTERRUPTED = 130
@@ -52,7 +52,8 @@ class Commands(click.Group):
         """Return the command, importing its module if necessary."""
         if cmd_name not in COMMANDS:
             return super().get_command(ctx, cmd_name)
-        module = importlib.import_module(f"vlm_spec_decode.{COMMANDS[cmd_name][0]}")
+        with interrupts.keep_interrupts():
+            module = importlib.import_module(f"vlm_spec_decode.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, cmd_name)
         return command
 

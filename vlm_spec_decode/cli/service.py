@@ -15,6 +15,7 @@ from vlm_spec_decode.bench.settings import LoadConfig, RobotBehaviour
 from vlm_spec_decode.cloud.config import CloudConfig
 from vlm_spec_decode.core.config import digest, effective
 from vlm_spec_decode.core.errors import ActionParseError
+from vlm_spec_decode.core.load_progress import importing
 from vlm_spec_decode.core.options import FILE, FOLDER, as_json, finish, option, options
 from vlm_spec_decode.edge.settings import EdgeSettings
 
@@ -38,7 +39,8 @@ def ask(
     **given: Any,
 ) -> int:
     """Ask once, without robot or ROS; an answer without any action ends with code 1."""
-    from vlm_spec_decode.edge.ask import AskConfig, run, why_not_actionable
+    with importing():
+        from vlm_spec_decode.edge.ask import AskConfig, run, why_not_actionable
 
     config = AskConfig(
         instruction=instruction,
@@ -48,8 +50,9 @@ def ask(
         settings=EdgeSettings(**given),
     )
     found = run(config, None if as_json else lambda piece: click.echo(piece, nl=False))
-    drafted = f"{found['accepted']} of {found['drafted']} drafted tokens accepted"
-    text = f"\n{len(found['token_ids'])} tokens, {found['target_passes']} target passes, {drafted}"
+    text = f"\n{len(found['token_ids'])} tokens, {found['target_passes']} target passes"
+    if found["drafted"]:  # a copy's drafts in the cloud are not counted here
+        text += f", {found['accepted']} of {found['drafted']} drafted tokens accepted"
     error, code = why_not_actionable(found), ActionParseError.exit_code
     if error:
         found |= {"error": "ActionParseError", "message": error, "exit_code": code}
@@ -74,13 +77,15 @@ class EngineName(click.ParamType):  # type: ignore[type-arg]
 @click.command()
 @click.option("--config", "file", type=FILE, default=None, help="YAML of settings; options here win over it.")
 @options(CloudConfig, keys=FOLDER)
-@click.option("--check-config", is_flag=True, help="Say whether the settings hold, then end.")
+@click.option(
+    "--check-config", is_flag=True, help="Say whether the settings hold, and a named draft fits, then end."
+)
 @as_json
 @click.pass_context
 def cloud(ctx: click.Context, /, as_json: bool, check_config: bool, file: Path | None, **given: Any) -> None:
     """Serve the target model to robots until interrupted."""
     from vlm_spec_decode.actions.grammar import language
-    from vlm_spec_decode.cloud.config import check, read_file
+    from vlm_spec_decode.cloud.config import DRAFT_AUTO, DRAFT_NONE, check, read_file
 
     settings = _explicit_options(ctx, given)
     if file:
@@ -88,9 +93,20 @@ def cloud(ctx: click.Context, /, as_json: bool, check_config: bool, file: Path |
     config = CloudConfig(language=language(settings.get("grammar", True)), **settings)
     check(config)
     if check_config:
+        if config.draft not in (DRAFT_AUTO, DRAFT_NONE):
+            with importing():
+                from vlm_spec_decode.cloud.own_draft import check_draft
+            check_draft(config)
         _show_config(as_json, config)
         return
-    from vlm_spec_decode.cloud.app import run
+    from vlm_spec_decode.cloud.telemetry.logs import logging_to_stderr
+
+    with logging_to_stderr(config.log_format, config.log_level), importing():
+        from vlm_spec_decode.cloud.app import run
+        from vlm_spec_decode.models.registry import ENGINES
+
+        if not config.replicas and config.engine in ENGINES:
+            ENGINES.find(config.engine)
 
     def ready(found: dict[str, Any]) -> None:
         lock = "CURVE" if found["encrypted"] else "plaintext"

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from vlm_spec_decode.core.config import check_ranges, read_mapping, read_values, setting
-from vlm_spec_decode.core.errors import ConfigError, ModelError
+from vlm_spec_decode.core.errors import ConfigError, ModelError, ModelNotFound
 from vlm_spec_decode.core.profiles import load_hardware
 from vlm_spec_decode.core.types import Language
 from vlm_spec_decode.models.engines.base import DEFAULT_ENGINE, LoadOptions
 from vlm_spec_decode.models.registry import ENGINES
-from vlm_spec_decode.models.spec import parse_spec
+from vlm_spec_decode.models.spec import check_place, parse_spec
 from vlm_spec_decode.transport import address as addresses
 
 HTTP_AUTO, HTTP_OFF = "auto", "off"
@@ -143,18 +143,18 @@ def http_address(text: str) -> tuple[str, int]:
 
 
 def _check_model(text: str, config: CloudConfig) -> None:
-    """Check the name of a model. Raises ConfigError."""
-
+    """Check the name of a model. Raises ConfigError, ModelNotFound among them."""
     try:
         options = LoadOptions(config.revision, config.dtype, config.device, engine=config.engine)
         spec = parse_spec(text, options)
         _check_device(spec.options.device, config)
+        # On a cluster it is the replicas' nodes that must have the folder.
+        if text and not config.ray_address:
+            check_place(text, options)
+    except ModelNotFound:
+        raise
     except ModelError as error:
         raise ConfigError(f"model {text!r}: {error}" if text else str(error)) from error
-    source = Path(spec.source)
-    # On a cluster it is the replicas' nodes that must have the folder.
-    if source.is_absolute() and not source.is_dir() and not config.ray_address:
-        raise ConfigError(f"model {text!r}: there is no such folder")
 
 
 def _check_device(name: str, config: CloudConfig) -> None:

@@ -23,7 +23,13 @@ from vlm_spec_decode.decoding.step_time import pass_seconds
 from vlm_spec_decode.models.engines.base import LoadedModel, LoadOptions
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.hardware import free_bytes
-from vlm_spec_decode.models.loader import load_draft_and_target, load_draft_for, load_model, shipped
+from vlm_spec_decode.models.loader import (
+    check_pair,
+    load_draft_and_target,
+    load_draft_for,
+    load_model,
+    shipped,
+)
 from vlm_spec_decode.models.paced import profile_costs
 from vlm_spec_decode.models.spec import ModelSpec, parse_spec
 
@@ -50,12 +56,20 @@ class OwnDraft:
 
 def load_target(config: CloudConfig) -> tuple[LoadedModel, LoadedModel | None]:
     """Load the target, and beside it the copy of the draft if the config names one. Raises ModelError."""
-    options = LoadOptions(config.revision, config.dtype, config.device, engine=config.engine)
-    target = parse_spec(config.model or shipped("target"), options)
+    target = _target(config)
     if config.draft in ("", DRAFT_NONE, DRAFT_AUTO):
-        return load_model(target, threads=config.threads), None
+        return load_model(target, threads=config.threads, role="target"), None
     draft, found = load_draft_and_target(_source(config, config.draft), target, threads=config.threads)
     return found, draft
+
+
+def check_draft(config: CloudConfig) -> None:
+    """Compare a draft that the config names with its target, without weights.
+
+    Raises VocabularyMismatch or ModelError. On a cluster only the replicas' nodes have the folders.
+    """
+    if config.draft not in ("", DRAFT_NONE, DRAFT_AUTO) and not config.ray_address:
+        check_pair(_source(config, config.draft), _target(config))
 
 
 def own_draft(config: CloudConfig, target: LoadedModel, named: LoadedModel | None = None) -> OwnDraft:
@@ -94,6 +108,11 @@ def _decide(config: CloudConfig, target: LoadedModel) -> OwnDraft:
 
 def _no_room(needed: int, free: int | None) -> str:
     return f"no: {needed >> 20} MiB beside the answers' caches do not fit into {(free or 0) >> 20} MiB"
+
+
+def _target(config: CloudConfig) -> ModelSpec:
+    options = LoadOptions(config.revision, config.dtype, config.device, engine=config.engine)
+    return parse_spec(config.model or shipped("target"), options)
 
 
 def _source(config: CloudConfig, name: str) -> ModelSpec:

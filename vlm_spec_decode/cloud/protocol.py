@@ -152,7 +152,7 @@ class Responses:
         """Send how many bytes of the image have arrived; nothing if the answer has no image."""
         opened = request.message
         if opened.image_bytes:
-            received = opened.image_bytes if request.image is not None else len(request.received)
+            received = len(request.received if request.image is None else request.image)
             self.send(request.peer, ImageCredit(opened.answer, opened.epoch, received))
 
     def send_commit(self, request: ServerRequest, commit: Commit) -> None:
@@ -379,10 +379,14 @@ class ServerProtocol:
             if request.digest_of_received() != request.message.image_digest:
                 self._fail(request, "image_digest", "the image is not the one named")
                 return
-            request.image, request.ready_s = bytes(request.received), now_s
-            request.received.clear()
-            self._images.put(request.message.image_digest, request.image)
+            self._keep_image(request, now_s)
         self._responses.send_image_credit(request)
+
+    def _keep_image(self, request: ServerRequest, now_s: float) -> None:
+        """Take what has arrived as the request's image, whose digest it has."""
+        request.image, request.ready_s = bytes(request.received), now_s
+        request.received.clear()
+        self._images.put(request.message.image_digest, request.image)
 
     def _on_ping(self, peer: bytes, ping: wire.Ping, now_s: float) -> None:
         request = self.requests.current(peer, ping.answer, ping.epoch)
@@ -392,6 +396,8 @@ class ServerProtocol:
             return
         request.touched_s = now_s
         if ping.recover and request.awaits_image:
+            if request.is_whole():
+                self._keep_image(request, now_s)
             self._responses.send_image_credit(request)
         elif ping.recover and request.session and (missed := request.session.replay(ping.committed)):
             self._responses.send_commit(request, missed)

@@ -91,6 +91,9 @@ class ServerCounts:
 MAX_EARLY_MESSAGES = 64
 """Messages stored before a session begins; further ones are dropped, which harms only their sender."""
 
+MAX_LOOKS = 8
+"""Times that an image that does not grow is hashed, of one request."""
+
 JobKind: TypeAlias = Literal["open", "prefill", "pass"]
 
 
@@ -99,7 +102,9 @@ class ServerRequest:
     """State of one (peer, answer). `closed` entries are dropped once no job of theirs runs.
 
     `prefill_started`: a job for the prompt was created; `is_cached`: its KV is in memory.
-    `ready_s` is since when the target may have work for it, None while it waits for the edge.
+    `ready_s` is since when the target may have work for it, None while it waits for the edge. `stood_at` is
+    how much of the image there was when the edge last asked what was missing, `looks` how often it was hashed
+    because it still stood there.
     """
 
     peer: bytes
@@ -117,6 +122,8 @@ class ServerRequest:
     ran_s: float = 0.0
     nodes: int = 0
     tries: int = 0
+    stood_at: int = -1
+    looks: int = 0
 
     @property
     def core_image(self) -> Image | None:
@@ -165,6 +172,19 @@ class ServerRequest:
     def digest_of_received(self) -> bytes:
         """SHA-256 of the received bytes; the cloud does not trust a digest that it has not computed."""
         return hashlib.sha256(self.received).digest()
+
+    def is_whole(self) -> bool:
+        """Tell, when the edge asks what is missing, whether what has come is the image named by its digest.
+
+        So it is if a line without encryption has made the Open's size larger: the edge has sent all of it,
+        and both would wait. Hashed only where nothing has come since the edge last asked, at most
+        `MAX_LOOKS` times.
+        """
+        stands, self.stood_at = self.stood_at == len(self.received), len(self.received)
+        if not stands or self.looks >= MAX_LOOKS:
+            return False
+        self.looks += 1
+        return self.digest_of_received() == self.message.image_digest
 
     def mark_ready(self, now_s: float) -> None:
         """Record that the target may have work for it, from now unless it had work already."""

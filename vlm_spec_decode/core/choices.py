@@ -45,20 +45,30 @@ class Ranking(NamedTuple):
 
 @dataclass(frozen=True)
 class LegalTokens:
-    """The ids that a grammar allows in one place: packed bits, [vocab / 8] uint8, low bit first."""
+    """The ids that a grammar allows in one place: packed bits, [vocab / 8] uint8, low bit first.
+
+    An answer keeps one for every place that a draft of it has visited, so nothing wider is kept here.
+    """
 
     bits: npt.NDArray[np.uint8]
     vocab_size: int
 
-    @cached_property
+    @property
     def mask(self) -> npt.NDArray[np.bool_]:
         """The same as [vocab] bool."""
         return np.unpackbits(self.bits, count=self.vocab_size, bitorder="little").view(np.bool_)
 
-    @cached_property
+    @property
     def ids(self) -> Ids:
         """The legal ids, ascending."""
-        return np.flatnonzero(self.mask)
+        used = np.flatnonzero(self.bits)
+        places, bits = np.nonzero(np.unpackbits(self.bits[used, None], axis=1, bitorder="little"))
+        return used[places] * 8 + bits
+
+    @cached_property
+    def count(self) -> int:
+        """How many there are."""
+        return int(np.bitwise_count(self.bits).sum())
 
     @staticmethod
     def of(mask: npt.NDArray[np.bool_]) -> LegalTokens:

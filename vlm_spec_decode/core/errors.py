@@ -13,6 +13,7 @@
     │   ├── EngineBusy             a second question while an answer is open
     │   └── EngineClosed           a question after the engine's end
     ├── ModelError                 a checkpoint cannot be loaded or does not fit
+    │   ├── ModelNotFound          no checkpoint where one is named; a ConfigError as well
     │   ├── VocabularyMismatch     draft and target do not share one tokenizer
     │   ├── OutOfMemory            an allocation failed; less at once may work
     │   ├── NotFinite              logits that are NaN or infinite: no token can be chosen from them
@@ -90,6 +91,12 @@ class EngineClosed(UsageError):
 
 class ModelError(VsdError):
     """A checkpoint cannot be loaded or does not fit its use."""
+
+
+class ModelNotFound(ModelError, ConfigError):
+    """There is no checkpoint in the folder, on the Hub or in this package under the name that was given."""
+
+    exit_code = 2
 
 
 class VocabularyMismatch(ModelError):

@@ -1,4 +1,4 @@
-"""Signals that wait until a call into a C extension has returned."""
+"""Signals that wait until a call into a C extension has returned, and Ctrl-C that no callback swallows."""
 
 from __future__ import annotations
 
@@ -49,3 +49,29 @@ def hold_interrupts() -> Iterator[HeldSignals]:
             signal.signal(number, handler)
         for caught in held.numbers:
             own[signal.Signals(caught)](caught, None)
+
+
+@contextmanager
+def keep_interrupts() -> Iterator[None]:
+    """Give Ctrl-C to its handler at the end of the block once more, if what that raised was lost in it.
+
+    For imports: an exception in a callback of the import system's own is printed and forgotten. Elsewhere the
+    handler works as ever, at once. Without effect outside the main thread, where Python runs no handlers.
+    """
+    own = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(own):
+        yield
+        return
+    caught: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        own(number, frame)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, own)
+    if caught:
+        own(caught[0], None)

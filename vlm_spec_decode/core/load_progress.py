@@ -1,5 +1,7 @@
 """Word of a load that takes long: one line after two seconds, and one at its end; none for a short load.
 
+The import of the libraries, which a load begins with, takes seconds as well and is told at once.
+
 The lines are records of the logger `LOGGER`, so that each program shows them in its own way: as lines of a
 log, through a ROS node's logger, or as one line of a terminal that is drawn anew (`cli.load_line`). A record
 carries the load itself as `record.load`, for those who show how far it is.
@@ -8,6 +10,7 @@ carries the load itself as `record.load`, for those who show how far it is.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.core.interrupts import keep_interrupts
 
 Result = TypeVar("Result")
 
@@ -26,15 +30,21 @@ log = logging.getLogger(LOGGER)
 
 SHOWN_AFTER_S = 2.0
 
+LIBRARY = "torch"
+"""The library whose import takes longest."""
+
 
 @dataclass(slots=True, eq=False)
 class Load:
     """One load that goes on: what is loaded, and how much there is to read.
 
-    `shares` is how much of each part of the work has been done, from 0 to 1; the parts count alike.
+    `role` says whether it is the draft or the target, where that is known. `shares` is how much of each part
+    of the work has been done, from 0 to 1; the parts count alike. `is_minor`: its end is of no interest.
     """
 
     name: str
+    role: str = ""
+    is_minor: bool = False
     total_bytes: int = 0
     shares: dict[str, float] = field(default_factory=dict)
     began_s: float = field(default_factory=time.monotonic)
@@ -55,15 +65,20 @@ class Load:
         return self.total_bytes * sum(shares) / len(shares) if shares else 0.0
 
     def __str__(self) -> str:
-        """Return the line: `loading NAME … 3.1 of 15.2 GB`, at the end `loaded NAME (15.2 GB) in 41 s`."""
+        """Return `loading draft NAME … 3.1 of 15.2 GB`, at the end `loaded draft NAME (15.2 GB) in 41 s`."""
         unit, name = (1e9, "GB") if self.total_bytes >= 1e9 else (1e6, "MB")
         total = f"{self.total_bytes / unit:.1f} {name}"
         if self.ended_s is None:
             read = f"{self.done_bytes / unit:.1f} of {total}" if self.total_bytes else ""
-            return f"loading {self.name} … {read}".rstrip()
+            return f"loading {self.title} … {read}".rstrip()
         size = f" ({total})" if self.total_bytes else ""
         verb = "gave up loading" if self.has_failed else "loaded"
-        return f"{verb} {self.name}{size} {'after' if self.has_failed else 'in'} {self._taken_s:.0f} s"
+        return f"{verb} {self.title}{size} {'after' if self.has_failed else 'in'} {self._taken_s:.0f} s"
+
+    @property
+    def title(self) -> str:
+        """The name after the role, which says nothing new of a folder that is called `target`."""
+        return f"{self.role} {self.name}" if self.role not in ("", self.name) else self.name
 
     @property
     def _taken_s(self) -> float:
@@ -80,9 +95,12 @@ def current_load() -> Load:
 
 
 @contextmanager
-def reported(name: str, after_s: float = SHOWN_AFTER_S) -> Iterator[Load]:
-    """Report what happens inside as a load, once it has taken `after_s`."""
-    load, lock, is_shown = Load(name, stop=_STOP.get() or threading.Event()), threading.Lock(), False
+def reported(
+    name: str, after_s: float = SHOWN_AFTER_S, *, role: str = "", is_minor: bool = False
+) -> Iterator[Load]:
+    """Report what happens inside as a load, once it has taken `after_s`; at 0 at once."""
+    load = Load(name, role, is_minor, stop=_STOP.get() or threading.Event())
+    lock, is_shown = threading.Lock(), False
 
     def show() -> None:
         nonlocal is_shown
@@ -93,7 +111,10 @@ def reported(name: str, after_s: float = SHOWN_AFTER_S) -> Iterator[Load]:
 
     timer = threading.Timer(after_s, show)
     timer.daemon = True
-    timer.start()
+    if after_s > 0:
+        timer.start()
+    else:
+        show()
     token = _CURRENT.set(load)
     try:
         yield load
@@ -107,6 +128,16 @@ def reported(name: str, after_s: float = SHOWN_AFTER_S) -> Iterator[Load]:
             load.ended_s = time.monotonic()
         if is_shown:
             log.info("%s", load, extra={"load": load})
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Report what happens inside, at once, as the import of the libraries that run models, if it is that."""
+    if LIBRARY in sys.modules:
+        yield
+        return
+    with keep_interrupts(), reported("libraries", 0.0, is_minor=True):
+        yield
 
 
 class LoadLog(logging.Handler):

@@ -53,9 +53,13 @@ class MaskedModel(WrappedModel):
 
 @dataclass(slots=True)
 class _GrammarNode:
-    """A prefix of the answer: the grammar's state there, its mask once asked for, what was tried after it."""
+    """A prefix of the answer: the grammar's state there, its mask once asked for, what was tried after it.
+
+    `known` are the masks of all places of a walk, by their bits: most places share one of a few.
+    """
 
     state: GrammarState
+    known: dict[bytes, LegalTokens]
     children: dict[int, _GrammarNode | None] = field(default_factory=dict)
     _legal: LegalTokens | None = None
     _ended: bool = False
@@ -63,11 +67,13 @@ class _GrammarNode:
     def legal(self) -> LegalTokens | None:
         """Return the legal next tokens, computed once; None at the answer's end."""
         if self._legal is None and not self._ended:
-            self._legal = self.state.legal()
-            self._ended = self._legal is None
-            # None means that the answer has ended; no legal token before that is a grammar that cannot go on.
-            if self._legal is not None and not self._legal.bits.any():
-                raise GrammarError("the grammar leaves no token legal although the answer has not ended")
+            legal = self.state.legal()
+            self._ended = legal is None
+            if legal is not None:
+                # None means the answer's end; no legal token before that is a grammar that cannot go on.
+                if not legal.bits.any():
+                    raise GrammarError("the grammar leaves no token legal although the answer has not ended")
+                self._legal = self.known.setdefault(legal.bits.tobytes(), legal)
         return self._legal
 
     def mask(self) -> Mask | None:
@@ -81,18 +87,18 @@ class _GrammarNode:
             legal = self.legal()
             is_legal = legal is not None and legal.has(token)
             # An illegal token is kept as None: the same wrong draft is then judged without the grammar.
-            self.children[token] = _GrammarNode(self.state.after(token)) if is_legal else None
+            self.children[token] = _GrammarNode(self.state.after(token), self.known) if is_legal else None
         return self.children[token]
 
 
 class GrammarWalk:
     """The places that one answer and its drafts have visited; each state is computed once.
 
-    Kept for the whole answer: a state is a few kilobytes, and answers are short.
+    Kept for the whole answer: a state is a few kilobytes, and places with equal masks hold one together.
     """
 
     def __init__(self, grammar: Grammar) -> None:
-        self._root = _GrammarNode(grammar.start())
+        self._root = _GrammarNode(grammar.start(), {})
 
     def at(self, prefix: Tokens) -> _GrammarNode:
         """Return the place after `prefix`. Raises GrammarError if the prefix is not of the grammar."""
@@ -133,7 +139,7 @@ class GrammarWalk:
         for token in prefix:
             place = place.child(token) if place is not None else None
         # One legal token has probability 1 under the mask, for every p and q: no pass can say another.
-        while place is not None and (legal := place.legal()) is not None and len(legal.ids) == 1:
+        while place is not None and (legal := place.legal()) is not None and legal.count == 1:
             run.append(int(legal.ids[0]))
             place = place.child(run[-1])
         return tuple(run)

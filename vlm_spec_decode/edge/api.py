@@ -138,11 +138,13 @@ class Answer:
 class AnswerStream(Iterator[Update]):
     """The updates of one answer, as they come. Closing it, or dropping it, ends the answer everywhere."""
 
-    def __init__(self, engine: Engine, observation: Observation, *, free_text: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, observation: Observation, *, free_text: bool = False, image_name: str = ""
+    ) -> None:
         self._engine = engine
         self._observation = observation
         # A weak reference: the generator must not keep alive the stream whose end is to close it.
-        self._updates = engine._decode(observation, free_text, weakref.ref(self))
+        self._updates = engine._decode(observation, free_text, image_name, weakref.ref(self))
         self._in_use = threading.Lock()
 
     @property
@@ -160,7 +162,8 @@ class AnswerStream(Iterator[Update]):
 
         Raises StopIteration at the end, Cancelled after `Engine.cancel`, EngineClosed after `Engine.close`,
         EngineBusy if another answer is open or another thread waits here, CloudError if the cloud is lost or
-        refuses, ActionParseError if the answer is not of the action language.
+        refuses, ActionParseError if the answer is not of the action language, ImageError for a picture whose
+        shape a model cannot take.
         """
         self._engine._check_open()
         if not self._in_use.acquire(blocking=False):
@@ -273,7 +276,8 @@ class Engine:
         what `AnswerStream.__next__` does.
         """
         observation = self._observation(instruction, image, tuple(history), scene)
-        return self.answer(observation, free_text=free_text)
+        name = str(image) if isinstance(image, str | Path) else ""
+        return self.answer(observation, free_text=free_text, image_name=name)
 
     def ask(
         self, instruction: str, image: ImageSource | None = None, **more: Unpack[QuestionOptions]
@@ -294,10 +298,15 @@ class Engine:
         """
         return as_image(image, self._runtime.engine.pictures)
 
-    def answer(self, observation: Observation, *, free_text: bool = False) -> AnswerStream:
-        """Return an iterator over the answer's updates, for an observation that is ready. See `stream`."""
+    def answer(
+        self, observation: Observation, *, free_text: bool = False, image_name: str = ""
+    ) -> AnswerStream:
+        """Return an iterator over the answer's updates, for an observation that is ready. See `stream`.
+
+        `image_name` is the picture's file in errors.
+        """
         self._check_open()
-        return AnswerStream(self, observation, free_text=free_text)
+        return AnswerStream(self, observation, free_text=free_text, image_name=image_name)
 
     # Ending ------------------------------------------------------------------------------------------
 
@@ -353,7 +362,7 @@ class Engine:
         return Observation(None if image is None else self.picture(image), asked, history)
 
     def _decode(
-        self, observation: Observation, free_text: bool, stream: weakref.ref[AnswerStream]
+        self, observation: Observation, free_text: bool, image_name: str, stream: weakref.ref[AnswerStream]
     ) -> Generator[Update, None, None]:
         """Decode one answer. However this generator ends, the answer ends at the verifier too."""
         mine = _OpenAnswer(observation.instruction, stream)
@@ -370,6 +379,8 @@ class Engine:
                     usage=self._runtime.verifier.usage,
                     result=update.result,
                 )
+        except ImageError as error:
+            raise ImageError(f"{image_name}: {error}" if image_name else str(error)) from error
         except Cancelled:
             self._check_open()
             raise

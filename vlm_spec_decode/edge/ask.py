@@ -77,7 +77,8 @@ def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict
             raise UsageError(NOTHING_SEEN)
         image = engine.picture(config.image) if config.image else None
         actions: list[str] = []
-        for update in engine.answer(Observation(image, instruction, config.history)):
+        observation, name = Observation(image, instruction, config.history), str(config.image or "")
+        for update in engine.answer(observation, image_name=name):
             actions += [format_action(action) for action in update.actions]
             if on_text:
                 on_text(update.new_text)

@@ -17,6 +17,7 @@ from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.core.clock import VirtualClock, WallClock
 from vlm_spec_decode.core.config import digest
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.load_progress import importing
 from vlm_spec_decode.core.ports import Model, ModelCard, Target, TextCodec, Verifier
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import OBJECTIVES, Language, SamplingParams, Tokens
@@ -28,6 +29,7 @@ from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.edge.verifier_virtual import VirtualVerifier
 from vlm_spec_decode.models.paced import paced_draft, paced_target
+from vlm_spec_decode.models.spec import check_place
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.strategies.registry import strategy
 from vlm_spec_decode.transport.address import check_cloud
@@ -63,13 +65,19 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
     Raises ConfigError, ModelError, VocabularyMismatch, CloudUnreachable or CloudRefused.
     """
     keys = check_settings(settings)
-    from vlm_spec_decode.models.grammar import constrained
-    from vlm_spec_decode.models.loader import load_draft_and_target, load_model
-    from vlm_spec_decode.models.vocabulary import assert_same_vocabulary
+    with importing():
+        from vlm_spec_decode.models.grammar import constrained
+        from vlm_spec_decode.models.loader import import_engines, load_draft_and_target, load_model
+        from vlm_spec_decode.models.vocabulary import assert_same_vocabulary
+
+        target_source, draft_source = _sources(settings.target, settings.draft)
+        import_engines(draft_source, *([] if settings.cloud else [target_source]))
 
     target: LoadedModel | None = None
-    target_source, draft_source = _sources(settings.target, settings.draft)
-    if draft is None and not settings.cloud:
+    if draft is None and not settings.cloud and _is_target_alone(settings):
+        # Its tokenizer is all that a strategy without drafts wants of a draft.
+        draft = target = load_model(target_source, threads=settings.threads, role="target")
+    elif draft is None and not settings.cloud:
         draft, target = load_draft_and_target(draft_source, target_source, threads=settings.threads)
     draft = draft or load_draft(settings)
     config = engine_config(settings, draft.codec.stop_ids)
@@ -78,7 +86,7 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
     if hardware:
         drafter = paced_draft(drafter, hardware, clock)
     if not settings.cloud:
-        target = target or load_model(target_source, threads=settings.threads)
+        target = target or load_model(target_source, threads=settings.threads, role="target")
         assert_same_vocabulary(draft.card, target.card)
         verified = constrained(target, target.codec, answer_language)
         local = LocalVerifier(
@@ -107,9 +115,12 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
 def check_settings(settings: EdgeSettings) -> EdgeKeys | None:
     """Check the settings as far as that needs no model; return the keys that they name.
 
-    Raises ConfigError.
+    Raises ConfigError, ModelNotFound among them, or ModelError for an unknown option of a model.
     """
     strategy(settings.strategy)
+    for source in ("" if settings.cloud else settings.target, settings.draft):
+        if source:
+            check_place(source)
     if settings.objective not in OBJECTIVES:
         raise ConfigError(f"unknown objective {settings.objective!r}; known: {', '.join(OBJECTIVES)}")
     keys = edge_keys(settings.keys) if settings.keys else None
@@ -118,15 +129,24 @@ def check_settings(settings: EdgeSettings) -> EdgeKeys | None:
     return keys
 
 
+def _is_target_alone(settings: EdgeSettings) -> bool:
+    """Tell whether nobody drafts and no draft is named."""
+    chosen = strategy(settings.strategy)
+    return not (settings.draft or chosen.drafts or chosen.needs_helper)
+
+
 def _identity(card: ModelCard) -> tuple[str, str]:
     return card.model_id, card.revision
 
 
 def load_draft(settings: EdgeSettings) -> LoadedModel:
     """Load the draft that the settings name, by default the shipped one."""
-    from vlm_spec_decode.models.loader import load_model, shipped
+    with importing():
+        from vlm_spec_decode.models.loader import import_engines, load_model, shipped
 
-    return load_model(settings.draft or shipped("draft"), threads=settings.threads)
+        source = settings.draft or shipped("draft")
+        import_engines(source)
+    return load_model(source, threads=settings.threads, role="draft")
 
 
 def make_hello(card: ModelCard, answer_language: Language) -> Hello:
@@ -179,10 +199,12 @@ def load_pair(
 
     `form` is what answers are held to; None: the action language, or nothing without `grammar`.
     """
-    from vlm_spec_decode.models.grammar import constrained
-    from vlm_spec_decode.models.loader import load_draft_and_target
+    with importing():
+        from vlm_spec_decode.models.grammar import constrained
+        from vlm_spec_decode.models.loader import import_engines, load_draft_and_target
 
-    target_source, draft_source = _sources(target, draft)
+        target_source, draft_source = _sources(target, draft)
+        import_engines(draft_source, target_source)
     draft_model, target_model = load_draft_and_target(draft_source, target_source, threads=threads)
     answer_language = form or language(grammar)
     return ModelPair(

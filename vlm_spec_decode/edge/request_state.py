@@ -45,9 +45,14 @@ class ImageUpload:
         return self.acknowledged >= len(self.image.jpeg)
 
     def acknowledge(self, received: int, now_s: float) -> None:
-        """Record that the cloud has the first `received` bytes."""
+        """Record that the cloud has the first `received` bytes.
+
+        A smaller number than before is believed as well: the one before may have been changed on the line,
+        and then the cloud would wait for bytes that it is taken to have. One that is only late does no harm:
+        nothing is sent again before the cloud is asked.
+        """
         self.wait_for_credit = False
-        self.acknowledged = max(self.acknowledged, min(received, len(self.image.jpeg)))
+        self.acknowledged = min(received, len(self.image.jpeg))
         self.sent = max(self.sent, self.acknowledged)
         self.last = now_s, self.acknowledged
         self.first = self.first or self.last

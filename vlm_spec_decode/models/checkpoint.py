@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 
 from vlm_spec_decode.core.disk_cache import FileIdentities, kept_by_files
-from vlm_spec_decode.core.errors import ModelError, VocabularyMismatch
+from vlm_spec_decode.core.errors import ModelError, ModelNotFound, VocabularyMismatch
 from vlm_spec_decode.core.load_progress import Load, current_load
 from vlm_spec_decode.decoding.early_exit import Bins, ExitCalibration
 from vlm_spec_decode.models.hardware import memory_named
+from vlm_spec_decode.models.places import folder_of
 from vlm_spec_decode.models.prompt import CHAT_TEMPLATE, PromptStyle
 from vlm_spec_decode.models.tokenizer import TokenizerCodec, collector_paused, count_hidden
 
@@ -53,6 +54,8 @@ _FINGERPRINT_VERSION = 1
 _FINGERPRINT_CHARACTERS = 16
 
 _TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+_VOCABULARY_FILES = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "tekken.json"})
+_VOCABULARY_SUFFIXES = frozenset({".model", ".tiktoken"})
 _HUB_FILES = (*_TOKENIZER_FILES, "*.safetensors")
 
 TRANSFORMERS_LOCK = threading.Lock()
@@ -74,7 +77,8 @@ def named(name: str) -> Iterator[None]:
     except VocabularyMismatch:
         raise  # it names both checkpoints
     except ModelError as error:
-        raise ModelError(f"cannot load {name}: {error}") from error
+        kind = ModelNotFound if isinstance(error, ModelNotFound) else ModelError
+        raise kind(f"cannot load {name}: {error}") from error
     except (
         OSError,
         ValueError,
@@ -93,27 +97,24 @@ def named(name: str) -> Iterator[None]:
 
 def resolve(path_or_id: str | Path, revision: str | None, pickles: bool = False) -> Path:
     """Return the checkpoint's folder, downloaded first if it is a Hub id; `pickles` asks for *.bin too."""
-    folder = Path(path_or_id).expanduser()
-    if folder.is_dir():
+    if (folder := folder_of(path_or_id)) is not None:
         return folder
     name = str(path_or_id)
-    if isinstance(path_or_id, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"there is no folder {path_or_id}")
     files = [*_HUB_FILES, *(["*.bin"] if pickles else [])]
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ModelError(
+        raise ModelNotFound(
             f"there is no folder {name}, and the Hub does not give it: {type(error).__name__}"
         ) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json. Raises ModelError if there is none or it is no JSON object."""
+    """Return config.json. Raises ModelNotFound if there is none, ModelError if it is no JSON object."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelError(f"no readable config.json: {error.strerror}") from error
+        raise ModelNotFound(f"no readable config.json: {error.strerror}") from error
     except ValueError as error:
         raise ModelError(f"config.json is no JSON: {error}") from error
     if not isinstance(config, dict):
@@ -124,8 +125,37 @@ def read_config(folder: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> list[Path]:
     """Return the files with the weights: safetensors if there are any, else pickles; shards by the index.
 
-    Raises ModelError if a shard that the index names is not there.
+    Raises ModelError if a shard that the index names is not there, or a file is cut off.
     """
+    files = _weight_files(folder)
+    for path in files:
+        if path.suffix == ".safetensors":
+            _check_whole(path)
+    return files
+
+
+def _check_whole(path: Path) -> None:
+    """Raise ModelError if a file of safetensors is shorter than its header says, as a broken download is."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        # The format: the header's length in 8 bytes, the header as JSON, the tensors at its offsets.
+        start = 8 + int.from_bytes(file.read(8), "little")
+        whole = start
+        if start <= size:
+            try:
+                header = json.loads(file.read(start - 8))
+                whole += max((each["data_offsets"][1] for each in _tensors_of(header)), default=0)
+            except (ValueError, KeyError, TypeError, IndexError):
+                return  # no header at all: the library that reads the file says what it is
+    if whole > size or size < 8:
+        raise ModelError(f"{path.name} is cut off: {size} bytes of {max(8, whole)}; download it again")
+
+
+def _tensors_of(header: dict[str, Any]) -> list[dict[str, Any]]:
+    return [entry for name, entry in header.items() if name != "__metadata__"]
+
+
+def _weight_files(folder: Path) -> list[Path]:
     for index, loose in (
         ("model.safetensors.index.json", "model*.safetensors"),
         ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
@@ -198,6 +228,8 @@ class CheckpointSource:
 def load_tokenizer(folder: Path, **settings: Any) -> Any:
     """Return the tokenizer of a folder with its chat template; `settings` go to Transformers."""
     found = {path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
+    if not any(p.name in _VOCABULARY_FILES or p.suffix in _VOCABULARY_SUFFIXES for p in folder.iterdir()):
+        raise ModelError("its folder holds no tokenizer, such as tokenizer.json or tokenizer.model")
     files = FileIdentities.of(sorted(found))
     with collector_paused():
         tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
@@ -260,12 +292,17 @@ def prompt_style(source: CheckpointSource, tokenizer: Any) -> PromptStyle:
     return PromptStyle.BARE if ours else PromptStyle.ACTIONS
 
 
+def generation_ends(folder: Path) -> list[int]:
+    """Return the ids that end an answer by generation_config.json, none without that file."""
+    if not (folder / "generation_config.json").is_file():
+        return []
+    stop = GenerationConfig.from_pretrained(folder).eos_token_id
+    return stop if isinstance(stop, list) else [stop] if stop is not None else []
+
+
 def load_codec(folder: Path, tokenizer: Any) -> TokenizerCodec:
     """Return the codec of what is spoken; generation config and tokenizer name the ids that end it."""
-    ids: set[int] = set()
-    if (folder / "generation_config.json").is_file():
-        stop = GenerationConfig.from_pretrained(folder).eos_token_id
-        ids.update(stop if isinstance(stop, list) else [stop] if stop is not None else [])
+    ids = set(generation_ends(folder))
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
     stop_ids = tuple(sorted(ids))

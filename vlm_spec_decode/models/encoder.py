@@ -160,7 +160,7 @@ class PromptEncoder:
         image = {name: to_device(tensor, device) for name, tensor in prompt.image.items()}
         features = self.features.get(prompt.digest, lambda: self.family.encode_image(self.body, image))
         expanded = self.family.expand_prompt(prompt.ids, image, features)
-        self._check_length(len(expanded))
+        self._check_length(len(expanded), len(features.rows))
         tokens = np.array(expanded, dtype=np.int64)
         ids = to_device(tokens, device)
         rows = to_device(np.flatnonzero(tokens == (self.image_token_id or 0)), device)
@@ -170,10 +170,14 @@ class PromptEncoder:
 
     def _preprocess(self, picture: PilImage.Image) -> Mapping[str, Tensor]:
         """Return the image processor's tensors. Raises ImageError for a shape that it cannot take."""
+        size, most = f"{picture.width} x {picture.height}", self.family.max_aspect_ratio
+        refused = f"{self.family.config.model_type} cannot take a picture of {size} pixels"
+        if most and max(picture.size) > most * min(picture.size):
+            raise ImageError(f"{refused}: the long side may be {most} times the short one at most")
         try:
             found = self.image_processor(images=picture, return_tensors="pt")
         except ValueError as error:
-            raise ImageError(str(error).splitlines()[0]) from error
+            raise ImageError(f"{refused}: {str(error).splitlines()[0]}") from error
         tensors = {name: torch.as_tensor(value) for name, value in found.items()}
         dtype = next(self.body.parameters()).dtype
         return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
@@ -184,10 +188,11 @@ class PromptEncoder:
         embedded: Tensor = self.body.get_input_embeddings()(known)
         return embedded
 
-    def _check_length(self, length: int) -> None:
+    def _check_length(self, length: int, image_tokens: int = 0) -> None:
         if length >= self.max_tokens:
+            seen = f", {image_tokens} of them the picture's," if image_tokens else ""
             raise InstructionError(
-                f"the prompt of {length} tokens leaves no room in {self.max_tokens} positions"
+                f"the prompt of {length} tokens{seen} leaves no room in {self.max_tokens} positions"
             )
 
 

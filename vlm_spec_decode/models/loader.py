@@ -17,29 +17,20 @@ from typing import Any, TypeAlias
 import torch
 from transformers.utils import logging as transformers_logging
 
-from vlm_spec_decode.core.config import ASSETS
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.core.load_progress import Load, beside, current_load, reported
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.models.checkpoint import TENSORS, named
 from vlm_spec_decode.models.engines.base import DEFAULT_ENGINE, LoadedModel, LoadOptions
 from vlm_spec_decode.models.hardware import check_device
+from vlm_spec_decode.models.places import SHIPPED_MARK
+from vlm_spec_decode.models.places import shipped as shipped  # noqa: PLC0414
 from vlm_spec_decode.models.registry import ENGINES
 from vlm_spec_decode.models.spec import ModelSpec, parse_spec
-from vlm_spec_decode.models.vocabulary import Agreement
+from vlm_spec_decode.models.vocabulary import Agreement, assert_same_vocabulary
 
 Source: TypeAlias = str | Path | ModelSpec
 """What names a checkpoint, with or without the options that it is loaded with."""
-
-_SHIPPED_MARK = "shipped:"
-
-
-def shipped(name: str) -> Path:
-    """Return the folder of a checkpoint that comes with the package, such as "target". Raises ModelError."""
-    known = sorted(folder.name for folder in ASSETS.iterdir() if (folder / "config.json").is_file())
-    if name not in known:
-        raise ModelError(f"no checkpoint {name!r} comes with this package (known: {', '.join(known)})")
-    return ASSETS / name
 
 
 def load_model(
@@ -51,26 +42,31 @@ def load_model(
     threads: int = 1,
     model_id: str | None = None,
     engine: str = DEFAULT_ENGINE,
+    role: str = "",
 ) -> LoadedModel:
     """Load a checkpoint from a folder or, if there is no such folder, by its Hub id.
 
     A string may carry options (`models.spec`), which win over the arguments, as those of a `ModelSpec` do,
     and `shipped:NAME` names a checkpoint that comes with the package. `threads` sets torch's threads for the
-    whole process. Raises ModelError in one line if the checkpoint is missing, truncated, incomplete, of an
-    architecture that is not supported, or too large for the memory; ConfigError if a family or an engine of
-    another package is broken.
+    whole process. `role` is "draft" or "target" in the lines that say how far the load is.
+
+    Raises ModelNotFound if there is no such checkpoint, ModelError in one line if it is truncated,
+    incomplete, of an architecture that is not supported, or too large for the memory; ConfigError if a family
+    or an engine of another package is broken.
     """
-    spec = _spec(path_or_id, LoadOptions(revision=revision, dtype=dtype, device=device, engine=engine))
-    if spec.source.startswith(_SHIPPED_MARK):
-        path_or_id = shipped(spec.source.removeprefix(_SHIPPED_MARK))
-        spec = ModelSpec(str(path_or_id), spec.options)
+    defaults = LoadOptions(revision=revision, dtype=dtype, device=device, engine=engine)
+    place, spec = _placed(path_or_id, defaults)
     check_device(spec.options.device)
     torch.set_num_threads(threads)
-    is_folder = Path(spec.source).is_dir()
-    name = model_id or (Path(spec.source).resolve().name if is_folder else spec.source)
-    place = Path(spec.source) if isinstance(path_or_id, Path) else spec.source
-    with named(name), reported(name), _bars_replaced():
+    name = model_id or _name(spec)
+    with named(name), reported(name, role=role), _bars_replaced():
         return ENGINES.find(spec.options.engine).load(name, place, spec.options)
+
+
+def import_engines(*sources: Source) -> None:
+    """Import what will load these checkpoints: seconds, the first time. Raises as `load_model` does."""
+    for source in sources:
+        ENGINES.find(_spec(source, LoadOptions()).options.engine)
 
 
 def load_models(sources: Seq[Source], threads: int = 1) -> list[LoadedModel]:
@@ -90,8 +86,8 @@ def load_draft_and_target(draft: Source, target: Source, threads: int = 1) -> tu
     at_once = _wait_for_each_other((draft, target))
     agreement = Agreement(beside=at_once)
     loads = [
-        partial(agreement.load, "draft", partial(load_model, draft, threads=threads)),
-        partial(agreement.load, "target", partial(load_model, target, threads=threads)),
+        partial(agreement.load, "draft", partial(load_model, draft, threads=threads, role="draft")),
+        partial(agreement.load, "target", partial(load_model, target, threads=threads, role="target")),
     ]
     try:
         models = _at_once(loads) if at_once else [load() for load in loads]
@@ -101,11 +97,41 @@ def load_draft_and_target(draft: Source, target: Source, threads: int = 1) -> tu
     return models[0], models[1]
 
 
+def check_pair(draft: Source, target: Source) -> None:
+    """Read configs and tokenizers of two checkpoints as loading them does, but no weights.
+
+    Raises ModelError or VocabularyMismatch. Says nothing of one that is no folder here or has another engine.
+    """
+    places = [_placed(source, LoadOptions()) for source in (draft, target)]
+    if not all(Path(spec.source).is_dir() for _, spec in places) or not _wait_for_each_other((draft, target)):
+        return
+    from vlm_spec_decode.models.engines.torch_loop import read_vocabulary
+
+    found = []
+    for place, spec in places:
+        with named(_name(spec)):
+            found.append(read_vocabulary(_name(spec), place, spec.options)[-1])
+    assert_same_vocabulary(*found)
+
+
 def load_draft_for(target: ModelCard, draft: Source, threads: int = 1) -> LoadedModel:
     """Load a draft for a target that is loaded. Raises VocabularyMismatch, likewise before the weights."""
     agreement = Agreement()
     agreement.tell("target", target)
-    return agreement.load("draft", partial(load_model, draft, threads=threads))
+    return agreement.load("draft", partial(load_model, draft, threads=threads, role="draft"))
+
+
+def _placed(source: Source, defaults: LoadOptions) -> tuple[str | Path, ModelSpec]:
+    """Return where a checkpoint is, and how to load it. Raises ModelError."""
+    spec = _spec(source, defaults)
+    if spec.source.startswith(SHIPPED_MARK):
+        folder = shipped(spec.source.removeprefix(SHIPPED_MARK))
+        return folder, ModelSpec(str(folder), spec.options)
+    return Path(spec.source) if isinstance(source, Path) else spec.source, spec
+
+
+def _name(spec: ModelSpec) -> str:
+    return Path(spec.source).resolve().name if Path(spec.source).is_dir() else spec.source
 
 
 def _spec(source: Source, defaults: LoadOptions) -> ModelSpec:

@@ -129,8 +129,7 @@ class Row:
         row = Row(blocks.values[number], None, blocks, number)
         if legal is None:
             return row
-        is_few = int(np.bitwise_count(legal.bits).sum()) <= FEW_IDS
-        return row.only(legal.ids) if is_few else row.masked(legal.mask)
+        return row.only(legal.ids) if legal.count <= FEW_IDS else row.masked(legal.mask)
 
     def __len__(self) -> int:
         """Return the number of entries, ids at -inf among them."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.core.errors import ModelError, ModelNotFound
 from vlm_spec_decode.models.engines.base import DEFAULT_ENGINE, LoadOptions
+from vlm_spec_decode.models.places import SHIPPED_MARK, folder_of, shipped
 from vlm_spec_decode.models.registry import ENGINES
 
 
@@ -46,6 +47,23 @@ def parse_spec(text: str | Path, defaults: LoadOptions) -> ModelSpec:
     if revision:
         settings.append(f"revision={revision}")
     return ModelSpec(source, _with(defaults, settings))
+
+
+def check_place(text: str, defaults: LoadOptions | None = None) -> None:
+    """Check where a model is said to be, as far as that needs no library and no network.
+
+    Raises ModelNotFound for a folder that is not there or holds no config.json, ModelError for an option that
+    nobody knows. Another engine than ours may name and lay out its models as it likes.
+    """
+    spec = parse_spec(text, defaults or LoadOptions())
+    if spec.source.startswith(SHIPPED_MARK):
+        shipped(spec.source.removeprefix(SHIPPED_MARK))
+        return
+    if spec.options.engine != DEFAULT_ENGINE:
+        return
+    folder = folder_of(spec.source)
+    if folder is not None and not (folder / "config.json").is_file():
+        raise ModelNotFound(f"the folder {folder} holds no checkpoint: no config.json")
 
 
 def _with(options: LoadOptions, settings: list[str]) -> LoadOptions:

@@ -212,11 +212,17 @@ class HysteresisSwitch:
             self._off_for = 0
 
 
+LEAST_SAMPLE_BYTES, JITTER_S = 4096, 0.02
+"""A picture of fewer bytes says something of a rate only if it takes longer than acknowledgements vary by."""
+
+
 @dataclass(slots=True)
 class UplinkRate:
     """The rate at which pictures go up, from the times at which the cloud acknowledged their bytes.
 
-    Between the first acknowledgement and the last lies the transmission alone, without the round trip.
+    Between the first acknowledgement and the last lies the transmission alone, without the round trip. Both
+    come a few milliseconds early or late: of a few hundred bytes nothing else is seen, unless the link is so
+    slow that these take long, as by the rate known so far. Pictures are that small on such a link.
     """
 
     most_bytes: int = 0
@@ -228,8 +234,9 @@ class UplinkRate:
         return 1 / self._seconds_per_bit.value if self.most_bytes else None
 
     def learn(self, num_bytes: int, seconds: float) -> None:
-        """Take the transmission of `num_bytes` of one picture."""
-        if num_bytes <= 0:
+        """Take the transmission of `num_bytes` of one picture; what is too short to tell is left out."""
+        expected_s = 8 * num_bytes / self.bps if self.bps else 0.0
+        if num_bytes <= 0 or (num_bytes < LEAST_SAMPLE_BYTES and expected_s < JITTER_S):
             return
         # A clock that has not moved would divide by zero; 1 us is faster than any link.
         self._seconds_per_bit.learn(max(1e-6, seconds), 8 * num_bytes)

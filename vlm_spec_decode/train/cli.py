@@ -11,6 +11,7 @@ import click
 
 from vlm_spec_decode.bags.settings import ReplaySettings
 from vlm_spec_decode.core.config import settings_of
+from vlm_spec_decode.core.load_progress import importing
 from vlm_spec_decode.core.options import as_json, option, options
 from vlm_spec_decode.train.config import (
     DataConfig,
@@ -111,13 +112,15 @@ def draft(**given: Any) -> None:
 def _train(role: Role, text: bool, as_json: bool, **options: Any) -> None:
     given = {key: value for key, value in options.items() if value is not None}
     if text:
-        from vlm_spec_decode.train.text import run_text
+        with importing():
+            from vlm_spec_decode.train.text import run_text
 
         if blind := sorted({"data", "eye", "eye_steps", "processes"} & set(given)):
             flag = NAMES.get(blind[0], f"--{blind[0]}")
             raise click.UsageError(f"{flag} is for models that see, not for --text")
         return _finish(run_text(text_recipe(role, **given)), as_json)
-    from vlm_spec_decode.train.loop import run_train
+    with importing():
+        from vlm_spec_decode.train.loop import run_train
 
     return _finish(run_train(recipe(role, **given)), as_json)
 
@@ -127,7 +130,8 @@ def _train(role: Role, text: bool, as_json: bool, **options: Any) -> None:
 @as_json
 def exits(as_json: bool, **options: Any) -> None:
     """Train and calibrate early exits for a finished target; the target itself stays as it is."""
-    from vlm_spec_decode.train.exits import run_exits
+    with importing():
+        from vlm_spec_decode.train.exits import run_exits
 
     _finish(run_exits(ExitsConfig(**options)), as_json)
 
@@ -140,7 +144,8 @@ def exits(as_json: bool, **options: Any) -> None:
 @as_json
 def evaluate(as_json: bool, first_seed: int | None, **given: Any) -> None:
     """Measure a pair in held-out rooms: episodes of all kinds, what it declines, acceptance, answers."""
-    from vlm_spec_decode.train.evaluate import run_evaluate
+    with importing():
+        from vlm_spec_decode.train.evaluate import run_evaluate
 
     seed = held_out_seed() if first_seed is None else first_seed
     _finish(run_evaluate(EvaluateConfig(first_seed=seed, **given)), as_json)

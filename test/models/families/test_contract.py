@@ -5,6 +5,8 @@ Checkpoints are tiny, vocabularies real (`cases.py`, which says how a family is 
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -13,7 +15,7 @@ from test.models.families.cases import CASES
 from test.models.families.reference import SIZES, STRATEGIES, Inputs, Loaded, load_case, seen
 from test.models.test_context import ends_of
 from vlm_spec_decode.actions.parser import parse_answer
-from vlm_spec_decode.core.errors import Cancelled
+from vlm_spec_decode.core.errors import Cancelled, ModelError
 from vlm_spec_decode.core.ports import ScoreRequest
 from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.decoding.choices import as_choices
@@ -56,6 +58,23 @@ def test_the_prompt_is_the_processors_own(family: Loaded) -> None:
         context.prefill()
         assert context.stats.prompt_tokens == wanted["input_ids"].shape[1], size
         assert expanded(family, size) == tuple(wanted["input_ids"][0].tolist()), size
+
+
+def test_an_id_that_is_another_tokens_is_refused(family: Loaded) -> None:
+    """Both are named: what the config says, and what the tokenizer has."""
+    own = family.model.encoder.family
+    assert own.token_texts or not own.sees
+    for name, text in own.token_texts.items():
+        right = getattr(own.config, name)
+        assert own.tokenizer.convert_ids_to_tokens(right) == text
+        setattr(own.config, name, right - 1)
+        try:
+            said = rf"{name} is {right - 1}, .* reads as .*; it has {re.escape(repr(text))} as {right}"
+            with pytest.raises(ModelError, match=said):
+                own.check_tokens()
+        finally:
+            setattr(own.config, name, right)
+    own.check_tokens()
 
 
 def expanded(family: Loaded, size: tuple[int, int] | None) -> Tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,10 @@ import torch
 from test.models import checkpoints
 from test.models.families.cases import CASES
 from test.models.families.reference import seen
-from vlm_spec_decode.core.errors import InstructionError, ModelError
+from vlm_spec_decode.core.errors import ImageError, InstructionError, ModelError
+from vlm_spec_decode.edge import ask
+from vlm_spec_decode.edge.api import Engine
+from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.models.engines.torch_loop import VlmModel
 from vlm_spec_decode.models.families.base import ImageFeatures
 from vlm_spec_decode.models.loader import load_model
@@ -108,3 +112,32 @@ def test_image_rows_that_fit_no_placeholder(folders: dict[str, Path]) -> None:
         with pytest.raises(ModelError, match=f"'smolvlm': 7 image rows do not fit {count} placeholders"):
             family.expand_prompt(ids, {}, features)
     assert family.expand_prompt((1, image, 2), {}, features) == (1, *[image] * 7, 2)
+
+
+def test_a_picture_of_a_shape_that_the_family_cannot_take(tmp_path: Path) -> None:
+    """The file is named, if there is one, and what the family takes; one as long as that is taken."""
+    folder = CASES["qwen2_vl"].make(tmp_path / "m") or tmp_path / "m"
+    long = tmp_path / "long.jpg"
+    long.write_bytes(checkpoints.jpeg(404, 2))
+    said = "qwen2_vl cannot take a picture of 404 x 2 pixels: the long side may be 200 times the short one"
+    with Engine.local(target=f"{folder}", draft=f"{folder}", grammar=False, max_tokens=2) as engine:
+        with pytest.raises(ImageError, match=f"^{re.escape(str(long))}: {said}"):
+            engine.ask("go", long)
+        with pytest.raises(ImageError, match=f"^{said}"):
+            engine.ask("go", long.read_bytes())
+        assert len(engine.ask("go", checkpoints.jpeg(400, 2), free_text=True).tokens) == 2
+    with pytest.raises(ImageError, match=f"^{re.escape(str(long))}: {said}"):
+        ask.run(
+            ask.AskConfig(
+                instruction="go", image=long, settings=EdgeSettings(target=f"{folder}", draft=f"{folder}")
+            )
+        )
+
+
+def test_a_picture_that_fills_the_context_is_told_apart_from_a_long_prompt(tmp_path: Path) -> None:
+    folder = CASES["llava"].make(tmp_path / "m") or tmp_path / "m"
+    change(folder / "config.json", lambda found: found["text_config"].update(max_position_embeddings=30))
+    with pytest.raises(
+        InstructionError, match=r"of \d+ tokens, 16 of them the picture's, leaves no room in 30"
+    ):
+        load_model(f"{folder},prompt=bare").open(seen((40, 30))).prefill()

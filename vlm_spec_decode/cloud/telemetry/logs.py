@@ -67,6 +67,7 @@ def set_up_logging(style: str, level: str, stream: TextIO | None = None) -> logg
     check_logging(style, level)
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines() if style == "json" else TextLines())
+    handler.setLevel(level.upper())  # a terminal's line of a load lowers the level of that logger
     package = logging.getLogger(ROOT)
     package.addHandler(handler)
     package.setLevel(level.upper())

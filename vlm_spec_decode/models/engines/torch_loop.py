@@ -101,9 +101,8 @@ class TorchLoop(Engine):
 
     def load(self, model_id: str, source: str | Path, options: LoadOptions) -> VlmModel:
         """Load network, exits, tokenizer and prompt encoder. Raises ModelError."""
-        family = _family(source, options)
-        codec = load_codec(family.source.folder, family.tokenizer)
-        tell_vocabulary(Vocabulary(model_id, codec.digest, codec.vocab_size))
+        family, codec, vocabulary = read_vocabulary(model_id, source, options)
+        tell_vocabulary(vocabulary)
         # Hashed while the network is loaded: both read the same bytes.
         revision = in_background(partial(fingerprint, family.folders))
         network = load_network(family)
@@ -129,6 +128,15 @@ class TorchLoop(Engine):
 
 
 ENGINE = TorchLoop()
+
+
+def read_vocabulary(
+    model_id: str, source: str | Path, options: LoadOptions
+) -> tuple[Family, TokenizerCodec, Vocabulary]:
+    """Read config and tokenizer. Raises ModelError for a checkpoint that its family does not cover."""
+    family = _family(source, options)
+    codec = load_codec(family.source.folder, family.tokenizer)
+    return family, codec, Vocabulary(model_id, codec.digest, codec.vocab_size)
 
 
 def _family(place: str | Path, options: LoadOptions) -> Family:

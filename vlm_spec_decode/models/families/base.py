@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.core.types import ImageLimits, Tokens
-from vlm_spec_decode.models.checkpoint import CheckpointSource, load_tokenizer
+from vlm_spec_decode.models.checkpoint import CheckpointSource, generation_ends, load_tokenizer
 from vlm_spec_decode.models.families.image_limits import processor_limits
 from vlm_spec_decode.models.kv_pool import ALIGNMENT, KvPool
 from vlm_spec_decode.models.kv_slots import AttentionSpan, SlotTable
@@ -243,8 +243,10 @@ class Family:
     A subclass overrides what it does differently.
     `sees` says whether it has a vision tower, `layer_kinds` which `layer_types` of a config it runs,
     `applied` which of `NEUTRAL_SETTINGS` it applies, `reads_pickles` whether its weights may be pickles even
-    beside safetensors, `exact_modules` which modules are never quantized. Raises ModelError, when it is made,
-    for a checkpoint that it does not cover.
+    beside safetensors, `exact_modules` which modules are never quantized. `token_texts` has the special
+    tokens by their names in the config, `end_texts` those that end an answer, none if these differ between
+    checkpoints. `max_aspect_ratio` is how many times as long as the short side of a picture the long
+    one may be, 0 for any shape. Raises ModelError, when it is made, for a checkpoint that it does not cover.
     """
 
     sees: ClassVar[bool] = True
@@ -252,12 +254,16 @@ class Family:
     applied: ClassVar[frozenset[str]] = frozenset()
     reads_pickles: ClassVar[bool] = False
     exact_modules: ClassVar[tuple[str, ...]] = ("lm_head", "vision_tower", "visual", "multi_modal_projector")
+    token_texts: ClassVar[Mapping[str, str]] = {}
+    end_texts: ClassVar[frozenset[str]] = frozenset()
+    max_aspect_ratio: ClassVar[int] = 0
 
     def __init__(self, source: CheckpointSource) -> None:
         self.source = source
         self.tokenizer = self.load_tokenizer()
         self.config = self.load_config()
         self.check_config()
+        self.check_tokens()
 
     @classmethod
     def variant(cls, raw: Mapping[str, Any]) -> type[Family]:  # noqa: ARG003
@@ -299,6 +305,33 @@ class Family:
         for name, neutral in NEUTRAL_SETTINGS.items():
             if name not in self.applied and (value := getattr(text, name, None)) not in neutral:
                 raise self.refusal(f"{name} {value} is not supported: the decoder loop does not apply it")
+
+    def check_tokens(self) -> None:
+        """Raise ModelError if an id of the config or of an end is another token's in the tokenizer.
+
+        So it is where a token was added to or taken from one of them. A token whose text the tokenizer does
+        not know is none of a shift: such a checkpoint has names of its own.
+        """
+        asked: list[tuple[str, int | None, Set[str]]]
+        asked = [(name, getattr(self.config, name, None), {text}) for name, text in self.token_texts.items()]
+        if self.end_texts:
+            ends = self.end_texts | {str(self.tokenizer.eos_token)}
+            asked += [("eos_token_id", end, ends) for end in generation_ends(self.source.folder)]
+        for name, token, texts in asked:
+            read = None if token is None else self.tokenizer.convert_ids_to_tokens(token)
+            if read is None or read in texts:
+                continue
+            ids = {text: self.tokenizer.convert_tokens_to_ids(text) for text in sorted(texts)}
+            known = [
+                f"{text!r} as {i}"
+                for text, i in ids.items()
+                if i is not None and self.tokenizer.convert_ids_to_tokens(i) == text
+            ]
+            if known:
+                raise self.refusal(
+                    f"{name} is {token}, which its tokenizer reads as {read!r}; it has {' and '.join(known)}"
+                    ": the tokenizer is not this checkpoint's"
+                )
 
     def check_room(self, tiles: int, each: int) -> None:
         """Raise ModelError if a picture of so many tiles with `each` tokens may take all of the context."""

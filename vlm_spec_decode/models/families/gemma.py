@@ -92,6 +92,12 @@ class Gemma3(_Seeing):
     crops, each with its own rows. Transformers applies no softcap here.
     """
 
+    token_texts: ClassVar[Mapping[str, str]] = {
+        "image_token_id": "<image_soft_token>",
+        "boi_token_id": "<start_of_image>",
+        "eoi_token_id": "<end_of_image>",
+    }
+
     def image_processor(self) -> Any:
         """Return the image processor; what its file leaves open is as in Transformers' Gemma3Processor."""
         found = super().image_processor()
@@ -198,6 +204,11 @@ class Gemma4(_Gemma4, _Seeing):
         "audio_tower",
         "embed_audio",
     )
+    token_texts: ClassVar[Mapping[str, str]] = {
+        "image_token_id": "<|image|>",
+        "boi_token_id": "<|image>",
+        "eoi_token_id": "<image|>",
+    }
 
     @property
     def placeholders(self) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ class Idefics3(Family):
     """A SigLIP tower, a pixel shuffle with one linear map, and a Llama."""
 
     exact_modules: ClassVar[tuple[str, ...]] = ("lm_head", "vision_model", "connector")
+    token_texts: ClassVar[Mapping[str, str]] = {"image_token_id": "<image>"}
 
     @property
     def marks(self) -> Mapping[str, str]:

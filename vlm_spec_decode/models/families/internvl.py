@@ -8,7 +8,7 @@ image processor alone does not: here it is told to.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -17,6 +17,9 @@ from vlm_spec_decode.models.families.base import Family
 
 class InternVL(Family):
     """An InternViT tower, a pixel shuffle with a projector, and a Qwen2 or Qwen3."""
+
+    token_texts: ClassVar[Mapping[str, str]] = {"image_token_id": "<IMG_CONTEXT>"}
+    end_texts: ClassVar[frozenset[str]] = frozenset({"<|im_end|>", "<|endoftext|>"})
 
     @property
     def marks(self) -> tuple[str, str]:

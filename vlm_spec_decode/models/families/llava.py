@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ _PROJECTOR_LAYERS = {"0": "linear_1", "2": "linear_2"}
 
 class Llava(Family):
     """A CLIP tower, a projector and a Llama. LLaVA 1.6 cuts a picture into tiles; the tower does both."""
+
+    token_texts: ClassVar[Mapping[str, str]] = {"image_token_id": IMAGE_TOKEN}
 
     @classmethod
     def variant(cls, raw: Mapping[str, Any]) -> type[Family]:

@@ -20,6 +20,14 @@ class QwenVL(Family):
     """
 
     layer_kinds: ClassVar[frozenset[str]] = frozenset({FULL, SLIDING})
+    token_texts: ClassVar[Mapping[str, str]] = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
+    end_texts: ClassVar[frozenset[str]] = frozenset({"<|im_end|>", "<|endoftext|>"})
+    max_aspect_ratio: ClassVar[int] = 200  # that of Transformers' `smart_resize`
 
     def positions(self, body: Any, ids: Tensor, image: Mapping[str, Tensor]) -> Tensor:
         """Return [3, 1, p]: Transformers' own computation from the image's grid of patches."""
