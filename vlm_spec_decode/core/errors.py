@@ -125,9 +125,10 @@ class GrammarError(ModelError):
 
 
 class CloudError(VsdError):
-    """The verifier cannot be used."""
+    """The verifier cannot be used. `answer` is the number of the answer that it ends; 0: all of them."""
 
     exit_code = 3
+    answer = 0
 
 
 class CloudUnreachable(CloudError):

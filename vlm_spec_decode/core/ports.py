@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -290,7 +291,20 @@ class TextCodec(Protocol):
 
 
 class Verifier(ABC):
-    """The verifier as strategies use it: in this process, in virtual time or behind a socket."""
+    """The verifier as strategies use it: in this process, in virtual time or behind a socket.
+
+    One verifier has one answer open. Where several may be open at once, each has a verifier of its own from
+    `another`, on the same connection and target; the cloud then runs them in shared passes.
+    """
+
+    @property
+    def max_answers(self) -> int:
+        """How many answers may be open at once, each at a verifier of its own."""
+        return 1
+
+    def another(self) -> Verifier:
+        """Return a verifier for one more answer beside those of this one. Raises NotImplementedError."""
+        raise NotImplementedError(f"{type(self).__name__} has one answer open at a time")
 
     @abstractmethod
     def open(self, request: AnswerRequest, tracer: Tracer = NO_TRACER) -> None:
@@ -322,6 +336,11 @@ class Verifier(ABC):
     def disconnect(self) -> None:
         """End the answer and the connection to the cloud. Idempotent."""
         self.close()
+
+    @property
+    def models(self) -> AbstractContextManager[object]:
+        """Held while the target runs in this process; who runs a model that it may share holds it, too."""
+        return nullcontext()
 
     @property
     def shares_processor(self) -> bool:

@@ -119,7 +119,7 @@ class CachedRows:
 
 
 @dataclass(slots=True)
-class _WrappedContext(ModelContext):
+class WrappedContext(ModelContext):
     """A context that is `inner` in all that takes no time."""
 
     inner: ModelContext
@@ -143,7 +143,7 @@ class _WrappedContext(ModelContext):
 
 
 @dataclass(slots=True)
-class ChargedContext(_WrappedContext):
+class ChargedContext(WrappedContext):
     """A context each step of which takes `duration_s(new rows, whether it is the first)` seconds of `clock`.
 
     A prefill is part of the first step.
@@ -224,7 +224,7 @@ def profile_costs(hardware: HardwareProfile) -> DraftCosts:
 
 
 @dataclass(slots=True)
-class _PassContext(_WrappedContext):
+class _PassContext(WrappedContext):
     """One answer at a paced target. `is_filled`: its prompt is in the cache."""
 
     model: PacedTarget
