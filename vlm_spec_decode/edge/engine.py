@@ -130,6 +130,7 @@ class _AnswerState:
     request: AnswerRequest | None = None
     trace: AnswerTrace | None = None
     tracer: Tracer = NO_TRACER
+    progress: DraftProgress = field(default_factory=DraftProgress)
     drafter: Drafter | None = None
     is_begun: bool = False
     is_cancelled: bool = False
@@ -173,7 +174,6 @@ class Engine:
         self._lock = threading.RLock()
         self._open: list[_AnswerState] = []
         self._free: list[Verifier] = [verifier]
-        self._verifiers = 1
         self.processes = processes or Threads()
         self.clock = clock
         self._arbiter = DraftArbiter(self.processes)
@@ -184,6 +184,11 @@ class Engine:
     def max_answers(self) -> int:
         """How many answers may be open at once."""
         return self._verifier.max_answers
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may be opened now. One that was cancelled does not count, though it still ends."""
+        return sum(not answer.is_cancelled for answer in self._open) < self.max_answers
 
     def answer(self, observation: Observation, config: EngineConfig | None = None) -> DecodedAnswer:
         """Return the answer: an iterator with an update per commit; the last one carries the result.
@@ -210,16 +215,16 @@ class Engine:
     # Opening and ending --------------------------------------------------------------------------
 
     def _begin(self, answer: _AnswerState) -> None:
-        """Open an answer at a free verifier, and its draft, unless that was done."""
+        """Open an answer at a free verifier, unless that was done. It waits for nothing."""
         if answer.is_begun:
             return
         answer.is_begun = True
         observation, config, number = answer.observation, answer.config, next(self._numbers)
         # Under `rejection` drafted tokens must be draws from q; those of a cached answer are not.
         recalls = strategy(config.strategy).recalls and config.params.rule == "coupled"
-        progress = DraftProgress()
         answer.trace = AnswerTrace(self._clock.now)
-        answer.tracer = TracerGroup(answer.trace, progress, *((self._tracer,) if self._tracer else ()))
+        tracers = (answer.trace, answer.progress, *((self._tracer,) if self._tracer else ()))
+        answer.tracer = TracerGroup(*tracers)
         with self._lock:
             draft = self._answer_cache.draft(observation, number) if recalls else None
         request = answer.request = AnswerRequest(
@@ -233,7 +238,6 @@ class Engine:
         )
         try:
             self._open_verifier(answer).open(request, answer.tracer)
-            answer.drafter = self._open_drafter(answer, progress)
             if answer.is_cancelled:
                 raise Cancelled("the answer was cancelled")  # perhaps before it was open at the verifier
         except BaseException:
@@ -243,11 +247,10 @@ class Engine:
     def _open_verifier(self, answer: _AnswerState) -> Verifier:
         """Give the answer a free verifier: the engine's own if that is free. Raises EngineBusy."""
         with self._lock:
-            if not self._free and self._verifiers >= self.max_answers:
+            if not self.has_room:
                 raise EngineBusy(f"{len(self._open)} answers are open, and no more can be at a time")
             if not self._free:
                 self._free.append(self._verifier.another())
-                self._verifiers += 1
             verifier = min(self._free, key=lambda each: each is not self._verifier)
             self._free.remove(verifier)
             self._open.append(answer)
@@ -270,11 +273,11 @@ class Engine:
                 self._free.append(verifier)
                 self._open.remove(answer)
 
-    def _open_drafter(self, answer: _AnswerState, progress: DraftProgress) -> Drafter:
+    def _open_drafter(self, answer: _AnswerState) -> Drafter:
         if self._drafter is None or not strategy(answer.config.strategy).drafts or answer.verifier is None:
             return NoDrafter()
         models = answer.verifier.models
-        return SharedDraft.open(self._drafter, answer.observation, self._arbiter, progress, models)
+        return SharedDraft.open(self._drafter, answer.observation, self._arbiter, answer.progress, models)
 
     # Decoding ------------------------------------------------------------------------------------
 
@@ -282,6 +285,8 @@ class Engine:
         """Yield the updates. However this generator ends, the answer ends at the verifier too."""
         try:
             self._begin(answer)
+            # Here, for the draft model may be at work for another answer.
+            answer.drafter = self._open_drafter(answer)
             yield from self._updates(answer)
         finally:
             self._end(answer)
