@@ -140,8 +140,10 @@ def test_several_share_the_gpus_passes(name: str) -> None:
     engine, verifier = virtual()
     tokens, steps = run(engine, [each] * 4)
     assert tokens == [own_answer(lasting)] * 4
-    assert verifier.gpu_s < 1.5 * alone_gpu_s
-    assert engine.clock.now() < 2 * alone_s, "the draft model works for all four"
+    # One after the other they would take four times as long.
+    most = {"autoregressive": 1.25, "hybrid": 2.2, "speculative": 2.6}[name]
+    assert verifier.gpu_s < most * alone_gpu_s
+    assert engine.clock.now() < most * alone_s
     assert [step.at_s for step in steps] == sorted(step.at_s for step in steps)
 
 
@@ -308,7 +310,7 @@ def test_a_step_is_worth_what_it_adds_to_the_answer() -> None:
 def test_the_next_step_goes_to_whom_it_is_worth_most(kind: type[Processes]) -> None:
     clock = ProcessClock()
     processes = VirtualProcesses(clock) if kind is VirtualProcesses else Threads()
-    arbiter, order = DraftArbiter(processes), list[float]()
+    arbiter, order = DraftArbiter(processes, clock), list[float]()
 
     def step(worth: float) -> None:
         with arbiter.turn(worth):
@@ -325,7 +327,7 @@ def test_the_next_step_goes_to_whom_it_is_worth_most(kind: type[Processes]) -> N
 
 
 def test_a_turn_ends_whatever_happens() -> None:
-    arbiter = DraftArbiter(Threads())
+    arbiter = DraftArbiter(Threads(), WallClock())
     with pytest.raises(ZeroDivisionError), arbiter.turn(1.0):
         raise ZeroDivisionError
     with arbiter.turn(1.0):

@@ -185,6 +185,11 @@ class ModelContext(ABC):
         return confidence
 
     @property
+    def waited_s(self) -> float:
+        """For how long its calls have waited for others to use the model, in seconds of the owner's clock."""
+        return 0.0
+
+    @property
     def kv_bytes(self) -> int:
         """Present size of the cache in bytes; 0 for a context that does not know it."""
         return 0
@@ -201,17 +206,18 @@ class ModelContext(ABC):
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """One context's batch entry of a pass: what `ModelContext.score` takes."""
+    """One context's batch entry of a pass: what `ModelContext.choose` takes; without `rows` all of them."""
 
     context: ModelContext
     prefix: Tokens
     tokens: Tokens = ()
     parents: Tokens = ()
     on_exit: ExitHook | None = None
+    rows: Rows = None
 
     def score(self) -> Scores:
         """Score this request by itself. Raises what `ModelContext.score` does."""
-        return self.context.choose(self.prefix, (self.tokens, self.parents), self.on_exit)
+        return self.context.choose(self.prefix, (self.tokens, self.parents), self.on_exit, self.rows)
 
     def score_or_error(self) -> Scored:
         """Score this request by itself; return a VsdError instead of raising it."""

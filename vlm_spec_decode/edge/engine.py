@@ -176,7 +176,7 @@ class Engine:
         self._free: list[Verifier] = [verifier]
         self.processes = processes or Threads()
         self.clock = clock
-        self._arbiter = DraftArbiter(self.processes)
+        self._arbiter = DraftArbiter(self.processes, clock, drafter, lambda: self._record.step.slope)
         self.config = config or EngineConfig()
         self.pictures = PictureSizer(verifier, self.config.image_budget_s)
 

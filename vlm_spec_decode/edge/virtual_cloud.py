@@ -17,6 +17,7 @@ from vlm_spec_decode.core.ports import Model, Scores, Target
 from vlm_spec_decode.core.processes import VirtualProcesses
 from vlm_spec_decode.core.profiles import HardwareProfile
 from vlm_spec_decode.core.types import AnswerRequest, EarlyExitVerdict, Event, Hint, Observation
+from vlm_spec_decode.decoding.batched_drafting import prepare_together
 from vlm_spec_decode.decoding.policy import ColocatedDraft, PassPlan
 from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.models.paced import paced_copy, profile_costs
@@ -46,8 +47,14 @@ class VirtualCloud:
     processes: VirtualProcesses
     colocated_draft: Model | None = None
     gpu_s: float = 0.0
+    _copy: Model | None = field(init=False)
+    _copy_clock: VirtualClock = field(default_factory=VirtualClock)
     _answers: dict[int, _VirtualRequest] = field(default_factory=dict)
     _running: list[_VirtualRequest] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        draft = self.colocated_draft
+        self._copy = paced_copy(draft, self.hardware, self._copy_clock) if draft else None
 
     def open(self, request: AnswerRequest, deliver: Deliver) -> None:
         """Begin an answer whose Open and image have arrived."""
@@ -110,25 +117,27 @@ class VirtualCloud:
 
     def _start_pass(self, jobs: list[tuple[_VirtualRequest, PassPlan | None]]) -> None:
         """Run a pass now, and let its results come when its time is over."""
-        began_s, drafted_s = self.processes.event_s, 0.0
+        began_s = self.processes.event_s
         done = list[tuple[_VirtualRequest, PassPlan, Scores]]()
         early = list[tuple[_VirtualRequest, EarlyExitVerdict]]()
-        nodes = fills = exits = 0
-        for answer, planned in jobs:
-            session = answer.session
-            fills += not answer.is_prefilled
+        fills = sum(not answer.is_prefilled for answer, _ in jobs)
+        nodes = exits = 0
+        for answer, plan in jobs:
             answer.is_prefilled = True
-            if planned is None:
-                session.context.prefill()
-                continue
-            # The copy of the draft works on the same GPU: for one answer after the other, before the pass.
-            helper_s = session.helper.clock.now() if session.helper else 0.0
-            plan = session.prepare(planned)
-            drafted_s += (session.helper.clock.now() if session.helper else 0.0) - helper_s
+            if plan is None:
+                answer.session.context.prefill()
+        # The copy of the draft works on the same GPU, before the pass.
+        planned = [(answer, plan) for answer, plan in jobs if plan]
+        drafted_s = self._copy_clock.now()
+        prepared = prepare_together([(answer.session, plan) for answer, plan in planned], self._copy)
+        drafted_s = self._copy_clock.now() - drafted_s
+        for (answer, _), grown in zip(planned, prepared, strict=True):
+            if isinstance(grown, Exception):
+                raise grown
             heard = list[EarlyExitVerdict]()
-            done.append((answer, plan, session.run(plan, heard.append)))
+            done.append((answer, grown, answer.session.run(grown, heard.append)))
             early += [(answer, verdict) for verdict in heard]
-            nodes, exits = nodes + len(plan.nodes.tokens), max(exits, len(heard))
+            nodes, exits = nodes + len(grown.nodes.tokens), max(exits, len(heard))
         pass_s = self.hardware.shared_pass_s(nodes, len(jobs), fills, exits)
         layers = self.target.card.num_layers
         for answer, verdict in early:
@@ -158,8 +167,6 @@ class VirtualCloud:
         return self._answers.get(answer.session.request.answer) is answer
 
     def _open_colocated_draft(self, observation: Observation) -> ColocatedDraft | None:
-        if self.colocated_draft is None:
+        if self._copy is None:
             return None
-        clock = VirtualClock()
-        context = paced_copy(self.colocated_draft, self.hardware, clock).open(observation)
-        return ColocatedDraft(context, clock, profile_costs(self.hardware))
+        return ColocatedDraft(self._copy.open(observation), self._copy_clock, profile_costs(self.hardware))
