@@ -9,14 +9,14 @@ one, in the order of the committed tokens that it is expected to bring them:
 d is how many tokens beyond the committed ones the step's shallowest row stands, and α how often a drafted
 token of this answer was right, so α^(d + 1) is the probability that the drafted token is committed. An answer
 without a draft at the cloud may be one whose next pass waits for just this draft, and every pass commits a
-token of its own. A further row adds a share s to the time of the step: an answer with r rows joins n rows of others
-while
+token of its own. A further row adds a share s to the time of the step: an answer with r rows joins n rows of
+others while
 
     worth ≥ r · s · (sum of the others' worth) / (1 + s · (n - 1)),
 
 which is what its time would bring in the step without it. Who does not join is in the next step; the deeper
-a draft grows the less a further step is worth, so no answer stays behind for long. Equal ones go in the order in
-which they were asked for.
+a draft grows the less a further step is worth, so no answer stays behind for long. Equal ones go in the order
+in which they were asked for.
 """
 
 from __future__ import annotations

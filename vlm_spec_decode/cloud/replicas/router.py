@@ -119,13 +119,12 @@ class ReplicaRouter:
             return None
         robot.last_message_s = now_s
         messages_before: list[Message] = []
-        others = len(robot.answers)
         if robot.mention(message, now_s) and isinstance(message, Open):
             if self.is_draining:
                 robot.answers.pop(message.answer)
                 self.outbox.append((peer, _encode(Busy(message.answer, message.epoch, "draining", 500))))
                 return None
-            if self._rebalance(robot, has_open=others > 0) is not None:
+            if self._rebalance(robot, has_open=len(robot.answers) > 1) is not None:
                 messages_before = [(peer, robot.hello)]
         if robot.replica is None:
             self.dropped["no_replica"] += 1
