@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,7 +168,6 @@ def test_a_connection_that_breaks_is_a_pause_for_all_of_them(key_folder: Path) -
 
 
 def test_a_cloud_that_allows_fewer_says_so_for_the_one_too_many(key_folder: Path) -> None:
-    from dataclasses import replace
 
     lasting = EngineConfig(
         strategy="autoregressive",

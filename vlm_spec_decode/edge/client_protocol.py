@@ -1,23 +1,9 @@
 """The edge's half of the wire protocol and its time-outs, without I/O: bytes and ticks in, events out.
 
-It is a state machine (docs/protocol.md). `requests` are the open answers, each with all of its state:
-committed sequence, draft tree, unacknowledged messages. Committed tokens are never taken back: the robot may
-have acted on them. One connection carries several answers, told apart by their numbers: what ends, delays or
-repeats one leaves the others as they are.
-
-::
-
-                  connect                Welcome                 open, or an answer waits
-        NEW ──────────────► GREETING ──────────────► READY ──────────────────────────────► ANSWERING
-                              ▲  ▲                     ◄──────── close, Refused, too busy ─────┘
-          connect, open       │  │ no answer of the cloud for too long, or it has forgotten the robot
-        FAILED ───────────────┘  └───────────────────── READY, ANSWERING, BACKING_OFF
-           ▲
-           └── silence beyond all patience, Refused, another model: from every state but NEW
-
-        BACKING_OFF: a cloud was busy and serves no answer of ours. Entered by Busy from GREETING, READY and
-        ANSWERING; left for GREETING at the next cloud when its time has come, or by open. An answer that is
-        busy beside one that is served waits in ANSWERING, and is opened again there.
+It is a state machine (`edge.client_states`, docs/protocol.md). `requests` are the open answers, each with all
+of its state: committed sequence, draft tree, unacknowledged messages. Committed tokens are never taken back:
+the robot may have acted on them. One connection carries several answers, told apart by their numbers: what
+ends, delays or repeats one leaves the others as they are.
 """
 
 from __future__ import annotations
@@ -25,9 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Mapping
 from dataclasses import replace
-from enum import Enum
 from typing import Protocol
 
 from vlm_spec_decode.core.errors import (
@@ -39,6 +23,7 @@ from vlm_spec_decode.core.errors import (
     ProtocolStateError,
 )
 from vlm_spec_decode.core.types import UNKNOWN_LIMITS, AnswerRequest, Commit, Event, Hint, Uplink
+from vlm_spec_decode.edge.client_states import CONNECTED_STATES, TRANSITIONS, ClientState
 from vlm_spec_decode.edge.protocol_timing import EchoMonitor, ProtocolTiming, SuspensionDetector
 from vlm_spec_decode.edge.request_state import ImageUpload, RequestState, Traffic
 from vlm_spec_decode.protocol import codec
@@ -71,43 +56,6 @@ class RenewableConnection(Protocol):
     def was_connected(self) -> bool:
         """Return True once for each connection that was established."""
         ...
-
-
-class ClientState(Enum):
-    """State of the edge's half of the protocol."""
-
-    NEW = "new"
-    """Nothing has been sent; `connect` starts the handshake."""
-
-    GREETING = "greeting"
-    """Hello was sent and no Welcome has come; open answers wait."""
-
-    READY = "ready"
-    """A cloud has welcomed this edge, and no answer is open."""
-
-    ANSWERING = "answering"
-    """The cloud has the Open of an answer."""
-
-    BACKING_OFF = "backing_off"
-    """A cloud was busy. At `_retry_s` the next one gets a Hello; open answers wait."""
-
-    FAILED = "failed"
-    """The error is the last of the events; `connect` or `open` starts again."""
-
-
-_S = ClientState
-TRANSITIONS: Mapping[ClientState, frozenset[ClientState]] = {
-    _S.NEW: frozenset({_S.GREETING}),
-    _S.GREETING: frozenset({_S.GREETING, _S.READY, _S.ANSWERING, _S.BACKING_OFF, _S.FAILED}),
-    _S.READY: frozenset({_S.GREETING, _S.ANSWERING, _S.BACKING_OFF, _S.FAILED}),
-    _S.ANSWERING: frozenset({_S.GREETING, _S.READY, _S.ANSWERING, _S.BACKING_OFF, _S.FAILED}),
-    _S.BACKING_OFF: frozenset({_S.GREETING, _S.ANSWERING, _S.BACKING_OFF, _S.FAILED}),
-    _S.FAILED: frozenset({_S.GREETING}),
-}
-"""Every state and the states that may follow it."""
-
-CONNECTED_STATES = frozenset({_S.GREETING, _S.READY, _S.ANSWERING, _S.BACKING_OFF})
-"""States in which messages of a cloud are handled."""
 
 
 class ClientProtocol:
