@@ -11,7 +11,8 @@ from test.net.test_sockets import own_answer
 from test.tables import POOR_DRAFT, STOP, TARGET, TableModel
 from vlm_spec_decode.bench.run import SilentCodec
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import Cancelled, CloudTimeout, EngineBusy
+from vlm_spec_decode.core.errors import Cancelled, CloudTimeout, EngineBusy, OutOfMemory
+from vlm_spec_decode.core.ports import Scored
 from vlm_spec_decode.core.processes import ProcessClock, Processes, Threads, VirtualProcesses
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import (
@@ -332,3 +333,28 @@ def test_a_turn_ends_whatever_happens() -> None:
         raise ZeroDivisionError
     with arbiter.turn(1.0):
         pass
+
+
+def test_closing_waits_for_no_step_and_comes_after_it() -> None:
+    """Also in the thread that runs one: a collector may close there what nobody holds."""
+    arbiter, closed = DraftArbiter(Threads(), WallClock()), list[str]()
+    arbiter.close(lambda: closed.append("idle"))
+    assert closed == ["idle"]
+    with arbiter.turn(1.0):
+        arbiter.close(lambda: closed.append("busy"))
+        assert closed == ["idle"]
+    assert closed == ["idle", "busy"]
+
+
+def test_answers_in_one_step_fail_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """A shared step that fails is run again for each, and only who fails then is told."""
+
+    class Fragile(TableModel):
+        def score_batch(self, requests: object) -> list[Scored]:
+            raise OutOfMemory("no room for a shared step")
+
+    pair = ModelPair(TableModel(TARGET), Fragile(POOR_DRAFT), SilentCodec(), (STOP,))
+    engine, _ = virtual_engine(pair, LINK, HARDWARE, config(1))
+    configs = [config(seed, "speculative") for seed in SEEDS]
+    assert run(engine, configs)[0] == [own_answer(each.params) for each in configs]
+    assert "a draft step for" in caplog.text

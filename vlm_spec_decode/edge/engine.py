@@ -117,7 +117,8 @@ class DecodedAnswer(Iterator[AnswerUpdate]):
 
     def __del__(self) -> None:
         """End an answer that was started and of which no update was ever asked for."""
-        self._engine._end(self._state)
+        if hasattr(self, "_state"):  # else an interrupt came before it was made
+            self._engine._end(self._state)
 
 
 @dataclass(slots=True, eq=False)

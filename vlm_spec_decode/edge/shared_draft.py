@@ -139,6 +139,7 @@ class DraftArbiter:
         self._order = itertools.count()
         self._wanted: list[_Turn] = []
         self._running: list[_Turn] = []
+        self._ended: list[Callable[[], None]] = []
 
     @contextmanager
     def turn(self, worth: float) -> Iterator[None]:
@@ -171,6 +172,20 @@ class DraftArbiter:
             raise mine.result
         assert mine.result is not None
         return mine.result, max(0.0, mine.began_s - asked_s)
+
+    def close(self, close: Callable[[], None]) -> None:
+        """Close a context when no step runs: now, or at the end of the step that does. It never waits.
+
+        An answer that nobody holds is closed by whatever thread collects it, perhaps in its own step.
+        """
+
+        def close_or_leave() -> None:
+            if self._running:
+                self._ended.append(close)
+            else:
+                close()
+
+        self._processes.change(close_or_leave)
 
     def _run(self, mine: _Turn) -> None:
         """Run the steps of all that share this turn; if that fails, this one alone."""
@@ -223,6 +238,8 @@ class DraftArbiter:
             # Interrupted in its step: who shared it wants another one.
             self._wanted += [turn for turn in self._running[1:] if turn.result is None]
             self._running = []
+            while self._ended:
+                self._ended.pop()()
         elif mine in self._wanted:
             self._wanted.remove(mine)  # interrupted while it waited
         elif mine in self._running:
@@ -287,8 +304,12 @@ class SharedDraft(WrappedContext):
 
     def close(self) -> None:
         """Free all that the answer holds."""
-        with self._turn(math.inf):
-            self.inner.close()
+
+        def close() -> None:
+            with self.models:
+                self.inner.close()
+
+        self.arbiter.close(close)
 
     @contextmanager
     def _turn(self, worth: float) -> Iterator[None]:
