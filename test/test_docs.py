@@ -220,10 +220,13 @@ def test_commands_of_pages_run(name, user):
 
 
 def test_the_python_of_its_page_runs(user):
-    question, mission = blocks(page("python"), "python")
+    question, several, mission = blocks(page("python"), "python")
     said = user(f"python - <<'END'\n{question}END\n")
     assert "Turn(angle_deg=-10.0)" in said
     assert "(Sit()" in said
+    first, *_, last = user(f"python - <<'END'\n{several}END\n").splitlines()
+    assert " | " in first
+    assert "sit ( )" in last.split(" | ")[1], "both at once"
     said = user(f"python - <<'END'\n{mission}END\n")
     assert said.splitlines()[-1] == "done forward(1) done()"
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from vlm_spec_decode.cloud.replicas.router import ABSENT_S, HELLO_FIRST_REPLY, NO_REPLICA, ReplicaRouter
+from vlm_spec_decode.cloud.replicas.router import (
+    ABSENT_S,
+    HELLO_FIRST_REPLY,
+    NO_REPLICA,
+    UNMENTIONED_S,
+    ReplicaRouter,
+)
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import Busy, Close, Hello, Ping, Refused
@@ -141,3 +147,41 @@ def test_robots_that_are_long_silent_are_forgotten(robots: int) -> None:
     for number in range(robots):
         router.route(peer(number), HELLO)
     assert router.robots == 8192
+
+
+def test_a_robot_with_open_answers_stays_with_its_replica_for_one_more() -> None:
+    """Its frames and its shared passes are there; without open answers it moves to the idle replica."""
+    router = front_of(1, robots=4)
+    router.route(peer(0), opening(1))
+    router.on_starting(1)
+    router.on_up(1)
+    for number in (2, 3):
+        assert router.route(peer(0), opening(number)) == (0, [(peer(0), opening(number))])
+    for number in (1, 2, 3):
+        router.route(peer(0), codec.encode(Close(number, 0)))
+    assert router.route(peer(0), opening(4)) == (1, [(peer(0), HELLO), (peer(0), opening(4))])
+
+
+def test_answers_that_a_robot_no_longer_mentions_do_not_hold_it() -> None:
+    """Their Close was lost; the answers of which it still speaks do."""
+    router = front_of(1, robots=4)
+    for number in (1, 2):
+        router.route(peer(0), opening(number))
+    router.on_starting(1)
+    router.on_up(1)
+    later_s = UNMENTIONED_S / 2
+    router.route(peer(0), codec.encode(Ping(0, 2, 0, 0, False)), later_s)
+    assert router.route(peer(0), opening(3), UNMENTIONED_S + 1) == (0, [(peer(0), opening(3))])
+    for number in range(1, 4):
+        router.route(peer(number), codec.encode(Ping(0, 0, 0, 0, False)), 3 * UNMENTIONED_S)
+    routed = router.route(peer(0), opening(4), 3 * UNMENTIONED_S)
+    assert routed == (1, [(peer(0), HELLO), (peer(0), opening(4))])
+
+
+def test_answers_go_on_elsewhere_when_their_replica_is_taken_away() -> None:
+    router = front_of(2, robots=2)
+    at = place(router, 0)
+    router.route(peer(0), opening(1))
+    router.on_draining(at)
+    assert router.route(peer(0), opening(1, epoch=1)) == (at, [(peer(0), opening(1, epoch=1))])
+    assert router.route(peer(0), opening(2)) == (1 - at, [(peer(0), HELLO), (peer(0), opening(2))])

@@ -100,13 +100,13 @@ def test_an_open_carries_what_is_recalled_and_what_is_left_of_it_after_a_loss() 
     request = AnswerRequest(1, asked(), PARAMS, "hybrid", draft=draft)
     packer = codec.TokenPacker(100)
     answer = RequestState(request=request, packer=packer)
-    opened, *more = answer.open_messages(1)
+    opened, *more = answer.open_messages()
     assert isinstance(opened, Open)
     assert not more
     assert codec.answer_request(opened, packer, HERE).draft == draft
     answer.commit(Commit(1, 0, 0, (5, 9), 1, 1, False))
     answer.begin_epoch()
-    opened, *more = answer.open_messages(1)
+    opened, *more = answer.open_messages()
     assert isinstance(opened, Open)
     assert opened.draft is None
     assert not more

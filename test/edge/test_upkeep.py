@@ -43,7 +43,7 @@ class Time:
 def edge(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Line, Time, list[float]]:
     line, time, ticks = Line(), Time(), list[float]()
     verifier: Any = RemoteVerifier(line, Hello("t", "a", "b", "c", 64), time)  # type: ignore[arg-type]
-    monkeypatch.setattr(verifier._protocol, "tick", ticks.append)
+    monkeypatch.setattr(verifier._connection.protocol, "tick", ticks.append)
     return verifier, line, time, ticks
 
 
@@ -51,8 +51,8 @@ def test_upkeep_goes_on_while_messages_keep_the_link_busy(edge: tuple[Any, Line,
     verifier, line, time, ticks = edge
     for _ in range(100):
         time.at_s += UPKEEP_S / 10
-        verifier._protocol.outbox.append(b"x")
-        verifier._flush()
+        verifier._connection.protocol.outbox.append(b"x")
+        verifier._connection._flush()
     assert len(line.sent) == 100, "each goes out at once"
     assert len(ticks) == pytest.approx(10, abs=1)
     assert max(b - a for a, b in pairwise(ticks)) <= 1.2 * UPKEEP_S
@@ -64,6 +64,6 @@ def test_upkeep_is_done_whenever_the_link_has_nothing_to_hand_over(
     verifier, line, time, ticks = edge
     for _ in range(10):
         time.at_s += UPKEEP_S / 100
-        verifier._flush()
+        verifier._connection._flush()
     assert len(ticks) == 10
     assert line.sent == []

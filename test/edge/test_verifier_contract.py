@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,69 @@ def test_a_new_answer_takes_the_place_of_an_open_one(verifier: Verifier) -> None
     assert answer(verifier, 2).tokens == own_answer(PARAMS)
 
 
+@pytest.fixture
+def has_link(verifier: Verifier) -> bool:
+    return not isinstance(verifier, LocalVerifier)
+
+
+LONG = SamplingParams(temperature=1.0, max_tokens=60, seed=3)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_several_answers_at_once_are_those_asked_alone(verifier: Verifier, count: int) -> None:
+    assert verifier.max_answers >= count
+    lanes = [verifier, *(verifier.another() for _ in range(count - 1))]
+    sequences = [Sequence() for _ in lanes]
+    seeded = [replace(LONG, seed=seed) for seed in range(count)]
+    for number, (lane, params) in enumerate(zip(lanes, seeded, strict=True), 1):
+        lane.open(AnswerRequest(number, OBSERVATION, params, "autoregressive"))
+    while not all(sequence.finished for sequence in sequences):
+        for number, (lane, sequence) in enumerate(zip(lanes, sequences, strict=True), 1):
+            if not sequence.finished:
+                event = lane.wait(10)
+                assert isinstance(event, Commit)
+                assert event.answer == number
+                assert sequence.commit(event) == event.tokens != ()
+    assert [sequence.tokens for sequence in sequences] == [own_answer(params) for params in seeded]
+
+
+@pytest.mark.parametrize("how", ["close", "cancel", "open"])
+def test_what_ends_one_of_several_leaves_the_others(verifier: Verifier, how: str) -> None:
+    first, second, third = verifier, verifier.another(), verifier.another()
+    for number, lane in enumerate((first, second, third), 1):
+        lane.open(AnswerRequest(number, OBSERVATION, LONG, "autoregressive"))
+        lane.wait(10)
+    if how == "open":
+        second.open(AnswerRequest(4, OBSERVATION, PARAMS, "autoregressive"))
+    else:
+        getattr(second, how)()
+    if how == "cancel":
+        with pytest.raises(Cancelled):
+            drain(second.wait)
+    for lane in (first, third):
+        while not (event := lane.wait(10)).finished:  # type: ignore[union-attr]
+            assert isinstance(event, Commit)
+        lane.close()
+    second.close()
+    assert answer(verifier, 5).tokens == own_answer(PARAMS)
+    assert answer(second, 6).tokens == own_answer(PARAMS)
+
+
+def test_usage_is_of_ones_own_answer(verifier: Verifier, has_link: bool) -> None:
+    lanes = verifier, verifier.another()
+    for number, (lane, image) in enumerate(zip(lanes, (IMAGE, None), strict=True), 1):
+        lane.open(AnswerRequest(number, Observation(image, "go"), PARAMS, "autoregressive"))
+    for lane in lanes:
+        while not (event := lane.wait(10)).finished:  # type: ignore[union-attr]
+            assert isinstance(event, Commit)
+        lane.close()
+    with_image, without = (lane.usage for lane in lanes)
+    assert (with_image.image_bytes >= len(IMAGE.jpeg)) == has_link
+    assert without.image_bytes == 0
+    assert (without.uplink_bytes > 0) == has_link
+    assert without.downlink_bytes <= 1.5 * with_image.downlink_bytes
+
+
 def test_hints_that_make_no_sense_do_no_harm(verifier: Verifier) -> None:
     verifier.open(AnswerRequest(1, OBSERVATION, PARAMS, "speculative"))
     verifier.submit(DraftMessage(1, 0, 7, 1, (0,), (0,)))
@@ -115,11 +179,6 @@ def test_close_twice_is_close_once(verifier: Verifier) -> None:
     verifier.open(AnswerRequest(1, OBSERVATION, PARAMS, "autoregressive"))
     verifier.close()
     verifier.close()
-
-
-@pytest.fixture
-def has_link(verifier: Verifier) -> bool:
-    return not isinstance(verifier, LocalVerifier)
 
 
 def test_usage_is_that_of_the_newest_answer(verifier: Verifier, has_link: bool) -> None:

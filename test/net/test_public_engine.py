@@ -237,7 +237,7 @@ def test_the_with_block_ends_the_answer_when_it_raises(slow: Cloud, key_folder: 
     slow.gave_up()
 
 
-def test_a_second_answer_is_refused_by_name_from_any_thread(slow: Cloud, engine: vsd.Engine) -> None:
+def test_one_answer_too_many_is_refused_by_name_from_any_thread(slow: Cloud, engine: vsd.Engine) -> None:
     refused: list[vsd.EngineBusy] = []
 
     def ask_too() -> None:
@@ -245,14 +245,66 @@ def test_a_second_answer_is_refused_by_name_from_any_thread(slow: Cloud, engine:
             engine.ask("come")
         refused.append(caught.value)
 
-    first = engine.stream("go")
-    next(first)
+    streams = [engine.stream("go") for _ in range(engine.max_answers)]
+    for stream in streams:
+        next(stream)
     ask_too()
     thread = threading.Thread(target=ask_too)
     thread.start()
     thread.join(timeout=10)
     assert len(refused) == 2
-    assert len([update for update in first if update.is_final]) == 1, "the open answer went on"
+    for stream in streams:
+        assert len([update for update in stream if update.is_final]) == 1, "the open answers went on"
+    answers_again(engine)
+
+
+def test_answers_at_the_same_time_are_those_asked_alone(slow: Cloud, engine: vsd.Engine) -> None:
+    alone = engine.ask("go").tokens
+    streams = [engine.stream("go") for _ in range(3)]
+    tokens: list[Tokens] = [() for _ in streams]
+    for updates in zip(*streams, strict=True):
+        for number, update in enumerate(updates):
+            tokens[number] += update.tokens
+    assert tokens == [alone] * 3
+    eventually(lambda: not slow.open)
+
+
+def test_closing_one_stream_leaves_the_others(slow: Cloud, engine: vsd.Engine) -> None:
+    first, second, third = (engine.stream("go") for _ in range(3))
+    for stream in (first, second, third):
+        next(stream)
+    second.close()
+    eventually(lambda: slow.open == 2)
+    assert list(second) == []
+    for stream in (first, third):
+        assert [update.is_final for update in stream][-1]
+    eventually(lambda: not slow.open)
+
+
+def test_cancel_ends_all_open_answers_and_close_of_a_stream_from_outside_only_that(
+    slow: Cloud, engine: vsd.Engine
+) -> None:
+    ended: dict[str, str] = {}
+
+    def read(name: str, stream: vsd.AnswerStream) -> None:
+        try:
+            ended[name] = "finished" if list(stream)[-1].is_final else "cut"
+        except vsd.Cancelled:
+            ended[name] = "cancelled"
+
+    streams = {name: engine.stream(name) for name in ("one", "two", "three")}
+    threads = [threading.Thread(target=read, args=each) for each in streams.items()]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: slow.open == 3)
+    streams["two"].close()
+    eventually(lambda: slow.open == 2)
+    assert ended == {"two": "cancelled"}
+    engine.cancel()
+    for thread in threads:
+        thread.join(timeout=10)
+    assert ended == {"one": "cancelled", "two": "cancelled", "three": "cancelled"}
+    answers_again(engine)
 
 
 def test_two_threads_at_one_stream_are_told_apart(slow: Cloud, engine: vsd.Engine) -> None:

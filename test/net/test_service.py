@@ -206,7 +206,7 @@ def test_a_robot_that_vanishes_leaves_nothing_behind(key_folder: Path) -> None:
             verifier.connect(timeout_s=PATIENT_S)
             verifier.open(AnswerRequest(1, Observation(None, "go"), PARAMS, "autoregressive"))
             receive(verifier, 2)
-            verifier._link.close()  # no Close: as if it had lost its power
+            verifier._connection.link.close()  # no Close: as if it had lost its power
         server.protocol.expire(CLOCK.now() + server.protocol.limits.idle_s + 1)
         eventually(lambda: all(context.closed for context in target.contexts))
         assert not server.protocol.requests

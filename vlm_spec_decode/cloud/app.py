@@ -86,7 +86,12 @@ def serve_on(
     """Make a server on the link of the config's models, which are loaded unless given. Raises ModelError."""
     target, named = models or load_target(config)
     own = own_draft(config, target, named)
-    limits = ServerLimits(sessions=config.max_sessions, batch=config.batch, kv_bytes=config.kv_mib << 20)
+    limits = ServerLimits(
+        sessions=config.max_sessions,
+        sessions_per_peer=config.robot_answers,
+        batch=config.batch,
+        kv_bytes=config.kv_mib << 20,
+    )
     protocol = ServerProtocol(target.card, config.language.digest, limits, tracer=tracer or MessageTracer())
     clock, copy = WallClock(), own.model
     served = constrained(target, target.codec, config.language)

@@ -15,7 +15,7 @@ from typing import Any
 from vlm_spec_decode.core.config import check_ranges, read_mapping, read_values, setting
 from vlm_spec_decode.core.errors import ConfigError, ModelError, ModelNotFound
 from vlm_spec_decode.core.profiles import load_hardware
-from vlm_spec_decode.core.types import Language
+from vlm_spec_decode.core.types import MAX_OPEN_ANSWERS, Language
 from vlm_spec_decode.models.engines.base import DEFAULT_ENGINE, LoadOptions
 from vlm_spec_decode.models.registry import ENGINES
 from vlm_spec_decode.models.spec import check_place, parse_spec
@@ -33,13 +33,16 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 class ServerLimits:
     """Limits of one server protocol.
 
-    Sessions idle longer than `idle_s` are dropped. A pass has at most `batch` answers, of which at most
-    `fills` compute a prompt, so that new answers do not delay running ones. Beyond `kv_bytes` the caches of
-    sessions without an event for `evict_after_s` are evicted, and computed again when they are needed. A
-    robot that finds no room is asked to retry after `retry_s`.
+    One robot may have `sessions_per_peer` answers open at a time. One more takes the place of an answer of it
+    that has come to its end, or that it has not mentioned for `silent_s`; without any it is refused. Sessions
+    idle longer than `idle_s` are dropped. A pass has at most `batch` answers, of which at most `fills`
+    compute a prompt, so that new answers do not delay running ones. Beyond `kv_bytes` the caches of sessions
+    without an event for `evict_after_s` are evicted, and computed again when they are needed. A robot that
+    finds no room is asked to retry after `retry_s`.
     """
 
-    sessions_per_peer: int = 2
+    sessions_per_peer: int = MAX_OPEN_ANSWERS
+    silent_s: float = 1.0
     sessions: int = 64
     peers: int = 1024
     image_cache_bytes: int = 64 * 1024 * 1024
@@ -89,6 +92,7 @@ class CloudConfig:
     engine: str = setting(DEFAULT_ENGINE, "What runs the target.", one_of=ENGINES)
     threads: int = setting(1, "Threads of the target on a CPU.", 1)
     max_sessions: int = setting(_LIMITS.sessions, "Answers at the same time.", 1)
+    robot_answers: int = setting(_LIMITS.sessions_per_peer, "Answers of one robot at the same time.", 1)
     batch: int = setting(_LIMITS.batch, "Answers in one pass.", 1)
     kv_mib: int = setting(_LIMITS.kv_bytes // 2**20, "Memory of the answers' caches.", 1)
     key_robots: int = setting(1024, "Robots that one key may stand for at a time.", 1)

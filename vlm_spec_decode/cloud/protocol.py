@@ -346,14 +346,29 @@ class ServerProtocol:
             return
         if known:
             self.requests.end(known)
-        mine = self.requests.of_peer(peer)
-        for request in mine[: max(0, len(mine) + 1 - self.limits.sessions_per_peer)]:
-            self.requests.end(request)
+        self._end_forgotten(peer, now_s)
+        most = self.limits.sessions_per_peer
+        if (count := len(self.requests.of_peer(peer))) >= most:
+            detail = f"this robot has {count} open answers; the cloud allows {most} at a time"
+            self._responses.send_refused(peer, message.answer, message.epoch, wire.TOO_MANY_ANSWERS, detail)
+            return
         has_memory = self.scheduler.has_memory(self.requests.values(), now_s)
         if why := self._admission.lacking_room(message, self.requests, has_memory, self.stats.is_draining):
             self._responses.send_busy(peer, message.answer, message.epoch, why)
         else:
             self._begin(ServerRequest(peer=peer, message=message, touched_s=now_s, ready_s=now_s))
+
+    def _end_forgotten(self, peer: bytes, now_s: float) -> None:
+        """Make room for one more answer of a robot: end those whose Close was probably lost.
+
+        The finished ones come first, then those that the robot has not mentioned for the longest time. It
+        pings for each answer that it has open, so one that it does not mention is none; if it is one all the
+        same, because the link was cut, the next ping says that it is not known here, and it is opened again.
+        """
+        mine = sorted(self.requests.of_peer(peer), key=lambda r: (not r.is_finished, r.touched_s))
+        for request in mine[: max(0, len(mine) + 1 - self.limits.sessions_per_peer)]:
+            if request.is_finished or now_s - request.touched_s > self.limits.silent_s:
+                self.requests.end(request)
 
     def _begin(self, request: ServerRequest) -> None:
         self.stats.opened += 1

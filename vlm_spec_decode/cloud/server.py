@@ -19,6 +19,7 @@ from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.requests import FAILURES, BatchResult, JobResult, Jobs, ServerJob
 from vlm_spec_decode.core.ports import Clock, Model, Scored, ScoreRequest, Target
 from vlm_spec_decode.core.types import EarlyExitVerdict
+from vlm_spec_decode.decoding.batched_drafting import Prepared, prepare_together
 from vlm_spec_decode.decoding.policy import ColocatedDraft, DraftCosts
 from vlm_spec_decode.transport.in_process import ServerLink
 
@@ -54,7 +55,7 @@ class BatchRunner:
     def run(self, jobs: Jobs) -> BatchResult:
         """Run the passes of all jobs in one."""
         started_s, self._splits = self._clock.now(), 0
-        prepared = [self._prepare(job) for job in jobs]
+        prepared = self._prepare(jobs)
         due = [job for job in prepared if isinstance(job, ServerJob)]
         scored = iter(self._choose(due, self._score([self._score_request(job) for job in due])))
         pass_s = self._clock.now() - started_s
@@ -75,15 +76,17 @@ class BatchRunner:
         except FAILURES as error:
             return JobResult(failure=error)
 
-    def _prepare(self, job: ServerJob) -> ServerJob | JobResult:
-        """Let the co-located draft add nodes to a pass."""
-        session = job.request.session
-        assert session is not None
-        try:
-            plan = session.prepare(job.plan) if job.plan else None
-            return job if plan is job.plan else replace(job, plan=plan)
-        except FAILURES as error:
-            return JobResult(failure=error)
+    def _prepare(self, jobs: Jobs) -> list[ServerJob | JobResult]:
+        """Let the co-located draft add nodes to a pass, in steps that its answers share."""
+        planned = [(job.request.session, job.plan) for job in jobs if job.request.session and job.plan]
+        plans = iter(prepare_together(planned, self._colocated_draft, FAILURES))
+        return [self._prepared(job, next(plans)) if job.plan else job for job in jobs]
+
+    @staticmethod
+    def _prepared(job: ServerJob, plan: Prepared) -> ServerJob | JobResult:
+        if isinstance(plan, Exception):
+            return JobResult(failure=plan)
+        return job if plan is job.plan else replace(job, plan=plan)
 
     def _score_request(self, job: ServerJob) -> ScoreRequest:
         session = job.request.session

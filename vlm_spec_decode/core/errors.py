@@ -10,7 +10,7 @@
     │   ├── ImageError             no image in these bytes, or one too large
     │   ├── BagError               a bag that is not there or cannot be read
     │   ├── MissingExtra           a library that is optional and not installed
-    │   ├── EngineBusy             a second question while an answer is open
+    │   ├── EngineBusy             a question beyond the answers that may be open at a time
     │   └── EngineClosed           a question after the engine's end
     ├── ModelError                 a checkpoint cannot be loaded or does not fit
     │   ├── ModelNotFound          no checkpoint where one is named; a ConfigError as well
@@ -82,7 +82,7 @@ class MissingExtra(UsageError):
 
 
 class EngineBusy(UsageError):
-    """An engine answers one question at a time, and another answer is still open."""
+    """As many answers are open as the engine may have at a time, or another thread waits for this one."""
 
 
 class EngineClosed(UsageError):
@@ -132,9 +132,10 @@ class GrammarError(ModelError):
 
 
 class CloudError(VsdError):
-    """The verifier cannot be used."""
+    """The verifier cannot be used. `answer` is the number of the answer that it ends; 0: all of them."""
 
     exit_code = 3
+    answer = 0
 
 
 class CloudUnreachable(CloudError):

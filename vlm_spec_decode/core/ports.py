@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -184,6 +185,11 @@ class ModelContext(ABC):
         return confidence
 
     @property
+    def waited_s(self) -> float:
+        """For how long its calls have waited for others to use the model, in seconds of the owner's clock."""
+        return 0.0
+
+    @property
     def kv_bytes(self) -> int:
         """Present size of the cache in bytes; 0 for a context that does not know it."""
         return 0
@@ -200,17 +206,18 @@ class ModelContext(ABC):
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """One context's batch entry of a pass: what `ModelContext.score` takes."""
+    """One context's batch entry of a pass: what `ModelContext.choose` takes; without `rows` all of them."""
 
     context: ModelContext
     prefix: Tokens
     tokens: Tokens = ()
     parents: Tokens = ()
     on_exit: ExitHook | None = None
+    rows: Rows = None
 
     def score(self) -> Scores:
         """Score this request by itself. Raises what `ModelContext.score` does."""
-        return self.context.choose(self.prefix, (self.tokens, self.parents), self.on_exit)
+        return self.context.choose(self.prefix, (self.tokens, self.parents), self.on_exit, self.rows)
 
     def score_or_error(self) -> Scored:
         """Score this request by itself; return a VsdError instead of raising it."""
@@ -290,7 +297,20 @@ class TextCodec(Protocol):
 
 
 class Verifier(ABC):
-    """The verifier as strategies use it: in this process, in virtual time or behind a socket."""
+    """The verifier as strategies use it: in this process, in virtual time or behind a socket.
+
+    One verifier has one answer open. Where several may be open at once, each has a verifier of its own from
+    `another`, on the same connection and target; the cloud then runs them in shared passes.
+    """
+
+    @property
+    def max_answers(self) -> int:
+        """How many answers may be open at once, each at a verifier of its own."""
+        return 1
+
+    def another(self) -> Verifier:
+        """Return a verifier for one more answer beside those of this one. Raises NotImplementedError."""
+        raise NotImplementedError(f"{type(self).__name__} has one answer open at a time")
 
     @abstractmethod
     def open(self, request: AnswerRequest, tracer: Tracer = NO_TRACER) -> None:
@@ -322,6 +342,11 @@ class Verifier(ABC):
     def disconnect(self) -> None:
         """End the answer and the connection to the cloud. Idempotent."""
         self.close()
+
+    @property
+    def models(self) -> AbstractContextManager[object]:
+        """Held while the target runs in this process; who runs a model that it may share holds it, too."""
+        return nullcontext()
 
     @property
     def shares_processor(self) -> bool:

@@ -81,6 +81,17 @@ class HardwareProfile:
         extra = self.node_fraction * max(0, nodes - self.free_nodes) + self.exit_fraction * exits
         return base_ms * (1 + extra) / 1000
 
+    def shared_pass_s(self, nodes: int, answers: int, fills: int = 0, exits: int = 0) -> float:
+        """Return the time of a pass that several answers share, over `nodes` drafted nodes in all.
+
+        The weights are read once for all rows, so it is one pass over the sum of the nodes, and one row more
+        for each further answer. Only arithmetic is added by prompts: each of `fills` adds what the first pass
+        takes beyond a later one.
+        """
+        alone_s = self.pass_s(nodes + answers - 1, fills > 0, exits)
+        prompt_s = max(0.0, self.prefill_ms - self.verify_ms) / 1000
+        return alone_s + max(0, fills - 1) * prompt_s
+
 
 def link_names() -> tuple[str, ...]:
     """Return the names of the link profiles of config/links."""

@@ -42,6 +42,9 @@ MAX_MESSAGE_BYTES = 64 * 1024
 MAX_INSTRUCTION_CHARS = 2000
 """Of an instruction, at the edge that sends it and in the cloud that reads it."""
 
+MAX_OPEN_ANSWERS = 4
+"""Of one robot at a time, at its engine, and in the cloud by default."""
+
 FUTURE_TOLERANCE_S = 0.5
 """A stamp further ahead than this is of another clock, so it gives no age."""
 

@@ -178,7 +178,7 @@ class MaskedContext(ModelContext):
 
         Raises GrammarError as `choose` does.
         """
-        allowed = self.walk.below(query.prefix, query.tokens, query.parents)
+        allowed = self.walk.below(query.prefix, query.tokens, query.parents, query.rows)
         hook = self._masked_hook(query.prefix, query.tokens, query.parents, query.on_exit)
         return replace(query, context=self.inner, on_exit=hook), allowed
 

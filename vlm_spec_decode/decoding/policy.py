@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-from vlm_spec_decode.core.ports import Clock, ModelContext
+from vlm_spec_decode.core.ports import Clock, ModelContext, Scores, Tree
 from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, EarlyExitVerdict, Support, Tokens
 from vlm_spec_decode.decoding.tree import SpeculationTree, Subtree
 
@@ -76,6 +77,46 @@ class ColocatedDraft:
     costs: DraftCosts | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DraftStep:
+    """A step that a policy wants of the copy: a tree below a prefix, and which of its rows it asks for."""
+
+    prefix: Tokens
+    tree: Tree
+    rows: Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftedStep:
+    """What became of a `DraftStep`. `scores` has the asked rows alone, in their order.
+
+    `rows` were asked for in this step by all the `drafting` answers that shared it; it took `seconds`.
+    """
+
+    scores: Scores
+    rows: int
+    seconds: float
+    drafting: int = 1
+
+
+DraftSteps: TypeAlias = "Generator[DraftStep, DraftedStep, PassPlan]"
+"""The steps that a policy wants before a pass, one after the other, and then the plan that they make."""
+
+
+def draft_alone(steps: DraftSteps, helper: ColocatedDraft) -> PassPlan:
+    """Run the steps of one answer by themselves; return its plan."""
+    try:
+        step = next(steps)
+        while True:
+            began_s = helper.clock.now()
+            scores = helper.context.choose(step.prefix, step.tree, rows=step.rows)
+            seconds = helper.clock.now() - began_s
+            step = steps.send(DraftedStep(scores=scores, rows=len(step.rows), seconds=seconds))
+    except StopIteration as end:
+        plan: PassPlan = end.value
+        return plan
+
+
 class EarlyExitHook(Protocol):
     """Receives early verdicts while a pass runs, on the thread that runs it."""
 
@@ -117,6 +158,16 @@ class CloudPolicy(ABC):
     def extend(self, plan: PassPlan, helper: ColocatedDraft) -> PassPlan:  # noqa: ARG002
         """Return the plan with nodes of the cloud's own, numbered below 0. Runs on the pass's thread."""
         return plan
+
+    def draft_steps(self, plan: PassPlan, helper: ColocatedDraft, answers: int) -> DraftSteps | None:  # noqa: ARG002
+        """Return what `extend` does as steps, to be shared with others of a pass with so many answers.
+
+        None: this policy has only `extend`. Runs on the pass's thread.
+        """
+        return None
+
+    def drafted(self, seconds: float) -> None:  # noqa: B027
+        """Learn how long the shared steps before a pass took, those of other answers included."""
 
     def completed(self, plan: PassPlan, commit: Commit) -> None:  # noqa: B027
         """Learn what came of a pass and how long it took (`commit.compute_s`)."""

@@ -24,7 +24,7 @@ from vlm_spec_decode.core.types import (
 )
 from vlm_spec_decode.decoding.choices import as_choices
 from vlm_spec_decode.decoding.early_exit import verdict_chance
-from vlm_spec_decode.decoding.policy import CloudPolicy, ColocatedDraft, EarlyExitHook, PassPlan
+from vlm_spec_decode.decoding.policy import CloudPolicy, ColocatedDraft, DraftSteps, EarlyExitHook, PassPlan
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.tree import SpeculationTree
 from vlm_spec_decode.decoding.verify import RejectionRule, Verdict, positions_of, verify_coupled
@@ -106,8 +106,18 @@ class Session:
             try:
                 return self.policy.extend(plan, self.helper)
             except NotFinite as error:
-                self._drop_hints(HELPER, error)
+                self.drop_draft(error)
         return plan
+
+    def draft_steps(self, plan: PassPlan, answers: int) -> DraftSteps | None:
+        """Return what `prepare` does as steps, for a pass that so many answers share; None: `prepare` it."""
+        if self.helper is None or HELPER in self._unsound:
+            return None
+        return self.policy.draft_steps(plan, self.helper, answers)
+
+    def drop_draft(self, error: NotFinite) -> None:
+        """Ask the cloud's own draft no more: its logits cannot be used."""
+        self._drop_hints(HELPER, error)
 
     def query(self, plan: PassPlan, on_early: EarlyExitHook | None = None) -> ScoreRequest:
         """Return what `plan` asks of the target, for a pass that it may share with other answers."""

@@ -6,9 +6,10 @@
         for update in engine.stream("go to the red chair", image="frame.jpg"):
             print(update.new_text, update.actions)
 
-It owns the connection and at most one open answer. Whatever ends an answer early (leaving the loop, an
-exception in its body, Ctrl-C, `cancel`, `close`) ends it at the cloud as well, which frees its session.
-Options and their defaults are those of `EdgeSettings`, and so of the command line.
+It owns the connection and its open answers, of which there may be several at a time. Whatever ends an answer
+early (leaving the loop, an exception in its body, Ctrl-C, `cancel`, `close`) ends it at the cloud as well,
+which frees its session; the other answers go on. Options and their defaults are those of `EdgeSettings`, and
+so of the command line.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from vlm_spec_decode.core.images import FAULTS, upright
 from vlm_spec_decode.core.pixels import MAX_PIXELS, MAX_SIDE
 from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
 from vlm_spec_decode.core.types import Image, Observation, Tokens
+from vlm_spec_decode.edge.engine import DecodedAnswer
 from vlm_spec_decode.edge.factory import EdgeRuntime, bring_up, check_settings
 from vlm_spec_decode.edge.image_upload import read_image
 from vlm_spec_decode.edge.mission_loop import check_instruction
@@ -144,7 +146,12 @@ class AnswerStream(Iterator[Update]):
         self._engine = engine
         self._observation = observation
         # A weak reference: the generator must not keep alive the stream whose end is to close it.
+<<<<<<< HEAD
         self._updates = engine._decode(observation, free_text, image_name, weakref.ref(self))
+=======
+        self._open = _OpenAnswer(observation.instruction, weakref.ref(self))
+        self._updates = engine._decode(observation, free_text, self._open)
+>>>>>>> h-multi
         self._in_use = threading.Lock()
 
     @property
@@ -161,9 +168,14 @@ class AnswerStream(Iterator[Update]):
         """Wait for the next update.
 
         Raises StopIteration at the end, Cancelled after `Engine.cancel`, EngineClosed after `Engine.close`,
+<<<<<<< HEAD
         EngineBusy if another answer is open or another thread waits here, CloudError if the cloud is lost or
         refuses, ActionParseError if the answer is not of the action language, ImageError for a picture whose
         shape a model cannot take.
+=======
+        EngineBusy if too many answers are open or another thread waits here, CloudError if the cloud is lost
+        or refuses, ActionParseError if the answer is not of the action language.
+>>>>>>> h-multi
         """
         self._engine._check_open()
         if not self._in_use.acquire(blocking=False):
@@ -181,7 +193,7 @@ class AnswerStream(Iterator[Update]):
             finally:
                 self._in_use.release()
         else:
-            self._engine.cancel()
+            self._open.cancel()
 
     def __enter__(self) -> Self:
         """Return the stream itself."""
@@ -195,9 +207,9 @@ class AnswerStream(Iterator[Update]):
 class Engine:
     """Answers questions about images. Make one by `connect` or `local`, and close it, best by `with`.
 
-    One answer is open at a time: a second one, from this or another thread, is refused with EngineBusy until
-    the first has ended. `cancel` and `close` may be called from any thread. After a lost cloud the next
-    question tries again.
+    Up to `max_answers` answers may be open at a time, in one thread or in several; they share the draft
+    model, and in the cloud its passes. One more is refused with EngineBusy until one has ended. `cancel` and
+    `close` may be called from any thread. After a lost cloud the next question tries again.
     """
 
     def __init__(self, runtime: EdgeRuntime) -> None:
@@ -205,7 +217,7 @@ class Engine:
         self._runtime = runtime
         # Reentrant, since a signal handler of the thread that holds it may call `close`.
         self._lock = threading.RLock()
-        self._open: _OpenAnswer | None = None
+        self._open: list[_OpenAnswer] = []
         self._is_closed = False
 
     @classmethod
@@ -252,6 +264,11 @@ class Engine:
     def sees(self) -> bool:
         """Whether the models have a vision tower, so that a question needs an image."""
         return self._runtime.draft.sees
+
+    @property
+    def max_answers(self) -> int:
+        """How many answers may be open at a time."""
+        return self._runtime.engine.max_answers
 
     # Asking ------------------------------------------------------------------------------------------
 
@@ -311,20 +328,23 @@ class Engine:
     # Ending ------------------------------------------------------------------------------------------
 
     def cancel(self) -> None:
-        """End the open answer, here and at the cloud; who waits for it gets Cancelled. From any thread."""
-        if self._open is not None:
-            self._runtime.engine.cancel()
+        """End all open answers, here and at the cloud; who waits for one gets Cancelled. From any thread.
+
+        `AnswerStream.close` ends one of them.
+        """
+        for answer in tuple(self._open):
+            answer.cancel()
 
     def close(self) -> None:
-        """End the open answer and the connection. Idempotent; from any thread, also in a signal handler."""
+        """End the open answers and the connection. Idempotent; from any thread, also in a signal handler."""
         with self._lock:
             if self._is_closed:
                 return
             self._is_closed = True
-            answer = self._open
+            answers = tuple(self._open)
         try:
-            if answer is not None:
-                self.cancel()
+            self.cancel()
+            for answer in answers:
                 answer.end()
         finally:
             self._runtime.close()
@@ -362,21 +382,25 @@ class Engine:
         return Observation(None if image is None else self.picture(image), asked, history)
 
     def _decode(
+<<<<<<< HEAD
         self, observation: Observation, free_text: bool, image_name: str, stream: weakref.ref[AnswerStream]
+=======
+        self, observation: Observation, free_text: bool, mine: _OpenAnswer
+>>>>>>> h-multi
     ) -> Generator[Update, None, None]:
         """Decode one answer. However this generator ends, the answer ends at the verifier too."""
-        mine = _OpenAnswer(observation.instruction, stream)
         engine, shown = self._runtime.engine, ""
         try:
+            mine.answer = engine.answer(observation, replace(engine.config, free_text=free_text))
             self._begin(mine)
-            for update in engine.answer(observation, replace(engine.config, free_text=free_text)):
+            for update in mine.answer:
                 new_text, shown = update.text[len(shown) :], update.text
                 yield Update(
                     text=update.text,
                     new_text=new_text,
                     tokens=update.tokens,
                     actions=update.actions,
-                    usage=self._runtime.verifier.usage,
+                    usage=update.usage,
                     result=update.result,
                 )
         except ImageError as error:
@@ -390,34 +414,42 @@ class Engine:
     def _begin(self, answer: _OpenAnswer) -> None:
         with self._lock:
             self._check_open()
-            if self._open is not None:
-                open_one = f"{self._open.instruction!r} is still open in thread {self._open.thread.name}"
-                raise EngineBusy(
-                    f"the answer to {open_one}: an engine answers one question at a time; "
-                    "close that stream, or use another engine"
+            if len(self._open) >= self.max_answers:
+                open_ones = ", ".join(
+                    f"{each.instruction!r} is still open in thread {each.thread.name}" for each in self._open
                 )
-            self._open = answer
+                raise EngineBusy(
+                    f"{open_ones}: an engine answers {self.max_answers} questions at a time; "
+                    "close a stream, or use another engine"
+                )
+            answer.thread = threading.current_thread()
+            self._open.append(answer)
 
-    def _end(self, answer: _OpenAnswer) -> None:
+    def _end(self, mine: _OpenAnswer) -> None:
         """Close the answer at the verifier, also one that an interrupt ended before it was fully open."""
-        with self._lock:
-            is_mine = self._open is answer
-        if is_mine:
-            try:
-                self._runtime.verifier.close()
-            finally:
-                self._open = None
-        answer.ended.set()
+        try:
+            if mine.answer is not None:
+                mine.answer.close()
+        finally:
+            with self._lock:
+                self._open = [each for each in self._open if each is not mine]
+            mine.ended.set()
 
 
 class _OpenAnswer:
-    """The one answer that is open: whose it is, and when it has ended."""
+    """An answer that is open: whose it is, and when it has ended."""
 
     def __init__(self, instruction: str, stream: weakref.ref[AnswerStream]) -> None:
         self.instruction = instruction
         self.thread = threading.current_thread()
         self.ended = threading.Event()
+        self.answer: DecodedAnswer | None = None
         self._stream = stream
+
+    def cancel(self) -> None:
+        """Abandon it; who waits for it gets Cancelled."""
+        if self.answer is not None:
+            self.answer.cancel()
 
     def end(self) -> None:
         """End it if it is between two updates, else wait for the thread whose answer was cancelled."""

@@ -1,20 +1,9 @@
 """The edge's half of the wire protocol and its time-outs, without I/O: bytes and ticks in, events out.
 
-It is a state machine (docs/protocol.md). `request` is the open answer and its only state: committed sequence,
-draft tree, unacknowledged messages. Committed tokens are never taken back: the robot may have acted on them.
-
-::
-
-                  connect                Welcome                 open, or an answer waits
-        NEW ──────────────► GREETING ──────────────► READY ──────────────────────────────► ANSWERING
-                              ▲  ▲                     ◄──────── close, Refused, too busy ─────┘
-          connect, open       │  │ no answer of the cloud for too long, or it has forgotten the robot
-        FAILED ───────────────┘  └───────────────────── READY, ANSWERING, BACKING_OFF
-           ▲
-           └── silence beyond all patience, Refused, another model: from every state but NEW
-
-        BACKING_OFF: a cloud was busy. Entered by Busy from GREETING, READY and ANSWERING; left for GREETING
-        at the next cloud when its time has come, or by open.
+It is a state machine (`edge.client_states`, docs/protocol.md). `requests` are the open answers, each with all
+of its state: committed sequence, draft tree, unacknowledged messages. Committed tokens are never taken back:
+the robot may have acted on them. One connection carries several answers, told apart by their numbers: what
+ends, delays or repeats one leaves the others as they are.
 """
 
 from __future__ import annotations
@@ -22,9 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Mapping
 from dataclasses import replace
-from enum import Enum
 from typing import Protocol
 
 from vlm_spec_decode.core.errors import (
@@ -36,8 +23,9 @@ from vlm_spec_decode.core.errors import (
     ProtocolStateError,
 )
 from vlm_spec_decode.core.types import UNKNOWN_LIMITS, AnswerRequest, Commit, Event, Hint, Uplink
+from vlm_spec_decode.edge.client_states import CONNECTED_STATES, TRANSITIONS, ClientState
 from vlm_spec_decode.edge.protocol_timing import EchoMonitor, ProtocolTiming, SuspensionDetector
-from vlm_spec_decode.edge.request_state import ImageUpload, RequestState
+from vlm_spec_decode.edge.request_state import ImageUpload, RequestState, Traffic
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as wire
 from vlm_spec_decode.strategies.estimators import UplinkRate
@@ -45,7 +33,13 @@ from vlm_spec_decode.strategies.estimators import UplinkRate
 log = logging.getLogger(__name__)
 
 QUEUED_IMAGE_BYTES = 32 * 1024
-"""Bytes of an image that may queue before the link, with a draft behind them."""
+"""Bytes of images that may queue before the link, with a draft behind them."""
+
+REMEMBERED_CLOSES = 8
+"""Ended answers whose Close is sent again on a new connection: a cloud that missed it counts them as open."""
+
+LOST_CLOSE_S = 3.0
+"""So long after a Close an answer beyond the cloud's limit is opened again: that Close may have been lost."""
 
 
 class RenewableConnection(Protocol):
@@ -64,43 +58,6 @@ class RenewableConnection(Protocol):
         ...
 
 
-class ClientState(Enum):
-    """State of the edge's half of the protocol."""
-
-    NEW = "new"
-    """Nothing has been sent; `connect` starts the handshake."""
-
-    GREETING = "greeting"
-    """Hello was sent and no Welcome has come; an open answer waits."""
-
-    READY = "ready"
-    """A cloud has welcomed this edge, and no answer is open."""
-
-    ANSWERING = "answering"
-    """The cloud has the Open of the answer."""
-
-    BACKING_OFF = "backing_off"
-    """A cloud was busy. At `_retry_s` the next one gets a Hello; an open answer waits."""
-
-    FAILED = "failed"
-    """The error is the last of the events; `connect` or `open` starts again."""
-
-
-_S = ClientState
-TRANSITIONS: Mapping[ClientState, frozenset[ClientState]] = {
-    _S.NEW: frozenset({_S.GREETING}),
-    _S.GREETING: frozenset({_S.GREETING, _S.READY, _S.ANSWERING, _S.BACKING_OFF, _S.FAILED}),
-    _S.READY: frozenset({_S.GREETING, _S.ANSWERING, _S.BACKING_OFF, _S.FAILED}),
-    _S.ANSWERING: frozenset({_S.GREETING, _S.READY, _S.ANSWERING, _S.BACKING_OFF, _S.FAILED}),
-    _S.BACKING_OFF: frozenset({_S.GREETING, _S.ANSWERING, _S.BACKING_OFF, _S.FAILED}),
-    _S.FAILED: frozenset({_S.GREETING}),
-}
-"""Every state and the states that may follow it."""
-
-CONNECTED_STATES = frozenset({_S.GREETING, _S.READY, _S.ANSWERING, _S.BACKING_OFF})
-"""States in which messages of a cloud are handled."""
-
-
 class ClientProtocol:
     """State machine of one edge towards its clouds. All times are seconds of the caller's clock.
 
@@ -111,12 +68,12 @@ class ClientProtocol:
     def __init__(self, hello: wire.Hello, timing: ProtocolTiming | None = None, clouds: int = 1) -> None:
         self.timing = timing or ProtocolTiming()
         self.state = ClientState.NEW
-        self.request: RequestState | None = None
+        self.requests: dict[int, RequestState] = {}
         self.welcome: wire.Welcome | None = None
         self.outbox: deque[bytes] = deque()
         self.events: deque[Event | CloudError] = deque()
         self.dropped: Counter[str] = Counter()
-        self.cloud_index, self.rtt_s, self.image_bytes = 0, 0.0, 0
+        self.cloud_index, self.rtt_s = 0, 0.0
         self.image_limits = UNKNOWN_LIMITS
         self._uplink_rate = UplinkRate()
         self._version, self._lowered_s = wire.VERSION, -math.inf
@@ -125,6 +82,9 @@ class ClientProtocol:
         self._packer = codec.TokenPacker(hello.vocab_size)
         self._model: tuple[str, str] | None = None
         self._delivered_images: deque[bytes] = deque(maxlen=64)
+        self._newest, self._traffic = 0, Traffic()
+        self._closed: dict[int, wire.Close] = {}
+        self._closed_s = -math.inf
         self._last_received_s = self._last_progress_s = self._last_ping_s = self._last_hello_s = (
             self._retry_s
         ) = 0.0
@@ -133,9 +93,19 @@ class ClientProtocol:
         self._echo_monitor = EchoMonitor(timing=self.timing)
 
     @property
+    def request(self) -> RequestState | None:
+        """The newest answer, None once it has ended."""
+        return self.requests.get(self._newest)
+
+    @property
     def epoch(self) -> int:
-        """Epoch of the open answer: how often it was opened again."""
+        """Epoch of the newest answer: how often it was opened again."""
         return self.request.sequence.epoch if self.request else 0
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of its image that the newest answer has sent."""
+        return self._traffic.image_bytes
 
     @property
     def is_welcome(self) -> bool:
@@ -170,45 +140,59 @@ class ClientProtocol:
             self._enter(ClientState.GREETING)
         self._send_hello(now_s)
 
-    def open(self, request: AnswerRequest, now_s: float) -> None:
-        """Open an answer; it is sent as soon as the handshake is done.
+    def open(self, request: AnswerRequest, now_s: float, traffic: Traffic | None = None) -> None:
+        """Open an answer beside those that are open; it is sent as soon as the handshake is done.
 
-        Raises ProtocolStateError before `connect`.
+        One of the same number is replaced, and those that have come to their end are closed. `traffic` counts
+        its bytes. Raises ProtocolStateError before `connect`.
         """
         if self.state is ClientState.NEW:
             raise ProtocolStateError("an answer was opened before `connect`")
-        self.close(now_s)
+        for number in [n for n, r in self.requests.items() if n == request.answer or r.sequence.finished]:
+            self.close(now_s, number)
+        if not self.requests:
+            # Nothing was expected of the cloud. Else its silence goes on counting for those that wait.
+            self._last_received_s = self._last_progress_s = now_s
+            self._busy_count = 0
         image = request.observation.image
         known = image is not None and image.digest in self._delivered_images
-        self.request = RequestState(
+        self._newest, self._traffic = request.answer, traffic or Traffic()
+        self._closed.pop(request.answer, None)
+        opened = self.requests[request.answer] = RequestState(
             request=request,
             packer=self._packer,
             upload=ImageUpload(image, wait_for_credit=known) if image else None,
             patience_ms=round(1000 * self.timing.give_up_s),
             progress_s=now_s,
+            traffic=self._traffic,
         )
-        self._last_received_s = self._last_progress_s = now_s
-        self._busy_count = self.image_bytes = 0
         if self.state is ClientState.FAILED:
             self.connect(now_s)
         elif self.welcome:
-            self._send_open(now_s)
+            self._enter(ClientState.ANSWERING)
+            self._send_open(opened, now_s)
         elif self.state is ClientState.BACKING_OFF:
             self._enter(ClientState.GREETING)
 
     def submit(self, message: Hint) -> None:
         """Send a draft or correction, and store it until a commit acknowledges it: the link may lose it."""
-        answer = self.request
-        if answer and answer.request.answer == message.answer:
+        answer = self.requests.get(message.answer)
+        if answer:
             answer.add(message)
             if answer.is_sent:
                 self._send(answer.to_wire(message))
 
-    def close(self, now_s: float) -> None:  # noqa: ARG002
-        """Send Close for the open answer, if there is one."""
-        if self.request and self.request.is_sent:
-            self._send(wire.Close(*self.request.key))
-        self._end_request()
+    def close(self, now_s: float, number: int | None = None) -> None:
+        """Send Close for the answer of this number if it is open, without one for all; the others go on."""
+        ending = [answer for n, answer in self.requests.items() if number in {None, n}]
+        for answer in sorted(ending, key=lambda each: each.is_sent):
+            if answer.is_sent:
+                closing = self._closed[answer.request.answer] = wire.Close(*answer.key)
+                self._closed_s = now_s
+                self._send(closing)
+            self._end_request(answer, now_s)
+        while len(self._closed) > REMEMBERED_CLOSES:
+            del self._closed[next(iter(self._closed))]
 
     def receive(self, data: bytes, now_s: float) -> None:
         """Handle one message; an unreadable or outdated one is counted and dropped."""
@@ -216,6 +200,7 @@ class ClientProtocol:
             message = codec.decode(data)
             self._last_received_s = self._last_progress_s = now_s
             if self.state in CONNECTED_STATES:
+                self._count_received(message, len(data))
                 self._dispatch(message, now_s)
             else:
                 self.dropped["stale"] += 1
@@ -237,7 +222,10 @@ class ClientProtocol:
                 if not self._check_silence(now_s) and now_s - self._last_hello_s >= self.timing.hello_retry_s:
                     self._send_hello(now_s)
             case ClientState.READY | ClientState.ANSWERING:
-                if not self._check_silence(now_s) and now_s - self._last_ping_s >= self.timing.ping_s:
+                if self._check_silence(now_s):
+                    return
+                self._open_again(now_s)
+                if now_s - self._last_ping_s >= self.timing.ping_s:
                     self._ping(now_s)
 
     def maintain(self, connection: RenewableConnection, now_s: float) -> None:
@@ -249,6 +237,7 @@ class ClientProtocol:
             if self.state is ClientState.GREETING:
                 self._send_hello(now_s)
             elif self.is_welcome:
+                self._send_closed()
                 self._ping(now_s, recover=True)
         if self._needs_renewal:
             self._needs_renewal = False
@@ -279,20 +268,26 @@ class ClientProtocol:
 
     def _on_welcome(self, message: wire.Welcome, now_s: float) -> None:
         self._echo_monitor.record_echo(now_s, now_s - self._echo_monitor.hello_s)
-        model, answer = (message.model_id, message.revision), self.request
-        if answer and len(answer.sequence) and self._model not in {None, model}:
-            self._fail(CloudRefused("model_changed", f"an answer of {self._model} cannot go on with {model}"))
-            return
+        model = (message.model_id, message.revision)
+        begun = [r for r in self.requests.values() if len(r.sequence)]
+        if begun and self._model not in {None, model}:
+            error = CloudRefused("model_changed", f"an answer of {self._model} cannot go on with {model}")
+            if len(begun) == len(self.requests):
+                self._fail(error)
+                return
+            for answer in begun:
+                self._end_with(answer, error, now_s)
         self.welcome, self.image_limits, wrong = codec.read_welcome(message)
         if wrong:
             self.dropped["welcome"] += 1
             log.warning("the cloud's Welcome is out of bounds: %s", "; ".join(wrong))
         self._model, self._was_welcomed = model, True
         # In another state this Welcome answers a Hello that was sent twice.
-        if self.state is ClientState.GREETING and answer:
-            self._send_open(now_s)
-        elif self.state is ClientState.GREETING:
-            self._enter(ClientState.READY)
+        if self.state is ClientState.GREETING:
+            self._send_closed()
+            self._enter(ClientState.ANSWERING if self.requests else ClientState.READY)
+            for answer in self.requests.values():
+                self._send_open(answer, now_s)
 
     def _on_refused(self, message: wire.Refused, now_s: float) -> None:
         if message.reason == wire.HELLO_FIRST:
@@ -301,9 +296,14 @@ class ClientProtocol:
             self._on_version_refused(message, now_s)
         elif message.answer == 0:
             self._fail(CloudRefused(message.reason, message.detail))
-        elif self._current(message.answer, message.epoch):
-            self._end_request()
-            self.events.append(CloudRefused(message.reason, message.detail))
+        elif answer := self._current(message.answer, message.epoch):
+            if message.reason == wire.TOO_MANY_ANSWERS and now_s - self._closed_s < LOST_CLOSE_S:
+                # The cloud may count one whose Close was lost. It notices soon, or hears it now.
+                self._send_closed()
+                answer.on_busy(now_s, now_s + self.timing.hello_retry_s)
+                self._back_off(now_s, self.timing.hello_retry_s)
+                return
+            self._end_with(answer, CloudRefused(message.reason, message.detail), now_s)
 
     def _on_version_refused(self, message: wire.Refused, now_s: float) -> None:
         """Say Hello in the version before; fail if the oldest one is refused as well."""
@@ -316,22 +316,30 @@ class ClientProtocol:
             self._fail(CloudRefused(message.reason, message.detail))
 
     def _on_busy(self, message: wire.Busy, now_s: float) -> None:
-        """Try again later, at the next cloud if there are several, for at most `busy_s`."""
+        """Try again later, for at most `busy_s`: here if another answer is served, else at the next cloud."""
         self._echo_monitor.record_echo(now_s)
-        answer = self.request
-        if message.answer and not self._current(message.answer, message.epoch):
-            self.dropped["stale"] += 1
-            return
-        if answer:
-            answer.is_sent = False
-            answer.busy_since_s = now_s if answer.busy_since_s is None else answer.busy_since_s
-            if now_s - answer.busy_since_s > self.timing.busy_s:
-                self._end_request()
-                self.events.append(CloudBusy(message.reason, message.retry_after_ms / 1000))
+        refused = list(self.requests.values())
+        if message.answer:
+            named = self._current(message.answer, message.epoch)
+            if named is None:
+                self.dropped["stale"] += 1
                 return
+            refused = [named]
+        for answer in refused:
+            retry_s = now_s + min(message.retry_after_ms / 1000, self.timing.busy_s)
+            if answer.on_busy(now_s, retry_s) > self.timing.busy_s:
+                error = CloudBusy(message.reason, message.retry_after_ms / 1000)
+                self._end_with(answer, error, now_s)
+        if self.requests.keys() & {answer.request.answer for answer in refused} or not refused:
+            self._back_off(now_s, message.retry_after_ms / 1000)
+
+    def _back_off(self, now_s: float, retry_after_s: float) -> None:
+        """Wait for the stated time once all clouds were asked; not while an answer is served here."""
+        if any(answer.is_sent for answer in self.requests.values()):
+            return
         self._busy_count += 1
         asked_all = self._busy_count % self._clouds == 0
-        self._retry_s = now_s + (min(message.retry_after_ms / 1000, self.timing.busy_s) if asked_all else 0.0)
+        self._retry_s = now_s + (min(retry_after_s, self.timing.busy_s) if asked_all else 0.0)
         self._enter(ClientState.BACKING_OFF)
 
     def _on_pong(self, message: wire.Pong, now_s: float) -> None:
@@ -340,7 +348,7 @@ class ClientProtocol:
         answer = self._current(message.answer, message.epoch)
         if answer and self.state is ClientState.ANSWERING and not message.known:
             answer.begin_epoch()
-            self._send_open(now_s)
+            self._send_open(answer, now_s)
 
     def _on_credit(self, answer: RequestState, message: wire.ImageCredit, now_s: float) -> None:
         if answer.upload:
@@ -349,12 +357,12 @@ class ClientProtocol:
             if answer.upload.is_done:
                 self._delivered_images.append(answer.upload.image.digest)
                 self._uplink_rate.learn(*answer.upload.take_transmission())
-            self._send(*answer.chunks())
+            self._send_chunks()
 
     def _on_commit(self, answer: RequestState, commit: Commit, now_s: float) -> None:
         if answer.sequence.is_gap(commit):
             self.dropped["gap"] += 1
-            self._ping(now_s, recover=True)
+            self._ping(now_s, recover=True, only=answer)
         elif new := answer.commit(commit):
             answer.progress_s = now_s
             self.events.append(new)
@@ -362,7 +370,7 @@ class ClientProtocol:
             self.dropped["duplicate"] += 1
 
     def _current(self, answer: int, epoch: int) -> RequestState | None:
-        mine = self.request
+        mine = self.requests.get(answer)
         return mine if mine and mine.key == (answer, epoch) else None
 
     # Steps ----------------------------------------------------------------------------------------
@@ -400,8 +408,8 @@ class ClientProtocol:
         """Send Hello to a cloud that has no state of this edge."""
         self.welcome = None
         self._delivered_images.clear()
-        if self.request:
-            self.request.begin_epoch()
+        for answer in self.requests.values():
+            answer.begin_epoch()
         self._enter(ClientState.GREETING)
         self._send_hello(now_s)
 
@@ -411,37 +419,75 @@ class ClientProtocol:
         most = self.welcome.image_window_bytes if self.welcome else QUEUED_IMAGE_BYTES
         return int(min(most, QUEUED_IMAGE_BYTES + in_flight))
 
-    def _send_open(self, now_s: float) -> None:
-        assert self.request is not None
+    def _send_open(self, answer: RequestState, now_s: float) -> None:
         assert self.welcome is not None
-        self._enter(ClientState.ANSWERING)
-        self.request.progress_s = self._last_ping_s = now_s
-        self._send(*self.request.open_messages(self._window_bytes()))
+        answer.progress_s = self._last_ping_s = now_s
+        opening, *messages = answer.open_messages()
+        self._send(opening)
+        self._send_chunks()
+        self._send(*messages)
 
-    def _end_request(self) -> None:
-        """Drop the open answer; the connection stays as it is."""
-        self._forget_request()
-        if self.state is ClientState.ANSWERING:
-            self._enter(ClientState.READY)
+    def _open_again(self, now_s: float) -> None:
+        """Open the answers again that were busy beside one that is served, and whose time has come."""
+        for answer in self.requests.values():
+            if not answer.is_sent and now_s >= answer.retry_s:
+                answer.begin_epoch()
+                self._send_open(answer, now_s)
 
-    def _forget_request(self) -> None:
-        if self.request and self.request.upload:
-            # Also what arrived of an image that was given up tells how fast the link is.
-            self._uplink_rate.learn(*self.request.upload.take_transmission())
-        self.request = None
+    def _send_chunks(self) -> None:
+        """Send what the window allows of the images, the oldest answer's first: it is the first to begin.
 
-    def _ping(self, now_s: float, recover: bool = False) -> None:
-        self._last_ping_s = now_s
-        answer, stamp_us = self.request, round(now_s * 1e6)
-        if answer is None or not answer.is_sent:
-            self._send(wire.Ping(stamp_us, 0, 0, 0, False))
+        All images share one window, so that a draft waits no longer behind several than behind one.
+        """
+        uploads = [answer for answer in self.requests.values() if answer.upload and answer.is_sent]
+        under_way = sum(answer.upload.under_way for answer in uploads if answer.upload)
+        room = max(0, self._window_bytes() - under_way)
+        for answer in uploads:
+            for chunk in answer.chunks(room):
+                room -= len(chunk.data)
+                self._send(chunk)
+
+    def _send_closed(self) -> None:
+        """Send the Close of answers again that may have been lost with the connection before."""
+        self._send(*self._closed.values())
+        self._closed.clear()
+
+    def _end_request(self, answer: RequestState, now_s: float) -> None:
+        """Drop an open answer; the connection and the other answers stay as they are."""
+        self._forget_request(answer)
+        if self.state is not ClientState.ANSWERING or any(r.is_sent for r in self.requests.values()):
             return
-        patience_s = self.timing.recover_s + 2 * answer.pass_s + 2 * self.rtt_s
-        recover = recover or now_s - answer.progress_s > patience_s
-        self._send(answer.ping(stamp_us, recover))
-        if recover:
-            answer.progress_s = now_s
-            self._send(*answer.messages_to_resend())
+        self._enter(ClientState.BACKING_OFF if self.requests else ClientState.READY)
+        # Nothing is served here any more: who was busy beside it may go to the next cloud.
+        self._retry_s = min((r.retry_s for r in self.requests.values()), default=now_s)
+
+    def _end_with(self, answer: RequestState, error: CloudError, now_s: float) -> None:
+        """End one answer and say why."""
+        self._end_request(answer, now_s)
+        error.answer = answer.request.answer
+        self.events.append(error)
+
+    def _forget_request(self, answer: RequestState) -> None:
+        if answer.upload:
+            # Also what arrived of an image that was given up tells how fast the link is.
+            self._uplink_rate.learn(*answer.upload.take_transmission())
+        self.requests.pop(answer.request.answer, None)
+
+    def _ping(self, now_s: float, recover: bool = False, only: RequestState | None = None) -> None:
+        """Ping for each answer that was sent, or `only` for one; without any, for the connection."""
+        self._last_ping_s = now_s
+        stamp_us = round(now_s * 1e6)
+        sent = [only] if only else [answer for answer in self.requests.values() if answer.is_sent]
+        if not sent:
+            self._send(wire.Ping(stamp_us, 0, 0, 0, False))
+        for answer in sent:
+            patience_s = self.timing.recover_s + 2 * answer.pass_s + 2 * self.rtt_s
+            is_late = recover or now_s - answer.progress_s > patience_s
+            self._send(answer.ping(stamp_us, is_late))
+            if is_late:
+                answer.progress_s = now_s
+                self._send(*answer.messages_to_resend())
+                self._send_chunks()
 
     def _send_hello(self, now_s: float) -> None:
         self._last_hello_s = now_s
@@ -449,11 +495,22 @@ class ClientProtocol:
 
     def _send(self, *messages: wire.AnyMessage) -> None:
         for message in messages:
-            if isinstance(message, wire.ImageChunk):
-                self.image_bytes += len(message.data)
-            self.outbox.append(codec.encode(message, self._version))
+            data = codec.encode(message, self._version)
+            if traffic := self._traffic_of(message):
+                traffic.up_bytes += len(data)
+                traffic.image_bytes += len(message.data) if isinstance(message, wire.ImageChunk) else 0
+            self.outbox.append(data)
+
+    def _count_received(self, message: wire.AnyMessage, num_bytes: int) -> None:
+        if traffic := self._traffic_of(message):
+            traffic.down_bytes += num_bytes
+
+    def _traffic_of(self, message: wire.AnyMessage) -> Traffic | None:
+        answer = self.requests.get(getattr(message, "answer", 0))
+        return answer.traffic if answer else None
 
     def _fail(self, error: CloudError) -> None:
-        self._forget_request()
+        for answer in list(self.requests.values()):
+            self._forget_request(answer)
         self._enter(ClientState.FAILED)
         self.events.append(error)

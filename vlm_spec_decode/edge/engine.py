@@ -1,28 +1,40 @@
 """One instruction and one frame become committed tokens, text and actions.
 
 The engine runs a strategy with a drafter and a verifier. Strategy and verifier report to a tracer, so every
-strategy is measured by the same clock.
+strategy is measured by the same clock. Several answers may be open at once, each decoded by who iterates it;
+they share the draft model (`edge.shared_draft`), and in the cloud its passes. `edge.open_answers` is for one
+thread that follows several.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.actions.parser import ActionParser, NoActions
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.config import settings_of
-from vlm_spec_decode.core.errors import Cancelled, NotFinite, TargetNotFinite
+from vlm_spec_decode.core.errors import Cancelled, EngineBusy, NotFinite, TargetNotFinite
 from vlm_spec_decode.core.ports import Clock, Drafter, ExitHook, Model, ModelContext, TextCodec, Verifier
-from vlm_spec_decode.core.trace import AnswerTrace, GenerationResult, Tracer, TracerGroup
+from vlm_spec_decode.core.processes import Processes, Threads
+from vlm_spec_decode.core.trace import (
+    NO_TRACER,
+    AnswerTrace,
+    GenerationResult,
+    LinkUsage,
+    Tracer,
+    TracerGroup,
+)
 from vlm_spec_decode.core.types import AnswerRequest, Image, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.edge.answer_cache import AnswerCache
 from vlm_spec_decode.edge.picture_size import PictureSizer
 from vlm_spec_decode.edge.settings import EdgeSettings
+from vlm_spec_decode.edge.shared_draft import DraftArbiter, DraftProgress, SharedDraft
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.estimators import DraftRecord
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy
@@ -52,21 +64,91 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerUpdate:
-    """What one commit added. `text` is the whole answer so far; `result` comes with the last update."""
+    """What one commit added. `text` is the whole answer so far; `result` comes with the last update.
+
+    `usage` counts the answer's bytes so far.
+    """
 
     answer: int
     tokens: Tokens
     text: str
     actions: tuple[Action, ...]
+    usage: LinkUsage = field(default_factory=LinkUsage)
     result: GenerationResult | None = None
 
 
+class DecodedAnswer(Iterator[AnswerUpdate]):
+    """One answer of an engine: an iterator over its updates, advanced by one thread at a time.
+
+    `start` sends the question before the first update is asked for. `cancel` ends the answer from any thread:
+    who waits for it gets Cancelled. `close` ends it while nobody waits, and so does dropping it. The other
+    answers go on.
+    """
+
+    def __init__(self, engine: Engine, state: _AnswerState) -> None:
+        # Neither state nor generator refer to this object: who drops it closes the generator at once.
+        self._engine = engine
+        self._state = state
+        self._updates = engine._decode(state)
+
+    @property
+    def observation(self) -> Observation:
+        """What was asked."""
+        return self._state.observation
+
+    def start(self) -> None:
+        """Send the question, if it is not sent yet. Raises what the first `next` does."""
+        self._engine._begin(self._state)
+
+    def __next__(self) -> AnswerUpdate:
+        """Wait for the next update. Raises as `Engine.answer` says."""
+        return next(self._updates)
+
+    def cancel(self) -> None:
+        """Abandon the answer, here and at the cloud."""
+        self._state.cancel()
+
+    def close(self) -> None:
+        """End the answer, here and at the cloud, and free what it holds. Idempotent."""
+        try:
+            self._updates.close()
+        finally:
+            self._engine._end(self._state)  # also if it was started and no update was asked for
+
+    def __del__(self) -> None:
+        """End an answer that was started and of which no update was ever asked for."""
+        if hasattr(self, "_state"):  # else an interrupt came before it was made
+            self._engine._end(self._state)
+
+
+@dataclass(slots=True, eq=False)
+class _AnswerState:
+    """One answer: what was asked, and what it has in use from its start to its end."""
+
+    observation: Observation
+    config: EngineConfig
+    verifier: Verifier | None = None
+    request: AnswerRequest | None = None
+    trace: AnswerTrace | None = None
+    tracer: Tracer = NO_TRACER
+    progress: DraftProgress = field(default_factory=DraftProgress)
+    drafter: Drafter | None = None
+    is_begun: bool = False
+    is_cancelled: bool = False
+
+    def cancel(self) -> None:
+        """Abandon it; from any thread."""
+        self.is_cancelled = True
+        if verifier := self.verifier:
+            verifier.cancel()
+
+
 class Engine:
-    """Decodes one answer at a time; `cancel` may be called from any thread.
+    """Decodes answers, several at a time if the verifier can; `cancel` may be called from any thread.
 
     `pictures` makes an observation's image from a camera frame: of a size that the target can use and the
     uplink carries. `draft_step_s` is what a step of the draft takes, as measured before the first answer; 0:
-    not known.
+    not known. `processes` is how answers run beside each other; by default in threads of the caller.
     """
 
     def __init__(
@@ -78,6 +160,7 @@ class Engine:
         config: EngineConfig | None = None,
         tracer: Tracer | None = None,
         draft_step_s: float = 0.0,
+        processes: Processes | None = None,
     ) -> None:
         self._drafter = drafter
         self._codec = codec
@@ -89,65 +172,131 @@ class Engine:
         self._answer_cache = AnswerCache()
         self._record = DraftRecord(step_ratio=_step_ratio(drafter, verifier))
         self._record.step.learn(1, draft_step_s)
-        self._cancels = self._cancels_before = 0
+        self._lock = threading.RLock()
+        self._open: list[_AnswerState] = []
+        self._free: list[Verifier] = [verifier]
+        self.processes = processes or Threads()
+        self.clock = clock
+        self._arbiter = DraftArbiter(self.processes, clock, drafter, lambda: self._record.step.slope)
         self.config = config or EngineConfig()
         self.pictures = PictureSizer(verifier, self.config.image_budget_s)
 
-    def answer(self, observation: Observation, config: EngineConfig | None = None) -> Iterator[AnswerUpdate]:
-        """Yield an update per commit; the last one carries the result.
+    @property
+    def max_answers(self) -> int:
+        """How many answers may be open at once."""
+        return self._verifier.max_answers
 
-        If the draft model's logits are not finite, the answer continues without drafts, after a warning.
-        Raises ActionParseError at the first text that looks like an action and is none, CloudError if
-        the verifier fails, NotFinite if the target's logits in this process cannot be used, Cancelled after
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may be opened now. One that was cancelled does not count, though it still ends."""
+        return sum(not answer.is_cancelled for answer in self._open) < self.max_answers
+
+    def answer(self, observation: Observation, config: EngineConfig | None = None) -> DecodedAnswer:
+        """Return the answer: an iterator with an update per commit; the last one carries the result.
+
+        The question is sent when the first update is asked for. If the draft model's logits are not finite,
+        the answer continues without drafts, after a warning. Its iteration raises EngineBusy if `max_answers`
+        are open, ActionParseError at the first text that looks like an action and is none, CloudError if the
+        verifier fails, NotFinite if the target's logits in this process cannot be used, Cancelled after
         `cancel`.
         """
-        config = config or self.config
-        number, self._cancels_before = next(self._numbers), self._cancels
-        trace = AnswerTrace(self._clock.now)
-        # Under `rejection` drafted tokens must be draws from q; those of a cached answer are not.
-        recalls = strategy(config.strategy).recalls and config.params.rule == "coupled"
-        request = AnswerRequest(
-            number,
-            observation,
-            config.params,
-            config.strategy,
-            objective=config.objective,
-            draft=self._answer_cache.draft(observation, number) if recalls else None,
-            draft_step_s=self._record.step.base_s,
-        )
-        tracer = TracerGroup(trace, self._tracer) if self._tracer else trace
-        self._verifier.open(request, tracer)
-        drafter: Drafter | None = None
-        try:
-            drafter = self._open_drafter(config, observation)
-            yield from self._decode(request, config, drafter, trace, tracer)
-        finally:
-            self._verifier.close()
-            if drafter:
-                drafter.close()
+        return DecodedAnswer(self, _AnswerState(observation, config or self.config))
 
     def picture(self, data: bytes) -> Image:
         """Return a frame, an image file's bytes, as the image of an observation. Raises ImageError."""
         return self.pictures.reduce(data)
 
     def cancel(self) -> None:
-        """Abandon the answer in progress."""
-        self._cancels += 1
-        self._verifier.cancel()
+        """Abandon all open answers."""
+        with self._lock:
+            answers = list(self._open)
+        for answer in answers:
+            answer.cancel()
 
-    def _open_drafter(self, config: EngineConfig, observation: Observation) -> Drafter:
-        if self._drafter is None or not strategy(config.strategy).drafts:
+    # Opening and ending --------------------------------------------------------------------------
+
+    def _begin(self, answer: _AnswerState) -> None:
+        """Open an answer at a free verifier, unless that was done. It waits for nothing."""
+        if answer.is_begun:
+            return
+        answer.is_begun = True
+        observation, config, number = answer.observation, answer.config, next(self._numbers)
+        # Under `rejection` drafted tokens must be draws from q; those of a cached answer are not.
+        recalls = strategy(config.strategy).recalls and config.params.rule == "coupled"
+        answer.trace = AnswerTrace(self._clock.now)
+        tracers = (answer.trace, answer.progress, *((self._tracer,) if self._tracer else ()))
+        answer.tracer = TracerGroup(*tracers)
+        with self._lock:
+            draft = self._answer_cache.draft(observation, number) if recalls else None
+        request = answer.request = AnswerRequest(
+            number,
+            observation,
+            config.params,
+            config.strategy,
+            objective=config.objective,
+            draft=draft,
+            draft_step_s=self._record.step.base_s,
+        )
+        try:
+            self._open_verifier(answer).open(request, answer.tracer)
+            if answer.is_cancelled:
+                raise Cancelled("the answer was cancelled")  # perhaps before it was open at the verifier
+        except BaseException:
+            self._end(answer)
+            raise
+
+    def _open_verifier(self, answer: _AnswerState) -> Verifier:
+        """Give the answer a free verifier: the engine's own if that is free. Raises EngineBusy."""
+        with self._lock:
+            if not self.has_room:
+                raise EngineBusy(f"{len(self._open)} answers are open, and no more can be at a time")
+            if not self._free:
+                self._free.append(self._verifier.another())
+            verifier = min(self._free, key=lambda each: each is not self._verifier)
+            self._free.remove(verifier)
+            self._open.append(answer)
+            answer.verifier = verifier
+        return verifier
+
+    def _end(self, answer: _AnswerState) -> None:
+        """Close what an answer has in use; its verifier is free for the next one. Idempotent."""
+        with self._lock:
+            verifier, drafter = answer.verifier, answer.drafter
+            answer.verifier = answer.drafter = None
+        if verifier is None:
+            return
+        try:
+            verifier.close()
+            if drafter:
+                drafter.close()
+        finally:
+            with self._lock:
+                self._free.append(verifier)
+                self._open.remove(answer)
+
+    def _open_drafter(self, answer: _AnswerState) -> Drafter:
+        if self._drafter is None or not strategy(answer.config.strategy).drafts or answer.verifier is None:
             return NoDrafter()
-        return self._drafter.open(observation)
+        models = answer.verifier.models
+        return SharedDraft.open(self._drafter, answer.observation, self._arbiter, answer.progress, models)
 
-    def _decode(
-        self,
-        request: AnswerRequest,
-        config: EngineConfig,
-        drafter: Drafter,
-        trace: AnswerTrace,
-        tracer: Tracer,
-    ) -> Iterator[AnswerUpdate]:
+    # Decoding ------------------------------------------------------------------------------------
+
+    def _decode(self, answer: _AnswerState) -> Generator[AnswerUpdate, None, None]:
+        """Yield the updates. However this generator ends, the answer ends at the verifier too."""
+        try:
+            self._begin(answer)
+            # Here, for the draft model may be at work for another answer.
+            answer.drafter = self._open_drafter(answer)
+            yield from self._updates(answer)
+        finally:
+            self._end(answer)
+
+    def _updates(self, answer: _AnswerState) -> Iterator[AnswerUpdate]:
+        request, config, trace, verifier = answer.request, answer.config, answer.trace, answer.verifier
+        assert request is not None
+        assert trace is not None
+        assert verifier is not None
         sequence = Sequence()
         parser = NoActions() if config.free_text else ActionParser()
         instruction = self._codec.encode(request.observation.instruction)
@@ -161,11 +310,11 @@ class Engine:
             uplink_bps=min(1e9, config.uplink_bps),
             objective=config.objective,
             sent=request.draft,
-            tracer=tracer,
+            tracer=answer.tracer,
             record=self._record,
         )
         text, actions_at_s, first_token_s = "", None, 0.0
-        for tokens in self._tokens(request, sequence, drafter, edge_config):
+        for tokens in self._tokens(answer, verifier, sequence, edge_config):
             first_token_s = first_token_s or trace.elapsed_s
             decoded = self._codec.decode(sequence.tokens)
             stable = decoded if decoded.startswith(text) else text
@@ -177,60 +326,63 @@ class Engine:
                 text = decoded
             if actions and actions_at_s is None:
                 actions_at_s = trace.elapsed_s
-            result = None
+            result, usage = None, verifier.usage
             if sequence.finished:
-                self._previous = sequence.tokens
-                self._answer_cache.add(request.observation, sequence.tokens)
-                result = self._result(sequence, text, config, trace, first_token_s, actions_at_s)
+                with self._lock:
+                    self._previous = sequence.tokens
+                    self._answer_cache.add(request.observation, sequence.tokens)
+                result = _result(sequence, text, config, trace, first_token_s, actions_at_s, usage)
             yield AnswerUpdate(
-                answer=request.answer, tokens=tokens, text=text, actions=actions, result=result
+                answer=request.answer, tokens=tokens, text=text, actions=actions, usage=usage, result=result
             )
 
     def _tokens(
-        self, request: AnswerRequest, sequence: Sequence, drafter: Drafter, config: EdgeConfig
+        self, answer: _AnswerState, verifier: Verifier, sequence: Sequence, config: EdgeConfig
     ) -> Iterator[Tokens]:
         """Yield committed tokens. If the draft's logits are not finite, go on without drafts."""
-        verifier, clock = self._verifier, self._clock
+        drafter, clock = answer.drafter or NoDrafter(), self._clock
         try:
-            yield from strategy(request.strategy).decode(sequence, drafter, verifier, clock, config)
+            yield from strategy(answer.config.strategy).decode(sequence, drafter, verifier, clock, config)
         except TargetNotFinite:
             raise
         except NotFinite as error:
             log.warning("this answer goes on without drafts: %s", NotFinite(error.what, "draft"))
-            self._reopen(request, sequence, config.tracer)
+            self._reopen(answer, verifier, sequence)
             yield from strategy(WITHOUT_DRAFTS).decode(sequence, drafter, verifier, clock, config)
 
-    def _reopen(self, request: AnswerRequest, sequence: Sequence, tracer: Tracer) -> None:
+    def _reopen(self, answer: _AnswerState, verifier: Verifier, sequence: Sequence) -> None:
         """Open the answer again without drafts, after its committed tokens, which stay as they are."""
+        assert answer.request is not None
         number = next(self._numbers)
-        self._verifier.close()
-        without_drafts = replace(request, answer=number, strategy=WITHOUT_DRAFTS, draft=None)
-        self._verifier.open(replace(without_drafts, committed=sequence.tokens), tracer)
-        if self._cancels != self._cancels_before:
+        verifier.close()
+        without_drafts = replace(answer.request, answer=number, strategy=WITHOUT_DRAFTS, draft=None)
+        verifier.open(replace(without_drafts, committed=sequence.tokens), answer.tracer)
+        if answer.is_cancelled:
             raise Cancelled("the answer was cancelled")  # while no answer was open at the verifier
 
-    def _result(
-        self,
-        sequence: Sequence,
-        text: str,
-        config: EngineConfig,
-        trace: AnswerTrace,
-        first_token_s: float,
-        first_action_s: float | None,
-    ) -> GenerationResult:
-        return GenerationResult(
-            tokens=sequence.tokens,
-            text=text,
-            strategy=config.strategy,
-            rule=config.params.rule,
-            rounds=tuple(trace.rounds),
-            early_verdicts=trace.early_verdicts,
-            time_to_first_token_s=first_token_s,
-            time_to_first_action_s=first_action_s,
-            total_s=trace.elapsed_s,
-            usage=self._verifier.usage,
-            lossless=config.params.lossless,
-        )
+
+def _result(
+    sequence: Sequence,
+    text: str,
+    config: EngineConfig,
+    trace: AnswerTrace,
+    first_token_s: float,
+    first_action_s: float | None,
+    usage: LinkUsage,
+) -> GenerationResult:
+    return GenerationResult(
+        tokens=sequence.tokens,
+        text=text,
+        strategy=config.strategy,
+        rule=config.params.rule,
+        rounds=tuple(trace.rounds),
+        early_verdicts=trace.early_verdicts,
+        time_to_first_token_s=first_token_s,
+        time_to_first_action_s=first_action_s,
+        total_s=trace.elapsed_s,
+        usage=usage,
+        lossless=config.params.lossless,
+    )
 
 
 def _step_ratio(drafter: Model | None, verifier: Verifier) -> float:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_spec_decode import __version__
 from vlm_spec_decode.actions.grammar import language
-from vlm_spec_decode.core.clock import VirtualClock, WallClock
+from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.config import digest
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.load_progress import importing
 from vlm_spec_decode.core.ports import Model, ModelCard, Target, TextCodec, Verifier
+from vlm_spec_decode.core.processes import ProcessClock
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import OBJECTIVES, Language, SamplingParams, Tokens
 from vlm_spec_decode.decoding.step_time import pass_seconds
@@ -237,11 +238,16 @@ def check_strategy(name: str) -> None:
 def virtual_engine(
     pair: ModelPair, link: LinkProfile, hardware: HardwareProfile, config: EngineConfig, seed: int = 0
 ) -> tuple[Engine, VirtualVerifier]:
-    """Return an engine in virtual time: edge, cloud and network take as long as the profiles say."""
-    clock = VirtualClock()
+    """Return an engine in virtual time: edge, cloud and network take as long as the profiles say.
+
+    Several answers at once, driven by one thread: `edge.open_answers`.
+    """
+    clock = ProcessClock()
     verifier = VirtualVerifier(pair.target, hardware, link, clock, pair.draft, seed)
     draft, step_s = paced_draft(pair.draft, hardware, clock), hardware.draft_s(1)
-    engine = Engine(draft, pair.codec, verifier, clock, config, draft_step_s=step_s)
+    engine = Engine(
+        draft, pair.codec, verifier, clock, config, draft_step_s=step_s, processes=verifier.processes
+    )
     return engine, verifier
 
 

@@ -1,4 +1,4 @@
-"""All state of one open answer at the edge, across connections and clouds. `ClientProtocol` owns one.
+"""All state of one open answer at the edge, across connections and clouds. `ClientProtocol` owns them.
 
 It holds the committed sequence, the tree of the sent drafts, the messages that no commit has acknowledged,
 and how far the image has arrived. Messages are sent again from it. Only the link's thread uses it; the
@@ -40,6 +40,11 @@ class ImageUpload:
     last: tuple[float, int] | None = None
 
     @property
+    def under_way(self) -> int:
+        """Bytes that were sent and are not acknowledged."""
+        return self.sent - self.acknowledged
+
+    @property
     def is_done(self) -> bool:
         """Whether the cloud holds all bytes."""
         return self.acknowledged >= len(self.image.jpeg)
@@ -77,13 +82,25 @@ class ImageUpload:
         self.acknowledged = self.sent = 0
         self.first = self.last = None
 
-    def chunks(self, answer: int, epoch: int, window_bytes: int) -> Iterator[ImageChunk]:
-        """Yield the chunks that the window allows now."""
-        end = 0 if self.wait_for_credit else min(len(self.image.jpeg), self.acknowledged + window_bytes)
+    def chunks(self, answer: int, epoch: int, room_bytes: int) -> Iterator[ImageChunk]:
+        """Yield the next chunks, of at most so many bytes in all."""
+        end = 0 if self.wait_for_credit else min(len(self.image.jpeg), self.sent + room_bytes)
+        if not self.sent and self.first and self.sent < end:
+            # Other images were before it in the queue: how fast it travels shows from now on.
+            self.first = None
         while self.sent < end:
             data = self.image.jpeg[self.sent : min(self.sent + CHUNK_BYTES, end)]
             yield ImageChunk(answer, epoch, self.sent, data)
             self.sent += len(data)
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of one answer on the link, before encryption; `up_bytes` has those of the image, too."""
+
+    up_bytes: int = 0
+    down_bytes: int = 0
+    image_bytes: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,18 +110,20 @@ class RequestState:
     `tree` holds the nodes of the sent drafts that may still be accepted, `unacknowledged` the messages to
     send again, in their order. `patience_ms` is how long the edge waits for a verdict. `is_sent`: its Open
     was sent under the present epoch. `progress_s` is when something new last arrived, `pass_s` how long the
-    last pass took. `busy_since_s` is since when clouds have had no room for it.
+    last pass took. `busy_since_s` is since when clouds have had no room for it, and `retry_s` when to ask
+    again.
     """
 
     request: AnswerRequest
     packer: codec.TokenPacker
     upload: ImageUpload | None = None
     patience_ms: int = 0
-    window_bytes: int = 0
+    traffic: Traffic = field(default_factory=Traffic)
     is_sent: bool = False
     progress_s: float = 0.0
     pass_s: float = 0.0
     busy_since_s: float | None = None
+    retry_s: float = 0.0
     sequence: Sequence = field(init=False)
     tree: SpeculationTree = field(init=False)
     unacknowledged: deque[Hint] = field(default_factory=deque)
@@ -145,9 +164,14 @@ class RequestState:
         if self.upload:
             self.upload.restart()
 
-    def open_messages(self, window_bytes: int) -> Iterator[AnyMessage]:
-        """Yield Open, the first window of the image, and the messages that no commit has acknowledged."""
-        self.window_bytes = window_bytes
+    def on_busy(self, now_s: float, retry_s: float) -> float:
+        """Record that a cloud has no room for it; return for how many seconds none has had any."""
+        self.is_sent, self.retry_s = False, retry_s
+        self.busy_since_s = now_s if self.busy_since_s is None else self.busy_since_s
+        return now_s - self.busy_since_s
+
+    def open_messages(self) -> Iterator[AnyMessage]:
+        """Yield Open, and the messages that no commit has acknowledged."""
         committed, epoch = self.sequence.tokens, self.sequence.epoch
         messages, draft = deque(self._live_messages()), None
         if messages and isinstance(first := messages[0], DraftMessage):
@@ -155,7 +179,6 @@ class RequestState:
             draft = replace(first, epoch=epoch)
         yield codec.open_message(self.request, self.packer, epoch, committed, self.patience_ms, draft)
         self.is_sent = True
-        yield from self.chunks()
         yield from map(self.to_wire, messages)
 
     def to_wire(self, message: Hint) -> AnyMessage:
@@ -164,21 +187,20 @@ class RequestState:
             message = replace(message, epoch=self.sequence.epoch)
         return self.packer.client_message_to_wire(message)
 
-    def chunks(self) -> Iterator[AnyMessage]:
-        """Yield the chunks of the image that may be sent now."""
+    def chunks(self, room_bytes: int) -> Iterator[ImageChunk]:
+        """Yield the next chunks of the image, of at most so many bytes."""
         if self.upload:
-            yield from self.upload.chunks(*self.key, self.window_bytes)
+            yield from self.upload.chunks(*self.key, room_bytes)
 
     def ping(self, stamp_us: int, recover: bool) -> Ping:
         """Return a Ping; with `recover` it asks the cloud to send missing commits again."""
         return Ping(stamp_us, *self.key, len(self.sequence), recover)
 
     def messages_to_resend(self) -> Iterator[AnyMessage]:
-        """Yield the messages and the chunks of the image that the cloud may not have."""
+        """Yield the messages that the cloud may not have; the image's next chunk is the first of these."""
         yield from map(self.to_wire, self._live_messages())
         if self.upload and not self.upload.is_done:
             self.upload.go_back()
-            yield from self.chunks()
 
     # What the cloud sends -------------------------------------------------------------------------
 

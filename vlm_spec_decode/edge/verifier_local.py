@@ -1,18 +1,19 @@
 """A verifier in this process: the target beside the drafter, no network between.
 
 `wait` runs the next pass on the calling thread, so that what a test or `vsd ask` without a cloud sees is
-exactly the session logic of the server.
+exactly the session logic of the server. Several answers share the models, one pass at a time.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import AbstractContextManager
 
 from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
 from vlm_spec_decode.core.ports import Clock, Model, Target, Verifier
 from vlm_spec_decode.core.trace import NO_TRACER, Tracer
-from vlm_spec_decode.core.types import AnswerRequest, Event, Hint, ImageLimits
+from vlm_spec_decode.core.types import MAX_OPEN_ANSWERS, AnswerRequest, Event, Hint, ImageLimits
 from vlm_spec_decode.decoding.policy import ColocatedDraft
 from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.strategies.registry import strategy
@@ -29,6 +30,24 @@ class LocalVerifier(Verifier):
         self._events: deque[Event] = deque()
         self._cancelled = threading.Event()
         self._tracer = NO_TRACER
+        # One thread at a time may run a model (`models.context`).
+        self._models = threading.RLock()
+
+    @property
+    def max_answers(self) -> int:
+        """How many answers may be open at once, in any threads."""
+        return MAX_OPEN_ANSWERS
+
+    @property
+    def models(self) -> AbstractContextManager[object]:
+        """Held while the target runs, or the draft beside it, which may be the edge's own."""
+        return self._models
+
+    def another(self) -> LocalVerifier:
+        """Return the verifier of one more answer of the same target."""
+        verifier = LocalVerifier(self._target, self._clock, self._colocated_draft)
+        verifier._models = self._models
+        return verifier
 
     def open(self, request: AnswerRequest, tracer: Tracer = NO_TRACER) -> None:
         """Start one answer; an answer that is still open is closed first."""
@@ -37,9 +56,10 @@ class LocalVerifier(Verifier):
         tracer.opened(request)
         self._cancelled.clear()
         chosen, colocated_draft = strategy(request.strategy), None
-        if self._colocated_draft and chosen.needs_helper:
-            colocated_draft = ColocatedDraft(self._colocated_draft.open(request.observation), self._clock)
-        context = self._target.open(request.observation)
+        with self._models:
+            if self._colocated_draft and chosen.needs_helper:
+                colocated_draft = ColocatedDraft(self._colocated_draft.open(request.observation), self._clock)
+            context = self._target.open(request.observation)
         self._session = Session(request, context, chosen.cloud(), colocated_draft)
 
     def submit(self, message: Hint) -> None:
@@ -63,10 +83,11 @@ class LocalVerifier(Verifier):
             plan = session.plan(self._clock.now()) or session.plan(session.wake_s or self._clock.now())
             if plan is None:
                 raise CloudTimeout(f"the verifier waits for a draft; {timeout_s:.1f} s would not help")
-            started = self._clock.now()
-            plan = session.prepare(plan)
-            scores = session.run(plan, self._events.append)
-            self._events.append(session.complete(plan, scores, self._clock.now() - started))
+            with self._models:
+                started = self._clock.now()
+                plan = session.prepare(plan)
+                scores = session.run(plan, self._events.append)
+                self._events.append(session.complete(plan, scores, self._clock.now() - started))
         self._check_cancelled()
         return self._pop_event()
 
@@ -87,7 +108,8 @@ class LocalVerifier(Verifier):
     def close(self) -> None:
         """Free the target's context."""
         if self._session is not None:
-            self._session.close()
+            with self._models:
+                self._session.close()
         self._session = None
         self._events.clear()
 

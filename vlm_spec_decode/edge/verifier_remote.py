@@ -1,4 +1,8 @@
-"""The cloud behind a socket, as a `Verifier`: the protocol's state machine on the link's thread."""
+"""The cloud behind a socket, as a `Verifier`: the protocol's state machine on the link's thread.
+
+A `CloudConnection` carries several answers, each with a `RemoteVerifier` of its own; `RemoteVerifier.another`
+makes one more.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from typing import TypeAlias
 
 from vlm_spec_decode.core.errors import (
     Cancelled,
@@ -18,9 +23,10 @@ from vlm_spec_decode.core.errors import (
 )
 from vlm_spec_decode.core.ports import Clock, Verifier
 from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
-from vlm_spec_decode.core.types import AnswerRequest, Event, Hint, ImageLimits, Uplink
+from vlm_spec_decode.core.types import MAX_OPEN_ANSWERS, AnswerRequest, Event, Hint, ImageLimits, Uplink
 from vlm_spec_decode.edge.client_protocol import ClientProtocol
 from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
+from vlm_spec_decode.edge.request_state import Traffic
 from vlm_spec_decode.protocol.messages import Hello, Welcome
 from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.connection import HandshakeFailure
@@ -46,182 +52,114 @@ PROBE_EVERY_S = 1.0
 """How often to probe whether anything listens at the addresses, once `refused_s` is over."""
 
 
-class RemoteVerifier(Verifier):
-    """Implements `Verifier` over a `DealerLink`. Only `wait` and `connect` block."""
+Inbox: TypeAlias = "SimpleQueue[Event | CloudError | Cancelled]"
+"""What has come for one answer, for the thread that decodes it."""
 
-    def __init__(
-        self, link: DealerLink, hello: Hello, clock: Clock, timing: ProtocolTiming | None = None
-    ) -> None:
-        self._link = link
-        self._clock = clock
-        self._protocol = ClientProtocol(hello, timing, len(link.addresses))
-        self._events: SimpleQueue[Event | CloudError | Cancelled] = SimpleQueue()
-        self._answer = 0
-        self._usage_before = (0, 0)
+
+class CloudConnection:
+    """One connection to a cloud, for all open answers of a robot. `protocol` lives on the link's thread."""
+
+    def __init__(self, link: DealerLink, hello: Hello, clock: Clock, timing: ProtocolTiming | None) -> None:
+        self.link = link
+        self.clock = clock
+        self.protocol = ClientProtocol(hello, timing, len(link.addresses))
+        self.is_started = False
+        self._inboxes: dict[int, Inbox] = {}
+        self._errors: SimpleQueue[CloudError] = SimpleQueue()
         self._upkeep_s = -math.inf
         self._welcomed = threading.Event()
         self._was_welcomed = False
-        self._started = False
-        self._tracer = NO_TRACER
 
-    def connect(self, timeout_s: float = 5.0, refused_s: float = math.inf) -> Welcome:
-        """Do the handshake. Raises CloudUnreachable, CloudRefused.
-
-        `refused_s` is how long to wait while nothing listens at any address: the clouds may be starting.
-        """
-        if not self._started:
-            self._started = True
-            self._link.start(self._on_message, self._flush)
+    def connect(self, timeout_s: float, refused_s: float) -> Welcome:
+        """Do the handshake. Raises CloudUnreachable, CloudRefused."""
+        if not self.is_started:
+            self.is_started = True
+            self.link.start(self._on_message, self._flush)
         self._welcomed.clear()
-        self._run_on_link_thread(lambda: self._protocol.connect(self._clock.now()))
-        deadline_s, probe_s = self._clock.now() + timeout_s, self._clock.now() + refused_s
+        while not self._errors.empty():
+            self._errors.get_nowait()
+        self.run_on_link_thread(lambda: self.protocol.connect(self.clock.now()))
+        deadline_s, probe_s = self.clock.now() + timeout_s, self.clock.now() + refused_s
         while not self._welcomed.wait(0.02):
             self._raise_if_refused()
-            if self._clock.now() > deadline_s:
-                raise self._unreachable(f"no answer within {timeout_s:.0f} s")
-            if self._clock.now() > probe_s:
+            if self.clock.now() > deadline_s:
+                raise self.unreachable(f"no answer within {timeout_s:.0f} s")
+            if self.clock.now() > probe_s:
                 self._raise_if_no_listener()
-                probe_s = self._clock.now() + PROBE_EVERY_S
-        assert self._protocol.welcome is not None
-        return self._protocol.welcome
+                probe_s = self.clock.now() + PROBE_EVERY_S
+        assert self.protocol.welcome is not None
+        return self.protocol.welcome
 
-    def open(self, request: AnswerRequest, tracer: Tracer = NO_TRACER) -> None:
-        """Start one answer. It is sent at once; `wait` raises a refusal.
+    def open(self, request: AnswerRequest, inbox: Inbox, traffic: Traffic) -> None:
+        """Open an answer; what comes for it goes to `inbox`."""
 
-        Raises ProtocolStateError before `connect`.
-        """
-        if not self._started:
-            raise ProtocolStateError("an answer was opened before `connect`")
-        self._tracer = tracer
-        tracer.opened(request)
-        self._answer = request.answer
-        self._usage_before = (self._link.sent_bytes, self._link.received_bytes)
-        while not self._events.empty():
-            self._events.get_nowait()
-        self._run_on_link_thread(lambda: self._protocol.open(request, self._clock.now()))
+        def begin() -> None:
+            self._inboxes[request.answer] = inbox
+            self.protocol.open(request, self.clock.now(), traffic)
 
-    def submit(self, message: Hint) -> None:
-        """Send a draft or a correction."""
-        self._tracer.sent(message)
-        self._run_on_link_thread(lambda: self._protocol.submit(message))
+        self.run_on_link_thread(begin)
 
-    def poll(self) -> Event | None:
-        """Return the next event if one is there. Raises what the cloud or a cancel reported."""
-        while True:
-            try:
-                event = self._events.get_nowait()
-            except Empty:
-                return None
-            if self._is_mine(event):
-                return self._return_or_raise(event)
+    def close(self, answer: int) -> None:
+        """Close an answer; the others go on."""
 
-    def wait(self, timeout_s: float) -> Event:
-        """Block for the next event. Raises CloudTimeout, CloudUnreachable, CloudRefused, Cancelled."""
-        deadline_s = self._clock.now() + timeout_s
-        self._tracer.waiting()
-        while True:
-            try:
-                event = self._events.get(timeout=max(0.0, deadline_s - self._clock.now()))
-            except Empty:
-                raise CloudTimeout(f"no verdict within {timeout_s:.1f} s") from None
-            if self._is_mine(event):
-                return self._return_or_raise(event)
+        def end() -> None:
+            self._inboxes.pop(answer, None)
+            self.protocol.close(self.clock.now(), answer)
 
-    def cancel(self) -> None:
-        """Abandon the answer from any thread; a blocked `wait` raises Cancelled at once."""
-        self._events.put(Cancelled("the answer was cancelled"))
-        self._run_on_link_thread(lambda: self._protocol.close(self._clock.now()))
+        self.run_on_link_thread(end)
 
-    def close(self) -> None:
-        """End the open answer; the connection stays for the next one."""
-        self._run_on_link_thread(lambda: self._protocol.close(self._clock.now()))
+    def run_on_link_thread(self, call: Callable[[], None]) -> None:
+        """Do this soon; the link flushes after it (`DealerLink.start`)."""
+        self.link.post(call)
 
-    def disconnect(self) -> None:
-        """End the answer and the connection. Idempotent."""
-        self.close()
-        self._link.close()
-
-    @property
-    def usage(self) -> LinkUsage:
-        """Bytes of the answer so far, before encryption; the uplink without the image's chunks."""
-        sent, received = self._usage_before
-        image_bytes = self._protocol.image_bytes
-        up = self._link.sent_bytes - sent - image_bytes
-        return LinkUsage(up, self._link.received_bytes - received, image_bytes)
-
-    @property
-    def clouds(self) -> str:
-        """The clouds' addresses, with commas, starting with the one that is in use."""
-        known, last = self._link.addresses, self._link.addresses.index(self._link.address)
-        return ",".join((*known[last:], *known[:last]))
-
-    @property
-    def image_limits(self) -> ImageLimits:
-        """The largest picture that the cloud's target can use, by its Welcome."""
-        return self._protocol.image_limits
-
-    @property
-    def uplink(self) -> Uplink:
-        """The link as the pictures so far have found it."""
-        return self._protocol.uplink
-
-    @property
-    def shares_processor(self) -> bool:
-        """Whether the cloud is on this machine, which has but one processor to give."""
-        return len(os.sched_getaffinity(0)) == 1 and addresses.is_loopback(self._link.address)
-
-    @property
-    def rtt_s(self) -> float:
-        """The last measured round trip, by echo of this machine's own clock."""
-        return self._protocol.rtt_s
+    def unreachable(self, detail: str) -> CloudUnreachable:
+        """Return the error that says what is known of a cloud that does not answer."""
+        details, failures = [f"cloud {self.link.address}: {detail}"], self.link.failures
+        first = next((failure for failure in _HANDSHAKE_FAILED if failure in failures), None)
+        if first in _NETWORK_FAILURES and self._was_welcomed:
+            details.append(_BROKE_OFF)
+        elif first:
+            details.append(_HANDSHAKE_FAILED[first])
+        return CloudUnreachable("; ".join(details))
 
     # On the link's thread ------------------------------------------------------------------------
 
     def _on_message(self, data: bytes) -> None:
-        self._protocol.receive(data, self._clock.now())
+        self.protocol.receive(data, self.clock.now())
 
     def _flush(self) -> None:
-        has_handed_over, now_s = self._hand_over(), self._clock.now()
+        has_handed_over, now_s = self._hand_over(), self.clock.now()
         # Whoever waits for what was handed over cannot go on before this thread sleeps.
         if not has_handed_over or now_s - self._upkeep_s >= UPKEEP_S:
             self._upkeep_s = now_s
-            self._protocol.tick(now_s)
-            self._link.switch_to(self._protocol.cloud_index)
-            self._protocol.maintain(self._link, now_s)
+            self.protocol.tick(now_s)
+            self.link.switch_to(self.protocol.cloud_index)
+            self.protocol.maintain(self.link, now_s)
             self._hand_over()
-        if self._protocol.is_welcome and not self._welcomed.is_set():
+        if self.protocol.is_welcome and not self._welcomed.is_set():
             self._was_welcomed = True
             self._welcomed.set()
 
     def _hand_over(self) -> bool:
         """Send and deliver what the protocol has; return whether there was anything."""
-        has_any = bool(self._protocol.outbox or self._protocol.events)
-        while self._protocol.outbox:
-            self._link.send(self._protocol.outbox.popleft())
-        while self._protocol.events:
-            self._events.put(self._protocol.events.popleft())
+        has_any = bool(self.protocol.outbox or self.protocol.events)
+        while self.protocol.outbox:
+            self.link.send(self.protocol.outbox.popleft())
+        while self.protocol.events:
+            event = self.protocol.events.popleft()
+            if event.answer in self._inboxes:
+                self._inboxes[event.answer].put(event)
+            elif isinstance(event, CloudError) and not event.answer:
+                self._errors.put(event)
+                for inbox in self._inboxes.values():
+                    inbox.put(event)
         return has_any
 
     # On the caller's thread ----------------------------------------------------------------------
 
-    def _run_on_link_thread(self, call: Callable[[], None]) -> None:
-        """Do this soon; the link flushes after it (`DealerLink.start`)."""
-        self._link.post(call)
-
-    def _is_mine(self, event: Event | CloudError | Cancelled) -> bool:
-        return isinstance(event, CloudError | Cancelled) or event.answer == self._answer
-
-    def _return_or_raise(self, event: Event | CloudError | Cancelled) -> Event:
-        if isinstance(event, CloudUnreachable):
-            raise self._unreachable(str(event))
-        if isinstance(event, CloudError | Cancelled):
-            raise event
-        self._tracer.received(event)
-        return event
-
     def _raise_if_refused(self) -> None:
         try:
-            event = self._events.get_nowait()
+            event = self._errors.get_nowait()
         except Empty:
             return
         if isinstance(event, CloudRefused):
@@ -229,15 +167,132 @@ class RemoteVerifier(Verifier):
 
     def _raise_if_no_listener(self) -> None:
         """Raise CloudUnreachable if every cloud's machine refuses the TCP connection."""
-        refusals = [addresses.refusal(address) for address in self._link.addresses]
+        refusals = [addresses.refusal(address) for address in self.link.addresses]
         if all(refusals) and not self._welcomed.is_set():
             raise CloudUnreachable("; ".join(refusals) + ": is the cloud (`vsd cloud`) started there?")
 
-    def _unreachable(self, detail: str) -> CloudUnreachable:
-        details, failures = [f"cloud {self._link.address}: {detail}"], self._link.failures
-        first = next((failure for failure in _HANDSHAKE_FAILED if failure in failures), None)
-        if first in _NETWORK_FAILURES and self._was_welcomed:
-            details.append(_BROKE_OFF)
-        elif first:
-            details.append(_HANDSHAKE_FAILED[first])
-        return CloudUnreachable("; ".join(details))
+
+class RemoteVerifier(Verifier):
+    """Implements `Verifier` over a `DealerLink`. Only `wait` and `connect` block."""
+
+    def __init__(
+        self, link: DealerLink, hello: Hello, clock: Clock, timing: ProtocolTiming | None = None
+    ) -> None:
+        self._begin(CloudConnection(link, hello, clock, timing))
+
+    def _begin(self, connection: CloudConnection) -> None:
+        self._connection = connection
+        self._clock = connection.clock
+        self._inbox: Inbox = SimpleQueue()
+        self._answer = 0
+        self._traffic = Traffic()
+        self._tracer = NO_TRACER
+
+    @property
+    def max_answers(self) -> int:
+        """How many answers one connection carries; a cloud may be set to serve fewer, and then refuses."""
+        return MAX_OPEN_ANSWERS
+
+    def another(self) -> RemoteVerifier:
+        """Return the verifier of one more answer on the same connection."""
+        verifier = RemoteVerifier.__new__(RemoteVerifier)
+        verifier._begin(self._connection)
+        return verifier
+
+    def connect(self, timeout_s: float = 5.0, refused_s: float = math.inf) -> Welcome:
+        """Do the handshake. Raises CloudUnreachable, CloudRefused.
+
+        `refused_s` is how long to wait while nothing listens at any address: the clouds may be starting.
+        """
+        return self._connection.connect(timeout_s, refused_s)
+
+    def open(self, request: AnswerRequest, tracer: Tracer = NO_TRACER) -> None:
+        """Start one answer. It is sent at once; `wait` raises a refusal.
+
+        Raises ProtocolStateError before `connect`.
+        """
+        if not self._connection.is_started:
+            raise ProtocolStateError("an answer was opened before `connect`")
+        self.close()
+        self._tracer = tracer
+        tracer.opened(request)
+        # Another inbox and count for each answer: the link's thread may still fill those of the one before.
+        self._answer, self._inbox, self._traffic = request.answer, SimpleQueue(), Traffic()
+        self._connection.open(request, self._inbox, self._traffic)
+
+    def submit(self, message: Hint) -> None:
+        """Send a draft or a correction."""
+        self._tracer.sent(message)
+        self._connection.run_on_link_thread(lambda: self._connection.protocol.submit(message))
+
+    def poll(self) -> Event | None:
+        """Return the next event if one is there. Raises what the cloud or a cancel reported."""
+        try:
+            return self._return_or_raise(self._inbox.get_nowait())
+        except Empty:
+            return None
+
+    def wait(self, timeout_s: float) -> Event:
+        """Block for the next event. Raises CloudTimeout, CloudUnreachable, CloudRefused, Cancelled."""
+        self._tracer.waiting()
+        try:
+            return self._return_or_raise(self._inbox.get(timeout=max(0.0, timeout_s)))
+        except Empty:
+            raise CloudTimeout(f"no verdict within {timeout_s:.1f} s") from None
+
+    def cancel(self) -> None:
+        """Abandon the answer from any thread; a blocked `wait` raises Cancelled at once."""
+        self._inbox.put(Cancelled("the answer was cancelled"))
+        self.close()
+
+    def close(self) -> None:
+        """End the open answer; the connection, and the other answers on it, go on."""
+        if self._answer:
+            self._connection.close(self._answer)
+
+    def disconnect(self) -> None:
+        """End all answers and the connection. Idempotent."""
+        self._connection.run_on_link_thread(lambda: self._connection.protocol.close(self._clock.now()))
+        self._connection.link.close()
+
+    @property
+    def usage(self) -> LinkUsage:
+        """Bytes of the answer so far, before encryption; the uplink without the image's chunks."""
+        traffic = self._traffic
+        up_bytes = traffic.up_bytes - traffic.image_bytes
+        return LinkUsage(up_bytes, traffic.down_bytes, traffic.image_bytes)
+
+    @property
+    def clouds(self) -> str:
+        """The clouds' addresses, with commas, starting with the one that is in use."""
+        link = self._connection.link
+        known, last = link.addresses, link.addresses.index(link.address)
+        return ",".join((*known[last:], *known[:last]))
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """The largest picture that the cloud's target can use, by its Welcome."""
+        return self._connection.protocol.image_limits
+
+    @property
+    def uplink(self) -> Uplink:
+        """The link as the pictures so far have found it."""
+        return self._connection.protocol.uplink
+
+    @property
+    def shares_processor(self) -> bool:
+        """Whether the cloud is on this machine, which has but one processor to give."""
+        return len(os.sched_getaffinity(0)) == 1 and addresses.is_loopback(self._connection.link.address)
+
+    @property
+    def rtt_s(self) -> float:
+        """The last measured round trip, by echo of this machine's own clock."""
+        return self._connection.protocol.rtt_s
+
+    def _return_or_raise(self, event: Event | CloudError | Cancelled) -> Event:
+        if isinstance(event, CloudUnreachable):
+            raise self._connection.unreachable(str(event))
+        if isinstance(event, CloudError | Cancelled):
+            raise event
+        self._tracer.received(event)
+        return event

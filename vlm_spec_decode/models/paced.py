@@ -119,7 +119,7 @@ class CachedRows:
 
 
 @dataclass(slots=True)
-class _WrappedContext(ModelContext):
+class WrappedContext(ModelContext):
     """A context that is `inner` in all that takes no time."""
 
     inner: ModelContext
@@ -143,7 +143,7 @@ class _WrappedContext(ModelContext):
 
 
 @dataclass(slots=True)
-class ChargedContext(_WrappedContext):
+class ChargedContext(WrappedContext):
     """A context each step of which takes `duration_s(new rows, whether it is the first)` seconds of `clock`.
 
     A prefill is part of the first step.
@@ -187,8 +187,12 @@ class ChargedContext(_WrappedContext):
     def _step(self, prefix: Tokens, tree: Tree) -> _Step:
         is_first = not self.rows.known
         due_s = self.duration_s(self.rows.add_new(prefix, *tree), is_first)
+        return _Step(self.clock, self.lateness, due_s, self.take_spent_s())
+
+    def take_spent_s(self) -> float:
+        """Return the seconds of a prefill that no step has been charged with yet, once."""
         spent_s, self._spent_s = self._spent_s, 0.0
-        return _Step(self.clock, self.lateness, due_s, spent_s)
+        return spent_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +206,23 @@ class PacedModel(WrappedModel):
     def open(self, observation: Observation) -> ModelContext:
         """Start one answer."""
         return ChargedContext(self.inner.open(observation), self.clock, self.duration_s, self.lateness)
+
+    def score_batch(self, requests: Seq[ScoreRequest]) -> list[Scored]:
+        """Score many contexts in one step, which takes the time of all their new rows."""
+        contexts, rows, spent_s, is_first = list[ChargedContext](), 0, 0.0, False
+        for request in requests:
+            context = request.context
+            assert isinstance(context, ChargedContext)
+            contexts.append(context)
+            is_first |= not context.rows.known
+            rows += context.rows.add_new(request.prefix, request.tokens, request.parents)
+            spent_s += context.take_spent_s()
+        step = _Step(self.clock, self.lateness, self.duration_s(rows, is_first), spent_s)
+        scored = self.inner.score_batch(
+            [replace(request, context=each.inner) for request, each in zip(requests, contexts, strict=True)]
+        )
+        step.end()
+        return scored
 
 
 def paced_draft(draft: Model, hardware: HardwareProfile, clock: Clock) -> PacedModel:
@@ -224,7 +245,7 @@ def profile_costs(hardware: HardwareProfile) -> DraftCosts:
 
 
 @dataclass(slots=True)
-class _PassContext(_WrappedContext):
+class _PassContext(WrappedContext):
     """One answer at a paced target. `is_filled`: its prompt is in the cache."""
 
     model: PacedTarget

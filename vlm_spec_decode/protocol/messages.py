@@ -31,6 +31,9 @@ HELLO_FIRST = "hello_first"
 OTHER_VERSION = "version"
 """Reason of a Refused: the cloud does not understand messages of this version."""
 
+TOO_MANY_ANSWERS = "too_many_answers"
+"""Reason of a Refused: the robot has as many answers open as the cloud allows one robot."""
+
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """Base of all messages."""

@@ -19,7 +19,9 @@ from vlm_spec_decode.protocol.messages import (
     HELLO_FIRST,
     OLDEST_VERSION,
     OTHER_VERSION,
+    AnyMessage,
     Busy,
+    Close,
     Hello,
     Open,
     Refused,
@@ -42,18 +44,35 @@ MAX_PEERS = 8192
 ABSENT_S = 10.0
 """A robot that has sent nothing for this time (it pings three times a second) is no load on its replica."""
 
+UNMENTIONED_S = 3.0
+"""A robot that has not mentioned an answer for this time does not have it open."""
+
 UNEVEN = 2
 """A robot moves at its next answer if its replica has at least this many more robots than another."""
 
 
 @dataclass(slots=True)
 class _RoutedClient:
-    """State of one robot: its Hello, its replica, and the answer that is open."""
+    """State of one robot: its Hello, its replica, and when it last mentioned each answer that is open."""
 
     hello: bytes
     replica: int | None
-    answer: int = 0
+    answers: dict[int, float] = field(default_factory=dict)
     last_message_s: float = 0.0
+
+    def mention(self, message: AnyMessage, now_s: float) -> bool:
+        """Note what the robot says about an answer; return whether it begins one.
+
+        An answer of which it has said nothing for `UNMENTIONED_S` is not open any more: it pings for each.
+        """
+        since_s, number = now_s - UNMENTIONED_S, getattr(message, "answer", 0)
+        self.answers = {n: at_s for n, at_s in self.answers.items() if at_s >= since_s}
+        begins = isinstance(message, Open) and number not in self.answers
+        if isinstance(message, Close):
+            self.answers.pop(number, None)
+        elif begins or number in self.answers:
+            self.answers[number] = now_s
+        return begins
 
 
 @dataclass(slots=True, kw_only=True)
@@ -100,12 +119,12 @@ class ReplicaRouter:
             return None
         robot.last_message_s = now_s
         messages_before: list[Message] = []
-        if isinstance(message, Open) and message.answer != robot.answer:
+        if robot.mention(message, now_s) and isinstance(message, Open):
             if self.is_draining:
+                robot.answers.pop(message.answer)
                 self.outbox.append((peer, _encode(Busy(message.answer, message.epoch, "draining", 500))))
                 return None
-            robot.answer = message.answer
-            if self._rebalance(robot) is not None:
+            if self._rebalance(robot, has_open=len(robot.answers) > 1) is not None:
                 messages_before = [(peer, robot.hello)]
         if robot.replica is None:
             self.dropped["no_replica"] += 1
@@ -131,13 +150,20 @@ class ReplicaRouter:
             robot.replica = self._least_loaded()
         return robot
 
-    def _rebalance(self, robot: _RoutedClient) -> int | None:
-        """Move a robot that begins an answer to the least loaded replica; return it, None if it stays."""
+    def _rebalance(self, robot: _RoutedClient, *, has_open: bool) -> int | None:
+        """Move a robot that begins an answer to the least loaded replica; return it, None if it stays.
+
+        With other answers open it leaves only a replica that is not live.
+        """
         best = self._least_loaded()
         if best is None or best == robot.replica:
             return None
         is_live = robot.replica is not None and self.replicas.get(robot.replica) == "live"
-        if is_live and robot.replica is not None and self.load(robot.replica) - self.load(best) < UNEVEN:
+        if robot.replica is None or not is_live:
+            is_worth_it = True
+        else:
+            is_worth_it = not has_open and self.load(robot.replica) - self.load(best) >= UNEVEN
+        if not is_worth_it:
             return None
         robot.replica = best
         self.moved += 1

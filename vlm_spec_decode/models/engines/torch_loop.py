@@ -80,7 +80,7 @@ class VlmModel(LoadedModel):
 def _entry(query: ScoreRequest) -> BatchEntry | VsdError:
     assert isinstance(query.context, VlmContext)
     try:
-        return query.context.batch_entry(query.prefix, query.tokens, query.parents, query.on_exit)
+        return query.context.batch_entry(query.prefix, query.tokens, query.parents, query.on_exit, query.rows)
     except OutOfMemory:
         raise
     except VsdError as error:

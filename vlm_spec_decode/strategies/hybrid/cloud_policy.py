@@ -13,7 +13,13 @@ import math
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, Tokens
-from vlm_spec_decode.decoding.policy import CloudPolicy, ColocatedDraft, PassPlan
+from vlm_spec_decode.decoding.policy import (
+    CloudPolicy,
+    ColocatedDraft,
+    DraftSteps,
+    PassPlan,
+    draft_alone,
+)
 from vlm_spec_decode.decoding.tree import WEIGHT_STEP, SpeculationTree
 from vlm_spec_decode.strategies.estimators import RunningMean
 from vlm_spec_decode.strategies.hybrid.self_draft import SelfDraft
@@ -196,7 +202,15 @@ class Cloud(CloudPolicy):
 
     def extend(self, plan: PassPlan, helper: ColocatedDraft) -> PassPlan:
         """Let the copy of the draft model add nodes."""
-        return self.own.extend(plan, helper)
+        return draft_alone(self.own.steps(plan, helper), helper)
+
+    def draft_steps(self, plan: PassPlan, helper: ColocatedDraft, answers: int) -> DraftSteps:
+        """Let it add them in steps that the answers of a pass share."""
+        return self.own.steps(plan, helper, answers)
+
+    def drafted(self, seconds: float) -> None:
+        """Take what the shared steps took out of the time of the pass."""
+        self.own.drafted_s = max(seconds, self.own.drafted_s)
 
     def completed(self, plan: PassPlan, commit: Commit) -> None:
         """Learn the pass's cost and yield."""

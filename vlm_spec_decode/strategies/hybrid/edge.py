@@ -65,7 +65,7 @@ def edge(
     while not sequence.finished:
         event = verifier.poll()
         if event is None and (nodes := control.worth_expanding(tree)):
-            with control.draft_step(len(nodes)):
+            with control.draft_step(len(nodes), drafter):
                 tree.expand(nodes)
             free.offer(tree, drafter)
         elif event is None:
@@ -168,15 +168,16 @@ class EdgeController:
             )
 
     @contextmanager
-    def draft_step(self, rows: int) -> Iterator[None]:
-        """Measure one draft step."""
-        started_s = self.clock.now()
+    def draft_step(self, rows: int, drafter: Drafter) -> Iterator[None]:
+        """Measure one draft step: what it takes, and what goes by until it is done."""
+        started_s, waited_s = self.clock.now(), drafter.waited_s
         yield
         seconds = self.clock.now() - started_s
+        took_s = seconds - (drafter.waited_s - waited_s)
         if self.shared:
-            self.shared.drafted(rows, seconds)
+            self.shared.drafted(rows, took_s)
             return
-        self.step.learn(rows, seconds)
+        self.step.learn(rows, took_s)
         if self.drafting.is_probe:
             self.config.record.probed_s += seconds
         self._drafted_s += seconds

@@ -16,6 +16,9 @@ from vlm_spec_decode.decoding.policy import (
     MAX_STEPS,
     ColocatedDraft,
     DraftCosts,
+    DraftedStep,
+    DraftStep,
+    DraftSteps,
     PassPlan,
     drafted_token_s,
 )
@@ -177,6 +180,8 @@ class SelfDraft:
     calibration: Calibration = field(default_factory=Calibration)
     drafted_s: float = 0.0
     has_helper: bool = False
+    _answers: int = 1
+    _drafting: int = 1
     _params: SamplingParams = field(default_factory=SamplingParams)
     _guesses: dict[int, dict[int, float]] = field(default_factory=dict)
     _proposals: ProposalLog | None = None
@@ -194,8 +199,11 @@ class SelfDraft:
         token_s = self.pace.token_s.value or self.cost.base_s
         return self.cost.slope * self.cost.base_s / min(token_s, self.cost.base_s / (1 + gain))
 
-    def extend(self, plan: PassPlan, helper: ColocatedDraft) -> PassPlan:
-        """Draft below the likeliest rows that have nothing below them, in batched steps."""
+    def steps(self, plan: PassPlan, helper: ColocatedDraft, answers: int = 1) -> DraftSteps:
+        """Draft below the likeliest rows that have nothing below them, in batched steps.
+
+        In a pass of several answers each step holds up all of them, and is shared by those that still draft.
+        """
         self.drafted_s, self._guesses = 0.0, {}
         self.pace.expect(helper.costs)
         weights = [1.0, *(self.weights[n] for n in plan.nodes.numbers)]
@@ -211,11 +219,14 @@ class SelfDraft:
         is_promising = self.pace.edge_gain() > 0 and self.pace.edge_ratio < CLEARLY
         if is_promising and not self.pace.tokens.count:
             return plan
+        self._answers = self._drafting = answers
         for _ in range(MAX_STEPS):
             rows = self._worth_expanding(grown)
             if not rows:
                 break
-            self._step(grown, rows, helper)
+            tree = tree_of(grown.path(row) for _, row in rows)
+            step = yield DraftStep(plan.prefix, tree[:2], tree[2])
+            self._take(grown, rows, step)
         nodes = plan.nodes.grown(tuple(grown.tokens[known:]), tuple(grown.parents[known:]))
         return PassPlan(plan.pass_id, plan.prefix, nodes, self._own_q(grown, known))
 
@@ -225,10 +236,12 @@ class SelfDraft:
         token_s = self.pace.plan_s(grown.gain, self.drafted_s) / (1 + self.pace.lead)
         worth_s = self.pace.agreement.value * token_s
         base_s = step.base_s or STEP_RATIO
+        # A step takes t from each of the n answers of the pass; the k that draft pay for it together.
+        shared_s, row_s = base_s * self._answers / self._drafting, step.slope * base_s * self._answers
         while grown.open_rows and len(chosen) < (1 if self._proposals else MAX_BATCH):
             weight = -grown.open_rows[0][0]
-            # A further row adds P r tokens of c seconds to the step and slope · t seconds to its time.
-            if chosen and weight * worth_s < step.slope * base_s:
+            # A further row adds P r tokens of c seconds to the step, and n times slope · t seconds of time.
+            if chosen and weight * worth_s < row_s:
                 break
             _, row = heapq.heappop(grown.open_rows)
             position = len(grown.prefix) + grown.depth(row)
@@ -236,16 +249,14 @@ class SelfDraft:
             if not has_ended and position + 1 < self._params.max_tokens:
                 chosen.append((weight, row))
                 total += weight
-        return chosen if total * worth_s >= base_s * (1 + step.slope * (len(chosen) - 1)) else []
+        return chosen if total * worth_s >= shared_s + row_s * (len(chosen) - 1) else []
 
-    def _step(self, grown: _Growth, chosen: list[tuple[float, int]], helper: ColocatedDraft) -> None:
-        """Let the copy score these rows in one step, and add what is likely after each."""
-        started_s = helper.clock.now()
-        tokens, parents, asked = tree_of(grown.path(row) for _, row in chosen)
-        choices = as_choices(helper.context.choose(grown.prefix, (tokens, parents), rows=asked))
-        seconds = helper.clock.now() - started_s
-        self.pace.step.learn(len(chosen), seconds)
-        self.drafted_s += seconds
+    def _take(self, grown: _Growth, chosen: list[tuple[float, int]], step: DraftedStep) -> None:
+        """Learn what a step took, and add what is likely after each of its rows."""
+        choices = as_choices(step.scores)
+        self.pace.step.learn(step.rows, step.seconds)
+        self.drafted_s += step.seconds
+        self._drafting = step.drafting
         if self._proposals:
             ((weight, row),) = chosen
             token, accepted = (
