@@ -146,12 +146,8 @@ class AnswerStream(Iterator[Update]):
         self._engine = engine
         self._observation = observation
         # A weak reference: the generator must not keep alive the stream whose end is to close it.
-<<<<<<< HEAD
-        self._updates = engine._decode(observation, free_text, image_name, weakref.ref(self))
-=======
         self._open = _OpenAnswer(observation.instruction, weakref.ref(self))
-        self._updates = engine._decode(observation, free_text, self._open)
->>>>>>> h-multi
+        self._updates = engine._decode(observation, free_text, image_name, self._open)
         self._in_use = threading.Lock()
 
     @property
@@ -168,14 +164,9 @@ class AnswerStream(Iterator[Update]):
         """Wait for the next update.
 
         Raises StopIteration at the end, Cancelled after `Engine.cancel`, EngineClosed after `Engine.close`,
-<<<<<<< HEAD
-        EngineBusy if another answer is open or another thread waits here, CloudError if the cloud is lost or
-        refuses, ActionParseError if the answer is not of the action language, ImageError for a picture whose
-        shape a model cannot take.
-=======
         EngineBusy if too many answers are open or another thread waits here, CloudError if the cloud is lost
-        or refuses, ActionParseError if the answer is not of the action language.
->>>>>>> h-multi
+        or refuses, ActionParseError if the answer is not of the action language, ImageError for a picture
+        whose shape a model cannot take.
         """
         self._engine._check_open()
         if not self._in_use.acquire(blocking=False):
@@ -382,11 +373,7 @@ class Engine:
         return Observation(None if image is None else self.picture(image), asked, history)
 
     def _decode(
-<<<<<<< HEAD
-        self, observation: Observation, free_text: bool, image_name: str, stream: weakref.ref[AnswerStream]
-=======
-        self, observation: Observation, free_text: bool, mine: _OpenAnswer
->>>>>>> h-multi
+        self, observation: Observation, free_text: bool, image_name: str, mine: _OpenAnswer
     ) -> Generator[Update, None, None]:
         """Decode one answer. However this generator ends, the answer ends at the verifier too."""
         engine, shown = self._runtime.engine, ""
