@@ -23,9 +23,11 @@ from vlm_spec_decode.control.action_runner import InlineCallRunner
 from vlm_spec_decode.control.executor import Executor
 from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import VirtualClock
-from vlm_spec_decode.core.errors import CloudUnreachable, ModelError, VsdError
+from vlm_spec_decode.core.errors import Cancelled, CloudUnreachable, ModelError, VsdError
 from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.types import Image, Observation
+from vlm_spec_decode.edge.engine import Engine
+from vlm_spec_decode.edge.open_answers import OpenAnswer, OpenAnswers
 from vlm_spec_decode.mission.connection import Answerer, TextUpdate
 from vlm_spec_decode.mission.events import Frame, MissionEvents
 from vlm_spec_decode.mission.runner import MissionRunner, Report
@@ -269,9 +271,61 @@ class PacedEngine:
         finally:
             robot.is_answering = False
 
+    def looks(self, capacity: int) -> VirtualLooks:
+        """Return several open answers at once, in shared passes of the virtual cloud."""
+        assert isinstance(self.engine, Engine)
+        return VirtualLooks(self.engine, self.robot, self.clock, min(capacity, self.engine.max_answers))
+
     def cancel(self) -> None:
         """Abandon the answer."""
         self.engine.cancel()
+
+
+class VirtualLooks:
+    """`mission.search.Looks` in virtual time: the robot goes on until the next commit has arrived at it."""
+
+    def __init__(self, engine: Engine, robot: VirtualRobot, clock: VirtualClock, capacity: int) -> None:
+        self.capacity, self._robot, self._clock = capacity, robot, clock
+        self._answers = OpenAnswers(engine)
+        self._open: dict[int, tuple[OpenAnswer, Look]] = {}
+
+    def open(self, number: int, observation: Observation) -> None:
+        """Ask about the newest frame."""
+        if not self._answers.open:
+            self._clock.now_s = self._robot.clock.now()
+        self._open[number] = self._answers.ask(observation), self._robot.timeline.looks[-1]
+        self._robot.committed.setdefault(observation.stamp_s, [])
+        self._robot.is_answering = True
+
+    def next(self, until: Callable[[], bool]) -> tuple[int, TextUpdate] | None:
+        """Let time pass to the next commit; None as soon as `until` is true. Raises Cancelled."""
+        robot = self._robot
+        while (step := self._answers.next(robot.clock.now())) is None:
+            if robot.events.broken_off() is not None:
+                raise Cancelled("the executor broke the plan off")
+            if until():
+                return None
+            robot.tick()
+        if step.error is not None:
+            raise step.error
+        number = next(number for number, (answer, _) in self._open.items() if answer is step.answer)
+        look, update = self._open[number][1], step.update
+        assert update is not None
+        robot.committed[step.answer.observation.stamp_s] += update.actions
+        if update.actions and look.first_action_s is None:
+            look.first_action_s = robot.clock.now()
+        if update.result is not None:
+            look.end_s = robot.clock.now()
+            robot.is_answering = bool(self._answers.open)
+        return number, update
+
+    def cancel(self, keep: int | None = None) -> None:
+        """Abandon all open answers but `keep`."""
+        if keep is None:
+            self._answers.close()
+            self._robot.is_answering = False
+        else:
+            self._answers.keep(self._open[keep][0])
 
 
 @dataclass(frozen=True, slots=True)

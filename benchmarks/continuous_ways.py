@@ -89,7 +89,19 @@ def _stepwise(robot: VirtualRobot, engine: PacedEngine, instruction: str, config
 
 
 def _turning(robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig) -> MissionEnd:
-    return run_mission(robot, engine, instruction, replace(config, replan="standing"))
+    return run_mission(robot, engine, instruction, replace(config, replan="standing", search_looks=1))
+
+
+def _two_looks(
+    robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig
+) -> MissionEnd:
+    return run_mission(robot, engine, instruction, replace(config, replan="standing", search_looks=2))
+
+
+def _three_looks(
+    robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig
+) -> MissionEnd:
+    return run_mission(robot, engine, instruction, replace(config, replan="standing", search_looks=3))
 
 
 def _replanning(
@@ -107,6 +119,8 @@ WAYS = {
         _stepwise,
     ),
     "turning": Way("a search turns on while it asks, one answer open at a time", _turning),
+    "two_looks": Way("the same, with two frames open at once", _two_looks),
+    "three_looks": Way("the same, with three", _three_looks),
     "replanning": Way(
         "looks again while it walks; the newer answer replaces the rest of the plan", _replanning
     ),

@@ -29,7 +29,7 @@ from vlm_spec_decode.mission.connection import Answerer, EngineConnection, Engin
 from vlm_spec_decode.mission.events import Frame, MissionEvents
 from vlm_spec_decode.mission.late_answer import LateAnswer
 from vlm_spec_decode.mission.replanning import Latency, Replanning
-from vlm_spec_decode.mission.search import OneLook, Search, search_turn
+from vlm_spec_decode.mission.search import Search, looks_of, search_turn
 from vlm_spec_decode.mission.state import (
     Answer,
     MissionEnd,
@@ -224,7 +224,7 @@ class MissionRunner:
         return Search(
             mission=mission,
             events=self._events,
-            looks=OneLook(engine),
+            looks=looks_of(engine, self.config.search_looks),
             turn=turn,
             plan=plan,
             emit=partial(self._emit, job),

@@ -75,6 +75,9 @@ class RunnerConfig:
         one_of=SEARCH_MODES,
         live=True,
     )
+    search_looks: int = setting(
+        2, "Frames that a search may have open at the cloud at once, while it turns.", 1, 8, live=True
+    )
     replan: ReplanMode = setting(
         "standing",
         "When to look for the next plan: only when the robot stands, or while walking where that pays.",

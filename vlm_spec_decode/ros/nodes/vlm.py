@@ -88,7 +88,7 @@ OF_MISSION = {
 PARAMETERS = (
     Setting("instruction", "", "Given once, as soon as camera, robot and cloud are there; empty: none."),
     Setting("heartbeat_hz", 20.0, "Rate at which the plan under way is republished.", 10.0, 100.0),
-    *parameters(RunnerConfig, "max_steps", "fallback", "search", "replan", **OF_MISSION),
+    *parameters(RunnerConfig, "max_steps", "fallback", "search", "search_looks", "replan", **OF_MISSION),
     Setting("approve", False, "Show every plan and wait for a yes on vlm/approve.", live=True),
     Setting("dry_run", False, "Show what would be sent to the robot, and send nothing.", live=True),
     Setting("queue", False, "A new instruction waits for the one under way, not superseding it.", live=True),
@@ -113,6 +113,7 @@ def runner_config(values: Parameters) -> RunnerConfig:
         max_steps=values.integer("max_steps"),
         fallback=cast(Fallback, values.text("fallback")),
         search=cast(SearchMode, values.text("search")),
+        search_looks=values.integer("search_looks"),
         replan=cast(ReplanMode, values.text("replan")),
         ready_s=numbers["silence_s"],
         **numbers,
