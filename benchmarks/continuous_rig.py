@@ -160,6 +160,8 @@ class VirtualRobot:
         self.timeline = Timeline(path=[driver.world.pose])
         self.committed: dict[float, list[Action]] = {}
         """What was committed about each frame, by its stamp."""
+        self.told: dict[float, str] = {}
+        """The committed text about each frame."""
         self.is_answering = False
         self._standstills = Standstills()
         self._plan: Plan | None = None
@@ -224,7 +226,9 @@ class VirtualRobot:
                 return bool(committed)
             first = plan.actions[0] if plan.actions else None
             ways = {action.angle_deg > 0 for action in committed if isinstance(action, Turn)}
-            return isinstance(first, Turn) and (first.angle_deg > 0) in ways
+            # Or back to a view of which committed words tell.
+            is_told = bool(self.told.get(plan.stamp_s)) and not committed
+            return isinstance(first, Turn) and ((first.angle_deg > 0) in ways or is_told)
         said = [format_action(action) for action in committed]
         # A finished action is named until the next period begins another.
         begun = (*status.executed, status.action)[: max(len(status.executed), status.actions_done + 1)]
@@ -262,6 +266,7 @@ class PacedEngine:
                 for update in updates:
                     robot.run_until(self.clock.now())
                     committed += update.actions
+                    robot.told[observation.stamp_s] = update.text
                     if update.actions and look.first_action_s is None:
                         look.first_action_s = self.clock.now()
                     if update.result is not None:
@@ -312,6 +317,7 @@ class VirtualLooks:
         look, update = self._open[number][1], step.update
         assert update is not None
         robot.committed[step.answer.observation.stamp_s] += update.actions
+        robot.told[step.answer.observation.stamp_s] = update.text
         if update.actions and look.first_action_s is None:
             look.first_action_s = robot.clock.now()
         if update.result is not None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from test.mission.turning import NOT_SEEN, Answer, Plan, TurningWorld
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import Turn
 from vlm_spec_decode.core.errors import CloudUnreachable
-from vlm_spec_decode.mission.search import MAX_AHEAD_DEG, search_turn
+from vlm_spec_decode.mission.search import MAX_AHEAD_DEG, search_turn, tells_of, thing_words
 from vlm_spec_decode.mission.state import RunnerConfig
 
 STEPWISE = RunnerConfig(max_steps=12, search="stepwise")
@@ -208,3 +209,43 @@ def test_a_jump_of_the_odometry_stops_the_robot_and_it_looks_again():
 )
 def test_what_is_a_search(text, turn):
     assert search_turn(text, parse_answer(text)) == turn
+
+
+def test_what_is_searched_is_told_by_the_denial_and_the_instruction():
+    asked = "move yourself to the cyan chair"
+    thing = thing_words("i see a red box left . i do not see the cyan chair . turn ( 60 )", asked)
+    assert thing == {"cyan", "chair"}
+    assert tells_of("i see a cyan chair left .", thing)
+    assert tells_of("i see a red box , a cyan chair left , a", thing)
+    assert not tells_of("i see a cyan chair", thing)  # the phrase may go on
+    assert not tells_of("i see a cyan box , a red chair .", thing)
+    assert not tells_of("i do not see the cyan chair .", thing)
+    assert not tells_of("i see a cyan chair .", frozenset())
+    assert thing_words("ok . turn(180)", asked) == frozenset()
+
+
+def test_the_robot_turns_back_as_soon_as_the_thing_is_told_of_and_goes_on_if_it_is_not_that():
+    def says(heading_deg, history):
+        if len(history) == 1:
+            return "i see a red box . i do not see the red box that is meant . turn(60)"
+        return box_at(200)(heading_deg, history)
+
+    world = TurningWorld(says)
+    words = {}
+    plain = world.answer
+
+    def wordy(observation):
+        for update in plain(observation):
+            if not words.get(observation.stamp_s) and len(observation.history) == 1:
+                words[observation.stamp_s] = world.rig.clock.now()
+                yield replace(update, text="i see a red box .", actions=(), result=None)
+                until_s = world.rig.clock.now() + 0.7
+                while world.rig.clock.now() < until_s:
+                    world.tick()
+            yield update
+
+    world.answer = wordy
+    assert world.run().status == "done"
+    back = [plan for plan in world.of(Plan) if plan.origin == "search" and plan.actions[0].angle_deg < 0]
+    assert len(back) == 1
+    assert math.remainder(heading_deg(world) - 200, 360) == pytest.approx(0, abs=5)

@@ -29,7 +29,7 @@ from vlm_spec_decode.mission.connection import Answerer, EngineConnection, Engin
 from vlm_spec_decode.mission.events import Frame, MissionEvents
 from vlm_spec_decode.mission.late_answer import LateAnswer
 from vlm_spec_decode.mission.replanning import Latency, Replanning
-from vlm_spec_decode.mission.search import Search, looks_of, search_turn
+from vlm_spec_decode.mission.search import Search, looks_of, search_turn, thing_words
 from vlm_spec_decode.mission.state import (
     Answer,
     MissionEnd,
@@ -226,6 +226,7 @@ class MissionRunner:
             events=self._events,
             looks=looks_of(engine, self.config.search_looks),
             turn=turn,
+            thing=thing_words(self._said, job.instruction),
             plan=plan,
             emit=partial(self._emit, job),
             ask=self._asks(job, mission, engine, "searching while it turns"),

@@ -6,9 +6,11 @@ and wait for its answer. Here it turns on in the same direction and a frame is t
 degrees. Each is asked about with the history that it has there (one turn more for each), so its answer is the
 one that the stepwise search would have got, but for the frame having been taken in motion.
 
-The first answer that does not turn on the same way wins: it sees the thing, or gives up. Its plan was told
-for its frame, so it is told anew for where the body looks by then (`actions.reprojection`; after turning on
-the spot that is exact) and replaces the turn without a stop; other open answers are cancelled. An answer that
+As soon as a committed phrase of an answer tells of the thing the robot turns back to that view; should the
+answer then deny it, the search goes on. The first answer that does not turn on the same way wins: it sees the
+thing, or gives up. Its plan was told for its frame, so it is told anew for where the body looks by then
+(`actions.reprojection`; after turning on the spot that is exact) and replaces the turn without a stop; other
+open answers are cancelled. An answer that
 does not move, such as "i looked around and there is none", waits until every earlier frame has been answered.
 
 Bounded: with n answers open at once the robot turns at most to the frame after those that are open, and at
@@ -59,6 +61,25 @@ def search_turn(text: str, actions: tuple[Action, ...]) -> Turn | None:
         return None
     told = text.split(format_action(turn).split("(")[0], 1)[0]
     return turn if NOT_SEEN.search(told) else None
+
+
+WORD = re.compile(r"[a-z]+")
+COMMON = frozenset(("the", "a", "an", "i", "do", "see", "to", "of", "is", "it", "and", "on", "at", "in"))
+
+
+def thing_words(text: str, instruction: str) -> frozenset[str]:
+    """Return the words of what an answer does not see: those of its denial that the instruction has too."""
+    asked = set(WORD.findall(instruction.lower())) - COMMON
+    denial = next((part for part in text.lower().split(".") if NOT_SEEN.search(part)), "")
+    return frozenset(asked.intersection(WORD.findall(denial)))
+
+
+def tells_of(text: str, thing: frozenset[str]) -> bool:
+    """Whether what is committed of an answer tells of the thing: a whole phrase of it, that is no denial."""
+    phrases = re.split(r"[.,]", text.lower())[:-1]
+    return bool(thing) and any(
+        thing <= set(WORD.findall(phrase)) and not NOT_SEEN.search(phrase) for phrase in phrases
+    )
 
 
 class Looks(Protocol):
@@ -182,6 +203,8 @@ class Search:
     ask: Callable[[tuple[str, ...]], tuple[Frame, Observation]]
     report: Callable[[LateAnswer, TextUpdate], None]
     views: dict[int, LateAnswer] = field(default_factory=dict)
+    thing: frozenset[str] = frozenset()
+    """Words of what is searched; once a committed phrase has them the robot turns back to that view."""
     answered: int = 0
     winner: LateAnswer | None = None
     _history: tuple[str, ...] = ()
@@ -189,6 +212,7 @@ class Search:
     _turned_rad: float = 0.0
     _yaw_rad: float | None = None
     _goal_deg: float = 0.0
+    _sighted: bool = False
 
     def run(self) -> LateAnswer | None:
         """Turn on until an answer wins, and return it, its plan under way.
@@ -253,6 +277,8 @@ class Search:
 
     def _turn_on(self) -> None:
         """Have the robot turn to the view after those that may be open, without a stop."""
+        if self._sighted:
+            return
         ahead_deg = min((self.looks.capacity + 1) * self._step_deg, MAX_AHEAD_DEG)
         goal_deg = min(self.answered * self._step_deg + ahead_deg, CIRCLE_DEG)
         left_deg = goal_deg - self._heading_deg()
@@ -283,7 +309,8 @@ class Search:
 
     def _may_look(self) -> bool:
         return (
-            self._open < self.looks.capacity
+            not self._sighted
+            and self._open < self.looks.capacity
             and self._next_deg <= CIRCLE_DEG + NEAR_DEG
             and self._is_at_next_view()
         )
@@ -305,18 +332,32 @@ class Search:
         self.report(view, update)
         if self._moves_on(view):
             return number, view
+        if not self._sighted and not view.actions and tells_of(view.text, self.thing):
+            self._turn_back(view)
         while (following := self.views.get(self.answered + 1)) is not None:
             if self._goes_on(following):
                 if not following.is_whole:
                     break
                 self.answered += 1
                 self._answered_s = following.frame.stamp_s
+                # What was told of is not what was searched: the search goes on.
+                self._sighted, self._goal_deg = False, -CIRCLE_DEG if self._sighted else self._goal_deg
                 self._record()
             elif following.actions or following.is_whole:
                 return self.answered + 1, following
             else:
                 break
         return None
+
+    def _turn_back(self, view: LateAnswer) -> None:
+        """Turn back to a view whose answer tells of the thing, before it says what to do."""
+        taken, newest = self.events.poses.at(view.frame.stamp_s), self.events.poses.newest
+        if taken is None or newest is None:
+            return
+        self._sighted = True
+        back_deg = round(-math.degrees(newest.seen_from(taken).yaw_rad), 1)
+        if abs(back_deg) >= NEAR_DEG:
+            self._send((Turn(back_deg),), view.frame.stamp_s, origin="search")
 
     def _goes_on(self, view: LateAnswer) -> bool:
         """Whether an answer so far is the search's turn once more."""
