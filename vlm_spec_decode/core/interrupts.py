@@ -55,8 +55,8 @@ def hold_interrupts() -> Iterator[HeldSignals]:
 def keep_interrupts() -> Iterator[None]:
     """Raise KeyboardInterrupt at the end of the block if Ctrl-C came in it and what it raised was lost.
 
-    For imports: an exception in a callback of the import system's own is printed and forgotten. Elsewhere it
-    is raised as ever, at once. Without effect where Ctrl-C has a handler of the program's own, and outside the
+    For imports: an exception in a callback of the import system is printed and forgotten. Elsewhere it is
+    raised as ever, at once. Without effect where Ctrl-C has a handler of the program's own, and outside the
     main thread, where Python runs no handlers.
     """
     in_main = threading.current_thread() is threading.main_thread()
