@@ -61,3 +61,14 @@ def test_an_interrupt_that_a_callback_swallows_comes_at_the_end_of_the_block():
         reached.append(gone())
     assert reached == [None]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_programs_own_handler_is_called_once():
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda *_: seen.append(1))
+    try:
+        with keep_interrupts():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [1]

@@ -53,25 +53,26 @@ def hold_interrupts() -> Iterator[HeldSignals]:
 
 @contextmanager
 def keep_interrupts() -> Iterator[None]:
-    """Give Ctrl-C to its handler at the end of the block once more, if what that raised was lost in it.
+    """Raise KeyboardInterrupt at the end of the block if Ctrl-C came in it and what it raised was lost.
 
-    For imports: an exception in a callback of the import system's own is printed and forgotten. Elsewhere the
-    handler works as ever, at once. Without effect outside the main thread, where Python runs no handlers.
+    For imports: an exception in a callback of the import system is printed and forgotten. Elsewhere it is
+    raised as ever, at once. Without effect where Ctrl-C has a handler of the program's own, and outside the
+    main thread, where Python runs no handlers.
     """
-    own = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(own):
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
     caught: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         caught.append(number)
-        own(number, frame)
+        signal.default_int_handler(number, frame)
 
     signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, own)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if caught:
-        own(caught[0], None)
+        raise KeyboardInterrupt
