@@ -11,10 +11,11 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, TypeAlias
 
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
@@ -25,9 +26,10 @@ from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import Cancelled, CloudUnreachable, ModelError, VsdError
 from vlm_spec_decode.core.pose import Pose2D
-from vlm_spec_decode.core.types import Image, Observation
+from vlm_spec_decode.core.types import Image, Observation, Tokens
 from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.open_answers import OpenAnswer, OpenAnswers
+from vlm_spec_decode.mission.background import Background, DraftsAhead
 from vlm_spec_decode.mission.connection import Answerer, TextUpdate
 from vlm_spec_decode.mission.events import Frame, MissionEvents
 from vlm_spec_decode.mission.runner import MissionRunner, Report
@@ -42,6 +44,8 @@ PATH_S = 0.5
 
 REST_S = 1.0
 """How long the world goes on after a mission before it is judged, as in an evaluation."""
+
+Ahead: TypeAlias = Literal["draft", "nobody"]
 
 HARMLESS = ("stop", "done", "wait")
 LOCOMOTION = ("forward", "strafe", "turn")
@@ -133,6 +137,7 @@ class VirtualEvents(MissionEvents):
     def __init__(self, robot: VirtualRobot) -> None:
         super().__init__(robot.clock, VirtualCondition(robot.clock, robot.tick))
         self._robot = robot
+        self._looked_s = -math.inf
 
     def wait_frame(self, after_s: float, timeout_s: float) -> Frame:
         """Let time pass until the camera's next frame, and return it."""
@@ -141,10 +146,23 @@ class VirtualEvents(MissionEvents):
         # The step before may have ended at an obstacle; time passes all the same.
         while self._robot.clock.now() < due_s:
             self._robot.tick()
+        self._capture()
+        frame = super().wait_frame(after_s, timeout_s)
+        self._robot.timeline.looks.append(Look(frame.stamp_s))
+        return frame
+
+    def frame_after(self, stamp_s: float) -> Frame | None:
+        """Let the camera take a frame if its next one is due, and return the newest if it is that new."""
+        now_s = self._robot.clock.now()
+        due_s = math.floor(now_s / CAMERA_S + 1e-6) * CAMERA_S
+        if max(self._looked_s, now_s - self._robot.executor.period_s) < due_s - 1e-6:
+            self._capture()
+        return super().frame_after(stamp_s)
+
+    def _capture(self) -> None:
         image, stamp_s = self._robot.driver.frame()
+        self._looked_s = stamp_s
         self.put_frame(Frame(image, stamp_s, "front_camera"))
-        self._robot.timeline.looks.append(Look(stamp_s))
-        return super().wait_frame(after_s, timeout_s)
 
 
 class VirtualRobot:
@@ -179,6 +197,16 @@ class VirtualRobot:
         """Let time pass up to a moment, or to the end of the answer in progress by the executor."""
         while self.clock.now() < time_s and self.events.broken_off() is None:
             self.tick()
+
+    def take(self, update: TextUpdate, arrived_s: float, look: Look, committed: list[Action]) -> None:
+        """Let time pass until a commit has arrived, and note what it says."""
+        self.run_until(arrived_s)
+        committed += update.actions
+        if update.actions and look.first_action_s is None:
+            look.first_action_s = arrived_s
+        if update.result is not None:
+            look.end_s = arrived_s
+            self.is_answering = False
 
     def tick(self) -> None:
         """Let one control period pass."""
@@ -264,14 +292,8 @@ class PacedEngine:
         try:
             with closing(self.engine.answer(observation)) as updates:  # type: ignore[type-var]
                 for update in updates:
-                    robot.run_until(self.clock.now())
-                    committed += update.actions
+                    robot.take(update, self.clock.now(), look, committed)
                     robot.told[observation.stamp_s] = update.text
-                    if update.actions and look.first_action_s is None:
-                        look.first_action_s = self.clock.now()
-                    if update.result is not None:
-                        look.end_s = self.clock.now()
-                        robot.is_answering = False
                     yield update
         finally:
             robot.is_answering = False
@@ -284,6 +306,91 @@ class PacedEngine:
     def cancel(self) -> None:
         """Abandon the answer."""
         self.engine.cancel()
+
+    def draft_ahead(self, observation: Observation) -> Iterator[Tokens]:
+        """Draft as the engine does, if it does."""
+        return self.engine.draft_ahead(observation) if isinstance(self.engine, DraftsAhead) else iter(())
+
+
+@dataclass(slots=True)
+class VirtualBackground:
+    """A `Background` in virtual time.
+
+    `ahead` is what is asked about frames on the way: the draft model, or nobody. `busy_until_s`: a
+    draft step cannot be broken off, only waited for.
+    """
+
+    paced: PacedEngine
+    ahead: Ahead = "draft"
+    busy_until_s: float = 0.0
+
+    def answer(self, engine: Answerer, observation: Observation) -> VirtualAnswer:  # noqa: ARG002
+        """Begin an answer now, to be read later."""
+        return VirtualAnswer(self, observation, self.paced.engine.answer(observation))
+
+    def draft(self, engine: DraftsAhead, observation: Observation) -> VirtualAnswer:  # noqa: ARG002
+        """Begin a draft now."""
+        drafts = self.paced.draft_ahead(observation) if self.ahead == "draft" else iter(())
+        return VirtualAnswer(self, observation, drafts, is_draft=True)
+
+
+class VirtualAnswer:
+    """A `BackgroundAnswer` in virtual time: its commits arrive by the engine's clock."""
+
+    def __init__(
+        self,
+        background: VirtualBackground,
+        observation: Observation,
+        updates: Iterator[Any],
+        *,
+        is_draft: bool = False,
+    ) -> None:
+        self._background, self._observation, self._updates = background, observation, updates
+        self._paced, self._is_draft = background.paced, is_draft
+        self._paced.clock.now_s = max(self._paced.robot.clock.now(), background.busy_until_s)
+        self._arrived: deque[tuple[float, Any]] = deque()
+        self._is_closed = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended by the robot's time, up to which it is decoded."""
+        while not self._is_closed and self._paced.clock.now() <= self._paced.robot.clock.now():
+            self._fetch()
+        return self._is_closed
+
+    def updates(self) -> Iterator[TextUpdate]:
+        """Yield each commit when it has arrived at the robot."""
+        robot = self._paced.robot
+        robot.timeline.looks.append(look := Look(self._observation.stamp_s))
+        committed = robot.committed.setdefault(self._observation.stamp_s, [])
+        robot.is_answering = True
+        try:
+            while self._arrived or self._fetch():
+                arrived_s, update = self._arrived.popleft()
+                robot.take(update, arrived_s, look, committed)
+                yield update
+        finally:
+            robot.is_answering = False
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Abandon it at the robot's time, to which the engine's goes back, or at the end of a draft step."""
+        if self.has_ended:
+            return
+        self._is_closed = True
+        if self._is_draft:
+            self._background.busy_until_s = self._paced.clock.now()
+        else:
+            self._paced.clock.now_s = self._paced.robot.clock.now()
+        self._updates.close()  # type: ignore[attr-defined]
+
+    def _fetch(self) -> bool:
+        """Decode to the next commit or step; return whether there was one."""
+        update = next(self._updates, None)
+        self._is_closed = update is None or (not self._is_draft and update.result is not None)
+        if update is not None:
+            self._arrived.append((self._paced.clock.now(), update))
+        return update is not None
 
 
 class VirtualLooks:
@@ -365,9 +472,18 @@ _MISSIONS = itertools.count(1)
 
 
 def run_mission(
-    robot: VirtualRobot, answerer: Answerer, instruction: str, config: RunnerConfig
+    robot: VirtualRobot,
+    answerer: Answerer,
+    instruction: str,
+    config: RunnerConfig,
+    background: Background | None = None,
 ) -> MissionEnd:
-    """Run one instruction to its end; the robot's timeline holds what happened."""
+    """Run one instruction to its end; the robot's timeline holds what happened.
+
+    `background` is what early frames are asked about with; without it there are none.
+    """
+    if background is None:
+        config = replace(config, early_frames="off")
     timeline, began_s = robot.timeline, robot.clock.now()
 
     def emit(job: MissionJob, report: Report) -> None:  # noqa: ARG001
@@ -376,7 +492,7 @@ def run_mission(
         elif isinstance(report, Answer):
             timeline.answers.append(report.result.text)
 
-    runner = MissionRunner(robot.events, emit, robot.clock.now, config)
+    runner = MissionRunner(robot.events, emit, robot.clock.now, config, background)
     ending = runner.run(MissionJob(f"m{next(_MISSIONS)}", instruction), OneEngine(answerer))
     timeline.mission_s = robot.clock.now() - began_s
     # What is counted ends with the mission; the world goes on until the body stands.

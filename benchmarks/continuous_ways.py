@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from continuous_rig import PacedEngine, VirtualRobot, run_mission
+from continuous_rig import Ahead, PacedEngine, VirtualBackground, VirtualRobot, run_mission
 
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Image, Observation
 from vlm_spec_decode.mission.connection import Answerer, TextUpdate
-from vlm_spec_decode.mission.state import MissionEnd, RunnerConfig
+from vlm_spec_decode.mission.state import MissionEnd, RunnerConfig, SearchMode
 
 Run: TypeAlias = Callable[[VirtualRobot, PacedEngine, str, RunnerConfig], MissionEnd]
 """Runs one instruction on a robot with an engine, to the mission's end."""
@@ -110,6 +110,14 @@ def _replanning(
     return run_mission(robot, engine, instruction, replace(config, search="stepwise", replan="walking"))
 
 
+def _early(ahead: Ahead, search: SearchMode = "stepwise") -> Run:
+    def run(robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig) -> MissionEnd:
+        config = replace(config, early_frames="on", search=search)
+        return run_mission(robot, engine, instruction, config, VirtualBackground(engine, ahead))
+
+    return run
+
+
 BRIEF = r"((the|no|there|i (do|have|can)) [^()]*[ \t\n.,;:!?])?"
 """Words about the thing asked for, and refusals, but no list of what else is in view ("i see ...")."""
 
@@ -133,4 +141,7 @@ WAYS = {
         words=BRIEF,
     ),
     "silent": Way("an answer begins with its first action", _stepwise, words=""),
+    "settling": Way("the frame at rest is asked about while the body settles", _early("nobody")),
+    "early": Way("settling, and the draft model drafts about frames on the way", _early("draft")),
+    "turning_early": Way("turning and early", _early("draft", "turning")),
 }

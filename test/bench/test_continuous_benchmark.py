@@ -114,6 +114,36 @@ def test_whole_answers_cost_the_overlap_and_nothing_else() -> None:
 
 
 @pytest.mark.usefixtures("benchmarks")
+@pytest.mark.parametrize("way", ["settling", "early"])
+def test_early_frames_save_the_settling_and_change_no_action(way: str) -> None:
+    # Motions longer than `REST_S`: the answer is whole before its last motion ends.
+    answers = ("forward(2.0)", "turn(150)", "forward(1.5)", "done()")
+    _, now, stood = play("present", answers)
+    ending, early, engine = play(way, answers)
+    assert ending.status == "done"
+    assert early.executed == now.executed
+    assert (early.uncommitted, early.too_old) == (0, 0)
+    assert len(early.looks) == len(now.looks)
+    # Three looks come while the body settles: each saves what a camera's period and the settling take.
+    saved_s = now.waiting_s - early.waiting_s
+    assert 3 * 0.2 <= saved_s <= 3 * 0.6
+    assert [seen.history for seen in engine.asked] == [seen.history for seen in stood.asked]
+    assert early.moving_s == pytest.approx(now.moving_s, abs=0.2)
+    spent_s = sum(end_s - began_s for _, began_s, end_s in early.spans)
+    assert spent_s == pytest.approx(early.mission_s, abs=1e-6)
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_frame_counts_early_only_where_the_body_comes_to_rest() -> None:
+    """A box in the way: a question that was asked early, if any, is asked again from where the body is."""
+    box = SceneObject("red box", "box", "red", 1.5, 0.0, 0.0)
+    ending, line, engine = play("early", ("forward(3.0)", "turn(90)", "done()"), items=(box,))
+    assert ending.status == "done"
+    assert line.executed == ["turn(90)", "done()"]
+    assert [seen.history for seen in engine.asked] == [(), ("stop()",), ("stop()", "turn(90)")]
+
+
+@pytest.mark.usefixtures("benchmarks")
 def test_default_missions_move_on_committed_tokens_and_fresh_frames_only() -> None:
     _, line, engine = play("present", ANSWERS)
     assert (line.uncommitted, line.too_old) == (0, 0)

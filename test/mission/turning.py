@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import replace
 
 from test.actions.rig import Rig
 from test.mission.scripted import ScriptedEngines, plain_jpeg, result_of
@@ -47,9 +48,9 @@ class TurningWorld:
         self._frame_s = 0.0
         self.at = {}
         """What happens at a time: a call each."""
-        self.runner = MissionRunner(
-            self.events, self.hear, self.rig.clock.now, config or RunnerConfig(max_steps=12)
-        )
+        # One thread owns this world's time: no answer may be decoded on another.
+        config = replace(config or RunnerConfig(max_steps=12), early_frames="off")
+        self.runner = MissionRunner(self.events, self.hear, self.rig.clock.now, config)
 
     def tick(self):
         clock, executor = self.rig.clock, self.rig.executor

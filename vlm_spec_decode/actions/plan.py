@@ -36,6 +36,7 @@ _PLAN_OPTIONS = {"verified": True, "origin": "answer"}
 """Fields that a plan may omit, and their defaults."""
 
 _STATUS_KEYS = ("mission", "answer", "actions_done", "state", "reason", "detail", "action", "executed")
+_STATUS_OPTIONS = {"settling": False}
 
 
 Origin: TypeAlias = Literal["answer", "search", "reprojected"]
@@ -116,7 +117,9 @@ class PlanStatus:
 
     `reason` is a stable name (`obstacle`, `watchdog`, `limit_distance`, …; empty while all is well),
     `detail` a sentence for people. `action` is the text of the action under way or last refused;
-    `executed` holds the texts of all carried out for this answer, in order.
+    `executed` holds the texts of all carried out for this answer, in order. `settling`: the last motion of
+    the whole answer is all but over, and a frame taken since it is said shows what one at rest will show; at
+    the end it is still true if the body has come to rest there.
     """
 
     mission: str = ""
@@ -127,6 +130,7 @@ class PlanStatus:
     detail: str = ""
     action: str = ""
     executed: tuple[str, ...] = ()
+    settling: bool = False
 
     @property
     def is_terminal(self) -> bool:
@@ -135,12 +139,12 @@ class PlanStatus:
 
     def to_json(self) -> str:
         """Return one line of JSON."""
-        return json.dumps({key: getattr(self, key) for key in _STATUS_KEYS})
+        return json.dumps({key: getattr(self, key) for key in (*_STATUS_KEYS, *_STATUS_OPTIONS)})
 
     @classmethod
     def from_json(cls, text: str) -> PlanStatus:
         """Return the status in `text`. Raises ActionParseError as `Plan.from_json` does."""
-        data = _load(text, _STATUS_KEYS)
+        data = _load(text, _STATUS_KEYS, _STATUS_OPTIONS)
         state = _text(data, "state")
         if state not in STATES:
             raise ActionParseError(f"state: {state!r} is none of {', '.join(STATES)}")
@@ -153,6 +157,7 @@ class PlanStatus:
             detail=_text(data, "detail", MAX_JSON_CHARS),
             action=_text(data, "action"),
             executed=_texts(data, "executed"),
+            settling=_flag(data, "settling"),
         )
 
 

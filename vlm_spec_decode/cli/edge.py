@@ -61,7 +61,7 @@ STOP_KEYS = frozenset(b" \r\n")
 @click.option("--limits", type=FILE, default=None, help="YAML of the safety gate's limits.")
 @options(EdgeSettings, "cloud", "keys", "draft", "strategy", "image_budget_s", keys=FOLDER)
 @setting_option(PROFILE)
-@options(RunnerConfig, "fallback", "max_steps", "search", "search_looks", "replan")
+@options(RunnerConfig, "fallback", "max_steps", "search", "search_looks", "replan", "early_frames")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), default=180.0,
               show_default=True, help="Seconds until a mission is cancelled.")  # fmt: skip
 @click.option("--approve", is_flag=True, help="Show every plan and ask before the robot moves.")
@@ -108,6 +108,7 @@ class EdgeOptions:
     search_looks: int
     replan: str
     max_steps: int
+    early_frames: str
     timeout_s: float
     approve: bool
     start_s: float
@@ -189,6 +190,7 @@ def _mission_settings(options: EdgeOptions) -> MissionSettings:
         search=options.search,  # type: ignore[arg-type]
         search_looks=options.search_looks,
         replan=options.replan,  # type: ignore[arg-type]
+        early_frames=options.early_frames,  # type: ignore[arg-type]
     )
     return MissionSettings(runner=runner, approve=options.approve)
 

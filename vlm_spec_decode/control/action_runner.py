@@ -243,6 +243,11 @@ class ActionRunner:
         """Whether a driver call is still running, also one of an abandoned action."""
         return self._running is not None and not self._running.ended
 
+    @property
+    def motion(self) -> Motion | None:
+        """The motion or pause under way, None between two and during a driver call."""
+        return self._motion
+
     def set_gate(self, gate: SafetyGate) -> None:
         """Use the limits of `gate` from now on. Call it between actions only."""
         self._gate = gate

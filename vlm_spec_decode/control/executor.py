@@ -20,8 +20,10 @@ from vlm_spec_decode.control.emergency_stop import RESTOP_S, EmergencyStop, Stop
 from vlm_spec_decode.control.motion_profile import STILL, MotionTuning, Velocity
 from vlm_spec_decode.control.plan_queue import PlanQueue, PlanReceipt, TimedPlan
 from vlm_spec_decode.control.safety import SafetyGate
+from vlm_spec_decode.control.settling import Settling, SettlingLimits
 from vlm_spec_decode.core.errors import ActionRefused, Cancelled, RobotError
 from vlm_spec_decode.core.ports import Clock, RobotDriver
+from vlm_spec_decode.core.robot import RobotState
 
 JOIN_S = 5.0
 
@@ -144,6 +146,7 @@ class Executor:
         self._emergency_stop = EmergencyStop(driver, clock)
         stages = ActionSteps(driver, self._emergency_stop, gate.limits, tuning or MotionTuning())
         self._action_runner = ActionRunner(gate, self._emergency_stop, stages, self._runner)
+        self._settling = Settling(SettlingLimits())
         self._steering = Teleoperation(self._action_runner, self._emergency_stop)
         self._queue = PlanQueue()
         self._tracker = self._queue.tracker
@@ -274,6 +277,7 @@ class Executor:
         self._action_runner.set_gate(self._gate)
         self._active = True
         self._status = PlanStatus(plan.mission, plan.answer)
+        self._settling.reset()
         if was_moving and not goes_on:
             self._emergency_stop.stop("superseded").check()
 
@@ -292,9 +296,9 @@ class Executor:
         if latched or self._stop_retry_s is not None:
             return
         if not self._steering.follow(now_s) and self._active:
-            self._execute()
+            self._execute(motion_input.state)
 
-    def _execute(self) -> None:
+    def _execute(self, state: RobotState) -> None:
         """Continue the present action, begin the next one, or end the answer."""
         done = self._status.actions_done
         upcoming = self._tracker.action(done)
@@ -317,6 +321,15 @@ class Executor:
                 self._finish()
             elif self._tracker.action(done + 1) is None:
                 self._finish_or_wait()
+        self._note_settling(state)
+
+    def _note_settling(self, state: RobotState) -> None:
+        """Say from when on a frame counts as one at rest: during the last action of a whole answer."""
+        plan, done = self._tracker.plan, self._status.actions_done
+        if plan is not None and plan.final and done >= len(plan.actions) - 1:
+            self._settling.observe(self._action_runner.motion, state)
+            if self._status.settling != self._settling.is_settling:
+                self._status = replace(self._status, settling=self._settling.is_settling)
 
     def _finish_or_wait(self) -> None:
         """After the last known action: end the answer if the plan is final, else wait for more actions."""
@@ -345,7 +358,8 @@ class Executor:
         plan, status = self._tracker.plan, self._status
         if plan is not None and (plan.mission, plan.answer) != (status.mission, status.answer):
             status = PlanStatus(plan.mission, plan.answer)
-        self._status = replace(status, state=state, reason=reason, detail=detail)
+        self._settling.reset()
+        self._status = replace(status, state=state, reason=reason, detail=detail, settling=False)
 
     def _note_unconfirmed(self, report: StopReport) -> None:
         self._stop_retry_s = None if report.confirmed_s is not None else self._clock.now() + RESTOP_S

@@ -316,6 +316,11 @@ class Engine:
         self._check_open()
         return AnswerStream(self, observation, free_text=free_text, image_name=image_name)
 
+    def draft_ahead(self, observation: Observation) -> Iterator[Tokens]:
+        """Draft the answer without the cloud, as `edge.engine.Engine.draft_ahead` does."""
+        self._check_open()
+        return self._runtime.engine.draft_ahead(observation)
+
     # Ending ------------------------------------------------------------------------------------------
 
     def cancel(self) -> None:

@@ -32,6 +32,7 @@ from vlm_spec_decode.core.trace import (
 from vlm_spec_decode.core.types import AnswerRequest, Image, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.edge.answer_cache import AnswerCache
+from vlm_spec_decode.edge.draft_ahead import draft_ahead
 from vlm_spec_decode.edge.picture_size import PictureSizer
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.edge.shared_draft import DraftArbiter, DraftProgress, SharedDraft
@@ -133,6 +134,7 @@ class _AnswerState:
     tracer: Tracer = NO_TRACER
     progress: DraftProgress = field(default_factory=DraftProgress)
     drafter: Drafter | None = None
+    sequence: Sequence = field(default_factory=Sequence)
     is_begun: bool = False
     is_cancelled: bool = False
 
@@ -202,6 +204,28 @@ class Engine:
         """
         return DecodedAnswer(self, _AnswerState(observation, config or self.config))
 
+    def draft_ahead(self, observation: Observation) -> Iterator[Tokens]:
+        """Draft the answer with the draft model alone; yield its tokens so far after each step.
+
+        Where it is left off, what is drafted is kept: `answer` sends it with the same question about a later
+        frame. Nothing is committed, and the cloud is not asked. Ends at once where drafts are not used. It is
+        for the time in which no answer is open.
+        """
+        config = self.config
+        if self._drafter is None or not strategy(config.strategy).drafts or not _recalls(config):
+            return
+        tokens: Tokens = ()
+        drafter = self._drafter.open(observation)
+        try:
+            for tokens in draft_ahead(drafter, EdgeConfig(answer=0, params=config.params)):
+                yield tokens
+        except NotFinite as error:
+            log.warning("nothing is drafted ahead: %s", NotFinite(error.what, "draft"))
+        finally:
+            drafter.close()
+            with self._lock:
+                self._answer_cache.add_early(observation, tokens)
+
     def picture(self, data: bytes) -> Image:
         """Return a frame, an image file's bytes, as the image of an observation. Raises ImageError."""
         return self.pictures.reduce(data)
@@ -221,13 +245,11 @@ class Engine:
             return
         answer.is_begun = True
         observation, config, number = answer.observation, answer.config, next(self._numbers)
-        # Under `rejection` drafted tokens must be draws from q; those of a cached answer are not.
-        recalls = strategy(config.strategy).recalls and config.params.rule == "coupled"
         answer.trace = AnswerTrace(self._clock.now)
         tracers = (answer.trace, answer.progress, *((self._tracer,) if self._tracer else ()))
         answer.tracer = TracerGroup(*tracers)
         with self._lock:
-            draft = self._answer_cache.draft(observation, number) if recalls else None
+            draft = self._answer_cache.draft(observation, number) if _recalls(config) else None
         request = answer.request = AnswerRequest(
             number,
             observation,
@@ -290,6 +312,9 @@ class Engine:
             answer.drafter = self._open_drafter(answer)
             yield from self._updates(answer)
         finally:
+            if not answer.sequence.finished:
+                with self._lock:
+                    self._answer_cache.add_early(answer.observation, answer.sequence.tokens)
             self._end(answer)
 
     def _updates(self, answer: _AnswerState) -> Iterator[AnswerUpdate]:
@@ -297,16 +322,16 @@ class Engine:
         assert request is not None
         assert trace is not None
         assert verifier is not None
-        sequence = Sequence()
+        sequence, cache = answer.sequence, self._answer_cache
         parser = NoActions() if config.free_text else ActionParser()
         instruction = self._codec.encode(request.observation.instruction)
-        recalled = self._answer_cache.tokens(request.observation)
+        early, recalled = cache.early_tokens(request.observation), cache.tokens(request.observation)
         edge_config = EdgeConfig(
             answer=request.answer,
             params=config.params,
             draft_length=config.draft_length,
             timeout_s=config.timeout_s,
-            hints=tuple(hint for hint in (recalled or self._previous, instruction) if hint),
+            hints=tuple(hint for hint in (early, recalled or self._previous, instruction) if hint),
             uplink_bps=min(1e9, config.uplink_bps),
             objective=config.objective,
             sent=request.draft,
@@ -383,6 +408,12 @@ def _result(
         usage=usage,
         lossless=config.params.lossless,
     )
+
+
+def _recalls(config: EngineConfig) -> bool:
+    """Return whether answers may be sent drafts of other models than q, such as those of a cached answer."""
+    # Under `rejection` drafted tokens must be draws from q; those of a cached answer are not.
+    return strategy(config.strategy).recalls and config.params.rule == "coupled"
 
 
 def _step_ratio(drafter: Model | None, verifier: Verifier) -> float:

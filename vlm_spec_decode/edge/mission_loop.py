@@ -75,9 +75,16 @@ class MissionLoop:
         """The number of the next answer: those of a mission are numbered upwards."""
         return self.answer + 1
 
-    def observation(self, image: Image | None, stamp_s: float, frame_id: str = "") -> Observation:
-        """Return the observation for the next answer."""
-        return Observation(image, self.instruction, tuple(self.history), stamp_s, frame_id)
+    def observation(
+        self,
+        image: Image | None,
+        stamp_s: float,
+        frame_id: str = "",
+        planned: Iterable[Action] = (),
+    ) -> Observation:
+        """Return the observation for the next answer, with the history as it will be after `planned`."""
+        history = (*self.history, *_told(map(format_action, planned)))
+        return Observation(image, self.instruction, history, stamp_s, frame_id)
 
     def record(self, executed: Iterable[str], planned: Iterable[Action]) -> None:
         """Record a finished step: the actions carried out (as text) and the plan of the answer.
@@ -115,12 +122,22 @@ class MissionLoop:
     def _add_step(self, executed: Iterable[str]) -> None:
         self.steps += 1
         self.answer += 1
-        done = format_action(Done())
-        self.history += [text for text in executed if text != done]
+        self.history += _told(executed)
         if self.steps >= self.max_steps:
             self.status = "step_limit"
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether the step after the present one may still be made."""
+        return self.is_running and self.steps + 1 < self.max_steps
 
     def end(self, status: Status) -> None:
         """End the mission from outside; the first end stands."""
         if self.is_running:
             self.status = status
+
+
+def _told(executed: Iterable[str]) -> list[str]:
+    """Return what a history tells of carried out actions: all but `done()`."""
+    done = format_action(Done())
+    return [text for text in executed if text != done]

@@ -50,6 +50,7 @@ class MissionEvents:
         self._answer = 0
         self._cancelled = ("", "")
         self._approval: bool | None = None
+        self._changes = self._noticed = 0
         self.poses = PoseHistory()
         """Where the body was, by odometry; empty on a robot that publishes none."""
 
@@ -59,6 +60,7 @@ class MissionEvents:
         """Store the newest frame."""
         with self._changed:
             self._frame = frame
+            self._changes += 1
             self._changed.notify_all()
 
     def put_pose(self, stamp_s: float, pose: Pose2D) -> None:
@@ -72,6 +74,7 @@ class MissionEvents:
         with self._changed:
             self._status = status
             self._status_received_s = self._clock.now()
+            self._changes += 1
             self._changed.notify_all()
             return self.broken_off() is not None
 
@@ -123,6 +126,17 @@ class MissionEvents:
         if status is None or status.state not in BROKEN_OFF:
             return None
         return status if self._is_current(status) or status.state == "estop" else None
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether the body is so near to rest, at the end of the answer in progress, that a frame counts."""
+        status = self._status
+        return status is not None and self._is_current(status) and status.settling
+
+    def frame_after(self, stamp_s: float) -> Frame | None:
+        """Return the newest frame if it was captured after `stamp_s`. Does not wait."""
+        frame = self._frame
+        return frame if frame is not None and frame.stamp_s > stamp_s else None
 
     def wait_ready(self, timeout_s: float) -> None:
         """Wait until the executor has received this answer and the robot stands.
@@ -196,21 +210,42 @@ class MissionEvents:
             self._changed.wait_for(lambda: self._is_cancelled or self.broken_off() is not None, timeout_s)
             self.check()
 
-    def wait_end(self, silence_s: float, limit_s: float) -> PlanStatus:
+    def wait_end(
+        self, silence_s: float, limit_s: float, on_change: Callable[[], None] | None = None
+    ) -> PlanStatus:
         """Wait until the answer's plan has been carried out.
+
+        `on_change` is called meanwhile, on the caller's thread, after frames and statuses have come.
 
         Raises Cancelled if it is broken off; RobotUnreachable if no status came for `silence_s` or none
         that ends it within `limit_s`.
         """
         started_s = self._clock.now()
         while self._clock.now() < started_s + limit_s:
-            status = self._wait(self._ended, silence_s / 4)
+            status = self._wait_ended(silence_s / 4, on_change is not None)
             self.check()
             if status is not None:
                 return status
+            if on_change is not None:
+                on_change()
             if self._clock.now() - max(self._status_received_s, started_s) > silence_s:
                 raise RobotUnreachable(f"locomotion_node has been silent for {silence_s:.1f} s")
         raise RobotUnreachable(f"the plan was not carried out within {limit_s:.0f} s")
+
+    def _wait_ended(self, timeout_s: float, wakes: bool) -> PlanStatus | None:
+        """Wait for the end of the answer in progress; with `wakes` also until anything has come."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self._is_cancelled
+                    or self._ended() is not None
+                    or (wakes and self._changes != self._noticed)
+                ),
+                timeout_s,
+            )
+            self._noticed = self._changes
+            self._raise_cancelled()
+            return self._ended()
 
     def _ended(self) -> PlanStatus | None:
         status = self._status

@@ -25,7 +25,9 @@ from vlm_spec_decode.core.errors import (
 )
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.mission_loop import LOOK_AGAIN, SILENCES, MissionLoop
+from vlm_spec_decode.mission.background import Background
 from vlm_spec_decode.mission.connection import Answerer, EngineConnection, Engines, TextUpdate
+from vlm_spec_decode.mission.early_frames import EarlyAnswer, EarlyFrames
 from vlm_spec_decode.mission.events import Frame, MissionEvents
 from vlm_spec_decode.mission.late_answer import LateAnswer
 from vlm_spec_decode.mission.replanning import Latency, Replanning
@@ -50,6 +52,10 @@ Report: TypeAlias = Plan | PartialAnswer | Answer | MissionStatus
 
 HOLD_POLL_S = 0.05
 
+TOO_OLD = "stale_frame"
+"""The gate's reason for a plan that has come too late for its frame. A frame from before the robot stood is
+older than one at rest would be, so then the mission looks again."""
+
 
 class MissionRunner:
     """Runs one job at a time; `now_s` is ROS time, the clock of the frames' stamps.
@@ -63,8 +69,10 @@ class MissionRunner:
         emit: Callable[[MissionJob, Report], None],
         now_s: Callable[[], float],
         config: RunnerConfig,
+        background: Background | None = None,
     ) -> None:
         self.config = config
+        self._early = EarlyFrames(events, now_s, background)
         self._events = events
         self._emit = emit
         self._now_s = now_s
@@ -104,6 +112,7 @@ class MissionRunner:
         except VsdError as error:
             return failure(error)
         finally:
+            self._early.drop()
             engines.set_active(None)
         return MissionEnd(mission.status)
 
@@ -167,11 +176,12 @@ class MissionRunner:
     ) -> tuple[Action, ...] | None:
         number = mission.next_answer
         late: Search | Replanning | None = None
-        frame = self._events.wait_frame(self._now_s(), self.config.frame_s)
+        early = self._early.take(engine, mission)
+        frame = early.frame if early else self._events.wait_frame(self._now_s(), self.config.frame_s)
         self._events.begin(job.mission, number)
         self._report(job, "answering", number, "" if verified else "unverified")
         try:
-            plan = self._answer(job, mission, engine, frame, verified)
+            plan = self._answer(job, mission, engine, frame, verified, early=early)
             if job.dry_run:
                 self._report(job, "proposed", number, "dry_run", format_actions(plan.actions))
                 return plan.actions
@@ -192,13 +202,16 @@ class MissionRunner:
                 status = late.run(self.config.silence_s, self.config.act_s)
                 said = late.said
             else:
-                status = self._events.wait_end(self.config.silence_s, self.config.act_s)
+                status = self._early.wait_end(engine, mission, plan, said, self.config)
         except Cancelled:
             broken_off = self._events.broken_off()
-            if broken_off is None or broken_off.reason not in LOOK_AGAIN | SILENCES:
+            is_old = early is not None and broken_off is not None and broken_off.reason == TOO_OLD
+            if broken_off is None or not (is_old or broken_off.reason in LOOK_AGAIN | SILENCES):
                 raise
             executed = broken_off.executed if late is None else late.told(broken_off.executed)
-            if broken_off.reason in LOOK_AGAIN:
+            if is_old:
+                mission.record_interruption(executed)
+            elif broken_off.reason in LOOK_AGAIN:
                 mission.record_obstruction(executed)
             else:
                 mission.record_silence(executed)
@@ -297,17 +310,22 @@ class MissionRunner:
         frame: Frame,
         verified: bool,
         sequence: int = 0,
+        early: EarlyAnswer | None = None,
     ) -> Plan:
         """Decode one answer. The plan grows, and is carried out, while the answer is decoded.
 
-        If a person must approve it first, the plan that is sent stays empty.
+        An `early` answer is under way already, about this frame and this history. If a person must approve it
+        first, the plan that is sent stays empty.
         """
         number = mission.next_answer
-        image = engine.picture(frame.image.jpeg)
-        observation = mission.observation(image, frame.stamp_s, frame.frame_id)
+        if early is None:
+            image = engine.picture(frame.image.jpeg)
+            observation = mission.observation(image, frame.stamp_s, frame.frame_id)
+        else:
+            observation = early.observation
         plan = Plan(job.mission, number, frame.stamp_s, sequence, verified=verified)
         self._emit(job, plan)
-        for update in engine.answer(observation):
+        for update in early.answer.updates() if early else engine.answer(observation):
             self._events.check()
             self._emit(job, PartialAnswer(update.text))
             is_last = update.result is not None

@@ -27,6 +27,9 @@ SearchMode: TypeAlias = Literal["turning", "stepwise"]
 ReplanMode: TypeAlias = Literal["walking", "standing"]
 REPLAN_MODES: tuple[ReplanMode, ...] = ("walking", "standing")
 SEARCH_MODES: tuple[SearchMode, ...] = ("turning", "stepwise")
+EarlyFramesMode: TypeAlias = Literal["on", "off"]
+EARLY_FRAMES: tuple[EarlyFramesMode, ...] = ("on", "off")
+
 FALLBACKS: tuple[Fallback, ...] = ("hold", "stop", "draft_only")
 
 ALIKE_M, ALIKE_DEG = 0.2, 10.0
@@ -89,6 +92,12 @@ class RunnerConfig:
         3.0, "Age of a plan's frame at the yes that asks for a new look.", 0.5, 5.0, live=True
     )
     listen_s: float = 0.5
+    early_frames: EarlyFramesMode = setting(
+        "on",
+        "Ask about the frame at rest while the body settles, or once it stands.",
+        one_of=EARLY_FRAMES,
+        live=True,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,13 @@ from vlm_spec_decode.mission.connection import EngineSource
 from vlm_spec_decode.mission.events import Frame
 from vlm_spec_decode.mission.queue import MissionRequest
 from vlm_spec_decode.mission.service import LEASE_CHECK_S, MissionService, MissionSettings
-from vlm_spec_decode.mission.state import Fallback, ReplanMode, RunnerConfig, SearchMode
+from vlm_spec_decode.mission.state import (
+    EarlyFramesMode,
+    Fallback,
+    ReplanMode,
+    RunnerConfig,
+    SearchMode,
+)
 from vlm_spec_decode.ros import mission_topics as action_face
 from vlm_spec_decode.ros.convert import STEADY, ClockConverter, from_compressed, from_odometry
 from vlm_spec_decode.ros.middleware import COMMAND
@@ -88,7 +94,16 @@ OF_MISSION = {
 PARAMETERS = (
     Setting("instruction", "", "Given once, as soon as camera, robot and cloud are there; empty: none."),
     Setting("heartbeat_hz", 20.0, "Rate at which the plan under way is republished.", 10.0, 100.0),
-    *parameters(RunnerConfig, "max_steps", "fallback", "search", "search_looks", "replan", **OF_MISSION),
+    *parameters(
+        RunnerConfig,
+        "max_steps",
+        "fallback",
+        "search",
+        "search_looks",
+        "replan",
+        "early_frames",
+        **OF_MISSION,
+    ),
     Setting("approve", False, "Show every plan and wait for a yes on vlm/approve.", live=True),
     Setting("dry_run", False, "Show what would be sent to the robot, and send nothing.", live=True),
     Setting("queue", False, "A new instruction waits for the one under way, not superseding it.", live=True),
@@ -115,6 +130,7 @@ def runner_config(values: Parameters) -> RunnerConfig:
         search=cast(SearchMode, values.text("search")),
         search_looks=values.integer("search_looks"),
         replan=cast(ReplanMode, values.text("replan")),
+        early_frames=cast(EarlyFramesMode, values.text("early_frames")),
         ready_s=numbers["silence_s"],
         **numbers,
     )
