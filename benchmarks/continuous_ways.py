@@ -163,9 +163,7 @@ WAYS = {
     "settling": Way("the frame at rest is asked about while the body settles", _early("nobody")),
     "early": Way("settling, and the draft model drafts about frames on the way", _early("draft")),
     "turning_early": Way("turning and early", _early("draft", "turning")),
-    "turning_early_draft": Way(
-        "turning, early and a start on the draft", _early("draft", "turning", "draft")
-    ),
+    "turning_early_draft": Way("turning, early and draft_start", _early("draft", "turning", "draft")),
 }
 
 ON_THE_DRAFT = frozenset({"draft_start", "turning_draft", "turning_early_draft"})

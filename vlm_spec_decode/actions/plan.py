@@ -140,8 +140,8 @@ class PlanStatus:
     `executed` holds the texts of all carried out for this answer, in order. `settling`: the last motion of
     the whole answer is all but over, and a frame taken since it is said shows what one at rest will show; at
     the end it is still true if the body has come to rest there. `start` is what became of a start on a draft,
-    one of `START_OUTCOMES`, with a sentence in `start_detail`; its motion is in `executed` only once the cloud
-    has committed it.
+    one of `START_OUTCOMES`, with a sentence in `start_detail`; its motion is in `executed` only once the
+    cloud has committed it.
     """
 
     mission: str = ""
