@@ -180,6 +180,19 @@ def test_a_start_on_the_draft_is_counted_apart_and_saves_waiting() -> None:
 
 
 @pytest.mark.usefixtures("benchmarks")
+def test_an_answer_that_was_asked_for_early_begins_on_its_draft_too() -> None:
+    answers = ("forward(2.0)", "turn(150)", "done()")
+    _, early, plain = play("turning_early", answers, drafts=("forward(1.0)", "turn(60)"))
+    _, line, engine = play("turning_early_draft", answers, drafts=("forward(1.0)", "turn(60)"))
+    assert engine.previews == [True, True, True]
+    assert not any(plain.previews)
+    assert line.starts == {"begun": 2, "confirmed": 2}
+    assert (early.starts, line.uncommitted, early.uncommitted) == ({}, 0, 0)
+    assert line.executed == early.executed
+    assert line.waiting_s < early.waiting_s - 0.7
+
+
+@pytest.mark.usefixtures("benchmarks")
 def test_a_wrong_start_is_corrected_and_the_mission_ends_where_it_would_have() -> None:
     _, now, _ = play("present", ("turn(90)", "forward(1.0) done()"))
     ending, line, _ = play("draft_start", ("turn(90)", "forward(1.0) done()"), drafts=("turn(-60)",) * 2)
