@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from continuous_rig import PacedEngine, VirtualRobot
-from continuous_ways import WAYS, Way
+from continuous_ways import ON_THE_DRAFT, WAYS, Way
 from figures import Figure, commit, report
 
 from vlm_spec_decode.actions.grammar import answer_pattern
@@ -233,6 +233,8 @@ def figures(found: Found, compared: list[Row], held: str) -> list[Figure]:
                           ("uncommitted", 0.0), ("too_old", 0.0)):  # fmt: skip
             out.append(Figure(f"{mark}_{name}", now[name], bar, "at most", note))
         bars = {"go2": {"go-to": (0.75, 0.55), "search first": (0.55, 0.40)}, "2026": {"all": (0.85, 0.5)}}
+        if held in ON_THE_DRAFT:
+            bars = {each: {"all": (0.65, 0.35)} for each in PROFILES}
         for row in compared:
             if row["cell"] != cell.name or not row["pairs"]:
                 continue

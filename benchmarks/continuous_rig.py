@@ -65,8 +65,9 @@ class Timeline:
     """What one mission spent its time on; seconds of the robot's clock.
 
     `overlap_s`: moved while an answer was decoded. `stops`: how often the body stood between two actions that
-    walk or turn. `uncommitted`: periods with an action that no commit had said; `too_old`: actions carried
-    out on a frame older than the gate allows.
+    walk or turn. `uncommitted`: periods with an action that no commit had said, but for starts on a draft:
+    `starts` counts those by what became of them, `unverified_s` is their time. `too_old`: actions carried out
+    on a frame older than the gate allows.
     """
 
     mission_s: float = 0.0
@@ -75,6 +76,8 @@ class Timeline:
     stops: int = 0
     uncommitted: int = 0
     too_old: int = 0
+    unverified_s: float = 0.0
+    starts: dict[str, int] = field(default_factory=dict)
     oldest_frame_s: float = 0.0
     looks: list[Look] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
@@ -173,7 +176,10 @@ class VirtualRobot:
         assert isinstance(clock, VirtualClock)
         self.driver, self.clock, self.limits = driver, clock, limits
         driver.start()
-        self.executor = Executor(driver, SafetyGate(limits), clock, runner=InlineCallRunner())
+        self.executor = Executor(
+            driver, SafetyGate(limits), clock, runner=InlineCallRunner(), frame_now=self.frame_now
+        )
+        self.delivered_s: float | None = None
         self.events = VirtualEvents(self)
         self.timeline = Timeline(path=[driver.world.pose])
         self.committed: dict[float, list[Action]] = {}
@@ -186,11 +192,21 @@ class VirtualRobot:
         self._frame_ages_s: dict[int, list[float]] = {}
         self._sampled_s = clock.now()
 
+    def frame_now(self) -> float:
+        """Return when a plan that is handed over arrives: not later than the commit that it comes from.
+
+        A posture may take seconds of one control period; a commit from that time is handed over after it.
+        """
+        now_s = self.clock.now()
+        return now_s if self.delivered_s is None else min(now_s, self.delivered_s)
+
     def submit(self, plan: Plan) -> None:
         """Send a plan to the executor now; it is repeated in every period, as the real node does."""
+        if self._plan is not None and self._plan.draft_start and not plan.draft_start:
+            self._frame_ages_s[plan.answer] = []
         self._plan = plan
         ages = self._frame_ages_s.setdefault(plan.answer, [])
-        ages += [self.clock.now() - plan.stamp_s] * (len(plan.actions) - len(ages))
+        ages += [self.frame_now() - plan.stamp_s] * (len(plan.actions) - len(ages))
         self.executor.submit(plan)
 
     def run_until(self, time_s: float) -> None:
@@ -230,7 +246,11 @@ class VirtualRobot:
         self._span("moving" if moves else "answering" if self.is_answering else "standing", began_s, now_s)
         self._standstills.see(after, self.driver.state().is_still)
         timeline.stops = self._standstills.count
-        if after.state == "moving":
+        if after.start != (before.start if after.answer == before.answer else ""):
+            timeline.starts[after.start] = timeline.starts.get(after.start, 0) + 1
+        if after.start == "begun":
+            timeline.unverified_s += (now_s - began_s) * moves
+        elif after.state == "moving":
             timeline.uncommitted += not self._is_committed(after)
         done = len(before.executed) if before.answer == after.answer else 0
         for index in range(done, len(after.executed)):
@@ -282,7 +302,7 @@ class PacedEngine:
         """Return the frame as the engine sends it."""
         return self.engine.picture(data)
 
-    def answer(self, observation: Observation) -> Iterator[TextUpdate]:
+    def answer(self, observation: Observation, *, preview: bool = False) -> Iterator[TextUpdate]:
         """Yield each commit when it has arrived at the robot."""
         robot, look = self.robot, self.robot.timeline.looks[-1]
         # Also back: the answer before may have been broken off ahead of its next commit.
@@ -290,13 +310,15 @@ class PacedEngine:
         committed = robot.committed.setdefault(observation.stamp_s, [])
         robot.is_answering = True
         try:
-            with closing(self.engine.answer(observation)) as updates:  # type: ignore[type-var]
+            with closing(self.engine.answer(observation, preview=preview)) as updates:  # type: ignore[type-var]
                 for update in updates:
                     robot.take(update, self.clock.now(), look, committed)
                     robot.told[observation.stamp_s] = update.text
+                    robot.delivered_s = self.clock.now()
                     yield update
+                    robot.delivered_s = None
         finally:
-            robot.is_answering = False
+            robot.is_answering, robot.delivered_s = False, None
 
     def looks(self, capacity: int) -> VirtualLooks:
         """Return several open answers at once, in shared passes of the virtual cloud."""
@@ -324,9 +346,15 @@ class VirtualBackground:
     ahead: Ahead = "draft"
     busy_until_s: float = 0.0
 
-    def answer(self, engine: Answerer, observation: Observation) -> VirtualAnswer:  # noqa: ARG002
+    def answer(
+        self,
+        engine: Answerer,  # noqa: ARG002
+        observation: Observation,
+        *,
+        preview: bool = False,
+    ) -> VirtualAnswer:
         """Begin an answer now, to be read later."""
-        return VirtualAnswer(self, observation, self.paced.engine.answer(observation))
+        return VirtualAnswer(self, observation, self.paced.engine.answer(observation, preview=preview))
 
     def draft(self, engine: DraftsAhead, observation: Observation) -> VirtualAnswer:  # noqa: ARG002
         """Begin a draft now."""
@@ -368,9 +396,11 @@ class VirtualAnswer:
             while self._arrived or self._fetch():
                 arrived_s, update = self._arrived.popleft()
                 robot.take(update, arrived_s, look, committed)
+                robot.delivered_s = arrived_s
                 yield update
+                robot.delivered_s = None
         finally:
-            robot.is_answering = False
+            robot.is_answering, robot.delivered_s = False, None
             self.cancel()
 
     def cancel(self) -> None:

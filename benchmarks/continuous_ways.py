@@ -15,8 +15,9 @@ from continuous_rig import Ahead, PacedEngine, VirtualBackground, VirtualRobot, 
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Image, Observation
+from vlm_spec_decode.edge.engine import DraftedAction
 from vlm_spec_decode.mission.connection import Answerer, TextUpdate
-from vlm_spec_decode.mission.state import MissionEnd, RunnerConfig, SearchMode
+from vlm_spec_decode.mission.state import MissionEnd, RunnerConfig, SearchMode, Start
 
 Run: TypeAlias = Callable[[VirtualRobot, PacedEngine, str, RunnerConfig], MissionEnd]
 """Runs one instruction on a robot with an engine, to the mission's end."""
@@ -44,10 +45,10 @@ class WholeAnswers:
         """Return the frame as the engine sends it."""
         return self.inner.picture(data)
 
-    def answer(self, observation: Observation) -> Iterator[TextUpdate]:
+    def answer(self, observation: Observation, *, preview: bool = False) -> Iterator[TextUpdate]:
         """Yield each commit's text, and all actions with the last."""
         kept: tuple[Action, ...] = ()
-        for update in self.inner.answer(observation):
+        for update in self.inner.answer(observation, preview=preview):
             kept += update.actions
             yield _Update(update, () if update.result is None else kept)
 
@@ -72,6 +73,10 @@ class _Update:
     @property
     def result(self) -> GenerationResult | None:
         return self.update.result
+
+    @property
+    def drafted(self) -> DraftedAction | None:
+        return self.update.drafted
 
 
 def _whole(robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig) -> MissionEnd:
@@ -110,12 +115,24 @@ def _replanning(
     return run_mission(robot, engine, instruction, replace(config, search="stepwise", replan="walking"))
 
 
-def _early(ahead: Ahead, search: SearchMode = "stepwise") -> Run:
+def _early(ahead: Ahead, search: SearchMode = "stepwise", start: Start = "committed") -> Run:
     def run(robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig) -> MissionEnd:
-        config = replace(config, early_frames="on", search=search)
+        config = replace(config, early_frames="on", search=search, start=start)
         return run_mission(robot, engine, instruction, config, VirtualBackground(engine, ahead))
 
     return run
+
+
+def _on_the_draft(
+    robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig
+) -> MissionEnd:
+    return run_mission(robot, engine, instruction, replace(config, start="draft", search="stepwise"))
+
+
+def _turning_on_the_draft(
+    robot: VirtualRobot, engine: PacedEngine, instruction: str, config: RunnerConfig
+) -> MissionEnd:
+    return run_mission(robot, engine, instruction, replace(config, start="draft", search="turning"))
 
 
 BRIEF = r"((the|no|there|i (do|have|can)) [^()]*[ \t\n.,;:!?])?"
@@ -140,8 +157,14 @@ WAYS = {
         _stepwise,
         words=BRIEF,
     ),
+    "draft_start": Way("a small first motion may begin on the draft, before it is committed", _on_the_draft),
+    "turning_draft": Way("`turning` and `draft_start` together", _turning_on_the_draft),
     "silent": Way("an answer begins with its first action", _stepwise, words=""),
     "settling": Way("the frame at rest is asked about while the body settles", _early("nobody")),
     "early": Way("settling, and the draft model drafts about frames on the way", _early("draft")),
     "turning_early": Way("turning and early", _early("draft", "turning")),
+    "turning_early_draft": Way("turning, early and draft_start", _early("draft", "turning", "draft")),
 }
+
+ON_THE_DRAFT = frozenset({"draft_start", "turning_draft", "turning_early_draft"})
+"""Ways that may begin a motion before it is committed: these have bars of their own."""

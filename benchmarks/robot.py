@@ -28,6 +28,7 @@ from ledger import Ledger, Part, measure, parse_parts, part_arguments
 from robot_bench import Bench
 from robot_cases import CASES
 from robot_gate import obstacles, plans
+from robot_start import starts
 
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.demo.process_stack import Processes
@@ -66,7 +67,7 @@ COUNTED = {
 }
 """Which count each case takes."""
 
-PARTS = (*CASES, "gate")
+PARTS = (*CASES, "gate", "start")
 
 
 def run(case: str, bench: Bench, count: int) -> list[Figure]:
@@ -97,10 +98,13 @@ def cases(counts: Counts, out: Path, body: str) -> Iterator[dict[str, Part]]:
         def gate() -> list[Figure]:
             return [plans(counts.plans, SEED), obstacles(counts.virtual, SEED)]
 
+        def start() -> list[Figure]:
+            return starts(5 * counts.virtual, SEED)
+
         def part(name: str) -> Part:
             return lambda: run(name, bench(), getattr(counts, COUNTED[name]))
 
-        yield {name: part(name) for name in CASES} | {"gate": gate}
+        yield {name: part(name) for name in CASES} | {"gate": gate, "start": start}
 
 
 def print_line(text: str) -> None:

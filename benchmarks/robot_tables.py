@@ -14,4 +14,9 @@ MEANINGS = {
     "cloud_lost_fallback_s": "cloud killed, cut or frozen in the middle of an answer, until the fallback, s",
     "cloud_lost_kept": "the same: no motion on tokens that are not verified",
     "gate_beyond_limits": "random and adversarial plans through the gate: beyond a limit",
+    "start_beyond_limits": "start on the draft, drafts that err: beyond their turn, 0.3 m, speed or fence",
+    "start_corrected_s": "the same: the cloud's other action arrives until the stop is commanded, s",
+    "start_corrected_gap_m": "the same: end of the corrected action, from where it would have led, 95 %, m",
+    "start_late_moves": "the same, answers over 5 s late: motions on a frame that is too old",
+    "start_contacts": "the same, beside and before things: contacts",
 }

@@ -39,7 +39,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     eye = {"calibration_file": value["calibration"], "source": value["source"], "frame_id": lens}
     legs = value.subset("driver", "scan_topic") | {"limits_file": value["limits"]}
     legs |= {"camera_frame": f"{prefix}front_camera", "optical_frame": lens}
-    told = ("cloud", "keys", "strategy", "objective", "draft", "instruction", "fallback")
+    told = ("cloud", "keys", "strategy", "objective", "draft", "instruction", "fallback", "start")
     vlm = value.subset(*told) | {"approve": value.flag("approve")}
     return nodes(value, CONFIG, camera=robot | eye, locomotion=robot | base | legs, monitor=base, vlm=vlm)
 

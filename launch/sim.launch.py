@@ -45,7 +45,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     lens = f"{prefix}front_camera_optical"
     legs = value.subset("scan_topic") | {"limits_file": value["limits"]}
     legs |= {"camera_frame": f"{prefix}front_camera", "optical_frame": lens}
-    vlm = value.subset("keys", "strategy", "objective", "draft", "instruction", "fallback")
+    vlm = value.subset("keys", "strategy", "objective", "draft", "instruction", "fallback", "start")
     vlm |= {"cloud": address, "approve": value.flag("approve")}
     return [
         vsd("simulator", "sim", *room(value), *LINGER, "--domain", value["dds_domain"]),

@@ -65,3 +65,34 @@ def test_garbled_plans_are_garbled(gate) -> None:
     rng = random.Random(1)
     text = '{"actions": ["forward(1)"], "final": true}'
     assert len({gate.garbled(text, rng) for _ in range(200)}) > 5
+
+
+@pytest.fixture(scope="module")
+def start(gate):
+    import robot_start
+
+    return robot_start
+
+
+def test_starts_on_drafts_that_err_are_late_or_stand_before_something_stay_within_their_bars(start) -> None:
+    found = {figure.name: figure for figure in start.starts(30, 7)}
+    assert all(figure.value <= figure.bar for figure in found.values()), found
+    note = found["start_beyond_limits"].note
+    assert all(int(part.split()[0]) > 0 for part in note.split(": ")[1].split(", ")), note
+    assert int(found["start_contacts"].note.split(", ")[1].split()[0]) > 10, "nothing was begun"
+
+
+@pytest.mark.parametrize(
+    ("drafted", "moved"),
+    [("forward(0.3)", (0.4, 0.0, 0.0)), ("forward(0.3)", (0.0, 0.0, 20.0)), ("turn(20)", (0.0, 0.0, 40.0)),
+     ("turn(20)", (0.3, 0.0, 20.0))],
+)  # fmt: skip
+def test_a_start_that_goes_too_far_is_counted(start, drafted, moved) -> None:
+    from vlm_spec_decode.actions.parser import parse_action
+
+    trial = start.Trial(random.Random(3))
+    trial.robot.set_pose(0.0, 0.0, 0.0)
+    began, action = trial.pose, parse_action(drafted)
+    assert not start.is_beyond(trial, began, trial.clock.now(), action)
+    trial.robot.set_pose(moved[0], moved[1], moved[2] * 3.14159 / 180)
+    assert start.is_beyond(trial, began, trial.clock.now(), action)

@@ -220,3 +220,14 @@ def test_two_runs_are_compared_over_the_questions_both_asked():
     same = compared(a, a, "total_s")
     assert same["p"] == pytest.approx(1.0)
     assert compared(a, [{"bag": "other", "question": 1, "total_s": 1.0}], "total_s") is None
+
+
+def test_a_recorded_answer_says_what_had_begun_on_the_draft(tmp_path):
+    walk = Walk(tmp_path / "walk")
+    for tick in range(40):
+        walk.compressed(tick / 10)
+    walk.answer(2.0, 1.2, "go to the box", start={"action": "turn(20)", "outcome": "corrected"})
+    walk.answer(3.0, 2.2, "go to the box", ("turn(30)",))
+    walk.answer(3.5, 3.2, "go to the box", ("turn(30)", "forward(1)"), start={"outcome": "perhaps"})
+    walk.close()
+    assert [question.start for question in asked(tmp_path / "walk")] == ["turn(20): corrected", "", ""]

@@ -16,7 +16,7 @@ from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
 from vlm_spec_decode.core.types import Image, Observation
-from vlm_spec_decode.edge.engine import AnswerUpdate
+from vlm_spec_decode.edge.engine import AnswerUpdate, DraftedAction
 from vlm_spec_decode.mission.state import RunnerConfig
 from vlm_spec_decode.sim.headless import HeadlessGo2
 from vlm_spec_decode.sim.objects import SceneObject
@@ -24,7 +24,7 @@ from vlm_spec_decode.sim.scene import Scene
 from vlm_spec_decode.sim.world import World
 
 ROOT = Path(__file__).parents[2]
-FIRST_S, REST_S = 1.0, 2.0
+FIRST_S, REST_S, DRAFT_S = 1.0, 2.0, 0.3
 
 
 @pytest.fixture
@@ -33,20 +33,31 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ScriptedEngine:
-    """Commits each answer's first action after `FIRST_S`, the rest after `REST_S` more."""
+    """Commits each answer's first action after `FIRST_S`, the rest after `REST_S` more.
 
-    def __init__(self, answers: tuple[str, ...]) -> None:
-        self.clock, self._answers = VirtualClock(), iter(answers)
+    If it is to show its draft, that says after `DRAFT_S` what `drafts` hold for the answer.
+    """
+
+    def __init__(self, answers: tuple[str, ...], drafts: tuple[str, ...] = ()) -> None:
+        self.clock, self._answers, self._drafts = VirtualClock(), iter(answers), drafts
         self.asked: list[Observation] = []
+        self.previews: list[bool] = []
 
     def picture(self, data: bytes) -> Image:
         return Image(data, 4, 4)
 
-    def answer(self, observation: Observation) -> Iterator[AnswerUpdate]:
+    def answer(self, observation: Observation, *, preview: bool = False) -> Iterator[AnswerUpdate]:
         self.asked.append(observation)
         text = next(self._answers)
         actions = parse_answer(text)
-        self.clock.sleep(FIRST_S)
+        self.previews.append(preview)
+        if preview and len(self.asked) <= len(self._drafts):
+            self.clock.sleep(DRAFT_S)
+            drafted = DraftedAction(parse_answer(self._drafts[len(self.asked) - 1])[0], "", 0.95)
+            yield AnswerUpdate(answer=1, tokens=(), text="", actions=(), drafted=drafted)
+            self.clock.sleep(FIRST_S - DRAFT_S)
+        else:
+            self.clock.sleep(FIRST_S)
         yield AnswerUpdate(answer=1, tokens=(1,), text="", actions=actions[:1])
         self.clock.sleep(REST_S)
         result = GenerationResult(
@@ -72,6 +83,7 @@ def play(
     answers: tuple[str, ...],
     limits: SafetyLimits | None = None,
     items: tuple[SceneObject, ...] = (),
+    drafts: tuple[str, ...] = (),
 ) -> tuple[Any, Any, Any]:
     """Return the end, the timeline and the engine of a mission in a hall with these things."""
     from continuous_rig import PacedEngine, VirtualRobot
@@ -79,7 +91,7 @@ def play(
 
     world = World(Scene(0, 12.0, 12.0, items, Pose2D(0.0, 0.0, 0.0)))
     robot = VirtualRobot(HeadlessGo2(world), limits or SafetyLimits())
-    engine = ScriptedEngine(answers)
+    engine = ScriptedEngine(answers, drafts)
     ending = WAYS[way].run(robot, PacedEngine(engine, engine.clock, robot), "walk", RunnerConfig())
     return ending, robot.timeline, engine
 
@@ -141,6 +153,62 @@ def test_a_frame_counts_early_only_where_the_body_comes_to_rest() -> None:
     assert ending.status == "done"
     assert line.executed == ["turn(90)", "done()"]
     assert [seen.history for seen in engine.asked] == [(), ("stop()",), ("stop()", "turn(90)")]
+
+
+@pytest.mark.usefixtures("benchmarks")
+@pytest.mark.parametrize("way", ["present", "whole"])
+def test_a_draft_moves_nothing_unless_the_way_says_so(way: str) -> None:
+    _, line, engine = play(way, ANSWERS, drafts=("forward(1.0)", "forward(0.5)"))
+    assert not any(engine.previews)
+    assert (line.starts, line.unverified_s, line.uncommitted) == ({}, 0.0, 0)
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_start_on_the_draft_is_counted_apart_and_saves_waiting() -> None:
+    _, now, _ = play("present", ANSWERS)
+    ending, line, engine = play("draft_start", ANSWERS, drafts=("forward(1.0)", "forward(0.5)"))
+    assert all(engine.previews)
+    assert ending.status == "done"
+    assert line.executed == now.executed
+    assert line.starts == {"begun": 2, "confirmed": 2}
+    assert line.uncommitted == 0
+    assert line.unverified_s == pytest.approx(2 * (FIRST_S - DRAFT_S), abs=0.15)
+    assert line.waiting_s < now.waiting_s - 1.0
+    assert line.mission_s < now.mission_s
+    # The age of a committed action's frame counts to its commit, not to the draft's word.
+    assert line.oldest_frame_s == pytest.approx(now.oldest_frame_s, abs=0.05)
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_an_answer_that_was_asked_for_early_begins_on_its_draft_too() -> None:
+    answers = ("forward(2.0)", "turn(150)", "done()")
+    _, early, plain = play("turning_early", answers, drafts=("forward(1.0)", "turn(60)"))
+    _, line, engine = play("turning_early_draft", answers, drafts=("forward(1.0)", "turn(60)"))
+    assert engine.previews == [True, True, True]
+    assert not any(plain.previews)
+    assert line.starts == {"begun": 2, "confirmed": 2}
+    assert (early.starts, line.uncommitted, early.uncommitted) == ({}, 0, 0)
+    assert line.executed == early.executed
+    assert line.waiting_s < early.waiting_s - 0.7
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_wrong_start_is_corrected_and_the_mission_ends_where_it_would_have() -> None:
+    _, now, _ = play("present", ("turn(90)", "forward(1.0) done()"))
+    ending, line, _ = play("draft_start", ("turn(90)", "forward(1.0) done()"), drafts=("turn(-60)",) * 2)
+    assert ending.status == "done"
+    assert line.starts == {"begun": 1, "corrected": 1}
+    assert line.executed == now.executed
+    ends = (line.path[-1], now.path[-1])
+    assert ends[0].x_m == pytest.approx(ends[1].x_m, abs=0.1)
+    assert ends[0].y_m == pytest.approx(ends[1].y_m, abs=0.1)
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_commit_during_a_slow_posture_is_as_old_as_it_came() -> None:
+    _, line, _ = play("present", ("hello() turn(30)", "done()"))
+    assert line.executed == ["hello()", "turn(30)", "done()"]
+    assert line.oldest_frame_s == pytest.approx(FIRST_S + REST_S, abs=0.05)
 
 
 @pytest.mark.usefixtures("benchmarks")

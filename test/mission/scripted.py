@@ -50,7 +50,7 @@ class ScriptedEngine:
     def picture(self, data):
         return for_uplink(data)
 
-    def answer(self, observation):
+    def answer(self, observation, *, preview=False):
         self.seen.append(observation)
         self.cancelled.clear()
         parser, text, number = ActionParser(), "", len(self.seen)

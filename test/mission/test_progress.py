@@ -3,7 +3,7 @@ import json
 import pytest
 
 from vlm_spec_decode.actions.plan import PlanStatus
-from vlm_spec_decode.mission.progress import MissionProgress
+from vlm_spec_decode.mission.progress import MissionProgress, robot_line
 from vlm_spec_decode.mission.queue import Ack
 from vlm_spec_decode.mission.state import MissionStatus
 
@@ -167,3 +167,42 @@ def test_a_refusal_of_somebody_else_is_not_mine_once_mine_is_taken():
     refusal = MissionStatus(state="failed", reason="InstructionError", detail="too long").to_json()
     assert tell(progress, ("vlm/status", refusal)) == ""
     assert not progress.has_ended
+
+
+def test_a_start_on_the_draft_is_told_where_it_happens_and_begins_no_new_look():
+    progress = MissionProgress("m")
+    begun = PlanStatus("m", 1, 0, "moving", action="turn(20)", start="begun", start_detail="turn(20)")
+    confirmed = PlanStatus("m", 1, 0, "moving", action="turn(20)", start="confirmed", start_detail="turn(20)")
+    said = tell(
+        progress,
+        ("vlm/status", status("answering")),
+        ("vlm/status", status("answering", "start_begun", "turn(20), not verified")),
+        ("vlm/plan/status", begun.to_json()),
+        ("vlm/answer/partial", "Ball left. turn(20)"),
+        ("vlm/status", status("answering", "start_confirmed", "the cloud says turn(20)")),
+        ("vlm/plan/status", confirmed.to_json()),
+        ("vlm/answer", json.dumps({"mission": "m", "actions": ["turn(20)"]})),
+        ("vlm/status", status("done")),
+    )
+    assert said.splitlines() == [
+        "[1] looks",
+        "    ~ begins on the draft: turn(20), not verified",
+        "    > turn(20) (not verified)",
+        "    Ball left. turn(20)",
+        "    ~ the start on the draft was right: the cloud says turn(20)",
+        "    > turn(20)",
+        "done",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        ("begun", "moving turn(20) (on the draft, not verified: turn(20))"),
+        ("confirmed", "moving turn(20) (begun on the draft, confirmed: turn(20))"),
+        ("", "moving turn(20)"),
+    ],
+)
+def test_the_robots_line_says_whether_it_moves_on_the_draft(start, words):
+    moving = PlanStatus("m", 1, 0, "moving", action="turn(20)", start=start, start_detail="turn(20)")
+    assert robot_line(json.loads(moving.to_json())) == words

@@ -16,7 +16,7 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.ros.convert import from_compressed, to_compressed
-from vlm_spec_decode.ros.middleware import LATCHED
+from vlm_spec_decode.ros.middleware import COMMAND, LATCHED
 from vlm_spec_decode.ros.nodes.monitor import FIGURES, MonitorNode
 from vlm_spec_decode.ros.visualization import (
     COLOURS,
@@ -146,3 +146,34 @@ def test_what_the_draft_alone_says_has_its_own_colour(graph, eventually):
     assert part.caption.pieces == (AnswerPiece("turn(20)", "drafted"),)
     statuses.publish(String(data=json.dumps(status | {"reason": ""})))
     assert eventually(lambda: told() and told()[0].kind == "committed")
+
+
+def test_a_start_on_the_draft_is_orange_until_it_is_committed_and_keeps_the_words(graph, eventually):
+    other, node = graph.node("other"), graph.node("monitor_node")
+    statuses = other.create_publisher(String, "vlm/status", LATCHED)
+    partials = other.create_publisher(String, "vlm/answer/partial", 10)
+    plans = other.create_publisher(String, "vlm/plan", COMMAND)
+    drawn = graph.listen(other, MarkerArray, "vlm/markers", LATCHED)
+    graph.start(other)
+    part = graph.start(node, MonitorNode(node, WallClock()))
+    status = {"state": "answering", "reason": "", "instruction": "go"}
+    statuses.publish(String(data=json.dumps(status)))
+
+    def told():
+        partials.publish(String(data="ball left"))
+        return part.caption.pieces
+
+    assert eventually(told)
+    statuses.publish(String(data=json.dumps(status | {"reason": "start_begun"})))
+    assert eventually(lambda: "start_begun" in part.caption.state)
+    assert part.caption.pieces == (AnswerPiece("ball left", "committed"),)
+
+    def colours(plan):
+        plans.publish(String(data=plan.to_json()))
+        return [array.markers[1].color.r for array in drawn if len(array.markers) > 1]
+
+    start = Plan("m", 1, 0.0, 1, (Turn(20.0),), verified=False, draft_start=True)
+    assert eventually(lambda: colours(start))
+    assert colours(start)[-1] == pytest.approx(1.0), "orange: not verified"
+    committed = Plan("m", 1, 0.0, 2, (Turn(20.0),))
+    assert eventually(lambda: colours(committed)[-1] < 0.5)

@@ -3,10 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
+from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.mission.progress import MissionProgress
 from vlm_spec_decode.ros.operator import Operator
-from vlm_spec_decode.ros.status_board import StatusBoard
+from vlm_spec_decode.ros.status_board import StatusBoard, view
 
 TOPICS = ("vlm/ack", "vlm/status", "vlm/answer", "vlm/plan/status", "vlm/trace")
 FOREIGN = ("", "{", "[]", "null", "7", '"text"', "{}", '{"mission": "m"}', '{"mission": "m", "state": {}}')
@@ -41,3 +43,12 @@ def test_a_message_that_cannot_be_read_is_named(capsys):
     operator._on_text, operator._unreadable = MissionProgress("m").on_message, set()
     operator._callback("vlm/status")(SimpleNamespace(data="{"))
     assert "JSONDecodeError" in capsys.readouterr().err
+
+
+def test_a_board_shows_that_the_robot_moves_on_the_draft():
+    board = StatusBoard()
+    status = PlanStatus("m", 1, state="moving", action="turn(20)", start="begun", start_detail="turn(20)")
+    board.on_message("vlm/plan/status", status.to_json())
+    console = Console(record=True, width=100)
+    console.print(view(board))
+    assert "moving turn(20) (on the draft, not verified: turn(20))" in console.export_text()

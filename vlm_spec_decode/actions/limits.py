@@ -22,6 +22,15 @@ MAX_SPEED_MPS = 1.0
 """Upper bound of every configuration: after a process dies the robot then walks at most 1 m."""
 
 
+START_DISTANCE_M, START_ANGLE_DEG = 0.3, 90.0
+"""Longest motion that may begin on a draft, before the cloud has committed it. No setting widens it."""
+
+START_CLEARANCE_M = 0.2
+"""What such a motion keeps free beyond `obstacle_stop_m`, also around the body when it turns."""
+
+START_FENCE_M = 0.3
+"""Distance from the geofence's edge that such a motion keeps."""
+
 NOT_ZERO = (
     *("max_speed_mps", "max_turn_radps", "max_accel_mps2", "max_turn_accel_radps2", "watchdog_s"),
     *("unverified_speed_mps", "unverified_turn_radps"),
@@ -104,6 +113,17 @@ class SafetyLimits:
             max_distance_m=min(self.max_distance_m, self.unverified_distance_m),
             max_angle_deg=min(self.max_angle_deg, self.unverified_angle_deg),
             max_actions=min(self.max_actions, self.unverified_actions),
+        )
+
+    def start(self) -> SafetyLimits:
+        """Return the limits of a start on a draft: those of an unverified plan, and narrower."""
+        limits = self.unverified()
+        return replace(
+            limits,
+            max_distance_m=min(limits.max_distance_m, START_DISTANCE_M),
+            max_angle_deg=min(limits.max_angle_deg, START_ANGLE_DEG),
+            max_actions=1,
+            obstacle_stop_m=limits.obstacle_stop_m + START_CLEARANCE_M,
         )
 
     @classmethod

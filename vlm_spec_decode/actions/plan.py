@@ -32,11 +32,16 @@ TERMINAL_STATES = frozenset({"done", "refused", "stopped", "fault", "estop"})
 """States after which an answer does not move the robot any more."""
 
 _PLAN_KEYS = ("mission", "answer", "stamp_s", "sequence", "actions", "final")
-_PLAN_OPTIONS = {"verified": True, "origin": "answer"}
-"""Fields that a plan may omit, and their defaults."""
+_PLAN_OPTIONS = {"verified": True, "origin": "answer", "draft_start": False}
+"""Fields that a plan may omit, and their defaults. `to_json` omits `draft_start` where it is false."""
 
 _STATUS_KEYS = ("mission", "answer", "actions_done", "state", "reason", "detail", "action", "executed")
-_STATUS_OPTIONS = {"settling": False}
+_STATUS_OPTIONS = {"settling": False, "start": "", "start_detail": ""}
+"""Fields that a status may omit. `to_json` omits the last two where no start on a draft was asked for."""
+
+START_OUTCOMES = ("", "begun", "refused", "withdrawn", "confirmed", "corrected")
+"""What became of a start on a draft: it is under way or waits for the cloud, the gate said no, the draft took
+it back, the cloud's first action is the same motion or a longer one, or another one."""
 
 
 Origin: TypeAlias = Literal["answer", "search", "reprojected"]
@@ -56,6 +61,9 @@ class Plan:
     `verified` is False for a plan of the draft alone, without its cloud: reduced limits apply. `origin` says
     where the actions are from: `answer`, as they were committed; `search`, the committed turn of a search,
     gone on with (`mission.search`); `reprojected`, told anew from where the body was by then.
+    `draft_start` marks an action that the draft expects and the cloud has not committed. It comes before any
+    action of its answer, alone and not verified; the answer's committed plan replaces it, and one without an
+    action takes it back.
     """
 
     mission: str
@@ -66,6 +74,7 @@ class Plan:
     final: bool = False
     verified: bool = True
     origin: Origin = "answer"
+    draft_start: bool = False
 
     @property
     def begins_with_motion(self) -> bool:
@@ -74,6 +83,7 @@ class Plan:
 
     def to_json(self) -> str:
         """Return one line of JSON; actions are texts of the action language."""
+        marked = {"draft_start": True} if self.draft_start else {}
         return json.dumps(
             {
                 "mission": self.mission,
@@ -84,6 +94,7 @@ class Plan:
                 "final": self.final,
                 "verified": self.verified,
                 "origin": self.origin,
+                **marked,
             }
         )
 
@@ -91,15 +102,15 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         """Return the plan in `text`.
 
-        Raises ActionParseError on anything but exactly these keys with these types (`verified` and `origin`
-        may be left out), on a number that is negative or not finite where it may not be, and on an action
-        after `done()`.
+        Raises ActionParseError on anything but exactly these keys with these types (`verified`, `origin` and
+        `draft_start` may be left out), on a number that is negative or not finite where it may not be, on an
+        action after `done()`, and on a start on a draft that is final, verified, or more than one action.
         """
         data = _load(text, _PLAN_KEYS, _PLAN_OPTIONS)
         actions = tuple(parse_action(item) for item in _texts(data, "actions"))
         if any(isinstance(action, Done) for action in actions[:-1]):
             raise ActionParseError("actions: an action after done(): nothing may follow")
-        return cls(
+        plan = cls(
             mission=_text(data, "mission"),
             answer=_count(data, "answer"),
             stamp_s=_seconds(data, "stamp_s"),
@@ -108,7 +119,16 @@ class Plan:
             final=_flag(data, "final"),
             verified=_flag(data, "verified"),
             origin=_origin(data),
+            draft_start=_flag(data, "draft_start"),
         )
+        if plan.draft_start and not plan.may_be_start:
+            raise ActionParseError("draft_start: one action at most, neither final nor verified")
+        return plan
+
+    @property
+    def may_be_start(self) -> bool:
+        """Whether this has the form of a start on a draft."""
+        return not (self.verified or self.final) and len(self.actions) <= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +139,9 @@ class PlanStatus:
     `detail` a sentence for people. `action` is the text of the action under way or last refused;
     `executed` holds the texts of all carried out for this answer, in order. `settling`: the last motion of
     the whole answer is all but over, and a frame taken since it is said shows what one at rest will show; at
-    the end it is still true if the body has come to rest there.
+    the end it is still true if the body has come to rest there. `start` is what became of a start on a draft,
+    one of `START_OUTCOMES`, with a sentence in `start_detail`; its motion is in `executed` only once the
+    cloud has committed it.
     """
 
     mission: str = ""
@@ -131,6 +153,8 @@ class PlanStatus:
     action: str = ""
     executed: tuple[str, ...] = ()
     settling: bool = False
+    start: str = ""
+    start_detail: str = ""
 
     @property
     def is_terminal(self) -> bool:
@@ -139,15 +163,18 @@ class PlanStatus:
 
     def to_json(self) -> str:
         """Return one line of JSON."""
-        return json.dumps({key: getattr(self, key) for key in (*_STATUS_KEYS, *_STATUS_OPTIONS)})
+        keys = (*_STATUS_KEYS, "settling", *(("start", "start_detail") if self.start else ()))
+        return json.dumps({key: getattr(self, key) for key in keys})
 
     @classmethod
     def from_json(cls, text: str) -> PlanStatus:
         """Return the status in `text`. Raises ActionParseError as `Plan.from_json` does."""
         data = _load(text, _STATUS_KEYS, _STATUS_OPTIONS)
-        state = _text(data, "state")
+        state, start = _text(data, "state"), _text(data, "start")
         if state not in STATES:
             raise ActionParseError(f"state: {state!r} is none of {', '.join(STATES)}")
+        if start not in START_OUTCOMES:
+            raise ActionParseError(f"start: {start!r} is none of {', '.join(filter(None, START_OUTCOMES))}")
         return cls(
             mission=_text(data, "mission"),
             answer=_count(data, "answer"),
@@ -158,6 +185,8 @@ class PlanStatus:
             action=_text(data, "action"),
             executed=_texts(data, "executed"),
             settling=_flag(data, "settling"),
+            start=start,
+            start_detail=_text(data, "start_detail", MAX_JSON_CHARS),
         )
 
 

@@ -119,7 +119,8 @@ class Moved:
 class Answered:
     """A recorded answer of this package; see `mission.state.Answer.to_json`.
 
-    `sent` is None in recordings that do not tell; images were `UPLINK_WIDTH_PX` wide then.
+    `sent` is None in recordings that do not tell; images were `UPLINK_WIDTH_PX` wide then. `start` is the
+    motion that began on the draft and what the cloud said of it, "" without one.
     """
 
     at_ns: int
@@ -129,6 +130,7 @@ class Answered:
     actions: tuple[str, ...]
     token_ids: tuple[int, ...]
     sent: SentImage | None = None
+    start: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +290,14 @@ def _answer(data: Mapping[str, Any], at_ns: int) -> Answered:
         tuple(map(str, data["actions"])),
         tuple(map(int, data.get("token_ids", ()))),
         _sent_image(data),
+        _start(data),
     )
+
+
+def _start(data: Mapping[str, Any]) -> str:
+    """Return the start on the draft of an answer in words; "" for an answer without one."""
+    start = data.get("start") or {}
+    return f"{start['action']}: {start['outcome']}" if {"action", "outcome"} <= set(start) else ""
 
 
 def _sent_image(data: Mapping[str, Any]) -> SentImage:

@@ -50,7 +50,8 @@ class Executed:
 class Question:
     """One (frame, instruction) and its labels, any of which may be missing.
 
-    `actions` is the correct answer; `text` is its full text, if the recording has one.
+    `actions` is the correct answer; `text` is its full text, if the recording has one. `start` is what the
+    robot had begun on the draft when it was answered, "" if nothing.
     """
 
     number: int
@@ -60,6 +61,7 @@ class Question:
     text: str = ""
     token_ids: tuple[int, ...] = ()
     executed: Executed | None = None
+    start: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +262,9 @@ class _QuestionBuilder:
         )
         right = label or recorded
         at_s = (frame.at_ns - self.start_ns) / NANOSECONDS
-        self._append(at_s, since_s, observation, right.actions, label.text if label else "", tokens)
+        start = recorded.start if isinstance(recorded, Answered) else ""
+        text = label.text if label else ""
+        self._append(at_s, since_s, observation, right.actions, text, tokens, start)
 
     def _append(
         self,
@@ -270,9 +274,10 @@ class _QuestionBuilder:
         actions: tuple[str, ...] | None,
         text: str = "",
         tokens: tuple[int, ...] = (),
+        start: str = "",
     ) -> None:
         self.number += 1
-        question = Question(self.number, at_s, observation, actions, text, tokens)
+        question = Question(self.number, at_s, observation, actions, text, tokens, start=start)
         self.pending.append(_PendingQuestion(question, since_s))
 
     def _image(self, frame: Frame, sent: SentImage | None = None) -> Image | None:

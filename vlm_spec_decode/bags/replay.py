@@ -212,6 +212,7 @@ class Replayer:
             "history": list(question.observation.history),
             "label": None if question.actions is None else list(question.actions),
             "executed": None if question.executed is None else asdict(question.executed),
+            "start": question.start,
             "error": "",
             **self._provenance(),
         }

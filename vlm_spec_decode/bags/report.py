@@ -256,10 +256,11 @@ def _settings(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
 
 
 def _reference_text(row: Mapping[str, Any]) -> str:
-    """Return the reference of a row: the label, and the robot's motion."""
+    """Return the reference of a row: the label, the robot's motion, and what it had begun on the draft."""
     label = "" if row["label"] is None else f"label: {' '.join(row['label'])}"
     moved = f"the robot then: {_motion_text(row['executed'])}" if row["executed"] else ""
-    return "; ".join(part for part in (label, moved) if part)
+    start = f"begun on the draft: {row['start']}" if row.get("start") else ""
+    return "; ".join(part for part in (label, moved, start) if part)
 
 
 def _motion_text(executed: Mapping[str, float]) -> str:

@@ -61,7 +61,7 @@ STOP_KEYS = frozenset(b" \r\n")
 @click.option("--limits", type=FILE, default=None, help="YAML of the safety gate's limits.")
 @options(EdgeSettings, "cloud", "keys", "draft", "strategy", "image_budget_s", keys=FOLDER)
 @setting_option(PROFILE)
-@options(RunnerConfig, "fallback", "max_steps", "search", "search_looks", "replan", "early_frames")
+@options(RunnerConfig, "fallback", "start", "max_steps", "search", "search_looks", "replan", "early_frames")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), default=180.0,
               show_default=True, help="Seconds until a mission is cancelled.")  # fmt: skip
 @click.option("--approve", is_flag=True, help="Show every plan and ask before the robot moves.")
@@ -107,6 +107,7 @@ class EdgeOptions:
     search: str
     search_looks: int
     replan: str
+    start: str
     max_steps: int
     early_frames: str
     timeout_s: float
@@ -184,14 +185,9 @@ def _mission_settings(options: EdgeOptions) -> MissionSettings:
     from vlm_spec_decode.mission.service import MissionSettings
     from vlm_spec_decode.mission.state import RunnerConfig
 
-    runner = RunnerConfig(
-        max_steps=options.max_steps,
-        fallback=options.fallback,  # type: ignore[arg-type]
-        search=options.search,  # type: ignore[arg-type]
-        search_looks=options.search_looks,
-        replan=options.replan,  # type: ignore[arg-type]
-        early_frames=options.early_frames,  # type: ignore[arg-type]
-    )
+    names = ("max_steps", "fallback", "search", "search_looks", "replan", "early_frames", "start")
+    chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
+    runner = RunnerConfig(**chosen)
     return MissionSettings(runner=runner, approve=options.approve)
 
 

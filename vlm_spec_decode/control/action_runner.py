@@ -158,15 +158,9 @@ class ActionSteps:
     def steps(self, action: Action) -> list[ActionStep]:
         """Return the steps of `action`, in order."""
         if isinstance(action, (Forward, Strafe)):
-            sideways = isinstance(action, Strafe)
-            distance_m = action.distance_m
-            return [
-                *self._level(),
-                lambda at: StraightMotion(distance_m, sideways, self.limits, self.tuning, at.state),
-            ]
+            return [*self._level(), lambda at: self.motion(action, at.state)]
         if isinstance(action, Turn):
-            angle_rad = math.radians(action.angle_deg)
-            return [*self._level(), lambda at: TurnMotion(angle_rad, self.limits, self.tuning, at.state)]
+            return [*self._level(), lambda at: self.motion(action, at.state)]
         if isinstance(action, Wait):
             return [self._pause(action.duration_s)]
         if isinstance(action, Look):
@@ -176,6 +170,13 @@ class ActionSteps:
         if isinstance(action, Stop):
             return [self._call("stop", self._stop)]
         return self._posture(format_action(action).removesuffix("()"))
+
+    def motion(self, action: Forward | Strafe | Turn, start: RobotState) -> StraightMotion | TurnMotion:
+        """Return the motion of `action`, measured from `start`."""
+        if isinstance(action, Turn):
+            return TurnMotion(math.radians(action.angle_deg), self.limits, self.tuning, start)
+        is_strafe = isinstance(action, Strafe)
+        return StraightMotion(action.distance_m, is_strafe, self.limits, self.tuning, start)
 
     def _posture(self, name: str) -> list[ActionStep]:
         """Standing up is followed by `start`: a robot may stand with locked joints, which do not walk."""
@@ -248,6 +249,11 @@ class ActionRunner:
         """The motion or pause under way, None between two and during a driver call."""
         return self._motion
 
+    @property
+    def is_tilted(self) -> bool:
+        """Whether the body is tilted by an earlier look."""
+        return self._action_steps.is_tilted
+
     def set_gate(self, gate: SafetyGate) -> None:
         """Use the limits of `gate` from now on. Call it between actions only."""
         self._gate = gate
@@ -292,6 +298,22 @@ class ActionRunner:
                 self._motion.flow(isinstance(then, (Forward, Strafe, Turn)))
             self._drive(self._motion, self._action, motion_input, age_s)
         return False
+
+    def go_on(self, action: Forward | Strafe | Turn, start: RobotState, frame_age_s: float) -> None:
+        """Make what the body has done since `start` the beginning of `action`; `perform` does the rest.
+
+        A motion under way goes on without a stop: the slew keeps its velocity. Raises ActionRefused if the
+        gate refuses the rest.
+        """
+        motion_input = self._input
+        if motion_input is None or self.is_busy:
+            return
+        motion = self._action_steps.motion(action, start)
+        rest = ResumableMotion(action, motion).remaining_of(action, motion_input.state)
+        self._gate.check(rest, motion_input.state, frame_age_s, motion_input.now_s - self._stamp_seen_s)
+        self._requested, self._action, self._motion = action, rest, motion
+        self._steps, self._running = deque(), None
+        self.resumable.clear()
 
     def steer(self, wanted: Velocity) -> None:
         """Command a person's velocity, within the limits of speed and slew, and not into an obstacle.

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
-from vlm_spec_decode.actions.types import Done, format_action
+from vlm_spec_decode.actions.types import Action, Done, Forward, Strafe, Turn, format_action
 from vlm_spec_decode.control.action_runner import ActionRunner, ActionSteps, CallRunner, ThreadCallRunner
+from vlm_spec_decode.control.draft_start import CorrectedCourse, StartedMotion, pose_of
 from vlm_spec_decode.control.emergency_stop import RESTOP_S, EmergencyStop, StopReport, fault_reason
 from vlm_spec_decode.control.motion_profile import STILL, MotionTuning, Velocity
 from vlm_spec_decode.control.plan_queue import PlanQueue, PlanReceipt, TimedPlan
@@ -141,6 +142,9 @@ class Executor:
         self.period_s = period_s
         self._driver, self._gate, self._clock = driver, gate, clock
         self._gates = {True: gate, False: SafetyGate(gate.limits.unverified())}
+        self._start_gate = SafetyGate(gate.limits.start())
+        self._start: StartedMotion | None = None
+        self._course: CorrectedCourse | None = None
         self._frame_now = frame_now or clock.now
         self._runner = runner or ThreadCallRunner()
         self._emergency_stop = EmergencyStop(driver, clock)
@@ -230,7 +234,7 @@ class Executor:
             self._read_queue()
             self._control(self._clock.now())
         except ActionRefused as refusal:
-            self._end("refused", refusal.reason, refusal.detail)
+            self._on_refusal(refusal)
         except Cancelled as problem:
             self._end("stopped", "cancelled", str(problem))
         except RobotError as problem:
@@ -256,8 +260,18 @@ class Executor:
             self._reject_closed(plan)
         elif receipt is PlanReceipt.NEW:
             self._supersede(plan)
-        if self._active and receipt in (PlanReceipt.NEW, PlanReceipt.MORE):
-            self._gate.check_plan(plan.actions)
+        if not self._active or receipt in (PlanReceipt.DROPPED, PlanReceipt.BEAT):
+            return
+        if receipt is PlanReceipt.WITHDRAWN:
+            self._end_start("withdrawn", "the draft says something else by now")
+        elif receipt is PlanReceipt.COMMITTED:
+            self._use_gate(self._gates[True])
+            if self._start is not None:
+                self._start.is_decided = True
+        elif plan.draft_start:
+            self._use_gate(self._start_gate)
+            self._start = StartedMotion(plan.actions[0] if plan.actions else None)
+        self._gate.check_plan(plan.actions)
 
     def _reject_closed(self, plan: Plan) -> None:
         """Report a closed mission's plan as stopped, for commanders that continue after a stop."""
@@ -269,17 +283,22 @@ class Executor:
     def _supersede(self, plan: Plan) -> None:
         # A newer answer of the same mission that walks or turns on replaces the rest of the older plan while
         # the body moves: its first motion starts from the velocity commanded now, and the gate sees it first.
+        # What only a draft says begins at rest, and nothing goes on from it but its own answer.
         goes_on = self._active and plan.mission == self._status.mission and plan.begins_with_motion
+        goes_on = goes_on and not (plan.draft_start or self._start)
         was_moving = self._action_runner.abandon(keep_velocity=goes_on)
-        if plan.mission != self._status.mission or (was_moving and plan.actions):
+        if plan.mission != self._status.mission or self._start or (was_moving and plan.actions):
             self._action_runner.resumable.clear()
-        self._gate = self._gates[plan.verified]
-        self._action_runner.set_gate(self._gate)
-        self._active = True
+        self._use_gate(self._gates[plan.verified])
+        self._active, self._start, self._course = True, None, None
         self._status = PlanStatus(plan.mission, plan.answer)
         self._settling.reset()
         if was_moving and not goes_on:
             self._emergency_stop.stop("superseded").check()
+
+    def _use_gate(self, gate: SafetyGate) -> None:
+        self._gate = gate
+        self._action_runner.set_gate(gate)
 
     def _control(self, now_s: float) -> None:
         if self._stop_retry_s is not None and now_s >= self._stop_retry_s:
@@ -296,10 +315,14 @@ class Executor:
         if latched or self._stop_retry_s is not None:
             return
         if not self._steering.follow(now_s) and self._active:
+            if self._start is not None and self._start.is_decided:
+                self._settle_start(self._start, motion_input.state)
             self._execute(motion_input.state)
 
     def _execute(self, state: RobotState) -> None:
         """Continue the present action, begin the next one, or end the answer."""
+        if self._start is not None and self._start.is_over:
+            return
         done = self._status.actions_done
         upcoming = self._tracker.action(done)
         if upcoming is None:
@@ -311,10 +334,13 @@ class Executor:
             self._end("stopped", "watchdog", "the commander fell silent", self._tracker.received_s)
             return
         action, frame_age_s = upcoming
+        if self._start is not None:
+            self._perform_start(self._start, action, frame_age_s, state)
+            return
         text = format_action(action)
         self._status = replace(self._status, state="moving", action=text)
         following = self._tracker.action(done + 1)
-        if self._action_runner.perform(action, frame_age_s, following and following[0]):
+        if self._perform(action, frame_age_s, state, following and following[0]):
             executed = (*self._status.executed, text)
             self._status = replace(self._status, actions_done=done + 1, executed=executed)
             if isinstance(action, Done):
@@ -330,6 +356,89 @@ class Executor:
             self._settling.observe(self._action_runner.motion, state)
             if self._status.settling != self._settling.is_settling:
                 self._status = replace(self._status, settling=self._settling.is_settling)
+
+    def _perform(
+        self, action: Action, frame_age_s: float, state: RobotState, following: Action | None
+    ) -> bool:
+        """Advance `action` by one period; return whether it is complete."""
+        course = self._course
+        if course is None:
+            return self._action_runner.perform(action, frame_age_s, following)
+        part = course.part(action, state)
+        if part is not None:
+            if not self._action_runner.perform(part, frame_age_s):
+                return False
+            course.end_part()
+            if course.part(action, state) is not None:
+                return False
+        course.end_action(action)
+        return True
+
+    # A start on a draft ---------------------------------------------------------------------------
+
+    def _perform_start(
+        self, start: StartedMotion, action: Action, frame_age_s: float, state: RobotState
+    ) -> None:
+        """Advance an action that only the draft has said. What is refused here ends no answer."""
+        if start.origin is None:
+            if self._action_runner.is_busy:
+                return
+            if self._action_runner.is_tilted:
+                raise ActionRefused("start_action", "the body is tilted")
+            self._start_gate.check_start(action, state)
+        start.is_over = self._action_runner.perform(action, frame_age_s)
+        if start.origin is None:
+            start.origin, text = state, format_action(action)
+            self._status = replace(self._status, state="moving", action=text)
+            self._status = replace(self._status, start="begun", start_detail=text)
+        if start.is_over:
+            self._action_runner.come_to_rest()
+            self._status = replace(self._status, state="idle", action="")
+
+    def _settle_start(self, start: StartedMotion, state: RobotState) -> None:
+        """Go on with the committed plan: from the motion that was made, or after a stop from where it led."""
+        self._start = None
+        if start.origin is None:
+            return
+        said = self._tracker.action(0)
+        assert start.action is not None
+        detail = format_action(start.action)
+        if said is not None and start.is_beginning_of(said[0], state):
+            action, frame_age_s = said
+            assert isinstance(action, (Forward, Strafe, Turn))
+            self._status = replace(self._status, start="confirmed", start_detail=detail)
+            self._action_runner.go_on(action, start.origin, frame_age_s)
+            return
+        detail += f", the cloud says {format_action(said[0]) if said else 'no action'}"
+        self._status = replace(self._status, start="corrected", start_detail=detail)
+        self._course = CorrectedCourse(pose_of(start.origin), self._gate.limits)
+        self._halt("draft_corrected")
+
+    def _end_start(self, outcome: str, detail: str) -> None:
+        """End the motion on the draft; the answer goes on. Raises RobotRefused if the robot does not stop."""
+        start = self._start or StartedMotion(None)
+        start.is_over, self._start = True, start
+        self._status = replace(self._status, state="idle", action="", start=outcome, start_detail=detail)
+        self._halt(f"draft_{outcome}")
+
+    def _halt(self, cause: str) -> None:
+        was_moving = self._action_runner.abandon()
+        self._action_runner.resumable.clear()
+        if was_moving:
+            self._emergency_stop.stop(cause).check()
+
+    def _on_refusal(self, refusal: ActionRefused) -> None:
+        """End the answer; while it has but a start on a draft, end that alone."""
+        is_start = self._active and self._start is not None and not self._start.is_decided
+        if not is_start or refusal.reason == "plan_changed":
+            self._end("refused", refusal.reason, refusal.detail)
+            return
+        try:
+            self._end_start("refused", f"{refusal.reason}: {refusal.detail}")
+        except RobotError as problem:
+            self._end("fault", fault_reason(problem), str(problem))
+
+    # The end of an answer ---------------------------------------------------------------------------
 
     def _finish_or_wait(self) -> None:
         """After the last known action: end the answer if the plan is final, else wait for more actions."""
@@ -347,7 +456,9 @@ class Executor:
     def _end(self, state: str, reason: str, detail: str, trigger_s: float | None = None) -> None:
         """Stop the robot, then set the status. An unconfirmed stop is a fault and is tried again."""
         self._action_runner.abandon()
-        self._active = False
+        if self._start is not None:
+            self._action_runner.resumable.clear()
+        self._active, self._start, self._course = False, None, None
         # An e-stop stopped the robot on its caller's thread and is reported there; this stop is only a
         # repeat.
         self._note_unconfirmed(

@@ -76,6 +76,12 @@ class PlanReceipt(Enum):
     NEW = "new"
     MORE = "more"
     BEAT = "beat"
+    START = "start"
+    """The first action as a draft has it, before any that is committed."""
+    WITHDRAWN = "withdrawn"
+    """The draft takes its start back."""
+    COMMITTED = "committed"
+    """The first committed plan after a start: it replaces that."""
     DROPPED = "dropped"
 
 
@@ -93,18 +99,23 @@ class PlanTracker:
         """Store a plan that arrived at `now_s`.
 
         Raises ActionRefused with `plan_changed` if an action that was already announced reads otherwise now:
-        drafts may be wrong, plans hold committed actions only.
+        drafts may be wrong, plans hold committed actions only. A start on a draft is the one exception: the
+        answer's committed plan replaces it.
         """
         known = self.plan
         if self._is_outdated(plan):
             self.dropped += 1
             return PlanReceipt.DROPPED
+        if plan.draft_start and not plan.may_be_start:
+            raise ActionRefused("start_action", "a start on a draft is one action that is not verified")
         self.plan, self.received_s = plan, now_s
         if known is None or (plan.mission, plan.answer) != (known.mission, known.answer):
             if known is not None and plan.mission != known.mission:
                 self.close_mission(known.mission, "superseded")
             self._frame_ages_s = (frame_age_s,) * len(plan.actions)
             return PlanReceipt.NEW
+        if plan.draft_start or known.draft_start:
+            return self._receive_around_start(plan, known, frame_age_s)
         takes_back = known.final and not plan.final
         if (
             plan.actions[: len(known.actions)] != known.actions
@@ -115,6 +126,20 @@ class PlanTracker:
         fresh = len(plan.actions) - len(known.actions)
         self._frame_ages_s += (frame_age_s,) * fresh
         return PlanReceipt.MORE if fresh or plan.final != known.final else PlanReceipt.BEAT
+
+    def _receive_around_start(self, plan: Plan, known: Plan, frame_age_s: float) -> PlanReceipt:
+        """Classify a plan that is a start on a draft, or that follows one within its answer."""
+        is_start, was_start = plan.draft_start, known.draft_start
+        if is_start and was_start and plan.actions == known.actions:
+            return PlanReceipt.BEAT
+        self._frame_ages_s = (frame_age_s,) * len(plan.actions)
+        if is_start and was_start and not plan.actions:
+            return PlanReceipt.WITHDRAWN
+        if was_start and not is_start and plan.verified:
+            return PlanReceipt.COMMITTED
+        if is_start and not was_start and not known.actions and not known.final:
+            return PlanReceipt.START
+        raise ActionRefused("plan_changed", f"answer {plan.answer} begins on a draft a second time, or late")
 
     def action(self, index: int) -> tuple[Action, float] | None:
         """Return the action at `index` and its frame's age at arrival in seconds, if it is known yet."""

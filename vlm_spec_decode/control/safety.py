@@ -3,7 +3,8 @@
 Pure: an action, the robot's newest state and two ages in, nothing or a named refusal out. Independent of
 models and drivers, so no model output can change it. The reasons are stable names that are published:
 `limit_distance`, `limit_angle`, `limit_tilt`, `limit_duration`, `stale_frame`, `stale_state`, `obstacle`,
-`geofence`, `battery`, `mode`, `too_many_actions`; the executor adds `estop`, `blocked` and `plan_changed`.
+`geofence`, `battery`, `mode`, `too_many_actions`; the executor adds `estop`, `blocked` and `plan_changed`. A
+start on a draft has `start_action`, `start_obstacle` and `start_geofence` besides.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.actions.limits import START_FENCE_M, SafetyLimits
 from vlm_spec_decode.actions.types import (
     Action,
     Done,
@@ -83,6 +84,7 @@ _HARMLESS = (Stop, Done, Wait)
 
 _SAVES_POWER = (*_HARMLESS, StandDown, Sit)
 _LOCOMOTION = (Forward, Strafe, Turn)
+_AROUND = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))
 _NEEDS_STANDING = (*_LOCOMOTION, Look, Hello, Stretch)
 
 OBSTACLE_MARGIN_M = 0.02
@@ -121,6 +123,27 @@ class SafetyGate:
         if direction is not None and self.room_m(state, *direction) <= OBSTACLE_MARGIN_M:
             raise ActionRefused("obstacle", f"{self.clearance_m(state, *direction):.2f} m ahead of the body")
         self._check_geofence(action, state)
+
+    def check_start(self, action: Action, state: RobotState) -> None:
+        """Check what a motion on a draft needs beside `check`; for the gate of `SafetyLimits.start`.
+
+        Only a walk ahead or a turn may begin. A walk must have room to its end, and end well inside the
+        geofence; a turn on the spot sweeps around the body, so nothing may be near on any side. Raises
+        ActionRefused.
+        """
+        if isinstance(action, Turn):
+            room_m = min(self.room_m(state, vx, vy) for vx, vy in _AROUND)
+        elif isinstance(action, Forward) and action.distance_m > 0:
+            room_m = self.room_m(state, 1.0, 0.0) - action.distance_m
+        else:
+            raise ActionRefused("start_action", "only a walk ahead or a turn may begin on a draft")
+        if room_m <= 0:
+            raise ActionRefused("start_obstacle", f"{-room_m:.2f} m too near for a motion on a draft")
+        fence = self.limits.geofence
+        if fence and isinstance(action, Forward):
+            ends = (state.x_m, state.y_m), _ahead(action, state, action.distance_m)
+            if not path_stays_inside(fence, *ends) or distance(fence, ends[1]) < START_FENCE_M:
+                raise ActionRefused("start_geofence", f"would end within {START_FENCE_M} m of the geofence")
 
     def check_limits(self, action: Action) -> None:
         """Refuse numbers out of limits, whatever the robot's state. Raises ActionRefused."""

@@ -30,7 +30,7 @@ from vlm_spec_decode.edge.factory import bring_up
 from vlm_spec_decode.edge.image_upload import UPLINK_WIDTH_PX, for_uplink_again
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.progress import MissionProgress
-from vlm_spec_decode.mission.state import END_STATES
+from vlm_spec_decode.mission.state import END_STATES, START_WORDS
 from vlm_spec_decode.sim.ground_truth import GroundTruth, save_view
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.sim.scene import Scene
@@ -128,7 +128,7 @@ class MissionLog:
             # A refused instruction has no mission: its end has an empty name.
             self._progress = MissionProgress(data["mission"])
         self.state, self.reason = state, why
-        if state == "answering":
+        if state == "answering" and data["reason"] not in START_WORDS:
             self.steps.append(MissionStep(data["step"]))
             self.times.look(data["step"], now_s)
         if state in END_STATES:

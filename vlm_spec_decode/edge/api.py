@@ -36,7 +36,7 @@ from vlm_spec_decode.core.images import FAULTS, upright
 from vlm_spec_decode.core.pixels import MAX_PIXELS, MAX_SIDE
 from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
 from vlm_spec_decode.core.types import Image, Observation, Tokens
-from vlm_spec_decode.edge.engine import DecodedAnswer
+from vlm_spec_decode.edge.engine import DecodedAnswer, DraftedAction, EngineConfig
 from vlm_spec_decode.edge.factory import EdgeRuntime, bring_up, check_settings
 from vlm_spec_decode.edge.image_upload import read_image
 from vlm_spec_decode.edge.mission_loop import check_instruction
@@ -98,7 +98,8 @@ class Update:
     """What one commit of the target added to an answer. It is final: no later update changes it.
 
     `text` is the whole answer so far and `new_text` what is new of it; `tokens` and `actions` are the new
-    ones. `usage` counts the bytes of the answer so far. `result` comes with the last update.
+    ones. `usage` counts the bytes of the answer so far. `result` comes with the last update. `drafted` is not
+    final: it is in further updates, which add nothing, of an answer whose draft was to be shown.
     """
 
     text: str
@@ -107,6 +108,7 @@ class Update:
     actions: tuple[Action, ...]
     usage: LinkUsage
     result: GenerationResult | None = None
+    drafted: DraftedAction | None = None
 
     @property
     def is_final(self) -> bool:
@@ -141,13 +143,20 @@ class AnswerStream(Iterator[Update]):
     """The updates of one answer, as they come. Closing it, or dropping it, ends the answer everywhere."""
 
     def __init__(
-        self, engine: Engine, observation: Observation, *, free_text: bool = False, image_name: str = ""
+        self,
+        engine: Engine,
+        observation: Observation,
+        *,
+        free_text: bool = False,
+        image_name: str = "",
+        preview: bool = False,
     ) -> None:
         self._engine = engine
         self._observation = observation
         # A weak reference: the generator must not keep alive the stream whose end is to close it.
         self._open = _OpenAnswer(observation.instruction, weakref.ref(self))
-        self._updates = engine._decode(observation, free_text, image_name, self._open)
+        config = replace(engine._runtime.engine.config, free_text=free_text)
+        self._updates = engine._decode(observation, config, image_name, preview, self._open)
         self._in_use = threading.Lock()
 
     @property
@@ -307,14 +316,20 @@ class Engine:
         return as_image(image, self._runtime.engine.pictures)
 
     def answer(
-        self, observation: Observation, *, free_text: bool = False, image_name: str = ""
+        self,
+        observation: Observation,
+        *,
+        free_text: bool = False,
+        image_name: str = "",
+        preview: bool = False,
     ) -> AnswerStream:
         """Return an iterator over the answer's updates, for an observation that is ready. See `stream`.
 
-        `image_name` is the picture's file in errors.
+        `image_name` is the picture's file in errors. With `preview` there are also updates with `drafted`,
+        what the draft says of the first action.
         """
         self._check_open()
-        return AnswerStream(self, observation, free_text=free_text, image_name=image_name)
+        return AnswerStream(self, observation, free_text=free_text, image_name=image_name, preview=preview)
 
     def draft_ahead(self, observation: Observation) -> Iterator[Tokens]:
         """Draft the answer without the cloud, as `edge.engine.Engine.draft_ahead` does."""
@@ -378,12 +393,17 @@ class Engine:
         return Observation(None if image is None else self.picture(image), asked, history)
 
     def _decode(
-        self, observation: Observation, free_text: bool, image_name: str, mine: _OpenAnswer
+        self,
+        observation: Observation,
+        config: EngineConfig,
+        image_name: str,
+        preview: bool,
+        mine: _OpenAnswer,
     ) -> Generator[Update, None, None]:
         """Decode one answer. However this generator ends, the answer ends at the verifier too."""
         engine, shown = self._runtime.engine, ""
         try:
-            mine.answer = engine.answer(observation, replace(engine.config, free_text=free_text))
+            mine.answer = engine.answer(observation, config, preview=preview)
             self._begin(mine)
             for update in mine.answer:
                 new_text, shown = update.text[len(shown) :], update.text
@@ -394,6 +414,7 @@ class Engine:
                     actions=update.actions,
                     usage=update.usage,
                     result=update.result,
+                    drafted=update.drafted,
                 )
         except ImageError as error:
             raise ImageError(f"{image_name}: {error}" if image_name else str(error)) from error

@@ -14,11 +14,17 @@ import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 
-from vlm_spec_decode.actions.parser import ActionParser, NoActions
+from vlm_spec_decode.actions.parser import ActionParser, NoActions, parse_answer
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.config import settings_of
-from vlm_spec_decode.core.errors import Cancelled, EngineBusy, NotFinite, TargetNotFinite
+from vlm_spec_decode.core.errors import (
+    ActionParseError,
+    Cancelled,
+    EngineBusy,
+    NotFinite,
+    TargetNotFinite,
+)
 from vlm_spec_decode.core.ports import Clock, Drafter, ExitHook, Model, ModelContext, TextCodec, Verifier
 from vlm_spec_decode.core.processes import Processes, Threads
 from vlm_spec_decode.core.trace import (
@@ -38,6 +44,7 @@ from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.edge.shared_draft import DraftArbiter, DraftProgress, SharedDraft
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.estimators import DraftRecord
+from vlm_spec_decode.strategies.preview import DraftPreview
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy
 
 WITHOUT_DRAFTS = "autoregressive"
@@ -63,11 +70,25 @@ class EngineConfig:
     free_text: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class DraftedAction:
+    """An answer's first action as the edge's draft has it: no token of it need be committed.
+
+    `text` is the answer up to its end: the committed text, then what is drafted after it. `chance` is the
+    probability that the cloud says all of that, by the draft and what it has been worth.
+    """
+
+    action: Action
+    text: str
+    chance: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerUpdate:
     """What one commit added. `text` is the whole answer so far; `result` comes with the last update.
 
-    `usage` counts the answer's bytes so far.
+    `usage` counts the answer's bytes so far. With a preview there are further updates that add nothing and
+    have `drafted`: what the draft says that the first action will be. Only what is in `actions` is decided.
     """
 
     answer: int
@@ -76,6 +97,7 @@ class AnswerUpdate:
     actions: tuple[Action, ...]
     usage: LinkUsage = field(default_factory=LinkUsage)
     result: GenerationResult | None = None
+    drafted: DraftedAction | None = None
 
 
 class DecodedAnswer(Iterator[AnswerUpdate]):
@@ -128,6 +150,7 @@ class _AnswerState:
 
     observation: Observation
     config: EngineConfig
+    shown: FirstDrafted | None = None
     verifier: Verifier | None = None
     request: AnswerRequest | None = None
     trace: AnswerTrace | None = None
@@ -193,8 +216,13 @@ class Engine:
         """Whether one more may be opened now. One that was cancelled does not count, though it still ends."""
         return sum(not answer.is_cancelled for answer in self._open) < self.max_answers
 
-    def answer(self, observation: Observation, config: EngineConfig | None = None) -> DecodedAnswer:
+    def answer(
+        self, observation: Observation, config: EngineConfig | None = None, *, preview: bool = False
+    ) -> DecodedAnswer:
         """Return the answer: an iterator with an update per commit; the last one carries the result.
+
+        With `preview` also one whenever the draft names another first action, or is surer of it, until one
+        is committed.
 
         The question is sent when the first update is asked for. If the draft model's logits are not finite,
         the answer continues without drafts, after a warning. Its iteration raises EngineBusy if `max_answers`
@@ -202,7 +230,9 @@ class Engine:
         verifier fails, NotFinite if the target's logits in this process cannot be used, Cancelled after
         `cancel`.
         """
-        return DecodedAnswer(self, _AnswerState(observation, config or self.config))
+        config = config or self.config
+        shown = FirstDrafted(self._codec) if preview and not config.free_text else None
+        return DecodedAnswer(self, _AnswerState(observation, config, shown))
 
     def draft_ahead(self, observation: Observation) -> Iterator[Tokens]:
         """Draft the answer with the draft model alone; yield its tokens so far after each step.
@@ -321,6 +351,7 @@ class Engine:
 
     def _updates(self, answer: _AnswerState) -> Iterator[AnswerUpdate]:
         request, config, trace, verifier = answer.request, answer.config, answer.trace, answer.verifier
+        shown = answer.shown
         assert request is not None
         assert trace is not None
         assert verifier is not None
@@ -339,9 +370,14 @@ class Engine:
             sent=request.draft,
             tracer=answer.tracer,
             record=self._record,
+            preview=shown.preview if shown else None,
         )
         text, actions_at_s, first_token_s = "", None, 0.0
         for tokens in self._tokens(answer, verifier, sequence, edge_config):
+            if shown and (drafted := shown.take()):
+                yield AnswerUpdate(answer=request.answer, tokens=(), text=text, actions=(), drafted=drafted)
+            if shown and not tokens and not sequence.finished:
+                continue
             first_token_s = first_token_s or trace.elapsed_s
             decoded = self._codec.decode(sequence.tokens)
             stable = decoded if decoded.startswith(text) else text
@@ -353,6 +389,8 @@ class Engine:
                 text = decoded
             if actions and actions_at_s is None:
                 actions_at_s = trace.elapsed_s
+                if shown:
+                    shown.preview.is_closed = True
             result, usage = None, verifier.usage
             if sequence.finished:
                 with self._lock:
@@ -416,6 +454,33 @@ def _recalls(config: EngineConfig) -> bool:
     """Return whether answers may be sent drafts of other models than q, such as those of a cached answer."""
     # Under `rejection` drafted tokens must be draws from q; those of a cached answer are not.
     return strategy(config.strategy).recalls and config.params.rule == "coupled"
+
+
+class FirstDrafted:
+    """Reads the first action from drafted tokens. `take` returns it once for each piece of news."""
+
+    def __init__(self, codec: TextCodec) -> None:
+        self.preview = DraftPreview(self._read)
+        self._codec = codec
+        self._new: DraftedAction | None = None
+
+    def take(self) -> DraftedAction | None:
+        """Return the first action if the draft has said something new of it."""
+        found, self._new = self._new, None
+        return found
+
+    def _read(self, tokens: Tokens, chance: float) -> tuple[bool, bool]:
+        text = self._codec.decode(tokens)
+        if ")" not in text:
+            return False, False
+        # Only up to the first call's end: what follows it may still be cut off in the middle.
+        text = text[: text.index(")") + 1]
+        try:
+            action = parse_answer(text)[0]
+        except ActionParseError:
+            return True, False  # no draft that goes on from here says an action
+        self._new = DraftedAction(action, text, chance)
+        return True, True
 
 
 def _step_ratio(drafter: Model | None, verifier: Verifier) -> float:

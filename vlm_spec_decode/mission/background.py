@@ -48,8 +48,10 @@ class DraftsAhead(Protocol):
 class Background(Protocol):
     """Begins answers, and drafts about frames on the way, and returns at once."""
 
-    def answer(self, engine: Answerer, observation: Observation) -> BackgroundAnswer:
-        """Begin an answer."""
+    def answer(
+        self, engine: Answerer, observation: Observation, *, preview: bool = False
+    ) -> BackgroundAnswer:
+        """Begin an answer; with `preview` its draft is shown, too."""
         ...
 
     def draft(self, engine: DraftsAhead, observation: Observation) -> BackgroundAnswer:
@@ -60,9 +62,12 @@ class Background(Protocol):
 class Threads:
     """A `Background` with a thread for each answer."""
 
-    def answer(self, engine: Answerer, observation: Observation) -> BackgroundAnswer:
+    def answer(
+        self, engine: Answerer, observation: Observation, *, preview: bool = False
+    ) -> BackgroundAnswer:
         """Begin an answer on a thread of its own."""
-        return ThreadedAnswer(lambda: engine.answer(observation), engine.cancel)
+        shown = {"preview": True} if preview else {}
+        return ThreadedAnswer(lambda: engine.answer(observation, **shown), engine.cancel)
 
     def draft(self, engine: DraftsAhead, observation: Observation) -> BackgroundAnswer:
         """Begin a draft on a thread of its own; it is left off after the step under way."""

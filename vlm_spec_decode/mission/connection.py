@@ -16,7 +16,7 @@ from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.core.errors import CloudError, CloudUnreachable, ModelError, VsdError
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Image, Observation, Tokens
-from vlm_spec_decode.edge.engine import Engine
+from vlm_spec_decode.edge.engine import DraftedAction, Engine
 from vlm_spec_decode.edge.factory import DraftModel, EdgeRuntime, bring_up, run_manifest
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.state import MissionStatus
@@ -77,6 +77,11 @@ class TextUpdate(Protocol):
         """The finished answer, with the last update."""
         ...
 
+    @property
+    def drafted(self) -> DraftedAction | None:
+        """The first action as the draft has it, not committed; None unless a preview was asked for."""
+        ...
+
 
 class Answerer(Protocol):
     """Decodes one answer at a time; `edge.engine.Engine` is one."""
@@ -85,8 +90,11 @@ class Answerer(Protocol):
         """Return a frame, an image file's bytes, as large as target and uplink allow. Raises ImageError."""
         ...
 
-    def answer(self, observation: Observation) -> Iterator[TextUpdate]:
-        """Yield an update per commit. Raises CloudError, ActionParseError, ImageError or Cancelled."""
+    def answer(self, observation: Observation, *, preview: bool = False) -> Iterator[TextUpdate]:
+        """Yield an update per commit; with `preview` also what the draft says of the first action, if it can.
+
+        Raises CloudError, ActionParseError, ImageError or Cancelled.
+        """
         ...
 
     def cancel(self) -> None:

@@ -53,6 +53,7 @@ class _Acting:
     mission: MissionLoop
     plan: Plan
     said: tuple[Action, ...]
+    preview: bool = False
 
     def observation(self, frame: Frame) -> Observation | None:
         """Return the next question, about `frame`; None if its picture is damaged."""
@@ -90,7 +91,7 @@ class EarlyFrames:
         """
         self.drop()
         self._settling_s = None
-        acting = _Acting(engine, mission, plan, said)
+        acting = _Acting(engine, mission, plan, said, preview=config.start == "draft")
         # Without its cloud a mission takes one careful step after the other.
         ends = not said or any(isinstance(action, Done) for action in said)
         looks_on = mission.has_steps and plan.verified and not ends
@@ -144,7 +145,7 @@ class EarlyFrames:
         self.drop()
         observation = acting.observation(frame)
         if observation is not None:
-            answer = self._background.answer(acting.engine, observation)
+            answer = self._background.answer(acting.engine, observation, preview=acting.preview)
             self._early = EarlyAnswer(acting.engine, frame, observation, answer)
 
     def _draft_ahead(self, acting: _Acting) -> None:

@@ -117,8 +117,13 @@ class MissionEvents:
 
     def actions_done(self) -> int:
         """Return how many actions of the answer in progress are known to be carried out."""
+        status = self.status()
+        return 0 if status is None else status.actions_done
+
+    def status(self) -> PlanStatus | None:
+        """Return the executor's newest status of the answer in progress, None before there is one."""
         status = self._status
-        return status.actions_done if status is not None and self._is_current(status) else 0
+        return status if status is not None and self._is_current(status) else None
 
     def broken_off(self) -> PlanStatus | None:
         """Return the status that interrupts the answer in progress, if there is one."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from vlm_spec_decode.core.errors import CloudError, InstructionError, RobotError, VsdError
 from vlm_spec_decode.mission.events import BROKEN_OFF
-from vlm_spec_decode.mission.state import END_STATES
+from vlm_spec_decode.mission.state import END_STATES, START_WORDS
 
 AWAITED = {
     "queued": "the missions before it",
@@ -27,6 +27,16 @@ AWAITED = {
 """What a mission waits for in each of its states."""
 
 
+START_NOTES = {
+    "begun": "on the draft, not verified",
+    "refused": "not begun on the draft",
+    "withdrawn": "withdrawn by the draft",
+    "confirmed": "begun on the draft, confirmed",
+    "corrected": "begun on the draft, corrected",
+}
+"""What became of a start on the draft, by the executor's `start`."""
+
+
 def mission_line(status: Mapping[str, Any]) -> str:
     """Return the state of a `vlm/status` in words, with reason and detail where it has them."""
     why = ": ".join(str(part) for part in (status["reason"], status["detail"]) if part)
@@ -36,6 +46,8 @@ def mission_line(status: Mapping[str, Any]) -> str:
 def robot_line(status: Mapping[str, Any]) -> str:
     """Return a `vlm/plan/status` in words: what the robot does, and why it has left its plan."""
     doing = f"{status['state']} {status['action']}".strip()
+    if start := START_NOTES.get(str(status.get("start", ""))):
+        doing += f" ({start}: {status['start_detail']})"
     if status["state"] not in BROKEN_OFF:
         return doing
     return f"{doing}: {status['reason']} {status['detail']}".rstrip(": ")
@@ -147,6 +159,8 @@ class MissionProgress:
         self.is_acknowledged = True
         self.state, self.reason, self.detail = data["state"], data["reason"], data["detail"]
         self.proposed = self.detail if (self.state, self.reason) == ("proposed", "approve") else ""
+        if self.state == "answering" and self.reason in START_WORDS:
+            return self._after_answer(f"    ~ {START_WORDS[self.reason]}: {self.detail}")
         if self.state == "answering":
             self.steps, self._shown, self._has_streamed = data["step"], "", False
             mark = " (draft only, not verified)" if self.reason == "unverified" else ""
@@ -181,12 +195,13 @@ class MissionProgress:
         return self._line(f"    {decoding_line(data)}")
 
     def _plan_status(self, data: Mapping[str, Any]) -> str:
-        doing = f"{data['state']} {data['action']}"
+        is_start = data.get("start") == "begun"
+        doing = f"{data['state']} {data['action']} {'?' if is_start else ''}"
         if doing == self._acting:
             return ""
         self._acting = doing
         if data["state"] == "moving":
-            return self._after_answer(f"    > {data['action']}")
+            return self._after_answer(f"    > {data['action']}{' (not verified)' if is_start else ''}")
         if data["state"] in BROKEN_OFF:
             return self._after_answer(f"    ! {robot_line(data)}")
         return ""

@@ -27,6 +27,7 @@ from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.mission_loop import LOOK_AGAIN, SILENCES, MissionLoop
 from vlm_spec_decode.mission.background import Background
 from vlm_spec_decode.mission.connection import Answerer, EngineConnection, Engines, TextUpdate
+from vlm_spec_decode.mission.draft_start import DraftStarts
 from vlm_spec_decode.mission.early_frames import EarlyAnswer, EarlyFrames
 from vlm_spec_decode.mission.events import Frame, MissionEvents
 from vlm_spec_decode.mission.late_answer import LateAnswer
@@ -78,6 +79,7 @@ class MissionRunner:
         self._now_s = now_s
         self._said = ""
         self._latency = Latency()
+        self._starts = DraftStarts()
 
     def run(self, job: MissionJob, engines: Engines) -> MissionEnd:
         """Run a mission to its end and return how it ended."""
@@ -220,7 +222,11 @@ class MissionRunner:
             if broken_off.reason in SILENCES:
                 self._pause_after_silence(job, mission)
             return None
-        mission.record(status.executed if late is None else late.told(status.executed), said)
+        executed = status.executed if late is None else late.told(status.executed)
+        if self._starts.on_executed(status, executed, said):
+            mission.record(executed, said)
+        else:
+            mission.record_interruption(executed)
         return said
 
     def _search_turn(self, job: MissionJob, plan: Plan, frame: Frame) -> Turn | None:
@@ -325,8 +331,22 @@ class MissionRunner:
             observation = early.observation
         plan = Plan(job.mission, number, frame.stamp_s, sequence, verified=verified)
         self._emit(job, plan)
-        for update in early.answer.updates() if early else engine.answer(observation):
+        start = self._starts.begin(
+            self.config, job, verified, partial(self._report, job, "answering", number)
+        )
+        if early is not None:
+            updates = early.answer.updates()
+        elif start.is_wanted:
+            updates = engine.answer(observation, preview=True)
+        else:
+            updates = engine.answer(observation)
+        for update in updates:
             self._events.check()
+            if self.config.start == "draft" and update.drafted is not None:
+                if begun := start.on_draft(update.drafted, plan):
+                    plan = replace(plan, sequence=begun.sequence)
+                    self._emit(job, begun)
+                continue
             self._emit(job, PartialAnswer(update.text))
             is_last = update.result is not None
             if update.actions and not plan.actions:
@@ -336,6 +356,7 @@ class MissionRunner:
                 plan = replace(plan, actions=actions, sequence=plan.sequence + 1, final=is_last)
                 if not (job.approve or job.dry_run):
                     self._emit(job, plan)
+                start.on_committed(plan.actions, self._events.status())
             if update.result is not None:
                 self._said = update.text
                 self._emit(
@@ -346,8 +367,10 @@ class MissionRunner:
                         observation=observation,
                         actions=plan.actions,
                         result=update.result,
+                        start=start.report(plan.actions),
                     ),
                 )
+                self._starts.described = update.result.text
         return plan
 
     def _ask_approval(self, job: MissionJob, mission: MissionLoop, engine: Answerer, plan: Plan) -> Plan:

@@ -32,6 +32,20 @@ EARLY_FRAMES: tuple[EarlyFramesMode, ...] = ("on", "off")
 
 FALLBACKS: tuple[Fallback, ...] = ("hold", "stop", "draft_only")
 
+Start: TypeAlias = Literal["committed", "draft"]
+STARTS: tuple[Start, ...] = ("committed", "draft")
+
+START_WORDS = {
+    "start_begun": "begins on the draft",
+    "start_refused": "does not begin on the draft",
+    "start_withdrawn": "stops: the draft was withdrawn",
+    "start_confirmed": "the start on the draft was right",
+    "start_corrected": "the start on the draft was wrong, and is corrected",
+    "start_off": "begins nothing on the draft any more",
+    "start_on": "may begin on the draft again",
+}
+"""Reasons of `answering` that tell of a start on the draft, in words."""
+
 ALIKE_M, ALIKE_DEG = 0.2, 10.0
 """How much an answer to a newer frame may differ from the plan that a person has approved."""
 
@@ -56,8 +70,10 @@ class RunnerConfig:
 
     `fallback`: `stop` ends the mission; `hold` keeps the robot standing and goes on with a new look when the
     cloud is back, for at most `hold_s`; `draft_only` goes on with the draft alone, at reduced limits, until
-    then. If the frame of an approved plan is older than `fresh_s`, it is decoded again before it is sent.
-    After a silence of commander or robot the robot stands for `listen_s` before the next look.
+    then. `start`: with `draft` the first motion of an answer may begin before the cloud has committed it, at
+    reduced limits (`mission.draft_start`). If the frame of an approved plan is older than `fresh_s`, it is
+    decoded again before it is sent. After a silence of commander or robot the robot stands for `listen_s`
+    before the next look.
     """
 
     max_steps: int = setting(24, "Answers after which a mission ends without done().", 1, 200, live=True)
@@ -69,6 +85,12 @@ class RunnerConfig:
         "hold",
         "Without the cloud: stand and wait for it, end, or go on by the draft alone.",
         one_of=FALLBACKS,
+        live=True,
+    )
+    start: Start = setting(
+        "committed",
+        "What a motion may begin on: committed tokens alone, or the draft's first action, at reduced limits.",
+        one_of=STARTS,
         live=True,
     )
     hold_s: float = setting(30.0, "How long a mission waits for a lost cloud.", 1.0, 600.0, live=True)
@@ -143,7 +165,8 @@ class MissionStatus:
     """`/vlm/status`: `state` is a stable name, `reason` the name of a fault, `detail` a sentence.
 
     Before any mission: `connecting`, `unavailable` (with the reason) or `ready`. Of a mission: `queued`,
-    `looking`, `answering` (reason `unverified` where the draft alone answers), `proposed` (a plan that is
+    `looking`, `answering` (reason `unverified` where the draft alone answers, one of `START_WORDS` where a
+    motion may begin on the draft), `proposed` (a plan that is
     shown: `approve`, `dry_run`), `acting`, without the cloud `holding` or `drafting`; then `done`,
     `step_limit`, `refused`, `cancelled` or `failed`.
     """
@@ -167,15 +190,27 @@ class PartialAnswer:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class StartReport:
+    """A motion that began on the draft, as text, and whether the cloud `confirmed` or `corrected` it."""
+
+    action: str
+    outcome: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One finished answer: its question, its text and actions, and how it was decoded."""
+    """One finished answer: its question, its text and actions, and how it was decoded.
+
+    `start` is the motion that began on the draft, if one did.
+    """
 
     mission: str
     number: int
     observation: Observation
     actions: tuple[Action, ...]
     result: GenerationResult
+    start: StartReport | None = None
 
     def to_json(self) -> str:
         """Return the JSON of `/vlm/answer`; with the frame of the same stamp it can be decoded again.
@@ -197,7 +232,7 @@ class Answer:
             "token_ids": list(self.result.tokens),
             "actions": [format_action(action) for action in self.actions],
         }
-        return json.dumps(fields)
+        return json.dumps(fields | ({"start": asdict(self.start)} if self.start else {}))
 
     def trace_json(self) -> str:
         """Return the JSON of `/vlm/trace`: the figures of this answer, and of each of its rounds."""

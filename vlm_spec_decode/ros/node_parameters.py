@@ -100,6 +100,7 @@ DECODING = (STRATEGY, parameter("objective"), parameter("draft"), parameter("ima
 MISSION = (
     parameter("instruction"),
     parameter("fallback"),
+    parameter("start"),
     parameter("approve"),
     parameter("limits_file", "limits"),
     parameter("scan_topic"),

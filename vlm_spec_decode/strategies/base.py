@@ -16,6 +16,7 @@ from vlm_spec_decode.decoding.policy import CloudPolicy
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.tree import chain_parents
 from vlm_spec_decode.strategies.estimators import DraftRecord
+from vlm_spec_decode.strategies.preview import DraftPreview
 from vlm_spec_decode.strategies.rejection import ProposalLog, ResidualCorrector
 
 
@@ -27,7 +28,8 @@ class EdgeConfig:
     are token runs that the answer may repeat (instruction, previous answer), `sent` is the draft that was
     sent with the question. `uplink_bps` is the share of the uplink for drafts. `tracer` is told of draft
     steps and of the reason of each decision of a controller. `record` is what earlier answers have shown of
-    the draft; an algorithm that learns from answer to answer learns there.
+    the draft; an algorithm that learns from answer to answer learns there. `preview` is offered the draft's
+    best path, where somebody wants to see it before it is committed.
     """
 
     answer: int
@@ -42,10 +44,14 @@ class EdgeConfig:
     sent: DraftMessage | None = None
     tracer: Tracer = NO_TRACER
     record: DraftRecord = field(default_factory=DraftRecord)
+    preview: DraftPreview | None = None
 
 
 EdgePolicy: TypeAlias = Callable[[Sequence, Drafter, Verifier, Clock, EdgeConfig], Iterator[Tokens]]
-"""The edge half: a generator of committed tokens; it ends when the sequence is finished."""
+"""The edge half: a generator of committed tokens; it ends when the sequence is finished.
+
+No tokens mean that `EdgeConfig.preview` holds something new.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

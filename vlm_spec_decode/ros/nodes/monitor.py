@@ -24,6 +24,7 @@ from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ActionParseError, ImageError
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.mission.state import START_WORDS
 from vlm_spec_decode.ros import visualization as markers
 from vlm_spec_decode.ros import visualization as overlay
 from vlm_spec_decode.ros.convert import (
@@ -147,7 +148,7 @@ class MonitorNode:
         data = json.loads(message.data)
         parts = (data["state"], data["reason"], data["instruction"])
         self._change(state=" | ".join(part for part in parts if part))
-        if data["state"] == "answering":
+        if data["state"] == "answering" and data["reason"] not in START_WORDS:
             self._is_verified = data["reason"] != "unverified"
             self._change(pieces=())
 
@@ -190,7 +191,7 @@ class MonitorNode:
             return
         if (plan.mission, plan.answer) != self._start[0]:
             self._start = ((plan.mission, plan.answer), self._pose)
-        content = (plan.mission, plan.answer, plan.actions)
+        content = (plan.mission, plan.answer, plan.actions, plan.verified)
         if content == self._drawn or self._closed:
             return
         self._drawn = content

@@ -38,6 +38,7 @@ from vlm_spec_decode.mission.state import (
     ReplanMode,
     RunnerConfig,
     SearchMode,
+    Start,
 )
 from vlm_spec_decode.ros import mission_topics as action_face
 from vlm_spec_decode.ros.convert import STEADY, ClockConverter, from_compressed, from_odometry
@@ -102,6 +103,7 @@ PARAMETERS = (
         "search_looks",
         "replan",
         "early_frames",
+        "start",
         **OF_MISSION,
     ),
     Setting("approve", False, "Show every plan and wait for a yes on vlm/approve.", live=True),
@@ -122,7 +124,7 @@ def mission_settings(values: Parameters) -> MissionSettings:
 
 
 def runner_config(values: Parameters) -> RunnerConfig:
-    """Return the time-outs and the fallback of the next mission."""
+    """Return the time-outs, the fallback and the start of the next mission."""
     numbers: dict[str, Any] = {field: values.real(name) for field, name in OF_MISSION.items()}
     return RunnerConfig(
         max_steps=values.integer("max_steps"),
@@ -131,6 +133,7 @@ def runner_config(values: Parameters) -> RunnerConfig:
         search_looks=values.integer("search_looks"),
         replan=cast(ReplanMode, values.text("replan")),
         early_frames=cast(EarlyFramesMode, values.text("early_frames")),
+        start=cast(Start, values.text("start")),
         ready_s=numbers["silence_s"],
         **numbers,
     )

@@ -28,7 +28,8 @@ class TreeNode:
 
     `verdicts` are the exits' guesses of the next token, shallow ones first, each with its trust.
     `is_drawn`: the draft's one draw after its parent (rule `rejection`), the only child that may be sent.
-    `sureness` is what the draft itself says of its first choice after this node, once it is expanded.
+    `sureness` is what the draft itself says of its first choice after this node, once it is expanded, and
+    `choice` is that token; -1: not drafted.
     """
 
     token: int
@@ -41,6 +42,7 @@ class TreeNode:
     verdicts: list[tuple[int, float]] = field(default_factory=list)
     is_drawn: bool = False
     sureness: float = 0.0
+    choice: int = -1
 
     def path(self) -> Tokens:
         """Return the tokens from the root's child down to this node."""
@@ -67,6 +69,9 @@ CHILDREN = 6
 
 FLOOR = 0.002
 """Nodes less likely than this are neither expanded nor sent."""
+
+MOSTLY = 0.5
+"""Trust in an exit from which on its token is taken for the next one."""
 
 UNFORESEEN = 0.01
 """Probability of a token that the draft has not thought of, before an exit names it."""
@@ -118,7 +123,7 @@ class DraftTree:
 
     def leaves(self, floor: float) -> Iterator[tuple[float, TreeNode]]:
         """Yield (weight, node) of all nodes that may be expanded, likeliest first."""
-        return ((w, p) for w, p in self.ranked(floor) if not p.expanded and self._may_go_on(p))
+        return ((w, p) for w, p in self.ranked(floor) if not p.expanded and self.may_go_on(p))
 
     def expand(self, nodes: list[TreeNode]) -> None:
         """Score `nodes` in one batched draft step and add the likeliest tokens after each."""
@@ -133,6 +138,7 @@ class DraftTree:
         for row, (node, ranking) in enumerate(zip(nodes, rankings, strict=True)):
             log_probs = self.calibration.log_probs(ranking.scores)
             node.sureness = self.calibration.said(ranking.scores)[0]
+            node.choice = ranking.tokens[0]
             for token, log_prob in zip(ranking.tokens, log_probs, strict=True):
                 self.offer(node, token, log_prob)
             # Under `rejection` only a draw from q may be sent; the other children are outcomes to prepare
@@ -199,6 +205,23 @@ class DraftTree:
             node = child
         return priors
 
+    def best_path(self) -> tuple[TreeNode, float]:
+        """Return the end of what the draft says, and the chance of the path to it.
+
+        The path is the draft's own choices, corrected by exits that are likely right.
+
+        Repeated runs of earlier answers say nothing about this frame, so they lead nowhere here.
+        """
+        node, chance = self.root, 1.0
+        while True:
+            trusted = [token for token, trust in node.verdicts if trust > MOSTLY]
+            child = node.children.get(trusted[-1] if trusted else node.choice)
+            if child is None:
+                return node, chance
+            # As in `_rank`: the product of the conditional probabilities along the path.
+            chance *= node.chance(child.token, math.exp(child.log_prob))
+            node = child
+
     def drawn_chain(self) -> list[TreeNode]:
         """Return the draws below the root, one after the other.
 
@@ -218,7 +241,7 @@ class DraftTree:
         for child in node.children.values():
             child.log_prob += math.log(1 - accepted)
         drawn = self.offer(node, token, math.log(accepted))
-        drawn.is_drawn = True
+        drawn.is_drawn, node.choice = True, token
 
     def draft(self, nodes: list[TreeNode], answer: int, epoch: int) -> DraftMessage:
         """Number `nodes` (parents before children) and return the message that sends them."""
@@ -232,7 +255,8 @@ class DraftTree:
         tokens = tuple(p.token for p in nodes)
         return DraftMessage(answer, epoch, len(self.prefix), first, tokens, parents, weights)
 
-    def _may_go_on(self, node: TreeNode) -> bool:
+    def may_go_on(self, node: TreeNode) -> bool:
+        """Whether anything may follow `node`: the answer has neither ended nor reached its most tokens."""
         length = len(self.prefix) + node.depth
         return node.token not in self.params.stop_ids and length < self.params.max_tokens
 

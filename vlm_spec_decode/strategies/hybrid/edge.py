@@ -68,6 +68,10 @@ def edge(
             with control.draft_step(len(nodes), drafter):
                 tree.expand(nodes)
             free.offer(tree, drafter)
+        elif event is None and (leaf := control.worth_previewing(tree)):
+            with control.preview_step():
+                tree.expand([leaf])
+            free.offer(tree, drafter)
         elif event is None:
             event = verifier.wait(config.timeout_s)
         if isinstance(event, EarlyExitVerdict):
@@ -80,6 +84,11 @@ def edge(
             yield new
         if not sequence.finished and (ready := control.worth_sending(tree)):
             verifier.submit(tree.draft(ready, config.answer, config.epoch))
+        if sequence.finished or config.preview is None:
+            continue
+        end, chance = tree.best_path()
+        if config.preview.offer(tree.prefix, end.path(), chance):
+            yield ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -182,6 +191,25 @@ class EdgeController:
             self.config.record.probed_s += seconds
         self._drafted_s += seconds
         self._steps += 1
+
+    def worth_previewing(self, tree: DraftTree) -> TreeNode | None:
+        """Return the end of the draft's best path if somebody waits for more of it; None if nobody does.
+
+        That is done in time in which this thread would wait: the cloud, and a copy of the draft that it may
+        have, go on meanwhile. Where the target runs on this processor there is no such time.
+        """
+        preview = self.config.preview
+        if preview is None or not preview.is_wanted or self.shared:
+            return None
+        end, _ = tree.best_path()
+        return end if not end.expanded and tree.may_go_on(end) else None
+
+    @contextmanager
+    def preview_step(self) -> Iterator[None]:
+        """Measure a draft step that is for the preview: it counts as none of the answer's own."""
+        started_s = self.clock.now()
+        yield
+        self.step.learn(1, self.clock.now() - started_s)
 
     def worth_sending(self, tree: DraftTree) -> list[TreeNode]:
         """Return what has not been sent, is likely enough, and fits the uplink; parents first."""
@@ -295,7 +323,7 @@ class PromptLookup:
 def _mark_expanded(node: TreeNode, run: Tokens) -> None:
     """A position with one legal token needs no draft step."""
     for token in run:
-        node.expanded = True
+        node.expanded, node.choice = True, token
         node = node.children[token]
         node.is_drawn = True
 
