@@ -28,11 +28,11 @@ from vlm_spec_decode.core.errors import Cancelled, CloudUnreachable, ModelError,
 from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.types import Image, Observation, Tokens
 from vlm_spec_decode.edge.engine import Engine
-from vlm_spec_decode.edge.open_answers import OpenAnswer, OpenAnswers
 from vlm_spec_decode.mission.background import Background, DraftsAhead
 from vlm_spec_decode.mission.connection import Answerer, TextUpdate
 from vlm_spec_decode.mission.events import Frame, MissionEvents
 from vlm_spec_decode.mission.runner import MissionRunner, Report
+from vlm_spec_decode.mission.several_looks import SeveralLooks
 from vlm_spec_decode.mission.state import Answer, MissionEnd, MissionJob, RunnerConfig
 from vlm_spec_decode.sim.headless import HeadlessGo2
 
@@ -423,52 +423,47 @@ class VirtualAnswer:
         return update is not None
 
 
-class VirtualLooks:
-    """`mission.search.Looks` in virtual time: the robot goes on until the next commit has arrived at it."""
+class VirtualLooks(SeveralLooks):
+    """Several looks in virtual time: the robot goes on until the next commit has arrived at it."""
 
     def __init__(self, engine: Engine, robot: VirtualRobot, clock: VirtualClock, capacity: int) -> None:
-        self.capacity, self._robot, self._clock = capacity, robot, clock
-        self._answers = OpenAnswers(engine)
-        self._open: dict[int, tuple[OpenAnswer, Look]] = {}
+        super().__init__(engine, capacity, self._go_on)
+        self._robot, self._engine_clock = robot, clock
+        self._looks: dict[int, tuple[float, Look]] = {}
+
+    def _go_on(self) -> float:
+        if self._robot.events.broken_off() is not None:
+            raise Cancelled("the executor broke the plan off")
+        self._robot.tick()
+        return self._robot.clock.now()
 
     def open(self, number: int, observation: Observation) -> None:
         """Ask about the newest frame."""
         if not self._answers.open:
-            self._clock.now_s = self._robot.clock.now()
-        self._open[number] = self._answers.ask(observation), self._robot.timeline.looks[-1]
+            self._engine_clock.now_s = self._robot.clock.now()
+        super().open(number, observation)
+        self._looks[number] = observation.stamp_s, self._robot.timeline.looks[-1]
         self._robot.committed.setdefault(observation.stamp_s, [])
         self._robot.is_answering = True
 
     def next(self, until: Callable[[], bool]) -> tuple[int, TextUpdate] | None:
         """Let time pass to the next commit; None as soon as `until` is true. Raises Cancelled."""
-        robot = self._robot
-        while (step := self._answers.next(robot.clock.now())) is None:
-            if robot.events.broken_off() is not None:
-                raise Cancelled("the executor broke the plan off")
-            if until():
-                return None
-            robot.tick()
-        if step.error is not None:
-            raise step.error
-        number = next(number for number, (answer, _) in self._open.items() if answer is step.answer)
-        look, update = self._open[number][1], step.update
-        assert update is not None
-        robot.committed[step.answer.observation.stamp_s] += update.actions
-        robot.told[step.answer.observation.stamp_s] = update.text
+        if (commit := super().next(until)) is None:
+            return None
+        robot, (stamp_s, look), update = self._robot, self._looks[commit[0]], commit[1]
+        robot.committed[stamp_s] += update.actions
+        robot.told[stamp_s] = update.text
         if update.actions and look.first_action_s is None:
             look.first_action_s = robot.clock.now()
         if update.result is not None:
             look.end_s = robot.clock.now()
             robot.is_answering = bool(self._answers.open)
-        return number, update
+        return commit
 
     def cancel(self, keep: int | None = None) -> None:
         """Abandon all open answers but `keep`."""
-        if keep is None:
-            self._answers.close()
-            self._robot.is_answering = False
-        else:
-            self._answers.keep(self._open[keep][0])
+        super().cancel(keep)
+        self._robot.is_answering = keep is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,10 +32,10 @@ from vlm_spec_decode.core.errors import ActionRefused
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.mission_loop import MissionLoop
-from vlm_spec_decode.edge.open_answers import OpenAnswer, OpenAnswers
 from vlm_spec_decode.mission.connection import Answerer, TextUpdate
 from vlm_spec_decode.mission.events import Frame, MissionEvents
 from vlm_spec_decode.mission.late_answer import TURNED_M, LateAnswer
+from vlm_spec_decode.mission.several_looks import SeveralLooks
 
 MIN_TURN_DEG = 40.0
 """A smaller turn is one towards a thing, not on to the next view."""
@@ -130,41 +130,6 @@ class OneLook:
         close = getattr(self._updates, "close", None)
         if keep != self._number and close is not None:
             close()
-
-
-POLL_S = 0.02
-
-
-class SeveralLooks:
-    """`Looks` of an engine that carries several open answers: the cloud answers them in shared passes."""
-
-    def __init__(self, engine: Engine, capacity: int) -> None:
-        self.capacity = min(capacity, engine.max_answers)
-        self._clock = engine.clock
-        self._answers = OpenAnswers(engine)
-        self._numbers: dict[int, OpenAnswer] = {}
-
-    def open(self, number: int, observation: Observation) -> None:
-        """See `Looks`."""
-        self._numbers[number] = self._answers.ask(observation)
-
-    def next(self, until: Callable[[], bool]) -> tuple[int, TextUpdate] | None:
-        """See `Looks`. Also an answer that was cancelled from elsewhere ends the wait, by its error."""
-        while (step := self._answers.next(self._clock.now() + POLL_S)) is None:
-            if until() or not self._answers.open:
-                return None
-        if step.error is not None:
-            raise step.error
-        assert step.update is not None
-        number = next(number for number, answer in self._numbers.items() if answer is step.answer)
-        return number, step.update
-
-    def cancel(self, keep: int | None = None) -> None:
-        """See `Looks`; without one to keep it waits until all have ended."""
-        if keep is None:
-            self._answers.close()
-        else:
-            self._answers.keep(self._numbers[keep])
 
 
 def looks_of(engine: Answerer, capacity: int) -> Looks:
