@@ -60,6 +60,7 @@ CHANNELS: Mapping[str, tuple[TopicDoc, ...]] = {
             vlm__heartbeat="Name of a mission whose asker lives; silence of its `lease_s` cancels it.",
             vlm__withdraw="Name of a mission to end, whether it waits or is under way.",
             vlm__plan__status="Where the robot stands with the plan.",
+            odom="How far the robot has moved since a frame was taken.",
         ),
         *_texts(
             "out",
