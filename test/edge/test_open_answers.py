@@ -273,6 +273,16 @@ def test_one_too_many_is_refused_and_a_cancelled_one_does_not_count() -> None:
         list(iterators[0])
 
 
+def test_an_answer_that_could_not_be_started_has_no_updates() -> None:
+    engine, _ = virtual()
+    iterators = [engine.answer(question(seed), config(seed)) for seed in (*SEEDS, 5)]
+    for iterator in iterators[:-1]:
+        iterator.start()
+    with pytest.raises(EngineBusy):
+        iterators[-1].start()
+    assert list(iterators[-1]) == []
+
+
 def test_an_answer_that_was_started_and_dropped_ends() -> None:
     engine, verifier = virtual()
     engine.answer(question(1), config(1)).start()

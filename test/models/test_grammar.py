@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -377,3 +378,23 @@ def test_draft_and_target_of_one_vocabulary_share_what_is_built_once() -> None:
     first, second = (grammar_module._tokenizer(codec, 1) for codec in (one, other))
     assert first is second
     assert grammar_module._tokenizer(sentencepiece_codec(), 2) is not first
+
+
+def test_answers_in_several_threads_share_no_matcher() -> None:
+    """Each begins at the same state at the same time; one matcher would say that it is borrowed already."""
+    compiled = compile_grammar(language(), shipped_codec())
+    expected = compiled.first.mask()
+    assert expected is not None
+
+    def begin(_: int) -> bool:
+        same = []
+        for _ in range(40):
+            walk = GrammarWalk(compiled)
+            walk.forced(())
+            state = compiled.start()
+            same.append(np.array_equal(state.mask(), expected))
+            state.after(int(np.flatnonzero(expected)[0])).legal()
+        return all(same)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(begin, range(32)))

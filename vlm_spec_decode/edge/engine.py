@@ -338,6 +338,8 @@ class Engine:
         """Yield the updates. However this generator ends, the answer ends at the verifier too."""
         try:
             self._begin(answer)
+            if answer.verifier is None:
+                return  # it has ended before its first update was asked for
             # Here, for the draft model may be at work for another answer.
             answer.drafter = self._open_drafter(answer)
             yield from self._updates(answer)

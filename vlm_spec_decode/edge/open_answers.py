@@ -24,6 +24,7 @@ one step with its error; the others go on.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Sequence as Seq
@@ -36,6 +37,8 @@ from vlm_spec_decode.edge.engine import AnswerUpdate, DecodedAnswer, Engine, Eng
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+log = logging.getLogger(__name__)
 
 END_S = 5.0
 """How long `close` waits for the processes that it has ended: a step of the draft model may be under way."""
@@ -157,7 +160,8 @@ class OpenAnswers:
                 self._put(answer, update)
         except VsdError as error:
             self._put(answer, error=error)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
+            log.exception("an answer has failed")
             self._put(answer, error=InternalError(repr(error)))
         finally:
             answer.decoded.close()

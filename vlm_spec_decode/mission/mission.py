@@ -53,6 +53,9 @@ FRAME_S = 0.2
 CALLBACK_S = 5.0
 """How long `on_event` may take. After that the caller seems to be gone, and the mission is cancelled."""
 
+POSE_S = 0.05
+"""How often the body's pose is read, as the locomotion node publishes it."""
+
 FOLLOW_S = 0.7
 """How long the thread of `run` may be silent outside a callback before it counts as interrupted."""
 
@@ -367,12 +370,14 @@ class _Run:
 
     def _watch_robot(self) -> None:
         """Give the mission the executor's status: at once when it changes, and as a regular sign of life."""
-        reported, reported_s = None, 0.0
+        reported, reported_s, placed_s = None, 0.0, 0.0
         while not self._closing.wait(STATUS_POLL_S):
             status, now_s = self._robot.status, self._clock.now()
-            with suppress(RobotError):
-                state = self._robot.state
-                self._service.put_pose(now_s, Pose2D(state.x_m, state.y_m, state.yaw_rad))
+            if now_s - placed_s >= POSE_S:
+                placed_s = now_s
+                with suppress(RobotError):
+                    state = self._robot.state
+                    self._service.put_pose(now_s, Pose2D(state.x_m, state.y_m, state.yaw_rad))
             if status == reported and now_s - reported_s < STATUS_S:
                 continue
             if status != reported and status.mission == self._request.mission:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
@@ -35,17 +35,25 @@ _TOKENIZERS: dict[tuple[str, int], llguidance.LLTokenizer] = {}
 _TOKENIZERS_LOCK = threading.Lock()
 """Two models may be loaded at once; the second then waits for what the first one builds."""
 
+_FIRST_LOCK = threading.Lock()
+"""Held while the first state of a grammar is copied for an answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class CompiledGrammar:
-    """`Grammar` over one tokenizer. States share what the automaton has learned; any thread may use them."""
+    """`Grammar` over one tokenizer. States share what the automaton has learned.
+
+    A matcher may be used by one thread at a time ("Already borrowed" is what it says else), so each answer
+    starts from a copy of its own: answers that are decoded in several threads share none.
+    """
 
     digest: str
     first: MatcherState
 
     def start(self) -> GrammarState:
-        """Return the state before the first token."""
-        return self.first
+        """Return the state before the first token, for one answer."""
+        with _FIRST_LOCK:
+            return replace(self.first, matcher=self.first.matcher.deep_copy())
 
 
 @dataclass(frozen=True, slots=True)
