@@ -30,7 +30,7 @@ from vlm_spec_decode.core.errors import CloudUnreachable
 from vlm_spec_decode.core.ports import NO_NODES, ExitHook, Model, ModelCard, ModelContext, OnExit, Rows, Tree
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.choices import as_logits
-from vlm_spec_decode.decoding.verify import positions_of
+from vlm_spec_decode.decoding.tree import positions_of
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.factory import make_hello
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier

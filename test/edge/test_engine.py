@@ -13,7 +13,7 @@ from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import ActionParseError, Cancelled, InstructionError
 from vlm_spec_decode.core.ports import ExitHook, ModelCard, ModelContext
 from vlm_spec_decode.core.types import Observation, SamplingParams, Tokens
-from vlm_spec_decode.decoding.verify import positions_of
+from vlm_spec_decode.decoding.tree import positions_of
 from vlm_spec_decode.edge.engine import AnswerUpdate, Engine, EngineConfig
 from vlm_spec_decode.edge.mission_loop import MAX_OBSTRUCTIONS, OBSTRUCTED, MissionLoop
 from vlm_spec_decode.edge.verifier_local import LocalVerifier

@@ -18,7 +18,8 @@ from vlm_spec_decode.core.types import RESIDUALS, RULES, Observation, SamplingPa
 from vlm_spec_decode.decoding.choices import weights
 from vlm_spec_decode.decoding.grammar_mask import MaskedModel
 from vlm_spec_decode.decoding.sampling import log_probs, pick, softmax_at
-from vlm_spec_decode.decoding.verify import P_UNIT, positions_of
+from vlm_spec_decode.decoding.tree import positions_of
+from vlm_spec_decode.decoding.verify import P_UNIT
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.strategies.registry import STRATEGIES

@@ -32,7 +32,7 @@ from vlm_spec_decode.core.ports import (
 from vlm_spec_decode.core.profiles import load_hardware, load_link
 from vlm_spec_decode.core.types import RULES, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.choices import as_logits
-from vlm_spec_decode.decoding.verify import positions_of
+from vlm_spec_decode.decoding.tree import positions_of
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.factory import make_hello
 from vlm_spec_decode.edge.verifier_local import LocalVerifier

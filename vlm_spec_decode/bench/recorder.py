@@ -12,7 +12,7 @@ from typing import NamedTuple
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.trace import Tracer
 from vlm_spec_decode.core.types import Commit, DraftMessage, Event, Hint, Tokens
-from vlm_spec_decode.decoding.verify import positions_of
+from vlm_spec_decode.decoding.tree import positions_of
 
 
 class EdgeEvent(NamedTuple):

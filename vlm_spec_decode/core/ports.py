@@ -231,6 +231,30 @@ Scored: TypeAlias = "Scores | VsdError"
 """The rows [1 + n] of one request, or the error that it raised."""
 
 
+@dataclass(slots=True)
+class WrappedContext(ModelContext):
+    """A context that is `inner` in all that takes no time."""
+
+    inner: ModelContext
+
+    def forced(self, prefix: Tokens) -> Tokens:
+        """Return what `inner` does: the grammar's tokens cost no step."""
+        return self.inner.forced(prefix)
+
+    def exit_chance(self, exit_layer: int, confidence: float) -> float:
+        """Return what `inner` does: calibration is a look into a table."""
+        return self.inner.exit_chance(exit_layer, confidence)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Size of the cache of `inner`."""
+        return self.inner.kv_bytes
+
+    def close(self) -> None:
+        """Close `inner`."""
+        self.inner.close()
+
+
 class Model(ABC):
     """A draft or a target model, loaded once and opened once per answer."""
 

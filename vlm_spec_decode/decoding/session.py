@@ -26,8 +26,8 @@ from vlm_spec_decode.decoding.choices import as_choices
 from vlm_spec_decode.decoding.early_exit import verdict_chance
 from vlm_spec_decode.decoding.policy import CloudPolicy, ColocatedDraft, DraftSteps, EarlyExitHook, PassPlan
 from vlm_spec_decode.decoding.sequence import Sequence
-from vlm_spec_decode.decoding.tree import SpeculationTree
-from vlm_spec_decode.decoding.verify import RejectionRule, Verdict, positions_of, verify_coupled
+from vlm_spec_decode.decoding.tree import SpeculationTree, positions_of
+from vlm_spec_decode.decoding.verify import RejectionRule, Verdict, verify_coupled
 
 HELPER = "draft beside the target"
 

@@ -22,6 +22,14 @@ def quantise(log_prob: float) -> int:
     return min(255, max(0, round(-log_prob / WEIGHT_STEP)))
 
 
+def positions_of(parents: Tokens, start: int) -> list[int]:
+    """Return the position in the answer of what follows each row [1 + n]: a node at depth d has start + d."""
+    positions = [start]
+    for parent in parents:
+        positions.append(positions[parent] + 1)
+    return positions
+
+
 def chain_parents(first_node: int, length: int, parent: int = 0) -> Tokens:
     """Return the parents of `length` nodes that hang one below the other, the first on `parent`."""
     return (parent, *range(first_node, first_node + length - 1)) if length else ()

@@ -26,7 +26,7 @@ from vlm_spec_decode.core.ports import Scores
 from vlm_spec_decode.core.types import DraftMessage, SamplingParams, SparseTarget, Support, Tokens
 from vlm_spec_decode.decoding.choices import Q_UNIT, Remainder, as_choices
 from vlm_spec_decode.decoding.counter_rng import CounterRng, KeyedCounterRng
-from vlm_spec_decode.decoding.tree import Subtree
+from vlm_spec_decode.decoding.tree import Subtree, positions_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +66,6 @@ def verify_coupled(
         row = row if accepted is None else accepted
         if finished or accepted is None:
             return Verdict(tuple(said), row, finished)
-
-
-def positions_of(parents: Tokens, start: int) -> list[int]:
-    """Return the position in the answer of what follows each row [1 + n]: a node at depth d has start + d."""
-    positions = [start]
-    for parent in parents:
-        positions.append(positions[parent] + 1)
-    return positions
 
 
 P_UNIT = 1 << 40

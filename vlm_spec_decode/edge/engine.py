@@ -42,7 +42,7 @@ from vlm_spec_decode.edge.draft_ahead import draft_ahead
 from vlm_spec_decode.edge.picture_size import PictureSizer
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.edge.shared_draft import DraftArbiter, DraftProgress, SharedDraft
-from vlm_spec_decode.strategies.base import EdgeConfig
+from vlm_spec_decode.strategies.base import EdgeConfig, Strategy
 from vlm_spec_decode.strategies.estimators import DraftRecord
 from vlm_spec_decode.strategies.preview import DraftPreview
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy
@@ -204,7 +204,21 @@ class Engine:
         self.clock = clock
         self._arbiter = DraftArbiter(self.processes, clock, drafter, lambda: self._record.step.slope)
         self.config = config or EngineConfig()
+        self._strategies: dict[str, Strategy] = {}
+        self._strategy(self.config)
         self.pictures = PictureSizer(verifier, self.config.image_budget_s)
+
+    def _strategy(self, config: EngineConfig) -> Strategy:
+        """Return the strategy of a configuration, the same for every answer. Raises ConfigError."""
+        name = config.strategy
+        if name not in self._strategies:
+            self._strategies[name] = strategy(name)
+        return self._strategies[name]
+
+    def _recalls(self, config: EngineConfig) -> bool:
+        """Return whether drafts of other models than q may be sent, such as those of a cached answer."""
+        # Under `rejection` drafted tokens must be draws from q; those of a cached answer are not.
+        return self._strategy(config).recalls and config.params.rule == "coupled"
 
     @property
     def max_answers(self) -> int:
@@ -242,7 +256,7 @@ class Engine:
         for the time in which no answer is open.
         """
         config = self.config
-        if self._drafter is None or not strategy(config.strategy).drafts or not _recalls(config):
+        if self._drafter is None or not self._strategy(config).drafts or not self._recalls(config):
             return
         tokens: Tokens = ()
         drafter = self._drafter.open(observation)
@@ -279,7 +293,7 @@ class Engine:
         tracers = (answer.trace, answer.progress, *((self._tracer,) if self._tracer else ()))
         answer.tracer = TracerGroup(*tracers)
         with self._lock:
-            draft = self._answer_cache.draft(observation, number) if _recalls(config) else None
+            draft = self._answer_cache.draft(observation, number) if self._recalls(config) else None
         request = answer.request = AnswerRequest(
             number,
             observation,
@@ -327,7 +341,7 @@ class Engine:
                 self._open.remove(answer)
 
     def _open_drafter(self, answer: _AnswerState) -> Drafter:
-        if self._drafter is None or not strategy(answer.config.strategy).drafts or answer.verifier is None:
+        if self._drafter is None or not self._strategy(answer.config).drafts or answer.verifier is None:
             return NoDrafter()
         models = answer.verifier.models
         return SharedDraft.open(self._drafter, answer.observation, self._arbiter, answer.progress, models)
@@ -407,7 +421,7 @@ class Engine:
         """Yield committed tokens. If the draft's logits are not finite, go on without drafts."""
         drafter, clock = answer.drafter or NoDrafter(), self._clock
         try:
-            yield from strategy(answer.config.strategy).decode(sequence, drafter, verifier, clock, config)
+            yield from self._strategy(answer.config).decode(sequence, drafter, verifier, clock, config)
         except TargetNotFinite:
             raise
         except NotFinite as error:
@@ -448,12 +462,6 @@ def _result(
         usage=usage,
         lossless=config.params.lossless,
     )
-
-
-def _recalls(config: EngineConfig) -> bool:
-    """Return whether answers may be sent drafts of other models than q, such as those of a cached answer."""
-    # Under `rejection` drafted tokens must be draws from q; those of a cached answer are not.
-    return strategy(config.strategy).recalls and config.params.rule == "coupled"
 
 
 class FirstDrafted:

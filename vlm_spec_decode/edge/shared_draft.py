@@ -42,6 +42,7 @@ from vlm_spec_decode.core.ports import (
     ScoreRequest,
     Scores,
     Tree,
+    WrappedContext,
 )
 from vlm_spec_decode.core.processes import Processes
 from vlm_spec_decode.core.trace import Tracer
@@ -55,9 +56,7 @@ from vlm_spec_decode.core.types import (
     Observation,
     Tokens,
 )
-from vlm_spec_decode.decoding.tree import SpeculationTree
-from vlm_spec_decode.decoding.verify import positions_of
-from vlm_spec_decode.models.paced import WrappedContext
+from vlm_spec_decode.decoding.tree import SpeculationTree, positions_of
 from vlm_spec_decode.strategies.estimators import RunningMean
 
 log = logging.getLogger(__name__)

@@ -26,6 +26,7 @@ from vlm_spec_decode.core.ports import (
     ScoreRequest,
     Scores,
     Tree,
+    WrappedContext,
     WrappedModel,
 )
 from vlm_spec_decode.core.profiles import HardwareProfile
@@ -116,30 +117,6 @@ class CachedRows:
         new_paths = {*paths, *(prefix[:depth] for depth in range(len(prefix)))} - self.known
         self.known |= new_paths
         return len(new_paths)
-
-
-@dataclass(slots=True)
-class WrappedContext(ModelContext):
-    """A context that is `inner` in all that takes no time."""
-
-    inner: ModelContext
-
-    def forced(self, prefix: Tokens) -> Tokens:
-        """Return what `inner` does: the grammar's tokens cost no step."""
-        return self.inner.forced(prefix)
-
-    def exit_chance(self, exit_layer: int, confidence: float) -> float:
-        """Return what `inner` does: calibration is a look into a table."""
-        return self.inner.exit_chance(exit_layer, confidence)
-
-    @property
-    def kv_bytes(self) -> int:
-        """Size of the cache of `inner`."""
-        return self.inner.kv_bytes
-
-    def close(self) -> None:
-        """Close `inner`."""
-        self.inner.close()
 
 
 @dataclass(slots=True)

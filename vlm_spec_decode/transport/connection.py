@@ -105,7 +105,13 @@ class Connection:
     """
 
     def __init__(
-        self, context: zmq.Context[Any], address: str, keys: EdgeKeys | None, *, watched: bool = True
+        self,
+        context: zmq.Context[Any],
+        address: str,
+        keys: EdgeKeys | None,
+        *,
+        watched: bool = True,
+        ipv6: bool | None = None,
     ) -> None:
         self.failures: set[HandshakeFailure] = set()
         self.has_changed = False
@@ -114,6 +120,7 @@ class Connection:
         self._address = address
         self._keys = keys
         self._is_watched = watched
+        self._ipv6 = addresses.needs_ipv6(address) if ipv6 is None else ipv6
         self._routing_id = b"\x01" + os.urandom(12)
         self._unread: deque[bytes] = deque()
         self._spare: _MonitoredSocket | None = None
@@ -162,7 +169,7 @@ class Connection:
     def switch_to(self, address: str) -> None:
         """Disconnect, and connect to another cloud."""
         self.cancel_renewal()
-        self._address = address
+        self._address, self._ipv6 = address, addresses.needs_ipv6(address)
         self._current.close()
         self._current = self._connect(watched=self._is_watched)
         self.has_changed = True
@@ -230,7 +237,7 @@ class Connection:
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         detect_dead_peers(socket)
-        socket.setsockopt(zmq.IPV6, addresses.needs_ipv6(self._address))
+        socket.setsockopt(zmq.IPV6, self._ipv6)
         if self._keys:
             socket.curve_publickey = self._keys.public
             socket.curve_secretkey = self._keys.secret

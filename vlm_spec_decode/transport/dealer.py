@@ -60,6 +60,7 @@ class DealerLink:
         for one in self.addresses if keys is None else ():
             addresses.require_loopback(one)
         self.address = self.addresses[0]
+        self._needs_ipv6 = {one: addresses.needs_ipv6(one) for one in self.addresses}
         self.sent_bytes = 0
         self.received_bytes = 0
         self._keys = keys
@@ -138,7 +139,8 @@ class DealerLink:
         self._context.term()
 
     def _run(self, on_message: Callable[[bytes], None], on_tick: Callable[[], None]) -> None:
-        self._connection = Connection(self._context, self.address, self._keys)
+        ipv6 = self._needs_ipv6[self.address]
+        self._connection = Connection(self._context, self.address, self._keys, ipv6=ipv6)
         try:
             poller = self._poller(self._connection)
             while not self._stopping.is_set():
