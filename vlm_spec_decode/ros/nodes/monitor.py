@@ -204,11 +204,8 @@ class MonitorNode:
         twist = message.twist.twist.linear
         self._publish_figure("speed_mps", math.hypot(twist.x, twist.y))
         poses = self._path.poses
-        if (
-            not poses
-            or math.dist((pose.x_m, pose.y_m), (poses[-1].pose.position.x, poses[-1].pose.position.y))
-            > STEP_M
-        ):
+        last = poses[-1].pose.position if poses else None
+        if last is None or math.hypot(pose.x_m - last.x, pose.y_m - last.y) > STEP_M:
             self._path.poses = [*poses, PoseStamped(header=message.header, pose=message.pose.pose)][
                 -self._values.integer("path_length") :
             ]
