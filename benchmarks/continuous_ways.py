@@ -149,7 +149,7 @@ WAYS = {
     "replanning": Way(
         "looks again while it walks; the newer answer replaces the rest of the plan", _replanning
     ),
-    "default": Way("all that is on by default"),
+    "default": Way("all that is on by default: turning and early", _early("draft", "turning")),
     "together": Way("turning and replanning", _together),
     "whole": Way("no action begins before the end of its answer", _whole),
     "brief": Way(
@@ -162,7 +162,6 @@ WAYS = {
     "silent": Way("an answer begins with its first action", _stepwise, words=""),
     "settling": Way("the frame at rest is asked about while the body settles", _early("nobody")),
     "early": Way("settling, and the draft model drafts about frames on the way", _early("draft")),
-    "turning_early": Way("turning and early", _early("draft", "turning")),
     "turning_early_draft": Way("turning, early and draft_start", _early("draft", "turning", "draft")),
 }
 

@@ -182,7 +182,7 @@ def test_a_start_on_the_draft_is_counted_apart_and_saves_waiting() -> None:
 @pytest.mark.usefixtures("benchmarks")
 def test_an_answer_that_was_asked_for_early_begins_on_its_draft_too() -> None:
     answers = ("forward(2.0)", "turn(150)", "done()")
-    _, early, plain = play("turning_early", answers, drafts=("forward(1.0)", "turn(60)"))
+    _, early, plain = play("default", answers, drafts=("forward(1.0)", "turn(60)"))
     _, line, engine = play("turning_early_draft", answers, drafts=("forward(1.0)", "turn(60)"))
     assert engine.previews == [True, True, True]
     assert not any(plain.previews)
