@@ -72,6 +72,13 @@ def test_what_begins_with_no_motion_is_left_alone(plan):
     assert reproject(plan, Pose2D(0.3, 0, 1)) == plan
 
 
+def test_what_is_done_after_a_turn_is_done_where_the_frame_looked():
+    moved = Pose2D(0.01, 0.0, math.radians(70))
+    assert reproject((Done(),), moved) == (Turn(-70), Done())
+    assert reproject((Hello(), Done()), moved) == (Turn(-70), Hello(), Done())
+    assert reproject((), moved) == ()
+
+
 def test_a_body_that_stands_repeats_the_plan():
     plan = (Turn(-30), Forward(1.2), Turn(10), Done())
     assert reproject(plan, Pose2D(0, 0, 0)) == plan

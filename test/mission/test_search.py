@@ -10,6 +10,7 @@ from test.mission.turning import NOT_SEEN, Answer, Plan, TurningWorld
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import Turn
 from vlm_spec_decode.core.errors import CloudUnreachable
+from vlm_spec_decode.edge.mission_loop import MAX_OBSTRUCTIONS
 from vlm_spec_decode.mission.search import MAX_AHEAD_DEG, search_turn, tells_of, thing_words
 from vlm_spec_decode.mission.state import RunnerConfig
 
@@ -64,6 +65,30 @@ def test_a_thing_that_is_not_there_is_given_up_after_the_circle():
     assert [len(asked.history) for asked in world.asked] == list(range(7))
     assert abs(heading_deg(world)) < 6
     assert world.time_s < 6 * 2.5 + 6
+
+
+def test_what_is_found_and_done_is_faced():
+    def says(heading_deg, _history):
+        off_deg = math.degrees(math.remainder(math.radians(150 - heading_deg), 2 * math.pi))
+        return NOT_SEEN if abs(off_deg) > IN_VIEW_DEG else "i see the red box . done()"
+
+    world = TurningWorld(says)
+    assert world.run().status == "done"
+    assert abs(math.remainder(heading_deg(world) - 150, 360)) < IN_VIEW_DEG
+    assert math.remainder(heading_deg(world) - 120, 360) == pytest.approx(0, abs=12)
+
+
+def test_a_turn_that_is_blocked_each_time_ends_the_mission():
+    world = TurningWorld(lambda *_: NOT_SEEN)
+    move = world.rig.robot.move
+
+    def stuck(vx_mps, vy_mps, vyaw_radps):
+        move(vx_mps, vy_mps, 0.0)
+
+    world.rig.robot.move = stuck
+    ending = world.run()
+    assert (ending.status, ending.reason) == ("refused", "blocked")
+    assert len(list(world.asked)) <= MAX_OBSTRUCTIONS
 
 
 def test_every_frame_is_taken_about_where_its_history_says():

@@ -44,16 +44,18 @@ def reproject(
     """Return the plan that leads from the body's pose now to where `actions` led from their frame.
 
     `moved` is the pose now in the body frame of the moment when the frame was taken (metres, radians).
-    A plan that begins with no motion is returned as it is. Raises ActionRefused with `reprojection` if the
-    body has moved further than `limits` allow, or is past the point it was to walk to.
+    After a turn on the spot a plan that begins with no motion is preceded by the turn back: what it does or
+    ends with is done where its frame looked. After a walk such a plan is returned as it is. Raises
+    ActionRefused with `reprojection` if the body has moved further than `limits` allow, or is past the point
+    it was to walk to.
     """
     moved_m = math.hypot(moved.x_m, moved.y_m)
     if moved_m > limits.max_moved_m:
         raise ActionRefused("reprojection", f"the body is {moved_m:.2f} m from where the frame was taken")
+    if actions and moved_m <= PURE_TURN_M:
+        return _turned(actions, math.degrees(moved.yaw_rad))
     if not actions or not isinstance(actions[0], (Turn, Forward, Strafe)):
         return actions
-    if moved_m <= PURE_TURN_M:
-        return _turned(actions, math.degrees(moved.yaw_rad))
     return _walked(actions, moved, limits)
 
 

@@ -24,7 +24,7 @@ BELIEVED_M = 0.1
 """What does not walk (`done()`, a gesture, a refusal) is believed if the body has walked at most this far."""
 
 TURNED_M = 0.3
-"""The same for a body that has only turned on the spot: its steps may carry it aside."""
+"""How far its steps may carry a body aside that turns on the spot."""
 
 
 @dataclass(slots=True)
@@ -37,7 +37,8 @@ class LateAnswer:
     text: str = ""
     actions: tuple[Action, ...] = ()
     is_whole: bool = False
-    believed_m: float = BELIEVED_M
+    on_the_spot: bool = False
+    """Whether the body has only turned since: what its steps carried it aside is then left out."""
     moved: Pose2D | None = None
     """How the body had moved since the frame when the plan was first told anew."""
     start: Pose2D | None = None
@@ -58,6 +59,8 @@ class LateAnswer:
             if taken is None or newest is None:
                 raise ActionRefused("reprojection", "how far the body has moved since the frame is not known")
             moved = newest.seen_from(taken)
+            if self.on_the_spot and math.hypot(moved.x_m, moved.y_m) <= TURNED_M:
+                moved = Pose2D(0.0, 0.0, moved.yaw_rad)
             # After a way, a turn is told together with the way it leads to: alone it would read otherwise.
             waits = len(self.actions) < 2 and math.hypot(moved.x_m, moved.y_m) > PURE_TURN_M
             if not self.is_whole and (waits or not self.actions):
@@ -68,7 +71,7 @@ class LateAnswer:
     @property
     def believed(self) -> tuple[Action, ...]:
         """The actions up to the first that a body which has walked on does not believe."""
-        if self.moved is None or math.hypot(self.moved.x_m, self.moved.y_m) <= self.believed_m:
+        if self.moved is None or math.hypot(self.moved.x_m, self.moved.y_m) <= BELIEVED_M:
             return self.actions
         ends = (index for index, action in enumerate(self.actions) if not isinstance(action, MOTIONS))
         return self.actions[: next(ends, len(self.actions))]

@@ -207,7 +207,8 @@ class MissionRunner:
                 status = self._early.wait_end(engine, mission, plan, said, self.config)
         except Cancelled:
             broken_off = self._events.broken_off()
-            is_old = early is not None and broken_off is not None and broken_off.reason == TOO_OLD
+            was_late = early is not None or late is not None
+            is_old = was_late and broken_off is not None and broken_off.reason == TOO_OLD
             if broken_off is None or not (is_old or broken_off.reason in LOOK_AGAIN | SILENCES):
                 raise
             executed = broken_off.executed if late is None else late.told(broken_off.executed)

@@ -34,7 +34,7 @@ from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.mission_loop import MissionLoop
 from vlm_spec_decode.mission.connection import Answerer, TextUpdate
 from vlm_spec_decode.mission.events import Frame, MissionEvents
-from vlm_spec_decode.mission.late_answer import TURNED_M, LateAnswer
+from vlm_spec_decode.mission.late_answer import LateAnswer
 from vlm_spec_decode.mission.several_looks import SeveralLooks
 
 MIN_TURN_DEG = 40.0
@@ -284,7 +284,7 @@ class Search:
         number = len(self.views) + 1
         frame, observation = self.ask((*self._history, *[format_action(self.turn)] * number))
         self.mission.answer = self.mission.next_answer
-        self.views[number] = LateAnswer(self.mission.answer, frame, observation, believed_m=TURNED_M)
+        self.views[number] = LateAnswer(self.mission.answer, frame, observation, on_the_spot=True)
         self.looks.open(number, observation)
 
     # Answers -------------------------------------------------------------------------------------
@@ -334,7 +334,10 @@ class Search:
         return moves and not self._goes_on(view)
 
     def _record(self) -> None:
+        # A turn that is recorded as its answer comes may still be blocked: it is no end of obstructions.
+        obstructions = self.mission.obstructions
         self.mission.record((format_action(self.turn),), (self.turn,))
+        self.mission.obstructions = obstructions
 
     def _win(self, number: int, view: LateAnswer) -> LateAnswer:
         """Carry out the answer about a view that lies behind by now; return it when it is whole."""
