@@ -223,7 +223,8 @@ def test_an_answer_that_fails_says_why_and_the_others_go_on() -> None:
 @pytest.mark.parametrize("kind", ["virtual", "local"])
 def test_a_cancel_of_the_engine_is_told_for_each(kind: str) -> None:
     engine = virtual()[0] if kind == "virtual" else local()
-    long = EngineConfig(strategy="autoregressive", params=SamplingParams(max_tokens=1_000_000), free_text=True)
+    endless = SamplingParams(max_tokens=1_000_000)
+    long = EngineConfig(strategy="autoregressive", params=endless, free_text=True)
     with OpenAnswers(engine) as answers:
         asked = [answers.ask(question(seed), long) for seed in (1, 2)]
         assert answers.next()
