@@ -15,9 +15,9 @@ from robot_gate import gap_to_disc
 
 from vlm_spec_decode.actions.limits import START_ANGLE_DEG, START_DISTANCE_M, SafetyLimits
 from vlm_spec_decode.actions.plan import Plan
+from vlm_spec_decode.actions.reprojection import end_of
 from vlm_spec_decode.actions.types import Action, Done, Forward, Strafe, Turn, Wait
 from vlm_spec_decode.control.action_runner import InlineCallRunner
-from vlm_spec_decode.control.draft_start import end_of
 from vlm_spec_decode.control.executor import Executor
 from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.clock import VirtualClock

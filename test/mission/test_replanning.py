@@ -7,7 +7,6 @@ import pytest
 from test.actions.rig import Rig
 from test.mission.turning import Answer, Plan, TurningWorld
 from vlm_spec_decode.actions.types import Done
-from vlm_spec_decode.core.errors import CloudUnreachable
 from vlm_spec_decode.mission.state import RunnerConfig
 
 WALKING = RunnerConfig(max_steps=20, replan="walking")
@@ -114,14 +113,7 @@ def test_what_stops_a_robot_stops_it_while_it_asks_ahead(what):
 
 def test_a_cloud_that_is_lost_while_it_asks_ahead_stops_the_robot():
     world = Corridor(answer_s=0.5, config=RunnerConfig(max_steps=20, replan="walking", fallback="stop"))
-    answer = world.answer
-
-    def lost(observation):
-        if world.rig.robot.state().vx_mps > 0.2:
-            raise CloudUnreachable("gone")
-        return answer(observation)
-
-    world.answer = lost
+    world.lose_cloud(lambda: world.rig.robot.state().vx_mps > 0.2)
     ending = world.run()
     assert (ending.status, ending.reason) == ("failed", "CloudUnreachable")
     world.rig.go(1.0, heartbeat=False)

@@ -9,7 +9,6 @@ import pytest
 from test.mission.turning import NOT_SEEN, Answer, Plan, TurningWorld
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import Turn
-from vlm_spec_decode.core.errors import CloudUnreachable
 from vlm_spec_decode.edge.mission_loop import MAX_OBSTRUCTIONS
 from vlm_spec_decode.mission.search import MAX_AHEAD_DEG, search_turn, tells_of, thing_words
 from vlm_spec_decode.mission.state import RunnerConfig
@@ -171,14 +170,7 @@ def test_what_stops_a_robot_stops_a_search(what, when_s):
 
 def test_a_cloud_that_is_lost_in_a_search_stops_the_robot():
     world = TurningWorld(box_at(290), config=RunnerConfig(max_steps=12, fallback="stop"))
-    answer = world.answer
-
-    def lost(observation):
-        if len(world.asked) == 2:
-            raise CloudUnreachable("gone")
-        return answer(observation)
-
-    world.answer = lost
+    world.lose_cloud(lambda: len(world.asked) == 2)
     ending = world.run()
     assert (ending.status, ending.reason) == ("failed", "CloudUnreachable")
     world.rig.go(1.0, heartbeat=False)

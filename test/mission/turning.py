@@ -10,6 +10,7 @@ from test.actions.rig import Rig
 from test.mission.scripted import ScriptedEngines, plain_jpeg, result_of
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.plan import Plan
+from vlm_spec_decode.core.errors import CloudUnreachable
 from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.edge.engine import AnswerUpdate
@@ -102,6 +103,17 @@ class TurningWorld:
 
     def cancel(self):
         self.cancelled += 1
+
+    def lose_cloud(self, when):
+        """Let the next question raise for which `when()` is true."""
+        answer = self.answer
+
+        def lost(observation):
+            if when():
+                raise CloudUnreachable("gone")
+            return answer(observation)
+
+        self.answer = lost
 
     def run(self, **job):
         began_s = self.rig.clock.now()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from vlm_spec_decode.actions.parser import parse_action
-from vlm_spec_decode.actions.types import Action, Done, Forward, Strafe, Turn, format_action
+from vlm_spec_decode.actions.types import MOTIONS, Action, Done, format_action
 from vlm_spec_decode.core.errors import ActionParseError
 
 MAX_JSON_CHARS = 32_768
@@ -79,7 +79,7 @@ class Plan:
     @property
     def begins_with_motion(self) -> bool:
         """Whether its first action walks or turns."""
-        return bool(self.actions) and isinstance(self.actions[0], (Forward, Strafe, Turn))
+        return bool(self.actions) and isinstance(self.actions[0], MOTIONS)
 
     def to_json(self) -> str:
         """Return one line of JSON; actions are texts of the action language."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from vlm_spec_decode.actions.types import Action, Forward, Strafe, Turn
+from vlm_spec_decode.actions.types import MOTIONS, Action, Forward, Strafe, Turn
 from vlm_spec_decode.core.errors import ActionRefused
 from vlm_spec_decode.core.pose import Pose2D
 
@@ -54,7 +54,7 @@ def reproject(
         raise ActionRefused("reprojection", f"the body is {moved_m:.2f} m from where the frame was taken")
     if actions and moved_m <= PURE_TURN_M:
         return _turned(actions, math.degrees(moved.yaw_rad))
-    if not actions or not isinstance(actions[0], (Turn, Forward, Strafe)):
+    if not actions or not isinstance(actions[0], MOTIONS):
         return actions
     return _walked(actions, moved, limits)
 
@@ -94,7 +94,7 @@ def _walked(actions: tuple[Action, ...], moved: Pose2D, limits: ReprojectionLimi
     # At the end the body looks along the new way; what follows was told for the heading of the old one.
     arrived_deg = math.degrees(moved.yaw_rad) + turn_deg
     correction_deg = _half_turn(heading_deg - arrived_deg)
-    if rest and isinstance(rest[0], (Turn, Forward, Strafe)):
+    if rest and isinstance(rest[0], MOTIONS):
         rest = _turned(rest, -correction_deg)
     return _turn_by(turn_deg, (way, *rest))
 
@@ -108,7 +108,7 @@ def _half_turn(angle_deg: float) -> float:
     return math.remainder(angle_deg, 360.0)
 
 
-def end_of(actions: tuple[Action, ...], start: Pose2D) -> Pose2D:
+def end_of(start: Pose2D, *actions: Action) -> Pose2D:
     """Return where a body at `start` is when it has carried out the motions of `actions` exactly."""
     x_m, y_m, yaw_rad = start.x_m, start.y_m, start.yaw_rad
     for action in actions:

@@ -97,6 +97,9 @@ Action: TypeAlias = (
     Forward | Strafe | Turn | Look | Wait | Stop | StandUp | StandDown | Sit | Rise | Hello | Stretch | Done
 )
 
+MOTIONS = (Forward, Strafe, Turn)
+"""The actions that walk or turn."""
+
 ACTION_TYPES = MappingProxyType(
     {
         "forward": Forward,

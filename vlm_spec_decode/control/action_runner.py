@@ -24,7 +24,18 @@ from functools import partial
 from typing import Protocol
 
 from vlm_spec_decode.actions.limits import SafetyLimits
-from vlm_spec_decode.actions.types import Action, Done, Forward, Look, Stop, Strafe, Turn, Wait, format_action
+from vlm_spec_decode.actions.types import (
+    MOTIONS,
+    Action,
+    Done,
+    Forward,
+    Look,
+    Stop,
+    Strafe,
+    Turn,
+    Wait,
+    format_action,
+)
 from vlm_spec_decode.control.emergency_stop import EmergencyStop
 from vlm_spec_decode.control.motion_profile import (
     STILL,
@@ -295,7 +306,7 @@ class ActionRunner:
             self._poll(self._running)
         elif self._motion is not None and self._action is not None:
             if isinstance(self._motion, (StraightMotion, TurnMotion)):
-                self._motion.flow(isinstance(then, (Forward, Strafe, Turn)))
+                self._motion.flow(isinstance(then, MOTIONS))
             self._drive(self._motion, self._action, motion_input, age_s)
         return False
 

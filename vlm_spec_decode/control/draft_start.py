@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.actions.limits import START_DISTANCE_M, SafetyLimits
-from vlm_spec_decode.actions.reprojection import reproject
+from vlm_spec_decode.actions.reprojection import end_of, reproject
 from vlm_spec_decode.actions.types import Action, Forward, Strafe, Turn
 from vlm_spec_decode.core.errors import ActionRefused
 from vlm_spec_decode.core.pose import Pose2D
@@ -106,14 +106,3 @@ class CorrectedCourse:
             longest_m = self.limits.max_distance_m
             return type(action)(min(max(action.distance_m, -longest_m), longest_m))
         return action
-
-
-def end_of(pose: Pose2D, action: Action) -> Pose2D:
-    """Return the pose at the end of `action`, begun at `pose`."""
-    if isinstance(action, Turn):
-        return Pose2D(pose.x_m, pose.y_m, pose.yaw_rad + math.radians(action.angle_deg))
-    if isinstance(action, (Forward, Strafe)):
-        heading_rad = pose.yaw_rad + (math.pi / 2 if isinstance(action, Strafe) else 0.0)
-        dx_m, dy_m = action.distance_m * math.cos(heading_rad), action.distance_m * math.sin(heading_rad)
-        return Pose2D(pose.x_m + dx_m, pose.y_m + dy_m, pose.yaw_rad)
-    return pose

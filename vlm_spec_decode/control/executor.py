@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
-from vlm_spec_decode.actions.types import Action, Done, Forward, Strafe, Turn, format_action
+from vlm_spec_decode.actions.types import MOTIONS, Action, Done, format_action
 from vlm_spec_decode.control.action_runner import ActionRunner, ActionSteps, CallRunner, ThreadCallRunner
 from vlm_spec_decode.control.draft_start import CorrectedCourse, StartedMotion, pose_of
 from vlm_spec_decode.control.emergency_stop import RESTOP_S, EmergencyStop, StopReport, fault_reason
@@ -405,7 +405,7 @@ class Executor:
         detail = format_action(start.action)
         if said is not None and start.is_beginning_of(said[0], state):
             action, frame_age_s = said
-            assert isinstance(action, (Forward, Strafe, Turn))
+            assert isinstance(action, MOTIONS)
             self._status = replace(self._status, start="confirmed", start_detail=detail)
             self._action_runner.go_on(action, start.origin, frame_age_s)
             return

@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from vlm_spec_decode.actions.limits import START_FENCE_M, SafetyLimits
 from vlm_spec_decode.actions.types import (
+    MOTIONS,
     Action,
     Done,
     Forward,
@@ -83,9 +84,8 @@ _HARMLESS = (Stop, Done, Wait)
 """Always allowed, whatever the robot's state: they only end motion."""
 
 _SAVES_POWER = (*_HARMLESS, StandDown, Sit)
-_LOCOMOTION = (Forward, Strafe, Turn)
 _AROUND = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))
-_NEEDS_STANDING = (*_LOCOMOTION, Look, Hello, Stretch)
+_NEEDS_STANDING = (*MOTIONS, Look, Hello, Stretch)
 
 OBSTACLE_MARGIN_M = 0.02
 """Below this much room over `obstacle_stop_m` a motion does not begin: it would stop again at once."""
@@ -165,7 +165,7 @@ class SafetyGate:
 
         Raises ActionRefused; the executor then stops at once.
         """
-        if not isinstance(action, _LOCOMOTION):
+        if not isinstance(action, MOTIONS):
             return
         self._check_freshness(state, 0.0, state_age_s)
         self._check_mode(action, state)

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from vlm_spec_decode.actions.limits import START_ANGLE_DEG, START_DISTANCE_M
 from vlm_spec_decode.actions.parser import parse_action
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.actions.reprojection import end_of
 from vlm_spec_decode.actions.types import Action, Done, Forward, Turn, format_action
-from vlm_spec_decode.control.draft_start import end_of
 from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.edge.engine import DraftedAction
 from vlm_spec_decode.mission.state import MissionJob, RunnerConfig, StartReport

@@ -8,23 +8,29 @@ grows. The history has it in the answer's own words, since those are what the mo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.reprojection import PURE_TURN_M, reproject
-from vlm_spec_decode.actions.types import Action, Forward, Strafe, Turn, format_action
+from vlm_spec_decode.actions.types import MOTIONS, Action, format_action
 from vlm_spec_decode.core.errors import ActionRefused
 from vlm_spec_decode.core.pose import Pose2D, PoseHistory
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.mission.connection import TextUpdate
 from vlm_spec_decode.mission.events import Frame
 
-MOTIONS = (Forward, Strafe, Turn)
-
 BELIEVED_M = 0.1
 """What does not walk (`done()`, a gesture, a refusal) is believed if the body has walked at most this far."""
 
 TURNED_M = 0.3
 """How far its steps may carry a body aside that turns on the spot."""
+
+
+def grown(plan: Plan, actions: tuple[Action, ...], final: bool) -> Plan:
+    """Return `plan` with what has been committed since; the same object if that is nothing."""
+    if (actions, final) == (plan.actions, plan.final):
+        return plan
+    return replace(plan, actions=actions, sequence=plan.sequence + 1, final=final)
 
 
 @dataclass(slots=True)

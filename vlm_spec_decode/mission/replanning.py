@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.reprojection import end_of
@@ -31,7 +31,7 @@ from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.mission_loop import MissionLoop
 from vlm_spec_decode.mission.connection import TextUpdate
 from vlm_spec_decode.mission.events import Frame, MissionEvents
-from vlm_spec_decode.mission.late_answer import LateAnswer
+from vlm_spec_decode.mission.late_answer import LateAnswer, grown
 
 MIN_LEFT_M = 0.1
 """With less way left a frame at rest comes as soon."""
@@ -80,7 +80,6 @@ class Replanning:
     report: Callable[[LateAnswer, TextUpdate], None]
     late: LateAnswer | None = None
     _start: Pose2D | None = None
-    _asked: set[int] = field(default_factory=set)
 
     def run(self, silence_s: float, limit_s: float) -> PlanStatus:
         """Return the status that ends the last plan. Raises as the events and the answers do."""
@@ -106,7 +105,7 @@ class Replanning:
             return 0.0
         if newest is None or self._start is None or done < len(self.plan.actions) - 1:
             return math.inf
-        end = end_of(self.plan.actions, self._start).seen_from(newest)
+        end = end_of(self._start, *self.plan.actions).seen_from(newest)
         # What lies behind the body has been walked: the end is never reached exactly.
         return max(0.0, end.x_m)
 
@@ -160,15 +159,15 @@ class Replanning:
         number = self.mission.answer = self.mission.next_answer
         late = LateAnswer(number, frame, observation)
         updates = self.answer(observation)
-        has_begun, acts_s = False, None
+        has_begun = False
         try:
             for update in updates:
                 self.events.check()
+                acts = bool(late.actions)
                 late.take(update)
                 self.report(late, update)
-                if acts_s is None and late.actions:
-                    acts_s = self.now_s() - frame.stamp_s
-                    self.latency.learn(acts_s)
+                if late.actions and not acts:
+                    self.latency.learn(self.now_s() - frame.stamp_s)
                 if any(isinstance(a, Turn) and abs(a.angle_deg) > MAX_TURN_DEG for a in late.actions):
                     raise ActionRefused("reprojection", "a turn that large is for a frame at rest")
                 actions = late.retold(self.events.poses)
@@ -177,9 +176,9 @@ class Replanning:
                 if not has_begun:
                     has_begun = True
                     self._replace(late, actions, history)
-                elif (actions, late.is_whole) != (self.plan.actions, self.plan.final):
-                    sequence = self.plan.sequence + 1
-                    self.plan = replace(self.plan, actions=actions, sequence=sequence, final=late.is_whole)
+                    continue
+                before, self.plan = self.plan, grown(self.plan, actions, late.is_whole)
+                if self.plan is not before:
                     self.emit(self.plan)
         except ActionRefused:
             # What has begun is not taken back; what has not is not begun, and the older plan goes on.

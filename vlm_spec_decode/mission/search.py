@@ -23,18 +23,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from vlm_spec_decode.actions.plan import Origin, Plan
-from vlm_spec_decode.actions.types import Action, Forward, Strafe, Turn, format_action
+from vlm_spec_decode.actions.types import MOTIONS, Action, Turn, format_action
 from vlm_spec_decode.core.errors import ActionRefused
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.mission_loop import MissionLoop
 from vlm_spec_decode.mission.connection import Answerer, TextUpdate
 from vlm_spec_decode.mission.events import Frame, MissionEvents
-from vlm_spec_decode.mission.late_answer import LateAnswer
+from vlm_spec_decode.mission.late_answer import LateAnswer, grown
 from vlm_spec_decode.mission.several_looks import SeveralLooks
 
 MIN_TURN_DEG = 40.0
@@ -330,7 +330,7 @@ class Search:
 
     def _moves_on(self, view: LateAnswer) -> bool:
         """Whether an answer sees the thing: it moves the robot, and not by the search's turn."""
-        moves = any(isinstance(action, (Forward, Strafe, Turn)) for action in view.actions)
+        moves = any(isinstance(action, MOTIONS) for action in view.actions)
         return moves and not self._goes_on(view)
 
     def _record(self) -> None:
@@ -354,10 +354,10 @@ class Search:
                 begun = True
                 self._send(actions, view.frame.stamp_s, origin="reprojected", final=view.is_whole)
                 view.number = self.plan.answer
-            elif actions is not None and (actions, view.is_whole) != (self.plan.actions, self.plan.final):
-                sequence = self.plan.sequence + 1
-                self.plan = replace(self.plan, actions=actions, sequence=sequence, final=view.is_whole)
-                self.emit(self.plan)
+            elif actions is not None:
+                before, self.plan = self.plan, grown(self.plan, actions, view.is_whole)
+                if self.plan is not before:
+                    self.emit(self.plan)
             if view.is_whole:
                 return view
             commit = self.looks.next(lambda: False)
