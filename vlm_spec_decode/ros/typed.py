@@ -308,6 +308,17 @@ def trace_from_message(message: Any) -> DecodeReport:
     )
 
 
+TOPICS: Mapping[str, Any] = {
+    "vlm/ack": msg.MissionAck,
+    "vlm/answer/typed": msg.Answer,
+    "vlm/plan": msg.Plan,
+    "vlm/plan/status": msg.PlanStatus,
+    "vlm/request": msg.Mission,
+    "vlm/status": msg.MissionStatus,
+    "vlm/trace": msg.DecodeTrace,
+}
+"""The topics with messages of this package, below the namespace, and their types."""
+
 READERS: Mapping[Any, Callable[[Any], Any]] = {
     msg.Answer: answer_from_message,
     msg.DecodeTrace: trace_from_message,
@@ -319,6 +330,11 @@ READERS: Mapping[Any, Callable[[Any], Any]] = {
     msg.RobotAction: action_from_message,
 }
 """What reads a message of each type."""
+
+
+def type_name(kind: Any) -> str:
+    """Return the name of a message class, such as `std_msgs/msg/String`."""
+    return f"{kind.__module__.partition('.')[0]}/msg/{kind.__name__}"
 
 
 def from_message(message: Any) -> Any:
