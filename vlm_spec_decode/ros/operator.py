@@ -1,4 +1,4 @@
-"""The operator's side of topics and action, for terminals: receives the nodes' output; asks, approves, cancels.
+"""The operator's side of topics and action, for terminals: hears the nodes; asks, approves, cancels.
 
 Has a ROS context of its own; it acts only while `spin` is called, except for the heartbeat of a mission,
 which has a thread. Independent of terminals. The e-stop is in `estop_client`.
