@@ -169,10 +169,8 @@ def token_fates(result: GenerationResult, *, verified: bool = True) -> tuple[Tok
 
     In every round the accepted tokens come first, and the target's own follow.
     """
-    if not verified:
-        return ("unverified",) * len(result.tokens)
-    fates: list[TokenFate] = ["target"] * len(result.tokens)
-    for trace in result.rounds:
+    fates: list[TokenFate] = ["target" if verified else "unverified"] * len(result.tokens)
+    for trace in result.rounds if verified else ():
         last = min(len(fates), trace.start + trace.accepted)
         fates[trace.start : last] = ["accepted"] * max(0, last - trace.start)
     return tuple(fates)
