@@ -127,7 +127,7 @@ def requests_in(bag: Path) -> set[str]:
     with AnyReader([bag]) as reader:
         connections = [c for c in reader.connections if c.topic.endswith("vlm/request")]
         found = [reader.deserialize(data, c.msgtype) for c, _, data in reader.messages(connections)]
-    return {json.loads(message.data)["mission"] for message in found}
+    return {message.mission for message in found}
 
 
 class Terminal:
