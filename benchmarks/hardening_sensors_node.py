@@ -19,13 +19,14 @@ from nav_msgs.msg import Odometry
 from rclpy.serialization import serialize_message
 from robot_rig import until
 from sensor_msgs.msg import BatteryState, Image, LaserScan, PointCloud2
-from std_msgs.msg import String
 
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.types import Forward
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.demo.process_stack import Processes
+from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.convert import to_quaternion
+from vlm_spec_decode_msgs import msg
 
 START_S = 120.0
 STOP_S = 1.8
@@ -49,7 +50,7 @@ class Base(BenchmarkNode):
         self._pose, self._wanted, self._at_s = (0.0, 0.0), (0.0, 0.0, 0.0), time.monotonic()
         self.moved_s = -math.inf
         kinds = {name: kind for name, (kind, _, _) in KINDS.items()}
-        kinds |= {"odom": Odometry, "battery": BatteryState, "cmd_vel_teleop": Twist, "vlm/plan": String}
+        kinds |= {"odom": Odometry, "battery": BatteryState, "cmd_vel_teleop": Twist, "vlm/plan": msg.Plan}
         self._publishers = {name: node.create_publisher(kind, name, 5) for name, kind in kinds.items()}
         node.create_subscription(Twist, "cmd_vel", self._drive, 10)
         self.start(self._publish_sensors)
@@ -78,7 +79,7 @@ class Base(BenchmarkNode):
             self._pose = (x + self._wanted[0] * step_s, y + self._wanted[1] * step_s)
             self._publish("odom", self._odometry())
             if self.plan is not None and count % 2 == 0:
-                self._publish("vlm/plan", String(data=self.plan.to_json()))
+                self._publish("vlm/plan", typed.plan_to_message(self.plan))
             if count % 3 == 0:
                 for name, (_, _, good) in KINDS.items():
                     self._publish(name, good)

@@ -109,7 +109,7 @@ def say_while_recording(bench: Bench, folder: Path, count: int, rng: random.Rand
     document = json.loads(recorder.log.read_text().strip().splitlines()[-1])
     bench.processes.stop(["record"])
     missions = {one.mission for one in runs}
-    taken = missions & {data["mission"] for _, data in list(bench.operator.vlm_statuses)}
+    taken = missions & {status.mission for _, status in list(bench.operator.vlm_statuses)}
     recorded = missions & requests_in(bag)
     silent = sum(not one.words.strip() or not one.status for one in runs)
     codes = sorted({one.code for one in runs})
@@ -127,7 +127,7 @@ def requests_in(bag: Path) -> set[str]:
     with AnyReader([bag]) as reader:
         connections = [c for c in reader.connections if c.topic.endswith("vlm/request")]
         found = [reader.deserialize(data, c.msgtype) for c, _, data in reader.messages(connections)]
-    return {json.loads(message.data)["mission"] for message in found}
+    return {message.mission for message in found}
 
 
 class Terminal:

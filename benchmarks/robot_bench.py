@@ -82,7 +82,7 @@ class Bench:
         before = len(self.operator.vlm_statuses)
         self.node("vlm_node", cloud=f"tcp://127.0.0.1:{self.wire.port}", **parameters)
         until(
-            lambda: any(d["state"] == "ready" for _, d in self.operator.vlm_statuses[before:]),
+            lambda: any(d.state == "ready" for _, d in self.operator.vlm_statuses[before:]),
             START_S,
             "vlm_node",
         )

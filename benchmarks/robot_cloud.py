@@ -75,7 +75,7 @@ def _trial(
         _mend(bench, fault)
         operator.withdraw(mission) if not _over(bench, mission) else None
         return 0.0, True
-    states = [(at, data["state"]) for at, data in operator.vlm_statuses if data["mission"] == mission]
+    states = [(at, status.state) for at, status in operator.vlm_statuses if status.mission == mission]
     fell_s = next(at for at, state in states if state == "holding")
     asked_s = max(at for at, state in states if state == "answering" and at < fell_s)
     time.sleep(0.6)
@@ -127,7 +127,7 @@ def _mend(bench: Bench, fault: str) -> None:
         freeze(bench.pid("cloud"), False)
     until(
         lambda: any(
-            data["state"] in {"ready", "looking"} for _, data in bench.operator.vlm_statuses[before:]
+            status.state in {"ready", "looking"} for _, status in bench.operator.vlm_statuses[before:]
         ),
         60,
         "the cloud again",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from typing import Any
 
 from lib.ros_node import BenchmarkNode
 from nav_msgs.msg import Odometry
@@ -18,9 +16,11 @@ from std_srvs.srv import SetBool
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.mission.queue import MissionRequest
-from vlm_spec_decode.mission.state import END_STATES
+from vlm_spec_decode.mission.state import END_STATES, MissionStatus
 from vlm_spec_decode.robot.fake import Disc
+from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.middleware import REQUEST
+from vlm_spec_decode_msgs import msg
 
 
 class Operator(BenchmarkNode):
@@ -33,21 +33,21 @@ class Operator(BenchmarkNode):
         self.disc: Disc | None = None
         self.statuses: list[tuple[float, PlanStatus]] = []
         self.plans: list[tuple[float, Plan]] = []
-        self.vlm_statuses: list[tuple[float, dict[str, Any]]] = []
+        self.vlm_statuses: list[tuple[float, MissionStatus]] = []
         self.partials: list[tuple[float, str]] = []
         self.frames: dict[float, bytes] = {}
         self.pose = (0.0, 0.0, 0.0)
         self._posed = node.get_clock().now().to_msg()
         self._sent, self._scans = (
-            node.create_publisher(String, "vlm/plan", 10),
+            node.create_publisher(msg.Plan, "vlm/plan", 10),
             node.create_publisher(LaserScan, "scan", qos_profile_sensor_data),
         )
-        self._requests = node.create_publisher(String, "vlm/request", REQUEST)
+        self._requests = node.create_publisher(msg.Mission, "vlm/request", REQUEST)
         self._withdrawals = node.create_publisher(String, "vlm/withdraw", 10)
         self._stop = node.create_client(SetBool, "e_stop")
-        node.create_subscription(String, "vlm/plan/status", self._on_status, 50)
-        node.create_subscription(String, "vlm/plan", self._on_plan, 50)
-        node.create_subscription(String, "vlm/status", self._on_vlm_status, 50)
+        node.create_subscription(msg.PlanStatus, "vlm/plan/status", self._on_status, 50)
+        node.create_subscription(msg.Plan, "vlm/plan", self._on_plan, 50)
+        node.create_subscription(msg.MissionStatus, "vlm/status", self._on_vlm_status, 50)
         node.create_subscription(String, "vlm/answer/partial", self._on_partial, 50)
         topic = "camera/image_raw/compressed"
         node.create_subscription(CompressedImage, topic, self._on_frame, qos_profile_sensor_data)
@@ -58,7 +58,7 @@ class Operator(BenchmarkNode):
         count = 0
         while not self._ended.wait(0.03):
             if self.plan is not None:
-                self._sent.publish(String(data=self.plan.to_json()))
+                self._sent.publish(typed.plan_to_message(self.plan))
             count += 1
             if count % 3 == 0:
                 self._scans.publish(self._scan())
@@ -116,7 +116,7 @@ class Operator(BenchmarkNode):
     def ask(self, text: str, mission: str) -> None:
         """Publish an instruction for the VLM node."""
         until(self._requests.get_subscription_count, 60, "a vlm_node")
-        self._requests.publish(String(data=MissionRequest(instruction=text, mission=mission).to_json()))
+        self._requests.publish(typed.request_to_message(MissionRequest(instruction=text, mission=mission)))
 
     def withdraw(self, mission: str) -> None:
         """End a mission and wait for it."""
@@ -125,16 +125,16 @@ class Operator(BenchmarkNode):
 
     def states(self, mission: str) -> list[str]:
         """Return the states of a mission that the VLM node has published."""
-        return [data["state"] for _, data in list(self.vlm_statuses) if data["mission"] == mission]
+        return [status.state for _, status in list(self.vlm_statuses) if status.mission == mission]
 
-    def _on_status(self, message: String) -> None:
-        self.statuses.append((time.monotonic(), PlanStatus.from_json(message.data)))
+    def _on_status(self, message: msg.PlanStatus) -> None:
+        self.statuses.append((time.monotonic(), typed.plan_status_from_message(message)))
 
-    def _on_plan(self, message: String) -> None:
-        self.plans.append((time.monotonic(), Plan.from_json(message.data)))
+    def _on_plan(self, message: msg.Plan) -> None:
+        self.plans.append((time.monotonic(), typed.plan_from_message(message)))
 
-    def _on_vlm_status(self, message: String) -> None:
-        self.vlm_statuses.append((time.monotonic(), json.loads(message.data)))
+    def _on_vlm_status(self, message: msg.MissionStatus) -> None:
+        self.vlm_statuses.append((time.monotonic(), typed.mission_status_from_message(message)))
 
     def _on_partial(self, message: String) -> None:
         self.partials.append((time.monotonic(), message.data))

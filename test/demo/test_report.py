@@ -1,11 +1,13 @@
 """The log of a mission from its messages, and what it was worth."""
 
-import json
 from dataclasses import replace
 
 import pytest
 
+from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.actions.types import Turn
 from vlm_spec_decode.core.pose import Pose2D
+from vlm_spec_decode.core.trace import LinkUsage
 from vlm_spec_decode.demo import report
 from vlm_spec_decode.demo.report import (
     MissionLog,
@@ -16,46 +18,54 @@ from vlm_spec_decode.demo.report import (
     object_ahead,
     same_tokens,
 )
+from vlm_spec_decode.mission.reports import AnswerReport, DecodeReport
+from vlm_spec_decode.mission.state import MissionStatus
 from vlm_spec_decode.sim.objects import SceneObject
 from vlm_spec_decode.sim.scene import random_scene
 
-TRACE = {
-    "tokens": 10, "target_passes": 3, "drafted": 8, "accepted": 6, "total_s": 0.5,
-    "uplink_bytes": 100, "downlink_bytes": 50, "image_bytes": 2000,
-}  # fmt: skip
+TRACE = DecodeReport(
+    mission="m",
+    number=1,
+    strategy="hybrid",
+    rule="coupled",
+    tokens=10,
+    rounds=(),
+    drafted=8,
+    accepted=6,
+    acceptance_rate=0.75,
+    target_passes=3,
+    early_verdicts=0,
+    time_to_first_token_s=0.1,
+    time_to_first_action_s=0.2,
+    total_s=0.5,
+    usage=LinkUsage(100, 50, 2000),
+)
 
 
 def status(state, mission="m", step=0, reason="", detail=""):
-    return json.dumps({"state": state, "mission": mission, "step": step, "reason": reason, "detail": detail})
+    return MissionStatus(state=state, mission=mission, step=step, reason=reason, detail=detail)
 
 
 def plan_status(state, action="", executed=(), mission="m", answer=1, reason="", detail=""):
-    return json.dumps({
-        "mission": mission, "answer": answer, "state": state, "action": action,
-        "executed": executed, "reason": reason, "detail": detail,
-    })  # fmt: skip
+    return PlanStatus(mission, answer, len(executed), state, reason, detail, action, tuple(executed))
 
 
 def told() -> MissionLog:
     log = MissionLog()
-    log.on_message("/vlm/status", status("ready", ""), 0.5)
+    log.on_report(status("ready", ""), 0.5)
     log.begin(1.0)
-    log.on_message("/vlm/status", status("looking"), 1.1)
-    log.on_message("/vlm/status", status("answering", step=1), 1.2)
-    plan = {"mission": "m", "answer": 1, "actions": ["turn(20)"], "final": False}
-    log.on_message("/vlm/plan", json.dumps(plan | {"actions": []}), 1.3)
-    log.on_message("/vlm/plan", json.dumps(plan), 1.5)
-    answer = {
-        "mission": "m",
-        "answer": 1,
-        "text": "turn ( 20 )",
-        "token_ids": [4, 5],
-        "actions": ["turn(20)"],
-    }
-    log.on_message("/vlm/answer", json.dumps(answer | {"history": [], "stamp_s": 9.5}), 1.6)
-    log.on_message("/vlm/trace", json.dumps({"mission": "m", "answer": 1} | TRACE), 1.6)
-    log.on_message("/vlm/plan/status", plan_status("done", executed=["turn(20)"]), 2.0)
-    log.on_message("/vlm/status", status("done", step=1), 3.0)
+    log.on_report(status("looking"), 1.1)
+    log.on_report(status("answering", step=1), 1.2)
+    plan = Plan("m", 1, 9.5, 0)
+    log.on_report(plan, 1.3)
+    log.on_report(replace(plan, actions=(Turn(20.0),), sequence=1), 1.5)
+    answer = AnswerReport(
+        mission="m", number=1, text="turn ( 20 )", token_ids=(4, 5), actions=(Turn(20.0),), stamp_s=9.5
+    )
+    log.on_report(answer, 1.6)
+    log.on_report(TRACE, 1.6)
+    log.on_report(plan_status("done", executed=["turn(20)"]), 2.0)
+    log.on_report(status("done", step=1), 3.0)
     return log
 
 
@@ -70,17 +80,15 @@ def test_times_and_steps_come_from_the_messages():
 
 def test_another_mission_is_not_this_one():
     log = told()
-    assert log.on_message("/vlm/plan/status", plan_status("moving", "turn(90)", mission="old"), 3.1) == []
-    assert log.on_message("/vlm/status", status("failed"), 3.2) == []
+    assert log.on_report(plan_status("moving", "turn(90)", mission="old"), 3.1) == []
+    assert log.on_report(status("failed"), 3.2) == []
     assert log.state == "done"
 
 
 def test_an_instruction_that_is_refused_at_once_ends_the_story():
     log = MissionLog()
     log.begin(1.0)
-    lines = log.on_message(
-        "/vlm/status", status("failed", "", reason="InstructionError", detail="empty"), 1.1
-    )
+    lines = log.on_report(status("failed", "", reason="InstructionError", detail="empty"), 1.1)
     assert log.has_ended
     assert lines == ["failed: InstructionError: empty"]
 
@@ -89,16 +97,13 @@ def test_the_demo_prints_what_every_other_display_of_a_mission_prints():
     log = MissionLog()
     log.begin(1.0)
     told = [
-        ("/vlm/status", status("answering", step=1)),
-        ("/vlm/plan/status", plan_status("moving", "turn(20)")),
-        ("/vlm/answer", json.dumps({
-            "mission": "m", "answer": 1, "text": "Ball left. turn(20)", "token_ids": [4],
-            "actions": ["turn(20)"], "history": [], "stamp_s": 9.5,
-        })),
-        ("/vlm/trace", json.dumps({"mission": "m", "answer": 1} | TRACE)),
-        ("/vlm/status", status("step_limit", step=1)),
-    ]  # fmt: skip
-    assert [line for topic, text in told for line in log.on_message(topic, text, 2.0)] == [
+        status("answering", step=1),
+        plan_status("moving", "turn(20)"),
+        AnswerReport(mission="m", number=1, text="Ball left. turn(20)", actions=(Turn(20.0),)),
+        TRACE,
+        status("step_limit", step=1),
+    ]
+    assert [line for each in told for line in log.on_report(each, 2.0)] == [
         "[1] looks",
         "    > turn(20)",
         "    Ball left. turn(20)",
@@ -110,7 +115,7 @@ def test_the_demo_prints_what_every_other_display_of_a_mission_prints():
 def test_a_refusal_is_told_with_its_name():
     log = told()
     said = plan_status("refused", "forward(9)", reason="limit_distance", detail="at most 5 m")
-    lines = log.on_message("/vlm/plan/status", said, 2.1)
+    lines = log.on_report(said, 2.1)
     assert lines == ["    ! refused forward(9): limit_distance at most 5 m"]
 
 
@@ -156,7 +161,7 @@ def test_the_object_ahead_is_the_one_that_the_robot_looks_at():
 
 
 def test_the_table_says_when_tokens_differ():
-    sums = report.sums(figures([TRACE]))
+    sums = report.sums(figures([TRACE.to_mapping()]))
     document = {
         "instruction": "go", "success": False, "status": "done", "target_object": None,
         "final_distance_m": None,

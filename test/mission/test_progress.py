@@ -1,39 +1,58 @@
-import json
-
 import pytest
 
+from vlm_spec_decode.actions.parser import parse_action
 from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.mission.progress import MissionProgress, robot_line
 from vlm_spec_decode.mission.queue import Ack
-from vlm_spec_decode.mission.state import MissionStatus
+from vlm_spec_decode.mission.reports import AnswerReport, DecodeReport
+from vlm_spec_decode.mission.state import MissionStatus, PartialAnswer
 
-TRACE = {"mission": "m", "tokens": 9, "total_s": 0.4, "target_passes": 2, "accepted": 5, "drafted": 6}
+TRACE = DecodeReport(
+    mission="m",
+    number=1,
+    strategy="hybrid",
+    rule="coupled",
+    tokens=9,
+    rounds=(),
+    drafted=6,
+    accepted=5,
+    acceptance_rate=5 / 6,
+    target_passes=2,
+    early_verdicts=0,
+    time_to_first_token_s=0.1,
+    time_to_first_action_s=0.2,
+    total_s=0.4,
+)
 
 
 def status(state, reason="", detail="", mission="m", step=1):
     return MissionStatus(
         state=state, mission=mission, instruction="go", step=step, reason=reason, detail=detail
-    ).to_json()
+    )
 
 
-def tell(progress, *messages):
-    return "".join(progress.on_message(topic, text) for topic, text in messages)
+def answer(*actions, text="", mission="m"):
+    return AnswerReport(mission=mission, number=1, text=text, actions=tuple(map(parse_action, actions)))
+
+
+def tell(progress, *reports):
+    return "".join(map(progress.on_report, reports))
 
 
 def test_the_answer_streams_and_the_robot_follows():
     progress = MissionProgress("m")
     said = tell(
         progress,
-        ("vlm/status", status("looking")),
-        ("vlm/status", status("answering")),
-        ("vlm/answer/partial", "Ball"),
-        ("vlm/answer/partial", "Ball ahead."),
-        ("vlm/answer/partial", "Ball ahead. forward(1)"),
-        ("vlm/answer", json.dumps({"mission": "m", "actions": ["forward(1)"]})),
-        ("vlm/trace", json.dumps(TRACE)),
-        ("vlm/plan/status", PlanStatus("m", 1, 0, "moving", action="forward(1)").to_json()),
-        ("vlm/plan/status", PlanStatus("m", 1, 0, "moving", action="forward(1)").to_json()),
-        ("vlm/status", status("done")),
+        status("looking"),
+        status("answering"),
+        PartialAnswer("Ball"),
+        PartialAnswer("Ball ahead."),
+        PartialAnswer("Ball ahead. forward(1)"),
+        answer("forward(1)"),
+        TRACE,
+        PlanStatus("m", 1, 0, "moving", action="forward(1)"),
+        PlanStatus("m", 1, 0, "moving", action="forward(1)"),
+        status("done"),
     )
     assert "    Ball ahead. forward(1)\n" in said
     assert said.count("> forward(1)") == 1
@@ -45,11 +64,11 @@ def test_an_answer_whose_parts_were_lost_or_come_later_is_told_once():
     progress = MissionProgress("m")
     said = tell(
         progress,
-        ("vlm/status", status("answering")),
-        ("vlm/answer", json.dumps({"mission": "m", "text": "Ball left. turn(20)", "actions": ["turn(20)"]})),
-        ("vlm/answer/partial", "Ball"),
-        ("vlm/answer/partial", "Ball left. turn(20)"),
-        ("vlm/status", status("done")),
+        status("answering"),
+        answer("turn(20)", text="Ball left. turn(20)"),
+        PartialAnswer("Ball"),
+        PartialAnswer("Ball left. turn(20)"),
+        status("done"),
     )
     assert said.splitlines() == ["[1] looks", "    Ball left. turn(20)", "done"]
 
@@ -58,10 +77,10 @@ def test_other_missions_are_not_told():
     progress = MissionProgress("m")
     said = tell(
         progress,
-        ("vlm/status", status("answering", mission="other")),
-        ("vlm/answer/partial", "their answer"),
-        ("vlm/plan/status", PlanStatus("other", 1, 0, "moving", action="forward(1)").to_json()),
-        ("vlm/status", status("done", mission="other")),
+        status("answering", mission="other"),
+        PartialAnswer("their answer"),
+        PlanStatus("other", 1, 0, "moving", action="forward(1)"),
+        status("done", mission="other"),
     )
     assert said == ""
     assert not progress.has_ended
@@ -82,36 +101,36 @@ def test_other_missions_are_not_told():
 )
 def test_exit_codes(state, reason, code):
     progress = MissionProgress("m")
-    tell(progress, ("vlm/status", status(state, reason)))
+    tell(progress, status(state, reason))
     assert progress.exit_code == code
 
 
 def test_a_request_that_is_refused_unread_ends_with_wrong_usage():
     progress = MissionProgress("m")
-    refusal = MissionStatus(state="failed", reason="InstructionError", detail="too long").to_json()
-    assert "too long" in tell(progress, ("vlm/status", refusal))
+    refusal = MissionStatus(state="failed", reason="InstructionError", detail="too long")
+    assert "too long" in tell(progress, refusal)
     assert (progress.has_ended, progress.exit_code) == (True, 2)
 
 
 def test_a_plan_that_waits_for_a_yes_is_shown_once():
     progress = MissionProgress("m")
-    tell(progress, ("vlm/status", status("proposed", "approve", "turn(20)")))
+    tell(progress, status("proposed", "approve", "turn(20)"))
     assert progress.proposed == "turn(20)"
-    tell(progress, ("vlm/status", status("acting")))
+    tell(progress, status("acting"))
     assert progress.proposed == ""
 
 
 def test_an_answer_is_not_split_by_what_the_robot_does_meanwhile():
     progress = MissionProgress("m")
-    moving = PlanStatus("m", 1, 0, "moving", action="turn(20)").to_json()
+    moving = PlanStatus("m", 1, 0, "moving", action="turn(20)")
     said = tell(
         progress,
-        ("vlm/status", status("answering")),
-        ("vlm/answer/partial", "Ball left. turn(20) "),
-        ("vlm/plan/status", moving),
-        ("vlm/answer/partial", "Ball left. turn(20) forward(1)"),
-        ("vlm/answer", json.dumps({"mission": "m", "actions": ["turn(20)", "forward(1)"]})),
-        ("vlm/plan/status", PlanStatus("m", 1, 1, "moving", action="forward(1)").to_json()),
+        status("answering"),
+        PartialAnswer("Ball left. turn(20) "),
+        moving,
+        PartialAnswer("Ball left. turn(20) forward(1)"),
+        answer("turn(20)", "forward(1)"),
+        PlanStatus("m", 1, 1, "moving", action="forward(1)"),
     )
     assert said.splitlines()[1:] == [
         "    Ball left. turn(20) forward(1)",
@@ -122,50 +141,50 @@ def test_an_answer_is_not_split_by_what_the_robot_does_meanwhile():
 
 def test_an_answer_that_is_broken_off_still_lets_the_rest_be_told():
     progress = MissionProgress("m")
-    stopped = PlanStatus("m", 1, 0, "stopped", "cancel", action="turn(20)").to_json()
+    stopped = PlanStatus("m", 1, 0, "stopped", "cancel", action="turn(20)")
     said = tell(
         progress,
-        ("vlm/status", status("answering")),
-        ("vlm/answer/partial", "Ball left."),
-        ("vlm/plan/status", stopped),
-        ("vlm/status", status("cancelled", "cancel")),
+        status("answering"),
+        PartialAnswer("Ball left."),
+        stopped,
+        status("cancelled", "cancel"),
     )
     assert said.splitlines()[1:] == ["    Ball left.", "    ! stopped turn(20): cancel", "cancelled: cancel"]
 
 
 def test_a_note_in_the_middle_of_an_answer_lets_it_begin_anew():
     progress = MissionProgress("m")
-    said = tell(progress, ("vlm/status", status("answering")), ("vlm/answer/partial", "Ball"))
+    said = tell(progress, status("answering"), PartialAnswer("Ball"))
     said += progress.note("    … 5 s; waiting for the answer")
-    said += tell(progress, ("vlm/answer/partial", "Ball left."))
+    said += tell(progress, PartialAnswer("Ball left."))
     assert said.splitlines()[1:] == ["    Ball", "    … 5 s; waiting for the answer", "    Ball left."]
 
 
 def test_the_node_acknowledges_refuses_or_says_how_it_ended():
     progress = MissionProgress("m")
-    tell(progress, ("vlm/ack", Ack(state="taken", mission="other", listeners=3).to_json()))
+    tell(progress, Ack(state="taken", mission="other", listeners=3))
     assert not progress.is_acknowledged
-    tell(progress, ("vlm/ack", Ack(state="taken", mission="m", listeners=3).to_json()))
+    tell(progress, Ack(state="taken", mission="m", listeners=3))
     assert (progress.is_acknowledged, progress.listeners, progress.has_ended) == (True, 3, False)
     said = tell(
         progress,
-        ("vlm/ack", Ack(state="over", mission="m", status="cancelled", detail="withdrawn").to_json()),
+        Ack(state="over", mission="m", status="cancelled", detail="withdrawn"),
     )
     assert (said, progress.has_ended, progress.exit_code) == ("cancelled: withdrawn\n", True, 1)
-    assert tell(progress, ("vlm/status", status("cancelled"))) == "", "its end is told once"
+    assert tell(progress, status("cancelled")) == "", "its end is told once"
     progress = MissionProgress("m")
     tell(
         progress,
-        ("vlm/ack", Ack(state="refused", mission="m", reason="InstructionError", detail="used").to_json()),
+        Ack(state="refused", mission="m", reason="InstructionError", detail="used"),
     )
     assert (progress.has_ended, progress.exit_code) == (True, 2)
 
 
 def test_a_refusal_of_somebody_else_is_not_mine_once_mine_is_taken():
     progress = MissionProgress("m")
-    tell(progress, ("vlm/ack", Ack(state="taken", mission="m").to_json()))
-    refusal = MissionStatus(state="failed", reason="InstructionError", detail="too long").to_json()
-    assert tell(progress, ("vlm/status", refusal)) == ""
+    tell(progress, Ack(state="taken", mission="m"))
+    refusal = MissionStatus(state="failed", reason="InstructionError", detail="too long")
+    assert tell(progress, refusal) == ""
     assert not progress.has_ended
 
 
@@ -175,14 +194,14 @@ def test_a_start_on_the_draft_is_told_where_it_happens_and_begins_no_new_look():
     confirmed = PlanStatus("m", 1, 0, "moving", action="turn(20)", start="confirmed", start_detail="turn(20)")
     said = tell(
         progress,
-        ("vlm/status", status("answering")),
-        ("vlm/status", status("answering", "start_begun", "turn(20), not verified")),
-        ("vlm/plan/status", begun.to_json()),
-        ("vlm/answer/partial", "Ball left. turn(20)"),
-        ("vlm/status", status("answering", "start_confirmed", "the cloud says turn(20)")),
-        ("vlm/plan/status", confirmed.to_json()),
-        ("vlm/answer", json.dumps({"mission": "m", "actions": ["turn(20)"]})),
-        ("vlm/status", status("done")),
+        status("answering"),
+        status("answering", "start_begun", "turn(20), not verified"),
+        begun,
+        PartialAnswer("Ball left. turn(20)"),
+        status("answering", "start_confirmed", "the cloud says turn(20)"),
+        confirmed,
+        answer("turn(20)"),
+        status("done"),
     )
     assert said.splitlines() == [
         "[1] looks",
@@ -205,4 +224,4 @@ def test_a_start_on_the_draft_is_told_where_it_happens_and_begins_no_new_look():
 )
 def test_the_robots_line_says_whether_it_moves_on_the_draft(start, words):
     moving = PlanStatus("m", 1, 0, "moving", action="turn(20)", start=start, start_detail="turn(20)")
-    assert robot_line(json.loads(moving.to_json())) == words
+    assert robot_line(moving) == words

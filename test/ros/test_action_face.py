@@ -1,15 +1,61 @@
-"""Missions as a ROS 2 action: with the type of an installation, here one whose goal is a number."""
+"""Missions as an action: goal, feedback, result, reject, cancel, supersession; from another process, too."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
+from action_msgs.msg import GoalStatus
 from rclpy.action import ActionClient
 
+from test.ros import NAMESPACE, ROS_DOMAIN
 from test.ros.test_vlm_node import stage  # noqa: F401
-from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.ros.mission_topics import MissionActionServer, action_type
+from vlm_spec_decode.mission.messages import mission_status_from_message
+from vlm_spec_decode_msgs import msg
+from vlm_spec_decode_msgs.action import ExecuteInstruction
+from vlm_spec_decode_msgs.srv import Approve
 
 pytestmark = pytest.mark.ros
+
+CLIENT = """
+import json, sys
+import rclpy
+from rclpy.action import ActionClient
+from vlm_spec_decode_msgs.action import ExecuteInstruction
+
+rclpy.init()
+node = rclpy.create_node("client", namespace=sys.argv[1])
+client = ActionClient(node, ExecuteInstruction, "vlm/execute")
+assert client.wait_for_server(30)
+
+def wait(future):
+    rclpy.spin_until_future_complete(node, future, timeout_sec=30)
+    return future.result()
+
+for instruction, cancels in (("go to the ball", False), ("", False), ("go on", True)):
+    told = []
+    goal = wait(client.send_goal_async(ExecuteInstruction.Goal(instruction=instruction),
+                                       feedback_callback=lambda m: told.append(m.feedback)))
+    if not goal.accepted:
+        print(json.dumps({"accepted": False}))
+        continue
+    if cancels:
+        while not any(feedback.text for feedback in told):
+            rclpy.spin_once(node, timeout_sec=0.1)
+        wait(goal.cancel_goal_async())
+    response = wait(goal.get_result_async())
+    result = response.result
+    print(json.dumps({
+        "accepted": True, "goal": response.status, "state": result.status.state, "text": result.text,
+        "executed": list(result.executed), "states": [f.status.state for f in told],
+        "texts": [f.text for f in told], "progress": [f.progress for f in told],
+    }))
+node.destroy_node()
+rclpy.shutdown()
+"""
+STATES = msg.MissionStatus
 
 
 def wait(future):
@@ -19,50 +65,129 @@ def wait(future):
     return future.result()
 
 
-@pytest.fixture
-def serve(stage, graph, eventually):  # noqa: F811
-    messages = pytest.importorskip("test_msgs.action", reason="ros-test-msgs is not installed")
+class Client:
+    def __init__(self, ear):
+        self.ear, self.told = ear, []
+        self._client = ActionClient(ear.node, ExecuteInstruction, "vlm/execute")
+        assert self._client.wait_for_server(30)
 
-    def start(script):
-        ear, _, source = stage(script)
-        host = graph.node("action_host")
-        face = MissionActionServer(host, messages.Fibonacci, sentence=lambda goal: "go " * goal.order)
-        graph.executor.add_node(host)
-        graph.executor.wake()
-        client = ActionClient(ear.node, messages.Fibonacci, "vlm/execute")
-        assert client.wait_for_server(30)
-        assert eventually(face._requests.get_subscription_count)
-        assert eventually(face._withdrawals.get_subscription_count)
-        return ear, source, lambda order: wait(client.send_goal_async(messages.Fibonacci.Goal(order=order)))
+    def send(self, instruction, **fields):
+        goal = ExecuteInstruction.Goal(instruction=instruction, **fields)
+        return wait(self._client.send_goal_async(goal, lambda message: self.told.append(message.feedback)))
+
+    @staticmethod
+    def end(goal):
+        response = wait(goal.get_result_async())
+        return response.status, mission_status_from_message(response.result.status), response.result
+
+
+@pytest.fixture
+def serve(stage):  # noqa: F811
+    def start(script, **parameters):
+        ear, _, source = stage(script, **parameters)
+        return Client(ear), ear, source
 
     return start
 
 
-def test_a_goal_is_a_mission_and_its_end_the_result(serve):
-    ear, source, send = serve([["turn(20)"], ["done()"]])
-    goal = send(2)
-    assert goal.accepted
-    assert wait(goal.get_result_async()).status == 4, "succeeded"
-    assert source.engine.seen[0].instruction == "go go"
-    assert "done" in ear.states()
+def test_goal_feedback_result_reject_and_cancel_from_another_process(stage):  # noqa: F811
+    stage([["Ball left. ", "turn(20)"], ["forward(1) ", "done()"], ["forward(0.5) ", "…"]])
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, NAMESPACE],
+        env=os.environ | {"ROS_DOMAIN_ID": str(ROS_DOMAIN)},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    carried_out, rejected, cancelled = map(json.loads, done.stdout.splitlines())
+    assert (carried_out["goal"], carried_out["state"]) == (GoalStatus.STATUS_SUCCEEDED, STATES.DONE)
+    assert carried_out["executed"] == ["turn(20)", "forward(1)", "done()"]
+    assert carried_out["states"][0] in (STATES.LOOKING, STATES.ANSWERING)
+    assert STATES.ANSWERING in carried_out["states"]
+    assert "Ball left. turn(20)" in carried_out["texts"]
+    assert max(carried_out["progress"]) == 1.0
+    assert rejected == {"accepted": False}
+    assert (cancelled["goal"], cancelled["state"]) == (GoalStatus.STATUS_CANCELED, STATES.CANCELLED)
+    assert "withdrawn" in cancelled["text"]
 
 
-def test_a_cancelled_goal_withdraws_its_mission(serve, eventually):
-    ear, _, send = serve([["forward(0.5) ", "…"]])
-    goal = send(1)
+def test_a_new_goal_or_a_spoken_word_supersedes_the_one_under_way(serve, eventually):
+    client, ear, source = serve([["forward(0.5) ", "…"], ["forward(0.5) ", "…"], ["done()"]])
+    first = client.send("go to the chair", mission="one")
     assert eventually(lambda: "answering" in ear.states())
-    wait(goal.cancel_goal_async())
-    assert wait(goal.get_result_async()).status == 5, "cancelled"
-    assert "cancelled" in ear.states()
+    second = client.send("come back", mission="two")
+    assert second.accepted
+    status, ending, _ = client.end(first)
+    assert (status, ending.state, ending.mission) == (GoalStatus.STATUS_ABORTED, "cancelled", "one")
+    assert "superseded" in ending.detail
+    assert eventually(lambda: any(f.status.mission == "two" and f.text for f in client.told))
+    ear.say("stay")
+    assert client.end(second)[:1] == (GoalStatus.STATUS_ABORTED,)
+    assert eventually(lambda: "done" in ear.states())
+    assert [o.instruction for o in source.engine.seen] == ["go to the chair", "come back", "stay"]
 
 
-def test_a_goal_without_an_instruction_is_rejected(serve):
-    assert not serve([["done()"]])[2](0).accepted
+def test_goals_that_wait_are_accepted_and_begin_in_turn(serve, eventually):
+    client, ear, _ = serve([["forward(0.5) ", "…"]])
+    client.send("go", mission="one")
+    assert eventually(lambda: "answering" in ear.states())
+    waiting = [client.send("go on", mission=f"w{number}", queue=True) for number in range(16)]
+    assert all(goal.accepted for goal in waiting), "no thread of the node waits with them"
+    assert not client.send("go on", queue=True).accepted, "as many as may wait"
+    assert eventually(lambda: {f.status.mission for f in client.told if f.status.state == STATES.QUEUED})
+    wait(waiting[3].cancel_goal_async())
+    assert client.end(waiting[3])[0] == GoalStatus.STATUS_CANCELED
+    assert ear.states().count("cancelled") == 1, "the others go on waiting"
 
 
-@pytest.mark.parametrize("text", ["", "no_such_msgs/action/Say", "std_msgs", "test_msgs/action/Fibonacci"])
-def test_a_type_that_cannot_carry_a_sentence_is_named(text):
-    if text.startswith("test_msgs"):
-        pytest.importorskip("test_msgs.action")
-    with pytest.raises(ConfigError, match="action_type"):
-        action_type(text)
+def test_a_name_that_was_used_is_rejected_and_the_same_goal_again_is_the_same_mission(serve, eventually):
+    client, ear, source = serve([["forward(0.5) ", "…"]])
+    acks = []
+    ear.node.create_subscription(msg.MissionAck, "vlm/ack", acks.append, 50)
+    goals = [client.send("go", mission="one") for _ in range(2)]
+    assert all(goal.accepted for goal in goals)
+    assert eventually(lambda: "answering" in ear.states())
+    assert not client.send("another one", mission="one").accepted
+    assert eventually(lambda: any(ack.state == ack.REFUSED and "used once" in ack.detail for ack in acks))
+    wait(goals[0].cancel_goal_async())
+    assert [client.end(goal)[1].state for goal in goals] == ["cancelled", "cancelled"]
+    assert len(source.engine.seen) == 1
+
+
+def test_what_the_recorder_needs_is_published(serve, eventually, graph):
+    client, ear, _ = serve([["done()"]])
+    heard = graph.listen(ear.node, msg.Mission, "vlm/request")
+    assert eventually(lambda: ear.node.count_subscribers("vlm/request") >= 2)
+    client.end(client.send("go to the ball", mission="one"))
+    assert eventually(lambda: [(m.instruction, m.mission) for m in heard] == [("go to the ball", "one")])
+
+
+def test_the_node_ends_every_goal_when_it_ends(stage, eventually):  # noqa: F811
+    ear, part, _ = stage([["forward(0.5) ", "…"]])
+    client = Client(ear)
+    goal = client.send("go")
+    assert eventually(lambda: "answering" in ear.states())
+    part.close()
+    status, ending, _ = client.end(goal)
+    assert (status, ending.detail) == (GoalStatus.STATUS_ABORTED, "the node ends")
+
+
+def test_a_yes_is_for_the_plan_that_it_names(serve, eventually):
+    client, ear, _ = serve([["forward(0.5)"], ["done()"]])
+    service = ear.node.create_client(Approve, "vlm/approve_plan")
+    assert service.wait_for_service(30)
+
+    def answer(**fields):
+        response = wait(service.call_async(Approve.Request(**fields)))
+        return response.success, response.message
+
+    assert answer(yes=True) == (False, "no plan waits for a yes")
+    goal = client.send("go", mission="one", approve=True)
+    assert eventually(lambda: "proposed" in ear.states())
+    assert answer(mission="two", yes=True)[0] is False
+    assert answer(mission="one", step=7, yes=True) == (False, "another plan waits: step 1 of mission one")
+    assert answer(mission="one", step=1, yes=True) == (True, "forward(0.5)")
+    assert eventually(lambda: ear.states().count("proposed") == 2)
+    assert answer(yes=False)[0]
+    assert client.end(goal)[1].detail == "the plan was not approved"

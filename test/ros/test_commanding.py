@@ -11,15 +11,19 @@ import time
 
 import pytest
 from rcl_interfaces.srv import SetParameters
+from rclpy.action import ActionServer, GoalResponse
 from rclpy.parameter import Parameter
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
 from test.ros import NAMESPACE, ROS_DOMAIN
+from test.ros.reports import as_json
 from test.ros.test_vlm_node import stage  # noqa: F401
-from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.cli import main as cli
 from vlm_spec_decode.mission.queue import MissionRequest
+from vlm_spec_decode.ros import typed
+from vlm_spec_decode_msgs import msg
+from vlm_spec_decode_msgs.action import ExecuteInstruction
 
 pytestmark = pytest.mark.ros
 
@@ -27,11 +31,11 @@ pytestmark = pytest.mark.ros
 class Asker:
     def __init__(self, ear, eventually):
         self.ear, self.eventually = ear, eventually
-        self.requests = ear.node.create_publisher(String, "vlm/request", 10)
+        self.requests = ear.node.create_publisher(msg.Mission, "vlm/request", 10)
         self.withdrawals = ear.node.create_publisher(String, "vlm/withdraw", 10)
         self.beats = ear.node.create_publisher(String, "vlm/heartbeat", 10)
         self.heard_acks = []
-        ear.node.create_subscription(String, "vlm/ack", self.heard_acks.append, 50)
+        ear.node.create_subscription(msg.MissionAck, "vlm/ack", self.heard_acks.append, 50)
         self.verdicts = ear.node.create_client(SetBool, "vlm/approve")
         assert eventually(self.requests.get_subscription_count)
         assert eventually(self.withdrawals.get_subscription_count)
@@ -39,10 +43,10 @@ class Asker:
 
     def ask(self, instruction, mission="", **options):
         request = MissionRequest(instruction=instruction, mission=mission, **options)
-        self.requests.publish(String(data=request.to_json()))
+        self.requests.publish(typed.request_to_message(request))
 
     def acks(self, mission):
-        found = [json.loads(message.data) for message in self.heard_acks]
+        found = [as_json(message) for message in self.heard_acks]
         return [ack["state"] for ack in found if ack["mission"] == mission]
 
     def detail(self, mission):
@@ -60,7 +64,7 @@ class Asker:
         return self.call(self.verdicts, SetBool.Request(data=yes))
 
     def actions(self, mission):
-        plans = [Plan.from_json(message.data) for message in self.ear.heard["vlm/plan"]]
+        plans = self.ear.plans()
         return {str(plan.actions) for plan in plans if plan.mission == mission and plan.actions}
 
 
@@ -260,14 +264,23 @@ def test_a_recorder_does_not_count_as_a_listener(graph, vsd, tmp_path, monkeypat
 
 def test_a_node_that_does_not_acknowledge_is_named(graph, vsd, eventually):
     node = graph.node("vlm_node")
-    asked, withdrawn = (graph.listen(node, String, f"vlm/{name}") for name in ("request", "withdraw"))
-    node.create_publisher(String, "vlm/ack", 10)
+    withdrawn, asked = graph.listen(node, String, "vlm/withdraw"), []
+
+    def hear(goal):
+        asked.append(goal)
+        return GoalResponse.REJECT
+
+    node.create_publisher(msg.MissionAck, "vlm/ack", 10)
+    server = ActionServer(node, ExecuteInstruction, "vlm/execute", lambda _: None, goal_callback=hear)
     graph.start(node)
     code, document = vsd("say", "go")
     assert (code, document["error"]) == (4, "RobotUnreachable")
     assert "has not taken the request" in document["message"]
     assert eventually(lambda: withdrawn)
     assert 2 < len(asked) < 12, "it is sent again"
+    assert len({goal.mission for goal in asked}) == 1, "under the same name"
+    graph.executor.wake()
+    server.destroy()
 
 
 @pytest.mark.parametrize("way", ["SIGTERM", "SIGHUP", "SIGKILL", "closed terminal"])

@@ -1,11 +1,11 @@
 """A bag at its own rate to a real node under its clock; never where an executor is."""
 
 import pytest
-from std_msgs.msg import String
 
 from test.bags.walks import START_NS, plain_walk
 from test.mission.scripted import ScriptedEngine
 from test.ros import NAMESPACE, ROS_DOMAIN
+from test.ros.reports import kind_of
 from test.ros.test_vlm_node import Source
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.types import Done, Forward
@@ -47,7 +47,7 @@ def test_the_node_answers_about_the_bags_frames_and_what_it_says_can_be_replayed
 
 def test_where_an_executor_is_nothing_is_replayed(graph, tmp_path):
     node = graph.node("locomotion_node")
-    node.create_publisher(String, "vlm/plan/status", COMMAND)
+    node.create_publisher(kind_of("vlm/plan/status"), "vlm/plan/status", COMMAND)
     graph.start(node)
     live = player(tmp_path, plain_walk(tmp_path / "walk", seconds=1.0))
     try:

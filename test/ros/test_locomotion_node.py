@@ -1,18 +1,19 @@
+import math
 import time
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
-from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
-from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.types import Done, Forward, StandUp, Turn
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError, RobotError, RobotStale, RobotUnreachable
 from vlm_spec_decode.robot.fake import FakeRobot
-from vlm_spec_decode.ros import diagnostics
+from vlm_spec_decode.ros import diagnostics, typed
 from vlm_spec_decode.ros.nodes.locomotion import LocomotionNode
+from vlm_spec_decode_msgs import msg
 
 pytestmark = pytest.mark.ros
 
@@ -23,8 +24,8 @@ class Commander:
     def __init__(self, graph, robot, below=""):
         self.node = graph.node("commander", below)
         self.robot, self.graph = robot, graph
-        self.plans = self.node.create_publisher(String, "vlm/plan", 10)
-        self.messages = graph.listen(self.node, String, "vlm/plan/status", 50)
+        self.plans = self.node.create_publisher(msg.Plan, "vlm/plan", 10)
+        self.messages = graph.listen(self.node, msg.PlanStatus, "vlm/plan/status", 50)
         self.odometry = graph.listen(self.node, Odometry, "odom", 50)
         self.reports = graph.listen(self.node, DiagnosticArray, "/diagnostics")
         self.estop_client = self.node.create_client(SetBool, "e_stop")
@@ -35,7 +36,7 @@ class Commander:
 
     def beat(self):
         if self.beating is not None:
-            self.plans.publish(String(data=self.beating.to_json()))
+            self.plans.publish(typed.plan_to_message(self.beating))
 
     def now_s(self):
         return self.node.get_clock().now().nanoseconds / 1e9
@@ -44,7 +45,7 @@ class Commander:
         self.beating = Plan(mission, answer, self.now_s() - age_s, 1, actions, final)
 
     def statuses(self):
-        return [PlanStatus.from_json(message.data) for message in self.messages]
+        return [typed.plan_status_from_message(message) for message in self.messages]
 
     def states(self):
         return [status.state for status in self.statuses()]
@@ -184,12 +185,21 @@ def test_what_the_gate_refuses_is_named_and_moves_nothing(stage, eventually, act
     assert robot.true_pose[0] == pytest.approx(0.0, abs=0.01)
 
 
-@pytest.mark.parametrize("text", ["{", '{"mission": "m1"}', "[]", "forward(1)"])
-def test_a_plan_that_cannot_be_read_stops_the_robot_by_name(stage, eventually, text):
+@pytest.mark.parametrize(
+    "plan",
+    [
+        msg.Plan(mission="m1", origin=9),
+        msg.Plan(mission="m1", actions=[msg.RobotAction()]),
+        msg.Plan(mission="m1", actions=[msg.RobotAction(kind=1, distance_m=math.nan)]),
+        msg.Plan(mission="m" * 129),
+    ],
+    ids=["origin", "no action", "not a number", "a long name"],
+)
+def test_a_plan_that_cannot_be_read_stops_the_robot_by_name(stage, eventually, plan):
     commander, _, robot, _ = stage()
     commander.command(Forward(2.5))
     assert eventually(lambda: robot.state().speed_mps > 0.2)
-    commander.plans.publish(String(data=text))
+    commander.plans.publish(plan)
     assert eventually(lambda: any(status.reason == "unparsable" for status in commander.statuses()))
     assert eventually(lambda: robot.state().is_still)
     assert eventually(lambda: diagnostics.WARN in commander.levels("plans"))

@@ -8,8 +8,8 @@ from nav_msgs.msg import Odometry
 from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
+from test.ros.reports import as_json, kind_of
 from test.simulator import dds_domain
-from vlm_spec_decode.actions.plan import Plan, PlanStatus
 
 pytestmark = [pytest.mark.ros, pytest.mark.dds, pytest.mark.sim, pytest.mark.net, pytest.mark.slow]
 
@@ -37,9 +37,11 @@ class User:
         self.node = graph.node("user")
         self.voice = self.node.create_publisher(String, "vlm/instruction", 10)
         topics = {"status": "vlm/status", "answer": "vlm/answer", "trace": "vlm/trace", "plan": "vlm/plan"}
-        self.heard = {name: graph.listen(self.node, String, topic, 100) for name, topic in topics.items()}
+        self.heard = {
+            name: graph.listen(self.node, kind_of(topic), topic, 100) for name, topic in topics.items()
+        }
         self.partials = graph.listen(self.node, String, "vlm/answer/partial", 100)
-        self.executor = graph.listen(self.node, String, "vlm/plan/status", 100)
+        self.executor = graph.listen(self.node, kind_of("vlm/plan/status"), "vlm/plan/status", 100)
         self.odometry = graph.listen(self.node, Odometry, "odom", 100)
         self.images = graph.listen(self.node, CompressedImage, "camera/image_raw/compressed", sensor_qos)
         graph.start(self.node)
@@ -48,7 +50,7 @@ class User:
         self.voice.publish(String(data=text))
 
     def json(self, topic):
-        return [json.loads(message.data) for message in self.heard[topic]]
+        return [as_json(message) for message in self.heard[topic]]
 
     def ended(self, count=1):
         """Return the status that ended the `count`-th mission, once it is there."""
@@ -82,7 +84,7 @@ def test_a_sentence_walks_the_robot_and_a_lost_cloud_leaves_it_at_rest(user, pro
     answers, traces = user.json("answer"), user.json("trace")
     assert len(answers) == len(traces) >= 1
     assert answers[0]["text"] in [message.data for message in user.partials]
-    assert any(Plan.from_json(message.data).actions for message in user.heard["plan"])
+    assert any(plan["actions"] for plan in user.json("plan"))
     done = [action for answer in answers for action in answer["actions"]]
     assert done[-1] == "done()"
     assert user.place()[0] > 0.5, "the robot has not walked"
@@ -107,7 +109,7 @@ def states(user):
 
 
 def told(user):
-    return [PlanStatus.from_json(message.data).state for message in user.executor]
+    return [as_json(message)["state"] for message in user.executor]
 
 
 def wait_until_up(user, processes, eventually):

@@ -6,10 +6,10 @@ import pytest
 import rclpy
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from std_msgs.msg import String
 
 from test.mission.scripted import ScriptedEngine
 from test.ros import NAMESPACE
+from test.ros.reports import kind_of
 from test.ros.test_locomotion_node import Commander, LateRobot
 from test.ros.test_vlm_node import Source
 from vlm_spec_decode.actions.types import Forward
@@ -131,7 +131,7 @@ def test_a_vlm_node_whose_models_do_not_hold_stays_inactive(graph):
         return VlmNode(node, source, WallClock(), stop)
 
     manager = Manager(graph, "vlm_node", build)
-    heard = graph.listen(manager.own, String, "vlm/plan")
+    heard = graph.listen(manager.own, kind_of("vlm/plan"), "vlm/plan")
     assert manager.set(CONFIGURE) == (True, INACTIVE)
     assert manager.set(ACTIVATE) == (False, INACTIVE)
     assert manager.set(ACTIVATE) == (True, ACTIVE)

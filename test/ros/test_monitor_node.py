@@ -1,6 +1,6 @@
 import io
-import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,11 @@ from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.types import Forward, Strafe, Turn
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ImageError
+from vlm_spec_decode.core.trace import LinkUsage, RoundTrace
 from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.mission.reports import DecodeReport
+from vlm_spec_decode.mission.state import MissionStatus
+from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.convert import from_compressed, to_compressed
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED
 from vlm_spec_decode.ros.nodes.monitor import FIGURES, MonitorNode
@@ -27,12 +31,30 @@ from vlm_spec_decode.ros.visualization import (
     plan_markers,
     waypoints,
 )
+from vlm_spec_decode_msgs import msg
 
 pytestmark = pytest.mark.ros
 
-TRACE = {"strategy": "speculative", "total_s": 0.5, "time_to_first_action_s": 0.2, "acceptance_rate": 0.75,
-         "drafted": 8, "tokens": 9, "uplink_bytes": 100, "downlink_bytes": 200,
-         "rounds": [{"wait_s": 0.2, "verify_s": 0.05, "accepted": 6, "committed": 9}]}  # fmt: skip
+ROUND = RoundTrace(
+    start=0, drafted=8, accepted=6, committed=9, draft_s=0.1, wait_s=0.2, verify_s=0.05, at_s=0.5
+)
+TRACE = DecodeReport(
+    mission="m",
+    number=1,
+    strategy="speculative",
+    rule="coupled",
+    tokens=9,
+    rounds=(ROUND,),
+    drafted=8,
+    accepted=6,
+    acceptance_rate=0.75,
+    target_passes=1,
+    early_verdicts=0,
+    time_to_first_token_s=0.1,
+    time_to_first_action_s=0.2,
+    total_s=0.5,
+    usage=LinkUsage(100, 200),
+)
 
 
 def test_the_overlay_holds_the_words_and_keeps_the_frames_size(image):
@@ -98,8 +120,8 @@ def test_what_is_said_becomes_pictures_and_numbers(graph, image, eventually, sen
         for kind, topic in (
             (CompressedImage, "camera/image_raw/compressed"),
             (Odometry, "odom"),
-            (String, "vlm/plan"),
-            (String, "vlm/trace"),
+            (msg.Plan, "vlm/plan"),
+            (msg.DecodeTrace, "vlm/trace"),
             (String, "vlm/answer/partial"),
         )
     }
@@ -116,8 +138,8 @@ def test_what_is_said_becomes_pictures_and_numbers(graph, image, eventually, sen
         publishers["camera/image_raw/compressed"].publish(to_compressed(image, now_s, "eye"))
         publishers["odom"].publish(odometry)
         publishers["vlm/answer/partial"].publish(String(data="Ball ahead."))
-        publishers["vlm/trace"].publish(String(data=json.dumps(TRACE)))
-        publishers["vlm/plan"].publish(String(data=plan.to_json()))
+        publishers["vlm/trace"].publish(typed.trace_to_message(TRACE))
+        publishers["vlm/plan"].publish(typed.plan_to_message(plan))
         return overlays and paths and drawn and all(figures.values())
 
     assert eventually(arrived)
@@ -131,11 +153,11 @@ def test_what_is_said_becomes_pictures_and_numbers(graph, image, eventually, sen
 
 def test_what_the_draft_alone_says_has_its_own_colour(graph, eventually):
     other, node = graph.node("other"), graph.node("monitor_node")
-    statuses = other.create_publisher(String, "vlm/status", LATCHED)
+    statuses = other.create_publisher(msg.MissionStatus, "vlm/status", LATCHED)
     partials = other.create_publisher(String, "vlm/answer/partial", 10)
     part = graph.start(node, MonitorNode(node, WallClock()))
-    status = {"state": "answering", "reason": "unverified", "instruction": "go"}
-    statuses.publish(String(data=json.dumps(status)))
+    status = MissionStatus(state="answering", reason="unverified", instruction="go")
+    statuses.publish(typed.mission_status_to_message(status))
     assert eventually(lambda: "unverified" in part.caption.state)
 
     def told():
@@ -144,32 +166,32 @@ def test_what_the_draft_alone_says_has_its_own_colour(graph, eventually):
 
     assert eventually(told)
     assert part.caption.pieces == (AnswerPiece("turn(20)", "drafted"),)
-    statuses.publish(String(data=json.dumps(status | {"reason": ""})))
+    statuses.publish(typed.mission_status_to_message(replace(status, reason="")))
     assert eventually(lambda: told() and told()[0].kind == "committed")
 
 
 def test_a_start_on_the_draft_is_orange_until_it_is_committed_and_keeps_the_words(graph, eventually):
     other, node = graph.node("other"), graph.node("monitor_node")
-    statuses = other.create_publisher(String, "vlm/status", LATCHED)
+    statuses = other.create_publisher(msg.MissionStatus, "vlm/status", LATCHED)
     partials = other.create_publisher(String, "vlm/answer/partial", 10)
-    plans = other.create_publisher(String, "vlm/plan", COMMAND)
+    plans = other.create_publisher(msg.Plan, "vlm/plan", COMMAND)
     drawn = graph.listen(other, MarkerArray, "vlm/markers", LATCHED)
     graph.start(other)
     part = graph.start(node, MonitorNode(node, WallClock()))
-    status = {"state": "answering", "reason": "", "instruction": "go"}
-    statuses.publish(String(data=json.dumps(status)))
+    status = MissionStatus(state="answering", instruction="go")
+    statuses.publish(typed.mission_status_to_message(status))
 
     def told():
         partials.publish(String(data="ball left"))
         return part.caption.pieces
 
     assert eventually(told)
-    statuses.publish(String(data=json.dumps(status | {"reason": "start_begun"})))
+    statuses.publish(typed.mission_status_to_message(replace(status, reason="start_begun")))
     assert eventually(lambda: "start_begun" in part.caption.state)
     assert part.caption.pieces == (AnswerPiece("ball left", "committed"),)
 
     def colours(plan):
-        plans.publish(String(data=plan.to_json()))
+        plans.publish(typed.plan_to_message(plan))
         return [array.markers[1].color.r for array in drawn if len(array.markers) > 1]
 
     start = Plan("m", 1, 0.0, 1, (Turn(20.0),), verified=False, draft_start=True)

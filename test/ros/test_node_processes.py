@@ -8,13 +8,14 @@ import socket
 import pytest
 from nav_msgs.msg import Odometry
 from sensor_msgs.msg import CameraInfo, CompressedImage
-from std_msgs.msg import String
 
 from test.ros.processes import ROOT
 from test.simulator import dds_domain
-from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.types import Done, Forward, Turn
+from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.convert import from_compressed
+from vlm_spec_decode_msgs import msg
 
 pytestmark = [pytest.mark.ros, pytest.mark.dds, pytest.mark.sim, pytest.mark.slow]
 
@@ -34,22 +35,22 @@ class Operator:
         self.images = listen(self.node, CompressedImage, "camera/image_raw/compressed", sensor_qos)
         self.infos = listen(self.node, CameraInfo, "camera/camera_info", sensor_qos)
         self.odometry = listen(self.node, Odometry, "odom", 100)
-        self.messages = listen(self.node, String, "vlm/plan/status", 100)
-        self.plans = self.node.create_publisher(String, "vlm/plan", 10)
+        self.messages = listen(self.node, msg.PlanStatus, "vlm/plan/status", 100)
+        self.plans = self.node.create_publisher(msg.Plan, "vlm/plan", 10)
         self.beating = None
         self.node.create_timer(0.05, self.beat)
         graph.start(self.node)
 
     def beat(self):
         if self.beating is not None:
-            self.plans.publish(String(data=self.beating.to_json()))
+            self.plans.publish(typed.plan_to_message(self.beating))
 
     def command(self, *actions, mission):
         stamp_s = self.node.get_clock().now().nanoseconds / 1e9
         self.beating = Plan(mission, 1, stamp_s, 0, actions, True)
 
     def status(self, mission=""):
-        heard = [PlanStatus.from_json(message.data) for message in self.messages]
+        heard = [typed.plan_status_from_message(message) for message in self.messages]
         return next((status for status in reversed(heard) if status.mission == mission), None)
 
     def carry_out(self, eventually, *actions):

@@ -1,11 +1,10 @@
 """`vsd record`: byte for byte what travelled, whatever its quality of service; Ctrl-C completes the bag."""
 
-import json
 import time
 
 import pytest
 from rclpy.qos import qos_profile_sensor_data
-from rclpy.serialization import serialize_message
+from rclpy.serialization import deserialize_message
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import Reader
 from sensor_msgs.msg import CompressedImage
@@ -14,10 +13,14 @@ from std_msgs.msg import String
 from test.ros import NAMESPACE, ROS_DOMAIN
 from vlm_spec_decode.bags.settings import DEFAULT_TOPICS, RecordConfig
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.mission.messages import mission_status_from_message
 from vlm_spec_decode.mission.queue import Ack, MissionRequest
+from vlm_spec_decode.mission.state import MissionStatus
+from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.convert import to_compressed
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, REQUEST
 from vlm_spec_decode.ros.recorder import Arrivals, Recorder, message_type, modes_for
+from vlm_spec_decode_msgs import msg
 
 pytestmark = pytest.mark.ros
 
@@ -38,7 +41,7 @@ def offered(path, ending):
 def test_what_travelled_is_in_the_bag_byte_for_byte(graph, image, tmp_path, storage):
     node = graph.node("robot")
     voice = node.create_publisher(String, "vlm/instruction", COMMAND)
-    state = node.create_publisher(String, "vlm/status", LATCHED)
+    state = node.create_publisher(msg.MissionStatus, "vlm/status", LATCHED)
     camera = node.create_publisher(CompressedImage, "camera/image_raw/compressed", qos_profile_sensor_data)
     other = node.create_publisher(String, "chatter", 10)
     heard = []
@@ -47,7 +50,10 @@ def test_what_travelled_is_in_the_bag_byte_for_byte(graph, image, tmp_path, stor
         ear.create_subscription(kind, topic, heard.append, qos_profile_sensor_data, raw=True)
     graph.start(node)
     graph.start(ear)
-    state.publish(String(data="said before anybody listened"))
+    early = typed.mission_status_to_message(
+        MissionStatus(state="ready", detail="before anybody listened"), 12.5
+    )
+    state.publish(early)
     recorder = Recorder(RecordConfig(tmp_path / "bag", ROS_DOMAIN, DEFAULT_TOPICS, storage), print)
     frame = to_compressed(image, 12.5, "front_camera_optical")
     deadline = time.monotonic() + 30
@@ -62,11 +68,15 @@ def test_what_travelled_is_in_the_bag_byte_for_byte(graph, image, tmp_path, stor
     kinds, messages = bag_of(tmp_path / "bag")
     assert {topic.split("/", 2)[2]: kind for topic, kind in kinds.items()} == {
         "vlm/instruction": "std_msgs/msg/String",
-        "vlm/status": "std_msgs/msg/String",
+        "vlm/status": "vlm_spec_decode_msgs/msg/MissionStatus",
         "camera/image_raw/compressed": "sensor_msgs/msg/CompressedImage",
     }
     said = {topic.split("/", 2)[2]: data for topic, data in messages}
-    assert said["vlm/status"] == serialize_message(String(data="said before anybody listened"))
+    assert deserialize_message(said["vlm/status"], msg.MissionStatus) == early
+    with AnyReader([tmp_path / "bag"]) as reader:
+        (link,) = [c for c in reader.connections if c.topic.endswith("vlm/status")]
+        ((_, _, data),) = reader.messages([link])
+        assert mission_status_from_message(reader.deserialize(data, link.msgtype)).state == "ready"
     # Padding between fields is whatever it was on the wire, so the ear's bytes are what counts.
     assert said["vlm/instruction"] in heard
     assert said["camera/image_raw/compressed"] in heard
@@ -182,10 +192,10 @@ def test_a_middleware_that_does_not_number_still_brings_no_repeats():
     assert arrivals.gaps == 0
 
 
-def texts(path, ending):
+def texts(path, ending, field="data"):
     with AnyReader([path]) as reader:
         found = [c for c in reader.connections if c.topic.endswith(ending)]
-        return [reader.deserialize(data, c.msgtype).data for c, _, data in reader.messages(found)]
+        return [getattr(reader.deserialize(data, c.msgtype), field) for c, _, data in reader.messages(found)]
 
 
 def test_late_latched_publishers_beside_others_are_heard_whole_and_once(graph, tmp_path, eventually):
@@ -226,8 +236,8 @@ def test_late_latched_publishers_beside_others_are_heard_whole_and_once(graph, t
 
 def test_a_request_of_a_process_that_lives_for_a_moment_is_recorded(graph, tmp_path, eventually):
     ear = graph.node("vlm_node")
-    ear.create_subscription(String, "vlm/request", print, COMMAND)
-    acks = ear.create_publisher(String, "vlm/ack", COMMAND)
+    ear.create_subscription(msg.Mission, "vlm/request", print, COMMAND)
+    acks = ear.create_publisher(msg.MissionAck, "vlm/ack", COMMAND)
     graph.start(ear)
     recorder = Recorder(RecordConfig(tmp_path / "bag", ROS_DOMAIN), print)
 
@@ -241,15 +251,14 @@ def test_a_request_of_a_process_that_lives_for_a_moment_is_recorded(graph, tmp_p
 
     assert spin(acks.get_subscription_count)
     asker = graph.node("asker")
-    request = asker.create_publisher(String, "vlm/request", REQUEST)
-    request.publish(String(data=MissionRequest(instruction="go", mission="one").to_json()))
+    request = asker.create_publisher(msg.Mission, "vlm/request", REQUEST)
+    request.publish(typed.request_to_message(MissionRequest(instruction="go", mission="one")))
     graph.start(asker)
     assert spin(lambda: any(name.endswith("request") for name in recorder.counts))
-    acks.publish(String(data=Ack(state="taken", mission="one").to_json()))
-    acks.publish(String(data=Ack(state="taken", mission="two").to_json()))
-    acks.publish(String(data=Ack(state="taken", mission="spoken-1", topic="vlm/instruction").to_json()))
+    for name, topic in (("one", "vlm/request"), ("two", "vlm/request"), ("spoken-1", "vlm/instruction")):
+        acks.publish(typed.ack_to_message(Ack(state="taken", mission=name, topic=topic)))
     assert spin(lambda: recorder.counts[f"{NAMESPACE}/vlm/ack"] >= 3)
     recorder.close()
-    assert [json.loads(text)["mission"] for text in texts(tmp_path / "bag", "vlm/request")] == ["one"]
+    assert texts(tmp_path / "bag", "vlm/request", "mission") == ["one"]
     missed = {topic.removeprefix(NAMESPACE): count for topic, count in recorder.missed().items()}
     assert missed == {"/vlm/request": 1, "/vlm/instruction": 1}

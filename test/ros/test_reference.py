@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from rclpy.action.graph import get_action_server_names_and_types_by_node
 
 from test.mission.scripted import ScriptedEngine
 from test.ros import NAMESPACE
@@ -19,7 +20,7 @@ from vlm_spec_decode.ros.nodes.vlm import VlmNode
 pytestmark = pytest.mark.ros
 
 ROOT = Path(__file__).parents[2]
-OF_EVERY_NODE = {"/parameter_events", "/rosout", "/tf", "/tf_static"}
+OF_EVERY_NODE = {"/parameter_events", "/rosout"}
 
 
 def test_the_page_is_what_the_nodes_declare():
@@ -46,6 +47,8 @@ def test_the_tables_of_topics_are_what_the_nodes_do(name, graph, image):
         ("out", p.topic_name) for p in node.publishers
     }
     found |= {("serves", s.srv_name) for s in node.services if f"{name}/" not in s.srv_name}
+    actions = get_action_server_names_and_types_by_node(node, name, NAMESPACE)
+    found |= {("action", action) for action, _ in actions}
 
     def full(topic):
         return topic if topic.startswith("/") else f"{NAMESPACE}/{topic}"

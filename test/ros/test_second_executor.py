@@ -13,14 +13,15 @@ from test.ros.test_locomotion_node import Commander
 from test.ros.test_locomotion_node import stage as stage  # noqa: PLC0414
 from test.ros.test_velocity_robot import Platform
 from test.simulator import dds_domain
-from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.actions.types import Forward
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import RobotHeld
 from vlm_spec_decode.robot.fake import FakeRobot
 from vlm_spec_decode.robot.lease import Claim
+from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.nodes.locomotion import LocomotionNode
 from vlm_spec_decode.ros.velocity_robot import VelocityTopics
+from vlm_spec_decode_msgs import msg
 
 pytestmark = pytest.mark.ros
 
@@ -122,7 +123,7 @@ def test_between_processes_over_the_robots_own_domain(graph, processes, eventual
     names = {"a": "/a", "b": "/b", "c": "/c"}
     node = graph.node("listener")
     heard = {
-        name: graph.listen(node, String, f"{NAMESPACE}{below}/vlm/plan/status")
+        name: graph.listen(node, msg.PlanStatus, f"{NAMESPACE}{below}/vlm/plan/status")
         for name, below in names.items()
     }
     graph.start(node)
@@ -141,4 +142,4 @@ def test_between_processes_over_the_robots_own_domain(graph, processes, eventual
     both[winner].wait(10)
     locomotion(processes, "c", names["c"])
     assert eventually(lambda: heard["c"], 60.0), processes.story()
-    assert PlanStatus.from_json(heard["c"][-1].data).state == "idle"
+    assert typed.plan_status_from_message(heard["c"][-1]).state == "idle"

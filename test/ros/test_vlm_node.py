@@ -1,5 +1,4 @@
 import io
-import json
 import time
 from dataclasses import dataclass, field
 
@@ -10,16 +9,18 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
 from test.mission.scripted import EchoExecutor, ScriptedEngine
-from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from test.ros.reports import as_json, kind_of
+from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import CloudRefused, CloudUnreachable, ConfigError
-from vlm_spec_decode.ros import diagnostics
+from vlm_spec_decode.ros import diagnostics, typed
 from vlm_spec_decode.ros.convert import to_compressed
 from vlm_spec_decode.ros.nodes.vlm import VlmNode
+from vlm_spec_decode_msgs import msg
 
 pytestmark = pytest.mark.ros
 
-TOPICS = ("vlm/status", "vlm/answer", "vlm/answer/partial", "vlm/trace", "vlm/plan")
+TOPICS = ("vlm/status", "vlm/answer", "vlm/answer/typed", "vlm/answer/partial", "vlm/trace", "vlm/plan")
 
 
 @dataclass
@@ -58,9 +59,9 @@ class Ear:
 
     def __post_init__(self):
         for topic in TOPICS:
-            self.node.create_subscription(String, topic, self.heard[topic].append, 50)
-        self.node.create_subscription(String, "vlm/plan", self.on_plan, 50)
-        self.statuses = self.node.create_publisher(String, "vlm/plan/status", 10)
+            self.node.create_subscription(kind_of(topic), topic, self.heard[topic].append, 50)
+        self.node.create_subscription(msg.Plan, "vlm/plan", self.on_plan, 50)
+        self.statuses = self.node.create_publisher(msg.PlanStatus, "vlm/plan/status", 10)
         self.voice = self.node.create_publisher(String, "vlm/instruction", 10)
         self.images = self.node.create_publisher(CompressedImage, "camera/image_raw/compressed", 5)
         self.node.create_timer(0.05, self.show)
@@ -72,17 +73,20 @@ class Ear:
 
     def on_plan(self, message):
         if self.executor:
-            status = self.executor.take(Plan.from_json(message.data))
-            self.statuses.publish(String(data=status.to_json()))
+            status = self.executor.take(typed.plan_from_message(message))
+            self.statuses.publish(typed.plan_status_to_message(status))
 
     def say(self, text):
         self.voice.publish(String(data=text))
 
     def states(self):
-        return [json.loads(m.data)["state"] for m in self.heard["vlm/status"]]
+        return [status["state"] for status in self.json("vlm/status")]
 
     def json(self, topic):
-        return [json.loads(m.data) for m in self.heard[topic]]
+        return [as_json(message) for message in self.heard[topic]]
+
+    def plans(self):
+        return [typed.plan_from_message(message) for message in self.heard["vlm/plan"]]
 
 
 @pytest.fixture
@@ -116,9 +120,12 @@ def test_an_instruction_becomes_answers_plans_and_figures(stage, eventually):
     assert answers[0]["stamp_s"] == source.engine.seen[0].stamp_s
     assert [t["total_s"] for t in ear.json("vlm/trace")] == [0.3, 0.3]
     assert eventually(lambda: ear.heard["vlm/answer/partial"][-1].data == "Ball ahead. done()")
+    assert eventually(lambda: [m.final for m in ear.heard["vlm/answer/typed"]].count(True) == 2)
+    said = [m for m in ear.heard["vlm/answer/typed"] if m.final]
+    assert [as_json(message) for message in said] == answers, "the JSON says the same"
 
     def last_plan():
-        plan = Plan.from_json(ear.heard["vlm/plan"][-1].data)
+        plan = ear.plans()[-1]
         return plan.actions, plan.final
 
     assert eventually(lambda: last_plan() == ((), True))
@@ -127,7 +134,7 @@ def test_an_instruction_becomes_answers_plans_and_figures(stage, eventually):
 def test_the_plan_is_the_heartbeat_while_an_answer_is_under_way(stage, eventually):
     ear, part, source = stage([["forward(0.5) ", "…"]])
     ear.say("go")
-    assert eventually(lambda: any(Plan.from_json(m.data).actions for m in ear.heard["vlm/plan"]))
+    assert eventually(lambda: any(plan.actions for plan in ear.plans()))
 
     def beats_at_10_hz():
         before = len(ear.heard["vlm/plan"])
@@ -137,7 +144,7 @@ def test_the_plan_is_the_heartbeat_while_an_answer_is_under_way(stage, eventuall
     assert eventually(beats_at_10_hz)
     part.close()
     assert source.closed
-    assert eventually(lambda: not Plan.from_json(ear.heard["vlm/plan"][-1].data).actions)
+    assert eventually(lambda: not ear.plans()[-1].actions)
     silent_from = len(ear.heard["vlm/plan"])
     time.sleep(0.4)
     assert len(ear.heard["vlm/plan"]) == silent_from
@@ -146,11 +153,11 @@ def test_the_plan_is_the_heartbeat_while_an_answer_is_under_way(stage, eventuall
 def test_a_new_instruction_supersedes_the_old_one_at_once(stage, eventually):
     ear, _, source = stage([["forward(0.5) ", "…"], ["done()"]])
     ear.say("go to the chair")
-    assert eventually(lambda: any(Plan.from_json(m.data).actions for m in ear.heard["vlm/plan"]))
-    old = Plan.from_json(ear.heard["vlm/plan"][-1].data).mission
+    assert eventually(lambda: any(plan.actions for plan in ear.plans()))
+    old = ear.plans()[-1].mission
     ear.say("come back")
     assert eventually(lambda: "done" in ear.states())
-    plans = [Plan.from_json(m.data) for m in ear.heard["vlm/plan"]]
+    plans = ear.plans()
     first_new = next(i for i, plan in enumerate(plans) if plan.mission != old)
     assert (plans[first_new - 1].mission, plans[first_new - 1].actions) == (old, ())
     assert all(plan.mission != old for plan in plans[first_new:])
@@ -174,7 +181,7 @@ def test_a_cloud_that_is_not_there_is_named_and_nothing_moves(stage, eventually,
     assert eventually(lambda: "failed" in ear.states())
     failed = next(s for s in ear.json("vlm/status") if s["state"] == "failed")
     assert (failed["reason"], failed["detail"]) == (type(error).__name__, str(error))
-    assert not any(Plan.from_json(m.data).actions for m in ear.heard["vlm/plan"])
+    assert not any(plan.actions for plan in ear.plans())
     source.error = None
     ear.say("go")
     assert eventually(lambda: "done" in ear.states())
@@ -200,7 +207,7 @@ def test_an_instruction_that_is_none_is_named_and_ends_nothing(stage, eventually
 
 def test_the_instruction_parameter_starts_by_itself_when_all_is_there(stage, eventually):
     ear, _, source = stage([["done()"]], instruction="sit")
-    ear.statuses.publish(String(data=PlanStatus().to_json()))
+    ear.statuses.publish(typed.plan_status_to_message(PlanStatus()))
     assert eventually(lambda: "done" in ear.states())
     assert source.engine.seen[0].instruction == "sit"
 
@@ -209,7 +216,7 @@ def test_corrupt_frames_and_statuses_are_dropped_and_counted(stage, eventually, 
     ear, _, _ = stage([["done()"]], image=None, frame_timeout_s=2.0)
     reports = graph.listen(ear.node, DiagnosticArray, "/diagnostics")
     ear.images.publish(CompressedImage(format="jpeg", data=b"\xff\xd8 no more"))
-    ear.statuses.publish(String(data="{"))
+    ear.statuses.publish(msg.PlanStatus(state=99))
     ear.say("go")
     assert eventually(lambda: "failed" in ear.states())
     assert "camera gone" in ear.json("vlm/status")[-1]["detail"]

@@ -107,28 +107,34 @@ class Plan:
         action after `done()`, and on a start on a draft that is final, verified, or more than one action.
         """
         data = _load(text, _PLAN_KEYS, _PLAN_OPTIONS)
-        actions = tuple(parse_action(item) for item in _texts(data, "actions"))
-        if any(isinstance(action, Done) for action in actions[:-1]):
-            raise ActionParseError("actions: an action after done(): nothing may follow")
         plan = cls(
             mission=_text(data, "mission"),
             answer=_count(data, "answer"),
             stamp_s=_seconds(data, "stamp_s"),
             sequence=_count(data, "sequence"),
-            actions=actions,
+            actions=tuple(parse_action(item) for item in _texts(data, "actions")),
             final=_flag(data, "final"),
             verified=_flag(data, "verified"),
             origin=_origin(data),
             draft_start=_flag(data, "draft_start"),
         )
-        if plan.draft_start and not plan.may_be_start:
-            raise ActionParseError("draft_start: one action at most, neither final nor verified")
+        check_plan(plan)
         return plan
 
     @property
     def may_be_start(self) -> bool:
         """Whether this has the form of a start on a draft."""
         return not (self.verified or self.final) and len(self.actions) <= 1
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise ActionParseError for a plan that no source of commands may send, however it travelled."""
+    if len(plan.mission) > MAX_NAME_CHARS:
+        raise ActionParseError(f"mission: expected a text of at most {MAX_NAME_CHARS} characters")
+    if any(isinstance(action, Done) for action in plan.actions[:-1]):
+        raise ActionParseError("actions: an action after done(): nothing may follow")
+    if plan.draft_start and not plan.may_be_start:
+        raise ActionParseError("draft_start: one action at most, neither final nor verified")
 
 
 @dataclass(frozen=True, slots=True)

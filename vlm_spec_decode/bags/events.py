@@ -16,9 +16,10 @@ from typing import Any, TypeAlias
 
 from PIL import Image as PilImage
 
+from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.bags.source import BagSource, Record
 from vlm_spec_decode.core import pixels
-from vlm_spec_decode.core.errors import BagError, ImageError
+from vlm_spec_decode.core.errors import ActionParseError, BagError, ImageError
 from vlm_spec_decode.core.images import check_compressed, check_raw, is_video
 from vlm_spec_decode.core.pixels import message_bytes
 from vlm_spec_decode.core.types import MAX_SIDE_PX, UNKNOWN_LIMITS, Image, ImageLimits
@@ -34,17 +35,21 @@ from vlm_spec_decode.edge.image_upload import (
     has_video,
     small_jpeg,
 )
+from vlm_spec_decode.mission.messages import answer_from_message
+from vlm_spec_decode.mission.reports import AnswerReport
 
 NANOSECONDS = 1_000_000_000
 COMPRESSED, RAW = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/Image"
 STRING, ODOMETRY = "std_msgs/msg/String", "nav_msgs/msg/Odometry"
+ANSWER = "vlm_spec_decode_msgs/msg/Answer"
 TWIST, STAMPED_TWIST = "geometry_msgs/msg/Twist", "geometry_msgs/msg/TwistStamped"
 PICTURES = (COMPRESSED, RAW, *VIDEO_KINDS)
 MOTION = (ODOMETRY, STAMPED_TWIST, TWIST)
 """Types of motion topics, measured before commanded."""
 
-INSTRUCTIONS, ANSWERS, LABELS = "vlm/instruction", "vlm/answer", "vlm/label"
-"""Suffixes of this package's topics; a namespace may precede them."""
+INSTRUCTIONS, LABELS = "vlm/instruction", "vlm/label"
+ANSWERS = {ANSWER: "vlm/answer/typed", STRING: "vlm/answer"}
+"""Suffixes of this package's topics; a namespace may precede them. Older recordings have no typed answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +122,7 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A recorded answer of this package; see `mission.state.Answer.to_json`.
+    """A recorded answer of this package; see `mission.reports.AnswerReport`.
 
     `sent` is None in recordings that do not tell; images were `UPLINK_WIDTH_PX` wide then. `start` is the
     motion that began on the draft and what the cloud said of it, "" without one.
@@ -165,7 +170,7 @@ class Topics:
             self._one("image", self.image, found, PICTURES): "frame",
             self._one("instruction", self.instruction, found, (STRING,), INSTRUCTIONS): "instruction",
             self._one("motion", self.motion, found, MOTION): "motion",
-            self._one("answer", "", found, (STRING,), ANSWERS): "answer",
+            self._answer(found): "answer",
             self._one("label", "", found, (STRING,), LABELS): "label",
         }
         chosen.pop("", None)
@@ -176,6 +181,12 @@ class Topics:
         if found[topic] in VIDEO_KINDS and not has_video():
             raise BagError(f"{topic} is H.264 video ({found[topic]}), which needs PyAV: {INSTALL}")
         return chosen
+
+    @classmethod
+    def _answer(cls, found: Mapping[str, str]) -> str:
+        """Return the topic of the answers: the typed one where there is one."""
+        topics = (cls._one("answer", "", found, (kind,), ending) for kind, ending in ANSWERS.items())
+        return next(filter(None, topics), "")
 
     @staticmethod
     def _one(
@@ -230,7 +241,7 @@ class Events:
                 event = self._event(self.topics[record.topic], record, message)
             except ImageError as error:
                 self.faults[f"{record.topic}: {error}"] += 1
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
+            except (ActionParseError, AttributeError, KeyError, TypeError, ValueError) as error:
                 self.faults[f"{record.topic}: {record.kind} not as expected ({type(error).__name__})"] += 1
             else:
                 if event is not None:
@@ -262,6 +273,8 @@ def _event(role: str, record: Record, message: Any) -> Event | None:
     if role == "motion":
         return _motion(kind, message, at_ns)
     if role == "answer":
+        if kind == ANSWER:
+            return _typed_answer(answer_from_message(message), at_ns)
         return _answer(json.loads(message.data), at_ns)
     if role == "label":
         return _label(json.loads(message.data), at_ns)
@@ -279,6 +292,22 @@ def _motion(kind: str, message: Any, at_ns: int) -> Moved | None:
     twist = message.twist.twist if kind == ODOMETRY else message.twist if kind == STAMPED_TWIST else message
     speeds = (float(twist.linear.x), float(twist.linear.y), float(twist.angular.z))
     return Moved(at_ns, *speeds) if all(map(math.isfinite, speeds)) else None
+
+
+def _typed_answer(report: AnswerReport, at_ns: int) -> Answered | None:
+    if not report.final:
+        return None
+    start = report.start
+    return Answered(
+        at_ns,
+        report.stamp_s,
+        report.instruction,
+        report.history,
+        tuple(map(format_action, report.actions)),
+        report.token_ids,
+        _sent_image({"image_width": report.image_width, "image_digest": report.image_digest.hex()}),
+        f"{start.action}: {start.outcome}" if start else "",
+    )
 
 
 def _answer(data: Mapping[str, Any], at_ns: int) -> Answered:

@@ -10,6 +10,7 @@ from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, Qo
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, TypesysError, get_typestore
 
+from vlm_spec_decode.bags.source import with_own_types
 from vlm_spec_decode.core.errors import ConfigError
 
 BAG_VERSION = 9
@@ -30,7 +31,7 @@ class Recording:
             shutil.rmtree(folder)
         elif folder.exists():
             raise ConfigError(f"{folder} is there and holds no bag; it is left as it is")
-        self._types = get_typestore(Stores.ROS2_JAZZY)
+        self._types = with_own_types(get_typestore(Stores.ROS2_JAZZY))
         self._writer = Writer(folder, version=BAG_VERSION, storage_plugin=StoragePlugin[storage.upper()])
         self._writer.open()
         self._connections: dict[str, Any] = {}

@@ -26,7 +26,7 @@ from vlm_spec_decode.bags.source import BagSource, bag_name
 from vlm_spec_decode.core.config import settings_of
 from vlm_spec_decode.core.errors import ActionError, ConfigError, ImageError, VsdError
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
-from vlm_spec_decode.core.trace import GenerationResult, LinkUsage
+from vlm_spec_decode.core.trace import GenerationResult, LinkUsage, token_fates
 from vlm_spec_decode.core.types import SamplingParams
 from vlm_spec_decode.edge.engine import EngineConfig
 from vlm_spec_decode.edge.factory import ModelPair, load_pair, virtual_engine
@@ -274,11 +274,7 @@ class Replayer:
 
 def token_origins(result: GenerationResult) -> str:
     """Return a letter per token: `a` a draft that the target confirmed, `t` the target's own."""
-    origins = ["t"] * len(result.tokens)
-    for trace in result.rounds:
-        last = min(len(origins), trace.start + trace.accepted)
-        origins[trace.start : last] = "a" * max(0, last - trace.start)
-    return "".join(origins)
+    return "".join(fate[0] for fate in token_fates(result))
 
 
 def _failed_row(error: str, question: Question) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from rosbags.rosbag2 import ReaderError
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, TypesysError, get_types_from_idl, get_types_from_msg, get_typestore
 
+from vlm_spec_decode.core.interfaces import message_definitions
 from vlm_spec_decode.edge.image_upload import FFMPEG_PACKET, FOXGLOVE_VIDEO, GO2_VIDEO
 
 NANOSECONDS = 1_000_000_000
@@ -291,10 +292,15 @@ def _decode(store: Any, data: bytes, kind: str, is_ros1: bool) -> Any:
 
 @lru_cache(maxsize=4)
 def _shipped(which: Stores) -> Any:
-    store = get_typestore(which)
-    for kind, definition in OTHERS.items():
-        found = get_types_from_msg(definition, kind)
-        store.register({name: fields for name, fields in found.items() if name not in store.fielddefs})
+    return with_own_types(get_typestore(which), OTHERS)
+
+
+def with_own_types(store: Any, others: Mapping[str, str] | None = None) -> Any:
+    """Return a typestore with the messages of this package, by their `.msg` files, and with `others`."""
+    found: dict[str, Any] = {}
+    for kind, definition in {**message_definitions(), **(others or {})}.items():
+        found |= get_types_from_msg(definition, kind)
+    store.register({name: fields for name, fields in found.items() if name not in store.fielddefs})
     return store
 
 

@@ -20,7 +20,7 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import RobotUnreachable, UsageError
 
 if TYPE_CHECKING:
-    from vlm_spec_decode.mission.progress import MissionProgress
+    from vlm_spec_decode.mission.progress import MissionProgress, MissionReport
     from vlm_spec_decode.mission.queue import MissionRequest
     from vlm_spec_decode.ros.operator import Operator
 
@@ -202,7 +202,7 @@ def top(seconds: float | None, once: bool, cloud: str | None, namespace: str, as
     from vlm_spec_decode.ros.status_board import ONCE_S, StatusBoard, show
 
     board = StatusBoard()
-    operator, _ = find_node(ros_domain(), namespace, board.on_message, min(FIND_S, seconds or 2.0))
+    operator, _ = find_node(ros_domain(), namespace, board.on_report, min(FIND_S, seconds or 2.0))
     try:
         show(operator, board, WallClock(), ONCE_S if once else seconds, quiet=as_json, once=once)
     finally:
@@ -261,7 +261,7 @@ def follow(
     write: Callable[[str], None],
     ask: Callable[[str], bool],
 ) -> MissionProgress:
-    """Publish a request and return its progress at the end; ending this call early cancels the mission.
+    """Send a request and return its progress at the end; ending this call early cancels the mission.
 
     A request without a lease is not followed once it is accepted. Raises RobotUnreachable if no node is
     found, does not acknowledge it or falls silent; KeyboardInterrupt after an interrupt; OSError if `write`
@@ -272,7 +272,7 @@ def follow(
 
     progress = MissionProgress(request.mission)
     printer = _ProgressPrinter(progress, write)
-    operator, is_found = find_node(ros_domain(), namespace, printer.on_message, FIND_S, printer.note)
+    operator, is_found = find_node(ros_domain(), namespace, printer.on_report, FIND_S, printer.note)
     if not is_found:
         where = operator.where
         operator.close()
@@ -297,8 +297,6 @@ def follow(
             operator.stop_heartbeat()
             if not (progress.has_ended or is_left):
                 _cancel_mission(operator, printer)
-            with suppress(Exception):
-                operator.linger(progress.listeners)
             operator.close()
 
 
@@ -311,9 +309,9 @@ class _ProgressPrinter:
         self._is_gone = False
         self.last_s = time.monotonic()
 
-    def on_message(self, topic: str, text: str) -> None:
-        """Handle one message of a topic, and print its text."""
-        self._print(self.progress.on_message(topic, text))
+    def on_report(self, report: MissionReport) -> None:
+        """Handle one report, and print its text."""
+        self._print(self.progress.on_report(report))
 
     def note(self, text: str) -> None:
         """Print a line of this command's own."""
@@ -331,7 +329,7 @@ class _ProgressPrinter:
 
 
 def _submit(operator: Operator, request: MissionRequest, progress: MissionProgress) -> None:
-    """Publish the request until the node acknowledges it. Raises RobotUnreachable after `ACK_S`."""
+    """Send the request until the node acknowledges it. Raises RobotUnreachable after `ACK_S`."""
     from vlm_spec_decode.ros.operator import RESEND_S
 
     began_s = asked_s = time.monotonic()

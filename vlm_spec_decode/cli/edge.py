@@ -27,7 +27,7 @@ from vlm_spec_decode.robot.registry import ROBOTS, robot_kind
 
 if TYPE_CHECKING:
     from vlm_spec_decode.mission.mission import Mission, MissionEvent
-    from vlm_spec_decode.mission.progress import MissionProgress
+    from vlm_spec_decode.mission.progress import MissionProgress, MissionReport
     from vlm_spec_decode.mission.service import MissionSettings
 
 ROBOT = Setting("robot", "go2", "Which robot.", one_of=ROBOTS)
@@ -243,18 +243,16 @@ class _EventPrinter:
             if report.state == "unavailable":
                 self._write(f"the cloud: {event.text}\n")
             return
-        if isinstance(report, PartialAnswer):
-            self._print_update("vlm/answer/partial", report.text)
-        elif isinstance(report, Answer):
-            self._print_update("vlm/answer", report.to_json())
-            self._print_update("vlm/trace", report.trace_json())
-        else:
+        if isinstance(report, Answer):
+            self._print_report(report.report())
+            self._print_report(report.trace())
+            return
+        if not isinstance(report, PartialAnswer):
             self._progress = self._progress or MissionProgress(report.mission)
-            topic = "vlm/status" if isinstance(report, MissionStatus) else "vlm/plan/status"
-            self._print_update(topic, report.to_json())
+        self._print_report(report)
 
-    def _print_update(self, topic: str, text: str) -> None:
-        if self._progress is not None and (printed := self._progress.on_message(topic, text)):
+    def _print_report(self, report: MissionReport) -> None:
+        if self._progress is not None and (printed := self._progress.on_report(report)):
             self._write(printed)
 
 

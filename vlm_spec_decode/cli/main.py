@@ -24,6 +24,7 @@ INTERRUPTED = 130
 COMMANDS = {
     "ask": ("cli.service", "Ask once, without robot or ROS."),
     "bench": ("bench.cli", "Compare strategies over profiles, links and pairs."),
+    "build-msgs": ("cli.build_msgs", "Build the ROS 2 messages for rclpy from PyPI."),
     "cloud": ("cli.service", "Serve the target model to robots until interrupted."),
     "demo": ("cli.simulation", "Run the main job: simulator, cloud and ROS nodes."),
     "doctor": ("cli.doctor", "Check that this computer has what the other commands need."),
@@ -54,7 +55,7 @@ class Commands(click.Group):
             return super().get_command(ctx, cmd_name)
         with interrupts.keep_interrupts():
             module = importlib.import_module(f"vlm_spec_decode.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from vlm_spec_decode.core.errors import MissingExtra
 
@@ -61,8 +62,13 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "std_srvs": ("ros",),
     "tf2_msgs": ("ros",),
     "visualization_msgs": ("ros",),
+    "vlm_spec_decode_msgs": ("ros",),
 }
 """Each optional library by the name that is imported, and the extras that bring it."""
+
+
+BUILT = ("vlm_spec_decode_msgs", "tf2_msgs")
+"""ROS messages that no package index has: they are built on the computer that needs them."""
 
 
 def install_command(extra: str) -> str:
@@ -73,6 +79,11 @@ def install_command(extra: str) -> str:
 def missing_extra(library: str) -> MissingExtra:
     """Return the error for an optional library that is not installed."""
     first, *others = EXTRAS[library]
+    if library in BUILT and find_spec("rclpy") is not None:
+        return MissingExtra(
+            f"{library} is not built, and this needs it: vsd build-msgs (in a ROS 2 workspace: "
+            "colcon build --base-paths src/vlm_spec_decode src/vlm_spec_decode/vlm_spec_decode_msgs)"
+        )
     ways = install_command(first) + (f" (or {', '.join(f'[{extra}]' for extra in others)})" if others else "")
     more = "; with a ROS 2 installation, source its setup.bash" if first == "ros" else ""
     return MissingExtra(f"{library} is not installed, and this needs it: {ways}{more}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, DraftMessage, Event, Hint, Tokens
 
@@ -135,6 +136,8 @@ class GenerationResult:
     total_s: float
     usage: LinkUsage = field(default_factory=LinkUsage)
     lossless: bool = True
+    ends: tuple[int, ...] = ()
+    """For each token, how many characters of `text` lead up to its end; empty where that was not measured."""
 
     @property
     def drafted(self) -> int:
@@ -155,6 +158,22 @@ class GenerationResult:
     def acceptance_rate(self) -> float:
         """Accepted over drafted tokens; 0 if nothing was drafted."""
         return self.accepted / self.drafted if self.drafted else 0.0
+
+
+TokenFate: TypeAlias = Literal["accepted", "target", "unverified"]
+"""Where a token came from: a draft that the target confirmed, the target itself, or the draft alone."""
+
+
+def token_fates(result: GenerationResult, *, verified: bool = True) -> tuple[TokenFate, ...]:
+    """Return where each token of an answer came from; not `verified`: all are the draft's alone.
+
+    In every round the accepted tokens come first, and the target's own follow.
+    """
+    fates: list[TokenFate] = ["target" if verified else "unverified"] * len(result.tokens)
+    for trace in result.rounds if verified else ():
+        last = min(len(fates), trace.start + trace.accepted)
+        fates[trace.start : last] = ["accepted"] * max(0, last - trace.start)
+    return tuple(fates)
 
 
 class AnswerTrace(Tracer):

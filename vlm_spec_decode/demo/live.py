@@ -8,7 +8,6 @@ goes into a bag, so that it can be compared with a replay as fast as possible.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import Counter
@@ -35,8 +34,10 @@ from vlm_spec_decode.bags.recording import Recording
 from vlm_spec_decode.core.errors import ConfigError, ImageError
 from vlm_spec_decode.core.types import WHOLE
 from vlm_spec_decode.mission.state import END_STATES
+from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.convert import to_compressed
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, OwnNode
+from vlm_spec_decode_msgs import msg
 
 LONGEST_STEP_S = 1.0
 """A gap longer than this counts as standing."""
@@ -141,7 +142,11 @@ FAR_S = 5.0
 """A frame whose stamp differs from the bag's time by more than this gets the bag's time."""
 
 IMAGES, ODOMETRY, INSTRUCTION = "camera/image_raw/compressed", "odom", "vlm/instruction"
-TEXTS = {"vlm/answer": COMMAND, "vlm/trace": COMMAND, "vlm/status": LATCHED, "vlm/run": LATCHED}
+RECORDED = {
+    **dict.fromkeys(("vlm/answer", "vlm/answer/typed", "vlm/trace"), COMMAND),
+    **dict.fromkeys(("vlm/status", "vlm/run"), LATCHED),
+}
+"""The nodes' topics that go into the bag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +182,11 @@ class LivePlayer:
         self._images = node.create_publisher(CompressedImage, IMAGES, qos_profile_sensor_data)
         self._odometry = node.create_publisher(Odometry, ODOMETRY, 20)
         self._instructions = node.create_publisher(String, INSTRUCTION, COMMAND)
-        self._statuses = node.create_publisher(String, "vlm/plan/status", COMMAND)
-        node.create_subscription(String, "vlm/plan", self._on_plan, COMMAND)
-        for topic, quality in TEXTS.items():
-            node.create_subscription(String, topic, self._listener(topic), quality)
+        self._statuses = node.create_publisher(msg.PlanStatus, "vlm/plan/status", COMMAND)
+        node.create_subscription(msg.Plan, "vlm/plan", self._on_plan, COMMAND)
+        for topic, quality in RECORDED.items():
+            kind = typed.TOPICS.get(topic, String)
+            node.create_subscription(kind, topic, self._listener(topic, typed.type_name(kind)), quality)
 
     def play(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
         """Replay to the end; return the numbers of published and received messages.
@@ -257,7 +263,7 @@ class LivePlayer:
         status = self._executor.status(self._clock_ns / NANOSECONDS)
         if status is not None and now_s - self._status_sent_s >= STATUS_S:
             self._status_sent_s = now_s
-            self._statuses.publish(String(data=status.to_json()))
+            self._statuses.publish(typed.plan_status_to_message(status, self._clock_ns / NANOSECONDS))
         at_s = (self._clock_ns - self._start_ns) / NANOSECONDS
         while self._spoken and self._spoken[0].at_s <= at_s:
             self._publish_instruction(self._spoken.pop(0).instruction)
@@ -303,22 +309,18 @@ class LivePlayer:
 
     # From the nodes ------------------------------------------------------------------------------
 
-    def _on_plan(self, message: String) -> None:
-        self._executor.set_plan(Plan.from_json(message.data), self._clock_ns / NANOSECONDS)
+    def _on_plan(self, message: msg.Plan) -> None:
+        self._executor.set_plan(typed.plan_from_message(message), self._clock_ns / NANOSECONDS)
 
-    def _listener(self, topic: str) -> Callable[[String], None]:
-        def take(message: String) -> None:
-            self._record(topic, "std_msgs/msg/String", serialize_message(message))
+    def _listener(self, topic: str, kind: str) -> Callable[[Any], None]:
+        def take(message: Any) -> None:
+            self._record(topic, kind, serialize_message(message))
             if topic == "vlm/status":
-                self._state, self._reason = _state(message.data)
+                status = typed.mission_status_from_message(message)
+                self._state, self._reason = status.state, f"{status.reason}: {status.detail}"
             self.counts["answers"] += topic == "vlm/answer"
 
         return take
 
     def _record(self, topic: str, kind: str, data: bytes) -> None:
         self._bag.write(f"/{topic}", kind, data, self._clock_ns or 1)
-
-
-def _state(text: str) -> tuple[str, str]:
-    status = json.loads(text)
-    return str(status["state"]), f"{status['reason']}: {status['detail']}"

@@ -33,6 +33,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage
 from std_msgs.msg import String
 
 from vlm_spec_decode.actions.parser import parse_answer
+from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.bags.recording import Recording
 from vlm_spec_decode.core.clock import WallClock
@@ -42,7 +43,9 @@ from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.profiles import load_link
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.demo.report import MissionLog, MissionStep
+from vlm_spec_decode.mission.progress import MissionReport
 from vlm_spec_decode.models.paced import SLOWER
+from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.convert import from_compressed, from_odometry
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, OwnNode
 from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S
@@ -174,7 +177,7 @@ class ProcessStack:
             self._processes.start(f"{name}_node", ["-c", code, "--ros-args", *parameters])
 
     def _listen(self) -> None:
-        self._listener = listener = Listener(self._ros_domain, self._bag.write, self._on_text)
+        self._listener = listener = Listener(self._ros_domain, self._bag.write, self._on_report)
         self.frames = listener.frames
         until_s = self._clock.now() + START_S
         while self._clock.now() < until_s:
@@ -200,8 +203,8 @@ class ProcessStack:
         listener.spin(SPIN_S)
         self._processes.check()
 
-    def _on_text(self, topic: str, text: str) -> None:
-        for line in self._log.on_message(topic, text, self._clock.now()):
+    def _on_report(self, report: Plan | MissionReport) -> None:
+        for line in self._log.on_report(report, self._clock.now()):
             self.log(line)
 
     def run_mission(self, instruction: str, timeout_s: float) -> MissionLog:
@@ -383,7 +386,14 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 INSTRUCTION = "/vlm/instruction"
-TEXTS = ("/vlm/answer", "/vlm/answer/partial", "/vlm/plan", "/vlm/plan/status", "/vlm/trace")
+COMMANDS = (
+    "vlm/answer",
+    "vlm/answer/partial",
+    "vlm/answer/typed",
+    "vlm/plan",
+    "vlm/plan/status",
+    "vlm/trace",
+)
 FRAMES = "/camera/image_raw/compressed"
 KEPT_FRAMES = 200
 
@@ -394,36 +404,36 @@ Heard = Callable[[str, str, bytes, int], None]
 class Listener:
     """A node in its own context on a ROS domain. It works only while `spin` is called."""
 
-    def __init__(self, domain: int, on_message: Heard, on_text: Callable[[str, str], None]) -> None:
-        """`on_message` gets every message as bytes, `on_text` topic and text of every String."""
+    def __init__(self, domain: int, on_message: Heard, on_report: Callable[[Any], None]) -> None:
+        """`on_message` gets every message as bytes, `on_report` every plan and report of the nodes."""
         self._on_message = on_message
-        self._on_text = on_text
+        self._on_report = on_report
         self.frames: OrderedDict[float, Image] = OrderedDict()
         self.poses: dict[float, Pose2D] = {}
         self._own = OwnNode("vsd_demo", domain)
         self._node = self._own.node
         self._instructions = self._node.create_publisher(String, INSTRUCTION, COMMAND)
-        for topic in TEXTS:
-            self._subscribe(String, topic, COMMAND)
+        for topic in COMMANDS:
+            self._subscribe(typed.TOPICS.get(topic, String), f"/{topic}", COMMAND)
         self._subscribe(String, INSTRUCTION, COMMAND)
-        self._subscribe(String, "/vlm/status", LATCHED)
+        self._subscribe(typed.TOPICS["vlm/status"], "/vlm/status", LATCHED)
         self._subscribe(String, "/vlm/run", LATCHED)
         self._subscribe(CompressedImage, FRAMES, qos_profile_sensor_data)
         self._subscribe(CameraInfo, "/camera/camera_info", qos_profile_sensor_data)
         self._subscribe(Odometry, "/odom", 20)
 
     def _subscribe(self, kind: Any, topic: str, qos: Any) -> None:
-        name = f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
+        name = typed.type_name(kind)
 
         def take(data: bytes) -> None:
             self._on_message(topic, name, data, time.time_ns())
-            self._note(kind, topic, data)
+            self._note(kind, data)
 
         self._node.create_subscription(kind, topic, take, qos, raw=True)
 
-    def _note(self, kind: Any, topic: str, data: bytes) -> None:
-        if kind is String:
-            self._on_text(topic, deserialize_message(data, String).data)
+    def _note(self, kind: Any, data: bytes) -> None:
+        if kind in typed.READERS:
+            self._on_report(typed.from_message(deserialize_message(data, kind)))
         elif kind is CompressedImage:
             try:
                 image, stamp_s = from_compressed(deserialize_message(data, CompressedImage))

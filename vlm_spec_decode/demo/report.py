@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import re
 import textwrap
@@ -20,6 +19,8 @@ from PIL import ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
+from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.core.errors import SceneError
 from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.trace import GenerationResult
@@ -29,8 +30,9 @@ from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.factory import bring_up
 from vlm_spec_decode.edge.image_upload import UPLINK_WIDTH_PX, for_uplink_again
 from vlm_spec_decode.edge.settings import EdgeSettings
-from vlm_spec_decode.mission.progress import MissionProgress
-from vlm_spec_decode.mission.state import END_STATES, START_WORDS
+from vlm_spec_decode.mission.progress import MissionProgress, MissionReport
+from vlm_spec_decode.mission.reports import AnswerReport, DecodeReport
+from vlm_spec_decode.mission.state import END_STATES, START_WORDS, MissionStatus
 from vlm_spec_decode.sim.ground_truth import GroundTruth, save_view
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.sim.scene import Scene
@@ -53,23 +55,23 @@ class MissionStep:
     image_digest: bytes = b""
     trace: Mapping[str, Any] = field(default_factory=dict)
 
-    def store(self, topic: str, data: Mapping[str, Any]) -> None:
-        """Store the message of a topic about this step."""
-        if topic == "vlm/answer":
-            self.text, self.token_ids = data["text"], tuple(data["token_ids"])
-            self.actions, self.history = tuple(data["actions"]), tuple(data["history"])
-            self.stamp_s = data["stamp_s"]
-            self.image_width = data.get("image_width") or UPLINK_WIDTH_PX
-            self.image_digest = bytes.fromhex(data.get("image_digest", ""))
-        elif topic == "vlm/trace":
-            self.trace = data
-        elif topic == "vlm/plan/status":
-            self.executed = tuple(data["executed"])
+    def store(self, report: AnswerReport | DecodeReport | PlanStatus) -> None:
+        """Store a report about this step."""
+        if isinstance(report, AnswerReport):
+            self.text, self.token_ids = report.text, report.token_ids
+            self.actions, self.history = tuple(map(format_action, report.actions)), report.history
+            self.stamp_s = report.stamp_s
+            self.image_width = report.image_width or UPLINK_WIDTH_PX
+            self.image_digest = report.image_digest
+        elif isinstance(report, DecodeReport):
+            self.trace = report.to_mapping()
+        else:
+            self.executed = report.executed
 
 
 @dataclass(slots=True)
 class MissionLog:
-    """The log of a mission; times are seconds of the clock that `on_message` gets."""
+    """The log of a mission; times are seconds of the clock that `on_report` gets."""
 
     given_s: float = float("nan")
     link: str = "connecting"
@@ -91,49 +93,48 @@ class MissionLog:
         """Record that the instruction is sent now; messages of older missions are ignored."""
         self.given_s = now_s
 
-    def on_message(self, topic: str, text: str, now_s: float) -> list[str]:
-        """Store a message, each once and in order of arrival; return lines of text for the user."""
-        topic = topic.removeprefix("/")
-        if topic not in {"vlm/status", "vlm/answer", "vlm/trace", "vlm/plan", "vlm/plan/status"}:
+    def on_report(self, report: Plan | MissionReport, now_s: float) -> list[str]:
+        """Store a report, each once and in order of arrival; return lines of text for the user."""
+        if isinstance(report, MissionStatus):
+            return self._status(report, now_s)
+        if not isinstance(report, (Plan, AnswerReport, DecodeReport, PlanStatus)):
             return []
-        data = json.loads(text)
-        if topic == "vlm/status":
-            return self._status(data, text, now_s)
-        if self._progress is None or data.get("mission") != self._progress.mission:
+        if self._progress is None or report.mission != self._progress.mission:
             return []
-        if topic == "vlm/plan":
-            if data["actions"] and self.first_action_s is None:
+        if isinstance(report, Plan):
+            if report.actions and self.first_action_s is None:
                 self.first_action_s = now_s
             return []
-        step = next((step for step in self.steps if step.number == data["answer"]), None)
+        number = report.answer if isinstance(report, PlanStatus) else report.number
+        step = next((step for step in self.steps if step.number == number), None)
         if step is None:
             return []
-        step.store(topic, data)
-        if topic == "vlm/answer":
+        step.store(report)
+        if isinstance(report, AnswerReport):
             self.times.answered(step.number, now_s)
-        elif topic == "vlm/trace":
-            self.times.sent(step.number, data["image_bytes"])
-        elif topic == "vlm/plan/status":
-            self.times.robot(data["state"] == "moving", now_s)
-        return self._progress.on_message(topic, text).splitlines()
+        elif isinstance(report, DecodeReport):
+            self.times.sent(step.number, report.usage.image_bytes)
+        else:
+            self.times.robot(report.state == "moving", now_s)
+        return self._progress.on_report(report).splitlines()
 
-    def _status(self, data: Mapping[str, Any], text: str, now_s: float) -> list[str]:
-        state, why = data["state"], ": ".join(p for p in (data["reason"], data["detail"]) if p)
-        if not data["mission"] and state not in END_STATES:
+    def _status(self, status: MissionStatus, now_s: float) -> list[str]:
+        state, why = status.state, ": ".join(p for p in (status.reason, status.detail) if p)
+        if not status.mission and state not in END_STATES:
             self.link, self.detail = state, why
             return []
         if not self.given_s <= now_s or self.has_ended:
             return []
-        if self._progress is None or self._progress.mission != data["mission"]:
+        if self._progress is None or self._progress.mission != status.mission:
             # A refused instruction has no mission: its end has an empty name.
-            self._progress = MissionProgress(data["mission"])
+            self._progress = MissionProgress(status.mission)
         self.state, self.reason = state, why
-        if state == "answering" and data["reason"] not in START_WORDS:
-            self.steps.append(MissionStep(data["step"]))
-            self.times.look(data["step"], now_s)
+        if state == "answering" and status.reason not in START_WORDS:
+            self.steps.append(MissionStep(status.step))
+            self.times.look(status.step, now_s)
         if state in END_STATES:
             self.ended_s = now_s
-        return self._progress.on_message("vlm/status", text).splitlines()
+        return self._progress.on_report(status).splitlines()
 
 
 REACHED_M = 0.7

@@ -1,19 +1,24 @@
 """One mission as text for a person: the answer as it streams, the robot's actions, the end.
 
-The one place where reports of a mission become words; `vsd say`, `vsd top` and `vsd demo` print these. Text
-in, text out; independent of ROS and terminals. Messages of other missions are ignored.
+The one place where reports of a mission become words; `vsd say`, `vsd top` and `vsd demo` print these.
+Reports in, text out; independent of ROS and terminals. Reports of other missions are ignored.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
+from vlm_spec_decode.actions.plan import PlanStatus
+from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.core.errors import CloudError, InstructionError, RobotError, VsdError
 from vlm_spec_decode.mission.events import BROKEN_OFF
-from vlm_spec_decode.mission.state import END_STATES, START_WORDS
+from vlm_spec_decode.mission.queue import Ack
+from vlm_spec_decode.mission.reports import AnswerReport, DecodeReport
+from vlm_spec_decode.mission.state import END_STATES, START_WORDS, MissionStatus, PartialAnswer
+
+MissionReport: TypeAlias = Ack | MissionStatus | PartialAnswer | AnswerReport | DecodeReport | PlanStatus
+"""What is told about a mission."""
 
 AWAITED = {
     "queued": "the missions before it",
@@ -37,35 +42,34 @@ START_NOTES = {
 """What became of a start on the draft, by the executor's `start`."""
 
 
-def mission_line(status: Mapping[str, Any]) -> str:
-    """Return the state of a `vlm/status` in words, with reason and detail where it has them."""
-    why = ": ".join(str(part) for part in (status["reason"], status["detail"]) if part)
-    return f"{str(status['state']).replace('_', ' ')}{': ' if why else ''}{why}"
+def mission_line(status: MissionStatus) -> str:
+    """Return the state of a mission in words, with reason and detail where it has them."""
+    return ": ".join(part for part in (status.state.replace("_", " "), status.reason, status.detail) if part)
 
 
-def robot_line(status: Mapping[str, Any]) -> str:
-    """Return a `vlm/plan/status` in words: what the robot does, and why it has left its plan."""
-    doing = f"{status['state']} {status['action']}".strip()
-    if start := START_NOTES.get(str(status.get("start", ""))):
-        doing += f" ({start}: {status['start_detail']})"
-    if status["state"] not in BROKEN_OFF:
+def robot_line(status: PlanStatus) -> str:
+    """Return the executor's status in words: what the robot does, and why it has left its plan."""
+    doing = f"{status.state} {status.action}".strip()
+    if start := START_NOTES.get(status.start):
+        doing += f" ({start}: {status.start_detail})"
+    if status.state not in BROKEN_OFF:
         return doing
-    return f"{doing}: {status['reason']} {status['detail']}".rstrip(": ")
+    return f"{doing}: {status.reason} {status.detail}".rstrip(": ")
 
 
-def decoding_line(trace: Mapping[str, Any]) -> str:
-    """Return the figures of a `vlm/trace` in words."""
-    cost = f"{trace['tokens']} tokens, {trace['total_s']:.2f} s, {trace['target_passes']} target passes"
-    if not trace["drafted"]:
+def decoding_line(trace: DecodeReport) -> str:
+    """Return the figures of an answer in words."""
+    cost = f"{trace.tokens} tokens, {trace.total_s:.2f} s, {trace.target_passes} target passes"
+    if not trace.drafted:
         return f"{cost}, nothing drafted"
-    return f"{cost}, {trace['accepted']} of {trace['drafted']} drafted kept"
+    return f"{cost}, {trace.accepted} of {trace.drafted} drafted kept"
 
 
 @dataclass(slots=True)
 class MissionProgress:
     """The state of the mission named `mission`.
 
-    `on_message` takes a message and returns the text to print, newlines included.
+    `on_report` takes a report and returns the text to print, newlines included.
     """
 
     mission: str
@@ -106,21 +110,21 @@ class MissionProgress:
         """What the mission waits for, in words."""
         return AWAITED.get(self.state, "vlm_node to begin")
 
-    def on_message(self, topic: str, text: str) -> str:
-        """Read one message of a topic; return what to print."""
-        if topic == "vlm/answer/partial":
-            return self._partial(text)
-        data = json.loads(text)
-        if data.get("mission") != self.mission:
-            return self._refusal(data) if topic == "vlm/status" else ""
-        handlers = {
-            "vlm/ack": self._ack,
-            "vlm/status": self._status,
-            "vlm/answer": self._answer,
-            "vlm/plan/status": self._plan_status,
-            "vlm/trace": self._trace,
-        }
-        return handlers[topic](data)
+    def on_report(self, report: MissionReport) -> str:
+        """Take one report; return what to print."""
+        if isinstance(report, PartialAnswer):
+            return self._partial(report.text)
+        if report.mission != self.mission:
+            return self._refusal(report) if isinstance(report, MissionStatus) else ""
+        if isinstance(report, Ack):
+            return self._ack(report)
+        if isinstance(report, MissionStatus):
+            return self._status(report)
+        if isinstance(report, AnswerReport):
+            return self._answer(report)
+        if isinstance(report, DecodeReport):
+            return self._line(f"    {decoding_line(report)}")
+        return self._plan_status(report)
 
     def _line(self, text: str) -> str:
         """Return `text` as a separate line; an answer that is still being printed is ended first."""
@@ -134,40 +138,39 @@ class MissionProgress:
         self._shown = ""
         return self._line(text)
 
-    def _ack(self, data: Mapping[str, Any]) -> str:
-        self.is_acknowledged = self.is_acknowledged or data["state"] == "taken"
-        self.listeners = max(self.listeners, int(data["listeners"]))
-        if data["state"] == "taken" or self.has_ended:
+    def _ack(self, ack: Ack) -> str:
+        self.is_acknowledged = self.is_acknowledged or ack.state == "taken"
+        self.listeners = max(self.listeners, ack.listeners)
+        if ack.state == "taken" or self.has_ended:
             return ""
-        self.state, self.reason, self.detail = data["status"] or "failed", data["reason"], data["detail"]
-        return self._line(self._state_line())
+        return self._ended(MissionStatus(state=ack.status or "failed", reason=ack.reason, detail=ack.detail))
 
-    def _state_line(self) -> str:
-        return mission_line({"state": self.state, "reason": self.reason, "detail": self.detail})
+    def _ended(self, status: MissionStatus) -> str:
+        self.state, self.reason, self.detail = status.state, status.reason, status.detail
+        return self._line(mission_line(status))
 
-    def _refusal(self, data: Mapping[str, Any]) -> str:
+    def _refusal(self, status: MissionStatus) -> str:
         """Handle a refused request. It has no mission, so every client that has sent one reads it."""
-        is_mine = not (data["mission"] or self.state or self.is_acknowledged)
-        if not is_mine or data["reason"] != InstructionError.__name__:
+        is_mine = not (status.mission or self.state or self.is_acknowledged)
+        if not is_mine or status.reason != InstructionError.__name__:
             return ""
-        self.state, self.reason, self.detail = "failed", data["reason"], data["detail"]
-        return self._line(self._state_line())
+        return self._ended(replace(status, state="failed"))
 
-    def _status(self, data: Mapping[str, Any]) -> str:
+    def _status(self, status: MissionStatus) -> str:
         if self.has_ended:
             return ""
         self.is_acknowledged = True
-        self.state, self.reason, self.detail = data["state"], data["reason"], data["detail"]
+        self.state, self.reason, self.detail = status.state, status.reason, status.detail
         self.proposed = self.detail if (self.state, self.reason) == ("proposed", "approve") else ""
         if self.state == "answering" and self.reason in START_WORDS:
             return self._after_answer(f"    ~ {START_WORDS[self.reason]}: {self.detail}")
         if self.state == "answering":
-            self.steps, self._shown, self._has_streamed = data["step"], "", False
+            self.steps, self._shown, self._has_streamed = status.step, "", False
             mark = " (draft only, not verified)" if self.reason == "unverified" else ""
             return self._line(f"[{self.steps}] looks{mark}")
         if self.state == "acting":
             return ""
-        return self._line(self._state_line())
+        return self._line(mission_line(status))
 
     def _partial(self, text: str) -> str:
         """Print what is new; text that was already shown stays, since it was committed."""
@@ -181,29 +184,28 @@ class MissionProgress:
         self._is_open_line = self._has_streamed = True
         return start + new
 
-    def _answer(self, data: Mapping[str, Any]) -> str:
-        self.actions += data["actions"]
-        if not self._has_streamed and data["text"]:
+    def _answer(self, answer: AnswerReport) -> str:
+        if not answer.final:
+            return ""
+        self.actions += map(format_action, answer.actions)
+        if not self._has_streamed and answer.text:
             # If the answer arrives before its partial texts, those are not printed any more.
-            self._shown = " ".join(data["text"].splitlines())
+            self._shown = " ".join(answer.text.splitlines())
             return self._line(f"    {self._shown}")
         end, self._is_open_line = "\n" if self._is_open_line else "", False
         held, self._deferred_lines = self._deferred_lines, []
         return end + "".join(held)
 
-    def _trace(self, data: Mapping[str, Any]) -> str:
-        return self._line(f"    {decoding_line(data)}")
-
-    def _plan_status(self, data: Mapping[str, Any]) -> str:
-        is_start = data.get("start") == "begun"
-        doing = f"{data['state']} {data['action']} {'?' if is_start else ''}"
+    def _plan_status(self, status: PlanStatus) -> str:
+        is_start = status.start == "begun"
+        doing = f"{status.state} {status.action} {'?' if is_start else ''}"
         if doing == self._acting:
             return ""
         self._acting = doing
-        if data["state"] == "moving":
-            return self._after_answer(f"    > {data['action']}{' (not verified)' if is_start else ''}")
-        if data["state"] in BROKEN_OFF:
-            return self._after_answer(f"    ! {robot_line(data)}")
+        if status.state == "moving":
+            return self._after_answer(f"    > {status.action}{' (not verified)' if is_start else ''}")
+        if status.state in BROKEN_OFF:
+            return self._after_answer(f"    ! {robot_line(status)}")
         return ""
 
     def _after_answer(self, text: str) -> str:

@@ -1,8 +1,8 @@
 """Requests and the queue of missions: names, supersession, waiting missions, ends. Independent of ROS.
 
-A request is strict JSON on `vlm/request`; the node acknowledges it on `vlm/ack`. A request with a lease
-lives only as long as its client sends heartbeats on `vlm/heartbeat`, so that no robot walks on without its
-client.
+A request arrives on `vlm/request` or as a goal of `vlm/execute`; the node acknowledges it on `vlm/ack`. A
+request with a lease lives only as long as its client sends heartbeats on `vlm/heartbeat`, so that no robot
+walks on without its client.
 """
 
 from __future__ import annotations
@@ -140,10 +140,24 @@ class MissionQueue:
         """Return a new job for a request. Raises InstructionError for a name that was used before."""
         self.missions += 1
         name = request.mission or f"{self.prefix}-{self.missions}"
-        if name in self._used:
-            raise InstructionError(f"mission {name!r} has been here before; a name is used once")
+        self._check_name(name)
         _remember(self._used, name, request)
         return MissionJob(name, check_instruction(request.instruction), request.approve, request.dry_run)
+
+    def check(self, request: MissionRequest, *, waits: bool) -> None:
+        """Raise InstructionError for a request that would be refused: a used name, or too many wait."""
+        if not self.is_repeat(request):
+            self._check_name(request.mission)
+            if waits and self.current is not None:
+                self._check_room()
+
+    def _check_name(self, name: str) -> None:
+        if name in self._used:
+            raise InstructionError(f"mission {name!r} has been here before; a name is used once")
+
+    def _check_room(self) -> None:
+        if len(self.waiting) >= MAX_WAITING:
+            raise InstructionError(f"{MAX_WAITING} missions wait already")
 
     def is_repeat(self, request: MissionRequest) -> bool:
         """Whether the same request, with the same name, was accepted before."""
@@ -164,9 +178,11 @@ class MissionQueue:
 
     def enqueue(self, job: MissionJob) -> None:
         """Append a job to the queue. Raises InstructionError if too many wait."""
-        if len(self.waiting) >= MAX_WAITING:
+        try:
+            self._check_room()
+        except InstructionError:
             self._used[job.mission] = None
-            raise InstructionError(f"{MAX_WAITING} missions wait already")
+            raise
         self.waiting.append(job)
 
     def withdraw(self, mission: str) -> MissionJob | None:

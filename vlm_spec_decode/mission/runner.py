@@ -369,6 +369,7 @@ class MissionRunner:
                         actions=plan.actions,
                         result=update.result,
                         start=start.report(plan.actions),
+                        verified=verified,
                     ),
                 )
                 self._starts.described = update.result.text

@@ -208,13 +208,21 @@ class MissionService:
             else:
                 asked = self.instruct(request)
         except InstructionError as error:
-            name, detail = type(error).__name__, str(error)
-            self._output.publish_status(MissionStatus(state="failed", reason=name, detail=detail), aside=True)
-            self._output.acknowledge(
-                Ack(state="refused", mission=asked, topic=topic, reason=name, detail=detail)
-            )
+            self.refuse(topic, asked, error)
         else:
             self._output.acknowledge(Ack(state="taken", mission=asked, topic=topic, listeners=listeners()))
+
+    def refuse(self, topic: str, mission: str, error: InstructionError) -> None:
+        """Say why the request of this name is not carried out."""
+        name, detail = type(error).__name__, str(error)
+        self._output.publish_status(MissionStatus(state="failed", reason=name, detail=detail), aside=True)
+        self._output.acknowledge(
+            Ack(state="refused", mission=mission, topic=topic, reason=name, detail=detail)
+        )
+
+    def check(self, request: MissionRequest) -> None:
+        """Raise InstructionError for a request that `instruct` would refuse."""
+        self._queue.check(request, waits=request.queue or self._settings().queue)
 
     def instruct(self, request: MissionRequest) -> str:
         """Start a request's mission at once, superseding the present one, or queue it; return its name.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Literal, TypeAlias
 
 from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.actions.types import Action, Look, Turn, action_numbers, format_action
 from vlm_spec_decode.core.config import setting
 from vlm_spec_decode.core.errors import VsdError
-from vlm_spec_decode.core.trace import GenerationResult
+from vlm_spec_decode.core.trace import GenerationResult, token_fates
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.mission_loop import Status
+from vlm_spec_decode.mission.reports import AnswerReport, DecodeReport, StartReport
 
 REASON_TEXTS = {
     "estop": "the e-stop is engaged; the e_stop service releases it",
@@ -49,6 +50,22 @@ START_WORDS = {
 ALIKE_M, ALIKE_DEG = 0.2, 10.0
 """How much an answer to a newer frame may differ from the plan that a person has approved."""
 
+
+STATES = (
+    *(
+        "connecting",
+        "unavailable",
+        "ready",
+        "queued",
+        "looking",
+        "answering",
+        "proposed",
+        "acting",
+        "holding",
+    ),
+    *("drafting", "done", "step_limit", "refused", "cancelled", "failed"),
+)
+"""All states of `vlm/status`."""
 
 END_STATES = frozenset({"done", "step_limit", "refused", "cancelled", "failed"})
 """States of `vlm/status` after which the mission will not move the robot any more."""
@@ -190,19 +207,11 @@ class PartialAnswer:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class StartReport:
-    """A motion that began on the draft, as text, and whether the cloud `confirmed` or `corrected` it."""
-
-    action: str
-    outcome: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """One finished answer: its question, its text and actions, and how it was decoded.
 
-    `start` is the motion that began on the draft, if one did.
+    `start` is the motion that began on the draft, if one did; `verified` is false for one of the draft alone.
     """
 
     mission: str
@@ -211,47 +220,42 @@ class Answer:
     actions: tuple[Action, ...]
     result: GenerationResult
     start: StartReport | None = None
+    verified: bool = True
+
+    def report(self) -> AnswerReport:
+        """Return what was said."""
+        observation, result = self.observation, self.result
+        image = observation.image
+        return AnswerReport(
+            mission=self.mission,
+            number=self.number,
+            instruction=observation.instruction,
+            history=tuple(observation.history),
+            stamp_s=observation.stamp_s,
+            frame_id=observation.frame_id,
+            image_width=image.width if image else 0,
+            image_digest=image.digest if image else b"",
+            text=result.text,
+            token_ids=tuple(result.tokens),
+            token_fates=token_fates(result, verified=self.verified),
+            token_ends=result.ends,
+            actions=self.actions,
+            start=self.start,
+        )
+
+    def trace(self) -> DecodeReport:
+        """Return how it was decoded."""
+        result = self.result
+        own = ("mission", "number", "tokens")
+        same = {
+            each.name: getattr(result, each.name) for each in fields(DecodeReport) if each.name not in own
+        }
+        return DecodeReport(mission=self.mission, number=self.number, tokens=len(result.tokens), **same)
 
     def to_json(self) -> str:
-        """Return the JSON of `/vlm/answer`; with the frame of the same stamp it can be decoded again.
-
-        `image_width` is the width in pixels to which that frame was reduced, `image_digest` the SHA-256 of
-        the JPEG that both models saw.
-        """
-        image = self.observation.image
-        fields = {
-            "mission": self.mission,
-            "answer": self.number,
-            "instruction": self.observation.instruction,
-            "history": list(self.observation.history),
-            "stamp_s": self.observation.stamp_s,
-            "frame_id": self.observation.frame_id,
-            "image_width": image.width if image else 0,
-            "image_digest": image.digest.hex() if image else "",
-            "text": self.result.text,
-            "token_ids": list(self.result.tokens),
-            "actions": [format_action(action) for action in self.actions],
-        }
-        return json.dumps(fields | ({"start": asdict(self.start)} if self.start else {}))
+        """Return the JSON of `/vlm/answer`."""
+        return self.report().to_json()
 
     def trace_json(self) -> str:
-        """Return the JSON of `/vlm/trace`: the figures of this answer, and of each of its rounds."""
-        result = self.result
-        fields = {
-            "mission": self.mission,
-            "answer": self.number,
-            "strategy": result.strategy,
-            "rule": result.rule,
-            "tokens": len(result.tokens),
-            "rounds": [asdict(trace) for trace in result.rounds],
-            "drafted": result.drafted,
-            "accepted": result.accepted,
-            "acceptance_rate": result.acceptance_rate,
-            "target_passes": result.target_passes,
-            "early_verdicts": result.early_verdicts,
-            "time_to_first_token_s": result.time_to_first_token_s,
-            "time_to_first_action_s": result.time_to_first_action_s,
-            "total_s": result.total_s,
-            **asdict(result.usage),
-        }
-        return json.dumps(fields)
+        """Return the figures of this answer, and of each of its rounds, as JSON."""
+        return self.trace().to_json()

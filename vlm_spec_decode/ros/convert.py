@@ -38,8 +38,10 @@ UNMEASURED_VARIANCE = 1e6
 
 def to_time(stamp_s: float) -> Time:
     """Return a message stamp; fractions are rounded to nanoseconds."""
-    sec, nanosec = divmod(round(stamp_s * NANOSECONDS), NANOSECONDS)
-    return Time(sec=sec, nanosec=nanosec)
+    # The fraction alone: the product with the seconds since 1970 would be off by up to 128 ns.
+    sec = math.floor(stamp_s)
+    carry, nanosec = divmod(round((stamp_s - sec) * NANOSECONDS), NANOSECONDS)
+    return Time(sec=sec + carry, nanosec=nanosec)
 
 
 def to_seconds(stamp: Time) -> float:

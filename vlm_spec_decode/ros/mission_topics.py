@@ -1,39 +1,43 @@
-"""The ROS interface of a mission: the VLM node's topics, and a ROS 2 action.
+"""The topics of a mission: what the VLM node publishes.
 
-`VlmPublishers` has the publishers, the plan and its heartbeat, and the last status.
-
-In the action, the goal is the instruction, the feedback is the state, and cancel withdraws the mission. ROS 2
-has no action type with a text, and a Python package cannot define one, so a parameter names the type: any
-whose goal has a string field. Further fields are filled if their type fits: a string of feedback with each
-new state, a bool and a string of the result. Uses the VLM node's topics like any other client: a new goal
-supersedes the mission under way, and the e-stop ends it.
+`VlmPublishers` has the publishers, the plan and its heartbeat, and the last status. `vlm/answer` stays JSON
+in a String and `vlm/answer/partial` plain text, which people read with `ros2 topic echo`; `vlm/run` is JSON,
+because its keys are those of whatever settings and models are in use.
 """
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Callable
-from importlib import import_module
-from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Protocol
 
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.action import ActionServer, CancelResponse, GoalResponse
-from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
 from std_msgs.msg import String
 
 from vlm_spec_decode.actions.plan import Plan
-from vlm_spec_decode.core.config import Setting
-from vlm_spec_decode.core.errors import ConfigError, InstructionError
-from vlm_spec_decode.mission.queue import Ack, MissionRequest
+from vlm_spec_decode.mission.queue import Ack
 from vlm_spec_decode.mission.service import PlanHeartbeat
-from vlm_spec_decode.mission.state import END_STATES, Answer, MissionStatus, PartialAnswer
-from vlm_spec_decode.ros import diagnostics
+from vlm_spec_decode.mission.state import Answer, MissionStatus, PartialAnswer
+from vlm_spec_decode.ros import diagnostics, typed
 from vlm_spec_decode.ros.convert import ClockConverter
-from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, LATCHED_QUEUE, REQUEST, STREAMED
-from vlm_spec_decode.ros.subscriptions import fault_lines, subscribe
+from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, STREAMED
+from vlm_spec_decode.ros.subscriptions import fault_lines
+from vlm_spec_decode_msgs import msg
+
+
+class MissionListener(Protocol):
+    """Is told what is published about missions, on the thread that publishes it."""
+
+    def on_status(self, status: MissionStatus) -> None:
+        """Take a status, of any mission."""
+        ...
+
+    def on_text(self, mission: str, text: str) -> None:
+        """Take the committed text of a mission's present answer."""
+        ...
+
+    def on_plan(self, plan: Plan) -> None:
+        """Take a plan that has changed."""
+        ...
 
 
 class VlmPublishers:
@@ -46,40 +50,50 @@ class VlmPublishers:
         self._node = node
         self._stamps = stamps
         self._last: Answer | None = None
+        self.listeners: list[MissionListener] = []
+        """They are told what is published."""
         self.shown = MissionStatus(state="connecting")
         """The newest status of the mission in progress, or of the link."""
         self._answers = node.create_publisher(String, "vlm/answer", COMMAND)
+        self._typed_answers = node.create_publisher(msg.Answer, "vlm/answer/typed", COMMAND)
         self._partials = node.create_publisher(String, "vlm/answer/partial", STREAMED)
-        self._plans = node.create_publisher(String, "vlm/plan", COMMAND)
+        self._plans = node.create_publisher(msg.Plan, "vlm/plan", COMMAND)
         heartbeat = PlanHeartbeat(self._send, stamps.ros_now_s)
-        self.send_plan, self.repeat_plan, self.end_plan = (
-            heartbeat.send_plan,
-            heartbeat.repeat_plan,
-            heartbeat.end_plan,
-        )
+        self._heartbeat = heartbeat
+        self.repeat_plan, self.end_plan = heartbeat.repeat_plan, heartbeat.end_plan
         self.send_empty_plan = heartbeat.send_empty_plan
-        self._traces = node.create_publisher(String, "vlm/trace", LATCHED)
+        self._traces = node.create_publisher(msg.DecodeTrace, "vlm/trace", LATCHED)
         self._runs = node.create_publisher(String, "vlm/run", LATCHED)
-        self._statuses = node.create_publisher(String, "vlm/status", LATCHED)
-        self._acks = node.create_publisher(String, "vlm/ack", COMMAND)
+        self._statuses = node.create_publisher(msg.MissionStatus, "vlm/status", LATCHED)
+        self._acks = node.create_publisher(msg.MissionAck, "vlm/ack", COMMAND)
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+
+    def send_plan(self, plan: Plan) -> None:
+        """Send a plan and store it as the heartbeat."""
+        self._heartbeat.send_plan(plan)
+        for listener in self.listeners:
+            listener.on_plan(plan)
 
     def acknowledge(self, ack: Ack) -> None:
         """Publish the reply to a request or a heartbeat."""
-        self._acks.publish(String(data=ack.to_json()))
+        self._acks.publish(typed.ack_to_message(ack))
 
     def _send(self, plan: Plan) -> None:
-        self._plans.publish(String(data=plan.to_json()))
+        self._plans.publish(typed.plan_to_message(plan))
 
     def publish_partial(self, report: PartialAnswer) -> None:
         """Publish the committed text so far."""
         self._partials.publish(String(data=report.text))
+        for listener in self.listeners:
+            listener.on_text(self.shown.mission, report.text)
 
     def publish_answer(self, report: Answer) -> None:
         """Publish a finished answer and its figures."""
         self._last = report
-        self._answers.publish(String(data=report.to_json()))
-        self._traces.publish(String(data=report.trace_json()))
+        answer = report.report()
+        self._answers.publish(String(data=answer.to_json()))
+        self._typed_answers.publish(typed.answer_to_message(answer))
+        self._traces.publish(typed.trace_to_message(report.trace(), self._stamps.ros_now_s()))
 
     def publish_run(self, facts: str) -> None:
         """Publish the settings and models that decide the tokens from now on."""
@@ -89,7 +103,9 @@ class VlmPublishers:
         """Publish a status; `aside` for one that is not about the mission in progress."""
         if not aside:
             self.shown = status
-        self._statuses.publish(String(data=status.to_json()))
+        self._statuses.publish(typed.mission_status_to_message(status, self._stamps.ros_now_s()))
+        for listener in self.listeners:
+            listener.on_status(status)
         say = self._node.get_logger()
         text = ": ".join(part for part in (status.state, status.reason, status.detail) if part)
         say.warning(text) if status.reason else say.info(text)
@@ -114,120 +130,3 @@ class VlmPublishers:
             lines.append(diagnostics.Health(f"{name}: frames", diagnostics.WARN, "bad frames", frames))
         lines += fault_lines(self._node, name)
         self._diagnostics.publish(diagnostics.array(lines, self._stamps.ros_now_s(), "go2"))
-
-
-ACTION_PARAMETER = Setting(
-    "action_type", "", "Also serve missions as an action of this type, such as my_msgs/action/Say; empty: no."
-)
-ACTION_NAME = "vlm/execute"
-LOOK_S = 0.05
-
-
-def action_type(text: str) -> Any:
-    """Return the class of `package/action/Type`. Raises ConfigError if it is missing or has no text field."""
-    package, _, name = text.partition("/action/")
-    try:
-        kind = getattr(import_module(f"{package}.action"), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"action_type: {text!r} is not installed ({error})") from error
-    if not field_of(kind.Goal, "string"):
-        raise ConfigError(f"action_type: the goal of {text} has no string for the instruction")
-    return kind
-
-
-def field_of(message: Any, kind: str) -> str:
-    """Return the name of the first field of a type, or ""."""
-    fields = message.get_fields_and_field_types()
-    return next((name for name, found in fields.items() if found == kind), "")
-
-
-class MissionActionServer:
-    """Serves `vlm/execute`."""
-
-    def __init__(self, node: Node, kind: Any, sentence: Callable[[Any], str] | None = None) -> None:
-        """`sentence` reads the instruction from a goal; by default its first string."""
-        self._node, self._kind = node, kind
-        group = ReentrantCallbackGroup()
-        self._requests = node.create_publisher(String, "vlm/request", REQUEST)
-        self._withdrawals = node.create_publisher(String, "vlm/withdraw", COMMAND)
-        subscribe(node, String, "vlm/status", self._on_status, LATCHED_QUEUE, callback_group=group)
-        self._sentence = sentence or (lambda goal: str(getattr(goal, field_of(kind.Goal, "string"))))
-        self._statuses: dict[str, SimpleQueue[MissionStatus]] = {}
-        self._lock = threading.Lock()
-        self._count = 0
-        self._closed = threading.Event()
-        self._server = ActionServer(
-            node,
-            kind,
-            ACTION_NAME,
-            self._execute,
-            callback_group=group,
-            goal_callback=self._check_goal,
-            cancel_callback=lambda _: CancelResponse.ACCEPT,
-        )
-
-    def _on_status(self, message: String) -> None:
-        status = MissionStatus(**json.loads(message.data))
-        with self._lock:
-            statuses = self._statuses.get(status.mission)
-        if statuses is not None:
-            statuses.put(status)
-
-    def close(self) -> None:
-        """End every goal that still waits. The server is freed with the node's entities. Idempotent."""
-        self._closed.set()
-
-    def _check_goal(self, goal: Any) -> Any:
-        try:
-            MissionRequest(instruction=self._sentence(goal))
-        except InstructionError as error:
-            self._node.get_logger().warning(f"goal refused: {error}")
-            return GoalResponse.REJECT
-        return GoalResponse.ACCEPT
-
-    def _execute(self, goal: Any) -> Any:
-        statuses: SimpleQueue[MissionStatus] = SimpleQueue()
-        with self._lock:
-            self._count += 1
-            mission = f"goal-{self._node.get_clock().now().nanoseconds:x}-{self._count}"
-            self._statuses[mission] = statuses
-        self._requests.publish(
-            String(data=MissionRequest(instruction=self._sentence(goal.request), mission=mission).to_json())
-        )
-        try:
-            status = self._follow(goal, mission, statuses)
-        finally:
-            with self._lock:
-                del self._statuses[mission]
-        if status.state == "done":
-            goal.succeed()
-        elif goal.is_cancel_requested:
-            goal.canceled()
-        else:
-            goal.abort()
-        text = ": ".join(part for part in (status.state, status.reason, status.detail) if part)
-        return self._filled(self._kind.Result, text, status.state == "done")
-
-    def _follow(self, goal: Any, mission: str, statuses: SimpleQueue[MissionStatus]) -> MissionStatus:
-        is_withdrawn = False
-        while not self._closed.is_set():
-            if goal.is_cancel_requested and not is_withdrawn:
-                is_withdrawn = True
-                self._withdrawals.publish(String(data=mission))
-            try:
-                status = statuses.get(timeout=LOOK_S)
-            except Empty:
-                continue
-            if status.state in END_STATES:
-                return status
-            text = ": ".join(part for part in (status.state, status.detail) if part)
-            goal.publish_feedback(self._filled(self._kind.Feedback, text, False))
-        return MissionStatus(state="cancelled", mission=mission, detail="the node ends")
-
-    @staticmethod
-    def _filled(kind: Any, text: str, good: bool) -> Any:
-        message = kind()
-        for field, value in ((field_of(kind, "string"), text), (field_of(kind, "boolean"), good)):
-            if field:
-                setattr(message, field, value)
-        return message

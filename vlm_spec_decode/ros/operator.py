@@ -1,4 +1,4 @@
-"""The operator's side of the topics, for terminals: receives the nodes' output; requests, approves, cancels.
+"""The operator's side of topics and action, for terminals: hears the nodes; asks, approves, cancels.
 
 Has a ROS context of its own; it acts only while `spin` is called, except for the heartbeat of a mission,
 which has a thread. Independent of terminals. The e-stop is in `estop_client`.
@@ -14,38 +14,40 @@ from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
-from rclpy.duration import Duration
+from rclpy.action import ActionClient
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
-from vlm_spec_decode.core.errors import RobotUnreachable
+from vlm_spec_decode.core.errors import RobotUnreachable, VsdError
+from vlm_spec_decode.mission.progress import MissionReport
 from vlm_spec_decode.mission.queue import MissionRequest
-from vlm_spec_decode.ros.middleware import COMMAND, LATCHED_QUEUE, REQUEST, OwnNode, first_to_find
+from vlm_spec_decode.mission.state import PartialAnswer
+from vlm_spec_decode.ros import typed
+from vlm_spec_decode.ros.middleware import COMMAND, LATCHED_QUEUE, OwnNode, first_to_find
+from vlm_spec_decode_msgs.action import ExecuteInstruction
 
-TEXTS = ("vlm/answer", "vlm/plan/status", "vlm/ack")
-LATCHED_TEXTS = ("vlm/status", "vlm/trace", "vlm/answer/partial")
+TOPICS = ("vlm/answer/typed", "vlm/plan/status", "vlm/ack")
+LATCHED_TOPICS = ("vlm/status", "vlm/trace", "vlm/answer/partial")
+ACTION_NAME = "vlm/execute"
 SPIN_S = 0.05
 HEARTBEAT_S = 0.1
 NOTICE_S = 1.5
 """Seconds of searching after which the user is informed."""
 
 RESEND_S = 0.25
-LINGER_S = 4.0
-"""How long a closing node waits until all subscribers have its messages; discovery takes up to 3 s."""
-
-OnText = Callable[[str, str], None]
-"""Called with the topic's name below the namespace and the text."""
+OnReport = Callable[[MissionReport], Any]
+"""Called with every report that arrives."""
 
 
 class Operator:
     """A node in the namespace of the running ones. Close it after use."""
 
-    def __init__(self, domain: int, namespace: str = "", on_text: OnText | None = None) -> None:
+    def __init__(self, domain: int, namespace: str = "", on_report: OnReport | None = None) -> None:
         self.odometry: Odometry | None = None
         self.diagnostics: dict[str, Any] = {}
         self.received_s = time.monotonic()
         """When the VLM node's last message arrived."""
-        self._on_text = on_text or (lambda _topic, _text: None)
+        self._on_report = on_report or (lambda _report: None)
         self._unreadable: set[str] = set()
         self._own = OwnNode(
             "vsd_operator", domain, namespace, start_parameter_services=False, enable_rosout=False
@@ -53,7 +55,8 @@ class Operator:
         self._node = node = self._own.node
         self.where = f"on ROS domain {domain} in namespace {node.get_namespace()}"
         """Domain and namespace of this node, for messages."""
-        self._requests = node.create_publisher(String, "vlm/request", REQUEST)
+        self._action = ActionClient(node, ExecuteInstruction, ACTION_NAME)
+        self._goals: list[Any] = []
         self._withdrawals = node.create_publisher(String, "vlm/withdraw", COMMAND)
         self._beats = node.create_publisher(String, "vlm/heartbeat", COMMAND)
         self._approval = node.create_client(SetBool, "vlm/approve")
@@ -62,12 +65,12 @@ class Operator:
         self._beating: threading.Thread | None = None
 
     def listen(self) -> None:
-        """Subscribe to all topics of the nodes; `on_text` gets their messages."""
+        """Subscribe to all topics of the nodes; `on_report` gets their messages as reports."""
         node = self._node
-        for topic in TEXTS:
-            node.create_subscription(String, topic, self._callback(topic), COMMAND)
-        for topic in LATCHED_TEXTS:
-            node.create_subscription(String, topic, self._callback(topic), LATCHED_QUEUE)
+        for topics, quality in ((TOPICS, COMMAND), (LATCHED_TOPICS, LATCHED_QUEUE)):
+            for topic in topics:
+                kind = typed.TOPICS.get(topic, String)
+                node.create_subscription(kind, topic, self._callback(topic), quality)
         node.create_subscription(Odometry, "odom", self._on_odometry, 5)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 
@@ -76,16 +79,30 @@ class Operator:
         self._own.spin(duration_s)
 
     def finds_node(self) -> bool:
-        """Whether there is a VLM node: it publishes acks and subscribes. A recorder only subscribes."""
+        """Whether there is a VLM node: it publishes acks, serves the action and hears withdrawals."""
         return bool(
             self._node.count_publishers("vlm/ack")
-            and self._requests.get_subscription_count()
+            and self._action.server_is_ready()
             and self._withdrawals.get_subscription_count()
         )
 
     def send_request(self, request: MissionRequest) -> None:
-        """Publish a request; repeat it until it is acknowledged."""
-        self._requests.publish(String(data=request.to_json()))
+        """Send a request as a goal; it may be repeated until it is acknowledged, and is carried out once."""
+        fields = {name: getattr(request, name) for name in MissionRequest.__slots__}
+        self._action.send_goal_async(ExecuteInstruction.Goal(**fields)).add_done_callback(self._on_goal)
+
+    def _on_goal(self, future: Any) -> None:
+        goal = future.result()
+        if goal is None or not goal.accepted:
+            return  # why is on vlm/ack
+        self._goals.append(goal)
+        goal.get_result_async().add_done_callback(self._on_result)
+
+    def _on_result(self, future: Any) -> None:
+        response = future.result()
+        if response is not None and response.result.status.state:
+            # Its last status arrives as a topic, too; whichever comes first counts.
+            self._callback("vlm/execute")(response.result.status)
 
     def keep_alive(self, mission: str, until_s: float) -> None:
         """Send a mission's heartbeat on a thread from now on, until `close` or until `until_s`."""
@@ -99,8 +116,13 @@ class Operator:
         self._beating.start()
 
     def withdraw(self, mission: str) -> None:
-        """Request the end of one mission."""
-        self._withdrawals.publish(String(data=mission))
+        """Request the end of one mission; it may be repeated."""
+        goals, self._goals = self._goals, []
+        for goal in goals:
+            goal.cancel_goal_async()
+        if not goals:
+            # It was not taken as a goal yet, or cancelling that has not helped.
+            self._withdrawals.publish(String(data=mission))
 
     def cancel(self, timeout_s: float) -> bool:
         """Have the locomotion node drop its plan; return whether it has answered."""
@@ -112,15 +134,6 @@ class Operator:
         if response is None:
             raise RobotUnreachable("vlm_node does not take the answer")
         return "" if response.success else str(response.message)
-
-    def linger(self, listeners: int) -> None:
-        """Wait a moment until the request has reached `listeners` subscribers, such as a recorder."""
-        until_s = time.monotonic() + LINGER_S
-        while self._requests.get_subscription_count() < listeners:
-            if time.monotonic() > until_s:
-                return
-            self.spin(0.02)
-        self._requests.wait_for_all_acked(Duration(seconds=max(0.05, until_s - time.monotonic())))
 
     def stop_heartbeat(self) -> None:
         """End the heartbeat. Idempotent."""
@@ -146,14 +159,17 @@ class Operator:
             self.spin(0.01)
         return future.result()
 
-    def _callback(self, topic: str) -> Callable[[String], None]:
-        def take(message: String) -> None:
+    def _callback(self, topic: str) -> Callable[[Any], None]:
+        def take(message: Any) -> None:
             if topic != "vlm/plan/status":
                 self.received_s = time.monotonic()
             try:
-                self._on_text(topic, message.data)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                is_text = isinstance(message, String)
+                report = PartialAnswer(message.data) if is_text else typed.from_message(message)
+            except (ValueError, VsdError) as error:
                 self._warn_unreadable(topic, error)
+            else:
+                self._on_report(report)
 
         return take
 
@@ -180,7 +196,7 @@ class Operator:
 def find_node(
     domain: int,
     namespace: str,
-    on_text: OnText,
+    on_report: OnReport,
     timeout_s: float,
     on_progress: Callable[[str], None] = lambda _text: None,
 ) -> tuple[Operator, bool]:
@@ -197,7 +213,7 @@ def find_node(
             on_progress(f"looking for a vlm_node {operator.where}, for {timeout_s:g} s at most")
         return operator.finds_node()
 
-    operator, is_found = first_to_find(lambda: Operator(domain, namespace, on_text), has_found, timeout_s)
+    operator, is_found = first_to_find(lambda: Operator(domain, namespace, on_report), has_found, timeout_s)
     operator.received_s = time.monotonic()
     operator.listen()
     return operator, is_found

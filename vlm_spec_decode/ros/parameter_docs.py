@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from std_msgs.msg import String
+
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.core.config import Setting, settings_of
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
+from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.node_parameters import NODES, settings
 from vlm_spec_decode.ros.nodes import monitor as monitor_node
 
@@ -22,7 +25,7 @@ PARAMETERS: Mapping[str, tuple[Setting, ...]] = {name: settings(name) for name i
 
 @dataclass(frozen=True, slots=True)
 class TopicDoc:
-    """A topic or service of a node: `in`, `out` or `serves`."""
+    """A topic, service or action of a node: `in`, `out`, `serves` or `action`."""
 
     direction: str
     name: str
@@ -30,11 +33,17 @@ class TopicDoc:
     meaning: str
 
 
-def _texts(direction: str, **meanings: str) -> tuple[TopicDoc, ...]:
+def _topics(direction: str, **meanings: str) -> tuple[TopicDoc, ...]:
+    """Return topics of this package's own messages, or of String."""
+    names = {name.replace("__", "/"): meaning for name, meaning in meanings.items()}
     return tuple(
-        TopicDoc(direction, name.replace("__", "/"), "std_msgs/msg/String", meaning)
-        for name, meaning in meanings.items()
+        TopicDoc(direction, name, typed.type_name(typed.TOPICS.get(name, String)), meaning)
+        for name, meaning in names.items()
     )
+
+
+ODOMETRY = "nav_msgs/msg/Odometry"
+ACTION = "vlm_spec_decode_msgs/action/ExecuteInstruction"
 
 
 FRAMES = TopicDoc("in", "camera/image_raw/compressed", "sensor_msgs/msg/CompressedImage", "JPEG frames.")
@@ -53,56 +62,61 @@ CHANNELS: Mapping[str, tuple[TopicDoc, ...]] = {
     ),
     "vlm_node": (
         FRAMES,
-        *_texts(
+        *_topics(
             "in",
             vlm__instruction="An instruction in plain words; supersedes the one under way.",
-            vlm__request="JSON: `instruction`; or `mission`, `approve`, `dry_run`, `queue`, `lease_s`, too.",
+            vlm__request="An instruction with a name, approval, dry run, queue, lease.",
             vlm__heartbeat="Name of a mission whose asker lives; silence of its `lease_s` cancels it.",
             vlm__withdraw="Name of a mission to end, whether it waits or is under way.",
             vlm__plan__status="Where the robot stands with the plan.",
-            odom="How far the robot has moved since a frame was taken.",
         ),
-        *_texts(
+        TopicDoc("in", "odom", ODOMETRY, "How far the robot has moved since a frame was taken."),
+        *_topics(
             "out",
-            vlm__ack="JSON: what became of a request, an instruction or a heartbeat: taken, refused, over.",
-            vlm__plan="JSON: the plan under way, republished as heartbeat.",
+            vlm__ack="What became of a request, an instruction or a heartbeat: taken, refused, over.",
+            vlm__plan="The plan under way, republished as heartbeat.",
             vlm__answer="JSON: a finished answer, with its frame's stamp.",
+            vlm__answer__typed="An answer with actions, tokens, and where each token came from.",
             vlm__answer__partial="The committed text so far; transient local.",
-            vlm__trace="JSON: figures of an answer and of its rounds; transient local.",
+            vlm__request="The goals of the action that were accepted, for whoever records.",
+            vlm__trace="Figures of an answer and of its rounds; transient local.",
             vlm__run="JSON: settings and models that decide the tokens; transient local.",
-            vlm__status="JSON: state of mission and link; transient local.",
+            vlm__status="State of mission and link; transient local.",
         ),
+        TopicDoc("action", "vlm/execute", ACTION, "An instruction to its end, with feedback; cancel stops."),
         TopicDoc("serves", "vlm/approve", "std_srvs/srv/SetBool", "Yes or no to the plan that is shown."),
+        TopicDoc(
+            "serves", "vlm/approve_plan", "vlm_spec_decode_msgs/srv/Approve", "Yes or no to a named plan."
+        ),
         DIAGNOSTICS,
     ),
     "locomotion_node": (
-        TopicDoc("in", "vlm/plan", "std_msgs/msg/String", "JSON: plans, which are their heartbeat, too."),
+        *_topics("in", vlm__plan="Plans, which are their heartbeat, too."),
         TopicDoc("in", "cmd_vel_teleop", "geometry_msgs/msg/Twist", "A person's velocity; before language."),
         TopicDoc("in", "e_stop/request", "std_msgs/msg/Bool", "True engages the e-stop; never releases it."),
-        TopicDoc(
-            "out", "vlm/plan/status", "std_msgs/msg/String", "JSON: state, reason, what was carried out."
+        *_topics("in", vlm__executor="JSON: who else asks for this robot, or holds it."),
+        *_topics(
+            "out",
+            vlm__plan__status="State, reason, what was carried out.",
+            vlm__control="Who commands: estop, teleop, language, none.",
+            vlm__executor="JSON: this executor's own claim, as heartbeat; the robot's DDS carries it, too.",
         ),
-        TopicDoc("out", "vlm/control", "std_msgs/msg/String", "Who commands: estop, teleop, language, none."),
-        TopicDoc(
-            "in", "vlm/executor", "std_msgs/msg/String", "JSON: who else asks for this robot, or holds it."
-        ),
-        TopicDoc(
-            "out", "vlm/executor", "std_msgs/msg/String", "JSON: this executor's own claim, as heartbeat."
-        ),
-        TopicDoc("out", "odom", "nav_msgs/msg/Odometry", "Pose and velocity, with covariance."),
+        TopicDoc("out", "odom", ODOMETRY, "Pose and velocity, with covariance."),
+        TopicDoc("out", "/tf", "tf2_msgs/msg/TFMessage", "The body in the frame of its odometry."),
+        TopicDoc("out", "/tf_static", "tf2_msgs/msg/TFMessage", "The camera on the body; transient local."),
         TopicDoc("serves", "e_stop", "std_srvs/srv/SetBool", "True engages and latches, false releases."),
         TopicDoc("serves", "vlm/cancel", "std_srvs/srv/Trigger", "Drops the present mission and stops."),
         DIAGNOSTICS,
     ),
     "monitor_node": (
         FRAMES,
-        TopicDoc("in", "odom", "nav_msgs/msg/Odometry", "For path and markers."),
-        *_texts(
+        TopicDoc("in", "odom", ODOMETRY, "For path and markers."),
+        *_topics(
             "in",
             vlm__status="For the overlay.",
             vlm__control="For the overlay.",
             vlm__answer__partial="For the overlay.",
-            vlm__answer="For the overlay.",
+            vlm__answer__typed="For the overlay.",
             vlm__trace="For overlay and figures.",
             vlm__plan="For the markers.",
         ),
@@ -121,7 +135,7 @@ CHANNELS: Mapping[str, tuple[TopicDoc, ...]] = {
         ),
     ),
 }
-"""Every topic and service of every node at its default parameters; `/tf` too if tf2_msgs is installed."""
+"""Every topic, service and action of every node at its default parameters."""
 
 
 def page() -> str:
@@ -132,7 +146,8 @@ def page() -> str:
         "Written by `python -m vlm_spec_decode.ros.parameter_docs` from what the nodes declare. A parameter",
         "marked live can be changed while the node runs (`ros2 param set`), and is checked; the others are",
         "read-only.",
-        "Names without a leading slash are relative to the node's namespace.",
+        "Names without a leading slash are relative to the node's namespace. The messages of",
+        "`vlm_spec_decode_msgs` say what their fields mean, and in which units: `ros2 interface show TYPE`.",
         "",
         "Every node is a managed one (`ros2 lifecycle set NODE …`): configure reads the settings and files,",
         "activate waits until robot and cloud are there or have failed, deactivate stops the robot first.",
@@ -147,7 +162,7 @@ def page() -> str:
             "| --- | --- | --- | --- | --- | --- |",
         ]
         lines += [_row(parameter) for parameter in parameters]
-        lines += ["", "| | topic or service | type | meaning |", "| --- | --- | --- | --- |"]
+        lines += ["", "| | topic, service or action | type | meaning |", "| --- | --- | --- | --- |"]
         lines += [f"| {c.direction} | `{c.name}` | `{c.kind}` | {c.meaning} |" for c in CHANNELS[node]]
     for title, text, kind in FILES:
         lines += _file(title, text, kind)

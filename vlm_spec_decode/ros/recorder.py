@@ -11,7 +11,6 @@ one subscription for each kind of publisher, and duplicates are written once.
 from __future__ import annotations
 
 import importlib
-import json
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -22,11 +21,11 @@ from typing import Any, TypeAlias
 
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
-from std_msgs.msg import String
 
-from vlm_spec_decode.bags.recording import STRING, Recording
+from vlm_spec_decode.bags.recording import Recording
 from vlm_spec_decode.bags.settings import Note, RecordConfig
-from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.errors import ActionParseError, ConfigError
+from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.middleware import OwnNode
 
 DEPTH = {True: 1000, False: 100}
@@ -35,7 +34,7 @@ DEPTH = {True: 1000, False: 100}
 SETTLE_S = 3.0
 """Seconds after the start until all earlier publishers have been discovered."""
 
-WORDS = ("/vlm/request", "/vlm/instruction", "/vlm/withdraw", "/vlm/answer")
+WORDS = ("/vlm/request", "/vlm/instruction", "/vlm/withdraw", "/vlm/answer", "/vlm/answer/typed")
 """Suffixes of the topics of which every message counts, also the first of a publisher."""
 
 MAX_REMEMBERED = 4096
@@ -43,6 +42,9 @@ MAX_REMEMBERED = 4096
 
 ACKNOWLEDGED, REQUESTED = "/vlm/ack", "/vlm/request"
 """Suffixes of the topics that are also read: acknowledgements and requests."""
+
+ACK, MISSION = (typed.type_name(typed.TOPICS[topic]) for topic in ("vlm/ack", "vlm/request"))
+"""The types of those."""
 
 Mode: TypeAlias = tuple[bool, bool]
 """(reliable, latched), as a subscription requests or a publisher offers."""
@@ -203,7 +205,7 @@ class Recorder:
                 self._announce(topic, kind)
             self._bag.write(topic, kind, data, time.time_ns())
             self.counts[topic] += 1
-            if kind == STRING and topic.endswith((ACKNOWLEDGED, REQUESTED)):
+            if kind in (ACK, MISSION):
                 self._note_mission(topic, data)
 
         return take
@@ -217,14 +219,16 @@ class Recorder:
 
     def _note_mission(self, topic: str, data: bytes) -> None:
         """Record the requested missions, and those that the VLM node has acknowledged."""
-        with suppress(ValueError, KeyError, TypeError, AttributeError):
-            report = json.loads(deserialize_message(data, String).data)
-            mission = str(report["mission"])
-            if topic.endswith(REQUESTED):
-                self._requested.setdefault(topic, set()).add(mission)
-            elif mission and report["state"] == "taken":
-                asked_on = f"{topic.removesuffix(ACKNOWLEDGED)}/{report['topic']}"
-                self._acknowledged.setdefault(asked_on, set()).add(mission)
+        if topic.endswith(REQUESTED):
+            request = deserialize_message(data, typed.TOPICS["vlm/request"])
+            self._requested.setdefault(topic, set()).add(str(request.mission))
+        elif topic.endswith(ACKNOWLEDGED):
+            with suppress(ActionParseError):
+                ack = typed.ack_from_message(deserialize_message(data, typed.TOPICS["vlm/ack"]))
+                if not ack.mission or ack.state != "taken":
+                    return
+                asked_on = f"{topic.removesuffix(ACKNOWLEDGED)}/{ack.topic}"
+                self._acknowledged.setdefault(asked_on, set()).add(ack.mission)
                 if asked_on.endswith(REQUESTED):
                     self._requested.setdefault(asked_on, set())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,20 +12,16 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.core.ports import Clock
-from vlm_spec_decode.mission.progress import decoding_line, mission_line, robot_line
+from vlm_spec_decode.mission.progress import MissionReport, decoding_line, mission_line, robot_line
+from vlm_spec_decode.mission.reports import DecodeReport
+from vlm_spec_decode.mission.state import MissionStatus, PartialAnswer
 from vlm_spec_decode.ros.operator import Operator
 
 REFRESH_S = 0.1
 ONCE_S = 5.0
 """How long `once` waits for all messages; those sent once a second may be late on a busy computer."""
-WORDS = {
-    "vlm/status": ("status", mission_line),
-    "vlm/plan/status": ("executor", robot_line),
-    "vlm/trace": ("trace", decoding_line),
-}
-"""For each JSON topic: the field of `StatusBoard` with its newest message, and the function for its text."""
-
 LEVELS = {
     b"\x00": ("OK", "green"),
     b"\x01": ("WARN", "yellow"),
@@ -41,11 +36,11 @@ COLOURS = {"done": "green", "moving": "cyan", "idle": "dim", "acting": "cyan", "
 
 @dataclass(slots=True)
 class StatusBoard:
-    """The newest message of each kind."""
+    """The newest report of each kind."""
 
-    status: Mapping[str, Any] = field(default_factory=dict)
-    executor: Mapping[str, Any] = field(default_factory=dict)
-    trace: Mapping[str, Any] = field(default_factory=dict)
+    status: MissionStatus | None = None
+    executor: PlanStatus | None = None
+    trace: DecodeReport | None = None
     partial: str = ""
     speed_mps: float | None = None
     place_m: tuple[float, float] | None = None
@@ -54,7 +49,7 @@ class StatusBoard:
     @property
     def is_live(self) -> bool:
         """Whether any message has arrived."""
-        return bool(self.status or self.executor or self.health)
+        return self.status is not None or self.executor is not None or bool(self.health)
 
     @property
     def missing(self) -> list[str]:
@@ -65,21 +60,20 @@ class StatusBoard:
             "diagnostics of vlm_node": not any(name.endswith(": cloud") for name in self.health),
             "diagnostics of locomotion_node": not any(name.endswith(": executor") for name in self.health),
         }
-        if str(self.status.get("state")) in HAS_ANSWERED and not self.trace:
+        if self.status is not None and self.status.state in HAS_ANSWERED and not self.trace:
             missing["the last answer (vlm/trace)"] = True
         return [name for name, is_missing in missing.items() if is_missing]
 
-    def on_message(self, topic: str, text: str) -> None:
-        """Store one message. Raises ValueError, KeyError or TypeError for a message not of this package."""
-        if topic == "vlm/answer/partial":
-            self.partial = text
-        elif topic in WORDS:
-            found = json.loads(text)
-            if not isinstance(found, dict):
-                raise ValueError("not a JSON object")
-            name, in_words = WORDS[topic]
-            in_words(found)
-            setattr(self, name, found)
+    def on_report(self, report: MissionReport) -> None:
+        """Store one report."""
+        if isinstance(report, PartialAnswer):
+            self.partial = report.text
+        elif isinstance(report, MissionStatus):
+            self.status = report
+        elif isinstance(report, PlanStatus):
+            self.executor = report
+        elif isinstance(report, DecodeReport):
+            self.trace = report
 
     def read(self, operator: Operator) -> None:
         """Read odometry and diagnostics, which are not text."""
@@ -91,10 +85,11 @@ class StatusBoard:
 
     def document(self) -> dict[str, Any]:
         """Return all fields, for JSON."""
+        trace = self.trace.to_mapping() if self.trace else {}
         return {
-            "status": dict(self.status),
-            "executor": dict(self.executor),
-            "trace": {key: value for key, value in self.trace.items() if key != "rounds"},
+            "status": json.loads(self.status.to_json()) if self.status else {},
+            "executor": json.loads(self.executor.to_json()) if self.executor else {},
+            "trace": {key: value for key, value in trace.items() if key != "rounds"},
             "answer": self.partial,
             "speed_mps": self.speed_mps,
             "place_m": self.place_m,
@@ -139,11 +134,11 @@ def _mission(board: StatusBoard) -> Panel:
     status, executor = board.status, board.executor
     table = Table.grid(padding=(0, 2))
     text = mission_line(status) if status else "nothing received yet"
-    table.add_row("mission", Text(text, style=COLOURS.get(str(status.get("state")), "bold")))
-    table.add_row("instruction", Text(str(status.get("instruction", ""))))
+    table.add_row("mission", Text(text, style=COLOURS.get(status.state if status else "", "bold")))
+    table.add_row("instruction", Text(status.instruction if status else ""))
     table.add_row("answer", Text(board.partial, style="cyan"))
     doing = robot_line(executor) if executor else ""
-    table.add_row("robot", Text(doing, style=COLOURS.get(str(executor.get("state")), "bold")))
+    table.add_row("robot", Text(doing, style=COLOURS.get(executor.state if executor else "", "bold")))
     if board.speed_mps is not None and board.place_m is not None:
         x_m, y_m = board.place_m
         table.add_row("odometry", f"{board.speed_mps:.2f} m/s at ({x_m:.2f}, {y_m:.2f}) m")
@@ -153,14 +148,15 @@ def _mission(board: StatusBoard) -> Panel:
 def _decoding(board: StatusBoard) -> Panel:
     trace, table = board.trace, Table.grid(padding=(0, 2))
     if trace:
-        first_s = trace["time_to_first_action_s"]
+        first_s = trace.time_to_first_action_s
+        usage = trace.usage
         first = "none" if first_s is None else f"{first_s:.2f} s"
-        table.add_row("strategy", f"{trace['strategy']} ({trace['rule']})")
+        table.add_row("strategy", f"{trace.strategy} ({trace.rule})")
         table.add_row("answer", decoding_line(trace))
         table.add_row("first action", first)
         table.add_row(
             "bytes",
-            f"{trace['uplink_bytes']} up, {trace['downlink_bytes']} down, image {trace['image_bytes']}",
+            f"{usage.uplink_bytes} up, {usage.downlink_bytes} down, image {usage.image_bytes}",
         )
     else:
         table.add_row("no answer yet")

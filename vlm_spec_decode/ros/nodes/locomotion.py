@@ -31,7 +31,7 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from vlm_spec_decode.actions.limits import SafetyLimits
-from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.control.executor import Executor
 from vlm_spec_decode.control.robot_supervisor import RobotSupervisor
 from vlm_spec_decode.control.safety import SafetyGate
@@ -46,7 +46,7 @@ from vlm_spec_decode.core.errors import (
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 from vlm_spec_decode.robot.lease import WAIT_S, Board, Lease
 from vlm_spec_decode.robot.spec import RobotSpec
-from vlm_spec_decode.ros import diagnostics
+from vlm_spec_decode.ros import diagnostics, typed
 from vlm_spec_decode.ros import diagnostics as robot_health
 from vlm_spec_decode.ros import operator_inputs as hands
 from vlm_spec_decode.ros.convert import STEADY, ClockConverter, to_odometry
@@ -55,6 +55,7 @@ from vlm_spec_decode.ros.obstacle_sensors import ObstacleSensors, SensingDriver
 from vlm_spec_decode.ros.params import Parameters
 from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, fault_lines, guarded_timer, subscribe
 from vlm_spec_decode.ros.visualization import FrameNames, Transforms
+from vlm_spec_decode_msgs import msg
 
 STATUS_POLL_S = 0.025
 """Period of reading the executor's status; a change is published within it."""
@@ -154,7 +155,7 @@ class LocomotionNode:
 
     def _connect(self) -> None:
         node = self._node
-        self._statuses = node.create_publisher(String, "vlm/plan/status", COMMAND)
+        self._statuses = node.create_publisher(msg.PlanStatus, "vlm/plan/status", COMMAND)
         self._sources = node.create_publisher(String, "vlm/control", LATCHED)
         if self._publishes_odometry:
             self._odometry = node.create_publisher(Odometry, "odom", 20)
@@ -163,7 +164,7 @@ class LocomotionNode:
         node.create_service(SetBool, "e_stop", self._on_estop, callback_group=stops)
         node.create_service(Trigger, "vlm/cancel", self._on_cancel, callback_group=stops)
         subscribe(
-            node, String, "vlm/plan", self._on_plan, COMMAND, on_fault=self._refuse, callback_group=plans
+            node, msg.Plan, "vlm/plan", self._on_plan, COMMAND, on_fault=self._refuse, callback_group=plans
         )
         node.create_timer(
             STATUS_POLL_S, guarded_timer(node, "status", self._check_status), looks, clock=STEADY
@@ -192,9 +193,9 @@ class LocomotionNode:
 
     # Requests ------------------------------------------------------------------------------------
 
-    def _on_plan(self, message: String) -> None:
+    def _on_plan(self, message: msg.Plan) -> None:
         try:
-            plan = Plan.from_json(message.data)
+            plan = typed.plan_from_message(message)
         except ActionParseError as error:
             self._refuse(str(error))
             return
@@ -261,7 +262,7 @@ class LocomotionNode:
             text = ": ".join(part for part in (status.state, status.reason, status.detail) if part)
             self._node.get_logger().info(f"{text} {status.action}".strip())
         self._published, self._published_s = status, self._clock.now()
-        self._statuses.publish(String(data=status.to_json()))
+        self._statuses.publish(typed.plan_status_to_message(status, self._stamps.ros_now_s()))
 
     def _publish_odometry(self) -> None:
         try:

@@ -5,9 +5,7 @@ Renders only topics with subscribers, so that an unobserved robot spends nothing
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from geometry_msgs.msg import PoseStamped
@@ -20,11 +18,11 @@ from std_msgs.msg import Float64, String
 from visualization_msgs.msg import MarkerArray
 
 from vlm_spec_decode.actions.limits import SafetyLimits
-from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ActionParseError, ImageError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.mission.state import START_WORDS
+from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros import visualization as markers
 from vlm_spec_decode.ros import visualization as overlay
 from vlm_spec_decode.ros.convert import (
@@ -38,6 +36,7 @@ from vlm_spec_decode.ros.convert import (
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED
 from vlm_spec_decode.ros.params import Parameters
 from vlm_spec_decode.ros.subscriptions import subscribe
+from vlm_spec_decode_msgs import msg
 
 PARAMETERS = (
     Setting("odom_frame", "odom", "Frame of the markers and the path."),
@@ -106,15 +105,15 @@ class MonitorNode:
         subscribe(node, CompressedImage, topic, self._on_frame, newest, callback_group=frame_group)
         subscribe(node, Odometry, "odom", self._on_odometry, 5, callback_group=state_group)
         texts = {
-            "vlm/status": (self._on_status, LATCHED),
-            "vlm/control": (self._on_source, LATCHED),
-            "vlm/answer/partial": (self._on_partial, COMMAND),
-            "vlm/answer": (self._on_answer, COMMAND),
-            "vlm/trace": (self._on_trace, COMMAND),
-            "vlm/plan": (self._on_plan, COMMAND),
+            "vlm/status": (msg.MissionStatus, self._on_status, LATCHED),
+            "vlm/control": (String, self._on_source, LATCHED),
+            "vlm/answer/partial": (String, self._on_partial, COMMAND),
+            "vlm/answer/typed": (msg.Answer, self._on_answer, COMMAND),
+            "vlm/trace": (msg.DecodeTrace, self._on_trace, COMMAND),
+            "vlm/plan": (msg.Plan, self._on_plan, COMMAND),
         }
-        for topic, (take, qos) in texts.items():
-            subscribe(node, String, topic, take, qos, callback_group=state_group)
+        for topic, (kind, take, qos) in texts.items():
+            subscribe(node, kind, topic, take, qos, callback_group=state_group)
         node.create_timer(1.0, self._each_second, state_group, clock=STEADY)
 
     def close(self) -> None:
@@ -144,12 +143,12 @@ class MonitorNode:
             return
         self._overlays.publish(to_compressed(drawn, stamp_s, message.header.frame_id))
 
-    def _on_status(self, message: String) -> None:
-        data = json.loads(message.data)
-        parts = (data["state"], data["reason"], data["instruction"])
+    def _on_status(self, message: msg.MissionStatus) -> None:
+        status = typed.mission_status_from_message(message)
+        parts = (status.state, status.reason, status.instruction)
         self._change(state=" | ".join(part for part in parts if part))
-        if data["state"] == "answering" and data["reason"] not in START_WORDS:
-            self._is_verified = data["reason"] != "unverified"
+        if status.state == "answering" and status.reason not in START_WORDS:
+            self._is_verified = status.reason != "unverified"
             self._change(pieces=())
 
     def _on_source(self, message: String) -> None:
@@ -158,15 +157,15 @@ class MonitorNode:
     def _on_partial(self, message: String) -> None:
         self._change(pieces=(self._piece(message.data),))
 
-    def _on_answer(self, message: String) -> None:
-        self._change(pieces=(self._piece(json.loads(message.data)["text"]),))
+    def _on_answer(self, message: msg.Answer) -> None:
+        self._change(pieces=(self._piece(message.text),))
 
     def _piece(self, text: str) -> overlay.AnswerPiece:
         """Return text whose tokens are not classified yet; without the cloud all are the draft's."""
         return overlay.AnswerPiece(text, "committed" if self._is_verified else "drafted")
 
-    def _on_trace(self, message: String) -> None:
-        trace: Mapping[str, Any] = json.loads(message.data)
+    def _on_trace(self, message: msg.DecodeTrace) -> None:
+        trace = typed.trace_from_message(message).to_mapping()
         rounds = trace["rounds"]
         text = "".join(piece.text for piece in self._caption.pieces)
         figures = (
@@ -183,10 +182,10 @@ class MonitorNode:
         self._publish_figure("uplink_bytes", trace["uplink_bytes"])
         self._publish_figure("downlink_bytes", trace["downlink_bytes"])
 
-    def _on_plan(self, message: String) -> None:
+    def _on_plan(self, message: msg.Plan) -> None:
         """Draw a plan when it changes; it starts where the body stood when its answer began."""
         try:
-            plan = Plan.from_json(message.data)
+            plan = typed.plan_from_message(message)
         except ActionParseError:
             return
         if (plan.mission, plan.answer) != self._start[0]:

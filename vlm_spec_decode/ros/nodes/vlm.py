@@ -8,7 +8,9 @@ the heartbeat for the executor's watchdog.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, cast
 
 from nav_msgs.msg import Odometry
@@ -20,7 +22,6 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 from std_srvs.srv import SetBool
 
-from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ActionParseError, ImageError, VsdError
 from vlm_spec_decode.core.ports import Clock
@@ -40,12 +41,16 @@ from vlm_spec_decode.mission.state import (
     SearchMode,
     Start,
 )
-from vlm_spec_decode.ros import mission_topics as action_face
+from vlm_spec_decode.ros import typed
+from vlm_spec_decode.ros.action_server import MissionActionServer
 from vlm_spec_decode.ros.convert import STEADY, ClockConverter, from_compressed, from_odometry
 from vlm_spec_decode.ros.middleware import COMMAND
-from vlm_spec_decode.ros.mission_topics import MissionActionServer, VlmPublishers, action_type
+from vlm_spec_decode.ros.middleware import REQUEST as REQUESTS
+from vlm_spec_decode.ros.mission_topics import VlmPublishers
 from vlm_spec_decode.ros.params import Parameters, parameters
 from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, subscribe
+from vlm_spec_decode_msgs import msg
+from vlm_spec_decode_msgs.srv import Approve
 
 OF_ENGINE = (
     *("cloud", "keys", "draft", "strategy", "rule", "objective", "temperature", "seed", "max_tokens"),
@@ -109,7 +114,6 @@ PARAMETERS = (
     Setting("approve", False, "Show every plan and wait for a yes on vlm/approve.", live=True),
     Setting("dry_run", False, "Show what would be sent to the robot, and send nothing.", live=True),
     Setting("queue", False, "A new instruction waits for the one under way, not superseding it.", live=True),
-    action_face.ACTION_PARAMETER,
 )
 
 
@@ -146,8 +150,9 @@ class VlmNode:
     """Runs missions.
 
     Subscribes to `vlm/instruction`, `vlm/request`, `vlm/heartbeat`, `vlm/withdraw`, `vlm/plan/status` and
-    the camera; publishes `vlm/ack`, `vlm/plan`, `vlm/answer`, `vlm/answer/partial`, `vlm/trace`, `vlm/run`,
-    `vlm/status` and `/diagnostics`; serves `vlm/approve`.
+    the camera; publishes `vlm/ack`, `vlm/plan`, `vlm/answer`, `vlm/answer/typed`, `vlm/answer/partial`,
+    `vlm/trace`, `vlm/run`, `vlm/status` and `/diagnostics`; serves `vlm/approve`, `vlm/approve_plan` and the
+    action `vlm/execute`.
     """
 
     def __init__(
@@ -171,8 +176,8 @@ class VlmNode:
             log=node.get_logger().info,
         )
         self._wake: GuardCondition | None = None
-        kind = self._parameters.text("action_type")
-        self._action = MissionActionServer(node, action_type(kind)) if kind else None
+        self._withdrawn: SimpleQueue[str] = SimpleQueue()
+        self._action: MissionActionServer | None = None
 
     @property
     def is_settled(self) -> bool:
@@ -187,18 +192,32 @@ class VlmNode:
     def _listen(self) -> None:
         node = self._node
         topic_group, frame_group, beat_group = (MutuallyExclusiveCallbackGroup() for _ in range(3))
-        self._wake = node.create_guard_condition(self._service.drain, topic_group)
+        self._wake = node.create_guard_condition(self._drain, topic_group)
         sensor = qos_profile_sensor_data
-        for topic, take in (
-            (INSTRUCTION, self._on_text),
-            (REQUEST, self._on_request),
-            ("vlm/heartbeat", self._on_heartbeat),
-            ("vlm/withdraw", self._on_withdraw),
+        for kind, topic, take in (
+            (String, INSTRUCTION, self._on_text),
+            (msg.Mission, REQUEST, self._on_request),
+            (String, "vlm/heartbeat", self._on_heartbeat),
+            (String, "vlm/withdraw", self._on_withdraw),
         ):
-            subscribe(node, String, topic, take, COMMAND, callback_group=topic_group)
+            subscribe(node, kind, topic, take, COMMAND, callback_group=topic_group)
+        self._requests = node.create_publisher(msg.Mission, REQUEST, REQUESTS)
+        self._action = MissionActionServer(
+            node,
+            topic_group,
+            check=self._service.check,
+            submit=self._submit,
+            withdraw=self._withdraw_later,
+            refuse=partial(self._service.refuse, REQUEST),
+            now_s=self._stamps.ros_now_s,
+        )
+        self._publishers.listeners.append(self._action)
         node.create_timer(LEASE_CHECK_S, self._service.check_leases, topic_group, clock=STEADY)
         node.create_service(SetBool, "vlm/approve", self._on_approval, callback_group=beat_group)
-        subscribe(node, String, "vlm/plan/status", self._on_status, COMMAND, callback_group=beat_group)
+        node.create_service(Approve, "vlm/approve_plan", self._on_plan_approval, callback_group=beat_group)
+        subscribe(
+            node, msg.PlanStatus, "vlm/plan/status", self._on_status, COMMAND, callback_group=beat_group
+        )
         topic = "camera/image_raw/compressed"
         subscribe(node, CompressedImage, topic, self._on_image, sensor, callback_group=frame_group)
         subscribe(node, Odometry, "odom", self._on_odometry, sensor, callback_group=beat_group)
@@ -221,13 +240,29 @@ class VlmNode:
         if self._wake is not None:
             self._wake.trigger()
 
+    def _drain(self) -> None:
+        """End what was withdrawn, and publish all waiting reports."""
+        with suppress(Empty):
+            while True:
+                self._service.cancel(self._withdrawn.get_nowait(), "withdrawn")
+        self._service.drain()
+
+    def _withdraw_later(self, mission: str) -> None:
+        self._withdrawn.put(mission)
+        self._trigger()
+
+    def _submit(self, request: MissionRequest) -> None:
+        """Take the request of a goal, and publish it for whoever records; its echo here is a repeat."""
+        self._on_mission_request(REQUEST, lambda: request)
+        self._requests.publish(typed.request_to_message(request))
+
     # Callbacks -----------------------------------------------------------------------------------
 
     def _on_text(self, message: String) -> None:
         self._on_mission_request(INSTRUCTION, lambda: MissionRequest(instruction=message.data))
 
-    def _on_request(self, message: String) -> None:
-        self._on_mission_request(REQUEST, lambda: MissionRequest.from_json(message.data))
+    def _on_request(self, message: msg.Mission) -> None:
+        self._on_mission_request(REQUEST, lambda: typed.request_from_message(message))
 
     def _on_mission_request(self, topic: str, read: Callable[[], MissionRequest]) -> None:
         self._service.on_request(topic, read, lambda: self._node.count_subscribers(topic))
@@ -239,12 +274,24 @@ class VlmNode:
         self._service.cancel(message.data, "withdrawn")
 
     def _on_approval(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        status = self._publishers.shown
-        response.success = status.state == "proposed" and status.reason == "approve"
-        response.message = status.detail if response.success else "no plan waits for a yes"
-        if response.success:
-            self._service.put_approval(bool(request.data))
+        response.success, response.message = self._approve(bool(request.data))
         return response
+
+    def _on_plan_approval(self, request: Approve.Request, response: Approve.Response) -> Approve.Response:
+        named = (str(request.mission), int(request.step))
+        response.success, response.message = self._approve(bool(request.yes), named)
+        return response
+
+    def _approve(self, yes: bool, named: tuple[str, int] = ("", 0)) -> tuple[bool, str]:
+        """Give a yes or no to the plan that is shown, if it is that of the `named` mission and step."""
+        status = self._publishers.shown
+        if (status.state, status.reason) != ("proposed", "approve"):
+            return False, "no plan waits for a yes"
+        mission, step = named
+        if mission not in ("", status.mission) or step not in (0, status.step):
+            return False, f"another plan waits: step {status.step} of mission {status.mission}"
+        self._service.put_approval(yes)
+        return True, status.detail
 
     def _on_image(self, message: CompressedImage) -> None:
         try:
@@ -278,13 +325,15 @@ class VlmNode:
     def _on_odometry(self, message: Odometry) -> None:
         self._service.put_pose(*from_odometry(message))
 
-    def _on_status(self, message: String) -> None:
+    def _on_status(self, message: msg.PlanStatus) -> None:
         try:
-            status = PlanStatus.from_json(message.data)
+            status = typed.plan_status_from_message(message)
         except ActionParseError as error:
             self._node.get_logger().warning(f"status dropped: {error}", throttle_duration_sec=WARN_EVERY_S)
             return
         self._service.put_status(status)
+        if self._action is not None:
+            self._action.on_plan_status(status)
 
     def _each_second(self) -> None:
         if self._auto and self._service.is_connected and self._service.is_live:
