@@ -334,7 +334,7 @@ class DraftingEngine(ScriptedEngine):
     left_off: list = field(default_factory=list)
     endless: bool = False
 
-    def draft_ahead(self, observation):  # type: ignore[no-untyped-def]
+    def draft_ahead(self, observation, *, walks_m=0.0):  # type: ignore[no-untyped-def]
         self.drafted.append(observation)
         try:
             yield (1,)

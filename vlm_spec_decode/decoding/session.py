@@ -55,6 +55,8 @@ class Session:
         if self.request.params.rule == "rejection":
             self.rejection = RejectionRule(self.request.params)
         self.policy.begin(self.request, self.helper is not None)
+        if self.helper and self.helper.costs:
+            self.policy.expect(self.helper.costs)
         draft = self.request.draft
         if draft and (draft.answer, draft.epoch) == (self.request.answer, self.request.epoch):
             self._add(draft)
