@@ -39,6 +39,7 @@ from vlm_spec_decode.core.types import AnswerRequest, Image, Observation, Sampli
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.edge.answer_cache import AnswerCache
 from vlm_spec_decode.edge.draft_ahead import DraftAhead
+from vlm_spec_decode.edge.hint_tree import HintTree
 from vlm_spec_decode.edge.picture_size import PictureSizer
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.edge.shared_draft import DraftArbiter, DraftProgress, SharedDraft
@@ -58,7 +59,8 @@ class EngineConfig:
     """How answers are decoded. `uplink_bps` is the rate of the uplink that drafts may use (bits per second).
 
     `image_budget_s` is how long a picture may take on the uplink, of those that `Engine.pictures` makes.
-    With `free_text` no actions are read from an answer, so no text of it is an error.
+    With `free_text` no actions are read from an answer, so no text of it is an error. Where
+    `hint_branches` is off, what is drafted ahead goes up as its likeliest chain alone.
     """
 
     strategy: str = DEFAULT
@@ -69,6 +71,7 @@ class EngineConfig:
     uplink_bps: float = 1e9
     image_budget_s: float = settings_of(EdgeSettings)["image_budget_s"].default
     free_text: bool = False
+    hint_branches: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,8 +278,9 @@ class Engine:
             log.warning("nothing is drafted ahead: %s", NotFinite(error.what, "draft"))
         finally:
             drafter.close()
+            hint = ahead.hint() if config.hint_branches else HintTree.chain(tokens)
             with self._lock:
-                self._answer_cache.add_early(observation, tokens, ahead.hint())
+                self._answer_cache.add_early(observation, tokens, hint)
 
     def _told_numbers(self, observation: Observation, config: EngineConfig, walks_m: float = 0.0) -> ToldNumbers:
         """Return what reads distances from answers: those about a motion, in words that are no free text."""

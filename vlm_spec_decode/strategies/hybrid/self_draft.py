@@ -29,8 +29,8 @@ from vlm_spec_decode.strategies.rejection import ProposalLog
 STEP_RATIO = 0.1
 """Of a draft step beside the target to a pass, before both are known."""
 
-USUAL_GAIN = 1.5
-"""Drafted tokens per pass, before a pass has been measured."""
+USUAL_GAIN, USUALLY_RIGHT = 1.5, 0.75
+"""Drafted tokens per pass, before a pass has been measured; part of an edge's tokens that are accepted."""
 
 CLEARLY = 0.8
 """Of the cost of a token: what counts while neither drafter has been seen at work."""
@@ -48,6 +48,7 @@ class TokenCost:
     pass_s: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
     plain_s: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
     tokens: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
+    later_tokens: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
     in_hand: float = 0.0
     edge_step_s: float = 0.0
     token_s: RunningRatio = field(default_factory=RunningRatio)
@@ -72,6 +73,8 @@ class TokenCost:
         else:
             (self.plain_s if is_plain else self.pass_s).learn(verify_s)
         self.tokens.learn(tokens)
+        if not is_first:
+            self.later_tokens.learn(tokens)
         if not (is_first and not is_plain):  # what a hint of the question has brought does not come again
             self.token_s.learn(verify_s + drafted_s, tokens)
 
@@ -89,13 +92,14 @@ class TokenCost:
         return sum(self.agreement.value**depth for depth in range(1, steps + 1))
 
     def usual_gain(self) -> float:
-        """Return the drafted tokens that a pass usually accepts: those that the edge drafts meanwhile.
+        """Return the drafted tokens that a pass usually accepts: as seen, first passes left out.
 
-        At α a token, h = α + … + α^n for the n steps that fit into a pass; `USUAL_GAIN` if that is not known.
+        Before: of those that the edge drafts while a pass runs `USUALLY_RIGHT`, at least `USUAL_GAIN`.
         """
+        if self.later_tokens.count:
+            return max(USUAL_GAIN, self.later_tokens.value - 1)
         pass_s = self.pass_s.value or self.plain_s.value
-        steps = min(MAX_STEPS, int(pass_s / self.edge_step_s)) if self.edge_step_s else 0
-        return sum(self.agreement.value**depth for depth in range(1, steps + 1)) if steps else USUAL_GAIN
+        return max(USUAL_GAIN, USUALLY_RIGHT * pass_s / self.edge_step_s if self.edge_step_s else 0.0)
 
     @property
     def edge_ratio(self) -> float:
@@ -207,7 +211,7 @@ class SelfDraft:
         What a long hint brings to one pass does not come again: a token that this pass leaves out costs as
         much as one of a usual pass. A row holds up all of the `answers` that share the pass.
         """
-        usual = 1 + min(gain, max(USUAL_GAIN, self.pace.usual_gain()))
+        usual = 1 + min(gain, self.pace.usual_gain())
         slope = self.cost.slope * answers
         if not self.cost.base_s:
             return slope * usual
