@@ -13,7 +13,7 @@ from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import Done, Forward, Sit, Stop, Turn
 from vlm_spec_decode.edge.mission_loop import OBSTRUCTED
 from vlm_spec_decode.models.tiny import UNK_ID
-from vlm_spec_decode.train import instructions, scene_description, teacher
+from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.instructions import Goal
 from vlm_spec_decode.train.loop import tokenizer
 from vlm_spec_decode.train.scene_description import VisibleObject

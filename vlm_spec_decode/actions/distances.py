@@ -1,4 +1,4 @@
-"""The distances that answers tell: rounded the coarser the farther, for who teaches and for who guesses them."""
+"""The distances that answers tell: the farther, the coarser. For who teaches and for who guesses them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ def rounded_m(distance_m: float) -> float:
 def neighbours_m(told_m: float) -> tuple[float, float]:
     """Return the distances that are told below and above `told_m`, itself one that is told."""
     # Half a grid step leads to the edge of a cell, and a little more into the next one.
-    below_m, above_m = (
-        next(grid_m for limit_m, grid_m in GRIDS_M if at_m < limit_m) for at_m in (told_m - 1e-6, told_m + 1e-6)
-    )
+    sides_m = (told_m - 1e-6, told_m + 1e-6)
+    below_m, above_m = (next(grid_m for limit_m, grid_m in GRIDS_M if side_m < limit_m) for side_m in sides_m)
     return rounded_m(told_m - 0.55 * below_m), rounded_m(told_m + 0.55 * above_m)

@@ -170,7 +170,7 @@ class CloudPolicy(ABC):
         return None
 
     def shares(self, answers: int, nodes: int, fills: int) -> None:  # noqa: B027
-        """Learn that a pass verifies `nodes` nodes of so many answers, of which `fills` read their prompts."""
+        """Learn that a pass holds `nodes` nodes of so many answers, of which `fills` read their prompts."""
 
     def drafted(self, seconds: float) -> None:  # noqa: B027
         """Learn how long the shared steps before a pass took, those of other answers included."""

@@ -75,7 +75,7 @@ class AnswerCache:
         return found.hint if found else HintTree()
 
     def known(self, observation: Observation) -> HintTree:
-        """Return what a draft about this observation may begin with: what was said early, or the last answer."""
+        """Return what a draft about this observation may begin with: said early, or the last answer."""
         found = self._said_early(observation) or self._answers.get(observation.instruction)
         return found.hint if found else HintTree()
 

@@ -72,18 +72,21 @@ class DraftAhead:
         return HintTree(tuple(self._hint_below(self._tree.root, 1.0)))
 
     def _offer(self, known: HintTree) -> list[TreeNode]:
-        """Add what is known, unlikely as yet, and return the nodes to be scored about this frame."""
-        rows = list[TreeNode]()
-        level = [(self._tree.root, node) for node in known.top]
-        while level and len(rows) < MOST_KNOWN:
-            below = list[tuple[TreeNode, HintNode]]()
-            for parent, node in level:
+        """Add what is known, unlikely as yet, and return the nodes to be scored about this frame.
+
+        The likeliest answer comes first, to its end, then what branches off, level by level.
+        """
+        chain, rows = list[TreeNode](), list[TreeNode]()
+        level = [(self._tree.root, node, n == 0) for n, node in enumerate(known.top)]
+        while level:
+            below = list[tuple[TreeNode, HintNode, bool]]()
+            for parent, node, is_best in level:
                 child = self._tree.offer(parent, node.token, UNLIKELY)
                 if self._tree.may_go_on(child):
-                    rows.append(child)
-                below += [(child, each) for each in node.children]
+                    (chain if is_best else rows).append(child)
+                below += [(child, each, is_best and n == 0) for n, each in enumerate(node.children)]
             level = below
-        return rows[:MOST_KNOWN]
+        return [*chain, *rows][:MOST_KNOWN]
 
     def _leaves(self) -> list[TreeNode]:
         """Return the likeliest leaves: a further row must bring more than its time would bring elsewhere.

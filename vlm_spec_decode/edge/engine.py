@@ -268,7 +268,7 @@ class Engine:
         ahead = DraftAhead(
             drafter=drafter,
             config=EdgeConfig(answer=0, params=config.params, record=self._record),
-            numbers=self._told_numbers(observation, config, walks_m),
+            numbers=ToldNumbers(self._codec, observation.instruction, walks_m, is_read=not config.free_text),
             known=self._answer_cache.known(observation),
         )
         try:
@@ -281,10 +281,6 @@ class Engine:
             hint = ahead.hint() if config.hint_branches else HintTree.chain(tokens)
             with self._lock:
                 self._answer_cache.add_early(observation, tokens, hint)
-
-    def _told_numbers(self, observation: Observation, config: EngineConfig, walks_m: float = 0.0) -> ToldNumbers:
-        """Return what reads distances from answers: those about a motion, in words that are no free text."""
-        return ToldNumbers(self._codec, observation.instruction, walks_m, is_read=not config.free_text)
 
     def picture(self, data: bytes) -> Image:
         """Return a frame, an image file's bytes, as the image of an observation. Raises ImageError."""

@@ -90,8 +90,7 @@ class HintTree:
         A word is said with the probability that its draft gave it if the answer stays with the hint there,
         which it does with the probability `stay`. A number is said as often as candidates of its rank are.
         """
-        found, order = WeighedHint(), 0
-        heap = [(-1.0, 0, 0, child) for child in self.top]
+        found = WeighedHint()
         heap = [(-self._chance(child, stay, ranks), 0, n, child) for n, child in enumerate(self.top)]
         order = len(heap)
         heapq.heapify(heap)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from vlm_spec_decode.actions.distances import neighbours_m, rounded_m
 from vlm_spec_decode.core.ports import TextCodec
 from vlm_spec_decode.core.types import Tokens
-from vlm_spec_decode.edge.hint_tree import RANKS, HintNode, HintTree
+from vlm_spec_decode.edge.hint_tree import RANKS
 
 _DISTANCE = re.compile(r"[0-9]{1,2}\.[0-9]{1,2}")
 
@@ -64,17 +64,3 @@ class ToldNumbers:
         ranked = sorted(chances.items(), key=lambda item: -item[1])[: len(RANKS)]
         tokens = [(self.codec.encode(f"{told_m:.1f}"), chance) for told_m, chance in ranked]
         return {ids[0]: chance for ids, chance in tokens if len(ids) == 1 and self.distance_m(ids[0])}
-
-    def branched(self, tokens: Tokens) -> HintTree:
-        """Return an answer as a tree: each told distance may be the one after the walk, or next to that."""
-        below: list[HintNode] = []
-        for index in range(len(tokens) - 1, -1, -1):
-            token = tokens[index]
-            is_told = self.distance_m(token) is not None and self.is_described(tokens[:index])
-            candidates = self.candidates({token: 1.0}) if is_told else {}
-            if len(candidates) > 1:
-                # All of them share what follows: nodes are never changed once they are made.
-                below = [HintNode(t, chance, rank, below) for rank, (t, chance) in enumerate(candidates.items())]
-            else:
-                below = [HintNode(token, children=below)]
-        return HintTree(tuple(below))

@@ -57,9 +57,7 @@ class Background(Protocol):
         """Begin an answer; with `preview` its draft is shown, too."""
         ...
 
-    def draft(
-        self, engine: DraftsAhead, observation: Observation, walks_m: float = 0.0
-    ) -> BackgroundAnswer:
+    def draft(self, engine: DraftsAhead, observation: Observation, walks_m: float = 0.0) -> BackgroundAnswer:
         """Begin a draft of the answer, by the draft model alone. Its updates are not for reading."""
         ...
 
@@ -74,9 +72,7 @@ class Threads:
         shown = {"preview": True} if preview else {}
         return ThreadedAnswer(lambda: engine.answer(observation, **shown), engine.cancel)
 
-    def draft(
-        self, engine: DraftsAhead, observation: Observation, walks_m: float = 0.0
-    ) -> BackgroundAnswer:
+    def draft(self, engine: DraftsAhead, observation: Observation, walks_m: float = 0.0) -> BackgroundAnswer:
         """Begin a draft on a thread of its own; it is left off after the step under way."""
         return ThreadedAnswer(lambda: engine.draft_ahead(observation, walks_m=walks_m), lambda: None)
 

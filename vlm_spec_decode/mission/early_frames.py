@@ -163,7 +163,7 @@ class EarlyFrames:
             self._ahead = EarlyAnswer(engine, frame, observation, drafts)
 
     def _walks_m(self, acting: _Acting, frame: Frame) -> float:
-        """Return how far the last action leads forward from where `frame` was taken, 0 if that is not known."""
+        """Return how far the last action leads on from where `frame` was taken, 0 if that is not known."""
         self._last_from = self._last_from or self._events.poses.newest
         last, taken = acting.plan.actions[-1], self._events.poses.at(frame.stamp_s)
         if not isinstance(last, Forward) or last.distance_m <= 0 or taken is None or self._last_from is None:
