@@ -20,7 +20,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -98,13 +98,10 @@ class Bench:
         self._camera.attach(world)
         task = draw_task(seed, world, self._camera)
         first_m = world.distance_to(task.thing) if task.thing else float("nan")
-        engine, verifier = virtual_engine(
-            pair,
-            load_link(LINK),
-            load_hardware(PROFILES[cell.profile]),
-            engine_config(EdgeSettings(strategy=cell.strategy, link=load_link(LINK)), pair.stop_ids),
-            seed,
-        )
+        config = engine_config(EdgeSettings(strategy=cell.strategy, link=load_link(LINK)), pair.stop_ids)
+        config = replace(config, hint_branches=way.branches)
+        hardware = load_hardware(PROFILES[cell.profile])
+        engine, verifier = virtual_engine(pair, load_link(LINK), hardware, config, seed)
         robot = VirtualRobot(
             HeadlessGo2(world, camera=self._camera), WAIT_LIMITS.get(cell.strategy, SafetyLimits())
         )

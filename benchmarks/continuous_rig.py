@@ -329,9 +329,11 @@ class PacedEngine:
         """Abandon the answer."""
         self.engine.cancel()
 
-    def draft_ahead(self, observation: Observation) -> Iterator[Tokens]:
+    def draft_ahead(self, observation: Observation, *, walks_m: float = 0.0) -> Iterator[Tokens]:
         """Draft as the engine does, if it does."""
-        return self.engine.draft_ahead(observation) if isinstance(self.engine, DraftsAhead) else iter(())
+        if not isinstance(self.engine, DraftsAhead):
+            return iter(())
+        return self.engine.draft_ahead(observation, walks_m=walks_m)
 
 
 @dataclass(slots=True)
@@ -356,9 +358,15 @@ class VirtualBackground:
         """Begin an answer now, to be read later."""
         return VirtualAnswer(self, observation, self.paced.engine.answer(observation, preview=preview))
 
-    def draft(self, engine: DraftsAhead, observation: Observation) -> VirtualAnswer:  # noqa: ARG002
+    def draft(
+        self,
+        engine: DraftsAhead,  # noqa: ARG002
+        observation: Observation,
+        walks_m: float = 0.0,
+    ) -> VirtualAnswer:
         """Begin a draft now."""
-        drafts = self.paced.draft_ahead(observation) if self.ahead == "draft" else iter(())
+        ahead = self.ahead == "draft"
+        drafts = self.paced.draft_ahead(observation, walks_m=walks_m) if ahead else iter(())
         return VirtualAnswer(self, observation, drafts, is_draft=True)
 
 

@@ -28,11 +28,13 @@ class Way:
     """One way of running a mission, and what it changes.
 
     `words`: the expression of what an answer may say before its first action, if it is not the usual one.
+    `branches`: whether what is drafted ahead may branch where a distance is told.
     """
 
     about: str
     run: Run = run_mission
     words: str | None = None
+    branches: bool = True
 
 
 @dataclass(slots=True)
@@ -162,6 +164,10 @@ WAYS = {
     "silent": Way("an answer begins with its first action", _stepwise, words=""),
     "settling": Way("the frame at rest is asked about while the body settles", _early("nobody")),
     "early": Way("settling, and the draft model drafts about frames on the way", _early("draft")),
+    "early_chain": Way("early, with one chain drafted ahead", _early("draft"), branches=False),
+    "default_chain": Way(
+        "the default, with one chain drafted ahead", _early("draft", "turning"), branches=False
+    ),
     "turning_early_draft": Way("turning, early and draft_start", _early("draft", "turning", "draft")),
 }
 

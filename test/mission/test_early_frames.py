@@ -14,6 +14,7 @@ from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import Forward, Turn, format_action
 from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.errors import CloudUnreachable
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.mission.events import Frame, MissionEvents
 from vlm_spec_decode.mission.runner import MissionRunner
@@ -332,10 +333,12 @@ class DraftingEngine(ScriptedEngine):
 
     drafted: list = field(default_factory=list)
     left_off: list = field(default_factory=list)
+    walks_m: list = field(default_factory=list)
     endless: bool = False
 
-    def draft_ahead(self, observation):  # type: ignore[no-untyped-def]
+    def draft_ahead(self, observation, *, walks_m=0.0):  # type: ignore[no-untyped-def]
         self.drafted.append(observation)
+        self.walks_m.append(walks_m)
         try:
             yield (1,)
             while self.endless:
@@ -369,3 +372,20 @@ def test_what_is_drafted_ahead_is_left_off_before_the_question_is_asked() -> Non
     world = World(engine, ("moves", "frame", "moves", "settles", "frame", "done"))
     assert world.run().status == "done"
     assert engine.left_off == [1], "one draft, which ended before the second answer began"
+
+
+def test_a_draft_on_the_way_is_told_how_far_the_last_action_still_leads() -> None:
+    engine = DraftingEngine([["turn(20) forward(0.5)"], ["done()"]])
+    world = World(engine, ("moves", "frame", "frame", "settles", "frame", "done"))
+    walked_m = iter((0.0, 0.2, 0.2, 0.4, *[0.5] * 20))
+    happens = world.happens
+
+    def walking(name: str, plan: Plan) -> None:
+        world.events.put_pose(world.clock.now(), Pose2D(next(walked_m), 0.0, 0.0))
+        happens(name, plan)
+
+    world.happens = walking  # type: ignore[method-assign]
+    assert world.run().status == "done"
+    assert engine.walks_m == [pytest.approx(0.3), *engine.walks_m[1:]]
+    assert all(0.0 <= walks_m <= 0.5 for walks_m in engine.walks_m)
+    assert engine.walks_m == sorted(engine.walks_m, reverse=True)

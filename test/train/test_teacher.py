@@ -8,11 +8,12 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from vlm_spec_decode.actions.distances import rounded_m
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import Done, Forward, Sit, Stop, Turn
 from vlm_spec_decode.edge.mission_loop import OBSTRUCTED
 from vlm_spec_decode.models.tiny import UNK_ID
-from vlm_spec_decode.train import instructions, scene_description, teacher
+from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.instructions import Goal
 from vlm_spec_decode.train.loop import tokenizer
 from vlm_spec_decode.train.scene_description import VisibleObject
@@ -165,7 +166,7 @@ def test_what_was_picked_as_the_nearest_is_walked_to_also_when_another_comes_nea
 
 
 def test_what_is_far_is_told_roughly() -> None:
-    assert [round(scene_description.rounded_m(d), 2) for d in (0.04, 0.87, 1.47, 2.35, 3.3, 9.0)] == [
+    assert [round(rounded_m(d), 2) for d in (0.04, 0.87, 1.47, 2.35, 3.3, 9.0)] == [
         0.1,
         0.9,
         1.4,

@@ -453,7 +453,8 @@ class ServerProtocol:
         elif result.context is not None:
             answer_request = codec.answer_request(request.message, self._packer, request.core_image)
             policy = strategy(answer_request.strategy).cloud()
-            request.start_session(Session(answer_request, result.context, policy, result.colocated_draft))
+            beside, copy = self.requests.num_open, result.colocated_draft
+            request.start_session(Session(answer_request, result.context, policy, copy, beside=beside))
         elif (plan := result.plan or job.plan) and result.scores is not None and request.session:
             try:
                 commit = request.session.complete(plan, result.scores, result.compute_s)

@@ -308,6 +308,11 @@ class RequestTable(OrderedDict[tuple[bytes, int], ServerRequest]):
         """Return whether there are unfinished answers with a message since then."""
         return any(not request.is_finished and request.touched_s >= since_s for request in self.values())
 
+    @property
+    def num_open(self) -> int:
+        """How many answers have a session and are not finished: they share passes."""
+        return sum(request.session is not None and not request.is_finished for request in self.values())
+
     def end(self, request: ServerRequest) -> None:
         """Close a request; its context is freed once no job of it runs."""
         self.pop((request.peer, request.message.answer), None)

@@ -76,8 +76,11 @@ def prepare_together(
         seconds = helper.clock.now() - began_s
         drafted_s += seconds
         drafting = _continue(drafting, scored, seconds, prepared)
+    whole = [plan for plan in prepared if isinstance(plan, PassPlan)]
+    nodes, fills = sum(len(plan.nodes.tokens) for plan in whole), sum(plan.pass_id == 1 for plan in whole)
     for session, _ in planned:
         session.policy.drafted(drafted_s)
+        session.policy.shares(len(whole), nodes, fills)
     return prepared
 
 

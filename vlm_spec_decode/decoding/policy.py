@@ -145,6 +145,9 @@ class CloudPolicy(ABC):
         Raises ConfigError if the policy needs one and there is none.
         """
 
+    def expect(self, costs: DraftCosts) -> None:  # noqa: B027
+        """Learn what passes, and steps of a draft model beside the target, took before the first answer."""
+
     def at(self, now_s: float) -> None:  # noqa: B027
         """Learn the time at which `next_pass` is about to be asked."""
 
@@ -165,6 +168,9 @@ class CloudPolicy(ABC):
         None: this policy has only `extend`. Runs on the pass's thread.
         """
         return None
+
+    def shares(self, answers: int, nodes: int, fills: int) -> None:  # noqa: B027
+        """Learn that a pass holds `nodes` nodes of so many answers, of which `fills` read their prompts."""
 
     def drafted(self, seconds: float) -> None:  # noqa: B027
         """Learn how long the shared steps before a pass took, those of other answers included."""

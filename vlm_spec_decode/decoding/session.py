@@ -36,7 +36,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Session:
-    """One answer at the verifier. `context` holds the target's KV cache of it."""
+    """One answer at the verifier. `context` holds the target's KV cache of it.
+
+    `beside` is how many others are open as it begins: they will share its passes.
+    """
 
     request: AnswerRequest
     context: ModelContext
@@ -46,6 +49,7 @@ class Session:
     tree: SpeculationTree = field(init=False)
     passes: int = 0
     rejection: RejectionRule | None = None
+    beside: int = 0
     _unsound: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -55,6 +59,10 @@ class Session:
         if self.request.params.rule == "rejection":
             self.rejection = RejectionRule(self.request.params)
         self.policy.begin(self.request, self.helper is not None)
+        if self.helper and self.helper.costs:
+            self.policy.expect(self.helper.costs)
+        if self.beside:
+            self.policy.shares(1 + self.beside, 0, 0)
         draft = self.request.draft
         if draft and (draft.answer, draft.epoch) == (self.request.answer, self.request.epoch):
             self._add(draft)

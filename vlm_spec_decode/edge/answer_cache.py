@@ -1,18 +1,18 @@
 """Earlier answers, as drafts for the same instruction given again, and how often they were wrong.
 
 An earlier answer is sent to the cloud with the question, as a draft: the first pass verifies it. So is what
-was said, or drafted by the edge alone, about an earlier frame of the same walk. Uses observations and tokens,
-no strategies and no models. One per engine; the least recently asked answers are dropped first.
+was said, or drafted by the edge alone, about an earlier frame of the same walk: as a tree, where a number may
+be another one by now. Uses observations and tokens, no models. One per engine; the least recently asked
+answers are dropped first.
 """
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.types import DraftMessage, Observation, Tokens
-from vlm_spec_decode.decoding.tree import chain_parents, quantise
+from vlm_spec_decode.edge.hint_tree import WORD, HintTree, WeighedHint, number_ranks
 from vlm_spec_decode.strategies.estimators import RunningMean
 
 MAX_ANSWERS = 64
@@ -30,8 +30,13 @@ EARLY = 3
 class _CachedAnswer:
     frame: bytes
     history: tuple[str, ...]
-    tokens: Tokens
+    hint: HintTree
     is_early: bool = False
+
+    @property
+    def tokens(self) -> Tokens:
+        """The likeliest answer."""
+        return self.hint.best
 
     def prior_index(self, frame: bytes, history: tuple[str, ...]) -> int:
         if self.is_early:
@@ -43,12 +48,14 @@ class _CachedAnswer:
 class AnswerCache:
     """Answers by instruction, the last one to each, and how often they were wrong.
 
-    Of what was said early there is one, for the history that was told with it.
+    Of what was said early there is one, for the history that was told with it. `ranks` say how often each
+    candidate for a number was right.
     """
 
     departure_rates: tuple[RunningMean, ...] = field(
         default_factory=lambda: tuple(RunningMean(prior, rate=0.02, trust=20) for prior in PRIORS)
     )
+    ranks: tuple[RunningMean, ...] = field(default_factory=number_ranks)
     _answers: OrderedDict[str, _CachedAnswer] = field(default_factory=OrderedDict)
     _early: tuple[str, _CachedAnswer] | None = None
 
@@ -62,49 +69,55 @@ class AnswerCache:
         found = self._said_early(observation)
         return found.tokens if found else ()
 
+    def early_hint(self, observation: Observation) -> HintTree:
+        """Return all that was said or drafted early of this question."""
+        found = self._said_early(observation)
+        return found.hint if found else HintTree()
+
+    def known(self, observation: Observation) -> HintTree:
+        """Return what a draft about this observation may begin with: said early, or the last answer."""
+        found = self._said_early(observation) or self._answers.get(observation.instruction)
+        return found.hint if found else HintTree()
+
     def draft(self, observation: Observation, answer: int) -> DraftMessage | None:
         """Return as the first nodes of answer `answer` what is likely to save most: the last answer to this
         instruction, or what was said early of this very question. None without either."""
         known = [
-            (found, self._log_stay(found, observation))
+            self._weighed(found, observation)
             for found in (self._said_early(observation), self._answers.get(observation.instruction))
             if found is not None
         ]
         if not known:
             return None
-        found, log_stay = max(known, key=lambda each: _expected(len(each[0].tokens), each[1]))
-        length = (
-            min(len(found.tokens), int(math.log(MIN_REACH_PROBABILITY) / log_stay))
-            if log_stay
-            else len(found.tokens)
-        )
-        if not length:
-            return None
-        weights = (quantise(log_stay),) * length
-        return DraftMessage(answer, 0, 0, 1, found.tokens[:length], chain_parents(1, length), weights)
+        best = max(known, key=lambda hint: hint.expected)
+        return best.message(answer) if best.tokens else None
 
-    def add(self, observation: Observation, tokens: Tokens) -> None:
-        """Store a finished answer; update the departure rates from where it departed from what was known."""
+    def add(self, observation: Observation, tokens: Tokens, hint: HintTree | None = None) -> None:
+        """Store a finished answer; update the departure rates from where it departed from what was known.
+
+        `hint` is what it makes for later frames, if not the tokens alone.
+        """
         frame, history = _key(observation)
         for known in (self._said_early(observation), self._answers.pop(observation.instruction, None)):
             if known is not None:
-                self._learn(self.departure_rates[known.prior_index(frame, history)], tokens, known.tokens)
+                self._learn(self.departure_rates[known.prior_index(frame, history)], tokens, known.hint)
         self._early = None
-        self._answers[observation.instruction] = _CachedAnswer(frame, history, tokens)
+        self._answers[observation.instruction] = _CachedAnswer(frame, history, hint or HintTree.chain(tokens))
         while len(self._answers) > MAX_ANSWERS:
             self._answers.popitem(last=False)
 
-    def add_early(self, observation: Observation, tokens: Tokens) -> None:
+    def add_early(self, observation: Observation, tokens: Tokens, hint: HintTree | None = None) -> None:
         """Store what is known of an answer so far: said about an earlier frame, or drafted by the edge alone.
 
-        If it agrees with what was known of the same question before, that one's rest stays.
+        `hint` is all of it, if not the tokens alone. If it agrees with what was known of the same question
+        before, that one's rest stays.
         """
         if not tokens:
             return
-        before = self.early_tokens(observation)
-        if before[: len(tokens)] == tokens:
-            tokens = before
-        self._early = observation.instruction, _CachedAnswer(*_key(observation), tokens, is_early=True)
+        before = self.early_hint(observation)
+        if hint is None:
+            hint = before if before.holds(tokens) else HintTree.chain(tokens)
+        self._early = observation.instruction, _CachedAnswer(*_key(observation), hint, is_early=True)
 
     def _said_early(self, observation: Observation) -> _CachedAnswer | None:
         if self._early is None:
@@ -113,22 +126,20 @@ class AnswerCache:
         is_same = (instruction, found.history) == (observation.instruction, observation.history)
         return found if is_same else None
 
-    def _log_stay(self, found: _CachedAnswer, observation: Observation) -> float:
-        """Return the log-probability that an answer stays with a cached one for a token more."""
-        return math.log(1 - min(0.9, self.departure_rates[found.prior_index(*_key(observation))].value))
+    def _weighed(self, found: _CachedAnswer, observation: Observation) -> WeighedHint:
+        """Return a hint's nodes with their probabilities, for a question about this observation."""
+        stay = 1 - min(0.9, self.departure_rates[found.prior_index(*_key(observation))].value)
+        return found.hint.weighed(stay, self.ranks, MIN_REACH_PROBABILITY)
 
-    @staticmethod
-    def _learn(rate: RunningMean, tokens: Tokens, expected: Tokens) -> None:
-        for actual, cached in zip(tokens, expected, strict=False):
-            rate.learn(float(actual != cached))
-            if actual != cached:
-                break
-
-
-def _expected(length: int, log_stay: float) -> float:
-    """Return the expected number of accepted tokens of a draft of `length`: the sum of s^i, i = 1 to it."""
-    stay = math.exp(log_stay)
-    return float(length) if stay >= 1 else stay * (1 - stay**length) / (1 - stay)
+    def _learn(self, rate: RunningMean, tokens: Tokens, expected: HintTree) -> None:
+        """Learn from each token of an answer whether the hint had it there, and as which candidate."""
+        for candidates, found in expected.along(tokens):
+            if candidates[0].rank == WORD:
+                rate.learn(float(found is None))
+                continue
+            for candidate in candidates:
+                if candidate.rank != WORD:
+                    self.ranks[candidate.rank].learn(float(candidate is found))
 
 
 def _key(observation: Observation) -> tuple[bytes, tuple[str, ...]]:

@@ -331,10 +331,10 @@ class Engine:
         self._check_open()
         return AnswerStream(self, observation, free_text=free_text, image_name=image_name, preview=preview)
 
-    def draft_ahead(self, observation: Observation) -> Iterator[Tokens]:
+    def draft_ahead(self, observation: Observation, *, walks_m: float = 0.0) -> Iterator[Tokens]:
         """Draft the answer without the cloud, as `edge.engine.Engine.draft_ahead` does."""
         self._check_open()
-        return self._runtime.engine.draft_ahead(observation)
+        return self._runtime.engine.draft_ahead(observation, walks_m=walks_m)
 
     # Ending ------------------------------------------------------------------------------------------
 

@@ -1,21 +1,147 @@
 """The edge's draft model alone, about a frame on the way: what it says is sent with a later question.
 
 It costs the cloud and the link nothing, and the draft model would rest meanwhile. Nothing of it is committed.
+
+What is known of the answer already, drafted about a frame before, is scored in one batched step: where the
+draft says the same of the newer frame, nothing needs to be drafted again. The tree then grows at its
+likeliest leaves. Where a distance is told the body's way to the question is taken off it, and what the draft
+says next is drafted for each distance that may be told then.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.ports import Drafter
 from vlm_spec_decode.core.types import Tokens
-from vlm_spec_decode.strategies.base import EdgeConfig, draft_token, forced_run
+from vlm_spec_decode.edge.hint_tree import WORD, HintNode, HintTree
+from vlm_spec_decode.edge.told_numbers import ToldNumbers
+from vlm_spec_decode.strategies.base import EdgeConfig, forced_run
+from vlm_spec_decode.strategies.hybrid.draft_tree import DraftTree, TreeNode
+
+UNLIKELY = -12.0
+"""Log-probability of what was drafted about another frame, until the draft has seen this one."""
+
+KEPT = 0.02
+"""What is less likely is left out of the hint."""
+
+LEAST = 0.1
+"""Leaves that are less likely are not drafted below: a newer frame tells more."""
+
+MOST_ROWS, MOST_KNOWN = 24, 40
+"""Rows of a draft step, and of the first one, which scores what is known."""
+
+NUMBERS = 0.5
+"""Probability of all distances together from which on one is told here."""
 
 
-def draft_ahead(drafter: Drafter, config: EdgeConfig) -> Iterator[Tokens]:
-    """Yield the draft's own answer as it grows, all tokens so far, one step after the other."""
-    tokens: Tokens = ()
-    while not tokens or not config.params.ends(len(tokens), tokens[-1]):
-        room = config.params.max_tokens - len(tokens)
-        tokens += forced_run(drafter, config.tracer, tokens)[:room] or (draft_token(drafter, tokens, config),)
-        yield tokens
+@dataclass(slots=True, kw_only=True)
+class DraftAhead:
+    """One answer that is drafted ahead. `known` is what was drafted about an earlier frame."""
+
+    drafter: Drafter
+    config: EdgeConfig
+    numbers: ToldNumbers
+    known: HintTree = field(default_factory=HintTree)
+    _tree: DraftTree = field(init=False)
+    _ranked: dict[int, dict[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        record = self.config.record
+        self._tree = DraftTree(
+            drafter=self.drafter, params=self.config.params, calibration=record.calibration
+        )
+
+    def steps(self) -> Iterator[Tokens]:
+        """Yield the likeliest answer so far after each draft step, until more does not pay."""
+        rows = [self._tree.root, *self._offer(self.known)]
+        while rows:
+            self._tree.expand(rows)
+            for node in rows:
+                self._tell_distances(node)
+                self._force(node)
+            yield self._tree.best_path()[0].path()
+            rows = self._leaves()
+
+    def hint(self) -> HintTree:
+        """Return what has been drafted; () before the first step."""
+        if not self._tree.root.expanded:
+            return HintTree()
+        return HintTree(tuple(self._hint_below(self._tree.root, 1.0)))
+
+    def _offer(self, known: HintTree) -> list[TreeNode]:
+        """Add what is known, unlikely as yet, and return the nodes to be scored about this frame.
+
+        The likeliest answer comes first, to its end, then what branches off, level by level.
+        """
+        chain, rows = list[TreeNode](), list[TreeNode]()
+        level = [(self._tree.root, node, n == 0) for n, node in enumerate(known.top)]
+        while level:
+            below = list[tuple[TreeNode, HintNode, bool]]()
+            for parent, node, is_best in level:
+                child = self._tree.offer(parent, node.token, UNLIKELY)
+                if self._tree.may_go_on(child):
+                    (chain if is_best else rows).append(child)
+                below += [(child, each, is_best and n == 0) for n, each in enumerate(node.children)]
+            level = below
+        return [*chain, *rows][:MOST_KNOWN]
+
+    def _leaves(self) -> list[TreeNode]:
+        """Return the likeliest leaves: a further row must bring more than its time would bring elsewhere.
+
+        The likeliest answer is drafted to its end.
+        """
+        end, chance = self._tree.best_path()
+        goes_on = not end.expanded and self._tree.may_go_on(end)
+        slope, chosen, total = self.config.record.step.slope, [end] * goes_on, chance * goes_on
+        for weight, node in self._tree.leaves(LEAST):
+            if weight < slope * total / (1 + slope * max(0, len(chosen) - 1)) or len(chosen) == MOST_ROWS:
+                break
+            if node is not end:
+                chosen.append(node)
+                total += weight
+        return chosen
+
+    def _force(self, node: TreeNode) -> None:
+        """Add the run that the grammar forces after the draft's choice: it costs no step."""
+        child = node.children.get(node.choice)
+        if child is None or child.expanded or not self._tree.may_go_on(child):
+            return
+        for token in forced_run(self.drafter, self.config.tracer, child.path()):
+            child.expanded, child.choice = True, token
+            child = self._tree.offer(child, token, 0.0)
+
+    def _tell_distances(self, node: TreeNode) -> None:
+        """Take the way off the distances drafted after `node`, so that the ones of the question are there."""
+        if not self.numbers.is_described(node.path()):
+            return
+        drafted = {t: math.exp(c.log_prob) for t, c in node.children.items() if c.log_prob > UNLIKELY}
+        told = self.numbers.candidates(drafted)
+        whole = sum(told.values())
+        if whole < NUMBERS:
+            return
+        for child in node.children.values():
+            child.log_prob = min(child.log_prob, UNLIKELY)
+        for token, chance in told.items():
+            self._tree.offer(node, token, math.log(chance / whole))
+        node.choice = next(iter(told))
+        self._ranked[id(node)] = {token: rank for rank, token in enumerate(told)}
+
+    def _hint_below(self, node: TreeNode, weight: float) -> list[HintNode]:
+        """Return what may follow a node that is reached with probability `weight`, likeliest first."""
+        ranks = self._ranked.get(id(node), {})
+        found = list[HintNode]()
+        for child in sorted(node.children.values(), key=lambda each: -each.log_prob):
+            chance = math.exp(child.log_prob)
+            if weight * chance < KEPT and (found or child.log_prob <= UNLIKELY):
+                continue
+            below = self._hint_below(child, weight * chance)
+            found.append(HintNode(child.token, chance, ranks.get(child.token, WORD), below))
+        # A distance below which nothing has been drafted is followed by what follows the likeliest one.
+        drafted = next((each.children for each in found if each.rank != WORD and each.children), [])
+        for each in found:
+            if each.rank != WORD and not each.children:
+                each.children = drafted
+        return found

@@ -38,10 +38,12 @@ from vlm_spec_decode.core.trace import (
 from vlm_spec_decode.core.types import AnswerRequest, Image, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.edge.answer_cache import AnswerCache
-from vlm_spec_decode.edge.draft_ahead import draft_ahead
+from vlm_spec_decode.edge.draft_ahead import DraftAhead
+from vlm_spec_decode.edge.hint_tree import HintTree
 from vlm_spec_decode.edge.picture_size import PictureSizer
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.edge.shared_draft import DraftArbiter, DraftProgress, SharedDraft
+from vlm_spec_decode.edge.told_numbers import ToldNumbers
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy
 from vlm_spec_decode.strategies.estimators import DraftRecord
 from vlm_spec_decode.strategies.preview import DraftPreview
@@ -57,7 +59,8 @@ class EngineConfig:
     """How answers are decoded. `uplink_bps` is the rate of the uplink that drafts may use (bits per second).
 
     `image_budget_s` is how long a picture may take on the uplink, of those that `Engine.pictures` makes.
-    With `free_text` no actions are read from an answer, so no text of it is an error.
+    With `free_text` no actions are read from an answer, so no text of it is an error. Where
+    `hint_branches` is off, what is drafted ahead goes up as its likeliest chain alone.
     """
 
     strategy: str = DEFAULT
@@ -68,6 +71,7 @@ class EngineConfig:
     uplink_bps: float = 1e9
     image_budget_s: float = settings_of(EdgeSettings)["image_budget_s"].default
     free_text: bool = False
+    hint_branches: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,27 +252,35 @@ class Engine:
         shown = FirstDrafted(self._codec) if preview and not config.free_text else None
         return DecodedAnswer(self, _AnswerState(observation, config, shown))
 
-    def draft_ahead(self, observation: Observation) -> Iterator[Tokens]:
-        """Draft the answer with the draft model alone; yield its tokens so far after each step.
+    def draft_ahead(self, observation: Observation, *, walks_m: float = 0.0) -> Iterator[Tokens]:
+        """Draft the answer with the draft model alone; yield its likeliest tokens so far after each step.
 
         Where it is left off, what is drafted is kept: `answer` sends it with the same question about a later
-        frame. Nothing is committed, and the cloud is not asked. Ends at once where drafts are not used. It is
-        for the time in which no answer is open.
+        frame. `walks_m` is how far the body walks forward from this frame to that one, as far as is known:
+        the distances that may be told then are drafted, too. Nothing is committed, and the cloud is not
+        asked. Ends at once where drafts are not used. It is for the time in which no answer is open.
         """
         config = self.config
         if self._drafter is None or not self._strategy(config).drafts or not self._recalls(config):
             return
         tokens: Tokens = ()
         drafter = self._drafter.open(observation)
+        ahead = DraftAhead(
+            drafter=drafter,
+            config=EdgeConfig(answer=0, params=config.params, record=self._record),
+            numbers=ToldNumbers(self._codec, observation.instruction, walks_m, is_read=not config.free_text),
+            known=self._answer_cache.known(observation),
+        )
         try:
-            for tokens in draft_ahead(drafter, EdgeConfig(answer=0, params=config.params)):
+            for tokens in ahead.steps():
                 yield tokens
         except NotFinite as error:
             log.warning("nothing is drafted ahead: %s", NotFinite(error.what, "draft"))
         finally:
             drafter.close()
+            hint = ahead.hint() if config.hint_branches else HintTree.chain(tokens)
             with self._lock:
-                self._answer_cache.add_early(observation, tokens)
+                self._answer_cache.add_early(observation, tokens, hint)
 
     def picture(self, data: bytes) -> Image:
         """Return a frame, an image file's bytes, as the image of an observation. Raises ImageError."""

@@ -60,7 +60,8 @@ class VirtualCloud:
         """Begin an answer whose Open and image have arrived."""
         policy = strategy(request.strategy).cloud()
         context = self.target.open(request.observation)
-        session = Session(request, context, policy, self._open_colocated_draft(request.observation))
+        helper = self._open_colocated_draft(request.observation)
+        session = Session(request, context, policy, helper, beside=len(self._answers))
         self._answers[request.answer] = _VirtualRequest(session, deliver)
         self._start_next_pass()
 

@@ -40,8 +40,11 @@ class BackgroundAnswer(Protocol):
 class DraftsAhead(Protocol):
     """An engine that can draft an answer without its cloud; `edge.engine.Engine` is one."""
 
-    def draft_ahead(self, observation: Observation) -> Iterator[Tokens]:
-        """Yield the draft's own answer as it grows; where it is left off, it is kept for `answer`."""
+    def draft_ahead(self, observation: Observation, *, walks_m: float = 0.0) -> Iterator[Tokens]:
+        """Yield the draft's own answer as it grows; where it is left off, it is kept for `answer`.
+
+        `walks_m`: how far the body walks forward until the frame that will be asked about.
+        """
         ...
 
 
@@ -54,7 +57,7 @@ class Background(Protocol):
         """Begin an answer; with `preview` its draft is shown, too."""
         ...
 
-    def draft(self, engine: DraftsAhead, observation: Observation) -> BackgroundAnswer:
+    def draft(self, engine: DraftsAhead, observation: Observation, walks_m: float = 0.0) -> BackgroundAnswer:
         """Begin a draft of the answer, by the draft model alone. Its updates are not for reading."""
         ...
 
@@ -69,9 +72,9 @@ class Threads:
         shown = {"preview": True} if preview else {}
         return ThreadedAnswer(lambda: engine.answer(observation, **shown), engine.cancel)
 
-    def draft(self, engine: DraftsAhead, observation: Observation) -> BackgroundAnswer:
+    def draft(self, engine: DraftsAhead, observation: Observation, walks_m: float = 0.0) -> BackgroundAnswer:
         """Begin a draft on a thread of its own; it is left off after the step under way."""
-        return ThreadedAnswer(lambda: engine.draft_ahead(observation), lambda: None)
+        return ThreadedAnswer(lambda: engine.draft_ahead(observation, walks_m=walks_m), lambda: None)
 
 
 class ThreadedAnswer:

@@ -19,8 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
-from vlm_spec_decode.actions.types import Action, Done
+from vlm_spec_decode.actions.types import Action, Done, Forward
 from vlm_spec_decode.core.errors import ImageError
+from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.mission_loop import MissionLoop
 from vlm_spec_decode.mission.background import Background, BackgroundAnswer, DraftsAhead, Threads
@@ -75,6 +76,7 @@ class EarlyFrames:
         self._early: EarlyAnswer | None = None
         self._taken: EarlyAnswer | None = None
         self._ahead: EarlyAnswer | None = None
+        self._last_from: Pose2D | None = None
 
     def wait_end(
         self,
@@ -90,7 +92,7 @@ class EarlyFrames:
         Raises as `MissionEvents.wait_end` does; then nothing is open.
         """
         self.drop()
-        self._settling_s = None
+        self._settling_s = self._last_from = None
         acting = _Acting(engine, mission, plan, said, preview=config.start == "draft")
         # Without its cloud a mission takes one careful step after the other.
         ends = not said or any(isinstance(action, Done) for action in said)
@@ -157,4 +159,14 @@ class EarlyFrames:
         frame = self._events.frame_after(max(known_s, self._now_s() - FRESH_S))
         observation = acting.observation(frame) if frame is not None else None
         if frame is not None and observation is not None:
-            self._ahead = EarlyAnswer(engine, frame, observation, self._background.draft(engine, observation))
+            drafts = self._background.draft(engine, observation, self._walks_m(acting, frame))
+            self._ahead = EarlyAnswer(engine, frame, observation, drafts)
+
+    def _walks_m(self, acting: _Acting, frame: Frame) -> float:
+        """Return how far the last action leads on from where `frame` was taken, 0 if that is not known."""
+        self._last_from = self._last_from or self._events.poses.newest
+        last, taken = acting.plan.actions[-1], self._events.poses.at(frame.stamp_s)
+        if not isinstance(last, Forward) or last.distance_m <= 0 or taken is None or self._last_from is None:
+            return 0.0
+        walked_m = taken.seen_from(self._last_from).x_m
+        return min(last.distance_m, max(0.0, last.distance_m - walked_m))

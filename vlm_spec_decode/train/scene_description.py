@@ -16,6 +16,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from vlm_spec_decode.actions.distances import rounded_m
 from vlm_spec_decode.models.tiny import IMAGE_PX
 from vlm_spec_decode.sim.objects import COLOURS, DOOR_DEPTH_M, KINDS, SHAPES, SceneObject, footprint_radius_m
 from vlm_spec_decode.sim.physics.kinematic_body import STAND_HEIGHT_M
@@ -24,11 +25,6 @@ from vlm_spec_decode.train.frames import object_rows
 
 MIN_PIXELS = 24
 """An object with fewer pixels than this, of 16,384, does not count as visible."""
-
-GRIDS_M = ((1.2, 0.1), (2.4, 0.2), (math.inf, 0.5))
-"""(distance, grid): distances up to the first are rounded to the second. Far objects are seen again later."""
-
-MAX_DESCRIBED_M = 5.0
 
 MAX_DESCRIBED = 4
 """Largest number of objects in a description."""
@@ -77,12 +73,6 @@ def describe(view: tuple[VisibleObject, ...], with_distance: bool = False) -> st
         for t in sorted(described, key=lambda t: -t.bearing_deg)
     ]
     return "i see " + (" , ".join(parts) or "nothing")
-
-
-def rounded_m(distance_m: float) -> float:
-    """Return a rounded distance: the farther, the coarser."""
-    grid_m = next(grid_m for limit_m, grid_m in GRIDS_M if distance_m < limit_m)
-    return min(MAX_DESCRIBED_M, max(0.1, grid_m * round(distance_m / grid_m)))
 
 
 def direction_word(thing: VisibleObject) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlm_spec_decode.actions.distances import rounded_m
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.mission_loop import OBSTRUCTED
 from vlm_spec_decode.models.prompt import DONE_MARK, MAX_HISTORY
@@ -26,7 +27,6 @@ from vlm_spec_decode.train.scene_description import (
     describe,
     direction_word,
     format_metres,
-    rounded_m,
 )
 
 TURN_GRID_DEG = 10

@@ -16,6 +16,7 @@ from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, Toke
 from vlm_spec_decode.decoding.policy import (
     CloudPolicy,
     ColocatedDraft,
+    DraftCosts,
     DraftSteps,
     PassPlan,
     draft_alone,
@@ -164,6 +165,9 @@ class Cloud(CloudPolicy):
     _has_completed: bool = False
     _committed: int = 0
     _told_step_s: float = 0.0
+    _answers: int = 1
+    _rows: int = 0
+    _fills: int = 0
 
     def begin(self, request: AnswerRequest, has_helper: bool) -> None:
         """Take the objective; a helper is welcome and not needed."""
@@ -171,6 +175,14 @@ class Cloud(CloudPolicy):
         self._committed = len(request.committed)
         self._told_step_s = request.draft_step_s
         self.own.begin(request, has_helper)
+
+    def expect(self, costs: DraftCosts) -> None:
+        """Start from what passes and draft steps took before the first answer."""
+        self.own.pace.expect(costs)
+
+    def shares(self, answers: int, nodes: int, fills: int) -> None:
+        """Take what the pass under way holds; the next one is expected to be shared by as many answers."""
+        self._answers, self._rows, self._fills = answers, nodes + answers - 1, fills
 
     def at(self, now_s: float) -> None:
         """Note the time; right after a pass it is the commit's."""
@@ -186,13 +198,13 @@ class Cloud(CloudPolicy):
 
     def next_pass(self, tree: SpeculationTree) -> Tokens | None:
         """Choose the likeliest nodes, or wait."""
-        chosen = self._choose(tree)
-        # The expected number of drafted tokens that a pass over them accepts: the sum of P(path) over nodes.
-        self.own.pace.in_hand = gain = sum(self.own.weights[n] for n in chosen)
         pace, interval_s = self.own.pace, self.waiting.interval_s.value
         # Before messages have shown it, the edge's own word tells how fast it drafts.
         step_s = self._told_step_s if math.isinf(interval_s) else interval_s
         pace.edge_step_s = step_s if self._edge_is_near else 0.0
+        chosen = self._choose(tree)
+        # The expected number of drafted tokens that a pass over them accepts: the sum of P(path) over nodes.
+        pace.in_hand = gain = sum(self.own.weights[n] for n in chosen)
         # Exits decide what an edge has in hand: one that does not know where a pass ends has nothing then.
         # For another edge they are messages in front of the commit, each of which may be lost first.
         is_heard = not (self.own.has_helper and step_s) or pace.is_carried or pace.is_edge_better
@@ -216,8 +228,8 @@ class Cloud(CloudPolicy):
         """Learn the pass's cost and yield."""
         own, is_first = self.own, plan.pass_id == 1
         verify_s = commit.compute_s - own.drafted_s
-        if not is_first:  # the first pass also reads the prompt: its time says nothing of a row's cost
-            own.cost.learn(len(plan.nodes.numbers), verify_s)
+        if not (is_first or self._fills):  # a prompt was read, too: that time says nothing of a row's cost
+            own.cost.learn(max(self._rows, len(plan.nodes.numbers)), verify_s)
         is_plain = not plan.nodes.numbers
         own.pace.passed(len(commit.tokens), verify_s, own.drafted_s, is_first=is_first, is_plain=is_plain)
         own.learn(plan, commit.tokens)
@@ -241,7 +253,7 @@ class Cloud(CloudPolicy):
             weight, number = heapq.heappop(heap)
             extra = len(chosen) >= self.own.cost.free
             # The first `free` rows cost a pass nothing, so only hopeless ones are left out.
-            if -weight < (self.own.node_floor(gain) if extra else 0.001):
+            if -weight < (self.own.node_floor(gain, self._answers) if extra else 0.001):
                 break
             chosen.append(number)
             gain -= weight

@@ -164,11 +164,10 @@ class DraftTree:
             node = self.offer(node, token, log_prob)
 
     def adopt(self, draft: DraftMessage) -> None:
-        """Take the chain that has gone with the question as sent."""
-        node = self.root
-        rows = zip(draft.tokens, draft.weights or (0,) * len(draft.tokens), strict=True)
-        for number, (token, weight) in enumerate(rows, draft.first_node):
-            node = self.offer(node, token, -WEIGHT_STEP * weight)
+        """Take the tree that has gone with the question as sent."""
+        rows = zip(draft.tokens, draft.parents, draft.weights or (0,) * len(draft.tokens), strict=True)
+        for number, (token, parent, weight) in enumerate(rows, draft.first_node):
+            node = self.offer(self._sent[parent] if parent else self.root, token, -WEIGHT_STEP * weight)
             node.number = number
             self._sent[number] = node
         self._next_number = draft.first_node + len(draft.tokens)

@@ -270,37 +270,49 @@ class EdgeController:
 MIN_MATCH = 2
 RUN = 8
 FORCED_WEIGHT = -0.001
+NOTHING = -1
+"""The first token of a run that there is not."""
 
 
 @dataclass(slots=True)
 class PromptLookup:
-    """Finds continuations of the committed tokens in `hints`."""
+    """Finds continuations of the committed tokens, and of the likeliest drafted ones, in `hints`."""
 
     hints: tuple[Tokens, ...] = ()
     trust: RunningMean = field(default_factory=lambda: RunningMean(0.6, trust=3))
-    _offered: tuple[int, Tokens] = (0, ())
+    _offered: dict[Tokens, int] = field(default_factory=dict)
 
     def offer(self, tree: DraftTree, drafter: Drafter) -> None:
-        """Add forced tokens below what is likely, and remembered ones below the root."""
+        """Add forced tokens below what is likely, and remembered ones below the root and the best path."""
         for _, node in tree.ranked(0.05)[:8]:
             if not node.expanded and (run := forced_run(drafter, tree.tracer, tree.prefix + node.path())):
                 # Forced tokens are certain; the tiny cost keeps them behind their parent in the ranking.
                 tree.offer_path(node, run, FORCED_WEIGHT)
                 _mark_expanded(node, run)
         self._judge(tree.prefix)
-        position, _ = self._offered
-        if position == len(tree.prefix) and position:
+        self._remember(tree, tree.root)
+        # A run below what is drafted is at the cloud before the commit that leads there.
+        end, _ = tree.best_path()
+        if end is not tree.root and not end.children and tree.may_go_on(end):
+            self._remember(tree, end)
+
+    def _remember(self, tree: DraftTree, node: TreeNode) -> None:
+        """Add a remembered run below `node`, once."""
+        place = tree.prefix + node.path()
+        if place in self._offered:
             return
-        run = self._continuation(tree.prefix)
-        self._offered = (len(tree.prefix), run)
+        run = self._continuation(place)
+        self._offered[place] = run[0] if run else NOTHING
         # A repeated run is as likely as such runs have been right so far.
-        tree.offer_path(tree.root, run, math.log(max(0.05, self.trust.value)))
+        tree.offer_path(node, run, math.log(max(0.05, self.trust.value)))
 
     def _judge(self, prefix: Tokens) -> None:
-        position, run = self._offered
-        if run and len(prefix) > position:
-            self.trust.learn(float(prefix[position] == run[0]))
-            self._offered = (position, ())
+        """Learn from what has been committed where runs were offered."""
+        for place, first in list(self._offered.items()):
+            if len(place) < len(prefix):
+                del self._offered[place]
+                if first != NOTHING and prefix[: len(place)] == place:
+                    self.trust.learn(float(prefix[len(place)] == first))
 
     def _continuation(self, prefix: Tokens) -> Tokens:
         """Return what followed the longest match of the last tokens; at the start, a whole source's head."""

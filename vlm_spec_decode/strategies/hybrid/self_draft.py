@@ -29,6 +29,8 @@ from vlm_spec_decode.strategies.rejection import ProposalLog
 STEP_RATIO = 0.1
 """Of a draft step beside the target to a pass, before both are known."""
 
+USUAL_GAIN, USUALLY_RIGHT = 1.5, 0.75
+"""Drafted tokens per pass, before a pass has been measured; part of an edge's tokens that are accepted."""
 
 CLEARLY = 0.8
 """Of the cost of a token: what counts while neither drafter has been seen at work."""
@@ -46,6 +48,7 @@ class TokenCost:
     pass_s: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
     plain_s: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
     tokens: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
+    later_tokens: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
     in_hand: float = 0.0
     edge_step_s: float = 0.0
     token_s: RunningRatio = field(default_factory=RunningRatio)
@@ -70,7 +73,10 @@ class TokenCost:
         else:
             (self.plain_s if is_plain else self.pass_s).learn(verify_s)
         self.tokens.learn(tokens)
-        self.token_s.learn(verify_s + drafted_s, tokens)
+        if not is_first:
+            self.later_tokens.learn(tokens)
+        if not (is_first and not is_plain):  # what a hint of the question has brought does not come again
+            self.token_s.learn(verify_s + drafted_s, tokens)
 
     @property
     def is_carried(self) -> bool:
@@ -84,6 +90,16 @@ class TokenCost:
         """
         steps = min(MAX_STEPS, int(0.5 * self._usual_pass_s() / self.edge_step_s)) if self.edge_step_s else 0
         return sum(self.agreement.value**depth for depth in range(1, steps + 1))
+
+    def usual_gain(self) -> float:
+        """Return the drafted tokens that a pass usually accepts: as seen, first passes left out.
+
+        Before: of those that the edge drafts while a pass runs `USUALLY_RIGHT`, at least `USUAL_GAIN`.
+        """
+        if self.later_tokens.count:
+            return max(USUAL_GAIN, self.later_tokens.value - 1)
+        pass_s = self.pass_s.value or self.plain_s.value
+        return max(USUAL_GAIN, USUALLY_RIGHT * pass_s / self.edge_step_s if self.edge_step_s else 0.0)
 
     @property
     def edge_ratio(self) -> float:
@@ -126,8 +142,6 @@ class TokenCost:
 
 CHOICES = 6
 LEAST_SHARE = 0.02
-USUAL_GAIN = 1.5
-"""Tokens per pass, before a pass has been measured."""
 
 MAX_BATCH = 24
 
@@ -191,13 +205,20 @@ class SelfDraft:
         self._params, self.has_helper = request.params, has_helper
         self._proposals = ProposalLog(request.params) if request.params.rule == "rejection" else None
 
-    def node_floor(self, gain: float) -> float:
-        """Return from which probability on a node is worth its time in a pass that expects `gain` tokens."""
+    def node_floor(self, gain: float, answers: int = 1) -> float:
+        """Return from which probability on a node is worth its time in a pass that expects `gain` tokens.
+
+        What a long hint brings to one pass does not come again: a token that this pass leaves out costs as
+        much as one of a usual pass. A row holds up all of the `answers` that share the pass.
+        """
+        usual = 1 + min(gain, self.pace.usual_gain())
+        slope = self.cost.slope * answers
         if not self.cost.base_s:
-            return self.cost.slope * max(USUAL_GAIN, 1 + gain)
-        # A row adds slope · base seconds to a pass and P(node) tokens of c seconds: P = slope · base / c.
+            return slope * usual
+        # A row adds slope · base seconds to each answer of a pass and P(node) tokens of c seconds to its own:
+        # P = n · slope · base / c.
         token_s = self.pace.token_s.value or self.cost.base_s
-        return self.cost.slope * self.cost.base_s / min(token_s, self.cost.base_s / (1 + gain))
+        return slope * self.cost.base_s / min(token_s, self.cost.base_s / usual)
 
     def steps(self, plan: PassPlan, helper: ColocatedDraft, answers: int = 1) -> DraftSteps:
         """Draft below the likeliest rows that have nothing below them, in batched steps.

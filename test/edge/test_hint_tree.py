@@ -1,0 +1,265 @@
+"""Hints that branch where a distance may be another one: exact, priced by what they bring, and learned from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from test.edge.test_draft_ahead import ON_THE_WAY, an_engine, asked, result_of
+from vlm_spec_decode.actions.distances import neighbours_m, rounded_m
+from vlm_spec_decode.core.types import AnswerRequest, DraftMessage, SamplingParams, Tokens
+from vlm_spec_decode.decoding.tree import SpeculationTree
+from vlm_spec_decode.edge.answer_cache import PRIORS, AnswerCache
+from vlm_spec_decode.edge.draft_ahead import DraftAhead
+from vlm_spec_decode.edge.engine import Engine
+from vlm_spec_decode.edge.hint_tree import RANKS, WORD, HintNode, HintTree, number_ranks
+from vlm_spec_decode.edge.told_numbers import ToldNumbers
+from vlm_spec_decode.protocol import codec
+from vlm_spec_decode.strategies.base import EdgeConfig
+from vlm_spec_decode.strategies.hybrid.cloud_policy import Cloud
+from vlm_spec_decode.strategies.hybrid.draft_tree import DraftTree
+from vlm_spec_decode.strategies.hybrid.edge import PromptLookup
+
+WORDS = ("0.9", "1.0", "1.1", "1.4", "1.6", "1.8", "2.0", "2.2", "ahead", "at", "m", "(", "forward")
+PARAMS = SamplingParams(max_tokens=40)
+
+
+class WordCodec:
+    """One token a word."""
+
+    def encode(self, text: str) -> Tokens:
+        return tuple(WORDS.index(word) for word in text.split() if word in WORDS)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return " ".join(WORDS[token] for token in tokens)
+
+
+def number(*tokens: int, below: HintTree | None = None) -> HintTree:
+    """A place at which one of `tokens` stands, likeliest first, with the same rest below each."""
+    rest = list(below.top) if below else []
+    return HintTree(tuple(HintNode(token, 0.3, rank, rest) for rank, token in enumerate(tokens)))
+
+
+def after(tokens: Tokens, below: HintTree) -> HintTree:
+    for token in reversed(tokens):
+        below = HintTree((HintNode(token, children=list(below.top)),))
+    return below
+
+
+# The numbers --------------------------------------------------------------------------------------------
+
+
+def test_told_distances_and_their_neighbours_are_on_one_grid() -> None:
+    told, seen = 0.1, []
+    while told not in seen:
+        seen.append(told)
+        told = round(neighbours_m(told)[1], 2)
+    assert seen == [
+        *(round(0.1 * step, 1) for step in range(1, 13)), 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.5,
+        3.0, 3.5, 4.0, 4.5, 5.0,
+    ]  # fmt: skip
+    assert all(round(neighbours_m(up)[0], 2) == down for down, up in zip(seen[:-3], seen[1:-2], strict=True)
+               if up != 2.5)  # fmt: skip
+    assert rounded_m(0.02) == neighbours_m(0.1)[0] == 0.1
+
+
+def test_the_way_to_the_question_is_taken_off_a_distance() -> None:
+    numbers = ToldNumbers(WordCodec(), "go to the box", walks_m=0.5)
+    (two,) = WordCodec().encode("2.0")
+    found = numbers.candidates({two: 0.9})
+    assert [WORDS[token] for token in found] == ["1.6", "1.4", "1.8"]
+    assert sum(found.values()) == pytest.approx(0.9)
+    standing = ToldNumbers(WordCodec(), "go to the box").candidates({two: 0.9, WORDS.index("ahead"): 0.1})
+    assert WORDS[next(iter(standing))] == "2.0"
+    assert WORDS.index("ahead") not in standing
+
+
+def test_what_is_no_told_distance_stays() -> None:
+    (one,) = WordCodec().encode("1.0")
+    assert ToldNumbers(WordCodec(), "stop 1.0 m before it").candidates({one: 1.0}) == {}
+    assert ToldNumbers(WordCodec(), "go", is_read=False).candidates({one: 1.0}) == {}
+    numbers = ToldNumbers(WordCodec(), "go")
+    assert numbers.is_described(WordCodec().encode("ahead at"))
+    assert not numbers.is_described(WordCodec().encode("ahead at 1.0 m forward ("))
+
+
+# The tree -----------------------------------------------------------------------------------------------
+
+
+def test_nodes_go_out_likeliest_first_and_parents_before_children() -> None:
+    tree = after((8, 9), number(2, 1, 3, below=HintTree.chain((10, 12))))
+    assert tree.best == (8, 9, 2, 10, 12)
+    found = tree.weighed(0.9, number_ranks(), 0.09)
+    assert found.tokens == [8, 9, 2, 10, 12, 1, 10, 12, 3]
+    assert found.parents == [0, 1, 2, 3, 4, 2, 6, 7, 2]
+    first = 0.9 + 0.81 + 0.81 * RANKS[0] * (1 + 0.9 + 0.81)
+    second, third = 0.81 * RANKS[1] * (1 + 0.9 + 0.81), 0.81 * RANKS[2]
+    assert found.expected == pytest.approx(first + second + third)
+    assert tree.weighed(0.9, number_ranks(), 0.5).tokens == [8, 9]
+
+
+def test_both_ends_hold_the_same_tree_and_the_wire_carries_it() -> None:
+    draft = after((8, 9), number(2, 1, below=HintTree.chain((10, 12)))).weighed(0.9, number_ranks(), 0.01)
+    message = draft.message(3)
+    edge, cloud = DraftTree(drafter=None, params=PARAMS), SpeculationTree()  # type: ignore[arg-type]
+    edge.adopt(message)
+    cloud.add(message)
+    assert {n: node.path() for n, node in edge._sent.items()} == {
+        n: _path(cloud, n) for n in range(1, len(message.tokens) + 1)
+    }
+    packer = codec.TokenPacker(len(WORDS))
+    request = AnswerRequest(3, asked(), PARAMS, "hybrid", draft=message)
+    opened = codec.open_message(request, packer, 0, (), draft=message)
+    assert codec.answer_request(opened, packer, asked().image).draft == message
+
+
+def _path(tree: SpeculationTree, node: int) -> Tokens:
+    tokens: list[int] = []
+    while node:
+        tokens.append(tree.nodes[node].token)
+        node = tree.nodes[node].parent
+    return tuple(reversed(tokens))
+
+
+# In an answer -------------------------------------------------------------------------------------------
+
+
+def hinted(engine: Engine, hint: HintTree) -> Engine:
+    engine._answer_cache.add_early(asked(ON_THE_WAY), hint.best, hint)
+    return engine
+
+
+def test_one_pass_verifies_the_candidates_of_a_number() -> None:
+    """The hint is wrong at one place only; with the right token as a branch there, no pass is lost."""
+    said = result_of(an_engine(0.3)[0], asked()).tokens
+    wrong, place = (said[12] + 1) % 20, 12
+    chain = HintTree.chain((*said[:place], wrong, *said[place + 1 : 24]))
+    branch = after(said[:place], number(wrong, said[place], below=HintTree.chain(said[place + 1 : 24])))
+    one, both = (result_of(hinted(an_engine(0.3)[0], hint), asked()) for hint in (chain, branch))
+    assert one.tokens == both.tokens == said
+    assert both.target_passes < one.target_passes
+    assert both.total_s < one.total_s
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("rule", ["coupled", "rejection"])
+def test_no_hint_changes_a_token(rule: str, temperature: float) -> None:
+    """The law: hostile trees of wrong, repeated and right tokens leave the answer as it is."""
+    more = {"rule": rule, "temperature": temperature, "seed": 5}
+    plain = result_of(an_engine(0.6, **more)[0], asked()).tokens
+    for seed in range(2):
+        rng = random.Random(seed)
+        engine = hinted(an_engine(0.6, **more)[0], HintTree(tuple(_hostile(rng, plain, 0))))
+        assert result_of(engine, asked()).tokens == plain
+
+
+def _hostile(rng: random.Random, plain: Tokens, depth: int) -> list[HintNode]:
+    if depth >= 12:
+        return []
+    tokens = {plain[depth] if rng.random() < 0.7 else rng.randrange(20), rng.randrange(20)}
+    is_number = rng.random() < 0.4
+    return [
+        HintNode(token, rng.random(), rank if is_number else WORD, _hostile(rng, plain, depth + 1))
+        for rank, token in enumerate(rng.sample(sorted(tokens), rng.randint(1, len(tokens))))
+    ]
+
+
+def test_how_often_each_candidate_was_right_is_learned_apart_from_the_words() -> None:
+    cache = AnswerCache()
+    for turn in range(60):
+        question = asked(history=(f"turn({turn})",))
+        cache.add_early(question, (8, 2, 10), after((8,), number(2, 1, 3, below=HintTree.chain((10,)))))
+        cache.add(question, (8, 1, 10))
+    assert cache.ranks[1].value > 0.6 > RANKS[1]
+    assert cache.ranks[0].value < 0.2 < RANKS[0]
+    assert cache.departure_rates[3].value < PRIORS[3]
+
+
+def test_a_newer_frame_is_drafted_about_in_few_steps_where_it_shows_the_same() -> None:
+    """What was drafted before is scored in one batched step, and only what differs is drafted again."""
+    engine, _ = an_engine(0.9)
+    first = len(list(engine.draft_ahead(asked(ON_THE_WAY))))
+    known = engine._answer_cache.early_tokens(asked())
+    *_, again = steps = list(engine.draft_ahead(asked()))
+    assert len(steps) < 0.3 * first
+    assert again == known
+
+
+# In the cloud -------------------------------------------------------------------------------------------
+
+
+def _chosen(weights: Sequence[int], answers: int) -> int:
+    cloud, tree = Cloud(), SpeculationTree()
+    count = len(weights)
+    tree.add(DraftMessage(1, 0, 0, 1, tuple(range(count)), (0,) * count, tuple(weights)))
+    if answers > 1:
+        cloud.shares(answers, 0, 0)
+    return len(cloud._choose(tree))
+
+
+def test_a_row_that_holds_up_several_answers_must_bring_as_much_to_each() -> None:
+    weights = list(range(0, 120, 4))
+    alone, two, four = (_chosen(weights, answers) for answers in (1, 2, 4))
+    assert alone > two > four > 0
+
+
+def test_a_long_hint_makes_later_tokens_no_cheaper_than_a_usual_pass_does() -> None:
+    own = Cloud().own
+    assert own.node_floor(30.0) == own.node_floor(own.pace.usual_gain())
+    assert own.node_floor(30.0) > own.node_floor(0.0)
+
+
+class Scripted:
+    """A draft model that goes on by the last word alone: a distance decides how far to walk."""
+
+    NEXT: ClassVar = {"": "ahead", "ahead": "at", "at": "2.0", "m": "(", "(": "forward", "forward": "ahead"}
+
+    def choose(self, prefix: Tokens, tree: tuple[Tokens, Tokens], *, rows: Tokens) -> np.ndarray:
+        tokens = (WordCodec().decode((token,)) for token in tree[0])
+        words = [WORDS[prefix[-1]] if prefix else "", *tokens]
+        logits = np.zeros((len(rows), len(WORDS)), np.float32)
+        for place, row in enumerate(rows):
+            logits[place, WORDS.index(self.NEXT.get(words[row], "m"))] = 9.0
+        return logits
+
+    def forced(self, prefix: Tokens) -> Tokens:
+        return ()
+
+
+def test_what_follows_each_distance_of_the_question_is_drafted() -> None:
+    ahead = DraftAhead(
+        drafter=Scripted(),  # type: ignore[arg-type]
+        config=EdgeConfig(answer=0, params=SamplingParams(max_tokens=6)),
+        numbers=ToldNumbers(WordCodec(), "go to the box", walks_m=0.5),
+    )
+    *_, best = ahead.steps()
+    assert WordCodec().decode(best) == "ahead at 1.6 m ( forward"
+    (first,) = ahead.hint().top
+    numbers = first.children[0].children
+    assert {WORDS[each.token]: each.rank for each in numbers} == {"1.6": 0, "1.4": 1, "1.8": 2}
+    assert [WORDS[each.children[0].token] for each in numbers] == ["m", "m", "m"]
+
+
+def test_what_was_said_before_is_offered_where_the_draft_comes_to_it() -> None:
+    """A run below a drafted node is at the cloud before the commit that leads there."""
+    lookup = PromptLookup(hints=(WordCodec().encode("ahead at 1.6 m ( forward"),))
+    config = EdgeConfig(answer=0, params=SamplingParams(max_tokens=9))
+    tree = DraftTree(drafter=Scripted(), params=config.params)  # type: ignore[arg-type]
+    tree.prefix = WordCodec().encode("( forward")
+    for _ in range(2):
+        tree.expand([tree.best_path()[0]])
+    lookup.offer(tree, Scripted())  # type: ignore[arg-type]
+    end, _ = tree.best_path()
+    run: list[str] = []
+    while end.children:
+        end = max(end.children.values(), key=lambda child: child.log_prob)
+        run.append(WORDS[end.token])
+    assert run == ["1.6", "m", "(", "forward"]
+    before = lookup.trust.value
+    tree.advance(WordCodec().encode("ahead at 1.6"))
+    lookup.offer(tree, Scripted())  # type: ignore[arg-type]
+    assert lookup.trust.value > before
