@@ -33,7 +33,9 @@ def test_the_key_covers_every_file_and_every_version() -> None:
         keys.add(InterfacePackage(NAME, {**package.files, name: content + b"\n"}).key(VERSIONS))
     renamed = {f"x{name}": content for name, content in package.files.items()}
     keys |= {InterfacePackage(NAME, renamed).key(VERSIONS), package.key({**VERSIONS, "ros-rclpy": "9.1.3"})}
-    assert len(keys) == len(package.files) + 3
+    keys.add(package.key({**VERSIONS, "ros-std-msgs": "5.5.2"}))
+    assert len(keys) == len(package.files) + 4
+    assert package.key({**VERSIONS, "ros-test-msgs": "2.3.0"}) == key, "which it has nothing to do with"
 
 
 def test_what_is_listed_for_cmake_is_what_is_there() -> None:

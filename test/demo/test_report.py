@@ -62,6 +62,7 @@ def told() -> MissionLog:
     answer = AnswerReport(
         mission="m", number=1, text="turn ( 20 )", token_ids=(4, 5), actions=(Turn(20.0),), stamp_s=9.5
     )
+    log.on_report(replace(answer, text="turn", token_ids=(), actions=(), final=False), 1.55)
     log.on_report(answer, 1.6)
     log.on_report(TRACE, 1.6)
     log.on_report(plan_status("done", executed=["turn(20)"]), 2.0)

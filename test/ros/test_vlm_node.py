@@ -123,6 +123,9 @@ def test_an_instruction_becomes_answers_plans_and_figures(stage, eventually):
     assert eventually(lambda: [m.final for m in ear.heard["vlm/answer/typed"]].count(True) == 2)
     said = [m for m in ear.heard["vlm/answer/typed"] if m.final]
     assert [as_json(message) for message in said] == answers, "the JSON says the same"
+    parts = [m for m in ear.heard["vlm/answer/typed"] if not m.final]
+    assert {(m.mission, m.answer) for m in parts} == {(m.mission, m.answer) for m in said}
+    assert "Ball ahead. " in {m.text for m in parts}, "as it grows"
 
     def last_plan():
         plan = ear.plans()[-1]

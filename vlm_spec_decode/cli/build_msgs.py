@@ -125,12 +125,16 @@ class InterfacePackage:
         return f"{ElementTree.fromstring(self.files['package.xml']).findtext('version')}+{self.key()}"
 
     def key(self, versions: Mapping[str, str] | None = None) -> str:
-        """Return the hash of what decides the build; `versions` are by default those of the ros-* wheels."""
+        """Return the hash of what decides the build; `versions` are those of the ros-* wheels, or given."""
         digest = hashlib.sha256()
         for name, content in sorted(self.files.items()):
             digest.update(f"{name}\0{len(content)}\0".encode() + content)
-        versions = wheel_versions() if versions is None else versions
-        digest.update(json.dumps([TAG, sysconfig.get_platform(), sorted(versions.items())]).encode())
+        found = wheel_versions() if versions is None else versions
+        named = self.wheels()
+        against = [
+            each for each in sorted(found.items()) if each[0].startswith(COMPILED_AGAINST) or each[0] in named
+        ]
+        digest.update(json.dumps([TAG, sysconfig.get_platform(), against]).encode())
         digest.update(Path(__file__).read_bytes())
         return digest.hexdigest()[:KEY_CHARS]
 
@@ -145,6 +149,10 @@ def packages() -> list[InterfacePackage]:
     """Return the packages that this environment needs. Raises ConfigError if the sources are not there."""
     tf2 = {name: text.encode() for name, text in TF2_MSGS.items()}
     return [InterfacePackage.of_folder(interfaces.interface_folder()), InterfacePackage("tf2_msgs", tf2)]
+
+
+COMPILED_AGAINST = ("ros-rclpy", "ros-rosidl", "ros-ament", "ros-rmw", "ros-rcutils", "ros-fastcdr")
+"""How the wheels begin that decide what is generated and linked, besides those that package.xml names."""
 
 
 @lru_cache(maxsize=1)

@@ -101,6 +101,8 @@ class MissionLog:
             return []
         if self._progress is None or report.mission != self._progress.mission:
             return []
+        if isinstance(report, AnswerReport) and not report.final:
+            return []
         if isinstance(report, Plan):
             if report.actions and self.first_action_s is None:
                 self.first_action_s = now_s

@@ -422,7 +422,8 @@ class Engine:
                 with self._lock:
                     self._previous = sequence.tokens
                     self._answer_cache.add(request.observation, sequence.tokens)
-                result = _result(sequence, text, config, trace, first_token_s, actions_at_s, usage)
+                ends = token_ends(self._codec, sequence.tokens, text)
+                result = _result(sequence, text, ends, config, trace, first_token_s, actions_at_s, usage)
             yield AnswerUpdate(
                 answer=request.answer, tokens=tokens, text=text, actions=actions, usage=usage, result=result
             )
@@ -452,9 +453,24 @@ class Engine:
             raise Cancelled("the answer was cancelled")  # while no answer was open at the verifier
 
 
+def token_ends(codec: TextCodec, tokens: Tokens, text: str) -> tuple[int, ...]:
+    """Return for each token how many characters of the answer lead up to its end; they never fall.
+
+    A token may end in the middle of a character, whose bytes the next one completes.
+    """
+    ends, last = [], 0
+    for count in range(1, len(tokens)):
+        so_far = codec.decode(tokens[:count])
+        if text.startswith(so_far):
+            last = max(last, len(so_far))
+        ends.append(last)
+    return (*ends, len(text)) if tokens else ()
+
+
 def _result(
     sequence: Sequence,
     text: str,
+    ends: tuple[int, ...],
     config: EngineConfig,
     trace: AnswerTrace,
     first_token_s: float,
@@ -473,6 +489,7 @@ def _result(
         total_s=trace.elapsed_s,
         usage=usage,
         lossless=config.params.lossless,
+        ends=ends,
     )
 
 

@@ -22,7 +22,8 @@ from vlm_spec_decode.actions.reprojection import end_of
 from vlm_spec_decode.actions.types import Action, Done, Forward, Turn, format_action
 from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.edge.engine import DraftedAction
-from vlm_spec_decode.mission.state import MissionJob, RunnerConfig, StartReport
+from vlm_spec_decode.mission.reports import StartReport
+from vlm_spec_decode.mission.state import MissionJob, RunnerConfig
 from vlm_spec_decode.strategies.estimators import RunningMean
 
 LEAST_M, LEAST_DEG = 0.1, 5.0

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import lru_cache
 from typing import Any
 
 from vlm_spec_decode.actions.parser import parse_action
@@ -73,10 +72,15 @@ CONSTANTS: Mapping[str, tuple[tuple[str, ...], str, str]] = {
 """Names of this package, how their constants begin, and the constant of ""."""
 
 
-@lru_cache(maxsize=64)
+_CODES: dict[tuple[Any, str], Codes] = {}
+
+
 def codes(kind: Any, what: str) -> Codes:
     """Return the constants of a message class; `what` is a key of `CONSTANTS`."""
-    return Codes(kind, *CONSTANTS[what])
+    found = _CODES.get((kind, what))
+    if found is None:
+        found = _CODES[kind, what] = Codes(kind, *CONSTANTS[what])
+    return found
 
 
 def _seconds(stamp: Any) -> float:

@@ -15,6 +15,7 @@ from std_msgs.msg import String
 
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.mission.queue import Ack
+from vlm_spec_decode.mission.reports import AnswerReport
 from vlm_spec_decode.mission.service import PlanHeartbeat
 from vlm_spec_decode.mission.state import Answer, MissionStatus, PartialAnswer
 from vlm_spec_decode.ros import diagnostics, typed
@@ -84,6 +85,9 @@ class VlmPublishers:
     def publish_partial(self, report: PartialAnswer) -> None:
         """Publish the committed text so far."""
         self._partials.publish(String(data=report.text))
+        shown = self.shown
+        so_far = AnswerReport(mission=shown.mission, number=shown.step, text=report.text, final=False)
+        self._typed_answers.publish(typed.answer_to_message(so_far))
         for listener in self.listeners:
             listener.on_text(self.shown.mission, report.text)
 
