@@ -1,4 +1,4 @@
-"""The answers of the faulty world of benchmarks/robot.py: their pieces, each at its time, read as an engine's.
+"""The answers of the faulty world of benchmarks/robot.py: their pieces, each at its time, as an engine's.
 
 One that is read by the mission's thread, several at once in any order, and one under way in the background.
 """
