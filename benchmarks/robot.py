@@ -27,7 +27,9 @@ from figures import Figure
 from ledger import Ledger, Part, measure, parse_parts, part_arguments
 from robot_bench import Bench
 from robot_cases import CASES
+from robot_faults import faults, states
 from robot_gate import obstacles, plans
+from robot_missions import missions
 from robot_start import starts
 
 from vlm_spec_decode.core.clock import WallClock
@@ -49,10 +51,14 @@ class Counts:
     frames: int
     plans: int = 100_000
     virtual: int = 100
+    missions: int = 20
+    states: int = 3
+    faulty: int = 12
 
 
 FULL = Counts(stops=200, kills=50, clouds=17, cameras=50, obstacles=100, frames=600)
-QUICK = Counts(stops=20, kills=3, clouds=2, cameras=3, obstacles=3, frames=100, plans=20_000, virtual=50)
+QUICK = Counts(stops=20, kills=3, clouds=2, cameras=3, obstacles=3, frames=100, plans=20_000, virtual=50,
+               missions=1, states=1, faulty=2)  # fmt: skip
 
 
 COUNTED = {
@@ -64,10 +70,11 @@ COUNTED = {
     "camera": "cameras",
     "vlm": "kills",
     "cloud": "clouds",
+    "states": "states",
 }
 """Which count each case takes."""
 
-PARTS = (*CASES, "gate", "start")
+PARTS = (*CASES, "gate", "start", "faults", "missions")
 
 
 def run(case: str, bench: Bench, count: int) -> list[Figure]:
@@ -101,10 +108,21 @@ def cases(counts: Counts, out: Path, body: str) -> Iterator[dict[str, Part]]:
         def start() -> list[Figure]:
             return starts(5 * counts.virtual, SEED)
 
+        def faulty() -> list[Figure]:
+            return [*faults(counts.faulty, SEED), *states(counts.faulty, SEED)]
+
+        def pairs() -> list[Figure]:
+            return missions(counts.missions, out / "missions")
+
         def part(name: str) -> Part:
             return lambda: run(name, bench(), getattr(counts, COUNTED[name]))
 
-        yield {name: part(name) for name in CASES} | {"gate": gate, "start": start}
+        yield {name: part(name) for name in CASES} | {
+            "gate": gate,
+            "start": start,
+            "faults": faulty,
+            "missions": pairs,
+        }
 
 
 def print_line(text: str) -> None:

@@ -18,7 +18,8 @@ DDS_DOMAIN = 8
 START_S = 180.0
 
 ROOM = {"name": "hall", "length_m": 16.0, "width_m": 16.0, "start": {"x_m": -3.0, "y_m": 0.0},
-        "objects": [{"kind": "box", "colour": "red", "x_m": 0.2, "y_m": 0.0}]}  # fmt: skip
+        "objects": [{"kind": "box", "colour": "red", "x_m": 0.2, "y_m": 0.0},
+                    {"kind": "chair", "colour": "cyan", "x_m": -7.0, "y_m": -1.5}]}  # fmt: skip
 SLOW_LINK = {"name": "slow", "rtt_ms": 400, "up_mbps": 20, "down_mbps": 20}
 SCAN = {"scan_topic": "scan", "obstacle_timeout_s": 0.4}
 
@@ -117,7 +118,12 @@ class Bench:
     def home(self) -> None:
         """Walk back to where the robot has started, if it is not there."""
         until(lambda: self.tap.is_still, 20, "standstill")
-        x, _, yaw = self.operator.pose
+        x, y, yaw = self.operator.pose
+        if abs(y) > 0.5:
+            bearing_deg = math.degrees(math.remainder(math.atan2(-y, -x) - yaw, 2 * math.pi))
+            way_m = min(3.0, math.hypot(x, y))
+            self.operator.walk(self.name(), Turn(round(bearing_deg, 1)), Forward(round(way_m, 2)))
+            _, _, yaw = self.operator.pose
         if abs(yaw) > 0.03:
             self.operator.walk(self.name(), Turn(-math.degrees(yaw)))
         while abs(x := self.operator.pose[0]) > 0.15:

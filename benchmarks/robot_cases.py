@@ -183,6 +183,13 @@ def cloud(bench: Bench, count: int) -> list[Figure]:
     return lose_cloud(bench, count, INSTRUCTION)
 
 
+def states(bench: Bench, count: int) -> list[Figure]:
+    """Stop the robot, kill the VLM node, cut the link in each state that only waiting less has."""
+    from robot_states import in_every_state
+
+    return in_every_state(bench, count)
+
+
 CASES: dict[str, Callable[[Bench, int], list[Figure]]] = {
     "idle": idle,
     "overlay": overlay,
@@ -192,5 +199,6 @@ CASES: dict[str, Callable[[Bench, int], list[Figure]]] = {
     "camera": camera,
     "vlm": vlm,
     "cloud": cloud,
+    "states": states,
 }
 """Name to case, in the order in which they run."""

@@ -72,7 +72,7 @@ def _trial(
     until(lambda: "holding" in operator.states(mission) or _over(bench, mission), 20, "the fallback")
     if "holding" not in operator.states(mission):
         # The answer had ended before the fault; the robot stands because there is no new one.
-        _mend(bench, fault)
+        mend_cloud(bench, fault)
         operator.withdraw(mission) if not _over(bench, mission) else None
         return 0.0, True
     states = [(at, status.state) for at, status in operator.vlm_statuses if status.mission == mission]
@@ -85,7 +85,7 @@ def _trial(
     text = operator.partials[-1][1] if len(operator.partials) > heard else ""
     stamps = [plan.stamp_s for _, plan in plans if plan.answer >= 1]
     is_true = _is_verified(bench, instruction, text, [p for _, p in plans if p.actions], stamps, pair)
-    _mend(bench, fault)
+    mend_cloud(bench, fault)
     operator.withdraw(mission)
     return fell_s - max(lost_s, asked_s), not late and not moves and is_true
 
@@ -117,7 +117,8 @@ def _break(bench: Bench, fault: str) -> float:
     return time.monotonic()
 
 
-def _mend(bench: Bench, fault: str) -> None:
+def mend_cloud(bench: Bench, fault: str) -> None:
+    """Undo a fault, and wait until the VLM node has its cloud again."""
     before = len(bench.operator.vlm_statuses)
     if fault == "killed":
         bench.cloud(bench.address)

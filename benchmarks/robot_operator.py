@@ -127,6 +127,11 @@ class Operator(BenchmarkNode):
         """Return the states of a mission that the VLM node has published."""
         return [status.state for _, status in list(self.vlm_statuses) if status.mission == mission]
 
+    def told(self, mission: str) -> list[tuple[float, str, str]]:
+        """Return when, as what state and with which detail the VLM node has told of a mission."""
+        found = [(at, status) for at, status in list(self.vlm_statuses) if status.mission == mission]
+        return [(at, status.state, status.detail) for at, status in found]
+
     def _on_status(self, message: msg.PlanStatus) -> None:
         self.statuses.append((time.monotonic(), typed.plan_status_from_message(message)))
 

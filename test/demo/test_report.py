@@ -18,8 +18,9 @@ from vlm_spec_decode.demo.report import (
     object_ahead,
     same_tokens,
 )
+from vlm_spec_decode.demo.timeline import MOVING
 from vlm_spec_decode.mission.reports import AnswerReport, DecodeReport
-from vlm_spec_decode.mission.state import MissionStatus
+from vlm_spec_decode.mission.state import LOOK_DROPPED, LOOK_USED, MissionStatus
 from vlm_spec_decode.sim.objects import SceneObject
 from vlm_spec_decode.sim.scene import random_scene
 
@@ -92,6 +93,39 @@ def test_an_instruction_that_is_refused_at_once_ends_the_story():
     lines = log.on_report(status("failed", "", reason="InstructionError", detail="empty"), 1.1)
     assert log.has_ended
     assert lines == ["failed: InstructionError: empty"]
+
+
+def test_a_search_is_told_with_its_turns_and_what_became_of_each_answer():
+    log = MissionLog()
+    log.begin(1.0)
+    answer = AnswerReport(mission="m", number=6, text="turn(20)", token_ids=(4,), actions=(Turn(20.0),))
+    told = [
+        (2.0, plan_status("moving", "turn(170)", answer=2)),
+        (2.1, status("answering", step=3, detail="searching while it turns")),
+        (2.5, status("answering", step=4, detail="searching while it turns")),
+        (4.0, status("answering", step=4, reason=LOOK_DROPPED, detail="answer 4: given up")),
+        (4.0, status("answering", step=6, reason=LOOK_USED, detail="answer 6, asked as 3")),
+        (4.1, plan_status("moving", "turn(-95)", ["turn(-95)"], answer=6)),
+        (4.2, answer),
+        (5.0, plan_status("done", "", ["turn(-95)"], answer=6)),
+        (6.0, status("done", step=6)),
+    ]
+    lines = [line for at_s, report in told for line in log.on_report(report, at_s)]
+    # The first move came before the mission was known by a status of its own.
+    assert lines == [
+        "[3] looks",
+        "[4] looks",
+        "    ~ not used: answer 4: given up",
+        "    ~ goes by: answer 6, asked as 3",
+        "    > turn(-95)",
+        "    [6] turn(20)",
+        "done",
+    ]
+    assert [(step.number, step.text) for step in log.steps] == [(3, ""), (4, ""), (6, "turn(20)")]
+    assert log.steps[-1].executed == ("turn(-95)",)
+    line = log.times.timeline(1.0, log.ended_s)
+    assert line.looks == 2
+    assert line.seconds(MOVING) == pytest.approx(0.9)
 
 
 def test_the_demo_prints_what_every_other_display_of_a_mission_prints():

@@ -11,6 +11,7 @@ import pytest
 
 from test.mission.scripted import ScriptedEngine
 from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import (
     ActionRefused,
@@ -22,7 +23,13 @@ from vlm_spec_decode.core.errors import (
     RobotHeld,
     UsageError,
 )
-from vlm_spec_decode.mission.mission import Mission, MissionEvent, MissionResult
+from vlm_spec_decode.mission.mission import (
+    Mission,
+    MissionEvent,
+    MissionResult,
+    Report,
+    _Run,
+)
 from vlm_spec_decode.mission.robot import Robot
 from vlm_spec_decode.mission.service import MissionService, MissionSettings
 from vlm_spec_decode.mission.state import RunnerConfig
@@ -175,6 +182,69 @@ def test_a_run_that_ends_without_its_own_end_is_cancelled(
         mission.run("go")
     time.sleep(1.5)
     stage.assert_it_stays()
+
+
+AT_REST_S = 0.7 + 0.15
+"""When a robot is stopped whose `run` is silent; the rest is this machine's."""
+
+
+def late(stage: Stage, seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Have the thread of `run` stand still once, outside a callback, while the robot walks."""
+    plain, seen = _Run._on_report, list[float]()
+
+    def stall(self: _Run, report: Report) -> None:
+        if isinstance(report, PlanStatus) and "forward" in report.action and not seen:
+            stage.wait_until_it_walks()
+            seen.append(time.monotonic())
+            time.sleep(seconds)
+        plain(self, report)
+
+    monkeypatch.setattr(_Run, "_on_report", stall)
+    return seen
+
+
+def test_a_run_that_is_late_stops_the_robot_and_its_mission_goes_on(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = late(stage, 1.0, monkeypatch)
+    result = stage.mission([["forward(1.5)"], ["forward(1.5)"], ["done()"]]).run("go")
+    assert result.is_done
+    stopped_s = next(at for at, call in stage.fake.calls if call == "stop" and at > seen[0])
+    assert stopped_s - seen[0] < AT_REST_S, "it stood before it was heard of again"
+    assert stage.fake.true_pose[0] == pytest.approx(1.5, abs=0.1)
+
+
+def test_a_run_that_is_gone_for_long_is_cancelled(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = late(stage, 3.5, monkeypatch)
+    result = stage.mission(FAR).run("go")
+    assert result.detail == "nobody follows the mission any more"
+    stopped_s = next(at for at, call in stage.fake.calls if call == "stop" and at > seen[0])
+    assert stopped_s - seen[0] < AT_REST_S
+
+
+def test_a_heartbeat_thread_that_is_late_itself_does_not_blame_the_run(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the lock meanwhile, as it does while reports are passed on by a busy computer."""
+    plain, seen = MissionService.drain, list[float]()
+
+    def stall(self: MissionService) -> None:
+        plain(self)
+        run = mission._running
+        if run is not None and self is run._service and stage.fake.state().speed_mps > 0.2 and not seen:
+            seen.append(time.monotonic())
+            time.sleep(1.2)
+
+    mission = stage.mission([["forward(1.5)"], ["forward(1.5)"], ["done()"]])
+    monkeypatch.setattr(MissionService, "drain", stall)
+    submit, sent = Robot.submit, list[float]()
+    monkeypatch.setattr(
+        Robot, "submit", lambda self, plan: (sent.append(time.monotonic()), submit(self, plan))[1]
+    )
+    result = mission.run("go")
+    assert result.is_done
+    meanwhile = [at - seen[0] for at in sent if seen[0] < at < seen[0] + 1.2]
+    assert not meanwhile, "nothing commands the robot meanwhile"
 
 
 def run_in_a_thread(mission: Mission) -> tuple[threading.Thread, list[MissionResult]]:

@@ -5,7 +5,7 @@ from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.mission.progress import MissionProgress, robot_line
 from vlm_spec_decode.mission.queue import Ack
 from vlm_spec_decode.mission.reports import AnswerReport, DecodeReport
-from vlm_spec_decode.mission.state import MissionStatus, PartialAnswer
+from vlm_spec_decode.mission.state import LOOK_DROPPED, LOOK_USED, MissionStatus, PartialAnswer
 
 TRACE = DecodeReport(
     mission="m",
@@ -225,3 +225,36 @@ def test_a_start_on_the_draft_is_told_where_it_happens_and_begins_no_new_look():
 def test_the_robots_line_says_whether_it_moves_on_the_draft(start, words):
     moving = PlanStatus("m", 1, 0, "moving", action="turn(20)", start=start, start_detail="turn(20)")
     assert robot_line(moving) == words
+
+
+def test_answers_about_frames_asked_about_at_once_are_told_each_with_its_number():
+    def look(number: int, state: str, reason: str = "", detail: str = "") -> MissionStatus:
+        return MissionStatus(state=state, mission="m", step=number, reason=reason, detail=detail)
+
+    used = "answer 3, its frame 2.1 s old: told anew as turn(-95) forward(1)"
+    said = tell(
+        MissionProgress("m"),
+        look(3, "answering", "", "searching while it turns"),
+        PartialAnswer("i see a box left ."),
+        look(4, "answering", "", "searching while it turns"),
+        PartialAnswer("nothing ."),
+        AnswerReport(
+            mission="m",
+            number=3,
+            text="i see a box left . turn(20) forward(1)",
+            actions=(parse_action("turn(20)"), parse_action("forward(1)")),
+        ),
+        look(4, "answering", LOOK_DROPPED, "answer 4, its frame 0.9 s old: given up"),
+        look(3, "answering", LOOK_USED, used),
+        look(3, "done"),
+    )
+    assert said.splitlines() == [
+        "[3] looks",
+        "    i see a box left .",
+        "[4] looks",
+        "    nothing .",
+        "    [3] i see a box left . turn(20) forward(1)",
+        "    ~ not used: answer 4, its frame 0.9 s old: given up",
+        f"    ~ goes by: {used}",
+        "done",
+    ]

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from test.mission.turning import NOT_SEEN, Answer, Plan, TurningWorld
+from test.mission.turning import NOT_SEEN, Answer, MissionStatus, Plan, TurningWorld
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import Turn
 from vlm_spec_decode.edge.mission_loop import MAX_OBSTRUCTIONS
 from vlm_spec_decode.mission.search import MAX_AHEAD_DEG, search_turn, tells_of, thing_words
-from vlm_spec_decode.mission.state import RunnerConfig
+from vlm_spec_decode.mission.state import LOOK_USED, LOOK_WORDS, RunnerConfig
 
 STEPWISE = RunnerConfig(max_steps=12, search="stepwise")
 IN_VIEW_DEG = 45.0
@@ -150,6 +150,22 @@ def test_a_plan_is_told_anew_for_where_the_body_looks():
     )
 
 
+def test_it_is_said_which_answer_the_robot_goes_by_and_what_became_of_the_others():
+    world = TurningWorld(box_at(150))
+    world.run()
+    notes = [report for report in world.of(MissionStatus) if report.reason in LOOK_WORDS]
+    (used,) = [note for note in notes if note.reason == LOOK_USED]
+    assert used.detail.startswith(f"answer {used.step}, its frame ")
+    assert "told anew as turn(" in used.detail
+    asked = int(used.detail.split("asked as ")[1].split(",")[0])
+    assert next(plan.answer for plan in world.of(Plan) if plan.origin == "reprojected") == used.step
+    begun = [report.step for report in world.of(MissionStatus) if report.detail == "searching while it turns"]
+    assert asked in begun
+    assert len(begun) == len(set(begun)), "each look has its answer's own number"
+    acting = [report for report in world.of(MissionStatus) if (report.state, report.reason) == ("acting", "")]
+    assert all(report.detail.startswith("by a frame ") for report in acting)
+
+
 @pytest.mark.parametrize("when_s", [3.2, 4.5, 6.5])
 @pytest.mark.parametrize("what", ["estop", "cancel", "teleop", "mission"])
 def test_what_stops_a_robot_stops_a_search(what, when_s):
@@ -208,6 +224,29 @@ def test_a_jump_of_the_odometry_stops_the_robot_and_it_looks_again():
     told = [plan for plan in world.of(Plan) if plan.origin == "reprojected"]
     assert not any(plan.stamp_s <= jumped[0] for plan in told)
     assert any(not plan.actions and plan.origin == "search" for plan in world.of(Plan))
+
+
+def test_a_jump_while_it_waits_for_an_answer_is_no_turn():
+    """Counted as one, the robot would go on beyond what was answered."""
+    world = TurningWorld(lambda *_: NOT_SEEN, answer_s=1.0, config=RunnerConfig(max_steps=6))
+    tick, jumped, turned_deg = world.tick, [], []
+
+    def jumping():
+        tick()
+        world.answer_s = 1.0 if len(world.of(Answer)) < 1 else 4.8
+        waits = len(world.asked) == 2 and world.rig.clock.now() > world.asked[-1].stamp_s + 3
+        if waits and world.rig.is_still and not jumped:
+            jumped.append(world.rig.clock.now())
+            x_m, y_m, yaw_rad = world.rig.robot.true_pose
+            world.rig.robot.set_pose(x_m, y_m, yaw_rad - 1.5)
+        if jumped and len(world.asked) == 2:
+            turned_deg.append(abs(world.rig.robot.state().vyaw_radps))
+
+    world.tick = jumping
+    world.events._changed._tick = jumping
+    world.run()
+    assert jumped
+    assert max(turned_deg) < 0.05, "it does not turn on before it has looked again"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ DECLARED = (
     Setting("count", 3, "a count", 1, 5),
     Setting("flag", False, "a flag"),
     Setting("text", "", "a text"),
+    Setting("switch", "on", "a switch", one_of=("on", "off"), live=True),
 )
 NUMBER = itertools.count()
 
@@ -48,12 +49,18 @@ def test_a_whole_number_will_do_for_a_real_one(graph, name, value):
         *(("count", value) for value in (2.0, "2", True, 9, [1])),
         *(("flag", value) for value in (1, "true", [True])),
         *(("text", value) for value in (1, 1.5, True, ["a"])),
+        *(("switch", value) for value in (1, "yes", ["on"])),
     ],
 )
 def test_anything_else_is_refused_by_name(graph, name, value):
     with pytest.raises(ConfigError, match=f"parameter {name}: ") as caught:
         declare(graph, name, value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "said"), [("off", "off"), (False, "off"), (True, "on"), ("on", "on")])
+def test_a_plain_on_or_off_which_yaml_reads_as_a_truth_value_is_taken(graph, value, said):
+    assert declare(graph, "switch", value).text("switch") == said
 
 
 def test_a_change_while_the_node_runs_is_held_to_the_same(graph):

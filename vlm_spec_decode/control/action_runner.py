@@ -51,6 +51,7 @@ from vlm_spec_decode.control.motion_profile import (
 from vlm_spec_decode.control.safety import OBSTACLE_MARGIN_M, SafetyGate, motion_direction
 from vlm_spec_decode.core.errors import ActionRefused, Cancelled, RobotError, RobotRefused, RobotStale
 from vlm_spec_decode.core.ports import RobotDriver
+from vlm_spec_decode.core.pose import Pose2D, has_jumped
 from vlm_spec_decode.core.robot import RobotState
 
 
@@ -225,6 +226,14 @@ MOVE_FAILING_S = 0.3
 """Moves that fail for this long are a fault. A single lost Move is not: the robot holds the last for 1 s."""
 
 
+JUMP_M, JUMP_RAD = 0.2, 0.3
+"""What the odometry may be off between two states, beyond the motion possible. Motions are measured by it: a
+larger jump would be walked as if it were way that is left, or back."""
+
+
+ODOMETRY_JUMP = "odometry_jump"
+
+
 class ActionRunner:
     """Carries out one action at a time."""
 
@@ -249,6 +258,7 @@ class ActionRunner:
         self._input: MotionInput | None = None
         self._stamp_s = -math.inf
         self._stamp_seen_s = -math.inf
+        self.jump = ""
 
     @property
     def is_busy(self) -> bool:
@@ -275,7 +285,13 @@ class ActionRunner:
         self._permit = self._emergency_stop.permit
 
     def observe(self, state: RobotState, now_s: float) -> MotionInput:
-        """Store the newest state, and return it with its time."""
+        """Store the newest state, and return it with its time; `jump` then says whether the odometry has
+        jumped since the one before. What was interrupted is not resumed across a jump.
+        """
+        before = None if self._input is None else self._input.state
+        self.jump = "" if before is None else _jump(before, state)
+        if self.jump:
+            self.resumable.clear()
         if state.stamp_s != self._stamp_s:
             self._stamp_s, self._stamp_seen_s = state.stamp_s, now_s
         self._input = MotionInput(state, now_s)
@@ -379,7 +395,8 @@ class ActionRunner:
         else:
             if isinstance(begun, StraightMotion) and not math.isnan(self._heading_rad):
                 begun.heading_rad = self._heading_rad
-            self._motion, self._heading_rad = begun, math.nan
+            # It is measured from the state after a jump, if there is one.
+            self._motion, self._heading_rad, self.jump = begun, math.nan, ""
             self.resumable.clear()
         return True
 
@@ -412,6 +429,8 @@ class ActionRunner:
             if refusal.reason == "mode":
                 raise RobotRefused("move", f"stopped walking: {refusal.detail}") from refusal
             raise
+        if self.jump and isinstance(motion, (StraightMotion, TurnMotion)):
+            raise ActionRefused(ODOMETRY_JUMP, self.jump)
         direction = motion_direction(action)
         room_m = math.inf if direction is None else self._gate.room_m(state, *direction)
         wanted = motion.step(MotionInput(state, motion_input.now_s, room_m))
@@ -455,3 +474,13 @@ class ActionRunner:
         self._motion = None
         self._slew.reset()
         self.come_to_rest()
+
+
+def _jump(before: RobotState, state: RobotState) -> str:
+    """Return how far the odometry has jumped from one state to the next, in words; "" if it has not."""
+    was = Pose2D(before.x_m, before.y_m, before.yaw_rad)
+    moved = Pose2D(state.x_m, state.y_m, state.yaw_rad).seen_from(was)
+    if not has_jumped(moved, max(0.0, state.stamp_s - before.stamp_s), JUMP_M, JUMP_RAD):
+        return ""
+    way_m, turn_deg = math.hypot(moved.x_m, moved.y_m), math.degrees(moved.yaw_rad)
+    return f"the odometry has jumped by {way_m:.2f} m and {turn_deg:.0f} deg"

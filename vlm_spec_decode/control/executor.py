@@ -15,7 +15,13 @@ from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import MOTIONS, Action, Done, format_action
-from vlm_spec_decode.control.action_runner import ActionRunner, ActionSteps, CallRunner, ThreadCallRunner
+from vlm_spec_decode.control.action_runner import (
+    ODOMETRY_JUMP,
+    ActionRunner,
+    ActionSteps,
+    CallRunner,
+    ThreadCallRunner,
+)
 from vlm_spec_decode.control.draft_start import CorrectedCourse, StartedMotion, pose_of
 from vlm_spec_decode.control.emergency_stop import RESTOP_S, EmergencyStop, StopReport, fault_reason
 from vlm_spec_decode.control.motion_profile import STILL, MotionTuning, Velocity
@@ -314,6 +320,10 @@ class Executor:
             self._stop_retry_s = now_s
         if latched or self._stop_retry_s is not None:
             return
+        jump = self._action_runner.jump
+        if jump and (self._course or (self._start and self._start.origin)):
+            # Where the plan would have the body is not known any more.
+            raise ActionRefused(ODOMETRY_JUMP, jump)
         if not self._steering.follow(now_s) and self._active:
             if self._start is not None and self._start.is_decided:
                 self._settle_start(self._start, motion_input.state)
@@ -430,8 +440,10 @@ class Executor:
     def _on_refusal(self, refusal: ActionRefused) -> None:
         """End the answer; while it has but a start on a draft, end that alone."""
         is_start = self._active and self._start is not None and not self._start.is_decided
-        if not is_start or refusal.reason == "plan_changed":
+        if not is_start or refusal.reason in ("plan_changed", ODOMETRY_JUMP):
             self._end("refused", refusal.reason, refusal.detail)
+            if refusal.reason == ODOMETRY_JUMP:
+                self._action_runner.resumable.clear()
             return
         try:
             self._end_start("refused", f"{refusal.reason}: {refusal.detail}")

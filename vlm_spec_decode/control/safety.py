@@ -3,8 +3,8 @@
 Pure: an action, the robot's newest state and two ages in, nothing or a named refusal out. Independent of
 models and drivers, so no model output can change it. The reasons are stable names that are published:
 `limit_distance`, `limit_angle`, `limit_tilt`, `limit_duration`, `stale_frame`, `stale_state`, `obstacle`,
-`geofence`, `battery`, `mode`, `too_many_actions`; the executor adds `estop`, `blocked` and `plan_changed`. A
-start on a draft has `start_action`, `start_obstacle` and `start_geofence` besides.
+`geofence`, `battery`, `mode`, `too_many_actions`; the executor adds `estop`, `blocked`, `plan_changed` and
+`odometry_jump`. A start on a draft has `start_action`, `start_obstacle` and `start_geofence` besides.
 """
 
 from __future__ import annotations

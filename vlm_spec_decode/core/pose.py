@@ -28,6 +28,19 @@ class Pose2D:
         return Pose2D(cos * dx_m + sin * dy_m, cos * dy_m - sin * dx_m, yaw_rad)
 
 
+MAX_SPEED_MPS, MAX_TURN_RADPS = 1.0, 1.5
+"""What no walking robot here exceeds, whatever its limits: a gap in the messages lets it come this far."""
+
+
+def has_jumped(moved: Pose2D, elapsed_s: float, max_m: float, max_rad: float) -> bool:
+    """Whether odometry that says `moved` within `elapsed_s` has jumped, by more than these tolerances.
+
+    False where a number is none: that is for those to refuse who use the pose.
+    """
+    allowed_m, allowed_rad = max_m + MAX_SPEED_MPS * elapsed_s, max_rad + MAX_TURN_RADPS * elapsed_s
+    return math.hypot(moved.x_m, moved.y_m) > allowed_m or abs(moved.yaw_rad) > allowed_rad
+
+
 KEPT_S = 30.0
 """How long poses are kept: longer than the oldest frame that any plan may be decided on."""
 
@@ -55,18 +68,13 @@ class PoseHistory:
                 last_s, last = self._poses[-1]
                 if stamp_s <= last_s:
                     return
-                if self._has_jumped(pose.seen_from(last), stamp_s - last_s):
+                moved, elapsed_s = pose.seen_from(last), stamp_s - last_s
+                if has_jumped(moved, elapsed_s, self.MAX_JUMP_M, self.MAX_JUMP_RAD):
                     self.jumps += 1
                     self._poses.clear()
             self._poses.append((stamp_s, pose))
             while self._poses[0][0] < stamp_s - KEPT_S:
                 self._poses.popleft()
-
-    def _has_jumped(self, moved: Pose2D, elapsed_s: float) -> bool:
-        # A gap in the messages lets a walking robot get on: 1 m/s and 1.5 rad/s are beyond its limits.
-        allowed_m = self.MAX_JUMP_M + 1.0 * elapsed_s
-        allowed_rad = self.MAX_JUMP_RAD + 1.5 * elapsed_s
-        return math.hypot(moved.x_m, moved.y_m) > allowed_m or abs(moved.yaw_rad) > allowed_rad
 
     def at(self, stamp_s: float, tolerance_s: float = 0.25) -> Pose2D | None:
         """Return the pose at a time, between two poses by interpolation; None if none is near enough."""

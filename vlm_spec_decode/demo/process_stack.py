@@ -21,7 +21,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -73,7 +73,7 @@ class ProcessStackConfig:
     """Settings of the processes.
 
     `room` holds the simulator's options for the scene. `limits` is a file of the safety gate's limits, None
-    for its defaults.
+    for its defaults. `mission` holds parameters of the VLM node that say how it runs missions, by name.
     """
 
     room: tuple[str, ...]
@@ -87,6 +87,7 @@ class ProcessStackConfig:
     out: Path
     profile: str = ""
     limits: Path | None = None
+    mission: Mapping[str, str] = field(default_factory=dict)
 
 
 class ProcessStack:
@@ -167,6 +168,7 @@ class ProcessStack:
             vlm["link_file"] = self.config.link
         if self.config.profile:
             vlm["hardware_profile"] = self.config.profile
+        vlm |= self.config.mission
         limits = {"limits_file": str(self.config.limits)} if self.config.limits else {}
         given = {"camera": robot, "locomotion": robot | limits, "vlm": vlm}
         for name in NODES:

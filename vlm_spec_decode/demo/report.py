@@ -32,7 +32,7 @@ from vlm_spec_decode.edge.image_upload import UPLINK_WIDTH_PX, for_uplink_again
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.progress import MissionProgress, MissionReport
 from vlm_spec_decode.mission.reports import AnswerReport, DecodeReport
-from vlm_spec_decode.mission.state import END_STATES, START_WORDS, MissionStatus
+from vlm_spec_decode.mission.state import END_STATES, LOOK_USED, NOTES, MissionStatus
 from vlm_spec_decode.sim.ground_truth import GroundTruth, save_view
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.sim.scene import Scene
@@ -108,15 +108,14 @@ class MissionLog:
                 self.first_action_s = now_s
             return []
         number = report.answer if isinstance(report, PlanStatus) else report.number
-        step = next((step for step in self.steps if step.number == number), None)
-        if step is None:
-            return []
-        step.store(report)
+        if (step := next((step for step in self.steps if step.number == number), None)) is not None:
+            step.store(report)
         if isinstance(report, AnswerReport):
-            self.times.answered(step.number, now_s)
+            self.times.answered(number, now_s)
         elif isinstance(report, DecodeReport):
-            self.times.sent(step.number, report.usage.image_bytes)
+            self.times.sent(number, report.usage.image_bytes)
         else:
+            # Also of a search's own turns, which are no answer's.
             self.times.robot(report.state == "moving", now_s)
         return self._progress.on_report(report).splitlines()
 
@@ -131,9 +130,12 @@ class MissionLog:
             # A refused instruction has no mission: its end has an empty name.
             self._progress = MissionProgress(status.mission)
         self.state, self.reason = state, why
-        if state == "answering" and status.reason not in START_WORDS:
+        if state == "answering" and status.reason not in NOTES:
             self.steps.append(MissionStep(status.step))
             self.times.look(status.step, now_s)
+        if status.reason == LOOK_USED and all(step.number != status.step for step in self.steps):
+            # The plan made of a search's answer has a number of its own, which its answer then has, too.
+            self.steps.append(MissionStep(status.step))
         if state in END_STATES:
             self.ended_s = now_s
         return self._progress.on_report(status).splitlines()

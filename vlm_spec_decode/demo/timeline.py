@@ -57,7 +57,7 @@ class Timeline:
     @property
     def looks(self) -> int:
         """How many frames were asked about."""
-        return max((span.look for span in self.spans), default=0)
+        return len({span.look for span in self.spans if span.kind in LANES["answer"]})
 
     def document(self) -> dict[str, Any]:
         """Return totals and spans as plain data, seconds with three digits."""

@@ -22,9 +22,9 @@ OBSTRUCTED = format_action(Stop())
 MAX_OBSTRUCTIONS = 3
 """Obstructions in a row after which the mission is refused."""
 
-SILENCES = frozenset({"watchdog", "stale_state"})
+SILENCES = frozenset({"watchdog", "stale_state", "odometry_jump"})
 """Reasons of an aborted action that may pass: the plan's heartbeat, or the robot's state, came late because
-a computer or network was busy. The robot stands meanwhile."""
+a computer or network was busy, or the odometry has jumped. The robot stands meanwhile."""
 
 MAX_SILENCES = 8
 """Silences in one mission after which it ends: messages arrive too late too often."""

@@ -27,7 +27,8 @@ from vlm_spec_decode.edge.mission_loop import MissionLoop
 from vlm_spec_decode.mission.background import Background, BackgroundAnswer, DraftsAhead, Threads
 from vlm_spec_decode.mission.connection import Answerer
 from vlm_spec_decode.mission.events import Frame, MissionEvents
-from vlm_spec_decode.mission.state import RunnerConfig
+from vlm_spec_decode.mission.late_answer import Note, no_note
+from vlm_spec_decode.mission.state import LOOK_DROPPED, RunnerConfig
 
 MAX_AGE_S = 2.0
 """An early answer whose frame is older when its step begins is dropped: something else came in between."""
@@ -76,6 +77,7 @@ class EarlyFrames:
         self._early: EarlyAnswer | None = None
         self._taken: EarlyAnswer | None = None
         self._ahead: EarlyAnswer | None = None
+        self.note: Note = no_note
         self._last_from: Pose2D | None = None
 
     def wait_end(
@@ -104,7 +106,7 @@ class EarlyFrames:
             self.drop()
             raise
         if not status.settling:
-            self.drop()
+            self._give_up(plan.answer, "the body came to rest elsewhere")
         return status
 
     def take(self, engine: Answerer, mission: MissionLoop) -> EarlyAnswer | None:
@@ -113,8 +115,14 @@ class EarlyFrames:
         if early is not None and self._holds(early, engine, mission):
             self._early, self._taken = None, early
             return early
-        self.drop()
+        self._give_up(mission.answer, "something else came in between")
         return None
+
+    def _give_up(self, answer: int, why: str) -> None:
+        """Drop, and tell why, what was asked about after an answer."""
+        if self._early is not None:
+            self.note(LOOK_DROPPED, answer + 1, self._early.frame, f"asked early, but {why}")
+        self.drop()
 
     def drop(self) -> None:
         """Cancel what is open, also what was taken and not read to its end. Idempotent."""
@@ -133,7 +141,7 @@ class EarlyFrames:
         if not self._events.is_settling:
             self._settling_s = None
             if self._early is not None:
-                self.drop()  # the body has moved on: a correction of the last centimetres
+                self._give_up(acting.plan.answer, "the body has moved on by its last centimetres")
             if self._events.actions_done() >= len(acting.plan.actions) - 1:
                 self._draft_ahead(acting)
             return

@@ -8,6 +8,7 @@ grows. The history has it in the answer's own words, since those are what the mo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from vlm_spec_decode.actions.plan import Plan
@@ -24,6 +25,14 @@ BELIEVED_M = 0.1
 
 TURNED_M = 0.3
 """How far its steps may carry a body aside that turns on the spot."""
+
+
+Note = Callable[[str, int, Frame, str], None]
+"""Tells what became of an answer: one of `LOOK_WORDS`, its number, its frame, and a sentence."""
+
+
+def no_note(reason: str, number: int, frame: Frame, detail: str) -> None:
+    """Tell nobody."""
 
 
 def grown(plan: Plan, actions: tuple[Action, ...], final: bool) -> Plan:

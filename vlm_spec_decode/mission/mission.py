@@ -39,7 +39,7 @@ from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.mission.connection import Answerer, EngineSource, OwnedEngine
 from vlm_spec_decode.mission.events import Frame
-from vlm_spec_decode.mission.queue import Ack, MissionRequest
+from vlm_spec_decode.mission.queue import Ack, MissionLeases, MissionRequest
 from vlm_spec_decode.mission.robot import Robot, without_interrupts
 from vlm_spec_decode.mission.service import MissionService, MissionSettings, PlanHeartbeat
 from vlm_spec_decode.mission.state import END_STATES, Answer, MissionStatus, PartialAnswer
@@ -56,8 +56,13 @@ CALLBACK_S = 5.0
 POSE_S = 0.05
 """How often the body's pose is read, as the locomotion node publishes it."""
 
-FOLLOW_S = 0.7
-"""How long the thread of `run` may be silent outside a callback before it counts as interrupted."""
+HOLD_S = 0.45
+"""Silence of the thread of `run` outside a callback after which nothing is sent to the robot: its watchdog
+stops it within 0.7 s. Where the thread goes on, the mission looks anew, as after any late heartbeat."""
+
+GONE_S = 2.0
+"""Silence of that thread that ends the mission, the robot standing. A time in which the thread that measures
+it did not run either is no silence: then a busy computer has stopped both."""
 
 JOIN_S = 1.0
 log = logging.getLogger(__name__)
@@ -236,7 +241,9 @@ class _Run:
         self._actions: list[str] = []
         self._answer, self._executed = -1, 0
         self._is_asking = self._is_calling = False
-        self._followed_s = clock.now()
+        self._steps = 0
+        """How often the thread of `run` has shown that it goes on."""
+        self._follower = MissionLeases(HEARTBEAT_S / 2)
         output = _Output(robot, clock, self._reports.put)
         self._service = MissionService(
             source,
@@ -260,6 +267,7 @@ class _Run:
         with self._lock:
             self._service.start()
             self._service.instruct(self._request)
+        self._follower.begin(self._request.mission, GONE_S, self._clock.now())
         for thread in self._threads:
             thread.start()
 
@@ -272,9 +280,8 @@ class _Run:
         """Pass every event to `on_event` until the mission has ended; return its result."""
         until_s = None if timeout_s is None else self._clock.now() + timeout_s
         while self._status.state not in END_STATES:
-            self._followed_s = self._clock.now()
-            with self._lock:
-                self._service.on_heartbeat(self._request.mission)
+            # Without the lock: who measures this silence must not cause it.
+            self._steps += 1
             if self._crash is not None:
                 raise self._crash
             if until_s is not None and self._clock.now() > until_s:
@@ -293,7 +300,8 @@ class _Run:
                 self._is_asking = True
                 self._service.put_approval(approve(report.detail))
                 self._is_asking = False
-            self._followed_s, self._is_calling = self._clock.now(), False
+            self._steps += 1
+            self._is_calling = False
         return self._result()
 
     def cancel(self, reason: str) -> None:
@@ -352,18 +360,26 @@ class _Run:
             self._crash = error
 
     def _serve(self) -> None:
-        """Pass on the mission's reports, repeat its plan, and check its lease."""
-        beaten_s = 0.0
+        """Pass on the mission's reports, repeat its plan, and check that it is followed."""
+        mission, beaten_s = self._request.mission, 0.0
+        steps, heard_s, is_gone = -1, self._clock.now(), False
         while not self._closing.is_set():
             self._wake.wait(HEARTBEAT_S / 2)
             self._wake.clear()
+            now_s, has_stepped = self._clock.now(), self._steps != steps
+            if has_stepped or self._is_calling:
+                steps, heard_s = self._steps, now_s
+                self._follower.beat(mission, now_s)
             with self._lock:
-                self._service.drain()
-                if not self._is_calling and self._clock.now() - self._followed_s > FOLLOW_S:
-                    self._service.cancel(self._request.mission, "nobody follows the mission any more")
-                if self._is_asking:
-                    self._service.on_heartbeat(self._request.mission)
+                if has_stepped or self._is_asking:
+                    self._service.on_heartbeat(mission)
+                if self._follower.expired(now_s):
+                    is_gone = True
+                    self._service.cancel(mission, "nobody follows the mission any more")
                 self._service.check_leases()
+                if now_s - heard_s > HOLD_S and not is_gone:
+                    continue
+                self._service.drain()
             if self._clock.now() - beaten_s >= HEARTBEAT_S / 2:
                 beaten_s = self._clock.now()
                 self._service.repeat_plan()

@@ -15,7 +15,14 @@ from vlm_spec_decode.core.errors import CloudError, InstructionError, RobotError
 from vlm_spec_decode.mission.events import BROKEN_OFF
 from vlm_spec_decode.mission.queue import Ack
 from vlm_spec_decode.mission.reports import AnswerReport, DecodeReport
-from vlm_spec_decode.mission.state import END_STATES, START_WORDS, MissionStatus, PartialAnswer
+from vlm_spec_decode.mission.state import (
+    END_STATES,
+    LOOK_WORDS,
+    NOTES,
+    START_WORDS,
+    MissionStatus,
+    PartialAnswer,
+)
 
 MissionReport: TypeAlias = Ack | MissionStatus | PartialAnswer | AnswerReport | DecodeReport | PlanStatus
 """What is told about a mission."""
@@ -44,7 +51,8 @@ START_NOTES = {
 
 def mission_line(status: MissionStatus) -> str:
     """Return the state of a mission in words, with reason and detail where it has them."""
-    return ": ".join(part for part in (status.state.replace("_", " "), status.reason, status.detail) if part)
+    reason = NOTES.get(status.reason, status.reason)
+    return ": ".join(part for part in (status.state.replace("_", " "), reason, status.detail) if part)
 
 
 def robot_line(status: PlanStatus) -> str:
@@ -161,6 +169,8 @@ class MissionProgress:
             return ""
         self.is_acknowledged = True
         self.state, self.reason, self.detail = status.state, status.reason, status.detail
+        if self.reason in LOOK_WORDS:
+            return self._after_answer(f"    ~ {LOOK_WORDS[self.reason]}: {self.detail}")
         self.proposed = self.detail if (self.state, self.reason) == ("proposed", "approve") else ""
         if self.state == "answering" and self.reason in START_WORDS:
             return self._after_answer(f"    ~ {START_WORDS[self.reason]}: {self.detail}")
@@ -188,10 +198,13 @@ class MissionProgress:
         if not answer.final:
             return ""
         self.actions += map(format_action, answer.actions)
-        if not self._has_streamed and answer.text:
-            # If the answer arrives before its partial texts, those are not printed any more.
-            self._shown = " ".join(answer.text.splitlines())
-            return self._line(f"    {self._shown}")
+        text = " ".join(answer.text.splitlines())
+        if text and not (self._has_streamed and text.startswith(self._shown)):
+            # Its partial texts have not been printed, and are not any more: it came before them, or they were
+            # those of another frame that was asked about at the same time.
+            self._shown, self._has_streamed = text, True
+            mark = "" if answer.number == self.steps else f"[{answer.number}] "
+            return self._line(f"    {mark}{text}")
         end, self._is_open_line = "\n" if self._is_open_line else "", False
         held, self._deferred_lines = self._deferred_lines, []
         return end + "".join(held)

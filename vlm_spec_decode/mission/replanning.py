@@ -31,7 +31,8 @@ from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.mission_loop import MissionLoop
 from vlm_spec_decode.mission.connection import TextUpdate
 from vlm_spec_decode.mission.events import Frame, MissionEvents
-from vlm_spec_decode.mission.late_answer import LateAnswer, grown
+from vlm_spec_decode.mission.late_answer import LateAnswer, Note, grown, no_note
+from vlm_spec_decode.mission.state import LOOK_DROPPED, LOOK_USED, format_actions
 
 MIN_LEFT_M = 0.1
 """With less way left a frame at rest comes as soon."""
@@ -78,6 +79,7 @@ class Replanning:
     emit: Callable[[Plan], None]
     ask: Callable[[tuple[str, ...]], tuple[Frame, Observation]]
     report: Callable[[LateAnswer, TextUpdate], None]
+    note: Note = no_note
     late: LateAnswer | None = None
     _start: Pose2D | None = None
 
@@ -180,10 +182,14 @@ class Replanning:
                 before, self.plan = self.plan, grown(self.plan, actions, late.is_whole)
                 if self.plan is not before:
                     self.emit(self.plan)
-        except ActionRefused:
+        except ActionRefused as refusal:
             # What has begun is not taken back; what has not is not begun, and the older plan goes on.
             if has_begun:
                 raise
+            self.note(LOOK_DROPPED, number, frame, refusal.detail)
+        else:
+            if not has_begun:
+                self.note(LOOK_DROPPED, number, frame, "it does not walk on, which is for a frame at rest")
         finally:
             close = getattr(updates, "close", None)
             if close is not None:
@@ -208,3 +214,4 @@ class Replanning:
         )
         self.events.begin(self.plan.mission, late.number)
         self.emit(self.plan)
+        self.note(LOOK_USED, late.number, late.frame, f"told anew as {format_actions(actions)}")

@@ -77,7 +77,7 @@ class MissionRunner:
         self._events = events
         self._emit = emit
         self._now_s = now_s
-        self._said = ""
+        self._said = self._state = ""
         self._latency = Latency()
         self._starts = DraftStarts()
 
@@ -99,6 +99,7 @@ class MissionRunner:
         return ending
 
     def _loop(self, job: MissionJob, mission: MissionLoop, engines: Engines) -> MissionEnd:
+        self._early.note = partial(self._note, job)
         try:
             self._announce(job)
             while mission.is_running:
@@ -189,13 +190,15 @@ class MissionRunner:
                 return plan.actions
             if job.approve:
                 plan = self._ask_approval(job, mission, engine, plan)
-            self._report(job, "acting", number)
+            self._report(job, "acting", number, detail=f"by a frame {self._age_s(frame):.1f} s old")
             if (turn := self._search_turn(job, plan, frame)) is not None:
                 late = search = self._search(job, mission, engine, plan, turn)
                 if (winner := search.run()) is None:
                     return None
                 plan, said = search.plan, winner.believed
-                self._report(job, "acting", mission.steps + 1)
+                self._report(
+                    job, "acting", plan.answer, detail=f"by a frame {self._age_s(winner.frame):.1f} s old"
+                )
             else:
                 said = plan.actions
             if self.config.replan == "walking" and not job.approve and verified:
@@ -251,6 +254,7 @@ class MissionRunner:
             emit=partial(self._emit, job),
             ask=self._asks(job, mission, engine, "searching while it turns"),
             report=self._reports(job),
+            note=partial(self._note, job),
         )
 
     def _replanning(
@@ -274,6 +278,7 @@ class MissionRunner:
             emit=partial(self._emit, job),
             ask=self._asks(job, mission, engine, "looking while it walks"),
             report=self._reports(job),
+            note=partial(self._note, job),
             late=late,
         )
 
@@ -285,7 +290,7 @@ class MissionRunner:
         def ask(history: tuple[str, ...]) -> tuple[Frame, Observation]:
             frame = self._events.wait_frame(self._now_s(), self.config.frame_s)
             observation = mission.observation(engine.picture(frame.image.jpeg), frame.stamp_s, frame.frame_id)
-            self._report(job, "answering", mission.steps + 1, detail=detail)
+            self._report(job, "answering", mission.next_answer, detail=detail)
             return frame, replace(observation, history=history)
 
         return ask
@@ -400,8 +405,16 @@ class MissionRunner:
         self._emit(job, Plan(job.mission, number, self._now_s(), 0, final=True))
         self._report(job, ending.status, steps, ending.reason, ending.detail)
 
+    def _age_s(self, frame: Frame) -> float:
+        return self._now_s() - frame.stamp_s
+
+    def _note(self, job: MissionJob, reason: str, number: int, frame: Frame, detail: str) -> None:
+        """Report what becomes of the answer about a frame that was taken in motion (`LOOK_WORDS`)."""
+        about = f"answer {number}, its frame {self._age_s(frame):.1f} s old: {detail}"
+        self._report(job, self._state, number, reason, about)
+
     def _report(self, job: MissionJob, state: str, step: int, reason: str = "", detail: str = "") -> None:
-        instruction = job.instruction[:SHOWN_CHARS]
+        self._state, instruction = state, job.instruction[:SHOWN_CHARS]
         self._emit(
             job,
             MissionStatus(

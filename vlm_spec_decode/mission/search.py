@@ -34,8 +34,9 @@ from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.mission_loop import MissionLoop
 from vlm_spec_decode.mission.connection import Answerer, TextUpdate
 from vlm_spec_decode.mission.events import Frame, MissionEvents
-from vlm_spec_decode.mission.late_answer import LateAnswer, grown
+from vlm_spec_decode.mission.late_answer import LateAnswer, Note, grown, no_note
 from vlm_spec_decode.mission.several_looks import SeveralLooks
+from vlm_spec_decode.mission.state import LOOK_DROPPED, LOOK_USED, format_actions
 
 MIN_TURN_DEG = 40.0
 """A smaller turn is one towards a thing, not on to the next view."""
@@ -167,6 +168,7 @@ class Search:
     emit: Callable[[Plan], None]
     ask: Callable[[tuple[str, ...]], tuple[Frame, Observation]]
     report: Callable[[LateAnswer, TextUpdate], None]
+    note: Note = no_note
     views: dict[int, LateAnswer] = field(default_factory=dict)
     thing: frozenset[str] = frozenset()
     """Words of what is searched; once a committed phrase has them the robot turns back to that view."""
@@ -175,6 +177,7 @@ class Search:
     _history: tuple[str, ...] = ()
     _answered_s: float = 0.0
     _turned_rad: float = 0.0
+    _jumps: int = 0
     _yaw_rad: float | None = None
     _goal_deg: float = 0.0
     _sighted: bool = False
@@ -188,12 +191,15 @@ class Search:
         self._history, self._answered_s = tuple(self.mission.history), self.plan.stamp_s
         start = self.events.poses.at(self.plan.stamp_s)
         self._yaw_rad = None if start is None else start.yaw_rad
+        self._jumps = self.events.poses.jumps
         # The robot turns already, by the first answer's plan.
         self._goal_deg = self._step_deg
         self._record()
         try:
             return self._run()
-        except ActionRefused:
+        except ActionRefused as refusal:
+            if (lost := self.winner) is not None:
+                self.note(LOOK_DROPPED, lost.number, lost.frame, refusal.detail)
             self._send((), self._answered_s, origin="search")
             return None
         finally:
@@ -232,7 +238,12 @@ class Search:
         return (len(self.views) + 1) * self._step_deg
 
     def _heading_deg(self) -> float:
-        """Return how far the body has turned from the first frame, in the search's direction."""
+        """Return how far the body has turned from the first frame, in the search's direction.
+
+        Raises ActionRefused once the odometry has jumped: what it had turned until then is not known.
+        """
+        if self.events.poses.jumps != self._jumps:
+            raise ActionRefused("reprojection", "the odometry has jumped since the search began")
         pose = self.events.poses.newest
         if pose is not None:
             if self._yaw_rad is not None:
@@ -343,6 +354,12 @@ class Search:
         """Carry out the answer about a view that lies behind by now; return it when it is whole."""
         self.looks.cancel(keep=number)
         self.winner = view
+        for other, dropped in self.views.items():
+            if other > self.answered and other != number:
+                why = "answer came, but " if dropped.is_whole else "given up: "
+                self.note(
+                    LOOK_DROPPED, dropped.number, dropped.frame, f"{why}answer {view.number} is gone by"
+                )
         # The robot has turned by every view up to this one, whether or not its answer was waited for.
         while self.answered < number - 1 and self.mission.is_running:
             self.answered += 1
@@ -353,6 +370,8 @@ class Search:
             if actions is not None and not begun:
                 begun = True
                 self._send(actions, view.frame.stamp_s, origin="reprojected", final=view.is_whole)
+                told = f"asked as {view.number}, told anew as {format_actions(actions)}"
+                self.note(LOOK_USED, self.plan.answer, view.frame, told)
                 view.number = self.plan.answer
             elif actions is not None:
                 before, self.plan = self.plan, grown(self.plan, actions, view.is_whole)

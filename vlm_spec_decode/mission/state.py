@@ -47,6 +47,14 @@ START_WORDS = {
 }
 """Reasons of `answering` that tell of a start on the draft, in words."""
 
+LOOK_DROPPED, LOOK_USED = "look_dropped", "look_used"
+LOOK_WORDS = {LOOK_DROPPED: "not used", LOOK_USED: "goes by"}
+"""Reasons that tell what became of an answer about a frame taken in motion, in words. The state is the one
+that the mission is in; `step` is the answer's number."""
+
+NOTES = START_WORDS | LOOK_WORDS
+"""Reasons that tell of an answer under way: a status with one of them begins no new look."""
+
 ALIKE_M, ALIKE_DEG = 0.2, 10.0
 """How much an answer to a newer frame may differ from the plan that a person has approved."""
 
@@ -185,7 +193,7 @@ class MissionStatus:
     `looking`, `answering` (reason `unverified` where the draft alone answers, one of `START_WORDS` where a
     motion may begin on the draft), `proposed` (a plan that is
     shown: `approve`, `dry_run`), `acting`, without the cloud `holding` or `drafting`; then `done`,
-    `step_limit`, `refused`, `cancelled` or `failed`.
+    `step_limit`, `refused`, `cancelled` or `failed`. A reason of `LOOK_WORDS` tells of an answer beside.
     """
 
     state: str

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import rclpy
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -74,8 +74,8 @@ def descriptor(setting: Setting) -> ParameterDescriptor:
     """Return what rclpy enforces and `ros2 param describe` shows."""
     message = ParameterDescriptor(description=setting.description, read_only=not setting.live)
     # A file with `rate_hz: 2` gives an integer, which rclpy would refuse for a real number, so the type of
-    # real numbers is checked here.
-    message.dynamic_typing = setting.is_real
+    # real numbers is checked here. So is that of a switch, which `-p early_frames:=off` makes a boolean.
+    message.dynamic_typing = setting.is_real or _is_switch(setting)
     if setting.choices:
         message.additional_constraints = f"one of: {', '.join(setting.choices)}"
     if setting.low is None or setting.high is None:
@@ -88,13 +88,25 @@ def descriptor(setting: Setting) -> ParameterDescriptor:
     return message
 
 
+def _is_switch(setting: Setting) -> bool:
+    return {"on", "off"} <= set(setting.choices)
+
+
+def _in_words(setting: Setting, value: object) -> object:
+    """Return a switch's value as text: YAML reads a plain on or off as true or false."""
+    return ("on" if value else "off") if _is_switch(setting) and isinstance(value, bool) else value
+
+
 def problem_of(setting: Setting, value: object) -> str:
     """Return the fault of a parameter's value beyond what rclpy checks, or "".
 
-    rclpy checks the type of all but real numbers.
+    rclpy checks the type of all but real numbers and switches.
     """
     if setting.is_real and (isinstance(value, bool) or not isinstance(value, int | float)):
         return f"parameter {setting.name}: a number is wanted, not {value!r}"
+    value = _in_words(setting, value)
+    if _is_switch(setting) and not isinstance(value, str):
+        return f"parameter {setting.name}: one of {', '.join(setting.choices)} is wanted, not {value!r}"
     problem = setting.check(value)
     if not problem and isinstance(value, float) and not math.isfinite(value):
         problem = f"{value} is no finite number"
@@ -145,8 +157,8 @@ class Parameters:
         return self.real(name) if self._declared[name].is_real else self._value(name)
 
     def _value(self, name: str) -> Scalar:
-        value: Scalar = self._node.get_parameter(name).value
-        return value
+        value = _in_words(self._declared[name], self._node.get_parameter(name).value)
+        return cast(Scalar, value)
 
     def _on_set(self, changed: Sequence[rclpy.Parameter]) -> SetParametersResult:
         for new in changed:

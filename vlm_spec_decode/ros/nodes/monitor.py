@@ -21,7 +21,7 @@ from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ActionParseError, ImageError
 from vlm_spec_decode.core.ports import Clock
-from vlm_spec_decode.mission.state import START_WORDS
+from vlm_spec_decode.mission.state import NOTES
 from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros import visualization as markers
 from vlm_spec_decode.ros import visualization as overlay
@@ -147,7 +147,7 @@ class MonitorNode:
         status = typed.mission_status_from_message(message)
         parts = (status.state, status.reason, status.instruction)
         self._change(state=" | ".join(part for part in parts if part))
-        if status.state == "answering" and status.reason not in START_WORDS:
+        if status.state == "answering" and status.reason not in NOTES:
             self._is_verified = status.reason != "unverified"
             self._change(pieces=())
 
