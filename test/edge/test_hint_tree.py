@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from itertools import pairwise
@@ -260,6 +261,11 @@ def test_what_was_said_before_is_offered_where_the_draft_comes_to_it() -> None:
         end = max(end.children.values(), key=lambda child: child.log_prob)
         run.append(WORDS[end.token])
     assert run == ["1.6", "m", "(", "forward"]
+    place, remembered = tree.best_path()[0], WORDS.index("1.6")
+    assert place.children[remembered].log_prob == pytest.approx(math.log(lookup.trust.value))
+    tree.expand([place])
+    assert WORDS[place.choice] == "2.0"
+    assert place.children[remembered].log_prob < math.log(0.1), "the draft has come there, and says otherwise"
     before = lookup.trust.value
     tree.advance(WordCodec().encode("ahead at 1.6"))
     lookup.offer(tree, Scripted())  # type: ignore[arg-type]
