@@ -67,9 +67,26 @@ class DraftAhead:
 
     def hint(self) -> HintTree:
         """Return what has been drafted; () before the first step."""
-        if not self._tree.root.expanded:
-            return HintTree()
-        return HintTree(tuple(self._hint_below(self._tree.root, 1.0)))
+        root = HintNode(token=-1)
+        waiting = [(self._tree.root, root, 1.0)] if self._tree.root.expanded else []
+        told = list[HintNode]()
+        while waiting:
+            node, hint, weight = waiting.pop()
+            ranks = self._ranked.get(id(node), {})
+            told += [hint] if ranks else []
+            for child in sorted(node.children.values(), key=lambda each: -each.log_prob):
+                chance = math.exp(child.log_prob)
+                # The likeliest answer is kept to its end.
+                if weight * chance < KEPT and (hint.children or child.log_prob <= UNLIKELY):
+                    break
+                hint.children.append(HintNode(child.token, chance, ranks.get(child.token, WORD)))
+                waiting.append((child, hint.children[-1], weight * chance))
+        for place in told:
+            # A distance below which nothing has been drafted is followed by what follows the likeliest one.
+            rest = next((each.children for each in place.children if each.children), [])
+            for each in place.children:
+                each.children = each.children or rest
+        return HintTree(tuple(root.children))
 
     def _offer(self, known: HintTree) -> list[TreeNode]:
         """Add what is known, unlikely as yet, and return the nodes to be scored about this frame.
@@ -128,20 +145,3 @@ class DraftAhead:
             self._tree.offer(node, token, math.log(chance / whole))
         node.choice = next(iter(told))
         self._ranked[id(node)] = {token: rank for rank, token in enumerate(told)}
-
-    def _hint_below(self, node: TreeNode, weight: float) -> list[HintNode]:
-        """Return what may follow a node that is reached with probability `weight`, likeliest first."""
-        ranks = self._ranked.get(id(node), {})
-        found = list[HintNode]()
-        for child in sorted(node.children.values(), key=lambda each: -each.log_prob):
-            chance = math.exp(child.log_prob)
-            if weight * chance < KEPT and (found or child.log_prob <= UNLIKELY):
-                continue
-            below = self._hint_below(child, weight * chance)
-            found.append(HintNode(child.token, chance, ranks.get(child.token, WORD), below))
-        # A distance below which nothing has been drafted is followed by what follows the likeliest one.
-        drafted = next((each.children for each in found if each.rank != WORD and each.children), [])
-        for each in found:
-            if each.rank != WORD and not each.children:
-                each.children = drafted
-        return found

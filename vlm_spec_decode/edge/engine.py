@@ -264,12 +264,14 @@ class Engine:
         if self._drafter is None or not self._strategy(config).drafts or not self._recalls(config):
             return
         tokens: Tokens = ()
+        with self._lock:
+            known = self._answer_cache.known(observation)
         drafter = self._drafter.open(observation)
         ahead = DraftAhead(
             drafter=drafter,
             config=EdgeConfig(answer=0, params=config.params, record=self._record),
             numbers=ToldNumbers(self._codec, observation.instruction, walks_m, is_read=not config.free_text),
-            known=self._answer_cache.known(observation),
+            known=known,
         )
         try:
             for tokens in ahead.steps():

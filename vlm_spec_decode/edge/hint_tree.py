@@ -29,7 +29,7 @@ def number_ranks() -> tuple[RunningMean, ...]:
     return tuple(RunningMean(prior, rate=0.02, trust=10) for prior in RANKS)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class HintNode:
     """A token after its parent. `chance` is its probability there by who drafted it.
 

@@ -143,6 +143,7 @@ class EarlyFrames:
             if self._early is not None:
                 self._give_up(acting.plan.answer, "the body has moved on by its last centimetres")
             if self._events.actions_done() >= len(acting.plan.actions) - 1:
+                self._last_from = self._last_from or self._events.poses.newest
                 self._draft_ahead(acting)
             return
         if self._settling_s is None:
@@ -172,7 +173,6 @@ class EarlyFrames:
 
     def _walks_m(self, acting: _Acting, frame: Frame) -> float:
         """Return how far the last action leads on from where `frame` was taken, 0 if that is not known."""
-        self._last_from = self._last_from or self._events.poses.newest
         last, taken = acting.plan.actions[-1], self._events.poses.at(frame.stamp_s)
         if not isinstance(last, Forward) or last.distance_m <= 0 or taken is None or self._last_from is None:
             return 0.0

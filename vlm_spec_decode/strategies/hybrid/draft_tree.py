@@ -29,7 +29,8 @@ class TreeNode:
     `verdicts` are the exits' guesses of the next token, shallow ones first, each with its trust.
     `is_drawn`: the draft's one draw after its parent (rule `rejection`), the only child that may be sent.
     `sureness` is what the draft itself says of its first choice after this node, once it is expanded, and
-    `choice` is that token; -1: not drafted.
+    `choice` is that token; -1: not drafted. `is_remembered`: an earlier answer went on so; once the draft has
+    scored the parent, what it says of this token counts.
     """
 
     token: int
@@ -43,6 +44,7 @@ class TreeNode:
     is_drawn: bool = False
     sureness: float = 0.0
     choice: int = -1
+    is_remembered: bool = False
 
     def path(self) -> Tokens:
         """Return the tokens from the root's child down to this node."""
@@ -137,6 +139,9 @@ class DraftTree:
         rankings = choices.ranked(range(len(nodes)), positions, self.params, CHILDREN, summed=False)
         for row, (node, ranking) in enumerate(zip(nodes, rankings, strict=True)):
             log_probs = self.calibration.log_probs(ranking.scores)
+            for child in node.children.values():
+                if child.is_remembered:
+                    child.log_prob, child.is_remembered = math.log(UNFORESEEN), False
             node.sureness = self.calibration.said(ranking.scores)[0]
             node.choice = ranking.tokens[0]
             for token, log_prob in zip(ranking.tokens, log_probs, strict=True):

@@ -305,6 +305,8 @@ class PromptLookup:
         self._offered[place] = run[0] if run else NOTHING
         # A repeated run is as likely as such runs have been right so far.
         tree.offer_path(node, run, math.log(max(0.05, self.trust.value)))
+        if run and node is not tree.root:
+            node.children[run[0]].is_remembered = True
 
     def _judge(self, prefix: Tokens) -> None:
         """Learn from what has been committed where runs were offered."""

@@ -40,7 +40,8 @@ CLEARLY = 0.8
 class TokenCost:
     """Estimates of one answer, in seconds. `agreement` is how often a step of the copy holds the next token.
 
-    `pass_s` is of passes that verify nodes, `plain_s` of those that do not: their kernels may differ.
+    `pass_s` is of passes that verify nodes, `plain_s` of those that do not: their kernels may differ. The
+    first pass, which holds what is known of the answer before it is drafted, is no part of `later_…`.
     """
 
     agreement: RunningMean = field(default_factory=lambda: RunningMean(0.7, rate=0.05, trust=2))
@@ -52,6 +53,7 @@ class TokenCost:
     in_hand: float = 0.0
     edge_step_s: float = 0.0
     token_s: RunningRatio = field(default_factory=RunningRatio)
+    later_token_s: RunningRatio = field(default_factory=RunningRatio)
     _first_s: float = 0.0
 
     def expect(self, costs: DraftCosts | None) -> None:
@@ -75,8 +77,8 @@ class TokenCost:
         self.tokens.learn(tokens)
         if not is_first:
             self.later_tokens.learn(tokens)
-        if not (is_first and not is_plain):  # what a hint of the question has brought does not come again
-            self.token_s.learn(verify_s + drafted_s, tokens)
+            self.later_token_s.learn(verify_s + drafted_s, tokens)
+        self.token_s.learn(verify_s + drafted_s, tokens)
 
     @property
     def is_carried(self) -> bool:
@@ -217,7 +219,7 @@ class SelfDraft:
             return slope * usual
         # A row adds slope · base seconds to each answer of a pass and P(node) tokens of c seconds to its own:
         # P = n · slope · base / c.
-        token_s = self.pace.token_s.value or self.cost.base_s
+        token_s = self.pace.later_token_s.value or self.cost.base_s
         return slope * self.cost.base_s / min(token_s, self.cost.base_s / usual)
 
     def steps(self, plan: PassPlan, helper: ColocatedDraft, answers: int = 1) -> DraftSteps:
