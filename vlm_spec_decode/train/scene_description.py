@@ -75,6 +75,22 @@ def describe(view: tuple[VisibleObject, ...], with_distance: bool = False) -> st
     return "i see " + (" , ".join(parts) or "nothing")
 
 
+def describe_briefly(
+    view: tuple[VisibleObject, ...], things: tuple[str, ...], with_distance: bool = False
+) -> str:
+    """Return the names of the objects in view that share a word with `things`, left to right.
+
+    All objects are named if `things` are empty; an empty text says that there is none.
+    """
+    words = {word for thing in things for word in thing.split()}
+    seen = [t for t in view if t.is_visible and (not words or words & {t.kind, t.colour})]
+    named = sorted(seen, key=lambda t: -t.pixels)[:MAX_DESCRIBED]
+    return " , ".join(
+        t.name + (f" {format_metres(rounded_m(t.distance_m))} m" if with_distance else "")
+        for t in sorted(named, key=lambda t: -t.bearing_deg)
+    )
+
+
 def direction_word(thing: VisibleObject) -> str:
     """Return the direction of an object as a word."""
     if abs(thing.bearing_deg) <= AHEAD_DEG:

@@ -1,8 +1,8 @@
 """Distances, angles and durations as people write them, with the value on the grid of the action language.
 
-Every amount is an exact fraction of metres, degrees or seconds. The truth is that value rounded to the nearest
-grid point; a rendering never changes it. An action is limited by the gate; what is longer is several actions
-in a row, up to `MOST`, and beyond that it is declined in words.
+Every amount is an exact fraction of metres, degrees or seconds. The truth is that value rounded to the
+nearest grid point; a rendering never changes it. An action is limited by the gate; what is longer is several
+actions in a row, up to `MOST`, and beyond that it is declined in words.
 """
 
 from __future__ import annotations
@@ -96,26 +96,11 @@ def draw_amount(
             return amount
 
 
-ONES = (
-    *[
-        "zero",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "eleven",
-        "twelve",
-        "thirteen",
-        "fourteen",
-    ],
-    *["fifteen", "sixteen", "seventeen", "eighteen", "nineteen"],
-)
+_ONES = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen
+"""
+ONES = tuple(_ONES.split())
 TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
