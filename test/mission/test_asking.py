@@ -60,7 +60,7 @@ def test_a_cancel_ends_a_mission_that_waits_for_a_word() -> None:
     def cancel() -> None:
         while not world.feed.waits_for_word:
             time.sleep(0.002)
-        world.feed.cancel("enough")
+        world.feed.cancel("m1", "enough")
 
     threading.Thread(target=cancel, daemon=True).start()
     ending = world.run()

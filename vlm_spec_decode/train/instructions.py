@@ -220,10 +220,10 @@ Verb: TypeAlias = Literal[
     "unknown",
     "unsafe",
     "impossible",
-    "negated",
-    "too_far",
-    "too_long",
 ]
+SpokenVerb: TypeAlias = Literal["negated", "too_far", "too_long"]
+"""Verbs of `train.spoken_dialogues` alone."""
+
 Pick: TypeAlias = Literal["", "nearest", "farthest", "leftmost", "rightmost"]
 Relation: TypeAlias = Literal["", "beside", "behind", "left", "right"]
 
@@ -248,7 +248,7 @@ class Goal:
     """
 
     text: str
-    verb: Verb
+    verb: Verb | SpokenVerb
     thing: str = ""
     action: str = ""
     stop_m: float = STOP_M

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
+from transformers import PreTrainedTokenizerFast
 
 from vlm_spec_decode.models.prompt import MAX_HISTORY
+from vlm_spec_decode.models.subword import is_subword
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.train import lexicon, teacher, text_noise
 from vlm_spec_decode.train.instructions import FOLLOW_M, Goal, Pick, Relation
@@ -115,20 +119,23 @@ class Sayings:
         """The meanings that can be drawn."""
         return tuple(self._meanings)
 
+    def phrasing(self, rng: np.random.Generator, meaning: str) -> Phrasing:
+        """Draw a phrasing of a meaning."""
+        return self._phrasings[meaning][int(rng.integers(len(self._phrasings[meaning])))]
+
     def draw(
         self, rng: np.random.Generator, view: tuple[VisibleObject, ...], meaning: str | None = None
     ) -> Saying:
         """Draw a saying, of `meaning` if it is given."""
         drawn = meaning or str(rng.choice(self._meanings, p=self._p))
-        phrasing = self._phrasings[drawn][int(rng.integers(len(self._phrasings[drawn])))]
-        return self.say(rng, view, phrasing)
+        return self.say(rng, view, self.phrasing(rng, drawn))
 
     def say(self, rng: np.random.Generator, view: tuple[VisibleObject, ...], phrasing: Phrasing) -> Saying:
         """Fill a phrasing for a frame."""
         saying = _filled(rng, view, phrasing)
-        return replace(saying, goal=replace(saying.goal, text=self._typed(rng, saying)))
+        return replace(saying, goal=replace(saying.goal, text=self.typed(rng, saying)))
 
-    def _typed(self, rng: np.random.Generator, saying: Saying) -> str:
+    def typed(self, rng: np.random.Generator, saying: Saying) -> str:
         """Write it as people do. Of a reply only the reply is: what it replies to stands already."""
         text, meaning = saying.goal.text, saying.phrasing.meaning
         if not self._noise:
@@ -145,6 +152,20 @@ def draw_dialogue(
 ) -> Dialogue:
     """Draw one dialogue about a frame with these objects, in or out of view."""
     return dialogue_of(rng, view, sayings.draw(rng, view).goal, style)
+
+
+Draw: TypeAlias = Callable[[np.random.Generator, tuple[VisibleObject, ...]], Dialogue]
+"""What draws a dialogue about a frame."""
+
+
+def drawer(tokenizer: PreTrainedTokenizerFast, style: AnswerStyle) -> Draw:
+    """Return what draws the dialogues that go with a tokenizer: those of the phrasings with a subword one.
+
+    The word-level one knows the words of `instructions` alone, and one style.
+    """
+    if not is_subword(tokenizer):
+        return teacher.draw_dialogue
+    return partial(draw_dialogue, sayings=Sayings(), style=style)
 
 
 def dialogue_of(
@@ -205,9 +226,12 @@ def _worded(
 
 
 def _about_object(rng: np.random.Generator, view: tuple[VisibleObject, ...], phrasing: Phrasing) -> Saying:
-    """An instruction about one object: go, stop before, face, find, follow, pass, ask."""
+    return about(rng, phrasing, _thing(rng, view, phrasing.meaning))
+
+
+def about(rng: np.random.Generator, phrasing: Phrasing, thing: str) -> Saying:
+    """Fill an instruction about one object: go, stop before, face, find, follow, pass, ask."""
     meaning = phrasing.meaning
-    thing = _thing(rng, view, meaning)
     verbs = {"face": "face", "find": "find", "follow": "follow", "pass": "pass"}
     if meaning in _QUESTIONS:
         goal = Goal("", "ask", thing, _QUESTIONS[meaning])
@@ -273,7 +297,11 @@ def _two(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> tuple[str
 def _picked(rng: np.random.Generator, view: tuple[VisibleObject, ...], phrasing: Phrasing) -> Saying:
     kinds = [t.kind for t in view if t.is_visible]
     twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
-    kind = str(rng.choice(twice or kinds or list(KINDS)))
+    return picked(rng, phrasing, str(rng.choice(twice or kinds or list(KINDS))))
+
+
+def picked(rng: np.random.Generator, phrasing: Phrasing, kind: str) -> Saying:
+    """Fill an instruction about one of several of a kind: the nearest, the left one, …"""
     goal = Goal(_worded(rng, phrasing, kind), "goto", kind, pick=_PICKS[phrasing.meaning])
     return Saying(goal, phrasing)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from vlm_spec_decode.edge.mission_loop import OBSTRUCTED
 from vlm_spec_decode.models.prompt import DONE_MARK, MAX_HISTORY
 from vlm_spec_decode.sim.objects import COLOURS, KINDS, footprint_radius_m
 from vlm_spec_decode.train import instructions
+from vlm_spec_decode.train.config import Description
 from vlm_spec_decode.train.instructions import Goal
 from vlm_spec_decode.train.lexicon import plural
 from vlm_spec_decode.train.scene_description import (
@@ -108,9 +108,6 @@ BEYOND_M = 0.5
 LAST_LEG_M = 2.4
 """Last distance past an object, walked in one action; nearer, the object may leave the view."""
 
-
-Description: TypeAlias = Literal["full", "brief"]
-DESCRIPTIONS: tuple[Description, ...] = ("full", "brief")
 
 FAR_STEP_M = 3.0
 """Longest way planned at once where nothing in view is near the straight line to a far object."""
