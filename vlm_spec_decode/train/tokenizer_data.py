@@ -38,7 +38,7 @@ def run_tokenizer(config: TokenizerConfig) -> dict[str, Any]:
     tok = train_subword_tokenizer(_texts(config), config.size)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     tok.backend_tokenizer.save(str(config.out))
-    return {"ids": len(tok)} | lengths(tok, config.seed)
+    return {"ids": len(tok)} | lengths(tok, config.seed, min(40, config.rooms))
 
 
 def _texts(config: TokenizerConfig) -> Iterator[str]:
