@@ -93,9 +93,9 @@ def _model_options(role: Role) -> Callable[[Function], Function]:
     """Return the options of a training as a decorator. Missing ones take the recipe's values."""
 
     def decorate(function: Function) -> Function:
-        taught = ("data", "tokenizer", "description", "max_step_m")
-        chosen = ("eye_steps", "steps", "eye", "start", "batch", "peak_rate")
-        for name in reversed(("out", *taught, *chosen, "seed", "threads", "processes", "device", "precision")):
+        taught = ("out", "data", "tokenizer", "description", "max_step_m")
+        chosen = ("eye_steps", "steps", "eye", "start", "batch", "peak_rate", "seed")
+        for name in reversed((*taught, *chosen, "threads", "processes", "device", "precision")):
             shown = shown_default(role, name)
             changes: dict[str, Any] = {"default": None, "show_default": shown if shown != "None" else False}
             if settings_of(TrainConfig)[name].kind is Path:
