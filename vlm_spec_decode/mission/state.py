@@ -61,6 +61,7 @@ STATES = (
         "answering",
         "proposed",
         "acting",
+        "waiting",
         "holding",
     ),
     *("drafting", "done", "step_limit", "refused", "cancelled", "failed"),

@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from vlm_spec_decode.core.errors import ModelError
-from vlm_spec_decode.models.tiny import SPECIALS
+from vlm_spec_decode.models.tiny import SPECIALS, wrapped
 
 MAX_IDS = 2000
 """Largest size of the vocabulary: each id is a row of the head that every token's pass multiplies."""
@@ -70,20 +70,6 @@ def train_subword_tokenizer(texts: Iterable[str], size: int = MAX_IDS) -> PreTra
     )
     tokenizer.train_from_iterator(texts, trainer)
     return wrapped(tokenizer)
-
-
-def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """Return the tokenizer as Transformers' class, with the tiny models' special tokens."""
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token="<unk>",
-        additional_special_tokens=["<image>"],
-        clean_up_tokenization_spaces=False,
-        model_max_length=1024,
-    )
 
 
 def read_subword_tokenizer(file: Path) -> PreTrainedTokenizerFast:

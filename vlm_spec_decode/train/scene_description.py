@@ -103,6 +103,28 @@ def format_metres(distance_m: float) -> str:
     return f"{min(5.0, max(0.1, distance_m)):.1f}"
 
 
+def related(relation: str, fits: list[VisibleObject], other: VisibleObject) -> VisibleObject | None:
+    """Return which of `fits` is beside, behind, left or right of `other`, as seen from the robot."""
+    fits = [t for t in fits if t is not other]
+    if relation == "left":
+        fits = [t for t in fits if t.bearing_deg > other.bearing_deg]
+        return min(fits, key=lambda t: t.bearing_deg, default=None)
+    if relation == "right":
+        fits = [t for t in fits if t.bearing_deg < other.bearing_deg]
+        return max(fits, key=lambda t: t.bearing_deg, default=None)
+    if relation == "behind":
+        fits = [t for t in fits if t.distance_m > other.distance_m]
+        return min(fits, key=lambda t: abs(t.bearing_deg - other.bearing_deg), default=None)
+    return min(fits, key=lambda t: _apart_m(t, other), default=None)
+
+
+def _apart_m(one: VisibleObject, other: VisibleObject) -> float:
+    """Return the distance between the centres of two objects, by the law of cosines."""
+    angle = math.radians(one.bearing_deg - other.bearing_deg)
+    square = one.centre_m**2 + other.centre_m**2 - 2 * one.centre_m * other.centre_m * math.cos(angle)
+    return math.sqrt(max(0.0, square))
+
+
 CAMERA_AHEAD_M = 0.327
 CAMERA_HEIGHT_M = STAND_HEIGHT_M + 0.043
 HALF_WIDTH = math.tan(math.radians(50.0))

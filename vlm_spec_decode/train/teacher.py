@@ -30,6 +30,7 @@ from vlm_spec_decode.train.scene_description import (
     describe_briefly,
     direction_word,
     format_metres,
+    related,
 )
 
 TURN_GRID_DEG = 10
@@ -265,7 +266,7 @@ def find(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...] =
     fits = [t for t in view if t.is_visible and goal.thing in ("", t.name, t.kind)]
     if goal.relation and not _has_walked(history):
         other = find(Goal("", "find", goal.other), view)
-        return None if other is None else _related(goal, fits, other)
+        return None if other is None else related(goal.relation, fits, other)
     order: dict[str, Callable[[VisibleObject], float]] = {
         "leftmost": lambda t: -t.bearing_deg,
         "rightmost": lambda t: t.bearing_deg,
@@ -274,28 +275,6 @@ def find(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...] =
     if (goal.pick or goal.relation or goal.may_ask) and _has_walked(history):
         return min(fits, key=lambda t: abs(t.bearing_deg), default=None)
     return min(fits, key=order.get(goal.pick, lambda t: t.distance_m), default=None)
-
-
-def _related(goal: Goal, fits: list[VisibleObject], other: VisibleObject) -> VisibleObject | None:
-    """Return which of `fits` is beside, behind, left or right of `other`, as seen from the robot."""
-    fits = [t for t in fits if t is not other]
-    if goal.relation == "left":
-        fits = [t for t in fits if t.bearing_deg > other.bearing_deg]
-        return min(fits, key=lambda t: t.bearing_deg, default=None)
-    if goal.relation == "right":
-        fits = [t for t in fits if t.bearing_deg < other.bearing_deg]
-        return max(fits, key=lambda t: t.bearing_deg, default=None)
-    if goal.relation == "behind":
-        fits = [t for t in fits if t.distance_m > other.distance_m]
-        return min(fits, key=lambda t: abs(t.bearing_deg - other.bearing_deg), default=None)
-    return min(fits, key=lambda t: _apart_m(t, other), default=None)
-
-
-def _apart_m(one: VisibleObject, other: VisibleObject) -> float:
-    """Return the distance between the centres of two objects, by the law of cosines."""
-    angle = math.radians(one.bearing_deg - other.bearing_deg)
-    square = one.centre_m**2 + other.centre_m**2 - 2 * one.centre_m * other.centre_m * math.cos(angle)
-    return math.sqrt(max(0.0, square))
 
 
 def _way_m(goal: Goal, thing: VisibleObject) -> float:
