@@ -64,7 +64,7 @@ MEANINGS = {
     "shipped_mb": "all files of all models that ship, MB",
     "phrasing_right": "held-out phrasings: the right thing",
     "phrasing_another_motion": "held-out phrasings: another motion than asked",
-    "phrasing_wrong_stands": "of those not right: stands still and says why",
+    "phrasing_right_or_stands": "held-out phrasings: right, or stands still and says why",
     "number_exact": "said numbers: exact to the action language's grid",
     "number_off_a_quarter": "said numbers: off by more than a quarter",
     "no_motion": "negated, impossible, unsafe, meaningless, other language: no motion",

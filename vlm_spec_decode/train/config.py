@@ -44,7 +44,7 @@ class TokenizerConfig:
 
     out: Path = setting(Path("out/tokenizer.json"), "File of the tokenizer.")
     size: int = setting(2000, "Largest number of ids.", 262, 2000)
-    rooms: int = setting(1500, "Rooms whose dialogues it is trained on.", 1)
+    rooms: int = setting(300, "Rooms whose dialogues it is trained on.", 1)
     seed: int = setting(0, "Seed of rooms and dialogues.")
 
 
