@@ -29,7 +29,7 @@ def test_what_the_pattern_allows_parses_and_passes_the_gates_limits(text: str) -
         GATE.check_limits(action)
 
 
-@pytest.mark.parametrize("name", [name for name in ACTION_TYPES if name != "done"])
+@pytest.mark.parametrize("name", [name for name in ACTION_TYPES if name not in ("done", "ask")])
 @given(data=st.data())
 def test_every_call_that_the_gate_allows_can_be_said(name: str, data: st.DataObject) -> None:
     """The pattern is not narrower than the limits: any number within them, as `format_action` writes it."""
@@ -117,3 +117,11 @@ def test_numbers_of_the_pattern_are_numbers_of_the_parser() -> None:
     with pytest.raises(ActionParseError):
         parse_number("1.00001")
     assert not re.fullmatch(number_pattern(3, signed=True), "1.00001")
+
+
+def test_a_question_to_the_operator_ends_an_answer_alone() -> None:
+    question = "do you mean the red or the blue chair ? ask ( )"
+    assert PATTERN.fullmatch(question)
+    assert PATTERN.fullmatch("ask()")
+    for text in ("ok . forward(1) ask()", "ask() done()", "ask() forward(1)", "ask(1)"):
+        assert not PATTERN.fullmatch(text), text

@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from test.actions.strategies import actions, loose_text, words
-from vlm_spec_decode.actions.parser import MAX_TEXT_CHARS, ActionParser, parse_action, parse_answer
-from vlm_spec_decode.actions.types import Action, Done, Forward, Look, Stop, Turn, Wait, format_action
+from vlm_spec_decode.actions.parser import (
+    MAX_TEXT_CHARS,
+    ActionParser,
+    parse_action,
+    parse_answer,
+    question_of,
+)
+from vlm_spec_decode.actions.types import Action, Ask, Done, Forward, Look, Stop, Turn, Wait, format_action
 from vlm_spec_decode.core.errors import ActionParseError
 
 
@@ -135,3 +141,28 @@ def test_one_action_may_have_blanks() -> None:
     assert parse_action(" look ( 5 , -3 ) ") == Look(5, -3)
     assert parse_action("stop()") == Stop()
     assert format_action(parse_action("forward(01.50)")) == "forward(1.5)"
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        ("do you mean the red or the blue chair ? ask ( )", "do you mean the red or the blue chair ?"),
+        ("red chair , blue chair . do you mean the red or the blue chair ? ask()",
+         "do you mean the red or the blue chair ?"),
+        ("I see two. Which one? ask()", "Which one?"),
+        ("which one ask()", "which one"),
+        ("ask()", ""),
+        ("do you see it ? done()", ""),
+        ("forward(1) done()", ""),
+    ],
+)  # fmt: skip
+def test_what_an_answer_asks_is_its_last_sentence(text: str, question: str) -> None:
+    assert question_of(text) == question
+
+
+def test_nothing_follows_a_question() -> None:
+    parser = ActionParser()
+    assert parser.feed("which one ? ask()") == (Ask(),)
+    assert parser.is_done
+    with pytest.raises(ActionParseError, match=r"forward after ask\(\): nothing may follow"):
+        parser.feed(" forward(1)")

@@ -59,4 +59,4 @@ def test_digest_names_this_language() -> None:
     for name in ACTION_TYPES:
         assert f"\n{name}(" in "\n" + language_spec()
     assert "look(pitch_deg,yaw_deg)" in language_spec()
-    assert len(ACTION_TYPES) == 13
+    assert len(ACTION_TYPES) == 14

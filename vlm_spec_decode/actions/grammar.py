@@ -1,7 +1,8 @@
 """The form of an answer as one regular expression, made from the action language.
 
 Words first, then calls and nothing but calls: `a red box ahead . turn ( -10 ) forward(1.6)`. An answer has
-at least one call, because an instruction that is answered in words ends in `done()`; a `done()` comes last.
+at least one call, because an instruction that is answered in words ends in `done()`, and a question to the
+operator in `ask()`; either comes last.
 Numbers are within the gate's default limits; the gate checks again, because its limits may be narrower and
 depend on sensors. Independent of tokens: `models.grammar` compiles the expression for a tokenizer.
 """
@@ -17,6 +18,7 @@ from vlm_spec_decode.actions.types import (
     ACTION_LANGUAGE_DIGEST,
     ACTION_TYPES,
     DECIMALS,
+    Ask,
     Done,
     language_spec,
 )
@@ -57,10 +59,12 @@ def answer_pattern(words: str = _WORDS) -> str:
         "yaw_deg": number_pattern(limits.max_look_yaw_deg, signed=True),
         "duration_s": number_pattern(limits.max_wait_s, signed=False),
     }
-    moves = "|".join(_call(name, kind, bounds) for name, kind in ACTION_TYPES.items() if kind is not Done)
-    done = next(_call(name, kind, bounds) for name, kind in ACTION_TYPES.items() if kind is Done)
+    calls = {kind: _call(name, kind, bounds) for name, kind in ACTION_TYPES.items()}
+    moves = "|".join(call for kind, call in calls.items() if not issubclass(kind, Done))
+    done, ask = calls[Done], calls[Ask]
     more = f"({_GAP}({moves})){{0,{limits.max_actions - 2}}}({_GAP}{done})?"
-    return f"{words}(({moves}){more}|{done})"
+    # A question is asked before anything is done, so it is the only call of its answer.
+    return f"{words}(({moves}){more}|{done}|{ask})"
 
 
 def number_pattern(limit: float, signed: bool) -> str:

@@ -9,9 +9,10 @@ rather than a guess.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
-from vlm_spec_decode.actions.types import Action, Done, arity, make_action, parse_number
+from vlm_spec_decode.actions.types import ACTION_NAMES, Action, Ask, Done, arity, make_action, parse_number
 from vlm_spec_decode.core.errors import ActionParseError
 
 MAX_TEXT_CHARS = 8192
@@ -41,8 +42,12 @@ class ActionParser:
 
     @property
     def is_done(self) -> bool:
-        """Whether `done()` was read."""
+        """Whether `done()` or `ask()` was read."""
         return bool(self.actions) and isinstance(self.actions[-1], Done)
+
+    @property
+    def _ending(self) -> str:
+        return ACTION_NAMES[type(self.actions[-1])]
 
     def feed(self, text: str) -> tuple[Action, ...]:
         """Return the actions that `text` completes. Raises ActionParseError, naming what is wrong."""
@@ -94,7 +99,7 @@ class ActionParser:
             raise ActionParseError("parenthesis without an action's name before it")
         arity(self._word)
         if self.is_done:
-            raise ActionParseError(f"{self._word} after done(): nothing may follow")
+            raise ActionParseError(f"{self._word} after {self._ending}(): nothing may follow")
         self._call, self._word, self._word_ended = self._word, "", False
 
     def _inside(self, char: str) -> None:
@@ -125,6 +130,18 @@ def parse_answer(text: str) -> tuple[Action, ...]:
     parser = ActionParser()
     parser.feed(text)
     return parser.finish()
+
+
+def question_of(text: str) -> str:
+    """Return what an answer asks the operator: its last sentence before `ask()`, "" if it asks nothing.
+
+    Raises ActionParseError.
+    """
+    if not any(isinstance(action, Ask) for action in parse_answer(text)):
+        return ""
+    words = text.rpartition("ask")[0]
+    sentences = re.findall(r"[^.!?]*[.!?]?", words.strip())
+    return " ".join(next((s for s in reversed(sentences) if s.strip(" .!?\n")), "").split())
 
 
 def parse_action(text: str) -> Action:

@@ -93,8 +93,30 @@ class Done:
     """The instruction is carried out; nothing may follow."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ask(Done):
+    """The words before it ask the operator something; the robot stands, and nothing may follow.
+
+    It ends an answer as `Done` does, and whoever carries out a plan need not tell them apart. The mission
+    does: it waits for the operator's word and goes on with it.
+    """
+
+
 Action: TypeAlias = (
-    Forward | Strafe | Turn | Look | Wait | Stop | StandUp | StandDown | Sit | Rise | Hello | Stretch | Done
+    Forward
+    | Strafe
+    | Turn
+    | Look
+    | Wait
+    | Stop
+    | StandUp
+    | StandDown
+    | Sit
+    | Rise
+    | Hello
+    | Stretch
+    | Done
+    | Ask
 )
 
 MOTIONS = (Forward, Strafe, Turn)
@@ -115,6 +137,7 @@ ACTION_TYPES = MappingProxyType(
         "hello": Hello,
         "stretch": Stretch,
         "done": Done,
+        "ask": Ask,
     }
 )
 """The language: name of the call to its type; the type's fields are the call's arguments, in order."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,6 +42,9 @@ PROFILE = Setting(
 LINK_SILENCE_S = 0.6
 """Silence of the link that loses the cloud."""
 
+REPLY_S = 115.0
+"""How long the robot's question may wait for a line, a little less than the mission waits for it."""
+
 STOP_KEYS = frozenset(b" \r\n")
 
 
@@ -72,7 +75,8 @@ def edge(as_json: bool, **given: Any) -> int:
     """Carry out instructions on a robot, without ROS: draft here, target in the cloud.
 
     Space or Enter stops the robot and ends the mission; Ctrl-C and SIGTERM also end the command. From a pipe,
-    an empty line stops; other lines are instructions, one after the other.
+    an empty line stops; other lines are instructions, one after the other. Where the robot asks something,
+    the next line is the reply.
     """
     given["settings"] = _robot_settings(given.pop("pairs"))
 
@@ -162,9 +166,17 @@ def run(options: EdgeOptions, write: Callable[[str], None]) -> list[dict[str, An
         **options.settings,
     ) as robot:
         ask = (lambda plan: click.confirm(f"carry out {plan}?", err=True)) if options.approve else None
-        mission = Mission(None, robot, source=source, approve=ask, settings=_mission_settings(options))
+        terminal = _Terminal()
+        mission = Mission(
+            None,
+            robot,
+            source=source,
+            approve=ask,
+            reply=terminal.reply,
+            settings=_mission_settings(options),
+        )
         write("the robot stands ready\n")
-        return _missions(mission, options, write)
+        return _missions(mission, terminal, options, write)
 
 
 def _edge_settings(options: EdgeOptions) -> EdgeSettings:
@@ -191,10 +203,11 @@ def _mission_settings(options: EdgeOptions) -> MissionSettings:
     return MissionSettings(runner=runner, approve=options.approve)
 
 
-def _missions(mission: Mission, options: EdgeOptions, write: Callable[[str], None]) -> list[dict[str, Any]]:
+def _missions(
+    mission: Mission, terminal: _Terminal, options: EdgeOptions, write: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """Run every instruction; with `--instruction`, stop at the first one that is not done."""
-    terminal = _Terminal(mission)
-    terminal.start()
+    terminal.start(mission)
     ended = []
     for instruction in options.instructions or terminal.lines():
         with terminal.stop_keys(unless=options.approve):
@@ -262,10 +275,11 @@ class _Terminal:
     In a terminal a single key is enough for a stop: the terminal is read key by key while a mission runs.
     """
 
-    def __init__(self, mission: Mission) -> None:
-        self._mission = mission
+    def __init__(self) -> None:
+        self._mission: Mission | None = None
         self._lines: SimpleQueue[str | None] = SimpleQueue()
         self._is_running = False
+        self._line_mode: list[Any] | None = None
         try:
             self._fd = sys.stdin.fileno()
             self._is_tty = os.isatty(self._fd)
@@ -273,8 +287,9 @@ class _Terminal:
             self._fd, self._is_tty = -1, False
         self._thread = threading.Thread(target=self._read, name="stdin", daemon=True)
 
-    def start(self) -> None:
+    def start(self, mission: Mission) -> None:
         """Start to read, unless stdin is closed, or reading would suspend a background job."""
+        self._mission = mission
         if self._fd < 0 or (self._is_tty and os.tcgetpgrp(self._fd) != os.getpgrp()):
             self._lines.put(None)
             return
@@ -284,6 +299,35 @@ class _Terminal:
         """Yield instructions until the end of the input."""
         while (line := self._lines.get()) is not None:
             yield line
+
+    def reply(self, question: str) -> str:
+        """Return the next line, the operator's word on what the robot asks; "" without one."""
+        click.echo(f"{question} ", nl=False, err=True)
+        running, self._is_running = self._is_running, False
+        with self._reading_lines():
+            try:
+                line = self._lines.get(timeout=REPLY_S)
+            except Empty:
+                line = ""
+        self._is_running = running
+        if line is None:
+            self._lines.put(None)
+        return line or ""
+
+    @contextmanager
+    def _reading_lines(self) -> Iterator[None]:
+        """Read whole lines from a terminal in this block, though a mission runs."""
+        if self._line_mode is None:
+            yield
+            return
+        import termios
+        import tty
+
+        termios.tcsetattr(self._fd, termios.TCSADRAIN, self._line_mode)
+        try:
+            yield
+        finally:
+            tty.setcbreak(self._fd)
 
     @contextmanager
     def stop_keys(self, *, unless: bool) -> Iterator[None]:
@@ -298,13 +342,13 @@ class _Terminal:
         import termios
         import tty
 
-        before = termios.tcgetattr(self._fd)
+        before = self._line_mode = termios.tcgetattr(self._fd)
         try:
             tty.setcbreak(self._fd)
             self._is_running = True
             yield
         finally:
-            self._is_running = False
+            self._is_running, self._line_mode = False, None
             termios.tcsetattr(self._fd, termios.TCSADRAIN, before)
 
     def _read(self) -> None:
@@ -328,4 +372,5 @@ class _Terminal:
             self._stop()
 
     def _stop(self) -> None:
-        self._mission.stop("stopped by the operator")
+        if self._mission is not None:
+            self._mission.stop("stopped by the operator")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from vlm_spec_decode.actions.types import Action, Done, Stop, format_action
+from vlm_spec_decode.actions.types import Action, Ask, Done, Stop, format_action
 from vlm_spec_decode.core.errors import InstructionError
 from vlm_spec_decode.core.types import MAX_INSTRUCTION_CHARS, Image, Observation, text_problem
 
@@ -59,6 +59,8 @@ class MissionLoop:
     status: Status = "running"
     obstructions: int = 0
     silences: int = 0
+    is_asking: bool = False
+    """Whether the last answer asks the operator something: the next one needs the operator's word."""
     answer: int = 0
     """The number of the last answer: at least one for each step; a search takes more."""
 
@@ -90,13 +92,20 @@ class MissionLoop:
         """Record a finished step: the actions carried out (as text) and the plan of the answer.
 
         The mission is done when the plan holds `done()`. A plan without any action ends it too, since the
-        same question would get the same answer.
+        same question would get the same answer. One that ends in `ask()` leaves it waiting for a word.
         """
         self._add_step(executed)
         self.obstructions = 0
         plan = tuple(planned)
-        if not plan or any(isinstance(action, Done) for action in plan):
+        if any(isinstance(action, Ask) for action in plan):
+            self.is_asking = True
+        elif not plan or any(isinstance(action, Done) for action in plan):
             self.status = "done"
+
+    def go_on_with(self, word: str) -> None:
+        """Add the operator's word to the instruction. Raises InstructionError as `check_instruction`."""
+        self.instruction = check_instruction(f"{self.instruction} . {check_instruction(word)}")
+        self.is_asking = False
 
     def record_obstruction(self, executed: Iterable[str]) -> None:
         """Record a step that an obstacle aborted; after `MAX_OBSTRUCTIONS` the mission is refused."""
@@ -138,6 +147,6 @@ class MissionLoop:
 
 
 def _told(executed: Iterable[str]) -> list[str]:
-    """Return what a history tells of carried out actions: all but `done()`."""
-    done = format_action(Done())
-    return [text for text in executed if text != done]
+    """Return what a history tells of carried out actions: all but `done()` and `ask()`."""
+    ends = {format_action(Done()), format_action(Ask())}
+    return [text for text in executed if text not in ends]

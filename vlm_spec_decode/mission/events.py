@@ -50,6 +50,8 @@ class MissionEvents:
         self._answer = 0
         self._cancelled = ("", "")
         self._approval: bool | None = None
+        self._word: str | None = None
+        self._waits_for_word = False
         self._changes = self._noticed = 0
         self.poses = PoseHistory()
         """Where the body was, by odometry; empty on a robot that publishes none."""
@@ -88,6 +90,17 @@ class MissionEvents:
         """Store a person's yes or no to the plan that is shown."""
         with self._changed:
             self._approval = yes
+            self._changed.notify_all()
+
+    @property
+    def waits_for_word(self) -> bool:
+        """Whether the mission waits for the operator's word."""
+        return self._waits_for_word
+
+    def put_word(self, text: str) -> None:
+        """Store the operator's word on what the robot has asked; "" is none."""
+        with self._changed:
+            self._word = text
             self._changed.notify_all()
 
     @property
@@ -208,6 +221,23 @@ class MissionEvents:
             )
             self.check()
             return bool(self._approval)
+
+    def wait_word(self, timeout_s: float) -> str:
+        """Wait for a word of the operator that comes from now on; silence is "".
+
+        Raises Cancelled as `check` does.
+        """
+        with self._changed:
+            self._word, self._waits_for_word = None, True
+            try:
+                self._changed.wait_for(
+                    lambda: self._is_cancelled or self._word is not None or self.broken_off() is not None,
+                    timeout_s,
+                )
+                self.check()
+                return self._word or ""
+            finally:
+                self._waits_for_word = False
 
     def pause(self, timeout_s: float) -> None:
         """Wait `timeout_s`, or less if the mission ends meanwhile. Raises Cancelled as `check` does."""

@@ -143,7 +143,8 @@ class Mission:
 
     `engine` is a `vsd.Engine`, or any object that reduces frames and answers observations. `source` makes
     engines instead, and another one after a loss, as `vsd edge` does. `camera` replaces the robot's own.
-    `approve` is asked, on the thread of `run`, before each plan moves the robot. `settings` say when a
+    `approve` is asked, on the thread of `run`, before each plan moves the robot. `reply` gets what the robot
+    asks, on the same thread, and returns the operator's word, "" for none. `settings` say when a
     mission gives up, and what it does without its cloud.
     """
 
@@ -155,6 +156,7 @@ class Mission:
         source: EngineSource | None = None,
         camera: Callable[[], tuple[Image, float]] | None = None,
         approve: Callable[[str], bool] | None = None,
+        reply: Callable[[str], str] | None = None,
         settings: MissionSettings | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -166,7 +168,8 @@ class Mission:
             raise ConfigError("a mission has an engine, or a source that makes one")
         self._source: EngineSource = source
         self._robot, self._capture = robot, camera or robot.capture
-        self._approve, self._settings = approve, settings or MissionSettings()
+        self._approve, self._reply = approve, reply
+        self._settings = settings or MissionSettings()
         self._clock = clock or WallClock()
         self._busy = threading.Lock()
         self._running: _Run | None = None
@@ -197,7 +200,7 @@ class Mission:
             self._running = run
             try:
                 run.start()
-                return run.follow(on_event, self._approve, timeout_s)
+                return run.follow(on_event, self._approve, self._reply, timeout_s)
             finally:
                 # Not even a second Ctrl-C keeps the robot from being stopped.
                 without_interrupts(run.end)
@@ -275,6 +278,7 @@ class _Run:
         self,
         on_event: Callable[[MissionEvent], object] | None,
         approve: Callable[[str], bool] | None,
+        reply: Callable[[str], str] | None,
         timeout_s: float | None,
     ) -> MissionResult:
         """Pass every event to `on_event` until the mission has ended; return its result."""
@@ -299,6 +303,10 @@ class _Run:
                 # A person may think for a long time; that does not count as silence.
                 self._is_asking = True
                 self._service.put_approval(approve(report.detail))
+                self._is_asking = False
+            if isinstance(report, MissionStatus) and report.state == "waiting" and reply is not None:
+                self._is_asking = True
+                self._service.put_word(reply(report.detail))
                 self._is_asking = False
             self._steps += 1
             self._is_calling = False

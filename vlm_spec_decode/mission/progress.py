@@ -33,6 +33,7 @@ AWAITED = {
     "answering": "the answer",
     "proposed": "a yes or a no",
     "acting": "the robot to finish",
+    "waiting": "the operator's word",
     "holding": "the cloud to come back",
     "drafting": "the next look",
 }

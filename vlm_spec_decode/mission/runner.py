@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
+from vlm_spec_decode.actions.parser import question_of
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.types import Action, Turn
 from vlm_spec_decode.core.errors import (
@@ -106,6 +107,8 @@ class MissionRunner:
                 planned = self._next_plan(job, mission, engines)
                 if job.dry_run and planned is not None:
                     return MissionEnd("done", "dry_run", f"nothing was sent: {format_actions(planned)}")
+                if mission.is_asking and mission.is_running:
+                    self._wait_for_word(job, mission)
         except Cancelled as error:
             status = self._events.broken_off()
             if status is not None:
@@ -118,6 +121,17 @@ class MissionRunner:
             self._early.drop()
             engines.set_active(None)
         return MissionEnd(mission.status)
+
+    def _wait_for_word(self, job: MissionJob, mission: MissionLoop) -> None:
+        """Wait, standing, for the operator's word on what the answer asks, and go on with it.
+
+        Raises Cancelled without one.
+        """
+        self._report(job, "waiting", mission.steps, "asked", question_of(self._said))
+        word = self._events.wait_word(self.config.reply_s)
+        if not word.strip():
+            raise Cancelled("the robot's question was not answered")
+        mission.go_on_with(word)
 
     def _announce(self, job: MissionJob) -> None:
         """Have the executor drop its plan, and wait until the robot stands, before the first frame."""

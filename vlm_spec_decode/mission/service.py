@@ -227,8 +227,13 @@ class MissionService:
     def instruct(self, request: MissionRequest) -> str:
         """Start a request's mission at once, superseding the present one, or queue it; return its name.
 
-        The settings `approve`, `dry_run` and `queue` hold for every request. Raises InstructionError.
+        The settings `approve`, `dry_run` and `queue` hold for every request. While the mission waits for the
+        operator's word, a request without a name is that word. Raises InstructionError.
         """
+        waiting = self._queue.current
+        if waiting is not None and not request.mission and self._events.waits_for_word:
+            self._events.put_word(request.instruction)
+            return waiting.mission
         settings = self._settings()
         job = self._queue.new_job(request)
         job = replace(job, approve=job.approve or settings.approve, dry_run=job.dry_run or settings.dry_run)
@@ -277,6 +282,10 @@ class MissionService:
     def put_approval(self, yes: bool) -> None:
         """Store a person's yes or no to the plan that is shown."""
         self._events.put_approval(yes)
+
+    def put_word(self, text: str) -> None:
+        """Store the operator's word on what the robot has asked."""
+        self._events.put_word(text)
 
     def put_frame(self, frame: Frame) -> None:
         """Store the newest frame."""

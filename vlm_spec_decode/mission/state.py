@@ -69,6 +69,7 @@ STATES = (
         "answering",
         "proposed",
         "acting",
+        "waiting",
         "holding",
     ),
     *("drafting", "done", "step_limit", "refused", "cancelled", "failed"),
@@ -98,7 +99,7 @@ class RunnerConfig:
     then. `start`: with `draft` the first motion of an answer may begin before the cloud has committed it, at
     reduced limits (`mission.draft_start`). If the frame of an approved plan is older than `fresh_s`, it is
     decoded again before it is sent. After a silence of commander or robot the robot stands for `listen_s`
-    before the next look.
+    before the next look. A question of the robot that nobody answers for `reply_s` ends the mission.
     """
 
     max_steps: int = setting(24, "Answers after which a mission ends without done().", 1, 200, live=True)
@@ -139,6 +140,7 @@ class RunnerConfig:
         3.0, "Age of a plan's frame at the yes that asks for a new look.", 0.5, 5.0, live=True
     )
     listen_s: float = 0.5
+    reply_s: float = 120.0
     early_frames: EarlyFramesMode = setting(
         "on",
         "Ask about the frame at rest while the body settles, or once it stands.",
@@ -192,8 +194,9 @@ class MissionStatus:
     Before any mission: `connecting`, `unavailable` (with the reason) or `ready`. Of a mission: `queued`,
     `looking`, `answering` (reason `unverified` where the draft alone answers, one of `START_WORDS` where a
     motion may begin on the draft), `proposed` (a plan that is
-    shown: `approve`, `dry_run`), `acting`, without the cloud `holding` or `drafting`; then `done`,
-    `step_limit`, `refused`, `cancelled` or `failed`. A reason of `LOOK_WORDS` tells of an answer beside.
+    shown: `approve`, `dry_run`), `acting`, `waiting` (reason `asked`: for the operator's word on the question
+    in `detail`), without the cloud `holding` or `drafting`; then `done`, `step_limit`, `refused`, `cancelled`
+    or `failed`. A reason of `LOOK_WORDS` tells of an answer beside.
     """
 
     state: str

@@ -49,6 +49,7 @@ look(pitch_deg, yaw_deg) tilt the body, down and left are positive
 wait(s) stand still
 stop() stand_up() stand_down() sit() rise() hello() stretch()
 done() the instruction is carried out, or it is a question, impossible or unsafe
+ask() alone, after a question to the operator: what is meant is not clear
 Rules: use plain numbers. At most 3 m and 180 degrees a call. Write nothing after the actions. Walk only \
 part of a long way: you will be asked again with a new picture. If what is wanted is not in view, turn(60). \
 If you must not or cannot do it, say so and end in done(). When what has been done carries the instruction \

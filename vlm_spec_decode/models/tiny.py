@@ -45,6 +45,11 @@ def build_tokenizer(words: tuple[str, ...]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
         Regex(r"-?\d+(?:\.\d+)?|<image>|[\p{L}_']+|[^\s]"), behavior="removed", invert=True
     )
+    return wrapped(tokenizer)
+
+
+def wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Return the tokenizer as Transformers' class, with the tiny models' special tokens."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

@@ -19,11 +19,13 @@ from torch.nn import functional
 from transformers import DynamicCache, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vlm_spec_decode.models.prompt import MAX_HISTORY
+from vlm_spec_decode.models.subword import PHRASES, encode_answer, encode_prompt, is_subword
 from vlm_spec_decode.models.tiny import EOS_ID, NUM_IMAGE_TOKENS, PATCHES_ACROSS
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.train import scene_description
 from vlm_spec_decode.train.frames import Column, FrameSet
 from vlm_spec_decode.train.instructions import Goal
+from vlm_spec_decode.train.spoken_dialogues import Draw
 from vlm_spec_decode.train.teacher import Dialogue, draw_dialogue
 
 Indices: TypeAlias = npt.NDArray[np.integer]
@@ -105,12 +107,19 @@ class Batch:
 class Batcher:
     """Draws batches from a frame set; `rng` decides everything, so a run can be repeated."""
 
-    def __init__(self, frames: FrameSet, tokenizer: PreTrainedTokenizerFast, dialogues: int) -> None:
+    def __init__(
+        self,
+        frames: FrameSet,
+        tokenizer: PreTrainedTokenizerFast,
+        dialogues: int,
+        draw: Draw = draw_dialogue,
+    ) -> None:
         self._frames = frames
         self._tokenizer = tokenizer
         self._dialogues = dialogues
         self.informative = informative_tokens(tokenizer)
-        self._stop = tokenizer.get_vocab()["."]
+        self._draw = draw
+        self._stop = stop_token(tokenizer)
 
     def draw(self, rng: np.random.Generator, batch: int) -> Batch:
         """Draw a batch of images, half of them mirrored, with new dialogues; or of recorded frames."""
@@ -120,7 +129,7 @@ class Batcher:
         # A mirrored frame is a new frame: left and right are swapped in image, ground truth and dialogue.
         flips = rng.random(batch) < 0.5
         views = [scene_description.read_objects(row) for row in self._objects(chosen, flips)]
-        dialogues = [[draw_dialogue(rng, view) for _ in range(self._dialogues)] for view in views]
+        dialogues = [[self._draw(rng, view) for _ in range(self._dialogues)] for view in views]
         return self.pack(augment(rng, self._images(chosen, flips)), dialogues)
 
     def views(self, rng: np.random.Generator, batch: int) -> Views:
@@ -151,13 +160,30 @@ class Batcher:
         return pack_ids(pixels, rows, self.informative, self._stop)
 
     def _ids(self, dialogue: Dialogue) -> tuple[list[int], int]:
-        prompt = self._tokenizer(f"user : {dialogue.prompt} robot :")["input_ids"]
-        return [*prompt, *self._tokenizer(dialogue.answer)["input_ids"], EOS_ID], len(prompt)
+        return dialogue_ids(self._tokenizer, dialogue)
+
+
+def dialogue_ids(tokenizer: PreTrainedTokenizerFast, dialogue: Dialogue) -> tuple[list[int], int]:
+    """Return the ids of a dialogue with its end, and how many of them are the prompt's."""
+    prompt = encode_prompt(tokenizer, dialogue.prompt)
+    return [*prompt, *encode_answer(tokenizer, dialogue.answer), EOS_ID], len(prompt)
+
+
+def stop_token(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the id of an answer's full stop; a decimal point is another one, if numbers have points."""
+    return int(tokenizer(" ." if is_subword(tokenizer) else ".")["input_ids"][0])
 
 
 def informative_tokens(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.bool_]:
-    """Return for each token [vocab] whether it carries information: numbers and `INFORMATIVE_WORDS`."""
+    """Return for each token [vocab] whether it carries information: numbers and `INFORMATIVE_WORDS`.
+
+    Of a subword tokenizer also calls, and the phrases that begin a refusal.
+    """
     vocab = tokenizer.get_vocab()
+    if is_subword(tokenizer):
+        told = {phrase.strip() for phrase in PHRASES} | set(INFORMATIVE_WORDS)
+        texts = (tokenizer.decode([i]).strip() for i in range(len(tokenizer)))
+        return np.array([t.isdigit() or t in told or t.rstrip("()-") in told for t in texts])
     informative = np.zeros(len(tokenizer), dtype=np.bool_)
     numbers = [i for token, i in vocab.items() if token.lstrip("-").replace(".", "").isdigit()]
     informative[[*numbers, *(vocab[w] for w in INFORMATIVE_WORDS)]] = True

@@ -18,6 +18,7 @@ from vlm_spec_decode.train.config import (
     EvaluateConfig,
     ExitsConfig,
     Role,
+    TokenizerConfig,
     TrainConfig,
     held_out_seed,
     recipe,
@@ -73,7 +74,18 @@ def _walks(
     return run_recorded_data(RecordedDataConfig(bags, out, Topics(image=image_topic), plan))
 
 
-NAMES = {"eye_steps": "--vision-steps", "eye": "--vision-tower"}
+@train.command()
+@options(TokenizerConfig, "out", "size", "rooms", "seed", out=FOLDER)
+@as_json
+def tokenizer(as_json: bool, **given: Any) -> None:
+    """Train the subword tokenizer of target and draft on the project's own phrasings and answers."""
+    with importing():
+        from vlm_spec_decode.train.tokenizer_data import run_tokenizer
+
+    _finish(run_tokenizer(TokenizerConfig(**given)), as_json)
+
+
+NAMES = {"eye_steps": "--vision-steps", "eye": "--vision-tower", "max_step_m": "--max-step"}
 """Options whose names differ from their fields."""
 
 
@@ -81,8 +93,9 @@ def _model_options(role: Role) -> Callable[[Function], Function]:
     """Return the options of a training as a decorator. Missing ones take the recipe's values."""
 
     def decorate(function: Function) -> Function:
-        chosen = ("data", "eye_steps", "steps", "eye", "start", "batch", "peak_rate")
-        for name in reversed(("out", *chosen, "seed", "threads", "processes", "device", "precision")):
+        taught = ("out", "data", "tokenizer", "description", "max_step_m")
+        chosen = ("eye_steps", "steps", "eye", "start", "batch", "peak_rate", "seed")
+        for name in reversed((*taught, *chosen, "threads", "processes", "device", "precision")):
             shown = shown_default(role, name)
             changes: dict[str, Any] = {"default": None, "show_default": shown if shown != "None" else False}
             if settings_of(TrainConfig)[name].kind is Path:

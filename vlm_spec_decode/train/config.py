@@ -12,6 +12,9 @@ Role: TypeAlias = Literal["target", "draft"]
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("auto", "float32", "bfloat16")
 
+Description: TypeAlias = Literal["full", "brief"]
+DESCRIPTIONS: tuple[Description, ...] = ("full", "brief")
+
 Growth: TypeAlias = tuple[tuple[float, int], ...]
 """(fraction of the steps, number of layers trained from there on), in rising order, beginning at 0."""
 
@@ -36,6 +39,16 @@ class DataConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenizerConfig:
+    """The subword tokenizer, trained on dialogues about `rooms` rooms."""
+
+    out: Path = setting(Path("out/tokenizer.json"), "File of the tokenizer.")
+    size: int = setting(2000, "Largest number of ids.", 262, 2000)
+    rooms: int = setting(300, "Rooms whose dialogues it is trained on.", 1)
+    seed: int = setting(0, "Seed of rooms and dialogues.")
+
+
+@dataclass(frozen=True, slots=True)
 class TrainConfig:
     """One model's training.
 
@@ -47,7 +60,9 @@ class TrainConfig:
     is a GPU if there is one; `precision` auto is what is faster there, measured once and kept in the
     checkpoint. With several `processes` each draws `batch` images a step, and their gradients are averaged.
     `growth` says from which share of the steps on how many layers of the language part are trained; without
-    it all are, always.
+    it all are, always. With a `tokenizer`, a file of `vsd train tokenizer`, the dialogues are those of the
+    phrasings, answered with this `description` and straight ways of up to `max_step_m`; without one, the
+    dialogues and the word-level tokenizer of the models that ship.
     """
 
     role: Role
@@ -77,6 +92,17 @@ class TrainConfig:
         1, "Draw batches in so many, each on a core of its own, and average the gradients.", 1
     )
     growth: Growth = ()
+    tokenizer: Path | None = setting(
+        None, "File of `vsd train tokenizer`; with it people's own phrasings are taught."
+    )
+    description: Description = setting(
+        "full",
+        "With --tokenizer: name all objects before acting, or those alone that the instruction may mean.",
+        one_of=DESCRIPTIONS,
+    )
+    max_step_m: float = setting(
+        3.0, "With --tokenizer: longest way planned at once where it is free.", 1.5, 3.0
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +129,9 @@ class TextConfig:
     distil: Path | None = same_as(TrainConfig, "distil")
     device: str = same_as(TrainConfig, "device")
     precision: Precision = same_as(TrainConfig, "precision")
+    tokenizer: Path | None = same_as(TrainConfig, "tokenizer")
+    description: Description = same_as(TrainConfig, "description")
+    max_step_m: float = same_as(TrainConfig, "max_step_m")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ strategy gives the same tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -477,7 +477,7 @@ class EpisodeRunner:
 
 
 def run_missions(
-    target: LoadedModel, seeds: range, draw: Draw, max_answers: int = 24, pictures: Path | None = None
+    target: LoadedModel, seeds: Sequence[int], draw: Draw, max_answers: int = 24, pictures: Path | None = None
 ) -> list[Episode]:
     """Run the task of each seed in its room; pictures of those that fail go to `pictures`."""
     runner: EpisodeRunner | None = None

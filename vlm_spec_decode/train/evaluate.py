@@ -13,9 +13,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ import numpy as np
 from tqdm import tqdm
 
 from vlm_spec_decode.actions.grammar import language
+from vlm_spec_decode.actions.parser import ActionParser
+from vlm_spec_decode.actions.types import ACTION_NAMES
 from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.clock import VirtualClock
-from vlm_spec_decode.core.errors import VsdError
+from vlm_spec_decode.core.errors import ActionParseError, VsdError
 from vlm_spec_decode.core.ports import ExitHook, Model, TextCodec
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Image, Observation, SamplingParams, Tokens
@@ -35,6 +37,7 @@ from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.models.engines.base import LoadedModel
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.loader import load_model
+from vlm_spec_decode.models.subword import compact
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.sim.scene import random_scene
@@ -136,7 +139,7 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
         pair = Pair.of(target, draft)
         asked = list(tqdm(questions(config), total=config.frames, desc="questions", mininterval=5))
         answers = [decode(pair, q.observation, pair.params()) for q in asked]
-        figures |= answer_figures(pair, asked, answers)
+        figures |= answer_figures(asked, answers)
         if config.draft:
             figures |= draft_figures(pair, asked, answers)
     if config.episodes:
@@ -176,17 +179,13 @@ def questions(config: EvaluateConfig) -> Iterable[HeldOutQuestion]:
         camera.close()
 
 
-def answer_figures(
-    pair: Pair, asked: list[HeldOutQuestion], answers: list[GenerationResult]
-) -> dict[str, Any]:
+def answer_figures(asked: list[HeldOutQuestion], answers: list[GenerationResult]) -> dict[str, Any]:
     """Compare answers with the teacher's, in total and by verb."""
     exact, actions = Counter[str](), Counter[str]()
     totals = Counter(q.dialogue.goal.verb for q in asked)
     for question, answer in zip(asked, answers, strict=True):
-        wanted = pair.codec.encode(question.dialogue.answer)
-        tokens = tuple(t for t in answer.tokens if t not in pair.stop_ids)
         verb = question.dialogue.goal.verb
-        exact[verb] += tokens == wanted
+        exact[verb] += is_same_answer(answer.text, question.dialogue.answer)
         actions[verb] += _calls(answer.text) == _calls(question.dialogue.answer)
     return {
         "answers": len(asked),
@@ -246,8 +245,16 @@ def by_kind(episodes: list[Episode]) -> dict[str, str]:
 
 
 def _calls(text: str) -> tuple[str, ...]:
-    words = text.split()
-    return tuple(name for name, mark in pairwise(words) if mark == "(")
+    parser = ActionParser()
+    # An answer that was cut off counts with the calls that it has.
+    with suppress(ActionParseError):
+        parser.feed(text)
+    return tuple(ACTION_NAMES[type(action)] for action in parser.actions)
+
+
+def is_same_answer(text: str, wanted: str) -> bool:
+    """Whether a text is the teacher's answer, written in words or in subwords."""
+    return text.split() in (wanted.split(), compact(wanted).split())
 
 
 def write_report(episodes: Iterable[Episode], path: Path) -> None:
@@ -384,6 +391,7 @@ def exit_agreement(pair: Pair, answers: Iterable[tuple[Observation, Tokens]]) ->
 
 def token_group(text: str) -> str:
     """Return the kind of a token: colour, kind, side, number, or text."""
+    text = text.strip()
     if text in COLOURS:
         return "colour"
     if text in KINDS:

@@ -209,9 +209,23 @@ FOLLOW_M = 1.0
 """Distance kept to a followed object."""
 
 Verb: TypeAlias = Literal[
-    "goto", "face", "find", "follow", "pass", "see", "ask", "act", "unknown", "unsafe", "impossible"
+    "goto",
+    "face",
+    "find",
+    "follow",
+    "pass",
+    "see",
+    "ask",
+    "act",
+    "unknown",
+    "unsafe",
+    "impossible",
 ]
-Pick: TypeAlias = Literal["", "nearest", "leftmost", "rightmost"]
+SpokenVerb: TypeAlias = Literal["negated", "too_far", "too_long"]
+"""Verbs of `train.spoken_dialogues` alone."""
+
+Pick: TypeAlias = Literal["", "nearest", "farthest", "leftmost", "rightmost"]
+Relation: TypeAlias = Literal["", "beside", "behind", "left", "right"]
 
 PICKS: dict[str, Pick] = {
     "nearest": "nearest",
@@ -227,17 +241,24 @@ class Goal:
 
     `thing` is "colour kind", a kind alone, or empty for any; `pick` chooses among those that fit. `stop_m` is
     the wanted distance to its footprint, `side` that on which it is passed. `is_behind` says that the robot
-    is to turn around first. The verb `ask` is answered in words, by `action`: "there", "far" or "colour".
+    is to turn around first. The verb `ask` is answered in words, by `action`: "there", "far", "colour",
+    "many" or "nearer". `relation` says where `thing` is as seen from the robot: beside, behind, left or right
+    of `other`; a question of which is nearer is about `thing` and `other`. `before` are actions to carry out
+    first. `may_ask`: with several that fit, the robot asks which one is meant.
     """
 
     text: str
-    verb: Verb
+    verb: Verb | SpokenVerb
     thing: str = ""
     action: str = ""
     stop_m: float = STOP_M
     pick: Pick = ""
     side: Literal["", "left", "right"] = ""
     is_behind: bool = False
+    relation: Relation = ""
+    other: str = ""
+    before: str = ""
+    may_ask: bool = False
 
     @property
     def stops_short(self) -> bool:

@@ -36,6 +36,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.models import tiny
 from vlm_spec_decode.models.hardware import memory_named
+from vlm_spec_decode.models.subword import read_subword_tokenizer
 from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.batches import (
     Batch,
@@ -49,6 +50,8 @@ from vlm_spec_decode.train.batches import (
 from vlm_spec_decode.train.config import Growth, TrainConfig
 from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.hardware import Hardware, WorkerGroup, choose, pick_device, run_in_processes
+from vlm_spec_decode.train.spoken_dialogues import drawer
+from vlm_spec_decode.train.teacher import AnswerStyle
 from vlm_spec_decode.train.training_state import (
     MEMORY_ADVICE,
     MuonWithAdamW,
@@ -88,13 +91,14 @@ def train(config: TrainConfig, workers: WorkerGroup) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     if config.start and config.start.is_dir():
         config = replace(config, growth=())  # a finished model has all its layers
-    tok = tokenizer()
+    tok = read_subword_tokenizer(config.tokenizer) if config.tokenizer else tokenizer()
     frames = open_frames(config.data)
     if frames.dialogues and config.eye_steps:
         raise ConfigError(
             f"{config.data} holds recorded walks, which teach no vision tower: --vision-steps 0"
         )
-    batcher = Batcher(frames, tok, config.dialogues)
+    draw = drawer(tok, AnswerStyle(config.description, config.max_step_m))
+    batcher = Batcher(frames, tok, config.dialogues, draw)
     state = new_training_state(config, len(tok), pick_device(config.device))
     config.out.mkdir(parents=True, exist_ok=True)
     checkpoint = config.out / "checkpoint.pt"

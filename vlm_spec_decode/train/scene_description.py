@@ -75,6 +75,22 @@ def describe(view: tuple[VisibleObject, ...], with_distance: bool = False) -> st
     return "i see " + (" , ".join(parts) or "nothing")
 
 
+def describe_briefly(
+    view: tuple[VisibleObject, ...], things: tuple[str, ...], with_distance: bool = False
+) -> str:
+    """Return the names of the objects in view that share a word with `things`, left to right.
+
+    All objects are named if `things` are empty; an empty text says that there is none.
+    """
+    words = {word for thing in things for word in thing.split()}
+    seen = [t for t in view if t.is_visible and (not words or words & {t.kind, t.colour})]
+    named = sorted(seen, key=lambda t: -t.pixels)[:MAX_DESCRIBED]
+    return " , ".join(
+        t.name + (f" {format_metres(rounded_m(t.distance_m))} m" if with_distance else "")
+        for t in sorted(named, key=lambda t: -t.bearing_deg)
+    )
+
+
 def direction_word(thing: VisibleObject) -> str:
     """Return the direction of an object as a word."""
     if abs(thing.bearing_deg) <= AHEAD_DEG:
@@ -85,6 +101,28 @@ def direction_word(thing: VisibleObject) -> str:
 def format_metres(distance_m: float) -> str:
     """Return a distance as a number word of the vocabulary."""
     return f"{min(5.0, max(0.1, distance_m)):.1f}"
+
+
+def related(relation: str, fits: list[VisibleObject], other: VisibleObject) -> VisibleObject | None:
+    """Return which of `fits` is beside, behind, left or right of `other`, as seen from the robot."""
+    fits = [t for t in fits if t is not other]
+    if relation == "left":
+        fits = [t for t in fits if t.bearing_deg > other.bearing_deg]
+        return min(fits, key=lambda t: t.bearing_deg, default=None)
+    if relation == "right":
+        fits = [t for t in fits if t.bearing_deg < other.bearing_deg]
+        return max(fits, key=lambda t: t.bearing_deg, default=None)
+    if relation == "behind":
+        fits = [t for t in fits if t.distance_m > other.distance_m]
+        return min(fits, key=lambda t: abs(t.bearing_deg - other.bearing_deg), default=None)
+    return min(fits, key=lambda t: _apart_m(t, other), default=None)
+
+
+def _apart_m(one: VisibleObject, other: VisibleObject) -> float:
+    """Return the distance between the centres of two objects, by the law of cosines."""
+    angle = math.radians(one.bearing_deg - other.bearing_deg)
+    square = one.centre_m**2 + other.centre_m**2 - 2 * one.centre_m * other.centre_m * math.cos(angle)
+    return math.sqrt(max(0.0, square))
 
 
 CAMERA_AHEAD_M = 0.327

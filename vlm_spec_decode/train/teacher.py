@@ -20,13 +20,17 @@ from vlm_spec_decode.edge.mission_loop import OBSTRUCTED
 from vlm_spec_decode.models.prompt import DONE_MARK, MAX_HISTORY
 from vlm_spec_decode.sim.objects import COLOURS, KINDS, footprint_radius_m
 from vlm_spec_decode.train import instructions
+from vlm_spec_decode.train.config import Description
 from vlm_spec_decode.train.instructions import Goal
+from vlm_spec_decode.train.lexicon import plural
 from vlm_spec_decode.train.scene_description import (
     AHEAD_DEG,
     VisibleObject,
     describe,
+    describe_briefly,
     direction_word,
     format_metres,
+    related,
 )
 
 TURN_GRID_DEG = 10
@@ -106,57 +110,146 @@ LAST_LEG_M = 2.4
 """Last distance past an object, walked in one action; nearer, the object may leave the view."""
 
 
-def answer(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...]) -> str:
+FAR_STEP_M = 3.0
+"""Longest way planned at once where nothing in view is near the straight line to a far object."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerStyle:
+    """How much an answer says before its first action, and how far it plans.
+
+    `full` describes all objects in view first, for every instruction; `brief` names those that share a word
+    with the named object, and nothing where no object is named. `max_step_m` is the longest straight way.
+    """
+
+    description: Description = "full"
+    max_step_m: float = MAX_STEP_M
+
+
+FULL = AnswerStyle()
+"""The style of the models that answer with word-level tokens."""
+
+
+def answer(
+    goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...], style: AnswerStyle = FULL
+) -> str:
     """Return the teacher's answer, in the tiny models' spaced form.
 
     First it describes the objects in view, then it answers the instruction. A small model decides far better
     whether the named object is in view after describing the view.
     """
     history = tuple(entry.replace(" ", "") for entry in history)
-    compares = goal.pick == "nearest" and not _has_walked(history)
-    return f"{describe(view, with_distance=compares)} . {_reply(goal, view, history)}"
+    described = _described(goal, view, history, style)
+    return f"{described}{_reply(goal, view, history, style)}"
 
 
-def _reply(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...]) -> str:
-    fixed = {
-        "act": f"ok . {goal.action} done ( )",
-        "unknown": "i do not know what that means . done ( )",
-        "unsafe": "no , i will not do that . done ( )",
-        "impossible": "no , i can not do that . done ( )",
-        "see": "done ( )",
-    }
-    if goal.verb in fixed:
-        return fixed[goal.verb]
+def _described(
+    goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...], style: AnswerStyle
+) -> str:
+    compares = goal.pick in ("nearest", "farthest") and not _has_walked(history)
+    if style.description == "full" or goal.verb == "see":
+        return f"{describe(view, with_distance=compares)} . "
+    if goal.verb in ONLY_WORDS or goal.verb == "act" or (goal.before and not history):
+        return ""
+    names = describe_briefly(view, (goal.thing, goal.other), with_distance=compares)
+    return f"{names} . " if names else ""
+
+
+ONLY_WORDS = {
+    "unknown": "i do not know what that means",
+    "unsafe": "no , i will not do that",
+    "impossible": "no , i can not do that",
+    "negated": "ok , i will not",
+    "too_far": "no , that is too far",
+    "too_long": "no , that is too long",
+}
+"""Verbs that are answered in words and without motion, and the words."""
+
+
+def _reply(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...], style: AnswerStyle) -> str:
+    if goal.verb in ONLY_WORDS:
+        return f"{ONLY_WORDS[goal.verb]} . done ( )"
+    if goal.verb == "act":
+        return f"ok . {goal.action} done ( )"
+    if goal.verb == "see":
+        return "done ( )"
+    if goal.before and not history:
+        return f"ok . {goal.before}"
     if goal.is_behind and not history:
         return "ok . turn ( 180 )"
-    thing = find(goal, view, history)
     if goal.verb == "ask":
-        return f"{_answer_question(goal, thing)} . done ( )"
+        return f"{_answer_question(goal, view)} . done ( )"
+    if names := _which(goal, view, history):
+        return f"do you mean {_choice(names)} ? ask ( )"
+    thing = find(goal, view, history)
     if thing is None:
         return _search(goal, history)
-    about = f"the {thing.name} is {direction_word(thing)} at {format_metres(rounded_m(thing.distance_m))} m"
+    far = format_metres(rounded_m(thing.distance_m))
+    if style.description == "brief":
+        about = f"{thing.name} {direction_word(thing)} {far} m"
+    else:
+        about = f"the {thing.name} is {direction_word(thing)} at {far} m"
     if goal.stops_short:
         # With the difference in the text the action is easy; without it a small model does not learn to
         # subtract.
-        about += f" , to {format_metres(goal.stop_m)} m it is {_way_m(goal, thing):.1f} m"
-    return f"{about} . {_actions(goal, thing, view, history)}"
+        about += f" , to {_exact(goal.stop_m)} m it is {_exact(_way_m(goal, thing))} m"
+    return f"{about} . {_actions(goal, thing, view, history, style)}"
+
+
+def _which(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the colours of what may be meant, if an instruction names a kind and several are in view.
+
+    On the way the robot has decided, so it does not ask any more.
+    """
+    if not goal.may_ask or goal.pick or goal.relation or _has_walked(history):
+        return ()
+    seen = sorted((t for t in view if t.is_visible and t.kind == goal.thing), key=lambda t: -t.bearing_deg)
+    colours = tuple(dict.fromkeys(t.colour for t in seen))
+    if len(colours) < 2:
+        return ()
+    return (*(f"the {colour}" for colour in colours[:-1]), f"the {colours[-1]} {goal.thing}")
+
+
+def _choice(names: tuple[str, ...]) -> str:
+    return f"{' , '.join(names[:-1])} or {names[-1]}"
+
+
+def _exact(metres: float) -> str:
+    """Return metres with one decimal, or two where the second is not 0."""
+    text = f"{metres:.2f}"
+    return text.removesuffix("0")
 
 
 def _actions(
-    goal: Goal, thing: VisibleObject, view: tuple[VisibleObject, ...], history: tuple[str, ...]
+    goal: Goal,
+    thing: VisibleObject,
+    view: tuple[VisibleObject, ...],
+    history: tuple[str, ...],
+    style: AnswerStyle,
 ) -> str:
     if goal.verb == "goto":
-        return _approach(goal, thing, view, history)
+        return _approach(goal, thing, view, history, style)
     if goal.verb == "follow":
         return _follow(goal, thing, view)
     if goal.verb == "pass":
         return _pass(goal, thing)
-    return f"{_turn(thing.bearing_deg) if goal.verb == 'face' else ''}done ( )"
+    after = f"{goal.action} " if goal.action else ""
+    return f"{_turn(thing.bearing_deg) if goal.verb == 'face' else ''}{after}done ( )"
 
 
-def _answer_question(goal: Goal, thing: VisibleObject | None) -> str:
+def _answer_question(goal: Goal, view: tuple[VisibleObject, ...]) -> str:
+    if goal.action == "many":
+        count = sum(t.is_visible and t.kind == goal.thing for t in view)
+        kinds = plural(goal.thing) if count != 1 else goal.thing
+        return f"i see {count or 'no'} {kinds}"
+    thing = find(goal, view)
     if thing is None:
         return f"no , i do not see the {goal.thing}"
+    if goal.action == "nearer":
+        other = find(Goal("", "ask", goal.other), view)
+        if other is None:
+            return f"no , i do not see the {goal.other}"
+        return f"the {min(thing, other, key=lambda t: t.distance_m).name} is nearer"
     if goal.action == "colour":
         return f"the {thing.kind} is {thing.colour}"
     return (
@@ -171,18 +264,22 @@ def find(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...] =
     another may come nearer on the way, but it was not picked.
     """
     fits = [t for t in view if t.is_visible and goal.thing in ("", t.name, t.kind)]
+    if goal.relation and not _has_walked(history):
+        other = find(Goal("", "find", goal.other), view)
+        return None if other is None else related(goal.relation, fits, other)
     order: dict[str, Callable[[VisibleObject], float]] = {
         "leftmost": lambda t: -t.bearing_deg,
         "rightmost": lambda t: t.bearing_deg,
+        "farthest": lambda t: -t.distance_m,
     }
-    if goal.pick and _has_walked(history):
+    if (goal.pick or goal.relation or goal.may_ask) and _has_walked(history):
         return min(fits, key=lambda t: abs(t.bearing_deg), default=None)
     return min(fits, key=order.get(goal.pick, lambda t: t.distance_m), default=None)
 
 
 def _way_m(goal: Goal, thing: VisibleObject) -> float:
     """Return the distance left to the stop position, by the rounded distances; negative: too near."""
-    return round(rounded_m(thing.distance_m) - goal.stop_m, 1) + 0.0  # never -0.0
+    return round(rounded_m(thing.distance_m) - goal.stop_m, 2) + 0.0  # never -0.0
 
 
 def _has_walked(history: tuple[str, ...]) -> bool:
@@ -223,12 +320,16 @@ def _search(goal: Goal, history: tuple[str, ...]) -> str:
 
 
 def _approach(
-    goal: Goal, thing: VisibleObject, view: tuple[VisibleObject, ...], history: tuple[str, ...] = ()
+    goal: Goal,
+    thing: VisibleObject,
+    view: tuple[VisibleObject, ...],
+    history: tuple[str, ...] = (),
+    style: AnswerStyle = FULL,
 ) -> str:
     left_m = _way_m(goal, thing)
     last = history[-1] if history else ""
     if goal.stops_short and left_m < -STOPPED_M:
-        return f"{_turn(thing.bearing_deg)}forward ( {left_m:.1f} )"
+        return f"{_turn(thing.bearing_deg)}forward ( {_exact(left_m)} )"
     near_m = STOPPED_M if goal.stops_short else NO_FURTHER_M if last == OBSTRUCTED else ARRIVED_M
     if left_m <= near_m:
         if abs(thing.bearing_deg) > AHEAD_DEG and not _is_glance(last):
@@ -236,7 +337,10 @@ def _approach(
             return _turn(thing.bearing_deg).strip()
         return f"{goal.action + ' ' if goal.action else ''}done ( )"
     careful_m = max(min(left_m, SURE_M), CAUTION * left_m)
-    heading, step_m = plan(thing, view, min(careful_m, MAX_STEP_M))
+    heading, step_m = plan(thing, view, min(careful_m, style.max_step_m))
+    if step_m > MAX_STEP_M and heading != TURN_GRID_DEG * round(thing.bearing_deg / TURN_GRID_DEG):
+        # Only a straight and free way is planned far ahead; past an obstacle the robot looks again soon.
+        heading, step_m = plan(thing, view, MAX_STEP_M)
     return f"{_turn(heading)}forward ( {format_metres(step_m)} )"
 
 
@@ -315,12 +419,17 @@ def draw_dialogue(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> 
     """Draw one dialogue about a frame with these objects, in or out of view."""
     what = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     goal = _goal(rng, what, view)
-    history = _arriving(rng, _history(rng, goal, view), find(goal, view))[-MAX_HISTORY:]
+    history = draw_history(rng, goal, view)
     return Dialogue(goal, history, answer(goal, view, history))
 
 
+def draw_history(rng: np.random.Generator, goal: Goal, view: tuple[VisibleObject, ...]) -> tuple[str, ...]:
+    """Draw earlier actions, the last `MAX_HISTORY`, that do not give the answer away."""
+    return _arriving(rng, _history(rng, goal, view), find(goal, view))[-MAX_HISTORY:]
+
+
 def _goal(rng: np.random.Generator, what: str, view: tuple[VisibleObject, ...]) -> Goal:
-    thing = _choose(rng, view)
+    thing = choose_thing(rng, view)
     if what == "go to":
         is_there = any(t.name == thing and t.distance_m < THERE_M for t in view if t.is_visible)
         return instructions.go_to(rng, thing, ACT_THERE_SHARE if is_there else instructions.ACT_SHARE)
@@ -335,7 +444,7 @@ def _goal(rng: np.random.Generator, what: str, view: tuple[VisibleObject, ...]) 
     return instructions.picked(rng, "" if rng.random() < 0.4 else kind)
 
 
-def _choose(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> str:
+def choose_thing(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> str:
     """Draw an object: mostly one in view, sometimes out of view, sometimes absent but similar to one."""
     seen = [t for t in view if t.is_visible]
     kind = rng.random()
@@ -365,21 +474,23 @@ def _history(rng: np.random.Generator, goal: Goal, view: tuple[VisibleObject, ..
         return closed if rng.random() < 0.6 else (*closed, OTHER_WAY[0], OBSTRUCTED)
     if goal.verb in SEARCHED and find(goal, view) is None:
         turns = int(rng.choice(8, p=[0.20, 0.08, 0.08, 0.08, 0.08, 0.12, 0.30, 0.06]))
-        before = _moves(rng, int(rng.integers(0, 4))) if rng.random() < (0.6 if turns == 0 else 0.4) else ()
+        before = (
+            draw_moves(rng, int(rng.integers(0, 4))) if rng.random() < (0.6 if turns == 0 else 0.4) else ()
+        )
         if turns and rng.random() < 0.6:
             before = _before_search(rng, turn)
         return (*before, *[turn] * turns)
     if goal.is_behind:
-        return () if rng.random() < 0.4 else ("turn(180)", *_moves(rng, int(rng.integers(0, 3))))
+        return () if rng.random() < 0.4 else ("turn(180)", *draw_moves(rng, int(rng.integers(0, 3))))
     if rng.random() < 0.45:
         return ()
     if goal.verb == "follow" and rng.random() < 0.6:
-        return (*_moves(rng, int(rng.integers(0, 3))), *["wait(1)"] * int(rng.integers(1, 7)))
+        return (*draw_moves(rng, int(rng.integers(0, 3))), *["wait(1)"] * int(rng.integers(1, 7)))
     # A search ends when the object is seen, wherever it began: no history may imply that it is absent.
     turns = int(rng.integers(1, 7)) if rng.random() < 0.6 else 0
     if turns and rng.random() < 0.6:
         return (*_before_search(rng, turn), *[turn] * turns)
-    moves = _moves(rng, int(rng.integers(0, 5))) if not turns or rng.random() < 0.4 else ()
+    moves = draw_moves(rng, int(rng.integers(0, 5))) if not turns or rng.random() < 0.4 else ()
     return (*[turn] * turns, *moves)
 
 
@@ -401,7 +512,7 @@ def _before_search(rng: np.random.Generator, turn: str) -> tuple[str, ...]:
         return (*[turn] * int(rng.integers(0, 7)), *SECOND_PLACE)
     if kind < 0.5:
         return (*_closed_search(turn), *OTHER_WAY)
-    return _moves(rng, int(rng.integers(0, 4)))
+    return draw_moves(rng, int(rng.integers(0, 4)))
 
 
 def _closed_search(turn: str) -> tuple[str, ...]:
@@ -409,7 +520,8 @@ def _closed_search(turn: str) -> tuple[str, ...]:
     return (*[turn] * FULL_TURN, SECOND_PLACE[0], OBSTRUCTED)
 
 
-def _moves(rng: np.random.Generator, count: int) -> tuple[str, ...]:
+def draw_moves(rng: np.random.Generator, count: int) -> tuple[str, ...]:
+    """Draw `count` walks, most with a turn before, as a history has them."""
     moves: list[str] = []
     for _ in range(count):
         if rng.random() < 0.6:

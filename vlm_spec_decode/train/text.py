@@ -30,6 +30,7 @@ from vlm_spec_decode.models import tiny
 from vlm_spec_decode.models.checkpoint import named, read_tensors
 from vlm_spec_decode.models.hardware import memory_named
 from vlm_spec_decode.models.loader import load_model
+from vlm_spec_decode.models.subword import read_subword_tokenizer
 from vlm_spec_decode.train import evaluate
 from vlm_spec_decode.train.batches import Batch, answer_loss, distil_loss
 from vlm_spec_decode.train.config import TextConfig, held_out_seed
@@ -37,7 +38,7 @@ from vlm_spec_decode.train.evaluate import TEMPERATURES, Pair
 from vlm_spec_decode.train.hardware import Hardware, Precision, choose, pick_device
 from vlm_spec_decode.train.instructions import held_out
 from vlm_spec_decode.train.loop import tokenizer
-from vlm_spec_decode.train.teacher import Dialogue
+from vlm_spec_decode.train.teacher import AnswerStyle, Dialogue
 from vlm_spec_decode.train.text_dataset import GuidedTextDataset, TextDataset, held_out_dialogue
 from vlm_spec_decode.train.training_state import (
     CPU,
@@ -89,7 +90,7 @@ def run_text(config: TextConfig) -> dict[str, Any]:
     Raises ModelError if a checkpoint cannot be written or read, or the memory is too small.
     """
     torch.set_num_threads(config.threads)
-    tok = tokenizer()
+    tok = read_subword_tokenizer(config.tokenizer) if config.tokenizer else tokenizer()
     device = pick_device(config.device)
     training = new_text_training_state(config, len(tok), device)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -97,12 +98,15 @@ def run_text(config: TextConfig) -> dict[str, Any]:
     if checkpoint.exists():
         training.load(checkpoint)
     guide = _load_guide(config.distil, device) if config.distil else None
-    drawn = TextDataset(tok, config.batch, config.seed)
+    style = AnswerStyle(config.description, config.max_step_m)
+    drawn = TextDataset(tok, config.batch, config.seed, style)
     dataset = GuidedTextDataset(drawn, guide) if guide else drawn
     with memory_named(MEMORY_ADVICE):
         hardware = choose(training, config.precision, device, lambda: _probe(training, drawn, device))
         _run(config, training, dataset, checkpoint, hardware)
-    settings = {k: str(v) for k, v in asdict(config).items() if k not in {"out", "start", "distil"}}
+    settings = {
+        k: str(v) for k, v in asdict(config).items() if k not in {"out", "start", "distil", "tokenizer"}
+    }
     record = {"config": settings, "data": dataset.digest, "steps": training.step} | hardware.record()
     record |= {"seconds": round(training.seconds), "last_running_means": rounded(training.means)}
     record |= {name: path.name for name in ("start", "distil") if (path := getattr(config, name))}
@@ -262,7 +266,13 @@ def plan_figures(asked: list[Dialogue], answers: list[str]) -> dict[str, Any]:
         is_new = any(_fits(form, dialogue.goal.text) for form in held_out().wordings)
         is_new_pair = dialogue.goal.thing in held_out().pairs
         rows.append(
-            (text.split() == dialogue.answer.split(), plan == wanted, near(plan, wanted), is_new, is_new_pair)
+            (
+                evaluate.is_same_answer(text, dialogue.answer),
+                plan == wanted,
+                near(plan, wanted),
+                is_new,
+                is_new_pair,
+            )
         )
     columns = np.array(rows, dtype=bool)
     totals = Counter(d.goal.verb for d in asked)

@@ -17,15 +17,17 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vlm_spec_decode.models import tiny
 from vlm_spec_decode.models.prompt import with_scene
+from vlm_spec_decode.models.subword import is_subword
 from vlm_spec_decode.sim.objects import footprint_radius_m
 from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.train import scene_description, teacher
-from vlm_spec_decode.train.batches import Batch, informative_tokens, pack_ids
+from vlm_spec_decode.train.batches import Batch, dialogue_ids, informative_tokens, pack_ids, stop_token
 from vlm_spec_decode.train.frames import sample_pose
 from vlm_spec_decode.train.instructions import Goal, held_out
 from vlm_spec_decode.train.scene_description import MAX_DESCRIBED, VisibleObject, project_objects
-from vlm_spec_decode.train.teacher import Dialogue
+from vlm_spec_decode.train.spoken_dialogues import Draw, drawer
+from vlm_spec_decode.train.teacher import FULL, AnswerStyle, Dialogue
 
 STEP_DEG = 5
 FARTHEST_M = 5.0
@@ -46,12 +48,17 @@ def scene_text(things: tuple[VisibleObject, ...]) -> str:
     return " , ".join(f"a {t.name} {_direction(t)} at {t.distance_m:.1f} m" for t in things) or "nothing"
 
 
-def draw(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> Dialogue:
+def draw(
+    rng: np.random.Generator,
+    view: tuple[VisibleObject, ...],
+    draw_dialogue: Draw = teacher.draw_dialogue,
+    style: AnswerStyle = FULL,
+) -> Dialogue:
     """Draw one dialogue about a view; the scene's description is part of the user's text."""
     known = described(view)
     names = {t.name for t in known}
     hidden = tuple(replace(t, pixels=0) for t in view if t.name not in names)
-    return _in_words(teacher.draw_dialogue(rng, known + hidden), known)
+    return _in_words(draw_dialogue(rng, known + hidden), known, style)
 
 
 def views(seed: int, poses: int, forbid: frozenset[str] = frozenset()) -> Iterator[tuple[VisibleObject, ...]]:
@@ -63,11 +70,18 @@ def views(seed: int, poses: int, forbid: frozenset[str] = frozenset()) -> Iterat
         yield scene_description.read_objects(project_objects(world))
 
 
-def training_dialogues(rng: np.random.Generator, rooms: int, poses: int, each: int) -> list[Dialogue]:
+def training_dialogues(
+    rng: np.random.Generator,
+    rooms: int,
+    poses: int,
+    each: int,
+    draw_dialogue: Draw = teacher.draw_dialogue,
+    style: AnswerStyle = FULL,
+) -> list[Dialogue]:
     """Draw `each` dialogues from each of `poses` places in `rooms` rooms that may be trained on."""
     seeds = rng.integers(0, held_out().first_scene_seed, rooms)
     seen = [view for seed in seeds.tolist() for view in views(seed, poses, held_out().pairs)]
-    return [draw(rng, view) for view in seen for _ in range(each)]
+    return [draw(rng, view, draw_dialogue, style) for view in seen for _ in range(each)]
 
 
 def held_out_dialogue(seed: int) -> Dialogue:
@@ -84,10 +98,10 @@ def held_out_dialogue(seed: int) -> Dialogue:
     return replace(dialogue, goal=replace(goal, text=with_scene(scene_text(described(view)), text)))
 
 
-def _in_words(dialogue: Dialogue, known: tuple[VisibleObject, ...]) -> Dialogue:
+def _in_words(dialogue: Dialogue, known: tuple[VisibleObject, ...], style: AnswerStyle) -> Dialogue:
     """Put the scene's description before the instruction, and answer from the rounded numbers."""
     goal = dialogue.goal
-    answer = teacher.answer(goal, known, dialogue.history)
+    answer = teacher.answer(goal, known, dialogue.history, style)
     text = with_scene(scene_text(known), goal.text)
     return Dialogue(replace(goal, text=text), dialogue.history, answer)
 
@@ -122,9 +136,13 @@ _NO_PIXELS = torch.empty(0)
 class TextDataset:
     """Draws dialogues as token ids; what is drawn depends on (seed, step) alone."""
 
-    def __init__(self, tok: PreTrainedTokenizerFast, batch: int, seed: int) -> None:
+    def __init__(
+        self, tok: PreTrainedTokenizerFast, batch: int, seed: int, style: AnswerStyle = FULL
+    ) -> None:
         self._tok, self._batch, self._seed = tok, batch, seed
-        self._informative, self._stop = informative_tokens(tok), tok.get_vocab()["."]
+        self._style = style if is_subword(tok) else FULL
+        self._draw = drawer(tok, style)
+        self._informative, self._stop = informative_tokens(tok), stop_token(tok)
 
     @property
     def informative(self) -> torch.Tensor:
@@ -144,12 +162,8 @@ class TextDataset:
         """Return the teacher's dialogues of one step."""
         rng = np.random.default_rng([self._seed, 0x7E, step])
         rooms = -(-self._batch // (VIEWS_PER_ROOM * DIALOGUES_PER_VIEW))
-        drawn = training_dialogues(rng, rooms, VIEWS_PER_ROOM, DIALOGUES_PER_VIEW)[: self._batch]
-        rows = []
-        for dialogue in drawn:
-            prompt = self._tok(f"user : {dialogue.prompt} robot :")["input_ids"]
-            rows.append(([*prompt, *self._tok(dialogue.answer)["input_ids"], tiny.EOS_ID], len(prompt)))
-        return rows
+        drawn = training_dialogues(rng, rooms, VIEWS_PER_ROOM, DIALOGUES_PER_VIEW, self._draw, self._style)
+        return [dialogue_ids(self._tok, dialogue) for dialogue in drawn[: self._batch]]
 
     def pack(self, rows: list[Row]) -> Batch:
         """Return rows as a batch without pixels."""
