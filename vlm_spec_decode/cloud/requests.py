@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from vlm_spec_decode.cloud.config import MAX_PATIENCE_S, MIN_PATIENCE_S, ServerLimits
-from vlm_spec_decode.core.errors import GrammarError, ImageError, InstructionError, NotFinite, OutOfMemory, VsdError
+from vlm_spec_decode.core.errors import (
+    GrammarError,
+    ImageError,
+    InstructionError,
+    NotFinite,
+    OutOfMemory,
+    VsdError,
+)
 from vlm_spec_decode.core.ports import ModelContext, Scores
 from vlm_spec_decode.core.types import Commit, DraftMessage, Hint, Image, Observation
 from vlm_spec_decode.decoding.policy import ColocatedDraft, PassPlan

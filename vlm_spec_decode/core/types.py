@@ -120,7 +120,9 @@ class Chat:
         if any(turn.sees and turn.role != "user" for turn in self.turns) or self.num_seen > 1:
             raise ValueError("a chat shows one picture at most, in a turn of the user's")
         if self.form not in FORMS or bool(self.pattern) != (self.form != "free"):
-            raise ValueError(f"form {self.form[:40]!r}; known: {', '.join(FORMS)}, all but the first with a pattern")
+            raise ValueError(
+                f"form {self.form[:40]!r}; known: {', '.join(FORMS)}, all but the first with a pattern"
+            )
         size = sum(len(text.encode()) for text in (self.pattern, *(turn.text for turn in self.turns)))
         if size > MAX_CHAT_BYTES:
             raise ValueError(f"a chat of {size} bytes; {MAX_CHAT_BYTES} are allowed")

@@ -42,7 +42,7 @@ class MaskedModel(WrappedModel):
     of_chat: Callable[[Chat], Grammar | None] | None = None
 
     def open(self, observation: Observation) -> ModelContext:
-        """Start one answer. Raises ImageError if the image cannot be decoded, GrammarError of a chat's form."""
+        """Start one answer. Raises ImageError for an image, GrammarError for a chat's form."""
         grammar = self.grammar
         if observation.chat is not None:
             if self.of_chat is None:

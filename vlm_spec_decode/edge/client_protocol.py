@@ -426,7 +426,9 @@ class ClientProtocol:
     def _send_open(self, answer: RequestState, now_s: float) -> None:
         assert self.welcome is not None
         if answer.request.observation.chat is not None and self._version < wire.CHAT_VERSION:
-            detail = f"the cloud speaks version {self._version} of the protocol, chats take {wire.CHAT_VERSION}"
+            detail = (
+                f"the cloud speaks version {self._version} of the protocol, chats take {wire.CHAT_VERSION}"
+            )
             self._end_with(answer, CloudRefused(OLD_CLOUD, detail), now_s)
             return
         answer.progress_s = self._last_ping_s = now_s

@@ -32,6 +32,7 @@ from vlm_spec_decode.core.trace import (
     AnswerTrace,
     GenerationResult,
     LinkUsage,
+    RoundTrace,
     Tracer,
     TracerGroup,
 )
@@ -122,6 +123,11 @@ class DecodedAnswer(Iterator[AnswerUpdate]):
     def observation(self) -> Observation:
         """What was asked."""
         return self._state.observation
+
+    @property
+    def rounds(self) -> tuple[RoundTrace, ...]:
+        """The commits so far; that of an answer which is ended early has no other result."""
+        return tuple(self._state.trace.rounds) if self._state.trace else ()
 
     def start(self) -> None:
         """Send the question, if it is not sent yet. Raises what the first `next` does."""
@@ -285,6 +291,10 @@ class Engine:
     def picture(self, data: bytes) -> Image:
         """Return a frame, an image file's bytes, as the image of an observation. Raises ImageError."""
         return self.pictures.reduce(data)
+
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens the models' tokenizer makes of a text."""
+        return len(self._codec.encode(text))
 
     def cancel(self) -> None:
         """Abandon all open answers."""

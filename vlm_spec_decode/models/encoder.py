@@ -90,7 +90,7 @@ def _rendered(tokenizer: Any, turns: Seq[Mapping[str, Any]]) -> str:
 def _told(tokenizer: Any, turns: Seq[Mapping[str, Any]]) -> str:
     """Return the text of several turns. Raises InstructionError if the template does not tell who says what.
 
-    A template may refuse turns, leave one out, or write all of them as the user's: each changes what is asked.
+    A template may refuse turns, leave one out, or write all as the user's: each changes what is asked.
     """
     try:
         text = _rendered(tokenizer, turns)
@@ -106,7 +106,9 @@ def _told(tokenizer: Any, turns: Seq[Mapping[str, Any]]) -> str:
         except (jinja2.TemplateError, TypeError, KeyError, ValueError):
             is_told = True  # it refuses two turns of the user's in a row, so it knows them apart
         if not is_told:
-            raise InstructionError(f"the model's chat template knows no {role}: ask in one turn of the user's")
+            raise InstructionError(
+                f"the model's chat template knows no {role}: ask in one turn of the user's"
+            )
     return text
 
 

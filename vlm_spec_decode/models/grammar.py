@@ -237,8 +237,11 @@ def _schema_text(schema: str, codec: TokenizerCodec) -> str:
         read = msgspec.json.decode(schema)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise GrammarError(f"the schema is no JSON: {error}") from error
-    spaces = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    return str(llguidance.LLMatcher.grammar_from_json_schema(read, overrides=spaces))
+    return str(
+        llguidance.LLMatcher.grammar_from_json_schema(
+            read, overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        )
+    )
 
 
 def _tokenizer(codec: TokenizerCodec, end_id: int) -> llguidance.LLTokenizer:

@@ -250,9 +250,7 @@ def observed(message: Open, image: Image | None) -> Observation:
             raise ProtocolError(str(error)) from error
         if chat.num_seen != bool(message.image_bytes):
             raise ProtocolError("a picture that no turn of the chat shows, or a turn that shows none")
-    return Observation(
-        image, message.instruction, message.history, message.stamp_s, message.frame_id, chat
-    )
+    return Observation(image, message.instruction, message.history, message.stamp_s, message.frame_id, chat)
 
 
 def answer_request(message: Open, packer: TokenPacker, image: Image | None) -> AnswerRequest:
