@@ -52,6 +52,9 @@ from vlm_spec_decode.strategies.registry import DEFAULT, strategy
 
 WITHOUT_DRAFTS = "autoregressive"
 
+UNFINISHED = "\ufffd"
+"""What bytes that are no character yet are decoded to."""
+
 log = logging.getLogger(__name__)
 
 
@@ -416,7 +419,9 @@ class Engine:
                 continue
             first_token_s = first_token_s or trace.elapsed_s
             decoded = self._codec.decode(sequence.tokens)
-            stable = decoded if decoded.startswith(text) else text
+            # The last character may still lack bytes, of tokens to come; told now it would have to be untold.
+            whole = decoded if sequence.finished else decoded.rstrip(UNFINISHED)
+            stable = whole if whole.startswith(text) else text
             actions = parser.feed(stable[len(text) :])
             text = stable
             if sequence.finished:

@@ -65,7 +65,7 @@ class Asking:
             base,
             strategy=question.strategy or base.strategy,
             params=_params(question, base.params),
-            free_text=question.form != ACTIONS,
+            free_text=True,  # actions are read from what is told, so that an answer that is cut is no error
         )
 
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import msgspec
 
+from vlm_spec_decode.actions.parser import ActionParser
 from vlm_spec_decode.actions.types import format_action
+from vlm_spec_decode.core.errors import ActionParseError
 from vlm_spec_decode.core.trace import LinkUsage
 from vlm_spec_decode.edge.engine import AnswerUpdate
 from vlm_spec_decode.serve.openai_api.answering import Reply
-from vlm_spec_decode.serve.openai_api.requests import Question
+from vlm_spec_decode.serve.openai_api.requests import ACTIONS, SCHEMA, Question
 
 
 @dataclass(slots=True)
@@ -68,25 +70,40 @@ class Telling:
     text: str = ""
     tokens: int = 0
     actions: list[str] = field(default_factory=list)
+    actions_end: str = ""
     link: LinkUsage = field(default_factory=LinkUsage)
     _stop: StopText = field(init=False)
+    _parser: ActionParser | None = field(init=False)
 
     def __post_init__(self) -> None:
         self._stop = StopText(self.question.stops)
+        self._parser = ActionParser() if self.question.form == ACTIONS else None
 
     def add(self, update: AnswerUpdate, stop_ids: Sequence[int]) -> Piece:
         """Take one update; return what is new of the answer."""
         self.tokens += len(update.tokens)
         self.link = update.usage
-        self.actions += [format_action(action) for action in update.actions]
         new = self._stop.feed(update.text, is_last=update.result is not None)
         self.text += new
+        finish = None
         if self._stop.is_stopped:
-            return Piece(new, "stop")
-        if update.result is None:
-            return Piece(new)
-        tokens = update.result.tokens
-        return Piece(new, "stop" if tokens and tokens[-1] in stop_ids else "length")
+            finish = "stop"
+        elif update.result is not None:
+            tokens = update.result.tokens
+            finish = "stop" if tokens and tokens[-1] in stop_ids else "length"
+        self._read_actions(new, is_last=finish is not None)
+        return Piece(new, finish)
+
+    def _read_actions(self, new: str, *, is_last: bool) -> None:
+        """Read actions from what is told; at the first text that is none, such as a cut one, they end."""
+        if self._parser is None:
+            return
+        try:
+            self.actions += [format_action(action) for action in self._parser.feed(new)]
+            if is_last:
+                self._parser.finish()
+        except ActionParseError as error:
+            self._parser, self.actions_end = None, str(error)
 
     def own(self, reply: Reply) -> dict[str, Any]:
         """Return our own fields of an answer."""
@@ -99,8 +116,8 @@ class Telling:
             "seed": config.params.seed,
             "lossless": reply.is_verified and config.params.lossless,
         }
-        if not config.free_text:
-            found["actions"] = self.actions
+        if self.question.form == ACTIONS:
+            found |= {"actions": self.actions, "actions_error": self.actions_end or None}
         return found
 
     def usage(self, reply: Reply) -> dict[str, Any]:
@@ -239,7 +256,7 @@ def response(telling: Telling, reply: Reply, finish: str | None) -> dict[str, An
         "store": False,
         "temperature": config.params.temperature if config else None,
         "top_p": question.top_p,
-        "text": {"format": {"type": question.form}},
+        "text": {"format": _format(question)},
         "tool_choice": "none",
         "tools": [],
         "truncation": "disabled",
@@ -247,6 +264,13 @@ def response(telling: Telling, reply: Reply, finish: str | None) -> dict[str, An
         "usage": None if finish is None else telling.usage_of_response(reply),
         "vsd": telling.own(reply),
     }
+
+
+def _format(question: Question) -> dict[str, Any]:
+    """Return the form in OpenAI's terms, which have no name for our own."""
+    if question.form != SCHEMA:
+        return {"type": "text"}
+    return {"type": SCHEMA, "name": "answer", "schema": msgspec.json.decode(question.pattern), "strict": True}
 
 
 def _message(telling: Telling, status: str) -> dict[str, Any]:
