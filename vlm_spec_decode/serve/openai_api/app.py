@@ -175,7 +175,7 @@ class Endpoint:
     def _count(self, telling: Telling, reply: Reply, seconds: float) -> None:
         used = telling.usage(reply)["vsd"]
         self.metrics.answer_s.observe(seconds)
-        self.metrics.tokens.inc(telling.tokens)
+        self.metrics.tokens.inc(len(telling.tokens))
         self.metrics.drafted.inc(used["drafted_tokens"])
         self.metrics.accepted.inc(used["accepted_tokens"])
         self.metrics.unverified.inc(not reply.is_verified)

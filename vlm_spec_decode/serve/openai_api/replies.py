@@ -68,7 +68,7 @@ class Telling:
     number: str = field(default_factory=lambda: secrets.token_hex(12))
     created_s: int = field(default_factory=lambda: int(time.time()))
     text: str = ""
-    tokens: int = 0
+    tokens: list[int] = field(default_factory=list)
     actions: list[str] = field(default_factory=list)
     actions_end: str = ""
     link: LinkUsage = field(default_factory=LinkUsage)
@@ -81,7 +81,7 @@ class Telling:
 
     def add(self, update: AnswerUpdate, stop_ids: Sequence[int]) -> Piece:
         """Take one update; return what is new of the answer."""
-        self.tokens += len(update.tokens)
+        self.tokens += update.tokens
         self.link = update.usage
         new = self._stop.feed(update.text, is_last=update.result is not None)
         self.text += new
@@ -116,6 +116,8 @@ class Telling:
             "seed": config.params.seed,
             "lossless": reply.is_verified and config.params.lossless,
         }
+        if self.question.token_ids:
+            found["token_ids"] = self.tokens
         if self.question.form == ACTIONS:
             found |= {"actions": self.actions, "actions_error": self.actions_end or None}
         return found
@@ -126,8 +128,8 @@ class Telling:
         drafted, accepted = self._drafts(reply)
         return {
             "prompt_tokens": reply.prepared.prompt_tokens,
-            "completion_tokens": self.tokens,
-            "total_tokens": reply.prepared.prompt_tokens + self.tokens,
+            "completion_tokens": len(self.tokens),
+            "total_tokens": reply.prepared.prompt_tokens + len(self.tokens),
             "completion_tokens_details": {
                 "accepted_prediction_tokens": accepted,
                 "rejected_prediction_tokens": max(0, drafted - accepted),
@@ -142,9 +144,9 @@ class Telling:
         return {
             "input_tokens": reply.prepared.prompt_tokens,
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-            "output_tokens": self.tokens,
+            "output_tokens": len(self.tokens),
             "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": reply.prepared.prompt_tokens + self.tokens,
+            "total_tokens": reply.prepared.prompt_tokens + len(self.tokens),
             "vsd": self._counts(reply),
         }
 

@@ -135,6 +135,7 @@ class OwnOptions(Struct, forbid_unknown_fields=True):
     strategy: str | None = None
     rule: str | None = None
     history: list[str] = []
+    token_ids: bool = False
 
 
 class ChatBody(Struct, forbid_unknown_fields=True):
@@ -168,7 +169,7 @@ class Question:
     """One request, checked as far as that needs no model. What is None is left to the server's settings.
 
     `form` is a type of `response_format`, `pattern` its expression, or its schema as JSON. `history` holds
-    actions already carried out, for `robot_actions`.
+    actions already carried out, for `robot_actions`. With `token_ids` the reply has those of the answer.
     """
 
     model: str
@@ -186,6 +187,7 @@ class Question:
     strategy: str | None = None
     rule: str | None = None
     history: tuple[str, ...] = ()
+    token_ids: bool = False
 
 
 def chat_question(data: bytes) -> Question:
@@ -232,6 +234,7 @@ def _common(body: Any, longest: int | None) -> dict[str, Any]:
         "strategy": own.strategy,
         "rule": own.rule,
         "history": tuple(own.history),
+        "token_ids": own.token_ids,
     }
 
 
