@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import os
 import re
 import ssl
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.transport.address import is_loopback_host
 
 MIN_KEY_CHARACTERS = 16
 """Shorter keys can be guessed: 16 characters of base64 are 96 bits."""
@@ -132,18 +132,6 @@ def bind_address(text: str) -> BindAddress:
     if not match or int(match["port"]) > 65535:
         raise ConfigError(f"{text!r} is no address of the form HOST:PORT, an IPv6 host in brackets")
     return BindAddress(match["host"].strip("[]"), int(match["port"]))
-
-
-def is_loopback_host(host: str) -> bool:
-    """Return whether a host name or IP address can only mean this machine."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        ip = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return (mapped or ip).is_loopback
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.serve.access import AccessKeys, BindAddress, HttpLimits, TlsFiles, is_loopback_host
+from vlm_spec_decode.serve.access import AccessKeys, BindAddress, HttpLimits, TlsFiles
+from vlm_spec_decode.transport.address import is_loopback_host
 
 MAX_HEAD_BYTES = 32 * 1024
 DRAINED = 4
