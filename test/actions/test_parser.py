@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from test.actions.strategies import actions, loose_text, words
-from vlm_spec_decode.actions.parser import MAX_TEXT_CHARS, ActionParser, parse_action, parse_answer
+from vlm_spec_decode.actions.parser import (
+    MAX_TEXT_CHARS,
+    ActionParser,
+    actions_until_error,
+    parse_action,
+    parse_answer,
+)
 from vlm_spec_decode.actions.types import Action, Done, Forward, Look, Stop, Turn, Wait, format_action
 from vlm_spec_decode.core.errors import ActionParseError
 
@@ -135,3 +141,20 @@ def test_one_action_may_have_blanks() -> None:
     assert parse_action(" look ( 5 , -3 ) ") == Look(5, -3)
     assert parse_action("stop()") == Stop()
     assert format_action(parse_action("forward(01.50)")) == "forward(1.5)"
+
+
+@pytest.mark.parametrize(
+    ("text", "calls", "problem"),
+    [
+        ("a box . turn(10) done()", "turn(10) done()", ""),
+        ("a box (red) is there . turn(10)", "", "box"),
+        ("turn(10) forward(1", "turn(10)", "not closed"),
+        ("no call at all", "", ""),
+    ],
+)
+def test_an_answer_that_need_not_be_of_the_language_has_the_actions_before_what_is_none(
+    text: str, calls: str, problem: str
+) -> None:
+    found, why = actions_until_error(text)
+    assert " ".join(map(format_action, found)) == calls
+    assert (problem in why) if problem else not why

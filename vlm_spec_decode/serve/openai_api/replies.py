@@ -13,9 +13,8 @@ from typing import Any
 
 import msgspec
 
-from vlm_spec_decode.actions.parser import ActionParser
+from vlm_spec_decode.actions.parser import actions_until_error
 from vlm_spec_decode.actions.types import format_action
-from vlm_spec_decode.core.errors import ActionParseError
 from vlm_spec_decode.core.trace import LinkUsage
 from vlm_spec_decode.edge.engine import AnswerUpdate
 from vlm_spec_decode.serve.openai_api.answering import Reply
@@ -69,15 +68,11 @@ class Telling:
     created_s: int = field(default_factory=lambda: int(time.time()))
     text: str = ""
     tokens: list[int] = field(default_factory=list)
-    actions: list[str] = field(default_factory=list)
-    actions_end: str = ""
     link: LinkUsage = field(default_factory=LinkUsage)
     _stop: StopText = field(init=False)
-    _parser: ActionParser | None = field(init=False)
 
     def __post_init__(self) -> None:
         self._stop = StopText(self.question.stops)
-        self._parser = ActionParser() if self.question.form == ACTIONS else None
 
     def add(self, update: AnswerUpdate, stop_ids: Sequence[int]) -> Piece:
         """Take one update; return what is new of the answer."""
@@ -91,19 +86,7 @@ class Telling:
         elif update.result is not None:
             tokens = update.result.tokens
             finish = "stop" if tokens and tokens[-1] in stop_ids else "length"
-        self._read_actions(new, is_last=finish is not None)
         return Piece(new, finish)
-
-    def _read_actions(self, new: str, *, is_last: bool) -> None:
-        """Read actions from what is told; at the first text that is none, such as a cut one, they end."""
-        if self._parser is None:
-            return
-        try:
-            self.actions += [format_action(action) for action in self._parser.feed(new)]
-            if is_last:
-                self._parser.finish()
-        except ActionParseError as error:
-            self._parser, self.actions_end = None, str(error)
 
     def own(self, reply: Reply) -> dict[str, Any]:
         """Return our own fields of an answer."""
@@ -119,7 +102,11 @@ class Telling:
         if self.question.token_ids:
             found["token_ids"] = self.tokens
         if self.question.form == ACTIONS:
-            found |= {"actions": self.actions, "actions_error": self.actions_end or None}
+            actions, problem = actions_until_error(self.text)
+            found |= {
+                "actions": [format_action(action) for action in actions],
+                "actions_error": problem or None,
+            }
         return found
 
     def usage(self, reply: Reply) -> dict[str, Any]:
