@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -51,5 +53,7 @@ def serve(as_json: bool, cloud: str, is_local: bool, **given: Any) -> None:
     found = {"event": "ready", "url": server.url, "models": names, "cloud": cloud}
     shown = ", ".join(names) or "a model that the cloud will name"
     click.echo(json.dumps(found) if as_json else f"serving {shown} on {server.url}/v1")
+    # Everything is freed by then, so skip the garbage collection of torch's objects, which takes seconds.
+    atexit.register(gc.freeze)
     server.serve()
     finish(as_json, {"event": "ended"}, "ended")

@@ -8,9 +8,11 @@ an app with uvicorn, in the foreground or on a thread.
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 import uvicorn
 from starlette.datastructures import Headers
@@ -274,16 +276,23 @@ class HttpServer:
         self._thread: threading.Thread | None = None
 
     def serve(self) -> None:
-        """Serve in this thread until `stop`, or in the main thread a SIGINT or SIGTERM."""
+        """Serve until `stop`; called in the main thread, a SIGINT or SIGTERM stops it, too."""
+        self.start()
+        assert self._thread is not None
+        with _stopped_by_signals(self.stop):
+            while self._thread.is_alive():
+                self._thread.join(0.2)
+
+    def start(self) -> None:
+        """Serve on a thread of its own, where uvicorn leaves the process's signals alone."""
+        self._thread = threading.Thread(target=self._run, name="vsd-serve", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
         try:
             self._server.run(sockets=[self._socket])
         finally:
             self._socket.close()
-
-    def start(self) -> None:
-        """Serve on a thread of its own."""
-        self._thread = threading.Thread(target=self.serve, name="vsd-serve", daemon=True)
-        self._thread.start()
 
     def stop(self) -> None:
         """End `serve` soon; from any thread."""
@@ -295,6 +304,20 @@ class HttpServer:
         if self._thread is not None:
             self._thread.join(timeout_s)
         self._socket.close()
+
+
+@contextmanager
+def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at SIGINT and SIGTERM for as long as the block runs; only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, lambda *_: stop()) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _bound(address: BindAddress) -> socket.socket:
