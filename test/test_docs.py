@@ -244,6 +244,8 @@ NOT_RUN = {
     r"\.venv/bin/python -m vlm_spec_decode\.ros\.parameter_docs": "is run by test/ros/test_reference.py",
     r"\.venv/bin/vsd options-page": "is run by test/core/test_config.py",
     r"vsd edge --interface ": "needs a Go2; test/mission/test_edge_command.py runs it on other robots",
+    r"vsd serve ": "serves until it is stopped; test/serve serves",
+    r"export ": "is for the programs that are named there",
     r"vsd record ": "needs nodes that run; test/ros records",
     r"vsd replay (--live )?(my_walk|walks)": "the reader's own recordings; test/bags replays others",
     r"vsd train ": "trains for hours; test/train runs every step in small",

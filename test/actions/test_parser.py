@@ -12,6 +12,7 @@ from test.actions.strategies import actions, loose_text, words
 from vlm_spec_decode.actions.parser import (
     MAX_TEXT_CHARS,
     ActionParser,
+    actions_until_error,
     parse_action,
     parse_answer,
     question_of,
@@ -166,3 +167,20 @@ def test_nothing_follows_a_question() -> None:
     assert parser.is_done
     with pytest.raises(ActionParseError, match=r"forward after ask\(\): nothing may follow"):
         parser.feed(" forward(1)")
+
+
+@pytest.mark.parametrize(
+    ("text", "calls", "problem"),
+    [
+        ("a box . turn(10) done()", "turn(10) done()", ""),
+        ("a box (red) is there . turn(10)", "", "box"),
+        ("turn(10) forward(1", "turn(10)", "not closed"),
+        ("no call at all", "", ""),
+    ],
+)
+def test_an_answer_that_need_not_be_of_the_language_has_the_actions_before_what_is_none(
+    text: str, calls: str, problem: str
+) -> None:
+    found, why = actions_until_error(text)
+    assert " ".join(map(format_action, found)) == calls
+    assert (problem in why) if problem else not why

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from vlm_spec_decode.core.errors import ProtocolError
 from vlm_spec_decode.core.types import (
     AnswerRequest,
+    Chat,
     Commit,
     Correction,
     DraftMessage,
@@ -22,6 +23,7 @@ from vlm_spec_decode.core.types import (
     Observation,
     SamplingParams,
     SparseTarget,
+    Turn,
 )
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as m
@@ -96,11 +98,80 @@ GOLDEN_2 = {
 @pytest.mark.parametrize("name", GOLDEN_2)
 def test_golden_bytes_of_version_2(name: str) -> None:
     message, expected = GOLDEN_2[name]
-    assert codec.encode(message).hex() == expected
+    assert codec.encode(message, 2).hex() == expected
     decoded = codec.decode(bytes.fromhex(expected))
     if isinstance(decoded, m.Welcome) and decoded.image_limits is not None:
         assert codec.read_welcome(decoded) == (decoded, LIMITS, ())
-    assert codec.encode(decoded).hex() == expected
+    assert codec.encode(decoded, 2).hex() == expected
+
+
+CHAT = Chat(
+    (
+        Turn("system", "be short"),
+        Turn("user", "what is it", sees=True),
+        Turn("assistant", "a box"),
+        Turn("user", "red?"),
+    ),
+    "regex",
+    "yes|no",
+)
+CHAT_REQUEST = replace(REQUEST, observation=replace(REQUEST.observation, chat=CHAT))
+
+GOLDEN_3 = {
+    **{name: (message, "03" + data[2:]) for name, (message, data) in GOLDEN_2.items()},
+    "open": (
+        codec.open_message(REQUEST, PACKER, 2, REQUEST.committed, draft=REQUEST.draft),
+        "03dc001b040702ab73706563756c6174697665b3676f20746f207468652072656420636861697291a9747572"
+        "6e282d313029cb4029000000000000ac66726f6e745f63616d657261c42041e5787e9f28562d07b891b1816b"
+        "492309d646c0f2829743fa4963a9f9cc1d6104cd0280cd0168cb3fe000000000000028cb3feccccccccccccd"
+        "40910263a7636f75706c6564b034323066383037623261623537323534c406040005000600a6737061727365"
+        "a76c6174656e637900990707020301c40408000900c0c4020404c0cd60aec0",
+    ),
+    "open with a chat": (
+        codec.open_message(CHAT_REQUEST, PACKER, 2, ()),
+        "03dc001b040702ab73706563756c6174697665b3676f20746f207468652072656420636861697291a9747572"
+        "6e282d313029cb4029000000000000ac66726f6e745f63616d657261c42041e5787e9f28562d07b891b1816b"
+        "492309d646c0f2829743fa4963a9f9cc1d6104cd0280cd0168cb3fe000000000000028cb3feccccccccccccd"
+        "40910263a7636f75706c6564b034323066383037623261623537323534c400a6737061727365a76c6174656e"
+        "637900c0cd60ae939493a673797374656da862652073686f7274c293a475736572aa77686174206973206974"
+        "c393a9617373697374616e74a56120626f78c293a475736572a47265643fc2a57265676578a67965737c6e6f",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN_3)
+def test_golden_bytes_of_version_3(name: str) -> None:
+    message, expected = GOLDEN_3[name]
+    assert codec.encode(message, 3).hex() == expected
+    assert codec.decode(bytes.fromhex(expected)) == codec.decode(codec.encode(message))
+
+
+def test_an_open_carries_its_chat() -> None:
+    again = codec.decode(codec.encode(codec.open_message(CHAT_REQUEST, PACKER, 2, ())))
+    assert isinstance(again, m.Open)
+    image = CHAT_REQUEST.observation.image
+    assert codec.answer_request(again, PACKER, image).observation == CHAT_REQUEST.observation
+
+
+BAD_CHATS: dict[str, Any] = {
+    "nobody": ((), "free", ""),
+    "last word": ((("user", "a", True), ("assistant", "b", False)), "free", ""),
+    "unknown role": ((("tool", "a", False), ("user", "b", True)), "free", ""),
+    "two pictures": ((("user", "a", True), ("assistant", "b", False), ("user", "c", True)), "free", ""),
+    "no picture": ((("user", "a", False),), "free", ""),
+    "unknown form": ((("user", "a", True),), "lark", "x"),
+    "free with a pattern": ((("user", "a", True),), "free", "x"),
+    "regex without": ((("user", "a", True),), "regex", ""),
+    "too long": ((("user", "a" * 50_000, True),), "free", ""),
+    "too many": ((("user", "a", False),) * 70 + (("user", "a", True),), "free", ""),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CHATS)
+def test_a_chat_that_makes_no_sense_is_refused(name: str) -> None:
+    message = codec.open_message(CHAT_REQUEST, PACKER, 2, ())
+    with pytest.raises(ProtocolError):
+        codec.answer_request(msgspec.structs.replace(message, chat=BAD_CHATS[name]), PACKER, None)
 
 
 def test_a_round_of_four_ids_fits_in_24_bytes() -> None:
@@ -229,7 +300,7 @@ def test_a_damaged_message_is_a_protocol_error_or_another_message(name: str, dat
     ("data", "what"),
     [
         (b"", "0 bytes"),
-        (b"\x03" + codec.encode(m.Close(1, 1))[1:], "version 3"),
+        (b"\x09" + codec.encode(m.Close(1, 1))[1:], "version 9"),
         (b"\x01" * 70_000, "70000 bytes"),
         (b"\x01\xc1\xc1", "not a message"),
     ],

@@ -16,8 +16,17 @@ from test.protocol.test_hostile_link import HELLO, PEER, Pair, own_answer
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.core.errors import CloudRefused, ProtocolError
 from vlm_spec_decode.core.ports import ModelCard
-from vlm_spec_decode.core.types import MAX_SIDE_PX, UNKNOWN_LIMITS, ImageLimits
-from vlm_spec_decode.edge.client_protocol import ClientProtocol, ClientState
+from vlm_spec_decode.core.types import (
+    MAX_SIDE_PX,
+    UNKNOWN_LIMITS,
+    AnswerRequest,
+    Chat,
+    ImageLimits,
+    Observation,
+    SamplingParams,
+    Turn,
+)
+from vlm_spec_decode.edge.client_protocol import OLD_CLOUD, ClientProtocol, ClientState
 from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as wire
@@ -80,15 +89,15 @@ def exchanged(pair: Pair) -> set[int]:
 
 def test_a_newer_robot_gets_its_answer_from_an_older_cloud() -> None:
     pair = OldPair()
-    assert exchanged(pair) == {1, 2}, "one Hello in version 2, the rest in version 1"
+    assert exchanged(pair) == {1, 2, 3}, "a Hello each in versions 3 and 2, the rest in version 1"
     assert pair.sequence.tokens == own_answer(pair.params)
     assert pair.edge.image_limits == UNKNOWN_LIMITS
     assert not pair.edge.dropped["welcome"]
 
 
-def test_two_ends_of_today_speak_version_2_alone() -> None:
+def test_two_ends_of_today_speak_version_3_alone() -> None:
     pair = Pair()
-    assert exchanged(pair) == {2}
+    assert exchanged(pair) == {3}
     assert pair.sequence.tokens == own_answer(pair.params)
 
 
@@ -101,7 +110,7 @@ def test_an_older_robot_is_answered_in_version_1_and_can_read_every_field() -> N
     assert (welcome[0], pong[0], read.model_id) == (1, 1, "target")
 
 
-def test_a_robot_that_goes_over_to_version_2_is_answered_in_it_and_learns_the_limits() -> None:
+def test_a_robot_that_goes_over_to_a_newer_version_is_answered_in_it_and_learns_the_limits() -> None:
     cloud = ServerProtocol(CARD, "grammar")
     edge = ClientProtocol(HELLO)
     edge.connect(0.0)
@@ -109,7 +118,7 @@ def test_a_robot_that_goes_over_to_version_2_is_answered_in_it_and_learns_the_li
         cloud.receive(PEER, b"\x01" + data[1:], 0.0)
         cloud.receive(PEER, data, 0.0)
     (_, first), (_, second) = cloud.outbox
-    assert (first[0], second[0]) == (1, 2)
+    assert (first[0], second[0]) == (1, 3)
     edge.receive(second, 0.1)
     assert edge.image_limits == LIMITS
 
@@ -119,11 +128,30 @@ def test_a_version_of_the_future_is_refused_in_version_1_which_everybody_underst
     cloud.receive(PEER, b"\x09" + codec.encode(HELLO)[1:], 0.0)
     ((_, data),) = cloud.outbox
     assert data[0] == 1
-    assert codec.decode(data) == wire.Refused(0, 0, "version", "protocol version 9; this is version 2")
+    assert codec.decode(data) == wire.Refused(0, 0, "version", "protocol version 9; this is version 3")
 
 
 def refused(version: int = 1) -> bytes:
     return codec.encode(wire.Refused(0, 0, "version", "protocol version 2; this is version 0"), version)
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_chat_goes_only_to_a_cloud_that_reads_it(is_older: bool) -> None:
+    """An older cloud would leave the field out, and answer another question."""
+    edge = ClientProtocol(HELLO)
+    edge.connect(0.0)
+    if is_older:
+        edge.receive(refused(), 0.0)
+    edge.receive(welcome(), 0.1)
+    edge.outbox.clear()
+    asked = Observation(None, "go", chat=Chat((Turn("user", "what is it"),)))
+    edge.open(AnswerRequest(1, asked, SamplingParams(), "speculative"), 0.2)
+    sent = [codec.decode(data) for data in edge.outbox]
+    assert sum(isinstance(message, wire.Open) for message in sent) == (0 if is_older else 1)
+    assert [(e.reason, e.answer) for e in edge.events if isinstance(e, CloudRefused)] == (
+        [(OLD_CLOUD, 1)] if is_older else []
+    )
+    assert edge.state is (ClientState.READY if is_older else ClientState.ANSWERING)
 
 
 def test_refusals_that_come_late_do_no_harm() -> None:
@@ -145,10 +173,10 @@ def test_a_cloud_that_refuses_every_version_ends_the_handshake_by_name() -> None
     error = edge.events[-1]
     assert isinstance(error, CloudRefused)
     assert "protocol version" in str(error)
-    assert {data[0] for data in edge.outbox} == {1, 2}
+    assert {data[0] for data in edge.outbox} == {1, 2, 3}
     edge.outbox.clear()
     edge.connect(now_s)
-    assert edge.outbox[0][0] == 2, "another attempt begins with the newest version"
+    assert edge.outbox[0][0] == 3, "another attempt begins with the newest version"
 
 
 @pytest.mark.parametrize("silent_s", [1.0, 3.0])
@@ -159,7 +187,7 @@ def test_the_next_cloud_is_greeted_in_the_newest_version(silent_s: float) -> Non
     edge.outbox.clear()
     for tenth in range(1, round(10 * silent_s) + 1):
         edge.tick(tenth / 10)
-    assert (edge.cloud_index, edge.outbox[-1][0]) == ((1, 2) if silent_s > 2 else (0, 1))
+    assert (edge.cloud_index, edge.outbox[-1][0]) == ((1, 3) if silent_s > 2 else (0, 2))
 
 
 def welcome(window: int = 4096, most: int = 65_536, limits: Any = None) -> bytes:

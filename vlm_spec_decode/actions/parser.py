@@ -125,6 +125,17 @@ class NoActions(ActionParser):
         return ()
 
 
+def actions_until_error(text: str) -> tuple[tuple[Action, ...], str]:
+    """Return the actions of an answer that need not be of the language, and what ended them too early."""
+    parser = ActionParser()
+    try:
+        parser.feed(text)
+        parser.finish()
+    except ActionParseError as error:
+        return parser.actions, str(error)
+    return parser.actions, ""
+
+
 def parse_answer(text: str) -> tuple[Action, ...]:
     """Return all actions of a complete answer. Raises ActionParseError."""
     parser = ActionParser()

@@ -34,6 +34,7 @@ COMMANDS = {
     "record": ("cli.recordings", "Record the topics of running nodes into a bag."),
     "replay": ("cli.recordings", "Ask again about the frames of recorded walks."),
     "say": ("cli.console", "Give the running nodes an instruction."),
+    "serve": ("cli.serve", "Serve an OpenAI-compatible endpoint over the engine."),
     "sim": ("cli.simulation", "Simulate a Go2 that speaks the robot's own DDS API."),
     "stop": ("cli.console", "Stop the robot at once and keep it stopped (e-stop)."),
     "top": ("cli.console", "Show mission, link, decoding and robot of the running nodes."),

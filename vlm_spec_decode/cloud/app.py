@@ -94,7 +94,7 @@ def serve_on(
     )
     protocol = ServerProtocol(target.card, config.language.digest, limits, tracer=tracer or MessageTracer())
     clock, copy = WallClock(), own.model
-    served = constrained(target, target.codec, config.language)
+    served = constrained(target, target.codec, config.language, chats=True)
     if config.profile:
         hardware = load_hardware(config.profile)
         served = paced_target(served, hardware, clock)

@@ -125,7 +125,7 @@ def _load(config: CloudConfig, target: LoadedModel, name: str) -> LoadedModel:
 
 
 def _measured(config: CloudConfig, target: LoadedModel, draft: LoadedModel) -> OwnDraft:
-    model = constrained(draft, draft.codec, config.language)
+    model = constrained(draft, draft.codec, config.language, chats=True)
     # What the profile says and not what this machine takes: it decides on the copy and paces it.
     costs = (
         profile_costs(load_hardware(config.profile))

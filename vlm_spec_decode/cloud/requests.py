@@ -14,11 +14,19 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from vlm_spec_decode.cloud.config import MAX_PATIENCE_S, MIN_PATIENCE_S, ServerLimits
-from vlm_spec_decode.core.errors import GrammarError, ImageError, NotFinite, OutOfMemory, VsdError
+from vlm_spec_decode.core.errors import (
+    GrammarError,
+    ImageError,
+    InstructionError,
+    NotFinite,
+    OutOfMemory,
+    VsdError,
+)
 from vlm_spec_decode.core.ports import ModelContext, Scores
 from vlm_spec_decode.core.types import Commit, DraftMessage, Hint, Image, Observation
 from vlm_spec_decode.decoding.policy import ColocatedDraft, PassPlan
 from vlm_spec_decode.decoding.session import Session
+from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol.messages import ImageChunk, Open
 
 log = logging.getLogger(__name__)
@@ -32,6 +40,8 @@ def refusal(error: Exception) -> tuple[str, str]:
     match error:
         case ImageError():
             return "image", str(error)
+        case InstructionError():
+            return "instruction", str(error)
         case GrammarError():
             return "grammar", str(error)
         case NotFinite():
@@ -135,8 +145,7 @@ class ServerRequest:
     @property
     def observation(self) -> Observation:
         """The observation; complete once the image has arrived."""
-        m = self.message
-        return Observation(self.core_image, m.instruction, m.history, m.stamp_s, m.frame_id)
+        return codec.observed(self.message, self.core_image)
 
     @property
     def awaits_image(self) -> bool:

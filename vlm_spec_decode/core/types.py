@@ -81,12 +81,65 @@ class Image:
         return hashlib.sha256(self.jpeg).digest()
 
 
+ROLES = ("system", "user", "assistant")
+"""Who says a turn of a chat."""
+
+FORMS = ("free", "regex", "json_schema")
+"""What an answer in a chat may be held to: nothing, a regular expression, or a JSON schema."""
+
+MAX_CHAT_TURNS, MAX_CHAT_BYTES = 64, 48 * 1024
+"""Of one chat: its turns, and the UTF-8 of them and of its form. An Open carries both in one message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a chat; with `sees` the picture stands before its text."""
+
+    role: str
+    text: str
+    sees: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A question that need not be an instruction to a robot: all turns, and the form of the answer.
+
+    `form` is one of `FORMS`, `pattern` its expression or schema. It takes the place of the language that
+    both ends were started with. Raises ValueError for turns or a form that no chat has.
+    """
+
+    turns: tuple[Turn, ...]
+    form: str = "free"
+    pattern: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.turns or self.turns[-1].role != "user" or len(self.turns) > MAX_CHAT_TURNS:
+            raise ValueError(f"a chat of 1 to {MAX_CHAT_TURNS} turns, the last one the user's, is wanted")
+        if any(turn.role not in ROLES for turn in self.turns):
+            raise ValueError(f"a turn of nobody known; known: {', '.join(ROLES)}")
+        if any(turn.sees and turn.role != "user" for turn in self.turns) or self.num_seen > 1:
+            raise ValueError("a chat shows one picture at most, in a turn of the user's")
+        if self.form not in FORMS or bool(self.pattern) != (self.form != "free"):
+            raise ValueError(
+                f"form {self.form[:40]!r}; known: {', '.join(FORMS)}, all but the first with a pattern"
+            )
+        size = sum(len(text.encode()) for text in (self.pattern, *(turn.text for turn in self.turns)))
+        if size > MAX_CHAT_BYTES:
+            raise ValueError(f"a chat of {size} bytes; {MAX_CHAT_BYTES} are allowed")
+
+    @property
+    def num_seen(self) -> int:
+        """How many of its turns show the picture."""
+        return sum(turn.sees for turn in self.turns)
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What one answer is about. Sent once per answer, never per round.
 
     `history` holds the actions already carried out for this instruction, in order, as text of the
-    action language. `image` is None for a language-only pair.
+    action language. `image` is None for a language-only pair. With a `chat` the models are asked that, and
+    `instruction` only names the question.
     """
 
     image: Image | None
@@ -94,6 +147,7 @@ class Observation:
     history: tuple[str, ...] = ()
     stamp_s: float = 0.0
     frame_id: str = ""
+    chat: Chat | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ independent of grammars (design section 2). Uses grammars only through their por
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
@@ -26,25 +27,32 @@ from vlm_spec_decode.core.ports import (
     Tree,
     WrappedModel,
 )
-from vlm_spec_decode.core.types import Observation, Tokens
+from vlm_spec_decode.core.types import Chat, Observation, Tokens
 from vlm_spec_decode.decoding.choices import as_choices, as_logits
 
 
 @dataclass(frozen=True, slots=True)
 class MaskedModel(WrappedModel):
-    """`inner` with every answer held to `grammar`, which has a digest of its own; None: as it is."""
+    """`inner` with every answer held to `grammar`, which has a digest of its own; None: as it is.
+
+    A chat is held to what `of_chat` says of it; without that function, chats are refused.
+    """
 
     grammar: Grammar | None
+    of_chat: Callable[[Chat], Grammar | None] | None = None
 
     def open(self, observation: Observation) -> ModelContext:
-        """Start one answer. Raises ImageError if the image cannot be decoded."""
+        """Start one answer. Raises ImageError for an image, GrammarError for a chat's form."""
+        grammar = self.grammar
+        if observation.chat is not None:
+            if self.of_chat is None:
+                raise GrammarError("this model is held to one language, and takes no chats")
+            grammar = self.of_chat(observation.chat)
         context = self.inner.open(observation)
-        return context if self.grammar is None else MaskedContext(context, GrammarWalk(self.grammar))
+        return context if grammar is None else MaskedContext(context, GrammarWalk(grammar))
 
     def score_batch(self, queries: Seq[ScoreRequest]) -> list[Scored]:
         """Score many contexts in one pass of the inner model, each masked by its own walk."""
-        if self.grammar is None:
-            return self.inner.score_batch(queries)
         shares = [_unmask(query) for query in queries]
         inner = [share[0] for share in shares if not isinstance(share, VsdError)]
         scored = iter(self.inner.score_batch(inner))
@@ -214,7 +222,8 @@ class MaskedContext(ModelContext):
 
 
 def _unmask(query: ScoreRequest) -> tuple[ScoreRequest, list[LegalTokens | None]] | GrammarError:
-    assert isinstance(query.context, MaskedContext)
+    if not isinstance(query.context, MaskedContext):
+        return query, []  # an answer that is held to nothing
     try:
         return query.context.unmasked(query)
     except GrammarError as error:
@@ -222,7 +231,7 @@ def _unmask(query: ScoreRequest) -> tuple[ScoreRequest, list[LegalTokens | None]
 
 
 def _mask(allowed: list[LegalTokens | None], scored: Scored) -> Scored:
-    return scored if isinstance(scored, VsdError) else _masked(scored, allowed)
+    return scored if isinstance(scored, VsdError) or not allowed else _masked(scored, allowed)
 
 
 def _masked(scores: Scores, allowed: list[LegalTokens | None]) -> Choices:

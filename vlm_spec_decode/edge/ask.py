@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vlm_spec_decode.actions.parser import actions_until_error
 from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError, UsageError
@@ -78,10 +79,14 @@ def run(config: AskConfig, on_text: Callable[[str], None] | None = None) -> dict
         image = engine.picture(config.image) if config.image else None
         actions: list[str] = []
         observation, name = Observation(image, instruction, config.history), str(config.image or "")
-        for update in engine.answer(observation, image_name=name):
+        # Without a grammar an answer need not be of the action language, so no text of it is an error.
+        is_free = not settings.grammar
+        for update in engine.answer(observation, free_text=is_free, image_name=name):
             actions += [format_action(action) for action in update.actions]
             if on_text:
                 on_text(update.new_text)
+            if update.result and is_free:
+                actions = [format_action(action) for action in actions_until_error(update.result.text)[0]]
             if update.result:
                 return {**result_fields(update.result), "actions": actions}
     raise RuntimeError("the answer ended without a result")

@@ -42,6 +42,10 @@ LOST_CLOSE_S = 3.0
 """So long after a Close an answer beyond the cloud's limit is opened again: that Close may have been lost."""
 
 
+OLD_CLOUD = "old_cloud"
+"""Reason of a CloudRefused that is made here: this cloud would answer something else than the chat."""
+
+
 class RenewableConnection(Protocol):
     """A connection that can be replaced if it is damaged, or only slow."""
 
@@ -286,7 +290,7 @@ class ClientProtocol:
         if self.state is ClientState.GREETING:
             self._send_closed()
             self._enter(ClientState.ANSWERING if self.requests else ClientState.READY)
-            for answer in self.requests.values():
+            for answer in tuple(self.requests.values()):
                 self._send_open(answer, now_s)
 
     def _on_refused(self, message: wire.Refused, now_s: float) -> None:
@@ -421,6 +425,12 @@ class ClientProtocol:
 
     def _send_open(self, answer: RequestState, now_s: float) -> None:
         assert self.welcome is not None
+        if answer.request.observation.chat is not None and self._version < wire.CHAT_VERSION:
+            detail = (
+                f"the cloud speaks version {self._version} of the protocol, chats take {wire.CHAT_VERSION}"
+            )
+            self._end_with(answer, CloudRefused(OLD_CLOUD, detail), now_s)
+            return
         answer.progress_s = self._last_ping_s = now_s
         opening, *messages = answer.open_messages()
         self._send(opening)
@@ -429,7 +439,7 @@ class ClientProtocol:
 
     def _open_again(self, now_s: float) -> None:
         """Open the answers again that were busy beside one that is served, and whose time has come."""
-        for answer in self.requests.values():
+        for answer in tuple(self.requests.values()):
             if not answer.is_sent and now_s >= answer.retry_s:
                 answer.begin_epoch()
                 self._send_open(answer, now_s)

@@ -32,6 +32,7 @@ from vlm_spec_decode.core.trace import (
     AnswerTrace,
     GenerationResult,
     LinkUsage,
+    RoundTrace,
     Tracer,
     TracerGroup,
 )
@@ -50,6 +51,9 @@ from vlm_spec_decode.strategies.preview import DraftPreview
 from vlm_spec_decode.strategies.registry import DEFAULT, strategy
 
 WITHOUT_DRAFTS = "autoregressive"
+
+UNFINISHED = "\ufffd"
+"""What bytes that are no character yet are decoded to."""
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +126,11 @@ class DecodedAnswer(Iterator[AnswerUpdate]):
     def observation(self) -> Observation:
         """What was asked."""
         return self._state.observation
+
+    @property
+    def rounds(self) -> tuple[RoundTrace, ...]:
+        """The commits so far; that of an answer which is ended early has no other result."""
+        return tuple(self._state.trace.rounds) if self._state.trace else ()
 
     def start(self) -> None:
         """Send the question, if it is not sent yet. Raises what the first `next` does."""
@@ -288,6 +297,10 @@ class Engine:
         """Return a frame, an image file's bytes, as the image of an observation. Raises ImageError."""
         return self.pictures.reduce(data)
 
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens the models' tokenizer makes of a text."""
+        return len(self._codec.encode(text))
+
     def cancel(self) -> None:
         """Abandon all open answers."""
         with self._lock:
@@ -408,7 +421,9 @@ class Engine:
                 continue
             first_token_s = first_token_s or trace.elapsed_s
             decoded = self._codec.decode(sequence.tokens)
-            stable = decoded if decoded.startswith(text) else text
+            # The last character may still lack bytes, of tokens to come; told now it would have to be untold.
+            whole = decoded if sequence.finished else decoded.rstrip(UNFINISHED)
+            stable = whole if whole.startswith(text) else text
             actions = parser.feed(stable[len(text) :])
             text = stable
             if sequence.finished:

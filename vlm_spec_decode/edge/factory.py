@@ -83,13 +83,13 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
     draft = draft or load_draft(settings)
     config = engine_config(settings, draft.codec.stop_ids)
     clock, answer_language, hardware = WallClock(), language(settings.grammar), settings.hardware
-    drafter = constrained(draft, draft.codec, answer_language)
+    drafter = constrained(draft, draft.codec, answer_language, chats=True)
     if hardware:
         drafter = paced_draft(drafter, hardware, clock)
     if not settings.cloud:
         target = target or load_model(target_source, threads=settings.threads, role="target")
         assert_same_vocabulary(draft.card, target.card)
-        verified = constrained(target, target.codec, answer_language)
+        verified = constrained(target, target.codec, answer_language, chats=True)
         local = LocalVerifier(
             paced_target(verified, hardware, clock) if hardware else verified, clock, drafter
         )
@@ -299,7 +299,7 @@ class DraftModel:
         from vlm_spec_decode.models.grammar import constrained
 
         draft, settings, clock = self.load(), self._settings, WallClock()
-        alone = constrained(draft, draft.codec, language(settings.grammar))
+        alone = constrained(draft, draft.codec, language(settings.grammar), chats=True)
         if settings.hardware:
             alone = paced_draft(alone, settings.hardware, clock)
         config = EngineConfig(

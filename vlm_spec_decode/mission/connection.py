@@ -43,6 +43,11 @@ class EdgeEngineSource:
         """Return the draft alone as an engine. Raises ModelError."""
         return self._model.standalone_engine()
 
+    @property
+    def sees(self) -> bool:
+        """Whether the models have a vision tower. Loads the draft if it is not loaded. Raises ModelError."""
+        return self._model.load().sees
+
     def facts(self) -> str:
         """Return the settings and models that decide the engine's tokens, as JSON; "" without an engine."""
         return json.dumps(run_manifest(self._settings, self._runtime)) if self._runtime else ""

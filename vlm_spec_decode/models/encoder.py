@@ -12,6 +12,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+import jinja2
 import numpy as np
 import torch
 from PIL import Image as PilImage
@@ -68,15 +69,52 @@ def render_prompt(
     """Return the prompt's text, by the checkpoint's chat template or a plain one if it ships none.
 
     `image_token` stands for the image; None for a checkpoint that does not see, which gets no image part.
+    Raises InstructionError for a chat that the template cannot tell.
     """
     template = tokenizer.chat_template
     said = messages(observation, style, system_turn=not template or "system" in template)
     seen = image_token is not None and observation.image is not None
     turns = [_turn(message, seen, flat=image_token is None) for message in said]
-    if template:
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return text
-    return _plain(turns, image_token or "")
+    if not template:
+        return _plain(turns, image_token or "")
+    if observation.chat is not None and len(turns) > 1:
+        return _told(tokenizer, turns)
+    return _rendered(tokenizer, turns)
+
+
+def _rendered(tokenizer: Any, turns: Seq[Mapping[str, Any]]) -> str:
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def _told(tokenizer: Any, turns: Seq[Mapping[str, Any]]) -> str:
+    """Return the text of several turns. Raises InstructionError if the template does not tell who says what.
+
+    A template may refuse turns, leave one out, or write all as the user's: each changes what is asked.
+    """
+    try:
+        text = _rendered(tokenizer, turns)
+    except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
+        raise InstructionError(f"the model's chat template refuses these turns: {error}") from error
+    for turn in turns:
+        if not all(said in text for said in _texts(turn)):
+            raise InstructionError(f"the model's chat template leaves out the turn of the {turn['role']}")
+    for role in sorted({turn["role"] for turn in turns} - {"user"}):
+        as_user = [{**turn, "role": "user"} if turn["role"] == role else turn for turn in turns]
+        try:
+            is_told = _rendered(tokenizer, as_user) != text
+        except (jinja2.TemplateError, TypeError, KeyError, ValueError):
+            is_told = True  # it refuses two turns of the user's in a row, so it knows them apart
+        if not is_told:
+            raise InstructionError(
+                f"the model's chat template knows no {role}: ask in one turn of the user's"
+            )
+    return text
+
+
+def _texts(turn: Mapping[str, Any]) -> list[str]:
+    content = turn["content"]
+    return [content] if isinstance(content, str) else [part["text"] for part in content if "text" in part]
 
 
 def tokenize_prompt(tokenizer: Any, text: str) -> list[int]:

@@ -1,19 +1,22 @@
-"""A regular expression compiled for a checkpoint's tokenizer, with llguidance: masks over its token ids.
+"""Regular expressions and JSON schemas compiled for a tokenizer, with llguidance: masks over its token ids.
 
-Knows tokens and automata, not what the expression describes.
+Knows tokens and automata, not what the expression describes. One language may hold for all answers of a
+model, and a chat may name its own form.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 
 import llguidance
+import msgspec
 import numpy as np
 from tokenizers import decoders
 
@@ -21,7 +24,7 @@ from vlm_spec_decode.core.choices import LegalTokens
 from vlm_spec_decode.core.disk_cache import cache_key, user_cache
 from vlm_spec_decode.core.errors import GrammarError
 from vlm_spec_decode.core.ports import GrammarState, Mask, Model
-from vlm_spec_decode.core.types import Language, Tokens
+from vlm_spec_decode.core.types import Chat, Language, Tokens
 from vlm_spec_decode.decoding.grammar_mask import MaskedModel
 from vlm_spec_decode.models.tokenizer import TokenizerCodec
 
@@ -104,20 +107,61 @@ class MatcherState(GrammarState):
 
 def compile_grammar(language: Language, codec: TokenizerCodec) -> CompiledGrammar:
     """Compile the pattern of `language`. Raises GrammarError if pattern or tokenizer cannot be used."""
+    return _compiled(language.digest, lambda: _grammar_text(language.pattern, codec), codec)
+
+
+def _compiled(digest: str, write: Callable[[], str], codec: TokenizerCodec) -> CompiledGrammar:
     end_id = _end_id(codec)
     with _named("tokenizer"):
         tokenizer = _tokenizer(codec, end_id)
     with _named("pattern"):
-        matcher = llguidance.LLMatcher(tokenizer, _grammar_text(language.pattern, codec), log_level=0)
+        matcher = llguidance.LLMatcher(tokenizer, write(), log_level=0)
     _check(matcher)
     state = MatcherState(matcher, codec.vocab_size, end_id)
     state.mask()
-    return CompiledGrammar(language.digest, state)
+    return CompiledGrammar(digest, state)
 
 
-def constrained(model: Model, codec: TokenizerCodec, language: Language) -> Model:
-    """Return `model` held to `language`, or as it is if the language has no pattern. Raises GrammarError."""
-    return MaskedModel(model, compile_grammar(language, codec)) if language.pattern else model
+MAX_FORMS = 32
+"""Forms of chats that stay compiled, for each model."""
+
+
+@dataclass(slots=True, eq=False)
+class ChatForms:
+    """The forms of chats, compiled when they are first asked for. `digest` of each is its own text."""
+
+    codec: TokenizerCodec
+    _compiled: OrderedDict[tuple[str, str], CompiledGrammar] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, chat: Chat) -> CompiledGrammar | None:
+        """Return the grammar of a chat's form, None for free text. Raises GrammarError."""
+        if chat.form == "free":
+            return None
+        key = chat.form, chat.pattern
+        with self._lock:
+            found = self._compiled.pop(key, None) or compile_form(chat, self.codec)
+            self._compiled[key] = found
+            while len(self._compiled) > MAX_FORMS:
+                self._compiled.popitem(last=False)
+        return found
+
+
+def compile_form(chat: Chat, codec: TokenizerCodec) -> CompiledGrammar:
+    """Compile the form of a chat that has one. Raises GrammarError."""
+    write = _schema_text if chat.form == "json_schema" else _grammar_text
+    return _compiled(chat.pattern, lambda: write(chat.pattern, codec), codec)
+
+
+def constrained(model: Model, codec: TokenizerCodec, language: Language, *, chats: bool = False) -> Model:
+    """Return `model` held to `language`, or as it is if the language has no pattern. Raises GrammarError.
+
+    With `chats` a chat is held to its own form in place of that.
+    """
+    grammar = compile_grammar(language, codec) if language.pattern else None
+    if chats:
+        return MaskedModel(model, grammar, ChatForms(codec))
+    return MaskedModel(model, grammar) if grammar else model
 
 
 def joins_words(codec: TokenizerCodec) -> bool:
@@ -179,6 +223,24 @@ def _grammar_text(pattern: str, codec: TokenizerCodec) -> str:
     escaped = pattern.replace("/", r"\/")
     return str(
         llguidance.LLMatcher.grammar_from_lark(f'%llguidance {{"no_forcing": true}}\nstart: /({escaped}) ?/')
+    )
+
+
+def _schema_text(schema: str, codec: TokenizerCodec) -> str:
+    """Return a JSON schema in llguidance's own form; JSON is then written on one line, as Python writes it.
+
+    Whitespace that may be as long as it likes would let a model write nothing else.
+    """
+    if joins_words(codec):
+        raise GrammarError("a tokenizer of whole words cannot write JSON")
+    try:
+        read = msgspec.json.decode(schema)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise GrammarError(f"the schema is no JSON: {error}") from error
+    return str(
+        llguidance.LLMatcher.grammar_from_json_schema(
+            read, overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        )
     )
 
 

@@ -12,7 +12,7 @@ import hashlib
 from enum import Enum
 from typing import Any
 
-from vlm_spec_decode.core.types import Image, Observation
+from vlm_spec_decode.core.types import Chat, Image, Observation
 
 MAX_HISTORY = 8
 """Actions told; older ones are dropped so that a long mission's prompt stays short."""
@@ -99,8 +99,10 @@ def messages(
     """Return chat messages for `apply_chat_template`: the user's turn, the image (if any) first.
 
     With `PromptStyle.ACTIONS` the system's turn comes before it, or its text before the instruction for a
-    chat template that knows no system.
+    chat template that knows no system. A chat is told as it is, in any style.
     """
+    if observation.chat is not None:
+        return chat_messages(observation.chat)
     content: list[dict[str, Any]] = [{"type": "image"}] if observation.image is not None else []
     text, turns = prompt_text(observation), []
     if style is PromptStyle.ACTIONS and system_turn:
@@ -108,6 +110,15 @@ def messages(
     elif style is PromptStyle.ACTIONS:
         text = f"{system_text()}\nInstruction: {text}"
     return [*turns, {"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+
+
+def chat_messages(chat: Chat) -> list[dict[str, Any]]:
+    """Return the turns of a chat for `apply_chat_template`; the picture stands before its turn's text."""
+    found = []
+    for turn in chat.turns:
+        picture = [{"type": "image"}] if turn.sees else []
+        found.append({"role": turn.role, "content": [*picture, {"type": "text", "text": escape(turn.text)}]})
+    return found
 
 
 def prompt_digest(style: PromptStyle) -> str:

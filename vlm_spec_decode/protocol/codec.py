@@ -18,6 +18,7 @@ from vlm_spec_decode.core.types import (
     OBJECTIVES,
     UNKNOWN_LIMITS,
     AnswerRequest,
+    Chat,
     Commit,
     Correction,
     DraftMessage,
@@ -30,6 +31,7 @@ from vlm_spec_decode.core.types import (
     SamplingParams,
     Size,
     Tokens,
+    Turn,
 )
 from vlm_spec_decode.decoding.tree import chain_parents
 from vlm_spec_decode.protocol import distributions
@@ -42,6 +44,7 @@ from vlm_spec_decode.protocol.messages import (
     AnyMessage,
     Open,
     Welcome,
+    WireChat,
     WireCommit,
     WireCorrection,
     WireDraft,
@@ -228,7 +231,26 @@ def open_message(
         patience_ms=patience_ms,
         draft=packer.draft_to_wire(draft) if draft else None,
         draft_step_us=round(1e6 * request.draft_step_s),
+        chat=_chat_to_wire(observation.chat) if observation.chat else None,
     )
+
+
+def _chat_to_wire(chat: Chat) -> WireChat:
+    return tuple((turn.role, turn.text, turn.sees) for turn in chat.turns), chat.form, chat.pattern
+
+
+def observed(message: Open, image: Image | None) -> Observation:
+    """Return what an Open asks about; `image` is the one that it names. Raises ProtocolError."""
+    chat = None
+    if message.chat is not None:
+        turns, form, pattern = message.chat
+        try:
+            chat = Chat(tuple(Turn(*turn) for turn in turns), form, pattern)
+        except ValueError as error:
+            raise ProtocolError(str(error)) from error
+        if chat.num_seen != bool(message.image_bytes):
+            raise ProtocolError("a picture that no turn of the chat shows, or a turn that shows none")
+    return Observation(image, message.instruction, message.history, message.stamp_s, message.frame_id, chat)
 
 
 def answer_request(message: Open, packer: TokenPacker, image: Image | None) -> AnswerRequest:
@@ -261,7 +283,7 @@ def answer_request(message: Open, packer: TokenPacker, image: Image | None) -> A
         raise ProtocolError(str(error)) from error
     if params.digest != message.params_digest:
         raise ProtocolError("the two ends read the sampling parameters differently")
-    observation = Observation(image, message.instruction, message.history, message.stamp_s, message.frame_id)
+    observation = observed(message, image)
     committed = packer.unpack(message.committed)
     if message.objective not in OBJECTIVES:
         raise ProtocolError(f"objective {message.objective[:40]!r}; known: {', '.join(OBJECTIVES)}")

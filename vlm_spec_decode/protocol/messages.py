@@ -1,4 +1,4 @@
-"""The wire messages, version 2 (docs/protocol.md): what is sent, not how or when.
+"""The wire messages, version 3 (docs/protocol.md): what is sent, not how or when.
 
 A message on the wire is one version byte and one msgpack array whose first element is the tag. Fields
 may be added at the end with a default; a receiver ignores fields that it does not know. Token ids
@@ -12,12 +12,15 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-VERSION = 2
+VERSION = 3
 """The version byte of this package's own messages."""
 
 OLDEST_VERSION = 1
 """Versions from this one on are understood, and answered in kind. Version 2 added `Welcome.image_limits` and
-`Open.draft_step_us`."""
+`Open.draft_step_us`, version 3 `Open.chat`."""
+
+CHAT_VERSION = 3
+"""The first version whose clouds read `Open.chat`; an older one would answer another question."""
 
 
 MAX_SENT_IMAGE_BYTES = 4 * 1024 * 1024
@@ -96,6 +99,10 @@ class WireDraft(AnswerMessage, frozen=True, array_like=True, tag=7):
     q: bytes | None = None
 
 
+WireChat: TypeAlias = tuple[tuple[tuple[str, str, bool], ...], str, str]
+"""A chat: its turns (role, text, whether the picture stands before it), its form and the form's pattern."""
+
+
 class Open(AnswerMessage, frozen=True, array_like=True, tag=4):
     """Edge to cloud: one answer begins, or begins again under a higher epoch after a loss.
 
@@ -104,6 +111,7 @@ class Open(AnswerMessage, frozen=True, array_like=True, tag=4):
     `draft` holds the first nodes, so that the pass over the prompt verifies them. `draft_step_us` is what a
     draft step takes at the edge, in microseconds, 0 if that is not known or nobody drafts.
     `image_digest` is empty without an image. `params_digest` guards against reading a field differently.
+    With a `chat` that is what is asked (`core.types.Chat`), in place of the instruction.
     """
 
     strategy: str
@@ -129,6 +137,7 @@ class Open(AnswerMessage, frozen=True, array_like=True, tag=4):
     patience_ms: int = 0
     draft: WireDraft | None = None
     draft_step_us: int = 0
+    chat: WireChat | None = None
 
 
 class ImageChunk(AnswerMessage, frozen=True, array_like=True, tag=5):

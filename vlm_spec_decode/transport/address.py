@@ -68,8 +68,12 @@ def check_cloud(text: str, *, encrypted: bool) -> tuple[str, ...]:
 
 def is_loopback(address: str) -> bool:
     """Return whether an address can only be reached from this machine."""
-    host, _ = split(address)
-    if host == "localhost":
+    return is_loopback_host(split(address)[0])
+
+
+def is_loopback_host(host: str) -> bool:
+    """Return whether a host's name, or IP address without brackets, can only mean this machine."""
+    if host.lower() == "localhost":
         return True
     try:
         ip = ipaddress.ip_address(host)

@@ -1,0 +1,234 @@
+"""Keys, the loopback rule, foreign pages, large and slow bodies, connections that say nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import PlainTextResponse, Response
+
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.serve.access import (
+    AccessKeys,
+    BindAddress,
+    HttpLimits,
+    RateLimit,
+    bind_address,
+    check_exposure,
+    make_key,
+    read_keys,
+    tls_files,
+)
+from vlm_spec_decode.serve.server import STATUS, Guard, HttpServer, host_name
+
+KEY, OTHER = "0123456789abcdef-one", "0123456789abcdef-two"
+LIMITS = HttpLimits(body_bytes=1000, body_s=0.4, header_s=0.4, connections=8)
+
+
+def written(folder: Path, text: str, mode: int = 0o600) -> Path:
+    file = folder / "keys"
+    file.write_text(text)
+    file.chmod(mode)
+    return file
+
+
+def test_keys_come_from_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written(tmp_path, f"# ours\n{KEY}\nrobot {OTHER} view,command # theirs\n\n")
+    monkeypatch.setenv("KEYS_OF_TEST", f" {KEY}3 , {KEY}4")
+    keys = read_keys(file, "KEYS_OF_TEST")
+    assert len(keys) == 4
+    found = {text: keys.find(text) for text in (KEY, OTHER, f"{KEY}3", f"{KEY}4")}
+    assert [key.name for key in found.values() if key] == [
+        "line2",
+        "robot",
+        "KEYS_OF_TEST.1",
+        "KEYS_OF_TEST.2",
+    ]
+    robot = found[OTHER]
+    assert robot is not None
+    assert robot.rights == {"view", "command"}
+    assert KEY not in repr(found[KEY])
+    for wrong in ("", KEY[:-1], KEY + "x", KEY.upper(), "\udcff"):
+        assert keys.find(wrong) is None
+    assert len(read_keys()) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "match"),
+    [
+        ("short", 0o600, "16 printable"),
+        (KEY, 0o640, "chmod 600"),
+        ("# nothing", 0o600, "no key in it"),
+        (f"a {KEY} view more", 0o600, "is wanted"),
+        (f"a/b {KEY}", 0o600, "is wanted"),
+        ("schlüssel-aus-umlauten", 0o600, "no file of keys"),
+    ],
+)
+def test_a_file_that_is_no_file_of_keys(tmp_path: Path, text: str, mode: int, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        read_keys(written(tmp_path, text, mode))
+
+
+def test_nothing_beyond_loopback_without_a_key() -> None:
+    keys = AccessKeys([make_key("a", KEY)])
+    for text, is_loopback in [
+        ("127.0.0.1:0", True), ("localhost:80", True), ("[::1]:80", True), ("[::ffff:127.0.0.1]:80", True),
+        ("0.0.0.0:80", False), ("[::]:80", False), ("10.0.0.2:80", False), ("robot:80", False),
+    ]:  # fmt: skip
+        address = bind_address(text)
+        assert address.is_loopback is is_loopback
+        check_exposure(address, keys)
+        if not is_loopback:
+            with pytest.raises(ConfigError, match="only with a key"):
+                check_exposure(address, AccessKeys())
+    for wrong in ("80", "host", "host:99999", "::1:80", "a b:80", ""):
+        with pytest.raises(ConfigError, match="HOST:PORT"):
+            bind_address(wrong)
+
+
+def test_tls_files_are_checked_before_anything_listens(tmp_path: Path) -> None:
+    assert tls_files(None, None) is None
+    with pytest.raises(ConfigError, match="name both"):
+        tls_files(tmp_path, None)
+    files = tls_files(written(tmp_path, "no certificate"), tmp_path / "keys")
+    assert files is not None
+    with pytest.raises(ConfigError, match="no TLS certificate"):
+        files.context()
+
+
+def test_a_rate_limit_gives_a_burst_and_then_its_rate() -> None:
+    now_s = [0.0]
+    limit = RateLimit(2.0, 3, lambda: now_s[0])
+    assert [limit.take() for _ in range(3)] == [0, 0, 0]
+    assert limit.take() == pytest.approx(0.5)
+    now_s[0] = 0.5
+    assert (limit.take(), limit.take() > 0) == (0, True)
+
+
+def refuse(reason: str, text: str) -> Response:
+    return PlainTextResponse(text, STATUS[reason])
+
+
+async def counting(scope: Any, receive: Any, send: Any) -> None:
+    """An app that says how long the body is."""
+    if scope["type"] != "http":
+        return
+    size = 0
+    while True:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if not message.get("more_body"):
+            break
+    await PlainTextResponse(f"{size} {scope['state']['key'] and scope['state']['key'].name}")(
+        scope, receive, send
+    )
+
+
+@pytest.fixture(params=["keys", "no keys"], scope="module")
+def server(request: pytest.FixtureRequest) -> Iterator[tuple[HttpServer, bool]]:
+    keys = AccessKeys([make_key("a", KEY)] if request.param == "keys" else ())
+    app = Guard(counting, keys, LIMITS, refuse, public=("/health",), origins=("http://ours",))
+    found = HttpServer(app, BindAddress("127.0.0.1", 0), limits=LIMITS)
+    found.start()
+    yield found, request.param == "keys"
+    found.close()
+
+
+pytestmark = pytest.mark.net
+
+
+def test_who_is_let_through(server: tuple[HttpServer, bool]) -> None:
+    http, has_keys = server
+    key = {"authorization": f"Bearer {KEY}"} if has_keys else {}
+    with httpx.Client(base_url=http.url) as client:
+        assert client.post("/x", content=b"12345", headers=key).text == f"5 {'a' if has_keys else None}"
+        assert client.get("/health").status_code == 200
+        assert client.get("/x", headers={**key, "origin": "http://evil"}).status_code == 403
+        assert client.get("/x", headers={**key, "origin": "http://ours"}).status_code == 200
+        assert client.get("/x", headers={**key, "origin": http.url}).status_code == 200
+        by_name = client.get("/x", headers={**key, "host": f"evil.example:{http.port}"})
+        assert by_name.status_code == (200 if has_keys else 403), "a name that points here needs a key"
+        for wrong in (
+            {},
+            {"authorization": KEY},
+            {"authorization": f"Basic {KEY}"},
+            {"authorization": "Bearer"},
+        ):
+            assert client.get("/x", headers=wrong).status_code == (401 if has_keys else 200)
+        assert client.get("/Health").status_code == (401 if has_keys else 200), (
+            "only that very path is public"
+        )
+
+
+def test_bodies_have_a_size_and_a_deadline(server: tuple[HttpServer, bool]) -> None:
+    http, has_keys = server
+    key = {"authorization": f"Bearer {KEY}"} if has_keys else {}
+    with httpx.Client(base_url=http.url, headers=key) as client:
+        assert client.post("/x", content=b"a" * 1000).text.startswith("1000 ")
+        assert client.post("/x", content=b"a" * 1001).status_code == 413
+        assert client.post("/x", content=iter([b"a" * 600] * 2)).status_code == 413, "also without its length"
+        assert client.get("/x").status_code == 200, "the connection goes on"
+    head = (
+        f"POST /x HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\ncontent-length: 50\r\n\r\nab"
+    )
+    status, took_s = spoken(http.port, head.encode())
+    assert status == b"408"
+    assert took_s < 2
+
+
+def test_connections_that_say_nothing_are_closed(server: tuple[HttpServer, bool]) -> None:
+    for said in (b"", b"GET /x HT", b"GET /x HTTP/1.1\r\nhost: localhost\r\nx: "):
+        status, took_s = spoken(server[0].port, said)
+        assert status == b""
+        assert 0.2 < took_s < 3
+
+
+def test_there_are_only_so_many_connections(server: tuple[HttpServer, bool]) -> None:
+    port, kept = server[0].port, LIMITS.connections
+    many = [socket.create_connection(("127.0.0.1", port)) for _ in range(kept + 4)]
+    try:
+        for each in many:
+            each.settimeout(5)
+            with contextlib.suppress(OSError):
+                each.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        served = [first_bytes(each) == b"HTTP" for each in many]
+        assert sum(served) == kept
+    finally:
+        for each in many:
+            each.close()
+
+
+def spoken(port: int, data: bytes) -> tuple[bytes, float]:
+    """Return the status of what comes back, "" for an end, and after how long."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        began_s = time.monotonic()
+        connection.settimeout(10)
+        connection.sendall(data)
+        found = connection.recv(100)
+        return found[9:12], time.monotonic() - began_s
+
+
+def first_bytes(connection: socket.socket) -> bytes:
+    try:
+        return connection.recv(4)
+    except ConnectionError:
+        return b""
+
+
+def test_a_port_that_is_taken_is_named(server: tuple[HttpServer, bool]) -> None:
+    with pytest.raises(ConfigError, match="cannot listen"):
+        HttpServer(counting, BindAddress("127.0.0.1", server[0].port))
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [("a:80", "a"), ("a", "a"), ("[::1]:80", "::1"), ("[::1]", "::1"), ("", ""), ("localhost:", "localhost")],
+)
+def test_names_in_host_headers(host: str, name: str) -> None:
+    assert host_name(host) == name

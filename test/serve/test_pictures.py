@@ -1,0 +1,146 @@
+"""Pictures of requests: what is taken, what is never fetched, and what a fetch may bring."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from PIL import Image as PilImage
+
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.serve.openai_api.errors import ApiError
+from vlm_spec_decode.serve.openai_api.pictures import PictureLimits, check_hosts, read_picture
+
+LIMITS = PictureLimits(max_bytes=20_000, max_pixels=10_000)
+
+
+def file(kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:
+    out = io.BytesIO()
+    PilImage.new("RGB", size, "red").save(out, kind)
+    return out.getvalue()
+
+
+def url(data: bytes, head: str = "image/png") -> str:
+    return f"data:{head};base64,{base64.b64encode(data).decode()}"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("head", ["image/png", "image/jpeg", "", "image/png;charset=utf-8"])
+def test_a_picture_is_what_its_bytes_say(kind: str, head: str) -> None:
+    assert read_picture(url(file(kind), head), LIMITS) == file(kind)
+
+
+def test_bytes_may_also_be_percent_encoded() -> None:
+    text = "".join(f"%{byte:02x}" for byte in file())
+    assert read_picture(f"data:image/png,{text}", LIMITS) == file()
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "code"),
+    [
+        (url(file("GIF")), 400, "invalid_image_format"),
+        (url(file("BMP")), 400, "invalid_image_format"),
+        (url(file()[:20]), 400, "invalid_image"),
+        (url(b""), 400, "invalid_image"),
+        (url(file(size=(200, 60))), 413, "image_too_large"),
+        (url(file("PNG") + bytes(30_000)), 413, "image_too_large"),
+        ("data:image/png;base64," + "A" * 200_000, 413, "image_too_large"),
+        ("data:text/html;base64,AAAA", 400, "invalid_image_url"),
+        ("data:image/png;base64,A", 400, "invalid_image_url"),
+        ("data:image/svg+xml;base64,PHN2Zy8+", 400, "invalid_image"),
+        ("", 400, "invalid_image_url"),
+        ("/etc/passwd", 400, "invalid_image_url"),
+        ("file:///etc/passwd", 400, "invalid_image_url"),
+    ],
+)
+def test_what_is_no_picture_is_named(text: str, status: int, code: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        read_picture(text, LIMITS)
+    assert (caught.value.status, caught.value.code) == (status, code)
+
+
+class Host:
+    """A web server of this machine, and the paths that it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        asked = self.asked
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked.append(self.path)
+                body = {"/a.png": file(), "/long": bytes(50_000)}.get(self.path, b"")
+                self.send_response(302 if self.path == "/away" else 200 if body else 404)
+                self.send_header("location", "/a.png")
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                """Say nothing."""
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.name = f"127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    found = Host()
+    thread = threading.Thread(target=found.server.serve_forever)
+    thread.start()
+    yield found
+    found.server.shutdown()
+    thread.join()
+    found.server.server_close()
+
+
+pytestmark = pytest.mark.net
+
+
+def test_only_a_host_that_is_allowed_by_name_is_asked(host: Host) -> None:
+    allowed = PictureLimits(max_bytes=20_000, max_pixels=10_000, hosts=check_hosts((host.name,)))
+    assert read_picture(f"http://{host.name}/a.png", allowed) == file()
+    port = host.server.server_port
+    others = [f"http://localhost:{port}/a.png", f"http://127.0.0.1/{port}", f"http://u:p@{host.name}/a.png"]
+    others += [
+        f"http://{host.name}.evil/a.png",
+        f"http://evil\\@{host.name}/a.png",
+        "http:///a.png",
+        "http://[::/",
+    ]
+    before = len(host.asked)
+    for other in others:
+        with pytest.raises(ApiError):
+            read_picture(other, allowed)
+    with pytest.raises(ApiError, match="fetches no URL"):
+        read_picture(f"http://{host.name}/a.png", LIMITS)
+    assert len(host.asked) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("away", "image_fetch_failed"),
+        ("none", "image_fetch_failed"),
+        ("long", "image_too_large"),
+        ("a b", None),
+    ],
+)
+def test_no_redirect_is_followed_and_what_comes_is_bounded(host: Host, path: str, code: str | None) -> None:
+    allowed = PictureLimits(max_bytes=20_000, max_pixels=10_000, hosts=frozenset({host.name}))
+    before = list(host.asked)
+    with pytest.raises(ApiError) as caught:
+        read_picture(f"http://{host.name}/{path}", allowed)
+    assert code is None or caught.value.code == code
+    assert "/a.png" not in host.asked[len(before) :]
+
+
+def test_names_of_hosts_are_checked() -> None:
+    assert check_hosts(("A.example", "[::1]:80")) == {"a.example", "[::1]:80"}
+    for wrong in ("http://a", "a/b", "*", "", "a b"):
+        with pytest.raises(ConfigError, match="HOST"):
+            check_hosts((wrong,))

@@ -1,0 +1,233 @@
+"""Queues, limits, clients that leave, and a cloud that is lost: with engines that answer from a script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from test.serve.scripted import ScriptedSource
+from vlm_spec_decode.core.errors import ConfigError, ModelError
+from vlm_spec_decode.serve.access import AccessKeys, HttpLimits
+from vlm_spec_decode.serve.openai_api.answering import AnswerService, check_settings
+from vlm_spec_decode.serve.openai_api.app import Endpoint, make_app
+from vlm_spec_decode.serve.openai_api.asking import Asking
+from vlm_spec_decode.serve.openai_api.pictures import PictureLimits
+from vlm_spec_decode.serve.openai_api.settings import ServeSettings
+
+PATH = "/v1/chat/completions"
+BODY = {"model": "big", "messages": [{"role": "user", "content": "count to three"}]}
+
+
+class Rig:
+    """The app without sockets, over a scripted source."""
+
+    def __init__(self, source: ScriptedSource, **settings: Any) -> None:
+        self.source = source
+        serve = ServeSettings(**settings)
+        self.service = AnswerService(source, serve)
+        limits = PictureLimits(max_bytes=1000, max_pixels=1000)
+        asking = Asking(pictures=limits, longest_answer=100, grammar=True, sees=False)
+        self.endpoint = Endpoint(self.service, asking, serve)
+        self.app = make_app(self.endpoint, AccessKeys(), HttpLimits())
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://localhost")
+
+    async def ask(self, **more: Any) -> httpx.Response:
+        async with self.client() as client:
+            return await client.post(PATH, json={**BODY, **more})
+
+    def metric(self, name: str) -> float:
+        lines = self.endpoint.metrics.page().decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+@contextmanager
+def running(source: ScriptedSource | None = None, **settings: Any) -> Iterator[Rig]:
+    rig = Rig(source or ScriptedSource(), **settings)
+    rig.service.start()
+    try:
+        yield rig
+    finally:
+        for engine in (*rig.source.engines, rig.source.alone):
+            engine.gate.set()
+        rig.service.close()
+
+
+async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "this does not come"
+        await asyncio.sleep(0.005)
+
+
+def told(response: httpx.Response) -> str:
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+def test_requests_beyond_the_slots_wait_and_those_beyond_the_limit_are_refused() -> None:
+    async def check(rig: Rig) -> None:
+        engine = rig.source.engines[0]
+        engine.gate.clear()
+        asked = [asyncio.create_task(rig.ask()) for _ in range(5)]
+        await until(lambda: len(engine.open) == 2)
+        refused = await rig.ask()
+        assert refused.status_code == 429
+        assert refused.headers["retry-after"] == "1"
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert len(engine.asked) == 2, "three wait"
+        engine.gate.set()
+        assert [told(each) for each in await asyncio.gather(*asked)] == ["one two three "] * 5
+        assert (await rig.ask()).status_code == 200
+
+    with running(answers=2, concurrency=5) as rig:
+        asyncio.run(check(rig))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_while_waiting_or_in_the_middle_frees_its_place(stream: bool) -> None:
+    async def check(rig: Rig) -> None:
+        engine = rig.source.engines[0]
+        engine.gate.clear()
+        asked = [asyncio.create_task(leave_later(rig, stream)) for _ in range(3)]
+        await until(lambda: len(engine.open) == 1 and rig.service.under_way == 3)
+        for gone in rig.left:  # type: ignore[attr-defined]
+            gone.set()
+        await asyncio.gather(*asked)
+        assert rig.service.under_way == 0
+        await until(lambda: rig.service.decoding == 0)
+        assert not engine.open
+        assert rig.metric("vsd_serve_clients_left_total") == 3
+        engine.gate.set()
+        assert (await rig.ask()).status_code == 200
+
+    async def leave_later(rig: Rig, stream: bool) -> None:
+        """Send a request as a server would hand it over; the client leaves when its event is set."""
+        gone = asyncio.Event()
+        rig.left.append(gone)  # type: ignore[attr-defined]
+        parts = iter([{"type": "http.request", "body": json.dumps({**BODY, "stream": stream}).encode()}])
+
+        async def receive() -> Any:
+            if (part := next(parts, None)) is not None:
+                return part
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(_message: Any) -> None:
+            raise AssertionError("something was sent")
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": PATH, "headers": headers, "query_string": b""}
+        await rig.app(scope, receive, send)
+
+    with running(answers=1) as rig:
+        rig.left = []  # type: ignore[attr-defined]
+        asyncio.run(check(rig))
+
+
+def test_an_answer_that_takes_too_long_is_a_408_and_ends() -> None:
+    async def check(rig: Rig) -> None:
+        rig.source.engines[0].gate.clear()
+        found = await rig.ask()
+        assert (found.status_code, found.json()["error"]["code"]) == (408, "request_timeout")
+        await until(lambda: not rig.source.engines[0].open)
+
+    with running(request_timeout_s=0.1) as rig:
+        asyncio.run(check(rig))
+
+
+def test_without_the_cloud_503_comes_at_once_until_it_is_back() -> None:
+    async def check(rig: Rig) -> None:
+        rig.source.is_there, rig.source.engines[0].is_lost = False, True
+        for stream in (False, True, False):
+            began_s = time.monotonic()
+            found = await rig.ask(stream=stream)
+            assert (found.status_code, found.json()["error"]["code"]) == (503, "cloud_away")
+            assert found.headers["retry-after"]
+            assert time.monotonic() - began_s < 1
+        async with rig.client() as client:
+            assert (await client.get("/health")).status_code == 503
+        rig.source.is_there = True
+        rig.service._connection.reconnect()
+        await until(lambda: rig.service.is_connected)
+        assert told(await rig.ask()) == "one two three "
+
+    with running() as rig:
+        asyncio.run(check(rig))
+
+
+def test_with_a_fallback_the_draft_answers_and_the_reply_says_so() -> None:
+    async def check(rig: Rig) -> None:
+        rig.source.is_there, rig.source.engines[0].is_lost = False, True
+        for _ in range(2):
+            found = await rig.ask()
+            assert told(found) == "draft: one two three "
+            assert (found.json()["vsd"]["verified"], found.json()["model"]) == (False, "small")
+            assert found.headers["x-vsd-verified"] == "false"
+        streamed = await rig.ask(stream=True)
+        assert streamed.headers["x-vsd-verified"] == "false"
+        assert '"verified":false' in streamed.text
+        assert rig.metric("vsd_serve_unverified_total") == 3
+
+    with running(fallback="draft") as rig:
+        asyncio.run(check(rig))
+
+
+def test_an_answer_whose_beginning_the_target_decided_is_not_ended_by_the_draft() -> None:
+    async def check(rig: Rig) -> None:
+        rig.source.engines[0].fails_at = 2
+        rig.source.is_there = False
+        found = await rig.ask(stream=True)
+        assert found.status_code == 200
+        *_, last = found.text.strip().split("\n\n")
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "cloud_away"
+        assert "draft:" not in found.text
+
+    with running(fallback="draft") as rig:
+        asyncio.run(check(rig))
+
+
+def test_a_cloud_that_is_away_at_the_start_is_waited_for() -> None:
+    source = ScriptedSource(is_there=False)
+
+    async def check(rig: Rig) -> None:
+        found = await rig.ask(model="any name, for none is known yet")
+        assert found.status_code == 503
+        source.is_there = True
+        rig.service._connection.ensure()
+        assert (await rig.ask()).status_code == 200
+
+    with running(source) as rig:
+        asyncio.run(check(rig))
+
+
+def test_an_error_that_waiting_does_not_mend_ends_the_start() -> None:
+    class Broken(ScriptedSource):
+        def connect(self) -> Any:
+            raise ModelError("no such model")
+
+    with pytest.raises(ModelError, match="no such model"), running(Broken()):
+        raise AssertionError("it has started")
+    with pytest.raises(ConfigError, match="--fallback draft"):
+        check_settings(ServeSettings(fallback="draft"), "")
+
+
+def test_an_unexpected_error_says_nothing_of_the_inside() -> None:
+    async def check(rig: Rig) -> None:
+        def fail(*_: Any) -> Any:
+            raise ZeroDivisionError("a secret of the inside")
+
+        rig.source.engines[0].answer = fail  # type: ignore[method-assign]
+        found = await rig.ask()
+        assert (found.status_code, found.json()["error"]["code"]) == (500, "internal_error")
+        assert "secret" not in found.text
+
+    with running() as rig:
+        asyncio.run(check(rig))

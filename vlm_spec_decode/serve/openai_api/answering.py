@@ -1,0 +1,249 @@
+"""Questions from an event loop to an engine, whose answers are decoded in threads.
+
+At most `answers` are decoded at a time, which is what an engine has open; further ones wait, up to
+`concurrency` in all. Who leaves cancels its answer, here and in the cloud. When the cloud is lost the engine
+is connected again on a thread of its own (`mission.connection`); meanwhile questions fail at once, or the
+draft answers them alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import cast
+
+from vlm_spec_decode.core.errors import Cancelled, CloudUnreachable, ConfigError, VsdError
+from vlm_spec_decode.core.trace import RoundTrace
+from vlm_spec_decode.core.types import Observation
+from vlm_spec_decode.edge.engine import AnswerUpdate, DecodedAnswer, Engine, EngineConfig
+from vlm_spec_decode.mission.connection import EngineConnection, EngineSource
+from vlm_spec_decode.mission.state import MissionStatus
+from vlm_spec_decode.serve.openai_api.errors import RETRY_S, busy
+from vlm_spec_decode.serve.openai_api.settings import ServeSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A question as an engine takes it, and how many tokens its text has."""
+
+    observation: Observation
+    config: EngineConfig
+    prompt_tokens: int
+
+
+Prepare = Callable[[Engine], Prepared]
+"""Makes a question ready for an engine, in the thread that decodes it. Raises VsdError or ApiError."""
+
+
+class Reply:
+    """One answer on its way to the event loop. `is_verified`: the target decides it, not the draft alone."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.is_verified = True
+        self.prepared: Prepared | None = None
+        self.is_cancelled = False
+        self._loop = loop
+        self._answer: DecodedAnswer | None = None
+        self._updates: asyncio.Queue[AnswerUpdate | BaseException] = asyncio.Queue()
+
+    @property
+    def rounds(self) -> tuple[RoundTrace, ...]:
+        """The commits so far."""
+        return self._answer.rounds if self._answer else ()
+
+    async def next(self) -> AnswerUpdate:
+        """Return the next update; the last one has the result. Raises what ends the answer."""
+        found = await self._updates.get()
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def cancel(self) -> None:
+        """End the answer, here and in the cloud. Of one that has ended it is nothing."""
+        self.is_cancelled = True
+        if self._answer is not None:
+            self._answer.cancel()
+
+    # In the thread that decodes it -------------------------------------------------------------------
+
+    def decode(self, engine: Engine, prepare: Prepare) -> None:
+        """Decode the whole answer. Raises what ends it."""
+        self._check()
+        prepared = self.prepared = prepare(engine)
+        answer = self._answer = engine.answer(prepared.observation, prepared.config)
+        try:
+            self._check()
+            for update in answer:
+                self.put(update)
+        finally:
+            answer.close()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether something of it was handed over."""
+        return bool(self.rounds)
+
+    def put(self, item: AnswerUpdate | BaseException) -> None:
+        """Hand something over to the event loop; one that has ended wants nothing."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._updates.put_nowait, item)
+
+    def _check(self) -> None:
+        if self.is_cancelled:
+            raise Cancelled("the client has left")
+
+
+class _Turns:
+    """Who runs the draft model: answers with the cloud, or answers by the draft alone, never both at once.
+
+    One thread at a time may run a model, and the two kinds order their threads in different ways.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running: Counter[str] = Counter()
+
+    @contextmanager
+    def of(self, kind: str) -> Iterator[None]:
+        """Run in this block an answer of a kind, after those of the other kind have ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: all(not n or other == kind for other, n in self._running.items()))
+            self._running[kind] += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running[kind] -= 1
+                self._changed.notify_all()
+
+
+class AnswerService:
+    """Answers questions with the engine of a source. Made anywhere; `ask` is for one event loop."""
+
+    def __init__(
+        self,
+        source: EngineSource,
+        settings: ServeSettings,
+        report: Callable[[MissionStatus], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._failure: VsdError | None = None
+        self._connection = EngineConnection(source, report or (lambda _status: None), self._on_failure)
+        self._source = source
+        self._turns = _Turns()
+        self._draft: Engine | None = None
+        self._draft_lock = threading.Lock()
+        self._executor = ThreadPoolExecutor(settings.answers, "vsd-answer")
+        self._slots: asyncio.Semaphore | None = None
+        self.under_way = 0
+        self.decoding = 0
+
+    @property
+    def engine(self) -> object:
+        """The engine with its target, None without; another one after every connection."""
+        return self._connection.current
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is an engine with its target."""
+        return self._connection.current is not None
+
+    @property
+    def facts(self) -> str:
+        """Settings and models that decide the tokens, as JSON; "" before the first connection."""
+        return self._source.facts()
+
+    def start(self) -> None:
+        """Connect the engine, and wait for the first attempt. Raises what waiting does not mend."""
+        self._connection.start()
+        self._connection.ensure()
+        if self._failure is not None:
+            self.close()
+            raise self._failure
+
+    def why_away(self) -> str:
+        """Return why there is no engine."""
+        return str(self._connection.error)
+
+    def close(self) -> None:
+        """End all answers and the connection."""
+        if (engine := self._connection.current) is not None:
+            engine.cancel()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._connection.close(5.0)
+        self._executor.shutdown(wait=True)
+
+    @asynccontextmanager
+    async def ask(self, prepare: Prepare) -> AsyncIterator[Reply]:
+        """Ask in this block, whose end ends the answer. Raises ApiError (429) if too much is under way."""
+        if self.under_way >= self._settings.concurrency:
+            raise busy(self.under_way, RETRY_S)
+        if self._slots is None:
+            self._slots = asyncio.Semaphore(self._settings.answers)
+        self.under_way += 1
+        try:
+            await self._slots.acquire()
+            loop = asyncio.get_running_loop()
+            reply = Reply(loop)
+            self.decoding += 1
+            loop.run_in_executor(self._executor, self._run, reply, prepare).add_done_callback(self._on_end)
+            try:
+                yield reply
+            finally:
+                reply.cancel()
+        finally:
+            self.under_way -= 1
+
+    def _on_end(self, _done: asyncio.Future[None]) -> None:
+        """Let the next one begin: only now has the engine room again."""
+        assert self._slots is not None
+        self.decoding -= 1
+        self._slots.release()
+
+    def _on_failure(self, error: VsdError) -> None:
+        self._failure = error
+
+    # In the threads ----------------------------------------------------------------------------------
+
+    def _run(self, reply: Reply, prepare: Prepare) -> None:
+        try:
+            self._decode(reply, prepare)
+        except BaseException as error:  # noqa: BLE001 - raised again in the task that reads the reply
+            reply.put(error)
+
+    def _decode(self, reply: Reply, prepare: Prepare) -> None:
+        engine = cast("Engine | None", self._connection.current)
+        if engine is not None:
+            try:
+                with self._turns.of("cloud"):
+                    reply.decode(engine, prepare)
+                return
+            except CloudUnreachable:
+                if self._connection.current is engine:
+                    self._connection.reconnect()
+                if self._settings.fallback != "draft" or reply.has_begun:
+                    raise
+        elif self._settings.fallback != "draft":
+            raise CloudUnreachable(self.why_away())
+        with self._turns.of("draft"):
+            reply.is_verified = False
+            reply.decode(self._draft_engine(), prepare)
+
+    def _draft_engine(self) -> Engine:
+        with self._draft_lock:
+            self._draft = self._draft or cast("Engine", self._source.draft())
+            return self._draft
+
+
+def check_settings(settings: ServeSettings, cloud: str) -> None:
+    """Raise ConfigError for settings that contradict each other."""
+    if settings.fallback == "draft" and not cloud:
+        raise ConfigError("--fallback draft is for a cloud that may be lost; with --local there is none")

@@ -1,0 +1,359 @@
+"""The endpoint as an ASGI app: paths, streams, and what happens when a client leaves.
+
+::
+
+    POST /v1/chat/completions   POST /v1/responses
+    GET  /v1/models             GET  /v1/models/NAME
+    GET  /health                GET  /metrics
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vlm_spec_decode.core.config import digest
+from vlm_spec_decode.edge.engine import Engine
+from vlm_spec_decode.serve.access import AccessKeys, HttpLimits
+from vlm_spec_decode.serve.openai_api.answering import AnswerService, Prepared, Reply
+from vlm_spec_decode.serve.openai_api.asking import Asking
+from vlm_spec_decode.serve.openai_api.errors import JSON, ApiError, api_error, refused, too_slow
+from vlm_spec_decode.serve.openai_api.metrics import CONTENT_TYPE, ServeMetrics
+from vlm_spec_decode.serve.openai_api.replies import (
+    Piece,
+    ResponseEvents,
+    Telling,
+    chat_events,
+    completion,
+    error_event,
+    response,
+)
+from vlm_spec_decode.serve.openai_api.requests import READERS, Question
+from vlm_spec_decode.serve.openai_api.settings import ServeSettings
+from vlm_spec_decode.serve.server import BodyRefused, Guard
+
+Found = TypeVar("Found")
+
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+MODELS, HEALTH, METRICS = "/v1/models", "/health", "/metrics"
+PUBLIC = frozenset({HEALTH})
+STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+LEFT = 499
+"""Status, in the metrics, of a request whose client went away."""
+
+
+class ClientLeft(Exception):
+    """The client has closed the connection."""
+
+
+async def while_there(receive: Receive, seconds: float, work: Coroutine[Any, Any, Found]) -> Found:
+    """Return what `work` does; it ends at once when the client leaves, or after so many seconds.
+
+    Raises ClientLeft, ApiError (408), and what `work` raises.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    try:
+        done, _ = await asyncio.wait({task, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if task in done:
+            return task.result()
+        raise ClientLeft if gone in done else too_slow(seconds)
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names of the models: the target, its draft, and further names that clients insist on."""
+
+    target: str
+    draft: str
+    more: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The names that a request may use."""
+        return tuple(dict.fromkeys((self.target, *self.more)))
+
+
+class Endpoint:
+    """The handlers of all paths."""
+
+    def __init__(self, service: AnswerService, asking: Asking, settings: ServeSettings) -> None:
+        self._service = service
+        self._asking = asking
+        self._settings = settings
+        self._started_s = int(time.time())
+        self._names = Names("", "", settings.model_name)
+        self._named_for: object = None
+        self._fingerprint = ""
+        self.metrics = ServeMetrics(
+            lambda: service.under_way, lambda: service.decoding, lambda: service.is_connected
+        )
+
+    @property
+    def names(self) -> Names:
+        """The models' names, as far as a connection has told them."""
+        engine = self._service.engine
+        if engine is not None and engine is not self._named_for:
+            self._named_for, read = engine, json.loads(self._service.facts)
+            self._names = Names(
+                read["target"]["model_id"], read["draft"]["model_id"], self._settings.model_name
+            )
+            self._fingerprint = f"vsd_{digest(read)}"
+        return self._names
+
+    # Answers -----------------------------------------------------------------------------------------
+
+    async def answer(self, request: Request) -> Response:
+        """Answer POST /v1/chat/completions and /v1/responses."""
+        began_s, path = time.monotonic(), request.scope["path"]
+        question = READERS[path](await _body(request))
+        names = self.names
+        if names.target and question.model not in names.known:
+            raise _no_model(question.model, names)
+        self._asking.check(question)
+        if question.stream:
+            return _Stream(self, question, path, began_s)
+        whole = self._whole(question, path, began_s)
+        document = await while_there(request.receive, self._settings.request_timeout_s, whole)
+        return Response(msgspec.json.encode(document), 200, _marks(document["vsd"]["verified"]), JSON)
+
+    async def _whole(self, question: Question, path: str, began_s: float) -> dict[str, Any]:
+        async with self.told(question, began_s) as (telling, reply, pieces):
+            finish = "stop"
+            async for piece in pieces:
+                finish = piece.finish or finish
+            return completion(telling, reply, finish) if path == CHAT else response(telling, reply, finish)
+
+    @asynccontextmanager
+    async def told(
+        self, question: Question, began_s: float
+    ) -> AsyncIterator[tuple[Telling, Reply, AsyncIterator[Piece]]]:
+        """Ask in this block; the first update is there when it begins. Raises what ends the answer."""
+
+        def prepare(engine: Engine) -> Prepared:
+            return self._asking.prepare(question, engine)
+
+        async with self._service.ask(prepare) as reply:
+            first = await reply.next()
+            names = self.names
+            model = names.target if reply.is_verified else names.draft
+            telling = Telling(question, model or "draft", self._fingerprint)
+            self.metrics.first_s.observe(time.monotonic() - began_s)
+
+            async def pieces() -> AsyncIterator[Piece]:
+                update = first
+                assert reply.prepared is not None
+                stop_ids = reply.prepared.config.params.stop_ids
+                while True:
+                    piece = telling.add(update, stop_ids)
+                    yield piece
+                    if piece.finish is not None:
+                        return
+                    update = await reply.next()
+
+            yield telling, reply, pieces()
+            self._count(telling, reply, time.monotonic() - began_s)
+
+    def _count(self, telling: Telling, reply: Reply, seconds: float) -> None:
+        used = telling.usage(reply)["vsd"]
+        self.metrics.answer_s.observe(seconds)
+        self.metrics.tokens.inc(len(telling.tokens))
+        self.metrics.drafted.inc(used["drafted_tokens"])
+        self.metrics.accepted.inc(used["accepted_tokens"])
+        self.metrics.unverified.inc(not reply.is_verified)
+
+    @property
+    def timeout_s(self) -> float:
+        """How long one answer may take."""
+        return self._settings.request_timeout_s
+
+    # The other paths ---------------------------------------------------------------------------------
+
+    def models(self) -> Response:
+        """Answer GET /v1/models."""
+        data = [self._model(name) for name in self.names.known if name]
+        return _json({"object": "list", "data": data})
+
+    def model(self, name: str) -> Response:
+        """Answer GET /v1/models/NAME."""
+        names = self.names
+        if not name or name not in names.known:
+            raise _no_model(name, names)
+        return _json(self._model(name))
+
+    def _model(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._started_s, "owned_by": "vlm_spec_decode"}
+
+    def health(self) -> Response:
+        """Answer GET /health: 200 if questions are answered, by the target or by the draft alone."""
+        has_target = self._service.is_connected
+        is_well = has_target or self._settings.fallback == "draft"
+        status = "ok" if has_target else "draft_only" if is_well else "cloud_away"
+        return _json({"status": status}, 200 if is_well else 503)
+
+    def page(self) -> Response:
+        """Answer GET /metrics."""
+        return Response(self.metrics.page(), media_type=CONTENT_TYPE)
+
+
+class _Stream(Response):
+    """A stream of server-sent events. An error before its first piece is an ordinary response."""
+
+    def __init__(self, endpoint: Endpoint, question: Question, path: str, began_s: float) -> None:
+        super().__init__()
+        self._endpoint = endpoint
+        self._question = question
+        self._path = path
+        self._began_s = began_s
+        self._is_begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream until its end, or until the client leaves."""
+        fail: Callable[[dict[str, Any]], bytes] = error_event
+
+        async def tell() -> None:
+            nonlocal fail
+            async with self._endpoint.told(self._question, self._began_s) as (telling, reply, pieces):
+                write: Callable[..., Iterator[bytes]]
+                if self._path == CHAT:
+
+                    def write(piece: Piece, *, is_first: bool) -> Iterator[bytes]:
+                        return chat_events(telling, reply, piece, is_first=is_first)
+                else:
+                    events = ResponseEvents(telling, reply)
+                    write, fail = events.of, events.failed
+                async for piece in pieces:
+                    data = b"".join(write(piece, is_first=not self._is_begun))
+                    if not self._is_begun:
+                        await self._begin(send, reply.is_verified)
+                    if data:
+                        await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        try:
+            await while_there(receive, self._endpoint.timeout_s, tell())
+        except ClientLeft:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
+            problem = api_error(error)
+            if not self._is_begun:
+                await problem.response()(scope, receive, send)
+                return
+            await send({"type": "http.response.body", "body": fail(problem.body), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(self, send: Send, is_verified: bool) -> None:
+        marks = [(name.encode(), value.encode()) for name, value in _marks(is_verified).items()]
+        self._is_begun = True
+        await send({"type": "http.response.start", "status": 200, "headers": [*STREAM, *marks]})
+
+
+def _marks(is_verified: bool) -> dict[str, str]:
+    """Return the headers that say whether the target has decided the answer."""
+    return {"x-vsd-verified": "true" if is_verified else "false"}
+
+
+async def _body(request: Request) -> bytes:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != JSON:
+        # A web page can send text/plain to any server without asking it first.
+        raise ApiError(400, "the content type must be application/json", code="invalid_content_type")
+    return await request.body()
+
+
+def _json(document: dict[str, Any], status: int = 200) -> Response:
+    return Response(msgspec.json.encode(document), status, media_type=JSON)
+
+
+def _no_model(name: str, names: Names) -> ApiError:
+    text = f"the model {name[:80]!r} does not exist here; known: {', '.join(names.known)}"
+    return ApiError(404, text, code="model_not_found", param="model")
+
+
+class _Paths:
+    """The innermost app: every request gets a response, and every error becomes one."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return  # there is nothing to start or stop
+        try:
+            found = await self._respond(Request(scope, receive))
+        except (ClientLeft, ClientDisconnect, BodyRefused):
+            raise  # those further out know what to do
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
+            found = api_error(error).response()
+        await found(scope, receive, send)
+
+    async def _respond(self, request: Request) -> Response:
+        endpoint, path = self._endpoint, request.scope["path"]
+        if path in READERS:
+            _check_method(request, "POST")
+            return await endpoint.answer(request)
+        pages = {MODELS: endpoint.models, HEALTH: endpoint.health, METRICS: endpoint.page}
+        name = path.removeprefix(f"{MODELS}/")
+        if path not in pages and name == path:
+            raise ApiError(404, f"unknown request URL: {request.method} {path[:200]}", code="unknown_url")
+        _check_method(request, "GET", "HEAD")
+        return pages[path]() if path in pages else endpoint.model(name)
+
+
+def _check_method(request: Request, *methods: str) -> None:
+    if request.method not in methods:
+        raise ApiError(405, f"{request.method} is not for this path", code="method_not_allowed")
+
+
+class _Counted:
+    """The outermost app: counts requests by path and status, and lets those end whose client has left."""
+
+    def __init__(self, app: ASGIApp, metrics: ServeMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = LEFT
+
+        async def count(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, count)
+        except (ClientLeft, ClientDisconnect):
+            self._metrics.left.inc()
+        finally:
+            path = scope["path"] if scope["path"] in KNOWN_PATHS else "other"
+            self._metrics.requests.labels(path, str(status)).inc()
+
+
+KNOWN_PATHS = frozenset({CHAT, RESPONSES, MODELS, HEALTH, METRICS})
+
+
+def make_app(endpoint: Endpoint, keys: AccessKeys, limits: HttpLimits) -> ASGIApp:
+    """Return the whole app: what `Guard` lets through goes to the endpoint's handlers."""
+    guarded = Guard(_Paths(endpoint), keys, limits, refused, public=PUBLIC)
+    return _Counted(guarded, endpoint.metrics)

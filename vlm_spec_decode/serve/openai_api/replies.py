@@ -1,0 +1,317 @@
+"""Answers as OpenAI's clients read them: whole, or piece by piece. Builds documents; sends nothing.
+
+`Telling` follows one answer: which text is new, where a stop sequence ends it, and what it has used.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from vlm_spec_decode.actions.parser import actions_until_error
+from vlm_spec_decode.actions.types import format_action
+from vlm_spec_decode.core.trace import LinkUsage
+from vlm_spec_decode.edge.engine import AnswerUpdate
+from vlm_spec_decode.serve.openai_api.answering import Reply
+from vlm_spec_decode.serve.openai_api.requests import ACTIONS, SCHEMA, Question
+
+
+@dataclass(slots=True)
+class StopText:
+    """Finds stop sequences in a text that grows, and holds back what may become one."""
+
+    stops: Sequence[str]
+    told: int = 0
+    is_stopped: bool = False
+
+    def feed(self, text: str, *, is_last: bool) -> str:
+        """Return what may be told now of the whole `text` so far; nothing after a stop sequence."""
+        if self.is_stopped:
+            return ""
+        reach = max((len(stop) for stop in self.stops), default=1) - 1
+        found = [at for stop in self.stops if (at := text.find(stop, max(0, self.told - reach))) >= 0]
+        if found:
+            self.is_stopped, end = True, max(self.told, min(found))
+        else:
+            end = len(text) if is_last else len(text) - self._held(text)
+        new, self.told = text[self.told : end], max(self.told, end)
+        return new
+
+    def _held(self, text: str) -> int:
+        """Return how many characters at the end may be the beginning of a stop sequence."""
+        lengths = (n for stop in self.stops for n in range(min(len(stop) - 1, len(text)), 0, -1)
+                   if text.endswith(stop[:n]))  # fmt: skip
+        return max(lengths, default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one commit adds to what is told; `finish` with the last one: "stop" or "length"."""
+
+    text: str
+    finish: str | None = None
+
+
+@dataclass(slots=True)
+class Telling:
+    """One answer as far as it is told. `model` is who answers, `fingerprint` what decides its tokens."""
+
+    question: Question
+    model: str
+    fingerprint: str
+    number: str = field(default_factory=lambda: secrets.token_hex(12))
+    created_s: int = field(default_factory=lambda: int(time.time()))
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    link: LinkUsage = field(default_factory=LinkUsage)
+    _stop: StopText = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._stop = StopText(self.question.stops)
+
+    def add(self, update: AnswerUpdate, stop_ids: Sequence[int]) -> Piece:
+        """Take one update; return what is new of the answer."""
+        self.tokens += update.tokens
+        self.link = update.usage
+        new = self._stop.feed(update.text, is_last=update.result is not None)
+        self.text += new
+        finish = None
+        if self._stop.is_stopped:
+            finish = "stop"
+        elif update.result is not None:
+            tokens = update.result.tokens
+            finish = "stop" if tokens and tokens[-1] in stop_ids else "length"
+        return Piece(new, finish)
+
+    def own(self, reply: Reply) -> dict[str, Any]:
+        """Return our own fields of an answer."""
+        assert reply.prepared is not None
+        config = reply.prepared.config
+        found: dict[str, Any] = {
+            "verified": reply.is_verified,
+            "strategy": config.strategy,
+            "rule": config.params.rule,
+            "seed": config.params.seed,
+            "lossless": reply.is_verified and config.params.lossless,
+        }
+        if self.question.token_ids:
+            found["token_ids"] = self.tokens
+        if self.question.form == ACTIONS:
+            actions, problem = actions_until_error(self.text)
+            found |= {
+                "actions": [format_action(action) for action in actions],
+                "actions_error": problem or None,
+            }
+        return found
+
+    def usage(self, reply: Reply) -> dict[str, Any]:
+        """Return what a chat's answer has used, drafted and accepted tokens among it."""
+        assert reply.prepared is not None
+        drafted, accepted = self._drafts(reply)
+        return {
+            "prompt_tokens": reply.prepared.prompt_tokens,
+            "completion_tokens": len(self.tokens),
+            "total_tokens": reply.prepared.prompt_tokens + len(self.tokens),
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": accepted,
+                "rejected_prediction_tokens": max(0, drafted - accepted),
+                "reasoning_tokens": 0,
+            },
+            "vsd": self._counts(reply),
+        }
+
+    def usage_of_response(self, reply: Reply) -> dict[str, Any]:
+        """Return the same under the names of /v1/responses."""
+        assert reply.prepared is not None
+        return {
+            "input_tokens": reply.prepared.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "output_tokens": len(self.tokens),
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": reply.prepared.prompt_tokens + len(self.tokens),
+            "vsd": self._counts(reply),
+        }
+
+    def _counts(self, reply: Reply) -> dict[str, int]:
+        drafted, accepted = self._drafts(reply)
+        return {
+            "drafted_tokens": drafted,
+            "accepted_tokens": accepted,
+            "target_passes": len(reply.rounds),
+            "uplink_bytes": self.link.uplink_bytes,
+            "downlink_bytes": self.link.downlink_bytes,
+            "image_bytes": self.link.image_bytes,
+        }
+
+    @staticmethod
+    def _drafts(reply: Reply) -> tuple[int, int]:
+        rounds = reply.rounds
+        return sum(each.drafted for each in rounds), sum(each.accepted for each in rounds)
+
+
+# /v1/chat/completions --------------------------------------------------------------------------------
+
+
+def completion(telling: Telling, reply: Reply, finish: str) -> dict[str, Any]:
+    """Return a whole answer."""
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": telling.text,
+        "refusal": None,
+        "annotations": [],
+    }
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+    return {
+        **_head(telling, "chat.completion"),
+        "choices": [choice],
+        "usage": telling.usage(reply),
+        "vsd": telling.own(reply),
+    }
+
+
+def chunk(telling: Telling, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    """Return one piece of a stream."""
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    found = {**_head(telling, "chat.completion.chunk"), "choices": [choice]}
+    return found | {"usage": None} if telling.question.include_usage else found
+
+
+def last_chunk(telling: Telling, reply: Reply) -> dict[str, Any]:
+    """Return the piece with what was used, which has no choice."""
+    return {**_head(telling, "chat.completion.chunk"), "choices": [], "usage": telling.usage(reply)}
+
+
+def _head(telling: Telling, kind: str) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{telling.number}",
+        "object": kind,
+        "created": telling.created_s,
+        "model": telling.model,
+        "system_fingerprint": telling.fingerprint,
+    }
+
+
+def chat_events(telling: Telling, reply: Reply, piece: Piece, *, is_first: bool) -> Iterator[bytes]:
+    """Yield the events of one piece; those of the first and the last one have more."""
+    if is_first:
+        yield _event(chunk(telling, {"role": "assistant", "content": piece.text, "refusal": None}))
+    elif piece.text:
+        yield _event(chunk(telling, {"content": piece.text}))
+    if piece.finish is None:
+        return
+    yield _event({**chunk(telling, {}, piece.finish), "vsd": telling.own(reply)})
+    if telling.question.include_usage:
+        yield _event(last_chunk(telling, reply))
+    yield b"data: [DONE]\n\n"
+
+
+def _event(document: dict[str, Any], name: str = "") -> bytes:
+    head = f"event: {name}\n".encode() if name else b""
+    return b"%sdata: %s\n\n" % (head, msgspec.json.encode(document))
+
+
+def error_event(body: dict[str, Any]) -> bytes:
+    """Return the event of an error in the middle of a stream."""
+    return _event(body)
+
+
+# /v1/responses ---------------------------------------------------------------------------------------
+
+
+def response(telling: Telling, reply: Reply, finish: str | None) -> dict[str, Any]:
+    """Return a response that is whole (`finish` says how it ended), or is only begun."""
+    question = telling.question
+    config = reply.prepared.config if reply.prepared else None
+    is_cut = finish == "length"
+    status = "in_progress" if finish is None else "incomplete" if is_cut else "completed"
+    return {
+        "id": f"resp_{telling.number}",
+        "object": "response",
+        "created_at": telling.created_s,
+        "status": status,
+        "error": None,
+        "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+        "instructions": next((turn.text for turn in question.turns[:1] if turn.role == "system"), None),
+        "max_output_tokens": question.max_tokens,
+        "model": telling.model,
+        "output": [] if finish is None else [_message(telling, "incomplete" if is_cut else "completed")],
+        "parallel_tool_calls": False,
+        "previous_response_id": None,
+        "store": False,
+        "temperature": config.params.temperature if config else None,
+        "top_p": question.top_p,
+        "text": {"format": _format(question)},
+        "tool_choice": "none",
+        "tools": [],
+        "truncation": "disabled",
+        "metadata": {},
+        "usage": None if finish is None else telling.usage_of_response(reply),
+        "vsd": telling.own(reply),
+    }
+
+
+def _format(question: Question) -> dict[str, Any]:
+    """Return the form in OpenAI's terms, which have no name for our own."""
+    if question.form != SCHEMA:
+        return {"type": "text"}
+    return {"type": SCHEMA, "name": "answer", "schema": msgspec.json.decode(question.pattern), "strict": True}
+
+
+def _message(telling: Telling, status: str) -> dict[str, Any]:
+    content = [] if status == "in_progress" else [_text_part(telling.text)]
+    return {
+        "id": f"msg_{telling.number}",
+        "type": "message",
+        "role": "assistant",
+        "status": status,
+        "content": content,
+    }
+
+
+def _text_part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+@dataclass(slots=True)
+class ResponseEvents:
+    """Writes the events of one streamed response, numbered in order."""
+
+    telling: Telling
+    reply: Reply
+    _number: int = 0
+
+    def of(self, piece: Piece, *, is_first: bool) -> Iterator[bytes]:
+        """Yield the events of one piece; those of the first and the last one have more."""
+        telling, place = self.telling, {"output_index": 0, "content_index": 0}
+        item = {"item_id": f"msg_{telling.number}"}
+        if is_first:
+            begun = response(telling, self.reply, None)
+            yield self._event("response.created", response=begun)
+            yield self._event("response.in_progress", response=begun)
+            message = _message(telling, "in_progress")
+            yield self._event("response.output_item.added", output_index=0, item=message)
+            yield self._event("response.content_part.added", **item, **place, part=_text_part(""))
+        if piece.text:
+            yield self._event("response.output_text.delta", **item, **place, delta=piece.text, logprobs=[])
+        if piece.finish is None:
+            return
+        done = response(telling, self.reply, piece.finish)
+        yield self._event("response.output_text.done", **item, **place, text=telling.text, logprobs=[])
+        yield self._event("response.content_part.done", **item, **place, part=_text_part(telling.text))
+        yield self._event("response.output_item.done", output_index=0, item=done["output"][0])
+        yield self._event(f"response.{done['status']}", response=done)
+
+    def failed(self, body: dict[str, Any]) -> bytes:
+        """Return the event of an error in the middle."""
+        error = body["error"]
+        return self._event("error", code=error["code"], message=error["message"], param=error["param"])
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        found = _event({"type": kind, "sequence_number": self._number, **fields}, kind)
+        self._number += 1
+        return found

@@ -1,0 +1,487 @@
+"""The bodies that clients send, read strictly: a field that would change the answer is obeyed or refused.
+
+`chat_question` and `responses_question` read the bodies of /v1/chat/completions and /v1/responses into one
+`Question`. Raises ApiError with the field's name; nothing else, whatever the bytes are.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.types import RULES, text_problem
+from vlm_spec_decode.serve.openai_api.errors import ApiError, unsupported, wrong
+from vlm_spec_decode.strategies.registry import strategy
+
+Kind = TypeVar("Kind", bound=Struct)
+
+MAX_STOPS, MAX_STOP_CHARS = 4, 200
+MAX_SEED = 2**63
+
+TEXT, OBJECT, SCHEMA, REGEX, ACTIONS = "text", "json_object", "json_schema", "regex", "robot_actions"
+"""Types of `response_format`. The last two are our own."""
+
+HARMLESS = frozenset(
+    {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "stream_options"}
+)
+"""Fields that change nothing of an answer; the last one is read where there is a stream."""
+
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "moderation": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+}
+"""Fields that nothing here obeys, and the values with which they ask for nothing. null always does."""
+
+NEUTRAL_OF_RESPONSES: Mapping[str, tuple[Any, ...]] = {
+    **{name: NEUTRAL[name] for name in ("tools", "tool_choice", "parallel_tool_calls", "top_logprobs")},
+    "service_tier": NEUTRAL["service_tier"],
+    # True is what OpenAI takes it for without the field; here nothing is ever kept, as the reply says.
+    "store": (False,),
+    "background": (False,),
+    "include": ([],),
+    "truncation": ("disabled",),
+    "previous_response_id": (),
+    "conversation": (),
+    "prompt": (),
+    "reasoning": ({}, {"effort": "none"}),
+    "max_tool_calls": (),
+}
+
+
+class ImageUrl(Struct, forbid_unknown_fields=True):
+    """A picture: a data URL, or a URL of a host that is allowed."""
+
+    url: str
+    detail: str = "auto"
+
+
+class TextPart(Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    """A piece of a message's text."""
+
+    text: str
+
+
+class ImagePart(Struct, forbid_unknown_fields=True, tag_field="type", tag="image_url"):
+    """A message's picture."""
+
+    image_url: ImageUrl
+
+
+class ChatMessage(Struct, forbid_unknown_fields=True):
+    """One message of a chat."""
+
+    role: str
+    content: str | list[TextPart | ImagePart] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    tool_calls: Any = None
+    tool_call_id: str | None = None
+    function_call: Any = None
+    audio: Any = None
+    annotations: Any = None
+
+
+class SchemaFormat(Struct, forbid_unknown_fields=True):
+    """A schema by its name; `strict` or not, an answer is held to it."""
+
+    name: str
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    description: str | None = None
+
+
+class ResponseFormat(Struct, forbid_unknown_fields=True):
+    """What the answer is held to; of the other fields the one of its type is read."""
+
+    type: str
+    json_schema: SchemaFormat | None = None
+    regex: str | None = None
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    """What a stream tells beside the text."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class OwnOptions(Struct, forbid_unknown_fields=True):
+    """What only this server knows, in the field `vsd`."""
+
+    strategy: str | None = None
+    rule: str | None = None
+    history: list[str] = []
+    token_ids: bool = False
+
+
+class ChatBody(Struct, forbid_unknown_fields=True):
+    """The body of /v1/chat/completions, without the fields of `NEUTRAL`."""
+
+    model: str
+    messages: list[ChatMessage]
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    response_format: ResponseFormat | None = None
+    vsd: OwnOptions | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskedTurn:
+    """One turn as it was asked; `picture` is the URL of what its user shows, "" for nothing."""
+
+    role: str
+    text: str
+    picture: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One request, checked as far as that needs no model. What is None is left to the server's settings.
+
+    `form` is a type of `response_format`, `pattern` its expression, or its schema as JSON. `history` holds
+    actions already carried out, for `robot_actions`. With `token_ids` the reply has those of the answer.
+    """
+
+    model: str
+    turns: tuple[AskedTurn, ...]
+    form: str = TEXT
+    pattern: str = ""
+    temperature: float | None = None
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    max_tokens: int | None = None
+    stops: tuple[str, ...] = ()
+    stream: bool = False
+    include_usage: bool = False
+    strategy: str | None = None
+    rule: str | None = None
+    history: tuple[str, ...] = ()
+    token_ids: bool = False
+
+
+def chat_question(data: bytes) -> Question:
+    """Return the question in a body of /v1/chat/completions. Raises ApiError."""
+    raw = _object(data)
+    options = _stream_options(raw)
+    body = _read(raw, ChatBody, NEUTRAL)
+    longest = [n for n in (body.max_completion_tokens, body.max_tokens) if n is not None]
+    if len(set(longest)) > 1:
+        raise wrong("max_tokens", "max_tokens and max_completion_tokens name two lengths")
+    found = body.response_format or ResponseFormat(TEXT)
+    schema = found.json_schema.schema if found.json_schema else None
+    form, pattern = _form("response_format", found.type, schema, found.regex)
+    return Question(
+        model=body.model,
+        turns=tuple(_turn(message, at) for at, message in enumerate(body.messages)),
+        form=form,
+        pattern=pattern,
+        stops=_stops(body.stop),
+        include_usage=bool(options.include_usage),
+        **_common(body, longest[0] if longest else None),
+    )
+
+
+def _common(body: Any, longest: int | None) -> dict[str, Any]:
+    """Return the fields that both kinds of bodies have, within their bounds."""
+    own = body.vsd or OwnOptions()
+    if own.rule is not None and own.rule not in RULES:
+        raise wrong("vsd.rule", f"unknown rule; known: {', '.join(RULES)}")
+    if own.strategy is not None:
+        try:
+            strategy(own.strategy)
+        except ConfigError as error:
+            raise wrong("vsd.strategy", str(error)) from error
+    for action in own.history:
+        _check_text("vsd.history", action)
+    return {
+        "temperature": _within("temperature", body.temperature, 0, 2),
+        "top_p": _within("top_p", body.top_p, 0, 1, above_low=True) or 1.0,
+        "top_k": _within("top_k", body.top_k, 0, 1 << 20) or 0,
+        "seed": _within("seed", body.seed, -MAX_SEED, MAX_SEED - 1),
+        "max_tokens": longest,
+        "stream": bool(body.stream),
+        "strategy": own.strategy,
+        "rule": own.rule,
+        "history": tuple(own.history),
+        "token_ids": own.token_ids,
+    }
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        found = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
+        raise ApiError(400, f"the body is no JSON: {error}", code="invalid_json") from error
+    if not isinstance(found, dict):
+        raise ApiError(400, "the body is no JSON object", code="invalid_json")
+    return found
+
+
+def _read(raw: Mapping[str, Any], kind: type[Kind], neutral: Mapping[str, tuple[Any, ...]]) -> Kind:
+    """Return the body without what is neutral or harmless. Raises ApiError for what is neither."""
+    known = {each.encode_name for each in msgspec.structs.fields(kind)}
+    rest = {}
+    for name, value in raw.items():
+        if name in known:
+            rest[name] = value
+        elif name in neutral:
+            if value is not None and not _asks_nothing(value, neutral[name]):
+                raise unsupported(name)
+        elif name not in HARMLESS:
+            raise ApiError(
+                400, f"unknown parameter: {name[:80]!r}", code="unknown_parameter", param=name[:80]
+            )
+    return _converted(rest, kind)
+
+
+def _asks_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
+    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral)
+
+
+def _converted(value: Any, kind: type[Kind], under: str = "") -> Kind:
+    try:
+        return msgspec.convert(value, kind)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        text, _, where = str(error).partition(" - at `$")
+        param = f"{under}{where.rstrip('`')}".strip(".") or under or None
+        raise ApiError(400, f"{param or 'the body'}: {text}", code="invalid_type", param=param) from error
+
+
+def _stream_options(raw: Mapping[str, Any]) -> StreamOptions:
+    value = raw.get("stream_options")
+    if value is None:
+        return StreamOptions()
+    if not raw.get("stream"):
+        raise wrong("stream_options", "stream_options is for a stream only")
+    return _converted(value, StreamOptions, "stream_options")
+
+
+def _turn(message: ChatMessage, at: int) -> AskedTurn:
+    where = f"messages[{at}]"
+    for name in ("tool_calls", "tool_call_id", "function_call", "audio", "name"):
+        if getattr(message, name):
+            raise unsupported(f"{where}.{name}")
+    parts = message.content
+    if parts is None:
+        raise wrong(f"{where}.content", "a message without content")
+    if isinstance(parts, str):
+        return asked_turn(where, message.role, parts)
+    texts = [part.text for part in parts if isinstance(part, TextPart)]
+    pictures = [part.image_url for part in parts if isinstance(part, ImagePart)]
+    for picture in pictures:
+        check_detail(f"{where}.content", picture.detail)
+    return asked_turn(where, message.role, "\n".join(texts), [picture.url for picture in pictures])
+
+
+def check_detail(where: str, detail: str) -> None:
+    """Refuse what a picture's size cannot follow: it follows from the target and the uplink."""
+    if detail not in ("auto", "high"):
+        raise unsupported(where, f"detail {detail[:20]!r}; a picture's size follows from target and uplink")
+
+
+def asked_turn(where: str, role: str, text: str, pictures: list[str] | None = None) -> AskedTurn:
+    """Return one turn. Raises ApiError for what none can be."""
+    found = pictures or []
+    if role == "developer":
+        role = "system"
+    if role not in ("system", "user", "assistant"):
+        raise unsupported(f"{where}.role", f"{role[:40]!r}; known: system, developer, user, assistant")
+    if found and role != "user":
+        raise wrong(f"{where}.content", "only the user shows pictures")
+    if len(found) > 1:
+        raise unsupported(f"{where}.content", "more than one picture in a request")
+    _check_text(f"{where}.content", text)
+    return AskedTurn(role, text, found[0] if found else "")
+
+
+def _check_text(where: str, text: str) -> None:
+    if problem := text_problem(text):
+        raise wrong(where, f"no text: {problem}")
+    if not text.strip():
+        raise wrong(where, "an empty text")
+
+
+def _form(where: str, kind: str, schema: dict[str, Any] | None, regex: str | None) -> tuple[str, str]:
+    """Return type and pattern of the answer's form."""
+    if kind in (TEXT, ACTIONS):
+        return kind, ""
+    if kind == OBJECT:
+        return SCHEMA, '{"type":"object"}'
+    if kind == REGEX:
+        if not regex:
+            raise wrong(f"{where}.regex", "a form of type regex needs its regex")
+        return REGEX, regex
+    if kind == SCHEMA:
+        if schema is None:
+            raise wrong(f"{where}.json_schema", "a form of type json_schema needs its schema")
+        return SCHEMA, msgspec.json.encode(schema).decode()
+    known = ", ".join((TEXT, OBJECT, SCHEMA, REGEX, ACTIONS))
+    raise unsupported(f"{where}.type", f"{kind[:40]!r}; known: {known}")
+
+
+def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    found = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(found) > MAX_STOPS or not all(0 < len(each) <= MAX_STOP_CHARS for each in found):
+        raise wrong("stop", f"at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARS} characters are wanted")
+    return found
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _within(
+    name: str, value: Number | None, low: float, high: float, *, above_low: bool = False
+) -> Number | None:
+    if value is not None and not (low < value <= high or (value == low and not above_low)):
+        raise wrong(name, f"{name} {value}: {'above ' if above_low else ''}{low} to {high} is wanted")
+    return value
+
+
+def new_seed() -> int:
+    """Return a seed for a request that samples and names none."""
+    return secrets.randbelow(2**31)
+
+
+# /v1/responses ---------------------------------------------------------------------------------------
+
+
+class InputText(Struct, forbid_unknown_fields=True, tag_field="type", tag="input_text"):
+    """A piece of what the user says."""
+
+    text: str
+
+
+class OutputText(Struct, forbid_unknown_fields=True, tag_field="type", tag="output_text"):
+    """A piece of what was answered before."""
+
+    text: str
+    annotations: list[Any] = []
+    logprobs: list[Any] | None = None
+
+
+class InputImage(Struct, forbid_unknown_fields=True, tag_field="type", tag="input_image"):
+    """A picture."""
+
+    image_url: str
+    detail: str = "auto"
+    file_id: str | None = None
+
+
+class InputItem(Struct, forbid_unknown_fields=True):
+    """One message of an input."""
+
+    role: str
+    content: str | list[InputText | OutputText | InputImage]
+    type: str = "message"
+    id: str | None = None
+    status: str | None = None
+    phase: str | None = None
+
+
+class FlatFormat(Struct, forbid_unknown_fields=True):
+    """`text.format`: as `ResponseFormat`, with the schema's fields beside its type."""
+
+    type: str
+    name: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    description: str | None = None
+    regex: str | None = None
+
+
+class TextOptions(Struct, forbid_unknown_fields=True):
+    """The field `text`."""
+
+    format: FlatFormat | None = None
+    verbosity: str | None = None
+
+
+class ResponsesBody(Struct, forbid_unknown_fields=True):
+    """The body of /v1/responses, without what is neutral."""
+
+    model: str
+    input: str | list[InputItem]
+    instructions: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    max_output_tokens: int | None = None
+    stream: bool | None = None
+    text: TextOptions | None = None
+    vsd: OwnOptions | None = None
+
+
+def responses_question(data: bytes) -> Question:
+    """Return the question in a body of /v1/responses. Raises ApiError."""
+    raw = _object(data)
+    _stream_options(raw)
+    body = _read(raw, ResponsesBody, NEUTRAL_OF_RESPONSES)
+    turns = [] if body.instructions is None else [asked_turn("instructions", "system", body.instructions)]
+    items = [InputItem("user", body.input)] if isinstance(body.input, str) else body.input
+    turns += [_item_turn(item, f"input[{at}]") for at, item in enumerate(items)]
+    text = body.text or TextOptions()
+    if text.verbosity not in (None, "medium"):
+        raise unsupported("text.verbosity")
+    found = text.format or FlatFormat(TEXT)
+    form, pattern = _form("text.format", found.type, found.schema, found.regex)
+    return Question(
+        model=body.model,
+        turns=tuple(turns),
+        form=form,
+        pattern=pattern,
+        include_usage=True,
+        **_common(body, body.max_output_tokens),
+    )
+
+
+def _item_turn(item: InputItem, where: str) -> AskedTurn:
+    if item.type != "message":
+        raise unsupported(f"{where}.type", f"{item.type[:40]!r}; known: message")
+    if isinstance(item.content, str):
+        return asked_turn(where, item.role, item.content)
+    texts = [part.text for part in item.content if not isinstance(part, InputImage)]
+    pictures = [part for part in item.content if isinstance(part, InputImage)]
+    for picture in pictures:
+        if picture.file_id:
+            raise unsupported(f"{where}.file_id")
+        check_detail(f"{where}.content", picture.detail)
+    return asked_turn(where, item.role, "\n".join(texts), [picture.image_url for picture in pictures])
+
+
+READERS: Mapping[str, Callable[[bytes], Question]] = {
+    "/v1/chat/completions": chat_question,
+    "/v1/responses": responses_question,
+}
+"""What reads the body of each path."""
