@@ -1,0 +1,1 @@
+"""What the edge computer serves over HTTP: an OpenAI-compatible endpoint, and the console in a browser."""
