@@ -1,4 +1,4 @@
-"""The console as an ASGI app: its static files, a WebSocket of events and commands, one of the camera's pictures.
+"""The console as an ASGI app: its files, a WebSocket of events and commands, and one of pictures.
 
 ::
 

@@ -1,8 +1,8 @@
 """What the console shows of one robot: the one owner, fed with the package's own reports, from any thread.
 
-Every report becomes one event, a mapping that JSON can hold. Pages get what holds now (`snapshot`), then every
-change in order, so that two pages show the same. The events of a mission are kept, so that it can be replayed.
-No network here, and no ROS.
+Every report becomes one event, a mapping that JSON can hold. Pages get what holds now (`snapshot`), then
+every change in order, so that two pages show the same. The events of a mission are kept, so that it can be
+replayed. No network here, and no ROS.
 """
 
 from __future__ import annotations
@@ -127,12 +127,12 @@ class AnswerFigures:
     uplink_bytes: int = 0
     downlink_bytes: int = 0
     image_bytes: int = 0
-    rounds: tuple[tuple[float, float, float, int, int], ...] = ()
+    rounds: tuple[tuple[float, ...], ...] = ()
     """Of each round: end, time drafting and waiting in seconds, tokens accepted and committed."""
 
     @classmethod
     def of(cls, answer: Answer, pieces: tuple[TokenPiece, ...] = ()) -> AnswerFigures:
-        """Return the figures of an answer. `pieces` are those seen while it was decoded, if there were any."""
+        """Return an answer's figures. `pieces` are those seen while it was decoded, if there were any."""
         result = answer.result
         waits = [each.wait_s - each.verify_s for each in result.rounds]
         return cls(
@@ -154,8 +154,8 @@ class AnswerFigures:
             downlink_bytes=result.usage.downlink_bytes,
             image_bytes=result.usage.image_bytes,
             rounds=tuple(
-                (round(each.at_s, 4), round(each.draft_s, 4), round(each.wait_s, 4), each.accepted, each.committed)
-                for each in result.rounds
+                (*(round(s, 4) for s in (one.at_s, one.draft_s, one.wait_s)), one.accepted, one.committed)
+                for one in result.rounds
             ),
         )
 
@@ -363,9 +363,7 @@ class ConsoleState:
             known = self._latest.get("executor", {})
             if all(known.get(key) == value for key, value in fields.items()):
                 return
-            self._publish(
-                {"type": "executor", "words": robot_line(fields), **fields}, mission=status.mission
-            )
+            self._publish({"type": "executor", "words": robot_line(fields), **fields}, mission=status.mission)
 
     def on_body(self, body: Body) -> None:
         """Show the body, at most every `BODY_EVERY_S`, and only what has changed."""
@@ -403,7 +401,7 @@ class ConsoleState:
                 self._publish({"type": "driver", "who": who}, record=False)
 
     def on_diagnostics(self, found: Mapping[str, tuple[str, str]]) -> None:
-        """Show the health of parts: for each name its level (`OK`, `WARN`, `ERROR`, `STALE`) and a sentence."""
+        """Show the health of parts: of each its level (`OK`, `WARN`, `ERROR`, `STALE`) and a sentence."""
         with self._lock:
             if all(self._diagnostics.get(name) == value for name, value in found.items()):
                 return
@@ -414,7 +412,13 @@ class ConsoleState:
     def on_command(self, command: str, who: str, detail: str = "", *, done: bool = True) -> None:
         """Show a command of any page, and whether it was carried out, on all pages."""
         with self._lock:
-            entry: Event = {"t": round(self.now_s, 2), "command": command, "who": who, "detail": detail, "done": done}
+            entry: Event = {
+                "t": round(self.now_s, 2),
+                "command": command,
+                "who": who,
+                "detail": detail,
+                "done": done,
+            }
             self._commands.append(entry)
             self._send({"type": "command", **entry})
 
@@ -453,9 +457,7 @@ class ConsoleState:
             self._live = pieces
             self._publish({"type": "tokens", "pieces": _pairs(pieces)}, mission=self._current)
 
-    def _publish(
-        self, event: Event, mission: str = "", *, record: bool = True, shown: bool = True
-    ) -> None:
+    def _publish(self, event: Event, mission: str = "", *, record: bool = True, shown: bool = True) -> None:
         """Send an event, keep it as the newest of its type if it is `shown`, and with its mission."""
         with self._lock:
             event = {"t": round(self.now_s, 3), **event}
