@@ -161,7 +161,9 @@ setup(
     maintainer_email="maintainers@vlm-spec-decode.invalid",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    package_data={NAME: ["py.typed", "assets/README.md", "assets/*/*", "train/*.yaml"]},
+    package_data={
+        NAME: ["py.typed", "assets/README.md", "assets/*/*", "serve/console/static/*", "train/*.yaml"]
+    },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

@@ -275,7 +275,7 @@ class _EventSocket:
                 await asyncio.sleep(SEND_EVERY_S)
 
     async def _send(self, events: list[Event]) -> None:
-        await self._socket.send_text(json.dumps(events, separators=(",", ":"), allow_nan=False))
+        await self._socket.send_text(json.dumps(events, separators=(",", ":")))
 
     def _on_message(self, text: str) -> None:
         """Carry out one message of the page; what is wrong with it goes back to this page alone."""

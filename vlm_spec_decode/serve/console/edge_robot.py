@@ -120,10 +120,14 @@ class EdgeRobot(ConsoleRobot):
         if self._robot.is_stopped:
             raise UsageError("the e-stop is engaged; release it first")
         name = f"page-{os.getpid()}-{next(self._names)}"
+        request = MissionRequest(instruction=instruction, mission=name, approve=approve, queue=queue)
         with self._lock:
-            self._service.instruct(
-                MissionRequest(instruction=instruction, mission=name, approve=approve, queue=queue)
-            )
+            if not (self._is_busy or self._service.is_connected):
+                waiting = MissionStatus(
+                    state="looking", mission=name, instruction=instruction, detail="waits for the cloud"
+                )
+                self._on_status(waiting, False)
+            self._service.instruct(request)
 
     def withdraw(self, mission: str) -> None:
         """End a mission."""

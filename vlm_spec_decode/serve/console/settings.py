@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from vlm_spec_decode.core.config import setting
 from vlm_spec_decode.serve.access import (
     AccessKeys,
+    BindAddress,
     bind_address,
     check_exposure,
     make_key,
@@ -61,6 +63,21 @@ class ConsoleLinks:
         return [f"to command: {self.command}", f"only to look: {self.view}"]
 
 
+def shown_host(address: BindAddress) -> str:
+    """Return the host for links: where the server listens on all addresses, one that others reach."""
+    host = address.host
+    if host in ("0.0.0.0", "::"):
+        # A datagram socket that is connected sends nothing; it tells which address leads outside.
+        family = socket.AF_INET6 if address.is_v6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(("2001:db8::1" if address.is_v6 else "192.0.2.1", 9))
+                host = str(probe.getsockname()[0])
+            except OSError:
+                host = socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
 @contextmanager
 def serving(robots: Sequence[ConsoleRobot], settings: ConsoleSettings) -> Iterator[ConsoleLinks]:
     """Serve the page on a thread of its own during the block; yield its links. Raises ConfigError."""
@@ -77,10 +94,11 @@ def serving(robots: Sequence[ConsoleRobot], settings: ConsoleSettings) -> Iterat
     tls = tls_files(settings.tls_certificate, settings.tls_key)
     console = Console(robots, keys)
     server = HttpServer(console.app, address, tls, LIMITS, websockets=True)
-    links = {right: f"{server.url}/#token={text}" for right, text in made.items()}
+    url = f"{server.url.partition('://')[0]}://{shown_host(address)}:{server.port}"
+    links = {right: f"{url}/#token={text}" for right, text in made.items()}
     server.start()
     try:
-        yield ConsoleLinks(server.url, links.get(COMMAND), links.get(VIEW))
+        yield ConsoleLinks(url, links.get(COMMAND), links.get(VIEW))
     finally:
         console.close()
         server.close()

@@ -317,13 +317,12 @@ class ConsoleState:
                 record.frames[answer.number] = jpeg
                 self._limit_frames()
             self._live = ()
-            fields = asdict(answer) | {"pieces": _pairs(answer.pieces), "has_frame": bool(jpeg)}
+            fields = {name: _finite(value) for name, value in asdict(answer).items()}
+            fields |= {"pieces": _pairs(answer.pieces), "has_frame": bool(jpeg)}
             self._publish({"type": "answer", **fields}, mission=answer.mission)
             figures = {
                 "t": self.now_s,
-                "latency_s": answer.total_s,
-                "first_action_s": answer.first_action_s,
-                "link_s": answer.link_s,
+                **{name: fields[name] for name in ("total_s", "first_action_s", "link_s")},
                 "acceptance": answer.accepted / answer.drafted if answer.drafted else None,
                 "tokens_per_pass": answer.tokens / answer.target_passes if answer.target_passes else None,
             }
@@ -543,6 +542,11 @@ def _text(pieces: Iterable[TokenPiece]) -> str:
 
 def _pairs(pieces: Iterable[TokenPiece]) -> list[list[str]]:
     return [[piece.text, piece.fate] for piece in pieces]
+
+
+def _finite(value: Any) -> Any:
+    """Return a value for JSON, which knows no NaN: None in its place."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

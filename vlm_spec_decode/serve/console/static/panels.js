@@ -3,7 +3,7 @@
 import { announce, byId, clock, fill, make, told } from "./dom.js";
 
 const FIGURES = [
-  ["latency_s", "answer, whole", "s", 2],
+  ["total_s", "answer, whole", "s", 2],
   ["first_action_s", "first action after", "s", 2],
   ["link_s", "link, a round", "ms", 0, 1000],
   ["acceptance", "drafts accepted", "%", 0, 100],
@@ -41,7 +41,7 @@ export function onBodyChips(event) {
 export function clearMission() {
   fill(byId("tokens"), [make("span", { cls: "muted", text: "No answer yet" })]);
   byId("answer-figures").textContent = "";
-  fill(byId("plan"), [make("li", { cls: "muted", text: "No plan" })]);
+  showActions([], "No plan");
   byId("executor").textContent = "";
   byId("status-line").textContent = "No mission yet";
 }
@@ -70,6 +70,12 @@ export function onAnswer(event, isLive) {
   if (isLive) announce(`Answer ${event.number}: ${event.actions.join(", ")}`);
 }
 
+function showActions(rows, none) {
+  fill(byId("plan"), rows);
+  byId("plan").hidden = !rows.length;
+  byId("no-plan").textContent = rows.length ? "" : none;
+}
+
 /** Show a plan's actions, which of them are done, and which is under way. */
 export function onPlan(plan, executor) {
   const isSame = executor && executor.mission === plan.mission && executor.answer === plan.answer;
@@ -85,7 +91,7 @@ export function onPlan(plan, executor) {
   });
   const note = plan.draft_start ? "on the draft, not verified" : plan.verified ? "" : "of the draft alone, not verified";
   if (note && rows.length) rows[0].append(make("span", { text: ` (${note})` }));
-  fill(byId("plan"), rows.length ? rows : [make("li", { cls: "muted", text: "No action: the robot stands" })]);
+  showActions(rows, "No action: the robot stands");
 }
 
 export function onExecutor(event) {
@@ -95,7 +101,7 @@ export function onExecutor(event) {
 /** Show a plan that waits for a yes or a no. */
 export function onProposed(detail) {
   const actions = detail.match(/\w+\([^)]*\)/g) || [detail];
-  fill(byId("plan"), actions.map((action) => make("li", { text: action })));
+  showActions(actions.map((action) => make("li", { text: action })), "");
 }
 
 export class Figures {

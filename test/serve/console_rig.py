@@ -1,0 +1,80 @@
+"""A console on a fake robot with a scripted engine, served on loopback; no model, no ROS."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from test.mission.scripted import ScriptedEngine
+from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.mission.connection import OwnedEngine
+from vlm_spec_decode.mission.robot import Robot
+from vlm_spec_decode.mission.service import MissionSettings
+from vlm_spec_decode.mission.state import RunnerConfig
+from vlm_spec_decode.robot.fake import SPEC, Disc, FakeCamera, FakeRobot
+from vlm_spec_decode.robot.registry import RobotParts
+from vlm_spec_decode.serve.access import AccessKeys, BindAddress, make_key
+from vlm_spec_decode.serve.console.app import LIMITS, Console
+from vlm_spec_decode.serve.console.edge_robot import EdgeRobot
+from vlm_spec_decode.serve.server import HttpServer
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+COMMANDER, VIEWER = "commander-0123456789", "viewer-0123456789abc"
+KEYS = AccessKeys([make_key("commander", COMMANDER, ("command",)), make_key("viewer", VIEWER, ("view",))])
+FENCE = ((-3.0, -3.0), (6.0, -3.0), (6.0, 3.0), (-3.0, 3.0))
+
+
+class Rig:
+    """The robot, its console, and the server. `script` is what the engine says (see `ScriptedEngine`)."""
+
+    def __init__(self, script: list) -> None:
+        clock = WallClock()
+        self.fake = FakeRobot(clock, discs=(Disc(2.5, 0.3),))
+        self.fake.set_pose(0, 0, 0)
+        self.fake.start = lambda: None  # it stands already
+        parts = RobotParts(driver=self.fake, open_camera=lambda: FakeCamera(self.fake, clock))
+        self.robot = Robot(SPEC, parts, clock=clock, limits=SafetyLimits(geofence=FENCE))
+        self.robot.start()
+        self.engine = ScriptedEngine(script)
+        settings = MissionSettings(runner=RunnerConfig(fallback="stop"))
+        self.edge = EdgeRobot(self.robot, lambda _: OwnedEngine(self.engine), settings)
+        self.console = Console([self.edge], KEYS)
+        self.server = HttpServer(self.console.app, BindAddress("127.0.0.1", 0), None, LIMITS, websockets=True)
+        self.server.start()
+        self.edge.start()
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    def link(self, token: str = COMMANDER) -> str:
+        return f"{self.server.url}/#token={token}"
+
+    @property
+    def speed_mps(self) -> float:
+        return self.fake.state().speed_mps
+
+    def close(self) -> None:
+        self.console.close()
+        self.server.close()
+        self.edge.close()
+        self.robot.close()
+
+
+@contextmanager
+def rig(*script: list[str]) -> Iterator[Rig]:
+    made = Rig(list(script))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def wait_for(is_true: Callable[[], object], within_s: float = 8.0, what: str = "") -> float:
+    """Wait until something is true; return the seconds it took."""
+    began_s = time.monotonic()
+    while not is_true():
+        assert time.monotonic() - began_s < within_s, what or is_true
+        time.sleep(0.004)
+    return time.monotonic() - began_s
