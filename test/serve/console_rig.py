@@ -33,6 +33,15 @@ class Rig:
         self.fake = FakeRobot(clock, discs=(Disc(2.5, 0.3),))
         self.fake.set_pose(0, 0, 0)
         self.fake.start = lambda: None  # it stands already
+        self.stops_s: list[float] = []
+        """When the driver was told to stop, by the monotonic clock."""
+        stop = self.fake.stop
+
+        def noted_stop() -> None:
+            self.stops_s.append(time.monotonic())
+            stop()
+
+        self.fake.stop = noted_stop
         parts = RobotParts(driver=self.fake, open_camera=lambda: FakeCamera(self.fake, clock))
         self.robot = Robot(SPEC, parts, clock=clock, limits=SafetyLimits(geofence=FENCE))
         self.robot.start()
