@@ -112,7 +112,7 @@ def test_a_viewer_may_look_and_stop_and_nothing_else(served, page):
         "not drive"
         in viewer.until(lambda event: event["type"] == "refused" and event["id"] is None)["detail"]
     )
-    assert served.speed_mps == 0
+    assert served.robot.source == "none"
     assert viewer.command("stop")["type"] == "done"
     # Every page sees it, and the refusals, too.
     told = page.until(lambda event: event["type"] == "command" and event["command"] == "stop")

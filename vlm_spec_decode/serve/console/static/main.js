@@ -62,6 +62,7 @@ function show(event, isLive = false) {
   if (event.type === "mission") {
     panels.onMission(event);
     if (event.state === "proposed") {
+      shownPlan = null; // what is sent meanwhile is a plan without actions
       panels.onProposed(event.detail);
       showPath(event.path || [], true);
     }
