@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,10 @@ from vlm_spec_decode.mission.state import RunnerConfig
 from vlm_spec_decode.robot.registry import ROBOTS, robot_kind
 
 if TYPE_CHECKING:
+    from vlm_spec_decode.mission.connection import EdgeEngineSource
     from vlm_spec_decode.mission.mission import Mission, MissionEvent
     from vlm_spec_decode.mission.progress import MissionProgress, MissionReport
+    from vlm_spec_decode.mission.robot import Robot
     from vlm_spec_decode.mission.service import MissionSettings
 
 ROBOT = Setting("robot", "go2", "Which robot.", one_of=ROBOTS)
@@ -79,8 +82,8 @@ def start_timeout(function: Function) -> Function:
     """Add how long a silent robot is looked for."""
     kind = click.FloatRange(0, 600, min_open=True)
     told = "Seconds that a silent robot is looked for."
-    decorate = click.option("--start-timeout", "start_s", type=kind, default=30.0, show_default=True, help=told)
-    return decorate(function)
+    names = ("--start-timeout", "start_s")
+    return click.option(*names, type=kind, default=30.0, show_default=True, help=told)(function)
 
 
 @click.command()
@@ -160,11 +163,10 @@ def run(options: EdgeOptions, write: Callable[[str], None]) -> list[dict[str, An
 
     for instruction in options.instructions:
         check_instruction(instruction)
-    with connected(options, write) as (robot, settings):
-        from vlm_spec_decode.mission.connection import EdgeEngineSource
+    with connected(options, write) as (robot, make_source):
         from vlm_spec_decode.mission.mission import Mission
 
-        source = EdgeEngineSource(settings)
+        source = make_source()
         ask = (lambda plan: click.confirm(f"carry out {plan}?", err=True)) if options.approve else None
         mission = Mission(None, robot, source=source, approve=ask, settings=mission_settings(options))
         write("the robot stands ready\n")
@@ -172,10 +174,12 @@ def run(options: EdgeOptions, write: Callable[[str], None]) -> list[dict[str, An
 
 
 @contextmanager
-def connected(options: EdgeOptions, write: Callable[[str], None]) -> Iterator[tuple[Robot, EdgeSettings]]:
-    """Check all settings, look for cloud and robot; yield the robot, which stands, and the engine's settings.
+def connected(
+    options: EdgeOptions, write: Callable[[str], None]
+) -> Iterator[tuple[Robot, Callable[..., EdgeEngineSource]]]:
+    """Check all settings, look for cloud and robot; yield the robot, which stands, and what makes its engines.
 
-    Raises ConfigError, CloudUnreachable, RobotError.
+    The engines' source takes the arguments of `EdgeEngineSource` that follow the settings. Raises ConfigError, CloudUnreachable, RobotError.
     """
     from vlm_spec_decode.actions.limits import SafetyLimits
     from vlm_spec_decode.core.clock import WallClock
@@ -189,7 +193,8 @@ def connected(options: EdgeOptions, write: Callable[[str], None]) -> Iterator[tu
     check_settings(settings)
     if settings.cloud:
         wait_for_listener(settings.cloud, settings.refused_s, WallClock())
-    # Only now: with a robot this loads the SDK.
+    # Only now: these load the models' libraries, and with a robot the SDK.
+    from vlm_spec_decode.mission.connection import EdgeEngineSource
     from vlm_spec_decode.mission.robot import Robot
 
     write(f"looking for {kind.spec.title}\n")
@@ -201,7 +206,7 @@ def connected(options: EdgeOptions, write: Callable[[str], None]) -> Iterator[tu
         start_timeout_s=options.start_s,
         **options.settings,
     ) as robot:
-        yield robot, settings
+        yield robot, partial(EdgeEngineSource, settings)
 
 
 def _edge_settings(options: EdgeOptions) -> EdgeSettings:

@@ -40,11 +40,10 @@ def console(as_json: bool, **given: Any) -> int:
 
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("vlm_spec_decode.serve.console").setLevel(logging.INFO)
-    with interrupted_by_signals(), connected(chosen, write) as (robot, settings):
-        from vlm_spec_decode.mission.connection import EdgeEngineSource
+    with interrupted_by_signals(), connected(chosen, write) as (robot, make_source):
         from vlm_spec_decode.serve.console.edge_robot import EdgeRobot
 
-        edge = EdgeRobot(robot, lambda watch: EdgeEngineSource(settings, watch), mission_settings(chosen))
+        edge = EdgeRobot(robot, make_source, mission_settings(chosen))
         try:
             with serving([edge], served) as links:
                 edge.start()
