@@ -85,7 +85,7 @@ ROS = [
 
 NODES = [
     f"{part}_node = {NAME}.ros.entry_points:{part}_main"
-    for part in ("camera", "locomotion", "monitor", "vlm")
+    for part in ("camera", "console", "locomotion", "monitor", "vlm")
 ]
 """What `ros2 run` and the launch files start; `nodes/` has the same for a checkout that is not installed."""
 

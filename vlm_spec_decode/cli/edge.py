@@ -177,9 +177,10 @@ def run(options: EdgeOptions, write: Callable[[str], None]) -> list[dict[str, An
 def connected(
     options: EdgeOptions, write: Callable[[str], None]
 ) -> Iterator[tuple[Robot, Callable[..., EdgeEngineSource]]]:
-    """Check all settings, look for cloud and robot; yield the robot, which stands, and what makes its engines.
+    """Check all settings, look for cloud and robot; yield the robot, which stands, and what makes engines.
 
-    The engines' source takes the arguments of `EdgeEngineSource` that follow the settings. Raises ConfigError, CloudUnreachable, RobotError.
+    That takes the arguments of `EdgeEngineSource` that follow the settings. Raises ConfigError,
+    CloudUnreachable, RobotError.
     """
     from vlm_spec_decode.actions.limits import SafetyLimits
     from vlm_spec_decode.core.clock import WallClock

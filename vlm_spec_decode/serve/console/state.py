@@ -22,8 +22,10 @@ from vlm_spec_decode.actions.waypoints import Pose, waypoints
 from vlm_spec_decode.core.errors import ActionParseError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.token_fates import KEPT_ANSWERS, Fate, TokenPiece
+from vlm_spec_decode.core.trace import RoundTrace
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.mission.progress import mission_line, robot_line
+from vlm_spec_decode.mission.reports import AnswerReport, DecodeReport
 from vlm_spec_decode.mission.state import END_STATES, Answer, MissionStatus, PartialAnswer
 
 Event: TypeAlias = dict[str, Any]
@@ -133,30 +135,31 @@ class AnswerFigures:
     @classmethod
     def of(cls, answer: Answer, pieces: tuple[TokenPiece, ...] = ()) -> AnswerFigures:
         """Return an answer's figures. `pieces` are those seen while it was decoded, if there were any."""
-        result = answer.result
-        waits = [each.wait_s - each.verify_s for each in result.rounds]
+        text = answer.result.text
+        return cls.of_reports(answer.report(), answer.trace(), pieces or (TokenPiece(text, "committed"),))
+
+    @classmethod
+    def of_reports(
+        cls, answer: AnswerReport, trace: DecodeReport, pieces: tuple[TokenPiece, ...]
+    ) -> AnswerFigures:
+        """Return the figures of an answer whose reports came over topics."""
         return cls(
             mission=answer.mission,
             number=answer.number,
-            text=result.text,
-            pieces=pieces or (TokenPiece(result.text, "committed"),),
+            text=answer.text,
+            pieces=pieces,
             actions=tuple(map(format_action, answer.actions)),
-            strategy=result.strategy,
-            total_s=result.total_s,
-            first_token_s=result.time_to_first_token_s,
-            first_action_s=result.time_to_first_action_s,
-            link_s=max(0.0, sum(waits) / len(waits)) if waits else None,
-            tokens=len(result.tokens),
-            drafted=result.drafted,
-            accepted=result.accepted,
-            target_passes=result.target_passes,
-            uplink_bytes=result.usage.uplink_bytes,
-            downlink_bytes=result.usage.downlink_bytes,
-            image_bytes=result.usage.image_bytes,
-            rounds=tuple(
-                (*(round(s, 4) for s in (one.at_s, one.draft_s, one.wait_s)), one.accepted, one.committed)
-                for one in result.rounds
-            ),
+            strategy=trace.strategy,
+            total_s=trace.total_s,
+            first_token_s=trace.time_to_first_token_s,
+            first_action_s=trace.time_to_first_action_s,
+            link_s=_link_s(trace.rounds),
+            tokens=trace.tokens,
+            drafted=trace.drafted,
+            accepted=trace.accepted,
+            target_passes=trace.target_passes,
+            rounds=_rounds(trace.rounds),
+            **asdict(trace.usage),
         )
 
 
@@ -270,7 +273,7 @@ class ConsoleState:
             is_aside = status.reason == "queue"
             if not is_aside and status.state not in END_STATES:
                 self._current = status.mission
-            event = {"type": "mission", "words": mission_line(fields), **fields}
+            event = {"type": "mission", "words": mission_line(status), **fields}
             if status.state == "proposed":
                 event["path"] = self._proposed_path(status.detail)
             self._publish(event, mission=status.mission, shown=not is_aside)
@@ -362,7 +365,7 @@ class ConsoleState:
             known = self._latest.get("executor", {})
             if all(known.get(key) == value for key, value in fields.items()):
                 return
-            self._publish({"type": "executor", "words": robot_line(fields), **fields}, mission=status.mission)
+            self._publish({"type": "executor", "words": robot_line(status), **fields}, mission=status.mission)
 
     def on_body(self, body: Body) -> None:
         """Show the body, at most every `BODY_EVERY_S`, and only what has changed."""
@@ -528,6 +531,19 @@ class VideoFeed:
                 self._waiting.append(call)
                 return
         call(frame)
+
+
+def _link_s(rounds: Iterable[RoundTrace]) -> float | None:
+    """Return an estimate of the link: waiting less the target's own time, of a round, mean."""
+    waits = [each.wait_s - each.verify_s for each in rounds]
+    return max(0.0, sum(waits) / len(waits)) if waits else None
+
+
+def _rounds(rounds: Iterable[RoundTrace]) -> tuple[tuple[float, ...], ...]:
+    return tuple(
+        (*(round(s, 4) for s in (one.at_s, one.draft_s, one.wait_s)), one.accepted, one.committed)
+        for one in rounds
+    )
 
 
 def _path(start: Pose, actions: Iterable[Action]) -> list[list[float]]:
