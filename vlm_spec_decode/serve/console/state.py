@@ -70,7 +70,7 @@ class RobotFacts:
         limits = self.limits
         return {
             "name": self.name,
-            "title": self.title,
+            "title": self.title.replace("`", ""),
             "hull_m": list(self.hull_m),
             "camera": asdict(self.camera),
             "can_drive": self.can_drive,

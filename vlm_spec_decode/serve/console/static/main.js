@@ -61,6 +61,7 @@ function show(event, isLive = false) {
   if (!REPLAYED.has(event.type)) return;
   if (event.type === "mission") {
     panels.onMission(event);
+    if (!isLive && event.state === "answering") showFrame(event.mission, event.step);
     if (event.state === "proposed") {
       shownPlan = null; // what is sent meanwhile is a plan without actions
       panels.onProposed(event.detail);
@@ -70,7 +71,7 @@ function show(event, isLive = false) {
     panels.onTokens(event.pieces);
   } else if (event.type === "answer") {
     panels.onAnswer(event, isLive);
-    if (!isLive && event.has_frame) showFrame(event);
+    if (!isLive && event.has_frame) showFrame(event.mission, event.number);
   } else if (event.type === "plan") {
     shownPlan = event;
     panels.onPlan(event, shownExecutor);
@@ -91,11 +92,13 @@ function showPath(path, isVerified) {
   map.onPath(path, isVerified);
 }
 
-async function showFrame(event) {
-  const blob = await connection.frame(event.mission, event.number);
+/** Show the picture that an answer was about, if it is kept. */
+async function showFrame(name, answer) {
+  if (!replay.isOn) return;
+  const blob = await connection.frame(name, answer);
   if (blob && replay.isOn) {
     await camera.show(blob);
-    camera.say(`The picture of answer ${event.number}`);
+    camera.say(`The picture of answer ${answer}`);
   }
 }
 
@@ -128,7 +131,7 @@ function backToNow() {
   camera.isReplaying = false;
   camera.clear("No picture yet");
   clearPanels();
-  for (const event of live.values()) show(event);
+  for (const event of live.values()) show(event, true);
   if (live.has("mission")) onLiveMission(live.get("mission"));
 }
 
