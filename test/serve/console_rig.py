@@ -1,9 +1,12 @@
 """A console on a fake robot with a scripted engine, served on loopback; no model, no ROS."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+import websockets.sync.client
 
 from test.mission.scripted import ScriptedEngine
 from vlm_spec_decode.actions.limits import SafetyLimits
@@ -15,7 +18,7 @@ from vlm_spec_decode.mission.state import RunnerConfig
 from vlm_spec_decode.robot.fake import SPEC, Disc, FakeCamera, FakeRobot
 from vlm_spec_decode.robot.registry import RobotParts
 from vlm_spec_decode.serve.access import AccessKeys, BindAddress, make_key
-from vlm_spec_decode.serve.console.app import LIMITS, Console
+from vlm_spec_decode.serve.console.app import LIMITS, SUBPROTOCOL, Console
 from vlm_spec_decode.serve.console.edge_robot import EdgeRobot
 from vlm_spec_decode.serve.server import HttpServer
 
@@ -87,3 +90,37 @@ def wait_for(is_true: Callable[[], object], within_s: float = 8.0, what: str = "
         assert time.monotonic() - began_s < within_s, what or is_true
         time.sleep(0.004)
     return time.monotonic() - began_s
+
+
+class Client:
+    """A page as far as the server sees it."""
+
+    def __init__(self, port, token=COMMANDER, kind="events", origin=None, robot="fake"):
+        headers = {"Origin": origin} if origin else {}
+        protocols = [SUBPROTOCOL, f"token.{token}"]
+        self.connection = websockets.sync.client.connect(
+            f"ws://127.0.0.1:{port}/api/{kind}/{robot}", subprotocols=protocols, additional_headers=headers
+        )
+        self.socket = self.connection.__enter__()
+        self.events = []
+        self.numbers = iter(range(1, 1000))
+
+    def send(self, **message):
+        self.socket.send(json.dumps(message))
+
+    def until(self, is_it, within_s=8.0):
+        """Return the first event, heard or to come, that `is_it` accepts."""
+        until_s = time.monotonic() + within_s
+        while True:
+            for event in self.events:
+                if is_it(event):
+                    return event
+            self.events += json.loads(self.socket.recv(timeout=max(0.01, until_s - time.monotonic())))
+
+    def command(self, command, **fields):
+        number = next(self.numbers)
+        self.send(type="command", command=command, id=number, **fields)
+        return self.until(lambda event: event["type"] in {"done", "refused"} and event["id"] == number)
+
+    def close(self):
+        self.socket.close()

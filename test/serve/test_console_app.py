@@ -7,52 +7,17 @@ import time
 
 import pytest
 import websockets.exceptions
-import websockets.sync.client
 
-from test.serve.console_rig import COMMANDER, VIEWER, rig, wait_for
+from test.serve.console_rig import COMMANDER, VIEWER, Client, rig, wait_for
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.serve.access import bind_address
 from vlm_spec_decode.serve.console import settings as console_settings
-from vlm_spec_decode.serve.console.app import MAX_MESSAGE_CHARS, SUBPROTOCOL
+from vlm_spec_decode.serve.console.app import MAX_MESSAGE_CHARS
 from vlm_spec_decode.serve.console.commands import CommandDesk, ConsoleRobot, Page
 from vlm_spec_decode.serve.console.state import ConsoleState, RobotFacts, VideoFeed
 
 pytestmark = pytest.mark.alone
-
-
-class Client:
-    """A page as far as the server sees it."""
-
-    def __init__(self, port, token=COMMANDER, kind="events", origin=None, robot="fake"):
-        headers = {"Origin": origin} if origin else {}
-        protocols = [SUBPROTOCOL, f"token.{token}"]
-        self.connection = websockets.sync.client.connect(
-            f"ws://127.0.0.1:{port}/api/{kind}/{robot}", subprotocols=protocols, additional_headers=headers
-        )
-        self.socket = self.connection.__enter__()
-        self.events = []
-        self.numbers = iter(range(1, 1000))
-
-    def send(self, **message):
-        self.socket.send(json.dumps(message))
-
-    def until(self, is_it, within_s=8.0):
-        """Return the first event, heard or to come, that `is_it` accepts."""
-        until_s = time.monotonic() + within_s
-        while True:
-            for event in self.events:
-                if is_it(event):
-                    return event
-            self.events += json.loads(self.socket.recv(timeout=max(0.01, until_s - time.monotonic())))
-
-    def command(self, command, **fields):
-        number = next(self.numbers)
-        self.send(type="command", command=command, id=number, **fields)
-        return self.until(lambda event: event["type"] in {"done", "refused"} and event["id"] == number)
-
-    def close(self):
-        self.socket.close()
 
 
 @pytest.fixture(scope="module")

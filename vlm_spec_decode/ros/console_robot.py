@@ -33,6 +33,7 @@ from vlm_spec_decode.mission.reports import AnswerReport, DecodeReport
 from vlm_spec_decode.mission.state import PartialAnswer
 from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.convert import STEADY, from_compressed, from_odometry
+from vlm_spec_decode.ros.lifecycle import ManagedNode
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, LATCHED_QUEUE, REQUEST
 from vlm_spec_decode.ros.subscriptions import guarded_timer, subscribe
 from vlm_spec_decode.serve.console.commands import ConsoleRobot
@@ -93,7 +94,7 @@ class RosRobot(ConsoleRobot):
         self._steers = node.create_publisher(Twist, f"{self._below}cmd_vel_teleop", 1)
         self._estop = node.create_client(SetBool, f"{self._below}e_stop", callback_group=self._asking)
         self._approval = node.create_client(SetBool, f"{self._below}vlm/approve", callback_group=self._asking)
-        watch = guarded_timer(node, "pages", self._watch)
+        watch = guarded_timer(node, "pages", self.watch)
         node.create_timer(WATCH_S, watch, group, clock=STEADY)
 
     def close(self) -> None:
@@ -162,7 +163,7 @@ class RosRobot(ConsoleRobot):
 
     # Topics ----------------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
         """Subscribe to what only pages need while there are pages."""
         wanted = {CAMERA: self.video.viewers > 0, ODOMETRY: self.state.is_watched}
         newest = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability)
@@ -176,14 +177,9 @@ class RosRobot(ConsoleRobot):
                 self._optional[topic] = subscribe(
                     self._node, kind, self._below + topic, take, qos, callback_group=group
                 )
-            elif not is_wanted and topic in self._optional:
-                self._drop(topic)
-
-    def _drop(self, topic: str) -> None:
-        # A managed node destroys it between two spins of its executor.
-        subscription = self._optional.pop(topic)
-        destroy = getattr(self._node, "destroy_later", self._node.destroy_subscription)
-        destroy(subscription)
+            elif not is_wanted and topic in self._optional and isinstance(self._node, ManagedNode):
+                # It must go between two spins of the executor.
+                self._node.destroy_later(self._optional.pop(topic))
 
     def _on_frame(self, message: CompressedImage) -> None:
         if not self.video.viewers:
