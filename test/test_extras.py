@@ -49,6 +49,7 @@ PARTS = {
     "sim": ("core", "sim"),
     "bags": ("bags",),
     "train": ("train", "sim", "bags"),
+    "serve": ("core", "serve"),
     "bench": ("bench",),
 }
 """The folders of which every module can be imported with one extra alone."""
@@ -69,6 +70,7 @@ EXTRAS_OF = {
     "cloud": ("cloud", "cluster"),
     "mission": (),
     "bags": ("bags",),
+    "serve": ("serve",),
     "train": ("train",),
     "bench": ("bench",),
     "ros": ("ros", "video"),

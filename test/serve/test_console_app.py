@@ -15,7 +15,8 @@ from vlm_spec_decode.serve.access import bind_address
 from vlm_spec_decode.serve.console import settings as console_settings
 from vlm_spec_decode.serve.console.app import MAX_MESSAGE_CHARS
 from vlm_spec_decode.serve.console.commands import CommandDesk, ConsoleRobot, Page
-from vlm_spec_decode.serve.console.state import ConsoleState, RobotFacts, VideoFeed
+from vlm_spec_decode.serve.console.state import ConsoleState, RobotFacts
+from vlm_spec_decode.serve.console.video import VideoFeed
 
 pytestmark = pytest.mark.alone
 

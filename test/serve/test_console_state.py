@@ -13,7 +13,8 @@ from vlm_spec_decode.core.token_fates import TokenFates, TokenPiece
 from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, Image, Observation, SamplingParams
 from vlm_spec_decode.mission.state import Answer, MissionStatus, PartialAnswer
 from vlm_spec_decode.serve.console import state as console_state
-from vlm_spec_decode.serve.console.state import Body, ConsoleState, RobotFacts, VideoFeed
+from vlm_spec_decode.serve.console.state import Body, ConsoleState, RobotFacts
+from vlm_spec_decode.serve.console.video import VideoFeed
 
 
 class Clock:

@@ -36,8 +36,10 @@ from vlm_spec_decode.ros.convert import STEADY, from_compressed, from_odometry
 from vlm_spec_decode.ros.lifecycle import ManagedNode
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, LATCHED_QUEUE, REQUEST
 from vlm_spec_decode.ros.subscriptions import guarded_timer, subscribe
+from vlm_spec_decode.serve.console.answers import AnswerFigures
 from vlm_spec_decode.serve.console.commands import ConsoleRobot
-from vlm_spec_decode.serve.console.state import AnswerFigures, Body, ConsoleState, RobotFacts, VideoFeed
+from vlm_spec_decode.serve.console.state import Body, ConsoleState, RobotFacts
+from vlm_spec_decode.serve.console.video import VideoFeed
 from vlm_spec_decode_msgs import msg
 
 CAMERA, ODOMETRY = "camera/image_raw/compressed", "odom"

@@ -11,8 +11,8 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Collection
+from typing import Any
 
-import h11
 import uvicorn
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -214,7 +214,7 @@ def bounded_protocol(limits: HttpLimits) -> type[H11Protocol]:
             elif self._head is None:
                 self._await_head()
 
-        def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        def handle_websocket_upgrade(self, event: Any) -> None:
             """Hand the connection over: its head is complete."""
             self._is_handed_over = True
             super().handle_websocket_upgrade(event)

@@ -35,7 +35,8 @@ from vlm_spec_decode.core.errors import UsageError, VsdError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.serve.access import AccessKeys, HttpLimits
 from vlm_spec_decode.serve.console.commands import CommandDesk, ConsoleRobot, Page
-from vlm_spec_decode.serve.console.state import Event, VideoFrame
+from vlm_spec_decode.serve.console.state import Event
+from vlm_spec_decode.serve.console.video import VideoFrame
 from vlm_spec_decode.serve.server import STATUS, Guard, bearer
 
 log = logging.getLogger(__name__)

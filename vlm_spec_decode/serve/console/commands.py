@@ -20,7 +20,8 @@ from vlm_spec_decode.core.errors import UsageError, VsdError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.edge.mission_loop import check_instruction
 from vlm_spec_decode.serve.access import RateLimit
-from vlm_spec_decode.serve.console.state import ConsoleState, VideoFeed
+from vlm_spec_decode.serve.console.state import ConsoleState
+from vlm_spec_decode.serve.console.video import VideoFeed
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,8 @@ from vlm_spec_decode.mission.service import MissionService, MissionSettings, Pla
 from vlm_spec_decode.mission.state import END_STATES, Answer, MissionStatus, PartialAnswer
 from vlm_spec_decode.serve.console.app import VIDEO_HZ
 from vlm_spec_decode.serve.console.commands import ConsoleRobot
-from vlm_spec_decode.serve.console.state import Body, ConsoleState, RobotFacts, VideoFeed
+from vlm_spec_decode.serve.console.state import Body, ConsoleState, RobotFacts
+from vlm_spec_decode.serve.console.video import VideoFeed
 
 SERVE_S = 0.025
 """How often the plan in progress is repeated, and reports are passed on."""

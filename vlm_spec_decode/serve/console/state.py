@@ -22,11 +22,9 @@ from vlm_spec_decode.actions.waypoints import Pose, waypoints
 from vlm_spec_decode.core.errors import ActionParseError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.token_fates import KEPT_ANSWERS, Fate, TokenPiece
-from vlm_spec_decode.core.trace import RoundTrace
-from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.mission.progress import mission_line, robot_line
-from vlm_spec_decode.mission.reports import AnswerReport, DecodeReport
 from vlm_spec_decode.mission.state import END_STATES, Answer, MissionStatus, PartialAnswer
+from vlm_spec_decode.serve.console.answers import AnswerFigures
 
 Event: TypeAlias = dict[str, Any]
 """`type`, `t` in seconds of the console's own time, and what the type says."""
@@ -106,61 +104,6 @@ class Body:
             "ranges": None if self.ranges_m is None else [_rounded(each, 2) for each in self.ranges_m],
             "posture": self.posture,
         }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerFigures:
-    """A finished answer as the console shows it; times in seconds, None where they are not known."""
-
-    mission: str
-    number: int
-    text: str
-    pieces: tuple[TokenPiece, ...]
-    actions: tuple[str, ...]
-    strategy: str = ""
-    total_s: float | None = None
-    first_token_s: float | None = None
-    first_action_s: float | None = None
-    link_s: float | None = None
-    tokens: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    target_passes: int = 0
-    uplink_bytes: int = 0
-    downlink_bytes: int = 0
-    image_bytes: int = 0
-    rounds: tuple[tuple[float, ...], ...] = ()
-    """Of each round: end, time drafting and waiting in seconds, tokens accepted and committed."""
-
-    @classmethod
-    def of(cls, answer: Answer, pieces: tuple[TokenPiece, ...] = ()) -> AnswerFigures:
-        """Return an answer's figures. `pieces` are those seen while it was decoded, if there were any."""
-        text = answer.result.text
-        return cls.of_reports(answer.report(), answer.trace(), pieces or (TokenPiece(text, "committed"),))
-
-    @classmethod
-    def of_reports(
-        cls, answer: AnswerReport, trace: DecodeReport, pieces: tuple[TokenPiece, ...]
-    ) -> AnswerFigures:
-        """Return the figures of an answer whose reports came over topics."""
-        return cls(
-            mission=answer.mission,
-            number=answer.number,
-            text=answer.text,
-            pieces=pieces,
-            actions=tuple(map(format_action, answer.actions)),
-            strategy=trace.strategy,
-            total_s=trace.total_s,
-            first_token_s=trace.time_to_first_token_s,
-            first_action_s=trace.time_to_first_action_s,
-            link_s=_link_s(trace.rounds),
-            tokens=trace.tokens,
-            drafted=trace.drafted,
-            accepted=trace.accepted,
-            target_passes=trace.target_passes,
-            rounds=_rounds(trace.rounds),
-            **asdict(trace.usage),
-        )
 
 
 @dataclass(slots=True)
@@ -473,77 +416,6 @@ class ConsoleState:
     def _send(self, event: Event) -> None:
         for listener in tuple(self._listeners):
             listener(event)
-
-
-@dataclass(frozen=True, slots=True)
-class VideoFrame:
-    """One picture of the camera, a JPEG; `number` rises."""
-
-    jpeg: bytes
-    number: int
-
-
-class VideoFeed:
-    """The newest picture of the camera, and who waits for the next one. Safe for threads.
-
-    Pictures are taken as they come; a page that is slow misses some. While nobody watches nothing is kept.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: list[Callable[[VideoFrame], None]] = []
-        self._viewers = self._number = 0
-        self._newest: VideoFrame | None = None
-
-    @property
-    def viewers(self) -> int:
-        """How many pages show the video."""
-        return self._viewers
-
-    def put(self, image: Image) -> None:
-        """Pass on a new picture."""
-        if not self._viewers:
-            return
-        with self._lock:
-            self._number += 1
-            frame = self._newest = VideoFrame(image.jpeg, self._number)
-            waiting, self._waiting = self._waiting, []
-        for call in waiting:
-            call(frame)
-
-    def join(self) -> None:
-        """Count one page more."""
-        with self._lock:
-            self._viewers += 1
-
-    def leave(self) -> None:
-        """Count one page less."""
-        with self._lock:
-            self._viewers -= 1
-            if not self._viewers:
-                self._newest = None
-
-    def after(self, number: int, call: Callable[[VideoFrame], None]) -> None:
-        """Call back with the first picture whose number is above `number`: now, or when it comes."""
-        with self._lock:
-            frame = self._newest
-            if frame is None or frame.number <= number:
-                self._waiting.append(call)
-                return
-        call(frame)
-
-
-def _link_s(rounds: Iterable[RoundTrace]) -> float | None:
-    """Return an estimate of the link: waiting less the target's own time, of a round, mean."""
-    waits = [each.wait_s - each.verify_s for each in rounds]
-    return max(0.0, sum(waits) / len(waits)) if waits else None
-
-
-def _rounds(rounds: Iterable[RoundTrace]) -> tuple[tuple[float, ...], ...]:
-    return tuple(
-        (*(round(s, 4) for s in (one.at_s, one.draft_s, one.wait_s)), one.accepted, one.committed)
-        for one in rounds
-    )
 
 
 def _path(start: Pose, actions: Iterable[Action]) -> list[list[float]]:
