@@ -29,9 +29,12 @@ FENCE = ((-3.0, -3.0), (6.0, -3.0), (6.0, 3.0), (-3.0, 3.0))
 
 
 class Rig:
-    """The robot, its console, and the server. `script` is what the engine says (see `ScriptedEngine`)."""
+    """The robot, its console, and the server. `script` is what the engine says (see `ScriptedEngine`).
 
-    def __init__(self, script: list) -> None:
+    `capture` replaces the camera.
+    """
+
+    def __init__(self, script: list, capture: Callable | None = None) -> None:
         clock = WallClock()
         self.fake = FakeRobot(clock, discs=(Disc(2.5, 0.3),))
         self.fake.set_pose(0, 0, 0)
@@ -50,7 +53,7 @@ class Rig:
         self.robot.start()
         self.engine = ScriptedEngine(script)
         settings = MissionSettings(runner=RunnerConfig(fallback="stop"))
-        self.edge = EdgeRobot(self.robot, lambda _: OwnedEngine(self.engine), settings)
+        self.edge = EdgeRobot(self.robot, lambda _: OwnedEngine(self.engine), settings, capture=capture)
         self.console = Console([self.edge], KEYS)
         self.server = HttpServer(self.console.app, BindAddress("127.0.0.1", 0), None, LIMITS, websockets=True)
         self.server.start()
@@ -75,8 +78,8 @@ class Rig:
 
 
 @contextmanager
-def rig(*script: list[str]) -> Iterator[Rig]:
-    made = Rig(list(script))
+def rig(*script: list[str], capture: Callable | None = None) -> Iterator[Rig]:
+    made = Rig(list(script), capture)
     try:
         yield made
     finally:

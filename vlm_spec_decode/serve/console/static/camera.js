@@ -62,6 +62,7 @@ export class Camera {
     picture.close();
     this.drawPath();
     this.shown += 1;
+    this.canvas.dataset.shown = this.shown;
     if (!this.note.hidden && !this.isReplaying) this.say("");
   }
 
