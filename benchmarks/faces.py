@@ -2,7 +2,8 @@
 
     python benchmarks/faces.py [--only console] [--quick] [--out out/faces]
 
-Each group is a file of its own: `faces_console.py` the page, `faces_ros.py` the messages and the action of ROS 2.
+Each group is a file of its own: `faces_console.py` the page in a browser, `faces_ros.py` the messages and the
+action of ROS 2.
 """
 
 from __future__ import annotations

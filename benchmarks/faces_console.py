@@ -88,7 +88,7 @@ def moving_pictures() -> list[Image]:
 
 @contextmanager
 def console_process() -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
-    """Run this file's own server: the console on a fake robot whose camera is quick; yield process and links."""
+    """Run this file's own server, a console on a fake robot; yield the process and its links."""
     command = [sys.executable, __file__, "serve"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
@@ -222,8 +222,8 @@ def wait_for(is_true: Any, within_s: float = 15.0) -> None:
 def stops(browser: Browser, tries: int) -> Iterator[Figure]:
     """Yield the time from the space bar to the stop at the robot's DDS service, decoding and video running.
 
-    `vsd sim`, `vsd cloud` and `vsd console` are processes of their own; the key is pressed by the browser. The
-    simulator stamps every call of StopMove by the clock that all processes share.
+    `vsd sim`, `vsd cloud` and `vsd console` are processes of their own; the key is pressed by the browser.
+    The simulator stamps every call of StopMove by the clock that all processes share.
     """
     with stack() as (links, calls):
         page = opened(browser, links["command"])
