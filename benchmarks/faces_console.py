@@ -28,7 +28,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 sys.path.insert(0, str(ROOT))
 
-from test.serve.console_rig import rig
+from test.serve.console_rig import COMMANDER, rig
 from test.serve.test_console_page import DESKTOP, PHONE, PIECES
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.serve.console.app import static_files
@@ -39,7 +39,7 @@ VIDEO_S = 8.0
 START_S = 120.0
 
 
-def figures(out: Path, *, quick: bool) -> list[Figure]:
+def figures(_out: Path, *, quick: bool) -> list[Figure]:
     """Measure all."""
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
@@ -49,7 +49,7 @@ def figures(out: Path, *, quick: bool) -> list[Figure]:
             found += stops(browser, 20 if quick else 100)
         finally:
             browser.close()
-    return found + idle(out)
+    return [*found, *idle(), *node_idle()]
 
 
 def opened(browser: Browser, link: str, **options: Any) -> Page:
@@ -301,9 +301,8 @@ def stack() -> Iterator[tuple[dict[str, str], Any]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def idle(out: Path) -> Iterator[Figure]:
+def idle() -> Iterator[Figure]:
     """Yield what the console's own process costs while nothing happens, with a page open and without."""
-    del out
     with console_process() as (process, links), sync_playwright() as started:
         time.sleep(2.0)
         cpu = cpu_s(process.pid)
@@ -320,6 +319,91 @@ def idle(out: Path) -> Iterator[Figure]:
     told = "`vsd console` with executor and camera in one process"
     yield Figure("console, idle closed (cores)", closed, 0.15, "at most", told)
     yield Figure("console, idle open (cores)", is_open, 0.35, "at most", f"{told}, video running")
+
+
+def node_idle() -> Iterator[Figure]:
+    """Yield what `console_node` adds to idle nodes, whose topics are published here at their rates."""
+    import rclpy
+
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=77)
+    node = rclpy.create_node("console_bench", context=context)
+    publish = idle_topics(node)
+    with tempfile.NamedTemporaryFile("w", suffix=".tokens") as tokens:
+        tokens.write(f"bench {COMMANDER} command\n")
+        tokens.flush()
+        code = (
+            "import sys; from vlm_spec_decode.ros.entry_points import console_main; sys.exit(console_main())"
+        )
+        given = ("--ros-args", "-p", "bind:=127.0.0.1:18477", "-p", f"tokens:={tokens.name}")
+        environment = {**os.environ, "ROS_DOMAIN_ID": "77"}
+        process = subprocess.Popen([sys.executable, "-c", code, *given], cwd=ROOT, env=environment)
+        try:
+            wait_for(lambda: publish() or node.count_subscribers("vlm/plan/status"), 60.0)
+            publish_for(publish, 3.0)
+            closed = used(process.pid, publish)
+            with sync_playwright() as started:
+                browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+                page = opened(browser, f"http://127.0.0.1:18477/#token={COMMANDER}")
+                publish_for(publish, 3.0)
+                is_open = used(process.pid, publish)
+                page.context.close()
+                browser.close()
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
+            node.destroy_node()
+            rclpy.shutdown(context=context)
+    told = "console_node alone, beside idle nodes; the bar is that of all nodes together"
+    yield Figure("console_node, closed (cores)", closed, 0.15, "at most", told)
+    yield Figure("console_node, open (cores)", is_open, 0.35, "at most", f"{told}; camera at 5 Hz shown")
+
+
+def idle_topics(node: Any) -> Any:
+    """Return what publishes, when it is called often enough, what idle nodes publish in that time."""
+    from nav_msgs.msg import Odometry
+    from rclpy.qos import qos_profile_sensor_data
+    from sensor_msgs.msg import CompressedImage
+
+    from vlm_spec_decode.ros.convert import to_compressed
+    from vlm_spec_decode.ros.middleware import COMMAND
+    from vlm_spec_decode_msgs import msg
+
+    picture = to_compressed(moving_pictures()[0], 1.0, "camera")
+    sources = [
+        (0.1, node.create_publisher(msg.PlanStatus, "vlm/plan/status", COMMAND), msg.PlanStatus(state=1)),
+        (0.05, node.create_publisher(Odometry, "odom", 20), Odometry()),
+        (
+            0.2,
+            node.create_publisher(CompressedImage, "camera/image_raw/compressed", qos_profile_sensor_data),
+            picture,
+        ),
+    ]
+    due = [0.0] * len(sources)
+
+    def publish() -> None:
+        now_s = time.monotonic()
+        for index, (period_s, publisher, message) in enumerate(sources):
+            if now_s >= due[index]:
+                due[index] = now_s + period_s
+                publisher.publish(message)
+
+    return publish
+
+
+def publish_for(publish: Any, duration_s: float) -> None:
+    """Publish for some seconds."""
+    until_s = time.monotonic() + duration_s
+    while time.monotonic() < until_s:
+        publish()
+        time.sleep(0.005)
+
+
+def used(pid: int, publish: Any) -> float:
+    """Return the cores that a process uses while the topics are published."""
+    before = cpu_s(pid)
+    publish_for(publish, VIDEO_S)
+    return (cpu_s(pid) - before) / VIDEO_S
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["serve"]:
