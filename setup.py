@@ -85,7 +85,7 @@ ROS = [
 
 NODES = [
     f"{part}_node = {NAME}.ros.entry_points:{part}_main"
-    for part in ("camera", "locomotion", "monitor", "vlm")
+    for part in ("camera", "console", "locomotion", "monitor", "vlm")
 ]
 """What `ros2 run` and the launch files start; `nodes/` has the same for a checkout that is not installed."""
 
@@ -163,7 +163,7 @@ setup(
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={
         NAME: [
-            *("py.typed", "assets/README.md", "assets/*/*", "train/*.yaml"),
+            *("py.typed", "assets/README.md", "assets/*/*", "serve/console/static/*", "train/*.yaml"),
             *("train/phrasings/*.yaml", "train/phrasings/held_out/*.yaml"),
         ]
     },

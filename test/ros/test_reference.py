@@ -13,6 +13,7 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.robot.fake import FakeRobot
 from vlm_spec_decode.ros import parameter_docs as reference
 from vlm_spec_decode.ros.nodes.camera import CameraNode
+from vlm_spec_decode.ros.nodes.console import ConsoleNode
 from vlm_spec_decode.ros.nodes.locomotion import LocomotionNode
 from vlm_spec_decode.ros.nodes.monitor import MonitorNode
 from vlm_spec_decode.ros.nodes.vlm import VlmNode
@@ -37,13 +38,19 @@ def build(name, node, image):
         "vlm_node": lambda: VlmNode(node, Source(ScriptedEngine([["done()"]])), clock, print),
         "locomotion_node": lambda: LocomotionNode(node, FakeRobot(clock), clock, print),
         "monitor_node": lambda: MonitorNode(node, clock),
+        "console_node": lambda: ConsoleNode(node, clock),
     }[name]()
 
 
 @pytest.mark.parametrize("name", reference.CHANNELS)
 def test_the_tables_of_topics_are_what_the_nodes_do(name, graph, image, eventually):
     node = graph.node(name)
-    graph.start(node, build(name, node, image))
+    part = graph.start(node, build(name, node, image))
+    for robot in getattr(part, "robots", ()):
+        # As for an open page.
+        robot.state.subscribe(lambda _: None)
+        robot.video.join()
+        robot.watch()
 
     def full(topic):
         return topic if topic.startswith("/") else f"{NAMESPACE}/{topic}"

@@ -1,0 +1,1 @@
+"""What is served over HTTP: the console, the OpenAI-compatible endpoint."""

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -19,15 +20,17 @@ from vlm_spec_decode.cli.console import interrupted_by_signals
 from vlm_spec_decode.core.config import Setting, settings_of
 from vlm_spec_decode.core.dds import MAX_DOMAIN
 from vlm_spec_decode.core.errors import ConfigError
-from vlm_spec_decode.core.options import FILE, FOLDER, as_json, options, setting_option
+from vlm_spec_decode.core.options import FILE, FOLDER, Function, as_json, options, setting_option
 from vlm_spec_decode.core.profiles import hardware_names, load_hardware
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.state import RunnerConfig
 from vlm_spec_decode.robot.registry import ROBOTS, robot_kind
 
 if TYPE_CHECKING:
+    from vlm_spec_decode.mission.connection import EdgeEngineSource
     from vlm_spec_decode.mission.mission import Mission, MissionEvent
     from vlm_spec_decode.mission.progress import MissionProgress, MissionReport
+    from vlm_spec_decode.mission.robot import Robot
     from vlm_spec_decode.mission.service import MissionSettings
 
 ROBOT = Setting("robot", "go2", "Which robot.", one_of=ROBOTS)
@@ -45,31 +48,56 @@ LINK_SILENCE_S = 0.6
 REPLY_S = 115.0
 """How long the robot's question may wait for a line, a little less than the mission waits for it."""
 
+RUNNER_NAMES = ("fallback", "start", "max_steps", "search", "search_looks", "replan", "early_frames")
+"""Settings of a mission that are options."""
+
 STOP_KEYS = frozenset(b" \r\n")
+
+
+def robot_options(function: Function) -> Function:
+    """Add the options of whatever runs missions on a robot in this process."""
+    for decorate in reversed(
+        (
+            setting_option(ROBOT),
+            click.option(
+                "--interface", default=None, help="Network interface towards the robot; default: its own."
+            ),
+            click.option(
+                "--domain",
+                type=click.IntRange(0, MAX_DOMAIN),
+                default=None,
+                help="DDS domain of the robot; default: its own.",
+            ),
+            click.option(
+                "--set", "pairs", multiple=True, metavar="NAME=VALUE", help="A setting of the robot's own."
+            ),
+            click.option("--limits", type=FILE, default=None, help="YAML of the safety gate's limits."),
+            options(EdgeSettings, "cloud", "keys", "draft", "strategy", "image_budget_s", keys=FOLDER),
+            setting_option(PROFILE),
+            options(RunnerConfig, *RUNNER_NAMES),
+        )
+    ):
+        function = decorate(function)
+    return function
+
+
+def start_timeout(function: Function) -> Function:
+    """Add how long a silent robot is looked for."""
+    kind = click.FloatRange(0, 600, min_open=True)
+    told = "Seconds that a silent robot is looked for."
+    names = ("--start-timeout", "start_s")
+    return click.option(*names, type=kind, default=30.0, show_default=True, help=told)(function)
 
 
 @click.command()
 @click.option(
     "--instruction", "instructions", multiple=True, help="What to do; may be repeated. Default: from stdin."
 )
-@setting_option(ROBOT)
-@click.option("--interface", default=None, help="Network interface towards the robot; default: its own.")
-@click.option(
-    "--domain",
-    type=click.IntRange(0, MAX_DOMAIN),
-    default=None,
-    help="DDS domain of the robot; default: its own.",
-)
-@click.option("--set", "pairs", multiple=True, metavar="NAME=VALUE", help="A setting of the robot's own.")
-@click.option("--limits", type=FILE, default=None, help="YAML of the safety gate's limits.")
-@options(EdgeSettings, "cloud", "keys", "draft", "strategy", "image_budget_s", keys=FOLDER)
-@setting_option(PROFILE)
-@options(RunnerConfig, "fallback", "start", "max_steps", "search", "search_looks", "replan", "early_frames")
+@robot_options
 @click.option("--timeout", "timeout_s", type=click.FloatRange(0, min_open=True), default=180.0,
               show_default=True, help="Seconds until a mission is cancelled.")  # fmt: skip
 @click.option("--approve", is_flag=True, help="Show every plan and ask before the robot moves.")
-@click.option("--start-timeout", "start_s", type=click.FloatRange(0, 600, min_open=True), default=30.0,
-              show_default=True, help="Seconds that a silent robot is looked for.")  # fmt: skip
+@start_timeout
 @as_json
 def edge(as_json: bool, **given: Any) -> int:
     """Carry out instructions on a robot, without ROS: draft here, target in the cloud.
@@ -78,7 +106,7 @@ def edge(as_json: bool, **given: Any) -> int:
     an empty line stops; other lines are instructions, one after the other. Where the robot asks something,
     the next line is the reply.
     """
-    given["settings"] = _robot_settings(given.pop("pairs"))
+    given["settings"] = robot_settings(given.pop("pairs"))
 
     def write(text: str) -> None:
         click.echo(text, nl=False, err=as_json)
@@ -119,7 +147,7 @@ class EdgeOptions:
     start_s: float
 
 
-def _robot_settings(pairs: tuple[str, ...]) -> dict[str, str]:
+def robot_settings(pairs: tuple[str, ...]) -> dict[str, str]:
     """Return `NAME=VALUE` options as a mapping. Raises ConfigError."""
     found = {}
     for pair in pairs:
@@ -135,15 +163,43 @@ def run(options: EdgeOptions, write: Callable[[str], None]) -> list[dict[str, An
 
     Raises ConfigError, InstructionError, CloudUnreachable, RobotError.
     """
+    from vlm_spec_decode.edge.mission_loop import check_instruction
+
+    for instruction in options.instructions:
+        check_instruction(instruction)
+    with connected(options, write) as (robot, make_source):
+        from vlm_spec_decode.mission.mission import Mission
+
+        source = make_source()
+        ask = (lambda plan: click.confirm(f"carry out {plan}?", err=True)) if options.approve else None
+        terminal = _Terminal()
+        mission = Mission(
+            None,
+            robot,
+            source=source,
+            approve=ask,
+            reply=terminal.reply,
+            settings=mission_settings(options),
+        )
+        write("the robot stands ready\n")
+        return _missions(mission, terminal, options, write)
+
+
+@contextmanager
+def connected(
+    options: EdgeOptions, write: Callable[[str], None]
+) -> Iterator[tuple[Robot, Callable[..., EdgeEngineSource]]]:
+    """Check all settings, look for cloud and robot; yield the robot, which stands, and what makes engines.
+
+    That takes the arguments of `EdgeEngineSource` that follow the settings. Raises ConfigError,
+    CloudUnreachable, RobotError.
+    """
     from vlm_spec_decode.actions.limits import SafetyLimits
     from vlm_spec_decode.core.clock import WallClock
     from vlm_spec_decode.core.config import read_mapping
     from vlm_spec_decode.edge.factory import check_settings
-    from vlm_spec_decode.edge.mission_loop import check_instruction
     from vlm_spec_decode.transport.address import wait_for_listener
 
-    for instruction in options.instructions:
-        check_instruction(instruction)
     kind, settings = robot_kind(options.robot), _edge_settings(options)
     read = read_mapping(options.limits) if options.limits else {}
     limits = kind.spec.narrowed(SafetyLimits.from_mapping(read))
@@ -152,10 +208,8 @@ def run(options: EdgeOptions, write: Callable[[str], None]) -> list[dict[str, An
         wait_for_listener(settings.cloud, settings.refused_s, WallClock())
     # Only now: these load the models' libraries, and with a robot the SDK.
     from vlm_spec_decode.mission.connection import EdgeEngineSource
-    from vlm_spec_decode.mission.mission import Mission
     from vlm_spec_decode.mission.robot import Robot
 
-    source = EdgeEngineSource(settings)
     write(f"looking for {kind.spec.title}\n")
     with Robot.connect(
         options.robot,
@@ -165,18 +219,7 @@ def run(options: EdgeOptions, write: Callable[[str], None]) -> list[dict[str, An
         start_timeout_s=options.start_s,
         **options.settings,
     ) as robot:
-        ask = (lambda plan: click.confirm(f"carry out {plan}?", err=True)) if options.approve else None
-        terminal = _Terminal()
-        mission = Mission(
-            None,
-            robot,
-            source=source,
-            approve=ask,
-            reply=terminal.reply,
-            settings=_mission_settings(options),
-        )
-        write("the robot stands ready\n")
-        return _missions(mission, terminal, options, write)
+        yield robot, partial(EdgeEngineSource, settings)
 
 
 def _edge_settings(options: EdgeOptions) -> EdgeSettings:
@@ -193,14 +236,13 @@ def _edge_settings(options: EdgeOptions) -> EdgeSettings:
     )
 
 
-def _mission_settings(options: EdgeOptions) -> MissionSettings:
+def mission_settings(options: EdgeOptions) -> MissionSettings:
+    """Return the settings of every mission."""
     from vlm_spec_decode.mission.service import MissionSettings
     from vlm_spec_decode.mission.state import RunnerConfig
 
-    names = ("max_steps", "fallback", "search", "search_looks", "replan", "early_frames", "start")
-    chosen: dict[str, Any] = {name: getattr(options, name) for name in names}
-    runner = RunnerConfig(**chosen)
-    return MissionSettings(runner=runner, approve=options.approve)
+    chosen: dict[str, Any] = {name: getattr(options, name) for name in RUNNER_NAMES}
+    return MissionSettings(runner=RunnerConfig(**chosen), approve=options.approve)
 
 
 def _missions(

@@ -26,6 +26,7 @@ COMMANDS = {
     "bench": ("bench.cli", "Compare strategies over profiles, links and pairs."),
     "build-msgs": ("cli.build_msgs", "Build the ROS 2 messages for rclpy from PyPI."),
     "cloud": ("cli.service", "Serve the target model to robots until interrupted."),
+    "console": ("cli.web_console", "Serve a page to see and command a robot, without ROS."),
     "demo": ("cli.simulation", "Run the main job: simulator, cloud and ROS nodes."),
     "doctor": ("cli.doctor", "Check that this computer has what the other commands need."),
     "edge": ("cli.edge", "Carry out instructions on this computer, without ROS."),

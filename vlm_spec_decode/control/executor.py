@@ -215,6 +215,10 @@ class Executor:
         """Set a person's velocity, which overrides plans. False if it is not finite. Never blocks."""
         return self._steering.put(velocity, self._clock.now())
 
+    def end_steering(self) -> None:
+        """Forget a person's velocity; if it moved the robot, the next period stops it. Never blocks."""
+        self._steering.clear()
+
     @property
     def source(self) -> str:
         """What commands the robot now: `estop`, `teleop`, `language` or `none`."""

@@ -79,6 +79,10 @@ class RobotSupervisor:
         """Pass a person's velocity on; False if it is none, or the robot is not ready."""
         return self._readiness.is_ready and self._executor.steer(velocity)
 
+    def end_steering(self) -> None:
+        """Stop the robot if a person steers it."""
+        self._executor.end_steering()
+
     @property
     def source(self) -> str:
         """What commands the robot now: `estop`, `teleop`, `language` or `none`."""

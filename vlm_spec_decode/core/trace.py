@@ -186,6 +186,8 @@ class AnswerTrace(Tracer):
     def __init__(self, now: Callable[[], float]) -> None:
         self.rounds: list[RoundTrace] = []
         self.early_verdicts = 0
+        self.accepted_positions: set[int] = set()
+        """Positions of the answer at which a drafted token was right."""
         self._opened_s = now()
         self._now = now
         self._draft_s = self._wait_s = self._began_s = 0.0
@@ -199,6 +201,16 @@ class AnswerTrace(Tracer):
     def elapsed_s(self) -> float:
         """Time since the answer was opened."""
         return self._now() - self._opened_s
+
+    def drafted_ahead(self) -> Tokens:
+        """Return the tokens that are sent and not judged yet: of a tree the first path, which is the best."""
+        path: list[int] = []
+        last, position = 0, self._length
+        for number, (parent, token, at) in sorted(self._sent.items()):
+            if at == position and (parent == last if path else not parent or parent in self._true):
+                path.append(token)
+                last, position = number, position + 1
+        return tuple(path)
 
     def opened(self, request: AnswerRequest) -> None:
         """Count the draft in the request; an answer that is opened again has new nodes."""
@@ -278,5 +290,6 @@ class AnswerTrace(Tracer):
             if token == tokens[position - self._length] and (not parent or parent in self._true):
                 self._true[number] = position
                 accepted.add(position)  # the same token drafted twice is one
+        self.accepted_positions |= accepted
         self._length = end
         return len(accepted)

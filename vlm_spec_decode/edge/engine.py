@@ -293,6 +293,10 @@ class Engine:
             with self._lock:
                 self._answer_cache.add_early(observation, tokens, hint)
 
+    def trace_with(self, tracer: Tracer) -> None:
+        """Give the events of all answers that begin from now on to `tracer`, too."""
+        self._tracer = tracer
+
     def picture(self, data: bytes) -> Image:
         """Return a frame, an image file's bytes, as the image of an observation. Raises ImageError."""
         return self.pictures.reduce(data)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from vlm_spec_decode.actions.types import Action
 from vlm_spec_decode.core.errors import CloudError, CloudUnreachable, ModelError, VsdError
-from vlm_spec_decode.core.trace import GenerationResult
+from vlm_spec_decode.core.trace import GenerationResult, Tracer
 from vlm_spec_decode.core.types import Image, Observation, Tokens
 from vlm_spec_decode.edge.engine import DraftedAction, Engine
 from vlm_spec_decode.edge.factory import DraftModel, EdgeRuntime, bring_up, run_manifest
@@ -23,10 +23,15 @@ from vlm_spec_decode.mission.state import MissionStatus
 
 
 class EdgeEngineSource:
-    """Connects an edge engine, as often as `connect` is called. The draft model is loaded once."""
+    """Connects an edge engine, as often as `connect` is called. The draft model is loaded once.
 
-    def __init__(self, settings: EdgeSettings) -> None:
-        self._settings = settings
+    `watch` makes a tracer of all answers, from what turns token ids into text.
+    """
+
+    def __init__(
+        self, settings: EdgeSettings, watch: Callable[[Callable[[Tokens], str]], Tracer] | None = None
+    ) -> None:
+        self._settings, self._watch = settings, watch
         self._runtime: EdgeRuntime | None = None
         self._model = DraftModel(settings)
 
@@ -37,6 +42,8 @@ class EdgeEngineSource:
         """
         self.close()
         self._runtime = bring_up(self._settings, self._model.load())
+        if self._watch is not None:
+            self._runtime.engine.trace_with(self._watch(self._runtime.draft.codec.decode))
         return self._runtime.engine
 
     def draft(self) -> Engine:

@@ -13,11 +13,9 @@ from another thread, an error inside the engine), the robot stands when it retur
 
 from __future__ import annotations
 
-import logging
 import threading
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Literal, TypeAlias
@@ -30,31 +28,20 @@ from vlm_spec_decode.core.errors import (
     ActionRefused,
     Cancelled,
     ConfigError,
-    ImageError,
-    RobotError,
     VsdError,
 )
 from vlm_spec_decode.core.ports import Clock
-from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.mission.connection import Answerer, EngineSource, OwnedEngine
-from vlm_spec_decode.mission.events import Frame
+from vlm_spec_decode.mission.feeds import RobotFeeds
 from vlm_spec_decode.mission.queue import Ack, MissionLeases, MissionRequest
 from vlm_spec_decode.mission.robot import Robot, without_interrupts
 from vlm_spec_decode.mission.service import MissionService, MissionSettings, PlanHeartbeat
 from vlm_spec_decode.mission.state import END_STATES, Answer, MissionStatus, PartialAnswer
 
 HEARTBEAT_S = 0.05
-STATUS_POLL_S = 0.025
-"""Period of reading the executor's status; a change is seen within it."""
-
-STATUS_S = 0.1
-FRAME_S = 0.2
 CALLBACK_S = 5.0
 """How long `on_event` may take. After that the caller seems to be gone, and the mission is cancelled."""
-
-POSE_S = 0.05
-"""How often the body's pose is read, as the locomotion node publishes it."""
 
 HOLD_S = 0.45
 """Silence of the thread of `run` outside a callback after which nothing is sent to the robot: its watchdog
@@ -65,8 +52,6 @@ GONE_S = 2.0
 it did not run either is no silence: then a busy computer has stopped both."""
 
 JOIN_S = 1.0
-log = logging.getLogger(__name__)
-
 Report: TypeAlias = MissionStatus | PartialAnswer | Answer | PlanStatus
 Kind: TypeAlias = Literal["state", "text", "answer", "robot"]
 
@@ -235,7 +220,7 @@ class _Run:
         settings: MissionSettings,
         clock: Clock,
     ) -> None:
-        self._request, self._robot, self._capture, self._clock = request, robot, capture, clock
+        self._request, self._robot, self._clock = request, robot, clock
         self._reports: SimpleQueue[Report] = SimpleQueue()
         self._wake, self._closing = threading.Event(), threading.Event()
         self._lock = threading.RLock()
@@ -259,7 +244,8 @@ class _Run:
             on_failure=lambda _: None,
             on_crash=self._on_crash,
         )
-        work = (self._serve, self._watch_robot, self._read_camera)
+        feeds = RobotFeeds(self._service, robot, capture, clock, self._closing, self._on_plan_status)
+        work = (self._serve, feeds.watch_robot, feeds.read_camera)
         self._threads = [
             threading.Thread(target=self._guard, args=(each,), name=f"mission {each.__name__}", daemon=True)
             for each in work
@@ -392,32 +378,9 @@ class _Run:
                 beaten_s = self._clock.now()
                 self._service.repeat_plan()
 
-    def _watch_robot(self) -> None:
-        """Give the mission the executor's status: at once when it changes, and as a regular sign of life."""
-        reported, reported_s, placed_s = None, 0.0, 0.0
-        while not self._closing.wait(STATUS_POLL_S):
-            status, now_s = self._robot.status, self._clock.now()
-            if now_s - placed_s >= POSE_S:
-                placed_s = now_s
-                with suppress(RobotError):
-                    state = self._robot.state
-                    self._service.put_pose(now_s, Pose2D(state.x_m, state.y_m, state.yaw_rad))
-            if status == reported and now_s - reported_s < STATUS_S:
-                continue
-            if status != reported and status.mission == self._request.mission:
-                self._reports.put(status)
-            reported, reported_s = status, now_s
-            self._service.put_status(status)
-
-    def _read_camera(self) -> None:
-        """Read frames. A failing camera is tried again; the mission ends by its own time-out."""
-        while not self._closing.is_set():
-            try:
-                image, captured_s = self._capture()
-                self._service.put_frame(Frame(image, captured_s, "camera"))
-            except (RobotError, ImageError) as error:
-                log.debug("no frame: %s", error)
-            self._closing.wait(FRAME_S)
+    def _on_plan_status(self, status: PlanStatus) -> None:
+        if status.mission == self._request.mission:
+            self._reports.put(status)
 
 
 class _Output:

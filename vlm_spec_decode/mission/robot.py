@@ -143,6 +143,11 @@ class Robot:
         return self._supervisor.source == "estop"
 
     @property
+    def source(self) -> str:
+        """Return what commands it now: `estop`, `teleop`, `language` or `none`."""
+        return self._supervisor.source
+
+    @property
     def has_camera(self) -> bool:
         """Whether it has a camera of its own."""
         return self._parts.open_camera is not None
@@ -169,6 +174,17 @@ class Robot:
     def submit(self, plan: Plan) -> None:
         """Send a plan to the executor. Repeat it as its heartbeat: silence stops the robot. Never blocks."""
         self._supervisor.submit(plan)
+
+    def steer(self, velocity: tuple[float, float, float]) -> bool:
+        """Let a person steer: forward and left in m/s, left in rad/s; that goes before plans. Never blocks.
+
+        Repeat it: silence stops the robot. False, and nothing done, for what is no velocity.
+        """
+        return self._supervisor.steer(velocity)
+
+    def end_steering(self) -> None:
+        """Let the person steer no more: the executor's next period stops the robot. Never blocks."""
+        self._supervisor.end_steering()
 
     def cancel(self) -> None:
         """Let the executor drop its plan: it stops within one of its periods. Never blocks."""

@@ -1,4 +1,4 @@
-"""The four node processes: command line, construction of the parts, running, and shutdown.
+"""The five node processes: command line, construction of the parts, running, and shutdown.
 
 `nodes/` only calls these. Each imports its own parts only when it runs: a camera node does not need a model's
 libraries.
@@ -62,6 +62,11 @@ def camera_main() -> int:
     return run_node("camera_node", _camera)
 
 
+def console_main() -> int:
+    """Run the console node; return its exit code."""
+    return run_node("console_node", _console, threads=4)
+
+
 def locomotion_main() -> int:
     """Run the locomotion node; return its exit code."""
     return run_node("locomotion_node", _locomotion, threads=6)
@@ -123,6 +128,12 @@ def _locomotion(node: Node, stop: StopRequest) -> NodePart:
         driver = Go2Driver(config, clock)
         board = DdsBoard(config)
     return LocomotionNode(node, driver, clock, stop, boards=(board,), spec=robot_kind("go2").spec)
+
+
+def _console(node: Node, _stop: StopRequest) -> NodePart:
+    from vlm_spec_decode.ros.nodes.console import ConsoleNode
+
+    return ConsoleNode(node, WallClock())
 
 
 def _monitor(node: Node, _stop: StopRequest) -> NodePart:

@@ -36,6 +36,9 @@ PATIENCE_S = "10"
 RVIZ_TOPICS = ("odom", "vlm/overlay/compressed", "vlm/markers", "vlm/path")
 """Topics that rviz/vlm.rviz shows."""
 
+CONSOLE_SHARES = ("limits_file",)
+"""Parameters of the locomotion node that the console node takes over."""
+
 Setting = bool | int | float | str
 
 
@@ -128,15 +131,24 @@ def nodes(
     monitor: Mapping[str, Setting],
     vlm: Mapping[str, Setting],
 ) -> list[LaunchDescriptionEntity]:
-    """Run the four nodes with these parameters, and a recorder and RViz if asked for."""
+    """Run the four nodes with these parameters, and console, recorder and RViz if asked for."""
     return [
         node("camera_node", value, camera, config),
         node("locomotion_node", value, locomotion, config),
         node("monitor_node", value, monitor, config),
         node("vlm_node", value, vlm, config),
+        *console(value, config, {name: locomotion[name] for name in CONSOLE_SHARES if name in locomotion}),
         *recorder(value),
         *view(value),
     ]
+
+
+def console(value: Values, config: str, parameters: Mapping[str, Setting]) -> list[Node]:
+    """Serve the page, if `console` is set."""
+    if not value.flag("console"):
+        return []
+    own = {"bind": value["console_bind"], "tokens": value.path("console_tokens")}
+    return [node("console_node", value, {**parameters, **own}, config)]
 
 
 def vsd(name: str, *arguments: str) -> ExecuteProcess:

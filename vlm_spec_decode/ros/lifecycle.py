@@ -88,6 +88,11 @@ class Entities:
             doomed = {id(entity) for _, entity in self._marked}
             self._marked += [e for e in self._all() if id(e[1]) not in self._own | doomed]
 
+    def mark_one(self, kind: str, entity: Any) -> None:
+        """Mark one entity, such as a `subscription`, for destruction."""
+        with self._swept:
+            self._marked.append((kind, entity))
+
     def destroy_marked(self) -> None:
         """Destroy the marked entities. Call it on the spinning thread, between two spins."""
         with self._swept:
@@ -138,6 +143,10 @@ class ManagedNode(LifecycleNode):  # type: ignore[misc]  # rclpy has no types he
     def destroy_marked(self) -> None:
         """Destroy the entities of a freed part. Call it between two spins."""
         self._entities.destroy_marked()
+
+    def destroy_later(self, subscription: Any) -> None:
+        """Destroy a subscription of a part between two spins."""
+        self._entities.mark_one("subscription", subscription)
 
     def close(self) -> None:
         """Close the part, in any state. Idempotent."""

@@ -15,7 +15,7 @@ from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.ros.params import AUTOSTART, DRIVER_PARAMETERS, ROBOT_PARAMETERS, SOURCE_PARAMETERS
 from vlm_spec_decode.transport.address import DEFAULT_PORT
 
-NODES = ("camera_node", "vlm_node", "locomotion_node", "monitor_node")
+NODES = ("camera_node", "vlm_node", "locomotion_node", "monitor_node", "console_node")
 
 
 def settings(name: str) -> tuple[Setting, ...]:
@@ -28,6 +28,7 @@ def settings(name: str) -> tuple[Setting, ...]:
         "vlm_node": _vlm,
         "locomotion_node": _locomotion,
         "monitor_node": _monitor,
+        "console_node": _console,
     }
     return (*found[name](), AUTOSTART)
 
@@ -56,6 +57,12 @@ def _monitor() -> tuple[Setting, ...]:
     from vlm_spec_decode.ros.nodes import monitor
 
     return monitor.PARAMETERS
+
+
+def _console() -> tuple[Setting, ...]:
+    from vlm_spec_decode.ros.nodes import console
+
+    return console.PARAMETERS
 
 
 YES_NO = ("true", "false", "True", "False")
@@ -114,6 +121,9 @@ PROCESSES = (
     Argument(
         "respawn", "false", "Start a node that ends again after 2 s, instead of ending everything.", YES_NO
     ),
+    Argument("console", "false", "Also serve the console, a page in a browser.", YES_NO),
+    parameter("bind", "console_bind"),
+    parameter("tokens", "console_tokens"),
     Argument("record", "", "Folder of a new bag that `vsd record` fills; empty: nothing is recorded."),
     RVIZ,
 )

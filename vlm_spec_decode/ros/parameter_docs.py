@@ -134,6 +134,30 @@ CHANNELS: Mapping[str, tuple[TopicDoc, ...]] = {
             for name, said in monitor_node.FIGURES.items()
         ),
     ),
+    "console_node": (
+        TopicDoc(
+            "in",
+            "camera/image_raw/compressed",
+            "sensor_msgs/msg/CompressedImage",
+            "JPEG frames; only while a page shows them.",
+        ),
+        TopicDoc("in", "odom", ODOMETRY, "For the map; only while a page is open."),
+        *_topics(
+            "in",
+            vlm__status="For the page.",
+            vlm__control="For the page.",
+            vlm__answer__partial="For the page.",
+            vlm__answer__typed="For the page.",
+            vlm__trace="For the page.",
+            vlm__plan="For the page.",
+            vlm__plan__status="For the page.",
+            vlm__ack="Whether an instruction of a page was taken.",
+        ),
+        TopicDoc("in", "/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", "For the page."),
+        *_topics("out", vlm__request="Instructions of pages.", vlm__withdraw="Missions that pages end."),
+        TopicDoc("out", "cmd_vel_teleop", "geometry_msgs/msg/Twist", "Velocities of the page that drives."),
+        TopicDoc("out", "e_stop/request", "std_msgs/msg/Bool", "Stops of pages; the service confirms them."),
+    ),
 }
 """Every topic, service and action of every node at its default parameters."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -25,34 +24,17 @@ from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import Marker, MarkerArray
 
 from vlm_spec_decode.actions.plan import Plan
-from vlm_spec_decode.actions.types import Action, Forward, Strafe, Turn, format_action
+from vlm_spec_decode.actions.types import format_action
+from vlm_spec_decode.actions.waypoints import Pose, waypoints
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.ros import diagnostics
 from vlm_spec_decode.ros.convert import camera_transforms, to_time, to_transform
 from vlm_spec_decode.ros.middleware import LATCHED
 
-Pose = tuple[float, float, float]
-"""x, y in metres and yaw in radians, in the odometry frame."""
-
 HULL_M = (0.70, 0.31, 0.40)
 FOOTPRINT_Z_M = 0.02
 LIFETIME_S = 30
-
-
-def waypoints(start: Pose, actions: Iterable[Action]) -> list[tuple[Pose, Action]]:
-    """Return the body's pose after each action, beginning at `start`."""
-    x, y, yaw = start
-    found = []
-    for action in actions:
-        if isinstance(action, Forward):
-            x, y = x + action.distance_m * math.cos(yaw), y + action.distance_m * math.sin(yaw)
-        elif isinstance(action, Strafe):
-            x, y = x - action.distance_m * math.sin(yaw), y + action.distance_m * math.cos(yaw)
-        elif isinstance(action, Turn):
-            yaw += math.radians(action.angle_deg)
-        found.append(((x, y, yaw), action))
-    return found
 
 
 def plan_markers(plan: Plan, start: Pose, stamp_s: float, frame: str) -> MarkerArray:

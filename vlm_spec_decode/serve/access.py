@@ -69,16 +69,16 @@ def make_key(name: str, text: str, rights: Iterable[str] = ()) -> AccessKey:
     return AccessKey(name, _digest(text), frozenset(rights))
 
 
-def read_keys(file: Path | None = None, variable: str = "") -> AccessKeys:
+def read_keys(file: Path | None = None, variable: str = "", rights: Iterable[str] = ()) -> AccessKeys:
     """Return the keys in a file and in an environment variable; both may be missing.
 
     The file has a key a line, `KEY`, `NAME KEY` or `NAME KEY RIGHT,RIGHT`; `#` begins a comment. Only its
-    owner may read it. The variable holds keys with commas between. Raises ConfigError.
+    owner may read it. The variable holds keys with commas between, which have `rights`. Raises ConfigError.
     """
     keys = [] if file is None else _keys_in(file)
     texts = os.environ.get(variable, "").split(",") if variable else []
     given = [text.strip() for text in texts if text.strip()]
-    keys += [make_key(f"{variable}.{number}", text) for number, text in enumerate(given, start=1)]
+    keys += [make_key(f"{variable}.{number}", text, rights) for number, text in enumerate(given, start=1)]
     return AccessKeys(keys)
 
 

@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from starlette.datastructures import Headers
@@ -25,6 +26,7 @@ from vlm_spec_decode.serve.access import AccessKeys, BindAddress, HttpLimits, Tl
 from vlm_spec_decode.transport.address import is_loopback_host
 
 MAX_HEAD_BYTES = 32 * 1024
+MAX_WS_MESSAGE_BYTES = 64 * 1024
 DRAINED = 4
 """A body beyond the limit is read, and dropped, up to so many times the limit: a client that still writes
 sees no answer."""
@@ -197,6 +199,7 @@ def bounded_protocol(limits: HttpLimits) -> type[H11Protocol]:
         """`H11Protocol` that closes connections beyond the limit, and those that do not speak."""
 
         _head: asyncio.TimerHandle | None = None
+        _is_handed_over = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             """Take a connection, or close it at once."""
@@ -209,10 +212,15 @@ def bounded_protocol(limits: HttpLimits) -> type[H11Protocol]:
         def data_received(self, data: bytes) -> None:
             """Handle bytes; a head that has begun must end in time."""
             super().data_received(data)
-            if self.cycle is not None and not self.cycle.response_complete:
+            if self._is_handed_over or (self.cycle is not None and not self.cycle.response_complete):
                 self._end_wait()
             elif self._head is None:
                 self._await_head()
+
+        def handle_websocket_upgrade(self, event: Any) -> None:
+            """Hand the connection over: its head is complete."""
+            self._is_handed_over = True
+            super().handle_websocket_upgrade(event)
 
         def on_response_complete(self) -> None:
             """Go on with the next request; uvicorn waits for its first byte."""
@@ -262,6 +270,9 @@ class HttpServer:
             app,
             http=bounded_protocol(limits or HttpLimits()),
             ws="auto" if websockets else "none",
+            ws_max_size=MAX_WS_MESSAGE_BYTES,
+            # What goes out is pictures, which are compressed, and short messages.
+            ws_per_message_deflate=False,
             log_config=None,
             access_log=False,
             proxy_headers=False,

@@ -18,6 +18,7 @@ from std_msgs.msg import Float64, String
 from visualization_msgs.msg import MarkerArray
 
 from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.actions.waypoints import Pose
 from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ActionParseError, ImageError
 from vlm_spec_decode.core.ports import Clock
@@ -72,8 +73,8 @@ class MonitorNode:
         self._stamps = ClockConverter(node, clock)
         self._values = Parameters(node, PARAMETERS)
         self._caption = overlay.Caption()
-        self._pose: markers.Pose = (0.0, 0.0, 0.0)
-        self._start: tuple[tuple[str, int], markers.Pose] = (("", -1), self._pose)
+        self._pose: Pose = (0.0, 0.0, 0.0)
+        self._start: tuple[tuple[str, int], Pose] = (("", -1), self._pose)
         self._drawn: tuple[Any, ...] = ()
         self._path = Path()
         self._path.header.frame_id = self._values.text("odom_frame")

@@ -1,0 +1,269 @@
+"""The console without a browser: who may do what, the stop, the dead man's switch, hostile requests."""
+
+import http.client
+import json
+import threading
+import time
+
+import pytest
+import websockets.exceptions
+
+from test.serve.console_rig import COMMANDER, VIEWER, Client, rig, wait_for
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.serve.access import bind_address
+from vlm_spec_decode.serve.console import settings as console_settings
+from vlm_spec_decode.serve.console.app import MAX_MESSAGE_CHARS
+from vlm_spec_decode.serve.console.commands import CommandDesk, ConsoleRobot, Page
+from vlm_spec_decode.serve.console.state import ConsoleState, RobotFacts
+from vlm_spec_decode.serve.console.video import VideoFeed
+
+pytestmark = pytest.mark.alone
+
+
+@pytest.fixture(scope="module")
+def served():
+    with rig(["walk. forward(2) ", "…"]) as made:
+        yield made
+
+
+@pytest.fixture
+def page(served):
+    client = Client(served.port)
+    yield client
+    client.close()
+    wait_for(lambda: served.robot.source in {"none", "estop"})
+    if served.robot.is_stopped:
+        wait_for(lambda: served.speed_mps == 0)
+        served.robot.release()
+
+
+def get(served, path, token=COMMANDER, method="GET", **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=5)
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    connection.request(method, path, headers=headers)
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer, body
+
+
+def test_a_mission_runs_and_the_stop_ends_it(served, page):
+    assert page.until(lambda event: event["type"] == "welcome")["may"] == ["view", "command"]
+    assert page.command("instruct", instruction="go to the red ball")["type"] == "done"
+    page.until(lambda event: event["type"] == "executor" and event["state"] == "moving")
+    wait_for(lambda: served.speed_mps > 0.2)
+    began_s = time.monotonic()
+    assert "stands" in page.command("stop")["detail"]
+    assert time.monotonic() - began_s < 1.5
+    assert served.robot.is_stopped
+    page.until(lambda event: event["type"] == "mission" and event["state"] == "cancelled")
+    assert "e-stop" in page.command("instruct", instruction="go on")["detail"]
+    assert page.command("release")["type"] == "done"
+    assert not served.robot.is_stopped
+
+
+def test_a_viewer_may_look_and_stop_and_nothing_else(served, page):
+    viewer = Client(served.port, VIEWER)
+    assert viewer.until(lambda event: event["type"] == "welcome")["may"] == ["view"]
+    for command in (
+        {"command": "instruct", "instruction": "go"},
+        {"command": "release"},
+        {"command": "approve"},
+    ):
+        assert viewer.command(**command)["type"] == "refused"
+    viewer.send(type="drive", x=1, y=0, turn=0)
+    assert (
+        "not drive"
+        in viewer.until(lambda event: event["type"] == "refused" and event["id"] is None)["detail"]
+    )
+    assert served.robot.source == "none"
+    assert viewer.command("stop")["type"] == "done"
+    # Every page sees it, and the refusals, too.
+    told = page.until(lambda event: event["type"] == "command" and event["command"] == "stop")
+    assert told["who"].startswith("viewer@127.0.0.1")
+    viewer.close()
+
+
+@pytest.mark.parametrize("way", ["silence", "close", "release", "abort"])
+def test_a_page_that_drives_and_is_lost_stops_the_robot(served, page, way):
+    other = Client(served.port)
+    until_s = time.monotonic() + 1.0
+    while time.monotonic() < until_s and served.speed_mps < 0.15:
+        other.send(type="drive", x=0.6, y=0, turn=0)
+        time.sleep(0.05)
+    assert served.robot.source == "teleop"
+    page.send(type="drive", x=-1, y=0, turn=0)
+    assert "another page" in page.until(lambda event: event["type"] == "refused")["detail"]
+    served.stops_s.clear()
+    began_s = time.monotonic()
+    if way == "close":
+        other.close()
+    elif way == "abort":
+        other.socket.socket.shutdown(2)
+    elif way == "release":
+        other.send(type="drive", end=True)
+    wait_for(lambda: served.stops_s, 2.0)
+    assert served.stops_s[0] - began_s < (0.35 if way == "silence" else 0.15)
+    wait_for(lambda: served.speed_mps == 0, 3.0)
+    page.until(lambda event: event["type"] == "command" and event["detail"].startswith("ends"))
+    wait_for(lambda: served.robot.source == "none")
+    other.close()
+
+
+def test_a_stop_needs_no_web_socket(served):
+    answer, body = get(served, "/api/stop", VIEWER, "POST")
+    assert answer.status == 200
+    assert json.loads(body)["stopped"]
+    assert served.robot.is_stopped
+    served.robot.release()
+    assert get(served, "/api/stop", VIEWER)[0].status == 405
+
+
+@pytest.mark.parametrize(
+    ("path", "token", "status"),
+    [
+        ("/", "", 200), ("/static/main.js", "", 200), ("/static/theme.css", "", 200),
+        ("/api/robots", COMMANDER, 200), ("/api/robots", "", 401), ("/api/robots", "wrong" * 5, 401),
+        ("/api/frame/fake/page-1/1", "", 401), ("/api/frame/fake/none/1", COMMANDER, 404),
+        ("/api/frame/other/none/1", COMMANDER, 404), ("/static/../app.py", COMMANDER, 404),
+        ("/static/%2e%2e/app.py", COMMANDER, 404), ("/static/", COMMANDER, 404),
+        ("//etc/passwd", COMMANDER, 404),
+    ],
+)  # fmt: skip
+def test_what_is_served_and_to_whom(served, path, token, status):
+    assert get(served, path, token)[0].status == status
+
+
+def test_the_page_runs_nothing_that_is_not_its_own(served):
+    answer, body = get(served, "/", "")
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert b"style=" not in body
+    assert b"onclick=" not in body
+    assert b"http" not in body
+    again, empty = get(served, "/", "", **{"If-None-Match": answer.headers["ETag"]})
+    assert (again.status, empty) == (304, b"")
+
+
+def test_the_page_is_small():
+    total = sum(len(each.data) for each in console_files().values())
+    assert total <= 400_000
+    assert set(console_files()) >= {"/", "/static/main.js", "/static/theme.css", "/static/console.css"}
+
+
+def console_files():
+    from vlm_spec_decode.serve.console.app import static_files
+
+    return static_files()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"token": "wrong-wrong-wrong-wrong"}, {"token": ""}, {"origin": "http://evil.example"},
+        {"origin": "http://127.0.0.1:1"}, {"robot": "other"}, {"kind": "nothing"},
+    ],
+)  # fmt: skip
+def test_a_web_socket_without_token_or_of_another_origin_is_refused(served, wrong):
+    with pytest.raises((websockets.exceptions.InvalidStatus, websockets.exceptions.ConnectionClosed)):
+        Client(served.port, **wrong)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{", "null", '"stop"', "{" * 3000, "[" * 7000,
+        json.dumps({"type": "x" * MAX_MESSAGE_CHARS}),
+        '{"type":"command"}', '{"type":"command","command":"instruct"}',
+        '{"type":"command","command":"instruct","instruction":7}',
+        '{"type":"command","command":"instruct","instruction":""}',
+        '{"type":"command","command":"withdraw","mission":[]}', '{"type":"command","command":"__init__"}',
+        '{"type":"drive"}', '{"type":"drive","x":NaN,"y":0,"turn":0}',
+        '{"type":"drive","x":1e999,"y":0,"turn":0}',
+        '{"type":"drive","x":true,"y":0,"turn":0}', '{"type":"drive","x":"1","y":0,"turn":0}',
+    ],
+)  # fmt: skip
+def test_what_is_no_message_is_refused_and_moves_nothing(served, page, text):
+    page.socket.send(text)
+    page.until(lambda event: event["type"] == "refused")
+    assert served.speed_mps == 0
+    assert page.command("stop")["type"] == "done"
+
+
+def test_bytes_end_the_connection_and_nothing_else(served, page):
+    other = Client(served.port)
+    other.socket.send(b"\xff\x00")
+    with pytest.raises((websockets.exceptions.ConnectionClosed, TimeoutError)):
+        other.until(lambda event: event["type"] == "never", 2.0)
+    assert page.command("withdraw", mission="none")["type"] == "done"
+
+
+def test_pictures_come_as_fast_as_the_page_shows_them(served):
+    video = Client(served.port, VIEWER, kind="video")
+    first = [video.socket.recv(timeout=5) for _ in range(2)]
+    assert all(each.startswith(b"\xff\xd8") for each in first)
+    with pytest.raises(TimeoutError):
+        video.socket.recv(timeout=0.4)
+    video.socket.send("ok")
+    assert video.socket.recv(timeout=5).startswith(b"\xff\xd8")
+    video.close()
+    wait_for(lambda: served.edge.video.viewers == 0)
+
+
+def test_commands_are_limited_and_stops_are_not(served, page):
+    found = [page.command("withdraw", mission="none")["type"] for _ in range(30)]
+    assert found.count("done") >= 20
+    assert found[-1] == "refused"
+    assert all(page.command("stop")["type"] == "done" for _ in range(3))
+
+
+class SlowRobot(ConsoleRobot):
+    """A robot whose commands take for ever; its stop does not."""
+
+    def __init__(self):
+        self.state = ConsoleState(RobotFacts(name="slow", title="slow"), WallClock())
+        self.video = VideoFeed()
+        self.free = threading.Event()
+
+    def instruct(self, instruction, *, approve, queue):
+        self.free.wait(20)
+
+    withdraw = approve = release = drive = end_drive = lambda self, *_: None
+
+    def stop(self):
+        return "stopped"
+
+
+def test_a_stop_waits_for_no_other_command():
+    robot = SlowRobot()
+    desk = CommandDesk(robot, WallClock())
+    page = Page(1, "somebody", True)
+    for _ in range(10):
+        desk.command(page, {"command": "instruct", "instruction": "go"})
+    assert desk.stop(page).result(1.0) == "stopped"
+    robot.free.set()
+    desk.close()
+
+
+def test_beyond_loopback_only_with_tokens_and_the_link_is_one_that_others_reach(tmp_path, monkeypatch):
+    assert console_settings.shown_host(bind_address("127.0.0.1:1")) == "127.0.0.1"
+    assert console_settings.shown_host(bind_address("[::1]:1")) == "[::1]"
+    assert console_settings.shown_host(bind_address("0.0.0.0:1")) != "0.0.0.0"
+    file = tmp_path / "tokens"
+    file.write_text(f"lab {COMMANDER} command\n")
+    with (
+        pytest.raises(ConfigError, match="chmod 600"),
+        console_settings.serving([], console_settings.ConsoleSettings(bind="127.0.0.1:0", tokens=file)),
+    ):
+        pass
+    file.chmod(0o600)
+    with console_settings.serving(
+        [], console_settings.ConsoleSettings(bind="127.0.0.1:0", tokens=file)
+    ) as links:
+        assert links.command is None
+        assert COMMANDER not in "".join(links.lines)
+    with console_settings.serving([], console_settings.ConsoleSettings(bind="127.0.0.1:0")) as one:
+        assert one.command.partition("token=")[2] != one.view.partition("token=")[2]

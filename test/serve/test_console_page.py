@@ -1,0 +1,195 @@
+"""The console in a real Chromium: what a person sees, stop, keys and pad, a replay, accessibility."""
+
+import time
+
+import pytest
+
+from test.serve.console_rig import BROWSER, VIEWER, rig, wait_for
+from vlm_spec_decode.core.token_fates import TokenPiece
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine"),
+]
+
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 780}
+PIECES = (
+    TokenPiece("i see ", "accepted"),
+    TokenPiece("a red ball . ", "corrected"),
+    TokenPiece("forward", "drafted"),
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def served():
+    with rig(["ahead. forward(0.3) "], ["there. done()"]) as made:
+        yield made
+
+
+def opened(browser, link, size=DESKTOP, scheme="light", touch=False):
+    """Return a connected page, which fails the test if it complains about itself."""
+    context = browser.new_context(viewport=size, color_scheme=scheme, has_touch=touch)
+    page = context.new_page()
+    page.set_default_timeout(15_000)
+    page.faults = []
+    page.on("console", lambda told: told.type in {"error", "warning"} and page.faults.append(told.text))
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.goto(link)
+    page.wait_for_selector("#chip-page.good")
+    return page
+
+
+def test_a_person_commands_a_mission_sees_it_and_plays_it_again(browser, served):
+    page, other = opened(browser, served.link()), opened(browser, served.link(VIEWER))
+    assert "token" not in page.url
+    page.reload()
+    page.wait_for_selector("#chip-page.good")  # the tab keeps its token
+    page.wait_for_selector("#video-note", state="hidden")
+    page.fill("#instruction", "go to the red ball")
+    page.press("#instruction", "Enter")
+    page.wait_for_selector("#decision:not([hidden])")
+    assert page.inner_text("#plan") == "forward(0.3)"
+    assert "at x 0.0 m" in page.get_attribute("#map", "aria-label")
+    assert served.speed_mps == 0
+    page.click("#approve")
+    wait_for(lambda: served.speed_mps > 0.05)
+    page.click("#approve")  # the second answer's plan
+    page.wait_for_selector("#missions td:text('done')")
+    for each in (page, other):
+        assert "done" in each.inner_text("#status-line")
+        assert "there. done()" in each.inner_text("#tokens")
+        assert "go to the red ball" in each.inner_text("#log")
+    assert other.is_disabled("#approve")
+    assert other.is_disabled("#instruct button[type=submit]")
+    page.click("#missions button")
+    page.select_option("#replay-speed", "5")
+    page.wait_for_selector("#replay-play:text('Play')")
+    assert "there. done()" in page.inner_text("#tokens")
+    page.click("#replay-end")
+    assert page.is_hidden("#replay-bar")
+    page.press("#instruction", "ArrowUp")
+    assert page.input_value("#instruction") == "go to the red ball"
+    assert page.faults == other.faults == []
+
+
+def test_every_token_is_told_by_colour_line_and_word(browser, served):
+    page = opened(browser, served.link())
+    served.edge.state.on_tokens(1, PIECES)
+    page.wait_for_selector("#tokens .drafted")
+    styles = set()
+    for piece in PIECES:
+        span = page.locator(f"#tokens .{piece.fate}")
+        assert span.text_content() == piece.text
+        assert span.get_attribute("title") == piece.fate
+        look = "one => [getComputedStyle(one).textDecorationStyle, getComputedStyle(one).color].join()"
+        styles.add(span.evaluate(look))
+    assert len({style.partition(",")[0] for style in styles}) == len(PIECES)
+
+
+def test_space_and_escape_stop_and_a_text_field_keeps_its_spaces(browser, served):
+    page = opened(browser, served.link())
+    page.fill("#instruction", "go")
+    page.press("#instruction", "Space")
+    assert page.input_value("#instruction") == "go "
+    assert not served.robot.is_stopped
+    page.press("#instruction", "Escape")
+    wait_for(lambda: served.robot.is_stopped)
+    page.wait_for_selector("#stop.engaged")
+    assert page.inner_text("#stop") == "STOPPED"
+    page.click("#release")
+    wait_for(lambda: not served.robot.is_stopped)
+    page.wait_for_selector("#release", state="hidden")
+    # With the focus where a click has left it, or a keyboard has put it, the space bar stops all the same.
+    page.check("#queue-up")
+    page.click("#zoom-in")
+    page.keyboard.press("Space")
+    wait_for(lambda: served.robot.is_stopped)
+    assert page.is_checked("#queue-up")
+    served.robot.release()
+    page.focus("#zoom-in")
+    page.keyboard.press("Space")
+    wait_for(lambda: served.robot.is_stopped)
+    served.robot.release()
+    page.click("#stop")
+    wait_for(lambda: served.robot.is_stopped)
+
+
+def test_the_stop_works_without_the_web_socket(browser, served):
+    page = opened(browser, served.link())
+    page.evaluate("WebSocket.prototype.send = () => {}")
+    page.keyboard.press("Space")
+    wait_for(lambda: served.robot.is_stopped, 3.0)
+
+
+def test_hold_to_drive_by_pointer_and_keys_and_a_page_that_dies_lets_go(browser, served):
+    page = opened(browser, served.link())
+    box = page.locator("#pad button", has_text="ahead").bounding_box()
+    page.mouse.move(box["x"] + 20, box["y"] + 20)
+    page.mouse.down()
+    wait_for(lambda: served.speed_mps > 0.1)
+    page.mouse.up()
+    wait_for(lambda: served.speed_mps < 0.01 and served.robot.source == "none", 2.0)
+    page.keyboard.down("w")
+    time.sleep(0.2)
+    assert served.robot.source == "none"  # keys drive only when the box is ticked
+    page.keyboard.up("w")
+    page.check("#key-drive")
+    page.keyboard.down("w")
+    wait_for(lambda: served.speed_mps > 0.1)
+    served.stops_s.clear()
+    began_s = time.monotonic()
+    page.close()
+    wait_for(lambda: served.stops_s, 2.0)
+    assert served.stops_s[0] - began_s < 0.5
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing_and_the_stop_is_on_screen(browser, served, size, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    page = opened(browser, served.link(), size, scheme)
+    served.edge.state.on_tokens(1, PIECES)
+    page.wait_for_selector("#tokens .drafted")
+    views = {"live": lambda: None}
+
+    def propose():
+        page.fill("#instruction", "go to the red ball")
+        page.press("#instruction", "Enter")
+        page.wait_for_selector("#decision:not([hidden])")
+
+    def end():
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#stop.engaged")
+        page.wait_for_selector("#release:not([hidden])")
+
+    def replay():
+        page.click("#missions button")
+        page.wait_for_selector("#replay-bar:not([hidden])")
+
+    def lose():
+        page.evaluate("sessionStorage.clear()")
+        page.goto(served.server.url)
+        page.reload()
+        page.wait_for_selector("#token-form:not([hidden])")
+
+    views |= {"a plan waits": propose, "stopped": end, "replay": replay, "no token": lose}
+    found = {}
+    for name, reach in views.items():
+        reach()
+        stop = page.locator("#stop").bounding_box()
+        assert 0 <= stop["y"] <= stop["y"] + stop["height"] <= size["height"], name
+        assert stop["height"] >= 44
+        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 0, f"{name}: {wide} px beyond the screen"
+        violations = axe.run(page).response["violations"]
+        found |= {f"{name}: {each['id']}": each["nodes"][0]["html"] for each in violations}
+    assert found == {}

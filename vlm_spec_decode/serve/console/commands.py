@@ -1,0 +1,281 @@
+"""What a page may ask of a robot, who may ask it and how often, and the dead man's switch of the drive pad.
+
+`ConsoleRobot` is the port: `vsd console` and the ROS node each have one. A page commands through
+`CommandDesk`, which checks, limits, carries out and logs. Stops are never limited, and wait for nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from vlm_spec_decode.control.motion_profile import Velocity
+from vlm_spec_decode.core.errors import UsageError, VsdError
+from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.edge.mission_loop import check_instruction
+from vlm_spec_decode.serve.access import RateLimit
+from vlm_spec_decode.serve.console.state import ConsoleState
+from vlm_spec_decode.serve.console.video import VideoFeed
+
+log = logging.getLogger(__name__)
+
+SILENCE_S = 0.25
+"""Silence of a page that drives after which the robot is stopped. Pages send every 50 ms."""
+
+CHECK_S = 0.025
+"""How often the silence is looked at."""
+
+COMMANDS_PER_S, COMMAND_BURST = 5.0, 20
+"""Commands that one page may send, beside stops and the drive pad."""
+
+ANYONE = frozenset({"stop"})
+"""Commands that need no right to command: whoever sees the page may stop the robot."""
+
+
+class ConsoleRobot(ABC):
+    """One robot as the console commands it. Methods are called from several threads at once.
+
+    All but `stop`, `drive` and `end_drive` may wait, and raise VsdError if they cannot do what is asked.
+    """
+
+    state: ConsoleState
+    """What is shown of it."""
+
+    video: VideoFeed
+    """Its camera; who has one looks at `viewers` and puts pictures."""
+
+    @abstractmethod
+    def instruct(self, instruction: str, *, approve: bool, queue: bool) -> None:
+        """Begin a mission; with `queue` after those under way, else in their place."""
+
+    @abstractmethod
+    def withdraw(self, mission: str) -> None:
+        """End a mission, whether it waits or is under way; the robot stands then."""
+
+    @abstractmethod
+    def approve(self, yes: bool) -> None:
+        """Approve or reject the plan that is shown."""
+
+    @abstractmethod
+    def stop(self) -> str:
+        """Stop the robot now and keep it stopped (e-stop); return what became of it, in words."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Release the e-stop; nothing moves by that."""
+
+    @abstractmethod
+    def drive(self, velocity: Velocity) -> None:
+        """Let a person steer: forward and left in m/s, left in rad/s. Never waits."""
+
+    @abstractmethod
+    def end_drive(self) -> None:
+        """The person steers no more: the robot stops at once. Never waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One open page: its number, who it is for the log, and whether it may command."""
+
+    number: int
+    who: str
+    may_command: bool
+
+
+class DeadMansSwitch:
+    """Which page drives, and its last sign of life. The robot is stopped when it falls silent or is lost.
+
+    One page drives at a time. A thread of its own watches the silence, so that nothing else which this
+    process does can delay that.
+    """
+
+    def __init__(self, robot: ConsoleRobot, clock: Clock, on_end: Callable[[Page, str], None]) -> None:
+        self._robot, self._clock, self._on_end = robot, clock, on_end
+        self._lock = threading.Lock()
+        self._driver: Page | None = None
+        self._heard_s = 0.0
+        self._driving, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="dead man's switch", daemon=True)
+        self._thread.start()
+
+    @property
+    def driver(self) -> Page | None:
+        """The page that drives."""
+        return self._driver
+
+    def drive(self, page: Page, velocity: Velocity) -> bool:
+        """Pass a velocity on; False while another page drives."""
+        with self._lock:
+            if self._driver is not None and self._driver.number != page.number:
+                return False
+            self._driver, self._heard_s = page, self._clock.now()
+            self._driving.set()
+            self._robot.drive(velocity)
+            return True
+
+    def end(self, page: Page, why: str) -> None:
+        """Stop the robot if this page drives it."""
+        with self._lock:
+            if self._driver is None or self._driver.number != page.number:
+                return
+            self._driver = None
+            self._driving.clear()
+            self._robot.end_drive()
+        self._on_end(page, why)
+
+    def close(self) -> None:
+        """End the thread, and the drive. Idempotent."""
+        if (driver := self._driver) is not None:
+            self.end(driver, "the console ends")
+        self._closing.set()
+        self._driving.set()
+        self._thread.join(1.0)
+
+    def _watch(self) -> None:
+        while not self._closing.is_set():
+            self._driving.wait()
+            driver = self._driver
+            if driver is not None and self._clock.now() - self._heard_s > SILENCE_S - CHECK_S:
+                self.end(driver, "the page fell silent")
+            self._closing.wait(CHECK_S)
+
+
+class CommandDesk:
+    """Carries out the commands of all pages of one robot."""
+
+    def __init__(self, robot: ConsoleRobot, clock: Clock) -> None:
+        self.robot = robot
+        self._clock = clock
+        self._limits: dict[int, RateLimit] = {}
+        self.switch = DeadMansSwitch(robot, clock, self._on_drive_end)
+        self._stops = ThreadPoolExecutor(2, thread_name_prefix="console stop")
+        self._stopping: Future[str] | None = None
+        self._others = ThreadPoolExecutor(2, thread_name_prefix="console command")
+
+    def close(self) -> None:
+        """Stop what a page drives, and end the threads. Idempotent."""
+        self.switch.close()
+        self._stops.shutdown(wait=False)
+        self._others.shutdown(wait=False)
+
+    def leave(self, page: Page) -> None:
+        """Note that a page is gone: what it drives stops at once."""
+        self.switch.end(page, "the page is gone")
+        self._limits.pop(page.number, None)
+
+    def drive(self, page: Page, message: Mapping[str, Any]) -> None:
+        """Carry out one message of the drive pad: shares of the limits from -1 to 1, or its end.
+
+        Raises UsageError.
+        """
+        if not page.may_command:
+            raise UsageError("this page may look, and stop, but not drive")
+        if message.get("end"):
+            self.switch.end(page, "the pad was let go")
+            return
+        shares = [_share(message.get(key)) for key in ("x", "y", "turn")]
+        limits = self.robot.state.facts.limits
+        forward, left, turn = shares
+        # The bound holds for the length of the velocity, not for each of its parts.
+        longer = max(1.0, math.hypot(forward, left))
+        speed = limits.max_speed_mps / longer
+        begins = self.switch.driver is None
+        if not self.switch.drive(page, (forward * speed, left * speed, turn * limits.max_turn_radps)):
+            raise UsageError("another page drives the robot")
+        if begins:
+            self._note(page, "drive", "begins")
+
+    def stop(self, page: Page) -> Future[str]:
+        """Stop the robot now; a stop that is under way counts for everyone who asks meanwhile."""
+        stopping = self._stopping
+        if stopping is None or stopping.done():
+            stopping = self._stopping = self._stops.submit(self._stop, page)
+        return stopping
+
+    def command(self, page: Page, message: Mapping[str, Any]) -> Future[str]:
+        """Begin a command; the result is what became of it. Raises UsageError for what may not be done."""
+        name = message.get("command")
+        if name == "stop":
+            return self.stop(page)
+        work = self._work(str(name), message)
+        if not page.may_command:
+            self._note(page, str(name), "refused: this page may only look", done=False)
+            raise UsageError("this page may look, and stop, but not command")
+        if page.number not in self._limits:
+            self._limits[page.number] = RateLimit(COMMANDS_PER_S, COMMAND_BURST, self._clock.now)
+        if wait_s := self._limits[page.number].take():
+            raise UsageError(f"too many commands; the next one in {wait_s:.1f} s")
+        return self._others.submit(self._run, page, str(name), _told(message), work)
+
+    def _work(self, name: str, message: Mapping[str, Any]) -> Callable[[], None]:
+        """Return what carries a command out. Raises UsageError, InstructionError among it."""
+        robot = self.robot
+        if name == "instruct":
+            text = message.get("instruction")
+            if not isinstance(text, str):
+                raise UsageError("instruction: a text is wanted")
+            instruction = check_instruction(text)
+            approve, queue = bool(message.get("approve")), bool(message.get("queue"))
+            return lambda: robot.instruct(instruction, approve=approve, queue=queue)
+        if name == "withdraw":
+            mission = message.get("mission")
+            if not isinstance(mission, str):
+                raise UsageError("mission: a name is wanted")
+            return lambda: robot.withdraw(mission)
+        simple = {
+            "approve": lambda: robot.approve(True),
+            "reject": lambda: robot.approve(False),
+            "release": robot.release,
+        }
+        if name not in simple:
+            raise UsageError(f"no such command: {name[:40]!r}")
+        return simple[name]
+
+    def _run(self, page: Page, name: str, told: str, work: Callable[[], None]) -> str:
+        try:
+            work()
+        except VsdError as error:
+            self._note(page, name, f"{told}: {error}".strip(": "), done=False)
+            raise
+        self._note(page, name, told)
+        return told
+
+    def _stop(self, page: Page) -> str:
+        try:
+            found = self.robot.stop()
+        except VsdError as error:
+            self._note(page, "stop", str(error), done=False)
+            raise
+        self._note(page, "stop", found)
+        return found
+
+    def _on_drive_end(self, page: Page, why: str) -> None:
+        self._note(page, "drive", f"ends: {why}")
+
+    def _note(self, page: Page, command: str, detail: str, *, done: bool = True) -> None:
+        log.info("%s: %s %s%s", page.who, command, detail, "" if done else " (not done)")
+        self.robot.state.on_command(command, page.who, detail, done=done)
+        if command == "drive":
+            driver = self.switch.driver
+            self.robot.state.on_driver("" if driver is None else driver.who)
+
+
+def _told(message: Mapping[str, Any]) -> str:
+    """Return what a command is about, for the log."""
+    if message.get("command") == "instruct":
+        marks = [mark for mark in ("approve", "queue") if message.get(mark)]
+        return " ".join([repr(str(message["instruction"]).strip()[:200]), *marks])
+    return str(message.get("mission", ""))[:80]
+
+
+def _share(value: object) -> float:
+    """Return a share of a limit. Raises UsageError for what is no number from -1 to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UsageError("drive: x, y and turn are numbers from -1 to 1")
+    return max(-1.0, min(1.0, float(value)))
