@@ -1,8 +1,9 @@
 """What the faces of this package cost: a row for each figure, beside its bar.
 
-    python benchmarks/faces.py [--only ros] [--quick] [--out out/faces]
+    python benchmarks/faces.py [--only ros|page] [--quick] [--out out/faces]
 
-Each group is a file of its own: `faces_ros.py` the messages and the action of ROS 2.
+Each group is a file of its own: `faces_ros.py` the messages and the action of ROS 2,
+`faces_page.py` the reports.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from figures import report
 
-GROUPS = ("ros",)
+GROUPS = ("ros", "page")
 
 
 def main() -> int:

@@ -284,7 +284,7 @@ def test_a_start_on_the_draft_is_orange_until_it_is_committed_and_keeps_the_word
     assert colours(start)[-1] == pytest.approx(1.0), "orange: not verified"
     committed = Plan("m", 1, 0.0, 2, (Turn(20.0),))
     assert eventually(lambda: colours(committed)[-1] < 0.5)
-    statuses.publish(String(data=json.dumps(status | {"state": "done"})))
+    statuses.publish(typed.mission_status_to_message(replace(status, state="done")))
     assert eventually(lambda: len({*array_colour(drawn[-1])}) == 1), "grey: over"
 
 

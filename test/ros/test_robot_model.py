@@ -6,12 +6,19 @@ import xml.etree.ElementTree as Xml
 import numpy as np
 import pytest
 from geometry_msgs.msg import Quaternion
-from sensor_msgs.msg import JointState
+from nav_msgs.msg import Odometry
+from sensor_msgs.msg import JointState, LaserScan
 from std_msgs.msg import String
+from tf2_msgs.msg import TFMessage
 
+from vlm_spec_decode.core.clock import VirtualClock, WallClock
+from vlm_spec_decode.robot.fake import FakeRobot
 from vlm_spec_decode.robot.go2.link import StateMonitor
 from vlm_spec_decode.robot.registry import robot_kind
+from vlm_spec_decode.ros.convert import from_ranges, to_ranges
+from vlm_spec_decode.ros.frames import FrameNames
 from vlm_spec_decode.ros.middleware import LATCHED
+from vlm_spec_decode.ros.nodes.locomotion import LocomotionNode
 from vlm_spec_decode.ros.robot_model import (
     JOINT_NAMES,
     RobotModel,
@@ -105,10 +112,10 @@ def test_a_standing_body_has_its_feet_on_the_floor_within_its_hull():
     assert (np.abs(found[:, :2]) <= half).all()
 
 
-def test_the_driver_has_the_joints_of_a_low_state(clock_of_zero):
+def test_the_driver_has_the_joints_of_a_low_state():
     from unitree_sdk2py.idl.default import unitree_go_msg_dds__LowState_, unitree_go_msg_dds__SportModeState_
 
-    monitor = StateMonitor(clock_of_zero, "state", 1.0)
+    monitor = StateMonitor(VirtualClock(), "state", 1.0)
     low, sport = unitree_go_msg_dds__LowState_(), unitree_go_msg_dds__SportModeState_()
     sport.stamp.sec = 1
     monitor.on_sport_state(sport)
@@ -122,13 +129,6 @@ def test_the_driver_has_the_joints_of_a_low_state(clock_of_zero):
     monitor.on_low_state(low)
     monitor.on_sport_state(sport)
     assert monitor.newest().joints_rad == (), "damaged: rather none"
-
-
-@pytest.fixture
-def clock_of_zero():
-    from vlm_spec_decode.core.clock import VirtualClock
-
-    return VirtualClock()
 
 
 @pytest.mark.ros
@@ -150,3 +150,45 @@ def test_a_late_viewer_gets_the_description_and_who_listens_the_joints(graph, ev
     assert eventually(told)
     assert tuple(states[0].name) == JOINT_NAMES
     assert list(states[0].position) == pytest.approx([0.1] * 12)
+
+
+@pytest.mark.ros
+def test_the_locomotion_node_publishes_body_legs_ranges_and_every_frame_has_the_prefix(graph, eventually):
+    frames = FrameNames().prefixed("go2_a/")
+    names = {f"{name}_frame": getattr(frames, name) for name in FrameNames.NAMES}
+    node, viewer = graph.node("locomotion_node", **names), graph.node("viewer")
+    heard = {
+        "moved": graph.listen(viewer, TFMessage, "/tf", 100),
+        "fixed": graph.listen(viewer, TFMessage, "/tf_static", LATCHED),
+        "ranges": graph.listen(viewer, LaserScan, "vlm/ranges"),
+        "texts": graph.listen(viewer, String, "robot_description", LATCHED),
+        "odometry": graph.listen(viewer, Odometry, "odom"),
+    }
+    graph.start(viewer)
+    graph.start(node, LocomotionNode(node, FakeRobot(WallClock()), WallClock(), print, spec=GO2))
+    links = set(leg_frames(frames.base))
+    moving = {frames.base: frames.odom}
+
+    def arrived():
+        for message in heard["moved"]:
+            moving.update({each.child_frame_id: each.header.frame_id for each in message.transforms})
+        return all(heard.values()) and links < set(moving)
+
+    assert eventually(arrived), {name: len(found) for name, found in heard.items()}
+    assert set(moving) == links | {frames.base}
+    fixed = {each.child_frame_id for message in heard["fixed"] for each in message.transforms}
+    assert fixed == {frames.camera, frames.optical}
+    said = {*moving.values(), heard["ranges"][0].header.frame_id, heard["odometry"][0].child_frame_id}
+    assert all(name.startswith("go2_a/") for name in said | fixed)
+    described = {link.get("name") for link in Xml.fromstring(heard["texts"][0].data).iter("link")}
+    assert described == links | {frames.base}
+    assert len(heard["ranges"][0].ranges) == 4
+
+
+@pytest.mark.parametrize("free_m", [(0.0, 1.0, 2.5, math.inf), (math.inf,) * 4])
+def test_free_distances_survive_the_way_through_a_scan(free_m):
+    scan = to_ranges(free_m, GO2.hull.half_m, 1.0, "base_link")
+    assert from_ranges(scan, GO2.hull.half_m) == pytest.approx(free_m, abs=1e-6)
+    beams = [scan.angle_min + side * scan.angle_increment for side in range(4)]
+    assert beams == pytest.approx([0.0, math.pi / 2, math.pi, 1.5 * math.pi]), "front, left, behind, right"
+    assert scan.angle_max == pytest.approx(beams[-1])

@@ -2,8 +2,7 @@
 
 Markers (RViz, Foxglove) show where a plan leads, its parts, and around the body its hull, obstacles, the
 mission's status and the e-stop. The overlay is pure: JPEG and text in, JPEG out; no ROS, no clock. Transforms
-on `/tf` and `/tf_static` need `tf2_msgs`, which every ROS installation has and the wheels that CI uses do not
-have; without it diagnostics say so.
+on `/tf` and `/tf_static` need `tf2_msgs`, which every ROS installation has; without it diagnostics say so.
 """
 
 from __future__ import annotations
