@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as Xml
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from test.bags.walks import jpeg, picture
 from vlm_spec_decode.bags.report import write_report
 from vlm_spec_decode.bags.score import compared, summary
 from vlm_spec_decode.bench import page as bench_page
+from vlm_spec_decode.bench.cells import Cell
 from vlm_spec_decode.bench.sweep import BenchConfig, document_of, run_sweep
 from vlm_spec_decode.core import charts
 from vlm_spec_decode.core.charts import Bar, Span
@@ -87,7 +89,7 @@ def documents(ratio, noise, answers=8):
     rng = np.random.default_rng(3)
 
     def row(strategy, total_s):
-        cell = {"pair": "synthetic:0.8", "profile": "go2_a100", "link": "lan", "strategy": strategy}
+        cell = asdict(Cell(pair="synthetic:0.8", profile="go2_a100", link="lan", strategy=strategy))
         fields = dict.fromkeys(("first_action_s", "first_token_s", "up_bytes", "down_bytes", "gpu_s"), 1.0)
         fields |= dict.fromkeys(("passes", "drafted", "accepted", "lookups", "hits", "tokens"), 1)
         rows = [fields | {"total_s": float(value), "said": "x"} for value in total_s]

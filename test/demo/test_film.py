@@ -34,7 +34,7 @@ STORY = Story("walk to the box", STEPS, Timeline(SPANS, 4.0))
         (3.7, "waits", 2),
         (4.0, "done", 2),
     ],
-)  # fmt: skip
+)
 def test_it_tells_what_is_known_at_a_time(at_s, state, number):
     told, step = STORY.at(at_s)
     assert (told, step and step.number) == (state, number)
@@ -59,9 +59,10 @@ def test_a_film_is_written_from_the_first_word_to_the_end(tmp_path):
         world.step(0.1)
     truth = record.finish(world)
     assert 1.4 < first_motion_s(truth) - truth.path[0][0] < 2.2
-    save_film(scene, truth, STORY, tmp_path / "run.gif")
+    save_film(scene, truth, STORY, tmp_path / "run.gif", frames=3)
     with PilImage.open(tmp_path / "run.gif") as film:
-        assert film.n_frames >= 10
+        # Three pictures; the last is held, which the file may say by one of a longer duration.
+        assert film.n_frames >= 3
         assert film.width <= 960
         film.seek(film.n_frames - 1)
     assert (tmp_path / "run.gif").stat().st_size < 3_000_000

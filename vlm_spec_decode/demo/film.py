@@ -89,8 +89,8 @@ def plan_of(step: MissionStep, start: Pose2D) -> tuple[Pose2D, ...]:
     return tuple(poses)
 
 
-def save_film(scene: Scene, truth: GroundTruth, story: Story, file: Path) -> None:
-    """Write the GIF; nothing for a run without a path."""
+def save_film(scene: Scene, truth: GroundTruth, story: Story, file: Path, frames: int = FRAMES) -> None:
+    """Write the GIF of so many pictures; nothing for a run without a path."""
     if not truth.path:
         return
     world = World(scene)
@@ -98,11 +98,11 @@ def save_film(scene: Scene, truth: GroundTruth, story: Story, file: Path) -> Non
     times = [at_s for at_s, *_ in truth.path]
     offset_s = first_motion_s(truth) - story.first_motion_s()
     views = WorldViews(world, width_px=PANEL_PX, height_px=2 * PANEL_PX, quality="fast")
-    frames: list[Rgb8] = []
+    pictures: list[Rgb8] = []
     # From the instruction on: what lies before is the simulator's waiting.
     first = min(np.searchsorted(times, offset_s), len(path) - 1)
     try:
-        for index in np.linspace(first, len(path) - 1, min(FRAMES, len(path) - first)).round().astype(int):
+        for index in np.linspace(first, len(path) - 1, min(frames, len(path) - first)).round().astype(int):
             world.show(path[index], truth.shapes[index])
             is_last = index == len(path) - 1
             mission_s = story.timeline.total_s if is_last else times[index] - offset_s
@@ -116,10 +116,10 @@ def save_film(scene: Scene, truth: GroundTruth, story: Story, file: Path) -> Non
             )
             behind = views.third_person(world, width_px=PANEL_PX, height_px=above.shape[0])
             words = _strip(story.instruction, mission_s, state, step, above.shape[1] + behind.shape[1])
-            frames.append(np.vstack([np.hstack([above, behind]), words]))
+            pictures.append(np.vstack([np.hstack([above, behind]), words]))
     finally:
         views.close()
-    save_gif([*frames, *frames[-1:] * HELD], file, fps=FPS)
+    save_gif([*pictures, *pictures[-1:] * HELD], file, fps=FPS)
 
 
 def _strip(instruction: str, mission_s: float, state: str, step: MissionStep | None, width_px: int) -> Rgb8:

@@ -174,9 +174,7 @@ class LastOf:
         left = [each for each in self.names if each not in self._ended]
         if not left:
             return [Shutdown(reason=f"{name} ended")]
-        return [
-            LogInfo(msg=f"{name} has ended; close {' and '.join(left)}, or press Ctrl-C, to end the rest")
-        ]
+        return [LogInfo(msg=f"{name} has ended; the rest ends with {' and '.join(left)}, or by Ctrl-C")]
 
 
 def option(name: str, value: str) -> tuple[str, ...]:
