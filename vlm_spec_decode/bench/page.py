@@ -202,13 +202,21 @@ def _link_words(link: str) -> str:
 def _by_link(cells: Sequence[Mapping[str, Any]], column: str) -> str:
     """Return lines over the links, or bars where there is one link."""
     links, names = _unique(cells, "link"), _unique(cells, "strategy")
+    is_speed = column == "speed_up"
     values = {(c["cell"]["link"], c["cell"]["strategy"]): c["summary"][column] for c in cells}
+    if is_speed:
+        # The mean that the summary names, so that who is fastest there is on top here.
+        values = {
+            (link, result.strategy): result.interval[0]
+            for link in links
+            for result in results_of([c for c in cells if c["cell"]["link"] == link])
+        }
+        values |= {(link, BASELINE): 1.0 for link in links}
     what = {"speed_up": "Speed-up", "passes": "Passes of the target", "up_bytes": "Bytes sent to the cloud"}[
         column
     ]
-    is_speed = column == "speed_up"
     note = (
-        "times as fast as autoregressive; more is better"
+        "times as fast as autoregressive, geometric mean; more is better"
         if is_speed
         else "for an answer, median; fewer is better"
     )
@@ -217,7 +225,7 @@ def _by_link(cells: Sequence[Mapping[str, Any]], column: str) -> str:
         found = _bars(names, {name: values[links[0], name] for name in names}, cells, is_speed)
         about = "; ".join(f"{bar.name} {bar.words}" for bar in found)
         if is_speed:
-            note += "; geometric mean, whiskers: its 95 % interval"
+            note += ", with its 95 % interval"
         return figure(f"{what} over {links[0]}", note, charts.bars(what, about, found, mark=mark))
     series = {name: [values.get((link, name)) for link in links] for name in names}
     about = "; ".join(
