@@ -1,9 +1,9 @@
 """What the faces of this package cost: a row for each figure, beside its bar.
 
-    python benchmarks/faces.py [--only console|ros|serve] [--quick] [--out out/faces]
+    python benchmarks/faces.py [--only console|page|ros|serve] [--quick] [--out out/faces]
 
-Each group is a file of its own: `faces_console.py` the page in a browser, `faces_ros.py` the messages and the
-action of ROS 2, `faces_serve.py` the OpenAI-compatible endpoint.
+Each group is a file of its own: `faces_console.py` the page in a browser, `faces_page.py` the reports,
+`faces_ros.py` the messages and the action of ROS 2, `faces_serve.py` the OpenAI-compatible endpoint.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from figures import report
 
-GROUPS = ("console", "ros", "serve")
+GROUPS = ("console", "page", "ros", "serve")
 
 
 def main() -> int:

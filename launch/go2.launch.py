@@ -9,6 +9,7 @@ from launch.actions import OpaqueFunction
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.ros.frames import frame_parameters
 from vlm_spec_decode.ros.launch import Values, declare, nodes
 from vlm_spec_decode.ros.node_parameters import DECODING, MISSION, PROCESSES, parameter
 
@@ -33,15 +34,12 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if value["driver"] == "cmd_vel" and value["source"] == "robot":
         raise ConfigError("driver:=cmd_vel has no Go2's camera: say source:=image:TOPIC")
     robot = {"interface": value["interface"], "domain": value.integer("domain")}
-    prefix = value["frame_prefix"]
-    base = {"odom_frame": f"{prefix}odom", "base_frame": f"{prefix}base_link"}
-    lens = f"{prefix}front_camera_optical"
-    eye = {"calibration_file": value["calibration"], "source": value["source"], "frame_id": lens}
+    frames = frame_parameters(value["frame_prefix"])
+    eye = {"calibration_file": value["calibration"], "source": value["source"]}
     legs = value.subset("driver", "scan_topic") | {"limits_file": value["limits"]}
-    legs |= {"camera_frame": f"{prefix}front_camera", "optical_frame": lens}
     told = ("cloud", "keys", "strategy", "objective", "draft", "instruction", "fallback", "start")
     vlm = value.subset(*told) | {"approve": value.flag("approve")}
-    return nodes(value, CONFIG, camera=robot | eye, locomotion=robot | base | legs, monitor=base, vlm=vlm)
+    return nodes(value, CONFIG, frames, camera=robot | eye, locomotion=robot | legs, vlm=vlm)
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -8,7 +8,7 @@ No robot takes part: the replay plays camera and executor, and refuses to begin 
 from launch.actions import OpaqueFunction
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from vlm_spec_decode.ros.launch import Values, declare, node, option, view, vsd
+from vlm_spec_decode.ros.launch import LastOf, Values, declare, node, option, view, vsd
 from vlm_spec_decode.ros.node_parameters import (
     CLOUD_PORT,
     DECODING,
@@ -42,12 +42,15 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     address = f"tcp://127.0.0.1:{value.integer('cloud_port')}"
     vlm = value.subset("strategy", "objective", "draft") | {"cloud": address, "use_sim_time": True}
     vlm |= {"temperature": value.number("temperature"), "seed": value.integer("seed")}
+    # RViz stays open when the replay has ended, so that what it shows can be looked at.
+    ends = LastOf(("the replay", "RViz")) if value.flag("rviz") else None
+    viewer = view(value, use_sim_time=True, on_exit=ends and ends.on_exit("RViz"))
     return [
         vsd("cloud", "cloud", "--bind", address, "--insecure", *option("--model", value.path("target"))),
         node("monitor_node", value, {"use_sim_time": True}, CONFIG),
         node("vlm_node", value, vlm, CONFIG),
-        vsd("replay", "replay", "--live", *walk(value)),
-        *view(value, use_sim_time=True),
+        vsd("replay", "replay", "--live", *walk(value), on_exit=ends and ends.on_exit("the replay")),
+        *viewer,
     ]
 
 

@@ -6,6 +6,7 @@ ros2 launch vlm_spec_decode sim.launch.py instruction:="walk to the red ball" rv
 from launch.actions import OpaqueFunction
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from vlm_spec_decode.ros.frames import frame_parameters
 from vlm_spec_decode.ros.launch import Values, declare, nodes, option, vsd
 from vlm_spec_decode.ros.node_parameters import (
     BODY,
@@ -40,11 +41,7 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     value = Values.of(context, ARGUMENTS)
     address = f"tcp://127.0.0.1:{value.integer('cloud_port')}"
     robot = {"interface": "lo", "domain": value.integer("dds_domain")}
-    prefix = value["frame_prefix"]
-    base = {"odom_frame": f"{prefix}odom", "base_frame": f"{prefix}base_link"}
-    lens = f"{prefix}front_camera_optical"
     legs = value.subset("scan_topic") | {"limits_file": value["limits"]}
-    legs |= {"camera_frame": f"{prefix}front_camera", "optical_frame": lens}
     vlm = value.subset("keys", "strategy", "objective", "draft", "instruction", "fallback", "start")
     vlm |= {"cloud": address, "approve": value.flag("approve")}
     return [
@@ -53,9 +50,9 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         *nodes(
             value,
             CONFIG,
-            camera=robot | {"frame_id": lens},
-            locomotion=robot | base | legs,
-            monitor=base,
+            frame_parameters(value["frame_prefix"]),
+            camera=robot,
+            locomotion=robot | legs,
             vlm=vlm,
         ),
     ]

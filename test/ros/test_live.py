@@ -1,6 +1,9 @@
 """A bag at its own rate to a real node under its clock; never where an executor is."""
 
+import numpy as np
 import pytest
+from std_msgs.msg import String
+from tf2_msgs.msg import TFMessage
 
 from test.bags.walks import START_NS, plain_walk
 from test.mission.scripted import ScriptedEngine
@@ -15,8 +18,9 @@ from vlm_spec_decode.bags.reader import open_bag
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.demo.live import FakeExecutor, LiveConfig, LivePlayer
-from vlm_spec_decode.ros.middleware import COMMAND
+from vlm_spec_decode.ros.middleware import COMMAND, LATCHED
 from vlm_spec_decode.ros.nodes.vlm import VlmNode
+from vlm_spec_decode.ros.robot_model import leg_frames
 
 pytestmark = pytest.mark.ros
 
@@ -25,16 +29,37 @@ def player(tmp_path, walk):
     return LivePlayer(LiveConfig(walk, tmp_path / "live", domain=ROS_DOMAIN, namespace=NAMESPACE))
 
 
-def test_the_node_answers_about_the_bags_frames_and_what_it_says_can_be_replayed(graph, tmp_path):
+def test_the_node_answers_about_the_bags_frames_and_what_it_says_can_be_replayed(graph, tmp_path, eventually):
     walk = plain_walk(tmp_path / "walk", seconds=8.0)
     node = graph.node("vlm_node", use_sim_time=True, status_timeout_s=10.0)
     source = Source(ScriptedEngine([["ok . forward ( 0.2 )"], ["done ( )"]]))
     graph.start(node, VlmNode(node, source, WallClock(), source.failures.append))
+    viewer = graph.node("viewer")
+    moved = graph.listen(viewer, TFMessage, "/tf", 100)
+    graph.start(viewer)
     live = player(tmp_path, walk)
     try:
         document = live.play(lambda: False)
+        # Who looks when it has ended still gets what is fixed.
+        late = graph.node("late_viewer")
+        fixed = graph.listen(late, TFMessage, "/tf_static", LATCHED)
+        texts = graph.listen(late, String, "robot_description", LATCHED)
+        graph.start(late)
+        assert eventually(lambda: fixed and texts)
     finally:
         live.close()
+    bodies = [each for message in moved for each in message.transforms if each.child_frame_id == "base_link"]
+    assert {each.header.frame_id for each in bodies} == {"odom"}
+    stamps = [each.header.stamp.sec + each.header.stamp.nanosec / 1e9 for each in bodies]
+    assert stamps == sorted(stamps)
+    # All the while, ten times a second or so, so that a view can follow.
+    assert len(stamps) > 40
+    assert max(np.diff(stamps)) < 1.0
+    assert min(stamps) - START_NS / 1e9 < 0.5
+    assert bodies[-1].transform.translation.z > 0.2, "the body stands on the floor"
+    parents = {each.child_frame_id: each.header.frame_id for each in fixed[-1].transforms}
+    assert {"front_camera_optical", *leg_frames("base_link")} <= set(parents)
+    assert set(parents.values()) <= {"base_link", *parents}
     assert (document["frames"], document["instructions"]) == (32, 1)
     assert document["answers"] == 2
     bag = open_bag(tmp_path / "live" / "bag")

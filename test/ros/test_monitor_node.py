@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from nav_msgs.msg import Odometry, Path
 from PIL import Image as PilImage
-from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import CompressedImage, LaserScan
 from std_msgs.msg import Float64, String
 from visualization_msgs.msg import Marker, MarkerArray
 
@@ -19,17 +19,21 @@ from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.mission.reports import DecodeReport
 from vlm_spec_decode.mission.state import MissionStatus
 from vlm_spec_decode.ros import typed
-from vlm_spec_decode.ros.convert import from_compressed, to_compressed
+from vlm_spec_decode.ros.convert import from_compressed, to_compressed, to_ranges
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED
 from vlm_spec_decode.ros.nodes.monitor import FIGURES, MonitorNode
 from vlm_spec_decode.ros.visualization import (
     COLOURS,
+    HULL,
     AnswerPiece,
+    BodyView,
     Caption,
+    body_markers,
     draw,
     pieces_of,
     plan_markers,
     waypoints,
+    wiped,
 )
 from vlm_spec_decode_msgs import msg
 
@@ -102,17 +106,82 @@ def test_pieces_are_the_answer_and_tell_drafts_from_corrections():
 def test_a_plan_leads_where_its_actions_lead():
     steps = waypoints((1.0, 0.0, 0.0), (Forward(1.0), Turn(90.0), Forward(0.5), Strafe(0.5)))
     assert steps[-1][0] == pytest.approx((1.5, 0.5, math.pi / 2))
-    drawn = plan_markers(Plan("m", 1, 0.0, 0, (Forward(1.0),), verified=False), (0.0, 0.0, 0.0), 1.0, "odom")
+    drawn = plan_markers(Plan("m", 1, 0.0, 0, (Forward(1.0),), verified=False), (0.0, 0.0, 0.0), "odom")
     kinds = [marker.type for marker in drawn.markers if marker.action == Marker.ADD]
     assert kinds == [Marker.LINE_STRIP, Marker.TEXT_VIEW_FACING, Marker.CUBE]
     assert all(marker.header.frame_id == "odom" for marker in drawn.markers)
-    assert drawn.markers[1].color.r == pytest.approx(1.0), "orange: not verified"
+    assert drawn.markers[0].color.r == pytest.approx(1.0), "orange: not verified"
+    assert drawn.markers[1].text == "draft: forward(1)", "and not by colour alone"
+
+
+def arrays():
+    """Return every array that a monitor publishes, by name: plans of several lengths, and the body."""
+    pose, actions = (1.0, 2.0, 0.5), (Forward(1.0), Turn(90.0), Strafe(0.5))
+    for count in range(4):
+        plan = Plan("m", 1, 0.0, 0, actions[:count])
+        for is_over in (False, True):
+            yield f"plan of {count}", plan_markers(plan, pose, "odom", is_over=is_over, labels=3)
+    for free_m in (0.0, 0.4, 2.9, math.inf, math.nan):
+        for source in ("none", "language", "teleop", "estop"):
+            view = BodyView(stop_m=0.5, ranges_m=(free_m, 1.0, math.inf, 0.2), status="acting", source=source)
+            yield f"body at {free_m}, {source}", body_markers(view, "base_link")
+    yield "wiped", wiped()
+
+
+@pytest.mark.parametrize(("name", "array"), [*arrays()])
+def test_rviz_draws_every_marker_at_once_and_finds_none_twice(name, array):
+    keys = [(marker.ns, marker.id) for marker in array.markers]
+    assert len(set(keys)) == len(keys), "a duplicate to RViz"
+    wipes = [marker for marker in array.markers if marker.action == Marker.DELETEALL]
+    assert not wipes or len(array.markers) == 1
+    for marker in (each for each in array.markers if each.action == Marker.ADD):
+        stamp = marker.header.stamp
+        assert (stamp.sec, stamp.nanosec, marker.frame_locked) == (0, 0, True)
+        place, turn = marker.pose.position, marker.pose.orientation
+        numbers = [place.x, place.y, place.z, marker.scale.x, marker.scale.y, marker.scale.z]
+        assert all(map(math.isfinite, numbers))
+        assert math.hypot(turn.x, turn.y, turn.z, turn.w) == pytest.approx(1.0)
+        assert marker.type != Marker.TEXT_VIEW_FACING or (marker.text and marker.scale.z > 0)
+        assert marker.type != Marker.CUBE or min(numbers[3:]) > 0
+
+
+def test_one_array_replaces_whatever_plan_was_drawn_before():
+    long, short = (Plan("m", 1, 0.0, 0, (Forward(1.0),) * count) for count in (5, 2))
+    shown = {}
+    for plan, labels in ((long, 0), (short, 5), (Plan("m", 2, 0.0, 0), 5)):
+        for marker in plan_markers(plan, (0.0, 0.0, 0.0), "odom", labels=labels).markers:
+            key = (marker.ns, marker.id)
+            shown.pop(key, None)
+            if marker.action == Marker.ADD:
+                shown[key] = marker
+        assert sum(ns == "actions" for ns, _ in shown) == len(plan.actions)
+        assert (("end", 0) in shown) == bool(plan.actions)
+
+
+def test_obstacles_the_status_and_the_e_stop_are_seen():
+    def parts(**fields):
+        array = body_markers(BodyView(stop_m=0.5, **fields), "base_link")
+        return {(m.ns, m.id): m for m in array.markers if m.action == Marker.ADD}
+
+    near = parts(ranges_m=(0.3, math.inf, 2.0, 0.7), status="acting | turn(20)")
+    assert near["distances", 0].text == "0.30 m"
+    assert near["obstacles", 0].pose.position.x == pytest.approx(0.35 + 0.3)
+    assert near["obstacles", 2].pose.position.x == pytest.approx(-0.35 - 2.0)
+    assert near["obstacles", 3].pose.position.y == pytest.approx(-0.16 - 0.7)
+    assert ("obstacles", 1) not in near, "nothing there"
+    colours = [(near["obstacles", side].color.r, near["obstacles", side].color.g) for side in (0, 2, 3)]
+    assert len(set(colours)) == 3, "within the stop zone, far, near"
+    assert near["status", 0].text == "acting | turn(20)"
+    stopped = parts(status="acting", source="estop")
+    assert stopped["status", 0].text.startswith("E-STOP")
+    assert stopped["hull", 0].color.r > near["hull", 0].color.r
 
 
 def test_what_is_said_becomes_pictures_and_numbers(graph, image, eventually, sensor_qos):
     other = graph.node("other")
     overlays = graph.listen(other, CompressedImage, "vlm/overlay/compressed", sensor_qos)
     drawn = graph.listen(other, MarkerArray, "vlm/markers", LATCHED)
+    bodies = graph.listen(other, MarkerArray, "vlm/markers/body")
     paths = graph.listen(other, Path, "vlm/path")
     figures = {name: graph.listen(other, Float64, f"vlm/figures/{name}") for name in FIGURES}
     publishers = {
@@ -123,6 +192,7 @@ def test_what_is_said_becomes_pictures_and_numbers(graph, image, eventually, sen
             (msg.Plan, "vlm/plan"),
             (msg.DecodeTrace, "vlm/trace"),
             (String, "vlm/answer/partial"),
+            (LaserScan, "vlm/ranges"),
         )
     }
     graph.start(other)
@@ -140,7 +210,15 @@ def test_what_is_said_becomes_pictures_and_numbers(graph, image, eventually, sen
         publishers["vlm/answer/partial"].publish(String(data="Ball ahead."))
         publishers["vlm/trace"].publish(typed.trace_to_message(TRACE))
         publishers["vlm/plan"].publish(typed.plan_to_message(plan))
-        return overlays and paths and drawn and all(figures.values())
+        publishers["vlm/ranges"].publish(to_ranges((0.3, math.inf, math.inf, 2.0), HULL.half_m, now_s, "b"))
+        return overlays and paths and any(plans()) and any(walls()) and all(figures.values())
+
+    def plans():
+        return [array for array in drawn if any(marker.ns == "plan" for marker in array.markers)]
+
+    def walls():
+        names = ({(m.ns, m.id) for m in array.markers if m.action == Marker.ADD} for array in bodies)
+        return [found for found in names if {("obstacles", 0), ("obstacles", 3)} <= found]
 
     assert eventually(arrived)
     assert from_compressed(overlays[-1])[0].width == image.width
@@ -149,6 +227,13 @@ def test_what_is_said_becomes_pictures_and_numbers(graph, image, eventually, sen
     assert figures["link_s"][-1].data == pytest.approx(0.15)
     assert figures["speed_mps"][-1].data == pytest.approx(0.3)
     assert paths[-1].poses[-1].pose.position.x == 1.0
+    # Who looks later, while the body is drawn again and again, still sees the plan, whole.
+    late = graph.listen(other, MarkerArray, "vlm/markers", LATCHED)
+    assert eventually(lambda: late)
+    kinds = [marker.type for marker in late[-1].markers]
+    assert kinds == [Marker.LINE_STRIP, Marker.TEXT_VIEW_FACING, Marker.CUBE]
+    assert all(marker.lifetime.sec == 0 for marker in late[-1].markers), "it stays"
+    assert all(0 < marker.lifetime.sec < 10 for marker in bodies[-1].markers), "it goes with the node"
 
 
 def test_what_the_draft_alone_says_has_its_own_colour(graph, eventually):
@@ -192,10 +277,17 @@ def test_a_start_on_the_draft_is_orange_until_it_is_committed_and_keeps_the_word
 
     def colours(plan):
         plans.publish(typed.plan_to_message(plan))
-        return [array.markers[1].color.r for array in drawn if len(array.markers) > 1]
+        return [array.markers[0].color.r for array in drawn if len(array.markers) > 1]
 
     start = Plan("m", 1, 0.0, 1, (Turn(20.0),), verified=False, draft_start=True)
     assert eventually(lambda: colours(start))
     assert colours(start)[-1] == pytest.approx(1.0), "orange: not verified"
     committed = Plan("m", 1, 0.0, 2, (Turn(20.0),))
     assert eventually(lambda: colours(committed)[-1] < 0.5)
+    statuses.publish(typed.mission_status_to_message(replace(status, state="done")))
+    assert eventually(lambda: len({*array_colour(drawn[-1])}) == 1), "grey: over"
+
+
+def array_colour(array):
+    colour = array.markers[0].color
+    return [round(part, 1) for part in (colour.r, colour.g, colour.b)]

@@ -1,111 +1,39 @@
-"""The report of a replay: figures, plots, a timeline, the worst answers first. One HTML file, offline.
+"""The report of a replay: a summary, figures, charts, a timeline, the worst answers first. One HTML file.
 
-Plots are SVG with one line per combination of strategy, link and profile; style sheet and script are inline.
+It is offline and in the pages' one visual language (`core.page`); a line is a combination of strategy, link
+and profile.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-LINE_PX, LEFT_PX, WIDE_PX = 28, 300, 560
-SHOWN_DOTS = 300
-BLUE, RED, GREY = "#3572b0", "#b3261e", "#666"
-
-
-def times(rows: Sequence[Mapping[str, Any]], deadline_s: float) -> str:
-    """Return a strip of points for each cell over one axis of seconds, with the median and the deadline."""
-    names = list(dict.fromkeys(row["cell"] for row in rows))
-    longest_s = max([deadline_s, *(row["total_s"] for row in rows)]) * 1.05
-    parts = [
-        _vertical_line(
-            _x(deadline_s / longest_s), 0, LINE_PX * len(names), f'stroke="{RED}" stroke-dasharray="3 3"'
-        )
-    ]
-    for line, name in enumerate(names):
-        found = sorted(row["total_s"] for row in rows if row["cell"] == name and not row["error"])
-        y = LINE_PX * line + LINE_PX // 2
-        parts.append(_name(name, y))
-        dot = f'cy="{y}" r="3" fill="{BLUE}" fill-opacity=".35"'
-        shown = found[:: max(1, len(found) // SHOWN_DOTS)]
-        parts += [f'<circle cx="{_x(t / longest_s)}" {dot}/>' for t in shown]
-        if found:
-            middle = _x(statistics.median(found) / longest_s)
-            parts.append(_vertical_line(middle, y - 9, y + 9, 'stroke="#222" stroke-width="2"'))
-    step_s = _step(longest_s)
-    ticks = [(k * step_s / longest_s, f"{k * step_s:g} s") for k in range(int(longest_s / step_s) + 1)]
-    return _svg(parts, len(names), ticks)
-
-
-def shares(cells: Mapping[str, Mapping[str, Any]], figure: str) -> str:
-    """Return a bar with its confidence interval for each cell, from 0 to 100 %; "" if none has the figure."""
-    parts = []
-    for line, (name, figures) in enumerate(cells.items()):
-        y = LINE_PX * line + LINE_PX // 2
-        parts.append(_name(name, y))
-        if found := figures.get(figure):
-            width = WIDE_PX * found["value"]
-            size = f'width="{width:.1f}" height="14" fill="{BLUE}" fill-opacity=".6"'
-            parts.append(f'<rect x="{LEFT_PX}" y="{y - 7}" {size}/>')
-            low, high = _x(found["low"]), _x(found["high"])
-            parts.append(f'<line x1="{low}" x2="{high}" y1="{y}" y2="{y}" stroke="#222" stroke-width="2"/>')
-    if not any(figure in figures for figures in cells.values()):
-        return ""
-    return _svg(parts, len(cells), [(k / 4, f"{25 * k} %") for k in range(5)])
-
-
-def _x(share: float) -> str:
-    return f"{LEFT_PX + WIDE_PX * share:.1f}"
-
-
-def _step(longest: float) -> float:
-    """Return a round distance between ticks, 4 to 9 of them."""
-    rough = longest / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(power * k for k in (1, 2, 5, 10) if power * k >= rough)
-
-
-def _name(name: str, y: int) -> str:
-    return f'<text x="{LEFT_PX - 10}" y="{y + 4}" text-anchor="end">{escape(name)}</text>'
-
-
-def _svg(parts: list[str], lines: int, ticks: list[tuple[float, str]]) -> str:
-    bottom = LINE_PX * lines
-    for share, label in ticks:
-        parts.append(_vertical_line(_x(share), bottom - 2, bottom + 2, f'stroke="{GREY}"'))
-        place = f'x="{_x(share)}" y="{bottom + 16}" text-anchor="middle"'
-        parts.append(f'<text {place} fill="{GREY}">{label}</text>')
-    size = f'viewBox="0 0 {LEFT_PX + WIDE_PX + 40} {bottom + 22}" width="{LEFT_PX + WIDE_PX + 40}"'
-    return f'<svg {size} font-size="12" role="img">{"".join(parts)}</svg>'
-
-
-def _vertical_line(x: str, top: int, bottom: int, style: str) -> str:
-    return f'<line x1="{x}" x2="{x}" y1="{top}" y2="{bottom}" {style}/>'
-
+from vlm_spec_decode.core import charts
+from vlm_spec_decode.core.charts import Bar
+from vlm_spec_decode.core.page import Html, Row, figure, page, table
 
 STYLE = """
-:root { color-scheme: light } body { font: 15px/1.5 system-ui, sans-serif; max-width: 66rem;
-margin: 2rem auto; padding: 0 1rem; color: #222 } h1 { margin-bottom: 0 } .sub { color: #666 }
-table { border-collapse: collapse; font-size: 14px } td, th { padding: .25rem .9rem .25rem 0;
-text-align: right; border-bottom: 1px solid #eee } td:first-child, th:first-child { text-align: left }
-.ci { color: #888; font-size: 12px } .bad { color: #b3261e } #now { display: grid; gap: 1rem;
-grid-template-columns: 14rem 1fr; min-height: 11rem; margin: .6rem 0 }
-#now img { width: 100%; border-radius: 4px }
-.a { background: #d9ead3 } .t { background: #f4d9c6 } .tokens span { padding: 0 2px; border-radius: 2px }
-.lead { font-size: 16px } .wide { overflow-x: auto } svg { min-width: 38rem; max-width: 100%; height: auto }
-#now div, .worst div { min-width: 0 }
-input[type=range] { width: 100% } .strip { display: flex; height: 18px }
-.strip i.here { outline: 3px solid #222; z-index: 1 }
-.strip i { flex: 1; cursor: pointer; border-right: 1px solid #fff } .worst { display: grid; gap: .4rem 1rem;
-grid-template-columns: 9rem 1fr; margin: .8rem 0; break-inside: avoid } .worst img { width: 100% }
+#now { display: grid; gap: 1rem; grid-template-columns: 14rem 1fr; min-height: 11rem; margin: .6rem 0 }
+#now img { width: 100%; border-radius: 4px } #now div, .worst div { min-width: 0 }
+.tokens span { padding: 0 2px; border-radius: 2px }
+.a { background: var(--accepted-ground); color: var(--accepted); text-decoration: underline solid }
+.t { background: var(--corrected-ground); color: var(--corrected); text-decoration: underline wavy }
+input[type=range] { width: 100% }
+.strip { display: flex; align-items: flex-end; height: 26px; border-bottom: 1px solid var(--strong-line) }
+.strip i { flex: 1; cursor: pointer; background: var(--c); height: var(--h) }
+.strip { overflow: hidden }
+.strip i { min-width: 0; box-shadow: inset -1px 0 var(--panel) }
+.strip i.here { outline: 3px solid var(--text); z-index: 1 }
+.key { display: inline-block; width: 10px; background: var(--c); height: calc(.6 * var(--h)) }
+.worst { display: grid; gap: .4rem 1rem; grid-template-columns: 9rem 1fr; margin: .8rem 0 }
+.worst { break-inside: avoid }
+.worst img { width: 100% }
 @media (max-width: 40rem) { #now, .worst { grid-template-columns: 1fr } .worst img { width: 14rem } }
-@media print { #scrub, .strip { display: none } svg { min-width: 0 } h2, svg { break-after: avoid }
-* { print-color-adjust: exact } }
+@media print { #scrub { display: none } }
 """
 
 SCRIPT = """
@@ -133,18 +61,27 @@ show(D.first);
 """
 
 
+SURE = 0.05
+"""Level of significance below which a difference is called sure."""
+
 SHOWN = 500
 """Answers of a page at most, the worst first; the rest is in the CSV."""
 
 WORST = 12
 """Different answers listed one below the other."""
 
-RIGHT, WRONG, FAILED = "#6aa84f", "#e69138", "#b3261e"
-SQUARE = '<span style="color:{}">■</span>'
+RIGHT, WRONG, FAILED = (
+    "--c:var(--green);--h:9px",
+    "--c:var(--orange);--h:17px",
+    "--c:var(--red);--h:26px",
+)
+"""Colour and height of an answer in the timeline: the worse, the higher."""
+
+SQUARE = '<i class="key" style="{}"></i>'
 KEY = (
-    f'<p class="ci">{SQUARE.format(RIGHT)} as the label and the robot\'s way, where there are any; '
-    f"{SQUARE.format(WRONG)} not so; {SQUARE.format(FAILED)} failed, or not the recorded tokens. "
-    "Click, drag, or use the arrow keys.</p>"
+    f'<p class="small muted">{SQUARE.format(RIGHT)} low: as the label and the robot\'s way, where there are '
+    f"any; {SQUARE.format(WRONG)} middle: not so; {SQUARE.format(FAILED)} high: failed, or not the recorded "
+    "tokens. Click, drag, or use the arrow keys.</p>"
 )
 PROFILES = ("link", "profile")
 
@@ -195,28 +132,83 @@ def write_report(
     earlier = document.get("compared_with_run")
     answers = f"{len(rows)} answers from {len(document['bags'])} bag(s)"
     made = f"settings {escape(document['digest'])}, schema {escape(document['schema'])}"
+    cells = document["cells"]
+    times_s: dict[str, list[float]] = {name: [] for name in cells}
+    for row in rows:
+        if not row["error"]:
+            times_s[row["cell"]].append(float(row["total_s"]))
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Replay</title>",
-        '<meta name=viewport content="width=device-width, initial-scale=1">',
-        f"<link rel=icon href='data:,'><style>{STYLE}</style><h1>Replay</h1>",
-        f'<p class="sub">{answers}, {made}</p><p class="lead">{_headline(document)}</p>',
-        _figures(document["cells"]),
+        f'<h1>Replay</h1><p class="muted">{answers}, {made}</p>',
+        _summary(document, rows),
+        _figures(cells),
         _compared(document["compared_with"], document["compared"]),
         _compared(earlier["folder"], earlier["cells"]) if earlier else "",
-        _titled("Same actions as the label", shares(document["cells"], "same_actions")),
-        _titled("Goes the way the robot went", shares(document["cells"], "same_way")),
-        _titled("Total time per answer", times(rows, document["deadline_s"])),
-        f'<p class="ci">Upright: median; dashed: the deadline of {document["deadline_s"]:g} s.</p>',
+        _shares("Same actions as the label", cells, "same_actions"),
+        _shares("Goes the way the robot went", cells, "same_way"),
+        _times(times_s, document["deadline_s"]),
         "<h2>Timeline</h2>",
         KEY,
         _timeline(shown_rows, order, document["deadline_s"]),
         f"<h2>Worst first</h2>{worst}",
         "<h2>What the bags held back</h2>",
-        f"<ul>{''.join(f'<li>{escape(fault)}' for fault in faults)}</ul>" if faults else "<p>Nothing.</p>",
-        f"<h2>Settings</h2><ul>{''.join(f'<li>{escape(line)}' for line in _settings(document, rows))}</ul>",
-        f'<script type="application/json" id="data">{safe}</script><script>{SCRIPT}</script></html>',
+        _list(faults) if faults else "<p>Nothing.</p>",
+        f"<h2>Settings</h2>{_list(_settings(document, rows))}",
     ]
-    path.write_text("\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    end = f'<script type="application/json" id="data">{safe}</script><script>{SCRIPT}</script>'
+    path.write_text(page("Replay", parts, css=STYLE, end=end), encoding="utf-8")
+
+
+def _list(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+
+
+def _summary(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what was asked, and what came out, in plain words."""
+    questions, ways = len({_question(row) for row in rows}), len(document["cells"])
+    asked = (
+        f"Measured: {questions} questions about frames of {len(document['bags'])} recordings, each answered "
+        f"in {ways} way{'s' if ways > 1 else ''} of decoding. Times are computed from the profiles of "
+        "hardware and link, not taken from this machine."
+    )
+    return (
+        f'<section class="panel" aria-label="Summary"><p>{asked}</p><p class="lead">{_headline(document)}</p>'
+        f"<p>{_slowness(document)}</p></section>"
+    )
+
+
+def _slowness(document: Mapping[str, Any]) -> str:
+    """Say how many answers were late, and how many failed."""
+    late = {name: cell["late"]["value"] for name, cell in document["cells"].items() if "late" in cell}
+    if not late:
+        return ""
+    least, most = min(late, key=lambda name: late[name]), max(late, key=lambda name: late[name])
+    deadline = f"the deadline of {document['deadline_s']:g} s"
+    if late[least] == late[most]:
+        return f"{late[most]:.0%} of the answers came after {deadline}."
+    best, worst = f"{late[least]:.0%} with {escape(least)}", f"{late[most]:.0%} with {escape(most)}"
+    return f"After {deadline} came {best} and {worst}."
+
+
+def _shares(title: str, cells: Mapping[str, Mapping[str, Any]], key: str) -> str:
+    """Return a bar with its confidence interval for each cell; "" if none has the figure."""
+    found = {name: cell[key] for name, cell in cells.items() if cell.get(key)}
+    drawn = [
+        Bar(name, 100 * each["value"], f"{each['value']:.0%}", 100 * each["low"], 100 * each["high"])
+        for name, each in found.items()
+    ]
+    about = "; ".join(f"{bar.name} {bar.words}" for bar in drawn)
+    return figure(
+        title, "share of answers, with 95 % intervals", charts.bars(title, about, drawn, top=100.0, unit="%")
+    )
+
+
+def _times(found: Mapping[str, Sequence[float]], deadline_s: float) -> str:
+    """Return a strip of points for each cell over one axis of seconds."""
+    about = "; ".join(
+        f"{name}: {len(times)} answers, up to {max(times, default=0):.2f} s" for name, times in found.items()
+    )
+    title, note = "Total time per answer", f"upright: median; dashed: the deadline of {deadline_s:g} s"
+    return figure(title, note, charts.points(title, about, found, limit=deadline_s))
 
 
 def _headline(document: Mapping[str, Any]) -> str:
@@ -225,11 +217,13 @@ def _headline(document: Mapping[str, Any]) -> str:
     if not timed:
         return "No answer could be decoded."
     best = min(timed, key=lambda name: float(timed[name]["total_p50_s"]["value"]))
-    text = f"Fastest: <b>{escape(best)}</b>, median {timed[best]['total_p50_s']['value']:.2f} s"
+    text = f"Fastest: <strong>{escape(best)}</strong>, median {timed[best]['total_p50_s']['value']:.2f} s"
     against = (document["compared"].get(best) or {}).get("total_s")
     if against:
         times = against["before"] / max(1e-9, against["after"])
-        text += f", {times:.1f} times as fast as {escape(document['compared_with'])} ({_p(against['p'])})"
+        chance = "unlikely by chance" if against["p"] < SURE else "which may be chance"
+        text += f", {times:.1f} times as fast as {escape(document['compared_with'])}"
+        text += f", {chance} ({_p(against['p'])})"
     for key, words in (("same_actions", "the label's actions"), ("same_way", "the robot's way")):
         if key in timed[best]:
             text += f"; {timed[best][key]['value']:.0%} {words}"
@@ -238,10 +232,6 @@ def _headline(document: Mapping[str, Any]) -> str:
 
 def _p(p: float) -> str:
     return "p &lt; 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-def _titled(title: str, plot: str) -> str:
-    return f'<h2>{title}</h2><div class="wide">{plot}</div>' if plot else ""
 
 
 def _settings(document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -303,46 +293,42 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _figures(cells: Mapping[str, Mapping[str, Any]]) -> str:
-    head = "".join(f"<th>{escape(name)}" for name in cells)
-    lines = [f"<tr><th>{head}", "<tr><td>answers" + "".join(f"<td>{c['answers']}" for c in cells.values())]
-    accepted = [c["acceptance"] for c in cells.values()]
-    if any(a is not None for a in accepted):
-        shares = "".join("<td>–" if a is None else f"<td>{a:.0%}" for a in accepted)
-        lines.append(f"<tr><td>drafted tokens accepted{shares}")
+    rows = [Row(["answers", *(str(cell["answers"]) for cell in cells.values())])]
+    accepted = [cell["acceptance"] for cell in cells.values()]
+    if any(share is not None for share in accepted):
+        shares = ("–" if share is None else f"{share:.0%}" for share in accepted)
+        rows.append(Row(["drafted tokens accepted", *shares]))
     for key, (title, form) in FIGURES.items():
-        if not any(key in cell for cell in cells.values()):
-            continue
-        lines.append(f"<tr><td>{title}" + "".join(_value(cell.get(key), form) for cell in cells.values()))
+        if any(key in cell for cell in cells.values()):
+            rows.append(Row([title, *(_value(cell.get(key), form) for cell in cells.values())]))
     how = "Wilson for shares, bootstrap for the rest"
-    note = f'<p class="ci">In brackets: 95 % confidence intervals ({how}).</p>'
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>{note}'
+    note = f'<p class="small muted">In brackets: 95 % confidence intervals ({how}).</p>'
+    return table("All figures", ["figure", *cells], rows) + note
 
 
-def _value(found: Mapping[str, float] | None, form: str) -> str:
+def _value(found: Mapping[str, float] | None, form: str) -> Html:
     if found is None:
-        return "<td>–"
+        return Html("–")
     low, high = form.format(found["low"]), form.format(found["high"])
-    return f'<td>{form.format(found["value"])} <span class="ci">[{low} – {high}]</span>'
+    return Html(f'{form.format(found["value"])} <span class="interval">[{low} – {high}]</span>')
 
 
 def _compared(what: str, cells: Mapping[str, Mapping[str, Any]]) -> str:
     if not cells:
         return ""
-    lines = []
+    rows = []
     for name, figures in cells.items():
         for key, found in figures.items():
             if found is None:
                 continue
-            form = FIGURES.get(key, ("", "{:.2f} s"))[1]
-            sure = "" if found["p"] < 0.05 else ' class="ci"'
+            title, form = FIGURES.get(key, ("total, mean", "{:.2f} s"))
             change = f"{form.format(found['before'])} → {form.format(found['after'])}"
-            lines.append(
-                f"<tr{sure}><td>{escape(name)}<td>{FIGURES.get(key, ('total, mean',))[0]}<td>{change}"
-                f"<td>{_p(found['p'])}"
-            )
-    head = f"<h2>Compared with {escape(what)}</h2>"
-    note = '<p class="ci">Paired over the same questions, sign-flip test; grey: not significant at 5 %.</p>'
-    return f'{head}<div class="wide"><table>{"".join(lines)}</table></div>{note}'
+            is_sure = found["p"] < SURE
+            words = f"{'' if is_sure else 'not sure, '}{_p(found['p'])}"
+            rows.append(Row([name, title, change, Html(words)], is_unsure=not is_sure))
+    head = ["way of decoding", "figure", "before → after", "chance"]
+    note = "Paired over the same questions, sign-flip test; not sure: not significant at 5 %."
+    return f'{table(f"Compared with {what}", head, rows)}<p class="small muted">{note}</p>'
 
 
 def _timeline(shown_rows: Sequence[Mapping[str, Any]], order: Sequence[int], deadline_s: float) -> str:
@@ -350,15 +336,15 @@ def _timeline(shown_rows: Sequence[Mapping[str, Any]], order: Sequence[int], dea
     for place in order:
         bad = badness(shown_rows[place], deadline_s)
         colours.append(FAILED if bad >= 4 else WRONG if bad >= 1 else RIGHT)
-    strip = "".join(f'<i style="background:{colour}"></i>' for colour in colours)
+    strip = "".join(f'<i style="{colour}"></i>' for colour in colours)
     return (
-        f'<div class="strip">{strip}</div><div id="scrub"><input type="range" id="at" min="0" '
-        f'max="{max(0, len(order) - 1)}" value="0" aria-label="answer"></div><div id="now"><div>'
-        '<img id="pic" alt="frame"></div><div><b id="what"></b> <span id="done" class="ci"></span>'
-        '<p class="tokens" id="says"></p><p id="label"></p><p id="cost" class="ci"></p>'
-        '<p class="ci"><span class="a">drafted and accepted</span> '
-        '<span class="t">the target\'s own</span></p>'
-        "</div></div>"
+        f'<div class="strip" aria-hidden="true">{strip}</div><div id="scrub"><input type="range" id="at" '
+        f'min="0" max="{max(0, len(order) - 1)}" value="0" aria-label="answer that is shown"></div>'
+        '<div id="now"><div><img id="pic" alt="frame of the camera"></div><div><b id="what"></b> '
+        '<span id="done" class="small muted"></span><p class="tokens" id="says"></p><p id="label"></p>'
+        '<p id="cost" class="small muted"></p>'
+        '<p class="small"><span class="a">drafted and accepted</span> '
+        '<span class="t">the target\'s own</span></p></div></div>'
     )
 
 
@@ -367,8 +353,9 @@ def _worst(rows: Sequence[Mapping[str, Any]], same: Sequence[int], place: Mappin
     why = f'<br><span class="bad">{escape(row["error"])}</span>' if row["error"] else ""
     ways = ", ".join(f"{escape(rows[i]['cell'])} {rows[i]['total_s']:.2f} s" for i in same)
     return (
-        f'<div class="worst"><img data-q="{escape(_question(row))}" alt="frame"><div><b>'
-        f'{escape(row["instruction"])}</b> <span class="ci">{escape(_question(row))}; {ways}</span><br>'
+        f'<div class="worst"><img data-q="{escape(_question(row))}" alt="frame of the camera"><div><b>'
+        f"{escape(row['instruction'])}</b> "
+        f'<span class="small muted">{escape(_question(row))}; {ways}</span><br>'
         f'<span class="tokens" data-row="{place[same[0]]}">{escape(row["text"])}</span>'
         f"<br>{escape(_reference_text(row))}{why}</div></div>"
     )

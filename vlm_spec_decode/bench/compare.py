@@ -1,8 +1,7 @@
 """Two runs against each other: how much faster is B than A, cell by cell, and is that more than chance?
 
-The same questions were asked in both, so answers are compared in pairs: p is the share of all ways (or of
-many drawn ones) to swap A and B within pairs that differ at least as much in the mean log ratio.
-Over all cells p is corrected by Holm's method.
+The same questions were asked in both, so answers are compared in pairs (`bench.significance`); over all
+cells p is corrected by Holm's method.
 """
 
 from __future__ import annotations
@@ -16,13 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vlm_spec_decode.bench.significance import LEVEL, holm, mean_ratio, p_value
 from vlm_spec_decode.bench.sweep import SCHEMA
 from vlm_spec_decode.core.errors import ConfigError
-
-DRAWS = 4096
-EXACT_UP_TO = 12
-LEVEL = 0.05
-
 
 OF_A_RUN = frozenset({"objective", "temperature", "draft_length"})
 """Fields that are equal in all cells of one run; two runs to compare may differ in them."""
@@ -61,27 +56,6 @@ def compare_runs(a: Path, b: Path) -> list[Difference]:
     return [_difference(key, ratios, p, corrected) for key, ratios, p, corrected in rows]
 
 
-def p_value(ratios: npt.NDArray[np.float64]) -> float:
-    """Return the two-sided p of a sign-flip test of the mean of `ratios` [n]."""
-    count = len(ratios)
-    if count <= EXACT_UP_TO:
-        signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
-    else:
-        signs = np.random.default_rng(0).choice((-1, 1), size=(DRAWS, count))
-        signs[0] = 1
-    means = np.abs(signs @ ratios)
-    return float(np.mean(means >= abs(ratios.sum()) - 1e-12))
-
-
-def holm(values: list[float]) -> list[float]:
-    """Return p-values corrected for their number, in the given order."""
-    corrected, floor = [1.0] * len(values), 0.0
-    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        floor = max(floor, min(1.0, (len(values) - rank) * values[index]))
-        corrected[index] = floor
-    return corrected
-
-
 def report(differences: list[Difference]) -> str:
     """Return a table as text."""
     lines = [f"{'cell':70} A/B time   95 % interval      p   Holm"]
@@ -99,14 +73,12 @@ def as_rows(differences: list[Difference]) -> list[dict[str, Any]]:
 
 
 def _difference(cell: str, ratios: npt.NDArray[np.float64], p: float, corrected: float) -> Difference:
-    drawn = np.random.default_rng(0).choice(ratios, size=(DRAWS, len(ratios))).mean(axis=1)
-    low, high = np.exp(np.quantile(drawn, (0.025, 0.975)))
-    ratio = math.exp(float(ratios.mean()))
+    ratio, low, high = mean_ratio(ratios)
     return Difference(
         cell=cell,
         ratio=ratio,
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         p=p,
         p_corrected=corrected,
         answers=len(ratios),

@@ -31,6 +31,7 @@ class RobotState:
     `stamp_s` is the robot's own stamp, `received_s` this machine's monotonic time of arrival.
     Position is in the odometry frame and drifts; velocity is in the body frame. `range_obstacle_m` is front,
     left, rear, right; infinity where nothing is seen. `body_height_m` is NaN for a robot that reports none.
+    `joints_rad` are the legs' angles in the order of `robot.spec.LEG_NAMES`; empty for one that reports none.
 
     `posture` is what everything decides on. `code` is the number that the robot's own state machine has for
     it, None for a robot without numbers; `reported_code` is what the robot itself said, where its firmware
@@ -56,6 +57,7 @@ class RobotState:
     reported_code: int | None = None
     description: str = ""
     is_down: bool = False
+    joints_rad: tuple[float, ...] = ()
 
     @property
     def speed_mps(self) -> float:

@@ -2,8 +2,9 @@
 
 The nodes must run with `use_sim_time`. Camera and executor are simulated here: frames come from the bag,
 plans are reported as carried out in their nominal time, and nothing moves. Odometry is integrated from the
-bag's velocities for display. If a robot is on the domain, the replay refuses to begin. The nodes' output
-goes into a bag, so that it can be compared with a replay as fast as possible.
+bag's velocities for display, with transforms and the shape of a standing Go2, whatever robot recorded. If a
+robot is on the domain, the replay refuses to begin. The nodes' output goes into a bag, so that it can be
+compared with a replay as fast as possible.
 """
 
 from __future__ import annotations
@@ -34,11 +35,16 @@ from vlm_spec_decode.bags.recording import Recording
 from vlm_spec_decode.core.errors import ConfigError, ImageError
 from vlm_spec_decode.core.types import WHOLE
 from vlm_spec_decode.mission.state import END_STATES
+from vlm_spec_decode.robot.registry import robot_kind
 from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.convert import to_compressed
+from vlm_spec_decode.ros.frames import FrameNames
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, OwnNode
+from vlm_spec_decode.ros.robot_model import RobotModel
+from vlm_spec_decode.ros.visualization import Transforms
 from vlm_spec_decode_msgs import msg
 
+FRAMES = FrameNames()
 LONGEST_STEP_S = 1.0
 """A gap longer than this counts as standing."""
 
@@ -50,6 +56,7 @@ class DeadReckoning:
     x_m: float = 0.0
     y_m: float = 0.0
     yaw_rad: float = 0.0
+    z_m: float = 0.0
     last_ns: int = 0
 
     def advance(self, moved: Moved) -> Odometry:
@@ -61,17 +68,20 @@ class DeadReckoning:
         self.y_m += step_s * (sin * moved.vx_mps + cos * moved.vy_mps)
         self.yaw_rad = math.remainder(self.yaw_rad + step_s * moved.vyaw_radps, 2 * math.pi)
         self.last_ns = moved.at_ns
-        return self._message(moved)
-
-    def _message(self, moved: Moved) -> Odometry:
-        message = Odometry()
-        message.header.frame_id, message.child_frame_id = "odom", "base_link"
-        message.header.stamp.sec, message.header.stamp.nanosec = divmod(moved.at_ns, NANOSECONDS)
-        message.pose.pose.position.x, message.pose.pose.position.y = self.x_m, self.y_m
-        half = self.yaw_rad / 2
-        message.pose.pose.orientation = Quaternion(z=math.sin(half), w=math.cos(half))
+        message = self.pose(moved.at_ns)
         message.twist.twist.linear.x, message.twist.twist.linear.y = moved.vx_mps, moved.vy_mps
         message.twist.twist.angular.z = moved.vyaw_radps
+        return message
+
+    def pose(self, at_ns: int) -> Odometry:
+        """Return the newest pose as of this time, without a velocity; `z_m` is the body's height."""
+        message = Odometry()
+        message.header.frame_id, message.child_frame_id = FRAMES.odom, FRAMES.base
+        message.header.stamp.sec, message.header.stamp.nanosec = divmod(at_ns, NANOSECONDS)
+        message.pose.pose.position.x, message.pose.pose.position.y = self.x_m, self.y_m
+        message.pose.pose.position.z = self.z_m
+        half = self.yaw_rad / 2
+        message.pose.pose.orientation = Quaternion(z=math.sin(half), w=math.cos(half))
         return message
 
 
@@ -130,7 +140,7 @@ class FakeExecutor:
         return PlanStatus(plan.mission, plan.answer, self._executed, state, action=action, executed=executed)
 
 
-CLOCK_S, STATUS_S = 0.01, 0.05
+CLOCK_S, STATUS_S, TRANSFORM_S = 0.01, 0.05, 0.1
 DISCOVERY_S = 2.0
 """How long to wait for the discovery of another executor before the replay begins."""
 
@@ -172,8 +182,7 @@ class LivePlayer:
         self._executor = FakeExecutor()
         self._state, self._reason = "", ""
         self._start_ns = self._clock_ns = 0
-        self._began_s = self._clock_sent_s = self._status_sent_s = 0.0
-        self._dead_reckoning = DeadReckoning()
+        self._began_s = self._clock_sent_s = self._status_sent_s = self._transform_sent_s = 0.0
         self._has_words = bool(config.plan.instruction or config.plan.spoken)
         self._spoken = list(config.plan.spoken)
         self._own = OwnNode("vsd_replay", config.domain, config.namespace)
@@ -181,6 +190,10 @@ class LivePlayer:
         self._clock = node.create_publisher(Clock, "/clock", 10)
         self._images = node.create_publisher(CompressedImage, IMAGES, qos_profile_sensor_data)
         self._odometry = node.create_publisher(Odometry, ODOMETRY, 20)
+        shape = robot_kind("go2").spec
+        self._model, self._transforms = RobotModel(node, shape, FRAMES.base), Transforms(node, FRAMES)
+        height_m = shape.legs.standing_height_m if shape.legs is not None else 0.0
+        self._dead_reckoning = DeadReckoning(z_m=height_m)
         self._instructions = node.create_publisher(String, INSTRUCTION, COMMAND)
         self._statuses = node.create_publisher(msg.PlanStatus, "vlm/plan/status", COMMAND)
         node.create_subscription(msg.Plan, "vlm/plan", self._on_plan, COMMAND)
@@ -245,6 +258,8 @@ class LivePlayer:
         """Spin until the bag's clock reaches `at_ns`; the clock never goes back."""
         if not self._start_ns:
             self._start_ns, self._began_s = at_ns, time.monotonic()
+            at_s = at_ns / NANOSECONDS
+            self._transforms.publish_mount(at_s, 0.0, self._model.transforms((), at_s))
         while not should_stop():
             self._tick()
             left_s = (at_ns - self._clock_ns) / NANOSECONDS / self._config.rate
@@ -260,6 +275,10 @@ class LivePlayer:
             message = Clock()
             message.clock.sec, message.clock.nanosec = divmod(self._clock_ns, NANOSECONDS)
             self._clock.publish(message)
+        if now_s - self._transform_sent_s >= TRANSFORM_S:
+            # Also while nothing moves, and in a bag without motion: a display needs a place for the body.
+            self._transform_sent_s = now_s
+            self._transforms.publish(self._dead_reckoning.pose(self._clock_ns))
         status = self._executor.status(self._clock_ns / NANOSECONDS)
         if status is not None and now_s - self._status_sent_s >= STATUS_S:
             self._status_sent_s = now_s

@@ -26,6 +26,7 @@ from vlm_spec_decode.core.errors import ActionParseError, ConfigError
 from vlm_spec_decode.core.profiles import load_hardware
 from vlm_spec_decode.core.types import text_problem
 from vlm_spec_decode.demo import report
+from vlm_spec_decode.demo.film import Story, save_film
 from vlm_spec_decode.demo.process_stack import ProcessStack, ProcessStackConfig
 from vlm_spec_decode.demo.report import (
     MissionLog,
@@ -36,7 +37,6 @@ from vlm_spec_decode.demo.report import (
     object_ahead,
     same_tokens,
     save_frames,
-    save_gif,
     save_path,
 )
 from vlm_spec_decode.demo.settings import DemoConfig
@@ -251,7 +251,7 @@ def _artifacts(
 ) -> dict[str, Any]:
     frames = save_frames(out / "frames", instruction, log.steps, stack.frames)
     save_path(scene, truth, target, out / "path.png")
-    save_gif(scene, truth, out / "run.gif")
+    save_film(scene, truth, Story(instruction, log.steps, _timeline(stack, log), target), out / "run.gif")
     return {
         "frames": [str(path) for path in frames],
         "path": str(out / "path.png"),

@@ -33,7 +33,7 @@ from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.progress import MissionProgress, MissionReport
 from vlm_spec_decode.mission.reports import AnswerReport, DecodeReport
 from vlm_spec_decode.mission.state import END_STATES, LOOK_USED, NOTES, MissionStatus
-from vlm_spec_decode.sim.ground_truth import GroundTruth, save_view
+from vlm_spec_decode.sim.ground_truth import GroundTruth
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.sim.scene import Scene
 from vlm_spec_decode.sim.views import WorldViews, save_png
@@ -401,11 +401,6 @@ def save_path(scene: Scene, truth: GroundTruth, target: str | None, file: Path) 
         save_png(views.top_down(world, path, target=target), file)
     finally:
         views.close()
-
-
-def save_gif(scene: Scene, truth: GroundTruth, file: Path) -> None:
-    """Write the run as a GIF, re-enacted from the path: from above beside from behind."""
-    save_view(World(scene), truth, file)
 
 
 def _set_pose(world: World, pose: Pose2D) -> None:

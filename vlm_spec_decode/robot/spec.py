@@ -6,6 +6,7 @@ of one robot. Units are metres, seconds and radians.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -32,6 +33,36 @@ class Hull:
         return (self.length_m / 2, self.width_m / 2)
 
 
+LEG_NAMES = ("FR", "FL", "RR", "RL")
+"""Order of the legs in `RobotState.joints_rad`, the vendor's: front or rear, right before left."""
+
+LEG_JOINTS = ("hip", "thigh", "calf")
+"""Order of a leg's joints: abduction about x, then two about y. At 0 the leg hangs straight down."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Legs:
+    """Four equal legs, in metres. A hip lies `hip_x_m` and `hip_y_m` from the base's centre.
+
+    The thigh turns `abduction_m` further out; `standing_rad` are the three angles of a standing leg.
+    """
+
+    hip_x_m: float
+    hip_y_m: float
+    abduction_m: float
+    thigh_m: float
+    calf_m: float
+    foot_radius_m: float
+    standing_rad: tuple[float, float, float]
+
+    @property
+    def standing_height_m(self) -> float:
+        """Height of the base over the floor while all legs stand: thigh, calf, and the foot's radius."""
+        _, thigh_rad, calf_rad = self.standing_rad
+        down_m = self.thigh_m * math.cos(thigh_rad) + self.calf_m * math.cos(thigh_rad + calf_rad)
+        return down_m + self.foot_radius_m
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RobotSpec:
     """The facts of one kind of robot.
@@ -40,6 +71,7 @@ class RobotSpec:
     wider. `postures` are those of the action language (`core.robot.POSTURES`) that it can take, `gestures`
     those of them that end by themselves. `tilts`: whether the body can look up and down.
     `walking_codes` are the codes of its state machine's walking states; empty: it has none.
+    `legs` are for displays; None: it has none.
     `settings` are the names of what `connect` takes besides interface and domain, with a description each.
     """
 
@@ -53,6 +85,7 @@ class RobotSpec:
     tilts: bool = False
     sensors: frozenset[Sensor] = frozenset()
     walking_codes: frozenset[int] = frozenset()
+    legs: Legs | None = None
     settings: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from builtin_interfaces.msg import Time
@@ -17,7 +18,7 @@ from nav_msgs.msg import Odometry
 from rclpy.clock import Clock as RosClock
 from rclpy.clock import ClockType
 from rclpy.node import Node
-from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import CompressedImage, LaserScan
 
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.images import file_image
@@ -34,6 +35,9 @@ HEADING_VARIANCE_RAD2 = 0.01
 VELOCITY_VARIANCE = 0.0025
 UNMEASURED_VARIANCE = 1e6
 """Leg odometry drifts and the robot publishes no covariance: these mean about 10 cm, 6 deg, 5 cm/s."""
+
+
+RANGE_MAX_M = 20.0
 
 
 def to_time(stamp_s: float) -> Time:
@@ -112,6 +116,24 @@ def from_odometry(message: Odometry) -> tuple[float, Pose2D]:
     turned = pose.orientation
     yaw_rad = math.atan2(2 * (turned.w * turned.z + turned.x * turned.y), 1 - 2 * (turned.y**2 + turned.z**2))
     return stamp.sec + stamp.nanosec / 1e9, Pose2D(pose.position.x, pose.position.y, yaw_rad)
+
+
+def to_ranges(
+    free_m: Sequence[float], hull_half_m: tuple[float, float], stamp_s: float, base: str
+) -> LaserScan:
+    """Return the free distances in front, left, behind and right as a scan of four beams from the base.
+
+    `free_m` counts from the body's edge, a beam from its centre: half the hull's length or width longer.
+    """
+    message = LaserScan(angle_max=1.5 * math.pi, angle_increment=math.pi / 2, range_max=RANGE_MAX_M)
+    message.header.stamp, message.header.frame_id = to_time(stamp_s), base
+    message.ranges = [float(free + hull_half_m[side % 2]) for side, free in enumerate(free_m)]
+    return message
+
+
+def from_ranges(message: LaserScan, hull_half_m: tuple[float, float]) -> tuple[float, ...]:
+    """Return the four free distances of such a scan; at least 0, infinity where nothing is seen."""
+    return tuple(max(0.0, beam - hull_half_m[side % 2]) for side, beam in enumerate(message.ranges))
 
 
 def to_transform(odometry: Odometry) -> TransformStamped:

@@ -5,8 +5,9 @@ Needs `launch` and `launch_ros`, that is a ROS installation; nothing but the lau
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ament_index_python.packages import (
     get_package_prefix,
     get_package_share_directory,
 )
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, Shutdown
+from launch.actions import DeclareLaunchArgument, ExecuteProcess, LogInfo, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -23,6 +24,7 @@ from launch_ros.substitutions import ExecutableInPackage
 
 from launch import LaunchContext, LaunchDescriptionEntity
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.ros.frames import write_view
 from vlm_spec_decode.ros.node_parameters import Argument
 
 PACKAGE = "vlm_spec_decode"
@@ -33,8 +35,11 @@ RESPAWN_S = 2.0
 PATIENCE_S = "10"
 """Time from Ctrl-C to SIGTERM: a stop may take a second or two, on a busy computer more."""
 
-RVIZ_TOPICS = ("odom", "vlm/overlay/compressed", "vlm/markers", "vlm/path")
-"""Topics that rviz/vlm.rviz shows."""
+VIEW_NEEDS = {
+    "rviz2": "it is RViz itself",
+    "compressed_image_transport": "without it RViz loads nothing of the view, because the overlay is a JPEG",
+}
+"""Packages of a ROS installation that `rviz:=true` needs, and why."""
 
 CONSOLE_SHARES = ("limits_file",)
 """Parameters of the locomotion node that the console node takes over."""
@@ -125,17 +130,20 @@ def node(name: str, value: Values, parameters: Mapping[str, Setting], config: st
 def nodes(
     value: Values,
     config: str,
+    frames: Mapping[str, Mapping[str, str]],
     *,
     camera: Mapping[str, Setting],
     locomotion: Mapping[str, Setting],
-    monitor: Mapping[str, Setting],
     vlm: Mapping[str, Setting],
 ) -> list[LaunchDescriptionEntity]:
-    """Run the four nodes with these parameters, and console, recorder and RViz if asked for."""
+    """Run the four nodes with these parameters, and console, recorder and RViz if asked for.
+
+    `frames` are further parameters of camera, locomotion and monitor (`ros.frames.frame_parameters`).
+    """
     return [
-        node("camera_node", value, camera, config),
-        node("locomotion_node", value, locomotion, config),
-        node("monitor_node", value, monitor, config),
+        node("camera_node", value, {**camera, **frames["camera"]}, config),
+        node("locomotion_node", value, {**locomotion, **frames["locomotion"]}, config),
+        node("monitor_node", value, frames["monitor"], config),
         node("vlm_node", value, vlm, config),
         *console(value, config, {name: locomotion[name] for name in CONSOLE_SHARES if name in locomotion}),
         *recorder(value),
@@ -151,14 +159,34 @@ def console(value: Values, config: str, parameters: Mapping[str, Setting]) -> li
     return [node("console_node", value, {**parameters, **own}, config)]
 
 
-def vsd(name: str, *arguments: str) -> ExecuteProcess:
-    """Run one of the package's commands. Its end ends the whole launch."""
+def vsd(name: str, *arguments: str, on_exit: LaunchDescriptionEntity | None = None) -> ExecuteProcess:
+    """Run one of the package's commands. Its end ends the whole launch, or does what `on_exit` says."""
     program = ExecutableInPackage("vsd", PACKAGE)
-    ending = Shutdown(reason=f"{name} ended")
+    ending = on_exit or Shutdown(reason=f"{name} ended")
     command = [program, *arguments]
     return ExecuteProcess(
         cmd=command, name=name, output="screen", sigterm_timeout=PATIENCE_S, on_exit=[ending]
     )
+
+
+@dataclass(slots=True)
+class LastOf:
+    """Ends the launch with the last of several processes, so that each may be looked at after the others."""
+
+    names: tuple[str, ...]
+    _ended: set[str] = field(default_factory=set)
+
+    def on_exit(self, name: str) -> OpaqueFunction:
+        """Return what is to happen at the end of the process of this name."""
+        return OpaqueFunction(function=lambda _context: self.ended(name))
+
+    def ended(self, name: str) -> list[LaunchDescriptionEntity]:
+        """Return the actions that follow the end of a process."""
+        self._ended.add(name)
+        left = [each for each in self.names if each not in self._ended]
+        if not left:
+            return [Shutdown(reason=f"{name} ended")]
+        return [LogInfo(msg=f"{name} has ended; the rest ends with {' and '.join(left)}, or by Ctrl-C")]
 
 
 def option(name: str, value: str) -> tuple[str, ...]:
@@ -171,25 +199,32 @@ def recorder(value: Values) -> list[ExecuteProcess]:
     return [vsd("record", "record", value.path("record"))] if value["record"] else []
 
 
-def view(value: Values, *, use_sim_time: bool = False) -> list[Node]:
-    """Open RViz on this robot's topics and frames, if `rviz` is set. Raises ConfigError if it is missing.
+def view(
+    value: Values, *, use_sim_time: bool = False, on_exit: LaunchDescriptionEntity | None = None
+) -> list[Node]:
+    """Open RViz on this robot's topics and frames, if `rviz` is set; its end ends nothing, but by `on_exit`.
 
-    Call it before anything is started: if `launch` itself finds a program missing, the others keep running.
+    Raises ConfigError if a package is missing. Call it before anything is started: if `launch` itself finds a
+    program missing, the others keep running.
     """
     if not value.flag("rviz"):
         return []
-    try:
-        get_package_prefix("rviz2")
-    except PackageNotFoundError as error:
-        raise ConfigError("rviz:=true, but rviz2 is not installed here") from error
-    below = "/" + value["namespace"].strip("/") if value["namespace"].strip("/") else ""
-    file = f"{get_package_share_directory(PACKAGE)}/rviz/vlm.rviz"
+    for package, why in VIEW_NEEDS.items():
+        try:
+            get_package_prefix(package)
+        except PackageNotFoundError as error:
+            apt = f"sudo apt install ros-$ROS_DISTRO-{package.replace('_', '-')}"
+            raise ConfigError(f"rviz:=true needs {package}, which is not here ({why}): {apt}") from error
+    template = Path(get_package_share_directory(PACKAGE)) / "rviz" / "vlm.rviz"
+    folder = Path(tempfile.mkdtemp(prefix="vsd-rviz-"))
+    prefix = value.values.get("frame_prefix", "")
+    file = write_view(template, folder, namespace=value["namespace"], prefix=prefix)
     return [
         Node(
             package="rviz2",
             executable="rviz2",
-            arguments=["-d", file, "-f", f"{value.values.get('frame_prefix', '')}odom"],
+            arguments=["-d", str(file)],
             parameters=[{"use_sim_time": use_sim_time}],
-            remappings=[(f"/{topic}", f"{below}/{topic}") for topic in RVIZ_TOPICS] if below else [],
+            on_exit=[on_exit] if on_exit is not None else None,
         )
     ]

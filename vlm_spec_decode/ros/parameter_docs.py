@@ -104,6 +104,18 @@ CHANNELS: Mapping[str, tuple[TopicDoc, ...]] = {
         TopicDoc("out", "odom", ODOMETRY, "Pose and velocity, with covariance."),
         TopicDoc("out", "/tf", "tf2_msgs/msg/TFMessage", "The body in the frame of its odometry."),
         TopicDoc("out", "/tf_static", "tf2_msgs/msg/TFMessage", "The camera on the body; transient local."),
+        TopicDoc(
+            "out",
+            "vlm/ranges",
+            "sensor_msgs/msg/LaserScan",
+            "What the gate takes for free in front, left, behind, right: four beams from the base's centre.",
+        ),
+        TopicDoc(
+            "out", "robot_description", "std_msgs/msg/String", "URDF of boxes and cylinders; transient local."
+        ),
+        TopicDoc(
+            "out", "joint_states", "sensor_msgs/msg/JointState", "Angles of the legs; only while subscribed."
+        ),
         TopicDoc("serves", "e_stop", "std_srvs/srv/SetBool", "True engages and latches, false releases."),
         TopicDoc("serves", "vlm/cancel", "std_srvs/srv/Trigger", "Drops the present mission and stops."),
         DIAGNOSTICS,
@@ -111,6 +123,7 @@ CHANNELS: Mapping[str, tuple[TopicDoc, ...]] = {
     "monitor_node": (
         FRAMES,
         TopicDoc("in", "odom", ODOMETRY, "For path and markers."),
+        TopicDoc("in", "vlm/ranges", "sensor_msgs/msg/LaserScan", "For the markers."),
         *_topics(
             "in",
             vlm__status="For the overlay.",
@@ -127,7 +140,18 @@ CHANNELS: Mapping[str, tuple[TopicDoc, ...]] = {
             "Frame with the answer (accepted green, corrected orange, the draft's alone blue), state and "
             "figures; only while subscribed.",
         ),
-        TopicDoc("out", "vlm/markers", "visualization_msgs/msg/MarkerArray", "Plan, body, stop zone."),
+        TopicDoc(
+            "out",
+            "vlm/markers",
+            "visualization_msgs/msg/MarkerArray",
+            "The plan: green verified, orange the draft's alone, grey over; transient local.",
+        ),
+        TopicDoc(
+            "out",
+            "vlm/markers/body",
+            "visualization_msgs/msg/MarkerArray",
+            "Hull, stop zone, obstacles, status, e-stop; only while subscribed.",
+        ),
         TopicDoc("out", "vlm/path", "nav_msgs/msg/Path", "Where the robot has been."),
         *(
             TopicDoc("out", f"vlm/figures/{name}", "std_msgs/msg/Float64", said)

@@ -1,18 +1,19 @@
-"""Displays for people: markers of a plan, a frame with the answer over it, transforms.
+"""Displays for people: markers of a plan and of the body, a frame with the answer over it, transforms.
 
-Markers (RViz, Foxglove) show where a plan leads, its parts, and the reach of the body. The overlay is pure:
-JPEG and text in, JPEG out; no ROS, no clock. Transforms on `/tf` and `/tf_static` need `tf2_msgs`, which
-every ROS installation has and the wheels that CI uses do not have; without it diagnostics say so.
+Markers (RViz, Foxglove) show where a plan leads, its parts, and around the body its hull, obstacles, the
+mission's status and the e-stop. The overlay is pure: JPEG and text in, JPEG out; no ROS, no clock. Transforms
+on `/tf` and `/tf_static` need `tf2_msgs`, which every ROS installation has; without it diagnostics say so.
 """
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import Any
 
 from builtin_interfaces.msg import Duration
 from geometry_msgs.msg import Point, TransformStamped
@@ -28,57 +29,148 @@ from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.actions.waypoints import Pose, waypoints
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.robot.registry import robot_kind
 from vlm_spec_decode.ros import diagnostics
-from vlm_spec_decode.ros.convert import camera_transforms, to_time, to_transform
+from vlm_spec_decode.ros.convert import camera_transforms, to_transform
+from vlm_spec_decode.ros.frames import FrameNames
 from vlm_spec_decode.ros.middleware import LATCHED
 
-HULL_M = (0.70, 0.31, 0.40)
+HULL = robot_kind("go2").spec.hull
 FOOTPRINT_Z_M = 0.02
-LIFETIME_S = 30
+LIFETIME_S = 3
+"""Of what is drawn around the body once a second: it vanishes with the node. A plan stays until the next."""
+
+RANGE_SHOWN_M = 3.0
+"""Free distances beyond this are not drawn."""
+
+SIDES = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))
+"""Directions of front, left, rear and right in the body's frame."""
+
+VERIFIED, UNVERIFIED = ColorRGBA(r=0.2, g=0.9, b=0.3, a=0.9), ColorRGBA(r=1.0, g=0.6, b=0.1, a=0.9)
+OVER = ColorRGBA(r=0.6, g=0.6, b=0.6, a=0.6)
+ALARM, NEAR, FAR = (
+    ColorRGBA(r=1.0, g=0.2, b=0.2, a=0.8),
+    ColorRGBA(r=1.0, g=0.6, b=0.1, a=0.7),
+    ColorRGBA(r=0.4, g=0.6, b=0.9, a=0.4),
+)
 
 
-def plan_markers(plan: Plan, start: Pose, stamp_s: float, frame: str) -> MarkerArray:
+def marker(kind: int, name: str, number: int, frame: str, **fields: Any) -> Marker:
+    """Return a marker in a frame at the newest time of its transform.
+
+    Its stamp is 0 and `frame_locked` set: with any other stamp RViz looks for the transform of that moment,
+    which has not arrived yet when the marker has, and draws nothing.
+    """
+    made = Marker(type=kind, ns=name, id=number, frame_locked=True, **fields)
+    made.header.frame_id = frame
+    return made
+
+
+def deleted(name: str, number: int, frame: str) -> Marker:
+    """Return the marker that deletes the one of this namespace and id, where it is drawn."""
+    return marker(Marker.CUBE, name, number, frame, action=Marker.DELETE)
+
+
+def wiped() -> MarkerArray:
+    """Return the array that deletes all markers of its topic; it has to stand alone.
+
+    RViz takes a namespace and id that an array holds twice, deleted and drawn say, for an error.
+    """
+    return MarkerArray(markers=[Marker(action=Marker.DELETEALL)])
+
+
+def plan_markers(
+    plan: Plan, start: Pose, frame: str, *, is_over: bool = False, labels: int = 0
+) -> MarkerArray:
     """Return the plan's path, a label for each action and the body where it ends.
 
-    Green is verified, orange is the draft alone. The first marker deletes those of the previous plan.
+    Green is verified, orange and the word "draft" is the draft alone, grey is over. `labels` is the largest
+    number of labels drawn so far: those that this plan has not are deleted. So one message replaces whatever
+    a viewer shows, and the one that a latched topic keeps is enough for a late viewer.
     """
-    wipe = Marker(action=Marker.DELETEALL, ns="plan")
-    wipe.header.frame_id = frame
     steps = waypoints(start, plan.actions)
-    colour = ColorRGBA(r=0.2, g=0.9, b=0.3, a=0.9) if plan.verified else ColorRGBA(r=1.0, g=0.6, b=0.1, a=0.9)
-    found = [wipe]
-
-    def marker(kind: int, number: int, pose: Pose, z_m: float) -> Marker:
-        made = Marker(type=kind, ns="plan", id=number, color=colour, lifetime=Duration(sec=LIFETIME_S))
-        made.header.frame_id, made.header.stamp = frame, to_time(stamp_s)
-        made.pose.position.x, made.pose.position.y, made.pose.position.z = pose[0], pose[1], z_m
-        made.pose.orientation.w, made.pose.orientation.z = math.cos(pose[2] / 2), math.sin(pose[2] / 2)
-        found.append(made)
-        return made
-
-    line = marker(Marker.LINE_STRIP, 0, (0.0, 0.0, 0.0), FOOTPRINT_Z_M)
-    line.points = [Point(x=x, y=y) for x, y, _ in (start, *(pose for pose, _ in steps))]
-    line.scale.x = 0.04
-    for number, (pose, action) in enumerate(steps, 1):
-        label = marker(Marker.TEXT_VIEW_FACING, number, pose, 0.5 + 0.12 * (number % 3))
-        label.text, label.scale.z = format_action(action), 0.12
+    colour = OVER if is_over else VERIFIED if plan.verified else UNVERIFIED
+    line = marker(Marker.LINE_STRIP, "plan", 0, frame, color=colour)
+    line.points = [Point(x=x, y=y, z=FOOTPRINT_Z_M) for x, y, _ in (start, *(pose for pose, _ in steps))]
+    line.scale.x, line.pose.orientation.w = 0.05, 1.0
+    found = [line]
+    for number, (pose, action) in enumerate(steps):
+        label = marker(Marker.TEXT_VIEW_FACING, "actions", number, frame, color=colour)
+        label.text = f"{'' if plan.verified else 'draft: '}{format_action(action)}"
+        label.scale.z = 0.12
+        found.append(_placed(label, pose, 0.5 + 0.12 * (number % 3)))
     if steps:
-        body = marker(Marker.CUBE, len(steps) + 1, steps[-1][0], HULL_M[2] / 2)
-        body.scale.x, body.scale.y, body.scale.z = HULL_M
-        body.color = ColorRGBA(r=colour.r, g=colour.g, b=colour.b, a=0.25)
+        body = marker(Marker.CUBE, "end", 0, frame, color=_faded(colour, 0.25))
+        _sized(body, HULL.length_m, HULL.width_m, HULL.height_m)
+        found.append(_placed(body, steps[-1][0], HULL.height_m / 2))
+    else:
+        found.append(deleted("end", 0, frame))
+    found += [deleted("actions", number, frame) for number in range(len(steps), labels)]
     return MarkerArray(markers=found)
 
 
-def body_marker(stamp_s: float, frame: str, stop_m: float) -> MarkerArray:
-    """Return the body as a box, and the zone in front of it in which it stops for obstacles."""
-    box = Marker(type=Marker.CUBE, ns="body", id=0, color=ColorRGBA(r=0.6, g=0.6, b=0.65, a=0.6))
-    box.scale.x, box.scale.y, box.scale.z = HULL_M
-    zone = Marker(type=Marker.CUBE, ns="body", id=1, color=ColorRGBA(r=1.0, g=0.2, b=0.2, a=0.35))
-    zone.scale.x, zone.scale.y, zone.scale.z = stop_m, HULL_M[1], 0.02
-    zone.pose.position.x, zone.pose.position.z = HULL_M[0] / 2 + stop_m / 2, -0.3
-    for each in (box, zone):
-        each.header.frame_id, each.header.stamp = frame, to_time(stamp_s)
-    return MarkerArray(markers=[box, zone])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyView:
+    """What is drawn around the body: free metres on its four sides, the mission in words, who commands."""
+
+    stop_m: float
+    ranges_m: tuple[float, ...] = (math.inf,) * 4
+    status: str = ""
+    source: str = "none"
+
+
+def body_markers(view: BodyView, frame: str) -> MarkerArray:
+    """Return the hull, the zone in which it stops for obstacles, obstacles, the status and the e-stop."""
+    life = Duration(sec=LIFETIME_S)
+    is_stopped = view.source == "estop"
+    box = marker(Marker.CUBE, "hull", 0, frame, color=_faded(ALARM if is_stopped else OVER, 0.2))
+    box.pose.orientation.w = 1.0
+    _sized(box, HULL.length_m, HULL.width_m, HULL.height_m)
+    zone = marker(Marker.CUBE, "stop zone", 0, frame, color=_faded(ALARM, 0.35))
+    _sized(zone, view.stop_m, HULL.width_m, 0.02)
+    _placed(zone, (HULL.length_m / 2 + view.stop_m / 2, 0.0, 0.0), -HULL.height_m / 2 - 0.08)
+    words = marker(Marker.TEXT_VIEW_FACING, "status", 0, frame)
+    words.color, words.scale.z = _faded(ALARM if is_stopped else FAR, 1.0), 0.2 if is_stopped else 0.12
+    words.text = f"E-STOP\n{view.status}" if is_stopped else view.status or " "
+    _placed(words, (0.0, 0.0, 0.0), 0.55)
+    found = [box, zone, words, *_range_markers(view, frame)]
+    for each in found:
+        each.lifetime = life
+    return MarkerArray(markers=found)
+
+
+def _range_markers(view: BodyView, frame: str) -> list[Marker]:
+    """Return a wall with its distance on each side with an obstacle; a side without one is deleted."""
+    found: list[Marker] = []
+    half = HULL.half_m
+    for side, ((x, y), free_m) in enumerate(zip(SIDES, view.ranges_m, strict=True)):
+        if not free_m <= RANGE_SHOWN_M:
+            found += [deleted("obstacles", side, frame), deleted("distances", side, frame)]
+            continue
+        colour = ALARM if free_m < view.stop_m else NEAR if free_m < 2 * view.stop_m else FAR
+        away_m = free_m + abs(x) * half[0] + abs(y) * half[1]
+        place = (x * away_m, y * away_m, math.atan2(y, x))
+        wall = marker(Marker.CUBE, "obstacles", side, frame, color=colour)
+        _sized(wall, 0.02, 2 * half[1] if x else 2 * half[0], 0.3)
+        words = marker(Marker.TEXT_VIEW_FACING, "distances", side, frame, color=_faded(colour, 1.0))
+        words.text, words.scale.z = f"{free_m:.2f} m", 0.1
+        found += [_placed(wall, place, 0.0), _placed(words, place, 0.25)]
+    return found
+
+
+def _placed(made: Marker, pose: Pose, z_m: float) -> Marker:
+    """Put a marker at a pose on the floor and a height; return it."""
+    made.pose.position.x, made.pose.position.y, made.pose.position.z = pose[0], pose[1], z_m
+    made.pose.orientation.w, made.pose.orientation.z = math.cos(pose[2] / 2), math.sin(pose[2] / 2)
+    return made
+
+
+def _sized(made: Marker, x_m: float, y_m: float, z_m: float) -> None:
+    made.scale.x, made.scale.y, made.scale.z = x_m, y_m, z_m
+
+
+def _faded(colour: ColorRGBA, alpha: float) -> ColorRGBA:
+    return ColorRGBA(r=colour.r, g=colour.g, b=colour.b, a=alpha)
 
 
 WIDTH = 640
@@ -213,20 +305,8 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 MISSING = "tf2_msgs is not installed: /tf and /tf_static are not published"
 
 
-@dataclass(frozen=True, slots=True)
-class FrameNames:
-    """Names of the coordinate frames."""
-
-    NAMES: ClassVar[tuple[str, ...]] = ("odom", "base", "camera", "optical")
-
-    odom: str = "odom"
-    base: str = "base_link"
-    camera: str = "front_camera"
-    optical: str = "front_camera_optical"
-
-
 class Transforms:
-    """Publishes odom → base → camera → optical."""
+    """Publishes odom → base → camera → optical, and what else hangs on the base."""
 
     def __init__(self, node: Node, frames: FrameNames) -> None:
         self._frames = frames
@@ -237,16 +317,25 @@ class Transforms:
         self._moving = node.create_publisher(self._message, "/tf", 100)
         self._fixed = node.create_publisher(self._message, "/tf_static", LATCHED)
 
-    def publish(self, odometry: Odometry) -> None:
-        """Publish the body's pose."""
-        self._send("_moving", [to_transform(odometry)])
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody listens to `/tf`."""
+        return self._message is not None and bool(self._moving.get_subscription_count())
 
-    def publish_mount(self, stamp_s: float, pitch_rad: float) -> None:
-        """Publish the camera's pose on the body, latched for late subscribers."""
+    def publish(self, odometry: Odometry, others: Sequence[TransformStamped] = ()) -> None:
+        """Publish the body's pose, and other transforms that move."""
+        self._send("_moving", [to_transform(odometry), *others])
+
+    def publish_mount(
+        self, stamp_s: float, pitch_rad: float, others: Sequence[TransformStamped] = ()
+    ) -> None:
+        """Publish the camera's pose on the body, and others that never move, latched for late subscribers.
+
+        Once and together: the latched topic keeps one message.
+        """
         frames = self._frames
-        self._send(
-            "_fixed", camera_transforms(stamp_s, frames.base, frames.camera, frames.optical, pitch_rad)
-        )
+        mount = camera_transforms(stamp_s, frames.base, frames.camera, frames.optical, pitch_rad)
+        self._send("_fixed", [*mount, *others])
 
     def health(self, name: str) -> diagnostics.Health:
         """Return the health of the transforms: whether they are published."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -25,7 +26,7 @@ from vlm_spec_decode.sim.physics.room_model import HULL_HALF_M, WALL_NAMES
 from vlm_spec_decode.sim.scene import Scene
 from vlm_spec_decode.sim.world import World
 
-_INK, _PAPER, _PATH = (32, 34, 40), (246, 246, 244), (226, 40, 120)
+_INK, _PAPER, _PATH, _PLAN = (32, 34, 40), (246, 246, 244), (226, 40, 120), (11, 95, 165)
 
 Point = tuple[float, float]
 
@@ -82,6 +83,28 @@ def draw_path(draw: ImageDraw.ImageDraw, plan: FloorPlan, path: Sequence[Pose2D]
     x, y = points[0]
     draw.ellipse((x - 14, y - 14, x + 14, y + 14), fill=(255, 255, 255, 255), outline=_PATH, width=6)
     _text(draw, (x, y + 38), "start", 30)
+
+
+def draw_plan(draw: ImageDraw.ImageDraw, plan: FloorPlan, poses: Sequence[Pose2D]) -> None:
+    """Draw where the robot means to go: a dashed line, and a cross where it ends."""
+    if len(poses) < 2:
+        return
+    for start, end in pairwise(poses):
+        length_m = math.hypot(end.x_m - start.x_m, end.y_m - start.y_m)
+        dashes = max(1, round(length_m / 0.12))
+        for dash in range(dashes):
+            ends = [
+                plan.at(
+                    start.x_m + (end.x_m - start.x_m) * share / dashes,
+                    start.y_m + (end.y_m - start.y_m) * share / dashes,
+                )
+                for share in (dash, dash + 0.55)
+            ]
+            draw.line(ends, fill=(255, 255, 255, 200), width=14)
+            draw.line(ends, fill=(*_PLAN, 255), width=8)
+    x, y = plan.at(poses[-1].x_m, poses[-1].y_m)
+    for way in (-1, 1):
+        draw.line((x - 14, y - 14 * way, x + 14, y + 14 * way), fill=(*_PLAN, 255), width=8)
 
 
 def draw_robot(draw: ImageDraw.ImageDraw, plan: FloorPlan, pose: Pose2D) -> None:
@@ -164,27 +187,35 @@ class WorldViews:
         self._canvas = Canvas(world.model, width_px, height_px, quality)
 
     def top_down(
-        self, world: World, path: Sequence[Pose2D] = (), *, target: str | None = None, width_px: int = 800
+        self,
+        world: World,
+        path: Sequence[Pose2D] = (),
+        *,
+        target: str | None = None,
+        width_px: int = 800,
+        plan: Sequence[Pose2D] = (),
     ) -> Rgb8:
         """Return the room from above with labels, scale bar, robot outline, the path and where it began.
 
-        `target` names an object to ring. The height follows from the room's shape.
+        `target` names an object to ring, `plan` are the poses that a dashed line leads through. The height
+        follows from the room's shape.
         """
         scene = world.scene
         across, along = scene.length_m + 2 * _MARGIN_M, scene.width_m + 2 * _MARGIN_M
         scale = min(min(width_px, self._bounds[0]) / across, self._bounds[1] / along)
-        plan = FloorPlan(scene, scale, int(across * scale), int(along * scale))
-        picture = PilImage.fromarray(self._from_above(world, plan))
-        picture = picture.resize((2 * plan.width_px, 2 * plan.height_px), PilImage.Resampling.BICUBIC)
-        small, plan = plan, FloorPlan(scene, 2 * scale, 2 * plan.width_px, 2 * plan.height_px)
+        floor = FloorPlan(scene, scale, int(across * scale), int(along * scale))
+        picture = PilImage.fromarray(self._from_above(world, floor))
+        picture = picture.resize((2 * floor.width_px, 2 * floor.height_px), PilImage.Resampling.BICUBIC)
+        small, floor = floor, FloorPlan(scene, 2 * scale, 2 * floor.width_px, 2 * floor.height_px)
         draw = ImageDraw.Draw(picture, "RGBA")
-        draw_frame(draw, plan)
-        draw_doors(draw, plan)
-        draw_path(draw, plan, path)
-        draw_robot(draw, plan, world.pose)
+        draw_frame(draw, floor)
+        draw_doors(draw, floor)
+        draw_path(draw, floor, path)
+        draw_plan(draw, floor, plan)
+        draw_robot(draw, floor, world.pose)
         for item in scene.objects:
-            draw_label(draw, plan, item, ringed=item.name == target)
-        draw_scale(draw, plan)
+            draw_label(draw, floor, item, ringed=item.name == target)
+        draw_scale(draw, floor)
         return np.asarray(picture.resize((small.width_px, small.height_px), PilImage.Resampling.LANCZOS))
 
     def third_person(

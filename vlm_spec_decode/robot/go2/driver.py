@@ -29,7 +29,7 @@ from vlm_spec_decode.robot.go2.codes import (
 from vlm_spec_decode.robot.go2.config import Go2Config
 from vlm_spec_decode.robot.go2.link import RobotLink, StateSource
 from vlm_spec_decode.robot.registry import RobotAddress, RobotKind, RobotParts, check_settings
-from vlm_spec_decode.robot.spec import Hull, RobotSpec
+from vlm_spec_decode.robot.spec import Hull, Legs, RobotSpec
 
 SPACING_S = 0.006
 """Time between Move and StopMove: in a burst the SDK's own server drops the newest request, the stop."""
@@ -272,6 +272,18 @@ STOP_S = 1.2
 """How long one stop may wait for the state to confirm it: the end of a program makes up to three."""
 
 
+LEGS = Legs(
+    hip_x_m=0.1934,
+    hip_y_m=0.0465,
+    abduction_m=0.0955,
+    thigh_m=0.213,
+    calf_m=0.213,
+    foot_radius_m=0.022,
+    standing_rad=(0.0, 0.9, -1.8),
+)
+"""Of the vendor's description of the Go2, and its home pose."""
+
+
 def _spec(name: str, title: str) -> RobotSpec:
     return RobotSpec(
         name=name,
@@ -284,6 +296,7 @@ def _spec(name: str, title: str) -> RobotSpec:
         tilts=True,
         sensors=frozenset({"camera", "ranges", "battery"}),
         walking_codes=WALKING_CODES,
+        legs=LEGS,
         settings=MappingProxyType(
             {"state_codes": "What codes of its state mean on its firmware, such as 2077 walk, 2078 lock."}
         ),

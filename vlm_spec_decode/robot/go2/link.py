@@ -20,6 +20,7 @@ from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.robot.go2 import codes
 from vlm_spec_decode.robot.go2.codes import StateTable, is_down, posture_of, state_name
+from vlm_spec_decode.robot.spec import LEG_JOINTS, LEG_NAMES
 
 
 class SportClient(Protocol):
@@ -63,7 +64,11 @@ class RobotLink:
 
 
 def to_state(
-    message: Any, received_s: float, battery_soc: float, states: StateTable | None = None
+    message: Any,
+    received_s: float,
+    battery_soc: float,
+    states: StateTable | None = None,
+    joints_rad: tuple[float, ...] = (),
 ) -> RobotState:
     """Translate a SportModeState, of the SDK or of ROS. Four ranges of 0 mean "not measured": infinity.
 
@@ -96,7 +101,12 @@ def to_state(
         is_down=is_down(message),
         battery_soc=battery_soc,
         range_obstacle_m=(ranges[0], ranges[1], ranges[2], ranges[3]),
+        joints_rad=joints_rad,
     )
+
+
+NUM_JOINTS = len(LEG_NAMES) * len(LEG_JOINTS)
+"""The first motors of a LowState: three of each leg."""
 
 
 class StateMonitor:
@@ -113,6 +123,7 @@ class StateMonitor:
         self._state: RobotState | None = None
         self._progress_s = -math.inf
         self._battery_soc: float | None = None
+        self._joints_rad: tuple[float, ...] = ()
         self._is_complete = False
 
     def is_moving(self) -> bool:
@@ -147,16 +158,18 @@ class StateMonitor:
         """Store a SportModeState."""
         now_s = self._clock.now()
         soc = 0.0 if self._battery_soc is None else self._battery_soc
-        old, self._state = self._state, to_state(message, now_s, soc, self._states)
+        old, self._state = self._state, to_state(message, now_s, soc, self._states, self._joints_rad)
         self._is_complete = self._battery_soc is not None
         if old is None or old.stamp_s != self._state.stamp_s:
             self._progress_s = now_s
 
     def on_low_state(self, message: Any) -> None:
-        """Store the battery's charge from a LowState."""
+        """Store the battery's charge and the joints' angles from a LowState."""
         soc = message.bms_state.soc / 100
         # The field holds up to 255. Above 100 it is invalid, and the gate refuses an unknown charge.
         self._battery_soc = soc if soc <= 1.0 else math.nan
+        angles = tuple(float(motor.q) for motor in message.motor_state[:NUM_JOINTS])
+        self._joints_rad = angles if all(map(math.isfinite, angles)) else ()
 
 
 @dataclass(frozen=True, slots=True)

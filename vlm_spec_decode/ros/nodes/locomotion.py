@@ -27,6 +27,7 @@ from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallb
 from rclpy.exceptions import InvalidHandle
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
+from sensor_msgs.msg import LaserScan
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
@@ -45,20 +46,26 @@ from vlm_spec_decode.core.errors import (
 )
 from vlm_spec_decode.core.ports import Clock, RobotDriver
 from vlm_spec_decode.robot.lease import WAIT_S, Board, Lease
+from vlm_spec_decode.robot.registry import robot_kind
 from vlm_spec_decode.robot.spec import RobotSpec
 from vlm_spec_decode.ros import diagnostics, typed
 from vlm_spec_decode.ros import diagnostics as robot_health
 from vlm_spec_decode.ros import operator_inputs as hands
-from vlm_spec_decode.ros.convert import STEADY, ClockConverter, to_odometry
+from vlm_spec_decode.ros.convert import STEADY, ClockConverter, to_odometry, to_ranges
+from vlm_spec_decode.ros.frames import FrameNames
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED
 from vlm_spec_decode.ros.obstacle_sensors import ObstacleSensors, SensingDriver
 from vlm_spec_decode.ros.params import Parameters
+from vlm_spec_decode.ros.robot_model import RobotModel
 from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, fault_lines, guarded_timer, subscribe
-from vlm_spec_decode.ros.visualization import FrameNames, Transforms
+from vlm_spec_decode.ros.visualization import Transforms
 from vlm_spec_decode_msgs import msg
 
 STATUS_POLL_S = 0.025
 """Period of reading the executor's status; a change is published within it."""
+
+RANGES_S = 0.2
+"""Period of the free distances, which are for displays."""
 
 
 PARAMETERS = (
@@ -136,6 +143,7 @@ class LocomotionNode:
         self._frames = FrameNames(*(parameters.text(f"{name}_frame") for name in FrameNames.NAMES))
         has_tf = publishes_odometry and parameters.flag("publish_tf")
         self._transforms = Transforms(node, self._frames) if has_tf else None
+        self._spec = spec if spec is not None else robot_kind("fake").spec
         Parameters(node, hands.PARAMETERS)
         self._operator_inputs: hands.OperatorInputs | None = None
 
@@ -157,8 +165,11 @@ class LocomotionNode:
         node = self._node
         self._statuses = node.create_publisher(msg.PlanStatus, "vlm/plan/status", COMMAND)
         self._sources = node.create_publisher(String, "vlm/control", LATCHED)
+        self._ranges = node.create_publisher(LaserScan, "vlm/ranges", 1)
         if self._publishes_odometry:
             self._odometry = node.create_publisher(Odometry, "odom", 20)
+            # A robot that publishes its odometry itself has a description of its own, too.
+            self._model = RobotModel(node, self._spec, self._frames.base)
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         stops, plans, looks, odom, slow = ReentrantCallbackGroup(), *_groups(4)
         node.create_service(SetBool, "e_stop", self._on_estop, callback_group=stops)
@@ -174,6 +185,7 @@ class LocomotionNode:
             node.create_timer(
                 period_s, guarded_timer(node, "odometry", self._publish_odometry), odom, clock=STEADY
             )
+        node.create_timer(RANGES_S, guarded_timer(node, "ranges", self._publish_ranges), odom, clock=STEADY)
         node.create_timer(1.0, guarded_timer(node, "diagnostics", self._diagnose), slow, clock=STEADY)
 
     def close(self) -> None:
@@ -275,8 +287,24 @@ class LocomotionNode:
         stamp_s = self._stamps.to_ros_s(state.received_s)
         odometry = to_odometry(state, stamp_s, self._frames.odom, self._frames.base)
         self._odometry.publish(odometry)
+        self._model.publish(state.joints_rad, stamp_s)
         if self._transforms is not None:
-            self._transforms.publish(odometry)
+            # The transforms of the legs are for displays alone.
+            is_shown = self._transforms.is_watched
+            legs = self._model.transforms(state.joints_rad, stamp_s) if is_shown else ()
+            self._transforms.publish(odometry, legs)
+
+    def _publish_ranges(self) -> None:
+        """Publish the free distances that the gate sees, the robot's own and other sensors'."""
+        if not self._ranges.get_subscription_count():
+            return
+        try:
+            state = self._supervisor.state()
+        except RobotError:
+            return
+        stamp_s = self._stamps.to_ros_s(state.received_s)
+        hull, base = self._spec.hull.half_m, self._frames.base
+        self._ranges.publish(to_ranges(state.range_obstacle_m, hull, stamp_s, base))
 
     def _diagnose(self) -> None:
         name = diagnostics.name_of(self._node)

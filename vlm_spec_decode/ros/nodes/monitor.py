@@ -13,16 +13,17 @@ from nav_msgs.msg import Odometry, Path
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
-from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import CompressedImage, LaserScan
 from std_msgs.msg import Float64, String
 from visualization_msgs.msg import MarkerArray
 
 from vlm_spec_decode.actions.limits import SafetyLimits
+from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.waypoints import Pose
 from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ActionParseError, ImageError
 from vlm_spec_decode.core.ports import Clock
-from vlm_spec_decode.mission.state import NOTES
+from vlm_spec_decode.mission.state import END_STATES, NOTES
 from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros import visualization as markers
 from vlm_spec_decode.ros import visualization as overlay
@@ -31,6 +32,7 @@ from vlm_spec_decode.ros.convert import (
     ClockConverter,
     from_compressed,
     from_odometry,
+    from_ranges,
     to_compressed,
     to_seconds,
 )
@@ -66,7 +68,7 @@ NEWEST = QoSProfile(depth=1)
 
 
 class MonitorNode:
-    """Publishes `vlm/overlay/compressed`, `vlm/markers`, `vlm/path` and `vlm/figures/*`."""
+    """Publishes `vlm/overlay/compressed`, `vlm/markers`, `vlm/markers/body`, `vlm/path`, `vlm/figures/*`."""
 
     def __init__(self, node: Node, clock: Clock) -> None:
         self._node = node
@@ -76,6 +78,10 @@ class MonitorNode:
         self._pose: Pose = (0.0, 0.0, 0.0)
         self._start: tuple[tuple[str, int], Pose] = (("", -1), self._pose)
         self._drawn: tuple[Any, ...] = ()
+        self._plan: Plan | None = None
+        self._labels = 0
+        self._over = ""
+        self._ranges_m: tuple[float, ...] = markers.BodyView(stop_m=0.0).ranges_m
         self._path = Path()
         self._path.header.frame_id = self._values.text("odom_frame")
         self._closed = False
@@ -83,7 +89,10 @@ class MonitorNode:
         self._overlays = node.create_publisher(
             CompressedImage, "vlm/overlay/compressed", qos_profile_sensor_data
         )
+        # A plan is published once and kept for late viewers; what surrounds the body is published again and
+        # again, on a topic of its own, where it pushes no plan out.
         self._markers = node.create_publisher(MarkerArray, "vlm/markers", LATCHED)
+        self._body = node.create_publisher(MarkerArray, "vlm/markers/body", NEWEST)
         self._paths = node.create_publisher(Path, "vlm/path", NEWEST)
         self._figures = {name: node.create_publisher(Float64, f"vlm/figures/{name}", 10) for name in FIGURES}
 
@@ -105,6 +114,7 @@ class MonitorNode:
         topic = "camera/image_raw/compressed"
         subscribe(node, CompressedImage, topic, self._on_frame, newest, callback_group=frame_group)
         subscribe(node, Odometry, "odom", self._on_odometry, 5, callback_group=state_group)
+        subscribe(node, LaserScan, "vlm/ranges", self._on_ranges, newest, callback_group=state_group)
         texts = {
             "vlm/status": (msg.MissionStatus, self._on_status, LATCHED),
             "vlm/control": (String, self._on_source, LATCHED),
@@ -115,6 +125,7 @@ class MonitorNode:
         }
         for topic, (kind, take, qos) in texts.items():
             subscribe(node, kind, topic, take, qos, callback_group=state_group)
+        self._markers.publish(markers.wiped())
         node.create_timer(1.0, self._each_second, state_group, clock=STEADY)
 
     def close(self) -> None:
@@ -151,9 +162,19 @@ class MonitorNode:
         if status.state == "answering" and status.reason not in NOTES:
             self._is_verified = status.reason != "unverified"
             self._change(pieces=())
+        if status.state in END_STATES and self._plan is not None:
+            self._draw(self._plan, is_over=True)
+            # A heartbeat of it may still be under way.
+            self._over, self._plan = self._plan.mission, None
+        self._draw_body()
 
     def _on_source(self, message: String) -> None:
         self._change(source=message.data)
+        self._draw_body()
+
+    def _on_ranges(self, message: LaserScan) -> None:
+        self._ranges_m = from_ranges(message, markers.HULL.half_m)
+        self._draw_body()
 
     def _on_partial(self, message: String) -> None:
         self._change(pieces=(self._piece(message.data),))
@@ -192,11 +213,30 @@ class MonitorNode:
         if (plan.mission, plan.answer) != self._start[0]:
             self._start = ((plan.mission, plan.answer), self._pose)
         content = (plan.mission, plan.answer, plan.actions, plan.verified)
-        if content == self._drawn or self._closed:
+        if content == self._drawn or plan.mission == self._over or self._closed:
             return
-        self._drawn = content
-        stamp_s, frame = self._stamps.ros_now_s(), self._values.text("odom_frame")
-        self._markers.publish(markers.plan_markers(plan, self._start[1], stamp_s, frame))
+        self._drawn, self._plan = content, plan
+        self._draw(plan)
+
+    def _draw(self, plan: Plan, *, is_over: bool = False) -> None:
+        """Draw a plan in place of what is drawn; grey if it is over."""
+        if self._closed:
+            return
+        frame, start = self._values.text("odom_frame"), self._start[1]
+        drawn = markers.plan_markers(plan, start, frame, is_over=is_over, labels=self._labels)
+        self._labels = max(self._labels, len(plan.actions))
+        self._markers.publish(drawn)
+
+    def _draw_body(self) -> None:
+        if self._closed or not self._body.get_subscription_count():
+            return
+        view = markers.BodyView(
+            stop_m=self._values.real("obstacle_stop_m"),
+            ranges_m=self._ranges_m,
+            status=self._caption.state,
+            source=self._caption.source,
+        )
+        self._body.publish(markers.body_markers(view, self._values.text("base_frame")))
 
     def _on_odometry(self, message: Odometry) -> None:
         pose = from_odometry(message)[1]
@@ -213,10 +253,7 @@ class MonitorNode:
     def _each_second(self) -> None:
         if self._closed:
             return
-        stamp_s = self._stamps.ros_now_s()
         self._path.header.stamp = self._node.get_clock().now().to_msg()
         if self._paths.get_subscription_count():
             self._paths.publish(self._path)
-        if self._markers.get_subscription_count():
-            stop_m = self._values.real("obstacle_stop_m")
-            self._markers.publish(markers.body_marker(stamp_s, self._values.text("base_frame"), stop_m))
+        self._draw_body()
