@@ -2,6 +2,9 @@
 
 import http.client
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -217,7 +220,34 @@ def test_commands_are_limited_and_stops_are_not(served, page):
     found = [page.command("withdraw", mission="none")["type"] for _ in range(30)]
     assert found.count("done") >= 20
     assert found[-1] == "refused"
+    page.send(type="replay", mission="none")
+    assert (
+        "too many" in page.until(lambda event: event["type"] == "refused" and event["id"] is None)["detail"]
+    )
     assert all(page.command("stop")["type"] == "done" for _ in range(3))
+
+
+@pytest.mark.slow
+def test_the_command_serves_prints_its_links_and_ends_with_ctrl_c(tmp_path):
+    command = [sys.executable, "-m", "vlm_spec_decode.cli", "console", "--robot", "fake", "--json"]
+    with (tmp_path / "log").open("w+") as told:
+        process = subprocess.Popen(
+            [*command, "--bind", "127.0.0.1:0"], stdout=subprocess.PIPE, stderr=told, text=True
+        )
+        try:
+            links = json.loads(process.stdout.readline())
+            page = Client(int(links["url"].rpartition(":")[2]), links["command"].partition("token=")[2])
+            assert page.until(lambda event: event["type"] == "welcome")["may"] == ["view", "command"]
+            viewer = Client(int(links["url"].rpartition(":")[2]), links["view"].partition("token=")[2])
+            assert viewer.command("stop")["type"] == "done"
+            page.until(lambda event: event["type"] == "source" and event["source"] == "estop")
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+        told.seek(0)
+        log = told.read()
+    assert "view@127.0.0.1 #2: stop stands" in log
+    assert links["command"] in log
 
 
 class SlowRobot(ConsoleRobot):

@@ -289,6 +289,7 @@ class _EventSocket:
             elif kind == "command":
                 self._reply_later(number, self._desk.command(self._page, message))
             elif kind == "replay":
+                self._desk.charge(self._page)
                 events = self._desk.robot.state.replay(str(message.get("mission")))
                 self._put({"type": "replay", "mission": message.get("mission"), "events": events})
             elif kind == "ping":

@@ -207,11 +207,15 @@ class CommandDesk:
         if not page.may_command:
             self._note(page, str(name), "refused: this page may only look", done=False)
             raise UsageError("this page may look, and stop, but not command")
+        self.charge(page)
+        return self._others.submit(self._run, page, str(name), _told(message), work)
+
+    def charge(self, page: Page) -> None:
+        """Count one command, or another request that costs something, of a page. Raises UsageError."""
         if page.number not in self._limits:
             self._limits[page.number] = RateLimit(COMMANDS_PER_S, COMMAND_BURST, self._clock.now)
         if wait_s := self._limits[page.number].take():
             raise UsageError(f"too many commands; the next one in {wait_s:.1f} s")
-        return self._others.submit(self._run, page, str(name), _told(message), work)
 
     def _work(self, name: str, message: Mapping[str, Any]) -> Callable[[], None]:
         """Return what carries a command out. Raises UsageError, InstructionError among it."""
