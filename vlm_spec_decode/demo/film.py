@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,17 +101,18 @@ def save_film(scene: Scene, truth: GroundTruth, story: Story, file: Path, frames
     views = WorldViews(world, width_px=PANEL_PX, height_px=2 * PANEL_PX, quality="fast")
     pictures: list[Rgb8] = []
     # From the instruction on: what lies before is the simulator's waiting.
-    first = min(np.searchsorted(times, offset_s), len(path) - 1)
+    first = min(bisect_left(times, offset_s), len(path) - 1)
     try:
-        for index in np.linspace(first, len(path) - 1, min(frames, len(path) - first)).round().astype(int):
+        count = min(frames, len(path) - first)
+        for index in np.linspace(first, len(path) - 1, count).round().astype(int).tolist():
             world.show(path[index], truth.shapes[index])
             is_last = index == len(path) - 1
             mission_s = story.timeline.total_s if is_last else times[index] - offset_s
             state, step = story.at(mission_s)
             plan: tuple[Pose2D, ...] = ()
             if step is not None and mission_s < story.moves_of(step)[1]:
-                begun = np.searchsorted(times, story.moves_of(step)[0] + offset_s)
-                plan = plan_of(step, path[min(int(begun), int(index))])
+                begun = bisect_left(times, story.moves_of(step)[0] + offset_s)
+                plan = plan_of(step, path[min(begun, index)])
             above = views.top_down(
                 world, path[: index + 1], target=story.target, width_px=PANEL_PX, plan=plan
             )
