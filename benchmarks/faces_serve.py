@@ -23,7 +23,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -115,20 +116,21 @@ def tokens(*, quick: bool) -> list[Figure]:
     asked, different, count = prompts(2 if quick else 12), [], 0
     with (
         serving(ServeSettings(bind="127.0.0.1:0"), EdgeSettings()) as server,
+        Engine.local() as engine,
         httpx.Client(timeout=60) as web,
     ):
-        for strategy in STRATEGIES:
-            for temperature in (0.0, 0.8):
-                own = {"temperature": temperature, "seed": 11}
-                with Engine.local(strategy=strategy, **own) as engine:
-                    for prompt in asked:
-                        wanted = engine.ask(prompt.instruction, prompt.picture)
-                        more = {"vsd": {"strategy": strategy, "token_ids": True}, **own}
-                        form = {"response_format": {"type": "robot_actions"}}
-                        found = web.post(server.url + CHAT, json=prompt.body | more | form).json()
-                        count += 1
-                        if tuple(found["vsd"]["token_ids"]) != wanted.tokens:
-                            different.append((strategy, temperature, prompt.instruction))
+        own = engine._runtime.engine  # what `vsd ask` asks, with the configuration that its options make
+        for strategy, temperature, prompt in product(STRATEGIES, (0.0, 0.8), asked):
+            sampled = {"temperature": temperature, "seed": 11}
+            params = replace(own.config.params, **sampled)
+            observation = Observation(engine.picture(prompt.picture), prompt.instruction)
+            *_, last = own.answer(observation, replace(own.config, strategy=strategy, params=params))
+            form = {"response_format": {"type": "robot_actions"}}
+            more = {"vsd": {"strategy": strategy, "token_ids": True}, **sampled, **form}
+            found = web.post(server.url + CHAT, json=prompt.body | more).json()
+            count += 1
+            if tuple(found["vsd"]["token_ids"]) != last.result.tokens:
+                different.append((strategy, temperature, prompt.instruction))
     print(f"tokens: different {different}", file=sys.stderr)
     return [Figure("serve tokens different", len(different), 0, "at most", f"of {count} answers")]
 
