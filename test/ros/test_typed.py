@@ -16,7 +16,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from vlm_spec_decode.actions.parser import parse_action
 from vlm_spec_decode.actions.plan import ORIGINS, START_OUTCOMES, STATES, Plan, PlanStatus
-from vlm_spec_decode.actions.types import ACTION_TYPES, Done, Forward, Turn, arity, format_action
+from vlm_spec_decode.actions.types import ACTION_TYPES, Ask, Done, Forward, Turn, arity, format_action
 from vlm_spec_decode.core.errors import ActionParseError, InstructionError
 from vlm_spec_decode.core.interfaces import message_definitions
 from vlm_spec_decode.core.trace import LinkUsage, RoundTrace
@@ -54,7 +54,7 @@ STAMP = st.one_of(st.just(0.0), st.integers(0, 2**31 - 1).map(float), NANOSECOND
 
 @st.composite
 def actions(draw: Any) -> Any:
-    name = draw(st.sampled_from([name for name in ACTION_TYPES if name not in ("done", "ask")]))
+    name = draw(st.sampled_from([name for name, kind in ACTION_TYPES.items() if not issubclass(kind, Done)]))
     number = st.decimals(-9999, 9999, places=4).map(float)
     return parse_action(format_action(ACTION_TYPES[name](*(draw(number) for _ in range(arity(name))))))
 
@@ -62,7 +62,7 @@ def actions(draw: Any) -> Any:
 @st.composite
 def plans(draw: Any) -> Plan:
     is_start = draw(st.booleans())
-    done = () if is_start else draw(st.sampled_from([(), (Done(),)]))
+    done = () if is_start else draw(st.sampled_from([(), (Done(),), (Ask(),)]))
     return Plan(
         mission=draw(TEXT),
         answer=draw(COUNT),
