@@ -48,7 +48,7 @@ TF_HASH = "e369d0f05a23ae52508854b66f6aa0437f3449d652e8cbf22d5abe85d020f087"
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 COUNT = st.integers(0, 2**32 - 1)
 REAL = st.floats(allow_nan=False, allow_infinity=False)
-NANOSECONDS = st.integers(0, 2**61).map(lambda nanoseconds: nanoseconds / 1e9)
+NANOSECONDS = st.integers(0, (2**31 - 1) * 10**9).map(lambda nanoseconds: nanoseconds / 1e9)
 STAMP = st.one_of(st.just(0.0), st.integers(0, 2**31 - 1).map(float), NANOSECONDS)
 
 
