@@ -31,7 +31,7 @@ def test_the_key_covers_every_file_and_every_version() -> None:
     keys = {key}
     for name, content in package.files.items():
         keys.add(InterfacePackage(NAME, {**package.files, name: content + b"\n"}).key(VERSIONS))
-    renamed = {f"x{name}": content for name, content in package.files.items()}
+    renamed = {name.replace("msg/", "msg/x"): content for name, content in package.files.items()}
     keys |= {InterfacePackage(NAME, renamed).key(VERSIONS), package.key({**VERSIONS, "ros-rclpy": "9.1.3"})}
     keys.add(package.key({**VERSIONS, "ros-std-msgs": "5.5.2"}))
     assert len(keys) == len(package.files) + 4

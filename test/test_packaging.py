@@ -82,6 +82,9 @@ def test_a_wheel_holds_what_runs_and_what_ros_looks_for(source, tmp_path):
         "launch/go2.launch.py",
         "config/sim.yaml",
         "rviz/vlm.rviz",
+        "vlm_spec_decode_msgs/package.xml",
+        "vlm_spec_decode_msgs/msg/Plan.msg",
+        "vlm_spec_decode_msgs/action/ExecuteInstruction.action",
     ):
         assert f"{share}/{NAME}/{path}" in names
     assert any(name.startswith(f"{share}/{NAME}/config/scenes/") for name in names)
@@ -96,15 +99,30 @@ def test_a_source_archive_can_be_built_from(source, tmp_path):
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     needed = {"setup.py", "setup.cfg", "package.xml", "README.md", "LICENSE", f"resource/{NAME}"}
     needed |= {"requirements.lock", "requirements-test.lock", "CITATION.cff", "CONTRIBUTING.md"}
+    needed |= {"vlm_spec_decode_msgs/CMakeLists.txt", "vlm_spec_decode_msgs/srv/Approve.srv"}
     assert needed | {f"nodes/{node}" for node in NODES} | {"launch/sim.launch.py"} <= names
+
+
+def colcon_command():
+    colcon = shutil.which("colcon") or shutil.which("colcon", path=str(Path(sys.executable).parent))
+    if colcon is None:
+        pytest.skip("colcon is not installed")
+    return [colcon, "--log-base", "log"]
+
+
+def test_colcon_finds_both_packages_in_the_folders_that_the_page_names(source, tmp_path):
+    page = (ROOT / "docs" / "install.md").read_text()
+    (folders,) = re.findall(r"^colcon build --base-paths (.+)$", page, re.MULTILINE)
+    paths = [folder.replace("src/vlm_spec_decode", str(source), 1) for folder in folders.split()]
+    command = [*colcon_command(), "list", "--base-paths", *paths]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    found = {line.split("\t")[0]: line.split("\t")[-1] for line in done.stdout.splitlines()}
+    assert found == {NAME: "(ros.ament_python)", f"{NAME}_msgs": "(ros.ament_cmake)"}
 
 
 @pytest.mark.slow
 def test_colcon_builds_it(source, tmp_path):
-    colcon = shutil.which("colcon") or shutil.which("colcon", path=str(Path(sys.executable).parent))
-    if colcon is None:
-        pytest.skip("colcon is not installed")
-    command = [colcon, "--log-base", "log", "build", "--base-paths", str(source), "--packages-select", NAME]
+    command = [*colcon_command(), "build", "--base-paths", str(source), "--packages-select", NAME]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     installed = tmp_path / "install" / NAME
