@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 
 from test.edge.test_draft_ahead import ON_THE_WAY, an_engine, asked, result_of
-from vlm_spec_decode.actions.distances import neighbours_m, rounded_m
 from vlm_spec_decode.core.types import AnswerRequest, DraftMessage, SamplingParams, Tokens
 from vlm_spec_decode.decoding.tree import SpeculationTree
 from vlm_spec_decode.edge.answer_cache import PRIORS, AnswerCache
 from vlm_spec_decode.edge.draft_ahead import DraftAhead
 from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.hint_tree import RANKS, WORD, HintNode, HintTree, number_ranks
-from vlm_spec_decode.edge.told_numbers import ToldNumbers
+from vlm_spec_decode.edge.told_numbers import ToldNumbers, neighbours_m, rounded_m
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.hybrid.cloud_policy import Cloud

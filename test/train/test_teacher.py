@@ -8,10 +8,10 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from vlm_spec_decode.actions.distances import rounded_m
 from vlm_spec_decode.actions.parser import parse_answer
 from vlm_spec_decode.actions.types import Done, Forward, Sit, Stop, Turn
 from vlm_spec_decode.edge.mission_loop import OBSTRUCTED
+from vlm_spec_decode.edge.told_numbers import rounded_m
 from vlm_spec_decode.models.tiny import UNK_ID
 from vlm_spec_decode.train import instructions, teacher
 from vlm_spec_decode.train.instructions import Goal

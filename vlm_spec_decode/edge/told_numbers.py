@@ -1,4 +1,4 @@
-"""Distances in drafted words, and which ones stand there once the body has walked on.
+"""Distances in answers: the grid on which they are told, and which ones are told once the body has walked on.
 
 A distance that the instruction itself names stays. So do the arguments of calls: a draft model that goes on
 from another distance says what is to be done about that one.
@@ -6,11 +6,11 @@ from another distance says what is to be done about that one.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
 
-from vlm_spec_decode.actions.distances import neighbours_m, rounded_m
 from vlm_spec_decode.core.ports import TextCodec
 from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.edge.hint_tree import RANKS
@@ -19,6 +19,27 @@ _DISTANCE = re.compile(r"[0-9]{1,2}\.[0-9]{1,2}")
 
 NEIGHBOUR = 0.25
 """Part of a candidate's probability that goes to each of its neighbours."""
+
+
+GRIDS_M = ((1.2, 0.1), (2.4, 0.2), (math.inf, 0.5))
+"""(distance, grid): distances up to the first are rounded to the second. Far objects are seen again later."""
+
+NEAREST_M, MAX_DESCRIBED_M = 0.1, 5.0
+"""No answer tells of a smaller distance, or of a larger one."""
+
+
+def rounded_m(distance_m: float) -> float:
+    """Return a rounded distance: the farther, the coarser."""
+    grid_m = next(grid_m for limit_m, grid_m in GRIDS_M if distance_m < limit_m)
+    return min(MAX_DESCRIBED_M, max(NEAREST_M, grid_m * round(distance_m / grid_m)))
+
+
+def neighbours_m(told_m: float) -> tuple[float, float]:
+    """Return the distances that are told below and above `told_m`, itself one that is told."""
+    # Half a grid step leads to the edge of a cell, and a little more into the next one.
+    sides_m = (told_m - 1e-6, told_m + 1e-6)
+    below_m, above_m = (next(grid_m for limit_m, grid_m in GRIDS_M if side_m < limit_m) for side_m in sides_m)
+    return rounded_m(told_m - 0.55 * below_m), rounded_m(told_m + 0.55 * above_m)
 
 
 @dataclass(frozen=True, slots=True)

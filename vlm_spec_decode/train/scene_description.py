@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from vlm_spec_decode.actions.distances import rounded_m
+from vlm_spec_decode.edge.told_numbers import rounded_m
 from vlm_spec_decode.models.tiny import IMAGE_PX
 from vlm_spec_decode.sim.objects import COLOURS, DOOR_DEPTH_M, KINDS, SHAPES, SceneObject, footprint_radius_m
 from vlm_spec_decode.sim.physics.kinematic_body import STAND_HEIGHT_M

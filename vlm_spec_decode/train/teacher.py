@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlm_spec_decode.actions.distances import rounded_m
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.mission_loop import OBSTRUCTED
+from vlm_spec_decode.edge.told_numbers import rounded_m
 from vlm_spec_decode.models.prompt import DONE_MARK, MAX_HISTORY
 from vlm_spec_decode.sim.objects import COLOURS, KINDS, footprint_radius_m
 from vlm_spec_decode.train import instructions
