@@ -187,7 +187,7 @@ def test_every_state_and_every_message_has_its_constant_and_reader() -> None:
         ({"actions": [msg.RobotAction(kind=13), msg.RobotAction(kind=1, distance_m=1.0)]}, "after done"),
         ({"actions": [msg.RobotAction(kind=1, distance_m=math.nan)]}, "nan"),
         ({"actions": [msg.RobotAction(kind=1, distance_m=1e5)]}, "100000"),
-        ({"actions": [msg.RobotAction(kind=14)]}, "constants"),
+        ({"actions": [msg.RobotAction(kind=15)]}, "constants"),
         ({"actions": [msg.RobotAction()]}, "constants"),
         ({"origin": 3}, "constants"),
         ({"draft_start": True}, "draft_start"),
