@@ -14,7 +14,7 @@ from vlm_spec_decode.core.ports import Model, ModelCard, ModelContext
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.sampling import log_probs
 from vlm_spec_decode.decoding.sequence import Sequence
-from vlm_spec_decode.edge.engine import NoDrafter
+from vlm_spec_decode.edge.shared_draft import NoDrafter
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.strategies.base import EdgeConfig

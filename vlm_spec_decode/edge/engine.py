@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 
 from vlm_spec_decode.actions.parser import ActionParser, NoActions, parse_answer
 from vlm_spec_decode.actions.types import Action
-from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.config import settings_of
 from vlm_spec_decode.core.errors import (
     ActionParseError,
@@ -25,7 +24,7 @@ from vlm_spec_decode.core.errors import (
     NotFinite,
     TargetNotFinite,
 )
-from vlm_spec_decode.core.ports import Clock, Drafter, ExitHook, Model, ModelContext, TextCodec, Verifier
+from vlm_spec_decode.core.ports import Clock, Drafter, Model, TextCodec, Verifier
 from vlm_spec_decode.core.processes import Processes, Threads
 from vlm_spec_decode.core.trace import (
     NO_TRACER,
@@ -43,7 +42,7 @@ from vlm_spec_decode.edge.draft_ahead import DraftAhead
 from vlm_spec_decode.edge.hint_tree import HintTree
 from vlm_spec_decode.edge.picture_size import PictureSizer
 from vlm_spec_decode.edge.settings import EdgeSettings
-from vlm_spec_decode.edge.shared_draft import DraftArbiter, DraftProgress, SharedDraft
+from vlm_spec_decode.edge.shared_draft import DraftArbiter, DraftProgress, NoDrafter, SharedDraft
 from vlm_spec_decode.edge.told_numbers import ToldNumbers
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy
 from vlm_spec_decode.strategies.estimators import DraftRecord
@@ -546,28 +545,3 @@ def _step_ratio(drafter: Model | None, verifier: Verifier) -> float:
     if drafter is None or not verifier.target_bytes:
         return 0.0
     return drafter.step_bytes / verifier.target_bytes
-
-
-class NoDrafter(ModelContext):
-    """The drafter of strategies that have none."""
-
-    def prefill(self) -> None:
-        """Do nothing."""
-
-    def score(
-        self,
-        prefix: Tokens,  # noqa: ARG002
-        tokens: Tokens = (),  # noqa: ARG002
-        parents: Tokens = (),  # noqa: ARG002
-        *,
-        on_exit: ExitHook | None = None,  # noqa: ARG002
-    ) -> Logits:
-        """Raise RuntimeError: a strategy that drafts must be registered as one."""
-        raise RuntimeError("this strategy does not draft")
-
-    def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
-        """Return (): forced tokens come with the commits."""
-        return ()
-
-    def close(self) -> None:
-        """Do nothing."""

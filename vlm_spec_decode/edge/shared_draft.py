@@ -36,6 +36,7 @@ from vlm_spec_decode.core.ports import (
     Clock,
     ExitHook,
     Model,
+    ModelContext,
     OnExit,
     Rows,
     Scored,
@@ -314,3 +315,28 @@ class SharedDraft(WrappedContext):
     def _turn(self, worth: float) -> Iterator[None]:
         with self.arbiter.turn(worth), self.models:
             yield
+
+
+class NoDrafter(ModelContext):
+    """The drafter of strategies that have none."""
+
+    def prefill(self) -> None:
+        """Do nothing."""
+
+    def score(
+        self,
+        prefix: Tokens,  # noqa: ARG002
+        tokens: Tokens = (),  # noqa: ARG002
+        parents: Tokens = (),  # noqa: ARG002
+        *,
+        on_exit: ExitHook | None = None,  # noqa: ARG002
+    ) -> Logits:
+        """Raise RuntimeError: a strategy that drafts must be registered as one."""
+        raise RuntimeError("this strategy does not draft")
+
+    def forced(self, prefix: Tokens) -> Tokens:  # noqa: ARG002
+        """Return (): forced tokens come with the commits."""
+        return ()
+
+    def close(self) -> None:
+        """Do nothing."""
