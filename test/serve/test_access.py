@@ -222,7 +222,7 @@ def first_bytes(connection: socket.socket) -> bytes:
 
 
 def test_replies_are_sent_at_once(server: tuple[HttpServer, bool]) -> None:
-    """asyncio sets TCP_NODELAY by the socket's protocol; without it the second part of a reply waits 40 ms."""
+    """asyncio sets TCP_NODELAY by the protocol; without it the second part of a reply waits 40 ms."""
     assert server[0]._socket.proto == socket.IPPROTO_TCP
 
 
