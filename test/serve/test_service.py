@@ -15,11 +15,11 @@ import pytest
 from test.serve.scripted import ScriptedSource
 from vlm_spec_decode.core.errors import ConfigError, ModelError
 from vlm_spec_decode.serve.access import AccessKeys, HttpLimits
-from vlm_spec_decode.serve.openai_api.answering import AnswerService, check_settings
+from vlm_spec_decode.serve.openai_api.answering import AnswerService
 from vlm_spec_decode.serve.openai_api.app import Endpoint, make_app
 from vlm_spec_decode.serve.openai_api.asking import Asking
 from vlm_spec_decode.serve.openai_api.pictures import PictureLimits
-from vlm_spec_decode.serve.openai_api.settings import ServeSettings
+from vlm_spec_decode.serve.openai_api.settings import ServeSettings, check_settings
 
 PATH = "/v1/chat/completions"
 BODY = {"model": "big", "messages": [{"role": "user", "content": "count to three"}]}

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import cast
 
-from vlm_spec_decode.core.errors import Cancelled, CloudUnreachable, ConfigError, VsdError
+from vlm_spec_decode.core.errors import Cancelled, CloudUnreachable, VsdError
 from vlm_spec_decode.core.trace import RoundTrace
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.engine import AnswerUpdate, DecodedAnswer, Engine, EngineConfig
@@ -241,9 +241,3 @@ class AnswerService:
         with self._draft_lock:
             self._draft = self._draft or cast("Engine", self._source.draft())
             return self._draft
-
-
-def check_settings(settings: ServeSettings, cloud: str) -> None:
-    """Raise ConfigError for settings that contradict each other."""
-    if settings.fallback == "draft" and not cloud:
-        raise ConfigError("--fallback draft is for a cloud that may be lost; with --local there is none")

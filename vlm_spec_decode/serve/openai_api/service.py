@@ -21,11 +21,11 @@ from vlm_spec_decode.serve.access import (
     read_keys,
     tls_files,
 )
-from vlm_spec_decode.serve.openai_api.answering import AnswerService, check_settings
+from vlm_spec_decode.serve.openai_api.answering import AnswerService
 from vlm_spec_decode.serve.openai_api.app import Endpoint, make_app
 from vlm_spec_decode.serve.openai_api.asking import Asking
 from vlm_spec_decode.serve.openai_api.pictures import PictureLimits, check_hosts
-from vlm_spec_decode.serve.openai_api.settings import KEY_VARIABLE, ServeSettings
+from vlm_spec_decode.serve.openai_api.settings import KEY_VARIABLE, ServeSettings, check_settings
 from vlm_spec_decode.serve.server import HttpServer
 
 MEBI = 1 << 20

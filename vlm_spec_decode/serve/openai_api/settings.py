@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_spec_decode.core.config import setting
+from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.types import MAX_OPEN_ANSWERS
 
 FALLBACKS = ("none", "draft")
+"""Who answers without the cloud: nobody, or the draft alone, which no target verifies; every reply of its own
+says so."""
+
 KEY_VARIABLE = "VSD_API_KEYS"
 """The environment variable with keys, between commas."""
 
@@ -40,3 +44,9 @@ class ServeSettings:
     body_timeout_s: float = setting(10.0, "How long a body may take to arrive.", 0.1, 600.0)
     request_timeout_s: float = setting(120.0, "How long an answer may take, its wait included.", 0.1, 3600.0)
     link_silence_s: float = setting(0.6, "Silence of the cloud after which it counts as away.", 0.2, 10.0)
+
+
+def check_settings(settings: ServeSettings, cloud: str) -> None:
+    """Raise ConfigError for settings that contradict each other."""
+    if settings.fallback == "draft" and not cloud:
+        raise ConfigError("--fallback draft is for a cloud that may be lost; with --local there is none")
